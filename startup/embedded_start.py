@@ -19,12 +19,12 @@ from server.lifecycle import Lifecycle, State
 from server.model_files.vision_models import accepts_images
 from server.types import EngineInfo
 from startup.caches.bytecode import use_baked_bytecode
-from startup.caches.learned_imports import learn, learned_imports
 from startup.config import StartupConfig
 from startup.engine import process as engine_process
 from startup.engine.starter import EngineSupervisor
 from startup.errors import EngineBootError, PortInUseError
-from startup.imports import import_engine, import_vision
+from startup.imports.heavy import import_engine, import_vision
+from startup.imports.learned_imports import learn, learned_imports
 from startup.logs.setup import configure_logging
 from startup.preflight.model_place import locate_files
 from startup.preflight.report import PreflightReport

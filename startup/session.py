@@ -1,7 +1,7 @@
 """The start session: listener, responder, service manager, prefetch, preflight, deadline, report of a start.
 
 A start strategy calls its methods in the order of its own start: `startup.embedded_start`,
-`startup.vllm.start`.
+`startup.vllm.launch.start`.
 """
 
 import logging

@@ -20,7 +20,7 @@ from server.machine.processes import EndWatch, process_start_ns
 from startup.engine.onednn import limit_kernel_caches
 from startup.engine.openmp import limit_spinning
 from startup.engine.torch_environment import detect_gpus_without_cuda
-from startup.imports import import_engine, import_serially
+from startup.imports.heavy import import_engine, import_serially
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.model.model_class import modeling_module

@@ -157,7 +157,7 @@ LATE_TOKENIZER: Final = Hook(
 
 LATE_NAMES: Final = Hook(
     "late imports",
-    does="delays imports whose names are used only in calls and annotations (`startup.vllm.late_names`)",
+    does="delays imports whose names are used only in calls and annotations (`startup.imports.late_names`)",
     without="every process imports what few requests use",
     needs=(
         Text(("vllm.connections",), r"^import aiohttp\b", "import aiohttp"),
@@ -169,7 +169,7 @@ LATE_NAMES: Final = Hook(
 
 NAMED_SPANS: Final = Hook(
     "spans by name",
-    does="times further functions of vLLM (`startup.vllm.named_spans`)",
+    does="times further functions of vLLM (`startup.vllm.patches.named_spans`)",
     without="the report of the start has fewer phases",
     needs=(
         Name("vllm.engine.arg_utils", "EngineArgs.create_engine_config"),

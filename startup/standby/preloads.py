@@ -9,7 +9,7 @@ from startup.config import ModelConfig
 from startup.engine.onednn import limit_kernel_caches
 from startup.engine.openmp import limit_spinning
 from startup.engine.torch_environment import detect_gpus_without_cuda
-from startup.imports import import_engine
+from startup.imports.heavy import import_engine
 from startup.model.model_class import modeling_module
 from startup.preflight.model_place import locate_files
 from startup.standby.kinds import EMBEDDED, VLLM_EAGER
@@ -60,7 +60,7 @@ def choose_imports(
     if kind == EMBEDDED:
         return _EmbeddedImports(models)
     from startup.vllm.installed import require_vllm
-    from startup.vllm.shared_imports import SharedImports
+    from startup.vllm.launch.shared_imports import SharedImports
 
     return SharedImports(require_vllm(), models, engine_words, is_eager=kind == VLLM_EAGER)
 

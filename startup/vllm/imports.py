@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 
 from startup.hooks.of_vllm import API_MODULES
-from startup.lean.scan_cache import cached_scans
+from startup.imports.late_names import API_SERVER, late_imports
+from startup.imports.scan_cache import cached_scans
 from startup.processes import group_signals
-from startup.vllm.cheap_calls import make_calls_cheap
-from startup.vllm.deferred_compiler import deferred_compiler
-from startup.vllm.late_names import API_SERVER, late_imports
-from startup.vllm.lazy_compile import make_compile_lazy
-from startup.vllm.unused_commands import stub_unused_commands
+from startup.vllm.patches.cheap_calls import make_calls_cheap
+from startup.vllm.patches.compiler import deferred_compiler
+from startup.vllm.patches.lazy_compile import make_compile_lazy
+from startup.vllm.patches.unused_commands import stub_unused_commands
 
 
 def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapping[str, str]:

@@ -96,7 +96,7 @@ class StartRecordings:
     failed: dict[str, str] = field(default_factory=dict)
     """Modules that the forkserver could not preload, with the error."""
     compile_cache: dict[str, Any] = field(default_factory=dict)
-    """Use of torch.compile's caches (`startup.vllm.compile_cache`)."""
+    """Use of torch.compile's caches (`startup.vllm.patches.compile_cache`)."""
     num_threads: int = 1
     """The forkserver's threads when it could begin to fork."""
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from startup.caches.baked import untrusted_file, why_not_trusted
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
-from startup.import_file.finder import why_not
-from startup.lean.scan_cache import scan_key
+from startup.imports.import_file import why_not
+from startup.imports.scan_cache import scan_key
 from startup.prefetch.pages import read_pages
 from startup.timeline.package_versions import installed_versions
 from vllm_cli.bake.parts import (

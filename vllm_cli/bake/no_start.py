@@ -11,7 +11,7 @@ from startup.engine.torch_environment import has_gpu
 from startup.errors import StartupError
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
-from startup.vllm.learn_imports import learn_imports
+from startup.vllm.launch.learn_imports import learn_imports
 from vllm_cli.bake.subject import Subject
 from vllm_cli.errors import InputError
 from vllm_cli.serve.engine_choice import choose_engine, split_words

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from startup.caches.baked import BYTECODE, CACHE, PAGES
 from startup.caches.folders import OWN
-from startup.vllm.baked_caches import FOR_ANY_HARDWARE
+from startup.vllm.launch.baked_caches import FOR_ANY_HARDWARE
 
 HISTORY: Final = "start history"
 PROFILES: Final = "preload profile"

@@ -16,8 +16,8 @@ from envs.registry import env
 from startup.caches.baked import BYTECODE, CACHE, MANIFEST, OFF, PAGES
 from startup.caches.bytecode import PREFIX
 from startup.caches.folders import OWN
-from startup.caches.learned_imports import freeze
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
+from startup.imports.learned_imports import freeze
 from startup.prefetch.pages import FileRanges, whole_file, write_pages
 from startup.timeline.package_versions import installed_versions
 from vllm_cli.bake.mapped_pages import used_pages

@@ -17,7 +17,7 @@ from vllm_cli.flags.arguments import Arguments
 from vllm_cli.flags.config_file import read_config_file
 
 _ANSWER_TIMEOUT_S: Final = 2.0
-_PRELOADS: Final = {"startup.engine.preload": "embedded", "startup.vllm.preload": "vllm"}
+_PRELOADS: Final = {"startup.engine.preload": "embedded", "startup.vllm.fork.preload": "vllm"}
 _STATES: Final = {"ready": "ready", "starting": "not ready", "absent": "silent", "failed": "dead"}
 
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from startup.caches.learned_imports import delete_learned, read_learned
 from startup.errors import StartupError
+from startup.imports.learned_imports import delete_learned, read_learned
 from vllm_cli.text_table import align
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from startup.vllm.hook_report import HookReport
-    from startup.vllm.preload_profile import PreloadProfile
+    from startup.vllm.fork.preload_profile import PreloadProfile
+    from startup.vllm.launch.hook_report import HookReport
 
 
 @click.group("preload")
@@ -40,7 +40,7 @@ def show(*, as_json: bool) -> None:
       vllm-cli preload show
       vllm-cli preload show --json | jq '.[0].engine_modules'
     """
-    from startup.vllm.preload_profile import load_all_profiles, profiles_folder
+    from startup.vllm.fork.preload_profile import load_all_profiles, profiles_folder
 
     profiles = load_all_profiles()
     if as_json:
@@ -61,7 +61,7 @@ def reset() -> None:
     Example:
       vllm-cli preload reset
     """
-    from startup.vllm.preload_profile import delete_all_profiles
+    from startup.vllm.fork.preload_profile import delete_all_profiles
 
     import_file = " and the import file" if delete_learned() else ""
     click.echo(f"Deleted {delete_all_profiles()} profiles{import_file}.")
@@ -87,8 +87,8 @@ def check(*, as_json: bool, path: "Path | None") -> None:
       vllm-cli preload check
       pip download --no-deps vllm && unzip -q 'vllm-*.whl' -d new && vllm-cli preload check --vllm new
     """
-    from startup.vllm.hook_report import report_hooks
     from startup.vllm.installed import require_vllm, vllm_in
+    from startup.vllm.launch.hook_report import report_hooks
 
     try:
         vllm = require_vllm() if path is None else vllm_in(path)
@@ -101,7 +101,7 @@ def check(*, as_json: bool, path: "Path | None") -> None:
 
 def _describe_check(report: "HookReport") -> "Iterator[str]":
     """What is wrong with each hook, and what follows from it."""
-    from startup.vllm.hook_report import hook_of
+    from startup.vllm.launch.hook_report import hook_of
 
     yield from (f"vLLM {report.vllm.version} in {report.vllm.folder}", "")
     rows = [
@@ -127,7 +127,7 @@ def _fields(profile: "PreloadProfile") -> dict[str, Any]:
 
 
 def _paragraph(profile: "PreloadProfile") -> str:
-    from startup.vllm.compile_cache import describe
+    from startup.vllm.patches.compile_cache import describe
 
     kind = profile.kind
     lines = [

@@ -48,7 +48,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
 def _obey_standby_mode(mode: StandbyMode) -> None:
     """Of a `--config` file, which is read later than the standby is asked (`startup.standby.front_process`).
 
-    A model's own code may use any module, so it cannot run after lean imports (`startup.lean`).
+    A model's own code may use any module, so it cannot run after lean imports (`startup.imports.lean`).
     """
     if mode == "off" and start_origin.start_again is not None:
         start_origin.start_again(env.VCLI_STANDBY.name, mode)
@@ -62,12 +62,12 @@ def _serve_with_vllm(options: VllmOptions) -> int:
     vllm = require_vllm()
     if options.is_preflight_only:
         from startup.vllm.command_line import CommandLine
-        from startup.vllm.preflight import run_preflight
+        from startup.vllm.launch.preflight import run_preflight
 
         line = CommandLine.of(options.words)
         report = run_preflight(line, line.locate_model(), is_listening=False)
         return _print(report, as_json=options.is_json)
-    from startup.vllm.start import start_vllm
+    from startup.vllm.launch.start import start_vllm
 
     return start_vllm(vllm, options)
 

@@ -69,7 +69,7 @@ def split_words(words: Sequence[str]) -> SplitWords:
 
 
 def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
-    """Settings for `startup.vllm.start`; raises InputError for an invalid value of a launcher flag."""
+    """Settings for `startup.vllm.launch.start`; raises InputError for an invalid value of a launcher flag."""
     split = split_words(words)
     given = {**split.own, LOG_FORMAT.name: split.own.get(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()}
     flags = [flag for flag in LAUNCHER_FLAGS.values() if flag.name in given]

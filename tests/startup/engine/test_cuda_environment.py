@@ -12,7 +12,7 @@ from startup.engine.torch_environment import detect_gpus_without_cuda, expects_g
 
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 _DRIVER_LOADED = "file=libcuda.so.1 [0];  dynamically loaded by"
-_LEAN = "from startup.imports import import_engine; import_engine()"
+_LEAN = "from startup.imports.heavy import import_engine; import_engine()"
 
 
 @pytest.fixture

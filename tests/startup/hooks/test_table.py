@@ -13,8 +13,8 @@ from startup.hooks.left_out import applies
 from startup.hooks.of_libraries import FORKSERVER, SHAPE_FUNCTIONS
 from startup.hooks.sources import Sources, installed_package
 from startup.hooks.table import HOOKS
-from startup.lean.plain_shapes import FUNCTIONS
-from startup.vllm.hook_check import names_that_cannot_be_left_out
+from startup.imports.plain_shapes import FUNCTIONS
+from startup.vllm.launch.hook_check import names_that_cannot_be_left_out
 
 ROOT = Path(__file__).parents[3]
 

@@ -227,7 +227,7 @@ def test_no_probe_is_lost_during_the_hand_over(listener: socket.socket) -> None:
 _API_PROCESS = """
 import sys
 sys.path.append(sys.argv[1])
-from startup.imports import import_serially
+from startup.imports.heavy import import_serially
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
 from tests.startup.probes.test_responder import _Answers

@@ -7,7 +7,7 @@ import pytest
 
 from startup.caches.baked import CACHE, _examine
 from startup.caches.manifest import Hardware
-from startup.vllm.baked_caches import COPIED_BYTES, lay_baked_caches
+from startup.vllm.launch.baked_caches import COPIED_BYTES, lay_baked_caches
 from tests.startup.caches.conftest import baked, write_manifest  # noqa: F401 - a fixture
 
 _SMALL = "modelinfos/llama.json"

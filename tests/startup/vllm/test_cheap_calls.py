@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from startup.vllm.cheap_calls import make_calls_cheap
-from tests.startup.vllm.toy_package import ToyPackages
+from startup.vllm.patches.cheap_calls import make_calls_cheap
+from tests.startup.toy_package import ToyPackages
 
 _UTILS = """
 import inspect, sys

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from startup.vllm.compile_cache import describe, disable_failed_cache, record_compile_cache
 from startup.vllm.journal import Journal, StartRecordings
+from startup.vllm.patches.compile_cache import describe, disable_failed_cache, record_compile_cache
 
 _SWITCH = "VLLM_USE_AOT_COMPILE"
 _FAILED = {"aot": "failed", "reason": "no finalize_loading"}

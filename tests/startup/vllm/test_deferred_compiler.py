@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from startup.vllm import deferred_compiler as deferred_compiler_module
-from startup.vllm.deferred_compiler import deferred_compiler
-from tests.startup.vllm.toy_package import ToyPackages
+from startup.vllm.patches import compiler as deferred_compiler_module
+from startup.vllm.patches.compiler import deferred_compiler
+from tests.startup.toy_package import ToyPackages
 
 pytestmark = pytest.mark.thorough
 
@@ -126,8 +126,8 @@ def test_finder_is_removed_if_the_imports_fail(toys: ToyPackages, monkeypatch: p
 
 _WITH_TORCH = """
 import json, sys
-from startup.vllm.lazy_compile import make_compile_lazy
-from startup.vllm.deferred_compiler import deferred_compiler
+from startup.vllm.patches.lazy_compile import make_compile_lazy
+from startup.vllm.patches.compiler import deferred_compiler
 
 make_compile_lazy()
 with deferred_compiler():

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from startup.vllm.early_engine import start_engine_early
-from startup.vllm.engine_wait import EngineWait
-from tests.startup.vllm.toy_package import ToyPackages
+from startup.vllm.patches.early_engine import start_engine_early
+from startup.vllm.patches.engine_wait import EngineWait
+from tests.startup.toy_package import ToyPackages
 
 _UTILS = """
 def wait_for_engine_startup(): ...

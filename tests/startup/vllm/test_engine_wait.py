@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from startup.vllm.engine_wait import EngineWait
-from tests.startup.vllm.toy_package import ToyPackages
+from startup.vllm.patches.engine_wait import EngineWait
+from tests.startup.toy_package import ToyPackages
 
 _UTILS = """
 import threading

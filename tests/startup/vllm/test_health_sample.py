@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from startup.vllm.health_sample import HealthSampler
+from startup.vllm.probes.health_sample import HealthSampler
 
 
 def _server(status: int) -> Any:

@@ -6,9 +6,15 @@ from pathlib import Path
 import pytest
 
 from startup.hooks.check import Finding
-from startup.vllm import hook_check
-from startup.vllm.hook_check import check_installed, describe_known, describe_unfit, find_obstacle, hooks_to_leave_out
 from startup.vllm.installed import InstalledVllm
+from startup.vllm.launch import hook_check
+from startup.vllm.launch.hook_check import (
+    check_installed,
+    describe_known,
+    describe_unfit,
+    find_obstacle,
+    hooks_to_leave_out,
+)
 from tests.startup.vllm.fake_start import variant
 
 FINDINGS = (

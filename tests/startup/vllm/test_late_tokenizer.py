@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from startup.vllm.late_tokenizer import load_tokenizer_late
-from tests.startup.vllm.toy_package import ToyPackages
+from startup.vllm.patches.tokenizers import load_tokenizer_late
+from tests.startup.toy_package import ToyPackages
 
 _MODULE = """
 calls = []

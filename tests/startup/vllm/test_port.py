@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.vllm.port import reuse_listener
+from startup.vllm.patches.port import reuse_listener
 
 
 @pytest.fixture

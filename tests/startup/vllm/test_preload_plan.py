@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from startup.vllm.forkserver_start import forkserver_environment
+from startup.vllm.fork.forkserver_start import forkserver_environment
+from startup.vllm.fork.preload_plan import COMPILER, PreloadPlan, plan_preload
+from startup.vllm.fork.preload_profile import PreloadProfile, StartKind
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.preload_plan import COMPILER, PreloadPlan, plan_preload
-from startup.vllm.preload_profile import PreloadProfile, StartKind
 
 _CPU = InstalledVllm("0.32.0+cpu", Path("/nowhere/vllm"))
 _GPU = InstalledVllm("0.32.0", Path("/nowhere/vllm"))

@@ -67,8 +67,8 @@ def test_a_module_of_the_profile_that_cannot_be_imported_is_dropped(folder: Path
 
 @pytest.mark.parametrize("content", ["", "[]", '{"kind": 1}', '{"engine_modules": [1]}'], ids=repr)
 def test_an_invalid_profile_counts_as_none(content: str, folder: Path) -> None:
+    from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_profile
     from startup.vllm.installed import InstalledVllm
-    from startup.vllm.preload_profile import PreloadProfile, StartKind, load_profile
 
     kind = StartKind.of(InstalledVllm("0.32.0+cpu", folder), (), None)
     with pytest.MonkeyPatch.context() as patch:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from startup.vllm.processor_lookup import reuse_tokenizer
-from tests.startup.vllm.toy_package import ToyPackages
+from startup.vllm.patches.processor_lookup import reuse_tokenizer
+from tests.startup.toy_package import ToyPackages
 
 _PROCESSORS = """
 class AutoTokenizer:

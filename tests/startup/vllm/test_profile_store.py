@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from startup.vllm.fork.preload_profile import (
+    PreloadProfile,
+    StartKind,
+    delete_all_profiles,
+    load_all_profiles,
+    load_profile,
+)
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
-from startup.vllm.preload_profile import PreloadProfile, StartKind, delete_all_profiles, load_all_profiles, load_profile
-from tests.startup.vllm.toy_package import ToyPackages
+from tests.startup.toy_package import ToyPackages
 
 _VLLM = InstalledVllm("0.32.0", Path("/nowhere"))
 

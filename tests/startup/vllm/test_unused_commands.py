@@ -3,8 +3,8 @@
 import argparse
 import importlib
 
-from startup.vllm.unused_commands import stub_unused_commands
-from tests.startup.vllm.toy_package import ToyPackages
+from startup.vllm.patches.unused_commands import stub_unused_commands
+from tests.startup.toy_package import ToyPackages
 
 
 def test_modules_of_other_subcommands_contain_only_names(toys: ToyPackages) -> None:

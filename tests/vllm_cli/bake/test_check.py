@@ -13,7 +13,7 @@ import pytest
 from startup.caches.baked import BYTECODE, CACHE, PAGES
 from startup.caches.folders import OWN
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
-from startup.lean.scan_cache import scan_key
+from startup.imports.scan_cache import scan_key
 from startup.prefetch.pages import whole_file, write_pages
 from startup.timeline.package_versions import installed_versions
 from tests.startup.caches.conftest import baked, write_manifest  # noqa: F401 - a fixture

@@ -305,7 +305,7 @@ from server.config import ModelFiles, RendererConfig
 from server.renderers.registry import build_renderer
 from server.renderers.prompts import ChatOptions
 from pathlib import Path
-from startup.imports import import_vision
+from startup.imports.heavy import import_vision
 import_vision()
 path = Path({str(folders["qwen2_vl"])!r})
 urls = {[_url(image(), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]!r}

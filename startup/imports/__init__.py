@@ -1,0 +1,1 @@
+"""Everything that changes how modules are imported. A reader begins with `finder.py`."""

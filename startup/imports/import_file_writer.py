@@ -1,0 +1,153 @@
+"""Writes an import file from the bytecode that Python has stored beside the sources."""
+
+import fcntl
+import marshal
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import MAGIC_NUMBER, cache_from_source
+from typing import BinaryIO, Final
+
+from server.machine.file_owner import MODE
+from server.machine.file_stamps import read_stamp
+from startup.imports.distributions import distribution_stamps, installed_folders
+from startup.imports.import_file_layout import (
+    HEAD_BYTES,
+    Index,
+    ModuleEntry,
+    checksum,
+    has_whole_seconds,
+    pack_head,
+    pack_index,
+    this_interpreter,
+)
+
+_PYC_HEAD_BYTES: Final = 16
+_BY_TIME: Final = bytes(4)
+"""The flags of bytecode that is valid for a source's time and size."""
+_SETTLED_NS: Final = 2_000_000_000
+"""Age from which a source's time tells whether it was changed after its bytecode was made."""
+
+
+def write(path: str | os.PathLike[str], names: Iterable[str], *, is_frozen: bool = False) -> None:
+    """Writes the modules' bytecode, in this order; replaces the file at once or not at all.
+
+    Modules that Python's own path finder does not find as sources are left out. None is imported.
+
+    Args:
+        path: the file; nothing is done while another process writes it.
+        names: the modules.
+        is_frozen: whether sources count as unchanged while the installed distributions are the same.
+
+    Raises:
+        OSError: the file could not be written; an old one is unchanged.
+    """
+    path = os.fspath(path)
+    beside = f"{path}.new"
+    fd = _lock(beside)
+    if fd is None:
+        return
+    try:
+        with open(fd, "wb") as file:  # noqa: PTH123
+            os.fchmod(fd, MODE)  # whatever the umask: others may read a file in an image, but not write it
+            file.truncate()
+            _write(file, names, is_frozen=is_frozen)
+            file.flush()
+            os.fsync(fd)
+            os.replace(beside, path)  # noqa: PTH105
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)  # noqa: PTH108
+        raise
+
+
+def _lock(path: str) -> int | None:
+    """Opens the file to write, also one that a killed process left; None while another process writes it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.stat(path)):  # noqa: PTH116 - else another process has just finished
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
+
+
+def _write(file: BinaryIO, names: Iterable[str], *, is_frozen: bool) -> None:
+    specs = _Specs()
+    installed = installed_folders()
+    folders: dict[str, int] = {}
+    modules: dict[str, tuple[object, ...]] = {}
+    refused: list[str] = []
+    offset = HEAD_BYTES
+    file.seek(offset)
+    for name in dict.fromkeys(names):
+        spec = specs.find(name)
+        if spec is None or spec.origin is None or type(spec.loader) is not SourceFileLoader:
+            refused.append(name)
+            continue
+        status = os.stat(spec.origin)  # noqa: PTH116
+        if not is_frozen and time.time_ns() - status.st_mtime_ns < _SETTLED_NS:
+            continue
+        if not is_frozen and has_whole_seconds(status.st_mtime_ns) and not spec.origin.startswith(installed):
+            refused.append(name)  # it would never count as current
+            continue
+        code = _bytecode(name, spec.origin, status)
+        if code is None:
+            refused.append(name)
+            continue
+        folder = os.path.dirname(spec.origin)  # noqa: PTH120
+        folders.setdefault(folder, read_stamp(folder).mtime_ns)
+        is_package = spec.submodule_search_locations is not None
+        stamps = (status.st_mtime_ns, status.st_size)
+        modules[name] = tuple(ModuleEntry(is_package, spec.origin, *stamps, offset, len(code), checksum(code)))
+        offset += file.write(code)
+    index = pack_index(Index(this_interpreter(), is_frozen, distribution_stamps(), folders, modules, tuple(refused)))
+    file.write(index)
+    file.seek(0)
+    file.write(pack_head(offset, index))
+
+
+class _Specs:
+    """Finds modules as Python's path finder does, without importing their packages."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, ModuleSpec | None] = {}
+
+    def find(self, name: str) -> ModuleSpec | None:
+        """None for what the path finder does not find, and for a module of such a package."""
+        if name not in self._found:
+            self._found[name] = self._search(name)
+        return self._found[name]
+
+    def _search(self, name: str) -> ModuleSpec | None:
+        parent, _, _ = name.rpartition(".")
+        if not parent:
+            return PathFinder.find_spec(name)
+        package = self.find(parent)
+        locations = package.submodule_search_locations if package is not None else None
+        if locations is None:
+            return None
+        try:
+            return PathFinder.find_spec(name, locations)
+        except KeyError:  # a namespace package within a package that this process has not imported
+            return None
+
+
+def _bytecode(name: str, origin: str, status: os.stat_result) -> bytes | None:
+    """The module's marshalled code; None if it cannot be compiled."""
+    with suppress(OSError), open(cache_from_source(origin), "rb") as file:  # noqa: PTH123
+        data = file.read()
+        times = (int(status.st_mtime), status.st_size)
+        stamps = b"".join((value & 0xFFFF_FFFF).to_bytes(4, "little") for value in times)
+        if data[:_PYC_HEAD_BYTES] == MAGIC_NUMBER + _BY_TIME + stamps:
+            return data[_PYC_HEAD_BYTES:]
+    with suppress(Exception):  # a faulty source; importing it reports the error
+        return marshal.dumps(SourceFileLoader(name, origin).get_code(name))
+    return None

@@ -1,0 +1,204 @@
+"""Forks the processes that vLLM starts with `spawn` from a forkserver that has imported vLLM already.
+
+vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So `spawn` is replaced in
+the processes of this start by multiprocessing's forkserver, with four differences: children get their
+parent's current state (`child_state`), end with the process that started them
+(`startup.processes.death_pipe`), and outlive the forkserver; children of children are forked from the same
+forkserver, where multiprocessing would start another.
+"""
+
+import io
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from multiprocessing import context, forkserver, popen_forkserver, popen_spawn_posix, process, util
+from multiprocessing.connection import wait
+from multiprocessing.reduction import DupFd, ForkingPickler
+from typing import Any, Final
+
+from envs import foreign
+from server.machine.processes import is_alive
+from startup.processes import group_signals
+from startup.processes.death_pipe import arm
+from startup.processes.new_program import without_main_module
+from startup.vllm.fork.child_state import ChildState
+from startup.vllm.journal import FORKSERVER, Journal
+from startup.vllm.probes.serving_events import ChildPipes, report_serving
+
+logger = logging.getLogger(__name__)
+
+READ_AT_EXEC: Final = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC", "MALLOC_ARENA_MAX")
+"""Variables that are read only when a program starts, so that a forked child cannot apply them."""
+_STATUS_S: Final = 1.0
+"""Timeout for the exit code of an ended child, which the forkserver sends."""
+
+
+class PreloadedContext(context.ForkServerContext):
+    """The context that `multiprocessing.get_context("spawn")` returns after `redirect_spawn`."""
+
+    _name = "spawn"
+
+    @property
+    def Process(self) -> type["PreloadedProcess"]:  # type: ignore[override]  # noqa: N802 - multiprocessing's name
+        return PreloadedProcess
+
+
+def redirect_spawn(
+    journal: Journal, *, server_pid: int, environment: Mapping[str, str], pipes: ChildPipes | None = None
+) -> None:
+    """Makes `spawn` fork from the forkserver, in this process and in those forked from it.
+
+    Args:
+        journal: records what this process does; children write to files of their own beside it.
+        server_pid: the forkserver.
+        environment: the environment that the forkserver started with.
+        pipes: connect serving children to the launcher; None if vLLM opens the port itself.
+    """
+    _start.journal = journal
+    _start.pipes = pipes
+    _start.server_pid = server_pid
+    _start.environment = environment
+    context._concrete_contexts["spawn"] = PreloadedContext()  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
+    server.ensure_running = _leave_running(server.ensure_running, server)
+
+
+class _Start:
+    """This start's state, of which each process has a copy."""
+
+    journal: Journal | None = None
+    server_pid: int | None = None
+    environment: Mapping[str, str] = {}
+    pipes: ChildPipes | None = None
+    """Connect a process that serves the port to the launcher; None if vLLM opens the port itself."""
+    death_pipe: tuple[int, int, int] | None = None
+    """Owner's pid, read end and write end; this process's children end when the write end closes."""
+
+
+_start = _Start()
+
+
+class PreloadedProcess(process.BaseProcess):
+    """A process that is forked from the forkserver and gets its parent's state."""
+
+    _start_method = "spawn"
+
+    @staticmethod
+    def _Popen(process_obj: process.BaseProcess) -> Any:  # noqa: N802 - multiprocessing's name
+        if not isinstance(process_obj, PreloadedProcess):  # of the default context: its pickle has no state
+            return popen_spawn_posix.Popen(process_obj)
+        if (reason := _why_not_forked()) is not None:
+            logger.warning("%s is started as a new program instead of forked: %s", process_obj.name, reason)
+            return popen_spawn_posix.Popen(process_obj)
+        return _ForkedPopen(process_obj)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = super().__reduce_ex__(2)
+        if not isinstance(context.get_spawning_popen(), _ForkedPopen):
+            return reduced
+        pipes = None if _start.pipes is None else tuple(map(DupFd, _start.pipes))
+        return _restore, (ChildState.of_this_process(), DupFd(_death_pipe()), pipes, self.name, _dump(reduced))
+
+
+class _ForkedPopen(popen_forkserver.Popen):
+    """Waits for the child by its pidfd: multiprocessing's pipe also closes when the forkserver exits."""
+
+    def _launch(self, process_obj: process.BaseProcess) -> None:
+        with without_main_module(), _recorded(process_obj.name), group_signals.interrupting():
+            super()._launch(process_obj)  # type: ignore[misc]
+        self._status_fd: int | None = None
+        with suppress(OSError):  # an old kernel, or the child has exited: the pipe is used instead
+            pidfd = os.pidfd_open(self.pid)
+            self._status_fd, self.sentinel = self.sentinel, pidfd
+            util.Finalize(self, util.close_fds, (pidfd,))  # type: ignore[attr-defined]
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        if self._status_fd is None:
+            code: int | None = super().poll(flag)
+            return code
+        if self.returncode is None and wait([self.sentinel], timeout=0 if flag == os.WNOHANG else None):
+            self.returncode = _read_exit_code(self._status_fd, self.pid)
+        return self.returncode
+
+
+def _recorded(child: str) -> AbstractContextManager[None]:
+    """Records a span that waits for the forkserver, which forks only after all of its imports."""
+    return _start.journal.span(f"start_{child}", waits_for=FORKSERVER) if _start.journal else nullcontext()
+
+
+def _read_exit_code(status_fd: int, pid: int) -> int:
+    """The code from the forkserver; if that has exited, from the kernel for an inherited child, else 255."""
+    if wait([status_fd], timeout=_STATUS_S):
+        with suppress(OSError, EOFError):
+            return int(forkserver.read_signed(status_fd))
+    with suppress(ChildProcessError):
+        _, status = os.waitpid(pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status)
+    return 255
+
+
+def _why_not_forked() -> str | None:
+    if _start.server_pid is None or not is_alive(_start.server_pid):
+        return "the forkserver has exited"
+    for name in READ_AT_EXEC:
+        wanted = foreign.text_of(name)
+        if not set(wanted.split(":")) <= {"", *_start.environment.get(name, "").split(":")}:
+            return f"{name} is {wanted!r}, which only a new program can apply"
+    return None
+
+
+def _leave_running(ensure_running: Callable[[], None], server: Any) -> Callable[[], None]:
+    """Wraps `ensure_running`, which would start another forkserver in a child: a child is not its parent."""
+
+    def leave_running() -> None:
+        if server._forkserver_alive_fd is None or server._forkserver_address is None:
+            ensure_running()
+
+    return leave_running
+
+
+def _death_pipe() -> int:
+    """The read end of this process's death pipe; the kernel closes the write end when this process ends."""
+    if _start.death_pipe is None or _start.death_pipe[0] != os.getpid():
+        _start.death_pipe = (os.getpid(), *os.pipe())
+        os.register_at_fork(after_in_child=_close_inherited_pipe)
+    return _start.death_pipe[1]
+
+
+def _close_inherited_pipe() -> None:
+    """Runs in a forked child: its copy of the write end would keep the parent's other children running."""
+    if _start.death_pipe is not None and _start.death_pipe[0] != os.getpid():
+        for fd in _start.death_pipe[1:]:
+            with suppress(OSError):
+                os.close(fd)
+        _start.death_pipe = None
+
+
+def _dump(reduced: Any) -> bytes:
+    buffer = io.BytesIO()
+    ForkingPickler(buffer, 2).dump(reduced)
+    return buffer.getvalue()
+
+
+def _restore(state: ChildState, death_pipe: Any, pipes: Any, name: str, reduced: bytes) -> process.BaseProcess:
+    """Runs in the child; applies the state first, since unpickling may import and read variables."""
+    begin_ns = time.monotonic_ns()
+    watched = death_pipe.detach()
+    arm(watched)
+    os.close(watched)
+    process.current_process().name = name
+    changed = state.apply()
+    if _start.journal is not None:
+        _start.journal.mark_loaded_modules()
+        _start.journal.record_environment(changed)
+    if pipes is not None:
+        _start.pipes = ChildPipes(*(end.detach() for end in pipes))
+        report_serving(_start.pipes)
+    make, arguments, attributes, *_ = ForkingPickler.loads(reduced)
+    restored: process.BaseProcess = make(*arguments)
+    vars(restored).update(attributes)
+    if _start.journal is not None:
+        _start.journal.add_span("take_over", begin_ns, time.monotonic_ns())
+    return restored

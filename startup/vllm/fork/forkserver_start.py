@@ -1,0 +1,83 @@
+"""Starts the forkserver with its preload plan and with the environment that its children's libraries need."""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from multiprocessing import forkserver
+from typing import Final
+
+from envs import foreign
+from envs.registry import OWN_PREFIX, env
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import CHILD_VARIABLES
+from startup.processes import dormant_forkserver
+from startup.processes.new_program import ensure_forkserver
+from startup.vllm.fork.forkserver import READ_AT_EXEC, redirect_spawn
+from startup.vllm.fork.preload_plan import PreloadPlan
+from startup.vllm.fork.preload_profile import PreloadProfile
+from startup.vllm.installed import InstalledVllm
+from startup.vllm.journal import Journal
+from startup.vllm.probes.serving_events import ChildPipes
+
+logger = logging.getLogger(__name__)
+
+PRELOAD_MODULE: Final = "startup.vllm.fork.preload"
+_LD_PRELOAD: Final = "LD_PRELOAD"
+
+
+def start_forkserver(plan: PreloadPlan, journal: Journal, *, environment: Mapping[str, str], pipes: ChildPipes) -> None:
+    """Returns while the forkserver still imports; the first process to be forked waits until it is done.
+
+    Args:
+        plan: what the forkserver imports.
+        journal: of this process; children and forkserver write to files of their own beside it.
+        environment: the forkserver's variables beyond this process's.
+        pipes: connect serving children to the launcher.
+    """
+    ours = {env.VCLI_PRELOAD_PLAN.name: str(plan.write()), env.VCLI_API_PROCESS.name: str(os.getpid())}
+    with foreign.overlaid({**environment, **ours}):
+        at_exec = foreign.snapshot()
+        _discard_unsuitable_dormant({*environment, *READ_AT_EXEC})
+        ensure_forkserver(PRELOAD_MODULE)
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    redirect_spawn(journal, server_pid=pid, environment=at_exec, pipes=pipes)
+
+
+def _discard_unsuitable_dormant(names: Iterable[str]) -> None:
+    """A dormant forkserver has the libraries that its template's variables have loaded."""
+    loaded = (name for name in names if not name.startswith(OWN_PREFIX))
+    differing = dormant_forkserver.differing_variable(loaded)
+    if differing is not None:
+        logger.debug("the forkserver is a new program: %s differs from the standby's", differing)
+        dormant_forkserver.discard_dormant()
+
+
+def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict[str, str]:
+    """Variables that vLLM will set for its children and that libraries read when they are loaded.
+
+    They come from the platform and from the preload profile. Without PYTORCH_NVML_BASED_CUDA_CHECK, torch's
+    check for a GPU may initialise CUDA, which does not work in a forked child.
+    """
+    environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    if vllm.is_for_cpu and applies(CHILD_VARIABLES):
+        environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
+        environment |= _preloaded_libraries(vllm)
+    learned = {
+        name: value for name, value in profile.environment.items() if not foreign.is_set(name) or name == _LD_PRELOAD
+    }
+    return environment | learned
+
+
+def _preloaded_libraries(vllm: InstalledVllm) -> dict[str, str]:
+    """LD_PRELOAD with torch's OpenMP and vLLM's allocator, in the order of vLLM's CPU platform."""
+    given = foreign.text_of(_LD_PRELOAD)
+    words = [given] if given else []
+    if not any(name in given for name in ("libomp", "libgomp", "libiomp")):
+        site = vllm.folder.parent
+        found = [path for folder in ("torch.libs", "torch/lib") for path in (site / folder).glob("libgomp*.so*")]
+        words += [str(path) for path in found[:1]]
+    if "libtcmalloc" not in given:
+        patterns = ("libtcmalloc_minimal*.so*", "libtcmalloc.so*")
+        found = [path for pattern in patterns for path in (vllm.folder / "libs").glob(pattern)]
+        words = [str(path) for path in found[:1]] + words
+    return {_LD_PRELOAD: ":".join(words)} if words else {}

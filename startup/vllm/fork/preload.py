@@ -1,0 +1,91 @@
+"""The module that vLLM's forkserver imports before it forks engine and workers; it exists for nothing else.
+
+Importing it does the work, on the forkserver's main thread and with the garbage collector paused: a
+forkserver accepts only names of modules to import, and its children inherit only what was imported.
+"""
+
+import gc
+import os
+import threading
+import time
+from contextlib import ExitStack, suppress
+
+from startup.vllm.fork.child_state import environment_at_exec, record_environment_at_exec
+
+gc.disable()
+_BEGIN_NS = time.monotonic_ns()
+record_environment_at_exec()
+
+from pathlib import Path  # noqa: E402
+
+from envs.registry import env  # noqa: E402
+from server.machine.processes import process_start_ns  # noqa: E402
+from startup.hooks.left_out import applies, leave_out  # noqa: E402
+from startup.hooks.of_vllm import LATE_COMPILER, PATCH_COMPILER  # noqa: E402
+from startup.imports.late_import import delay_import  # noqa: E402
+from startup.imports.late_names import LATE_IMPORTS, late_imports  # noqa: E402
+from startup.imports.learned_imports import learned_imports  # noqa: E402
+from startup.processes import group_signals  # noqa: E402
+from startup.processes.death_pipe import follow_parent  # noqa: E402
+from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
+from startup.vllm.fork.preload_plan import COMPILER, PreloadPlan  # noqa: E402
+from startup.vllm.imports import import_leniently  # noqa: E402
+from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
+from startup.vllm.logs import log_as  # noqa: E402
+from startup.vllm.patches.cheap_calls import make_calls_cheap  # noqa: E402
+from startup.vllm.patches.compile_cache import record_compile_cache  # noqa: E402
+from startup.vllm.patches.compiler import deferred_compiler  # noqa: E402
+from startup.vllm.patches.lazy_compile import make_compile_lazy  # noqa: E402
+from startup.vllm.patches.model_modules import model_modules  # noqa: E402
+from startup.vllm.patches.model_registry import inspect_models_in_forks  # noqa: E402
+from startup.vllm.patches.named_spans import record_named_spans  # noqa: E402
+from startup.vllm.patches.spans import record_spans  # noqa: E402
+from startup.vllm.patches.stream_prefixes import omit_prefixes_in_json  # noqa: E402
+from startup.vllm.patches.tokenizers import load_tokenizer_late  # noqa: E402
+
+
+def _preload(plan: PreloadPlan) -> None:
+    if (launcher := env.VCLI_API_PROCESS.get()) is not None:
+        follow_parent(launcher)
+    log_as("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
+    leave_out(plan.left_out)
+    journal = Journal(Path(plan.folder))
+    record_spans(journal)
+    record_named_spans()
+    record_compile_cache(journal)
+    omit_prefixes_in_json()
+    inspect_models_in_forks()
+    make_calls_cheap()
+    with ExitStack() as stack:
+        stack.enter_context(learned_imports())
+        if env.VCLI_LEAN_IMPORTS.get():
+            load_tokenizer_late()
+            stack.enter_context(late_imports(LATE_IMPORTS))
+        if plan.compiler != "now":
+            make_compile_lazy()
+        if plan.compiler == "deferred":
+            stack.enter_context(deferred_compiler())
+        elif plan.compiler == "late" and applies(LATE_COMPILER):
+            delay_import(COMPILER, patched_by=PATCH_COMPILER)
+        failed = import_leniently(plan.modules)
+        if plan.model is not None:
+            failed |= import_leniently(model_modules(Path(plan.model)))
+    gc.freeze()
+    gc.enable()
+    redirect_spawn(journal, server_pid=os.getpid(), environment=environment_at_exec())
+    journal.write(failed=failed, num_threads=threading.active_count())
+    journal.write(process=FORKSERVER, span="interpreter", begin_ns=process_start_ns(), end_ns=_BEGIN_NS)
+    journal.write(process=FORKSERVER, span="preload_imports", begin_ns=_BEGIN_NS, end_ns=time.monotonic_ns())
+
+
+def _read_plan() -> PreloadPlan | None:
+    """None if this process is not a start's forkserver, or if that start has ended already."""
+    path = env.VCLI_PRELOAD_PLAN.get()
+    with suppress(FileNotFoundError):
+        return PreloadPlan.read(Path(path)) if path is not None else None
+    return None
+
+
+with group_signals.ignored():  # Ctrl-C ends the launcher, and its end ends this process
+    if (_plan := _read_plan()) is not None:
+        _preload(_plan)

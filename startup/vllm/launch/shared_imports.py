@@ -1,0 +1,194 @@
+"""Imports, in a standby's template process, what vLLM's API server, engine and workers import.
+
+All starts of the installed vLLM share them, whatever their flags: the modules of all preload profiles are
+imported. Only the time of the compiler's import separates starts that compile from those that do not.
+"""
+
+import gc
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from startup.config import ModelConfig
+from startup.errors import StartupError
+from startup.hooks.left_out import applies, leave_out
+from startup.hooks.of_vllm import LATE_COMPILER, LATER_MODULES, PATCH_COMPILER
+from startup.imports.late_import import delay_import
+from startup.imports.learned_imports import learned_imports
+from startup.preflight.model_place import locate_files
+from startup.vllm.command_line import CommandLine
+from startup.vllm.fork.forkserver_start import forkserver_environment
+from startup.vllm.fork.preload_plan import COMPILER, CompilerTime, compiler_time, platform_modules
+from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_all_profiles, load_profile
+from startup.vllm.imports import import_api_server, import_leniently
+from startup.vllm.installed import InstalledVllm
+from startup.vllm.launch.hook_check import check_installed, hooks_to_leave_out
+from startup.vllm.launch.plain_start import plain_start_reason
+from startup.vllm.patches.compiler import deferred_compiler
+from startup.vllm.patches.lazy_compile import make_compile_lazy
+from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
+from startup.vllm.patches.model_modules import model_modules
+from startup.vllm.patches.process_titles import show_titles
+from startup.vllm.patches.spans import prepare_spans
+from startup.vllm.patches.stream_prefixes import omit_prefixes_in_json
+from startup.vllm.start_method import may_defer_compiler, wanted_start_method
+
+logger = logging.getLogger(__name__)
+
+_EAGER: Final = ("--enforce-eager",)
+_LAUNCHER: Final = ("startup.vllm.launch.start",)
+_CHANGING_TOKENIZERS: Final = ("--enable-prompt-embeds", "--renderer-num-workers")
+_MAX_STARTED_MODELS: Final = 2
+"""How many models' tokenizers are kept without being asked for."""
+
+
+class SharedImports:
+    """The imports of one template process and the starts that can use them."""
+
+    def __init__(
+        self,
+        vllm: InstalledVllm,
+        models: Sequence[str],
+        engine_words: Callable[[Sequence[str]], Sequence[str]],
+        *,
+        is_eager: bool,
+    ) -> None:
+        """
+        Args:
+            vllm: the installed vLLM.
+            models: folders or hub ids whose classes are imported too.
+            engine_words: takes the launcher's flags out of a command line.
+            is_eager: for starts that compile nothing.
+        """
+        self._vllm = vllm
+        self._models = models
+        self._engine_words = engine_words
+        self._compiler: CompilerTime = compiler_time(vllm, _EAGER if is_eager else (), ())
+        self._profiles = self._usable_profiles()
+        self._caches = ModelCaches()
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """The variables of a forkserver, which libraries read when they are loaded.
+
+        Those that vLLM sets itself when it is imported are set only then, as in a program that is executed.
+        """
+        variables: dict[str, str] = {}
+        for profile in self._profiles or [PreloadProfile(StartKind.of(self._vllm, (), None))]:
+            variables |= forkserver_environment(self._vllm, profile)
+        own = self._vllm.folder / "env_override.py"
+        source = own.read_text() if own.exists() else ""
+        return {name: value for name, value in variables.items() if f'"{name}"' not in source}
+
+    def run(self) -> None:
+        """Imports everything on the main thread.
+
+        Raises:
+            StartupError: the API server cannot be imported.
+        """
+        was_enabled = gc.isenabled()
+        gc.disable()
+        leave_out(hooks_to_leave_out(check_installed(self._vllm)))
+        prepare_spans()
+        omit_prefixes_in_json()
+        show_titles()
+        with ExitStack() as stack:
+            stack.enter_context(learned_imports())
+            if self._compiler != "now":
+                make_compile_lazy()
+            if self._compiler == "deferred":
+                stack.enter_context(deferred_compiler())
+            elif self._compiler == "late" and applies(LATE_COMPILER):
+                delay_import(COMPILER, patched_by=PATCH_COMPILER)
+            api_modules, engine_modules = _modules_of(self._profiles)
+            failed = import_api_server((*LATER_MODULES, *api_modules, *_LAUNCHER), is_lean=False)
+            if failed:
+                raise StartupError(f"vLLM cannot be imported: {failed}")
+            import_leniently((*platform_modules(self._vllm), *engine_modules))
+            models = self._folders(self._profiles)
+            for model in models:
+                import_leniently(model_modules(model))
+        self._caches.fill(models)
+        if self._compiler == "now":
+            fill_compiler_keys()
+        if was_enabled:
+            gc.enable()
+
+    def why_cold(self, words: Sequence[str]) -> str | None:
+        """Why a server with these words after `serve` needs imports of its own; None if it does not.
+
+        Called in each fork; caches of models whose files have changed are emptied.
+        """
+        self._caches.drop_changed()
+        try:
+            return self._why_cold(CommandLine.of(self._engine_words(words)))
+        except Exception as err:  # noqa: BLE001 - a cold start reports invalid words and variables
+            return f"the settings are not understood: {err}"
+
+    def why_renew(self) -> str | None:
+        """What starts have recorded since the imports: modules, or a model that fits in; None if nothing."""
+        profiles = self._usable_profiles()
+        before, now = map(_modules_of, (self._profiles, profiles))
+        if num_missing := len({*now.api, *now.engine}.difference(before.api, before.engine, sys.modules)):
+            return f"starts have learned of {num_missing} more modules"
+        known = self._caches.models
+        new = [model for model in self._folders(profiles) if model not in known]
+        if new and len(known) < len(self._models) + _MAX_STARTED_MODELS:
+            return f"{new[0]} was started"
+        return None
+
+    def _why_cold(self, line: CommandLine) -> str | None:
+        if line.has(*_CHANGING_TOKENIZERS):
+            self._caches.drop_pools()
+        if (plain := plain_start_reason(self._vllm, line)) is not None:
+            return f"vLLM starts without preloading: {plain.text}"
+        method = wanted_start_method()
+        if method == "fork":
+            return "with the start method fork, the model runs in a fork of the API server"
+        if not may_defer_compiler(line, method) and self._compiler != "now":
+            return "the model may run in the API server's process, which needs the compiler"
+        files = line.locate_model()
+        profile = load_profile(StartKind.of(self._vllm, line.words, files.path if files else None))
+        if profile.disabled_reason is not None:
+            return f"vLLM starts without preloading: {profile.disabled_reason}"
+        if self._compiler != "now" and compiler_time(self._vllm, line.words, profile.engine_modules) == "now":
+            return "starts of this kind use torch's compiler"
+        return None
+
+    def _folders(self, profiles: Sequence[PreloadProfile]) -> list[Path]:
+        """The folders of the given models and of those that were started last."""
+        located = (locate_files(ModelConfig(model=model)) for model in self._models)
+        given = [files.path for files in located if files is not None]
+        latest = (Path(profile.model) for profile in profiles if profile.model is not None)
+        started = [model for model in dict.fromkeys(latest) if model not in given and model.is_dir()]
+        return [*given, *started[:_MAX_STARTED_MODELS]]
+
+    def _usable_profiles(self) -> list[PreloadProfile]:
+        """This installation's profiles with the same time of the compiler's import, the latest first."""
+        this = StartKind.of(self._vllm, (), None)
+        return [
+            profile
+            for profile in load_all_profiles()
+            if (profile.kind.version, profile.kind.python, profile.kind.machine, profile.kind.prefix)
+            == (this.version, this.python, this.machine, this.prefix)
+            and profile.disabled_reason is None
+            and compiler_time(self._vllm, profile.kind.flags, profile.engine_modules) == self._compiler
+        ]
+
+
+class _Modules(NamedTuple):
+    """Names, once each, in order of import."""
+
+    api: tuple[str, ...]
+    engine: tuple[str, ...]
+
+
+def _modules_of(profiles: Iterable[PreloadProfile]) -> _Modules:
+    profiles = list(profiles)
+    return _Modules(
+        api=tuple(dict.fromkeys(name for profile in profiles for name in profile.api_modules)),
+        engine=tuple(dict.fromkeys(name for profile in profiles for name in profile.engine_modules)),
+    )

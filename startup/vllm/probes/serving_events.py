@@ -1,0 +1,139 @@
+"""Notifies the launcher when vLLM's HTTP server is about to accept, accepts, and is about to stop.
+
+One API server runs in the launcher's own process. Several run in processes that the launcher starts, which
+report over a pipe.
+"""
+
+import functools
+import os
+import select
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import ModuleType
+from typing import Any, Final, NamedTuple
+
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import SERVING_PROBES, SHUTDOWN, STARTUP
+from startup.imports.finder import after_import
+from startup.probes.responder import StartupResponder
+from startup.processes import group_signals
+
+_SERVING: Final = b"s"
+_READY: Final = b"r"
+_HAND_OVER_S: Final = 10.0
+"""How long an API server process waits for the launcher to release the port."""
+
+
+class ChildPipes(NamedTuple):
+    """A child's ends of the launcher's pipes."""
+
+    event_fd: Any
+    """The child writes its events here."""
+    released_fd: Any
+    """The launcher closes the other end once it no longer accepts on the port."""
+
+
+class ServingEvents:
+    """The launcher's side: `on_serving` is called before vLLM accepts, `on_ready` once it accepts.
+
+    Both are called once: on the event loop of the main thread or, if other processes serve, on a separate
+    thread. `on_stopping` is called only on the event loop, since one of several API servers may stop while
+    others run.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_serving: Callable[[], None],
+        on_ready: Callable[[], None],
+        on_stopping: Callable[[], None],
+        responder: StartupResponder | None,
+    ) -> None:
+        """With a `responder`, it goes on if it can instead of `on_serving`, and answers vLLM's probes."""
+        self._on_serving = _once(on_serving)
+        self._on_ready = _once(on_ready)
+        self._on_stopping = _once(on_stopping)
+        self._responder = responder
+        self._read_fd, event_fd = os.pipe()
+        released_fd, self._held_fd = os.pipe()
+        self.child_pipes = ChildPipes(event_fd, released_fd)
+
+    def watch(self) -> None:
+        """Begins to watch; starts a thread, so it is called after vLLM's imports."""
+        _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._responder)
+        thread = threading.Thread(target=self._follow_children, name="vllm-serving-events", daemon=True)
+        group_signals.start_thread(thread)
+
+    def _follow_children(self) -> None:
+        """Reads events until a child is ready; no end of file, as this process holds the write end too."""
+        release_port = _once(lambda: os.close(self._held_fd))
+        with suppress(OSError):
+            while event := os.read(self._read_fd, 1):
+                if event == _SERVING:
+                    self._on_serving()
+                    release_port()
+                else:
+                    self._on_ready()
+                    return
+
+
+def report_serving(pipes: ChildPipes) -> None:
+    """Makes uvicorn, if this child runs it, notify the launcher, and accept once the port is released."""
+
+    def send(event: bytes) -> None:
+        with suppress(OSError):
+            os.write(pipes.event_fd, event)
+
+    def take_port() -> None:
+        send(_SERVING)
+        poll = select.poll()
+        poll.register(pipes.released_fd, 0)
+        poll.poll(_HAND_OVER_S * 1000)
+
+    _hook_uvicorn(take_port, lambda: send(_READY), lambda: None)
+
+
+def _hook_uvicorn(
+    on_serving: Callable[[], None],
+    on_ready: Callable[[], None],
+    on_stopping: Callable[[], None],
+    responder: StartupResponder | None = None,
+) -> None:
+    """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops."""
+
+    def hook(uvicorn: ModuleType) -> None:
+        startup, shutdown = STARTUP.get(uvicorn), SHUTDOWN.get(uvicorn)
+        from startup.vllm.probes.serving_probes import ServingProbes  # imports asyncio
+
+        @functools.wraps(startup)
+        async def startup_and_notify(self: Any, sockets: Any = None) -> None:
+            probes = ServingProbes(responder) if responder is not None and applies(SERVING_PROBES) else None
+            if probes is not None and probes.can_serve(self, sockets):
+                await probes.start(self, lambda: startup(self, sockets), on_serving)
+            else:
+                on_serving()
+                await startup(self, sockets)
+            if self.started:
+                on_ready()
+
+        STARTUP.replace(uvicorn, startup_and_notify)
+
+        @functools.wraps(shutdown)
+        async def notify_and_shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
+            on_stopping()
+            await shutdown(self, *args, **kwargs)
+
+        SHUTDOWN.replace(uvicorn, notify_and_shutdown)
+
+    after_import(STARTUP.module, hook)
+
+
+def _once(function: Callable[[], None]) -> Callable[[], None]:
+    lock = threading.Lock()
+
+    def call() -> None:
+        if lock.acquire(blocking=False):
+            function()
+
+    return call

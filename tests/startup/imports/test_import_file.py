@@ -1,0 +1,380 @@
+"""Modules that come from an import file are what Python's own finders would import, or come from those."""
+
+import importlib
+import importlib.resources
+import importlib.util
+import inspect
+import os
+import pkgutil
+import shutil
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+import pytest
+
+from startup.imports import import_file as finder_module
+from startup.imports.import_file import ImportFileFinder, install, uninstall, why_not
+from startup.imports.import_file_writer import write
+
+NAMES = ("parcel", "parcel.inner", "parcel.sub", "parcel.sub.leaf", "lone")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the import path with a package and a module, all older than the writer asks for."""
+    root = tmp_path / "site"
+    (root / "parcel" / "sub").mkdir(parents=True)
+    sources = {
+        "parcel/__init__.py": "from parcel import inner\n",
+        "parcel/inner.py": "def fail():\n    raise ValueError('inner')\n",
+        "parcel/sub/__init__.py": "",
+        "parcel/sub/leaf.py": "VALUE = 1\n",
+        "parcel/data.txt": "text",
+        "lone.py": "VALUE = 'lone'\n",
+    }
+    for name, text in sources.items():
+        put(root / name, text)
+    monkeypatch.syspath_prepend(root)
+    yield root
+    forget()
+    uninstall()
+
+
+def put(path: Path, text: str, *, age_s: int = 60) -> None:
+    path.write_text(text)
+    time_s = path.stat().st_mtime - age_s
+    os.utime(path, (time_s, time_s))
+
+
+def forget() -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("parcel", "lone"):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def written(folder: Path, *, is_frozen: bool = False) -> Path:
+    """An import file of the modules, from bytecode that Python has stored; the modules are not loaded."""
+    for name in NAMES:
+        importlib.import_module(name)
+    forget()
+    path = folder.parent / "imports.code"
+    write(path, NAMES, is_frozen=is_frozen)
+    return path
+
+
+def served() -> set[str]:
+    return set().union(*(finder.served for finder in finder_module._finders))
+
+
+def test_all_modules_come_from_the_file(folder: Path) -> None:
+    assert install(written(folder)) == len(NAMES)
+    for name in NAMES:
+        importlib.import_module(name)
+    assert served() == set(NAMES)
+
+
+def test_a_module_from_the_file_looks_like_one_from_its_source(folder: Path) -> None:
+    path = written(folder)
+    looks = []
+    for is_from_file in (False, True):
+        if is_from_file:
+            install(path)
+        modules = [importlib.import_module(name) for name in NAMES]
+        looks.append([
+            (m.__file__, m.__cached__, m.__package__, getattr(m, "__path__", None), type(m.__loader__),
+             vars(m.__loader__), m.__spec__ and (m.__spec__.origin, m.__spec__.cached, m.__spec__.has_location),
+             m.__spec__ and m.__spec__.loader is m.__loader__, sorted(vars(m)))
+            for m in modules
+        ])  # fmt: skip
+        forget()
+    assert looks[0] == looks[1]
+    assert served() == set(NAMES)
+
+
+def test_source_resources_tracebacks_and_reload_work(folder: Path) -> None:
+    install(written(folder))
+    parcel = importlib.import_module("parcel")
+    leaf = importlib.import_module("parcel.sub.leaf")
+    assert type(leaf.__loader__) is SourceFileLoader
+    assert inspect.getsource(leaf) == "VALUE = 1\n"
+    assert leaf.__loader__.get_data(str(folder / "parcel/data.txt")) == b"text"
+    assert importlib.resources.files("parcel").joinpath("data.txt").read_text() == "text"
+    assert [module.name for module in pkgutil.iter_modules(parcel.__path__)] == ["inner", "sub"]
+    with pytest.raises(ValueError, match="inner") as caught:
+        parcel.inner.fail()
+    assert "raise ValueError('inner')" in "".join(traceback.format_tb(caught.value.__traceback__))
+    assert importlib.reload(leaf).VALUE == 1
+
+
+def test_a_traceback_through_an_import_names_no_file_of_ours(folder: Path) -> None:
+    put(folder / "lone.py", "1 / 0\n")
+    path = folder.parent / "imports.code"
+    write(path, ["lone"])
+    install(path)
+    with pytest.raises(ZeroDivisionError) as caught:
+        importlib.import_module("lone")
+    files = [frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert not [file for file in files if "startup/imports/" in file and "tests/" not in file]
+
+
+def test_an_edited_module_runs_its_new_code(folder: Path) -> None:
+    path = written(folder)
+    put(folder / "parcel/sub/leaf.py", "VALUE = 2\n", age_s=30)  # the same size, a folder that does not change
+    install(path)
+    assert importlib.import_module("parcel.sub.leaf").VALUE == 2
+    assert served() == set(NAMES) - {"parcel.sub.leaf", "lone"}
+    assert "parcel.sub.leaf" in uninstall()
+
+
+def test_a_module_edited_after_install_runs_its_new_code(folder: Path) -> None:
+    install(written(folder))
+    importlib.import_module("parcel")
+    put(folder / "parcel/sub/leaf.py", "VALUE = 2\n", age_s=30)
+    assert importlib.import_module("parcel.sub.leaf").VALUE == 2
+
+
+def test_a_removed_module_is_not_imported(folder: Path) -> None:
+    path = written(folder)
+    (folder / "lone.py").unlink()
+    install(path)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("lone")
+
+
+def test_a_folder_that_hides_a_module_wins(folder: Path) -> None:
+    path = written(folder)
+    (folder / "lone").mkdir()
+    put(folder / "lone/__init__.py", "VALUE = 'package'\n")
+    install(path)
+    assert importlib.import_module("lone").VALUE == "package"
+
+
+def test_an_earlier_folder_on_the_path_wins(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(folder)
+    first = tmp_path / "first"
+    first.mkdir()
+    put(first / "lone.py", "VALUE = 'first'\n")
+    monkeypatch.syspath_prepend(first)
+    install(path)
+    assert importlib.import_module("lone").VALUE == "first"
+    assert importlib.import_module("parcel.sub.leaf").VALUE == 1
+    assert {"parcel", "parcel.sub.leaf"} <= served()
+
+
+def test_an_earlier_finder_wins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(written(folder))
+
+    class Other:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> object:
+            loader = SourceFileLoader(name, str(folder / "parcel/sub/leaf.py"))
+            return importlib.util.spec_from_loader(name, loader) if name == "lone" else None
+
+    monkeypatch.setattr(sys, "meta_path", [Other, *sys.meta_path])
+    assert importlib.import_module("lone").VALUE == 1
+
+
+def test_a_file_with_other_path_hooks_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(folder)
+    monkeypatch.setattr(sys, "path_hooks", [lambda _: None, *sys.path_hooks])
+    assert install(path) == 0
+    assert "import hooks" in str(why_not(path))
+
+
+def test_a_frozen_file_looks_at_distributions_only(folder: Path) -> None:
+    (folder / "parcel-1.dist-info").mkdir()
+    record = folder / "parcel-1.dist-info" / "RECORD"
+    record.write_text("")
+    path = written(folder, is_frozen=True)
+    put(folder / "parcel/sub/leaf.py", "VALUE = 2\n", age_s=30)
+    assert install(path) == len(NAMES)
+    assert importlib.import_module("parcel.sub.leaf").VALUE == 1
+    assert "parcel.sub.leaf was changed" in str(why_not(path))
+    record.write_text("parcel/__init__.py,,\n")
+    assert install(path) == 0
+    assert "distributions" in str(why_not(path))
+
+
+@pytest.mark.parametrize("keep", [0, 10, 100, 0.5, 0.99])
+def test_a_truncated_file_is_not_used(folder: Path, keep: float) -> None:
+    path = written(folder)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if keep < 1 else int(keep)])
+    path.chmod(0o644)
+    assert install(path) == 0
+    assert why_not(path) is not None
+    assert importlib.import_module("parcel.sub.leaf").VALUE == 1
+
+
+def test_each_damaged_byte_is_harmless(folder: Path) -> None:
+    path = written(folder)
+    data = path.read_bytes()
+    for position in range(0, len(data), 97):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :])
+        install(path)
+        assert importlib.import_module("parcel.sub.leaf").VALUE == 1
+        assert importlib.import_module("lone").VALUE == "lone"
+        forget()
+        uninstall()
+
+
+def normalise(folder: Path) -> None:
+    """Gives everything one time without fractions, as tools for reproducible images do."""
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+
+
+def install_parcel(folder: Path, version: str) -> None:
+    """As an installer does; sources of all versions have the same size."""
+    for old in folder.glob("parcel-*.dist-info"):
+        shutil.rmtree(old)
+    metadata = folder / f"parcel-{version}.dist-info"
+    metadata.mkdir()
+    (metadata / "RECORD").write_text("parcel/__init__.py,,\n")
+    (folder / "parcel/sub/leaf.py").write_text(f"VALUE = {version[-1]}\n")
+    shutil.rmtree(folder / "parcel/sub/__pycache__", ignore_errors=True)
+    normalise(folder)
+    forget()
+
+
+def test_a_patch_release_with_normalised_times_replaces_the_earlier_one(folder: Path) -> None:
+    install_parcel(folder, "1.2.1")
+    path = written(folder)
+    normalise(folder)
+    install(path)
+    assert importlib.import_module("parcel.sub.leaf").VALUE == 1
+    assert "parcel.sub.leaf" in served()
+    uninstall()
+    install_parcel(folder, "1.2.2")
+    install(path)
+    assert importlib.import_module("parcel.sub.leaf").VALUE == 2
+    assert served() == set()
+    assert "parcel.sub.leaf" in uninstall()  # the file is written again
+
+
+def test_a_normalised_source_that_no_installer_wrote_is_not_served(folder: Path) -> None:
+    path = written(folder)
+    normalise(folder)
+    path = written(folder)
+    install(path)
+    (folder / "lone.py").write_text("VALUE = 'LONE'\n")
+    normalise(folder)
+    assert importlib.import_module("lone").VALUE == "LONE"
+    assert not set(NAMES) & set(uninstall())  # another file would not serve it either
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
+def test_a_file_that_others_can_write_is_not_used(folder: Path, mode: int) -> None:
+    path = written(folder)
+    path.chmod(mode)
+    assert install(path) == 0
+    assert why_not(path) == f"other users can write to it (mode {mode:04o})"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_file_of_another_user_is_not_used(folder: Path) -> None:
+    path = written(folder)
+    os.chown(path, 12345, 12345)
+    assert install(path) == 0
+    assert why_not(path) == "it belongs to another user (12345)"
+
+
+def test_a_pipe_in_its_place_is_not_read(folder: Path) -> None:
+    path = folder.parent / "pipe"
+    os.mkfifo(path)
+    assert install(path) == 0
+
+
+def test_the_writer_ignores_the_umask(folder: Path) -> None:
+    before = os.umask(0)
+    try:
+        assert written(folder).stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(before)
+
+
+def test_of_two_writers_one_writes(folder: Path) -> None:
+    path = written(folder)
+    threads = [threading.Thread(target=write, args=(path, NAMES)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert why_not(path) is None
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["imports.code", "site"]
+
+
+def test_what_a_killed_writer_left_is_written_over(folder: Path) -> None:
+    (folder.parent / "imports.code.new").write_bytes(b"x" * 1_000_000)
+    path = written(folder)
+    assert why_not(path) is None
+    assert install(path) == len(NAMES)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["imports.code", "site"]
+
+
+def test_a_link_in_the_place_of_the_new_file_is_not_followed(folder: Path) -> None:
+    target = folder.parent / "target"
+    target.write_text("untouched")
+    (folder.parent / "imports.code.new").symlink_to(target)
+    with pytest.raises(OSError, match="symbolic"):
+        written(folder)
+    assert target.read_text() == "untouched"
+
+
+def test_a_folder_that_cannot_be_written_keeps_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(folder)
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(path, NAMES)
+    assert path.read_bytes() == before
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["imports.code", "site"]
+
+
+def test_a_source_that_was_changed_just_now_is_left_out(folder: Path) -> None:
+    put(folder / "lone.py", "VALUE = 'new'\n", age_s=0)
+    path = written(folder)
+    finder = ImportFileFinder(str(path))
+    finder.close()
+    assert "lone" not in finder.index.modules
+
+
+def test_modules_imported_after_uninstall_come_from_their_sources(folder: Path) -> None:
+    install(written(folder))
+    importlib.import_module("parcel")
+    spec = importlib.util.find_spec("lone")
+    assert served() == {"parcel", "parcel.inner"}
+    uninstall()
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.VALUE == "lone"
+    assert importlib.import_module("parcel.sub.leaf").VALUE == 1
+
+
+def test_missing_modules_are_those_that_a_new_file_would_add(folder: Path) -> None:
+    path = written(folder)
+    put(folder / "parcel/late.py", "")
+    write(path, NAMES)  # the folder has changed
+    install(path)
+    importlib.import_module("parcel.late")
+    importlib.import_module("parcel.sub.leaf")
+    assert [name for name in uninstall() if name.startswith("parcel")] == ["parcel.late"]
+
+
+def test_a_module_in_nested_namespace_packages_is_left_out_where_these_are_not_imported(folder: Path) -> None:
+    (folder / "parcel_space" / "inner").mkdir(parents=True)
+    put(folder / "parcel_space" / "inner" / "leaf.py", "VALUE = 1\n")
+    path = folder.parent / "imports.code"
+    write(path, ("parcel_space.inner.leaf", "lone"))
+    assert set(ImportFileFinder(str(path)).index.modules) == {"lone"}

@@ -1,0 +1,137 @@
+"""Lean imports give the same tokens for every architecture, and do not load the left out modules."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from startup.imports import lean as stand_ins_module
+from startup.imports.lean import StandIns, import_lean
+from startup.imports.plain_shapes import FUNCTIONS
+from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model
+
+_CONDITIONS = ("expect_true", "guard_or_false", "guard_or_true", "statically_known_true")
+_SCRIPT = Path(__file__).with_name("lean_script.py")
+
+
+def _run(models: list[Path], *, lean: bool = True) -> list[object]:
+    done = subprocess.run(
+        [sys.executable, _SCRIPT, *models],
+        env=os.environ | {"VCLI_LEAN_IMPORTS": str(int(lean))},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.thorough
+def test_the_real_model_generates_the_same_without_the_left_out_modules(model_path: Path) -> None:
+    lean, loaded, is_real = _run([model_path])
+    assert loaded == []
+    assert is_real is True
+    assert lean == _run([model_path], lean=False)[0]
+
+
+@pytest.mark.thorough
+def test_every_architecture_generates_the_tokens_of_transformers(tmp_path: Path) -> None:
+    prompt = torch.tensor([list(range(5, 45))])
+    models, expected = [], []
+    for name, options in (PACKED | SEQUENTIAL).items():
+        model = build_model(name, options)
+        if name == "gemma2":
+            model.set_attn_implementation("eager")  # sdpa ignores its soft cap
+        output = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, min_new_tokens=8, do_sample=False
+        )
+        model.save_pretrained(tmp_path / name)
+        models.append(tmp_path / name)
+        expected.append(output[0, 40:].tolist())
+    *tokens, _, _ = _run(models)
+    equal = {path.name: t == e for path, t, e in zip(models, tokens, expected, strict=True)}
+    # min_new_tokens suppresses the end token in `generate`; a model that generates it differs afterwards.
+    ends_early = {path.name for path, t in zip(models, tokens, strict=True) if 2 in t}
+    assert {name for name, same in equal.items() if not same} <= ends_early
+
+
+def test_a_module_that_a_stand_in_breaks_is_imported_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "left_out_module.py").write_text("VALUE = 1\n")
+    (tmp_path / "picky_module.py").write_text("import left_out_module\nRESULT = left_out_module.VALUE + 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(stand_ins_module, "LEFT_OUT", ("left_out_module",))
+    import_lean(["picky_module"])
+    assert sys.modules["picky_module"].RESULT == 2
+    assert sys.modules["left_out_module"].VALUE == 1
+
+
+def test_loaded_modules_are_not_replaced() -> None:
+    stand_ins = StandIns(("json",))
+    stand_ins.install()
+    try:
+        import json as again
+
+        assert again is json
+    finally:
+        stand_ins.remove()
+
+
+def test_a_stand_in_is_a_decorator_without_effect_and_a_class_without_instances() -> None:
+    stand_ins = StandIns(("no_such_module",))
+    stand_ins.install()
+    try:
+        from no_such_module.inner import Thing, disable
+
+        @disable
+        def plain() -> int:
+            return 3
+
+        @disable(recursive=False)
+        def with_arguments() -> int:
+            return 4
+
+        @disable(None, recursive=False)
+        def as_torch_calls_it() -> int:
+            return 5
+
+        assert (plain(), with_arguments(), as_torch_calls_it()) == (3, 4, 5)
+        assert not isinstance(3, Thing)
+        assert Thing | None
+    finally:
+        stand_ins.remove()
+    with pytest.raises(ModuleNotFoundError):
+        import no_such_module  # noqa: F401
+
+
+def test_plain_shapes_agree_with_torch_on_numbers() -> None:
+    import torch.fx.experimental.symbolic_shapes as real
+
+    calls: list[tuple[str, tuple[object, ...]]] = [
+        *((name, (value,)) for name in _CONDITIONS for value in (True, False)),
+        *((name, (3,)) for name in ("guarding_hint_or_throw", "has_guarding_hint", "is_nested_int")),
+        *(("sym_eq", pair) for pair in ((2, 2), (2, 3), ((1, 2), [1, 2]), ((1, 2), (1, 3)), ((1,), (1, 2)), ((), ()))),
+        *((name, values) for name in ("sym_and", "sym_or") for values in product((True, False), repeat=3)),
+        ("sym_and", (True,)),
+        ("sym_or", (False,)),
+    ]
+    assert {name for name, _ in calls} == set(FUNCTIONS)
+    for name, arguments in calls:
+        assert FUNCTIONS[name](*arguments) is getattr(real, name)(*arguments), (name, arguments)
+
+
+@pytest.mark.thorough
+def test_other_symbolic_shapes_are_the_real_ones() -> None:
+    script = (
+        "import torch, sys; from startup.imports.lean import LEFT_OUT, StandIns; StandIns(LEFT_OUT).install();"
+        "from torch.fx.experimental.symbolic_shapes import guard_or_false; assert 'sympy' not in sys.modules;"
+        "from torch.fx.experimental.symbolic_shapes import ShapeEnv; ShapeEnv(); import sympy; sympy.Symbol('x')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,176 @@
+"""A first start writes the import file, the next ones import from it, each in programs of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from startup.imports.learned_imports import delete_learned, import_file_paths, read_learned
+from tests.startup.caches.conftest import write_manifest
+
+MODULES = ("parcel", "parcel.inner", "parcel.other")
+
+START = """
+import importlib, json, sys
+from startup.imports.learned_imports import learn, learned_imports
+from startup.imports import import_file as finder
+with learned_imports():
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
+    served = sorted(name for each in finder._finders for name in each.served if name.startswith("parcel"))
+learn()
+print(json.dumps({"served": served, "descriptors": len(finder._finders)}))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path of new programs; the cache folder is beside it."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    package = tmp_path / "site" / "parcel"
+    package.mkdir(parents=True)
+    for name in ("__init__.py", "inner.py", "other.py"):
+        put(package / name, "VALUE = 1\n")
+    return package
+
+
+def put(path: Path, text: str, age_s: int = 60) -> None:
+    path.write_text(text)
+    time_s = path.stat().st_mtime - age_s
+    os.utime(path, (time_s, time_s))
+
+
+def start(*names: str) -> Any:
+    """What a new program has imported from the file, which it then completes."""
+    done = subprocess.run([sys.executable, "-c", START, *names], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    result = json.loads(done.stdout)
+    assert result["descriptors"] == 0
+    return result["served"]
+
+
+def why_not() -> str:
+    """Why a new program would not use the file, or "None"; other tests may have changed this one's path."""
+    program = (
+        "from startup.imports.learned_imports import import_file_paths\n"
+        "from startup.imports.import_file import why_not\n"
+        "print(why_not(import_file_paths()[0]))"
+    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def run(program: str) -> None:
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def written_at() -> int:
+    return import_file_paths()[0].stat().st_mtime_ns
+
+
+def test_the_second_start_imports_from_the_file_and_does_not_write_it(folder: Path) -> None:
+    assert start(*MODULES) == []
+    before = written_at()
+    assert start(*MODULES) == sorted(MODULES)
+    assert written_at() == before
+
+
+def test_a_start_that_imports_more_adds_to_the_file(folder: Path) -> None:
+    start("parcel.inner")
+    assert start(*MODULES) == ["parcel", "parcel.inner"]
+    assert start("parcel.other") == ["parcel", "parcel.other"]
+    assert start(*MODULES) == sorted(MODULES)
+
+
+def test_an_edited_module_is_replaced_in_the_file(folder: Path) -> None:
+    start(*MODULES)
+    put(folder / "inner.py", "VALUE = 2\n", age_s=30)
+    assert start(*MODULES) == ["parcel", "parcel.other"]
+    assert start(*MODULES) == sorted(MODULES)
+
+
+def test_a_removed_module_leaves_the_file(folder: Path) -> None:
+    start(*MODULES)
+    (folder / "other.py").unlink()
+    start("parcel.inner")
+    assert start("parcel.inner") == ["parcel", "parcel.inner"]
+    assert why_not() == "None"
+
+
+def test_the_switch_turns_it_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCLI_IMPORT_FILE", "0")
+    assert start(*MODULES) == []
+    assert not import_file_paths()[0].exists()
+
+
+def test_nothing_is_written_if_python_may_not_write_bytecode(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert start(*MODULES) == []
+    assert not import_file_paths()[0].exists()
+
+
+def test_optimized_bytecode_is_not_mixed_with_other_bytecode(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(*MODULES)
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    assert start(*MODULES) == []
+
+
+def test_a_cache_folder_that_cannot_be_created_is_harmless(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/proc/nowhere")
+    assert start(*MODULES) == []
+
+
+def test_many_first_starts_at_once_leave_one_whole_file(folder: Path) -> None:
+    command = [sys.executable, "-c", START, *MODULES]
+    programs = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(6)]
+    assert [program.wait() for program in programs] == [0] * 6
+    for program in programs:
+        assert program.stdout is not None
+        program.stdout.close()
+    assert why_not() == "None"
+    start(*MODULES)
+    assert start(*MODULES) == sorted(MODULES)
+
+
+def test_a_baked_file_serves_below_the_users(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o755)
+    (folder.parent / "parcel-1.0.dist-info").mkdir()
+    start("parcel", "parcel.inner")
+    run("from startup.imports.learned_imports import *; freeze(import_file_paths()[0])")
+    (tmp_path / "cache").rename(tmp_path / "baked-cache")
+    baked = tmp_path / "baked"
+    baked.mkdir()
+    (tmp_path / "baked-cache").rename(baked / "cache")
+    write_manifest(baked)
+    monkeypatch.setenv("VCLI_BAKED", str(baked))
+    assert start(*MODULES) == ["parcel", "parcel.inner"]
+    learned = read_learned()
+    assert learned is not None
+    assert learned.path == tmp_path / "cache" / "vllm_cli" / "imports" / learned.path.name
+    assert start(*MODULES) == sorted(MODULES)
+
+
+def test_modules_that_no_installer_has_written_are_not_frozen(folder: Path) -> None:
+    start(*MODULES)
+    run("from startup.imports.learned_imports import *; freeze(import_file_paths()[0])")
+    assert start("parcel") == []
+
+
+def test_reset_removes_file_and_notes(folder: Path) -> None:
+    start(*MODULES)
+    learned = read_learned()
+    assert learned is not None
+    assert learned.num_modules > len(MODULES)
+    assert delete_learned()
+    assert not delete_learned()
+    assert list(learned.path.parent.iterdir()) == []
+
+
+def test_modules_that_other_processes_will_import_are_added_unseen(folder: Path) -> None:
+    run("from startup.imports.learned_imports import learn; learn(['parcel', 'parcel.inner'])")
+    assert start("parcel.inner") == ["parcel", "parcel.inner"]
