@@ -25,7 +25,7 @@ from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints, TokenizerEndpoint
 from server.routes.load_report import LoadReport
 from server.routes.status import StatusEndpoints
-from server.routes.table import Handlers, ScaleOut, build_routes
+from server.routes.table import Handlers, build_routes
 from server.security.access import Access
 from server.security.api_keys import ApiKeys
 from server.serving.admission import Admission
@@ -34,7 +34,6 @@ from server.serving.availability import Availability
 from server.serving.chat import ChatServing
 from server.serving.chat_run import ChatRunner
 from server.serving.completions import CompletionServing
-from server.serving.derendering import DerenderServing
 from server.serving.drain import ERROR_DELIVERY_S, Drain
 from server.serving.engine_monitor import EngineHandle, EngineMonitor
 from server.serving.generative_scoring import GenerativeScoringServing
@@ -50,14 +49,12 @@ from server.serving.pooling.scoring import RerankServing, ScoreServing
 from server.serving.preparation import GenerationBuilder
 from server.serving.readiness import EngineReadiness
 from server.serving.reasoning import ModelReasoning
-from server.serving.rendering import RenderServing
 from server.serving.responses.archive import ResponseArchive
 from server.serving.responses.serving import ResponsesServing
 from server.serving.responses.store import ResponseStore, build_response_store
 from server.serving.running_requests import RunningRequests
 from server.serving.start_view import StartView
 from server.serving.tokenization import TokenizationServing
-from server.serving.tokens import TokensServing
 from server.telemetry import Telemetry
 from server.tracing.build import build_tracer
 from server.transport.connection import bounded_connections
@@ -245,21 +242,12 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     parsing = OutputParsing(config, parts.renderer, reasoning)
     runner = ChatRunner(inference, builder, parsing)
     archive = ResponseArchive(parts.response_store, parts.renderer)
-    messages = MessagesServing(inference, runner)
-    responses = ResponsesServing(inference, runner, archive, parts.running, parts.admission.limits)
-    has_scale_out = config.enable_scale_out or config.tokens_only
-    scale_out = ScaleOut(
-        tokens=TokensServing(inference, builder),
-        render=RenderServing(inference, builder, runner, messages, responses),
-        derender=DerenderServing(inference, parsing, reasoning, parts.admission.limits),
-        is_tokens_only=config.tokens_only,
-    )
     return Handlers(
         completions=CompletionServing(inference, builder),
         generative_scoring=GenerativeScoringServing(inference, builder),
         chat=ChatServing(inference, runner),
-        messages=messages,
-        responses=responses,
+        messages=MessagesServing(inference, runner),
+        responses=ResponsesServing(inference, runner, archive, parts.running, parts.admission.limits),
         tokenization=TokenizationServing(models, parts.renderer, engine),
         embeddings=EmbeddingServing(inference),
         cohere_embeddings=CohereEmbeddingServing(inference),
@@ -268,11 +256,8 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
         score=ScoreServing(inference),
         rerank=RerankServing(inference),
         health=HealthEndpoint(availability),
-        info=InfoEndpoints(
-            lifecycle, start, parts.running, metrics, version=parts.version, has_scale_out=has_scale_out
-        ),
+        info=InfoEndpoints(lifecycle, start, parts.running, metrics, version=parts.version),
         models=ModelEndpoints(availability, models),
-        scale_out=scale_out if has_scale_out else None,
         tokenizer=TokenizerEndpoint(parts.renderer) if config.enable_tokenizer_info_endpoint else None,
         adapters=parts.adapters if config.allow_runtime_lora_updating else None,
         dev=DevEndpoints(availability, engine, parts.renderer, config) if config.server_dev_mode else None,

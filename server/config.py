@@ -424,14 +424,6 @@ class ServerConfig:
     enable_request_id_headers: bool = setting(
         False, "--enable-request-id-headers", "Send an X-Request-Id header with every response."
     )
-    tokens_only: bool = setting(
-        False, "--tokens-only", "As --enable-scale-out, without text: no stop strings; also answers /abort_requests."
-    )
-    enable_scale_out: bool = setting(
-        False,
-        "--enable-scale-out",
-        "Answer /inference/v1/generate (tokens in, tokens out) and the (de)render routes.",
-    )
     enable_tokenizer_info_endpoint: bool = setting(
         False, "--enable-tokenizer-info-endpoint", "Answer GET /tokenizer_info with the tokenizer's settings."
     )

@@ -1,13 +1,13 @@
 """Bodies of /v1/chat/completions: the responses."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from server.protocol.logprobs import ChatLogprobs, PromptLogprobs
 from server.protocol.tools import DeltaToolCall, ToolCall
-from server.protocol.usage import RequestMetrics, Usage
+from server.protocol.usage import Usage
 
 
 class ChatMessage(msgspec.Struct, kw_only=True):
@@ -48,8 +48,7 @@ class ChatResponse(msgspec.Struct, kw_only=True):
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None
     prompt_text: str | None = None
-    kv_transfer_params: dict[str, Any] | None = None
-    metrics: RequestMetrics | UnsetType = UNSET
+    kv_transfer_params: None = None
 
 
 class ChatDelta(msgspec.Struct, kw_only=True):
@@ -81,6 +80,5 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType = UNSET
-    metrics: RequestMetrics | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_text: str | UnsetType = UNSET

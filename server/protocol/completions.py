@@ -1,6 +1,6 @@
 """Bodies of /v1/completions."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -9,7 +9,7 @@ from server.errors import RequestError
 from server.protocol.fields import NumLogprobs, TokenCount, TokenId, Unsupported
 from server.protocol.generation import GenerationRequest
 from server.protocol.logprobs import CompletionLogprobs, PromptLogprobs
-from server.protocol.usage import RequestMetrics, Usage
+from server.protocol.usage import Usage
 from server.renderers.prompts import EmbedsPrompt, Prompt
 
 DEFAULT_MAX_TOKENS = 16
@@ -135,8 +135,7 @@ class CompletionResponse(msgspec.Struct, kw_only=True):
     service_tier: str | None = None
     system_fingerprint: str | None = None
     usage: Usage
-    kv_transfer_params: dict[str, Any] | None = None
-    metrics: RequestMetrics | UnsetType = UNSET
+    kv_transfer_params: None = None
 
 
 class CompletionChunkChoice(msgspec.Struct, kw_only=True):
@@ -160,4 +159,3 @@ class CompletionChunk(msgspec.Struct, kw_only=True):
     model: str
     choices: list[CompletionChunkChoice]
     usage: Usage | UnsetType = UNSET
-    metrics: RequestMetrics | UnsetType = UNSET

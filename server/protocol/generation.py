@@ -149,8 +149,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     session_id: Hint = None
     prompt_cache_key: Hint = None
     prompt_cache_retention: Hint = None
-    return_token_offsets: bool | None = False
-    """Only render routes return them."""
+    return_token_offsets: Hint = False
+    """Concerns vLLM's render routes only."""
     mm_payload: Hint = None
     return_mm_kwargs: Hint = None
 

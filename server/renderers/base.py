@@ -26,7 +26,7 @@ from server.renderers.prompts import (
     TruncationSide,
 )
 from server.renderers.stop_strings import StopScanner, StopString
-from server.renderers.tokenizers.tokenizer import OffsetTokenizer, Tokenizer
+from server.renderers.tokenizers.tokenizer import Tokenizer
 from server.types import EngineInfo, PromptInputs, TensorData
 
 P = ParamSpec("P")
@@ -123,13 +123,6 @@ class BaseRenderer(ABC):
     async def render_text_async(self, prompt: str | list[int], options: TextOptions) -> RenderedPrompt:
         """`render_text` off the loop."""
         return await self._run(partial(self.render_text, prompt, options), is_small=len(prompt) <= SMALL_CHARS)
-
-    async def find_offsets(self, prompt: RenderedPrompt, *, add_special_tokens: bool) -> list[tuple[int, int]] | None:
-        """Begin and end of each token in the prompt's text, off the loop; None if these are not known."""
-        if prompt.text is None or prompt.inputs is not None or not isinstance(self.tokenizer, OffsetTokenizer):
-            return None
-        find = self.tokenizer.offsets
-        return await self.run_in_pool(find, prompt.text, prompt.token_ids, add_special_tokens=add_special_tokens)
 
     async def _render_chat_with_embeds(self, chat: MarkedConversation, options: ChatOptions) -> RenderedPrompt:
         limits = self._require_embeds()

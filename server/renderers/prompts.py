@@ -25,14 +25,6 @@ Prompt = str | list[int] | EmbedsPrompt
 """A completion's prompt: text, token ids or embeddings."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptOrigin:
-    """What another server says about a prompt that it has rendered."""
-
-    template_variables: dict[str, Any]
-    is_reasoning_over: bool
-
-
 @dataclass(frozen=True)
 class RenderedPrompt:
     """A prompt in the form that the engine accepts."""
@@ -43,8 +35,6 @@ class RenderedPrompt:
     """The text that was tokenized, before any truncation; None if the client sent token ids or embeddings."""
     inputs: PromptInputs | None = None
     """The embeddings or images of the prompt."""
-    origin: PromptOrigin | None = None
-    """None if this server has rendered it."""
 
     @property
     def known_token_ids(self) -> list[int]:

@@ -25,22 +25,14 @@ from server.serving.start_view import StartView
 class InfoEndpoints:
     """Answer in every state of the lifecycle."""
 
-    def __init__(  # noqa: PLR0913 - the parts of the server that the routes describe
-        self,
-        lifecycle: Lifecycle,
-        start: StartView,
-        running: RunningRequests,
-        metrics: ServerMetrics,
-        *,
-        version: str,
-        has_scale_out: bool,
+    def __init__(
+        self, lifecycle: Lifecycle, start: StartView, running: RunningRequests, metrics: ServerMetrics, *, version: str
     ) -> None:
         self._lifecycle = lifecycle
         self._start = start
         self._running = running
         self._metrics = metrics
         self._version = version
-        self._has_scale_out = has_scale_out
         self._scraping = asyncio.Lock()
 
     async def version(self, request: Request) -> Response:
@@ -72,7 +64,7 @@ class InfoEndpoints:
 
     @cached_property
     def _openapi(self) -> bytes:
-        return msgspec.json.encode(build_openapi(self._version, has_scale_out=self._has_scale_out))
+        return msgspec.json.encode(build_openapi(self._version))
 
 
 class ModelEndpoints:

@@ -12,7 +12,6 @@ from server.protocol.chat import BatchChatRequest, ChatRequest
 from server.protocol.chat_response import ChatChunk, ChatResponse
 from server.protocol.classification import ClassificationRequest, ClassificationResponse
 from server.protocol.completions import CompletionChunk, CompletionRequest, CompletionResponse
-from server.protocol.derender import DerenderChatRequest, DerenderCompletionRequest
 from server.protocol.embeddings import EmbeddingRequest, EmbeddingResponse
 from server.protocol.errors import ErrorResponse, UnavailableResponse
 from server.protocol.models import ModelCard, ModelList
@@ -22,7 +21,6 @@ from server.protocol.responses.request import ResponsesRequest
 from server.protocol.responses.response import Response
 from server.protocol.scoring import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
 from server.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
-from server.protocol.tokens import RenderedRequest
 
 Model = Any
 """A struct, or a union of structs."""
@@ -48,16 +46,6 @@ _POSTS: dict[str, tuple[Model, Model, Model | None]] = {
 }
 """Path -> models of request, response and stream event."""
 
-_SCALE_OUT_POSTS: dict[str, tuple[Model, Model, Model | None]] = {
-    "/v1/chat/completions/render": (ChatRequest, RenderedRequest, None),
-    "/v1/completions/render": (CompletionRequest, list[RenderedRequest], None),
-    "/v1/messages/render": (MessagesRequest, RenderedRequest, None),
-    "/v1/responses/render": (ResponsesRequest, RenderedRequest, None),
-    "/v1/chat/completions/derender": (DerenderChatRequest, ChatResponse, None),
-    "/v1/completions/derender": (DerenderCompletionRequest, CompletionResponse, None),
-}
-"""The same for the routes of `--enable-scale-out`, without the bodies that hold a chunk of a stream."""
-
 _PATH_PARAMETER = re.compile(r"{(\w+)}")
 
 _GETS: dict[str, Model | None] = {
@@ -79,18 +67,17 @@ _ACTIONS: dict[str, type] = {"/v1/responses/{response_id}/cancel": Response}
 """Path of a POST without a body -> model of the response."""
 
 
-def build_openapi(version: str, *, has_scale_out: bool) -> dict[str, Any]:
+def build_openapi(version: str) -> dict[str, Any]:
     """The whole document."""
-    posts = _POSTS | (_SCALE_OUT_POSTS if has_scale_out else {})
     used = [ErrorResponse, UnavailableResponse, *_GETS.values(), *_ACTIONS.values()]
-    used += (model for post in posts.values() for model in post)
+    used += (model for post in _POSTS.values() for model in post)
     models = [model for model in used if model is not None]
     found, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(models, found, strict=True))
     return {
         "openapi": "3.1.0",
         "info": {"title": "vllm-cli", "version": version},
-        "paths": {path: {"post": _post(schemas, *models)} for path, models in posts.items()}
+        "paths": {path: {"post": _post(schemas, *models)} for path, models in _POSTS.items()}
         | {path: {"get": _without_body(schemas, path, answer)} for path, answer in _GETS.items()}
         | {path: {"post": _without_body(schemas, path, answer)} for path, answer in _ACTIONS.items()},
         "components": {"schemas": components},

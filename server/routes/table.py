@@ -1,6 +1,5 @@
 """The table of routes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ from server.protocol.chat import BatchChatRequest, ChatRequest
 from server.protocol.classification import ClassificationRequest
 from server.protocol.cohere_embed import CohereEmbedRequest
 from server.protocol.completions import CompletionRequest
-from server.protocol.derender import DerenderChatRequest, DerenderCompletionRequest
 from server.protocol.embeddings import EmbeddingRequest
 from server.protocol.generative_scoring import GenerativeScoringRequest
 from server.protocol.lora import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
@@ -19,7 +17,6 @@ from server.protocol.pooling import PoolingRequest
 from server.protocol.responses.request import ResponsesRequest
 from server.protocol.scoring import RerankRequest, ScoreRequest
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
-from server.protocol.tokens import AbortRequest, TokensRequest
 from server.routes.dev import DevEndpoints
 from server.routes.endpoint import Handler, Intake, JsonEndpoint, LongField, T
 from server.routes.health import HealthEndpoint
@@ -30,7 +27,6 @@ from server.routes.status import StatusEndpoints
 from server.serving.anthropic import MessagesServing
 from server.serving.chat import ChatServing
 from server.serving.completions import CompletionServing
-from server.serving.derendering import DerenderServing
 from server.serving.failures import ANTHROPIC, OPENAI, FailureFormat
 from server.serving.generative_scoring import GenerativeScoringServing
 from server.serving.lora import LoraAdapters
@@ -39,21 +35,9 @@ from server.serving.pooling.cohere_embedding import CohereEmbeddingServing
 from server.serving.pooling.embedding import EmbeddingServing
 from server.serving.pooling.pooling import PoolingServing
 from server.serving.pooling.scoring import RerankServing, ScoreServing
-from server.serving.rendering import RenderServing
 from server.serving.responses.serving import ResponsesServing
 from server.serving.tokenization import TokenizationServing
-from server.serving.tokens import TokensServing
 from server.status_page.page import DATA_PATH
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScaleOut:
-    """The objects that answer the routes of `--enable-scale-out`."""
-
-    tokens: TokensServing
-    render: RenderServing
-    derender: DerenderServing
-    is_tokens_only: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +59,6 @@ class Handlers:
     health: HealthEndpoint
     info: InfoEndpoints
     models: ModelEndpoints
-    scale_out: ScaleOut | None
-    """None without `--enable-scale-out`."""
     tokenizer: TokenizerEndpoint | None
     """None without `--enable-tokenizer-info-endpoint`."""
     status: StatusEndpoints
@@ -142,7 +124,6 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
         post("/tokenize", TokenizeRequest, handlers.tokenization.tokenize),
         post("/detokenize", DetokenizeRequest, handlers.tokenization.detokenize),
         *([Route("/tokenizer_info", handlers.tokenizer, methods=["GET"])] if handlers.tokenizer else []),
-        *(_scale_out(handlers.scale_out, post) if handlers.scale_out else ()),
         Route("/invocations", _invocations(handlers, intake), methods=["POST"]),
         Route("/v1/models", models.list),
         Route("/v1/models/{model:path}", models.get),
@@ -157,20 +138,6 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
         Route("/openapi.json", info.openapi),
         Route("/", handlers.status.page),
         Route(DATA_PATH, handlers.status.data),
-    ]
-
-
-def _scale_out(handlers: ScaleOut, post: Callable[..., Route]) -> list[Route]:
-    aborts = ["/inference/v1/abort_requests", *(["/abort_requests"] if handlers.is_tokens_only else [])]
-    return [
-        *(post(path, AbortRequest, handlers.tokens.abort) for path in aborts),
-        post("/inference/v1/generate", TokensRequest, handlers.tokens.create),
-        post("/v1/chat/completions/render", ChatRequest, handlers.render.chat),
-        post("/v1/completions/render", CompletionRequest, handlers.render.completions),
-        post("/v1/messages/render", MessagesRequest, handlers.render.messages),
-        post("/v1/responses/render", ResponsesRequest, handlers.render.responses),
-        post("/v1/chat/completions/derender", DerenderChatRequest, handlers.derender.chat),
-        post("/v1/completions/derender", DerenderCompletionRequest, handlers.derender.completions),
     ]
 
 

@@ -48,7 +48,7 @@ class MessagesServing:
             RequestError: the request is invalid, or the model does not generate.
             EngineError: the engine failed; in streams this is an event.
         """
-        chat = await self.convert(request, context)
+        chat = await self._convert(request, context)
         message = _Message(self._inference, await self._runner.start(chat, context))
         return end_stream(message.stream(), ANTHROPIC) if request.stream else await message.complete()
 
@@ -58,13 +58,13 @@ class MessagesServing:
         Raises:
             RequestError: the request is invalid, or the model does not generate.
         """
-        chat = await self.convert(request, context)
+        chat = await self._convert(request, context)
         with context.times.rendering():
             prompt = await render_chat_request(self._inference, chat, context)
         num_tokens = len(prompt.token_ids)
         return CountTokensResponse(input_tokens=num_tokens, context_management=ContextManagement(num_tokens))
 
-    async def convert(self, request: CountTokensRequest, context: RequestContext) -> ChatRequest:
+    async def _convert(self, request: CountTokensRequest, context: RequestContext) -> ChatRequest:
         """The chat request with the same meaning.
 
         Raises:

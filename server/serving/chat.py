@@ -103,7 +103,7 @@ class ChatBodies:
                 if event:
                     yield event
         if reporting.at_end:
-            chunk = self.create_chunk([])
+            chunk = self._chunk([])
             chunk.usage = self._run.meter.total()
             yield sse.encode_event(chunk)
 
@@ -115,7 +115,7 @@ class ChatBodies:
             async for index in take_turns(range(self._run.num_choices)):
                 is_role = content == "role"
                 delta = ChatDelta(role=role, content="") if is_role else ChatDelta(content=content)
-                chunk = self.create_chunk([ChatChunkChoice(index=index, delta=delta)])
+                chunk = self._chunk([ChatChunkChoice(index=index, delta=delta)])
                 if is_role:
                     self._add_prompt(chunk)
                 if in_chunks:
@@ -135,13 +135,6 @@ class ChatBodies:
         is_silent = not delta.parts and delta.finish_reason is None
         if is_silent and not self._shows_logprobs and not self._shows_token_ids:
             return b""
-        chunk = await self.chunk(delta)
-        if in_chunks:
-            chunk.usage = self._run.meter.of_choice(delta.choice)
-        return sse.encode_event(chunk)
-
-    async def chunk(self, delta: ChoiceDelta, *, is_opening: bool = False) -> ChatChunk:
-        """The chunk of a delta; `is_opening` adds what `stream` sends in chunks of its own at first."""
         choice = ChatChunkChoice(
             index=delta.choice,
             delta=_delta(delta),
@@ -152,13 +145,10 @@ class ChatBodies:
             choice.stop_reason = delta.sequence.stop_reason
         if self._shows_token_ids:
             choice.token_ids = delta.sequence.token_ids
-        chunk = self.create_chunk([choice])
-        if is_opening:
-            choice.delta.role = self._role(delta.choice)
-            if echo := self._echo(delta.choice):
-                choice.delta.content = echo + (choice.delta.content or "")
-            self._add_prompt(chunk)
-        return chunk
+        chunk = self._chunk([choice])
+        if in_chunks:
+            chunk.usage = self._run.meter.of_choice(delta.choice)
+        return sse.encode_event(chunk)
 
     async def _choice(self, choice: ChoiceDelta) -> ChatChoice:
         return ChatChoice(
@@ -208,8 +198,7 @@ class ChatBodies:
             return content
         return "\n".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
 
-    def create_chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
-        """A chunk of these choices."""
+    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
         return ChatChunk(id=self._run.id, created=self._created, model=self._model, choices=choices)
 
 

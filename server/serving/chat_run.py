@@ -35,7 +35,7 @@ from server.serving.streams import collect, generate
 from server.serving.usage import UsageMeter
 
 ChatFinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
-"""The last two only in outputs of other servers; in those of the engine they are raised as errors."""
+"""The last two are raised as errors before a delta is made of them."""
 
 
 class ToolCallPart(NamedTuple):
@@ -162,10 +162,10 @@ class ChatRun:
         Raises:
             EngineError: the engine failed.
         """
-        readers = self.create_readers(is_whole=False)
+        readers = self._create_readers(is_whole=False)
         async with aclosing(generate(self._inference, self.generation)) as deltas:
             async for delta in deltas:
-                yield self.read(delta, readers)
+                yield self._read(delta, readers)
 
     async def collect(self) -> list[ChoiceDelta]:
         """Runs the request to its end; returns one delta per choice.
@@ -173,19 +173,16 @@ class ChatRun:
         Raises:
             EngineError: the engine failed.
         """
-        return await self.read_all(await collect(self._inference, self.generation))
+        deltas = await collect(self._inference, self.generation)
+        readers = self._create_readers(is_whole=True)
+        return [self._read(delta, readers) async for delta in take_turns(deltas)]
 
-    async def read_all(self, deltas: Sequence[SequenceDelta]) -> list[ChoiceDelta]:
-        """Reads whole choices, each one delta."""
-        readers = self.create_readers(is_whole=True)
-        return [self.read(delta, readers) async for delta in take_turns(deltas)]
-
-    def create_readers(self, *, is_whole: bool) -> "ChoiceReaders":
+    def _create_readers(self, *, is_whole: bool) -> "ChoiceReaders":
         """One reader per choice. With `is_whole`, each reads its whole choice as one delta."""
         create = partial(self._parsing.create_parser, self.request, is_whole=is_whole)
         return ChoiceReaders(lambda index: ChoiceReader(self.request, create(self.generation.reasoning_of(index))))
 
-    def read(self, delta: SequenceDelta, readers: "ChoiceReaders") -> ChoiceDelta:
+    def _read(self, delta: SequenceDelta, readers: "ChoiceReaders") -> ChoiceDelta:
         """Parses a delta and counts its tokens."""
         self.meter.add(delta)
         return readers[delta.choice].read(delta)

@@ -47,7 +47,7 @@ class CompletionServing:
         self._inference.models.check_generative("Completions")
         self._inference.models.check(request.model)
         with context.times.rendering():
-            prompts = await render_completion(self._inference, request)
+            prompts = await self._render(request)
         if request.prompt_embeds is not None:
             request.prompt_embeds = None  # frees up to a hundred megabytes
             context.lease.drop_bytes()
@@ -60,6 +60,14 @@ class CompletionServing:
             return end_stream(bodies.stream())
         return await bodies.complete(await collect(self._inference, generation))
 
+    async def _render(self, request: CompletionRequest) -> list[RenderedPrompt]:
+        options = TextOptions(
+            add_special_tokens=request.add_special_tokens,
+            truncate_prompt_tokens=request.truncate_prompt_tokens,
+            truncation_side=request.truncation_side,
+        )
+        return await self._inference.renderer.render_prompts_async(request.prompts, options)
+
     async def _echo_text(self, prompt: RenderedPrompt, request: CompletionRequest) -> str:
         """The prompt's text; detokenized if the prompt was sent as token ids or truncated."""
         if not request.echo:
@@ -67,20 +75,6 @@ class CompletionServing:
         if prompt.text is None or request.truncate_prompt_tokens is not None:
             return await self._inference.renderer.detokenize_async(prompt.token_ids)
         return prompt.text
-
-
-async def render_completion(inference: Inference, request: CompletionRequest) -> list[RenderedPrompt]:
-    """The prompts of a request.
-
-    Raises:
-        RequestError: a prompt is invalid.
-    """
-    options = TextOptions(
-        add_special_tokens=request.add_special_tokens,
-        truncate_prompt_tokens=request.truncate_prompt_tokens,
-        truncation_side=request.truncation_side,
-    )
-    return await inference.renderer.render_prompts_async(request.prompts, options)
 
 
 class _Shown(NamedTuple):
@@ -96,10 +90,8 @@ class _Shown(NamedTuple):
 class CompletionBodies:
     """The bodies of one request's response."""
 
-    def __init__(
-        self, inference: Inference, generation: Generation, echoes: Sequence[str], *, text_offset: int = 0
-    ) -> None:
-        """`echoes` has one text per prompt; `text_offset` is that of the first token."""
+    def __init__(self, inference: Inference, generation: Generation, echoes: Sequence[str]) -> None:
+        """`echoes` has one text per prompt."""
         request = generation.request
         assert isinstance(request, CompletionRequest)
         self._inference = inference
@@ -109,7 +101,7 @@ class CompletionBodies:
         self._echoes = echoes
         self._created = unix_time()
         self._has_begun = [False] * generation.num_choices
-        self._text_offsets = [text_offset] * generation.num_choices
+        self._text_offsets = [0] * generation.num_choices
         self._logprobs = LogprobFormatter.from_request(inference, request)
         self._meter = UsageMeter(
             generation,
@@ -137,21 +129,16 @@ class CompletionBodies:
         async with aclosing(generate(self._inference, self._generation)) as deltas:
             async for delta in deltas:
                 self._meter.add(delta)
-                chunk = await self.chunk(delta)
+                chunk = self._chunk([await self._chunk_choice(delta)])
                 if reporting.in_chunks:
                     chunk.usage = self._meter.of_choice(delta.choice)
                 yield sse.encode_event(chunk)
         if reporting.at_end:
-            chunk = self.create_chunk([])
+            chunk = self._chunk([])
             chunk.usage = self._meter.total()
             yield sse.encode_event(chunk)
 
-    async def chunk(self, delta: SequenceDelta) -> CompletionChunk:
-        """The chunk of a delta."""
-        return self.create_chunk([await self._chunk_choice(delta)])
-
-    def create_chunk(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
-        """A chunk of these choices."""
+    def _chunk(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
         return CompletionChunk(
             id=self._generation.request_id, created=self._created, model=self._model, choices=choices
         )

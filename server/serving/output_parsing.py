@@ -39,11 +39,6 @@ class OutputParsing:
             self._trigger_id = _find_special_token(self._call_format.trigger, renderer.tokenizer)
         self._accepts_auto = self._tool_parser is not None or _has_own_tool_format(renderer)
 
-    @property
-    def is_configured(self) -> bool:
-        """Whether the server reads reasoning, or calls that the model chooses."""
-        return self._reasoning.is_configured or self._tool_parser is not None
-
     def check(self, request: ChatRequest) -> None:
         """Raises RequestError if the model may choose tools and no parser reads its calls.
 
@@ -62,7 +57,8 @@ class OutputParsing:
 
     def hides_tokens(self, request: ChatRequest) -> bool:
         """Whether ids and log-probabilities are left out, because they would show the hidden reasoning."""
-        return not request.include_reasoning and self.is_configured
+        is_configured = self._reasoning.is_configured or self._tool_parser is not None
+        return not request.include_reasoning and is_configured
 
     def find_constraint(self, request: ChatRequest) -> Constraint | None:
         """The grammar of calls that the model chooses, if a tool is strict and the format allows it."""

@@ -74,10 +74,6 @@ class ModelReasoning:
         if self._format is None:
             return None
         kwargs = self._renderer.config.default_chat_template_kwargs
-        if prompt.origin is not None:
-            if prompt.origin.is_reasoning_over:
-                return None
-            kwargs = kwargs | prompt.origin.template_variables
         if isinstance(request, ChatRequest):
             if has_grammar and not request.include_reasoning:
                 return None

@@ -15,7 +15,6 @@ from server.protocol.pooling import InputFields
 from server.protocol.responses.request import ResponsesRequest
 from server.protocol.scoring import RerankRequest, ScoreRequest
 from server.protocol.tokenize import TokenizeRequest
-from server.protocol.tokens import TokensRequest
 
 
 def num_sequences(request: Any) -> int:
@@ -24,8 +23,6 @@ def num_sequences(request: Any) -> int:
         return len(request.prompts) * request.num_choices
     if isinstance(request, BatchChatRequest):
         return len(request.messages)
-    if isinstance(request, TokensRequest):
-        return request.sampling_params.n or 1
     if isinstance(request, GenerationRequest):
         return request.num_choices
     if isinstance(request, InputFields):
@@ -47,7 +44,6 @@ class RequestLimiter:
 
     def check(self, request: Any) -> None:
         """Raises RequestError if the request exceeds a limit."""
-        request = _as_generation(request)
         if isinstance(request, GenerationRequest):
             self._check_generation(request)
         if isinstance(request, MessagesRequest):
@@ -112,7 +108,3 @@ def _other_prompts(request: Any) -> Iterator[tuple[str, Sequence[Any]]]:
         yield "items", request.items
     elif isinstance(request, ScoreRequest | RerankRequest):
         yield from zip(request.names, (request.first, request.second), strict=True)
-
-
-def _as_generation(request: Any) -> Any:
-    return request.to_completion(max_tokens=1) if isinstance(request, TokensRequest) else request

@@ -49,7 +49,7 @@ async def collect(inference: Inference, generation: Generation) -> list[Sequence
     async with aclosing(generate(inference, generation)) as deltas:
         async for delta in deltas:
             parts[delta.choice].append(delta)
-    joined = [join_deltas(deltas_of_choice) async for deltas_of_choice in take_turns(parts)]
+    joined = [_join(deltas_of_choice) async for deltas_of_choice in take_turns(parts)]
     num_entries = sum(len(d.token_ids) + len(d.prompt_logprobs or ()) for d in joined)
     params = generation.params[0]
     if num_entries * (1 + max(params.logprobs or 0, params.prompt_logprobs or 0)) > _MANY_ENTRIES:
@@ -66,11 +66,11 @@ async def _batch(source: AsyncGenerator[SequenceDelta, None], interval: int) -> 
             parts = waiting.setdefault(delta.choice, [])
             parts.append(delta)
             if is_first or delta.finish_reason is not None or sum(len(d.token_ids) for d in parts) >= interval:
-                yield join_deltas(parts)
+                yield _join(parts)
                 parts.clear()
 
 
-def join_deltas(deltas: list[SequenceDelta]) -> SequenceDelta:
+def _join(deltas: list[SequenceDelta]) -> SequenceDelta:
     """One delta with the tokens and texts of several ones of a choice."""
     first, last = deltas[0], deltas[-1]
     has_logprobs = any(delta.logprobs is not None for delta in deltas)

@@ -112,8 +112,6 @@ class _BodyGenerator:
             body["messages"] = [self._message() for _ in range(self._rng.randint(1, 3))]
         if "previous_response_id" in schema.get("properties", {}):
             self._make_sensible(body)
-        if "generate_chunk" in schema.get("properties", {}):
-            self._make_derenderable(body, schema)
         return body
 
     def _make_sensible(self, body: dict[str, Any]) -> None:
@@ -127,39 +125,6 @@ class _BodyGenerator:
         for name in ("previous_response_id", "prompt", "conversation", "previous_input_messages"):
             if rng.random() < 0.7:
                 body.pop(name, None)
-
-    def _make_derenderable(self, body: dict[str, Any], schema: dict[str, Any]) -> None:
-        """Replaces most tokens of the derender routes, which are seldom valid otherwise."""
-        rng = self._rng
-        body["stream"] = rng.random() < 0.5
-        whole = "generate_responses" if "generate_responses" in schema["properties"] else "generate_response"
-        name, other = ("generate_chunk", whole) if body["stream"] else (whole, "generate_chunk")
-        body.pop(other, None)
-        if rng.random() < 0.8:
-            generated = {
-                "request_id": "r",
-                "choices": [self._generated_choice() for _ in range(rng.choice((0, 1, 1, 2)))],
-            }
-            body[name] = [generated] * rng.randrange(3) if name == "generate_responses" else generated
-        if "chat_request" in schema["properties"] and rng.random() < 0.8:
-            body["chat_request"] = {"messages": [self._message()], "logprobs": rng.random() < 0.5}
-        if body["stream"] and rng.random() < 0.8:
-            body["stream_state"] = {"output_token_ids": self._token_ids(), "role_sent": True}
-            body["prompt_token_ids"] = self._token_ids()
-
-    def _generated_choice(self) -> dict[str, Any]:
-        rng = self._rng
-        entry = {"token_id": 5, "logprob": -1.0, "top_logprobs": [{"token_id": 6, "logprob": -2.0, "rank": 1}]}
-        return {
-            "index": rng.randrange(3),
-            "token_ids": self._token_ids(),
-            "finish_reason": rng.choice((None, "stop", "length", "abort", "error", self._text())),
-            "stop_reason": rng.choice((None, 5, self._text())),
-            "logprobs": rng.choice((None, {"content": [entry]}, self._junk(2))),
-        }
-
-    def _token_ids(self) -> list[int]:
-        return [self._rng.randrange(270) for _ in range(self._rng.choice((0, 1, 3, 60)))]
 
     def _item(self) -> dict[str, Any]:
         rng = self._rng

@@ -25,12 +25,11 @@ TEXT_ROUTES = (
     "/v1/responses",
     *("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"),
     *("/tokenize", "/detokenize"),
-    *("/v1/chat/completions/derender", "/v1/completions/derender"),
 )
 POOLING_ROUTES = ("/v1/embeddings", "/pooling", "/classify", "/score", "/rerank", "/tokenize")
 SETTINGS = (
     *("--served-model-name", MODEL, "--max-model-len", "128", "--override-generation-config.max_new_tokens", "4"),
-    *("--disable-uvicorn-access-log", "--enable-prompt-embeds", "--enable-scale-out"),
+    *("--disable-uvicorn-access-log", "--enable-prompt-embeds"),
 )
 NUM_TEXT_REQUESTS, NUM_POOLING_REQUESTS = 100_000, 20_000
 

@@ -23,15 +23,9 @@ _PEER: Final = ROOT / ".peers" / "vllm"
 _SMOLLM: Final = ROOT / ".peers" / "model"
 _COPIED: Final = ("tests", "examples", "pyproject.toml")
 _COMMAND: Final = """#!/bin/sh
-# `vllm serve` of the tests: this program with its own engine. `vllm launch render`, a server of the routes
-# that --enable-scale-out adds, is this server: this program has none without an engine.
+# `vllm serve` of the tests: this program with its own engine.
 command="$1"
 shift
-if [ "$command" = launch ]; then
-    command=serve
-    shift
-    set -- "$@" --enable-scale-out
-fi
 [ "$command" = serve ] && set -- "$@" --engine embedded
 exec {vllm_cli} "$command" "$@"
 """

@@ -105,6 +105,8 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         values("--sleep-preserve-parameter-names"),
     ),
     "another protocol or endpoint": (
+        switch("--enable-scale-out"),
+        switch("--tokens-only"),
         switch("--grpc"),
         value("--grpc-port"),
         value("--sse-keep-alive-interval", neutral=("0",)),

@@ -54,17 +54,6 @@ class HfTokenizer:
     def cut_text(self, text: str, num_tokens: int) -> str:
         return cut_text(self.for_this_thread, text, num_tokens)
 
-    def offsets(self, text: str, token_ids: list[int], *, add_special_tokens: bool) -> list[tuple[int, int]] | None:
-        tokenizer = self.for_this_thread
-        if not tokenizer.is_fast:
-            return None
-        encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False)
-        all_ids, offsets = encoded["input_ids"], list(encoded["offset_mapping"])
-        num_dropped = len(all_ids) - len(token_ids)
-        if token_ids == all_ids[: len(token_ids)]:
-            return offsets[: len(token_ids)]
-        return offsets[num_dropped:] if token_ids == all_ids[num_dropped:] else None
-
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         text: str = self.for_this_thread.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text

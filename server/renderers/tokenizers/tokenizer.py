@@ -75,14 +75,3 @@ class PairTokenizer(Protocol):
 
     def cut_text(self, text: str, num_tokens: int) -> str:
         """The beginning of the text, of `num_tokens` tokens."""
-
-
-@runtime_checkable
-class OffsetTokenizer(Protocol):
-    """A further method that not every kind of tokenizer has."""
-
-    def offsets(self, text: str, token_ids: list[int], *, add_special_tokens: bool) -> list[tuple[int, int]] | None:
-        """Begin and end of each token in the text; `token_ids` are its tokens, or the first or last of them.
-
-        None if they are neither, or if the tokenizer cannot tell.
-        """

@@ -52,7 +52,7 @@ class ResponsesServing:
         self._inference.models.check_generative("Responses")
         if request.background:
             return await self._create_in_background(request, context)
-        run = await self.prepare(request, context)
+        run = await self._prepare(request, context)
         if request.stream:
             return self._stream(run)
         async with self._archive.claim(run):
@@ -105,7 +105,7 @@ class ResponsesServing:
         await current.cancel()
         return msgspec.json.encode(current.response)
 
-    async def prepare(self, request: ResponsesRequest, context: RequestContext) -> ResponseRun:
+    async def _prepare(self, request: ResponsesRequest, context: RequestContext) -> ResponseRun:
         """Renders the request; the engine receives it with the first use of the run.
 
         Raises:
@@ -147,7 +147,7 @@ class ResponsesServing:
                 "background",
             )
         own_context = replace(context, trace=None, held=[])  # the request's trace ends with its HTTP response
-        run = await self.prepare(request, own_context)
+        run = await self._prepare(request, own_context)
         response = await self._background.start(run, own_context, keeps_events=bool(request.stream))
         return response.follow(0) if request.stream else response.response
 

@@ -1,7 +1,7 @@
 """`use_beam_search` over HTTP: a real engine with a tiny model finds what vLLM's rules say."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -245,18 +245,6 @@ def test_what_cannot_be_searched_is_a_400(
     assert error["param"] == param
     assert message in error["message"]
     assert not engine.requests
-
-
-def test_render_routes_do_not_search(serve: Callable[..., LiveServer]) -> None:
-    server = serve(enable_scale_out=True)
-    for path, fields in (
-        ("chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
-        ("completions", {"prompt": "a"}),
-    ):
-        body = {"use_beam_search": True} | fields
-        error = server.post(f"/v1/{path}/render", body).json()["error"]
-        assert error["message"] == "Beam search is not supported by the render endpoint"
-        assert error["param"] == "use_beam_search"
 
 
 def test_failed_step_fails_the_request(server: LiveServer, engine: ScriptedEngine, wait_until: Any) -> None:

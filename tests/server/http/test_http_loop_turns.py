@@ -31,7 +31,7 @@ _TRIES = 5
 """A collection of garbage, or a processor that was slowed down, may lengthen one."""
 MAX_LEN = 131_072
 CHAT, COMPLETION, BATCH = "/v1/chat/completions", "/v1/completions", "/v1/chat/completions/batch"
-RESPONSES, MESSAGES, GENERATE = "/v1/responses", "/v1/messages", "/inference/v1/generate"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 PARTS = [{"type": "text", "text": "a"}] * 60_000
 HELLO = [{"role": "user", "content": "Hello"}]
 IDS = [i % 49_152 for i in range(400_000)]
@@ -127,7 +127,6 @@ FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
         CHAT,
         {"messages": [{"role": "user", "content": "a " * 120_000}], "return_token_ids": True},
     ),
-    "chat: rendered": lambda: (f"{CHAT}/render", {"messages": HELLO, "allowed_token_ids": IDS}),
     "completion: text": lambda: (COMPLETION, {"prompt": "hello world " * 40_000}),
     "completion: echo": lambda: (COMPLETION, {"prompt": "hello world " * 40_000, "echo": True}),
     "completion: echoed tokens": lambda: (COMPLETION, {"prompt": IDS[:130_000], "echo": True}),
@@ -210,17 +209,6 @@ FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "tokenize: text": lambda: ("/tokenize", {"prompt": "hello world " * 40_000, "return_token_strs": True}),
     "tokenize: tools": lambda: ("/tokenize", {"messages": HELLO, "tools": _tools(100)}),
     "detokenize": lambda: ("/detokenize", {"tokens": IDS}),
-    "generate: tokens": lambda: (GENERATE, {"token_ids": IDS[:130_000], "sampling_params": {}}),
-    "generate: allowed tokens": lambda: (GENERATE, {"token_ids": [5], "sampling_params": {"allowed_token_ids": IDS}}),
-    "derender": lambda: (
-        f"{CHAT}/derender",
-        {
-            "chat_request": {"messages": HELLO},
-            "generate_response": {"choices": [{"index": 0, "token_ids": IDS[:130_000]}]},
-            "prompt_token_ids": IDS[:130_000],
-        },
-    ),
-    "abort": lambda: ("/inference/v1/abort_requests", {"request_ids": ["abcdefgh"] * 400_000}),
     "invocations": lambda: ("/invocations", {"messages": HELLO, "chat_template_kwargs": _members(50_000)}),
 }
 
@@ -240,9 +228,7 @@ def send(model_path: Path) -> Iterator[Send]:
     """Sends a body and returns the processor time of the longest turn of the server's loop."""
     engine = InstantEngine([260, 260])
     engine.info = msgspec.structs.replace(engine.info, max_model_len=MAX_LEN)
-    config = ServerConfig(
-        served_model_names=(MODEL,), enable_scale_out=True, enable_auto_tool_choice=True, tool_call_parser="hermes"
-    )
+    config = ServerConfig(served_model_names=(MODEL,), enable_auto_tool_choice=True, tool_call_parser="hermes")
     with HfRenderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
         yield from _measure(config, renderer, engine)
 

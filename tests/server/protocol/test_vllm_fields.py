@@ -18,7 +18,6 @@ from server.protocol.anthropic import (
 from server.protocol.chat import BatchChatRequest, ChatRequest
 from server.protocol.classification import ClassificationRequest
 from server.protocol.completions import CompletionRequest
-from server.protocol.derender import DerenderChatRequest, DerenderCompletionRequest
 from server.protocol.embeddings import EmbeddingRequest
 from server.protocol.generation import JsonSchemaFormat, ResponseFormat, StreamOptions
 from server.protocol.pooling import PoolingRequest
@@ -33,7 +32,6 @@ CHAT = "vllm.entrypoints.openai.chat_completion.protocol"
 BASE = "vllm.entrypoints.generate.base.protocol"
 POOLING = "vllm.entrypoints.pooling"
 ANTHROPIC = "vllm.entrypoints.anthropic.protocol"
-TOKENS = "vllm.entrypoints.scale_out.token_in_token_out.protocol"
 TOKENIZE = "vllm.entrypoints.serve.tokenize.protocol"
 
 PAIRS = {
@@ -61,13 +59,9 @@ PAIRS = {
     (ANTHROPIC, "AnthropicJsonOutputFormat"): JsonOutputFormat,
     (TOKENIZE, "TokenizeRequest"): TokenizeRequest,
     (TOKENIZE, "DetokenizeRequest"): DetokenizeRequest,
-    (TOKENS, "DerenderChatRequest"): DerenderChatRequest,
-    (TOKENS, "DerenderChatStreamRequest"): DerenderChatRequest,
-    (TOKENS, "DerenderCompletionRequest"): DerenderCompletionRequest,
-    (TOKENS, "DerenderCompletionStreamRequest"): DerenderCompletionRequest,
 }
 
-_TENSORS = "for tensors of images, which our render routes do not answer"
+_TENSORS = "for tensors of images of vLLM's render routes, which the embedded engine lacks"
 WITHOUT = {
     "AnthropicMessagesRequest": {"mm_payload": _TENSORS, "return_mm_kwargs": _TENSORS},
     "PoolingRequest": {"data": "for vLLM's IO processor plugins, which the embedded engine does not load"},
