@@ -20,7 +20,7 @@ from server.routes.info import json_response
 from server.routes.turns import LoopTurns
 from server.routes.user_middleware import load_middleware
 from server.security.api_keys import ApiKeys
-from server.serving.failures import failure_format
+from server.serving.anthropic_errors import failure_format
 
 
 class ServerApp(Starlette):

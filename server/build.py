@@ -49,9 +49,9 @@ from server.serving.pooling.scoring import RerankServing, ScoreServing
 from server.serving.preparation import GenerationBuilder
 from server.serving.readiness import EngineReadiness
 from server.serving.reasoning import ModelReasoning
-from server.serving.responses.archive import ResponseArchive
+from server.serving.responses.archive import ResponseArchive, build_response_store
 from server.serving.responses.serving import ResponsesServing
-from server.serving.responses.store import ResponseStore, build_response_store
+from server.serving.responses.store import ResponseStore
 from server.serving.running_requests import RunningRequests
 from server.serving.start_view import StartView
 from server.serving.tokenization import TokenizationServing

@@ -3,13 +3,14 @@
 Fields that are not listed have no effect, as in vLLM: clients send `cache_control` and fields of betas.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from server.errors import CodedRequestError, RequestError
-from server.protocol.fields import CacheSalt, Temperature, Text, TopK, TopP
+from server.protocol.fields import CacheSalt, Counted, RequestBody, Temperature, Text, TopK, TopP
 
 MIN_THINKING_TOKENS = 1024
 
@@ -177,7 +178,7 @@ class ThinkingAdaptive(msgspec.Struct, kw_only=True, tag_field="type", tag="adap
 Thinking = ThinkingEnabled | ThinkingDisabled | ThinkingAdaptive
 
 
-class CountTokensRequest(msgspec.Struct, kw_only=True):
+class CountTokensRequest(RequestBody, kw_only=True):
     """A conversation whose prompt is counted."""
 
     model: Text
@@ -200,6 +201,10 @@ class CountTokensRequest(msgspec.Struct, kw_only=True):
             )
         _check_no_tool_changes(self.system, param="system")
         self._check_results()
+
+    def counted(self) -> Iterator[Counted]:
+        yield Counted("max_messages", "messages", len(self.messages))
+        yield Counted("max_tools", "tools", len(self.tools or ()))
 
     def _check_results(self) -> None:
         call_ids: set[str | None] = set()
@@ -237,6 +242,10 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
         is_prefill_only = bool(self.kv_transfer_params and self.kv_transfer_params.get("do_remote_decode"))
         if isinstance(self.thinking, ThinkingEnabled) and not is_prefill_only:
             self._check_thinking_budget(self.thinking.budget_tokens)
+
+    def counted(self) -> Iterator[Counted]:
+        yield from super().counted()
+        yield Counted("max_stop_strings", "stop_sequences", len(self.stop_sequences or ()))
 
     def _check_thinking_budget(self, budget_tokens: int) -> None:
         if budget_tokens >= self.max_tokens:

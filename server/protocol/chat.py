@@ -1,12 +1,13 @@
 """Bodies of /v1/chat/completions: the request."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
 from server.errors import RequestError
-from server.protocol.conversation import Messages, check_generation_prompt
-from server.protocol.fields import INEFFECTIVE, Hint, NumLogprobs, TokenCount
+from server.protocol.conversation import Messages, check_generation_prompt, count_conversations
+from server.protocol.fields import INEFFECTIVE, Counted, Hint, NumLogprobs, TokenCount
 from server.protocol.generation import GenerationRequest
 from server.protocol.tools import NamedToolChoice, Tool, ToolChoice
 
@@ -102,6 +103,11 @@ class ChatRequest(ChatFields, kw_only=True):
 
     messages: Messages
 
+    def counted(self) -> Iterator[Counted]:
+        yield from super().counted()
+        yield Counted("max_messages", "messages", len(self.messages))
+        yield Counted("max_tools", "tools", len(self.tools or ()))
+
 
 class BatchChatRequest(ChatFields, kw_only=True):
     """Conversations to continue, each on its own; one choice per conversation. Cannot stream or use tools."""
@@ -126,6 +132,14 @@ class BatchChatRequest(ChatFields, kw_only=True):
                 "several conversations.",
                 param="kv_transfer_params.prompt_token_ids",
             )
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.messages)
+
+    def counted(self) -> Iterator[Counted]:
+        yield from super().counted()
+        yield from count_conversations("messages", self.messages)
 
     def split(self) -> list[ChatRequest]:
         """One request per conversation."""

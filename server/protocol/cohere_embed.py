@@ -1,12 +1,13 @@
 """Bodies of /v2/embed, Cohere's API of embeddings."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from server.errors import RequestError
-from server.protocol.fields import INEFFECTIVE, Priority
+from server.protocol.fields import INEFFECTIVE, Counted, Priority
 from server.protocol.pooling import Conversation, Dimensions, Truncatable
 
 CohereEmbeddingType = Literal["float", "binary", "ubinary", "base64"]
@@ -62,6 +63,13 @@ class CohereEmbedRequest(Truncatable, kw_only=True):
         if self.truncate != "NONE":
             self.truncate_prompt_tokens = -1 if self.max_tokens is None else self.max_tokens
             self.truncation_side = "left" if self.truncate == "START" else "right"
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.given)
+
+    def counted(self) -> Iterator[Counted]:
+        yield Counted("max_prompts", "texts", len(self.given))
 
     @property
     def given(self) -> list[str] | list[CohereInput]:

@@ -1,12 +1,13 @@
 """Bodies of /v1/completions."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from server.errors import RequestError
-from server.protocol.fields import NumLogprobs, TokenCount, TokenId, Unsupported
+from server.protocol.fields import Counted, NumLogprobs, TokenCount, TokenId, Unsupported
 from server.protocol.generation import GenerationRequest
 from server.protocol.logprobs import CompletionLogprobs, PromptLogprobs
 from server.protocol.usage import Usage
@@ -80,6 +81,15 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         if isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int):
             return prompts + self.prompt  # type: ignore[operator]
         return [*prompts, self.prompt] if self.prompt else prompts  # type: ignore[list-item]
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.prompts) * self.num_choices
+
+    def counted(self) -> Iterator[Counted]:
+        yield Counted("max_prompts", "prompt", len(self.prompts))
+        yield Counted("max_choices", "n", self.num_sequences)
+        yield from super().counted()
 
     @property
     def is_echo_only(self) -> bool:

@@ -1,4 +1,4 @@
-"""Decodes a request's body into its struct; every failure becomes a 400 that names the field."""
+"""Decodes a request's body and checks the limits of one request; every failure is a 400 that names the field."""
 
 import re
 from typing import Any, Generic, TypeVar
@@ -6,12 +6,13 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from server.errors import RequestError
-from server.limits import LimitsConfig
+from server.limits import LimitsConfig, flag_of
+from server.protocol.fields import RequestBody
 from server.protocol.long_texts import shorten
 from server.protocol.nesting import NestingCheck
 from server.protocol.unused_fields import UnusedFields
 
-T = TypeVar("T")
+T = TypeVar("T", bound=RequestBody)
 
 _PATH = re.compile(r"(?:`key` in )?`\$\.?(.*)`", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -31,9 +32,9 @@ class RequestDecoder(Generic[T]):
 
     Args:
         model: the request's struct.
-        nesting: limits of a body's shape, checked without its long texts.
         long_field: a field whose texts may be tens of megabytes; these are decoded as memoryviews of the
             body.
+        limits: the operator's limits of one request.
         unused: what to do with fields without effect.
     """
 
@@ -41,13 +42,14 @@ class RequestDecoder(Generic[T]):
         self,
         model: type[T],
         long_field: str | None = None,
-        nesting: NestingCheck | None = None,
+        limits: LimitsConfig | None = None,
         unused: UnusedFields | None = None,
     ) -> None:
         self.model = model
         self._unused = unused or UnusedFields()
         self._long_field = long_field
-        self._nesting = nesting or NestingCheck(LimitsConfig())
+        self._limits = limits or LimitsConfig()
+        self._nesting = NestingCheck(self._limits)
         self._decoder = msgspec.json.Decoder(model)
         self._lenient = msgspec.json.Decoder(model, strict=False)
 
@@ -55,8 +57,8 @@ class RequestDecoder(Generic[T]):
         """Decodes a body.
 
         Raises:
-            RequestError: the body is not JSON, or a field is missing, of another type, out of range, or
-                without effect where such fields are rejected.
+            RequestError: the body is not JSON or exceeds a limit; or a field is missing, of another type, out of
+                range, or without effect where such fields are rejected.
         """
         if self._long_field is None or len(body) < _LARGE_BYTES:
             return self._decode(body)
@@ -77,6 +79,7 @@ class RequestDecoder(Generic[T]):
         except RecursionError as err:
             raise RequestError("The request body is nested too deeply.") from err
         self._unused.check(request)
+        check_limits(request, self._limits)
         return request
 
     def _decode_known(self, body: bytes) -> T:
@@ -119,6 +122,15 @@ class RequestDecoder(Generic[T]):
         for name, _ in _STEP.findall(path):
             schema = next(found for part in _alternatives(schema, components) if (found := _member(part, name)))
         return [f"'{word}'" for part in _alternatives(schema, components) for word in part.get("enum", ())]
+
+
+def check_limits(request: RequestBody, limits: LimitsConfig) -> None:
+    """Raises RequestError if the request exceeds a limit; the message names limit, value and flag."""
+    for limit, param, number in request.counted():
+        most = getattr(limits, limit)
+        if number > most:
+            what = "must be at most {} for all prompts together" if param == "n" else "may have at most {} members"
+            raise RequestError(f"`{param}` {what.format(most)}, got {number} ({flag_of(limit)}).", param=param)
 
 
 def _alternatives(schema: dict[str, Any], components: dict[str, Any]) -> list[dict[str, Any]]:

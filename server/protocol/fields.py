@@ -1,8 +1,8 @@
-"""Types of request fields: their ranges, and marks for fields without effect and for unsupported ones."""
+"""What all requests share: their base, the ranges of fields, marks for fields without effect or support."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -27,7 +27,7 @@ Unsupported = Annotated[Any, Meta(extra={"support": "unsupported"})]
 TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 TokenCount = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 NumChoices = Annotated[int, Meta(ge=1, le=INT32_MAX)]
-"""The operator's limit is checked later (`server.serving.request_limits`)."""
+"""The operator's limit is checked later (`RequestBody.counted`)."""
 NumLogprobs = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
 Truncation = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
 """The number of prompt tokens to keep; -1 keeps as many as the model accepts."""
@@ -52,6 +52,29 @@ CacheSalt = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^@/\\\
 """As in vLLM, whose caches use it in paths."""
 RequestId = Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+(?!\n)$")]
 """Without control characters and line breaks: the id is logged and must not imitate another log line."""
+
+
+class Counted(NamedTuple):
+    """A number in a request that the operator limits."""
+
+    limit: str
+    """The field of `LimitsConfig`."""
+    param: str
+    """The request's field."""
+    number: int
+
+
+class RequestBody(msgspec.Struct):
+    """Base of all requests."""
+
+    @property
+    def num_sequences(self) -> int:
+        """How many sequences the engine runs for the request; at least 1."""
+        return 1
+
+    def counted(self) -> Iterable[Counted]:
+        """What the operator's limits of one request apply to."""
+        return ()
 
 
 def check_unsupported(request: msgspec.Struct) -> None:

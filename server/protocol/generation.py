@@ -1,5 +1,6 @@
 """Fields that completions and chat completions share, with vLLM's names, ranges and defaults."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,6 +12,7 @@ from server.protocol.fields import (
     INT32_MAX,
     BadWords,
     CacheSalt,
+    Counted,
     Hint,
     LengthPenalty,
     LogitBias,
@@ -20,6 +22,7 @@ from server.protocol.fields import (
     Penalty,
     Priority,
     RepetitionPenalty,
+    RequestBody,
     RequestId,
     Seed,
     Stop,
@@ -92,7 +95,7 @@ class RepetitionDetection(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
     min_count: TokenCount = 0
 
 
-class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class GenerationRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
     """Base of completion and chat completion requests.
 
     `max_tokens`, `logprobs` and `echo` differ between the two; `num_logprobs` and similar properties unify
@@ -216,6 +219,14 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     def num_choices(self) -> int:
         """`n`, or 1 if it is null."""
         return self.n or 1
+
+    @property
+    def num_sequences(self) -> int:
+        return self.num_choices
+
+    def counted(self) -> Iterator[Counted]:
+        yield Counted("max_choices", "n", self.num_choices)
+        yield Counted("max_stop_strings", "stop", len(self.stop_strings))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -3,18 +3,18 @@
 The response is that of /score.
 """
 
+from collections.abc import Iterator
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta
 
-from server.protocol.fields import INEFFECTIVE, Hint, Priority, RequestId, TokenId
+from server.protocol.fields import INEFFECTIVE, Counted, Hint, Priority, RequestBody, RequestId, TokenId
 from server.protocol.generation import MAX_LOGPROB_TOKEN_IDS
 
 LabelIds = Annotated[list[int], Meta(min_length=1, max_length=MAX_LOGPROB_TOKEN_IDS)]
 
 
-class GenerativeScoringRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class GenerativeScoringRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
     """A query and the items to score; each prompt is the query and an item."""
 
     model: str | None = None
@@ -30,3 +30,10 @@ class GenerativeScoringRequest(msgspec.Struct, kw_only=True, forbid_unknown_fiel
     cache_salt: Hint = None
     priority: Annotated[Priority, INEFFECTIVE] = 0
     request_id: RequestId | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.items)
+
+    def counted(self) -> Iterator[Counted]:
+        yield Counted("max_prompts", "items", len(self.items))

@@ -1,9 +1,9 @@
 """Bodies of /v1/load_lora_adapter and /v1/unload_lora_adapter."""
 
-import msgspec
+from server.protocol.fields import RequestBody
 
 
-class LoadLoraAdapterRequest(msgspec.Struct, kw_only=True):
+class LoadLoraAdapterRequest(RequestBody, kw_only=True):
     """Names and places an adapter."""
 
     lora_name: str
@@ -14,7 +14,7 @@ class LoadLoraAdapterRequest(msgspec.Struct, kw_only=True):
     """Accepted as in vLLM; layers of experts cannot be adapted here."""
 
 
-class UnloadLoraAdapterRequest(msgspec.Struct, kw_only=True):
+class UnloadLoraAdapterRequest(RequestBody, kw_only=True):
     """Names a loaded adapter."""
 
     lora_name: str

@@ -1,16 +1,19 @@
 """Bodies of /pooling, and the fields that all pooling requests share, with vLLM's names and defaults."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from server.errors import RequestError
-from server.protocol.conversation import check_generation_prompt
+from server.protocol.conversation import check_generation_prompt, count_conversations
 from server.protocol.fields import (
     INEFFECTIVE,
+    Counted,
     Hint,
     Priority,
+    RequestBody,
     RequestId,
     Truncation,
     Unsupported,
@@ -28,7 +31,7 @@ AnyTokenId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """Compared with the model's vocabulary later."""
 
 
-class Truncatable(msgspec.Struct, kw_only=True):
+class Truncatable(RequestBody, kw_only=True):
     """What the base of pooling needs of every request."""
 
     model: str | None = None
@@ -80,6 +83,15 @@ class InputFields(PoolingFields, kw_only=True):
         for name in ("input", "messages"):
             _check_alike(getattr(self, name), name)
         check_generation_prompt(self.add_generation_prompt, self.continue_final_message)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.prompts) or len(self.conversations) or 1
+
+    def counted(self) -> Iterator[Counted]:
+        name = "input" if self.messages is None else "messages"
+        yield Counted("max_prompts", name, len(self.prompts))
+        yield from count_conversations(name, self.conversations)
 
     @property
     def prompts(self) -> list[str | list[int]]:

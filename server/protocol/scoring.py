@@ -1,12 +1,13 @@
 """Bodies of /score and /rerank."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from server.errors import RequestError
-from server.protocol.fields import Hint
+from server.protocol.fields import Counted, Hint
 from server.protocol.pooling import PoolingFields
 from server.protocol.usage import Usage
 
@@ -34,6 +35,29 @@ class ScoringFields(PoolingFields, kw_only=True):
         for name in ("max_tokens_per_query", "max_tokens_per_doc"):
             if getattr(self, name) < 0:
                 raise RequestError(f"{name} must be a non-negative integer", param=name)
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The names of the two inputs in the request."""
+        raise NotImplementedError
+
+    @property
+    def first(self) -> list[str]:
+        """One text, or as many texts as `second` has."""
+        return _texts(getattr(self, self.names[0]), self.names[0])
+
+    @property
+    def second(self) -> list[str]:
+        """The texts that `first` is compared with."""
+        return _texts(getattr(self, self.names[1]), self.names[1])
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def counted(self) -> Iterator[Counted]:
+        for name, texts in zip(self.names, (self.first, self.second), strict=True):
+            yield Counted("max_prompts", name, len(texts))
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
@@ -65,18 +89,7 @@ class ScoreRequest(ScoringFields, kw_only=True):
 
     @property
     def names(self) -> tuple[str, str]:
-        """The names of the two inputs in the request."""
         return next(pair for pair in _PAIRS if all(getattr(self, name) is not None for name in pair))
-
-    @property
-    def first(self) -> list[str]:
-        """One text, or as many texts as `second` has."""
-        return _texts(getattr(self, self.names[0]), self.names[0])
-
-    @property
-    def second(self) -> list[str]:
-        """The texts that `first` is compared with."""
-        return _texts(getattr(self, self.names[1]), self.names[1])
 
 
 class RerankRequest(ScoringFields, kw_only=True):
@@ -96,18 +109,7 @@ class RerankRequest(ScoringFields, kw_only=True):
 
     @property
     def names(self) -> tuple[str, str]:
-        """The names of the two inputs in the request."""
         return ("query", "documents")
-
-    @property
-    def first(self) -> list[str]:
-        """The query."""
-        return _texts(self.query, "query")
-
-    @property
-    def second(self) -> list[str]:
-        """The documents."""
-        return _texts(self.documents, "documents")
 
 
 class ScoreData(msgspec.Struct, kw_only=True):

@@ -1,5 +1,6 @@
 """Bodies of /tokenize and /detokenize."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -7,14 +8,14 @@ from msgspec import Meta
 
 from server.errors import RequestError
 from server.protocol.conversation import Messages, check_generation_prompt
-from server.protocol.fields import TokenId, Unsupported, check_unsupported
+from server.protocol.fields import Counted, RequestBody, TokenId, Unsupported, check_unsupported
 from server.protocol.tools import Tool
 
 MAX_TOKENS = 1 << 20
 """Limit of /detokenize, larger than any model's context."""
 
 
-class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class TokenizeRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
     """A text or a conversation; the fields below `messages` apply to conversations only."""
 
     model: str | None = None
@@ -36,6 +37,10 @@ class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise RequestError("Give either `prompt` or `messages`.", param="prompt")
         check_generation_prompt(self.add_generation_prompt, self.continue_final_message)
 
+    def counted(self) -> Iterator[Counted]:
+        yield Counted("max_messages", "messages", len(self.messages or ()))
+        yield Counted("max_tools", "tools", len(self.tools or ()))
+
 
 class TokenizeResponse(msgspec.Struct, kw_only=True):
     """Token ids of the rendered prompt."""
@@ -46,7 +51,7 @@ class TokenizeResponse(msgspec.Struct, kw_only=True):
     token_strs: list[str] | None = None
 
 
-class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class DetokenizeRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
     """Token ids to turn back into text."""
 
     model: str | None = None

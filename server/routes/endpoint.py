@@ -13,7 +13,7 @@ from server.errors import RequestError
 from server.metrics.server_metrics import LoopMetrics
 from server.protocol.decoding import RequestDecoder
 from server.protocol.errors import UnavailableResponse, error_response
-from server.protocol.nesting import NestingCheck
+from server.protocol.fields import RequestBody
 from server.protocol.unused_fields import UnusedFields
 from server.renderers.base import BaseRenderer
 from server.request_ids import set_request_id
@@ -35,14 +35,13 @@ from server.serving.binary_response import BinaryResponse
 from server.serving.deadline import Deadline
 from server.serving.failures import OPENAI, FailureFormat, describe_failure
 from server.serving.request_context import RequestContext
-from server.serving.request_limits import RequestLimiter, num_sequences
 from server.serving.running_requests import RunningRequests
 
 if TYPE_CHECKING:
     from server.tracing.request_trace import RequestTrace
     from server.tracing.tracer import Tracer
 
-T = TypeVar("T")
+T = TypeVar("T", bound=RequestBody)
 T_co = TypeVar("T_co", covariant=True)
 
 ResponseBody = msgspec.Struct | bytes | BinaryResponse | AsyncGenerator[bytes, None]
@@ -94,7 +93,7 @@ class Intake:
 
     def decoder(self, model: type[T], long_field: str | None = None) -> RequestDecoder[T]:
         """The decoder of one kind of request."""
-        return RequestDecoder(model, long_field, NestingCheck(self.admission.limits), self.unused_fields)
+        return RequestDecoder(model, long_field, self.admission.limits, self.unused_fields)
 
 
 class JsonEndpoint(Generic[T]):
@@ -112,7 +111,6 @@ class JsonEndpoint(Generic[T]):
         self._intake = intake
         self._limits = intake.admission.limits
         self._decoder = decoder
-        self._limiter = RequestLimiter(self._limits)
         self._handle = handle
         self._long_field = long_field
         self._failures = failures
@@ -200,7 +198,7 @@ class JsonEndpoint(Generic[T]):
     async def _handle_body(self, body: list[bytes], context: RequestContext) -> ResponseBody:
         request = await self._intake.renderer.run_unless(context.is_small, self._decode, body)
         context.hold(request)
-        context.lease.widen(num_sequences(request))
+        context.lease.widen(request.num_sequences)
         return await self._handle(request, context)
 
     def _begin_trace(self, scope: Scope) -> "RequestTrace | None":
@@ -216,9 +214,7 @@ class JsonEndpoint(Generic[T]):
     def _decode(self, parts: list[bytes]) -> T:
         body = b"".join(parts)
         parts.clear()  # otherwise they stay in memory until the response is complete
-        request = self._decoder.decode(body)
-        self._limiter.check(request)
-        return request
+        return self._decoder.decode(body)
 
 
 async def send_failure(send: Send, error: Exception, failures: FailureFormat = OPENAI) -> None:

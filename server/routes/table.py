@@ -25,9 +25,10 @@ from server.routes.invocations import InvocationDecoder, dispatch
 from server.routes.responses import ResponseEndpoints
 from server.routes.status import StatusEndpoints
 from server.serving.anthropic import MessagesServing
+from server.serving.anthropic_errors import ANTHROPIC
 from server.serving.chat import ChatServing
 from server.serving.completions import CompletionServing
-from server.serving.failures import ANTHROPIC, OPENAI, FailureFormat
+from server.serving.failures import OPENAI, FailureFormat
 from server.serving.generative_scoring import GenerativeScoringServing
 from server.serving.lora import LoraAdapters
 from server.serving.pooling.classification import ClassificationServing

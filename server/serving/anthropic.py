@@ -23,10 +23,11 @@ from server.protocol.anthropic_response import (
 from server.protocol.chat import ChatRequest
 from server.serving.anthropic_blocks import BlockStream, create_signature, create_stop, parse_arguments
 from server.serving.anthropic_conversion import to_chat_request
+from server.serving.anthropic_errors import ANTHROPIC
 from server.serving.anthropic_template import TemplateProbe
 from server.serving.chat_prompt import render_chat_request
 from server.serving.chat_run import ChatRun, ChatRunner, ChoiceDelta, Part
-from server.serving.failures import ANTHROPIC, end_stream
+from server.serving.failures import end_stream
 from server.serving.inference import Inference
 from server.serving.request_context import RequestContext
 

@@ -4,14 +4,12 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from http import HTTPStatus
 
 import msgspec
 from msgspec import structs
 
 from server import sse
 from server.errors import CodedRequestError, EngineError, RequestError, UnsupportedApiError
-from server.protocol.anthropic_response import MessagesError
 from server.protocol.errors import ErrorDetails, ErrorResponse, error_response
 
 logger = logging.getLogger(__name__)
@@ -31,33 +29,7 @@ class FailureFormat:
         return self.encode_event(self.to_body(describe_failure(error)))
 
 
-def _to_messages_error(response: ErrorResponse) -> MessagesError:
-    code = response.error.code
-    default = "invalid_request_error" if code < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
-    return MessagesError(structs.replace(response.error, type=_ANTHROPIC_TYPES.get(code, default)))
-
-
-_ANTHROPIC_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
 OPENAI = FailureFormat(to_body=lambda response: response, encode_event=sse.encode_event, end=sse.DONE)
-ANTHROPIC = FailureFormat(to_body=_to_messages_error, encode_event=sse.encode_named_event, end=b"")
-
-
-def is_anthropic(path: str) -> bool:
-    """Whether a path belongs to Anthropic's API, which has errors and a header for keys of its own."""
-    return path in ("/v1/messages", "/v1/messages/count_tokens")
-
-
-def failure_format(path: str) -> FailureFormat:
-    """The format of errors of a path, for those that occur outside of its route."""
-    return ANTHROPIC if is_anthropic(path) else OPENAI
 
 
 def describe_failure(error: Exception) -> ErrorResponse:

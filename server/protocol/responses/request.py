@@ -1,5 +1,6 @@
 """Bodies of /v1/responses: the request, with vLLM's fields, ranges and defaults."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -10,6 +11,7 @@ from server.protocol.chat import ReasoningEffort
 from server.protocol.fields import (
     INEFFECTIVE,
     CacheSalt,
+    Counted,
     Hint,
     LogitBias,
     MinP,
@@ -17,6 +19,7 @@ from server.protocol.fields import (
     Penalty,
     Priority,
     RepetitionPenalty,
+    RequestBody,
     RequestId,
     Seed,
     Stop,
@@ -74,7 +77,7 @@ class TextOptions(msgspec.Struct, kw_only=True, omit_defaults=True):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ResponsesRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
     """An input to answer, possibly after an earlier response."""
 
     input: str | Annotated[list[InputItem], Meta(min_length=1)]
@@ -153,6 +156,10 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
             raise RequestError("background can only be used when `store` is true", param="background")
         if self.structured_outputs is not None and self.text is not None and self.text.format is not None:
             raise RequestError("Cannot specify both structured_outputs and text.format", param="structured_outputs")
+
+    def counted(self) -> Iterator[Counted]:
+        yield Counted("max_messages", "input", len(self.items))
+        yield Counted("max_tools", "tools", len(self.tools or ()))
 
     @property
     def items(self) -> list[InputItem]:

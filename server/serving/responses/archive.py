@@ -2,20 +2,39 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from server import sse
+from server.config import ServerConfig
 from server.errors import RequestError
+from server.limits import LimitsConfig
 from server.protocol.responses.events import LifecycleEvent, ResponseEvent
 from server.renderers.base import BaseRenderer
 from server.serving.responses.conversation import Message, extend_conversation
 from server.serving.responses.run import ResponseRun
-from server.serving.responses.store import ResponseStore, StoredResponse
+from server.serving.responses.store import MemoryStore, ResponseStore, StoreBounds, StoredResponse
 
 LARGE_BYTES: Final = 32 << 10
 """Encoding or decoding this much JSON takes about as long as handing it to a thread."""
+
+
+def build_response_store(config: ServerConfig, limits: LimitsConfig) -> ResponseStore | None:
+    """The store that the settings ask for; None keeps nothing.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    bounds = StoreBounds(limits.max_stored_responses, limits.max_stored_bytes)
+    if not (config.enable_responses_store and all(bounds)):
+        return None
+    if config.responses_store_file is None:
+        return MemoryStore(bounds)
+    from server.serving.responses.store_file import FileStore  # noqa: PLC0415 - SQLite is seldom needed
+
+    return FileStore(Path(config.responses_store_file), bounds)
 
 
 class ResponseArchive:

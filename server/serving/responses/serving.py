@@ -8,12 +8,12 @@ import msgspec
 
 from server.limits import LimitsConfig
 from server.protocol.chat import ChatRequest
+from server.protocol.decoding import check_limits
 from server.protocol.responses.request import ResponsesRequest
 from server.protocol.responses.response import Response
 from server.serving.chat_run import ChatRunner
 from server.serving.inference import Inference
 from server.serving.request_context import RequestContext
-from server.serving.request_limits import RequestLimiter
 from server.serving.responses.archive import LARGE_BYTES, ResponseArchive, invalid_response
 from server.serving.responses.background import BackgroundResponses
 from server.serving.responses.chat_request import own_field_names, to_chat_request
@@ -37,7 +37,7 @@ class ResponsesServing:
         self._inference = inference
         self._runner = runner
         self._archive = archive
-        self._limiter = RequestLimiter(limits)
+        self._limits = limits
         self._background = BackgroundResponses(running, archive, timeout_s=limits.request_timeout_s)
 
     async def create(
@@ -124,7 +124,7 @@ class ResponsesServing:
         messages = build_conversation(request.instructions, history, request.items)
         chat_request = to_chat_request(request, messages, tools)
         with own_field_names():
-            self._limiter.check(chat_request)
+            check_limits(chat_request, self._limits)
         return tools, chat_request
 
     async def _history(self, previous_id: str | None, context: RequestContext) -> list[Message]:

@@ -1,13 +1,9 @@
 """The responses that may be retrieved and continued, within bounds; the oldest are dropped first."""
 
 from collections import OrderedDict
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import msgspec
-
-from server.config import ServerConfig
-from server.limits import LimitsConfig
 
 
 class StoredResponse(msgspec.Struct, frozen=True):
@@ -24,22 +20,6 @@ class StoredResponse(msgspec.Struct, frozen=True):
     def num_bytes(self) -> int:
         """Size of all parts."""
         return len(self.body) + len(self.history) + sum(map(len, self.events or ()))
-
-
-def build_response_store(config: ServerConfig, limits: LimitsConfig) -> "ResponseStore | None":
-    """The store that the settings ask for; None keeps nothing.
-
-    Raises:
-        ConfigError: the file cannot be used.
-    """
-    bounds = StoreBounds(limits.max_stored_responses, limits.max_stored_bytes)
-    if not (config.enable_responses_store and all(bounds)):
-        return None
-    if config.responses_store_file is None:
-        return MemoryStore(bounds)
-    from server.serving.responses.store_file import FileStore  # noqa: PLC0415 - SQLite is seldom needed
-
-    return FileStore(Path(config.responses_store_file), bounds)
 
 
 class StoreBounds(NamedTuple):

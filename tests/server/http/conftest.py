@@ -24,7 +24,7 @@ from server.renderers.hf import HfRenderer
 from server.security.api_keys import ApiKeys
 from server.serving.admission import Admission
 from server.serving.lora import LoraAdapters
-from server.serving.responses.store import build_response_store
+from server.serving.responses.archive import build_response_store
 from server.transport import lingering_transport
 from server.transport.connection import bounded_connections
 from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PromptInputs, SamplingParams, TokenLogprob

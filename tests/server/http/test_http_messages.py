@@ -13,7 +13,7 @@ from server.limits import LimitsConfig
 from server.protocol.anthropic_response import MessagesError
 from server.protocol.errors import error_response
 from server.renderers.hf import HfRenderer
-from server.serving.failures import ANTHROPIC
+from server.serving.anthropic_errors import ANTHROPIC
 from tests.server.http.conftest import MODEL, PATIENT_S, LiveServer, ScriptedEngine
 
 REPLY = " Paris, the city of light."

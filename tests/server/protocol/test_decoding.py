@@ -7,6 +7,7 @@ from server.errors import RequestError
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.decoding import RequestDecoder
+from server.protocol.fields import RequestBody
 from server.protocol.tokenize import TokenizeRequest
 from server.protocol.unused_fields import UnusedFields
 
@@ -57,7 +58,7 @@ class Dog(msgspec.Struct, tag_field="type", tag="dog", forbid_unknown_fields=Tru
     tricks: list[str] = []
 
 
-class Home(msgspec.Struct, forbid_unknown_fields=True):
+class Home(RequestBody, forbid_unknown_fields=True):
     pets: list[Cat | Dog] = []
     guard: Dog | None = None
 

@@ -14,7 +14,6 @@ from server.protocol.decoding import RequestDecoder
 from server.protocol.embeddings import EmbeddingRequest
 from server.protocol.scoring import RerankRequest
 from server.protocol.tokenize import TokenizeRequest
-from server.serving.request_limits import RequestLimiter
 
 MESSAGE = {"role": "user", "content": "a"}
 MESSAGES = {"model": "a", "max_tokens": 1, "messages": [MESSAGE]}
@@ -24,8 +23,8 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 @pytest.mark.parametrize(
     ("limit", "model", "body", "message"),
     [
-        ("max_choices", CompletionRequest, {"prompt": "a", "n": 3}, "at most 2, got 3 (VLLM_MAX_N_SEQUENCES)"),
-        ("max_choices", CompletionRequest, {"prompt": ["a"] * 2, "n": 2}, "2 prompts and n=2 (VLLM_MAX_N_SEQUENCES)"),
+        ("max_choices", CompletionRequest, {"prompt": "a", "n": 3}, "together, got 3 (VLLM_MAX_N_SEQUENCES)"),
+        ("max_choices", CompletionRequest, {"prompt": ["a"] * 2, "n": 2}, "together, got 4 (VLLM_MAX_N_SEQUENCES)"),
         ("max_prompts", CompletionRequest, {"prompt": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
         ("max_prompts", EmbeddingRequest, {"input": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
         ("max_prompts", RerankRequest, {"query": "a", "documents": ["a"] * 3}, "got 3 (--http-max-prompts)"),
@@ -39,9 +38,9 @@ TOOL = {"type": "function", "function": {"name": "f"}}
     ],
 )
 def test_a_request_above_a_limit_is_rejected(limit: str, model: Any, body: dict[str, Any], message: str) -> None:
-    request = RequestDecoder(model).decode(msgspec.json.encode(body))
-    RequestLimiter(LimitsConfig()).check(request)
+    encoded = msgspec.json.encode(body)
+    assert RequestDecoder(model).decode(encoded) is not None
     with pytest.raises(RequestError) as caught:
-        RequestLimiter(LimitsConfig(**{limit: 2})).check(request)
+        RequestDecoder(model, limits=LimitsConfig(**{limit: 2})).decode(encoded)
     assert caught.value.status == 400
     assert message in caught.value.message

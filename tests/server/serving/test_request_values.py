@@ -8,7 +8,7 @@ from server.errors import RequestError
 from server.limits import LimitsConfig
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
-from server.serving.request_limits import RequestLimiter
+from server.protocol.decoding import check_limits
 from server.serving.sampling import Constraints, SamplingBuilder, SamplingDefaults
 from server.types import EngineInfo, SamplingParams
 
@@ -50,7 +50,7 @@ def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, 
 @pytest.mark.parametrize(("name", "value"), [("n", 16_385), ("stop", ["a"] * 65)], ids=["n", "stop"])
 def test_request_above_the_limits_is_rejected(model: Model, name: str, value: Any) -> None:
     with pytest.raises(RequestError) as caught:
-        RequestLimiter(LimitsConfig()).check(create(model, **{name: value}))
+        check_limits(create(model, **{name: value}), LimitsConfig())
     assert (caught.value.status, caught.value.param) == (400, name)
 
 

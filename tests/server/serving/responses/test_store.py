@@ -7,7 +7,8 @@ import pytest
 from server.config import ServerConfig
 from server.errors import ConfigError
 from server.limits import LimitsConfig
-from server.serving.responses.store import MemoryStore, StoreBounds, StoredResponse, build_response_store
+from server.serving.responses.archive import build_response_store
+from server.serving.responses.store import MemoryStore, StoreBounds, StoredResponse
 from server.serving.responses.store_file import FileStore
 
 RESPONSE = StoredResponse(b"12345", b"123", (b"1", b"1"))
