@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, UnsetType
 
 from server.errors import RequestError
-from server.protocol.conversation import Messages, check_generation_prompt, count_conversations
+from server.protocol.conversation import Messages, check_generation_prompt, count_conversations, opens_message
 from server.protocol.fields import INEFFECTIVE, Counted, Hint, NumLogprobs, TokenCount
 from server.protocol.generation import GenerationRequest
 from server.protocol.tools import NamedToolChoice, Tool, ToolChoice
@@ -76,6 +76,20 @@ class ChatFields(GenerationRequest, kw_only=True):
     def forces_call(self) -> bool:
         """Whether the model has to call a tool."""
         return self.tool_choice == "required" or self.named_function is not None
+
+    @property
+    def opens_message(self) -> bool:
+        """Whether the template opens a new message."""
+        return opens_message(self.add_generation_prompt, self.continue_final_message)
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """The template's variables; `reasoning_effort` also sets the variable of templates without levels."""
+        kwargs = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort is not None:
+            kwargs.setdefault("enable_thinking", self.reasoning_effort != "none")
+            kwargs["reasoning_effort"] = self.reasoning_effort
+        return kwargs
 
     @property
     def output_limit(self) -> int | None:

@@ -26,3 +26,8 @@ def count_conversations(param: str, conversations: Sequence[Sequence[Any]]) -> I
     yield Counted("max_prompts", param, len(conversations))
     for messages in conversations:
         yield Counted("max_messages", param, len(messages))
+
+
+def opens_message(add_generation_prompt: bool | None, continue_final_message: bool) -> bool:
+    """Whether the template opens a new message; by default only if no message is continued."""
+    return not continue_final_message if add_generation_prompt is None else add_generation_prompt

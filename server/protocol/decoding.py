@@ -1,4 +1,4 @@
-"""Decodes a request's body and checks the limits of one request; every failure is a 400 that names the field."""
+"""Decodes a request's body and checks the limits of one request; every failure is a 400 that names it."""
 
 import re
 from typing import Any, Generic, TypeVar
@@ -57,8 +57,8 @@ class RequestDecoder(Generic[T]):
         """Decodes a body.
 
         Raises:
-            RequestError: the body is not JSON or exceeds a limit; or a field is missing, of another type, out of
-                range, or without effect where such fields are rejected.
+            RequestError: the body is not JSON or exceeds a limit, or a field is missing, of another type,
+                out of range, or without effect where such fields are rejected.
         """
         if self._long_field is None or len(body) < _LARGE_BYTES:
             return self._decode(body)

@@ -74,3 +74,8 @@ class DeltaToolCall(msgspec.Struct, kw_only=True):
     id: str | UnsetType = UNSET
     type: Literal["function"] | UnsetType = UNSET
     function: DeltaFunctionCall
+
+
+def shown_tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
+    """The tools as a template gets them; None without any."""
+    return [msgspec.to_builtins(tool) for tool in tools] if tools else None

@@ -13,7 +13,6 @@ from server.protocol.chat_response import ChatChoice, ChatChunk, ChatChunkChoice
 from server.protocol.logprobs import ChatLogprobs
 from server.protocol.tools import DeltaFunctionCall, DeltaToolCall, FunctionCall, ToolCall
 from server.renderers.base import PROMPTS_PER_TURN
-from server.serving.chat_options import adds_generation_prompt
 from server.serving.chat_run import ChatRun, ChatRunner, ChoiceDelta, ToolCallPart
 from server.serving.concurrently import take_turns
 from server.serving.failures import end_stream
@@ -181,7 +180,7 @@ class ChatBodies:
         return await self._logprobs.chat(delta.sequence.logprobs or ()) if self._shows_logprobs else None
 
     def _role(self, choice: int) -> str:
-        if adds_generation_prompt(self._request):
+        if self._request.opens_message:
             return self._inference.config.response_role
         return str(self._last_message(choice)["role"])
 

@@ -15,7 +15,6 @@ from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.renderers.base import BaseRenderer
 from server.renderers.prompts import RenderedPrompt
-from server.serving.chat_options import template_kwargs
 from server.serving.model_facts import read_model_facts
 from server.types import ReasoningMarker, ReasoningRules
 
@@ -77,7 +76,7 @@ class ModelReasoning:
         if isinstance(request, ChatRequest):
             if has_grammar and not request.include_reasoning:
                 return None
-            kwargs = kwargs | template_kwargs(request)
+            kwargs = kwargs | request.template_kwargs
         if not self._format.is_used(kwargs):
             return None
         end, num_spent = self._look_at(prompt, counts_tokens=request.thinking_budget is not None)

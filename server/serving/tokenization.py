@@ -1,10 +1,11 @@
 """Answers /tokenize and /detokenize."""
 
 from server.engine.process_link.client import EngineClient
+from server.protocol.conversation import opens_message
 from server.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from server.protocol.tools import shown_tools
 from server.renderers.base import BaseRenderer
-from server.renderers.prompts import RenderedPrompt, TextOptions
-from server.serving.chat_options import tokenize_options
+from server.renderers.prompts import ChatOptions, RenderedPrompt, TextOptions
 from server.serving.models import ServedModels
 from server.serving.request_context import RequestContext
 
@@ -46,7 +47,19 @@ class TokenizationServing:
 
     async def _render(self, request: TokenizeRequest, context: RequestContext) -> RenderedPrompt:
         if request.messages is not None:
-            chat = await self._renderer.run_unless(context.is_small, tokenize_options, request)
+            chat = await self._renderer.run_unless(context.is_small, _chat_options, request)
             return await self._renderer.render_chat_async(request.messages, chat)
         options = TextOptions(add_special_tokens=request.add_special_tokens is not False)
         return await self._renderer.render_text_async(request.prompt or "", options)
+
+
+def _chat_options(request: TokenizeRequest) -> ChatOptions:
+    return ChatOptions(
+        add_generation_prompt=opens_message(request.add_generation_prompt, request.continue_final_message),
+        continue_final_message=request.continue_final_message,
+        tools=shown_tools(request.tools),
+        chat_template=request.chat_template,
+        chat_template_kwargs=request.chat_template_kwargs or {},
+        add_special_tokens=bool(request.add_special_tokens),
+        mm_processor_kwargs=request.mm_processor_kwargs,
+    )
