@@ -11,16 +11,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from server.apis.messages.errors import failure_format
 from server.config import ServerConfig
+from server.http_body.errors import error_response
 from server.metrics.http_metrics import HttpMetrics
-from server.protocol.errors import error_response
 from server.routes.guard import ApiKeyMiddleware, HttpMetricsMiddleware, RequestIdMiddleware, route_path
 from server.routes.health import READINESS_PATHS, HealthEndpoint
 from server.routes.info import json_response
 from server.routes.turns import LoopTurns
 from server.routes.user_middleware import load_middleware
 from server.security.api_keys import ApiKeys
-from server.serving.anthropic_errors import failure_format
 
 
 class ServerApp(Starlette):

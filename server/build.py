@@ -11,13 +11,40 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from envs.sagemaker import is_customized as is_sagemaker_customized
+from server.apis.generative_scoring import GenerativeScoringServing
+from server.apis.messages.serving import MessagesServing
+from server.apis.openai.chat import ChatServing
+from server.apis.openai.completions import CompletionServing
+from server.apis.pooling.classification import ClassificationServing
+from server.apis.pooling.cohere_embedding import CohereEmbeddingServing
+from server.apis.pooling.embedding import EmbeddingServing
+from server.apis.pooling.pooling import PoolingServing
+from server.apis.pooling.scoring import RerankServing, ScoreServing
+from server.apis.responses.archive import ResponseArchive, build_response_store
+from server.apis.responses.serving import ResponsesServing
+from server.apis.responses.store import ResponseStore
+from server.apis.tokenization import TokenizationServing
 from server.app import ServerApp, build_middleware
 from server.config import ServerConfig
 from server.engine.process_link.client import EngineClient
+from server.generation.chat_run import ChatRunner
+from server.generation.output_parsing import OutputParsing
+from server.generation.preparation import GenerationBuilder
+from server.generation.reasoning import ModelReasoning
+from server.http_body.unused_fields import UnusedFields
 from server.lifecycle import Lifecycle
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
-from server.protocol.unused_fields import UnusedFields
+from server.operation.admission import Admission
+from server.operation.availability import Availability
+from server.operation.drain import ERROR_DELIVERY_S, Drain
+from server.operation.engine_monitor import EngineHandle, EngineMonitor
+from server.operation.inference import Inference
+from server.operation.lora import LoraAdapters
+from server.operation.models import ServedModels
+from server.operation.readiness import EngineReadiness
+from server.operation.running_requests import RunningRequests
+from server.operation.start_view import StartView
 from server.renderers.base import BaseRenderer
 from server.routes.dev import DevEndpoints
 from server.routes.endpoint import Intake
@@ -28,33 +55,6 @@ from server.routes.status import StatusEndpoints
 from server.routes.table import Handlers, build_routes
 from server.security.access import Access
 from server.security.api_keys import ApiKeys
-from server.serving.admission import Admission
-from server.serving.anthropic import MessagesServing
-from server.serving.availability import Availability
-from server.serving.chat import ChatServing
-from server.serving.chat_run import ChatRunner
-from server.serving.completions import CompletionServing
-from server.serving.drain import ERROR_DELIVERY_S, Drain
-from server.serving.engine_monitor import EngineHandle, EngineMonitor
-from server.serving.generative_scoring import GenerativeScoringServing
-from server.serving.inference import Inference
-from server.serving.lora import LoraAdapters
-from server.serving.models import ServedModels
-from server.serving.output_parsing import OutputParsing
-from server.serving.pooling.classification import ClassificationServing
-from server.serving.pooling.cohere_embedding import CohereEmbeddingServing
-from server.serving.pooling.embedding import EmbeddingServing
-from server.serving.pooling.pooling import PoolingServing
-from server.serving.pooling.scoring import RerankServing, ScoreServing
-from server.serving.preparation import GenerationBuilder
-from server.serving.readiness import EngineReadiness
-from server.serving.reasoning import ModelReasoning
-from server.serving.responses.archive import ResponseArchive, build_response_store
-from server.serving.responses.serving import ResponsesServing
-from server.serving.responses.store import ResponseStore
-from server.serving.running_requests import RunningRequests
-from server.serving.start_view import StartView
-from server.serving.tokenization import TokenizationServing
 from server.telemetry import Telemetry
 from server.tracing.build import build_tracer
 from server.transport.connection import bounded_connections

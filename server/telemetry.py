@@ -6,8 +6,8 @@ from server.access_log import set_up_access_log
 from server.config import ServerConfig
 from server.engine.process_link.client import EngineClient
 from server.metrics.server_metrics import ServerMetrics
-from server.serving.loop_heartbeat import LoopHeartbeat
-from server.serving.stats_line import StatsLine
+from server.operation.loop_heartbeat import LoopHeartbeat
+from server.operation.stats_line import StatsLine
 
 
 class Telemetry:

@@ -14,10 +14,10 @@ import msgspec
 
 from server import build
 from server.config import ModelFiles, RendererConfig, ServerConfig
-from server.protocol.chat import ChatRequest
+from server.generation.chat_request import ChatRequest
+from server.operation.availability import Availability
+from server.operation.request_context import RequestContext
 from server.renderers.hf import HfRenderer
-from server.serving.availability import Availability
-from server.serving.request_context import RequestContext
 from server.types import EngineOutput
 from startup.config import ModelConfig
 from startup.model.source import resolve_model

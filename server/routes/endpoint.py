@@ -10,11 +10,18 @@ from starlette.types import Receive, Scope, Send
 
 from server.engine.process_link.client import EngineClient
 from server.errors import RequestError
+from server.http_body.binary_response import BinaryResponse
+from server.http_body.decoding import RequestDecoder
+from server.http_body.errors import UnavailableResponse, error_response
+from server.http_body.failures import OPENAI, FailureFormat, describe_failure
+from server.http_body.fields import RequestBody
+from server.http_body.unused_fields import UnusedFields
 from server.metrics.server_metrics import LoopMetrics
-from server.protocol.decoding import RequestDecoder
-from server.protocol.errors import UnavailableResponse, error_response
-from server.protocol.fields import RequestBody
-from server.protocol.unused_fields import UnusedFields
+from server.operation.admission import Admission
+from server.operation.availability import Availability
+from server.operation.deadline import Deadline
+from server.operation.request_context import RequestContext
+from server.operation.running_requests import RunningRequests
 from server.renderers.base import BaseRenderer
 from server.request_ids import set_request_id
 from server.routes.load_report import FORMAT_HEADER, LoadReport
@@ -29,13 +36,6 @@ from server.routes.messages import (
     send_events,
     send_json,
 )
-from server.serving.admission import Admission
-from server.serving.availability import Availability
-from server.serving.binary_response import BinaryResponse
-from server.serving.deadline import Deadline
-from server.serving.failures import OPENAI, FailureFormat, describe_failure
-from server.serving.request_context import RequestContext
-from server.serving.running_requests import RunningRequests
 
 if TYPE_CHECKING:
     from server.tracing.request_trace import RequestTrace

@@ -9,12 +9,12 @@ from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.apis.messages.errors import failure_format, is_anthropic
+from server.http_body.errors import error_response
 from server.metrics.http_metrics import HttpMetrics
-from server.protocol.errors import error_response
 from server.routes.health import PROBE_PATHS
 from server.routes.messages import read_header, read_request_id, send_json
 from server.security.api_keys import ApiKeys
-from server.serving.anthropic_errors import failure_format, is_anthropic
 
 OPEN_PATHS = frozenset(PROBE_PATHS)
 """Paths of probes, whose senders have no key."""

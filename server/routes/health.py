@@ -2,8 +2,8 @@
 
 from starlette.types import Message, Receive, Scope, Send
 
+from server.operation.availability import Availability
 from server.routes.endpoint import send_unavailable
-from server.serving.availability import Availability
 
 READINESS_PATHS = ("/health", "/ping", "/readyz")
 PROBE_PATHS = (*READINESS_PATHS, "/livez")

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from server.apis.pooling.classification_bodies import ClassificationRequest
+from server.apis.pooling.embedding_bodies import EmbeddingRequest
+from server.apis.pooling.request import PoolingRequest
+from server.apis.pooling.scoring_bodies import RerankRequest, ScoreRequest
 from server.errors import RequestError
-from server.protocol.chat import ChatRequest
-from server.protocol.classification import ClassificationRequest
-from server.protocol.completions import CompletionRequest
-from server.protocol.embeddings import EmbeddingRequest
-from server.protocol.pooling import PoolingRequest
-from server.protocol.scoring import RerankRequest, ScoreRequest
+from server.generation.chat_request import ChatRequest
+from server.generation.completion_request import CompletionRequest
+from server.operation.request_context import RequestContext
 from server.routes.endpoint import Handler, Intake, ResponseBody
-from server.serving.request_context import RequestContext
 
 if TYPE_CHECKING:
-    from server.protocol.decoding import RequestDecoder
+    from server.http_body.decoding import RequestDecoder
 
 _GENERATING: dict[str, type] = {
     "messages": ChatRequest,

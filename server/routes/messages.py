@@ -10,10 +10,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server import sse
 from server.errors import RequestError
+from server.http_body.failures import FailureFormat
 from server.limits import flag_of
-from server.serving.admission import Lease
-from server.serving.deadline import Deadline, RequestTimeoutError
-from server.serving.failures import FailureFormat
+from server.operation.admission import Lease
+from server.operation.deadline import Deadline, RequestTimeoutError
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 

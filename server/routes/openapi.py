@@ -6,21 +6,21 @@ from typing import Any
 
 import msgspec
 
-from server.protocol.anthropic import CountTokensRequest, MessagesRequest
-from server.protocol.anthropic_response import CountTokensResponse, MessagesResponse, StreamEvent
-from server.protocol.chat import BatchChatRequest, ChatRequest
-from server.protocol.chat_response import ChatChunk, ChatResponse
-from server.protocol.classification import ClassificationRequest, ClassificationResponse
-from server.protocol.completions import CompletionChunk, CompletionRequest, CompletionResponse
-from server.protocol.embeddings import EmbeddingRequest, EmbeddingResponse
-from server.protocol.errors import ErrorResponse, UnavailableResponse
-from server.protocol.models import ModelCard, ModelList
-from server.protocol.pooling import PoolingRequest, PoolingResponse
-from server.protocol.responses.events import ResponseStreamEvent
-from server.protocol.responses.request import ResponsesRequest
-from server.protocol.responses.response import Response
-from server.protocol.scoring import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
-from server.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from server.apis.messages.request import CountTokensRequest, MessagesRequest
+from server.apis.messages.response import CountTokensResponse, MessagesResponse, StreamEvent
+from server.apis.openai.bodies import ChatChunk, ChatResponse
+from server.apis.pooling.classification_bodies import ClassificationRequest, ClassificationResponse
+from server.apis.pooling.embedding_bodies import EmbeddingRequest, EmbeddingResponse
+from server.apis.pooling.request import PoolingRequest, PoolingResponse
+from server.apis.pooling.scoring_bodies import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
+from server.apis.responses.events import ResponseStreamEvent
+from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.response import Response
+from server.apis.tokenization_bodies import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from server.generation.chat_request import BatchChatRequest, ChatRequest
+from server.generation.completion_request import CompletionChunk, CompletionRequest, CompletionResponse
+from server.http_body.errors import ErrorResponse, UnavailableResponse
+from server.operation.model_bodies import ModelCard, ModelList
 
 Model = Any
 """A struct, or a union of structs."""

@@ -4,10 +4,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from server import sse
+from server.apis.responses.serving import ResponsesServing
 from server.errors import RequestError
+from server.http_body.failures import describe_failure
 from server.routes.info import json_response
-from server.serving.failures import describe_failure
-from server.serving.responses.serving import ResponsesServing
 
 _EVENTS = sse.MEDIA_TYPE.decode()
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}

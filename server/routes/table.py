@@ -5,18 +5,32 @@ from typing import Any
 
 from starlette.routing import Route
 
-from server.protocol.anthropic import CountTokensRequest, MessagesRequest
-from server.protocol.chat import BatchChatRequest, ChatRequest
-from server.protocol.classification import ClassificationRequest
-from server.protocol.cohere_embed import CohereEmbedRequest
-from server.protocol.completions import CompletionRequest
-from server.protocol.embeddings import EmbeddingRequest
-from server.protocol.generative_scoring import GenerativeScoringRequest
-from server.protocol.lora import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
-from server.protocol.pooling import PoolingRequest
-from server.protocol.responses.request import ResponsesRequest
-from server.protocol.scoring import RerankRequest, ScoreRequest
-from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from server.apis.generative_scoring import GenerativeScoringServing
+from server.apis.generative_scoring_bodies import GenerativeScoringRequest
+from server.apis.messages.errors import ANTHROPIC
+from server.apis.messages.request import CountTokensRequest, MessagesRequest
+from server.apis.messages.serving import MessagesServing
+from server.apis.openai.chat import ChatServing
+from server.apis.openai.completions import CompletionServing
+from server.apis.pooling.classification import ClassificationServing
+from server.apis.pooling.classification_bodies import ClassificationRequest
+from server.apis.pooling.cohere_bodies import CohereEmbedRequest
+from server.apis.pooling.cohere_embedding import CohereEmbeddingServing
+from server.apis.pooling.embedding import EmbeddingServing
+from server.apis.pooling.embedding_bodies import EmbeddingRequest
+from server.apis.pooling.pooling import PoolingServing
+from server.apis.pooling.request import PoolingRequest
+from server.apis.pooling.scoring import RerankServing, ScoreServing
+from server.apis.pooling.scoring_bodies import RerankRequest, ScoreRequest
+from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.serving import ResponsesServing
+from server.apis.tokenization import TokenizationServing
+from server.apis.tokenization_bodies import DetokenizeRequest, TokenizeRequest
+from server.generation.chat_request import BatchChatRequest, ChatRequest
+from server.generation.completion_request import CompletionRequest
+from server.http_body.failures import OPENAI, FailureFormat
+from server.operation.lora import LoraAdapters
+from server.operation.lora_bodies import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
 from server.routes.dev import DevEndpoints
 from server.routes.endpoint import Handler, Intake, JsonEndpoint, LongField, T
 from server.routes.health import HealthEndpoint
@@ -24,20 +38,6 @@ from server.routes.info import InfoEndpoints, ModelEndpoints, TokenizerEndpoint
 from server.routes.invocations import InvocationDecoder, dispatch
 from server.routes.responses import ResponseEndpoints
 from server.routes.status import StatusEndpoints
-from server.serving.anthropic import MessagesServing
-from server.serving.anthropic_errors import ANTHROPIC
-from server.serving.chat import ChatServing
-from server.serving.completions import CompletionServing
-from server.serving.failures import OPENAI, FailureFormat
-from server.serving.generative_scoring import GenerativeScoringServing
-from server.serving.lora import LoraAdapters
-from server.serving.pooling.classification import ClassificationServing
-from server.serving.pooling.cohere_embedding import CohereEmbeddingServing
-from server.serving.pooling.embedding import EmbeddingServing
-from server.serving.pooling.pooling import PoolingServing
-from server.serving.pooling.scoring import RerankServing, ScoreServing
-from server.serving.responses.serving import ResponsesServing
-from server.serving.tokenization import TokenizationServing
 from server.status_page.page import DATA_PATH
 
 

@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 import msgspec
 
-from server.protocol.errors import error_response
+from server.http_body.errors import error_response
 
 
 @dataclass(frozen=True)

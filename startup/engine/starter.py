@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineSupervisor:
-    """Implements `server.serving.engine_monitor.EngineHandle`; lives on the API process's main thread."""
+    """Implements `server.operation.engine_monitor.EngineHandle`; lives on the API process's main thread."""
 
     def __init__(self, context: BaseContext, files: ModelFiles, config: EngineConfig, logs: LogOptions) -> None:
         """Begins the first start; `wait_started` must return before any other method but `close` is called.

@@ -70,7 +70,7 @@ def test_log_lines_of_a_request_carry_its_id(server: ServerProcess) -> None:
 
     wait_until(lambda: "uvicorn.access" in [line["logger"] for line in of_request()])
     lines = of_request()
-    assert [line["logger"] for line in lines] == ["server.serving.preparation", "uvicorn.access"]
+    assert [line["logger"] for line in lines] == ["server.generation.preparation", "uvicorn.access"]
     assert (lines[1]["path"], lines[1]["status"]) == ("/v1/completions", 200)
 
 
@@ -86,7 +86,7 @@ def test_statistics_are_logged_while_requests_run(server: ServerProcess) -> None
     complete(server, max_tokens=64, extra_body={"ignore_eos": True})
     server.wait_logged("Avg generation throughput")
     (line, *_) = [line for line in records(server.log) if "Avg generation throughput" in line["message"]]
-    assert (line["level"], line["logger"]) == ("INFO", "server.serving.stats_line")
+    assert (line["level"], line["logger"]) == ("INFO", "server.operation.stats_line")
 
 
 def test_metrics_count_a_request_exactly(server: ServerProcess) -> None:

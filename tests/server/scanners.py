@@ -15,9 +15,19 @@ from typing import Any, Final, NamedTuple
 import pybase64
 
 from server.access_log import QueryMask
+from server.apis.messages.blocks import BlockStream
+from server.apis.responses.custom_input import CustomInputReader
+from server.apis.responses.output import OutputWriter
+from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.tools import ResponseTools
 from server.engine.sampling.grammar import GrammarError, build_grammar
 from server.engine.sampling.reasoning import MarkerFinder
 from server.errors import ServerError
+from server.generation.chat_request import ChatRequest
+from server.generation.completion_request import CompletionRequest
+from server.generation.guided import find_constraint
+from server.http_body.decoding import RequestDecoder
+from server.http_body.long_texts import shorten
 from server.metrics.server_metrics import _wants_openmetrics
 from server.parsers.base import OutputParser, PromptEnd
 from server.parsers.events import Content
@@ -26,11 +36,6 @@ from server.parsers.json_text import read_json
 from server.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
 from server.parsers.schema_values import text_to_value
 from server.parsers.whole_calls import WholeCalls
-from server.protocol.chat import ChatRequest
-from server.protocol.completions import CompletionRequest
-from server.protocol.decoding import RequestDecoder
-from server.protocol.long_texts import shorten
-from server.protocol.responses.request import ResponsesRequest
 from server.renderers.conversations.messages import to_conversation
 from server.renderers.detokenizer import UNFINISHED, DecodeWindow, PromptTail
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
@@ -42,11 +47,6 @@ from server.renderers.tokenizers.grok2_tokenizer import _cut_spaces
 from server.routes.guard import ApiKeyMiddleware
 from server.routes.messages import read_announced_bytes, read_request_id
 from server.security.api_keys import ApiKeys
-from server.serving.anthropic_blocks import BlockStream
-from server.serving.guided import find_constraint
-from server.serving.responses.custom_input import CustomInputReader
-from server.serving.responses.output import OutputWriter
-from server.serving.responses.tools import ResponseTools
 from server.types import GuidedDecoding, ReasoningMarker
 from startup.probes.probe_request import parse_probe
 from tests.server.parsers.formats import FORMATS
@@ -243,7 +243,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "bodies",
-        ("server.protocol.decoding", "server.protocol.nesting", "server.protocol.long_texts"),
+        ("server.http_body.decoding", "server.http_body.nesting", "server.http_body.long_texts"),
         _body,
         [
             *_units(*_BRACKETS),
@@ -258,7 +258,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "long texts",
-        ("server.protocol.long_texts",),
+        ("server.http_body.long_texts",),
         lambda text: shorten(text.encode(), "prompt_embeds"),
         [
             *_units('"prompt_embeds"', '"prompt_embeds":', '"prompt_embeds":[', '\\"', " "),
@@ -285,7 +285,7 @@ SCANNERS: Final = [
         "messages", ("server.renderers.conversations.messages",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')
     ),
     Scanner("spaces", ("server.renderers.tokenizers.grok2_tokenizer",), _cut_spaces, _units(" ", " a", "\n")),
-    Scanner("schemas", ("server.serving.guided",), _schema, _units("[", '{"a":', "0", "[],", '{"type":"object"},')),
+    Scanner("schemas", ("server.generation.guided",), _schema, _units("[", '{"a":', "0", "[],", '{"type":"object"},')),
     Scanner(
         "regex grammars",
         ("server.engine.sampling.grammar",),
@@ -305,14 +305,14 @@ SCANNERS: Final = [
         _units("start: ", '"a" ', "("),
     ),
     Scanner("structural tags", ("server.engine.sampling.structural_tag",), _tags, _units("a", '"'), smallest=2048),
-    Scanner("Anthropic blocks", ("server.serving.anthropic_blocks",), _blocks, _units("a", "[", '{"a":', " ")),
+    Scanner("Anthropic blocks", ("server.apis.messages.blocks",), _blocks, _units("a", "[", '{"a":', " ")),
     Scanner(
         "custom input",
-        ("server.serving.responses.custom_input",),
+        ("server.apis.responses.custom_input",),
         _custom_input,
         [*_units(" ", '{"input": "', "a"), *_units("a", "\\", "\\u", "\\ud83d", '"', "\\n", begin='{"input": "')],
     ),
-    Scanner("response output", ("server.serving.responses.output",), _response, _units(" ", "a", "\n ")),
+    Scanner("response output", ("server.apis.responses.output",), _response, _units(" ", "a", "\n ")),
     Scanner(
         "values",
         ("server.parsers.json_text", "server.parsers.schema_values"),

@@ -13,18 +13,18 @@ import openai
 import pytest
 import uvicorn
 
+from server.apis.responses.archive import build_response_store
 from server.build import AppParts, build_app
 from server.config import ModelFiles, RendererConfig, ServerConfig
 from server.errors import EngineDeadError
 from server.lifecycle import Lifecycle
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
+from server.operation.admission import Admission
+from server.operation.lora import LoraAdapters
 from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.security.api_keys import ApiKeys
-from server.serving.admission import Admission
-from server.serving.lora import LoraAdapters
-from server.serving.responses.archive import build_response_store
 from server.transport import lingering_transport
 from server.transport.connection import bounded_connections
 from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PromptInputs, SamplingParams, TokenLogprob

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from server.lifecycle import Lifecycle
-from server.serving.running_requests import RunningRequests
+from server.operation.running_requests import RunningRequests
 
 LOADING = {
     "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"},

@@ -8,12 +8,12 @@ import anthropic
 import msgspec
 import pytest
 
+from server.apis.messages.errors import ANTHROPIC
+from server.apis.messages.response import MessagesError
 from server.config import ModelFiles, RendererConfig
+from server.http_body.errors import error_response
 from server.limits import LimitsConfig
-from server.protocol.anthropic_response import MessagesError
-from server.protocol.errors import error_response
 from server.renderers.hf import HfRenderer
-from server.serving.anthropic_errors import ANTHROPIC
 from tests.server.http.conftest import MODEL, PATIENT_S, LiveServer, ScriptedEngine
 
 REPLY = " Paris, the city of light."

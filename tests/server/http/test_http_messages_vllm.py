@@ -8,9 +8,9 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from server.protocol.anthropic import MessagesRequest
-from server.protocol.decoding import RequestDecoder
-from server.serving.anthropic_conversion import to_chat_request
+from server.apis.messages.conversion import to_chat_request
+from server.apis.messages.request import MessagesRequest
+from server.http_body.decoding import RequestDecoder
 from tests.peer_vllm import ask_vllm, needs_vllm
 from tests.server.http.conftest import MODEL, ScriptedEngine
 

@@ -55,7 +55,7 @@ def assert_rejects(response, param):
     ],
 )
 def test_bad_value_is_a_400_that_names_its_field_at_both_endpoints(server, engine, fields):
-    """One value per layer; tests/server/protocol and tests/server/serving check all values."""
+    """One value per layer; tests/server/generation and tests/server/http_body check all values."""
     (name,) = fields
     assert_rejects(server.complete(**fields), name)
     assert_rejects(server.chat(**fields), name)

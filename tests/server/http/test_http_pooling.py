@@ -16,11 +16,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from server.apis.pooling.context import PoolingServeContext
+from server.apis.pooling.embedding import EmbeddingServing
 from server.config import ModelFiles, RendererConfig, ServerConfig
 from server.pooler_config import PoolerConfig
 from server.renderers.hf import HfRenderer
-from server.serving.pooling.context import PoolingServeContext
-from server.serving.pooling.embedding import EmbeddingServing
 from tests.server.engine.pooling.small_pooling import hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (
     MAX_LEN,
@@ -636,7 +636,7 @@ def test_prompts_are_counted(serve: Serve, bert_folder: Path, bert: PreTrainedMo
 def test_warm_up_pools_one_prompt(serve: Serve, tmp_path: Path) -> None:
     import asyncio
 
-    from server.serving.readiness import warm_up
+    from server.operation.readiness import warm_up
 
     save_colbert(tmp_path)
     server = serve(tmp_path)

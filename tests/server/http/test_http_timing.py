@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from server.serving.loop_heartbeat import LoopHeartbeat
+from server.operation.loop_heartbeat import LoopHeartbeat
 
 DURATION = re.compile(r"(\w+);dur=([\d.]+)")
 

@@ -169,7 +169,7 @@ def test_tools_reach_the_template_as_vllm_writes_them(server, renderer, monkeypa
 
 @pytest.mark.parametrize("fields", [{}, {"tool_choice": "auto"}], ids=["default", "auto"])
 def test_tool_choice_auto_needs_a_parser(server, engine, fields):
-    """See tests/server/serving/test_tools.py for other tool choices that are rejected."""
+    """See tests/server/generation/test_tools.py for other tool choices that are rejected."""
     response = server.chat(tools=[WEATHER], **fields)
     assert response.status_code == 400
     assert "requires --enable-auto-tool-choice and --tool-call-parser" in response.json()["error"]["message"]

@@ -6,7 +6,7 @@ import pytest
 
 from server.config import ModelFiles, ServerConfig
 from server.errors import ConfigError
-from server.serving.sampling import SamplingDefaults
+from server.generation.sampling import SamplingDefaults
 
 
 @pytest.fixture

@@ -1,0 +1,39 @@
+"""Errors as Anthropic's API writes them."""
+
+from http import HTTPStatus
+
+from msgspec import structs
+
+from server import sse
+from server.apis.messages.response import MessagesError
+from server.http_body.errors import ErrorResponse
+from server.http_body.failures import OPENAI, FailureFormat
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def _to_messages_error(response: ErrorResponse) -> MessagesError:
+    code = response.error.code
+    default = "invalid_request_error" if code < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
+    return MessagesError(structs.replace(response.error, type=_TYPES.get(code, default)))
+
+
+ANTHROPIC = FailureFormat(to_body=_to_messages_error, encode_event=sse.encode_named_event, end=b"")
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether a path belongs to Anthropic's API, which has errors and a header for keys of its own."""
+    return path in ("/v1/messages", "/v1/messages/count_tokens")
+
+
+def failure_format(path: str) -> FailureFormat:
+    """The format of errors of a path, for those that occur outside of its route."""
+    return ANTHROPIC if is_anthropic(path) else OPENAI

@@ -1,0 +1,170 @@
+"""Answers /v1/messages and /v1/messages/count_tokens: the bodies of a `ChatRun`."""
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+
+from server import sse
+from server.apis.messages.blocks import BlockStream, create_signature, create_stop, parse_arguments
+from server.apis.messages.conversion import to_chat_request
+from server.apis.messages.errors import ANTHROPIC
+from server.apis.messages.request import CountTokensRequest, MessagesRequest, ThinkingDisabled
+from server.apis.messages.response import (
+    ContextManagement,
+    CountTokensResponse,
+    MessageDelta,
+    MessagesResponse,
+    MessageStart,
+    MessageStop,
+    MessagesUsage,
+    ResponseBlock,
+    StreamEvent,
+    TextBlock,
+    ThinkingBlock,
+    ToolUseBlock,
+)
+from server.apis.messages.template_probe import TemplateProbe
+from server.generation.chat_prompt import render_chat_request
+from server.generation.chat_request import ChatRequest
+from server.generation.chat_run import ChatRun, ChatRunner, ChoiceDelta, Part
+from server.http_body.failures import end_stream
+from server.operation.inference import Inference
+from server.operation.request_context import RequestContext
+from server.parsers.events import Content, Reasoning
+
+
+class MessagesServing:
+    """One per server; every method runs on the event loop."""
+
+    def __init__(self, inference: Inference, runner: ChatRunner) -> None:
+        self._inference = inference
+        self._runner = runner
+        self._probe = TemplateProbe(inference)
+
+    async def create(
+        self, request: MessagesRequest, context: RequestContext
+    ) -> MessagesResponse | AsyncGenerator[bytes, None]:
+        """The message, or its events. Every fault of the request is found before the first event.
+
+        Raises:
+            RequestError: the request is invalid, or the model does not generate.
+            EngineError: the engine failed; in streams this is an event.
+        """
+        chat = await self._convert(request, context)
+        message = _Message(self._inference, await self._runner.start(chat, context))
+        return end_stream(message.stream(), ANTHROPIC) if request.stream else await message.complete()
+
+    async def count_tokens(self, request: CountTokensRequest, context: RequestContext) -> CountTokensResponse:
+        """The number of tokens of the prompt that a message would have.
+
+        Raises:
+            RequestError: the request is invalid, or the model does not generate.
+        """
+        chat = await self._convert(request, context)
+        with context.times.rendering():
+            prompt = await render_chat_request(self._inference, chat, context)
+        num_tokens = len(prompt.token_ids)
+        return CountTokensResponse(input_tokens=num_tokens, context_management=ContextManagement(num_tokens))
+
+    async def _convert(self, request: CountTokensRequest, context: RequestContext) -> ChatRequest:
+        """The chat request with the same meaning.
+
+        Raises:
+            RequestError: the request is invalid, or the model does not generate.
+        """
+        self._inference.models.check_generative("Messages")
+        self._inference.models.check(request.model)
+        has_later_system = any(message.role == "system" for message in request.messages)
+        merges_system = has_later_system and await self._probe.merges_system()
+        is_disabled = isinstance(request.thinking, ThinkingDisabled)
+        effort = await self._probe.disabled_effort() if is_disabled else "none"
+        chat = await self._inference.renderer.run_unless(
+            context.is_small, to_chat_request, request, merges_system=merges_system, disabled_effort=effort
+        )
+        context.hold(chat)
+        return chat
+
+
+class _Message:
+    """The bodies of one request's response."""
+
+    def __init__(self, inference: Inference, run: ChatRun) -> None:
+        self._run = run
+        self._model = inference.models.response_name(run.request.model)
+        self._has_prefix_cache = inference.engine.info.has_prefix_cache
+
+    async def complete(self) -> MessagesResponse:
+        """The whole message: the reasoning, the text, and the calls."""
+        (choice,) = await self._run.collect()
+        content: list[ResponseBlock] = []
+        if choice.reasoning:
+            content.append(ThinkingBlock(thinking=choice.reasoning, signature=create_signature()))
+        if choice.content:
+            content.append(TextBlock(text=choice.content))
+        inputs = [parse_arguments(call.arguments) for call in choice.tool_calls]
+        for call, arguments in zip(choice.tool_calls, inputs, strict=True):
+            content.append(ToolUseBlock(id=str(call.id), name=str(call.name), input=arguments or {}))
+        stop = create_stop(
+            choice.finish_reason,
+            choice.sequence.stop_reason,
+            has_calls=bool(inputs),
+            is_call_complete=bool(inputs) and inputs[-1] is not None,
+        )
+        return MessagesResponse(
+            id=self._run.id,
+            content=content or [TextBlock(text="")],
+            model=self._model,
+            stop_reason=stop.stop_reason,
+            stop_sequence=stop.stop_sequence,
+            usage=self._usage(),
+        )
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The message as events; the first two are sent with the first token, in one write."""
+        blocks = BlockStream()
+        opening: list[StreamEvent] = [self._start()]
+        last: ChoiceDelta | None = None
+        async with aclosing(self._run.stream()) as deltas:
+            async for delta in deltas:
+                last = delta
+                events = [*opening, *(event for part in delta.parts for event in _add(blocks, part))]
+                opening = []
+                if events:
+                    yield _encode(events)
+        assert last is not None
+        closing = blocks.close()
+        stop = create_stop(
+            last.finish_reason,
+            last.sequence.stop_reason,
+            has_calls=blocks.has_calls,
+            is_call_complete=blocks.is_call_complete,
+        )
+        yield _encode([*opening, *closing, MessageDelta(stop, self._usage()), MessageStop()])
+
+    def _start(self) -> MessageStart:
+        usage = MessagesUsage(input_tokens=self._run.generation.num_prompt_tokens, output_tokens=0)
+        return MessageStart(MessagesResponse(id=self._run.id, content=[], model=self._model, usage=usage))
+
+    def _usage(self) -> MessagesUsage:
+        """Tokens of the cache are reported with `--enable-prompt-tokens-details`, as in chat completions."""
+        total = self._run.meter.total()
+        usage = MessagesUsage(input_tokens=total.prompt_tokens, output_tokens=total.completion_tokens)
+        if (details := total.prompt_tokens_details) is not None:
+            num_new = total.prompt_tokens - details.cached_tokens
+            usage.cache_read_input_tokens = details.cached_tokens
+            usage.cache_creation_input_tokens = num_new if self._has_prefix_cache else 0
+            usage.input_tokens = num_new - usage.cache_creation_input_tokens
+        return usage
+
+
+def _add(blocks: BlockStream, part: Part) -> list[StreamEvent]:
+    """The events of one part of the output."""
+    if isinstance(part, Reasoning):
+        return blocks.add_thinking(part.text) if part.text else []
+    if isinstance(part, Content):
+        return blocks.add_text(part.text) if part.text else []
+    events = [] if part.name is None else blocks.add_call(str(part.id), part.name)
+    return [*events, *blocks.add_arguments(part.arguments)] if part.arguments else events
+
+
+def _encode(events: Iterable[StreamEvent]) -> bytes:
+    return b"".join(sse.encode_named_event(event) for event in events)

@@ -1,0 +1,201 @@
+"""Answers /v1/completions."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import NamedTuple
+
+from msgspec import UNSET
+
+from server import sse
+from server.generation.completion_request import (
+    CompletionChoice,
+    CompletionChunk,
+    CompletionChunkChoice,
+    CompletionRequest,
+    CompletionResponse,
+)
+from server.generation.generation import Generation, SequenceDelta
+from server.generation.logprob_bodies import CompletionLogprobs
+from server.generation.logprobs import LogprobFormatter
+from server.generation.preparation import GenerationBuilder
+from server.generation.streams import collect, generate
+from server.generation.usage import UsageMeter, UsageReporting
+from server.http_body.failures import end_stream
+from server.operation.concurrently import take_turns
+from server.operation.inference import Inference
+from server.operation.models import unix_time
+from server.operation.request_context import RequestContext
+from server.renderers.prompts import RenderedPrompt, TextOptions
+
+
+class CompletionServing:
+    """One per server; every method runs on the event loop."""
+
+    def __init__(self, inference: Inference, builder: GenerationBuilder) -> None:
+        self._inference = inference
+        self._builder = builder
+
+    async def create(
+        self, request: CompletionRequest, context: RequestContext
+    ) -> CompletionResponse | AsyncGenerator[bytes, None]:
+        """The response, or its events. Every fault of the request is found before the first event.
+
+        Raises:
+            RequestError: the request is invalid, or the model does not generate.
+            EngineError: the engine failed; in streams this is an event.
+        """
+        self._inference.models.check_generative("Completions")
+        self._inference.models.check(request.model)
+        with context.times.rendering():
+            prompts = await self._render(request)
+        if request.prompt_embeds is not None:
+            request.prompt_embeds = None  # frees up to a hundred megabytes
+            context.lease.drop_bytes()
+        generation = await self._builder.build(request, prompts, context, id_prefix="cmpl")
+        echoes = [await self._echo_text(prompt, request) async for prompt in take_turns(prompts)]
+        if request.echo and generation.num_choices > 1:
+            context.is_small = False  # n repeats the prompt in the response
+        bodies = CompletionBodies(self._inference, generation, echoes)
+        if request.stream:
+            return end_stream(bodies.stream())
+        return await bodies.complete(await collect(self._inference, generation))
+
+    async def _render(self, request: CompletionRequest) -> list[RenderedPrompt]:
+        options = TextOptions(
+            add_special_tokens=request.add_special_tokens,
+            truncate_prompt_tokens=request.truncate_prompt_tokens,
+            truncation_side=request.truncation_side,
+        )
+        return await self._inference.renderer.render_prompts_async(request.prompts, options)
+
+    async def _echo_text(self, prompt: RenderedPrompt, request: CompletionRequest) -> str:
+        """The prompt's text; detokenized if the prompt was sent as token ids or truncated."""
+        if not request.echo:
+            return ""
+        if prompt.text is None or request.truncate_prompt_tokens is not None:
+            return await self._inference.renderer.detokenize_async(prompt.token_ids)
+        return prompt.text
+
+
+class _Shown(NamedTuple):
+    """A delta as the client receives it: after the echoed prompt, or only the prompt if it is echo-only."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+class CompletionBodies:
+    """The bodies of one request's response."""
+
+    def __init__(self, inference: Inference, generation: Generation, echoes: Sequence[str]) -> None:
+        """`echoes` has one text per prompt."""
+        request = generation.request
+        assert isinstance(request, CompletionRequest)
+        self._inference = inference
+        self._model = inference.models.response_name(request.model)
+        self._request = request
+        self._generation = generation
+        self._echoes = echoes
+        self._created = unix_time()
+        self._has_begun = [False] * generation.num_choices
+        self._text_offsets = [0] * generation.num_choices
+        self._logprobs = LogprobFormatter.from_request(inference, request)
+        self._meter = UsageMeter(
+            generation,
+            has_prompt_details=inference.config.enable_prompt_tokens_details,
+            counts_output=not request.is_echo_only,
+        )
+
+    async def complete(self, deltas: Sequence[SequenceDelta]) -> CompletionResponse:
+        """The whole response, of one delta per choice."""
+        choices = []
+        async for delta in take_turns(deltas):
+            self._meter.add(delta)
+            choices.append(await self._choice(delta))
+        return CompletionResponse(
+            id=self._generation.request_id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=self._meter.total(),
+        )
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The response as events."""
+        reporting = UsageReporting(self._request.stream_options, self._inference.config)
+        async with aclosing(generate(self._inference, self._generation)) as deltas:
+            async for delta in deltas:
+                self._meter.add(delta)
+                chunk = self._chunk([await self._chunk_choice(delta)])
+                if reporting.in_chunks:
+                    chunk.usage = self._meter.of_choice(delta.choice)
+                yield sse.encode_event(chunk)
+        if reporting.at_end:
+            chunk = self._chunk([])
+            chunk.usage = self._meter.total()
+            yield sse.encode_event(chunk)
+
+    def _chunk(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
+        return CompletionChunk(
+            id=self._generation.request_id, created=self._created, model=self._model, choices=choices
+        )
+
+    async def _choice(self, delta: SequenceDelta) -> CompletionChoice:
+        shown = await self._show(delta)
+        shows_ids = self._request.return_token_ids
+        return CompletionChoice(
+            index=delta.choice,
+            text=shown.text,
+            logprobs=shown.logprobs,
+            finish_reason=shown.finish_reason,
+            stop_reason=shown.stop_reason,
+            token_ids=shown.token_ids if shows_ids else None,
+            prompt_logprobs=None
+            if delta.prompt_logprobs is None
+            else await self._logprobs.prompt(delta.prompt_logprobs),
+            prompt_token_ids=self._prompt_token_ids(delta) if shows_ids else None,
+        )
+
+    async def _chunk_choice(self, delta: SequenceDelta) -> CompletionChunkChoice:
+        is_first = not self._has_begun[delta.choice]
+        shown = await self._show(delta)
+        shows_ids = self._request.return_token_ids
+        return CompletionChunkChoice(
+            index=delta.choice,
+            text=shown.text,
+            logprobs=shown.logprobs,
+            finish_reason=shown.finish_reason,
+            stop_reason=shown.stop_reason,
+            token_ids=shown.token_ids if shows_ids else UNSET,
+            prompt_token_ids=self._prompt_token_ids(delta) if shows_ids and is_first else UNSET,
+        )
+
+    async def _show(self, delta: SequenceDelta) -> _Shown:
+        is_echo = bool(self._request.echo) and not self._has_begun[delta.choice]
+        self._has_begun[delta.choice] = True
+        if self._request.is_echo_only:
+            delta = delta._replace(text="", token_ids=[], logprobs=None, finish_reason="length", stop_reason=None)
+        echo = self._echoes[delta.choice // self._request.num_choices] if is_echo else ""
+        return _Shown(
+            echo + delta.text,
+            delta.token_ids,
+            await self._show_logprobs(delta, is_echo=is_echo),
+            delta.finish_reason,
+            delta.stop_reason,
+        )
+
+    async def _show_logprobs(self, delta: SequenceDelta, *, is_echo: bool) -> CompletionLogprobs | None:
+        if self._request.logprobs is None:
+            return None
+        echoed = zip(self._prompt_token_ids(delta), delta.prompt_logprobs or (), strict=True) if is_echo else ()
+        entries = [*echoed, *((entry.token_id, entry) for entry in delta.logprobs or ())]
+        offset = self._text_offsets[delta.choice]
+        body = await self._logprobs.completion(entries, text_offset=offset)
+        self._text_offsets[delta.choice] = offset + sum(map(len, body.tokens))
+        return body
+
+    def _prompt_token_ids(self, delta: SequenceDelta) -> list[int]:
+        return self._generation.prompt_of(delta.choice).token_ids

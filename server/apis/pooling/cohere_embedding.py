@@ -1,0 +1,115 @@
+"""Answers /v2/embed, Cohere's API of embeddings."""
+
+import base64
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from server.apis.pooling.base import check_dimensions
+from server.apis.pooling.cohere_bodies import (
+    CohereBilledUnits,
+    CohereEmbeddings,
+    CohereEmbeddingType,
+    CohereEmbedRequest,
+    CohereEmbedResponse,
+    CohereMeta,
+    CohereText,
+    to_conversation,
+)
+from server.apis.pooling.context import PooledPrompt, PoolingServeContext
+from server.apis.pooling.embedding import EmbeddingServingBase
+from server.apis.pooling.prompts import PromptReader
+from server.apis.pooling.vectors import values_of
+from server.errors import RequestError
+from server.renderers.prompts import ChatOptions
+from server.types import PoolingInfo, PoolingParams
+
+_CHAT_OPTIONS = ChatOptions(add_generation_prompt=False)
+
+
+class CohereEmbeddingServing(EmbeddingServingBase[CohereEmbedRequest]):
+    """One vector per input, in one or several encodings."""
+
+    def _pooling_params(self, request: CohereEmbedRequest, info: PoolingInfo) -> PoolingParams:
+        if request.has_images:
+            raise RequestError("This model does not embed images; give `texts`.", param="images")
+        _check_input_type(request.input_type, info.task_instructions)
+        check_dimensions(request.output_dimension, info, self._models.default_name)
+        return PoolingParams(task="embed", dimensions=request.output_dimension)
+
+    def _read_prompts(self, ctx: PoolingServeContext[CohereEmbedRequest], reader: PromptReader) -> None:
+        request = ctx.request
+        instruction = ctx.info.task_instructions.get(request.input_type or "")
+        if request.inputs is not None:
+            texts = [[part.text for part in one.content if isinstance(part, CohereText)] for one in request.inputs]
+            ctx.prompts = [_read_conversation(reader, parts, instruction) for parts in texts]
+        elif instruction and self._renderer.chat_template is not None:
+            ctx.prompts = [_read_conversation(reader, [text], instruction) for text in request.texts or ()]
+        else:
+            ctx.prompts = [reader.read((instruction or "") + text, param="texts") for text in request.texts or ()]
+        _check_lengths(request, ctx.prompts)
+
+    def _build_response(self, ctx: PoolingServeContext[CohereEmbedRequest]) -> bytes:
+        request = ctx.request
+        vectors = np.stack([values_of(output) for output in self._joined_outputs(ctx)])
+        return msgspec.json.encode(
+            CohereEmbedResponse(
+                id=ctx.request_id,
+                embeddings=_encode(vectors, request.embedding_types or ["float"]),
+                texts=msgspec.UNSET if request.texts is None else request.texts,
+                meta=CohereMeta(CohereBilledUnits(ctx.usage.prompt_tokens)),
+            )
+        )
+
+
+def _read_conversation(reader: PromptReader, parts: list[str], instruction: str | None) -> PooledPrompt:
+    return reader.read_conversation(to_conversation(parts, instruction), _CHAT_OPTIONS)
+
+
+def _check_input_type(input_type: str | None, instructions: dict[str, str]) -> None:
+    if input_type is None or input_type in instructions:
+        return
+    known = f"Supported values: {', '.join(sorted(instructions))}"
+    none = "This model does not define any input_type task instructions."
+    raise RequestError(f"Unsupported input_type {input_type!r}. {known if instructions else none}", param="input_type")
+
+
+def _check_lengths(request: CohereEmbedRequest, prompts: Sequence[PooledPrompt]) -> None:
+    """With `truncate` NONE, `max_tokens` rejects longer inputs."""
+    if request.truncate != "NONE" or request.max_tokens is None:
+        return
+    for prompt in prompts:
+        if len(prompt.token_ids) > request.max_tokens:
+            raise RequestError(
+                f"Input of {len(prompt.token_ids)} tokens exceeds max_tokens={request.max_tokens} with truncate=NONE. "
+                "Set truncate to END or START to allow truncation.",
+                param="max_tokens",
+            )
+
+
+def _encode(vectors: npt.NDArray[np.float32], kinds: Sequence[CohereEmbeddingType]) -> CohereEmbeddings:
+    encoded = CohereEmbeddings()
+    if "float" in kinds:
+        encoded.float = [msgspec.Raw(msgspec.json.encode(row.tolist())) for row in vectors]
+    if "base64" in kinds:
+        encoded.base64 = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]
+    if "ubinary" in kinds or "binary" in kinds:
+        bits = _pack_signs(vectors)
+        if "ubinary" in kinds:
+            encoded.ubinary = bits.tolist()
+        if "binary" in kinds:
+            encoded.binary = (bits.astype(np.int16) - 128).tolist()
+    return encoded
+
+
+def _pack_signs(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """One bit per number, set if it is not negative; the first is a byte's highest."""
+    length = vectors.shape[1]
+    if length % 8:
+        raise RequestError(
+            f"Embedding dimension must be a multiple of 8 for binary embedding types, but got {length}.",
+            param="embedding_types",
+        )
+    return np.packbits(vectors >= 0, axis=-1)

@@ -1,0 +1,57 @@
+"""Answers /pooling."""
+
+import msgspec
+
+from server.apis.pooling.base import PoolingServingBase
+from server.apis.pooling.context import PoolingServeContext
+from server.apis.pooling.request import PoolingData, PoolingRequest, PoolingResponse
+from server.apis.pooling.vectors import binary_response, to_json
+from server.errors import RequestError
+from server.http_body.binary_response import BinaryResponse
+from server.types import PoolingInfo, PoolingParams
+
+_REMOVED = {
+    "score": "`score` task was removed; use `classify` instead.",
+    "encode": "`encode` task was removed; use `token_embed` or `token_classify` instead.",
+}
+
+
+class PoolingServing(PoolingServingBase[PoolingRequest]):
+    """The result of any pooling task that the model supports."""
+
+    request_id_prefix = "pooling"
+    api_name = "Pooling"
+
+    def _pooling_params(self, request: PoolingRequest, info: PoolingInfo) -> PoolingParams:
+        if request.dimensions is not None:
+            raise RequestError("dimensions is currently not supported", param="dimensions")
+        if request.task in _REMOVED:
+            raise RequestError(_REMOVED[request.task], param="task")
+        if request.task not in (None, info.task):
+            raise RequestError(_why_not(request.task, info), param="task")
+        return PoolingParams(task=info.task, use_activation=request.use_activation)
+
+    def _build_response(self, ctx: PoolingServeContext[PoolingRequest]) -> bytes | BinaryResponse:
+        if (binary := binary_response(ctx)) is not None:
+            return binary
+        return msgspec.json.encode(
+            PoolingResponse(
+                id=ctx.request_id,
+                created=ctx.created,
+                model=ctx.model_name,
+                data=[
+                    PoolingData(index=index, data=to_json(output, ctx.request))
+                    for index, output in enumerate(ctx.outputs)
+                ],
+                usage=ctx.usage,
+            )
+        )
+
+
+def _why_not(task: str | None, info: PoolingInfo) -> str:
+    """Why a task is not the one that the model was started for."""
+    if task == "plugin":
+        return "No IOProcessor plugin installed. This engine has none; use `--engine vllm`."
+    if task in info.supported_tasks:
+        return f"Try switching the model's pooling_task via --pooler-config.task {task}."
+    return f"Unsupported task: {task!r} Supported tasks: {', '.join(info.supported_tasks)}"

@@ -1,0 +1,165 @@
+"""Bodies of /pooling, and the fields that all pooling requests share, with vLLM's names and defaults."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from server.errors import RequestError
+from server.http_body.conversation import check_generation_prompt, count_conversations
+from server.http_body.fields import (
+    INEFFECTIVE,
+    Counted,
+    Hint,
+    Priority,
+    RequestBody,
+    RequestId,
+    Truncation,
+    Unsupported,
+    check_unsupported,
+)
+from server.http_body.usage import Usage
+
+EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]
+EmbedDType = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
+Endianness = Literal["native", "big", "little"]
+Message = dict[str, Any]
+Conversation = list[Message]
+Dimensions = Annotated[int, Meta(ge=1)]
+AnyTokenId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""Compared with the model's vocabulary later."""
+
+
+class Truncatable(RequestBody, kw_only=True):
+    """What the base of pooling needs of every request."""
+
+    model: str | None = None
+    truncate_prompt_tokens: Truncation | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    """The side on which tokens are cut off; `right`, the default here, keeps the first ones."""
+    padding: Literal["max_length", "do_not_pad"] | None = None
+    """`max_length` appends padding tokens, which count as the model's other tokens do."""
+    request_id: RequestId | None = None
+
+
+class PoolingFields(Truncatable, kw_only=True, forbid_unknown_fields=True):
+    """Base of every request with vLLM's fields whose prompts are pooled."""
+
+    user: Hint = None
+    cache_salt: Hint = None
+    priority: Annotated[Priority, INEFFECTIVE] = 0
+    mm_processor_kwargs: Unsupported = None
+    normalize: Any = None
+
+    def __post_init__(self) -> None:
+        check_unsupported(self)
+        if self.normalize is not None:
+            raise RequestError("Parameter `normalize` was removed; use `use_activation` instead.", param="normalize")
+
+
+class InputFields(PoolingFields, kw_only=True):
+    """Base of requests with texts, token ids or conversations.
+
+    The fields below `messages` apply to these only.
+    """
+
+    input: str | list[AnyTokenId | str | list[AnyTokenId | Message] | Message] | None = None
+    messages: Annotated[list[Message | Annotated[Conversation, Meta(min_length=1)]], Meta(min_length=1)] | None = None
+    add_generation_prompt: bool = False
+    continue_final_message: bool = False
+    add_special_tokens: bool | None = None
+    """None adds them to texts, but not to conversations, whose templates write them."""
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: Unsupported = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.input is None) == (self.messages is None):
+            raise RequestError("Give either `input` or `messages`.", param="input")
+        if self.input == []:
+            raise RequestError("You must pass at least one prompt: `input` is empty.", param="input")
+        for name in ("input", "messages"):
+            _check_alike(getattr(self, name), name)
+        check_generation_prompt(self.add_generation_prompt, self.continue_final_message)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.prompts) or len(self.conversations) or 1
+
+    def counted(self) -> Iterator[Counted]:
+        name = "input" if self.messages is None else "messages"
+        yield Counted("max_prompts", name, len(self.prompts))
+        yield from count_conversations(name, self.conversations)
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Texts and lists of token ids; empty if the inputs are conversations."""
+        if self.input is None or self.conversations:
+            return []
+        if isinstance(self.input, str) or isinstance(self.input[0], int):
+            return [self.input]  # type: ignore[list-item]
+        return self.input  # type: ignore[return-value]
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        """The conversations in `messages` or `input`; empty if the inputs are texts or token ids."""
+        given = self.input if self.messages is None else self.messages
+        if not isinstance(given, list) or not given:
+            return []
+        if isinstance(given[0], dict):
+            return [given]  # type: ignore[list-item]
+        if isinstance(given[0], list) and given[0] and isinstance(given[0][0], dict):
+            return given  # type: ignore[return-value]
+        return []
+
+
+class VectorFields(InputFields, kw_only=True):
+    """Base of requests for vectors, with the vectors' encoding.
+
+    `embed_dtype` and `endianness` apply to all formats except `float`.
+    """
+
+    encoding_format: EncodingFormat = "float"
+    embed_dtype: EmbedDType = "float32"
+    endianness: Endianness = "native"
+
+
+class PoolingRequest(VectorFields, kw_only=True):
+    """Prompts to pool as `task` specifies."""
+
+    task: str | None = None
+    dimensions: int | None = None
+    use_activation: bool | None = None
+
+
+class PoolingData(msgspec.Struct, kw_only=True):
+    """The result for one prompt."""
+
+    index: int
+    object: Literal["pooling"] = "pooling"
+    data: list[float | list[float]] | str
+
+
+class PoolingResponse(msgspec.Struct, kw_only=True):
+    """The response, in the order of the prompts."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[PoolingData]
+    usage: Usage
+
+
+def _check_alike(given: Any, name: str) -> None:
+    """Raises RequestError if texts, token ids and messages are mixed."""
+    if not isinstance(given, list):
+        return
+    inner = {type(part) for member in given if isinstance(member, list) for part in member}
+    has_gap = any(member == [] for member in given)
+    if len({type(member) for member in given}) > 1 or len(inner) > 1 or (has_gap and dict in inner):
+        raise RequestError(
+            f"`{name}` must hold texts, or token ids, or lists of token ids, or conversations, not a mix.", param=name
+        )

@@ -1,0 +1,113 @@
+"""Keeps responses that have ended, and the conversations that later requests continue."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from server import sse
+from server.apis.responses.conversation import Message, extend_conversation
+from server.apis.responses.events import LifecycleEvent, ResponseEvent
+from server.apis.responses.run import ResponseRun
+from server.apis.responses.store import MemoryStore, ResponseStore, StoreBounds, StoredResponse
+from server.config import ServerConfig
+from server.errors import RequestError
+from server.limits import LimitsConfig
+from server.renderers.base import BaseRenderer
+
+LARGE_BYTES: Final = 32 << 10
+"""Encoding or decoding this much JSON takes about as long as handing it to a thread."""
+
+
+def build_response_store(config: ServerConfig, limits: LimitsConfig) -> ResponseStore | None:
+    """The store that the settings ask for; None keeps nothing.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    bounds = StoreBounds(limits.max_stored_responses, limits.max_stored_bytes)
+    if not (config.enable_responses_store and all(bounds)):
+        return None
+    if config.responses_store_file is None:
+        return MemoryStore(bounds)
+    from server.apis.responses.store_file import FileStore  # noqa: PLC0415 - SQLite is seldom needed
+
+    return FileStore(Path(config.responses_store_file), bounds)
+
+
+class ResponseArchive:
+    """One per server, used on the event loop; large conversations are encoded in the renderer pool."""
+
+    def __init__(self, store: ResponseStore | None, renderer: BaseRenderer) -> None:
+        """Without a store nothing is kept."""
+        self._store = store
+        self._renderer = renderer
+        self._claimed: set[str] = set()
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether responses are kept."""
+        return self._store is not None
+
+    async def keep(self, run: ResponseRun, events: tuple[bytes, ...] | None = None) -> None:
+        """Keeps a response if its request wants it, with its events if it ran in the background."""
+        if self._store is None or not run.request.store:
+            return
+        stored = await self._renderer.run_unless(run.is_small, _encode, run, events)
+        await self._store.put(run.response.id, stored)
+
+    async def encode_event(self, run: ResponseRun, event: ResponseEvent) -> bytes:
+        """An event as bytes; those with the whole response repeat large parts of the request."""
+        is_small = run.is_small or not isinstance(event, LifecycleEvent)
+        return await self._renderer.run_unless(is_small, sse.encode_named_event, event)
+
+    @asynccontextmanager
+    async def claim(self, run: ResponseRun) -> AsyncIterator[None]:
+        """Reserves the id of a response that will be kept; without it, clients could replace each other's.
+
+        Raises RequestError (409) if another response has the id.
+        """
+        response_id = run.response.id
+        if self._store is None or not run.request.store or run.request.request_id is None:
+            yield
+            return
+        if response_id in self._claimed:
+            raise _id_in_use(response_id)
+        self._claimed.add(response_id)
+        try:
+            if await self._store.get(response_id) is not None:
+                raise _id_in_use(response_id)
+            yield
+        finally:
+            self._claimed.discard(response_id)
+
+    async def find(self, response_id: str) -> StoredResponse:
+        """A response; raises RequestError (404) if it is not kept, or not any more."""
+        stored = None if self._store is None else await self._store.get(response_id)
+        if stored is None:
+            raise invalid_response(f"Response with id '{response_id}' not found.", "response_id", status=404)
+        return stored
+
+    async def decode_history(self, stored: StoredResponse) -> list[Message]:
+        """The conversation up to and including a response."""
+        return await self._renderer.run_unless(len(stored.history) < LARGE_BYTES, _decode, stored.history)
+
+
+def invalid_response(message: str, param: str, *, status: int = 400) -> RequestError:
+    """An error with vLLM's type for responses that are not there, or not in the right state."""
+    return RequestError(message, param=param, status=status, type="invalid_request_error")
+
+
+def _id_in_use(response_id: str) -> RequestError:
+    return invalid_response(f"There is a response with the id '{response_id}' already.", "request_id", status=409)
+
+
+def _encode(run: ResponseRun, events: tuple[bytes, ...] | None) -> StoredResponse:
+    history = extend_conversation(run.messages, run.response.output)
+    return StoredResponse(msgspec.json.encode(run.response), msgspec.json.encode(history), events)
+
+
+def _decode(history: bytes) -> list[Message]:
+    return msgspec.json.decode(history, type=list[Message])

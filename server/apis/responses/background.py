@@ -1,0 +1,124 @@
+"""Responses that are generated without a waiting client: followed, retrieved and cancelled by id."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AsyncExitStack, aclosing
+from typing import Any
+
+from server.apis.responses.archive import ResponseArchive
+from server.apis.responses.response import Response
+from server.apis.responses.run import ResponseRun
+from server.operation.deadline import Deadline
+from server.operation.request_context import RequestContext
+from server.operation.running_requests import RunningRequests
+
+
+class BackgroundResponse:
+    """One response; its task runs until the response is stored."""
+
+    def __init__(self, run: ResponseRun, *, keeps_events: bool) -> None:
+        self.run = run
+        self._queued = run.response
+        self.events: list[bytes] | None = [] if keeps_events else None
+        """The encoded events so far; the position is the sequence number."""
+        self._has_ended = False
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def response(self) -> Response:
+        """The response as others see it: `queued` until it has ended, as in vLLM."""
+        current = self.run.response
+        return self._queued if current.status == "in_progress" else current
+
+    async def start(self, generate: Callable[["BackgroundResponse"], Coroutine[Any, Any, None]]) -> None:
+        """Returns once the task runs: a task that is cancelled earlier would not execute at all."""
+        self._task = asyncio.create_task(generate(self), name="background-response")
+        await asyncio.sleep(0)
+
+    def publish(self, event: bytes) -> None:
+        """Adds an encoded event for those who follow the response."""
+        if self.events is not None:
+            self.events.append(event)
+            self._wake()
+
+    def end(self) -> None:
+        """Ends the streams of those who follow the response."""
+        self._has_ended = True
+        self._wake()
+
+    async def follow(self, first: int) -> AsyncGenerator[bytes, None]:
+        """Yields the events from a position on, as they come."""
+        assert self.events is not None
+        while True:
+            news = self._news
+            for event in self.events[first:]:
+                yield event
+                first += 1
+            if self._has_ended and first >= len(self.events):
+                return
+            await news.wait()
+
+    async def cancel(self) -> None:
+        """Ends the generation; returns when the response is stored."""
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+class BackgroundResponses:
+    """The responses in the background that have not ended; one per server, used on the event loop."""
+
+    def __init__(self, running: RunningRequests, archive: ResponseArchive, *, timeout_s: float) -> None:
+        """The drain waits for those in `running`; `timeout_s` is the limit of one response, 0 none."""
+        self._running = running
+        self._archive = archive
+        self._timeout_s = timeout_s
+        self._responses: dict[str, BackgroundResponse] = {}
+
+    def find(self, response_id: str) -> BackgroundResponse | None:
+        """The response with this id, unless it has ended."""
+        return self._responses.get(response_id)
+
+    async def start(self, run: ResponseRun, context: RequestContext, *, keeps_events: bool) -> BackgroundResponse:
+        """Begins to generate a response, which takes over the lease of the run's context and releases it.
+
+        Raises RequestError (409) if another response has its id.
+        """
+        claim = AsyncExitStack()
+        await claim.enter_async_context(self._archive.claim(run))
+
+        async def generate(response: BackgroundResponse) -> None:
+            with self._running.hold():
+                try:
+                    await self._generate(response)
+                finally:
+                    response.end()
+                    context.lease.release()
+                    del self._responses[run.response.id]
+                    await claim.aclose()
+
+        context.lease = context.lease.hand_over()  # without an `await` before the task that releases it
+        response = BackgroundResponse(run, keeps_events=keeps_events)
+        self._responses[run.response.id] = response
+        await response.start(generate)
+        return response
+
+    async def _generate(self, response: BackgroundResponse) -> None:
+        run = response.run
+        try:
+            async with Deadline(self._timeout_s).bound(), aclosing(run.events()) as events:
+                async for event in events:
+                    if response.events is not None:
+                        response.publish(await self._archive.encode_event(run, event))
+        except asyncio.CancelledError:
+            run.set_status("cancelled")
+        except Exception as err:  # noqa: BLE001
+            run.fail(err)
+        last = await self._archive.encode_event(run, run.last_event())
+        await self._archive.keep(run, None if response.events is None else (*response.events, last))
+        response.publish(last)

@@ -1,0 +1,120 @@
+"""Turns the items of `input` into chat messages."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from server.apis.responses.input_items import Content, InputItem, InputPart
+from server.apis.responses.response import (
+    CustomToolCallItem,
+    FunctionCallItem,
+    MessageItem,
+    OutputItem,
+    ReasoningItem,
+)
+from server.apis.responses.tools import CUSTOM_INPUT, flat_name
+from server.errors import RequestError
+
+Message = dict[str, Any]
+
+
+def build_conversation(instructions: str | None, history: list[Message], items: list[InputItem]) -> list[Message]:
+    """The messages of a request; `history` is the conversation up to the previous response.
+
+    Raises:
+        RequestError: a tool's output has no call.
+    """
+    system: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
+    messages = [*system, *history, *_merge(map(_to_message, items))]
+    _check_outputs(messages)
+    return messages
+
+
+def extend_conversation(messages: list[Message], output: list[OutputItem]) -> list[Message]:
+    """The history for the next response: instructions are dropped, as in OpenAI's API.
+
+    Reasoning is kept only if a tool call follows from it.
+    """
+    has_calls = any(isinstance(item, FunctionCallItem | CustomToolCallItem) for item in output)
+    kept = [item for item in output if has_calls or not isinstance(item, ReasoningItem)]
+    history = [message for message in messages if message["role"] != "system"]
+    return history + _merge(map(_from_output, kept))
+
+
+def continues_message(items: list[InputItem]) -> bool:
+    """Whether the last item is an unfinished message that the model continues."""
+    last = items[-1]
+    return last.type in ("message", "reasoning") and last.status in ("in_progress", "incomplete")
+
+
+def _to_message(item: InputItem) -> Message:
+    match item.type:
+        case "function_call":
+            return _call(item.call_id, flat_name(item.namespace, str(item.name)), item.arguments)
+        case "custom_tool_call":
+            return _custom_call(item.call_id, item.name, item.input)
+        case "function_call_output" | "custom_tool_call_output":
+            return {"role": "tool", "content": _content(item.output), "tool_call_id": item.call_id}
+        case "reasoning":
+            parts = item.content if isinstance(item.content, list) else []
+            return {"role": "assistant", "reasoning": next((p.shown_text for p in (*parts, *item.summary)), "")}
+        case _:
+            return {"role": item.role, "content": _content(item.content)}
+
+
+def _from_output(item: OutputItem) -> Message:
+    match item:
+        case MessageItem():
+            return {"role": "assistant", "content": "".join(part.text for part in item.content)}
+        case ReasoningItem():
+            return {"role": "assistant", "reasoning": "".join(part.text for part in item.content or ())}
+        case FunctionCallItem():
+            return _call(item.call_id, flat_name(item.namespace, item.name), item.arguments)
+        case CustomToolCallItem():
+            return _custom_call(item.call_id, item.name, item.input)
+
+
+def _call(call_id: str | None, name: str, arguments: str | None) -> Message:
+    call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "tool_calls": [call]}
+
+
+def _custom_call(call_id: str | None, name: str | None, text: str | None) -> Message:
+    return _call(call_id, str(name), json.dumps({CUSTOM_INPUT: text}, ensure_ascii=False))
+
+
+def _content(content: Content | None) -> str | list[Message]:
+    if isinstance(content, str):
+        return content
+    return [_part(part) for part in content or ()]
+
+
+def _part(part: InputPart) -> Message:
+    if part.type == "input_image":
+        return {"type": "image_url", "image_url": {"url": part.image_url}}
+    return {"type": "text", "text": part.shown_text}
+
+
+def _merge(messages: Iterable[Message]) -> list[Message]:
+    """Joins adjacent parts of one turn of the model: its reasoning, its text and its calls."""
+    merged: list[Message] = []
+    for message in messages:
+        last = merged[-1] if merged else {}
+        if message["role"] != "assistant" or last.get("role") != "assistant":
+            merged.append(message)
+        elif "tool_calls" in message:
+            last.setdefault("tool_calls", []).extend(message["tool_calls"])
+        elif message.keys() & last.keys() == {"role"}:
+            last.update(message)
+        else:
+            merged.append(message)
+    return merged
+
+
+def _check_outputs(messages: list[Message]) -> None:
+    calls: set[str] = set()
+    for message in messages:
+        calls.update(call["id"] for call in message.get("tool_calls", ()))
+        call_id = message.get("tool_call_id")
+        if call_id is not None and call_id not in calls:
+            raise RequestError(f"No tool call found for tool output with call_id '{call_id}'.", param="input")

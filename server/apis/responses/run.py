@@ -1,0 +1,198 @@
+"""Generates one response: the chat's deltas become output items, events and the final body."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from uuid import uuid4
+
+import msgspec
+
+from server.apis.responses.events import (
+    ResponseCompleted,
+    ResponseCreated,
+    ResponseEvent,
+    ResponseFailed,
+    ResponseInProgress,
+)
+from server.apis.responses.output import OutputWriter
+from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.response import (
+    FailureDetails,
+    FunctionCallItem,
+    IncompleteDetails,
+    InputTokensDetails,
+    OutputTokensDetails,
+    RawMessage,
+    Response,
+    ResponseStatus,
+    ResponseUsage,
+)
+from server.apis.responses.tools import ResponseTools
+from server.generation.chat_run import ChatRun, ChoiceDelta
+from server.generation.logprob_bodies import ChatLogprob
+from server.generation.logprobs import LogprobFormatter
+from server.http_body.failures import describe_failure
+from server.operation.inference import Inference
+from server.operation.models import unix_time
+
+
+class ResponseRun:
+    """One response; use either `events` or `complete`, once, on the event loop."""
+
+    def __init__(self, request: ResponsesRequest, chat: ChatRun, tools: ResponseTools, inference: Inference) -> None:
+        self.request = request
+        self.messages = chat.request.messages
+        """The conversation that the response continues."""
+        self.response = _empty_response(request, chat, inference.models.response_name(chat.request.model))
+        """The response so far."""
+        self.chat = chat
+        """The request in the engine."""
+        self._writer = OutputWriter(tools)
+        self._logprobs = LogprobFormatter.from_request(inference, chat.request)
+        self._num_events = 0
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the messages may be encoded on the event loop, not in the pool."""
+        return self.chat.generation.context.is_small
+
+    async def complete(self) -> Response:
+        """The whole response.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        async with aclosing(self._output()) as events:
+            async for _ in events:
+                pass
+        return self.response
+
+    async def events(self) -> AsyncGenerator[ResponseEvent, None]:
+        """All events but the last, which `last_event` returns once the response is stored.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        self.set_status("in_progress")
+        for kind in (ResponseCreated, ResponseInProgress):
+            yield self._numbered(kind(response=self.response))
+        async with aclosing(self._output()) as events:
+            async for event in events:
+                yield self._numbered(event)
+
+    def last_event(self) -> ResponseEvent:
+        """The event with the final response."""
+        kind = ResponseFailed if self.response.status == "failed" else ResponseCompleted
+        return self._numbered(kind(response=self.response))
+
+    def set_status(self, status: ResponseStatus) -> None:
+        """Changes the response's status; `response` is a new object afterwards."""
+        self.response = msgspec.structs.replace(self.response, status=status)
+
+    def fail(self, error: Exception) -> None:
+        """Ends the response with an error."""
+        details = FailureDetails("server_error", describe_failure(error).error.message)
+        self.response = msgspec.structs.replace(
+            self.response, status="failed", error=details, output=list(self._writer.items)
+        )
+
+    async def _output(self) -> AsyncGenerator[ResponseEvent, None]:
+        finish_reason = None
+        async with aclosing(self.chat.stream()) as deltas:
+            async for delta in deltas:
+                self._keep_raw(delta)
+                finish_reason = delta.finish_reason
+                for event in self._writer.add(delta.parts, await self._show_logprobs(delta)):
+                    yield event
+        for event in self._writer.finish():
+            yield event
+        self._finish(is_incomplete=finish_reason == "length")
+
+    async def _show_logprobs(self, delta: ChoiceDelta) -> list[ChatLogprob]:
+        if self.request.num_logprobs is None or self.chat.hides_tokens:
+            return []
+        return (await self._logprobs.chat(delta.sequence.logprobs or ())).content
+
+    def _keep_raw(self, delta: ChoiceDelta) -> None:
+        if self.request.enable_response_messages:
+            self._texts.append(delta.sequence.text)
+            self._token_ids += delta.sequence.token_ids
+
+    def _finish(self, *, is_incomplete: bool) -> None:
+        output = self._writer.items
+        if is_incomplete and not self.request.stream and output and _is_cut_off(output[-1]):
+            output = output[:-1]
+        self.response = msgspec.structs.replace(
+            self.response,
+            status="incomplete" if is_incomplete else "completed",
+            incomplete_details=IncompleteDetails("max_output_tokens") if is_incomplete else None,
+            output=output,
+            usage=self._usage(),
+        )
+        if self.request.enable_response_messages:
+            prompt = self.chat.prompt
+            self.response.input_messages = [RawMessage(message=prompt.text or "", tokens=prompt.token_ids)]
+            self.response.output_messages = [RawMessage(message="".join(self._texts), tokens=self._token_ids)]
+
+    def _usage(self) -> ResponseUsage:
+        total = self.chat.meter.total()
+        details, prompt_details = total.completion_tokens_details, total.prompt_tokens_details
+        return ResponseUsage(
+            input_tokens=total.prompt_tokens,
+            input_tokens_details=InputTokensDetails(
+                cached_tokens=0 if prompt_details is None else prompt_details.cached_tokens
+            ),
+            output_tokens=total.completion_tokens,
+            output_tokens_details=OutputTokensDetails(
+                reasoning_tokens=0 if details is None else details.reasoning_tokens
+            ),
+            total_tokens=total.total_tokens,
+        )
+
+    def _numbered(self, event: ResponseEvent) -> ResponseEvent:
+        event.sequence_number = self._num_events
+        self._num_events += 1
+        return event
+
+
+def _empty_response(request: ResponsesRequest, chat: ChatRun, model: str) -> Response:
+    """The response before the first token, with the sampling parameters that are in effect."""
+    (params,) = chat.generation.params
+    return Response(
+        id=request.request_id or f"resp_{uuid4().hex}",
+        created_at=unix_time(),
+        instructions=request.instructions,
+        metadata=request.metadata,
+        model=model,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        temperature=params.temperature,
+        tool_choice=request.tool_choice if request.tools else "none",
+        tools=request.tools or [],
+        top_p=params.top_p,
+        background=bool(request.background),
+        max_output_tokens=params.max_tokens,
+        max_tool_calls=request.max_tool_calls,
+        previous_response_id=request.previous_response_id,
+        reasoning=request.reasoning,
+        service_tier=request.service_tier,
+        status="queued",
+        text=request.text,
+        top_logprobs=request.num_logprobs,
+        truncation=request.truncation or "disabled",
+        user=request.user,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+    )
+
+
+def _is_cut_off(item: object) -> bool:
+    """Whether an item is a call whose arguments are not complete."""
+    if not isinstance(item, FunctionCallItem):
+        return False
+    try:
+        json.loads(item.arguments)
+    except (ValueError, RecursionError):
+        return True
+    return False

@@ -1,0 +1,168 @@
+"""Answers /v1/responses."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+import msgspec
+
+from server.apis.responses.archive import LARGE_BYTES, ResponseArchive, invalid_response
+from server.apis.responses.background import BackgroundResponses
+from server.apis.responses.chat_request import own_field_names, to_chat_request
+from server.apis.responses.conversation import Message, build_conversation
+from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.response import Response
+from server.apis.responses.run import ResponseRun
+from server.apis.responses.tools import ResponseTools
+from server.generation.chat_request import ChatRequest
+from server.generation.chat_run import ChatRunner
+from server.http_body.decoding import check_limits
+from server.limits import LimitsConfig
+from server.operation.inference import Inference
+from server.operation.request_context import RequestContext
+from server.operation.running_requests import RunningRequests
+
+
+class ResponsesServing:
+    """One per server; every method runs on the event loop."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        runner: ChatRunner,
+        archive: ResponseArchive,
+        running: RunningRequests,
+        limits: LimitsConfig,
+    ) -> None:
+        self._inference = inference
+        self._runner = runner
+        self._archive = archive
+        self._limits = limits
+        self._background = BackgroundResponses(running, archive, timeout_s=limits.request_timeout_s)
+
+    async def create(
+        self, request: ResponsesRequest, context: RequestContext
+    ) -> Response | AsyncGenerator[bytes, None]:
+        """The response, or its events. Every fault of the request is found before the first event.
+
+        Raises:
+            RequestError: the request is invalid, or the model does not generate.
+            EngineError: the engine failed; in streams and in the background this is a response that failed.
+        """
+        self._inference.models.check_generative("Responses")
+        if request.background:
+            return await self._create_in_background(request, context)
+        run = await self._prepare(request, context)
+        if request.stream:
+            return self._stream(run)
+        async with self._archive.claim(run):
+            await run.complete()
+            await self._archive.keep(run)
+        return run.response
+
+    async def retrieve(self, response_id: str) -> bytes:
+        """A response as JSON, which may still be generated.
+
+        Raises:
+            RequestError: there is no such response.
+        """
+        current = self._background.find(response_id)
+        if current is not None:
+            return msgspec.json.encode(current.response)
+        return (await self._archive.find(response_id)).body
+
+    async def follow(self, response_id: str, starting_after: int | None) -> AsyncGenerator[bytes, None]:
+        """The events of a response in the background after one of them, as they come.
+
+        Raises:
+            RequestError: there is no such response, or it was created without `stream`.
+        """
+        first = 0 if starting_after is None else max(starting_after + 1, 0)
+        current = self._background.find(response_id)
+        if current is not None:
+            has_events, events = current.events is not None, current.follow(first)
+        else:
+            stored = await self._archive.find(response_id)
+            has_events, events = stored.events is not None, _replay(stored.events or (), first)
+        if not has_events:
+            raise invalid_response(
+                f"The response '{response_id}' has no stream: it was not created with `background` and `stream`.",
+                "response_id",
+            )
+        return events
+
+    async def cancel(self, response_id: str) -> bytes:
+        """Ends a response in the background; returns it as JSON.
+
+        Raises:
+            RequestError: there is no such response, or it has ended.
+        """
+        current = self._background.find(response_id)
+        if current is None:
+            await self._archive.find(response_id)
+        if current is None or current.response.status != "queued":
+            raise invalid_response("Cannot cancel a synchronous response.", "response_id")
+        await current.cancel()
+        return msgspec.json.encode(current.response)
+
+    async def _prepare(self, request: ResponsesRequest, context: RequestContext) -> ResponseRun:
+        """Renders the request; the engine receives it with the first use of the run.
+
+        Raises:
+            RequestError: the request is invalid.
+        """
+        history = await self._history(request.previous_response_id, context)
+        run_unless = self._inference.renderer.run_unless
+        tools, chat_request = await run_unless(context.is_small, self._convert, request, history)
+        context.hold(chat_request)
+        with own_field_names():
+            chat = await self._runner.start(chat_request, context, id_prefix="resp")
+        return ResponseRun(request, chat, tools, self._inference)
+
+    def _convert(self, request: ResponsesRequest, history: list[Message]) -> tuple[ResponseTools, ChatRequest]:
+        tools = ResponseTools(request)
+        messages = build_conversation(request.instructions, history, request.items)
+        chat_request = to_chat_request(request, messages, tools)
+        with own_field_names():
+            check_limits(chat_request, self._limits)
+        return tools, chat_request
+
+    async def _history(self, previous_id: str | None, context: RequestContext) -> list[Message]:
+        """The conversation up to the previous response, whose bytes the request holds from now on."""
+        if previous_id is None:
+            return []
+        if self._background.find(previous_id) is not None:
+            raise invalid_response(f"The response '{previous_id}' is not complete yet.", "previous_response_id")
+        stored = await self._archive.find(previous_id)
+        context.lease.add_bytes(len(stored.history))
+        context.is_small = context.is_small and len(stored.history) < LARGE_BYTES
+        return await self._archive.decode_history(stored)
+
+    async def _create_in_background(
+        self, request: ResponsesRequest, context: RequestContext
+    ) -> Response | AsyncGenerator[bytes, None]:
+        if not self._archive.is_enabled:
+            raise invalid_response(
+                "This server does not support `store=True` and therefore does not support the background mode.",
+                "background",
+            )
+        own_context = replace(context, trace=None, held=[])  # the request's trace ends with its HTTP response
+        run = await self._prepare(request, own_context)
+        response = await self._background.start(run, own_context, keeps_events=bool(request.stream))
+        return response.follow(0) if request.stream else response.response
+
+    async def _stream(self, run: ResponseRun) -> AsyncGenerator[bytes, None]:
+        async with self._archive.claim(run):
+            try:
+                async with aclosing(run.events()) as events:
+                    async for event in events:
+                        yield await self._archive.encode_event(run, event)
+                await self._archive.keep(run)
+            except Exception as err:  # noqa: BLE001
+                run.fail(err)
+        yield await self._archive.encode_event(run, run.last_event())
+
+
+async def _replay(events: tuple[bytes, ...], first: int) -> AsyncGenerator[bytes, None]:
+    for event in events[first:]:
+        yield event

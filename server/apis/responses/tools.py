@@ -1,0 +1,186 @@
+"""The tools of a request to /v1/responses, as the functions that the model is shown."""
+
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from server.apis.responses.request import ResponsesRequest
+from server.errors import RequestError
+from server.generation.tools import FunctionDefinition, NamedFunction, NamedToolChoice, Tool, ToolChoice
+
+T = TypeVar("T")
+
+_SEPARATOR: Final = "__"
+"""Between a namespace and a function's name, as the model sees it."""
+
+CUSTOM_INPUT: Final = "input"
+"""The only parameter of a function that stands for a custom tool."""
+
+_CUSTOM_PARAMETERS: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {CUSTOM_INPUT: {"type": "string", "description": "The text for this tool."}},
+    "required": [CUSTOM_INPUT],
+    "additionalProperties": False,
+}
+
+
+class CalledTool(NamedTuple):
+    """What the response says about a called function."""
+
+    name: str
+    namespace: str | None = None
+    is_custom: bool = False
+
+
+class _Typed(msgspec.Struct, kw_only=True):
+    """A tool, or a choice of one."""
+
+    type: str
+
+
+class _Function(msgspec.Struct, kw_only=True):
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class _Custom(msgspec.Struct, kw_only=True):
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    description: str | None = None
+    format: _Typed | None = None
+
+
+class _Namespace(msgspec.Struct, kw_only=True):
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    tools: list[dict[str, Any]]
+
+
+class _Choice(msgspec.Struct, kw_only=True):
+    type: str
+    name: str | None = None
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[dict[str, Any]] = []
+
+
+class ResponseTools:
+    """The tools of one request.
+
+    A function in a namespace is shown as `NAMESPACE__NAME`, a custom tool as a function with one text. Tools
+    that the server would have to run (web search, code interpreter, MCP …) are not shown, as in vLLM without
+    a tool server.
+    """
+
+    def __init__(self, request: ResponsesRequest) -> None:
+        """Raises RequestError for a malformed tool, or a choice of a tool that is not there."""
+        self._called: dict[str, CalledTool] = {}
+        functions: list[FunctionDefinition] = []
+        for position, tool in enumerate(request.tools or ()):
+            functions += self._convert(tool, f"tools[{position}]")
+        self.choice, allowed = self._choose(request)
+        self.functions = [
+            Tool(function=function) for function in functions if allowed is None or function.name in allowed
+        ]
+        if self.choice not in (None, "none") and not self.functions:
+            raise RequestError(
+                "`tool_choice` requires a call, but `tools` has no function that the model can call.",
+                param="tool_choice",
+            )
+
+    def called(self, name: str) -> CalledTool:
+        """The tool that a function stands for."""
+        return self._called.get(name) or CalledTool(name)
+
+    def _convert(self, tool: dict[str, Any], path: str) -> list[FunctionDefinition]:
+        kind = _read(tool, _Typed, path).type
+        if kind == "function":
+            return [self._add(_read(tool, _Function, path))]
+        if kind == "custom":
+            custom = _read(tool, _Custom, path)
+            if custom.format is not None and custom.format.type == "grammar":
+                raise RequestError(
+                    "Custom tools with a grammar format are not supported; "
+                    "only free-form text custom tools are accepted.",
+                    param="tools",
+                )
+            shown = _Function(name=custom.name, description=custom.description, parameters=_CUSTOM_PARAMETERS)
+            return [self._add(shown, CalledTool(custom.name, is_custom=True))]
+        if kind == "namespace":
+            namespace = _read(tool, _Namespace, path)
+            return self._convert_members(namespace, f"{path}.tools")
+        return []
+
+    def _convert_members(self, namespace: _Namespace, path: str) -> list[FunctionDefinition]:
+        functions = []
+        for position, member in enumerate(namespace.tools):
+            if _read(member, _Typed, f"{path}[{position}]").type == "function":
+                function = _read(member, _Function, f"{path}[{position}]")
+                called = CalledTool(function.name, namespace.name)
+                function.name = flat_name(namespace.name, function.name)
+                functions.append(self._add(function, called))
+        return functions
+
+    def _add(self, function: _Function, called: CalledTool | None = None) -> FunctionDefinition:
+        self._called[function.name] = called or CalledTool(function.name)
+        return FunctionDefinition(
+            name=function.name,
+            description=function.description,
+            parameters=function.parameters,
+            strict=function.strict,
+        )
+
+    def _choose(self, request: ResponsesRequest) -> tuple[ToolChoice | None, set[str] | None]:
+        """The choice in chat's terms, and the functions to which it restricts the model.
+
+        None lets the model choose: whether a parser reads its calls is not checked, as in vLLM.
+        """
+        given = request.tool_choice
+        if not request.tools:
+            if given == "required":
+                raise RequestError(
+                    "Tool choice 'required' must be specified with 'tools' parameter.", param="tool_choice"
+                )
+            return ("none" if isinstance(given, str) else self._named(given)), None
+        if given == "auto":
+            return None, None
+        if isinstance(given, str):
+            return given, None
+        choice = _read(given, _Choice, "tool_choice", param="tool_choice")
+        if choice.type == "allowed_tools":
+            allowed = {self._find(str(member.get("name"))) for member in choice.tools}
+            return (None if choice.mode == "auto" else choice.mode), allowed
+        return self._named(given), None
+
+    def _named(self, given: dict[str, Any]) -> ToolChoice | None:
+        choice = _read(given, _Choice, "tool_choice", param="tool_choice")
+        if choice.type not in ("function", "custom"):
+            return None if self._called else "none"
+        return NamedToolChoice(function=NamedFunction(self._find(choice.name or "")))
+
+    def _find(self, name: str) -> str:
+        """The name under which the model sees a tool; its namespace may be left out if the name is unique."""
+        if name in self._called:
+            return name
+        candidates = [flat for flat, tool in self._called.items() if tool.namespace and tool.name == name]
+        if len(candidates) > 1:
+            raise RequestError(
+                f"Tool choice '{name}' is ambiguous: it is in several namespaces ({', '.join(candidates)}). "
+                "Choose it by its full '<namespace>__<name>' name.",
+                param="tool_choice",
+            )
+        if not candidates:
+            raise RequestError("Tool choice 'function' not found in 'tools' parameter.", param="tool_choice")
+        return candidates[0]
+
+
+def flat_name(namespace: str | None, name: str) -> str:
+    """The name under which the model sees a function."""
+    return name if namespace is None else f"{namespace}{_SEPARATOR}{name}"
+
+
+def _read(value: dict[str, Any], kind: type[T], path: str, *, param: str = "tools") -> T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as err:
+        raise RequestError(f"Invalid value for `{path}`: {str(err).replace('`$', f'`{path}')}.", param=param) from err

@@ -1,0 +1,161 @@
+"""Bodies of /v1/chat/completions: the request."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, UnsetType
+
+from server.errors import RequestError
+from server.generation.request import GenerationRequest
+from server.generation.tools import NamedToolChoice, Tool, ToolChoice
+from server.http_body.conversation import Messages, check_generation_prompt, count_conversations, opens_message
+from server.http_body.fields import INEFFECTIVE, Counted, Hint, NumLogprobs, TokenCount
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class ChatFields(GenerationRequest, kw_only=True):
+    """Fields that one conversation and a batch of them share."""
+
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
+    logprobs: bool | None = False
+    top_logprobs: NumLogprobs | None = 0
+
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None | UnsetType = UNSET
+    """Never unset after `__post_init__`: `auto` with tools, else `none`. With null the model chooses, too."""
+    parallel_tool_calls: bool | None = True
+
+    echo: bool = False
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    documents: list[dict[str, str]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    include_reasoning: bool = True
+    return_prompt_text: bool | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+
+    modalities: Hint = None
+    audio: Annotated[Any, INEFFECTIVE] = None
+    functions: Annotated[Any, INEFFECTIVE] = None
+    function_call: Annotated[Any, INEFFECTIVE] = "none"
+    prediction: Annotated[Any, INEFFECTIVE] = None
+    verbosity: Annotated[Any, INEFFECTIVE] = "medium"
+    web_search_options: Annotated[Any, INEFFECTIVE] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_generation_prompt(self.add_generation_prompt, self.continue_final_message)
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError("when using `top_logprobs`, `logprobs` must be set to true.", param="top_logprobs")
+        self._check_tools()
+
+    def _check_tools(self) -> None:
+        if self.tool_choice is UNSET:
+            self.tool_choice = "auto" if self.tools else "none"
+        if self.tools == []:
+            raise RequestError("`tools` must not be an empty array; leave it out instead.", param="tools")
+        if self.tool_choice not in (None, "none") and not self.tools:
+            raise RequestError("When using `tool_choice`, `tools` must be set.", param="tool_choice")
+        if self.named_function is not None and self.named_function not in {t.function.name for t in self.tools or ()}:
+            raise RequestError(
+                f"`tool_choice` names the function '{self.named_function}', which is not in `tools`.",
+                param="tool_choice",
+            )
+
+    @property
+    def named_function(self) -> str | None:
+        """The name of the function that `tool_choice` requires."""
+        return self.tool_choice.function.name if isinstance(self.tool_choice, NamedToolChoice) else None
+
+    @property
+    def forces_call(self) -> bool:
+        """Whether the model has to call a tool."""
+        return self.tool_choice == "required" or self.named_function is not None
+
+    @property
+    def opens_message(self) -> bool:
+        """Whether the template opens a new message."""
+        return opens_message(self.add_generation_prompt, self.continue_final_message)
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """The template's variables; `reasoning_effort` also sets the variable of templates without levels."""
+        kwargs = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort is not None:
+            kwargs.setdefault("enable_thinking", self.reasoning_effort != "none")
+            kwargs["reasoning_effort"] = self.reasoning_effort
+        return kwargs
+
+    @property
+    def output_limit(self) -> int | None:
+        """Most tokens to generate, as requested."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def output_limit_param(self) -> str:
+        """The field that `output_limit` comes from."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Candidates to report per generated token."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """Candidates to report per prompt token."""
+        return self.prompt_logprobs
+
+
+class ChatRequest(ChatFields, kw_only=True):
+    """A conversation to continue."""
+
+    messages: Messages
+
+    def counted(self) -> Iterator[Counted]:
+        yield from super().counted()
+        yield Counted("max_messages", "messages", len(self.messages))
+        yield Counted("max_tools", "tools", len(self.tools or ()))
+
+
+class BatchChatRequest(ChatFields, kw_only=True):
+    """Conversations to continue, each on its own; one choice per conversation. Cannot stream or use tools."""
+
+    messages: Annotated[list[Messages], Meta(min_length=1)]
+    early_stopping: Annotated[bool, INEFFECTIVE] = False
+    """Concerns beam search only."""
+
+    def __post_init__(self) -> None:
+        self.stream, self.stream_options, self.tools, self.tool_choice = False, None, None, "none"
+        super().__post_init__()
+        if self.use_beam_search:
+            raise RequestError(
+                "Batch chat completions do not support beam search. Please set `use_beam_search` to False.",
+                param="use_beam_search",
+            )
+        if self.num_choices > 1:
+            raise RequestError("Batch chat completions do not support `n` > 1.", param="n")
+        if (self.kv_transfer_params or {}).get("prompt_token_ids") is not None:
+            raise RequestError(
+                "Batch chat completions do not support `kv_transfer_params.prompt_token_ids`: one prompt cannot serve "
+                "several conversations.",
+                param="kv_transfer_params.prompt_token_ids",
+            )
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.messages)
+
+    def counted(self) -> Iterator[Counted]:
+        yield from super().counted()
+        yield from count_conversations("messages", self.messages)
+
+    def split(self) -> list[ChatRequest]:
+        """One request per conversation."""
+        shared = {name: getattr(self, name) for name in ChatFields.__struct_fields__}
+        return [ChatRequest(messages=messages, **shared) for messages in self.messages]

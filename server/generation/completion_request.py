@@ -1,0 +1,171 @@
+"""Bodies of /v1/completions."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from server.errors import RequestError
+from server.generation.logprob_bodies import CompletionLogprobs, PromptLogprobs
+from server.generation.request import GenerationRequest
+from server.http_body.fields import Counted, NumLogprobs, TokenCount, TokenId, Unsupported
+from server.http_body.usage import Usage
+from server.renderers.prompts import EmbedsPrompt, Prompt
+
+DEFAULT_MAX_TOKENS = 16
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    EmbedsTexts = str | memoryview | Sequence[str | memoryview]
+else:
+    EmbedsTexts = str | list[str]
+"""Base64; a long text remains a view of the request body (`server.http_body.long_texts`)."""
+
+
+class CompletionRequest(GenerationRequest, kw_only=True):
+    """A text, token ids, or a list of either."""
+
+    prompt: str | list[TokenId | str | list[TokenId]] | None = None
+    prompt_embeds: EmbedsTexts | None = None
+    max_tokens: TokenCount | None = DEFAULT_MAX_TOKENS
+    echo: bool | None = False
+    logprobs: NumLogprobs | bool | None = None
+    """False and true, which chat requests have here, are 0 and 1, as in vLLM."""
+    add_special_tokens: bool = True
+    suffix: Unsupported = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        has_embeds = self.prompt_embeds is not None and self.prompt_embeds != []
+        if not self.prompt and not has_embeds:
+            raise RequestError("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
+        if has_embeds and self.echo:
+            raise RequestError("`echo` cannot be combined with `prompt_embeds`: they have no text.", param="echo")
+        if has_embeds and self.prompt_logprobs is not None:
+            raise RequestError(
+                "`prompt_logprobs` is not compatible with `prompt_embeds`: they have no tokens.",
+                param="prompt_logprobs",
+            )
+        self._check_beam_search()
+        if self.logprob_token_ids and self.is_echo_only:
+            raise RequestError(
+                "`logprob_token_ids` cannot be combined with `echo` and `max_tokens=0`: no tokens are generated.",
+                param="logprob_token_ids",
+            )
+        if isinstance(self.prompt, list) and len({type(member) for member in self.prompt}) > 1:
+            raise RequestError(
+                "`prompt` must hold texts, or token ids, or lists of token ids, not a mix.", param="prompt"
+            )
+
+    def _check_beam_search(self) -> None:
+        if self.use_beam_search and self.stream:
+            raise RequestError("Streaming is not currently supported with beam search", param="stream")
+        if self.use_beam_search and self.echo and self.logprobs is not None:
+            raise RequestError(
+                "`echo` with `logprobs` is not supported with beam search because beam search does not compute prompt "
+                "logprobs.",
+                param="echo",
+            )
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts, one or more: embeddings come first.
+
+        An empty text in addition to embeddings is ignored.
+        """
+        embeds = self.prompt_embeds
+        members = () if embeds is None else (embeds,) if isinstance(embeds, str | memoryview) else embeds
+        prompts: list[Prompt] = [EmbedsPrompt(member) for member in members]
+        if isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int):
+            return prompts + self.prompt  # type: ignore[operator]
+        return [*prompts, self.prompt] if self.prompt else prompts  # type: ignore[list-item]
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.prompts) * self.num_choices
+
+    def counted(self) -> Iterator[Counted]:
+        yield Counted("max_prompts", "prompt", len(self.prompts))
+        yield Counted("max_choices", "n", self.num_sequences)
+        yield from super().counted()
+
+    @property
+    def is_echo_only(self) -> bool:
+        """Whether to score the prompt without generating."""
+        return bool(self.echo) and self.max_tokens == 0
+
+    @property
+    def output_limit(self) -> TokenCount | None:
+        """Most tokens to generate, as requested; the engine generates at least one."""
+        if self.is_echo_only:
+            return 1
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def output_limit_param(self) -> str:
+        """The field that `output_limit` comes from."""
+        return "max_tokens"
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Candidates to report per generated token."""
+        return None if self.logprobs is None else int(self.logprobs)
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """Candidates to report per prompt token."""
+        if self.prompt_logprobs is None and self.echo:
+            return self.num_logprobs
+        return self.prompt_logprobs
+
+
+class CompletionChoice(msgspec.Struct, kw_only=True):
+    """One generated text."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class CompletionResponse(msgspec.Struct, kw_only=True):
+    """A response that is not streamed."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    service_tier: str | None = None
+    system_fingerprint: str | None = None
+    usage: Usage
+    kv_transfer_params: None = None
+
+
+class CompletionChunkChoice(msgspec.Struct, kw_only=True):
+    """The part that a chunk adds to one text."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class CompletionChunk(msgspec.Struct, kw_only=True):
+    """One event of a stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChunkChoice]
+    usage: Usage | UnsetType = UNSET

@@ -1,0 +1,197 @@
+"""Finds the constraint of a request's text, and compiles it once before the engine receives it."""
+
+import json
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from server.errors import RequestError
+from server.generation.chat_request import ChatRequest
+from server.generation.completion_request import CompletionRequest
+from server.generation.request import StructuredOutputs
+from server.generation.tool_grammar import forced_schema, strict_grammar
+from server.parsers.base import CallFormat
+from server.parsers.json_text import is_nested_deeper
+from server.types import GuidedDecoding
+
+_MAX_SCHEMA_NESTING = 64
+"""As in vLLM: the cost of compiling grows steeply with nesting."""
+
+_MAX_TAG_NESTING = _MAX_SCHEMA_NESTING + 16
+"""As in vLLM: a schema within formats."""
+
+_ANY_OBJECT: dict[str, Any] = {"type": "object"}
+
+
+class Constraint(NamedTuple):
+    """A guided-decoding constraint, and the request field that sets it."""
+
+    param: str
+    guided: GuidedDecoding
+
+
+def find_constraint(request: CompletionRequest | ChatRequest) -> Constraint | None:
+    """The constraint of a request, not yet compiled; None without one. A forced tool takes precedence.
+
+    Raises:
+        RequestError: there is more than one, or it is malformed.
+    """
+    found = [
+        *_from_response_format(request),
+        *_from_structured_outputs(request.structured_outputs or StructuredOutputs()),
+        *_from_guided_fields(request),
+    ]
+    if len(found) > 1:
+        raise RequestError(
+            "You can only use one kind of constraint: one of `response_format`, `structured_outputs` and `guided_*`, "
+            f"got {len(found)}.",
+            param="structured_outputs",
+        )
+    constraint = found[0] if found else None
+    if not isinstance(request, ChatRequest) or not request.forces_call:
+        return constraint
+    if constraint is not None and constraint.param == "structured_outputs" and request.named_function is not None:
+        raise RequestError(
+            "You can only either use constraints for structured outputs or tools, not both.", param="tool_choice"
+        )
+    return Constraint("tools", _json_schema(forced_schema(request), "tools"))
+
+
+def find_strict_constraint(
+    request: ChatRequest, call_format: CallFormat, *, trigger_id: int | None
+) -> Constraint | None:
+    """The grammar of calls that the model chooses; None if no tool is strict. See `strict_grammar`."""
+    functions = [tool.function for tool in request.tools or ()]
+    strict = [function for function in functions if function.strict is True]
+    if not strict:
+        return None
+    for function in strict:
+        _json_schema(function.parameters or {}, "tools")
+    return Constraint("tools", GuidedDecoding("grammar", strict_grammar(functions, call_format, trigger_id)))
+
+
+def tool_constraints(request: ChatRequest) -> Iterator[Constraint]:
+    """The schema of each tool by itself, to find out which one does not compile."""
+    for index, tool in enumerate(request.tools or ()):
+        param = f"tools[{index}].function.parameters"
+        yield Constraint(param, _json_schema(tool.function.parameters or {}, param))
+
+
+_MOST_CHECKED = 1024
+_checked: set[bytes] = set()
+"""Digests of constraints that compile, which may have megabytes themselves; used by the pool's threads."""
+
+
+def check_constraint(constraint: Constraint) -> None:
+    """Compiles the grammar to find its errors; blocks for up to a second, so it runs in the renderer pool.
+
+    Raises:
+        RequestError: the grammar does not compile.
+    """
+    # llguidance takes 40 ms to import, and most servers never receive a constraint
+    from server.engine.sampling.grammar import GrammarError, build_grammar  # noqa: PLC0415
+
+    digest = blake2b(f"{constraint.guided.kind} {constraint.guided.spec}".encode(errors="surrogatepass")).digest()
+    if digest in _checked:
+        return
+    try:
+        build_grammar(constraint.guided)
+    except GrammarError as err:
+        message = f"The constraint in `{constraint.param}` cannot be used: {err}"
+        raise RequestError(message, param=constraint.param) from err
+    if len(_checked) >= _MOST_CHECKED:
+        _checked.clear()
+    _checked.add(digest)
+
+
+def _from_response_format(request: CompletionRequest | ChatRequest) -> list[Constraint]:
+    wanted = request.response_format
+    if wanted is None or wanted.type == "text":
+        return []
+    if wanted.type == "json_object":
+        return [Constraint("response_format", GuidedDecoding("json_object"))]
+    if wanted.type == "structural_tag":
+        given = {"format": wanted.format, "structures": wanted.structures, "triggers": wanted.triggers}
+        given = {name: value for name, value in given.items() if value is not None}
+        return [Constraint("response_format", _structural_tag(given, "response_format"))]
+    assert wanted.json_schema is not None
+    return [Constraint("response_format", _json_schema(wanted.json_schema.schema, "response_format"))]
+
+
+def _from_structured_outputs(wanted: StructuredOutputs) -> list[Constraint]:
+    if wanted.json_object is False:
+        raise RequestError(
+            "`structured_outputs.json_object` must be true if it is set; leave it out instead.",
+            param="structured_outputs",
+        )
+    found = _constraints(wanted.json, wanted.regex, wanted.choice, wanted.grammar)
+    if wanted.structural_tag is not None:
+        found.append(_structural_tag(wanted.structural_tag, "structured_outputs"))
+    if wanted.json_object:
+        found.append(GuidedDecoding("json_object"))
+    whitespace = _whitespace_options(wanted.whitespace_pattern, wanted.disable_any_whitespace)
+    return [Constraint("structured_outputs", _with_options(guided, whitespace)) for guided in found]
+
+
+def _from_guided_fields(request: CompletionRequest | ChatRequest) -> list[Constraint]:
+    found = _constraints(request.guided_json, request.guided_regex, request.guided_choice, request.guided_grammar)
+    whitespace = _whitespace_options(request.guided_whitespace_pattern, disable_any_whitespace=False)
+    return [
+        Constraint(f"guided_{guided.kind.removesuffix('_schema')}", _with_options(guided, whitespace))
+        for guided in found
+    ]
+
+
+def _constraints(
+    schema: str | dict[str, Any] | None, regex: str | None, choice: list[str] | None, grammar: str | None
+) -> list[GuidedDecoding]:
+    found = []
+    if schema is not None:
+        found.append(_json_schema(schema, "json"))
+    if regex is not None:
+        found.append(GuidedDecoding("regex", regex))
+    if choice is not None:
+        if not choice or not all(choice):
+            raise RequestError("`choice` must hold at least one text, and no empty one.", param="choice")
+        found.append(GuidedDecoding("choice", json.dumps(choice)))
+    if grammar is not None:
+        found.append(GuidedDecoding("grammar", grammar))
+    return found
+
+
+def _json_schema(schema: str | dict[str, Any] | None, param: str) -> GuidedDecoding:
+    return GuidedDecoding("json_schema", _read_object(schema, "JSON schema", param, _MAX_SCHEMA_NESTING))
+
+
+def _structural_tag(tag: str | dict[str, Any], param: str) -> GuidedDecoding:
+    return GuidedDecoding("structural_tag", _read_object(tag, "structural tag", param, _MAX_TAG_NESTING))
+
+
+def _read_object(given: str | dict[str, Any] | None, what: str, param: str, most_levels: int) -> str:
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError) as err:
+            raise RequestError(f"The {what} in `{param}` is not valid JSON: {err}", param=param) from err
+    if not isinstance(given, dict):
+        raise RequestError(f"The {what} in `{param}` must be an object.", param=param)
+    if is_nested_deeper(given, most_levels):
+        raise RequestError(f"The {what} in `{param}` is nested too deeply: at most {most_levels} levels.", param=param)
+    return json.dumps(given)
+
+
+def _whitespace_options(pattern: str | None, disable_any_whitespace: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if pattern is not None:
+        options["whitespace_pattern"] = pattern
+    if disable_any_whitespace:
+        options["whitespace_flexible"] = False
+    return options
+
+
+def _with_options(guided: GuidedDecoding, options: dict[str, Any]) -> GuidedDecoding:
+    """Adds llguidance's options for JSON, which it reads from the schema itself."""
+    if not options or guided.kind not in ("json_schema", "json_object"):
+        return guided
+    schema = json.loads(guided.spec) if guided.kind == "json_schema" else _ANY_OBJECT
+    return GuidedDecoding("json_schema", json.dumps(schema | {"x-guidance": options}))

@@ -1,0 +1,97 @@
+"""Formats the engine's log probabilities for the bodies of both endpoints."""
+
+from collections.abc import Iterable
+
+from server.generation.chat_request import ChatRequest
+from server.generation.completion_request import CompletionRequest
+from server.generation.logprob_bodies import (
+    ChatLogprob,
+    ChatLogprobs,
+    ChatTopLogprob,
+    CompletionLogprobs,
+    PromptLogprob,
+    PromptLogprobs,
+)
+from server.operation.concurrently import take_turns
+from server.operation.inference import Inference
+from server.renderers.base import BaseRenderer
+from server.types import TokenLogprob
+
+_LOWEST = -9999.0
+"""Replaces minus infinity, which JSON cannot express."""
+
+
+class LogprobFormatter:
+    """One per request, which chooses the number of candidates and whether they are shown as text or id."""
+
+    def __init__(self, renderer: BaseRenderer, *, num_top: int | None, shows_token_ids: bool) -> None:
+        """`num_top` None shows all candidates that the engine sends."""
+        self._renderer = renderer
+        self._num_top = num_top
+        self._shows_token_ids = shows_token_ids
+
+    @classmethod
+    def from_request(cls, inference: Inference, request: CompletionRequest | ChatRequest) -> "LogprobFormatter":
+        """The request's `return_tokens_as_token_ids` takes precedence over the server's."""
+        asked = request.return_tokens_as_token_ids
+        return cls(
+            inference.renderer,
+            num_top=None if request.num_logprobs == -1 or request.logprob_token_ids else request.num_logprobs,
+            shows_token_ids=inference.config.return_tokens_as_token_ids if asked is None else asked,
+        )
+
+    async def completion(
+        self, entries: Iterable[tuple[int, TokenLogprob | None]], *, text_offset: int = 0
+    ) -> CompletionLogprobs:
+        """The `logprobs` of a completion, from token ids and logprobs; a prompt's first token has none."""
+        body = CompletionLogprobs()
+        async for token_id, entry in take_turns(entries):
+            token = self._token(token_id)
+            body.text_offset.append(text_offset)
+            body.tokens.append(token)
+            body.token_logprobs.append(None if entry is None else _finite(entry.logprob))
+            body.top_logprobs.append(None if entry is None else self._completion_top(entry))
+            text_offset += len(token)
+        return body
+
+    async def chat(self, entries: Iterable[TokenLogprob]) -> ChatLogprobs:
+        """The `logprobs` of a chat completion."""
+        return ChatLogprobs([self._chat_entry(entry) async for entry in take_turns(entries)])
+
+    async def prompt(self, entries: Iterable[TokenLogprob | None]) -> PromptLogprobs:
+        """The `prompt_logprobs`: for each position the prompt's token and the most likely ones, by id."""
+        return [None if entry is None else self._prompt_entry(entry) async for entry in take_turns(entries)]
+
+    def _completion_top(self, entry: TokenLogprob) -> dict[str, float]:
+        """The candidates by text; the token itself is always among them, as in OpenAI's API."""
+        own = {self._token(entry.token_id): _finite(entry.logprob)}
+        return own | {self._token(token_id): _finite(logprob) for token_id, logprob in entry.top[: self._num_top]}
+
+    def _chat_entry(self, entry: TokenLogprob) -> ChatLogprob:
+        return ChatLogprob(
+            self._token(entry.token_id),
+            _finite(entry.logprob),
+            self._bytes(entry.token_id),
+            [
+                ChatTopLogprob(self._token(token_id), _finite(logprob), self._bytes(token_id))
+                for token_id, logprob in entry.top[: self._num_top]
+            ],
+        )
+
+    def _prompt_entry(self, entry: TokenLogprob) -> dict[int, PromptLogprob]:
+        own = {entry.token_id: self._candidate(entry.token_id, entry.logprob, entry.rank)}
+        top = enumerate(entry.top, start=1)
+        return own | {token_id: self._candidate(token_id, logprob, rank) for rank, (token_id, logprob) in top}
+
+    def _candidate(self, token_id: int, logprob: float, rank: int) -> PromptLogprob:
+        return PromptLogprob(_finite(logprob), rank, self._renderer.token_text(token_id))
+
+    def _token(self, token_id: int) -> str:
+        return f"token_id:{token_id}" if self._shows_token_ids else self._renderer.token_text(token_id)
+
+    def _bytes(self, token_id: int) -> list[int]:
+        return list(self._renderer.token_bytes(token_id))
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, _LOWEST)

@@ -1,0 +1,128 @@
+"""Which parsers read the output of a chat request."""
+
+import logging
+
+from server.config import ServerConfig
+from server.errors import RequestError
+from server.generation.chat_request import ChatRequest
+from server.generation.guided import Constraint, find_strict_constraint
+from server.generation.model_facts import read_model_facts, read_model_type
+from server.generation.reasoning import ModelReasoning, PromptReasoning
+from server.parsers.base import CallFormat, OutputParser, ToolParser
+from server.parsers.chain import ParserChain
+from server.parsers.detection import FALLBACK, detect_tool_format
+from server.parsers.forced import NamedCallParser, RequiredCallsParser
+from server.parsers.registry import AUTO, TOOL_PARSERS, PluginError, load_plugin, load_tool_parser
+from server.parsers.whole_calls import WholeCalls
+from server.renderers.base import BaseRenderer
+from server.renderers.registry import find_tokenizer_mode
+from server.renderers.tokenizers.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class OutputParsing:
+    """One per server; imports the parsers that its flags name."""
+
+    def __init__(self, config: ServerConfig, renderer: BaseRenderer, reasoning: ModelReasoning) -> None:
+        """Raises PluginError if the parser's name or plugin cannot be used."""
+        self._reasoning = reasoning
+        self._tool_parser: type[ToolParser] | None = None
+        self._call_format: CallFormat | None = None
+        self._needs_special_tokens = False
+        self._trigger_id: int | None = None
+        if config.enable_auto_tool_choice and config.tool_call_parser is not None:
+            self._tool_parser = _find_tool_parser(config.tool_call_parser, config.tool_parser_plugin, renderer)
+            self._call_format = getattr(self._tool_parser, "call_format", None)  # a plugin may lack both
+            self._needs_special_tokens = getattr(self._tool_parser, "needs_special_tokens", True)
+        if self._call_format is not None:
+            self._trigger_id = _find_special_token(self._call_format.trigger, renderer.tokenizer)
+        self._accepts_auto = self._tool_parser is not None or _has_own_tool_format(renderer)
+
+    def check(self, request: ChatRequest) -> None:
+        """Raises RequestError if the model may choose tools and no parser reads its calls.
+
+        As in vLLM, models whose library writes the prompt are exempt: their calls are then content.
+        """
+        if request.tool_choice == "auto" and not self._accepts_auto:
+            raise RequestError(
+                '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+                param="tool_choice",
+            )
+
+    def keeps_special_tokens(self, request: ChatRequest) -> bool:
+        """Whether the parsers need the text of special tokens."""
+        has_parser = self._auto_parser(request) is not None
+        return self._reasoning.keeps_special_tokens or (has_parser and self._needs_special_tokens)
+
+    def hides_tokens(self, request: ChatRequest) -> bool:
+        """Whether ids and log-probabilities are left out, because they would show the hidden reasoning."""
+        is_configured = self._reasoning.is_configured or self._tool_parser is not None
+        return not request.include_reasoning and is_configured
+
+    def find_constraint(self, request: ChatRequest) -> Constraint | None:
+        """The grammar of calls that the model chooses, if a tool is strict and the format allows it."""
+        if self._auto_parser(request) is None or self._call_format is None:
+            return None
+        return find_strict_constraint(request, self._call_format, trigger_id=self._trigger_id)
+
+    def create_parser(
+        self, request: ChatRequest, reasoning: PromptReasoning | None, *, is_whole: bool
+    ) -> OutputParser | None:
+        """The parser of one choice; None if its text is the content.
+
+        With `is_whole`, calls are checked before anything is sent: malformed ones are content.
+        """
+        tools = self._create_tool_parser(request, is_whole=is_whole)
+        if reasoning is None or (reasoning.format.parses_calls and tools is not None and not request.forces_call):
+            return tools
+        parser = reasoning.create_parser(is_call_forced=request.forces_call)
+        return parser if tools is None else ParserChain(parser, tools)
+
+    def _create_tool_parser(self, request: ChatRequest, *, is_whole: bool) -> OutputParser | None:
+        if request.named_function is not None:
+            return NamedCallParser(request.named_function)
+        if request.tool_choice == "required":
+            return RequiredCallsParser()
+        create = self._auto_parser(request)
+        if create is None:
+            return None
+        parser = create([tool.function for tool in request.tools or ()])
+        return WholeCalls(parser) if is_whole else parser
+
+    def _auto_parser(self, request: ChatRequest) -> type[ToolParser] | None:
+        """The parser of the model's own format, if the model chooses tools."""
+        return self._tool_parser if request.tools and request.tool_choice in ("auto", None) else None
+
+
+def _find_tool_parser(name: str, plugin: str | None, renderer: BaseRenderer) -> type[ToolParser]:
+    parsers = {} if plugin is None else load_plugin(plugin)
+    if name in parsers:
+        return parsers[name]
+    if name == AUTO:
+        name = _detect(renderer)
+    elif name not in TOOL_PARSERS:
+        names = ", ".join((AUTO, *parsers, *TOOL_PARSERS))
+        raise PluginError(f"--tool-call-parser must be one of {names}, got '{name}'")
+    return load_tool_parser(name)
+
+
+def _has_own_tool_format(renderer: BaseRenderer) -> bool:
+    """Whether mistral-common or openai-harmony defines the model's format of tools."""
+    return find_tokenizer_mode(renderer.files) == "mistral" or read_model_type(renderer) == "gpt_oss"
+
+
+def _detect(renderer: BaseRenderer) -> str:
+    found = detect_tool_format(read_model_facts(renderer))
+    if found is None:
+        logger.warning("--tool-call-parser auto: the model's files name no format, so %s is used", FALLBACK)
+        return FALLBACK
+    logger.info("--tool-call-parser auto: %s, by the model's %s", found.name, found.source)
+    return found.name
+
+
+def _find_special_token(text: str, tokenizer: Tokenizer) -> int | None:
+    """The special token with this text; None if a grammar has to match the text itself."""
+    token_ids = [token_id for token_id, token in tokenizer.added_tokens.items() if token == text]
+    is_special = bool(token_ids) and not tokenizer.decode(token_ids[:1], skip_special_tokens=True)
+    return token_ids[0] if is_special else None

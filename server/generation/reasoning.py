@@ -1,0 +1,254 @@
+"""The model's reasoning: its markers as tokens, what a prompt says about it, and the rules for the engine."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from server.config import ServerConfig
+from server.engine.sampling.reasoning import MarkerFinder
+from server.errors import RequestError
+from server.generation.chat_request import ChatRequest
+from server.generation.completion_request import CompletionRequest
+from server.generation.model_facts import read_model_facts
+from server.parsers.base import OutputParser, PromptEnd, ReasoningFormat
+from server.parsers.detection import detect_reasoning_format
+from server.parsers.registry import AUTO, load_reasoning_format
+from server.renderers.base import BaseRenderer
+from server.renderers.prompts import RenderedPrompt
+from server.types import ReasoningMarker, ReasoningRules
+
+logger = logging.getLogger(__name__)
+
+_TURN_BOUNDARIES = (
+    *("<|im_start|>", "<|im_end|>", "<|im_user|>", "<|im_assistant|>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<assistant>"),
+    *("<|start_of_role|>", "<|end_of_role|>", "<|extra_0|>", "<|eos|>", "<|turn>", "<|tool_response>", "<|start|>"),
+    *("<｜User｜>", "<｜Assistant｜>", "<seed:bos>", "<seed:eos>"),
+)
+"""Tokens between the messages of a prompt: reasoning before the last one is that of earlier messages."""
+
+_TAIL_CHARS, _TAIL_TOKENS = 50_000, 512
+"""The end of a prompt in which markers of ordinary tokens are searched, with and without a text."""
+
+
+class ModelReasoning:
+    """The format of `--reasoning-parser` in terms of the model's tokenizer; one per server."""
+
+    def __init__(self, config: ServerConfig, renderer: BaseRenderer) -> None:
+        name = _detect(renderer) if config.reasoning_parser == AUTO else config.reasoning_parser
+        self._format = None if name is None else load_reasoning_format(name)
+        self._budget_start: str = config.reasoning_config.get("reasoning_start_str", "")
+        self._forced_end: str = config.reasoning_config.get("reasoning_end_str", "")
+        self._renderer = renderer
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether the server has a format of reasoning."""
+        return self._format is not None
+
+    @cached_property
+    def keeps_special_tokens(self) -> bool:
+        """Whether a marker is a special token, which the detokenizer must not skip."""
+        if self._format is None:
+            return False
+        decode = self._renderer.tokenizer.decode
+        return any(not decode([token_id], skip_special_tokens=True) for token_id in self._ends_of_prompt)
+
+    def of_prompt(
+        self, request: CompletionRequest | ChatRequest, prompt: RenderedPrompt, *, has_grammar: bool
+    ) -> "PromptReasoning | None":
+        """The reasoning of a prompt's outputs; None if the model does not reason.
+
+        As in vLLM, a grammar applies from the first token on if the response does not include the reasoning.
+
+        Raises:
+            RequestError: the request limits the reasoning, but the server has no format for it.
+        """
+        if request.thinking_budget is not None and (self._format is None or self._format.forced_end is None):
+            raise RequestError(
+                "`thinking_token_budget` needs a server with a --reasoning-parser whose reasoning can be ended.",
+                param="thinking_token_budget",
+            )
+        if self._format is None:
+            return None
+        kwargs = self._renderer.config.default_chat_template_kwargs
+        if isinstance(request, ChatRequest):
+            if has_grammar and not request.include_reasoning:
+                return None
+            kwargs = kwargs | request.template_kwargs
+        if not self._format.is_used(kwargs):
+            return None
+        end, num_spent = self._look_at(prompt, counts_tokens=request.thinking_budget is not None)
+        return PromptReasoning(self._format, self._markers, end, num_spent, self._renderer)
+
+    @property
+    def _starts(self) -> tuple[str, ...]:
+        assert self._format is not None
+        starts, own = self._format.starts, self._budget_start
+        return starts if own in ("", *starts) else (*starts, own)
+
+    @cached_property
+    def _markers(self) -> "_Markers":
+        assert self._format is not None
+        ids = {text: token_id for token_id, text in self._renderer.tokenizer.added_tokens.items()}
+        starts, ends, pauses = (
+            tuple(ReasoningMarker(text, ids.get(text)) for text in texts)
+            for texts in (self._starts, self._format.ends, self._format.pauses)
+        )
+        return _Markers(
+            starts=starts,
+            ends=ends,
+            pauses=pauses,
+            answer_starts=tuple(ReasoningMarker(text, ids.get(text), True) for text in self._format.answer_starts),
+            forced_end=tuple(self._encode(self._forced_end or self._format.forced_end or "")),
+            num_extra_tokens={
+                marker: len(self._encode(marker.text)) - 1 for marker in starts + ends if marker.token_id is None
+            },
+        )
+
+    @cached_property
+    def _ends_of_prompt(self) -> dict[int, PromptEnd]:
+        """What the last of these tokens in a prompt says; without boundaries, which say nothing."""
+        found = {m.token_id: PromptEnd.ENDED for m in self._markers.ends}
+        found |= {m.token_id: PromptEnd.OPEN for m in self._markers.starts}
+        return {token_id: end for token_id, end in found.items() if token_id is not None}
+
+    @cached_property
+    def _boundary_ids(self) -> frozenset[int]:
+        added = self._renderer.tokenizer.added_tokens.items()
+        return frozenset(token_id for token_id, text in added if text in _TURN_BOUNDARIES)
+
+    def _look_at(self, prompt: RenderedPrompt, *, counts_tokens: bool) -> tuple[PromptEnd, int]:
+        """What the prompt's end says, and how many tokens of open reasoning it has, if they are counted."""
+        if self._markers.have_text:
+            end, text = self._look_at_text(prompt)
+            return end, len(self._encode(text)) if counts_tokens and end is PromptEnd.OPEN else 0
+        ends, boundaries = self._ends_of_prompt, self._boundary_ids
+        for num_after, token_id in enumerate(reversed(prompt.known_token_ids)):
+            if token_id in ends:
+                return ends[token_id], num_after if ends[token_id] is PromptEnd.OPEN else 0
+            if token_id in boundaries:
+                break
+        return PromptEnd.SILENT, 0
+
+    def _look_at_text(self, prompt: RenderedPrompt) -> tuple[PromptEnd, str]:
+        """What the prompt's last marker says, and the text after it."""
+        if prompt.text is not None:
+            text = prompt.text[-_TAIL_CHARS:]
+        else:
+            tail = prompt.known_token_ids[-_TAIL_TOKENS:]
+            text = self._renderer.tokenizer.decode(tail, skip_special_tokens=False)
+        last = {PromptEnd.SILENT: max(text.rfind(boundary) for boundary in _TURN_BOUNDARIES)}
+        for end, markers in ((PromptEnd.OPEN, self._markers.starts), (PromptEnd.ENDED, self._markers.ends)):
+            last[end] = max(
+                text.rfind(marker.text) + len(marker.text) if marker.text in text else -1 for marker in markers
+            )
+        end = max(last, key=lambda key: last[key])
+        return end, text[max(last[end], 0) :]
+
+    def _encode(self, text: str) -> list[int]:
+        return self._renderer.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+
+def _detect(renderer: BaseRenderer) -> str | None:
+    found = detect_reasoning_format(read_model_facts(renderer))
+    if found is None:
+        logger.warning("--reasoning-parser auto: the model's files name no format, so all output is content")
+        return None
+    logger.info("--reasoning-parser auto: %s, by the model's %s", found.name, found.source)
+    return found.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Markers:
+    """A format's markers as tokens."""
+
+    starts: tuple[ReasoningMarker, ...]
+    ends: tuple[ReasoningMarker, ...]
+    pauses: tuple[ReasoningMarker, ...]
+    answer_starts: tuple[ReasoningMarker, ...]
+    forced_end: tuple[int, ...]
+    num_extra_tokens: dict[ReasoningMarker, int]
+    """Tokens besides the last one, of markers that consist of ordinary tokens."""
+
+    @property
+    def have_text(self) -> bool:
+        """Whether a start or an end consists of ordinary tokens."""
+        return bool(self.num_extra_tokens)
+
+
+@dataclass(frozen=True)
+class PromptReasoning:
+    """The reasoning of the outputs of one prompt."""
+
+    format: ReasoningFormat
+    markers: _Markers
+    prompt_end: PromptEnd
+    num_spent_tokens: int
+    """Tokens of open reasoning at the end of the prompt."""
+    renderer: BaseRenderer
+
+    def create_parser(self, *, is_call_forced: bool) -> OutputParser:
+        """The parser of one choice. The tag of a tool call is not a part of forced calls."""
+        return self.format.create_parser(self.prompt_end, drops_answer_starts=is_call_forced)
+
+    def create_counter(self) -> "ReasoningCounter":
+        """The counter of one choice."""
+        return ReasoningCounter(self)
+
+    def rules(self, request: CompletionRequest | ChatRequest, *, has_grammar: bool) -> ReasoningRules | None:
+        """The engine's rules; None if it need not follow the reasoning."""
+        waits = has_grammar and self.prompt_end is not PromptEnd.ENDED
+        budget = None if has_grammar and not waits else request.thinking_budget
+        if budget is None and not waits:
+            return None
+        is_silent = self.prompt_end is PromptEnd.SILENT and not self.format.is_open_at_start
+        is_optional = waits and is_silent and all(marker.token_id is not None for marker in self.markers.starts)
+        return ReasoningRules(
+            starts=self.markers.starts,
+            ends=self.markers.ends + self.markers.answer_starts,
+            delays_grammar=waits and not is_optional,
+            is_optional=is_optional,
+            is_open=self.prompt_end is PromptEnd.OPEN,
+            budget=budget,
+            num_spent_tokens=self.num_spent_tokens,
+            forced_end=self.markers.forced_end,
+        )
+
+
+class ReasoningCounter:
+    """Counts the tokens of reasoning of one choice, without the markers."""
+
+    def __init__(self, reasoning: PromptReasoning) -> None:
+        markers = reasoning.markers
+        end = reasoning.prompt_end
+        token_bytes = reasoning.renderer.token_bytes if markers.have_text else None
+        self._starts = MarkerFinder(markers.starts, token_bytes)
+        self._ends = MarkerFinder(markers.ends + markers.answer_starts, token_bytes)
+        self._pauses = MarkerFinder(markers.pauses, token_bytes)
+        self._num_extra_tokens = max(markers.num_extra_tokens.values(), default=0)
+        self._has_ended = end is PromptEnd.ENDED
+        self._is_open = end is PromptEnd.OPEN or (end is PromptEnd.SILENT and reasoning.format.is_open_at_start)
+        self.num_tokens = 0
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        """Counts the output's next tokens."""
+        for token_id in token_ids:
+            if self._has_ended:
+                return
+            if self._starts.add(token_id) is not None:
+                self._drop_marker()
+                self._is_open = True
+            elif self._ends.add(token_id) is not None:
+                self._drop_marker()
+                self._has_ended = True
+            elif self._pauses.add(token_id) is not None:
+                self._is_open = False
+            elif self._is_open:
+                self.num_tokens += 1
+
+    def _drop_marker(self) -> None:
+        """Subtracts the tokens before the last one of a marker of ordinary tokens, which were counted."""
+        if self._is_open:
+            self.num_tokens = max(0, self.num_tokens - self._num_extra_tokens)

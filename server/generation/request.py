@@ -1,0 +1,236 @@
+"""Fields that completions and chat completions share, with vLLM's names, ranges and defaults."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from server.errors import RequestError
+from server.http_body.fields import (
+    INEFFECTIVE,
+    INT32_MAX,
+    BadWords,
+    CacheSalt,
+    Counted,
+    Hint,
+    LengthPenalty,
+    LogitBias,
+    MinP,
+    NumChoices,
+    NumLogprobs,
+    Penalty,
+    Priority,
+    RepetitionPenalty,
+    RequestBody,
+    RequestId,
+    Seed,
+    Stop,
+    Temperature,
+    TokenCount,
+    TokenId,
+    TopK,
+    TopP,
+    Truncation,
+    Unsupported,
+    check_unsupported,
+)
+
+MAX_LOGPROB_TOKEN_IDS = 128
+
+
+class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a stream reports in addition to the text."""
+
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+    include_obfuscation: Hint = None
+
+
+class JsonSchemaFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`response_format.json_schema`."""
+
+    name: str
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """OpenAI's field for guided decoding."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    json_schema: JsonSchemaFormat | None = None
+    structures: list[dict[str, Any]] | None = None
+    triggers: list[str] | None = None
+    format: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema is None):
+            raise RequestError(
+                "`response_format.json_schema.schema` must be given when `response_format.type` is 'json_schema'.",
+                param="response_format",
+            )
+
+
+class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's field for guided decoding."""
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+    whitespace_pattern: str | None = None
+    disable_additional_properties: Hint = False
+    structural_tag: str | None = None
+
+
+class RepetitionDetection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """When repeated tokens end the output."""
+
+    max_pattern_size: TokenCount = 0
+    min_pattern_size: TokenCount = 0
+    min_count: TokenCount = 0
+
+
+class GenerationRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
+    """Base of completion and chat completion requests.
+
+    `max_tokens`, `logprobs` and `echo` differ between the two; `num_logprobs` and similar properties unify
+    them.
+    """
+
+    model: str | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    request_id: RequestId | None = None
+
+    n: NumChoices | None = 1
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    seed: Seed | None = None
+    min_tokens: TokenCount | None = 0
+    stop: Stop | None = None
+    stop_token_ids: list[TokenId] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logit_bias: dict[int, LogitBias] | None = None
+    allowed_token_ids: list[TokenId] | None = None
+    bad_words: BadWords | None = None
+
+    truncate_prompt_tokens: Truncation | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    prompt_logprobs: NumLogprobs | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
+
+    thinking_token_budget: Annotated[Any, Meta(extra_json_schema={"type": ["integer", "null"]})] = None
+    """Most tokens of reasoning, checked by `__post_init__`; -1 sets no limit."""
+    response_format: ResponseFormat | None = None
+    cache_salt: CacheSalt | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+    guided_decoding_backend: Hint = None
+
+    user: Hint = None
+    metadata: Hint = None
+    store: Hint = None
+    service_tier: Hint = None
+    safety_identifier: Hint = None
+    session_id: Hint = None
+    prompt_cache_key: Hint = None
+    prompt_cache_retention: Hint = None
+    return_token_offsets: Hint = False
+    """Concerns vLLM's render routes only."""
+    mm_payload: Hint = None
+    return_mm_kwargs: Hint = None
+
+    use_beam_search: bool = False
+    """Searches for the `n` most likely texts; of the sampling parameters only `ignore_eos` has an effect."""
+    length_penalty: LengthPenalty = 1.0
+    """Concerns beam search only: the exponent of the length by which a text's log-probability is divided."""
+
+    logprob_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_LOGPROB_TOKEN_IDS)] | None = None
+    """Tokens whose log-probabilities are reported instead of the most likely ones."""
+    truncation_side: Literal["left", "right"] | None = None
+    """The side on which tokens are cut off; `left`, the default here, keeps the last ones."""
+    kv_transfer_params: dict[str, Any] | None = None
+    """Of vLLM's keys only `prompt_token_ids` has an effect: the rendered prompt of an earlier stage."""
+
+    stream_interval: Annotated[int, Meta(ge=1)] | None = None
+    """Tokens in one event of a stream; the first and the last event are sent at once."""
+
+    best_of: Annotated[Any, INEFFECTIVE] = None
+    watermarking: Annotated[bool | None, INEFFECTIVE] = None
+    priority: Annotated[Priority, INEFFECTIVE] = 0
+    """Sequences are scheduled in the order of their arrival."""
+    media_io_kwargs: Unsupported = None
+    ec_transfer_params: Annotated[dict[str, Any] | None, INEFFECTIVE] = None
+    vllm_xargs: Annotated[dict[str, str | int | float | list[str | int | float]] | None, INEFFECTIVE] = None
+    repetition_detection: Annotated[RepetitionDetection | None, INEFFECTIVE] = None
+    routed_experts_prompt_start: Annotated[int, Meta(ge=0), INEFFECTIVE] = 0
+
+    def __post_init__(self) -> None:
+        check_unsupported(self)
+        self._check_thinking_budget()
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("Stream options can only be defined when `stream=True`.", param="stream_options")
+        if self.stream and self.prompt_logprobs:
+            raise RequestError("`prompt_logprobs` are not available when `stream=True`.", param="prompt_logprobs")
+        if self.logprob_token_ids and self.use_beam_search:
+            raise RequestError("`logprob_token_ids` is not supported with beam search.", param="logprob_token_ids")
+        if self.logprob_token_ids and self.num_logprobs is None:
+            raise RequestError(
+                "When using `logprob_token_ids`, `logprobs` must be set (for chat: to true).", param="logprob_token_ids"
+            )
+
+    def _check_thinking_budget(self) -> None:
+        budget = self.thinking_token_budget
+        if budget is not None and (type(budget) is not int or budget < -1):
+            raise RequestError(
+                "`thinking_token_budget` must be a non-negative integer or -1 for unlimited.",
+                param="thinking_token_budget",
+            )
+
+    @property
+    def thinking_budget(self) -> int | None:
+        """Most tokens of reasoning; None without a limit."""
+        budget: int | None = self.thinking_token_budget
+        return None if budget is None or budget < 0 else min(budget, INT32_MAX)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Candidates to report per generated token."""
+        raise NotImplementedError
+
+    @property
+    def num_choices(self) -> int:
+        """`n`, or 1 if it is null."""
+        return self.n or 1
+
+    @property
+    def num_sequences(self) -> int:
+        return self.num_choices
+
+    def counted(self) -> Iterator[Counted]:
+        yield Counted("max_choices", "n", self.num_choices)
+        yield Counted("max_stop_strings", "stop", len(self.stop_strings))
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a sequence."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

@@ -1,0 +1,77 @@
+"""Counts a request's tokens as they arrive."""
+
+from collections.abc import Sequence
+
+from server.config import ServerConfig
+from server.generation.generation import Generation, SequenceDelta
+from server.generation.reasoning import ReasoningCounter
+from server.generation.request import StreamOptions
+from server.http_body.usage import CompletionTokensDetails, PromptTokensDetails, Usage
+
+
+class UsageMeter:
+    """One per request; `add` is called with every delta."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        *,
+        has_prompt_details: bool,
+        has_reasoning_details: bool = False,
+        counts_output: bool = True,
+    ) -> None:
+        self._generation = generation
+        self._has_prompt_details = has_prompt_details and not generation.request.use_beam_search
+        self._counts_output = counts_output
+        self._num_tokens = [0] * generation.num_choices
+        self._num_cached_tokens = 0
+        self._reasoning: list[ReasoningCounter | None] | None = None
+        if has_reasoning_details:
+            found = [generation.reasoning_of(index) for index in range(generation.num_choices)]
+            self._reasoning = [None if reasoning is None else reasoning.create_counter() for reasoning in found]
+
+    def add(self, delta: SequenceDelta) -> None:
+        """Counts new tokens; choices of the same prompt count its cached tokens once."""
+        if self._counts_output:
+            self._num_tokens[delta.choice] += len(delta.token_ids)
+        if self._reasoning is not None and (counter := self._reasoning[delta.choice]) is not None:
+            counter.add(delta.token_ids)
+        if delta.num_cached_tokens and delta.choice % self._generation.request.num_choices == 0:
+            self._num_cached_tokens += delta.num_cached_tokens
+
+    def of_choice(self, index: int) -> Usage:
+        """One choice's tokens so far, for `continuous_usage_stats`."""
+        usage = _usage(len(self._generation.prompt_of(index).token_ids), self._num_tokens[index])
+        if self._reasoning is not None:
+            usage.completion_tokens_details = _details(self._reasoning[index : index + 1])
+        return usage
+
+    def total(self) -> Usage:
+        """The whole request's tokens so far."""
+        usage = _usage(self._generation.num_prompt_tokens, sum(self._num_tokens))
+        if self._has_prompt_details:
+            usage.prompt_tokens_details = PromptTokensDetails(self._num_cached_tokens)
+        if self._reasoning is not None:
+            usage.completion_tokens_details = _details(self._reasoning)
+        return usage
+
+
+class UsageReporting:
+    """Whether a stream reports its usage at the end, and with every chunk."""
+
+    def __init__(self, options: StreamOptions | None, config: ServerConfig) -> None:
+        is_forced = config.enable_force_include_usage
+        self.at_end = is_forced or bool(options and options.include_usage)
+        self.in_chunks = is_forced or bool(self.at_end and options and options.continuous_usage_stats)
+
+
+def _usage(num_prompt_tokens: int, num_tokens: int) -> Usage:
+    return Usage(
+        prompt_tokens=num_prompt_tokens,
+        completion_tokens=num_tokens,
+        total_tokens=num_prompt_tokens + num_tokens,
+    )
+
+
+def _details(counters: Sequence[ReasoningCounter | None]) -> CompletionTokensDetails:
+    return CompletionTokensDetails(sum(counter.num_tokens for counter in counters if counter is not None))

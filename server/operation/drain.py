@@ -1,0 +1,88 @@
+"""The drain: finishes running requests and rejects new ones until the port may be closed."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from server.config import ServerConfig
+from server.engine.process_link.client import EngineClient
+from server.lifecycle import Lifecycle
+from server.operation.running_requests import RunningRequests
+
+logger = logging.getLogger(__name__)
+
+ERROR_DELIVERY_S = 2
+"""How long requests that are ended early have to receive their error."""
+_HURRIED_DELIVERY_S = 0.25
+"""The same after a second signal, and for requests that have to be cancelled."""
+_QUIET_S = 0.25
+"""The port closes once no request has arrived for this long: a connection not yet accepted would be lost."""
+_LONGEST_WAIT_FOR_QUIET_S = 5.0
+_POLL_S = 0.02
+
+
+class Drain:
+    """Used on the event loop; `run` is called once, `hurry` may be called meanwhile."""
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        running: RunningRequests,
+        engine: EngineClient,
+        config: ServerConfig,
+        announce_close: Callable[[], None],
+    ) -> None:
+        """`announce_close` makes every connection end with its next or current response."""
+        self._lifecycle = lifecycle
+        self._running = running
+        self._engine = engine
+        self._announce_close = announce_close
+        self._timeout_s = config.shutdown_timeout_s
+        self._grace_s = config.drain_grace_s
+        self._is_hurried = asyncio.Event()
+
+    async def run(self) -> None:
+        """Returns when the port may be closed."""
+        begin_s = time.monotonic()
+        if self._lifecycle.state != "dead":
+            self._lifecycle.drain()
+        self._announce_close()
+        if self._running.num_running:
+            await self._finish_running()
+        await self._reject_until_quiet(begin_s + self._grace_s)
+
+    def hurry(self) -> None:
+        """Ends running requests with an error and skips all further waiting."""
+        self._is_hurried.set()
+
+    async def _finish_running(self) -> None:
+        running = self._running
+        logger.info("shutting down: %d requests may run for %g s more", running.num_running, self._timeout_s)
+        if await self._wait_idle():
+            return
+        logger.warning("%d requests are ended with an error", running.num_running)
+        is_hurried = self._is_hurried.is_set()
+        self._engine.fail_running("the server was stopped" if is_hurried else "the server is shutting down")
+        if not await running.wait_idle(_HURRIED_DELIVERY_S if is_hurried else ERROR_DELIVERY_S):
+            running.cancel()
+            await running.wait_idle(_HURRIED_DELIVERY_S)
+
+    async def _wait_idle(self) -> bool:
+        """Waits until no request runs; returns False if some still do after the timeout or after `hurry`."""
+        idle = asyncio.create_task(self._running.wait_idle(self._timeout_s), name="drain-idle")
+        hurried = asyncio.create_task(self._is_hurried.wait(), name="drain-hurry")
+        await asyncio.wait((idle, hurried), return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        hurried.cancel()
+        return not self._running.num_running
+
+    async def _reject_until_quiet(self, grace_end_s: float) -> None:
+        """Keeps the port open for 503s until the grace is over and clients have stopped sending requests."""
+        latest_s = max(grace_end_s, time.monotonic()) + _LONGEST_WAIT_FOR_QUIET_S
+        while not self._is_hurried.is_set():
+            now_s = time.monotonic()
+            is_quiet = self._running.quiet_s >= _QUIET_S
+            if now_s >= latest_s or (now_s >= grace_end_s and is_quiet):
+                return
+            await asyncio.sleep(_POLL_S)

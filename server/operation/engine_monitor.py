@@ -1,0 +1,177 @@
+"""Detects that the engine died or hangs, and restarts it as often as the user allows."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from server.engine.process_link.client import EngineClient
+from server.errors import EngineStartError
+from server.lifecycle import Lifecycle, State
+from server.operation.readiness import EngineReadiness
+
+logger = logging.getLogger(__name__)
+
+_CHECKS_PER_TIMEOUT = 10
+_LONGEST_CHECK_S = 5.0
+_END_S = 1.0
+"""How long after its socket closed the kernel may take to report how a process ended."""
+_POLL_S = 0.01
+_POLLED_STATES: Final[frozenset[State]] = frozenset({"starting", "ready", "draining"})
+"""States with an engine whose end has not been detected."""
+
+
+class EngineHandle(Protocol):
+    """The engine's process, as the launcher hands it over."""
+
+    @property
+    def connection(self) -> socket.socket:
+        """This process's end of the socket pair; another one after a restart."""
+
+    def kill(self) -> None:
+        """Ends the process at once; does nothing if it has ended."""
+
+    def is_exiting(self) -> bool:
+        """Whether the process has begun to end, possibly long before its socket is closed; does not block."""
+
+    def describe_end(self) -> str | None:
+        """How the process was killed, as text; None while it runs and if it exited by itself."""
+
+    def close(self) -> None:
+        """Waits for a process that is dead or killed; blocks."""
+
+    def begin_restart(self) -> None:
+        """Starts another process: the part that must run on the main thread.
+
+        Raises:
+            EngineStartError: it could not be started.
+        """
+
+    def end_restart(self) -> None:
+        """The rest of the restart; blocks, and raises the same error."""
+
+    def abandon_restart(self) -> None:
+        """Makes a running `end_restart` fail, which blocks another thread."""
+
+
+class EngineMonitor:
+    """Runs on the event loop, next to the HTTP server; `run` is its one task."""
+
+    def __init__(  # noqa: PLR0913 - a restart joins all of them
+        self,
+        engine: EngineClient,
+        handle: EngineHandle,
+        lifecycle: Lifecycle,
+        readiness: EngineReadiness,
+        *,
+        watchdog_timeout_s: float,
+        on_restart: Callable[[], None],
+    ) -> None:
+        """`on_restart` is called when a restart begins."""
+        self._engine = engine
+        self._handle = handle
+        self._lifecycle = lifecycle
+        self._readiness = readiness
+        self._watchdog_timeout_s = watchdog_timeout_s
+        self._on_restart = on_restart
+        self._is_restarting = False
+
+    async def run(self) -> None:
+        """Returns when the engine has ended for good; the lifecycle is dead then and has the reason."""
+        lifecycle = self._lifecycle
+        while True:
+            await self._wait_dead()
+            lifecycle.engine_ended(await self._find_reason())
+            message = "the engine died: %s; another one is started, %d more may follow"
+            while lifecycle.state == "restarting":
+                lifecycle.begin_restart()
+                logger.error(message, lifecycle.reason, lifecycle.num_restarts_left)
+                if await self._restart():
+                    break
+                message = "the engine could not be restarted: %s; trying again, %d more may follow"
+            if lifecycle.state == "dead":
+                return
+
+    def poll(self) -> None:
+        """Called on each heartbeat, so that probes report an exiting engine before its socket closes.
+
+        During a restart the handle belongs to another thread.
+        """
+        if self._lifecycle.state in _POLLED_STATES and not self._is_restarting and self._handle.is_exiting():
+            self._lifecycle.engine_ended("its process is ending")
+
+    async def _wait_dead(self) -> None:
+        """Returns once the engine's connection has closed, or the watchdog has declared it dead."""
+        if not self._watchdog_timeout_s:
+            await self._engine.dead.wait()
+            return
+        watching = asyncio.create_task(self._watch(self._watchdog_timeout_s), name="engine-watchdog")
+        try:
+            await self._engine.dead.wait()
+        finally:
+            watching.cancel()
+
+    async def _watch(self, timeout_s: float) -> None:
+        """Pings the engine's loop once it is ready; loading has a time limit of its own.
+
+        Checks are counted instead of seconds, so that a pause of this process does not count as the engine's.
+        """
+        check_s = min(timeout_s / _CHECKS_PER_TIMEOUT, _LONGEST_CHECK_S)
+        num_silent = 0
+        self._engine.ping()
+        while num_silent * check_s < timeout_s:
+            await asyncio.sleep(check_s)
+            is_loading = not self._lifecycle.has_engine and self._lifecycle.reason is None
+            if self._engine.has_received or is_loading:
+                self._engine.has_received = False
+                self._engine.ping()
+                num_silent = 0
+            else:
+                num_silent += 1
+        self._engine.give_up(f"it was silent for {timeout_s:g} s (--engine-watchdog-timeout) and has been killed")
+        self._handle.kill()
+
+    async def _find_reason(self) -> str:
+        """The engine's own error report, or else what the kernel reports, possibly a little later."""
+        reason = self._engine.error or "it is gone"
+        if not self._engine.ended_silently:
+            return reason
+        for _ in range(int(_END_S / _POLL_S)):
+            if (end := self._handle.describe_end()) is not None:
+                return end
+            await asyncio.sleep(_POLL_S)
+        return reason
+
+    async def _restart(self) -> bool:
+        """Starts another engine and waits until it is ready; if that fails, the lifecycle has the reason."""
+        self._on_restart()
+        self._is_restarting = True
+        try:
+            await self._replace_process()
+            await self._engine.restart(self._handle.connection)
+            await self._readiness.wait()
+        except EngineStartError as err:
+            self._engine.give_up(str(err))
+            self._handle.kill()
+            self._lifecycle.engine_ended(str(err))
+            return False
+        finally:
+            self._is_restarting = False
+        seconds = self._lifecycle.restart_elapsed_s
+        self._lifecycle.engine_ready()
+        logger.info("another engine is ready, %.2f s after the last one died", seconds)
+        return True
+
+    async def _replace_process(self) -> None:
+        handle = self._handle
+        handle.kill()
+        await asyncio.to_thread(handle.close)
+        handle.begin_restart()
+        ending = asyncio.create_task(asyncio.to_thread(handle.end_restart), name="end-restart")
+        try:
+            await asyncio.wait({ending}, timeout=self._readiness.timeout_s)
+        finally:
+            if not ending.done():  # the time is up, or the server exits and would wait for the thread
+                handle.abandon_restart()
+        await ending

@@ -1,0 +1,259 @@
+"""Requests of /v1/messages as chat requests."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from server.apis.messages.conversion import to_chat_request
+from server.apis.messages.request import CountTokensRequest, MessagesRequest
+from server.errors import RequestError
+from server.generation.chat_request import ChatRequest
+from server.generation.tools import NamedToolChoice
+from server.http_body.decoding import RequestDecoder
+
+USER = {"role": "user", "content": "Hello"}
+HEADER = {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1; cch=d1d48;"}
+PNG = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+PNG_URL = "data:image/png;base64,AAAA"
+
+
+def convert(*messages: Any, kind: type[Any] = MessagesRequest, merges_system: bool = False, **fields: Any) -> Any:
+    body = {"model": "smol", "max_tokens": 4096, "messages": messages or [USER]} | fields
+    request = RequestDecoder(kind).decode(msgspec.json.encode(body))
+    return to_chat_request(request, merges_system=merges_system)
+
+
+def text(content: str) -> dict[str, Any]:
+    return {"type": "text", "text": content}
+
+
+def image(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def user(*blocks: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "user", "content": blocks}
+
+
+def result(content: Any) -> dict[str, Any]:
+    return {"type": "tool_result", "tool_use_id": "call_1", "content": content}
+
+
+def test_all_fields_of_generation_are_passed_on() -> None:
+    request = convert(
+        stream=True,
+        stop_sequences=["###"],
+        temperature=0.5,
+        top_k=4,
+        top_p=0.9,
+        chat_template_kwargs={"a": 1},
+        cache_salt="salt",
+    )
+    assert request == ChatRequest(
+        model="smol",
+        messages=[USER],
+        max_tokens=4096,
+        stream=True,
+        stop=["###"],
+        temperature=0.5,
+        top_k=4,
+        top_p=0.9,
+        chat_template_kwargs={"a": 1},
+        cache_salt="salt",
+    )
+
+
+def test_counting_converts_the_same_conversation() -> None:
+    fields = {"system": "Be short.", "tools": [{"name": "bash", "input_schema": {}}]}
+    counted, generated = convert(kind=CountTokensRequest, **fields), convert(**fields)
+    assert counted.messages == generated.messages
+    assert counted.tools == generated.tools
+
+
+@pytest.mark.parametrize(
+    ("source", "url"),
+    [
+        (PNG, PNG_URL),
+        ({"data": "AAAA"}, "data:image/jpeg;base64,AAAA"),
+        ({"type": "url", "url": "https://example.com/a.png"}, "https://example.com/a.png"),
+    ],
+    ids=["base64", "no-type", "url"],
+)
+def test_images(source: dict[str, str], url: str) -> None:
+    request = convert(user(text("What is this?"), {"type": "image", "source": source}))
+    assert request.messages == [{"role": "user", "content": [text("What is this?"), image(url)]}]
+
+
+def test_a_message_of_one_text_has_it_as_its_content() -> None:
+    assert convert(user(text("Hi"))).messages == [{"role": "user", "content": "Hi"}]
+
+
+def results_of(*blocks: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages that the results of a call become, together with what else their message has."""
+    call = {"type": "tool_use", "id": "call_1", "name": "bash", "input": {}}
+    messages: list[dict[str, Any]] = convert({"role": "assistant", "content": [call]}, user(*blocks)).messages
+    return messages[1:]
+
+
+def test_the_results_of_tools_come_before_the_text_of_their_message() -> None:
+    assert results_of(text("Go on."), result("sunny"), result([text("a"), text("b")]), result(None)) == [
+        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
+        {"role": "tool", "tool_call_id": "call_1", "content": "a\nb"},
+        {"role": "tool", "tool_call_id": "call_1", "content": ""},
+        {"role": "user", "content": "Go on."},
+    ]
+
+
+def test_images_and_names_of_tools_in_a_result_follow_it() -> None:
+    parts = [text("see"), {"type": "image", "source": PNG}, {"type": "tool_reference", "tool_name": "bash"}]
+    assert results_of(result(parts)) == [
+        {"role": "tool", "tool_call_id": "call_1", "content": "see"},
+        {"role": "user", "content": [image(PNG_URL)]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "bash"},
+    ]
+
+
+def test_an_answer_with_reasoning_text_and_calls() -> None:
+    blocks = [
+        {"type": "thinking", "thinking": "First. ", "signature": "x"},
+        {"type": "redacted_thinking", "data": "x"},
+        {"type": "thinking", "thinking": "Second.", "signature": "x"},
+        text("I look."),
+        {"type": "tool_use", "id": "call_1", "name": "bash", "input": {"command": "ls"}},
+    ]
+    (message,) = convert({"role": "assistant", "content": blocks}).messages
+    assert message["reasoning"] == "First. Second."
+    assert message["content"] == "I look."
+    (call,) = message["tool_calls"]
+    assert call["id"] == "call_1"
+    assert call["function"]["name"] == "bash"
+    assert json.loads(call["function"]["arguments"]) == {"command": "ls"}
+
+
+def test_an_answer_of_calls_alone_has_no_content() -> None:
+    block = {"type": "tool_use", "id": "call_1", "name": "bash", "input": {}}
+    (message,) = convert({"role": "assistant", "content": [block]}).messages
+    assert "content" not in message
+
+
+def test_system_blocks_become_one_message_without_the_attribution_header() -> None:
+    cached = text("You are an agent.") | {"cache_control": {"type": "ephemeral"}}
+    request = convert(system=[HEADER, cached, text(" Be short.")])
+    assert request.messages == [{"role": "system", "content": "You are an agent. Be short."}, USER]
+    assert convert(system=[HEADER]).messages == [USER]
+    assert convert(system="").messages == [USER]
+
+
+def test_system_messages_stay_in_their_place_or_move_to_the_start() -> None:
+    messages = (USER, {"role": "system", "content": [HEADER, text("Now plan.")]}, {"role": "system", "content": ""})
+    request = convert(*messages, system="Be short.")
+    assert request.messages == [
+        {"role": "system", "content": "Be short."},
+        USER,
+        {"role": "system", "content": "Now plan."},
+    ]
+    merged = convert(*messages, system="Be short.", merges_system=True)
+    assert merged.messages == [{"role": "system", "content": "Be short.Now plan."}, USER]
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (None, "auto"),
+        ({"type": "auto"}, "auto"),
+        ({"type": "any"}, "required"),
+        ({"type": "none"}, "none"),
+    ],
+    ids=lambda value: str(value and value["type"]) if isinstance(value, dict) else None,
+)
+def test_tools_and_their_choice(choice: Any, expected: Any) -> None:
+    tool = {"name": "bash", "description": "Runs", "input_schema": {"properties": {"command": {}}}, "strict": True}
+    request = convert(tools=[tool], tool_choice=choice)
+    (converted,) = msgspec.to_builtins(request.tools)
+    assert converted["function"] == {
+        "name": "bash",
+        "description": "Runs",
+        "parameters": {"type": "object", "properties": {"command": {}}},
+        "strict": True,
+    }
+    assert request.tool_choice == expected
+
+
+def test_a_named_tool_alone() -> None:
+    choice = {"type": "tool", "name": "bash", "disable_parallel_tool_use": True}
+    request = convert(tools=[{"name": "bash", "input_schema": {}}], tool_choice=choice)
+    assert isinstance(request.tool_choice, NamedToolChoice)
+    assert request.tool_choice.function.name == "bash"
+    assert request.parallel_tool_calls is False
+
+
+@pytest.mark.parametrize("fields", [{"tools": []}, {"tools": [], "tool_choice": {"type": "auto"}}, {}])
+def test_no_tools(fields: dict[str, Any]) -> None:
+    request = convert(**fields)
+    assert request.tools is None
+    assert request.tool_choice == "none"
+
+
+def test_a_call_cannot_be_required_without_tools() -> None:
+    with pytest.raises(RequestError) as caught:
+        convert(tool_choice={"type": "any"})
+    assert caught.value.param == "tool_choice"
+
+
+@pytest.mark.parametrize(
+    ("fields", "effort", "budget"),
+    [
+        ({}, None, None),
+        ({"thinking": {"type": "disabled"}, "output_config": {"effort": "max"}}, "none", None),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024, "display": "omitted"}}, None, 1024),
+        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, "low", None),
+    ],
+    ids=["absent", "disabled", "enabled", "adaptive"],
+)
+def test_thinking(fields: dict[str, Any], effort: str | None, budget: int | None) -> None:
+    request = convert(**fields)
+    assert (request.reasoning_effort, request.thinking_token_budget) == (effort, budget)
+
+
+def test_a_schema_of_the_answer() -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    request = convert(output_config={"format": {"type": "json_schema", "schema": schema}})
+    assert request.response_format.json_schema.schema == schema
+    assert convert(output_config={"format": {"schema": None}}).response_format is None
+
+
+class TestToolChanges:
+    """A system message adds and removes tools; templates get those that remain."""
+
+    TOOLS = ({"name": "bash", "input_schema": {}}, {"name": "search", "input_schema": {}, "defer_loading": True})
+
+    def names(self, *changes: dict[str, Any]) -> list[str]:
+        system = {"role": "system", "content": [text("Tools changed."), *changes]}
+        request = convert(USER, system, tools=self.TOOLS)
+        assert request.messages[-1] == {"role": "system", "content": "Tools changed."}
+        self.deferred = [tool.function.name for tool in request.tools if tool.function.defer_loading is True]
+        return [tool.function.name for tool in request.tools]
+
+    def change(self, kind: str, name: str) -> dict[str, Any]:
+        return {"type": kind, "tool": {"type": "tool_reference", "name": name}}
+
+    def test_a_removed_tool_is_gone_until_it_is_added_again(self) -> None:
+        removal, addition = self.change("tool_removal", "bash"), self.change("tool_addition", "bash")
+        assert self.names(removal) == ["search"]
+        assert self.names(removal, addition) == ["bash", "search"]
+
+    def test_an_added_tool_is_deferred_no_more(self) -> None:
+        self.names()
+        assert self.deferred == ["search"]
+        self.names(self.change("tool_addition", "search"))
+        assert self.deferred == []
+
+    def test_a_tool_is_added_by_value(self) -> None:
+        tool = {"type": "tool_definition", "definition": {"name": "query", "input_schema": {}}}
+        assert self.names({"type": "tool_addition", "tool": tool}) == ["bash", "search", "query"]
+
+    def test_an_unknown_tool_is_rejected(self) -> None:
+        with pytest.raises(RequestError, match="'fetch', which is not in `tools`"):
+            self.names(self.change("tool_addition", "fetch"))

@@ -1,0 +1,102 @@
+"""Fields of /v1/messages: their ranges, the fields without effect, and which blocks are rejected."""
+
+import re
+from typing import Any
+
+import msgspec
+import pytest
+
+from server.apis.messages.request import CountTokensRequest, MessagesRequest
+from server.errors import RequestError
+from server.http_body.decoding import RequestDecoder
+
+USER = {"role": "user", "content": "Hello"}
+TOOL = {"name": "bash", "input_schema": {"type": "object"}}
+BY_NAME = {"type": "tool_reference", "name": "bash"}
+
+
+def decode(kind: type[Any] = MessagesRequest, **fields: Any) -> Any:
+    body = {"model": "smol", "max_tokens": 2048, "messages": [USER]} | fields
+    return RequestDecoder(kind).decode(msgspec.json.encode(body))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", ""),
+        ("messages", "Hello"),
+        ("messages", [{"role": "tool", "content": "x"}]),
+        ("messages", [{"role": "user"}]),
+        ("messages", [{"role": "user", "content": [{"type": "video"}]}]),
+        ("messages", [{"role": "user", "content": [{"type": "tool_addition"}]}]),
+        ("max_tokens", 0),
+        ("max_tokens", None),
+        ("system", 3),
+        ("stop_sequences", [""]),
+        ("temperature", 2.5),
+        ("top_k", -2),
+        ("top_p", 0),
+        ("tools", [{"name": "bash"}]),
+        ("tools", [{"name": "", "input_schema": {}}]),
+        ("tool_choice", {"type": "tool"}),
+        ("tool_choice", {"type": "named"}),
+        ("thinking", {"type": "enabled", "budget_tokens": 1023}),
+        ("thinking", {"type": "enabled", "budget_tokens": 2048}),
+        ("thinking", {"type": "deep"}),
+        ("output_config", {"effort": "minimal"}),
+        ("cache_salt", ""),
+        ("metadata", "me"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_wrong_value_is_rejected_and_named(field: str, value: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        decode(**{field: value})
+    assert re.split(r"[.[]", caught.value.param or "")[0] == field
+
+
+def test_the_result_of_a_tool_follows_its_call() -> None:
+    call = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "bash", "input": {}}]}
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "x"}]}
+    assert len(decode(messages=[USER, call, result]).messages) == 3
+    for messages in ([USER, result], [USER, result, call]):
+        with pytest.raises(RequestError, match=r"`messages\[1\]` has the result of the tool call 'a'") as caught:
+            decode(messages=messages)
+        assert caught.value.param == "messages"
+
+
+def test_fields_of_betas_and_cache_control_have_no_effect() -> None:
+    text = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}, "citations": []}
+    request = decode(
+        messages=[{"role": "user", "content": [text]}],
+        tools=[TOOL | {"cache_control": {"type": "ephemeral"}, "type": "custom"}],
+        context_management={"edits": []},
+        service_tier="auto",
+    )
+    assert request.messages[0].content[0].text == "Hi"
+    assert request.tools[0].name == "bash"
+
+
+def test_counting_needs_no_limit_of_tokens() -> None:
+    body = {"model": "smol", "messages": [USER]}
+    assert RequestDecoder(CountTokensRequest).decode(msgspec.json.encode(body)).messages[0].content == "Hello"
+
+
+def test_a_prefill_without_decoding_may_think_more_than_it_writes() -> None:
+    thinking = {"type": "enabled", "budget_tokens": 4096}
+    request = decode(thinking=thinking, max_tokens=1, kv_transfer_params={"do_remote_decode": True})
+    assert (request.max_tokens, request.thinking.budget_tokens) == (1, 4096)
+
+
+@pytest.mark.parametrize("kind", [MessagesRequest, CountTokensRequest])
+@pytest.mark.parametrize("field", ["system", "messages"])
+def test_only_system_messages_change_tools(kind: type[Any], field: str) -> None:
+    change = [{"type": "tool_addition", "tool": BY_NAME}]
+    with pytest.raises(RequestError, match='only allowed in messages with role "system"'):
+        decode(kind, **{field: change if field == "system" else [{"role": "user", "content": change}]})
+
+
+def test_a_tool_is_removed_by_name_only() -> None:
+    change = {"type": "tool_removal", "tool": {"type": "tool_definition", "definition": TOOL}}
+    with pytest.raises(RequestError, match="only accepts a tool_reference"):
+        decode(messages=[USER, {"role": "system", "content": [change]}])

@@ -1,0 +1,72 @@
+"""Pooling requests: the forms of `input`, and the names of the two inputs of a score."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from server.apis.pooling.embedding_bodies import EmbeddingRequest
+from server.apis.pooling.scoring_bodies import RerankRequest, ScoreRequest
+from server.errors import RequestError
+from server.http_body.decoding import RequestDecoder
+
+MESSAGE = {"role": "user", "content": "hello"}
+
+
+def _embedding(**fields: Any) -> EmbeddingRequest:
+    return RequestDecoder(EmbeddingRequest).decode(msgspec.json.encode(fields))
+
+
+@pytest.mark.parametrize(
+    ("given", "prompts"),
+    [("a", ["a"]), ("", [""]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1, 2], [3]], [[1, 2], [3]])],
+)
+def test_texts_and_token_ids_may_be_single_or_in_lists(given: Any, prompts: list[Any]) -> None:
+    request = _embedding(input=given)
+    assert request.prompts == prompts
+    assert request.conversations == []
+
+
+@pytest.mark.parametrize("field", ["input", "messages"])
+@pytest.mark.parametrize(
+    ("given", "conversations"), [([MESSAGE], [[MESSAGE]]), ([[MESSAGE], [MESSAGE] * 2], [[MESSAGE], [MESSAGE] * 2])]
+)
+def test_conversations_may_be_single_or_in_lists(field: str, given: Any, conversations: list[Any]) -> None:
+    request = _embedding(**{field: given})
+    assert request.conversations == conversations
+    assert request.prompts == []
+
+
+@pytest.mark.parametrize(
+    "given", [["a", 1], ["a", [1]], [[1], 2], [[1, MESSAGE]], [MESSAGE, "a"], [[MESSAGE], []], [[1, "a"]], [1.5], {}]
+)
+def test_a_mix_of_input_types_is_rejected(given: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        _embedding(input=given)
+    assert caught.value.param == "input"
+
+
+@pytest.mark.parametrize(
+    "pair", [("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2")]
+)
+def test_the_two_inputs_have_four_pairs_of_names(pair: tuple[str, str]) -> None:
+    request = RequestDecoder(ScoreRequest).decode(msgspec.json.encode({pair[0]: "a", pair[1]: ["b", "c"]}))
+    assert (request.first, request.second, request.names) == (["a"], ["b", "c"], pair)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"text_1": "a"}, {"text_1": "a", "data_2": "b"}, {"queries": "a", "documents": "b", "items": "c"}]
+)
+def test_other_combinations_of_names_are_rejected(given: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="Give `queries` with"):
+        RequestDecoder(ScoreRequest).decode(msgspec.json.encode(given))
+
+
+def test_an_instruction_is_a_variable_of_the_template() -> None:
+    def kwargs(**fields: Any) -> dict[str, Any]:
+        body = msgspec.json.encode({"query": "a", "documents": ["b"]} | fields)
+        return RequestDecoder(RerankRequest).decode(body).template_kwargs
+
+    assert kwargs() == {}
+    assert kwargs(instruction="i") == {"instruction": "i"}
+    assert kwargs(instruction="i", chat_template_kwargs={"instruction": "j", "k": 1}) == {"instruction": "j", "k": 1}

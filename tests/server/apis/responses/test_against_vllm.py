@@ -1,0 +1,134 @@
+"""Events, conversations and tools are those of vLLM's own code, which is given the same parts and items."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from server.apis.responses.conversation import build_conversation, continues_message
+from server.apis.responses.input_items import InputItem
+from server.apis.responses.output import OutputWriter
+from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.response import Response
+from server.apis.responses.tools import ResponseTools
+from server.generation.chat_run import ToolCallPart
+from server.parsers.events import Content, Reasoning
+from tests.peer_vllm import ask_vllm, needs_vllm
+
+SCRIPT = Path(__file__).with_name("vllm_responses.py")
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True},
+    {"type": "namespace", "name": "n", "description": "d", "tools": [{"type": "function", "name": "g"}]},
+    {"type": "custom", "name": "run", "description": "Runs a command", "format": {"type": "text"}},
+    {"type": "web_search"},
+]
+
+
+def call(index: int, name: str | None, arguments: str = "") -> dict[str, Any]:
+    return {"index": index, "id": None if name is None else f"call-{index}", "name": name, "arguments": arguments}
+
+
+OUTPUTS: list[list[dict[str, Any]]] = [
+    [{"content": "a"}, {"content": " b"}, {"content": ""}],
+    [{"reasoning": "a"}, {"reasoning": "b", "content": "c"}, {"content": "d"}],
+    [{"content": "a", "calls": [call(0, "f", "{")]}, {"calls": [call(0, None, "}")]}],
+    [{"calls": [call(0, "f"), call(1, "n__g", "{}")]}, {"content": "and"}, {"calls": [call(2, "f", "{}")]}],
+    [{"reasoning": "a"}, {"calls": [call(0, "run", '{"input": "ls')]}, {"calls": [call(0, None, ' \\"x\\""}')]}],
+    [{"calls": [call(0, "run", "pwd")]}, {"calls": [call(1, "other", "1")]}],
+]
+SAID = {"type": "message", "role": "assistant", "content": "Hello"}
+SAID_IN_PARTS = {**SAID, "content": [{"type": "output_text", "text": "Hello"}]}
+THOUGHT = {"type": "reasoning", "id": "r", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm"}]}
+SUMMARY = {**THOUGHT, "summary": [{"type": "summary_text", "text": "short"}], "content": None}
+CALL = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
+RESULT = {"type": "function_call_output", "call_id": "1", "output": "42"}
+CUSTOM = {"type": "custom_tool_call", "call_id": "1", "name": "run", "input": 'echo "é"'}
+USER = {"role": "user", "content": "Hi"}
+INPUTS: list[Any] = [
+    "Hi",
+    [USER, THOUGHT, SAID, CALL, {**CALL, "call_id": "2"}, RESULT, SAID],
+    [USER, SUMMARY, SAID_IN_PARTS, THOUGHT],
+    [{"role": "developer", "content": "Be kind."}, USER, {**CALL, "namespace": "n"}, RESULT],
+    [USER, CUSTOM, {**RESULT, "type": "custom_tool_call_output"}, USER],
+    [USER, {**SAID, "status": "incomplete"}],
+    [USER, {**THOUGHT, "status": "in_progress"}],
+]
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    question = {"tools": TOOLS, "outputs": OUTPUTS, "inputs": INPUTS}
+    return ask_vllm(SCRIPT, question, tmp_path_factory.mktemp("vllm"))
+
+
+def parts_of(delta: dict[str, Any]) -> list[Any]:
+    parts: list[Any] = [
+        kind(delta[name]) for name, kind in (("reasoning", Reasoning), ("content", Content)) if name in delta
+    ]
+    return [
+        *parts,
+        *(ToolCallPart(*(one[key] for key in ("index", "id", "name", "arguments"))) for one in delta.get("calls", ())),
+    ]
+
+
+def events_of(deltas: list[dict[str, Any]]) -> list[Any]:
+    writer = OutputWriter(ResponseTools(ResponsesRequest(input="a", tools=TOOLS)))
+    events = [event for delta in deltas for event in writer.add(parts_of(delta), [])]
+    return [msgspec.to_builtins(event) for event in [*events, *writer.finish()]]
+
+
+def without_nulls(value: Any, ids: dict[str, str]) -> Any:
+    """Ids are numbered in the order in which they appear; a field of vLLM's that is null may be missing."""
+    if isinstance(value, list):
+        return [without_nulls(member, ids) for member in value]
+    if not isinstance(value, dict):
+        return value
+    found = {name: without_nulls(member, ids) for name, member in value.items() if member is not None}
+    for name in {"id", "item_id"} & found.keys():
+        prefix = found[name].partition("_")[0]
+        found[name] = ids.setdefault(found[name], f"{prefix}_{len(ids)}")
+    return found
+
+
+@pytest.mark.slow
+@needs_vllm
+@pytest.mark.parametrize("number", range(len(OUTPUTS)))
+def test_events_are_the_same(theirs: Any, number: int) -> None:
+    assert without_nulls(events_of(OUTPUTS[number]), {}) == without_nulls(theirs["events"][number], {})
+
+
+@pytest.mark.slow
+@needs_vllm
+@pytest.mark.parametrize("number", range(len(INPUTS)))
+def test_messages_are_the_same(theirs: Any, number: int) -> None:
+    given = INPUTS[number]
+    items = (
+        [InputItem(role="user", content=given)] if isinstance(given, str) else msgspec.convert(given, list[InputItem])
+    )
+    messages = build_conversation("Be brief.", [], items)
+    assert [_with_text(message) for message in messages] == theirs["messages"][number]
+    assert continues_message(items) == theirs["continues"][number]
+
+
+def _with_text(message: dict[str, Any]) -> dict[str, Any]:
+    """vLLM takes the first part of an assistant's message as its text."""
+    content = message.get("content")
+    return message | {"content": content[0]["text"]} if isinstance(content, list) else message
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_functions_are_the_same(theirs: Any) -> None:
+    ours = [msgspec.to_builtins(tool) for tool in ResponseTools(ResponsesRequest(input="a", tools=TOOLS)).functions]
+    for tool in (*ours, *theirs["tools"]):
+        tool["function"].get("parameters", {}) and tool["function"]["parameters"].pop("properties", None)
+    assert [without_nulls(tool, {}) for tool in ours] == [without_nulls(tool, {}) for tool in theirs["tools"]]
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_responses_have_all_fields(theirs: Any) -> None:
+    ours = {field.name for field in msgspec.structs.fields(Response)}
+    assert set(theirs["fields"]) - ours == {"metrics"}  # with --enable-per-request-metrics only
+    assert ours - set(theirs["fields"]) == {"error"}

@@ -1,0 +1,89 @@
+"""Tools of /v1/responses as functions of a chat, and the choice among them."""
+
+import pytest
+
+from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.tools import CalledTool, ResponseTools
+from server.errors import RequestError
+from server.generation.tools import NamedFunction, NamedToolChoice
+
+WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
+COMMAND = {"type": "custom", "name": "command"}
+DESKTOP = {"type": "namespace", "name": "desktop", "description": "d", "tools": [{"type": "function", "name": "look"}]}
+PHONE = {"type": "namespace", "name": "phone", "description": "d", "tools": [{"type": "function", "name": "look"}]}
+SEARCH = {"type": "web_search", "filters": None}
+
+
+def read(tools, choice="auto"):
+    return ResponseTools(ResponsesRequest(input="a", tools=tools, tool_choice=choice))
+
+
+def test_functions_custom_tools_and_namespaces_are_shown():
+    tools = read([WEATHER, COMMAND, DESKTOP, SEARCH])
+    assert [tool.function.name for tool in tools.functions] == ["weather", "command", "desktop__look"]
+    assert tools.functions[0].function.strict is True
+    assert tools.functions[1].function.parameters["required"] == ["input"]
+    assert tools.called("weather") == CalledTool("weather")
+    assert tools.called("command") == CalledTool("command", is_custom=True)
+    assert tools.called("desktop__look") == CalledTool("look", "desktop")
+
+
+def test_a_function_that_the_model_invents_keeps_its_name():
+    assert read([WEATHER]).called("other") == CalledTool("other")
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("auto", None),
+        ("none", "none"),
+        ("required", "required"),
+        ({"type": "web_search"}, None),
+        ({"type": "function", "name": "weather"}, NamedToolChoice(function=NamedFunction("weather"))),
+        ({"type": "custom", "name": "command"}, NamedToolChoice(function=NamedFunction("command"))),
+        ({"type": "function", "name": "look"}, NamedToolChoice(function=NamedFunction("desktop__look"))),
+    ],
+)
+def test_choice(choice, expected):
+    assert read([WEATHER, COMMAND, DESKTOP, SEARCH], choice).choice == expected
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_allowed_tools_restrict_the_functions(mode):
+    choice = {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "weather"}]}
+    tools = read([WEATHER, COMMAND], choice)
+    assert [tool.function.name for tool in tools.functions] == ["weather"]
+    assert tools.choice == (None if mode == "auto" else "required")
+
+
+def test_a_name_in_two_namespaces_must_be_given_in_full():
+    with pytest.raises(RequestError, match="desktop__look, phone__look"):
+        read([DESKTOP, PHONE], {"type": "function", "name": "look"})
+    assert read([DESKTOP, PHONE], {"type": "function", "name": "phone__look"}).choice is not None
+
+
+def test_without_tools_the_model_has_no_choice():
+    assert read(None).choice == "none"
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": 3},
+        {"type": "function", "name": ""},
+        {"type": "function", "name": "x", "parameters": []},
+        {"type": "custom", "name": "x", "format": "text"},
+        {"type": "namespace", "name": "x", "tools": [{"type": "function"}]},
+        {"type": "namespace", "name": "x", "tools": "y"},
+    ],
+)
+def test_malformed_tools_are_named(tool):
+    with pytest.raises(RequestError, match=r"tools\[1\]"):
+        read([WEATHER, tool])
+
+
+@pytest.mark.parametrize("choice", [{}, {"type": "function"}, {"type": "allowed_tools", "mode": "x"}])
+def test_malformed_choices_are_named(choice):
+    with pytest.raises(RequestError) as error:
+        read([WEATHER], choice)
+    assert error.value.param == "tool_choice"

@@ -1,0 +1,82 @@
+"""Our requests have every field of the installed vLLM's, so that a field of a new vLLM is noticed."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from server.apis.messages.request import (
+    ContentBlock,
+    CountTokensRequest,
+    JsonOutputFormat,
+    Message,
+    MessagesRequest,
+    OutputConfig,
+    ToolChoice,
+    ToolDefinition,
+)
+from server.apis.pooling.classification_bodies import ClassificationRequest
+from server.apis.pooling.embedding_bodies import EmbeddingRequest
+from server.apis.pooling.request import PoolingRequest
+from server.apis.pooling.scoring_bodies import RerankRequest, ScoreRequest
+from server.apis.responses.request import ResponsesRequest
+from server.apis.tokenization_bodies import DetokenizeRequest, TokenizeRequest
+from server.generation.chat_request import BatchChatRequest, ChatRequest
+from server.generation.completion_request import CompletionRequest
+from server.generation.request import JsonSchemaFormat, ResponseFormat, StreamOptions
+from server.generation.tools import FunctionDefinition, Tool
+from tests.peer_vllm import ask_vllm, needs_vllm
+
+SCRIPT = Path(__file__).with_name("vllm_fields.py")
+CHAT = "vllm.entrypoints.openai.chat_completion.protocol"
+BASE = "vllm.entrypoints.generate.base.protocol"
+POOLING = "vllm.entrypoints.pooling"
+ANTHROPIC = "vllm.entrypoints.anthropic.protocol"
+TOKENIZE = "vllm.entrypoints.serve.tokenize.protocol"
+
+PAIRS = {
+    (CHAT, "ChatCompletionRequest"): ChatRequest,
+    (CHAT, "BatchChatCompletionRequest"): BatchChatRequest,
+    (CHAT, "ChatCompletionToolsParam"): Tool,
+    (BASE, "StreamOptions"): StreamOptions,
+    (BASE, "FunctionDefinition"): FunctionDefinition,
+    (BASE, "AnyResponseFormat"): ResponseFormat,
+    (BASE, "JsonSchemaResponseFormat"): JsonSchemaFormat,
+    ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest"): CompletionRequest,
+    ("vllm.entrypoints.openai.responses.protocol", "ResponsesRequest"): ResponsesRequest,
+    (f"{POOLING}.embed.protocol", "EmbeddingRequest"): EmbeddingRequest,
+    (f"{POOLING}.pooling.protocol", "PoolingRequest"): PoolingRequest,
+    (f"{POOLING}.classify.protocol", "ClassificationRequest"): ClassificationRequest,
+    (f"{POOLING}.scoring.protocol", "ScoreRequest"): ScoreRequest,
+    (f"{POOLING}.scoring.protocol", "RerankRequest"): RerankRequest,
+    (ANTHROPIC, "AnthropicMessagesRequest"): MessagesRequest,
+    (ANTHROPIC, "AnthropicCountTokensRequest"): CountTokensRequest,
+    (ANTHROPIC, "AnthropicMessage"): Message,
+    (ANTHROPIC, "AnthropicContentBlock"): ContentBlock,
+    (ANTHROPIC, "AnthropicTool"): ToolDefinition,
+    (ANTHROPIC, "AnthropicToolChoice"): ToolChoice,
+    (ANTHROPIC, "AnthropicOutputConfig"): OutputConfig,
+    (ANTHROPIC, "AnthropicJsonOutputFormat"): JsonOutputFormat,
+    (TOKENIZE, "TokenizeRequest"): TokenizeRequest,
+    (TOKENIZE, "DetokenizeRequest"): DetokenizeRequest,
+}
+
+_TENSORS = "for tensors of images of vLLM's render routes, which the embedded engine lacks"
+WITHOUT = {
+    "AnthropicMessagesRequest": {"mm_payload": _TENSORS, "return_mm_kwargs": _TENSORS},
+    "PoolingRequest": {"data": "for vLLM's IO processor plugins, which the embedded engine does not load"},
+}
+"""Fields that are ignored as unknown ones, and why."""
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_every_field_of_vllm_s_requests_is_declared(tmp_path: Path) -> None:
+    theirs = ask_vllm(SCRIPT, list(PAIRS), tmp_path)
+    missing = {}
+    for (_, name), ours in PAIRS.items():
+        declared = {field.encode_name for field in msgspec.structs.fields(ours)} | WITHOUT.get(name, {}).keys()
+        assert len(theirs[name]) > 0
+        if lacking := set(theirs[name]) - declared:
+            missing[name] = lacking
+    assert missing == {}

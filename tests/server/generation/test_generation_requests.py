@@ -1,0 +1,167 @@
+"""Fields of completion and chat requests: their ranges, and the fields that the server rejects by name."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from server.errors import RequestError
+from server.generation.chat_request import ChatRequest
+from server.generation.completion_request import CompletionRequest
+from server.http_body.decoding import RequestDecoder
+from server.http_body.unused_fields import UnusedFields
+
+Model = type[CompletionRequest] | type[ChatRequest]
+
+BAD_VALUES = [
+    ("temperature", -0.1),
+    ("temperature", 2.1),
+    ("temperature", "hot"),
+    ("top_p", 0),
+    ("top_p", 1.1),
+    ("top_k", -2),
+    ("min_p", -0.1),
+    ("min_p", 1.1),
+    ("presence_penalty", -2.1),
+    ("presence_penalty", 2.1),
+    ("frequency_penalty", -2.1),
+    ("frequency_penalty", 2.1),
+    ("repetition_penalty", 0),
+    ("repetition_penalty", -1),
+    ("n", 0),
+    ("n", -1),
+    ("max_tokens", -1),
+    ("min_tokens", -1),
+    ("seed", 2**63),
+    ("seed", -(2**63) - 1),
+    ("seed", 1.5),
+    ("stop", ""),
+    ("stop", ["a", ""]),
+    ("stop", 3),
+    ("stop_token_ids", [-1]),
+    ("logit_bias", {"a": 1}),
+    ("bad_words", [""]),
+    ("bad_words", ["a"] * 129),
+    ("logprobs", -2),
+    ("prompt_logprobs", -2),
+    ("truncate_prompt_tokens", -2),
+    ("stream", "yes"),
+    ("stream_options", {"include_usage": True}),
+    ("request_id", ""),
+    ("response_format", "json"),
+    ("response_format", {"type": "json_schema"}),
+    ("response_format", {"type": "json_schema", "json_schema": {"name": "a"}}),
+    ("media_io_kwargs", {"a": {}}),
+    ("truncation_side", "middle"),
+    ("logprob_token_ids", [-1]),
+    ("logprob_token_ids", [1]),
+    ("logprob_token_ids", [1] * 129),
+    ("priority", "high"),
+    ("priority", 2**63),
+    ("length_penalty", "x"),
+    ("length_penalty", 1e308),
+    ("stream_interval", 0),
+    ("vllm_xargs", {"a": {}}),
+    ("kv_transfer_params", 1),
+    ("repetition_detection", 3),
+    ("thinking_token_budget", -2),
+    ("thinking_token_budget", 1.0),
+    ("thinking_token_budget", True),
+    ("thinking_token_budget", "10"),
+]
+
+WITHOUT_EFFECT = [
+    ("best_of", 2),
+    ("watermarking", True),
+    ("priority", 1),
+    ("ec_transfer_params", {"a": 1}),
+    ("vllm_xargs", {"a": 1}),
+    ("repetition_detection", {"max_pattern_size": 3, "min_count": 2}),
+    ("routed_experts_prompt_start", 1),
+]
+
+WITHOUT_EFFECT_IN_CHAT = [
+    ("audio", {"voice": "alloy"}),
+    ("functions", [{"name": "f"}]),
+    ("function_call", "auto"),
+    ("prediction", {"type": "content", "content": "x"}),
+    ("verbosity", "high"),
+    ("web_search_options", {"a": 1}),
+]
+
+REJECTING = UnusedFields(is_rejecting=True)
+
+
+@pytest.fixture(params=[CompletionRequest, ChatRequest])
+def model(request: pytest.FixtureRequest) -> Model:
+    return request.param
+
+
+def decode(model: Model, unused: UnusedFields | None = None, **fields: Any) -> CompletionRequest | ChatRequest:
+    content = {"prompt": "a"} if model is CompletionRequest else {"messages": [{"role": "user", "content": "a"}]}
+    return RequestDecoder(model, unused=unused).decode(msgspec.json.encode(content | fields))
+
+
+def assert_rejects(model: Model, param: str, unused: UnusedFields | None = None, **fields: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        decode(model, unused, **fields)
+    assert caught.value.status == 400
+    assert caught.value.param == param
+    assert caught.value.message
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES)
+def test_bad_value_is_rejected_with_the_name_of_its_field(model: Model, name: str, value: Any) -> None:
+    assert_rejects(model, name, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), WITHOUT_EFFECT)
+def test_field_without_effect_is_accepted_and_logged_unless_such_fields_are_rejected(
+    model: Model, name: str, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    decode(model, **{name: value})
+    assert f"{name!r} is not supported by this server" in caplog.text
+    assert_rejects(model, name, REJECTING, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), WITHOUT_EFFECT_IN_CHAT)
+def test_chats_own_fields_without_effect_are_accepted(name: str, value: Any) -> None:
+    decode(ChatRequest, **{name: value})
+    assert_rejects(ChatRequest, name, REJECTING, **{name: value})
+
+
+def test_suffix_is_rejected() -> None:
+    assert_rejects(CompletionRequest, "suffix", suffix=" end")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -2}, "top_logprobs"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
+        ({"reasoning_effort": "some"}, "reasoning_effort"),
+        ({"messages": []}, "messages"),
+        ({"messages": "Hello"}, "messages"),
+    ],
+    ids=str,
+)
+def test_chat_checks_its_own_fields(fields: dict[str, Any], param: str) -> None:
+    assert_rejects(ChatRequest, param, **fields)
+
+
+def test_prompt_logprobs_cannot_be_streamed(model: Model) -> None:
+    assert_rejects(model, "prompt_logprobs", stream=True, prompt_logprobs=1)
+
+
+@pytest.mark.parametrize("request_id", ["a\nERROR forged", "a\rb", "a\x1b[31m", "a\u2028b", "a\n"])
+def test_request_id_with_control_characters_is_rejected(model: Model, request_id: str) -> None:
+    """The id is logged: it must not forge a line of the log."""
+    assert_rejects(model, "request_id", request_id=request_id)
+
+
+@pytest.mark.parametrize("salt", ["", "a" * 129, "a/b", "a@b", "a\\b", "a\x00"], ids=ascii)
+def test_cache_salts_are_checked_as_in_vllm(model: Model, salt: str) -> None:
+    assert_rejects(model, "cache_salt", cache_salt=salt)
+    decode(model, cache_salt="a" * 128)

@@ -1,0 +1,158 @@
+"""Markers that are tokens: what a prompt says about reasoning, what is counted, the rules for the engine."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from tokenizers import AddedToken, Tokenizer
+
+from server.config import ModelFiles, RendererConfig, ServerConfig
+from server.errors import RequestError
+from server.generation.chat_request import ChatRequest
+from server.generation.output_parsing import OutputParsing
+from server.generation.reasoning import ModelReasoning, PromptReasoning
+from server.generation.sampling import Constraints, SamplingBuilder, SamplingDefaults
+from server.parsers.base import PromptEnd
+from server.parsers.registry import load_reasoning_format
+from server.renderers.hf import HfRenderer
+from server.renderers.prompts import RenderedPrompt
+from tests.llamas import save_tiny_llama
+from tests.server.generation.test_request_values import INFO
+from tests.server.parsers.parsed import join
+
+MESSAGES = [{"role": "user", "content": "?"}]
+PLAIN = ("<think>", "</think>", "<|im_start|>", "<tool_call>", "<|channel|>", "<|message|>", "<|start|>", "<|end|>")
+SPECIAL = ("[THINK]", "[/THINK]")
+
+
+@pytest.fixture(scope="module")
+def renderer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HfRenderer]:
+    folder = save_tiny_llama(tmp_path_factory.mktemp("model"))
+    file = str(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(file)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in PLAIN])
+    tokenizer.add_special_tokens([AddedToken(text) for text in SPECIAL])
+    tokenizer.save(file)
+    with HfRenderer(ModelFiles(folder, folder), RendererConfig()) as renderer:
+        yield renderer
+
+
+@pytest.fixture
+def look(renderer: HfRenderer) -> Any:
+    """The reasoning of a prompt's outputs."""
+
+    def look(name: str, prompt: str, *, has_grammar: bool = False, **fields: Any) -> PromptReasoning | None:
+        request = msgspec.convert({"messages": MESSAGES} | fields, ChatRequest)
+        rendered = RenderedPrompt(encode(renderer, prompt), text=None)
+        return ModelReasoning(config(name), renderer).of_prompt(request, rendered, has_grammar=has_grammar)
+
+    return look
+
+
+def config(name: str) -> ServerConfig:
+    return ServerConfig(served_model_names=("m",), reasoning_parser=name)
+
+
+def encode(renderer: HfRenderer, text: str) -> list[int]:
+    return renderer.tokenizer.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "end", "num_spent"),
+    [
+        ("qwen3", "<|im_start|>user hi", PromptEnd.SILENT, 0),
+        ("qwen3", "<|im_start|><think>\nHm", PromptEnd.OPEN, 3),
+        ("qwen3", "<|im_start|><think>\n\n</think>\n\n", PromptEnd.ENDED, 0),
+        ("qwen3", "<|im_start|>A</think>B<|im_start|>", PromptEnd.SILENT, 0),
+        ("olmo3", "<|im_start|><think>", PromptEnd.OPEN, 0),
+        ("mistral", "[THINK]A[/THINK]B", PromptEnd.ENDED, 0),
+        ("seed_oss", "<seed:think>Hm", PromptEnd.OPEN, 2),
+        ("seed_oss", "<seed:think>Hm</seed:think>", PromptEnd.ENDED, 0),
+        ("seed_oss", "Hm", PromptEnd.SILENT, 0),
+        ("openai_gptoss", "<|start|>assistant", PromptEnd.SILENT, 0),
+    ],
+)
+def test_the_prompts_last_marker_tells_whether_reasoning_is_open(
+    look: Any, name: str, prompt: str, end: PromptEnd, num_spent: int
+) -> None:
+    found = look(name, prompt, thinking_token_budget=None if name == "openai_gptoss" else 5)
+    assert (found.prompt_end, found.num_spent_tokens) == (end, num_spent)
+
+
+def test_a_beam_search_does_not_follow_the_reasoning_of_any_prompt(look: Any) -> None:
+    fields = {"messages": MESSAGES, "use_beam_search": True, "n": 2, "thinking_token_budget": 5}
+    reasoning = look("qwen3", "<think>", thinking_token_budget=5)
+    builder = SamplingBuilder(defaults=SamplingDefaults(), info=INFO, max_logprobs=20)
+    params = builder.build_all(
+        msgspec.convert(fields, ChatRequest), [5, 12], constraints=Constraints(), reasoning=[reasoning] * 2
+    )
+    assert [each.reasoning for each in params] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "number"),
+    [
+        ("qwen3", "<think>Hm</think>Yes", 2),
+        ("qwen3", "Hm<tool_call>{}", 2),
+        ("qwen3", "Hm</think>Yes<think>No</think>", 2),
+        ("mistral", "Yes", 0),
+        ("mistral", "[THINK]Hm", 2),
+        ("seed_oss", "<seed:think>Hm</seed:think>Yes", 2),
+        ("openai_gptoss", "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>Y", 2),
+    ],
+)
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_only_tokens_of_the_reasoning_are_counted(
+    renderer: HfRenderer, look: Any, name: str, output: str, number: int, is_whole: bool
+) -> None:
+    counter = look(name, "<|im_start|>").create_counter()
+    token_ids = encode(renderer, output)
+    for piece in [token_ids] if is_whole else [[token_id] for token_id in token_ids]:
+        counter.add(piece)
+    assert counter.num_tokens == number
+
+
+@pytest.mark.parametrize(("name", "keeps"), [("mistral", True), ("qwen3", False)])
+def test_special_tokens_are_kept_if_a_marker_is_one(renderer: HfRenderer, name: str, keeps: bool) -> None:
+    assert ModelReasoning(config(name), renderer).keeps_special_tokens is keeps
+
+
+def test_a_grammar_applies_at_once_to_models_that_may_leave_the_reasoning_out(renderer: HfRenderer, look: Any) -> None:
+    request = look("mistral", "Hi", has_grammar=True)
+    rules = request.rules(ChatRequest(messages=[]), has_grammar=True)
+    assert (rules.is_optional, rules.delays_grammar) == (True, False)
+    assert [marker.token_id for marker in rules.starts] == encode(renderer, "[THINK]")
+    opened = look("mistral", "[THINK]", has_grammar=True).rules(ChatRequest(messages=[]), has_grammar=True)
+    assert (opened.is_optional, opened.delays_grammar) == (False, True)
+
+
+def test_gpt_oss_is_constrained_in_its_final_channel_and_has_no_budget(look: Any) -> None:
+    rules = look("openai_gptoss", "<|start|>", has_grammar=True).rules(ChatRequest(messages=[]), has_grammar=True)
+    assert rules.delays_grammar
+    assert "<|channel|>final<|message|>" in [marker.text for marker in rules.ends]
+    with pytest.raises(RequestError, match="thinking_token_budget"):
+        look("openai_gptoss", "<|start|>", thinking_token_budget=3)
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", "none"])
+def test_gpt_oss_reasoning_and_calls_are_read_by_one_parser(renderer: HfRenderer, look: Any, choice: str) -> None:
+    encoding = pytest.importorskip("openai_harmony").load_harmony_encoding("HarmonyGptOss")
+    settings = {"enable_auto_tool_choice": True, "tool_call_parser": "openai", "reasoning_parser": "openai_gptoss"}
+    server = ServerConfig(served_model_names=("m",), **settings)  # type: ignore[arg-type]
+    parsing = OutputParsing(server, renderer, ModelReasoning(server, renderer))
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    request = msgspec.convert({"messages": MESSAGES, "tools": tools, "tool_choice": choice}, ChatRequest)
+    parser = parsing.create_parser(request, look("openai_gptoss", "<|start|>"), is_whole=False)
+    assert parser is not None
+    answer = '[{"name": "f", "parameters": {}}]' if choice == "required" else "Yes"
+    text = f"<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>{answer}<|return|>"
+    tokens = encoding.encode(text, allowed_special="all")
+    parsed = join([*(event for token_id in tokens for event in parser.feed("", [token_id])), *parser.finish()])
+    assert parsed.reasoning == "Hm"
+    assert parsed.content == ("" if choice == "required" else "Yes")
+    assert [call.meaning for call in parsed.calls] == ([("f", "{}")] if choice == "required" else [])
+
+
+def test_auto_tells_the_format_from_the_models_files(look: Any) -> None:
+    assert look("auto", "Hi").format is load_reasoning_format("mistral"), "the vocabulary has [THINK]"

@@ -1,0 +1,155 @@
+"""Values that are checked after decoding: against limits, vocabulary and context length."""
+
+from typing import Any
+
+import pytest
+
+from server.errors import RequestError
+from server.generation.chat_request import ChatRequest
+from server.generation.completion_request import CompletionRequest
+from server.generation.sampling import Constraints, SamplingBuilder, SamplingDefaults
+from server.http_body.decoding import check_limits
+from server.limits import LimitsConfig
+from server.types import EngineInfo, SamplingParams
+
+Model = type[CompletionRequest] | type[ChatRequest]
+
+INFO = EngineInfo(
+    model_type="llama",
+    dtype="bfloat16",
+    device="cpu",
+    max_model_len=512,
+    vocab_size=49152,
+    num_slots=8,
+    kv_cache_tokens=4096,
+    kv_cache_bytes=1 << 20,
+    runner="packed",
+    eos_token_ids=(2,),
+    spans=[],
+)
+
+
+@pytest.fixture(params=[CompletionRequest, ChatRequest])
+def model(request: pytest.FixtureRequest) -> Model:
+    return request.param
+
+
+def create(model: Model, **fields: Any) -> CompletionRequest | ChatRequest:
+    if model is CompletionRequest:
+        return CompletionRequest(**({"prompt": "a"} | fields))
+    return ChatRequest(**({"messages": [{"role": "user", "content": "a"}]} | fields))
+
+
+def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, **fields: Any) -> SamplingParams:
+    builder = SamplingBuilder(defaults=SamplingDefaults(), info=INFO, max_logprobs=max_logprobs)
+    request = create(model, **fields)
+    [params] = builder.build_all(request, [num_prompt_tokens], constraints=Constraints(), reasoning=[None])
+    return params
+
+
+@pytest.mark.parametrize(("name", "value"), [("n", 16_385), ("stop", ["a"] * 65)], ids=["n", "stop"])
+def test_request_above_the_limits_is_rejected(model: Model, name: str, value: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        check_limits(create(model, **{name: value}), LimitsConfig())
+    assert (caught.value.status, caught.value.param) == (400, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", 0),
+        ("max_tokens", 513),
+        ("min_tokens", 17),
+        ("stop_token_ids", [49152]),
+        ("allowed_token_ids", []),
+        ("allowed_token_ids", [49152]),
+        ("logit_bias", {49152: 1}),
+        ("logit_bias", {-1: 1}),
+        ("prompt_logprobs", 21),
+    ],
+    ids=str,
+)
+def test_value_that_does_not_fit_the_model_is_rejected(model: Model, name: str, value: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        sample(model, **({"max_tokens": 16} | {name: value}))
+    assert (caught.value.status, caught.value.param) == (400, name)
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "param"),
+    [
+        (CompletionRequest, {"logprobs": 21}, "logprobs"),
+        (CompletionRequest, {"temperature": 0, "n": 2}, "n"),
+        (ChatRequest, {"logprobs": True, "top_logprobs": 21}, "logprobs"),
+        (ChatRequest, {"max_completion_tokens": 0}, "max_completion_tokens"),
+        (ChatRequest, {"max_completion_tokens": 513}, "max_completion_tokens"),
+        (ChatRequest, {"temperature": 0, "n": 2}, "n"),
+    ],
+    ids=str,
+)
+def test_value_is_rejected_with_the_field_it_comes_from(model: Model, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        sample(model, **fields)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+@pytest.mark.parametrize("length", [512, 513, 5000])
+def test_prompt_that_leaves_no_room_for_output_is_rejected_with_the_limit(model: Model, length: int) -> None:
+    with pytest.raises(RequestError, match="512") as caught:
+        sample(model, num_prompt_tokens=length)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "expected"),
+    [
+        ({"top_k": -1}, "top_k", 0),
+        ({"seed": -1}, "seed", None),
+        ({"temperature": 0.001}, "temperature", 0.01),
+        ({"temperature": 0, "top_p": 0.5}, "top_p", 1.0),
+        ({"temperature": 0, "top_k": 5}, "top_k", 0),
+        ({"logprobs": 0}, "logprobs", 0),
+        ({}, "logprobs", None),
+        ({}, "max_tokens", 16),
+    ],
+    ids=str,
+)
+def test_values_are_normalised_as_in_vllm(fields: dict[str, Any], name: str, expected: Any) -> None:
+    assert getattr(sample(CompletionRequest, **fields), name) == expected
+
+
+def test_minus_one_asks_for_the_log_probabilities_of_the_whole_vocabulary() -> None:
+    assert sample(CompletionRequest, logprobs=-1, max_logprobs=-1).logprobs == INFO.vocab_size
+
+
+@pytest.mark.parametrize("max_logprobs", [-1, 10**6])
+def test_a_beam_search_needs_two_tokens_of_the_vocabulary_per_beam(model: Model, max_logprobs: int) -> None:
+    most = INFO.vocab_size // 2
+    params = sample(model, use_beam_search=True, n=most, max_logprobs=max_logprobs, max_tokens=16)
+    assert params.logprobs == 2 * most
+    with pytest.raises(RequestError, match="--max-logprobs"):
+        sample(model, use_beam_search=True, n=most + 1, max_logprobs=max_logprobs, max_tokens=16)
+
+
+def test_a_beam_search_ignores_the_least_number_of_tokens(model: Model) -> None:
+    assert sample(model, use_beam_search=True, n=2, min_tokens=17, max_tokens=16).min_tokens == 0
+
+
+def test_output_limit_is_lowered_to_the_rest_of_the_context(model: Model) -> None:
+    assert sample(model, num_prompt_tokens=500, max_tokens=100).max_tokens == 12
+
+
+def test_duplicate_token_ids_count_once(model: Model) -> None:
+    fields: dict[str, Any] = {"logprobs": True} if model is ChatRequest else {"logprobs": 1}
+    names = ("stop_token_ids", "allowed_token_ids", "logprob_token_ids")
+    params = sample(model, **fields, **{name: [7, 5, 7] * 30 for name in names})
+    assert [getattr(params, name) for name in names] == [(7, 5)] * 3
+
+
+def test_prompts_of_a_request_share_its_lists(model: Model) -> None:
+    builder = SamplingBuilder(defaults=SamplingDefaults(), info=INFO, max_logprobs=20)
+    request = create(model, max_tokens=505, allowed_token_ids=list(range(1000)), logit_bias={5: 1.0})
+    first, second = builder.build_all(request, [5, 12], constraints=Constraints(), reasoning=[None, None])
+    assert (first.max_tokens, second.max_tokens) == (505, 500)
+    assert second.allowed_token_ids is first.allowed_token_ids
+    assert second.logit_bias is first.logit_bias

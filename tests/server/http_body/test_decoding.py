@@ -1,0 +1,210 @@
+"""Request bodies are decoded into structs, or into errors that name the field."""
+
+import msgspec
+import pytest
+
+from server.apis.tokenization_bodies import TokenizeRequest
+from server.errors import RequestError
+from server.generation.chat_request import ChatRequest
+from server.generation.completion_request import CompletionRequest
+from server.http_body.decoding import RequestDecoder
+from server.http_body.fields import RequestBody
+from server.http_body.unused_fields import UnusedFields
+
+
+def fail(body: bytes, model: type = CompletionRequest) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        RequestDecoder(model).decode(body)
+    assert caught.value.status == 400
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"prompt": "a", "foo": 1}', "foo"),
+        (b'{"prompt": "a", "stream": true, "stream_options": {"bar": 1}}', "stream_options.bar"),
+        (b'{"prompt": "a", "' + b"x" * 10_000 + b'": 1}', "x" * 100 + "…"),
+    ],
+    ids=["field", "nested", "huge name"],
+)
+def test_unknown_field_gets_openais_error_message_where_such_fields_are_rejected(body, param):
+    with pytest.raises(RequestError) as caught:
+        RequestDecoder(CompletionRequest, unused=UnusedFields(is_rejecting=True)).decode(body)
+    error = caught.value
+    assert (error.message, error.param) == (f"Unrecognized request argument supplied: {param}", param)
+
+
+def test_unknown_fields_are_dropped_at_every_level_and_logged_once(caplog):
+    decoder = RequestDecoder(ChatRequest)
+    body = (
+        b'{"messages": [{"role": "user", "x": 1}], "a": {"b": 1}, "stream": true, "stream_options": {"c": 1}, '
+        b'"tools": [{"function": {"name": "f", "d": 1}}], "tool_choice": {"function": {"name": "f"}, "e": "\xff"}}'
+    )
+    for _ in range(2):
+        request = decoder.decode(body)
+    assert request.messages == [{"role": "user", "x": 1}]
+    assert (request.stream, request.tools[0].function.name, request.named_function) == (True, "f", "f")
+    assert [record.args[0] for record in caplog.records] == [
+        *("a", "stream_options.c", "tool_choice.e", "tools[].function.d")
+    ]
+
+
+class Cat(msgspec.Struct, tag_field="type", tag="cat", forbid_unknown_fields=True):
+    lives: int = 9
+
+
+class Dog(msgspec.Struct, tag_field="type", tag="dog", forbid_unknown_fields=True):
+    tricks: list[str] = []
+
+
+class Home(RequestBody, forbid_unknown_fields=True):
+    pets: list[Cat | Dog] = []
+    guard: Dog | None = None
+
+
+def test_unknown_fields_are_those_of_the_struct_that_the_tag_names(caplog):
+    body = b'{"pets": [{"type": "dog", "tricks": ["sit"], "a": 1}, {"type": "cat", "lives": 1, "tricks": []}], "b": 1}'
+    assert RequestDecoder(Home).decode(body) == Home(pets=[Dog(["sit"]), Cat(1)])
+    assert [record.args[0] for record in caplog.records] == ["b", "pets[].a", "pets[].tricks"]
+    assert "Invalid value" in fail(b'{"guard": {"type": "bird"}, "b": 1}', Home).message
+
+
+def test_invented_field_names_do_not_fill_the_log(caplog):
+    decoder = RequestDecoder(CompletionRequest)
+    for number in range(600):
+        decoder.decode(b'{"prompt": "a", "%d": 1, "x%d": 1}' % (number, number))
+    decoder.decode(b'{"prompt": "a", ' + b", ".join(b'"y%d": 1' % number for number in range(9999)) + b"}")
+    decoder.decode(b'{"prompt": "a", "' + b"z" * 99_999 + b'": 1}')
+    assert len(caplog.records) == 257
+    assert "further ones are not logged" in caplog.records[-1].getMessage()
+
+
+def test_an_unknown_field_does_not_hide_other_errors():
+    assert fail(b'{"prompt": "a", "foo": 1, "n": 0}').param == "n"
+    assert fail(b'{"foo": 1}', ChatRequest).param == "messages"
+    assert "not valid JSON" in fail(b'{"prompt": "a", "foo": 1').message
+    assert "not valid JSON" in fail(b'{"prompt": "\xff", "foo": 1}').message
+
+
+def test_missing_field_is_named():
+    error = fail(b"{}", ChatRequest)
+    assert (error.message, error.param) == ("Missing required parameter: 'messages'.", "messages")
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b'{"prompt": "a", "temperature": 3}', "expected `float` <= 2.0 (less_than_equal), got 3."),
+        (b'{"prompt": "a", "n": 1.5}', "expected `int | null`, got `float` 1.5."),
+        (b'{"prompt": "a", "stop": ["x", ""]}', 'expected `str` of length >= 1, got "".'),
+        (b'{"prompt": [3, -1]}', "expected `int` >= 0 (greater_than_equal), got -1."),
+    ],
+)
+def test_error_shows_the_wrong_value_and_the_expected_type(body, shown):
+    assert fail(body).message.endswith(shown)
+
+
+def test_error_for_a_wrong_enum_value_lists_the_choices():
+    error = fail(b'{"messages": [{}], "tool_choice": "maybe"}', ChatRequest)
+    assert "expected one of 'auto', 'none', 'required' (literal_error), got \"maybe\"" in error.message
+
+
+def test_error_for_a_wrong_enum_value_in_a_list_of_objects_lists_the_choices():
+    error = fail(b'{"messages": [{}], "tools": [{"type": "x", "function": {"name": "f"}}]}', ChatRequest)
+    assert "expected one of 'function'" in error.message
+    assert error.param == "tools"
+
+
+def test_huge_value_is_truncated_in_the_message():
+    assert len(fail(b'{"prompt": "a", "n": "' + b"x" * 10_000 + b'"}').message) < 300
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "a", "temperature": NaN}',
+        b'{"prompt": "a", "temperature": Infinity}',
+        b'{"prompt": "\\ud800"}',
+    ],
+    ids=["empty", "cut", "no JSON", "bad UTF-8", "NaN", "Infinity", "lone surrogate"],
+)
+def test_invalid_json_is_rejected(body):
+    assert "not valid JSON" in fail(body).message
+
+
+def test_number_too_large_for_a_float_is_rejected():
+    assert "out of range" in fail(b'{"prompt": "a", "temperature": 1e999}').message
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"text"', b"3"])
+def test_json_that_is_not_an_object_is_rejected(body):
+    assert "must be a JSON object" in fail(body).message
+
+
+def test_endless_nesting_is_rejected():
+    error = fail(b'{"prompt": "a", "metadata": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    assert error.message == "The request body is nested too deeply: more than 128 levels (--http-max-json-depth)."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ('"a"', ["a"]),
+        ('["a", "b"]', ["a", "b"]),
+        ("[1, 2]", [[1, 2]]),
+        ("[[1], [2, 3]]", [[1], [2, 3]]),
+    ],
+)
+def test_every_form_of_prompt_is_a_list_of_prompts(prompt, expected):
+    assert RequestDecoder(CompletionRequest).decode(f'{{"prompt": {prompt}}}'.encode()).prompts == expected
+
+
+@pytest.mark.parametrize("prompt", ['""', "[]", "null", '[1, "a"]', '[[1], "a"]', "[1, [2]]"])
+def test_empty_and_mixed_prompts_are_rejected(prompt):
+    assert fail(f'{{"prompt": {prompt}}}'.encode()).param == "prompt"
+
+
+def test_explicit_nulls_mean_the_defaults():
+    request = RequestDecoder(CompletionRequest).decode(
+        b'{"prompt": "a", "n": null, "max_tokens": null, "stop": null, "stream": null, "temperature": null}'
+    )
+    assert (request.num_choices, request.output_limit, request.stop_strings) == (1, 16, ())
+
+
+def test_chat_prefers_the_newer_name_of_its_output_limit():
+    request = RequestDecoder(ChatRequest).decode(b'{"messages": [{}], "max_tokens": 5, "max_completion_tokens": 7}')
+    assert (request.output_limit, request.output_limit_param) == (7, "max_completion_tokens")
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"prompt": "a", "messages": [{}]}'])
+def test_tokenize_requires_either_a_prompt_or_messages(body):
+    assert fail(body, TokenizeRequest).message == "Give either `prompt` or `messages`."
+
+
+def test_wrong_nested_enum_value_is_named_with_its_path():
+    error = fail(b'{"prompt": "a", "response_format": {"type": "xml"}}')
+    assert error.param == "response_format.type"
+    assert "'json_object', 'json_schema', 'structural_tag', 'text'" in error.message
+
+
+def test_numbers_may_be_written_as_booleans_as_in_vllm():
+    body = b'{"prompt": "a", "logprobs": true, "temperature": false, "stream": false}'
+    request = RequestDecoder(CompletionRequest).decode(body)
+    assert (request.logprobs, request.temperature, request.stream) == (1, 0, False)
+    assert "got `bool` true" in fail(b'{"prompt": "a", "stop": true}').message
+    with pytest.raises(RequestError):
+        RequestDecoder(CompletionRequest, unused=UnusedFields(is_rejecting=True)).decode(body)
+
+
+def test_numbers_may_be_written_as_texts_as_in_vllm():
+    body = b'{"prompt": "a", "temperature": "0.5", "n": "2", "stream": "true", "ignore_eos": 1, "stop": ["1"]}'
+    request = RequestDecoder(CompletionRequest).decode(body)
+    assert (request.temperature, request.n, request.stream, request.ignore_eos) == (0.5, 2, True, True)
+    assert request.stop_strings == ("1",)
+    with pytest.raises(RequestError):
+        RequestDecoder(CompletionRequest, unused=UnusedFields(is_rejecting=True)).decode(body)

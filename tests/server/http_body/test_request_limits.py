@@ -1,0 +1,46 @@
+"""Limits of one request: the rejection names limit, value and flag."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from server.apis.messages.request import CountTokensRequest, MessagesRequest
+from server.apis.pooling.embedding_bodies import EmbeddingRequest
+from server.apis.pooling.scoring_bodies import RerankRequest
+from server.apis.tokenization_bodies import TokenizeRequest
+from server.errors import RequestError
+from server.generation.chat_request import ChatRequest
+from server.generation.completion_request import CompletionRequest
+from server.http_body.decoding import RequestDecoder
+from server.limits import LimitsConfig
+
+MESSAGE = {"role": "user", "content": "a"}
+MESSAGES = {"model": "a", "max_tokens": 1, "messages": [MESSAGE]}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("limit", "model", "body", "message"),
+    [
+        ("max_choices", CompletionRequest, {"prompt": "a", "n": 3}, "together, got 3 (VLLM_MAX_N_SEQUENCES)"),
+        ("max_choices", CompletionRequest, {"prompt": ["a"] * 2, "n": 2}, "together, got 4 (VLLM_MAX_N_SEQUENCES)"),
+        ("max_prompts", CompletionRequest, {"prompt": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
+        ("max_prompts", EmbeddingRequest, {"input": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
+        ("max_prompts", RerankRequest, {"query": "a", "documents": ["a"] * 3}, "got 3 (--http-max-prompts)"),
+        ("max_messages", ChatRequest, {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
+        ("max_messages", TokenizeRequest, {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
+        ("max_messages", CountTokensRequest, {"model": "a", "messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
+        ("max_stop_strings", MessagesRequest, MESSAGES | {"stop_sequences": ["a"] * 3}, "`stop_sequences` may have"),
+        ("max_messages", EmbeddingRequest, {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
+        ("max_tools", TokenizeRequest, {"messages": [MESSAGE], "tools": [TOOL] * 3}, "got 3 (--http-max-tools)"),
+        ("max_stop_strings", CompletionRequest, {"prompt": "a", "stop": ["a", "b", "c"]}, "(--http-max-stop-strings)"),
+    ],
+)
+def test_a_request_above_a_limit_is_rejected(limit: str, model: Any, body: dict[str, Any], message: str) -> None:
+    encoded = msgspec.json.encode(body)
+    assert RequestDecoder(model).decode(encoded) is not None
+    with pytest.raises(RequestError) as caught:
+        RequestDecoder(model, limits=LimitsConfig(**{limit: 2})).decode(encoded)
+    assert caught.value.status == 400
+    assert message in caught.value.message

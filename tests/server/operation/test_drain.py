@@ -1,0 +1,46 @@
+"""The drain of a server, in the test's process; with real servers: `tests/e2e/test_drain.py`."""
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from server.config import ServerConfig
+from server.lifecycle import Lifecycle
+from server.operation import drain
+from server.operation.drain import Drain
+from server.operation.running_requests import RunningRequests
+
+GRACE_S = 0.3
+QUIET_S = 0.05
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> RunningRequests:
+    """No request runs; the grace is as long as the longest wait for quiet."""
+    monkeypatch.setattr(drain, "_QUIET_S", QUIET_S)
+    monkeypatch.setattr(drain, "_LONGEST_WAIT_FOR_QUIET_S", GRACE_S)
+    return RunningRequests()
+
+
+def test_a_long_grace_ends_with_quiet_too(running: RunningRequests) -> None:
+    """A client that sends requests to the end of the grace gets its last 503 before the port closes."""
+
+    async def reject_until_grace_ends() -> None:
+        end_s = time.monotonic() + GRACE_S
+        while time.monotonic() < end_s:
+            running.note_rejection()
+            await asyncio.sleep(0.005)
+
+    async def run() -> float:
+        engine: Any = None  # no request runs that it would have to end
+        lifecycle = Lifecycle(num_restarts=0)
+        config = ServerConfig(served_model_names=("m",), drain_grace_s=GRACE_S)
+        client = asyncio.create_task(reject_until_grace_ends())
+        await Drain(lifecycle, running, engine, config, lambda: None).run()
+        quiet_s = running.quiet_s
+        await client
+        return quiet_s
+
+    assert asyncio.run(run()) >= QUIET_S

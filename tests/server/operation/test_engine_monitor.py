@@ -1,0 +1,261 @@
+"""The engine's end in every state of the lifecycle, with a fake client and process; one test per case."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from server.errors import EngineStartError
+from server.lifecycle import Lifecycle, State
+from server.operation.engine_monitor import EngineMonitor
+
+
+class FakeClient:
+    """The engine client, as far as the monitor uses it."""
+
+    def __init__(self, on_death: Callable[[str], None]) -> None:
+        self._on_death = on_death
+        self.dead = asyncio.Event()
+        self.error: str | None = None
+        self.ended_silently = False
+        self.has_received = False
+        self.num_pings = 0
+
+    def ping(self) -> None:
+        self.num_pings += 1
+
+    def die(self, reason: str, *, silently: bool = False) -> None:
+        self.ended_silently = silently
+        self.give_up(reason)
+
+    def give_up(self, reason: str) -> None:
+        if self.error is None:
+            self.error = reason
+            self.dead.set()
+            self._on_death(reason)
+
+    async def restart(self, connection: Any) -> None:
+        self.error, self.ended_silently = None, False
+        self.dead.clear()
+
+
+class FakeProcess:
+    """The engine's process; nothing blocks."""
+
+    connection: Any = None
+
+    def __init__(self) -> None:
+        self.end: str | None = None
+        self.has_begun_to_end = False
+        self.num_kills = 0
+        self.num_starts = 1
+
+    def is_exiting(self) -> bool:
+        return self.has_begun_to_end
+
+    def describe_end(self) -> str | None:
+        return self.end
+
+    def kill(self) -> None:
+        self.num_kills += 1
+
+    def close(self) -> None: ...
+
+    def begin_restart(self) -> None:
+        self.num_starts += 1
+
+    def end_restart(self) -> None: ...
+
+    def abandon_restart(self) -> None: ...
+
+
+class FakeReadiness:
+    """Succeeds, or fails with the reasons given, one per attempt."""
+
+    timeout_s = 60.0
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+        self.may_return = asyncio.Event()
+        self.may_return.set()
+
+    async def wait(self) -> None:
+        await self.may_return.wait()
+        if self.failures:
+            raise EngineStartError(self.failures.pop(0))
+
+
+class Monitored:
+    """A monitor with its fakes."""
+
+    def __init__(self, num_restarts: int = 0, watchdog_timeout_s: float = 0.0) -> None:
+        self.lifecycle = Lifecycle(num_restarts=num_restarts)
+        self.client = FakeClient(self.lifecycle.engine_ended)
+        self.process = FakeProcess()
+        self.readiness = FakeReadiness()
+        self.restarts: list[int] = []
+        self.monitor = EngineMonitor(
+            self.client,  # type: ignore[arg-type]
+            self.process,
+            self.lifecycle,
+            self.readiness,  # type: ignore[arg-type]
+            watchdog_timeout_s=watchdog_timeout_s,
+            on_restart=lambda: self.restarts.append(self.lifecycle.num_restarts_left),
+        )
+
+    async def wait_state(self, state: State) -> None:
+        async with asyncio.timeout(60):
+            while self.lifecycle.state != state:
+                await asyncio.sleep(0.001)
+
+
+async def _run(monitored: Monitored) -> None:
+    await asyncio.wait_for(monitored.monitor.run(), 60)
+
+
+async def test_without_restarts_the_server_is_dead_and_has_the_engine_s_own_reason() -> None:
+    one = Monitored()
+    one.lifecycle.engine_ready()
+    one.client.die("out of memory")
+    assert (one.lifecycle.state, one.lifecycle.reason) == ("dead", "out of memory")
+    await _run(one)
+    assert (one.lifecycle.reason, one.restarts) == ("out of memory", [])
+
+
+async def test_silent_end_is_described_by_the_kernel_s_report() -> None:
+    one = Monitored()
+    one.lifecycle.engine_ready()
+    one.client.die("it ended unexpectedly", silently=True)
+    running = asyncio.create_task(_run(one))
+    await asyncio.sleep(0.02)
+    assert one.lifecycle.reason == "it ended unexpectedly"
+    one.process.end = "killed by SIGKILL"
+    await running
+    assert one.lifecycle.reason == "killed by SIGKILL"
+
+
+async def test_engine_that_dies_is_restarted_once_per_restart_left() -> None:
+    one = Monitored(num_restarts=2)
+    one.lifecycle.engine_ready()
+    running = asyncio.create_task(_run(one))
+    for num_left in (1, 0):
+        one.client.die("gone")
+        assert one.lifecycle.state == "restarting"
+        await one.wait_state("ready")
+        assert one.lifecycle.num_restarts_left == num_left
+    one.client.die("gone for good")
+    await running
+    assert (one.lifecycle.state, one.lifecycle.reason) == ("dead", "gone for good")
+    assert (one.restarts, one.process.num_starts) == ([1, 0], 3)
+
+
+async def test_restart_that_fails_is_repeated_until_none_is_left() -> None:
+    one = Monitored(num_restarts=2)
+    one.readiness.failures = ["no memory", "still no memory"]
+    one.lifecycle.engine_ready()
+    one.client.die("gone")
+    await _run(one)
+    assert (one.lifecycle.state, one.lifecycle.reason) == ("dead", "still no memory")
+    assert one.restarts == [1, 0]
+
+
+async def test_engine_that_dies_while_starting_is_not_restarted() -> None:
+    one = Monitored(num_restarts=3)
+    one.client.die("the model does not fit")
+    await _run(one)
+    assert (one.lifecycle.state, one.restarts) == ("dead", [])
+
+
+async def test_engine_that_dies_in_a_drain_is_not_restarted() -> None:
+    one = Monitored(num_restarts=3)
+    one.lifecycle.engine_ready()
+    one.lifecycle.drain()
+    one.client.die("gone")
+    await _run(one)
+    assert (one.lifecycle.state, one.lifecycle.reason, one.restarts) == ("dead", "gone", [])
+
+
+@pytest.mark.parametrize("failures", [[], ["no memory"]], ids=["restart succeeds", "restart fails"])
+async def test_server_that_drains_during_a_restart_is_dead_only_if_the_restart_fails(failures: list[str]) -> None:
+    one = Monitored(num_restarts=2)
+    one.readiness.failures = list(failures)
+    one.readiness.may_return.clear()
+    one.lifecycle.engine_ready()
+    one.client.die("gone")
+    running = asyncio.create_task(_run(one))
+    while not one.restarts:
+        await asyncio.sleep(0.001)
+    one.lifecycle.drain()
+    assert one.lifecycle.state == "draining"
+    one.readiness.may_return.set()
+    if failures:
+        await running
+        assert (one.lifecycle.state, one.lifecycle.reason) == ("dead", "no memory")
+    else:
+        while not one.lifecycle.has_engine:
+            await asyncio.sleep(0.001)
+        assert one.lifecycle.state == "draining"
+        one.client.die("gone again")
+        await running
+        assert one.lifecycle.state == "dead"
+    assert one.restarts == [1]
+
+
+@pytest.mark.parametrize(
+    ("state", "num_restarts", "following"),
+    [
+        ("starting", 1, "dead"),
+        ("ready", 0, "dead"),
+        ("ready", 1, "restarting"),
+        ("draining", 1, "dead"),
+    ],
+)
+async def test_process_that_is_ending_is_detected_by_the_next_poll(
+    state: State, num_restarts: int, following: State
+) -> None:
+    one = Monitored(num_restarts=num_restarts)
+    if state == "ready":
+        one.lifecycle.engine_ready()
+    if state == "draining":
+        one.lifecycle.drain()
+    one.monitor.poll()
+    assert one.lifecycle.state == state
+    one.process.has_begun_to_end = True
+    one.monitor.poll()
+    assert (one.lifecycle.state, one.lifecycle.reason) == (following, "its process is ending")
+    assert not one.restarts, "the restart waits until the connection is closed"
+    one.lifecycle.engine_ended("killed by SIGKILL")
+    one.monitor.poll()
+    assert one.lifecycle.reason == "killed by SIGKILL"
+
+
+async def test_process_is_not_polled_during_a_restart() -> None:
+    one = Monitored(num_restarts=1)
+    one.readiness.may_return.clear()
+    one.lifecycle.engine_ready()
+    one.client.die("gone")
+    running = asyncio.create_task(_run(one))
+    while not one.restarts:
+        await asyncio.sleep(0.001)
+    one.lifecycle.drain()
+    one.process.has_begun_to_end = True
+    one.monitor.poll()
+    assert one.lifecycle.state == "draining"
+    running.cancel()
+
+
+async def test_watchdog_gives_up_an_engine_that_sends_nothing() -> None:
+    one = Monitored(watchdog_timeout_s=0.05)
+    one.lifecycle.engine_ready()
+    await _run(one)
+    assert one.lifecycle.reason == "it was silent for 0.05 s (--engine-watchdog-timeout) and has been killed"
+    assert (one.lifecycle.state, one.process.num_kills) == ("dead", 1)
+
+
+async def test_watchdog_does_not_bound_the_loading() -> None:
+    one = Monitored(watchdog_timeout_s=0.05)
+    running = asyncio.create_task(_run(one))
+    await asyncio.sleep(0.3)
+    assert (one.lifecycle.state, one.process.num_kills) == ("starting", 0)
+    running.cancel()
