@@ -45,7 +45,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def model_path() -> Path:
     """SmolLM2-135M-Instruct as bf16 safetensors: the default model, downloaded by `make test` or here."""
     from startup.config import ModelConfig
-    from startup.model.source import resolve_model
+    from startup.model.location import resolve_model
 
     return resolve_model(ModelConfig()).path
 

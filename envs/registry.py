@@ -1,4 +1,7 @@
-"""Every environment variable that the project reads, declared once; nothing else reads `os.environ`."""
+"""Every environment variable that configures this program, declared once.
+
+Only the modules of `envs` read `os.environ`: variables of other programs are read through `envs.foreign`.
+"""
 
 import os
 from collections.abc import Iterator
@@ -134,9 +137,15 @@ def validate_all() -> list[EnvError]:
 
 def unknown_variables() -> list[str]:
     """A line for each variable with our prefix that is not declared and most likely misspelt."""
-    declared = {variable.name for variable in variables()}
-    unknown = sorted(name for name in os.environ if name.startswith(OWN_PREFIX) and name not in declared)
+    declared = [variable.name for variable in variables()]
+    unknown = undeclared_names(OWN_PREFIX)
     return [f"{name} is not a variable of vllm-cli{did_you_mean(name, declared)}" for name in unknown]
+
+
+def undeclared_names(prefix: str) -> list[str]:
+    """Variables with a prefix that are set and not declared here; of `VLLM_`, those that only vLLM reads."""
+    declared = {variable.name for variable in variables()}
+    return sorted(name for name in os.environ if name.startswith(prefix) and name not in declared)
 
 
 def _error_of(variable: EnvVar[Any]) -> EnvError | None:

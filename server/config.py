@@ -26,7 +26,7 @@ _ROOT_PATH = re.compile(r"/[!-~]*")
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where the resolved model is on disk, as found by `startup.model.source`."""
+    """Where the resolved model is on disk, as found by `startup.model.location`."""
 
     path: Path
     """Folder with config.json and weights."""

@@ -1,8 +1,11 @@
 """The order of a start of the embedded engine.
 
-The port listens first and is answered from then on. The forkserver comes next: it imports torch and
+The port listens first; the responder answers it from then on. The forkserver comes next: it imports torch and
 transformers on its main thread while this process runs the preflight, finds the model, requests the engine,
 imports the HTTP server and loads the tokenizer. No heavy module is imported in a second thread.
+
+A process that was forked from a standby has imported all of it. Its forkserver forks at once, so the engine
+loads the weights during all further steps.
 """
 
 import os
@@ -10,7 +13,7 @@ import threading
 from contextlib import nullcontext
 from multiprocessing.context import BaseContext
 from socket import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from envs.registry import env
 from server.config import ModelFiles
@@ -26,7 +29,7 @@ from startup.errors import EngineBootError, PortInUseError
 from startup.imports.heavy import import_engine, import_vision
 from startup.imports.learned_imports import learn, learned_imports
 from startup.logs.setup import configure_logging
-from startup.preflight.model_place import locate_files
+from startup.model.location import Location, locate, resolve_model
 from startup.preflight.report import PreflightReport
 from startup.probes.channel import OpenChannel, open_plain
 from startup.processes import group_signals
@@ -64,6 +67,13 @@ def start_embedded(config: StartupConfig) -> int:
             raise EngineBootError(str(err)) from err
 
 
+class _Prepared(NamedTuple):
+    """What the HTTP server needs."""
+
+    renderer: "BaseRenderer"
+    engine: EngineSupervisor
+
+
 class _EmbeddedStart:
     """One start; runs in the API process, on its main thread."""
 
@@ -79,31 +89,37 @@ class _EmbeddedStart:
 
     def _prepare(self) -> "ServerRun":
         """All steps until the event loop runs."""
-        session = self._session
         listening = self._listen()
-        session.limit_time(self._config.startup_timeout_s)
-        session.show_progress()
+        self._session.limit_time(self._config.startup_timeout_s)
+        self._session.show_progress()
         with self._span("locate_model"):
-            located = locate_files(self._config.model)
-        context = self._prepare_start_method(located)
-        is_warm = start_origin.warm is not None  # the forkserver forks at once, during the next steps
-        engine = self._begin_engine(context, located) if located is not None and is_warm else None
-        session.prefetch(located, self._config.prefetch)
-        session.check(self._run_preflight)
-        files = self._resolve_model()
-        if files != located:
-            session.prefetch(files, self._config.prefetch)
-        if engine is None:
-            engine = self._begin_engine(context, files)
-        with learned_imports() if start_origin.warm is None else nullcontext():
-            self._import_server(files)
-            renderer = self._load_renderer(files)
-            with self._span("warm_up_renderer"):
-                renderer.warm_up()
+            location = locate(self._config.model)
+        context = self._prepare_start_method(location.files)
+        is_warm = start_origin.warm is not None and location.files is not None
+        prepare = self._prepare_warm if is_warm else self._prepare_cold
+        renderer, engine = prepare(context, location)
         if engine_process.blocks_on_imports(context):
             with self._span(_ENGINE_SPAN, waits_for="forkserver"):
                 engine.wait_started()
         return self._build_server(listening, renderer, engine)
+
+    def _prepare_cold(self, context: BaseContext, location: Location) -> "_Prepared":
+        """The forkserver imports meanwhile; the engine is requested when the model is known to be usable."""
+        self._session.prefetch(location.files, self._config.prefetch)
+        self._check(location)
+        files = location.files or self._download(location)
+        engine = self._begin_engine(context, files)
+        with learned_imports():
+            return _Prepared(self._prepare_renderer(files), engine)
+
+    def _prepare_warm(self, context: BaseContext, location: Location) -> "_Prepared":
+        """Nothing is left to import: the engine is forked first and loads the weights meanwhile."""
+        files = location.files
+        assert files is not None
+        engine = self._begin_engine(context, files)
+        self._session.prefetch(files, self._config.prefetch)
+        self._check(location)
+        return _Prepared(self._prepare_renderer(files), engine)
 
     def _listen(self) -> socket:
         server = self._config.server
@@ -139,17 +155,22 @@ class _EmbeddedStart:
             engine_process.prepare(context, located)
         return context
 
-    def _run_preflight(self) -> PreflightReport:
-        from startup.preflight.run import PreflightOptions, run_preflight
+    def _check(self, location: Location) -> None:
+        """Runs the preflight; raises StartupError with all of its errors."""
 
-        return run_preflight(self._config, options=PreflightOptions(is_listening=True))
+        def check() -> PreflightReport:
+            from startup.preflight.run import PreflightOptions, run_preflight
 
-    def _resolve_model(self) -> ModelFiles:
-        """Downloads the model if it is not on disk."""
+            return run_preflight(self._config, options=PreflightOptions(is_listening=True, location=location))
+
+        self._session.check(check)
+
+    def _download(self, location: Location) -> ModelFiles:
+        """Downloads what is not on disk; the files are read into the page cache afterwards."""
         with self._span("resolve_model"):
-            from startup.model.source import resolve_model
-
-            return resolve_model(self._config.model, self._session.state.set_detail)
+            files = resolve_model(self._config.model, self._session.state.set_detail, location=location)
+        self._session.prefetch(files, self._config.prefetch)
+        return files
 
     def _begin_engine(self, context: BaseContext, files: ModelFiles) -> EngineSupervisor:
         """Starts the engine process; a forkserver starts it once it has finished its imports."""
@@ -157,6 +178,14 @@ class _EmbeddedStart:
             engine = EngineSupervisor(context, files, self._config.engine, self._config.logs)
         self._session.stack.callback(engine.close)
         return engine
+
+    def _prepare_renderer(self, files: ModelFiles) -> "BaseRenderer":
+        """Imports the HTTP server, then loads and runs the tokenizer once."""
+        self._import_server(files)
+        renderer = self._load_renderer(files)
+        with self._span("warm_up_renderer"):
+            renderer.warm_up()
+        return renderer
 
     def _import_server(self, files: ModelFiles) -> None:
         with self._span("import_server"):

@@ -20,7 +20,7 @@ from server.operation.request_context import RequestContext
 from server.renderers.hf import HfRenderer
 from server.types import EngineOutput
 from startup.config import ModelConfig
-from startup.model.source import resolve_model
+from startup.model.location import resolve_model
 from tests.server.http.conftest import EOS, MODEL, ScriptedEngine, run_app
 
 ROUNDS = 7

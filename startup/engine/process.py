@@ -23,7 +23,7 @@ from startup.engine.torch_environment import detect_gpus_without_cuda
 from startup.imports.heavy import import_engine, import_serially
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
-from startup.model.model_class import modeling_module
+from startup.model.checkpoint_folder import modeling_module
 from startup.processes import death_pipe, group_signals, new_program
 from startup.processes.new_program import OWN_PACKAGES_MODULE, without_group_signals, without_main_module
 from startup.processes.oom_watch import OomWatch

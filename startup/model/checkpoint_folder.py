@@ -1,12 +1,29 @@
-"""Checks whether a folder contains a model that can be served, by file names and small JSON files."""
+"""The files of a model's folder: its weights in load order, and whether the model can be served.
+
+Reads file names and small JSON files only.
+"""
 
 import json
-from fnmatch import fnmatchcase
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-_WEIGHTS: Final = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin")
-_INDEXES: Final = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+from server.wording import list_some
+from startup.model.json_file import read_json_object
+
+_CHOICES: Final = (
+    ("model.safetensors", None),
+    (r"model-\d+-of-\d+\.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", None),
+    (r"pytorch_model-\d+-of-\d+\.bin", "pytorch_model.bin.index.json"),
+    (r".*\.safetensors", None),
+    (r"pytorch_model.*\.bin", None),
+)
+"""File names of weights with the index that lists them, in order of preference."""
+
+_MAX_SHARDS: Final = 10_000
+_NUMBERED: Final = re.compile(r"(.+-)(\d+)-of-(\d+)(\.\w+)")
 _TOKENIZERS: Final = (
     "tokenizer.json",
     "tokenizer.model",
@@ -21,15 +38,68 @@ _TOKENIZERS: Final = (
 )
 
 
+class WeightFiles(NamedTuple):
+    """The weights of a folder in one format; copies in other formats are ignored."""
+
+    index_path: Path | None
+    """The file that maps tensors to shards."""
+    shard_of: dict[str, str]
+    """The index's content: names of tensors and their files; empty without a readable index."""
+    present: tuple[Path, ...]
+    """Existing files in load order, which is that of transformers; a dangling link does not count."""
+    missing: tuple[str, ...]
+    """Shards that the index or the numbers of the other shards require."""
+
+
+class FolderProblem(NamedTuple):
+    """Why a folder's model cannot be served."""
+
+    check: str
+    """The id of the preflight's finding."""
+    text: str
+
+
+def find_weight_files(folder: Path) -> WeightFiles:
+    """Reads only file names and the index.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    for pattern, index in _CHOICES:
+        found = [name for name in names if re.fullmatch(pattern, name)]
+        shard_of = _read_index(folder / index) if index in names else {}
+        wanted = set(shard_of.values()) or {name for shard in found for name in _siblings(shard)}
+        if found or wanted:
+            index_path = folder / index if index in names else None
+            present = tuple(folder / name for name in sorted(wanted & set(names)))
+            return WeightFiles(index_path, shard_of, present, tuple(sorted(wanted - set(names))))
+    return WeightFiles(None, {}, (), ())
+
+
 def model_problem(folder: Path) -> str | None:
     """Why the folder's model cannot be served; None if it can."""
     try:
-        names = {entry.name for entry in folder.iterdir() if entry.exists()}  # links in the hub's cache may dangle
+        weights = find_weight_files(folder)
     except OSError as err:
         return f"{folder} cannot be read: {err.strerror}"
-    if "config.json" not in names:
-        return f"{folder} has no config.json, so it is not a model folder"
-    return _json_problem(folder / "config.json") or _weights_problem(folder, names)
+    return next((problem.text for problem in folder_problems(folder, weights)), None)
+
+
+def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProblem]:
+    """Files that are missing, and a configuration or an index that cannot be read."""
+    if not (folder / "config.json").exists():
+        yield FolderProblem("config", f"{folder} has no config.json, so it is not a model folder")
+    elif problem := read_json_object(folder / "config.json").problem:
+        yield FolderProblem("config", problem)
+    if weights.index_path and (problem := read_json_object(weights.index_path).problem):
+        yield FolderProblem("index", problem)
+    if weights.missing:
+        total = len(weights.missing) + len(weights.present)
+        lacks = f"{folder} lacks {len(weights.missing)} of {total} shards: {list_some(weights.missing)}"
+        yield FolderProblem("shards", f"{lacks}; download them again")
+    elif not weights.present:
+        yield FolderProblem("no_weights", f"{folder} has no weights: no *.safetensors and no pytorch_model*.bin")
 
 
 def tokenizer_problem(folder: Path) -> str | None:
@@ -41,32 +111,32 @@ def tokenizer_problem(folder: Path) -> str | None:
     return None
 
 
-def _weights_problem(folder: Path, names: set[str]) -> str | None:
-    for index in _INDEXES:
-        if index in names:
-            return _json_problem(folder / index) or _shards_problem(folder / index, names)
-    if not any(fnmatchcase(name, pattern) for pattern in _WEIGHTS for name in names):
-        return f"{folder} has no weights: no *.safetensors and no pytorch_model*.bin"
-    return None
+def modeling_module(folder: Path) -> str | None:
+    """The module of transformers with the model's class, such as `transformers.models.llama.modeling_llama`.
+
+    None without a usable model type in config.json. Nearly all modules are named after the model type. For
+    the others the returned module does not exist, so callers must expect that its import fails.
+    """
+    model_type = read_json_object(folder / "config.json").content.get("model_type")
+    name = str(model_type or "").replace("-", "_")
+    return f"transformers.models.{name}.modeling_{name}" if re.fullmatch(r"[a-z][a-z0-9_]*", name) else None
 
 
-def _shards_problem(index: Path, names: set[str]) -> str | None:
-    weight_map = _read_json(index).get("weight_map", {})
-    missing = sorted(set(weight_map.values()) - names)
-    return f"{index} names weights that are not there: {', '.join(missing)}" if missing else None
-
-
-def _json_problem(path: Path) -> str | None:
+def _read_index(path: Path) -> dict[str, str]:
     try:
-        content = _read_json(path)
-    except OSError as err:
-        return f"{path} cannot be read: {err.strerror}"
-    except UnicodeDecodeError:
-        return f"{path} is not JSON: it is not text"
-    except json.JSONDecodeError as err:
-        return f"{path} is not JSON: {err.msg} at line {err.lineno}, column {err.colno}"
-    return None if isinstance(content, dict) else f"{path} is not a JSON object"
+        content: Any = json.loads(path.read_text(encoding="utf-8"))  # of any length
+    except (OSError, ValueError):
+        return {}
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict):
+        return {}
+    return {str(tensor): name for tensor, name in weight_map.items() if isinstance(name, str)}
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _siblings(name: str) -> set[str]:
+    """All shards of a numbered shard's set; for any other file only the file itself."""
+    match = _NUMBERED.fullmatch(name)
+    if not match or int(match[3]) > _MAX_SHARDS:
+        return {name}
+    stem, number, total, suffix = match.groups()
+    return {f"{stem}{i:0{len(number)}}-of-{total}{suffix}" for i in range(1, int(total) + 1)}

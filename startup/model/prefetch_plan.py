@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from server.config import ModelFiles
-from startup.model.weight_files import find_weight_files
+from startup.model.checkpoint_folder import find_weight_files
 
 _SMALL_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model", "*.model.v*", "*.tiktoken")
 """Configuration and tokenizer, which the API process reads first."""

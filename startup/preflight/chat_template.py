@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from startup.preflight.json_file import read_json_object
+from startup.model.json_file import read_json_object
 from startup.preflight.report import Finding, error
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from server.wording import list_some
-from startup.model.weight_files import WeightFiles, find_weight_files
-from startup.preflight.json_file import json_problem, read_json_object, unread_lfs_problem
+from startup.model.checkpoint_folder import WeightFiles, find_weight_files, folder_problems
+from startup.model.json_file import JsonFile, json_problem, read_json_object, unread_lfs_problem
 from startup.preflight.report import Finding, error
 from startup.preflight.safetensors_header import SafetensorsFile, TensorEntry, read_safetensors
 from startup.preflight.torch_file import torch_file_problem
@@ -53,8 +53,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     config = read_json_object(folder / "config.json")
     files = [read_safetensors(path) for path in weights.present if _is_safetensors(path)]
     findings = [
-        *_config_findings(folder, config.content, config.problem),
-        *_presence_findings(folder, weights),
+        *(error(check, text) for check, text in folder_problems(folder, weights)),
+        *_config_findings(folder, config),
+        *_shard_findings(folder, weights),
         *_content_findings(weights, files),
         *_index_findings(weights, files),
     ]
@@ -73,30 +74,20 @@ def small_file_findings(folder: Path) -> Iterator[Finding]:
             yield error("lfs", pointer)
 
 
-def _config_findings(folder: Path, config: dict[str, Any], problem: str | None) -> Iterator[Finding]:
-    if not (folder / "config.json").exists():
-        yield error("config", f"{folder} has no config.json, so it is not a model folder")
-    elif problem:
-        yield error("config", problem)
-    elif not config.get("model_type") and not config.get("architectures"):
+def _config_findings(folder: Path, config: JsonFile) -> Iterator[Finding]:
+    if config.content and not config.content.get("model_type") and not config.content.get("architectures"):
         yield error("config", f"{folder / 'config.json'} names neither model_type nor architectures")
 
 
-def _presence_findings(folder: Path, weights: WeightFiles) -> Iterator[Finding]:
-    if weights.index_path and (problem := read_json_object(weights.index_path).problem):
-        yield error("index", problem)
-    elif weights.index_path and not weights.shard_of:
+def _shard_findings(folder: Path, weights: WeightFiles) -> Iterator[Finding]:
+    if weights.index_path and not weights.shard_of and read_json_object(weights.index_path).problem is None:
         yield error("index", f"{weights.index_path} has no weight_map, so no tensor can be found by it")
-    if weights.missing:
-        total = len(weights.missing) + len(weights.present)
-        missing = list_some(weights.missing)
-        yield error(
-            "shards",
-            f"{folder} lacks {len(weights.missing)} of {total} shards: {missing}; download them again",
-        )
-    elif not weights.present:
-        yield error("no_weights", f"{folder} has no weights: no *.safetensors and no pytorch_model*.bin")
-    elif len(weights.present) > 1 and weights.index_path is None and _is_numbered(weights.present[0]):
+    if (
+        len(weights.present) > 1
+        and not weights.missing
+        and weights.index_path is None
+        and _is_numbered(weights.present[0])
+    ):
         yield error("index", f"{folder} has {len(weights.present)} shards but no index: download the *.index.json too")
 
 

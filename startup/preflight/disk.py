@@ -10,8 +10,8 @@ from envs.registry import env
 from server.machine.whole_file import write_problem
 from server.wording import format_bytes
 from startup.caches.folders import cache_folder
-from startup.model.weight_files import find_weight_files
-from startup.preflight.model_place import ModelPlace
+from startup.model.checkpoint_folder import find_weight_files
+from startup.model.location import ModelPlace
 from startup.preflight.report import Finding, error, warning
 
 _MIN_BYTES: Final = 1 << 30

@@ -1,28 +1,41 @@
-"""Checks that model and tokenizer exist or may be downloaded."""
+"""Checks that model and tokenizer exist or may be downloaded, and whether a cached snapshot is complete."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from envs.home import expand_home
 from envs.suggestion import did_you_mean
+from server.wording import format_bytes, list_some
 from startup.config import ModelConfig
-from startup.model.hub import is_offline
-from startup.model.hub_cache import hub_cache_dir
-from startup.preflight.model_place import ModelPlace, PlaceKind
-from startup.preflight.report import Finding, error
+from startup.model.hub_cache import dangling_links, hub_cache_dir, is_offline
+from startup.model.location import ModelPlace
+from startup.preflight.report import Finding, error, info
 
 
 def check_place(place: ModelPlace, config: ModelConfig) -> Iterator[Finding]:
     """Reports a name that is neither a folder nor on the hub, and a download that offline mode forbids."""
     option = "--tokenizer" if place.is_tokenizer else "MODEL"
-    if place.kind is PlaceKind.NOWHERE:
+    if place.kind == "nowhere":
         yield error("model", f"{option} {place.name} {_problem(Path(expand_home(place.name)))}")
-    elif place.kind is PlaceKind.HUB and is_offline() and not place.has_other_source:
+    elif place.kind == "hub" and is_offline() and not place.is_default:
         state = f"only in part in {place.folder}" if place.folder else f"not in {hub_cache_dir(config)}"
         yield error(
             "model",
             f"{option} {place.name} is {state}, and HF_HUB_OFFLINE forbids the download: unset it for this start",
         )
+
+
+def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Finding]:
+    """Faults of a cached snapshot; only information if a download will fix them."""
+    report = info if will_download else error
+    if links := dangling_links(snapshot):
+        advice = "they are downloaded now" if will_download else "download the model again"
+        yield report("download", f"{snapshot} lacks the content of {list_some(links)}: {advice}")
+    blobs = snapshot.parent.parent / "blobs"
+    if parts := list(blobs.glob("*.incomplete")):
+        # The hub's client keeps only complete files; it downloads the others from the beginning.
+        what = f"{len(parts)} unfinished files ({format_bytes(sum(map(_size, parts)))})"
+        yield info("download", f"{blobs} has {what} of a download that was killed: they may be deleted")
 
 
 def _problem(path: Path) -> str:
@@ -36,3 +49,10 @@ def _siblings(path: Path) -> list[str]:
         return [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
     except OSError:
         return []
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

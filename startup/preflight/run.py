@@ -13,25 +13,24 @@ from typing import TYPE_CHECKING
 
 from envs.errors import EnvError
 from envs.home import expand_home
+from envs.registry import undeclared_names, unknown_variables, validate_all
 from server.machine.memory import MemoryState, read_memory
+from server.wording import list_some
 from startup.config import StartupConfig
 from startup.model.checkpoint_folder import tokenizer_problem
-from startup.model.hub import is_offline
-from startup.model.hub_cache import hub_cache_dir
+from startup.model.hub_cache import hub_cache_dir, is_offline
+from startup.model.json_file import read_json_object
+from startup.model.location import Location, ModelPlace, locate
 from startup.preflight.access import check_api_keys, check_tls
 from startup.preflight.address import check_address
 from startup.preflight.chat_template import check_chat_templates
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.preflight.disk import check_cache_folder, check_disk
-from startup.preflight.environment import check_environment
-from startup.preflight.json_file import read_json_object
 from startup.preflight.limits import SHM, check_limits, check_shared_memory
 from startup.preflight.memory_fit import check_memory
-from startup.preflight.model_place import ModelPlace, PlaceKind, locate_model, locate_tokenizer
 from startup.preflight.model_shape import ModelShape, read_model_shape
-from startup.preflight.places import check_place
-from startup.preflight.report import Finding, PreflightReport, error, warning
-from startup.preflight.snapshot import snapshot_findings
+from startup.preflight.places import check_place, snapshot_findings
+from startup.preflight.report import Finding, PreflightReport, error, info, warning
 from startup.preflight.tracing import check_tracing
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ class PreflightOptions:
 
     is_listening: bool = False
     """Whether the launcher listens already, so that the address needs no check."""
+    location: Location | None = None
+    """Where the model is, if that is known."""
     memory: MemoryState | None = None
     """None reads it from the kernel."""
     shm: Path = SHM
@@ -79,6 +80,17 @@ def _run(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
         return [warning(name, f"this check could not be done: {type(err).__name__}: {err}")]
 
 
+def _check_environment() -> Iterator[Finding]:
+    """Reports wrong values, misspelt names, and variables that only vLLM reads."""
+    for err in validate_all():
+        yield error("environment", str(err))
+    for unknown in unknown_variables():
+        yield warning("environment", f"{unknown}: unset it or correct its name")
+    if ignored := undeclared_names("VLLM_"):
+        listed = list_some(ignored)
+        yield info("environment", f"the embedded engine does not read {listed}: set for vLLM, no effect here")
+
+
 class _Preflight:
     """One run; caches what several checks need."""
 
@@ -90,7 +102,7 @@ class _Preflight:
     def checks(self) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
         """Groups of checks in their order; the request to the hub is sent early and evaluated last."""
         server = self._config.server
-        yield "environment", check_environment
+        yield "environment", _check_environment
         yield "model", self._check_places
         if not self._options.is_listening:
             yield "address", lambda: check_address(server)
@@ -109,12 +121,16 @@ class _Preflight:
         yield "hub", self._check_hub
 
     @cached_property
-    def _model(self) -> ModelPlace:
-        return locate_model(self._config.model)
+    def _location(self) -> Location:
+        return self._options.location or locate(self._config.model)
 
-    @cached_property
+    @property
+    def _model(self) -> ModelPlace:
+        return self._location.model
+
+    @property
     def _tokenizer(self) -> ModelPlace:
-        return locate_tokenizer(self._config.model) or self._model
+        return self._location.tokenizer
 
     @cached_property
     def _checkpoint(self) -> Checkpoint | None:
@@ -126,15 +142,11 @@ class _Preflight:
             return None
         return read_model_shape(self._checkpoint, self._config.engine)
 
-    def _places(self) -> list[ModelPlace]:
-        return [self._model] if self._tokenizer is self._model else [self._model, self._tokenizer]
-
     def _downloads(self) -> list[ModelPlace]:
-        due = [place for place in self._places() if place.kind is PlaceKind.HUB]
-        return [] if is_offline() else due
+        return [] if is_offline() else [place for place in self._location.places if place.kind == "hub"]
 
     def _check_places(self) -> Iterator[Finding]:
-        for place in self._places():
+        for place in self._location.places:
             yield from check_place(place, self._config.model)
         for place in self._downloads():
             from startup.preflight.hub import HubCheck
@@ -149,7 +161,7 @@ class _Preflight:
             yield from self._checkpoint.findings
         else:  # missing files will be downloaded, but a broken file will not be downloaded again
             yield from (finding for finding in self._checkpoint.findings if finding.check in CONTENT_CHECKS)
-        if self._model.kind is not PlaceKind.FOLDER:
+        if self._model.kind != "folder":
             yield from snapshot_findings(self._checkpoint.folder, will_download=not self._model.is_local)
 
     def _check_tokenizer(self) -> Iterator[Finding]:

@@ -5,9 +5,9 @@ import time
 from typing import Final, Self
 
 from startup.config import ModelConfig
+from startup.model.location import locate
 from startup.model.prefetch_plan import plan_files
 from startup.prefetch.process import PrefetchHandle, start_prefetch
-from startup.preflight.model_place import locate_files
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,6 @@ class ModelPages:
             self._running = None
         if self._models and self._running is None and time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + _PERIOD_S
-            located = [locate_files(ModelConfig(model=model)) for model in self._models]
+            located = [locate(ModelConfig(model=model)).files for model in self._models]
             paths = [path for files in located if files is not None for path in plan_files(files)]
             self._running = start_prefetch(paths)

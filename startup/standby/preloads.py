@@ -10,15 +10,15 @@ from startup.engine.onednn import limit_kernel_caches
 from startup.engine.openmp import limit_spinning
 from startup.engine.torch_environment import detect_gpus_without_cuda
 from startup.imports.heavy import import_engine
-from startup.model.model_class import modeling_module
-from startup.preflight.model_place import locate_files
+from startup.model.checkpoint_folder import modeling_module
+from startup.model.location import locate
 from startup.standby.kinds import EMBEDDED, VLLM_EAGER
 
 _EMBEDDED: Final = (
     "startup.embedded_start",
     "startup.engine.process",
     "startup.preflight.run",
-    "startup.model.source",
+    "startup.model.hub",
     "server.run",
     "server.renderers.registry",
     "server.renderers.hf",
@@ -92,7 +92,7 @@ def _preload_embedded(models: Sequence[str]) -> None:
     with suppress(Exception):  # an optimisation: compiles the patterns by which the weights of any model are renamed
         importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
     for model in models:
-        files = locate_files(ModelConfig(model=model))
+        files = locate(ModelConfig(model=model)).files
         if files is None:
             continue
         with suppress(Exception):  # loading the model reports faults

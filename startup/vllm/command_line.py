@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from server.config import ModelFiles
 from startup.config import ModelConfig
-from startup.preflight.model_place import locate_files
+from startup.model.location import locate
 
 _SWITCHES_OFF_LISTENING: Final = (
     "--headless",
@@ -46,7 +46,7 @@ class CommandLine:
 
     def locate_model(self) -> ModelFiles | None:
         """The model's files; None if they are not on disk."""
-        return locate_files(ModelConfig(model=self.model)) if self.model else None
+        return locate(ModelConfig(model=self.model)).files if self.model else None
 
     def has(self, *names: str) -> bool:
         """Whether one of the flags is given."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from startup.preflight.model_place import locate_files
+from startup.model.location import locate
 from startup.vllm.command_line import CommandLine
 from vllm_cli.serve.command import CONFIG_OF_START, VLLM, ServeCommand, serve_parameters
 
@@ -31,5 +31,5 @@ def subject_of(words: Sequence[str]) -> Subject:
         if options is not None:
             files = CommandLine.of(options.words).locate_model()
         else:
-            files = locate_files(ctx.meta[CONFIG_OF_START].model)
+            files = locate(ctx.meta[CONFIG_OF_START].model).files
     return Subject("embedded" if options is None else "vllm", files.path if files is not None else None)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from server.machine.processes import process_age_s, pss_bytes
+from startup.model.location import DEFAULT_MODEL_ID
 from vllm_cli.client.forked_servers import find_forked_servers
 from vllm_cli.client.process_words import command_words
 from vllm_cli.client.readiness import poll_readiness
@@ -117,8 +118,6 @@ def _parse(process: Any, words: list[str]) -> Arguments:
 
 
 def _model(arguments: Arguments) -> str:
-    from startup.model.default_model import DEFAULT_MODEL_ID
-
     served = arguments.flags.get("--served-model-name")
     named = served.values[0] if served else None
     model = arguments.positionals[0] if arguments.positionals else arguments.last_value("--model")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from startup.config import ModelConfig
+from startup.model.location import resolve_model
 from vllm_cli.commands.bench_options import (
     COMMAND,
     COUNT,
@@ -170,6 +171,4 @@ def _find_model_folders(model: str | None, targets: "tuple[TargetSpec, ...]") ->
 
 def _resolve(model: str | None) -> Path:
     """The model's folder; raises ModelNotFoundError."""
-    from startup.model.source import resolve_model
-
     return resolve_model(ModelConfig(model=model)).path

@@ -11,6 +11,7 @@ from envs.registry import env
 from startup.config import ModelConfig
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
+from startup.model.location import resolve_model
 from startup.model.prefetch_plan import plan_files
 from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYTES, PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
@@ -64,8 +65,6 @@ def prefetch(  # noqa: PLR0913 - options are its arguments
     *, model: str | None, revision: str | None, download_dir: str | None, threads: int, block_size: int, as_json: bool
 ) -> int:
     """Returns the exit code."""
-    from startup.model.source import resolve_model
-
     if not MIN_BLOCK_BYTES <= block_size <= MAX_BLOCK_BYTES:
         raise click.BadParameter(f"{block_size} bytes are not between 64KiB and 1GiB.", param_hint="--block-size")
     line = LiveLine(sys.stderr)

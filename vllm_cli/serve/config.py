@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from startup.config import StartupConfig
+from startup.model.location import DEFAULT_MODEL_ID
 from vllm_cli.flags.flag import Shape, SupportedFlag
 from vllm_cli.flags.supported import SUPPORTED, VARIABLES, is_section
 
@@ -14,7 +15,7 @@ def build_startup_config(settings: Mapping[str, Any]) -> StartupConfig:
     values = {path: variable.get() for path, variable in VARIABLES.items()}
     values |= {path: _given_value(flag, settings) for flag in SUPPORTED for path in flag.fields}
     if values["server.served_model_names"] is None:
-        values["server.served_model_names"] = (values["model.model"] or _default_model_id(),)
+        values["server.served_model_names"] = (values["model.model"] or DEFAULT_MODEL_ID,)
     config: StartupConfig = _build(StartupConfig, values)
     return config
 
@@ -36,9 +37,3 @@ def _build(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
         elif values.get(path) is not None:
             arguments[field.name] = values[path]
     return config(**arguments)
-
-
-def _default_model_id() -> str:
-    from startup.model.default_model import DEFAULT_MODEL_ID
-
-    return DEFAULT_MODEL_ID

@@ -18,7 +18,7 @@ from startup.hooks.left_out import applies, leave_out
 from startup.hooks.of_vllm import LATE_COMPILER, LATER_MODULES, PATCH_COMPILER
 from startup.imports.late_import import delay_import
 from startup.imports.learned_imports import learned_imports
-from startup.preflight.model_place import locate_files
+from startup.model.location import locate
 from startup.vllm.command_line import CommandLine
 from startup.vllm.fork.forkserver_start import forkserver_environment
 from startup.vllm.fork.preload_plan import COMPILER, CompilerTime, compiler_time, platform_modules
@@ -160,7 +160,7 @@ class SharedImports:
 
     def _folders(self, profiles: Sequence[PreloadProfile]) -> list[Path]:
         """The folders of the given models and of those that were started last."""
-        located = (locate_files(ModelConfig(model=model)) for model in self._models)
+        located = (locate(ModelConfig(model=model)).files for model in self._models)
         given = [files.path for files in located if files is not None]
         latest = (Path(profile.model) for profile in profiles if profile.model is not None)
         started = [model for model in dict.fromkeys(latest) if model not in given and model.is_dir()]

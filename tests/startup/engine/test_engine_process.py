@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from envs.registry import START_METHODS
-from startup.model.model_class import modeling_module
+from startup.model.checkpoint_folder import modeling_module
 from startup.processes.group_signals import GROUP_SIGNALS
 from tests.signal_state import disturbing
 from tests.waiting import is_gone, wait_until

@@ -33,7 +33,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def prepare(environment: dict[str, str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "startup.model.default_model"]
+    command = [sys.executable, "-m", "startup.model"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
     )

@@ -8,7 +8,7 @@ import pytest
 from startup.config import ModelConfig
 from startup.errors import ModelNotFoundError
 from startup.model import download_progress
-from startup.model.source import resolve_model
+from startup.model.location import resolve_model
 from tests.startup.model.hub_server import Hub
 
 pytestmark = pytest.mark.thorough

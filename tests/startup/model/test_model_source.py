@@ -11,9 +11,8 @@ import pytest
 from startup.config import ModelConfig
 from startup.errors import ModelNotFoundError
 from startup.model import hub
-from startup.model.default_model import DEFAULT_MODEL_ID
 from startup.model.hub import wanted_files
-from startup.model.source import resolve_model
+from startup.model.location import DEFAULT_MODEL_ID, resolve_model
 from tests.startup.model.hub_server import COMMIT, MODEL, Hub
 
 
@@ -85,7 +84,10 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
         ({"config.json": b"[]"}, "{0}/config.json is not a JSON object"),
         ({"model.safetensors": None}, "{0} has no weights"),
         ({"tokenizer.json": None}, "{0} has no tokenizer; name one with --tokenizer"),
-        ({"model.safetensors.index.json": b"nothing"}, "{0}/model.safetensors.index.json is not JSON"),
+        (
+            {"model-1-of-1.safetensors": b"x", "model.safetensors.index.json": b"nothing", "model.safetensors": None},
+            "{0}/model.safetensors.index.json is not JSON",
+        ),
     ],
 )
 def test_the_fault_of_a_folder_is_reported(tmp_path: Path, changes: dict[str, bytes | None], expected: str) -> None:
@@ -97,7 +99,7 @@ def test_all_missing_shards_are_reported_at_once(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}}
     changes = {"model.safetensors": None, "model-2.safetensors": b"x"}
     folder = write_model(tmp_path / "m", **changes, **{"model.safetensors.index.json": json.dumps(index).encode()})
-    assert problem(folder).endswith("names weights that are not there: model-1.safetensors, model-3.safetensors")
+    assert "lacks 2 of 3 shards: model-1.safetensors, model-3.safetensors" in problem(folder)
 
 
 def test_a_cached_snapshot_needs_no_network(cache: Path, hub_server: Hub) -> None:

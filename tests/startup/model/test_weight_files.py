@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.model.weight_files import find_weight_files
+from startup.model.checkpoint_folder import find_weight_files
 
 
 def make(folder: Path, *names: str) -> None:

@@ -186,13 +186,13 @@ def test_request_imports_nothing_in_its_thread(hub: Hub) -> None:
     script = """
 import sys, threading
 from startup.preflight.hub import HubCheck
-from startup.preflight.model_place import ModelPlace, PlaceKind
+from startup.model.location import ModelPlace
 imported = []
 def watch(event, arguments):
     if event == "import" and threading.current_thread() is not threading.main_thread():
         imported.append(arguments[0])
 sys.addaudithook(watch)
-check = HubCheck(ModelPlace(PlaceKind.HUB, "team/model"), token=None, timeout_s=60)
+check = HubCheck(ModelPlace("hub", "team/model"), token=None, timeout_s=60)
 print([f.severity for f in check.findings()], imported)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)

@@ -9,8 +9,7 @@ import pytest
 
 from server.config import ModelFiles
 from startup.config import StartupConfig
-from startup.model.source import resolve_model
-from startup.preflight.model_place import locate_files
+from startup.model.location import locate, resolve_model
 from startup.preflight.report import PreflightReport
 
 Preflight = Callable[..., PreflightReport]
@@ -44,21 +43,21 @@ def snapshot(tmp_path: Path, folder, monkeypatch: pytest.MonkeyPatch) -> Snapsho
 
 
 def test_a_local_folder_needs_no_download(model_path: Path, make_config: MakeConfig) -> None:
-    assert locate_files(make_config(model_path).model) == ModelFiles(model_path, model_path)
+    assert locate(make_config(model_path).model).files == ModelFiles(model_path, model_path)
 
 
 def test_a_complete_snapshot_needs_no_download_and_has_no_findings(
     snapshot: Snapshot, make_config: MakeConfig, preflight: Preflight
 ) -> None:
     config = make_config("team/model")
-    assert locate_files(config.model) == ModelFiles(snapshot.folder, snapshot.folder)
+    assert locate(config.model).files == ModelFiles(snapshot.folder, snapshot.folder)
     assert resolve_model(config.model).path == snapshot.folder
     assert preflight("team/model").findings == ()
 
 
 def test_a_snapshot_without_a_shard_needs_a_download(snapshot: Snapshot, make_config: MakeConfig) -> None:
     (snapshot.folder / "model-00002-of-00003.safetensors").unlink()
-    assert locate_files(make_config("team/model").model) is None
+    assert locate(make_config("team/model").model).files is None
 
 
 def test_a_snapshot_with_a_dangling_link_needs_a_download(
@@ -66,14 +65,14 @@ def test_a_snapshot_with_a_dangling_link_needs_a_download(
 ) -> None:
     (snapshot.blobs / "blob-model-00002-of-00003.safetensors").unlink()
     (snapshot.blobs / "abc.incomplete").write_bytes(b"x" * 2048)
-    assert locate_files(make_config("team/model").model) is None
+    assert locate(make_config("team/model").model).files is None
     messages = [f.message for f in preflight("team/model").findings if f.check == "download"]
     assert "lacks the content of model-00002-of-00003.safetensors: they are downloaded now" in messages[0]
     assert "1 unfinished files (2.0 KiB) of a download that was killed" in messages[1]
 
 
 def test_a_local_model_with_a_tokenizer_of_the_hub_needs_a_download(model_path: Path, make_config: MakeConfig) -> None:
-    assert locate_files(make_config(model_path, tokenizer="team/words").model) is None
+    assert locate(make_config(model_path, tokenizer="team/words").model).files is None
 
 
 def test_a_broken_file_of_an_incomplete_snapshot_is_an_error(snapshot: Snapshot, preflight: Preflight) -> None:
