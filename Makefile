@@ -2,6 +2,7 @@
 #
 #   make serve [PORT=8000] [ARGS="..."]    serve the default model, or the one named in ARGS
 #   make test [ARGS="..."]                 the fast tests: 7 minutes
+#   make test CHANGED=1                    those of them that the changes since main can reach
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
 #   make test-slow | test-cuda             tests that need vLLM, a browser or minutes; tests that need a GPU
 #   make lint | bench   [ARGS="..."]
@@ -20,6 +21,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 ARGS ?=
+CHANGED ?=
 # The number of test files that run at once. Tests marked `alone` run while no other test does.
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
@@ -53,7 +55,7 @@ bench: $(DEFAULT_MODEL)
 	@exec $(BIN)/vllm-cli bench serve --cmd "$(BIN)/vllm-cli serve" $(ARGS)
 
 test: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(PYTEST) -m "not slow and not thorough" $(ARGS)
+	$(PYTEST) -m "not slow and not thorough" $(if $(CHANGED),$$($(BIN)/python -m tests.changed)) $(ARGS)
 
 test-thorough: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(PYTEST) $(WITH_TOOLS) -m "thorough and not slow" $(ARGS)
@@ -85,11 +87,11 @@ test-vllm-suite: $(INSTALLED_DEV)
 	@exec $(BIN)/python -m tools.vllm_suite $(VLLM_SOURCE) $(ARGS)
 
 # Small caches are full after the warm-up; bursts overflow a short queue.
-SOAKED := $(BIN)/vllm-cli serve --trust-request-chat-template --kv-cache-memory-bytes 256M --max-num-queued-reqs 48
+SOAKED := $(BIN)/vllm-cli serve --kv-cache-memory-bytes 256M --max-num-queued-reqs 48
 
 test-soak: $(DEFAULT_MODEL)
 	@mkdir -p build
-	@exec $(BIN)/python -m tools.soak --cmd "$(SOAKED)" --json build/soak.json --html build/soak.html $(ARGS)
+	@exec $(BIN)/python -m tools.soak --cmd "$(SOAKED)" --json build/soak.json $(ARGS)
 
 test-faults: $(DEFAULT_MODEL)
 	@mkdir -p build

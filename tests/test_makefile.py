@@ -58,7 +58,7 @@ class Clone:
 
     def words(self, *words: str) -> list[str]:
         # Without the variables that the `make` which runs these tests exports.
-        handed_down = ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "JOBS", "PORT", "TORCH")
+        handed_down = ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "JOBS", "PORT", "TORCH", "CHANGED")
         return ["env", *(word for name in handed_down for word in ("-u", name)), "make", "PYTHON=./python", *words]
 
     def take_log(self) -> list[str]:
@@ -105,6 +105,11 @@ def test_tests_and_linters_install_their_tools_once(clone):
     ]
 
 
+def test_the_tests_that_a_change_can_reach_are_found_first(clone):
+    clone.make("test", "CHANGED=1", "JOBS=0")
+    assert [line.split()[1] for line in clone.take_log()[-2:]] == ["tests.changed", "pytest"]
+
+
 @pytest.mark.parametrize(
     ("target", "selected"),
     [("test-thorough", "thorough and not slow"), ("test-all", "not slow"), ("test-slow", "slow")],
@@ -133,8 +138,8 @@ def test_the_newest_releases_are_installed_in_their_own_environment_at_every_run
 def test_a_soak_leaves_its_result_in_the_build_folder_and_its_length_can_be_chosen(clone):
     assert clone.make("test-soak", "ARGS=--minutes 1").returncode == 0
     line = clone.take_log()[-1]
-    assert line.startswith("-m tools.soak --cmd .venv/bin/vllm-cli serve --trust-request-chat-template --kv-cache")
-    assert line.endswith(" --json build/soak.json --html build/soak.html --minutes 1")
+    assert line.startswith("-m tools.soak --cmd .venv/bin/vllm-cli serve --kv-cache")
+    assert line.endswith(" --json build/soak.json --minutes 1")
     assert (clone.path / "build").is_dir()
 
 

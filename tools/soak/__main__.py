@@ -7,14 +7,13 @@ from typing import Any
 import click
 
 from server.errors import ConfigError
-from tools.soak.chart import draw_soak_page
 from tools.soak.config import SoakConfig
 from tools.soak.report import write_soak_report
 from tools.soak.run import run_soak
-from vllm_cli.bench.benchmark import publish_result
-from vllm_cli.bench.config import Files, TargetSpec
+from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.interruption import Interrupted
 from vllm_cli.bench.progress import StreamProgress
+from vllm_cli.bench.results import encode_result
 from vllm_cli.commands.bench_options import COMMAND, COUNT, SECONDS, choose_api_key, own_command
 from vllm_cli.commands.bench_types import Percentage, ResultFile
 
@@ -39,14 +38,11 @@ _MINUTES = click.FloatRange(0, min_open=True)
 @click.option("--ready-timeout", "ready_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
 @click.option("--request-timeout", "request_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
 @click.option("--json", "json_path", type=ResultFile(allow_dash=True), help="Result as JSON; - is stdout.")
-@click.option("--html", "html_path", type=ResultFile(), help="Result as a web page with charts.")
-def soak(
-    *, command: str | None, model: str | None, json_path: Path | None, html_path: Path | None, **options: Any
-) -> None:
+def soak(*, command: str | None, model: str | None, json_path: Path | None, **options: Any) -> None:
     """Put a server under mixed load for a long time, and check that nothing grows, stays behind or gets lost.
 
     Clients send completions and chats, streamed and not, with grammars, tools, log-probabilities, several
-    choices, prompts with a common prefix and templates of their own. Some disconnect, read slowly or not at
+    choices and prompts with a common prefix. Some disconnect, read slowly or not at
     all, send invalid JSON, invalid HTTP or oversized bodies, pipeline, hold idle connections, or scrape
     /metrics; some come in bursts. /health is probed 50 times a second. Kinds of requests that the server
     rejects at the start are left out; the report lists them.
@@ -69,7 +65,7 @@ def soak(
 
     \b
     Examples:
-      python -m tools.soak --minutes 5 --html soak.html
+      python -m tools.soak --minutes 5
       python -m tools.soak --cmd "vllm-cli serve --kv-cache-memory-bytes 256M" --json soak.json
       make test-soak ARGS="--minutes 60"
 
@@ -80,16 +76,21 @@ def soak(
         config = SoakConfig(target=TargetSpec(name="A", command=command or own_command(), model=model), **options)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    sys.exit(_run(config, Files(json_path=json_path, html_path=html_path)))
+    sys.exit(_run(config, json_path))
 
 
-def _run(config: SoakConfig, files: Files) -> int:
+def _run(config: SoakConfig, json_path: Path | None) -> int:
     try:
         with StreamProgress(sys.stderr) as progress:
             result = run_soak(config, progress)
     except Interrupted as interrupted:
         return interrupted.exit_code
-    publish_result(result, files, write_report=write_soak_report, draw=draw_soak_page)
+    is_piped = json_path == Path("-")
+    write_soak_report(result, sys.stderr if is_piped else sys.stdout)
+    if is_piped:
+        sys.stdout.write(encode_result(result))
+    elif json_path is not None:
+        json_path.write_text(encode_result(result), encoding="utf-8")
     return 0 if result.is_fine else 1
 
 

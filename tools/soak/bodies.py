@@ -26,16 +26,6 @@ _SCHEMA: Final[Body] = {
 _TOOLS: Final = [
     {"type": "function", "function": {"name": name, "parameters": _SCHEMA}} for name in ("look_up", "write_down")
 ]
-_TEMPLATE: Final = "{# %d #}{%% for m in messages %%}{{ m.role }}: {{ m.content }}\n{%% endfor %%}assistant:"
-_BAD_TEMPLATES: Final = (
-    "{% for m in messages %}{{ m.content }",
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "{{ raise_exception('no') }}",
-    "{{ 1 / 0 }}",
-    "{{ 'x' * 10 ** 11 }}",
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-)
-"""Templates that fail to parse, that the sandbox stops, and that exhaust memory or time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +41,8 @@ class Writer:
     """Writes one kind of body."""
 
     path: str
+    weight: float
+    """How often it is sent, relative to the others."""
     write: Callable[[Random, Sizes], Body]
 
 
@@ -135,14 +127,6 @@ def _write_tools(random: Random, sizes: Sizes) -> Body:
     return _write_conversation(random, sizes) | {"tools": _TOOLS, "tool_choice": choice}
 
 
-def _write_template(random: Random, sizes: Sizes) -> Body:
-    return _write_conversation(random, sizes) | {"chat_template": _TEMPLATE % random.randrange(50)}
-
-
-def _write_bad_template(random: Random, sizes: Sizes) -> Body:
-    return _write_conversation(random, sizes) | {"chat_template": random.choice(_BAD_TEMPLATES), "stream": False}
-
-
 def _tokenize(random: Random, sizes: Sizes) -> Body:
     return {"prompt": _write_prompt(random, sizes)}
 
@@ -179,24 +163,21 @@ def _write_invalid(random: Random, sizes: Sizes) -> Body:
 
 GOOD: Final[Mapping[str, Writer]] = MappingProxyType(
     {
-        "completion": Writer(_COMPLETIONS, _write_completion),
-        "chat": Writer(_CHAT, _write_conversation),
-        "shared prefix": Writer(_COMPLETIONS, _write_shared_prefix),
-        "several": Writer(_COMPLETIONS, _write_several),
-        "logprobs": Writer(_COMPLETIONS, _write_logprobs),
-        "chat logprobs": Writer(_CHAT, _write_chat_logprobs),
-        "schema": Writer(_CHAT, _write_schema),
-        "structure": Writer(_COMPLETIONS, _write_structure),
-        "tools": Writer(_CHAT, _write_tools),
-        "template": Writer(_CHAT, _write_template),
-        "tokenize": Writer("/tokenize", _tokenize),
-        "tokenize chat": Writer("/tokenize", _tokenize_chat),
-        "detokenize": Writer("/detokenize", _detokenize),
+        "completion": Writer(_COMPLETIONS, 20, _write_completion),
+        "chat": Writer(_CHAT, 15, _write_conversation),
+        "shared prefix": Writer(_COMPLETIONS, 8, _write_shared_prefix),
+        "several": Writer(_COMPLETIONS, 5, _write_several),
+        "logprobs": Writer(_COMPLETIONS, 4, _write_logprobs),
+        "chat logprobs": Writer(_CHAT, 4, _write_chat_logprobs),
+        "schema": Writer(_CHAT, 5, _write_schema),
+        "structure": Writer(_COMPLETIONS, 5, _write_structure),
+        "tools": Writer(_CHAT, 5, _write_tools),
+        "tokenize": Writer("/tokenize", 5, _tokenize),
+        "tokenize chat": Writer("/tokenize", 3, _tokenize_chat),
+        "detokenize": Writer("/detokenize", 3, _detokenize),
     }
 )
 """Requests that a server answers; kinds that it rejects at the start are left out of the load."""
 
-BAD: Final[Mapping[str, Writer]] = MappingProxyType(
-    {"bad body": Writer(_COMPLETIONS, _write_invalid), "bad template": Writer(_CHAT, _write_bad_template)}
-)
+BAD: Final = Writer(_COMPLETIONS, 8, _write_invalid)
 """Requests of which the server rejects almost all, without harm."""

@@ -7,8 +7,7 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from tools.soak.judgement import judge_answer
-from tools.soak.ledger import Ledger
+from tools.soak.ledger import Ledger, judge_answer
 from vllm_cli.bench.liveness.payloads import Destination
 from vllm_cli.bench.load import open_session
 from vllm_cli.bench.request_format import request_headers

@@ -1,6 +1,6 @@
 """Typed configuration of one run of the soak test."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from server.errors import ConfigError
@@ -40,6 +40,11 @@ class SoakConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.warm_up_share <= _MAX_WARM_UP_SHARE:
             raise ConfigError("--warm-up", f"{self.warm_up_share:.0%}", f"at most {_MAX_WARM_UP_SHARE:.0%}")
+
+    @property
+    def load_settings(self) -> dict[str, float]:
+        """What describes the load in a result."""
+        return {name: value for name, value in asdict(self).items() if isinstance(value, (int, float))}
 
     @property
     def warm_up_s(self) -> float:

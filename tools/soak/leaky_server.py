@@ -48,7 +48,7 @@ class LeakyServer:
             is_fine = 0 < body["max_tokens"] <= MAX_TOKENS and body["model"] == "leaky"
         except (ValueError, TypeError, KeyError, RecursionError):
             is_fine = False
-        if not is_fine or body.get("chat_template") or "structured_outputs" in body:
+        if not is_fine or "structured_outputs" in body:
             return web.json_response({"error": {"message": "no"}}, status=400)
         self.num_completions += 1
         self.leak()
@@ -63,8 +63,6 @@ class LeakyServer:
 
     def leak(self) -> None:
         options = self.options
-        if options.exits_after and self.num_completions > options.exits_after:
-            os._exit(9)
         if options.leaks_bytes:
             self.kept_bytes.append(bytearray(os.urandom(options.leaks_bytes)))
         if options.leaks_files:
@@ -82,8 +80,7 @@ class LeakyServer:
             assert request.transport is not None
             request.transport.abort()
             return response
-        if not self._is_turn(self.options.unfinished_every):
-            await response.write(b"data: [DONE]\n\n")
+        await response.write(b"data: [DONE]\n\n")
         return response
 
     def _is_turn(self, every: int | None) -> bool:
@@ -95,10 +92,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--leaks-bytes", type=int, default=0, help="for each completion")
     parser.add_argument("--leaks-files", action="store_true")
-    for name in ("leaks-threads", "fails-every", "errors-every", "aborts-every", "unfinished-every"):
+    for name in ("leaks-threads", "fails-every", "errors-every", "aborts-every"):
         parser.add_argument(f"--{name}", type=int, help="every so many completions")
     parser.add_argument("--unhealthy-after", type=int)
-    parser.add_argument("--exits-after", type=int)
     parser.add_argument("--keeps-running", action="store_true")
     options = parser.parse_args()
     logging.disable()

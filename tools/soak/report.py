@@ -24,11 +24,11 @@ def describe_soak(result: SoakResult) -> Iterator[str]:
     yield f"{result.machine.description}, {result.created_at}"
     yield f"{result.target}{version}; model {result.model}; ready after {result.ready_after_s:.1f} s"
     yield (
-        f"{settings.minutes:g} minutes of mixed load, the first {settings.warm_up_share:.0%} a warm-up; "
-        f"{settings.concurrency} active clients, bursts of {settings.burst}"
+        f"{settings['minutes']:g} minutes of mixed load, the first {settings['warm_up_share']:.0%} a warm-up; "
+        f"{settings['concurrency']:g} active clients, bursts of {settings['burst']:g}"
     )
-    if settings.left_out:
-        yield f"left out, because the server rejects it: {', '.join(settings.left_out)}"
+    if result.left_out:
+        yield f"left out, because the server rejects it: {', '.join(result.left_out)}"
     statuses = ", ".join(f"{num} x {status}" for status, num in result.statuses.items())
     yield f"{sum(map(_total, result.endings.values()))} requests: {statuses}"
     health = result.health
@@ -52,40 +52,30 @@ def describe_soak_verdict(result: SoakResult) -> Iterator[str]:
         yield f"Not fine: {problem}"
     yield from (f"  {message}" for message in result.messages)
     if result.is_fine:
-        yield f"Fine: memory grew by less than {result.settings.max_growth:.1%} in ten minutes, and nothing was lost."
+        bound = f"{result.settings['max_growth']:.1%} in ten minutes"
+        yield f"Fine: memory grew by less than {bound}, and nothing was lost."
 
 
 def _tabulate_growths(result: SoakResult) -> FigureTable:
     rows = [_row(growth) for growth in result.growths]
-    return FigureTable("Memory under load", ["", "begin MiB", "growth MiB", "% / 10 min", ""], rows)
+    return FigureTable("Memory (RSS) under load", ["", "begin MiB", "growth MiB", "% / 10 min", ""], rows)
 
 
 def _row(growth: Growth) -> list[str]:
     return [
-        f"{growth.who}, {growth.measure.upper()}",
+        growth.who,
         format_figure(growth.level_bytes / _MIB),
         f"{growth.growth_bytes / _MIB:+.2f}",
         f"{growth.per_ten_minutes * 100:+.2f}",
-        ("flat" if growth.is_flat else "grows") + ("" if growth.is_judged else ", not judged"),
+        "flat" if growth.is_flat else "grows",
     ]
 
 
 def _tabulate_rests(result: SoakResult) -> FigureTable:
-    rows = [
-        [
-            rest.who,
-            *(
-                f"{first} -> {last}"
-                for first, last in (
-                    rest.num_fds,
-                    rest.num_threads,
-                    rest.num_processes,
-                    (rest.rss_bytes[0] // _MIB, rest.rss_bytes[1] // _MIB),
-                )
-            ),
-        ]
-        for rest in result.rests
-    ]
+    rows = []
+    for who, *samples in ((rest.who, rest.before, rest.after) for rest in result.rests):
+        figures = [(one.num_fds, one.num_threads, one.num_processes, one.rss_bytes // _MIB) for one in samples]
+        rows.append([who, *(f"{first} -> {last}" for first, last in zip(*figures, strict=True))])
     return FigureTable(
         "Without load, after the warm-up -> in the end", ["", "files", "threads", "processes", "RSS MiB"], rows
     )

@@ -15,8 +15,6 @@ class GroupSample(ResultPart, frozen=True, array_like=True):
     """The resources of the processes of one role at one moment."""
 
     rss_bytes: int
-    pss_bytes: int | None
-    uss_bytes: int | None
     num_fds: int
     num_threads: int
     num_processes: int
@@ -25,8 +23,6 @@ class GroupSample(ResultPart, frozen=True, array_like=True):
         """The sum of both."""
         return GroupSample(
             self.rss_bytes + other.rss_bytes,
-            _add(self.pss_bytes, other.pss_bytes),
-            _add(self.uss_bytes, other.uss_bytes),
             self.num_fds + other.num_fds,
             self.num_threads + other.num_threads,
             self.num_processes + other.num_processes,
@@ -47,7 +43,7 @@ class SoakSample(ResultPart, frozen=True, kw_only=True):
     @property
     def tree(self) -> GroupSample:
         """All processes together."""
-        total = GroupSample(0, 0, 0, 0, 0, 0)
+        total = GroupSample(0, 0, 0, 0)
         for group in self.groups.values():
             total = total.plus(group)
         return total
@@ -66,10 +62,9 @@ class HealthFigures(ResultPart, frozen=True, kw_only=True):
 
 
 class Growth(ResultPart, frozen=True, kw_only=True):
-    """Growth of one role's memory, or of all processes', under the judged load."""
+    """Growth of one role's memory (RSS), or of all processes', under the judged load."""
 
     who: str
-    measure: Literal["rss", "pss"]
     level_bytes: float
     """Value at the begin of the fitted line."""
     per_ten_minutes: float
@@ -78,21 +73,13 @@ class Growth(ResultPart, frozen=True, kw_only=True):
     """From the begin to the end of the line."""
     is_flat: bool
 
-    @property
-    def is_judged(self) -> bool:
-        """PSS is reported but not judged: other servers that map the same weights change it."""
-        return self.measure == "rss"
 
-
-class RestCount(ResultPart, frozen=True, kw_only=True):
-    """Files, threads and processes of one role without load: after the warm-up, and at the end."""
+class Rest(ResultPart, frozen=True):
+    """The resources of one role without load: after the warm-up, and at the end."""
 
     who: str
-    num_fds: tuple[int, int]
-    num_threads: tuple[int, int]
-    num_processes: tuple[int, int]
-    rss_bytes: tuple[int, int]
-    pss_bytes: tuple[int | None, int | None]
+    before: GroupSample
+    after: GroupSample
 
 
 class Gauges(ResultPart, frozen=True, kw_only=True):
@@ -103,22 +90,6 @@ class Gauges(ResultPart, frozen=True, kw_only=True):
     kv_cache_usage: float | None
 
 
-class SoakSettings(ResultPart, frozen=True, kw_only=True):
-    """The settings of the run."""
-
-    minutes: float
-    warm_up_share: float
-    concurrency: int
-    burst: int
-    prompt_tokens: int
-    max_tokens: int
-    sample_interval_s: float
-    max_growth: float
-    seed: int
-    left_out: list[str]
-    """Kinds of requests that the server rejected at the start."""
-
-
 class SoakResult(RunResult, frozen=True, kw_only=True):
     """The result of one run of the soak test."""
 
@@ -127,10 +98,13 @@ class SoakResult(RunResult, frozen=True, kw_only=True):
     model: str
     version: str | None
     ready_after_s: float
-    settings: SoakSettings
+    settings: dict[str, float]
+    """Of the load, as on the command line."""
+    left_out: list[str]
+    """Kinds of requests that the server rejected at the start."""
     growths: list[Growth]
     """All processes together first."""
-    rests: list[RestCount]
+    rests: list[Rest]
     gauges: Gauges
     settled_after_s: float | None
     """Time after the load until everything was released; null if that took too long."""
@@ -147,7 +121,3 @@ class SoakResult(RunResult, frozen=True, kw_only=True):
     @property
     def is_fine(self) -> bool:
         return not self.problems
-
-
-def _add(one: int | None, other: int | None) -> int | None:
-    return None if one is None or other is None else one + other

@@ -9,10 +9,9 @@ from typing import Final
 
 from envs.redaction import hide_in_command
 from tools.soak.config import SoakConfig
-from tools.soak.gauges import read_gauges
 from tools.soak.ledger import Ledger
-from tools.soak.processes import sample_processes
-from tools.soak.results import SOAK_SCHEMA_VERSION, Gauges, HealthFigures, SoakResult, SoakSample, SoakSettings, Stage
+from tools.soak.results import SOAK_SCHEMA_VERSION, Gauges, HealthFigures, SoakResult, SoakSample, Stage
+from tools.soak.samples import read_gauges, sample_processes
 from tools.soak.traffic import SoakTraffic
 from tools.soak.verdict import count_rests, find_problems, has_settled, measure_growths
 from vllm_cli.bench.errors import TargetDiedError
@@ -215,7 +214,8 @@ class _Soak:
             model=server.destination.model,
             version=server.version,
             ready_after_s=server.ready_after_s,
-            settings=_settings(config, left_out),
+            settings=config.load_settings,
+            left_out=left_out,
             growths=growths,
             rests=rests,
             gauges=after.gauges,
@@ -237,19 +237,4 @@ def _first_of(group: BaseExceptionGroup[TargetDiedError]) -> TargetDiedError:
 def _countables(sample: SoakSample) -> tuple[tuple[str, int, int, int], ...]:
     return tuple(
         (who, group.num_fds, group.num_threads, group.num_processes) for who, group in sorted(sample.groups.items())
-    )
-
-
-def _settings(config: SoakConfig, left_out: list[str]) -> SoakSettings:
-    return SoakSettings(
-        minutes=config.minutes,
-        warm_up_share=config.warm_up_share,
-        concurrency=config.concurrency,
-        burst=config.burst,
-        prompt_tokens=config.prompt_tokens,
-        max_tokens=config.max_tokens,
-        sample_interval_s=config.sample_interval_s,
-        max_growth=config.max_growth,
-        seed=config.seed,
-        left_out=left_out,
     )

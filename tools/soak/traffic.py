@@ -25,24 +25,6 @@ _MAX_TAIL_S: Final = 60.0
 _MAX_HOLD_S: Final = 25.0
 """A little longer than the time-out of servers for an unfinished request."""
 _MAX_HOLD_SHARE: Final = 0.2
-_WEIGHTS: Final = {
-    "completion": 20,
-    "chat": 15,
-    "shared prefix": 8,
-    "several": 5,
-    "logprobs": 4,
-    "chat logprobs": 4,
-    "schema": 5,
-    "structure": 5,
-    "tools": 5,
-    "template": 4,
-    "tokenize": 5,
-    "tokenize chat": 3,
-    "detokenize": 3,
-    "bad body": 8,
-    "bad template": 1,
-}
-"""Relative frequency of each kind of body."""
 
 
 class Action(NamedTuple):
@@ -112,8 +94,8 @@ class SoakTraffic:
 
         return [
             *(
-                Action(kind, _WEIGHTS[kind], write_and_post(kind, writer))
-                for kind, writer in (self._good | dict(BAD)).items()
+                Action(kind, writer.weight, write_and_post(kind, writer))
+                for kind, writer in (self._good | {"bad body": BAD}).items()
             ),
             Action("vanishing", 6, disconnect),
             Action("scrape", 3, lambda _: client.send("scrape", "GET", "/metrics")),

@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tools.soak.judgement import judge_answer
-from tools.soak.ledger import Ledger
+from tools.soak.ledger import Ledger, judge_answer
 from vllm_cli.bench.liveness.payloads import Destination
 from vllm_cli.bench.prompts import build_prompt
 from vllm_cli.bench.request_format import request_headers
