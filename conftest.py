@@ -13,6 +13,8 @@ import pytest
 from tests.machine_lock import machine_lock
 from tests.standby_process import OFF, StandbyProcess
 
+pytest_plugins = ("tests.cpu_costs",)
+
 _SETTLE_S = 60.0
 _SHARED_PROCESSES = ("resource_tracker", "forkserver")
 
