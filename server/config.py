@@ -324,8 +324,8 @@ class ServerConfig:
     reasoning_config: dict[str, Any] = setting(
         {},
         "--reasoning-config",
-        "For `thinking_token_budget`: `reasoning_end_str`, the text that ends the reasoning once the budget is used "
-        "up, and `reasoning_start_str`, where it begins to count; else the tags of --reasoning-parser.",
+        "For `thinking_token_budget`: `reasoning_end_str`, the text that ends the reasoning after the budget, and "
+        "`reasoning_start_str`, where it begins to count; else the tags of --reasoning-parser.",
         group="Requests and answers",
     )
     exclude_tools_when_tool_choice_none: bool = setting(

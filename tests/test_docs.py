@@ -1,14 +1,17 @@
-"""The rules of the documentation: lengths of pages and lines, links, one value for each figure."""
+"""The rules of the documentation: lengths of lines and table cells, links, one value for each figure."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from server.routes.guard import OPEN_PATHS, STATUS_PATHS
+from tests.generated_docs import MAX_CHARS
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-_MAX_CHARS = 110
+_MAX_CELL_CHARS = 200
 
 
 def _prose(path: Path) -> list[str]:
@@ -20,13 +23,15 @@ def _prose(path: Path) -> list[str]:
 def test_readme_is_short() -> None:
     lines = README.read_text().splitlines()
     assert len(lines) <= 150
-    assert [line for line in lines if len(line) > _MAX_CHARS] == []
+    assert [line for line in lines if len(line) > MAX_CHARS] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_are_short(page: Path) -> None:
-    assert len(page.read_text().splitlines()) <= 200
-    assert [line for line in _prose(page) if len(line) > _MAX_CHARS] == []
+def test_lines_and_table_cells_are_short(page: Path) -> None:
+    assert [line for line in _prose(page) if len(line) > MAX_CHARS] == []
+    rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    cells = [cell for row in rows for cell in re.split(r"(?<!\\)\|", row)]
+    assert [cell for cell in cells if len(cell) > _MAX_CELL_CHARS] == []
 
 
 @pytest.mark.parametrize("page", [README, *PAGES, ROOT / "tests" / "README.md"], ids=lambda page: page.name)
@@ -58,3 +63,11 @@ def test_figures_of_the_readme_are_on_the_pages_of_figures() -> None:
     assert len(figures) > 5
     pages = "".join((ROOT / "docs" / name).read_text() for name in ("figures.md", "figures-load.md"))
     assert [figure for figure in figures if figure not in pages] == []
+
+
+def test_the_page_of_security_lists_the_paths_that_need_no_key() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    [open_paths] = re.findall(r"\*\*No key is needed\*\* for (.*?), nor for", text, re.DOTALL)
+    [status_paths] = re.findall(r"\*\*Nor is one needed\*\* for (.*?): ", text, re.DOTALL)
+    assert set(re.findall(r"`([^`]+)`", open_paths)) == OPEN_PATHS
+    assert set(re.findall(r"`([^`]+)`", status_paths)) == STATUS_PATHS

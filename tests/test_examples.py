@@ -1,0 +1,75 @@
+"""The commands in the README and in docs/ have flags and arguments that the program accepts."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.test_docs import PAGES, README
+from vllm_cli.flags.arguments import Arguments
+from vllm_cli.lazy_group import load_command
+from vllm_cli.main import COMMANDS
+
+_BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LEFT_OUT = re.compile(r"(^|\s)#.*$|^.*….*$", re.MULTILINE)
+"""Comments, and lines with an ellipsis, which are no whole commands."""
+_SEPARATORS = "|&;<>()\n"
+_PROGRAM = "vllm-cli"
+
+
+def commands(page: str) -> Iterator[list[str]]:
+    """The words of each call of this program in a page's shell examples, also in quotes (`--cmd "…"`)."""
+    for block in _BLOCK.findall(page):
+        yield from _calls(_LEFT_OUT.sub("", block.replace("\\\n", " ")))
+
+
+def _calls(text: str) -> Iterator[list[str]]:
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=_SEPARATORS)
+    lexer.whitespace, lexer.whitespace_split = " \t", True
+    for is_separator, words in groupby(lexer, lambda word: set(word) <= set(_SEPARATORS)):
+        statement = list(words)
+        if is_separator or statement[:2] in (["docker", "build"], ["docker", "run"]):  # there it is an image's name
+            continue
+        for i, word in enumerate(statement):
+            if _PROGRAM in word.split()[:-1]:
+                yield from _calls(word)
+            elif word == _PROGRAM and _PROGRAM not in statement[:i] and statement[i + 1 :]:
+                yield statement[i + 1 :]
+
+
+_EXAMPLES = [
+    pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}")
+    for page in (README, *PAGES)
+    for words in commands(page.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize("words", _EXAMPLES)
+def test_the_program_accepts_the_words_of_an_example(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word in words:
+        if re.fullmatch(r"[\w-]+\.[a-z]+", word):  # a file that the example reads
+            (tmp_path / word).touch()
+    name, *rest = words
+    if name == "serve":
+        Arguments.parse(rest)
+        return
+    command: click.Command | None = load_command(next(entry for entry in COMMANDS if entry.name == name))
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        command = command.get_command(click.Context(command), rest.pop(0))
+    assert command is not None, "no such subcommand"
+    with command.make_context(name, rest):
+        pass
+
+
+def test_an_unknown_flag_in_an_example_is_found() -> None:
+    [words] = commands("```sh\nFOO=1 vllm-cli wait --prot 8000 && true\n```\n")
+    assert words == ["wait", "--prot", "8000"]
+    with pytest.raises(click.UsageError, match="--prot"):
+        load_command(next(entry for entry in COMMANDS if entry.name == "wait")).make_context("wait", words[1:])
