@@ -5,7 +5,8 @@
 #   make test CHANGED=1                    those of them that the changes since main can reach
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
 #   make test-slow | test-cuda             tests that need vLLM, a browser or minutes; tests that need a GPU
-#   make lint | bench   [ARGS="..."]
+#   make lint | format                     the linters; corrects order of imports and layout
+#   make bench [ARGS="..."]
 #   make docs                              writes the generated pages docs/{cli,flags,other-flags,environment,vllm-hooks}.md
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-vllm-versions [VERSIONS="0.28.0 0.31.0"]   the launcher's real tests with several versions of vLLM
@@ -42,7 +43,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-soak test-faults lint docs bench audit install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-soak test-faults lint format docs bench audit install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -103,6 +104,11 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m tests.proof
+
+# Rewrites the files; what it cannot correct is reported by `make lint`.
+format: $(INSTALLED_DEV)
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
 
 docs: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.generated_docs

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
@@ -218,6 +219,13 @@ def test_clean_makes_a_fresh_clone_again(clone):
     clone.make("test-newest")
     assert clone.make("clean").returncode == 0
     assert list(clone.path.glob(".venv*")) == []
+
+
+def test_before_a_commit_the_programs_of_make_lint_run():
+    recipe = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0].splitlines()[1:]
+    wanted = [line.strip().replace("$(BIN)", ".venv/bin").split()[:2] for line in recipe]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["entry"].split()[:2] for hook in hooks] == wanted
 
 
 @pytest.mark.parametrize("extra", ["", "embedded", "dev"])

@@ -36,11 +36,6 @@ def _snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_cache_folder_comes_first(baked: Path) -> None:
-    user = Path(os.environ["VLLM_CACHE_ROOT"])
-    assert layers("x") == (user / "vllm_cli" / "x", baked / "cache" / "vllm_cli" / "x")
-
-
 def test_without_a_baked_folder_there_is_one_layer(baked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCLI_BAKED", "off")
     assert layers("x") == (Path(os.environ["VLLM_CACHE_ROOT"]) / "vllm_cli" / "x",)

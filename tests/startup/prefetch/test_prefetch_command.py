@@ -18,7 +18,6 @@ from vllm_cli.commands import prefetch as command
 from vllm_cli.commands.prefetch import prefetch
 from vllm_cli.flags.byte_size import ByteSize
 
-pytestmark = pytest.mark.alone
 MIB = 1 << 20
 
 MakeFile = Callable[..., Path]
@@ -39,6 +38,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.alone
 @repeated_if_pages_are_lost
 def test_the_model_is_resident_after_the_command(model: Path) -> None:
     evict(model / "model.safetensors")
@@ -49,6 +49,7 @@ def test_the_model_is_resident_after_the_command(model: Path) -> None:
     expect_resident(model / "model.safetensors")
 
 
+@pytest.mark.alone
 @repeated_if_pages_are_lost
 def test_report_as_json_has_bytes_share_and_rate(model: Path) -> None:
     evict(model / "model.safetensors")

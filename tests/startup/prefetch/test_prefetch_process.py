@@ -23,7 +23,6 @@ from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost,
 from tests.signal_state import disturbing
 from tests.waiting import is_gone, wait_until
 
-pytestmark = pytest.mark.alone
 MIB = 1 << 20
 PLENTY = 1 << 50
 """Bytes of memory, more than any file has."""
@@ -69,6 +68,7 @@ def slow_prefetch(make_file: MakeFile) -> PrefetchHandle:
     return start_prefetch([path], options)
 
 
+@pytest.mark.alone
 @repeated_if_pages_are_lost
 def test_cold_files_are_resident_afterwards(make_file: MakeFile) -> None:
     files = [make_file("a", 40, is_cold=True), make_file("b", 3, is_cold=True)]
@@ -81,6 +81,7 @@ def test_cold_files_are_resident_afterwards(make_file: MakeFile) -> None:
         expect_resident(path)
 
 
+@pytest.mark.alone
 @repeated_if_pages_are_lost
 def test_only_missing_pages_are_read(make_file: MakeFile) -> None:
     path = make_file("f", 32)
@@ -94,6 +95,7 @@ def test_only_missing_pages_are_read(make_file: MakeFile) -> None:
     expect_resident(path)
 
 
+@pytest.mark.alone
 @repeated_if_pages_are_lost
 def test_resident_files_are_not_read(make_file: MakeFile) -> None:
     path = make_file("f", 8)
@@ -112,6 +114,7 @@ def test_phases_use_the_monotonic_clock(make_file: MakeFile) -> None:
     assert moments[-1] <= time.monotonic_ns()
 
 
+@pytest.mark.alone
 def test_no_more_is_read_than_fits_into_memory(make_file: MakeFile) -> None:
     path = make_file("f", 120, is_cold=True)
     report = prefetch([path], mode="on", memory_bytes=(1024 + 80) * MIB, block_bytes=4 * MIB, num_threads=2)
@@ -122,6 +125,7 @@ def test_no_more_is_read_than_fits_into_memory(make_file: MakeFile) -> None:
     assert resident_bytes(path) < 120 * MIB, "only a part is resident, though the kernel reads ahead a little"
 
 
+@pytest.mark.alone
 def test_too_little_memory_turns_it_off(make_file: MakeFile) -> None:
     path = make_file("f", 120, is_cold=True)
     report = prefetch([path], memory_bytes=(1024 + 10) * MIB)
@@ -152,6 +156,7 @@ def test_evicted_pages_stop_the_prefetch() -> None:
     assert (report.state, report.reason) == ("stopped", "the page cache evicts pages right after they are read")
 
 
+@pytest.mark.alone
 @repeated_if_pages_are_lost
 def test_resident_files_need_no_helper(make_file: MakeFile, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_file("weights.safetensors", 1)
@@ -164,6 +169,7 @@ def test_resident_files_need_no_helper(make_file: MakeFile, monkeypatch: pytest.
     assert (report.state, report.reason, report.resident_bytes) == ("off", "all files are resident", 1 << 20)
 
 
+@pytest.mark.alone
 @repeated_if_pages_are_lost
 def test_unreadable_files_are_reported_and_the_others_read(
     make_file: MakeFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
