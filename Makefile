@@ -43,7 +43,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-soak test-faults lint format docs bench audit install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-soak test-faults lint format docs release-notes bench audit install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -109,6 +109,9 @@ lint: $(INSTALLED_DEV)
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+release-notes:
+	@sed -n "/^## \[$$(sed -n 's/^VERSION = "\(.*\)"/\1/p' vllm_cli/version.py)\]/,/^## \[/{/^## \[/!p}" CHANGELOG.md
 
 docs: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.generated_docs
