@@ -30,7 +30,7 @@ from startup.probes.responder import StartupResponder
 from startup.probes.start_state import StartState
 from startup.processes import group_signals
 from startup.timeline import start_origin
-from startup.timeline.live_progress import LiveProgress
+from startup.timeline.progress import LiveProgress
 from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 

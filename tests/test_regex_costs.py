@@ -31,7 +31,7 @@ NO_FOREIGN_TEXT: Final = {
     "server.renderers.tokenizers.mistral_files": "names of the model's files",
     "startup.hooks.sources": "vLLM's own sources",
     "startup.model": "names of the model and its files",
-    "startup.timeline.package_versions": "names of installed packages",
+    "startup.timeline.subject": "names of installed packages",
     "startup.vllm.installed": "names and versions of installed packages",
 }
 """Package or module -> what its patterns read instead of text of a client or a model."""

@@ -9,10 +9,9 @@ from typing import Any
 from startup.prefetch.report import PrefetchReport
 from startup.timeline import start_origin
 from startup.timeline.history import EarlierStarts, read_history
-from startup.timeline.package_versions import installed_versions
 from startup.timeline.progress import ProgressMeter
 from startup.timeline.report import PageCacheFacts, StartFacts, StartReport, build_report
-from startup.timeline.subject import StartSubject
+from startup.timeline.subject import StartSubject, installed_versions
 from startup.timeline.timeline import PhaseTimeline
 
 

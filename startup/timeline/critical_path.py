@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from startup.timeline.phase_span import API, BACKGROUND, FORKSERVER, UNEXPLAINED, PhaseSpan
+from startup.timeline.spans import API, BACKGROUND, FORKSERVER, UNEXPLAINED, PhaseSpan
 
 _SHORT_GAP_NS: Final = 200_000
 """A shorter gap is the time between ending one span and beginning the next; it belongs to the former."""

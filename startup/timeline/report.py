@@ -2,21 +2,25 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from server.machine.whole_file import write_whole
-from startup.timeline.phase_span import UNEXPLAINED
-from startup.timeline.phase_table import PhaseTotal, Stretch, format_phases, sum_phases
+from startup.timeline.spans import UNEXPLAINED, PhaseTotal, Stretch, sum_phases
 from startup.timeline.timeline import PhaseTimeline
 
 logger = logging.getLogger(__name__)
 
 SCHEMA: Final = "vllm-cli/startup-report"
 SCHEMA_VERSION: Final = 1
+
+_BAR_WIDTH: Final = 24
+_MIN_SHARE: Final = 0.01
+"""Spans beside the critical path with a smaller share of the total are left out."""
+_HEADER: Final = "     at s   took s  share  process     phase"
 
 Outcome = Literal["starting", "ready", "failed"]
 
@@ -59,8 +63,6 @@ class StartReport:
     """Adjoining stretches from 0 to `total_s`."""
     spans: tuple[Stretch, ...]
     """All recorded spans, in order of begin; they overlap."""
-    waits: Mapping[str, str] = field(default_factory=dict)
-    """For spans that only waited, by key: the process that they waited for."""
     marks: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -75,7 +77,7 @@ class StartReport:
 
     def table(self) -> str:
         """One line per phase in order of begin: begin, duration, share of the start, process, name."""
-        return format_phases(self.critical_path, [span for span in self.spans if span.key not in self.waits])
+        return format_phases(self.critical_path, [span for span in self.spans if span.waits_for is None])
 
     def to_dict(self) -> dict[str, Any]:
         """The report as a JSON object."""
@@ -89,7 +91,7 @@ class StartReport:
             "explained_share": _rounded(self.explained_share),
             "phases": [_round_all(phase._asdict()) for phase in self.phases],
             "critical_path": [_round_all(stretch._asdict()) for stretch in self.critical_path],
-            "spans": [_round_all(span._asdict() | {"waits_for": self.waits.get(span.key)}) for span in self.spans],
+            "spans": [_round_all(span._asdict()) for span in self.spans],
             "marks": _round_all(self.marks),
         }
 
@@ -108,7 +110,6 @@ def build_report(timeline: PhaseTimeline, facts: StartFacts) -> StartReport:
         total_s=timeline.offset_s(path[-1].end_ns) if path else 0.0,
         critical_path=tuple(map(timeline.stretch, path)),
         spans=tuple(map(timeline.stretch, spans)),
-        waits={timeline.stretch(span).key: span.waits_for for span in spans if span.waits_for},
         marks={name: timeline.offset_s(time_ns) for name, time_ns in dict(timeline.marks).items()},
     )
 
@@ -119,6 +120,31 @@ def save_report(report: StartReport, path: Path) -> None:
         write_whole(path, report.to_json())
     except OSError as err:
         logger.warning("the start-up report could not be written to %s: %s", path, err.strerror)
+
+
+def format_phases(path: Sequence[Stretch], spans: Iterable[Stretch] = ()) -> str:
+    """The critical path with bars, then the spans that ran beside it without delaying the start."""
+    phases = sum_phases(path)
+    lines = [_HEADER, *map(_format_phase, phases)]
+    hidden = _find_hidden(phases, spans)
+    if hidden:
+        lines.append("meanwhile, without delaying the start:")
+        lines += [f"{s.begin_s:9.3f}{s.took_s:9.3f}         {s.process:<10}  {s.name}" for s in hidden]
+    return "\n".join(lines)
+
+
+def _format_phase(phase: PhaseTotal) -> str:
+    bar = "#" * (max(1, round(phase.share * _BAR_WIDTH)) if phase.share >= _MIN_SHARE else 0)
+    figures = f"{phase.begin_s:9.3f}{phase.took_s:9.3f}{phase.share:7.1%}"
+    return f"{figures}  {phase.process:<10}  {phase.name:<24}  {bar}".rstrip()
+
+
+def _find_hidden(phases: list[PhaseTotal], spans: Iterable[Stretch]) -> list[Stretch]:
+    """Spans of which more than half ran while the start waited for something else."""
+    shown_s = {phase.key: phase.took_s for phase in phases}
+    least_s = _MIN_SHARE * sum(shown_s.values())
+    hidden = [span for span in spans if span.took_s - 2 * shown_s.get(span.key, 0.0) >= least_s]
+    return sorted(hidden, key=lambda span: span.begin_s)
 
 
 def _rounded(value: Any) -> Any:

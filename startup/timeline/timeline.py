@@ -9,8 +9,7 @@ from typing import Any
 from server.machine.processes import process_start_ns
 from startup.timeline import start_origin
 from startup.timeline.critical_path import find_critical_path
-from startup.timeline.phase_span import API, PhaseSpan
-from startup.timeline.phase_table import Stretch
+from startup.timeline.spans import API, PhaseSpan, Stretch
 
 _NS = 1_000_000_000
 
@@ -132,4 +131,5 @@ class PhaseTimeline:
 
     def stretch(self, span: PhaseSpan) -> Stretch:
         """The span in seconds since the origin."""
-        return Stretch(span.process, span.name, self.offset_s(span.begin_ns), self.offset_s(span.end_ns))
+        begin_s, end_s = self.offset_s(span.begin_ns), self.offset_s(span.end_ns)
+        return Stretch(span.process, span.name, begin_s, end_s, span.waits_for)

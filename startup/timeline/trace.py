@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from server.machine.whole_file import write_whole
-from startup.timeline.phase_table import Stretch
 from startup.timeline.report import StartReport
+from startup.timeline.spans import Stretch
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def build_trace(report: StartReport) -> dict[str, Any]:
     events: list[dict[str, Any]] = []
     for number, (name, spans) in enumerate(tracks.items()):
         events += _name_track(number, name)
-        events += _draw_spans(number, spans, report)
+        events += _draw_spans(number, spans)
     events += [_draw_mark(name, time_s) for name, time_s in report.marks.items()]
     return {
         "traceEvents": events,
@@ -46,7 +46,7 @@ def _name_track(number: int, name: str) -> Iterator[dict[str, Any]]:
     yield {"ph": "M", "name": "process_sort_index", "pid": number, "tid": 0, "args": {"sort_index": number}}
 
 
-def _draw_spans(number: int, spans: Iterable[Stretch], report: StartReport) -> Iterator[dict[str, Any]]:
+def _draw_spans(number: int, spans: Iterable[Stretch]) -> Iterator[dict[str, Any]]:
     rows: list[list[Stretch]] = []
     for span in sorted(spans, key=lambda span: (span.begin_s, -span.end_s)):
         begin, end = round(span.begin_s * _MICRO), round(span.end_s * _MICRO)
@@ -58,7 +58,7 @@ def _draw_spans(number: int, spans: Iterable[Stretch], report: StartReport) -> I
             "tid": _find_row(rows, span),
             "ts": begin,
             "dur": end - begin,
-            "args": {"process": span.process, "waits_for": report.waits.get(span.key)},
+            "args": {"process": span.process, "waits_for": span.waits_for},
         }
 
 

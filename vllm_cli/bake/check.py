@@ -13,7 +13,7 @@ from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
 from startup.imports.import_file import why_not
 from startup.imports.scan_cache import scan_key
 from startup.prefetch.pages import read_pages
-from startup.timeline.package_versions import installed_versions
+from startup.timeline.subject import installed_versions
 from vllm_cli.bake.parts import (
     BYTECODES,
     COMPILED,

@@ -19,7 +19,7 @@ from startup.caches.folders import OWN
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
 from startup.imports.learned_imports import freeze
 from startup.prefetch.pages import FileRanges, whole_file, write_pages
-from startup.timeline.package_versions import installed_versions
+from startup.timeline.subject import installed_versions
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.no_start import bake_imports, why_no_start
 from vllm_cli.bake.own_bytecode import has_own_bytecode

@@ -1,12 +1,11 @@
 """Draws one start as bars over time: the critical path on top, then every process with all its spans."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import Final, NamedTuple
 
-from startup.timeline.phase_span import UNEXPLAINED
-from startup.timeline.phase_table import Stretch
 from startup.timeline.report import StartReport
+from startup.timeline.spans import UNEXPLAINED, Stretch
 from vllm_cli.html_page import draw_text, pick_colour
 from vllm_cli.timeline.time_axis import TimeAxis
 
@@ -46,8 +45,7 @@ def draw_chart(report: StartReport, colours: PhaseColours, *, title: str, end_s:
     parts = [draw_text(0, 16, title, kind="title"), axis.draw(_TITLE, bottom)]
     top = _TITLE
     for lane in lanes:
-        faint = report.waits.keys() if lane is not lanes[0] else ()
-        parts += [draw_text(_LEFT - 8, top + 15, lane.name, anchor="end"), *lane.draw(top, axis, colours, faint)]
+        parts += [draw_text(_LEFT - 8, top + 15, lane.name, anchor="end"), *lane.draw(top, axis, colours)]
         top += lane.height
     parts += [_draw_mark(name, axis.x(time_s), bottom) for name, time_s in report.marks.items()]
     frame = f'viewBox="0 0 {WIDTH} {bottom + _AXIS}" width="{WIDTH}" role="img" aria-label="{escape(title)}"'
@@ -64,10 +62,10 @@ class _Lane(NamedTuple):
     def height(self) -> int:
         return _ROW * len(self.rows) + _LANE_GAP
 
-    def draw(self, top: float, axis: TimeAxis, colours: PhaseColours, faint: Collection[str]) -> Iterator[str]:
+    def draw(self, top: float, axis: TimeAxis, colours: PhaseColours) -> Iterator[str]:
         for index, row in enumerate(self.rows):
             for stretch in row:
-                opacity = _FAINT if stretch.key in faint else 1.0
+                opacity = _FAINT if stretch.waits_for else 1.0
                 yield _draw_bar(stretch, top + index * _ROW, axis, colours.of(stretch.key), opacity)
 
 

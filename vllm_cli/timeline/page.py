@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from startup.timeline.phase_span import UNEXPLAINED
 from startup.timeline.report import StartReport
+from startup.timeline.spans import UNEXPLAINED
 from vllm_cli.html_page import build_page, draw_key, draw_paragraph, draw_table
 from vllm_cli.timeline.chart import PhaseColours, draw_chart
 from vllm_cli.timeline.comparison import compare_phases

@@ -11,8 +11,7 @@ from startup.caches.baked import BYTECODE, CACHE
 from startup.caches.bytecode import use_baked_bytecode
 from startup.caches.folders import OWN, layers
 from startup.imports.scan_cache import _Cache
-from startup.timeline.history import history_path, read_history, read_starts, record_start
-from startup.timeline.record import StartRecord
+from startup.timeline.history import StartRecord, history_path, read_history, read_starts, record_start
 from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_all_profiles, load_profile
 
 _KIND = StartKind("0.32.0", "LlamaForCausalLM", ("--enforce-eager",))

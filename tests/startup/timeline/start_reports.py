@@ -1,7 +1,7 @@
 """Builds reports of starts with known times, for tests."""
 
-from startup.timeline.phase_span import PhaseSpan
 from startup.timeline.report import PageCacheFacts, StartFacts, StartReport, build_report
+from startup.timeline.spans import PhaseSpan
 from startup.timeline.timeline import PhaseTimeline
 
 NS = 1_000_000_000

@@ -4,7 +4,7 @@ import random
 from itertools import pairwise
 
 from startup.timeline.critical_path import find_critical_path
-from startup.timeline.phase_span import PhaseSpan
+from startup.timeline.spans import PhaseSpan
 
 MS = 1_000_000
 

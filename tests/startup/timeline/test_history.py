@@ -10,10 +10,9 @@ import pytest
 
 from server.config import EngineConfig, RendererConfig, ServerConfig
 from startup.config import ModelConfig, StartupConfig
+from startup.outcome import explain_slowness
 from startup.start_key import start_key
-from startup.timeline.history import MAX_PER_KEY, MAX_RECORDS, history_path, read_history, record_start
-from startup.timeline.record import StartRecord
-from startup.timeline.verdict import explain_slowness
+from startup.timeline.history import MAX_PER_KEY, MAX_RECORDS, StartRecord, history_path, read_history, record_start
 from tests.startup.timeline.start_reports import report_of
 
 

@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from startup.timeline.live_progress import LiveProgress
-from startup.timeline.progress import ProgressMeter
+from startup.timeline.progress import LiveProgress, ProgressMeter
 from startup.timeline.timeline import PhaseTimeline
 from tests.waiting import wait_until
 

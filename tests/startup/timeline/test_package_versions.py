@@ -4,7 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-from startup.timeline.package_versions import installed_versions
+from startup.timeline.subject import installed_versions
 
 PACKAGES = ("torch", "transformers", "huggingface-hub", "click", "no-such-package")
 
@@ -16,7 +16,7 @@ def test_versions_are_those_of_the_metadata() -> None:
 def test_reading_versions_imports_no_package() -> None:
     code = (
         "import sys\n"
-        "from startup.timeline.package_versions import installed_versions\n"
+        "from startup.timeline.subject import installed_versions\n"
         "assert installed_versions(['torch'])\n"
         "print({'torch', 'importlib.metadata'} & set(sys.modules))"
     )

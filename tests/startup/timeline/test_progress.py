@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from startup.timeline.history import EarlierStarts
+from startup.timeline.history import EarlierStarts, StartRecord
 from startup.timeline.progress import ProgressMeter
-from startup.timeline.record import StartRecord
 from startup.timeline.timeline import PhaseTimeline
 from tests.startup.timeline.start_reports import report_of
 

@@ -15,7 +15,7 @@ from startup.caches.folders import OWN
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
 from startup.imports.scan_cache import scan_key
 from startup.prefetch.pages import whole_file, write_pages
-from startup.timeline.package_versions import installed_versions
+from startup.timeline.subject import installed_versions
 from tests.startup.caches.conftest import baked, write_manifest  # noqa: F401 - a fixture
 from vllm_cli.bake.check import check_baked
 from vllm_cli.main import main

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from startup.timeline.history import history_path, record_start
-from startup.timeline.record import StartRecord
+from startup.timeline.history import StartRecord, history_path, record_start
 from vllm_cli.commands.wait import wait
 from vllm_cli.main import main
 
