@@ -21,7 +21,7 @@ from server.errors import ServerError
 from server.lifecycle import Lifecycle, State
 from server.model_files.vision_models import accepts_images
 from server.types import EngineInfo
-from startup.caches.bytecode import use_baked_bytecode
+from startup.caches.baked import use_baked_bytecode
 from startup.config import StartupConfig
 from startup.engine import process as engine_process
 from startup.engine.starter import EngineSupervisor
@@ -31,7 +31,7 @@ from startup.imports.learned_imports import learn, learned_imports
 from startup.logs.setup import configure_logging
 from startup.model.location import Location, locate, resolve_model
 from startup.preflight.report import PreflightReport
-from startup.probes.channel import OpenChannel, open_plain
+from startup.probes.responder_process import OpenChannel, open_plain
 from startup.processes import group_signals
 from startup.processes.dormant_forkserver import discard_dormant
 from startup.processes.library_state import update_hub

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from server.types import EngineInfo
-from startup.prefetch.report import PrefetchReport
+from startup.prefetch.messages import PrefetchReport
 from startup.probes.start_state import StartState
 from startup.timeline.history import EarlierStarts, StartRecord, record_start
 from startup.timeline.report import StartReport, save_report

@@ -24,9 +24,9 @@ from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.preflight.report import PreflightReport
 from startup.probes import listener
-from startup.probes.channel import OpenChannel, open_plain
 from startup.probes.probe_answers import ProbeAnswers
 from startup.probes.responder import StartupResponder
+from startup.probes.responder_process import OpenChannel, open_plain
 from startup.probes.start_state import StartState
 from startup.processes import group_signals
 from startup.timeline import start_origin

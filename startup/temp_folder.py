@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from envs.registry import env
-from server.machine.whole_file import write_problem
+from server.machine.files import write_problem
 from startup.errors import StartupError
 
 logger = logging.getLogger(__name__)

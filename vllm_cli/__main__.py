@@ -17,7 +17,7 @@ _INTERRUPTED = 130
 
 def main() -> int:
     """Runs the command; as process 1 of a container, runs it in a child and acts as its init."""
-    from startup.command_line import mask_command_line
+    from server.machine.command_line import mask_command_line
 
     mask_command_line()
     if os.getpid() == 1:

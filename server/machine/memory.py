@@ -1,16 +1,21 @@
-"""The memory that is still available: the machine's or that of a containing cgroup, whichever is less.
+"""The memory that is still available, of the machine or of a containing cgroup, and kills for lack of it.
 
 Standard library only; the prefetch's helper process uses it too.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from server.machine.cgroups import PROC, own_cgroups, read_lines
+from server.wording import format_bytes
 
 _NO_LIMIT: Final = 1 << 60
 """Version 1 of cgroups writes a number near 2**63 for no limit."""
+
+
+_KILLS_FILES: Final[dict[Literal[1, 2], str]] = {1: "memory.oom_control", 2: "memory.events"}
+_KILLS_FIELD: Final = "oom_kill"
 
 
 class MemoryState(NamedTuple):
@@ -33,6 +38,29 @@ def available_bytes() -> int:
     """Bytes available under the tightest limit; 0 if the system does not report it."""
     state = read_memory()
     return state.available_bytes if state else 0
+
+
+class OomWatch:
+    """Detects whether the kernel killed a process because memory ran out, by the cgroup's counter of kills.
+
+    Created when the watched process starts, in a process of the same cgroup.
+    """
+
+    def __init__(self, proc: Path = PROC) -> None:
+        self._proc = proc
+        self._num_before = _num_kills(proc)
+
+    def describe_kill(self) -> str:
+        """The end of a message about a SIGKILL: its cause and advice."""
+        if _num_kills(self._proc) == self._num_before:
+            return ", as the kernel does when memory runs out"
+        memory = read_memory(self._proc)
+        whose = "this container" if memory and memory.is_cgroup else "this machine"
+        limit = f" ({format_bytes(memory.total_bytes)})" if memory else ""
+        return (
+            f": the kernel killed it because the memory of {whose}{limit} ran out; lower --max-num-seqs, "
+            "--max-model-len or --kv-cache-memory-bytes, or provide more memory"
+        )
 
 
 class _Version(NamedTuple):
@@ -77,3 +105,19 @@ def _number(path: Path) -> int | None:
 def _numbers(path: Path) -> dict[str, int]:
     words = (line.split() for line in read_lines(path))
     return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}
+
+
+def _num_kills(proc: Path) -> int:
+    """Out-of-memory kills in the cgroup so far; without a cgroup of the whole machine; 0 if not counted."""
+    for cgroup in own_cgroups("memory", proc):
+        if (num := _read_kills(cgroup.folder / _KILLS_FILES[cgroup.version])) is not None:
+            return num
+    return _read_kills(proc / "vmstat") or 0
+
+
+def _read_kills(path: Path) -> int | None:
+    for line in read_lines(path):
+        name, _, number = line.partition(" ")
+        if name == _KILLS_FIELD and number.isdigit():
+            return int(number)
+    return None

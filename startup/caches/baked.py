@@ -5,12 +5,13 @@ It holds bytecode and pickles, so that whoever can write to it can run code as t
 
 import functools
 import os
+import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from envs.home import expand_home
 from envs.registry import env
-from server.machine.file_owner import why_changeable
+from server.machine.files import why_changeable
 
 FIXED_PATH: Final = Path("/opt/vllm-cli/baked")
 OFF: Final = "off"
@@ -22,6 +23,10 @@ BYTECODE: Final = "bytecode"
 """A bytecode cache as PYTHONPYCACHEPREFIX names it; missing if all packages have their own."""
 PAGES: Final = "pages.json"
 """Which parts of which files the start has read."""
+
+
+PREFIX: Final = "PYTHONPYCACHEPREFIX"
+_DONT_WRITE: Final = "PYTHONDONTWRITEBYTECODE"
 
 
 class BakedFolder(NamedTuple):
@@ -40,6 +45,22 @@ def find_baked() -> BakedFolder:
     return _examine(Path(expand_home(named)) if named else FIXED_PATH, os.geteuid(), is_named=named is not None)
 
 
+def use_baked_bytecode() -> bool:
+    """Sets the bytecode cache of this process and of programs started after this call, unless one is set.
+
+    The folder has bytecode if the image's packages came without any.
+    Python compares each file with its source. What the folder lacks is compiled in memory, since nothing may
+    be written to it.
+    """
+    baked = find_baked().folder
+    if baked is None or sys.pycache_prefix is not None or not (baked / BYTECODE).is_dir():
+        return False
+    sys.pycache_prefix = os.environ[PREFIX] = str(baked / BYTECODE)
+    sys.dont_write_bytecode = True
+    os.environ[_DONT_WRITE] = "1"
+    return True
+
+
 @functools.cache
 def _examine(folder: Path, user: int, *, is_named: bool) -> BakedFolder:
     if not (folder / MANIFEST).is_file():
@@ -53,7 +74,7 @@ def _examine(folder: Path, user: int, *, is_named: bool) -> BakedFolder:
 def why_not_trusted(folder: Path, user: int) -> str | None:
     """Why others could change what is in the folder; None if only root and this user can.
 
-    Looks at the folder, its parts and its parents; `untrusted_file` looks at everything.
+    Checks the folder, its parts and its parents; `untrusted_file` checks everything.
     """
     for path in (folder, folder / MANIFEST, folder / CACHE, folder / BYTECODE, *folder.parents):
         if (problem := _why_changeable(path, user, allows_sticky=path in folder.parents)) is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from envs.registry import env
 from server.config import EngineConfig, ModelFiles
+from server.machine.memory import OomWatch
 from server.machine.processes import EndWatch, process_start_ns
 from startup.engine.onednn import limit_kernel_caches
 from startup.engine.openmp import limit_spinning
@@ -26,7 +27,6 @@ from startup.logs.setup import configure_logging
 from startup.model.checkpoint_folder import modeling_module
 from startup.processes import death_pipe, group_signals, new_program
 from startup.processes.new_program import OWN_PACKAGES_MODULE, without_group_signals, without_main_module
-from startup.processes.oom_watch import OomWatch
 
 logger = logging.getLogger(__name__)
 

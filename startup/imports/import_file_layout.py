@@ -16,7 +16,7 @@ import sys
 from importlib.util import MAGIC_NUMBER
 from typing import Any, Final, NamedTuple
 
-from server.machine.file_owner import why_changeable
+from server.machine.files import why_changeable
 
 _MARK: Final = b"vllm-cli import file"
 _FORMAT: Final = 1

@@ -10,8 +10,8 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from typing import BinaryIO, Final
 
-from server.machine.file_owner import MODE
 from server.machine.file_stamps import read_stamp
+from server.machine.files import MODE
 from startup.imports.distributions import distribution_stamps, installed_folders
 from startup.imports.import_file_layout import (
     HEAD_BYTES,

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from server.machine.file_owner import MODE, read_own
-from server.machine.whole_file import write_whole
+from server.machine.files import MODE, read_own, write_whole
 from startup.caches.folders import layers
 from startup.hooks.left_out import applies
 from startup.hooks.of_libraries import CACHED_SCANS, SCAN

@@ -12,12 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from envs import foreign
 from server.machine.page_cache import is_cheap
-from startup.prefetch.budget import reason_to_skip
-from startup.prefetch.job import LIFE_FD, Job
+from startup.prefetch.messages import LIFE_FD, Job, PrefetchProgress, PrefetchReport
 from startup.prefetch.options import PrefetchOptions
-from startup.prefetch.report import PrefetchProgress, PrefetchReport
-from startup.prefetch.survey import survey_files
+from startup.prefetch.survey import reason_to_skip, survey_files
 from startup.processes import group_signals
 
 logger = logging.getLogger(__name__)
@@ -130,15 +129,15 @@ class _Helper:
     def __init__(self, files: Sequence[Path], options: PrefetchOptions, pages: Path | None) -> None:
         begin_ns = time.monotonic_ns()
         job = Job(
-            options.num_threads,
-            options.block_bytes,
-            options.reserve_bytes,
-            options.memory_bytes,
-            options.mode == "on",
-            options.progress_interval_s,
-            os.getpid(),
-            begin_ns,
-            _text(pages),
+            num_threads=options.num_threads,
+            block_bytes=options.block_bytes,
+            reserve_bytes=options.reserve_bytes,
+            memory_bytes=options.memory_bytes,
+            is_forced=options.mode == "on",
+            progress_interval_s=options.progress_interval_s,
+            parent_pid=os.getpid(),
+            begin_ns=begin_ns,
+            pages=_text(pages),
         )
         control_fd, self._control_fd = os.pipe()
         self._report_fd, report_fd = os.pipe()
@@ -202,7 +201,7 @@ def _spawn(arguments: list[str], control_fd: int, report_fd: int, life_fd: int) 
     actions = [(os.POSIX_SPAWN_DUP2, fd, place) for fd, place in places]
     command = [sys.executable, "-I", "-S", "-c", _CODE, str(_ROOT), *arguments]
     mask = group_signals.GROUP_SIGNALS  # blocked until the process ignores them
-    return os.posix_spawn(sys.executable, command, os.environ, file_actions=actions, setsigmask=mask)
+    return os.posix_spawn(sys.executable, command, foreign.snapshot(), file_actions=actions, setsigmask=mask)
 
 
 def _text(path: Path | None) -> str | None:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 
 from server.machine.page_cache import ResidencyProbe
-from startup.prefetch.report import MAX_PROBLEMS
+from startup.prefetch.messages import MAX_PROBLEMS
 from startup.prefetch.survey import Block
 
 _FALLBACK_BYTES = 256 << 10

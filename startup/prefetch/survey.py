@@ -1,12 +1,21 @@
-"""Finds the parts of the files that are missing in the page cache; mostly runs in the helper process."""
+"""Finds the parts of the files that are missing in the page cache, and decides which of them to read.
+
+Mostly runs in the helper process.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from server.machine.memory import read_memory
 from server.machine.page_cache import ResidencyProbe, memory_devices
+from startup.prefetch.messages import Job
 from startup.prefetch.pages import FileRanges, read_pages, whole_file
+
+_RESIDENT_ENOUGH = 0.99
+_MIN_BYTES = 64 << 20
+_SHARE_THAT_HELPS = 0.5
 
 
 class Block(NamedTuple):
@@ -47,6 +56,15 @@ class Survey(NamedTuple):
         return self._replace(blocks=tuple(kept))
 
 
+class Decision(NamedTuple):
+    """The part of a survey that is to be read."""
+
+    survey: Survey
+    is_off: bool
+    reason: str | None = None
+    """Why nothing or only a part is read."""
+
+
 def survey_files(paths: Sequence[str], block_bytes: int, pages: str | None = None) -> Survey:
     """Surveys the parts that the record `pages` names, then the files as a whole.
 
@@ -75,6 +93,48 @@ def survey_files(paths: Sequence[str], block_bytes: int, pages: str | None = Non
     return Survey(num_files, total, resident, in_memory, tuple(blocks), tuple(problems))
 
 
+def decide(survey: Survey, job: Job) -> Decision:
+    """Limits the survey to what fits into memory; unless forced, to nothing if less than half fits."""
+    if reason := reason_to_skip(survey, is_forced=job.is_forced):
+        return Decision(survey, is_off=True, reason=reason)
+    available = available_bytes(job)
+    if available is None:
+        return Decision(survey, is_off=False)
+    room = available - survey.resident_bytes - job.reserve_bytes
+    due = survey.due_bytes
+    if room >= due:
+        return Decision(survey, is_off=False)
+    reason = (
+        f"{_mb(available)} of memory are available, of which {_mb(job.reserve_bytes)} are reserved for the engine: "
+        f"{_mb(max(room, 0))} of {_mb(due)} fit"
+    )
+    least = 0 if job.is_forced else max(due * _SHARE_THAT_HELPS, _MIN_BYTES)
+    limited = survey.limited_to(room)
+    return Decision(limited, is_off=room < least or not limited.blocks, reason=reason)
+
+
+def available_bytes(job: Job) -> int | None:
+    """Available memory, including page cache of the files; None if the system does not report it."""
+    if job.memory_bytes is not None:
+        return job.memory_bytes
+    state = read_memory()
+    return state.available_bytes if state else None
+
+
+def reason_to_skip(survey: Survey, *, is_forced: bool) -> str | None:
+    """Why there is nothing to read; None if there is something."""
+    if not survey.num_files:
+        return "none of the files can be read"
+    if survey.in_memory_bytes == survey.total_bytes:
+        return "the files are on a file system in memory"
+    if not survey.blocks:
+        return "all files are resident"
+    share = survey.resident_bytes / survey.total_bytes
+    if share >= _RESIDENT_ENOUGH and not is_forced:
+        return f"{share:.1%} of the bytes are resident"
+    return None
+
+
 def _missing_blocks(wanted: FileRanges, block_bytes: int) -> Iterator[Block]:
     with ResidencyProbe(wanted.path) as probe:
         for begin, num_bytes in wanted.ranges:
@@ -86,3 +146,7 @@ def _missing_blocks(wanted: FileRanges, block_bytes: int) -> Iterator[Block]:
 
 def _check_readable(path: str) -> None:
     os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.0f} MB"

@@ -14,11 +14,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from startup.prefetch.budget import available_bytes, decide
-from startup.prefetch.job import LIFE_FD, Job
+from startup.prefetch.messages import LIFE_FD, MAX_PROBLEMS, Job, PrefetchProgress, PrefetchReport
 from startup.prefetch.reader import BlockReader
-from startup.prefetch.report import MAX_PROBLEMS, PrefetchProgress, PrefetchReport
-from startup.prefetch.survey import Survey, survey_files
+from startup.prefetch.survey import Survey, available_bytes, decide, survey_files
 from startup.processes import death_pipe, group_signals
 
 _CONTROL_FD = 0

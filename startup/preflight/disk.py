@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from envs.registry import env
-from server.machine.whole_file import write_problem
+from server.machine.files import write_problem
 from server.wording import format_bytes
 from startup.caches.folders import cache_folder
 from startup.model.checkpoint_folder import find_weight_files

@@ -3,7 +3,7 @@
 The HTTP server's event loop may be held for a second by one request. Its answer to `/health` is sent here, as
 long as the loop runs.
 
-The bytes of a connection are looked at, not read: only the bytes of an answered probe are consumed, and the
+The bytes of a connection are peeked at (MSG_PEEK): only those of an answered probe are consumed, and the
 HTTP server reads all others itself. Every connection that waits here is held by the API process too: at most
 one connection is lost if this process is killed. If the loop is held so long that the kernel keeps no more
 messages for it, about 550, further connections are accepted all the same, as probes may be among them, and
@@ -25,9 +25,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
+from server.machine.realtime import RealtimePriority
 from startup.probes.answer import Answer
 from startup.probes.probe_request import MAX_HEAD_BYTES, ProbeRequest, parse_probe
-from startup.probes.realtime import RealtimePriority
 from startup.probes.serving_messages import (
     BEAT,
     LEND,
@@ -121,7 +121,7 @@ class Acceptor:
                 elif not isinstance(key.data, _Client):
                     key.data.advance()
                 elif key.data.is_waiting:  # not passed on by an earlier event of this turn
-                    self._look(key.data)
+                    self._inspect(key.data)
             now = time.monotonic()
             self._pass_silent_on(now)
             self._close_idle(now)
@@ -185,7 +185,7 @@ class Acceptor:
                 return
             self._num_accepted += 1
             client = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
-            self._look(_Client(self._num_accepted, connection, client))
+            self._inspect(_Client(self._num_accepted, connection, client))
 
     def _close_one(self) -> bool:
         """Frees a descriptor; False if every connection here waits to be passed on."""
@@ -213,7 +213,7 @@ class Acceptor:
                 self._delay_s = min(2 * self._delay_s, _MAX_DELAY_FACTOR * self._settings.accept_delay_s)
                 self._accept()  # what the HTTP server has not accepted meanwhile
 
-    def _look(self, client: "_Client") -> None:
+    def _inspect(self, client: "_Client") -> None:
         """Answers a probe; keeps a connection without bytes; passes any other one on."""
         try:
             received = _peek(client.connection, may_wait=not client.is_waiting)
@@ -334,7 +334,7 @@ class Acceptor:
         return True
 
     def _report_probes(self) -> None:
-        """Tells the API process what it has to log; later, if it receives nothing."""
+        """Sends answered probes for the access log; later, if the API process receives nothing."""
         while self._unlogged and not self._unsent:
             if not self._try_send(Report(Kind.ANSWERED, probe=self._unlogged[0]), None):
                 return

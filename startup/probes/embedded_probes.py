@@ -1,7 +1,7 @@
-"""Has the responder's process answer probes while the embedded engine's server is ready.
+"""Lets the responder's process answer probes while the embedded engine's server is ready.
 
-The server accepts itself. The responder accepts what waits for longer than a millisecond, and the server
-lends it connections on which there were only probes: all others cost what they cost without it.
+The server accepts itself. The responder accepts connections that have waited for a millisecond, and the server
+lends it connections on which there were only probes. All others cost the same as without the responder.
 """
 
 import socket

@@ -1,7 +1,7 @@
 """The HTTP server's end of its connection to the responder's process, which answers probes while it serves.
 
-The responder passes on every connection but those of probes (`startup.probes.acceptor`). A heartbeat tells it
-what `/health` answers and that the event loop runs.
+The responder passes on every connection but those of probes (`startup.probes.acceptor`). A heartbeat reports
+the answer of `/health`, and that the event loop runs.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ class ProbeLink(ABC):
         return True
 
     def lend(self, connection: LentConnection, fd: int, client: str) -> bool:
-        """Has the responder wait for the next request on a connection; False if it cannot now."""
+        """Lets the responder wait for the next request on a connection; False if it cannot now."""
         if self._is_ending or not self._repeats_answer:
             return False
         connection_id = next(self._lent_ids)

@@ -20,8 +20,7 @@ from typing import Any, Self
 
 from startup.probes import responder_process
 from startup.probes.answer import Answers
-from startup.probes.channel import OpenChannel, open_plain
-from startup.probes.responder_process import GIVEN_UP, HAND_OVER, run_process
+from startup.probes.responder_process import GIVEN_UP, HAND_OVER, OpenChannel, open_plain, run_process
 from startup.probes.serving_messages import ServingSettings
 from startup.processes import group_signals
 
@@ -96,7 +95,7 @@ class StartupResponder:
             logger.warning("the responder process %s was killed: probes wait until the HTTP server accepts", self._pid)
 
     def hand_over(self) -> None:
-        """Has the process stop accepting, answer the clients it has accepted, and exit.
+        """Makes the process stop accepting, answer the clients it has accepted, and exit.
 
         Returns once the process accepts no more, so that a client that got an answer of the HTTP server gets
         none of the responder afterwards. A process that is stopped (SIGSTOP) is waited for at most
@@ -107,7 +106,7 @@ class StartupResponder:
         self._has_given_up.wait(_GIVE_UP_S)
 
     def keep(self, settings: ServingSettings) -> socket.socket | None:
-        """Has the process accept for the HTTP server from now on, instead of `hand_over`.
+        """Makes the process accept for the HTTP server from now on, instead of `hand_over`.
 
         Returns the connection to it, on which `Report`s arrive, or None if it has exited. The process ends
         when it gets `HAND_OVER`, or with `kill`.

@@ -12,13 +12,12 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from server.errors import ServerError
 from startup.logs.setup import rename_process
 from startup.probes.acceptor import Acceptor
 from startup.probes.answer import Answer, Answers
-from startup.probes.channel import Channel, OpenChannel
 from startup.probes.serving_messages import SERVE, ServingSettings
 from startup.processes import death_pipe, group_signals
 
@@ -35,6 +34,26 @@ _MAX_REQUEST_BYTES = 1 << 20
 _MAX_MESSAGE_BYTES = 1 << 20
 _MAX_CONNECTIONS = 1024
 _CHUNK_BYTES = 1 << 16
+
+
+class Channel(Protocol):
+    """A client's non-blocking connection: a socket, or TLS on a socket (`startup.probes.tls_channel`)."""
+
+    def fileno(self) -> int: ...
+    def setblocking(self, is_blocking: bool, /) -> None: ...
+    def recv(self, num_bytes: int, /) -> bytes: ...
+    def send(self, data: bytes, /) -> int: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def close(self) -> None: ...
+
+
+OpenChannel = Callable[[socket.socket], Channel]
+"""Makes a channel of an accepted socket; an OSError rejects the client."""
+
+
+def open_plain() -> OpenChannel:
+    """Channels without TLS: the sockets themselves."""
+    return lambda client: client
 
 
 def run_process(

@@ -33,7 +33,7 @@ class ServingSettings:
     reports_probes: bool
     """Whether the API process writes an access log."""
     wants_realtime: bool
-    """Whether the process asks for real-time priority."""
+    """Whether the process requests real-time priority."""
     paths: Sequence[str] = (PATH,)
     """Paths with the answer of `/health`."""
     accept_delay_s: float = 0.0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from startup.prefetch.report import PrefetchReport
+from startup.prefetch.messages import PrefetchReport
 from startup.timeline import start_origin
 from startup.timeline.history import EarlierStarts, read_history
 from startup.timeline.progress import ProgressMeter

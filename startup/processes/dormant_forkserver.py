@@ -1,4 +1,4 @@
-"""A fork of this process that waits until it is asked to become multiprocessing's forkserver.
+"""A fork of this process that waits for a request to become multiprocessing's forkserver.
 
 A server forked from a template process has imported everything. A forkserver that was executed as a new
 program would import it again; a fork of the server has it already. It is forked while the process has one
@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from envs import foreign
-from startup.command_line import replace_command_line
+from server.machine.command_line import replace_command_line
 from startup.hooks.of_libraries import FORKSERVER_CODE, START_PROGRAM
 from startup.processes import death_pipe, group_signals
 from startup.processes.library_state import refresh_libraries
 from startup.processes.messages import MessageError, dictionary, receive, send
 
 _COMMAND_LINE: Final = b"vllm-cli dormant forkserver\0"
-"""Until it is woken, so that `ps` tells it from the server."""
+"""Shown by `ps` until it is woken, as it would otherwise look like the server."""
 
 _dormant: "_Dormant | None" = None
 
@@ -108,7 +108,7 @@ def _wait_for_task(connection: socket.socket) -> NoReturn:
     except (OSError, ValueError, IndexError, MessageError):  # discarded, or its parent has ended
         os._exit(0)
     connection.close()
-    replace_command_line(b"".join(word + b"\0" for word in words))  # `ps` tells it from its parent
+    replace_command_line(b"".join(word + b"\0" for word in words))  # shown by `ps`
     with suppress(OSError):
         Path("/proc/self/comm").write_bytes(os.path.basename(words[0]))  # noqa: PTH119
     _renumber(fds, [int(number) for number in numbers])

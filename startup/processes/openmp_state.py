@@ -94,7 +94,7 @@ def _first_number(text: str) -> int | None:
 
 
 def _siblings(cpu: int) -> str:
-    """The CPUs of one core; the CPU itself where the kernel does not tell."""
+    """The CPUs of one core; the CPU itself where the kernel does not report them."""
     try:
         return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip()
     except OSError:

@@ -15,9 +15,9 @@ from contextlib import suppress
 from typing import Final, NamedTuple, NoReturn
 
 from envs import foreign
+from server.machine.command_line import masked_words, replace_command_line
 from server.machine.descriptors import is_open, move_socket_up, move_up
 from server.machine.processes import process_start_ns
-from startup.command_line import masked_words, replace_command_line
 from startup.processes import death_pipe, dormant_forkserver, messages
 from startup.processes.library_state import refresh_libraries, renew_authentication_key
 from startup.processes.messages import MessageError

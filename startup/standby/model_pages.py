@@ -15,7 +15,7 @@ _PERIOD_S: Final = 60.0
 
 
 class ModelPages:
-    """Reads within the limits of every prefetch (`startup.prefetch.budget`); no page is locked."""
+    """Reads within the limits of every prefetch (`startup.prefetch.survey`); no page is locked."""
 
     def __init__(self, models: tuple[str, ...]) -> None:
         self._models = models

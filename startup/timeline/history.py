@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from server.machine.whole_file import write_whole
+from server.machine.files import write_whole
 from startup.caches.folders import cache_folder, layers
 from startup.timeline.reader import JsonFields
 from startup.timeline.report import StartReport

@@ -10,7 +10,7 @@ class WarmOrigin(NamedTuple):
     client_begin_ns: int
     """When the kernel started the process that the user started."""
     request_ns: int
-    """When it asked for the fork."""
+    """When it requested the fork."""
     forked_ns: int
     """When the forked process had taken over the client's state."""
     saved_s: float

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from server.machine.whole_file import write_whole
+from server.machine.files import write_whole
 from startup.timeline.report import StartReport
 from startup.timeline.spans import Stretch
 

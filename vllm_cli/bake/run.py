@@ -13,8 +13,7 @@ from typing import Final, NamedTuple
 
 from envs.redaction import hide_in_words
 from envs.registry import env
-from startup.caches.baked import BYTECODE, CACHE, MANIFEST, OFF, PAGES
-from startup.caches.bytecode import PREFIX
+from startup.caches.baked import BYTECODE, CACHE, MANIFEST, OFF, PAGES, PREFIX
 from startup.caches.folders import OWN
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
 from startup.imports.learned_imports import freeze

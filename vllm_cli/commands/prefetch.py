@@ -13,9 +13,9 @@ from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.model.location import resolve_model
 from startup.model.prefetch_plan import plan_files
+from startup.prefetch.messages import PrefetchProgress, PrefetchReport
 from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYTES, PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
-from startup.prefetch.report import PrefetchProgress, PrefetchReport
 from startup.timeline.live_line import LiveLine, draw_bar
 from vllm_cli.flags.byte_size import ByteSize
 from vllm_cli.flags.model_completion import complete_model

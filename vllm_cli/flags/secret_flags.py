@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from envs.redaction import is_secret_flag
-from startup.command_line import is_visible
+from server.machine.command_line import is_visible
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import GivenFlag, is_flag_like
 from vllm_cli.flags.flag import Flag, Shape, SupportedFlag

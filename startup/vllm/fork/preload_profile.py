@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from envs.redaction import hide_in_words
-from server.machine.file_owner import MODE, read_own
-from server.machine.whole_file import write_whole
+from server.machine.files import MODE, read_own, write_whole
 from startup.caches.folders import cache_folder, layers
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import StartRecordings

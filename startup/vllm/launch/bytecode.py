@@ -11,8 +11,8 @@ from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Final
 
-from server.machine.file_owner import why_changeable
-from startup.caches.bytecode import PREFIX
+from server.machine.files import why_changeable
+from startup.caches.baked import PREFIX
 from startup.caches.folders import cache_folder
 
 _PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Final
 
 from server.machine.file_stamps import read_stamp
-from server.machine.whole_file import write_whole
+from server.machine.files import write_whole
 from startup.caches.folders import layers
 from startup.hooks.check import Finding, check_hooks
 from startup.hooks.sources import Sources, installed_package

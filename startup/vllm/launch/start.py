@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from envs.registry import env
-from startup.caches.bytecode import use_baked_bytecode
+from startup.caches.baked import use_baked_bytecode
 from startup.hooks.left_out import leave_out
 from startup.hooks.of_vllm import LATER_MODULES, SERVING_MODULES
 from startup.imports.learned_imports import learn, learned_imports

@@ -1,13 +1,13 @@
 """Makes the titles that vLLM gives its processes visible in processes whose command line was replaced.
 
 `setproctitle` writes into the memory that held the words of `exec`; in forks of a standby's template process
-the kernel reads the words elsewhere (`startup.command_line`).
+the kernel reads the words elsewhere (`server.machine.command_line`).
 """
 
 import os
 from typing import Any
 
-from startup.command_line import replace_command_line
+from server.machine.command_line import replace_command_line
 from startup.hooks.left_out import applies
 from startup.hooks.of_vllm import PROCESS_TITLES, SET_TITLE
 from startup.imports.finder import after_import

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from startup.logs.config_file import translate
+from startup.logs.setup import translate
 
 HANDLERS = {"out": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stdout"}}
 FORMATTERS = {"short": {"class": "vllm.logging_utils.NewLineFormatter", "format": "%(name)s|%(message)s"}}

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from startup.logs.steady_handler import SteadyHandler
+from startup.logs.setup import SteadyHandler
 
 
 class _Disk(io.StringIO):

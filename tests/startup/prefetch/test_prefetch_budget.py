@@ -3,10 +3,9 @@
 import pytest
 
 from server.errors import ConfigError
-from startup.prefetch.budget import decide
-from startup.prefetch.job import Job
+from startup.prefetch.messages import Job
 from startup.prefetch.options import PrefetchOptions
-from startup.prefetch.survey import Block, Survey
+from startup.prefetch.survey import Block, Survey, decide
 
 MB = 10**6
 RESERVE = 1000 * MB
@@ -14,7 +13,16 @@ RESERVE = 1000 * MB
 
 def job(*, memory_mb: int | None, is_forced: bool = False) -> Job:
     memory = None if memory_mb is None else memory_mb * MB
-    return Job(8, 16 << 20, RESERVE, memory, is_forced, None, 1, 0)
+    return Job(
+        num_threads=8,
+        block_bytes=16 << 20,
+        reserve_bytes=RESERVE,
+        memory_bytes=memory,
+        is_forced=is_forced,
+        progress_interval_s=None,
+        parent_pid=1,
+        begin_ns=0,
+    )
 
 
 def survey(*, missing_mb: int, resident_mb: int = 0) -> Survey:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from startup.prefetch.report import PrefetchProgress, PrefetchReport
+from startup.prefetch.messages import PrefetchProgress, PrefetchReport
 from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost
 from tests.terminal import read_terminal
 from vllm_cli.commands import prefetch as command

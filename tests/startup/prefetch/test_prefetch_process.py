@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from server.machine.page_cache import is_cheap
+from startup.prefetch.messages import PrefetchReport
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
-from startup.prefetch.report import PrefetchReport
 from startup.processes.group_signals import GROUP_SIGNALS
 from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost, resident_bytes
 from tests.signal_state import disturbing

@@ -12,9 +12,9 @@ import pytest
 from server.config import ServerConfig
 from startup.probes import responder_process
 from startup.probes.answer import Answer
-from startup.probes.channel import OpenChannel
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
+from startup.probes.responder_process import OpenChannel
 from startup.probes.tls_channel import open_tls
 from tests.certificates import Certificate, make_certificate, needs_openssl
 

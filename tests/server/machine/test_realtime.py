@@ -8,7 +8,7 @@ import pytest
 
 _PROGRAM = """
 import os, time
-from startup.probes.realtime import RealtimePriority
+from server.machine.realtime import RealtimePriority
 priority = RealtimePriority(is_wanted={is_wanted})
 policies = [os.sched_getscheduler(0)]
 while time.process_time() < 1:

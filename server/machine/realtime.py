@@ -6,7 +6,7 @@ from typing import Final
 
 _PERIOD_S: Final = 1.0
 _MAX_SHARE: Final = 0.2
-"""Of one processor; a process that uses more would slow down those that do the work."""
+"""Largest share of one processor; a process that uses more would slow down those that do the work."""
 
 
 class RealtimePriority:

@@ -1,11 +1,40 @@
-"""Progress and result of a prefetch, sent by the helper process to the launcher."""
+"""What launcher and helper process send each other: the job, progress and the report."""
 
-from typing import Any, Literal, NamedTuple
+import json
+from typing import Any, Final, Literal, NamedTuple
 
+LIFE_FD: Final = 3
+"""The helper's descriptor of its death pipe."""
 MAX_PROBLEMS = 8
 """The most problems in a report, which must fit into the pipe."""
 
 PrefetchState = Literal["done", "off", "stopped", "failed"]
+
+
+class Job(NamedTuple):
+    """The settings of one prefetch; the files follow as further arguments."""
+
+    num_threads: int
+    block_bytes: int
+    reserve_bytes: int
+    memory_bytes: int | None
+    is_forced: bool
+    """Whether to read even if that helps little."""
+    progress_interval_s: float | None
+    parent_pid: int
+    begin_ns: int
+    """When the launcher began to start the helper, in monotonic nanoseconds."""
+    pages: str | None = None
+    """A record of what earlier starts have read, which is read before the files."""
+
+    def to_argument(self) -> str:
+        """The settings as one command-line argument."""
+        return json.dumps(self._asdict())
+
+    @classmethod
+    def from_argument(cls, word: str) -> "Job":
+        """Reads what `to_argument` has written."""
+        return cls(**json.loads(word))
 
 
 class PrefetchProgress(NamedTuple):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from server.machine.whole_file import write_whole
+from server.machine.files import write_whole
 
 
 def test_a_new_file_has_ordinary_permissions(tmp_path) -> None:

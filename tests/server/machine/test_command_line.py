@@ -6,7 +6,7 @@ from pathlib import Path
 
 _SCRIPT = """
 import sys
-from startup.command_line import mask_command_line
+from server.machine.command_line import mask_command_line
 mask_command_line()
 sys.stdout.write(open("/proc/self/cmdline").read())
 sys.stdout.flush()

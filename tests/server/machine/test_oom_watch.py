@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.processes.oom_watch import OomWatch
+from server.machine.memory import OomWatch
 from tests.server.machine.fake_system import FakeSystem
 
 _POSSIBLE_CAUSE = ", as the kernel does when memory runs out"

@@ -1,0 +1,86 @@
+"""Files that this program trusts, and files that it writes completely or not at all. Little is imported."""
+
+import os
+import stat
+
+TYPE_CHECKING = False  # the import of `typing` would delay the start
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODE = 0o644
+"""Of a file that is trusted later, whatever the umask."""
+
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def why_changeable(
+    status: os.stat_result, name: object = "it", *, user: int | None = None, allows_sticky: bool = False
+) -> str | None:
+    """Why others than root and the user could change a file or folder; None if they cannot.
+
+    Args:
+        status: best of the file's open descriptor.
+        name: of the file in the reason.
+        user: this process's if not given.
+        allows_sticky: whether others may add files to a folder where they cannot replace those of the user.
+    """
+    if status.st_uid not in (0, os.geteuid() if user is None else user):
+        return f"{name} belongs to another user ({status.st_uid})"
+    if status.st_mode & _WRITABLE_BY_OTHERS and not (allows_sticky and status.st_mode & stat.S_ISVTX):
+        return f"other users can write to {name} (mode {stat.S_IMODE(status.st_mode):04o})"
+    return None
+
+
+def read_own(path: str | os.PathLike[str]) -> bytes:
+    """The content of a regular file that only root and this user can change; raises OSError for any other."""
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+        status = os.fstat(file.fileno())
+        reason = why_changeable(status) if stat.S_ISREG(status.st_mode) else "it is not a regular file"
+        if reason is not None:
+            raise PermissionError(f"{os.fspath(path)} is not used: {reason}")
+        return file.read()
+
+
+def write_whole(path: "Path", text: str, *, mode: int | None = None) -> None:
+    """Replaces the file atomically: readers never see half of one.
+
+    Its permissions are `mode`, else those of a new file.
+
+    The target of a link is replaced, not the link. A path that is not a regular file, such as a pipe, is
+    written to.
+
+    Raises:
+        OSError: the old file, if any, is unchanged.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    path = path.resolve()
+    beside = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        if mode is not None:
+            beside.chmod(mode)
+        os.replace(beside, path)  # noqa: PTH105 - documented to be atomic
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_problem(folder: str) -> str | None:
+    """Why no file can be created and written in a folder, tried as `tempfile` does; None if one can.
+
+    Root may write whatever the modes are, and cannot on a full disk or in /proc.
+    """
+    path = f"{folder}/vllm-cli-{os.urandom(8).hex()}-probe"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except OSError as err:
+        return err.strerror
+    try:
+        os.write(fd, b"\0")
+    except OSError as err:
+        return err.strerror
+    finally:
+        os.close(fd)
+        os.unlink(path)  # noqa: PTH108 - as the other calls of os here
+    return None
