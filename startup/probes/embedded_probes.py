@@ -1,6 +1,6 @@
 """Lets the responder's process answer probes while the embedded engine's server is ready.
 
-The server accepts itself. The responder accepts connections that have waited for a millisecond, and the server
+The server accepts itself. The responder accepts connections that have waited for a millisecond; the server
 lends it connections on which there were only probes. All others cost the same as without the responder.
 """
 
