@@ -191,9 +191,7 @@ def build_metrics(config: ServerConfig, renderer: BaseRenderer, start: StartView
 def build_app(parts: AppParts) -> ServerApp:
     """The HTTP application; it answers from now on, by the lifecycle's state."""
     config, engine, metrics = parts.config, parts.engine, parts.metrics
-    load_report = LoadReport()
     engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
-    engine.subscribe_stats(load_report.record)
     metrics.register_rejections(parts.admission.num_rejected)
     availability = Availability(parts.lifecycle, parts.start)
     handlers = _build_handlers(parts, availability)
@@ -204,7 +202,7 @@ def build_app(parts: AppParts) -> ServerApp:
         renderer=parts.renderer,
         loop_metrics=metrics.loop,
         engine=engine,
-        load_report=load_report,
+        load_report=LoadReport(lambda: engine.stats),
         unused_fields=UnusedFields(is_rejecting=config.reject_unknown_fields),
         tracer=parts.tracer,
     )

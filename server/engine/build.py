@@ -8,21 +8,28 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import EngineConfig, ModelFiles
+from server.engine.base_core import PromptLimits
 from server.engine.compute.attention import UnsupportedAttentionError
 from server.engine.compute.packed_runner import PackedRunner
 from server.engine.compute.runner import Runner
 from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
-from server.engine.features.image_cache import cache_images
 from server.engine.features.prompt_features import FeatureBuilder, check_takes_embeds, embeds_width
 from server.engine.features.vision import image_encoder
+from server.engine.intake import Intake
 from server.engine.lora.adapters import Adapters
 from server.engine.lora.layers import AdaptedLayers
 from server.engine.memory.cache_manager import CacheManager
 from server.engine.memory.kv_cache import KVCache, LayerShape
 from server.engine.memory.prefix_cache import PrefixCache
-from server.engine.memory.sizing import PREFIX_SHARE, CacheSize, size_cache
-from server.engine.memory.working_memory import NO_WORKING_MEMORY, WorkingMemory, estimate_working_memory
+from server.engine.memory.sizing import (
+    NO_WORKING_MEMORY,
+    PREFIX_SHARE,
+    CacheSize,
+    WorkingMemory,
+    estimate_working_memory,
+    size_cache,
+)
 from server.engine.model.model_loading import derive_max_model_len, find_eos_token_ids, load_model
 from server.engine.phases import Phases
 from server.engine.sampling.guided import GuidedStates
@@ -73,27 +80,31 @@ def build_core(
         wake=wake,
     )
     batched = _batched_tokens(config) if runner.can_split_prompts else size.slot_len
+    adapters = _build_adapters(runner, model, config) if config.lora.enable_lora else None
+    scheduler = Scheduler(
+        cache,
+        max_num_batched_tokens=batched,
+        max_loras=config.lora.max_loras,
+        pace=StepPace() if runner.can_split_prompts else None,
+    )
+    limits = PromptLimits(min(size.slot_len, cache.max_tokens), vocab_size)
+    features = FeatureBuilder(
+        model,
+        image_encoder(model) if isinstance(runner, PackedRunner) else None,
+        has_prefix_cache=cache.has_prefixes,
+    )
     core = EngineCore(
         runner,
-        cache=cache,
-        scheduler=Scheduler(
-            cache,
-            max_num_batched_tokens=batched,
-            max_loras=config.lora.max_loras,
-            pace=StepPace() if runner.can_split_prompts else None,
+        intake=Intake(scheduler, limits=limits, guided=guided, features=features, adapters=adapters),
+        scheduler=scheduler,
+        sampler=Sampler(
+            eos_token_ids=eos_token_ids,
+            max_model_len=limits.max_model_len,
+            seed=config.seed,
+            device=model.device,
+            guided=guided,
         ),
-        max_model_len=size.slot_len,
-        vocab_size=vocab_size,
-        eos_token_ids=eos_token_ids,
-        sampler=Sampler(eos_token_ids=eos_token_ids, seed=config.seed, device=model.device, guided=guided),
-        guided=guided,
-        features=FeatureBuilder(
-            model,
-            image_encoder(model) if isinstance(runner, PackedRunner) else None,
-            has_prefix_cache=cache.has_prefixes,
-        ),
-        images=cache_images(model) if isinstance(runner, PackedRunner) else None,
-        adapters=_build_adapters(runner, model, config) if config.lora.enable_lora else None,
+        adapters=adapters,
     )
     info = EngineInfo(
         model_type=model.config.model_type,

@@ -4,7 +4,7 @@ The main thread loads the model and runs the loop; a second thread only receives
 for whatever reason, its end of the socket closes and this process exits.
 """
 
-import gc
+import errno
 import logging
 import os
 import queue
@@ -16,12 +16,13 @@ from functools import partial
 from itertools import count, islice
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from server.config import EngineConfig, ModelFiles
+from server.engine.base_core import BaseCore
 from server.engine.compute.thread_count import ThreadCount
+from server.engine.idle_work import IdleWork, Imports
 from server.engine.phases import Phases
 from server.engine.process_link.channel import BlockingChannel, ChannelClosedError
 from server.engine.process_link.messages import (
@@ -30,58 +31,39 @@ from server.engine.process_link.messages import (
     Failed,
     FromEngine,
     Generate,
-    LoadAdapter,
     Piece,
     Ping,
     Pong,
     Pool,
     Ready,
     Request,
-    ResetEncoderCache,
-    ResetPrefixCache,
     Step,
     ToEngine,
-    UnloadAdapter,
 )
 from server.engine.process_link.uploads import Uploads
 from server.errors import EngineMemoryError, EngineStartError
 from server.machine.cpus import affinity_count, usable_count
-from server.machine.heap import HeapTrimmer
 from server.machine.processor_time import read_processor_time
 from server.model_files.kind import read_model_kind
 from server.types import EngineInfo, EngineOutput, EnginePrompt
-
-if TYPE_CHECKING:
-    from server.engine.core import EngineCore
-    from server.engine.pooling.core import PoolingCore
-
-    Built = tuple[EngineCore | PoolingCore, EngineInfo]
 
 logger = logging.getLogger(__name__)
 
 EXIT_START_FAILED = 3
 EXIT_ENGINE_FAILED = 4
 
-_IDLE_WORK_DELAY_S = 0.5
-"""From the first request, the API process's own, to the first idle work, a part of which takes 0.4 s: a
-client that has waited for readiness comes first."""
+_SIGNS_OF_MEMORY_FAILURE = (
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "out of memory",
+)
+"""Parts of the messages of torch's RuntimeErrors on a CPU, and of C++ exceptions."""
+_ALLOCATOR = "DefaultCPUAllocator: "
+_MAX_REASON_CHARS = 200
 
-_IDLE_WORK_SHARE = 0.5
-"""Of a step's time; an idle engine does one piece at a time. Packing the weights takes 1.4 s for 135 million
-parameters, in pieces of at most 20 ms, and makes later steps up to three times as fast."""
-
-_TRIM_DELAY_S = 5.0
-"""From the last step to trimming the heap, which takes 15 ms."""
-
-
-class Imports(Protocol):
-    """Lean imports: how this process imported torch and transformers."""
-
-    def end(self) -> None:
-        """From now on imports are not replaced by stand-ins."""
-
-    def restore(self) -> bool:
-        """Imports the modules that stand-ins replaced in torch; whether there were any."""
+_Built = tuple[BaseCore, EngineInfo]
 
 
 def run_engine(
@@ -117,9 +99,22 @@ def run_engine(
 
 
 def _describe(err: Exception) -> str:
-    from server.engine.memory_failure import describe_memory_failure
+    """One line for users: for a lack of memory the failed allocation and a remedy, else where to read on."""
+    if not _is_memory_failure(err):
+        return "the engine failed; its log has the traceback"
+    lines = str(err).partition(_ALLOCATOR)[2].splitlines() or str(err).splitlines() or [type(err).__name__]
+    reason = lines[0].strip()[:_MAX_REASON_CHARS]
+    return f"the engine ran out of memory ({reason}): lower --max-num-seqs or --max-model-len, or give it more memory"
 
-    return describe_memory_failure(err) or "the engine failed; its log has the traceback"
+
+def _is_memory_failure(err: Exception) -> bool:
+    import torch
+
+    if isinstance(err, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(err, OSError):
+        return err.errno == errno.ENOMEM
+    return isinstance(err, RuntimeError) and any(sign in str(err).lower() for sign in _SIGNS_OF_MEMORY_FAILURE)
 
 
 def _is_plain(message: Request) -> bool:
@@ -136,7 +131,7 @@ def _is_plain(message: Request) -> bool:
     return False
 
 
-def _add(message: Generate, core: "EngineCore | PoolingCore") -> list[EngineOutput]:
+def _add(message: Generate, core: BaseCore) -> list[EngineOutput]:
     """Queues a request's sequences, which share its parameters; returns outputs of rejected ones."""
     rejected: list[EngineOutput] = []
     names = (f"{message.request_id}-{index}" for index in count())
@@ -146,18 +141,9 @@ def _add(message: Generate, core: "EngineCore | PoolingCore") -> list[EngineOutp
     return rejected
 
 
-def _do_idle_work(core: "EngineCore | PoolingCore", seconds: float) -> bool:
-    """Does idle work for about this time, at least one piece; True while there is more."""
-    end_s = monotonic() + seconds
-    while core.do_idle_work():
-        if monotonic() >= end_s:
-            return True
-    return False
-
-
 def _build(
     files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports, wake: Callable[[], None]
-) -> "Built":
+) -> _Built:
     try:
         return _find_build(files, config, wake)(files, config, phases)
     except EngineMemoryError:
@@ -173,7 +159,7 @@ def _build(
 
 def _find_build(
     files: ModelFiles, config: EngineConfig, wake: Callable[[], None]
-) -> "Callable[[ModelFiles, EngineConfig, Phases], Built]":
+) -> Callable[[ModelFiles, EngineConfig, Phases], _Built]:
     kind = read_model_kind(files.path, config)
     if kind.is_pooling:
         from server.engine.pooling.build import build_pooling_core
@@ -220,55 +206,46 @@ class _EngineLoop:
         self._is_loaded = True
         phases.current = "serving"
         self._send(Ready(msgspec.structs.replace(info, pid=os.getpid())))
-        has_idle_work = True
-        idle_work_due_s = inf
-        trimmer = HeapTrimmer(_TRIM_DELAY_S)
+        idle = IdleWork(core, imports)
         while True:
-            idle_until_s = min(trimmer.due_s, idle_work_due_s if has_idle_work else inf)
-            for message in self._messages(until_s=0 if core.has_work else idle_until_s):
+            for message in self._receive(until_s=0 if core.has_work else idle.due_s):
                 if message is None:
                     return 0
                 if not _is_plain(message):
                     imports.restore()
+                if not isinstance(message, Ping):
+                    idle.note_request()
                 self._handle(message, core)
-                if idle_work_due_s == inf and not isinstance(message, Ping):
-                    idle_work_due_s = monotonic() + _IDLE_WORK_DELAY_S
-            step_s = 0.0
-            if core.has_work:
-                begin_s = monotonic()
-                outputs = core.step()
-                step_s = monotonic() - begin_s
-                stats = core.stats
-                self._send(Step(outputs, stats))
-                threads.record(stats.num_iteration_tokens, step_s)
-                trimmer.postpone()
-            trimmer.trim_if_due()
-            if has_idle_work and monotonic() >= idle_work_due_s:
-                has_idle_work = _do_idle_work(core, step_s * _IDLE_WORK_SHARE) or core.has_work or imports.restore()
-                if not has_idle_work:
-                    gc.freeze()  # else a full collection traverses all objects: 50 ms in the middle of a step
+            step_s = self._step(core, threads) if core.has_work else 0.0
+            idle.run_if_due(step_s)
 
-    def _handle(self, message: Request, core: "EngineCore | PoolingCore") -> None:
+    def _step(self, core: BaseCore, threads: ThreadCount) -> float:
+        """Computes a step and sends its outputs; returns the seconds it computed."""
+        begin_s = monotonic()
+        outputs = core.step()
+        step_s = monotonic() - begin_s
+        stats = core.stats
+        self._send(Step(outputs, stats))
+        threads.record(stats.num_iteration_tokens, step_s)
+        return step_s
+
+    def _handle(self, message: Request, core: BaseCore) -> None:
         rejected: list[EngineOutput] = []
         match message:
             case Generate():
                 rejected = _add(message, core)
-            case Pool(request_id, prompt_token_ids, token_type_ids, pooling_params):
-                rejection = core.pool(request_id, prompt_token_ids, token_type_ids, pooling_params)
+            case Pool(request_id, prompt_token_ids, token_type_ids, params):
+                rejection = core.pool(request_id, prompt_token_ids, token_type_ids, params)
                 rejected = [] if rejection is None else [rejection]
             case Abort(request_ids):
                 core.abort(request_ids)
                 self._send(Step([], core.stats))
-            case ResetPrefixCache() | ResetEncoderCache():
+            case Ping():
+                self._send(Pong())
+            case _:
                 done = core.execute(message)
                 self._send(Step([], core.stats))
                 self._send(done)
-            case LoadAdapter():
-                self._send(core.load_adapter(message))
-            case UnloadAdapter(adapter_id):
-                core.unload_adapter(adapter_id)
-            case Ping():
-                self._send(Pong())
         if rejected:
             self._send(Step(rejected, core.stats))
 
@@ -282,7 +259,7 @@ class _EngineLoop:
     def _send(self, message: FromEngine) -> None:
         self._channel.send(self._encoder.encode(message))
 
-    def _messages(self, *, until_s: float) -> Iterator[Request | None]:
+    def _receive(self, *, until_s: float) -> Iterator[Request | None]:
         """Received messages; waits for the first one until a time on the monotonic clock, which may be over.
 
         None ends the stream. Raises the receiver's errors.

@@ -20,15 +20,17 @@ class Scheduler:
     def __init__(
         self, cache: CacheManager, *, max_num_batched_tokens: int, max_loras: int = 1, pace: StepPace | None = None
     ) -> None:
-        """All three limit a step; `max_loras` is the number of different adapters.
+        """Limits of one step: its tokens, its different adapters, and by `pace` the tokens of its prompts.
 
-        Without a `pace`, prompts beside decoding sequences are limited only as all tokens are.
+        Without `pace`, prompts are limited only by `max_num_batched_tokens`.
         """
-        self._cache = cache
+        self.cache = cache
         self._pace = pace
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_loras = max_loras
         self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        """The oldest first."""
         self._by_id: dict[str, Sequence] = {}
         self.num_preemptions = 0
 
@@ -69,7 +71,7 @@ class Scheduler:
         for sequence in sequences:
             self._by_id.pop(sequence.request_id, None)
             if sequence.state is SequenceState.RUNNING:
-                self._cache.release(sequence)
+                self._stop(sequence)
             has_waiting |= sequence.state is SequenceState.WAITING
             sequence.state = SequenceState.FINISHED
         if has_waiting:
@@ -77,14 +79,14 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The next step's chunks; empty only if no sequence runs or waits."""
-        while not self._cache.reserve_next_tokens():
+        while not self.cache.reserve_next_tokens():
             self._preempt(self._running[-1])
         decoding = [s for s in self._running if s.num_new_tokens == 1]
         prefilling = [s for s in self._running if s.num_new_tokens > 1]
         step = _Step(self._max_num_batched_tokens)
         for sequence in decoding:
             step.add(sequence)
-        prompts = [*prefilling, *islice(self._waiting, self._cache.num_free_slots)]
+        prompts = [*prefilling, *islice(self._waiting, self.cache.num_free_slots)]
         if self._pace is not None and prompts:
             step.limit_prompts(self._pace.max_prompt_tokens(len(decoding), [s.num_tokens for s in prompts]))
         for sequence in prefilling:
@@ -92,13 +94,21 @@ class Scheduler:
         self._admit(step)
         return step.chunks
 
+    def reset_prefix_cache(self, *, interrupts: bool) -> bool:
+        """Forgets all prefixes; False if sequences are running that must not be interrupted.
+
+        Interrupted sequences are computed again.
+        """
+        if self._running and not interrupts:
+            return False
+        for sequence in reversed(self._running.copy()):
+            self._preempt(sequence)
+        self.cache.forget_prefixes()
+        return True
+
     def measured(self, chunks: list[Chunk]) -> AbstractContextManager[None]:
         """Measures how long the scheduled chunks take, for the next steps' limits."""
         return self._pace.measured(chunks) if self._pace is not None else nullcontext()
-
-    @property
-    def _running(self) -> list[Sequence]:
-        return self._cache.holders
 
     def _admit(self, step: "_Step") -> None:
         """Starts waiting sequences while slots, memory and the step's budget last.
@@ -108,10 +118,10 @@ class Scheduler:
         """
         held_back: list[Sequence] = []
         adapters = self.running_adapters if self._waiting else set()
-        while self._waiting and not step.is_full and self._cache.can_admit(self._waiting[0]):
+        while self._waiting and not step.is_full and self.cache.can_admit(self._waiting[0]):
             sequence = self._waiting.popleft()
             has_adapter = not sequence.adapter_id or sequence.adapter_id in adapters or len(adapters) < self._max_loras
-            if not has_adapter or self._cache.is_computing_prompt_of(sequence):
+            if not has_adapter or self._computes_prompt_of(sequence):
                 held_back.append(sequence)
                 continue
             self._start(sequence)
@@ -121,25 +131,25 @@ class Scheduler:
                 break
         self._waiting.extendleft(reversed(held_back))
 
+    def _computes_prompt_of(self, sequence: Sequence) -> bool:
+        """Whether a running sequence still computes the same prompt, and this one can share it later."""
+        length = self.cache.max_prefix(sequence)
+        return any(s.num_computed_tokens < length and s.has_prompt_of(sequence) for s in self._running)
+
     def _start(self, sequence: Sequence) -> None:
-        self._cache.admit(sequence)
+        self.cache.admit(sequence)
+        self._running.append(sequence)
         sequence.state = SequenceState.RUNNING
         if sequence.num_preemptions == 0:
             sequence.admitted_s = monotonic()
             sequence.num_cached_tokens = sequence.num_computed_tokens
 
-    def preempt_all(self) -> None:
-        """Sends all running sequences back to the queue, in their order."""
-        for sequence in list(reversed(self._running)):
-            self._preempt(sequence)
-
-    @property
-    def sequences(self) -> list[Sequence]:
-        """All sequences that have not ended."""
-        return list(self._by_id.values())
+    def _stop(self, sequence: Sequence) -> None:
+        self.cache.release(sequence)
+        self._running.remove(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._cache.release(sequence)
+        self._stop(sequence)
         sequence.restart()
         self.num_preemptions += 1
         self._waiting.appendleft(sequence)

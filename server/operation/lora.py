@@ -10,7 +10,7 @@ from typing import NamedTuple
 from envs.home import expand_home
 from server.config import ServerConfig
 from server.engine.process_link.client import EngineClient
-from server.engine.process_link.messages import AdapterReport
+from server.engine.process_link.messages import Done
 from server.errors import EngineStartError, RequestError
 from server.http_body.binary_response import BinaryResponse
 from server.operation.lora_bodies import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
@@ -133,7 +133,7 @@ class LoraAdapters:
             message = f"The lora path '{path}' is outside of {root} (--lora-adapter-root)."
             raise RequestError(message, param="lora_path", type="InvalidUserInput")
 
-    async def _load(self, adapter: ServedAdapter) -> AdapterReport:
+    async def _load(self, adapter: ServedAdapter) -> Done:
         """Loads the adapter into the engine and, if that succeeds, serves it."""
         report = await self._engine.load_adapter(adapter.adapter_id, adapter.name, str(adapter.folder))
         if report.error is None:

@@ -4,6 +4,7 @@ A request asks for it with the header `endpoint-load-metrics-format: TEXT` or `J
 """
 
 import json
+from collections.abc import Callable
 
 from server.routes.messages import Headers
 from server.types import EngineStats
@@ -12,22 +13,19 @@ FORMAT_HEADER = b"endpoint-load-metrics-format"
 
 
 class LoadReport:
-    """Remembers the engine's last state; one per server, used on the event loop."""
+    """One per server; used on the event loop."""
 
-    def __init__(self) -> None:
-        self._stats = EngineStats()
-
-    def record(self, stats: EngineStats) -> None:
-        """Called after every step of the engine."""
-        self._stats = stats
+    def __init__(self, read_stats: Callable[[], EngineStats]) -> None:
+        self._read_stats = read_stats
 
     def headers(self, format_name: str | None) -> Headers:
         """The header in the requested format; none if none was requested, or an unknown one."""
         if format_name is None:
             return ()
+        stats = self._read_stats()
         metrics = {
-            "kv_cache_usage_perc": float(self._stats.kv_cache_usage),
-            "num_requests_waiting": float(self._stats.num_waiting),
+            "kv_cache_usage_perc": float(stats.kv_cache_usage),
+            "num_requests_waiting": float(stats.num_waiting),
         }
         match format_name.lower():
             case "text":

@@ -5,16 +5,17 @@ top-k and top-p per request and repeats keys for grouped heads; docs/decisions.m
 """
 
 import inspect
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 
 from server.engine.compute.attention import PackedAttention, UnsupportedAttentionError
 from server.engine.compute.batch import pack
-from server.engine.compute.light_forward import LightForward
 from server.engine.compute.linear import LinearPacker
 from server.engine.compute.runner import StepLogits
 from server.engine.features.prompt_features import PlacedRows, embed
@@ -61,7 +62,7 @@ class PackedRunner:
         try:
             zeros = torch.zeros((1, 1), dtype=torch.long, device=model.device)
             # On a GPU the pass also allocates the libraries' memory, before the cache's size is computed.
-            with LightForward() if model.device.type == "cpu" else nullcontext():
+            with _LightForward() if model.device.type == "cpu" else nullcontext():
                 self._forward(zeros, zeros, torch.zeros(1, dtype=torch.long, device=model.device))
             if len(self._attention.shapes) != config.num_hidden_layers:
                 raise UnsupportedAttentionError(
@@ -132,3 +133,19 @@ class PackedRunner:
             output = self._model(**inputs, position_ids=position_ids, use_cache=False, **kwargs)
         logits: torch.Tensor = output.logits[0]
         return logits if self._keeps_logits else logits.index_select(0, keep)
+
+
+class _LightForward(TorchFunctionMode):
+    """While open, linear layers return zeros: their weights, most of the model, are not read from memory."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Seq[type],
+        args: Seq[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if function is torch._C._nn.linear and not kwargs:
+            inputs, weight, *_ = args
+            return inputs.new_zeros(*inputs.shape[:-1], weight.shape[0])
+        return function(*args, **(kwargs or {}))

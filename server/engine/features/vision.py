@@ -1,16 +1,20 @@
 """Converts a prompt with images to embeddings, which the rest of the engine computes like any prompt.
 
 Runs the model's own forward pass up to its language model and stops there. The arguments of that call are the
-prompt's embeddings, which include the images' features, and the positions.
+prompt's embeddings, which include the images' features, and the positions. What the model has computed of
+recent images is kept and found again by their content.
 """
 
+import hashlib
 import logging
+from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.features.prompt_features import EncodeImages, PromptFeatures, PromptFeaturesError, to_tensor
+from server.engine.features.prompt_features import PromptFeatures, PromptFeaturesError, to_tensor
 from server.model_files.vision_models import VISION_MODEL_TYPES
 from server.types import TensorData
 
@@ -18,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _EXPECTED = {"inputs_embeds", "position_ids", "cache_position", "use_cache", "return_dict"}
 """Arguments of the language model that `PromptFeatures` represents; all others must be None."""
+_MAX_CACHED_BYTES = 128 << 20
+"""A LLaVA image of 576 rows of 4096 bfloat16 numbers takes 4.7 MB."""
 
 
 def language_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -25,17 +31,22 @@ def language_model(model: PreTrainedModel) -> PreTrainedModel:
     return model.get_decoder() if model.config.model_type in VISION_MODEL_TYPES else model
 
 
-def image_encoder(model: PreTrainedModel) -> EncodeImages | None:
-    """The function that encodes images for a vision model; None for other models."""
-    return VisionEncoder(model).encode if model.config.model_type in VISION_MODEL_TYPES else None
+def image_encoder(model: PreTrainedModel) -> "VisionEncoder | None":
+    """Encodes the images of a vision model's prompts; None for other models."""
+    return VisionEncoder(model) if model.config.model_type in VISION_MODEL_TYPES else None
 
 
 class VisionEncoder:
     """Used on the engine's thread; shares the model with the runner."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, max_cached_bytes: int = _MAX_CACHED_BYTES) -> None:
         self._model = model
         self._language_model = language_model(model)
+        self._cache = _ImageCache(model, max_cached_bytes)
+
+    def forget(self) -> None:
+        """Forgets all images."""
+        self._cache.clear()
 
     def encode(self, token_ids: list[int], mm: dict[str, TensorData]) -> PromptFeatures:
         """The features of a prompt with images.
@@ -98,3 +109,58 @@ def _to_features(given: dict[str, Any], num_tokens: int) -> PromptFeatures:
     positions = positions[:, 0].clone()
     delta = int(positions.max()) + 1 - num_tokens
     return PromptFeatures(embeds[0].clone(), has_token_ids=True, positions=positions, position_delta=delta)
+
+
+class _ImageCache:
+    """Replaces the model's `get_image_features`.
+
+    The images of a prompt are one entry: the next turn of a conversation finds them, also with other texts.
+    """
+
+    def __init__(self, model: PreTrainedModel, max_bytes: int) -> None:
+        self._compute = model.base_model.get_image_features
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._kept: OrderedDict[bytes, Any] = OrderedDict()
+        model.base_model.get_image_features = self._find_or_compute
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._num_bytes = 0
+
+    def _find_or_compute(self, *args: Any, **kwargs: Any) -> Any:
+        key = _digest((*enumerate(args), *sorted(kwargs.items())))
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        output = self._compute(*args, **kwargs)
+        # Without the hidden states of all layers, which the model's forward pass does not use.
+        self._keep(key, type(output)(pooler_output=output.pooler_output))
+        return output
+
+    def _keep(self, key: bytes, output: Any) -> None:
+        if _num_bytes(output) > self._max_bytes:
+            return
+        self._kept[key] = output
+        self._num_bytes += _num_bytes(output)
+        while self._num_bytes > self._max_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self._num_bytes -= _num_bytes(oldest)
+
+
+def _digest(arguments: Iterable[tuple[int | str, Any]]) -> bytes:
+    """Cryptographic, so that no client can construct an image that is taken for another one."""
+    digest = hashlib.blake2b(digest_size=32)
+    for name, value in arguments:
+        if isinstance(value, torch.Tensor):
+            digest.update(repr((name, value.dtype, tuple(value.shape))).encode())
+            digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(repr((name, value)).encode())
+    return digest.digest()
+
+
+def _num_bytes(output: Any) -> int:
+    features = output.pooler_output
+    tensors = [features] if isinstance(features, torch.Tensor) else features
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -2,15 +2,14 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.lora.adapter import read_adapter
-from server.engine.lora.adapter_config import AdapterError
+from server.engine.lora.adapter import AdapterError, read_adapter
 from server.engine.lora.layers import AdaptedLayers
 from server.lora_config import LoraConfig
 
@@ -21,8 +20,10 @@ logger = logging.getLogger(__name__)
 class _Registered:
     name: str
     folder: Path
+    num_users: int = 0
+    """Sequences that have not ended."""
     is_unloaded: bool = False
-    """Takes no further requests; dropped once the last one has ended."""
+    """Takes no further requests; freed once the last one has ended."""
 
 
 class Adapters:
@@ -57,9 +58,20 @@ class Adapters:
         """Whether new requests may use the adapter."""
         return adapter_id in self._registered and not self._registered[adapter_id].is_unloaded
 
-    def name_of(self, adapter_id: int) -> str:
-        """The adapter's name."""
-        return self._registered[adapter_id].name
+    def names_of(self, adapter_ids: Iterable[int]) -> tuple[str, ...]:
+        """The adapters' names, sorted."""
+        return tuple(sorted(self._registered[adapter_id].name for adapter_id in adapter_ids))
+
+    def acquire(self, adapter_id: int) -> None:
+        """Keeps an adapter for a sequence until `release`; 0 is the model without an adapter."""
+        if adapter_id:
+            self._registered[adapter_id].num_users += 1
+
+    def release(self, adapter_id: int) -> None:
+        """Ends the use of an adapter by a sequence."""
+        if adapter_id:
+            self._registered[adapter_id].num_users -= 1
+            self._free_if_unused(adapter_id)
 
     def require(self, adapter_ids: Collection[int]) -> dict[int, str]:
         """Brings the adapters of a step into memory; returns an error for each that cannot be read again."""
@@ -76,21 +88,16 @@ class Adapters:
         return errors
 
     def unload(self, adapter_id: int) -> None:
-        """Accepts no further requests for the adapter; `drop_unloaded` frees it."""
+        """Accepts no further requests for the adapter, and frees it once no sequence uses it."""
         if adapter_id in self._registered:
             self._registered[adapter_id].is_unloaded = True
+            self._free_if_unused(adapter_id)
 
-    @property
-    def has_unloaded(self) -> bool:
-        """Whether `drop_unloaded` has something to do."""
-        return any(registered.is_unloaded for registered in self._registered.values())
-
-    def drop_unloaded(self, in_use: Collection[int]) -> None:
-        """Frees unloaded adapters that no sequence uses."""
-        for adapter_id, registered in list(self._registered.items()):
-            if registered.is_unloaded and adapter_id not in in_use:
-                del self._registered[adapter_id]
-                self._free(adapter_id)
+    def _free_if_unused(self, adapter_id: int) -> None:
+        registered = self._registered[adapter_id]
+        if registered.is_unloaded and not registered.num_users:
+            del self._registered[adapter_id]
+            self._free(adapter_id)
 
     def _load(self, adapter_id: int, folder: Path, in_use: Collection[int]) -> None:
         try:

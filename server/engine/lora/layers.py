@@ -10,11 +10,17 @@ from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel
 
 from server.engine.lora.adapter import LowRank
-from server.engine.lora.rows import Rows, StepRows
 from server.engine.sequence import Chunk
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
+
+from typing import Final
+
+Rows = slice | torch.Tensor
+
+_MASKED_ROWS: Final = 32
+"""Up to this many rows, products over all rows with a mask are faster than copies of each adapter's rows."""
 
 
 class AdaptedLayers:
@@ -29,9 +35,9 @@ class AdaptedLayers:
         self._head = model.get_output_embeddings()
         self._updates: dict[str, dict[int, LowRank]] = {}
         self._handles: list[RemovableHandle] = []
-        self._rows: StepRows | None = None
+        self._rows: _StepRows | None = None
         """The tokens of the running step; None outside of a step."""
-        self._head_rows: StepRows | None = None
+        self._head_rows: _StepRows | None = None
         """The tokens whose logits are computed."""
 
     def add(self, adapter_id: int, updates: dict[str, LowRank]) -> None:
@@ -59,8 +65,8 @@ class AdaptedLayers:
             head_rows: the same for the model's last layer, if it computes fewer rows.
         """
         if any(chunk.sequence.adapter_id for chunk in chunks):
-            self._rows = StepRows(chunks, rows, self._model)
-            self._head_rows = self._rows if head_rows is None else StepRows(chunks, head_rows, self._model)
+            self._rows = _StepRows(chunks, rows, self._model)
+            self._head_rows = self._rows if head_rows is None else _StepRows(chunks, head_rows, self._model)
             if not self._handles:
                 self._place_hooks()
         else:
@@ -143,3 +149,49 @@ def _add(output: torch.Tensor, rows: Rows, low: torch.Tensor, up: torch.Tensor) 
         output[rows].addmm_(low, up)
     else:
         output.index_add_(0, rows, low @ up)
+
+
+class _StepRows:
+    """The rows of one step, or those of them whose logits are computed."""
+
+    def __init__(self, chunks: Sequence[Chunk], rows: Sequence[slice], model: PreTrainedModel) -> None:
+        spans: dict[int, list[slice]] = {}
+        for chunk, span in zip(chunks, rows, strict=True):
+            spans.setdefault(chunk.sequence.adapter_id, []).append(span)
+        spans.pop(0, None)
+        self._spans = spans
+        self._device, self._dtype = model.device, model.dtype
+        self._masks: dict[tuple[tuple[int, int], ...], torch.Tensor] = {}
+        self._num_rows = rows[-1].stop if rows else 0
+        self.by_adapter = {adapter_id: _join(parts, model.device) for adapter_id, parts in spans.items()}
+        """Without the rows of the base model."""
+        self.adapter_ids = tuple(sorted(spans))
+        self.is_masked = not self._is_one_block and self._num_rows <= _MASKED_ROWS
+        """Whether to compute all rows and to clear with `mask` what does not belong to an adapter."""
+
+    @property
+    def _is_one_block(self) -> bool:
+        return len(self.by_adapter) == 1 and isinstance(next(iter(self.by_adapter.values())), slice)
+
+    def mask(self, columns: tuple[tuple[int, int], ...]) -> torch.Tensor:
+        """1 where a row belongs to the adapter of the column, else 0.
+
+        Args:
+            columns: adapters, and how many columns each has.
+        """
+        if columns not in self._masks:
+            mask = torch.zeros((self._num_rows, sum(count for _, count in columns)))
+            first = 0
+            for adapter_id, count in columns:
+                for span in self._spans[adapter_id]:
+                    mask[span, first : first + count] = 1
+                first += count
+            self._masks[columns] = mask.to(dtype=self._dtype, device=self._device)
+        return self._masks[columns]
+
+
+def _join(spans: list[slice], device: torch.device) -> Rows:
+    """One slice if the spans are adjacent, which saves copies of the rows."""
+    if all(a.stop == b.start for a, b in zip(spans, spans[1:], strict=False)):
+        return slice(spans[0].start, spans[-1].stop)
+    return torch.tensor([row for span in spans for row in range(span.start, span.stop)], device=device)

@@ -38,15 +38,11 @@ class CacheManager:
         self._prefixes = prefixes
         self._free_slots = list(range(num_slots))
         self._holders: list[Sequence] = []
+        """The admitted sequences, oldest first."""
 
     @property
     def has_prefixes(self) -> bool:
         return self._prefixes is not None
-
-    @property
-    def holders(self) -> list[Sequence]:
-        """The admitted sequences, oldest first."""
-        return self._holders
 
     @property
     def num_free_slots(self) -> int:
@@ -114,10 +110,9 @@ class CacheManager:
         """Empties the prefix cache."""
         self._shrink_prefixes(0)
 
-    def is_computing_prompt_of(self, sequence: Sequence) -> bool:
-        """Whether an admitted sequence still computes the same prompt, and this one can share it later."""
-        length = 0 if self._prefixes is None else self._prefixes.max_match(sequence)
-        return any(s.num_computed_tokens < length and s.has_prompt_of(sequence) for s in self._holders)
+    def max_prefix(self, sequence: Sequence) -> int:
+        """Most tokens of the sequence's prompt that could come from others."""
+        return 0 if self._prefixes is None else self._prefixes.max_match(sequence)
 
     @property
     def _num_free_tokens(self) -> int:

@@ -1,6 +1,7 @@
 """Builds the engine core of a pooling model; runs in the engine process."""
 
 from server.config import EngineConfig, ModelFiles
+from server.engine.base_core import PromptLimits
 from server.engine.compute.linear import LinearPacker
 from server.engine.phases import Phases
 from server.engine.pooling.core import PoolingCore
@@ -31,8 +32,7 @@ def build_pooling_core(
     core = PoolingCore(
         pooling.head,
         limits=BatchLimits(max_num_seqs=config.max_num_seqs, max_num_batched_tokens=batched),
-        max_model_len=pooling.max_model_len,
-        vocab_size=vocab_size,
+        prompt_limits=PromptLimits(pooling.max_model_len, vocab_size),
         defaults=pooling.defaults,
         packer=LinearPacker(model),
     )

@@ -5,38 +5,36 @@ from time import monotonic
 
 import torch
 from msgspec.structs import replace
+from torch import Tensor
 
+from server.engine.base_core import BaseCore, PromptLimits, failed
 from server.engine.compute.linear import LinearPacker
 from server.engine.pooling.heads import PoolingHead
-from server.engine.pooling.late_interaction import KeptQueries, QueryMissingError
 from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
-from server.engine.process_link.messages import AdapterReport, Command, Done, LoadAdapter
 from server.pooler_config import PoolerConfig
-from server.types import EngineOutput, EnginePrompt, EngineStats, PoolingParams, TensorData
+from server.types import EngineOutput, EngineStats, PoolingParams, TensorData
 
 
-class PoolingCore:
-    """Replaces `EngineCore` in the engine's loop; every method runs on the engine's thread."""
+class PoolingCore(BaseCore):
+    """Every method runs on the engine's thread."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         head: PoolingHead,
         *,
         limits: BatchLimits,
-        max_model_len: int,
-        vocab_size: int,
+        prompt_limits: PromptLimits,
         defaults: PoolerConfig,
         packer: LinearPacker | None = None,
     ) -> None:
         """`defaults` apply where a request sets no value; `packer` packs layers while the engine is idle."""
         self._head = head
         self._limits = limits
-        self._max_model_len = max_model_len
-        self._vocab_size = vocab_size
+        self._prompt_limits = prompt_limits
         self._defaults = defaults
         self._waiting: list[PoolingSequence] = []
         self._packer = packer
-        self._queries = KeptQueries()
+        self._queries = _KeptQueries()
         self._num_iteration_tokens = 0
 
     @property
@@ -45,7 +43,7 @@ class PoolingCore:
 
     @property
     def stats(self) -> EngineStats:
-        """The state after the last step; sequences that the next step may compute count as running."""
+        # Sequences that the next step may compute count as running.
         num_running = min(len(self._waiting), self._limits.max_num_seqs)
         return EngineStats(
             num_running=num_running,
@@ -54,38 +52,19 @@ class PoolingCore:
             num_threads=torch.get_num_threads(),
         )
 
-    def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
-        """Rejects the request: the model does not generate."""
-        return [_failed(request_id, "this model does not generate text") for request_id in request_ids]
-
-    def load_adapter(self, message: LoadAdapter) -> AdapterReport:
-        """Rejects the adapter."""
-        return AdapterReport(message.adapter_id, "LoRA adapters need a model that generates text")
-
-    def execute(self, command: Command) -> Done:
-        """Does nothing: there is nothing to forget."""
-        return Done(command.command_id)
-
-    def unload_adapter(self, adapter_id: int) -> None:
-        """Does nothing: there is no adapter."""
-
     def pool(
         self, request_id: str, prompt_token_ids: list[int], token_type_ids: list[int] | None, params: PoolingParams
     ) -> EngineOutput | None:
-        """Queues a request; returns an output only to reject it."""
-        num_tokens = len(prompt_token_ids)
-        if not 0 < num_tokens <= self._max_model_len:
-            return _failed(request_id, f"a prompt of {num_tokens} tokens does not fit {self._max_model_len} tokens")
-        if max(prompt_token_ids) >= self._vocab_size:
-            message = f"token {max(prompt_token_ids)} is beyond the model's {self._vocab_size} tokens"
-            return _failed(request_id, message)
+        fault = self._prompt_limits.find_fault(prompt_token_ids, num_new_tokens=0)
+        if fault is not None:
+            return failed(request_id, fault)
         if params.task not in self._head.tasks:
-            return _failed(request_id, f"this model does not support the task {params.task}")
+            return failed(request_id, f"this model does not support the task {params.task}")
         sequence = PoolingSequence(request_id, prompt_token_ids, self._with_defaults(params), token_type_ids)
         self._waiting.append(sequence)
         return None
 
-    def abort(self, request_ids: Iterable[str]) -> None:
+    def abort(self, request_ids: list[str]) -> None:
         """Ends requests without further output and drops their kept queries."""
         aborted = set(request_ids)
         self._waiting = [sequence for sequence in self._waiting if sequence.request_id not in aborted]
@@ -93,7 +72,6 @@ class PoolingCore:
 
     @torch.inference_mode()
     def step(self) -> list[EngineOutput]:
-        """Computes one batch and returns its results."""
         batch = choose_batch(self._waiting, self._limits)
         chosen = {id(sequence) for sequence in batch}
         self._waiting = [sequence for sequence in self._waiting if id(sequence) not in chosen]
@@ -103,7 +81,6 @@ class PoolingCore:
         return [self._finish(*pair, begin_s) for pair in zip(batch, results, strict=True)]
 
     def do_idle_work(self) -> bool:
-        """Packs one linear layer; True while there are more."""
         return self._packer is not None and self._packer.pack_next()
 
     def _with_defaults(self, params: PoolingParams) -> PoolingParams:
@@ -117,8 +94,8 @@ class PoolingCore:
     def _finish(self, sequence: PoolingSequence, result: torch.Tensor, begin_s: float) -> EngineOutput:
         try:
             answer = self._queries.interact(sequence, result)
-        except QueryMissingError as err:
-            return _failed(sequence.request_id, str(err))
+        except _QueryMissingError as err:
+            return failed(sequence.request_id, str(err))
         return EngineOutput(
             request_id=sequence.request_id,
             finish_reason="stop",
@@ -133,5 +110,42 @@ def _tensor_data(tensor: torch.Tensor) -> TensorData:
     return TensorData("float32", tuple(values.shape), values.numpy().data.cast("B"))
 
 
-def _failed(request_id: str, message: str) -> EngineOutput:
-    return EngineOutput(request_id=request_id, finish_reason="error", error=message)
+class _QueryMissingError(LookupError):
+    """A document names a query that is not kept: it was aborted or never arrived."""
+
+
+class _KeptQueries:
+    """Token embeddings of queries that wait for their documents; used on the engine's thread."""
+
+    def __init__(self) -> None:
+        self._embeddings: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._embeddings)
+
+    def interact(self, sequence: PoolingSequence, embeddings: Tensor) -> Tensor | None:
+        """Keeps a query and returns None; returns the score of a document, and other embeddings unchanged.
+
+        Raises:
+            _QueryMissingError: the document's query is not kept.
+        """
+        part = sequence.params.late_interaction
+        if part is None:
+            return embeddings
+        if part.role == "query":
+            self._embeddings[sequence.request_id] = embeddings.clone()
+            return None
+        query = self._embeddings.get(part.query_id)
+        if query is None:
+            raise _QueryMissingError(f"the query {part.query_id!r} is not in the engine")
+        return _max_similarity(query, embeddings)
+
+    def drop(self, request_ids: Iterable[str]) -> None:
+        """Drops queries; ignores ids without one."""
+        for request_id in request_ids:
+            self._embeddings.pop(request_id, None)
+
+
+def _max_similarity(query: Tensor, document: Tensor) -> Tensor:
+    """For each token of the query, the highest similarity to a token of the document; summed."""
+    return (query @ document.T).amax(dim=-1).sum()

@@ -8,14 +8,12 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Any
 
 import msgspec
 
 from server.engine.process_link.channel import HEADER_BYTES, frame, read_length
 from server.engine.process_link.messages import (
     Abort,
-    AdapterReport,
     Command,
     Done,
     Failed,
@@ -32,7 +30,7 @@ from server.engine.process_link.messages import (
     UnloadAdapter,
 )
 from server.engine.process_link.uploads import Uploader
-from server.errors import EngineDeadError, EngineError, EngineStartError, RequestError
+from server.errors import EngineDeadError, EngineError, EngineStartError
 from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PoolingParams
 
 logger = logging.getLogger(__name__)
@@ -67,9 +65,8 @@ class EngineClient:
         self._info: EngineInfo | None = None
         self._streams: dict[str, _Stream] = {}
         """By sequence."""
-        self._adapters: dict[int, asyncio.Future[AdapterReport]] = {}
-        """Adapters that the engine is loading."""
         self._commands: dict[int, asyncio.Future[Done]] = {}
+        """Those whose result is awaited."""
         self._command_ids = count(1)
         self._subscribers: list[Callable[[EngineStats], None]] = []
         self._writer: asyncio.StreamWriter | None = None
@@ -174,28 +171,21 @@ class EngineClient:
             raise EngineError(output.error or "The engine aborted the request.")
         return output
 
-    async def load_adapter(self, adapter_id: int, name: str, path: str) -> AdapterReport:
-        """Loads a LoRA adapter; the report contains the error if that fails. Cancelling unloads it.
+    async def load_adapter(self, adapter_id: int, name: str, path: str) -> Done:
+        """Loads a LoRA adapter; the result contains the error if that fails. Cancelling unloads it.
 
         Raises:
             EngineDeadError: the engine was dead or died meanwhile.
         """
-        if self.error is not None:
-            raise EngineDeadError(self.error)
-        loading: asyncio.Future[AdapterReport] = asyncio.get_running_loop().create_future()
-        self._adapters[adapter_id] = loading
         try:
-            self._send(LoadAdapter(adapter_id, name, path))
-            return await loading
+            return await self._run_command(LoadAdapter(next(self._command_ids), adapter_id, name, path))
         except asyncio.CancelledError:
             self.unload_adapter(adapter_id)
             raise
-        finally:
-            del self._adapters[adapter_id]
 
     def unload_adapter(self, adapter_id: int) -> None:
         """Frees an adapter once the last request that uses it has ended."""
-        self._send(UnloadAdapter(adapter_id))
+        self._send(UnloadAdapter(next(self._command_ids), adapter_id))
 
     async def reset_prefix_cache(self, *, interrupts: bool) -> bool:
         """Returns whether all prefixes are forgotten; running requests prevent it unless it interrupts them.
@@ -220,12 +210,9 @@ class EngineClient:
         self._commands[command.command_id] = running
         try:
             self._send(command)
-            done = await running
+            return await running
         finally:
             del self._commands[command.command_id]
-        if done.error is not None:
-            raise RequestError(done.error)
-        return done
 
     def drop_queries(self, request_ids: Iterable[str]) -> None:
         """Frees late-interaction queries, which the engine otherwise keeps for further documents."""
@@ -325,16 +312,11 @@ class EngineClient:
             self.ended_silently = reason is None
             self._die(reason or "the engine process ended unexpectedly")
 
-    def _take(self, message: Ready | Step | AdapterReport | Done) -> None:
+    def _take(self, message: Ready | Step | Done) -> None:
         if isinstance(message, Done):
             running = self._commands.get(message.command_id)
             if running is not None and not running.done():
                 running.set_result(message)
-            return
-        if isinstance(message, AdapterReport):
-            loading = self._adapters.get(message.adapter_id)
-            if loading is not None and not loading.done():
-                loading.set_result(message)
             return
         if isinstance(message, Ready):
             assert self._loaded is not None
@@ -357,9 +339,8 @@ class EngineClient:
             self._loaded.set_exception(EngineStartError(reason))
         for stream in set(self._streams.values()):
             stream.outputs.put_nowait(None)
-        answers: list[asyncio.Future[Any]] = [*self._adapters.values(), *self._commands.values()]
-        for waiting in answers:
-            if not waiting.done():
-                waiting.set_exception(EngineDeadError(reason))
+        for running in self._commands.values():
+            if not running.done():
+                running.set_exception(EngineDeadError(reason))
         self.dead.set()
         self._on_death(reason)

@@ -99,8 +99,9 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
 
 
 class LoadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="load_adapter"):
-    """To the engine: read a LoRA adapter; answered by an `AdapterReport`."""
+    """To the engine: read a LoRA adapter."""
 
+    command_id: int
     adapter_id: int
     name: str
     path: str
@@ -110,16 +111,8 @@ class LoadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="load_adapte
 class UnloadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="unload_adapter"):
     """To the engine: accept no further requests for the adapter, and free it after the last one."""
 
+    command_id: int
     adapter_id: int
-
-
-class AdapterReport(msgspec.Struct, frozen=True, array_like=True, tag="adapter_report"):
-    """From the engine: whether an adapter was loaded."""
-
-    adapter_id: int
-    error: str | None = None
-    is_missing: bool = False
-    """Whether the error is that there is no adapter at the path."""
 
 
 class ResetPrefixCache(msgspec.Struct, frozen=True, array_like=True, tag="reset_prefix_cache"):
@@ -143,6 +136,9 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     is_done: bool = True
     """`ResetPrefixCache`: whether it was reset."""
     error: str | None = None
+    """`LoadAdapter`: why the adapter was not loaded."""
+    is_missing: bool = False
+    """`LoadAdapter`: whether the error is that there is no adapter at the path."""
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
@@ -153,7 +149,8 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
     """From the engine: the answer to a ping."""
 
 
-Command = ResetPrefixCache | ResetEncoderCache
-Request = Generate | Pool | Abort | LoadAdapter | UnloadAdapter | Command | Ping
+Command = LoadAdapter | UnloadAdapter | ResetPrefixCache | ResetEncoderCache
+"""Each is answered by a `Done` with its `command_id`."""
+Request = Generate | Pool | Abort | Command | Ping
 ToEngine = Request | Piece | DropUpload
-FromEngine = Ready | Failed | Step | AdapterReport | Done | Pong
+FromEngine = Ready | Failed | Step | Done | Pong

@@ -4,6 +4,7 @@ from collections.abc import Sequence as Seq
 
 import torch
 
+from server.engine.sequence import Chunk
 from server.types import TokenLogprob
 
 _MAX_ROWS = 64
@@ -21,6 +22,19 @@ def describe_chosen(logits: torch.Tensor, token_id: int, chosen: Seq[int]) -> To
     values = logprobs[torch.tensor(reported, device=logprobs.device)].clamp(min=_LEAST).tolist()
     rank = int((logprobs > own).sum()) + 1
     return TokenLogprob(token_id, values[0], rank, list(zip(reported, values, strict=True)))
+
+
+def add_prompt_logprobs(chunk: Chunk, logits: torch.Tensor) -> None:
+    """Adds to its sequence those of the prompt tokens after a chunk's; the first token of a prompt has none.
+
+    Args:
+        logits: those of all tokens of the chunk.
+    """
+    sequence, wanted = chunk.sequence, chunk.sequence.params.prompt_logprobs or 0
+    following = sequence.token_ids[chunk.begin + 1 : min(chunk.end + 1, sequence.num_prompt_tokens)]
+    if sequence.prompt_logprobs is None:
+        sequence.prompt_logprobs = [None]
+    sequence.prompt_logprobs += describe(logits[: len(following)], following, [wanted] * len(following))
 
 
 def describe(logits: torch.Tensor, token_ids: Seq[int], nums_top: Seq[int]) -> list[TokenLogprob]:

@@ -1,8 +1,8 @@
-"""Samples the next token of each sequence from its logits, with vLLM's parameters in vLLM's order.
+"""Samples the next token of each sequence from its logits, and decides whether it is the last one.
 
-Reads the raw log-probabilities first, then applies grammar, token bans, logit bias, penalties and the
-thinking budget, which also affect a greedy choice. Temperature, min-p, top-k and top-p are in
-`server.engine.sampling.drawing`.
+vLLM's parameters apply in vLLM's order. Reads the raw log-probabilities first, then applies grammar, token
+bans, logit bias, penalties and the thinking budget, which also affect a greedy choice. Temperature, min-p,
+top-k and top-p are in `server.engine.sampling.drawing`.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from server.engine.sampling.guided import GuidedDecodingError, GuidedStates
 from server.engine.sampling.logprobs import describe, describe_chosen
 from server.engine.sampling.penalties import Penalties
 from server.engine.sequence import Sequence
-from server.types import TokenLogprob
+from server.types import FinishReason, TokenLogprob
 
 _GREEDY_BELOW = 1e-5
 _EXCLUDED = "no token can be sampled: the request's parameters exclude all of them"
@@ -38,13 +38,33 @@ class Sampled(NamedTuple):
         return self.error is not None and self.error != _NOT_FINITE
 
 
+class Ending(NamedTuple):
+    """Whether a sequence ends with its new token, and why."""
+
+    reason: FinishReason | None = None
+    """None if it goes on."""
+    stop_token_id: int | None = None
+    """The token if it is the reason."""
+    error: str | None = None
+
+
+_CONTINUES = Ending()
+
+
 class Sampler:
-    """One per engine; `sample` runs on the engine's thread."""
+    """One per engine; every method runs on the engine's thread."""
 
     def __init__(
-        self, *, eos_token_ids: tuple[int, ...], seed: int, device: torch.device, guided: GuidedStates
+        self,
+        *,
+        eos_token_ids: tuple[int, ...],
+        max_model_len: int,
+        seed: int,
+        device: torch.device,
+        guided: GuidedStates,
     ) -> None:
         self._eos_token_ids = eos_token_ids
+        self._max_model_len = max_model_len
         self._device = device
         self._seed = seed
         self._guided = guided
@@ -76,6 +96,22 @@ class Sampler:
                 if chosen := sequences[i].params.logprob_token_ids:
                     logprobs[i] = describe_chosen(raw[row], token_ids[i], chosen)
         return [Sampled(s, token_ids[i], logprobs.get(i), errors.get(i)) for i, s in enumerate(sequences)]
+
+    def find_end(self, sequence: Sequence, token_id: int) -> Ending:
+        """Whether the sequence ends with its new token, by which its grammar and its reasoning advance."""
+        params = sequence.params
+        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
+        if is_eos or token_id in params.stop_token_ids:
+            return Ending("stop", token_id)
+        if params.guided is not None or params.reasoning is not None:
+            try:
+                if self._guided.accept(sequence, token_id):
+                    return Ending("stop")
+            except GuidedDecodingError as err:
+                return Ending("error", error=str(err))
+        if sequence.num_output_tokens >= params.max_tokens or sequence.num_tokens >= self._max_model_len:
+            return Ending("length")
+        return _CONTINUES
 
     def _restrict(self, sequences: list[Sequence], logits: torch.Tensor) -> dict[int, str]:
         """Applies grammars, token bans and logit bias, in place; returns errors by row."""

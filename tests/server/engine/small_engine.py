@@ -9,20 +9,21 @@ from weakref import WeakSet
 
 from transformers import PreTrainedModel
 
+from server.engine.base_core import PromptLimits
 from server.engine.compute.packed_runner import PackedRunner
 from server.engine.compute.runner import StepLogits
 from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
-from server.engine.features.image_cache import cache_images
 from server.engine.features.prompt_features import FeatureBuilder
 from server.engine.features.vision import image_encoder
+from server.engine.intake import Intake
 from server.engine.lora.adapters import Adapters
 from server.engine.lora.layers import AdaptedLayers
 from server.engine.memory.cache_manager import CacheManager
 from server.engine.memory.kv_cache import KVCache
 from server.engine.memory.prefix_cache import PrefixCache
 from server.engine.memory.shared_slots import SharedSlots
-from server.engine.process_link.messages import LoadAdapter
+from server.engine.process_link.messages import LoadAdapter, UnloadAdapter
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
@@ -104,7 +105,7 @@ class SmallEngine:
             self.runner.use_cache(kv_cache)
             self.prefixes = PrefixCache(kv_cache.slots, max_tokens=prefix_tokens) if prefix_tokens else None
         vocab_size = model.config.get_text_config(decoder=True).vocab_size
-        guided = GuidedStates(
+        self.guided = GuidedStates(
             tokenizer_path=tokenizer_path,
             vocab_size=vocab_size,
             eos_token_ids=eos_token_ids,
@@ -125,18 +126,22 @@ class SmallEngine:
             max_num_batched_tokens=max_num_batched_tokens if self.runner.can_split_prompts else max_model_len,
             pace=pace,
         )
+        limits = PromptLimits(min(max_model_len, self.cache.max_tokens), vocab_size)
+        self.features = FeatureBuilder(model, image_encoder(model))
         self.core = EngineCore(
             self.runner,
-            cache=self.cache,
+            intake=Intake(
+                self.scheduler, limits=limits, guided=self.guided, features=self.features, adapters=self.adapters
+            ),
             scheduler=self.scheduler,
-            max_model_len=max_model_len,
-            vocab_size=vocab_size,
-            eos_token_ids=eos_token_ids,
-            sampler=Sampler(eos_token_ids=eos_token_ids, seed=0, device=model.device, guided=guided),
-            guided=guided,
-            features=FeatureBuilder(model, image_encoder(model)),
+            sampler=Sampler(
+                eos_token_ids=eos_token_ids,
+                max_model_len=limits.max_model_len,
+                seed=0,
+                device=model.device,
+                guided=self.guided,
+            ),
             adapters=self.adapters,
-            images=cache_images(model),
         )
         self.completions: dict[str, Completion] = {}
         self.steps: list[dict[str, int]] = []
@@ -158,7 +163,10 @@ class SmallEngine:
 
     def load_adapter(self, adapter_id: int, folder: Path) -> str | None:
         """Loads an adapter; returns the error, if any."""
-        return self.core.load_adapter(LoadAdapter(adapter_id, f"adapter-{adapter_id}", str(folder))).error
+        return self.core.execute(LoadAdapter(1, adapter_id, f"adapter-{adapter_id}", str(folder))).error
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        self.core.execute(UnloadAdapter(1, adapter_id))
 
     def step(self) -> list[EngineOutput]:
         outputs = self.core.step()
@@ -208,7 +216,7 @@ class SmallEngine:
         assert sorted(self.cache._free_slots) == list(range(self.num_slots))
         assert self.cache.num_held_tokens == 0
         assert not self.scheduler._by_id
-        assert not self.core._guided._matchers
-        assert self.core._guided._num_copied_chars == 0
-        assert not any(grammar.num_users for grammar in self.core._guided._compiler._grammars.values())
+        assert not self.guided._matchers
+        assert self.guided._num_copied_chars == 0
+        assert not any(grammar.num_users for grammar in self.guided._compiler._grammars.values())
         assert all(s.model_cache is None for s in self._computed)

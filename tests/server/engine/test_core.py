@@ -22,7 +22,7 @@ def test_waiting_choices_share_the_prompts_tokens(llama: PreTrainedModel) -> Non
     engine = SmallEngine(llama)
     prompt = EnginePrompt([5] * 30, SamplingParams(max_tokens=3, seed=7))
     assert not engine.core.add((f"a-{index}" for index in range(40)), prompt)
-    sequences = engine.scheduler.sequences
+    sequences = list(engine.scheduler._by_id.values())
     assert all(each.token_ids is prompt.token_ids for each in sequences)
     assert [each.params.seed for each in sequences] == [7 + position for position in range(40)]
     while engine.core.has_work:

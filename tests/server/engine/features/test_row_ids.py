@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from server.engine.features.row_ids import RowHasher
+from server.engine.features.prompt_features import RowHasher
 
 
 @pytest.mark.parametrize(("width", "dtype"), [(8, torch.float32), (576, torch.bfloat16), (7, torch.bfloat16)])

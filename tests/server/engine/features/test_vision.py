@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import EngineConfig, ModelFiles, RendererConfig
-from server.engine.features.image_cache import ImageCache
 from server.engine.features.prompt_features import PromptFeaturesError
 from server.engine.features.vision import VisionEncoder, image_encoder, language_model
 from server.engine.model.model_loading import load_model
@@ -150,15 +149,16 @@ def test_another_image_does_not_match_the_prefix_cache(vision: VisionCase) -> No
 def test_the_choices_of_one_prompt_encode_its_images_once(vision: VisionCase, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, prompt = vision.engine(prefix_tokens=2000), vision.prompt("Look: ", (60, 60, 1))
     num_encoded = 0
-    encode = engine.core._features._encode_images
-    assert encode is not None
+    images = engine.features._images
+    assert images is not None
+    encode = images.encode
 
     def count(*args: Any) -> Any:
         nonlocal num_encoded
         num_encoded += 1
         return encode(*args)
 
-    monkeypatch.setattr(engine.core._features, "_encode_images", count)
+    monkeypatch.setattr(images, "encode", count)
     inputs = _inputs(prompt)
     completions = [
         engine.add(str(i), prompt.token_ids, inputs, max_tokens=_NUM_TOKENS, ignore_eos=True) for i in range(3)
@@ -170,7 +170,7 @@ def test_the_choices_of_one_prompt_encode_its_images_once(vision: VisionCase, mo
 
 def test_the_images_of_a_conversation_are_encoded_once(vision: VisionCase) -> None:
     engine, encoded = vision.engine(), []
-    _vision_tower(engine.core._features._model).register_forward_hook(lambda *_: encoded.append(True))
+    _vision_tower(engine.features._model).register_forward_hook(lambda *_: encoded.append(True))
     images = ((60, 60, 1), (60, 60, 2))
     prompts = [vision.prompt("Look: ", *images), vision.prompt("Again: ", *images, "and what now?")]
     for i, prompt in enumerate(prompts):
@@ -193,7 +193,7 @@ def test_the_oldest_images_are_dropped_when_memory_is_used_up(vision: VisionCase
     model = load_model(vision.path, EngineConfig(dtype="float32"))
     prompts = [vision.prompt((60, 60, seed)) for seed in (1, 2, 1)]
     encoder = VisionEncoder(model)
-    cache = ImageCache(model)
+    cache = encoder._cache
     encoder.encode(prompts[0].token_ids, _tensors(prompts[0]))
     cache._max_bytes = cache._num_bytes
     encoded: list[bool] = []

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from server.engine.process_link.messages import LoadAdapter
 from server.lora_config import LoraConfig
 from tests.server.engine.lora.peft_adapters import adapted_outputs, save_adapter
 from tests.server.engine.small_engine import SmallEngine
@@ -193,7 +192,7 @@ def test_an_unloaded_adapter_is_freed_after_its_last_sequence(engine: SmallEngin
     expected = engine.generate([PROMPTS[0]], adapter_id=1)[0]
     running = engine.add("running", PROMPTS[0], adapter_id=1)
     engine.step()
-    engine.core.unload_adapter(1)
+    engine.unload_adapter(1)
     rejected = engine.add("late", PROMPTS[0], adapter_id=1)
     assert rejected.error == "its LoRA adapter has been unloaded"
     assert engine.adapters is not None
@@ -208,7 +207,7 @@ def test_an_unloaded_adapter_is_freed_after_its_last_sequence(engine: SmallEngin
 def test_an_aborted_sequence_frees_its_unloaded_adapter(engine: SmallEngine, adapter: Path) -> None:
     assert engine.load_adapter(1, adapter) is None
     engine.add("aborted", PROMPTS[0], adapter_id=1)
-    engine.core.unload_adapter(1)
+    engine.unload_adapter(1)
     engine.core.abort(["aborted"])
     assert engine.adapters is not None
     assert engine.adapters.num_in_memory == 0
@@ -322,5 +321,4 @@ def test_an_adapter_of_experts_is_refused(tmp_path: Path) -> None:
 
 def test_without_enable_lora_no_adapter_is_loaded(llama: PreTrainedModel, adapter: Path) -> None:
     engine = SmallEngine(llama)
-    report = engine.core.load_adapter(LoadAdapter(1, "name", str(adapter)))
-    assert report.error == "LoRA is not enabled: start with --enable-lora"
+    assert engine.load_adapter(1, adapter) == "LoRA is not enabled: start with --enable-lora"

@@ -9,8 +9,7 @@ from transformers import LlamaConfig
 from server.config import EngineConfig
 from server.engine.memory import sizing
 from server.engine.memory.kv_cache import KVCache, LayerShape
-from server.engine.memory.sizing import CacheSize, size_cache
-from server.engine.memory.working_memory import NO_WORKING_MEMORY, WorkingMemory, estimate_working_memory
+from server.engine.memory.sizing import NO_WORKING_MEMORY, CacheSize, WorkingMemory, estimate_working_memory, size_cache
 from server.errors import EngineMemoryError, EngineStartError
 
 SHAPES = {layer: LayerShape(3, 64, 64) for layer in range(30)}

@@ -12,17 +12,15 @@ from server.engine.process_link.channel import BlockingChannel
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import (
     Abort,
-    AdapterReport,
     Done,
     FromEngine,
     LoadAdapter,
     Pool,
-    ResetEncoderCache,
     Step,
     ToEngine,
     UnloadAdapter,
 )
-from server.errors import EngineDeadError, EngineError, RequestError
+from server.errors import EngineDeadError, EngineError
 from server.types import EngineOutput, EngineStats, PoolingParams, TensorData
 
 PARAMS = PoolingParams(task="embed", dimensions=2)
@@ -113,12 +111,12 @@ async def test_queries_are_dropped_by_their_ids() -> None:
         assert await engine.receive() == Abort(["a", "b"])
 
 
-async def test_an_adapter_is_loaded_with_its_report() -> None:
+async def test_a_commands_result_is_returned() -> None:
     async with connected() as (client, engine):
         loading = asyncio.create_task(client.load_adapter(3, "sql", "/adapters/sql"))
-        assert await engine.receive() == LoadAdapter(3, "sql", "/adapters/sql")
-        engine.send(AdapterReport(3, "it is broken"))
-        assert await loading == AdapterReport(3, "it is broken")
+        assert await engine.receive() == LoadAdapter(1, 3, "sql", "/adapters/sql")
+        engine.send(Done(1, False, "it is broken", is_missing=True))
+        assert await loading == Done(1, False, "it is broken", is_missing=True)
 
 
 async def test_an_adapter_whose_request_is_cancelled_is_unloaded() -> None:
@@ -126,19 +124,10 @@ async def test_an_adapter_whose_request_is_cancelled_is_unloaded() -> None:
         loading = asyncio.create_task(client.load_adapter(3, "sql", "/adapters/sql"))
         await engine.receive()
         loading.cancel()
-        assert await engine.receive() == UnloadAdapter(3)
-        engine.send(AdapterReport(3))
+        assert await engine.receive() == UnloadAdapter(2, 3)
+        engine.send(Done(1))
         with pytest.raises(asyncio.CancelledError):
             await loading
-
-
-async def test_a_command_that_fails_is_an_error_of_the_request() -> None:
-    async with connected() as (client, engine):
-        resetting = asyncio.create_task(client.reset_encoder_cache())
-        assert await engine.receive() == ResetEncoderCache(1)
-        engine.send(Done(1, is_done=False, error="no cache"))
-        with pytest.raises(RequestError, match="no cache"):
-            await resetting
 
 
 async def test_commands_fail_when_the_engine_ends() -> None:

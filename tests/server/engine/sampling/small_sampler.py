@@ -22,7 +22,9 @@ def create_sampler(*, vocab_size: int, seed: int = 0, eos_token_ids: tuple[int, 
         eos_token_ids=eos_token_ids,
         executor=InlineExecutor(),
     )
-    return Sampler(eos_token_ids=eos_token_ids, seed=seed, device=torch.device("cpu"), guided=guided)
+    return Sampler(
+        eos_token_ids=eos_token_ids, max_model_len=1 << 20, seed=seed, device=torch.device("cpu"), guided=guided
+    )
 
 
 def create_sequence(

@@ -84,7 +84,7 @@ def test_a_copy_is_made_only_for_sequences_that_run(engine: SmallEngine, executo
     most = 0
     while engine.core.has_work:
         engine.step()
-        most = max(most, len(engine.core._guided._matchers))
+        most = max(most, len(engine.guided._matchers))
     assert most == engine.num_slots
     engine.assert_nothing_leaked()
 
@@ -109,7 +109,7 @@ def test_a_grammar_that_does_not_compile_is_not_kept(engine: SmallEngine, execut
     executor.run()
     engine.run()
     assert [each.finish_reason for each in refused] == ["error"] * 3
-    assert not engine.core._guided._compiler._grammars
+    assert not engine.guided._compiler._grammars
     engine.assert_nothing_leaked()
 
 
@@ -133,7 +133,7 @@ def test_sequences_wait_for_the_memory_of_their_copies(
     most = 0
     while engine.core.has_work:
         engine.step()
-        most = max(most, len(engine.core._guided._matchers))
+        most = max(most, len(engine.guided._matchers))
     assert most == 3
     assert all(json.loads(_text(each)).startswith("word") for each in completions)
     engine.assert_nothing_leaked()

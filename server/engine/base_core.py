@@ -1,0 +1,71 @@
+"""What the engine's loop needs of a core; there is one for models that generate text and one that pools."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from server.engine.process_link.messages import Command, Done, LoadAdapter
+from server.types import EngineOutput, EnginePrompt, EngineStats, PoolingParams
+
+
+class BaseCore(ABC):
+    """Used on the engine's thread. Rejects by default what only the other kind of model supports."""
+
+    @property
+    @abstractmethod
+    def has_work(self) -> bool:
+        """Whether a step would compute something."""
+
+    @property
+    @abstractmethod
+    def stats(self) -> EngineStats:
+        """The state after the last step."""
+
+    def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
+        """Queues a prompt's sequences; returns outputs only of those that it rejects."""
+        return [failed(request_id, "this model does not generate text") for request_id in request_ids]
+
+    def pool(
+        self, request_id: str, prompt_token_ids: list[int], token_type_ids: list[int] | None, params: PoolingParams
+    ) -> EngineOutput | None:
+        """Queues a prompt to be pooled; returns an output only if it rejects it."""
+        return failed(request_id, "this model generates text")
+
+    @abstractmethod
+    def abort(self, request_ids: list[str]) -> None:
+        """Ends requests without further output; ignores unknown ids, whose requests have ended."""
+
+    def execute(self, command: Command) -> Done:
+        """Executes a command at once. By default there are no caches to reset, and no adapters."""
+        if isinstance(command, LoadAdapter):
+            return Done(command.command_id, False, "LoRA adapters need a model that generates text")
+        return Done(command.command_id)
+
+    @abstractmethod
+    def step(self) -> list[EngineOutput]:
+        """Computes one batch and returns its outputs."""
+
+    @abstractmethod
+    def do_idle_work(self) -> bool:
+        """Does a piece of deferrable work; True while there is more."""
+
+
+@dataclass(frozen=True)
+class PromptLimits:
+    """Limits of one prompt."""
+
+    max_model_len: int
+    vocab_size: int
+
+    def find_fault(self, token_ids: list[int], *, num_new_tokens: int) -> str | None:
+        """Why the model cannot compute a prompt with at least so many tokens after it; None if it can."""
+        if not 0 < len(token_ids) <= self.max_model_len - num_new_tokens:
+            return f"a prompt of {len(token_ids)} tokens does not fit {self.max_model_len} tokens"
+        if max(token_ids) >= self.vocab_size:
+            return f"token {max(token_ids)} is beyond the model's {self.vocab_size} tokens"
+        return None
+
+
+def failed(request_id: str, message: str, *, is_request_fault: bool = False) -> EngineOutput:
+    """The last output of a request that failed."""
+    return EngineOutput(request_id=request_id, finish_reason="error", error=message, is_request_fault=is_request_fault)

@@ -1,0 +1,69 @@
+"""Work that can wait until the engine has nothing else to do: packing weights, missing imports, the heap."""
+
+import gc
+from math import inf
+from time import monotonic
+from typing import Protocol
+
+from server.engine.base_core import BaseCore
+from server.machine.heap import HeapTrimmer
+
+_DELAY_S = 0.5
+"""From the first request, the API process's own, to the first idle work, a part of which takes 0.4 s: a
+client that has waited for readiness comes first."""
+_STEP_SHARE = 0.5
+"""Idle work takes this share of a step's time; an idle engine does one piece at a time. Packing the weights
+takes 1.4 s for 135 million parameters, in pieces of at most 20 ms, and makes later steps up to three times as
+fast."""
+_TRIM_DELAY_S = 5.0
+"""From the last step to trimming the heap, which takes 15 ms."""
+
+
+class Imports(Protocol):
+    """Lean imports: how this process imported torch and transformers."""
+
+    def end(self) -> None:
+        """From now on imports are not replaced by stand-ins."""
+
+    def restore(self) -> bool:
+        """Imports the modules that stand-ins replaced in torch; whether there were any."""
+
+
+class IdleWork:
+    """Used between two steps on the engine's thread."""
+
+    def __init__(self, core: BaseCore, imports: Imports) -> None:
+        self._core = core
+        self._imports = imports
+        self._trimmer = HeapTrimmer(_TRIM_DELAY_S)
+        self._has_request = False
+        self._work_due_s = inf
+        """When to go on with work other than trimming; never once all is done."""
+
+    @property
+    def due_s(self) -> float:
+        """When `run_if_due` has something to do, on the monotonic clock."""
+        return min(self._trimmer.due_s, self._work_due_s)
+
+    def note_request(self) -> None:
+        """Called for each request; the first one starts the delay."""
+        if not self._has_request:
+            self._has_request = True
+            self._work_due_s = monotonic() + _DELAY_S
+
+    def run_if_due(self, step_s: float) -> None:
+        """Does a part of the work after a step that took `step_s`, or 0 without a step."""
+        if step_s:
+            self._trimmer.postpone()
+        self._trimmer.trim_if_due()
+        if monotonic() >= self._work_due_s and not self._has_more(step_s * _STEP_SHARE):
+            self._work_due_s = inf
+            gc.freeze()  # else a full collection traverses all objects: 50 ms in the middle of a step
+
+    def _has_more(self, seconds: float) -> bool:
+        """Works for about this time, at least one piece; imports, 0.4 s at once, only without requests."""
+        end_s = monotonic() + seconds
+        while self._core.do_idle_work():
+            if monotonic() >= end_s:
+                return True
+        return self._core.has_work or self._imports.restore()

@@ -1,0 +1,134 @@
+"""Sequences before the scheduler's queue: checks prompts, waits for grammars and encodes images."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from server.engine.base_core import PromptLimits, failed
+from server.engine.features.prompt_features import FeatureBuilder, PromptFeatures, PromptFeaturesError
+from server.engine.lora.adapters import Adapters
+from server.engine.sampling.guided import GuidedDecodingError, GuidedStates
+from server.engine.scheduler import Scheduler
+from server.engine.sequence import Sequence
+from server.types import EngineOutput, EnginePrompt, PromptInputs
+
+
+class _Pending(NamedTuple):
+    """A sequence whose grammar is not compiled yet, or whose images are not encoded yet."""
+
+    sequence: Sequence
+    images: PromptInputs | None
+    """The prompt's, if they are not encoded yet."""
+
+
+class Intake:
+    """Acquires the grammar and the adapter of each sequence, until `release`; used on the engine's thread."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        limits: PromptLimits,
+        guided: GuidedStates,
+        features: FeatureBuilder,
+        adapters: Adapters | None = None,
+    ) -> None:
+        """`adapters` is None without `--enable-lora`."""
+        self._scheduler = scheduler
+        self._limits = limits
+        self._guided = guided
+        self._features = features
+        self._adapters = adapters
+        self._pending: dict[str, _Pending] = {}
+        """In order of arrival."""
+
+    @property
+    def num_pending(self) -> int:
+        return len(self._pending)
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether `admit_ready` has something to do."""
+        return any(self._guided.is_ready(pending.sequence) for pending in self._pending.values())
+
+    def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
+        """Takes in a prompt's sequences; returns outputs only of those that it rejects."""
+        fault, features = self._find_fault(prompt), None
+        if fault is None and prompt.inputs is not None and prompt.inputs.mm is None:
+            try:
+                features = self._build_embeds(prompt, prompt.inputs)
+            except PromptFeaturesError as err:
+                fault = str(err)
+        if fault is not None:
+            return [failed(request_id, fault, is_request_fault=True) for request_id in request_ids]
+        for position, request_id in enumerate(request_ids):
+            sequence = Sequence(request_id, prompt.token_ids, prompt.params.of_choice(position))
+            sequence.features = features
+            self._queue(sequence, None if features is not None else prompt.inputs)
+        return []
+
+    def admit_ready(self) -> list[EngineOutput]:
+        """Queues sequences whose grammar is ready, and encodes the images of one prompt; returns rejections.
+
+        One prompt per step, so that other requests are not delayed. A prompt's choices share its features.
+        Small grammars do not overtake a large one that waits for memory.
+        """
+        rejected: list[EngineOutput] = []
+        has_room = True
+        encoded: PromptInputs | None = None
+        for request_id, (sequence, images) in list(self._pending.items()):
+            is_turn = images is None or encoded is None or images is encoded
+            if not is_turn or not self._guided.is_ready(sequence):
+                continue
+            if sequence.grammar is not None:
+                has_room = has_room and self._guided.has_room(sequence.grammar)
+                if not has_room:
+                    continue
+            del self._pending[request_id]
+            try:
+                self._guided.admit(sequence)
+                if images is not None:
+                    encoded = images
+                    sequence.features = self._features.build(sequence.token_ids, images)
+                self._scheduler.add(sequence)
+            except (GuidedDecodingError, PromptFeaturesError) as err:
+                self.release(sequence)
+                rejected.append(failed(request_id, str(err), is_request_fault=True))
+        return rejected
+
+    def withdraw(self, request_ids: Iterable[str]) -> None:
+        """Ends those of the sequences that are not in the scheduler's queue yet."""
+        for request_id in request_ids:
+            if (pending := self._pending.pop(request_id, None)) is not None:
+                self.release(pending.sequence)
+
+    def release(self, sequence: Sequence) -> None:
+        """Gives back what was acquired for a sequence that has ended."""
+        self._guided.drop(sequence)
+        if self._adapters is not None:
+            self._adapters.release(sequence.adapter_id)
+
+    def forget_images(self) -> None:
+        """Forgets what is kept of the images of earlier prompts."""
+        self._features.forget_images()
+
+    def _find_fault(self, prompt: EnginePrompt) -> str | None:
+        adapter_id = prompt.params.adapter_id
+        if adapter_id and (self._adapters is None or not self._adapters.accepts(adapter_id)):
+            return "its LoRA adapter has been unloaded"
+        return self._limits.find_fault(prompt.token_ids, num_new_tokens=1)
+
+    def _build_embeds(self, prompt: EnginePrompt, inputs: PromptInputs) -> PromptFeatures:
+        features = self._features.build(prompt.token_ids, inputs)
+        if not features.has_token_ids and prompt.params.prompt_logprobs is not None:
+            raise PromptFeaturesError("a prompt of embeddings has no tokens whose log-probabilities could be reported")
+        return features
+
+    def _queue(self, sequence: Sequence, images: PromptInputs | None) -> None:
+        if self._adapters is not None:
+            self._adapters.acquire(sequence.adapter_id)
+        if sequence.params.guided is not None or sequence.params.reasoning is not None:
+            self._guided.start(sequence)
+        if images is not None or sequence.grammar is not None:
+            self._pending[sequence.request_id] = _Pending(sequence, images)
+        else:
+            self._scheduler.add(sequence)
