@@ -1,8 +1,8 @@
 """Limits prompt tokens beside decoding sequences, by the measured times of steps.
 
-A step with prompts delays the next token of every decoding sequence; while more sequences wait than that, it
-computes all prompts. What a prompt token costs depends on the machine, the model and the context; it is
-therefore measured in each step.
+A step with prompts delays the next token of every decoding sequence. If more sequences are waiting than
+decoding, all waiting prompts are computed at once. What a prompt token costs depends on the machine, the
+model and the context, and is therefore measured in each step.
 """
 
 from collections import deque
@@ -18,14 +18,15 @@ _MAX_SLOWDOWN = 2.0
 _MIN_PROMPT_TOKENS = 32
 """Prompts make at least this progress per step, however much it costs."""
 _MIN_SHARE = 1 / 4
-"""At least this share of the waiting prompts is computed per step: the queue would grow."""
+"""At least this share of the waiting prompts is computed per step; with less, the queue would grow."""
 _MAX_STEP_S = 20.0
-"""Prompts beyond `_FEW_PROMPT_TOKENS` take no longer: new and cancelled requests wait for the step's end."""
+"""Longest time of a step's prompts beyond the first `_FEW_PROMPT_TOKENS`, because new and cancelled requests
+wait for its end."""
 _FEW_PROMPT_TOKENS = 512
 _LEAST_S = 1e-9
-"""Per prompt token: measured costs may be negative."""
+"""The least cost of a prompt token, as measured costs may be negative."""
 _NUM_MEASURED = 5
-"""Each estimate is the median of this many steps: one slow step does not count."""
+"""Each estimate is the median of this many steps, so that one slow step has no effect."""
 
 
 class StepPace:

@@ -36,9 +36,9 @@ class AdaptedLayers:
         self._updates: dict[str, dict[int, LowRank]] = {}
         self._handles: list[RemovableHandle] = []
         self._rows: _StepRows | None = None
-        """The tokens of the running step; None outside of a step."""
+        """The rows of the running step's tokens; None outside of a step."""
         self._head_rows: _StepRows | None = None
-        """The tokens whose logits are computed."""
+        """The rows of the tokens whose logits are computed."""
 
     def add(self, adapter_id: int, updates: dict[str, LowRank]) -> None:
         """Takes an adapter's weights."""

@@ -10,7 +10,7 @@ from server.errors import EngineMemoryError
 
 
 class CopiedSlots:
-    """Has the methods of `SharedSlots`; each slot and each kept beginning has memory of its own."""
+    """Implements `Slots`: each slot and each kept beginning has memory of its own."""
 
     num_shared_tokens = 0
     has_too_many_mappings = False
@@ -39,7 +39,6 @@ class CopiedSlots:
         self._parts = [part.view(num_slots, slot_len, -1) for part in parts]
 
     def open(self, slot: int, source: int | list[torch.Tensor] | None = None, length: int = 0) -> None:
-        """Copies the first `length` tokens of another slot, or kept ones, into a slot."""
         if source is None:
             return
         saved = [part[source] for part in self._parts] if isinstance(source, int) else source
@@ -47,15 +46,13 @@ class CopiedSlots:
             part[slot, :length].copy_(beginning[:length])
 
     def close(self, slot: int, length: int) -> None:
-        """Clears the `length` tokens of a slot; on a CPU their pages go back to the system."""
         for part in self._parts:
             self._clear(part[slot, :length])
 
     def hide_closed(self, slots: range) -> None:
-        """Does nothing: closed slots can be read without committing memory."""
+        pass  # they are zeros, and reading them commits no memory
 
     def keep(self, slot: int, length: int) -> list[torch.Tensor]:
-        """A copy of the first `length` tokens of a slot, until `drop`."""
         kept = [part[slot, :length].clone() for part in self._parts]
         self.num_kept_tokens += length
         return kept
@@ -64,17 +61,13 @@ class CopiedSlots:
         self.num_kept_tokens -= len(kept[0])
 
     def count_running_tokens(self, source: int | list[torch.Tensor], length: int) -> int:
-        """None can be shared."""
-        del source, length
         return 0
 
     def count_common_tokens(self, slots: list[int]) -> int:
-        """None are in the same memory."""
-        del slots
         return 0
 
     def _clear(self, part: torch.Tensor) -> None:
-        """Attention multiplies masked values too, and NaN times 0 is NaN."""
+        """Zeros, because attention multiplies masked values too, and NaN times 0 is NaN."""
         if self._pages is None:
             part.zero_()
             return

@@ -7,6 +7,7 @@ memory.
 
 import logging
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -15,7 +16,41 @@ from server.engine.memory.shared_slots import SharedSlots
 
 logger = logging.getLogger(__name__)
 
-Slots = SharedSlots | CopiedSlots
+
+class Slots(Protocol):
+    """The memory of slots; one implementation shares that of common beginnings, the other copies them."""
+
+    slot_len: int
+    """Tokens that a slot has room for."""
+    num_kept_tokens: int
+    """Tokens that only the prefix cache holds."""
+    num_shared_tokens: int
+    """Tokens that the open slots would hold in addition without sharing."""
+
+    @property
+    def has_too_many_mappings(self) -> bool:
+        """Whether no further slot can share memory until prefixes are dropped."""
+
+    def open(self, slot: int, source: Any = None, length: int = 0) -> None:
+        """Gives memory to a slot; its first `length` tokens are those of another open slot or kept ones."""
+
+    def close(self, slot: int, length: int) -> None:
+        """Takes the memory of a slot of `length` tokens back; what `keep` or other slots hold stays."""
+
+    def hide_closed(self, slots: range) -> None:
+        """Before a step reads slots, some of them closed: reading those must not commit memory."""
+
+    def keep(self, slot: int, length: int) -> Any:
+        """Holds the first `length` tokens of an open slot until `drop` of the result."""
+
+    def drop(self, kept: Any) -> None:
+        """Ends `keep`."""
+
+    def count_running_tokens(self, source: Any, length: int) -> int:
+        """How many of the first `length` tokens of a source could be shared with running sequences."""
+
+    def count_common_tokens(self, slots: list[int]) -> int:
+        """How many of their first tokens these open slots have in the same memory."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class MemoryFile:
         self._num_slots = num_slots
         self._slot_len = slot_len
         self._parts = list(zip(token_bytes, accumulate(token_bytes, initial=0), strict=False))
-        """Bytes per token of a part, and of the parts before it."""
+        """Bytes per token of a part, and the offset of the part: the sum of those before it."""
         self._segment_bytes = slot_len * sum(token_bytes)
         self._file = os.memfd_create("kv-cache")
         finalize(self, os.close, self._file)
@@ -66,7 +66,7 @@ class MemoryFile:
         self._mmap(0, len(self.pages), 0)
         self._max_mappings = _read_max_mappings() * _MAPPINGS_SHARE
         self._mapped: dict[int, list[MappedRange]] = {}
-        """Of the slots whose ranges have changed."""
+        """Slots whose mapped ranges have changed."""
         self.free(0, 0, slot_len)  # fails now where the system forbids it
 
     @property
@@ -124,7 +124,7 @@ class MemoryFile:
             check(result, "fallocate of the KV cache")
 
     def _places(self, slot: int, segment: int, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Of each part: where the tokens are in `pages` and in the file, and the number of their bytes."""
+        """For each part: where the tokens are in `pages` and in the file, and the number of their bytes."""
         for token_bytes, bytes_before in self._parts:
             part = self._num_slots * self._slot_len * bytes_before
             in_slot = part + (slot * self._slot_len + begin) * token_bytes

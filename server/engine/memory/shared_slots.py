@@ -52,7 +52,7 @@ class _Segment:
 
 
 class SharedSlots:
-    """Used on the engine's thread."""
+    """Implements `Slots`; used on the engine's thread."""
 
     def __init__(self, *, num_slots: int, slot_len: int, token_bytes: list[int]) -> None:
         """See `MemoryFile`; `slot_len` may be any number and is rounded up to blocks."""
@@ -61,12 +61,10 @@ class SharedSlots:
         self.slot_len = self._round_up(slot_len)
         self.memory = MemoryFile(num_slots=num_slots, slot_len=self.slot_len, token_bytes=token_bytes)
         self.num_shared_tokens = 0
-        """Tokens that the open slots would hold in addition without sharing."""
         self.num_kept_tokens = 0
-        """Tokens that only the prefix cache holds."""
         self._held: dict[int, list[Reference]] = {}
-        """Of each open slot, in the order of their tokens."""
-        self._left: dict[int, list[Reference]] = {}
+        """What each open slot holds, in the order of its tokens."""
+        self._held_before: dict[int, list[Reference]] = {}
         """What each closed slot has held. It stays mapped: mapping 2000 tokens again costs 10 ms."""
         self._num_slots = num_slots
         self._free_segments = set(range(num_slots))
@@ -77,57 +75,49 @@ class SharedSlots:
         return not self.memory.can_map(1)
 
     def open(self, slot: int, source: int | list[Reference] | None = None, length: int = 0) -> None:
-        """Gives memory to a slot; its first `length` tokens are those of another open slot or kept ones."""
-        known = _cut(self._references(source), length)
-        if known and known[-1].end == known[-1].segment.end:
+        prefix = _cut(self._references(source), length)
+        if prefix and prefix[-1].end == prefix[-1].segment.end:
             # Nothing is behind these tokens: the sequence goes on writing where an ended one has stopped.
-            held = [*known[:-1], Reference(known[-1].segment, self.slot_len)]
-            shared_end = length
+            mapped_end = length
+            held = [*prefix[:-1], Reference(prefix[-1].segment, self.slot_len)]
         else:
-            shared = _cut(known, length // self.block_len * self.block_len)
-            if not self.memory.can_map(len(shared) + 1):  # +1: the slot's own segment
-                shared = []
-            shared_end = shared[-1].end if shared else 0
-            held = [*shared, Reference(_Segment(self._take_segment(slot), shared_end), self.slot_len)]
+            mapped = _cut(prefix, length // self.block_len * self.block_len)
+            if not self.memory.can_map(len(mapped) + 1):  # +1: the slot's own segment
+                mapped = []
+            mapped_end = mapped[-1].end if mapped else 0
+            held = [*mapped, Reference(_Segment(self._take_segment(slot), mapped_end), self.slot_len)]
         self.memory.map(slot, [MappedRange(segment.number, segment.begin, end) for segment, end in held])
-        for segment, end in known:
-            if end > shared_end:
-                self.memory.copy(slot, segment.number, max(segment.begin, shared_end), end)
+        for segment, end in prefix:
+            if end > mapped_end:
+                self.memory.copy(slot, segment.number, max(segment.begin, mapped_end), end)
         self._held[slot] = held
-        self._left.pop(slot, None)
+        self._held_before.pop(slot, None)
         self._hold(held, is_kept=False)
 
     def close(self, slot: int, length: int) -> None:
-        """Takes a slot's memory back; what the prefix cache or other slots hold stays."""
-        del length  # frees the whole slot, because reading behind a sequence's tokens commits memory too
-        self._left[slot] = self._held.pop(slot)
-        self._let_go(self._left[slot], is_kept=False)
+        # Frees the whole slot, because reading behind a sequence's tokens commits memory too.
+        self._held_before[slot] = self._held.pop(slot)
+        self._release(self._held_before[slot], is_kept=False)
 
     def hide_closed(self, slots: range) -> None:
-        """Before a step reads slots, some of them closed: what nothing holds must not be read from the file.
-
-        Reading would commit memory that nothing frees.
-        """
+        # Reading the file would commit memory that nothing frees.
         for slot in slots:
             if slot not in self._held:
-                self.memory.unmap(slot, self._round_up(_held_end(self._left.get(slot, []))))
+                self.memory.unmap(slot, self._round_up(_held_end(self._held_before.get(slot, []))))
 
     def keep(self, slot: int, length: int) -> list[Reference]:
-        """Holds the first `length` tokens of an open slot until `drop`."""
         kept = _cut(self._held[slot], length)
         self._hold(kept, is_kept=True)
         return kept
 
     def drop(self, kept: list[Reference]) -> None:
-        self._let_go(kept, is_kept=True)
+        self._release(kept, is_kept=True)
 
     def count_running_tokens(self, source: int | list[Reference], length: int) -> int:
-        """How many of the first `length` tokens could be shared, and are in use by open slots."""
         shared = _cut(self._references(source), length // self.block_len * self.block_len)
         return sum(max(0, min(end, segment.read_end) - segment.begin) for segment, end in shared)
 
     def count_common_tokens(self, slots: list[int]) -> int:
-        """How many of their first tokens these open slots have in the same memory."""
         num_tokens = 0
         for references in zip(*(self._held[slot] for slot in slots), strict=False):
             if len({segment for segment, _ in references}) > 1:
@@ -162,7 +152,7 @@ class SharedSlots:
             (segment.kept_ends if is_kept else segment.read_ends).append(end)
             self._count(segment, 1)
 
-    def _let_go(self, references: list[Reference], *, is_kept: bool) -> None:
+    def _release(self, references: list[Reference], *, is_kept: bool) -> None:
         for segment, end in references:
             end_before = segment.end
             self._count(segment, -1)

@@ -35,6 +35,7 @@ def named_activation(path: str) -> "Activation":
         EngineStartError: torch has no such function, or the name is outside of torch's modules.
     """
     name = path.rpartition(".")[2]
+    # As in vLLM, both Softmax and Sigmoid mean probabilities: a sigmoid for one class, a softmax for more.
     known = {"Identity": "identity", "Softmax": "softmax", "Sigmoid": "softmax"}
     if path.startswith(_PREFIX) and name in known:
         return Activation(known[name])

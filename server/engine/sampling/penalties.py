@@ -9,6 +9,8 @@ import torch
 
 from server.engine.sequence import Sequence
 
+_NAMES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+
 
 class Penalties:
     """Counts the tokens of penalised sequences incrementally, so that a step reads only new tokens."""
@@ -44,9 +46,6 @@ class Penalties:
             counts = self._counts[sequence] = _TokenCounts()
         counts.update(sequence)
         return counts
-
-
-_NAMES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 
 
 def _has_penalty(sequence: Sequence) -> bool:
