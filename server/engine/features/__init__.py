@@ -1,0 +1,1 @@
+"""Prompts with images or embeddings: read `prompt_features`, then `vision`."""

@@ -1,0 +1,1 @@
+"""Loading a model: read `model_loading`."""

@@ -1,0 +1,1 @@
+"""Models that pool: read `core`, then `heads`."""

@@ -1,0 +1,1 @@
+"""What connects the API process and the engine: read `client`, then `messages`."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from server.config import EngineConfig, ModelFiles
-from server.engine import process
+from server.engine import idle_work, process
 from server.engine.phases import Phases
 from server.engine.process_link.channel import BlockingChannel
 from server.engine.process_link.messages import FromEngine, Generate, Ping, Pong, Prompt, Ready, Step
@@ -86,7 +86,7 @@ def test_idle_work_begins_after_the_first_request_though_pings_come_before(engin
 def test_a_client_that_waited_for_readiness_is_served_before_idle_work(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "_IDLE_WORK_DELAY_S", float(TIMEOUT_S))
+    monkeypatch.setattr(idle_work, "_DELAY_S", float(TIMEOUT_S))
     assert isinstance(engine.receive(), Ready)
     for name in ("the API process", "a client"):
         engine.send(Generate(name, [Prompt([1, 2], 1)], SamplingParams(max_tokens=1)))
@@ -97,7 +97,7 @@ def test_a_client_that_waited_for_readiness_is_served_before_idle_work(
 def test_an_engine_without_work_trims_its_heap_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     trimmed: queue.SimpleQueue[None] = queue.SimpleQueue()
     monkeypatch.setattr(heap, "trim_heap", lambda: trimmed.put(None))
-    monkeypatch.setattr(process, "_TRIM_DELAY_S", 0.0)
+    monkeypatch.setattr(idle_work, "_TRIM_DELAY_S", 0.0)
     assert isinstance(engine.receive(), Ready)
     for name in ("one", "two"):
         engine.send(Generate(name, [Prompt([1, 2], 1)], SamplingParams(max_tokens=1)))
