@@ -142,9 +142,9 @@ class _BeamSearch:
             renderer.tokenizer.decode, shown_ids, skip_special_tokens=self._request.skip_special_tokens
         )
         return SequenceDelta(
-            choice,
-            text,
-            token_ids,
+            choice=choice,
+            text=text,
+            token_ids=token_ids,
             logprobs=None if self._request.num_logprobs is None else beam.logprobs,
             finish_reason="stop" if beam.is_ended else "length",
             stop_reason=self._eos_token_id if beam.is_ended else None,

@@ -38,14 +38,14 @@ class OutputReader:
             text += self._detokenizer.finish()
             stop_reason = self._stop_reason(output.stop_token_id)
         return SequenceDelta(
-            self._index,
-            text,
-            token_ids,
-            output.logprobs,
-            finish_reason,
-            stop_reason,
-            output.prompt_logprobs,
-            output.num_cached_tokens,
+            choice=self._index,
+            text=text,
+            token_ids=token_ids,
+            logprobs=output.logprobs,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            prompt_logprobs=output.prompt_logprobs,
+            num_cached_tokens=output.num_cached_tokens,
         )
 
     def _stop_reason(self, stop_token_id: int | None) -> int | None:
