@@ -130,7 +130,7 @@ def test_probe_returns_the_shapes_of_grouped_heads() -> None:
 def test_probe_finds_the_shapes_of_a_whole_forward_pass(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(architecture, PACKED[architecture])
     shapes = PackedRunner(model).probe()
-    monkeypatch.setattr(packed_runner_module, "LightForward", nullcontext)
+    monkeypatch.setattr(packed_runner_module, "_LightForward", nullcontext)
     assert PackedRunner(model).probe() == shapes
 
 

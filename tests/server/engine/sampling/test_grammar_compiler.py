@@ -11,9 +11,8 @@ import pytest
 from server.engine.sampling import grammar_compiler, guided
 from server.engine.sampling.grammar_compiler import GrammarCompiler
 from server.types import GuidedDecoding
-from tests.server.engine.inline_executor import InlineExecutor
 from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, build_byte_tokenizer, save_byte_tokenizer
-from tests.server.engine.small_engine import Completion, SmallEngine
+from tests.server.engine.small_engine import Completion, InlineExecutor, SmallEngine
 from tests.server.engine.tiny_models import PACKED, build_model
 
 YES = GuidedDecoding("regex", "yes")
