@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -14,8 +14,6 @@ from server.engine.sequence import Chunk
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
-
-from typing import Final
 
 Rows = slice | torch.Tensor
 

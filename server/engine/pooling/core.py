@@ -5,7 +5,6 @@ from time import monotonic
 
 import torch
 from msgspec.structs import replace
-from torch import Tensor
 
 from server.engine.base_core import BaseCore, PromptLimits, failed
 from server.engine.compute.linear import LinearPacker
@@ -118,12 +117,12 @@ class _KeptQueries:
     """Token embeddings of queries that wait for their documents; used on the engine's thread."""
 
     def __init__(self) -> None:
-        self._embeddings: dict[str, Tensor] = {}
+        self._embeddings: dict[str, torch.Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._embeddings)
 
-    def interact(self, sequence: PoolingSequence, embeddings: Tensor) -> Tensor | None:
+    def interact(self, sequence: PoolingSequence, embeddings: torch.Tensor) -> torch.Tensor | None:
         """Keeps a query and returns None; returns the score of a document, and other embeddings unchanged.
 
         Raises:
@@ -146,6 +145,6 @@ class _KeptQueries:
             self._embeddings.pop(request_id, None)
 
 
-def _max_similarity(query: Tensor, document: Tensor) -> Tensor:
+def _max_similarity(query: torch.Tensor, document: torch.Tensor) -> torch.Tensor:
     """For each token of the query, the highest similarity to a token of the document; summed."""
     return (query @ document.T).amax(dim=-1).sum()
