@@ -14,6 +14,7 @@ import torch
 from server.engine.compute.batch import DecodeGroup, PackedBatch, PrefillChunk
 from server.engine.compute.fused_attention import (
     AttentionPart,
+    additive_mask,
     attend,
     attend_in_parts,
     attend_to_part,
@@ -200,9 +201,7 @@ def _narrow(group: DecodeGroup, window: int | None, dtype: torch.dtype) -> torch
     positions = torch.arange(group.length, device=group.lengths.device)[None, :]
     lengths = group.lengths[:, None]
     visible = (positions < lengths) & (positions >= lengths - window)
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))[
-        :, None, None, :
-    ]
+    return additive_mask(visible, dtype)[:, None, None, :]
 
 
 def _causal_mask(chunk: PrefillChunk, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -212,7 +211,7 @@ def _causal_mask(chunk: PrefillChunk, window: int | None, dtype: torch.dtype, de
     visible = columns <= rows
     if window is not None:
         visible &= columns > rows - window
-    return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, float("-inf"))[None, None]
+    return additive_mask(visible, dtype)[None, None]
 
 
 def _eager(  # noqa: PLR0913

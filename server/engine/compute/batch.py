@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from server.engine.compute.fused_attention import additive_mask
 from server.engine.features.prompt_features import PlacedRows
 from server.engine.sequence import Chunk, Sequence
 
@@ -197,8 +198,7 @@ def _decode_group(
     mask = None
     if min(lengths) < length:
         visible = torch.arange(length, device=device)[None, :] < keys[:, None]
-        mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, float("-inf"))
-        mask = mask[:, None, None, :]
+        mask = additive_mask(visible, dtype)[:, None, None, :]
     return DecodeGroup(
         first_slot=first,
         last_slot=last,

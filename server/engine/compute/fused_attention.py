@@ -103,6 +103,11 @@ def repeat_heads(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
     return tensor.repeat_interleave(num_heads // tensor.shape[1], 1)
 
 
+def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where a key is visible, else minus infinity."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
+
+
 def _takes_groups(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None) -> bool:
     if query.device.type != "cuda":
         return True
