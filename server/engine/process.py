@@ -16,6 +16,7 @@ from functools import partial
 from itertools import count, islice
 from math import inf
 from time import monotonic
+from typing import NoReturn
 
 import msgspec
 
@@ -180,11 +181,15 @@ class _EngineLoop:
     def __init__(self, connection: socket.socket) -> None:
         self._channel = BlockingChannel(connection)
         self._encoder = msgspec.msgpack.Encoder()
-        self._inbox: queue.SimpleQueue[Request | Exception | _WorkIsReady | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Request | Exception | _WorkIsReady] = queue.SimpleQueue()
         self._is_loaded = False
 
     def run(self, files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> int:
-        """Loads the model, then serves until the socket closes; returns the exit code."""
+        """Loads the model, then serves; returns the exit code if the model cannot be loaded.
+
+        Raises:
+            ChannelClosedError: the API process closed the connection.
+        """
         threading.Thread(target=self._receive_all, name="engine-receiver", daemon=True).start()
         with phases.span("import_engine"):
             from server.engine.build import use_threads
@@ -206,16 +211,17 @@ class _EngineLoop:
         self._is_loaded = True
         phases.current = "serving"
         self._send(Ready(msgspec.structs.replace(info, pid=os.getpid())))
+        self._serve(core, threads, imports)
+
+    def _serve(self, core: BaseCore, threads: ThreadCount, imports: Imports) -> NoReturn:
         idle = IdleWork(core, imports)
         while True:
             for message in self._receive(until_s=0 if core.has_work else idle.due_s):
-                if message is None:
-                    return 0
                 if not _is_plain(message):
                     imports.restore()
+                self._handle(message, core)
                 if not isinstance(message, Ping):
                     idle.note_request()
-                self._handle(message, core)
             step_s = self._step(core, threads) if core.has_work else 0.0
             idle.run_if_due(step_s)
 
@@ -259,10 +265,10 @@ class _EngineLoop:
     def _send(self, message: FromEngine) -> None:
         self._channel.send(self._encoder.encode(message))
 
-    def _receive(self, *, until_s: float) -> Iterator[Request | None]:
+    def _receive(self, *, until_s: float) -> Iterator[Request]:
         """Received messages; waits for the first one until a time on the monotonic clock, which may be over.
 
-        None ends the stream. Raises the receiver's errors.
+        Raises the receiver's errors.
         """
         wait_s = until_s - monotonic()
         while True:
@@ -286,10 +292,8 @@ class _EngineLoop:
                     uploads.handle(message)
                 else:
                     self._inbox.put(uploads.complete(message) if isinstance(message, Generate) else message)
-        except ChannelClosedError:
-            if not self._is_loaded:
+        except Exception as err:  # noqa: BLE001 - the main thread raises it
+            if isinstance(err, ChannelClosedError) and not self._is_loaded:
                 # The main thread may be loading the model for minutes, and no process waits for it.
                 os._exit(0)
-            self._inbox.put(None)
-        except Exception as err:  # noqa: BLE001 - the main thread raises it
             self._inbox.put(err)

@@ -5,6 +5,7 @@ import queue
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from server.config import EngineConfig, ModelFiles
 from server.engine import idle_work, process
 from server.engine.phases import Phases
-from server.engine.process_link.channel import BlockingChannel
+from server.engine.process_link.channel import BlockingChannel, ChannelClosedError
 from server.engine.process_link.messages import FromEngine, Generate, Ping, Pong, Prompt, Ready, Step
 from server.engine.sampling.grammar_compiler import GrammarCompiler
 from server.machine import heap
@@ -61,7 +62,12 @@ def engine(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine
     imports = RecordedImports()
     config = EngineConfig(num_threads=torch.get_num_threads(), max_num_seqs=2)
     arguments = (ModelFiles(tiny_llama, tiny_llama), config, Phases(), imports)
-    loop = threading.Thread(target=process._EngineLoop(theirs).run, args=arguments)
+
+    def run() -> None:
+        with suppress(ChannelClosedError):
+            process._EngineLoop(theirs).run(*arguments)
+
+    loop = threading.Thread(target=run)
     loop.start()
     yield Engine(ours, imports)
     ours.shutdown(socket.SHUT_RDWR)
