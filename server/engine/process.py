@@ -85,9 +85,12 @@ def run_engine(
     """
     loop = _EngineLoop(connection)
     try:
-        code = loop.run(files, config, phases, imports)
+        loop.run(files, config, phases, imports)
     except ChannelClosedError:
         code = 0
+    except EngineStartError as err:
+        loop.fail(str(err))
+        code = EXIT_START_FAILED
     except Exception as err:
         logger.exception("the engine failed")
         loop.fail(_describe(err))
@@ -184,10 +187,11 @@ class _EngineLoop:
         self._inbox: queue.SimpleQueue[Request | Exception | _WorkIsReady] = queue.SimpleQueue()
         self._is_loaded = False
 
-    def run(self, files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> int:
-        """Loads the model, then serves; returns the exit code if the model cannot be loaded.
+    def run(self, files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> NoReturn:
+        """Loads the model, then serves.
 
         Raises:
+            EngineStartError: the model cannot be loaded.
             ChannelClosedError: the API process closed the connection.
         """
         threading.Thread(target=self._receive_all, name="engine-receiver", daemon=True).start()
@@ -196,11 +200,7 @@ class _EngineLoop:
 
         # Loading uses all processors; the cgroup's quota limits the number of threads only afterwards.
         use_threads(config.num_threads or affinity_count())
-        try:
-            core, info = _build(files, config, phases, imports, lambda: self._inbox.put(_WorkIsReady()))
-        except EngineStartError as err:
-            self.fail(str(err))
-            return EXIT_START_FAILED
+        core, info = _build(files, config, phases, imports, lambda: self._inbox.put(_WorkIsReady()))
         imports.end()
         threads = ThreadCount(
             config.num_threads or usable_count(),
