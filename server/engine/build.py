@@ -16,7 +16,6 @@ from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
 from server.engine.features.prompt_features import FeatureBuilder, check_takes_embeds, embeds_width
 from server.engine.features.vision import image_encoder
-from server.engine.intake import Intake
 from server.engine.lora.adapters import Adapters
 from server.engine.lora.layers import AdaptedLayers
 from server.engine.memory.cache_manager import CacheManager
@@ -31,6 +30,7 @@ from server.engine.memory.sizing import (
     size_cache,
 )
 from server.engine.model.model_loading import derive_max_model_len, find_eos_token_ids, load_model
+from server.engine.pending import PendingSequences
 from server.engine.phases import Phases
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler
@@ -95,7 +95,7 @@ def build_core(
     )
     core = EngineCore(
         runner,
-        intake=Intake(scheduler, limits=limits, guided=guided, features=features, adapters=adapters),
+        pending=PendingSequences(scheduler, limits=limits, guided=guided, features=features, adapters=adapters),
         scheduler=scheduler,
         sampler=Sampler(
             eos_token_ids=eos_token_ids,

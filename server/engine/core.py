@@ -11,9 +11,9 @@ import torch
 
 from server.engine.base_core import BaseCore, failed
 from server.engine.compute.runner import Runner
-from server.engine.intake import Intake
 from server.engine.lora.adapter import AdapterError, AdapterMissingError
 from server.engine.lora.adapters import Adapters
+from server.engine.pending import PendingSequences
 from server.engine.process_link.messages import (
     Command,
     Done,
@@ -30,14 +30,20 @@ from server.types import EngineOutput, EnginePrompt, EngineStats
 
 
 class EngineCore(BaseCore):
-    """Drives intake, scheduler, runner and sampler; every method runs on the engine's thread."""
+    """Drives pending sequences, scheduler, runner and sampler; every method runs on the engine's thread."""
 
     def __init__(
-        self, runner: Runner, *, intake: Intake, scheduler: Scheduler, sampler: Sampler, adapters: Adapters | None
+        self,
+        runner: Runner,
+        *,
+        pending: PendingSequences,
+        scheduler: Scheduler,
+        sampler: Sampler,
+        adapters: Adapters | None,
     ) -> None:
         """`adapters` is None without `--enable-lora`."""
         self._runner = runner
-        self._intake = intake
+        self._pending = pending
         self._scheduler = scheduler
         self._sampler = sampler
         self._adapters = adapters
@@ -45,14 +51,14 @@ class EngineCore(BaseCore):
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work or self._intake.has_ready
+        return self._scheduler.has_work or self._pending.has_ready
 
     @property
     def stats(self) -> EngineStats:
         cache, adapters = self._scheduler.cache, self._adapters
         return EngineStats(
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting + self._intake.num_pending,
+            num_waiting=self._scheduler.num_waiting + self._pending.num_sequences,
             kv_cache_usage=cache.num_held_tokens / cache.max_tokens,
             prefix_cache_queries=cache.num_queried_tokens,
             prefix_cache_hits=cache.num_hit_tokens,
@@ -64,10 +70,10 @@ class EngineCore(BaseCore):
         )
 
     def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
-        return self._intake.add(request_ids, prompt)
+        return self._pending.add(request_ids, prompt)
 
     def abort(self, request_ids: list[str]) -> None:
-        self._intake.withdraw(request_ids)
+        self._pending.withdraw(request_ids)
         self._end(*(sequence for each in request_ids if (sequence := self._scheduler.find(each)) is not None))
 
     def execute(self, command: Command) -> Done:
@@ -80,12 +86,12 @@ class EngineCore(BaseCore):
             case ResetPrefixCache(command_id, interrupts):
                 return Done(command_id, self._scheduler.reset_prefix_cache(interrupts=interrupts))
             case ResetEncoderCache():
-                self._intake.forget_images()
+                self._pending.forget_images()
         return Done(command.command_id)
 
     def step(self) -> list[EngineOutput]:
         """Queues what has become ready, computes one batch and returns the outputs."""
-        rejected = self._intake.admit_ready()
+        rejected = self._pending.admit_ready()
         chunks = self._scheduler.schedule()
         if self._adapters is not None:
             rejected += self._require_adapters(self._adapters, chunks)
@@ -165,4 +171,4 @@ class EngineCore(BaseCore):
     def _end(self, *sequences: Sequence) -> None:
         self._scheduler.finish(*sequences)
         for sequence in sequences:
-            self._intake.release(sequence)
+            self._pending.release(sequence)

@@ -17,13 +17,13 @@ from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
 from server.engine.features.prompt_features import FeatureBuilder
 from server.engine.features.vision import image_encoder
-from server.engine.intake import Intake
 from server.engine.lora.adapters import Adapters
 from server.engine.lora.layers import AdaptedLayers
 from server.engine.memory.cache_manager import CacheManager
 from server.engine.memory.kv_cache import KVCache
 from server.engine.memory.prefix_cache import PrefixCache
 from server.engine.memory.shared_slots import SharedSlots
+from server.engine.pending import PendingSequences
 from server.engine.process_link.messages import LoadAdapter, UnloadAdapter
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler
@@ -142,7 +142,7 @@ class SmallEngine:
         self.features = FeatureBuilder(model, image_encoder(model))
         self.core = EngineCore(
             self.runner,
-            intake=Intake(
+            pending=PendingSequences(
                 self.scheduler, limits=limits, guided=self.guided, features=self.features, adapters=self.adapters
             ),
             scheduler=self.scheduler,

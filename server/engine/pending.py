@@ -20,7 +20,7 @@ class _Pending(NamedTuple):
     """The prompt's, if they are not encoded yet."""
 
 
-class Intake:
+class PendingSequences:
     """Acquires the grammar and the adapter of each sequence, until `release`; used on the engine's thread."""
 
     def __init__(
@@ -38,17 +38,17 @@ class Intake:
         self._guided = guided
         self._features = features
         self._adapters = adapters
-        self._pending: dict[str, _Pending] = {}
+        self._waiting: dict[str, _Pending] = {}
         """In order of arrival."""
 
     @property
-    def num_pending(self) -> int:
-        return len(self._pending)
+    def num_sequences(self) -> int:
+        return len(self._waiting)
 
     @property
     def has_ready(self) -> bool:
         """Whether `admit_ready` has something to do."""
-        return any(self._guided.is_ready(pending.sequence) for pending in self._pending.values())
+        return any(self._guided.is_ready(pending.sequence) for pending in self._waiting.values())
 
     def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
         """Takes in a prompt's sequences; returns outputs only of those that it rejects."""
@@ -75,7 +75,7 @@ class Intake:
         rejected: list[EngineOutput] = []
         has_room = True
         encoded: PromptInputs | None = None
-        for request_id, (sequence, images) in list(self._pending.items()):
+        for request_id, (sequence, images) in list(self._waiting.items()):
             is_turn = images is None or encoded is None or images is encoded
             if not is_turn or not self._guided.is_ready(sequence):
                 continue
@@ -83,7 +83,7 @@ class Intake:
                 has_room = has_room and self._guided.has_room(sequence.grammar)
                 if not has_room:
                     continue
-            del self._pending[request_id]
+            del self._waiting[request_id]
             try:
                 self._guided.admit(sequence)
                 if images is not None:
@@ -98,7 +98,7 @@ class Intake:
     def withdraw(self, request_ids: Iterable[str]) -> None:
         """Ends those of the sequences that are not in the scheduler's queue yet."""
         for request_id in request_ids:
-            if (pending := self._pending.pop(request_id, None)) is not None:
+            if (pending := self._waiting.pop(request_id, None)) is not None:
                 self.release(pending.sequence)
 
     def release(self, sequence: Sequence) -> None:
@@ -129,6 +129,6 @@ class Intake:
         if sequence.params.guided is not None or sequence.params.reasoning is not None:
             self._guided.start(sequence)
         if images is not None or sequence.grammar is not None:
-            self._pending[sequence.request_id] = _Pending(sequence, images)
+            self._waiting[sequence.request_id] = _Pending(sequence, images)
         else:
             self._scheduler.add(sequence)
