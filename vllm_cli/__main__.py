@@ -54,10 +54,9 @@ def _run_template(kind: str, standby_fd: str, *models: str) -> int:
     import vllm_cli.commands.serve  # noqa: F401 - what every server imports
     from startup.logs.setup import configure_logging, log_options_of_environment
     from startup.standby.template import wait_for_client
-    from vllm_cli.serve.engine_choice import split_words
 
     configure_logging(log_options_of_environment(), role="template")
-    link = wait_for_client(kind, models, int(standby_fd), lambda words: split_words(words).others)
+    link = wait_for_client(kind, models, int(standby_fd))
     exit_code = _run()
     link.report_exit(exit_code)
     return exit_code

@@ -11,8 +11,9 @@ import time
 
 from envs import foreign
 from startup.processes import messages
+from startup.serve_words import ServeWords
 from startup.standby import places
-from startup.standby.kinds import kind_of, option
+from startup.standby.kinds import kind_of
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def serve_warm(words: list[str]) -> int | None:
     Returns:
         The exit code of the server; a server that was killed by a signal ends this process by that signal.
     """
-    mode = option(words, "--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
+    mode = ServeWords(words).own.get("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
     kind = kind_of(words) if mode in ("auto", "require") else None
     if kind is None:
         return None

@@ -1,7 +1,7 @@
 """What a template process of each kind imports."""
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -53,16 +53,14 @@ class TemplateImports(Protocol):
         """What starts have recorded beyond these imports, as a reason in words; None if nothing."""
 
 
-def choose_imports(
-    kind: str, models: Sequence[str], engine_words: Callable[[Sequence[str]], Sequence[str]]
-) -> TemplateImports:
-    """The imports of a kind of template; `engine_words` takes the launcher's flags out of a command line."""
+def choose_imports(kind: str, models: Sequence[str]) -> TemplateImports:
+    """The imports of a kind of template."""
     if kind == EMBEDDED:
         return _EmbeddedImports(models)
     from startup.vllm.installed import require_vllm
     from startup.vllm.launch.shared_imports import SharedImports
 
-    return SharedImports(require_vllm(), models, engine_words, is_eager=kind == VLLM_EAGER)
+    return SharedImports(require_vllm(), models, is_eager=kind == VLLM_EAGER)
 
 
 class _EmbeddedImports:

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -43,22 +43,19 @@ ENDED: Final = b"ended"
 _BACKLOG: Final = 128
 
 
-def wait_for_client(
-    kind: str, models: Sequence[str], standby_fd: int, engine_words: Callable[[Sequence[str]], Sequence[str]]
-) -> ClientLink:
+def wait_for_client(kind: str, models: Sequence[str], standby_fd: int) -> ClientLink:
     """Runs the template process; returns in each process that it forks, which is a client's server.
 
     Args:
         kind: what to import.
         models: folders or hub ids; their classes and tokenizers are loaded too.
         standby_fd: a SEQPACKET socket to the standby process.
-        engine_words: takes the launcher's own flags out of the words after `serve`.
 
     Raises:
         StartupError: this process cannot fork servers.
     """
     death_pipe.follow_parent(os.getppid())
-    imports = choose_imports(kind, models, engine_words)
+    imports = choose_imports(kind, models)
     environment = given_environment(imports.variables)
     files = InstalledFiles()
     record_openmp()

@@ -1,16 +1,16 @@
 """Reads model, address and a few flags from the command line of `vllm serve`, which vLLM parses again."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
 from server.config import ModelFiles
 from startup.config import ModelConfig
 from startup.model.location import locate
+from startup.serve_words import is_for_information, split
 
 _SWITCHES_OFF_LISTENING: Final = (
     "--headless",
@@ -37,7 +37,8 @@ class CommandLine:
     @classmethod
     def of(cls, words: Sequence[str]) -> "CommandLine":
         """Reads the words and the file of `--config`; the words take precedence."""
-        values = dict(_flags(words))
+        flags = (given for given in split(words, lambda _: "?") if given.flag)
+        values = {given.name: given.values[0] if given.values else "" for given in flags}
         settings = _config_file(values.get("--config"))
         model = settings.get("--model-tag") or settings.get("--model") or values.get("--model")
         if words and not words[0].startswith("-"):
@@ -55,7 +56,7 @@ class CommandLine:
     @property
     def is_for_help(self) -> bool:
         """Whether vLLM will print help or its version and exit."""
-        return any(word in ("-h", "--help", "-v", "--version") or word.startswith("--help=") for word in self.words)
+        return is_for_information(self.words)
 
     @property
     def listens(self) -> bool:
@@ -83,16 +84,6 @@ class CommandLine:
     def served_name(self) -> str:
         """The model's name in the history of starts."""
         return self.values.get("--served-model-name") or self.model or "vLLM's default model"
-
-
-def _flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Every flag with the word that follows it; an empty value if that is a flag itself."""
-    for word, following in zip_longest(words, words[1:], fillvalue=""):
-        if word == "--":
-            return
-        if word.startswith("-") and len(word) > 1 and not word[1].isdigit():
-            name, is_attached, value = word.partition("=")
-            yield name.replace("_", "-"), value if is_attached else "" if following.startswith("-") else following
 
 
 def _config_file(path: str | None) -> dict[str, str]:

@@ -10,9 +10,10 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
+from startup.serve_words import ServeWords
 from startup.vllm.command_line import CommandLine
 from tests.deploy.dockerfile import ROOT
-from vllm_cli.serve.engine_choice import choose_engine, split_words
+from vllm_cli.serve.engine_choice import choose_engine
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 DEPLOYMENT = FOLDER / "vllm-deployment.yaml"
@@ -102,7 +103,7 @@ def test_the_worker_set_fits_the_api_reference() -> None:
 @pytest.mark.parametrize("pod", ["deployment", "leader", "worker"])
 def test_its_arguments_are_vllm_s_flags(pod: str) -> None:
     assert choose_engine(_words(pod)) == "vllm"
-    line = CommandLine.of(split_words(_words(pod)).others)
+    line = CommandLine.of(ServeWords(_words(pod)).engine_words)
     known = {word for text in VLLM_FLAGS.read_text().splitlines() for word in text.split()}
     assert line.model
     assert set(line.values) <= known
@@ -110,7 +111,7 @@ def test_its_arguments_are_vllm_s_flags(pod: str) -> None:
 
 
 def test_leader_and_workers_form_one_group() -> None:
-    lines = {pod: dict(CommandLine.of(split_words(_words(pod)).others).values) for pod in ("leader", "worker")}
+    lines = {pod: dict(CommandLine.of(ServeWords(_words(pod)).engine_words).values) for pod in ("leader", "worker")}
     leader, worker = lines["leader"], lines["worker"]
     assert (leader.pop("--node-rank"), worker.pop("--node-rank")) == ("0", "1")
     assert worker.pop("--headless") == ""

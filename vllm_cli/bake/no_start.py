@@ -9,12 +9,13 @@ from typing import Final
 from envs import foreign
 from startup.engine.torch_environment import has_gpu
 from startup.errors import StartupError
+from startup.serve_words import ServeWords
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.launch.learn_imports import learn_imports
 from vllm_cli.bake.subject import Subject
 from vllm_cli.errors import InputError
-from vllm_cli.serve.engine_choice import choose_engine, split_words
+from vllm_cli.serve.engine_choice import choose_engine
 
 _OTHER_PLATFORMS: Final = ("cpu", "rocm", "xpu", "tpu", "gaudi", "neuron")
 """Local parts of vLLM's version; builds for CUDA have none, or `cu` and a number."""
@@ -36,7 +37,7 @@ def bake_imports(words: Sequence[str], environment: Mapping[str, str]) -> None:
     """Raises StartupError with vLLM's own error if it cannot be imported."""
     if choose_engine(words) != "vllm":
         raise InputError("--no-start is for --engine vllm; the embedded engine also runs without a GPU.")
-    line = CommandLine.of(split_words(words).others)
+    line = CommandLine.of(ServeWords(words).engine_words)
     files = line.locate_model()
     with TemporaryDirectory(prefix="vllm-cli-bake-") as folder:
         try:

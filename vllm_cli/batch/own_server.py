@@ -12,6 +12,7 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import env
+from startup.serve_words import ServeWords
 from vllm_cli.client.readiness import Readiness
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import WaitOptions, wait_for_server
@@ -88,10 +89,7 @@ def start_own_server(serve_words: tuple[str, ...]) -> Iterator[OwnServer]:
 
 def _engine_flags(serve_words: tuple[str, ...]) -> tuple[str, ...]:
     """Flags of the embedded engine, with fewer log lines; none if the user chose another engine."""
-    padded = [*serve_words, ""]
-    given = [padded[i + 1] for i, word in enumerate(serve_words) if word == "--engine"]
-    given += [word.removeprefix("--engine=") for word in serve_words if word.startswith("--engine=")]
-    engine = given[-1] if given else env.VCLI_ENGINE.raw
+    engine = ServeWords(serve_words).own.get("--engine") or env.VCLI_ENGINE.raw
     return _DEFAULTS if engine in (None, _EMBEDDED) else ()
 
 

@@ -1,15 +1,14 @@
 """The click command `run-batch`: parses its own options; all others are for the server that it starts."""
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
 
+from startup.serve_words import help_topic, split
 from vllm_cli.errors import InputError
 from vllm_cli.flags.supported import SUPPORTED
-from vllm_cli.flags.table import normalise
 from vllm_cli.serve.help import write_topic
 
 SERVE_WORDS: Final = "serve_words"
@@ -23,12 +22,11 @@ class RunBatchCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """`--help=WORD` shows flags of the server."""
-        for word in args:
-            if word.startswith("--help=") and not ctx.resilient_parsing:
-                formatter = ctx.make_formatter()
-                write_topic(formatter, word.removeprefix("--help="))
-                click.echo(formatter.getvalue().strip("\n"))
-                ctx.exit()
+        if (topic := help_topic(args)) and not ctx.resilient_parsing:
+            formatter = ctx.make_formatter()
+            write_topic(formatter, topic)
+            click.echo(formatter.getvalue().strip("\n"))
+            ctx.exit()
         words = self._split(args)
         if not ctx.resilient_parsing:
             _reject_addresses(words.others)
@@ -48,18 +46,14 @@ class RunBatchCommand(click.Command):
 
     def _split(self, args: Sequence[str]) -> "_Words":
         options = {name: option for option in self.params if isinstance(option, click.Option) for name in option.opts}
-        left = deque(args)
+        num_values = {name: 0 if option.is_flag else 1 for name, option in options.items()} | {"--help": 0, "-h": 0}
         words = _Words([], [])
-        while left:
-            word = left.popleft()
-            name, equals, value = word.partition("=")
-            option = options.get(normalise(name))
-            if option is None and name not in ("-h", "--help"):
-                words.others.append(word)
-                continue
-            words.own.append(f"{normalise(name)}{equals}{value}")
-            if option is not None and not equals and not option.is_flag and left:
-                words.own.append(left.popleft())
+        for given in split(args, num_values.get):
+            if given.flag in num_values:
+                name, equals, value = given.words[0].partition("=")
+                words.own.extend([f"{given.flag}{equals}{value}", *given.words[1:]])
+            else:
+                words.others.extend(given.words)
         return words
 
 
@@ -69,11 +63,11 @@ class _Words(NamedTuple):
 
 
 def _reject_addresses(words: Sequence[str]) -> None:
-    for word in words:
-        name = normalise(word.partition("=")[0])
-        if name in _ADDRESS_FLAGS:
+    for given in split(words):
+        if given.flag in _ADDRESS_FLAGS:
             raise InputError(
-                f"{name}: the server of run-batch has a private socket; start `vllm-cli serve` and give its --url."
+                f"{given.flag}: the server of run-batch has a private socket; "
+                "start `vllm-cli serve` and give its --url."
             )
 
 

@@ -10,8 +10,9 @@ import click
 
 from startup.errors import StartupError
 from startup.logs.setup import configure_logging, log_options_of_environment
+from startup.serve_words import is_vllm_installed
 from startup.standby import places
-from startup.standby.kinds import EMBEDDED, KINDS, VLLM_COMPILED, VLLM_EAGER, is_vllm_installed
+from startup.standby.kinds import EMBEDDED, KINDS, VLLM_COMPILED, VLLM_EAGER
 from startup.standby.launcher_folder import module_folder
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
 from startup.timeline.live_line import LiveLine

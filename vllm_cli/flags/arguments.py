@@ -6,16 +6,16 @@ be written key by key.
 """
 
 import json
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from envs.redaction import hide_in_words
+from startup.serve_words import Given, split
 from vllm_cli.errors import InputError
 from vllm_cli.flags.dotted_keys import merge, nest
 from vllm_cli.flags.flag import Flag, Shape
-from vllm_cli.flags.table import find_flag, is_flag
+from vllm_cli.flags.table import find_flag
 
 
 @dataclass
@@ -31,7 +31,7 @@ class GivenFlag:
         """The flag as click parses it."""
         name = self.flag.name
         if self.flag.shape is Shape.SWITCH:
-            return [name if self.values[-1] == "true" else f"--no-{name.removeprefix('--')}"]
+            return [name if self.values[-1] == "true" else self.flag.opposite]
         return [f"{name}={value}" for value in self.values]
 
 
@@ -49,7 +49,7 @@ class Arguments:
     def parse(cls, words: Iterable[str]) -> "Arguments":
         """Raises InputError if a flag is unknown or lacks its value."""
         arguments = cls()
-        _Parser(arguments, deque(_split_level(words))).run()
+        _Parser(arguments).run(_split_level(words))
         return arguments
 
     def add(self, flag: Flag, values: Sequence[str]) -> None:
@@ -69,57 +69,34 @@ class Arguments:
 
 
 class _Parser:
-    def __init__(self, arguments: Arguments, words: deque[str]) -> None:
+    def __init__(self, arguments: Arguments) -> None:
         self.arguments = arguments
-        self.words = words
         self.keyed: dict[str, dict[str, Any]] = {}
 
-    def run(self) -> None:
-        while self.words:
-            word = self.words.popleft()
-            if word == "--":
-                self.arguments.positionals.extend(self.words)
-                break
-            if is_flag_like(word):
-                self._take_flag(word)
+    def run(self, words: Iterable[str]) -> None:
+        for given in split(words, _num_values):
+            if given.flag:
+                self._take_flag(given)
             else:
-                self.arguments.positionals.append(word)
+                self.arguments.positionals.extend(given.words[1:] if given.words[0] == "--" else given.words)
         for name, keyed in self.keyed.items():
             self._add_keyed(find_flag(name).flag, keyed)
 
-    def _take_flag(self, word: str) -> None:
-        name, has_value, attached = word.partition("=")
-        name, _, keys = name.partition(".")
-        flag, is_negated = find_flag(name)
+    def _take_flag(self, given: Given) -> None:
+        flag, is_negated = find_flag(given.flag)
+        values = given.values
         if flag.shape is Shape.SWITCH:
-            if has_value or keys:
-                raise InputError(f"{name} takes no value: write {name} or --no-{flag.name.removeprefix('--')}.")
-            self.arguments.add(flag, ["false" if is_negated else "true"])
-        elif keys:
-            merge(self.keyed.setdefault(flag.name, {}), nest(keys, attached if has_value else self._next_value(word)))
-        elif has_value:
-            self.arguments.add(flag, [attached])
-        else:
-            self.arguments.add(flag, list(self._following_values(flag)))
-
-    def _following_values(self, flag: Flag) -> Iterator[str]:
-        if flag.shape is not Shape.OPTIONAL:
-            yield self._next_value(flag.name)
-        elif not self._has_value():
-            yield ""
-        else:
-            yield self.words.popleft()
-        while flag.shape is Shape.LIST and self._has_value():
+            if values or given.keys:
+                raise InputError(f"{given.flag} takes no value: write {given.flag} or {flag.opposite}.")
+            values = ["false" if is_negated else "true"]
+        elif not values and (given.keys or flag.shape is not Shape.OPTIONAL):
+            raise InputError(f"Option {(given.name if given.keys else flag.name)!r} requires an argument.")
+        if given.keys:
+            merge(self.keyed.setdefault(flag.name, {}), nest(given.keys, values[0]))
+            return
+        if flag.shape is Shape.LIST and len(values) > 1:
             self.arguments.greedy_flag = flag.name
-            yield self.words.popleft()
-
-    def _next_value(self, name: str) -> str:
-        if not self.words or is_flag(self.words[0]):
-            raise InputError(f"Option {name!r} requires an argument.")
-        return self.words.popleft()
-
-    def _has_value(self) -> bool:
-        return bool(self.words) and not is_flag_like(self.words[0])
+        self.arguments.add(flag, values or [""])
 
     def _add_keyed(self, flag: Flag, keyed: dict[str, Any]) -> None:
         whole = self.arguments.last_value(flag.name)
@@ -134,9 +111,12 @@ class _Parser:
         self.arguments.add(flag, [json.dumps(merged)])
 
 
-def is_flag_like(word: str) -> bool:
-    """Whether a word cannot be a value of a list."""
-    return len(word) > 1 and word.startswith("-") and not word[1].isdigit()
+def _num_values(name: str) -> int | str | None:
+    try:
+        flag = find_flag(name).flag
+    except InputError:
+        return None
+    return flag.num_values
 
 
 def _split_level(words: Iterable[str]) -> Iterator[str]:

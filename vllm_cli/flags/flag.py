@@ -11,12 +11,13 @@ from envs.variable import EnvVar
 
 
 class Shape(Enum):
-    """How many words follow a flag."""
+    """How many values follow a flag, as argparse's `nargs`."""
 
-    VALUE = "one value"
-    SWITCH = "no value; --no-x is the opposite"
-    LIST = "one value or more"
-    OPTIONAL = "one value or none"
+    VALUE = 1
+    SWITCH = 0
+    """`--no-x` is the opposite."""
+    LIST = "+"
+    OPTIONAL = "?"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,17 @@ class Flag:
     def names(self) -> tuple[str, ...]:
         """The long name first."""
         return (self.name, *self.aliases)
+
+    @property
+    def num_values(self) -> int | str:
+        """How many values follow, as argparse's `nargs`."""
+        number: int | str = self.shape.value
+        return number
+
+    @property
+    def opposite(self) -> str:
+        """The switch negated."""
+        return f"--no-{self.name.removeprefix('--')}"
 
     @property
     def is_secret(self) -> bool:

@@ -1,35 +1,21 @@
 """Keys and tokens of a command line: recommends safer places, keeps them out of files and child processes."""
 
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from typing import NamedTuple
 
 from envs.redaction import is_secret_flag
 from server.machine.command_line import is_visible
+from startup.serve_words import Given, split
 from vllm_cli.errors import InputError
-from vllm_cli.flags.arguments import GivenFlag, is_flag_like
-from vllm_cli.flags.flag import Flag, Shape, SupportedFlag
+from vllm_cli.flags.arguments import GivenFlag
+from vllm_cli.flags.flag import Flag, SupportedFlag
 from vllm_cli.flags.supported import SUPPORTED
-from vllm_cli.flags.table import find_flag, is_flag, normalise
-
-
-class _Given(NamedTuple):
-    """A flag with its words; `flag` is None for a positional and for a flag that is unknown here."""
-
-    flag: Flag | None
-    words: list[str]
-
-    @property
-    def values(self) -> list[str]:
-        _, is_attached, value = self.words[0].partition("=")
-        return [value] if is_attached else self.words[1:]
+from vllm_cli.flags.table import find_flag
 
 
 def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
     """The words without these flags, in any spelling, and their values."""
-    return [
-        word for given in _split(words) if given.flag is None or given.flag.name not in names for word in given.words
-    ]
+    kept = (given for flag, given in _flags(words) if flag is None or flag.name not in names)
+    return [word for given in kept for word in given.words]
 
 
 def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
@@ -40,8 +26,7 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
     """
     kept: list[str] = []
     variables: dict[str, str] = {}
-    for given in _split(words):
-        flag = given.flag
+    for flag, given in _flags(words):
         if isinstance(flag, SupportedFlag) and flag.is_secret and flag.variable is not None and len(given.values) == 1:
             variables[flag.variable.name] = given.values[0]
         else:
@@ -57,9 +42,9 @@ def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]
         has_key_file: whether the engine has --api-key-file.
     """
     values: dict[SupportedFlag, list[str]] = {}
-    for given in _split(words):
-        if isinstance(given.flag, SupportedFlag) and given.flag.is_secret and any(given.values):
-            values.setdefault(given.flag, []).extend(given.values)
+    for flag, given in _flags(words):
+        if isinstance(flag, SupportedFlag) and flag.is_secret and any(given.values):
+            values.setdefault(flag, []).extend(given.values)
     for flag, secrets in values.items():
         state = "is visible to every user" if is_visible(secrets) else "was visible to every user until now"
         places = [flag.variable.name] if flag.variable is not None else []
@@ -77,32 +62,21 @@ def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
         yield "--api-key is empty: requests need no key, unless a file or the variable contains one."
 
 
-def _split(words: Iterable[str]) -> Iterator[_Given]:
-    """Finds flags as `Arguments.parse` does; a word that it would reject has no flag here."""
-    rest = deque(words)
-    while rest:
-        word = rest.popleft()
-        if word == "--":
-            yield _Given(None, [word, *rest])
-            return
-        name, is_attached, _ = word.partition("=")
-        flag = _find(name.partition(".")[0]) if is_flag_like(word) else None
-        given = [word]
-        if flag is not None and flag.shape is not Shape.SWITCH and not is_attached:
-            given += _following_values(flag, rest)
-        yield _Given(flag, given)
+def _flags(words: Iterable[str]) -> Iterator[tuple[Flag | None, Given]]:
+    """The flags as `Arguments.parse` finds them; None for other words and for a flag that it would reject."""
+    for given in split(words, _num_values):
+        yield _find(given.flag), given
 
 
 def _find(name: str) -> Flag | None:
+    if not name:
+        return None
     try:
         return find_flag(name).flag
     except InputError:  # for vLLM, an abbreviation may be clear that is ambiguous with the flags of this program
-        whole = normalise(name)
-        return next((f for f in SUPPORTED if f.is_secret and is_secret_flag(name) and f.name.startswith(whole)), None)
+        return next((f for f in SUPPORTED if f.is_secret and is_secret_flag(name) and f.name.startswith(name)), None)
 
 
-def _following_values(flag: Flag, rest: deque[str]) -> Iterator[str]:
-    if rest and not (is_flag(rest[0]) or (flag.shape is Shape.OPTIONAL and is_flag_like(rest[0]))):
-        yield rest.popleft()
-        while flag.shape is Shape.LIST and rest and not is_flag_like(rest[0]):
-            yield rest.popleft()
+def _num_values(name: str) -> int | str | None:
+    flag = _find(name)
+    return flag.num_values if flag else None

@@ -3,6 +3,7 @@
 from typing import Final, NamedTuple
 
 from envs.suggestion import did_you_mean
+from startup.serve_words import normalise
 from vllm_cli.errors import InputError
 from vllm_cli.flags.flag import Flag, Shape
 from vllm_cli.flags.ignored import IGNORED
@@ -37,11 +38,6 @@ FLAGS: Final[tuple[Flag, ...]] = (*SUPPORTED, *IGNORE_REASONS, *REJECTED_FEATURE
 _MAX_SHOWN: Final = 5
 
 _BY_NAME: Final = {name: spelling for flag in FLAGS for name, spelling in spellings(flag).items()}
-
-
-def normalise(name: str) -> str:
-    """`--max_model_len` is `--max-model-len`."""
-    return name.replace("_", "-") if name.startswith("--") else name
 
 
 def is_flag(word: str) -> bool:

@@ -8,6 +8,7 @@ import click
 from click.core import ParameterSource
 
 from envs.registry import env, unknown_variables, validate_all
+from startup.serve_words import help_topic
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
 from vllm_cli.flags.config_file import read_config_file
@@ -43,7 +44,7 @@ class ServeCommand(click.Command):
             )
             ctx.meta[VLLM] = options
             return []
-        if (topic := _help_topic(args)) is not None:
+        if (topic := help_topic(args)) is not None:
             click.echo(self._help_about(ctx, topic))
             ctx.exit()
         _check_environment()
@@ -94,18 +95,6 @@ def _words_so_far(args: Sequence[str]) -> list[str]:
         return Arguments.parse(args).words_of(SupportedFlag)
     except InputError:
         return []
-
-
-def _help_topic(args: Sequence[str]) -> str | None:
-    """The word after `--help=`, empty for plain help, None without a help flag."""
-    for word in args:
-        if word == "--":
-            return None
-        if word in ("--help", "-h"):
-            return ""
-        if word.startswith("--help="):
-            return word.removeprefix("--help=")
-    return None
 
 
 def _check_environment() -> None:

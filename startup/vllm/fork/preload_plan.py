@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from startup.eager_flags import is_eager
 from startup.hooks.left_out import left_out
 from startup.hooks.of_vllm import CPU_MODULES, ENGINE_MODULES, GPU_MODULES
+from startup.serve_words import is_eager
 from startup.vllm.fork.preload_profile import PreloadProfile
 from startup.vllm.installed import InstalledVllm
 

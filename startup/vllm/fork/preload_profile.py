@@ -17,6 +17,7 @@ from typing import Any, Final
 from envs.redaction import hide_in_words
 from server.machine.files import MODE, read_own, write_whole
 from startup.caches.folders import cache_folder, layers
+from startup.serve_words import split
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import StartRecordings
 
@@ -178,20 +179,10 @@ def _read(path: Path) -> PreloadProfile:
 
 def _relevant(words: Iterable[str]) -> Iterator[str]:
     """The relevant flags with their values, normalised: dashes, and values as separate words."""
-    is_value = False
-    for word in words:
-        if word.startswith("-"):
-            flag, is_attached, attached = word.partition("=")
-            flag = flag.replace("_", "-")
-            is_relevant = flag.partition(".")[0] in _RELEVANT_FLAGS or flag.startswith("-O")
-            is_value = is_relevant and not is_attached and flag not in _SWITCHES
-            if is_relevant:
-                yield flag
-            if is_relevant and is_attached:
-                yield attached
-        elif is_value:
-            yield word
-            is_value = False
+    for given in split(words, lambda flag: 0 if flag in _SWITCHES else "?"):
+        if given.flag in _RELEVANT_FLAGS or given.flag.startswith("-O"):
+            yield given.name
+            yield from given.values
 
 
 def _architecture(model: Path | None) -> str:

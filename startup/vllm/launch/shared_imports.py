@@ -7,7 +7,7 @@ imported. Only the time of the compiler's import separates starts that compile f
 import gc
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,6 +19,7 @@ from startup.hooks.of_vllm import LATE_COMPILER, LATER_MODULES, PATCH_COMPILER
 from startup.imports.late_import import delay_import
 from startup.imports.learned_imports import learned_imports
 from startup.model.location import locate
+from startup.serve_words import ServeWords
 from startup.vllm.command_line import CommandLine
 from startup.vllm.fork.forkserver_start import forkserver_environment
 from startup.vllm.fork.preload_plan import COMPILER, CompilerTime, compiler_time, platform_modules
@@ -52,7 +53,6 @@ class SharedImports:
         self,
         vllm: InstalledVllm,
         models: Sequence[str],
-        engine_words: Callable[[Sequence[str]], Sequence[str]],
         *,
         is_eager: bool,
     ) -> None:
@@ -60,12 +60,10 @@ class SharedImports:
         Args:
             vllm: the installed vLLM.
             models: folders or hub ids whose classes are imported too.
-            engine_words: takes the launcher's flags out of a command line.
             is_eager: for starts that compile nothing.
         """
         self._vllm = vllm
         self._models = models
-        self._engine_words = engine_words
         self._compiler: CompilerTime = compiler_time(vllm, _EAGER if is_eager else (), ())
         self._profiles = self._usable_profiles()
         self._caches = ModelCaches()
@@ -124,7 +122,7 @@ class SharedImports:
         """
         self._caches.drop_changed()
         try:
-            return self._why_cold(CommandLine.of(self._engine_words(words)))
+            return self._why_cold(CommandLine.of(ServeWords(words).engine_words))
         except Exception as err:  # noqa: BLE001 - a cold start reports invalid words and variables
             return f"the settings are not understood: {err}"
 

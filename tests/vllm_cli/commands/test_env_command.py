@@ -47,13 +47,13 @@ def test_secrets_are_never_shown(words: list[str], monkeypatch, capsys: pytest.C
 
 def test_env_shows_errors_and_exits_with_2(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "thread")
-    monkeypatch.setenv("VCLI_UNHEARD_OF", "1")
+    monkeypatch.setenv("VCLI_XYZZY", "1")
     assert main(["env"]) == 2
     captured = capsys.readouterr()
     assert "VLLM_WORKER_MULTIPROC_METHOD = thread" in captured.out
     assert captured.err.splitlines() == [
         "Error: VLLM_WORKER_MULTIPROC_METHOD must be one of spawn, fork, forkserver, got 'thread'",
-        "Error: VCLI_UNHEARD_OF is not a variable of vllm-cli.",
+        "Error: VCLI_XYZZY is not a variable of vllm-cli.",
     ]
 
 

@@ -57,7 +57,7 @@ def test_traces_are_sent_to_the_given_endpoint(parse, monkeypatch) -> None:
 
 @pytest.mark.parametrize("place", ["flag", "variable", "file"])
 def test_notices_have_the_format_of_the_log(place: str, parse, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("VCLI_UNHEARD_OF", "1")
+    monkeypatch.setenv("VCLI_XYZZY", "1")
     words: tuple[str, ...] = ()
     if place == "flag":
         words = ("--log-format", "json")
@@ -69,7 +69,7 @@ def test_notices_have_the_format_of_the_log(place: str, parse, tmp_path: Path, m
     parse("m", "--enforce-eager", *words)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [line["message"] for line in lines] == [
-        "VCLI_UNHEARD_OF is not a variable of vllm-cli.",
+        "VCLI_XYZZY is not a variable of vllm-cli.",
         "--enforce-eager has no effect: torch and transformers choose the kernels.",
     ]
     assert {(line["level"], line["role"], line["phase"]) for line in lines} == {("WARNING", "api", "command_line")}

@@ -1,4 +1,4 @@
-"""The choice of the engine, and the split of a command line between launcher and vLLM."""
+"""The choice of the engine, and the settings of a start of vLLM."""
 
 from pathlib import Path
 
@@ -6,48 +6,13 @@ import click
 import pytest
 
 from vllm_cli.errors import InputError
-from vllm_cli.serve.engine_choice import LAUNCHER_FLAGS, choose_engine, split_words, vllm_options
-
-VLLM_FLAGS = set((Path(__file__).parents[1] / "vllm_0_32_flags.txt").read_text().split())
+from vllm_cli.serve.engine_choice import choose_engine, vllm_options
 
 
-def test_no_flag_of_the_launcher_is_a_flag_of_vllm() -> None:
-    own = {name for flag in LAUNCHER_FLAGS.values() for name in flag.names}
-    assert own & VLLM_FLAGS == set()
-    assert own & {name.partition(".")[0] for name in VLLM_FLAGS} == set()
-
-
-def test_no_flag_of_vllm_begins_with_a_flag_of_the_launcher() -> None:
-    """vLLM's parser accepts abbreviations."""
-    own = {name for flag in LAUNCHER_FLAGS.values() for name in flag.names}
-    assert [(name, theirs) for name in own for theirs in VLLM_FLAGS if theirs.startswith(name)] == []
-
-
-def test_words_of_vllm_stay_unchanged_and_in_order() -> None:
-    words = "model --unknown=a\tb -x --engine vllm -1 --a_b --startup-report r.json --hf_overrides {} --json -- last"
-    split = split_words(words.split(" "))
-    assert split.others == ("model", "--unknown=a\tb", "-x", "-1", "--a_b", "--hf_overrides", "{}", "last")
-    assert split.own == {"--engine": "vllm", "--startup-report": "r.json", "--json": "true"}
-
-
-def test_every_word_after_two_dashes_is_vllms() -> None:
-    split = split_words(["--", "--engine", "x", "--", "--json"])
-    assert split.others == ("--engine", "x", "--", "--json")
-    assert split.own == {}
-
-
-@pytest.mark.parametrize("word", ["--startup-timeout=3", "--startup_timeout=3"])
-def test_a_flag_of_the_launcher_may_have_dashes_or_underscores(word: str) -> None:
-    assert split_words([word]).own == {"--startup-timeout": "3"}
-
-
-def test_the_last_value_of_a_flag_counts() -> None:
-    assert split_words(["--engine", "vllm", "--engine=embedded"]).own == {"--engine": "embedded"}
-
-
-def test_a_flag_without_its_value_is_an_error() -> None:
+@pytest.mark.parametrize("words", [["--startup-report"], ["--startup-report", "--json"]], ids=" ".join)
+def test_a_flag_without_its_value_is_an_error(words: list[str]) -> None:
     with pytest.raises(InputError, match="'--startup-report' requires an argument"):
-        split_words(["--startup-report"])
+        choose_engine(words)
 
 
 def test_an_invalid_value_is_named() -> None:
@@ -84,7 +49,6 @@ def test_an_unknown_engine_is_an_error_with_a_suggestion() -> None:
         ("embedded", [], "embedded"),
         ("embedded", ["--engine", "vllm"], "vllm"),
         ("vllm", ["--engine", "embedded"], "embedded"),
-        ("auto", ["--renderer-inline"], "embedded"),
     ],
 )
 def test_the_option_takes_precedence_over_the_variable(

@@ -92,10 +92,10 @@ def test_a_value_out_of_range_is_only_an_error(capsys: pytest.CaptureFixture[str
 
 
 def test_serve_shows_notices_and_continues(parse, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setenv("VCLI_UNHEARD_OF", "1")
+    monkeypatch.setenv("VCLI_XYZZY", "1")
     assert parse("m", "--enforce-eager").model.model == "m"
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "Notice: VCLI_UNHEARD_OF is not a variable of vllm-cli.",
+        "Notice: VCLI_XYZZY is not a variable of vllm-cli.",
         "Notice: --enforce-eager has no effect: torch and transformers choose the kernels.",
     ]

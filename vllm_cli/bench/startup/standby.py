@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from envs import foreign
-from startup.eager_flags import is_eager
-from startup.standby.kinds import EMBEDDED, VLLM_COMPILED, VLLM_EAGER, option
+from startup.serve_words import ServeWords
+from startup.standby.kinds import kind_for
 from vllm_cli.bench.errors import TargetDiedError, TargetStartError
 from vllm_cli.bench.startup.results import StandbyFigures
 from vllm_cli.bench.supervised_command import SupervisedCommand
@@ -137,12 +137,9 @@ class OwnCommand:
 
     async def find_kind(self) -> str:
         """The template that the command's servers are forked from."""
-        wanted = option(self._words, "--engine") or self._variable("VCLI_ENGINE")
-        if wanted == "embedded" or "--renderer-inline" in self._words:
-            return EMBEDDED
-        if wanted != "vllm" and not await self._has_vllm():
-            return EMBEDDED
-        return VLLM_EAGER if is_eager(self._words) else VLLM_COMPILED
+        has_vllm = await self._has_vllm()
+        given = ServeWords(self._words)
+        return kind_for(given.engine(self._variable("VCLI_ENGINE"), lambda: has_vllm), given)
 
     def _variable(self, name: str) -> str:
         """The value set in the command, else this process's, which the command inherits."""

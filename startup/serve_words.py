@@ -1,0 +1,166 @@
+"""The words after `vllm-cli serve`: flags with their values, the launcher's and the engine's, and the engine.
+
+The client of a standby imports this, and the start waits for it: no imports beyond those of the interpreter's
+own start.
+"""
+
+import sys
+
+from envs import foreign
+
+TYPE_CHECKING = False  # the import of `typing` would delay the start
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    NumValues = Callable[[str], int | str | None]
+
+LAUNCHER_FLAGS = {
+    "--engine": 1, "--standby": 1, "--preflight-only": 0, "--json": 0, "--log-format": 1,
+    "--startup-timeout": 1, "--startup-report": 1, "--startup-trace": 1,
+    "--prefetch": 1, "--prefetch-threads": 1, "--prefetch-block-size": 1,
+}  # fmt: skip
+"""The launcher's flags, with the number of their values; with vLLM, every other word is vLLM's."""
+
+_HELP = ("-h", "--help")
+_ENGINES = ("embedded", "vllm")
+_EAGER = ("--enforce-eager", "-O0", "-O.mode=0")
+
+
+class Given:
+    """A flag with its values; or one other word; or `--` with all words that follow it."""
+
+    __slots__ = ("flag", "keys", "words")
+
+    def __init__(self, words: "Sequence[str]", flag: str = "", keys: str = "") -> None:
+        self.words = words
+        self.flag = flag
+        """With dashes instead of underscores; empty if it is no flag."""
+        self.keys = keys
+        """`a.b` of `--flag.a.b`."""
+
+    @property
+    def name(self) -> str:
+        """The flag with its keys."""
+        return f"{self.flag}.{self.keys}" if self.keys else self.flag
+
+    @property
+    def values(self) -> "Sequence[str]":
+        """The flag's values; `--flag=` has one that is empty."""
+        _, is_attached, value = self.words[0].partition("=")
+        return (value,) if is_attached else self.words[1:]
+
+
+def _none(_: str) -> None:
+    return None
+
+
+def split(words: "Iterable[str]", num_values: "NumValues" = _none) -> "Iterator[Given]":
+    """Splits a command line as argparse does.
+
+    Args:
+        words: the command line.
+        num_values: the number of a flag's values, as argparse's `nargs`: 0, 1, `?` or `+`; None for unknown
+            flags, which get none. A required value may begin with a dash if it is not a known flag.
+    """
+    words = list(words)
+    begin = 0
+    while begin < len(words):
+        word = words[begin]
+        if word == "--":
+            yield Given(words[begin:])
+            return
+        end = begin + 1
+        flag, keys = _name(word)
+        if flag and "=" not in word:
+            end += _count_values(words, end, num_values(flag), num_values)
+        yield Given(words[begin:end], flag, keys)
+        begin = end
+
+
+def is_flag_like(word: str) -> bool:
+    """Whether a word cannot be a further value of a list."""
+    return len(word) > 1 and word[0] == "-" and not word[1].isdigit()
+
+
+def normalise(name: str) -> str:
+    """`--max_model_len` is `--max-model-len`."""
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+def help_topic(words: "Iterable[str]") -> str | None:
+    """The word after `--help=`, empty for plain help, None without a help flag."""
+    for given in split(words):
+        if given.flag in _HELP:
+            return given.values[0] if given.values else ""
+    return None
+
+
+def is_for_information(words: "Iterable[str]") -> bool:
+    """Whether the words ask for help or for a version, and start no server."""
+    return any(given.flag in (*_HELP, "-v", "--version") for given in split(words))
+
+
+def is_eager(words: "Iterable[str]") -> bool:
+    """Whether vLLM's words switch torch's compiler off."""
+    return any(word.replace("_", "-") in _EAGER for word in words)
+
+
+class ServeWords:
+    """A command line, split between the launcher and the engine."""
+
+    def __init__(self, words: "Iterable[str]") -> None:
+        self.own: dict[str, str] = {}
+        """The launcher's flags with their last value; `true` for a switch."""
+        self.engine_words: list[str] = []
+        """All others, unchanged and in order; the first `--` is left out."""
+        self.incomplete: str | None = None
+        """A flag of the launcher that lacks its value."""
+        for given in split(words, LAUNCHER_FLAGS.get):
+            if given.words[0] == "--":
+                self.engine_words += given.words[1:]
+            elif given.flag not in LAUNCHER_FLAGS:
+                self.engine_words += given.words
+            elif not LAUNCHER_FLAGS[given.flag]:
+                self.own[given.flag] = "true"
+            elif given.values:
+                self.own[given.flag] = given.values[-1]
+            else:
+                self.incomplete = given.flag
+
+    def engine(self, variable: str | None = None, has_vllm: "Callable[[], bool] | None" = None) -> str:
+        """`embedded` or `vllm`; any other value of --engine or VCLI_ENGINE counts as `auto`.
+
+        Args:
+            variable: the value of VCLI_ENGINE, if not this process's.
+            has_vllm: whether vLLM is installed, if not in this Python environment.
+        """
+        wanted = self.own.get("--engine") or (foreign.text_of("VCLI_ENGINE") if variable is None else variable)
+        if wanted in _ENGINES:
+            return wanted
+        return "vllm" if (has_vllm or is_vllm_installed)() else "embedded"
+
+
+def is_vllm_installed() -> bool:
+    """Checks only whether the package exists."""
+    finders = (finder.find_spec("vllm", None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+    return any(spec is not None for spec in finders)
+
+
+def _name(word: str) -> tuple[str, str]:
+    """The name and the keys of a flag; empty for another word."""
+    if not is_flag_like(word):
+        return "", ""
+    name, _, keys = word.partition("=")[0].partition(".")
+    return normalise(name), keys
+
+
+def _count_values(words: "Sequence[str]", begin: int, wanted: int | str | None, num_values: "NumValues") -> int:
+    if not wanted or begin == len(words):
+        return 0
+    first = words[begin]
+    if is_flag_like(first) and (wanted == "?" or first == "--" or num_values(_name(first)[0]) is not None):
+        return 0
+    end = begin + 1
+    while wanted == "+" and end < len(words) and not is_flag_like(words[end]):
+        end += 1
+    return end - begin
