@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -13,7 +14,7 @@ import pytest
 from tests.machine_lock import machine_lock
 from tests.standby_process import OFF, StandbyProcess
 
-pytest_plugins = ("tests.cpu_costs",)
+pytest_plugins = ("tests.cpu_costs", "tests.tiers", "pytester")
 
 _SETTLE_S = 60.0
 _SHARED_PROCESSES = ("resource_tracker", "forkserver")
@@ -22,10 +23,12 @@ _SHARED_PROCESSES = ("resource_tracker", "forkserver")
 def pytest_configure() -> None:
     """Starts are cold unless a test asks for a standby.
 
+    Bytecode is kept even with PYTHONDONTWRITEBYTECODE: else every worker compiles all tests in every run.
     Restores Ctrl-C, which a shell disables for background commands and the processes they start, and the
     signals that the shell or `nohup` disables with it.
     """
     os.environ.update(OFF)
+    sys.dont_write_bytecode = False
     for number in (signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -47,7 +47,7 @@ def select_tests(changes: Iterable[str], uses: Uses) -> list[str]:
     for path in changes:
         if path.startswith("tools/") or path.endswith(".md"):
             continue
-        users = _find_users(_module(Path(path)), uses)
+        users = _find_users(_module(Path(path)), uses) if path.endswith(".py") else set()
         tests = {f"{user.replace('.', '/')}.py" for user in users if re.match(r"tests\.(.*\.)?test_\w+$", user)}
         if not tests or path.endswith("conftest.py"):
             return ["tests"]

@@ -6,6 +6,7 @@ Counted is what the worker and its ended children use, since the machine may be 
 
 import resource
 import sys
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,6 +18,9 @@ FREE_MARKS: Final = ("smoke", "thorough", "slow", "alone", "cuda")
 _MANY_MODULES: Final = 40
 """A test that imports more than this pays for the tests after it."""
 _PROPERTY: Final = "cpu_s"
+_LOOP: Final = range(400_000)
+_LOOP_S: Final = 0.02
+"""The processor time of `_LOOP` on the machine for which the limit is meant."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,8 +45,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     with _Meter(item, "call") as meter:
         result = yield
     limit_s = float(item.config.getini("cpu_limit_s"))
-    has_imported = len(sys.modules) - num_modules > _MANY_MODULES
-    if meter.cpu_s > limit_s and not has_imported and not any(map(item.get_closest_marker, FREE_MARKS)):
+    is_free = len(sys.modules) - num_modules > _MANY_MODULES or any(map(item.get_closest_marker, FREE_MARKS))
+    if meter.cpu_s > limit_s and not is_free and meter.cpu_s > limit_s * _slowness():
         pytest.fail(
             f"{meter.cpu_s:.2f} s of processor time; a test without a mark has {limit_s:g} s: make it cheaper, test "
             "the rule at a lower layer, or mark it `thorough` (see tests/README.md)",
@@ -73,6 +77,15 @@ class _Meter:
         own_s, of_children_s = (now - begin for now, begin in zip(_cpu_s(), self._begin_s, strict=True))
         self.cpu_s = own_s + of_children_s
         self._item.user_properties.append((f"{_PROPERTY} {self._phase}", [own_s, of_children_s]))
+
+
+def _slowness() -> float:
+    """How much slower this machine is now than the one for which the limit is meant."""
+    begin_s = time.thread_time()
+    total = 0
+    for number in _LOOP:
+        total += number * number % 7
+    return max(1.0, (time.thread_time() - begin_s) / _LOOP_S)
 
 
 def _cpu_s() -> tuple[float, float]:

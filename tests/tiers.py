@@ -1,0 +1,56 @@
+"""A pytest plugin: which tests are `thorough` without a decorator, and which run last.
+
+A test that starts one of `STARTERS`, itself or through functions and fixtures, is `thorough`, unless it is
+marked `smoke`: `make test` has one start of each kind of process, `make test-thorough` has the others.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from types import CodeType, FunctionType
+from typing import Any, Final
+
+import pytest
+
+STARTERS: Final = frozenset(
+    {"ServerProcess", "StandbyProcess", "cold_or_warm", "FakeStart", "run_fake", "BaseEnvironment"}
+)
+"""Functions, classes and fixtures that start a program of ours. A new one is added here."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before pytest selects by marks. Tests that run `alone` are the last: no other test waits for them."""
+    for item in items:
+        if isinstance(item, pytest.Function) and not item.get_closest_marker("smoke") and _starts_a_program(item):
+            item.add_marker("thorough")
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
+
+
+def _starts_a_program(item: pytest.Function) -> bool:
+    fixtures = [definition.func for found in item._fixtureinfo.name2fixturedefs.values() for definition in found]
+    names = frozenset(item.fixturenames).union(*map(find_names, (item.function, *fixtures)))
+    return not STARTERS.isdisjoint(names)
+
+
+@cache
+def find_names(function: Callable[..., Any]) -> frozenset[str]:
+    """The names in a function's code, and in the functions of the tests that it names."""
+    names: set[str] = set()
+    functions, seen = [function], set()
+    while functions:
+        function = inspect.unwrap(functions.pop())
+        if not isinstance(function, FunctionType) or function in seen:
+            continue
+        seen.add(function)
+        new = _names_in(function.__code__)
+        names |= new
+        values = (function.__globals__.get(name) for name in new)
+        modules = ("tests.", function.__module__)
+        functions += [one for one in values if str(getattr(one, "__module__", "")).startswith(modules)]
+    return frozenset(names)
+
+
+def _names_in(code: CodeType) -> set[str]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return {*code.co_names}.union(*map(_names_in, inner))
