@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 import psutil
 
-from tests.process_end import end_server
+from tests.processes import end_server
 from tests.waiting import is_gone, wait_until
 
 OFF: Final = {"VCLI_STANDBY": "off"}

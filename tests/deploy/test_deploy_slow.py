@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.containers import as_user, on_read_only_root
 from tests.deploy.dockerfile import ROOT, Instruction, last, read_stages
 from tests.deploy.test_deploy_files import MANIFEST
-from tests.hardened import as_user, on_read_only_root
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -14,7 +14,7 @@ import psutil
 
 from tests.http_answer import ask
 from tests.ports import free_port
-from tests.process_end import end_server
+from tests.processes import end_server
 from tests.waiting import wait_until
 
 _READY_S = 240.0

@@ -17,7 +17,7 @@ from typing import Final, Self
 
 import psutil
 
-from tests.process_end import end_server
+from tests.processes import end_server
 
 _TIMEOUT_S: Final = 240.0
 _ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")

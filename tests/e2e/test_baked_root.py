@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.containers import as_user, overlay_root
 from tests.e2e.server_process import ServerProcess
-from tests.hardened import as_user
-from tests.overlay_root import overlay_root
 from tests.page_cache import evict
 
 pytestmark = [

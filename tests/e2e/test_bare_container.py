@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
+from tests.containers import as_user, on_read_only_root
 from tests.e2e.process_tree import for_each_process
 from tests.e2e.server_process import ServerProcess
-from tests.hardened import as_user, on_read_only_root
 
 pytestmark = pytest.mark.thorough
 

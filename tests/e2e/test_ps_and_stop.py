@@ -12,10 +12,9 @@ import psutil
 import pytest
 
 from tests.certificates import make_certificate, needs_openssl
+from tests.containers import as_user, own_processes
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
-from tests.hardened import as_user
-from tests.namespaces import own_processes
 from tests.startup.vllm.fake_start import short_folder
 from tests.waiting import wait_listening, wait_until
 

@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.containers import own_processes
 from tests.e2e.server_process import ServerProcess
-from tests.namespaces import own_processes
-from tests.process_end import end_server
+from tests.processes import end_server
 from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough

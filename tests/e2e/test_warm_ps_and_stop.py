@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.containers import as_user
 from tests.e2e.conftest import StartServer
 from tests.e2e.server_process import ServerProcess
-from tests.hardened import as_user
 from tests.standby_process import StandbyProcess
 from tests.waiting import is_gone, wait_until
 

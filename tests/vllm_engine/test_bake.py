@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from startup.caches.baked import CACHE
-from tests.hardened import as_user
-from tests.overlay_root import overlay_root
+from tests.containers import as_user, overlay_root
 from tests.page_cache import evict
 from tests.peer_vllm import PYTHON, ROOT
 from tests.vllm_engine.conftest import SMALL

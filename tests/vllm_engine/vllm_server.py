@@ -15,7 +15,7 @@ import psutil
 from tests.http_answer import ask
 from tests.peer_vllm import BIN, PYTHON, ROOT
 from tests.ports import free_port
-from tests.process_end import end_server
+from tests.processes import end_server
 from tests.standby_process import StandbyProcess
 from tests.waiting import is_gone
 

@@ -13,7 +13,7 @@ import pytest
 from envs.registry import START_METHODS
 from startup.model.checkpoint_folder import modeling_module
 from startup.processes.group_signals import GROUP_SIGNALS
-from tests.signal_state import disturbing
+from tests.processes import disturbing
 from tests.waiting import is_gone, wait_until
 
 _SCRIPT = Path(__file__).with_name("engine_script.py")

@@ -20,7 +20,7 @@ from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.processes.group_signals import GROUP_SIGNALS
 from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost, resident_bytes
-from tests.signal_state import disturbing
+from tests.processes import disturbing
 from tests.waiting import is_gone, wait_until
 
 MIB = 1 << 20

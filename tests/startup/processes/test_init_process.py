@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import psutil
 import pytest
 
-from tests.namespaces import own_processes
+from tests.containers import own_processes
 from tests.waiting import wait_until
 
 _SOON_S = 60

@@ -9,7 +9,7 @@ import pytest
 
 from server.machine import cgroups
 from startup.standby import cgroup_move
-from tests.hardened import as_user
+from tests.containers import as_user
 from tests.startup.standby.state_programs import after, client, forked
 
 

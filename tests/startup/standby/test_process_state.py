@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from startup.standby import process_state
-from tests.hardened import as_user
+from tests.containers import as_user
 from tests.startup.standby.state_programs import after, client, forked
 
 pytestmark = pytest.mark.timeout(120)

@@ -11,7 +11,7 @@ import pytest
 
 from startup.processes.group_signals import GROUP_SIGNALS
 from tests.ports import free_port
-from tests.signal_state import disturbing
+from tests.processes import disturbing
 from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment, run_fake, variant
 from tests.waiting import wait_until
 

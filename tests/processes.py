@@ -1,4 +1,4 @@
-"""Ends a server that a test started, with its process tree."""
+"""Ends a server that a test started, and reads which signals a process handles by default."""
 
 import signal
 import subprocess
@@ -30,3 +30,10 @@ def end_server(
     for other in left:
         other.kill()
     return left
+
+
+def disturbing(status: str, signals: Iterable[signal.Signals]) -> set[signal.Signals]:
+    """The signals that the process neither blocks nor ignores, from its `/proc/PID/status` (proc(5))."""
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    quiet = int(fields["SigBlk"], 16) | int(fields["SigIgn"], 16)
+    return {number for number in signals if not quiet >> (number - 1) & 1}

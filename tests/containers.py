@@ -1,0 +1,64 @@
+"""Launchers that run a command as a container does: as another user, with its own processes or files.
+
+They need rights that a machine may not give; where they do not work, the functions return None.
+"""
+
+import subprocess
+from pathlib import Path
+
+_MAY_READ_ALL = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")
+"""Interpreter and model are readable in a container; on this machine they may be in root's home folder."""
+_READ_ONLY = "mount --make-rprivate / && mount -o bind,remount,ro / && "
+_BUT_FOR_ONE = 'mount --bind "$0" "$0" && '
+_OWN_PROCESSES = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
+_OVERLAY = """
+mount --make-rprivate / || exit 1
+mount -t overlay overlay -o "lowerdir=/,upperdir=$0/upper,workdir=$0/work" "$0/root" || exit 1
+for name in proc sys dev; do mount --rbind "/$name" "$0/root/$name" || exit 1; done
+if [ -n "$1" ]; then mount --bind "$1" "$0/root$1" && mount -o remount,bind,ro "$0/root$1" || exit 1; fi
+folder=$PWD
+shift
+exec chroot "$0/root" env -C "$folder" "$@"
+"""
+
+
+def as_user(uid: int, gid: int, *must_read: Path) -> tuple[str, ...] | None:
+    """A launcher for a user id without a name that can read these files."""
+    user = ("setpriv", "--reuid", str(uid), "--regid", str(gid), "--clear-groups")
+    for command in ((*user, *_MAY_READ_ALL), user):
+        if all(_works(*command, "head", "-c1", str(path)) for path in must_read):
+            return command
+    return None
+
+
+def on_read_only_root(writable: Path | None = None) -> tuple[str, ...] | None:
+    """A launcher with a read-only root file system, except for one folder."""
+    script = f'{_BUT_FOR_ONE if writable else ""}{_READ_ONLY}exec "$@"'
+    command = ("unshare", "-m", "sh", "-c", script, str(writable or "sh"))
+    return command if _works(*command, "true") else None
+
+
+def own_processes(*options: str) -> tuple[str, ...] | None:
+    """A launcher whose program is process 1 of a new process namespace."""
+    command = (*_OWN_PROCESSES, *options)
+    return command if _works(*command, "true") else None
+
+
+def overlay_root(folder: Path, read_only: Path | None = None) -> tuple[str, ...] | None:
+    """A launcher whose programs see this machine's files, and write to `folder/upper`.
+
+    Args:
+        folder: empty, on a file system in memory.
+        read_only: a folder that cannot be written to in the new root.
+    """
+    for name in ("upper", "work", "root"):
+        (folder / name).mkdir(mode=0o755)
+    command = ("unshare", "--mount", "sh", "-c", _OVERLAY, str(folder), str(read_only or ""))
+    return command if _works(*command, "true") else None
+
+
+def _works(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    except FileNotFoundError:
+        return False
