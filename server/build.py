@@ -16,7 +16,7 @@ from server.apis.messages.serving import MessagesServing
 from server.apis.openai.chat import ChatServing
 from server.apis.openai.completions import CompletionServing
 from server.apis.pooling.classification import ClassificationServing
-from server.apis.pooling.cohere_embedding import CohereEmbeddingServing
+from server.apis.pooling.cohere import CohereEmbeddingServing
 from server.apis.pooling.embedding import EmbeddingServing
 from server.apis.pooling.pooling import PoolingServing
 from server.apis.pooling.scoring import RerankServing, ScoreServing
@@ -28,15 +28,15 @@ from server.app import ServerApp, build_middleware
 from server.config import ServerConfig
 from server.engine.process_link.client import EngineClient
 from server.generation.chat_run import ChatRunner
+from server.generation.generation import GenerationBuilder
 from server.generation.output_parsing import OutputParsing
-from server.generation.preparation import GenerationBuilder
 from server.generation.reasoning import ModelReasoning
 from server.http_body.unused_fields import UnusedFields
 from server.lifecycle import Lifecycle
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.admission import Admission
-from server.operation.availability import Availability
+from server.operation.availability import Availability, StartView
 from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.operation.engine_monitor import EngineHandle, EngineMonitor
 from server.operation.inference import Inference
@@ -44,7 +44,6 @@ from server.operation.lora import LoraAdapters
 from server.operation.models import ServedModels
 from server.operation.readiness import EngineReadiness
 from server.operation.running_requests import RunningRequests
-from server.operation.start_view import StartView
 from server.renderers.base import BaseRenderer
 from server.routes.dev import DevEndpoints
 from server.routes.endpoint import Intake

@@ -1,20 +1,53 @@
 """Answers /generative_scoring: generates one token per item, for the probabilities of the labels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Annotated
 
-from server.apis.generative_scoring_bodies import GenerativeScoringRequest
+from msgspec import Meta
+
 from server.apis.pooling.scoring_bodies import ScoreData, ScoreResponse
-from server.errors import RequestError
 from server.generation.completion_request import CompletionRequest
-from server.generation.generation import SequenceDelta
-from server.generation.preparation import GenerationBuilder
-from server.generation.streams import collect
-from server.http_body.usage import Usage
+from server.generation.generation import GenerationBuilder, SequenceDelta
+from server.generation.request import MAX_LOGPROB_TOKEN_IDS
+from server.generation.sequences import collect
+from server.http_body.fields import INEFFECTIVE, Counted, Hint, Priority, RequestBody, RequestId, TokenId
+from server.http_body.response_parts import Usage
 from server.operation.inference import Inference
 from server.operation.models import unix_time
 from server.operation.request_context import RequestContext
+from server.renderers.prompt_limits import check_token_ids
 from server.renderers.prompts import Prompt, TextOptions
+
+_MAX_EXPONENT = 700.0
+"""`math.exp` overflows above 709."""
+
+LabelIds = Annotated[list[int], Meta(min_length=1, max_length=MAX_LOGPROB_TOKEN_IDS)]
+
+
+class GenerativeScoringRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
+    """A query and the items to score; each prompt is the query and an item."""
+
+    model: str | None = None
+    query: str | list[TokenId]
+    items: Annotated[list[str | list[TokenId]], Meta(min_length=1)]
+    label_token_ids: LabelIds
+    """The tokens that may follow; the score is the probability of the first one."""
+    apply_softmax: bool = True
+    """Whether the probabilities of the labels add up to 1; false gives those among all tokens."""
+    item_first: bool = False
+    add_special_tokens: bool = True
+    """Whether the query begins with the tokenizer's special tokens."""
+    cache_salt: Hint = None
+    priority: Annotated[Priority, INEFFECTIVE] = 0
+    request_id: RequestId | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.items)
+
+    def counted(self) -> Iterator[Counted]:
+        yield Counted("max_prompts", "items", len(self.items))
 
 
 class GenerativeScoringServing:
@@ -33,7 +66,8 @@ class GenerativeScoringServing:
         """
         self._inference.models.check_generative("Generative Scoring")
         self._inference.models.check(request.model)
-        _check_labels(request.label_token_ids, self._inference.engine.info.vocab_size)
+        vocab_size = self._inference.engine.info.vocab_size
+        check_token_ids(request.label_token_ids, vocab_size=vocab_size, param="label_token_ids")
         with context.times.rendering():
             token_ids = await self._read_prompts(request)
             prompts = await self._inference.renderer.render_prompts_async(token_ids, TextOptions())
@@ -74,16 +108,6 @@ class GenerativeScoringServing:
         return [next(rendered).token_ids if prompt else [] for prompt in prompts]
 
 
-def _check_labels(token_ids: Sequence[int], vocab_size: int) -> None:
-    for token_id in token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise RequestError(
-                f"label_token_id {token_id} is out of vocabulary range [0, {vocab_size}). "
-                "Please provide valid token IDs.",
-                param="label_token_ids",
-            )
-
-
 def _score(delta: SequenceDelta, request: GenerativeScoringRequest) -> float:
     """The probability of the first label, among all tokens or among the labels."""
     assert delta.logprobs, "the engine sent no log-probabilities"
@@ -93,7 +117,3 @@ def _score(delta: SequenceDelta, request: GenerativeScoringRequest) -> float:
     if not request.apply_softmax:
         return math.exp(first)
     return 1 / sum(math.exp(min(logprobs[label] - first, _MAX_EXPONENT)) for label in labels)
-
-
-_MAX_EXPONENT = 700.0
-"""A larger one has no float."""

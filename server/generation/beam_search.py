@@ -4,7 +4,7 @@ The engine does not know of it: each beam of a step is a request for one token, 
 one followed by the beam's tokens. The prefix cache has all of them but the last block.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from heapq import nlargest
@@ -17,7 +17,6 @@ import msgspec
 
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import Generation, SequenceDelta
-from server.generation.sequence_run import run_sequences
 from server.operation.concurrently import run_concurrently, take_turns
 from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
@@ -25,32 +24,40 @@ from server.types import TokenLogprob
 
 
 class _Beam(NamedTuple):
+    """A beginning of the output that may become a choice."""
+
     token_ids: list[int]
     """The prompt's tokens and the generated ones."""
     logprob: float
     """Sum over the generated tokens, including one that ended the beam and is not in `token_ids`."""
     logprobs: list[TokenLogprob]
-    """Of the generated tokens."""
+    """Those of the generated tokens."""
     is_ended: bool = False
 
 
 class _Candidate(NamedTuple):
+    """A beam and a token that may continue it."""
+
     beam: _Beam
     token: TokenLogprob
     logprob: float
     """The beam's sum with this token."""
 
 
+RunSequences = Callable[[Inference, Generation, str], AsyncGenerator[SequenceDelta, None]]
+"""Computes the sequences of a step (`server.generation.sequences.run_sequences`)."""
+
+
 async def run_searches(
-    inference: Inference, generation: Generation, engine_id: str
+    inference: Inference, generation: Generation, engine_id: str, run_sequences: RunSequences
 ) -> AsyncGenerator[SequenceDelta, None]:
     """Searches for all prompts; yields each choice as one delta, the best one of a prompt first.
 
     Raises:
         EngineError: the engine died or failed a step.
     """
-    searches = [_BeamSearch(inference, generation, index) for index in range(len(generation.prompts))]
-    found = await run_concurrently([each.run(f"{engine_id}-{index}") for index, each in enumerate(searches)])
+    searches = [_BeamSearch(inference, generation, run_sequences, index) for index in range(len(generation.prompts))]
+    found = await run_concurrently(each.run(f"{engine_id}-{index}") for index, each in enumerate(searches))
     async for delta in take_turns(chain.from_iterable(found)):
         yield delta
 
@@ -58,8 +65,11 @@ async def run_searches(
 class _BeamSearch:
     """The search for one prompt; runs on the event loop."""
 
-    def __init__(self, inference: Inference, generation: Generation, prompt_index: int) -> None:
+    def __init__(
+        self, inference: Inference, generation: Generation, run_sequences: RunSequences, prompt_index: int
+    ) -> None:
         request = generation.request
+        self._run_sequences = run_sequences
         self._inference = inference
         self._generation = generation
         self._request = request
@@ -108,7 +118,7 @@ class _BeamSearch:
             context=context,
         )
         found: list[list[tuple[int, float]]] = [[]] * len(beams)
-        async with aclosing(run_sequences(self._inference, step, engine_id)) as deltas:
+        async with aclosing(self._run_sequences(self._inference, step, engine_id)) as deltas:
             async for delta in deltas:
                 assert delta.logprobs, "the engine sent no log-probabilities"
                 found[delta.choice] = delta.logprobs[0].top

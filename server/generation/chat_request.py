@@ -8,8 +8,17 @@ from msgspec import UNSET, Meta, UnsetType
 from server.errors import RequestError
 from server.generation.request import GenerationRequest
 from server.generation.tools import NamedToolChoice, Tool, ToolChoice
-from server.http_body.conversation import Messages, check_generation_prompt, count_conversations, opens_message
-from server.http_body.fields import INEFFECTIVE, Counted, Hint, NumLogprobs, TokenCount
+from server.http_body.fields import (
+    INEFFECTIVE,
+    Counted,
+    Hint,
+    Messages,
+    NumLogprobs,
+    TokenCount,
+    check_generation_prompt,
+    count_conversations,
+    opens_message,
+)
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 

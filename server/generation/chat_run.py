@@ -11,74 +11,28 @@ An API with other bodies converts its request into a `ChatRequest` and consumes 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from functools import partial
-from typing import Literal, NamedTuple
-from uuid import uuid4
 
 import msgspec
 
-from server.generation.chat_prompt import render_chat_request
+from server.config import ServerConfig
+from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
-from server.generation.generation import Generation, SequenceDelta
-from server.generation.output_parsing import OutputParsing
-from server.generation.preparation import GenerationBuilder
-from server.generation.streams import collect, generate
+from server.generation.generation import Generation, GenerationBuilder, SequenceDelta
+from server.generation.output_parsing import ChoiceDelta, ChoiceReader, OutputParsing
+from server.generation.sequences import collect, generate
+from server.generation.tools import shown_tools
 from server.generation.usage import UsageMeter
 from server.operation.concurrently import take_turns
 from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
-from server.parsers.base import OutputParser
-from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
 from server.renderers.base import PROMPTS_PER_TURN
-from server.renderers.prompts import RenderedPrompt
+from server.renderers.conversations.messages import TEXT_KEYS
+from server.renderers.prompt_limits import check_token_ids
+from server.renderers.prompts import ChatOptions, RenderedPrompt
 
-ChatFinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
-"""The last two are raised as errors before a delta is made of them."""
-
-
-class ToolCallPart(NamedTuple):
-    """A part of a tool call; the whole call in the deltas of `ChatRun.collect`."""
-
-    position: int
-    """Index among the choice's calls."""
-    id: str | None
-    """Set in a call's first part only, as is the name."""
-    name: str | None
-    arguments: str
-    """JSON text that continues that of the call's earlier parts."""
-
-
-Part = Reasoning | Content | ToolCallPart
-
-
-class ChoiceDelta(NamedTuple):
-    """What some tokens add to a choice."""
-
-    choice: int
-    parts: list[Part]
-    """In the order of the text, adjacent ones of a kind joined; empty if the tokens are only markers, or held
-    back."""
-    finish_reason: ChatFinishReason | None
-    """Set in a choice's last delta."""
-    sequence: SequenceDelta
-    """The tokens with their ids, log-probabilities and `stop_reason`; its text is not parsed."""
-
-    @property
-    def reasoning(self) -> str:
-        """The text of all parts of reasoning."""
-        return "".join(part.text for part in self.parts if isinstance(part, Reasoning))
-
-    @property
-    def content(self) -> str:
-        """The text of all parts of content."""
-        return "".join(part.text for part in self.parts if isinstance(part, Content))
-
-    @property
-    def tool_calls(self) -> list[ToolCallPart]:
-        """The parts of tool calls."""
-        return [part for part in self.parts if isinstance(part, ToolCallPart)]
+_FORWARDED = "kv_transfer_params.prompt_token_ids"
 
 
 class ChatRunner:
@@ -140,6 +94,8 @@ class ChatRun:
         )
         self._inference = inference
         self._parsing = parsing
+        self._readers: dict[int, ChoiceReader] = {}
+        """Those of the choices that have begun: a request may have thousands of choices."""
 
     @property
     def id(self) -> str:
@@ -162,10 +118,9 @@ class ChatRun:
         Raises:
             EngineError: the engine failed.
         """
-        readers = self._create_readers(is_whole=False)
         async with aclosing(generate(self._inference, self.generation)) as deltas:
             async for delta in deltas:
-                yield self._read(delta, readers)
+                yield self._read(delta, is_whole=False)
 
     async def collect(self) -> list[ChoiceDelta]:
         """Runs the request to its end; returns one delta per choice.
@@ -174,88 +129,76 @@ class ChatRun:
             EngineError: the engine failed.
         """
         deltas = await collect(self._inference, self.generation)
-        readers = self._create_readers(is_whole=True)
-        return [self._read(delta, readers) async for delta in take_turns(deltas)]
+        return [self._read(delta, is_whole=True) async for delta in take_turns(deltas)]
 
-    def _create_readers(self, *, is_whole: bool) -> "ChoiceReaders":
-        """One reader per choice. With `is_whole`, each reads its whole choice as one delta."""
-        create = partial(self._parsing.create_parser, self.request, is_whole=is_whole)
-        return ChoiceReaders(lambda index: ChoiceReader(self.request, create(self.generation.reasoning_of(index))))
-
-    def _read(self, delta: SequenceDelta, readers: "ChoiceReaders") -> ChoiceDelta:
+    def _read(self, delta: SequenceDelta, *, is_whole: bool) -> ChoiceDelta:
         """Parses a delta and counts its tokens."""
         self.meter.add(delta)
-        return readers[delta.choice].read(delta)
+        reader = self._readers.get(delta.choice)
+        if reader is None:
+            reasoning = self.generation.reasoning_of(delta.choice)
+            reader = self._parsing.create_reader(self.request, reasoning, is_whole=is_whole)
+            self._readers[delta.choice] = reader
+        return reader.read(delta)
 
 
-class ChoiceReaders(dict[int, "ChoiceReader"]):
-    """Each is created with its choice's first delta: a request may have thousands of choices."""
+async def render_chat_request(inference: Inference, request: ChatRequest, context: RequestContext) -> RenderedPrompt:
+    """The prompt of a request.
 
-    def __init__(self, create: "Callable[[int], ChoiceReader]") -> None:
-        super().__init__()
-        self._create = create
-
-    def __missing__(self, index: int) -> "ChoiceReader":
-        reader = self[index] = self._create(index)
-        return reader
-
-
-class ChoiceReader:
-    """Parses one choice and numbers its calls."""
-
-    def __init__(self, request: ChatRequest, parser: OutputParser | None) -> None:
-        self._parser = parser
-        self._is_named = request.named_function is not None
-        self._hides_reasoning = not request.include_reasoning
-        self._is_single = request.parallel_tool_calls is False
-        self._num_calls = 0
-
-    def read(self, delta: SequenceDelta) -> ChoiceDelta:
-        """The choice's next parts."""
-        is_last = delta.finish_reason is not None
-        if self._parser is None:
-            parts: list[Part] = [Content(delta.text)]
-        else:
-            events = self._parser.feed(delta.text, delta.token_ids)
-            parts = _join(self._number([*events, *self._parser.finish()] if is_last else events))
-        return ChoiceDelta(delta.choice, parts, self._finish_reason(delta), delta)
-
-    def _number(self, events: list[Event]) -> list[Part]:
-        """Gives calls their index and id; drops all but the first if the request forbids parallel calls."""
-        parts: list[Part] = []
-        for event in events:
-            if isinstance(event, CallStart):
-                call_id = event.id or f"chatcmpl-tool-{uuid4().hex}"
-                parts.append(ToolCallPart(self._num_calls, call_id, event.name, ""))
-                self._num_calls += 1
-            elif isinstance(event, Reasoning) and self._hides_reasoning:
-                continue
-            elif isinstance(event, CallArguments):
-                parts.append(ToolCallPart(self._num_calls - 1, None, None, event.text))
-            else:
-                parts.append(event)
-        if self._is_single:
-            return [part for part in parts if not isinstance(part, ToolCallPart) or part.position == 0]
-        return parts
-
-    def _finish_reason(self, delta: SequenceDelta) -> ChatFinishReason | None:
-        """As OpenAI: `tool_calls` if the model chose the tool, `stop` if the request named it."""
-        if delta.finish_reason == "stop" and self._num_calls and not self._is_named:
-            return "tool_calls"
-        return delta.finish_reason
+    Raises:
+        RequestError: the conversation or the forwarded token ids are invalid.
+    """
+    options = await inference.renderer.run_unless(context.is_small, _read, inference, request)
+    context.hold(options)
+    if isinstance(options, RenderedPrompt):
+        return options
+    prompt = await inference.renderer.render_chat_async(request.messages, options)
+    if request.prompt_logprobs is not None and prompt.inputs is not None and prompt.inputs.embeds is not None:
+        raise RequestError(
+            "`prompt_logprobs` is not compatible with `prompt_embeds`: they have no tokens.", param="prompt_logprobs"
+        )
+    return prompt
 
 
-def _join(parts: list[Part]) -> list[Part]:
-    """Joins adjacent parts of a kind: some clients read only the first part of a call in a chunk."""
-    joined: list[Part] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        if isinstance(part, ToolCallPart):
-            if isinstance(last, ToolCallPart) and last.position == part.position:
-                joined[-1] = last._replace(arguments=last.arguments + part.arguments)
-                continue
-        elif type(last) is type(part):
-            joined[-1] = part._replace(text=last.text + part.text)
-            continue
-        joined.append(part)
-    return joined
+def _read(inference: Inference, request: ChatRequest) -> RenderedPrompt | ChatOptions:
+    """The prompt that an earlier stage has rendered, or the options for rendering it."""
+    forwarded = _forwarded_token_ids(request)
+    if forwarded is None:
+        return chat_options(request, inference.config)
+    check_token_ids(forwarded, vocab_size=inference.renderer.vocab_size, param=_FORWARDED)
+    return RenderedPrompt(forwarded, text=None)
+
+
+def _forwarded_token_ids(request: ChatRequest) -> list[int] | None:
+    """The prompt that a prefill stage has rendered; ignored, as in vLLM, where the messages are needed."""
+    token_ids = (request.kv_transfer_params or {}).get("prompt_token_ids")
+    if token_ids is None or request.echo or _has_other_parts(request):
+        return None
+    # a bool is an int, too
+    if not isinstance(token_ids, list) or not token_ids or any(type(i) is not int or i < 0 for i in token_ids):
+        raise RequestError(f"`{_FORWARDED}` must be a non-empty list of non-negative integers.", param=_FORWARDED)
+    return token_ids
+
+
+def _has_other_parts(request: ChatRequest) -> bool:
+    """Whether a message has a part that is not text."""
+    contents = [message.get("content") for message in request.messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return any(isinstance(part, dict) and part.get("type") not in TEXT_KEYS for part in parts)
+
+
+def chat_options(request: ChatRequest, config: ServerConfig) -> ChatOptions:
+    """Options for a chat completion."""
+    is_without_tools = config.exclude_tools_when_tool_choice_none and request.tool_choice == "none"
+    return ChatOptions(
+        add_generation_prompt=request.opens_message,
+        continue_final_message=request.continue_final_message,
+        tools=None if is_without_tools else shown_tools(request.tools),
+        documents=request.documents,
+        chat_template=request.chat_template,
+        chat_template_kwargs=request.template_kwargs,
+        add_special_tokens=request.add_special_tokens,
+        truncate_prompt_tokens=request.truncate_prompt_tokens,
+        truncation_side=request.truncation_side,
+        mm_processor_kwargs=request.mm_processor_kwargs,
+    )

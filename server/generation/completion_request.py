@@ -1,16 +1,11 @@
-"""Bodies of /v1/completions."""
+"""Bodies of /v1/completions: the request."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
-
-import msgspec
-from msgspec import UNSET, UnsetType
+from typing import TYPE_CHECKING
 
 from server.errors import RequestError
-from server.generation.logprob_bodies import CompletionLogprobs, PromptLogprobs
 from server.generation.request import GenerationRequest
 from server.http_body.fields import Counted, NumLogprobs, TokenCount, TokenId, Unsupported
-from server.http_body.usage import Usage
 from server.renderers.prompts import EmbedsPrompt, Prompt
 
 DEFAULT_MAX_TOKENS = 16
@@ -119,53 +114,3 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         if self.prompt_logprobs is None and self.echo:
             return self.num_logprobs
         return self.prompt_logprobs
-
-
-class CompletionChoice(msgspec.Struct, kw_only=True):
-    """One generated text."""
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    token_ids: list[int] | None = None
-    prompt_logprobs: PromptLogprobs | None = None
-    prompt_token_ids: list[int] | None = None
-
-
-class CompletionResponse(msgspec.Struct, kw_only=True):
-    """A response that is not streamed."""
-
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    service_tier: str | None = None
-    system_fingerprint: str | None = None
-    usage: Usage
-    kv_transfer_params: None = None
-
-
-class CompletionChunkChoice(msgspec.Struct, kw_only=True):
-    """The part that a chunk adds to one text."""
-
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    token_ids: list[int] | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
-
-
-class CompletionChunk(msgspec.Struct, kw_only=True):
-    """One event of a stream."""
-
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: list[CompletionChunkChoice]
-    usage: Usage | UnsetType = UNSET

@@ -1,18 +1,32 @@
-"""A request in the engine's terms, and the output that the engine returns for it."""
+"""A rendered request in the engine's terms: constraints, sampling parameters, admission."""
 
+import logging
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from uuid import uuid4
 
+import msgspec
+
+from envs.redaction import MASK
+from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.generation.reasoning import PromptReasoning
+from server.generation.guided import Constraint, check_constraint, find_constraint, tool_constraints
+from server.generation.reasoning import ModelReasoning, PromptReasoning
+from server.generation.sampling import Constraints, SamplingBuilder, SamplingDefaults
+from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
+from server.renderers.base import PROMPTS_PER_TURN
 from server.renderers.detokenizer import PromptTail
 from server.renderers.prompts import RenderedPrompt
 from server.renderers.stop_strings import StopString
+from server.request_ids import set_request_id
 from server.types import EnginePrompt, FinishReason, SamplingParams, TokenLogprob
+
+logger = logging.getLogger(__name__)
 
 
 class SequenceDelta(NamedTuple):
@@ -78,3 +92,132 @@ class Generation:
             EnginePrompt(prompt.token_ids, params, prompt.inputs)
             for prompt, params in zip(self.prompts, self.params, strict=True)
         ]
+
+
+class GenerationBuilder:
+    """One per server; shared by chat and completions."""
+
+    def __init__(self, inference: Inference, reasoning: ModelReasoning) -> None:
+        self._config = inference.config
+        self._renderer = inference.renderer
+        self._engine = inference.engine
+        self._reasoning = reasoning
+        self._models = inference.models
+        self._defaults = SamplingDefaults.from_config(inference.config, inference.renderer.files)
+
+    async def build(
+        self,
+        request: CompletionRequest | ChatRequest,
+        prompts: Sequence[RenderedPrompt],
+        context: RequestContext,
+        *,
+        id_prefix: str,
+        strict_tools: Constraint | None = None,
+    ) -> Generation:
+        """The generation of a request; the prefix of its id tells which API it came from.
+
+        `strict_tools` applies unless the request has a constraint of its own.
+
+        Raises:
+            RequestError: the request does not fit the model, or its constraint does not compile.
+            OverloadedError: other requests hold too many bytes already.
+        """
+        if request.use_beam_search and any(prompt.inputs is not None for prompt in prompts):
+            raise RequestError(
+                "Prompts with images or embeddings are not supported with beam search.", param="use_beam_search"
+            )
+        is_small = context.is_small and len(prompts) <= PROMPTS_PER_TURN
+        constraints = await self._find_constraints(request, strict_tools, is_small=is_small)
+        built = await self._renderer.run_unless(is_small, self._build_params, request, prompts, constraints)
+        params = built.sampling
+        if adapter_id := self._models.adapter_id(request.model):
+            params = [msgspec.structs.replace(each, adapter_id=adapter_id) for each in params]
+        generation = Generation(
+            request=request,
+            request_id=f"{id_prefix}-{context.header_id or request.request_id or uuid4().hex}",
+            prompts=prompts,
+            params=params,
+            reasoning=built.reasoning,
+            context=context,
+        )
+        set_request_id(generation.request_id)
+        if context.trace is not None:
+            context.trace.request_id = generation.request_id
+            context.trace.num_choices = request.num_choices
+            context.trace.params = params[0]
+        _admit(generation)
+        self._log(generation)
+        return generation
+
+    def _build_params(
+        self, request: CompletionRequest | ChatRequest, prompts: Sequence[RenderedPrompt], constraints: Constraints
+    ) -> "_PromptParams":
+        sampling = SamplingBuilder(
+            defaults=self._defaults,
+            info=self._engine.info,
+            max_logprobs=self._config.max_logprobs,
+        )
+        has_grammar = constraints.guided is not None
+        reasoning = [self._reasoning.of_prompt(request, prompt, has_grammar=has_grammar) for prompt in prompts]
+        nums_tokens = [len(prompt.token_ids) for prompt in prompts]
+        params = sampling.build_all(request, nums_tokens, constraints=constraints, reasoning=reasoning)
+        return _PromptParams(reasoning, params)
+
+    async def _find_constraints(
+        self, request: CompletionRequest | ChatRequest, strict_tools: Constraint | None, *, is_small: bool
+    ) -> Constraints:
+        constraint = await self._renderer.run_unless(is_small, find_constraint, request) or strict_tools
+        if constraint is not None:
+            await self._renderer.run_in_pool(_check, constraint, request)
+        words = request.bad_words
+        return Constraints(
+            guided=None if constraint is None else constraint.guided,
+            bad_words_ids=await self._renderer.encode_words_async(words) if words else (),
+        )
+
+    def _log(self, generation: Generation) -> None:
+        if not self._config.enable_log_requests:
+            return
+        nums_tokens = ", ".join(str(len(prompt.token_ids)) for prompt in generation.prompts)
+        logger.info("request %s: %s prompt tokens, %s", generation.request_id, nums_tokens, _show(generation.params[0]))
+
+
+def _show(params: SamplingParams) -> str:
+    """The parameters for the log: no text of the client, no secret, and only the beginning of a list."""
+    shown: dict[str, Any] = {name: getattr(params, name) for name in params.__struct_fields__}
+    if params.guided is not None:
+        shown["guided"] = f"{params.guided.kind} of {len(params.guided.spec)} characters"
+    if params.cache_salt is not None:
+        shown["cache_salt"] = MASK
+    for name, value in shown.items():
+        if isinstance(value, tuple | dict):
+            shown[name] = reprlib.repr(value)
+    return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+class _PromptParams(NamedTuple):
+    """The reasoning and the sampling parameters of each prompt."""
+
+    reasoning: list[PromptReasoning | None]
+    sampling: list[SamplingParams]
+
+
+def _admit(generation: Generation) -> None:
+    """Adds the prompts' tensors and tokens to the request's lease."""
+    lease = generation.context.lease
+    num_bytes = sum(prompt.inputs.num_bytes for prompt in generation.prompts if prompt.inputs is not None)
+    if num_bytes:
+        lease.add_bytes(num_bytes)
+    is_search = generation.request.use_beam_search  # which begins with one beam
+    lease.queue_tokens(generation.num_prompt_tokens * (1 if is_search else generation.request.num_choices))
+
+
+def _check(constraint: Constraint, request: CompletionRequest | ChatRequest) -> None:
+    """Compiles the constraint; an error in a tool's schema names the tool."""
+    try:
+        check_constraint(constraint)
+    except RequestError:
+        if isinstance(request, ChatRequest) and constraint.param == "tools":
+            for each in tool_constraints(request):
+                check_constraint(each)
+        raise

@@ -1,21 +1,59 @@
-"""Formats the engine's log probabilities for the bodies of both endpoints."""
+"""Log-probabilities in responses: their bodies, and what formats the engine's."""
 
 from collections.abc import Iterable
 
+import msgspec
+
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.generation.logprob_bodies import (
-    ChatLogprob,
-    ChatLogprobs,
-    ChatTopLogprob,
-    CompletionLogprobs,
-    PromptLogprob,
-    PromptLogprobs,
-)
 from server.operation.concurrently import take_turns
 from server.operation.inference import Inference
 from server.renderers.base import BaseRenderer
 from server.types import TokenLogprob
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """`choices[].logprobs` of /v1/completions: parallel lists, one entry per token."""
+
+    text_offset: list[int] = []
+    token_logprobs: list[float | None] = []
+    tokens: list[str] = []
+    top_logprobs: list[dict[str, float] | None] = []
+
+
+class ChatTopLogprob(msgspec.Struct):
+    """One candidate token for a position."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(msgspec.Struct):
+    """The token at one position and the most likely ones."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[ChatTopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    """`choices[].logprobs` of /v1/chat/completions."""
+
+    content: list[ChatLogprob]
+
+
+class PromptLogprob(msgspec.Struct):
+    """One entry of vLLM's `prompt_logprobs`, which are keyed by token id."""
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+PromptLogprobs = list[dict[int, PromptLogprob] | None]
+
 
 _LOWEST = -9999.0
 """Replaces minus infinity, which JSON cannot express."""

@@ -15,6 +15,7 @@ from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.reasoning import PromptReasoning
 from server.http_body.fields import MinP, Penalty, RepetitionPenalty, Temperature, TokenCount, TopK, TopP
+from server.renderers.prompt_limits import check_token_ids
 from server.types import EngineInfo, GuidedDecoding, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -237,9 +238,4 @@ def _check_token_ids(request: AnyRequest, vocab_size: int) -> None:
     if request.allowed_token_ids == []:
         raise RequestError("allowed_token_ids must not be empty; leave it out instead.", param="allowed_token_ids")
     for param in ("stop_token_ids", "logit_bias", "allowed_token_ids", "logprob_token_ids"):
-        outside = [token_id for token_id in getattr(request, param) or () if not 0 <= token_id < vocab_size]
-        if outside:
-            raise RequestError(
-                f"token_id(s) {outside[:10]} in {param} are not in the vocabulary, whose size is {vocab_size}.",
-                param=param,
-            )
+        check_token_ids(getattr(request, param) or (), vocab_size=vocab_size, param=param)

@@ -6,7 +6,7 @@ from server.config import ServerConfig
 from server.generation.generation import Generation, SequenceDelta
 from server.generation.reasoning import ReasoningCounter
 from server.generation.request import StreamOptions
-from server.http_body.usage import CompletionTokensDetails, PromptTokensDetails, Usage
+from server.http_body.response_parts import CompletionTokensDetails, PromptTokensDetails, Usage
 
 
 class UsageMeter:

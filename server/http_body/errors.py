@@ -1,9 +1,18 @@
-"""The OpenAI error envelope."""
+"""Errors as bodies: OpenAI's envelope, the 503 of a server that is not ready, events of a stream."""
 
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
+
+from server import sse
+from server.errors import CodedRequestError, EngineError, RequestError, UnsupportedApiError
+
+logger = logging.getLogger(__name__)
 
 ServerStatus = Literal["starting", "restarting", "draining", "dead"]
 
@@ -56,3 +65,50 @@ class UnavailableResponse(msgspec.Struct):
 def error_response(message: str, *, type: str, code: int, param: str | None = None) -> ErrorResponse:
     """Builds an error body."""
     return ErrorResponse(ErrorInfo(message=message, type=type, param=param, code=code))
+
+
+@dataclass(frozen=True)
+class FailureFormat:
+    """How an API writes errors."""
+
+    to_body: Callable[[ErrorResponse], msgspec.Struct]
+    encode_event: Callable[[msgspec.Struct], bytes]
+    end: bytes
+    """The last event of every stream, failed or not."""
+
+    def event(self, error: Exception) -> bytes:
+        """An exception as an event of a stream."""
+        return self.encode_event(self.to_body(describe_failure(error)))
+
+
+OPENAI = FailureFormat(to_body=lambda response: response, encode_event=sse.encode_event, end=sse.DONE)
+
+
+def describe_failure(error: Exception) -> ErrorResponse:
+    """The error body of any exception; an unexpected one is logged, and its body gives no details."""
+    if isinstance(error, UnsupportedApiError):
+        body = error_response(error.message, type=error.type, code=error.status)
+        return structs.replace(body, detail="Not Found")
+    if isinstance(error, RequestError):
+        body = error_response(error.message, type=error.type, code=error.status, param=error.param)
+        if isinstance(error, CodedRequestError):
+            body.error.details = ErrorDetails(error.error_code)
+        return body
+    if isinstance(error, EngineError):
+        return error_response(str(error), type="InternalServerError", code=500)
+    logger.error("a request failed unexpectedly", exc_info=error)
+    return error_response("Internal server error", type="InternalServerError", code=500)
+
+
+async def end_stream(
+    events: AsyncGenerator[bytes, None], failures: FailureFormat = OPENAI
+) -> AsyncGenerator[bytes, None]:
+    """The stream followed by its end, if its API has one; an exception becomes an error event before it."""
+    try:
+        async with aclosing(events):
+            async for event in events:
+                yield event
+    except Exception as err:  # noqa: BLE001
+        yield failures.event(err)
+    if failures.end:
+        yield failures.end

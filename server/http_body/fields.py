@@ -1,6 +1,6 @@
 """What all requests share: their base, the ranges of fields, marks for fields without effect or support."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Annotated, Any, NamedTuple
 
@@ -99,3 +99,28 @@ def _iterate_unsupported(model: type[msgspec.Struct]) -> Iterator[tuple[str, Any
     for field in msgspec.structs.fields(model):
         if field.type == Unsupported:
             yield field.name, field.default
+
+
+Messages = Annotated[list[dict[str, Any]], Meta(min_length=1)]
+"""Unchecked messages: the renderer checks roles and content parts."""
+
+
+def check_generation_prompt(add_generation_prompt: bool | None, continue_final_message: bool) -> None:
+    """Raises RequestError if the last message would have to be both continued and closed."""
+    if continue_final_message and add_generation_prompt:
+        raise RequestError(
+            "Cannot set both `continue_final_message` and `add_generation_prompt` to true.",
+            param="add_generation_prompt",
+        )
+
+
+def count_conversations(param: str, conversations: Sequence[Sequence[Any]]) -> Iterator[Counted]:
+    """The conversations of a request, and the messages of each."""
+    yield Counted("max_prompts", param, len(conversations))
+    for messages in conversations:
+        yield Counted("max_messages", param, len(messages))
+
+
+def opens_message(add_generation_prompt: bool | None, continue_final_message: bool) -> bool:
+    """Whether the template opens a new message; by default only if no message is continued."""
+    return not continue_final_message if add_generation_prompt is None else add_generation_prompt

@@ -1,7 +1,7 @@
 """Spreads the work of one request: over tasks that run concurrently, or over turns of the event loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -10,21 +10,14 @@ _MEMBERS_PER_TURN = 16
 """Formatting a token for the first time takes 30 us, and each has up to `max_logprobs` candidates."""
 
 
-async def run_concurrently(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def run_concurrently(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Their results, in order; the first failure, or a client that disconnects, cancels all of them."""
-    if len(works) == 1:
-        return [await works[0]]
-    tasks: list[asyncio.Task[T]] = []
     try:
-        async for work in take_turns(works):
-            tasks.append(asyncio.create_task(work))
-        return await asyncio.gather(*tasks)
-    finally:
-        for work in works[len(tasks) :]:
-            work.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) async for work in take_turns(works)]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 async def take_turns(members: Iterable[T]) -> AsyncIterator[T]:

@@ -12,11 +12,30 @@ from server.config import ServerConfig
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import Done
 from server.errors import EngineStartError, RequestError
-from server.http_body.binary_response import BinaryResponse
-from server.operation.lora_bodies import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
+from server.http_body.fields import RequestBody
+from server.http_body.response_parts import BinaryResponse
 from server.operation.request_context import RequestContext
 
 logger = logging.getLogger(__name__)
+
+
+class LoadLoraAdapterRequest(RequestBody, kw_only=True):
+    """Names and places an adapter."""
+
+    lora_name: str
+    lora_path: str
+    load_inplace: bool = False
+    """Whether the adapter replaces a loaded one of this name."""
+    is_3d_lora_weight: bool = False
+    """Accepted as in vLLM; layers of experts cannot be adapted here."""
+
+
+class UnloadLoraAdapterRequest(RequestBody, kw_only=True):
+    """Names a loaded adapter."""
+
+    lora_name: str
+    lora_int_id: int | None = None
+    """Accepted as in vLLM, which ignores it too."""
 
 
 class ServedAdapter(NamedTuple):

@@ -1,5 +1,7 @@
 """Checks prompts against the model's context length and vocabulary, and truncates them."""
 
+from collections.abc import Collection
+
 from server.errors import RequestError
 
 
@@ -37,13 +39,11 @@ def check_text_length(text: str, *, max_model_len: int | None, max_token_chars: 
         )
 
 
-def check_token_ids(token_ids: list[int], *, vocab_size: int, param: str) -> None:
+def check_token_ids(token_ids: Collection[int], *, vocab_size: int, param: str) -> None:
     """Raises RequestError if an id is outside the vocabulary."""
     if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
         bad = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
-        raise RequestError(
-            f"token ids must be from 0 to {vocab_size - 1}, got {bad}, which is out of vocabulary", param=param
-        )
+        raise RequestError(f"Token id {bad} is out of vocabulary range [0, {vocab_size}) (`{param}`).", param=param)
 
 
 def keep_tokens(token_ids: list[int], limit: int | None, side: str | None, *, param: str) -> list[int]:

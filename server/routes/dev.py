@@ -16,7 +16,7 @@ from envs.registry import variables
 from server.config import ServerConfig
 from server.engine.process_link.client import EngineClient
 from server.errors import RequestError, ServerError
-from server.http_body.failures import describe_failure
+from server.http_body.errors import describe_failure
 from server.operation.availability import Availability
 from server.renderers.base import BaseRenderer
 from server.routes.info import json_response, unavailable_response

@@ -10,11 +10,10 @@ from starlette.types import Receive, Scope, Send
 
 from server.engine.process_link.client import EngineClient
 from server.errors import RequestError
-from server.http_body.binary_response import BinaryResponse
 from server.http_body.decoding import RequestDecoder
-from server.http_body.errors import UnavailableResponse, error_response
-from server.http_body.failures import OPENAI, FailureFormat, describe_failure
+from server.http_body.errors import OPENAI, FailureFormat, UnavailableResponse, describe_failure, error_response
 from server.http_body.fields import RequestBody
+from server.http_body.response_parts import BinaryResponse
 from server.http_body.unused_fields import UnusedFields
 from server.metrics.server_metrics import LoopMetrics
 from server.operation.admission import Admission

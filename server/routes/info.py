@@ -9,14 +9,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.errors import RequestError
-from server.http_body.errors import UnavailableResponse
-from server.http_body.failures import describe_failure
+from server.http_body.errors import UnavailableResponse, describe_failure
 from server.lifecycle import Lifecycle
 from server.metrics.server_metrics import ServerMetrics
-from server.operation.availability import Availability
+from server.operation.availability import Availability, StartView
 from server.operation.models import ServedModels
 from server.operation.running_requests import RunningRequests
-from server.operation.start_view import StartView
 from server.renderers.base import BaseRenderer
 from server.routes.openapi import build_openapi
 from server.routes.own_thread import run_in_own_thread

@@ -10,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server import sse
 from server.errors import RequestError
-from server.http_body.failures import FailureFormat
+from server.http_body.errors import FailureFormat
 from server.limits import flag_of
 from server.operation.admission import Lease
 from server.operation.deadline import Deadline, RequestTimeoutError

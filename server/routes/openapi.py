@@ -8,19 +8,19 @@ import msgspec
 
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
 from server.apis.messages.response import CountTokensResponse, MessagesResponse, StreamEvent
-from server.apis.openai.bodies import ChatChunk, ChatResponse
-from server.apis.pooling.classification_bodies import ClassificationRequest, ClassificationResponse
-from server.apis.pooling.embedding_bodies import EmbeddingRequest, EmbeddingResponse
-from server.apis.pooling.request import PoolingRequest, PoolingResponse
+from server.apis.openai.bodies import ChatChunk, ChatResponse, CompletionChunk, CompletionResponse
+from server.apis.pooling.classification import ClassificationRequest, ClassificationResponse
+from server.apis.pooling.embedding import EmbeddingRequest, EmbeddingResponse
+from server.apis.pooling.pooling import PoolingRequest, PoolingResponse
 from server.apis.pooling.scoring_bodies import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
 from server.apis.responses.events import ResponseStreamEvent
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.response import Response
-from server.apis.tokenization_bodies import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from server.apis.tokenization import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from server.generation.chat_request import BatchChatRequest, ChatRequest
-from server.generation.completion_request import CompletionChunk, CompletionRequest, CompletionResponse
+from server.generation.completion_request import CompletionRequest
 from server.http_body.errors import ErrorResponse, UnavailableResponse
-from server.operation.model_bodies import ModelCard, ModelList
+from server.operation.models import ModelCard, ModelList
 
 Model = Any
 """A struct, or a union of structs."""

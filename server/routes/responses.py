@@ -6,7 +6,7 @@ from starlette.responses import Response, StreamingResponse
 from server import sse
 from server.apis.responses.serving import ResponsesServing
 from server.errors import RequestError
-from server.http_body.failures import describe_failure
+from server.http_body.errors import describe_failure
 from server.routes.info import json_response
 
 _EVENTS = sse.MEDIA_TYPE.decode()

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from server.engine.process_link.client import EngineClient
 from server.lifecycle import Lifecycle
 from server.metrics.server_metrics import ServerMetrics
-from server.operation.start_view import StartView
+from server.operation.availability import StartView
 from server.routes.info import json_response
 from server.status_page.page import read_page
 

@@ -5,32 +5,25 @@ from typing import Any
 
 from starlette.routing import Route
 
-from server.apis.generative_scoring import GenerativeScoringServing
-from server.apis.generative_scoring_bodies import GenerativeScoringRequest
+from server.apis.generative_scoring import GenerativeScoringRequest, GenerativeScoringServing
 from server.apis.messages.errors import ANTHROPIC
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
 from server.apis.messages.serving import MessagesServing
 from server.apis.openai.chat import ChatServing
 from server.apis.openai.completions import CompletionServing
-from server.apis.pooling.classification import ClassificationServing
-from server.apis.pooling.classification_bodies import ClassificationRequest
-from server.apis.pooling.cohere_bodies import CohereEmbedRequest
-from server.apis.pooling.cohere_embedding import CohereEmbeddingServing
-from server.apis.pooling.embedding import EmbeddingServing
-from server.apis.pooling.embedding_bodies import EmbeddingRequest
-from server.apis.pooling.pooling import PoolingServing
-from server.apis.pooling.request import PoolingRequest
+from server.apis.pooling.classification import ClassificationRequest, ClassificationServing
+from server.apis.pooling.cohere import CohereEmbeddingServing, CohereEmbedRequest
+from server.apis.pooling.embedding import EmbeddingRequest, EmbeddingServing
+from server.apis.pooling.pooling import PoolingRequest, PoolingServing
 from server.apis.pooling.scoring import RerankServing, ScoreServing
 from server.apis.pooling.scoring_bodies import RerankRequest, ScoreRequest
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.serving import ResponsesServing
-from server.apis.tokenization import TokenizationServing
-from server.apis.tokenization_bodies import DetokenizeRequest, TokenizeRequest
+from server.apis.tokenization import DetokenizeRequest, TokenizationServing, TokenizeRequest
 from server.generation.chat_request import BatchChatRequest, ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.http_body.failures import OPENAI, FailureFormat
-from server.operation.lora import LoraAdapters
-from server.operation.lora_bodies import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
+from server.http_body.errors import OPENAI, FailureFormat
+from server.operation.lora import LoadLoraAdapterRequest, LoraAdapters, UnloadLoraAdapterRequest
 from server.routes.dev import DevEndpoints
 from server.routes.endpoint import Handler, Intake, JsonEndpoint, LongField, T
 from server.routes.health import HealthEndpoint

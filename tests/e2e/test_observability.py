@@ -70,7 +70,7 @@ def test_log_lines_of_a_request_carry_its_id(server: ServerProcess) -> None:
 
     wait_until(lambda: "uvicorn.access" in [line["logger"] for line in of_request()])
     lines = of_request()
-    assert [line["logger"] for line in lines] == ["server.generation.preparation", "uvicorn.access"]
+    assert [line["logger"] for line in lines] == ["server.generation.generation", "uvicorn.access"]
     assert (lines[1]["path"], lines[1]["status"]) == ("/v1/completions", 200)
 
 

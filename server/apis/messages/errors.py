@@ -6,8 +6,7 @@ from msgspec import structs
 
 from server import sse
 from server.apis.messages.response import MessagesError
-from server.http_body.errors import ErrorResponse
-from server.http_body.failures import OPENAI, FailureFormat
+from server.http_body.errors import OPENAI, ErrorResponse, FailureFormat
 
 _TYPES = {
     401: "authentication_error",

@@ -23,10 +23,10 @@ from server.apis.messages.response import (
     ToolUseBlock,
 )
 from server.apis.messages.template_probe import TemplateProbe
-from server.generation.chat_prompt import render_chat_request
 from server.generation.chat_request import ChatRequest
-from server.generation.chat_run import ChatRun, ChatRunner, ChoiceDelta, Part
-from server.http_body.failures import end_stream
+from server.generation.chat_run import ChatRun, ChatRunner, render_chat_request
+from server.generation.output_parsing import ChoiceDelta, Part
+from server.http_body.errors import end_stream
 from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
 from server.parsers.events import Content, Reasoning

@@ -8,8 +8,8 @@ from typing import Any, Final, get_args
 
 from server.apis.messages.request import Effort
 from server.errors import RequestError
-from server.generation.chat_options import chat_options
 from server.generation.chat_request import ChatRequest, ReasoningEffort
+from server.generation.chat_run import chat_options
 from server.operation.inference import Inference
 from server.renderers.prompts import ChatOptions
 

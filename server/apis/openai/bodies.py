@@ -1,13 +1,40 @@
-"""Bodies of /v1/chat/completions: the responses."""
+"""Bodies of the responses of /v1/chat/completions and /v1/completions, whole and as chunks of a stream."""
 
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from server.generation.logprob_bodies import ChatLogprobs, PromptLogprobs
+from server.generation.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprobs
 from server.generation.tools import DeltaToolCall, ToolCall
-from server.http_body.usage import Usage
+from server.http_body.response_parts import Usage
+
+C = TypeVar("C")
+
+
+class GeneratedResponse(msgspec.Struct, Generic[C], kw_only=True):
+    """What the whole responses of both have."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[C]
+    service_tier: str | None = None
+    system_fingerprint: str | None = None
+    usage: Usage
+    kv_transfer_params: None = None
+
+
+class GeneratedChunk(msgspec.Struct, Generic[C], kw_only=True):
+    """What the events of both streams have."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[C]
+    usage: Usage | UnsetType = UNSET
 
 
 class ChatMessage(msgspec.Struct, kw_only=True):
@@ -34,21 +61,13 @@ class ChatChoice(msgspec.Struct, kw_only=True):
     token_ids: list[int] | None = None
 
 
-class ChatResponse(msgspec.Struct, kw_only=True):
-    """A response that is not streamed."""
+class ChatResponse(GeneratedResponse[ChatChoice], kw_only=True):
+    """A chat completion."""
 
-    id: str
     object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    service_tier: str | None = None
-    system_fingerprint: str | None = None
-    usage: Usage
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None
     prompt_text: str | None = None
-    kv_transfer_params: None = None
 
 
 class ChatDelta(msgspec.Struct, kw_only=True):
@@ -71,14 +90,46 @@ class ChatChunkChoice(msgspec.Struct, kw_only=True):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatChunk(msgspec.Struct, kw_only=True):
-    """One event of a stream."""
+class ChatChunk(GeneratedChunk[ChatChunkChoice], kw_only=True):
+    """One event of a streamed chat completion."""
 
-    id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChatChunkChoice]
-    usage: Usage | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_text: str | UnsetType = UNSET
+
+
+class CompletionChoice(msgspec.Struct, kw_only=True):
+    """One generated text."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class CompletionResponse(GeneratedResponse[CompletionChoice], kw_only=True):
+    """A completion."""
+
+    object: Literal["text_completion"] = "text_completion"
+
+
+class CompletionChunkChoice(msgspec.Struct, kw_only=True):
+    """The part that a chunk adds to one text."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class CompletionChunk(GeneratedChunk[CompletionChunkChoice], kw_only=True):
+    """One event of a streamed completion."""
+
+    object: Literal["text_completion"] = "text_completion"

@@ -9,12 +9,12 @@ from msgspec import UNSET
 from server import sse
 from server.apis.openai.bodies import ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatMessage, ChatResponse
 from server.generation.chat_request import BatchChatRequest, ChatRequest
-from server.generation.chat_run import ChatRun, ChatRunner, ChoiceDelta, ToolCallPart
-from server.generation.logprob_bodies import ChatLogprobs
-from server.generation.logprobs import LogprobFormatter
+from server.generation.chat_run import ChatRun, ChatRunner
+from server.generation.logprobs import ChatLogprobs, LogprobFormatter
+from server.generation.output_parsing import ChoiceDelta, ToolCallPart
 from server.generation.tools import DeltaFunctionCall, DeltaToolCall, FunctionCall, ToolCall
 from server.generation.usage import UsageReporting
-from server.http_body.failures import end_stream
+from server.http_body.errors import end_stream
 from server.operation.concurrently import take_turns
 from server.operation.inference import Inference
 from server.operation.models import unix_time

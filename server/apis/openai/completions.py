@@ -7,20 +7,13 @@ from typing import NamedTuple
 from msgspec import UNSET
 
 from server import sse
-from server.generation.completion_request import (
-    CompletionChoice,
-    CompletionChunk,
-    CompletionChunkChoice,
-    CompletionRequest,
-    CompletionResponse,
-)
-from server.generation.generation import Generation, SequenceDelta
-from server.generation.logprob_bodies import CompletionLogprobs
-from server.generation.logprobs import LogprobFormatter
-from server.generation.preparation import GenerationBuilder
-from server.generation.streams import collect, generate
+from server.apis.openai.bodies import CompletionChoice, CompletionChunk, CompletionChunkChoice, CompletionResponse
+from server.generation.completion_request import CompletionRequest
+from server.generation.generation import Generation, GenerationBuilder, SequenceDelta
+from server.generation.logprobs import CompletionLogprobs, LogprobFormatter
+from server.generation.sequences import collect, generate
 from server.generation.usage import UsageMeter, UsageReporting
-from server.http_body.failures import end_stream
+from server.http_body.errors import end_stream
 from server.operation.concurrently import take_turns
 from server.operation.inference import Inference
 from server.operation.models import unix_time

@@ -3,15 +3,17 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Generic
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
 from uuid import uuid4
 
-from server.apis.pooling.context import PooledPrompt, PoolingServeContext, T
-from server.apis.pooling.prompts import PromptReader, ReadOptions
+import msgspec
+
+from server.apis.pooling.prompts import PooledPrompt, PromptReader, ReadOptions
 from server.apis.pooling.recorder import PromptRecorder
-from server.apis.pooling.request import InputFields
+from server.apis.pooling.request import D, InputFields, ListResponse, Truncatable
 from server.errors import RequestError
-from server.http_body.binary_response import BinaryResponse
+from server.http_body.response_parts import BinaryResponse, Usage
 from server.operation.concurrently import run_concurrently
 from server.operation.inference import Inference
 from server.operation.models import unix_time, unsupported
@@ -22,6 +24,41 @@ from server.request_ids import set_request_id
 from server.types import EngineOutput, PoolingInfo, PoolingParams
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=Truncatable)
+
+
+@dataclass(kw_only=True)
+class PoolingServeContext(Generic[T]):
+    """Passed from step to step; each fills in what the next one needs. Used by one thread at a time."""
+
+    request: T
+    request_id: str
+    """The id in the response."""
+    model_name: str
+    created: int
+    pooling_params: PoolingParams
+    """The same for all prompts, unless a step derives others from it."""
+    info: PoolingInfo
+    request_context: RequestContext
+    prompts: list[PooledPrompt] = field(default_factory=list)
+    """Filled in by the first step."""
+    outputs: list[EngineOutput] = field(default_factory=list)
+    """The engine's outputs, in the order of the prompts."""
+    num_queries: int = 0
+    """For scores: how many of the prompts are queries."""
+
+    @property
+    def usage(self) -> Usage:
+        """The number of prompt tokens."""
+        num_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
+        return Usage(prompt_tokens=num_tokens, total_tokens=num_tokens, completion_tokens=0)
+
+    def encode(self, kind: type[ListResponse[D]], data: list[D]) -> bytes:
+        """The response with these members."""
+        return msgspec.json.encode(
+            kind(id=self.request_id, created=self.created, model=self.model_name, data=data, usage=self.usage)
+        )
 
 
 class PoolingServingBase(ABC, Generic[T]):
@@ -126,7 +163,7 @@ class PoolingServingBase(ABC, Generic[T]):
         """Runs prompts concurrently; the first failure, or a client that disconnects, aborts them all."""
         self._log(ctx, prompts, params)
         return await run_concurrently(
-            [self._pool_one(ctx.request_context, *work) for work in zip(ids, prompts, params, strict=True)]
+            self._pool_one(ctx.request_context, *work) for work in zip(ids, prompts, params, strict=True)
         )
 
     async def _pool_one(

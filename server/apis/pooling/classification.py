@@ -2,11 +2,30 @@
 
 import msgspec
 
-from server.apis.pooling.base import PoolingServingBase
-from server.apis.pooling.classification_bodies import ClassificationData, ClassificationRequest, ClassificationResponse
-from server.apis.pooling.context import PoolingServeContext
+from server.apis.pooling.base import PoolingServeContext, PoolingServingBase
+from server.apis.pooling.request import InputFields, ListResponse
 from server.apis.pooling.vectors import values_of
 from server.types import EngineOutput, PoolingInfo, PoolingParams
+
+
+class ClassificationRequest(InputFields, kw_only=True):
+    """Texts, token ids or conversations to classify."""
+
+    use_activation: bool | None = None
+    """Whether to return probabilities; false returns logits."""
+
+
+class ClassificationData(msgspec.Struct, kw_only=True):
+    """The classes of one input."""
+
+    index: int
+    label: str | None
+    probs: list[float]
+    num_classes: int
+
+
+class ClassificationResponse(ListResponse[ClassificationData], kw_only=True):
+    """The response."""
 
 
 class ClassificationServing(PoolingServingBase[ClassificationRequest]):
@@ -22,15 +41,8 @@ class ClassificationServing(PoolingServingBase[ClassificationRequest]):
         return PoolingParams(task="classify", use_activation=request.use_activation)
 
     def _build_response(self, ctx: PoolingServeContext[ClassificationRequest]) -> bytes:
-        return msgspec.json.encode(
-            ClassificationResponse(
-                id=ctx.request_id,
-                created=ctx.created,
-                model=ctx.model_name,
-                data=[_classes(index, output, ctx.info) for index, output in enumerate(ctx.outputs)],
-                usage=ctx.usage,
-            )
-        )
+        data = [_classes(index, output, ctx.info) for index, output in enumerate(ctx.outputs)]
+        return ctx.encode(ClassificationResponse, data)
 
 
 def _classes(index: int, output: EngineOutput, info: PoolingInfo) -> ClassificationData:

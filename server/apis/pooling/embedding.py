@@ -1,20 +1,42 @@
 """Answers /v1/embeddings, and the base of all endpoints that embed."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
+import numpy as np
+from msgspec.structs import replace
 
-from server.apis.pooling.base import PoolingServingBase, check_dimensions
-from server.apis.pooling.chunks import join_parts, split_prompt
-from server.apis.pooling.context import PooledPrompt, PoolingServeContext
-from server.apis.pooling.embedding_bodies import EmbeddingData, EmbeddingRequest, EmbeddingResponse
-from server.apis.pooling.request import Truncatable
-from server.apis.pooling.vectors import binary_response, to_json
-from server.http_body.binary_response import BinaryResponse
-from server.types import EngineOutput, PoolingInfo, PoolingParams
+from server.apis.pooling.base import PoolingServeContext, PoolingServingBase, check_dimensions
+from server.apis.pooling.prompts import PooledPrompt
+from server.apis.pooling.request import Dimensions, ListResponse, Truncatable, VectorFields
+from server.apis.pooling.vectors import binary_response, to_json, values_of
+from server.http_body.response_parts import BinaryResponse
+from server.types import EngineOutput, PoolingInfo, PoolingParams, TensorData
+
+
+class EmbeddingRequest(VectorFields, kw_only=True):
+    """Texts, token ids or conversations to embed."""
+
+    dimensions: Dimensions | None = None
+    """Truncate embeddings to this length; only for models that were trained for it."""
+    use_activation: bool | None = None
+    """Whether to normalize embeddings to length one; null is the model's default."""
+
+
+class EmbeddingData(msgspec.Struct, kw_only=True):
+    """One embedding."""
+
+    index: int
+    object: Literal["embedding"] = "embedding"
+    embedding: list[float] | str
+
+
+class EmbeddingResponse(ListResponse[EmbeddingData], kw_only=True):
+    """The response."""
+
 
 E = TypeVar("E", bound=Truncatable)
 
@@ -58,15 +80,30 @@ class EmbeddingServing(EmbeddingServingBase[EmbeddingRequest]):
         ctx.outputs = list(self._joined_outputs(ctx))
         if (binary := binary_response(ctx)) is not None:
             return binary
-        return msgspec.json.encode(
-            EmbeddingResponse(
-                id=ctx.request_id,
-                created=ctx.created,
-                model=ctx.model_name,
-                data=[
-                    EmbeddingData(index=index, embedding=to_json(output, ctx.request))
-                    for index, output in enumerate(ctx.outputs)
-                ],
-                usage=ctx.usage,
-            )
-        )
+        data = [
+            EmbeddingData(index=index, embedding=to_json(output, ctx.request))
+            for index, output in enumerate(ctx.outputs)
+        ]
+        return ctx.encode(EmbeddingResponse, data)
+
+
+_NORM_TOLERANCE = 1e-2
+"""bfloat16 rounds the length of a normalized embedding by less."""
+
+
+def split_prompt(prompt: PooledPrompt, most_tokens: int) -> list[PooledPrompt]:
+    """The prompt's tokens in parts of at most so many."""
+    starts = range(0, len(prompt.token_ids), most_tokens)
+    return [PooledPrompt(prompt.token_ids[start : start + most_tokens]) for start in starts]
+
+
+def join_parts(outputs: Sequence[EngineOutput], parts: Sequence[PooledPrompt]) -> EngineOutput:
+    """The average of the parts' embeddings by their number of tokens; normalized if all parts are."""
+    if len(outputs) == 1:
+        return outputs[0]
+    vectors = np.stack([values_of(output) for output in outputs])
+    average = np.average(vectors, axis=0, weights=[len(part.token_ids) for part in parts])
+    if np.allclose(np.linalg.norm(vectors, axis=1), 1, rtol=_NORM_TOLERANCE):
+        average /= max(float(np.linalg.norm(average)), 1e-12)
+    data = np.ascontiguousarray(average, np.float32)
+    return replace(outputs[0], data=TensorData("float32", data.shape, memoryview(data.tobytes())))

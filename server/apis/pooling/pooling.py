@@ -1,14 +1,36 @@
 """Answers /pooling."""
 
+from typing import Literal
+
 import msgspec
 
-from server.apis.pooling.base import PoolingServingBase
-from server.apis.pooling.context import PoolingServeContext
-from server.apis.pooling.request import PoolingData, PoolingRequest, PoolingResponse
+from server.apis.pooling.base import PoolingServeContext, PoolingServingBase
+from server.apis.pooling.request import ListResponse, VectorFields
 from server.apis.pooling.vectors import binary_response, to_json
 from server.errors import RequestError
-from server.http_body.binary_response import BinaryResponse
+from server.http_body.response_parts import BinaryResponse
 from server.types import PoolingInfo, PoolingParams
+
+
+class PoolingRequest(VectorFields, kw_only=True):
+    """Prompts to pool as `task` specifies."""
+
+    task: str | None = None
+    dimensions: int | None = None
+    use_activation: bool | None = None
+
+
+class PoolingData(msgspec.Struct, kw_only=True):
+    """The result for one prompt."""
+
+    index: int
+    object: Literal["pooling"] = "pooling"
+    data: list[float | list[float]] | str
+
+
+class PoolingResponse(ListResponse[PoolingData], kw_only=True):
+    """The response."""
+
 
 _REMOVED = {
     "score": "`score` task was removed; use `classify` instead.",
@@ -34,18 +56,8 @@ class PoolingServing(PoolingServingBase[PoolingRequest]):
     def _build_response(self, ctx: PoolingServeContext[PoolingRequest]) -> bytes | BinaryResponse:
         if (binary := binary_response(ctx)) is not None:
             return binary
-        return msgspec.json.encode(
-            PoolingResponse(
-                id=ctx.request_id,
-                created=ctx.created,
-                model=ctx.model_name,
-                data=[
-                    PoolingData(index=index, data=to_json(output, ctx.request))
-                    for index, output in enumerate(ctx.outputs)
-                ],
-                usage=ctx.usage,
-            )
-        )
+        data = [PoolingData(index=index, data=to_json(output, ctx.request)) for index, output in enumerate(ctx.outputs)]
+        return ctx.encode(PoolingResponse, data)
 
 
 def _why_not(task: str | None, info: PoolingInfo) -> str:

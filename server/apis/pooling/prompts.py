@@ -4,16 +4,24 @@ Blocks; runs in the renderer pool.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from server.apis.pooling.context import PooledPrompt
 from server.apis.pooling.request import InputFields, Message, Truncatable
 from server.errors import RequestError
 from server.renderers.base import BaseRenderer
+from server.renderers.prompt_limits import check_token_ids
 from server.renderers.prompts import ChatOptions
 from server.renderers.tokenizers.pair_encoding import Cut, Side
 from server.renderers.tokenizers.tokenizer import PairTokenizer
 from server.types import EngineInfo
+
+
+class PooledPrompt(NamedTuple):
+    """A tokenized prompt."""
+
+    token_ids: list[int]
+    token_type_ids: list[int] | None = None
+    """The text of a pair that each token belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +84,7 @@ class PromptReader:
         """Reads a text, or token ids."""
         if isinstance(prompt, str):
             return self._encode(prompt, param, add_special_tokens=self._options.add_special_tokens is not False)
-        most = min(self._renderer.vocab_size, self._options.vocab_size)
-        for token_id in prompt:
-            if not 0 <= token_id < most:
-                raise RequestError(
-                    f"Token id {token_id} is out of vocabulary: ids are from 0 to {most - 1}", param=param
-                )
+        check_token_ids(prompt, vocab_size=min(self._renderer.vocab_size, self._options.vocab_size), param=param)
         return self._checked(PooledPrompt(self._sliced(prompt)), param)
 
     def read_conversation(self, messages: list[Message], options: ChatOptions) -> PooledPrompt:

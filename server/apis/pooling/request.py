@@ -1,13 +1,12 @@
-"""Bodies of /pooling, and the fields that all pooling requests share, with vLLM's names and defaults."""
+"""What the bodies of all pooling endpoints share, with vLLM's names and defaults."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from server.errors import RequestError
-from server.http_body.conversation import check_generation_prompt, count_conversations
 from server.http_body.fields import (
     INEFFECTIVE,
     Counted,
@@ -17,9 +16,13 @@ from server.http_body.fields import (
     RequestId,
     Truncation,
     Unsupported,
+    check_generation_prompt,
     check_unsupported,
+    count_conversations,
 )
-from server.http_body.usage import Usage
+from server.http_body.response_parts import Usage
+
+D = TypeVar("D")
 
 EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]
 EmbedDType = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
@@ -126,30 +129,14 @@ class VectorFields(InputFields, kw_only=True):
     endianness: Endianness = "native"
 
 
-class PoolingRequest(VectorFields, kw_only=True):
-    """Prompts to pool as `task` specifies."""
-
-    task: str | None = None
-    dimensions: int | None = None
-    use_activation: bool | None = None
-
-
-class PoolingData(msgspec.Struct, kw_only=True):
-    """The result for one prompt."""
-
-    index: int
-    object: Literal["pooling"] = "pooling"
-    data: list[float | list[float]] | str
-
-
-class PoolingResponse(msgspec.Struct, kw_only=True):
-    """The response, in the order of the prompts."""
+class ListResponse(msgspec.Struct, Generic[D], kw_only=True):
+    """Base of responses with one member per input, in the order of the inputs."""
 
     id: str
     object: Literal["list"] = "list"
     created: int
     model: str
-    data: list[PoolingData]
+    data: list[D]
     usage: Usage
 
 

@@ -9,9 +9,8 @@ from typing import ClassVar, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from server.apis.pooling.base import PoolingServingBase
-from server.apis.pooling.context import PooledPrompt, PoolingServeContext
-from server.apis.pooling.prompts import PromptReader
+from server.apis.pooling.base import PoolingServeContext, PoolingServingBase
+from server.apis.pooling.prompts import PooledPrompt, PromptReader
 from server.apis.pooling.scoring_bodies import (
     RerankDocument,
     RerankRequest,
@@ -110,15 +109,7 @@ class ScoreServing(ScoringServingBase[ScoreRequest]):
     api_name = "Score"
 
     def _build_response(self, ctx: PoolingServeContext[ScoreRequest]) -> bytes:
-        return msgspec.json.encode(
-            ScoreResponse(
-                id=ctx.request_id,
-                created=ctx.created,
-                model=ctx.model_name,
-                data=[ScoreData(index=index, score=score) for index, score in enumerate(self._scores(ctx))],
-                usage=ctx.usage,
-            )
-        )
+        return ctx.encode(ScoreResponse, [ScoreData(index=i, score=score) for i, score in enumerate(self._scores(ctx))])
 
 
 class RerankServing(ScoringServingBase[RerankRequest]):

@@ -6,10 +6,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from server.apis.pooling.request import PoolingFields
+from server.apis.pooling.request import ListResponse, PoolingFields
 from server.errors import RequestError
 from server.http_body.fields import Counted, Hint
-from server.http_body.usage import Usage
 
 ScoreInput = str | dict[str, Any]
 ScoreInputs = ScoreInput | list[ScoreInput]
@@ -120,15 +119,8 @@ class ScoreData(msgspec.Struct, kw_only=True):
     score: float
 
 
-class ScoreResponse(msgspec.Struct, kw_only=True):
-    """The response, in the order of the pairs; for /generative_scoring in the order of the items."""
-
-    id: str
-    object: Literal["list"] = "list"
-    created: int
-    model: str
-    data: list[ScoreData]
-    usage: Usage
+class ScoreResponse(ListResponse[ScoreData], kw_only=True):
+    """The response; for /generative_scoring with one member per item."""
 
 
 class RerankDocument(msgspec.Struct, kw_only=True):

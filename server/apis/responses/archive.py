@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from server import sse
-from server.apis.responses.conversation import Message, extend_conversation
+from server.apis.responses.conversion import Message, extend_conversation
 from server.apis.responses.events import LifecycleEvent, ResponseEvent
 from server.apis.responses.run import ResponseRun
 from server.apis.responses.store import MemoryStore, ResponseStore, StoreBounds, StoredResponse

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from server.apis.responses.request import ReasoningOptions, ServiceTier, TextOptions
-from server.generation.logprob_bodies import ChatLogprob
+from server.generation.logprobs import ChatLogprob
 
 ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "cancelled", "failed"]
 OutputStatus = Literal["in_progress", "completed"]

@@ -28,10 +28,10 @@ from server.apis.responses.response import (
     ResponseUsage,
 )
 from server.apis.responses.tools import ResponseTools
-from server.generation.chat_run import ChatRun, ChoiceDelta
-from server.generation.logprob_bodies import ChatLogprob
-from server.generation.logprobs import LogprobFormatter
-from server.http_body.failures import describe_failure
+from server.generation.chat_run import ChatRun
+from server.generation.logprobs import ChatLogprob, LogprobFormatter
+from server.generation.output_parsing import ChoiceDelta
+from server.http_body.errors import describe_failure
 from server.operation.inference import Inference
 from server.operation.models import unix_time
 

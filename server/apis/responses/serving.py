@@ -8,8 +8,7 @@ import msgspec
 
 from server.apis.responses.archive import LARGE_BYTES, ResponseArchive, invalid_response
 from server.apis.responses.background import BackgroundResponses
-from server.apis.responses.chat_request import own_field_names, to_chat_request
-from server.apis.responses.conversation import Message, build_conversation
+from server.apis.responses.conversion import Message, build_conversation, own_field_names, to_chat_request
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.response import Response
 from server.apis.responses.run import ResponseRun

@@ -15,12 +15,12 @@ from server.apis.messages.request import (
     ToolChoice,
     ToolDefinition,
 )
-from server.apis.pooling.classification_bodies import ClassificationRequest
-from server.apis.pooling.embedding_bodies import EmbeddingRequest
-from server.apis.pooling.request import PoolingRequest
+from server.apis.pooling.classification import ClassificationRequest
+from server.apis.pooling.embedding import EmbeddingRequest
+from server.apis.pooling.pooling import PoolingRequest
 from server.apis.pooling.scoring_bodies import RerankRequest, ScoreRequest
 from server.apis.responses.request import ResponsesRequest
-from server.apis.tokenization_bodies import DetokenizeRequest, TokenizeRequest
+from server.apis.tokenization import DetokenizeRequest, TokenizeRequest
 from server.generation.chat_request import BatchChatRequest, ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import JsonSchemaFormat, ResponseFormat, StreamOptions

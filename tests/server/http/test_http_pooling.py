@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from server.apis.pooling.context import PoolingServeContext
+from server.apis.pooling.base import PoolingServeContext
 from server.apis.pooling.embedding import EmbeddingServing
 from server.config import ModelFiles, RendererConfig, ServerConfig
 from server.pooler_config import PoolerConfig

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from server.apis.tokenization_bodies import TokenizeRequest
+from server.apis.tokenization import TokenizeRequest
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
-from server.apis.pooling.embedding_bodies import EmbeddingRequest
+from server.apis.pooling.embedding import EmbeddingRequest
 from server.apis.pooling.scoring_bodies import RerankRequest
-from server.apis.tokenization_bodies import TokenizeRequest
+from server.apis.tokenization import TokenizeRequest
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest

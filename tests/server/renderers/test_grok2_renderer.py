@@ -136,7 +136,7 @@ def test_plain_prompts_words_and_ids(renderer: Grok2Renderer) -> None:
         renderer.render_text("a\ud800", TextOptions())
     with pytest.raises(RequestError, match="no tokens"):
         renderer.render_text("", TextOptions())
-    with pytest.raises(RequestError, match="token ids must be"):
+    with pytest.raises(RequestError, match="is out of vocabulary range"):
         renderer.render_text([renderer.vocab_size], TextOptions())
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.apis.pooling.embedding_bodies import EmbeddingRequest
+from server.apis.pooling.embedding import EmbeddingRequest
 from server.apis.pooling.scoring_bodies import RerankRequest, ScoreRequest
 from server.errors import RequestError
 from server.http_body.decoding import RequestDecoder

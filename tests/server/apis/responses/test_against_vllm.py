@@ -6,13 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.apis.responses.conversation import build_conversation, continues_message
-from server.apis.responses.input_items import InputItem
+from server.apis.responses.conversion import build_conversation, continues_message
 from server.apis.responses.output import OutputWriter
-from server.apis.responses.request import ResponsesRequest
+from server.apis.responses.request import InputItem, ResponsesRequest
 from server.apis.responses.response import Response
 from server.apis.responses.tools import ResponseTools
-from server.generation.chat_run import ToolCallPart
+from server.generation.output_parsing import ToolCallPart
 from server.parsers.events import Content, Reasoning
 from tests.peer_vllm import ask_vllm, needs_vllm
 

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from server.apis.responses.conversation import build_conversation, continues_message, extend_conversation
-from server.apis.responses.input_items import InputItem
+from server.apis.responses.conversion import build_conversation, continues_message, extend_conversation
+from server.apis.responses.request import InputItem
 from server.apis.responses.response import FunctionCallItem, MessageItem, OutputText, ReasoningItem, ReasoningText
 from server.errors import RequestError
 

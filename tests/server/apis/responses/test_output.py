@@ -8,8 +8,8 @@ from pydantic import TypeAdapter
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
-from server.generation.chat_run import ToolCallPart
-from server.generation.logprob_bodies import ChatLogprob
+from server.generation.logprobs import ChatLogprob
+from server.generation.output_parsing import ToolCallPart
 from server.parsers.events import Content, Reasoning
 
 TOOLS = [{"type": "function", "name": "f", "parameters": {}}, {"type": "custom", "name": "run"}]

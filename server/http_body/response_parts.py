@@ -1,4 +1,6 @@
-"""Token counts of a response."""
+"""Parts of the responses of several APIs."""
+
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,3 +25,11 @@ class Usage(msgspec.Struct, kw_only=True):
     completion_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
     completion_tokens_details: CompletionTokensDetails | None = None
+
+
+class BinaryResponse(NamedTuple):
+    """A body of bytes, its type, and further headers that describe it."""
+
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    content_type: bytes = b"application/octet-stream"

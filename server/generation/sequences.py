@@ -1,0 +1,278 @@
+"""Runs a request's sequences in the engine: each output is timed, detokenized and joined to deltas."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from time import perf_counter
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from server.errors import EngineError, RequestError
+from server.generation.beam_search import run_searches
+from server.generation.generation import Generation, SequenceDelta
+from server.metrics.server_metrics import EngineMetrics
+from server.operation.concurrently import take_turns
+from server.operation.inference import Inference
+from server.operation.request_context import RequestContext
+from server.types import EngineOutput, FinishReason
+
+if TYPE_CHECKING:
+    from server.tracing.request_trace import RequestTrace
+
+_MANY_ENTRIES = 4096
+"""Tokens and candidates in a response; encoding this many takes about a millisecond."""
+
+
+async def generate(inference: Inference, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
+    """Yields the deltas of all choices in the order in which they arrive; a beam search yields whole choices.
+
+    Closing the generator aborts the sequences that still run in the engine.
+
+    Raises:
+        EngineError: the engine died or failed one of the sequences.
+        RequestError: the request is the cause of the failure.
+    """
+    engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
+    num_tokens = [0] * generation.num_choices
+    try:
+        source = (
+            run_searches(inference, generation, engine_id, run_sequences)
+            if generation.request.use_beam_search
+            else run_sequences(inference, generation, engine_id)
+        )
+        interval = generation.request.stream_interval or 1
+        if generation.request.stream and interval > 1:
+            source = _batch(source, interval)
+        async with aclosing(source) as deltas:
+            async for delta in deltas:
+                num_tokens[delta.choice] += len(delta.token_ids)
+                yield delta
+    finally:
+        size = generation.request.num_choices
+        for start in range(0, len(num_tokens), size):
+            inference.metrics.engine.record_request(
+                num_choices=size, max_generation_tokens=max(num_tokens[start : start + size])
+            )
+
+
+async def collect(inference: Inference, generation: Generation) -> list[SequenceDelta]:
+    """Runs all sequences to their end and returns one delta per choice."""
+    parts: list[list[SequenceDelta]] = [[] for _ in range(generation.num_choices)]
+    async with aclosing(generate(inference, generation)) as deltas:
+        async for delta in deltas:
+            parts[delta.choice].append(delta)
+    joined = [_join(deltas_of_choice) async for deltas_of_choice in take_turns(parts)]
+    num_entries = sum(len(d.token_ids) + len(d.prompt_logprobs or ()) for d in joined)
+    params = generation.params[0]
+    if num_entries * (1 + max(params.logprobs or 0, params.prompt_logprobs or 0)) > _MANY_ENTRIES:
+        generation.context.is_small = False
+    return joined
+
+
+async def _batch(source: AsyncGenerator[SequenceDelta, None], interval: int) -> AsyncGenerator[SequenceDelta, None]:
+    """Joins deltas of a choice to `interval` tokens; the first and the last one are sent at once."""
+    waiting: dict[int, list[SequenceDelta]] = {}
+    async with aclosing(source) as deltas:
+        async for delta in deltas:
+            is_first = delta.choice not in waiting
+            parts = waiting.setdefault(delta.choice, [])
+            parts.append(delta)
+            if is_first or delta.finish_reason is not None or sum(len(d.token_ids) for d in parts) >= interval:
+                yield _join(parts)
+                parts.clear()
+
+
+def _join(deltas: list[SequenceDelta]) -> SequenceDelta:
+    """One delta with the tokens and texts of several ones of a choice."""
+    first, last = deltas[0], deltas[-1]
+    has_logprobs = any(delta.logprobs is not None for delta in deltas)
+    return last._replace(
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+        logprobs=[entry for delta in deltas for entry in delta.logprobs or ()] if has_logprobs else None,
+        prompt_logprobs=first.prompt_logprobs,
+        num_cached_tokens=first.num_cached_tokens,
+    )
+
+
+async def run_sequences(
+    inference: Inference, generation: Generation, engine_id: str
+) -> AsyncGenerator[SequenceDelta, None]:
+    """Yields the deltas of all choices as they arrive, until the engine or a stop string has ended each.
+
+    Closing the generator aborts those that still run.
+
+    Raises:
+        EngineError: the engine died or failed one of the sequences.
+        RequestError: the request is the cause of the failure.
+    """
+    indexes = {f"{engine_id}-{index}": index for index in range(generation.num_choices)}
+    running: dict[str, _Sequence] = {}
+    """The sequences that have begun and not ended."""
+    reason: FinishReason = "abort"
+    stream = inference.engine.generate(engine_id, generation.engine_prompts, generation.request.num_choices)
+    try:
+        async with aclosing(stream) as outputs:
+            async for output in outputs:
+                engine_name = output.request_id
+                if engine_name not in running:
+                    running[engine_name] = _Sequence(inference, generation, indexes[engine_name])
+                delta = running[engine_name].read(output)
+                if delta.finish_reason is not None:
+                    if output.finish_reason is None:
+                        inference.engine.abort([engine_name])
+                    running.pop(engine_name).recorder.finish(delta.finish_reason)
+                    del indexes[engine_name]
+                yield delta
+    except (EngineError, RequestError):
+        reason = "error"
+        raise
+    finally:
+        async for engine_name, index in take_turns(indexes.items()):
+            begun = running.get(engine_name)
+            recorder = _create_recorder(inference, generation, index) if begun is None else begun.recorder
+            recorder.finish(reason)
+
+
+class _Sequence:
+    """A choice whose outputs have begun; `read` is called with every output, on the event loop."""
+
+    def __init__(self, inference: Inference, generation: Generation, index: int) -> None:
+        request = generation.request
+        self.recorder = _create_recorder(inference, generation, index)
+        self._index = index
+        self._ignores_eos = request.ignore_eos
+        self._keeps_stop_token = request.include_stop_str_in_output
+        self._eos_token_id = inference.renderer.eos_token_id
+        self._detokenizer = inference.renderer.create_detokenizer(
+            skip_special_tokens=request.skip_special_tokens,
+            spaces_between_special_tokens=request.spaces_between_special_tokens,
+            stop=generation.stop_strings,
+            include_stop_str_in_output=request.include_stop_str_in_output,
+            min_tokens=request.min_tokens or 0,
+            prompt=generation.prompt_tails[index // request.num_choices],
+        )
+
+    def read(self, output: EngineOutput) -> SequenceDelta:
+        """The delta of the output; its finish reason is `stop` if a stop string was found.
+
+        Raises:
+            EngineError: the engine failed the sequence.
+            RequestError: the request is the cause of the failure.
+        """
+        self.recorder.record(output)
+        if output.finish_reason in ("error", "abort"):
+            raise _failure(output)
+        token_ids = output.token_ids
+        is_stop_hidden = output.stop_token_id is not None and not self._keeps_stop_token
+        text, stop = self._detokenizer.append(token_ids[:-1] if is_stop_hidden else token_ids)
+        finish_reason: FinishReason | None = output.finish_reason
+        stop_reason: int | str | None = stop
+        if stop is not None:
+            finish_reason = "stop"
+        elif finish_reason is not None:
+            text += self._detokenizer.finish()
+            stop_reason = self._stop_reason(output.stop_token_id)
+        return SequenceDelta(
+            choice=self._index,
+            text=text,
+            token_ids=token_ids,
+            logprobs=output.logprobs,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            prompt_logprobs=output.prompt_logprobs,
+            num_cached_tokens=output.num_cached_tokens,
+        )
+
+    def _stop_reason(self, stop_token_id: int | None) -> int | None:
+        """The stop token; None for the model's main end-of-sequence token, as in vLLM."""
+        return None if stop_token_id == self._eos_token_id and not self._ignores_eos else stop_token_id
+
+
+def _create_recorder(inference: Inference, generation: Generation, index: int) -> "SequenceRecorder":
+    prompt_index = index // generation.request.num_choices
+    return SequenceRecorder(
+        inference.metrics.engine,
+        context=generation.context,
+        num_prompt_tokens=len(generation.prompts[prompt_index].token_ids),
+        max_tokens=generation.params[prompt_index].max_tokens,
+    )
+
+
+def _failure(output: EngineOutput) -> EngineError | RequestError:
+    if output.is_request_fault:
+        return RequestError(f"The request cannot be completed: {output.error}.")
+    return EngineError(output.error or "The engine aborted the request.")
+
+
+class SequenceRecorder:
+    """One per sequence; `finish` is called exactly once."""
+
+    def __init__(
+        self, metrics: EngineMetrics, *, context: RequestContext, num_prompt_tokens: int, max_tokens: int
+    ) -> None:
+        self._metrics = metrics
+        self._arrival_s = context.arrival_s
+        self._times = context.times
+        self._lease = context.lease
+        self._trace = context.trace
+        self._num_prompt_tokens = num_prompt_tokens
+        self._max_tokens = max_tokens
+        self._first_s = 0.0
+        self._last_s = 0.0
+        self._num_cached_tokens = 0
+        self._num_preemptions = 0
+        self._queue_s = self._prefill_s = 0.0
+        self.num_tokens = 0
+
+    def record(self, output: EngineOutput) -> None:
+        """Records an output of the engine."""
+        if not (num_tokens := len(output.token_ids)):
+            return
+        now = perf_counter()
+        if self.num_tokens:
+            self._metrics.inter_token_latency.observe(now - self._last_s)
+        else:
+            self._first_s = now
+            self._num_cached_tokens = output.num_cached_tokens
+            self._queue_s, self._prefill_s = output.queue_s, output.prefill_s
+            self._times.record_prefill(queue_s=output.queue_s, prefill_s=output.prefill_s)
+            self._lease.finish_prefill(self._num_prompt_tokens)
+            self._metrics.time_to_first_token.observe(now - self._arrival_s)
+            self._metrics.count_prompt(self._num_prompt_tokens, num_cached=output.num_cached_tokens)
+        self._last_s = now
+        self.num_tokens += num_tokens
+        self._metrics.count_generated(num_tokens)
+        self._num_preemptions = output.num_preemptions
+
+    def finish(self, reason: FinishReason) -> None:
+        """Records the end of the sequence."""
+        if self._trace is not None:
+            self._describe(self._trace, reason)
+        metrics = self._metrics
+        metrics.finished[reason].inc()
+        metrics.e2e_latency.observe(perf_counter() - self._arrival_s)
+        metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
+        metrics.request_generation_tokens.observe(self.num_tokens)
+        metrics.params_max_tokens.observe(self._max_tokens)
+        metrics.num_preemptions.observe(self._num_preemptions)
+        if self.num_tokens:
+            metrics.request_prefill_tokens.observe(self._num_prompt_tokens - self._num_cached_tokens)
+            decode_s = self._last_s - self._first_s
+            self._times.record_decode(decode_s)
+            metrics.queue_time.observe(self._queue_s)
+            metrics.prefill_time.observe(self._prefill_s)
+            metrics.decode_time.observe(decode_s)
+            metrics.inference_time.observe(self._prefill_s + decode_s)
+            metrics.time_per_output_token.observe(decode_s / (self.num_tokens - 1) if self.num_tokens > 1 else 0.0)
+
+    def _describe(self, trace: "RequestTrace", reason: FinishReason) -> None:
+        trace.add_sequence(
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+            num_tokens=self.num_tokens,
+            queue_s=self._queue_s,
+            prefill_s=self._prefill_s,
+            first_s=self._first_s,
+            last_s=self._last_s,
+            reason=reason,
+        )
