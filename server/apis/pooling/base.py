@@ -10,9 +10,9 @@ from uuid import uuid4
 import msgspec
 
 from server.apis.pooling.prompts import PooledPrompt, PromptReader, ReadOptions
-from server.apis.pooling.recorder import PromptRecorder
 from server.apis.pooling.request import D, InputFields, ListResponse, Truncatable
-from server.errors import RequestError
+from server.errors import EngineError, RequestError
+from server.generation.sequences import SequenceRecorder
 from server.http_body.response_parts import BinaryResponse, Usage
 from server.operation.concurrently import run_concurrently
 from server.operation.inference import Inference
@@ -21,7 +21,7 @@ from server.operation.request_context import RequestContext
 from server.renderers.make_async import make_async
 from server.renderers.prompts import ChatOptions
 from server.request_ids import set_request_id
-from server.types import EngineOutput, PoolingInfo, PoolingParams
+from server.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams
 
 logger = logging.getLogger(__name__)
 
@@ -169,11 +169,18 @@ class PoolingServingBase(ABC, Generic[T]):
     async def _pool_one(
         self, context: RequestContext, engine_id: str, prompt: PooledPrompt, params: PoolingParams
     ) -> EngineOutput:
-        recorder = PromptRecorder(self._metrics.engine, context, len(prompt.token_ids))
-        with recorder.running():
+        recorder = SequenceRecorder(self._metrics.engine, context, len(prompt.token_ids), max_tokens=None)
+        reason: FinishReason = "abort"
+        try:
             output = await self._engine.pool(engine_id, prompt.token_ids, params, token_type_ids=prompt.token_type_ids)
             recorder.record(output)
+            reason = "stop"
             return output
+        except EngineError:
+            reason = "error"
+            raise
+        finally:
+            recorder.finish(reason)
 
     def _log(
         self, ctx: PoolingServeContext[T], prompts: Sequence[PooledPrompt], params: Sequence[PoolingParams]
