@@ -64,8 +64,7 @@ class GenerativeScoringServing:
             RequestError: the request is invalid, or the model does not generate.
             EngineError: the engine failed.
         """
-        self._inference.models.check_generative("Generative Scoring")
-        self._inference.models.check(request.model)
+        self._inference.models.check_generative("Generative Scoring", request.model)
         vocab_size = self._inference.engine.info.vocab_size
         check_token_ids(request.label_token_ids, vocab_size=vocab_size, param="label_token_ids")
         with context.times.rendering():

@@ -62,7 +62,6 @@ class ChatRunner:
             RequestError: a request is invalid.
         """
         request = requests[0]
-        self._inference.models.check(request.model)
         self._parsing.check(request)
         with context.times.rendering():
             prompts: list[RenderedPrompt] = []

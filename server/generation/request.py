@@ -1,4 +1,4 @@
-"""Fields that completions and chat completions share, with vLLM's names, ranges and defaults."""
+"""Fields that requests for generated text share, with vLLM's names, ranges and defaults."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -95,19 +95,11 @@ class RepetitionDetection(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
     min_count: TokenCount = 0
 
 
-class GenerationRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
-    """Base of completion and chat completion requests.
-
-    `max_tokens`, `logprobs` and `echo` differ between the two; `num_logprobs` and similar properties unify
-    them.
-    """
+class SamplingFields(RequestBody, kw_only=True, forbid_unknown_fields=True):
+    """Fields with the same meaning in completions, chats and /v1/responses."""
 
     model: str | None = None
     stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    request_id: RequestId | None = None
-
-    n: NumChoices | None = 1
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
@@ -116,17 +108,49 @@ class GenerationRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
     seed: Seed | None = None
-    min_tokens: TokenCount | None = 0
     stop: Stop | None = None
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     logit_bias: dict[int, LogitBias] | None = None
+    skip_special_tokens: bool = True
+    cache_salt: CacheSalt | None = None
+    structured_outputs: StructuredOutputs | None = None
+    kv_transfer_params: dict[str, Any] | None = None
+    """Of vLLM's keys only `prompt_token_ids` has an effect: the rendered prompt of an earlier stage."""
+    safety_identifier: Hint = None
+    session_id: Hint = None
+    prompt_cache_key: Hint = None
+    prompt_cache_retention: Hint = None
+    mm_payload: Hint = None
+    return_mm_kwargs: Hint = None
+    media_io_kwargs: Unsupported = None
+    watermarking: Annotated[bool | None, INEFFECTIVE] = None
+    priority: Annotated[Priority, INEFFECTIVE] = 0
+    """Sequences are scheduled in the order of their arrival."""
+    ec_transfer_params: Annotated[dict[str, Any] | None, INEFFECTIVE] = None
+    vllm_xargs: Annotated[dict[str, str | int | float | list[str | int | float]] | None, INEFFECTIVE] = None
+
+    def __post_init__(self) -> None:
+        check_unsupported(self)
+
+
+class GenerationRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
+    """Base of completion and chat completion requests.
+
+    `max_tokens`, `logprobs` and `echo` differ between the two; `num_logprobs` and similar properties unify
+    them.
+    """
+
+    stream_options: StreamOptions | None = None
+    request_id: RequestId | None = None
+
+    n: NumChoices | None = 1
+    min_tokens: TokenCount | None = 0
     allowed_token_ids: list[TokenId] | None = None
     bad_words: BadWords | None = None
 
     truncate_prompt_tokens: Truncation | None = None
-    skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     prompt_logprobs: NumLogprobs | None = None
     return_tokens_as_token_ids: bool | None = None
@@ -135,8 +159,6 @@ class GenerationRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
     thinking_token_budget: Annotated[Any, Meta(extra_json_schema={"type": ["integer", "null"]})] = None
     """Most tokens of reasoning, checked by `__post_init__`; -1 sets no limit."""
     response_format: ResponseFormat | None = None
-    cache_salt: CacheSalt | None = None
-    structured_outputs: StructuredOutputs | None = None
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
@@ -148,14 +170,8 @@ class GenerationRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
     metadata: Hint = None
     store: Hint = None
     service_tier: Hint = None
-    safety_identifier: Hint = None
-    session_id: Hint = None
-    prompt_cache_key: Hint = None
-    prompt_cache_retention: Hint = None
     return_token_offsets: Hint = False
     """Concerns vLLM's render routes only."""
-    mm_payload: Hint = None
-    return_mm_kwargs: Hint = None
 
     use_beam_search: bool = False
     """Searches for the `n` most likely texts; of the sampling parameters only `ignore_eos` has an effect."""
@@ -166,24 +182,16 @@ class GenerationRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
     """Tokens whose log-probabilities are reported instead of the most likely ones."""
     truncation_side: Literal["left", "right"] | None = None
     """The side on which tokens are cut off; `left`, the default here, keeps the last ones."""
-    kv_transfer_params: dict[str, Any] | None = None
-    """Of vLLM's keys only `prompt_token_ids` has an effect: the rendered prompt of an earlier stage."""
 
     stream_interval: Annotated[int, Meta(ge=1)] | None = None
     """Tokens in one event of a stream; the first and the last event are sent at once."""
 
     best_of: Annotated[Any, INEFFECTIVE] = None
-    watermarking: Annotated[bool | None, INEFFECTIVE] = None
-    priority: Annotated[Priority, INEFFECTIVE] = 0
-    """Sequences are scheduled in the order of their arrival."""
-    media_io_kwargs: Unsupported = None
-    ec_transfer_params: Annotated[dict[str, Any] | None, INEFFECTIVE] = None
-    vllm_xargs: Annotated[dict[str, str | int | float | list[str | int | float]] | None, INEFFECTIVE] = None
     repetition_detection: Annotated[RepetitionDetection | None, INEFFECTIVE] = None
     routed_experts_prompt_start: Annotated[int, Meta(ge=0), INEFFECTIVE] = 0
 
     def __post_init__(self) -> None:
-        check_unsupported(self)
+        super().__post_init__()
         self._check_thinking_budget()
         if self.stream_options is not None and not self.stream:
             raise RequestError("Stream options can only be defined when `stream=True`.", param="stream_options")

@@ -81,10 +81,11 @@ class ServedModels:
         if name:
             self._find(name)
 
-    def check_generative(self, api_name: str) -> None:
-        """Raises RequestError (404) if the model pools, which is known once the engine has loaded it."""
+    def check_generative(self, api_name: str, name: str | None) -> None:
+        """`check`, and raises RequestError (404) if the model pools, which is known once the engine has it."""
         if self._engine.info.pooling is not None:
-            raise unsupported(api_name)
+            raise UnsupportedApiError(api_name)
+        self.check(name)
 
     def list(self) -> ModelList:
         """The cards of all names, the base model's first."""
@@ -115,11 +116,6 @@ class ServedModels:
             max_model_len=self._engine.info.max_model_len if adapter is None else None,
             permission=[ModelPermission(id=f"modelperm-{uuid4().hex}", created=created)],
         )
-
-
-def unsupported(api_name: str) -> RequestError:
-    """The 404 of an endpoint that does not fit the model."""
-    return UnsupportedApiError(api_name)
 
 
 def unix_time() -> int:

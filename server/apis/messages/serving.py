@@ -71,8 +71,7 @@ class MessagesServing:
         Raises:
             RequestError: the request is invalid, or the model does not generate.
         """
-        self._inference.models.check_generative("Messages")
-        self._inference.models.check(request.model)
+        self._inference.models.check_generative("Messages", request.model)
         has_later_system = any(message.role == "system" for message in request.messages)
         merges_system = has_later_system and await self._probe.merges_system()
         is_disabled = isinstance(request.thinking, ThinkingDisabled)

@@ -37,7 +37,7 @@ class ChatServing:
             RequestError: the request is invalid, or the model does not generate.
             EngineError: the engine failed; in streams this is an event.
         """
-        self._inference.models.check_generative("Chat Completions")
+        self._inference.models.check_generative("Chat Completions", request.model)
         run = await self._runner.start(request, context)
         bodies = ChatBodies(self._inference, run, [request])
         return end_stream(bodies.stream()) if request.stream else await bodies.complete(await run.collect())
@@ -49,7 +49,7 @@ class ChatServing:
             RequestError: the request is invalid, or the model does not generate.
             EngineError: the engine failed.
         """
-        self._inference.models.check_generative("Chat Completions")
+        self._inference.models.check_generative("Chat Completions", request.model)
         is_small = context.is_small and len(request.messages) <= PROMPTS_PER_TURN
         requests = await self._inference.renderer.run_unless(is_small, request.split)
         run = await self._runner.start_batch(requests, context)

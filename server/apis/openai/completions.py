@@ -37,8 +37,7 @@ class CompletionServing:
             RequestError: the request is invalid, or the model does not generate.
             EngineError: the engine failed; in streams this is an event.
         """
-        self._inference.models.check_generative("Completions")
-        self._inference.models.check(request.model)
+        self._inference.models.check_generative("Completions", request.model)
         with context.times.rendering():
             prompts = await self._render(request)
         if request.prompt_embeds is not None:

@@ -11,12 +11,12 @@ import msgspec
 
 from server.apis.pooling.prompts import PooledPrompt, PromptReader, ReadOptions
 from server.apis.pooling.request import D, InputFields, ListResponse, Truncatable
-from server.errors import EngineError, RequestError
+from server.errors import EngineError, RequestError, UnsupportedApiError
 from server.generation.sequences import SequenceRecorder
 from server.http_body.response_parts import BinaryResponse, Usage
 from server.operation.concurrently import run_concurrently
 from server.operation.inference import Inference
-from server.operation.models import unix_time, unsupported
+from server.operation.models import unix_time
 from server.operation.request_context import RequestContext
 from server.renderers.make_async import make_async
 from server.renderers.prompts import ChatOptions
@@ -129,7 +129,7 @@ class PoolingServingBase(ABC, Generic[T]):
         self._models.check(request.model)
         info = self._engine.info.pooling
         if info is None or not self._is_supported(info):
-            raise unsupported(self.api_name)
+            raise UnsupportedApiError(self.api_name)
         request_id = f"{self.request_id_prefix}-{context.header_id or request.request_id or uuid4().hex}"
         set_request_id(request_id)
         if context.trace is not None:

@@ -16,7 +16,7 @@ from server.apis.responses.response import (
 from server.apis.responses.tools import CUSTOM_INPUT, ResponseTools, flat_name
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
-from server.generation.request import JsonSchemaFormat, ResponseFormat
+from server.generation.request import JsonSchemaFormat, ResponseFormat, SamplingFields
 
 Message = dict[str, Any]
 
@@ -32,31 +32,15 @@ _FIELDS = {
 def to_chat_request(request: ResponsesRequest, messages: list[Message], tools: ResponseTools) -> ChatRequest:
     """The chat request with the same answer; values were checked when the request was decoded."""
     continues = continues_message(request.items)
+    shared = {name: getattr(request, name) for name in SamplingFields.__struct_fields__}
     return ChatRequest(
-        model=request.model,
+        **shared,
         messages=messages,
-        stream=request.stream,
         max_completion_tokens=request.max_output_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        min_p=request.min_p,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-        repetition_penalty=request.repetition_penalty,
-        seed=request.seed,
-        stop=request.stop,
-        stop_token_ids=request.stop_token_ids,
-        include_stop_str_in_output=request.include_stop_str_in_output,
-        ignore_eos=request.ignore_eos,
-        logit_bias=request.logit_bias,
-        skip_special_tokens=request.skip_special_tokens,
         logprobs=request.num_logprobs is not None,
         top_logprobs=request.num_logprobs,
         truncate_prompt_tokens=-1 if request.truncation == "auto" else None,
-        cache_salt=request.cache_salt,
         response_format=_response_format(None if request.text is None else request.text.format),
-        structured_outputs=request.structured_outputs,
         tools=tools.functions or None,
         tool_choice=tools.choice,
         parallel_tool_calls=request.parallel_tool_calls,
@@ -64,7 +48,6 @@ def to_chat_request(request: ResponsesRequest, messages: list[Message], tools: R
         include_reasoning=request.include_reasoning,
         add_generation_prompt=not continues,
         continue_final_message=continues,
-        kv_transfer_params=request.kv_transfer_params,
         chat_template_kwargs=request.chat_template_kwargs,
         mm_processor_kwargs=request.mm_processor_kwargs,
     )

@@ -8,30 +8,8 @@ from msgspec import Meta
 
 from server.errors import RequestError
 from server.generation.chat_request import ReasoningEffort
-from server.generation.request import StructuredOutputs
-from server.http_body.fields import (
-    INEFFECTIVE,
-    CacheSalt,
-    Counted,
-    Hint,
-    LogitBias,
-    MinP,
-    NumLogprobs,
-    Penalty,
-    Priority,
-    RepetitionPenalty,
-    RequestBody,
-    RequestId,
-    Seed,
-    Stop,
-    Temperature,
-    TokenCount,
-    TokenId,
-    TopK,
-    TopP,
-    Unsupported,
-    check_unsupported,
-)
+from server.generation.request import SamplingFields
+from server.http_body.fields import Counted, Hint, NumLogprobs, RequestId, TokenCount, Unsupported
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -152,40 +130,22 @@ class TextOptions(msgspec.Struct, kw_only=True, omit_defaults=True):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ResponsesRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
+class ResponsesRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
     """An input to answer, possibly after an earlier response."""
 
     input: str | Annotated[list[InputItem], Meta(min_length=1)]
-    model: str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = True
     background: bool | None = False
-    stream: bool | None = False
     include: list[Includable] | None = None
     metadata: dict[str, str] | None = None
 
     max_output_tokens: TokenCount | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    min_p: MinP | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: RepetitionPenalty | None = None
-    seed: Seed | None = None
-    stop: Stop | None = None
-    stop_token_ids: list[TokenId] | None = None
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    logit_bias: dict[int, LogitBias] | None = None
-    skip_special_tokens: bool = True
     top_logprobs: NumLogprobs | None = 0
     truncation: Literal["auto", "disabled"] | None = "disabled"
-    cache_salt: CacheSalt | None = None
 
     text: TextOptions | None = None
-    structured_outputs: StructuredOutputs | None = None
     reasoning: ReasoningOptions | None = None
     include_reasoning: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
@@ -205,26 +165,13 @@ class ResponsesRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
     service_tier: ServiceTier = "auto"
     user: str | None = None
     prompt: Any = None
-    session_id: Hint = None
-    prompt_cache_key: Hint = None
-    prompt_cache_retention: Hint = None
-    safety_identifier: Hint = None
     stream_options: Hint = None
-    mm_payload: Hint = None
-    return_mm_kwargs: Hint = None
 
-    kv_transfer_params: dict[str, Any] | None = None
-    """As in chat."""
-    watermarking: Annotated[bool | None, INEFFECTIVE] = None
-    priority: Annotated[Priority, INEFFECTIVE] = 0
-    ec_transfer_params: Annotated[dict[str, Any] | None, INEFFECTIVE] = None
-    vllm_xargs: Annotated[dict[str, str | int | float | list[str | int | float]] | None, INEFFECTIVE] = None
-    media_io_kwargs: Unsupported = None
     previous_input_messages: Unsupported = None
     conversation: Unsupported = None
 
     def __post_init__(self) -> None:
-        check_unsupported(self)
+        super().__post_init__()
         if self.prompt is not None:
             raise RequestError("prompt template is not supported", param="prompt")
         if self.background and not self.store:

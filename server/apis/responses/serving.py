@@ -48,7 +48,7 @@ class ResponsesServing:
             RequestError: the request is invalid, or the model does not generate.
             EngineError: the engine failed; in streams and in the background this is a response that failed.
         """
-        self._inference.models.check_generative("Responses")
+        self._inference.models.check_generative("Responses", request.model)
         if request.background:
             return await self._create_in_background(request, context)
         run = await self._prepare(request, context)
