@@ -155,7 +155,7 @@ class ServerRun:
         """Drains; a second signal ends the server without waiting for requests."""
         if self._stop.is_set():
             self._server.http.force_exit = True
-            self._server.drain.hurry()
+            self._server.drain.stop_waiting()
         self._stop.set()
 
 

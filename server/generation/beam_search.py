@@ -1,6 +1,6 @@
 """Beam search as in vLLM: each step computes the likely next tokens of every beam, and the best go on.
 
-The engine does not know of it: each beam of a step is a request for one token, whose prompt is the original
+It needs no code in the engine: each beam of a step is a request for one token, whose prompt is the original
 one followed by the beam's tokens. The prefix cache has all of them but the last block.
 """
 

@@ -114,7 +114,7 @@ class GenerationBuilder:
         id_prefix: str,
         strict_tools: Constraint | None = None,
     ) -> Generation:
-        """The generation of a request; the prefix of its id tells which API it came from.
+        """The generation of a request; `id_prefix` names the API in the response's id.
 
         `strict_tools` applies unless the request has a constraint of its own.
 

@@ -1,4 +1,4 @@
-"""Reads what tells the formats of a model's output from its files."""
+"""Reads the properties of a model from which the formats of its output are detected."""
 
 from server.parsers.detection import ModelFacts
 from server.renderers.base import BaseRenderer
@@ -6,7 +6,7 @@ from server.renderers.tokenizers.loading import read_json_object
 
 
 def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
-    """The facts of the model that a renderer renders for."""
+    """The properties of the renderer's model."""
     return ModelFacts(
         template=renderer.tool_template,
         model_type=read_model_type(renderer),

@@ -79,7 +79,7 @@ class ModelReasoning:
             kwargs = kwargs | request.template_kwargs
         if not self._format.is_used(kwargs):
             return None
-        end, num_spent = self._look_at(prompt, counts_tokens=request.thinking_budget is not None)
+        end, num_spent = self._read_end(prompt, counts_tokens=request.thinking_budget is not None)
         return PromptReasoning(self._format, self._markers, end, num_spent, self._renderer)
 
     @property
@@ -119,10 +119,10 @@ class ModelReasoning:
         added = self._renderer.tokenizer.added_tokens.items()
         return frozenset(token_id for token_id, text in added if text in _TURN_BOUNDARIES)
 
-    def _look_at(self, prompt: RenderedPrompt, *, counts_tokens: bool) -> tuple[PromptEnd, int]:
+    def _read_end(self, prompt: RenderedPrompt, *, counts_tokens: bool) -> tuple[PromptEnd, int]:
         """What the prompt's end says, and how many tokens of open reasoning it has, if they are counted."""
         if self._markers.have_text:
-            end, text = self._look_at_text(prompt)
+            end, text = self._read_end_of_text(prompt)
             return end, len(self._encode(text)) if counts_tokens and end is PromptEnd.OPEN else 0
         ends, boundaries = self._ends_of_prompt, self._boundary_ids
         for num_after, token_id in enumerate(reversed(prompt.known_token_ids)):
@@ -132,7 +132,7 @@ class ModelReasoning:
                 break
         return PromptEnd.SILENT, 0
 
-    def _look_at_text(self, prompt: RenderedPrompt) -> tuple[PromptEnd, str]:
+    def _read_end_of_text(self, prompt: RenderedPrompt) -> tuple[PromptEnd, str]:
         """What the prompt's last marker says, and the text after it."""
         if prompt.text is not None:
             text = prompt.text[-_TAIL_CHARS:]

@@ -49,7 +49,7 @@ class Admission:
     def check_room(self, *, num_sequences: int = 0, num_bytes: int = 0, own: "Lease | None" = None) -> None:
         """Raises OverloadedError if a limit would be exceeded; a lone request may hold any number of bytes.
 
-        `own` is the lease of the request that asks: its share is not counted against it.
+        `own` is the lease of the request that is checked: its share is not counted against it.
         """
         own_sequences, own_bytes = (own.num_sequences, own.num_bytes) if own is not None else (0, 0)
         limits = self.limits
@@ -131,10 +131,10 @@ class Lease:
 
     def hand_over(self) -> "Lease":
         """A new lease with this one's share, for work that outlives the request; this one becomes empty."""
-        heir = Lease(self._admission)
-        heir.num_sequences, heir.num_bytes, heir._num_tokens = self.num_sequences, self.num_bytes, self._num_tokens
+        other = Lease(self._admission)
+        other.num_sequences, other.num_bytes, other._num_tokens = self.num_sequences, self.num_bytes, self._num_tokens
         self.num_sequences = self.num_bytes = self._num_tokens = 0
-        return heir
+        return other
 
     def release(self) -> None:
         """Returns the whole share; called when the request has ended."""

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 ERROR_DELIVERY_S = 2
 """How long requests that are ended early have to receive their error."""
-_HURRIED_DELIVERY_S = 0.25
+_SHORT_DELIVERY_S = 0.25
 """The same after a second signal, and for requests that have to be cancelled."""
 _QUIET_S = 0.25
 """The port closes once no request has arrived for this long: a connection not yet accepted would be lost."""
@@ -23,7 +23,7 @@ _POLL_S = 0.02
 
 
 class Drain:
-    """Used on the event loop; `run` is called once, `hurry` may be called meanwhile."""
+    """Used on the event loop; `run` is called once, `stop_waiting` may be called meanwhile."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Drain:
         self._announce_close = announce_close
         self._timeout_s = config.shutdown_timeout_s
         self._grace_s = config.drain_grace_s
-        self._is_hurried = asyncio.Event()
+        self._is_stopped = asyncio.Event()
 
     async def run(self) -> None:
         """Returns when the port may be closed."""
@@ -52,9 +52,9 @@ class Drain:
             await self._finish_running()
         await self._reject_until_quiet(begin_s + self._grace_s)
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """Ends running requests with an error and skips all further waiting."""
-        self._is_hurried.set()
+        self._is_stopped.set()
 
     async def _finish_running(self) -> None:
         running = self._running
@@ -62,25 +62,25 @@ class Drain:
         if await self._wait_idle():
             return
         logger.warning("%d requests are ended with an error", running.num_running)
-        is_hurried = self._is_hurried.is_set()
-        self._engine.fail_running("the server was stopped" if is_hurried else "the server is shutting down")
-        if not await running.wait_idle(_HURRIED_DELIVERY_S if is_hurried else ERROR_DELIVERY_S):
+        is_stopped = self._is_stopped.is_set()
+        self._engine.fail_running("the server was stopped" if is_stopped else "the server is shutting down")
+        if not await running.wait_idle(_SHORT_DELIVERY_S if is_stopped else ERROR_DELIVERY_S):
             running.cancel()
-            await running.wait_idle(_HURRIED_DELIVERY_S)
+            await running.wait_idle(_SHORT_DELIVERY_S)
 
     async def _wait_idle(self) -> bool:
-        """Waits until no request runs; returns False if some still do after the timeout or after `hurry`."""
+        """Waits until no request runs; returns False if some still do after the timeout or after `stop_waiting`."""
         idle = asyncio.create_task(self._running.wait_idle(self._timeout_s), name="drain-idle")
-        hurried = asyncio.create_task(self._is_hurried.wait(), name="drain-hurry")
-        await asyncio.wait((idle, hurried), return_when=asyncio.FIRST_COMPLETED)
+        stopped = asyncio.create_task(self._is_stopped.wait(), name="drain-stop")
+        await asyncio.wait((idle, stopped), return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
-        hurried.cancel()
+        stopped.cancel()
         return not self._running.num_running
 
     async def _reject_until_quiet(self, grace_end_s: float) -> None:
         """Keeps the port open for 503s until the grace is over and clients have stopped sending requests."""
         latest_s = max(grace_end_s, time.monotonic()) + _LONGEST_WAIT_FOR_QUIET_S
-        while not self._is_hurried.is_set():
+        while not self._is_stopped.is_set():
             now_s = time.monotonic()
             is_quiet = self._running.quiet_s >= _QUIET_S
             if now_s >= latest_s or (now_s >= grace_end_s and is_quiet):

@@ -82,7 +82,7 @@ class ServedModels:
             self._find(name)
 
     def check_generative(self, api_name: str, name: str | None) -> None:
-        """`check`, and raises RequestError (404) if the model pools, which is known once the engine has it."""
+        """As `check`; raises RequestError (404), too, if the engine has loaded a model that pools."""
         if self._engine.info.pooling is not None:
             raise UnsupportedApiError(api_name)
         self.check(name)

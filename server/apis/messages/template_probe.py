@@ -1,6 +1,6 @@
-"""What the model's chat template makes of a conversation, found out by rendering one.
+"""Properties of the model's chat template, found by rendering a conversation.
 
-Two of vLLM's rules for /v1/messages depend on it. Each is found out by the first request that needs it.
+Two of vLLM's rules for /v1/messages depend on them. Each is found with the first request that needs it.
 """
 
 import logging
@@ -36,14 +36,16 @@ class TemplateProbe:
             self._merges_system = await self._rejects_later_system()
             if self._merges_system:
                 logger.warning(
-                    "the chat template accepts system messages only at the start, so those within a conversation "
-                    "of /v1/messages are moved there; each new one changes the start, and what follows is computed "
-                    "again: a --chat-template that accepts them anywhere avoids this"
+                    "the chat template accepts system messages only at the start: /v1/messages moves later ones there"
+                )
+                logger.warning(
+                    "each moved system message makes the engine compute the whole prompt again; "
+                    "a --chat-template that accepts them anywhere avoids this"
                 )
         return self._merges_system
 
     async def disabled_effort(self) -> ReasoningEffort:
-        """The `reasoning_effort` for disabled thinking: `low` if the template does not know `none`."""
+        """The `reasoning_effort` for disabled thinking: `low` if the template ignores or rejects `none`."""
         if self._disabled_effort is None:
             self._disabled_effort = await self._find_disabled_effort()
             logger.info("disabled thinking in /v1/messages is reasoning_effort '%s'", self._disabled_effort)

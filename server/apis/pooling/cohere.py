@@ -99,7 +99,7 @@ def to_conversation(parts: list[str], instruction: str | None) -> Conversation:
 
 
 class CohereEmbeddings(msgspec.Struct, omit_defaults=True):
-    """The embeddings in each encoding that was asked for."""
+    """The embeddings in each requested encoding."""
 
     float: list[msgspec.Raw] | None = None
     binary: list[list[int]] | None = None

@@ -42,7 +42,7 @@ class ReadOptions:
 
     @classmethod
     def from_request(cls, request: Truncatable, info: EngineInfo, *, max_input_len: int | None = None) -> "ReadOptions":
-        """How the request wants its prompts.
+        """The options of one request.
 
         Args:
             request: the request.
