@@ -69,7 +69,7 @@ class Drain:
             await running.wait_idle(_SHORT_DELIVERY_S)
 
     async def _wait_idle(self) -> bool:
-        """Waits until no request runs; returns False if some still do after the timeout or after `stop_waiting`."""
+        """Waits until no request runs; returns False if some still do after the timeout or `stop_waiting`."""
         idle = asyncio.create_task(self._running.wait_idle(self._timeout_s), name="drain-idle")
         stopped = asyncio.create_task(self._is_stopped.wait(), name="drain-stop")
         await asyncio.wait((idle, stopped), return_when=asyncio.FIRST_COMPLETED)

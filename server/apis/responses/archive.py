@@ -52,7 +52,7 @@ class ResponseArchive:
         return self._store is not None
 
     async def keep(self, run: ResponseRun, events: tuple[bytes, ...] | None = None) -> None:
-        """Keeps a response unless its request says `store: false`, with its events if it ran in the background."""
+        """Keeps a response unless `store` is false, with its events if it ran in the background."""
         if self._store is None or not run.request.store:
             return
         stored = await self._renderer.run_unless(run.is_small, _encode, run, events)

@@ -1,18 +1,142 @@
-"""Tool choices that cannot be forced."""
+"""The grammars of tool calls, and tool choices that cannot be forced."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from llguidance import LLMatcher, LLTokenizer
 
+from server.engine.sampling.grammar import build_grammar
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
-from server.generation.guided import find_constraint
+from server.generation.guided import Constraint, find_constraint, find_strict_constraint
 from server.http_body.decoding import RequestDecoder
+from server.parsers.registry import load_tool_parser
 
-WEATHER = {"type": "function", "function": {"name": "get_weather"}}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            "required": ["city"],
+        },
+    },
+}
 TIME = {"type": "function", "function": {"name": "get_time"}}
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
+
+
+PLAN = {
+    "function": {
+        "name": "plan",
+        "parameters": {
+            "properties": {"when": {"$ref": "#/$defs/day"}},
+            "required": ["when"],
+            "$defs": {"day": {"enum": ["today", "tomorrow"]}},
+        },
+    }
+}
+Accepts = Callable[[Constraint | None, str], bool]
+
+
+def request(**fields: Any) -> ChatRequest:
+    body = {"messages": [{"role": "user", "content": "a"}]} | fields
+    return RequestDecoder(ChatRequest).decode(msgspec.json.encode(body))
+
+
+@pytest.fixture(scope="module")
+def accepts(model_path: Path) -> Accepts:
+    """Whether the engine's grammar accepts a text as complete."""
+    tokenizer = LLTokenizer((model_path / "tokenizer.json").read_text(), n_vocab=49152, eos_token=2)
+
+    def accepts(constraint: Constraint | None, text: str) -> bool:
+        assert constraint is not None
+        matcher = LLMatcher(tokenizer, build_grammar(constraint.guided))
+        return bool(matcher.consume_tokens(tokenizer.tokenize_str(text)) and matcher.is_accepting())
+
+    return accepts
+
+
+CALL_TIME = '{"name": "get_time", "parameters": {}}'
+
+
+@pytest.mark.parametrize(
+    ("fields", "accepted", "rejected"),
+    [
+        pytest.param(
+            {"tools": [WEATHER, TIME], "tool_choice": NAMED},
+            ['{"city": "Rome", "days": 3}'],
+            ['{"days": 3}', '{"city": "Rome"\n\n\n\n}'],
+            id="named",
+        ),
+        pytest.param(
+            {"tools": [WEATHER, TIME], "tool_choice": "required"},
+            [f"[{CALL_TIME}]", f'[{{"name": "get_weather", "parameters": {{"city": "x"}}}}, {CALL_TIME}]'],
+            ["[]", '[{"name": "other", "parameters": {}}]', '[{"name": "get_weather", "parameters": {}}]'],
+            id="required",
+        ),
+        pytest.param(
+            {"tools": [TIME], "tool_choice": "required", "parallel_tool_calls": False},
+            [f"[{CALL_TIME}]"],
+            [f"[{CALL_TIME}, {CALL_TIME}]"],
+            id="one call",
+        ),
+        pytest.param(
+            {"tools": [PLAN], "tool_choice": "required"},
+            ['[{"name": "plan", "parameters": {"when": "today"}}]'],
+            ['[{"name": "plan", "parameters": {"when": "never"}}]'],
+            id="definitions",
+        ),
+        pytest.param(
+            {"tools": [TIME], "tool_choice": "required", "response_format": {"type": "json_object"}},
+            [f"[{CALL_TIME}]"],
+            ["{}"],
+            id="before response_format",
+        ),
+    ],
+)
+def test_a_forced_call_follows_its_schema(
+    accepts: Accepts, fields: dict[str, Any], accepted: list[str], rejected: list[str]
+) -> None:
+    constraint = find_constraint(request(**fields))
+    assert [text for text in accepted + rejected if accepts(constraint, text)] == accepted
+
+
+def strict_constraint(*tools: dict[str, Any]) -> Constraint | None:
+    """The grammar of calls in the format `hermes`; the first tool is strict."""
+    first = {"function": tools[0]["function"] | {"strict": True}}
+    call_format = load_tool_parser("hermes").call_format
+    assert call_format is not None
+    return find_strict_constraint(request(tools=[first, *tools[1:]]), call_format, trigger_id=None)
+
+
+def test_chosen_calls_of_strict_tools_follow_their_schema(accepts: Accepts) -> None:
+    constraint = strict_constraint(WEATHER, TIME)
+
+    def calls(name: str, arguments: str) -> bool:
+        text = f'Wait <b>. <tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+        return accepts(constraint, text)
+
+    assert accepts(constraint, "No call <tool")
+    assert calls("get_weather", '{"city": "Rome"}')
+    assert calls("get_time", '{"zone": 1}')
+    assert not calls("get_weather", '{"days": 1}')
+    assert not calls("get_weather", '{"city": "Rome", "more": 1}')
+    assert not calls("other", "{}")
+
+
+def test_names_and_schemas_of_strict_tools_may_be_strange(accepts: Accepts) -> None:
+    constraint = strict_constraint({"function": {"name": 'a"NAME\\', "parameters": {"type": "object"}}})
+    assert accepts(constraint, '<tool_call>{"name": "a\\"NAME\\\\", "arguments": {}}</tool_call>')
+    deep: dict[str, Any] = {"type": "object"}
+    for _ in range(40):
+        deep = {"properties": {"a": deep}}
+    with pytest.raises(RequestError, match="nested too deeply"):
+        strict_constraint({"function": {"name": "f", "parameters": deep}})
 
 
 @pytest.mark.parametrize(
@@ -50,8 +174,7 @@ NAMED = {"type": "function", "function": {"name": "get_weather"}}
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_tool_choice_that_cannot_be_forced_is_rejected(fields: dict[str, Any], part: str) -> None:
-    body = msgspec.json.encode({"messages": [{"role": "user", "content": "a"}]} | fields)
     with pytest.raises(RequestError) as caught:
-        find_constraint(RequestDecoder(ChatRequest).decode(body))
+        find_constraint(request(**fields))
     assert caught.value.status == 400
     assert part in caught.value.message

@@ -1,13 +1,11 @@
 """Responses to probes and requests in each state of the lifecycle."""
 
-import asyncio
 import json
 import threading
 
 import pytest
 
 from server.lifecycle import Lifecycle
-from server.operation.running_requests import RunningRequests
 
 LOADING = {
     "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"},
@@ -79,17 +77,6 @@ def test_draining_server_finishes_running_requests_and_rejects_new_ones(serve, e
     engine.holds_after = None
     running.join()
     assert answers[0]["choices"][0]["finish_reason"] == "stop"
-
-
-async def test_drain_waits_for_running_requests():
-    running = RunningRequests()
-    assert await running.wait_idle(0.01)
-    with running.hold():
-        assert not await running.wait_idle(0.01)
-        waiting = asyncio.create_task(running.wait_idle(100))
-        await asyncio.sleep(0)
-        assert not waiting.done()
-    assert await waiting
 
 
 def test_dead_engine_turns_health_into_503(serve):

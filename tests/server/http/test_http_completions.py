@@ -183,7 +183,7 @@ def test_output_cut_within_a_character_ends_with_a_replacement(server, engine, e
 def test_too_many_completions_at_once_are_rejected(server):
     response = server.complete(prompt=["a"] * 1025, n=16)
     assert response.status_code == 400
-    assert "16384 completions at once" in response.json()["error"]["message"]
+    assert "must be at most 16384 for all prompts together, got 16400" in response.json()["error"]["message"]
 
 
 def test_more_choices_than_the_server_admits_at_once_are_rejected(server):

@@ -15,18 +15,6 @@ def client(server):
         yield client
 
 
-def test_client_reads_a_completion(client):
-    answer = client.completions.create(model="smol", prompt="The capital of France is", n=2, logprobs=1)
-    assert [choice.text for choice in answer.choices] == [TEXT, TEXT]
-    assert answer.usage.total_tokens == 5 + 2 * 8
-    assert answer.choices[0].logprobs.tokens[0] == " Paris"
-
-
-def test_client_reads_a_completion_stream(client):
-    stream = client.completions.create(model="smol", prompt="a", stream=True)
-    assert "".join(chunk.choices[0].text for chunk in stream) == TEXT
-
-
 def test_client_reads_a_chat_completion(client):
     answer = client.chat.completions.create(model="smol", messages=MESSAGES, logprobs=True, top_logprobs=2)
     assert answer.choices[0].message.content == TEXT
@@ -62,11 +50,6 @@ def test_client_sends_extra_parameters_of_vllm(client, engine):
     client.chat.completions.create(model="smol", messages=MESSAGES, extra_body={"top_k": 5, "min_p": 0.1})
     ((_, params),) = engine.requests.values()
     assert (params.top_k, params.min_p) == (5, 0.1)
-
-
-def test_client_lists_and_retrieves_models(client):
-    assert [model.id for model in client.models.list()] == ["smol"]
-    assert client.models.retrieve("smol").id == "smol"
 
 
 @pytest.mark.parametrize(

@@ -194,3 +194,12 @@ def test_prompt_text_is_returned_on_request(server):
     first, second, *_ = server.stream_lines("/v1/chat/completions", body)
     assert json.loads(first)["prompt_text"] == text
     assert "prompt_text" not in json.loads(second)
+
+
+def test_request_takes_precedence_over_the_defaults(serve, engine):
+    server = serve(override_generation_config={"temperature": 0.3, "top_p": 0.8, "max_new_tokens": 4})
+    server.chat(temperature=0.9)
+    server.complete(max_tokens=10)
+    (_, chat), (_, completion) = engine.requests.values()
+    assert (chat.temperature, chat.top_p, chat.max_tokens) == (0.9, 0.8, 4)
+    assert (completion.temperature, completion.top_p, completion.max_tokens) == (0.3, 0.8, 4)

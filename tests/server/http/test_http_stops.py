@@ -12,27 +12,37 @@ def end_of(server, **fields):
     return choice["text"], choice["finish_reason"], choice["stop_reason"]
 
 
-def test_stop_string_is_cut_off_and_named(server, engine):
-    assert end_of(server, stop=["nowhere", " city"]) == (" Paris, the", "stop", " city")
-    assert len(engine.aborted) == 1, "the engine must stop"
+TEXT = " Paris, the city of light."
 
 
-def test_stop_string_is_kept_on_request(server):
-    assert end_of(server, stop=" city", include_stop_str_in_output=True) == (" Paris, the city", "stop", " city")
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        pytest.param({}, (TEXT, "stop", None), id="end of sequence"),
+        pytest.param({"stop": ["nowhere", " city"]}, (" Paris, the", "stop", " city"), id="string"),
+        pytest.param({"stop": "he c"}, (" Paris, t", "stop", "he c"), id="string within a token"),
+        pytest.param(
+            {"stop": " city", "include_stop_str_in_output": True},
+            (" Paris, the city", "stop", " city"),
+            id="string kept",
+        ),
+        pytest.param({"stop": " city", "min_tokens": 5}, (TEXT, "stop", None), id="before min_tokens"),
+        pytest.param({"stop": "light. And"}, (TEXT, "stop", None), id="held back"),
+        pytest.param(
+            {"stop": "city of hope", "max_tokens": 5},
+            (" Paris, the city of", "length", None),
+            id="held to the limit",
+        ),
+        pytest.param({"stop_token_ids": [2], "ignore_eos": True}, (TEXT, "stop", 2), id="stop token"),
+    ],
+)
+def test_where_an_output_ends_and_why(server, fields, expected):
+    assert end_of(server, **fields) == expected
 
 
-def test_stop_string_that_ends_within_a_token_is_found(server):
-    assert end_of(server, stop="he c") == (" Paris, t", "stop", "he c")
-
-
-def test_stop_string_is_ignored_before_min_tokens(server, engine):
-    engine.reply = [*engine.reply, *engine.reply]
-    assert end_of(server, stop=" city", min_tokens=8)[0] == " Paris, the city of light. Paris, the"
-
-
-def test_text_held_back_for_a_stop_string_is_not_lost(server):
-    assert end_of(server, stop="light. And") == (" Paris, the city of light.", "stop", None)
-    assert end_of(server, stop="city of hope", max_tokens=5) == (" Paris, the city of", "length", None)
+def test_a_stop_string_ends_the_sequence_in_the_engine(server, engine):
+    server.complete(stop=" city")
+    assert len(engine.aborted) == 1
 
 
 def test_usage_counts_the_tokens_up_to_the_stop_string(server):
@@ -46,22 +56,11 @@ def test_stream_never_shows_part_of_a_stop_string(server):
     assert (choices[-1]["finish_reason"], choices[-1]["stop_reason"]) == ("stop", "the city of")
 
 
-def test_end_of_sequence_has_no_stop_reason(server):
-    assert end_of(server) == (" Paris, the city of light.", "stop", None)
-
-
-def test_stop_token_is_cut_off_and_named(server, engine):
+@pytest.mark.parametrize(("is_kept", "text"), [(False, " Paris, the"), (True, " Paris, the city")])
+def test_a_stop_token_is_named_and_shown_only_on_request(server, engine, is_kept, text):
     city = engine.reply[3]
-    assert end_of(server, stop_token_ids=[city]) == (" Paris, the", "stop", city)
-
-
-def test_stop_token_is_kept_on_request(server, engine):
-    city = engine.reply[3]
-    assert end_of(server, stop_token_ids=[city], include_stop_str_in_output=True)[0] == " Paris, the city"
-
-
-def test_end_of_sequence_token_given_as_stop_token_is_named_with_ignore_eos(server):
-    assert end_of(server, stop_token_ids=[2], ignore_eos=True) == (" Paris, the city of light.", "stop", 2)
+    fields = {"stop_token_ids": [city], "include_stop_str_in_output": is_kept}
+    assert end_of(server, **fields) == (text, "stop", city)
 
 
 def test_chat_reports_the_stop_reason(server):

@@ -44,3 +44,14 @@ def test_a_long_grace_ends_with_quiet_too(running: RunningRequests) -> None:
         return quiet_s
 
     assert asyncio.run(run()) >= QUIET_S
+
+
+async def test_running_requests_are_waited_for():
+    running = RunningRequests()
+    assert await running.wait_idle(0.01)
+    with running.hold():
+        assert not await running.wait_idle(0.01)
+        waiting = asyncio.create_task(running.wait_idle(100))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    assert await waiting

@@ -63,12 +63,3 @@ def test_unreadable_file_is_an_error(model):
 def test_value_out_of_range_is_an_error(model):
     with pytest.raises(ConfigError, match="temperature"):
         defaults(model, override_generation_config={"temperature": -1})
-
-
-def test_request_takes_precedence_over_the_defaults(serve, engine):
-    server = serve(override_generation_config={"temperature": 0.3, "top_p": 0.8, "max_new_tokens": 4})
-    server.chat(temperature=0.9)
-    server.complete(max_tokens=10)
-    (_, chat), (_, completion) = engine.requests.values()
-    assert (chat.temperature, chat.top_p, chat.max_tokens) == (0.9, 0.8, 4)
-    assert (completion.temperature, completion.top_p, completion.max_tokens) == (0.3, 0.8, 4)
