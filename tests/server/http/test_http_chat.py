@@ -56,18 +56,6 @@ def test_several_choices_have_different_ids_in_the_engine(server, engine):
     assert {engine_id.rpartition("-")[2] for engine_id in engine.requests} == {"0", "1", "2"}
 
 
-def test_usage_comes_last_on_request(server):
-    *chunks, last = chunks_of(server, n=2, stream_options={"include_usage": True})
-    assert last["choices"] == []
-    assert last["usage"]["completion_tokens"] == 16
-    assert all("usage" not in chunk for chunk in chunks)
-
-
-def test_usage_comes_with_every_chunk_on_request(server):
-    *chunks, _ = chunks_of(server, stream_options={"include_usage": True, "continuous_usage_stats": True})
-    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == list(range(9))
-
-
 def test_server_chooses_the_role(serve):
     assert serve(response_role="oracle").chat().json()["choices"][0]["message"]["role"] == "oracle"
 

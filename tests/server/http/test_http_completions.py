@@ -116,17 +116,25 @@ def test_echo_without_output_scores_the_prompt(server, engine, stream):
     assert (params.max_tokens, params.prompt_logprobs) == (1, 1)
 
 
-def test_usage_comes_last_on_request(server):
-    *chunks, last = chunks_of(server, stream_options={"include_usage": True})
-    assert last["choices"] == []
-    assert last["usage"]["completion_tokens"] == 8
-    assert all("usage" not in chunk for chunk in chunks)
+BODIES = {
+    "/v1/completions": {"prompt": "The capital of France is"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
+}
 
 
-def test_usage_comes_with_every_chunk_on_request(server):
-    *chunks, _ = chunks_of(server, stream_options={"include_usage": True, "continuous_usage_stats": True})
-    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == list(range(1, 9))
-    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {5}
+@pytest.mark.parametrize("path", BODIES)
+def test_usage_comes_last_or_with_every_chunk_on_request(server, path):
+    def chunks(**options):
+        lines = server.stream_lines(path, BODIES[path] | {"n": 2, "stream_options": options})
+        return [json.loads(line) for line in lines[:-1]]
+
+    *others, last = chunks(include_usage=True)
+    assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 16)
+    assert all("usage" not in chunk for chunk in others)
+    *others, last = chunks(include_usage=True, continuous_usage_stats=True)
+    first = [chunk["usage"] for chunk in others if chunk["choices"][0]["index"] == 0]
+    assert [usage["completion_tokens"] for usage in first][-8:] == list(range(1, 9))
+    assert {usage["prompt_tokens"] for usage in first} == {last["usage"]["prompt_tokens"]}
 
 
 def test_server_may_force_usage(serve):
