@@ -22,6 +22,9 @@ _MAX_TAG_NESTING = _MAX_SCHEMA_NESTING + 16
 """As in vLLM: a schema within formats."""
 
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
+_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+_COMPACT = {"x-guidance": SCHEMA_OPTIONS | {"whitespace_pattern": " "}}
+"""At most one blank in a row: small models otherwise fill their output with line breaks."""
 
 
 class Constraint(NamedTuple):
@@ -55,20 +58,20 @@ def find_constraint(request: CompletionRequest | ChatRequest) -> Constraint | No
         raise RequestError(
             "You can only either use constraints for structured outputs or tools, not both.", param="tool_choice"
         )
-    return Constraint("tools", _json_schema(forced_schema(request), "tools"))
+    return Constraint("tools", _json_schema(_forced_schema(request), "tools"))
 
 
 def find_strict_constraint(
     request: ChatRequest, call_format: CallFormat, *, trigger_id: int | None
 ) -> Constraint | None:
-    """The grammar of calls that the model chooses; None if no tool is strict. See `strict_grammar`."""
+    """The grammar of calls that the model chooses; None if no tool is strict. See `_strict_grammar`."""
     functions = [tool.function for tool in request.tools or ()]
     strict = [function for function in functions if function.strict is True]
     if not strict:
         return None
     for function in strict:
         _json_schema(function.parameters or {}, "tools")
-    return Constraint("tools", GuidedDecoding("grammar", strict_grammar(functions, call_format, trigger_id)))
+    return Constraint("tools", GuidedDecoding("grammar", _strict_grammar(functions, call_format, trigger_id)))
 
 
 def tool_constraints(request: ChatRequest) -> Iterator[Constraint]:
@@ -198,14 +201,7 @@ def _with_options(guided: GuidedDecoding, options: dict[str, Any]) -> GuidedDeco
     return GuidedDecoding("json_schema", json.dumps(schema | {"x-guidance": options}))
 
 
-_COMPACT = {"x-guidance": SCHEMA_OPTIONS | {"whitespace_pattern": " "}}
-"""At most one blank in a row: small models otherwise fill their output with line breaks."""
-
-_ANY_OBJECT: dict[str, Any] = {"type": "object"}
-_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
-
-
-def forced_schema(request: ChatRequest) -> dict[str, Any]:
+def _forced_schema(request: ChatRequest) -> dict[str, Any]:
     """The schema of the text of a request that forces a call."""
     functions = [tool.function for tool in request.tools or ()]
     if request.tool_choice == "required":
@@ -214,7 +210,7 @@ def forced_schema(request: ChatRequest) -> dict[str, Any]:
     return _parameters(named) | _COMPACT
 
 
-def strict_grammar(functions: Sequence[FunctionDefinition], call_format: CallFormat, trigger_id: int | None) -> str:
+def _strict_grammar(functions: Sequence[FunctionDefinition], call_format: CallFormat, trigger_id: int | None) -> str:
     """The Lark grammar of a text in which calls name a known function, and strict ones follow its schema.
 
     A call begins with the format's trigger, which is the special token `trigger_id`, or else ordinary text.

@@ -12,12 +12,14 @@ from msgspec import Meta
 from server.apis.pooling.base import PoolingServeContext, check_dimensions
 from server.apis.pooling.embedding import EmbeddingServingBase
 from server.apis.pooling.prompts import PooledPrompt, PromptReader
-from server.apis.pooling.request import Conversation, Dimensions, Truncatable
+from server.apis.pooling.request import Dimensions, Truncatable
 from server.apis.pooling.vectors import values_of
 from server.errors import RequestError
 from server.http_body.fields import INEFFECTIVE, Counted, Priority
 from server.renderers.prompts import ChatOptions
 from server.types import PoolingInfo, PoolingParams
+
+_CHAT_OPTIONS = ChatOptions(add_generation_prompt=False)
 
 CohereEmbeddingType = Literal["float", "binary", "ubinary", "base64"]
 
@@ -92,12 +94,6 @@ class CohereEmbedRequest(Truncatable, kw_only=True):
         return self.images is not None or any(isinstance(part, CohereImage) for part in parts)
 
 
-def to_conversation(parts: list[str], instruction: str | None) -> Conversation:
-    """The conversation of one input's texts; the instruction is its system message."""
-    system = [] if instruction is None else [{"role": "system", "content": instruction}]
-    return [*system, {"role": "user", "content": "\n".join(parts)}]
-
-
 class CohereEmbeddings(msgspec.Struct, omit_defaults=True):
     """The embeddings in each requested encoding."""
 
@@ -137,9 +133,6 @@ class CohereEmbedResponse(msgspec.Struct, kw_only=True):
     response_type: Literal["embeddings_by_type"] = "embeddings_by_type"
 
 
-_CHAT_OPTIONS = ChatOptions(add_generation_prompt=False)
-
-
 class CohereEmbeddingServing(EmbeddingServingBase[CohereEmbedRequest]):
     """One vector per input, in one or several encodings."""
 
@@ -176,7 +169,9 @@ class CohereEmbeddingServing(EmbeddingServingBase[CohereEmbedRequest]):
 
 
 def _read_conversation(reader: PromptReader, parts: list[str], instruction: str | None) -> PooledPrompt:
-    return reader.read_conversation(to_conversation(parts, instruction), _CHAT_OPTIONS)
+    """The conversation of one input's texts; the instruction is its system message."""
+    system = [] if instruction is None else [{"role": "system", "content": instruction}]
+    return reader.read_conversation([*system, {"role": "user", "content": "\n".join(parts)}], _CHAT_OPTIONS)
 
 
 def _check_input_type(input_type: str | None, instructions: dict[str, str]) -> None:

@@ -16,6 +16,11 @@ from server.apis.pooling.vectors import binary_response, to_json, values_of
 from server.http_body.response_parts import BinaryResponse
 from server.types import EngineOutput, PoolingInfo, PoolingParams, TensorData
 
+E = TypeVar("E", bound=Truncatable)
+
+_NORM_TOLERANCE = 1e-2
+"""bfloat16 rounds the length of a normalized embedding by less."""
+
 
 class EmbeddingRequest(VectorFields, kw_only=True):
     """Texts, token ids or conversations to embed."""
@@ -36,9 +41,6 @@ class EmbeddingData(msgspec.Struct, kw_only=True):
 
 class EmbeddingResponse(ListResponse[EmbeddingData], kw_only=True):
     """The response."""
-
-
-E = TypeVar("E", bound=Truncatable)
 
 
 class EmbeddingServingBase(PoolingServingBase[E]):
@@ -63,10 +65,10 @@ class EmbeddingServingBase(PoolingServingBase[E]):
         outputs = iter(ctx.outputs)
         for prompt in ctx.prompts:
             parts = self._parts(ctx, prompt)
-            yield join_parts(list(islice(outputs, len(parts))), parts)
+            yield _join_parts(list(islice(outputs, len(parts))), parts)
 
     def _parts(self, ctx: PoolingServeContext[E], prompt: PooledPrompt) -> list[PooledPrompt]:
-        return split_prompt(prompt, self._engine.info.max_model_len) if ctx.info.chunks_prompts else [prompt]
+        return _split_prompt(prompt, self._engine.info.max_model_len) if ctx.info.chunks_prompts else [prompt]
 
 
 class EmbeddingServing(EmbeddingServingBase[EmbeddingRequest]):
@@ -87,17 +89,13 @@ class EmbeddingServing(EmbeddingServingBase[EmbeddingRequest]):
         return ctx.encode(EmbeddingResponse, data)
 
 
-_NORM_TOLERANCE = 1e-2
-"""bfloat16 rounds the length of a normalized embedding by less."""
-
-
-def split_prompt(prompt: PooledPrompt, most_tokens: int) -> list[PooledPrompt]:
+def _split_prompt(prompt: PooledPrompt, most_tokens: int) -> list[PooledPrompt]:
     """The prompt's tokens in parts of at most so many."""
     starts = range(0, len(prompt.token_ids), most_tokens)
     return [PooledPrompt(prompt.token_ids[start : start + most_tokens]) for start in starts]
 
 
-def join_parts(outputs: Sequence[EngineOutput], parts: Sequence[PooledPrompt]) -> EngineOutput:
+def _join_parts(outputs: Sequence[EngineOutput], parts: Sequence[PooledPrompt]) -> EngineOutput:
     """The average of the parts' embeddings by their number of tokens; normalized if all parts are."""
     if len(outputs) == 1:
         return outputs[0]
