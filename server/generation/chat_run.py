@@ -142,7 +142,7 @@ class ChatRun:
 
 
 async def render_chat_request(inference: Inference, request: ChatRequest, context: RequestContext) -> RenderedPrompt:
-    """The prompt of a request.
+    """The prompt of a request: rendered, or the one that an earlier stage has rendered.
 
     Raises:
         RequestError: the conversation or the forwarded token ids are invalid.

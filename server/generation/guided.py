@@ -202,7 +202,11 @@ def _with_options(guided: GuidedDecoding, options: dict[str, Any]) -> GuidedDeco
 
 
 def _forced_schema(request: ChatRequest) -> dict[str, Any]:
-    """The schema of the text of a request that forces a call."""
+    """The schema of the text of a request that forces a call; `server.parsers.forced` reads it.
+
+    The text of a named tool is its arguments; with `required` it is an array of objects with `name` and
+    `parameters`.
+    """
     functions = [tool.function for tool in request.tools or ()]
     if request.tool_choice == "required":
         return _array_schema(functions, is_single=request.parallel_tool_calls is False)

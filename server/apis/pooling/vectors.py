@@ -95,14 +95,14 @@ def max_similarity(query: EngineOutput, document: EngineOutput) -> float:
 
 
 def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """The upper 16 bits of each number, rounded."""
+    """The upper 16 bits of each number, rounded as by torch: to the nearest, ties to even."""
     bits = values.astype("=f4").view("=u4")
     rounded: npt.NDArray[np.uint32] = bits + 0x7FFF + ((bits >> 16) & 1)
     return (rounded >> 16).astype(np.uint16)
 
 
 def to_fp8(values: npt.NDArray[np.float32], kind: Literal["fp8_e4m3", "fp8_e5m2"]) -> npt.NDArray[np.uint8]:
-    """One byte per number: the code of the nearest number that the format has.
+    """One byte per number: the code of the nearest number that the format has, as by torch.
 
     Numbers that are too large become the largest one in e4m3, and infinity in e5m2.
     """
