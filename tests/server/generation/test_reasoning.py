@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer
 from server.config import ModelFiles, RendererConfig, ServerConfig
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
+from server.generation.generation import SequenceDelta
 from server.generation.output_parsing import OutputParsing
 from server.generation.reasoning import ModelReasoning, PromptReasoning
 from server.generation.sampling import Constraints, SamplingBuilder, SamplingDefaults
@@ -19,7 +20,6 @@ from server.renderers.hf import HfRenderer
 from server.renderers.prompts import RenderedPrompt
 from tests.llamas import save_tiny_llama
 from tests.server.generation.test_request_values import INFO
-from tests.server.parsers.parsed import join
 
 MESSAGES = [{"role": "user", "content": "?"}]
 PLAIN = ("<think>", "</think>", "<|im_start|>", "<tool_call>", "<|channel|>", "<|message|>", "<|start|>", "<|end|>")
@@ -143,15 +143,17 @@ def test_gpt_oss_reasoning_and_calls_are_read_by_one_parser(renderer: HfRenderer
     parsing = OutputParsing(server, renderer, ModelReasoning(server, renderer))
     tools = [{"type": "function", "function": {"name": "f"}}]
     request = msgspec.convert({"messages": MESSAGES, "tools": tools, "tool_choice": choice}, ChatRequest)
-    parser = parsing.create_parser(request, look("openai_gptoss", "<|start|>"), is_whole=False)
-    assert parser is not None
+    reader = parsing.create_reader(request, look("openai_gptoss", "<|start|>"), is_whole=False)
     answer = '[{"name": "f", "parameters": {}}]' if choice == "required" else "Yes"
     text = f"<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>{answer}<|return|>"
     tokens = encoding.encode(text, allowed_special="all")
-    parsed = join([*(event for token_id in tokens for event in parser.feed("", [token_id])), *parser.finish()])
-    assert parsed.reasoning == "Hm"
-    assert parsed.content == ("" if choice == "required" else "Yes")
-    assert [call.meaning for call in parsed.calls] == ([("f", "{}")] if choice == "required" else [])
+    deltas = [reader.read(SequenceDelta(0, "", [token_id])) for token_id in tokens]
+    deltas.append(reader.read(SequenceDelta(0, "", [], finish_reason="stop")))
+    assert "".join(delta.reasoning for delta in deltas) == "Hm"
+    assert "".join(delta.content for delta in deltas) == ("" if choice == "required" else "Yes")
+    calls = [call for delta in deltas for call in delta.tool_calls]
+    assert [call.name for call in calls if call.name] == (["f"] if choice == "required" else [])
+    assert "".join(call.arguments for call in calls) == ("{}" if choice == "required" else "")
 
 
 def test_auto_tells_the_format_from_the_models_files(look: Any) -> None:

@@ -28,7 +28,7 @@ def error_of(response: httpx.Response, status: int) -> str:
 @pytest.mark.parametrize(
     ("limits", "path", "body", "message"),
     [
-        ({"max_choices": 2}, "/v1/completions", {"prompt": "a", "n": 3}, "at most 2, got 3 (VLLM_MAX_N_SEQUENCES)"),
+        ({"max_choices": 2}, "/v1/completions", {"prompt": "a", "n": 3}, "together, got 3 (VLLM_MAX_N_SEQUENCES)"),
         (
             {"max_json_depth": 3},
             "/v1/completions",
@@ -44,7 +44,7 @@ def error_of(response: httpx.Response, status: int) -> str:
     ],
 )
 def test_a_request_above_a_limit_is_a_400(serve, engine, wait_until, limits, path, body, message):
-    """One limit per layer; the others: serving/test_request_limits.py, protocol/test_nesting.py."""
+    """One limit per layer; the others: http_body/test_request_limits.py and test_nesting.py."""
     server = serve(limits=LimitsConfig(**limits))
     assert message in error_of(server.post(path, body), 400)
     assert not engine.requests
