@@ -12,6 +12,7 @@ IGNORE_EOS = {"ignore_eos": True}
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
+@pytest.mark.smoke
 def test_capital_of_france_is_paris(client: OpenAI) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=32)
     assert "Paris" in (answer.choices[0].message.content or "")
@@ -124,6 +125,7 @@ def test_echo_scores_the_prompt(client: OpenAI) -> None:
     assert "".join(logprobs.tokens or []) == answer.choices[0].text
 
 
+@pytest.mark.smoke
 def test_json_schema_is_followed(client: OpenAI) -> None:
     schema = {
         "type": "object",
@@ -183,6 +185,7 @@ def test_prompt_that_is_too_long_is_a_bad_request(client: OpenAI) -> None:
         client.completions.create(model=MODEL, prompt=[5] * 3000, max_tokens=1)
 
 
+@pytest.mark.smoke
 def test_more_requests_than_slots_wait_and_all_finish(client: OpenAI) -> None:
     async def run() -> list[int]:
         async with AsyncOpenAI(base_url=client.base_url, api_key="none", max_retries=0) as aclient:

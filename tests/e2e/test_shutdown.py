@@ -75,6 +75,7 @@ def test_new_requests_get_a_503_while_draining(start_server: Any) -> None:
         assert server.process.wait(_GONE_S) == 0
 
 
+@pytest.mark.smoke
 def test_second_signal_ends_the_drain_at_once(start_server: Any) -> None:
     with start_server("--shutdown-timeout", "600") as server:
         reader = StreamReader(server.url, 6000)
@@ -127,6 +128,7 @@ def test_port_in_use_is_one_line_and_exit_code_3(model_path: Path) -> None:
         _assert_one_line(_serve(str(model_path), "--host", "127.0.0.1", "--port", port), port, "in use")
 
 
+@pytest.mark.smoke
 def test_missing_model_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
     _assert_one_line(_serve(str(tmp_path / "nowhere"), "--port", "0"), "nowhere")
 

@@ -208,6 +208,7 @@ def test_misspelt_start_method_is_rejected_with_a_suggestion(model_path: Path) -
     assert "spawn" in run.stderr
 
 
+@pytest.mark.smoke
 def test_preflight_only_checks_and_exits(model_path: Path) -> None:
     run = subprocess.run(
         [

@@ -79,6 +79,7 @@ def _chat(server: ServerProcess, content: Any = "Hi") -> str:
     return str(answer.json["choices"][0]["message"]["content"])
 
 
+@pytest.mark.smoke
 def test_a_warm_server_is_forked_from_the_template_and_answers(tiny_llama: Path, standby: StandbyProcess) -> None:
     num_starts = standby.num_starts()
     with _serve(tiny_llama, standby) as server:

@@ -73,6 +73,7 @@ def test_every_connection_during_a_start_is_answered(num_servers: int, folder: P
         assert start.complete("A text") == "A text was read by worker 0"
 
 
+@pytest.mark.smoke
 def test_probes_get_the_phase_until_vllm_serves(folder: Path) -> None:
     gate = folder / "gate"
     with FakeStart(folder, "some/model", "--gate", str(gate)) as start:

@@ -91,6 +91,7 @@ def _ask_held(start: FakeStart, request: bytes, *, is_new: bool) -> bytes:
     return answers[-1]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("is_new", [True, False], ids=["new", "kept"])
 def test_probes_are_answered_while_the_event_loop_is_held(is_new: bool, start: FakeStart) -> None:
     assert _ask_held(start, _PROBE, is_new=is_new).startswith(b"HTTP/1.1 200 ")

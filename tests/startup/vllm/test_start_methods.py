@@ -9,6 +9,7 @@ from tests.startup.vllm.fake_start import FakeStart, environment, variant
 _FOR_GPU = {"_version": '__version__ = "0.32.0"\n'}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("wanted", "found", "files"),
     [

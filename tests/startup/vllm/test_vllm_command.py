@@ -63,6 +63,7 @@ def test_words_reach_vllm_unchanged_and_in_order(folder: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_stops_a_serving_vllm_in_order(number: int, folder: Path) -> None:
     with FakeStart(folder) as start:
