@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ def test_the_commands_of_a_section_work(title: str, tmp_path: Path) -> None:
     port = free_port()
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
-    result = subprocess.run(
+    shell = subprocess.Popen(
         ["bash", "-euxo", "pipefail", "-c", commands.replace("8000", str(port)) + "wait\n"],
         env={
             **os.environ,
@@ -33,10 +35,12 @@ def test_the_commands_of_a_section_work(title: str, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=_LIMIT_S,
+        start_new_session=True,
     )
-    assert result.returncode == 0, result.stdout
-    if "chat" in commands:
-        assert "Paris" in result.stdout
-    else:
-        assert "warm start: forked from the standby" in result.stdout
+    try:
+        output, _ = shell.communicate(timeout=_LIMIT_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGTERM)
+    assert shell.returncode == 0, output
+    assert ("Paris" if "chat" in commands else "warm start: forked from the standby") in output
