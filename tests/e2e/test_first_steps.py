@@ -31,6 +31,7 @@ def test_the_commands_of_a_section_work(title: str, tmp_path: Path) -> None:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "XDG_RUNTIME_DIR": str(runtime),
             "VCLI_ENGINE": "embedded",
+            "VCLI_STANDBY": "auto",
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
