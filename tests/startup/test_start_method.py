@@ -36,6 +36,7 @@ def test_method_that_was_set_before_stays_and_is_logged() -> None:
     assert "was already 'spawn'" in run.stderr
 
 
+@pytest.mark.thorough
 def test_fork_is_rejected_once_cuda_is_initialised() -> None:
     code = (
         "import torch\n"

@@ -136,6 +136,7 @@ def test_in_bfloat16_every_token_is_within_rounding_of_the_plain_models_best(
     assert num_best > 0.95 * len(chosen_prompts) * NUM_TOKENS
 
 
+@pytest.mark.thorough
 def test_cached_prompts_give_the_same_output(float32: PreTrainedModel, prompts: list[list[int]]) -> None:
     engine = SmallEngine(float32, num_slots=8, max_model_len=300, prefix_tokens=2000)
     first, second = [engine.complete(prompts[:4] + prompts[10:11], max_tokens=8) for _ in range(2)]

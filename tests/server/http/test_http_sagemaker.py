@@ -124,6 +124,7 @@ def test_a_huge_body_is_rejected_before_the_package_reads_it(serve, monkeypatch,
     assert response.status_code == 413
 
 
+@pytest.mark.thorough
 def test_the_package_does_not_silence_the_servers_log():
     script = "import logging; logging.basicConfig(level=logging.INFO); from server.build import kept_log_levels\n"
     script += "with kept_log_levels(): import server.routes.sagemaker\nlogging.getLogger('server').info('heard')"

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 _PROGRAM = """
 import os, time
 from server.machine.realtime import RealtimePriority

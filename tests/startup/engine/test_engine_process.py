@@ -16,6 +16,8 @@ from startup.processes.group_signals import GROUP_SIGNALS
 from tests.processes import disturbing
 from tests.waiting import is_gone, wait_until
 
+pytestmark = pytest.mark.thorough
+
 _SCRIPT = Path(__file__).with_name("engine_script.py")
 
 

@@ -211,6 +211,7 @@ def test_a_truncated_file_is_not_used(folder: Path, keep: float) -> None:
     assert importlib.import_module("parcel.sub.leaf").VALUE == 1
 
 
+@pytest.mark.thorough
 def test_each_damaged_byte_is_harmless(folder: Path) -> None:
     path = written(folder)
     data = path.read_bytes()

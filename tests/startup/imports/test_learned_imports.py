@@ -125,6 +125,7 @@ def test_a_cache_folder_that_cannot_be_created_is_harmless(folder: Path, monkeyp
     assert start(*MODULES) == []
 
 
+@pytest.mark.thorough
 def test_many_first_starts_at_once_leave_one_whole_file(folder: Path) -> None:
     command = [sys.executable, "-c", START, *MODULES]
     programs = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(6)]

@@ -54,6 +54,7 @@ def _kept(cache: Path) -> Path:
     return file
 
 
+@pytest.mark.thorough
 def test_the_second_import_uses_the_cache_and_gives_the_same(cache: Path) -> None:
     expected = (_import(cache, "plain")[0], True)
     assert not cache.exists()

@@ -16,6 +16,8 @@ import pytest
 from startup.model.default_model import prepared_folder
 from tests.waiting import is_gone, wait_until
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.peer_vllm import PYTHON, ROOT, needs_vllm
 
+pytestmark = pytest.mark.thorough
+
 _FORKS = """
 import json, os, sys
 import multiprocessing, random, tempfile, time, uuid

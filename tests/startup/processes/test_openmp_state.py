@@ -9,6 +9,8 @@ import pytest
 
 from startup.processes.openmp_state import parse_cpus
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize(
     ("text", "cpus"),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 _ROOT = Path(__file__).parents[3]
 _TEMPLATE = """
 import sys

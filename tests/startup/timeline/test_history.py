@@ -139,6 +139,7 @@ def test_a_path_where_no_file_can_be_written_does_no_harm(path, obstacle) -> Non
     assert read_history("k", path) is None
 
 
+@pytest.mark.thorough
 def test_concurrent_starts_leave_only_complete_lines(path) -> None:
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"

@@ -39,6 +39,7 @@ def _state(vllm: InstalledVllm, hook: str) -> str:
     return next(finding.state for finding in check_installed(vllm) if finding.hook == hook)
 
 
+@pytest.mark.thorough
 def test_the_result_is_kept_until_a_source_changes(
     vllm: InstalledVllm, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
@@ -51,6 +52,7 @@ def test_the_result_is_kept_until_a_source_changes(
     assert _state(vllm, "spans") == "does not fit"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("content", ["", "{}", '{"files": [], "findings": 1}'], ids=["empty", "no-fields", "other"])
 def test_a_damaged_file_is_replaced(vllm: InstalledVllm, folder: Path, content: str) -> None:
     assert _state(vllm, "spans") == "applies"

@@ -87,6 +87,7 @@ def test_an_untrusted_folder_is_one_warning(model: Path, tmp_path: Path) -> None
         assert server.log.count(f"so {tmp_path} is not used") == 1
 
 
+@pytest.mark.thorough
 def test_a_failed_start_leaves_nothing(tmp_path: Path) -> None:
     broken = save_tiny_llama(tmp_path / "model")
     (broken / "model.safetensors").write_bytes(b"x")

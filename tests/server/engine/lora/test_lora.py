@@ -170,6 +170,7 @@ def test_a_batch_has_at_most_max_loras_adapters(plain_llama: PreTrainedModel, ad
     assert all(c.finish_reason == "length" for c in engine.completions.values())
 
 
+@pytest.mark.thorough
 def test_adapters_beyond_max_cpu_loras_are_read_again(plain_llama: PreTrainedModel, tmp_path: Path) -> None:
     engine = SmallEngine(copy.deepcopy(plain_llama), lora=LoraConfig(enable_lora=True))
     folders = {i: save_adapter(plain_llama, tmp_path / str(i), seed=i) for i in (1, 2, 3)}

@@ -27,6 +27,7 @@ def engine(tmp_path: Path) -> SmallEngine:
     return _byte_engine(tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
 def test_a_random_model_follows_its_schema(engine: SmallEngine, temperature: float) -> None:
     completions = [

@@ -510,6 +510,7 @@ def test_many_threads_load_concurrently() -> None:
     assert not faults
 
 
+@pytest.mark.thorough
 def test_threads_import_no_modules_and_torch_is_not_imported(tokenizer_folders: dict[str, Path]) -> None:
     code = """
 from server.config import ModelFiles, RendererConfig
