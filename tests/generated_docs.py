@@ -16,7 +16,7 @@ from envs.home import expand_home
 from envs.registry import OWN_PREFIX, variables
 from envs.variable import EnvVar
 from startup.hooks.hook import Hook
-from startup.hooks.table import HOOKS
+from startup.vllm.launch.hooks import HOOKS
 from vllm_cli.flags.flag import Flag, SupportedFlag
 from vllm_cli.flags.ignored import IGNORED
 from vllm_cli.flags.rejected import REJECTED

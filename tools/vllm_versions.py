@@ -18,7 +18,7 @@ from typing import Final
 import click
 
 from startup.vllm.installed import vllm_in
-from startup.vllm.launch.hook_report import report_hooks
+from startup.vllm.launch.hooks import report_hooks
 from vllm_cli.text_table import align
 
 ROOT: Final = Path(__file__).parents[1]

@@ -1,7 +1,7 @@
 """What a hook is: a change that the launcher makes in other programs' modules, and what it relies on there.
 
-All hooks are declared in `startup.hooks.of_vllm` and `startup.hooks.of_libraries`. The modules that place
-them take the names from there, so that `vllm-cli preload check` checks what the hooks really use.
+A module that places a hook declares it and takes the names from the declaration, so that `vllm-cli preload
+check` checks what the hook really uses. All hooks are listed in `startup.vllm.launch.hooks`.
 """
 
 from collections.abc import Mapping

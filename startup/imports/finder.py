@@ -1,89 +1,194 @@
-"""Calls a function right after a module has been imported, without importing the module earlier."""
+"""The one finder that this program adds to `sys.meta_path`: changes how modules of some names are imported.
 
+A module can be replaced (`replace`), be left out while another one is imported (`delay_import`), be changed
+right before or after its code runs (`before_import`, `after_import`), or come from a file with the code of
+many modules (`serve`). All other modules are left to Python's own finders.
+"""
+
+import importlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, TypeAlias
+
+from startup.hooks.hook import Name
 
 logger = logging.getLogger(__name__)
 
-Hook = Callable[[ModuleType], None]
+Action: TypeAlias = Callable[[ModuleType], None]
+"""Called with a module."""
+Replacement: TypeAlias = Callable[[str], ModuleSpec | None]
+"""The spec of a module that is imported instead of the one of this name; None for the module itself."""
 
 
-def after_import(name: str, hook: Hook) -> None:
-    """Calls `hook` with the module once it has been imported; at once if it is loaded already.
+class ModuleFile(Protocol):
+    """A file with the code of many modules."""
 
-    An error in the hook is logged; the import succeeds all the same.
+    def __contains__(self, name: str) -> bool: ...
 
-    Args:
-        name: the module.
-        hook: called with the module.
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None) -> ModuleSpec | None:
+        """None for what is not in the file, or has changed."""
+
+
+def after_import(name: str, action: Action) -> None:
+    """Calls `action` once the module has been imported; at once if it is loaded already.
+
+    An error in the action is logged; the import succeeds all the same.
     """
-
-    def call(module: ModuleType) -> None:
-        try:
-            hook(module)
-        except Exception as err:  # noqa: BLE001 - another version of the module works without the hook
-            effect = "vLLM starts without the optimisations that need it"
-            logger.warning("%s is not as expected: %s; %s", module.__name__, err, effect)
-
     module = sys.modules.get(name)
     if module is not None:
-        call(module)
+        _run(action, module)
         return
-    sys.meta_path.insert(0, _HookFinder(name, call))
+    _finder.after.setdefault(name, []).append(action)
+    _finder.settle()
 
 
-class _HookFinder(MetaPathFinder):
-    """Finds one module with the finders behind this one, and wraps its loader.
+def before_import(name: str, action: Action) -> None:
+    """Calls `action` with the module before its code runs; an error in the action is logged."""
+    _finder.before.setdefault(name, []).append(action)
+    _finder.settle()
 
-    It stays installed until the module has been imported: `find_spec` may be called without an import.
+
+def cancel(name: str, action: Action) -> None:
+    """From now on, `action` is not called any more; no effect if that was so."""
+    for actions in (_finder.before, _finder.after):
+        if action in actions.get(name, ()):
+            actions[name].remove(action)
+            if not actions[name]:
+                del actions[name]
+    _finder.settle()
+
+
+def replace(replacement: Replacement) -> None:
+    """From now on, asks `replacement` first, until `stop_replacing`."""
+    _finder.replacements.insert(0, replacement)
+    _finder.settle()
+
+
+def stop_replacing(replacement: Replacement) -> None:
+    """From now on, the modules themselves are imported; a second call does nothing."""
+    if replacement in _finder.replacements:
+        _finder.replacements.remove(replacement)
+        _finder.settle()
+
+
+def serve(file: ModuleFile) -> None:
+    """From now on, takes modules from the file where Python's path finder would be asked for them."""
+    _finder.files.append(file)
+    _finder.settle()
+
+
+def stop_serving() -> None:
+    """From now on, takes modules from no file."""
+    _finder.files.clear()
+    _finder.settle()
+
+
+def delay_import(name: str, *, patched_by: Name) -> None:
+    """Blocks imports of `name` while the module that patches it is imported; a later import calls the patch.
+
+    The patch must ignore the ImportError of the module that it patches, and must be callable again.
     """
+    if name in sys.modules or patched_by.module in sys.modules:
+        return
 
-    def __init__(self, name: str, hook: Hook) -> None:
-        self._name = name
-        self._hook = hook
+    def block(fullname: str) -> None:
+        if fullname == name:
+            raise ModuleNotFoundError(f"{fullname} is imported later", name=fullname)
+
+    def patch(_: ModuleType) -> None:
+        patched_by.get(importlib.import_module(patched_by.module))()
+
+    def unblock(_: ModuleType) -> None:
+        stop_replacing(block)
+        after_import(name, patch)
+
+    replace(block)
+    after_import(patched_by.module, unblock)
+
+
+class _Finder:
+    """Stands before all other finders while it has something to do."""
+
+    def __init__(self) -> None:
+        self.replacements: list[Replacement] = []
+        """The one that is asked first comes first."""
+        self.before: dict[str, list[Action]] = {}
+        """Until they are cancelled."""
+        self.after: dict[str, list[Action]] = {}
+        """Until the module has been imported: `find_spec` may be called without an import."""
+        self.files: list[ModuleFile] = []
+
+    def settle(self) -> None:
+        """Enters or leaves `sys.meta_path`."""
+        is_needed = bool(self.replacements or self.before or self.after or self.files)
+        if is_needed and sys.meta_path[:1] == [self]:
+            return
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        if is_needed:
+            sys.meta_path.insert(0, self)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self._name:
+        for replacement in self.replacements:
+            if (spec := replacement(fullname)) is not None:
+                return spec
+        has_actions = fullname in self.before or fullname in self.after
+        if not has_actions and not any(fullname in file for file in self.files):
             return None
-        spec = self._find_with_others(path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _HookLoader(spec.loader, self._run)
+        spec = next(self._specs(fullname, path, target), None)
+        if has_actions and spec is not None and spec.loader is not None:
+            spec.loader = _ActingLoader(spec.loader, self)  # type: ignore[assignment]
         return spec
 
-    def _find_with_others(self, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
-        others = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
-        specs = (finder.find_spec(self._name, path, target) for finder in others)
-        return next((spec for spec in specs if spec is not None), None)
+    def _specs(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> Iterator[ModuleSpec]:
+        """What the files and the other finders find, in the order of `sys.meta_path`."""
+        others: list[Any] = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
+        for other in others:
+            for file in self.files if other is PathFinder else ():
+                if (spec := file.find_spec(name, path)) is not None:
+                    yield spec
+            if (spec := other.find_spec(name, path, target)) is not None:
+                yield spec
 
-    def _run(self, module: ModuleType) -> None:
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-            self._hook(module)
 
+class _ActingLoader:
+    """The module's own loader, with the finder's actions before and after the module's code."""
 
-class _HookLoader(Loader):
-    """The module's own loader, which calls the hook after the module's code."""
-
-    def __init__(self, loader: Loader, hook: Hook) -> None:
+    def __init__(self, loader: Any, finder: _Finder) -> None:
         self._loader = loader
-        self._hook = hook
+        self._finder = finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
+        for action in tuple(self._finder.before.get(module.__name__, ())):
+            _run(action, module)
         self._loader.exec_module(module)
-        self._hook(module)
+        after = self._finder.after.pop(module.__name__, ())
+        self._finder.settle()
+        for action in after:
+            _run(action, module)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
+
+
+def _run(action: Action, module: ModuleType) -> None:
+    try:
+        action(module)
+    except Exception as err:  # noqa: BLE001 - another version of the module works without the action
+        effect = "the start goes on without the optimisations that need it"
+        logger.warning("%s is not as expected: %s; %s", module.__name__, err, effect)
+
+
+_finder = _Finder()

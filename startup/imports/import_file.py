@@ -12,12 +12,13 @@ import marshal
 import os
 import sys
 from collections.abc import Sequence
-from importlib.machinery import FileFinder, ModuleSpec, PathFinder, SourceFileLoader
+from importlib.machinery import FileFinder, ModuleSpec, SourceFileLoader
 from types import CodeType, ModuleType
-from typing import Any, Final
+from typing import Final
 
 from server.machine.file_stamps import read_stamp
 from startup.imports.distributions import distribution_stamps, installed_folders
+from startup.imports.finder import serve, stop_serving
 from startup.imports.import_file_layout import (
     Index,
     ModuleEntry,
@@ -33,8 +34,8 @@ _SOURCE_ENDING: Final = ".py"
 _NS_PER_S: Final = 10**9
 
 
-class ImportFileFinder:
-    """A meta-path finder that serves the modules of one file until it is closed."""
+class ImportFile:
+    """One file, whose modules can be imported until it is closed."""
 
     def __init__(self, path: str) -> None:
         """Opens the file.
@@ -59,10 +60,11 @@ class ImportFileFinder:
         self.outdated: set[str] = set()
         """The modules whose source, folder or part of the file has changed."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Implements `importlib.abc.MetaPathFinder`; None for what is not in the file or has changed."""
+    def __contains__(self, name: str) -> bool:
+        return name in self._modules
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None) -> ModuleSpec | None:
+        """None for what is not in the file or has changed."""
         fields = self._modules.get(fullname)
         if fields is None or len(sys.path_hooks) != self._num_path_hooks:
             return None
@@ -156,23 +158,22 @@ class ImportFileFinder:
         return self._are_unchanged[folder]
 
 
-_finders: list[ImportFileFinder] = []
+_files: list[ImportFile] = []
 
 
 def install(path: str | os.PathLike[str]) -> int:
     """From now on, imports use the file; returns how many modules it can serve, 0 if it does not apply."""
     path = os.fspath(path)
     try:
-        finder = ImportFileFinder(path)
+        file = ImportFile(path)
     except FileNotFoundError:
         return 0
     except (OSError, UnusableFileError, ValueError, EOFError, TypeError) as err:
         logger.debug("the import file %s is not used: %s", path, err)
         return 0
-    finders: list[Any] = sys.meta_path
-    finders.insert(finders.index(PathFinder) if PathFinder in finders else len(finders), finder)
-    _finders.append(finder)
-    return len(finder.index.modules)
+    serve(file)
+    _files.append(file)
+    return len(file.index.modules)
 
 
 def uninstall() -> list[str]:
@@ -182,11 +183,10 @@ def uninstall() -> list[str]:
         The modules that this process has imported and that the files lack or have in an old version.
     """
     missing = _missing_modules()
-    for finder in _finders:
-        finder.close()
-        if finder in sys.meta_path:
-            sys.meta_path.remove(finder)
-    _finders.clear()
+    stop_serving()
+    for file in _files:
+        file.close()
+    _files.clear()
     return missing
 
 
@@ -197,13 +197,13 @@ def why_not(path: str | os.PathLike[str]) -> str | None:
     """
     path = os.fspath(path)
     try:
-        finder = ImportFileFinder(path)
+        file = ImportFile(path)
     except (OSError, UnusableFileError, ValueError, EOFError, TypeError) as err:
         return str(err)
-    finder.close()
-    for name, fields in finder.index.modules.items():
+    file.close()
+    for name, fields in file.index.modules.items():
         entry = ModuleEntry(*fields)  # type: ignore[arg-type]
-        if read_stamp(entry.origin).stored[0] != entry.mtime_ns // _NS_PER_S or not finder.is_current(entry):
+        if read_stamp(entry.origin).stored[0] != entry.mtime_ns // _NS_PER_S or not file.is_current(entry):
             return f"{name} was changed: {entry.origin}"
     return None
 
@@ -220,9 +220,9 @@ def _applicable_index(fd: int) -> Index:
 
 def _missing_modules() -> list[str]:
     known: set[str] = set()
-    for finder in _finders:
-        known.update(finder.index.modules, finder.index.refused)
-    known.difference_update(*(finder.outdated for finder in _finders))
+    for file in _files:
+        known.update(file.index.modules, file.index.refused)
+    known.difference_update(*(file.outdated for file in _files))
     return [name for name, module in list(sys.modules.items()) if name not in known and _is_from_source(name, module)]
 
 

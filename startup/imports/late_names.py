@@ -10,80 +10,59 @@ import builtins
 import functools
 import importlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec, resolve_name
-from types import SimpleNamespace
-from typing import Any, Final, NamedTuple
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
-from startup.hooks.left_out import applies
-from startup.hooks.of_vllm import LATE_NAMES
+from startup.imports.finder import before_import, cancel
 
 
 class LateImport(NamedTuple):
-    """An import statement whose names are not used while its module is imported."""
+    """An import statement outside of functions, whose names are not used while its module is imported."""
 
     importer: str
     module: str
     requires: str | None = None
     """For a statement in a `try`: a package without which it is executed, and raises ImportError."""
-    is_for_engine: bool = False
-    """Not in the API server, which needs the module, and whose schemas depend on the order of imports."""
-
-
-_OTEL: Final = "vllm.tracing.otel"
-_EXPORTER: Final = "opentelemetry.exporter.otlp.proto"
-
-LATE_IMPORTS: Final = (
-    LateImport("vllm.connections", "aiohttp"),
-    LateImport("vllm.connections", "requests"),
-    LateImport("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.launchers.api_server.app_state"),
-    LateImport("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.launchers.app"),
-    LateImport("vllm.distributed.device_communicators.pynccl_allocator", "torch.utils.cpp_extension"),
-    LateImport("vllm.multimodal.media.connector", "aiohttp"),
-    LateImport("vllm.multimodal.media.connector", "requests"),
-    LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.entrypoints.mcp.tool_server", is_for_engine=True),
-    LateImport("vllm.transformers_utils.config", "transformers.models.auto.image_processing_auto"),
-    LateImport("vllm.usage.usage_lib", "cpuinfo"),
-    LateImport("vllm.v1.structured_output", "vllm.parser.engine.adapters"),
-    LateImport("vllm.v1.structured_output", "vllm.v1.structured_output.backend_guidance"),
-    LateImport("vllm.v1.structured_output", "vllm.v1.structured_output.backend_xgrammar"),
-    LateImport("vllm.v1.worker.gpu.eplb_utils", "vllm.models.deepseek_v4.common.eplb_util"),
-    LateImport(_OTEL, f"{_EXPORTER}.grpc.trace_exporter", requires=f"{_EXPORTER}.grpc"),
-    LateImport(_OTEL, f"{_EXPORTER}.http.trace_exporter", requires=f"{_EXPORTER}.http"),
-    LateImport(_OTEL, "opentelemetry.sdk.trace", requires="opentelemetry.sdk"),
-    LateImport(_OTEL, "opentelemetry.sdk.trace.export", requires="opentelemetry.sdk"),
-)
-"""As in vLLM 0.28 to 0.32; a statement that a version does not have has no effect."""
-
-API_SERVER: Final = tuple(entry for entry in LATE_IMPORTS if not entry.is_for_engine)
 
 
 @contextmanager
-def late_imports(late: Iterable[LateImport]) -> Iterator[None]:
+def late_names(late: Iterable[LateImport]) -> Iterator[None]:
     """While open, these import statements give stand-ins, unless their module is loaded already."""
-    if not applies(LATE_NAMES):
-        yield
-        return
-    requirements = {(entry.importer, entry.module): entry.requires for entry in late}
-    import_now = builtins.__import__
-
-    @functools.wraps(import_now)
-    def import_late(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-        importer = globals.get("__name__") if globals else None
-        wanted = resolve_name("." * level + name, globals["__package__"]) if level and importer else name
-        key = (importer, wanted)
-        if key not in requirements or wanted in sys.modules or not _is_installed(requirements[key]):
-            return import_now(name, globals, locals, fromlist, level)
-        if not fromlist:
-            return LateName(wanted, None, globals)
-        return SimpleNamespace(**{name: LateName(wanted, name, globals) for name in fromlist})
-
-    builtins.__import__ = import_late
+    statements: dict[str, dict[str, str | None]] = defaultdict(dict)
+    for entry in late:
+        statements[entry.importer][entry.module] = entry.requires
+    actions = [(name, functools.partial(_delay_imports, modules)) for name, modules in statements.items()]
+    for name, action in actions:
+        before_import(name, action)
     try:
         yield
     finally:
-        builtins.__import__ = import_now
+        for name, action in actions:
+            cancel(name, action)
+
+
+def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None:
+    """Gives the module's own code, until it ends, an `__import__` that returns stand-ins.
+
+    Python looks up `__import__` among the built-in names of the running code, which it takes from the
+    module's `__builtins__` when the code begins. The functions that this code defines get the usual ones.
+    """
+    namespace = vars(importer)
+
+    def import_late(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        namespace["__builtins__"] = vars(builtins)  # for functions that are defined from now on
+        wanted = resolve_name("." * level + name, namespace["__package__"]) if level else name
+        if wanted not in late or wanted in sys.modules or not _is_installed(late[wanted]):
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        if not fromlist:
+            return LateName(wanted, None, namespace)
+        return SimpleNamespace(**{name: LateName(wanted, name, namespace) for name in fromlist})
+
+    namespace["__builtins__"] = {**vars(builtins), "__import__": import_late}
 
 
 class LateName:

@@ -7,39 +7,28 @@ checks, decorators that affect only torch.compile, and conditions on plain numbe
 """
 
 import importlib
+import operator
 import sys
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any, Final
 
+from startup.hooks.hook import Hook, Name
 from startup.hooks.left_out import applies
-from startup.hooks.of_libraries import LEFT_OUT, LEFT_OUT_OF_TORCH, STAND_INS
-from startup.imports import plain_shapes
 from startup.imports.scan_cache import cached_scans
-from startup.imports.stand_ins import AbsentFinder, remove_stand_in
+from startup.imports.stand_ins import StandIns
 
-
-class StandIns:
-    """While installed, importing the named modules gives stand-ins, unless they are loaded already.
-
-    After removal the real modules can be imported; names imported before keep their stand-ins.
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._finder = _StandInFinder(tuple(name for name in names if name not in sys.modules), on_miss=self.remove)
-
-    def install(self) -> None:
-        """From now on, imports give stand-ins."""
-        sys.meta_path.insert(0, self._finder)
-
-    def remove(self) -> None:
-        """From now on, imports give the real modules; may be called again."""
-        if self._finder in sys.meta_path:
-            sys.meta_path.remove(self._finder)
-        for name, module in list(sys.modules.items()):
-            if isinstance(module, _StandInModule | _PlainShapesModule) and module.__loader__ is self._finder:
-                remove_stand_in(name, module)
+_LEFT_OUT_OF_TORCH: Final = ("torch._meta_registrations",)
+"""Python rules for tensors without data; creating a model on the meta device needs only the rules in C++."""
+_SHAPES: Final = "torch.fx.experimental.symbolic_shapes"
+"""It imports sympy: 0.2 s of a start."""
+LEFT_OUT: Final = (
+    "sympy",
+    "torch._dynamo",
+    "torch.distributed.tensor",
+    _SHAPES,
+    "transformers.modeling_gguf_pytorch_utils",
+)
 
 
 class LeftOut:
@@ -62,7 +51,7 @@ class LeftOut:
             return False
         self.end()
         self._stand_ins.clear()
-        _import_all(LEFT_OUT_OF_TORCH)
+        _import_all(_LEFT_OUT_OF_TORCH)
         return True
 
 
@@ -75,7 +64,7 @@ def import_lean(modules: Sequence[str]) -> LeftOut:
         with cached_scans():
             _import_all(("torch", *modules))
         return LeftOut()
-    from_torch, stand_ins = StandIns(LEFT_OUT_OF_TORCH), StandIns(LEFT_OUT)
+    from_torch, stand_ins = StandIns(_LEFT_OUT_OF_TORCH), StandIns(LEFT_OUT, functions={_SHAPES: SHAPE_FUNCTIONS})
     from_torch.install()
     importlib.import_module("torch")
     before = set(sys.modules)
@@ -92,63 +81,58 @@ def import_lean(modules: Sequence[str]) -> LeftOut:
     return LeftOut([from_torch, stand_ins])
 
 
-class _Absent(type):
-    """The metaclass of stand-ins: classes without instances, decorators without effect."""
-
-    def __instancecheck__(cls, instance: object) -> bool:
-        return False
-
-    def __subclasscheck__(cls, subclass: type) -> bool:
-        return subclass is cls
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if args and callable(args[0]) else _unchanged
-
-
-class _StandInModule(ModuleType):
-    """Has every attribute, as a stand-in."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        stand_in = _Absent(name, (), {"__module__": self.__name__})
-        setattr(self, name, stand_in)
-        return stand_in
-
-
-class _PlainShapesModule(ModuleType):
-    """Has the functions of `plain_shapes`; for any other attribute it is replaced by the real module."""
-
-    def __init__(self, name: str, on_miss: Callable[[], None]) -> None:
-        super().__init__(name)
-        self._on_miss = on_miss
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if name in plain_shapes.FUNCTIONS:
-            return plain_shapes.FUNCTIONS[name]
-        self._on_miss()
-        return getattr(importlib.import_module(self.__name__), name)
-
-
-class _StandInFinder(AbsentFinder):
-    """Creates the stand-ins of the left out modules."""
-
-    def __init__(self, names: tuple[str, ...], on_miss: Callable[[], None]) -> None:
-        super().__init__(names)
-        self._on_miss = on_miss
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        if spec.name == plain_shapes.INSTEAD_OF:
-            return _PlainShapesModule(spec.name, self._on_miss)
-        return _StandInModule(spec.name)
-
-
-def _unchanged(function: Any) -> Any:
-    return function
-
-
 def _import_all(modules: Sequence[str]) -> None:
     for module in modules:
         importlib.import_module(module)
+
+
+def _itself(value: int) -> int:
+    return value
+
+
+def _expect_true(condition: bool, skip: int = 0) -> bool:
+    return condition
+
+
+def _sym_and(first: bool, *others: bool) -> bool:
+    return reduce(operator.and_, others, first)
+
+
+def _sym_or(first: bool, *others: bool) -> bool:
+    return reduce(operator.or_, others, first)
+
+
+def _sym_eq(x: Any, y: Any) -> bool:
+    if isinstance(x, tuple | list) and isinstance(y, tuple | list):
+        return list(x) == list(y)
+    return bool(x == y)
+
+
+def _is_nested_int(size: int) -> bool:
+    return False
+
+
+def _has_guarding_hint(size: int) -> bool:
+    return True
+
+
+SHAPE_FUNCTIONS: Final[Mapping[str, Callable[..., int]]] = {
+    "expect_true": _expect_true,
+    "guard_or_false": _itself,
+    "guard_or_true": _itself,
+    "guarding_hint_or_throw": _itself,
+    "has_guarding_hint": _has_guarding_hint,
+    "is_nested_int": _is_nested_int,
+    "statically_known_true": _itself,
+    "sym_and": _sym_and,
+    "sym_eq": _sym_eq,
+    "sym_or": _sym_or,
+}
+"""torch's functions for symbolic shapes where all sizes are numbers, as without torch.compile."""
+
+STAND_INS: Final = Hook(
+    "stand-ins of the embedded engine",
+    does="imports torch and transformers without modules that serving does not use",
+    without="the embedded engine imports them",
+    needs=(*map(Name, (*_LEFT_OUT_OF_TORCH, *LEFT_OUT)), *(Name(_SHAPES, function) for function in SHAPE_FUNCTIONS)),
+)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from envs.registry import env
 from startup.caches.folders import layers
 from startup.imports.distributions import installed_folders
-from startup.imports.import_file import ImportFileFinder, install, uninstall
+from startup.imports.import_file import ImportFile, install, uninstall
 from startup.imports.import_file_layout import Index, ModuleEntry, UnusableFileError
 from startup.imports.import_file_writer import write
 
@@ -143,8 +143,8 @@ def _notes(path: Path) -> Path:
 
 def _read(path: Path) -> Index | None:
     try:
-        finder = ImportFileFinder(str(path))
+        file = ImportFile(str(path))
     except (OSError, UnusableFileError, ValueError, EOFError, TypeError):
         return None
-    finder.close()
-    return finder.index
+    file.close()
+    return file.index

@@ -4,6 +4,7 @@ transformers reads the sources of all its models to find the names they export (
 installed package to its distribution (0.05 s). Both depend only on the installed packages.
 """
 
+import functools
 import importlib.metadata
 import json
 import sys
@@ -11,17 +12,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from hashlib import sha256
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from server.machine.files import MODE, read_own, write_whole
 from startup.caches.folders import layers
+from startup.hooks.hook import Hook, Name
 from startup.hooks.left_out import applies
-from startup.hooks.of_libraries import CACHED_SCANS, SCAN
 from startup.imports.distributions import distribution_stamps
+from startup.imports.finder import after_import, cancel
+
+_SCAN: Final = Name("transformers.utils.import_utils", "define_import_structure", ("module_path", "prefix"))
+_DISTRIBUTIONS: Final = Name("importlib.metadata", "packages_distributions", ())
+CACHED_SCANS: Final = Hook(
+    "cached scans",
+    does="keeps on disk which names transformers' models export",
+    without="every start reads the sources of all models",
+    needs=(_SCAN, _DISTRIBUTIONS),
+)
+
 
 Structure: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
 """Required backends -> modules -> exported names, in the form of transformers."""
@@ -36,14 +46,15 @@ def cached_scans() -> Iterator[None]:
         yield
         return
     cache = _Cache()
-    finder = _ScanFinder(cache)
+    add_cache = functools.partial(_replace_scan, cache)
     find_distributions = importlib.metadata.packages_distributions
     importlib.metadata.packages_distributions = lambda: cache.distributions(find_distributions)
-    sys.meta_path.insert(0, finder)
+    if _SCAN.module not in sys.modules:
+        after_import(_SCAN.module, add_cache)
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)
+        cancel(_SCAN.module, add_cache)
         importlib.metadata.packages_distributions = find_distributions
     cache.save()
 
@@ -112,44 +123,22 @@ def scan_key() -> list[object]:
     return [sys.version, sha256(repr(distribution_stamps()).encode()).hexdigest()]
 
 
-class _ScanFinder(MetaPathFinder):
-    """Finds the module of transformers that scans, and gives it a loader that adds the cache."""
+def _replace_scan(cache: _Cache, module: ModuleType) -> None:
+    """Adds the cache to the module of transformers that scans."""
+    path = Path(module.__file__ or "")
+    # Sources outside such a folder, as of an editable install, change without a change of the key.
+    if not set(_SITE_FOLDERS) & set(path.parts):
+        return
+    scan = _SCAN.get(module)
+    models = path.parents[1] / "models"
 
-    def __init__(self, cache: _Cache) -> None:
-        self._cache = cache
+    def cached_scan(module_path: str | Path, prefix: str | None = None) -> Structure:
+        if Path(module_path) not in (models, models / "__init__.py"):
+            found: Structure = scan(module_path, prefix)
+            return found
+        structure = cache.structure(lambda: scan(str(models)))
+        if prefix is None:
+            return structure
+        return {b: {f"{prefix}.{name}": v for name, v in modules.items()} for b, modules in structure.items()}
 
-    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != SCAN.module:
-            return None
-        spec = PathFinder.find_spec(fullname, path, target)
-        # Sources outside such a folder, as of an editable install, change without a change of the key.
-        if spec is None or spec.origin is None or not set(_SITE_FOLDERS) & set(Path(spec.origin).parts):
-            return None
-        spec.loader = _ScanLoader(fullname, spec.origin, self._cache)
-        return spec
-
-
-class _ScanLoader(SourceFileLoader):
-    """Loads the module, and replaces its scan by one that uses the cache."""
-
-    def __init__(self, fullname: str, path: str, cache: _Cache) -> None:
-        super().__init__(fullname, path)
-        self._cache = cache
-
-    def exec_module(self, module: ModuleType) -> None:
-        super().exec_module(module)
-        scan = getattr(module, SCAN.path, None)
-        if scan is None:
-            return
-        models = Path(module.__file__ or "").parents[1] / "models"
-
-        def cached_scan(module_path: str | Path, prefix: str | None = None) -> Structure:
-            if Path(module_path) not in (models, models / "__init__.py"):
-                found: Structure = scan(module_path, prefix)
-                return found
-            structure = self._cache.structure(lambda: scan(str(models)))
-            if prefix is None:
-                return structure
-            return {b: {f"{prefix}.{name}": v for name, v in modules.items()} for b, modules in structure.items()}
-
-        SCAN.replace(module, cached_scan)
+    _SCAN.replace(module, cached_scan)

@@ -1,33 +1,151 @@
-"""Finds modules that are left out, and all modules below them, so that stand-ins are imported instead."""
+"""Stand-ins for modules that a process does not use, or not yet: importing them takes no time.
 
+A stand-in has every attribute: decorators without effect, classes without instances. Those that become real
+forward each later use to the real object.
+"""
+
+import importlib
 import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
+
+from startup.imports.finder import replace, stop_replacing
+
+Functions = Mapping[str, Callable[..., Any]]
 
 
-class AbsentFinder(MetaPathFinder, Loader):
-    """Inserted at the front of `sys.meta_path`; subclasses define `create_module`."""
+class StandIns:
+    """Modules, and all modules below them, in whose place stand-ins are imported while these are installed.
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = tuple(names)
+    Modules that are loaded already are not replaced. After removal the real modules can be imported; names
+    that were imported before keep their stand-ins.
+    """
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if any(fullname == name or fullname.startswith(f"{name}.") for name in self._names):
-            return ModuleSpec(fullname, self, is_package=True)
-        return None
+    def __init__(
+        self, names: Sequence[str], *, become_real: bool = False, functions: Mapping[str, Functions] | None = None
+    ) -> None:
+        """
+        Args:
+            names: the modules.
+            become_real: whether stand-ins forward to the real objects after the removal.
+            functions: for modules of which a process uses only these functions; using anything else of such a
+                module removes the stand-ins.
+        """
+        self._names = tuple(name for name in names if name not in sys.modules)
+        self._functions = functions or {}
+        self._become_real = become_real
+        self.are_real = False
+        """Whether the stand-ins forward each use."""
+
+    def install(self) -> None:
+        """From now on, imports give stand-ins."""
+        replace(self._find)
+
+    def remove(self) -> None:
+        """From now on, imports give the real modules; may be called again."""
+        stop_replacing(self._find)
+        self.are_real = self._become_real
+        for name, module in list(sys.modules.items()):
+            if isinstance(module, _StandInModule) and module.__loader__ is self:
+                _forget(name, module)
+
+    def attribute(self, module: str, name: str) -> Any:
+        """The attribute of a stand-in for this module."""
+        functions = self._functions.get(module)
+        if functions is not None and name in functions:
+            return functions[name]
+        if functions is not None:
+            self.remove()
+        if functions is not None or self.are_real:
+            return _real_attribute(importlib.import_module(module), name)
+        return StandIn(name, (), {"__module__": module, "_path": (name,), "_stand_ins": self})
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _StandInModule(spec.name, self)
 
     def exec_module(self, module: ModuleType) -> None:
         """A stand-in has no code."""
 
+    def _find(self, name: str) -> ModuleSpec | None:
+        is_one = any(name == left_out or name.startswith(f"{left_out}.") for left_out in self._names)
+        return ModuleSpec(name, self, is_package=True) if is_one else None  # type: ignore[arg-type]
 
-def remove_stand_in(name: str, module: ModuleType) -> None:
+
+class _StandInModule(ModuleType):
+    def __init__(self, name: str, stand_ins: StandIns) -> None:
+        super().__init__(name)
+        self._stand_ins = stand_ins
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        value = self._stand_ins.attribute(self.__name__, name)
+        if isinstance(value, StandIn):
+            vars(self)[name] = value
+        return value
+
+
+class StandIn(type):
+    """Stands for an attribute of a module: a decorator without effect and a class without instances."""
+
+    _stand_ins: StandIns
+    _path: tuple[str, ...]
+
+    def real(cls) -> Any:
+        """The object in whose place it stands."""
+        value: Any = importlib.import_module(cls.__module__)
+        for name in cls._path:
+            value = _real_attribute(value, name)
+        return value
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if cls._stand_ins.are_real:
+            return getattr(cls.real(), name)
+        path = (*cls._path, name)
+        return StandIn(name, (), {"__module__": cls.__module__, "_path": path, "_stand_ins": cls._stand_ins})
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls._stand_ins.are_real:
+            return cls.real()(*args, **kwargs)
+        return args[0] if args and callable(args[0]) else _unchanged
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return cls._stand_ins.are_real and cls.__module__ in sys.modules and isinstance(instance, cls.real())
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return subclass is cls
+
+    def __or__(cls, other: Any) -> Any:
+        return object
+
+    __ror__ = __or__
+
+
+def _forget(name: str, module: ModuleType) -> None:
     """From now on, importing the name gives the real module."""
     del sys.modules[name]
     parent, _, child = name.rpartition(".")
     package = sys.modules.get(parent)
     if package is not None and vars(package).get(child) is module:
         delattr(package, child)
+
+
+def _real_attribute(owner: Any, name: str) -> Any:
+    """An attribute, or a package's module that is not imported yet."""
+    try:
+        return getattr(owner, name)
+    except AttributeError:
+        if not hasattr(owner, "__path__"):
+            raise
+    try:
+        return importlib.import_module(f"{owner.__name__}.{name}")
+    except ModuleNotFoundError as err:
+        raise AttributeError(f"module {owner.__name__!r} has no attribute {name!r}") from err
+
+
+def _unchanged(function: Any) -> Any:
+    return function

@@ -18,10 +18,21 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from envs import foreign
 from server.machine.command_line import replace_command_line
-from startup.hooks.of_libraries import FORKSERVER_CODE, START_PROGRAM
+from startup.hooks.hook import Hook, Name, Text
 from startup.processes import death_pipe, group_signals
 from startup.processes.library_state import refresh_libraries
 from startup.processes.messages import MessageError, dictionary, receive, send
+
+_START_PROGRAM: Final = Name("multiprocessing.util", "spawnv_passfds", ("path", "args", "passfds"))
+_FORKSERVER_CODE: Final = "from multiprocessing.forkserver import main"
+"""What multiprocessing executes in a new interpreter."""
+DORMANT_FORKSERVER: Final = Hook(
+    "dormant forkserver",
+    does="makes a fork of a standby multiprocessing's forkserver",
+    without="the forkserver of a warm start imports vLLM again",
+    needs=(_START_PROGRAM, Text(("multiprocessing.forkserver",), _FORKSERVER_CODE, "the code of its program")),
+)
+
 
 _COMMAND_LINE: Final = b"vllm-cli dormant forkserver\0"
 """Shown by `ps` until it is woken, as it would otherwise look like the server."""
@@ -80,12 +91,12 @@ def differing_variable(names: Iterable[str]) -> str | None:
 @contextmanager
 def instead_of_a_new_program() -> Iterator[None]:
     """While open, a forkserver that multiprocessing starts is the waiting process, if there is one."""
-    original = START_PROGRAM.get(util)
+    original = _START_PROGRAM.get(util)
 
     def start(path: Any, words: Any, fds: Any) -> Any:
         global _dormant
         code = os.fsdecode(words[-1])
-        if _dormant is None or not code.startswith(FORKSERVER_CODE):
+        if _dormant is None or not code.startswith(_FORKSERVER_CODE):
             return original(path, words, fds)
         process, _dormant = _dormant, None
         with process.connection as connection:
@@ -94,11 +105,11 @@ def instead_of_a_new_program() -> Iterator[None]:
             send(connection, [os.fsencode(word) for word in words], variables, numbers, fds=list(fds))
         return process.pid
 
-    START_PROGRAM.replace(util, start)
+    _START_PROGRAM.replace(util, start)
     try:
         yield
     finally:
-        START_PROGRAM.replace(util, original)
+        _START_PROGRAM.replace(util, original)
 
 
 def _wait_for_task(connection: socket.socket) -> NoReturn:

@@ -11,9 +11,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from envs import foreign
+from startup.hooks.hook import Hook, Name
+
+FORKED_LIBRARIES: Final = Hook(
+    "libraries in forks",
+    does="renews what libraries read on import: random state, settings of Inductor, the hub and metrics",
+    without="a fork has the settings of its template",
+    needs=(
+        Name("torch._inductor.config", "compile_threads"),
+        Name("transformers.utils.hub", "SESSION_ID"),
+        Name("huggingface_hub.constants", "HF_HUB_OFFLINE"),
+        Name("prometheus_client.values", "get_value_class", ()),
+        Name("prometheus_client.values", "ValueClass"),
+    ),
+)
 
 
 def refresh_libraries(changed: Mapping[str, str]) -> None:

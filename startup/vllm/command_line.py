@@ -1,7 +1,10 @@
-"""Reads model, address and a few flags from the command line of `vllm serve`, which vLLM parses again."""
+"""The command line of `vllm serve`: the few words that the launcher reads, and its run in this process."""
 
+import importlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +12,19 @@ from typing import Any, Final
 
 from server.config import ModelFiles
 from startup.config import ModelConfig
+from startup.hooks.hook import Hook, Name
 from startup.model.location import locate
 from startup.serve_words import is_for_information, split
+
+_MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())
+COMMAND_LINE: Final = Hook(
+    "command line",
+    does="runs `vllm serve` in the launcher's process",
+    without="vLLM runs as a new program",
+    needs=(_MAIN,),
+    is_essential=True,
+)
+
 
 _SWITCHES_OFF_LISTENING: Final = (
     "--headless",
@@ -108,3 +122,30 @@ def _as_word(value: Any) -> str:
     if value is True:
         return ""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def run_vllm(line: CommandLine) -> int:
+    """Runs `vllm serve` with these words until it returns or raises SystemExit or an error of vLLM's."""
+    sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), "serve", *line.words]  # noqa: PTH118, PTH120
+    main = _find_main()
+    try:
+        main()
+    except (EOFError, BrokenPipeError) as err:  # from a pipe of vLLM's; click would attribute it to the terminal
+        sys.excepthook(type(err), err, err.__traceback__)
+        raise SystemExit(1) from err
+    return 0
+
+
+def _find_main() -> Callable[[], object]:
+    """The function that vLLM's script calls; a version without the known one may have another script."""
+    try:
+        main: Callable[[], object] = _MAIN.get(importlib.import_module(_MAIN.module))
+        return main
+    except (ModuleNotFoundError, AttributeError):
+        from importlib.metadata import entry_points
+
+        script = next(iter(entry_points(group="console_scripts", name="vllm")), None)
+        if script is None:
+            raise
+        other: Callable[[], object] = script.load()
+        return other

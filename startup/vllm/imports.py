@@ -6,15 +6,29 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from typing import Final
 
-from startup.hooks.of_vllm import API_MODULES
-from startup.imports.late_names import API_SERVER, late_imports
+from startup.hooks.hook import Hook, Name
 from startup.imports.scan_cache import cached_scans
 from startup.processes import group_signals
 from startup.vllm.patches.cheap_calls import make_calls_cheap
-from startup.vllm.patches.compiler import deferred_compiler
-from startup.vllm.patches.lazy_compile import make_compile_lazy
+from startup.vllm.patches.compiler import compiler_imported
+from startup.vllm.patches.late_imports import late_imports
 from startup.vllm.patches.unused_commands import stub_unused_commands
+
+API_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve", "vllm.v1.engine.async_llm")
+API_SERVER: Final = Hook(
+    "API server's modules",
+    does="imports them while the forkserver imports the engine's",
+    without="nothing is imported in advance",
+    needs=tuple(map(Name, API_MODULES)),
+    is_essential=True,
+)
+
+LATER_MODULES: Final = ("vllm.kernels",)
+"""vLLM imports these once the engine is ready; the launcher, while the engine loads its model."""
+SERVING_MODULES: Final = ("vllm.entrypoints.launchers.app", "vllm.entrypoints.launchers.api_server.app_state")
+"""The launcher imports these, too, while the engine loads its model; new in 0.31 and 0.32."""
 
 
 def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapping[str, str]:
@@ -33,9 +47,7 @@ def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapp
         return {}
     stub_unused_commands()
     make_calls_cheap()
-    if is_lean:
-        make_compile_lazy()
-    with deferred_compiler() if is_lean else nullcontext(), late_imports(API_SERVER) if is_lean else nullcontext():
+    with compiler_imported("deferred" if is_lean else "now"), late_imports() if is_lean else nullcontext():
         failed = import_leniently((*API_MODULES, *more))
     return {name: reason for name, reason in failed.items() if name in API_MODULES}
 
@@ -44,7 +56,7 @@ def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
     """Imports further modules once the engine is requested; if it is lean, without torch's compiler."""
     was_enabled = gc.isenabled()
     gc.disable()
-    with deferred_compiler() if is_lean else nullcontext():
+    with compiler_imported("deferred" if is_lean else "now"):
         import_leniently(modules)
     gc.freeze()
     if was_enabled:

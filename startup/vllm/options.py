@@ -14,8 +14,8 @@ class VllmOptions:
 
     words: tuple[str, ...]
     """The command line for `vllm serve`, unchanged and in order."""
-    start_method: str | None = None
-    """The value of VLLM_WORKER_MULTIPROC_METHOD; None if it is not set."""
+    start_method: str = "forkserver"
+    """`forkserver` replaces the `spawn` that vLLM would use; the other methods are left to vLLM."""
     standby: StandbyMode = "auto"
     prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
     startup_timeout_s: float | None = None

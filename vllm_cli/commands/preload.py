@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from startup.vllm.fork.preload_profile import PreloadProfile
-    from startup.vllm.launch.hook_report import HookReport
+    from startup.vllm.launch.hooks import HookReport
 
 
 @click.group("preload")
@@ -88,7 +88,7 @@ def check(*, as_json: bool, path: "Path | None") -> None:
       pip download --no-deps vllm && unzip -q 'vllm-*.whl' -d new && vllm-cli preload check --vllm new
     """
     from startup.vllm.installed import require_vllm, vllm_in
-    from startup.vllm.launch.hook_report import report_hooks
+    from startup.vllm.launch.hooks import report_hooks
 
     try:
         vllm = require_vllm() if path is None else vllm_in(path)
@@ -101,7 +101,7 @@ def check(*, as_json: bool, path: "Path | None") -> None:
 
 def _describe_check(report: "HookReport") -> "Iterator[str]":
     """What is wrong with each hook, and what follows from it."""
-    from startup.vllm.launch.hook_report import hook_of
+    from startup.vllm.launch.hooks import hook_of
 
     yield from (f"vLLM {report.vllm.version} in {report.vllm.folder}", "")
     rows = [

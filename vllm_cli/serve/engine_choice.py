@@ -40,7 +40,7 @@ def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
     prefetch = {path.removeprefix("prefetch."): values.pop(path) for path in tuple(values) if "prefetch." in path}
     return VllmOptions(
         words=tuple(split.engine_words),
-        start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get() if env.VLLM_WORKER_MULTIPROC_METHOD.raw else None,
+        start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get(),
         prefetch=PrefetchOptions(**prefetch),
         is_preflight_only="--preflight-only" in given,
         is_json="--json" in given,

@@ -20,12 +20,50 @@ from typing import Any, Final
 
 from envs import foreign
 from server.machine.processes import is_alive
+from startup.hooks.hook import Hook, Name, Text
 from startup.processes import group_signals
 from startup.processes.death_pipe import arm
 from startup.processes.new_program import without_main_module
 from startup.vllm.fork.child_state import ChildState
 from startup.vllm.journal import FORKSERVER, Journal
 from startup.vllm.probes.serving_events import ChildPipes, report_serving
+
+PROCESS_START: Final = Hook(
+    "process start",
+    does="forks engines, workers and API servers from the forkserver where vLLM uses `spawn`",
+    without="every process imports vLLM itself",
+    needs=(
+        Text(("vllm.utils.system_utils",), r"def get_mp_context\(.*?multiprocessing\.get_context\(", "get_mp_context"),
+        Text(("vllm.envs",), r'"VLLM_WORKER_MULTIPROC_METHOD"', "VLLM_WORKER_MULTIPROC_METHOD"),
+        Text(("vllm.v1.engine.utils",), r"get_mp_context\(\)", "a start of engines with get_mp_context"),
+    ),
+    is_essential=True,
+)
+
+_SERVER: Final = "multiprocessing.forkserver"
+MULTIPROCESSING: Final = Hook(
+    "multiprocessing's forkserver",
+    does="is the context of `spawn`; children outlive it and end with their parent",
+    without="every process imports vLLM itself",
+    needs=(
+        Name("multiprocessing.context", "_concrete_contexts"),
+        Name("multiprocessing.context", "ForkServerContext"),
+        Name("multiprocessing.context", "get_spawning_popen"),
+        Name(_SERVER, "_forkserver"),
+        Name(_SERVER, "ForkServer.ensure_running", ()),
+        Name(_SERVER, "ForkServer._forkserver_pid"),
+        Name(_SERVER, "ForkServer._forkserver_alive_fd"),
+        Name(_SERVER, "ForkServer._forkserver_address"),
+        Name(_SERVER, "read_signed", ("fd",)),
+        Name("multiprocessing.popen_forkserver", "Popen._launch", ("process_obj",)),
+        Name("multiprocessing.popen_forkserver", "Popen.poll", ("flag",)),
+        Name("multiprocessing.popen_spawn_posix", "Popen"),
+        Name("multiprocessing.util", "Finalize"),
+        Name("multiprocessing.util", "close_fds"),
+    ),
+    is_essential=True,
+)
+
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import OWN_PREFIX, env
+from startup.hooks.hook import Hook, Text
 from startup.hooks.left_out import applies
-from startup.hooks.of_vllm import CHILD_VARIABLES
 from startup.processes import dormant_forkserver
 from startup.processes.new_program import ensure_forkserver
 from startup.vllm.fork.forkserver import READ_AT_EXEC, redirect_spawn
@@ -18,6 +18,18 @@ from startup.vllm.fork.preload_profile import PreloadProfile
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal
 from startup.vllm.probes.serving_events import ChildPipes
+
+_CPU: Final = "vllm.platforms.cpu"
+CHILD_VARIABLES: Final = Hook(
+    "variables of children",
+    does="starts the forkserver with variables that vLLM sets for its workers (OpenMP, allocator, Inductor)",
+    without="workers on CPU are slower, or are started as new programs",
+    needs=(
+        Text((_CPU,), r'os\.environ\["LD_PRELOAD"\]', "LD_PRELOAD"),
+        Text((_CPU,), r'os\.environ\["TORCHINDUCTOR_COMPILE_THREADS"\]', "TORCHINDUCTOR_COMPILE_THREADS"),
+    ),
+)
+
 
 logger = logging.getLogger(__name__)
 

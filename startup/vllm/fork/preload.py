@@ -20,27 +20,22 @@ from pathlib import Path  # noqa: E402
 
 from envs.registry import env  # noqa: E402
 from server.machine.processes import process_start_ns  # noqa: E402
-from startup.hooks.left_out import applies, leave_out  # noqa: E402
-from startup.hooks.of_vllm import LATE_COMPILER, PATCH_COMPILER  # noqa: E402
-from startup.imports.late_import import delay_import  # noqa: E402
-from startup.imports.late_names import LATE_IMPORTS, late_imports  # noqa: E402
+from startup.hooks.left_out import leave_out  # noqa: E402
 from startup.imports.learned_imports import learned_imports  # noqa: E402
 from startup.processes import group_signals  # noqa: E402
 from startup.processes.death_pipe import follow_parent  # noqa: E402
 from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
-from startup.vllm.fork.preload_plan import COMPILER, PreloadPlan  # noqa: E402
+from startup.vllm.fork.preload_plan import PreloadPlan  # noqa: E402
 from startup.vllm.imports import import_leniently  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.logs import log_as  # noqa: E402
 from startup.vllm.patches.cheap_calls import make_calls_cheap  # noqa: E402
 from startup.vllm.patches.compile_cache import record_compile_cache  # noqa: E402
-from startup.vllm.patches.compiler import deferred_compiler  # noqa: E402
-from startup.vllm.patches.lazy_compile import make_compile_lazy  # noqa: E402
-from startup.vllm.patches.model_modules import model_modules  # noqa: E402
-from startup.vllm.patches.model_registry import inspect_models_in_forks  # noqa: E402
-from startup.vllm.patches.named_spans import record_named_spans  # noqa: E402
+from startup.vllm.patches.compiler import compiler_imported  # noqa: E402
+from startup.vllm.patches.json_logs import omit_prefixes_in_json  # noqa: E402
+from startup.vllm.patches.late_imports import late_imports  # noqa: E402
+from startup.vllm.patches.model_registry import inspect_models_in_forks, model_modules  # noqa: E402
 from startup.vllm.patches.spans import record_spans  # noqa: E402
-from startup.vllm.patches.stream_prefixes import omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.tokenizers import load_tokenizer_late  # noqa: E402
 
 
@@ -51,7 +46,6 @@ def _preload(plan: PreloadPlan) -> None:
     leave_out(plan.left_out)
     journal = Journal(Path(plan.folder))
     record_spans(journal)
-    record_named_spans()
     record_compile_cache(journal)
     omit_prefixes_in_json()
     inspect_models_in_forks()
@@ -60,13 +54,8 @@ def _preload(plan: PreloadPlan) -> None:
         stack.enter_context(learned_imports())
         if env.VCLI_LEAN_IMPORTS.get():
             load_tokenizer_late()
-            stack.enter_context(late_imports(LATE_IMPORTS))
-        if plan.compiler != "now":
-            make_compile_lazy()
-        if plan.compiler == "deferred":
-            stack.enter_context(deferred_compiler())
-        elif plan.compiler == "late" and applies(LATE_COMPILER):
-            delay_import(COMPILER, patched_by=PATCH_COMPILER)
+            stack.enter_context(late_imports(in_engine=True))
+        stack.enter_context(compiler_imported(plan.compiler))
         failed = import_leniently(plan.modules)
         if plan.model is not None:
             failed |= import_leniently(model_modules(Path(plan.model)))

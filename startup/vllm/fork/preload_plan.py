@@ -4,24 +4,38 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
+from startup.hooks.hook import Hook, Name
 from startup.hooks.left_out import left_out
-from startup.hooks.of_vllm import CPU_MODULES, ENGINE_MODULES, GPU_MODULES
 from startup.serve_words import is_eager
 from startup.vllm.fork.preload_profile import PreloadProfile
+from startup.vllm.imports import LATER_MODULES
 from startup.vllm.installed import InstalledVllm
+from startup.vllm.patches.compiler import COMPILER, CompilerTime
 
-COMPILER: Final = "torch._inductor.lowering"
-"""vLLM imports this (0.6 s) to patch it and to decorate helpers, even if nothing will be compiled."""
+_ENGINE_MODULES: Final = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
+ENGINE: Final = Hook(
+    "engine's modules",
+    does="imports them in the forkserver",
+    without="nothing is imported in advance",
+    needs=tuple(map(Name, _ENGINE_MODULES)),
+    is_essential=True,
+)
+
+_CPU_MODULES: Final = ("vllm.v1.worker.cpu_worker",)
+_GPU_MODULES: Final = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner")
+WORKER: Final = Hook(
+    "workers' modules",
+    does="imports them in the forkserver and `vllm.kernels` in the API server",
+    without="each worker imports them itself in the first start; later starts know them from the profile",
+    needs=tuple(map(Name, (*_CPU_MODULES, *_GPU_MODULES, *LATER_MODULES))),
+)
+
 
 _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
 _SEVERAL_API_SERVERS: Final = ("--api-server-count", "-asc", "--data-parallel-size", "-dp")
 """Flags that start API servers as separate processes; by default there is one per data parallel rank."""
-
-
-CompilerTime = Literal["now", "late", "deferred"]
-"""`now`: with vLLM's imports. `late`: not for patches and decorators alone. `deferred`: when it is used."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ def plan_preload(
 
 def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
     """The modules of engine and worker that every start imports."""
-    return (*ENGINE_MODULES, *(CPU_MODULES if vllm.is_for_cpu else GPU_MODULES))
+    return (*_ENGINE_MODULES, *(_CPU_MODULES if vllm.is_for_cpu else _GPU_MODULES))
 
 
 def compiler_time(vllm: InstalledVllm, words: Sequence[str], known: Sequence[str]) -> CompilerTime:

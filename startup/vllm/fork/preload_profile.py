@@ -17,9 +17,18 @@ from typing import Any, Final
 from envs.redaction import hide_in_words
 from server.machine.files import MODE, read_own, write_whole
 from startup.caches.folders import cache_folder, layers
+from startup.hooks.hook import Hook, Text
 from startup.serve_words import split
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import StartRecordings
+
+RECORDED_PROCESSES: Final = Hook(
+    "processes of the preload profile",
+    does="tells API servers from engines and workers by their names",
+    without="modules are recorded for the wrong process",
+    needs=(Text(("vllm.v1.utils",), r'f"ApiServer_', "ApiServer_"),),
+)
+
 
 logger = logging.getLogger(__name__)
 

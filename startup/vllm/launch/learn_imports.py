@@ -8,18 +8,16 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from envs.registry import env
-from startup.hooks.of_vllm import LATER_MODULES
 from startup.imports.learned_imports import learn, learned_imports
 from startup.vllm.fork.preload_plan import plan_preload
 from startup.vllm.fork.preload_profile import PreloadProfile, StartKind
-from startup.vllm.imports import import_api_server
+from startup.vllm.imports import LATER_MODULES, import_api_server
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.patches.model_modules import model_modules
+from startup.vllm.patches.model_registry import inspect_models, model_modules
 
 _FORKSERVER: Final = "forkserver"
 _API: Final = "api"
@@ -51,22 +49,13 @@ def _main(role: str, model: str) -> None:
     if role == _FORKSERVER:
         importlib.import_module("startup.vllm.fork.preload")  # does the work
         if model:
-            _inspect(model_modules(Path(model)))
+            inspect_models(model_modules(Path(model)))
     else:
         with learned_imports():
             failed = import_api_server(LATER_MODULES)
         if failed:
             sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
         learn()
-
-
-def _inspect(modules: Sequence[str]) -> None:
-    """Has vLLM inspect the model's classes, and cache the results."""
-    registry = importlib.import_module("vllm.model_executor.models.registry")
-    for known in registry.ModelRegistry.models.values():
-        if getattr(known, "module_name", None) in modules:
-            with suppress(Exception):  # the first start inspects it
-                known.inspect_model_cls()
 
 
 if __name__ == "__main__":

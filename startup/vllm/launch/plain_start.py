@@ -1,21 +1,20 @@
-"""Runs vLLM's command line in this process, and decides whether without preloading (a plain start)."""
+"""Decides whether vLLM starts without preloading (a plain start), and starts it again that way."""
 
-import importlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+import traceback
 from contextlib import closing
-from importlib.metadata import entry_points
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from envs import foreign
 from envs.registry import env
-from startup.hooks.of_vllm import MAIN
 from startup.systemd.service_manager import ServiceManager
+from startup.timeline import start_origin
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import OLDEST, InstalledVllm
-from startup.vllm.launch.hook_check import check_installed, find_obstacle
+from startup.vllm.launch.hooks import check_installed, find_obstacle
 
 logger = logging.getLogger(__name__)
 
@@ -58,26 +57,28 @@ def report_plain_start(log_format: str) -> None:
         manager.notify_ready("vLLM was started; its readiness is not known")
 
 
-def run_vllm(line: CommandLine) -> int:
-    """Runs `vllm serve` with these words until it returns or raises SystemExit or an error of vLLM's."""
-    sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), "serve", *line.words]  # noqa: PTH118, PTH120
-    main = _find_main()
-    try:
-        main()
-    except (EOFError, BrokenPipeError) as err:  # from a pipe of vLLM's; click would attribute it to the terminal
-        sys.excepthook(type(err), err, err.__traceback__)
-        raise SystemExit(1) from err
-    return 0
+def exec_again(variable: str, value: str) -> NoReturn:
+    """Executes the same command in this process with a variable set, which discards all of its state.
+
+    The words are `sys.orig_argv`: those in /proc/self/cmdline may have been masked. A process forked from a
+    standby's would not be its client's any more: there the client executes the command.
+    """
+    if start_origin.start_again is not None:
+        start_origin.start_again(variable, value)
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would only record it, and `exec` forget that
+    os.environ[variable] = value
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, sys.orig_argv)
 
 
-def _find_main() -> Callable[[], object]:
-    """The function that vLLM's script calls; a version without the known one may have another script."""
-    try:
-        main: Callable[[], object] = MAIN.get(importlib.import_module(MAIN.module))
-        return main
-    except (ModuleNotFoundError, AttributeError):
-        script = next(iter(entry_points(group="console_scripts", name="vllm")), None)
-        if script is None:
-            raise
-        other: Callable[[], object] = script.load()
-        return other
+def is_raised_in(err: BaseException, folder: str) -> bool:
+    """Whether the error or one of its causes was raised by code in the folder."""
+    chain: BaseException | None = err
+    while chain is not None:
+        frames = traceback.extract_tb(chain.__traceback__)
+        if frames and folder in frames[-1].filename:
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False

@@ -12,30 +12,27 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from envs.registry import env
 from startup.config import ModelConfig
 from startup.errors import StartupError
-from startup.hooks.left_out import applies, leave_out
-from startup.hooks.of_vllm import LATE_COMPILER, LATER_MODULES, PATCH_COMPILER
-from startup.imports.late_import import delay_import
+from startup.hooks.left_out import leave_out
 from startup.imports.learned_imports import learned_imports
 from startup.model.location import locate
 from startup.serve_words import ServeWords
 from startup.vllm.command_line import CommandLine
 from startup.vllm.fork.forkserver_start import forkserver_environment
-from startup.vllm.fork.preload_plan import COMPILER, CompilerTime, compiler_time, platform_modules
+from startup.vllm.fork.preload_plan import compiler_time, platform_modules
 from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_all_profiles, load_profile
-from startup.vllm.imports import import_api_server, import_leniently
+from startup.vllm.imports import LATER_MODULES, import_api_server, import_leniently
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.launch.hook_check import check_installed, hooks_to_leave_out
+from startup.vllm.launch.hooks import check_installed, hooks_to_leave_out
 from startup.vllm.launch.plain_start import plain_start_reason
-from startup.vllm.patches.compiler import deferred_compiler
-from startup.vllm.patches.lazy_compile import make_compile_lazy
+from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
+from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
-from startup.vllm.patches.model_modules import model_modules
+from startup.vllm.patches.model_registry import model_modules
 from startup.vllm.patches.process_titles import show_titles
 from startup.vllm.patches.spans import prepare_spans
-from startup.vllm.patches.stream_prefixes import omit_prefixes_in_json
-from startup.vllm.start_method import may_defer_compiler, wanted_start_method
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +92,7 @@ class SharedImports:
         show_titles()
         with ExitStack() as stack:
             stack.enter_context(learned_imports())
-            if self._compiler != "now":
-                make_compile_lazy()
-            if self._compiler == "deferred":
-                stack.enter_context(deferred_compiler())
-            elif self._compiler == "late" and applies(LATE_COMPILER):
-                delay_import(COMPILER, patched_by=PATCH_COMPILER)
+            stack.enter_context(compiler_imported(self._compiler))
             api_modules, engine_modules = _modules_of(self._profiles)
             failed = import_api_server((*LATER_MODULES, *api_modules, *_LAUNCHER), is_lean=False)
             if failed:
@@ -143,7 +135,7 @@ class SharedImports:
             self._caches.drop_pools()
         if (plain := plain_start_reason(self._vllm, line)) is not None:
             return f"vLLM starts without preloading: {plain.text}"
-        method = wanted_start_method()
+        method = env.VLLM_WORKER_MULTIPROC_METHOD.get()
         if method == "fork":
             return "with the start method fork, the model runs in a fork of the API server"
         if not may_defer_compiler(line, method) and self._compiler != "now":

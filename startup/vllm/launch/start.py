@@ -20,7 +20,6 @@ from typing import Final, NoReturn
 from envs.registry import env
 from startup.caches.baked import use_baked_bytecode
 from startup.hooks.left_out import leave_out
-from startup.hooks.of_vllm import LATER_MODULES, SERVING_MODULES
 from startup.imports.learned_imports import learn, learned_imports
 from startup.preflight.report import PreflightReport
 from startup.processes import group_signals
@@ -29,38 +28,40 @@ from startup.session import ListenAddress, StartSession
 from startup.timeline import start_origin
 from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
-from startup.vllm.command_line import CommandLine
+from startup.vllm.command_line import CommandLine, run_vllm
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
 from startup.vllm.fork.preload_plan import plan_preload
 from startup.vllm.fork.preload_profile import StartKind, load_profile
-from startup.vllm.imports import import_api_server, import_rest
+from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.launch.baked_caches import lay_baked_caches
 from startup.vllm.launch.bytecode import keep_bytecode
-from startup.vllm.launch.fallback import exec_again, is_raised_in
-from startup.vllm.launch.hook_check import (
+from startup.vllm.launch.hooks import (
     check_installed,
     describe_known,
     describe_unfit,
     hooks_to_leave_out,
     names_that_cannot_be_left_out,
 )
-from startup.vllm.launch.plain_start import PlainReason, plain_start_reason, report_plain_start, run_vllm
+from startup.vllm.launch.plain_start import (
+    PlainReason,
+    exec_again,
+    is_raised_in,
+    plain_start_reason,
+    report_plain_start,
+)
 from startup.vllm.launch.preflight import run_preflight
 from startup.vllm.logs import log_as
 from startup.vllm.options import VllmOptions
 from startup.vllm.patches import compile_cache, port
-from startup.vllm.patches.early_engine import start_engine_early
-from startup.vllm.patches.engine_wait import EngineWait
-from startup.vllm.patches.json_logs import log_as_json, undo_log_as_json
+from startup.vllm.patches.compiler import may_defer_compiler
+from startup.vllm.patches.early_engine import EngineWait, start_engine_early
+from startup.vllm.patches.json_logs import log_as_json, omit_prefixes_in_json, undo_log_as_json
 from startup.vllm.patches.model_registry import inspect_models_in_forks
-from startup.vllm.patches.named_spans import record_named_spans
-from startup.vllm.patches.processor_lookup import reuse_tokenizer
 from startup.vllm.patches.spans import record_spans
-from startup.vllm.patches.stream_prefixes import omit_prefixes_in_json
+from startup.vllm.patches.tokenizers import reuse_tokenizer
 from startup.vllm.probes.serving_events import ServingEvents
-from startup.vllm.start_method import may_defer_compiler
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class _VllmStart:
             use_baked_bytecode()
             if (notice := keep_bytecode(self._vllm.folder)) is not None:
                 logger.warning("%s", notice)
-            if self._start_method == "forkserver":
+            if self._options.start_method == "forkserver":
                 self._start_forkserver(events)
             else:
                 discard_dormant()
@@ -205,7 +206,6 @@ class _VllmStart:
     def _import_api_server(self) -> None:
         """Imports it on the main thread, while the forkserver imports on another core."""
         record_spans(self._journal)
-        record_named_spans()
         omit_prefixes_in_json()
         is_lean = self._may_defer_compiler
         with self._span("import_vllm"), learned_imports():
@@ -282,18 +282,13 @@ class _VllmStart:
         return self._line.has("--headless")
 
     @property
-    def _start_method(self) -> str:
-        """`forkserver` replaces the `spawn` that vLLM would use; the other methods are left to vLLM."""
-        return self._options.start_method or "forkserver"
-
-    @property
     def _may_defer_compiler(self) -> bool:
-        return may_defer_compiler(self._line, self._start_method)
+        return may_defer_compiler(self._line, self._options.start_method)
 
     def _subject(self) -> StartSubject:
         return StartSubject(
             model=self._line.served_name,
-            start_method=self._start_method,
+            start_method=self._options.start_method,
             packages=_PACKAGES,
             key=lambda versions: self._profile.kind.key,
             report_file=self._options.startup_report,

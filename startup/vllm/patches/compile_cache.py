@@ -15,10 +15,37 @@ from types import ModuleType
 from typing import Any, Final
 
 from envs import foreign
+from startup.hooks.hook import Hook, Name, Text
 from startup.hooks.left_out import applies
-from startup.hooks.of_vllm import AOT_LOADING, DECORATORS, LOAD_COMPILED
 from startup.imports.finder import after_import
 from startup.vllm.journal import Journal
+
+_DECORATORS: Final = "vllm.compilation.decorators"
+COMPILE_CACHE: Final = Hook(
+    "compile cache",
+    does="reports whether the compiled model was loaded, and bypasses a cache that failed to load",
+    without="the log does not say it, and a cache that fails to load fails in every start",
+    needs=(
+        Text((_DECORATORS,), "Directly load AOT compilation", "the message of a hit"),
+        Text((_DECORATORS,), "saved AOT compiled function", "the message of a saved model"),
+        Text((_DECORATORS,), "Compiling model again due to a load failure", "the message of a failure"),
+        Text(("vllm.envs",), '"VLLM_USE_AOT_COMPILE"', "VLLM_USE_AOT_COMPILE"),
+        Name("torch._dynamo.utils", "counters"),
+    ),
+)
+
+_LOAD_COMPILED: Final = Name("torch.compiler", "load_compiled_function")
+AOT_LOADING: Final = Hook(
+    "loading of compiled models",
+    does="adds `finalize_loading` to Inductor's functions, which vLLM calls on all",
+    without="vLLM for CPU compiles the model in every start",
+    needs=(
+        _LOAD_COMPILED,
+        Text((_DECORATORS,), r"torch\.compiler\.load_compiled_function\(", "torch.compiler.load_compiled_function()"),
+        Text((_DECORATORS,), r"\._artifacts\.compiled_fn\.finalize_loading\(", "finalize_loading()"),
+    ),
+)
+
 
 _SWITCH: Final = "VLLM_USE_AOT_COMPILE"
 _OUTCOMES: Final = {
@@ -31,9 +58,9 @@ _OUTCOMES: Final = {
 
 def record_compile_cache(journal: Journal) -> None:
     """Records the caches' use in this process and its forks, and repairs the loading of AOT files."""
-    logging.getLogger(DECORATORS).addFilter(functools.partial(_record_outcome, journal))
+    logging.getLogger(_DECORATORS).addFilter(functools.partial(_record_outcome, journal))
     if applies(AOT_LOADING):
-        after_import(DECORATORS, _add_finalize_loading)
+        after_import(_DECORATORS, _add_finalize_loading)
 
 
 def disable_failed_cache(outcome: Mapping[str, Any]) -> str | None:
@@ -85,7 +112,7 @@ def _record_outcome(journal: Journal, record: logging.LogRecord) -> bool:
 def _add_finalize_loading(decorators: ModuleType) -> None:
     """Adds an empty `finalize_loading` to Inductor's functions, which are complete once they are loaded."""
     compiler = decorators.torch.compiler
-    load = LOAD_COMPILED.get(compiler)
+    load = _LOAD_COMPILED.get(compiler)
 
     @functools.wraps(load)
     def load_and_complete(*args: Any, **kwargs: Any) -> Any:
@@ -96,4 +123,4 @@ def _add_finalize_loading(decorators: ModuleType) -> None:
                 compiled.finalize_loading = lambda config: None
         return loaded
 
-    LOAD_COMPILED.replace(compiler, load_and_complete)
+    _LOAD_COMPILED.replace(compiler, load_and_complete)

@@ -1,150 +1,148 @@
-"""Imports vLLM with stand-ins for torch's compiler, which takes half of the API server's import time.
+"""When torch's compiler is imported, which takes half of the API server's import time.
 
 vLLM imports `torch._dynamo` and `torch._inductor` in every process, to patch them and to decorate functions
-that only some workers run. Until the imports are done, stand-ins take the place of the compiler's names.
-Afterwards a stand-in forwards each use to the real object. What the imports do to those names (decorate, set,
-patch) has no effect, so this is for processes that compile nothing.
+that only some workers run. A process that compiles nothing imports it when it is used (`deferred`), or at
+least not for patches and decorators alone (`late`).
 """
 
-import importlib
-import sys
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+from types import FunctionType
+from typing import Any, Final, Literal
 
+from envs import foreign
+from envs.registry import env
+from startup.hooks.hook import Hook, Name, Text
 from startup.hooks.left_out import applies
-from startup.hooks.of_libraries import DEFERRED_COMPILER, DEFERRED_MODULES, INNER_KERNELS
-from startup.imports.finder import after_import
-from startup.imports.stand_ins import AbsentFinder, remove_stand_in
+from startup.imports.finder import after_import, cancel, delay_import
+from startup.imports.stand_ins import StandIns
+from startup.vllm.command_line import CommandLine
+
+CompilerTime = Literal["now", "late", "deferred"]
+"""`now`: with vLLM's imports. `late`: not for patches and decorators alone. `deferred`: when it is used."""
+
+COMPILER: Final = "torch._inductor.lowering"
+"""vLLM imports this (0.6 s) to patch it and to decorate helpers, even if nothing will be compiled."""
+
+_COMPILE: Final = Name("torch", "compile", ("model",))
+_IS_LAZY: Final = "_vllm_cli_is_lazy"
+LAZY_COMPILE: Final = Hook(
+    "lazy torch.compile",
+    does="compiles a decorated function at its first call",
+    without="a decorator imports torch's compiler",
+    needs=(_COMPILE,),
+)
+
+_DEFERRED_MODULES: Final = (
+    "functorch.compile",
+    "sympy",
+    "torch._dynamo",
+    "torch._functorch.aot_autograd",
+    "torch._inductor",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.utils._sympy",
+)
+_INNER_KERNELS: Final = Name("torch._library.triton", "get_inner_triton_kernels", ("fn",))
+DEFERRED_COMPILER: Final = Hook(
+    "deferred compiler",
+    does="imports torch's compiler only when it is used",
+    without="an eager start imports torch's compiler in the API server and on CPU",
+    needs=(_INNER_KERNELS, *map(Name, _DEFERRED_MODULES)),
+)
+
+_PATCH_COMPILER: Final = Name("vllm.env_override", "_patch_inductor_fallback_allow_list", ())
+LATE_COMPILER: Final = Hook(
+    "late compiler",
+    does="delays vLLM's patch of torch's compiler until the compiler is imported, in eager starts on GPUs",
+    without="torch's compiler is imported in every start",
+    needs=(
+        _PATCH_COMPILER,
+        Text(
+            (_PATCH_COMPILER.module,),
+            rf"^def {_PATCH_COMPILER.path}\((?:(?!^def ).)*?except ImportError",
+            "`except ImportError` in the patch",
+        ),
+    ),
+)
+
+
+def may_defer_compiler(line: CommandLine, start_method: str) -> bool:
+    """Whether lean imports are on, and no model runs in the API server's process or in a fork of it."""
+    runs_here = foreign.text_of("VLLM_ENABLE_V1_MULTIPROCESSING") not in ("", "1") or line.has("--headless")
+    return env.VCLI_LEAN_IMPORTS.get() and not runs_here and start_method != "fork"
 
 
 @contextmanager
-def deferred_compiler() -> Iterator[None]:
-    """While open, importing the compiler gives stand-ins; no effect on modules that are loaded already."""
-    if not applies(DEFERRED_COMPILER):
+def compiler_imported(when: CompilerTime) -> Iterator[None]:
+    """Around imports of vLLM: delays the import of the compiler, unless it is loaded already."""
+    if when != "now" and applies(LAZY_COMPILE):
+        after_import(_COMPILE.module, _make_compile_lazy)
+    if when == "late" and applies(LATE_COMPILER):
+        delay_import(COMPILER, patched_by=_PATCH_COMPILER)
+    if when != "deferred" or not applies(DEFERRED_COMPILER):
         yield
         return
-    finder = _DeferringFinder(tuple(name for name in DEFERRED_MODULES if name not in sys.modules))
-    sys.meta_path.insert(0, finder)
+    stand_ins = StandIns(_DEFERRED_MODULES, become_real=True)
+    stand_ins.install()
     try:
         with _without_inner_kernels():
             yield
     finally:
-        finder.end()
+        stand_ins.remove()
 
 
 @contextmanager
 def _without_inner_kernels() -> Iterator[None]:
     """Disables torch's search for kernels in Triton operators: it parses their source with the compiler."""
     undo: list[Callable[[], None]] = []
-    has_ended = False
 
     def hook(triton: Any) -> None:
-        if has_ended:
-            return
-        find = INNER_KERNELS.get(triton)
-        undo.append(lambda: INNER_KERNELS.replace(triton, find))
-        INNER_KERNELS.replace(triton, lambda function: [])
+        find = _INNER_KERNELS.get(triton)
+        undo.append(lambda: _INNER_KERNELS.replace(triton, find))
+        _INNER_KERNELS.replace(triton, lambda function: [])
 
-    after_import(INNER_KERNELS.module, hook)
+    after_import(_INNER_KERNELS.module, hook)
     try:
         yield
     finally:
-        has_ended = True
+        cancel(_INNER_KERNELS.module, hook)
         for step in undo:
             step()
 
 
-class _DeferringFinder(AbsentFinder):
-    """Finds the deferred modules."""
+def _make_compile_lazy(torch: Any) -> None:
+    """Makes `torch.compile` compile a function at its first call: the decorator alone imports Inductor."""
+    compile_now = _COMPILE.get(torch)
+    if hasattr(compile_now, _IS_LAZY):
+        return
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        super().__init__(names)
-        self.has_ended = False
+    @functools.wraps(compile_now)
+    def compile_lazily(model: Any = None, **options: Any) -> Any:
+        if model is None:
+            return functools.partial(compile_lazily, **options)
+        if not isinstance(model, FunctionType):
+            return compile_now(model, **options)
+        return _LazilyCompiled(lambda: compile_now(model, **options), model)
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _DeferredModule(spec.name, self)
-
-    def end(self) -> None:
-        """From now on imports give the real modules, and stand-ins forward to them."""
-        self.has_ended = True
-        sys.meta_path.remove(self)
-        for name, module in list(sys.modules.items()):
-            if isinstance(module, _DeferredModule):
-                remove_stand_in(name, module)
-
-
-class _DeferredModule(ModuleType):
-    """Has every attribute, as a stand-in; after the imports, attributes come from the real module."""
-
-    def __init__(self, name: str, finder: _DeferringFinder) -> None:
-        super().__init__(name)
-        self._finder = finder
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if self._finder.has_ended:
-            return _real_attribute(importlib.import_module(self.__name__), name)
-        stand_in = _Deferred(name, (), {"__module__": self.__name__, "path": (name,), "finder": self._finder})
-        vars(self)[name] = stand_in
-        return stand_in
+    setattr(compile_lazily, _IS_LAZY, True)
+    _COMPILE.replace(torch, compile_lazily)
 
 
-class _Deferred(type):
-    """Stand-in for an attribute of a deferred module: a decorator without effect, a class without instances.
+class _LazilyCompiled:
+    """A function that is compiled on its first call."""
 
-    After the imports, calls, attributes and instance checks are forwarded to the real object.
-    """
+    def __init__(self, compile_now: Callable[[], Any], original: Any) -> None:
+        functools.update_wrapper(self, original, updated=())
+        self._compile_now = compile_now
+        self._compiled: Any = None
 
-    finder: _DeferringFinder
-    path: tuple[str, ...]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._compiled is None:
+            self._compiled = self._compile_now()
+        return self._compiled(*args, **kwargs)
 
-    def real(cls) -> Any:
-        """The object in whose place it stands."""
-        value: Any = importlib.import_module(cls.__module__)
-        for name in cls.path:
-            value = _real_attribute(value, name)
-        return value
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if cls.finder.has_ended:
-            return getattr(cls.real(), name)
-        return _Deferred(name, (), {"__module__": cls.__module__, "path": (*cls.path, name), "finder": cls.finder})
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if cls.finder.has_ended:
-            return cls.real()(*args, **kwargs)
-        return args[0] if args and callable(args[0]) else _unchanged
-
-    def __instancecheck__(cls, instance: object) -> bool:
-        return cls.finder.has_ended and cls.__module__ in sys.modules and isinstance(instance, cls.real())
-
-    def __subclasscheck__(cls, subclass: type) -> bool:
-        return subclass is cls
-
-    def __or__(cls, other: Any) -> Any:
-        return object
-
-    __ror__ = __or__
-
-
-def _real_attribute(owner: Any, name: str) -> Any:
-    """An attribute, or a package's module that is not imported yet."""
-    try:
-        return getattr(owner, name)
-    except AttributeError:
-        if not hasattr(owner, "__path__"):
-            raise
-    try:
-        return importlib.import_module(f"{owner.__name__}.{name}")
-    except ModuleNotFoundError as err:
-        raise AttributeError(f"module {owner.__name__!r} has no attribute {name!r}") from err
-
-
-def _unchanged(function: Any) -> Any:
-    return function
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)

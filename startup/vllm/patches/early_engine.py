@@ -7,33 +7,61 @@ made while it loads the model.
 
 import functools
 import inspect
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from startup.hooks.hook import Hook, Name, Text
 from startup.hooks.left_out import applies
-from startup.hooks.of_vllm import (
-    ASYNC_LLM,
-    CLIENT_PARAMETERS,
-    EARLY_ENGINE,
-    ENGINE_CLIENT,
-    INPUT_PROCESSOR,
-    RENDERER_FACTORY,
-)
 from startup.imports.finder import after_import
-from startup.vllm.patches.engine_wait import EngineWait
+from startup.processes import group_signals
 
-_RENDERER: Final = RENDERER_FACTORY.path
-_PROCESSOR: Final = INPUT_PROCESSOR.path
-_CLIENT: Final = ENGINE_CLIENT.path
+_ASYNC_LLM: Final = "vllm.v1.engine.async_llm"
+_CLIENT_PARAMETERS: Final = ("vllm_config", "executor_class", "client_addresses", "client_count", "client_index")
+"""Parameters of `AsyncLLM` that it passes on to its client of the engine."""
+_RENDERER_FACTORY: Final = Name(_ASYNC_LLM, "renderer_from_config", ("config",))
+_INPUT_PROCESSOR: Final = Name(_ASYNC_LLM, "InputProcessor")
+_ENGINE_CLIENT: Final = Name(_ASYNC_LLM, "EngineCoreClient")
+EARLY_ENGINE: Final = Hook(
+    "early engine",
+    does="starts the engine before the API server loads its tokenizers",
+    without="the engine starts after the tokenizers are loaded",
+    needs=(
+        Name(_ASYNC_LLM, "AsyncLLM.__init__", (*_CLIENT_PARAMETERS, "log_stats")),
+        _RENDERER_FACTORY,
+        _INPUT_PROCESSOR,
+        _ENGINE_CLIENT,
+        Name("vllm.v1.engine.core_client", "EngineCoreClient.make_async_mp_client", (*_CLIENT_PARAMETERS, "log_stats")),
+        Text((_ASYNC_LLM,), r"renderer_from_config\(self\.vllm_config\)", "the call of renderer_from_config"),
+        Text(
+            (_ASYNC_LLM,),
+            r"InputProcessor\(self\.vllm_config, renderer\)",
+            "InputProcessor(self.vllm_config, renderer)",
+        ),
+    ),
+)
+
+_WAIT_FOR_ENGINE: Final = Name("vllm.v1.engine.utils", "wait_for_engine_startup")
+ENGINE_WAIT: Final = Hook(
+    "wait for the engine",
+    does="imports the rest of the API server while vLLM waits for its engine",
+    without="it is imported before or after the wait",
+    needs=(_WAIT_FOR_ENGINE,),
+)
 
 
-def start_engine_early(wait: EngineWait) -> None:
+_RENDERER: Final = _RENDERER_FACTORY.path
+_PROCESSOR: Final = _INPUT_PROCESSOR.path
+_CLIENT: Final = _ENGINE_CLIENT.path
+
+
+def start_engine_early(wait: "EngineWait") -> None:
     """From now on, vLLM's asynchronous client starts its engine first."""
     if applies(EARLY_ENGINE):
-        after_import(ASYNC_LLM, functools.partial(_replace_init, wait))
+        after_import(_ASYNC_LLM, functools.partial(_replace_init, wait))
 
 
-def _replace_init(wait: EngineWait, module: Any) -> None:
+def _replace_init(wait: "EngineWait", module: Any) -> None:
     init = module.AsyncLLM.__init__
     signature = inspect.signature(init)
 
@@ -41,7 +69,7 @@ def _replace_init(wait: EngineWait, module: Any) -> None:
     def init_with_early_engine(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
-        start = _EarlyStart(module, self, {name: bound.arguments[name] for name in CLIENT_PARAMETERS}, wait)
+        start = _EarlyStart(module, self, {name: bound.arguments[name] for name in _CLIENT_PARAMETERS}, wait)
         replaced = {name: getattr(module, name) for name in (_RENDERER, _PROCESSOR, _CLIENT)}
         vars(module).update({_RENDERER: start.renderer, _PROCESSOR: start.processor, _CLIENT: start})
         try:
@@ -56,7 +84,7 @@ def _replace_init(wait: EngineWait, module: Any) -> None:
 class _EarlyStart:
     """Stands in `AsyncLLM.__init__` for the functions that make renderer, input processor and client."""
 
-    def __init__(self, module: Any, owner: Any, arguments: Mapping[str, Any], wait: EngineWait) -> None:
+    def __init__(self, module: Any, owner: Any, arguments: Mapping[str, Any], wait: "EngineWait") -> None:
         self._owner = owner
         self._arguments = arguments
         self._wait = wait
@@ -108,3 +136,84 @@ class _EarlyStart:
         self._processor = self._make_processor(config, self._renderer)
         if (warm_up := getattr(self._renderer, "start_mm_warmup_in_background", None)) is not None:
             warm_up()
+
+
+_END_S: Final = 30.0
+"""How long a wait may take to end after its engine was stopped."""
+
+
+class EngineWait:
+    """Work for the time from the start of the engine's process until the engine is ready.
+
+    Used on the main thread. Work that is added after the wait, or if this vLLM has no such wait, runs in
+    `do_work`.
+    """
+
+    def __init__(self) -> None:
+        self._work: list[Callable[[], None]] = []
+
+    def add(self, work: Callable[[], None]) -> None:
+        """Work in order of addition; an error ends the start, as it does outside the wait."""
+        self._work.append(work)
+
+    def do_work(self) -> None:
+        """Does what is left."""
+        while self._work:
+            self._work.pop(0)()
+
+    def hook(self) -> None:
+        """From now on, the work is done during vLLM's wait."""
+
+        def replace_wait(utils: Any) -> None:
+            wait = _WAIT_FOR_ENGINE.get(utils)
+
+            @functools.wraps(wait)
+            def wait_and_work(*args: Any, **kwargs: Any) -> None:
+                is_main = threading.current_thread() is threading.main_thread()
+                if not self._work or not is_main:
+                    wait(*args, **kwargs)
+                    return
+                waiting = _Waiting(functools.partial(wait, *args, **kwargs))
+                try:
+                    self.do_work()
+                    waiting.join()
+                except BaseException:
+                    waiting.end((*args, *kwargs.values()))
+                    raise
+
+            _WAIT_FOR_ENGINE.replace(utils, wait_and_work)
+
+        if applies(ENGINE_WAIT):
+            after_import(_WAIT_FOR_ENGINE.module, replace_wait)
+
+
+class _Waiting:
+    """vLLM's wait on a thread of its own."""
+
+    def __init__(self, wait: Callable[[], None]) -> None:
+        self._wait = wait
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="vllm-engine-wait", daemon=True)
+        group_signals.start_thread(self._thread)
+
+    def join(self) -> None:
+        """Waits until the engine is ready; raises what vLLM's wait raises."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def end(self, arguments: tuple[Any, ...]) -> None:
+        """Stops the engine, which ends the wait: its socket must not be closed while the thread reads it."""
+        if not self._thread.is_alive():
+            return
+        for argument in arguments:
+            manager = getattr(argument, "engine_manager", None)
+            if manager is not None:
+                manager.shutdown()
+        self._thread.join(_END_S)
+
+    def _run(self) -> None:
+        try:
+            self._wait()
+        except BaseException as err:  # noqa: BLE001 - raised by `join`
+            self._error = err

@@ -6,6 +6,7 @@ on standard error (tracebacks of an exiting process, warnings, progress bars) be
 
 import json
 import logging
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any, Final
@@ -13,13 +14,38 @@ from typing import Any, Final
 from envs import foreign
 from envs.registry import env
 from server.access_log import ACCESS_LOGGER
+from startup.hooks.hook import Hook, Name, Text
 from startup.hooks.left_out import applies
-from startup.hooks.of_vllm import JSON_LOGS, STREAM_PREFIXES
+from startup.imports.finder import after_import
 from startup.logs.formatters import real_stderr
 from startup.logs.json_lines import JsonFormatter, log_everything_as_json
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.start_method import wanted_start_method
+
+_DECORATE_LOGS: Final = Name("vllm.utils.system_utils", "decorate_logs", ("process_name", "skip_if_decorated"))
+STREAM_PREFIXES: Final = Hook(
+    "prefixes of streams",
+    does="leaves out the process's name that vLLM writes before each line, in JSON logs",
+    without="JSON logs are invalid",
+    needs=(_DECORATE_LOGS,),
+    until=(0, 30),
+)
+
+JSON_LOGS: Final = Hook(
+    "JSON logs",
+    does="configures vLLM's log (`--log-format json`)",
+    without="`--log-format json` applies only to the launcher's own lines",
+    needs=(Text(("vllm.logger",), r"envs\.VLLM_LOGGING_CONFIG_PATH", "VLLM_LOGGING_CONFIG_PATH"),),
+)
+
+PROCESS_NAMES: Final = Hook(
+    "names of processes in logs",
+    does="takes the process's name from log records, in JSON logs",
+    without="JSON logs have multiprocessing's names",
+    needs=(Text(("vllm.logger",), r"record\.vllm_process_name\b", "vllm_process_name"),),
+    since=(0, 31),
+)
+
 
 _FILE: Final = "logging.json"
 _STDERR: Final = "ext://sys.stderr"
@@ -83,7 +109,8 @@ def _obstacle_to_json(vllm: InstalledVllm, line: CommandLine) -> str | None:
         return "VLLM_CONFIGURE_LOGGING disables the configuration of vLLM's log"
     if not applies(JSON_LOGS):
         return f"vLLM {vllm.version} configures its log in another way"
-    if STREAM_PREFIXES.is_for(vllm.release) and (not applies(STREAM_PREFIXES) or wanted_start_method() == "spawn"):
+    is_spawned = env.VLLM_WORKER_MULTIPROC_METHOD.get() == "spawn"
+    if STREAM_PREFIXES.is_for(vllm.release) and (is_spawned or not applies(STREAM_PREFIXES)):
         return f"vLLM {vllm.version} writes the process before each line, which breaks JSON"
     if any(line.values.get(name) == "ray" for name in _RAY_SETTINGS):
         return "Ray starts processes on machines that do not have the configuration"
@@ -111,3 +138,29 @@ def _configuration(line: CommandLine) -> dict[str, Any]:
         },
         "root": {"handlers": ["errors"], "level": "WARNING"},
     }
+
+
+def omit_prefixes_in_json() -> None:
+    """From now on, processes that log JSON have their name in each record instead; so do their forks."""
+    if applies(STREAM_PREFIXES):
+        after_import(_DECORATE_LOGS.module, _replace_decoration)
+
+
+def _replace_decoration(system_utils: Any) -> None:
+    decorate = _DECORATE_LOGS.get(system_utils)
+
+    def decorate_text(process_name: str | None = None, *, skip_if_decorated: bool = False) -> None:
+        formatters = _json_formatters()
+        for formatter in formatters:
+            formatter.name_role(process_name or multiprocessing.current_process().name)
+        if not formatters:
+            decorate(process_name, skip_if_decorated=skip_if_decorated)
+
+    _DECORATE_LOGS.replace(system_utils, decorate_text)
+
+
+def _json_formatters() -> list[VllmJsonFormatter]:
+    """The formatters of all configured loggers; empty if this process logs text."""
+    loggers = (logging.getLogger(name) for name in (None, "vllm", "uvicorn", "uvicorn.access"))
+    formatters = {handler.formatter for logger in loggers for handler in logger.handlers}
+    return [formatter for formatter in formatters if isinstance(formatter, VllmJsonFormatter)]

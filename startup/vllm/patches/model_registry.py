@@ -5,15 +5,40 @@ caller. In a new program that takes some seconds of the first start.
 """
 
 import importlib
+import json
 import multiprocessing
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final
 
+from startup.hooks.hook import Hook, Name
 from startup.hooks.left_out import applies
-from startup.hooks.of_vllm import LOAD_PLUGINS, MODEL_INSPECTION, RUN_IN_SUBPROCESS
 from startup.imports.finder import after_import
+
+_RUN_IN_SUBPROCESS: Final = Name("vllm.model_executor.models.registry", "_run_in_subprocess", ("fn",))
+_LOAD_PLUGINS: Final = Name("vllm.plugins", "load_general_plugins", ())
+MODEL_INSPECTION: Final = Hook(
+    "model inspection",
+    does="inspects a model's class in a fork instead of a new program",
+    without="the first start of a model takes some seconds more",
+    needs=(_RUN_IN_SUBPROCESS, _LOAD_PLUGINS, Name("cloudpickle")),
+)
+
+_MODEL_REGISTRY: Final = Name("vllm.model_executor.models.registry", "ModelRegistry")
+MODEL_MODULES: Final = Hook(
+    "model's modules",
+    does="imports the model's class in the forkserver",
+    without="each worker of a first start imports it",
+    needs=(
+        _MODEL_REGISTRY,
+        Name(_MODEL_REGISTRY.module, "_ModelRegistry.models"),
+        Name(_MODEL_REGISTRY.module, "_LazyRegisteredModel.module_name"),
+    ),
+)
+
 
 _TIMEOUT_S: Final = 120.0
 
@@ -22,7 +47,7 @@ def inspect_models_in_forks() -> None:
     """From now on vLLM's model registry runs its inspections in processes forked from the forkserver."""
 
     def hook(registry: Any) -> None:
-        in_new_program = RUN_IN_SUBPROCESS.get(registry)
+        in_new_program = _RUN_IN_SUBPROCESS.get(registry)
 
         def run(function: Callable[[], Any]) -> Any:
             if multiprocessing.current_process().daemon:  # as workers are; daemons cannot start processes
@@ -32,10 +57,10 @@ def inspect_models_in_forks() -> None:
             except (OSError, EOFError, ValueError, TypeError, AttributeError, ImportError):
                 return in_new_program(function)
 
-        RUN_IN_SUBPROCESS.replace(registry, run)
+        _RUN_IN_SUBPROCESS.replace(registry, run)
 
     if applies(MODEL_INSPECTION):
-        after_import(RUN_IN_SUBPROCESS.module, hook)
+        after_import(_RUN_IN_SUBPROCESS.module, hook)
 
 
 def _run_forked(function: Callable[[], Any]) -> Any:
@@ -62,9 +87,28 @@ def _run_forked(function: Callable[[], Any]) -> Any:
 
 
 def _inspect(connection: Connection, function: bytes) -> None:
-    LOAD_PLUGINS.get(importlib.import_module(LOAD_PLUGINS.module))()
+    _LOAD_PLUGINS.get(importlib.import_module(_LOAD_PLUGINS.module))()
     try:
         answer = (True, pickle.loads(function)())
         connection.send_bytes(pickle.dumps(answer))
     except Exception as err:  # noqa: BLE001 - the caller repeats the call in a new program, which reports the error
         connection.send_bytes(pickle.dumps((False, str(err))))
+
+
+def model_modules(model: Path) -> list[str]:
+    """vLLM's modules for the architectures in the model's config.json; empty for an unknown model."""
+    if not applies(MODEL_MODULES):
+        return []
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError):
+        config = json.loads((model / "config.json").read_bytes())
+        known = _MODEL_REGISTRY.get(importlib.import_module(_MODEL_REGISTRY.module)).models
+        return [known[name].module_name for name in config["architectures"] if name in known]
+    return []
+
+
+def inspect_models(modules: Sequence[str]) -> None:
+    """Makes vLLM inspect the classes in these modules of models, and cache the results."""
+    for known in _MODEL_REGISTRY.get(importlib.import_module(_MODEL_REGISTRY.module)).models.values():
+        if getattr(known, "module_name", None) in modules:
+            with suppress(Exception):  # the first start inspects it
+                known.inspect_model_cls()

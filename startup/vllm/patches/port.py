@@ -8,7 +8,18 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
+
+from startup.hooks.hook import Hook, Text
+from startup.vllm.probes.serving_events import LAUNCHER
+
+PORT: Final = Hook(
+    "port",
+    does="gives vLLM the listening socket when it binds its address",
+    without="probes cannot be answered before vLLM serves",
+    needs=(Text(LAUNCHER, r"^    sock\.bind\(", "sock.bind()"),),
+    is_essential=True,
+)
 
 
 @contextmanager

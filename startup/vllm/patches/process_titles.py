@@ -5,25 +5,33 @@ the kernel reads the words elsewhere (`server.machine.command_line`).
 """
 
 import os
-from typing import Any
+from typing import Any, Final
 
 from server.machine.command_line import replace_command_line
+from startup.hooks.hook import Hook, Name
 from startup.hooks.left_out import applies
-from startup.hooks.of_vllm import PROCESS_TITLES, SET_TITLE
 from startup.imports.finder import after_import
+
+_SET_TITLE: Final = Name("setproctitle", "setproctitle")
+PROCESS_TITLES: Final = Hook(
+    "process titles",
+    does="shows the titles of vLLM's processes in forks of a standby",
+    without="`ps` shows the command line of the standby",
+    needs=(_SET_TITLE,),
+)
 
 
 def show_titles() -> None:
     """From now on, a title that this process or a fork of it sets also replaces its command line."""
     if applies(PROCESS_TITLES):
-        after_import(SET_TITLE.module, _replace_setter)
+        after_import(_SET_TITLE.module, _replace_setter)
 
 
 def _replace_setter(module: Any) -> None:
-    set_title = SET_TITLE.get(module)
+    set_title = _SET_TITLE.get(module)
 
     def set_and_show(title: str) -> None:
         set_title(title)
         replace_command_line(os.fsencode(title) + b"\0")
 
-    SET_TITLE.replace(module, set_and_show)
+    _SET_TITLE.replace(module, set_and_show)

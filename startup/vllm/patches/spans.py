@@ -3,13 +3,31 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, NamedTuple
 
+from startup.hooks.hook import Hook, Name
 from startup.hooks.left_out import applies
-from startup.hooks.of_vllm import INSTRUMENT, SPANS
 from startup.imports.finder import after_import
 from startup.vllm.journal import Journal
 from startup.vllm.patches.compile_cache import count_inductor
+
+_INSTRUMENT: Final = Name("vllm.tracing", "instrument", ("obj", "span_name"))
+SPANS: Final = Hook(
+    "spans",
+    does="times the functions that vLLM marks with `@instrument`",
+    without="the report of the start has no phases inside vLLM, and modules are recorded at readiness only",
+    needs=(_INSTRUMENT,),
+)
+
+NAMED_SPANS: Final = Hook(
+    "spans by name",
+    does="times further functions of vLLM (`startup.vllm.patches.named_spans`)",
+    without="the report of the start has fewer phases",
+    needs=(
+        Name("vllm.engine.arg_utils", "EngineArgs.create_engine_config"),
+        Name("vllm.v1.engine.input_processor", "InputProcessor.__init__"),
+    ),
+)
 
 
 class _Recorder:
@@ -20,16 +38,18 @@ class _Recorder:
 
 
 def record_spans(journal: Journal) -> None:
-    """Makes vLLM's marked functions record their times until the journal is closed."""
+    """Makes vLLM's marked and the named functions record their times until the journal is closed."""
     _Recorder.journal = journal
     prepare_spans()
+    for entry in _NAMED if applies(NAMED_SPANS) else ():
+        after_import(entry.module, functools.partial(_time, entry))
 
 
 def prepare_spans() -> None:
     """Prepares the functions that are imported from now on for `record_spans`; a second call does nothing."""
 
     def hook(tracing: Any) -> None:
-        instrument = INSTRUMENT.get(tracing)
+        instrument = _INSTRUMENT.get(tracing)
 
         @functools.wraps(instrument)
         def instrument_and_time(obj: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -40,11 +60,11 @@ def prepare_spans() -> None:
                 return instrumented
             return timed(instrumented, _phase_name(options.get("span_name") or obj.__name__))
 
-        INSTRUMENT.replace(tracing, instrument_and_time)
+        _INSTRUMENT.replace(tracing, instrument_and_time)
 
     if applies(SPANS) and not _Recorder.is_prepared:
         _Recorder.is_prepared = True
-        after_import(INSTRUMENT.module, hook)
+        after_import(_INSTRUMENT.module, hook)
 
 
 def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -81,3 +101,38 @@ def _timed_coroutine(function: Callable[..., Any], name: str) -> Callable[..., A
 def _phase_name(span_name: str) -> str:
     """`Loading (GPU)` becomes `loading_gpu`."""
     return "_".join("".join(c if c.isalnum() else " " for c in span_name.lower()).split())
+
+
+class NamedSpan(NamedTuple):
+    """A function of vLLM and the phase that it is."""
+
+    module: str
+    function: str
+    """Its name in the module, or `Class.method`."""
+    phase: str
+
+
+_LAUNCHERS: Final = "vllm.entrypoints.launchers"
+
+_NAMED: Final = (
+    NamedSpan("vllm.engine.arg_utils", "AsyncEngineArgs.add_cli_args", "define_flags"),
+    NamedSpan("vllm.engine.arg_utils", "EngineArgs.create_engine_config", "engine_config"),
+    NamedSpan("vllm.renderers.registry", "renderer_from_config", "renderer"),
+    NamedSpan("vllm.v1.engine.input_processor", "InputProcessor.__init__", "input_processor"),
+    NamedSpan("vllm.v1.metrics.loggers", "StatLoggerManager.__init__", "metrics"),
+    NamedSpan(f"{_LAUNCHERS}.app", "build_app", "routes"),
+    NamedSpan(f"{_LAUNCHERS}.api_server.app_state", "init_app_state", "request_handlers"),
+    NamedSpan("vllm.v1.structured_output", "StructuredOutputManager.__init__", "structured_output"),
+    NamedSpan("vllm.v1.core.sched.scheduler", "Scheduler.__init__", "scheduler"),
+)
+"""As in vLLM 0.32; a function that another version does not have has no span."""
+
+
+def _time(entry: NamedSpan, module: Any) -> None:
+    holder, _, name = entry.function.rpartition(".")
+    owner = getattr(module, holder, None) if holder else module
+    function = inspect.getattr_static(owner, name, None)
+    if isinstance(function, staticmethod):
+        setattr(owner, name, staticmethod(timed(function.__func__, entry.phase)))
+    elif inspect.isfunction(function):
+        setattr(owner, name, timed(function, entry.phase))

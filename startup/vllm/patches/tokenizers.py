@@ -1,12 +1,47 @@
 """Delays loading the tokenizer of vLLM's engine until the first request with structured output."""
 
 import functools
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, Final
 
+from startup.hooks.hook import Hook, Name, Text
 from startup.hooks.left_out import applies
-from startup.hooks.of_vllm import LATE_TOKENIZER, OUTPUT_MANAGER, OUTPUT_TOKENIZER
 from startup.imports.finder import after_import
+
+_OUTPUT: Final = "vllm.v1.structured_output"
+_OUTPUT_TOKENIZER: Final = Name(_OUTPUT, "cached_tokenizer_from_config")
+_OUTPUT_MANAGER: Final = Name(_OUTPUT, "StructuredOutputManager")
+LATE_TOKENIZER: Final = Hook(
+    "late tokenizer of the engine",
+    does="loads the tokenizer for structured output when a request needs it",
+    without="the engine loads a tokenizer before it is ready",
+    needs=(
+        _OUTPUT_TOKENIZER,
+        _OUTPUT_MANAGER,
+        Text(
+            (_OUTPUT_MANAGER.module,),
+            r"self\.tokenizer = cached_tokenizer_from_config\(",
+            "its assignment to self.tokenizer",
+        ),
+    ),
+    not_in={(0, 29): "vLLM 0.29 wraps this tokenizer at once"},
+)
+
+CHAT_TEMPLATE: Final = Name(
+    "vllm.renderers.hf",
+    "_try_get_processor_chat_template",
+    ("tokenizer", "revision", "code_revision", "trust_remote_code"),
+)
+_PROCESSOR_LOADER: Final = Name("transformers.models.auto.processing_auto", "AutoTokenizer")
+PROCESSOR_LOOKUP: Final = Hook(
+    "search for a processor",
+    does="gives it the tokenizer that is loaded",
+    without="the tokenizer of a model without a processor is loaded once more",
+    needs=(CHAT_TEMPLATE, _PROCESSOR_LOADER),
+)
+
 
 _ATTRIBUTE: Final = "tokenizer"
 
@@ -14,15 +49,15 @@ _ATTRIBUTE: Final = "tokenizer"
 def load_tokenizer_late() -> None:
     """From now on, the engine's manager of structured output loads its tokenizer when it is used."""
     if applies(LATE_TOKENIZER):
-        after_import(OUTPUT_MANAGER.module, _replace_tokenizer)
+        after_import(_OUTPUT_MANAGER.module, _replace_tokenizer)
 
 
 def _replace_tokenizer(module: Any) -> None:
-    load = OUTPUT_TOKENIZER.get(module)
-    manager = OUTPUT_MANAGER.get(module)
+    load = _OUTPUT_TOKENIZER.get(module)
+    manager = _OUTPUT_MANAGER.get(module)
     if hasattr(manager, _ATTRIBUTE):
         raise AttributeError(f"{manager.__name__} has an attribute {_ATTRIBUTE} of its own")
-    OUTPUT_TOKENIZER.replace(module, functools.wraps(load)(functools.partial(_Loading, load)))
+    _OUTPUT_TOKENIZER.replace(module, functools.wraps(load)(functools.partial(_Loading, load)))
     setattr(manager, _ATTRIBUTE, _LateAttribute())
 
 
@@ -49,3 +84,27 @@ class _LateAttribute:
 
     def __set__(self, instance: Any, value: Any) -> None:
         vars(instance)[_ATTRIBUTE] = value
+
+
+def reuse_tokenizer() -> None:
+    """From now on, the search ends with the tokenizer that it was called with."""
+    if applies(PROCESSOR_LOOKUP):
+        after_import(CHAT_TEMPLATE.module, _replace_search)
+
+
+def _replace_search(module: Any) -> None:
+    search = CHAT_TEMPLATE.get(module)
+
+    @functools.wraps(search)
+    def search_with_tokenizer(tokenizer: Any, **options: Any) -> Any:
+        processors: Any = sys.modules.get(_PROCESSOR_LOADER.module)
+        if processors is None:
+            return search(tokenizer, **options)
+        loader = _PROCESSOR_LOADER.get(processors)
+        _PROCESSOR_LOADER.replace(processors, SimpleNamespace(from_pretrained=lambda *args, **kwargs: tokenizer))
+        try:
+            return search(tokenizer, **options)
+        finally:
+            _PROCESSOR_LOADER.replace(processors, loader)
+
+    CHAT_TEMPLATE.replace(module, search_with_tokenizer)

@@ -3,15 +3,22 @@
 One of them, `vllm preload`, imports the model loader and with it torch's compiler.
 """
 
-import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Final
 
+from startup.hooks.hook import Hook, Text
 from startup.hooks.left_out import applies
-from startup.hooks.of_vllm import UNUSED_COMMANDS
+from startup.imports.finder import replace, stop_replacing
+
+UNUSED_COMMANDS: Final = Hook(
+    "unused subcommands",
+    does="leaves out the modules of vLLM's other subcommands",
+    without="they are imported to list their names, and `vllm preload` imports torch's compiler",
+    needs=(Text(("vllm.entrypoints.cli.main",), r"\.cmd_init\(", "cmd_init()"),),
+)
+
 
 _ROOT: Final = "vllm.entrypoints.cli."
 _UNUSED: Final = {
@@ -29,17 +36,17 @@ _UNUSED: Final = {
 
 def stub_unused_commands() -> None:
     """From now on, importing the module of another subcommand gives a stub; a second call does nothing."""
-    if applies(UNUSED_COMMANDS) and not any(isinstance(finder, _StubFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _StubFinder())
+    if applies(UNUSED_COMMANDS):
+        stop_replacing(_find_stub)
+        replace(_find_stub)
 
 
-class _StubFinder(MetaPathFinder, Loader):
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        root, _, module = fullname.partition(_ROOT)
-        return ModuleSpec(fullname, self) if not root and module in _UNUSED else None
+def _find_stub(fullname: str) -> ModuleSpec | None:
+    root, _, module = fullname.partition(_ROOT)
+    return ModuleSpec(fullname, _StubLoader()) if not root and module in _UNUSED else None
 
+
+class _StubLoader(Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _StubModule(spec.name)
 

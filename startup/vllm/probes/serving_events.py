@@ -13,11 +13,53 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
+from startup.hooks.hook import Hook, Name, Text
 from startup.hooks.left_out import applies
-from startup.hooks.of_vllm import SERVING_PROBES, SHUTDOWN, STARTUP
 from startup.imports.finder import after_import
 from startup.probes.responder import StartupResponder
 from startup.processes import group_signals
+
+LAUNCHER: Final = (
+    "vllm.entrypoints.launchers.launcher",
+    "vllm.entrypoints.openai.api_server",
+    "vllm.entrypoints.launcher",
+)
+"""Where vLLM binds its port and serves: since 0.29, and before."""
+
+_STARTUP: Final = Name("uvicorn.server", "Server.startup", ("sockets",))
+_SHUTDOWN: Final = Name("uvicorn.server", "Server.shutdown")
+SERVING: Final = Hook(
+    "serving",
+    does="notices when vLLM's HTTP server accepts and stops",
+    without="the port cannot be handed over, and readiness is not known",
+    needs=(
+        _STARTUP,
+        _SHUTDOWN,
+        Name("uvicorn.server", "Server.started"),
+        Text(LAUNCHER, r"\(uvicorn\.Server\)|uvicorn\.Server\(", "uvicorn.Server"),
+    ),
+    is_essential=True,
+)
+
+SERVING_PROBES: Final = Hook(
+    "probes while serving",
+    does="has the responder's process answer `/health` while vLLM serves",
+    without="`/health` waits while vLLM's event loop is held",
+    needs=(
+        Name("uvicorn.server", "Server.main_loop", ()),
+        Name("uvicorn.server", "Server.lifespan"),
+        Name("uvicorn.server", "ServerState.default_headers"),
+        *(
+            Name("uvicorn.config", f"Config.{name}")
+            for name in (
+                "asgi_version", "is_ssl", "limit_concurrency", "loaded_app", "root_path", "server_header",
+                "timeout_keep_alive",
+            )
+        ),
+        Name("vllm.engine.protocol", "EngineClient.errored"),
+    ),
+)  # fmt: skip
+
 
 _SERVING: Final = b"s"
 _READY: Final = b"r"
@@ -103,7 +145,7 @@ def _hook_uvicorn(
     """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops."""
 
     def hook(uvicorn: ModuleType) -> None:
-        startup, shutdown = STARTUP.get(uvicorn), SHUTDOWN.get(uvicorn)
+        startup, shutdown = _STARTUP.get(uvicorn), _SHUTDOWN.get(uvicorn)
         from startup.vllm.probes.serving_probes import ServingProbes  # imports asyncio
 
         @functools.wraps(startup)
@@ -117,16 +159,16 @@ def _hook_uvicorn(
             if self.started:
                 on_ready()
 
-        STARTUP.replace(uvicorn, startup_and_notify)
+        _STARTUP.replace(uvicorn, startup_and_notify)
 
         @functools.wraps(shutdown)
         async def notify_and_shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
             on_stopping()
             await shutdown(self, *args, **kwargs)
 
-        SHUTDOWN.replace(uvicorn, notify_and_shutdown)
+        _SHUTDOWN.replace(uvicorn, notify_and_shutdown)
 
-    after_import(STARTUP.module, hook)
+    after_import(_STARTUP.module, hook)
 
 
 def _once(function: Callable[[], None]) -> Callable[[], None]:

@@ -1,6 +1,8 @@
 """The table of hooks is whole, and agrees with the code that places them."""
 
 import ast
+import subprocess
+import sys
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,11 +12,11 @@ import pytest
 from startup.hooks.check import check_hooks
 from startup.hooks.hook import Name
 from startup.hooks.left_out import applies
-from startup.hooks.of_libraries import FORKSERVER, SHAPE_FUNCTIONS
 from startup.hooks.sources import Sources, installed_package
-from startup.hooks.table import HOOKS
-from startup.imports.plain_shapes import FUNCTIONS
-from startup.vllm.launch.hook_check import names_that_cannot_be_left_out
+from startup.vllm.fork import forkserver
+from startup.vllm.fork.forkserver import MULTIPROCESSING
+from startup.vllm.launch import hooks
+from startup.vllm.launch.hooks import HOOKS, names_that_cannot_be_left_out
 
 ROOT = Path(__file__).parents[3]
 
@@ -41,8 +43,8 @@ def test_a_variable_leaves_hooks_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_internals_of_multiprocessing_that_the_forkserver_uses_are_declared() -> None:
-    declared = {part for need in FORKSERVER.needs if isinstance(need, Name) for part in need.path.split(".")}
-    tree = ast.parse((ROOT / "startup" / "vllm" / "forkserver.py").read_text())
+    declared = {part for need in MULTIPROCESSING.needs if isinstance(need, Name) for part in need.path.split(".")}
+    tree = ast.parse(Path(forkserver.__file__).read_text())
     used = {
         node.attr
         for node in ast.walk(tree)
@@ -53,17 +55,25 @@ def test_the_internals_of_multiprocessing_that_the_forkserver_uses_are_declared(
     assert used - declared == set()
 
 
-def test_every_stand_in_of_a_function_is_declared() -> None:
-    assert set(FUNCTIONS) == set(SHAPE_FUNCTIONS)
+def test_every_declared_hook_is_in_the_table() -> None:
+    declared = {
+        node.target.id
+        for path in (ROOT / "startup").rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Name)
+        and node.value.func.id == "Hook"
+    }
+    assert len(declared) == len(HOOKS)
+    assert {name for name in declared if getattr(hooks, name) in HOOKS} == declared
 
 
 def test_hooks_are_declared_without_importing_what_they_are_about() -> None:
+    code = (
+        "import startup.vllm.launch.hooks, sys; print(*{'torch', 'transformers', 'vllm', 'uvicorn'} & {*sys.modules})"
+    )
     assert find_spec("torch") is not None
-    imported = {
-        alias.name.partition(".")[0]
-        for path in (ROOT / "startup" / "hooks").glob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    }
-    assert imported <= {"ast", "re", "sys"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,13 +1,15 @@
-"""Hooks run once after a module is imported, and do not import it earlier."""
+"""Actions run once, before or after a module's code; a module that is only patched can be imported later."""
 
 import importlib
 import logging
 import sys
 from importlib.util import find_spec
+from types import ModuleType
 
 import pytest
 
-from startup.imports.finder import after_import
+from startup.hooks.hook import Name
+from startup.imports.finder import after_import, before_import, cancel, delay_import
 from tests.startup.toy_package import ToyPackages
 
 
@@ -20,7 +22,7 @@ def test_hook_runs_once_right_after_the_import(toys: ToyPackages) -> None:
     importlib.import_module("toy.part")
     assert seen == [1]
     assert module.__spec__.loader is module.__loader__
-    assert "Hook" not in type(module.__loader__).__name__
+    assert "Acting" not in type(module.__loader__).__name__
 
 
 def test_hook_runs_at_once_for_a_loaded_module(toys: ToyPackages) -> None:
@@ -85,3 +87,70 @@ def test_a_missing_module_is_the_importers_error(toys: ToyPackages) -> None:
     after_import("toy_that_is_not_there", lambda module: None)
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("toy_that_is_not_there")
+
+
+def test_an_action_before_the_import_can_set_names_for_the_modules_code(toys: ToyPackages) -> None:
+    toys.write("toy", "value = given + 1\n")
+    toys.write("other", "given = None\n")
+    seen: list[str] = []
+
+    def give(module: ModuleType) -> None:
+        vars(module)["given"] = 4
+        seen.append(module.__name__)
+
+    before_import("toy", give)
+    before_import("other", give)
+    cancel("other", give)
+    assert importlib.import_module("toy").value == 5
+    importlib.import_module("other")
+    assert seen == ["toy"]
+    cancel("toy", give)
+
+
+def test_the_finder_is_there_only_while_it_has_something_to_do(toys: ToyPackages) -> None:
+    toys.write("toy")
+    finders = list(sys.meta_path)
+    after_import("toy", lambda module: None)
+    assert sys.meta_path[1:] == finders
+    importlib.import_module("toy")
+    assert sys.meta_path == finders
+
+
+PATCH = Name("light.override", "patch")
+_PATCHES = """
+def patch():
+    try:
+        from heavy import part
+    except ImportError:
+        return
+    part.is_patched = True
+
+patch()
+"""
+
+
+@pytest.fixture
+def packages(toys: ToyPackages) -> ToyPackages:
+    toys.write("heavy.part", "is_patched = False\n")
+    toys.write("light.override", _PATCHES)
+    return toys
+
+
+def test_a_late_import_is_patched(packages: ToyPackages) -> None:
+    delay_import("heavy.part", patched_by=PATCH)
+    importlib.import_module("light.override")
+    assert "heavy.part" not in sys.modules
+    assert importlib.import_module("heavy.part").is_patched
+
+
+def test_without_the_delay_the_module_is_imported_at_once(packages: ToyPackages) -> None:
+    importlib.import_module("light.override")
+    assert sys.modules["heavy.part"].is_patched
+
+
+@pytest.mark.parametrize("first", ["heavy.part", "light.override"])
+def test_nothing_is_delayed_if_one_of_the_modules_is_loaded(packages: ToyPackages, first: str) -> None:
+    importlib.import_module(first)
+    finders = list(sys.meta_path)
+    delay_import("heavy.part", patched_by=PATCH)
+    assert sys.meta_path == finders

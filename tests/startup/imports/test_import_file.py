@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from startup.imports import import_file as finder_module
-from startup.imports.import_file import ImportFileFinder, install, uninstall, why_not
+from startup.imports import import_file
+from startup.imports.import_file import ImportFile, install, uninstall, why_not
 from startup.imports.import_file_writer import write
 
 NAMES = ("parcel", "parcel.inner", "parcel.sub", "parcel.sub.leaf", "lone")
@@ -68,7 +68,7 @@ def written(folder: Path, *, is_frozen: bool = False) -> Path:
 
 
 def served() -> set[str]:
-    return set().union(*(finder.served for finder in finder_module._finders))
+    return set().union(*(file.served for file in import_file._files))
 
 
 def test_all_modules_come_from_the_file(folder: Path) -> None:
@@ -344,9 +344,9 @@ def test_a_folder_that_cannot_be_written_keeps_the_old_file(folder: Path, monkey
 def test_a_source_that_was_changed_just_now_is_left_out(folder: Path) -> None:
     put(folder / "lone.py", "VALUE = 'new'\n", age_s=0)
     path = written(folder)
-    finder = ImportFileFinder(str(path))
-    finder.close()
-    assert "lone" not in finder.index.modules
+    file = ImportFile(str(path))
+    file.close()
+    assert "lone" not in file.index.modules
 
 
 def test_modules_imported_after_uninstall_come_from_their_sources(folder: Path) -> None:
@@ -378,4 +378,4 @@ def test_a_module_in_nested_namespace_packages_is_left_out_where_these_are_not_i
     put(folder / "parcel_space" / "inner" / "leaf.py", "VALUE = 1\n")
     path = folder.parent / "imports.code"
     write(path, ("parcel_space.inner.leaf", "lone"))
-    assert set(ImportFileFinder(str(path)).index.modules) == {"lone"}
+    assert set(ImportFile(str(path)).index.modules) == {"lone"}

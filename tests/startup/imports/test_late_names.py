@@ -1,5 +1,6 @@
 """A listed import gives stand-ins that behave like the real objects, which their first use imports."""
 
+import builtins
 import importlib
 import pickle
 import sys
@@ -7,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from startup.imports.late_names import API_SERVER, LATE_IMPORTS, LateImport, late_imports
+from startup.imports.late_names import LateImport, late_names
 from tests.startup.toy_package import ToyPackages
 
 _HEAVY = """
@@ -39,7 +40,7 @@ def packages(toys: ToyPackages) -> ToyPackages:
 
 
 def _import_light() -> ModuleType:
-    with late_imports(_LATE):
+    with late_names(_LATE):
         return importlib.import_module("light")
 
 
@@ -88,7 +89,7 @@ def test_a_stand_in_is_pickled_as_the_real_object(packages: ToyPackages) -> None
 
 def test_other_modules_import_the_real_object(packages: ToyPackages) -> None:
     packages.write("other.__init__", "from heavy.part import Tool\n")
-    with late_imports(_LATE):
+    with late_names(_LATE):
         light, other = importlib.import_module("light"), importlib.import_module("other")
     assert other.Tool is sys.modules["heavy.part"].Tool
     assert light.Tool is not other.Tool
@@ -106,7 +107,7 @@ def test_a_whole_module_can_stand_in_annotations(packages: ToyPackages) -> None:
     packages.write(
         "light.__init__", "import parts\ndef f(tool: parts.Tool) -> parts.Tool | None: return parts.Tool()\n"
     )
-    with late_imports((LateImport("light", "parts"),)):
+    with late_names((LateImport("light", "parts"),)):
         light = importlib.import_module("light")
     assert "parts" not in sys.modules
     assert isinstance(light.f(None), sys.modules["parts"].Tool)
@@ -114,20 +115,24 @@ def test_a_whole_module_can_stand_in_annotations(packages: ToyPackages) -> None:
 
 def test_an_import_whose_package_is_missing_fails_as_it_would(packages: ToyPackages) -> None:
     packages.write("light.__init__", "try:\n    from absent.part import x\nexcept ImportError:\n    x = None\n")
-    with late_imports((LateImport("light", "absent.part", requires="absent"),)):
+    with late_names((LateImport("light", "absent.part", requires="absent"),)):
         assert importlib.import_module("light").x is None
 
 
 def test_a_relative_import_is_found(packages: ToyPackages) -> None:
     packages.write("light.part", _HEAVY)
     packages.write("light.__init__", "from .part import Tool\n")
-    with late_imports((LateImport("light", "light.part"),)):
+    with late_names((LateImport("light", "light.part"),)):
         light = importlib.import_module("light")
     assert "light.part" not in sys.modules
     assert light.Tool.size == 3
 
 
-def test_the_api_servers_schemas_are_imported_in_vllms_order() -> None:
-    assert {entry.module for entry in LATE_IMPORTS} - {entry.module for entry in API_SERVER} == {
-        "vllm.entrypoints.mcp.tool_server"
-    }
+def test_functions_of_the_module_have_the_usual_built_in_names(packages: ToyPackages) -> None:
+    packages.write(
+        "light.__init__", "from heavy.part import Tool\ndef load():\n    import heavy.part\n    return heavy\n"
+    )
+    light = _import_light()
+    assert light.load.__builtins__ is vars(builtins)
+    assert vars(light)["__builtins__"] is vars(builtins)
+    assert light.load() is sys.modules["heavy"]

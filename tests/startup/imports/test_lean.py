@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from startup.imports import lean as stand_ins_module
-from startup.imports.lean import StandIns, import_lean
-from startup.imports.plain_shapes import FUNCTIONS
+from startup.imports import lean
+from startup.imports.lean import SHAPE_FUNCTIONS, import_lean
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model
 
 _CONDITIONS = ("expect_true", "guard_or_false", "guard_or_true", "statically_known_true")
@@ -66,48 +65,10 @@ def test_a_module_that_a_stand_in_breaks_is_imported_without_it(
     (tmp_path / "left_out_module.py").write_text("VALUE = 1\n")
     (tmp_path / "picky_module.py").write_text("import left_out_module\nRESULT = left_out_module.VALUE + 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(stand_ins_module, "LEFT_OUT", ("left_out_module",))
+    monkeypatch.setattr(lean, "LEFT_OUT", ("left_out_module",))
     import_lean(["picky_module"])
     assert sys.modules["picky_module"].RESULT == 2
     assert sys.modules["left_out_module"].VALUE == 1
-
-
-def test_loaded_modules_are_not_replaced() -> None:
-    stand_ins = StandIns(("json",))
-    stand_ins.install()
-    try:
-        import json as again
-
-        assert again is json
-    finally:
-        stand_ins.remove()
-
-
-def test_a_stand_in_is_a_decorator_without_effect_and_a_class_without_instances() -> None:
-    stand_ins = StandIns(("no_such_module",))
-    stand_ins.install()
-    try:
-        from no_such_module.inner import Thing, disable
-
-        @disable
-        def plain() -> int:
-            return 3
-
-        @disable(recursive=False)
-        def with_arguments() -> int:
-            return 4
-
-        @disable(None, recursive=False)
-        def as_torch_calls_it() -> int:
-            return 5
-
-        assert (plain(), with_arguments(), as_torch_calls_it()) == (3, 4, 5)
-        assert not isinstance(3, Thing)
-        assert Thing | None
-    finally:
-        stand_ins.remove()
-    with pytest.raises(ModuleNotFoundError):
-        import no_such_module  # noqa: F401
 
 
 def test_plain_shapes_agree_with_torch_on_numbers() -> None:
@@ -121,15 +82,15 @@ def test_plain_shapes_agree_with_torch_on_numbers() -> None:
         ("sym_and", (True,)),
         ("sym_or", (False,)),
     ]
-    assert {name for name, _ in calls} == set(FUNCTIONS)
+    assert {name for name, _ in calls} == set(SHAPE_FUNCTIONS)
     for name, arguments in calls:
-        assert FUNCTIONS[name](*arguments) is getattr(real, name)(*arguments), (name, arguments)
+        assert SHAPE_FUNCTIONS[name](*arguments) is getattr(real, name)(*arguments), (name, arguments)
 
 
 @pytest.mark.thorough
 def test_other_symbolic_shapes_are_the_real_ones() -> None:
     script = (
-        "import torch, sys; from startup.imports.lean import LEFT_OUT, StandIns; StandIns(LEFT_OUT).install();"
+        "import sys; from startup.imports.lean import import_lean; import_lean([]);"
         "from torch.fx.experimental.symbolic_shapes import guard_or_false; assert 'sympy' not in sys.modules;"
         "from torch.fx.experimental.symbolic_shapes import ShapeEnv; ShapeEnv(); import sympy; sympy.Symbol('x')"
     )

@@ -7,8 +7,8 @@ import pytest
 
 from startup.hooks.check import Finding
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.launch import hook_check
-from startup.vllm.launch.hook_check import (
+from startup.vllm.launch import hooks
+from startup.vllm.launch.hooks import (
     check_installed,
     describe_known,
     describe_unfit,
@@ -45,7 +45,7 @@ def test_the_result_is_kept_until_a_source_changes(
 ) -> None:
     assert _state(vllm, "spans") == "applies"
     with monkeypatch.context() as patched:
-        patched.setattr(hook_check, "check_hooks", lambda *_: pytest.fail("checked again"))
+        patched.setattr(hooks, "check_hooks", lambda *_: pytest.fail("checked again"))
         assert _state(vllm, "spans") == "applies"
     tracing = vllm.folder / "tracing.py"
     tracing.write_text(tracing.read_text().replace("def instrument", "def changed"))
