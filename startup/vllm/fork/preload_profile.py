@@ -32,7 +32,7 @@ RECORDED_PROCESSES: Final = Hook(
 
 logger = logging.getLogger(__name__)
 
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 _FOLDER: Final = "preload"
 _API_PROCESSES: Final = ("MainProcess", "ApiServer")
 _RELEVANT_FLAGS: Final = frozenset(
@@ -116,17 +116,11 @@ class PreloadProfile:
             is_complete=not is_warm or (self.is_complete and self.num_starts > 0),
         )
 
-    def to_fields(self) -> dict[str, Any]:
-        """The profile as JSON values; `disabled_reason` is called `distrust` in files."""
-        fields = asdict(self)
-        fields["distrust"] = fields.pop("disabled_reason")
-        return fields
-
     def save(self) -> None:
         """Writes the profile's file; does nothing if the folder cannot be written to."""
         with suppress(OSError):
             profiles_folder().mkdir(parents=True, exist_ok=True)
-            write_whole(profiles_folder() / _file_name(self.kind), json.dumps(self.to_fields(), indent=1), mode=MODE)
+            write_whole(profiles_folder() / _file_name(self.kind), json.dumps(asdict(self), indent=1), mode=MODE)
 
 
 def load_profile(kind: StartKind) -> PreloadProfile:
@@ -182,8 +176,7 @@ def _read(path: Path) -> PreloadProfile:
             raise ValueError(path)
         content[name] = tuple(content[name])
     kind = content.pop("kind")
-    reason = content.pop("distrust", None)
-    return PreloadProfile(StartKind(**{**kind, "flags": tuple(kind["flags"])}), disabled_reason=reason, **content)
+    return PreloadProfile(StartKind(**{**kind, "flags": tuple(kind["flags"])}), **content)
 
 
 def _relevant(words: Iterable[str]) -> Iterator[str]:

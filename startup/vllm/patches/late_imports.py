@@ -10,7 +10,7 @@ from startup.imports.late_names import LateImport, late_names
 
 LATE_NAMES: Final = Hook(
     "late imports",
-    does="delays imports whose names are used only in calls and annotations (`startup.imports.late_names`)",
+    does="delays imports whose names are used only in calls and annotations (`startup.vllm.patches.late_imports`)",
     without="every process imports what few requests use",
     needs=(
         Text(("vllm.connections",), r"^import aiohttp\b", "import aiohttp"),

@@ -21,7 +21,7 @@ SPANS: Final = Hook(
 
 NAMED_SPANS: Final = Hook(
     "spans by name",
-    does="times further functions of vLLM (`startup.vllm.patches.named_spans`)",
+    does="times further functions of vLLM (`startup.vllm.patches.spans`)",
     without="the report of the start has fewer phases",
     needs=(
         Name("vllm.engine.arg_utils", "EngineArgs.create_engine_config"),

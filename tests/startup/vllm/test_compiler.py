@@ -1,11 +1,16 @@
 """torch's compiler is imported when a function is compiled, and its names forward to real objects then."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from startup.vllm.patches import compiler
+from startup.vllm.patches.compiler import compiler_imported
+from tests.startup.toy_package import ToyPackages
 
 pytestmark = pytest.mark.thorough
 
@@ -59,3 +64,13 @@ def test_torch_compiles_a_function_on_its_first_call() -> None:
         "lowering": True,
         "cuda": False,
     }
+
+
+def test_the_stand_ins_are_removed_if_the_imports_fail(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_DEFERRED_MODULES", ("heavy.part",))
+    toys.write("heavy.part", "class Thing:\n    kind = 'real'\n")
+    with pytest.raises(ValueError, match="broken"), compiler_imported("deferred"):
+        stand_in = importlib.import_module("heavy.part")
+        raise ValueError("broken")
+    assert importlib.import_module("heavy.part") is not stand_in
+    assert importlib.import_module("heavy.part").Thing.kind == "real"
