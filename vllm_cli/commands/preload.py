@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,7 @@ def _describe_check(report: "HookReport") -> "Iterator[str]":
 
 
 def _fields(profile: "PreloadProfile") -> dict[str, Any]:
-    return {"key": profile.kind.key, **profile.to_fields()}
+    return {"key": profile.kind.key, **asdict(profile)}
 
 
 def _paragraph(profile: "PreloadProfile") -> str:

@@ -13,9 +13,8 @@ from functools import cache
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
-from server.machine.whole_file import write_whole
-
 from server.machine.file_stamps import read_stamp
+from server.machine.files import write_whole
 from startup.caches.folders import layers
 from startup.hooks.check import Finding, check_hooks
 from startup.hooks.hook import Hook
