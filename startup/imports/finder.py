@@ -62,7 +62,7 @@ def cancel(name: str, action: Action) -> None:
 
 
 def replace(replacement: Replacement) -> None:
-    """From now on, asks `replacement` first, until `stop_replacing`."""
+    """From now on, until `stop_replacing`, `replacement` decides first what is imported."""
     _finder.replacements.insert(0, replacement)
     _finder.settle()
 
@@ -75,7 +75,7 @@ def stop_replacing(replacement: Replacement) -> None:
 
 
 def serve(file: ModuleFile) -> None:
-    """From now on, takes modules from the file where Python's path finder would be asked for them."""
+    """From now on, takes modules from the file where Python's path finder would search for them."""
     _finder.files.append(file)
     _finder.settle()
 
@@ -114,7 +114,7 @@ class _Finder:
 
     def __init__(self) -> None:
         self.replacements: list[Replacement] = []
-        """The one that is asked first comes first."""
+        """The one that decides first comes first."""
         self.before: dict[str, list[Action]] = {}
         """Until they are cancelled."""
         self.after: dict[str, list[Action]] = {}
@@ -187,7 +187,7 @@ def _run(action: Action, module: ModuleType) -> None:
     try:
         action(module)
     except Exception as err:  # noqa: BLE001 - another version of the module works without the action
-        effect = "the start goes on without the optimisations that need it"
+        effect = "the start continues without the optimisations that need it"
         logger.warning("%s is not as expected: %s; %s", module.__name__, err, effect)
 
 

@@ -56,7 +56,7 @@ class Index(NamedTuple):
     """Fields of a `ModuleEntry` by name of the module, in order of import."""
     refused: tuple[str, ...]
     """Modules that cannot be in a file: the path finder finds something else, the source is faulty,
-    or nothing would tell that it was changed."""
+    or a change of the source could not be detected."""
 
 
 class UnusableFileError(Exception):

@@ -28,7 +28,7 @@ _PYC_HEAD_BYTES: Final = 16
 _BY_TIME: Final = bytes(4)
 """The flags of bytecode that is valid for a source's time and size."""
 _SETTLED_NS: Final = 2_000_000_000
-"""Age from which a source's time tells whether it was changed after its bytecode was made."""
+"""Age from which a source's time proves that it was not changed after its bytecode was made."""
 
 
 def write(path: str | os.PathLike[str], names: Iterable[str], *, is_frozen: bool = False) -> None:

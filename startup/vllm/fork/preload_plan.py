@@ -77,7 +77,7 @@ def plan_preload(
         folder=str(folder),
         modules=tuple(dict.fromkeys((*roots, *known))),
         model=None if is_known or model is None else str(model),
-        compiler=compiler_time(vllm, words, known),
+        compiler=compiler_time(vllm, known, is_eager=is_eager(words)),
         left_out=left_out(),
     )
 
@@ -87,14 +87,14 @@ def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
     return (*_ENGINE_MODULES, *(_CPU_MODULES if vllm.is_for_cpu else _GPU_MODULES))
 
 
-def compiler_time(vllm: InstalledVllm, words: Sequence[str], known: Sequence[str]) -> CompilerTime:
+def compiler_time(vllm: InstalledVllm, known: Sequence[str], *, is_eager: bool) -> CompilerTime:
     """A start that compiles nothing needs no compiler; `deferred` is untested on GPUs, hence `late` there.
 
     Args:
         vllm: the installed vLLM.
-        words: the command line, or the relevant flags in a profile's kind.
         known: engine modules of the start's profile.
+        is_eager: whether the command line switches the compiler off.
     """
-    if not is_eager(words) or COMPILER in known:
+    if not is_eager or COMPILER in known:
         return "now"
     return "deferred" if vllm.is_for_cpu else "late"

@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -24,7 +24,7 @@ from startup.vllm.journal import StartRecordings
 
 RECORDED_PROCESSES: Final = Hook(
     "processes of the preload profile",
-    does="tells API servers from engines and workers by their names",
+    does="distinguishes API servers from engines and workers by their names",
     without="modules are recorded for the wrong process",
     needs=(Text(("vllm.v1.utils",), r'f"ApiServer_', "ApiServer_"),),
 )
@@ -64,7 +64,7 @@ class StartKind:
     prefix: str = sys.prefix
 
     @classmethod
-    def of(cls, vllm: InstalledVllm, words: Iterable[str], model: Path | None) -> "StartKind":
+    def of(cls, vllm: InstalledVllm, words: Sequence[str], model: Path | None) -> "StartKind":
         """The kind of a start with this command line and a model in this folder."""
         return cls(vllm.version, _architecture(model), tuple(hide_in_words(_relevant(words))))
 

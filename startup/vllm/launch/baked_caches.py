@@ -1,6 +1,6 @@
-"""Lays the caches that vLLM itself has written during `vllm-cli bake` below the user's cache folder.
+"""Adds the caches that vLLM itself has written during `vllm-cli bake` to the user's cache folder.
 
-vLLM knows one folder, and writes to it. So each baked file that the user's folder lacks gets an entry there:
+vLLM uses one folder, and writes to it. So each baked file that the user's folder lacks gets an entry there:
 a copy of a small file, because vLLM rewrites those in place, and a link to a large one.
 """
 
@@ -22,21 +22,21 @@ COPIED_BYTES: Final = 64 << 10
 """Files up to this size are copied."""
 
 _RECORD: Final = "baked.json"
-"""In this program's cache folder: which baked folder was laid, and the links to it."""
+"""In this program's cache folder: which baked folder was added, and the links to it."""
 
 FOR_ANY_HARDWARE: Final = ("modelinfos",)
 """vLLM's caches that do not depend on the hardware; compiled code does."""
 
 
 @dataclass(frozen=True)
-class _Laid:
-    """What an earlier start has laid."""
+class _Added:
+    """What an earlier start has added."""
 
     source: str = ""
     links: tuple[str, ...] = ()
 
 
-def lay_baked_caches(session_folder: Path) -> str | None:
+def add_baked_caches(session_folder: Path) -> str | None:
     """Adds what vLLM's cache folder lacks; returns a warning for the user, if there is a reason for one.
 
     A second start finds its own record and does nothing else. Nothing that exists is replaced.
@@ -46,30 +46,30 @@ def lay_baked_caches(session_folder: Path) -> str | None:
     """
     baked = find_baked().folder
     root = env.VLLM_CACHE_ROOT.get()
-    laid = _read_record()
-    if baked is None and not laid.links:
+    added = _read_record()
+    if baked is None and not added.links:
         return None
     try:
         manifest = Manifest.read(baked) if baked is not None else None
     except (OSError, ValueError) as err:
         return f"vLLM's caches in {baked} are not used: {err}"
     source = f"{baked} {manifest.bake_id} {Hardware.present()}" if manifest is not None else ""
-    if source == laid.source:
+    if source == added.source:
         return None
     if baked is not None and not _is_writable(root):
         root = session_folder / "cache"
         os.environ[env.VLLM_CACHE_ROOT.name] = str(root)
-    _remove_dead_links(laid.links)
+    _remove_dead_links(added.links)
     if baked is None or manifest is None:
-        _write_record(_Laid())
+        _write_record(_Added())
         return None
     is_same = manifest.hardware == Hardware.present()
-    links = tuple(_lay(baked / CACHE, root, with_compiled=is_same))
-    _write_record(_Laid(source, links))
+    links = tuple(_add_all(baked / CACHE, root, with_compiled=is_same))
+    _write_record(_Added(source, links))
     return None if is_same else _describe_difference(manifest.hardware, baked / CACHE)
 
 
-def _lay(baked: Path, root: Path, *, with_compiled: bool) -> Iterator[str]:
+def _add_all(baked: Path, root: Path, *, with_compiled: bool) -> Iterator[str]:
     """Yields the links that were made."""
     own = cache_folder().name
     for folder, names, files in os.walk(baked):
@@ -79,12 +79,12 @@ def _lay(baked: Path, root: Path, *, with_compiled: bool) -> Iterator[str]:
         with suppress(OSError):
             target.mkdir(parents=True, exist_ok=True)
             for name in files:
-                if _add(Path(folder, name), target / name):
+                if _add_file(Path(folder, name), target / name):
                     yield str(target / name)
 
 
-def _add(source: Path, target: Path) -> bool:
-    """Adds one file unless there is one; returns whether it is a link."""
+def _add_file(source: Path, target: Path) -> bool:
+    """Adds one file unless it exists; returns whether it is a link."""
     if os.path.lexists(target):
         return False
     if source.stat().st_size > COPIED_BYTES:
@@ -111,17 +111,17 @@ def _is_writable(root: Path) -> bool:
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
-def _read_record() -> _Laid:
+def _read_record() -> _Added:
     with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads((cache_folder() / _RECORD).read_bytes())
-        return _Laid(str(content["source"]), tuple(map(str, content["links"])))
-    return _Laid()
+        return _Added(str(content["source"]), tuple(map(str, content["links"])))
+    return _Added()
 
 
-def _write_record(laid: _Laid) -> None:
+def _write_record(added: _Added) -> None:
     with suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)
-        (cache_folder() / _RECORD).write_text(json.dumps({"source": laid.source, "links": laid.links}))
+        (cache_folder() / _RECORD).write_text(json.dumps({"source": added.source, "links": added.links}))
 
 
 def _describe_difference(baked: Hardware, cache: Path) -> str | None:

@@ -18,7 +18,7 @@ from startup.errors import StartupError
 from startup.hooks.left_out import leave_out
 from startup.imports.learned_imports import learned_imports
 from startup.model.location import locate
-from startup.serve_words import ServeWords
+from startup.serve_words import ServeWords, is_eager
 from startup.vllm.command_line import CommandLine
 from startup.vllm.fork.forkserver_start import forkserver_environment
 from startup.vllm.fork.preload_plan import compiler_time, platform_modules
@@ -36,11 +36,10 @@ from startup.vllm.patches.spans import prepare_spans
 
 logger = logging.getLogger(__name__)
 
-_EAGER: Final = ("--enforce-eager",)
 _LAUNCHER: Final = ("startup.vllm.launch.start",)
 _CHANGING_TOKENIZERS: Final = ("--enable-prompt-embeds", "--renderer-num-workers")
 _MAX_STARTED_MODELS: Final = 2
-"""How many models' tokenizers are kept without being asked for."""
+"""Number of models whose tokenizers are kept because they were started, beyond those named."""
 
 
 class SharedImports:
@@ -61,7 +60,7 @@ class SharedImports:
         """
         self._vllm = vllm
         self._models = models
-        self._compiler: CompilerTime = compiler_time(vllm, _EAGER if is_eager else (), ())
+        self._compiler: CompilerTime = compiler_time(vllm, (), is_eager=is_eager)
         self._profiles = self._usable_profiles()
         self._caches = ModelCaches()
 
@@ -144,7 +143,10 @@ class SharedImports:
         profile = load_profile(StartKind.of(self._vllm, line.words, files.path if files else None))
         if profile.disabled_reason is not None:
             return f"vLLM starts without preloading: {profile.disabled_reason}"
-        if self._compiler != "now" and compiler_time(self._vllm, line.words, profile.engine_modules) == "now":
+        if (
+            self._compiler != "now"
+            and compiler_time(self._vllm, profile.engine_modules, is_eager=is_eager(line.words)) == "now"
+        ):
             return "starts of this kind use torch's compiler"
         return None
 
@@ -165,7 +167,8 @@ class SharedImports:
             if (profile.kind.version, profile.kind.python, profile.kind.machine, profile.kind.prefix)
             == (this.version, this.python, this.machine, this.prefix)
             and profile.disabled_reason is None
-            and compiler_time(self._vllm, profile.kind.flags, profile.engine_modules) == self._compiler
+            and compiler_time(self._vllm, profile.engine_modules, is_eager=is_eager(profile.kind.flags))
+            == self._compiler
         ]
 
 

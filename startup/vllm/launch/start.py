@@ -35,7 +35,7 @@ from startup.vllm.fork.preload_profile import StartKind, load_profile
 from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
-from startup.vllm.launch.baked_caches import lay_baked_caches
+from startup.vllm.launch.baked_caches import add_baked_caches
 from startup.vllm.launch.bytecode import keep_bytecode
 from startup.vllm.launch.hooks import (
     check_installed,
@@ -141,7 +141,7 @@ class _VllmStart:
                 discard_dormant()
             session.prefetch(self._files, self._options.prefetch)
             session.check(self._run_preflight, errors_are_fatal=False)  # vLLM itself fails on them, minutes later
-            self._lay_baked_caches()
+            self._add_baked_caches()
             self._import_api_server()
             events.watch()
             gc.freeze()
@@ -160,7 +160,7 @@ class _VllmStart:
             self._session.stack.enter_context(port.reuse_listener(listening))
 
     def _leave_out_unfit_hooks(self) -> None:
-        """Says in one line which speed-ups this version of vLLM does not get."""
+        """Logs in one line which speed-ups this version of vLLM lacks."""
         findings = check_installed(self._vllm)
         leave_out(hooks_to_leave_out(findings))
         if (notice := describe_unfit(findings)) is not None:
@@ -195,9 +195,9 @@ class _VllmStart:
                 logger.warning("the forkserver cannot be started (%s): vLLM spawns its processes", err)
             os.environ[env.VLLM_WORKER_MULTIPROC_METHOD.name] = "spawn"
 
-    def _lay_baked_caches(self) -> None:
-        with self._span("lay_baked_caches"):
-            if (notice := lay_baked_caches(self._journal.folder)) is not None:
+    def _add_baked_caches(self) -> None:
+        with self._span("add_baked_caches"):
+            if (notice := add_baked_caches(self._journal.folder)) is not None:
                 logger.warning("%s", notice)
 
     def _run_preflight(self) -> PreflightReport:
@@ -211,7 +211,7 @@ class _VllmStart:
         with self._span("import_vllm"), learned_imports():
             failed = import_api_server(is_lean=is_lean)
         if is_lean and failed:
-            logger.warning("vLLM could not be imported without its compiler: %s; it is started again with it", failed)
+            logger.warning("importing vLLM without torch's compiler failed (%s); restarting with the compiler", failed)
             self._start_anew(env.VCLI_LEAN_IMPORTS.name, "0")
         self._journal.mark_loaded_modules()
         wait = EngineWait()

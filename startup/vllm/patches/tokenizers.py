@@ -1,4 +1,9 @@
-"""Delays loading the tokenizer of vLLM's engine until the first request with structured output."""
+"""Avoids loading tokenizers that are not needed yet, or that are loaded already.
+
+vLLM's engine loads one for structured output before it is ready. For a model without a processor,
+transformers' search for a processor ends with the tokenizer, which it loads again from its files. vLLM
+searches when it warms up its chat template, after the engine is ready.
+"""
 
 import functools
 import sys

@@ -12,9 +12,9 @@ from startup.probes.serving_messages import HealthAnswer
 logger = logging.getLogger(__name__)
 
 _SAMPLE_S: Final = 1.0
-"""The application is asked so often; at once when the engine fails."""
+"""Interval between two samples; the next one is taken at once when the engine fails."""
 _STATUSES: Final = frozenset({200, 503})
-"""Those that tell the server's health."""
+"""Statuses that report the server's health; others are errors of the application."""
 
 
 class Sample(NamedTuple):
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 
 
 class HealthSampler:
-    """Asks one uvicorn server's application for `/health`; all methods run on its event loop."""
+    """Samples `/health` of one uvicorn server's application; all methods run on its event loop."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
@@ -35,17 +35,17 @@ class HealthSampler:
         """uvicorn logs it before the path."""
         self._sample: Sample | None = None
         """None if the application's answers differ from one to the next."""
-        self._asked_s = float("-inf")
+        self._sampled_s = float("-inf")
         self._had_failed = False
-        self._has_told = False
+        self._has_logged = False
 
     async def current(self) -> HealthAnswer | None:
         """The answer that uvicorn would send; None if it has to answer each probe itself."""
         has_failed = self._has_engine_failed()
-        if has_failed != self._had_failed or time.monotonic() - self._asked_s >= _SAMPLE_S:
+        if has_failed != self._had_failed or time.monotonic() - self._sampled_s >= _SAMPLE_S:
             self._had_failed = has_failed
-            self._sample = await self._ask_until_steady()
-            self._asked_s = time.monotonic()
+            self._sample = await self._sample_until_steady()
+            self._sampled_s = time.monotonic()
         fixed_headers = self._server.server_state.default_headers
         if self._sample is None or (not fixed_headers and self._config.server_header):  # not set yet
             return None
@@ -56,18 +56,18 @@ class HealthSampler:
         state = getattr(self._config.app, "state", None)
         return bool(getattr(getattr(state, "engine_client", None), "errored", False))
 
-    async def _ask_until_steady(self) -> Sample | None:
-        previous, sample = self._sample, await self._ask()
+    async def _sample_until_steady(self) -> Sample | None:
+        previous, sample = self._sample, await self._request()
         if sample != previous:
-            previous, sample = sample, await self._ask()
+            previous, sample = sample, await self._request()
         if sample == previous:
             return sample
-        if not self._has_told:
-            self._has_told = True
+        if not self._has_logged:
+            self._has_logged = True
             logger.info("answers of /health differ from one to the next: vLLM answers each probe itself")
         return None
 
-    async def _ask(self) -> Sample | None:
+    async def _request(self) -> Sample | None:
         """None if the application fails, which uvicorn would log for a real request."""
         path = f"{self.root_path}{PATH}"
         scope = {

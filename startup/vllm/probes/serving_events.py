@@ -30,7 +30,7 @@ _STARTUP: Final = Name("uvicorn.server", "Server.startup", ("sockets",))
 _SHUTDOWN: Final = Name("uvicorn.server", "Server.shutdown")
 SERVING: Final = Hook(
     "serving",
-    does="notices when vLLM's HTTP server accepts and stops",
+    does="reports when vLLM's HTTP server accepts and stops",
     without="the port cannot be handed over, and readiness is not known",
     needs=(
         _STARTUP,
@@ -43,8 +43,8 @@ SERVING: Final = Hook(
 
 SERVING_PROBES: Final = Hook(
     "probes while serving",
-    does="has the responder's process answer `/health` while vLLM serves",
-    without="`/health` waits while vLLM's event loop is held",
+    does="lets the responder's process answer `/health` while vLLM serves",
+    without="`/health` waits while vLLM's event loop is blocked",
     needs=(
         Name("uvicorn.server", "Server.main_loop", ()),
         Name("uvicorn.server", "Server.lifespan"),
@@ -92,7 +92,7 @@ class ServingEvents:
         on_stopping: Callable[[], None],
         responder: StartupResponder | None,
     ) -> None:
-        """With a `responder`, it goes on if it can instead of `on_serving`, and answers vLLM's probes."""
+        """A `responder` answers vLLM's probes, too, where it can; `on_serving` is not called then."""
         self._on_serving = _once(on_serving)
         self._on_ready = _once(on_ready)
         self._on_stopping = _once(on_stopping)

@@ -1,4 +1,4 @@
-"""Has the responder's process answer vLLM's `/health` while vLLM serves, as its event loop may be held.
+"""Lets the responder's process answer `/health` while vLLM serves, because its event loop may be blocked.
 
 The responder accepts on the port and passes every connection but probes to this process
 (`startup.probes.acceptor`). Here, on vLLM's event loop, they are given to uvicorn's protocol as if its own

@@ -7,7 +7,7 @@ import pytest
 
 from startup.caches.baked import CACHE, _examine
 from startup.caches.manifest import Hardware
-from startup.vllm.launch.baked_caches import COPIED_BYTES, lay_baked_caches
+from startup.vllm.launch.baked_caches import COPIED_BYTES, add_baked_caches
 from tests.startup.caches.conftest import baked, write_manifest  # noqa: F401 - a fixture
 
 _SMALL = "modelinfos/llama.json"
@@ -31,7 +31,7 @@ def root(filled: Path) -> Path:
 
 
 def test_small_files_are_copied_and_large_ones_are_linked(filled: Path, root: Path, tmp_path: Path) -> None:
-    assert lay_baked_caches(tmp_path) is None
+    assert add_baked_caches(tmp_path) is None
     assert (root / _SMALL).read_bytes() == b"{}"
     assert not (root / _SMALL).is_symlink()
     assert (root / _LARGE).readlink() == filled / CACHE / _LARGE
@@ -40,28 +40,28 @@ def test_small_files_are_copied_and_large_ones_are_linked(filled: Path, root: Pa
 def test_what_the_user_has_stays_and_baked_files_are_never_written(filled: Path, root: Path, tmp_path: Path) -> None:
     (root / _SMALL).parent.mkdir(parents=True)
     (root / _SMALL).write_text("mine")
-    lay_baked_caches(tmp_path)
+    add_baked_caches(tmp_path)
     assert (root / _SMALL).read_text() == "mine"
     (root / _LARGE).unlink()
     (root / _LARGE).write_text("recompiled")
-    lay_baked_caches(tmp_path)
+    add_baked_caches(tmp_path)
     assert (root / _LARGE).read_text() == "recompiled"
     assert (filled / CACHE / _LARGE).read_bytes() == _LARGE_BYTES
 
 
 def test_a_second_start_looks_at_nothing(filled: Path, root: Path, tmp_path: Path) -> None:
-    lay_baked_caches(tmp_path)
+    add_baked_caches(tmp_path)
     (root / _SMALL).unlink()  # the user has deleted it
-    lay_baked_caches(tmp_path)
+    add_baked_caches(tmp_path)
     assert not (root / _SMALL).exists()
 
 
 def test_a_new_image_lays_its_own_and_removes_dead_links(filled: Path, root: Path, tmp_path: Path) -> None:
-    lay_baked_caches(tmp_path)
+    add_baked_caches(tmp_path)
     (filled / CACHE / _LARGE).unlink()
     (filled / CACHE / "modelinfos/qwen.json").write_text("{}")
     write_manifest(filled, bake_id="second")
-    lay_baked_caches(tmp_path)
+    add_baked_caches(tmp_path)
     assert not os.path.lexists(root / _LARGE)
     assert (root / "modelinfos/qwen.json").exists()
 
@@ -69,11 +69,11 @@ def test_a_new_image_lays_its_own_and_removes_dead_links(filled: Path, root: Pat
 def test_without_the_image_dead_links_are_removed(
     filled: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lay_baked_caches(tmp_path)
+    add_baked_caches(tmp_path)
     filled.rename(tmp_path / "gone")
     monkeypatch.setenv("VCLI_BAKED", "off")
     _examine.cache_clear()
-    assert lay_baked_caches(tmp_path) is None
+    assert add_baked_caches(tmp_path) is None
     assert not os.path.lexists(root / _LARGE)
     assert (root / _SMALL).exists()
 
@@ -90,7 +90,7 @@ def test_compiled_code_of_other_hardware_is_not_used(
     hardware: Hardware, what: str, filled: Path, root: Path, tmp_path: Path
 ) -> None:
     write_manifest(filled, hardware)
-    notice = lay_baked_caches(tmp_path)
+    notice = add_baked_caches(tmp_path)
     assert notice == f"the baked compile caches are not used: they were made on another {what}"
     assert (root / _SMALL).exists()
     assert not os.path.lexists(root / _LARGE)
@@ -102,11 +102,11 @@ def test_without_a_writable_cache_folder_the_start_has_one_of_its_own(
     (tmp_path / "file").touch()
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "file" / "cache"))
     session = tmp_path / "session"
-    assert lay_baked_caches(session) is None
+    assert add_baked_caches(session) is None
     assert os.environ["VLLM_CACHE_ROOT"] == str(session / "cache")
     assert (session / "cache" / _LARGE).read_bytes() == _LARGE_BYTES
 
 
 def test_an_unreadable_manifest_is_a_warning(filled: Path, tmp_path: Path) -> None:
     (filled / "manifest.json").write_text("{")
-    assert "are not used" in str(lay_baked_caches(tmp_path))
+    assert "are not used" in str(add_baked_caches(tmp_path))
