@@ -1,9 +1,11 @@
 """Imports this program's packages instead of a user's modules of the same names.
 
 `server`, `startup` and `envs` are common names: with `PYTHONPATH=.` and a `server.py` in that folder, Python
-would import the user's file. Every new Python process of this program therefore imports this module before
-any other package of it: the console script, `python -m vllm_cli`, the forkserver and spawned processes. Forks
-inherit it.
+would import the user's file. The console script, `python -m vllm_cli`, the forkserver and spawned processes
+therefore import this module before any other package of this program; forks inherit it. The prefetch helper
+runs isolated (`python -I`), without the user's folders.
+
+This finder is not the one of `startup.imports`: it is what makes `startup` importable.
 """
 
 import os

@@ -135,7 +135,7 @@ def test_unix_socket_is_handed_over(folder: Path) -> None:
         start.record_tree()
 
 
-@pytest.mark.parametrize("host", ["localhost", "0.0.0.0", ""], ids=["name", "any", "empty"])
+@pytest.mark.parametrize("host", ["localhost", ""], ids=["name", "empty"])
 def test_every_spelling_of_the_host_matches_the_listener(host: str, folder: Path) -> None:
     port = free_port()
     with FakeStart(folder, f"--host={host}", "--port", str(port), host=None, port=port) as start:
@@ -152,8 +152,8 @@ def test_port_zero_is_left_to_vllm(folder: Path) -> None:
         start.wait_for_line("Application startup complete")
 
 
-def test_a_headless_start_opens_no_port(folder: Path) -> None:
-    with FakeStart(folder, "--headless") as start:
+def test_a_headless_start_opens_no_port_and_has_no_deadline(folder: Path) -> None:
+    with FakeStart(folder, "--headless", "--startup-timeout", "0.001") as start:
         start.wait_for_line("headless engine")
         assert [c for c in start.launcher.net_connections("tcp") if c.status == "LISTEN"] == []
         engine = start.named("VLLM::EngineCor")

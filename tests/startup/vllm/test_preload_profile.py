@@ -100,19 +100,16 @@ def model(folder: Path) -> Path:
     return path
 
 
-def test_the_first_start_preloads_the_models_class(model: Path, folder: Path) -> None:
-    with FakeStart(folder, str(model)) as start:
-        (worker,) = start.wait_until_ready().state()["workers"]
-        (forkserver,) = start.forkservers()
-    assert worker["imported_in"]["vllm.model_executor.models.fake_llama"] == forkserver.pid
-
-
-def test_a_model_is_inspected_in_a_forked_process_or_in_the_worker_itself(model: Path, folder: Path) -> None:
+def test_the_first_start_preloads_the_models_class_and_inspects_it_without_a_new_program(
+    model: Path, folder: Path
+) -> None:
+    name = "vllm.model_executor.models.fake_llama"
     with FakeStart(folder, str(model)) as start:
         state = start.wait_until_ready().state()
         (forkserver,) = start.forkservers()
     (worker,) = state["workers"]
-    name, _, parent = state["engine"]["inspected"]
-    assert (name, parent) == ("vllm.model_executor.models.fake_llama", forkserver.pid)
-    name, _, parent = worker["inspected"]
-    assert (name, parent) == ("vllm.model_executor.models.fake_llama", worker["pid"])
+    assert worker["imported_in"][name] == forkserver.pid
+    inspected, _, parent = state["engine"]["inspected"]
+    assert (inspected, parent) == (name, forkserver.pid), "in a fork"
+    inspected, _, parent = worker["inspected"]
+    assert (inspected, parent) == (name, worker["pid"]), "in itself"

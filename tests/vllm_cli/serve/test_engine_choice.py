@@ -32,9 +32,9 @@ def test_settings_are_converted_and_the_start_method_comes_from_the_variable(mon
     assert (options.prefetch.mode, options.prefetch.num_threads) == ("off", 3)
 
 
-def test_the_start_method_is_none_if_the_variable_is_not_set() -> None:
+def test_the_start_method_is_the_forkserver_if_the_variable_is_not_set() -> None:
     with click.Context(click.Command("serve")) as ctx:
-        assert vllm_options(ctx, []).start_method is None
+        assert vllm_options(ctx, []).start_method == "forkserver"
 
 
 def test_an_unknown_engine_is_an_error_with_a_suggestion() -> None:
