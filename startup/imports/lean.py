@@ -20,13 +20,13 @@ from startup.imports.stand_ins import StandIns
 
 _LEFT_OUT_OF_TORCH: Final = ("torch._meta_registrations",)
 """Python rules for tensors without data; creating a model on the meta device needs only the rules in C++."""
-_SHAPES: Final = "torch.fx.experimental.symbolic_shapes"
+SHAPES: Final = "torch.fx.experimental.symbolic_shapes"
 """It imports sympy: 0.2 s of a start."""
 LEFT_OUT: Final = (
     "sympy",
     "torch._dynamo",
     "torch.distributed.tensor",
-    _SHAPES,
+    SHAPES,
     "transformers.modeling_gguf_pytorch_utils",
 )
 
@@ -64,7 +64,7 @@ def import_lean(modules: Sequence[str]) -> LeftOut:
         with cached_scans():
             _import_all(("torch", *modules))
         return LeftOut()
-    from_torch, stand_ins = StandIns(_LEFT_OUT_OF_TORCH), StandIns(LEFT_OUT, functions={_SHAPES: SHAPE_FUNCTIONS})
+    from_torch, stand_ins = StandIns(_LEFT_OUT_OF_TORCH), StandIns(LEFT_OUT, functions={SHAPES: SHAPE_FUNCTIONS})
     from_torch.install()
     importlib.import_module("torch")
     before = set(sys.modules)
@@ -134,5 +134,5 @@ STAND_INS: Final = Hook(
     "stand-ins of the embedded engine",
     does="imports torch and transformers without modules that serving does not use",
     without="the embedded engine imports them",
-    needs=(*map(Name, (*_LEFT_OUT_OF_TORCH, *LEFT_OUT)), *(Name(_SHAPES, function) for function in SHAPE_FUNCTIONS)),
+    needs=(*map(Name, (*_LEFT_OUT_OF_TORCH, *LEFT_OUT)), *(Name(SHAPES, function) for function in SHAPE_FUNCTIONS)),
 )

@@ -48,7 +48,7 @@ class StandIns:
         stop_replacing(self._find)
         self.are_real = self._become_real
         for name, module in list(sys.modules.items()):
-            if isinstance(module, _StandInModule) and module.__loader__ is self:
+            if isinstance(module, _StandInModule) and getattr(module, "__loader__", None) is self:
                 _forget(name, module)
 
     def attribute(self, module: str, name: str) -> Any:
