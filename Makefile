@@ -1,7 +1,7 @@
 # Works on a fresh clone: every target first installs what it needs, once, into .venv.
 #
 #   make serve [PORT=8000] [ARGS="..."]    serve the default model, or the one named in ARGS
-#   make test [ARGS="..."]                 the fast tests: 7 minutes
+#   make test [ARGS="..."]                 the fast tests: 2.5 minutes
 #   make test CHANGED=1                    those of them that the changes since main can reach
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
 #   make test-slow | test-cuda             tests that need vLLM, a browser or minutes; tests that need a GPU
@@ -23,9 +23,9 @@ PYTHON ?= python3
 PORT ?= 8000
 ARGS ?=
 CHANGED ?=
-# The number of test files that run at once. Tests marked `alone` run while no other test does.
+# The number of tests that run at once. Tests marked `alone` run while no other test does.
 JOBS ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # The tests of the maintainers' tools lie outside of what `make test` collects. ARGS with paths take precedence.
 WITH_TOOLS = -o testpaths="tests tools"
 
@@ -78,7 +78,7 @@ test-newest:
 	# Beyond the upper bound of pyproject.toml, to learn whether it can be raised.
 	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --upgrade uvicorn
 	$(NEWEST_VENV)/bin/python -m startup.model
-	$(NEWEST_VENV)/bin/python .ci/newest.py -n $(JOBS) --dist loadfile $(ARGS)
+	$(NEWEST_VENV)/bin/python .ci/newest.py -n $(JOBS) --dist worksteal $(ARGS)
 
 test-vllm-versions: $(INSTALLED_DEV)
 	$(BIN)/python -m tools.vllm_versions --json build/vllm-versions.json $(VERSIONS) $(ARGS)

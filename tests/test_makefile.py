@@ -102,7 +102,7 @@ def test_tests_and_linters_install_their_tools_once(clone):
     clone.make("test", "ARGS=-k health")
     assert clone.take_log() == [
         "-m startup.model",
-        "-m pytest -n 2 --dist loadfile -m not slow and not thorough -k health",
+        "-m pytest -n 2 --dist worksteal -m not slow and not thorough -k health",
     ]
 
 
@@ -117,7 +117,7 @@ def test_the_tests_that_a_change_can_reach_are_found_first(clone):
 )
 def test_each_tier_selects_tests_by_their_marks(target: str, selected: str, clone):
     clone.make(target, "JOBS=0")
-    assert clone.take_log()[-1] == f"-m pytest -n 0 --dist loadfile -o testpaths=tests tools -m {selected}"
+    assert clone.take_log()[-1] == f"-m pytest -n 0 --dist worksteal -o testpaths=tests tools -m {selected}"
 
 
 def test_the_newest_releases_are_installed_in_their_own_environment_at_every_run(clone):
@@ -127,7 +127,7 @@ def test_the_newest_releases_are_installed_in_their_own_environment_at_every_run
     rest = [
         f"{pip} --upgrade uvicorn",
         "-m startup.model",
-        ".ci/newest.py -n 2 --dist loadfile -k health",
+        ".ci/newest.py -n 2 --dist worksteal -k health",
     ]
     clone.make("test-newest", "ARGS=-k health")
     assert clone.take_log() == ["venv .venv-newest", upgrade.format(torch), *rest]
