@@ -1,4 +1,4 @@
-"""Readiness probes, answered before any middleware from prebuilt messages."""
+"""Readiness probes, answered before any middleware unless a header of it may be needed."""
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -9,7 +9,6 @@ READINESS_PATHS = ("/health", "/ping", "/readyz")
 PROBE_PATHS = (*READINESS_PATHS, "/livez")
 """While the server is ready, the answers to all are the same."""
 
-_OK: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
 _EMPTY: Message = {"type": "http.response.body", "body": b""}
 
 
@@ -24,5 +23,6 @@ class HealthEndpoint:
         if problem is not None:
             await send_unavailable(send, problem)
             return
-        await send(_OK)
+        # middleware (CORS, that of users) adds its headers to the list
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send(_EMPTY)

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import NamedTuple
 
 from msgspec import UNSET
 
@@ -69,16 +68,6 @@ class CompletionServing:
         return prompt.text
 
 
-class _Shown(NamedTuple):
-    """A delta as the client receives it: after the echoed prompt, or only the prompt if it is echo-only."""
-
-    text: str
-    token_ids: list[int]
-    logprobs: CompletionLogprobs | None
-    finish_reason: str | None
-    stop_reason: int | str | None
-
-
 class CompletionBodies:
     """The bodies of one request's response."""
 
@@ -136,52 +125,53 @@ class CompletionBodies:
         )
 
     async def _choice(self, delta: SequenceDelta) -> CompletionChoice:
-        shown = await self._show(delta)
+        shown = self._show(delta)
+        logprobs = await self._take_logprobs(shown)
         shows_ids = self._request.return_token_ids
+        prompt_logprobs = delta.prompt_logprobs
         return CompletionChoice(
             index=delta.choice,
             text=shown.text,
-            logprobs=shown.logprobs,
+            logprobs=logprobs,
             finish_reason=shown.finish_reason,
             stop_reason=shown.stop_reason,
             token_ids=shown.token_ids if shows_ids else None,
-            prompt_logprobs=None
-            if delta.prompt_logprobs is None
-            else await self._logprobs.prompt(delta.prompt_logprobs),
+            prompt_logprobs=None if prompt_logprobs is None else await self._logprobs.prompt(prompt_logprobs),
             prompt_token_ids=self._prompt_token_ids(delta) if shows_ids else None,
         )
 
     async def _chunk_choice(self, delta: SequenceDelta) -> CompletionChunkChoice:
         is_first = not self._has_begun[delta.choice]
-        shown = await self._show(delta)
+        shown = self._show(delta)
+        logprobs = await self._take_logprobs(shown)
         shows_ids = self._request.return_token_ids
+        self._has_begun[delta.choice] = True
         return CompletionChunkChoice(
             index=delta.choice,
             text=shown.text,
-            logprobs=shown.logprobs,
+            logprobs=logprobs,
             finish_reason=shown.finish_reason,
             stop_reason=shown.stop_reason,
             token_ids=shown.token_ids if shows_ids else UNSET,
             prompt_token_ids=self._prompt_token_ids(delta) if shows_ids and is_first else UNSET,
         )
 
-    async def _show(self, delta: SequenceDelta) -> _Shown:
-        is_echo = bool(self._request.echo) and not self._has_begun[delta.choice]
-        self._has_begun[delta.choice] = True
+    def _show(self, delta: SequenceDelta) -> SequenceDelta:
+        """The delta as the client gets it: after the echoed prompt, or only the prompt if it is echo-only."""
         if self._request.is_echo_only:
             delta = delta._replace(text="", token_ids=[], logprobs=None, finish_reason="length", stop_reason=None)
-        echo = self._echoes[delta.choice // self._request.num_choices] if is_echo else ""
-        return _Shown(
-            echo + delta.text,
-            delta.token_ids,
-            await self._show_logprobs(delta, is_echo=is_echo),
-            delta.finish_reason,
-            delta.stop_reason,
-        )
+        if self._begins_with_echo(delta):
+            delta = delta._replace(text=self._echoes[delta.choice // self._request.num_choices] + delta.text)
+        return delta
 
-    async def _show_logprobs(self, delta: SequenceDelta, *, is_echo: bool) -> CompletionLogprobs | None:
+    def _begins_with_echo(self, delta: SequenceDelta) -> bool:
+        return bool(self._request.echo) and not self._has_begun[delta.choice]
+
+    async def _take_logprobs(self, delta: SequenceDelta) -> CompletionLogprobs | None:
+        """The log-probabilities of a delta, whose text moves the offset of the next one."""
         if self._request.logprobs is None:
             return None
+        is_echo = self._begins_with_echo(delta)
         echoed = zip(self._prompt_token_ids(delta), delta.prompt_logprobs or (), strict=True) if is_echo else ()
         entries = [*echoed, *((entry.token_id, entry) for entry in delta.logprobs or ())]
         offset = self._text_offsets[delta.choice]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from server.apis.responses.custom_input import CustomInputReader
@@ -11,6 +11,7 @@ from server.apis.responses.events import (
     ArgumentsDone,
     CustomInputDelta,
     CustomInputDone,
+    InsideItemEvent,
     ItemAdded,
     ItemDone,
     PartAdded,
@@ -145,6 +146,9 @@ class OpenItem(ABC):
     def _text(self) -> str:
         return "".join(self._texts)
 
+    def _event(self, kind: type[InsideItemEvent], **fields: Any) -> ResponseEvent:
+        return kind(item_id=self._id, output_index=self._index, **fields)
+
 
 class OpenMessage(OpenItem):
     """Text for the user."""
@@ -157,18 +161,18 @@ class OpenMessage(OpenItem):
 
     def begin(self) -> list[ResponseEvent]:
         part = OutputText(text="", logprobs=[])
-        return [*super().begin(), PartAdded(item_id=self._id, output_index=self._index, part=part)]
+        return [*super().begin(), self._event(PartAdded, part=part)]
 
     def extend(self, text: str, logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
         self._texts.append(text)
         self._logprobs += logprobs
         shown = [_stream_logprob(entry) for entry in logprobs]
-        return [TextDelta(item_id=self._id, output_index=self._index, delta=text, logprobs=shown)]
+        return [self._event(TextDelta, delta=text, logprobs=shown)]
 
     def end(self) -> list[ResponseEvent]:
         return [
-            TextDone(item_id=self._id, output_index=self._index, text=self._text),
-            PartDone(item_id=self._id, output_index=self._index, part=self._part),
+            self._event(TextDone, text=self._text),
+            self._event(PartDone, part=self._part),
             *super().end(),
         ]
 
@@ -187,17 +191,17 @@ class OpenReasoning(OpenItem):
 
     def begin(self) -> list[ResponseEvent]:
         part = ReasoningText(text="")
-        return [*super().begin(), PartAdded(item_id=self._id, output_index=self._index, part=part)]
+        return [*super().begin(), self._event(PartAdded, part=part)]
 
     def extend(self, text: str, logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
         self._texts.append(text)
-        return [ReasoningDelta(item_id=self._id, output_index=self._index, delta=text)]
+        return [self._event(ReasoningDelta, delta=text)]
 
     def end(self) -> list[ResponseEvent]:
         part = ReasoningText(text=self._text)
         return [
-            ReasoningDone(item_id=self._id, output_index=self._index, text=self._text),
-            PartDone(item_id=self._id, output_index=self._index, part=part),
+            self._event(ReasoningDone, text=self._text),
+            self._event(PartDone, part=part),
             *super().end(),
         ]
 
@@ -206,23 +210,27 @@ class OpenReasoning(OpenItem):
         return ReasoningItem(id=self._id, status=status, content=content)
 
 
-class OpenFunctionCall(OpenItem):
-    """The arguments of a call."""
-
-    id_prefix = "fc"
+class OpenCall(OpenItem):
+    """Base of calls."""
 
     def __init__(self, index: int, call_id: str, tool: CalledTool) -> None:
         super().__init__(index)
         self._call_id = call_id
         self._tool = tool
 
+
+class OpenFunctionCall(OpenCall):
+    """The arguments of a call."""
+
+    id_prefix = "fc"
+
     def extend(self, text: str, logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
         self._texts.append(text)
-        return [ArgumentsDelta(item_id=self._id, output_index=self._index, delta=text)]
+        return [self._event(ArgumentsDelta, delta=text)]
 
     def end(self) -> list[ResponseEvent]:
         name = self._tool.name
-        done = ArgumentsDone(item_id=self._id, output_index=self._index, name=name, arguments=self._text)
+        done = self._event(ArgumentsDone, name=name, arguments=self._text)
         return [done, *super().end()]
 
     def item(self, status: OutputStatus) -> FunctionCallItem:
@@ -236,15 +244,13 @@ class OpenFunctionCall(OpenItem):
         )
 
 
-class OpenCustomCall(OpenItem):
+class OpenCustomCall(OpenCall):
     """The text for a custom tool, inside the arguments of the function that stands for it."""
 
     id_prefix = "ctc"
 
     def __init__(self, index: int, call_id: str, tool: CalledTool) -> None:
-        super().__init__(index)
-        self._call_id = call_id
-        self._tool = tool
+        super().__init__(index, call_id, tool)
         self._reader = CustomInputReader()
 
     def extend(self, text: str, logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
@@ -253,14 +259,14 @@ class OpenCustomCall(OpenItem):
     def end(self) -> list[ResponseEvent]:
         rest, whole = self._reader.finish()
         self._texts = [whole]
-        done = CustomInputDone(item_id=self._id, output_index=self._index, input=whole)
+        done = self._event(CustomInputDone, input=whole)
         return [*self._show(rest), done, *super().end()]
 
     def item(self, status: OutputStatus) -> CustomToolCallItem:
         return CustomToolCallItem(id=self._id, call_id=self._call_id, name=self._tool.name, input=self._text)
 
     def _show(self, text: str) -> list[ResponseEvent]:
-        return [CustomInputDelta(item_id=self._id, output_index=self._index, delta=text)] if text else []
+        return [self._event(CustomInputDelta, delta=text)] if text else []
 
 
 def _stream_logprob(entry: ChatLogprob) -> StreamLogprob:

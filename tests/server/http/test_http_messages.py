@@ -128,40 +128,28 @@ def test_an_empty_answer_is_an_empty_text(client: anthropic.Anthropic, engine: S
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 1000])
-def test_tools_that_the_model_chooses(
-    serve: Any, engine: ScriptedEngine, encode: Callable[[str], list[int]], tokens_per_step: int
+@pytest.mark.parametrize("reasons", [False, True], ids=["tools", "thinking and tools"])
+def test_thinking_text_and_calls_are_blocks_in_this_order(
+    serve: Any, engine: ScriptedEngine, encode: Callable[[str], list[int]], tokens_per_step: int, reasons: bool
 ) -> None:
-    engine.reply, engine.tokens_per_step = encode(CALLS), tokens_per_step
-    with connect(serve(**HERMES)) as client:
+    engine.reply, engine.tokens_per_step = (
+        encode(f"<think>\nHmm.</think>\n\n{CALLS}" if reasons else CALLS),
+        tokens_per_step,
+    )
+    with connect(serve(**HERMES, **({"reasoning_parser": "deepseek_r1"} if reasons else {}))) as client:
         whole = create(client, tools=[WEATHER, TIME])
         with client.messages.stream(model=MODEL, max_tokens=100, messages=[USER], tools=[WEATHER, TIME]) as stream:
             streamed = stream.get_final_message()
     for message in (whole, streamed):
-        text, weather, time = message.content
-        assert text.text == "Let me look."
+        *thinking, text, weather, time = message.content
+        assert [(block.type, block.thinking.strip(), len(block.signature)) for block in thinking] == (
+            [("thinking", "Hmm.", 32)] if reasons else []
+        )
+        assert (text.type, text.text.strip()) == ("text", "Let me look.")
         assert (weather.type, weather.name, weather.input) == ("tool_use", "get_weather", {"city": "Paris"})
         assert (time.name, time.input) == ("get_time", {})
         assert weather.id != time.id
         assert message.stop_reason == "tool_use"
-
-
-@pytest.mark.parametrize("tokens_per_step", [1, 1000])
-def test_thinking_is_a_block_of_its_own_before_text_and_calls(
-    serve: Any, engine: ScriptedEngine, encode: Callable[[str], list[int]], tokens_per_step: int
-) -> None:
-    engine.reply, engine.tokens_per_step = encode(f"<think>\nHmm.</think>\n\n{CALLS}"), tokens_per_step
-    server = serve(**HERMES, reasoning_parser="deepseek_r1")
-    with connect(server) as client:
-        whole = create(client, tools=[WEATHER, TIME])
-        with client.messages.stream(model=MODEL, max_tokens=100, messages=[USER], tools=[WEATHER, TIME]) as stream:
-            streamed = stream.get_final_message()
-    for message in (whole, streamed):
-        assert [block.type for block in message.content] == ["thinking", "text", "tool_use", "tool_use"]
-        thinking = message.content[0]
-        assert thinking.thinking.strip() == "Hmm."
-        assert len(thinking.signature) == 32
-        assert message.content[1].text.strip() == "Let me look."
-    assert whole.content[0].thinking == streamed.content[0].thinking
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}], ids=["any", "tool"])
@@ -388,29 +376,21 @@ def test_a_coding_agents_request(serve: Any, engine: ScriptedEngine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "prompt"),
+    ("template", "options", "prompt"),
     [
-        ("effort {{ reasoning_effort }}", "effort none"),
-        ("{% if enable_thinking %}think{% else %}do not think{% endif %}", "do not think"),
-        ("{% if reasoning_effort == 'low' %}low{% else %}max{% endif %}", "low"),
-        ("{{ {'low': 'little', 'high': 'much'}[reasoning_effort] + '.' }}", "little."),
+        ("effort {{ reasoning_effort }}", {}, "effort none"),
+        ("{% if enable_thinking %}think{% else %}do not think{% endif %}", {}, "do not think"),
+        ("{% if reasoning_effort == 'low' %}low{% else %}max{% endif %}", {}, "low"),
+        ("{{ {'low': 'little', 'high': 'much'}[reasoning_effort] + '.' }}", {}, "little."),
+        ("effort {{ reasoning_effort }}", {"anthropic_disabled_thinking_effort": "medium"}, "effort medium"),
     ],
-    ids=["known", "switch", "ignored", "rejected"],
+    ids=["known", "switch", "ignored", "rejected", "set by the operator"],
 )
 def test_disabled_thinking_is_the_least_effort_that_the_template_knows(
-    serve: Any, engine: ScriptedEngine, model_path: Any, template: str, prompt: str
+    serve: Any, engine: ScriptedEngine, model_path: Any, template: str, options: dict[str, Any], prompt: str
 ) -> None:
     with HfRenderer(ModelFiles(model_path, model_path), RendererConfig(chat_template=template)) as renderer:
-        with connect(serve(renderer=renderer)) as client:
+        with connect(serve(renderer=renderer, **options)) as client:
             create(client, thinking={"type": "disabled"})
         ((token_ids, _),) = engine.requests.values()
         assert renderer.detokenize(token_ids) == prompt
-
-
-def test_the_effort_of_disabled_thinking_can_be_set(serve: Any, engine: ScriptedEngine, model_path: Any) -> None:
-    config = RendererConfig(chat_template="effort {{ reasoning_effort }}")
-    with HfRenderer(ModelFiles(model_path, model_path), config) as renderer:
-        with connect(serve(renderer=renderer, anthropic_disabled_thinking_effort="medium")) as client:
-            create(client, thinking={"type": "disabled"})
-        ((token_ids, _),) = engine.requests.values()
-        assert renderer.detokenize(token_ids) == "effort medium"
