@@ -62,7 +62,9 @@ def without_collector() -> Iterator[None]:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("kind", ["others", "tools", "reasoning"])
+@pytest.mark.parametrize(
+    "kind", ["others", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("tools", "reasoning"))]
+)
 def test_costs_are_linear(kind: str) -> None:
     measured = {"others": SCANNERS, "tools": scanners.tool_parsers(), "reasoning": scanners.reasoning_parsers()}[kind]
     faults = [

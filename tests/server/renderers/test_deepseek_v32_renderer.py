@@ -140,6 +140,7 @@ def test_an_output_is_detokenized_incrementally(renderer: DeepseekV32Renderer) -
         assert "\ufffd" not in "".join(pieces)
 
 
+@pytest.mark.thorough
 def test_many_clients_share_four_threads(folder: Path) -> None:
     def conversation(i: int) -> list[dict[str, Any]]:
         return [USER, {"role": "assistant", "content": f"{i} 你好 " * (i * 9)}, {"role": "user", "content": "😀" * i}]

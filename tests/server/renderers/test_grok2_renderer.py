@@ -158,6 +158,7 @@ def test_an_output_that_ends_inside_a_character_ends_with_a_replacement_characte
     assert detokenizer.finish() == "x\ufffd"
 
 
+@pytest.mark.thorough
 def test_many_clients_share_four_threads(folder: Path) -> None:
     def conversation(i: int) -> list[dict[str, Any]]:
         return [{"role": "user", "content": f"{i} " + "the quick brown fox 你好 😀 " * (i * 9)}]

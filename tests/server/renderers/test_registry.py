@@ -47,6 +47,7 @@ def test_error_for_missing_files_of_a_mode_names_them(tmp_path: Path, mode: str)
         build_renderer(ModelFiles(tmp_path, tmp_path), RendererConfig(tokenizer_mode=mode))
 
 
+@pytest.mark.thorough
 def test_the_hugging_face_renderer_imports_no_other_tokenizer_library(model_path: Path) -> None:
     script = (
         "import sys\n"

@@ -192,6 +192,7 @@ def test_an_executor_of_the_caller_stays_open(model_path: Path) -> None:
         assert executor.submit(lambda: 1).result() == 1
 
 
+@pytest.mark.thorough
 def test_the_pool_s_threads_import_no_modules_of_transformers(model_path: Path) -> None:
     code = """
 from server.config import ModelFiles, RendererConfig

@@ -181,6 +181,7 @@ def test_the_word_pattern_matches_v1() -> None:
     assert grok2_file._WORD_SPLIT_V1 == WORD_PATTERN
 
 
+@pytest.mark.thorough
 def test_loading_does_not_import_torch(folder: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom server.renderers.tokenizers.grok2_tokenizer import Grok2Tokenizer\n"

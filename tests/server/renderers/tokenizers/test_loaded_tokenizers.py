@@ -93,6 +93,7 @@ def test_a_broken_folder_keeps_nothing(tmp_path: Path) -> None:
     assert tmp_path.resolve() not in loaded_tokenizers._kept
 
 
+@pytest.mark.thorough
 def test_a_fork_uses_it_and_keeping_starts_no_thread(folder: Path) -> None:
     run = subprocess.run([sys.executable, "-c", _KEEP_AND_FORK, folder], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr

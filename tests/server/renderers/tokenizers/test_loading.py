@@ -166,6 +166,7 @@ def test_a_byte_level_vocabulary_under_llama_s_name_keeps_its_spaces(
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
 
 
+@pytest.mark.thorough
 def test_building_the_renderer_does_not_import_torch(model_path: Path) -> None:
     script = (
         "import sys, time; begin = time.perf_counter()\n"

@@ -109,6 +109,7 @@ def test_truncation_keeps_the_last_tokens_and_the_begin_of_text_token(mistral: M
             rendered(bos, 0)
 
 
+@pytest.mark.thorough
 def test_a_text_that_cannot_fit_is_rejected_before_tokenization(
     mistral_folders: dict[str, Path], mistral_kind: str
 ) -> None:
@@ -288,6 +289,7 @@ def test_a_missing_or_broken_file_fails_the_start(name: str | None, content: str
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [("server.renderers.mistral", "torch"), ("server.renderers.registry", "mistral_common")],
