@@ -14,8 +14,15 @@ from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.interruption import Interrupted
 from vllm_cli.bench.progress import StreamProgress
 from vllm_cli.bench.results import encode_result
-from vllm_cli.commands.bench_options import COMMAND, COUNT, SECONDS, choose_api_key, own_command
-from vllm_cli.commands.bench_types import Percentage, ResultFile
+from vllm_cli.commands.bench_options import (
+    COMMAND,
+    COUNT,
+    SECONDS,
+    Percentage,
+    ResultFile,
+    choose_api_key,
+    own_command,
+)
 
 _MINUTES = click.FloatRange(0, min_open=True)
 

@@ -6,7 +6,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any, Final
 
-from vllm_cli.bench.prompts import build_prompt
+from vllm_cli.bench.request_format import build_prompt
 
 Body = dict[str, Any]
 

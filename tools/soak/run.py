@@ -21,11 +21,10 @@ from vllm_cli.bench.liveness.config import LivenessConfig
 from vllm_cli.bench.liveness.figures import trace_health
 from vllm_cli.bench.liveness.server import HealthyServer, wait_until_healthy
 from vllm_cli.bench.load import open_session
-from vllm_cli.bench.machine import describe_machine
 from vllm_cli.bench.probe import HealthProbe, ProbeSamples
 from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.request_format import request_headers
-from vllm_cli.bench.results import format_now
+from vllm_cli.bench.results import describe_machine, format_now
 from vllm_cli.bench.target import CommandTarget
 
 _POLL_S: Final = 0.5
@@ -74,8 +73,8 @@ class _Soak:
             left_out = await traffic.leave_out_rejected()
             if left_out:
                 self._progress.report(f"left out, because the server rejects it: {', '.join(left_out)}")
-            with HealthProbe(server.destination.base_url, self._config.api_key) as probe:
-                probe.start()
+            with HealthProbe(self._config.api_key) as probe:
+                probe.start(server.destination.base_url)
                 self._begin_s = perf_counter()
                 self._progress.begin(_NUM_REPORTS)
                 async with self._sampling():

@@ -13,8 +13,7 @@ import msgspec
 
 from tools.soak.ledger import Ledger, judge_answer
 from vllm_cli.bench.liveness.payloads import Destination
-from vllm_cli.bench.prompts import build_prompt
-from vllm_cli.bench.request_format import request_headers
+from vllm_cli.bench.request_format import build_prompt, request_headers
 
 _MAX_ANSWER_S: Final = 10.0
 """Maximum wait for the response to malformed bytes."""

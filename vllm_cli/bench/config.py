@@ -69,8 +69,6 @@ class Files:
     json_path: Path | None = None
     """`-` is standard output; the report then goes to standard error."""
     html_path: Path | None = None
-    svg_path: Path | None = None
-    """Only `bench startup` draws one."""
     baseline_path: Path | None = None
     tolerance: float | None = None
     """The accepted loss as a share; None: 5 % against a baseline, no judgement against the other sides."""

@@ -1,7 +1,7 @@
-"""Computes figures: percentiles of samples, medians and spreads over rounds, ratios of paired rounds."""
+"""Computes percentiles, medians and spreads over rounds, ratios of paired rounds, and what is worse."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -9,12 +9,16 @@ from vllm_cli.bench.results import Spread
 
 
 class Metric(NamedTuple):
-    """A figure that is compared between rounds and sides."""
+    """A figure that is shown; most are also compared between sides."""
 
     name: str
     """Its field in the figures of a round."""
     label: str
     is_higher_better: bool = False
+    is_judged: bool = False
+    """Whether --fail-over applies to it: the others follow from these, or are too noisy to fail a build."""
+    is_compared: bool = True
+    """False for a count that may be 0, and for the benchmark's own cost."""
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
@@ -56,9 +60,28 @@ def compare_rounds(metrics: Iterable[Metric], ours: Sequence[object], theirs: Se
     for metric in metrics:
         pairs = zip(_values(ours, metric), _values(theirs, metric), strict=True)
         spread = spread_of(mine / other if mine is not None and other else None for mine, other in pairs)
-        if spread:
+        if spread and metric.is_compared:
             ratios[metric.name] = spread
     return ratios
+
+
+def divide_medians(now: Mapping[str, Spread], then: Mapping[str, Spread]) -> dict[str, float]:
+    """This run's medians divided by an earlier run's, for the figures that both have."""
+    return {
+        name: spread.median / then[name].median for name, spread in now.items() if name in then and then[name].median
+    }
+
+
+def find_worse(
+    metrics: Iterable[Metric], ratios: Mapping[str, float], *, where: str, against: str, tolerance: float
+) -> list[str]:
+    """One line for each judged figure that is worse by more than the tolerance."""
+    return [
+        f"{where}: {metric.label} is {ratio:.2f}x that of {against}"
+        for metric in metrics
+        if metric.is_judged and (ratio := ratios.get(metric.name)) is not None
+        if (ratio < 1 - tolerance if metric.is_higher_better else ratio > 1 + tolerance)
+    ]
 
 
 def _values(rounds: Sequence[object], metric: Metric) -> list[float | None]:

@@ -12,9 +12,8 @@ import msgspec
 from vllm_cli.bench.config import CompletionConfig, ServersConfig
 from vllm_cli.bench.errors import ModelUnknownError, TargetDiedError, TargetStartError
 from vllm_cli.bench.load import open_session
-from vllm_cli.bench.prompts import build_prompt
 from vllm_cli.bench.request import EncodedRequest, RequestSample, send_request
-from vllm_cli.bench.request_format import RequestFormat, list_optional_fields, request_headers
+from vllm_cli.bench.request_format import RequestFormat, build_prompt, list_optional_fields, request_headers
 from vllm_cli.bench.target import Target
 
 _POLL_S = 0.1
@@ -42,6 +41,14 @@ class ReadyServer:
     """Seconds from the beginning of the wait to the first completion."""
     version: str | None
     """From the server's `/version`; None if it has no such route."""
+
+    @property
+    def base_url(self) -> str:
+        return self.request_format.base_url
+
+    @property
+    def model(self) -> str:
+        return self.request_format.model
 
 
 async def wait_until_ready(target: Target, config: CompletionConfig) -> ReadyServer:

@@ -8,9 +8,14 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 
-from vllm_cli.bench.sse import ChunkReader, Usage
-
 _LONGEST_MESSAGE = 400
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """The token counts of an OpenAI body."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 class EncodedRequest(NamedTuple):
@@ -79,6 +84,68 @@ async def send_request(session: aiohttp.ClientSession, request: EncodedRequest) 
         return _failed(start_ns, f"{type(error).__name__}: {error}".rstrip(": "), status)
 
 
+class _Delta(msgspec.Struct, frozen=True):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    text: str | None = None
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+    @property
+    def has_text(self) -> bool:
+        delta = self.delta
+        return bool(self.text or (delta and (delta.content or delta.reasoning or delta.reasoning_content)))
+
+
+class _Chunk(msgspec.Struct, frozen=True):
+    choices: list[_Choice] = []
+    usage: Usage | None = None
+    error: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Chunk)
+
+
+class ChunkReader:
+    """Reads the server-sent events of one stream, with little work per token, and records when text arrived.
+
+    Only chunks with text count: an empty first chat delta or a trailing usage chunk is not a token.
+    """
+
+    def __init__(self) -> None:
+        self.text_times_ns: list[int] = []
+        self.usage: Usage | None = None
+        self.error: str | None = None
+        self.is_finished = False
+        self._rest = b""
+
+    def feed(self, data: bytes, now_ns: int) -> None:
+        """Reads bytes that arrived at `now_ns`; a line may be spread over several calls."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._read_event(line[5:].strip(), now_ns)
+
+    def _read_event(self, payload: bytes, now_ns: int) -> None:
+        if payload == b"[DONE]":
+            self.is_finished = True
+            return
+        chunk = _decoder.decode(payload)
+        if chunk.error is not None:
+            self.error = str(chunk.error)
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        for choice in chunk.choices:
+            if choice.has_text:
+                self.text_times_ns.append(now_ns)
+            if choice.finish_reason is not None:
+                self.is_finished = True
+
+
 async def _read_stream(response: aiohttp.ClientResponse, start_ns: int) -> RequestSample:
     reader = ChunkReader()
     async for data in response.content.iter_any():
@@ -96,17 +163,10 @@ async def _read_stream(response: aiohttp.ClientResponse, start_ns: int) -> Reque
     )
 
 
-class _Body(msgspec.Struct, frozen=True):
-    usage: Usage | None = None
-
-
-_body_decoder = msgspec.json.Decoder(_Body)
-
-
 async def _read_body(response: aiohttp.ClientResponse, start_ns: int) -> RequestSample:
     data = await response.read()
     end_ns = perf_counter_ns()
-    usage = _body_decoder.decode(data).usage
+    usage = _decoder.decode(data).usage
     return RequestSample(start_ns=start_ns, end_ns=end_ns, usage=usage, status=response.status)
 
 

@@ -1,4 +1,4 @@
-"""Tables of figures: drawn by rich on a terminal, aligned text on a pipe, HTML on a page."""
+"""Reports: lines and tables of figures, drawn by rich on a terminal, as text on a pipe, as HTML on a page."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,22 +51,22 @@ class Comparison:
 
 def write_sections(above: Iterable[str], tables: Iterable[FigureTable], below: Iterable[str], stream: TextIO) -> None:
     """Writes a report: lines above the tables, the tables, lines below them."""
-    write_lines(above, stream)
+    _write_lines(above, stream)
     for table in tables:
         stream.write("\n")
-        write_table(table, stream)
+        _write_table(table, stream)
     stream.write("\n")
-    write_lines(below, stream)
+    _write_lines(below, stream)
 
 
-def write_lines(lines: Iterable[str], stream: TextIO) -> None:
+def _write_lines(lines: Iterable[str], stream: TextIO) -> None:
     """Writes text without breaking long lines."""
     console = Console(file=stream, highlight=False)
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def write_table(table: FigureTable, stream: TextIO) -> None:
+def _write_table(table: FigureTable, stream: TextIO) -> None:
     """Writes the table: drawn on a terminal, aligned text on a pipe."""
     console = Console(file=stream, highlight=False)
     if console.is_terminal:

@@ -1,10 +1,12 @@
 """The options of `bench liveness`; the benchmark is imported only when it runs."""
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 import click
 
+from vllm_cli.bench.config import TargetSpec
+from vllm_cli.bench.liveness.config import EmbedDtype, Kind, LivenessConfig, PayloadShape
 from vllm_cli.commands.bench_options import (
     COUNT,
     SECONDS,
@@ -16,12 +18,6 @@ from vllm_cli.commands.bench_options import (
     take_targets,
 )
 
-if TYPE_CHECKING:
-    from vllm_cli.bench.config import TargetSpec
-    from vllm_cli.bench.liveness.config import LivenessConfig
-
-_KINDS = ("tokenize-chat", "chat", "images", "prompt_embeds", "pooling", "mixed")
-_DTYPES = ("bfloat16", "float16", "float32")
 _REFUSAL = click.IntRange(400, 599)
 
 
@@ -31,7 +27,7 @@ _REFUSAL = click.IntRange(400, 599)
     "--kind",
     "kinds",
     multiple=True,
-    type=click.Choice(_KINDS),
+    type=click.Choice(get_args(Kind)),
     default=("tokenize-chat",),
     help="Kind of requests; may be repeated.",
 )
@@ -54,7 +50,9 @@ _REFUSAL = click.IntRange(400, 599)
 @click.option(
     "--embed-hidden", type=COUNT, default=576, help="Width of a prompt_embeds tensor: the model's hidden size."
 )
-@click.option("--embed-dtype", type=click.Choice(_DTYPES), default="bfloat16", help="Type of a prompt_embeds tensor.")
+@click.option(
+    "--embed-dtype", type=click.Choice(get_args(EmbedDtype)), default="bfloat16", help="Type of a prompt_embeds tensor."
+)
 @click.option("--batch", type=COUNT, default=8, help="Texts to embed in one request.")
 @click.option("--max-tokens", type=COUNT, default=1, help="Tokens to generate.")
 @click.option(
@@ -105,14 +103,12 @@ def liveness(**options: Any) -> int:
     files = take_files(options, has_others=len(targets) > 1)
     config = _build_config(targets, options)
 
-    from vllm_cli.bench.liveness.benchmark import LIVENESS
+    from vllm_cli.bench.liveness.benchmark import LivenessBenchmark
 
-    return LIVENESS.measure(config, files)
+    return LivenessBenchmark(config).measure(files)
 
 
-def _build_config(targets: "tuple[TargetSpec, ...]", options: dict[str, Any]) -> "LivenessConfig":
-    from vllm_cli.bench.liveness.config import LivenessConfig, PayloadShape
-
+def _build_config(targets: tuple[TargetSpec, ...], options: dict[str, Any]) -> LivenessConfig:
     shape = PayloadShape(**{item.name: options.pop(item.name) for item in fields(PayloadShape)})
     options["kinds"] = tuple(dict.fromkeys(options["kinds"]))
     options["api_key"] = choose_api_key(options["api_key"])

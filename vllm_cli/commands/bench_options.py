@@ -1,21 +1,94 @@
-"""Options that benchmarks share, and their conversion; imports the standard library and click only."""
+"""Options that benchmarks share, and the types of their values; imports nothing heavy."""
 
 import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from envs.registry import env
-from vllm_cli.commands.bench_types import Percentage, ResultFile, ServerUrl, ShellWords
-
-if TYPE_CHECKING:
-    from vllm_cli.bench.config import Files, TargetSpec
+from vllm_cli.bench.config import Files, TargetSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Levels(click.ParamType):
+    """Comma-separated numbers, each 1 or more."""
+
+    name = "n,n,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Numbers in ascending order, each once."""
+        try:
+            levels = sorted({int(part) for part in str(value).split(",")})
+        except ValueError:
+            levels = [0]
+        if levels[0] < 1:
+            self.fail(f"{value!r} is not a list such as 1,8,32.", param, ctx)
+        return tuple(levels)
+
+
+class Percentage(click.ParamType):
+    """A share such as `5%`."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """`5%` and `5` both become 0.05."""
+        try:
+            percent = float(str(value).removesuffix("%"))
+        except ValueError:
+            percent = -1.0
+        if not 0 <= percent < 100:
+            self.fail(f"{value!r} is not a percentage such as 5%.", param, ctx)
+        return percent / 100
+
+
+class ShellWords(click.ParamType):
+    """A command as it is typed in a shell."""
+
+    name = "command"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Fails on an unclosed quote or an empty command."""
+        try:
+            words = shlex.split(value)
+        except ValueError as err:
+            self.fail(f"{value!r} is not a command: {err}.", param, ctx)
+        if not words:
+            self.fail("the command is empty.", param, ctx)
+        return str(value)
+
+
+class ServerUrl(click.ParamType):
+    """The address of a running server."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Adds http:// if the scheme is missing."""
+        address = str(value) if "://" in str(value) else f"http://{value}"
+        if not address.startswith(("http://", "https://")):
+            self.fail(f"{value!r} is not an address such as http://127.0.0.1:8000.", param, ctx)
+        return address
+
+
+class ResultFile(click.Path):
+    """A file that is written at the end of the run; checked before the run."""
+
+    def __init__(self, *, allow_dash: bool = False) -> None:
+        super().__init__(dir_okay=False, writable=True, allow_dash=allow_dash, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Fails if the folder does not exist."""
+        path = Path(str(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            self.fail(f"{str(path.parent)!r} is not a folder.", param, ctx)
+        return path
+
 
 COMMAND, URL = ShellWords(), ServerUrl()
 SECONDS, COUNT = click.FloatRange(0, min_open=True), click.IntRange(1)
@@ -118,10 +191,8 @@ def own_command(model: str | None = None) -> str:
     return shlex.join([*words, "serve", *([model] if model else [])])
 
 
-def take_files(options: dict[str, Any], *, has_others: bool, others: str = "--vs or --vs-url") -> "Files":
+def take_files(options: dict[str, Any], *, has_others: bool, others: str = "--vs or --vs-url") -> Files:
     """Takes the files out of the options; --fail-over needs a baseline or another side."""
-    from vllm_cli.bench.config import Files
-
     names = {field.name for field in fields(Files)} & options.keys()
     files = Files(**{name: options.pop(name) for name in names})
     if files.tolerance is not None and files.baseline_path is None and not has_others:
@@ -129,10 +200,8 @@ def take_files(options: dict[str, Any], *, has_others: bool, others: str = "--vs
     return files
 
 
-def take_targets(options: dict[str, Any]) -> "tuple[TargetSpec, ...]":
+def take_targets(options: dict[str, Any]) -> tuple[TargetSpec, ...]:
     """Takes the servers out of the options: --cmd and --url first, then those to compare with."""
-    from vllm_cli.bench.config import TargetSpec
-
     ours, theirs = (
         [{"command": command} for command in options.pop(commands)] + [{"url": url} for url in options.pop(urls)]
         for commands, urls in (("commands", "urls"), ("other_commands", "other_urls"))

@@ -1,11 +1,14 @@
 """The options of `bench serve`; the benchmark is imported only when it runs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from vllm_cli.bench.config import TargetSpec
+from vllm_cli.bench.serve.config import OPEN_LOOP, ServeBenchConfig
 from vllm_cli.commands.bench_options import (
     COUNT,
+    Levels,
     choose_api_key,
     endpoint_option,
     file_options,
@@ -14,11 +17,6 @@ from vllm_cli.commands.bench_options import (
     take_files,
     take_targets,
 )
-from vllm_cli.commands.bench_types import Levels
-
-if TYPE_CHECKING:
-    from vllm_cli.bench.config import TargetSpec
-    from vllm_cli.bench.serve.config import ServeBenchConfig
 
 
 @click.command("serve", context_settings={"max_content_width": 110, "show_default": True})
@@ -87,14 +85,12 @@ def serve(**options: Any) -> int:
     files = take_files(options, has_others=len(targets) > 1)
     config = _build_config(targets, options)
 
-    from vllm_cli.bench.serve.benchmark import SERVE
+    from vllm_cli.bench.serve.benchmark import ServeBenchmark
 
-    return SERVE.measure(config, files)
+    return ServeBenchmark(config).measure(files)
 
 
-def _build_config(targets: "tuple[TargetSpec, ...]", options: dict[str, Any]) -> "ServeBenchConfig":
-    from vllm_cli.bench.serve.config import OPEN_LOOP, ServeBenchConfig
-
+def _build_config(targets: tuple[TargetSpec, ...], options: dict[str, Any]) -> ServeBenchConfig:
     levels = options.pop("levels")
     if options["request_rate"] is not None:
         if levels:

@@ -1,12 +1,14 @@
 """The options of `bench startup`; the benchmark is imported only when it runs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, get_args
 
 import click
 
 from startup.config import ModelConfig
 from startup.model.location import resolve_model
+from vllm_cli.bench.config import TargetSpec
+from vllm_cli.bench.startup.config import StartState, StartupBenchConfig
 from vllm_cli.commands.bench_options import (
     COMMAND,
     COUNT,
@@ -18,15 +20,7 @@ from vllm_cli.commands.bench_options import (
     ready_timeout_option,
     take_files,
 )
-from vllm_cli.commands.bench_types import ResultFile
 
-if TYPE_CHECKING:
-    from vllm_cli.bench.config import TargetSpec
-    from vllm_cli.bench.startup.config import StartupBenchConfig
-
-_STATES: Final = (
-    "warm", "cold-pages", "cold-compile", "cold", "standby", "tenth-root", "fresh-root", "fresh-root-cold",
-)  # fmt: skip
 _EXISTING: Final = click.Path(exists=True, path_type=Path)
 _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 
@@ -62,7 +56,7 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
     "--state",
     "states",
     multiple=True,
-    type=click.Choice(_STATES),
+    type=click.Choice(get_args(StartState)),
     default=("warm",),
     help="State of the caches before a start, or a standby that has the imports.",
 )
@@ -89,7 +83,6 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--pause", "pause_s", type=click.FloatRange(0), default=1, metavar="SECONDS", help="Pause between two starts."
 )
-@click.option("--svg", "svg_path", type=ResultFile(), help="Write the first-token times as an SVG chart.")
 @file_options
 def startup(**options: Any) -> int:
     """Time the start of a server, from the exec of its command to the first token at a client.
@@ -131,14 +124,12 @@ def startup(**options: Any) -> int:
     files = take_files(options, has_others=has_others, others="--vs or --floor")
     config = _build_config(options)
 
-    from vllm_cli.bench.startup.benchmark import STARTUP
+    from vllm_cli.bench.startup.benchmark import StartupBenchmark
 
-    return STARTUP.measure(config, files)
+    return StartupBenchmark(config).measure(files)
 
 
-def _build_config(options: dict[str, Any]) -> "StartupBenchConfig":
-    from vllm_cli.bench.startup.config import StartupBenchConfig
-
+def _build_config(options: dict[str, Any]) -> StartupBenchConfig:
     model, has_floor = options.pop("model"), options.pop("has_floor")
     targets = _build_targets(options, model)
     states = tuple(dict.fromkeys(options.pop("states")))
@@ -150,10 +141,8 @@ def _build_config(options: dict[str, Any]) -> "StartupBenchConfig":
     return StartupBenchConfig(targets=targets, states=states, floor_model=floor_model, **options)
 
 
-def _build_targets(options: dict[str, Any], model: str | None) -> "tuple[TargetSpec, ...]":
+def _build_targets(options: dict[str, Any], model: str | None) -> tuple[TargetSpec, ...]:
     """Takes the servers out of the options: side A first, then those to compare with."""
-    from vllm_cli.bench.config import TargetSpec
-
     commands = (options.pop("command") or own_command(model), *options.pop("other_commands"))
     request_model, other_model = options.pop("request_model"), options.pop("vs_request_model")
     models = (request_model, *[other_model or request_model] * (len(commands) - 1))
@@ -162,7 +151,7 @@ def _build_targets(options: dict[str, Any], model: str | None) -> "tuple[TargetS
     return tuple(TargetSpec(name=name, command=command, model=wanted) for name, command, wanted in sides)
 
 
-def _find_model_folders(model: str | None, targets: "tuple[TargetSpec, ...]") -> list[Path]:
+def _find_model_folders(model: str | None, targets: tuple[TargetSpec, ...]) -> list[Path]:
     from vllm_cli.bench.startup.caches import find_models
 
     named = [folder for target in targets for folder in find_models(target.command or "")]

@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 
 from startup.timeline.report import StartReport
 from startup.timeline.spans import UNEXPLAINED, Stretch
+from vllm_cli.chart_axes import TimeAxis
 from vllm_cli.html_page import draw_text, pick_colour
-from vllm_cli.timeline.time_axis import TimeAxis
 
 WIDTH: Final = 960
 _LEFT: Final = 110

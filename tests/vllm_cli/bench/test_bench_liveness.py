@@ -33,7 +33,7 @@ def test_a_blocked_event_loop_shows_in_probes_and_in_the_servers_metrics(tiny_se
     server = tiny_server("--blocks-ms", 500, "--reports-lag")
     done = run_bench_liveness("--url", server.url, *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
-    (figures,) = read_result(done.stdout).sides[0].kinds[0].rounds
+    (figures,) = read_result(done.stdout).sides[0].conditions[0].rounds
     assert figures.health_max_ms >= 400
     assert figures.loop_lag_max_ms >= 400
     assert figures.num_loop_lags_10ms >= figures.num_loop_lags_50ms >= 1
@@ -50,8 +50,8 @@ def test_a_server_without_blocking_requests_reports_its_own_lag(tiny_server, run
     server = tiny_server("--reports-lag")
     done = run_bench_liveness("--url", server.url, *QUICK, "--kind", "chat", "--rounds", 2, "--json", "-")
     assert done.returncode == 0, done.stderr
-    (kind,) = read_result(done.stdout).sides[0].kinds
-    assert kind.kind == "chat"
+    (kind,) = read_result(done.stdout).sides[0].conditions
+    assert kind.condition == "chat"
     for figures in kind.rounds:
         assert figures.loop_lag_max_ms is not None
         assert figures.ttft_p50_ms > 0
@@ -119,7 +119,7 @@ def test_both_sides_get_the_same_requests_in_alternating_rounds_and_exit(
     by_kind = [(name, kind, number) for kind in ("tokenize-chat", "chat") for number in "12" for name in "AB"]
     by_start = [(name, kind, number) for number in "12" for name in "AB" for kind in ("tokenize-chat", "chat")]
     assert steps == (by_start if idle == "stop" else by_kind)
-    assert [(ratio.against, ratio.kind) for ratio in result.ratios] == [("B", "tokenize-chat"), ("B", "chat")]
+    assert [(ratio.against, ratio.condition) for ratio in result.ratios] == [("B", "tokenize-chat"), ("B", "chat")]
     assert all("requests_per_s" in ratio.ratios for ratio in result.ratios)
     assert all(is_gone(int(pid)) for file in pid_files for pid in file.read_text().split())
 
@@ -160,20 +160,20 @@ def test_rejected_requests_are_counted_by_status_with_the_servers_message(tiny_s
     server = tiny_server("--fails-every", 3)
     done = run_bench_liveness("--url", server.url, *QUICK, "--kind", "chat", "--json", "-")
     assert done.returncode == 1
-    rounds = read_result(done.stdout).sides[0].kinds[0].rounds
+    rounds = read_result(done.stdout).sides[0].conditions[0].rounds
     failures = [failure for figures in rounds for failure in figures.failures]
     assert {(failure.status, failure.message, failure.is_accepted) for failure in failures} == {
         (400, "HTTP 400: deliberate error", False)
     }
     assert sum(failure.num for failure in failures) == sum(figures.num_errors for figures in rounds) >= 1
-    assert re.search(r"A, chat: \d requests failed: HTTP 400: deliberate error", done.stderr)
+    assert re.search(r"A, chat, 2 at once: \d requests failed: HTTP 400: deliberate error", done.stderr)
 
 
 def test_an_accepted_status_counts_as_served(tiny_server, run_bench_liveness):
     server = tiny_server("--fails-every", 2)
     done = run_bench_liveness("--url", server.url, *QUICK, "--kind", "chat", "--accept-status", 400, "--json", "-")
     assert done.returncode == 0, done.stderr
-    for figures in read_result(done.stdout).sides[0].kinds[0].rounds:
+    for figures in read_result(done.stdout).sides[0].conditions[0].rounds:
         assert (figures.num_errors, figures.num_requests) == (0, 4)
         assert figures.failures[0].is_accepted
     assert "2 requests counted as served: HTTP 400: deliberate error" in done.stderr
@@ -184,7 +184,7 @@ def test_with_a_duration_requests_are_repeated_and_the_report_counts_them(tiny_s
     words = ("--kind", "chat", "--duration", 1.2)
     done = run_bench_liveness("--url", server.url, *QUICK, *words, "--json", "-")
     assert done.returncode == 0, done.stderr
-    (figures,) = read_result(done.stdout).sides[0].kinds[0].rounds
+    (figures,) = read_result(done.stdout).sides[0].conditions[0].rounds
     assert figures.duration_s >= 1.2
     assert figures.num_repeated == figures.num_requests - 4 > 0
     assert "requests repeat an earlier one of the same round" in done.stderr
@@ -212,13 +212,13 @@ def test_a_blocked_server_fails_against_an_earlier_result(tiny_server, run_bench
     assert run_bench_liveness("--url", quick.url, *QUICK, "--json", baseline).returncode == 0
     done = run_bench_liveness("--url", blocked.url, *QUICK, "--baseline", baseline, "--fail-over", "50%")
     assert done.returncode == 1
-    assert re.search(r"Slower: tokenize-chat: requests/s is 0\.\d\dx that of the baseline", done.stderr)
+    assert re.search(r"Slower: tokenize-chat, 2 at once: requests/s is 0\.\d\dx that of the baseline", done.stderr)
     done = run_bench_liveness("--url", quick.url, *QUICK, "--turns", 5, "--baseline", baseline)
     assert done.returncode == 2
     assert "was measured with shape" in done.stderr
     done = run_bench_liveness("--url", quick.url, *QUICK, "--kind", "chat", "--baseline", baseline)
     assert done.returncode == 2
-    assert "4 requests of chat, 2 at once" in done.stderr
+    assert "no rounds of this run's 'chat, 2 at once: 4 requests a round'" in done.stderr
 
 
 def test_a_blocked_side_fails_against_the_other_side(tiny_server, run_bench_liveness):

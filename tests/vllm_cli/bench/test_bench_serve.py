@@ -35,8 +35,8 @@ def test_a_running_server_is_measured_and_its_tokens_are_counted(tiny_server, ru
     (side,) = result.sides
     assert (side.model, side.version, side.token_source, side.has_ignore_eos) == ("tiny", "1.2.3", "usage", True)
     assert side.ready_after_s is None
-    assert [level.concurrency for level in side.levels] == [1, 2]
-    for level in side.levels:
+    assert [level.condition for level in side.conditions] == [1, 2]
+    for level in side.conditions:
         assert len(level.rounds) == 2
         for figures in level.rounds:
             assert (figures.num_requests, figures.output_tokens, figures.num_errors, figures.num_short) == (4, 12, 0, 0)
@@ -44,7 +44,7 @@ def test_a_running_server_is_measured_and_its_tokens_are_counted(tiny_server, ru
             assert figures.e2e_p50_ms >= 50
             assert figures.itl_p99_ms >= 0  # a delayed client reads several tokens at once
             assert figures.num_probes > 0
-            assert figures.output_tokens_per_s <= 1000 * 3 * level.concurrency / 50
+            assert figures.output_tokens_per_s <= 1000 * 3 * level.condition / 50
     assert server.process.poll() is None
 
 
@@ -57,7 +57,7 @@ def test_requests_are_sent_at_a_rate(tiny_server, run_bench_serve, tmp_path):
     assert done.returncode == 0, done.stderr
     result = read_result(done.stdout)
     assert (result.settings.request_rate, result.settings.num_requests) == ("40", {0: 8})
-    (level,) = result.sides[0].levels
+    (level,) = result.sides[0].conditions
     for figures in level.rounds:
         assert (figures.num_requests, figures.output_tokens) == (8, 24)
         assert 1000 <= figures.ttft_mean_ms <= figures.e2e_p99_ms
@@ -215,7 +215,7 @@ def test_a_server_that_rejects_ignore_eos_is_measured_without_it(tiny_server, ru
     assert done.returncode == 0, done.stderr
     (side,) = read_result(done.stdout).sides
     assert (side.has_ignore_eos, side.token_source) == (False, "usage")
-    assert all(figures.num_short == figures.num_requests for level in side.levels for figures in level.rounds)
+    assert all(figures.num_short == figures.num_requests for level in side.conditions for figures in level.rounds)
     assert "does not accept ignore_eos" in done.stderr
     assert "answers ended before 3 tokens" in done.stderr
 
@@ -226,7 +226,7 @@ def test_tokens_are_counted_by_chunks_where_the_server_sends_no_usage(flags, tin
     assert done.returncode == 0, done.stderr
     (side,) = read_result(done.stdout).sides
     assert side.token_source == "chunks"
-    assert {figures.output_tokens for level in side.levels for figures in level.rounds} == {12}
+    assert {figures.output_tokens for level in side.conditions for figures in level.rounds} == {12}
     assert "tokens by chunks" in done.stderr
 
 
@@ -234,7 +234,7 @@ def test_chat_and_unstreamed_answers_are_measured_too(tiny_server, run_bench_ser
     server = tiny_server()
     done = run_bench_serve("--url", server.url, "--endpoint", "chat", "--no-stream", *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
-    figures = read_result(done.stdout).sides[0].levels[0].rounds[0]
+    figures = read_result(done.stdout).sides[0].conditions[0].rounds[0]
     assert (figures.output_tokens, figures.ttft_p50_ms, figures.itl_p50_ms) == (12, None, None)
     assert all("messages" in body and not body["stream"] for body in server.seen["bodies"])
 
@@ -288,8 +288,8 @@ def test_a_slower_run_fails_against_an_earlier_result(tiny_server, run_bench_ser
     baseline.write_text(json.dumps(slowed_down(then, 0.01)))
     done = run_bench_serve("--url", server.url, *QUICK, *judged)
     assert done.returncode == 1
-    assert re.search(r"Slower: concurrency 1: output tok/s is 0\.\d\dx that of the baseline", done.stderr)
-    assert re.search(r"Slower: concurrency 2: TTFT p50 ms is \d+\.\d\dx that of the baseline", done.stderr)
+    assert re.search(r"Slower: 1 at once: output tok/s is 0\.\d\dx that of the baseline", done.stderr)
+    assert re.search(r"Slower: 2 at once: TTFT p50 ms is \d+\.\d\dx that of the baseline", done.stderr)
 
 
 def slowed_down(result: dict, factor: float) -> dict:

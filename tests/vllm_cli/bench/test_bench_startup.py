@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from tests.waiting import is_gone, wait_until
-from vllm_cli.bench.startup.probe import INTERVAL_S
+from vllm_cli.bench.probe import STARTING_INTERVAL_S
 from vllm_cli.bench.startup.results import StartupResult
 
 pytestmark = pytest.mark.thorough
@@ -52,7 +52,7 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(slow_command, ru
     done = run_startup("--cmd", command, *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     result = read_result(done.stdout)
-    (state,) = result.sides[0].states
+    (state,) = result.sides[0].conditions
     starts = [json.loads(line) for line in log.read_text().splitlines()]
     assert (len(starts), len(state.rounds)) == (3, 2)
     for figures, start in zip(state.rounds, starts[1:], strict=True):
@@ -65,8 +65,8 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(slow_command, ru
 
 def test_probes_are_refused_first_and_answered_later(slow_command, run_startup) -> None:
     done = run_startup("--cmd", slow_command("--listen-ms", 1000, "--ready-ms", 1000), *QUICK, "--json", "-")
-    for figures in read_result(done.stdout).sides[0].states[0].rounds:
-        assert 1 <= figures.num_refused <= figures.listening_ms / 1000 / INTERVAL_S + 2
+    for figures in read_result(done.stdout).sides[0].conditions[0].rounds:
+        assert 1 <= figures.num_refused <= figures.listening_ms / 1000 / STARTING_INTERVAL_S + 2
         assert figures.num_probes >= 1
         assert figures.num_lost == 0
         assert 0 < figures.probe_p50_ms <= figures.probe_p99_ms <= figures.probe_max_ms
@@ -95,7 +95,7 @@ def test_ratios_are_computed_round_by_round(slow_command, run_startup) -> None:
     quick, slow = slow_command("--token-ms", 50), slow_command("--token-ms", 900)
     done = run_startup("--cmd", slow, "--vs", quick, *QUICK, "--json", "-")
     result = read_result(done.stdout)
-    ours, theirs = (side.states[0].rounds for side in result.sides)
+    ours, theirs = (side.conditions[0].rounds for side in result.sides)
     quotients = [a.first_token_s / b.first_token_s for a, b in zip(ours, theirs, strict=True)]
     assert result.ratios[0].ratios["first_token_s"].max == pytest.approx(max(quotients))
     assert all(figures.first_token_s >= 0.9 for figures in ours)
@@ -104,7 +104,7 @@ def test_ratios_are_computed_round_by_round(slow_command, run_startup) -> None:
 
 def test_phases_are_reported_for_servers_with_startupz(slow_command, run_startup) -> None:
     done = run_startup("--cmd", slow_command("--reports-phases"), "--vs", slow_command(), *QUICK, "--json", "-")
-    one, other = (side.states[0] for side in read_result(done.stdout).sides)
+    one, other = (side.conditions[0] for side in read_result(done.stdout).sides)
     assert one.phases["api:listen"].median == 0.25
     assert other.phases == {}
     assert re.search(r"A from warm: what the start waited for\n +s\napi:listen +0\.25", done.stderr)
@@ -113,7 +113,7 @@ def test_phases_are_reported_for_servers_with_startupz(slow_command, run_startup
 def test_a_server_without_health_is_measured(slow_command, run_startup) -> None:
     done = run_startup("--cmd", slow_command("--has-no-health", "--ready-ms", 300), *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
-    for figures in read_result(done.stdout).sides[0].states[0].rounds:
+    for figures in read_result(done.stdout).sides[0].conditions[0].rounds:
         assert figures.healthy_s is None
         assert figures.first_token_s >= 0.3
 
@@ -201,7 +201,7 @@ def test_a_cold_page_cache_is_verified_and_reported(slow_command, run_startup, t
     states = ("--state", "warm", "--state", "cold-pages", "--evict", weights)
     done = run_startup("--cmd", slow_command(), *QUICK, *states, "--json", "-")
     assert done.returncode == 0, done.stderr
-    warm, cold = read_result(done.stdout).sides[0].states
+    warm, cold = read_result(done.stdout).sides[0].conditions
     assert {figures.evicted_bytes for figures in warm.rounds} == {0}
     assert {figures.evicted_bytes for figures in cold.rounds} == {3_000_000}
     if any(figures.resident_bytes for figures in cold.rounds):
@@ -216,7 +216,7 @@ def test_the_models_files_are_evicted_by_default(slow_command, run_startup, tmp_
     command = f"{slow_command()} --log-name {tmp_path}"
     done = run_startup("--cmd", command, *QUICK, "--state", "cold-pages", "--json", "-")
     assert done.returncode == 0, done.stderr
-    assert read_result(done.stdout).sides[0].states[0].rounds[0].evicted_bytes == 1002
+    assert read_result(done.stdout).sides[0].conditions[0].rounds[0].evicted_bytes == 1002
 
 
 def test_a_cold_compile_cache_is_empty_during_the_start_and_restored(slow_command, run_startup, tmp_path) -> None:
@@ -238,8 +238,8 @@ def test_first_starts_in_new_roots_are_compared_with_the_tenth(slow_command, run
     done = run_startup("--cmd", slow_command("--log-file", log), *QUICK, *states, "--json", tmp_path / "result")
     assert done.returncode == 0, done.stderr
     assert "A: first token from fresh-root ÷ from tenth-root: " in done.stdout
-    states = read_result((tmp_path / "result").read_text()).sides[0].states
-    assert [(state.state, len(state.rounds)) for state in states] == [("tenth-root", 2), ("fresh-root", 2)]
+    states = read_result((tmp_path / "result").read_text()).sides[0].conditions
+    assert [(state.condition, len(state.rounds)) for state in states] == [("tenth-root", 2), ("fresh-root", 2)]
     assert not log.exists()  # what a server writes stays in its root
 
 
@@ -249,7 +249,7 @@ def test_the_bare_script_is_a_side_and_a_different_token_is_reported(slow_comman
     server, floor = read_result(done.stdout).sides
     assert (server.first_text, floor.first_text) == (" Rome", " Paris")
     assert "The sides' first tokens differ: A ' Rome', bare script ' Paris'" in done.stderr
-    assert floor.states[0].rounds[0].listening_ms is None
+    assert floor.conditions[0].rounds[0].listening_ms is None
     assert set(read_result(done.stdout).ratios[0].ratios) == {"first_token_s"}
 
 
@@ -264,7 +264,7 @@ def test_a_slower_start_fails_against_an_earlier_result(slow_command, run_startu
     baseline.write_text(json.dumps(slowed_down(then, 0.01)))
     done = run_startup("--cmd", slow_command(), *QUICK, *judged)
     assert done.returncode == 1
-    assert re.search(r"Slower: from warm: the time to the first token is \d+\.\d\dx that of the baseline", done.stderr)
+    assert re.search(r"Slower: from warm: first token s is \d+\.\d\dx that of the baseline", done.stderr)
 
 
 def slowed_down(result: dict, factor: float) -> dict:
@@ -288,7 +288,7 @@ def test_a_baseline_of_a_different_measurement_is_a_usage_error(slow_command, ru
     run_startup("--cmd", slow_command(), "--rounds", 1, "--json", baseline)
     words = ("--cmd", slow_command(), "--baseline", baseline)
     done = run_startup(*words, "--state", "cold-pages", "--evict", tmp_path)
-    assert (done.returncode, "has no starts from cold-pages" in done.stderr) == (2, True)
+    assert (done.returncode, "has no rounds of this run's 'from cold-pages'" in done.stderr) == (2, True)
     done = run_startup(*words, "--endpoint", "chat")
     assert (done.returncode, "endpoint 'completions', this run has 'chat'" in done.stderr) == (2, True)
     baseline.write_text("{}")

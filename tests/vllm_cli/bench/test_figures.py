@@ -2,13 +2,11 @@
 
 import pytest
 
-from vllm_cli.bench.figures import percentile
+from vllm_cli.bench.figures import compare_rounds, percentile, summarize_rounds
 from vllm_cli.bench.load import LoadSamples
 from vllm_cli.bench.probe import ProbeSamples
-from vllm_cli.bench.request import RequestSample
-from vllm_cli.bench.serve.figures import SERVE_METRICS, compare_levels, measure_round, summarize_level
-from vllm_cli.bench.serve.results import RoundFigures
-from vllm_cli.bench.sse import Usage
+from vllm_cli.bench.request import RequestSample, Usage
+from vllm_cli.bench.serve.results import SERVE_METRICS, RoundFigures, measure_round
 
 MS = 10**6
 
@@ -110,25 +108,24 @@ def test_a_round_without_answers_has_no_latency():
     assert found.output_tokens_per_s == 0
     assert found.ttft_p50_ms is None
     assert found.health_p99_ms is None
-    assert "ttft_p50_ms" not in summarize_level(1, [found]).summary
+    assert "ttft_p50_ms" not in summarize_rounds(SERVE_METRICS, [found])
 
 
-def test_a_level_is_summarized_by_median_minimum_and_maximum():
-    level = summarize_level(8, [figures(output_tokens_per_s=value) for value in (30.0, 10.0, 20.0)])
-    spread = level.summary["output_tokens_per_s"]
+def test_rounds_are_summarized_by_median_minimum_and_maximum():
+    rounds = [figures(output_tokens_per_s=value) for value in (30.0, 10.0, 20.0)]
+    spread = summarize_rounds(SERVE_METRICS, rounds)["output_tokens_per_s"]
     assert (spread.median, spread.min, spread.max) == (20, 10, 30)
-    assert level.concurrency == 8
 
 
 def test_ratios_are_medians_of_round_ratios_and_not_ratios_of_medians():
-    ours = summarize_level(1, [figures(output_tokens_per_s=value) for value in (10.0, 20.0, 90.0)])
-    theirs = summarize_level(1, [figures(output_tokens_per_s=value) for value in (20.0, 10.0, 30.0)])
-    spread = compare_levels(ours, theirs, against="B").ratios["output_tokens_per_s"]
+    ours = [figures(output_tokens_per_s=value) for value in (10.0, 20.0, 90.0)]
+    theirs = [figures(output_tokens_per_s=value) for value in (20.0, 10.0, 30.0)]
+    spread = compare_rounds(SERVE_METRICS, ours, theirs)["output_tokens_per_s"]
     assert (spread.median, spread.min, spread.max) == (2.0, 0.5, 3.0)
 
 
 def test_a_figure_that_one_side_lacks_has_no_ratio():
-    ours = summarize_level(1, [figures(ttft_p50_ms=None)])
-    theirs = summarize_level(1, [figures()])
-    assert "ttft_p50_ms" not in compare_levels(ours, theirs, against="B").ratios
-    assert "ttft_p50_ms" not in compare_levels(theirs, ours, against="B").ratios
+    ours = [figures(ttft_p50_ms=None)]
+    theirs = [figures()]
+    assert "ttft_p50_ms" not in compare_rounds(SERVE_METRICS, ours, theirs)
+    assert "ttft_p50_ms" not in compare_rounds(SERVE_METRICS, theirs, ours)

@@ -4,8 +4,9 @@ import pytest
 
 from server.errors import ConfigError
 from vllm_cli.bench.config import TargetSpec
+from vllm_cli.bench.figures import compare_rounds
 from vllm_cli.bench.liveness.config import LivenessConfig, PayloadShape
-from vllm_cli.bench.liveness.figures import RoundSamples, compare_kinds, measure_liveness, summarize_kind
+from vllm_cli.bench.liveness.figures import LIVENESS_METRICS, RoundSamples, measure_liveness
 from vllm_cli.bench.liveness.loop_lag import LoopDelays
 from vllm_cli.bench.liveness.results import LivenessFigures
 from vllm_cli.bench.load import LoadSamples
@@ -93,13 +94,10 @@ def test_requests_beyond_the_different_ones_are_repeated():
 
 
 def test_ratios_are_computed_round_by_round_without_counts():
-    ours, theirs = (
-        summarize_kind("chat", [measure([sample(0, length)]) for length in lengths]) for lengths in ((10, 40), (20, 20))
-    )
-    ratio = compare_kinds(ours, theirs, against="B")
-    assert (ratio.against, ratio.kind) == ("B", "chat")
-    assert ratio.ratios["latency_p50_ms"].median == pytest.approx(1.25)
-    assert "num_probes" not in ratio.ratios
+    ours, theirs = ([measure([sample(0, length)]) for length in lengths] for lengths in ((10, 40), (20, 20)))
+    ratios = compare_rounds(LIVENESS_METRICS, ours, theirs)
+    assert ratios["latency_p50_ms"].median == pytest.approx(1.25)
+    assert "num_probes" not in ratios
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ import pytest
 from vllm_cli.bench import load as load_module
 from vllm_cli.bench.config import CompletionConfig, TargetSpec
 from vllm_cli.bench.load import LoadSamples, draw_arrivals, generate_load, generate_open_load
-from vllm_cli.bench.prompts import build_prompt
 from vllm_cli.bench.request import EncodedRequest
-from vllm_cli.bench.request_format import RequestFormat
+from vllm_cli.bench.request_format import RequestFormat, build_prompt
 
 MS = 10**6
 

@@ -10,7 +10,7 @@ import pytest
 from server.machine.page_cache import by_mincore, memory_devices
 from tests.page_cache import expect_resident, repeated_if_pages_are_lost
 from tests.waiting import wait_until
-from vllm_cli.bench.startup.page_cache import Residency, evict_files, list_files, measure_residency
+from vllm_cli.bench.startup.caches import Residency, evict_files, list_files, measure_residency
 
 pytestmark = pytest.mark.alone
 MEGABYTE = 1 << 20

@@ -1,12 +1,15 @@
-"""The probe process of `bench serve` and `bench liveness`, against real servers."""
+"""The probe process of the benchmarks, against real servers."""
 
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
@@ -41,8 +44,8 @@ class HealthHandler(QuietHandler):
 
 
 def probe_until(is_enough: Callable[[], object], url: str, api_key: str | None = None) -> ProbeSamples:
-    with HealthProbe(url, api_key) as health:
-        health.start()
+    with HealthProbe(api_key) as health:
+        health.start(url)
         wait_until(is_enough)
         return health.finish()
 
@@ -89,8 +92,8 @@ def test_samples_hold_due_times_and_the_delays_of_wake_ups():
 def test_samples_record_whether_the_process_had_real_time_priority(tiny_server):
     server = tiny_server()
     assert not probe_for(0.1, server.url).is_realtime
-    with HealthProbe(server.url, wants_realtime=True) as health:
-        health.start()
+    with HealthProbe(wants_realtime=True) as health:
+        health.start(server.url)
         policy = os.sched_getscheduler(health._process.pid)
         assert health.finish().is_realtime == (policy == os.SCHED_FIFO)
 
@@ -135,8 +138,8 @@ def test_the_probe_ends_when_its_parent_is_killed(tiny_server):
     code = f"""if True:
         import time
         from vllm_cli.bench.probe import HealthProbe, ProbeSamples
-        health = HealthProbe({tiny_server().url!r})
-        health.start()
+        health = HealthProbe()
+        health.start({tiny_server().url!r})
         print(health._process.pid, flush=True)
         time.sleep(60)"""
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
@@ -152,3 +155,83 @@ def test_the_probe_process_imports_only_the_standard_library():
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code, probe.__file__], capture_output=True, text=True)
     assert done.stderr == ""
     assert set(done.stdout.split()) <= sys.stdlib_module_names | {"__main__"}
+
+
+ANSWER = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+
+
+@contextmanager
+def answering(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A listening port that passes each connection to `answer` and closes it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection, suppress(OSError):
+                        connection.recv(4096)
+                        answer(connection)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def probe_start(port: int, is_enough: Callable[[], object]) -> ProbeSamples:
+    """Probes a server that starts: any response counts."""
+    with HealthProbe(is_starting=True) as health:
+        health.start(f"http://127.0.0.1:{port}")
+        wait_until(is_enough)
+        return health.finish()
+
+
+def test_any_response_of_a_starting_server_counts_with_its_latency() -> None:
+    num_asked = 0
+
+    def answer(connection: socket.socket) -> None:
+        nonlocal num_asked
+        num_asked += 1
+        time.sleep(0.005)
+        connection.sendall(ANSWER)
+
+    begin_s = time.monotonic()
+    with answering(answer) as port:
+        samples = probe_start(port, lambda: num_asked > 12)
+    assert (samples.num_refused, samples.num_lost) == (0, 0)
+    assert 12 <= len(samples.latencies_ns) <= (time.monotonic() - begin_s) / probe.STARTING_INTERVAL_S + 2
+    num_late = sum(latency > probe.STARTING_INTERVAL_S * 1e9 for latency in samples.latencies_ns)
+    assert sum(latency < 5 * MS for latency in samples.latencies_ns) <= num_late, "what was due behind a late one"
+
+
+def test_refused_connections_before_the_first_response_are_not_lost() -> None:
+    begin_s = time.monotonic()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        samples = probe_start(unused.getsockname()[1], lambda: time.monotonic() - begin_s > 1.5)
+    assert samples.latencies_ns == []
+    assert samples.num_refused >= 1
+    assert samples.num_lost == 0
+
+
+def test_probes_without_a_response_after_the_first_one_are_lost() -> None:
+    asked: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        asked.append(ANSWER if len(asked) < 2 else b"")
+        connection.sendall(asked[-1])
+
+    with answering(answer) as port:
+        samples = probe_start(port, lambda: len(asked) > 8)
+    assert len(samples.latencies_ns) >= 2
+    assert samples.num_lost >= 6
+
+
+def test_a_probe_that_was_never_started_leaves_no_process() -> None:
+    with HealthProbe() as prober:
+        pid = prober._process.pid
+    assert not psutil.pid_exists(pid)

@@ -46,15 +46,15 @@ def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, ru
     assert done.returncode == 0, done.stderr
     result = msgspec.json.decode(done.stdout, type=StartupResult)
     ours, theirs = result.sides
-    warm, cold = ours.states
-    assert (warm.state, cold.state) == ("standby", "warm")
+    warm, cold = ours.conditions
+    assert (warm.condition, cold.condition) == ("standby", "warm")
     assert "api:fork_from_standby" in warm.phases
     assert "api:fork_from_standby" not in cold.phases
     assert ours.standby is not None
     assert ours.standby.num_starts == 2
     assert ours.standby.memory_bytes > 10_000_000
     assert theirs.standby is None
-    assert {ratio.state for ratio in result.ratios} == {"standby", "warm"}
+    assert {ratio.condition for ratio in result.ratios} == {"standby", "warm"}
     assert "A from standby: " in done.stderr
     assert "were forked from" not in done.stderr
 

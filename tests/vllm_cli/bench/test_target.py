@@ -14,8 +14,7 @@ from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.errors import TargetDiedError
 from vllm_cli.bench.ports import find_free_port, list_server_ports
-from vllm_cli.bench.supervised_command import SupervisedCommand
-from vllm_cli.bench.target import CommandTarget, RunningTarget, build_target
+from vllm_cli.bench.target import CommandTarget, RunningTarget, SupervisedCommand, build_target
 
 
 def command_target(command: str) -> CommandTarget:
@@ -39,7 +38,7 @@ def pids_of(tmp_path):
 
 @pytest.mark.parametrize("flags", [[], ["--ignores-sigterm"]], ids=["polite", "stubborn"])
 def test_stopping_a_server_also_stops_a_daemonized_child(flags, tiny_command, pids_of, monkeypatch):
-    monkeypatch.setattr("vllm_cli.bench.supervised_command.STOP_GRACE_S", 1.0)
+    monkeypatch.setattr("vllm_cli.bench.target.STOP_GRACE_S", 1.0)
     target = command_target(tiny_command("--pid-file", pids_of.file, *flags))
     target.start()
     pids = pids_of()
@@ -78,7 +77,7 @@ def test_a_paused_server_is_frozen_with_its_children_until_it_is_resumed(tiny_co
 
 
 def test_a_poll_notices_at_once_that_a_server_has_exited(tiny_command, pids_of, monkeypatch):
-    monkeypatch.setattr("vllm_cli.bench.supervised_command.STOP_GRACE_S", 1.0)
+    monkeypatch.setattr("vllm_cli.bench.target.STOP_GRACE_S", 1.0)
     target = command_target(tiny_command("--pid-file", pids_of.file))
     target.start()
     server = pids_of()[0]

@@ -1,18 +1,11 @@
-"""The result of `bench liveness` as a self-contained HTML page: /health over time, then tables."""
+"""Charts of `bench liveness`: the latency of `/health` over time."""
 
 from collections.abc import Iterator
 from html import escape
 
-from vllm_cli.bench.liveness.report import (
-    build_liveness_tables,
-    describe_liveness_problems,
-    describe_liveness_run,
-)
 from vllm_cli.bench.liveness.results import LivenessFigures, LivenessResult
-from vllm_cli.bench.log_axis import LogAxis
-from vllm_cli.bench.tables import draw_figure_table
-from vllm_cli.html_page import build_page, draw_key, draw_paragraph, draw_text, pick_colour
-from vllm_cli.timeline.time_axis import TimeAxis
+from vllm_cli.chart_axes import LogAxis, TimeAxis
+from vllm_cli.html_page import draw_key, draw_text, pick_colour
 
 _WIDTH = 900
 _LEFT, _RIGHT = 70, 20
@@ -23,23 +16,16 @@ _AXIS = 22
 _LEAST_MS = 0.1
 
 
-def draw_liveness_page(result: LivenessResult) -> str:
-    """The whole page."""
-    names = [side.name for side in result.sides]
-    keys = "&emsp;".join(draw_key(pick_colour(index), name) for index, name in enumerate(names))
-    parts = [
-        *map(draw_paragraph, describe_liveness_run(result)),
-        f"<p>{keys}; one line per round: the slowest answers of /health over time; bars: the time of the load.</p>",
-        *(_draw_kind(result, index) for index in range(len(result.settings.kinds))),
-        *map(draw_figure_table, build_liveness_tables(result)),
-        *map(draw_paragraph, describe_liveness_problems(result)),
-    ]
-    return build_page("bench liveness: " + " against ".join(names), parts)
+def draw_kinds(result: LivenessResult) -> Iterator[str]:
+    """A legend, then a chart for each kind of load."""
+    keys = "&emsp;".join(draw_key(pick_colour(index), side.name) for index, side in enumerate(result.sides))
+    yield f"<p>{keys}; one line per round: the slowest answers of /health over time; bars: the time of the load.</p>"
+    yield from (_draw_kind(result, index) for index in range(len(result.settings.kinds)))
 
 
 def _draw_kind(result: LivenessResult, index: int) -> str:
     """The chart of one kind of load with all rounds of all sides; empty if no probe was answered."""
-    sides = [side.kinds[index].rounds for side in result.sides]
+    sides = [side.conditions[index].rounds for side in result.sides]
     points = [point for rounds in sides for figures in rounds for point in figures.health_over_time]
     if not points:
         return ""

@@ -4,34 +4,30 @@ from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
-from vllm_cli.bench.figures import Metric, compare_rounds, percentile_ms, summarize_rounds
-from vllm_cli.bench.liveness.config import Kind
+from vllm_cli.bench.figures import Metric, percentile_ms
 from vllm_cli.bench.liveness.loop_lag import LoopDelays
-from vllm_cli.bench.liveness.results import Failure, HealthPoint, KindRatio, KindResult, LivenessFigures
+from vllm_cli.bench.liveness.results import Failure, HealthPoint, LivenessFigures
 from vllm_cli.bench.load import LoadSamples
 from vllm_cli.bench.probe import ProbeSamples
 from vllm_cli.bench.request import RequestSample
 
-_COMPARED = (
-    Metric("requests_per_s", "requests/s", is_higher_better=True),
+LIVENESS_METRICS = (
+    Metric("requests_per_s", "requests/s", is_higher_better=True, is_judged=True),
     Metric("latency_p50_ms", "latency p50 ms"),
     Metric("latency_p99_ms", "latency p99 ms"),
     Metric("ttft_p50_ms", "TTFT p50 ms"),
     Metric("ttft_p99_ms", "TTFT p99 ms"),
     Metric("health_p50_ms", "/health p50 ms"),
-    Metric("health_p99_ms", "/health p99 ms"),
+    Metric("health_p99_ms", "/health p99 ms", is_judged=True),
     Metric("health_max_ms", "/health max ms"),
     Metric("loop_lag_max_ms", "event loop lag max ms"),
+    Metric("num_loop_lags_10ms", "loop lags over 10 ms", is_compared=False),
+    Metric("num_loop_lags_50ms", "loop lags over 50 ms", is_compared=False),
+    Metric("num_probes", "probes", is_compared=False),
+    Metric("probe_lag_p99_ms", "probe's own lag p99 ms", is_compared=False),
+    Metric("client_cpu_share", "load generator, CPUs", is_compared=False),
 )
-LIVENESS_METRICS = (
-    *_COMPARED,
-    Metric("num_loop_lags_10ms", "loop lags over 10 ms"),
-    Metric("num_loop_lags_50ms", "loop lags over 50 ms"),
-    Metric("num_probes", "probes"),
-    Metric("probe_lag_p99_ms", "probe's own lag p99 ms"),
-    Metric("client_cpu_share", "load generator, CPUs"),
-)
-"""The last five are not compared: they are counts that may be 0, or the benchmark's own cost."""
+"""Judged are /health and, because a server that does nothing would pass, the throughput."""
 _MAX_POINTS = 200
 _POINT_S = 0.02
 
@@ -86,16 +82,6 @@ def measure_liveness(samples: RoundSamples, accepted_statuses: Container[int]) -
         load_begin_s=(begin_ns - probing_ns) / 1e9,
         load_end_s=(end_ns - probing_ns) / 1e9,
     )
-
-
-def summarize_kind(kind: Kind, rounds: list[LivenessFigures]) -> KindResult:
-    """Median and spread of every figure over the rounds."""
-    return KindResult(kind=kind, summary=summarize_rounds(LIVENESS_METRICS, rounds), rounds=rounds)
-
-
-def compare_kinds(ours: KindResult, theirs: KindResult, *, against: str) -> KindRatio:
-    """The ratios of one side's figures to another side's, under one kind of load."""
-    return KindRatio(against=against, kind=ours.kind, ratios=compare_rounds(_COMPARED, ours.rounds, theirs.rounds))
 
 
 def _find_bounds(load: LoadSamples) -> tuple[int, int]:

@@ -9,14 +9,17 @@ from random import Random
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from PIL import Image
 
 from vllm_cli.bench.liveness.config import PayloadShape, PlainKind
-from vllm_cli.bench.liveness.image import create_jpeg
-from vllm_cli.bench.prompts import build_prompt
 from vllm_cli.bench.request import EncodedRequest
-from vllm_cli.bench.request_format import request_headers
+from vllm_cli.bench.request_format import build_prompt, request_headers
 
 _MIN_CHARS_PER_TOKEN: Final = 4
+_NUM_PATCHES: Final = 8
+"""Coloured areas along each side of an image."""
+_GRAIN_PX: Final = 4
+_GRAIN_SHARE: Final = 0.2
 _EMBEDDINGS_SCALE: Final = 0.02
 """Approximate standard deviation of a model's own embeddings."""
 
@@ -63,12 +66,26 @@ def _write_conversation(shape: PayloadShape, seed: str) -> dict[str, Any]:
 
 
 def _write_image_question(shape: PayloadShape, seed: str) -> dict[str, Any]:
-    address = "data:image/jpeg;base64," + b64encode(create_jpeg(shape.image_px, seed=seed)).decode()
+    address = "data:image/jpeg;base64," + b64encode(_create_jpeg(shape.image_px, seed=seed)).decode()
     parts = [
         {"type": "text", "text": _write_text(shape.turn_chars, seed)},
         {"type": "image_url", "image_url": {"url": address}},
     ]
     return {"messages": [_message("user", parts)]}
+
+
+def _create_jpeg(width_px: int, *, seed: str) -> bytes:
+    """A square image as expensive to decode as a photograph: noise keeps it large."""
+    source = Random(seed)
+
+    def create_noise(num_cells: int) -> Image.Image:
+        cells = Image.frombytes("RGB", (num_cells, num_cells), source.randbytes(3 * num_cells**2))
+        return cells.resize((width_px, width_px), Image.Resampling.BICUBIC)
+
+    image = Image.blend(create_noise(_NUM_PATCHES), create_noise(max(1, width_px // _GRAIN_PX)), _GRAIN_SHARE)
+    file = BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()
 
 
 def _write_embeddings(shape: PayloadShape, seed: str) -> dict[str, Any]:

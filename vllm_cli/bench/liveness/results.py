@@ -1,8 +1,10 @@
 """The result of `bench liveness`, as it is written to `--json` and read as a baseline."""
 
+from msgspec import field
+
 from vllm_cli.bench.config import IdlePolicy
 from vllm_cli.bench.liveness.config import Kind, PayloadShape, PlainKind
-from vllm_cli.bench.results import Ratio, ResultPart, RunResult, SideResult, Spread
+from vllm_cli.bench.results import BenchResult, Measured, Ratio, ResultPart, SideResult
 
 LIVENESS_SCHEMA_VERSION = 1
 
@@ -70,27 +72,24 @@ class LivenessFigures(ResultPart, frozen=True, kw_only=True):
     load_end_s: float
 
 
-class KindResult(ResultPart, frozen=True, kw_only=True):
+class KindResult(Measured[Kind, LivenessFigures], frozen=True, kw_only=True):
     """One side under one kind of load."""
 
-    kind: Kind
-    summary: dict[str, Spread]
-    """By figure, over the rounds that have it."""
-    rounds: list[LivenessFigures]
+    condition: Kind = field(name="kind")
 
 
-class LivenessSideResult(SideResult, frozen=True, kw_only=True):
+class LivenessSideResult(SideResult[KindResult], frozen=True, kw_only=True):
     """One server's results."""
 
+    conditions: list[KindResult] = field(name="kinds")
     ready_after_s: float | None
     """From starting the command to its first 200 at `/health`; null for a server given by its URL."""
-    kinds: list[KindResult]
 
 
-class KindRatio(Ratio, frozen=True, kw_only=True):
+class KindRatio(Ratio[Kind], frozen=True, kw_only=True):
     """The ratios under one kind of load."""
 
-    kind: Kind
+    condition: Kind = field(name="kind")
 
 
 class KindSettings(ResultPart, frozen=True, kw_only=True):
@@ -116,14 +115,7 @@ class LivenessSettings(ResultPart, frozen=True, kw_only=True):
     seed: int
 
 
-class LivenessResult(RunResult, frozen=True, kw_only=True):
+class LivenessResult(BenchResult[LivenessSettings, LivenessSideResult, KindRatio], frozen=True, kw_only=True):
     """The result of one run of `bench liveness`."""
 
     schema: str = "vllm-cli/bench-liveness"
-    settings: LivenessSettings
-    sides: list[LivenessSideResult]
-    ratios: list[KindRatio]
-
-    @property
-    def num_errors(self) -> int:
-        return sum(figures.num_errors for side in self.sides for kind in side.kinds for figures in kind.rounds)

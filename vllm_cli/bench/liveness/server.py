@@ -26,6 +26,14 @@ class HealthyServer:
     accepted_kinds: tuple[PlainKind, ...]
     """The kinds of requests that it accepts; empty unless the load is `mixed`."""
 
+    @property
+    def base_url(self) -> str:
+        return self.destination.base_url
+
+    @property
+    def model(self) -> str:
+        return self.destination.model
+
 
 async def wait_until_healthy(target: Target, config: LivenessConfig) -> HealthyServer:
     """Polls `/health` instead of requesting completions, which an embedding model rejects."""

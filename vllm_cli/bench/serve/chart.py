@@ -1,15 +1,14 @@
-"""The result of `bench serve` as a self-contained HTML page: bars per level and side, then tables."""
+"""Charts of `bench serve`: a bar for each level and side."""
 
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
 from vllm_cli.bench.figures import Metric
 from vllm_cli.bench.results import Spread
-from vllm_cli.bench.serve.figures import SERVE_METRICS
-from vllm_cli.bench.serve.report import build_tables, describe_problems, describe_run
-from vllm_cli.bench.serve.results import ServeResult, name_load
-from vllm_cli.bench.tables import draw_figure_table, format_figure
-from vllm_cli.html_page import build_page, draw_key, draw_paragraph, draw_text, pick_colour
+from vllm_cli.bench.serve.results import SERVE_METRICS, ServeResult
+from vllm_cli.bench.tables import format_figure
+from vllm_cli.html_page import draw_key, draw_text, pick_colour
 
 _DRAWN = ("output_tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "e2e_p50_ms", "health_p99_ms")
 _WIDTH, _HEIGHT = 640, 230
@@ -27,37 +26,28 @@ class _Bar(NamedTuple):
     spread: Spread
 
 
-def draw_serve_page(result: ServeResult) -> str:
-    """The whole page."""
-    names = [side.name for side in result.sides]
-    keys = " ".join(draw_key(pick_colour(index), name) for index, name in enumerate(names))
-    parts = [
-        *map(draw_paragraph, describe_run(result)),
-        f"<p>{keys}</p>",
-        *(_draw_panel(result, metric) for metric in SERVE_METRICS if metric.name in _DRAWN),
-        *map(draw_figure_table, build_tables(result)),
-        *map(draw_paragraph, describe_problems(result)),
-    ]
-    return build_page("bench serve: " + " against ".join(names), parts)
+def draw_bars(result: ServeResult, levels: Sequence[str]) -> Iterator[str]:
+    """A legend, then a chart for each important figure."""
+    keys = " ".join(draw_key(pick_colour(index), side.name) for index, side in enumerate(result.sides))
+    yield f"<p>{keys}</p>"
+    yield from (_draw_panel(result, metric, levels) for metric in SERVE_METRICS if metric.name in _DRAWN)
 
 
-def _draw_panel(result: ServeResult, metric: Metric) -> str:
+def _draw_panel(result: ServeResult, metric: Metric, levels: Sequence[str]) -> str:
     """The chart of one figure for all sides and levels; empty if no side has the figure."""
     bars = [
         _Bar(group, index, level.summary[metric.name])
         for index, side in enumerate(result.sides)
-        for group, level in enumerate(side.levels)
+        for group, level in enumerate(side.conditions)
         if metric.name in level.summary
     ]
     if not bars:
         return ""
     highest = max(bar.spread.max for bar in bars) or 1.0
-    levels = list(result.settings.num_requests)
     room = _WIDTH / len(levels)
     drawn = [_draw_bar(bar, room, len(result.sides), highest) for bar in bars]
     drawn += [
-        draw_text((group + 0.5) * room, _HEIGHT - 12, name_load(level, result.settings.request_rate), anchor="middle")
-        for group, level in enumerate(levels)
+        draw_text((group + 0.5) * room, _HEIGHT - 12, level, anchor="middle") for group, level in enumerate(levels)
     ]
     better = "higher" if metric.is_higher_better else "lower"
     title = draw_text(0, 18, f"{metric.label} ({better} is better)", kind="title")

@@ -1,18 +1,13 @@
-"""The result of `bench startup` as a self-contained HTML page: stages to the first token, then tables."""
+"""Charts of `bench startup`: the stages of each start up to its first token."""
 
+from collections.abc import Iterator
 from html import escape
 from typing import NamedTuple
 
 from vllm_cli.bench.results import Spread
-from vllm_cli.bench.startup.report import (
-    build_startup_tables,
-    describe_startup_problems,
-    describe_startup_run,
-)
 from vllm_cli.bench.startup.results import StartupResult, StateResult
-from vllm_cli.bench.tables import draw_figure_table
-from vllm_cli.html_page import build_page, draw_key, draw_paragraph, draw_text, pick_colour
-from vllm_cli.timeline.time_axis import TimeAxis
+from vllm_cli.chart_axes import TimeAxis
+from vllm_cli.html_page import draw_key, draw_text, pick_colour
 
 _WIDTH = 900
 _LEFT, _RIGHT = 140, 60
@@ -36,27 +31,21 @@ _STAGES = (
 )
 
 
-def draw_startup_page(result: StartupResult) -> str:
-    """The whole page."""
+def draw_states(result: StartupResult) -> Iterator[str]:
+    """A legend, then a chart for each state."""
     keys = "&emsp;".join(draw_key(pick_colour(index), stage.label) for index, stage in enumerate(_STAGES))
-    parts = [
-        *map(draw_paragraph, describe_startup_run(result)),
-        f"<p>{keys}; the line is the range of the first token's times.</p>",
-        *(_draw_state(result, index) for index in range(len(result.settings.states))),
-        *map(draw_figure_table, build_startup_tables(result)),
-        *map(draw_paragraph, describe_startup_problems(result)),
-    ]
-    return build_page("bench startup: " + " against ".join(side.name for side in result.sides), parts)
+    yield f"<p>{keys}; the line is the range of the first token's times.</p>"
+    yield from (_draw_state(result, index) for index in range(len(result.settings.states)))
 
 
 def _draw_state(result: StartupResult, index: int) -> str:
-    longest = max(side.states[index].summary["first_token_s"].max for side in result.sides)
+    longest = max(side.conditions[index].summary["first_token_s"].max for side in result.sides)
     axis = TimeAxis(longest, _LEFT, _WIDTH - _LEFT - _RIGHT)
     bottom = _TITLE + _ROW * len(result.sides)
     title = f"from {result.settings.states[index]}"
     rows = [
         draw_text(_LEFT - 8, _TITLE + _ROW * row + _BAR - 4, side.name, anchor="end")
-        + _draw_side(side.states[index], _TITLE + _ROW * row, axis)
+        + _draw_side(side.conditions[index], _TITLE + _ROW * row, axis)
         for row, side in enumerate(result.sides)
     ]
     frame = f'viewBox="0 0 {_WIDTH} {bottom + _AXIS}" width="{_WIDTH}" role="img" aria-label="{escape(title)}"'

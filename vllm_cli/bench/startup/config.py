@@ -10,9 +10,17 @@ from vllm_cli.bench.config import CompletionConfig, Endpoint, TargetSpec, check_
 StartState = Literal[
     "warm", "cold-pages", "cold-compile", "cold", "standby", "tenth-root", "fresh-root", "fresh-root-cold"
 ]
-"""Before a start: warm caches; weights (and libraries) evicted; no compile cache; both; warm caches and a
-standby that has the imports; the tenth or a later start in a root file system, the first in a new one, and
-the first with the Python environment and the weights evicted."""
+"""What is there before a start:
+
+warm: caches of earlier starts.
+cold-pages: the same, but weights (with --evict-libraries also libraries) are evicted from the page cache.
+cold-compile: warm, but no compile cache.
+cold: both.
+standby: warm, and a standby that has the imports.
+tenth-root: a root file system in which nine or more starts were before.
+fresh-root: a new root file system.
+fresh-root-cold: the same, with the Python environment and the weights evicted.
+"""
 
 PROMPT = "The capital of France is"
 MAX_TOKENS = 4

@@ -1,7 +1,12 @@
-"""The result of `bench startup`, as it is written to `--json` and read as a baseline."""
+"""The result of `bench startup`, as it is written to `--json`, and the figures of a start."""
+
+from msgspec import field, structs
 
 from vllm_cli.bench.config import Endpoint
-from vllm_cli.bench.results import Ratio, ResultPart, RunResult, SideResult, Spread
+from vllm_cli.bench.figures import Metric, percentile_ms
+from vllm_cli.bench.probe import ProbeSamples
+from vllm_cli.bench.results import BenchResult, Measured, Ratio, ResultPart, SideResult, Spread
+from vllm_cli.bench.startup.caches import Residency
 from vllm_cli.bench.startup.config import StartState
 
 STARTUP_SCHEMA_VERSION = 1
@@ -45,30 +50,27 @@ class StandbyFigures(ResultPart, frozen=True, kw_only=True):
     """Servers forked, with the start that is not measured."""
 
 
-class StateResult(ResultPart, frozen=True, kw_only=True):
+class StateResult(Measured[StartState, StartFigures], frozen=True, kw_only=True):
     """One side's starts from one state."""
 
-    state: StartState
-    summary: dict[str, Spread]
-    """By figure, over the rounds that have it."""
+    condition: StartState = field(name="state")
     phases: dict[str, Spread]
-    rounds: list[StartFigures]
 
 
-class StartupSideResult(SideResult, frozen=True, kw_only=True):
+class StartupSideResult(SideResult[StateResult], frozen=True, kw_only=True):
     """One side's starts."""
 
+    conditions: list[StateResult] = field(name="states")
     first_text: str | None
     """The text of the greedy first token, to check that sides do the same work; null if unknown."""
-    states: list[StateResult]
     standby: StandbyFigures | None = None
     """Null without the state `standby`, and for other programs than vllm-cli."""
 
 
-class StateRatio(Ratio, frozen=True, kw_only=True):
+class StateRatio(Ratio[StartState], frozen=True, kw_only=True):
     """The ratios of starts from one state."""
 
-    state: StartState
+    condition: StartState = field(name="state")
 
 
 class StartupSettings(ResultPart, frozen=True, kw_only=True):
@@ -81,10 +83,39 @@ class StartupSettings(ResultPart, frozen=True, kw_only=True):
     max_tokens: int
 
 
-class StartupResult(RunResult, frozen=True, kw_only=True):
+class StartupResult(BenchResult[StartupSettings, StartupSideResult, StateRatio], frozen=True, kw_only=True):
     """The result of one run of `bench startup`."""
 
     schema: str = "vllm-cli/bench-startup"
-    settings: StartupSettings
-    sides: list[StartupSideResult]
-    ratios: list[StateRatio]
+
+
+STARTUP_METRICS = (
+    Metric("listening_ms", "listening ms"),
+    Metric("healthy_s", "healthy s"),
+    Metric("first_token_s", "first token s", is_judged=True),
+    Metric("probe_p50_ms", "probe p50 ms"),
+    Metric("probe_p99_ms", "probe p99 ms"),
+    Metric("probe_max_ms", "probe max ms"),
+    Metric("num_refused", "probes refused", is_compared=False),
+)
+"""The first token is judged: it contains the others."""
+
+
+def add_probes(figures: StartFigures, probes: ProbeSamples) -> StartFigures:
+    """The figures, completed by the samples of the probe process."""
+    return structs.replace(
+        figures,
+        probe_p50_ms=percentile_ms(probes.latencies_ns, 50),
+        probe_p99_ms=percentile_ms(probes.latencies_ns, 99),
+        probe_max_ms=percentile_ms(probes.latencies_ns, 100),
+        num_probes=len(probes.latencies_ns),
+        num_refused=probes.num_refused,
+        num_lost=probes.num_lost,
+    )
+
+
+def add_residency(figures: StartFigures, residency: Residency | None) -> StartFigures:
+    """The figures, completed by the eviction before the start."""
+    if residency is None:
+        return figures
+    return structs.replace(figures, evicted_bytes=residency.total_bytes, resident_bytes=residency.resident_bytes)

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 from envs.redaction import hide_in_command
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.errors import ModelUnknownError, TargetDiedError, TargetStartError
+from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.readiness import wait_until_ready
 from vllm_cli.bench.request_format import RequestFormat
 from vllm_cli.bench.startup.config import StartState, StartupBenchConfig
 from vllm_cli.bench.startup.exec_stamp import ExecStamp
-from vllm_cli.bench.startup.figures import add_probes
 from vllm_cli.bench.startup.moments import (
     ask_first_text,
     ask_status,
@@ -24,8 +24,7 @@ from vllm_cli.bench.startup.moments import (
     wait_healthy,
     wait_listening,
 )
-from vllm_cli.bench.startup.probe import StartProbe
-from vllm_cli.bench.startup.results import StandbyFigures, StartFigures
+from vllm_cli.bench.startup.results import StandbyFigures, StartFigures, add_probes
 from vllm_cli.bench.startup.roots import OverlayRoot
 from vllm_cli.bench.startup.standby import NO_STANDBY, BenchStandby, OwnCommand
 from vllm_cli.bench.target import CommandTarget
@@ -90,7 +89,7 @@ class ServerSide:
     async def measure(self, state: StartState) -> StartFigures:
         """One measured start."""
         assert self._request_format is not None
-        with StartProbe() as probe, ExecStamp() as stamp, self._target(stamp, state) as target:
+        with HealthProbe(is_starting=True) as probe, ExecStamp() as stamp, self._target(stamp, state) as target:
             try:
                 async with asyncio.timeout(self._config.ready_timeout_s):
                     return await self._time_start(target, stamp, probe, self._request_format)
@@ -112,12 +111,12 @@ class ServerSide:
             self._used_root.close()
 
     async def _time_start(
-        self, target: CommandTarget, stamp: ExecStamp, probe: StartProbe, request_format: RequestFormat
+        self, target: CommandTarget, stamp: ExecStamp, probe: HealthProbe, request_format: RequestFormat
     ) -> StartFigures:
         target.start()
         host, port = _address(target)
         exec_ns = await stamp.wait(target.ensure_alive)
-        probe.start(host, port)
+        probe.start(target.base_url)
         listening_ns = await wait_listening(host, port, target.ensure_alive)
         healthy_ns = await wait_healthy(host, port, target.ensure_alive)
         current = replace(request_format, base_url=target.base_url)

@@ -17,7 +17,7 @@ from startup.serve_words import ServeWords
 from startup.standby.kinds import kind_for
 from vllm_cli.bench.errors import TargetDiedError, TargetStartError
 from vllm_cli.bench.startup.results import StandbyFigures
-from vllm_cli.bench.supervised_command import SupervisedCommand
+from vllm_cli.bench.target import SupervisedCommand
 
 FORK_PHASE: Final = "fork_from_standby"
 """The phase of /startupz that only warm starts have."""

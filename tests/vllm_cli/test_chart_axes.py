@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllm_cli.bench.log_axis import LogAxis
+from vllm_cli.chart_axes import LogAxis
 
 AXIS = LogAxis.around(0.1, 300, top=0, bottom=400)
 

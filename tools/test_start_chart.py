@@ -1,13 +1,13 @@
-"""The chart of `bench startup --svg`: a standalone, well-formed file whose bars show the medians."""
+"""The README's chart of starts: a standalone, well-formed file whose bars show the medians."""
 
 import re
 from xml.etree import ElementTree
 
 import pytest
 
+from tools.start_chart import draw_startup_svg
 from vllm_cli.bench.results import Machine, Spread
 from vllm_cli.bench.startup.results import StartupResult, StartupSettings, StartupSideResult, StateResult
-from vllm_cli.bench.startup.svg import draw_startup_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 WARM = {"vllm-cli": Spread(2.0, 1.5, 3.0), "<vllm & serve>": Spread(8.0, 7.0, 10.0)}
@@ -22,8 +22,8 @@ def result(*states: dict[str, Spread]) -> StartupResult:
             model="m",
             version=None,
             first_text=None,
-            states=[
-                StateResult(state=state, summary={"first_token_s": spreads[name]}, phases={}, rounds=[])
+            conditions=[
+                StateResult(condition=state, summary={"first_token_s": spreads[name]}, phases={}, rounds=[])
                 for state, spreads in zip(names, states, strict=True)
             ],
         )

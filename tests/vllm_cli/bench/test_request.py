@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from vllm_cli.bench.sse import ChunkReader
+from vllm_cli.bench.request import ChunkReader
 
 
 def read(*pieces: bytes) -> ChunkReader:

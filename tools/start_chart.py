@@ -1,13 +1,20 @@
-"""The first-token times of `bench startup` as a standalone SVG file, for light and dark pages."""
+"""`python -m tools.start_chart RESULT.json`: draws the README's chart of first tokens as a standalone SVG.
 
+RESULT.json is a file of `bench startup --json`.
+"""
+
+import sys
 from collections.abc import Iterator
 from html import escape
+from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from vllm_cli.bench.results import Spread
 from vllm_cli.bench.startup.results import StartupResult
+from vllm_cli.chart_axes import TimeAxis
 from vllm_cli.html_page import draw_text, pick_colour
-from vllm_cli.timeline.time_axis import TimeAxis
 
 _WIDTH: Final = 760
 _RIGHT, _MARGIN = 80, 20
@@ -29,7 +36,8 @@ line.grid { stroke: #d1d9e0; stroke-width: 1; }
 def draw_startup_svg(result: StartupResult) -> str:
     """One bar per side and state up to the median, with the range of the rounds; opaque background."""
     states = result.settings.states
-    spreads = [[side.states[index].summary["first_token_s"] for side in result.sides] for index in range(len(states))]
+    by_side = [[state.summary["first_token_s"] for state in side.conditions] for side in result.sides]
+    spreads = [list(row) for row in zip(*by_side, strict=True)]
     left = _MARGIN + _LETTER * max(len(side.name) for side in result.sides) + 10
     axis = TimeAxis(max(s.max for row in spreads for s in row), left, _WIDTH - left - _RIGHT)
     parts = [draw_text(_MARGIN, 30, "Time from exec to the first token", kind="title")]
@@ -77,3 +85,7 @@ def _describe(result: StartupResult) -> tuple[str, str]:
 def _summarize(result: StartupResult, spreads: list[Spread]) -> str:
     times = (f"{side.name} {spread.median:.2f} s" for side, spread in zip(result.sides, spreads, strict=True))
     return "Time from exec to the first token: " + ", ".join(times)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(draw_startup_svg(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=StartupResult)))

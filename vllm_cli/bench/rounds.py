@@ -1,21 +1,29 @@
-"""Owns the measured servers, and keeps the others from using the machine while one of them is measured."""
+"""The order of rounds, and the measured servers, of which only one uses the machine at a time."""
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, Protocol, Self, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from envs.redaction import hide_in_command
 from vllm_cli.bench.config import ServersConfig
 from vllm_cli.bench.errors import TargetDiedError, TargetStartError
 from vllm_cli.bench.progress import Progress
-from vllm_cli.bench.schedule import Rounds, ScheduledRound
 from vllm_cli.bench.target import Target, build_target
 from vllm_cli.supervisor import EXIT_DELAY_S
 
 
 class ReadyTarget(Protocol):
     """What a readiness check returns."""
+
+    @property
+    def base_url(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def version(self) -> str | None: ...
 
     @property
     def ready_after_s(self) -> float: ...
@@ -28,9 +36,32 @@ class Figures(Protocol):
     def num_errors(self) -> int: ...
 
 
-S = TypeVar("S", bound=ReadyTarget)
+C = TypeVar("C")
 F = TypeVar("F", bound=Figures)
-D = TypeVar("D")
+G = TypeVar("G")
+S = TypeVar("S", bound=ReadyTarget)
+
+Rounds = Mapping[tuple[int, C], list[G]]
+"""Figures of the rounds by side and condition."""
+
+
+class ScheduledRound(NamedTuple, Generic[C]):
+    """One round of one side under one condition, such as a number of requests in flight."""
+
+    condition: C
+    round_number: int
+    side: int
+
+
+def schedule_rounds(conditions: Sequence[C], config: ServersConfig) -> list[ScheduledRound[C]]:
+    """Sides alternate round by round, so that changes of the machine over time affect all sides alike.
+
+    With idle policy `stop`, a change of sides costs a start: a side measures all conditions in a row.
+    """
+    sides, rounds = range(len(config.targets)), range(config.num_rounds)
+    if config.idle == "stop":
+        return [ScheduledRound(c, number, side) for number in rounds for side in sides for c in conditions]
+    return [ScheduledRound(c, number, side) for c in conditions for number in rounds for side in sides]
 
 
 class TargetPool(Generic[S]):
@@ -69,12 +100,12 @@ class TargetPool(Generic[S]):
 
     async def measure_rounds(
         self,
-        schedule: Sequence[ScheduledRound[D]],
-        describe: Callable[[ScheduledRound[D]], str],
-        measure: Callable[[ScheduledRound[D], S], Awaitable[F]],
-    ) -> Rounds[D, F]:
+        schedule: Sequence[ScheduledRound[C]],
+        describe: Callable[[ScheduledRound[C]], str],
+        measure: Callable[[ScheduledRound[C], S], Awaitable[F]],
+    ) -> Rounds[C, F]:
         """Measures the rounds in order, each on a running server; raises TargetDiedError if it exits."""
-        rounds: defaultdict[tuple[int, D], list[F]] = defaultdict(list)
+        rounds: defaultdict[tuple[int, C], list[F]] = defaultdict(list)
         self._progress.begin(len(schedule))
         for scheduled in schedule:
             self._progress.step(describe(scheduled))
