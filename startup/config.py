@@ -12,6 +12,9 @@ from server.setting import Group, check_ranges, from_variable, setting
 from startup.logs.options import LogFormat, LogOptions
 from startup.prefetch.options import PrefetchOptions
 
+DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The model without MODEL and --model."""
+
 StandbyMode = Literal["auto", "off", "require"]
 
 

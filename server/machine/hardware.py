@@ -23,6 +23,15 @@ def cpu_features(proc: Path = Path("/proc")) -> str:
     return platform.machine()
 
 
+def cpu_model(proc: Path = Path("/proc")) -> str:
+    """The processor's name, as the kernel reports it."""
+    with suppress(OSError), (proc / "cpuinfo").open("rb") as file:
+        for line in file.read(_CPUINFO_BYTES).decode(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def gpu_kinds(folder: Path = _GPUS) -> tuple[str, ...]:
     """The names of the GPUs that the driver provides here, each kind once."""
     kinds: set[str] = set()

@@ -5,11 +5,11 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from envs.home import expand_home
 from server.config import ModelFiles
-from startup.config import ModelConfig
+from startup.config import DEFAULT_MODEL_ID, ModelConfig
 from startup.errors import ModelNotFoundError
 from startup.model.checkpoint_folder import model_problem, tokenizer_problem
 from startup.model.hub_cache import dangling_links, find_snapshot, hub_cache_dir, is_hub_id, is_offline
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from startup.model.download_progress import Show
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_MODEL_ID: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 class ModelPlace(NamedTuple):

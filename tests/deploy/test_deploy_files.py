@@ -17,10 +17,10 @@ import yaml
 
 from server.config import ServerConfig
 from tests.deploy.dockerfile import ROOT, last, read_stages
+from vllm_cli.commands.probes import ProbeTarget, StartTimes, build_probes
 from vllm_cli.commands.standby import standby
 from vllm_cli.commands.wait import wait
 from vllm_cli.flags.arguments import Arguments
-from vllm_cli.kubernetes_probes import ProbeTarget, StartTimes, build_probes
 
 MANIFEST = ROOT / "deploy" / "kubernetes" / "deployment.yaml"
 SERVICE = ROOT / "deploy" / "systemd" / "vllm-cli.service"

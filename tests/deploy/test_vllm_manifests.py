@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from startup.serve_words import ServeWords
 from startup.vllm.command_line import CommandLine
 from tests.deploy.dockerfile import ROOT
-from vllm_cli.serve.engine_choice import choose_engine
+from vllm_cli.flags.engine_choice import choose_engine
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 DEPLOYMENT = FOLDER / "vllm-deployment.yaml"

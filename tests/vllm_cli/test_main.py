@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import click
@@ -88,8 +87,7 @@ def test_every_command_of_the_table_exists_under_its_name(entry) -> None:
     assert command.get_short_help_str()
 
 
-def test_the_version_is_the_one_in_pyproject(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == VERSION
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"vllm-cli {VERSION}\n"
 

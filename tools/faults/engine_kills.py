@@ -66,7 +66,7 @@ def measure_recoveries(
     """Starts the server, kills its engine once per round, and stops the server.
 
     Raises:
-        TargetDiedError: the server exited.
+        CommandEndedError: the server exited.
         TargetStartError: it was not ready in time.
     """
     command = f"{command} --engine-restarts {num_rounds}"

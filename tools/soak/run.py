@@ -14,7 +14,6 @@ from tools.soak.results import SOAK_SCHEMA_VERSION, Gauges, HealthFigures, SoakR
 from tools.soak.samples import read_gauges, sample_processes
 from tools.soak.traffic import SoakTraffic
 from tools.soak.verdict import count_rests, find_problems, has_settled, measure_growths
-from vllm_cli.bench.errors import TargetDiedError
 from vllm_cli.bench.figures import percentile_ms
 from vllm_cli.bench.interruption import run_interruptibly
 from vllm_cli.bench.liveness.config import LivenessConfig
@@ -26,6 +25,7 @@ from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.request_format import request_headers
 from vllm_cli.bench.results import describe_machine, format_now
 from vllm_cli.bench.target import CommandTarget
+from vllm_cli.supervised_command import CommandEndedError
 
 _POLL_S: Final = 0.5
 _NUM_EQUAL_SAMPLES: Final = 3
@@ -38,7 +38,7 @@ def run_soak(config: SoakConfig, progress: Progress) -> SoakResult:
 
     Raises:
         TargetStartError: the server was not ready in time.
-        TargetDiedError: it exited under the load.
+        CommandEndedError: it exited under the load.
     """
     return run_interruptibly(_Soak(config, progress).run())
 
@@ -140,7 +140,7 @@ class _Soak:
                 yield
                 task.cancel()
         except BaseExceptionGroup as group:
-            if died := group.subgroup(TargetDiedError):
+            if died := group.subgroup(CommandEndedError):
                 raise _first_of(died) from None
             raise
 
@@ -228,7 +228,7 @@ class _Soak:
         )
 
 
-def _first_of(group: BaseExceptionGroup[TargetDiedError]) -> TargetDiedError:
+def _first_of(group: BaseExceptionGroup[CommandEndedError]) -> CommandEndedError:
     first = group.exceptions[0]
     return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
 

@@ -6,26 +6,65 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from startup.caches.baked import untrusted_file, why_not_trusted
+from startup.caches.baked import BYTECODE, CACHE, PAGES, untrusted_file, why_not_trusted
+from startup.caches.folders import OWN
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
 from startup.imports.import_file import why_not
 from startup.imports.scan_cache import scan_key
 from startup.prefetch.pages import read_pages
 from startup.timeline.subject import installed_versions
-from vllm_cli.bake.parts import (
-    BYTECODES,
-    COMPILED,
-    HISTORY,
-    IMPORTS,
-    INSPECTIONS,
-    PROFILES,
-    READ_PAGES,
-    SCANS,
-    Part,
-    parts_of,
-)
+from startup.vllm.launch.baked_caches import FOR_ANY_HARDWARE
+
+HISTORY: Final = "start history"
+PROFILES: Final = "preload profile"
+SCANS: Final = "package scan"
+IMPORTS: Final = "import file"
+INSPECTIONS: Final = "model inspection"
+COMPILED: Final = "compile caches"
+BYTECODES: Final = "bytecode"
+READ_PAGES: Final = "pages to prefetch"
+NO_START: Final = "a start with a request"
+
+_OWN_PARTS: Final = {
+    HISTORY: "history.jsonl",
+    PROFILES: "preload/*.json",
+    SCANS: "imports/*.json",
+    IMPORTS: "imports/*.code",
+}
+"""Patterns of files."""
+
+
+class Part(NamedTuple):
+    """One part of a baked folder."""
+
+    name: str
+    paths: tuple[Path, ...]
+
+    @property
+    def files(self) -> list[Path]:
+        """Its files; none if it is missing."""
+        found = (file for path in self.paths for file in ((path,) if path.is_file() else sorted(path.rglob("*"))))
+        return [file for file in found if file.is_file()]
+
+    @property
+    def num_bytes(self) -> int:
+        """The files' sizes."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def parts_of(folder: Path) -> Iterator[Part]:
+    """All parts, also those that are missing."""
+    cache = folder / CACHE
+    for name, pattern in _OWN_PARTS.items():
+        yield Part(name, tuple(sorted((cache / OWN).glob(pattern))))
+    yield Part(INSPECTIONS, tuple(cache / name for name in FOR_ANY_HARDWARE))
+    others = cache.iterdir() if cache.is_dir() else ()
+    yield Part(COMPILED, tuple(sorted(path for path in others if path.name not in (OWN, *FOR_ANY_HARDWARE))))
+    yield Part(BYTECODES, (folder / BYTECODE,))
+    yield Part(READ_PAGES, (folder / PAGES,))
+
 
 _HEADER_BYTES: Final = 16
 """Of a `.pyc` file: magic number, flags, time and size of the source."""

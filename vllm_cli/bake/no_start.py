@@ -15,7 +15,7 @@ from startup.vllm.installed import require_vllm
 from startup.vllm.launch.learn_imports import learn_imports
 from vllm_cli.bake.subject import Subject
 from vllm_cli.errors import InputError
-from vllm_cli.serve.engine_choice import choose_engine
+from vllm_cli.flags.engine_choice import choose_engine
 
 _OTHER_PLATFORMS: Final = ("cpu", "rocm", "xpu", "tpu", "gaudi", "neuron")
 """Local parts of vLLM's version; builds for CUDA have none, or `cu` and a number."""

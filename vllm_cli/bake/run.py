@@ -19,14 +19,12 @@ from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
 from startup.imports.learned_imports import freeze
 from startup.prefetch.pages import FileRanges, whole_file, write_pages
 from startup.timeline.subject import installed_versions
+from vllm_cli.bake.check import BYTECODES, COMPILED, NO_START, Part, parts_of
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.no_start import bake_imports, why_no_start
 from vllm_cli.bake.own_bytecode import has_own_bytecode
-from vllm_cli.bake.parts import BYTECODES, COMPILED, NO_START, Part, parts_of
-from vllm_cli.bake.progress import BakeProgress
-from vllm_cli.bake.start import build_start
-from vllm_cli.bake.subject import Subject, subject_of
-from vllm_cli.bake.words import without_addresses
+from vllm_cli.bake.start import BakeProgress, build_start
+from vllm_cli.bake.subject import Subject, subject_of, without_addresses
 from vllm_cli.errors import InputError
 from vllm_cli.flags.secret_flags import secrets_as_variables
 
@@ -127,7 +125,6 @@ def _environment(folder: Path) -> dict[str, str]:
         env.VCLI_BAKED.name: OFF,
         env.VCLI_STANDBY.name: "off",
         env.VCLI_PLAIN_VLLM.name: "",
-        env.VLLM_API_KEY.name: "",
         "PYTHONDONTWRITEBYTECODE": "",
         PREFIX: str(folder / BYTECODE) if has_bytecode else "",
     }

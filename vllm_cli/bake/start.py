@@ -6,19 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from http.client import HTTPException
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
+
+import click
 
 from startup.errors import StartupError
-from vllm_cli.bench.errors import TargetDiedError
-from vllm_cli.bench.supervised_command import SupervisedCommand
-from vllm_cli.client.readiness import Readiness
-from vllm_cli.client.server_address import ServerAddress
-from vllm_cli.client.waiting import WaitOptions, wait_for_server
-from vllm_cli.serve.engine_choice import keyless_flags
+from startup.timeline.live_line import LiveLine
+from vllm_cli.client.waiting import Readiness
+from vllm_cli.private_server import PrivateServer, start_private_server
+from vllm_cli.supervised_command import CommandEndedError
 
-_SOCKET: Final = "bake.sock"
 _POLL_S: Final = 0.1
 _REQUEST_TIMEOUT_S: Final = 300.0
 _PROMPT: Final = "The capital of France is"
@@ -34,11 +32,11 @@ _REQUESTS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
 
 
 class BuildStart:
-    """A running server; created by `build_start`."""
+    """The server of a build; created by `build_start`."""
 
-    def __init__(self, command: SupervisedCommand, address: ServerAddress) -> None:
-        self._command = command
-        self._address = address
+    def __init__(self, server: PrivateServer) -> None:
+        self._server = server
+        self._command = server.command
 
     @property
     def pid(self) -> int:
@@ -47,14 +45,7 @@ class BuildStart:
 
     def wait_ready(self, timeout_s: float, on_poll: Callable[[Readiness, float], None]) -> None:
         """Raises StartupError with the end of the server's log if it does not become ready."""
-        options = WaitOptions(
-            address=self._address,
-            path="/health",
-            timeout_s=timeout_s,
-            interval_s=_POLL_S,
-            pid=self._command.root_pid,
-        )
-        result = wait_for_server(options, on_poll)
+        result = self._server.wait_ready(timeout_s, on_poll)
         if result.ending != "ready":
             reason = "not ready in time" if result.ending == "timed out" else result.last.reason
             raise StartupError(f"the start failed ({reason})\n{self._command.log_tail}")
@@ -79,12 +70,12 @@ class BuildStart:
         while not is_saved() and time.monotonic() < deadline:
             try:
                 self._command.ensure_alive()
-            except TargetDiedError as err:
+            except CommandEndedError as err:
                 raise StartupError(err.message) from err
             time.sleep(_POLL_S)
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
-        with closing(self._address.connect(_REQUEST_TIMEOUT_S)) as connection:
+        with closing(self._server.address.connect(_REQUEST_TIMEOUT_S)) as connection:
             content = None if body is None else json.dumps(body)
             connection.request(method, path, content, {"Content-Type": "application/json", "Connection": "close"})
             response = connection.getresponse()
@@ -94,10 +85,36 @@ class BuildStart:
 @contextmanager
 def build_start(words: Sequence[str], environment: Mapping[str, str]) -> Iterator[BuildStart]:
     """Starts `serve` with the words and variables; stops all its processes at the end of the block."""
-    with TemporaryDirectory(prefix="vllm-cli-bake-") as folder, closing(SupervisedCommand(environment)) as command:
-        socket = Path(folder, _SOCKET)
-        model = words[:1] if words and not words[0].startswith("-") else ()  # vLLM's first word
-        # Then the flag: a list flag among the user's takes every word that follows.
-        flags = ("--uds", str(socket), *keyless_flags(words), *words[len(model) :])
-        command.run([sys.executable, "-m", "vllm_cli", "serve", *model, *flags])
-        yield BuildStart(command, ServerAddress(uds=str(socket)))
+    with start_private_server(words, environment) as server:
+        yield BuildStart(server)
+
+
+class BakeProgress:
+    """Writes to standard error; a context manager that erases its last line."""
+
+    def __init__(self) -> None:
+        self._live = LiveLine(sys.stderr)
+        self._last = ""
+
+    def show(self, readiness: Readiness, waited_s: float) -> None:
+        """The state of the start."""
+        phase = (readiness.phase or "starting").replace("_", " ")
+        if self._live.is_on:
+            self._live.show(f"{waited_s:6.1f} s  {phase}")
+        else:
+            self.step(phase, waited_s)
+
+    def step(self, text: str, waited_s: float | None = None) -> None:
+        """A line of its own; repeated lines are left out."""
+        if text != self._last:
+            self._last = text
+            self._live.clear()
+            click.echo(text if waited_s is None else f"{waited_s:6.1f} s  {text}", err=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.close()

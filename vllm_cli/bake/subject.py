@@ -1,12 +1,13 @@
 """What is baked: the engine and the model's folder, read from the words of `serve` by its own parser."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from startup.model.location import locate
 from startup.vllm.command_line import CommandLine
-from vllm_cli.serve.command import CONFIG_OF_START, VLLM, ServeCommand, serve_parameters
+from vllm_cli.flags.secret_flags import without_flags
+from vllm_cli.flags.serve_command import CONFIG_OF_START, VLLM, ServeCommand, serve_parameters
 
 
 class Subject(NamedTuple):
@@ -33,3 +34,14 @@ def subject_of(words: Sequence[str]) -> Subject:
         else:
             files = locate(ctx.meta[CONFIG_OF_START].model).files
     return Subject("embedded" if options is None else "vllm", files.path if files is not None else None)
+
+
+_LEFT_OUT: Final = (
+    "--host", "--port", "--uds", "--api-key", "--api-key-file", "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs",
+    "--ssl-cert-reqs", "--startup-report", "--startup-trace",
+)  # fmt: skip
+
+
+def without_addresses(words: Iterable[str]) -> tuple[str, ...]:
+    """The words without addresses, certificates, keys and reports, which differ from build to run."""
+    return tuple(without_flags(words, _LEFT_OUT))

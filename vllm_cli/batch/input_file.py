@@ -7,24 +7,15 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryFile
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final
 
 from server.wording import list_some
-from vllm_cli.batch.request_line import BatchRequest, LineError
+from vllm_cli.batch.lines import BatchRequest, LineError, LinePlace
 from vllm_cli.errors import ConnectionFailedError, InputError
 
 _MAX_FAULTS: Final = 10
 _TIMEOUT_S: Final = 60
 _URLS: Final = ("http://", "https://")
-
-
-class LinePlace(NamedTuple):
-    """The position of a request in the file, and the id of its result."""
-
-    custom_id: str
-    id: str
-    offset: int
-    num_bytes: int
 
 
 class InputFile:

@@ -2,12 +2,87 @@
 
 import sys
 import time
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
 import click
 
 from startup.timeline.live_line import LiveLine, draw_bar
-from vllm_cli.batch.tally import Tally
+from vllm_cli.batch.lines import Result
+
+Ending = Literal["completed", "incomplete", "interrupted"]
+
+
+@dataclass
+class Tally:
+    """Requests of one run; `num_skipped` had a result before it began."""
+
+    num_total: int
+    num_skipped: int = 0
+    num_failed_before: int = 0
+    """Failed requests among the skipped ones."""
+    num_succeeded: int = 0
+    num_failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    num_retries: int = 0
+    _begin_s: float = field(default_factory=time.monotonic)
+
+    def begin(self) -> None:
+        """Starts the clock."""
+        self._begin_s = time.monotonic()
+
+    def count(self, result: Result) -> None:
+        """Counts one result."""
+        if result.recorded.is_failed:
+            self.num_failed += 1
+        else:
+            self.num_succeeded += 1
+        self.prompt_tokens += _amount(result.usage, "prompt_tokens")
+        self.completion_tokens += _amount(result.usage, "completion_tokens")
+
+    @property
+    def num_done(self) -> int:
+        """Results of this run."""
+        return self.num_succeeded + self.num_failed
+
+    @property
+    def num_left(self) -> int:
+        return self.num_total - self.num_skipped - self.num_done
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._begin_s
+
+    @property
+    def eta_s(self) -> float | None:
+        """None before the first result."""
+        return self.elapsed_s / self.num_done * self.num_left if self.num_done else None
+
+    def to_dict(self, ending: Ending) -> dict[str, Any]:
+        """The summary that `--json` prints."""
+        elapsed_s = max(self.elapsed_s, 1e-9)
+        return {
+            "status": ending,
+            "total": self.num_total,
+            "succeeded": self.num_succeeded,
+            "failed": self.num_failed,
+            "skipped": self.num_skipped,
+            "skipped_failed": self.num_failed_before,
+            "remaining": self.num_left,
+            "retries": self.num_retries,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "elapsed_s": round(elapsed_s, 3),
+            "requests_per_s": round(self.num_done / elapsed_s, 3),
+            "completion_tokens_per_s": round(self.completion_tokens / elapsed_s, 3),
+        }
+
+
+def _amount(usage: dict[str, Any], name: str) -> int:
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) else 0
+
 
 _REDRAW_S: Final = 0.1
 _INTERVAL_S: Final = 10.0

@@ -1,25 +1,48 @@
 """Runs `run-batch`: opens the files, starts the server, sends the requests, returns the summary."""
 
 import asyncio
-from contextlib import ExitStack, closing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from envs.registry import env
+from startup.serve_words import ServeWords
 from vllm_cli.batch.config import BatchConfig
-from vllm_cli.batch.dispatch import Dispatch
-from vllm_cli.batch.input_file import InputFile, LinePlace, open_input
+from vllm_cli.batch.input_file import InputFile, open_input
+from vllm_cli.batch.lines import LinePlace, Result
 from vllm_cli.batch.output_destination import OutputDestination
-from vllm_cli.batch.output_file import OutputFile, check_same_batch
-from vllm_cli.batch.own_server import OwnServer, ServerStartError, start_own_server
-from vllm_cli.batch.progress import BatchProgress
-from vllm_cli.batch.tally import Ending, Tally
-from vllm_cli.client.readiness import Readiness
+from vllm_cli.batch.output_file import OutputFile, ResultWriter, check_same_batch
+from vllm_cli.batch.progress import BatchProgress, Ending, Tally
+from vllm_cli.batch.sender import Sender
 from vllm_cli.client.server_address import ServerAddress
+from vllm_cli.client.waiting import Readiness
 from vllm_cli.errors import ConnectionFailedError
+from vllm_cli.private_server import PrivateServer, start_private_server
+from vllm_cli.supervised_command import CommandEndedError
 
 SOME_FAILED: Final = 5
 """Only with --fail-on-error: by default, scripts under `set -e` use the answers that exist."""
 NOT_COMPLETE: Final = 1
 _CONNECT_TIMEOUT_S: Final = 30.0
+
+
+_READY_TIMEOUT_S: Final = 7 * 24 * 3600.0
+"""A week, in effect no limit: the server has its own start-up timeout."""
+_EMBEDDED: Final = "embedded"
+_DEFAULTS: Final = (
+    "--engine", _EMBEDDED, "--log-level", "WARNING", "--uvicorn-log-level", "warning", "--disable-uvicorn-access-log",
+    "--shutdown-timeout", "2",
+)  # fmt: skip
+
+
+class ServerStartError(Exception):
+    """The server exited before it was ready; its own log has the reason."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"the server ended with exit code {exit_code} before it was ready")
+        self.exit_code = exit_code
 
 
 class BatchOutcome(NamedTuple):
@@ -67,7 +90,7 @@ class _Run:
                     self._finish()
             except ServerStartError as err:
                 return self._end("incomplete", err.exit_code)
-            except ConnectionFailedError as err:
+            except (ConnectionFailedError, CommandEndedError) as err:
                 self._progress.close()
                 err.show()
                 return self._end("incomplete", NOT_COMPLETE)
@@ -90,12 +113,14 @@ class _Run:
         if address is not None:
             _check_reachable(address)
             return self._dispatch(places, address, None)
-        with start_own_server(self._config.serve_words) as server:
+        words = self._config.serve_words
+        with start_private_server(words, {}, flags=default_flags(words), keeps_log=False) as server:
             self._progress.report("Starting the server")
-            server.wait_ready(_ignore)
+            if server.wait_ready(_READY_TIMEOUT_S, _ignore).ending != "ready":
+                raise ServerStartError(server.command.wait())
             return self._dispatch(places, server.address, server)
 
-    def _dispatch(self, places: list[LinePlace], address: ServerAddress, server: OwnServer | None) -> int | None:
+    def _dispatch(self, places: list[LinePlace], address: ServerAddress, server: PrivateServer | None) -> int | None:
         self._progress.report(f"Sending {len(places)} requests to {address if server is None else 'it'}")
         self._progress.begin()
         dispatch = Dispatch(
@@ -103,7 +128,7 @@ class _Run:
             places=places,
             output=self._output,
             address=address,
-            ensure_server=server.ensure_alive if server else lambda: None,
+            ensure_server=server.command.ensure_alive if server else lambda: None,
             tally=self._tally,
             progress=self._progress,
             config=self._config,
@@ -127,6 +152,12 @@ class _Run:
         return BatchOutcome(exit_code, summary)
 
 
+def default_flags(serve_words: Sequence[str]) -> tuple[str, ...]:
+    """Flags of the embedded engine, with fewer log lines; none if the user chose another engine."""
+    engine = ServeWords(serve_words).own.get("--engine") or env.VCLI_ENGINE.raw
+    return _DEFAULTS if engine in (None, _EMBEDDED) else ()
+
+
 def _check_reachable(address: ServerAddress) -> None:
     """Before the first request, a server that does not answer is an error: the address is probably wrong."""
     with closing(address.connect(_CONNECT_TIMEOUT_S)) as connection:
@@ -139,3 +170,90 @@ def _check_reachable(address: ServerAddress) -> None:
 
 def _ignore(_: Readiness, __: float) -> None:
     """Shows nothing: the starting server shows its own progress."""
+
+
+_POLL_S: Final = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dispatch:
+    """Sends the remaining requests of a batch; runs on the event loop."""
+
+    batch: InputFile
+    places: Sequence[LinePlace]
+    """The requests without a result."""
+    output: OutputFile
+    address: ServerAddress
+    ensure_server: Callable[[], None]
+    """Raises if the server is known to have exited."""
+    tally: Tally
+    progress: BatchProgress
+    config: BatchConfig
+
+    async def run(self) -> int | None:
+        """Returns the signal that interrupted the run; None if every request has its result.
+
+        Raises:
+            ConnectionFailedError: the server is lost, or the disk is full; written results are kept.
+        """
+        with _caught_signals() as interrupted:
+            async with Sender(self.address, self.config) as sender:
+                writer = ResultWriter(self.output, self._on_written)
+                left = iter(self.places)
+                num_workers = min(self.config.num_in_flight, len(self.places))
+                working = asyncio.gather(*(self._work(left, sender, writer) for _ in range(num_workers)))
+                watching = asyncio.create_task(self._watch_server(), name="watch-server")
+                try:
+                    waits: set[asyncio.Future[Any]] = {working, watching, interrupted}
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for task in (working, watching):
+                        if not task.done():
+                            task.cancel()
+                    outcomes = await asyncio.gather(working, watching, return_exceptions=True)
+                    await writer.close()
+                    self.tally.num_retries = sender.num_retries
+        if interrupted.done():
+            return interrupted.result()
+        _raise_first(outcomes)
+        return None
+
+    async def _work(self, left: Iterator[LinePlace], sender: Sender, writer: ResultWriter) -> None:
+        for place in left:
+            await writer.write(await sender.send(self.batch.read(place), place))
+
+    async def _watch_server(self) -> None:
+        while True:
+            self.ensure_server()
+            await asyncio.sleep(_POLL_S)
+
+    def _on_written(self, result: Result) -> None:
+        self.tally.count(result)
+        self.progress.show()
+
+
+@contextmanager
+def _caught_signals() -> Iterator["asyncio.Future[int]"]:
+    """A future that gets the number of the first SIGINT or SIGTERM; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    first: asyncio.Future[int] = loop.create_future()
+
+    def record(number: int) -> None:
+        for caught in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(caught)
+        first.set_result(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, record, number)
+    try:
+        yield first
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _raise_first(outcomes: Sequence[object]) -> None:
+    """Raises the error that ended the run, not the cancellation of the other task."""
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome

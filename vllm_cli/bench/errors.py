@@ -25,7 +25,3 @@ class TargetStartError(BenchError):
     """The server did not start, does not answer, or rejects even the simplest completion."""
 
     exit_code = 3
-
-
-class TargetDiedError(BenchError):
-    """The server exited while it was measured."""

@@ -10,11 +10,12 @@ import aiohttp
 import msgspec
 
 from vllm_cli.bench.config import CompletionConfig, ServersConfig
-from vllm_cli.bench.errors import ModelUnknownError, TargetDiedError, TargetStartError
+from vllm_cli.bench.errors import ModelUnknownError, TargetStartError
 from vllm_cli.bench.load import open_session
 from vllm_cli.bench.request import EncodedRequest, RequestSample, send_request
 from vllm_cli.bench.request_format import RequestFormat, build_prompt, list_optional_fields, request_headers
 from vllm_cli.bench.target import Target
+from vllm_cli.supervised_command import CommandEndedError
 
 _POLL_S = 0.1
 _CONNECT_TIMEOUT_S = 5.0
@@ -137,7 +138,7 @@ class _Version(msgspec.Struct):
 def _raise_if_final(target: Target, error: NotReadyError, *, waited_s: float, limit_s: float) -> None:
     try:
         target.ensure_alive()
-    except TargetDiedError as died:
+    except CommandEndedError as died:
         raise TargetStartError(died.message) from None
     if not target.is_own and not error.is_listening:
         raise TargetStartError(f"No server answers at {target.base_url}: {error}") from None

@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import psutil
 
+from server.machine.hardware import cpu_model
 from vllm_cli.bench.errors import BaselineError
-from vllm_cli.machine import cpu_model
 
 C = TypeVar("C")
 F = TypeVar("F")

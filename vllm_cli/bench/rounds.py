@@ -7,9 +7,10 @@ from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from envs.redaction import hide_in_command
 from vllm_cli.bench.config import ServersConfig
-from vllm_cli.bench.errors import TargetDiedError, TargetStartError
+from vllm_cli.bench.errors import TargetStartError
 from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.target import Target, build_target
+from vllm_cli.supervised_command import CommandEndedError
 from vllm_cli.supervisor import EXIT_DELAY_S
 
 
@@ -104,7 +105,7 @@ class TargetPool(Generic[S]):
         describe: Callable[[ScheduledRound[C]], str],
         measure: Callable[[ScheduledRound[C], S], Awaitable[F]],
     ) -> Rounds[C, F]:
-        """Measures the rounds in order, each on a running server; raises TargetDiedError if it exits."""
+        """Measures the rounds in order, each on a running server; raises CommandEndedError if it exits."""
         rounds: defaultdict[tuple[int, C], list[F]] = defaultdict(list)
         self._progress.begin(len(schedule))
         for scheduled in schedule:
@@ -125,7 +126,7 @@ class TargetPool(Generic[S]):
         try:
             return await self._bring_up(target)
         except TargetStartError as error:
-            raise TargetDiedError(error.message) from error
+            raise CommandEndedError(error.message) from error
 
     async def _bring_up(self, target: Target) -> S:
         if self._running and self._running is not target:

@@ -6,8 +6,7 @@ from typing import Any, Final
 
 from server.machine.processes import process_age_s, pss_bytes
 from startup.standby.status import STATUS, NoStandbyError, ask
-from vllm_cli.client.forked_servers import TEMPLATE_COMMAND
-from vllm_cli.client.process_words import command_words
+from vllm_cli.client.server_processes import TEMPLATE_COMMAND, command_words
 
 _OTHER_COMMANDS: Final = frozenset({"status", "stop", "--help", "-h", "--detach"})
 """Words of `vllm-cli standby` with which it does not keep running."""

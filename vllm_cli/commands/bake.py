@@ -11,7 +11,7 @@ from envs.registry import env
 from server.wording import format_bytes
 from startup.caches.baked import FIXED_PATH, OFF
 from vllm_cli.errors import InputError
-from vllm_cli.flags.model_completion import complete_model
+from vllm_cli.flags.option import complete_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,8 +4,7 @@ from typing import Any
 
 import click
 
-from vllm_cli.client.answer import Answer
-from vllm_cli.client.dialogue import CLEAR, EXIT, Dialogue, input_lines, server_options
+from vllm_cli.client.dialogue import CLEAR, EXIT, Answer, Dialogue, input_lines, server_options
 
 _PATH = "/v1/chat/completions"
 

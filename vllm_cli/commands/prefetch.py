@@ -17,8 +17,8 @@ from startup.prefetch.messages import PrefetchProgress, PrefetchReport
 from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYTES, PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.timeline.live_line import LiveLine, draw_bar
-from vllm_cli.flags.byte_size import ByteSize
-from vllm_cli.flags.model_completion import complete_model
+from vllm_cli.flags.option import complete_model
+from vllm_cli.flags.param_types import ByteSize
 
 _DEFAULTS: Final = PrefetchOptions()
 _REDRAW_S: Final = 0.1

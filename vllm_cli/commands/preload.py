@@ -142,5 +142,5 @@ def _paragraph(profile: "PreloadProfile") -> str:
     if (caches := describe(profile.compile_cache)) is not None:
         lines.append(f"  {caches}")
     if profile.disabled_reason:
-        lines.append(f"  not helped any more: {profile.disabled_reason}")
+        lines.append(f"  preloading is disabled: {profile.disabled_reason}")
     return "\n".join(lines)

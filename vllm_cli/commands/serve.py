@@ -9,7 +9,7 @@ from startup.errors import StartupError
 from startup.preflight.report import PreflightReport
 from startup.timeline import start_origin
 from startup.vllm.options import VllmOptions
-from vllm_cli.serve.command import CONFIG_OF_START, VLLM, ServeCommand, serve_parameters
+from vllm_cli.flags.serve_command import CONFIG_OF_START, VLLM, ServeCommand, serve_parameters
 
 _HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API of `vllm serve`.
 
@@ -33,11 +33,11 @@ Exit codes: 0 stopped by a signal; 1 the engine died and no restart was left; 2 
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Returns the exit code of the server; imports nothing heavy before all settings are checked."""
     if (options := ctx.meta.get(VLLM)) is not None:
-        _obey_standby_mode(options.standby)
+        _apply_standby_mode(options.standby)
         return _serve_with_vllm(options)
     require_embedded_engine()
     config: StartupConfig = ctx.meta[CONFIG_OF_START]
-    _obey_standby_mode("off" if config.engine.trust_remote_code else config.standby)
+    _apply_standby_mode("off" if config.engine.trust_remote_code else config.standby)
     if ctx.params.get("preflight_only"):
         return _check(config, as_json=bool(ctx.params.get("json")))
     from startup.embedded_start import start_embedded
@@ -45,8 +45,8 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     return start_embedded(config)
 
 
-def _obey_standby_mode(mode: StandbyMode) -> None:
-    """Of a `--config` file, which is read later than the standby is asked (`startup.standby.front_process`).
+def _apply_standby_mode(mode: StandbyMode) -> None:
+    """Applies a `standby:` of the `--config` file, read only after a standby may have forked this process.
 
     A model's own code may use any module, so it cannot run after lean imports (`startup.imports.lean`).
     """

@@ -17,7 +17,7 @@ from startup.standby.launcher_folder import module_folder
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
 from startup.timeline.live_line import LiveLine
 from vllm_cli.errors import InputError
-from vllm_cli.flags.byte_size import ByteSize
+from vllm_cli.flags.param_types import ByteSize
 from vllm_cli.text_table import align
 
 NOT_RUNNING: Final = 1

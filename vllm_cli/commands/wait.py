@@ -9,9 +9,8 @@ from typing import Any, Final
 import click
 
 from startup.timeline.live_line import LiveLine, draw_bar
-from vllm_cli.client.readiness import Readiness
 from vllm_cli.client.server_address import ServerAddress, parse_url, reachable_host
-from vllm_cli.client.waiting import Ending, WaitOptions, WaitResult, wait_for_server
+from vllm_cli.client.waiting import Ending, Readiness, WaitOptions, WaitResult, wait_for_server
 from vllm_cli.errors import InputError
 
 EXIT_CODES: Final[dict[Ending, int]] = {"ready": 0, "failed": 1, "timed out": 4}

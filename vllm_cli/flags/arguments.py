@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import click
+
 from envs.redaction import hide_in_words
 from startup.serve_words import Given, split
 from vllm_cli.errors import InputError
-from vllm_cli.flags.dotted_keys import merge, nest
 from vllm_cli.flags.flag import Flag, Shape
+from vllm_cli.flags.param_types import HumanInt
 from vllm_cli.flags.table import find_flag
 
 
@@ -126,3 +128,38 @@ def _split_level(words: Iterable[str]) -> Iterator[str]:
             yield f"--optimization-level={word[2:].removeprefix('=')}"
         else:
             yield "--optimization-level" if word == "-O" else word
+
+
+def nest(keys: str, text: str) -> dict[str, Any]:
+    """`nest("a.b", "1")` is `{"a": {"b": 1}}`; a `+` after the last key makes a list of `text`'s items."""
+    if keys.endswith("+"):
+        keys = keys.removesuffix("+")
+        nested: Any = [_parse(item) for item in text.split(",")]
+    else:
+        nested = _parse(text)
+    for key in reversed(keys.split(".")):
+        nested = {key: nested}
+    return dict(nested)
+
+
+def merge(into: dict[str, Any], update: dict[str, Any]) -> None:
+    """Adds `update` to `into`: extends objects and lists, replaces anything else."""
+    for key, new in update.items():
+        old = into.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            merge(old, new)
+        elif isinstance(old, list) and isinstance(new, list):
+            old.extend(new)
+        else:
+            into[key] = new
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        pass
+    try:
+        return HumanInt().convert(text, None, None)
+    except click.BadParameter:
+        return text

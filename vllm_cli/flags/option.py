@@ -1,12 +1,15 @@
 """A supported flag as an option of click, which converts values and applies the order of precedence."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
+from envs.errors import EnvError
+from envs.registry import env
 from vllm_cli.flags.flag import Shape, SupportedFlag
-from vllm_cli.flags.model_completion import complete_model
 
 _MODELS: Final = ("--model", "--tokenizer")
 _KINDS: Final = {"FILE": "file", "PATH": "file", "FOLDER": "dir"}
@@ -44,3 +47,24 @@ class FlagOption(click.Option):
             return None
         value = variable.get()
         return (value,) if self.multiple else value
+
+
+_PREFIX: Final = "models--"
+
+
+def complete_model(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """If no model matches, the shell completes folders."""
+    download_dir = ctx.params.get("download_dir")
+    names = [name for name in sorted(cached_models(download_dir)) if name.startswith(incomplete)]
+    return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="dir")]
+
+
+def cached_models(download_dir: str | None = None) -> Iterator[str]:
+    """Hub ids of downloaded models, taken from the names of folders."""
+    try:
+        folder = Path(download_dir) if download_dir else env.HF_HUB_CACHE.get()
+        for entry in folder.iterdir():
+            if entry.name.startswith(_PREFIX) and (entry / "snapshots").is_dir():
+                yield entry.name.removeprefix(_PREFIX).replace("--", "/")
+    except (OSError, EnvError):
+        return

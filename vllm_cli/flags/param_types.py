@@ -2,12 +2,17 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
+from envs.home import expand_home
 from envs.suggestion import did_you_mean
+from server.errors import ConfigError
+from server.lora_config import LoraModule
+from server.pooler_config import PoolerConfig
 
 _MULTIPLIERS: dict[str, int] = {
     **{letter: 10 ** (3 * power) for power, letter in enumerate("kmgt", start=1)},
@@ -107,3 +112,100 @@ def _load_json(type_: click.ParamType, value: Any, param: click.Parameter | None
         return json.loads(value)
     except json.JSONDecodeError as err:
         type_.fail(f"{value!r} is not JSON: {err}.", param, ctx)
+
+
+_FACTORS: Final[dict[str, int]] = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_DECIMAL_FACTORS: Final[dict[str, int]] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)")
+
+
+class ByteSize(click.ParamType):
+    """`16MiB` and `16M` are 16 times 2**20 bytes, `16MB` is 16 million, `16777216` is bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Ignores case."""
+        match = _SIZE.fullmatch(str(value).strip().lower())
+        if not match or (match[3] and not match[2]):
+            self.fail(f"{value!r} is not a size such as 16MiB, 16M or 16777216.", param, ctx)
+        number, unit, binary, byte = match.groups()
+        factors = _DECIMAL_FACTORS if byte and not binary else _FACTORS
+        return round(float(number) * factors[unit])
+
+
+def spell_size(num_bytes: int) -> str:
+    """In the largest unit that divides the number: `16MiB`."""
+    for unit, factor in reversed(_FACTORS.items()):
+        if unit and num_bytes and num_bytes % factor == 0:
+            return f"{num_bytes // factor}{unit.upper()}iB"
+    return str(num_bytes)
+
+
+class LoraModuleType(click.ParamType):
+    """An adapter's name and path."""
+
+    name = "name=path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> LoraModule:
+        """The error shows both ways to write it."""
+        if isinstance(value, LoraModule):
+            return value
+        try:
+            return LoraModule.parse(str(value))
+        except ConfigError as err:
+            self.fail(str(err), param, ctx)
+
+
+class LogConfigFile(click.ParamType):
+    """A JSON file with a dictionary for `logging.config.dictConfig`."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """The error names the fault and its position in the file."""
+        if isinstance(value, dict):
+            return value
+        try:
+            content = json.loads(Path(expand_home(value)).read_text(encoding="utf-8"))
+        except OSError as err:
+            self.fail(f"{value!r} cannot be read: {err.strerror}.", param, ctx)
+        except ValueError as err:
+            self.fail(f"{value!r} is not JSON: {err}.", param, ctx)
+        if not isinstance(content, dict):
+            self.fail(f"{value!r} does not contain a JSON object.", param, ctx)
+        if content.get("version") != 1:
+            self.fail(f'{value!r} is not a logging configuration: "version": 1 is missing.', param, ctx)
+        return content
+
+
+_NEUTRAL: Final[dict[str, Any]] = {
+    "step_tag_id": None,
+    "returned_token_ids": None,
+}
+"""vLLM's other keys, with the values that change nothing."""
+
+
+class PoolerOptions(click.ParamType):
+    """How a pooling model turns hidden states into vectors or scores."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PoolerConfig:
+        """The error names the key that is unknown or that the embedded engine does not support."""
+        if isinstance(value, PoolerConfig):
+            return value
+        given = {key.replace("-", "_"): item for key, item in JsonObject().convert(value, param, ctx).items()}
+        given.pop("enable_flash_late_interaction", None)
+        if "normalize" in given:
+            self.fail("Parameter `normalize` was removed; use `use_activation` instead.", param, ctx)
+        known = [field.name for field in fields(PoolerConfig)]
+        for key in [key for key in given if key not in known]:
+            if key not in _NEUTRAL:
+                self.fail(f"{key!r} is not one of its keys: {', '.join(known)}.", param, ctx)
+            if given.pop(key) != _NEUTRAL[key]:
+                self.fail(f"the embedded engine does not support {key}.", param, ctx)
+        try:
+            return PoolerConfig(**given)
+        except ConfigError as err:
+            self.fail(f"{err}.", param, ctx)

@@ -6,9 +6,8 @@ from envs.suggestion import did_you_mean
 from startup.serve_words import normalise
 from vllm_cli.errors import InputError
 from vllm_cli.flags.flag import Flag, Shape
-from vllm_cli.flags.ignored import IGNORED
-from vllm_cli.flags.rejected import REJECTED
 from vllm_cli.flags.supported import SUPPORTED
+from vllm_cli.flags.unsupported import IGNORED, REJECTED
 
 
 class Spelling(NamedTuple):

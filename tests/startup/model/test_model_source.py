@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from startup.config import ModelConfig
+from startup.config import DEFAULT_MODEL_ID, ModelConfig
 from startup.errors import ModelNotFoundError
 from startup.model import hub
 from startup.model.hub import wanted_files
-from startup.model.location import DEFAULT_MODEL_ID, resolve_model
+from startup.model.location import resolve_model
 from tests.startup.model.hub_server import COMMIT, MODEL, Hub
 
 

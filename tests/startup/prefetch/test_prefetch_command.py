@@ -16,7 +16,7 @@ from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost
 from tests.terminal import read_terminal
 from vllm_cli.commands import prefetch as command
 from vllm_cli.commands.prefetch import prefetch
-from vllm_cli.flags.byte_size import ByteSize
+from vllm_cli.flags.param_types import ByteSize
 
 MIB = 1 << 20
 

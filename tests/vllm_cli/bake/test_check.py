@@ -120,4 +120,4 @@ def test_the_command_reports_by_exit_code(whole: Path, capsys: pytest.CaptureFix
     assert main(["bake", "--check", "--output", str(whole / "none")]) == 2
     (whole / "manifest.json").write_text('{"format": 99}')
     assert main(["bake", "--check"]) == 2
-    assert "this version reads 1" in capsys.readouterr().err
+    assert "its format is 99, this version reads" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllm_cli.bake.words import without_addresses
+from vllm_cli.bake.subject import without_addresses
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.vllm_cli.batch.batch_server import request_line, write_lines
-from vllm_cli.batch.input_file import LinePlace, open_input
+from vllm_cli.batch.input_file import open_input
+from vllm_cli.batch.lines import BEGINNING, LinePlace, answered
 from vllm_cli.batch.output_file import OutputFile, check_same_batch
-from vllm_cli.batch.result_line import BEGINNING, answered
 from vllm_cli.errors import InputError
 from vllm_cli.main import main
 

@@ -5,7 +5,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from vllm_cli.batch.retries import pause_s
+from vllm_cli.batch.sender import pause_s
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_dropped_probes_are_reported(slow_command, run_startup) -> None:
     """Drops come in long series, so that some are probes and not only polls of the benchmark itself."""
     done = run_startup("--cmd", slow_command("--ready-ms", 600, "--drops-runs-of", 6), *QUICK)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"A from warm: \d+ probes got no response after an earlier one had a response", done.stdout)
+    assert re.search(r"A, from warm: \d+ probes got no response after an earlier one had a response", done.stdout)
 
 
 def test_rounds_alternate_and_every_other_round_reverses_the_sides(slow_command, run_startup, tmp_path) -> None:

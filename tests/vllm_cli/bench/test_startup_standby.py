@@ -70,7 +70,7 @@ def test_variables_of_the_command_are_the_standbys_too(own_command, run_startup)
 def test_a_command_that_is_never_warm_is_reported(own_command, run_startup) -> None:
     done = run_startup("--cmd", f"{own_command} --standby off", *QUICK)
     assert done.returncode == 0, done.stderr
-    assert "A from standby: only 0 of 1 servers were forked from the standby" in done.stdout
+    assert "A, from standby: only 0 of 1 servers were forked from the standby" in done.stdout
 
 
 @pytest.mark.thorough

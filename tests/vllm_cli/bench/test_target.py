@@ -12,9 +12,9 @@ import pytest
 
 from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.errors import TargetDiedError
 from vllm_cli.bench.ports import find_free_port, list_server_ports
-from vllm_cli.bench.target import CommandTarget, RunningTarget, SupervisedCommand, build_target
+from vllm_cli.bench.target import CommandTarget, RunningTarget, build_target
+from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
 
 def command_target(command: str) -> CommandTarget:
@@ -38,7 +38,7 @@ def pids_of(tmp_path):
 
 @pytest.mark.parametrize("flags", [[], ["--ignores-sigterm"]], ids=["polite", "stubborn"])
 def test_stopping_a_server_also_stops_a_daemonized_child(flags, tiny_command, pids_of, monkeypatch):
-    monkeypatch.setattr("vllm_cli.bench.target.STOP_GRACE_S", 1.0)
+    monkeypatch.setattr("vllm_cli.supervised_command.STOP_GRACE_S", 1.0)
     target = command_target(tiny_command("--pid-file", pids_of.file, *flags))
     target.start()
     pids = pids_of()
@@ -77,7 +77,7 @@ def test_a_paused_server_is_frozen_with_its_children_until_it_is_resumed(tiny_co
 
 
 def test_a_poll_notices_at_once_that_a_server_has_exited(tiny_command, pids_of, monkeypatch):
-    monkeypatch.setattr("vllm_cli.bench.target.STOP_GRACE_S", 1.0)
+    monkeypatch.setattr("vllm_cli.supervised_command.STOP_GRACE_S", 1.0)
     target = command_target(tiny_command("--pid-file", pids_of.file))
     target.start()
     server = pids_of()[0]
@@ -86,7 +86,7 @@ def test_a_poll_notices_at_once_that_a_server_has_exited(tiny_command, pids_of, 
     os.kill(server, signal.SIGKILL)
     wait_until(lambda: is_gone(server))
     target.poll()
-    with pytest.raises(TargetDiedError, match="exit status 137"):
+    with pytest.raises(CommandEndedError, match="exit status 137"):
         target.ensure_alive()
     target.close()
 
@@ -105,7 +105,7 @@ def test_a_server_that_exited_is_reported_with_status_and_output(tiny_command):
     def has_died() -> bool:
         try:
             target.ensure_alive()
-        except TargetDiedError as error:
+        except CommandEndedError as error:
             messages.append(error.message)
         return bool(messages)
 
@@ -119,7 +119,7 @@ def test_a_server_that_exited_is_reported_with_status_and_output(tiny_command):
 def test_a_command_that_does_not_exist_is_reported():
     target = command_target("no-such-server-anywhere serve")
     target.start()
-    with pytest.raises(TargetDiedError, match=r"Cannot run: no-such-server-anywhere serve --port \d+\n.*No such file"):
+    with pytest.raises(CommandEndedError, match=r"Cannot run: no-such-server\S* serve --port \d+\n.*No such file"):
         wait_until(lambda: bool(target.ensure_alive()))
     target.close()
 
@@ -158,7 +158,7 @@ def test_the_supervisor_shows_no_word_of_its_command_but_reports_them_without_se
         command.run(["/nowhere/vllm", "serve", "--api-key", "sesame", "http://sesame@host"])
         assert "sesame" not in " ".join(psutil.Process(command.root_pid).cmdline())
         wait_until(lambda: is_gone(command.root_pid))
-        with pytest.raises(TargetDiedError) as died:
+        with pytest.raises(CommandEndedError) as died:
             command.ensure_alive()
     assert "Cannot run: /nowhere/vllm serve --api-key" in died.value.message
     assert "sesame" not in died.value.message

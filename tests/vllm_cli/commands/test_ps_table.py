@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from tests.waiting import wait_until
-from vllm_cli.client.forked_servers import _pidfds, find_forked_servers
 from vllm_cli.client.running_servers import RunningServer, _model, _parse
+from vllm_cli.client.server_processes import _pidfds, find_forked_servers
 from vllm_cli.commands.ps import _table
 
 

@@ -12,10 +12,9 @@ from envs.registry import LOGGING_LEVELS
 from server.config import DTypeName, RendererConfig
 from vllm_cli.errors import InputError
 from vllm_cli.flags.flag import Flag, Shape
-from vllm_cli.flags.ignored import IGNORED
-from vllm_cli.flags.rejected import REJECTED
 from vllm_cli.flags.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES
 from vllm_cli.flags.table import FLAGS, find_flag, is_flag, spellings
+from vllm_cli.flags.unsupported import IGNORED, REJECTED
 
 VLLM_NAMES = set((Path(__file__).parents[1] / "vllm_0_32_flags.txt").read_text().split())
 HELP = {"-h", "--help"}

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from envs.redaction import hide_in_command
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.errors import ModelUnknownError, TargetDiedError, TargetStartError
+from vllm_cli.bench.errors import ModelUnknownError, TargetStartError
 from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.readiness import wait_until_ready
 from vllm_cli.bench.request_format import RequestFormat
@@ -28,6 +28,7 @@ from vllm_cli.bench.startup.results import StandbyFigures, StartFigures, add_pro
 from vllm_cli.bench.startup.roots import OverlayRoot
 from vllm_cli.bench.startup.standby import NO_STANDBY, BenchStandby, OwnCommand
 from vllm_cli.bench.target import CommandTarget
+from vllm_cli.supervised_command import CommandEndedError
 
 _NUM_EARLIER_STARTS: Final = 9
 """Before the first start from `tenth-root`."""
@@ -75,7 +76,7 @@ class ServerSide:
                 async with asyncio.timeout(self._config.ready_timeout_s):
                     await self._check_model_list(target)
                 ready = await wait_until_ready(target, self._config.request_config)
-            except (TargetDiedError, TargetStartError) as error:
+            except (CommandEndedError, TargetStartError) as error:
                 raise TargetStartError(self._explain(error.message, target, stamp)) from error
             except TimeoutError:
                 raise self._not_ready(target, stamp) from None
@@ -95,7 +96,7 @@ class ServerSide:
                     return await self._time_start(target, stamp, probe, self._request_format)
             except TimeoutError:
                 raise self._not_ready(target, stamp) from None
-            except TargetDiedError as error:
+            except CommandEndedError as error:
                 raise TargetStartError(self._explain(error.message, target, stamp)) from error
 
     async def finish(self) -> None:

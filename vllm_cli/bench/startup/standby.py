@@ -15,9 +15,9 @@ import msgspec
 from envs import foreign
 from startup.serve_words import ServeWords
 from startup.standby.kinds import kind_for
-from vllm_cli.bench.errors import TargetDiedError, TargetStartError
+from vllm_cli.bench.errors import TargetStartError
 from vllm_cli.bench.startup.results import StandbyFigures
-from vllm_cli.bench.target import SupervisedCommand
+from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
 FORK_PHASE: Final = "fork_from_standby"
 """The phase of /startupz that only warm starts have."""
@@ -63,7 +63,7 @@ class BenchStandby:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._wait_ready()
-        except TargetDiedError as err:
+        except CommandEndedError as err:
             raise TargetStartError(f"The standby has ended. {err.message}") from err
         except TimeoutError:
             raise TargetStartError(self._explain(f"was not ready after {self._timeout_s:g} s")) from None

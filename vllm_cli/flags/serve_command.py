@@ -1,6 +1,7 @@
-"""The click command `serve`: parses by vLLM's rules and checks all settings."""
+"""The command line of `serve` as a click command: parses by vLLM's rules and checks all settings."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,20 +9,18 @@ import click
 from click.core import ParameterSource
 
 from envs.registry import env, unknown_variables, validate_all
+from startup.config import DEFAULT_MODEL_ID, StartupConfig
 from startup.serve_words import help_topic
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
 from vllm_cli.flags.config_file import read_config_file
+from vllm_cli.flags.engine_choice import choose_engine, vllm_options
 from vllm_cli.flags.flag import Shape, SupportedFlag
-from vllm_cli.flags.model_completion import complete_model
-from vllm_cli.flags.option import FlagOption
+from vllm_cli.flags.help import write_groups, write_topic
+from vllm_cli.flags.option import FlagOption, complete_model
+from vllm_cli.flags.screening import notices, reject_unsupported, show_notices
 from vllm_cli.flags.secret_flags import empty_key_notices, secret_notices
-from vllm_cli.flags.supported import CONFIG, LOG_FORMAT, SUPPORTED
-from vllm_cli.serve.config import build_startup_config
-from vllm_cli.serve.engine_choice import choose_engine, vllm_options
-from vllm_cli.serve.help import write_groups, write_topic
-from vllm_cli.serve.notice import show_notices
-from vllm_cli.serve.screening import notices, reject_unsupported
+from vllm_cli.flags.supported import CONFIG, LOG_FORMAT, SUPPORTED, VARIABLES, is_section
 
 VLLM: Final = "vllm_cli.vllm_options"
 """Key of the settings of a start of vLLM in the metadata of click's context."""
@@ -133,3 +132,32 @@ def _defaults(in_file: Arguments) -> dict[str, Any]:
         else:
             defaults[given.flag.parameter] = given.values[-1]
     return defaults
+
+
+def build_startup_config(settings: Mapping[str, Any]) -> StartupConfig:
+    """Settings are named like flags, `max_model_len`; a setting that is not given keeps its default."""
+    values = {path: variable.get() for path, variable in VARIABLES.items()}
+    values |= {path: _given_value(flag, settings) for flag in SUPPORTED for path in flag.fields}
+    if values["server.served_model_names"] is None:
+        values["server.served_model_names"] = (values["model.model"] or DEFAULT_MODEL_ID,)
+    config: StartupConfig = _build(StartupConfig, values)
+    return config
+
+
+def _given_value(flag: SupportedFlag, settings: Mapping[str, Any]) -> Any:
+    value = settings.get(flag.parameter)
+    if flag.shape is Shape.LIST:
+        value = tuple(filter(None, value or ()))
+        return value or None
+    return None if value == "" else value
+
+
+def _build(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    arguments = {}
+    for field in fields(config):
+        path = f"{prefix}{field.name}"
+        if is_section(field):
+            arguments[field.name] = _build(field.type, values, f"{path}.")
+        elif values.get(path) is not None:
+            arguments[field.name] = values[path]
+    return config(**arguments)

@@ -8,7 +8,8 @@ import pytest
 
 from envs.registry import env
 from tests.startup.vllm.fake_start import short_folder
-from vllm_cli.batch.own_server import _engine_flags, _remove_stale_sockets
+from vllm_cli.batch.run import default_flags
+from vllm_cli.private_server import _remove_stale_sockets
 
 
 @pytest.fixture
@@ -32,13 +33,13 @@ def test_flags_of_the_embedded_engine_are_not_passed_to_another_engine(
     words: tuple[str, ...], variable: str | None, is_quiet: bool
 ) -> None:
     with env.VCLI_ENGINE.override(variable):
-        flags = _engine_flags(words)
+        flags = default_flags(words)
     assert bool(flags) == is_quiet
     assert ("embedded" in flags) == is_quiet
 
 
-def test_sockets_of_killed_batches_are_removed_and_no_others(short_path: Path) -> None:
-    stale, alive, starting = (short_path / f"vllm-cli-batch-{name}" for name in ("stale", "alive", "starting"))
+def test_sockets_of_killed_processes_are_removed_and_no_others(short_path: Path) -> None:
+    stale, alive, starting = (short_path / f"vllm-cli-server-{name}" for name in ("stale", "alive", "starting"))
     for folder in (stale, alive, starting):
         folder.mkdir()
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as dead:

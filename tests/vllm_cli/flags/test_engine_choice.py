@@ -6,7 +6,7 @@ import click
 import pytest
 
 from vllm_cli.errors import InputError
-from vllm_cli.serve.engine_choice import choose_engine, vllm_options
+from vllm_cli.flags.engine_choice import choose_engine, vllm_options
 
 
 @pytest.mark.parametrize("words", [["--startup-report"], ["--startup-report", "--json"]], ids=" ".join)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
+import click
+
 from envs.redaction import hide_in_words
 from startup.engine.torch_environment import has_gpu
 from vllm_cli.errors import InputError
@@ -51,3 +53,15 @@ def _hardware_reason(flag: Flag) -> str | None:
     if flag.parameter == "gpu_memory_utilization" and not has_gpu():
         return "there is no GPU, so the KV cache is sized from free memory"
     return None
+
+
+def show_notices(notices: Iterable[str], log_format: str) -> None:
+    """One line each on standard error; as JSON they have the form of log lines."""
+    for notice in notices:
+        click.echo(_as_json(notice) if log_format == "json" else f"Notice: {notice}", err=True)
+
+
+def _as_json(notice: str) -> str:
+    from startup.logs.json_lines import format_warning
+
+    return format_warning(notice, logger="vllm_cli", role="api", phase="command_line")

@@ -7,7 +7,7 @@ import click
 import pytest
 
 from server.errors import ConfigError
-from startup.model.location import DEFAULT_MODEL_ID
+from startup.config import DEFAULT_MODEL_ID
 from vllm_cli.commands.serve import serve
 from vllm_cli.errors import InputError
 

@@ -4,8 +4,8 @@ import pytest
 
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
+from vllm_cli.flags.screening import notices, reject_unsupported
 from vllm_cli.main import main
-from vllm_cli.serve.screening import notices, reject_unsupported
 
 NEUTRAL = [
     "--tensor-parallel-size 1",

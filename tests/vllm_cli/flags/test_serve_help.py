@@ -2,11 +2,11 @@
 
 import pytest
 
-from vllm_cli.flags.byte_size import ByteSize, spell_size
+from vllm_cli.flags.help import SECTIONS
+from vllm_cli.flags.param_types import ByteSize, spell_size
 from vllm_cli.flags.supported import GROUPS, SUPPORTED
 from vllm_cli.flags.table import FLAGS
 from vllm_cli.main import main
-from vllm_cli.serve.help_topic import SECTIONS
 
 
 @pytest.fixture

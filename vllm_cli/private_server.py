@@ -1,0 +1,83 @@
+"""`vllm-cli serve` on a private socket, for a batch and for a build: without keys, TLS or an address."""
+
+import contextlib
+import errno
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Final
+
+from envs.registry import env
+from vllm_cli.client.server_address import ServerAddress
+from vllm_cli.client.waiting import Readiness, WaitOptions, WaitResult, wait_for_server
+from vllm_cli.errors import InputError
+from vllm_cli.flags.engine_choice import keyless_flags
+from vllm_cli.flags.secret_flags import secrets_as_variables
+from vllm_cli.supervised_command import SupervisedCommand
+
+_POLL_S: Final = 0.05
+_MAX_PATH_BYTES: Final = 100
+"""A little below the longest address of a Unix socket (unix(7))."""
+_PREFIX: Final = "vllm-cli-server-"
+_SOCKET: Final = "server.sock"
+
+
+class PrivateServer:
+    """A server that stops with this process; created by `start_private_server`."""
+
+    def __init__(self, command: SupervisedCommand, address: ServerAddress) -> None:
+        self.command = command
+        self.address = address
+
+    def wait_ready(self, timeout_s: float, on_poll: Callable[[Readiness, float], None]) -> WaitResult:
+        """Waits until it is ready, has ended, or the time is over."""
+        options = WaitOptions(
+            address=self.address, path="/health", timeout_s=timeout_s, interval_s=_POLL_S, pid=self.command.root_pid
+        )
+        return wait_for_server(options, on_poll)
+
+
+@contextlib.contextmanager
+def start_private_server(
+    words: Sequence[str], environment: Mapping[str, str], *, flags: Sequence[str] = (), keeps_log: bool = True
+) -> Iterator[PrivateServer]:
+    """Starts a server; stops it at the end of the block, and waits until all its processes have exited.
+
+    Args:
+        words: the user's words after `serve`.
+        environment: variables to set in addition to those of this process.
+        flags: defaults, which the words override.
+        keeps_log: whether the server's output is kept instead of shown.
+    """
+    parent = _socket_folder()
+    _remove_stale_sockets(Path(parent))
+    given, secrets = secrets_as_variables(words)
+    variables = {**environment, env.VLLM_API_KEY.name: "", **secrets}
+    with (
+        TemporaryDirectory(prefix=_PREFIX, dir=parent) as folder,
+        contextlib.closing(SupervisedCommand(variables, keeps_log=keeps_log)) as command,
+    ):
+        path = str(Path(folder, _SOCKET))
+        model = given[:1] if given and not given[0].startswith("-") else []  # vLLM's first word
+        # Then the flags: a list flag among the user's takes every word that follows.
+        own = ["--uds", path, *flags, *keyless_flags(words)]
+        command.run([sys.executable, "-m", "vllm_cli", "serve", *model, *own, *given[len(model) :]])
+        yield PrivateServer(command, ServerAddress(uds=path))
+
+
+def _socket_folder() -> str:
+    for folder in (gettempdir(), "/tmp"):
+        if len(f"{folder}/{_PREFIX}12345678/{_SOCKET}".encode()) <= _MAX_PATH_BYTES:
+            return folder
+    raise InputError(f"The path of TMPDIR, {gettempdir()}, is too long for a socket in it.")
+
+
+def _remove_stale_sockets(parent: Path) -> None:
+    """Removes the sockets of killed processes, on which no server listens."""
+    for path in parent.glob(f"{_PREFIX}*/{_SOCKET}"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
+                path.unlink()
+                path.parent.rmdir()
