@@ -58,6 +58,9 @@ bench: $(DEFAULT_MODEL)
 test: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(PYTEST) -m "not slow and not thorough" $(if $(CHANGED),$$($(BIN)/python -m tests.changed)) $(ARGS)
 
+# Their tests wait for processes much of the time.
+test-thorough test-all: JOBS := 3
+
 test-thorough: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(PYTEST) $(WITH_TOOLS) -m "thorough and not slow" $(ARGS)
 

@@ -8,7 +8,7 @@ commands, `-m vllm_cli`), and the fixtures that it names. All tests are reached 
 import ast
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,7 @@ PACKAGES: Final = ("vllm_cli", "startup", "server", "envs", "tests", "tools")
 READ_ALL_FILES: Final = ("tests/test_docs.py", "tests/test_regex_costs.py", "tests/server/test_scanners.py")
 """Tests of pages, or of the product's sources; they always run."""
 ROOT: Final = Path(__file__).parents[1]
-_NAMED_MODULE: Final = re.compile(rf'(?:"|from )((?:{"|".join(PACKAGES)})(?:\.\w+)+)(?:[":]| import)')
+_NAMED: Final = re.compile(r'"([\w.]+)[":]|from ([\w.]+) import')
 _PROGRAM: Final = re.compile(r'"-m", "vllm_cli"')
 
 Uses = dict[str, set[str]]
@@ -73,18 +73,18 @@ def read_uses(root: Path) -> Uses:
     uses = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     conftests = [root / "conftest.py", *(root / "tests").rglob("conftest.py")]
     for path in conftests:
-        for name, used in _read_fixtures(path):
+        for name, used in _read_fixtures(path, graph.modules):
             uses.setdefault(name, set()).update(used)
     for path in (path for package in PACKAGES for path in (root / package).rglob("*.py")):
         module = _module(path.relative_to(root))
         text = path.read_text()
-        uses[module] |= _find_named(text)
+        uses[module] |= _find_named(text, module.rpartition(".")[0], graph.modules)
         if path.name.startswith("test_"):
             uses[module] |= _find_fixtures(path, text) & uses.keys()
     return uses
 
 
-def _read_fixtures(conftest: Path) -> Iterator[tuple[str, set[str]]]:
+def _read_fixtures(conftest: Path, modules: Set[str]) -> Iterator[tuple[str, set[str]]]:
     """The fixtures of one file; one of all tests is called `folder::`."""
     text = conftest.read_text()
     body = ast.parse(text).body
@@ -95,7 +95,8 @@ def _read_fixtures(conftest: Path) -> Iterator[tuple[str, set[str]]]:
             source = ast.get_source_segment(text, node) or ""
             used = {origins[word] for word in re.findall(r"\w+", source) if word in origins}
             name = "" if "autouse" in how[0] else node.name
-            yield f"{conftest.parent}::{name}", used | _find_named(source) | _find_fixtures(conftest, source)
+            used |= _find_named(source, "tests", modules) | _find_fixtures(conftest, source)
+            yield f"{conftest.parent}::{name}", used
 
 
 def _find_fixtures(path: Path, text: str) -> set[str]:
@@ -103,9 +104,11 @@ def _find_fixtures(path: Path, text: str) -> set[str]:
     return {f"{folder}::{word}" for folder in path.parents for word in {"", *re.findall(r"\w+", text)}}
 
 
-def _find_named(text: str) -> set[str]:
-    """The modules that a text names."""
-    return {*_NAMED_MODULE.findall(text), *(["vllm_cli.__main__"] if _PROGRAM.search(text) else [])}
+def _find_named(text: str, package: str, modules: Set[str]) -> set[str]:
+    """The modules that a text names, also below its own package."""
+    names = {name for found in _NAMED.findall(text) for name in found}
+    program = {"vllm_cli.__main__"} if _PROGRAM.search(text) else set()
+    return (names | {f"{package}.{name}" for name in names if "." in name}) & modules | program
 
 
 def _module(path: Path) -> str:

@@ -38,7 +38,7 @@ def test_the_real_model_generates_the_same_without_the_left_out_modules(model_pa
     assert lean == _run([model_path], lean=False)[0]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_every_architecture_generates_the_tokens_of_transformers(tmp_path: Path) -> None:
     prompt = torch.tensor([list(range(5, 45))])
     models, expected = [], []
