@@ -80,10 +80,11 @@ def serve(file: ModuleFile) -> None:
     _finder.settle()
 
 
-def stop_serving() -> None:
-    """From now on, takes modules from no file."""
-    _finder.files.clear()
+def stop_serving() -> list[ModuleFile]:
+    """From now on, takes modules from no file; returns those that were used."""
+    files, _finder.files = _finder.files, []
     _finder.settle()
+    return files
 
 
 def delay_import(name: str, *, patched_by: Name) -> None:

@@ -158,9 +158,6 @@ class ImportFile:
         return self._are_unchanged[folder]
 
 
-_files: list[ImportFile] = []
-
-
 def install(path: str | os.PathLike[str]) -> int:
     """From now on, imports use the file; returns how many modules it can serve, 0 if it does not apply."""
     path = os.fspath(path)
@@ -172,7 +169,6 @@ def install(path: str | os.PathLike[str]) -> int:
         logger.debug("the import file %s is not used: %s", path, err)
         return 0
     serve(file)
-    _files.append(file)
     return len(file.index.modules)
 
 
@@ -182,12 +178,13 @@ def uninstall() -> list[str]:
     Returns:
         The modules that this process has imported and that the files lack or have in an old version.
     """
-    missing = _missing_modules()
-    stop_serving()
-    for file in _files:
+    files = [file for file in stop_serving() if isinstance(file, ImportFile)]
+    for file in files:
         file.close()
-    _files.clear()
-    return missing
+    known: set[str] = set()
+    known.update(*(file.index.modules for file in files), *(file.index.refused for file in files))
+    known.difference_update(*(file.outdated for file in files))
+    return [name for name, module in list(sys.modules.items()) if name not in known and _is_from_source(name, module)]
 
 
 def why_not(path: str | os.PathLike[str]) -> str | None:
@@ -216,14 +213,6 @@ def _applicable_index(fd: int) -> Index:
     if hooks != ["zipimporter", "path_hook_for_FileFinder"]:
         raise UnusableFileError(f"the program has import hooks of its own: {', '.join(hooks)}")
     return index
-
-
-def _missing_modules() -> list[str]:
-    known: set[str] = set()
-    for file in _files:
-        known.update(file.index.modules, file.index.refused)
-    known.difference_update(*(file.outdated for file in _files))
-    return [name for name, module in list(sys.modules.items()) if name not in known and _is_from_source(name, module)]
 
 
 def _is_from_source(name: str, module: ModuleType) -> bool:

@@ -32,7 +32,6 @@ CACHED_SCANS: Final = Hook(
     needs=(_SCAN, _DISTRIBUTIONS),
 )
 
-
 Structure: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
 """Required backends -> modules -> exported names, in the form of transformers."""
 

@@ -33,7 +33,6 @@ DORMANT_FORKSERVER: Final = Hook(
     needs=(_START_PROGRAM, Text(("multiprocessing.forkserver",), _FORKSERVER_CODE, "the code of its program")),
 )
 
-
 _COMMAND_LINE: Final = b"vllm-cli dormant forkserver\0"
 """Shown by `ps` until it is woken, as it would otherwise look like the server."""
 

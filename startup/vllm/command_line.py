@@ -25,7 +25,6 @@ COMMAND_LINE: Final = Hook(
     is_essential=True,
 )
 
-
 _SWITCHES_OFF_LISTENING: Final = (
     "--headless",
     "--grpc",

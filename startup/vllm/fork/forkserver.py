@@ -64,7 +64,6 @@ MULTIPROCESSING: Final = Hook(
     is_essential=True,
 )
 
-
 logger = logging.getLogger(__name__)
 
 READ_AT_EXEC: Final = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC", "MALLOC_ARENA_MAX")

@@ -30,7 +30,6 @@ CHILD_VARIABLES: Final = Hook(
     ),
 )
 
-
 logger = logging.getLogger(__name__)
 
 PRELOAD_MODULE: Final = "startup.vllm.fork.preload"

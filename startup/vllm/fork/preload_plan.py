@@ -32,7 +32,6 @@ WORKER: Final = Hook(
     needs=tuple(map(Name, (*_CPU_MODULES, *_GPU_MODULES, *LATER_MODULES))),
 )
 
-
 _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
 _SEVERAL_API_SERVERS: Final = ("--api-server-count", "-asc", "--data-parallel-size", "-dp")
 """Flags that start API servers as separate processes; by default there is one per data parallel rank."""

@@ -29,7 +29,6 @@ RECORDED_PROCESSES: Final = Hook(
     needs=(Text(("vllm.v1.utils",), r'f"ApiServer_', "ApiServer_"),),
 )
 
-
 logger = logging.getLogger(__name__)
 
 _FORMAT: Final = 4

@@ -46,7 +46,6 @@ AOT_LOADING: Final = Hook(
     ),
 )
 
-
 _SWITCH: Final = "VLLM_USE_AOT_COMPILE"
 _OUTCOMES: Final = {
     "Directly load AOT compilation": "hit",

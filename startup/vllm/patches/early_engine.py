@@ -49,6 +49,8 @@ ENGINE_WAIT: Final = Hook(
     needs=(_WAIT_FOR_ENGINE,),
 )
 
+_END_S: Final = 30.0
+"""How long a wait may take to end after its engine was stopped."""
 
 _RENDERER: Final = _RENDERER_FACTORY.path
 _PROCESSOR: Final = _INPUT_PROCESSOR.path
@@ -136,10 +138,6 @@ class _EarlyStart:
         self._processor = self._make_processor(config, self._renderer)
         if (warm_up := getattr(self._renderer, "start_mm_warmup_in_background", None)) is not None:
             warm_up()
-
-
-_END_S: Final = 30.0
-"""How long a wait may take to end after its engine was stopped."""
 
 
 class EngineWait:

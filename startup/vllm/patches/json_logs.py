@@ -46,7 +46,6 @@ PROCESS_NAMES: Final = Hook(
     since=(0, 31),
 )
 
-
 _FILE: Final = "logging.json"
 _STDERR: Final = "ext://sys.stderr"
 _STDOUT: Final = "ext://sys.stdout"

@@ -67,6 +67,9 @@ KEPT_COMPILER_KEYS: Final = Hook(
     needs=_COMPILER_KEYS,
 )
 
+_NUM_COPIES: Final = 2
+"""vLLM's default: one per renderer thread and one more."""
+_COPY: Final = "__copy__"
 
 logger = logging.getLogger(__name__)
 
@@ -147,11 +150,6 @@ def _offline() -> Iterator[None]:
     finally:
         if constants is not None:
             constants.HF_HUB_OFFLINE = before
-
-
-_NUM_COPIES: Final = 2
-"""vLLM's default: one per renderer thread and one more."""
-_COPY: Final = "__copy__"
 
 
 class PreparedPool:

@@ -39,7 +39,6 @@ MODEL_MODULES: Final = Hook(
     ),
 )
 
-
 _TIMEOUT_S: Final = 120.0
 
 

@@ -30,6 +30,31 @@ NAMED_SPANS: Final = Hook(
 )
 
 
+class NamedSpan(NamedTuple):
+    """A function of vLLM and the phase that it is."""
+
+    module: str
+    function: str
+    """Its name in the module, or `Class.method`."""
+    phase: str
+
+
+_LAUNCHERS: Final = "vllm.entrypoints.launchers"
+
+_NAMED: Final = (
+    NamedSpan("vllm.engine.arg_utils", "AsyncEngineArgs.add_cli_args", "define_flags"),
+    NamedSpan("vllm.engine.arg_utils", "EngineArgs.create_engine_config", "engine_config"),
+    NamedSpan("vllm.renderers.registry", "renderer_from_config", "renderer"),
+    NamedSpan("vllm.v1.engine.input_processor", "InputProcessor.__init__", "input_processor"),
+    NamedSpan("vllm.v1.metrics.loggers", "StatLoggerManager.__init__", "metrics"),
+    NamedSpan(f"{_LAUNCHERS}.app", "build_app", "routes"),
+    NamedSpan(f"{_LAUNCHERS}.api_server.app_state", "init_app_state", "request_handlers"),
+    NamedSpan("vllm.v1.structured_output", "StructuredOutputManager.__init__", "structured_output"),
+    NamedSpan("vllm.v1.core.sched.scheduler", "Scheduler.__init__", "scheduler"),
+)
+"""As in vLLM 0.32; a function that another version does not have has no span."""
+
+
 class _Recorder:
     """The journal of this process and of those forked from it later; there is none in a template process."""
 
@@ -101,31 +126,6 @@ def _timed_coroutine(function: Callable[..., Any], name: str) -> Callable[..., A
 def _phase_name(span_name: str) -> str:
     """`Loading (GPU)` becomes `loading_gpu`."""
     return "_".join("".join(c if c.isalnum() else " " for c in span_name.lower()).split())
-
-
-class NamedSpan(NamedTuple):
-    """A function of vLLM and the phase that it is."""
-
-    module: str
-    function: str
-    """Its name in the module, or `Class.method`."""
-    phase: str
-
-
-_LAUNCHERS: Final = "vllm.entrypoints.launchers"
-
-_NAMED: Final = (
-    NamedSpan("vllm.engine.arg_utils", "AsyncEngineArgs.add_cli_args", "define_flags"),
-    NamedSpan("vllm.engine.arg_utils", "EngineArgs.create_engine_config", "engine_config"),
-    NamedSpan("vllm.renderers.registry", "renderer_from_config", "renderer"),
-    NamedSpan("vllm.v1.engine.input_processor", "InputProcessor.__init__", "input_processor"),
-    NamedSpan("vllm.v1.metrics.loggers", "StatLoggerManager.__init__", "metrics"),
-    NamedSpan(f"{_LAUNCHERS}.app", "build_app", "routes"),
-    NamedSpan(f"{_LAUNCHERS}.api_server.app_state", "init_app_state", "request_handlers"),
-    NamedSpan("vllm.v1.structured_output", "StructuredOutputManager.__init__", "structured_output"),
-    NamedSpan("vllm.v1.core.sched.scheduler", "Scheduler.__init__", "scheduler"),
-)
-"""As in vLLM 0.32; a function that another version does not have has no span."""
 
 
 def _time(entry: NamedSpan, module: Any) -> None:

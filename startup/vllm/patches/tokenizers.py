@@ -7,7 +7,6 @@ searches when it warms up its chat template, after the engine is ready.
 
 import functools
 import sys
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -47,7 +46,6 @@ PROCESSOR_LOOKUP: Final = Hook(
     needs=(CHAT_TEMPLATE, _PROCESSOR_LOADER),
 )
 
-
 _ATTRIBUTE: Final = "tokenizer"
 
 
@@ -66,11 +64,8 @@ def _replace_tokenizer(module: Any) -> None:
     setattr(manager, _ATTRIBUTE, _LateAttribute())
 
 
-class _Loading:
+class _Loading(functools.partial[Any]):
     """A call that was not made yet."""
-
-    def __init__(self, load: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        self.make = functools.partial(load, *args, **kwargs)
 
 
 class _LateAttribute:
@@ -84,7 +79,7 @@ class _LateAttribute:
         except KeyError:
             raise AttributeError(_ATTRIBUTE) from None
         if isinstance(value, _Loading):
-            value = vars(instance)[_ATTRIBUTE] = value.make()
+            value = vars(instance)[_ATTRIBUTE] = value()
         return value
 
     def __set__(self, instance: Any, value: Any) -> None:

@@ -19,7 +19,6 @@ UNUSED_COMMANDS: Final = Hook(
     needs=(Text(("vllm.entrypoints.cli.main",), r"\.cmd_init\(", "cmd_init()"),),
 )
 
-
 _ROOT: Final = "vllm.entrypoints.cli."
 _UNUSED: Final = {
     "benchmark.main": ("bench",),

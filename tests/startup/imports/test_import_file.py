@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.imports import import_file
+from startup.imports import finder
 from startup.imports.import_file import ImportFile, install, uninstall, why_not
 from startup.imports.import_file_writer import write
 
@@ -68,7 +68,7 @@ def written(folder: Path, *, is_frozen: bool = False) -> Path:
 
 
 def served() -> set[str]:
-    return set().union(*(file.served for file in import_file._files))
+    return set().union(*(file.served for file in finder._finder.files))
 
 
 def test_all_modules_come_from_the_file(folder: Path) -> None:

@@ -17,13 +17,13 @@ MODULES = ("parcel", "parcel.inner", "parcel.other")
 START = """
 import importlib, json, sys
 from startup.imports.learned_imports import learn, learned_imports
-from startup.imports import import_file
+from startup.imports import finder
 with learned_imports():
     for name in sys.argv[1:]:
         importlib.import_module(name)
-    served = sorted(name for each in import_file._files for name in each.served if name.startswith("parcel"))
+    served = sorted(name for each in finder._finder.files for name in each.served if name.startswith("parcel"))
 learn()
-print(json.dumps({"served": served, "descriptors": len(import_file._files)}))
+print(json.dumps({"served": served, "descriptors": len(finder._finder.files)}))
 """
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, environment, exchange, get
+from tests.startup.vllm.fake_start import FakeStart, environment, exchange, get, short_folder
 from tests.waiting import is_gone, wait_until
 
 _PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -27,6 +27,20 @@ _OLD_PROBE = b"GET /health HTTP/1.0\r\n\r\n"
 def start(folder: Path) -> Iterator[FakeStart]:
     """A start whose responder answers probes."""
     with FakeStart(folder) as start:
+        yield start.wait_until_ready()
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[FakeStart]:
+    """The same, for all tests that leave its processes as they are."""
+    with short_folder() as folder, FakeStart(folder) as start:
+        yield start.wait_until_ready()
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[FakeStart]:
+    """A start without a responder."""
+    with short_folder() as folder, FakeStart(folder, env=environment(folder, VCLI_PROBE_PROCESS="0")) as start:
         yield start.wait_until_ready()
 
 
@@ -93,8 +107,8 @@ def _ask_held(start: FakeStart, request: bytes, *, is_new: bool) -> bytes:
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("is_new", [True, False], ids=["new", "kept"])
-def test_probes_are_answered_while_the_event_loop_is_held(is_new: bool, start: FakeStart) -> None:
-    assert _ask_held(start, _PROBE, is_new=is_new).startswith(b"HTTP/1.1 200 ")
+def test_probes_are_answered_while_the_event_loop_is_held(is_new: bool, serving: FakeStart) -> None:
+    assert _ask_held(serving, _PROBE, is_new=is_new).startswith(b"HTTP/1.1 200 ")
 
 
 def _probe_held(start: FakeStart) -> tuple[int, bytes]:
@@ -105,41 +119,39 @@ def _probe_held(start: FakeStart) -> tuple[int, bytes]:
     return 0, b""
 
 
-def test_an_event_loop_held_for_two_seconds_is_503_until_it_runs_again(start: FakeStart) -> None:
-    with _stopped(start):
-        wait_until(lambda: _probe_held(start)[0] == 503)
-        wait_until(lambda: b"has not run for" in _probe_held(start)[1])
-    wait_until(lambda: _probe_held(start)[0] == 200)
+def test_an_event_loop_held_for_two_seconds_is_503_until_it_runs_again(serving: FakeStart) -> None:
+    with _stopped(serving):
+        wait_until(lambda: _probe_held(serving)[0] == 503)
+        wait_until(lambda: b"has not run for" in _probe_held(serving)[1])
+    wait_until(lambda: _probe_held(serving)[0] == 200)
 
 
-def test_no_time_passes_while_all_processes_are_frozen(start: FakeStart) -> None:
-    (responder,) = start.responders()
-    _ask_held(start, _PROBE, is_new=True)
-    with _connect(start) as client:
+def test_no_time_passes_while_all_processes_are_frozen(serving: FakeStart) -> None:
+    (responder,) = serving.responders()
+    _ask_held(serving, _PROBE, is_new=True)
+    with _connect(serving) as client:
         _ask(client, _PROBE)
-        for pid in (responder.pid, start.process.pid):
+        for pid in (responder.pid, serving.process.pid):
             os.kill(pid, signal.SIGSTOP)
         time.sleep(3)
         client.sendall(_PROBE)
         os.kill(responder.pid, signal.SIGCONT)
         assert _read_head(client).startswith(b"HTTP/1.1 200 ")
-        start.process.send_signal(signal.SIGCONT)
+        serving.process.send_signal(signal.SIGCONT)
     assert responder.is_running()
 
 
 @pytest.mark.parametrize("request_bytes", [_PROBE, _LAST_PROBE, _OLD_PROBE], ids=["keep-alive", "close", "http-1.0"])
-def test_answers_have_the_bytes_of_uvicorns_own(request_bytes: bytes, start: FakeStart, folder: Path) -> None:
-    with FakeStart(folder, env=environment(folder, VCLI_PROBE_PROCESS="0")) as other:
-        other.wait_until_ready()
-        with _connect(other) as client:
-            expected = _ask(client, request_bytes)
-    answer = _ask_held(start, request_bytes, is_new=True)
+def test_answers_have_the_bytes_of_uvicorns_own(request_bytes: bytes, serving: FakeStart, plain: FakeStart) -> None:
+    with _connect(plain) as client:
+        expected = _ask(client, request_bytes)
+    answer = _ask_held(serving, request_bytes, is_new=True)
     assert _undated(answer) == _undated(expected)
     assert b"date: " in answer
 
 
-def test_requests_after_a_probe_on_one_connection_reach_vllm(start: FakeStart) -> None:
-    with _connect(start) as client:
+def test_requests_after_a_probe_on_one_connection_reach_vllm(serving: FakeStart) -> None:
+    with _connect(serving) as client:
         assert _ask(client, _PROBE + _PROBE).startswith(b"HTTP/1.1 200 ")
         assert _read_head(client).startswith(b"HTTP/1.1 200 ")
         client.sendall(_PROBE + _post("A text") + _LAST_PROBE)
@@ -148,8 +160,8 @@ def test_requests_after_a_probe_on_one_connection_reach_vllm(start: FakeStart) -
     assert b"A text was read by worker 0" in answers
 
 
-def test_slow_and_unusual_clients_reach_vllm(start: FakeStart) -> None:
-    with _connect(start) as silent, _connect(start) as slow, _connect(start) as early:
+def test_slow_and_unusual_clients_reach_vllm(serving: FakeStart) -> None:
+    with _connect(serving) as silent, _connect(serving) as slow, _connect(serving) as early:
         slow.sendall(b"GET /hea")
         time.sleep(0.5)
         slow.sendall(b"lth HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -157,22 +169,22 @@ def test_slow_and_unusual_clients_reach_vllm(start: FakeStart) -> None:
         silent.sendall(_post("A text"))
         assert _read_head(silent).startswith(b"HTTP/1.1 200 ")
         early.close()
-        assert exchange(_connect(start), "/nothing")[0] == 404
-        with _connect(start) as head:
+        assert exchange(_connect(serving), "/nothing")[0] == 404
+        with _connect(serving) as head:
             assert _ask(head, b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n").startswith(b"HTTP/1.1 200 ")
-        with _connect(start) as nonsense:
+        with _connect(serving) as nonsense:
             assert _ask(nonsense, b"\x16\x03\x01nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_large_body_arrives_whole(start: FakeStart) -> None:
+def test_a_large_body_arrives_whole(serving: FakeStart) -> None:
     text = "x" * (8 << 20)
-    assert start.complete(text) == f"{text} was read by worker 0"
+    assert serving.complete(text) == f"{text} was read by worker 0"
 
 
-def test_idle_connections_neither_block_nor_are_lost(start: FakeStart) -> None:
-    idle = [_connect(start) for _ in range(400)]
+def test_idle_connections_neither_block_nor_are_lost(serving: FakeStart) -> None:
+    idle = [_connect(serving) for _ in range(400)]
     try:
-        assert start.get("/health")[0] == 200
+        assert serving.get("/health")[0] == 200
         for client in idle[::20]:
             client.sendall(_post("A text"))
         for client in idle[::20]:
@@ -203,30 +215,30 @@ def _is_served(client: socket.socket, request: bytes) -> bool:
         return False
 
 
-def test_probes_are_answered_however_many_are_not_logged_yet(start: FakeStart) -> None:
-    _ask_held(start, _PROBE, is_new=True)
-    with _connect(start) as client:
+def test_probes_are_answered_however_many_are_not_logged_yet(serving: FakeStart) -> None:
+    _ask_held(serving, _PROBE, is_new=True)
+    with _connect(serving) as client:
         _ask(client, _PROBE)
-        with _stopped(start):
+        with _stopped(serving):
             client.sendall(_PROBE * 1500)
             client.settimeout(1)
             with suppress(TimeoutError, OSError):
                 while client.recv(1 << 16):
                     pass
-            wait_until(lambda: _probe_held(start)[0] in (200, 503))
-    assert start.complete("A text") == "A text was read by worker 0"
+            wait_until(lambda: _probe_held(serving)[0] in (200, 503))
+    assert serving.complete("A text") == "A text was read by worker 0"
 
 
-def test_every_probe_is_in_the_access_log(start: FakeStart) -> None:
-    with _connect(start) as client:
+def test_every_probe_is_in_the_access_log(serving: FakeStart) -> None:
+    with _connect(serving) as client:
         address = "{}:{}".format(*client.getsockname())
         _ask(client, _PROBE)
         _ask(client, _LAST_PROBE)
-    wait_until(lambda: start.text.count(f'{address} - "GET /health HTTP/1.1" 200') == 2)
+    wait_until(lambda: serving.text.count(f'{address} - "GET /health HTTP/1.1" 200') == 2)
 
 
-def test_a_kept_connection_is_closed_after_the_keep_alive_time(start: FakeStart) -> None:
-    with _connect(start) as client:
+def test_a_kept_connection_is_closed_after_the_keep_alive_time(serving: FakeStart) -> None:
+    with _connect(serving) as client:
         _ask(client, _PROBE)
         assert client.recv(1) == b""  # uvicorn's default: 5 s
 
