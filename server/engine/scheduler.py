@@ -114,7 +114,7 @@ class Scheduler:
         """Starts waiting sequences while slots, memory and the step's budget last.
 
         With `n` > 1 the first sequence computes the prompt; the others wait and copy it a step later.
-        A sequence whose adapter would be one too many lets others pass.
+        A sequence whose adapter would be one too many is skipped.
         """
         held_back: list[Sequence] = []
         adapters = self.running_adapters if self._waiting else set()

@@ -39,7 +39,7 @@ class Sequence:
         self.request_id = request_id
         self.params = params
         self.features: PromptFeatures | None = None
-        """Of a prompt with images or embeddings."""
+        """The rows of a prompt with images or embeddings; None for other prompts."""
         self.token_ids = prompt_token_ids
         """Prompt and output; until the first token is appended, the list of all sequences of the prompt."""
         self.num_prompt_tokens = len(prompt_token_ids)
@@ -184,7 +184,7 @@ class Chunk(NamedTuple):
 
 
 def _hash_salt(salt: str) -> int:
-    """With a secret key, so that nobody can construct a salt whose prompts match those of others."""
+    """With a secret key, so that no client can construct a salt whose prompts match those of others."""
     digest = blake2b(salt.encode(errors="surrogatepass"), digest_size=8, key=_salt_key()).digest()
     return int.from_bytes(digest, "little", signed=True)
 

@@ -60,7 +60,7 @@ class StepPace:
         return min(most, max(fewest, self._num_prompt_tokens_in((_MAX_SLOWDOWN - 1) * median(steps))))
 
     def _num_prompt_tokens_in(self, seconds: float) -> int:
-        """As many as take this time; 0 if none has been measured."""
+        """How many prompt tokens take this time; 0 if none has been measured."""
         if not self._prompt_token_s:
             return 0
         return int(seconds / max(median(self._prompt_token_s), _LEAST_S))

@@ -81,7 +81,7 @@ def pack(
     device: torch.device,
     count_shared: CountShared = lambda slots: 0,
 ) -> PackedBatch:
-    """Lays the chunks out; sorts decoding ones by slot so that neighbours can share a call."""
+    """Packs the chunks; sorts decoding ones by slot so that neighbours can share a call."""
     decodes = sorted((c for c in chunks if c.is_decode), key=lambda c: c.sequence.slot)
     prefills = [c for c in chunks if not c.is_decode]
     input_ids: list[int] = []

@@ -40,7 +40,7 @@ class AttentionPart(NamedTuple):
     output: torch.Tensor
     """Shape of the query: [n, heads, tokens, dim]."""
     log_sum_exp: torch.Tensor
-    """Of each query's scaled scores of these keys, in float32: [n, heads, tokens]."""
+    """The log-sum-exp of each query's scaled scores of these keys, in float32: [n, heads, tokens]."""
 
 
 def can_attend_in_parts(query: torch.Tensor, values: torch.Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Chooses how many threads compute a step, by what other processes leave of the processors.
 
 All threads of a matrix product wait for the slowest one, so that a thread without a processor of its own
-costs more than it adds. The kernel's accounting tells when another number may be better; the time of
+costs more than it adds. The kernel's accounting shows when another number may be better; the time of
 comparable steps, before and after the change, decides.
 """
 
@@ -33,7 +33,7 @@ _WORTH_THREADS = 0.95
 _FEWER_DELAY_S = 2.0
 _MORE_DELAY_S = 15.0
 _MAX_DELAY_S = 60.0
-"""Of computing, after a trial that failed: it takes three steps or more, each up to three times as long."""
+"""Seconds of computing after a failed trial: it takes three steps or more, each up to three times as long."""
 _IDLE_DELAY_S = 5.0
 _IDLE_PROCESSOR = 0.5
 """More threads are tried after this shorter delay where so much of a processor is left: it costs little then,

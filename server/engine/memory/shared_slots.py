@@ -77,7 +77,7 @@ class SharedSlots:
     def open(self, slot: int, source: int | list[Reference] | None = None, length: int = 0) -> None:
         prefix = _cut(self._references(source), length)
         if prefix and prefix[-1].end == prefix[-1].segment.end:
-            # Nothing is behind these tokens: the sequence goes on writing where an ended one has stopped.
+            # Nothing follows these tokens: the sequence continues the segment where an ended one has stopped.
             mapped_end = length
             held = [*prefix[:-1], Reference(prefix[-1].segment, self.slot_len)]
         else:

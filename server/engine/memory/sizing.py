@@ -50,7 +50,7 @@ NO_WORKING_MEMORY = WorkingMemory(0, 0)
 def estimate_working_memory(
     model_config: Any, *, num_tokens: int, num_sequences: int, dtype: torch.dtype
 ) -> WorkingMemory:
-    """For steps of `num_tokens`; per position of a longer prompt, its mask and its keys for every head."""
+    """Memory of steps of `num_tokens`; per position of a longer prompt, its mask and every head's keys."""
     text = model_config.get_text_config(decoder=True)
     hidden = text.hidden_size
     inner = getattr(text, "intermediate_size", None)

@@ -193,7 +193,7 @@ def _tokenizer_eos(path: Path) -> int | None:
 
 
 def _read_added_tokens(path: Path) -> list[_AddedToken]:
-    """From the head of the file if they are there, else from all of it; raises OSError or ValueError."""
+    """Reads the head of the file, and all of it only if they are not there; raises OSError or ValueError."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES).decode(errors="ignore")
     try:

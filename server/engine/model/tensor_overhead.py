@@ -55,7 +55,7 @@ class _LazyPattern:
         self._text = text
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # `copy` asks for its protocol's methods
+        if name.startswith("__"):  # `copy` reads its protocol's methods
             raise AttributeError(name)
         return getattr(re.compile(self._text), name)
 

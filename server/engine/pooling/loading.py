@@ -185,7 +185,7 @@ class _Loader:
             return given
         if sentence.unknown_modules:
             raise EngineStartError(
-                f"{self._path / 'modules.json'} asks for {', '.join(sentence.unknown_modules)}, which this engine does "
+                f"{self._path / 'modules.json'} names {', '.join(sentence.unknown_modules)}, which this engine does "
                 "not support; --pooler-config with a pooling_type ignores it"
             )
         if not sentence.has_pooling:

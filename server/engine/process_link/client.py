@@ -36,7 +36,7 @@ from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, Po
 logger = logging.getLogger(__name__)
 
 _OUTPUTS_PER_TURN = 16
-"""Of one request; each is detokenized, recorded and sent in 0.1 ms."""
+"""Outputs of one request in one turn of the event loop; each is detokenized, recorded and sent in 0.1 ms."""
 
 
 @dataclass(eq=False)
@@ -64,7 +64,7 @@ class EngineClient:
         self._uploader = Uploader(self._send, self._drain)
         self._info: EngineInfo | None = None
         self._streams: dict[str, _Stream] = {}
-        """By sequence."""
+        """The stream of each sequence, by its name."""
         self._commands: dict[int, asyncio.Future[Done]] = {}
         """Those whose result is awaited."""
         self._command_ids = count(1)
@@ -74,7 +74,7 @@ class EngineClient:
         self._loaded: asyncio.Future[EngineInfo] | None = None
         self._closing = False
         self.dead = asyncio.Event()
-        """Set when the engine has ended without being asked to, or is given up."""
+        """Set when the engine has ended unexpectedly, or is treated as dead."""
         self.error: str | None = None
         """Why the engine is dead."""
         self.ended_silently = False
@@ -110,7 +110,7 @@ class EngineClient:
         await self.start()
 
     def ping(self) -> None:
-        """Asks for an answer, which sets `has_received`."""
+        """Sends a ping; the answer sets `has_received`."""
         self._send(Ping())
 
     def give_up(self, reason: str) -> None:

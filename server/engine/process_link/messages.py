@@ -142,7 +142,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
-    """To the engine: asks for a pong from its loop."""
+    """To the engine: answered by a `Pong` from its loop."""
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):

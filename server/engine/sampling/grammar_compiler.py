@@ -9,7 +9,7 @@ from server.engine.sampling.grammar import GrammarError, translate_grammar
 from server.types import GuidedDecoding
 
 _MOST_KEPT_CHARS = 1 << 20
-"""Of grammars that no sequence uses. Compiled, a list of words takes 40 bytes per character, others less."""
+"""Limit for unused grammars. Compiled, a list of words takes 40 bytes per character, others less."""
 
 _LEAST_CHARS = 1 << 12
 """Every grammar counts as at least this long."""

@@ -15,7 +15,7 @@ from server.engine.sampling.reasoning import FoundMarker, ReasoningState
 from server.engine.sequence import Sequence
 
 _MOST_COPIED_CHARS = 1 << 26
-"""Of the texts of grammars that sequences have copies of; further sequences wait."""
+"""Limit for the texts of grammars that sequences have copies of; further sequences wait."""
 
 
 class GuidedDecodingError(Exception):
@@ -42,7 +42,7 @@ class GuidedStates:
         self._loading = Lock()
         self._compiler = GrammarCompiler(executor, self._load_tokenizer, wake)
         self._matchers: dict[str, LLMatcher] = {}
-        """By sequence, from its first token on."""
+        """The matcher of each sequence, from its first token on."""
         self._num_copied_chars = 0
 
     def start(self, sequence: Sequence) -> None:

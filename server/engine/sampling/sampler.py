@@ -42,7 +42,7 @@ class Ending(NamedTuple):
     """Whether a sequence ends with its new token, and why."""
 
     reason: FinishReason | None = None
-    """None if it goes on."""
+    """None if the sequence continues."""
     stop_token_id: int | None = None
     """The token if it is the reason."""
     error: str | None = None
