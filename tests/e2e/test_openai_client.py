@@ -3,7 +3,6 @@
 import asyncio
 import json
 
-import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
@@ -38,17 +37,6 @@ def test_stream_has_the_same_text_as_the_unstreamed_answer(exact_client: OpenAI)
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
     assert chunks[-1].usage == whole.usage
-
-
-def test_model_is_listed(client: OpenAI) -> None:
-    assert [m.id for m in client.models.list().data] == [MODEL]
-    assert client.models.retrieve(MODEL).id == MODEL
-
-
-def test_completion_continues_a_text(client: OpenAI) -> None:
-    answer = client.completions.create(model=MODEL, prompt="The capital of France is", temperature=0, max_tokens=4)
-    assert "Paris" in answer.choices[0].text
-    assert answer.choices[0].finish_reason == "length"
 
 
 @pytest.mark.thorough
@@ -146,43 +134,6 @@ def test_json_schema_is_followed(client: OpenAI) -> None:
     answered = json.loads(answer.choices[0].message.content or "")
     assert set(answered) == {"city", "population"}
     assert isinstance(answered["population"], int)
-
-
-def test_named_tool_is_called_with_arguments_of_its_schema(client: OpenAI) -> None:
-    tool = {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string", "maxLength": 20}},
-                "required": ["city"],
-                "additionalProperties": False,
-            },
-        },
-    }
-    answer = client.chat.completions.create(
-        model=MODEL,
-        messages=[{"role": "user", "content": "How is the weather in Paris?"}],
-        temperature=0,
-        max_tokens=60,
-        tools=[tool],  # type: ignore[list-item]
-        tool_choice={"type": "function", "function": {"name": "get_weather"}},
-    )
-    (call,) = answer.choices[0].message.tool_calls or []
-    assert call.type == "function"
-    assert call.function.name == "get_weather"
-    assert set(json.loads(call.function.arguments)) == {"city"}
-
-
-def test_unknown_model_is_not_found(client: OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="does not exist"):
-        client.completions.create(model="unknown", prompt="hi")
-
-
-def test_prompt_that_is_too_long_is_a_bad_request(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="2048"):
-        client.completions.create(model=MODEL, prompt=[5] * 3000, max_tokens=1)
 
 
 @pytest.mark.smoke

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 import torch
 from openai import OpenAI
@@ -122,15 +121,3 @@ def test_a_bfloat16_server_takes_rows_of_other_types_and_layouts(
             (text,) = continue_greedily(client, prompt_embeds=torch_payload(given))
             assert text.startswith(" Paris")
         assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text(), "the API process has no torch"
-
-
-def test_rows_of_the_wrong_shape_are_a_bad_request(exact: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="hidden size is 576"):
-        continue_greedily(exact, prompt_embeds=torch_payload(torch.zeros(3, 5)))
-    with pytest.raises(openai.BadRequestError, match="maximum context length is 1024"):
-        continue_greedily(exact, prompt_embeds=torch_payload(torch.zeros(1024, 576)))
-
-
-def test_without_the_flag_the_error_names_it(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="--enable-prompt-embeds"):
-        continue_greedily(client, prompt_embeds=torch_payload(torch.zeros(3, 576)))

@@ -1,13 +1,11 @@
 """/v1/responses of a real server: the `openai` client, the background, a drain and a restart."""
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import NotFoundError, OpenAI
-from pydantic import BaseModel
 
 from tests.e2e.server_process import ServerProcess
 from tests.waiting import wait_until
@@ -17,20 +15,6 @@ pytestmark = pytest.mark.thorough
 MODEL = "smol"
 QUESTION = "What is the capital of France?"
 ENDLESS: Any = {"model": MODEL, "input": "Tell me a story.", "extra_body": {"ignore_eos": True}}
-WEATHER: Any = {
-    "type": "function",
-    "name": "get_weather",
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"type": "string"}},
-        "required": ["city"],
-        "additionalProperties": False,
-    },
-}
-
-
-class City(BaseModel):
-    name: str
 
 
 def client_of(server: ServerProcess) -> OpenAI:
@@ -46,22 +30,6 @@ def test_client_creates_streams_and_continues(client: OpenAI) -> None:
     assert second.usage is not None
     assert first.usage is not None
     assert second.usage.input_tokens > first.usage.total_tokens
-
-
-def test_client_parses_a_structure(client: OpenAI) -> None:
-    response = client.responses.parse(model=MODEL, input="Name a city.", text_format=City, max_output_tokens=200)
-    assert response.output_parsed is None or response.output_parsed.name is not None
-    assert response.status in ("completed", "incomplete")
-
-
-def test_client_forces_a_tool(client: OpenAI) -> None:
-    choice: Any = {"type": "function", "name": "get_weather"}
-    response = client.responses.create(
-        model=MODEL, input="Weather in Rome?", tools=[WEATHER], tool_choice=choice, temperature=0, max_output_tokens=100
-    )
-    (call,) = response.output
-    assert call.type == "function_call"
-    assert set(json.loads(call.arguments)) == {"city"}
 
 
 def test_a_response_in_the_background_is_cancelled(server: ServerProcess, client: OpenAI) -> None:
