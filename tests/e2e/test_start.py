@@ -136,10 +136,8 @@ def test_report_and_trace_explain_the_start(start_server: Any, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("signal_number", "delay_s"),
     [
-        *((signal.SIGTERM, delay_s) for delay_s in (0.0, 0.3, 0.7, 1.1, 1.5, 1.9, 2.3)),
-        *(
-            (signal.SIGINT, delay_s) for delay_s in (0.0, 0.3, 0.9, 1.7)
-        ),  # handled by the same code, except at the beginning
+        *((signal.SIGTERM, delay_s) for delay_s in (0.0, 0.4, 0.9, 1.5, 2.2)),
+        *((signal.SIGINT, delay_s) for delay_s in (0.0, 1.2)),  # handled by the same code, except at the beginning
     ],
 )
 def test_signal_in_any_phase_ends_the_start_and_leaves_nothing(

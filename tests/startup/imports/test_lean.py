@@ -30,7 +30,7 @@ def _run(models: list[Path], *, lean: bool = True) -> list[object]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_real_model_generates_the_same_without_the_left_out_modules(model_path: Path) -> None:
     lean, loaded, is_real = _run([model_path])
     assert loaded == []

@@ -9,8 +9,6 @@ import pytest
 
 from startup.processes.openmp_state import parse_cpus
 
-pytestmark = pytest.mark.thorough
-
 
 @pytest.mark.parametrize(
     ("text", "cpus"),
@@ -70,6 +68,7 @@ def test_fork_has_as_many_threads_as_an_import(variables: dict[str, str]) -> Non
     assert _run(_FORK, json.dumps(variables)) == imported
 
 
+@pytest.mark.thorough
 def test_fork_on_one_processor_has_one_thread() -> None:
     assert _run(_FORK, "{}", str(min(os.sched_getaffinity(0)))) == "1"
 
