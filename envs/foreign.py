@@ -1,6 +1,7 @@
-"""Variables of other programs, read by name, which the launcher of vLLM passes on or checks.
+"""Reads variables by name: those of other programs, and a few of our own where a warm start waits for it.
 
-Variables that this program itself uses are declared in `registry`.
+Those few (VCLI_STANDBY, VCLI_ENGINE and folders) are declared in `registry` too, but its import takes longer
+than a warm start may wait. The command that follows reads them through it, which reports wrong values.
 """
 
 import os

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from envs.errors import EnvError
 from envs.home import expand_home
 from envs.kinds import (
     boolean,
@@ -23,7 +22,7 @@ from envs.kinds import (
     text,
 )
 from envs.suggestion import did_you_mean
-from envs.variable import EnvVar
+from envs.variable import EnvError, EnvVar
 
 START_METHODS: Final = ("spawn", "fork", "forkserver")
 """The start methods of the engine process."""

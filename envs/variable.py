@@ -6,12 +6,19 @@ from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Generic, Literal, TypeVar
 
-from envs.errors import EnvError
 from envs.redaction import MASK, is_secret_name, without_login
 
 T = TypeVar("T")
 
 Source = Literal["default", "environment"]
+
+
+class EnvError(ValueError):
+    """A variable has a value that is not allowed; the command line makes it one line and exit code 2."""
+
+    def __init__(self, name: str, shown_value: str, expected: str, *, hint: str = "") -> None:
+        super().__init__(f"{name} must be {expected}, got {shown_value!r}{hint}")
+        self.name = name
 
 
 class InvalidValueError(ValueError):

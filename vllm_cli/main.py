@@ -13,10 +13,10 @@ from typing import Final
 
 import click
 
-from envs.errors import EnvError
 from envs.redaction import hide_quoted
 from envs.registry import env
 from envs.suggestion import did_you_mean
+from envs.variable import EnvError
 from server.errors import ConfigError
 from startup.engine.installed import INSTALL_COMMAND, MODULES
 from startup.errors import StartupError

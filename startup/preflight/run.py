@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envs.errors import EnvError
 from envs.home import expand_home
 from envs.registry import undeclared_names, unknown_variables, validate_all
+from envs.variable import EnvError
 from server.machine.memory import MemoryState, read_memory
 from server.wording import list_some
 from startup.config import StartupConfig

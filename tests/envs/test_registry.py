@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from envs.errors import EnvError
 from envs.registry import LOGGING_LEVELS, START_METHODS, Environment, env, unknown_variables, validate_all, variables
+from envs.variable import EnvError
 
 PACKAGES = ("vllm_cli", "startup", "server", "envs")
 ROOT = Path(__file__).parents[2]

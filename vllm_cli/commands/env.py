@@ -5,9 +5,8 @@ from typing import Any
 
 import click
 
-from envs.errors import EnvError
 from envs.registry import unknown_variables, variables
-from envs.variable import EnvVar
+from envs.variable import EnvError, EnvVar
 from vllm_cli.errors import InputError
 
 
