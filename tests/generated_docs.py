@@ -85,9 +85,9 @@ def build_other_flags_page() -> str:
 def build_environment_page() -> str:
     """Every declared environment variable."""
     introduction = (
-        "The variables that configure this program. It also reads variables that other programs and libraries define,\n"
-        "such as `HOME`, `LD_PRELOAD` and vLLM's own. An empty value counts as unset. `vllm-cli env` shows the present\n"
-        "values, with secrets masked. Booleans are 1, true, yes, on or 0, false, no, off."
+        "The variables that configure this program. It also reads variables that other programs and libraries\n"
+        "define, such as `HOME`, `LD_PRELOAD` and vLLM's own. An empty value counts as unset. `vllm-cli env` shows\n"
+        "the present values, with secrets masked. Booleans are 1, true, yes, on or 0, false, no, off."
     )
     titles = {OWN_PREFIX: "Variables of vllm-cli", "VLLM_": "Variables of vLLM", "": "Variables of other programs"}
     rows: dict[str, list[tuple[str, ...]]] = {title: [] for title in titles.values()}
