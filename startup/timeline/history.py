@@ -12,17 +12,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from server.machine.files import write_whole
 from startup.caches.folders import cache_folder, layers
-from startup.timeline.reader import JsonFields
 from startup.timeline.report import StartReport
 
 logger = logging.getLogger(__name__)
 
-_VERSION: Final = 1
-"""Of a record."""
 MAX_PER_KEY: Final = 20
 MAX_RECORDS: Final = 200
 _MAX_FILE_BYTES: Final = 4 << 20
@@ -51,6 +48,12 @@ class StartRecord:
     """When each span ran, including those beside the critical path."""
     resident_share: float | None
     """Share of the weights that was in the page cache when the start began, 0 to 1."""
+    version: Literal[2] = 2
+    """Of the record's format."""
+
+    def __post_init__(self) -> None:
+        if self.total_s < 0:
+            raise ValueError("a start takes no negative time")
 
     @classmethod
     def from_report(cls, report: StartReport, key: str) -> "StartRecord":
@@ -67,31 +70,17 @@ class StartRecord:
 
     def to_line(self) -> str:
         """A line of JSON, without the line break."""
-        spans = {name: times._asdict() for name, times in self.spans.items()}
-        content = {"v": _VERSION, **asdict(self), "spans": spans}
-        return json.dumps(_round(content), separators=(",", ":"))
+        return json.dumps(_round(asdict(self)), separators=(",", ":"))
 
     @classmethod
     def from_line(cls, line: bytes) -> "StartRecord | None":
         """The record; None if the line is incomplete, edited, or of another version."""
-        try:
-            return cls._read(JsonFields(json.loads(line), "the line"))
-        except (ValueError, OverflowError, RecursionError):
-            return None
+        import msgspec  # noqa: PLC0415 - the preflight needs it too, a little later
 
-    @classmethod
-    def _read(cls, fields: JsonFields) -> "StartRecord | None":
-        if fields.content.get("v") != _VERSION:
+        try:
+            return msgspec.json.decode(line, type=cls)
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
             return None
-        phases, spans = fields.mapping("phases"), fields.mapping("spans")
-        return cls(
-            key=fields.text("key"),
-            model=fields.text("model"),
-            total_s=fields.amount("total_s"),
-            phases={name: phases.amount(name) for name in phases.content},
-            spans={name: _read_times(spans.mapping(name)) for name in spans.content},
-            resident_share=fields.amount("resident_share") if fields.has("resident_share") else None,
-        )
 
 
 def history_path() -> Path:
@@ -229,12 +218,10 @@ def _span_times(report: StartReport) -> dict[str, SpanTimes]:
     return times
 
 
-def _read_times(fields: JsonFields) -> SpanTimes:
-    return SpanTimes(fields.amount("begin_s"), fields.amount("end_s"))
-
-
 def _round(value: Any) -> Any:
     """Rounds seconds to tenths of a millisecond."""
     if isinstance(value, dict):
         return {name: _round(inner) for name, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_round(inner) for inner in value]
     return round(value, 4) if isinstance(value, float) else value

@@ -52,10 +52,9 @@ class StartFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartReport:
-    """One start; times are seconds since the kernel started the API process."""
+class _Times:
+    """When everything happened, in seconds since the kernel started the API process."""
 
-    facts: StartFacts
     created_at: str
     """ISO 8601, UTC."""
     total_s: float
@@ -64,6 +63,13 @@ class StartReport:
     spans: tuple[Stretch, ...]
     """All recorded spans, in order of begin; they overlap."""
     marks: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartReport(_Times):
+    """One start."""
+
+    facts: StartFacts
 
     @property
     def phases(self) -> list[PhaseTotal]:
@@ -90,8 +96,8 @@ class StartReport:
             "total_s": _rounded(self.total_s),
             "explained_share": _rounded(self.explained_share),
             "phases": [_round_all(phase._asdict()) for phase in self.phases],
-            "critical_path": [_round_all(stretch._asdict()) for stretch in self.critical_path],
-            "spans": [_round_all(span._asdict()) for span in self.spans],
+            "critical_path": [_round_all(asdict(stretch)) for stretch in self.critical_path],
+            "spans": [_round_all(asdict(span)) for span in self.spans],
             "marks": _round_all(self.marks),
         }
 
@@ -112,6 +118,35 @@ def build_report(timeline: PhaseTimeline, facts: StartFacts) -> StartReport:
         spans=tuple(map(timeline.stretch, spans)),
         marks={name: timeline.offset_s(time_ns) for name, time_ns in dict(timeline.marks).items()},
     )
+
+
+class ReportError(ValueError):
+    """The text is not a start-up report of this schema; the message is one line."""
+
+
+@dataclass(frozen=True)
+class _Schema:
+    schema: str
+    schema_version: int
+
+
+def read_report(text: str) -> StartReport:
+    """The report that `StartReport.to_json` wrote; unknown members are ignored.
+
+    Raises:
+        ReportError: names the invalid member, as the file may have been edited.
+    """
+    import msgspec  # noqa: PLC0415 - a start only writes reports
+
+    try:
+        found = msgspec.json.decode(text, type=_Schema)
+        if found != _Schema(SCHEMA, SCHEMA_VERSION):
+            wanted = f"{SCHEMA} {SCHEMA_VERSION}"
+            raise ReportError(f"its schema is {found.schema} {found.schema_version}, this program reads {wanted}")
+        times = msgspec.json.decode(text, type=_Times)
+        return StartReport(facts=msgspec.json.decode(text, type=StartFacts), **vars(times))
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as err:
+        raise ReportError(str(err)) from err
 
 
 def save_report(report: StartReport, path: Path) -> None:

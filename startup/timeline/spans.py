@@ -41,7 +41,8 @@ class PhaseSpan:
         return f"{self.process}:{self.name}"
 
 
-class Stretch(NamedTuple):
+@dataclass(frozen=True)
+class Stretch:
     """A span, or a piece of the critical path, in seconds since the start began."""
 
     process: str
@@ -50,6 +51,10 @@ class Stretch(NamedTuple):
     end_s: float
     waits_for: str | None = None
     """The process that this span only waits for."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.begin_s <= self.end_s:
+            raise ValueError(f"{self.key} cannot last from {self.begin_s:g} s to {self.end_s:g} s")
 
     @property
     def took_s(self) -> float:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from startup.timeline.reader import ReportError, read_report
-from startup.timeline.report import StartReport
+from startup.timeline.report import ReportError, StartReport, read_report
 from vllm_cli.errors import InputError
 from vllm_cli.timeline.comparison import comparison_to_dict, write_comparison
 from vllm_cli.timeline.page import NamedReport, describe_start, draw_timeline

@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from startup.timeline.reader import ReportError, read_report
-from startup.timeline.report import SCHEMA_VERSION, StartFacts, build_report, save_report
+from startup.timeline.report import SCHEMA_VERSION, ReportError, StartFacts, build_report, read_report, save_report
 from startup.timeline.timeline import PhaseTimeline
 from tests.startup.timeline.start_reports import report_of
 
@@ -65,16 +64,16 @@ def test_a_running_start_is_reported_up_to_now() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": "other"}, "schema is 'other'"),
-        ({"schema_version": 2}, "schema version is 2, this program reads 1"),
-        ({"spans": None}, "spans of the report is None, not a list"),
-        ({"spans": [3]}, "a span is not a JSON object"),
-        ({"total_s": "long"}, "total_s of the report is 'long', not a number"),
-        ({"total_s": float("nan")}, "not a number"),
-        ({"total_s": 10**400}, "too large"),
-        ({"total_s": True}, "not a number"),
-        ({"outcome": "lost"}, "outcome is 'lost'"),
-        ({"critical_path": [{"process": "a", "name": "b", "begin_s": 2, "end_s": 1}]}, "ends at 1 s"),
+        ({"schema": "other"}, "its schema is other 1"),
+        ({"schema_version": 2}, "startup-report 2, this program reads vllm-cli/startup-report 1"),
+        ({"spans": None}, r"Expected `array`, got `null` - at `\$.spans`"),
+        ({"spans": [3]}, r"Expected `object`, got `int` - at `\$.spans\[0\]`"),
+        ({"total_s": "long"}, r"Expected `float`, got `str` - at `\$.total_s`"),
+        ({"total_s": float("nan")}, "malformed"),
+        ({"total_s": 10**400}, "out of range"),
+        ({"total_s": True}, r"at `\$.total_s`"),
+        ({"outcome": "lost"}, r"Invalid enum value 'lost' - at `\$.outcome`"),
+        ({"critical_path": [{"process": "a", "name": "b", "begin_s": 2, "end_s": 1}]}, "cannot last from 2 s to 1 s"),
     ],
     ids=str,
 )

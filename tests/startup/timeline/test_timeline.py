@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.machine.processes import process_start_ns
-from startup.timeline.reader import read_report
-from startup.timeline.report import StartFacts, build_report
+from startup.timeline.report import StartFacts, build_report, read_report
 from startup.timeline.spans import PhaseSpan
 from startup.timeline.timeline import PhaseTimeline
 

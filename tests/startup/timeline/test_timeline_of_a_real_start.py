@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from startup.timeline.reader import read_report
+from startup.timeline.report import read_report
 from tests.http_answer import ask
 from tests.ports import free_port
 

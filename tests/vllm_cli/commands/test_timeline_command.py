@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.timeline.reader import read_report
+from startup.timeline.report import read_report
 from tests.startup.timeline.start_reports import report_of
 
 
