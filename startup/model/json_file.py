@@ -35,7 +35,7 @@ def read_json_object(path: Path) -> JsonFile:
         is_whole = raw.lstrip()[:1] == b"{" and raw.rstrip()[-1:] == b"}"
         return JsonFile({}, None if is_whole else f"{path} is truncated: its {len(raw)} bytes are not a JSON object")
     try:
-        content = json.loads(raw.decode())
+        content = json.loads(raw)
     except UnicodeDecodeError:
         return JsonFile({}, f"{path} is not JSON: it is not text")
     except json.JSONDecodeError as err:
