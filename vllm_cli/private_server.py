@@ -13,7 +13,7 @@ from envs.registry import env
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import Readiness, WaitOptions, WaitResult, wait_for_server
 from vllm_cli.errors import InputError
-from vllm_cli.flags.engine_choice import keyless_flags
+from vllm_cli.flags.engine_choice import private_server_flags
 from vllm_cli.flags.secret_flags import secrets_as_variables
 from vllm_cli.supervised_command import SupervisedCommand
 
@@ -62,7 +62,7 @@ def start_private_server(
         path = str(Path(folder, _SOCKET))
         model = given[:1] if given and not given[0].startswith("-") else []  # vLLM's first word
         # Then the flags: a list flag among the user's takes every word that follows.
-        own = ["--uds", path, *flags, *keyless_flags(words)]
+        own = ["--uds", path, *flags, *private_server_flags(words)]
         command.run([sys.executable, "-m", "vllm_cli", "serve", *model, *own, *given[len(model) :]])
         yield PrivateServer(command, ServerAddress(uds=path))
 

@@ -61,10 +61,11 @@ def test_a_failed_start_shows_the_servers_error_and_exit_code(tmp_path: Path) ->
     assert "--max-num-seqs" in wrong.stderr
 
 
-def test_its_server_needs_no_key_of_a_config_file(tiny_llama: Path, tmp_path: Path) -> None:
+def test_its_server_needs_no_key_and_no_tls_of_a_config_file(tiny_llama: Path, tmp_path: Path) -> None:
     keys, config, batch = (tmp_path / name for name in ("keys", "config.yaml", "in.jsonl"))
     keys.write_text("sesame-1\n")
-    config.write_text(f"api-key: [sesame-2]\napi-key-file: {keys}\nserved-model-name: smol\n")
+    tls = "ssl-certfile: /missing.pem\nssl-ca-certs: /missing.pem\nssl-cert-reqs: 2\n"
+    config.write_text(f"api-key: [sesame-2]\napi-key-file: {keys}\nserved-model-name: smol\n{tls}")
     body = {"model": "smol", "prompt": "a", "max_tokens": 1}
     batch.write_text(json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}))
     command = [sys.executable, "-m", "vllm_cli", "run-batch", "-i", str(batch), "-o", str(tmp_path / "out.jsonl")]

@@ -26,9 +26,15 @@ def choose_engine(words: Sequence[str]) -> str:
     return given.engine(wanted)
 
 
-def keyless_flags(words: Sequence[str]) -> tuple[str, ...]:
-    """Flags before the user's words for a server without API keys, instead of those of a --config file."""
-    return ("--api-key=",) if choose_engine(words) == "vllm" else ("--api-key=", "--api-key-file=")
+def private_server_flags(words: Sequence[str]) -> tuple[str, ...]:
+    """Flags before the user's words: on a private socket, keys and TLS of a --config file do not count."""
+    if choose_engine(words) == "vllm":
+        has_file = any(word.partition("=")[0] == "--config" for word in words)
+        return ("--api-key=", "--ssl-certfile=", "--ssl-keyfile=") if has_file else ("--api-key=",)
+    return (
+        *("--api-key=", "--api-key-file=", "--ssl-certfile=", "--ssl-keyfile=", "--ssl-ca-certs=", "--ssl-ciphers="),
+        *("--ssl-cert-reqs=0", "--no-enable-ssl-refresh"),
+    )
 
 
 def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from envs.errors import EnvError
+from envs.variable import EnvError
 from envs.registry import env
 from vllm_cli.flags.flag import Shape, SupportedFlag
 

@@ -13,6 +13,8 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NoReturn
@@ -124,32 +126,36 @@ class _VllmStart:
             log_as("launcher", self._options.log_format, session.phase)
             session.show_progress(only_logs=True)  # vLLM's processes write to the terminal, too
             self._leave_out_unfit_hooks()
-            self._open_journal()
-            events = ServingEvents(
-                on_serving=session.hand_over,
-                on_ready=self._on_ready,
-                on_stopping=session.drain,
-                responder=session.responder if env.VCLI_PROBE_PROCESS.get() else None,
-            )
-            self._configure_vllm_logs()
-            use_baked_bytecode()
-            if (notice := keep_bytecode(self._vllm.folder)) is not None:
-                logger.warning("%s", notice)
-            if self._options.start_method == "forkserver":
-                self._start_forkserver(events)
-            else:
-                discard_dormant()
-            session.prefetch(self._files, self._options.prefetch)
-            session.check(self._run_preflight, errors_are_fatal=False)  # vLLM itself fails on them, minutes later
-            self._add_baked_caches()
-            self._import_api_server()
-            events.watch()
+            with group_signals.cleaning_up(), self._opened_journal():
+                self._prepare_vllm(session)
             gc.freeze()
             gc.enable()
             if self._is_headless:
                 session.stack.callback(self._learn)
                 session.notify_ready("node without an API server: its readiness is not known")
             return self._run_vllm()
+
+    def _prepare_vllm(self, session: StartSession) -> None:
+        """All steps with the journal until vLLM's own start."""
+        events = ServingEvents(
+            on_serving=session.hand_over,
+            on_ready=self._on_ready,
+            on_stopping=session.drain,
+            responder=session.responder if env.VCLI_PROBE_PROCESS.get() else None,
+        )
+        self._configure_vllm_logs()
+        use_baked_bytecode()
+        if (notice := keep_bytecode(self._vllm.folder)) is not None:
+            logger.warning("%s", notice)
+        if self._options.start_method == "forkserver":
+            self._start_forkserver(events)
+        else:
+            discard_dormant()
+        session.prefetch(self._files, self._options.prefetch)
+        session.check(self._run_preflight, errors_are_fatal=False)  # vLLM itself fails on them, minutes later
+        self._add_baked_caches()
+        self._import_api_server()
+        events.watch()
 
     def _listen(self) -> None:
         """Listens on the port that vLLM will bind; vLLM then gets this socket."""
@@ -170,10 +176,17 @@ class _VllmStart:
         if unknown := names_that_cannot_be_left_out(env.VCLI_LEAVE_OUT.get()):
             logger.warning("%s: no hooks that can be left out: %s", env.VCLI_LEAVE_OUT.name, ", ".join(unknown))
 
-    def _open_journal(self) -> None:
+    @contextmanager
+    def _opened_journal(self) -> Iterator[None]:
+        """Creates the journal's folder, which is removed with the session, or at once if the block fails."""
         folder = Path(tempfile.mkdtemp(prefix="vllm-cli-"))
         self._session.stack.callback(shutil.rmtree, folder, ignore_errors=True)
         self._journal = Journal(folder)
+        try:
+            yield
+        except BaseException:  # a signal ends the process before the session does
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _configure_vllm_logs(self) -> None:
         if self._options.log_format == "json":

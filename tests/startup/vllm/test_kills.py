@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, environment, variant
+from tests.startup.vllm.fake_start import FAKE, FakeStart, environment, variant
 from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -43,6 +43,16 @@ def test_a_launcher_killed_while_the_forkserver_imports_leaves_no_process(folder
         start.record_tree()
         start.process.kill()
         start.wait_until_tree_is_gone()
+
+
+def test_a_launcher_that_is_stopped_while_it_imports_leaves_no_folder(folder: Path) -> None:
+    module = (FAKE / "vllm" / "entrypoints" / "cli" / "main.py").read_text()
+    fake = variant(folder, entrypoints__cli__main=f"import time\nwhile True:\n    time.sleep(0.01)\n{module}")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        wait_until(lambda: start.forkservers() and list(folder.glob("vllm-cli-*")))
+        start.process.terminate()
+        assert start.process.wait(60) == -signal.SIGTERM
+        assert list(folder.glob("vllm-cli-*")) == []
 
 
 def test_a_start_that_times_out_leaves_no_process(folder: Path) -> None:

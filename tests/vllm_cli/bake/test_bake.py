@@ -38,7 +38,7 @@ def baked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = folder.with_name("config.yaml")
     keys = folder.with_name("keys")
     keys.write_text("s3same-5\n")
-    config.write_text(f"api-key: [s3same-4]\napi-key-file: {keys}\nport: 8001\n")
+    config.write_text(f"api-key: [s3same-4]\napi-key-file: {keys}\nport: 8001\nssl-certfile: /missing.pem\n")
     words = ("--engine", "embedded", "--output", folder, "--json", *secrets, "--port", 8000, "--config", config)
     done = _bake(model, *words)
     assert done.returncode == 0, done.stderr

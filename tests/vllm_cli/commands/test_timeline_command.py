@@ -115,7 +115,10 @@ def test_names_in_a_report_cannot_become_markup(run_cli, tmp_path) -> None:
         ("", "is not a start-up report"),
         ("{}", "schema"),
         (b"\xff\xfe", "it is not text"),
-        (report_of().to_json().replace('"schema_version": 1', '"schema_version": 7'), "schema version is 7"),
+        (
+            report_of().to_json().replace('"schema_version": 1', '"schema_version": 7'),
+            "startup-report 7, this program reads",
+        ),
     ],
     ids=["empty", "object", "binary", "version"],
 )
