@@ -7,8 +7,8 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from envs.variable import EnvError
 from envs.registry import env
+from envs.variable import EnvError
 from vllm_cli.flags.flag import Shape, SupportedFlag
 
 _MODELS: Final = ("--model", "--tokenizer")
