@@ -14,12 +14,9 @@ from server.engine.compute.linear import LinearPacker
 from server.engine.compute.linear_products import FbgemmProduct, choose_product
 from tests.server.engine.tiny_models import PACKED, build_model, pack_layers
 
-needs_bf16_kernels = pytest.mark.skipif(
-    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-    reason="oneDNN has no bfloat16 kernels on this processor",
-)
+HAS_BF16_KERNELS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
-
+needs_bf16_kernels = pytest.mark.skipif(not HAS_BF16_KERNELS, reason="oneDNN has no bfloat16 kernels on this processor")
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 needs_fbgemm = pytest.mark.skipif(
     torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="FBGEMM does not support this processor"
@@ -116,7 +113,7 @@ def test_weights_that_are_not_finite_show_in_the_output(value: float, fbgemm: No
 
 @needs_packing
 @pytest.mark.parametrize("model_type", PACKED)
-def test_packing_moves_no_logit_far(model_type: str) -> None:
+def test_packing_moves_no_logit_far_and_none_with_bfloat16_kernels(model_type: str) -> None:
     model = build_model(model_type, PACKED[model_type], dtype=torch.bfloat16)
     ids = torch.arange(3, 40)[None]
     with torch.inference_mode():
@@ -124,7 +121,7 @@ def test_packing_moves_no_logit_far(model_type: str) -> None:
         pack_layers(model)
         after = model(input_ids=ids).logits.float()
     assert any(_is_packed(module) for module in model.modules())
-    assert (after - before).abs().max() <= 0.02 * before.abs().max()
+    assert (after - before).abs().max() <= (0 if HAS_BF16_KERNELS else 0.02) * before.abs().max()
 
 
 @needs_packing
@@ -154,17 +151,6 @@ def test_siblings_with_different_inputs_give_correct_results() -> None:
     with torch.inference_mode():
         for layer, x in ((gate, a), (up, b), (up, a), (gate, b), (up, b), (gate, a), (gate, b), (up, b)):
             _assert_one_rounding(layer, x)
-
-
-@needs_bf16_kernels
-@pytest.mark.parametrize("model_type", PACKED)
-def test_packing_changes_no_logits_of_any_architecture(model_type: str) -> None:
-    model = build_model(model_type, PACKED[model_type], dtype=torch.bfloat16)
-    ids = torch.arange(3, 40)[None]
-    with torch.inference_mode():
-        before = model(input_ids=ids).logits
-        pack_layers(model)
-        assert torch.equal(model(input_ids=ids).logits, before)
 
 
 @needs_packing

@@ -27,6 +27,8 @@ from server.types import (
 
 PARAMS = SamplingParams(max_tokens=1)
 
+Sockets = tuple[socket.socket, socket.socket]
+
 
 def tensor(num_bytes: int, start: int = 0) -> TensorData:
     data = bytes((start + i // 1000) % 251 for i in range(num_bytes))
@@ -76,6 +78,12 @@ class FakeEngine:
         return self._thread.is_alive()
 
 
+async def connect(sockets: Sockets) -> tuple[EngineClient, FakeEngine]:
+    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
+    await client.start()
+    return client, engine
+
+
 async def end(client: EngineClient, engine: FakeEngine) -> None:
     await client.close()
     async with asyncio.timeout(60):
@@ -84,7 +92,7 @@ async def end(client: EngineClient, engine: FakeEngine) -> None:
 
 
 @pytest.fixture
-def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
+def sockets() -> Iterator[Sockets]:
     """A socket pair with small send buffers, so that large sends have to wait on any machine."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -100,9 +108,8 @@ async def tokens_of(
     return [t async for o in client.generate(request_id, prompts, num_choices) for t in o.token_ids]
 
 
-async def test_tensors_arrive_unchanged(sockets: tuple[socket.socket, socket.socket]) -> None:
-    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
-    await client.start()
+async def test_tensors_arrive_unchanged(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
     inputs = PromptInputs(embeds=tensor(700_001), mm={"pixels": tensor(5, 3), "none": tensor(0), "grid": tensor(24)})
     assert await tokens_of(client, "a", inputs) == [7]
     assert await tokens_of(client, "b") == [7]
@@ -116,9 +123,8 @@ async def test_tensors_arrive_unchanged(sockets: tuple[socket.socket, socket.soc
     assert "Abort" not in engine.kinds()
 
 
-async def test_tensors_are_aligned(sockets: tuple[socket.socket, socket.socket]) -> None:
-    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
-    await client.start()
+async def test_tensors_are_aligned(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
     params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x"))
     inputs = PromptInputs(embeds=tensor(700_001), mm={"pixels": tensor(5), "grid": tensor(24)})
     assert len([each async for each in client.generate("a", [EnginePrompt([0], params, inputs)])]) == 1
@@ -131,9 +137,8 @@ async def test_tensors_are_aligned(sockets: tuple[socket.socket, socket.socket])
     assert [to_tensor(each).data_ptr() % 8 for each in tensors] == [0, 0, 0]
 
 
-async def test_long_grammars_and_prompts_arrive_unchanged(sockets: tuple[socket.socket, socket.socket]) -> None:
-    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
-    await client.start()
+async def test_long_grammars_and_prompts_arrive_unchanged(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
     guided = GuidedDecoding("regex", "日本😀" * 200_000)
     shared = SamplingParams(max_tokens=1, guided=guided, allowed_token_ids=(1, 2), seed=-3)
     rules = ReasoningRules(budget=5)
@@ -152,11 +157,8 @@ async def test_long_grammars_and_prompts_arrive_unchanged(sockets: tuple[socket.
 
 
 @pytest.mark.parametrize("part", ["grammar", "prompt", "inputs", "lists"])
-async def test_the_number_of_choices_does_not_change_what_is_sent(
-    sockets: tuple[socket.socket, socket.socket], part: str
-) -> None:
-    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
-    await client.start()
+async def test_the_number_of_choices_does_not_change_what_is_sent(sockets: Sockets, part: str) -> None:
+    client, engine = await connect(sockets)
     lists = tuple(range(50_000)) if part == "lists" else ()
     guided = GuidedDecoding("regex", "x" * 200_000) if part == "grammar" else None
     params = SamplingParams(max_tokens=1, guided=guided, allowed_token_ids=lists)
@@ -173,9 +175,8 @@ async def test_the_number_of_choices_does_not_change_what_is_sent(
     assert sent[1] < sent[0] + 100
 
 
-async def test_prompts_of_a_request_share_their_parameters(sockets: tuple[socket.socket, socket.socket]) -> None:
-    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
-    await client.start()
+async def test_prompts_of_a_request_share_their_parameters(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
     params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x" * 200_000))
     prompts = [EnginePrompt([i], msgspec.structs.replace(params, max_tokens=i + 1)) for i in range(64)]
     assert len([output async for output in client.generate("a", prompts)]) == 64
@@ -184,9 +185,8 @@ async def test_prompts_of_a_request_share_their_parameters(sockets: tuple[socket
     assert engine.num_bytes < 210_000
 
 
-async def test_one_of_several_sequences_is_aborted(sockets: tuple[socket.socket, socket.socket]) -> None:
-    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
-    await client.start()
+async def test_one_of_several_sequences_is_aborted(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
     outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
     names = [(await anext(outputs)).request_id]
     client.abort(["a-2"])
@@ -197,9 +197,8 @@ async def test_one_of_several_sequences_is_aborted(sockets: tuple[socket.socket,
     assert not client._streams
 
 
-async def test_thousands_of_outputs_let_other_tasks_run(sockets: tuple[socket.socket, socket.socket]) -> None:
-    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
-    await client.start()
+async def test_thousands_of_outputs_let_other_tasks_run(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
     outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 4096)
     await anext(outputs)  # now all others have arrived
 
@@ -216,11 +215,8 @@ async def test_thousands_of_outputs_let_other_tasks_run(sockets: tuple[socket.so
     assert num_turns > 100
 
 
-async def test_closing_a_stream_aborts_all_its_sequences_at_once(
-    sockets: tuple[socket.socket, socket.socket],
-) -> None:
-    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
-    await client.start()
+async def test_closing_a_stream_aborts_all_its_sequences_at_once(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
     outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
     await anext(outputs)
     await outputs.aclose()
@@ -229,11 +225,8 @@ async def test_closing_a_stream_aborts_all_its_sequences_at_once(
     assert not client._streams
 
 
-async def test_other_requests_and_the_event_loop_continue_during_an_upload(
-    sockets: tuple[socket.socket, socket.socket],
-) -> None:
-    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
-    await client.start()
+async def test_other_requests_and_the_event_loop_continue_during_an_upload(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
     inputs = PromptInputs(embeds=TensorData("uint8", (48 << 20,), memoryview(bytes(48 << 20))))
     large = asyncio.create_task(tokens_of(client, "large", inputs))
     turns, num_small = 0, 0
@@ -251,9 +244,8 @@ async def test_other_requests_and_the_event_loop_continue_during_an_upload(
     assert kinds[first:last].count("Generate") > 2, "other requests are sent between the pieces"
 
 
-async def test_a_cancelled_requests_upload_is_dropped(sockets: tuple[socket.socket, socket.socket]) -> None:
-    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
-    await client.start()
+async def test_a_cancelled_requests_upload_is_dropped(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
     request = asyncio.create_task(tokens_of(client, "gone", PromptInputs(embeds=tensor(3_000_000)), num_choices=2))
     while not engine.uploads._pieces:
         await asyncio.sleep(0)
@@ -267,9 +259,7 @@ async def test_a_cancelled_requests_upload_is_dropped(sockets: tuple[socket.sock
     assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [["gone-0", "gone-1"]]
 
 
-async def test_an_engine_exit_during_an_upload_raises_engine_dead_error(
-    sockets: tuple[socket.socket, socket.socket],
-) -> None:
+async def test_an_engine_exit_during_an_upload_raises_engine_dead_error(sockets: Sockets) -> None:
     client = EngineClient(sockets[0])
     await client.start()
     request = asyncio.create_task(tokens_of(client, "a", PromptInputs(embeds=tensor(3_000_000))))
