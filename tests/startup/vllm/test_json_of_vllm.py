@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from startup.vllm.command_line import CommandLine
+from startup.vllm.installed import InstalledVllm
+from startup.vllm.patches.json_logs import log_as_json
 from tests.startup.vllm.fake_start import FakeStart, environment, variant
 
 pytestmark = pytest.mark.thorough
@@ -66,31 +69,21 @@ def test_the_error_of_an_engine_is_one_line(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "variables", "version", "reason"),
     [
-        (("--log-config-file", "x.json"), {}, "0.32.0+cpu", "has a configuration of its own"),
-        (
-            (),
-            {"VLLM_CONFIGURE_LOGGING": "0"},
-            "0.32.0+cpu",
-            "VLLM_CONFIGURE_LOGGING disables the configuration of vLLM's log",
-        ),
-        (("--distributed-executor-backend", "ray"), {}, "0.32.0+cpu", "Ray starts processes"),
-        ((), {}, "0.30.0+cpu", "vLLM 0.30.0+cpu writes the process before each line"),
-        ((), {"VCLI_PLAIN_VLLM": "1"}, "0.32.0+cpu", "vLLM starts without preloading"),
+        ("--log-config-file x.json", {}, "0.32.0", "vLLM's log has a configuration of its own"),
+        ("", {"VLLM_CONFIGURE_LOGGING": "0"}, "0.32.0", "VLLM_CONFIGURE_LOGGING disables"),
+        ("--distributed-executor-backend ray", {}, "0.32.0", "Ray starts processes"),
+        ("", {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, "0.30.0", "vLLM 0.30.0 writes the process before each line"),
     ],
-    ids=["own-file", "left-alone", "ray", "older", "plain"],
+    ids=["own-file", "left-alone", "ray", "older"],
 )
-def test_one_warning_explains_why_vllm_does_not_log_json(
-    words: tuple[str, ...], variables: dict[str, str], version: str, reason: str, folder: Path
+def test_a_reason_explains_why_vllm_does_not_log_json(
+    words: str, variables: dict[str, str], version: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = variant(folder, _version=f'__version__ = version = "{version}"\n')
-    env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD="spawn", **variables)
-    with FakeStart(folder, "--log-format", "json", *words, env=env) as start:
-        start.wait_until_ready()
-        [warning] = [
-            json.loads(line) for line in start.lines_with("--log-format json applies only to vllm-cli's own lines")
-        ]
-        assert reason in warning["message"]
-        assert warning["role"] == "launcher"
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    notice = log_as_json(InstalledVllm(version, tmp_path), CommandLine.of(words.split()), tmp_path)
+    assert str(notice).startswith(f"--log-format json applies only to vllm-cli's own lines: {reason}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_attempt_has_no_log_configuration_of_the_first(folder: Path) -> None:
