@@ -44,6 +44,7 @@ from server.operation.lora import LoraAdapters
 from server.operation.models import ServedModels
 from server.operation.readiness import EngineReadiness
 from server.operation.running_requests import RunningRequests
+from server.operation.telemetry import Telemetry
 from server.renderers.base import BaseRenderer
 from server.routes.dev import DevEndpoints
 from server.routes.endpoint import Intake
@@ -54,7 +55,6 @@ from server.routes.status import StatusEndpoints
 from server.routes.table import Handlers, build_routes
 from server.security.access import Access
 from server.security.api_keys import ApiKeys
-from server.telemetry import Telemetry
 from server.tracing.build import build_tracer
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer

@@ -86,7 +86,7 @@ def test_statistics_are_logged_while_requests_run(server: ServerProcess) -> None
     complete(server, max_tokens=64, extra_body={"ignore_eos": True})
     server.wait_logged("Avg generation throughput")
     (line, *_) = [line for line in records(server.log) if "Avg generation throughput" in line["message"]]
-    assert (line["level"], line["logger"]) == ("INFO", "server.operation.stats_line")
+    assert (line["level"], line["logger"]) == ("INFO", "server.operation.telemetry")
 
 
 def test_metrics_count_a_request_exactly(server: ServerProcess) -> None:

@@ -6,8 +6,7 @@ from time import monotonic
 
 import pytest
 
-from server.operation.stats_line import StatsLine
-from server.telemetry import Telemetry
+from server.operation.telemetry import StatsLine, Telemetry
 
 INTERVAL_S = 0.01
 
@@ -27,11 +26,11 @@ async def _log_lines(parts, caplog, num_lines: int) -> list[logging.LogRecord]:
 
 
 def _of_the_line(caplog) -> list[logging.LogRecord]:
-    return [record for record in caplog.records if record.name == "server.operation.stats_line"]
+    return [record for record in caplog.records if record.name == "server.operation.telemetry"]
 
 
 async def test_figures_are_logged_until_the_server_is_idle(serve, caplog) -> None:
-    caplog.set_level(logging.DEBUG, logger="server.operation.stats_line")
+    caplog.set_level(logging.DEBUG, logger="server.operation.telemetry")
     parts = serve().parts
     begin_s = monotonic()
     first, second, third, *_ = await _log_lines(parts, caplog, 4)
