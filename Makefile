@@ -56,7 +56,8 @@ bench: $(DEFAULT_MODEL)
 	@exec $(BIN)/vllm-cli bench serve --cmd "$(BIN)/vllm-cli serve" $(ARGS)
 
 test: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(PYTEST) -m "not slow and not thorough" $(if $(CHANGED),$$($(BIN)/python -m tests.changed)) $(ARGS)
+	@reached=$$(test -z "$(CHANGED)" || $(BIN)/python -m tests.changed) && set -x && \
+	  $(PYTEST) -m "not slow and not thorough" $$reached $(ARGS)
 
 # Their tests wait for processes much of the time.
 test-thorough test-all: JOBS := 3

@@ -8,6 +8,7 @@ commands, `-m vllm_cli`), and the fixtures that it names. All tests are reached 
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,11 @@ Uses = dict[str, set[str]]
 
 
 def main() -> None:
-    print(*select_tests(find_changes(ROOT), read_uses(ROOT)))
+    try:
+        changes = find_changes(ROOT)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"CHANGED=1 needs a git checkout with a branch main: {error.stderr}")
+    print(*select_tests(changes, read_uses(ROOT)))
 
 
 def find_changes(root: Path, branch: str = "main") -> set[str]:
