@@ -1,4 +1,4 @@
-"""The user's home folder in paths; imported by the client of a standby, whose start waits for it."""
+"""The user's home folder in paths; imported by a front process, whose start waits for it."""
 
 import os
 

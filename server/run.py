@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, closing
 
 import uvloop
 
+from server import exit_codes
 from server.build import RunOptions, build_server
 from server.config import ServerConfig
 from server.errors import EngineStartError
@@ -19,8 +20,6 @@ from server.transport.send_buffer import bound_unsent_bytes
 
 logger = logging.getLogger(__name__)
 
-EXIT_OK = 0
-EXIT_ENGINE_DIED = 1
 _ENGINE_DEATH_GRACE_S = 1.0
 """How long /health answers 503 before a server without an engine exits."""
 _TRIM_INTERVAL_S = 60.0
@@ -81,7 +80,7 @@ class ServerRun:
             await asyncio.sleep(_ENGINE_DEATH_GRACE_S)
         else:
             await server.drain.run()
-        exit_code = EXIT_ENGINE_DIED if self._lifecycle.state == "dead" else EXIT_OK
+        exit_code = exit_codes.ENGINE_DIED if self._lifecycle.state == "dead" else exit_codes.OK
         starting.cancel()
         monitoring.cancel()
         stopping.cancel()

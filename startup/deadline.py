@@ -11,11 +11,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from server.exit_codes import START_FAILED
 from startup.processes import group_signals
 
 logger = logging.getLogger(__name__)
-
-EXIT_START_FAILED = 3
 
 
 class StartDeadline:
@@ -56,7 +55,7 @@ class StartDeadline:
             if child.pid is not None:
                 os.kill(child.pid, signal.SIGKILL)
         sys.stderr.flush()
-        os._exit(EXIT_START_FAILED)
+        os._exit(START_FAILED)
 
 
 def _stacks() -> str:

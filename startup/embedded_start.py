@@ -24,7 +24,7 @@ from server.types import EngineInfo
 from startup.caches.baked import use_baked_bytecode
 from startup.config import StartupConfig
 from startup.engine import process as engine_process
-from startup.engine.starter import EngineSupervisor
+from startup.engine.starter import EngineStarter
 from startup.errors import EngineBootError, PortInUseError
 from startup.imports.heavy import import_engine, import_vision
 from startup.imports.learned_imports import learn, learned_imports
@@ -71,7 +71,7 @@ class _Prepared(NamedTuple):
     """What the HTTP server needs."""
 
     renderer: "BaseRenderer"
-    engine: EngineSupervisor
+    engine: EngineStarter
 
 
 class _EmbeddedStart:
@@ -172,10 +172,10 @@ class _EmbeddedStart:
         self._session.prefetch(files, self._config.prefetch)
         return files
 
-    def _begin_engine(self, context: BaseContext, files: ModelFiles) -> EngineSupervisor:
+    def _begin_engine(self, context: BaseContext, files: ModelFiles) -> EngineStarter:
         """Starts the engine process; a forkserver starts it once it has finished its imports."""
         with nullcontext() if engine_process.blocks_on_imports(context) else self._span(_ENGINE_SPAN):
-            engine = EngineSupervisor(context, files, self._config.engine, self._config.logs)
+            engine = EngineStarter(context, files, self._config.engine, self._config.logs)
         self._session.stack.callback(engine.close)
         return engine
 
@@ -203,7 +203,7 @@ class _EmbeddedStart:
         with self._span("load_tokenizer"):
             return self._session.stack.enter_context(build_renderer(files, self._config.renderer))
 
-    def _build_server(self, listening: socket, renderer: "BaseRenderer", engine: EngineSupervisor) -> "ServerRun":
+    def _build_server(self, listening: socket, renderer: "BaseRenderer", engine: EngineStarter) -> "ServerRun":
         """The HTTP server, which takes the port from the responder and waits for the engine."""
         from server.build import RunOptions
         from server.run import ServerRun

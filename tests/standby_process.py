@@ -34,6 +34,7 @@ class StandbyProcess:
         environment: Mapping[str, str] | None = None,
         is_awaited: bool = True,
         python: Path | str = sys.executable,
+        launcher: tuple[str, ...] = (),
     ) -> None:
         """
         Args:
@@ -41,19 +42,20 @@ class StandbyProcess:
             environment: variables added to those of the test.
             is_awaited: whether the `with` block begins only once the imports are done.
             python: the interpreter; its start and that of the servers must be the same.
+            launcher: a command that starts it, as `nice`.
         """
         self.runtime_folder = Path(tempfile.mkdtemp(prefix="vs-", dir="/tmp"))
         self.folder = self.runtime_folder / "vllm-cli"
         self._words = words if "--for" in words else ("--for", "embedded", *words)
         self._environment = {**os.environ, **(environment or {}), "XDG_RUNTIME_DIR": str(self.runtime_folder)}
         self._is_awaited = is_awaited
-        self._python = str(python)
+        self._command = (*launcher, str(python), "-m", "vllm_cli", "standby", *self._words)
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
         with (self.runtime_folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [self._python, "-m", "vllm_cli", "standby", *self._words],
+                self._command,
                 env=self._environment,
                 cwd=self.runtime_folder,
                 stdin=subprocess.DEVNULL,

@@ -12,7 +12,6 @@ import sys
 from vllm_cli.own_packages import describe_conflict  # before any other package of this program
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
-_INTERRUPTED = 130
 
 
 def main() -> int:
@@ -35,6 +34,7 @@ def main() -> int:
 
 
 def _run() -> int:
+    from server.exit_codes import INTERRUPTED
     from vllm_cli.main import main as run_command
 
     if (conflict := describe_conflict()) is not None:
@@ -44,7 +44,7 @@ def _run() -> int:
         _raise_at_sigint()
         return run_command()
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     finally:
         _end_at_sigint()  # the interpreter's end would print a traceback
 
@@ -53,10 +53,10 @@ def _run_template(kind: str, standby_fd: str, *models: str) -> int:
     """Runs a template process, which the standby starts; returns only in the servers forked from it."""
     import vllm_cli.commands.serve  # noqa: F401 - what every server imports
     from startup.logs.setup import configure_logging, log_options_of_environment
-    from startup.standby.template import wait_for_client
+    from startup.standby.template import wait_for_start
 
     configure_logging(log_options_of_environment(), role="template")
-    link = wait_for_client(kind, models, int(standby_fd))
+    link = wait_for_start(kind, models, int(standby_fd))
     exit_code = _run()
     link.report_exit(exit_code)
     return exit_code

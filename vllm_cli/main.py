@@ -18,14 +18,12 @@ from envs.registry import env
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from server.errors import ConfigError
+from server.exit_codes import INTERRUPTED, START_FAILED, USAGE
 from startup.engine.installed import INSTALL_COMMAND, MODULES
 from startup.errors import StartupError
 from vllm_cli.lazy_group import CommandEntry, LazyGroup
 from vllm_cli.version import VERSION
 
-USAGE_ERROR: Final = 2
-START_FAILED: Final = 3
-INTERRUPTED: Final = 130
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 COMMANDS: Final = (
@@ -82,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.ClickException as err:
         return _show(err)
     except (ConfigError, EnvError) as err:
-        return _fail(err, USAGE_ERROR)
+        return _fail(err, USAGE)
     except StartupError as err:
         return _fail(err, START_FAILED)
     except (click.Abort, KeyboardInterrupt):

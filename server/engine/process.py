@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import msgspec
 
+from server import exit_codes
 from server.config import EngineConfig, ModelFiles
 from server.engine.base_core import BaseCore
 from server.engine.compute.thread_count import ThreadCount
@@ -50,8 +51,6 @@ from server.types import EngineInfo, EngineOutput, EnginePrompt
 
 logger = logging.getLogger(__name__)
 
-EXIT_START_FAILED = 3
-EXIT_ENGINE_FAILED = 4
 
 _SIGNS_OF_MEMORY_FAILURE = (
     "can't allocate memory",
@@ -90,11 +89,11 @@ def run_engine(
         code = 0
     except EngineStartError as err:
         loop.fail(str(err))
-        code = EXIT_START_FAILED
+        code = exit_codes.START_FAILED
     except Exception as err:
         logger.exception("the engine failed")
         loop.fail(_describe(err))
-        code = EXIT_ENGINE_FAILED
+        code = exit_codes.ENGINE_FAILED
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def load_libc() -> "CDLL":
     """The library with the types of the arguments and results that are not plain numbers.
 
-    ctypes is imported here: the start of a standby's client and the prefetch's helper process are timed.
+    ctypes is imported here: the start of a front process and the prefetch's helper process are timed.
     """
     import ctypes as c  # noqa: PLC0415
 

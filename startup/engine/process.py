@@ -18,9 +18,7 @@ from envs.registry import env
 from server.config import EngineConfig, ModelFiles
 from server.machine.memory import OomWatch
 from server.machine.processes import EndWatch, process_start_ns
-from startup.engine.onednn import limit_kernel_caches
-from startup.engine.openmp import limit_spinning
-from startup.engine.torch_environment import detect_gpus_without_cuda
+from startup.engine.torch_environment import set_torch_variables
 from startup.imports.heavy import import_engine, import_serially
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
@@ -94,9 +92,7 @@ def prepare(context: BaseContext, files: ModelFiles | None) -> None:
         context: the start method.
         files: the model, whose class a forkserver imports too; None if it is not on disk yet.
     """
-    limit_spinning()
-    limit_kernel_caches()
-    detect_gpus_without_cuda()
+    set_torch_variables()
     method = context.get_start_method()
     if method == "forkserver":
         if files is not None and (module := modeling_module(files.path)):

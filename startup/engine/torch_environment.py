@@ -1,4 +1,4 @@
-"""Prevents CUDA's initialisation outside the engine process: after it, forked children cannot use CUDA.
+"""What is set in the environment before torch is loaded, and whether torch will use a GPU.
 
 Standard library only.
 """
@@ -11,16 +11,43 @@ from typing import Final
 from envs.registry import env
 
 _GPU_DEVICES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-_NONE: Final = "-1"
+_HIDDEN: Final = "-1"
+
+_SPIN_COUNT: Final = "3000"
+"""How long torch's threads spin at the end of a parallel region before they sleep: about ten microseconds,
+longer than the gap between two kernels, far shorter than a time slice.
+
+With libgomp's default a thread spins so long that it occupies the core for which its descheduled partner
+waits: 12 tokens/s instead of 150 with one other busy process on 2 cores. No spinning at all
+(OMP_WAIT_POLICY=passive) costs a third of the speed of an idle machine.
+"""
+
+_KERNELS: Final = "128"
+"""Compiled kernels that oneDNN caches, with which torch multiplies matrices on a CPU.
+
+Kernels are compiled for each shape: four or five for each number of tokens in a step.
+By default 1024 kernels are cached, twice: in oneDNN's own cache and in that of ideep, through which torch
+uses it. The caches fill slowly, with half a megabyte per kernel, which looks like a leak: half a gigabyte
+beside a model of 135M parameters. The shapes of frequent steps (one token for each running sequence) fit into
+128. A miss compiles the kernel again, which takes 0.6 ms in a step with a number of tokens that was not used
+recently.
+"""
 
 
-def detect_gpus_without_cuda() -> None:
-    """Makes torch detect GPUs with the driver's management library (NVML); call before torch is loaded.
+def set_torch_variables() -> None:
+    """Sets what the user has not set, here and for children; to be called before torch is loaded.
 
-    Otherwise a library that checks for a GPU while the forkserver imports it would initialise CUDA there.
+    torch detects GPUs with the driver's management library (NVML). Otherwise a library that checks for a GPU
+    during its import would initialise CUDA, which forked children could not use any more.
     """
     if env.PYTORCH_NVML_BASED_CUDA_CHECK.raw is None:
         os.environ[env.PYTORCH_NVML_BASED_CUDA_CHECK.name] = "1"
+    if env.GOMP_SPINCOUNT.raw is None and env.OMP_WAIT_POLICY.raw is None:
+        os.environ[env.GOMP_SPINCOUNT.name] = _SPIN_COUNT
+    if env.ONEDNN_PRIMITIVE_CACHE_CAPACITY.raw is None and env.DNNL_PRIMITIVE_CACHE_CAPACITY.raw is None:
+        os.environ[env.ONEDNN_PRIMITIVE_CACHE_CAPACITY.name] = _KERNELS
+    if env.LRU_CACHE_CAPACITY.raw is None:
+        os.environ[env.LRU_CACHE_CAPACITY.name] = _KERNELS
 
 
 def has_gpu() -> bool:
@@ -33,7 +60,7 @@ def expects_gpu() -> bool:
     if not has_gpu():
         return False
     visible = env.CUDA_VISIBLE_DEVICES
-    return not visible.is_empty and visible.raw != _NONE and _is_torch_built_for_gpus()
+    return not visible.is_empty and visible.raw != _HIDDEN and _is_torch_built_for_gpus()
 
 
 def _is_torch_built_for_gpus() -> bool:

@@ -1,17 +1,17 @@
-"""The process that a template process forks: takes over its client's state, then runs the client's command.
+"""The process that a template process forks: takes over the front process's state, then runs its command.
 
-It reads the request itself, so that no argument and no variable of it ever is in the template's memory. Until
-it has agreed to the start (`ready`) and the client has (`go`), it does nothing that is visible outside.
+It reads the request itself, so that no argument and no variable of it ever is in the template's memory. It
+does nothing that is visible outside until it has agreed (`ready`) and the front process has (`go`).
 """
 
+import locale
 import os
 import select
-import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple, NoReturn
 
 from envs import foreign
@@ -21,26 +21,27 @@ from server.machine.processes import process_start_ns
 from startup.processes import death_pipe, dormant_forkserver, messages
 from startup.processes.library_state import refresh_libraries, renew_authentication_key
 from startup.processes.messages import MessageError
-from startup.processes.openmp_state import update_openmp
-from startup.standby import process_state, state_change
-from startup.standby.environment_reads import EnvironmentReads
+from startup.standby import process_state
 from startup.standby.freshness import InstalledFiles
+from startup.standby.front_process import interpreter_state
+from startup.standby.import_environment import ImportEnvironment
 from startup.timeline import start_origin
 
 _REQUEST_S = 5.0
-"""How long the client may take to send its request, which it does at once."""
+"""How long the front process may take to send its request, which it does at once."""
 _STANDARD: Final = (0, 1, 2)
+_STREAMS: Final = ("stdin", "stdout", "stderr")
 _SO_PEERPIDFD: Final = 77
 """A pidfd of the process that connected, since Linux 6.5 (unix(7)); Python has no name for it."""
 
 
 class TemplateFacts(NamedTuple):
-    """What the template process knows about itself."""
+    """Properties of the template process."""
 
     pid: int
     at_import: Mapping[str, str]
-    """The environment of its imports."""
-    reads: EnvironmentReads
+    """The variables that its libraries have read; a dormant forkserver must have the same."""
+    environment: ImportEnvironment
     why_cold: Callable[[Sequence[str]], str | None]
     """Why a server with these words after `serve` cannot use the imports, if it cannot."""
     files: InstalledFiles
@@ -48,28 +49,31 @@ class TemplateFacts(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What the client sends."""
+    """What the front process sends."""
 
     argv: list[str]
     orig_argv: list[str]
     path: list[str]
     environment: dict[str, str]
-    facts: dict[str, str]
-    settings: dict[str, str]
+    interpreter: dict[str, str]
+    """Properties of its interpreter, which must be equal."""
+    locale: str
+    streams: list[str]
+    """Of each standard stream: error handler and whether it writes each line; empty if it is closed."""
     begin_ns: int
     life_fd: int
-    """The read end of the client's death pipe."""
+    """The read end of the front process's death pipe."""
     folder_fd: int
-    """The client's working folder."""
+    """Its working folder."""
     open_fds: dict[int, int]
-    """The client's descriptors that `exec` keeps: the number there and the number here."""
+    """Its descriptors that `exec` keeps: the number there and the number here."""
 
 
 class _ColdStartError(Exception):
-    """The client should start the server itself; the message is the reason."""
+    """The front process should start the server itself; the message is the reason."""
 
 
-class ClientLink:
+class FrontLink:
     """The server's connection to the process that the user started."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -83,7 +87,7 @@ class ClientLink:
         self._send(b"exit", str(code).encode())
 
     def start_again(self, variable: str, value: str) -> NoReturn:
-        """Ends this process; the client starts the server itself, with a variable set."""
+        """Ends this process; the front process starts the server itself, with a variable set."""
         self._send(b"again", os.fsencode(variable), os.fsencode(value))
         os._exit(0)
 
@@ -93,13 +97,13 @@ class ClientLink:
 
 
 def take_over(
-    connection: socket.socket, client_pid: int, template: TemplateFacts, on_stale: Callable[[str], None]
-) -> ClientLink:
-    """Returns once this process is the client's server; otherwise it exits.
+    connection: socket.socket, front_pid: int, template: TemplateFacts, on_stale: Callable[[str], None]
+) -> FrontLink:
+    """Returns once this process is the server; otherwise it exits.
 
     Args:
-        connection: to the client; nothing has been read from it.
-        client_pid: the process at its other end.
+        connection: to the front process; nothing has been read from it.
+        front_pid: the process at its other end.
         template: of the process that was copied.
         on_stale: called with a reason if the template process must be replaced.
     """
@@ -107,12 +111,11 @@ def take_over(
     connection.settimeout(_REQUEST_S)
     try:
         request = _receive_request(connection)
-        request = request._replace(facts=request.facts | _shown_facts(connection, client_pid))
         if (change := template.files.find_change()) is not None:
             on_stale(change)
             raise _ColdStartError(f"the standby's imports are out of date: {change}")
-        _become_equal(request, template.reads)
-        foreign.readdress(client_pid, os.getpid())
+        _become_equal(request, connection, front_pid, template.environment)
+        foreign.readdress(front_pid, os.getpid())
         if (reason := template.why_cold(request.argv[2:])) is not None:
             raise _ColdStartError(reason)
         _agree(connection)
@@ -120,10 +123,10 @@ def take_over(
         with suppress(OSError):
             messages.send(connection, [b"cold", os.fsencode(str(err))])
         os._exit(0)
-    except (OSError, MessageError):  # the client has gone or is not one of ours
+    except (OSError, MessageError):  # the front process has gone or is not one of ours
         os._exit(0)
     start_origin.warm = start_origin.WarmOrigin(
-        client_begin_ns=process_start_ns(client_pid),
+        front_begin_ns=process_start_ns(front_pid),
         request_ns=request.begin_ns,
         forked_ns=time.monotonic_ns(),
         saved_s=template.import_s,
@@ -131,10 +134,9 @@ def take_over(
     )
     death_pipe.arm(request.life_fd)
     os.close(request.life_fd)
-    link = ClientLink(connection)
+    link = FrontLink(connection)
     start_origin.start_again = link.start_again
     dormant_forkserver.fork_dormant(link.close, template.at_import)
-    update_openmp()  # may start a thread
     return link
 
 
@@ -142,7 +144,7 @@ def _receive_request(connection: socket.socket) -> Request:
     sections, received_fds = messages.receive(connection)
     fds = [move_up(fd) for fd in received_fds]
     try:
-        argv, orig_argv, path, environment, facts, settings, numbers = sections
+        argv, orig_argv, path, environment, interpreter, (ctype, *streams), numbers = sections
         begin_ns, *open_fds = map(int, numbers)
         life_fd, folder_fd, *received = fds
         return Request(
@@ -150,8 +152,9 @@ def _receive_request(connection: socket.socket) -> Request:
             orig_argv=[os.fsdecode(word) for word in orig_argv],
             path=[os.fsdecode(folder) for folder in path],
             environment=messages.dictionary(environment),
-            facts=messages.dictionary(facts),
-            settings=messages.dictionary(settings),
+            interpreter=messages.dictionary(interpreter),
+            locale=os.fsdecode(ctype),
+            streams=[stream.decode() for stream in streams],
             begin_ns=begin_ns,
             life_fd=life_fd,
             folder_fd=folder_fd,
@@ -161,55 +164,83 @@ def _receive_request(connection: socket.socket) -> Request:
         raise MessageError("a malformed request") from err
 
 
-def _shown_facts(connection: socket.socket, client_pid: int) -> dict[str, str]:
-    """What the kernel shows of the client: one in a sandbox could claim to be outside.
+def _become_equal(request: Request, connection: socket.socket, front_pid: int, environment: ImportEnvironment) -> None:
+    """Makes this process what `exec` would have made of the front process.
 
     Raises:
-        _ColdStartError: the process cannot be seen from here, or is gone and its number may be another one's.
-        OSError: it is gone.
+        _ColdStartError: it cannot.
+        OSError: the front process has ended.
     """
-    if client_pid == 0:
-        raise _ColdStartError("the client's process namespace is not within the standby's")
-    try:
-        pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError:  # an older kernel
-        pidfd = os.pidfd_open(client_pid)
-    try:
-        facts = process_state.shown_facts(client_pid)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if poll.poll(0):
-            raise _ColdStartError("the process that connected has ended")
-    finally:
-        os.close(pidfd)
-    return facts
-
-
-def _become_equal(request: Request, reads: EnvironmentReads) -> None:
-    """Makes this process what `exec` would have made of the client; raises _ColdStartError if it cannot."""
-    reason = process_state.why_not_equal(request.facts) or reads.why_cold(request.environment)
-    if reason is not None:
-        raise _ColdStartError(reason)
-    os.setsid()
-    os.fchdir(request.folder_fd)
-    os.close(request.folder_fd)
-    _take_descriptors(request.open_fds)
-    changed = foreign.replace_all(reads.resulting_environment(request.environment))
+    _raise_reason(process_state.first_difference(request.interpreter, interpreter_state()))
+    _raise_reason(environment.why_cold(request.environment))
+    with _ensured_to_run(connection, front_pid):
+        _raise_reason(process_state.why_not_equal(front_pid))
+        os.setsid()
+        os.fchdir(request.folder_fd)
+        os.close(request.folder_fd)
+        _take_descriptors(request.open_fds)
+        _raise_reason(process_state.take_over(front_pid))
+    changed = foreign.replace_all(environment.applied_to(request.environment))
     sys.argv[:] = request.argv
     sys.orig_argv[:] = request.orig_argv
     sys.path[:] = request.path
     replace_command_line(masked_words(request.orig_argv))
-    reason = state_change.apply(request.settings)
-    if reason is not None:
-        raise _ColdStartError(reason)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in `__main__`, until its slow imports are done
+    _set_text_layer(request)
     refresh_libraries(changed)
     renew_authentication_key()
 
 
+@contextmanager
+def _ensured_to_run(connection: socket.socket, pid: int) -> Iterator[None]:
+    """A block that reads the state of the process at the other end.
+
+    Raises:
+        _ColdStartError: it cannot be seen from here, or has ended: its number may be that of another process.
+    """
+    if pid == 0:
+        raise _ColdStartError("the process namespace that it was started in is not within the standby's")
+    try:
+        pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:  # an older kernel
+        pidfd = os.pidfd_open(pid)
+    pidfd = move_up(pidfd)
+    yield
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if poll.poll(0):
+        raise _ColdStartError("the process that connected has ended")
+    os.close(pidfd)
+
+
+def _raise_reason(reason: str | None) -> None:
+    if reason is not None:
+        raise _ColdStartError(reason)
+
+
+def _set_text_layer(request: Request) -> None:
+    try:
+        locale.setlocale(locale.LC_CTYPE, request.locale)
+        for name, how in zip(_STREAMS, request.streams, strict=True):
+            _set_stream(name, how)
+    except (locale.Error, LookupError, ValueError, OSError) as err:
+        raise _ColdStartError(f"the locale or the standard streams could not be taken over: {err}") from err
+
+
+def _set_stream(name: str, how: str) -> None:
+    stream = getattr(sys, name)
+    if not how:
+        setattr(sys, name, None)
+    elif stream is None:
+        raise ValueError(f"the standby started with {name} closed")
+    else:
+        errors, _, is_line_buffered = how.partition(" ")
+        if errors != stream.errors:  # fails if a pipe has replaced a file
+            stream.reconfigure(errors=errors)
+        stream.reconfigure(line_buffering=is_line_buffered == "1")
+
+
 def _take_descriptors(open_fds: Mapping[int, int]) -> None:
-    """Gives the client's descriptors the numbers that they have there."""
+    """Gives the front process's descriptors the numbers that they have there."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     for number in _STANDARD:
@@ -227,5 +258,5 @@ def _agree(connection: socket.socket) -> None:
     messages.send(connection, [b"ready", str(os.getpid()).encode()], fds=[pidfd])
     os.close(pidfd)
     if messages.receive(connection)[0] != [[b"go"]]:
-        raise MessageError("the client has not agreed")
+        raise MessageError("the front process has not agreed")
     connection.settimeout(None)

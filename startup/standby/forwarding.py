@@ -1,4 +1,4 @@
-"""The process that the user started, once its server is forked: forwards signals and ends as the server does.
+"""The front process once its server is forked: forwards signals to the server and ends as it does.
 
 The server has a session of its own, because a process cannot join another one's. What the terminal or a
 service manager does to this process is done to the server.
@@ -38,7 +38,7 @@ _STATUS_S = 1.0
 _KILLED = 128 + signal.SIGKILL
 
 
-def supervise(
+def follow_server(
     connection: socket.socket, server_pid: int, server_fd: int, life_fd: int, relay: "NotifyRelay | None"
 ) -> int:
     """Waits for the server's end.
@@ -66,7 +66,7 @@ def supervise(
 
 
 class _Server:
-    """The forked server as its supervisor sees it."""
+    """The forked server, as known to the front process."""
 
     def __init__(self, connection: socket.socket, pid: int, pidfd: int, relay: "NotifyRelay | None") -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""Tells whether everything that a template has imported is still installed as it was.
+"""Checks whether everything that a template has imported is still installed as it was.
 
 A template keeps modules for days. An upgrade, an edit of a source file or another interpreter makes them
 stale: a program started now would run other code. Standard library only.
@@ -22,13 +22,13 @@ _MODULES: Final = (".py", ".so")
 _EDITABLE: Final = "__editable__"
 _DELETED: Final = " (deleted)"
 _SETTLED_NS: Final = 1_000_000_000
-"""Age from which a folder's unchanged time proves that nothing was added: file systems' clocks are coarse."""
+"""Age from which a folder's unchanged modification time proves that nothing was added: clocks are coarse."""
 
 
 class InstalledFiles:
     """The files of all loaded modules and libraries, and the distributions of each folder on the path.
 
-    Created in the template before its imports, completed after them. A forked child then asks for changes.
+    Created in the template before its imports, completed after them. Each fork then checks for changes.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class InstalledFiles:
 
     @property
     def num_files(self) -> int:
-        """How many files one call of `find_change` looks at."""
+        """Number of files that `find_change` checks."""
         return len(self._files)
 
     def find_change(self) -> str | None:
@@ -85,7 +85,7 @@ class InstalledFiles:
 
 
 class _Files:
-    """Paths and stamps in a few large objects: using many small ones copies their pages in each fork."""
+    """Paths and stamps in a few large objects: reading many small ones copies their pages in each fork."""
 
     def __init__(self, stamps: Mapping[str, FileStamp]) -> None:
         self._paths = b"\0".join(map(os.fsencode, stamps))
@@ -128,7 +128,10 @@ class _Folder(NamedTuple):
         return cls(read_stamp(path), names, hidden, tuple((file, read_stamp(file)) for file in files))
 
     def find_change(self, path: str, since_ns: int) -> str | None:
-        """A folder whose time is as before and old was neither added to nor removed from."""
+        """The first change as a reason in words; None if nothing was added, removed or installed.
+
+        A folder whose modification time is the same, and old, needs no listing.
+        """
         for file, stamp in self.metadata:
             if read_stamp(file) != stamp:
                 return f"{_distribution(os.path.dirname(file))} was changed in {path}"  # noqa: PTH120

@@ -1,11 +1,11 @@
-"""The side of `serve`: asks a template process to fork the server; if there is none, the start is cold.
+"""The process that the user starts: requests a server forked from a template process, or starts cold.
 
 The start waits for this module, so it imports only what is needed to connect.
 """
 
+import _locale
 import os
 import socket
-import struct
 import sys
 import time
 
@@ -14,6 +14,7 @@ from startup.processes import messages
 from startup.serve_words import ServeWords
 from startup.standby import places
 from startup.standby.kinds import kind_of
+from startup.standby.places import peer_of
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ _VERDICT_S = 0.5
 processor; its exit ends the wait at once."""
 _REQUIRED_S = 10.0
 """Instead of `_ACK_S` with `--standby require`."""
-_EXIT_START_FAILED = 3
 
 
 class ColdStartError(Exception):
@@ -34,7 +34,7 @@ class ColdStartError(Exception):
 
 
 def serve_warm(words: list[str]) -> int | None:
-    """Has the server forked and supervises it until it ends; None for a cold start in this process.
+    """Has the server forked and forwards signals to it until it ends; None for a cold start in this process.
 
     Args:
         words: the words after `serve`.
@@ -52,16 +52,18 @@ def serve_warm(words: list[str]) -> int | None:
             relay = _notify_relay()
             variables = {} if relay is None else {"NOTIFY_SOCKET": relay.address}
             server_pid, server_fd, life_fd = _request(connection, variables)
-            from startup.standby.forwarding import supervise  # noqa: PLC0415 - slow to import for a cold start
+            from startup.standby.forwarding import follow_server  # noqa: PLC0415 - slow to import for a cold start
 
-            return supervise(connection, server_pid, server_fd, life_fd, relay)
+            return follow_server(connection, server_pid, server_fd, life_fd, relay)
     except ColdStartError as err:
         reason = str(err)
     except FileNotFoundError:
         reason = f"no standby runs for this kind of start ({kind})"
     if mode == "require":
         sys.stderr.write(f"Error: --standby require: {reason}. Start one with `vllm-cli standby`.\n")
-        return _EXIT_START_FAILED
+        from server.exit_codes import START_FAILED  # noqa: PLC0415 - slow to import for a warm start
+
+        return START_FAILED
     from startup.timeline import start_origin  # noqa: PLC0415 - slow to import for a warm start
 
     start_origin.cold_reason = reason
@@ -105,12 +107,6 @@ def _check_owner(connection: socket.socket) -> None:
         raise ColdStartError("the standby belongs to another user")
 
 
-def peer_of(connection: socket.socket) -> tuple[int, int]:
-    """Process and user at the other end when it connected or began to listen (unix(7), SO_PEERCRED)."""
-    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid, uid
-
-
 def _notify_relay() -> "NotifyRelay | None":
     """For the server's messages to the service manager, if there is one."""
     address = foreign.text_of("NOTIFY_SOCKET")
@@ -134,13 +130,10 @@ def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int,
     Raises:
         ColdStartError: with the forked process's reason.
     """
-    from startup.standby.process_state import capture  # noqa: PLC0415 - slow to import for a cold start
-
     begin_ns = time.monotonic_ns()
     life_read_fd, life_fd = os.pipe()
     folder_fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     open_fds = _inherited_fds()
-    state = capture()
     try:
         if len(open_fds) + 2 > messages.MAX_FDS:
             raise ColdStartError(f"{len(open_fds)} open file descriptors are inherited")
@@ -150,8 +143,8 @@ def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int,
             [os.fsencode(word) for word in sys.orig_argv],
             [os.fsencode(path) for path in sys.path],
             messages.pairs(foreign.snapshot() | variables),
-            messages.pairs(state.facts),
-            messages.pairs(state.settings),
+            messages.pairs(interpreter_state()),
+            _text_state(),
             [str(number).encode() for number in (begin_ns, *open_fds)],
             fds=[life_read_fd, folder_fd, *open_fds],
         )
@@ -176,6 +169,41 @@ def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int,
         os.close(life_read_fd)
         os.close(folder_fd)
     return int(detail), server_fd, life_fd
+
+
+def interpreter_state() -> dict[str, str]:
+    """What Python has read at its start and keeps; a forked server's interpreter must have the same.
+
+    Python's UTF-8 mode, which is on without LANG, changes nothing if the locale's encoding is UTF-8.
+    """
+    encodings = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors(), _locale.nl_langinfo(_locale.CODESET))
+    return {
+        "the interpreter": f"{sys.executable} {sys.version}",
+        "the prefix": f"{sys.prefix} {sys.base_prefix} {sys.exec_prefix}",
+        "the folder of this program": os.path.dirname(os.path.abspath(__file__)),  # noqa: PTH100, PTH120
+        "the set of Python's flags": str(sys.flags).replace(f", utf8_mode={sys.flags.utf8_mode}", ""),
+        "the set of Python's -X options": repr(sorted(sys._xoptions.items())),
+        "the list of Python's warning filters": repr(sys.warnoptions),
+        "the character encoding": " ".join(encodings),
+        "the use of a Python debugger or profiler": str(bool(sys.gettrace() or sys.getprofile())),
+        "the personality": _personality(),
+    }
+
+
+def _personality() -> str:
+    """Other processes may not read it."""
+    try:
+        with open("/proc/self/personality") as file:  # noqa: PTH123
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _text_state() -> list[bytes]:
+    """The locale of characters; of each standard stream, error handler and whether it writes each line."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    layers = [f"{stream.errors} {stream.line_buffering:d}" if stream is not None else "" for stream in streams]
+    return [os.fsencode(text) for text in (_locale.setlocale(_locale.LC_CTYPE, None), *layers)]
 
 
 def _inherited_fds() -> list[int]:

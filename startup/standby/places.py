@@ -1,10 +1,12 @@
 """The standby's sockets: in a folder that only this user can enter, one name per interpreter and kind.
 
-Imported by the client, whose start waits for it: no imports beyond those of the interpreter's own start.
+Imported by the front process, whose start waits for it: only what is needed to connect.
 """
 
 import os
+import socket
 import stat
+import struct
 import sys
 import zlib
 from contextlib import suppress
@@ -67,3 +69,21 @@ def file_name(name: str) -> str:
     """One name per protocol version, interpreter and prefix: standbys of several environments coexist."""
     identity = f"{messages.VERSION} {sys.version} {sys.prefix}"
     return f"{zlib.crc32(identity.encode()):08x}-{name}.sock"
+
+
+def module_folder() -> str | None:
+    """The working folder for `python -m vllm_cli`, which prefers modules that are there; None for this one.
+
+    A source tree in which the user happens to be must not replace the installed program.
+    """
+    try:
+        is_own = os.getcwd() == os.path.realpath(f"{__file__}/../../..")  # noqa: PTH109
+    except OSError:  # it was deleted
+        is_own = False
+    return None if is_own else "/"
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end when it connected or began to listen (unix(7), SO_PEERCRED)."""
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid

@@ -6,9 +6,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from startup.config import ModelConfig
-from startup.engine.onednn import limit_kernel_caches
-from startup.engine.openmp import limit_spinning
-from startup.engine.torch_environment import detect_gpus_without_cuda
+from startup.engine.torch_environment import set_torch_variables
 from startup.imports.heavy import import_engine
 from startup.model.checkpoint_folder import modeling_module
 from startup.model.location import locate
@@ -81,9 +79,7 @@ class _EmbeddedImports:
 
 
 def _preload_embedded(models: Sequence[str]) -> None:
-    limit_spinning()
-    limit_kernel_caches()
-    detect_gpus_without_cuda()
+    set_torch_variables()
     import_engine()
     for module in _EMBEDDED:
         importlib.import_module(module)

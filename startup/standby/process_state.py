@@ -1,171 +1,223 @@
-"""What `exec` keeps of a process: read by the client of a standby process, taken over by its server.
+"""What `exec` keeps of a process: a forked server must have it in common with the front process.
 
-A server forked from a template process must equal the process that `exec` would have made of the client.
-`facts` cannot be changed by the process itself: if one differs, the server starts cold. `settings` are
-applied (`state_change`) and then read again. Each entry's name is the noun of its reason.
+A few properties are taken over; all others must be equal, or else the start is cold. Everything here runs in
+the fork, while it has one thread, and reads the other process from /proc, so that one in a sandbox cannot
+claim to be outside.
 
-The client imports this module at every start: only `os`, `sys`, `signal`, `resource` and C modules.
-
-Not covered, because neither /proc nor Python show it: the programs of seccomp filters (their number is
-compared), Landlock rules, securebits, the session keyring. Python's hash seed differs per process anyway.
+Not compared, because /proc does not show it: the programs of seccomp filters (their number is compared),
+Landlock rules, securebits, the session keyring.
 """
 
-import _locale
 import os
 import resource
 import signal
-import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
 
-_STATUS_FACTS = {
-    "Uid": "the user",
-    "Gid": "the group",
-    "Groups": "the group list",
-    "CapInh": "the inheritable capability set",
-    "CapPrm": "the permitted capability set",
-    "CapEff": "the effective capability set",
-    "CapBnd": "the capability bounding set",
-    "CapAmb": "the ambient capability set",
-    "NoNewPrivs": "the bit no_new_privs",
-    "Seccomp": "the seccomp mode",
-    "Seccomp_filters": "the number of seccomp filters",
-    "Speculation_Store_Bypass": "the mitigation of speculative store bypass",
-    "SpeculationIndirectBranch": "the mitigation of indirect branch speculation",
-    "x86_Thread_features": "the set of thread features",
-    "THP_enabled": "the use of transparent huge pages",
-    "TracerPid": "the tracer",
-}
-"""Lines of /proc/PID/status."""
+import psutil  # noqa: TID253 - in the template process, so that its forks need not import it
 
-_NAMESPACES = {
-    "net": "network",
-    "mnt": "mount",
-    "pid": "process",
-    "pid_for_children": "children's process",
-    "user": "user",
-    "ipc": "IPC",
-    "uts": "host name",
-    "cgroup": "cgroup",
-    "time": "time",
-    "time_for_children": "children's time",
-}
+from server.machine import cgroups
 
-LIMITS = {
+_STATUS: Final = (
+    "Uid",
+    "Gid",
+    "Groups",
+    "CapInh",
+    "CapPrm",
+    "CapEff",
+    "CapBnd",
+    "CapAmb",
+    "NoNewPrivs",
+    "Seccomp",
+    "Seccomp_filters",
+    "TracerPid",
+    "THP_enabled",
+    "Cpus_allowed_list",
+    "Mems_allowed_list",
+    "SigBlk",
+)
+"""Lines of /proc/PID/status that must be equal."""
+
+_FILES: Final = ("attr/current", "attr/apparmor/current", "loginuid", "coredump_filter")
+"""Files of /proc/PID that must be equal."""
+
+_LIMITS: Final = {
     name: getattr(resource, name) for name in vars(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 }
-
-_LIMITS_AT_EXEC = ("RLIMIT_STACK", "RLIMIT_AS", "RLIMIT_DATA")
+_LIMITS_AT_EXEC: Final = ("RLIMIT_STACK", "RLIMIT_AS", "RLIMIT_DATA")
 """Soft limits that cannot take effect later: the C library reads the first one at exec, the others count
 memory of modules that only the template has imported."""
 
-IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Python ignores these at its start, whatever it was started with."""
+_CGROUP_LIMITS: Final = (
+    "cpu.idle",
+    "cpu.max",
+    "cpu.weight",
+    "io.max",
+    "io.weight",
+    "memory.high",
+    "memory.low",
+    "memory.max",
+    "memory.min",
+    "memory.swap.max",
+)
+"""Not `pids.max`, which systemd sets to thousands for every service and for no session."""
+_UNLIMITED: Final = frozenset({"", "0", "100", "default 100", "max", "max 100000"})
+"""Values of these files in a cgroup without limits."""
 
-STREAMS = ("stdin", "stdout", "stderr")
-
-_OF_THE_C_LIBRARY = (32, 33)
-"""Used by its threads, and in no reach of a program; GNU make starts its commands with these ignored."""
-
-
-class State:
-    """A process's state; values are opaque texts, equal if and only if the states are."""
-
-    __slots__ = ("facts", "settings")
-
-    def __init__(self, facts: dict[str, str], settings: dict[str, str]) -> None:
-        self.facts = facts
-        """What the process cannot change about itself."""
-        self.settings = settings
-        """What it can change, perhaps only with privileges."""
+_UNCHANGEABLE: Final = frozenset({signal.SIGKILL, signal.SIGSTOP})
 
 
-def capture() -> State:
-    """This process's state. Its client calls it before it changes any of it, signal handlers excepted."""
-    status = _status()
-    return State(_facts(status), _settings(status))
+def why_not_equal(pid: int) -> str | None:
+    """A property of another process that differs from this one's and is not taken over, or None.
+
+    Raises:
+        OSError: the process has ended.
+    """
+    return first_difference(_properties(pid), _properties(os.getpid()))
 
 
-def why_not_equal(facts: dict[str, str]) -> str | None:
-    """The first fact that differs from this process's own, as a reason for a cold start."""
-    own = _facts(_status())
-    for name in {**own, **facts}:
-        here, there = own.get(name, ""), facts.get(name, "")
-        if here != there:
+def first_difference(theirs: Mapping[str, str], own: Mapping[str, str]) -> str | None:
+    """The first property that differs, as a reason for a cold start."""
+    for name in {**own, **theirs}:
+        there, here = theirs.get(name, ""), own.get(name, "")
+        if there != here:
             return f"{name} differs: {_short(there)} instead of the standby's {_short(here)}"
     return None
 
 
-def shown_facts(pid: int) -> dict[str, str]:
-    """The facts of another process that the kernel shows: credentials, sandbox, namespaces, root, label."""
-    return _shown_facts(str(pid), _status(str(pid)))
+def take_over(pid: int) -> str | None:
+    """Gives this process what it can have of another one; returns why that is not possible, or None.
+
+    Signals get their default actions or are ignored, as in a program that is executed; SIGINT too, as in
+    `vllm_cli.__main__`.
+
+    Raises:
+        OSError: the process has ended.
+    """
+    status = _status(pid)
+    os.umask(int(status["Umask"], 8))
+    _set_signal_actions(int(status["SigIgn"], 16))
+    Path("/proc/self/comm").write_text(_text(f"/proc/{pid}/comm"))
+    with suppress(PermissionError):  # a lower score needs privileges: the server keeps the standby's
+        Path("/proc/self/oom_score_adj").write_text(_text(f"/proc/{pid}/oom_score_adj"))
+    return _enter_cgroup(pid) or _set_limits(pid)
 
 
-def current_settings() -> dict[str, str]:
-    """This process's settings."""
-    return _settings(_status())
+def _properties(pid: int) -> dict[str, str]:
+    status = _status(pid)
+    found = {name: status.get(name, "") for name in _STATUS}
+    found |= {f"the {name} namespace": _link(f"/proc/{pid}/ns/{name}") for name in os.listdir("/proc/self/ns")}  # noqa: PTH208
+    found |= {f"/proc/PID/{name}": _text(f"/proc/{pid}/{name}") for name in _FILES}
+    found |= {f"the soft limit {name}": _soft_limit(pid, name) for name in _LIMITS_AT_EXEC}
+    found["the root directory"] = _root_directory(pid)
+    found["the memory policy"] = "".join(_text(f"/proc/{pid}/numa_maps").split(" ", 2)[1:2])
+    found["the scheduling policy"] = f"{os.sched_getscheduler(pid)} {os.sched_getparam(pid).sched_priority}"
+    found["the nice value"] = str(os.getpriority(os.PRIO_PROCESS, pid))
+    found["the I/O priority"] = _io_priority(pid)
+    return found
 
 
-def _shown_facts(pid: str, status: dict[str, str]) -> dict[str, str]:
-    facts = {name: status.get(line, "") for line, name in _STATUS_FACTS.items()}
-    for link, name in _NAMESPACES.items():
-        facts[f"the {name} namespace"] = _link(f"/proc/{pid}/ns/{link}")
-    facts["the root directory"] = _root_directory(pid)
-    facts["the security label"] = _text("attr/current", pid) + _text("attr/apparmor/current", pid)
-    return facts
-
-
-def _facts(status: dict[str, str]) -> dict[str, str]:
-    facts = _shown_facts("self", status)
-    for limit in _LIMITS_AT_EXEC:
-        facts[f"the soft limit {limit}"] = str(resource.getrlimit(LIMITS[limit])[0])
-    facts["the personality"] = _text("personality")
-    facts["the memory policy"] = _second_word(_text("numa_maps"))
-    facts["the nice value of the session"] = _text("autogroup").rpartition(" ")[2] or "0"  # empty: the first session
-    scheduling = _text("sched")
-    facts["the utilization clamp"] = " ".join(_line(name, scheduling) for name in ("uclamp.min", "uclamp.max"))
-    facts["same-page merging"] = _line("ksm_merge_any", _text("ksm_stat"))
-    facts["the interpreter"] = f"{sys.executable} {sys.version}"
-    facts["the launcher's folder"] = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
-    facts["the prefix"] = f"{sys.prefix} {sys.base_prefix} {sys.exec_prefix}"
-    facts["the set of Python's flags"] = repr(tuple(sys.flags))
-    facts["the set of Python's -X options"] = repr(sorted(sys._xoptions.items()))
-    facts["the list of Python's warning filters"] = repr(sys.warnoptions)
-    facts["the file system encoding"] = f"{sys.getfilesystemencoding()} {sys.getfilesystemencodeerrors()}"
-    facts["the use of a Python debugger or profiler"] = str(bool(sys.gettrace() or sys.getprofile()))
-    return facts
-
-
-def _settings(status: dict[str, str]) -> dict[str, str]:
-    """In the order in which they are applied: what needs open files or privileges comes before the limits."""
-    return {
-        "the cgroup": _text("cgroup"),
-        "the login user": _text("loginuid"),
-        "the OOM score adjustment": _text("oom_score_adj"),
-        "the CPU affinity": status.get("Cpus_allowed_list", ""),
-        "the list of allowed memory nodes": status.get("Mems_allowed_list", ""),
-        "the scheduling policy": f"{os.sched_getscheduler(0)} {os.sched_getparam(0).sched_priority}",
-        "the nice value": str(os.getpriority(os.PRIO_PROCESS, 0)),
-        "the I/O priority": str(os.getpid()),
-        "the timer slack": _text("timerslack_ns"),
-        "the core dump filter": _text("coredump_filter"),
-        "the command name": _text("comm"),
-        "the umask": status.get("Umask", ""),
-        "the character type locale": _locale.setlocale(_locale.LC_CTYPE, None),
-        **{f"the text layer of {name}": _text_layer(name) for name in STREAMS},
-        "the set of ignored signals": _without_own(status.get("SigIgn", "0")),
-        **{name: "{} {}".format(*resource.getrlimit(number)) for name, number in LIMITS.items()},
-        "the set of blocked signals": status.get("SigBlk", "0"),
-    }
-
-
-def _status(pid: str = "self") -> dict[str, str]:
-    lines = (line.partition(":") for line in _text("status", pid).split("\n"))
-    return {name: value.strip() for name, _, value in lines}
-
-
-def _text(name: str, pid: str = "self") -> str:
-    """The first page of a file of /proc/PID; empty if the kernel does not have it or does not show it."""
+def _soft_limit(pid: int, name: str) -> str:
     try:
-        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        return str(resource.prlimit(pid, _LIMITS[name])[0])
+    except PermissionError:  # another user or group, which is a difference of its own
+        return ""
+
+
+def _set_signal_actions(ignored: int) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - _UNCHANGEABLE:
+        action: Any = signal.SIG_IGN if ignored >> (number - 1) & 1 else signal.SIG_DFL
+        if signal.getsignal(number) != action:  # handlers of `faulthandler` read as SIG_DFL and stay
+            signal.signal(number, action)
+
+
+def _set_limits(pid: int) -> str | None:
+    for name, number in _LIMITS.items():
+        wanted = resource.prlimit(pid, number)
+        try:
+            resource.setrlimit(number, wanted)
+        except (ValueError, OSError) as error:
+            return f"{name} could not be set to {wanted[0]} {wanted[1]}: {error}"
+    return None
+
+
+def _enter_cgroup(pid: int) -> str | None:
+    """Moves this process into another one's cgroup, or leaves it in one with the same limits.
+
+    Of version 1, the cgroups of all controllers must be the same.
+    """
+    theirs, own = _cgroups(pid), _cgroups(os.getpid())
+    path, own_path = theirs.pop("", ""), own.pop("", "")
+    if (reason := first_difference(theirs, own)) is not None:
+        return f"the cgroup of {reason}"
+    if path == own_path:
+        return None
+    mount = next((mount for mount in cgroups.mounts() if mount.version == 2), None)
+    folder, own_folder = (mount.folder_of(path), mount.folder_of(own_path)) if mount else (None, None)
+    if mount is None or folder is None or own_folder is None:
+        return f"the cgroup {path} is not visible"
+    try:
+        (folder / "cgroup.procs").write_text("0")
+    except OSError:
+        differing = _limits_of(folder, mount.point) ^ _limits_of(own_folder, mount.point)
+        if differing:
+            return f"the cgroup differs in {min(differing).partition('=')[0]}, and this user may not enter it"
+    return None
+
+
+def _cgroups(pid: int) -> dict[str, str]:
+    """The path of each hierarchy with limits, by its controllers: empty for version 2."""
+    lines = (line.split(":", 2) for line in _text(f"/proc/{pid}/cgroup").split("\n"))
+    return {line[1]: line[2] for line in lines if len(line) == 3 and not line[1].startswith("name=")}
+
+
+def _limits_of(folder: Path, top: Path) -> set[str]:
+    """The limits of a cgroup and its ancestors."""
+    places = [place for place in (folder, *folder.parents) if place.is_relative_to(top)]
+    values = ((name, "\n".join(cgroups.read_lines(place / name))) for place in places for name in _CGROUP_LIMITS)
+    return {f"{name}={value}" for name, value in values if value not in _UNLIMITED}
+
+
+def _io_priority(pid: int) -> str:
+    try:
+        return str(psutil.Process(pid).ionice())
+    except (OSError, psutil.Error):  # a kernel or sandbox without I/O priorities
+        return ""
+
+
+def _root_directory(pid: int) -> str:
+    """Device, inode and mount: a bind mount of the same folder is another root."""
+    try:
+        fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        root = os.fstat(fd)
+        mount = _fields(f"/proc/self/fdinfo/{fd}").get("mnt_id")
+        return f"{root.st_dev} {root.st_ino} {mount}"
+    finally:
+        os.close(fd)
+
+
+def _status(pid: int) -> dict[str, str]:
+    status = _fields(f"/proc/{pid}/status")
+    if not status:
+        raise ProcessLookupError(f"process {pid} has ended")
+    return status
+
+
+def _fields(path: str) -> dict[str, str]:
+    lines = (line.partition(":") for line in _text(path).split("\n"))
+    return {name: value.strip() for name, separator, value in lines if separator}
+
+
+def _text(path: str) -> str:
+    """The first page of a file of /proc; empty if the kernel does not have it or does not show it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
     try:
@@ -176,49 +228,11 @@ def _text(name: str, pid: str = "self") -> str:
         os.close(fd)
 
 
-def _text_layer(name: str) -> str:
-    """Of a standard stream: encoding and buffering, which Python derives from variables and the terminal."""
-    stream = getattr(sys, name)
-    if stream is None:
-        return "closed"
-    return f"{stream.encoding} {stream.errors} {stream.line_buffering:d} {stream.write_through:d}"
-
-
 def _link(path: str) -> str:
     try:
-        return os.readlink(path)  # noqa: PTH115  # pathlib is slow to import
+        return os.readlink(path)  # noqa: PTH115
     except OSError:
         return ""
-
-
-def _root_directory(pid: str) -> str:
-    """Device, inode and mount: a bind mount of the same folder is another root."""
-    try:
-        fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        root = os.fstat(fd)
-        return f"{root.st_dev} {root.st_ino} {_line('mnt_id', _text(f'fdinfo/{fd}'))}"
-    finally:
-        os.close(fd)
-
-
-def _line(name: str, text: str) -> str:
-    fields = (line.partition(":") for line in text.split("\n") if line.startswith(name))
-    return next((value.strip() for _, _, value in fields), "")
-
-
-def _second_word(text: str) -> str:
-    """Of a line of numa_maps: the policy of its memory, without an own one the process's."""
-    return "".join(text.split(" ", 2)[1:2])
-
-
-def _without_own(ignored: str) -> str:
-    mask = int(ignored, 16)
-    for number in (*IGNORED_BY_PYTHON, *_OF_THE_C_LIBRARY):
-        mask &= ~(1 << (number - 1))
-    return f"{mask:016x}"
 
 
 def _short(value: str) -> str:

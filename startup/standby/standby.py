@@ -9,13 +9,16 @@ import socket
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from server.machine.processes import pss_bytes
+from startup.config import ModelConfig
 from startup.errors import StartupError
+from startup.model.location import locate
+from startup.model.prefetch_plan import plan_files
+from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.standby import places
-from startup.standby.front_process import peer_of
-from startup.standby.model_pages import ModelPages
+from startup.standby.places import peer_of
 from startup.standby.status import STATUS, STOP, StandbyStatus
 from startup.standby.template_process import TemplateProcess
 
@@ -23,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _TICK_S: Final = 1.0
 _MEMORY_CHECK_S: Final = 10.0
+_PAGES_CHECK_S: Final = 60.0
 _MAX_REQUEST_BYTES: Final = 64
 
 
@@ -69,7 +73,7 @@ class _Standby:
         self._selector = stack.enter_context(selectors.DefaultSelector())
         self._control = stack.enter_context(self._open_control())
         stack.callback(_remove, folder_fd, places.CONTROL)
-        self._pages = stack.enter_context(ModelPages(options.models))
+        self._pages = stack.enter_context(_ModelPages(options.models))
         self._templates = [TemplateProcess(kind, options.models) for kind in options.kinds]
         for template in self._templates:
             stack.callback(_remove, folder_fd, template.kind)
@@ -197,6 +201,36 @@ class _Standby:
                     return
                 connection.send(self.status().to_json().encode())
                 self._is_stopping = self._is_stopping or request == STOP
+
+
+class _ModelPages:
+    """Keeps the models' weights in the page cache: reads them again when they were evicted.
+
+    Reads within the limits of every prefetch (`startup.prefetch.survey`); no page is locked.
+    """
+
+    def __init__(self, models: tuple[str, ...]) -> None:
+        self._models = models
+        self._next_s = 0.0
+        self._running: PrefetchHandle | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running is not None:
+            self._running.close()
+
+    def keep(self) -> None:
+        """Called regularly; reads once a minute, in a helper process, what is not resident."""
+        if self._running is not None and (report := self._running.result()) is not None:
+            logger.debug("%s", report)
+            self._running = None
+        if self._models and self._running is None and time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + _PAGES_CHECK_S
+            located = [locate(ModelConfig(model=model)).files for model in self._models]
+            paths = [path for files in located if files is not None for path in plan_files(files)]
+            self._running = start_prefetch(paths)
 
 
 def _lock(folder_fd: int) -> int:

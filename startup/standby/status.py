@@ -1,4 +1,4 @@
-"""What a standby reports about itself, and how another process asks for it."""
+"""What a standby reports about itself, and how another process requests it."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from startup.standby import places
-from startup.standby.front_process import peer_of
+from startup.standby.places import peer_of
 
 STATUS: Final = b"status"
 STOP: Final = b"stop"
@@ -90,4 +90,4 @@ def ask(request: bytes) -> StandbyStatus:
     except (FileNotFoundError, ConnectionRefusedError) as err:
         raise NoStandbyError("no standby runs for this user and Python environment") from err
     except (OSError, ValueError, TypeError, KeyError, places.UnsafeFolderError) as err:
-        raise NoStandbyError(f"the standby cannot be asked: {err}") from err
+        raise NoStandbyError(f"the standby cannot be reached: {err}") from err

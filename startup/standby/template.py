@@ -1,6 +1,6 @@
-"""A template process: imports what a kind of server needs, then forks a process for each client.
+"""A template process: imports what a kind of server needs, then forks a server for each front process.
 
-It stays single-threaded, so that its forks are complete copies, and reads nothing from a client.
+It forks with one thread, so that its forks are complete copies, and reads nothing from a front process.
 """
 
 import gc
@@ -20,15 +20,12 @@ from envs import foreign
 from server.machine.descriptors import move_socket_up, move_up
 from startup.errors import StartupError
 from startup.processes import death_pipe, messages
-from startup.processes.openmp_state import record_openmp
 from startup.standby import places
-from startup.standby.environment_reads import EnvironmentReads
-from startup.standby.environment_recorder import record_environment_reads
-from startup.standby.forked_server import ClientLink, TemplateFacts, take_over
+from startup.standby.forked_server import FrontLink, TemplateFacts, take_over
 from startup.standby.freshness import InstalledFiles
-from startup.standby.front_process import peer_of
-from startup.standby.given_environment import given_environment
 from startup.standby.huge_pages import use_huge_pages
+from startup.standby.import_environment import ImportEnvironment, execute_with, recorded_reads, written_since
+from startup.standby.places import peer_of
 from startup.standby.preloads import TemplateImports, choose_imports
 
 logger = logging.getLogger(__name__)
@@ -43,8 +40,8 @@ ENDED: Final = b"ended"
 _BACKLOG: Final = 128
 
 
-def wait_for_client(kind: str, models: Sequence[str], standby_fd: int) -> ClientLink:
-    """Runs the template process; returns in each process that it forks, which is a client's server.
+def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLink:
+    """Runs the template process; returns in each process that it forks, which is a server.
 
     Args:
         kind: what to import.
@@ -56,11 +53,11 @@ def wait_for_client(kind: str, models: Sequence[str], standby_fd: int) -> Client
     """
     death_pipe.follow_parent(os.getppid())
     imports = choose_imports(kind, models)
-    environment = given_environment(imports.variables)
+    given = execute_with(imports.variables)
     files = InstalledFiles()
-    record_openmp()
+    before = foreign.snapshot()
     begin_s = time.monotonic()
-    with record_environment_reads() as accesses:
+    with recorded_reads() as read:
         imports.run()
     import_s = time.monotonic() - begin_s
     files.record_loaded()
@@ -72,7 +69,7 @@ def wait_for_client(kind: str, models: Sequence[str], standby_fd: int) -> Client
     facts = TemplateFacts(
         pid=os.getpid(),
         at_import=foreign.snapshot(),
-        reads=EnvironmentReads(environment, accesses),
+        environment=ImportEnvironment(given, frozenset(read), written_since(before)),
         why_cold=imports.why_cold,
         files=files,
         import_s=import_s,
@@ -92,14 +89,14 @@ class _Template:
         self._standby = standby
         self._facts = facts
         self._imports = imports
-        self._clients: dict[int, socket.socket] = {}
-        """The connections of the forked processes' clients, by process."""
+        self._connections: dict[int, socket.socket] = {}
+        """To the front processes, by forked process."""
         self._signal_fds: tuple[int, ...] = ()
         """Read and write end of the pipe that a SIGCHLD writes to."""
         self._is_retired = False
         """No longer listens; only reports how its servers end."""
 
-    def run(self) -> ClientLink:
+    def run(self) -> FrontLink:
         """Forks until the standby ends or replaces this process; then waits for the servers' ends."""
         child_ended_fd = self._watch_children()
         poll = select.poll()
@@ -116,7 +113,7 @@ class _Template:
                 poll.unregister(self._listener.fileno())
                 self._listener.close()
                 self._is_retired = True
-            if self._is_retired and not self._clients:
+            if self._is_retired and not self._connections:
                 os._exit(0)  # the end of the interpreter would free all modules, and some libraries report leaks
             if self._listener.fileno() in ready and (link := self._fork_for(self._accept_all())) is not None:
                 return link
@@ -131,24 +128,24 @@ class _Template:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         return read_fd
 
-    def _fork_for(self, clients: list[socket.socket]) -> ClientLink | None:
-        """Forks a process for each client; returns a link only in a forked process."""
-        while clients:
-            connection = clients.pop(0)
-            client_pid, _ = peer_of(connection)
+    def _fork_for(self, connections: list[socket.socket]) -> FrontLink | None:
+        """Forks a process for each of them; returns a link only in a forked process."""
+        while connections:
+            connection = connections.pop(0)
+            front_pid, _ = peer_of(connection)
             try:
                 pid = os.fork()
-            except OSError as err:  # the client starts cold
-                logger.warning("no process can be forked for a client: %s", err)
+            except OSError as err:  # the start is cold
+                logger.warning("no server can be forked: %s", err)
                 connection.close()
                 continue
             if pid == 0:
-                return self._become_server(connection, client_pid, clients)
-            self._clients[pid] = connection
+                return self._become_server(connection, front_pid, connections)
+            self._connections[pid] = connection
         return None
 
     def _accept_all(self) -> list[socket.socket]:
-        """All waiting clients of this user; each is told at once that this process works."""
+        """All waiting front processes of this user; each gets a byte at once, since this process works."""
         accepted: list[socket.socket] = []
         while True:
             try:
@@ -162,16 +159,16 @@ class _Template:
                 connection.send(places.ACK, socket.MSG_DONTWAIT)
             accepted.append(connection)
 
-    def _become_server(self, connection: socket.socket, client_pid: int, others: Sequence[socket.socket]) -> ClientLink:
+    def _become_server(self, connection: socket.socket, front_pid: int, others: Sequence[socket.socket]) -> FrontLink:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for fd in self._signal_fds:
             os.close(fd)
         self._listener.close()
-        for other in (*self._clients.values(), *others):
+        for other in (*self._connections.values(), *others):
             other.close()
-        self._clients.clear()
-        link = take_over(connection, client_pid, self._facts, self._report_stale)
+        self._connections.clear()
+        link = take_over(connection, front_pid, self._facts, self._report_stale)
         self._report(STARTED + b" %d" % os.getpid())
         self._standby.close()
         return link
@@ -184,15 +181,15 @@ class _Template:
             self._standby.send(message, socket.MSG_DONTWAIT)
 
     def _reap(self) -> None:
-        """Reports to each client how its server has ended."""
-        for pid, connection in list(self._clients.items()):
+        """Reports to each front process how its server has ended."""
+        for pid, connection in list(self._connections.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 code = os.waitstatus_to_exitcode(status)
                 with suppress(OSError):
                     connection.send(messages.encode([b"status", str(code).encode()]), socket.MSG_DONTWAIT)
                 connection.close()
-                del self._clients[pid]
+                del self._connections[pid]
                 self._report(ENDED + b" %d" % pid)
                 if (reason := self._imports.why_renew()) is not None:
                     self._report(INCOMPLETE + b" " + os.fsencode(reason))

@@ -9,7 +9,7 @@ import time
 from typing import Final
 
 from server.machine.processes import pss_bytes
-from startup.standby.launcher_folder import module_folder
+from startup.standby.places import module_folder
 from startup.standby.status import TemplateState, TemplateStatus
 from startup.standby.template import ENDED, INCOMPLETE, READY, STALE, STARTED
 

@@ -7,12 +7,12 @@ from typing import NamedTuple, NoReturn
 class WarmOrigin(NamedTuple):
     """A warm start; times in monotonic nanoseconds."""
 
-    client_begin_ns: int
+    front_begin_ns: int
     """When the kernel started the process that the user started."""
     request_ns: int
     """When it requested the fork."""
     forked_ns: int
-    """When the forked process had taken over the client's state."""
+    """When the forked process had taken over the state of the process that the user started."""
     saved_s: float
     """How long the imports took that the template process has done before."""
     template_pid: int
@@ -25,4 +25,4 @@ cold_reason = ""
 """Why a start that might have been warm is cold; empty if no warm start was wanted."""
 
 start_again: Callable[[str, str], NoReturn] | None = None
-"""In a warm start: ends this process and has the client start the server cold, with a variable set."""
+"""In a warm start: ends this process and has the front process start the server cold, with a variable set."""

@@ -40,8 +40,8 @@ class PhaseTimeline:
             timeline = cls(process_start_ns())
             timeline.add(API, [("interpreter_and_cli", timeline.origin_ns, now)])
             return timeline
-        timeline = cls(warm.client_begin_ns)
-        interpreter = ("interpreter", warm.client_begin_ns, warm.request_ns)
+        timeline = cls(warm.front_begin_ns)
+        interpreter = ("interpreter", warm.front_begin_ns, warm.request_ns)
         fork = ("fork_from_standby", warm.request_ns, warm.forked_ns)
         timeline.add(API, [interpreter, fork, ("cli", warm.forked_ns, now)])
         return timeline

@@ -4,7 +4,7 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +15,7 @@ from tests.e2e.raw_client import RawAnswer, RawClient
 from tests.e2e.server_process import ServerProcess
 from tests.llamas import save_tiny_llama
 from tests.server.http import middleware_of_a_user
+from tests.stopped import stopped
 from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -40,16 +41,6 @@ def server(folder: Path) -> Iterator[ServerProcess]:
         yield running
 
 
-@contextmanager
-def _stopped(server: ServerProcess) -> Iterator[None]:
-    """The event loop does not run."""
-    server.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        server.process.send_signal(signal.SIGCONT)
-
-
 def _request(path: str, headers: str = "") -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: a\r\n{headers}\r\n".encode()
 
@@ -71,11 +62,11 @@ def test_probes_are_answered_while_the_event_loop_is_held_and_503_after_two_seco
     path: str, shared: ServerProcess
 ) -> None:
     def is_answered() -> bool:
-        with _stopped(shared):
+        with stopped(shared.process.pid):
             return _status_of_stopped(shared, path) == 200
 
     wait_until(is_answered)
-    with _stopped(shared):
+    with stopped(shared.process.pid):
         wait_until(lambda: _status_of_stopped(shared, path) == 503)
     wait_until(lambda: shared.health() == 200)
 
@@ -85,7 +76,7 @@ def test_a_client_that_probes_again_is_answered_while_the_event_loop_is_held(sha
         client = RawClient(shared.port)
         for _ in range(3):
             assert _ask(client).status == 200
-        with _stopped(shared):
+        with stopped(shared.process.pid):
             return _status_of_stopped(shared, "/health", client) == 200
 
     wait_until(is_answered)
@@ -99,7 +90,7 @@ def test_answers_have_the_bytes_of_the_servers_own(shared: ServerProcess, folder
 
     def is_answered() -> bool:
         answers.clear()
-        with _stopped(shared), suppress(TimeoutError):
+        with stopped(shared.process.pid), suppress(TimeoutError):
             answers.extend(
                 _bytes(shared, path, headers) for path in _PATHS for headers in ("", "Connection: close\r\n")
             )

@@ -109,11 +109,11 @@ def test_the_end_of_the_container_ends_its_servers(container: _Container, model_
         server.process.wait(_GONE_S)
 
 
-def test_a_killed_client_leaves_no_process_in_the_container(container: _Container, model_path: Path) -> None:
+def test_a_killed_front_process_leaves_no_process_in_the_container(container: _Container, model_path: Path) -> None:
     with ServerProcess([str(model_path)], launcher=container.exec, environment=container.variables) as server:
         forked = psutil.Process(container.process.pid).children(recursive=True)
-        (client,) = psutil.Process(server.process.pid).children()
-        client.kill()
+        (front,) = psutil.Process(server.process.pid).children()
+        front.kill()
         server.process.wait(_GONE_S)
         wait_until(lambda: len(psutil.Process(container.process.pid).children(recursive=True)) == 3)
         assert len(forked) > 3

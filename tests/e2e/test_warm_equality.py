@@ -1,4 +1,4 @@
-"""A forked server and an executed one are compared from outside (/proc) and from inside (an audit hook)."""
+"""A forked server and an executed one are compared from outside (/proc) and inside (`self_description`)."""
 
 import json
 import os
@@ -16,60 +16,12 @@ from tests.ports import free_port
 from tests.standby_process import OFF, StandbyProcess
 from tests.waiting import wait_until
 
-_HOOK: Final = """
-import os, sys
-
-busy = []
-
-def describe():
-    import gc, json, locale, logging, multiprocessing, random, resource, signal, tempfile, threading, warnings
-    torch = sys.modules.get("torch")
-    shown = {{
-        "argv": sys.argv, "orig_argv": sys.orig_argv, "path": sys.path, "flags": str(sys.flags),
-        "environment": dict(os.environ), "folder": os.getcwd(), "executable": sys.executable, "prefix": sys.prefix,
-        "dont_write_bytecode": sys.dont_write_bytecode, "pycache_prefix": sys.pycache_prefix,
-        "recursion": sys.getrecursionlimit(), "switch_interval": sys.getswitchinterval(),
-        "locale": [locale.setlocale(kind) for kind in range(7)],
-        "encodings": [locale.getpreferredencoding(), sys.getfilesystemencoding()],
-        "streams": [[stream and (stream.encoding, stream.errors, stream.line_buffering)]
-                    for stream in (sys.stdin, sys.stdout, sys.stderr)],
-        "handlers": {{number: str(signal.getsignal(number)).split(" at 0x")[0] for number in signal.valid_signals()
-                     if number not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)}},
-        "mask": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
-        "limits": {{name: resource.getrlimit(getattr(resource, name)) for name in dir(resource) if "RLIMIT" in name}},
-        "affinity": sorted(os.sched_getaffinity(0)), "nice": os.nice(0), "temporary": tempfile.gettempdir(),
-        "start_method": multiprocessing.get_start_method(allow_none=True), "collects": gc.isenabled(),
-        "main_thread": threading.current_thread() is threading.main_thread(),
-        "time_zone": __import__("time").tzname,
-    }}
-    if torch is not None:
-        shown["torch"] = [torch.get_num_threads(), torch.get_num_interop_threads(), str(torch.get_default_dtype()),
-                          torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()]
-        import numpy
-        shown["random"] = [random.random(), torch.initial_seed(), float(torch.rand(1)), numpy.random.rand()]
-    return json.dumps(shown)
-
-def hook(event, args):
-    if event != "open" or busy:
-        return
-    name = getattr(getattr(sys.modules.get("multiprocessing.process"), "current_process", lambda: None)(), "name", "")
-    role = "engine" if name == "vllm-cli-engine" else "api"
-    if not str(args[0]).endswith({{"engine": "generation_config.json", "api": "tokenizer.json"}}[role]):
-        return
-    if role == "api" and "serve" not in sys.argv:
-        return
-    busy.append(1)
-    with open(os.environ["DESCRIBE_IN"] + "/" + role + ".part", "w") as file:
-        file.write(describe())
-    os.rename(file.name, os.environ["DESCRIBE_IN"] + "/" + role)
-
-sys.addaudithook(hook)
-""".replace("{{", "{").replace("}}", "}")
-
+_DESCRIBING: Final = {"PYTHONPATH": str(Path(__file__).parent / "self_description"), "DESCRIBE_IN": "/nowhere"}
+"""Variables with which the processes of a server describe themselves."""
 _LAUNCHER: Final = (
     "sh",
     "-c",
-    'umask 027; ulimit -n 512; ulimit -c 0; trap "" USR1; cd "$0"; exec nice -n 3 taskset -c 0 "$@" 3</etc/hostname',
+    'umask 027; ulimit -n 512; ulimit -c 0; trap "" USR1; cd "$0"; exec "$@" 3</etc/hostname',
 )
 _STATUS: Final = (
     "Name", "Umask", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd",
@@ -81,14 +33,6 @@ class _Description(NamedTuple):
     outside: dict[str, Any]
     api: dict[str, Any]
     engine: dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def hooked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Variables with which every Python program can describe itself."""
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "sitecustomize.py").write_text(_HOOK)
-    return {"PYTHONPATH": str(folder), "DESCRIBE_IN": "/nowhere"}
 
 
 def _describe(model: Path, environment: Mapping[str, str], folder: Path, standby: StandbyProcess) -> _Description:
@@ -119,13 +63,13 @@ def _outside(process: psutil.Process) -> dict[str, Any]:
         "comm": (folder / "comm").read_text(),
         "nice": process.nice(),
         "streams": [str((folder / "fd" / str(number)).readlink()) for number in (0, 3)],
-        **{name: (folder / name).read_text() for name in ("limits", "cgroup", "oom_score_adj", "timerslack_ns")},
+        **{name: (folder / name).read_text() for name in ("limits", "cgroup", "oom_score_adj")},
     }
 
 
-def test_a_forked_server_equals_an_executed_one(hooked: dict[str, str], tiny_llama: Path, tmp_path: Path) -> None:
-    with StandbyProcess(environment=hooked) as standby:
-        environment = {**hooked, **standby.environment}
+def test_a_forked_server_equals_an_executed_one(tiny_llama: Path, tmp_path: Path) -> None:
+    with StandbyProcess(environment=_DESCRIBING) as standby:
+        environment = {**_DESCRIBING, **standby.environment}
         warm = _describe(tiny_llama, environment, tmp_path / "warm", standby)
         second = _describe(tiny_llama, environment, tmp_path / "second", standby)
         assert standby.num_starts() == 2
@@ -136,7 +80,7 @@ def test_a_forked_server_equals_an_executed_one(hooked: dict[str, str], tiny_lla
     for description in (warm, cold):
         for name in ("orig_argv", "flags"):  # of the program `python -c` with which an executed forkserver starts
             del description.engine[name]
-        del description.api["switch_interval"]  # shorter while the engine is requested (`engine.background_start`)
+        del description.api["switch_interval"]  # shorter while the engine is requested (`engine.starter`)
         description.api.pop("torch", None)  # the API process of a cold start has not imported it
         description.api.pop("random", None)
     for ours, theirs in zip(warm, cold, strict=True):

@@ -20,7 +20,7 @@ from tests.standby_process import StandbyProcess
 from tests.waiting import is_gone, wait_until
 
 FORK_TAKES_OVER: Final = ("os.chdir", "", None)
-"""The forked process has told the client that it works, and has read the request."""
+"""The forked process has told the front process that it works, and has read the request."""
 
 _STOP_BEFORE_GO: Final = """
 import os, signal, sys
@@ -41,7 +41,7 @@ class _Start(NamedTuple):
 
     standby: StandbyProcess
     environment: Mapping[str, str]
-    client: "subprocess.Popen[bytes]"
+    front: "subprocess.Popen[bytes]"
     port: int
     server: psutil.Process
     stopped: psutil.Process | None
@@ -49,8 +49,8 @@ class _Start(NamedTuple):
 
     def victim(self, role: str) -> psutil.Process:
         match role:
-            case "client":
-                return psutil.Process(self.client.pid)
+            case "front":
+                return psutil.Process(self.front.pid)
             case "server":
                 return self.server
             case "engine":
@@ -99,18 +99,18 @@ def _left_running(server: ServerProcess) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("phase", "role"),
     [
-        ("ready", "client"),
+        ("ready", "front"),
         ("ready", "server"),
         *(
             pytest.param(phase, role, marks=pytest.mark.thorough)
             for phase, role in (
                 ("ready", "engine"),
                 ("ready", "forkserver"),
-                ("load", "client"),
+                ("load", "front"),
                 ("load", "server"),
                 ("load", "engine"),
                 ("load", "forkserver"),
-                ("take-over", "client"),
+                ("take-over", "front"),
                 ("take-over", "server"),
             )
         ),
@@ -119,17 +119,17 @@ def _left_running(server: ServerProcess) -> Iterator[None]:
 def test_the_start_ends_with_a_process_of_it(phase: str, role: str, tiny_llama: Path, tmp_path: Path) -> None:
     with _start(tiny_llama, tmp_path, phase) as start:
         template = start.standby.template()
-        family = [psutil.Process(start.client.pid), start.server, *start.server.children(recursive=True)]
+        family = [psutil.Process(start.front.pid), start.server, *start.server.children(recursive=True)]
         start.victim(role).kill()
         start.resume()
-        code = start.client.wait(60)
+        code = start.front.wait(60)
         wait_until(lambda: all(is_gone(process.pid) for process in family))
         start.standby.wait_no_server()
         assert start.standby.template().pid == template.pid
-        if role in ("client", "server") and phase != "take-over":
+        if role in ("front", "server") and phase != "take-over":
             assert code == -signal.SIGKILL
         else:
-            assert code in ({1, 3} if role != "client" else {-signal.SIGKILL})
+            assert code in ({1, 3} if role != "front" else {-signal.SIGKILL})
         _assert_next_start_is_warm(start.environment, tiny_llama)
 
 
@@ -152,17 +152,17 @@ def test_the_start_ends_with_a_process_of_it(phase: str, role: str, tiny_llama: 
 def test_a_server_outlives_what_it_was_forked_from(phase: str, role: str, tiny_llama: Path, tmp_path: Path) -> None:
     with _start(tiny_llama, tmp_path, phase) as start:
         template = start.standby.template()
-        family = [psutil.Process(start.client.pid), start.server, *start.server.children(recursive=True)]
+        family = [psutil.Process(start.front.pid), start.server, *start.server.children(recursive=True)]
         start.victim(role).kill()
         start.resume()
-        wait_until(lambda: _is_healthy(start.port) or start.client.poll() is not None)
-        assert start.client.poll() is None
+        wait_until(lambda: _is_healthy(start.port) or start.front.poll() is not None)
+        assert start.front.poll() is None
         family += start.server.children(recursive=True)
         if role == "template":
             _wait_replaced(start.standby, template.pid)
             _assert_next_start_is_warm(start.environment, tiny_llama)
-        start.client.send_signal(signal.SIGTERM)
-        assert start.client.wait(60) == 0
+        start.front.send_signal(signal.SIGTERM)
+        assert start.front.wait(60) == 0
         wait_until(lambda: all(is_gone(process.pid) for process in family))
         if role == "standby":
             wait_until(lambda: is_gone(template.pid))
@@ -192,7 +192,9 @@ def _assert_next_start_is_warm(environment: Mapping[str, str], model: Path) -> N
 
 
 @pytest.mark.thorough
-def test_a_client_that_is_killed_before_the_template_accepts_it(standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_a_front_process_that_is_killed_before_the_template_accepts_it(
+    standby: StandbyProcess, tiny_llama: Path
+) -> None:
     template = standby.template()
     num_fds = template.num_fds()
     template.suspend()
@@ -218,36 +220,36 @@ def _is_connected(pid: int) -> bool:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("role", ["client", "server", "template", "standby"])
-def test_a_kill_before_the_client_agrees(role: str, tiny_llama: Path) -> None:
+@pytest.mark.parametrize("role", ["front", "server", "template", "standby"])
+def test_a_kill_before_the_front_process_agrees(role: str, tiny_llama: Path) -> None:
     """The forked process is ready to be the server, and does nothing that others could see until it may."""
     port = free_port()
     with StandbyProcess() as standby:
         template = standby.template()
         num_fds = template.num_fds()
         words = [sys.executable, "-c", _STOP_BEFORE_GO, "serve", str(tiny_llama), "--port", str(port)]
-        with subprocess.Popen(words, env={**os.environ, **standby.environment}, stderr=subprocess.PIPE) as client:
-            stopped = psutil.Process(client.pid)
+        with subprocess.Popen(words, env={**os.environ, **standby.environment}, stderr=subprocess.PIPE) as front:
+            stopped = psutil.Process(front.pid)
             wait_until(lambda: stopped.status() == psutil.STATUS_STOPPED)
             (forked,) = standby.servers()
-            start = _Start(standby, standby.environment, client, port, forked, stopped)
+            start = _Start(standby, standby.environment, front, port, forked, stopped)
             start.victim(role).kill()
-            if role == "server":  # until the template has closed the connection, the client could still agree
+            if role == "server":  # until the template has closed the connection, the front process could still agree
                 wait_until(lambda: template.num_fds() == num_fds)
             start.resume()
-            if role in ("client", "server"):
-                _, errors = client.communicate(timeout=60)
+            if role in ("front", "server"):
+                _, errors = front.communicate(timeout=60)
                 wait_until(lambda: is_gone(forked.pid))
-                if role == "client":
-                    assert client.returncode == -signal.SIGKILL
+                if role == "front":
+                    assert front.returncode == -signal.SIGKILL
                 else:
-                    assert client.returncode == 3
+                    assert front.returncode == 3
                     assert b"--standby require: the standby has not forked a server: " in errors
                 standby.wait_no_server()
                 _assert_next_start_is_warm(standby.environment, tiny_llama)
             else:
                 wait_until(lambda: _is_healthy(port))
-                client.terminate()
-                assert client.wait(60) == 0
+                front.terminate()
+                assert front.wait(60) == 0
                 wait_until(lambda: is_gone(forked.pid))
                 wait_until(lambda: is_gone(template.pid))

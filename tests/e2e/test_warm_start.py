@@ -207,7 +207,7 @@ def test_a_signal_in_any_phase_ends_the_start(
 def test_a_signal_while_the_fork_takes_over_leaves_nothing(
     number: int, delay_s: float, tiny_llama: Path, standby: StandbyProcess
 ) -> None:
-    """The client or the forked process receives it before the server listens."""
+    """The front process or the forked one receives it before the server listens."""
     with _serve(tiny_llama, standby, wait=False) as server:
         wait_until(standby.servers)
         time.sleep(delay_s)

@@ -145,7 +145,7 @@ def test_a_signal_ends_a_start_as_a_shell_reports_it(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-def test_a_server_that_is_killed_ends_its_supervisor_by_the_same_signal(
+def test_a_server_that_is_killed_ends_its_front_process_by_the_same_signal(
     number: signal.Signals, cold_or_warm: dict[str, str], job: _Job
 ) -> None:
     process = subprocess.Popen(

@@ -3,6 +3,7 @@
 import click
 
 from envs.registry import env
+from server.exit_codes import OK, START_FAILED
 from startup.config import StandbyMode, StartupConfig
 from startup.engine.installed import require_embedded_engine
 from startup.errors import StartupError
@@ -80,4 +81,4 @@ def _check(config: StartupConfig, *, as_json: bool) -> int:
 
 def _print(report: PreflightReport, *, as_json: bool) -> int:
     click.echo(report.to_json() if as_json else report.to_text())
-    return 3 if report.errors else 0
+    return START_FAILED if report.errors else OK

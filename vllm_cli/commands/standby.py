@@ -13,7 +13,6 @@ from startup.logs.setup import configure_logging, log_options_of_environment
 from startup.serve_words import is_vllm_installed
 from startup.standby import places
 from startup.standby.kinds import EMBEDDED, KINDS, VLLM_COMPILED, VLLM_EAGER
-from startup.standby.launcher_folder import module_folder
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
 from startup.timeline.live_line import LiveLine
 from vllm_cli.errors import InputError
@@ -140,7 +139,7 @@ def _detach(words: list[str]) -> int:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as log:  # noqa: PTH123
         process = subprocess.Popen(
             [sys.executable, "-m", "vllm_cli", "standby", *words],
-            cwd=module_folder(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            cwd=places.module_folder(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     live = LiveLine(sys.stderr)
     begin_s = time.monotonic()

@@ -17,18 +17,10 @@ from server.limits import LimitsConfig
 from server.routes.health import PROBE_PATHS
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
-from startup.probes.answer import Answer
 from startup.probes.embedded_probes import EmbeddedProbes
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
-
-
-class _NoAnswers:
-    def answer(self, path: str) -> Answer:
-        return Answer(503)
-
-    def follow(self, message: bytes) -> None:
-        pass
+from tests.startup.probes.no_answers import NoAnswers
 
 
 class _Server:
@@ -109,7 +101,7 @@ def _run(test: Callable[[_Server], Awaitable[None]], limits: LimitsConfig | None
         async with _serving(listener, responder, limits or LimitsConfig()) as server, asyncio.timeout(60):
             await test(server)
 
-    with listen(host="127.0.0.1", port=0, uds=None) as listener, StartupResponder(listener, _NoAnswers()) as responder:
+    with listen(host="127.0.0.1", port=0, uds=None) as listener, StartupResponder(listener, NoAnswers()) as responder:
         uvloop.run(run())
 
 

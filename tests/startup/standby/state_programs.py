@@ -1,23 +1,20 @@
-"""Real processes for the tests of process state: a client, and a template whose fork takes over its state.
-
-Both print JSON. A client lives until it is closed: its I/O priority is read while the fork applies its state.
-"""
+"""Real processes for the tests of process state: a started one, and a template whose fork takes it over."""
 
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 _SNAPSHOT = """
 import json, os, sys
 from startup.standby import process_state
 
 VOLATILE = ("Name State Tgid Ngid Pid PPid FDSize NStgid NSpid NSpgid NSsid HugetlbPages Threads SigQ SigPnd ShdPnd "
-            "voluntary_ctxt_switches nonvoluntary_ctxt_switches").split()
-FILES = ("limits cgroup cpuset oom_score_adj timerslack_ns coredump_filter personality loginuid attr/current uid_map "
-         "gid_map projid_map setgroups mountinfo timens_offsets").split()
+            "SigCgt voluntary_ctxt_switches nonvoluntary_ctxt_switches").split()
+FILES = ("limits cgroup cpuset oom_score_adj coredump_filter personality loginuid attr/current uid_map gid_map "
+         "projid_map setgroups mountinfo timens_offsets comm").split()
 
 def text(name):
     try:
@@ -33,35 +30,29 @@ def snapshot():
     shown |= {name: value for name, value in lines.items()
               if name not in VOLATILE and not name.startswith(("Vm", "Rss"))}
     shown |= {line.split(":")[0].strip(): line for line in text("sched").splitlines()
-              if line.startswith(("policy", "prio", "uclamp"))}
+              if line.startswith(("policy", "prio"))}
     shown |= {"ns " + name: os.readlink("/proc/self/ns/" + name) for name in os.listdir("/proc/self/ns")}
     shown["I/O priority"] = repr(psutil.Process().ionice())
     return shown
 """
 
-_CLIENT = f"""{_SNAPSHOT}
-state = process_state.capture()
-print(json.dumps({{"facts": state.facts, "settings": state.settings, "shown": snapshot()}}), flush=True)
+_STARTED = f"""{_SNAPSHOT}
+from startup.standby.front_process import interpreter_state
+print(json.dumps({{"pid": os.getpid(), "shown": snapshot(), "interpreter": interpreter_state()}}), flush=True)
 sys.stdin.read()
 """
 
 _TEMPLATE = f"""{_SNAPSHOT}
 import signal
-from startup.standby import state_change
-state = json.load(sys.stdin)
+pid = int(sys.argv[1])
 signal.signal(signal.SIGTERM, lambda *_: None)
 signal.signal(signal.SIGHUP, lambda *_: None)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-if (pid := os.fork()) == 0:
-    result = {{"differs": process_state.why_not_equal(state["facts"])}}
-    if result["differs"] is None:
-        result["refused"] = state_change.apply(state["settings"])
-    now = process_state.capture()
-    result |= {{"facts": now.facts, "settings": now.settings, "shown": snapshot()}}
-    print(json.dumps(result), flush=True)
+if (child := os.fork()) == 0:
+    reason = process_state.why_not_equal(pid) or process_state.take_over(pid)
+    print(json.dumps([reason, snapshot()]), flush=True)
     os._exit(0)
-os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 _CHANGE = "import os, sys; exec(sys.argv[1]); os.execvp(sys.argv[2], sys.argv[2:])"
@@ -72,20 +63,37 @@ def after(change: str) -> tuple[str, ...]:
     return (sys.executable, "-c", f"import psutil, resource, signal\n{_CHANGE}", change)
 
 
+class Started(NamedTuple):
+    """A process that `exec` has made."""
+
+    pid: int
+    shown: dict[str, str]
+    """What /proc shows of it."""
+    interpreter: dict[str, str]
+
+
 @contextmanager
-def client(*launcher: str, options: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
-    """What a process started by the launcher captured; `shown` is what /proc shows of it."""
-    command = [*launcher, sys.executable, *options, "-c", _CLIENT]
+def started(*launcher: str) -> Iterator[Started]:
+    """A process that the launcher starts; it ends with the block."""
+    command = [*launcher, sys.executable, "-c", _STARTED]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
-        yield json.loads(process.stdout.readline())
+        answer: dict[str, Any] = json.loads(process.stdout.readline())
+        yield Started(**answer)
         process.stdin.close()
     assert process.returncode == 0
 
 
-def forked(state: dict[str, Any], *launcher: str) -> dict[str, Any]:
-    """What a template's fork answers to a client's state, and its own state afterwards."""
-    command = [*launcher, sys.executable, "-c", _TEMPLATE]
-    result = subprocess.run(command, input=json.dumps(state), capture_output=True, text=True, timeout=60)
+class Forked(NamedTuple):
+    """A fork that has taken over a process's state, or not."""
+
+    reason: str | None
+    shown: dict[str, str]
+
+
+def forked(pid: int, *launcher: str) -> Forked:
+    """A fork of a template that the launcher has started."""
+    command = [*launcher, sys.executable, "-c", _TEMPLATE, str(pid)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return Forked(*json.loads(result.stdout))

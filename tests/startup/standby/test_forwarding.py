@@ -14,10 +14,10 @@ import pytest
 from tests.e2e.stop_point import StopPoint
 from tests.waiting import is_gone, wait_until
 
-_CLIENT: Final = """
+_FRONT: Final = """
 import os, signal, socket, sys
 from startup.processes import messages
-from startup.standby.forwarding import supervise
+from startup.standby.forwarding import follow_server
 ours, theirs = socket.socketpair()
 pid = os.fork()
 if pid == 0:
@@ -29,57 +29,57 @@ if pid == 0:
 theirs.close()
 sys.orig_argv[:] = [sys.executable, "-S", "-c", "import os; print(os.environ['ASKED'], flush=True)"]
 print(pid, flush=True)
-sys.exit(supervise(ours, pid, os.pidfd_open(pid), os.pipe()[1], None))
+sys.exit(follow_server(ours, pid, os.pidfd_open(pid), os.pipe()[1], None))
 """
-"""Supervises a server that asks for a cold start, and ends when standard input does."""
+"""Follows a server that requests a cold start, and ends when standard input does."""
 
 
 @contextmanager
-def _client(environment: dict[str, str]) -> Iterator[tuple["subprocess.Popen[str]", int]]:
-    words = [sys.executable, "-c", _CLIENT]
+def _front(environment: dict[str, str]) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    words = [sys.executable, "-c", _FRONT]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), **environment}
     pipe = subprocess.PIPE
-    with subprocess.Popen(words, env=environment, stdin=pipe, stdout=pipe, text=True) as client:
-        assert client.stdout is not None
-        server_pid = int(client.stdout.readline())
+    with subprocess.Popen(words, env=environment, stdin=pipe, stdout=pipe, text=True) as front:
+        assert front.stdout is not None
+        server_pid = int(front.stdout.readline())
         try:
-            yield client, server_pid
+            yield front, server_pid
         finally:
-            client.kill()
+            front.kill()
     wait_until(lambda: is_gone(server_pid))
 
 
-def _finish(client: "subprocess.Popen[str]") -> str:
-    """Ends the server, and returns what the program executed instead of the client has printed."""
-    return client.communicate(timeout=60)[0]
+def _finish(front: "subprocess.Popen[str]") -> str:
+    """Ends the server, and returns what the program executed instead of the front process has printed."""
+    return front.communicate(timeout=60)[0]
 
 
 def test_without_a_signal_the_start_goes_on_cold() -> None:
-    with _client({}) as (client, _):
-        assert _finish(client) == "cold\n"
-        assert client.returncode == 0
+    with _front({}) as (front, _):
+        assert _finish(front) == "cold\n"
+        assert front.returncode == 0
 
 
 def test_a_signal_that_the_ending_server_did_not_act_on() -> None:
-    with _client({}) as (client, _):
-        wait_until(lambda: _catches(client.pid, signal.SIGCONT))  # the last one
-        client.send_signal(signal.SIGTERM)
-        assert (_finish(client), client.returncode) == ("", -signal.SIGTERM)
+    with _front({}) as (front, _):
+        wait_until(lambda: _catches(front.pid, signal.SIGCONT))  # the last one
+        front.send_signal(signal.SIGTERM)
+        assert (_finish(front), front.returncode) == ("", -signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_just_before_the_program_is_executed_again(tmp_path: Path, number: signal.Signals) -> None:
     stop = StopPoint(tmp_path, "os.exec", "")
     environment = {"PYTHONPATH": os.pathsep.join([*stop.environment.values(), str(Path(__file__).parents[3])])}
-    with _client(environment) as (client, _):
-        assert client.stdin is not None
-        client.stdin.close()
+    with _front(environment) as (front, _):
+        assert front.stdin is not None
+        front.stdin.close()
         stopped = stop.wait_stopped()
-        assert stopped.pid == client.pid
-        client.send_signal(number)
+        assert stopped.pid == front.pid
+        front.send_signal(number)
         stopped.resume()
-        client.stdin = None
-        assert (_finish(client), client.returncode) == ("", -number)
+        front.stdin = None
+        assert (_finish(front), front.returncode) == ("", -number)
 
 
 def test_ctrl_c_just_before_a_cold_start_is_executed_again(tmp_path: Path) -> None:

@@ -22,33 +22,30 @@ _MANY = [pytest.param(40, id="some"), pytest.param(1000, id="many", marks=pytest
 
 
 @cache
-def _captured_state() -> tuple[dict[str, str], dict[str, str]]:
-    """Of another process: pytest has replaced the standard streams of this one."""
+def _interpreter() -> dict[str, str]:
+    """Of another process: pytest may have changed this one."""
     code = (
-        "import json; from startup.standby.process_state import capture\n"
-        "state = capture(); print(json.dumps([state.facts, state.settings]))"
+        "import json; from startup.standby import front_process; print(json.dumps(front_process.interpreter_state()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
-    facts, settings = json.loads(done.stdout)
-    settings["the I/O priority"] = str(os.getpid())  # that of a process which runs
-    return facts, settings
+    interpreter: dict[str, str] = json.loads(done.stdout)
+    return interpreter
 
 
 def _right_request() -> list[list[bytes]]:
-    facts, settings = _captured_state()
     return [
         [b"vllm-cli", b"serve", b"--preflight-only"],
         [sys.executable.encode(), b"-m", b"vllm_cli", b"serve"],
         [os.fsencode(path) for path in sys.path],
         [name + b"=" + value for name, value in os.environb.items()],
-        messages.pairs(facts),
-        messages.pairs(settings),
+        messages.pairs(_interpreter()),
+        [b"C.UTF-8", b"strict 0", b"strict 0", b"backslashreplace 1"],
         [b"1", b"0", b"1", b"2"],
     ]
 
 
 def _request(rng: random.Random) -> list[list[bytes]]:
-    """A client's request, in which some parts are wrong."""
+    """A request in which some parts are wrong."""
     sections = _right_request()
     for _ in range(rng.randrange(4)):
         section = rng.choice(sections)
@@ -70,7 +67,7 @@ def _request(rng: random.Random) -> list[list[bytes]]:
     return sections
 
 
-def _answer_without_facts(standby: StandbyProcess) -> bytes:
+def _answer_without_interpreter(standby: StandbyProcess) -> bytes:
     request = _right_request()
     request[4].clear()
     with socket.socket(socket.AF_UNIX) as connection:
@@ -128,7 +125,7 @@ def test_a_template_survives_any_request(num_requests: int, standby: StandbyProc
             if rng.random() < 0.5:
                 connection.shutdown(socket.SHUT_WR)
                 answers += connection.recv(4096)
-    assert b"cold" in _answer_without_facts(standby)
+    assert b"cold" in _answer_without_interpreter(standby)
     wait_until(lambda: not template.children())
     wait_until(lambda: template.num_fds() == num_fds)
     assert standby.template().pid == template.pid

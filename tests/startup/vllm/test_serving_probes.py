@@ -9,13 +9,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.startup.vllm.fake_start import FakeStart, environment, exchange, get, short_folder
+from tests.stopped import stopped
 from tests.waiting import is_gone, wait_until
 
 _PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -42,16 +43,6 @@ def plain() -> Iterator[FakeStart]:
     """A start without a responder."""
     with short_folder() as folder, FakeStart(folder, env=environment(folder, VCLI_PROBE_PROCESS="0")) as start:
         yield start.wait_until_ready()
-
-
-@contextmanager
-def _stopped(start: FakeStart) -> Iterator[None]:
-    """vLLM's event loop does not run."""
-    start.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        start.process.send_signal(signal.SIGCONT)
 
 
 def _connect(start: FakeStart) -> socket.socket:
@@ -94,7 +85,7 @@ def _ask_held(start: FakeStart, request: bytes, *, is_new: bool) -> bytes:
         with _connect(start) if not is_new else nullcontext() as kept:
             if kept is not None:
                 _ask(kept, _PROBE)
-            with _stopped(start), kept or _connect(start) as client, suppress(TimeoutError):
+            with stopped(start.process.pid), kept or _connect(start) as client, suppress(TimeoutError):
                 client.settimeout(1)
                 answers.append(_ask(client, request))
                 if b"connection: close" in answers[-1]:
@@ -120,7 +111,7 @@ def _probe_held(start: FakeStart) -> tuple[int, bytes]:
 
 
 def test_an_event_loop_held_for_two_seconds_is_503_until_it_runs_again(serving: FakeStart) -> None:
-    with _stopped(serving):
+    with stopped(serving.process.pid):
         wait_until(lambda: _probe_held(serving)[0] == 503)
         wait_until(lambda: b"has not run for" in _probe_held(serving)[1])
     wait_until(lambda: _probe_held(serving)[0] == 200)
@@ -198,7 +189,7 @@ def test_idle_connections_neither_block_nor_are_lost(serving: FakeStart) -> None
 def test_a_burst_that_the_event_loop_has_not_received_is_not_lost(number: int, start: FakeStart) -> None:
     (responder,) = start.responders()
     with ExitStack() as stack:
-        with _stopped(start):
+        with stopped(start.process.pid):
             burst = [stack.enter_context(_connect(start)) for _ in range(300)]  # the kernel keeps about 550 messages
             sent = [(client, number % 2 == 0) for number, client in enumerate(burst)]
             for client in burst[::2]:
@@ -219,7 +210,7 @@ def test_probes_are_answered_however_many_are_not_logged_yet(serving: FakeStart)
     _ask_held(serving, _PROBE, is_new=True)
     with _connect(serving) as client:
         _ask(client, _PROBE)
-        with _stopped(serving):
+        with stopped(serving.process.pid):
             client.sendall(_PROBE * 1500)
             client.settimeout(1)
             with suppress(TimeoutError, OSError):
@@ -322,7 +313,7 @@ def test_a_unix_socket_is_served_the_same_way(folder: Path) -> None:
         return client
 
     def is_answered() -> bool:
-        with _stopped(start), connect() as client, suppress(TimeoutError):
+        with stopped(start.process.pid), connect() as client, suppress(TimeoutError):
             return _ask(client, _PROBE).startswith(b"HTTP/1.1 200 ")
         return False
 

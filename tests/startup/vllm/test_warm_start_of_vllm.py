@@ -79,7 +79,7 @@ def test_phases_of_all_processes_are_recorded(standby: StandbyProcess, folder: P
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("victim", ["client", "server", "template"])
+@pytest.mark.parametrize("victim", ["front", "server", "template"])
 def test_a_killed_process_leaves_no_process_of_the_start(victim: str, standby: StandbyProcess, folder: Path) -> None:
     with WarmStart(standby, folder, "--enforce-eager", "--tensor-parallel-size", "2") as start:
         (server,) = start.wait_until_ready().servers
@@ -88,7 +88,7 @@ def test_a_killed_process_leaves_no_process_of_the_start(victim: str, standby: S
             assert start.complete("A text") == "A text was read by worker 0"
             assert start.end() == 0
         else:
-            (start.launcher if victim == "client" else server).kill()
+            (start.launcher if victim == "front" else server).kill()
             assert start.process.wait(60) == -signal.SIGKILL
         start.wait_until_tree_is_gone()
 

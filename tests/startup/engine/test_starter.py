@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from startup.engine.background_start import BackgroundStart
 from startup.engine.process import EngineProcess
+from startup.engine.starter import BackgroundStart
 
 
 def _fail() -> EngineProcess:

@@ -1,0 +1,13 @@
+"""Exit codes of this program and of the engine process."""
+
+from typing import Final
+
+OK: Final = 0
+ENGINE_DIED: Final = 1
+"""The engine process has ended while the server ran, and was not started again."""
+USAGE: Final = 2
+START_FAILED: Final = 3
+ENGINE_FAILED: Final = 4
+"""Of the engine process: an error after its start."""
+INTERRUPTED: Final = 130
+"""By Ctrl-C: 128 and the number of the signal."""

@@ -1,0 +1,127 @@
+"""The environment of a template process's imports: which variables must be equal for a warm start.
+
+A forked server has the environment of the process that the user started. But a module that reads a variable
+on import keeps what it read, and so do C libraries and the interpreter when they are loaded. A start whose
+environment differs in such a variable is cold.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+from envs import foreign
+from envs.registry import env
+
+_OF_C_LIBRARIES: Final = (
+    "ACC_DEVICE_", "BLIS_", "DNNL_", "GCONV_PATH", "GFORTRAN_", "GLIBC_", "GOMP_", "GOTOBLAS_", "GOTO_", "GRPC_",
+    "HEAP", "INTEL_", "I_MPI_", "KINETO_", "KMP_", "LD_", "LIBC_", "LLVM_", "LOCPATH", "LRU_CACHE_CAPACITY", "MALLOC_",
+    "MKLDNN_", "MKL_", "MPI_", "NLSPATH", "NPY_", "NUMEXPR_", "NUMPY_", "OMPI_", "OMP_", "ONEDNN_", "OPENBLAS_",
+    "OPENCV_", "OPENSSL_", "PYTHON", "PYTORCH_", "RUST_LOG", "TCMALLOC", "THP_MEM_ALLOC_ENABLE", "TOKENIZERS_LOG",
+    "TORCH_", "TQDM_", "TRITON_", "XGRAMMAR_",
+)  # fmt: skip
+"""Beginnings of the names of variables that the loader, the interpreter and C libraries read, or that Python
+code finds in a list of all variables."""
+
+_READ_LATER: Final = frozenset({
+    "CI", "COLUMNS", "FORCE_COLOR", "LANG", "LANGUAGE", "LINES", "LNAME", "LOGNAME", "NO_COLOR", "PATH", "TZ", "USER",
+    "USERNAME", "VCLI_BAKED", "VLLM_CACHE_ROOT", "VLLM_LOGGING_COLOR", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM",
+    "XDG_RUNTIME_DIR", "TORCHINDUCTOR_CACHE_DIR",
+    "HF_HUB_OFFLINE", "HF_TOKEN", "PROMETHEUS_MULTIPROC_DIR", "TRANSFORMERS_OFFLINE",
+})  # fmt: skip
+"""Read on import, but also at each use, or set again in the library (`startup.processes.library_state`)."""
+
+
+class ImportEnvironment(NamedTuple):
+    """Created in a template process after its imports; used in each fork."""
+
+    given: Mapping[str, str]
+    """The variables that the user gave to the standby."""
+    read: frozenset[str]
+    """Variables that Python code read on import, set or not."""
+    written: Mapping[str, str | None]
+    """Variables that the imports set, or removed (None)."""
+
+    def why_cold(self, environment: Mapping[str, str]) -> str | None:
+        """The first variable that differs and counts; the reason has no values, which may be secrets."""
+        for name in foreign.changes(self.given, environment):
+            if name == "CUDA_VISIBLE_DEVICES":  # read later; but on import, vLLM disables Triton if no GPU is visible
+                if _hides_gpus(self.given) != _hides_gpus(environment):
+                    return f"{name} differs: it hides all GPUs, or did so at the standby's start"
+            elif name in self.written:
+                return f"{name} differs, which the standby's imports have set"
+            elif name.startswith(_OF_C_LIBRARIES):
+                return f"{name} differs, which libraries read when they are loaded"
+            elif name in self.read and name not in _READ_LATER and not name.startswith("LC_"):
+                return f"{name} differs, which was read on import"
+        return None
+
+    def applied_to(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """A start's environment as it would be after the same imports."""
+        result = {**environment, **self.written}
+        return {name: value for name, value in result.items() if value is not None}
+
+
+@contextmanager
+def recorded_reads() -> Iterator[set[str]]:
+    """Collects the names of variables that Python code reads in this block, on all threads."""
+    names: set[str] = set()
+    recording = _recording_class(names)
+    os.environ.__class__ = os.environb.__class__ = recording
+    try:
+        yield names
+    finally:
+        os.environ.__class__ = os.environb.__class__ = os._Environ
+
+
+def written_since(before: Mapping[str, str]) -> dict[str, str | None]:
+    """Variables of this process that were set, or removed (None), since it had these."""
+    now = foreign.snapshot()
+    return {name: now.get(name) for name in foreign.changes(before, now)}
+
+
+def execute_with(wanted: Mapping[str, str]) -> dict[str, str]:
+    """Returns once this process was executed with these variables, which libraries read when they are loaded.
+
+    Returns:
+        The environment that the user gave, without them; starts are compared with that.
+    """
+    marker = env.VCLI_GIVEN_VARIABLES.name
+    if (before := env.VCLI_GIVEN_VARIABLES.raw) is not None:
+        os.environ.pop(marker)
+        given = {**foreign.snapshot(), **json.loads(before)}
+        return {name: value for name, value in given.items() if value is not None}
+    environment = foreign.snapshot()
+    changed = {name: environment.get(name) for name, value in wanted.items() if environment.get(name) != value}
+    if changed:
+        os.execve(sys.executable, sys.orig_argv, {**environment, **wanted, marker: json.dumps(changed)})
+    return environment
+
+
+def _recording_class(names: set[str]) -> type:
+    """A class to which the existing mapping can be switched, so that all references to it record.
+
+    `dict(os.environ)` and `os.environ.copy()` list the names and then read each one. Such a read has the very
+    object that the listing returned, which a read by name never has; it does not count.
+    """
+    listed: dict[int, Any] = {}
+
+    class RecordingEnvironment(os._Environ):  # type: ignore[type-arg]
+        def __getitem__(self, key: Any) -> Any:
+            if listed.get(id(key)) is not key:
+                names.add(os.fsdecode(key))
+            return super().__getitem__(key)
+
+        def __iter__(self) -> Iterator[Any]:
+            for key in super().__iter__():
+                listed[id(key)] = key
+                yield key
+
+    return RecordingEnvironment
+
+
+def _hides_gpus(environment: Mapping[str, str]) -> bool:
+    value = environment.get("CUDA_VISIBLE_DEVICES")
+    return value is not None and value.strip().lower() in {"", "-1", "none", "void"}

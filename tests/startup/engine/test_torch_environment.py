@@ -1,0 +1,138 @@
+"""Variables of torch; a GPU is expected by device and settings; only the engine initialises CUDA."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from startup.engine import torch_environment
+from startup.engine.torch_environment import expects_gpu, set_torch_variables
+
+_DRIVER_LOADED = "file=libcuda.so.1 [0];  dynamically loaded by"
+_LEAN = "from startup.imports.heavy import import_engine; import_engine()"
+
+_MEASURE_HEAP = """if True:
+    import ctypes, sys
+    from startup.engine.torch_environment import set_torch_variables
+    if sys.argv[1] == "bound":
+        set_torch_variables()
+    import torch
+
+    class Heap(ctypes.Structure):
+        names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+        _fields_ = [(name, ctypes.c_size_t) for name in names]
+
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = Heap
+    torch.set_num_threads(1)
+    held = []
+    with torch.inference_mode():
+        for width in range(1, 451):
+            weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(32, 16 * width).bfloat16())
+            torch.ops.mkldnn._linear_pointwise(torch.ones(8, 16 * width).bfloat16(), weight, None, "none", [], "")
+            del weight
+            held.append(libc.mallinfo2().uordblks)
+    print(held[449] - held[299])
+"""
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A device's file, and a torch that is built for GPUs."""
+    device = tmp_path / "device"
+    device.touch()
+    monkeypatch.setattr(torch_environment, "_GPU_DEVICES", (device,))
+    monkeypatch.setattr(torch_environment, "_is_torch_built_for_gpus", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return device
+
+
+@pytest.mark.parametrize(
+    ("visible", "is_expected"), [(None, True), ("0", True), ("GPU-1a2b", True), ("", False), ("-1", False)]
+)
+def test_a_gpu_is_expected_unless_it_is_hidden(
+    gpu: Path, visible: str | None, is_expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert expects_gpu() is is_expected
+
+
+def test_no_gpu_is_expected_without_its_device(gpu: Path) -> None:
+    gpu.unlink()
+    assert not expects_gpu()
+
+
+def test_no_gpu_is_expected_of_a_torch_without_cuda(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.undo()
+    monkeypatch.setattr(torch_environment, "_GPU_DEVICES", (gpu,))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert expects_gpu() is (torch.version.cuda is not None)
+
+
+_DEFAULTS = {
+    "GOMP_SPINCOUNT": "3000",
+    "LRU_CACHE_CAPACITY": "128",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "replaced"),
+    [
+        *((name, name) for name in _DEFAULTS),
+        ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+        ("DNNL_PRIMITIVE_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"),
+    ],
+)
+def test_variables_are_set_for_children_unless_the_user_has_set_them(
+    name: str, replaced: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in (*_DEFAULTS, "OMP_WAIT_POLICY", "DNNL_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "5")
+    set_torch_variables()
+    now = {name: os.environ.get(name) for name in _DEFAULTS}
+    assert now == _DEFAULTS | {replaced: "5" if name == replaced else None}
+
+
+def test_the_forkservers_imports_do_not_initialise_cuda(tmp_path: Path) -> None:
+    import torch
+
+    if torch.version.cuda is None:
+        pytest.skip("this torch is built without CUDA")
+    if any(device.exists() for device in torch_environment._GPU_DEVICES):
+        pytest.skip("cuBLAS has loaded the driver already; tests/cuda has a test for machines with a GPU")
+    assert not _initialises_cuda(_LEAN, tmp_path / "lean")
+    assert _initialises_cuda("import torch; torch.cuda.is_available()", tmp_path / "available")
+
+
+def _initialises_cuda(code: str, log: Path) -> bool:
+    """Whether CUDA's runtime loads the driver, as in its first call, by the dynamic loader's log."""
+    environment = {**os.environ, "LD_DEBUG": "files", "LD_DEBUG_OUTPUT": str(log), "PYTHONPATH": str(Path.cwd())}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=240)
+    texts = [path.read_text(errors="replace") for path in log.parent.glob(f"{log.name}.*")]
+    lines = [line for text in texts for line in text.splitlines()]
+    assert lines, "the loader has logged nothing"
+    return any(_DRIVER_LOADED in line and "libcudart" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_new_shapes_of_matrices_take_no_more_memory_once_the_bound_is_reached() -> None:
+    """oneDNN caches kernels. From the 300th shape to the 450th: above the bound, below the default."""
+    import torch
+
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN does not multiply in bfloat16 on this processor")
+    assert _heap_growth("bound") < _heap_growth("free") / 4
+
+
+def _heap_growth(mode: str) -> int:
+    run = subprocess.run([sys.executable, "-c", _MEASURE_HEAP, mode], capture_output=True, text=True, timeout=280)
+    assert run.returncode == 0, run.stderr
+    return int(run.stdout)
