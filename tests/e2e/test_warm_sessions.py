@@ -17,7 +17,7 @@ from tests.ports import free_port
 from tests.standby_process import StandbyProcess
 from tests.waiting import wait_until
 
-_OF_THE_MACHINE: Final = re.compile("PATH|HOME|LD_.*|PYTHON.*|TMPDIR|VLLM_CACHE_ROOT|HF_.*|XDG_.*")
+_OF_THE_MACHINE: Final = re.compile("PATH|HOME|LD_.*|PYTHON.*|TMPDIR|VLLM_CACHE_ROOT|HF_.*|XDG_.*|GRPC_.*")
 _SESSIONS: Final = {
     "terminal": (
         "TERM=xterm-256color COLORTERM=truecolor SHLVL=1 PWD=/ OLDPWD=/tmp SHELL=/bin/bash LANG=C.UTF-8 "
@@ -35,8 +35,8 @@ _SESSIONS: Final = {
 
 def _launcher(session: str, cgroup: Path | None) -> tuple[str, ...]:
     """Starts a command as in this kind of session: variables; for a unit, also limits and a cgroup."""
-    kept = [f"{name}={value}" for name, value in os.environ.items() if _OF_THE_MACHINE.fullmatch(name)]
-    variables = ("env", "-i", *kept, *_SESSIONS[session].split())
+    others = [name for name in os.environ if not _OF_THE_MACHINE.fullmatch(name)]
+    variables = ("env", *(f"--unset={name}" for name in others), *_SESSIONS[session].split())
     if session != "user_unit":
         return variables
     enter = f"echo $$ > {cgroup}/cgroup.procs; " if cgroup else ""
@@ -69,5 +69,5 @@ def test_starts_of_all_sessions_are_warm(standby: StandbyProcess, cgroup: Path |
         assert done.returncode == 0, (session, done.stderr)
     with Shell(standby.environment) as shell:
         shell.type(f"{' '.join(serve)}\n")
-        assert shell.exit_code() == 0
+        assert shell.exit_code() == 0, shell.text
     assert standby.num_starts() == len(_SESSIONS) + 1
