@@ -5,8 +5,6 @@ import sys
 from collections.abc import Iterable
 
 from envs.redaction import hide_in_words
-from server.machine.libc import load_libc, prctl
-from server.machine.processes import stat_fields
 
 _ARG_START = 48
 """Number of the field in /proc/PID/stat (proc(5)); the first one after the command's name is number 3."""
@@ -48,6 +46,8 @@ def read_command_line() -> bytes:
 
 def overwrite_command_line(content: bytes) -> None:
     """Overwrites the beginning of this process's words, which must be at least as long; raises OSError."""
+    from server.machine.processes import stat_fields  # noqa: PLC0415 - few command lines have secrets
+
     begin = int(stat_fields("self")[_ARG_START - 3])
     with open("/proc/self/mem", "r+b", buffering=0) as memory:  # noqa: PTH123
         memory.seek(begin)
@@ -70,6 +70,9 @@ def _refer_kernel_to(content: bytes) -> None:
     import ctypes  # noqa: PLC0415 - slow to import for a client
     import mmap  # noqa: PLC0415
     import struct  # noqa: PLC0415
+
+    from server.machine.libc import load_libc, prctl  # noqa: PLC0415
+    from server.machine.processes import stat_fields  # noqa: PLC0415
 
     number = [0, 0, 0, 0, *map(int, stat_fields("self")[1:])]
     with open("/proc/self/auxv", "rb") as file:  # noqa: PTH123
