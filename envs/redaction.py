@@ -40,7 +40,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def is_secret_flag(name: str) -> bool:
-    """The same for a flag, which may be abbreviated."""
+    """Whether the value of a flag, which may be abbreviated, must not be shown."""
     name = name.replace("_", "-")
     return is_secret_name(name) or any(name.startswith(least) and flag.startswith(name) for least, flag in _FLAGS)
 
@@ -72,7 +72,7 @@ def hide_in_words(words: Iterable[str], hide: Callable[[str], str] = _mask) -> l
 
 
 def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
-    """The same for a command as a shell reads it; its blanks and quotes stay."""
+    """A command line as a shell reads it, with its secrets replaced; its blanks and quotes stay."""
     if not _may_name_secret(text):
         return without_login(text, hide)
     import re  # noqa: PLC0415
@@ -110,7 +110,7 @@ def _hide_in(word: str, hide: Callable[[str], str]) -> str:
 
 
 def _hide_members(text: str, hide: Callable[[str], str]) -> str:
-    """Of JSON objects, and parameters of addresses."""
+    """Hides secret members of JSON objects, and secret parameters of addresses."""
 
     def hide_value(match: "re.Match[str]") -> str:
         name, quote, value = match.groups()

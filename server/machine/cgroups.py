@@ -22,7 +22,7 @@ class Mount(NamedTuple):
 
     version: Literal[1, 2]
     options: frozenset[str]
-    """Of version 1: the controllers among others."""
+    """Mount options; of version 1, the controllers are among them."""
     root: str
     """The cgroup that is mounted."""
     point: Path

@@ -19,7 +19,7 @@ def is_open(fd: int) -> bool:
 
 
 def move_up(fd: int) -> int:
-    """The new number; the old one is closed."""
+    """Gives an open file a high number, which is returned; the old number is closed."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = _LOWEST if soft == resource.RLIM_INFINITY else min(_LOWEST, soft // 2)
     moved: int = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
@@ -28,5 +28,5 @@ def move_up(fd: int) -> int:
 
 
 def move_socket_up(connection: socket.socket) -> socket.socket:
-    """The same socket; the given object is closed."""
+    """Gives a socket a high number; returns it as a new object, and closes the given one."""
     return socket.socket(fileno=move_up(connection.detach()))

@@ -20,7 +20,7 @@ class FileStamp(NamedTuple):
 
     @property
     def stored(self) -> StoredStamp:
-        """For a record that is kept on disk."""
+        """The part of the stamp for a record that is kept on disk."""
         return self.mtime_ns // 10**9, self.size
 
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODE = 0o644
-"""Of a file that is trusted later, whatever the umask."""
+"""Permissions of a file that is trusted later, whatever the umask."""
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 

@@ -30,13 +30,13 @@ class ProcessorTime(NamedTuple):
     """Totals at one moment; the difference of two is of use."""
 
     threads: dict[str, ThreadTime]
-    """By thread id; empty if the kernel does not account it."""
+    """Times of each thread by its id; empty if the kernel does not account them."""
     num_processors: int
-    """That this process may use; 0 if unknown. The rest is their time, together."""
+    """Processors that this process may use; 0 if unknown. The other members are sums of their times."""
     idle_s: float
     busy_s: float
     stolen_s: float
-    """Wanted by a processor of this virtual machine, and used by others on its host."""
+    """Time that processors of this virtual machine wanted, and others on its host used."""
 
     def since(self, earlier: "ProcessorTime") -> "ProcessorUse":
         """What happened after `earlier`; a thread that began or ended meanwhile does not count."""

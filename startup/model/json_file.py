@@ -76,7 +76,7 @@ def _lfs_pointer_problem(path: Path, head: bytes) -> str | None:
 
 
 def unread_lfs_problem(path: Path) -> str | None:
-    """The same check for a file whose content is not read here."""
+    """Why a file is only a Git LFS pointer; reads its beginning. None if it is no pointer."""
     try:
         with path.open("rb") as file:
             return _lfs_pointer_problem(path, file.read(_LFS_MAX_BYTES))

@@ -38,7 +38,7 @@ class TlsChannel:
         return self._tls.fileno()
 
     def setblocking(self, is_blocking: bool) -> None:
-        """As a socket's."""
+        """Sets whether calls of the socket block."""
         self._tls.setblocking(is_blocking)
 
     def recv(self, num_bytes: int) -> bytes:
@@ -52,7 +52,7 @@ class TlsChannel:
             raise BlockingIOError from err
 
     def send(self, data: bytes) -> int:
-        """As a socket's."""
+        """Encrypts and sends a part of the data; returns its length."""
         try:
             return self._tls.send(data)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as err:
@@ -65,5 +65,5 @@ class TlsChannel:
         self._tls.shutdown(how)
 
     def close(self) -> None:
-        """As a socket's."""
+        """Closes the socket, without a close_notify."""
         self._tls.close()

@@ -49,7 +49,7 @@ class StartRecord:
     resident_share: float | None
     """Share of the weights that was in the page cache when the start began, 0 to 1."""
     version: Literal[2] = 2
-    """Of the record's format."""
+    """Version of this format."""
 
     def __post_init__(self) -> None:
         if self.total_s < 0:

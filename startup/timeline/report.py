@@ -44,7 +44,7 @@ class StartFacts:
     model: str
     start_method: str
     versions: Mapping[str, str] = field(default_factory=dict)
-    """By package."""
+    """Versions by package."""
     page_cache: PageCacheFacts | None = None
     outcome: Outcome = "ready"
     error: str | None = None

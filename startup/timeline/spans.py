@@ -75,7 +75,7 @@ class PhaseTotal(NamedTuple):
     """The first begin."""
     took_s: float
     share: float
-    """Of the whole start, 0 to 1."""
+    """Share of the whole start, 0 to 1."""
 
     @property
     def key(self) -> str:
