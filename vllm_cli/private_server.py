@@ -13,8 +13,8 @@ from envs.registry import env
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import Readiness, WaitOptions, WaitResult, wait_for_server
 from vllm_cli.errors import InputError
-from vllm_cli.flags.engine_choice import private_server_flags
-from vllm_cli.flags.secret_flags import secrets_as_variables
+from vllm_cli.flags.engine_choice import choose_engine
+from vllm_cli.flags.secret_flags import secrets_as_variables, without_flags
 from vllm_cli.supervised_command import SupervisedCommand
 
 _POLL_S: Final = 0.05
@@ -22,6 +22,9 @@ _MAX_PATH_BYTES: Final = 100
 """A little below the longest address of a Unix socket (unix(7))."""
 _PREFIX: Final = "vllm-cli-server-"
 _SOCKET: Final = "server.sock"
+_TLS: Final = (
+    "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--ssl-cert-reqs", "--ssl-ciphers", "--enable-ssl-refresh",
+)  # fmt: skip
 
 
 class PrivateServer:
@@ -53,7 +56,7 @@ def start_private_server(
     """
     parent = _socket_folder()
     _remove_stale_sockets(Path(parent))
-    given, secrets = secrets_as_variables(words)
+    given, secrets = secrets_as_variables(without_flags(words, _TLS))
     variables = {**environment, env.VLLM_API_KEY.name: "", **secrets}
     with (
         TemporaryDirectory(prefix=_PREFIX, dir=parent) as folder,
@@ -62,9 +65,19 @@ def start_private_server(
         path = str(Path(folder, _SOCKET))
         model = given[:1] if given and not given[0].startswith("-") else []  # vLLM's first word
         # Then the flags: a list flag among the user's takes every word that follows.
-        own = ["--uds", path, *flags, *private_server_flags(words)]
+        own = ["--uds", path, *flags, *_overrides(words)]
         command.run([sys.executable, "-m", "vllm_cli", "serve", *model, *own, *given[len(model) :]])
         yield PrivateServer(command, ServerAddress(uds=path))
+
+
+def _overrides(words: Sequence[str]) -> Iterator[str]:
+    """Flags before the user's words: neither keys nor TLS, whatever a --config file says."""
+    yield "--api-key="
+    if choose_engine(words) == "embedded":
+        yield from ("--api-key-file=", "--ssl-ca-certs=", "--ssl-ciphers=", "--ssl-cert-reqs=0")
+        yield "--no-enable-ssl-refresh"
+    if len(without_flags(words, ("--config",))) < len(words):  # else even empty flags delay vLLM's listening
+        yield from ("--ssl-keyfile=", "--ssl-certfile=")
 
 
 def _socket_folder() -> str:

@@ -26,17 +26,6 @@ def choose_engine(words: Sequence[str]) -> str:
     return given.engine(wanted)
 
 
-def private_server_flags(words: Sequence[str]) -> tuple[str, ...]:
-    """Flags before the user's words: on a private socket, keys and TLS of a --config file do not count."""
-    if choose_engine(words) == "vllm":
-        has_file = any(word.partition("=")[0] == "--config" for word in words)
-        return ("--api-key=", "--ssl-certfile=", "--ssl-keyfile=") if has_file else ("--api-key=",)
-    return (
-        *("--api-key=", "--api-key-file=", "--ssl-certfile=", "--ssl-keyfile=", "--ssl-ca-certs=", "--ssl-ciphers="),
-        *("--ssl-cert-reqs=0", "--no-enable-ssl-refresh"),
-    )
-
-
 def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
     """Settings for `startup.vllm.launch.start`; raises InputError for an invalid value of a launcher flag."""
     split = _split(words)
