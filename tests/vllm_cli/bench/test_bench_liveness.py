@@ -4,8 +4,6 @@ import base64
 import io
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from typing import get_args
 
@@ -242,41 +240,6 @@ def test_the_api_key_is_sent_but_never_written_to_a_file(tiny_server, run_bench_
     assert done.returncode == 0, done.stderr
     for text in (done.stdout, done.stderr, *(file.read_text() for file in files)):
         assert "very-secret-key" not in text
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "Name a server to measure"),
-        (["--url", "x", "--kind", "songs"], "--kind"),
-        (["--url", "x", "--concurrency", "0"], "--concurrency"),
-        (["--url", "x", "--accept-status", "200"], "--accept-status"),
-        (["--url", "x", "--duration", "0"], "--duration"),
-        (["--url", "x", "--embed-dtype", "int8"], "--embed-dtype"),
-        (["--url", "x", "--fail-over", "5%"], "needs something to compare with"),
-        (["--url", "http://127.0.0.1:9", "--html", "no-such-folder/x.html"], "is not a folder"),
-    ],
-    ids=lambda value: "_".join(value) if isinstance(value, list) else None,
-)
-def test_invalid_options_are_a_usage_error(words, message, run_bench_liveness):
-    done = run_bench_liveness(*words)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("words", [["--help"], []], ids=["help", "usage error"])
-def test_help_and_usage_errors_import_nothing_heavy(words):
-    code = """if True:
-        import sys
-        from vllm_cli.main import main
-        try:
-            main(["bench", "liveness", *sys.argv[1:]])
-        finally:
-            names = {"aiohttp", "rich", "uvloop", "msgspec", "psutil", "asyncio", "PIL", "torch", "prometheus_client"}
-            print("heavy:", *names & set(sys.modules), file=sys.stderr)"""
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=200)
-    assert done.stderr.splitlines()[-1].strip() == "heavy:"
 
 
 def test_the_options_match_the_fields_of_the_configuration():

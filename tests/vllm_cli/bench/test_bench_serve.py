@@ -341,47 +341,6 @@ def test_a_model_that_the_server_does_not_have_exits_with_3(tiny_server, run_ben
     assert "no model huge" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "Name a server to measure"),
-        (["--url", "ftp://x"], "is not an address"),
-        (["--url", "x", "--concurrency", "1,0"], "is not a list such as 1,8,32"),
-        (["--url", "x", "--concurrency", "one"], "is not a list such as 1,8,32"),
-        (["--url", "x", "--request-rate", "0"], "--request-rate"),
-        (["--url", "x", "--request-rate", "nan"], "--request-rate must be above 0"),
-        (["--url", "x", "--request-rate", "1", "--concurrency", "8"], "which --request-rate leaves open"),
-        (["--url", "x", "--fail-over", "fast"], "is not a percentage"),
-        (["--url", "x", "--fail-over", "5%"], "needs something to compare with"),
-        (["--url", "x", "--rounds", "0"], "--rounds"),
-        (["--url", "x", "--name", "a", "--name", "b"], "--name"),
-        (["--url", "x", "--json", "no-such-folder/result.json"], "is not a folder"),
-        (["--url", "x", "--baseline", "no-such-file.json"], "no-such-file.json"),
-        (["--cmd", "serve 'unbalanced"], "--cmd"),
-    ],
-    ids=lambda value: "_".join(value) if isinstance(value, list) else None,
-)
-def test_invalid_options_are_a_usage_error(words, message, run_bench_serve):
-    done = run_bench_serve(*words)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["serve"], ["nonsense"]], ids=" ".join)
-def test_help_and_usage_errors_import_nothing_heavy(words):
-    code = """if True:
-        import sys
-        from vllm_cli.main import main
-        try:
-            main(["bench", *sys.argv[1:]])
-        finally:
-            heavy = {"aiohttp", "rich", "uvloop", "msgspec", "psutil", "asyncio"} & set(sys.modules)
-            print("heavy:", *heavy, file=sys.stderr)"""
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=200)
-    assert done.stderr.splitlines()[-1].strip() == "heavy:"
-
-
 def test_the_schema_requires_every_field_and_allows_no_other():
     properties = msgspec.json.schema(ServeResult)["$defs"]
     assert set(properties["ServeResult"]["required"]) == {

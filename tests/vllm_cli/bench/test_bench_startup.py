@@ -308,38 +308,7 @@ def test_the_page_shows_every_side_and_is_self_contained(slow_command, run_start
     assert not re.search(r"(href|src)=|@import|url\(", text)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--cmd", "x 'y"], "--cmd"),
-        (["--fail-over", "5%"], "needs something to compare with"),
-        (["--state", "lukewarm"], "lukewarm"),
-        (["--cmd", "x", "--state", "cold-compile"], "--compile-cache must be given"),
-        (["--cmd", "x", "--rounds", "0"], "--rounds"),
-        (["--cmd", "x", "--name", "a", "--name", "b"], "--name"),
-        (["--cmd", "x", "--evict", "no-such-file"], "no-such-file"),
-        (["--cmd", "x", "--json", "no-such-folder/x.json"], "is not a folder"),
-    ],
-    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
-)
-def test_invalid_options_are_a_usage_error(words, message, run_startup) -> None:
-    done = run_startup(*words)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_a_missing_model_exits_with_3(run_startup) -> None:
     done = run_startup("--floor", "--model", "/no/such/model")
     assert done.returncode == 3
     assert "/no/such/model" in done.stderr
-
-
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys; from vllm_cli.main import main; code = main(['bench', 'startup', '--help']);"
-        "heavy = {'aiohttp', 'rich', 'uvloop', 'msgspec', 'psutil', 'asyncio', 'torch'} & set(sys.modules);"
-        "print('heavy:', *heavy); sys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
-    assert done.stdout.splitlines()[-1].strip() == "heavy:"
