@@ -1,6 +1,6 @@
 """The words after `vllm-cli serve`: flags with their values, the launcher's and the engine's, and the engine.
 
-The client of a standby imports this, and the start waits for it: no imports beyond those of the interpreter's
+The front process imports this, and the start waits for it: no imports beyond those of the interpreter's
 own start.
 """
 

@@ -1,6 +1,6 @@
 """The kinds of template processes, and which of them a command line needs.
 
-Imported by the client, whose start waits for it: no imports beyond those of the interpreter's own start.
+Imported by the front process, whose start waits for it: it imports only `startup.serve_words`.
 """
 
 from startup.serve_words import ServeWords, is_eager, is_for_information

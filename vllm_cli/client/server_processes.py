@@ -54,9 +54,9 @@ def find_forked_servers(mains: Iterable[Any]) -> dict[int, int]:
         forked |= {pid: process.pid for pid in held if _user(processes[pid]) == _user(process) is not None}
     for process in processes.values():
         if process.pid not in forked and _has_template_as_parent(process):
-            client_pid = _likely_client(process, [p for p in processes.values() if p.pid not in forked])
-            if client_pid is not None:
-                forked[process.pid] = client_pid
+            front_pid = _likely_front(process, [p for p in processes.values() if p.pid not in forked])
+            if front_pid is not None:
+                forked[process.pid] = front_pid
     return forked
 
 
@@ -88,7 +88,7 @@ def _has_template_as_parent(process: Any) -> bool:
     return False
 
 
-def _likely_client(server: Any, candidates: list[Any]) -> int | None:
+def _likely_front(server: Any, candidates: list[Any]) -> int | None:
     import psutil
 
     found = []
