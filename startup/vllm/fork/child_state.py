@@ -20,7 +20,7 @@ from typing import Any, Final
 from envs import foreign
 from server.machine.descriptors import is_open
 from startup.processes.library_state import refresh_libraries
-from startup.processes.openmp_state import record_openmp, update_openmp
+from startup.vllm.fork.openmp_state import record_openmp, update_openmp
 
 _STREAMS: Final = (1, 2)
 _LIMITS: Final = tuple(

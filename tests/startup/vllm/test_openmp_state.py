@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from startup.processes.openmp_state import parse_cpus
+from startup.vllm.fork.openmp_state import parse_cpus
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_cpus_of_an_openmp_variable_are_parsed(text: str, cpus: set[int]) -> Non
 _IMPORT = "import torch; print(torch.get_num_threads())"
 _FORK = """
 import json, os, sys
-from startup.processes import openmp_state
+from startup.vllm.fork import openmp_state
 openmp_state.record_openmp()
 import torch
 changed = json.loads(sys.argv[1])
