@@ -31,7 +31,10 @@ def test_a_test_that_starts_a_program_is_thorough_without_a_mark(pytester: pytes
     text = """
 class FakeStart: pass
 
-def start(): return FakeStart()
+class Folder:
+    def start(self): return FakeStart()
+
+def start(): return Folder().start()
 
 @pytest.fixture
 def started(): return start()

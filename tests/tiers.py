@@ -35,19 +35,23 @@ def _starts_a_program(item: pytest.Function) -> bool:
 
 @cache
 def find_names(function: Callable[..., Any]) -> frozenset[str]:
-    """The names in a function's code, and in the functions of the tests that it names."""
+    """The names in a function's code, and in the functions and classes of the tests that it names."""
     names: set[str] = set()
-    functions, seen = [function], set()
-    while functions:
-        function = inspect.unwrap(functions.pop())
-        if not isinstance(function, FunctionType) or function in seen:
+    objects: list[object] = [function]
+    seen: set[object] = set()
+    while objects:
+        found = objects.pop()
+        if isinstance(found, type):
+            objects += vars(found).values()
+        found = inspect.unwrap(found) if callable(found) else found
+        if not isinstance(found, FunctionType) or found in seen:
             continue
-        seen.add(function)
-        new = _names_in(function.__code__)
+        seen.add(found)
+        new = _names_in(found.__code__)
         names |= new
-        values = (function.__globals__.get(name) for name in new)
-        modules = ("tests.", function.__module__)
-        functions += [one for one in values if str(getattr(one, "__module__", "")).startswith(modules)]
+        values = (found.__globals__.get(name) for name in new)
+        modules = ("tests.", found.__module__)
+        objects += [one for one in values if str(getattr(one, "__module__", "")).startswith(modules)]
     return frozenset(names)
 
 
