@@ -5,7 +5,7 @@ marked `smoke`: `make test` has one start of each kind of process, `make test-th
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, Final
@@ -16,6 +16,11 @@ STARTERS: Final = frozenset(
     {"ServerProcess", "StandbyProcess", "cold_or_warm", "FakeStart", "run_fake", "BaseEnvironment"}
 )
 """Functions, classes and fixtures that start a program of ours. A new one is added here."""
+
+
+def thorough_but_for(names: Iterable[str], *fast: str) -> list[Any]:
+    """Values of a parameter, of which `make test` has only some."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.thorough) for name in names]
 
 
 @pytest.hookimpl(tryfirst=True)

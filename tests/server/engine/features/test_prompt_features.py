@@ -19,6 +19,7 @@ from server.errors import EngineStartError
 from server.types import PromptInputs, SamplingParams, TensorData
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts, save_model
+from tests.tiers import thorough_but_for
 
 NUM_TOKENS = 12
 FAMILIES = ("llama", "qwen2", "gemma", "gemma3_text", "gpt2", "opt", "granite", "mistral")
@@ -44,7 +45,7 @@ def add(engine: SmallEngine, name: str, model: PreTrainedModel, prompt: list[int
     return engine.add(name, [0] * len(prompt), embeds_of(model, prompt), **({"max_tokens": NUM_TOKENS} | params))
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", thorough_but_for(FAMILIES, "llama", "gemma3_text", "gpt2", "opt"))
 def test_embeddings_give_the_output_of_their_text_alone_and_in_a_batch(architecture: str) -> None:
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(7, 40, 1, 23)
@@ -81,7 +82,7 @@ def test_rows_of_nan_have_the_embeddings_of_their_tokens(architecture: str) -> N
     assert [sequence.token_ids for sequence in sequences] == expected
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", thorough_but_for(FAMILIES, "llama", "gemma3_text", "gpt2", "opt"))
 def test_arbitrary_rows_give_the_output_of_generate(architecture: str) -> None:
     model = build_model(architecture, PACKED[architecture])
     rows = torch.randn(19, rows_of(model, [1]).shape[-1], generator=torch.Generator().manual_seed(3)) * 0.5

@@ -21,6 +21,7 @@ from server.types import PromptInputs, TensorData
 from tests.server.engine.features.tiny_vlm import FAMILIES, load_reference, save_vlm
 from tests.server.engine.features.vlm_reference import generate_answer, image_url, writable
 from tests.server.engine.small_engine import SmallEngine
+from tests.tiers import thorough_but_for
 
 _NUM_TOKENS = 12
 
@@ -47,7 +48,7 @@ class VisionCase:
         return generate_answer(self.reference, prompt, num_tokens)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=thorough_but_for(FAMILIES, "llava", "smolvlm", "qwen2_vl"))
 def vision(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VisionCase:
     path = save_vlm(tmp_path_factory.mktemp("vlm"), request.param)
     renderer = VisionRenderer(ModelFiles(path, path), RendererConfig(), executor=InlineExecutor())
