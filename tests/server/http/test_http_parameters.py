@@ -153,16 +153,6 @@ def test_prompt_is_truncated_from_the_left(server, engine):
     assert prompt == [7, 8]
 
 
-def test_template_kwargs_carry_the_reasoning_effort(server, renderer, monkeypatch):
-    seen = []
-    render = renderer.render_chat_async
-    monkeypatch.setattr(
-        renderer, "render_chat_async", lambda messages, options: seen.append(options) or render(messages, options)
-    )
-    assert server.chat(reasoning_effort="none", chat_template_kwargs={"a": 1}).status_code == 200
-    assert seen[0].chat_template_kwargs == {"a": 1, "reasoning_effort": "none", "enable_thinking": False}
-
-
 def test_conversation_is_rendered_with_the_models_template(server, engine, renderer):
     server.chat(messages=[{"role": "user", "content": [{"type": "text", "text": "Bonjour"}]}])
     ((prompt, _),) = engine.requests.values()

@@ -70,11 +70,6 @@ def test_rows_reach_the_engine_in_the_model_s_type(accepting, engine, write, pro
     assert [prompt for prompt, _ in engine.requests.values()] == [[0] * 7]
 
 
-def test_the_field_prompt_may_be_left_out(accepting):
-    answer = accepting.post("/v1/completions", {"prompt_embeds": torch_payload(rows(2))})
-    assert answer.json()["choices"][0]["text"] == TEXT
-
-
 def test_embeddings_come_before_texts(accepting, engine, encode):
     fields = {
         "prompt": ["a", "b"],

@@ -101,16 +101,6 @@ def test_tools_with_choice_none_do_not_constrain_the_text(server, engine):
     assert guided_of(engine) is None
 
 
-def test_tools_reach_the_template_as_vllm_writes_them(server, renderer, monkeypatch):
-    seen = []
-    render = renderer.render_chat_async
-    monkeypatch.setattr(
-        renderer, "render_chat_async", lambda messages, options: seen.append(options.tools) or render(messages, options)
-    )
-    server.chat(tools=[TIME], tool_choice="none")
-    assert seen == [[{"type": "function", "function": {"name": "get_time", "description": None, "parameters": None}}]]
-
-
 @pytest.mark.parametrize("fields", [{}, {"tool_choice": "auto"}], ids=["default", "auto"])
 def test_tool_choice_auto_needs_a_parser(server, engine, fields):
     """See tests/server/generation/test_tools.py for other tool choices that are rejected."""
@@ -171,16 +161,6 @@ def test_special_tokens_reach_the_parser(serve, engine, encode, renderer):
     server = serve(**HERMES)
     assert server.chat(tools=[TIME]).json()["choices"][0]["message"]["content"] == "<|im_start|>"
     assert server.chat().json()["choices"][0]["message"]["content"] == ""
-
-
-def test_tools_can_be_left_out_of_the_prompt(serve, renderer, monkeypatch):
-    seen = []
-    render = renderer.render_chat_async
-    monkeypatch.setattr(
-        renderer, "render_chat_async", lambda messages, options: seen.append(options.tools) or render(messages, options)
-    )
-    serve(exclude_tools_when_tool_choice_none=True).chat(tools=[TIME], tool_choice="none")
-    assert seen == [None]
 
 
 @pytest.mark.parametrize("text", ['{"a": }', '{"a": [1}', "{'a': 1}"], ids=["no value", "bracket", "quotes"])
