@@ -1,6 +1,6 @@
 """A chat request in the engine, and its output as typed deltas: the base of all APIs that chat.
 
-    run = await runner.start(request, context)             # raises every fault of the request
+    run = await runner.start([request], context)           # raises every fault of the request
     async with aclosing(run.stream()) as deltas:            # as the tokens arrive …
         async for delta in deltas:
             for part in delta.parts: …                      # Reasoning, Content and ToolCallPart, in order
@@ -43,20 +43,12 @@ class ChatRunner:
         self._builder = builder
         self._parsing = parsing
 
-    async def start(self, request: ChatRequest, context: RequestContext, *, id_prefix: str = "chatcmpl") -> "ChatRun":
-        """Renders and prepares the request; the engine receives it with the first use of the run.
-
-        Raises:
-            RequestError: the request is invalid.
-        """
-        return await self.start_batch([request], context, id_prefix=id_prefix)
-
-    async def start_batch(
+    async def start(
         self, requests: Sequence[ChatRequest], context: RequestContext, *, id_prefix: str = "chatcmpl"
     ) -> "ChatRun":
-        """Starts several conversations, which differ in their messages only, as one run.
+        """Renders and prepares a request; the engine receives it with the first use of the run.
 
-        The choices of the first conversation come first.
+        A batch has several, which differ in their messages only; the choices of the first one come first.
 
         Raises:
             RequestError: a request is invalid.

@@ -38,7 +38,7 @@ class ChatServing:
             EngineError: the engine failed; in streams this is an event.
         """
         self._inference.models.check_generative("Chat Completions", request.model)
-        run = await self._runner.start(request, context)
+        run = await self._runner.start([request], context)
         bodies = ChatBodies(self._inference, run, [request])
         return end_stream(bodies.stream()) if request.stream else await bodies.complete(await run.collect())
 
@@ -52,7 +52,7 @@ class ChatServing:
         self._inference.models.check_generative("Chat Completions", request.model)
         is_small = context.is_small and len(request.messages) <= PROMPTS_PER_TURN
         requests = await self._inference.renderer.run_unless(is_small, request.split)
-        run = await self._runner.start_batch(requests, context)
+        run = await self._runner.start(requests, context)
         response = await ChatBodies(self._inference, run, requests).complete(await run.collect())
         response.prompt_token_ids = response.prompt_text = response.prompt_logprobs = None  # of the first one only
         return response
