@@ -6,6 +6,7 @@ add it to `HOOKS`; run `make docs`.
 """
 
 import json
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,11 +14,13 @@ from functools import cache
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
+from envs.registry import env
 from server.machine.file_stamps import read_stamp
 from server.machine.files import write_whole
 from startup.caches.folders import layers
 from startup.hooks.check import Finding, check_hooks
 from startup.hooks.hook import Hook
+from startup.hooks.left_out import leave_out
 from startup.hooks.sources import Sources, installed_package, packages_beside
 from startup.imports.heavy import FRAME_MODULES
 from startup.imports.lean import STAND_INS
@@ -45,6 +48,8 @@ from startup.vllm.patches.spans import NAMED_SPANS, SPANS
 from startup.vllm.patches.tokenizers import LATE_TOKENIZER, PROCESSOR_LOOKUP
 from startup.vllm.patches.unused_commands import UNUSED_COMMANDS
 from startup.vllm.probes.serving_events import SERVING, SERVING_PROBES
+
+logger = logging.getLogger(__name__)
 
 HOOKS: Final[tuple[Hook, ...]] = (
     COMMAND_LINE,
@@ -112,8 +117,23 @@ def check_installed(vllm: InstalledVllm) -> tuple[Finding, ...]:
     return findings
 
 
-def hooks_to_leave_out(findings: Iterable[Finding]) -> list[str]:
-    """The names of the hooks that must not be placed."""
+def leave_out_unfit(vllm: InstalledVllm) -> None:
+    """From now on, this process and its forks place only hooks that fit."""
+    leave_out(_hooks_to_leave_out(check_installed(vllm)))
+
+
+def log_left_out(vllm: InstalledVllm) -> None:
+    """Logs in one line which speed-ups this version of vLLM lacks."""
+    findings = check_installed(vllm)
+    if (notice := describe_unfit(findings)) is not None:
+        logger.warning("vLLM %s %s", vllm.version, notice)
+    if (notice := describe_known(findings)) is not None:
+        logger.info("vLLM %s %s", vllm.version, notice)
+    if unknown := names_that_cannot_be_left_out(env.VCLI_LEAVE_OUT.get()):
+        logger.warning("%s: no hooks that can be left out: %s", env.VCLI_LEAVE_OUT.name, ", ".join(unknown))
+
+
+def _hooks_to_leave_out(findings: Iterable[Finding]) -> list[str]:
     return [finding.hook for finding in findings if finding.state in ("does not fit", "does not apply", "not needed")]
 
 

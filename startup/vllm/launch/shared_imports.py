@@ -15,7 +15,6 @@ from typing import Final, NamedTuple
 from envs.registry import env
 from startup.config import ModelConfig
 from startup.errors import StartupError
-from startup.hooks.left_out import leave_out
 from startup.imports.learned_imports import learned_imports
 from startup.model.location import locate
 from startup.serve_words import ServeWords, is_eager
@@ -25,7 +24,7 @@ from startup.vllm.fork.preload_plan import compiler_time, platform_modules
 from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_all_profiles, load_profile
 from startup.vllm.imports import LATER_MODULES, import_api_server, import_leniently
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.launch.hooks import check_installed, hooks_to_leave_out
+from startup.vllm.launch.hooks import leave_out_unfit
 from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
 from startup.vllm.patches.json_logs import omit_prefixes_in_json
@@ -85,7 +84,7 @@ class SharedImports:
         """
         was_enabled = gc.isenabled()
         gc.disable()
-        leave_out(hooks_to_leave_out(check_installed(self._vllm)))
+        leave_out_unfit(self._vllm)
         prepare_spans()
         omit_prefixes_in_json()
         show_titles()

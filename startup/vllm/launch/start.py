@@ -21,7 +21,6 @@ from typing import Final, NoReturn
 
 from envs.registry import env
 from startup.caches.baked import use_baked_bytecode
-from startup.hooks.left_out import leave_out
 from startup.imports.learned_imports import learn, learned_imports
 from startup.preflight.report import PreflightReport
 from startup.processes import group_signals
@@ -39,13 +38,7 @@ from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.launch.baked_caches import add_baked_caches
 from startup.vllm.launch.bytecode import keep_bytecode
-from startup.vllm.launch.hooks import (
-    check_installed,
-    describe_known,
-    describe_unfit,
-    hooks_to_leave_out,
-    names_that_cannot_be_left_out,
-)
+from startup.vllm.launch.hooks import leave_out_unfit, log_left_out
 from startup.vllm.launch.plain_start import (
     PlainReason,
     exec_again,
@@ -125,7 +118,8 @@ class _VllmStart:
             session.limit_time(None if self._is_headless else self._options.startup_timeout_s)
             log_as("launcher", self._options.log_format, session.phase)
             session.show_progress(only_logs=True)  # vLLM's processes write to the terminal, too
-            self._leave_out_unfit_hooks()
+            leave_out_unfit(self._vllm)
+            log_left_out(self._vllm)
             with group_signals.cleaning_up(), self._opened_journal():
                 self._prepare_vllm(session)
             gc.freeze()
@@ -164,17 +158,6 @@ class _VllmStart:
             address = ListenAddress(line.host, line.port or 0, line.uds, is_tls=line.has("--ssl-certfile"))
             listening = self._session.listen(address)
             self._session.stack.enter_context(port.reuse_listener(listening))
-
-    def _leave_out_unfit_hooks(self) -> None:
-        """Logs in one line which speed-ups this version of vLLM lacks."""
-        findings = check_installed(self._vllm)
-        leave_out(hooks_to_leave_out(findings))
-        if (notice := describe_unfit(findings)) is not None:
-            logger.warning("vLLM %s %s", self._vllm.version, notice)
-        if (notice := describe_known(findings)) is not None:
-            logger.info("vLLM %s %s", self._vllm.version, notice)
-        if unknown := names_that_cannot_be_left_out(env.VCLI_LEAVE_OUT.get()):
-            logger.warning("%s: no hooks that can be left out: %s", env.VCLI_LEAVE_OUT.name, ", ".join(unknown))
 
     @contextmanager
     def _opened_journal(self) -> Iterator[None]:

@@ -13,7 +13,6 @@ from startup.vllm.launch.hooks import (
     describe_known,
     describe_unfit,
     find_obstacle,
-    hooks_to_leave_out,
 )
 from tests.startup.vllm.fake_start import variant
 
@@ -70,7 +69,7 @@ def test_a_read_only_cache_folder_does_not_matter(vllm: InstalledVllm, folder: P
 
 def test_hooks_that_do_not_fit_are_left_out_and_told_in_one_line() -> None:
     left_out = ["spans", "late tokenizer of the engine", "prefixes of streams"]
-    assert hooks_to_leave_out(FINDINGS) == left_out
+    assert hooks._hooks_to_leave_out(FINDINGS) == left_out
     assert describe_unfit(FINDINGS) == (
         "starts without some speed-ups, since these hooks do not fit: 'spans'; `vllm-cli preload check` shows all"
     )
