@@ -70,8 +70,10 @@ def test_probes_report_the_dead_engine_before_its_socket_is_closed(start_server:
         assert server.complete(max_tokens=4) == 200
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=() if name == "forkserver" else pytest.mark.slow) for name in START_METHODS],
+)
 def test_dead_engine_is_restarted_as_often_as_configured(
     start_server: Any, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

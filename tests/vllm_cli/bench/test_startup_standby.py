@@ -40,7 +40,7 @@ def run_startup() -> Callable[..., "subprocess.CompletedProcess[str]"]:
     return run
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, run_startup) -> None:
     done = run_startup("--cmd", own_command, "--vs", OTHER, *QUICK, "--state", "warm", "--json", "-")
     assert done.returncode == 0, done.stderr
@@ -97,7 +97,7 @@ def test_a_standby_that_cannot_start_exits_with_3_and_its_output(own_command, ru
     assert "no imports today" in done.stderr
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     [
