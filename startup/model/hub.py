@@ -42,15 +42,22 @@ class HubModel:
     with_weights: bool = True
 
 
+def hub_endpoint() -> str:
+    """The address of the hub, or of a mirror."""
+    from huggingface_hub import constants
+
+    return (env.HF_ENDPOINT.get() or constants.ENDPOINT).rstrip("/")
+
+
 def download(model: HubModel, show: Show) -> Path:
     """Downloads the model's files and returns their folder; `show` takes the progress as text.
 
     Raises:
         ModelNotFoundError: the hub cannot be reached, does not have the model, or denies access to it.
     """
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    endpoint = (env.HF_ENDPOINT.get() or constants.ENDPOINT).rstrip("/")
+    endpoint = hub_endpoint()
     sizes = _list_files(model, endpoint)
     names = wanted_files(list(sizes), with_weights=model.with_weights)
     total_bytes = sum(sizes[name] or 0 for name in names)

@@ -95,7 +95,7 @@ def _locate(name: str, config: ModelConfig, *, is_tokenizer: bool = False) -> Mo
     if folder.exists() or not is_hub_id(name):
         return ModelPlace("nowhere", name, is_tokenizer=is_tokenizer)
     revision = config.revision if name == config.model else None
-    return _locate_in_cache(ModelPlace("hub", name, None, revision, is_tokenizer), config)
+    return _locate_in_cache(ModelPlace("hub", name, revision=revision, is_tokenizer=is_tokenizer), config)
 
 
 def _locate_default(config: ModelConfig) -> ModelPlace:

@@ -120,7 +120,13 @@ def _report_nothing_to_read(
     reason = reason_to_skip(survey, is_forced=False)
     if reason is None or survey.problems:
         return None
-    return PrefetchReport("off", reason, survey.num_files, survey.total_bytes, survey.resident_bytes)
+    return PrefetchReport(
+        "off",
+        reason,
+        num_files=survey.num_files,
+        total_bytes=survey.total_bytes,
+        resident_bytes=survey.resident_bytes,
+    )
 
 
 class _Helper:

@@ -90,7 +90,14 @@ def survey_files(paths: Sequence[str], block_bytes: int, pages: str | None = Non
         resident += num_bytes - sum(block.missing_bytes for block in found)
         in_memory += num_bytes if state.st_dev in devices else 0
         blocks += found
-    return Survey(num_files, total, resident, in_memory, tuple(blocks), tuple(problems))
+    return Survey(
+        num_files=num_files,
+        total_bytes=total,
+        resident_bytes=resident,
+        in_memory_bytes=in_memory,
+        blocks=tuple(blocks),
+        problems=tuple(problems),
+    )
 
 
 def decide(survey: Survey, job: Job) -> Decision:

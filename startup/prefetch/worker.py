@@ -53,11 +53,11 @@ class _Prefetch:
         decision = decide(survey, self._job)
         self._spans.append(("prefetch_survey", begin_ns, time.monotonic_ns()))
         report = PrefetchReport(
-            "off" if decision.is_off else "done",
-            decision.reason,
-            survey.num_files,
-            survey.total_bytes,
-            survey.resident_bytes,
+            state="off" if decision.is_off else "done",
+            reason=decision.reason,
+            num_files=survey.num_files,
+            total_bytes=survey.total_bytes,
+            resident_bytes=survey.resident_bytes,
             problems=survey.problems[:MAX_PROBLEMS],
             spans=tuple(self._spans),
         )

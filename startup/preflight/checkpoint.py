@@ -49,7 +49,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         weights = find_weight_files(folder)
     except OSError as err:
         finding = error("model", f"{folder} cannot be read: {err.strerror}")
-        return Checkpoint(folder, {}, WeightFiles(None, {}, (), ()), (), 0, (finding,))
+        return Checkpoint(
+            folder, config={}, weights=WeightFiles(None, {}, (), ()), tensors=(), weight_bytes=0, findings=(finding,)
+        )
     config = read_json_object(folder / "config.json")
     files = [read_safetensors(path) for path in weights.present if _is_safetensors(path)]
     findings = [
@@ -61,7 +63,14 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     ]
     tensors = tuple(tensor for file in files for tensor in file.tensors.values())
     size = sum(path.stat().st_size for path in weights.present)
-    return Checkpoint(folder, config.content, weights, tensors, size, tuple(findings))
+    return Checkpoint(
+        folder,
+        config=config.content,
+        weights=weights,
+        tensors=tensors,
+        weight_bytes=size,
+        findings=tuple(findings),
+    )
 
 
 def small_file_findings(folder: Path) -> Iterator[Finding]:

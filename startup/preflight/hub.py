@@ -38,8 +38,10 @@ class HubCheck:
     """Sends a request for one model or tokenizer when created; `findings` evaluates the answer."""
 
     def __init__(self, place: ModelPlace, *, token: str | None, timeout_s: float) -> None:
+        from startup.model.hub import hub_endpoint
+
         self._place = place
-        self._endpoint = _endpoint()
+        self._endpoint = hub_endpoint()
         self._token = token or _stored_token()
         name = _TOKENIZER_FILE if place.is_tokenizer else _MODEL_FILE
         revision = quote(place.revision or "main", safe="")
@@ -85,12 +87,6 @@ class HubCheck:
             private = "the token may not see it" if self._token else _GIVE_TOKEN
             return f"{self._page} does not exist: correct the name; if it is private, {private}"
         return f"the hub at {self._endpoint} answers {status} for {name}: try again later, or give a local folder"
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return (env.HF_ENDPOINT.get() or constants.ENDPOINT).rstrip("/")
 
 
 def _stored_token() -> str | None:
