@@ -4,6 +4,7 @@ Counted is what the worker and its ended children use, since the machine may be 
 `--costs FILE` writes the table.
 """
 
+import os
 import resource
 import sys
 import time
@@ -18,6 +19,8 @@ FREE_MARKS: Final = ("smoke", "thorough", "slow", "alone", "cuda")
 _MANY_MODULES: Final = 40
 """A test that imports more than this pays for the tests after it."""
 _PROPERTY: Final = "cpu_s"
+_BUSY: Final = 2.5
+"""Processes per processor; `make test` alone has about one."""
 _LOOP: Final = range(400_000)
 _LOOP_S: Final = 0.02
 """The processor time of `_LOOP` on the machine for which the limit is meant."""
@@ -46,7 +49,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         result = yield
     limit_s = float(item.config.getini("cpu_limit_s"))
     is_free = len(sys.modules) - num_modules > _MANY_MODULES or any(map(item.get_closest_marker, FREE_MARKS))
-    if meter.cpu_s > limit_s and not is_free and meter.cpu_s > limit_s * _slowness():
+    if meter.cpu_s > limit_s and not is_free and not _is_busy() and meter.cpu_s > limit_s * _slowness():
         pytest.fail(
             f"{meter.cpu_s:.2f} s of processor time; a test without a mark has {limit_s:g} s: make it cheaper, test "
             "the rule at a lower layer, or mark it `thorough` (see tests/README.md)",
@@ -77,6 +80,11 @@ class _Meter:
         own_s, of_children_s = (now - begin for now, begin in zip(_cpu_s(), self._begin_s, strict=True))
         self.cpu_s = own_s + of_children_s
         self._item.user_properties.append((f"{_PROPERTY} {self._phase}", [own_s, of_children_s]))
+
+
+def _is_busy() -> bool:
+    """Whether so many other processes run that they slow this one down, by caches and shared cores."""
+    return os.getloadavg()[0] > _BUSY * len(os.sched_getaffinity(0))
 
 
 def _slowness() -> float:

@@ -14,11 +14,12 @@ from server.engine.sequence import Chunk, Sequence
 from server.types import SamplingParams
 from tests.server.engine.teacher_forcing import as_sequences
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts
+from tests.tiers import thorough_but_for
 
 ARCHITECTURES = [pytest.param(name, id=name) for name in SEQUENTIAL]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", thorough_but_for(SEQUENTIAL, "mamba", "rwkv"))
 def test_greedy_output_of_interleaved_sequences_equals_that_of_generate(architecture: str) -> None:
     model = build_model(architecture, SEQUENTIAL[architecture])
     prompts = random_prompts(3, 17, 40, 2)
