@@ -47,8 +47,8 @@ def serve_warm(words: list[str]) -> int | None:
     if kind is None:
         return None
     try:
-        connection = _connect(kind, timeout_s=_REQUIRED_S if mode == "require" else _ACK_S)
-        with connection:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            _connect(connection, kind, timeout_s=_REQUIRED_S if mode == "require" else _ACK_S)
             relay = _notify_relay()
             variables = {} if relay is None else {"NOTIFY_SOCKET": relay.address}
             server_pid, server_fd, life_fd = _request(connection, variables)
@@ -70,14 +70,13 @@ def serve_warm(words: list[str]) -> int | None:
     return None
 
 
-def _connect(kind: str, *, timeout_s: float) -> socket.socket:
-    """A connection that the template has accepted; it does not read from it.
+def _connect(connection: socket.socket, kind: str, *, timeout_s: float) -> None:
+    """Connects to a template process, which accepts but does not read from the connection.
 
     Raises:
         FileNotFoundError: there is no standby.
         ColdStartError: it does not answer, or is not this user's.
     """
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         folder_fd = places.open_folder()
         try:
@@ -85,26 +84,16 @@ def _connect(kind: str, *, timeout_s: float) -> socket.socket:
             connection.connect(places.socket_path(folder_fd, kind))
         finally:
             os.close(folder_fd)
-        _check_owner(connection)
+        if peer_of(connection)[1] != os.geteuid():
+            raise ColdStartError("the standby belongs to another user")
         if connection.recv(1) != places.ACK:
             raise ColdStartError("the standby has no free template process")
         connection.settimeout(max(timeout_s, _VERDICT_S))
-        return connection
     except FileNotFoundError:
-        connection.close()
         raise
     except (OSError, places.UnsafeFolderError) as err:
-        connection.close()
         reason = f"it does not answer in {timeout_s * 1000:g} ms" if isinstance(err, TimeoutError) else str(err)
         raise ColdStartError(f"the standby cannot be used: {reason}") from err
-    except ColdStartError:
-        connection.close()
-        raise
-
-
-def _check_owner(connection: socket.socket) -> None:
-    if peer_of(connection)[1] != os.geteuid():
-        raise ColdStartError("the standby belongs to another user")
 
 
 def _notify_relay() -> "NotifyRelay | None":
@@ -112,7 +101,7 @@ def _notify_relay() -> "NotifyRelay | None":
     address = foreign.text_of("NOTIFY_SOCKET")
     if address[:1] not in ("/", "@"):
         return None
-    from startup.systemd.notify_relay import NotifyRelay  # noqa: PLC0415 - without a manager nobody needs it
+    from startup.systemd.notify_relay import NotifyRelay  # noqa: PLC0415 - slow to import for other starts
 
     try:
         return NotifyRelay(address)
