@@ -27,11 +27,12 @@ code finds in a list of all variables."""
 
 _READ_LATER: Final = frozenset({
     "CI", "COLUMNS", "FORCE_COLOR", "LANG", "LANGUAGE", "LINES", "LNAME", "LOGNAME", "NO_COLOR", "PATH", "TZ", "USER",
-    "USERNAME", "VCLI_BAKED", "VLLM_CACHE_ROOT", "VLLM_LOGGING_COLOR", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM",
-    "XDG_RUNTIME_DIR", "TORCHINDUCTOR_CACHE_DIR",
+    "USERNAME", "PYTHONSTARTUP", "PYTHON_BASIC_REPL", "TORCHINDUCTOR_CACHE_DIR", "VCLI_BAKED", "XDG_RUNTIME_DIR",
+    "VLLM_CACHE_ROOT", "VLLM_LOGGING_COLOR", "VLLM_LOGGING_LEVEL", "VLLM_LOGGING_STREAM",
     "HF_HUB_OFFLINE", "HF_TOKEN", "PROMETHEUS_MULTIPROC_DIR", "TRANSFORMERS_OFFLINE",
 })  # fmt: skip
-"""Read on import, but also at each use, or set again in the library (`startup.processes.library_state`)."""
+"""Read on import, but also at each use, or set again in the library (`startup.processes.library_state`); or
+only by an interactive interpreter."""
 
 
 class ImportEnvironment(NamedTuple):
@@ -47,14 +48,16 @@ class ImportEnvironment(NamedTuple):
     def why_cold(self, environment: Mapping[str, str]) -> str | None:
         """The first variable that differs and counts; the reason has no values, which may be secrets."""
         for name in foreign.changes(self.given, environment):
+            if name in self.written:
+                return f"{name} differs, which the standby's imports have set"
+            if name in _READ_LATER or name.startswith("LC_"):
+                continue
             if name == "CUDA_VISIBLE_DEVICES":  # read later; but on import, vLLM disables Triton if no GPU is visible
                 if _hides_gpus(self.given) != _hides_gpus(environment):
                     return f"{name} differs: it hides all GPUs, or did so at the standby's start"
-            elif name in self.written:
-                return f"{name} differs, which the standby's imports have set"
             elif name.startswith(_OF_C_LIBRARIES):
                 return f"{name} differs, which libraries read when they are loaded"
-            elif name in self.read and name not in _READ_LATER and not name.startswith("LC_"):
+            elif name in self.read:
                 return f"{name} differs, which was read on import"
         return None
 

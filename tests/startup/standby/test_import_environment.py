@@ -66,7 +66,9 @@ def test_a_variable_of_the_loader_or_of_a_library_must_be_equal(name: str) -> No
     assert environment({}).why_cold({name: "1"}) == f"{name} differs, which libraries read when they are loaded"
 
 
-@pytest.mark.parametrize("name", ["LANG", "LC_TIME", "HF_TOKEN", "TZ", "PATH", "VLLM_LOGGING_LEVEL", "COLUMNS"])
+@pytest.mark.parametrize(
+    "name", ["LANG", "LC_TIME", "HF_TOKEN", "TZ", "PATH", "VLLM_LOGGING_LEVEL", "COLUMNS", "PYTHONSTARTUP"]
+)
 def test_a_variable_that_is_read_again_may_differ(name: str) -> None:
     assert environment({}, name).why_cold({name: "1"}) is None
     assert environment({name: "1"}, name).why_cold({name: "2"}) is None
