@@ -2,11 +2,13 @@
 
 import click
 
+from server.exit_codes import USAGE
+
 
 class InputError(click.ClickException):
     """The user's input is not valid; exit code 2."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 class ConnectionFailedError(click.ClickException):

@@ -1,5 +1,6 @@
 """Fixtures of the command line's tests: a clean environment, parsed configurations, child processes."""
 
+import io
 import os
 import subprocess
 import sys
@@ -31,6 +32,22 @@ def parse() -> Callable[..., StartupConfig]:
             return config
 
     return parse_words
+
+
+@pytest.fixture
+def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs a command in this process; the result is that of `run_cli`."""
+    from vllm_cli.main import main
+
+    def run(*words: object, input: str | None = None) -> subprocess.CompletedProcess[str]:
+        if input is not None:
+            monkeypatch.setattr(sys, "stdin", io.StringIO(input))
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, out, err)
+
+    return run
 
 
 @pytest.fixture

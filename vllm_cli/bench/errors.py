@@ -2,6 +2,8 @@
 
 import click
 
+from server.exit_codes import START_FAILED, USAGE
+
 
 class BenchError(click.ClickException):
     """Root of the benchmarks' errors; exit code 1: the run failed."""
@@ -12,16 +14,16 @@ class BenchError(click.ClickException):
 class BaselineError(BenchError):
     """The baseline file cannot be compared with this run."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 class ModelUnknownError(BenchError):
     """The server lists no model, and `--model` does not name one."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 class TargetStartError(BenchError):
     """The server did not start, does not answer, or rejects even the simplest completion."""
 
-    exit_code = 3
+    exit_code = START_FAILED

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 
-_LONGEST_MESSAGE = 400
+from vllm_cli.client.response_body import END, EventReader, error_message
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -76,7 +76,7 @@ async def send_request(session: aiohttp.ClientSession, request: EncodedRequest) 
         async with session.post(request.url, data=request.body, headers=request.headers) as response:
             status = response.status
             if status != 200:
-                return _failed(start_ns, f"HTTP {status}: {_message_in(await response.read())}", status)
+                return _failed(start_ns, f"HTTP {status}: {error_message(await response.read())}", status)
             if request.is_stream:
                 return await _read_stream(response, start_ns)
             return await _read_body(response, start_ns)
@@ -121,17 +121,15 @@ class ChunkReader:
         self.usage: Usage | None = None
         self.error: str | None = None
         self.is_finished = False
-        self._rest = b""
+        self._events = EventReader()
 
     def feed(self, data: bytes, now_ns: int) -> None:
-        """Reads bytes that arrived at `now_ns`; a line may be spread over several calls."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                self._read_event(line[5:].strip(), now_ns)
+        """Reads bytes that arrived at `now_ns`; an event may be spread over several calls."""
+        for event in self._events.feed(data):
+            self._read_event(event, now_ns)
 
     def _read_event(self, payload: bytes, now_ns: int) -> None:
-        if payload == b"[DONE]":
+        if payload == END:
             self.is_finished = True
             return
         chunk = _decoder.decode(payload)
@@ -168,19 +166,6 @@ async def _read_body(response: aiohttp.ClientResponse, start_ns: int) -> Request
     end_ns = perf_counter_ns()
     usage = _decoder.decode(data).usage
     return RequestSample(start_ns=start_ns, end_ns=end_ns, usage=usage, status=response.status)
-
-
-def _message_in(data: bytes) -> str:
-    """The error message in a body: from OpenAI's, vLLM's or FastAPI's envelope, or the whole body."""
-    body: Any
-    try:
-        body = msgspec.json.decode(data)
-    except msgspec.DecodeError:
-        body = data.decode(errors="replace")
-    for name in ("error", "message", "detail"):
-        if isinstance(body, dict) and name in body:
-            body = body[name]
-    return " ".join(str(body).split())[:_LONGEST_MESSAGE]
 
 
 def _failed(start_ns: int, error: str, status: int | None) -> RequestSample:

@@ -7,11 +7,11 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, Final, NamedTuple
 
 from startup.logs.formatters import escape_controls
+from vllm_cli.client.response_body import END, EventReader, error_message
 from vllm_cli.client.server_address import parse_url
 from vllm_cli.errors import ConnectionFailedError
 
 _CONNECT_TIMEOUT_S: Final = 10.0
-_END: Final = b"[DONE]"
 
 
 class Piece(NamedTuple):
@@ -66,20 +66,20 @@ class ApiClient:
             connection.request(method, self._address.path + path, payload, self._headers)
             response = connection.getresponse()
             if response.status >= 400:
-                raise ConnectionFailedError(f"The server answered {response.status}: {_error_message(response)}")
+                message = error_message(response.read()) or response.reason
+                raise ConnectionFailedError(f"The server answered {response.status}: {_on_one_line(message)}")
         except (HTTPException, OSError) as err:
             raise ConnectionFailedError(f"The server at {self.url} does not speak HTTP ({_reason(err)}).") from err
         return response
 
 
 def _read_events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
+    reader = EventReader()
     for line in response:
-        if not line.startswith(b"data:"):
-            continue
-        data = line.removeprefix(b"data:").strip()
-        if data == _END:
-            return
-        yield _decode(data)
+        for data in reader.feed(line):
+            if data == END:
+                return
+            yield _decode(data)
     raise ConnectionFailedError("The server ended its answer before it was complete.")
 
 
@@ -98,17 +98,6 @@ def _read_piece(event: dict[str, Any]) -> Piece:
     choices = event.get("choices") or [{}]
     text = choices[0].get("text") or (choices[0].get("delta") or {}).get("content") or ""
     return Piece(text, usage.get("completion_tokens"))
-
-
-def _error_message(response: HTTPResponse) -> str:
-    text = response.read().decode(errors="replace")
-    try:
-        body = json.loads(text)
-    except json.JSONDecodeError:
-        return " ".join(text.split())[:200] or response.reason
-    error = body.get("error", body) if isinstance(body, dict) else body
-    message = error.get("message", error) if isinstance(error, dict) else error
-    return _on_one_line(message)
 
 
 def _on_one_line(message: object) -> str:

@@ -1,12 +1,12 @@
 """Fixtures of the benchmarks' tests: a real HTTP server with known delays, in a separate process."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,18 +57,36 @@ def tiny_server() -> Iterator[Callable[..., RunningServer]]:
 
 
 @pytest.fixture
-def run_bench_serve() -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_bench_serve(run_bench) -> Callable[..., Any]:
     """Runs `vllm-cli bench serve` to its end."""
-    return lambda *words, **variables: _run_bench("serve", *words, **variables)
+    return partial(run_bench, "serve")
 
 
 @pytest.fixture
-def run_bench_liveness() -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_bench_liveness(run_bench) -> Callable[..., Any]:
     """Runs `vllm-cli bench liveness` to its end."""
-    return lambda *words, **variables: _run_bench("liveness", *words, **variables)
+    return partial(run_bench, "liveness")
 
 
-def _run_bench(name: str, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vllm_cli", "bench", name, *map(str, words)]
-    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"} | variables
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+@pytest.fixture
+def run_startup() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `vllm-cli bench startup` to its end, in a process: it may enter a mount namespace."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "vllm_cli", "bench", "startup", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+    return run
+
+
+@pytest.fixture
+def run_bench(invoke, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs a benchmark in this process, with variables set."""
+
+    def run(name: str, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        for variable, value in variables.items():
+            monkeypatch.setenv(variable, value)
+        return invoke("bench", name, *words)
+
+    return run

@@ -77,7 +77,7 @@ def test_requests_that_the_generator_sends_late_are_reported(tiny_server, run_be
     done = run_bench_serve("--url", tiny_server().url, *words)
     assert done.returncode == 0, done.stderr
     late = re.search(
-        r"at inf requests/s: the load generator itself sent (\d+) of 400 requests more than 10", done.stdout
+        r"A, inf requests/s: the load generator itself sent (\d+) of 400 requests more than 10", done.stdout
     )
     assert late is not None
     assert 0 < int(late[1]) < 400

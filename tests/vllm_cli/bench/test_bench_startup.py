@@ -32,15 +32,6 @@ def slow_command() -> Callable[..., str]:
     return lambda *flags: shlex.join([sys.executable, str(SLOW_SERVER), *map(str, flags)])
 
 
-@pytest.fixture
-def run_startup(tmp_path) -> Run:
-    def run(*words: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "vllm_cli", "bench", "startup", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240)
-
-    return run
-
-
 def read_result(text: str) -> StartupResult:
     """Decoding is strict: an unknown or missing field fails."""
     return msgspec.json.decode(text, type=StartupResult)

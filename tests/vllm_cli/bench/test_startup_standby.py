@@ -6,7 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -29,15 +28,6 @@ def own_command(tmp_path_factory: pytest.TempPathFactory) -> str:
     """`vllm-cli serve` with a model that loads at once."""
     model = save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
     return f"{SERVE} {model} --served-model-name tiny --engine embedded"
-
-
-@pytest.fixture
-def run_startup() -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    def run(*words: object) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "vllm_cli", "bench", "startup", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240)
-
-    return run
 
 
 @pytest.mark.slow

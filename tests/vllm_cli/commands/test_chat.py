@@ -187,7 +187,7 @@ def test_https_requires_a_trusted_certificate(
     ("status", "body", "line"),
     [
         (401, {"error": {"message": "Unauthorized", "code": 401}}, "The server answered 401: Unauthorized"),
-        (404, {"detail": "Not Found"}, "The server answered 404: {'detail': 'Not Found'}"),
+        (404, {"detail": "Not Found"}, "The server answered 404: Not Found"),
         (502, b"<html>bad\ngateway</html>", "The server answered 502: <html>bad gateway</html>"),
     ],
 )

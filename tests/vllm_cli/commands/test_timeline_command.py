@@ -56,8 +56,8 @@ def after(tmp_path) -> Path:
     return path
 
 
-def test_one_report_is_shown_as_a_table(before, run_cli) -> None:
-    done = run_cli("timeline", str(before))
+def test_one_report_is_shown_as_a_table(before, invoke) -> None:
+    done = invoke("timeline", str(before))
     assert done.returncode == 0, done.stderr
     head, *table = done.stdout.splitlines()
     assert "ready after 1.70 s, 100.0% explained" in head
@@ -70,23 +70,23 @@ def test_a_report_on_standard_input_is_shown_as_json(before, run_cli) -> None:
     assert read_report(done.stdout).to_dict() == json.loads(before.read_text())
 
 
-def test_two_reports_are_compared_phase_by_phase(before, after, run_cli) -> None:
-    done = run_cli("timeline", str(before), str(after))
+def test_two_reports_are_compared_phase_by_phase(before, after, invoke) -> None:
+    done = invoke("timeline", str(before), str(after))
     assert done.returncode == 0, done.stderr
     assert re.search(r"1\.000 +0\.400 +-0\.600 +engine +import_torch", done.stdout)
     assert re.search(r"0\.500 +0\.500 +\+0\.000 +engine +load_weights", done.stdout)
     assert re.search(r"1\.700 +1\.100 +-0\.600 +total", done.stdout)
 
 
-def test_the_differences_of_the_phases_add_up_to_that_of_the_totals(before, after, run_cli) -> None:
-    content = json.loads(run_cli("timeline", str(before), str(after), "--json").stdout)
+def test_the_differences_of_the_phases_add_up_to_that_of_the_totals(before, after, invoke) -> None:
+    content = json.loads(invoke("timeline", str(before), str(after), "--json").stdout)
     assert content["total_s"]["difference"] == pytest.approx(-0.6)
     assert sum(phase["difference_s"] for phase in content["phases"]) == pytest.approx(-0.6)
 
 
-def test_the_page_is_self_contained_and_its_bars_are_in_proportion(before, after, run_cli, tmp_path) -> None:
+def test_the_page_is_self_contained_and_its_bars_are_in_proportion(before, after, invoke, tmp_path) -> None:
     html = tmp_path / "image.html"
-    done = run_cli("timeline", str(before), str(after), "--html", str(html))
+    done = invoke("timeline", str(before), str(after), "--html", str(html))
     assert (done.returncode, done.stdout) == (0, "")
     text = html.read_text()
     assert not re.search(r"(href|src)=|@import|url\(", text)
@@ -101,11 +101,11 @@ def test_the_page_is_self_contained_and_its_bars_are_in_proportion(before, after
     assert "What changed" in text
 
 
-def test_names_in_a_report_cannot_become_markup(run_cli, tmp_path) -> None:
+def test_names_in_a_report_cannot_become_markup(invoke, tmp_path) -> None:
     evil = "<script>alert(1)</script>"
     report, html = tmp_path / "evil.json", tmp_path / "evil.html"
     report.write_text(report_of(model=evil).to_json().replace("load_weights", '\\"><script>x'))
-    assert run_cli("timeline", str(report), "--html", str(html)).returncode == 0
+    assert invoke("timeline", str(report), "--html", str(html)).returncode == 0
     assert "script" not in {tag for tag, _ in Page(html.read_text()).tags}
 
 
@@ -122,31 +122,31 @@ def test_names_in_a_report_cannot_become_markup(run_cli, tmp_path) -> None:
     ],
     ids=["empty", "object", "binary", "version"],
 )
-def test_an_invalid_report_is_one_line_and_exit_code_2(content, message, run_cli, tmp_path) -> None:
+def test_an_invalid_report_is_one_line_and_exit_code_2(content, message, invoke, tmp_path) -> None:
     path = tmp_path / "report.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    done = run_cli("timeline", str(path))
+    done = invoke("timeline", str(path))
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_missing_report_is_a_usage_error(run_cli) -> None:
-    done = run_cli("timeline", "no-such-file.json")
+def test_a_missing_report_is_a_usage_error(invoke) -> None:
+    done = invoke("timeline", "no-such-file.json")
     assert done.returncode == 2
     assert "no-such-file.json" in done.stderr
 
 
-def test_a_page_that_cannot_be_written_is_one_line(before, run_cli, tmp_path) -> None:
-    done = run_cli("timeline", str(before), "--html", str(tmp_path / "no-folder" / "x.html"))
+def test_a_page_that_cannot_be_written_is_one_line(before, invoke, tmp_path) -> None:
+    done = invoke("timeline", str(before), "--html", str(tmp_path / "no-folder" / "x.html"))
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_start_of_zero_duration_can_be_drawn(run_cli, tmp_path) -> None:
+def test_a_start_of_zero_duration_can_be_drawn(invoke, tmp_path) -> None:
     content = report_of().to_dict() | {"spans": [], "critical_path": [], "total_s": 0, "marks": {}}
     report, html = tmp_path / "report.json", tmp_path / "image.html"
     report.write_text(json.dumps(content))
-    assert run_cli("timeline", str(report)).returncode == 0
-    assert run_cli("timeline", str(report), "--html", str(html)).returncode == 0
+    assert invoke("timeline", str(report)).returncode == 0
+    assert invoke("timeline", str(report), "--html", str(html)).returncode == 0

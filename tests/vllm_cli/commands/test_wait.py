@@ -24,8 +24,6 @@ from tests.http_server import LocalServer, QuietHandler, serving
 from tests.ports import free_port as find_free_port
 from tests.terminal import read_terminal
 
-_ROOT = Path(__file__).parents[3]
-
 STARTING = {
     "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"},
     "status": "starting",
@@ -84,17 +82,17 @@ def free_port() -> int:
     return find_free_port()
 
 
-def test_a_ready_server_ends_the_wait_at_once(serve, run_cli) -> None:
+def test_a_ready_server_ends_the_wait_at_once(serve, invoke) -> None:
     server = serve((200, b""))
-    done = run_cli("wait", server.url)
+    done = invoke("wait", server.url)
     assert done.returncode == 0
     assert re.fullmatch(rf"{server.url} is ready after \d+\.\d s\n", done.stderr)
     assert server.paths == ["/health"]
 
 
-def test_the_phase_is_shown_until_the_server_is_ready(serve, run_cli) -> None:
+def test_the_phase_is_shown_until_the_server_is_ready(serve, invoke) -> None:
     server = serve((503, STARTING), (503, STARTING | {"phase": "load_weights"}), (200, b""))
-    done = run_cli("wait", server.url, "--interval", "0.01")
+    done = invoke("wait", server.url, "--interval", "0.01")
     assert done.returncode == 0
     first, second, last = done.stderr.splitlines()
     assert "import server  [########------------]  40%  about 1.5 s left" in first
@@ -111,39 +109,39 @@ def test_a_server_that_does_not_listen_yet_is_waited_for(serve, free_port) -> No
         assert waiting.wait(120) == 0
 
 
-def test_a_failed_start_ends_with_1_and_its_reason(serve, run_cli) -> None:
-    done = run_cli("wait", serve((503, STARTING), (503, FAILED)).url, "--interval", "0.01")
+def test_a_failed_start_ends_with_1_and_its_reason(serve, invoke) -> None:
+    done = invoke("wait", serve((503, STARTING), (503, FAILED)).url, "--interval", "0.01")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("will not become ready: no such model")
 
 
-def test_a_dead_engine_is_a_failure(serve, run_cli) -> None:
-    assert run_cli("wait", serve((503, STARTING | {"status": "dead"})).url).returncode == 1
+def test_a_dead_engine_is_a_failure(serve, invoke) -> None:
+    assert invoke("wait", serve((503, STARTING | {"status": "dead"})).url).returncode == 1
 
 
 @pytest.mark.thorough
-def test_a_timeout_exits_with_4_and_names_the_phase(serve, run_cli) -> None:
-    done = run_cli("wait", serve((503, STARTING)).url, "--timeout", "3")
+def test_a_timeout_exits_with_4_and_names_the_phase(serve, invoke) -> None:
+    done = invoke("wait", serve((503, STARTING)).url, "--timeout", "3")
     assert done.returncode == 4
     assert "was not ready after 3 s: its phase is import_server" in done.stderr
 
 
 @pytest.mark.thorough
-def test_a_last_request_cut_short_by_the_timeout_does_not_hide_the_phase(serve, run_cli) -> None:
+def test_a_last_request_cut_short_by_the_timeout_does_not_hide_the_phase(serve, invoke) -> None:
     """The server reports its phase once and does not respond again."""
     is_over = threading.Event()
     server = serve((503, STARTING))
     server.before_each = lambda: len(server.paths) > 1 and is_over.wait(120)
-    done = run_cli("wait", server.url, "--timeout", "3", "--interval", "0.01", "--json")
+    done = invoke("wait", server.url, "--timeout", "3", "--interval", "0.01", "--json")
     is_over.set()
     assert done.returncode == 4
     assert "was not ready after 3 s: its phase is import_server" in done.stderr
     assert json.loads(done.stdout)["num_requests"] == 2
 
 
-def test_the_timeout_holds_for_a_server_that_accepts_and_never_responds(silent_port, run_cli) -> None:
+def test_the_timeout_holds_for_a_server_that_accepts_and_never_responds(silent_port, invoke) -> None:
     begin_s = time.monotonic()
-    done = run_cli("wait", "--port", str(silent_port), "--timeout", "1")
+    done = invoke("wait", "--port", str(silent_port), "--timeout", "1")
     assert done.returncode == 4
     assert re.search(r"was not ready after 1 s: no answer within (1|0\.\d+) s", done.stderr)
     assert time.monotonic() - begin_s >= 1
@@ -154,12 +152,12 @@ def test_the_timeout_holds_for_a_server_that_accepts_and_never_responds(silent_p
     [(503, b"busy"), (500, b""), (502, b"<html>"), (503, [1]), (429, b""), (503, {"error": 1, "progress": "much"})],
     ids=["plain", "empty", "proxy", "list", "later", "odd"],
 )
-def test_the_wait_continues_after_responses_without_readiness(answer, serve, run_cli) -> None:
-    assert run_cli("wait", serve(answer, answer, (200, b"")).url, "--interval", "0.01").returncode == 0
+def test_the_wait_continues_after_responses_without_readiness(answer, serve, invoke) -> None:
+    assert invoke("wait", serve(answer, answer, (200, b"")).url, "--interval", "0.01").returncode == 0
 
 
 @pytest.mark.thorough
-def test_the_wait_continues_while_the_port_does_not_speak_http(run_cli) -> None:
+def test_the_wait_continues_while_the_port_does_not_speak_http(invoke) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def send_garbage() -> None:
@@ -173,34 +171,34 @@ def test_the_wait_continues_while_the_port_does_not_speak_http(run_cli) -> None:
 
         thread = threading.Thread(target=send_garbage)
         thread.start()
-        done = run_cli("wait", "--port", str(listener.getsockname()[1]), "--timeout", "3")
+        done = invoke("wait", "--port", str(listener.getsockname()[1]), "--timeout", "3")
         listener.shutdown(socket.SHUT_RDWR)
     thread.join()
     assert done.returncode == 4
     assert "does not speak HTTP" in done.stderr
 
 
-def test_a_server_without_the_path_will_never_be_ready(serve, run_cli) -> None:
-    done = run_cli("wait", serve((404, b"")).url)
+def test_a_server_without_the_path_will_never_be_ready(serve, invoke) -> None:
+    done = invoke("wait", serve((404, b"")).url)
     assert done.returncode == 1
     assert "/health answers 404" in done.stderr
 
 
-def test_another_path_can_be_polled(serve, run_cli) -> None:
+def test_another_path_can_be_polled(serve, invoke) -> None:
     server = serve((200, b""))
-    assert run_cli("wait", f"{server.url}/base/v1/", "--path", "/readyz").returncode == 0
+    assert invoke("wait", f"{server.url}/base/v1/", "--path", "/readyz").returncode == 0
     assert server.paths == ["/base/readyz"]
 
 
-def test_json_prints_the_outcome_and_quiet_prints_nothing(serve, run_cli) -> None:
-    done = run_cli("wait", serve((503, STARTING), (503, FAILED)).url, "--json", "--quiet", "--interval", "0.01")
+def test_json_prints_the_outcome_and_quiet_prints_nothing(serve, invoke) -> None:
+    done = invoke("wait", serve((503, STARTING), (503, FAILED)).url, "--json", "--quiet", "--interval", "0.01")
     content = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (1, "")
     assert content["url"].startswith("http://127.0.0.1:")
     assert (content["status"], content["reason"], content["num_requests"]) == ("failed", "no such model", 2)
 
 
-def test_a_unix_socket_may_have_a_path_of_any_length(tmp_path, run_cli, monkeypatch) -> None:
+def test_a_unix_socket_may_have_a_path_of_any_length(tmp_path, invoke, monkeypatch) -> None:
     folder = tmp_path / (
         "x" * 120
     )  # longer than a socket address may be; the server binds s.sock from inside the folder
@@ -221,25 +219,25 @@ def test_a_unix_socket_may_have_a_path_of_any_length(tmp_path, run_cli, monkeypa
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            done = run_cli("wait", "--uds", str(path), "--timeout", "60", cwd=_ROOT)
-            named = run_cli("wait", f"unix:{path}", "--timeout", "60", cwd=_ROOT)
+            done = invoke("wait", "--uds", str(path), "--timeout", "60")
+            named = invoke("wait", f"unix:{path}", "--timeout", "60")
         finally:
             server.shutdown()
             thread.join()
     assert (done.returncode, named.returncode) == (0, 0), done.stderr
 
 
-def test_the_wait_ends_with_the_process_even_if_it_is_a_zombie(free_port, run_cli) -> None:
+def test_the_wait_ends_with_the_process_even_if_it_is_a_zombie(free_port, invoke) -> None:
     with subprocess.Popen([sys.executable, "-S", "-c", "pass"]) as process:
         while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "Z":
             time.sleep(0.01)
-        done = run_cli("wait", "--port", str(free_port), "--pid", str(process.pid))
+        done = invoke("wait", "--port", str(free_port), "--pid", str(process.pid))
     assert done.returncode == 1
     assert f"process {process.pid} has ended" in done.stderr
 
 
-def test_the_wait_continues_while_the_process_runs(free_port, run_cli) -> None:
-    assert run_cli("wait", "--port", str(free_port), "--pid", str(os.getpid()), "--timeout", "0.3").returncode == 4
+def test_the_wait_continues_while_the_process_runs(free_port, invoke) -> None:
+    assert invoke("wait", "--port", str(free_port), "--pid", str(os.getpid()), "--timeout", "0.3").returncode == 4
 
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
@@ -265,15 +263,15 @@ def tls_server(tmp_path) -> Iterator[tuple[str, Path]]:
 
 
 @needs_openssl
-def test_https_works_with_the_servers_own_certificate_or_without_verification(tls_server, run_cli) -> None:
+def test_https_works_with_the_servers_own_certificate_or_without_verification(tls_server, invoke) -> None:
     place, certificate = tls_server
     port = place.rpartition(":")[2]
-    stranger = run_cli("wait", f"https://{place}")
+    stranger = invoke("wait", f"https://{place}")
     assert stranger.returncode == 1
     assert "its certificate is not trusted" in stranger.stderr
-    assert run_cli("wait", f"https://{place}", "--insecure").returncode == 0
-    assert run_cli("wait", "--port", port, "--ssl-certfile", str(certificate)).returncode == 0
-    assert run_cli("wait", place, "--ssl", "--ssl-certfile", str(certificate)).returncode == 0
+    assert invoke("wait", f"https://{place}", "--insecure").returncode == 0
+    assert invoke("wait", "--port", port, "--ssl-certfile", str(certificate)).returncode == 0
+    assert invoke("wait", place, "--ssl", "--ssl-certfile", str(certificate)).returncode == 0
 
 
 def test_on_a_terminal_one_line_is_rewritten(serve) -> None:
@@ -314,8 +312,8 @@ def test_ctrl_c_ends_with_130() -> None:
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else "",
 )
-def test_invalid_input_is_a_usage_error(words, message, run_cli) -> None:
-    done = run_cli("wait", *words)
+def test_invalid_input_is_a_usage_error(words, message, invoke) -> None:
+    done = invoke("wait", *words)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

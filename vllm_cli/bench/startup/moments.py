@@ -11,6 +11,7 @@ import msgspec
 
 from vllm_cli.bench.errors import TargetStartError
 from vllm_cli.bench.load import open_session
+from vllm_cli.bench.readiness import NotReadyError, get
 from vllm_cli.bench.request import EncodedRequest, RequestSample, send_request
 from vllm_cli.bench.request_format import RequestFormat
 from vllm_cli.bench.startup.config import MAX_TOKENS, PROMPT
@@ -18,7 +19,6 @@ from vllm_cli.bench.startup.config import MAX_TOKENS, PROMPT
 _CONNECT_POLL_S = 0.005
 _HEALTH_POLL_S = 0.02
 _ANSWER_TIMEOUT_S = 60.0
-_STARTUPZ_TIMEOUT_S = 5.0
 
 
 async def wait_listening(host: str, port: int, ensure_alive: Callable[[], None]) -> int:
@@ -129,14 +129,10 @@ class _StartupReport(msgspec.Struct):
 
 async def read_phases(request_format: RequestFormat) -> dict[str, float]:
     """Seconds by `process:phase` from `/startupz`; empty if the server has no such route."""
-    url, timeout = f"{request_format.base_url}/startupz", aiohttp.ClientTimeout(total=_STARTUPZ_TIMEOUT_S)
     try:
-        async with (
-            open_session(_STARTUPZ_TIMEOUT_S) as session,
-            session.get(url, headers=request_format.headers, timeout=timeout) as response,
-        ):
-            content = await response.read()
-            phases = msgspec.json.decode(content, type=_StartupReport).phases if response.status == 200 else []
-    except (TimeoutError, aiohttp.ClientError, msgspec.DecodeError):
+        async with open_session(request_format.config.request_timeout_s) as session:
+            status, content = await get(session, f"{request_format.base_url}/startupz", request_format.headers)
+            phases = msgspec.json.decode(content, type=_StartupReport).phases if status == 200 else []
+    except (NotReadyError, msgspec.DecodeError):
         return {}
     return {f"{phase.process}:{phase.name}": phase.took_s for phase in phases}
