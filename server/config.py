@@ -128,12 +128,6 @@ class RendererConfig:
         "Threads of the renderer pool, which turn text into tokens and back.",
         group="Memory and scheduling",
     )
-    is_inline: bool = setting(
-        False,
-        "--renderer-inline",
-        "Render on the event loop instead of in the renderer pool; only for comparisons of the two.",
-        group="Memory and scheduling",
-    )
     tokenizer_mode: TokenizerMode = setting(
         "auto",
         "--tokenizer-mode",
@@ -157,9 +151,6 @@ class RendererConfig:
         {}, "--default-chat-template-kwargs", "Template variables that a request may override."
     )
     trust_remote_code: bool = setting(False, filled_by="--trust-remote-code")
-    trust_request_chat_template: bool = setting(
-        False, "--trust-request-chat-template", "Allow a request to contain its own chat template."
-    )
     enable_prompt_embeds: bool = setting(
         False,
         "--enable-prompt-embeds",

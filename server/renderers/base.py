@@ -14,8 +14,7 @@ from server.renderers.detokenizer import AddedTokensJoined, DecodeWindow, Increm
 from server.renderers.embeds.chat_embeds import MarkedConversation, has_embeds, has_few_parts, join, mark
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.images.processor_cache import ProcessorCache
-from server.renderers.make_async import make_async
-from server.renderers.pool import LoopShare, Pool, create_pool
+from server.renderers.pool import LoopShare, RendererPool, make_async
 from server.renderers.prompt_limits import check_text_length, check_token_ids, keep_tokens, resolve_token_limit
 from server.renderers.prompts import (
     ChatOptions,
@@ -67,11 +66,11 @@ class BaseRenderer(ABC):
         self.files = files
         self.config = config
         self.tokenizer = tokenizer
-        self.pools: dict[str, Pool] = {}
+        self.pools: dict[str, RendererPool] = {}
         """The pools that this renderer owns, by purpose: `text` and `mm`."""
         if executor is None:
-            self.pools["text"] = create_pool(config.num_workers, name="renderer", is_inline=config.is_inline)
-            self.pools["mm"] = create_pool(1, name="renderer-mm", is_inline=config.is_inline)
+            self.pools["text"] = RendererPool(config.num_workers, name="renderer")
+            self.pools["mm"] = RendererPool(1, name="renderer-mm")
         self._executor = executor or self.pools["text"]
         self._mm_executor = executor or self.pools["mm"]
         self._loop_share = LoopShare()
@@ -349,7 +348,7 @@ class BaseRenderer(ABC):
 
 def _is_small(messages: list[dict[str, Any]], options: ChatOptions) -> bool:
     """Whether rendering takes about 0.5 ms: few messages of plain, short text and nothing else."""
-    if len(messages) > SMALL_MESSAGES or options.tools or options.documents or options.chat_template:
+    if len(messages) > SMALL_MESSAGES or options.tools or options.documents:
         return False
     if not all(isinstance(message.get("content"), str) for message in messages):
         return False

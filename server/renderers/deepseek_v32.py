@@ -30,10 +30,6 @@ class DeepseekV32Renderer(BaseRenderer):
         super().__init__(files, config, tokenizer, executor=executor)
 
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
-        if options.chat_template is not None:
-            raise RequestError(
-                "this model encodes messages by code and does not support chat_template", param="chat_template"
-            )
         return encode_conversation(
             _with_response_formats(to_conversation(messages, "string"), messages),
             tools=options.tools,

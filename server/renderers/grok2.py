@@ -4,7 +4,6 @@ from concurrent.futures import Executor
 from typing import Any
 
 from server.config import ModelFiles, RendererConfig
-from server.renderers.conversations.chat_template import check_chat_template
 from server.renderers.prompts import ChatOptions
 from server.renderers.template_renderer import TemplateRenderer
 from server.renderers.tokenizers.grok2_tokenizer import Grok2Tokenizer
@@ -14,15 +13,11 @@ class Grok2Renderer(TemplateRenderer):
     """Uses the operator's template, or else the checkpoint's, or else Grok-2's own."""
 
     def __init__(self, files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> None:
-        if config.chat_template is not None:
-            check_chat_template(config.chat_template)
         self._grok2 = Grok2Tokenizer.from_folder(files.tokenizer_path)
         super().__init__(files, config, self._grok2, executor=executor)
 
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
-        template = self._given_template(options) or self._grok2.chat_template
-        applies = self._grok2 if options.chat_template is None else self._request_template(template, {})
-        return self._apply(applies, template, messages, options)
+        return self._apply(self._grok2, self.chat_template, messages, options)
 
     @property
     def chat_template(self) -> str:

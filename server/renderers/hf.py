@@ -4,7 +4,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from server.config import ModelFiles, RendererConfig
-from server.renderers.conversations.chat_template import check_chat_template, resolve_chat_template
+from server.renderers.conversations.chat_template import resolve_chat_template
 from server.renderers.prompts import ChatOptions
 from server.renderers.template_renderer import TemplateRenderer
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
@@ -25,8 +25,6 @@ class HfRenderer(TemplateRenderer):
         tokenizer: HfTokenizer | None = None,
     ) -> None:
         """`tokenizer` is the tokenizer in the folder, if the caller has loaded it."""
-        if config.chat_template is not None:
-            check_chat_template(config.chat_template)
         self._hf = tokenizer or HfTokenizer.from_folder(
             files.tokenizer_path, trust_remote_code=config.trust_remote_code
         )
@@ -34,10 +32,8 @@ class HfRenderer(TemplateRenderer):
 
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
         tokenizer = self._hf.for_this_thread
-        template = resolve_chat_template(tokenizer, self._given_template(options), options.tools or None)
-        is_own = options.chat_template is None or options.chat_template in _names_of(tokenizer.chat_template)
-        applies = tokenizer if is_own else self._request_template(template, dict(tokenizer.special_tokens_map))
-        return self._apply(applies, template, messages, options)
+        template = resolve_chat_template(tokenizer, self.config.chat_template, options.tools or None)
+        return self._apply(tokenizer, template, messages, options)
 
     @property
     def chat_template(self) -> str | None:
@@ -49,8 +45,3 @@ class HfRenderer(TemplateRenderer):
         own = self._hf.loaded.chat_template
         named = own.get("tool_use") if isinstance(own, dict) else None
         return self.config.chat_template or named or self.chat_template
-
-
-def _names_of(templates: Any) -> set[str]:
-    """The names of the model's own templates, if there are several; a request may choose one by name."""
-    return set(templates) if isinstance(templates, dict) else set()

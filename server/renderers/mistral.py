@@ -31,7 +31,7 @@ class MistralRenderer(BaseRenderer):
         super().__init__(files, config, self._mistral, executor=executor)
 
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> list[int]:
-        _check_templates(options)
+        _check_variables(options)
         try:
             request = to_request(messages, options, **self._settings(options))
             self._check_request(request, options)
@@ -71,9 +71,7 @@ class MistralRenderer(BaseRenderer):
             raise RequestError("messages is not valid Unicode: it holds a lone surrogate", param="messages") from err
 
 
-def _check_templates(options: ChatOptions) -> None:
-    if options.chat_template is not None:
-        raise RequestError("chat_template is not supported for Mistral tokenizers", param="chat_template")
+def _check_variables(options: ChatOptions) -> None:
     effort = {"reasoning_effort", "enable_thinking"} if "reasoning_effort" in options.chat_template_kwargs else set()
     if names := sorted(options.chat_template_kwargs.keys() - effort):
         raise RequestError(

@@ -1,11 +1,12 @@
-"""The thread pool for a renderer's blocking work, and an executor that runs the same work inline."""
+"""The thread pool for a renderer's blocking work, and the event loop's share of that work."""
 
 import asyncio
+import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from time import perf_counter
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,26 +74,15 @@ class RendererPool(ThreadPoolExecutor):
             self._num_waiting += change
 
 
-class InlineExecutor(Executor):
-    """Runs work at once, on the calling thread: for tests, and to measure the benefit of a pool."""
+def make_async(func: Callable[P, R], executor: Executor) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Returns a coroutine function with `func`'s signature that runs `func` in `executor`."""
 
-    num_workers = 1
-    num_waiting = 0
+    @functools.wraps(func)
+    async def run_in_pool(*args: P.args, **kwargs: P.kwargs) -> R:
+        call = functools.partial(func, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(executor, call)
 
-    def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
-        """No effect: work never waits."""
-
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> "Future[R]":
-        future: Future[R] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - the future carries it, as in a pool
-            future.set_exception(error)
-        return future
-
-    def run_in_each_thread(self, func: Callable[[], object]) -> None:
-        """Runs `func`."""
-        func()
+    return run_in_pool
 
 
 class LoopShare:
@@ -122,11 +112,3 @@ class LoopShare:
 
     def _renew(self) -> None:
         self._spent_s = 0.0
-
-
-Pool = RendererPool | InlineExecutor
-
-
-def create_pool(num_workers: int, *, name: str, is_inline: bool) -> Pool:
-    """Creates the pool; its threads start with the first work item."""
-    return InlineExecutor() if is_inline else RendererPool(num_workers, name=name)

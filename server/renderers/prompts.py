@@ -51,7 +51,7 @@ class ChatOptions:
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
     chat_template: str | None = None
-    """Only accepted with `--trust-request-chat-template`."""
+    """Always rejected: `--engine vllm` alone renders templates of requests."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     add_special_tokens: bool = False
     """Chat templates write the special tokens themselves."""
@@ -61,6 +61,11 @@ class ChatOptions:
     """Only accepted with `--trust-request-mm-kwargs`."""
 
     def __post_init__(self) -> None:
+        if self.chat_template is not None:
+            raise RequestError(
+                "a chat_template in the request is only accepted by --engine vllm with --trust-request-chat-template",
+                param="chat_template",
+            )
         if self.continue_final_message and self.add_generation_prompt:
             raise RequestError(
                 "continue_final_message and add_generation_prompt are not compatible", param="add_generation_prompt"

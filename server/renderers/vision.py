@@ -23,7 +23,7 @@ from server.renderers.images.policy import MediaPolicy
 from server.renderers.images.processor import ImageFile, ImageProcessor
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.images.processor_loading import load_processor
-from server.renderers.make_async import make_async
+from server.renderers.pool import make_async
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 from server.renderers.tokenizers.loading import load_tokenizer

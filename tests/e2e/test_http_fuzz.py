@@ -6,7 +6,6 @@ The slow tests print the number of responses by status: `make test-slow ARGS="-k
 import json
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -52,7 +51,7 @@ def parsing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerP
 
 @pytest.fixture(scope="module")
 def pooling_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder: Path = tmp_path_factory.mktemp("bert")
+    folder = tmp_path_factory.mktemp("bert")
     save_pooler(folder, "bert")
     save_sentence_files(folder)
     arguments = [str(folder), "--served-model-name", MODEL, "--runner", "pooling", "--disable-uvicorn-access-log"]
@@ -82,10 +81,8 @@ def test_a_request_that_excludes_every_token_is_a_400(text_server: ServerProcess
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_very_many_fuzzed_requests_for_text_are_answered(tmp_path: Path) -> None:
-    """With templates in requests, whose helper process may be restarted."""
-    with ServerProcess([str(save_tiny_llama(tmp_path)), *SETTINGS, "--trust-request-chat-template"]) as server:
-        print(fuzz(server, range(1000, 1000 + NUM_TEXT_REQUESTS), TEXT_ROUTES))
+def test_very_many_fuzzed_requests_for_text_are_answered(text_server: ServerProcess) -> None:
+    print(fuzz(text_server, range(1000, 1000 + NUM_TEXT_REQUESTS), TEXT_ROUTES))
 
 
 @pytest.mark.slow

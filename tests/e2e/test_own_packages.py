@@ -3,11 +3,9 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from server.renderers.template_process import TemplateProcess
 from tests.e2e.server_process import ServerProcess
 from tests.llamas import save_tiny_llama
 
@@ -54,19 +52,3 @@ def test_processes_of_a_server(method: str, decoys: Path, tmp_path: Path, monkey
     environment = {"PYTHONPATH": ".", "VLLM_WORKER_MULTIPROC_METHOD": method}
     with ServerProcess([str(model)], environment=environment):
         assert _imported(decoys) == []
-
-
-def test_template_process(decoys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(decoys))
-    process = TemplateProcess()
-    conversation: list[Any] = [{"role": "user", "content": "hello"}]
-    try:
-        options = {
-            "chat_template": "{{ messages[0].content }}",
-            "add_generation_prompt": False,
-            "continue_final_message": False,
-        }
-        assert process.render(conversation, options) == "hello"
-    finally:
-        process.close()
-    assert _imported(decoys) == []

@@ -1,4 +1,4 @@
-"""Chat templates that try to escape the sandbox or use too much time or memory.
+"""Chat templates that try to escape the sandbox.
 
 Cases are added to this corpus and never removed.
 """
@@ -40,30 +40,3 @@ ESCAPES: Final = {
     "extends an object": "{% extends messages %}",
 }
 """Each must fail or have no effect; PATH is a file that must not be created."""
-
-GREEDY_TEMPLATES: Final = {
-    "power": "{{ 9 ** (9 ** 9) }}",
-    "power of variables": "{% set n = 9 %}{{ n ** (n ** n) }}",
-    "repeat": "{{ 'x' * 10 ** 11 }}",
-    "repeat a list": "{{ [0] * 10 ** 11 }}",
-    "range": "{% for i in range(10 ** 9) %}x{% endfor %}",
-    "nested loops": "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}"
-    "{% endfor %}{% endfor %}{% endfor %}",
-    "doubling": "{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-    "doubling a list": "{% set n = namespace(s=[1]) %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}",
-    "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "branching recursion": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(99) }}",
-    "recursive loop": "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
-    "width": "{{ '%100000000000d' % 1 }}",
-    "width by format": "{{ '{:100000000000d}'.format(1) }}",
-    "center": "{{ 'x'|center(10 ** 11) }}",
-    "indent": "{{ 'x\ny'|indent(10 ** 11) }}",
-    "ljust": "{{ 'x'.ljust(10 ** 11) }}",
-    "batch": "{{ [1]|batch(10 ** 11, 0)|list }}",
-    "indented json": "{{ [1]|tojson(indent=10 ** 11) }}",
-    "replace": "{{ ('x' * 10 ** 5).replace('x', 'y' * 10 ** 7) }}",
-    "deep parentheses": "{{ " + "(" * 50_000 + "1" + ")" * 50_000 + " }}",
-    "deep blocks": "{% if 1 %}" * 5_000 + "{% endif %}" * 5_000,
-    "much text": "{% for i in range(99999) %}{% for i in range(999) %}xxxxxxxxxx{% endfor %}{% endfor %}",
-}
-"""Each must fail within the limits of time and memory."""

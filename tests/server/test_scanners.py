@@ -30,8 +30,6 @@ OTHER_TEXT: Final = {
     "server.renderers.tokenizers.mistral_files": "names of the model's files",
     "server.renderers.tokenizers.mistral_tokenizer": "an error's message; pieces of the vocabulary",
     "server.renderers.images.processor_loading": "names in the model's files",
-    "server.renderers.template_process": "answers of the server's own process",
-    "server.renderers.template_worker": "messages of the server's own process, whose time is limited",
     "server.renderers.tokenizers.token_bytes": "pieces of the vocabulary",
     "server.renderers.tokenizers.loading": "files of the model",
     "server.renderers.vision": "one split at the model's image token",

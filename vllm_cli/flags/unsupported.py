@@ -206,6 +206,7 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         value("--kv-cache-dtype", neutral=("auto",)),
         values("--kv-cache-dtype-skip-layers"),
     ),
+    "chat templates in requests": (switch("--trust-request-chat-template"),),
     "parsers of tool calls or of reasoning": (
         value("--tool-strict-level", neutral=("auto",)),
         value("--tool-server"),

@@ -18,7 +18,7 @@ from server.operation.concurrently import run_concurrently
 from server.operation.inference import Inference
 from server.operation.models import unix_time
 from server.operation.request_context import RequestContext
-from server.renderers.make_async import make_async
+from server.renderers.pool import make_async
 from server.renderers.prompts import ChatOptions
 from server.request_ids import set_request_id
 from server.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams

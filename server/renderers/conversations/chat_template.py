@@ -91,7 +91,7 @@ def safe_apply_chat_template(
             **template_kwargs,
         )
     except Exception as err:  # a template may raise any kind of error
-        raise RequestError(f"the chat template failed: {describe_template_error(err)}", param="messages") from err
+        raise RequestError(f"the chat template failed: {_describe(err)}", param="messages") from err
     return text
 
 
@@ -100,6 +100,6 @@ def _check_reserved(template_kwargs: dict[str, Any]) -> None:
         raise RequestError(f"chat_template_kwargs may not set {', '.join(reserved)}", param="chat_template_kwargs")
 
 
-def describe_template_error(err: Exception) -> str:
+def _describe(err: Exception) -> str:
     """The template's own message, as from `raise_exception(...)`; for other errors with the error's type."""
     return str(err) if isinstance(err, jinja2.TemplateError) and str(err) else f"{type(err).__name__}: {err}"

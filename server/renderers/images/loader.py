@@ -7,7 +7,7 @@ from server.renderers.images.fetcher import MediaFetcher
 from server.renderers.images.load_budget import LoadLease
 from server.renderers.images.local_file import find_file, read_file
 from server.renderers.images.policy import MediaPolicy
-from server.renderers.make_async import make_async
+from server.renderers.pool import make_async
 
 
 class MediaLoader:

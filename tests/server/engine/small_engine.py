@@ -1,8 +1,7 @@
 """An engine core for a small model, built as in `server.engine.build`, with sizes chosen by the test."""
 
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,23 +39,12 @@ from server.types import (
     SamplingParams,
     TokenLogprob,
 )
+from tests.server.inline_executor import InlineExecutor
 
 if TYPE_CHECKING:
     from server.engine.sequence import Sequence
 
 _MAX_STEPS = 20_000
-
-
-class InlineExecutor(Executor):
-    """Calls functions at once, in the caller's thread."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as err:  # noqa: BLE001
-            future.set_exception(err)
-        return future
 
 
 @dataclass

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from server.config import ModelFiles, RendererConfig
 from server.renderers.hf import HfRenderer
 from server.renderers.mistral import MistralRenderer
-from server.renderers.pool import InlineExecutor
+from tests.server.inline_executor import InlineExecutor
 
 KINDS = ("real", "byte_level", "llama", "unigram", "wordpiece")
 

@@ -1,16 +1,14 @@
 """Conversations rendered with chat templates, compared with transformers' own rendering."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
-from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.hf import HfRenderer
-from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions
 from server.renderers.tokenizers.loading import TokenizerLoadError
 
@@ -41,15 +39,6 @@ TOOL_TEMPLATE = (
 def references(tokenizer_folders: dict[str, Path]) -> dict[str, Any]:
     """Kind -> AutoTokenizer's tokenizer."""
     return {kind: AutoTokenizer.from_pretrained(path) for kind, path in tokenizer_folders.items()}
-
-
-@pytest.fixture(scope="module")
-def trusting(model_path: Path, inline_executor: InlineExecutor) -> Iterator[HfRenderer]:
-    """Accepts templates in requests; its template process is already running."""
-    config = RendererConfig(trust_request_chat_template=True)
-    with HfRenderer(ModelFiles(model_path, model_path), config, executor=inline_executor) as renderer:
-        renderer.render_chat([USER], ChatOptions(chat_template="x"))
-        yield renderer
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
@@ -122,16 +111,10 @@ def test_reserved_template_variables_are_rejected(renderer: HfRenderer, name: st
     assert (raised.value.status, raised.value.param) == (400, "chat_template_kwargs")
 
 
-def test_a_template_in_the_request_is_rejected_by_default(renderer: HfRenderer) -> None:
-    with pytest.raises(RequestError, match="--trust-request-chat-template") as raised:
-        renderer.render_chat([USER], ChatOptions(chat_template="{{ 1 }}"))
-    assert raised.value.param == "chat_template"
-
-
-def test_a_trusted_template_in_the_request_is_used(model_path: Path, build_inline: Callable[..., HfRenderer]) -> None:
-    renderer = build_inline(model_path, chat_template="{{ 1 }}", trust_request_chat_template=True)
-    assert renderer.render_chat([USER], ChatOptions(chat_template="{{ 2 }}")).text == "2"
-    assert renderer.render_chat([USER], ChatOptions()).text == "1"
+def test_a_template_in_the_request_is_rejected() -> None:
+    with pytest.raises(RequestError, match="--engine vllm with --trust-request-chat-template") as raised:
+        ChatOptions(chat_template="{{ 1 }}")
+    assert (raised.value.status, raised.value.param) == (400, "chat_template")
 
 
 @pytest.mark.parametrize(
@@ -144,12 +127,14 @@ def test_a_trusted_template_in_the_request_is_used(model_path: Path, build_inlin
         ("{{ messages.append(1) }}", "unsafe"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ range(10 ** 9) | list }}", "OverflowError"),
-        ("{% for %}", "Expected"),
     ],
 )
-def test_a_template_that_fails_is_a_bad_request(trusting: HfRenderer, template: str, reason: str) -> None:
+def test_a_template_that_fails_is_a_bad_request(
+    model_path: Path, build_inline: Callable[..., HfRenderer], template: str, reason: str
+) -> None:
+    renderer = build_inline(model_path, chat_template=template)
     with pytest.raises(RequestError, match=reason) as raised:
-        trusting.render_chat([USER], ChatOptions(chat_template=template))
+        renderer.render_chat([USER], ChatOptions())
     assert raised.value.status == 400
 
 
@@ -178,19 +163,18 @@ def test_tools_select_the_named_template(model_path: Path, build_inline: Callabl
     assert renderer.render_chat([USER], ChatOptions(tools=[TOOL])).text == "tools"
 
 
-def test_a_request_that_names_one_of_the_models_templates_gets_that_templates_content_format_and_roles(
-    model_path: Path, build_inline: Callable[..., HfRenderer]
+@pytest.mark.parametrize(("name", "text"), [(None, "a\nb"), ("parts", "[a][b]"), ("roles", "yes")])
+def test_an_operator_who_names_one_of_the_models_templates_gets_its_content_format_and_roles(
+    model_path: Path, build_inline: Callable[..., HfRenderer], name: str | None, text: str
 ) -> None:
-    renderer = build_inline(model_path, trust_request_chat_template=True)
+    renderer = build_inline(model_path, chat_template=name)
     renderer._hf.loaded.chat_template = {
         "default": "{{ messages[0].content }}",
         "parts": "{% for m in messages %}{% for c in m.content %}[{{ c.text }}]{% endfor %}{% endfor %}",
         "roles": "{% if messages[0].role == 'developer' %}yes{% endif %}",
     }
     messages = [{"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
-    assert renderer.render_chat(messages, ChatOptions()).text == "a\nb"
-    assert renderer.render_chat(messages, ChatOptions(chat_template="parts")).text == "[a][b]"
-    assert renderer.render_chat(messages, ChatOptions(chat_template="roles")).text == "yes"
+    assert renderer.render_chat(messages, ChatOptions()).text == text
 
 
 def test_a_developer_message_becomes_a_system_message_if_the_template_has_no_developer_role(

@@ -93,11 +93,7 @@ def test_a_final_message_is_continued(renderer: DeepseekV32Renderer) -> None:
         renderer.render_chat(messages, ChatOptions(continue_final_message=True))
 
 
-def test_templates_of_requests_and_of_the_operator_are_rejected(build: Callable[..., DeepseekV32Renderer]) -> None:
-    for renderer in (build(), build(trust_request_chat_template=True)):
-        with pytest.raises(RequestError, match="does not support chat_template") as raised:
-            renderer.render_chat([USER], ChatOptions(chat_template="{{ 1 }}"))
-        assert raised.value.param == "chat_template"
+def test_a_template_of_the_operator_is_rejected(build: Callable[..., DeepseekV32Renderer]) -> None:
     with pytest.raises(TokenizerLoadError, match="--chat-template cannot be combined with"):
         build(chat_template="{{ 1 }}")
 

@@ -110,14 +110,12 @@ def test_the_operator_s_template_overrides_the_checkpoint_s(
 def test_templates_are_checked_as_for_other_tokenizers(build: Callable[..., Grok2Renderer]) -> None:
     with pytest.raises(TokenizerLoadError, match="--chat-template is not a Jinja template"):
         build(chat_template="{% for %}")
-    with pytest.raises(RequestError, match="--trust-request-chat-template"):
-        build().render_chat([USER], ChatOptions(chat_template="{{ 1 }}"))
     with pytest.raises(RequestError, match="may not set tokenize"):
         build().render_chat([USER], ChatOptions(chat_template_kwargs={"tokenize": True}))
-    trusting = build(trust_request_chat_template=True)
-    assert trusting.render_chat([USER], ChatOptions(chat_template="{{ tools[0].x }}", tools=[{"x": 5}])).text == "5"
+    tools = build(chat_template="{{ tools[0].x }}")
+    assert tools.render_chat([USER], ChatOptions(tools=[{"x": 5}])).text == "5"
     with pytest.raises(RequestError, match="unsafe"):
-        trusting.render_chat([USER], ChatOptions(chat_template="{{ ''.__class__.__mro__ }}"))
+        build(chat_template="{{ ''.__class__.__mro__ }}").render_chat([USER], ChatOptions())
 
 
 def test_a_template_that_expects_parts_gets_parts(build: Callable[..., Grok2Renderer]) -> None:

@@ -8,9 +8,9 @@ import pytest
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.hf import HfRenderer
-from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions
 from tests.peer_vllm import ask_vllm, needs_vllm
+from tests.server.inline_executor import InlineExecutor
 from tests.server.renderers.sample_conversations import Conversations
 
 SCRIPT = Path(__file__).with_name("vllm_hf.py")
@@ -53,22 +53,23 @@ def test_prompts_equal_vllm_s_token_for_token(tmp_path: Path, model_path: Path) 
         for _ in range(NUM_CASES // len(TEMPLATES))
         for name, template in TEMPLATES.items()
     ]
-    config = RendererConfig(trust_request_chat_template=True)
-    renderer = HfRenderer(ModelFiles(model_path, model_path), config, executor=InlineExecutor())
+    files, executor = ModelFiles(model_path, model_path), InlineExecutor()
+    renderers = {
+        name: HfRenderer(files, RendererConfig(chat_template=template), executor=executor)
+        for name, template in TEMPLATES.items()
+    }
     answers = ask_vllm(SCRIPT, cases, tmp_path, model_path)
     num_equal = num_rejected = 0
     for case, answer in zip(cases, answers, strict=True):
-        options = ChatOptions(
-            tools=case["tools"], chat_template_kwargs=case["kwargs"], chat_template=case["chat_template"]
-        )
+        options = ChatOptions(tools=case["tools"], chat_template_kwargs=case["kwargs"])
         if case["name"] == "parts" and any(message["role"] == "developer" for message in case["messages"]):
             continue  # vLLM passes text to a template that loops over parts, which then finds none
         try:
-            assert renderer.render_chat(case["messages"], options).token_ids == answer.get("token_ids"), (case, answer)
+            token_ids = renderers[case["name"]].render_chat(case["messages"], options).token_ids
+            assert token_ids == answer.get("token_ids"), (case, answer)
             num_equal += 1
         except RequestError as err:
             assert "error" in answer, (case, err.message)
             num_rejected += 1
-    renderer.close()
     print(f"{num_equal} equal, {num_rejected} rejected by both")
     assert num_equal > NUM_CASES / 2

@@ -16,11 +16,11 @@ from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.detokenizer import PromptTail
 from server.renderers.mistral import MistralRenderer
-from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.tokenizers.loading import TokenizerLoadError
 from server.renderers.tokenizers.mistral_files import find_mistral_file
 from tests.peer_vllm import ask_vllm, needs_vllm
+from tests.server.inline_executor import InlineExecutor
 
 Build = Callable[[str], MistralRenderer]
 
@@ -326,7 +326,6 @@ def test_an_invalid_tool_is_a_bad_request(function: dict[str, Any], build_mistra
 @pytest.mark.parametrize(
     ("settings", "param"),
     [
-        ({"chat_template": "{{ 1 }}"}, "chat_template"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs"),
         ({"continue_final_message": True}, "add_generation_prompt"),

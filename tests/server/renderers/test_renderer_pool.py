@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from server.errors import ConfigError, RequestError
 from server.machine.cpus import usable_count
 from server.renderers.base import _is_small
 from server.renderers.hf import HfRenderer
-from server.renderers.make_async import make_async
+from server.renderers.pool import make_async
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.registry import build_renderer
 from tests.server.renderers.loop_turns import BLOCKED_TURNS, FREE_TURNS, count_turns
@@ -68,9 +69,9 @@ async def test_the_loop_turns_while_a_large_prompt_is_rendered(model_path: Path)
 
 
 @pytest.mark.alone
-async def test_the_inline_executor_blocks_the_loop(model_path: Path) -> None:
+async def test_the_inline_executor_blocks_the_loop(model_path: Path, build_inline: Callable[..., HfRenderer]) -> None:
     """Shows that the test above would fail if the work ran on the loop."""
-    with build_renderer(ModelFiles(model_path, model_path), RendererConfig(is_inline=True)) as renderer:
+    with build_inline(model_path) as renderer:
         renderer.warm_up()
         assert await count_turns(renderer.render_chat_async(LARGE, ChatOptions())) <= BLOCKED_TURNS
 

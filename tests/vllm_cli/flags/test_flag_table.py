@@ -21,7 +21,7 @@ HELP = {"-h", "--help"}
 INTERNAL = {"prefetch.reserve_bytes", "prefetch.memory_bytes", "prefetch.progress_interval_s"}
 OWN_PREFIXES = (
     *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight-only", "--json", "--log-format"),
-    *("--renderer-inline", "--drain-grace", "--standby", "--reject-unknown-", "--responses-store-"),
+    *("--drain-grace", "--standby", "--reject-unknown-", "--responses-store-"),
     "--lora-adapter-root",
 )
 """Beginnings of the names of flags that vLLM does not have."""

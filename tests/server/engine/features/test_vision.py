@@ -14,7 +14,6 @@ from server.engine.features.prompt_features import PromptFeaturesError
 from server.engine.features.vision import VisionEncoder, image_encoder, language_model
 from server.engine.model.model_loading import load_model
 from server.engine.process_link.messages import Done, ResetEncoderCache
-from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.vision import VisionRenderer
 from server.types import PromptInputs, TensorData

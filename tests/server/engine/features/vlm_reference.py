@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from server.config import ModelFiles, RendererConfig
 from server.engine.features.prompt_features import to_tensor
-from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.vision import VisionRenderer
 from server.types import TensorData
 from tests.server.engine.features.tiny_vlm import as_bytes, image, load_reference
+from tests.server.inline_executor import InlineExecutor
 
 
 def image_url(seed: int, width: int = 60, height: int = 60) -> str:

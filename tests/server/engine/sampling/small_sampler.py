@@ -9,7 +9,7 @@ from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler
 from server.engine.sequence import Sequence
 from server.types import SamplingParams
-from tests.server.engine.small_engine import InlineExecutor
+from tests.server.inline_executor import InlineExecutor
 
 EOS = 2
 

@@ -12,8 +12,9 @@ from server.engine.sampling import grammar_compiler, guided
 from server.engine.sampling.grammar_compiler import GrammarCompiler
 from server.types import GuidedDecoding
 from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, build_byte_tokenizer, save_byte_tokenizer
-from tests.server.engine.small_engine import Completion, InlineExecutor, SmallEngine
+from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import PACKED, build_model
+from tests.server.inline_executor import InlineExecutor
 
 YES = GuidedDecoding("regex", "yes")
 WORDS = GuidedDecoding("json_schema", json.dumps({"enum": [f"word{i}" for i in range(600)]}))

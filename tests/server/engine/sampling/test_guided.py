@@ -16,8 +16,9 @@ from server.engine.sequence import Sequence
 from server.types import GuidedDecoding, SamplingParams
 from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, build_byte_tokenizer, save_byte_tokenizer
 from tests.server.engine.sampling.people import PERSON, assert_is_person
-from tests.server.engine.small_engine import Completion, InlineExecutor, SmallEngine
+from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import PACKED, build_model, random_prompts
+from tests.server.inline_executor import InlineExecutor
 
 CHOICES = ["yes", 'say "hi"', "naïve", "日本", "😀"]
 

@@ -17,12 +17,12 @@ from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.images.processor_loading import ProcessorLoadError
-from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.registry import build_renderer
 from server.renderers.vision import VisionRenderer
 from server.types import TensorData
 from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, image, save_vlm
+from tests.server.inline_executor import InlineExecutor
 from tests.server.renderers.loop_turns import FREE_TURNS, count_turns
 
 Build = Callable[..., VisionRenderer]
@@ -388,8 +388,8 @@ async def test_the_loop_turns_while_images_are_decoded_and_processed(folders: di
     path = folders["llava"]
     large = _message("What is it?", *(image(2500, 2500, seed=seed) for seed in range(3)))
     turns = []
-    for is_inline in (False, True):
-        with VisionRenderer(ModelFiles(path, path), RendererConfig(is_inline=is_inline)) as renderer:
+    for executor in (None, InlineExecutor()):
+        with VisionRenderer(ModelFiles(path, path), RendererConfig(), executor=executor) as renderer:
             renderer.warm_up()
             turns.append(await count_turns(renderer.render_chat_async([large], ChatOptions())))
     assert turns[0] > 5 * FREE_TURNS

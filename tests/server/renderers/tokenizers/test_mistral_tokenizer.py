@@ -17,6 +17,7 @@ from server.renderers.prompts import TextOptions
 from server.renderers.tokenizers.loading import TokenizerLoadError
 from server.renderers.tokenizers.mistral_files import find_mistral_file, is_mistral_format
 from server.renderers.tokenizers.mistral_tokenizer import MistralTokenizer
+from tests.server.inline_executor import InlineExecutor
 from tests.server.renderers.detokenizing import TEXTS as COMMON_TEXTS
 from tests.server.renderers.detokenizing import feed
 
@@ -111,10 +112,10 @@ def test_truncation_keeps_the_last_tokens_and_the_begin_of_text_token(mistral: M
 
 @pytest.mark.thorough
 def test_a_text_that_cannot_fit_is_rejected_before_tokenization(
-    mistral_folders: dict[str, Path], mistral_kind: str
+    mistral_folders: dict[str, Path], mistral_kind: str, inline_executor: InlineExecutor
 ) -> None:
     path = mistral_folders[mistral_kind]
-    with MistralRenderer(ModelFiles(path, path), RendererConfig(is_inline=True)) as renderer:
+    with MistralRenderer(ModelFiles(path, path), RendererConfig(), executor=inline_executor) as renderer:
         renderer.max_model_len = 8
         ordinary = [i for i in range(renderer.vocab_size) if i not in renderer.tokenizer.added_tokens]
         assert max(len(renderer.token_text(i)) for i in ordinary) <= renderer.tokenizer.max_token_chars
