@@ -28,7 +28,7 @@ NO_FOREIGN_TEXT: Final = {
     "server.engine.lora": "names in an adapter of the operator",
     "server.engine.model.model_loading": "files of the model",
     "server.engine.model.tensor_overhead": "torch's own sources",
-    "server.renderers.tokenizers.mistral_files": "names of the model's files",
+    "server.renderers.tokenizers.files": "names of the model's files",
     "startup.hooks.sources": "vLLM's own sources",
     "startup.model": "names of the model and its files",
     "startup.timeline.subject": "names of installed packages",

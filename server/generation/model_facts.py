@@ -2,7 +2,7 @@
 
 from server.parsers.detection import ModelFacts
 from server.renderers.base import BaseRenderer
-from server.renderers.tokenizers.loading import read_json_object
+from server.renderers.tokenizers.files import read_json_object
 
 
 def read_model_facts(renderer: BaseRenderer) -> ModelFacts:

@@ -9,8 +9,8 @@ from server.renderers.base import BaseRenderer
 from server.renderers.conversations.deepseek_v32 import encode_conversation
 from server.renderers.conversations.messages import Message, to_conversation
 from server.renderers.prompts import ChatOptions
+from server.renderers.tokenizers.files import TokenizerLoadError
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
-from server.renderers.tokenizers.loading import TokenizerLoadError
 
 
 class DeepseekV32Renderer(BaseRenderer):

@@ -13,7 +13,7 @@ from server.errors import RequestError
 from server.renderers.base import BaseRenderer
 from server.renderers.conversations.mistral import has_thinking, texts_of, to_request
 from server.renderers.prompts import ChatOptions
-from server.renderers.tokenizers.loading import TokenizerLoadError
+from server.renderers.tokenizers.files import TokenizerLoadError
 from server.renderers.tokenizers.mistral_tokenizer import MistralTokenizer
 
 logger = logging.getLogger(__name__)

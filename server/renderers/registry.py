@@ -5,8 +5,7 @@ from collections.abc import Callable
 from server.config import ModelFiles, RendererConfig, TokenizerMode
 from server.model_files.vision_models import accepts_images
 from server.renderers.base import BaseRenderer
-from server.renderers.tokenizers.kind import find_grok2_file, is_deepseek_v32
-from server.renderers.tokenizers.mistral_files import is_mistral_format
+from server.renderers.tokenizers.files import find_grok2_file, is_deepseek_v32, is_mistral_format
 
 
 def build_renderer(files: ModelFiles, config: RendererConfig) -> BaseRenderer:

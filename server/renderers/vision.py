@@ -20,9 +20,8 @@ from server.renderers.images.errors import MediaError
 from server.renderers.images.load_budget import LoadBudget, LoadLease
 from server.renderers.images.loader import MediaLoader
 from server.renderers.images.policy import MediaPolicy
-from server.renderers.images.processor import ImageFile, ImageProcessor
+from server.renderers.images.processor import ImageFile, ImageProcessor, load_processor
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
-from server.renderers.images.processor_loading import load_processor
 from server.renderers.pool import make_async
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer

@@ -39,8 +39,8 @@ from server.parsers.whole_calls import WholeCalls
 from server.renderers.conversations.messages import to_conversation
 from server.renderers.detokenizer import UNFINISHED, DecodeWindow, PromptTail
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
-from server.renderers.images.data_url import decode_data_url
 from server.renderers.images.fetcher import MediaFetcher
+from server.renderers.images.loader import decode_data_url
 from server.renderers.images.policy import MediaPolicy
 from server.renderers.stop_strings import StopScanner, StopString
 from server.renderers.tokenizers.grok2_tokenizer import _cut_spaces
@@ -273,7 +273,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "media",
-        ("server.renderers.images.data_url", "server.renderers.images.addresses"),
+        ("server.renderers.images.loader", "server.renderers.images.addresses"),
         _media,
         [
             *_units("a", "a.", "é", "%", "/", "[", ":", "@", "xn--", begin="http://"),

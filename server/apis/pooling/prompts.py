@@ -11,8 +11,7 @@ from server.errors import RequestError
 from server.renderers.base import BaseRenderer
 from server.renderers.prompt_limits import check_token_ids
 from server.renderers.prompts import ChatOptions
-from server.renderers.tokenizers.pair_encoding import Cut, Side
-from server.renderers.tokenizers.tokenizer import PairTokenizer
+from server.renderers.tokenizers.tokenizer import Cut, PairTokenizer, Side
 from server.types import EngineInfo
 
 

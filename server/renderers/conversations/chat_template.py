@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template, rend
 from server.errors import RequestError
 from server.renderers.conversations.messages import Message, without_developer
 from server.renderers.prompts import ChatOptions
-from server.renderers.tokenizers.loading import TokenizerLoadError
+from server.renderers.tokenizers.files import TokenizerLoadError
 
 _RESERVED = {
     "messages",

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from server.renderers.tokenizers.copies import Shared
-from server.renderers.tokenizers.loading import read_json_object
+from server.renderers.tokenizers.files import read_json_object
 
 _LEGACY_FILES = ("special_tokens_map.json", "added_tokens.json")
 """With one of these, transformers merges several sources of added tokens."""
@@ -37,8 +36,18 @@ class _WithoutCopy(TokenizersBackend):  # type: ignore[misc]
     def convert_to_native_format(cls, **kwargs: Any) -> dict[str, Any]:
         converted: dict[str, Any] = super().convert_to_native_format(**kwargs)
         if (backend := converted.get("tokenizer_object")) is not None:
-            converted["tokenizer_object"] = Shared(backend)
+            converted["tokenizer_object"] = _Shared(backend)
         return converted
+
+
+class _Shared:
+    """Stands for a backend tokenizer that transformers would copy: its deep copy is the tokenizer itself."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._backend = backend
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tokenizer:
+        return self._backend
 
 
 def _has_other_added_tokens(path: Path) -> bool:

@@ -1,20 +1,31 @@
 """A Hugging Face tokenizer, as transformers loads it."""
 
-from functools import partial
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from server.renderers.detokenizer import Decode
-from server.renderers.tokenizers.loading import load_tokenizer
-from server.renderers.tokenizers.pair_encoding import Cut, EncodedPair, cut_text, encode_pair
+from server.renderers.tokenizers.loading import load_tokenizer, measure_vocabulary
 from server.renderers.tokenizers.thread_tokenizers import ThreadTokenizers
-from server.renderers.tokenizers.token_bytes import TokenBytes
-from server.renderers.tokenizers.vocabulary import measure_vocabulary
+from server.renderers.tokenizers.tokenizer import Cut, EncodedPair
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 
 _FILES = ("vocab_file", "merges_file", "tokenizer_file", "name_or_path")
 """Settings that would show the server's folders."""
+
+_BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+_NUM_CACHED = 4096
+"""Texts consist mostly of this many tokens; a whole vocabulary would take 5 to 25 MiB."""
 
 
 class HfTokenizer:
@@ -49,10 +60,40 @@ class HfTokenizer:
     def encode_pair(
         self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None
     ) -> EncodedPair:
-        return encode_pair(self.for_this_thread, text, pair, add_special_tokens=add_special_tokens, cut=cut)
+        """Of a pair, the longer text is cut first."""
+        for part in (text, pair or ""):
+            part.encode()
+        tokenizer = self.for_this_thread
+        side = tokenizer.truncation_side
+        tokenizer.truncation_side = side if cut is None else cut.side
+        try:
+            encoding = tokenizer(
+                text,
+                text_pair=pair,
+                add_special_tokens=add_special_tokens,
+                truncation=cut is not None,
+                max_length=None if cut is None else cut.limit,
+                verbose=False,
+            )
+        finally:
+            tokenizer.truncation_side = side
+        token_ids: list[int] = encoding["input_ids"]
+        types: list[int] | None = encoding.get("token_type_ids")
+        if cut is None:
+            return EncodedPair(token_ids, types)
+        # transformers cuts nothing if only special tokens would fit.
+        return EncodedPair(cut.apply(token_ids), None if types is None else cut.apply(types))
 
     def cut_text(self, text: str, num_tokens: int) -> str:
-        return cut_text(self.for_this_thread, text, num_tokens)
+        """Needs a fast tokenizer, which returns offsets."""
+        tokenizer = self.for_this_thread
+        while True:
+            encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            offsets = encoding["offset_mapping"]
+            if len(offsets) <= num_tokens:
+                return text
+            # The remainder may tokenize differently than within the longer text, but gets shorter every time.
+            text = text[: min(offsets[num_tokens - 1][1], len(text) - 1)]
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         text: str = self.for_this_thread.decode(token_ids, skip_special_tokens=skip_special_tokens)
@@ -77,6 +118,47 @@ class HfTokenizer:
 
     def warm_up(self) -> None:
         self._thread_tokenizers.get()
+
+
+class TokenBytes:
+    """Computes a token's bytes, and caches those of recent tokens; used on the event loop only."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", decode: Decode, added: Mapping[int, str]) -> None:
+        self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
+        self._steps = _decoder_steps(self._backend)
+        self._decode = decode
+        self._anchor_ids = tokenizer.encode("a", add_special_tokens=False)
+        self._anchor = decode(self._anchor_ids)
+        self._added = added
+        self._look_up_cached = lru_cache(_NUM_CACHED)(self._look_up)
+
+    def __getitem__(self, token_id: int) -> bytes:
+        return self._look_up_cached(token_id)
+
+    def _look_up(self, token_id: int) -> bytes:
+        """Without a table of bytes, a token's bytes are what it appends to an ordinary text."""
+        if (content := self._added.get(token_id)) is not None:
+            return content.encode()
+        token = self._backend.id_to_token(token_id) if self._backend else None
+        if token is not None and "ByteLevel" in self._steps:
+            return _byte_level(token)
+        if token is not None and "ByteFallback" in self._steps and (match := _BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(match[1])
+        return self._decode([*self._anchor_ids, token_id]).removeprefix(self._anchor).encode()
+
+
+def _byte_level(token: str) -> bytes:
+    """Maps characters to bytes with GPT-2's table; a token with any other character is plain text."""
+    if all(character in _BYTE_OF_CHARACTER for character in token):
+        return bytes(_BYTE_OF_CHARACTER[character] for character in token)
+    return token.encode()
+
+
+def _decoder_steps(backend: "Tokenizer | None") -> frozenset[str]:
+    if backend is None or backend.decoder is None:
+        return frozenset()
+    state: dict[str, Any] = json.loads(backend.decoder.__getstate__())
+    return frozenset(step["type"] for step in state.get("decoders", [state]))
 
 
 def _to_json(value: Any) -> Any:

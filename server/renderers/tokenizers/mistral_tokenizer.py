@@ -14,8 +14,7 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from server.errors import RequestError
 from server.renderers.detokenizer import Decode
-from server.renderers.tokenizers.loading import TokenizerLoadError
-from server.renderers.tokenizers.mistral_files import find_mistral_file
+from server.renderers.tokenizers.files import TokenizerLoadError, find_mistral_file
 
 _ALWAYS_WRITTEN = frozenset({"[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"})
 """Special tokens that are written even if such tokens are skipped: they delimit tool calls and reasoning."""

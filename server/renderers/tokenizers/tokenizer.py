@@ -1,10 +1,33 @@
 """The tokenizer interface that renderers use; one implementation for each kind of tokenizer file."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from server.renderers.detokenizer import Decode
-from server.renderers.tokenizers.pair_encoding import Cut, EncodedPair
+
+Side = Literal["left", "right"]
+
+
+class EncodedPair(NamedTuple):
+    """Tokens of one text, or of two with special tokens between them."""
+
+    token_ids: list[int]
+    token_type_ids: list[int] | None
+    """The text that each token belongs to, 0 or 1; None if the model does not take token types."""
+
+
+class Cut(NamedTuple):
+    """How many tokens are kept, and on which side the others are cut off.
+
+    Special tokens count, but are kept.
+    """
+
+    limit: int
+    side: Side = "right"
+
+    def apply(self, ids: list[int]) -> list[int]:
+        """The ids to keep."""
+        return ids[: self.limit] if self.side == "right" else ids[max(0, len(ids) - self.limit) :]
 
 
 class Tokenizer(Protocol):

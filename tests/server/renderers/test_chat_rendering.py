@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from server.errors import RequestError
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions
-from server.renderers.tokenizers.loading import TokenizerLoadError
+from server.renderers.tokenizers.files import TokenizerLoadError
 
 USER = {"role": "user", "content": "What is the capital of France?"}
 

@@ -13,8 +13,8 @@ from server.errors import RequestError
 from server.renderers.deepseek_v32 import DeepseekV32Renderer
 from server.renderers.detokenizer import PromptTail
 from server.renderers.prompts import ChatOptions, TextOptions
-from server.renderers.tokenizers.kind import is_deepseek_v32
-from server.renderers.tokenizers.loading import TokenizerLoadError, needs_torch
+from server.renderers.tokenizers.files import TokenizerLoadError, is_deepseek_v32
+from server.renderers.tokenizers.loading import needs_torch
 from tests.server.renderers.deepseek_v32_folder import BEGIN, END, MARKERS, save_deepseek_v32
 
 USER = {"role": "user", "content": "Where is Größe 你好 😀?"}

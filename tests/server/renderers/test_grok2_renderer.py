@@ -16,8 +16,8 @@ from server.renderers.detokenizer import PromptTail
 from server.renderers.grok2 import Grok2Renderer
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.stop_strings import StopString
+from server.renderers.tokenizers.files import TokenizerLoadError
 from server.renderers.tokenizers.grok2_tokenizer import CHAT_TEMPLATE
-from server.renderers.tokenizers.loading import TokenizerLoadError
 from tests.server.renderers.grok2_folder import save_grok2
 
 USER = {"role": "user", "content": " Who are you? \n"}

@@ -17,8 +17,7 @@ from server.errors import RequestError
 from server.renderers.detokenizer import PromptTail
 from server.renderers.mistral import MistralRenderer
 from server.renderers.prompts import ChatOptions, TextOptions
-from server.renderers.tokenizers.loading import TokenizerLoadError
-from server.renderers.tokenizers.mistral_files import find_mistral_file
+from server.renderers.tokenizers.files import TokenizerLoadError, find_mistral_file
 from tests.peer_vllm import ask_vllm, needs_vllm
 from tests.server.inline_executor import InlineExecutor
 

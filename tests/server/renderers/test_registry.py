@@ -9,7 +9,7 @@ import pytest
 
 from server.config import ModelFiles, RendererConfig
 from server.renderers.registry import build_renderer, find_tokenizer_mode
-from server.renderers.tokenizers.loading import TokenizerLoadError
+from server.renderers.tokenizers.files import TokenizerLoadError
 from tests.server.renderers.deepseek_v32_folder import save_deepseek_v32
 from tests.server.renderers.grok2_folder import save_grok2
 

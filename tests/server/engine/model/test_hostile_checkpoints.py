@@ -11,7 +11,8 @@ from server.config import EngineConfig
 from server.engine.model.model_loading import load_config, load_model
 from server.engine.pooling import projection
 from server.errors import EngineStartError
-from server.renderers.tokenizers.loading import TokenizerLoadError, load_tokenizer
+from server.renderers.tokenizers.files import TokenizerLoadError
+from server.renderers.tokenizers.loading import load_tokenizer
 from tests.hostile.checkpoints import pickles, write_code
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from server.renderers.images.data_url import decode_data_url
 from server.renderers.images.errors import MediaError
+from server.renderers.images.loader import decode_data_url
 
 _LARGE = 1 << 24
 

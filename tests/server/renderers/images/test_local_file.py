@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.renderers.images.errors import MediaError
-from server.renderers.images.local_file import find_file, read_file
+from server.renderers.images.loader import find_file, read_file
 
 
 @pytest.fixture

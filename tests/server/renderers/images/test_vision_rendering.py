@@ -15,8 +15,8 @@ from PIL import Image
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
+from server.renderers.images.processor import ProcessorLoadError
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
-from server.renderers.images.processor_loading import ProcessorLoadError
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.registry import build_renderer
 from server.renderers.vision import VisionRenderer

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from server.renderers.tokenizers import grok2_tokenizer
-from server.renderers.tokenizers.grok2_tokenizer import Grok2Tokenizer
-from server.renderers.tokenizers.kind import find_grok2_file
-from server.renderers.tokenizers.loading import TokenizerLoadError
+from server.renderers.tokenizers.files import TokenizerLoadError, find_grok2_file
+from server.renderers.tokenizers.grok2_tokenizer import _WORD_SPLIT_V1, Grok2Tokenizer
 from tests.server.renderers.grok2_folder import SPECIAL, WORD_PATTERN, reference, save_grok2, tok_file
 
 TEXTS = [
@@ -176,9 +175,7 @@ def test_a_broken_tokenizer_config_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_the_word_pattern_matches_v1() -> None:
-    from server.renderers.tokenizers import grok2_file
-
-    assert grok2_file._WORD_SPLIT_V1 == WORD_PATTERN
+    assert _WORD_SPLIT_V1 == WORD_PATTERN
 
 
 @pytest.mark.thorough

@@ -11,8 +11,8 @@ import pytest
 
 from server.config import ModelFiles, RendererConfig
 from server.renderers.registry import build_renderer, keep_tokenizer_of
-from server.renderers.tokenizers import loaded_tokenizers
-from server.renderers.tokenizers.loading import TokenizerLoadError, keep_tokenizer, load_tokenizer
+from server.renderers.tokenizers.files import TokenizerLoadError
+from server.renderers.tokenizers.loading import _kept, keep_tokenizer, load_tokenizer
 
 _KEEP_AND_FORK = """
 import json, os, sys
@@ -45,7 +45,7 @@ def folder(tokenizer_folders: dict[str, Path], tmp_path: Path) -> Path:
 
 def test_a_kept_tokenizer_is_used_once(folder: Path) -> None:
     keep_tokenizer(folder)
-    kept = loaded_tokenizers._kept[folder.resolve()][1]
+    kept = _kept[folder.resolve()][1]
     assert load_tokenizer(folder) is kept
     assert load_tokenizer(folder) is not kept
 
@@ -53,14 +53,14 @@ def test_a_kept_tokenizer_is_used_once(folder: Path) -> None:
 def test_it_is_found_by_another_path_to_the_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folder)
     keep_tokenizer(folder)
-    kept = loaded_tokenizers._kept[folder.resolve()][1]
+    kept = _kept[folder.resolve()][1]
     assert load_tokenizer(tmp_path / "link") is kept
 
 
 @pytest.mark.parametrize("change", ["write", "replace", "add", "remove", "template"])
 def test_it_is_not_used_after_a_change_of_its_folder(folder: Path, change: str) -> None:
     keep_tokenizer(folder)
-    kept = loaded_tokenizers._kept[folder.resolve()][1]
+    kept = _kept[folder.resolve()][1]
     config = folder / "tokenizer_config.json"
     if change == "write":
         config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token": "<unk>"}))
@@ -82,7 +82,7 @@ def test_it_is_not_used_after_a_change_of_its_folder(folder: Path, change: str) 
 
 def test_a_models_own_code_is_not_replaced_by_a_kept_tokenizer(folder: Path) -> None:
     keep_tokenizer(folder)
-    kept = loaded_tokenizers._kept[folder.resolve()][1]
+    kept = _kept[folder.resolve()][1]
     assert load_tokenizer(folder, trust_remote_code=True) is not kept
     assert load_tokenizer(folder) is kept
 
@@ -90,7 +90,7 @@ def test_a_models_own_code_is_not_replaced_by_a_kept_tokenizer(folder: Path) -> 
 def test_a_broken_folder_keeps_nothing(tmp_path: Path) -> None:
     with pytest.raises(TokenizerLoadError):
         keep_tokenizer_of(ModelFiles(tmp_path, tmp_path))
-    assert tmp_path.resolve() not in loaded_tokenizers._kept
+    assert tmp_path.resolve() not in _kept
 
 
 @pytest.mark.thorough

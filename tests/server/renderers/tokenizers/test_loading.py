@@ -17,7 +17,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from server.config import ModelFiles, RendererConfig
 from server.renderers.registry import build_renderer
 from server.renderers.tokenizers import loading as tokenizer_loading
-from server.renderers.tokenizers.loading import TokenizerLoadError, load_tokenizer, needs_torch
+from server.renderers.tokenizers.files import TokenizerLoadError
+from server.renderers.tokenizers.loading import load_tokenizer, needs_torch
 
 UNIGRAM_TYPES = {"xlm-roberta"}
 _CLASSES = {**tokenizer_loading._DEFAULT_CLASS, **tokenizer_loading._FIXED_CLASS}

@@ -14,8 +14,7 @@ from server.errors import RequestError
 from server.renderers.detokenizer import MAX_HELD_TOKENS, PromptTail
 from server.renderers.mistral import MistralRenderer
 from server.renderers.prompts import TextOptions
-from server.renderers.tokenizers.loading import TokenizerLoadError
-from server.renderers.tokenizers.mistral_files import find_mistral_file, is_mistral_format
+from server.renderers.tokenizers.files import TokenizerLoadError, find_mistral_file, is_mistral_format
 from server.renderers.tokenizers.mistral_tokenizer import MistralTokenizer
 from tests.server.inline_executor import InlineExecutor
 from tests.server.renderers.detokenizing import TEXTS as COMMON_TEXTS
