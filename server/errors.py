@@ -20,7 +20,7 @@ class RequestError(ServerError):
     Args:
         message: what was wrong, with the value and what to do.
         param: the request field at fault, as a client would write it.
-        status: HTTP status, 4xx.
+        status: HTTP status: 4xx, 503 if the server is overloaded or 504 after a timeout.
         type: vLLM's error type, e.g. `BadRequestError`, `NotFoundError`.
     """
 

@@ -17,6 +17,7 @@ from server.errors import EngineStartError
 from server.machine.heap import trim_heap
 from server.renderers.base import BaseRenderer
 from server.transport.send_buffer import bound_unsent_bytes
+from server.types import EngineInfo
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ class ServerRun:
         gc.freeze()  # collecting all imported objects would take 0.1 s, just before the hand-over
         self._options = options
         self._lifecycle = options.lifecycle
-        self._start_error: EngineStartError | None = None
-        self._stop = asyncio.Event()
+        self._is_stopped = asyncio.Event()
+        """Set by the first signal."""
         self._closing = AsyncExitStack()
         with options.span("build_app"):
             self._server = build_server(renderer, config, options)
@@ -64,34 +65,25 @@ class ServerRun:
         server = self._server
         await self._open()
         serving = asyncio.create_task(server.http.serve(sockets=[self._options.listener]), name="http")
-        starting = asyncio.create_task(self._make_ready(), name="make-ready")
-        monitoring = asyncio.create_task(server.monitor.run(), name="engine-monitor")
-        stopping = asyncio.create_task(self._stop.wait(), name="stop")
+        engine = asyncio.create_task(self._follow_engine(), name="engine")
+        stopping = asyncio.create_task(self._is_stopped.wait(), name="stop")
         trimming = asyncio.create_task(_trim_heap_regularly(), name="trim-heap")
-        await asyncio.wait([stopping, serving, monitoring], return_when=asyncio.FIRST_COMPLETED)
-        if monitoring.done() and not starting.done():
-            await starting  # the engine's end makes it fail
-        if self._start_error is not None:
-            if server.engine.dead.is_set():
-                await monitoring
-                self._start_error = EngineStartError(self._lifecycle.reason)
-        elif monitoring.done():
+        await asyncio.wait([stopping, serving, engine], return_when=asyncio.FIRST_COMPLETED)
+        if not engine.done():
+            await server.drain.run()
+        elif engine.exception() is None:
             logger.error("the engine died: %s", self._lifecycle.reason)
             await asyncio.sleep(_ENGINE_DEATH_GRACE_S)
-        else:
-            await server.drain.run()
         exit_code = exit_codes.ENGINE_DIED if self._lifecycle.state == "dead" else exit_codes.OK
-        starting.cancel()
-        monitoring.cancel()
-        stopping.cancel()
-        trimming.cancel()
+        for task in (engine, stopping, trimming):
+            task.cancel()
         await self._closing.aclose()
         server.http.should_exit = True
-        _, http_error, _ = await asyncio.gather(starting, serving, monitoring, return_exceptions=True)
+        ends = await asyncio.gather(engine, serving, stopping, trimming, return_exceptions=True)
         await self._close()
-        if self._start_error is not None:
-            raise self._start_error
-        if isinstance(http_error, Exception):
+        if isinstance(start_error := ends[0], Exception):
+            raise start_error
+        if isinstance(http_error := ends[1], Exception):
             raise EngineStartError(f"the HTTP server failed: {http_error}") from http_error
         return exit_code
 
@@ -127,20 +119,30 @@ class ServerRun:
         self._server.access.close()
         await self._server.engine.close()
 
-    async def _make_ready(self) -> None:
-        lifecycle = self._lifecycle
+    async def _follow_engine(self) -> None:
+        """Makes the server ready; returns when the engine has ended for good.
+
+        Raises:
+            EngineStartError: the engine did not become ready.
+        """
+        lifecycle, monitor = self._lifecycle, self._server.monitor
         try:
             info = await self._server.readiness.wait(self._options.span)
             if lifecycle.state == "dead":  # its process is ending, although it sent the token
                 raise EngineStartError(lifecycle.reason)
         except EngineStartError as err:
+            if self._server.engine.dead.is_set():
+                await monitor.run()  # finds the reason
+                raise EngineStartError(lifecycle.reason) from err
             if lifecycle.state != "dead":
                 lifecycle.engine_ended(str(err))
-            self._start_error = err
-            self._stop.set()
-            return
-        is_draining = lifecycle.state == "draining"
-        lifecycle.engine_ready()
+            raise
+        self._enter_ready(info)
+        await monitor.run()
+
+    def _enter_ready(self, info: EngineInfo) -> None:
+        is_draining = self._lifecycle.state == "draining"
+        self._lifecycle.engine_ready()
         if is_draining:
             return
         gc.freeze()  # objects that exist by now stay; collecting them takes 30 ms each time
@@ -152,10 +154,10 @@ class ServerRun:
 
     def _on_signal(self) -> None:
         """Drains; a second signal ends the server without waiting for requests."""
-        if self._stop.is_set():
+        if self._is_stopped.is_set():
             self._server.http.force_exit = True
             self._server.drain.stop_waiting()
-        self._stop.set()
+        self._is_stopped.set()
 
 
 async def _trim_heap_regularly() -> None:
