@@ -294,7 +294,7 @@ class ServerConfig:
     tool_call_parser: str | None = setting(
         None,
         "--tool-call-parser",
-        "Format in which the model writes tool calls, by vLLM's name; auto tells it from the model's files.",
+        "Format in which the model writes tool calls, by vLLM's name; auto detects it from the model's files.",
         group="Requests and answers",
         metavar="NAME",
     )
@@ -308,7 +308,7 @@ class ServerConfig:
     reasoning_parser: str | None = setting(
         None,
         "--reasoning-parser",
-        "Format in which the model writes its reasoning, by vLLM's name; auto tells it from the model's files.",
+        "Format in which the model writes its reasoning, by vLLM's name; auto detects it from the model's files.",
         group="Requests and answers",
         metavar="NAME",
     )

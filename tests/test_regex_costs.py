@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from server.parsers.marked_calls import MarkedCalls, _start_pattern
-from server.parsers.reasoning.tags import TagFormat
+from server.parsers.marked_calls import MarkedCalls, start_pattern
+from server.parsers.reasoning.tags import TagFormat, marks
 from server.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
 from server.parsers.tools.markup import MarkupParser
 from tests.regex_costs import faults
@@ -38,6 +38,7 @@ NO_FOREIGN_TEXT: Final = {
 
 BUILT: Final = {
     "server.parsers.tools.markup": "checked for each format below",
+    "server.parsers.incoming_text": "alternatives of constant texts",
     "server.parsers.marked_calls": "checked for each format below",
     "server.parsers.reasoning.tags": "checked for each format below",
     "server.renderers.tokenizers.grok2_tokenizer": "alternatives of constant texts",
@@ -174,8 +175,8 @@ def _patterns_of_parsers() -> Iterator[Any]:
             if markup.value_begin:
                 yield markup.value_begin
         elif issubclass(parser, MarkedCalls):
-            yield _start_pattern(tuple(parser.markers), parser.bare_starts)
+            yield start_pattern(*parser.markers, bare=parser.bare_starts)
     for name in REASONING_FORMATS:
         form = load_reasoning_format(name)
         if isinstance(form, TagFormat):
-            yield form.pattern
+            yield marks(form, drops_answer_starts=False)

@@ -1,10 +1,10 @@
-"""Tells formats from a model's files, for `--tool-call-parser auto` and `--reasoning-parser auto`."""
+"""Detects formats from a model's files, for `--tool-call-parser auto` and `--reasoning-parser auto`."""
 
 from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 FALLBACK: Final = "hermes"
-"""The most common format, of which any model can be told in a prompt."""
+"""The most common format; it can be described to any model in its prompt."""
 
 _Marks = tuple[tuple[str, tuple[str, ...]], ...]
 """Format -> texts that are all in the template of its models; the first match applies."""
@@ -86,7 +86,7 @@ _REASONING_TOKENS: Final = {"[THINK]": "mistral", "<seed:think>": "seed_oss"}
 
 
 class ModelFacts(NamedTuple):
-    """What tells a model's formats."""
+    """The properties of a model from which its formats are detected."""
 
     template: str | None
     """The template for conversations, with tools if it has one for them."""
@@ -96,7 +96,7 @@ class ModelFacts(NamedTuple):
 
 
 class Detected(NamedTuple):
-    """A format, and what told it."""
+    """A detected format and the property that identified it."""
 
     name: str
     source: str
@@ -108,7 +108,7 @@ def detect_tool_format(facts: ModelFacts) -> Detected | None:
 
 
 def detect_reasoning_format(facts: ModelFacts) -> Detected | None:
-    """The format of reasoning, by the same; None if nothing tells that the model reasons."""
+    """The reasoning format, detected in the same way; None if there is no sign of reasoning."""
     return _detect(facts, _REASONING_MARKS, _REASONING_TYPES, _REASONING_TOKENS)
 
 

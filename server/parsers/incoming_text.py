@@ -1,6 +1,7 @@
 """Text that arrives in pieces, read by a parser as if it were complete."""
 
 from collections.abc import Callable, Generator
+from functools import cache
 from typing import TypeVar
 
 import regex
@@ -10,6 +11,12 @@ Waiting = Generator[None, None, Result]
 """A step that yields whenever it needs more text."""
 
 Found = regex.Match[str]
+
+
+@cache
+def any_of(*texts: str) -> regex.Pattern[str]:
+    """Matches the first of these texts that it finds."""
+    return regex.compile("|".join(map(regex.escape, texts)))
 
 
 class IncomingText:
@@ -50,14 +57,24 @@ class IncomingText:
                 return None
             yield
 
+    def take(self, stop: regex.Pattern[str] | None = None) -> Waiting[str]:
+        """Consumes the text that has arrived, up to a match of `stop`; empty there and at the text's end."""
+        while True:
+            found = stop.search(self._text, self._position, partial=not self.is_complete) if stop else None
+            text = self._text[self._position : found.start() if found else None]
+            if text or self.is_complete or (found and not found.partial):
+                self._position += len(text)
+                return text
+            yield
+
+    def give_back(self, text: str) -> None:
+        """The end of what was taken is read again."""
+        self._position -= len(text)
+
     def pass_rest(self, passed: Callable[[str], None]) -> Waiting[None]:
         """Consumes all text."""
-        while not self.is_complete or self._position < len(self._text):
-            if self._position < len(self._text):
-                passed(self._text[self._position :])
-                self._position = len(self._text)
-            else:
-                yield
+        while text := (yield from self.take()):
+            passed(text)
 
     def drop_incomplete(self, pattern: regex.Pattern[str]) -> None:
         """At the end of the text, consumes what is only the beginning of a match."""

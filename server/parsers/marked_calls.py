@@ -1,14 +1,18 @@
-"""Base of formats in which a marker tells that calls follow."""
+"""Base of formats in which a marker announces calls."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Final, Protocol
+
+import regex
 
 from server.parsers.base import CallFormat, FunctionDefinition
-from server.parsers.events import Content, Event, EventBuffer
+from server.parsers.events import Content, Event
+from server.parsers.incoming_text import Waiting, any_of
 from server.parsers.json_calls import CallArray, CallObject, CallStyle
-from server.parsers.markers import partial_length
+from server.parsers.text_parser import TextReader
+
+BLANKS: Final = regex.compile(r"\s{1,64}")
 
 
 class CallBody(Protocol):
@@ -33,139 +37,94 @@ class CallBody(Protocol):
         """The events since the last call of this method."""
 
 
-class _Opening(NamedTuple):
-    before: str
-    start: str | None
-    """The marker that was found."""
-    rest: str
+class MarkedCalls(TextReader):
+    """Each marker is followed by one call, a JSON object in `style`; a subclass may read something else.
 
-
-class MarkedCalls(EventBuffer):
-    """Text around calls is content, except for blanks behind a call. An end marker may be missing.
-
-    A subclass defines its markers and the reader of what follows them.
+    Text around calls is content, except for blanks behind a call. An end marker may be missing.
     """
 
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
     markers: ClassVar[Mapping[str, str]]
-    """Start marker -> end marker, empty if there is none. Of two that begin alike the longer comes first."""
+    """Start marker -> end marker, empty if there is none."""
     bare_starts: ClassVar[str] = ""
     """Characters with which calls may begin without a marker."""
     separators: ClassVar[str] = ""
     """Characters that are dropped behind a call, as are blanks."""
-
-    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
-        super().__init__()
-        self._held = ""
-        self._start = ""
-        self._body: CallBody | None = None
-        self._is_closing = False
-        self._is_after_call = False
-        self._gap: list[str] = []
-
-    def create_body(self) -> CallBody:
-        """The reader of what follows a marker."""
-        raise NotImplementedError
-
-    def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
-        rest = self._held + text
-        self._held = ""
-        while rest:
-            if self._body is not None:
-                rest = self._read_body(rest, self._body)
-            elif self._is_closing:
-                rest = self._read_end(rest)
-            else:
-                rest = self._read_text(rest)
-        return self.take_events()
-
-    def finish(self) -> list[Event]:
-        if self._body is not None:
-            text = self._lost_text(self._body)
-        elif self._is_closing or not self._held:
-            text = ""
-        else:
-            text = "".join(self._gap) + self._held
-        return [Content(text)] if text else []
-
-    def _read_text(self, text: str) -> str:
-        if self._is_after_call:
-            text = self._skip_gap(text)
-        opening = self._find_start(text)
-        if opening.before:
-            self._events.append(Content("".join(self._gap) + opening.before))
-            self._is_after_call = False
-            self._gap.clear()
-        if opening.start is None:
-            self._held = opening.rest
-            return ""
-        self._start, self._body = opening.start, self.create_body()
-        self._gap.clear()
-        return opening.rest
-
-    def _skip_gap(self, text: str) -> str:
-        """Keeps blanks and separators behind a call until it is known whether another call follows."""
-        rest = text.lstrip(self.separators + " \t\r\n")
-        self._gap.append(text[: len(text) - len(rest)])
-        return rest
-
-    def _find_start(self, text: str) -> _Opening:
-        found = _start_pattern(tuple(self.markers), self.bare_starts).search(text)
-        if found is None:
-            cut = len(text) - max((partial_length(text, start) for start in self.markers), default=0)
-        elif any(start.startswith(text[found.start() :]) for start in self.markers if start != found[0]):
-            cut = found.start()  # a longer marker may follow
-        else:
-            return _Opening(text[: found.start()], found[0], text[found.end() :])
-        return _Opening(text[:cut], None, text[cut:])
-
-    def _read_body(self, text: str, body: CallBody) -> str:
-        rest = body.feed(text)
-        events = body.take_events()
-        if body.is_done:
-            self._body = None
-            self._is_after_call = body.has_started
-            self._is_closing = body.has_started and bool(self.markers.get(self._start))
-            if lost := self._lost_text(body):
-                events.append(Content(lost))
-        self._events += events
-        return rest
-
-    def _lost_text(self, body: CallBody) -> str:
-        """The text of a body that turned out to be no call, or whose end is missing."""
-        return body.raw_text if body.has_started else self._start + body.raw_text
-
-    def _read_end(self, text: str) -> str:
-        end, bare = self.markers[self._start], text.lstrip()
-        if len(bare) < len(end) and end.startswith(bare):
-            self._held = text
-            return ""
-        self._is_closing = False
-        return bare[len(end) :] if bare.startswith(end) else text
-
-
-class MarkedObjects(MarkedCalls):
-    """Each marker is followed by one call."""
-
     style: ClassVar[CallStyle] = CallStyle()
 
-    def create_body(self) -> CallBody:
-        return CallObject(self.style)
+    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+        self._gap = ""
+        """Blanks and separators behind a call; content if text follows them."""
+        super().__init__()
+
+    def read(self) -> Waiting[None]:
+        """Content, and the calls behind each marker."""
+        while opening := (yield from self.text.find(start_pattern(*self.markers, bare=self.bare_starts), self.pass_on)):
+            start = yield from self._read_longer(opening[0])
+            self._gap = ""
+            if (yield from self.read_calls(start)):
+                yield from self._read_gap(self.markers.get(start, ""))
+
+    def read_calls(self, start: str) -> Waiting[bool]:
+        """Reads what follows the marker `start`; returns whether a call has started."""
+        return (yield from self.read_body(CallObject(self.style), start))
+
+    def read_body(self, body: CallBody, start: str) -> Waiting[bool]:
+        """Reads calls with `body`. Text that is no call becomes content, with `start` if there is no call."""
+        while not body.is_done and (text := (yield from self.text.take())):
+            self.text.give_back(body.feed(text))
+            self.add_calls(body.take_events())
+        self.pass_on(body.raw_text if body.has_started else start + body.raw_text)
+        return body.has_started
+
+    def add_calls(self, events: list[Event]) -> None:
+        """Adds the events of calls."""
+        self._events += events
+
+    def pass_on(self, text: str) -> None:
+        """Adds text that is no call."""
+        if text:
+            self.add_text(Content(self._gap + text))
+            self._gap = ""
+
+    def _read_longer(self, start: str) -> Waiting[str]:
+        """The longest marker that begins with the one that was found."""
+        for longer in self.markers:
+            is_longer = bool(start) and longer != start and longer.startswith(start)
+            if is_longer and (yield from self.text.expect(any_of(longer[len(start) :]))):
+                return longer
+        return start
+
+    def _read_gap(self, end: str) -> Waiting[None]:
+        """Reads blanks, the end marker and separators."""
+        gap = yield from self.read_all(BLANKS)
+        if end and (yield from self.text.expect(any_of(end))):
+            gap = ""
+        self._gap = gap + (yield from self.read_all(_characters(self.separators + " \t\r\n")))
+
+    def read_all(self, pattern: regex.Pattern[str]) -> Waiting[str]:
+        """Reads all matches that follow each other; each is of bounded length."""
+        found: list[str] = []
+        while match := (yield from self.text.expect(pattern)):
+            found.append(match[0])
+        return "".join(found)
 
 
 class MarkedArray(MarkedCalls):
     """The marker is followed by a list of calls."""
 
-    style: ClassVar[CallStyle] = CallStyle()
-
-    def create_body(self) -> CallBody:
-        return CallArray(self.style)
+    def read_calls(self, start: str) -> Waiting[bool]:
+        return (yield from self.read_body(CallArray(self.style), start))
 
 
 @cache
-def _start_pattern(starts: tuple[str, ...], bare_starts: str) -> re.Pattern[str]:
-    alternatives = [re.escape(start) for start in starts]
-    if bare_starts:
-        alternatives.append(f"(?=[{re.escape(bare_starts)}])")
-    return re.compile("|".join(alternatives))
+def start_pattern(*starts: str, bare: str = "") -> regex.Pattern[str]:
+    """Finds the first marker, or one of the characters `bare`, which is not consumed."""
+    markers = any_of(*starts)
+    return regex.compile(f"{markers.pattern}|(?=[{regex.escape(bare)}])") if bare else markers
+
+
+@cache
+def _characters(characters: str) -> regex.Pattern[str]:
+    return regex.compile(f"[{regex.escape(characters)}]{{1,64}}")

@@ -1,27 +1,19 @@
-"""The base of parsers that read a format's text from front to back."""
+"""The bases of parsers that read a format's text from front to back."""
 
 from collections.abc import Sequence
 from typing import ClassVar
 
 from server.parsers.base import CallFormat
-from server.parsers.events import CallArguments, CallStart, Content, Event, EventBuffer
+from server.parsers.events import CallArguments, CallStart, Content, Event, EventBuffer, Reasoning
 from server.parsers.incoming_text import IncomingText, Waiting
 
 
-class TextParser(EventBuffer):
-    """A format implements `read`, which reads `self.text` and reports events to the other methods."""
-
-    needs_special_tokens: ClassVar[bool] = True
-    call_format: ClassVar[CallFormat | None] = None
+class TextReader(EventBuffer):
+    """Runs `read`, which consumes `self.text` and adds events, whenever text arrives."""
 
     def __init__(self) -> None:
         super().__init__()
         self.text = IncomingText()
-        self.num_calls = 0
-        self._is_blank = True
-        """Whether the content so far is white space."""
-        self._blanks: list[str] = []
-        """This white space, if no call has begun."""
         self._reading = self.read()
         next(self._reading)
 
@@ -32,16 +24,42 @@ class TextParser(EventBuffer):
     def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
         """The events that the next piece of text completes."""
         self.text.add(text)
-        next(self._reading)
+        next(self._reading, None)
         return self.take_events()
 
     def finish(self) -> list[Event]:
         """The events of the text that was held back."""
         self.text.is_complete = True
         next(self._reading, None)
-        if blanks := "".join(self._blanks):
-            self._add(Content(blanks))
         return self.take_events()
+
+    def add_text(self, event: Reasoning | Content | CallArguments) -> None:
+        """Joins what is adjacent and of one kind."""
+        last = self._events[-1] if self._events else None
+        if type(last) is type(event):
+            self._events[-1] = type(event)(last.text + event.text)
+        elif event.text:
+            self._events.append(event)
+
+
+class TextParser(TextReader):
+    """A format implements `read`, which reads `self.text` and reports events to the other methods."""
+
+    needs_special_tokens: ClassVar[bool] = True
+    call_format: ClassVar[CallFormat | None] = None
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+        self._is_blank = True
+        """Whether the content so far is white space."""
+        self._blanks: list[str] = []
+        """This white space, if no call has begun."""
+        super().__init__()
+
+    def finish(self) -> list[Event]:
+        """The events of the text that was held back."""
+        events = super().finish()
+        return [*events, Content(blanks)] if (blanks := "".join(self._blanks)) else events
 
     def add_content(self, text: str) -> None:
         """Text for the user. White space alone is no content if there are calls."""
@@ -53,7 +71,7 @@ class TextParser(EventBuffer):
                 return
             text = "".join(self._blanks)
             self._blanks.clear()
-        self._add(Content(text))
+        self.add_text(Content(text))
 
     def start_call(self, name: str, call_id: str | None = None) -> None:
         """A call begins."""
@@ -63,15 +81,7 @@ class TextParser(EventBuffer):
 
     def add_arguments(self, text: str) -> None:
         """JSON text of the latest call."""
-        self._add(CallArguments(text))
-
-    def _add(self, event: Content | CallArguments) -> None:
-        """Joins what is adjacent and of one kind."""
-        last = self._events[-1] if self._events else None
-        if type(last) is type(event):
-            self._events[-1] = type(event)(last.text + event.text)
-        else:
-            self._events.append(event)
+        self.add_text(CallArguments(text))
 
 
 class StrayText:

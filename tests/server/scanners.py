@@ -335,7 +335,6 @@ PARSER_MODULES: Final = (
     "server.parsers.json_calls",
     "server.parsers.json_value",
     "server.parsers.marked_calls",
-    "server.parsers.markers",
     "server.parsers.reasoning.tags",
     "server.parsers.tools.markup",
     "server.parsers.whole_calls",

@@ -1,16 +1,20 @@
 """Reasoning between two tags, which is what almost all formats are."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar
+from functools import cache
+from typing import Any, ClassVar, Final
+
+import regex
 
 from server.parsers.base import OutputParser, PromptEnd
-from server.parsers.events import Content, Event, EventBuffer, Reasoning
-from server.parsers.markers import partial_length
+from server.parsers.events import Content, Event, Reasoning
+from server.parsers.incoming_text import Waiting, any_of
+from server.parsers.text_parser import TextReader
 
 TemplateKwargs = Mapping[str, Any]
+
+_LINE_BREAKS: Final = regex.compile(r"\n{1,64}")
 
 
 def _always(kwargs: TemplateKwargs) -> bool:
@@ -60,138 +64,58 @@ class TagFormat:
             return _ContentParser("" if prompt_end is PromptEnd.ENDED else self.starts[0])
         return TagParser(self, prompt_end, drops_answer_starts=drops_answer_starts)
 
-    @cached_property
-    def all_tags(self) -> tuple[str, ...]:
-        """The tags that have a meaning within reasoning."""
-        return self.starts + self.ends + self.answer_starts
 
-    @cached_property
-    def pattern(self) -> re.Pattern[str]:
-        """Finds the first of `all_tags`."""
-        return re.compile("|".join(map(re.escape, self.all_tags)))
-
-
-class TagParser(EventBuffer):
+class TagParser(TextReader):
     """Splits one output into reasoning and answer."""
 
     def __init__(self, tags: TagFormat, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> None:
-        super().__init__()
         self._tags = tags
-        self._drops_answer_starts = drops_answer_starts
-        self._held = ""
-        """Text that the next piece may turn into a tag."""
+        self._prompt_end = prompt_end
+        self._marks = marks(tags, drops_answer_starts=drops_answer_starts)
         self._spaces: list[str] = []
         """White space of the reasoning that is dropped if nothing but the end follows."""
-        self._read: Callable[[], bool] = self._read_before_reasoning
-        """Reads some of the held text; False if the rest needs the next piece."""
-        if prompt_end is PromptEnd.ENDED:
-            self._read = self._read_answer
-        elif prompt_end is PromptEnd.OPEN or tags.is_open_at_start:
-            self._read = self._read_label
+        super().__init__()
 
-    def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
-        self._held += text
-        while self._held and self._read():
+    def read(self) -> Waiting[None]:
+        """The reasoning, if there is one, and the answer."""
+        if (yield from self._read_start()):
+            yield from self._read_reasoning()
+        if self._tags.answer_tags is not None:
+            yield from self.text.find(any_of(self._tags.answer_tags[1]), self._add_content)
+            yield from self._drop_line_breaks()
+        yield from self.text.pass_rest(self._add_content)
+
+    def _read_start(self) -> Waiting[bool]:
+        """Whether reasoning follows."""
+        tags = self._tags
+        if self._prompt_end is PromptEnd.ENDED:
+            return False
+        if self._prompt_end is PromptEnd.SILENT and not tags.is_open_at_start:
+            start = any_of(*tags.starts)
+            if tags.must_begin_output:
+                found = yield from self.text.expect(start)
+            else:
+                found = yield from self.text.find(start, self._add_content)
+            if found is None:
+                return False
+        if tags.label:
+            yield from self.text.expect(any_of(tags.label))
+        return True
+
+    def _read_reasoning(self) -> Waiting[None]:
+        while found := (yield from self.text.find(self._marks, self._add_reasoning)):
+            if found.lastgroup == "end":
+                if self._tags.strips_answer:
+                    yield from self._drop_line_breaks()
+                if self._tags.answer_tags and self._tags.answer_tags[0]:
+                    yield from self.text.expect(any_of(self._tags.answer_tags[0]))
+                return
+            if found.lastgroup == "answer":
+                return
+
+    def _drop_line_breaks(self) -> Waiting[None]:
+        while (yield from self.text.expect(_LINE_BREAKS)):
             pass
-        return self.take_events()
-
-    def finish(self) -> list[Event]:
-        held, self._held = self._held, ""
-        if self._read in (self._read_label, self._read_reasoning):
-            self._add_reasoning(held)
-        else:
-            self._add_content(held)
-        return self.take_events()
-
-    def _read_before_reasoning(self) -> bool:
-        if self._tags.must_begin_output:
-            return self._read_first_text()
-        held = self._held
-        starts = [(held.find(start), start) for start in self._tags.starts if start in held]
-        if starts:
-            begin, start = min(starts)
-            self._add_content(held[:begin])
-            self._held = held[begin + len(start) :]
-            self._read = self._read_label
-            return True
-        self._held = _end_of(held, self._tags.starts)
-        self._add_content(held.removesuffix(self._held))
-        return False
-
-    def _read_first_text(self) -> bool:
-        for start in self._tags.starts:
-            if self._held.startswith(start):
-                self._held = self._held.removeprefix(start)
-                self._read = self._read_reasoning
-                return True
-        if any(start.startswith(self._held) for start in self._tags.starts):
-            return False
-        self._read = self._read_answer
-        return True
-
-    def _read_label(self) -> bool:
-        return self._drop_or_wait(self._tags.label, then=self._read_reasoning)
-
-    def _read_reasoning(self) -> bool:
-        tags, held = self._tags, self._held
-        match = tags.pattern.search(held)
-        if match is None:
-            self._held = _end_of(held, tags.all_tags)
-            self._add_reasoning(held.removesuffix(self._held))
-            return False
-        self._add_reasoning(held[: match.start()])
-        if match[0] in tags.answer_starts:
-            self._held = held[match.end() if self._drops_answer_starts else match.start() :]
-            self._read = self._read_answer
-        else:
-            self._held = held[match.end() :]
-            if match[0] in tags.ends:
-                self._read = self._read_answer_start
-        return True
-
-    def _read_answer_start(self) -> bool:
-        if self._tags.strips_answer and not self._drop_line_breaks():
-            return False
-        return self._drop_or_wait(self._tags.answer_tags[0] if self._tags.answer_tags else "", then=self._read_answer)
-
-    def _drop_or_wait(self, text: str, *, then: Callable[[], bool]) -> bool:
-        """Drops a text at the beginning of the held one; False if it is not complete yet."""
-        if len(self._held) < len(text) and text.startswith(self._held):
-            return False
-        self._held = self._held.removeprefix(text)
-        self._read = then
-        return True
-
-    def _read_answer(self) -> bool:
-        held = self._held
-        if self._tags.answer_tags is None:
-            self._read = self._read_rest
-            return True
-        content, end, rest = held.partition(self._tags.answer_tags[1])
-        if end:
-            self._add_content(content)
-            self._held = rest
-            self._read = self._read_after_answer
-            return True
-        self._held = _end_of(held, self._tags.answer_tags[1:])
-        self._add_content(held.removesuffix(self._held))
-        return False
-
-    def _read_after_answer(self) -> bool:
-        if not self._drop_line_breaks():
-            return False
-        self._read = self._read_rest
-        return True
-
-    def _read_rest(self) -> bool:
-        self._add_content(self._held)
-        self._held = ""
-        return False
-
-    def _drop_line_breaks(self) -> bool:
-        """Drops line breaks at the beginning of the held text; whether other text follows."""
-        self._held = self._held.lstrip("\n")
-        return bool(self._held)
 
     def _add_reasoning(self, text: str) -> None:
         if self._tags.strips_reasoning:
@@ -201,12 +125,10 @@ class TagParser(EventBuffer):
             if bare:
                 self._spaces.clear()
             self._spaces.append(spaces)
-        if text:
-            self._events.append(Reasoning(text))
+        self.add_text(Reasoning(text))
 
     def _add_content(self, text: str) -> None:
-        if text:
-            self._events.append(Content(text))
+        self.add_text(Content(text))
 
 
 class _ContentParser:
@@ -223,7 +145,11 @@ class _ContentParser:
         return []
 
 
-def _end_of(text: str, tags: Sequence[str]) -> str:
-    """The longest end of the text that begins one of the tags."""
-    length = max(partial_length(text, tag) for tag in tags)
-    return text[len(text) - length :]
+@cache
+def marks(tags: TagFormat, *, drops_answer_starts: bool) -> regex.Pattern[str]:
+    """Finds the next tag within reasoning: a group `end` or `answer`, or another start, which is dropped."""
+    alternatives = [any_of(*tags.starts).pattern, f"(?P<end>{any_of(*tags.ends).pattern})"]
+    if tags.answer_starts:
+        answer = any_of(*tags.answer_starts).pattern
+        alternatives.append(f"(?P<answer>{answer if drops_answer_starts else f'(?={answer})'})")
+    return regex.compile("|".join(alternatives))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from server.parsers.events import CallArguments, CallStart, Content
-from server.parsers.tools.hermes import HermesParser
+from server.parsers.tools.json_formats import HermesParser
 from tests.server.parsers.pieces import parse_at_all_splits
 
 NESTED = '{"a": "}<x \\" é 🎉 \\\\", "b": [1, {"c": "</tool_call>"}]}'
