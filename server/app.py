@@ -5,22 +5,17 @@ from http import HTTPStatus
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from server.apis.messages.errors import failure_format
-from server.config import ServerConfig
 from server.http_body.errors import error_response
-from server.metrics.http_metrics import HttpMetrics
-from server.routes.guard import ApiKeyMiddleware, HttpMetricsMiddleware, RequestIdMiddleware, route_path
 from server.routes.health import READINESS_PATHS, HealthEndpoint
 from server.routes.info import json_response
+from server.routes.middleware import route_path
 from server.routes.turns import LoopTurns
-from server.routes.user_middleware import load_middleware
-from server.security.api_keys import ApiKeys
 
 
 class ServerApp(Starlette):
@@ -67,30 +62,6 @@ class ServerApp(Starlette):
             if self._root_path:
                 scope["root_path"] = self._root_path
         await super().__call__(scope, receive, send)
-
-
-def build_middleware(config: ServerConfig, api_keys: ApiKeys, metrics: HttpMetrics) -> list[Middleware]:
-    """The middleware, outermost first.
-
-    Raises:
-        ConfigError: the operator's own middleware cannot be loaded.
-    """
-    middleware = [*load_middleware(config.middleware), Middleware(HttpMetricsMiddleware, metrics)]
-    if config.enable_request_id_headers:
-        middleware.append(Middleware(RequestIdMiddleware))
-    if config.allowed_origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=config.allowed_origins,
-                allow_methods=config.allowed_methods,
-                allow_headers=config.allowed_headers,
-                allow_credentials=config.allow_credentials,
-            )
-        )
-    if api_keys:
-        middleware.append(Middleware(ApiKeyMiddleware, api_keys, is_everywhere=config.api_key_everywhere))
-    return middleware
 
 
 def _is_cross_origin(scope: Scope) -> bool:

@@ -24,7 +24,7 @@ from server.apis.responses.archive import ResponseArchive, build_response_store
 from server.apis.responses.serving import ResponsesServing
 from server.apis.responses.store import ResponseStore
 from server.apis.tokenization import TokenizationServing
-from server.app import ServerApp, build_middleware
+from server.app import ServerApp
 from server.config import ServerConfig
 from server.engine.process_link.client import EngineClient
 from server.generation.chat_run import ChatRunner
@@ -50,7 +50,7 @@ from server.routes.dev import DevEndpoints
 from server.routes.endpoint import Intake
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints, TokenizerEndpoint
-from server.routes.load_report import LoadReport
+from server.routes.middleware import build_middleware
 from server.routes.status import StatusEndpoints
 from server.routes.table import Handlers, build_routes
 from server.security.access import Access
@@ -201,7 +201,6 @@ def build_app(parts: AppParts) -> ServerApp:
         renderer=parts.renderer,
         loop_metrics=metrics.loop,
         engine=engine,
-        load_report=LoadReport(lambda: engine.stats),
         unused_fields=UnusedFields(is_rejecting=config.reject_unknown_fields),
         tracer=parts.tracer,
     )

@@ -16,7 +16,7 @@ from server.config import ServerConfig
 from server.errors import EngineStartError
 from server.machine.heap import trim_heap
 from server.renderers.base import BaseRenderer
-from server.transport.send_buffer import bound_unsent_bytes
+from server.transport.graceful_server import bound_unsent_bytes
 from server.types import EngineInfo
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.routes.guard import OPEN_PATHS, STATUS_PATHS
+from server.routes.middleware import OPEN_PATHS, STATUS_PATHS
 from tests.generated_docs import MAX_CHARS
 
 ROOT = Path(__file__).parents[1]

@@ -1,6 +1,7 @@
 """The POST routes: JSON in, JSON or events out; a request is cancelled when its client disconnects."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
@@ -11,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from server.engine.process_link.client import EngineClient
 from server.errors import RequestError
 from server.http_body.decoding import RequestDecoder
-from server.http_body.errors import OPENAI, FailureFormat, UnavailableResponse, describe_failure, error_response
+from server.http_body.errors import OPENAI, FailureFormat
 from server.http_body.fields import RequestBody
 from server.http_body.response_parts import BinaryResponse
 from server.http_body.unused_fields import UnusedFields
@@ -23,8 +24,7 @@ from server.operation.request_context import RequestContext
 from server.operation.running_requests import RunningRequests
 from server.renderers.base import BaseRenderer
 from server.request_ids import set_request_id
-from server.routes.load_report import FORMAT_HEADER, LoadReport
-from server.routes.messages import (
+from server.routes.asgi import (
     ClientGoneError,
     Headers,
     read_announced_bytes,
@@ -33,8 +33,11 @@ from server.routes.messages import (
     read_request_id,
     send_binary,
     send_events,
+    send_failure,
     send_json,
+    send_unavailable,
 )
+from server.types import EngineStats
 
 if TYPE_CHECKING:
     from server.tracing.request_trace import RequestTrace
@@ -47,17 +50,11 @@ ResponseBody = msgspec.Struct | bytes | BinaryResponse | AsyncGenerator[bytes, N
 """A body to encode, encoded JSON, bytes, or events."""
 Handler = Callable[[T, RequestContext], Awaitable[ResponseBody]]
 
-_RETRY_AFTER: Headers = ((b"retry-after", b"1"),)
-_HEADERS_OF_STATUS: dict[int, Headers] = {
-    413: ((b"connection", b"close"),),
-    415: ((b"accept-encoding", b"identity"),),
-    503: _RETRY_AFTER,
-    504: ((b"x-should-retry", b"false"),),
-}
-"""413: the body is not read. 504: OpenAI's clients would repeat a request that takes too long."""
-
 _LARGE_BODY_BYTES = 32 << 10
 """Decoding this much JSON takes about as long as handing it to a thread."""
+
+_LOAD_FORMAT = b"endpoint-load-metrics-format"
+"""The header with which a load balancer requests the server's load (ORCA): `TEXT` or `JSON`."""
 
 
 class LongField(NamedTuple):
@@ -85,7 +82,6 @@ class Intake:
     renderer: BaseRenderer
     loop_metrics: LoopMetrics
     engine: EngineClient
-    load_report: LoadReport
     unused_fields: UnusedFields = field(default_factory=UnusedFields)
     tracer: "Tracer | None" = None
     """None without `--otlp-traces-endpoint`."""
@@ -132,7 +128,7 @@ class JsonEndpoint(Generic[T]):
                     header_id=read_request_id(scope),
                     lease=lease,
                     trace=self._begin_trace(scope),
-                    load_format=read_header(scope, FORMAT_HEADER),
+                    load_format=read_header(scope, _LOAD_FORMAT),
                 )
                 try:
                     await self._serve(context, receive, send, announced_bytes=announced)
@@ -182,7 +178,7 @@ class JsonEndpoint(Generic[T]):
             response = await self._intake.renderer.run_in_pool(msgspec.json.encode, response)
         if isinstance(response, msgspec.Struct | bytes):
             await send_json(
-                send, response, headers=(*headers(), *self._intake.load_report.headers(context.load_format))
+                send, response, headers=(*headers(), *_load_headers(self._intake.engine.stats, context.load_format))
             )
         elif isinstance(response, BinaryResponse):
             await send_binary(
@@ -216,20 +212,6 @@ class JsonEndpoint(Generic[T]):
         return self._decoder.decode(body)
 
 
-async def send_failure(send: Send, error: Exception, failures: FailureFormat = OPENAI) -> None:
-    """Sends the error body of a request that failed before its response began."""
-    described = describe_failure(error)
-    status = described.error.code
-    await send_json(send, failures.to_body(described), status=status, headers=_HEADERS_OF_STATUS.get(status, ()))
-
-
-async def send_unavailable(send: Send, problem: UnavailableResponse, failures: FailureFormat = OPENAI) -> None:
-    """Sends the 503 of a server that accepts no requests; clients may retry unless it is dead."""
-    error = problem.error
-    body = problem if failures is OPENAI else failures.to_body(error_response(error.message, type=error.type, code=503))
-    await send_json(send, body, status=503, headers=() if problem.status == "dead" else _RETRY_AFTER)
-
-
 async def _run_while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
     """Cancels the work once the client has disconnected; the body must have been read."""
     working = asyncio.create_task(work)
@@ -247,3 +229,21 @@ async def _run_while_connected(work: Coroutine[Any, Any, None], receive: Receive
 async def _wait_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _load_headers(stats: EngineStats, format_name: str | None) -> Headers:
+    """The server's load, with vLLM's names of metrics; none without a known format."""
+    if format_name is None:
+        return ()
+    metrics = {
+        "kv_cache_usage_perc": float(stats.kv_cache_usage),
+        "num_requests_waiting": float(stats.num_waiting),
+    }
+    match format_name.lower():
+        case "text":
+            report = "TEXT " + ", ".join(f"named_metrics.{name}={value}" for name, value in metrics.items())
+        case "json":
+            report = "JSON " + json.dumps({"named_metrics": metrics})
+        case _:
+            return ()
+    return ((b"endpoint-load-metrics", report.encode()),)

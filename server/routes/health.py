@@ -3,7 +3,7 @@
 from starlette.types import Message, Receive, Scope, Send
 
 from server.operation.availability import Availability
-from server.routes.endpoint import send_unavailable
+from server.routes.asgi import send_unavailable
 
 READINESS_PATHS = ("/health", "/ping", "/readyz")
 PROBE_PATHS = (*READINESS_PATHS, "/livez")

@@ -17,7 +17,6 @@ from server.operation.models import ServedModels
 from server.operation.running_requests import RunningRequests
 from server.renderers.base import BaseRenderer
 from server.routes.openapi import build_openapi
-from server.routes.own_thread import run_in_own_thread
 
 
 class InfoEndpoints:
@@ -45,7 +44,7 @@ class InfoEndpoints:
         """GET /metrics; rendering takes some milliseconds, so it runs off the event loop."""
         accept = request.headers.get("accept")
         async with self._scraping:
-            exposition = await run_in_own_thread(lambda: self._metrics.render(accept))
+            exposition = await asyncio.to_thread(self._metrics.render, accept)
         return Response(exposition.body, headers={"content-type": exposition.content_type})
 
     async def livez(self, request: Request) -> Response:

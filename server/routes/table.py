@@ -64,61 +64,86 @@ class Handlers:
 
 def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
     """All routes."""
-    health, info, models = handlers.health, handlers.info, handlers.models
-    stored = ResponseEndpoints(handlers.responses)
-    score, rerank = handlers.score.create, handlers.rerank.create
+    post = _PostRoutes(intake)
+    return [
+        *_adapter_routes(handlers, post),
+        *(handlers.dev.routes() if handlers.dev is not None else ()),
+        *_text_routes(handlers, post),
+        *_pooling_routes(handlers, post),
+        Route("/invocations", _invocations(handlers, intake), methods=["POST"]),
+        *_info_routes(handlers),
+    ]
 
-    def max_embeds_bytes() -> int:
-        limits = intake.renderer.embeds_limits
-        return limits.max_base64_chars if limits is not None else 0
 
-    def post(
+class _PostRoutes:
+    """Makes the routes that accept JSON."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    def __call__(
+        self,
         path: str,
         model: type[T],
         handle: Handler[T],
+        *,
         long_field: LongField | None = None,
         failures: FailureFormat = OPENAI,
     ) -> Route:
-        decoder = intake.decoder(model, long_field.name if long_field else None)
-        endpoint = JsonEndpoint(intake, decoder, handle, long_field=long_field, failures=failures)
+        decoder = self._intake.decoder(model, long_field.name if long_field else None)
+        endpoint = JsonEndpoint(self._intake, decoder, handle, long_field=long_field, failures=failures)
         return Route(path, endpoint, methods=["POST"])
 
+    def max_embeds_bytes(self) -> int:
+        """What `prompt_embeds` may add to a body."""
+        limits = self._intake.renderer.embeds_limits
+        return limits.max_base64_chars if limits is not None else 0
+
+
+def _adapter_routes(handlers: Handlers, post: _PostRoutes) -> list[Route]:
     adapters = handlers.adapters
-    adapter_routes = (
-        []
-        if adapters is None
-        else [
-            post("/v1/load_lora_adapter", LoadLoraAdapterRequest, adapters.load),
-            post("/v1/unload_lora_adapter", UnloadLoraAdapterRequest, adapters.unload),
-        ]
-    )
+    if adapters is None:
+        return []
     return [
-        *adapter_routes,
-        *(handlers.dev.routes() if handlers.dev is not None else ()),
-        post(
-            "/v1/completions",
-            CompletionRequest,
-            handlers.completions.create,
-            LongField("prompt_embeds", max_embeds_bytes),
-        ),
+        post("/v1/load_lora_adapter", LoadLoraAdapterRequest, adapters.load),
+        post("/v1/unload_lora_adapter", UnloadLoraAdapterRequest, adapters.unload),
+    ]
+
+
+def _text_routes(handlers: Handlers, post: _PostRoutes) -> list[Route]:
+    embeds = LongField("prompt_embeds", post.max_embeds_bytes)
+    messages, tokenization = handlers.messages, handlers.tokenization
+    stored = ResponseEndpoints(handlers.responses)
+    return [
+        post("/v1/completions", CompletionRequest, handlers.completions.create, long_field=embeds),
         post("/generative_scoring", GenerativeScoringRequest, handlers.generative_scoring.create),
         post("/v1/chat/completions", ChatRequest, handlers.chat.create),
         post("/v1/chat/completions/batch", BatchChatRequest, handlers.chat.create_batch),
-        post("/v1/messages", MessagesRequest, handlers.messages.create, failures=ANTHROPIC),
-        post("/v1/messages/count_tokens", CountTokensRequest, handlers.messages.count_tokens, failures=ANTHROPIC),
+        post("/v1/messages", MessagesRequest, messages.create, failures=ANTHROPIC),
+        post("/v1/messages/count_tokens", CountTokensRequest, messages.count_tokens, failures=ANTHROPIC),
         post("/v1/responses", ResponsesRequest, handlers.responses.create),
         Route("/v1/responses/{response_id}", stored.retrieve, methods=["GET"]),
         Route("/v1/responses/{response_id}/cancel", stored.cancel, methods=["POST"]),
+        post("/tokenize", TokenizeRequest, tokenization.tokenize),
+        post("/detokenize", DetokenizeRequest, tokenization.detokenize),
+    ]
+
+
+def _pooling_routes(handlers: Handlers, post: _PostRoutes) -> list[Route]:
+    return [
         post("/v1/embeddings", EmbeddingRequest, handlers.embeddings.create),
         post("/v2/embed", CohereEmbedRequest, handlers.cohere_embeddings.create),
         post("/pooling", PoolingRequest, handlers.pooling.create),
         post("/classify", ClassificationRequest, handlers.classification.create),
-        *(post(f"{prefix}/score", ScoreRequest, score) for prefix in ("", "/v1")),
-        *(post(f"{prefix}/rerank", RerankRequest, rerank) for prefix in ("", "/v1", "/v2")),
-        post("/tokenize", TokenizeRequest, handlers.tokenization.tokenize),
-        post("/detokenize", DetokenizeRequest, handlers.tokenization.detokenize),
+        *(post(path, ScoreRequest, handlers.score.create) for path in ("/score", "/v1/score")),
+        *(post(path, RerankRequest, handlers.rerank.create) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
+    ]
+
+
+def _info_routes(handlers: Handlers) -> list[Route]:
+    health, info, models = handlers.health, handlers.info, handlers.models
+    return [
         *([Route("/tokenizer_info", handlers.tokenizer, methods=["GET"])] if handlers.tokenizer else []),
-        Route("/invocations", _invocations(handlers, intake), methods=["POST"]),
         Route("/v1/models", models.list),
         Route("/v1/models/{model:path}", models.get),
         Route("/health", health, methods=["GET"]),

@@ -44,8 +44,8 @@ from server.renderers.images.loader import decode_data_url
 from server.renderers.images.policy import MediaPolicy
 from server.renderers.stop_strings import StopScanner, StopString
 from server.renderers.tokenizers.grok2_tokenizer import _cut_spaces
-from server.routes.guard import ApiKeyMiddleware
-from server.routes.messages import read_announced_bytes, read_request_id
+from server.routes.asgi import read_announced_bytes, read_request_id
+from server.routes.middleware import ApiKeyMiddleware
 from server.security.api_keys import ApiKeys
 from server.types import GuidedDecoding, ReasoningMarker
 from startup.probes.probe_request import parse_probe
@@ -222,7 +222,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "headers",
-        ("server.routes.messages", "server.routes.guard", "server.security.api_keys", "server.metrics.server_metrics"),
+        ("server.routes.asgi", "server.routes.middleware", "server.security.api_keys", "server.metrics.server_metrics"),
         _headers,
         [
             *_units("a", " ", ",", ";", "version=", "application/openmetrics-text;"),

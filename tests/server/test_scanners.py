@@ -34,7 +34,7 @@ OTHER_TEXT: Final = {
     "server.renderers.vision": "one split at the model's image token",
     "server.routes.openapi": "paths of the server's own routes",
     "server.routes.status": "files of the kernel",
-    "server.routes.user_middleware": "settings of the operator",
+    "server.routes.middleware": "settings of the operator",
     "server.apis.openai.chat": "look-ups",
     "server.operation.lora": "look-ups by name",
     "server.operation.models": "look-ups by name",

@@ -26,7 +26,10 @@ def _dsml(block: str, block_end: str, blank: str = "") -> Markup:
 
 
 class DeepseekV32Parser(MarkupParser):
-    """`<｜DSML｜invoke name="NAME">` with `<｜DSML｜parameter name="KEY">`; a value that is no string is JSON."""
+    """`<｜DSML｜invoke name="NAME">` with `<｜DSML｜parameter name="KEY">`.
+
+    A value that is no string is JSON.
+    """
 
     markup: ClassVar = _dsml("function_calls", "function_calls")
 
@@ -55,7 +58,10 @@ class FunctionGemmaParser(MarkupParser):
 
 
 class Glm45Parser(MarkupParser):
-    """GLM 4.5 to 4.7, and Ling 3: `<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>`."""
+    """GLM 4.5 to 4.7, and Ling 3.
+
+    `<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>`.
+    """
 
     markup: ClassVar = Markup(
         call=r"<tool_call>\s{0,64}+(?P<name>[^<>\s][^<>]{0,319}+)(?=<arg_key>|</tool_call>)",
@@ -111,7 +117,7 @@ class SeedOssParser(MarkupParser):
 
 
 class Step3Parser(MarkupParser):
-    """`<steptml:invoke name="NAME"><steptml:parameter name="KEY">VALUE</steptml:parameter></steptml:invoke>`."""
+    """`<steptml:invoke name="NAME"><steptml:parameter name="KEY">VALUE</steptml:parameter>` and tokens."""
 
     markup: ClassVar = Markup(
         block="<｜tool_calls_begin｜>",

@@ -179,7 +179,7 @@ def test_huge_body_is_rejected(server, long_linger):
 
 
 def test_a_request_id_unfit_for_headers_and_logs_is_replaced(serve):
-    """See tests/server/routes/test_messages.py for all unfit ids."""
+    """See tests/server/routes/test_asgi.py for all unfit ids."""
     server = serve(enable_request_id_headers=True)
     response = server.post("/v1/completions", {"prompt": "a"}, headers={"x-request-id": "<script>"})
     assert response.status_code == 200

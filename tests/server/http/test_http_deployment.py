@@ -5,7 +5,7 @@ import json
 import pytest
 
 from server.errors import ConfigError
-from server.routes.user_middleware import load_middleware
+from server.routes.middleware import load_middleware
 from tests.server.http import middleware_of_a_user
 
 FORMAT = "endpoint-load-metrics-format"

@@ -10,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server import sse
 from server.errors import RequestError
-from server.http_body.errors import FailureFormat
+from server.http_body.errors import OPENAI, FailureFormat, UnavailableResponse, describe_failure, error_response
 from server.limits import flag_of
 from server.operation.admission import Lease
 from server.operation.deadline import Deadline, RequestTimeoutError
@@ -19,6 +19,15 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 
 _encoder = msgspec.json.Encoder()
 Headers = tuple[tuple[bytes, bytes], ...]
+_RETRY_AFTER: Headers = ((b"retry-after", b"1"),)
+_HEADERS_OF_STATUS: dict[int, Headers] = {
+    413: ((b"connection", b"close"),),
+    415: ((b"accept-encoding", b"identity"),),
+    503: _RETRY_AFTER,
+    504: ((b"x-should-retry", b"false"),),
+}
+"""413: the body is not read. 504: OpenAI's clients would repeat a request that takes too long."""
+
 _END: Message = {"type": "http.response.body", "body": b""}
 
 
@@ -96,6 +105,20 @@ async def send_json(send: Send, body: Any, *, status: int = 200, headers: Header
     fixed = ((b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
     await send({"type": "http.response.body", "body": payload})
+
+
+async def send_failure(send: Send, error: Exception, failures: FailureFormat = OPENAI) -> None:
+    """Sends the error body of a request that failed before its response began."""
+    described = describe_failure(error)
+    status = described.error.code
+    await send_json(send, failures.to_body(described), status=status, headers=_HEADERS_OF_STATUS.get(status, ()))
+
+
+async def send_unavailable(send: Send, problem: UnavailableResponse, failures: FailureFormat = OPENAI) -> None:
+    """Sends the 503 of a server that accepts no requests; clients may retry unless it is dead."""
+    error = problem.error
+    body = problem if failures is OPENAI else failures.to_body(error_response(error.message, type=error.type, code=503))
+    await send_json(send, body, status=503, headers=() if problem.status == "dead" else _RETRY_AFTER)
 
 
 async def send_binary(send: Send, payload: bytes, *, content_type: bytes, headers: Headers) -> None:

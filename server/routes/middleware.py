@@ -1,19 +1,27 @@
-"""The middleware: API keys, request ids and HTTP metrics.
+"""The middleware: API keys, request ids, HTTP metrics, CORS, and the operator's own (`--middleware`).
 
 GET probes bypass it, unless --middleware or --enable-request-id-headers is given.
 """
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from time import perf_counter
+from typing import Any, cast
 from uuid import uuid4
 
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.apis.messages.errors import failure_format, is_anthropic
+from server.config import ServerConfig
+from server.errors import ConfigError
 from server.http_body.errors import error_response
 from server.metrics.http_metrics import HttpMetrics
+from server.routes.asgi import read_header, read_request_id, send_json
 from server.routes.health import PROBE_PATHS
-from server.routes.messages import read_header, read_request_id, send_json
 from server.security.api_keys import ApiKeys
 
 OPEN_PATHS = frozenset(PROBE_PATHS)
@@ -24,6 +32,30 @@ UNCOUNTED_PATHS = OPEN_PATHS | STATUS_PATHS - {"/openapi.json"}
 
 _CLIENT_GONE = 499
 """nginx's status for a request whose client disconnected before the response."""
+
+
+def build_middleware(config: ServerConfig, api_keys: ApiKeys, metrics: HttpMetrics) -> list[Middleware]:
+    """The middleware, outermost first.
+
+    Raises:
+        ConfigError: the operator's own middleware cannot be loaded.
+    """
+    middleware = [*load_middleware(config.middleware), Middleware(HttpMetricsMiddleware, metrics)]
+    if config.enable_request_id_headers:
+        middleware.append(Middleware(RequestIdMiddleware))
+    if config.allowed_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.allowed_origins,
+                allow_methods=config.allowed_methods,
+                allow_headers=config.allowed_headers,
+                allow_credentials=config.allow_credentials,
+            )
+        )
+    if api_keys:
+        middleware.append(Middleware(ApiKeyMiddleware, api_keys, is_everywhere=config.api_key_everywhere))
+    return middleware
 
 
 class ApiKeyMiddleware:
@@ -135,3 +167,29 @@ def route_path(scope: Scope) -> str:
     """The path without the prefix under which a proxy publishes the server."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
+
+
+def load_middleware(names: Sequence[str]) -> list[Middleware]:
+    """The middleware, outermost first: as in vLLM that is the last name.
+
+    Args:
+        names: import paths of ASGI classes, which are called with the app, or of coroutine functions with the
+            parameters `request` and `call_next`.
+
+    Raises:
+        ConfigError: one cannot be imported, or is of another kind.
+    """
+    return [_load(name) for name in reversed(names)]
+
+
+def _load(name: str) -> Middleware:
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as err:
+        raise ConfigError("--middleware", name, f"the import path of a class or function ({err})") from err
+    if inspect.isclass(found):
+        return Middleware(cast("Any", found))
+    if inspect.iscoroutinefunction(found):
+        return Middleware(BaseHTTPMiddleware, dispatch=found)
+    raise ConfigError("--middleware", name, "the import path of an ASGI class or a coroutine function")
