@@ -348,6 +348,7 @@ def run_app(
 
     def run() -> None:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(asyncio.to_thread(int))  # the loop keeps the thread that renders /metrics
             runner.run(http_server.serve([listener]))
 
     thread = threading.Thread(target=run, name="http-server")
