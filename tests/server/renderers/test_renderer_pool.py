@@ -167,7 +167,7 @@ async def test_make_async_passes_arguments_results_and_errors(inline_executor: E
 async def test_a_request_error_reaches_the_caller_through_the_pool(model_path: Path) -> None:
     with (
         build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer,
-        pytest.raises(RequestError, match="got -1"),
+        pytest.raises(RequestError, match="Token id -1 "),
     ):
         await renderer.render_text_async([-1], TextOptions())
 

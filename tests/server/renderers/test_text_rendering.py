@@ -43,9 +43,9 @@ def test_token_ids_are_passed_unchanged(renderer: HfRenderer) -> None:
 
 @pytest.mark.parametrize("bad", [-1, 10**6, 2**40])
 def test_ids_outside_the_vocabulary_are_rejected(renderer: HfRenderer, bad: int) -> None:
-    with pytest.raises(RequestError, match=f"got {bad}"):
+    with pytest.raises(RequestError, match=f"Token id {bad} "):
         renderer.render_text([1, bad], TextOptions())
-    with pytest.raises(RequestError, match=f"got {bad}"):
+    with pytest.raises(RequestError, match=f"Token id {bad} "):
         renderer.detokenize([1, bad])
 
 
