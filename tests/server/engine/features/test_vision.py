@@ -20,6 +20,7 @@ from server.types import PromptInputs, TensorData
 from tests.server.engine.features.tiny_vlm import FAMILIES, load_reference, save_vlm
 from tests.server.engine.features.vlm_reference import generate_answer, image_url, writable
 from tests.server.engine.small_engine import SmallEngine
+from tests.server.inline_executor import InlineExecutor
 from tests.tiers import thorough_but_for
 
 _NUM_TOKENS = 12
