@@ -181,9 +181,16 @@ def _why_not_forked() -> str | None:
         return "the forkserver has exited"
     for name in READ_AT_EXEC:
         wanted = foreign.text_of(name)
-        if not set(wanted.split(":")) <= {"", *_start.environment.get(name, "").split(":")}:
+        if not _is_applied(name, wanted, _start.environment.get(name, "")):
             return f"{name} is {wanted!r}, which only a new program can apply"
     return None
+
+
+def _is_applied(name: str, wanted: str, at_exec: str) -> bool:
+    """Whether a fork of a program with one value is as one that was started with the other."""
+    if name == "LD_PRELOAD":  # further libraries do no harm
+        return set(wanted.split(":")) <= {"", *at_exec.split(":")}
+    return wanted in ("", at_exec)
 
 
 def _leave_running(ensure_running: Callable[[], None], server: Any) -> Callable[[], None]:
