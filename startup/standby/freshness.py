@@ -58,11 +58,6 @@ class InstalledFiles:
                 self._changed_early = self._changed_early or _describe(path, self._folders)
         self._files = _Files(stamps)
 
-    @property
-    def num_files(self) -> int:
-        """Number of files that `find_change` checks."""
-        return len(self._files)
-
     def find_change(self) -> str | None:
         """The first change found, as a reason in words; None if everything is as it was recorded."""
         change = self._changed_early or self._find_changed_folder()
@@ -90,9 +85,6 @@ class _Files:
     def __init__(self, stamps: Mapping[str, FileStamp]) -> None:
         self._paths = b"\0".join(map(os.fsencode, stamps))
         self._columns = tuple(array("q", column) for column in zip(*stamps.values(), strict=True))
-
-    def __len__(self) -> int:
-        return len(self._columns[0]) if self._columns else 0
 
     def find_changed(self) -> str | None:
         """The first file that differs; this loop decides how long a check takes."""

@@ -23,14 +23,14 @@ files = InstalledFiles()
 for name in {modules!r}:
     importlib.import_module(name)
 files.record_loaded()
-print("ready", files.num_files, flush=True)
+print("ready", flush=True)
 for line in sys.stdin:
     print(files.find_change() or "none", flush=True)
 """
 
 
 class Template:
-    """A process that has imported modules and tells what has changed since."""
+    """A process that has imported modules and shows what has changed since."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process

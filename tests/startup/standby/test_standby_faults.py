@@ -443,9 +443,3 @@ def test_a_deleted_working_folder(standby: StandbyProcess, tiny_llama: Path, tmp
     script = f'cd {folder} && rmdir {folder} && exec "$@"'
     asked = _ask(standby, str(tiny_llama), launcher=("sh", "-c", script, "sh"))
     assert asked.exit_code in (0, None)
-
-
-@pytest.mark.thorough
-def test_closed_standard_streams(standby: StandbyProcess, tiny_llama: Path) -> None:
-    asked = _ask(standby, str(tiny_llama), launcher=("sh", "-c", 'exec "$@" <&-', "sh"))
-    assert asked.exit_code == 0
