@@ -1,0 +1,1 @@
+"""What this program asks the operating system: files, memory, processors, processes, sockets."""

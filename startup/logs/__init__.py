@@ -1,0 +1,1 @@
+"""The log of each process; `setup` configures it."""

@@ -1,0 +1,1 @@
+"""Reads files into the page cache: `process` starts the helper process, which runs `worker`."""

@@ -1,0 +1,1 @@
+"""Processes of one start: signals, death pipes, messages, forks of a forkserver."""

@@ -1,0 +1,1 @@
+"""Notifications to a service manager, and sockets from one."""
