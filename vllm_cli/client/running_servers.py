@@ -37,7 +37,7 @@ class RunningServer:
     """`ready`, the server's own `status`, `silent`, or `elsewhere`: in another network namespace."""
     uptime_s: float
     memory_bytes: int
-    """Of all its processes: PSS, which divides shared pages among the processes."""
+    """PSS of all its processes, which divides shared pages among them."""
     pids: tuple[int, ...]
     """The process that the user started first."""
 

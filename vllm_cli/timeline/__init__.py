@@ -1,0 +1,1 @@
+"""`timeline`: begin at page.py."""

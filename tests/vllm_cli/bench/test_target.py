@@ -13,7 +13,7 @@ import pytest
 from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.ports import find_free_port, list_server_ports
-from vllm_cli.bench.target import CommandTarget, RunningTarget, build_target
+from vllm_cli.bench.target import CommandTarget, build_target
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
 
@@ -149,7 +149,7 @@ def test_the_port_is_inserted_or_appended(command, expected, tmp_path):
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
 def test_an_address_may_end_in_v1(url):
     target = build_target(TargetSpec(name="A", url=url))
-    assert isinstance(target, RunningTarget)
+    assert not isinstance(target, CommandTarget)
     assert target.base_url == "http://h:1"
 
 

@@ -16,7 +16,7 @@ class Failure(ResultPart, frozen=True, kw_only=True):
     """HTTP status; null without a response."""
     num: int
     message: str
-    """Of the first one."""
+    """Message of the first one."""
     is_accepted: bool
     """Whether they count as served, by `--accept-status`."""
 
@@ -40,7 +40,7 @@ class LivenessFigures(ResultPart, frozen=True, kw_only=True):
     """Time to the first text; null unless streamed."""
     ttft_p99_ms: float | None
     health_p50_ms: float | None
-    """Of the probes in flight while the load ran."""
+    """Latency of the probes in flight while the load ran."""
     health_p99_ms: float | None
     health_max_ms: float | None
     probe_lag_p50_ms: float | None

@@ -26,7 +26,7 @@ class RoundFigures(ResultPart, frozen=True, kw_only=True):
     ttft_p50_ms: float | None
     ttft_p99_ms: float | None
     tpot_mean_ms: float | None
-    """Of each request, the time from its first to its last text per token after the first."""
+    """Time from the first to the last text of a request, per token after the first."""
     tpot_p50_ms: float | None
     tpot_p99_ms: float | None
     itl_mean_ms: float | None
