@@ -26,7 +26,7 @@ class NotifyRelay:
         Raises:
             OSError: nobody listens there.
         """
-        self._manager = f"\0{manager[1:]}" if manager.startswith("@") else manager
+        self._manager = socket_address(manager)
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
@@ -69,6 +69,11 @@ class NotifyRelay:
         self._sender.settimeout(_URGENT_TIMEOUT_S if any(word in message for word in _URGENT) else 0)
         with suppress(OSError):  # the manager is busy or has ended
             self._sender.sendto(message, self._manager)
+
+
+def socket_address(manager: str) -> str:
+    """The address in NOTIFY_SOCKET as the kernel takes it; one that begins with `@` is abstract."""
+    return f"\0{manager[1:]}" if manager.startswith("@") else manager
 
 
 def _sender_pid(credentials: bytes) -> int:

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from envs.registry import env
+from startup.systemd.notify_relay import socket_address
 
 if TYPE_CHECKING:
     import asyncio
@@ -95,7 +96,7 @@ class ServiceManager:
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.settimeout(timeout_s)
-            self._socket.sendto(message.encode(errors="replace"), _socket_address(self._address))
+            self._socket.sendto(message.encode(errors="replace"), socket_address(self._address))
         except OSError as err:
             logger.warning(
                 "the service manager at %s was not notified of %s: %s", self._address, message.split("\n")[0], err
@@ -109,10 +110,6 @@ def _running_loop() -> "asyncio.AbstractEventLoop | None":
         return asyncio.get_running_loop()  # type: ignore[no-any-return]
     except RuntimeError:
         return None
-
-
-def _socket_address(address: str) -> str:
-    return f"\0{address[1:]}" if address.startswith("@") else address
 
 
 def _on_one_line(text: str) -> str:
