@@ -136,7 +136,6 @@ def test_json_schema_is_followed(client: OpenAI) -> None:
     assert isinstance(answered["population"], int)
 
 
-@pytest.mark.smoke
 def test_more_requests_than_slots_wait_and_all_finish(client: OpenAI) -> None:
     async def run() -> list[int]:
         async with AsyncOpenAI(base_url=client.base_url, api_key="none", max_retries=0) as aclient:

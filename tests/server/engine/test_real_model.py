@@ -144,6 +144,7 @@ def test_cached_prompts_give_the_same_output(float32: PreTrainedModel, prompts: 
     assert [c.num_cached_tokens for c in second] == [(len(p) - 1) // 16 * 16 for p in prompts[:4] + prompts[10:11]]
 
 
+@pytest.mark.thorough
 def test_the_capital_of_france_is_paris(
     real_model: PreTrainedModel, real_tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]
 ) -> None:
