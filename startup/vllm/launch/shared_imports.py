@@ -5,7 +5,6 @@ imported. Only the time of the compiler's import separates starts that compile f
 """
 
 import gc
-import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,8 +31,6 @@ from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
 from startup.vllm.patches.model_registry import model_modules
 from startup.vllm.patches.process_titles import show_titles
 from startup.vllm.patches.spans import prepare_spans
-
-logger = logging.getLogger(__name__)
 
 _LAUNCHER: Final = ("startup.vllm.launch.start",)
 _CHANGING_TOKENIZERS: Final = ("--enable-prompt-embeds", "--renderer-num-workers")
