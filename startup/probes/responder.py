@@ -2,9 +2,9 @@
 
 It may stay longer and accept for the HTTP server (`keep`).
 
-The responder is a process of standard-library code, forked before anything is imported: imports and
-tokenizers hold the interpreter lock of the API process for 60 ms and more at a time, and would delay the
-answers of a thread as long.
+The responder is a process of little code, the standard library and msgspec, forked before anything else is
+imported: imports and tokenizers hold the interpreter lock of the API process for 60 ms and more at a time,
+and would delay the answers of a thread as long.
 """
 
 import logging
