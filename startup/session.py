@@ -190,7 +190,7 @@ class StartSession:
             self._manager.notify_stopping(status)
 
     def _end_waiting(self) -> None:
-        """Nobody waits for the start any more: ends deadline and progress."""
+        """The start is over: ends deadline and progress."""
         self._deadline.cancel()
         if self._live is not None:
             self._live.close()

@@ -78,7 +78,7 @@ class _Server:
         self._status: int | None = None
         """How it ended, as its parent, the template process, reports it."""
         self._again: tuple[str, str] | None = None
-        """A variable with which the server asks to be started again, cold."""
+        """A variable with which the server is to be started again, cold."""
         self._forwarded: set[int] = set()
 
     def wait(self, wakeup_fd: int) -> int:
