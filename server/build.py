@@ -25,7 +25,6 @@ from server.apis.responses.serving import ResponsesServing
 from server.apis.responses.store import ResponseStore
 from server.apis.tokenization import TokenizationServing
 from server.app import ServerApp
-from server.config import ServerConfig
 from server.engine.process_link.client import EngineClient
 from server.generation.chat_run import ChatRunner
 from server.generation.generation import GenerationBuilder
@@ -55,6 +54,7 @@ from server.routes.status import StatusEndpoints
 from server.routes.table import Handlers, build_routes
 from server.security.access import Access
 from server.security.api_keys import ApiKeys
+from server.server_config import ServerConfig
 from server.tracing.build import build_tracer
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
@@ -144,8 +144,8 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         metrics=metrics,
         admission=Admission(options.limits),
         adapters=adapters,
-        api_keys=ApiKeys.from_config(config),
-        response_store=build_response_store(config, options.limits),
+        api_keys=ApiKeys.from_config(config.network),
+        response_store=build_response_store(config.generation, options.limits),
         tracer=build_tracer(config, server_version),
         version=server_version,
     )
@@ -160,10 +160,10 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         options.engine,
         lifecycle,
         readiness,
-        watchdog_timeout_s=config.engine_watchdog_timeout_s,
+        watchdog_timeout_s=config.lifecycle.engine_watchdog_timeout_s,
         on_restart=metrics.lifecycle.record_restart,
     )
-    drain = Drain(lifecycle, parts.running, engine, config, http.announce_close)
+    drain = Drain(lifecycle, parts.running, engine, config.lifecycle, http.announce_close)
     return Server(
         http=http,
         probes=probes,
@@ -172,7 +172,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         readiness=readiness,
         monitor=monitor,
         drain=drain,
-        telemetry=Telemetry(config, engine, metrics, monitor.poll),
+        telemetry=Telemetry(config.logging, engine, metrics, monitor.poll),
         tracer=parts.tracer,
         response_store=parts.response_store,
     )
@@ -201,7 +201,7 @@ def build_app(parts: AppParts) -> ServerApp:
         renderer=parts.renderer,
         loop_metrics=metrics.loop,
         engine=engine,
-        unused_fields=UnusedFields(is_rejecting=config.reject_unknown_fields),
+        unused_fields=UnusedFields(is_rejecting=config.generation.reject_unknown_fields),
         tracer=parts.tracer,
     )
     is_customized = is_sagemaker_customized()
@@ -209,7 +209,7 @@ def build_app(parts: AppParts) -> ServerApp:
         handlers.health,
         build_routes(handlers, intake),
         build_middleware(config, parts.api_keys, metrics.http),
-        root_path=config.root_path,
+        root_path=config.network.root_path,
         is_probe_seen=is_customized or bool(config.middleware) or config.enable_request_id_headers,
     )
     if is_customized:
@@ -233,9 +233,9 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     lifecycle, start = parts.lifecycle, parts.start
     models = ServedModels(config.served_model_names, engine, parts.adapters, root=config.model)
     inference = Inference(config=config, models=models, renderer=parts.renderer, engine=engine, metrics=metrics)
-    reasoning = ModelReasoning(config, parts.renderer)
+    reasoning = ModelReasoning(config.generation, parts.renderer)
     builder = GenerationBuilder(inference, reasoning)
-    parsing = OutputParsing(config, parts.renderer, reasoning)
+    parsing = OutputParsing(config.generation, parts.renderer, reasoning)
     runner = ChatRunner(inference, builder, parsing)
     archive = ResponseArchive(parts.response_store, parts.renderer)
     return Handlers(
@@ -272,8 +272,8 @@ def _uvicorn_config(
         lifespan="off",
         interface="asgi3",
         log_config=None,
-        log_level=config.uvicorn_log_level,
-        access_log=not config.disable_access_log,
+        log_level=config.logging.uvicorn_log_level,
+        access_log=not config.logging.disable_access_log,
         server_header=False,
         timeout_keep_alive=config.timeout_keep_alive_s,
         timeout_graceful_shutdown=ERROR_DELIVERY_S,

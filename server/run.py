@@ -12,10 +12,10 @@ import uvloop
 
 from server import exit_codes
 from server.build import RunOptions, build_server
-from server.config import ServerConfig
 from server.errors import EngineStartError
 from server.machine.heap import trim_heap
 from server.renderers.base import BaseRenderer
+from server.server_config import ServerConfig
 from server.transport.graceful_server import bound_unsent_bytes
 from server.types import EngineInfo
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from envs.registry import LOGGING_LEVELS, STANDBY_MODES, env
-from server.config import EngineConfig, RendererConfig, ServerConfig
+from server.config import EngineConfig, RendererConfig
 from server.errors import ConfigError
 from server.limits import LimitsConfig
+from server.server_config import ServerConfig
 from server.setting import Group, check_ranges, from_variable, setting
 from startup.logs.options import LogFormat, LogOptions
 from startup.prefetch.options import PrefetchOptions

@@ -58,7 +58,7 @@ def start_embedded(config: StartupConfig) -> int:
     """
     timeline = PhaseTimeline.from_process_start()
     use_baked_bytecode()
-    session = StartSession(subject_of(config), timeline, is_private=config.server.api_key_everywhere)
+    session = StartSession(subject_of(config), timeline, is_private=config.server.network.api_key_everywhere)
     configure_logging(config.logs, role="api", phase=session.phase)
     with session:
         try:
@@ -122,8 +122,8 @@ class _EmbeddedStart:
         return _Prepared(self._prepare_renderer(files), engine)
 
     def _listen(self) -> socket:
-        server = self._config.server
-        address = ListenAddress(server.host, server.port, server.uds, is_tls=server.ssl_certfile is not None)
+        network, has_tls = self._config.server.network, self._config.server.tls.ssl_certfile is not None
+        address = ListenAddress(network.host, network.port, network.uds, is_tls=has_tls)
         try:
             return self._session.listen(address, self._prepare_channels, accepts_activation=True)
         except PortInUseError as err:
@@ -133,11 +133,11 @@ class _EmbeddedStart:
 
     def _prepare_channels(self) -> OpenChannel:
         """Runs in the responder's process."""
-        if self._config.server.ssl_certfile is None:
+        if self._config.server.tls.ssl_certfile is None:
             return open_plain()
         from startup.probes.tls_channel import open_tls
 
-        return open_tls(self._config.server)
+        return open_tls(self._config.server.tls)
 
     def _prepare_start_method(self, located: ModelFiles | None) -> BaseContext:
         """Sets the variables of the processes to come, and starts the forkserver if there is to be one."""
@@ -208,7 +208,7 @@ class _EmbeddedStart:
         from server.build import RunOptions
         from server.run import ServerRun
 
-        lifecycle = Lifecycle(num_restarts=self._config.server.engine_restarts)
+        lifecycle = Lifecycle(num_restarts=self._config.server.lifecycle.engine_restarts)
         lifecycle.subscribe(self._on_state)
         options = RunOptions(
             listener=listening,

@@ -13,11 +13,12 @@ from typing import Any
 import msgspec
 
 from server import build
-from server.config import ModelFiles, RendererConfig, ServerConfig
+from server.config import ModelFiles, RendererConfig
 from server.generation.chat_request import ChatRequest
 from server.operation.availability import Availability
 from server.operation.request_context import RequestContext
 from server.renderers.hf import HfRenderer
+from server.server_config import GenerationConfig, ServerConfig
 from server.types import EngineOutput
 from startup.config import ModelConfig
 from startup.model.location import resolve_model
@@ -50,7 +51,10 @@ def main(names: list[str]) -> None:
 
 def cost_us(name: str | None, renderer: HfRenderer, engine: QuickEngine) -> float:
     """The cost of one of the engine's tokens with a parser."""
-    config = ServerConfig(served_model_names=(MODEL,), enable_auto_tool_choice=bool(name), tool_call_parser=name)
+    config = ServerConfig(
+        served_model_names=(MODEL,),
+        generation=GenerationConfig(enable_auto_tool_choice=bool(name), tool_call_parser=name),
+    )
     with run_app(config, renderer, engine) as server:
         availability = Availability(server.parts.lifecycle, server.parts.start)
         chat = build._build_handlers(server.parts, availability).chat

@@ -16,7 +16,6 @@ from contextlib import aclosing
 
 import msgspec
 
-from server.config import ServerConfig
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.generation import Generation, GenerationBuilder, SequenceDelta
@@ -31,6 +30,7 @@ from server.renderers.base import PROMPTS_PER_TURN
 from server.renderers.conversations.messages import TEXT_KEYS
 from server.renderers.prompt_limits import check_token_ids
 from server.renderers.prompts import ChatOptions, RenderedPrompt
+from server.server_config import ServerConfig
 
 _FORWARDED = "kv_transfer_params.prompt_token_ids"
 
@@ -80,8 +80,8 @@ class ChatRun:
         """Whether ids and log-probabilities must not be shown."""
         self.meter = UsageMeter(
             generation,
-            has_prompt_details=inference.config.enable_prompt_tokens_details,
-            has_reasoning_details=inference.config.reasoning_parser is not None,
+            has_prompt_details=inference.config.generation.enable_prompt_tokens_details,
+            has_reasoning_details=inference.config.generation.reasoning_parser is not None,
         )
         self._inference = inference
         self._parsing = parsing
@@ -180,7 +180,7 @@ def _has_other_parts(request: ChatRequest) -> bool:
 
 def chat_options(request: ChatRequest, config: ServerConfig) -> ChatOptions:
     """Options for a chat completion."""
-    is_without_tools = config.exclude_tools_when_tool_choice_none and request.tool_choice == "none"
+    is_without_tools = config.generation.exclude_tools_when_tool_choice_none and request.tool_choice == "none"
     return ChatOptions(
         add_generation_prompt=request.opens_message,
         continue_final_message=request.continue_final_message,

@@ -103,7 +103,7 @@ class GenerationBuilder:
         self._engine = inference.engine
         self._reasoning = reasoning
         self._models = inference.models
-        self._defaults = SamplingDefaults.from_config(inference.config, inference.renderer.files)
+        self._defaults = SamplingDefaults.from_config(inference.config.generation, inference.renderer.files)
 
     async def build(
         self,
@@ -155,7 +155,7 @@ class GenerationBuilder:
         sampling = SamplingBuilder(
             defaults=self._defaults,
             info=self._engine.info,
-            max_logprobs=self._config.max_logprobs,
+            max_logprobs=self._config.generation.max_logprobs,
         )
         has_grammar = constraints.guided is not None
         reasoning = [self._reasoning.of_prompt(request, prompt, has_grammar=has_grammar) for prompt in prompts]
@@ -176,7 +176,7 @@ class GenerationBuilder:
         )
 
     def _log(self, generation: Generation) -> None:
-        if not self._config.enable_log_requests:
+        if not self._config.logging.enable_log_requests:
             return
         nums_tokens = ", ".join(str(len(prompt.token_ids)) for prompt in generation.prompts)
         logger.info("request %s: %s prompt tokens, %s", generation.request_id, nums_tokens, _show(generation.params[0]))

@@ -75,7 +75,7 @@ class LogprobFormatter:
         return cls(
             inference.renderer,
             num_top=None if request.num_logprobs == -1 or request.logprob_token_ids else request.num_logprobs,
-            shows_token_ids=inference.config.return_tokens_as_token_ids if asked is None else asked,
+            shows_token_ids=inference.config.generation.return_tokens_as_token_ids if asked is None else asked,
         )
 
     async def completion(

@@ -4,7 +4,6 @@ import logging
 from typing import Literal, NamedTuple
 from uuid import uuid4
 
-from server.config import ServerConfig
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.generation import SequenceDelta
@@ -21,6 +20,7 @@ from server.parsers.whole_calls import WholeCalls
 from server.renderers.base import BaseRenderer
 from server.renderers.registry import find_tokenizer_mode
 from server.renderers.tokenizers.tokenizer import Tokenizer
+from server.server_config import GenerationConfig
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class ChoiceDelta(NamedTuple):
 class OutputParsing:
     """One per server; imports the parsers that its flags name."""
 
-    def __init__(self, config: ServerConfig, renderer: BaseRenderer, reasoning: ModelReasoning) -> None:
+    def __init__(self, config: GenerationConfig, renderer: BaseRenderer, reasoning: ModelReasoning) -> None:
         """Raises PluginError if the parser's name or plugin cannot be used."""
         self._reasoning = reasoning
         self._tool_parser: type[ToolParser] | None = None

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from server.config import ServerConfig
 from server.engine.sampling.reasoning import MarkerFinder
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
@@ -16,6 +15,7 @@ from server.parsers.detection import detect_reasoning_format
 from server.parsers.registry import AUTO, load_reasoning_format
 from server.renderers.base import BaseRenderer
 from server.renderers.prompts import RenderedPrompt
+from server.server_config import GenerationConfig
 from server.types import ReasoningMarker, ReasoningRules
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _TAIL_CHARS, _TAIL_TOKENS = 50_000, 512
 class ModelReasoning:
     """The format of `--reasoning-parser` in terms of the model's tokenizer; one per server."""
 
-    def __init__(self, config: ServerConfig, renderer: BaseRenderer) -> None:
+    def __init__(self, config: GenerationConfig, renderer: BaseRenderer) -> None:
         name = _detect(renderer) if config.reasoning_parser == AUTO else config.reasoning_parser
         self._format = None if name is None else load_reasoning_format(name)
         self._budget_start: str = config.reasoning_config.get("reasoning_start_str", "")

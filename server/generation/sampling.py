@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 
-from server.config import ModelFiles, ServerConfig
+from server.config import ModelFiles
 from server.errors import ConfigError, RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.reasoning import PromptReasoning
 from server.http_body.fields import MinP, Penalty, RepetitionPenalty, Temperature, TokenCount, TopK, TopP
 from server.renderers.prompt_limits import check_token_ids
+from server.server_config import GenerationConfig
 from server.types import EngineInfo, GuidedDecoding, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class SamplingDefaults:
     """Output limit of every request."""
 
     @classmethod
-    def from_config(cls, config: ServerConfig, files: ModelFiles) -> "SamplingDefaults":
+    def from_config(cls, config: GenerationConfig, files: ModelFiles) -> "SamplingDefaults":
         """Reads generation_config.json of the model or of the given folder, and applies the override.
 
         Raises:

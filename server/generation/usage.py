@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from server.config import ServerConfig
 from server.generation.generation import Generation, SequenceDelta
 from server.generation.reasoning import ReasoningCounter
 from server.generation.request import StreamOptions
 from server.http_body.response_parts import CompletionTokensDetails, PromptTokensDetails, Usage
+from server.server_config import GenerationConfig
 
 
 class UsageMeter:
@@ -59,7 +59,7 @@ class UsageMeter:
 class UsageReporting:
     """Whether a stream reports its usage at the end, and with every chunk."""
 
-    def __init__(self, options: StreamOptions | None, config: ServerConfig) -> None:
+    def __init__(self, options: StreamOptions | None, config: GenerationConfig) -> None:
         is_forced = config.enable_force_include_usage
         self.at_end = is_forced or bool(options and options.include_usage)
         self.in_chunks = is_forced or bool(self.at_end and options and options.continuous_usage_stats)

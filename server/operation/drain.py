@@ -5,10 +5,10 @@ import logging
 import time
 from collections.abc import Callable
 
-from server.config import ServerConfig
 from server.engine.process_link.client import EngineClient
 from server.lifecycle import Lifecycle
 from server.operation.running_requests import RunningRequests
+from server.server_config import LifecycleConfig
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Drain:
         lifecycle: Lifecycle,
         running: RunningRequests,
         engine: EngineClient,
-        config: ServerConfig,
+        config: LifecycleConfig,
         announce_close: Callable[[], None],
     ) -> None:
         """`announce_close` makes every connection end with its next or current response."""

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from server.config import ServerConfig
 from server.engine.process_link.client import EngineClient
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.models import ServedModels
 from server.renderers.base import BaseRenderer
+from server.server_config import ServerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

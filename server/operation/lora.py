@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from envs.home import expand_home
-from server.config import ServerConfig
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import Done
 from server.errors import EngineStartError, RequestError
 from server.http_body.fields import RequestBody
 from server.http_body.response_parts import BinaryResponse
 from server.operation.request_context import RequestContext
+from server.server_config import ServerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from time import monotonic
 from typing import NamedTuple
 
 from server.access_log import set_up_access_log
-from server.config import ServerConfig
 from server.engine.process_link.client import EngineClient
 from server.metrics.server_metrics import ServerMetrics
+from server.server_config import LoggingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Telemetry:
 
     def __init__(
         self,
-        config: ServerConfig,
+        config: LoggingConfig,
         engine: EngineClient,
         metrics: ServerMetrics,
         on_beat: Callable[[], None] = lambda: None,

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from functools import wraps
 from typing import Any, Final
 
@@ -13,13 +13,13 @@ from starlette.routing import Route
 
 from envs.redaction import without_login
 from envs.registry import variables
-from server.config import ServerConfig
 from server.engine.process_link.client import EngineClient
 from server.errors import RequestError, ServerError
 from server.http_body.errors import describe_failure
 from server.operation.availability import Availability
 from server.renderers.base import BaseRenderer
 from server.routes.info import json_response, unavailable_response
+from server.server_config import ServerConfig
 
 _FORMATS: Final = ("text", "json")
 
@@ -86,7 +86,7 @@ class DevEndpoints:
     @_when_available
     async def server_info(self, request: Request) -> Response:
         """GET /server_info?config_format=text|json, without secrets."""
-        config = {name: _shown(value) for name, value in asdict(self._config).items()}
+        config = {name: _shown(value) for name, value in _settings(self._config).items()}
         config |= {"engine": msgspec.to_builtins(self._engine.info)}
         for secret in ("api_keys", "api_key_file"):
             config.pop(secret)
@@ -103,6 +103,14 @@ class DevEndpoints:
 
 _TRUE: Final = ("true", "1", "yes", "on")
 _BOOLEANS: Final = (*_TRUE, "false", "0", "no", "off")
+
+
+def _settings(config: ServerConfig) -> dict[str, Any]:
+    """All settings by name; those of a section stand beside the others, as in vLLM."""
+    settings: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        settings |= value if is_dataclass(getattr(config, name)) else {name: value}
+    return settings
 
 
 def _shown(value: Any) -> Any:

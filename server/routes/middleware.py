@@ -16,13 +16,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.apis.messages.errors import failure_format, is_anthropic
-from server.config import ServerConfig
 from server.errors import ConfigError
 from server.http_body.errors import error_response
 from server.metrics.http_metrics import HttpMetrics
 from server.routes.asgi import read_header, read_request_id, send_json
 from server.routes.health import PROBE_PATHS
 from server.security.api_keys import ApiKeys
+from server.server_config import ServerConfig
 
 OPEN_PATHS = frozenset(PROBE_PATHS)
 """Paths of probes, whose senders have no key."""
@@ -43,18 +43,18 @@ def build_middleware(config: ServerConfig, api_keys: ApiKeys, metrics: HttpMetri
     middleware = [*load_middleware(config.middleware), Middleware(HttpMetricsMiddleware, metrics)]
     if config.enable_request_id_headers:
         middleware.append(Middleware(RequestIdMiddleware))
-    if config.allowed_origins:
+    if config.network.allowed_origins:
         middleware.append(
             Middleware(
                 CORSMiddleware,
-                allow_origins=config.allowed_origins,
-                allow_methods=config.allowed_methods,
-                allow_headers=config.allowed_headers,
-                allow_credentials=config.allow_credentials,
+                allow_origins=config.network.allowed_origins,
+                allow_methods=config.network.allowed_methods,
+                allow_headers=config.network.allowed_headers,
+                allow_credentials=config.network.allow_credentials,
             )
         )
     if api_keys:
-        middleware.append(Middleware(ApiKeyMiddleware, api_keys, is_everywhere=config.api_key_everywhere))
+        middleware.append(Middleware(ApiKeyMiddleware, api_keys, is_everywhere=config.network.api_key_everywhere))
     return middleware
 
 

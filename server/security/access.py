@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from server.config import ServerConfig
 from server.security.api_keys import ApiKeys
 from server.security.file_watch import FileWatch
 from server.security.tls import RenewableTls, tls_files
+from server.server_config import ServerConfig
 
 if TYPE_CHECKING:
     import ssl
@@ -20,13 +20,13 @@ class Access:
         self.tls_context: Callable[[], ssl.SSLContext] | None = None
         """Returns the context for a new handshake; None if the server uses plain HTTP."""
         self._watches: list[FileWatch] = []
-        if config.api_key_file:
-            self._watches.append(FileWatch([config.api_key_file], api_keys.reload))
-        if config.ssl_certfile is not None:
-            tls = RenewableTls(config)
+        if config.network.api_key_file:
+            self._watches.append(FileWatch([config.network.api_key_file], api_keys.reload))
+        if config.tls.ssl_certfile is not None:
+            tls = RenewableTls(config.tls)
             self.tls_context = lambda: tls.context
-            if config.enable_ssl_refresh:
-                self._watches.append(FileWatch(tls_files(config), tls.reload))
+            if config.tls.enable_ssl_refresh:
+                self._watches.append(FileWatch(tls_files(config.tls), tls.reload))
 
     def start(self) -> None:
         """Starts watching."""

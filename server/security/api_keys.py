@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import Self
 
-from server.config import ServerConfig
 from server.errors import ServerError
+from server.server_config import NetworkConfig
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class ApiKeys:
         self._digests = [*self._given, *self._read_file()]
 
     @classmethod
-    def from_config(cls, config: ServerConfig) -> Self:
+    def from_config(cls, config: NetworkConfig) -> Self:
         """The keys of flags, variables and file."""
         return cls(config.api_keys, Path(config.api_key_file) if config.api_key_file else None)
 

@@ -7,8 +7,8 @@ import logging
 import ssl
 from pathlib import Path
 
-from server.config import ServerConfig
 from server.errors import ServerError
+from server.server_config import TlsConfig
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class TlsError(ServerError):
     """TLS files or settings cannot be used; the message names option, file and fix."""
 
 
-def create_tls_context(config: ServerConfig) -> ssl.SSLContext:
+def create_tls_context(config: TlsConfig) -> ssl.SSLContext:
     """Creates a server's context, TLS 1.2 and up.
 
     Raises:
@@ -47,7 +47,7 @@ def create_tls_context(config: ServerConfig) -> ssl.SSLContext:
     return context
 
 
-def tls_files(config: ServerConfig) -> list[str]:
+def tls_files(config: TlsConfig) -> list[str]:
     """The files that the context is made from."""
     return [name for name in (config.ssl_certfile, config.ssl_keyfile, config.ssl_ca_certs) if name is not None]
 
@@ -59,7 +59,7 @@ class RenewableTls:
     previous context's sessions, so clients that reconnect after a renewal are verified again.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: TlsConfig) -> None:
         """Raises TlsError as `create_tls_context` does."""
         self._config = config
         self.context = create_tls_context(config)
@@ -74,7 +74,7 @@ class RenewableTls:
             logger.info("the TLS files have changed: new connections get the new certificate")
 
 
-def _load_certificate(context: ssl.SSLContext, config: ServerConfig) -> None:
+def _load_certificate(context: ssl.SSLContext, config: TlsConfig) -> None:
     certificate, key = config.ssl_certfile, config.ssl_keyfile
     if certificate is None:
         raise TlsError("TLS needs a certificate: give one with --ssl-certfile")

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from server.config import ServerConfig
+from server.server_config import ServerConfig
 
 if TYPE_CHECKING:
     from server.tracing.tracer import Tracer
@@ -14,10 +14,10 @@ def build_tracer(config: ServerConfig, version: str) -> "Tracer | None":
     Raises:
         ConfigError: the endpoint is not an address.
     """
-    if config.otlp_traces_endpoint is None:
+    if config.logging.otlp_traces_endpoint is None:
         return None
     from server.tracing.endpoint import read_endpoint
     from server.tracing.tracer import Tracer
 
-    endpoint = read_endpoint(config.otlp_traces_endpoint, config.otlp_traces_protocol)
+    endpoint = read_endpoint(config.logging.otlp_traces_endpoint, config.logging.otlp_traces_protocol)
     return Tracer(endpoint, model_name=config.served_model_names[0], version=version)

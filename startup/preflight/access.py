@@ -4,12 +4,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from server.config import ServerConfig
 from server.security.api_keys import KeyFileError, read_key_file
+from server.server_config import NetworkConfig, TlsConfig
 from startup.preflight.report import Finding, error, warning
 
 
-def check_api_keys(config: ServerConfig) -> Iterator[Finding]:
+def check_api_keys(config: NetworkConfig) -> Iterator[Finding]:
     """Checks that the key file can be read, contains a key and is private, and that required keys exist.
 
     `--api-key-everywhere` without a key is an error: the server would accept every request without a key.
@@ -27,7 +27,7 @@ def check_api_keys(config: ServerConfig) -> Iterator[Finding]:
         yield from _readable_by_all("api_keys", "--api-key-file", path)
 
 
-def check_tls(config: ServerConfig) -> Iterator[Finding]:
+def check_tls(config: TlsConfig) -> Iterator[Finding]:
     """Checks that the files give working TLS, and that clients will accept the certificate today."""
     if unreadable := list(_unreadable(config)):
         yield from unreadable
@@ -43,7 +43,7 @@ def check_tls(config: ServerConfig) -> Iterator[Finding]:
     yield from _readable_by_all("tls", "--ssl-keyfile", Path(config.ssl_keyfile or config.ssl_certfile))
 
 
-def _unreadable(config: ServerConfig) -> Iterator[Finding]:
+def _unreadable(config: TlsConfig) -> Iterator[Finding]:
     for option, name in _given_files(config).items():
         try:
             Path(name).open("rb").close()
@@ -51,7 +51,7 @@ def _unreadable(config: ServerConfig) -> Iterator[Finding]:
             yield error("tls", f"{option} {name} cannot be read: {err.strerror}")
 
 
-def _given_files(config: ServerConfig) -> dict[str, str]:
+def _given_files(config: TlsConfig) -> dict[str, str]:
     files = {
         "--ssl-keyfile": config.ssl_keyfile,
         "--ssl-certfile": config.ssl_certfile,
@@ -60,7 +60,7 @@ def _given_files(config: ServerConfig) -> dict[str, str]:
     return {option: name for option, name in files.items() if name is not None}
 
 
-def _check_settings_without_certificate(config: ServerConfig) -> Iterator[Finding]:
+def _check_settings_without_certificate(config: TlsConfig) -> Iterator[Finding]:
     """TLS settings without a certificate are an error: the server would use plain HTTP."""
     given = _given_files(config)
     given |= {"--ssl-ciphers": config.ssl_ciphers} if config.ssl_ciphers is not None else {}

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from server.config import ServerConfig
 from server.machine.socket_holders import bound_holders, tcp_holders, unix_holders
+from server.server_config import NetworkConfig
 from startup.errors import PortInUseError, StartupError
 from startup.preflight.report import Finding, error, info, warning
 from startup.probes.listener import is_listened_on, listen
@@ -15,7 +15,7 @@ _MAX_PATH_BYTES: Final = 107
 """Longest path of a UNIX socket (unix(7))."""
 
 
-def check_address(config: ServerConfig) -> Iterator[Finding]:
+def check_address(config: NetworkConfig) -> Iterator[Finding]:
     """Checks that a server can listen on the configured address; leaves no socket open."""
     if config.uds is not None:
         yield from _check_uds(Path(config.uds))
@@ -23,7 +23,7 @@ def check_address(config: ServerConfig) -> Iterator[Finding]:
         yield from _check_port(config)
 
 
-def _check_port(config: ServerConfig) -> Iterator[Finding]:
+def _check_port(config: NetworkConfig) -> Iterator[Finding]:
     try:
         listen(host=config.host, port=config.port, uds=None).close()
     except PortInUseError:
@@ -41,7 +41,7 @@ def _check_port(config: ServerConfig) -> Iterator[Finding]:
             )
 
 
-def _address(config: ServerConfig) -> str:
+def _address(config: NetworkConfig) -> str:
     return f"{config.host or '0.0.0.0'}:{config.port}"
 
 

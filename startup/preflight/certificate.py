@@ -7,15 +7,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from server.config import ServerConfig
 from server.security.tls import TlsError, create_tls_context
+from server.server_config import TlsConfig
 from startup.preflight.report import Finding, error, info, warning
 
 _SOON_DAYS: Final = 7
 _MAX_ROUNDS: Final = 8
 
 
-def certificate_findings(config: ServerConfig) -> Iterator[Finding]:
+def certificate_findings(config: TlsConfig) -> Iterator[Finding]:
     """Reports unusable files, and certificates that are expired, expire soon, or are not for servers."""
     try:
         server = create_tls_context(replace(config, ssl_cert_reqs=0))
@@ -25,7 +25,7 @@ def certificate_findings(config: ServerConfig) -> Iterator[Finding]:
     yield from _client_findings(config, server)
 
 
-def _client_findings(config: ServerConfig, server: ssl.SSLContext) -> Iterator[Finding]:
+def _client_findings(config: TlsConfig, server: ssl.SSLContext) -> Iterator[Finding]:
     """The client trusts the certificate itself, so that only the certificate's own faults are found."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False

@@ -105,10 +105,10 @@ class _Preflight:
         yield "environment", _check_environment
         yield "model", self._check_places
         if not self._options.is_listening:
-            yield "address", lambda: check_address(server)
-        yield "tls", lambda: check_tls(server)
-        yield "api_keys", lambda: check_api_keys(server)
-        yield "tracing", lambda: check_tracing(server)
+            yield "address", lambda: check_address(server.network)
+        yield "tls", lambda: check_tls(server.tls)
+        yield "api_keys", lambda: check_api_keys(server.network)
+        yield "tracing", lambda: check_tracing(server.logging)
         yield "checkpoint", self._check_checkpoint
         yield "tokenizer", self._check_tokenizer
         yield "chat_template", self._check_chat_template
@@ -177,7 +177,7 @@ class _Preflight:
         return check_chat_templates(self._tokenizer.folder, self._config.renderer.chat_template)
 
     def _check_generation_config(self) -> Iterator[Finding]:
-        source = self._config.server.generation_config
+        source = self._config.server.generation.generation_config
         if source not in ("auto", "vllm") and (problem := read_json_object(_generation_config(source)).problem):
             yield error("generation_config", f"--generation-config {source}: {problem}")
 

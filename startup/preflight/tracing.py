@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Final
 
-from server.config import ServerConfig
 from server.errors import ConfigError
+from server.server_config import LoggingConfig
 from startup.preflight.report import Finding, error
 
 _CHECK: Final = "tracing"
@@ -15,7 +15,7 @@ _MODULES: Final = {
 }
 
 
-def check_tracing(server: ServerConfig) -> Iterator[Finding]:
+def check_tracing(server: LoggingConfig) -> Iterator[Finding]:
     """Checks and imports nothing without `--otlp-traces-endpoint`."""
     if server.otlp_traces_endpoint is None:
         return

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from envs.registry import env
-from server.config import ServerConfig
+from server.server_config import ServerConfig
 from server.transport.probe_process import ProbedServer
 from startup.probes.probe_link import ProbeLink
 from startup.probes.responder import StartupResponder
@@ -25,7 +25,7 @@ class EmbeddedProbes(ProbeLink):
         super().__init__(responder, "the server")
         self._settings = ServingSettings(
             keep_alive_s=config.timeout_keep_alive_s,
-            reports_probes=not config.disable_access_log,
+            reports_probes=not config.logging.disable_access_log,
             wants_realtime=env.VCLI_PROBE_REALTIME.get(),
             paths=paths,
             accept_delay_s=_ACCEPT_DELAY_S,

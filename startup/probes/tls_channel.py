@@ -8,14 +8,14 @@ import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from server.config import ServerConfig
 from server.security.tls import create_tls_context
+from server.server_config import TlsConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def open_tls(config: ServerConfig) -> "Callable[[socket.socket], TlsChannel]":
+def open_tls(config: TlsConfig) -> "Callable[[socket.socket], TlsChannel]":
     """Returns a function that wraps accepted sockets in TLS.
 
     Raises:

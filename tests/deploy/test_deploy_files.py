@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.config import ServerConfig
+from server.server_config import LifecycleConfig
 from tests.deploy.dockerfile import ROOT, last, read_stages
 from vllm_cli.commands.probes import ProbeTarget, StartTimes, build_probes
 from vllm_cli.commands.standby import standby
@@ -26,7 +26,7 @@ MANIFEST = ROOT / "deploy" / "kubernetes" / "deployment.yaml"
 SERVICE = ROOT / "deploy" / "systemd" / "vllm-cli.service"
 FILES = (ROOT / "Dockerfile", ROOT / "compose.yaml", ROOT / ".dockerignore", *(ROOT / "deploy").rglob("*.*"))
 STANDBY = ROOT / "deploy" / "systemd" / "vllm-cli-standby.service"
-DRAIN_S = ServerConfig(served_model_names=("m",)).shutdown_timeout_s
+DRAIN_S = LifecycleConfig().shutdown_timeout_s
 
 
 def _manifest(kind: str) -> dict[str, Any]:

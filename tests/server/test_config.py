@@ -1,24 +1,24 @@
-"""Settings that `ServerConfig` rejects."""
+"""Settings that the configuration of the HTTP server rejects."""
 
 from typing import Any
 
 import pytest
 
-from server.config import ServerConfig
 from server.errors import ConfigError
+from server.server_config import GenerationConfig, NetworkConfig, TlsConfig
 
 
 @pytest.mark.parametrize("path", ["api", " /api", "/a b", "/a\r\nX: y", "/ä"])
 def test_invalid_root_paths_are_rejected(path: str) -> None:
     with pytest.raises(ConfigError, match="--root-path"):
-        ServerConfig(served_model_names=("m",), root_path=path)
+        NetworkConfig(root_path=path)
 
 
 def test_requiring_client_certificates_needs_a_ca_file() -> None:
     with pytest.raises(ConfigError, match="--ssl-ca-certs"):
-        ServerConfig(served_model_names=("m",), ssl_cert_reqs=2)
+        TlsConfig(ssl_cert_reqs=2)
     with pytest.raises(ConfigError, match="0 .none., 1 .optional. or 2 .required."):
-        ServerConfig(served_model_names=("m",), ssl_cert_reqs=3)
+        TlsConfig(ssl_cert_reqs=3)
 
 
 @pytest.mark.parametrize(
@@ -34,4 +34,4 @@ def test_requiring_client_certificates_needs_a_ca_file() -> None:
 )
 def test_parsers_are_known_and_complete(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        ServerConfig(served_model_names=("m",), **options)
+        GenerationConfig(**options)

@@ -21,6 +21,7 @@ MEASURED_ELSEWHERE: Final = {
 
 OTHER_TEXT: Final = {
     "server.config": "settings of the operator",
+    "server.server_config": "settings of the operator",
     "server.engine": "tokens, tensors and files of the model: the engine has no text but grammars and markers",
     "server.lora_config": "settings of the operator",
     "server.machine": "files of the kernel",

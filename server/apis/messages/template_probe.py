@@ -26,7 +26,7 @@ class TemplateProbe:
     def __init__(self, inference: Inference) -> None:
         self._config = inference.config
         self._renderer = inference.renderer
-        effort = inference.config.anthropic_disabled_thinking_effort
+        effort = inference.config.generation.anthropic_disabled_thinking_effort
         self._disabled_effort: ReasoningEffort | None = None if effort == "auto" else effort
         self._merges_system: bool | None = None
 

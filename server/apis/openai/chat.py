@@ -92,7 +92,7 @@ class ChatBodies:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The response as events. The opening chunks are sent with the first token, in one write."""
-        reporting = UsageReporting(self._request.stream_options, self._inference.config)
+        reporting = UsageReporting(self._request.stream_options, self._inference.config.generation)
         opening: bytes | None = await self._opening(in_chunks=reporting.in_chunks)
         async with aclosing(self._run.stream()) as deltas:
             async for delta in deltas:
@@ -181,7 +181,7 @@ class ChatBodies:
 
     def _role(self, choice: int) -> str:
         if self._request.opens_message:
-            return self._inference.config.response_role
+            return self._inference.config.generation.response_role
         return str(self._last_message(choice)["role"])
 
     def _last_message(self, choice: int) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class CompletionBodies:
         self._logprobs = LogprobFormatter.from_request(inference, request)
         self._meter = UsageMeter(
             generation,
-            has_prompt_details=inference.config.enable_prompt_tokens_details,
+            has_prompt_details=inference.config.generation.enable_prompt_tokens_details,
             counts_output=not request.is_echo_only,
         )
 
@@ -106,7 +106,7 @@ class CompletionBodies:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The response as events."""
-        reporting = UsageReporting(self._request.stream_options, self._inference.config)
+        reporting = UsageReporting(self._request.stream_options, self._inference.config.generation)
         async with aclosing(generate(self._inference, self._generation)) as deltas:
             async for delta in deltas:
                 self._meter.add(delta)

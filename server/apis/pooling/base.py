@@ -185,7 +185,7 @@ class PoolingServingBase(ABC, Generic[T]):
     def _log(
         self, ctx: PoolingServeContext[T], prompts: Sequence[PooledPrompt], params: Sequence[PoolingParams]
     ) -> None:
-        if self._config.enable_log_requests:
+        if self._config.logging.enable_log_requests:
             for prompt, pooling in zip(prompts, params, strict=True):
                 logger.info("request %s: %d prompt tokens, %s", ctx.request_id, len(prompt.token_ids), pooling)
 

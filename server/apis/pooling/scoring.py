@@ -73,7 +73,7 @@ class ScoringServingBase(PoolingServingBase[S]):
             await super()._run_engine(ctx)
 
     def _scores_in_engine(self, ctx: PoolingServeContext[S]) -> bool:
-        return ctx.pooling_params.task == "token_embed" and self._config.enable_flash_late_interaction
+        return ctx.pooling_params.task == "token_embed" and self._config.generation.enable_flash_late_interaction
 
     async def _run_late_interaction(self, ctx: PoolingServeContext[S]) -> None:
         """Runs the queries, which the engine keeps, then the documents, for which it returns the scores."""

@@ -12,16 +12,16 @@ from server.apis.responses.conversion import Message, extend_conversation
 from server.apis.responses.events import LifecycleEvent, ResponseEvent
 from server.apis.responses.run import ResponseRun
 from server.apis.responses.store import MemoryStore, ResponseStore, StoreBounds, StoredResponse
-from server.config import ServerConfig
 from server.errors import RequestError
 from server.limits import LimitsConfig
 from server.renderers.base import BaseRenderer
+from server.server_config import GenerationConfig
 
 LARGE_BYTES: Final = 32 << 10
 """Encoding or decoding this much JSON takes about as long as handing it to a thread."""
 
 
-def build_response_store(config: ServerConfig, limits: LimitsConfig) -> ResponseStore | None:
+def build_response_store(config: GenerationConfig, limits: LimitsConfig) -> ResponseStore | None:
     """The configured store; None keeps nothing.
 
     Raises:

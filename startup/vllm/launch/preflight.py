@@ -4,7 +4,8 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from server.config import ModelFiles, ServerConfig
+from server.config import ModelFiles
+from server.server_config import NetworkConfig
 from startup.preflight.address import check_address
 from startup.preflight.checkpoint import CONTENT_CHECKS, read_checkpoint
 from startup.preflight.disk import check_cache_folder
@@ -25,8 +26,7 @@ def run_preflight(line: CommandLine, files: ModelFiles | None, *, is_listening: 
 
 def _findings(line: CommandLine, files: ModelFiles | None, *, is_listening: bool) -> Iterator[Finding]:
     if line.listens and not is_listening:
-        server = ServerConfig(served_model_names=(line.served_name,), host=line.host, port=line.port or 0, uds=line.uds)
-        yield from check_address(server)
+        yield from check_address(NetworkConfig(host=line.host, port=line.port or 0, uds=line.uds))
     if files is not None and line.values.get("--load-format", "auto") in _READ_BY_VLLM_ITSELF:
         yield from (finding for finding in read_checkpoint(files.path).findings if finding.check in CONTENT_CHECKS)
     yield from check_shared_memory()

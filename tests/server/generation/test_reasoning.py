@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from server.config import ModelFiles, RendererConfig, ServerConfig
+from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.generation import SequenceDelta
@@ -18,6 +18,7 @@ from server.parsers.base import PromptEnd
 from server.parsers.registry import load_reasoning_format
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import RenderedPrompt
+from server.server_config import GenerationConfig
 from tests.llamas import save_tiny_llama
 from tests.server.generation.test_request_values import INFO
 
@@ -50,8 +51,8 @@ def look(renderer: HfRenderer) -> Any:
     return look
 
 
-def config(name: str) -> ServerConfig:
-    return ServerConfig(served_model_names=("m",), reasoning_parser=name)
+def config(name: str) -> GenerationConfig:
+    return GenerationConfig(reasoning_parser=name)
 
 
 def encode(renderer: HfRenderer, text: str) -> list[int]:
@@ -139,7 +140,7 @@ def test_gpt_oss_is_constrained_in_its_final_channel_and_has_no_budget(look: Any
 def test_gpt_oss_reasoning_and_calls_are_read_by_one_parser(renderer: HfRenderer, look: Any, choice: str) -> None:
     encoding = pytest.importorskip("openai_harmony").load_harmony_encoding("HarmonyGptOss")
     settings = {"enable_auto_tool_choice": True, "tool_call_parser": "openai", "reasoning_parser": "openai_gptoss"}
-    server = ServerConfig(served_model_names=("m",), **settings)  # type: ignore[arg-type]
+    server = GenerationConfig(**settings)  # type: ignore[arg-type]
     parsing = OutputParsing(server, renderer, ModelReasoning(server, renderer))
     tools = [{"type": "function", "function": {"name": "f"}}]
     request = msgspec.convert({"messages": MESSAGES, "tools": tools, "tool_choice": choice}, ChatRequest)

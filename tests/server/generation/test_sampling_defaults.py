@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from server.config import ModelFiles, ServerConfig
+from server.config import ModelFiles
 from server.errors import ConfigError
 from server.generation.sampling import SamplingDefaults
+from server.server_config import GenerationConfig
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def model(tmp_path):
 
 
 def defaults(model, **options):
-    return SamplingDefaults.from_config(ServerConfig(served_model_names=("m",), **options), model)
+    return SamplingDefaults.from_config(GenerationConfig(**options), model)
 
 
 def test_the_models_own_values_are_read(model):

@@ -15,7 +15,7 @@ import uvicorn
 
 from server.apis.responses.archive import build_response_store
 from server.build import AppParts, build_app
-from server.config import ModelFiles, RendererConfig, ServerConfig
+from server.config import ModelFiles, RendererConfig
 from server.errors import EngineDeadError
 from server.lifecycle import Lifecycle
 from server.limits import LimitsConfig
@@ -25,9 +25,11 @@ from server.operation.lora import LoraAdapters
 from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.security.api_keys import ApiKeys
+from server.server_config import ServerConfig
 from server.transport import lingering_transport
 from server.transport.connection import bounded_connections
 from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PromptInputs, SamplingParams, TokenLogprob
+from tests.server.server_config import server_config
 from tests.waiting import wait_until as poll
 
 MODEL = "smol"
@@ -279,7 +281,7 @@ def _start(renderer: HfRenderer, _shared_engine: ScriptedEngine) -> Callable[...
         tracer: Any = None,
         **options: Any,
     ) -> Any:
-        config = ServerConfig(**({"served_model_names": (MODEL,)} | options))
+        config = server_config(**({"served_model_names": (MODEL,)} | options))
         return run_app(config, renderer, _shared_engine, limits=limits, lifecycle=lifecycle, tracer=tracer)
 
     return start
@@ -336,8 +338,8 @@ def run_app(
         metrics=metrics,
         admission=Admission(limits or LimitsConfig()),
         adapters=LoraAdapters(config, engine),
-        api_keys=ApiKeys.from_config(config),
-        response_store=build_response_store(config, limits or LimitsConfig()),
+        api_keys=ApiKeys.from_config(config.network),
+        response_store=build_response_store(config.generation, limits or LimitsConfig()),
         tracer=tracer,
         version="1.2.3",
     )

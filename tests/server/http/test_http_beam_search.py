@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from server.config import ModelFiles, RendererConfig, ServerConfig
+from server.config import ModelFiles, RendererConfig
 from server.renderers.hf import HfRenderer
+from server.server_config import ServerConfig
 from server.types import EngineOutput, EnginePrompt, SamplingParams
 from tests.llamas import save_tiny_llama
 from tests.server.engine.sampling.byte_tokenizer import EOS

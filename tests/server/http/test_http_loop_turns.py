@@ -15,14 +15,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.config import ModelFiles, RendererConfig, ServerConfig
+from server.config import ModelFiles, RendererConfig
 from server.engine.process_link.client import _OUTPUTS_PER_TURN
 from server.renderers.hf import HfRenderer
+from server.server_config import ServerConfig
 from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, TensorData
 from tests.server.engine.pooling.tiny_poolers import save_pooler
 from tests.server.http.conftest import MODEL, ScriptedEngine, run_app
 from tests.server.http.pooled_engine import PooledEngine
 from tests.server.renderers.loop_turns import MeasuredLoop
+from tests.server.server_config import server_config
 
 pytestmark = pytest.mark.alone
 
@@ -228,7 +230,7 @@ def send(model_path: Path) -> Iterator[Send]:
     """Sends a body and returns the processor time of the longest turn of the server's loop."""
     engine = InstantEngine([260, 260])
     engine.info = msgspec.structs.replace(engine.info, max_model_len=MAX_LEN)
-    config = ServerConfig(served_model_names=(MODEL,), enable_auto_tool_choice=True, tool_call_parser="hermes")
+    config = server_config(served_model_names=(MODEL,), enable_auto_tool_choice=True, tool_call_parser="hermes")
     with HfRenderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
         yield from _measure(config, renderer, engine)
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from server.apis.pooling.base import PoolingServeContext
 from server.apis.pooling.embedding import EmbeddingServing
-from server.config import ModelFiles, RendererConfig, ServerConfig
+from server.config import ModelFiles, RendererConfig
 from server.pooler_config import PoolerConfig
 from server.renderers.hf import HfRenderer
 from tests.server.engine.pooling.small_pooling import hidden_states, logits, unit
@@ -32,6 +32,7 @@ from tests.server.engine.pooling.tiny_poolers import (
 from tests.server.http.conftest import LiveServer, run_app
 from tests.server.http.pooled_engine import PooledEngine
 from tests.server.http.raw_request import send
+from tests.server.server_config import server_config
 
 NAME = "tiny"
 TEXTS = ["hello world", "the capital of france is paris", "the weather is sunny today and the cat sat on the mat", "a"]
@@ -48,7 +49,7 @@ def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **opti
     names = ("runner", "convert", "pooler", "hf_overrides")
     engine_options = {key: options.pop(key) for key in names if key in options}
     engine = PooledEngine(folder, **engine_options)
-    config = ServerConfig(**({"served_model_names": (NAME,)} | options))
+    config = server_config(**({"served_model_names": (NAME,)} | options))
     files = ModelFiles(folder, folder)
     with HfRenderer(files, RendererConfig(**({"chat_template": None} | (renderer or {})))) as hf:
         hf.warm_up()

@@ -45,4 +45,4 @@ async def test_figures_are_logged_until_the_server_is_idle(serve, caplog) -> Non
 def test_disable_log_stats_turns_the_line_off(serve) -> None:
     for is_disabled in (True, False):
         parts = serve(disable_log_stats=is_disabled).parts
-        assert (Telemetry(parts.config, parts.engine, parts.metrics)._stats is None) == is_disabled
+        assert (Telemetry(parts.config.logging, parts.engine, parts.metrics)._stats is None) == is_disabled

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from server.config import ServerConfig
 from server.lifecycle import Lifecycle
 from server.operation import drain
 from server.operation.drain import Drain
 from server.operation.running_requests import RunningRequests
+from server.server_config import LifecycleConfig
 
 GRACE_S = 0.3
 QUIET_S = 0.05
@@ -36,7 +36,7 @@ def test_a_long_grace_ends_with_quiet_too(running: RunningRequests) -> None:
     async def run() -> float:
         engine: Any = None  # no request runs that it would have to end
         lifecycle = Lifecycle(num_restarts=0)
-        config = ServerConfig(served_model_names=("m",), drain_grace_s=GRACE_S)
+        config = LifecycleConfig(drain_grace_s=GRACE_S)
         client = asyncio.create_task(reject_until_grace_ends())
         await Drain(lifecycle, running, engine, config, lambda: None).run()
         quiet_s = running.quiet_s

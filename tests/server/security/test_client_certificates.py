@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server.config import ServerConfig
 from server.security.tls import RenewableTls
+from server.server_config import TlsConfig
 from tests.certificates import Certificate, make_certificate, needs_openssl
 
 pytestmark = needs_openssl
@@ -45,7 +45,7 @@ def tls(server: Certificate, trusted: Path, issuers: object) -> RenewableTls:
         "ssl_keyfile": str(server.key),
         "ssl_ca_certs": str(trusted),
     }
-    return RenewableTls(ServerConfig(served_model_names=("m",), ssl_cert_reqs=2, enable_ssl_refresh=True, **files))
+    return RenewableTls(TlsConfig(ssl_cert_reqs=2, enable_ssl_refresh=True, **files))
 
 
 @pytest.fixture

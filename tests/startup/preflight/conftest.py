@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from server.config import EngineConfig, RendererConfig, ServerConfig
+from server.config import EngineConfig, RendererConfig
 from server.machine.memory import MemoryState
 from startup.config import ModelConfig, StartupConfig
 from startup.preflight.report import PreflightReport
 from startup.preflight.run import PreflightOptions, run_preflight
+from tests.server.server_config import server_config
 
 GIB = 1 << 30
 ROOMY = MemoryState(64 * GIB, 64 * GIB)
@@ -91,15 +92,10 @@ def make_config() -> Callable[..., StartupConfig]:
     def make(model: Path | str | None = None, **given: Any) -> StartupConfig:
         model = str(model) if model is not None else None
         parts = [
-            cls(**(always | {name: value for name, value in given.items() if name in cls.__dataclass_fields__}))
-            for cls, always in (
-                (ModelConfig, {"model": model}),
-                (EngineConfig, {}),
-                (RendererConfig, {}),
-                (ServerConfig, {"served_model_names": ("m",), "port": given.pop("port", 0)}),
-            )
+            cls(**(always | {name: given.pop(name) for name in list(given) if name in cls.__dataclass_fields__}))
+            for cls, always in ((ModelConfig, {"model": model}), (EngineConfig, {}), (RendererConfig, {}))
         ]
-        model_config, engine, renderer, server = parts
+        model_config, engine, renderer = parts
         return StartupConfig(
             start_method="spawn",
             engine_ready_timeout_s=60,
@@ -107,7 +103,7 @@ def make_config() -> Callable[..., StartupConfig]:
             model=model_config,
             engine=engine,
             renderer=renderer,
-            server=server,
+            server=server_config(**({"port": 0} | given)),
         )
 
     return make

@@ -16,7 +16,8 @@ Preflight = Callable[..., PreflightReport]
 
 SCRIPT = """
 import resource, sys
-from server.config import EngineConfig, RendererConfig, ServerConfig
+from server.config import EngineConfig, RendererConfig
+from server.server_config import ServerConfig
 from server.machine.memory import MemoryState
 from startup.config import ModelConfig, StartupConfig
 from startup.preflight.run import PreflightOptions, run_preflight

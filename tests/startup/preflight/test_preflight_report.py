@@ -23,7 +23,8 @@ Preflight = Callable[..., PreflightReport]
 
 BUDGET = """
 import sys
-from server.config import EngineConfig, RendererConfig, ServerConfig
+from server.config import EngineConfig, RendererConfig
+from server.server_config import ServerConfig
 from server.machine.memory import MemoryState
 from startup.config import ModelConfig, StartupConfig
 from startup.preflight.run import PreflightOptions, run_preflight

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from server.config import ServerConfig
+from server.server_config import LoggingConfig
 from startup.preflight.tracing import check_tracing
 
 
-def config(**options: str) -> ServerConfig:
-    return ServerConfig(served_model_names=("m",), **options)
+def config(**options: str) -> LoggingConfig:
+    return LoggingConfig(**options)
 
 
 @pytest.fixture

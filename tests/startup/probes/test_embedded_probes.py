@@ -12,9 +12,9 @@ import pytest
 import uvicorn
 import uvloop
 
-from server.config import ServerConfig
 from server.limits import LimitsConfig
 from server.routes.health import PROBE_PATHS
+from server.server_config import ServerConfig
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
 from startup.probes.embedded_probes import EmbeddedProbes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.config import ServerConfig
+from server.server_config import TlsConfig
 from startup.probes import responder_process
 from startup.probes.answer import Answer
 from startup.probes.listener import listen
@@ -49,9 +49,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 def _tls(pair: Certificate, **settings: int | str) -> Callable[[], OpenChannel]:
-    config = ServerConfig(
-        served_model_names=("m",), ssl_certfile=str(pair.certificate), ssl_keyfile=str(pair.key), **settings
-    )
+    config = TlsConfig(ssl_certfile=str(pair.certificate), ssl_keyfile=str(pair.key), **settings)
     return lambda: open_tls(config)
 
 

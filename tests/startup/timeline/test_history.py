@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from server.config import EngineConfig, RendererConfig, ServerConfig
+from server.config import EngineConfig, RendererConfig
+from server.server_config import ServerConfig
 from startup.config import ModelConfig, StartupConfig
 from startup.outcome import explain_slowness
 from startup.start_key import start_key

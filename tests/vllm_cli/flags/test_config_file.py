@@ -37,20 +37,20 @@ def test_keys_are_flag_names_and_the_model(parse, write) -> None:
     assert config.server.served_model_names == ("a", "b")
     assert config.engine.max_model_len == 2000
     assert config.engine.enable_prefix_caching is False
-    assert config.server.enable_log_requests is True
-    assert config.server.allowed_origins == ("https://a", "https://b")
-    assert config.server.override_generation_config == {"temperature": 0.5}
+    assert config.server.logging.enable_log_requests is True
+    assert config.server.network.allowed_origins == ("https://a", "https://b")
+    assert config.server.generation.override_generation_config == {"temperature": 0.5}
     assert config.renderer.default_chat_template_kwargs == {"thinking": False}
 
 
 def test_options_take_precedence_over_the_file(parse, write) -> None:
     file = write("model: filed\nport: 1\nhost: filed\n")
     config = parse("given", "--config", file, "--port", "2")
-    assert (config.model.model, config.server.port, config.server.host) == ("given", 2, "filed")
+    assert (config.model.model, config.server.network.port, config.server.network.host) == ("given", 2, "filed")
 
 
 def test_an_empty_file_sets_nothing(parse, write) -> None:
-    assert parse("m", "--config", write("# nothing\n")).server.port == 8000
+    assert parse("m", "--config", write("# nothing\n")).server.network.port == 8000
 
 
 def test_a_rejected_flag_in_a_file_is_an_error(parse, write) -> None:

@@ -11,9 +11,9 @@ from vllm_cli.main import main
 def test_without_flags_logs_are_text_with_statistics_and_without_traces(parse) -> None:
     config = parse("m")
     assert (config.log_format, config.log_config) == ("text", None)
-    assert (config.server.disable_log_stats, config.server.log_stats_interval_s) == (False, 10.0)
-    assert config.server.disable_access_log_for_endpoints == ()
-    assert config.server.otlp_traces_endpoint is None
+    assert (config.server.logging.disable_log_stats, config.server.logging.log_stats_interval_s) == (False, 10.0)
+    assert config.server.logging.disable_access_log_for_endpoints == ()
+    assert config.server.logging.otlp_traces_endpoint is None
 
 
 def test_the_flag_of_the_format_takes_precedence_over_the_variable(parse, monkeypatch) -> None:
@@ -33,13 +33,13 @@ def test_the_content_of_the_log_config_file_is_the_configuration(parse, tmp_path
 @pytest.mark.parametrize("words", ["/health,/metrics", " /health , /metrics ,"])
 def test_paths_are_separated_by_commas(parse, words: str) -> None:
     config = parse("m", "--disable-access-log-for-endpoints", words)
-    assert config.server.disable_access_log_for_endpoints == ("/health", "/metrics")
+    assert config.server.logging.disable_access_log_for_endpoints == ("/health", "/metrics")
 
 
 def test_statistics_have_an_interval_or_are_not_logged(parse, monkeypatch) -> None:
     monkeypatch.setenv("VLLM_LOG_STATS_INTERVAL", "2.5")
     config = parse("m", "--disable-log-stats")
-    assert (config.server.disable_log_stats, config.server.log_stats_interval_s) == (True, 2.5)
+    assert (config.server.logging.disable_log_stats, config.server.logging.log_stats_interval_s) == (True, 2.5)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "inf", "nan", "soon"])
@@ -51,8 +51,11 @@ def test_an_interval_must_be_a_number_above_0(monkeypatch, capsys, value: str) -
 
 def test_traces_are_sent_to_the_given_endpoint(parse, monkeypatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
-    server = parse("m", "--otlp-traces-endpoint", "http://collector:4318").server
-    assert (server.otlp_traces_endpoint, server.otlp_traces_protocol) == ("http://collector:4318", "grpc")
+    logging = parse("m", "--otlp-traces-endpoint", "http://collector:4318").server.logging
+    assert (logging.otlp_traces_endpoint, logging.otlp_traces_protocol) == (
+        "http://collector:4318",
+        "grpc",
+    )
 
 
 @pytest.mark.parametrize("place", ["flag", "variable", "file"])

@@ -9,13 +9,13 @@ from server.pooler_config import PoolerConfig
 def test_without_flags_the_files_of_the_model_decide(parse) -> None:
     engine = parse("m").engine
     assert (engine.runner, engine.convert, engine.pooler) == ("auto", "auto", PoolerConfig())
-    assert parse("m").server.enable_flash_late_interaction is True
+    assert parse("m").server.generation.enable_flash_late_interaction is True
 
 
 def test_runner_and_convert_are_accepted(parse) -> None:
     engine = parse("m", "--runner", "pooling", "--convert", "embed").engine
     assert (engine.runner, engine.convert) == ("pooling", "embed")
-    assert parse("m", "--no-enable-flash-late-interaction").server.enable_flash_late_interaction is False
+    assert parse("m", "--no-enable-flash-late-interaction").server.generation.enable_flash_late_interaction is False
 
 
 def test_pooler_config_is_json_or_written_key_by_key(parse) -> None:

@@ -17,7 +17,11 @@ def test_without_words_every_setting_has_its_default(parse) -> None:
     assert config.model.model is None
     assert config.server.served_model_names == (DEFAULT_MODEL_ID,)
     assert (config.start_method, config.engine_ready_timeout_s, config.logging_level) == ("forkserver", 600, "INFO")
-    assert (config.server.port, config.server.timeout_keep_alive_s, config.server.api_keys) == (8000, 5, ())
+    assert (config.server.network.port, config.server.timeout_keep_alive_s, config.server.network.api_keys) == (
+        8000,
+        5,
+        (),
+    )
     assert config.engine.enable_prefix_caching is True
     assert config.renderer.num_workers == 1
 
@@ -35,7 +39,7 @@ def test_the_positional_model_takes_precedence_over_the_flag(parse) -> None:
 def test_a_setting_of_several_layers_reaches_all_of_them(parse) -> None:
     config = parse("m", "--trust-remote-code", "--max-logprobs", "5")
     assert config.engine.trust_remote_code and config.renderer.trust_remote_code
-    assert (config.engine.max_logprobs, config.server.max_logprobs) == (5, 5)
+    assert (config.engine.max_logprobs, config.server.generation.max_logprobs) == (5, 5)
 
 
 def test_values_are_typed(parse) -> None:
@@ -46,11 +50,11 @@ def test_values_are_typed(parse) -> None:
         *("--no-enable-prefix-caching", "--log-level", "debug"),
     )
     assert (config.engine.max_model_len, config.engine.kv_cache_memory_bytes) == (8192, 1_500_000_000)
-    assert config.server.shutdown_timeout_s == 2.0
-    assert (config.server.allowed_origins, config.server.allowed_methods) == (("https://a",), ())
+    assert config.server.lifecycle.shutdown_timeout_s == 2.0
+    assert (config.server.network.allowed_origins, config.server.network.allowed_methods) == (("https://a",), ())
     assert config.engine.dtype == "bfloat16"
     assert config.renderer.default_chat_template_kwargs == {"x": True}
-    assert config.server.override_generation_config == {"temperature": 0.5}
+    assert config.server.generation.override_generation_config == {"temperature": 0.5}
     assert config.engine.enable_prefix_caching is False
     assert config.logging_level == "DEBUG"
 
@@ -64,11 +68,11 @@ def test_the_key_is_taken_from_option_then_variable_then_file(parse, monkeypatch
     file = tmp_path / "serve.yaml"
     file.write_text("api-key: [filed]\nport: 1\n", encoding="utf-8")
     words = ("m", "--config", str(file))
-    assert parse(*words).server.api_keys == ("filed",)
+    assert parse(*words).server.network.api_keys == ("filed",)
     monkeypatch.setenv("VLLM_API_KEY", "set")
-    assert parse(*words).server.api_keys == ("set",)
-    assert parse(*words, "--api-key", "given", "too").server.api_keys == ("given", "too")
-    assert parse("m").server.api_keys == ("set",)
+    assert parse(*words).server.network.api_keys == ("set",)
+    assert parse(*words, "--api-key", "given", "too").server.network.api_keys == ("given", "too")
+    assert parse("m").server.network.api_keys == ("set",)
 
 
 def test_the_logging_level_is_taken_from_option_then_variable_then_file(parse, monkeypatch, tmp_path: Path) -> None:
@@ -113,7 +117,7 @@ def test_a_token_without_a_value_leaves_the_choice_to_the_hub(parse, monkeypatch
 
 
 def test_empty_keys_are_no_keys(parse) -> None:
-    assert parse("m", "--api-key", "").server.api_keys == ()
+    assert parse("m", "--api-key", "").server.network.api_keys == ()
 
 
 def test_a_value_out_of_range_names_the_flag(parse) -> None:

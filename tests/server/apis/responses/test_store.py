@@ -7,9 +7,9 @@ import pytest
 from server.apis.responses.archive import build_response_store
 from server.apis.responses.store import MemoryStore, StoreBounds, StoredResponse
 from server.apis.responses.store_file import FileStore
-from server.config import ServerConfig
 from server.errors import ConfigError
 from server.limits import LimitsConfig
+from server.server_config import GenerationConfig
 
 RESPONSE = StoredResponse(b"12345", b"123", (b"1", b"1"))
 
@@ -130,6 +130,6 @@ def test_a_file_that_cannot_be_used_is_a_fault_of_the_flag(tmp_path, content):
         path.mkdir()
     else:
         path.write_bytes(content)
-    config = ServerConfig(served_model_names=("m",), responses_store_file=str(path))
+    config = GenerationConfig(responses_store_file=str(path))
     with pytest.raises(ConfigError, match="--responses-store-file"):
         build_response_store(config, LimitsConfig())

@@ -1,0 +1,341 @@
+"""Settings of the HTTP server, by what they are about; standard library only."""
+
+import re
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from envs.registry import env
+from server.errors import ConfigError
+from server.lora_config import LoraModule
+from server.setting import Group, Setting, check_ranges, from_variable, setting
+
+DisabledThinkingEffort = Literal["auto", "none", "low", "medium", "high", "xhigh", "max"]
+
+_ROOT_PATH = re.compile(r"/[!-~]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """What requests may ask for, and how their answers are made."""
+
+    help_group: ClassVar[Group] = "Requests and answers"
+
+    enable_flash_late_interaction: bool = setting(
+        True,
+        "--enable-flash-late-interaction",
+        "Compute late-interaction scores in the engine process instead of in the API process.",
+    )
+    """The engine then keeps the query's token embeddings."""
+    response_role: str = setting("assistant", "--response-role", "Role of the generated message.")
+    generation_config: str = setting(
+        "auto",
+        "--generation-config",
+        "Sampling defaults from the model (auto), none (vllm), or those of a folder.",
+        metavar="auto|vllm|FOLDER",
+    )
+    """`auto` reads the model's generation_config.json."""
+    override_generation_config: dict[str, Any] = setting(
+        {}, "--override-generation-config", "Sampling defaults that take precedence over those of --generation-config."
+    )
+    max_logprobs: int = setting(20, "--max-logprobs", "Most log-probabilities that a request may ask for per token.")
+    return_tokens_as_token_ids: bool = setting(
+        False, "--return-tokens-as-token-ids", "Show tokens in log-probabilities as `token_id:123`."
+    )
+    enable_prompt_tokens_details: bool = setting(
+        False, "--enable-prompt-tokens-details", "Report the number of cached prompt tokens in `usage`."
+    )
+    enable_force_include_usage: bool = setting(False, "--enable-force-include-usage", "Send `usage` with every stream.")
+    anthropic_disabled_thinking_effort: DisabledThinkingEffort = setting(
+        "auto",
+        "--anthropic-disabled-thinking-effort",
+        "reasoning_effort for disabled thinking in /v1/messages; auto is none, or low if the template ignores none.",
+    )
+    enable_auto_tool_choice: bool = setting(
+        False, "--enable-auto-tool-choice", "Let the model choose tools; needs --tool-call-parser."
+    )
+    tool_call_parser: str | None = setting(
+        None,
+        "--tool-call-parser",
+        "Format in which the model writes tool calls, by vLLM's name; auto detects it from the model's files.",
+        metavar="NAME",
+    )
+    tool_parser_plugin: str | None = setting(
+        None,
+        "--tool-parser-plugin",
+        "Python file whose TOOL_PARSERS maps further names for --tool-call-parser to classes.",
+        metavar="FILE",
+    )
+    reasoning_parser: str | None = setting(
+        None,
+        "--reasoning-parser",
+        "Format in which the model writes its reasoning, by vLLM's name; auto detects it from the model's files.",
+        metavar="NAME",
+    )
+    reasoning_config: dict[str, Any] = setting(
+        {},
+        "--reasoning-config",
+        "For `thinking_token_budget`: `reasoning_end_str`, the text that ends the reasoning after the budget, and "
+        "`reasoning_start_str`, where it begins to count; else the tags of --reasoning-parser.",
+    )
+    exclude_tools_when_tool_choice_none: bool = setting(
+        False, "--exclude-tools-when-tool-choice-none", 'Leave tools out of the prompt when `tool_choice` is "none".'
+    )
+    reject_unknown_fields: bool = setting(
+        False,
+        "--reject-unknown-fields",
+        "Answer 400 to a request with a field that is unknown or without effect, instead of logging it once.",
+    )
+    enable_responses_store: bool = from_variable(env.VLLM_ENABLE_RESPONSES_API_STORE)
+    responses_store_file: str | None = setting(
+        None,
+        "--responses-store-file",
+        "SQLite file that keeps responses of /v1/responses across restarts; kept in memory if not given.",
+        metavar="FILE",
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        self._check_parsers()
+        self._check_reasoning_config()
+
+    def _check_parsers(self) -> None:
+        if self.enable_auto_tool_choice and self.tool_call_parser is None:
+            raise ConfigError("--enable-auto-tool-choice", True, "used with --tool-call-parser")
+        if self.tool_parser_plugin is not None and not Path(self.tool_parser_plugin).is_file():
+            raise ConfigError("--tool-parser-plugin", self.tool_parser_plugin, "a Python file")
+        if self.tool_call_parser is not None and self.tool_parser_plugin is None:
+            from server.parsers.registry import AUTO, TOOL_PARSERS
+
+            if self.tool_call_parser not in (AUTO, *TOOL_PARSERS):
+                expected = f"one of {', '.join((AUTO, *TOOL_PARSERS))}, or a name of --tool-parser-plugin"
+                raise ConfigError("--tool-call-parser", self.tool_call_parser, expected)
+        if self.reasoning_parser is not None:
+            from server.parsers.registry import AUTO, REASONING_FORMATS
+
+            if self.reasoning_parser not in (AUTO, *REASONING_FORMATS):
+                expected = f"one of {', '.join((AUTO, *REASONING_FORMATS))}"
+                raise ConfigError("--reasoning-parser", self.reasoning_parser, expected)
+
+    def _check_reasoning_config(self) -> None:
+        if not self.reasoning_config:
+            return
+        known = {"reasoning_parser", "reasoning_start_str", "reasoning_end_str"}
+        if not self.reasoning_config.keys() <= known or not all(
+            isinstance(value, str) for value in self.reasoning_config.values()
+        ):
+            raise ConfigError("--reasoning-config", self.reasoning_config, f"an object of texts named {sorted(known)}")
+        if self.reasoning_parser is None:
+            raise ConfigError("--reasoning-config", self.reasoning_config, "used with --reasoning-parser")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Where the server listens, and whom it answers."""
+
+    help_group: ClassVar[Group] = "HTTP server"
+
+    host: str | None = setting(None, "--host", "Address to listen on; all addresses if not given.")
+    port: int = setting(8000, "--port", "Port to listen on.", minimum=0, maximum=65535)
+    uds: str | None = setting(None, "--uds", "Unix socket to listen on, instead of host and port.", metavar="PATH")
+    api_keys: tuple[str, ...] = setting(
+        (),
+        "--api-key",
+        "Keys of which a request must contain one. Other users cannot read the variable or --api-key-file.",
+        variable=env.VLLM_API_KEY,
+        metavar="KEY...",
+    )
+    api_key_file: str | None = setting(
+        None, "--api-key-file", "Further keys, one per line; changes take effect within two seconds.", metavar="FILE"
+    )
+    api_key_everywhere: bool = setting(
+        False,
+        "--api-key-everywhere",
+        "Also require a key for /metrics, /status.json and all other routes except probes.",
+    )
+    root_path: str = setting("", "--root-path", "Path under which a proxy exposes the server.")
+    allowed_origins: tuple[str, ...] = setting((), "--allowed-origins", "Origins allowed by CORS.", syntax="JSON list")
+    allowed_methods: tuple[str, ...] = setting(
+        ("*",), "--allowed-methods", "Methods allowed by CORS.", syntax="JSON list"
+    )
+    allowed_headers: tuple[str, ...] = setting(
+        ("*",), "--allowed-headers", "Headers allowed by CORS.", syntax="JSON list"
+    )
+    allow_credentials: bool = setting(False, "--allow-credentials", "Allow credentials by CORS.")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):
+            raise ConfigError("--root-path", self.root_path, "a path that begins with /, such as /api")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsConfig:
+    """HTTPS; none without a certificate."""
+
+    help_group: ClassVar[Group] = "HTTP server"
+
+    ssl_keyfile: str | None = setting(None, "--ssl-keyfile", "Private key for HTTPS.", metavar="FILE")
+    ssl_certfile: str | None = setting(None, "--ssl-certfile", "Certificate for HTTPS.", metavar="FILE")
+    ssl_ca_certs: str | None = setting(None, "--ssl-ca-certs", "CAs of client certificates.", metavar="FILE")
+    ssl_cert_reqs: int = setting(
+        0,
+        "--ssl-cert-reqs",
+        "Whether clients present a certificate: 0 no, 1 optional, 2 required.",
+        metavar="0|1|2",
+        minimum=0,
+        maximum=2,
+        expected="0 (none), 1 (optional) or 2 (required)",
+    )
+    """Values of `ssl.CERT_*`."""
+    ssl_ciphers: str | None = setting(
+        None, "--ssl-ciphers", "Ciphers of TLS 1.2 in OpenSSL's syntax; Python's if not given."
+    )
+    enable_ssl_refresh: bool = setting(
+        False, "--enable-ssl-refresh", "Reload changed certificate files within two seconds, without a restart."
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.ssl_cert_reqs and self.ssl_ca_certs is None:
+            expected = "0 without --ssl-ca-certs, which names the trusted CAs"
+            raise ConfigError("--ssl-cert-reqs", self.ssl_cert_reqs, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LifecycleConfig:
+    """The end of the server, and of its engine."""
+
+    help_group: ClassVar[Group] = "HTTP server"
+
+    shutdown_timeout_s: float = setting(
+        30.0, "--shutdown-timeout", "How long running requests may take to finish after SIGTERM.", minimum=0
+    )
+    drain_grace_s: float = setting(
+        0.0,
+        "--drain-grace",
+        "After SIGTERM, keep the port open for at least this time, for load balancers; requests get 503.",
+        minimum=0,
+        below=inf,
+    )
+    engine_restarts: int = setting(
+        0,
+        "--engine-restarts",
+        "Restart a dead engine up to N times behind the same port; after that, the server exits.",
+        metavar="N",
+        minimum=0,
+    )
+    engine_watchdog_timeout_s: float = setting(
+        300.0,
+        "--engine-watchdog-timeout",
+        "Declare the engine dead when its loop is silent for this time; 0 disables the watchdog.",
+        minimum=0,
+        below=inf,
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What the server logs and traces."""
+
+    help_group: ClassVar[Group] = "Logging"
+
+    uvicorn_log_level: str = setting(
+        "info",
+        "--uvicorn-log-level",
+        "Least severe level that the HTTP server logs.",
+        choices=("critical", "error", "warning", "info", "debug", "trace"),
+    )
+    enable_log_requests: bool = setting(False, "--enable-log-requests", "Log every request.")
+    disable_access_log: bool = setting(False, "--disable-uvicorn-access-log", "Do not log a line per request.")
+    disable_access_log_for_endpoints: tuple[str, ...] = setting(
+        (),
+        "--disable-access-log-for-endpoints",
+        "Paths whose requests are not logged, such as /health,/metrics.",
+        syntax="comma list",
+        metavar="PATH,...",
+    )
+    disable_log_stats: bool = setting(
+        False,
+        "--disable-log-stats",
+        "Do not log throughput, requests and cache use every ten seconds (VLLM_LOG_STATS_INTERVAL).",
+    )
+    log_stats_interval_s: float = from_variable(env.VLLM_LOG_STATS_INTERVAL)
+    otlp_traces_endpoint: str | None = setting(
+        None,
+        "--otlp-traces-endpoint",
+        "Send OpenTelemetry traces to this URL, such as http://collector:4318/v1/traces; needs the extra `otel`.",
+        metavar="URL",
+    )
+    otlp_traces_protocol: str | None = from_variable(env.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL)
+    """`grpc` or `http/protobuf`; None derives it from the endpoint."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Settings of the HTTP server."""
+
+    help_group: ClassVar[Group] = "HTTP server"
+
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    model: str | None = setting(None, filled_by="--model")
+    """The model as the operator names it; `root` in /v1/models."""
+    served_model_names: tuple[str, ...] = field(
+        metadata=Setting(
+            flag="--served-model-name",
+            group="Model",
+            after="--model",
+            metavar="NAME...",
+            help="Names that requests may use; responses contain the first. MODEL if not given.",
+        )
+    )
+    lora_modules: tuple[LoraModule, ...] = setting(
+        (),
+        "--lora-modules",
+        "Adapters to load at the start: NAME=FOLDER, or a JSON object with name, path and base_model_name.",
+        group="LoRA adapters",
+        metavar="NAME=FOLDER...",
+    )
+    lora_adapter_root: str | None = setting(
+        None,
+        "--lora-adapter-root",
+        "Folder below which the adapters of /v1/load_lora_adapter must be; any folder if not given.",
+        group="LoRA adapters",
+        metavar="FOLDER",
+    )
+    server_dev_mode: bool = from_variable(env.VLLM_SERVER_DEV_MODE)
+    allow_runtime_lora_updating: bool = from_variable(env.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    enable_request_id_headers: bool = setting(
+        False, "--enable-request-id-headers", "Send an X-Request-Id header with every response."
+    )
+    enable_tokenizer_info_endpoint: bool = setting(
+        False, "--enable-tokenizer-info-endpoint", "Answer GET /tokenizer_info with the tokenizer's settings."
+    )
+    middleware: tuple[str, ...] = setting(
+        (),
+        "--middleware",
+        "Import path of an ASGI class or of a coroutine function, as in vLLM; the last one is outermost.",
+        metavar="MODULE.NAME...",
+    )
+    timeout_keep_alive_s: int = from_variable(env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE)
+    lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        taken = set(self.served_model_names)
+        for module in self.lora_modules:
+            if module.name in taken:
+                raise ConfigError("--lora-modules", module.name, "a name that no other model or adapter has")
+            taken.add(module.name)
+        root = self.lora_adapter_root
+        if root is not None and not Path(root).is_dir():
+            raise ConfigError("--lora-adapter-root", root, "a folder that exists")

@@ -1,0 +1,16 @@
+"""Settings of a server, whatever section holds them."""
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from server.server_config import ServerConfig
+
+
+def server_config(**given: Any) -> ServerConfig:
+    """Each setting goes to the section that has a field of its name."""
+    given = {"served_model_names": ("m",), **given}
+    for section in fields(ServerConfig):
+        if is_dataclass(section.type) and section.name not in given:
+            names = [field.name for field in fields(section.type) if field.name in given]
+            given[section.name] = section.type(**{name: given.pop(name) for name in names})  # type: ignore[operator]
+    return ServerConfig(**given)
