@@ -30,7 +30,7 @@ from server.renderers.base import PROMPTS_PER_TURN
 from server.renderers.conversations.messages import TEXT_KEYS
 from server.renderers.prompt_limits import check_token_ids
 from server.renderers.prompts import ChatOptions, RenderedPrompt
-from server.server_config import ServerConfig
+from server.server_config import GenerationConfig
 
 _FORWARDED = "kv_transfer_params.prompt_token_ids"
 
@@ -155,7 +155,7 @@ def _read(inference: Inference, request: ChatRequest) -> RenderedPrompt | ChatOp
     """The prompt that an earlier stage has rendered, or the options for rendering it."""
     forwarded = _forwarded_token_ids(request)
     if forwarded is None:
-        return chat_options(request, inference.config)
+        return chat_options(request, inference.config.generation)
     check_token_ids(forwarded, vocab_size=inference.renderer.vocab_size, param=_FORWARDED)
     return RenderedPrompt(forwarded, text=None)
 
@@ -178,9 +178,9 @@ def _has_other_parts(request: ChatRequest) -> bool:
     return any(isinstance(part, dict) and part.get("type") not in TEXT_KEYS for part in parts)
 
 
-def chat_options(request: ChatRequest, config: ServerConfig) -> ChatOptions:
+def chat_options(request: ChatRequest, config: GenerationConfig) -> ChatOptions:
     """Options for a chat completion."""
-    is_without_tools = config.generation.exclude_tools_when_tool_choice_none and request.tool_choice == "none"
+    is_without_tools = config.exclude_tools_when_tool_choice_none and request.tool_choice == "none"
     return ChatOptions(
         add_generation_prompt=request.opens_message,
         continue_final_message=request.continue_final_message,

@@ -66,7 +66,7 @@ class TemplateProbe:
 
     async def _render_effort(self, effort: ReasoningEffort) -> list[int] | None:
         request = ChatRequest(messages=_HI, reasoning_effort=effort)
-        return await self._render(_HI, chat_options(request, self._config))
+        return await self._render(_HI, chat_options(request, self._config.generation))
 
     async def _render(self, messages: list[dict[str, Any]], options: ChatOptions) -> list[int] | None:
         try:

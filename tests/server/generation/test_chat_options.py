@@ -4,18 +4,18 @@ from typing import Any
 
 import pytest
 
-from server.config import ServerConfig
 from server.generation.chat_request import ChatRequest
 from server.generation.chat_run import chat_options
 from server.generation.tools import FunctionDefinition, Tool
 from server.renderers.prompts import ChatOptions
+from server.server_config import GenerationConfig
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 SHOWN = {"type": "function", "function": {"name": "f", "description": None, "parameters": None}}
 
 
 def options_of(*, excludes_tools: bool = False, **fields: Any) -> ChatOptions:
-    config = ServerConfig(served_model_names=("m",), exclude_tools_when_tool_choice_none=excludes_tools)
+    config = GenerationConfig(exclude_tools_when_tool_choice_none=excludes_tools)
     return chat_options(ChatRequest(messages=MESSAGES, **fields), config)
 
 

@@ -136,7 +136,7 @@ class ScriptedEngine:
         try:
             for output in self._outputs(request_id, prompt.token_ids, params):
                 await asyncio.sleep(self.step_s)
-                while self.holds_after is not None and self._sent(request_id) >= self.holds_after:
+                while (limit := self.holds_after) is not None and self._sent(request_id) >= limit:
                     await asyncio.sleep(_POLL_S)
                 if self.dies_after is not None and self._sent(request_id) >= self.dies_after:
                     raise EngineDeadError("the engine process ended unexpectedly")

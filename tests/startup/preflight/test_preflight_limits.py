@@ -17,7 +17,7 @@ Preflight = Callable[..., PreflightReport]
 SCRIPT = """
 import resource, sys
 from server.config import EngineConfig, RendererConfig
-from server.server_config import ServerConfig
+from server.server_config import NetworkConfig, ServerConfig
 from server.machine.memory import MemoryState
 from startup.config import ModelConfig, StartupConfig
 from startup.preflight.run import PreflightOptions, run_preflight
@@ -25,7 +25,8 @@ name, value, model = sys.argv[1:]
 resource.setrlimit(getattr(resource, name), (int(value), resource.getrlimit(getattr(resource, name))[1]))
 config = StartupConfig(
     start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=model),
-    engine=EngineConfig(), renderer=RendererConfig(), server=ServerConfig(served_model_names=("m",), port=0),
+    engine=EngineConfig(), renderer=RendererConfig(),
+    server=ServerConfig(served_model_names=("m",), network=NetworkConfig(port=0)),
 )
 print(run_preflight(config, options=PreflightOptions(memory=MemoryState(64 << 30, 64 << 30))).to_json())
 """

@@ -24,13 +24,14 @@ Preflight = Callable[..., PreflightReport]
 BUDGET = """
 import sys
 from server.config import EngineConfig, RendererConfig
-from server.server_config import ServerConfig
+from server.server_config import NetworkConfig, ServerConfig
 from server.machine.memory import MemoryState
 from startup.config import ModelConfig, StartupConfig
 from startup.preflight.run import PreflightOptions, run_preflight
 config = StartupConfig(
     start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=sys.argv[1]),
-    engine=EngineConfig(), renderer=RendererConfig(), server=ServerConfig(served_model_names=("m",), port=0),
+    engine=EngineConfig(), renderer=RendererConfig(),
+    server=ServerConfig(served_model_names=("m",), network=NetworkConfig(port=0)),
 )
 report = run_preflight(config, options=PreflightOptions(memory=MemoryState(64 << 30, 64 << 30)))
 assert not report.errors, report.to_text()
