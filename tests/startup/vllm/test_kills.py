@@ -59,7 +59,7 @@ def test_a_start_that_times_out_leaves_no_process(folder: Path) -> None:
     with FakeStart(folder, "--gate", str(folder / "gate"), "--startup-timeout", "2") as start:
         wait_until(lambda: (start.record_tree(), start.process.poll())[1] is not None)
         assert start.process.returncode == 3
-        assert start.lines_with("the start took longer than --startup-timeout 2 s")
+        assert start.lines_with("the start took longer than --startup-timeout 2 s"), start.text
         start.wait_until_tree_is_gone()
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -25,7 +26,11 @@ class WarmStart(FakeStart):
     @property
     def servers(self) -> list[psutil.Process]:
         """The forked main processes of vLLM."""
-        return [server for template in self._standby.templates() for server in template.children()]
+        found = []
+        for template in self._standby.templates():
+            with suppress(psutil.NoSuchProcess):  # it has exited meanwhile
+                found += template.children()
+        return found
 
     def record_tree(self) -> list[psutil.Process]:
         tree = super().record_tree()
