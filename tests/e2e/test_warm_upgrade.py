@@ -107,7 +107,7 @@ def test_a_launcher_in_another_folder_does_not_use_the_standby(tiny_llama: Path,
     with StandbyProcess(environment=environment) as standby:
         code, error = _start(standby, tiny_llama, environment, folder=ROOT)
         assert code == 3
-        assert "the launcher's folder differs" in error
+        assert "the folder of this program differs" in error
 
 
 @pytest.mark.thorough
