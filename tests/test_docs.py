@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 _MAX_CELL_CHARS = 200
+_CODE = ("vllm_cli", "startup", "server", "envs", "tests", "tools")
 
 
 def _prose(path: Path) -> list[str]:
@@ -71,3 +72,11 @@ def test_the_page_of_security_lists_the_paths_that_need_no_key() -> None:
     [status_paths] = re.findall(r"\*\*Nor is one needed\*\* for (.*?): ", text, re.DOTALL)
     assert set(re.findall(r"`([^`]+)`", open_paths)) == OPEN_PATHS
     assert set(re.findall(r"`([^`]+)`", status_paths)) == STATUS_PATHS
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+def test_modules_that_a_page_names_exist(page: Path) -> None:
+    """`startup/session.py` is that file, `session.py` any of that name, with the end of its path."""
+    named = re.findall(r"`([\w/]+\.py)`", page.read_text())
+    files = [f"/{path.relative_to(ROOT)}" for top in _CODE for path in (ROOT / top).rglob("*.py")]
+    assert [name for name in named if not any(file.endswith(f"/{name}") for file in files)] == []
