@@ -1,8 +1,10 @@
-"""What identifies the installed distributions, so that a frozen import file is used with these only."""
+"""What identifies the installed distributions, so that a frozen import file is used with these only.
+
+Nothing here imports a module: an import file asks while a module is being imported from it.
+"""
 
 import os
 import sys
-import sysconfig
 from collections.abc import Iterator
 from typing import Final
 
@@ -22,9 +24,9 @@ def distribution_stamps() -> tuple[tuple[str, int, int], ...]:
 
 
 def installed_folders() -> tuple[str, ...]:
-    """The folders, with a slash, whose files only installers write: distributions and Python itself."""
-    own = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
-    return tuple(f"{folder}/" for folder in dict.fromkeys((*own, *filter(_has_distributions, sys.path))))
+    """The folders, with a slash, whose files only installers write: distributions and standard library."""
+    library = os.path.dirname(os.__file__)  # noqa: PTH120 - `sysconfig` would import a module of variables
+    return tuple(f"{folder}/" for folder in dict.fromkeys((library, *filter(_has_distributions, sys.path))))
 
 
 def _has_distributions(folder: str) -> bool:

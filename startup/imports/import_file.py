@@ -145,8 +145,8 @@ class ImportFile:
     def _is_of_same_distributions(self, entry: ModuleEntry) -> bool:
         """Whether an installer wrote the source, and has changed nothing since."""
         if self._has_same_distributions is None:
-            self._has_same_distributions = self.index.distributions == distribution_stamps()
             self._installed = installed_folders()
+            self._has_same_distributions = self.index.distributions == distribution_stamps()
         return self._has_same_distributions and entry.origin.startswith(self._installed)
 
     def _is_unchanged(self, folder: str) -> bool:

@@ -7,6 +7,7 @@ import inspect
 import os
 import pkgutil
 import shutil
+import subprocess
 import sys
 import threading
 import traceback
@@ -256,6 +257,19 @@ def test_a_patch_release_with_normalised_times_replaces_the_earlier_one(folder: 
     assert importlib.import_module("parcel.sub.leaf").VALUE == 2
     assert served() == set()
     assert "parcel.sub.leaf" in uninstall()  # the file is written again
+
+
+def test_the_check_of_the_distributions_imports_nothing() -> None:
+    """It runs while a module is imported from the file; `sysconfig`, for instance, imports its variables."""
+    program = (
+        "import sys\n"
+        "from startup.imports.distributions import distribution_stamps, installed_folders\n"
+        "before = set(sys.modules)\n"
+        "assert distribution_stamps() and installed_folders()\n"
+        "print(sorted(set(sys.modules) - before))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 def test_a_normalised_source_that_no_installer_wrote_is_not_served(folder: Path) -> None:
