@@ -274,3 +274,12 @@ def _seconds_without_processor(process: psutil.Process) -> float:
         return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
     except OSError:
         return 0.0
+
+
+def test_starts_that_read_the_import_file_of_earlier_ones_serve(model_path: Path, tmp_path: Path) -> None:
+    """The first start writes the file, the second one completes it, the third one only reads it."""
+    environment = {"VLLM_CACHE_ROOT": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "", "VCLI_STANDBY": "off"}
+    for _ in range(3):
+        with ServerProcess([str(model_path)], environment=environment) as server:
+            wait_until(lambda: any(tmp_path.rglob("*.code")))
+            assert "Traceback" not in server.log
