@@ -1,7 +1,7 @@
 # Works on a fresh clone: every target first installs what it needs, once, into .venv.
 #
 #   make serve [PORT=8000] [ARGS="..."]    serve the default model, or the one named in ARGS
-#   make test [ARGS="..."]                 the fast tests: 2.5 minutes
+#   make test [ARGS="..."]                 the fast tests: three minutes at most
 #   make test CHANGED=1                    those of them that the changes since main can reach
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
 #   make test-slow | test-cuda             tests that need vLLM, a browser or minutes; tests that need a GPU
@@ -23,8 +23,9 @@ PYTHON ?= python3
 PORT ?= 8000
 ARGS ?=
 CHANGED ?=
-# The number of tests that run at once. Tests marked `alone` run while no other test does.
-JOBS ?= 2
+# The number of tests that run at once: one more than two cores, as many tests wait for processes and clocks.
+# Tests marked `alone` run while no other test does.
+JOBS ?= 3
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 # The tests of the maintainers' tools lie outside of what `make test` collects. ARGS with paths take precedence.
 WITH_TOOLS = -o testpaths="tests tools"
@@ -58,9 +59,6 @@ bench: $(DEFAULT_MODEL)
 test: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	@reached=$$(test -z "$(CHANGED)" || $(BIN)/python -m tests.changed) && set -x && \
 	  $(PYTEST) -m "not slow and not thorough" $$reached $(ARGS)
-
-# Their tests wait for processes much of the time.
-test-thorough test-all: JOBS := 3
 
 test-thorough: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(PYTEST) $(WITH_TOOLS) -m "thorough and not slow" $(ARGS)

@@ -102,7 +102,7 @@ def test_tests_and_linters_install_their_tools_once(clone):
     clone.make("test", "ARGS=-k health")
     assert clone.take_log() == [
         "-m startup.model",
-        "-m pytest -n 2 --dist worksteal -m not slow and not thorough -k health",
+        "-m pytest -n 3 --dist worksteal -m not slow and not thorough -k health",
     ]
 
 
@@ -127,7 +127,7 @@ def test_the_newest_releases_are_installed_in_their_own_environment_at_every_run
     rest = [
         f"{pip} --upgrade uvicorn",
         "-m startup.model",
-        ".ci/newest.py -n 2 --dist worksteal -k health",
+        ".ci/newest.py -n 3 --dist worksteal -k health",
     ]
     clone.make("test-newest", "ARGS=-k health")
     assert clone.take_log() == ["venv .venv-newest", upgrade.format(torch), *rest]
