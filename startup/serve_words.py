@@ -102,7 +102,7 @@ def is_for_information(words: "Iterable[str]") -> bool:
 
 def is_eager(words: "Iterable[str]") -> bool:
     """Whether vLLM's words switch torch's compiler off."""
-    return any(word.replace("_", "-") in _EAGER for word in words)
+    return any(normalise(word) in _EAGER for word in words)
 
 
 class ServeWords:

@@ -27,10 +27,6 @@ class Mount(NamedTuple):
     """The cgroup that is mounted."""
     point: Path
 
-    def is_of(self, controllers: str) -> bool:
-        """Whether this is the hierarchy with this field in /proc/self/cgroup: empty for version 2."""
-        return self.options.issuperset(controllers.split(",")) if controllers else self.version == 2
-
     def folder_of(self, path: str) -> Path | None:
         """The folder of a cgroup; None if only a part of the hierarchy without it is mounted."""
         if self.root == "/":

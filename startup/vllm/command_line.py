@@ -14,7 +14,7 @@ from server.config import ModelFiles
 from startup.config import ModelConfig
 from startup.hooks.hook import Hook, Name
 from startup.model.location import locate
-from startup.serve_words import is_for_information, split
+from startup.serve_words import is_for_information, normalise, split
 
 _MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())
 COMMAND_LINE: Final = Hook(
@@ -109,12 +109,8 @@ def _config_file(path: str | None) -> dict[str, str]:
         with suppress(yaml.YAMLError):
             content = yaml.safe_load(Path(path).read_text())
             settings = content if isinstance(content, dict) else {}
-            return {_as_flag(name): _as_word(value) for name, value in settings.items() if value is not None}
+            return {normalise(f"--{name}"): _as_word(value) for name, value in settings.items() if value is not None}
     return {}
-
-
-def _as_flag(name: object) -> str:
-    return f"--{str(name).replace('_', '-')}"
 
 
 def _as_word(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 from startup.hooks.hook import Hook, Name
 from startup.hooks.left_out import left_out
-from startup.serve_words import is_eager
+from startup.serve_words import is_eager, normalise
 from startup.vllm.fork.preload_profile import PreloadProfile
 from startup.vllm.imports import LATER_MODULES
 from startup.vllm.installed import InstalledVllm
@@ -68,7 +68,7 @@ def plan_preload(
     folder: Path, vllm: InstalledVllm, words: Sequence[str], profile: PreloadProfile, model: Path | None
 ) -> PreloadPlan:
     """The platform's modules and then the profile's; without a profile, the model's class too."""
-    several_api_servers = any(word.replace("_", "-").startswith(_SEVERAL_API_SERVERS) for word in words)
+    several_api_servers = any(normalise(word).startswith(_SEVERAL_API_SERVERS) for word in words)
     roots = (*platform_modules(vllm), *(_API_SERVER if several_api_servers else ()))
     known = profile.engine_modules
     is_known = bool(known) and profile.is_complete

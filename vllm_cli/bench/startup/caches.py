@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+from server.exit_codes import USAGE
 from server.machine.page_cache import ResidencyProbe
 from vllm_cli.bench.errors import BenchError
 from vllm_cli.bench.startup.config import StartState, StartupBenchConfig
@@ -31,7 +32,7 @@ class Residency(NamedTuple):
 class CacheError(BenchError):
     """The caches cannot be set to the state; exit code 2, because other options are needed."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 class StartupCaches:
