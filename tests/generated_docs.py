@@ -17,6 +17,7 @@ from envs.registry import OWN_PREFIX, variables
 from envs.variable import EnvVar
 from startup.hooks.hook import Hook
 from startup.vllm.launch.hooks import HOOKS
+from tests.command_tree import walk_commands
 from vllm_cli.flags.flag import Flag, SupportedFlag
 from vllm_cli.flags.help import spell, spell_default
 from vllm_cli.flags.supported import GROUPS
@@ -145,11 +146,9 @@ def _describe_command(entry: CommandEntry) -> Iterator[str]:
     command = load_command(entry)
     yield from (f"## vllm-cli {entry.name} {_arguments(command)}", "", entry.help, "")
     if isinstance(command, click.Group):
-        context = click.Context(command)
-        members = {name: command.get_command(context, name) for name in command.list_commands(context)}
         if own := list(_option_rows(command)):
             yield from (*_table(_COMMAND_TABLE[1:], own), "")
-        yield from _table(_COMMAND_TABLE, _command_rows(members))
+        yield from _table(_COMMAND_TABLE, _command_rows(dict(walk_commands(command))))
     else:
         yield from _table(_COMMAND_TABLE[1:], _option_rows(command))
     yield ""
@@ -159,11 +158,10 @@ def _arguments(command: click.Command) -> str:
     return " ".join(command.collect_usage_pieces(click.Context(command)))
 
 
-def _command_rows(commands: Mapping[str, click.Command | None]) -> Iterator[tuple[str, ...]]:
+def _command_rows(commands: Mapping[str, click.Command]) -> Iterator[tuple[str, ...]]:
     """Each command with its help, then the options; an option that several commands share has one row."""
     owners: dict[tuple[str, ...], list[str]] = {}
     for name, command in commands.items():
-        assert command is not None
         yield f"`{name} {_arguments(command)}`", "", "", command.get_short_help_str(limit=200)
         for row in _option_rows(command):
             owners.setdefault(row, []).append(f"`{name}`")

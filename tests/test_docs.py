@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from server.routes.middleware import OPEN_PATHS, STATUS_PATHS
+from tests.changed import PACKAGES
 from tests.generated_docs import MAX_CHARS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 _MAX_CELL_CHARS = 200
-_CODE = ("vllm_cli", "startup", "server", "envs", "tests", "tools")
+_MODULES = [f"/{path.relative_to(ROOT)}" for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
 
 
 def _prose(path: Path) -> list[str]:
@@ -78,5 +79,4 @@ def test_the_page_of_security_lists_the_paths_that_need_no_key() -> None:
 def test_modules_that_a_page_names_exist(page: Path) -> None:
     """`startup/session.py` is that file, `session.py` any of that name, with the end of its path."""
     named = re.findall(r"`([\w/]+\.py)`", page.read_text())
-    files = [f"/{path.relative_to(ROOT)}" for top in _CODE for path in (ROOT / top).rglob("*.py")]
-    assert [name for name in named if not any(file.endswith(f"/{name}") for file in files)] == []
+    assert [name for name in named if not any(module.endswith(f"/{name}") for module in _MODULES)] == []

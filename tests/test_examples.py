@@ -11,8 +11,7 @@ import pytest
 
 from tests.test_docs import PAGES, README
 from vllm_cli.flags.arguments import Arguments
-from vllm_cli.lazy_group import load_command
-from vllm_cli.main import COMMANDS
+from vllm_cli.main import cli
 
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LEFT_OUT = re.compile(r"(^|\s)#.*$|^.*….*$", re.MULTILINE)
@@ -56,15 +55,11 @@ def test_the_program_accepts_the_words_of_an_example(
     for word in words:
         if re.fullmatch(r"[\w-]+\.[a-z]+", word):  # a file that the example reads
             (tmp_path / word).touch()
-    name, *rest = words
-    if name == "serve":
-        Arguments.parse(rest)
+    if words[0] == "serve":
+        Arguments.parse(words[1:])
         return
-    command: click.Command | None = load_command(next(entry for entry in COMMANDS if entry.name == name))
-    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
-        command = command.get_command(click.Context(command), rest.pop(0))
-    assert command is not None, "no such subcommand"
-    with command.make_context(name, rest):
+    command, rest = _find_command(words)
+    with command.make_context(words[0], rest):
         pass
 
 
@@ -72,4 +67,18 @@ def test_an_unknown_flag_in_an_example_is_found() -> None:
     [words] = commands("```sh\nFOO=1 vllm-cli wait --prot 8000 && true\n```\n")
     assert words == ["wait", "--prot", "8000"]
     with pytest.raises(click.UsageError, match="--prot"):
-        load_command(next(entry for entry in COMMANDS if entry.name == "wait")).make_context("wait", words[1:])
+        _find_command(words)[0].make_context("wait", words[1:])
+
+
+def test_an_unknown_subcommand_in_an_example_is_found() -> None:
+    with pytest.raises(AssertionError, match="no such command"):
+        _find_command(["bench", "start"])
+
+
+def _find_command(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command or subcommand that the words begin with, and the words that follow."""
+    command: click.Command | None = cli
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        command, words = command.get_command(click.Context(command), words[0]), words[1:]
+    assert command is not None, "no such command"
+    return command, words

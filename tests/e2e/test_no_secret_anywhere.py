@@ -12,6 +12,7 @@ from uuid import uuid4
 import click
 import pytest
 
+from tests.command_tree import walk_commands
 from tests.e2e.secret_watch import SecretWatch
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
@@ -19,7 +20,7 @@ from tests.standby_process import StandbyProcess
 from tests.startup.vllm.fake_start import FakeStart, short_folder
 from tests.startup.vllm.fake_start import environment as fake_environment
 from tests.waiting import wait_until
-from vllm_cli.main import COMMANDS, cli
+from vllm_cli.main import COMMANDS
 
 MARK = f"s3same{uuid4().hex}"
 KEYS = [f"{MARK}-1", f"{MARK}-2"]
@@ -77,19 +78,13 @@ EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "complete": {0, 1}, "wait": {0, 1
 
 
 def test_every_command_is_run() -> None:
-    context = click.Context(cli)
-    found = set(_names(cli, context))
+    found = {
+        name
+        for name, command in walk_commands()
+        if not isinstance(command, click.Group) or command.invoke_without_command
+    }
     assert {entry.name for entry in COMMANDS} == {name.partition(" ")[0] for name in found}
     assert found == set(RUNS)
-
-
-def _names(group: click.Group, context: click.Context, prefix: str = "") -> Iterator[str]:
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        if not isinstance(command, click.Group) or command.invoke_without_command:
-            yield prefix + name
-        if isinstance(command, click.Group):
-            yield from _names(command, context, f"{prefix}{name} ")
 
 
 class _Sandbox:
