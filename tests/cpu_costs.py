@@ -24,6 +24,8 @@ _BUSY: Final = 2.5
 _LOOP: Final = range(400_000)
 _LOOP_S: Final = 0.02
 """The processor time of `_LOOP` on the machine for which the limit is meant."""
+_TOLERANCE: Final = 2.0 if os.environ.get("CI") else 1.0
+"""The limit is for people who write tests; a CI machine whose load is not known fails only clear cases."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,7 +51,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         result = yield
     limit_s = float(item.config.getini("cpu_limit_s"))
     is_free = len(sys.modules) - num_modules > _MANY_MODULES or any(map(item.get_closest_marker, FREE_MARKS))
-    if meter.cpu_s > limit_s and not is_free and not _is_busy() and meter.cpu_s > limit_s * _slowness():
+    allowed_s = limit_s * _TOLERANCE
+    if meter.cpu_s > allowed_s and not is_free and not _is_busy() and meter.cpu_s > allowed_s * _slowness():
         pytest.fail(
             f"{meter.cpu_s:.2f} s of processor time; a test without a mark has {limit_s:g} s: make it cheaper, test "
             "the rule at a lower layer, or mark it `thorough` (see tests/README.md)",

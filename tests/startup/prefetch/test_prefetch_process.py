@@ -256,7 +256,7 @@ def test_the_helper_ends_when_its_parent_is_killed(make_file: MakeFile, behaviou
 
 
 def test_the_helper_ignores_group_signals_from_its_start_on(make_file: MakeFile) -> None:
-    path = make_file("f", 512, is_sparse=True)
+    path = make_file("f", 128, is_sparse=True)
     options = PrefetchOptions(mode="on", num_threads=1, block_bytes=1 << 16, memory_bytes=PLENTY)
     with start_prefetch([path], options) as handle:
         status = Path(f"/proc/{handle.pid}/status")
