@@ -115,6 +115,18 @@ def test_an_engine_without_work_trims_its_heap_once(engine: Engine, monkeypatch:
         assert trimmed.empty()
 
 
+def test_an_engine_under_lasting_load_trims_its_heap(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: queue.SimpleQueue[None] = queue.SimpleQueue()
+    monkeypatch.setattr(heap, "trim_heap", lambda: trimmed.put(None))
+    monkeypatch.setattr(idle_work, "_TRIM_DELAY_S", float(TIMEOUT_S))
+    monkeypatch.setattr(idle_work, "_TRIM_INTERVAL_S", 0.0)
+    assert isinstance(engine.receive(), Ready)
+    for name in ("one", "two"):
+        engine.send(Generate(name, [Prompt([1, 2], 1)], SamplingParams(max_tokens=1)))
+        assert isinstance(engine.receive(), Step)
+        trimmed.get(timeout=TIMEOUT_S)
+
+
 def test_a_grammar_is_compiled_beside_the_loop(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     compile_grammar = GrammarCompiler._compile
