@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from server.apis.messages.errors import failure_format
+from server.apis.messages.response import failure_format
 from server.http_body.errors import error_response
 from server.routes.health import READINESS_PATHS, HealthEndpoint
 from server.routes.info import json_response

@@ -15,10 +15,9 @@ from server.apis.generative_scoring import GenerativeScoringServing
 from server.apis.messages.serving import MessagesServing
 from server.apis.openai.chat import ChatServing
 from server.apis.openai.completions import CompletionServing
-from server.apis.pooling.classification import ClassificationServing
 from server.apis.pooling.cohere import CohereEmbeddingServing
 from server.apis.pooling.embedding import EmbeddingServing
-from server.apis.pooling.pooling import PoolingServing
+from server.apis.pooling.pooling import ClassificationServing, PoolingServing
 from server.apis.pooling.scoring import RerankServing, ScoreServing
 from server.apis.responses.archive import ResponseArchive, build_response_store
 from server.apis.responses.serving import ResponsesServing

@@ -19,7 +19,7 @@ from envs.registry import env
 from server.config import ModelFiles
 from server.errors import ServerError
 from server.lifecycle import Lifecycle, State
-from server.model_files.vision_models import accepts_images
+from server.model_files.kind import accepts_images
 from server.types import EngineInfo
 from startup.caches.baked import use_baked_bytecode
 from startup.config import StartupConfig

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from server.apis.pooling.scoring_bodies import ScoreData, ScoreResponse
+from server.apis.pooling.scoring import ScoreData, ScoreResponse
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import GenerationBuilder, SequenceDelta
 from server.generation.request import MAX_LOGPROB_TOKEN_IDS
@@ -16,8 +16,7 @@ from server.http_body.response_parts import Usage
 from server.operation.inference import Inference
 from server.operation.models import unix_time
 from server.operation.request_context import RequestContext
-from server.renderers.prompt_limits import check_token_ids
-from server.renderers.prompts import Prompt, TextOptions
+from server.renderers.prompts import Prompt, TextOptions, check_token_ids
 
 _MAX_EXPONENT = 700.0
 """`math.exp` overflows above 709."""

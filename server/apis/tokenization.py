@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from server.engine.process_link.client import EngineClient
 from server.errors import RequestError
-from server.generation.tools import Tool, shown_tools
+from server.generation.chat_request import Tool, shown_tools
 from server.http_body.fields import (
     Counted,
     Messages,

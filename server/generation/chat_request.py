@@ -1,13 +1,13 @@
-"""Bodies of /v1/chat/completions: the request."""
+"""Bodies of /v1/chat/completions: the request and its tools."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from server.errors import RequestError
 from server.generation.request import GenerationRequest
-from server.generation.tools import NamedToolChoice, Tool, ToolChoice
 from server.http_body.fields import (
     INEFFECTIVE,
     Counted,
@@ -20,6 +20,44 @@ from server.http_body.fields import (
     opens_message,
 )
 
+
+class FunctionDefinition(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A function that the model may call."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None | UnsetType = UNSET
+    defer_loading: bool | None | UnsetType = UNSET
+    """For templates that show a tool only once it is referred to."""
+
+
+class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One member of `tools`."""
+
+    type: Literal["function"] = "function"
+    function: FunctionDefinition
+    defer_loading: bool | None | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if self.function.defer_loading in (None, UNSET):
+            self.function.defer_loading = self.defer_loading
+
+
+class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
+    """The name in a named tool choice."""
+
+    name: str
+
+
+class NamedToolChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A `tool_choice` that requires one function."""
+
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -168,3 +206,8 @@ class BatchChatRequest(ChatFields, kw_only=True):
         """One request per conversation."""
         shared = {name: getattr(self, name) for name in ChatFields.__struct_fields__}
         return [ChatRequest(messages=messages, **shared) for messages in self.messages]
+
+
+def shown_tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
+    """The tools as a template gets them; None without any."""
+    return [msgspec.to_builtins(tool) for tool in tools] if tools else None

@@ -10,26 +10,22 @@
 An API with other bodies converts its request into a `ChatRequest` and consumes the deltas.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import msgspec
 
 from server.errors import RequestError
-from server.generation.chat_request import ChatRequest
+from server.generation.chat_request import ChatRequest, shown_tools
 from server.generation.generation import Generation, GenerationBuilder, SequenceDelta
 from server.generation.output_parsing import ChoiceDelta, ChoiceReader, OutputParsing
 from server.generation.sequences import collect, generate
-from server.generation.tools import shown_tools
 from server.generation.usage import UsageMeter
-from server.operation.concurrently import take_turns
+from server.operation.concurrently import run_concurrently, take_turns
 from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
-from server.renderers.base import PROMPTS_PER_TURN
-from server.renderers.conversations.messages import TEXT_KEYS
-from server.renderers.prompt_limits import check_token_ids
-from server.renderers.prompts import ChatOptions, RenderedPrompt
+from server.renderers.messages import TEXT_KEYS
+from server.renderers.prompts import ChatOptions, RenderedPrompt, check_token_ids
 from server.server_config import GenerationConfig
 
 _FORWARDED = "kv_transfer_params.prompt_token_ids"
@@ -56,10 +52,7 @@ class ChatRunner:
         request = requests[0]
         self._parsing.check(request)
         with context.times.rendering():
-            prompts: list[RenderedPrompt] = []
-            for begin in range(0, len(requests), PROMPTS_PER_TURN):
-                some = requests[begin : begin + PROMPTS_PER_TURN]
-                prompts += await asyncio.gather(*(render_chat_request(self._inference, each, context) for each in some))
+            prompts = await run_concurrently(render_chat_request(self._inference, each, context) for each in requests)
         if self._parsing.keeps_special_tokens(request):
             request = msgspec.structs.replace(request, skip_special_tokens=False)
         run_unless = self._inference.renderer.run_unless
@@ -78,11 +71,7 @@ class ChatRun:
         self.generation = generation
         self.hides_tokens = parsing.hides_tokens(request)
         """Whether ids and log-probabilities must not be shown."""
-        self.meter = UsageMeter(
-            generation,
-            has_prompt_details=inference.config.generation.enable_prompt_tokens_details,
-            has_reasoning_details=inference.config.generation.reasoning_parser is not None,
-        )
+        self.meter = UsageMeter(generation, inference.config.generation)
         self._inference = inference
         self._parsing = parsing
         self._readers: dict[int, ChoiceReader] = {}

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema
 from server.errors import RequestError
-from server.generation.chat_request import ChatRequest
+from server.generation.chat_request import ChatRequest, FunctionDefinition
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import StructuredOutputs
-from server.generation.tools import FunctionDefinition
 from server.parsers.base import CallFormat
 from server.parsers.json_text import is_nested_deeper
 from server.types import GuidedDecoding

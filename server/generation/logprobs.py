@@ -8,7 +8,6 @@ from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.operation.concurrently import take_turns
 from server.operation.inference import Inference
-from server.renderers.base import BaseRenderer
 from server.types import TokenLogprob
 
 
@@ -62,21 +61,13 @@ _LOWEST = -9999.0
 class LogprobFormatter:
     """One per request, which chooses the number of candidates and whether they are shown as text or id."""
 
-    def __init__(self, renderer: BaseRenderer, *, num_top: int | None, shows_token_ids: bool) -> None:
-        """`num_top` None shows all candidates that the engine sends."""
-        self._renderer = renderer
-        self._num_top = num_top
-        self._shows_token_ids = shows_token_ids
-
-    @classmethod
-    def from_request(cls, inference: Inference, request: CompletionRequest | ChatRequest) -> "LogprobFormatter":
+    def __init__(self, inference: Inference, request: CompletionRequest | ChatRequest) -> None:
         """The request's `return_tokens_as_token_ids` takes precedence over the server's."""
-        asked = request.return_tokens_as_token_ids
-        return cls(
-            inference.renderer,
-            num_top=None if request.num_logprobs == -1 or request.logprob_token_ids else request.num_logprobs,
-            shows_token_ids=inference.config.generation.return_tokens_as_token_ids if asked is None else asked,
-        )
+        asked, default = request.return_tokens_as_token_ids, inference.config.generation.return_tokens_as_token_ids
+        self._renderer = inference.renderer
+        self._num_top = None if request.num_logprobs == -1 or request.logprob_token_ids else request.num_logprobs
+        """None shows all candidates that the engine sends."""
+        self._shows_token_ids = default if asked is None else asked
 
     async def completion(
         self, entries: Iterable[tuple[int, TokenLogprob | None]], *, text_offset: int = 0

@@ -8,8 +8,7 @@ from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.generation import SequenceDelta
 from server.generation.guided import Constraint, find_strict_constraint
-from server.generation.model_facts import read_model_facts, read_model_type
-from server.generation.reasoning import ModelReasoning, PromptReasoning
+from server.generation.reasoning import ModelReasoning, PromptReasoning, read_model_facts, read_model_type
 from server.parsers.base import CallFormat, OutputParser, ToolParser
 from server.parsers.chain import ParserChain
 from server.parsers.detection import FALLBACK, detect_tool_format

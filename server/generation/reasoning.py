@@ -9,12 +9,12 @@ from server.engine.sampling.reasoning import MarkerFinder
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.generation.model_facts import read_model_facts
 from server.parsers.base import OutputParser, PromptEnd, ReasoningFormat
-from server.parsers.detection import detect_reasoning_format
+from server.parsers.detection import ModelFacts, detect_reasoning_format
 from server.parsers.registry import AUTO, load_reasoning_format
 from server.renderers.base import BaseRenderer
 from server.renderers.prompts import RenderedPrompt
+from server.renderers.tokenizers.files import read_json_object
 from server.server_config import GenerationConfig
 from server.types import ReasoningMarker, ReasoningRules
 
@@ -252,3 +252,17 @@ class ReasoningCounter:
         """Subtracts the tokens before the last one of a marker of ordinary tokens, which were counted."""
         if self._is_open:
             self.num_tokens = max(0, self.num_tokens - self._num_extra_tokens)
+
+
+def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
+    """The properties of the renderer's model."""
+    return ModelFacts(
+        template=renderer.tool_template,
+        model_type=read_model_type(renderer),
+        tokens=set(renderer.tokenizer.added_tokens.values()),
+    )
+
+
+def read_model_type(renderer: BaseRenderer) -> str | None:
+    """The kind of model, such as `llama`, as config.json names it."""
+    return read_json_object(renderer.files.path / "config.json").get("model_type")

@@ -15,7 +15,7 @@ from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.reasoning import PromptReasoning
 from server.http_body.fields import MinP, Penalty, RepetitionPenalty, Temperature, TokenCount, TopK, TopP
-from server.renderers.prompt_limits import check_token_ids
+from server.renderers.prompts import check_token_ids
 from server.server_config import GenerationConfig
 from server.types import EngineInfo, GuidedDecoding, SamplingParams
 

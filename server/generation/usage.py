@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from server.generation.chat_request import ChatRequest
 from server.generation.generation import Generation, SequenceDelta
 from server.generation.reasoning import ReasoningCounter
 from server.generation.request import StreamOptions
@@ -12,21 +13,15 @@ from server.server_config import GenerationConfig
 class UsageMeter:
     """One per request; `add` is called with every delta."""
 
-    def __init__(
-        self,
-        generation: Generation,
-        *,
-        has_prompt_details: bool,
-        has_reasoning_details: bool = False,
-        counts_output: bool = True,
-    ) -> None:
+    def __init__(self, generation: Generation, config: GenerationConfig, *, counts_output: bool = True) -> None:
+        is_chat = isinstance(generation.request, ChatRequest)
         self._generation = generation
-        self._has_prompt_details = has_prompt_details and not generation.request.use_beam_search
+        self._has_prompt_details = config.enable_prompt_tokens_details and not generation.request.use_beam_search
         self._counts_output = counts_output
         self._num_tokens = [0] * generation.num_choices
         self._num_cached_tokens = 0
         self._reasoning: list[ReasoningCounter | None] | None = None
-        if has_reasoning_details:
+        if is_chat and config.reasoning_parser is not None:
             found = [generation.reasoning_of(index) for index in range(generation.num_choices)]
             self._reasoning = [None if reasoning is None else reasoning.create_counter() for reasoning in found]
 

@@ -1,35 +1,16 @@
-"""Decides from a model's files whether it generates text or pools it, as vLLM does; standard library only."""
+"""Decides from a model's files whether it generates text or pools it, as vLLM does, and accepts images.
 
-import json
+Standard library only.
+"""
+
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from server.config import EngineConfig
-from server.model_files.sentence_files import read_sentence_files
+from server.model_files.sentence_files import read_json, read_sentence_files
 
 Runner = Literal["generate", "pooling"]
 Head = Literal["none", "embed", "classify", "token_classify", "colbert"]
-
-_SUFFIXES: Final[tuple[tuple[str, Runner, Head], ...]] = (
-    ("ForCausalLM", "generate", "none"),
-    ("ForConditionalGeneration", "generate", "none"),
-    ("ChatModel", "generate", "none"),
-    ("LMHeadModel", "generate", "none"),
-    ("ForTextEncoding", "pooling", "embed"),
-    ("EmbeddingModel", "pooling", "embed"),
-    ("ForSequenceClassification", "pooling", "classify"),
-    ("ForTokenClassification", "pooling", "token_classify"),
-    ("ClassificationModel", "pooling", "classify"),
-    ("Model", "pooling", "embed"),
-)
-"""Suffixes of architecture names; the first match applies."""
-
-_BY_NAME: Final[dict[str, tuple[Runner, Head]]] = {
-    "HF_ColBERT": ("pooling", "colbert"),
-    "RobertaForMaskedLM": ("pooling", "embed"),
-    "XLMRobertaForMaskedLM": ("pooling", "embed"),
-}
-"""Architectures whose suffix is missing above or would give a wrong result."""
 
 
 class ModelKind(NamedTuple):
@@ -45,45 +26,73 @@ class ModelKind(NamedTuple):
         return self.runner == "pooling"
 
 
+_SUFFIXES: Final = {
+    "ForCausalLM": ModelKind("generate", "none"),
+    "ForConditionalGeneration": ModelKind("generate", "none"),
+    "ChatModel": ModelKind("generate", "none"),
+    "LMHeadModel": ModelKind("generate", "none"),
+    "ForTextEncoding": ModelKind("pooling", "embed"),
+    "EmbeddingModel": ModelKind("pooling", "embed"),
+    "ForSequenceClassification": ModelKind("pooling", "classify"),
+    "ForTokenClassification": ModelKind("pooling", "token_classify"),
+    "ClassificationModel": ModelKind("pooling", "classify"),
+    "Model": ModelKind("pooling", "embed"),
+}
+"""Suffixes of architecture names; the first match applies."""
+
+_BY_NAME: Final = {
+    "HF_ColBERT": ModelKind("pooling", "colbert"),
+    "RobertaForMaskedLM": ModelKind("pooling", "embed"),
+    "XLMRobertaForMaskedLM": ModelKind("pooling", "embed"),
+}
+"""Architectures whose suffix is missing above or would give a wrong result."""
+
+VISION_MODEL_TYPES: Final = frozenset(
+    {"idefics3", "internvl", "llava", "llava_next", "qwen2_5_vl", "qwen2_vl", "smolvlm"}
+)
+"""Values of `model_type` that are served with images; tests compare them with transformers' own `generate`.
+
+The vision tower's output replaces tokens, and the rest is an ordinary causal LM.
+Other models need more from their language model: bidirectional attention to images (Gemma 3, PaliGemma),
+features that enter deeper layers (Qwen3-VL), cross-attention (Mllama). They are served for text only.
+"""
+
+
 def read_model_kind(folder: Path, config: EngineConfig) -> ModelKind:
     """The kind by `--runner` and `--convert`; if these are `auto`, by config.json and modules.json.
 
     Never raises: other code reports a folder that cannot be read.
     """
-    architectures = _architectures(folder, config.hf_overrides)
-    runner = config.runner if config.runner != "auto" else _own_runner(folder, architectures, config)
+    known = [found for name in _architectures(folder, config.hf_overrides) if (found := _find_kind(name)) is not None]
+    runner = config.runner if config.runner != "auto" else _own_runner(folder, known, config)
     if runner == "generate":
         return ModelKind("generate", "none")
     if config.convert in ("embed", "classify"):
         return ModelKind("pooling", "embed" if config.convert == "embed" else "classify")
-    heads = [head for name in architectures if (head := _defaults(name)[1]) != "none"]
-    if config.convert == "none":
-        return ModelKind("pooling", heads[0] if heads else "none")
-    return ModelKind("pooling", heads[0] if heads else "embed")
+    own_head = next((kind.head for kind in known if kind.head != "none"), None)
+    return ModelKind("pooling", own_head or ("none" if config.convert == "none" else "embed"))
 
 
-def _own_runner(folder: Path, architectures: list[str], config: EngineConfig) -> Runner:
+def accepts_images(folder: Path) -> bool:
+    """Whether the model in this folder accepts images; False if config.json is missing or broken."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or "vision_config" not in config:
+        return False
+    return str(config.get("model_type")) in VISION_MODEL_TYPES
+
+
+def _own_runner(folder: Path, known: list[ModelKind], config: EngineConfig) -> Runner:
     if config.convert in ("embed", "classify") or read_sentence_files(folder).has_pooling:
         return "pooling"
-    return next((_defaults(name)[0] for name in architectures if _is_known(name)), "generate")
+    return known[0].runner if known else "generate"
 
 
-def _is_known(architecture: str) -> bool:
-    return architecture in _BY_NAME or any(architecture.endswith(suffix) for suffix, _, _ in _SUFFIXES)
-
-
-def _defaults(architecture: str) -> tuple[Runner, Head]:
-    if architecture in _BY_NAME:
-        return _BY_NAME[architecture]
-    return next(
-        ((runner, head) for suffix, runner, head in _SUFFIXES if architecture.endswith(suffix)), ("generate", "none")
-    )
+def _find_kind(architecture: str) -> ModelKind | None:
+    by_suffix = (kind for suffix, kind in _SUFFIXES.items() if architecture.endswith(suffix))
+    return _BY_NAME.get(architecture) or next(by_suffix, None)
 
 
 def _architectures(folder: Path, overrides: dict[str, Any]) -> list[str]:
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
+    config = read_json(folder / "config.json")
     names = (config | overrides).get("architectures") if isinstance(config, dict) else None
     return [str(name) for name in names] if isinstance(names, list) else []

@@ -36,17 +36,17 @@ class SentenceFiles(NamedTuple):
 
 def read_sentence_files(folder: Path) -> SentenceFiles:
     """Reads modules.json and related files; missing files give the defaults."""
-    encoder = next((found for name in _ENCODER_FILES if isinstance(found := _read(folder / name), dict)), {})
+    encoder = next((found for name in _ENCODER_FILES if isinstance(found := read_json(folder / name), dict)), {})
     length = encoder.get("max_seq_length")
     files = SentenceFiles(
         max_seq_length=length if isinstance(length, int) and length > 0 else None,
         does_lower_case=encoder.get("do_lower_case") is True,
     )
-    library = _read(folder / "config_sentence_transformers.json")
+    library = read_json(folder / "config_sentence_transformers.json")
     prompts = library.get("prompts") if isinstance(library, dict) else None
     if isinstance(prompts, dict):
         files = files._replace(prompts={key: text for key, text in prompts.items() if isinstance(text, str)})
-    modules = _read(folder / "modules.json")
+    modules = read_json(folder / "modules.json")
     named = [(_module_name(module), _module_folder(folder, module)) for module in modules or () if module]
     poolings = [path for name, path in named if name == "Pooling"]
     return files._replace(
@@ -73,7 +73,7 @@ def _module_folder(folder: Path, module: Any) -> Path:
 
 def _pooling_modes(folder: Path) -> tuple[str, ...]:
     """Reads `pooling_mode: "mean"`, or the older `pooling_mode_mean_tokens: true`."""
-    config = _read(folder / "config.json")
+    config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         return ()
     named = config.get("pooling_mode")
@@ -90,7 +90,7 @@ def _bare_mode(name: str) -> str:
     return name.removesuffix("_tokens").removesuffix("_token")
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     """The file's content; None if the file is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from server.parsers.events import Event
 
 
 class FunctionDefinition(Protocol):
-    """A function of the request's `tools`; `server.generation.tools.FunctionDefinition` is one."""
+    """A function of the request's `tools`; `server.generation.chat_request.FunctionDefinition` is one."""
 
     @property
     def name(self) -> str: ...

@@ -15,17 +15,18 @@ from server.renderers.embeds.chat_embeds import MarkedConversation, has_embeds, 
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.images.processor_cache import ProcessorCache
 from server.renderers.pool import LoopShare, RendererPool, make_async
-from server.renderers.prompt_limits import check_text_length, check_token_ids, keep_tokens, resolve_token_limit
 from server.renderers.prompts import (
     ChatOptions,
     EmbedsPrompt,
     Prompt,
     RenderedPrompt,
     TextOptions,
-    TruncationSide,
+    check_text_length,
+    check_token_ids,
+    check_unicode,
 )
 from server.renderers.stop_strings import StopScanner, StopString
-from server.renderers.tokenizers.tokenizer import Tokenizer
+from server.renderers.tokenizers.tokenizer import Cut, Side, Tokenizer
 from server.types import EngineInfo, PromptInputs, TensorData
 
 P = ParamSpec("P")
@@ -319,18 +320,21 @@ class BaseRenderer(ABC):
         if limit is None:
             self._check_length(text, param)
         encoded = text if limit is None or side is None else self._cut_text(text, side)
-        try:
-            token_ids = self.tokenizer.encode(
-                encoded, add_special_tokens=options.add_special_tokens, limit=limit if side is None else None
-            )
-        except UnicodeEncodeError as err:
-            raise RequestError(f"{param} is not valid Unicode: it holds a lone surrogate", param=param) from err
-        return RenderedPrompt(keep_tokens(token_ids, limit, side, param=param), text)
+        check_unicode(encoded, param)
+        token_ids = self.tokenizer.encode(
+            encoded, add_special_tokens=options.add_special_tokens, limit=limit if side is None else None
+        )
+        return RenderedPrompt(self._keep_tokens(token_ids, options, param=param), text)
 
     def _keep_tokens(self, token_ids: list[int], options: ChatOptions | TextOptions, *, param: str) -> list[int]:
-        return keep_tokens(token_ids, self._token_limit(options), options.truncation_side, param=param)
+        """Truncates a prompt; raises RequestError if no token remains."""
+        limit = self._token_limit(options)
+        kept = token_ids if limit is None else Cut(limit, options.truncation_side or "left").apply(token_ids)
+        if not kept:
+            raise RequestError(f"{param} has no tokens", param=param)
+        return kept
 
-    def _cut_text(self, text: str, side: TruncationSide) -> str:
+    def _cut_text(self, text: str, side: Side) -> str:
         """The characters that the kept tokens can come from, so that a huge text is not tokenized."""
         if self.max_model_len is None:
             return text
@@ -338,12 +342,20 @@ class BaseRenderer(ABC):
         return text[:num_chars] if side == "right" else text[-num_chars:]
 
     def _token_limit(self, options: ChatOptions | TextOptions) -> int | None:
-        return resolve_token_limit(options.truncate_prompt_tokens, self.max_model_len)
+        """The number of prompt tokens to keep; None keeps all. -1 leaves room for one output token."""
+        asked, most = options.truncate_prompt_tokens, self.max_model_len
+        if asked is None or most is None:
+            return None if asked == -1 else asked
+        if asked > most:
+            raise RequestError(
+                f"truncate_prompt_tokens must be at most the model's {most} tokens, got {asked}",
+                param="truncate_prompt_tokens",
+            )
+        return asked if asked >= 0 else most - 1
 
     def _check_length(self, text: str, param: str) -> None:
-        check_text_length(
-            text, max_model_len=self.max_model_len, max_token_chars=self.tokenizer.max_token_chars, param=param
-        )
+        if (most := self.max_model_len) is not None:
+            check_text_length(text, max_model_len=most, max_token_chars=self.tokenizer.max_token_chars, param=param)
 
 
 def _is_small(messages: list[dict[str, Any]], options: ChatOptions) -> bool:

@@ -45,12 +45,6 @@ class IncrementalDetokenizer:
         self._scanner = scanner
         self._min_tokens = min_tokens
         self._num_tokens = 0
-        self._released: list[str] = []
-
-    @property
-    def text(self) -> str:
-        """All the text released so far."""
-        return "".join(self._released)
 
     def append(self, token_ids: Sequence[int]) -> TextDelta:
         """Adds the next tokens; tokens after a stop string are ignored."""
@@ -64,17 +58,12 @@ class IncrementalDetokenizer:
             pieces.append(piece)
             if stop is not None:
                 break
-        return TextDelta(self._release("".join(pieces)), stop)
+        return TextDelta("".join(pieces), stop)
 
     def finish(self) -> str:
         """Returns the held-back text of an output that ended without a stop string; call it last."""
         held = self._scanner.release() if self._scanner else ""
-        return self._release(held + self._stream.flush())
-
-    def _release(self, text: str) -> str:
-        if text:
-            self._released.append(text)
-        return text
+        return held + self._stream.flush()
 
 
 class PromptTail:

@@ -4,8 +4,8 @@ from concurrent.futures import Executor
 from typing import Any
 
 from server.config import ModelFiles, RendererConfig
+from server.renderers.hf import TemplateRenderer
 from server.renderers.prompts import ChatOptions
-from server.renderers.template_renderer import TemplateRenderer
 from server.renderers.tokenizers.grok2_tokenizer import Grok2Tokenizer
 
 

@@ -16,19 +16,17 @@ _LOOP_SHARE_S = 0.002
 
 
 class RendererPool(ThreadPoolExecutor):
-    """A thread pool that counts its waiting work items and reports how long each one waited."""
+    """A thread pool that reports how many work items wait, and how long each one waited."""
 
     def __init__(self, num_workers: int, *, name: str) -> None:
         super().__init__(num_workers, thread_name_prefix=name)
         self.num_workers = num_workers
-        self._lock = threading.Lock()
-        self._num_waiting = 0
         self._on_wait: Callable[[float], None] = lambda _: None
 
     @property
     def num_waiting(self) -> int:
-        """Work items that no thread has begun."""
-        return self._num_waiting
+        """Work items that no thread has taken."""
+        return self._work_queue.qsize()
 
     def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
         """Calls `on_wait` with the seconds that a work item has waited, on the thread that begins it."""
@@ -36,27 +34,12 @@ class RendererPool(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> "Future[R]":
         submitted_s = perf_counter()
-        has_begun = False
 
         def run() -> R:
-            nonlocal has_begun
-            has_begun = True
-            self._count(-1)
             self._on_wait(perf_counter() - submitted_s)
             return fn(*args, **kwargs)
 
-        def discard(future: "Future[R]") -> None:
-            if not has_begun:
-                self._count(-1)
-
-        self._count(1)
-        try:
-            future = super().submit(run)
-        except RuntimeError:
-            self._count(-1)
-            raise
-        future.add_done_callback(discard)
-        return future
+        return super().submit(run)
 
     def run_in_each_thread(self, func: Callable[[], object]) -> None:
         """Runs `func` once in each thread and starts all threads; the pool must have no other work."""
@@ -68,10 +51,6 @@ class RendererPool(ThreadPoolExecutor):
 
         for future in [self.submit(run) for _ in range(self.num_workers)]:
             future.result()
-
-    def _count(self, change: int) -> None:
-        with self._lock:
-            self._num_waiting += change
 
 
 def make_async(func: Callable[P, R], executor: Executor) -> Callable[P, Coroutine[Any, Any, R]]:

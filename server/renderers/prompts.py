@@ -1,9 +1,11 @@
-"""Prompts and options that a renderer accepts, and the rendered prompt that it returns."""
+"""Prompts and options that a renderer accepts, checks of both, and the rendered prompt that it returns."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from server.errors import RequestError
+from server.renderers.tokenizers.tokenizer import Side
 from server.types import PromptInputs
 
 
@@ -14,12 +16,6 @@ class EmbedsPrompt:
     embeds: str | bytes | memoryview
     """Base64 of a tensor file (`server.renderers.embeds.prompt_embeds`)."""
 
-
-TruncationSide = Literal["left", "right"]
-"""Where a prompt is cut: `right` keeps its first tokens, `left` the last ones.
-
-None keeps the last ones too, and the special tokens at the beginning.
-"""
 
 Prompt = str | list[int] | EmbedsPrompt
 """A completion's prompt: text, token ids or embeddings."""
@@ -56,7 +52,8 @@ class ChatOptions:
     add_special_tokens: bool = False
     """Chat templates write the special tokens themselves."""
     truncate_prompt_tokens: int | None = None
-    truncation_side: TruncationSide | None = None
+    truncation_side: Side | None = None
+    """None keeps the last tokens, and the special ones at the beginning."""
     mm_processor_kwargs: dict[str, Any] | None = None
     """Only accepted with `--trust-request-mm-kwargs`."""
 
@@ -65,10 +62,6 @@ class ChatOptions:
             raise RequestError(
                 "a chat_template in the request is only accepted by --engine vllm with --trust-request-chat-template",
                 param="chat_template",
-            )
-        if self.continue_final_message and self.add_generation_prompt:
-            raise RequestError(
-                "continue_final_message and add_generation_prompt are not compatible", param="add_generation_prompt"
             )
 
 
@@ -79,4 +72,33 @@ class TextOptions:
     add_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
     """Keep this many tokens; -1 keeps as many as leave room for one output token."""
-    truncation_side: TruncationSide | None = None
+    truncation_side: Side | None = None
+
+
+def check_text_length(text: str, *, max_model_len: int, max_token_chars: int, param: str) -> None:
+    """Rejects a text that cannot fit with any tokenization, before a thread spends seconds on tokenizing it.
+
+    Raises:
+        RequestError: the text is too long.
+    """
+    if len(text) > max_model_len * max_token_chars:
+        raise RequestError(
+            f"This model's maximum context length is {max_model_len} tokens (--max-model-len), but `{param}` holds "
+            f"{len(text)} characters. Please reduce the length of the input prompt.",
+            param=param,
+        )
+
+
+def check_unicode(text: str, param: str) -> None:
+    """Raises RequestError for half a surrogate pair, which JSON can express and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise RequestError(f"{param} is not valid Unicode: it holds a lone surrogate", param=param) from err
+
+
+def check_token_ids(token_ids: Collection[int], *, vocab_size: int, param: str) -> None:
+    """Raises RequestError if an id is outside the vocabulary."""
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+        bad = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise RequestError(f"Token id {bad} is out of vocabulary range [0, {vocab_size}) (`{param}`).", param=param)

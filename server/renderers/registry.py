@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from server.config import ModelFiles, RendererConfig, TokenizerMode
-from server.model_files.vision_models import accepts_images
+from server.model_files.kind import accepts_images
 from server.renderers.base import BaseRenderer
 from server.renderers.tokenizers.files import find_grok2_file, is_deepseek_v32, is_mistral_format
 

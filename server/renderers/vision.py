@@ -12,16 +12,15 @@ from PIL import Image
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.machine.memory import available_bytes
-from server.renderers.conversations.messages import is_image
 from server.renderers.embeds.chat_embeds import has_few_parts
 from server.renderers.hf import HfRenderer
 from server.renderers.images.decoding import import_decoders
 from server.renderers.images.errors import MediaError
 from server.renderers.images.load_budget import LoadBudget, LoadLease
 from server.renderers.images.loader import MediaLoader
-from server.renderers.images.policy import MediaPolicy
 from server.renderers.images.processor import ImageFile, ImageProcessor, load_processor
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
+from server.renderers.messages import is_image
 from server.renderers.pool import make_async
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
@@ -54,10 +53,9 @@ class VisionRenderer(HfRenderer):
         if loaded.chat_template is None:
             loaded.chat_template = processor.chat_template
         super().__init__(files, config, executor=executor, tokenizer=HfTokenizer(loaded))
-        policy = MediaPolicy.from_config(config)
         cache = self.mm_cache = ProcessorCache(_cache_bytes(config))
-        self._images = ImageProcessor(processor, cache, max_pixels=policy.max_pixels)
-        self._media = MediaLoader(policy, self._mm_executor)
+        self._images = ImageProcessor(processor, cache, max_pixels=config.max_image_pixels)
+        self._media = MediaLoader(config, self._mm_executor)
         self._budget = LoadBudget()
         self.image_token = self._images.image_token
 

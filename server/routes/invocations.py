@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from server.apis.pooling.classification import ClassificationRequest
 from server.apis.pooling.embedding import EmbeddingRequest
-from server.apis.pooling.pooling import PoolingRequest
-from server.apis.pooling.scoring_bodies import RerankRequest, ScoreRequest
+from server.apis.pooling.pooling import ClassificationRequest, PoolingRequest
+from server.apis.pooling.scoring import RerankRequest, ScoreRequest
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest

@@ -15,7 +15,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.apis.messages.errors import failure_format, is_anthropic
+from server.apis.messages.response import failure_format, is_anthropic
 from server.errors import ConfigError
 from server.http_body.errors import error_response
 from server.metrics.http_metrics import HttpMetrics

@@ -9,10 +9,9 @@ import msgspec
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
 from server.apis.messages.response import CountTokensResponse, MessagesResponse, StreamEvent
 from server.apis.openai.bodies import ChatChunk, ChatResponse, CompletionChunk, CompletionResponse
-from server.apis.pooling.classification import ClassificationRequest, ClassificationResponse
 from server.apis.pooling.embedding import EmbeddingRequest, EmbeddingResponse
-from server.apis.pooling.pooling import PoolingRequest, PoolingResponse
-from server.apis.pooling.scoring_bodies import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
+from server.apis.pooling.pooling import ClassificationRequest, ClassificationResponse, PoolingRequest, PoolingResponse
+from server.apis.pooling.scoring import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
 from server.apis.responses.events import ResponseStreamEvent
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.response import Response

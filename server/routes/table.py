@@ -6,17 +6,15 @@ from typing import Any
 from starlette.routing import Route
 
 from server.apis.generative_scoring import GenerativeScoringRequest, GenerativeScoringServing
-from server.apis.messages.errors import ANTHROPIC
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
+from server.apis.messages.response import ANTHROPIC
 from server.apis.messages.serving import MessagesServing
 from server.apis.openai.chat import ChatServing
 from server.apis.openai.completions import CompletionServing
-from server.apis.pooling.classification import ClassificationRequest, ClassificationServing
 from server.apis.pooling.cohere import CohereEmbeddingServing, CohereEmbedRequest
 from server.apis.pooling.embedding import EmbeddingRequest, EmbeddingServing
-from server.apis.pooling.pooling import PoolingRequest, PoolingServing
-from server.apis.pooling.scoring import RerankServing, ScoreServing
-from server.apis.pooling.scoring_bodies import RerankRequest, ScoreRequest
+from server.apis.pooling.pooling import ClassificationRequest, ClassificationServing, PoolingRequest, PoolingServing
+from server.apis.pooling.scoring import RerankRequest, RerankServing, ScoreRequest, ScoreServing
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.serving import ResponsesServing
 from server.apis.tokenization import DetokenizeRequest, TokenizationServing, TokenizeRequest

@@ -16,10 +16,10 @@ import pybase64
 
 from server.access_log import QueryMask
 from server.apis.messages.blocks import BlockStream
-from server.apis.responses.custom_input import CustomInputReader
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.request import ResponsesRequest
-from server.apis.responses.tools import ResponseTools
+from server.apis.responses.tools import CustomInputReader, ResponseTools
+from server.config import RendererConfig
 from server.engine.sampling.grammar import GrammarError, build_grammar
 from server.engine.sampling.reasoning import MarkerFinder
 from server.errors import ServerError
@@ -36,12 +36,11 @@ from server.parsers.json_text import read_json
 from server.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
 from server.parsers.schema_values import text_to_value
 from server.parsers.whole_calls import WholeCalls
-from server.renderers.conversations.messages import to_conversation
 from server.renderers.detokenizer import UNFINISHED, DecodeWindow, PromptTail
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.images.fetcher import MediaFetcher
 from server.renderers.images.loader import decode_data_url
-from server.renderers.images.policy import MediaPolicy
+from server.renderers.messages import to_conversation
 from server.renderers.stop_strings import StopScanner, StopString
 from server.renderers.tokenizers.grok2_tokenizer import _cut_spaces
 from server.routes.asgi import read_announced_bytes, read_request_id
@@ -159,7 +158,7 @@ def _embeds(text: str) -> None:
 def _media(text: str) -> None:
     with suppress(ServerError):
         decode_data_url(text, max_bytes=1 << 24)
-    fetcher = MediaFetcher(MediaPolicy(domains=frozenset(("a.example",))))
+    fetcher = MediaFetcher(RendererConfig(allowed_media_domains=("a.example",)))
     with suppress(ServerError, ValueError):  # `fetch` makes one of the other
         fetcher._check(fetcher._parse(text))
 
@@ -281,9 +280,7 @@ SCANNERS: Final = [
             *_units("a", ";", "/", begin="data:"),
         ],
     ),
-    Scanner(
-        "messages", ("server.renderers.conversations.messages",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')
-    ),
+    Scanner("messages", ("server.renderers.messages",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
     Scanner("spaces", ("server.renderers.tokenizers.grok2_tokenizer",), _cut_spaces, _units(" ", " a", "\n")),
     Scanner("schemas", ("server.generation.guided",), _schema, _units("[", '{"a":', "0", "[],", '{"type":"object"},')),
     Scanner(
@@ -308,7 +305,7 @@ SCANNERS: Final = [
     Scanner("Anthropic blocks", ("server.apis.messages.blocks",), _blocks, _units("a", "[", '{"a":', " ")),
     Scanner(
         "custom input",
-        ("server.apis.responses.custom_input",),
+        ("server.apis.responses.tools",),
         _custom_input,
         [*_units(" ", '{"input": "', "a"), *_units("a", "\\", "\\u", "\\ud83d", '"', "\\n", begin='{"input": "')],
     ),

@@ -16,7 +16,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 MEASURED_ELSEWHERE: Final = {
     "server.parsers.tools.openai": "openai_harmony, which reads tokens: in the slow test",
-    "server.renderers.conversations.content_format": "templates of the model",
+    "server.renderers.chat_template": "templates of the model",
 }
 
 OTHER_TEXT: Final = {

@@ -16,9 +16,16 @@ from server.apis.messages.request import (
     ToolDefinition,
 )
 from server.errors import RequestError
-from server.generation.chat_request import ChatRequest, ReasoningEffort
+from server.generation.chat_request import (
+    ChatRequest,
+    FunctionDefinition,
+    NamedFunction,
+    NamedToolChoice,
+    ReasoningEffort,
+    Tool,
+    ToolChoice,
+)
 from server.generation.request import JsonSchemaFormat, ResponseFormat
-from server.generation.tools import FunctionDefinition, NamedFunction, NamedToolChoice, Tool, ToolChoice
 
 _ATTRIBUTION_HEADER = "x-anthropic-billing-header"
 """Claude Code's first system block; it differs in every request, so no prefix would be found in the cache."""
@@ -71,10 +78,7 @@ def _generation_fields(request: MessagesRequest) -> dict[str, Any]:
         "top_p": request.top_p,
         "thinking_token_budget": thinking.budget_tokens if isinstance(thinking, ThinkingEnabled) else None,
         "cache_salt": request.cache_salt,
-        "watermarking": request.watermarking,
         "kv_transfer_params": request.kv_transfer_params,
-        "ec_transfer_params": request.ec_transfer_params,
-        "vllm_xargs": request.vllm_xargs,
     }
 
 

@@ -1,11 +1,13 @@
 """Bodies of /v1/messages and /v1/messages/count_tokens: the responses, their events and errors."""
 
+from http import HTTPStatus
 from typing import Any, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
-from server.http_body.errors import ErrorInfo
+from server import sse
+from server.http_body.errors import OPENAI, ErrorInfo, ErrorResponse, FailureFormat
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
@@ -149,3 +151,33 @@ class CountTokensResponse(msgspec.Struct, kw_only=True):
 
     input_tokens: int
     context_management: ContextManagement
+
+
+_ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def _to_messages_error(response: ErrorResponse) -> MessagesError:
+    code = response.error.code
+    default = "invalid_request_error" if code < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
+    return MessagesError(structs.replace(response.error, type=_ERROR_TYPES.get(code, default)))
+
+
+ANTHROPIC = FailureFormat(to_body=_to_messages_error, encode_event=sse.encode_named_event, end=b"")
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether a path belongs to Anthropic's API, which has errors and a header for keys of its own."""
+    return path in ("/v1/messages", "/v1/messages/count_tokens")
+
+
+def failure_format(path: str) -> FailureFormat:
+    """The format of errors of a path, for those that occur outside of its route."""
+    return ANTHROPIC if is_anthropic(path) else OPENAI

@@ -6,9 +6,9 @@ from contextlib import aclosing
 from server import sse
 from server.apis.messages.blocks import BlockStream, create_signature, create_stop, parse_arguments
 from server.apis.messages.conversion import to_chat_request
-from server.apis.messages.errors import ANTHROPIC
 from server.apis.messages.request import CountTokensRequest, MessagesRequest, ThinkingDisabled
 from server.apis.messages.response import (
+    ANTHROPIC,
     ContextManagement,
     CountTokensResponse,
     MessageDelta,

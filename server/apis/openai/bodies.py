@@ -6,7 +6,6 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from server.generation.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprobs
-from server.generation.tools import DeltaToolCall, ToolCall
 from server.http_body.response_parts import Usage
 
 C = TypeVar("C")
@@ -35,6 +34,37 @@ class GeneratedChunk(msgspec.Struct, Generic[C], kw_only=True):
     model: str
     choices: list[C]
     usage: Usage | UnsetType = UNSET
+
+
+class FunctionCall(msgspec.Struct):
+    """The called function, with the arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, kw_only=True):
+    """One member of `message.tool_calls`."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class DeltaFunctionCall(msgspec.Struct, kw_only=True):
+    """The part that a chunk adds to a call."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class DeltaToolCall(msgspec.Struct, kw_only=True):
+    """One member of `delta.tool_calls`; id, type and name are in the call's first chunk only."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: DeltaFunctionCall
 
 
 class ChatMessage(msgspec.Struct, kw_only=True):

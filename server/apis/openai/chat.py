@@ -7,12 +7,22 @@ from typing import Any
 from msgspec import UNSET
 
 from server import sse
-from server.apis.openai.bodies import ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatMessage, ChatResponse
+from server.apis.openai.bodies import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatDelta,
+    ChatMessage,
+    ChatResponse,
+    DeltaFunctionCall,
+    DeltaToolCall,
+    FunctionCall,
+    ToolCall,
+)
 from server.generation.chat_request import BatchChatRequest, ChatRequest
 from server.generation.chat_run import ChatRun, ChatRunner
 from server.generation.logprobs import ChatLogprobs, LogprobFormatter
 from server.generation.output_parsing import ChoiceDelta, ToolCallPart
-from server.generation.tools import DeltaFunctionCall, DeltaToolCall, FunctionCall, ToolCall
 from server.generation.usage import UsageReporting
 from server.http_body.errors import end_stream
 from server.operation.concurrently import take_turns
@@ -73,7 +83,7 @@ class ChatBodies:
         self._shows_token_ids = bool(request.return_token_ids) and not run.hides_tokens
         self._num_choices = request.num_choices
         self._last_messages = [each.messages[-1] for each in requests]
-        self._logprobs = LogprobFormatter.from_request(inference, request)
+        self._logprobs = LogprobFormatter(inference, request)
 
     async def complete(self, choices: Sequence[ChoiceDelta]) -> ChatResponse:
         """The whole response, of one delta per choice."""

@@ -2,8 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-
-from msgspec import UNSET
+from typing import Any
 
 from server import sse
 from server.apis.openai.bodies import CompletionChoice, CompletionChunk, CompletionChunkChoice, CompletionResponse
@@ -83,12 +82,8 @@ class CompletionBodies:
         self._created = unix_time()
         self._has_begun = [False] * generation.num_choices
         self._text_offsets = [0] * generation.num_choices
-        self._logprobs = LogprobFormatter.from_request(inference, request)
-        self._meter = UsageMeter(
-            generation,
-            has_prompt_details=inference.config.generation.enable_prompt_tokens_details,
-            counts_output=not request.is_echo_only,
-        )
+        self._logprobs = LogprobFormatter(inference, request)
+        self._meter = UsageMeter(generation, inference.config.generation, counts_output=not request.is_echo_only)
 
     async def complete(self, deltas: Sequence[SequenceDelta]) -> CompletionResponse:
         """The whole response, of one delta per choice."""
@@ -110,7 +105,7 @@ class CompletionBodies:
         async with aclosing(generate(self._inference, self._generation)) as deltas:
             async for delta in deltas:
                 self._meter.add(delta)
-                chunk = self._chunk([await self._chunk_choice(delta)])
+                chunk = self._chunk([CompletionChunkChoice(**await self._shown_fields(delta))])
                 if reporting.in_chunks:
                     chunk.usage = self._meter.of_choice(delta.choice)
                 yield sse.encode_event(chunk)
@@ -125,36 +120,29 @@ class CompletionBodies:
         )
 
     async def _choice(self, delta: SequenceDelta) -> CompletionChoice:
-        shown = self._show(delta)
-        logprobs = await self._take_logprobs(shown)
-        shows_ids = self._request.return_token_ids
         prompt_logprobs = delta.prompt_logprobs
         return CompletionChoice(
-            index=delta.choice,
-            text=shown.text,
-            logprobs=logprobs,
-            finish_reason=shown.finish_reason,
-            stop_reason=shown.stop_reason,
-            token_ids=shown.token_ids if shows_ids else None,
+            **await self._shown_fields(delta),
             prompt_logprobs=None if prompt_logprobs is None else await self._logprobs.prompt(prompt_logprobs),
-            prompt_token_ids=self._prompt_token_ids(delta) if shows_ids else None,
         )
 
-    async def _chunk_choice(self, delta: SequenceDelta) -> CompletionChunkChoice:
+    async def _shown_fields(self, delta: SequenceDelta) -> dict[str, Any]:
+        """The fields of a choice or of its next part; ids only if the request asks for them."""
         is_first = not self._has_begun[delta.choice]
         shown = self._show(delta)
-        logprobs = await self._take_logprobs(shown)
-        shows_ids = self._request.return_token_ids
+        fields: dict[str, Any] = {
+            "index": delta.choice,
+            "text": shown.text,
+            "logprobs": await self._take_logprobs(shown),
+            "finish_reason": shown.finish_reason,
+            "stop_reason": shown.stop_reason,
+        }
+        if self._request.return_token_ids:
+            fields["token_ids"] = shown.token_ids
+            if is_first:
+                fields["prompt_token_ids"] = self._prompt_token_ids(delta)
         self._has_begun[delta.choice] = True
-        return CompletionChunkChoice(
-            index=delta.choice,
-            text=shown.text,
-            logprobs=logprobs,
-            finish_reason=shown.finish_reason,
-            stop_reason=shown.stop_reason,
-            token_ids=shown.token_ids if shows_ids else UNSET,
-            prompt_token_ids=self._prompt_token_ids(delta) if shows_ids and is_first else UNSET,
-        )
+        return fields
 
     def _show(self, delta: SequenceDelta) -> SequenceDelta:
         """The delta as the client gets it: after the echoed prompt, or only the prompt if it is echo-only."""

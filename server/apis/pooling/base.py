@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import msgspec
 
-from server.apis.pooling.prompts import PooledPrompt, PromptReader, ReadOptions
+from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import D, InputFields, ListResponse, Truncatable
 from server.errors import EngineError, RequestError, UnsupportedApiError
 from server.generation.sequences import SequenceRecorder
@@ -20,6 +20,7 @@ from server.operation.models import unix_time
 from server.operation.request_context import RequestContext
 from server.renderers.pool import make_async
 from server.renderers.prompts import ChatOptions
+from server.renderers.tokenizers.tokenizer import Encoded
 from server.request_ids import set_request_id
 from server.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams
 
@@ -41,7 +42,7 @@ class PoolingServeContext(Generic[T]):
     """The same for all prompts, unless a step derives others from it."""
     info: PoolingInfo
     request_context: RequestContext
-    prompts: list[PooledPrompt] = field(default_factory=list)
+    prompts: list[Encoded] = field(default_factory=list)
     """Filled in by the first step."""
     outputs: list[EngineOutput] = field(default_factory=list)
     """The engine's outputs, in the order of the prompts."""
@@ -104,8 +105,8 @@ class PoolingServingBase(ABC, Generic[T]):
 
     def _fill_prompts(self, ctx: PoolingServeContext[T]) -> None:
         """Tokenizes the prompts; runs in the pool."""
-        options = ReadOptions.from_request(ctx.request, self._engine.info, max_input_len=self._max_input_len(ctx.info))
-        self._read_prompts(ctx, PromptReader(self._renderer, options))
+        most = self._max_input_len(ctx.info)
+        self._read_prompts(ctx, PromptReader(self._renderer, ctx.request, self._engine.info, max_input_len=most))
 
     def _max_input_len(self, info: PoolingInfo) -> int | None:
         """Most tokens of a prompt, if that is not the model's context."""
@@ -156,7 +157,7 @@ class PoolingServingBase(ABC, Generic[T]):
     async def _pool(
         self,
         ctx: PoolingServeContext[T],
-        prompts: Sequence[PooledPrompt],
+        prompts: Sequence[Encoded],
         ids: Sequence[str],
         params: Sequence[PoolingParams],
     ) -> list[EngineOutput]:
@@ -167,7 +168,7 @@ class PoolingServingBase(ABC, Generic[T]):
         )
 
     async def _pool_one(
-        self, context: RequestContext, engine_id: str, prompt: PooledPrompt, params: PoolingParams
+        self, context: RequestContext, engine_id: str, prompt: Encoded, params: PoolingParams
     ) -> EngineOutput:
         recorder = SequenceRecorder(self._metrics.engine, context, len(prompt.token_ids), max_tokens=None)
         reason: FinishReason = "abort"
@@ -182,9 +183,7 @@ class PoolingServingBase(ABC, Generic[T]):
         finally:
             recorder.finish(reason)
 
-    def _log(
-        self, ctx: PoolingServeContext[T], prompts: Sequence[PooledPrompt], params: Sequence[PoolingParams]
-    ) -> None:
+    def _log(self, ctx: PoolingServeContext[T], prompts: Sequence[Encoded], params: Sequence[PoolingParams]) -> None:
         if self._config.logging.enable_log_requests:
             for prompt, pooling in zip(prompts, params, strict=True):
                 logger.info("request %s: %d prompt tokens, %s", ctx.request_id, len(prompt.token_ids), pooling)

@@ -11,12 +11,13 @@ from msgspec import Meta
 
 from server.apis.pooling.base import PoolingServeContext, check_dimensions
 from server.apis.pooling.embedding import EmbeddingServingBase
-from server.apis.pooling.prompts import PooledPrompt, PromptReader
+from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import Dimensions, Truncatable
 from server.apis.pooling.vectors import values_of
 from server.errors import RequestError
 from server.http_body.fields import INEFFECTIVE, Counted, Priority
 from server.renderers.prompts import ChatOptions
+from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import PoolingInfo, PoolingParams
 
 _CHAT_OPTIONS = ChatOptions(add_generation_prompt=False)
@@ -168,7 +169,7 @@ class CohereEmbeddingServing(EmbeddingServingBase[CohereEmbedRequest]):
         )
 
 
-def _read_conversation(reader: PromptReader, parts: list[str], instruction: str | None) -> PooledPrompt:
+def _read_conversation(reader: PromptReader, parts: list[str], instruction: str | None) -> Encoded:
     """The conversation of one input's texts; the instruction is its system message."""
     system = [] if instruction is None else [{"role": "system", "content": instruction}]
     return reader.read_conversation([*system, {"role": "user", "content": "\n".join(parts)}], _CHAT_OPTIONS)
@@ -182,7 +183,7 @@ def _check_input_type(input_type: str | None, instructions: dict[str, str]) -> N
     raise RequestError(f"Unsupported input_type {input_type!r}. {known if instructions else none}", param="input_type")
 
 
-def _check_lengths(request: CohereEmbedRequest, prompts: Sequence[PooledPrompt]) -> None:
+def _check_lengths(request: CohereEmbedRequest, prompts: Sequence[Encoded]) -> None:
     """With `truncate` NONE, `max_tokens` rejects longer inputs."""
     if request.truncate != "NONE" or request.max_tokens is None:
         return

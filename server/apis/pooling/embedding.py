@@ -10,10 +10,10 @@ import numpy as np
 from msgspec.structs import replace
 
 from server.apis.pooling.base import PoolingServeContext, PoolingServingBase, check_dimensions
-from server.apis.pooling.prompts import PooledPrompt
 from server.apis.pooling.request import Dimensions, ListResponse, Truncatable, VectorFields
 from server.apis.pooling.vectors import binary_response, to_json, values_of
 from server.http_body.response_parts import BinaryResponse
+from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, PoolingInfo, PoolingParams, TensorData
 
 E = TypeVar("E", bound=Truncatable)
@@ -67,7 +67,7 @@ class EmbeddingServingBase(PoolingServingBase[E]):
             parts = self._parts(ctx, prompt)
             yield _join_parts(list(islice(outputs, len(parts))), parts)
 
-    def _parts(self, ctx: PoolingServeContext[E], prompt: PooledPrompt) -> list[PooledPrompt]:
+    def _parts(self, ctx: PoolingServeContext[E], prompt: Encoded) -> list[Encoded]:
         return _split_prompt(prompt, self._engine.info.max_model_len) if ctx.info.chunks_prompts else [prompt]
 
 
@@ -89,13 +89,13 @@ class EmbeddingServing(EmbeddingServingBase[EmbeddingRequest]):
         return ctx.encode(EmbeddingResponse, data)
 
 
-def _split_prompt(prompt: PooledPrompt, most_tokens: int) -> list[PooledPrompt]:
+def _split_prompt(prompt: Encoded, most_tokens: int) -> list[Encoded]:
     """The prompt's tokens in parts of at most so many."""
     starts = range(0, len(prompt.token_ids), most_tokens)
-    return [PooledPrompt(prompt.token_ids[start : start + most_tokens]) for start in starts]
+    return [Encoded(prompt.token_ids[start : start + most_tokens]) for start in starts]
 
 
-def _join_parts(outputs: Sequence[EngineOutput], parts: Sequence[PooledPrompt]) -> EngineOutput:
+def _join_parts(outputs: Sequence[EngineOutput], parts: Sequence[Encoded]) -> EngineOutput:
     """The average of the parts' embeddings by their number of tokens; normalized if all parts are."""
     if len(outputs) == 1:
         return outputs[0]

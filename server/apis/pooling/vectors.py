@@ -12,6 +12,7 @@ import numpy.typing as npt
 from server.apis.pooling.base import PoolingServeContext
 from server.apis.pooling.request import EmbedDType, Endianness, VectorFields
 from server.http_body.response_parts import BinaryResponse
+from server.renderers.embeds.stored_tensor import to_bfloat16
 from server.types import EngineOutput, TensorData
 
 V = TypeVar("V", bound=VectorFields)
@@ -92,13 +93,6 @@ def cosine(first: EngineOutput, second: EngineOutput) -> float:
 def max_similarity(query: EngineOutput, document: EngineOutput) -> float:
     """The sum over the query's tokens of the highest similarity with a token of the document."""
     return float((values_of(query) @ values_of(document).T).max(axis=-1).sum())
-
-
-def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """The upper 16 bits of each number, rounded as by torch: to the nearest, ties to even."""
-    bits = values.astype("=f4").view("=u4")
-    rounded: npt.NDArray[np.uint32] = bits + 0x7FFF + ((bits >> 16) & 1)
-    return (rounded >> 16).astype(np.uint16)
 
 
 def to_fp8(values: npt.NDArray[np.float32], kind: Literal["fp8_e4m3", "fp8_e5m2"]) -> npt.NDArray[np.uint8]:

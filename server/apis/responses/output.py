@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 from uuid import uuid4
 
-from server.apis.responses.custom_input import CustomInputReader
 from server.apis.responses.events import (
     ArgumentsDelta,
     ArgumentsDone,
@@ -34,7 +33,7 @@ from server.apis.responses.response import (
     ReasoningItem,
     ReasoningText,
 )
-from server.apis.responses.tools import CalledTool, ResponseTools
+from server.apis.responses.tools import CalledTool, CustomInputReader, ResponseTools
 from server.generation.logprobs import ChatLogprob
 from server.generation.output_parsing import Part, ToolCallPart
 from server.parsers.events import Content, Reasoning

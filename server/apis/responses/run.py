@@ -48,7 +48,7 @@ class ResponseRun:
         self.chat = chat
         """The request in the engine."""
         self._writer = OutputWriter(tools)
-        self._logprobs = LogprobFormatter.from_request(inference, chat.request)
+        self._logprobs = LogprobFormatter(inference, chat.request)
         self._num_events = 0
         self._texts: list[str] = []
         self._token_ids: list[int] = []

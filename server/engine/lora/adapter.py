@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from server.lora_config import LoraConfig
-from server.model_files.vision_models import VISION_MODEL_TYPES
+from server.model_files.kind import VISION_MODEL_TYPES
 from server.wording import list_some
 
 _SAFETENSORS: Final = "adapter_model.safetensors"

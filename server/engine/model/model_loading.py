@@ -24,7 +24,7 @@ from server.config import EngineConfig
 from server.engine.model.device import choose_device, move_model
 from server.engine.model.tensor_overhead import without_tensor_overhead
 from server.errors import EngineStartError
-from server.model_files.vision_models import VISION_MODEL_TYPES
+from server.model_files.kind import VISION_MODEL_TYPES
 
 _DTYPES = {
     "half": torch.float16,

@@ -10,9 +10,16 @@ from dataclasses import dataclass
 import pybase64
 
 from server.errors import RequestError
-from server.renderers.embeds.float_rows import NotFiniteError, convert_rows
 from server.renderers.embeds.safetensors_file import is_safetensors, read_safetensors
-from server.renderers.embeds.stored_tensor import FLOAT_TYPES, DenseTensor, SparseTensor, StoredTensor, TensorFileError
+from server.renderers.embeds.stored_tensor import (
+    FLOAT_TYPES,
+    DenseTensor,
+    NotFiniteError,
+    SparseTensor,
+    StoredTensor,
+    TensorFileError,
+    convert_rows,
+)
 from server.renderers.embeds.torch_file import is_torch_file, read_torch_file
 from server.types import TensorData
 

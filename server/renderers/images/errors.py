@@ -1,4 +1,4 @@
-"""The error for images that cannot be loaded."""
+"""The errors of images that cannot be loaded."""
 
 from server.errors import ServerError
 

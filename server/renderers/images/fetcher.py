@@ -7,9 +7,9 @@ from functools import partial
 import aiohttp
 from yarl import URL
 
+from server.config import RendererConfig
 from server.renderers.images.addresses import PublicResolver, check_public, is_private_by_name, literal_address
 from server.renderers.images.errors import MediaError, MediaTooLargeError
-from server.renderers.images.policy import MediaPolicy
 
 TakeRoom = Callable[[int], Awaitable[None]]
 """Returns once there is memory for so many bytes."""
@@ -25,9 +25,10 @@ _HEADERS = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity", "User
 class MediaFetcher:
     """Runs on the event loop. Each image gets a new connection, to an address that was checked for it."""
 
-    def __init__(self, policy: MediaPolicy) -> None:
-        self._policy = policy
-        self._private_hosts = frozenset(filter(is_private_by_name, policy.domains))
+    def __init__(self, config: RendererConfig) -> None:
+        self._config = config
+        self._domains = frozenset(domain.lower().rstrip(".").strip("[]") for domain in config.allowed_media_domains)
+        self._private_hosts = frozenset(filter(is_private_by_name, self._domains))
 
     async def fetch(self, url: str, take_room: TakeRoom) -> bytes:
         """The image's bytes; room is taken for each part as it arrives.
@@ -37,7 +38,7 @@ class MediaFetcher:
         Raises:
             MediaError: the host is not allowed, times out, answers with an error or with too many bytes.
         """
-        timeout_s = self._policy.fetch_timeout_s
+        timeout_s = self._config.image_fetch_timeout_s
         resolver = PublicResolver(self._private_hosts)
         try:
             async with (
@@ -65,7 +66,7 @@ class MediaFetcher:
                 if response.status not in _REDIRECTS:
                     return await self._read(response, take_room)
                 target = response.headers.get("Location")
-            if not self._policy.follows_redirects:
+            if not self._config.media_url_allow_redirects:
                 raise MediaError("the URL redirects, and redirects are not followed (VLLM_MEDIA_URL_ALLOW_REDIRECTS)")
             if not target:
                 raise MediaError("the URL redirects without a Location header")
@@ -75,7 +76,7 @@ class MediaFetcher:
     async def _read(self, response: aiohttp.ClientResponse, take_room: TakeRoom) -> bytes:
         if response.status != 200:
             raise MediaError(f"the URL answered with HTTP status {response.status}")
-        max_bytes = self._policy.max_bytes
+        max_bytes = self._config.max_media_bytes
         parts: list[bytes] = []
         num_bytes = response.content_length or 0
         if num_bytes <= max_bytes:
@@ -108,9 +109,9 @@ class MediaFetcher:
         host = (url.host or "").lower().rstrip(".")
         if url.scheme not in ("http", "https"):
             raise MediaError(f"the URL redirects to {url.scheme!r}, which is neither http nor https")
-        if not self._policy.domains:
+        if not self._domains:
             raise MediaError("images are only fetched from hosts that are named in --allowed-media-domains")
-        if host not in self._policy.domains:
+        if host not in self._domains:
             raise MediaError(f"the host {host[:100]!r} is not among --allowed-media-domains")
         if (address := literal_address(host)) is not None and host not in self._private_hosts:
             check_public(address)

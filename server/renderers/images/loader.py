@@ -7,10 +7,10 @@ from stat import S_ISREG
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from server.config import RendererConfig
 from server.renderers.images.errors import MediaError, MediaTooLargeError
 from server.renderers.images.fetcher import MediaFetcher
 from server.renderers.images.load_budget import LoadLease
-from server.renderers.images.policy import MediaPolicy
 from server.renderers.pool import make_async
 
 _SLICE_CHARS = 1 << 18
@@ -20,9 +20,11 @@ _SLICE_CHARS = 1 << 18
 class MediaLoader:
     """Fetches over HTTP on the event loop; decodes `data:` URLs and reads files in `executor`."""
 
-    def __init__(self, policy: MediaPolicy, executor: Executor) -> None:
-        self._policy = policy
-        self._fetcher = MediaFetcher(policy)
+    def __init__(self, config: RendererConfig, executor: Executor) -> None:
+        folder = config.allowed_local_media_path
+        self._folder = None if folder is None else Path(folder).resolve()
+        self._max_bytes = config.max_media_bytes
+        self._fetcher = MediaFetcher(config)
         self._executor = executor
 
     async def load(self, url: str, lease: LoadLease) -> bytes:
@@ -31,12 +33,12 @@ class MediaLoader:
         Raises:
             MediaError: the URL is malformed or not allowed, or loading fails.
         """
-        scheme, most = url[:5].lower(), self._policy.max_bytes
+        scheme, most = url[:5].lower(), self._max_bytes
         if scheme == "data:":
             await lease.grow(min(len(url) * 3 // 4, most))
             return await make_async(decode_data_url, self._executor)(url, max_bytes=most)
         if scheme == "file:":
-            file = await make_async(find_file, self._executor)(url, self._policy.local_folder)
+            file = await make_async(find_file, self._executor)(url, self._folder)
             await lease.grow(min(file.num_bytes, most))
             return await make_async(read_file, self._executor)(file.path, max_bytes=most)
         return await self._fetcher.fetch(url, lease.grow)

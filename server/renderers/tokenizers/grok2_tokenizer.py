@@ -11,8 +11,8 @@ import tiktoken
 from msgspec import Meta
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from server.renderers.conversations.messages import Message
 from server.renderers.detokenizer import Decode
+from server.renderers.messages import Message
 from server.renderers.tokenizers.files import GROK2_FILE, TokenizerLoadError, find_grok2_file, read_json_object
 
 EOS = "<|eos|>"

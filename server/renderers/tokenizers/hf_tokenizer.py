@@ -1,23 +1,28 @@
-"""A Hugging Face tokenizer, as transformers loads it."""
+"""A Hugging Face tokenizer, as transformers loads it, with a copy for each thread.
 
+Encoding in two threads at once fails with "Already borrowed". A copy shares the vocabulary: it takes 0.2 ms
+and no memory instead of 0.1 s and megabytes. The steps of a fast tokenizer (normalizer, model, decoder, …)
+are never changed here, and the tokenizers library locks them. Encoding changes only truncation and padding,
+which each copy has for itself.
+"""
+
+import copy
 import json
 import re
+import threading
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from tokenizers import Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from server.renderers.detokenizer import Decode
 from server.renderers.tokenizers.loading import load_tokenizer, measure_vocabulary
-from server.renderers.tokenizers.thread_tokenizers import ThreadTokenizers
-from server.renderers.tokenizers.tokenizer import Cut, EncodedPair
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
+from server.renderers.tokenizers.tokenizer import Cut, Encoded
 
 _FILES = ("vocab_file", "merges_file", "tokenizer_file", "name_or_path")
 """Settings that would show the server's folders."""
@@ -38,7 +43,9 @@ class HfTokenizer:
         self.eos_token_id: int | None = loaded.eos_token_id
         self.pad_token_id: int | None = loaded.pad_token_id
         self._token_bytes = TokenBytes(loaded, self.loop_decoder(skip_special_tokens=False), self.added_tokens)
-        self._thread_tokenizers = ThreadTokenizers(loaded)
+        loaded.truncation_side = "left"
+        self._of_thread = threading.local()
+        self._of_thread.tokenizer = loaded
 
     @classmethod
     def from_folder(cls, path: Path, *, trust_remote_code: bool = False) -> "HfTokenizer":
@@ -51,15 +58,27 @@ class HfTokenizer:
 
     @property
     def for_this_thread(self) -> PreTrainedTokenizerBase:
-        """The calling thread's copy."""
-        return self._thread_tokenizers.get()
+        """The calling thread's copy, made by the first call."""
+        if not hasattr(self._of_thread, "tokenizer"):
+            self._of_thread.tokenizer = copy_tokenizer(self.loaded)
+            self._of_thread.tokenizer.truncation_side = "left"
+        return self._of_thread.tokenizer
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
-        return self._thread_tokenizers.encode(text, add_special_tokens=add_special_tokens, limit=limit)
+        text.encode()
+        tokenizer = self.for_this_thread
+        if limit is None and _is_plain(tokenizer):
+            return _encode_without_offsets(tokenizer, text, add_special_tokens)
+        token_ids: list[int] = tokenizer.encode(
+            text,
+            add_special_tokens=add_special_tokens,
+            truncation=limit is not None,
+            max_length=limit,
+            verbose=False,
+        )
+        return token_ids
 
-    def encode_pair(
-        self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None
-    ) -> EncodedPair:
+    def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
         """Of a pair, the longer text is cut first."""
         for part in (text, pair or ""):
             part.encode()
@@ -80,9 +99,9 @@ class HfTokenizer:
         token_ids: list[int] = encoding["input_ids"]
         types: list[int] | None = encoding.get("token_type_ids")
         if cut is None:
-            return EncodedPair(token_ids, types)
+            return Encoded(token_ids, types)
         # transformers cuts nothing if only special tokens would fit.
-        return EncodedPair(cut.apply(token_ids), None if types is None else cut.apply(types))
+        return Encoded(cut.apply(token_ids), None if types is None else cut.apply(types))
 
     def cut_text(self, text: str, num_tokens: int) -> str:
         """Needs a fast tokenizer, which returns offsets."""
@@ -117,13 +136,13 @@ class HfTokenizer:
         return ["" if piece is None else piece for piece in pieces]
 
     def warm_up(self) -> None:
-        self._thread_tokenizers.get()
+        _ = self.for_this_thread
 
 
 class TokenBytes:
     """Computes a token's bytes, and caches those of recent tokens; used on the event loop only."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", decode: Decode, added: Mapping[int, str]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, decode: Decode, added: Mapping[int, str]) -> None:
         self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
         self._steps = _decoder_steps(self._backend)
         self._decode = decode
@@ -154,7 +173,7 @@ def _byte_level(token: str) -> bytes:
     return token.encode()
 
 
-def _decoder_steps(backend: "Tokenizer | None") -> frozenset[str]:
+def _decoder_steps(backend: Tokenizer | None) -> frozenset[str]:
     if backend is None or backend.decoder is None:
         return frozenset()
     state: dict[str, Any] = json.loads(backend.decoder.__getstate__())
@@ -168,3 +187,54 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_to_json(member) for member in value]
     return value if value is None or isinstance(value, str | int | float) else getattr(value, "content", str(value))
+
+
+def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer's class inherits encoding by the tokenizers library."""
+    kind = type(tokenizer)
+    return issubclass(kind, TokenizersBackend) and all(
+        getattr(kind, name) is getattr(TokenizersBackend, name) for name in ("encode", "_encode_plus")
+    )
+
+
+def _encode_without_offsets(tokenizer: TokenizersBackend, text: str, add_special_tokens: bool) -> list[int]:
+    """Equals `encode` in 0.6 of its time, and builds no lists of offsets while holding the GIL."""
+    backend = tokenizer.backend_tokenizer
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    token_ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+    return token_ids
+
+
+_STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+
+
+def copy_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy that another thread may use."""
+    backend = getattr(tokenizer, "_tokenizer", None)
+    memo = {id(backend): copy_backend(backend)} if isinstance(backend, Tokenizer) else {}
+    return copy.deepcopy(tokenizer, memo)
+
+
+def copy_backend(backend: Tokenizer) -> Tokenizer:
+    """A tokenizer with the same steps; a deep copy if the added tokens would get other ids."""
+    copied = Tokenizer(backend.model)
+    for name in _STEPS:
+        if (step := getattr(backend, name)) is not None:
+            setattr(copied, name, step)
+    added: dict[int, Any] = backend.get_added_tokens_decoder()
+    copied.add_tokens([added[token_id] for token_id in sorted(added)])
+    if _contents(copied.get_added_tokens_decoder()) != _contents(added):
+        return copy.deepcopy(backend)
+    copied.encode_special_tokens = backend.encode_special_tokens
+    if backend.truncation is not None:
+        copied.enable_truncation(**backend.truncation)
+    if backend.padding is not None:
+        copied.enable_padding(**backend.padding)
+    return copied
+
+
+def _contents(added: dict[int, Any]) -> dict[int, str]:
+    return {token_id: str(token) for token_id, token in added.items()}

@@ -6,13 +6,14 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from server.renderers.detokenizer import Decode
 
 Side = Literal["left", "right"]
+"""Where tokens are cut off: `right` keeps the first ones, `left` the last ones."""
 
 
-class EncodedPair(NamedTuple):
+class Encoded(NamedTuple):
     """Tokens of one text, or of two with special tokens between them."""
 
     token_ids: list[int]
-    token_type_ids: list[int] | None
+    token_type_ids: list[int] | None = None
     """The text that each token belongs to, 0 or 1; None if the model does not take token types."""
 
 
@@ -87,9 +88,7 @@ class PairTokenizer(Protocol):
     def pad_token_id(self) -> int | None:
         """The token that fills a prompt up."""
 
-    def encode_pair(
-        self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None
-    ) -> EncodedPair:
+    def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
         """The tokens of one text, or of two with special tokens between them, and the text each belongs to.
 
         Raises:

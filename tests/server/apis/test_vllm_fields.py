@@ -15,16 +15,14 @@ from server.apis.messages.request import (
     ToolChoice,
     ToolDefinition,
 )
-from server.apis.pooling.classification import ClassificationRequest
 from server.apis.pooling.embedding import EmbeddingRequest
-from server.apis.pooling.pooling import PoolingRequest
-from server.apis.pooling.scoring_bodies import RerankRequest, ScoreRequest
+from server.apis.pooling.pooling import ClassificationRequest, PoolingRequest
+from server.apis.pooling.scoring import RerankRequest, ScoreRequest
 from server.apis.responses.request import ResponsesRequest
 from server.apis.tokenization import DetokenizeRequest, TokenizeRequest
-from server.generation.chat_request import BatchChatRequest, ChatRequest
+from server.generation.chat_request import BatchChatRequest, ChatRequest, FunctionDefinition, Tool
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import JsonSchemaFormat, ResponseFormat, StreamOptions
-from server.generation.tools import FunctionDefinition, Tool
 from tests.peer_vllm import ask_vllm, needs_vllm
 
 SCRIPT = Path(__file__).with_name("vllm_fields.py")

@@ -8,8 +8,7 @@ import anthropic
 import msgspec
 import pytest
 
-from server.apis.messages.errors import ANTHROPIC
-from server.apis.messages.response import MessagesError
+from server.apis.messages.response import ANTHROPIC, MessagesError
 from server.config import ModelFiles, RendererConfig
 from server.http_body.errors import error_response
 from server.limits import LimitsConfig

@@ -7,7 +7,7 @@ import pytest
 
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
 from server.apis.pooling.embedding import EmbeddingRequest
-from server.apis.pooling.scoring_bodies import RerankRequest
+from server.apis.pooling.scoring import RerankRequest
 from server.apis.tokenization import TokenizeRequest
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest

@@ -1,4 +1,4 @@
-"""A model's files determine whether it generates or pools, as in vLLM, unless flags do."""
+"""A model's files determine whether it generates or pools, as in vLLM, and whether it accepts images."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,19 @@ from typing import Any
 import pytest
 
 from server.config import EngineConfig
-from server.model_files.kind import ModelKind, read_model_kind
+from server.model_files.kind import VISION_MODEL_TYPES, ModelKind, accepts_images, read_model_kind
 from server.model_files.sentence_files import read_sentence_files
 
 GENERATE = ModelKind("generate", "none")
 
 
 def _kind(folder: Path, *architectures: str, **options: Any) -> ModelKind:
-    (folder / "config.json").write_text(json.dumps({"architectures": list(architectures)}))
+    _write_config(folder, {"architectures": list(architectures)})
     return read_model_kind(folder, EngineConfig(**options))
+
+
+def _write_config(folder: Path, config: Any) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def _write_modules(folder: Path, *kinds: str, package: str = "sentence_transformers.models") -> None:
@@ -108,3 +112,35 @@ def test_limits_of_texts_are_read(tmp_path: Path) -> None:
     assert (files.max_seq_length, files.does_lower_case) == (256, True)
     (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": null}')
     assert read_sentence_files(tmp_path).max_seq_length is None
+
+
+@pytest.mark.parametrize("model_type", sorted(VISION_MODEL_TYPES))
+def test_tested_vision_models_accept_images(tmp_path: Path, model_type: str) -> None:
+    _write_config(tmp_path, {"model_type": model_type, "vision_config": {}})
+    assert accepts_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama"},
+        {"model_type": "llava"},
+        {"model_type": "gemma3", "vision_config": {}},
+        {"model_type": "paligemma", "vision_config": {}},
+        {"model_type": "mllama", "vision_config": {}},
+        {"model_type": "qwen3_vl", "vision_config": {}},
+        {"model_type": None, "vision_config": {}},
+        {"model_type": ["llava"], "vision_config": {}},
+        [],
+        {},
+    ],
+)
+def test_other_models_do_not_accept_images(tmp_path: Path, config: Any) -> None:
+    _write_config(tmp_path, config)
+    assert not accepts_images(tmp_path)
+
+
+def test_a_broken_folder_does_not_accept_images(tmp_path: Path) -> None:
+    assert not accepts_images(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert not accepts_images(tmp_path)

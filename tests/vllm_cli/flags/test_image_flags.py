@@ -7,7 +7,6 @@ import pytest
 
 from server.config import RendererConfig
 from server.errors import ConfigError
-from server.renderers.images.policy import MediaPolicy
 
 
 def test_without_flags_no_image_is_fetched_or_read(parse) -> None:
@@ -35,9 +34,9 @@ def test_variables_reach_the_renderer(parse, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
     monkeypatch.setenv("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "2")
     monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "1000")
-    policy = MediaPolicy.from_config(parse("m").renderer)
-    assert (policy.fetch_timeout_s, policy.follows_redirects) == (9, False)
-    assert (policy.max_bytes, policy.max_pixels) == (2 << 20, 1000)
+    renderer = parse("m").renderer
+    assert (renderer.image_fetch_timeout_s, renderer.media_url_allow_redirects) == (9, False)
+    assert (renderer.max_media_bytes, renderer.max_image_pixels) == (2 << 20, 1000)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +59,3 @@ def test_limits_have_two_spellings(limit: dict[str, Any], most: int) -> None:
 def test_invalid_settings_are_errors_that_name_the_flag(setting: dict[str, Any], option: str) -> None:
     with pytest.raises(ConfigError, match=option):
         RendererConfig(**setting)
-
-
-def test_hosts_are_compared_as_the_network_does() -> None:
-    policy = MediaPolicy.from_config(RendererConfig(allowed_media_domains=("Example.COM.", "[::1]")))
-    assert policy.domains == {"example.com", "::1"}

@@ -9,8 +9,7 @@ import pytest
 from server.apis.messages.conversion import to_chat_request
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
 from server.errors import RequestError
-from server.generation.chat_request import ChatRequest
-from server.generation.tools import NamedToolChoice
+from server.generation.chat_request import ChatRequest, NamedToolChoice
 from server.http_body.decoding import RequestDecoder
 
 USER = {"role": "user", "content": "Hello"}

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from server.apis.pooling.embedding import EmbeddingRequest
-from server.apis.pooling.scoring_bodies import RerankRequest, ScoreRequest
+from server.apis.pooling.scoring import RerankRequest, ScoreRequest
 from server.errors import RequestError
 from server.http_body.decoding import RequestDecoder
 

@@ -1,6 +1,6 @@
 """The text of a custom tool, read from arguments that arrive in pieces."""
 
-from server.apis.responses.custom_input import CustomInputReader
+from server.apis.responses.tools import CustomInputReader
 
 
 def read(*pieces: str) -> tuple[list[str], str]:

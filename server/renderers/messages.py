@@ -3,16 +3,15 @@
 import json
 import logging
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from server.errors import RequestError
-
-if TYPE_CHECKING:
-    from server.renderers.conversations.content_format import ContentFormat
 
 logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
+ContentFormat = Literal["string", "openai"]
+"""How a chat template expects the contents of messages: as text, or as lists of parts."""
 
 TEXT_KEYS = {
     "text": "text",
@@ -37,7 +36,7 @@ _MAY_BE_NULL = ("assistant", "function")
 
 
 def to_conversation(
-    messages: list[Message], content_format: "ContentFormat", image_token: str | None = None
+    messages: list[Message], content_format: ContentFormat, image_token: str | None = None
 ) -> list[Message]:
     """New messages with the fields that templates use, and with contents in the template's format.
 
@@ -73,7 +72,7 @@ def _as_system(message: Message) -> Message:
     return {key: value for key, value in message.items() if key != "tools"} | {"role": "system"}
 
 
-def _to_message(message: Message, content_format: "ContentFormat", image_token: str | None) -> Message:
+def _to_message(message: Message, content_format: ContentFormat, image_token: str | None) -> Message:
     role = message.get("role")
     if not isinstance(role, str):
         raise RequestError(f"each message needs a role, got {role!r}", param="messages")
@@ -92,7 +91,7 @@ def _to_message(message: Message, content_format: "ContentFormat", image_token: 
     return result
 
 
-def _to_content(content: Any, content_format: "ContentFormat", image_token: str | None) -> str | list[Message]:
+def _to_content(content: Any, content_format: ContentFormat, image_token: str | None) -> str | list[Message]:
     if content is None:
         content = []
     if isinstance(content, str):
