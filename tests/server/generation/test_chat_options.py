@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from server.generation.chat_request import ChatRequest
+from server.generation.chat_request import ChatRequest, FunctionDefinition, Tool
 from server.generation.chat_run import chat_options
-from server.generation.tools import FunctionDefinition, Tool
 from server.renderers.prompts import ChatOptions
 from server.server_config import GenerationConfig
 

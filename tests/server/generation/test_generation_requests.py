@@ -2,16 +2,13 @@
 
 from typing import Any
 
-import msgspec
 import pytest
 
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.http_body.decoding import RequestDecoder
 from server.http_body.unused_fields import UnusedFields
-
-Model = type[CompletionRequest] | type[ChatRequest]
+from tests.server.generation.requests import Model, decode
 
 BAD_VALUES = [
     ("temperature", -0.1),
@@ -90,16 +87,6 @@ WITHOUT_EFFECT_IN_CHAT = [
 ]
 
 REJECTING = UnusedFields(is_rejecting=True)
-
-
-@pytest.fixture(params=[CompletionRequest, ChatRequest])
-def model(request: pytest.FixtureRequest) -> Model:
-    return request.param
-
-
-def decode(model: Model, unused: UnusedFields | None = None, **fields: Any) -> CompletionRequest | ChatRequest:
-    content = {"prompt": "a"} if model is CompletionRequest else {"messages": [{"role": "user", "content": "a"}]}
-    return RequestDecoder(model, unused=unused).decode(msgspec.json.encode(content | fields))
 
 
 def assert_rejects(model: Model, param: str, unused: UnusedFields | None = None, **fields: Any) -> None:

@@ -2,33 +2,17 @@
 
 import json
 import tracemalloc
-from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 
 from server.engine.sampling import grammar
 from server.errors import RequestError
-from server.generation.chat_request import ChatRequest
-from server.generation.completion_request import CompletionRequest
 from server.generation.guided import Constraint, check_constraint, find_constraint
-from server.http_body.decoding import RequestDecoder
 from server.types import GuidedDecoding
+from tests.server.generation.requests import Model, decode
 
 _STRUCTURES = [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}]
-
-Decode = Callable[[dict[str, Any]], CompletionRequest | ChatRequest]
-
-
-@pytest.fixture(params=[CompletionRequest, ChatRequest])
-def decode(request: pytest.FixtureRequest) -> Decode:
-    """Decodes a request of either kind with the given fields."""
-    content = (
-        {"prompt": "a"} if request.param is CompletionRequest else {"messages": [{"role": "user", "content": "a"}]}
-    )
-    decoder: RequestDecoder[Any] = RequestDecoder(request.param)
-    return lambda fields: decoder.decode(msgspec.json.encode(content | fields))
 
 
 @pytest.mark.parametrize(
@@ -72,10 +56,8 @@ def decode(request: pytest.FixtureRequest) -> Decode:
     ],
     ids=str,
 )
-def test_constraint_is_found_and_compiles(
-    decode: Decode, fields: dict[str, Any], guided: GuidedDecoding | None
-) -> None:
-    constraint = find_constraint(decode(fields))
+def test_constraint_is_found_and_compiles(model: Model, fields: dict[str, Any], guided: GuidedDecoding | None) -> None:
+    constraint = find_constraint(decode(model, **fields))
     assert (constraint and constraint.guided) == guided
     if constraint is not None:
         check_constraint(constraint)
@@ -105,9 +87,9 @@ def test_constraint_is_found_and_compiles(
     ],
     ids=str,
 )
-def test_constraint_that_cannot_be_used_is_rejected_with_its_field(decode: Decode, fields: dict[str, Any]) -> None:
+def test_constraint_that_cannot_be_used_is_rejected_with_its_field(model: Model, fields: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as caught:
-        constraint = find_constraint(decode(fields))
+        constraint = find_constraint(decode(model, **fields))
         assert constraint is not None
         check_constraint(constraint)
     assert caught.value.status == 400
@@ -136,9 +118,9 @@ def test_a_constraint_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert again == []
 
 
-def test_schema_nested_too_deeply_is_rejected(decode: Decode) -> None:
+def test_schema_nested_too_deeply_is_rejected(model: Model) -> None:
     schema: dict[str, Any] = {"type": "integer"}
     for _ in range(70):
         schema = {"type": "array", "items": schema}
     with pytest.raises(RequestError, match="nested too deeply"):
-        find_constraint(decode({"guided_json": schema}))
+        find_constraint(decode(model, guided_json=schema))

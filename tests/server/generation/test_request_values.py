@@ -8,11 +8,9 @@ from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.sampling import Constraints, SamplingBuilder, SamplingDefaults
-from server.http_body.decoding import check_limits
 from server.limits import LimitsConfig
 from server.types import EngineInfo, SamplingParams
-
-Model = type[CompletionRequest] | type[ChatRequest]
+from tests.server.generation.requests import Model, decode
 
 INFO = EngineInfo(
     model_type="llama",
@@ -29,20 +27,9 @@ INFO = EngineInfo(
 )
 
 
-@pytest.fixture(params=[CompletionRequest, ChatRequest])
-def model(request: pytest.FixtureRequest) -> Model:
-    return request.param
-
-
-def create(model: Model, **fields: Any) -> CompletionRequest | ChatRequest:
-    if model is CompletionRequest:
-        return CompletionRequest(**({"prompt": "a"} | fields))
-    return ChatRequest(**({"messages": [{"role": "user", "content": "a"}]} | fields))
-
-
 def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, **fields: Any) -> SamplingParams:
     builder = SamplingBuilder(defaults=SamplingDefaults(), info=INFO, max_logprobs=max_logprobs)
-    request = create(model, **fields)
+    request = decode(model, limits=LimitsConfig(max_choices=INFO.vocab_size), **fields)
     [params] = builder.build_all(request, [num_prompt_tokens], constraints=Constraints(), reasoning=[None])
     return params
 
@@ -50,7 +37,7 @@ def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, 
 @pytest.mark.parametrize(("name", "value"), [("n", 16_385), ("stop", ["a"] * 65)], ids=["n", "stop"])
 def test_request_above_the_limits_is_rejected(model: Model, name: str, value: Any) -> None:
     with pytest.raises(RequestError) as caught:
-        check_limits(create(model, **{name: value}), LimitsConfig())
+        decode(model, **{name: value})
     assert (caught.value.status, caught.value.param) == (400, name)
 
 
@@ -148,7 +135,7 @@ def test_duplicate_token_ids_count_once(model: Model) -> None:
 
 def test_prompts_of_a_request_share_its_lists(model: Model) -> None:
     builder = SamplingBuilder(defaults=SamplingDefaults(), info=INFO, max_logprobs=20)
-    request = create(model, max_tokens=505, allowed_token_ids=list(range(1000)), logit_bias={5: 1.0})
+    request = decode(model, max_tokens=505, allowed_token_ids=list(range(1000)), logit_bias={5: 1.0})
     first, second = builder.build_all(request, [5, 12], constraints=Constraints(), reasoning=[None, None])
     assert (first.max_tokens, second.max_tokens) == (505, 500)
     assert second.allowed_token_ids is first.allowed_token_ids

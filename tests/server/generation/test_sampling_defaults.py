@@ -50,17 +50,15 @@ def test_model_without_a_file_is_neutral(tmp_path):
     assert defaults(ModelFiles(tmp_path, tmp_path)).values.temperature == 1.0
 
 
-def test_folder_without_a_file_is_an_error(model, tmp_path):
-    with pytest.raises(ConfigError, match="--generation-config"):
-        defaults(model, generation_config=str(tmp_path / "nowhere"))
-
-
-def test_unreadable_file_is_an_error(model):
-    (model.path / "generation_config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"generation_config\.json"):
-        defaults(model)
-
-
-def test_value_out_of_range_is_an_error(model):
-    with pytest.raises(ConfigError, match="temperature"):
-        defaults(model, override_generation_config={"temperature": -1})
+@pytest.mark.parametrize(
+    ("options", "content", "words"),
+    [
+        ({"generation_config": "nowhere"}, "{}", "--generation-config"),
+        ({}, "{", r"generation_config\.json"),
+        ({"override_generation_config": {"temperature": -1}}, "{}", "temperature"),
+    ],
+)
+def test_an_unusable_file_or_value_is_an_error(model, options, content, words):
+    (model.path / "generation_config.json").write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        defaults(model, **options)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
@@ -12,23 +11,8 @@ from server.engine.sampling.grammar import build_grammar
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.guided import Constraint, find_constraint, find_strict_constraint
-from server.http_body.decoding import RequestDecoder
 from server.parsers.registry import load_tool_parser
-
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-            "required": ["city"],
-        },
-    },
-}
-TIME = {"type": "function", "function": {"name": "get_time"}}
-NAMED = {"type": "function", "function": {"name": "get_weather"}}
-
+from tests.server.generation.requests import NAMED, TIME, WEATHER, decode
 
 PLAN = {
     "function": {
@@ -41,11 +25,6 @@ PLAN = {
     }
 }
 Accepts = Callable[[Constraint | None, str], bool]
-
-
-def request(**fields: Any) -> ChatRequest:
-    body = {"messages": [{"role": "user", "content": "a"}]} | fields
-    return RequestDecoder(ChatRequest).decode(msgspec.json.encode(body))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +81,7 @@ CALL_TIME = '{"name": "get_time", "parameters": {}}'
 def test_a_forced_call_follows_its_schema(
     accepts: Accepts, fields: dict[str, Any], accepted: list[str], rejected: list[str]
 ) -> None:
-    constraint = find_constraint(request(**fields))
+    constraint = find_constraint(decode(ChatRequest, **fields))
     assert [text for text in accepted + rejected if accepts(constraint, text)] == accepted
 
 
@@ -111,7 +90,7 @@ def strict_constraint(*tools: dict[str, Any]) -> Constraint | None:
     first = {"function": tools[0]["function"] | {"strict": True}}
     call_format = load_tool_parser("hermes").call_format
     assert call_format is not None
-    return find_strict_constraint(request(tools=[first, *tools[1:]]), call_format, trigger_id=None)
+    return find_strict_constraint(decode(ChatRequest, tools=[first, *tools[1:]]), call_format, trigger_id=None)
 
 
 def test_chosen_calls_of_strict_tools_follow_their_schema(accepts: Accepts) -> None:
@@ -175,6 +154,6 @@ def test_names_and_schemas_of_strict_tools_may_be_strange(accepts: Accepts) -> N
 )
 def test_a_tool_choice_that_cannot_be_forced_is_rejected(fields: dict[str, Any], part: str) -> None:
     with pytest.raises(RequestError) as caught:
-        find_constraint(request(**fields))
+        find_constraint(decode(ChatRequest, **fields))
     assert caught.value.status == 400
     assert part in caught.value.message

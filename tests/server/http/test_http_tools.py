@@ -7,21 +7,7 @@ import pytest
 from server.config import ModelFiles
 from server.parsers.registry import PluginError
 from server.renderers.hf import HfRenderer
-
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Tells the weather",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-            "required": ["city"],
-        },
-    },
-}
-TIME = {"type": "function", "function": {"name": "get_time"}}
-NAMED = {"type": "function", "function": {"name": "get_weather"}}
+from tests.server.generation.requests import NAMED, TIME, WEATHER
 
 ARGUMENTS = '{"city": "Saint-\\"Denis\\" } ]", "days": 3}'
 CALLS = '[{"name": "get_weather", "parameters": ' + ARGUMENTS + '}, {"name": "get_time", "parameters": {}}]'

@@ -1,4 +1,4 @@
-"""Tiny tokenizers in the real formats, and renderers for them that run without threads."""
+"""Tiny tokenizers in all formats, and renderers for them that run without threads."""
 
 import json
 import math
@@ -14,12 +14,18 @@ import pytest
 from mistral_common.tokens.tokenizers.base import SpecialTokens, TokenizerVersion
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from server.config import ModelFiles, RendererConfig
+from server.config import ModelFiles, RendererConfig, TokenizerMode
+from server.renderers.base import BaseRenderer
+from server.renderers.deepseek_v32 import DeepseekV32Renderer
+from server.renderers.grok2 import Grok2Renderer
 from server.renderers.hf import HfRenderer
 from server.renderers.mistral import MistralRenderer
 from tests.server.inline_executor import InlineExecutor
+from tests.server.renderers.deepseek_v32_folder import save_deepseek_v32
+from tests.server.renderers.grok2_folder import save_grok2
 
 KINDS = ("real", "byte_level", "llama", "unigram", "wordpiece")
+"""Of Hugging Face's tokenizers."""
 
 CHATML = (
     "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
@@ -46,6 +52,8 @@ MISTRAL_FILES = {
     "tekken_v3m1": "tekken_240911.json",
 }
 MISTRAL_TEKKEN_VERSIONS = [v for v in ("v7", "v11", "v13", "v15") if v in TokenizerVersion.__members__]
+MISTRAL_KINDS = (*MISTRAL_FILES, *(f"tekken_{version}" for version in MISTRAL_TEKKEN_VERSIONS))
+ALL_KINDS = (*KINDS, *MISTRAL_KINDS, "deepseek_v32", "grok2")
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +114,7 @@ def mistral_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     return folders
 
 
-@pytest.fixture(params=[*MISTRAL_FILES, *(f"tekken_{version}" for version in MISTRAL_TEKKEN_VERSIONS)])
+@pytest.fixture(params=MISTRAL_KINDS)
 def mistral_kind(request: pytest.FixtureRequest) -> str:
     """Each format in each version."""
     return str(request.param)
@@ -130,6 +138,56 @@ def build_mistral(
 def mistral(build_mistral: Callable[[str], MistralRenderer], mistral_kind: str) -> MistralRenderer:
     """Each of them."""
     return build_mistral(mistral_kind)
+
+
+@pytest.fixture(scope="session")
+def deepseek_v32_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_deepseek_v32(tmp_path_factory.mktemp("deepseek") / "v32")
+
+
+@pytest.fixture(scope="session")
+def grok2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_grok2(tmp_path_factory.mktemp("grok") / "grok-2")
+
+
+@pytest.fixture(scope="session")
+def files_of(
+    tokenizer_folders: dict[str, Path],
+    mistral_folders: dict[str, Path],
+    deepseek_v32_folder: Path,
+    grok2_folder: Path,
+) -> dict[str, tuple[ModelFiles, TokenizerMode]]:
+    """Kind -> folder, and the mode that reads it."""
+    folders: dict[TokenizerMode, dict[str, Path]] = {
+        "hf": tokenizer_folders,
+        "mistral": mistral_folders,
+        "deepseek_v32": {"deepseek_v32": deepseek_v32_folder},
+        "grok2": {"grok2": grok2_folder},
+    }
+    return {kind: (ModelFiles(path, path), mode) for mode in folders for kind, path in folders[mode].items()}
+
+
+@pytest.fixture(scope="session")
+def own_formats(
+    files_of: dict[str, tuple[ModelFiles, TokenizerMode]], inline_executor: InlineExecutor
+) -> dict[str, BaseRenderer]:
+    """Renderers of models with formats of their own."""
+    classes = {"deepseek_v32": DeepseekV32Renderer, "grok2": Grok2Renderer}
+    return {
+        kind: build(files_of[kind][0], RendererConfig(), executor=inline_executor) for kind, build in classes.items()
+    }
+
+
+@pytest.fixture(params=ALL_KINDS)
+def any_renderer(
+    request: pytest.FixtureRequest,
+    renderers: dict[str, HfRenderer],
+    own_formats: dict[str, BaseRenderer],
+    build_mistral: Callable[[str], MistralRenderer],
+) -> BaseRenderer:
+    """A renderer of each kind of tokenizer."""
+    others = {**renderers, **own_formats}
+    return others[request.param] if request.param in others else build_mistral(request.param)
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path, **settings: Any) -> Path:

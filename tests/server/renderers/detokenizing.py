@@ -1,5 +1,6 @@
-"""Texts whose tokens split characters or words, and a function that feeds tokens one by one."""
+"""Texts whose tokens split characters or words, and functions that encode them and decode token by token."""
 
+from server.renderers.base import BaseRenderer
 from server.renderers.detokenizer import IncrementalDetokenizer
 
 TEXTS = [
@@ -11,12 +12,13 @@ TEXTS = [
     "Ünïcödé naïve Größe Ελληνικά Русский עברית العربية",
     "tabs\tand\nnewlines\r\n\n\n   indented",
     "\ufffd a real replacement character \ufffd\ufffd",
+    "</s><s>[INST] not a command [/INST]<unk> \x00",
 ]
 
 
+def encode(renderer: BaseRenderer, text: str) -> list[int]:
+    return renderer.tokenizer.encode(text, add_special_tokens=False)
+
+
 def feed(detokenizer: IncrementalDetokenizer, token_ids: list[int]) -> str:
-    """The text of the tokens; checks that it equals the detokenizer's `text`."""
-    text = "".join(detokenizer.append([token_id]).text for token_id in token_ids)
-    text += detokenizer.finish()
-    assert detokenizer.text == text
-    return text
+    return "".join(detokenizer.append([token_id]).text for token_id in token_ids) + detokenizer.finish()

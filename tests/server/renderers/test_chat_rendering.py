@@ -68,11 +68,6 @@ def test_a_final_message_is_continued(renderers: dict[str, HfRenderer], referenc
     assert prompt.token_ids == apply(conversation, continue_final_message=True, return_dict=False)
 
 
-def test_continuing_and_starting_a_message_at_once_is_rejected(renderer: HfRenderer) -> None:
-    with pytest.raises(RequestError, match="not compatible"):
-        renderer.render_chat([USER], ChatOptions(add_generation_prompt=True, continue_final_message=True))
-
-
 def test_tools_calls_and_documents_reach_the_template(
     model_path: Path, build_inline: Callable[..., HfRenderer]
 ) -> None:

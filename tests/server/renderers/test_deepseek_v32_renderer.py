@@ -1,8 +1,7 @@
 """DeepSeek-V3.2's renderer: options, tokens, threads."""
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.deepseek_v32 import DeepseekV32Renderer
-from server.renderers.detokenizer import PromptTail
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.tokenizers.files import TokenizerLoadError, is_deepseek_v32
 from server.renderers.tokenizers.loading import needs_torch
@@ -21,14 +19,9 @@ USER = {"role": "user", "content": "Where is Größe 你好 😀?"}
 OPENED = "<｜begin▁of▁sentence｜><｜User｜>Where is Größe 你好 😀?<｜Assistant｜>"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_deepseek_v32(tmp_path_factory.mktemp("deepseek") / "v32")
-
-
 @pytest.fixture
-def build(folder: Path, inline_executor: Executor) -> Callable[..., DeepseekV32Renderer]:
-    def build(path: Path = folder, **settings: Any) -> DeepseekV32Renderer:
+def build(deepseek_v32_folder: Path, inline_executor: Executor) -> Callable[..., DeepseekV32Renderer]:
+    def build(path: Path = deepseek_v32_folder, **settings: Any) -> DeepseekV32Renderer:
         return DeepseekV32Renderer(ModelFiles(path, path), RendererConfig(**settings), executor=inline_executor)
 
     return build
@@ -89,8 +82,6 @@ def test_a_final_message_is_continued(renderer: DeepseekV32Renderer) -> None:
     messages = [USER, {"role": "assistant", "content": "It is"}]
     options = ChatOptions(add_generation_prompt=False, continue_final_message=True)
     assert renderer.render_chat(messages, options).text == OPENED + "</think>It is"
-    with pytest.raises(RequestError, match="not compatible"):
-        renderer.render_chat(messages, ChatOptions(continue_final_message=True))
 
 
 def test_a_template_of_the_operator_is_rejected(build: Callable[..., DeepseekV32Renderer]) -> None:
@@ -118,51 +109,11 @@ def test_content_that_is_not_text_is_rejected(renderer: DeepseekV32Renderer) -> 
         assert raised.value.param == "messages"
 
 
-def test_tokenizer_properties(renderer: DeepseekV32Renderer, folder: Path) -> None:
-    assert not needs_torch(folder)
+def test_tokenizer_properties(renderer: DeepseekV32Renderer, deepseek_v32_folder: Path) -> None:
+    assert not needs_torch(deepseek_v32_folder)
     assert renderer.token_text(renderer.eos_token_id or 0) == END
     begin = renderer.render_text("x", TextOptions()).token_ids[0]
     assert renderer.token_text(begin) == BEGIN
-
-
-def test_an_output_is_detokenized_incrementally(renderer: DeepseekV32Renderer) -> None:
-    prompt = renderer.render_chat([USER], ChatOptions())
-    text = "<think>Über 你好 😀</think>Größe" + END
-    token_ids = renderer.tokenizer.encode(text, add_special_tokens=False)
-    for skip, expected in ((False, text), (True, text.removesuffix(END))):
-        detokenizer = renderer.create_detokenizer(skip_special_tokens=skip, prompt=PromptTail(prompt.token_ids))
-        pieces = [detokenizer.append([token_id]).text for token_id in token_ids]
-        assert "".join(pieces) + detokenizer.finish() == expected
-        assert "\ufffd" not in "".join(pieces)
-
-
-@pytest.mark.thorough
-def test_many_clients_share_four_threads(folder: Path) -> None:
-    def conversation(i: int) -> list[dict[str, Any]]:
-        return [USER, {"role": "assistant", "content": f"{i} 你好 " * (i * 9)}, {"role": "user", "content": "😀" * i}]
-
-    with DeepseekV32Renderer(ModelFiles(folder, folder), RendererConfig(num_workers=4)) as renderer:
-        renderer.warm_up()
-        options = ChatOptions(chat_template_kwargs={"thinking": True})
-        expected = [renderer.render_chat(conversation(i), options) for i in range(40)]
-
-        async def check(i: int) -> None:
-            short = ChatOptions(chat_template_kwargs={"thinking": True}, truncate_prompt_tokens=3 + i)
-            whole, last, text = await asyncio.gather(
-                renderer.render_chat_async(conversation(i), options),
-                renderer.render_chat_async(conversation(i), short),
-                renderer.detokenize_async(expected[i].token_ids),
-            )
-            assert whole == expected[i]
-            assert last.token_ids == expected[i].token_ids[-(3 + i) :]
-            assert text == expected[i].text
-
-        def client(first: int) -> None:
-            for i in range(15):
-                asyncio.run(check((first + i) % 40))
-
-        with ThreadPoolExecutor(32) as clients:
-            list(clients.map(client, range(32)))
 
 
 def test_the_kind_is_detected_from_the_model_type_or_architecture(tmp_path: Path) -> None:

@@ -327,7 +327,6 @@ def test_an_invalid_tool_is_a_bad_request(function: dict[str, Any], build_mistra
     [
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs"),
-        ({"continue_final_message": True}, "add_generation_prompt"),
         ({"continue_final_message": True, "add_generation_prompt": False}, "continue_final_message"),
     ],
 )
@@ -381,15 +380,8 @@ def test_prompts_and_streams_equal_vllm_s(
             assert detokenizer.append(output).text == text, (kind, prompt, output)
 
 
-def renders_as_newest(body: dict[str, Any], version: int) -> bool:
-    """Before 1.11.6, mistral-common added spaces to JSON in tool results even for versions that take text."""
-    here = tuple(map(int, mistral_common.__version__.split(".")[:3]))
-    return here >= (1, 11, 6) or version < 7 or all(message["role"] != "tool" for message in body["messages"])
-
-
 def vllm_cases(kind: str, renderer: MistralRenderer) -> dict[str, Any]:
-    writers = [Writer(kind, seed) for seed in range(60)]
-    bodies = [body for writer in writers if renders_as_newest(body := writer.write(), writer.version)]
+    bodies = [Writer(kind, seed).write() for seed in range(60)]
     rng = random.Random(kind)
     encode = partial(renderer.tokenizer.encode, add_special_tokens=False)
     special = [token_id for token_id in renderer.tokenizer.added_tokens if token_id < 60]

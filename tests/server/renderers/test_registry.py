@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.config import ModelFiles, RendererConfig
+from server.config import ModelFiles, RendererConfig, TokenizerMode
 from server.renderers.registry import build_renderer, find_tokenizer_mode
 from server.renderers.tokenizers.files import TokenizerLoadError
 from tests.server.renderers.deepseek_v32_folder import save_deepseek_v32
@@ -48,15 +48,25 @@ def test_error_for_missing_files_of_a_mode_names_them(tmp_path: Path, mode: str)
 
 
 @pytest.mark.thorough
-def test_the_hugging_face_renderer_imports_no_other_tokenizer_library(model_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "libraries"),
+    [("real", ""), ("deepseek_v32", ""), ("grok2", "tiktoken"), ("tekken_v3", "mistral_common tiktoken")],
+)
+def test_a_renderer_imports_no_other_tokenizer_library_and_not_torch(
+    kind: str, libraries: str, files_of: dict[str, tuple[ModelFiles, TokenizerMode]]
+) -> None:
     script = (
         "import sys\n"
         "from pathlib import Path\n"
         "from server.config import ModelFiles, RendererConfig\n"
+        "from server.renderers.prompts import ChatOptions\n"
         "from server.renderers.registry import build_renderer\n"
-        "path = Path(sys.argv[1])\n"
-        "build_renderer(ModelFiles(path, path), RendererConfig()).close()\n"
-        "print(sorted({'mistral_common', 'tiktoken', 'torch', 'sentencepiece'} & set(sys.modules)))\n"
+        "path, mode = Path(sys.argv[1]), sys.argv[2]\n"
+        "with build_renderer(ModelFiles(path, path), RendererConfig(tokenizer_mode=mode)) as renderer:\n"
+        "    prompt = renderer.render_chat([{'role': 'user', 'content': 'hi'}], ChatOptions())\n"
+        "    renderer.create_detokenizer().append(prompt.token_ids)\n"
+        "print(*sorted({'mistral_common', 'tiktoken', 'torch'} & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, model_path], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "[]\n", done.stderr
+    files, mode = files_of[kind]
+    done = subprocess.run([sys.executable, "-c", script, files.path, mode], capture_output=True, text=True, timeout=120)
+    assert done.stdout == f"{libraries}\n", done.stderr

@@ -3,8 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -18,62 +17,6 @@ from server.renderers.hf import HfRenderer
 from server.renderers.pool import make_async
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.registry import build_renderer
-from tests.server.renderers.loop_turns import BLOCKED_TURNS, FREE_TURNS, count_turns
-from tests.server.renderers.thread_imports import run_watched
-
-
-def conversation(i: int) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": f"{i} " + "What is the capital of France? 😀 " * (i % 40)}]
-
-
-@pytest.mark.thorough
-def test_many_threads_share_one_renderer(model_path: Path) -> None:
-    """Truncation changes a tokenizer's state, so two threads with one copy fail or mix up settings."""
-    settings = RendererConfig(num_workers=4)
-    with build_renderer(ModelFiles(model_path, model_path), settings) as renderer:
-        plain = TextOptions()
-        expected = [renderer.render_text(conversation(i)[0]["content"], plain).token_ids for i in range(40)]
-        chats = [renderer.render_chat(conversation(i), ChatOptions()) for i in range(40)]
-
-        async def check(i: int) -> None:
-            text = conversation(i)[0]["content"]
-            short = TextOptions(truncate_prompt_tokens=3 + i)
-            results = await asyncio.gather(
-                renderer.render_text_async(text, plain),
-                renderer.render_text_async(text, short),
-                renderer.render_chat_async(conversation(i), ChatOptions()),
-                renderer.detokenize_async(expected[i]),
-                renderer.encode_words_async(["Paris", f"word{i}"]),
-            )
-            assert results[0].token_ids == expected[i]
-            assert results[1].token_ids == expected[i][-(3 + i) :]
-            assert results[2] == chats[i]
-            assert results[3] == text
-
-        def client(first: int) -> None:
-            for i in range(16):
-                asyncio.run(check((first + i) % 40))
-
-        with ThreadPoolExecutor(32) as clients:
-            list(clients.map(client, range(32)))
-
-
-LARGE = [{"role": "user", "content": "The quick brown fox jumps over the lazy dog. " * 25_000}]
-
-
-@pytest.mark.alone
-async def test_the_loop_turns_while_a_large_prompt_is_rendered(model_path: Path) -> None:
-    with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
-        renderer.warm_up()
-        assert await count_turns(renderer.render_chat_async(LARGE, ChatOptions())) > FREE_TURNS
-
-
-@pytest.mark.alone
-async def test_the_inline_executor_blocks_the_loop(model_path: Path, build_inline: Callable[..., HfRenderer]) -> None:
-    """Shows that the test above would fail if the work ran on the loop."""
-    with build_inline(model_path) as renderer:
-        renderer.warm_up()
-        assert await count_turns(renderer.render_chat_async(LARGE, ChatOptions())) <= BLOCKED_TURNS
 
 
 @pytest.mark.alone
@@ -146,12 +89,6 @@ def test_an_invalid_number_of_workers_is_rejected(number: int) -> None:
         RendererConfig(num_workers=number)
 
 
-async def test_the_work_runs_in_the_pool_and_not_on_the_loop() -> None:
-    with ThreadPoolExecutor(1, thread_name_prefix="pool") as executor:
-        name = await make_async(lambda: threading.current_thread().name, executor)()
-    assert name.startswith("pool")
-
-
 async def test_make_async_passes_arguments_results_and_errors(inline_executor: Executor) -> None:
     def divide(a: int, *, by: int) -> float:
         """Divides."""
@@ -185,31 +122,6 @@ def test_closing_stops_the_threads(model_path: Path) -> None:
     assert names() == []
     with pytest.raises(RuntimeError):
         asyncio.run(renderer.run_in_pool(print))
-
-
-def test_an_executor_of_the_caller_stays_open(model_path: Path) -> None:
-    with ThreadPoolExecutor(1) as executor:
-        HfRenderer(ModelFiles(model_path, model_path), RendererConfig(), executor=executor).close()
-        assert executor.submit(lambda: 1).result() == 1
-
-
-@pytest.mark.thorough
-def test_the_pool_s_threads_import_no_modules_of_transformers(model_path: Path) -> None:
-    code = """
-from server.config import ModelFiles, RendererConfig
-from server.renderers.prompts import ChatOptions, TextOptions
-from server.renderers.registry import build_renderer
-path = Path(sys.argv[1])
-async def main(renderer):
-    await renderer.render_chat_async([{'role': 'user', 'content': 'hi'}], ChatOptions())
-    await renderer.render_text_async('hi', TextOptions(truncate_prompt_tokens=5))
-    await renderer.detokenize_async([1, 2, 3])
-with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
-    renderer.warm_up()
-    asyncio.run(main(renderer))
-print(seen)
-"""
-    assert run_watched(code, model_path) == "[]\n"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from server.errors import RequestError
+from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import TextOptions
+from tests.server.renderers.conftest import ALL_KINDS
 
 TEXTS = [
     "The capital of France is",
@@ -35,90 +37,76 @@ def test_text_encodes_and_decodes_as_with_auto_tokenizer(renderer: HfRenderer, a
             assert renderer.detokenize(expected, skip) == reference.decode(expected, skip_special_tokens=skip)
 
 
-def test_token_ids_are_passed_unchanged(renderer: HfRenderer) -> None:
-    last = renderer.vocab_size - 1
-    prompt = renderer.render_text([0, last, 5], TextOptions())
+def test_token_ids_of_the_vocabulary_are_passed_unchanged(any_renderer: BaseRenderer) -> None:
+    last = any_renderer.vocab_size - 1
+    prompt = any_renderer.render_text([0, last, 5], TextOptions())
     assert (prompt.token_ids, prompt.text) == ([0, last, 5], None)
-
-
-@pytest.mark.parametrize("bad", [-1, 10**6, 2**40])
-def test_ids_outside_the_vocabulary_are_rejected(renderer: HfRenderer, bad: int) -> None:
-    with pytest.raises(RequestError, match=f"Token id {bad} "):
-        renderer.render_text([1, bad], TextOptions())
-    with pytest.raises(RequestError, match=f"Token id {bad} "):
-        renderer.detokenize([1, bad])
-
-
-def test_the_first_id_beyond_the_vocabulary_is_rejected(renderer: HfRenderer) -> None:
-    with pytest.raises(RequestError):
-        renderer.render_text([renderer.vocab_size], TextOptions())
+    for bad in (-1, last + 1, 2**40):
+        with pytest.raises(RequestError, match=f"Token id {bad} is out of vocabulary range"):
+            any_renderer.render_text([1, bad], TextOptions())
+        with pytest.raises(RequestError, match=f"Token id {bad} "):
+            any_renderer.detokenize([1, bad])
 
 
 @pytest.mark.parametrize("prompt", ["", []])
-def test_an_empty_prompt_is_rejected(renderers: dict[str, HfRenderer], prompt: Any) -> None:
+def test_an_empty_prompt_is_rejected(any_renderer: BaseRenderer, prompt: Any) -> None:
     with pytest.raises(RequestError, match="no tokens") as raised:
-        renderers["real"].render_text(prompt, TextOptions())
+        any_renderer.render_text(prompt, TextOptions(add_special_tokens=False))
     assert (raised.value.status, raised.value.param) == (400, "prompt")
 
 
-def test_a_lone_surrogate_is_rejected(renderer: HfRenderer) -> None:
+def test_a_lone_surrogate_is_rejected(any_renderer: BaseRenderer) -> None:
     with pytest.raises(RequestError, match="surrogate"):
-        renderer.render_text("a\ud800b", TextOptions())
+        any_renderer.render_text("a\ud800b", TextOptions())
+    with pytest.raises(UnicodeEncodeError):
+        any_renderer.tokenizer.encode("a\ud800b", add_special_tokens=False)
 
 
-def test_truncation_keeps_the_last_tokens(renderer: HfRenderer) -> None:
-    whole = renderer.render_text("the quick brown fox", TextOptions(add_special_tokens=False)).token_ids
-    options = TextOptions(add_special_tokens=False, truncate_prompt_tokens=2)
-    assert renderer.render_text("the quick brown fox", options).token_ids == whole[-2:]
-    assert renderer.render_text(whole, options).token_ids == whole[-2:]
-    assert renderer.render_text("the quick brown fox", TextOptions(add_special_tokens=False)).token_ids == whole
+def test_truncation_keeps_the_last_tokens_and_the_begin_of_text_token(any_renderer: BaseRenderer) -> None:
+    def rendered(prompt: str | list[int], limit: int | None, **options: Any) -> list[int]:
+        return any_renderer.render_text(prompt, TextOptions(truncate_prompt_tokens=limit, **options)).token_ids
 
-
-def test_the_side_of_the_truncation_can_be_chosen(renderer: HfRenderer) -> None:
     text = "the quick brown fox"
-    whole = renderer.render_text(text, TextOptions()).token_ids
+    whole, bare = rendered(text, None), rendered(text, None, add_special_tokens=False)
+    first = whole[: len(whole) - len(bare)]
+    assert whole == first + bare
+    assert rendered(text, 99) == rendered(text, len(whole)) == whole
+    assert rendered(text, 3) == first + bare[-(3 - len(first)) :]
+    assert rendered(text, 2, add_special_tokens=False) == rendered(bare, 2) == bare[-2:]
     for prompt in (text, whole):
-        first = TextOptions(truncate_prompt_tokens=2, truncation_side="right")
-        assert renderer.render_text(prompt, first).token_ids == whole[:2]
-        last = TextOptions(truncate_prompt_tokens=2, truncation_side="left")
-        assert renderer.render_text(prompt, last).token_ids == whole[-2:]
-
-
-def test_truncation_keeps_the_begin_of_text_token(renderers: dict[str, HfRenderer]) -> None:
-    whole = renderers["llama"].render_text("the quick brown fox", TextOptions()).token_ids
-    truncated = renderers["llama"].render_text("the quick brown fox", TextOptions(truncate_prompt_tokens=4)).token_ids
-    assert whole[0] == 1
-    assert truncated == [1, *whole[-3:]]
-
-
-def test_truncation_to_zero_tokens_is_rejected(renderer: HfRenderer) -> None:
-    for prompt in ("the quick", [1, 2, 3]):
+        assert rendered(prompt, 2, truncation_side="right") == whole[:2]
+        assert rendered(prompt, 2, truncation_side="left") == whole[-2:]
         with pytest.raises(RequestError, match="no tokens"):
-            renderer.render_text(prompt, TextOptions(truncate_prompt_tokens=0))
+            rendered(prompt, 0)
 
 
-def test_truncation_to_the_model_s_length_leaves_room_for_one_token(
-    model_path: Path, build_inline: Callable[..., HfRenderer]
+def test_a_prompt_leaves_room_for_one_token_of_the_model_s_context(
+    any_renderer: BaseRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    renderer = build_inline(model_path)
     everything = TextOptions(truncate_prompt_tokens=-1)
-    assert len(renderer.render_text([5] * 20, everything).token_ids) == 20
-    renderer.max_model_len = 8
-    assert len(renderer.render_text([5] * 20, everything).token_ids) == 7
-    assert len(renderer.render_text("the " * 20, everything).token_ids) == 7
+    assert len(any_renderer.render_text([5] * 20, everything).token_ids) == 20
+    monkeypatch.setattr(any_renderer, "max_model_len", 8)
+    assert len(any_renderer.render_text([5] * 20, everything).token_ids) == 7
+    assert len(any_renderer.render_text("the " * 20, everything).token_ids) == 7
     with pytest.raises(RequestError, match="at most the model's 8"):
-        renderer.render_text("the", TextOptions(truncate_prompt_tokens=9))
+        any_renderer.render_text("the", TextOptions(truncate_prompt_tokens=9))
 
 
 def test_a_text_that_cannot_fit_is_rejected_before_tokenization(
-    model_path: Path, build_inline: Callable[..., HfRenderer]
+    any_renderer: BaseRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    renderer = build_inline(model_path)
-    renderer.max_model_len = 8
-    longest = max(renderer._hf.loaded.get_vocab(), key=len)
-    assert len(renderer.render_text("x" * 8 * len(longest), TextOptions()).token_ids) > 8
+    monkeypatch.setattr(any_renderer, "max_model_len", 8)
+    most_chars = 8 * any_renderer.tokenizer.max_token_chars
+    assert any_renderer.render_text("x" * most_chars, TextOptions()).token_ids
     with pytest.raises(RequestError, match="maximum context length is 8 tokens"):
-        renderer.render_text("x" * (8 * len(longest) + 1), TextOptions())
+        any_renderer.render_text("x" * (most_chars + 1), TextOptions())
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("any_renderer", [kind for kind in ALL_KINDS if kind != "wordpiece"], indirect=True)
+def test_no_token_is_longer_than_the_longest(any_renderer: BaseRenderer) -> None:
+    ordinary = set(range(any_renderer.vocab_size)) - any_renderer.tokenizer.added_tokens.keys()
+    assert max(len(any_renderer.token_text(i)) for i in ordinary) <= any_renderer.tokenizer.max_token_chars
 
 
 def test_bad_words_are_encoded_alone_and_after_a_space(renderers: dict[str, HfRenderer]) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from server.config import RendererConfig
 from server.renderers.images.addresses import PublicResolver, check_public
 from server.renderers.images.errors import MediaError
 from server.renderers.images.fetcher import MediaFetcher, TakeRoom
 from server.renderers.images.load_budget import LoadBudget, LoadLease
-from server.renderers.images.policy import MediaPolicy
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Serve = Callable[[Handler], Awaitable[str]]
@@ -46,21 +46,35 @@ class _Fetcher(MediaFetcher):
 
 def _fetcher(*domains: str, **bounds: Any) -> _Fetcher:
     """A fetcher with a timeout that is long enough for a slow machine, unless `bounds` sets one."""
-    return _Fetcher(MediaPolicy(domains=frozenset(domains), **({"fetch_timeout_s": 60.0} | bounds)))
+    return _Fetcher(RendererConfig(allowed_media_domains=domains, **({"image_fetch_timeout_s": 60} | bounds)))
 
 
-async def _image(request: web.Request) -> web.Response:
-    return web.Response(body=b"image", content_type="text/html")
+def _answers(**response: Any) -> Handler:
+    """Answers each request with this response."""
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(**response)
+
+    return handler
+
+
+_IMAGE = _answers(body=b"image", content_type="text/html")
 
 
 async def test_images_are_fetched_from_an_address_that_the_operator_allows(serve: Serve) -> None:
-    url = await serve(_image)
+    url = await serve(_IMAGE)
     assert await _fetcher("127.0.0.1").fetch(f"{url}/a.png") == b"image"
 
 
 async def test_localhost_may_be_allowed_by_name(serve: Serve) -> None:
-    url = await serve(_image)
+    url = await serve(_IMAGE)
     assert await _fetcher("localhost").fetch(url.replace("127.0.0.1", "LOCALHOST")) == b"image"
+
+
+async def test_hosts_are_compared_as_the_network_does(serve: Serve) -> None:
+    url = await serve(_IMAGE)
+    assert await _fetcher("LocalHost.").fetch(url.replace("127.0.0.1", "localhost")) == b"image"
+    assert _fetcher("Example.COM.", "[::1]")._domains == {"example.com", "::1"}
 
 
 async def test_nothing_is_fetched_if_no_host_is_allowed() -> None:
@@ -102,43 +116,17 @@ async def test_urls_other_than_http_are_rejected(url: str) -> None:
         await _fetcher("example.com").fetch(url)
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.1",
-        "10.0.0.1",
-        "172.16.3.4",
-        "192.168.1.1",
-        "169.254.169.254",
-        "100.64.0.1",
-        "0.0.0.0",
-        "224.0.1.1",
-        "255.255.255.255",
-        "::",
-        "::1",
-        "fe80::1%eth0",
-        "fc00::1",
-        "::ffff:127.0.0.1",
-        "::ffff:169.254.169.254",
-        "2002:7f00:1::",
-        "64:ff9b::7f00:1",
-        "ff0e::1",
-        "::7f00:1",
-        "::ffff:0:7f00:1",
-        "64:ff9b:1::7f00:1",
-        "2001:0:7f00:1::",
-        "2606:4700::5efe:10.0.0.1",
-        "2606:4700::200:5efe:10.0.0.1",
-        "fec0::1",
-        "2001:db8::1",
-        "3fff::1",
-        "5f00::1",
-        "192.0.0.8",
-        "192.88.99.1",
-        "198.18.0.1",
-        "240.0.0.1",
-    ],
+PRIVATE = (
+    *("127.0.0.1", "10.0.0.1", "172.16.3.4", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0"),
+    *("224.0.1.1", "255.255.255.255", "::", "::1", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1"),
+    *("::ffff:169.254.169.254", "2002:7f00:1::", "64:ff9b::7f00:1", "ff0e::1", "::7f00:1", "::ffff:0:7f00:1"),
+    *("64:ff9b:1::7f00:1", "2001:0:7f00:1::", "2606:4700::5efe:10.0.0.1", "2606:4700::200:5efe:10.0.0.1"),
+    *("fec0::1", "2001:db8::1", "3fff::1", "5f00::1", "192.0.0.8", "192.88.99.1", "198.18.0.1", "240.0.0.1"),
 )
+"""Loopback, private, link-local, multicast and reserved addresses, and IPv6 addresses that contain such."""
+
+
+@pytest.mark.parametrize("address", PRIVATE)
 def test_addresses_that_are_not_public_are_rejected(address: str) -> None:
     with pytest.raises(MediaError, match="not on the public internet"):
         check_public(address)
@@ -170,10 +158,7 @@ async def test_other_spellings_of_a_private_address_are_rejected_even_if_allowed
 async def test_a_name_is_resolved_and_checked_again_for_each_hop(serve: Serve, monkeypatch: Any) -> None:
     """DNS rebinding: the first address is public, the next one is not."""
 
-    async def handler(request: web.Request) -> web.Response:
-        return web.Response(status=302, headers={"Location": "/again"})
-
-    port = (await serve(handler)).rpartition(":")[2]
+    port = (await serve(_answers(status=302, headers={"Location": "/again"}))).rpartition(":")[2]
     addresses = iter(["8.8.8.8", "127.0.0.1"])
 
     async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
@@ -194,7 +179,7 @@ async def test_a_name_is_resolved_and_checked_again_for_each_hop(serve: Serve, m
 
 
 async def test_a_name_that_resolves_to_a_private_address_is_rejected(serve: Serve, monkeypatch: Any) -> None:
-    url = await serve(_image)
+    url = await serve(_IMAGE)
     port = url.rpartition(":")[2]
     _resolve_to(monkeypatch, "8.8.8.8", "127.0.0.1")
     with pytest.raises(MediaError, match="not on the public internet"):
@@ -249,28 +234,22 @@ async def test_a_redirect_is_followed_to_an_allowed_host(serve: Serve) -> None:
     ],
 )
 async def test_a_redirect_to_another_host_is_rejected(serve: Serve, target: str, message: str) -> None:
-    async def handler(request: web.Request) -> web.Response:
-        return web.Response(status=307, headers={"Location": target} if target else {})
-
+    url = await serve(_answers(status=307, headers={"Location": target} if target else {}))
     with pytest.raises(MediaError, match=message):
-        await _fetcher("127.0.0.1").fetch(await serve(handler) + "/a")
+        await _fetcher("127.0.0.1").fetch(url + "/a")
 
 
 async def test_redirects_can_be_disabled(serve: Serve) -> None:
-    async def handler(request: web.Request) -> web.Response:
-        return web.Response(status=301, headers={"Location": "/b"})
-
+    url = await serve(_answers(status=301, headers={"Location": "/b"}))
     with pytest.raises(MediaError, match="VLLM_MEDIA_URL_ALLOW_REDIRECTS"):
-        await _fetcher("127.0.0.1", follows_redirects=False).fetch(await serve(handler))
+        await _fetcher("127.0.0.1", media_url_allow_redirects=False).fetch(url)
 
 
 @pytest.mark.parametrize("status", [204, 304, 403, 404, 500])
 async def test_an_http_error_of_the_other_server_is_reported(serve: Serve, status: int) -> None:
-    async def handler(request: web.Request) -> web.Response:
-        return web.Response(status=status)
-
+    url = await serve(_answers(status=status))
     with pytest.raises(MediaError, match=f"HTTP status {status}"):
-        await _fetcher("127.0.0.1").fetch(await serve(handler))
+        await _fetcher("127.0.0.1").fetch(url)
 
 
 async def test_fetching_from_a_slow_server_times_out(serve: Serve) -> None:
@@ -285,16 +264,14 @@ async def test_fetching_from_a_slow_server_times_out(serve: Serve) -> None:
 
     url = await serve(handler)
     async with asyncio.timeout(60):
-        with pytest.raises(MediaError, match="within 0.3 s"):
-            await _fetcher("127.0.0.1", fetch_timeout_s=0.3).fetch(url)
+        with pytest.raises(MediaError, match="within 1 s"):
+            await _fetcher("127.0.0.1", image_fetch_timeout_s=1).fetch(url)
 
 
 async def test_a_response_with_a_too_large_content_length_is_not_read(serve: Serve) -> None:
-    async def handler(request: web.Request) -> web.Response:
-        return web.Response(body=b"x" * 101)
-
-    with pytest.raises(MediaError, match="larger than 100 bytes"):
-        await _fetcher("127.0.0.1", max_bytes=100).fetch(await serve(handler))
+    url = await serve(_answers(body=bytes(1 + (1 << 20))))
+    with pytest.raises(MediaError, match="larger than 1048576 bytes"):
+        await _fetcher("127.0.0.1", max_media_mb=1).fetch(url)
 
 
 async def test_an_endless_response_is_cut_off(serve: Serve) -> None:
@@ -309,8 +286,8 @@ async def test_an_endless_response_is_cut_off(serve: Serve) -> None:
             sent += 65536
         return response
 
-    with pytest.raises(MediaError, match="larger than 1000000 bytes"):
-        await _fetcher("127.0.0.1", max_bytes=1_000_000).fetch(await serve(handler))
+    with pytest.raises(MediaError, match="larger than 1048576 bytes"):
+        await _fetcher("127.0.0.1", max_media_mb=1).fetch(await serve(handler))
     assert sent < 1 << 26
 
 

@@ -3,8 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +23,7 @@ from server.types import TensorData
 from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, image, save_vlm
 from tests.server.inline_executor import InlineExecutor
 from tests.server.renderers.loop_turns import FREE_TURNS, count_turns
+from tests.server.renderers.thread_imports import run_watched
 
 Build = Callable[..., VisionRenderer]
 
@@ -296,32 +296,21 @@ def test_clearing_the_cache_while_images_are_processed_changes_nothing(folders: 
 @pytest.mark.thorough
 def test_threads_import_no_modules_after_a_lean_start(folders: dict[str, Path]) -> None:
     """Loads as a launcher does, where only the main thread imports; then renders images in every format."""
-    import subprocess
-    import sys
-
-    script = f"""
-import asyncio, base64, sys, threading
+    code = """
 from server.config import ModelFiles, RendererConfig
 from server.renderers.registry import build_renderer
 from server.renderers.prompts import ChatOptions
-from pathlib import Path
 from startup.imports.heavy import import_vision
 import_vision()
-path = Path({str(folders["qwen2_vl"])!r})
-urls = {[_url(image(), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]!r}
-imports = []
-def hook(event, args):
-    if event == "import" and threading.current_thread() is not threading.main_thread():
-        imports.append(args[0])
+path = Path(sys.argv[1])
 with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
     renderer.warm_up()
-    sys.addaudithook(hook)
-    parts = [{{"type": "image_url", "image_url": url}} for url in urls]
-    asyncio.run(renderer.render_chat_async([{{"role": "user", "content": parts}}], ChatOptions()))
-print(imports, "torch._dynamo" in sys.modules, "sympy" in sys.modules)
+    parts = [{"type": "image_url", "image_url": url} for url in sys.argv[2:]]
+    asyncio.run(renderer.render_chat_async([{"role": "user", "content": parts}], ChatOptions()))
+print(seen, "torch._dynamo" in sys.modules, "sympy" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.stdout.strip(), done.returncode) == ("[] False False", 0), done.stderr
+    urls = [_url(image(), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
+    assert run_watched(code, folders["qwen2_vl"], *urls) == "[] False False\n"
 
 
 def test_processors_are_loaded_from_every_file_format_on_the_hub(
@@ -369,12 +358,6 @@ def test_a_missing_processor_fails_the_start(folders: dict[str, Path], tmp_path:
             (tmp_path / file.name).symlink_to(file)
     with pytest.raises(ProcessorLoadError, match="cannot load the image processor"):
         VisionRenderer(ModelFiles(tmp_path, tmp_path), RendererConfig())
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as executor:
-        yield executor
 
 
 def _images(num_bytes: int) -> ProcessedImages:

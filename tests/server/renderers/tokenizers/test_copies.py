@@ -7,8 +7,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 
+from server.renderers.tokenizers.hf_tokenizer import copy_backend, copy_tokenizer
 from server.renderers.tokenizers.loading import load_tokenizer
-from server.renderers.tokenizers.thread_tokenizers import copy_backend, copy_tokenizer
 
 TEXT = "  Größe 你好 😀 <|im_start|> </s> x"
 

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,55 +71,34 @@ def test_the_chosen_class_equals_auto_tokenizer_s(
     assert_same_tokenizer(path)
 
 
-@pytest.mark.parametrize("model_type", tokenizer_loading._VERSION_DEPENDENT)
-def test_the_class_that_deepseek_names_needs_no_torch(
-    model_type: str, tokenizer_folders: dict[str, Path], tmp_path: Path
-) -> None:
-    source = tokenizer_folders["byte_level"]
-    path = checkpoint(source, tmp_path, {"model_type": model_type}, tokenizer_class="LlamaTokenizerFast")
-    assert not needs_torch(path)
-    assert_same_tokenizer(path)
-
-
 @pytest.mark.parametrize(
-    ("class_name", "model_type"),
-    [("LlamaTokenizerFast", "llama"), ("GemmaTokenizer", "gemma2"), ("LlamaTokenizer", "mistral")],
+    ("kind", "model_types", "class_names"),
+    [
+        ("byte_level", tokenizer_loading._VERSION_DEPENDENT, ["LlamaTokenizerFast"]),
+        ("byte_level", [None], [None, "PreTrainedTokenizerFast", "Qwen2TokenizerFast"]),
+        ("llama", ["llama"], ["LlamaTokenizerFast"]),
+        ("llama", ["gemma2"], ["GemmaTokenizer"]),
+        ("llama", ["mistral"], ["LlamaTokenizer"]),
+        ("unigram", UNIGRAM_TYPES, [None, "XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "TokenizersBackend"]),
+        (
+            "wordpiece",
+            ["bert", "distilbert", "modernbert"],
+            [None, "BertTokenizer", "BertTokenizerFast", "TokenizersBackend"],
+        ),
+    ],
 )
-def test_sentencepiece_checkpoints_load_as_with_auto_tokenizer(
-    class_name: str, model_type: str, tokenizer_folders: dict[str, Path], tmp_path: Path
+def test_checkpoints_of_other_kinds_load_as_with_auto_tokenizer(
+    kind: str,
+    model_types: Iterable[str | None],
+    class_names: list[str | None],
+    tokenizer_folders: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
-    path = checkpoint(tokenizer_folders["llama"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
-    assert not needs_torch(path)
-    assert_same_tokenizer(path)
-
-
-@pytest.mark.parametrize("model_type", sorted(UNIGRAM_TYPES))
-@pytest.mark.parametrize("class_name", [None, "XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "TokenizersBackend"])
-def test_unigram_checkpoints_load_as_with_auto_tokenizer(
-    model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
-) -> None:
-    path = checkpoint(tokenizer_folders["unigram"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
-    assert not needs_torch(path)
-    assert_same_tokenizer(path)
-
-
-@pytest.mark.parametrize("class_name", [None, "BertTokenizer", "BertTokenizerFast", "TokenizersBackend"])
-@pytest.mark.parametrize("model_type", ["bert", "distilbert", "modernbert"])
-def test_wordpiece_checkpoints_load_as_with_auto_tokenizer(
-    model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
-) -> None:
-    path = checkpoint(tokenizer_folders["wordpiece"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
-    assert not needs_torch(path)
-    assert_same_tokenizer(path)
-
-
-@pytest.mark.parametrize("class_name", [None, "PreTrainedTokenizerFast", "Qwen2TokenizerFast"])
-def test_a_folder_with_only_a_tokenizer_loads(
-    class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
-) -> None:
-    path = checkpoint(tokenizer_folders["byte_level"], tmp_path, None, tokenizer_class=class_name)
-    assert not needs_torch(path)
-    assert_same_tokenizer(path)
+    for index, (model_type, class_name) in enumerate(product(model_types, class_names)):
+        config = None if model_type is None else {"model_type": model_type}
+        path = checkpoint(tokenizer_folders[kind], tmp_path / str(index), config, tokenizer_class=class_name)
+        assert not needs_torch(path), (model_type, class_name)
+        assert_same_tokenizer(path)
 
 
 @pytest.mark.parametrize(
@@ -165,31 +146,6 @@ def test_a_byte_level_vocabulary_under_llama_s_name_keeps_its_spaces(
     path = checkpoint(source, tmp_path, {"model_type": "llama"}, tokenizer_class="LlamaTokenizerFast")
     tokenizer = load_tokenizer(path)
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
-
-
-@pytest.mark.thorough
-def test_building_the_renderer_does_not_import_torch(model_path: Path) -> None:
-    script = (
-        "import sys, time; begin = time.perf_counter()\n"
-        "from pathlib import Path\n"
-        "from server.config import ModelFiles, RendererConfig\n"
-        "from server.renderers.detokenizer import PromptTail\n"
-        "from server.renderers.registry import build_renderer\n"
-        "path = Path(sys.argv[1])\n"
-        "with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:\n"
-        "    print(f'built in {time.perf_counter() - begin:.2f} s')\n"
-        "    prompt = renderer.render_chat([{'role': 'user', 'content': 'hi'}], renderer.render_chat.__globals__"
-        "['ChatOptions']())\n"
-        "    detokenizer = renderer.create_detokenizer(prompt=PromptTail(prompt.token_ids))\n"
-        "    detokenizer.append(prompt.token_ids)\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, model_path], capture_output=True, text=True, timeout=120
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    print(done.stdout)
-    assert done.stdout.startswith("built in ")
 
 
 def test_needs_torch_imports_only_the_standard_library(model_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.renderers.conversations.content_format import detect_content_format
+from server.renderers.chat_template import detect_content_format
 
 MESSAGES = "{% for message in messages %}BODY{% endfor %}"
 PARTS = "{% for part in message.content %}{{ part.text }}{% endfor %}"

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from server.errors import RequestError
-from server.renderers.conversations.deepseek_v32 import encode_conversation
-from server.renderers.conversations.messages import to_conversation
+from server.renderers.deepseek_v32 import encode_conversation
+from server.renderers.messages import to_conversation
 
 BEGIN, END = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from server.errors import RequestError
-from server.renderers.conversations import messages
-from server.renderers.conversations.messages import to_conversation, without_developer
+from server.renderers import messages
+from server.renderers.messages import to_conversation, without_developer
 
 TWO_PARTS = [{"type": "text", "text": "one"}, {"type": "input_text", "text": "two", "cache_control": {}}]
 
