@@ -90,7 +90,7 @@ test-vllm-suite: $(INSTALLED_DEV)
 	@exec $(BIN)/python -m tools.vllm_suite $(VLLM_SOURCE) $(ARGS)
 
 # Small caches are full after the warm-up; bursts overflow a short queue.
-SOAKED := $(BIN)/vllm-cli serve --kv-cache-memory-bytes 256M --max-num-queued-reqs 48
+SOAKED := $(BIN)/vllm-cli serve --kv-cache-memory-bytes 256M --max-num-queued-reqs 48 --max-logprobs -1
 
 test-soak: $(DEFAULT_MODEL)
 	@mkdir -p build

@@ -27,6 +27,11 @@ _MAX_HOLD_S: Final = 25.0
 _MAX_HOLD_SHARE: Final = 0.2
 
 
+_ALL_TOKENS: Final = {"prompt": "a", "max_tokens": 1, "logprobs": -1}
+"""Fills a cache of tokens' texts, which would grow during the whole run; servers reject it without
+`--max-logprobs -1`."""
+
+
 class Action(NamedTuple):
     """One action that clients repeat at random, by weight."""
 
@@ -50,6 +55,7 @@ class SoakTraffic:
         """Sends each kind once; leaves out the kinds that the server rejects, and returns their names."""
         rejected = []
         async with self._open_client(Ledger()) as client:
+            await client.post("all tokens", "/v1/completions", _ALL_TOKENS)
             for kind, writer in GOOD.items():
                 status = await client.post(kind, writer.path, writer.write(Random(kind), self._sizes))
                 if status is not None and 400 <= status < 500:
