@@ -101,14 +101,6 @@ def test_parts_tools_and_response_formats_reach_the_encoding(renderer: DeepseekV
     assert text.endswith('reply:\n{"type": "json_object"}<｜User｜>a\nb<｜Assistant｜></think>')
 
 
-def test_content_that_is_not_text_is_rejected(renderer: DeepseekV32Renderer) -> None:
-    image = {"type": "image_url", "image_url": {"url": "http://x"}}
-    for messages in ([], [{"role": "user", "content": [image]}], [{"content": "x"}]):
-        with pytest.raises(RequestError) as raised:
-            renderer.render_chat(messages, ChatOptions())
-        assert raised.value.param == "messages"
-
-
 def test_tokenizer_properties(renderer: DeepseekV32Renderer, deepseek_v32_folder: Path) -> None:
     assert not needs_torch(deepseek_v32_folder)
     assert renderer.token_text(renderer.eos_token_id or 0) == END
@@ -132,17 +124,6 @@ def test_a_checkpoint_with_a_template_uses_the_ordinary_renderer(tmp_path: Path)
     (path / "chat_template.jinja").unlink()
     (path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     assert not _is_v32(path)
-
-
-def test_a_missing_or_broken_tokenizer_is_one_clear_line(
-    build: Callable[..., DeepseekV32Renderer], tmp_path: Path
-) -> None:
-    broken = save_deepseek_v32(tmp_path / "broken")
-    (broken / "tokenizer.json").write_text("{oops")
-    for path in (tmp_path / "nowhere", broken):
-        with pytest.raises(TokenizerLoadError, match=str(path)) as raised:
-            build(path)
-        assert "\n" not in str(raised.value)
 
 
 def _is_v32(path: Path) -> bool:
