@@ -11,7 +11,6 @@ import pytest
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates with openssl")
 
 _CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-_NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
 _CA_SETTINGS = """[ca]
 default_ca = it
 [it]
@@ -46,12 +45,17 @@ class Certificate(NamedTuple):
 
 
 def make_certificate(
-    folder: Path, name: str, *extensions: str, days: int = 30, signer: Certificate | None = None
+    folder: Path,
+    name: str,
+    *extensions: str,
+    names: str = "DNS:localhost,IP:127.0.0.1",
+    days: int = 30,
+    signer: Certificate | None = None,
 ) -> Certificate:
-    """Makes a certificate for localhost, signed by itself or by `signer`."""
+    """Makes a certificate for these hosts, signed by itself or by `signer`."""
     made = Certificate(folder / f"{name}.crt", folder / f"{name}.key")
     words = ["req", "-x509", *_CURVE, "-subj", f"/CN={name}", "-days", str(days), "-keyout", str(made.key)]
-    added = [word for extension in (_NAMES, *extensions) for word in ("-addext", extension)]
+    added = [word for extension in (f"subjectAltName={names}", *extensions) for word in ("-addext", extension)]
     by = [] if signer is None else ["-CA", str(signer.certificate), "-CAkey", str(signer.key)]
     _openssl(*words, "-out", str(made.certificate), *added, *by)
     made.key.chmod(0o600)

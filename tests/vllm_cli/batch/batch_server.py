@@ -4,21 +4,22 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.http_server import LocalServer, QuietHandler
 
 Answer = tuple[int, Any, dict[str, str]]
 
 
-class BatchServer(ThreadingHTTPServer):
+class BatchServer(LocalServer):
     """Answers each POST with the result of `decide`, and counts requests by prompt."""
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.decide: Callable[[dict[str, Any]], Answer] = lambda body: ok(body)
         self.asked: Counter[str] = Counter()
         self.headers: list[dict[str, str]] = []
@@ -29,20 +30,16 @@ class BatchServer(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.num_running = 0
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
     def handle_error(self, request: object, client_address: object) -> None:
         """Ignores errors: tests kill clients."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: BatchServer
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.read_json()
         server = self.server
         with server.lock:
             server.asked[body.get("prompt", "")] += 1
@@ -55,31 +52,20 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             with server.lock:
                 server.num_running -= 1
-        self._send(status, content if isinstance(content, bytes) else json.dumps(content, indent=2).encode(), headers)
+        self.answer(status, content, headers)
 
     def do_GET(self) -> None:
-        self._send(200, self.server.files[self.path], {})
+        self.answer(200, self.server.files[self.path])
 
     def do_PUT(self) -> None:
         self.server.puts[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
-        self._send(200, b"", {})
-
-    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Writes no log."""
+        self.answer(200)
 
 
 def ok(body: dict[str, Any]) -> Answer:
-    """A completion that repeats the prompt."""
+    """A completion that repeats the prompt, written over several lines."""
     usage = {"prompt_tokens": 2, "completion_tokens": 3}
-    return 200, {"choices": [{"text": body.get("prompt")}], "usage": usage}, {}
+    return 200, json.dumps({"choices": [{"text": body.get("prompt")}], "usage": usage}, indent=2).encode(), {}
 
 
 def error(status: int, message: str, **headers: str) -> Answer:

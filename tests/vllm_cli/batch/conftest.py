@@ -2,24 +2,20 @@
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.http_server import serving
 from tests.vllm_cli.batch.batch_server import BatchServer
 
 
 @pytest.fixture
 def server() -> Iterator[BatchServer]:
-    with BatchServer() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, name="batch-server")
-        thread.start()
+    with serving(BatchServer()) as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import ssl
 import stat
 import threading
 from datetime import UTC, datetime, timedelta
@@ -310,17 +309,14 @@ def test_a_server_of_its_own_has_no_tls_whatever_flags_and_file_say(run_batch, t
 def test_requests_go_over_tls_if_the_certificate_is_trusted(
     server: BatchServer, run_batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    certificate = make_certificate(tmp_path, "server")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate.certificate, certificate.key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    made = make_certificate(tmp_path, "server")
+    server.use_tls(made)
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(3)])
-    url = server.url.replace("http:", "https:")
-    stranger = run_batch("--url", url)
+    stranger = run_batch("--url", server.url)
     assert stranger.returncode == 1
     assert "certificate verify failed" in stranger.stderr
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
-    done = run_batch("--url", url, "--api-key", "secret")
+    monkeypatch.setenv("SSL_CERT_FILE", str(made.certificate))
+    done = run_batch("--url", server.url, "--api-key", "secret")
     assert done.returncode == 0, done.stderr
     assert len(read_lines(tmp_path / "out.jsonl")) == 3
     assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret"}

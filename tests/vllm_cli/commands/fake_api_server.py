@@ -2,46 +2,26 @@
 
 import json
 import socket
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
 
-
-@contextmanager
-def running(server: "FakeApiServer") -> Iterator["FakeApiServer"]:
-    """Serves in a thread during the block."""
-    with server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="fake-api-server")
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+from tests.http_server import LocalServer, QuietHandler
 
 
-class FakeApiServer(ThreadingHTTPServer):
+class FakeApiServer(LocalServer):
     """Responds with the queued replies and records all requests."""
 
     daemon_threads = False
 
     def __init__(self, address: Any = ("127.0.0.1", 0)) -> None:
-        super().__init__(address, _Handler)
-        self.replies: list[Callable[[_Handler], None]] = []
+        ThreadingHTTPServer.__init__(self, address, _Handler)
+        self.replies: list[Any] = []
+        """Functions of a handler."""
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.is_disconnected = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Ignores clients that disconnect; reports any other error."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
 
     def queue_chat(self, *texts: str) -> None:
         first = {"delta": {"role": "assistant", "content": ""}}
@@ -80,7 +60,7 @@ class UnixFakeApiServer(FakeApiServer):
         return f"unix:{self.server_address!s}"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: FakeApiServer
     protocol_version = "HTTP/1.1"
 
@@ -90,16 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.headers.append(dict(self.headers))
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append({"path": self.path, **body})
+        self.server.requests.append({"path": self.path, **self.read_json()})
         self.server.replies.pop(0)(self)
-
-    def answer(self, status: int, body: Any) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
     def stream(self, events: list[dict[str, Any]], *, ends: bool = True) -> None:
         self._begin_stream()
@@ -130,6 +102,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, data: bytes) -> None:
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Prints nothing."""

@@ -4,7 +4,6 @@ import os
 import pty
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import make_certificate, needs_openssl
+from tests.http_server import serving
 from tests.startup.vllm.fake_start import short_folder
 from tests.terminal import read_terminal, read_until
-from tests.vllm_cli.commands.fake_api_server import FakeApiServer, UnixFakeApiServer, running
+from tests.vllm_cli.commands.fake_api_server import FakeApiServer, UnixFakeApiServer
 from vllm_cli.main import main
 
 ROOT = Path(__file__).parents[3]
@@ -24,14 +24,14 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture
 def fake_server() -> Iterator[FakeApiServer]:
     """A real HTTP server that streams prepared responses, as an OpenAI server does."""
-    with running(FakeApiServer()) as server:
+    with serving(FakeApiServer()) as server:
         yield server
 
 
 @pytest.fixture
 def unix_server() -> Iterator[FakeApiServer]:
     """The same on a UNIX domain socket."""
-    with short_folder() as folder, running(UnixFakeApiServer(str(folder / "server.sock"))) as server:
+    with short_folder() as folder, serving(UnixFakeApiServer(str(folder / "server.sock"))) as server:
         yield server
 
 
@@ -50,17 +50,7 @@ def test_quick_prints_the_answer_while_it_streams(fake_server, capfd: pytest.Cap
 
 def test_complete_continues_a_prompt(fake_server, capfd: pytest.CaptureFixture[str]) -> None:
     fake_server.queue_completion(" in", " France.")
-    words = [
-        "complete",
-        "--url",
-        f"{fake_server.url}/v1",
-        "--model-name",
-        "mine",
-        "--max-tokens",
-        "5",
-        "-q",
-        "Paris is",
-    ]
+    words = ["complete", "--url", f"{fake_server.url}/v1", "--model-name", "mine", "--max-tokens", "5"]
     assert main([*words, "-q", "Paris is"]) == 0
     assert capfd.readouterr().out == " in France.\n"
     (request,) = fake_server.requests
@@ -85,10 +75,7 @@ def test_a_server_on_a_unix_socket_answers(unix_server, prefix: str, capfd: pyte
     unix_server.queue_completion(" in France.")
     assert main(["complete", "--url", url, "--api-key", "secret", "--quick", "Paris is"]) == 0
     assert capfd.readouterr().out == "Paris.\n in France.\n"
-    assert [request["path"] for request in unix_server.requests] == [
-        "/v1/chat/completions",
-        "/v1/completions",
-    ]
+    assert [request["path"] for request in unix_server.requests] == ["/v1/chat/completions", "/v1/completions"]
     assert {headers["Authorization"] for headers in unix_server.headers} == {"Bearer secret"}
 
 
@@ -171,10 +158,8 @@ def test_https_requires_a_trusted_certificate(
     fake_server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     made = make_certificate(tmp_path, "fake-model")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(made.certificate, made.key)
-    fake_server.socket = context.wrap_socket(fake_server.socket, server_side=True)
-    url = fake_server.url.replace("http:", "https:")
+    fake_server.use_tls(made)
+    url = fake_server.url
     assert main(["chat", "--url", url, "-q", "Capital?"]) == 1
     assert "certificate verify failed" in capfd.readouterr().err
     monkeypatch.setenv("SSL_CERT_FILE", str(made.certificate))

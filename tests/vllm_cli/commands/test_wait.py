@@ -4,10 +4,8 @@ import json
 import os
 import pty
 import re
-import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -15,14 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from socketserver import UnixStreamServer
 from typing import Any
 
 import pytest
 
+from tests.certificates import make_certificate, needs_openssl
 from tests.http_server import LocalServer, QuietHandler, serving
 from tests.ports import free_port as find_free_port
 from tests.terminal import read_terminal
+from tests.vllm_cli.commands.fake_api_server import UnixFakeApiServer
 
 STARTING = {
     "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"},
@@ -54,12 +53,7 @@ class Handler(QuietHandler):
         self.server.paths.append(self.path)
         self.server.before_each()
         answers = self.server.answers
-        status, body = answers.pop(0) if len(answers) > 1 else answers[0]
-        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
+        self.answer(*(answers.pop(0) if len(answers) > 1 else answers[0]))
 
 
 @pytest.fixture
@@ -109,14 +103,11 @@ def test_a_server_that_does_not_listen_yet_is_waited_for(serve, free_port) -> No
         assert waiting.wait(120) == 0
 
 
-def test_a_failed_start_ends_with_1_and_its_reason(serve, invoke) -> None:
-    done = invoke("wait", serve((503, STARTING), (503, FAILED)).url, "--interval", "0.01")
+@pytest.mark.parametrize("status", ["failed", "dead"])
+def test_a_failed_start_or_a_dead_engine_ends_with_1_and_its_reason(status: str, serve, invoke) -> None:
+    done = invoke("wait", serve((503, STARTING), (503, FAILED | {"status": status})).url, "--interval", "0.01")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("will not become ready: no such model")
-
-
-def test_a_dead_engine_is_a_failure(serve, invoke) -> None:
-    assert invoke("wait", serve((503, STARTING | {"status": "dead"})).url).returncode == 1
 
 
 @pytest.mark.thorough
@@ -199,32 +190,13 @@ def test_json_prints_the_outcome_and_quiet_prints_nothing(serve, invoke) -> None
 
 
 def test_a_unix_socket_may_have_a_path_of_any_length(tmp_path, invoke, monkeypatch) -> None:
-    folder = tmp_path / (
-        "x" * 120
-    )  # longer than a socket address may be; the server binds s.sock from inside the folder
+    folder = tmp_path / ("x" * 120)  # longer than a socket address may be; the server binds it from inside the folder
     folder.mkdir()
     monkeypatch.chdir(folder)
-    path = folder / "s.sock"
-
-    class UnixServer(UnixStreamServer):
-        answers: list[Answer] = [(200, b"")]
-        paths: list[str] = []
-        before_each = staticmethod(lambda: None)
-
-    class UnixHandler(Handler):
-        def address_string(self) -> str:
-            return "unix"
-
-    with UnixServer(path.name, UnixHandler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            done = invoke("wait", "--uds", str(path), "--timeout", "60")
-            named = invoke("wait", f"unix:{path}", "--timeout", "60")
-        finally:
-            server.shutdown()
-            thread.join()
-    assert (done.returncode, named.returncode) == (0, 0), done.stderr
+    with serving(UnixFakeApiServer("s.sock")):
+        for words in (("--uds", folder / "s.sock"), (f"unix:{folder}/s.sock",)):
+            done = invoke("wait", *words, "--timeout", "60")
+            assert done.returncode == 0, done.stderr
 
 
 def test_the_wait_ends_with_the_process_even_if_it_is_a_zombie(free_port, invoke) -> None:
@@ -240,38 +212,19 @@ def test_the_wait_continues_while_the_process_runs(free_port, invoke) -> None:
     assert invoke("wait", "--port", str(free_port), "--pid", str(os.getpid()), "--timeout", "0.3").returncode == 4
 
 
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
-
-
-@pytest.fixture
-def tls_server(tmp_path) -> Iterator[tuple[str, Path]]:
-    """A server with a self-signed certificate."""
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subject = ["-subj", "/CN=somewhere-else", "-days", "1"]
-    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*words, *subject], check=True, capture_output=True)
-    server = Server([(200, b"")])
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"127.0.0.1:{server.server_port}", certificate
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 @needs_openssl
-def test_https_works_with_the_servers_own_certificate_or_without_verification(tls_server, invoke) -> None:
-    place, certificate = tls_server
-    port = place.rpartition(":")[2]
-    stranger = invoke("wait", f"https://{place}")
+def test_https_works_with_the_servers_own_certificate_or_without_verification(serve, tmp_path, invoke) -> None:
+    """Whatever host the certificate names."""
+    made = make_certificate(tmp_path, "server", names="DNS:somewhere-else")
+    server = serve((200, b""))
+    server.use_tls(made)
+    stranger = invoke("wait", server.url)
     assert stranger.returncode == 1
     assert "its certificate is not trusted" in stranger.stderr
-    assert invoke("wait", f"https://{place}", "--insecure").returncode == 0
-    assert invoke("wait", "--port", port, "--ssl-certfile", str(certificate)).returncode == 0
-    assert invoke("wait", place, "--ssl", "--ssl-certfile", str(certificate)).returncode == 0
+    assert invoke("wait", server.url, "--insecure").returncode == 0
+    own = ("--ssl-certfile", str(made.certificate))
+    assert invoke("wait", "--port", str(server.server_port), *own).returncode == 0
+    assert invoke("wait", f"127.0.0.1:{server.server_port}", "--ssl", *own).returncode == 0
 
 
 def test_on_a_terminal_one_line_is_rewritten(serve) -> None:
