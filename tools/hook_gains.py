@@ -19,9 +19,9 @@ from typing import Final, NamedTuple
 import click
 import msgspec
 
-from vllm_cli.bench.ports import find_free_port, list_server_ports
-from vllm_cli.bench.results import Machine, Spread, encode_result
-from vllm_cli.bench.startup.results import StartupResult
+from vllm_cli.bench.results import BenchResult, Machine, Spread, encode_result
+from vllm_cli.bench.startup.results import StartupSide
+from vllm_cli.bench.target import find_free_port, list_server_ports
 
 GAINS: Final = Path(__file__).parents[1] / "docs" / "hook-gains.json"
 NOTHING: Final = "nothing (noise of the measurement)"
@@ -94,7 +94,7 @@ def main(names: tuple[str, ...], model: str, vllm_python: str, rounds: int) -> N
         GAINS.write_text(encode_result(read_gains() | {name: gains}), encoding="utf-8")  # type: ignore[arg-type]
 
 
-def _measure(kind: Kind, words: list[str], rounds: int, folder: Path) -> StartupResult:
+def _measure(kind: Kind, words: list[str], rounds: int, folder: Path) -> BenchResult[StartupSide]:
     commands = list(_commands(kind, words, folder))
     if kind.state != "standby":
         for _, command in [*commands, *commands]:
@@ -106,7 +106,7 @@ def _measure(kind: Kind, words: list[str], rounds: int, folder: Path) -> Startup
     if kind.state == "cold-pages":
         options.append("--evict-libraries")
     subprocess.run([*_OWN, "bench", "startup", *options, *sides], cwd=folder, env=_environment(), check=True)
-    return msgspec.json.decode(result.read_bytes(), type=StartupResult)
+    return msgspec.json.decode(result.read_bytes(), type=BenchResult[StartupSide])
 
 
 def _commands(kind: Kind, words: list[str], folder: Path) -> Iterator[tuple[str, str]]:

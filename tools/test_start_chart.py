@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tools.start_chart import draw_startup_svg
+from tools.start_chart import StartupResult, draw_startup_svg
 from vllm_cli.bench.results import Machine, Spread
-from vllm_cli.bench.startup.results import StartupResult, StartupSettings, StartupSideResult, StateResult
+from vllm_cli.bench.startup.results import StartupSide, StateResult
 
 SVG = "{http://www.w3.org/2000/svg}"
 WARM = {"vllm-cli": Spread(2.0, 1.5, 3.0), "<vllm & serve>": Spread(8.0, 7.0, 10.0)}
@@ -16,7 +16,7 @@ WARM = {"vllm-cli": Spread(2.0, 1.5, 3.0), "<vllm & serve>": Spread(8.0, 7.0, 10
 def result(*states: dict[str, Spread]) -> StartupResult:
     names = ["warm", "cold-pages"][: len(states)]
     sides = [
-        StartupSideResult(
+        StartupSide(
             name=name,
             target="serve",
             model="m",
@@ -30,12 +30,11 @@ def result(*states: dict[str, Spread]) -> StartupResult:
         for name in states[0]
     ]
     return StartupResult(
-        schema_version=1,
+        schema="vllm-cli/bench-startup",
+        schema_version=3,
         created_at="2026-11-21T07:00:00+00:00",
         machine=Machine(system="Linux", processor="Fast CPU", num_cpus=2, memory_gib=8, python="3.12"),
-        settings=StartupSettings(
-            endpoint="completions", states=names, num_rounds=5, evict_libraries=False, max_tokens=4
-        ),
+        settings={"states": names, "num_rounds": 5},
         sides=sides,
         ratios=[],
     )

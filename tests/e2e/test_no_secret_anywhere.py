@@ -35,7 +35,7 @@ VARIABLES = {
     "HTTPS_PROXY": f"http://{MARK}:{MARK}@127.0.0.1:9",
 }
 SERVE = shlex.join([sys.executable, "-m", "vllm_cli", "serve"])
-BENCH = "--json out.json --html out.html --rounds 1"
+BENCH = "--json out.json --rounds 1"
 LOAD = f"{BENCH} --concurrency 1 --requests 1 --max-tokens 2"
 EMBEDDED = "--engine embedded --max-model-len 256"
 

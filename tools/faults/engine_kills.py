@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.errors import TargetStartError
-from vllm_cli.bench.target import CommandTarget
+from vllm_cli.bench.target import CommandTarget, TargetStartError
 from vllm_cli.client.running_servers import find_servers
 
 _ANSWER_TIMEOUT_S = 60.0

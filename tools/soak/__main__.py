@@ -1,6 +1,7 @@
 """`python -m tools.soak`: the options of the soak test; `make test-soak` runs it on the default model."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ from tools.soak.config import SoakConfig
 from tools.soak.report import write_soak_report
 from tools.soak.run import run_soak
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.interruption import Interrupted
-from vllm_cli.bench.progress import StreamProgress
+from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.results import encode_result
 from vllm_cli.commands.bench_options import (
     COMMAND,
@@ -23,6 +23,7 @@ from vllm_cli.commands.bench_options import (
     choose_api_key,
     own_command,
 )
+from vllm_cli.interruption import Interrupted
 
 _MINUTES = click.FloatRange(0, min_open=True)
 
@@ -88,7 +89,7 @@ def soak(*, command: str | None, model: str | None, json_path: Path | None, **op
 
 def _run(config: SoakConfig, json_path: Path | None) -> int:
     try:
-        with StreamProgress(sys.stderr) as progress:
+        with closing(Progress(sys.stderr)) as progress:
             result = run_soak(config, progress)
     except Interrupted as interrupted:
         return interrupted.exit_code

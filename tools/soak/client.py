@@ -8,9 +8,8 @@ import aiohttp
 import msgspec
 
 from tools.soak.ledger import Ledger, judge_answer
-from vllm_cli.bench.liveness.payloads import Destination
 from vllm_cli.bench.load import open_session
-from vllm_cli.bench.request_format import request_headers
+from vllm_cli.bench.request_format import Destination
 
 _KEEPALIVE_S: Final = 2.0
 _STAY_S: Final = (0.001, 0.5)
@@ -26,7 +25,7 @@ class SoakClient:
     def __init__(self, destination: Destination, ledger: Ledger, *, timeout_s: float) -> None:
         self.destination = destination
         self.ledger = ledger
-        self.headers = request_headers(destination.api_key)
+        self.headers = destination.headers
         self._session = open_session(timeout_s, keepalive_s=_KEEPALIVE_S)
 
     async def __aenter__(self) -> "SoakClient":

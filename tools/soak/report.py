@@ -6,7 +6,7 @@ from typing import Final, TextIO, get_args
 
 from tools.soak.ledger import Ending
 from tools.soak.results import Growth, SoakResult
-from vllm_cli.bench.tables import FigureTable, format_figure, write_sections
+from vllm_cli.bench.report import FigureTable, format_figure, write_sections
 
 _MIB: Final = 1 << 20
 _ENDINGS: Final[tuple[str, ...]] = get_args(Ending)

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-from vllm_cli.bench.liveness.results import HealthPoint
 from vllm_cli.bench.results import ResultPart, RunResult
 
 SOAK_SCHEMA_VERSION = 1
@@ -57,8 +56,6 @@ class HealthFigures(ResultPart, frozen=True, kw_only=True):
     p50_ms: float | None
     p99_ms: float | None
     max_ms: float | None
-    over_time: list[HealthPoint]
-    """From the begin of the load to its end, including warm-up and pause."""
 
 
 class Growth(ResultPart, frozen=True, kw_only=True):

@@ -14,17 +14,16 @@ from tools.soak.results import SOAK_SCHEMA_VERSION, Gauges, HealthFigures, SoakR
 from tools.soak.samples import read_gauges, sample_processes
 from tools.soak.traffic import SoakTraffic
 from tools.soak.verdict import count_rests, find_problems, has_settled, measure_growths
+from vllm_cli.bench.config import BenchConfig
 from vllm_cli.bench.figures import percentile_ms
-from vllm_cli.bench.interruption import run_interruptibly
-from vllm_cli.bench.liveness.config import LivenessConfig
-from vllm_cli.bench.liveness.figures import trace_health
-from vllm_cli.bench.liveness.server import HealthyServer, wait_until_healthy
 from vllm_cli.bench.load import open_session
 from vllm_cli.bench.probe import HealthProbe, ProbeSamples
 from vllm_cli.bench.progress import Progress
+from vllm_cli.bench.readiness import ReadyServer, wait_until_healthy
 from vllm_cli.bench.request_format import request_headers
 from vllm_cli.bench.results import describe_machine, format_now
 from vllm_cli.bench.target import CommandTarget
+from vllm_cli.interruption import run_interruptibly
 from vllm_cli.supervised_command import CommandEndedError
 
 _POLL_S: Final = 0.5
@@ -92,17 +91,17 @@ class _Soak:
     def _now_s(self) -> float:
         return perf_counter() - self._begin_s
 
-    async def _start(self) -> HealthyServer:
+    async def _start(self) -> ReadyServer:
         config = self._config
         self._progress.report(f"waiting for {hide_in_command(config.target.command or '')}")
-        liveness_config = LivenessConfig(
+        bench_config = BenchConfig(
             targets=(config.target,),
             api_key=config.api_key,
             ready_timeout_s=config.ready_timeout_s,
             request_timeout_s=config.request_timeout_s,
         )
         self._target.start()
-        server = await wait_until_healthy(self._target, liveness_config)
+        server = await wait_until_healthy(self._target, bench_config)
         self._progress.report(f"ready after {server.ready_after_s:.1f} s")
         return server
 
@@ -189,13 +188,12 @@ class _Soak:
             p50_ms=percentile_ms(judged, 50),
             p99_ms=percentile_ms(judged, 99),
             max_ms=percentile_ms(judged, 100),
-            over_time=trace_health(probes, begin_ns),
         )
 
     def _assemble(
         self,
         created_at: str,
-        server: HealthyServer,
+        server: ReadyServer,
         left_out: list[str],
         pauses: tuple[_Pause, _Pause],
         health: HealthFigures,

@@ -29,7 +29,7 @@ def sample(at_s: float, **groups: GroupSample) -> SoakSample:
 
 
 def problems(*endings: str, num_health_errors: int = 0, **changed: object) -> list[str]:
-    health = HealthFigures(num_probes=9, num_errors=num_health_errors, p50_ms=1, p99_ms=2, max_ms=3, over_time=[])
+    health = HealthFigures(num_probes=9, num_errors=num_health_errors, p50_ms=1, p99_ms=2, max_ms=3)
     ledger = Ledger()
     for ending in endings or ("answered",):
         ledger.record("chat", ending)

@@ -14,8 +14,7 @@ from tools.soak.client import SoakClient
 from tools.soak.config import SoakConfig
 from tools.soak.ledger import Ledger
 from tools.soak.wire import WireClient
-from vllm_cli.bench.liveness.payloads import Destination
-from vllm_cli.bench.request_format import build_prompt
+from vllm_cli.bench.request_format import Destination, build_prompt
 
 _PAGES: Final = ("/v1/models", "/version", "/", "/load", "/openapi.json", "/no-such-page", "/v1/models/no-such-model")
 _HOLDER_SHARE: Final = 0.5

@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tools.soak.ledger import Ledger, judge_answer
-from vllm_cli.bench.liveness.payloads import Destination
-from vllm_cli.bench.request_format import build_prompt, request_headers
+from vllm_cli.bench.request_format import Destination, build_prompt
 
 _MAX_ANSWER_S: Final = 10.0
 """Maximum wait for the response to malformed bytes."""
@@ -205,7 +204,7 @@ class WireClient:
         return self._head(path, content_length=len(data), **headers) + data
 
     def _head(self, path: str, **headers: object) -> bytes:
-        fields = request_headers(self._destination.api_key) | {"Host": f"{self._host}:{self._port}"}
+        fields = self._destination.headers | {"Host": f"{self._host}:{self._port}"}
         fields |= {name.replace("_", "-").title(): str(value) for name, value in headers.items()}
         lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
         return "\r\n".join([*lines, "", ""]).encode()

@@ -1,10 +1,8 @@
 """Runs `run-batch`: opens the files, starts the server, sends the requests, returns the summary."""
 
 import asyncio
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from typing import Any, Final, NamedTuple
 
 from envs.registry import env
@@ -19,15 +17,15 @@ from vllm_cli.batch.sender import Sender
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import Readiness
 from vllm_cli.errors import ConnectionFailedError
-from vllm_cli.private_server import PrivateServer, start_private_server
+from vllm_cli.interruption import Interrupted, run_interruptibly
+from vllm_cli.private_server import start_private_server
 from vllm_cli.supervised_command import CommandEndedError
 
 SOME_FAILED: Final = 5
 """Only with --fail-on-error: by default, scripts under `set -e` use the answers that exist."""
 NOT_COMPLETE: Final = 1
 _CONNECT_TIMEOUT_S: Final = 30.0
-
-
+_POLL_S: Final = 0.2
 _READY_TIMEOUT_S: Final = 7 * 24 * 3600.0
 """A week, in effect no limit: the server has its own start-up timeout."""
 _EMBEDDED: Final = "embedded"
@@ -85,17 +83,17 @@ class _Run:
             self._progress.report(f"{len(recorded)} of {len(self._batch.places)} requests are done already")
         with closing(self._progress):
             try:
-                signal_number = self._serve_and_dispatch(places) if places else None
-                if signal_number is None:
-                    self._finish()
+                if places:
+                    self._serve_and_send(places)
+                self._finish()
+            except Interrupted as interrupted:
+                return self._end("interrupted", interrupted.exit_code)
             except ServerStartError as err:
                 return self._end("incomplete", err.exit_code)
             except (ConnectionFailedError, CommandEndedError) as err:
                 self._progress.close()
                 err.show()
                 return self._end("incomplete", NOT_COMPLETE)
-        if signal_number is not None:
-            return self._end("interrupted", 128 + signal_number)
         has_failed = self._tally.num_failed or self._tally.num_failed_before
         return self._end("completed", SOME_FAILED if has_failed and self._config.fails_on_error else 0)
 
@@ -108,32 +106,55 @@ class _Run:
         recorded = self._output.recorded
         return [place for place in self._batch.places if place.custom_id not in recorded]
 
-    def _serve_and_dispatch(self, places: list[LinePlace]) -> int | None:
-        address = self._config.address
-        if address is not None:
-            _check_reachable(address)
-            return self._dispatch(places, address, None)
-        words = self._config.serve_words
+    def _serve_and_send(self, places: list[LinePlace]) -> None:
+        config = self._config
+        if config.address is not None:
+            _check_reachable(config.address)
+            self._progress.report(f"Sending {len(places)} requests to {config.address}")
+            run_interruptibly(self._send_all(places, config.address, lambda: None))
+            return
+        words = config.serve_words
         with start_private_server(words, {}, flags=default_flags(words), keeps_log=False) as server:
             self._progress.report("Starting the server")
             if server.wait_ready(_READY_TIMEOUT_S, _ignore).ending != "ready":
                 raise ServerStartError(server.command.wait())
-            return self._dispatch(places, server.address, server)
+            self._progress.report(f"Sending {len(places)} requests to it")
+            run_interruptibly(self._send_all(places, server.address, server.command.ensure_alive))
 
-    def _dispatch(self, places: list[LinePlace], address: ServerAddress, server: PrivateServer | None) -> int | None:
-        self._progress.report(f"Sending {len(places)} requests to {address if server is None else 'it'}")
+    async def _send_all(
+        self, places: list[LinePlace], address: ServerAddress, ensure_server: Callable[[], None]
+    ) -> None:
+        """Sends the requests without a result; written results are kept if that ends early.
+
+        Raises:
+            ConnectionFailedError: the server is lost, or the disk is full.
+            CommandEndedError: from `ensure_server`, if the server has exited.
+        """
         self._progress.begin()
-        dispatch = Dispatch(
-            batch=self._batch,
-            places=places,
-            output=self._output,
-            address=address,
-            ensure_server=server.command.ensure_alive if server else lambda: None,
-            tally=self._tally,
-            progress=self._progress,
-            config=self._config,
-        )
-        return asyncio.run(dispatch.run())
+        async with Sender(address, self._config) as sender:
+            writer = ResultWriter(self._output, self._on_written)
+            left = iter(places)
+            num_workers = min(self._config.num_in_flight, len(places))
+            working = asyncio.gather(*(self._work(left, sender, writer) for _ in range(num_workers)))
+            watching = asyncio.create_task(_watch(ensure_server), name="watch-server")
+            both: set[asyncio.Future[Any]] = {working, watching}
+            try:
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                working.cancel()
+                watching.cancel()
+                outcomes = await asyncio.gather(working, watching, return_exceptions=True)
+                await writer.close()
+                self._tally.num_retries = sender.num_retries
+        _raise_first(outcomes)
+
+    async def _work(self, left: Iterator[LinePlace], sender: Sender, writer: ResultWriter) -> None:
+        for place in left:
+            await writer.write(await sender.send(self._batch.read(place), place))
+
+    def _on_written(self, result: Result) -> None:
+        self._tally.count(result)
+        self._progress.show()
 
     def _finish(self) -> None:
         """Sorts the results in the order of the requests, as vLLM does, and uploads them."""
@@ -172,84 +193,10 @@ def _ignore(_: Readiness, __: float) -> None:
     """Shows nothing: the starting server shows its own progress."""
 
 
-_POLL_S: Final = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dispatch:
-    """Sends the remaining requests of a batch; runs on the event loop."""
-
-    batch: InputFile
-    places: Sequence[LinePlace]
-    """The requests without a result."""
-    output: OutputFile
-    address: ServerAddress
-    ensure_server: Callable[[], None]
-    """Raises if the server is known to have exited."""
-    tally: Tally
-    progress: BatchProgress
-    config: BatchConfig
-
-    async def run(self) -> int | None:
-        """Returns the signal that interrupted the run; None if every request has its result.
-
-        Raises:
-            ConnectionFailedError: the server is lost, or the disk is full; written results are kept.
-        """
-        with _caught_signals() as interrupted:
-            async with Sender(self.address, self.config) as sender:
-                writer = ResultWriter(self.output, self._on_written)
-                left = iter(self.places)
-                num_workers = min(self.config.num_in_flight, len(self.places))
-                working = asyncio.gather(*(self._work(left, sender, writer) for _ in range(num_workers)))
-                watching = asyncio.create_task(self._watch_server(), name="watch-server")
-                try:
-                    waits: set[asyncio.Future[Any]] = {working, watching, interrupted}
-                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for task in (working, watching):
-                        if not task.done():
-                            task.cancel()
-                    outcomes = await asyncio.gather(working, watching, return_exceptions=True)
-                    await writer.close()
-                    self.tally.num_retries = sender.num_retries
-        if interrupted.done():
-            return interrupted.result()
-        _raise_first(outcomes)
-        return None
-
-    async def _work(self, left: Iterator[LinePlace], sender: Sender, writer: ResultWriter) -> None:
-        for place in left:
-            await writer.write(await sender.send(self.batch.read(place), place))
-
-    async def _watch_server(self) -> None:
-        while True:
-            self.ensure_server()
-            await asyncio.sleep(_POLL_S)
-
-    def _on_written(self, result: Result) -> None:
-        self.tally.count(result)
-        self.progress.show()
-
-
-@contextmanager
-def _caught_signals() -> Iterator["asyncio.Future[int]"]:
-    """A future that gets the number of the first SIGINT or SIGTERM; a second one ends the process at once."""
-    loop = asyncio.get_running_loop()
-    first: asyncio.Future[int] = loop.create_future()
-
-    def record(number: int) -> None:
-        for caught in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(caught)
-        first.set_result(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, record, number)
-    try:
-        yield first
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+async def _watch(ensure_server: Callable[[], None]) -> None:
+    while True:
+        ensure_server()
+        await asyncio.sleep(_POLL_S)
 
 
 def _raise_first(outcomes: Sequence[object]) -> None:

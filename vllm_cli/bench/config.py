@@ -1,16 +1,12 @@
 """Typed configuration that benchmarks share; standard library only, built once by the command line."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
-from typing import Literal
-
-from server.errors import ConfigError
+from typing import Any, Literal
 
 Endpoint = Literal["completions", "chat"]
 IdlePolicy = Literal["pause", "run", "stop"]
-
-DEFAULT_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,49 +22,51 @@ class TargetSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServersConfig:
-    """The servers to measure, the number of rounds, and how servers are treated."""
+class BenchConfig:
+    """The servers to measure, and how they are asked."""
 
     targets: tuple[TargetSpec, ...]
     """The first is side A; the others are compared with it."""
     num_rounds: int = 3
     api_key: str | None = None
+    ready_timeout_s: float = 600.0
+    request_timeout_s: float = 600.0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields for the result file, without commands and keys; JSON has no infinite numbers."""
+        fields = {name: value for name, value in asdict(self).items() if name not in ("targets", "api_key")}
+        return {name: "inf" if value == inf else value for name, value in fields.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadConfig(BenchConfig):
+    """A load on one of several servers."""
+
     idle: IdlePolicy = "pause"
     """What happens to a started server while another one is measured."""
     seed: int = 0
     """Seed of the requests."""
-    ready_timeout_s: float = 600.0
-    request_timeout_s: float = 600.0
-
-    def __post_init__(self) -> None:
-        if not self.targets:
-            raise ConfigError("--cmd or --url", None, "given")
-        check_counts({"--rounds": self.num_rounds})
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompletionConfig(ServersConfig):
+class CompletionConfig(BenchConfig):
     """How completions are requested."""
 
     endpoint: Endpoint = "completions"
     ignore_eos: bool = True
-    stream: bool = True
 
-
-def check_counts(counts: Mapping[str, int | None]) -> None:
-    """Raises a ConfigError that names the first option whose value is less than 1."""
-    for option, value in counts.items():
-        if value is not None and value < 1:
-            raise ConfigError(option, value, "1 or more")
+    @property
+    def path(self) -> str:
+        """The route of the requests."""
+        return "/v1/chat/completions" if self.endpoint == "chat" else "/v1/completions"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files:
-    """The baseline to compare with, and where the result is written."""
+class Output:
+    """Where the result is written, and how it is judged."""
 
     json_path: Path | None = None
     """`-` is standard output; the report then goes to standard error."""
-    html_path: Path | None = None
-    baseline_path: Path | None = None
     tolerance: float | None = None
-    """The accepted loss as a share; None: 5 % against a baseline, no judgement against the other sides."""
+    """The accepted loss against the other sides as a share; None: no judgement."""

@@ -65,22 +65,15 @@ def compare_rounds(metrics: Iterable[Metric], ours: Sequence[object], theirs: Se
     return ratios
 
 
-def divide_medians(now: Mapping[str, Spread], then: Mapping[str, Spread]) -> dict[str, float]:
-    """This run's medians divided by an earlier run's, for the figures that both have."""
-    return {
-        name: spread.median / then[name].median for name, spread in now.items() if name in then and then[name].median
-    }
-
-
 def find_worse(
-    metrics: Iterable[Metric], ratios: Mapping[str, float], *, where: str, against: str, tolerance: float
+    metrics: Iterable[Metric], ratios: Mapping[str, Spread], *, where: str, against: str, tolerance: float
 ) -> list[str]:
     """One line for each judged figure that is worse by more than the tolerance."""
     return [
-        f"{where}: {metric.label} is {ratio:.2f}x that of {against}"
+        f"{where}: {metric.label} is {ratio.median:.2f}x that of {against}"
         for metric in metrics
         if metric.is_judged and (ratio := ratios.get(metric.name)) is not None
-        if (ratio < 1 - tolerance if metric.is_higher_better else ratio > 1 + tolerance)
+        if (ratio.median < 1 - tolerance if metric.is_higher_better else ratio.median > 1 + tolerance)
     ]
 
 

@@ -9,12 +9,18 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
-from vllm_cli.bench.config import CompletionConfig, ServersConfig
-from vllm_cli.bench.errors import ModelUnknownError, TargetStartError
+from vllm_cli.bench.config import BenchConfig, CompletionConfig
 from vllm_cli.bench.load import open_session
-from vllm_cli.bench.request import EncodedRequest, RequestSample, send_request
-from vllm_cli.bench.request_format import RequestFormat, build_prompt, list_optional_fields, request_headers
-from vllm_cli.bench.target import Target
+from vllm_cli.bench.request import send_request
+from vllm_cli.bench.request_format import (
+    Destination,
+    RequestFormat,
+    build_prompt,
+    list_optional_fields,
+    request_headers,
+)
+from vllm_cli.bench.target import Target, TargetStartError
+from vllm_cli.errors import InputError
 from vllm_cli.supervised_command import CommandEndedError
 
 _POLL_S = 0.1
@@ -33,39 +39,63 @@ class NotReadyError(Exception):
         self.is_listening = is_listening
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReadyServer:
-    """A server that has answered a completion."""
+    """A server that can be measured."""
 
-    request_format: RequestFormat
+    destination: Destination
     ready_after_s: float
-    """Seconds from the beginning of the wait to the first completion."""
+    """Seconds from the beginning of the wait to its first answer."""
     version: str | None
     """From the server's `/version`; None if it has no such route."""
 
     @property
     def base_url(self) -> str:
-        return self.request_format.base_url
+        return self.destination.base_url
 
     @property
     def model(self) -> str:
-        return self.request_format.model
+        return self.destination.model
 
 
-async def wait_until_ready(target: Target, config: CompletionConfig) -> ReadyServer:
+@dataclass(frozen=True, kw_only=True)
+class CompletionServer(ReadyServer):
+    """A server that has answered a completion."""
+
+    request_format: RequestFormat
+
+
+async def wait_until_ready(target: Target, config: CompletionConfig) -> CompletionServer:
     """Requests a short completion until the server answers it."""
     start_s = perf_counter()
 
-    async def check(session: aiohttp.ClientSession) -> ReadyServer:
-        request_format = await _find_request_format(session, target, config)
+    async def check(session: aiohttp.ClientSession) -> CompletionServer:
+        destination = await _find_destination(session, target, config)
+        request_format = await _find_request_format(session, destination, config)
         ready_after_s = perf_counter() - start_s
-        version = await ask_version(session, request_format.base_url, request_format.headers)
-        return ReadyServer(request_format, ready_after_s, version)
+        version = await _ask_version(session, destination)
+        return CompletionServer(
+            destination=destination, ready_after_s=ready_after_s, version=version, request_format=request_format
+        )
 
-    return await wait_for(target, check, config)
+    return await _wait_for(target, check, config)
 
 
-async def wait_for(target: Target, check: Callable[[aiohttp.ClientSession], Awaitable[T]], config: ServersConfig) -> T:
+async def wait_until_healthy(target: Target, config: BenchConfig) -> ReadyServer:
+    """Polls `/health` instead of requesting completions, which an embedding model rejects."""
+    start_s = perf_counter()
+
+    async def check(session: aiohttp.ClientSession) -> ReadyServer:
+        await _ensure_healthy(session, target.base_url, request_headers(config.api_key))
+        destination = await _find_destination(session, target, config)
+        ready_after_s = perf_counter() - start_s
+        version = await _ask_version(session, destination)
+        return ReadyServer(destination=destination, ready_after_s=ready_after_s, version=version)
+
+    return await _wait_for(target, check, config)
+
+
+async def _wait_for(target: Target, check: Callable[[aiohttp.ClientSession], Awaitable[T]], config: BenchConfig) -> T:
     """Repeats a readiness check until it no longer raises `NotReadyError`.
 
     A server that the benchmark did not start must accept connections at once; it may load (HTTP 5xx).
@@ -81,14 +111,28 @@ async def wait_for(target: Target, check: Callable[[aiohttp.ClientSession], Awai
             await asyncio.sleep(_POLL_S)
 
 
-async def ask_first_model(session: aiohttp.ClientSession, base_url: str, headers: dict[str, str]) -> str:
-    """The name of the model that the server lists first.
+async def _ensure_healthy(session: aiohttp.ClientSession, base_url: str, headers: dict[str, str]) -> None:
+    status, _ = await get(session, base_url + "/health", headers)
+    if status >= 500:
+        raise NotReadyError(f"/health answers {status}", is_listening=True)
+    if status != 200:
+        raise TargetStartError(f"{base_url}/health answers {status}, so there is nothing to measure")
+
+
+async def _find_destination(session: aiohttp.ClientSession, target: Target, config: BenchConfig) -> Destination:
+    """With the model that the target names, else the first one that the server lists.
 
     Raises:
-        ModelUnknownError: it lists none.
+        InputError: it lists none.
         TargetStartError: it rejects the API key.
         NotReadyError: it does not answer yet.
     """
+    base_url = target.base_url
+    model = target.spec.model or await _ask_first_model(session, base_url, request_headers(config.api_key))
+    return Destination(base_url=base_url, model=model, api_key=config.api_key)
+
+
+async def _ask_first_model(session: aiohttp.ClientSession, base_url: str, headers: dict[str, str]) -> str:
     status, body = await get(session, base_url + "/v1/models", headers)
     if status >= 500:
         raise NotReadyError(f"HTTP {status}", is_listening=True)
@@ -99,14 +143,14 @@ async def ask_first_model(session: aiohttp.ClientSession, base_url: str, headers
     except msgspec.DecodeError:
         models = []
     if not models:
-        raise ModelUnknownError(f"{base_url}/v1/models lists no model: name one with --model")
+        raise InputError(f"{base_url}/v1/models lists no model: name one with --model")
     return models[0].id
 
 
-async def ask_version(session: aiohttp.ClientSession, base_url: str, headers: dict[str, str]) -> str | None:
+async def _ask_version(session: aiohttp.ClientSession, destination: Destination) -> str | None:
     """The version from the server's `/version`; None if it has no such route."""
     try:
-        status, body = await get(session, base_url + "/version", headers)
+        status, body = await get(session, destination.base_url + "/version", destination.headers)
         return msgspec.json.decode(body, type=_Version).version if status == 200 else None
     except (NotReadyError, msgspec.DecodeError):
         return None
@@ -147,28 +191,20 @@ def _raise_if_final(target: Target, error: NotReadyError, *, waited_s: float, li
 
 
 async def _find_request_format(
-    session: aiohttp.ClientSession, target: Target, config: CompletionConfig
+    session: aiohttp.ClientSession, destination: Destination, config: CompletionConfig
 ) -> RequestFormat:
     """Tries the sets of optional fields, best first, until the server accepts one."""
-    model = target.spec.model or await ask_first_model(session, target.base_url, request_headers(config.api_key))
-    plain = RequestFormat(base_url=target.base_url, model=model, config=config)
-    sample: RequestSample | None = None
+    plain = RequestFormat(destination=destination, config=config)
+    error: str | None = None
     for optional in list_optional_fields(config):
         request_format = replace(plain, optional=optional)
-        sample = await _try_completion(session, request_format)
+        request = request_format.encode(build_prompt(16, seed="readiness"), max_tokens=2)
+        sample = await send_request(session, request)
         if sample.error is None:
             return replace(request_format, token_source="usage" if sample.usage else "chunks")
+        if sample.status is None or sample.status >= 500:
+            raise NotReadyError(sample.error, is_listening=sample.status is not None)
+        error = sample.error
         if sample.status not in _UNKNOWN_FIELD:
             break
-    raise TargetStartError(f"{plain.url} rejects a plain completion: {sample.error if sample else ''}")
-
-
-async def _try_completion(session: aiohttp.ClientSession, request_format: RequestFormat) -> RequestSample:
-    url, is_stream = request_format.url, request_format.config.stream
-    body = request_format.body(build_prompt(16, seed="readiness"), max_tokens=2)
-    sample = await send_request(session, EncodedRequest(url, request_format.headers, body, is_stream))
-    if sample.status is None or sample.status >= 500:
-        raise NotReadyError(sample.error or "", is_listening=sample.status is not None)
-    if sample.error is None and not is_stream and sample.usage is None:
-        raise TargetStartError(f"{url} reports no usage, so tokens cannot be counted; measure it with --stream")
-    return sample
+    raise TargetStartError(f"{plain.url} rejects a plain completion: {error}")

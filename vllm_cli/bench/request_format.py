@@ -7,10 +7,10 @@ from typing import Any, Literal
 import msgspec
 
 from vllm_cli.bench.config import CompletionConfig
+from vllm_cli.bench.request import EncodedRequest
 
 TokenSource = Literal["usage", "chunks"]
 
-_PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 _TASKS = (
     "Write a short story about",
     "Explain to a child the meaning of",
@@ -31,11 +31,23 @@ _NUM_DIGITS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class RequestFormat:
-    """How completion requests to one server are written."""
+class Destination:
+    """The server and model that requests are sent to."""
 
     base_url: str
     model: str
+    api_key: str | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return request_headers(self.api_key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestFormat:
+    """How completion requests to one server are written."""
+
+    destination: Destination
     config: CompletionConfig
     optional: dict[str, Any] = field(default_factory=dict)
     """Optional fields that the server accepts."""
@@ -44,21 +56,19 @@ class RequestFormat:
 
     @property
     def url(self) -> str:
-        return self.base_url + _PATHS[self.config.endpoint]
+        return self.destination.base_url + self.config.path
 
-    @property
-    def headers(self) -> dict[str, str]:
-        return request_headers(self.config.api_key)
+    def encode(self, prompt: str, *, max_tokens: int) -> EncodedRequest:
+        """One greedy streamed request."""
+        body = self.body(prompt, max_tokens=max_tokens, is_stream=True) | self.optional
+        return EncodedRequest(self.url, self.destination.headers, msgspec.json.encode(body), is_stream=True)
 
-    def body(self, prompt: str, *, max_tokens: int) -> bytes:
-        """One encoded greedy request."""
-        content: dict[str, Any]
-        if self.config.endpoint == "chat":
-            content = {"messages": [{"role": "user", "content": prompt}]}
-        else:
-            content = {"prompt": prompt}
-        common = {"model": self.model, "max_tokens": max_tokens, "temperature": 0, "stream": self.config.stream}
-        return msgspec.json.encode(common | content | self.optional)
+    def body(self, prompt: str, *, max_tokens: int, is_stream: bool) -> dict[str, Any]:
+        """The fields that every server accepts."""
+        is_chat = self.config.endpoint == "chat"
+        content = {"messages": [{"role": "user", "content": prompt}]} if is_chat else {"prompt": prompt}
+        common = {"model": self.destination.model, "max_tokens": max_tokens, "temperature": 0, "stream": is_stream}
+        return common | content
 
 
 def request_headers(api_key: str | None) -> dict[str, str]:
@@ -69,13 +79,9 @@ def request_headers(api_key: str | None) -> dict[str, str]:
 
 def list_optional_fields(config: CompletionConfig) -> list[dict[str, Any]]:
     """Sets of optional fields to try, best first; the last one is empty."""
-    ignore_eos = {"ignore_eos": True} if config.ignore_eos else {}
-    usage = {"stream_options": {"include_usage": True}} if config.stream else {}
-    candidates: list[dict[str, Any]] = []
-    for candidate in (ignore_eos | usage, usage, ignore_eos, {}):
-        if candidate not in candidates:
-            candidates.append(candidate)
-    return candidates
+    usage = {"stream_options": {"include_usage": True}}
+    ignore_eos = {"ignore_eos": True}
+    return [ignore_eos | usage, usage, ignore_eos, {}] if config.ignore_eos else [usage, {}]
 
 
 def build_prompt(num_tokens: int, *, seed: str) -> str:

@@ -1,24 +1,21 @@
-"""Results, as they are written to `--json` and read as a baseline."""
+"""Results, as they are written to `--json`."""
 
 import os
 import platform
-from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
 import psutil
 
 from server.machine.hardware import cpu_model
-from vllm_cli.bench.errors import BaselineError
 
-C = TypeVar("C")
 F = TypeVar("F")
 M = TypeVar("M")
-Q = TypeVar("Q")
-R = TypeVar("R")
 S = TypeVar("S")
+
+Condition = int | str
+"""A number of requests in flight, a kind of load, or a state of the caches."""
 
 
 class ResultPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,10 +54,10 @@ class RunResult(ResultPart, frozen=True, kw_only=True):
     machine: Machine
 
 
-class Measured(ResultPart, Generic[C, F], frozen=True, kw_only=True):
-    """The rounds of one side under one condition, such as a number of requests in flight."""
+class Measured(ResultPart, Generic[F], frozen=True, kw_only=True):
+    """The rounds of one side under one condition; `F` are the figures of a round."""
 
-    condition: C
+    condition: Condition
     summary: dict[str, Spread]
     """By figure, over the rounds that have it."""
     rounds: list[F]
@@ -77,20 +74,29 @@ class SideResult(ResultPart, Generic[M], frozen=True, kw_only=True):
     conditions: list[M]
 
 
-class Ratio(ResultPart, Generic[C], frozen=True, kw_only=True):
+class LoadedSide(SideResult[Measured[F]], Generic[F], frozen=True, kw_only=True):
+    """A server that was measured under load."""
+
+    ready_after_s: float | None
+    """From starting the command to its first answer; null for a server given by its URL."""
+
+
+class Ratio(ResultPart, frozen=True, kw_only=True):
     """Figures of side A divided by those of another side, round by round, under one condition."""
 
     against: str
+    condition: Condition
     ratios: dict[str, Spread]
-    condition: C
 
 
-class BenchResult(RunResult, Generic[S, R, Q], frozen=True, kw_only=True):
-    """The result of one run of a benchmark; `S` are its settings."""
+class BenchResult(RunResult, Generic[S], frozen=True, kw_only=True):
+    """The result of one run of a benchmark; `S` are its sides."""
 
-    settings: S
-    sides: list[R]
-    ratios: list[Q]
+    schema: str
+    settings: dict[str, Any]
+    """What was measured, the same for every side; named as in the benchmark's configuration."""
+    sides: list[S]
+    ratios: list[Ratio]
 
 
 def describe_machine() -> Machine:
@@ -111,33 +117,4 @@ def format_now() -> str:
 
 def encode_result(result: msgspec.Struct) -> str:
     """The result as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n"
-
-
-def read_baseline(path: Path, kind: type[Any], *, command: str, schema_version: int) -> Any:
-    """An earlier run's `--json` file; the caller checks that it measured the same.
-
-    Raises:
-        BaselineError: the file cannot be read, or is not a result file of this kind and version.
-    """
-    try:
-        baseline = msgspec.json.decode(path.read_bytes(), type=kind)
-    except OSError as error:
-        raise BaselineError(f"Cannot read the baseline {path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise BaselineError(f"The baseline {path} is not a file of `{command} --json`: {error}") from error
-    if baseline.schema_version != schema_version:
-        raise BaselineError(f"The baseline {path} has schema version {baseline.schema_version}, not {schema_version}")
-    return baseline
-
-
-def require_same(path: Path, then: object, now: object, names: Iterable[str]) -> None:
-    """Checks that the baseline's settings `then` and this run's `now` have equal values under these names.
-
-    Raises:
-        BaselineError: names the first difference.
-    """
-    for name in names:
-        before, after = getattr(then, name), getattr(now, name)
-        if before != after:
-            raise BaselineError(f"The baseline {path} was measured with {name} {before!r}, this run has {after!r}")
+    return msgspec.json.format(msgspec.json.encode(result, enc_hook=str), indent=2).decode() + "\n"

@@ -3,46 +3,20 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from envs.redaction import hide_in_command
-from vllm_cli.bench.config import ServersConfig
-from vllm_cli.bench.errors import TargetStartError
+from vllm_cli.bench.config import LoadConfig
 from vllm_cli.bench.progress import Progress
-from vllm_cli.bench.target import Target, build_target
+from vllm_cli.bench.readiness import ReadyServer
+from vllm_cli.bench.target import Target, TargetStartError, build_target
 from vllm_cli.supervised_command import CommandEndedError
 from vllm_cli.supervisor import EXIT_DELAY_S
 
-
-class ReadyTarget(Protocol):
-    """What a readiness check returns."""
-
-    @property
-    def base_url(self) -> str: ...
-
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def version(self) -> str | None: ...
-
-    @property
-    def ready_after_s(self) -> float: ...
-
-
-class Figures(Protocol):
-    """What the measurement of a round returns."""
-
-    @property
-    def num_errors(self) -> int: ...
-
-
 C = TypeVar("C")
-F = TypeVar("F", bound=Figures)
-G = TypeVar("G")
-S = TypeVar("S", bound=ReadyTarget)
+S = TypeVar("S", bound=ReadyServer)
 
-Rounds = Mapping[tuple[int, C], list[G]]
+Rounds = Mapping[tuple[int, C], list[Any]]
 """Figures of the rounds by side and condition."""
 
 
@@ -54,7 +28,7 @@ class ScheduledRound(NamedTuple, Generic[C]):
     side: int
 
 
-def schedule_rounds(conditions: Sequence[C], config: ServersConfig) -> list[ScheduledRound[C]]:
+def schedule_rounds(conditions: Sequence[C], config: LoadConfig) -> list[ScheduledRound[C]]:
     """Sides alternate round by round, so that changes of the machine over time affect all sides alike.
 
     With idle policy `stop`, a change of sides costs a start: a side measures all conditions in a row.
@@ -66,14 +40,14 @@ def schedule_rounds(conditions: Sequence[C], config: ServersConfig) -> list[Sche
 
 
 class TargetPool(Generic[S]):
-    """Starts, resumes and stops servers; a context manager that stops all of them at its end.
+    """Starts, resumes and stops servers.
 
     The idle policy decides what happens to a started server while another one is measured:
     `pause` freezes all its processes (SIGSTOP), so that it uses no processor time and resumes at once;
     `run` leaves it running; `stop` stops it and starts it again for its next round.
     """
 
-    def __init__(self, config: ServersConfig, wait_ready: Callable[[Target], Awaitable[S]], progress: Progress) -> None:
+    def __init__(self, config: LoadConfig, wait_ready: Callable[[Target], Awaitable[S]], progress: Progress) -> None:
         self._idle = config.idle
         self._wait_ready = wait_ready
         self._progress = progress
@@ -81,10 +55,8 @@ class TargetPool(Generic[S]):
         self._running: Target | None = None
         self._server: S | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Stops all servers."""
         for target in self.targets:
             target.close()
 
@@ -103,10 +75,10 @@ class TargetPool(Generic[S]):
         self,
         schedule: Sequence[ScheduledRound[C]],
         describe: Callable[[ScheduledRound[C]], str],
-        measure: Callable[[ScheduledRound[C], S], Awaitable[F]],
-    ) -> Rounds[C, F]:
+        measure: Callable[[ScheduledRound[C], S], Awaitable[Any]],
+    ) -> Rounds[C]:
         """Measures the rounds in order, each on a running server; raises CommandEndedError if it exits."""
-        rounds: defaultdict[tuple[int, C], list[F]] = defaultdict(list)
+        rounds: defaultdict[tuple[int, C], list[Any]] = defaultdict(list)
         self._progress.begin(len(schedule))
         for scheduled in schedule:
             self._progress.step(describe(scheduled))

@@ -1,12 +1,28 @@
 """A measured server: running already, or started, frozen and stopped by the benchmark."""
 
+import contextlib
+import random
 import re
 import shlex
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
 
+import click
+
+from server.exit_codes import START_FAILED
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.ports import find_free_port, list_server_ports
 from vllm_cli.supervised_command import SupervisedCommand
+
+_CLIENT_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT: Final = 10_000
+
+
+class TargetStartError(click.ClickException):
+    """The server did not start, does not answer, or rejects even the simplest completion."""
+
+    exit_code = START_FAILED
 
 
 class Target:
@@ -81,3 +97,23 @@ def _server_words(command: str, port: int) -> list[str]:
     else:
         words += ["--port", str(port)]
     return ["env", *words] if re.match(r"[A-Za-z_]\w*=", words[0]) else words
+
+
+def find_free_port(ports: Sequence[int]) -> int:
+    """A port among these that no process uses."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.choice(ports)))
+            port: int = probe.getsockname()[1]
+            return port
+
+
+def list_server_ports() -> Sequence[int]:
+    """Ports below those that the kernel assigns to clients and to servers on port 0; 0 if unknown.
+
+    The kernel cannot assign such a port to another process before the server listens. A client that polls for
+    the server cannot be connected to itself there either.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        return range(_FIRST_PORT, int(_CLIENT_PORTS.read_text().split()[0])) or (0,)
+    return (0,)

@@ -20,6 +20,6 @@ def bench() -> None:
     \b
     Examples:
       vllm-cli bench serve --url http://127.0.0.1:8000
-      vllm-cli bench startup --cmd "vllm-cli serve" --html starts.html
+      vllm-cli bench startup --cmd "vllm-cli serve"
       vllm-cli bench liveness --cmd "vllm-cli serve"
     """

@@ -6,15 +6,15 @@ from typing import Any, get_args
 import click
 
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.liveness.config import EmbedDtype, Kind, LivenessConfig, PayloadShape
+from vllm_cli.bench.liveness.config import Kind, LivenessConfig, PayloadShape
 from vllm_cli.commands.bench_options import (
     COUNT,
     SECONDS,
     choose_api_key,
-    file_options,
     load_options,
+    output_options,
     side_options,
-    take_files,
+    take_output,
     take_targets,
 )
 
@@ -31,7 +31,7 @@ _REFUSAL = click.IntRange(400, 599)
     default=("tokenize-chat",),
     help="Kind of requests; may be repeated.",
 )
-@click.option("--concurrency", type=COUNT, show_default="300; prompt_embeds 16; mixed 100", help="Requests in flight.")
+@click.option("--concurrency", type=COUNT, show_default="300; prompt_embeds 16", help="Requests in flight.")
 @click.option(
     "--requests",
     "num_requests",
@@ -50,16 +50,13 @@ _REFUSAL = click.IntRange(400, 599)
 @click.option(
     "--embed-hidden", type=COUNT, default=576, help="Width of a prompt_embeds tensor: the model's hidden size."
 )
-@click.option(
-    "--embed-dtype", type=click.Choice(get_args(EmbedDtype)), default="bfloat16", help="Type of a prompt_embeds tensor."
-)
 @click.option("--batch", type=COUNT, default=8, help="Texts to embed in one request.")
 @click.option("--max-tokens", type=COUNT, default=1, help="Tokens to generate.")
 @click.option(
     "--accept-status", "accepted_statuses", multiple=True, type=_REFUSAL, help="Error status that counts as served."
 )
 @load_options
-@file_options
+@output_options
 def liveness(**options: Any) -> int:
     """Measure whether a server's event loop stays free under requests that are expensive to prepare.
 
@@ -76,7 +73,6 @@ def liveness(**options: Any) -> int:
       images          /v1/chat/completions with a text and a JPEG of --image-px, streamed
       prompt_embeds   /v1/completions with a tensor of [--embed-rows, --embed-hidden], streamed
       pooling         /v1/embeddings with --batch texts of --turn-chars characters
-      mixed           cycles through the kinds that all servers accept
 
     No two conversations, images or batches of a run are equal, so no cache helps; all sides get the same. A
     server may have done the work before it rejects a request as too long: --accept-status 400 counts that as
@@ -87,25 +83,25 @@ def liveness(**options: Any) -> int:
     is not measured. Servers started here are frozen while another one is measured; --idle run leaves them
     running, --idle stop stops them and starts them again for each round.
 
-    With --baseline, the first server is judged against an earlier run; with --fail-over alone, against the
-    other servers of this run. Requests per second and the p99 of /health are judged.
+    With --fail-over, the first server is judged against the others: requests per second and the p99 of
+    /health.
 
     \b
     Examples:
       vllm-cli bench liveness --url http://127.0.0.1:8000 --kind tokenize-chat --kind chat --turns 30
-      vllm-cli bench liveness --cmd "vllm-cli serve" --vs "vllm serve MODEL --enforce-eager" --html out.html
+      vllm-cli bench liveness --cmd "vllm-cli serve" --vs "vllm serve MODEL --enforce-eager"
       vllm-cli bench liveness --url http://127.0.0.1:8000 --kind prompt_embeds --embed-hidden 4096
 
     Exit codes: 0 fine; 1 worse than --fail-over allows, or requests failed; 2 usage; 3 a server did not
     start.
     """
     targets = take_targets(options)
-    files = take_files(options, has_others=len(targets) > 1)
+    output = take_output(options, has_others=len(targets) > 1)
     config = _build_config(targets, options)
 
     from vllm_cli.bench.liveness.benchmark import LivenessBenchmark
 
-    return LivenessBenchmark(config).measure(files)
+    return LivenessBenchmark(config).measure(output)
 
 
 def _build_config(targets: tuple[TargetSpec, ...], options: dict[str, Any]) -> LivenessConfig:

@@ -3,14 +3,13 @@
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from envs.registry import env
-from vllm_cli.bench.config import Files, TargetSpec
+from vllm_cli.bench.config import Output, TargetSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,8 +78,8 @@ class ServerUrl(click.ParamType):
 class ResultFile(click.Path):
     """A file that is written at the end of the run; checked before the run."""
 
-    def __init__(self, *, allow_dash: bool = False) -> None:
-        super().__init__(dir_okay=False, writable=True, allow_dash=allow_dash, path_type=Path)
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, writable=True, allow_dash=True, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Fails if the folder does not exist."""
@@ -106,7 +105,6 @@ endpoint_option = click.option(
     default="completions",
     help="Route of the requests: /v1/completions or /v1/chat/completions.",
 )
-_BASELINE_FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def side_options(command: F) -> F:
@@ -157,29 +155,16 @@ def load_options(command: F) -> F:
     )
 
 
-def file_options(command: F) -> F:
-    """Options for result files and for the judgement."""
+def output_options(command: F) -> F:
+    """Options for the result file and for the judgement."""
     return _add(
         command,
-        click.option(
-            "--json",
-            "json_path",
-            type=ResultFile(allow_dash=True),
-            help="Write the result as JSON; - is standard output.",
-        ),
-        click.option("--html", "html_path", type=ResultFile(), help="Write the result as a web page with a chart."),
-        click.option(
-            "--baseline",
-            "baseline_path",
-            type=_BASELINE_FILE,
-            help="The --json file of an earlier run, to compare with.",
-        ),
+        click.option("--json", "json_path", type=ResultFile(), help="Write the result as JSON; - is standard output."),
         click.option(
             "--fail-over",
             "tolerance",
             type=Percentage(),
-            show_default="5% with --baseline",
-            help="Exit with code 1 if a judged figure is worse by more than this share.",
+            help="Exit with code 1 if a judged figure is worse than that of another server by more than this share.",
         ),
     )
 
@@ -191,13 +176,12 @@ def own_command(model: str | None = None) -> str:
     return shlex.join([*words, "serve", *([model] if model else [])])
 
 
-def take_files(options: dict[str, Any], *, has_others: bool, others: str = "--vs or --vs-url") -> Files:
-    """Takes the files out of the options; --fail-over needs a baseline or another side."""
-    names = {field.name for field in fields(Files)} & options.keys()
-    files = Files(**{name: options.pop(name) for name in names})
-    if files.tolerance is not None and files.baseline_path is None and not has_others:
-        raise click.UsageError(f"--fail-over needs something to compare with: --baseline, {others}.")
-    return files
+def take_output(options: dict[str, Any], *, has_others: bool, others: str = "--vs or --vs-url") -> Output:
+    """Takes these options out; --fail-over needs another side."""
+    output = Output(json_path=options.pop("json_path"), tolerance=options.pop("tolerance"))
+    if output.tolerance is not None and not has_others:
+        raise click.UsageError(f"--fail-over needs something to compare with: {others}.")
+    return output
 
 
 def take_targets(options: dict[str, Any]) -> tuple[TargetSpec, ...]:

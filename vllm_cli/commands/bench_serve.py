@@ -11,10 +11,10 @@ from vllm_cli.commands.bench_options import (
     Levels,
     choose_api_key,
     endpoint_option,
-    file_options,
     load_options,
+    output_options,
     side_options,
-    take_files,
+    take_output,
     take_targets,
 )
 
@@ -51,11 +51,8 @@ from vllm_cli.commands.bench_options import (
     default=True,
     help="Generate --max-tokens tokens, also after an end token, if the server accepts `ignore_eos`.",
 )
-@click.option(
-    "--stream/--no-stream", default=True, help="Stream the answers; otherwise there is no time to first token."
-)
 @load_options
-@file_options
+@output_options
 def serve(**options: Any) -> int:
     """Measure a server with the OpenAI API, alone or against others.
 
@@ -68,26 +65,26 @@ def serve(**options: Any) -> int:
     uses processor time, so servers started here are frozen while another one is measured; --idle run leaves
     them running, --idle stop stops them and starts them again for each round.
 
-    With --baseline, the first server is judged against an earlier run; with --fail-over alone, against the
-    other servers of this run. Throughput and median time to first token are judged.
+    With --fail-over, the first server is judged against the others: throughput and median time to first
+    token.
 
     \b
     Examples:
       vllm-cli bench serve --url http://127.0.0.1:8000
-      vllm-cli bench serve --cmd "vllm-cli serve" --vs "vllm serve MODEL --enforce-eager" --html result.html
+      vllm-cli bench serve --cmd "vllm-cli serve" --vs "vllm serve MODEL --enforce-eager"
       vllm-cli bench serve --url http://127.0.0.1:8000 --request-rate 4 --num-prompts 200
-      vllm-cli bench serve --cmd "vllm-cli serve" --baseline main.json --fail-over 5%
+      vllm-cli bench serve --cmd "vllm-cli serve" --vs "/opt/old/bin/vllm-cli serve" --fail-over 5%
 
     Exit codes: 0 fine; 1 slower than --fail-over allows, or requests failed; 2 usage; 3 a server did not
     start.
     """
     targets = take_targets(options)
-    files = take_files(options, has_others=len(targets) > 1)
+    output = take_output(options, has_others=len(targets) > 1)
     config = _build_config(targets, options)
 
     from vllm_cli.bench.serve.benchmark import ServeBenchmark
 
-    return ServeBenchmark(config).measure(files)
+    return ServeBenchmark(config).measure(output)
 
 
 def _build_config(targets: tuple[TargetSpec, ...], options: dict[str, Any]) -> ServeBenchConfig:

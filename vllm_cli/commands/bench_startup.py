@@ -8,17 +8,17 @@ import click
 from startup.config import ModelConfig
 from startup.model.location import resolve_model
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.startup.config import StartState, StartupBenchConfig
+from vllm_cli.bench.startup.config import COLD_PAGES, StartState, StartupBenchConfig
 from vllm_cli.commands.bench_options import (
     COMMAND,
     COUNT,
     choose_api_key,
     complete_names,
     endpoint_option,
-    file_options,
+    output_options,
     own_command,
     ready_timeout_option,
-    take_files,
+    take_output,
 )
 
 _EXISTING: Final = click.Path(exists=True, path_type=Path)
@@ -83,7 +83,7 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--pause", "pause_s", type=click.FloatRange(0), default=1, metavar="SECONDS", help="Pause between two starts."
 )
-@file_options
+@output_options
 def startup(**options: Any) -> int:
     """Time the start of a server, from the exec of its command to the first token at a client.
 
@@ -106,38 +106,38 @@ def startup(**options: Any) -> int:
     after nine starts; fresh-root has none; fresh-root-cold also has the Python environment and the weights
     evicted from the page cache. They need the rights of root.
 
-    With --baseline, the server of --cmd is judged against an earlier run; with --fail-over alone, against the
-    other servers and the bare script. The time to the first token is judged.
+    With --fail-over, the server of --cmd is judged against the others and the bare script: the time to the
+    first token.
 
     \b
     Examples:
       vllm-cli bench startup --floor
-      vllm-cli bench startup --model DIR --vs "vllm serve DIR --enforce-eager" --rounds 7 --html starts.html
+      vllm-cli bench startup --model DIR --vs "vllm serve DIR --enforce-eager" --rounds 7
       vllm-cli bench startup --model DIR --state warm --state cold-pages --evict-libraries
       vllm-cli bench startup --state warm --state standby --floor
       vllm-cli bench startup --state tenth-root --state fresh-root --state fresh-root-cold
-      vllm-cli bench startup --baseline main.json --fail-over 5%
+      vllm-cli bench startup --vs "/opt/old/bin/vllm-cli serve" --fail-over 5%
 
     Exit codes: 0 fine; 1 slower than --fail-over allows; 2 usage; 3 a command did not become ready.
     """
     has_others = bool(options["other_commands"] or options["has_floor"])
-    files = take_files(options, has_others=has_others, others="--vs or --floor")
+    output = take_output(options, has_others=has_others, others="--vs or --floor")
     config = _build_config(options)
 
     from vllm_cli.bench.startup.benchmark import StartupBenchmark
 
-    return StartupBenchmark(config).measure(files)
+    return StartupBenchmark(config).measure(output)
 
 
 def _build_config(options: dict[str, Any]) -> StartupBenchConfig:
     model, has_floor = options.pop("model"), options.pop("has_floor")
     targets = _build_targets(options, model)
     states = tuple(dict.fromkeys(options.pop("states")))
-    needs_files = any(state in ("cold-pages", "cold", "fresh-root-cold") for state in states)
-    if needs_files and not options["evict_paths"]:
+    if COLD_PAGES.intersection(states) and not options["evict_paths"]:
         options["evict_paths"] = tuple(_find_model_folders(model, targets))
     options["api_key"] = choose_api_key(options["api_key"])
     floor_model = _resolve(model) if has_floor else None
+    options["request_timeout_s"] = options["ready_timeout_s"]
     return StartupBenchConfig(targets=targets, states=states, floor_model=floor_model, **options)
 
 

@@ -44,7 +44,6 @@ class Handler(BaseHTTPRequestHandler):
         if options.drops_runs_of and self.server.num_health // options.drops_runs_of % 2:
             self.connection.close()
             return
-        time.sleep(options.health_ms / 1000)
         self.answer(404 if options.has_no_health else 200 if self.server.is_ready else 503, {})
 
     def do_POST(self) -> None:
@@ -83,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
-    for name in ("--listen-ms", "--ready-ms", "--token-ms", "--health-ms"):
+    for name in ("--listen-ms", "--ready-ms", "--token-ms"):
         parser.add_argument(name, type=float, default=0)
     parser.add_argument("--drops-runs-of", type=int, help="alternates N answered and N dropped probes")
     for name in (

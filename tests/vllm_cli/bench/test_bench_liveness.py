@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 from typing import get_args
 
 import msgspec
@@ -12,19 +11,20 @@ import pytest
 from PIL import Image
 
 from tests.waiting import is_gone
-from vllm_cli.bench.liveness.config import PLAIN_KINDS, EmbedDtype, Kind, LivenessConfig, PayloadShape
-from vllm_cli.bench.liveness.results import LivenessResult
+from vllm_cli.bench.liveness.config import Kind, LivenessConfig, PayloadShape
+from vllm_cli.bench.liveness.figures import LivenessFigures
+from vllm_cli.bench.results import BenchResult, LoadedSide
 from vllm_cli.commands import bench_liveness
 
 pytestmark = pytest.mark.thorough
 
 QUICK = ("--concurrency", "2", "--requests", "4", "--rounds", "1", "--turns", "3", "--turn-chars", "40")
-EVERY_KIND = [word for kind in PLAIN_KINDS for word in ("--kind", kind)]
+EVERY_KIND = [word for kind in get_args(Kind) for word in ("--kind", kind)]
 
 
-def read_result(text: str) -> LivenessResult:
+def read_result(text: str) -> BenchResult[LoadedSide[LivenessFigures]]:
     """Decoding is strict: an unknown or missing field fails."""
-    return msgspec.json.decode(text, type=LivenessResult)
+    return msgspec.json.decode(text, type=BenchResult[LoadedSide[LivenessFigures]])
 
 
 def test_a_blocked_event_loop_shows_in_probes_and_in_the_servers_metrics(tiny_server, run_bench_liveness):
@@ -38,8 +38,6 @@ def test_a_blocked_event_loop_shows_in_probes_and_in_the_servers_metrics(tiny_se
     assert figures.num_probes >= 50
     assert (figures.num_requests, figures.num_errors, figures.num_repeated) == (4, 0, 0)
     assert figures.latency_p50_ms >= 500
-    assert 0 < figures.load_begin_s < figures.load_end_s
-    assert max(point.max_ms for point in figures.health_over_time) >= 400
     assert figures.probe_lag_max_ms >= figures.probe_lag_p50_ms > 0
 
 
@@ -66,7 +64,7 @@ def test_a_server_without_lag_metrics_has_a_dash_in_the_table(tiny_server, run_b
 
 def test_every_kind_sends_the_requested_sizes_and_no_two_equal_requests(tiny_server, run_bench_liveness):
     server = tiny_server()
-    shape = ("--image-px", 48, "--embed-rows", 12, "--embed-hidden", 6, "--embed-dtype", "float16", "--batch", 3)
+    shape = ("--image-px", 48, "--embed-rows", 12, "--embed-hidden", 6, "--batch", 3)
     done = run_bench_liveness("--url", server.url, *QUICK, *EVERY_KIND, *shape, "--max-tokens", 2)
     assert done.returncode == 0, done.stderr
     bodies: dict[str, list[dict]] = {}
@@ -96,7 +94,7 @@ def check_embeddings(bodies: list[dict]) -> None:
     import torch
 
     tensors = [torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])), weights_only=True) for body in bodies]
-    assert {(tuple(tensor.shape), tensor.dtype) for tensor in tensors} == {((12, 6), torch.float16)}
+    assert {(tuple(tensor.shape), tensor.dtype) for tensor in tensors} == {((12, 6), torch.bfloat16)}
     assert all(tensor.isfinite().all() for tensor in tensors)
 
 
@@ -128,25 +126,6 @@ def test_the_same_seed_gives_the_same_requests(tiny_server, run_bench_liveness):
     assert run_bench_liveness(*urls, *QUICK).returncode == 0
     bodies = [sorted(map(json.dumps, server.seen["bodies"])) for server in servers]
     assert bodies[0] == bodies[1]
-
-
-def test_a_mixture_consists_of_the_kinds_that_all_servers_accept(tiny_server, run_bench_liveness):
-    servers = [tiny_server("--lacks", "/v1/completions"), tiny_server("--lacks", "/tokenize")]
-    done = run_bench_liveness(
-        "--url", servers[0].url, "--vs-url", servers[1].url, *QUICK, "--kind", "mixed", "--image-px", 16, "--json", "-"
-    )
-    assert done.returncode == 0, done.stderr
-    result = read_result(done.stdout)
-    assert result.settings.mixture == ["chat", "images", "pooling"]
-    asked = servers[0].seen["paths"][-4:]
-    assert {"/v1/chat/completions", "/v1/embeddings"} == set(asked)
-
-
-def test_a_mixture_needs_a_kind_that_all_servers_accept(tiny_server, run_bench_liveness):
-    server = tiny_server("--lacks", "/tokenize", "/v1/completions", "/v1/chat/completions", "/v1/embeddings")
-    done = run_bench_liveness("--url", server.url, *QUICK, "--kind", "mixed")
-    assert done.returncode == 1
-    assert "no kind of request that all servers accept" in done.stderr
 
 
 def test_a_server_that_only_embeds_can_be_measured(tiny_server, run_bench_liveness):
@@ -189,36 +168,6 @@ def test_with_a_duration_requests_are_repeated_and_the_report_counts_them(tiny_s
     assert server.seen["max_running"] == 2
 
 
-def test_the_page_draws_every_kind_and_is_self_contained(tiny_server, run_bench_liveness, tmp_path):
-    html = tmp_path / "alive.html"
-    words = ("--kind", "tokenize-chat", "--kind", "chat", "--name", "<quick>", "--html", html)
-    done = run_bench_liveness("--url", tiny_server().url, "--vs-url", tiny_server().url, *QUICK, *words)
-    assert done.returncode == 0, done.stderr
-    page = html.read_text()
-    parser = HTMLParser()
-    parser.feed(page)
-    parser.close()
-    assert page.count("<svg") == 2
-    assert page.count("<polyline") == 2 * 2
-    assert "<quick>" not in page
-    assert "http://www" not in page
-
-
-def test_a_blocked_server_fails_against_an_earlier_result(tiny_server, run_bench_liveness, tmp_path):
-    quick, blocked = tiny_server(), tiny_server("--blocks-ms", 1000)
-    baseline = tmp_path / "baseline.json"
-    assert run_bench_liveness("--url", quick.url, *QUICK, "--json", baseline).returncode == 0
-    done = run_bench_liveness("--url", blocked.url, *QUICK, "--baseline", baseline, "--fail-over", "50%")
-    assert done.returncode == 1
-    assert re.search(r"Slower: tokenize-chat, 2 at once: requests/s is 0\.\d\dx that of the baseline", done.stderr)
-    done = run_bench_liveness("--url", quick.url, *QUICK, "--turns", 5, "--baseline", baseline)
-    assert done.returncode == 2
-    assert "was measured with shape" in done.stderr
-    done = run_bench_liveness("--url", quick.url, *QUICK, "--kind", "chat", "--baseline", baseline)
-    assert done.returncode == 2
-    assert "no rounds of this run's 'chat, 2 at once: 4 requests a round'" in done.stderr
-
-
 def test_a_blocked_side_fails_against_the_other_side(tiny_server, run_bench_liveness):
     quick, blocked = tiny_server("--blocks-ms", 30), tiny_server("--blocks-ms", 1000)
     done = run_bench_liveness("--url", blocked.url, "--vs-url", quick.url, *QUICK, "--fail-over", "50%")
@@ -233,28 +182,11 @@ def test_a_server_without_health_exits_with_3(tiny_server, run_bench_liveness):
     assert "/health answers 404" in done.stderr
 
 
-def test_the_api_key_is_sent_but_never_written_to_a_file(tiny_server, run_bench_liveness, tmp_path):
-    files = [tmp_path / "result.json", tmp_path / "result.html"]
-    words = ("--json", files[0], "--html", files[1])
-    done = run_bench_liveness("--url", tiny_server().url, *QUICK, *words, OPENAI_API_KEY="very-secret-key")
-    assert done.returncode == 0, done.stderr
-    for text in (done.stdout, done.stderr, *(file.read_text() for file in files)):
-        assert "very-secret-key" not in text
-
-
 def test_the_options_match_the_fields_of_the_configuration():
     options = {option.name: option for option in bench_liveness.liveness.params}
     assert tuple(options["kinds"].type.choices) == get_args(Kind)
-    assert tuple(options["embed_dtype"].type.choices) == get_args(EmbedDtype)
     shape = PayloadShape()
     for name in PayloadShape.__dataclass_fields__:
         assert options[name].default == getattr(shape, name), name
     for name in ("num_rounds", "kinds", "idle", "seed", "ready_timeout_s", "request_timeout_s"):
         assert options[name].default == LivenessConfig.__dataclass_fields__[name].default, name
-
-
-def test_the_schema_requires_every_field_and_allows_no_other():
-    definitions = msgspec.json.schema(LivenessResult)["$defs"]
-    assert set(definitions["LivenessFigures"]["required"]) == set(definitions["LivenessFigures"]["properties"])
-    for name in ("LivenessResult", "LivenessFigures", "KindResult", "Failure"):
-        assert definitions[name]["additionalProperties"] is False, name

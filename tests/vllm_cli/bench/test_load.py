@@ -9,10 +9,9 @@ from statistics import fmean, pstdev
 import pytest
 
 from vllm_cli.bench import load as load_module
-from vllm_cli.bench.config import CompletionConfig, TargetSpec
+from vllm_cli.bench.config import CompletionConfig
 from vllm_cli.bench.load import LoadSamples, draw_arrivals, generate_load, generate_open_load
-from vllm_cli.bench.request import EncodedRequest
-from vllm_cli.bench.request_format import RequestFormat, build_prompt
+from vllm_cli.bench.request_format import Destination, RequestFormat, build_prompt
 
 MS = 10**6
 
@@ -25,22 +24,14 @@ def load_server(
     dues_ms: Sequence[int] = (),
     max_tokens: int = 5,
     timeout_s: float = 120,
-    **settings: object,
 ) -> LoadSamples:
     """In a closed loop with a concurrency, else at the due times."""
-    config = CompletionConfig(targets=(TargetSpec(name="A", url=url),), **settings)
-    request_format = RequestFormat(
-        base_url=url, model="tiny", config=config, optional={"stream_options": {"include_usage": True}}
-    )
-    requests = [
-        EncodedRequest(
-            request_format.url,
-            request_format.headers,
-            request_format.body(build_prompt(12, seed=str(index)), max_tokens=max_tokens),
-            config.stream,
-        )
-        for index in range(num_requests)
-    ]
+    config = CompletionConfig(targets=())
+    destination = Destination(base_url=url, model="tiny", api_key=None)
+    usage = {"stream_options": {"include_usage": True}}
+    request_format = RequestFormat(destination=destination, config=config, optional=usage)
+    prompts = (build_prompt(12, seed=str(index)) for index in range(num_requests))
+    requests = [request_format.encode(prompt, max_tokens=max_tokens) for prompt in prompts]
     if concurrency is not None:
         return asyncio.run(generate_load(requests, concurrency=concurrency, timeout_s=timeout_s))
     return asyncio.run(generate_open_load(requests, dues_ns=[due * MS for due in dues_ms], timeout_s=timeout_s))
@@ -69,26 +60,10 @@ def test_latencies_are_at_least_the_delays_of_the_server(tiny_server):
     assert load.duration_ns >= 2 * 160 * MS
 
 
-def test_the_empty_first_delta_of_a_chat_is_not_a_token(tiny_server):
-    server = tiny_server("--first-ms", 60)
-    (sample,) = load_server(server.url, num_requests=1, concurrency=1, endpoint="chat").requests
-    assert sample.num_chunks == 5
-    assert sample.ttft_ns is not None
-    assert sample.ttft_ns >= 60 * MS
-    assert server.seen["bodies"][0]["messages"][0]["role"] == "user"
-
-
 def test_usage_counts_more_than_chunks_where_a_chunk_holds_several_tokens(tiny_server):
     server = tiny_server("--tokens-per-chunk", 3)
     (sample,) = load_server(server.url, num_requests=1, concurrency=1).requests
     assert (sample.num_chunks, sample.num_output_tokens) == (5, 15)
-
-
-def test_without_streaming_there_is_usage_but_no_first_token(tiny_server):
-    server = tiny_server("--first-ms", 30)
-    (sample,) = load_server(server.url, num_requests=1, concurrency=1, stream=False).requests
-    assert (sample.num_output_tokens, sample.ttft_ns) == (5, None)
-    assert sample.e2e_ns >= 30 * MS
 
 
 def test_rejected_requests_are_errors_with_the_servers_message(tiny_server):
@@ -112,11 +87,12 @@ def test_a_request_beyond_its_time_out_is_an_error(tiny_server):
     assert "Timeout" in sample.error
 
 
-def test_a_server_that_has_exited_gives_errors_and_no_exception(tiny_server):
+@pytest.mark.parametrize("when", [{"concurrency": 2}, {"dues_ms": [0, 10, 20]}], ids=["closed", "open"])
+def test_a_server_that_has_exited_gives_errors_and_no_exception(when, tiny_server):
     server = tiny_server()
     server.process.kill()
     server.process.wait()
-    load = load_server(server.url, num_requests=3, concurrency=2)
+    load = load_server(server.url, num_requests=3, **when)
     assert [bool(sample.error) for sample in load.requests] == [True] * 3
 
 
@@ -137,14 +113,6 @@ def test_requests_beyond_the_limit_of_connections_are_sent_late(tiny_server, mon
     load = load_server(server.url, num_requests=6, dues_ms=[0] * 6)
     assert server.seen["max_running"] == 2
     assert max(load.delays_ns) >= 2 * 99 * MS
-
-
-def test_an_open_loop_survives_a_server_that_has_exited(tiny_server):
-    server = tiny_server()
-    server.process.kill()
-    server.process.wait()
-    load = load_server(server.url, num_requests=3, dues_ms=[0, 10, 20])
-    assert [bool(sample.error) for sample in load.requests] == [True] * 3
 
 
 def test_arrivals_are_a_poisson_process_that_the_seed_determines():

@@ -2,10 +2,9 @@
 
 from math import inf
 
-import aiohttp
 import pytest
 
-from vllm_cli.bench.liveness.loop_lag import LoopLag, find_loop_delays, parse_loop_lag, read_loop_lag
+from vllm_cli.bench.liveness.loop_lag import LoopLag, find_loop_delays, parse_loop_lag
 
 TEXT = """\
 # HELP vllm_cli:event_loop_lag_seconds How late each heartbeat was.
@@ -61,13 +60,3 @@ def test_the_histogram_keeps_a_lag_that_the_gauge_has_dropped():
 def test_a_gauge_without_a_histogram_is_used_unchanged():
     delays = find_loop_delays(LoopLag(0.1), LoopLag(0.3))
     assert (delays.max_s, delays.num_late) == (0.3, {})
-
-
-async def test_the_metrics_of_a_real_server_are_read(tiny_server):
-    telling, silent = tiny_server("--reports-lag"), tiny_server()
-    async with aiohttp.ClientSession() as session:
-        lag = await read_loop_lag(session, telling.url, {})
-        assert lag.max_s is not None
-        assert inf in lag.cumulative
-        assert await read_loop_lag(session, silent.url, {}) == LoopLag()
-        assert await read_loop_lag(session, "http://127.0.0.1:9", {}) == LoopLag()

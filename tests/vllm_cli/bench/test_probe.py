@@ -6,10 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -25,9 +23,12 @@ MS = 10**6
 class HealthServer(LocalServer):
     """Answers each request after the same time and counts them; the first precedes the measurement."""
 
-    def __init__(self, delay_s: float = 0.0) -> None:
+    def __init__(self, delay_s: float = 0.0, *, status: int = 200, num_answers: int | None = None) -> None:
+        """`num_answers`: later requests get none."""
         super().__init__(HealthHandler)
         self.delay_s = delay_s
+        self.status = status
+        self.num_answers = num_answers
         self.num_asked = 0
 
 
@@ -36,15 +37,19 @@ class HealthHandler(QuietHandler):
     server: HealthServer
 
     def do_GET(self) -> None:
-        self.server.num_asked += 1
-        time.sleep(self.server.delay_s)
-        self.send_response(200 if self.path == "/health" else 404)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        server = self.server
+        server.num_asked += 1
+        time.sleep(server.delay_s)
+        if server.num_answers is not None and server.num_asked > server.num_answers:
+            self.close_connection = True
+            return
+        self.answer(server.status if self.path == "/health" else 404)
 
 
-def probe_until(is_enough: Callable[[], object], url: str, api_key: str | None = None) -> ProbeSamples:
-    with HealthProbe(api_key) as health:
+def probe_until(
+    is_enough: Callable[[], object], url: str, api_key: str | None = None, *, is_starting: bool = False
+) -> ProbeSamples:
+    with HealthProbe(api_key, is_starting=is_starting) as health:
         health.start(url)
         wait_until(is_enough)
         return health.finish()
@@ -55,18 +60,17 @@ def probe_for(seconds: float, url: str) -> ProbeSamples:
     return probe_until(lambda: time.monotonic() > end_s, url)
 
 
-def most_probes(begin_s: float) -> float:
-    """The number of probes due since then; the first one is due at once."""
-    return (time.monotonic() - begin_s) / probe.INTERVAL_S + 2
-
-
-def test_probes_are_sent_at_the_interval_and_none_is_faster_than_the_server():
-    with serving(HealthServer(0.004)) as server:
+@pytest.mark.parametrize("is_starting", [False, True], ids=["ready", "starting"])
+def test_probes_are_sent_at_the_interval_and_none_is_faster_than_the_server(is_starting: bool):
+    """Any response of a starting server counts."""
+    interval_s = probe.STARTING_INTERVAL_S if is_starting else probe.INTERVAL_S
+    with serving(HealthServer(0.004, status=503 if is_starting else 200)) as server:
         begin_s = time.monotonic()
-        samples = probe_until(lambda: server.num_asked > 21, server.url)
-    assert samples.num_errors == 0
-    assert 20 <= len(samples.latencies_ns) <= most_probes(begin_s)
-    num_late = sum(latency > probe.INTERVAL_S * 1e9 for latency in samples.latencies_ns)
+        samples = probe_until(lambda: server.num_asked > 13, server.url, is_starting=is_starting)
+    assert (samples.num_errors, samples.num_refused, samples.num_lost) == (0, 0, 0)
+    most = (time.monotonic() - begin_s) / interval_s + 2  # the first one is due at once
+    assert 12 <= len(samples.latencies_ns) <= most
+    num_late = sum(latency > interval_s * 1e9 for latency in samples.latencies_ns)
     assert sum(latency < 4 * MS for latency in samples.latencies_ns) <= num_late, "what was due behind a late one"
 
 
@@ -157,76 +161,20 @@ def test_the_probe_process_imports_only_the_standard_library():
     assert set(done.stdout.split()) <= sys.stdlib_module_names | {"__main__"}
 
 
-ANSWER = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
-
-
-@contextmanager
-def answering(answer: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A listening port that passes each connection to `answer` and closes it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def accept() -> None:
-            with suppress(OSError):
-                while True:
-                    connection, _ = listener.accept()
-                    with connection, suppress(OSError):
-                        connection.recv(4096)
-                        answer(connection)
-
-        thread = threading.Thread(target=accept)
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
-
-
-def probe_start(port: int, is_enough: Callable[[], object]) -> ProbeSamples:
-    """Probes a server that starts: any response counts."""
-    with HealthProbe(is_starting=True) as health:
-        health.start(f"http://127.0.0.1:{port}")
-        wait_until(is_enough)
-        return health.finish()
-
-
-def test_any_response_of_a_starting_server_counts_with_its_latency() -> None:
-    num_asked = 0
-
-    def answer(connection: socket.socket) -> None:
-        nonlocal num_asked
-        num_asked += 1
-        time.sleep(0.005)
-        connection.sendall(ANSWER)
-
-    begin_s = time.monotonic()
-    with answering(answer) as port:
-        samples = probe_start(port, lambda: num_asked > 12)
-    assert (samples.num_refused, samples.num_lost) == (0, 0)
-    assert 12 <= len(samples.latencies_ns) <= (time.monotonic() - begin_s) / probe.STARTING_INTERVAL_S + 2
-    num_late = sum(latency > probe.STARTING_INTERVAL_S * 1e9 for latency in samples.latencies_ns)
-    assert sum(latency < 5 * MS for latency in samples.latencies_ns) <= num_late, "what was due behind a late one"
-
-
 def test_refused_connections_before_the_first_response_are_not_lost() -> None:
     begin_s = time.monotonic()
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        samples = probe_start(unused.getsockname()[1], lambda: time.monotonic() - begin_s > 1.5)
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        samples = probe_until(lambda: time.monotonic() - begin_s > 1.5, url, is_starting=True)
     assert samples.latencies_ns == []
     assert samples.num_refused >= 1
     assert samples.num_lost == 0
 
 
 def test_probes_without_a_response_after_the_first_one_are_lost() -> None:
-    asked: list[bytes] = []
-
-    def answer(connection: socket.socket) -> None:
-        asked.append(ANSWER if len(asked) < 2 else b"")
-        connection.sendall(asked[-1])
-
-    with answering(answer) as port:
-        samples = probe_start(port, lambda: len(asked) > 8)
+    with serving(HealthServer(num_answers=2)) as server:
+        samples = probe_until(lambda: server.num_asked > 8, server.url, is_starting=True)
     assert len(samples.latencies_ns) >= 2
     assert samples.num_lost >= 6
 

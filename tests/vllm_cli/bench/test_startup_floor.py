@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from vllm_cli.bench.errors import TargetStartError
 from vllm_cli.bench.startup import floor as startup_floor
 from vllm_cli.bench.startup.config import PROMPT
 from vllm_cli.bench.startup.floor import FloorSide
+from vllm_cli.bench.target import TargetStartError
 
 pytestmark = pytest.mark.thorough
 

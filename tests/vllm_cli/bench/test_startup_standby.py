@@ -14,7 +14,8 @@ import pytest
 
 from tests.llamas import save_tiny_llama
 from tests.waiting import is_gone, wait_until
-from vllm_cli.bench.startup.results import StartupResult
+from vllm_cli.bench.results import BenchResult
+from vllm_cli.bench.startup.results import StartupSide
 from vllm_cli.bench.startup.standby import OwnCommand
 
 SLOW_SERVER = Path(__file__).parent / "slow_server.py"
@@ -34,7 +35,7 @@ def own_command(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, run_startup) -> None:
     done = run_startup("--cmd", own_command, "--vs", OTHER, *QUICK, "--state", "warm", "--json", "-")
     assert done.returncode == 0, done.stderr
-    result = msgspec.json.decode(done.stdout, type=StartupResult)
+    result = msgspec.json.decode(done.stdout, type=BenchResult[StartupSide])
     ours, theirs = result.sides
     warm, cold = ours.conditions
     assert (warm.condition, cold.condition) == ("standby", "warm")
@@ -160,10 +161,3 @@ def test_the_template_is_that_of_the_command(command: str, kind: str) -> None:
         return await found.find_kind()
 
     assert asyncio.run(find_kind()) == kind
-
-
-@pytest.mark.thorough
-def test_evicted_libraries_and_a_standby_that_maps_them_are_a_usage_error(run_startup) -> None:
-    done = run_startup("--cmd", OTHER, *QUICK, "--state", "cold", "--evict-libraries", "--compile-cache", "/tmp/none")
-    assert done.returncode == 2
-    assert "--evict-libraries must be left out with --state standby" in done.stderr

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -12,8 +10,7 @@ import pytest
 
 from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.ports import find_free_port, list_server_ports
-from vllm_cli.bench.target import CommandTarget, build_target
+from vllm_cli.bench.target import CommandTarget, build_target, find_free_port, list_server_ports
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
 
@@ -45,20 +42,6 @@ def test_stopping_a_server_also_stops_a_daemonized_child(flags, tiny_command, pi
     assert not any(map(is_gone, pids))
     target.close()
     assert all(map(is_gone, pids))
-
-
-def test_a_server_is_stopped_when_the_benchmark_is_killed(tiny_command, pids_of):
-    code = """if True:
-        import sys, time
-        from vllm_cli.bench.config import TargetSpec
-        from vllm_cli.bench.target import CommandTarget
-        CommandTarget(TargetSpec(name="A"), sys.argv[1]).start()
-        time.sleep(600)"""
-    command = tiny_command("--pid-file", pids_of.file)
-    with subprocess.Popen([sys.executable, "-c", code, command]) as bench:
-        pids = pids_of()
-        os.kill(bench.pid, signal.SIGKILL)
-    wait_until(lambda: all(map(is_gone, pids)))
 
 
 def test_a_paused_server_is_frozen_with_its_children_until_it_is_resumed(tiny_command, pids_of):
@@ -96,24 +79,6 @@ def test_a_port_is_outside_the_kernels_client_range():
     if least <= 10_000:
         pytest.skip(f"clients have all ports from {least} on")
     assert not any(least <= find_free_port(list_server_ports()) <= most for _ in range(100))
-
-
-def test_a_server_that_exited_is_reported_with_status_and_output(tiny_command):
-    target = command_target(tiny_command("--crashes"))
-    target.start()
-
-    def has_died() -> bool:
-        try:
-            target.ensure_alive()
-        except CommandEndedError as error:
-            messages.append(error.message)
-        return bool(messages)
-
-    messages: list[str] = []
-    wait_until(has_died)
-    target.close()
-    assert "exit status 1" in messages[0]
-    assert "the tiny server crashes" in messages[0]
 
 
 def test_a_command_that_does_not_exist_is_reported():

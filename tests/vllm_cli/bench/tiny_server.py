@@ -68,7 +68,6 @@ class TinyServer:
         return web.json_response({"data": [{"id": name} for name in names]})
 
     async def health(self, request: web.Request) -> web.Response:
-        time.sleep(self.options.health_ms / 1000)
         return web.Response(status=404 if self.options.has_no_health else 200)
 
     async def version(self, request: web.Request) -> web.Response:
@@ -90,7 +89,7 @@ class TinyServer:
         self.num_running += 1
         self.max_running = max(self.max_running, self.num_running)
         try:
-            return await (self.stream(request, body) if body["stream"] else self.answer(body))
+            return await self.stream(request, body)
         finally:
             self.num_running -= 1
 
@@ -111,11 +110,6 @@ class TinyServer:
             raise web.HTTPNotFound
         time.sleep(self.options.blocks_ms / 1000)
         return body
-
-    async def answer(self, body: dict) -> web.Response:
-        num_tokens = self.num_tokens(body)
-        await asyncio.sleep((self.options.first_ms + num_tokens * self.options.gap_ms) / 1000)
-        return web.json_response({"choices": [{"text": " word" * num_tokens}]} | self.usage(num_tokens))
 
     async def stream(self, request: web.Request, body: dict) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -155,7 +149,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--first-ms", type=float, default=0)
     parser.add_argument("--gap-ms", type=float, default=0)
-    parser.add_argument("--health-ms", type=float, default=0)
     parser.add_argument("--blocks-ms", type=float, default=0, help="how long each request blocks the event loop")
     parser.add_argument("--reports-lag", action="store_true")
     parser.add_argument("--has-no-health", action="store_true")

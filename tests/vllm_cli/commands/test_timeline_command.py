@@ -1,45 +1,13 @@
-"""`vllm-cli timeline` shows, draws and compares reports of starts."""
+"""`vllm-cli timeline` shows and compares reports of starts."""
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from startup.timeline.report import read_report
 from tests.startup.timeline.start_reports import report_of
-
-
-class Page(HTMLParser):
-    """The tags of a page; fails on tags that are not closed in order."""
-
-    VOID = ("meta", "line", "rect", "br")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data) -> None:
-        self.texts.append(data)
-
-    def attributes(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture
@@ -84,31 +52,6 @@ def test_the_differences_of_the_phases_add_up_to_that_of_the_totals(before, afte
     assert sum(phase["difference_s"] for phase in content["phases"]) == pytest.approx(-0.6)
 
 
-def test_the_page_is_self_contained_and_its_bars_are_in_proportion(before, after, invoke, tmp_path) -> None:
-    html = tmp_path / "image.html"
-    done = invoke("timeline", str(before), str(after), "--html", str(html))
-    assert (done.returncode, done.stdout) == (0, "")
-    text = html.read_text()
-    assert not re.search(r"(href|src)=|@import|url\(", text)
-    page = Page(text)
-    charts = [chart for chart in page.attributes("svg") if chart.get("role") == "img"]
-    assert [chart["aria-label"] for chart in charts] == ["before.json: 1.70 s", "after.json: 1.10 s"]
-    titles = dict(re.findall(r"<title>([^<]*)</title><rect [^>]*width=\"([\d.]+)\"", text))
-    widths = {title.split(",")[0]: float(width) for title, width in titles.items()}
-    assert widths["engine: import_torch\n1.000 s"] == pytest.approx(
-        2 * widths["engine: load_weights\n0.500 s"], abs=0.2
-    )
-    assert "What changed" in text
-
-
-def test_names_in_a_report_cannot_become_markup(invoke, tmp_path) -> None:
-    evil = "<script>alert(1)</script>"
-    report, html = tmp_path / "evil.json", tmp_path / "evil.html"
-    report.write_text(report_of(model=evil).to_json().replace("load_weights", '\\"><script>x'))
-    assert invoke("timeline", str(report), "--html", str(html)).returncode == 0
-    assert "script" not in {tag for tag, _ in Page(html.read_text()).tags}
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -137,16 +80,8 @@ def test_a_missing_report_is_a_usage_error(invoke) -> None:
     assert "no-such-file.json" in done.stderr
 
 
-def test_a_page_that_cannot_be_written_is_one_line(before, invoke, tmp_path) -> None:
-    done = invoke("timeline", str(before), "--html", str(tmp_path / "no-folder" / "x.html"))
-    assert done.returncode == 2
-    assert "cannot be written" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_start_of_zero_duration_can_be_drawn(invoke, tmp_path) -> None:
+def test_a_start_of_zero_duration_can_be_shown(invoke, tmp_path) -> None:
     content = report_of().to_dict() | {"spans": [], "critical_path": [], "total_s": 0, "marks": {}}
-    report, html = tmp_path / "report.json", tmp_path / "image.html"
+    report = tmp_path / "report.json"
     report.write_text(json.dumps(content))
     assert invoke("timeline", str(report)).returncode == 0
-    assert invoke("timeline", str(report), "--html", str(html)).returncode == 0

@@ -1,15 +1,66 @@
-"""The figures of `bench liveness`: of the load, of the probes and of the event loop."""
+"""The figures of a round of `bench liveness`: of the load, of the probes and of the event loop."""
 
 from collections import defaultdict
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
 
 from vllm_cli.bench.figures import Metric, percentile_ms
 from vllm_cli.bench.liveness.loop_lag import LoopDelays
-from vllm_cli.bench.liveness.results import Failure, HealthPoint, LivenessFigures
 from vllm_cli.bench.load import LoadSamples
 from vllm_cli.bench.probe import ProbeSamples
 from vllm_cli.bench.request import RequestSample
+from vllm_cli.bench.results import ResultPart
+
+
+class Failure(ResultPart, frozen=True, kw_only=True):
+    """Error responses with the same status."""
+
+    status: int | None
+    """HTTP status; null without a response."""
+    num: int
+    message: str
+    """Message of the first one."""
+    is_accepted: bool
+    """Whether they count as served, by `--accept-status`."""
+
+
+class LivenessFigures(ResultPart, frozen=True, kw_only=True):
+    """One round of one kind of load on one side; a figure that could not be measured is null."""
+
+    requests_per_s: float
+    """Served requests only."""
+    latency_p50_ms: float | None
+    latency_p99_ms: float | None
+    ttft_p50_ms: float | None
+    """Time to the first text; null unless streamed."""
+    ttft_p99_ms: float | None
+    health_p50_ms: float | None
+    """Latency of the probes in flight while the load ran."""
+    health_p99_ms: float | None
+    health_max_ms: float | None
+    probe_lag_p50_ms: float | None
+    """How late the probe process itself woke up: a delay of the machine, not of the server."""
+    probe_lag_p99_ms: float | None
+    probe_lag_max_ms: float | None
+    is_probe_realtime: bool
+    """Whether the probe process had real-time priority, which needs root."""
+    loop_lag_max_ms: float | None
+    """The longest delay of the event loop, from the server's metrics; null without them."""
+    is_loop_lag_bound: bool
+    """Whether it is a bucket bound, because the gauge still holds a longer lag from before."""
+    num_loop_lags_10ms: int | None
+    """Heartbeats of the event loop that were more than 10 ms late."""
+    num_loop_lags_50ms: int | None
+    num_probes: int
+    num_probe_errors: int
+    duration_s: float
+    num_requests: int
+    num_repeated: int
+    """Requests that repeat an earlier request of the round."""
+    num_errors: int
+    failures: list[Failure]
+    client_cpu_share: float
+    """CPU time of the load generator, as a share of one processor."""
+
 
 LIVENESS_METRICS = (
     Metric("requests_per_s", "requests/s", is_higher_better=True, is_judged=True),
@@ -28,31 +79,25 @@ LIVENESS_METRICS = (
     Metric("client_cpu_share", "load generator, CPUs", is_compared=False),
 )
 """Judged are /health and, because a server that does nothing would pass, the throughput."""
-_MAX_POINTS = 200
-_POINT_S = 0.02
 
 
-@dataclass(frozen=True, kw_only=True)
-class RoundSamples:
-    """The samples of one round."""
-
-    load: LoadSamples
-    probes: ProbeSamples
-    delays: LoopDelays
-    num_different: int
-    """Number of different requests."""
-
-
-def measure_liveness(samples: RoundSamples, accepted_statuses: Container[int]) -> LivenessFigures:
-    """The figures of one round; failed requests count as errors and in no other figure."""
-    load, probes, delays = samples.load, samples.probes, samples.delays
+def measure_liveness(
+    load: LoadSamples,
+    probes: ProbeSamples,
+    delays: LoopDelays,
+    *,
+    num_different: int,
+    accepted_statuses: Container[int],
+) -> LivenessFigures:
+    """The figures of one round of `num_different` requests; failed ones count only as errors."""
     served = [sample for sample in load.requests if sample.error is None or sample.status in accepted_statuses]
     ttfts = [sample.ttft_ns for sample in served if sample.ttft_ns is not None]
     latencies = [sample.e2e_ns for sample in served]
-    begin_ns, end_ns = _find_bounds(load)
-    health = [latency for due, latency in _pair(probes) if due <= end_ns and due + latency >= begin_ns]
+    begin_ns = min(sample.start_ns for sample in load.requests)
+    end_ns = max(sample.end_ns for sample in load.requests)
+    pairs = zip(probes.due_ns, probes.latencies_ns, strict=True)
+    health = [latency for due, latency in pairs if due <= end_ns and due + latency >= begin_ns]
     own_lags = [lag for due, lag in probes.wakes_ns if begin_ns <= due <= end_ns]
-    probing_ns = min((due for due, _ in probes.wakes_ns), default=begin_ns)
     return LivenessFigures(
         requests_per_s=len(served) * 1e9 / load.duration_ns,
         latency_p50_ms=percentile_ms(latencies, 50),
@@ -74,18 +119,11 @@ def measure_liveness(samples: RoundSamples, accepted_statuses: Container[int]) -
         num_probe_errors=probes.num_errors,
         duration_s=load.duration_ns / 1e9,
         num_requests=len(load.requests),
-        num_repeated=max(0, len(load.requests) - samples.num_different),
+        num_repeated=max(0, len(load.requests) - num_different),
         num_errors=len(load.requests) - len(served),
         failures=_collect_failures(load.requests, accepted_statuses),
         client_cpu_share=load.client_cpu_ns / load.duration_ns,
-        health_over_time=trace_health(probes, probing_ns),
-        load_begin_s=(begin_ns - probing_ns) / 1e9,
-        load_end_s=(end_ns - probing_ns) / 1e9,
     )
-
-
-def _find_bounds(load: LoadSamples) -> tuple[int, int]:
-    return min(sample.start_ns for sample in load.requests), max(sample.end_ns for sample in load.requests)
 
 
 def _collect_failures(requests: Sequence[RequestSample], accepted_statuses: Container[int]) -> list[Failure]:
@@ -99,21 +137,3 @@ def _collect_failures(requests: Sequence[RequestSample], accepted_statuses: Cont
         for status, found in messages.items()
     ]
     return sorted(failures, key=lambda failure: -failure.num)
-
-
-def _pair(probes: ProbeSamples) -> Iterator[tuple[int, int]]:
-    return zip(probes.due_ns, probes.latencies_ns, strict=True)
-
-
-def trace_health(probes: ProbeSamples, probing_ns: int) -> list[HealthPoint]:
-    """The slowest probe of each interval; at most `_MAX_POINTS` equal intervals of at least `_POINT_S`."""
-    length_ns = max(probes.due_ns, default=probing_ns) - probing_ns
-    stretch_ns = max(int(_POINT_S * 1e9), length_ns // _MAX_POINTS + 1)
-    slowest: defaultdict[int, int] = defaultdict(int)
-    for due_ns, latency_ns in _pair(probes):
-        number = (due_ns - probing_ns) // stretch_ns
-        slowest[number] = max(slowest[number], latency_ns)
-    return [
-        HealthPoint(round(number * stretch_ns / 1e9, 3), round(latency_ns / 1e6, 3))
-        for number, latency_ns in sorted(slowest.items())
-    ]

@@ -9,6 +9,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_cli.bench.readiness import NotReadyError, get
+from vllm_cli.bench.request_format import Destination
 
 _HISTOGRAM = "vllm_cli:event_loop_lag_seconds"
 """The delay of each heartbeat."""
@@ -36,10 +37,10 @@ class LoopDelays:
     """Number of heartbeats with a longer delay in seconds, for each bound of the histogram."""
 
 
-async def read_loop_lag(session: aiohttp.ClientSession, base_url: str, headers: dict[str, str]) -> LoopLag:
+async def read_loop_lag(session: aiohttp.ClientSession, server: Destination) -> LoopLag:
     """Reads the metrics once."""
     try:
-        status, body = await get(session, base_url + "/metrics", headers)
+        status, body = await get(session, server.base_url + "/metrics", server.headers)
     except NotReadyError:
         return LoopLag()
     return parse_loop_lag(body.decode(errors="replace")) if status == 200 else LoopLag()

@@ -1,8 +1,7 @@
 """Builds and encodes the requests of `bench liveness` before the clock starts."""
 
 from base64 import b64encode
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from io import BytesIO
 from itertools import cycle, islice
 from random import Random
@@ -11,9 +10,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from PIL import Image
 
-from vllm_cli.bench.liveness.config import PayloadShape, PlainKind
+from vllm_cli.bench.liveness.config import Kind, PayloadShape
 from vllm_cli.bench.request import EncodedRequest
-from vllm_cli.bench.request_format import build_prompt, request_headers
+from vllm_cli.bench.request_format import Destination, build_prompt
 
 _MIN_CHARS_PER_TOKEN: Final = 4
 _NUM_PATCHES: Final = 8
@@ -24,36 +23,22 @@ _EMBEDDINGS_SCALE: Final = 0.02
 """Approximate standard deviation of a model's own embeddings."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Destination:
-    """The server and model that requests are sent to."""
-
-    base_url: str
-    model: str
-    api_key: str | None
-
-
 def build_requests(
-    kinds: Sequence[PlainKind], shape: PayloadShape, destination: Destination, *, num_requests: int, seed: str
+    kind: Kind, shape: PayloadShape, destination: Destination, *, num_requests: int, seed: str
 ) -> list[EncodedRequest]:
-    """Cycles through these kinds; with the same seed, all servers get the same, but for the model's name."""
-    encoded: dict[tuple[PlainKind, int], EncodedRequest] = {}
-    requests = []
-    for index, kind in enumerate(islice(cycle(kinds), num_requests)):
-        kind_format = _KIND_FORMATS[kind]
-        number = index % kind_format.num_different if kind_format.num_different else index
-        if (kind, number) not in encoded:
-            encoded[kind, number] = _encode(kind_format, shape, destination, f"{seed}/{kind}/{number}")
-        requests.append(encoded[kind, number])
-    return requests
+    """With the same seed, all servers get the same requests, but for the model's name."""
+    kind_format = _KIND_FORMATS[kind]
+    num_different = min(kind_format.num_different or num_requests, num_requests)
+    encoded = [_encode(kind_format, shape, destination, f"{seed}/{kind}/{number}") for number in range(num_different)]
+    return list(islice(cycle(encoded), num_requests))
 
 
 def _encode(kind_format: "_KindFormat", shape: PayloadShape, destination: Destination, seed: str) -> EncodedRequest:
     body = {"model": destination.model} | kind_format.write(shape, seed)
     if kind_format.is_generating:
         body |= {"max_tokens": shape.max_tokens, "temperature": 0, "stream": True}
-    url, headers = destination.base_url + kind_format.path, request_headers(destination.api_key)
-    return EncodedRequest(url, headers, msgspec.json.encode(body), kind_format.is_generating)
+    url = destination.base_url + kind_format.path
+    return EncodedRequest(url, destination.headers, msgspec.json.encode(body), kind_format.is_generating)
 
 
 def _write_conversation(shape: PayloadShape, seed: str) -> dict[str, Any]:
@@ -94,7 +79,7 @@ def _write_embeddings(shape: PayloadShape, seed: str) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(Random(seed).getrandbits(32))
     tensor = torch.randn(shape.embed_rows, shape.embed_hidden, generator=generator) * _EMBEDDINGS_SCALE
     file = BytesIO()
-    torch.save(tensor.to(getattr(torch, shape.embed_dtype)), file)
+    torch.save(tensor.to(torch.bfloat16), file)
     return {"prompt_embeds": b64encode(file.getvalue()).decode()}
 
 
@@ -120,7 +105,7 @@ class _KindFormat(NamedTuple):
     """Number of different requests; 0: all requests differ."""
 
 
-_KIND_FORMATS: Final[dict[PlainKind, _KindFormat]] = {
+_KIND_FORMATS: Final[dict[Kind, _KindFormat]] = {
     "tokenize-chat": _KindFormat("/tokenize", _write_conversation),
     "chat": _KindFormat("/v1/chat/completions", _write_conversation, is_generating=True),
     "images": _KindFormat("/v1/chat/completions", _write_image_question, is_generating=True),

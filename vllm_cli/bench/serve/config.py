@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from server.errors import ConfigError
-from vllm_cli.bench.config import CompletionConfig, check_counts
+from vllm_cli.bench.config import CompletionConfig, LoadConfig
 
 OPEN_LOOP: Final = 0
 """In place of the number of requests in flight, which an open loop does not choose."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeBenchConfig(CompletionConfig):
+class ServeBenchConfig(LoadConfig, CompletionConfig):
     """The load of `bench serve`."""
 
     levels: tuple[int, ...] = (1, 8, 32)
@@ -27,13 +27,8 @@ class ServeBenchConfig(CompletionConfig):
     """Approximate length of the beginning that all prompts share."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.request_rate is not None and not self.request_rate > 0:
+        if self.request_rate is not None and not self.request_rate > 0:  # also of `nan`
             raise ConfigError("--request-rate", self.request_rate, "above 0")
-        if self.request_rate is None and (not self.levels or min(self.levels) < 1):
-            raise ConfigError("--concurrency", ",".join(map(str, self.levels)), "a list of numbers, each 1 or more")
-        counts = {"--requests": self.num_requests, "--max-tokens": self.max_tokens}
-        check_counts(counts | {"--prompt-tokens": self.prompt_tokens})
 
     def requests_at(self, level: int) -> int:
         """Requests in one measured round of this level."""

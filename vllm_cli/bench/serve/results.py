@@ -1,16 +1,11 @@
-"""The result of `bench serve`, as it is written to `--json`, and the figures of a round."""
+"""The figures of a round of `bench serve`."""
 
-from msgspec import field
-
-from vllm_cli.bench.config import Endpoint, IdlePolicy
 from vllm_cli.bench.figures import Metric, mean_ms, percentile_ms
 from vllm_cli.bench.load import LoadSamples
 from vllm_cli.bench.probe import ProbeSamples
 from vllm_cli.bench.request_format import TokenSource
-from vllm_cli.bench.results import BenchResult, Measured, Ratio, ResultPart, SideResult
-from vllm_cli.bench.serve.config import ServeBenchConfig
+from vllm_cli.bench.results import LoadedSide, ResultPart
 
-SERVE_SCHEMA_VERSION = 2
 _NUM_ERROR_MESSAGES = 3
 LATE_MS = 10
 """Open loop: a request that is sent this much after its due time is late."""
@@ -22,7 +17,7 @@ class RoundFigures(ResultPart, frozen=True, kw_only=True):
     output_tokens_per_s: float
     requests_per_s: float
     ttft_mean_ms: float | None
-    """Time to the first text; null unless streamed."""
+    """Time to the first text."""
     ttft_p50_ms: float | None
     ttft_p99_ms: float | None
     tpot_mean_ms: float | None
@@ -57,67 +52,13 @@ class RoundFigures(ResultPart, frozen=True, kw_only=True):
     """The first few different error messages."""
 
 
-class LevelResult(Measured[int, RoundFigures], frozen=True, kw_only=True):
-    """One side at one level; 0 in an open loop."""
+class ServeSide(LoadedSide[RoundFigures], frozen=True, kw_only=True):
+    """One server's results; a condition is a number of requests in flight, 0 in an open loop."""
 
-    condition: int = field(name="concurrency")
-
-
-class ServeSideResult(SideResult[LevelResult], frozen=True, kw_only=True):
-    """One server's results."""
-
-    conditions: list[LevelResult] = field(name="levels")
-    ready_after_s: float | None
-    """From starting the command to its first completion; null for a server given by its URL."""
     token_source: TokenSource
     """`usage`: the server's own counts; `chunks`: pieces of text, where the server sends no usage."""
     has_ignore_eos: bool
     """False if the server does not accept `ignore_eos`, so that answers may end early."""
-
-
-class LevelRatio(Ratio[int], frozen=True, kw_only=True):
-    """The ratios at one level."""
-
-    condition: int = field(name="concurrency")
-
-
-class ServeSettings(ResultPart, frozen=True, kw_only=True):
-    """The load, the same for every side."""
-
-    endpoint: Endpoint
-    stream: bool
-    max_tokens: int
-    prompt_tokens: int
-    shared_prefix_tokens: int
-    request_rate: str | None
-    """Requests per second of an open loop, or `inf`; null in a closed loop."""
-    ignore_eos: bool
-    num_rounds: int
-    num_requests: dict[int, int]
-    """Requests per round, by level."""
-    idle: IdlePolicy
-    seed: int
-
-    @classmethod
-    def of(cls, config: ServeBenchConfig) -> "ServeSettings":
-        """The settings of a run."""
-        return cls(
-            endpoint=config.endpoint,
-            stream=config.stream,
-            max_tokens=config.max_tokens,
-            prompt_tokens=config.prompt_tokens,
-            shared_prefix_tokens=config.shared_prefix_tokens,
-            request_rate=None if config.request_rate is None else f"{config.request_rate:g}",
-            ignore_eos=config.ignore_eos,
-            num_rounds=config.num_rounds,
-            num_requests={level: config.requests_at(level) for level in config.levels},
-            idle=config.idle,
-            seed=config.seed,
-        )
-
-
-class ServeResult(BenchResult[ServeSettings, ServeSideResult, LevelRatio], frozen=True, kw_only=True):
-    """The result of one run of `bench serve`."""
 
 
 SERVE_METRICS = (

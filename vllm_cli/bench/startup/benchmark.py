@@ -2,32 +2,27 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Protocol
 
 from vllm_cli.bench.benchmark import Benchmark
 from vllm_cli.bench.figures import compare_rounds, spread_of, summarize_rounds
 from vllm_cli.bench.progress import Progress
+from vllm_cli.bench.report import FigureTable, format_spread
 from vllm_cli.bench.rounds import Rounds, ScheduledRound
 from vllm_cli.bench.startup.caches import StartupCaches
-from vllm_cli.bench.startup.chart import draw_states
-from vllm_cli.bench.startup.config import MAX_TOKENS, StartState, StartupBenchConfig
+from vllm_cli.bench.startup.config import StartState, StartupBenchConfig
 from vllm_cli.bench.startup.floor import FloorSide
 from vllm_cli.bench.startup.results import (
     STARTUP_METRICS,
-    STARTUP_SCHEMA_VERSION,
     StandbyFigures,
     StartFigures,
-    StartupResult,
-    StartupSettings,
-    StartupSideResult,
-    StateRatio,
+    StartupSide,
     StateResult,
     add_residency,
 )
 from vllm_cli.bench.startup.server import ServerSide
 from vllm_cli.bench.startup.standby import FORK_PHASE
-from vllm_cli.bench.tables import FigureTable, format_spread
 
 _COLD_ENOUGH: Final = 0.01
 """With more than this share still in memory, the page cache was not cold."""
@@ -61,14 +56,12 @@ class Side(Protocol):
 class StartupBenchmark(Benchmark[StartState]):
     """A condition is a state of the caches before a start."""
 
-    command = "bench startup"
-    schema_version = STARTUP_SCHEMA_VERSION
+    _config: StartupBenchConfig
+    name = "startup"
     metrics = STARTUP_METRICS
-    same_settings = ("endpoint",)
-    result_type, condition_type, ratio_type = StartupResult, StateResult, StateRatio
 
     def __init__(self, config: StartupBenchConfig) -> None:
-        self._config = config
+        super().__init__(config)
         self._sides: list[Side] = [ServerSide(spec, config) for spec in config.targets]
         if config.floor_model:
             self._sides.append(FloorSide(config.floor_model, timeout_s=config.ready_timeout_s))
@@ -77,24 +70,14 @@ class StartupBenchmark(Benchmark[StartState]):
     def conditions(self) -> Sequence[StartState]:
         return self._config.states
 
-    def settings(self) -> StartupSettings:
-        config = self._config
-        return StartupSettings(
-            endpoint=config.endpoint,
-            states=list(config.states),
-            num_rounds=config.num_rounds,
-            evict_libraries=config.evict_libraries,
-            max_tokens=MAX_TOKENS,
-        )
-
-    async def measure_rounds(self, progress: Progress) -> Rounds[StartState, StartFigures]:
+    async def measure_rounds(self, progress: Progress) -> Rounds[StartState]:
         try:
             return await self._measure_rounds(progress)
         finally:
             for side in self._sides:
                 side.close()
 
-    async def _measure_rounds(self, progress: Progress) -> Rounds[StartState, StartFigures]:
+    async def _measure_rounds(self, progress: Progress) -> Rounds[StartState]:
         caches = StartupCaches(self._config)
         for side in self._sides:
             progress.report(f"{side.name}: one start that does not count: {side.description}")
@@ -123,9 +106,9 @@ class StartupBenchmark(Benchmark[StartState]):
             rounds=rounds,
         )
 
-    def side_results(self, measured: Sequence[list[StateResult]]) -> list[StartupSideResult]:
+    def side_results(self, measured: Sequence[list[StateResult]]) -> list[StartupSide]:
         return [
-            StartupSideResult(
+            StartupSide(
                 name=side.name,
                 target=side.description,
                 model=side.model,
@@ -140,18 +123,15 @@ class StartupBenchmark(Benchmark[StartState]):
     def name_condition(self, condition: StartState) -> str:
         return f"from {condition}"
 
-    def titles(self, settings: StartupSettings) -> Mapping[StartState, str]:
-        return {state: self.name_condition(state) for state in settings.states}
+    def describe_settings(self) -> Iterator[str]:
+        yield f"{self._config.path}; times count from exec"
 
-    def describe_settings(self, settings: StartupSettings) -> Iterator[str]:
-        yield f"/v1/{'chat/' if settings.endpoint == 'chat' else ''}completions; times count from exec"
-
-    def describe_side(self, side: StartupSideResult, settings: StartupSettings) -> str:
+    def describe_side(self, side: StartupSide) -> str:
         return f"; first token {side.first_text!r}" if side.first_text is not None else ""
 
-    def describe_rounds(self, result: StartupResult) -> Iterator[str]:
+    def describe_rounds(self, result: Any) -> Iterator[str]:
         order = "Rounds alternate. " if len(result.sides) > 1 else ""
-        yield f"{order}{result.settings.num_rounds} rounds; medians (min-max), ratios round by round."
+        yield f"{order}{self._config.num_rounds} rounds; medians (min-max), ratios round by round."
         yield from _describe_evictions(result)
         yield from self._compare_roots(result)
         for side in result.sides:
@@ -159,7 +139,7 @@ class StartupBenchmark(Benchmark[StartState]):
                 size = f"{standby.memory_bytes / 1e6:.0f} MB (PSS)"
                 yield f"{side.name} from standby: {size}, imported in {standby.import_s:.1f} s, before the starts."
 
-    def more_tables(self, result: StartupResult, index: int) -> Iterator[FigureTable]:
+    def more_tables(self, result: Any, index: int) -> Iterator[FigureTable]:
         """The phases of each side that reports them."""
         for side in result.sides:
             state = side.conditions[index]
@@ -167,13 +147,13 @@ class StartupBenchmark(Benchmark[StartState]):
             if rows:
                 yield FigureTable(f"{side.name} from {state.condition}: what the start waited for", ["", "s"], rows)
 
-    def describe_problems(self, result: StartupResult) -> Iterator[str]:
+    def describe_problems(self, result: Any) -> Iterator[str]:
         texts = {side.name: side.first_text for side in result.sides if side.first_text is not None}
         if len(set(texts.values())) > 1:
             yield "The sides' first tokens differ: " + ", ".join(f"{name} {text!r}" for name, text in texts.items())
         yield from super().describe_problems(result)
 
-    def find_problems(self, side: StartupSideResult, measured: StateResult, settings: StartupSettings) -> Iterator[str]:
+    def find_problems(self, side: StartupSide, measured: StateResult) -> Iterator[str]:
         stayed = max((f.resident_bytes / f.evicted_bytes for f in measured.rounds if f.evicted_bytes), default=0.0)
         if stayed > _COLD_ENOUGH:
             yield f"{stayed:.1%} of what was evicted stayed in memory, so it was not cold; does a process map it?"
@@ -181,14 +161,11 @@ class StartupBenchmark(Benchmark[StartState]):
             yield f"{num_lost} probes got no response after an earlier one had a response"
         yield from _standby_problems(side, measured)
 
-    def draw_charts(self, result: StartupResult) -> Iterator[str]:
-        return draw_states(result)
-
     def _describe(self, start: ScheduledRound[StartState]) -> str:
         name, number = self._sides[start.side].name, start.round_number + 1
         return f"{name}: {start.condition}, round {number} of {self._config.num_rounds}"
 
-    def _compare_roots(self, result: StartupResult) -> Iterator[str]:
+    def _compare_roots(self, result: Any) -> Iterator[str]:
         """First starts in a new root, divided by the tenth and later ones."""
         for side in result.sides:
             by_state = {state.condition: state for state in side.conditions}
@@ -210,7 +187,7 @@ def _schedule_starts(config: StartupBenchConfig, num_sides: int) -> list[Schedul
     ]
 
 
-def _describe_evictions(result: StartupResult) -> Iterator[str]:
+def _describe_evictions(result: Any) -> Iterator[str]:
     figures = [f for side in result.sides for state in side.conditions for f in state.rounds if f.evicted_bytes]
     if figures:
         most = max(f.resident_bytes / f.evicted_bytes for f in figures)
@@ -218,7 +195,7 @@ def _describe_evictions(result: StartupResult) -> Iterator[str]:
         yield f"Cold page cache: {size:.0f} MB evicted before each start, at most {most:.1%} still in memory (checked)."
 
 
-def _standby_problems(side: StartupSideResult, state: StateResult) -> Iterator[str]:
+def _standby_problems(side: StartupSide, state: StateResult) -> Iterator[str]:
     """Cold starts with a standby, warm ones without; a side's first fork is not among the rounds."""
     num_rounds = len(state.rounds)
     if state.condition == "standby":

@@ -10,10 +10,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from server.exit_codes import USAGE
 from server.machine.page_cache import ResidencyProbe
-from vllm_cli.bench.errors import BenchError
-from vllm_cli.bench.startup.config import StartState, StartupBenchConfig
+from vllm_cli.bench.startup.config import COLD_COMPILE, COLD_PAGES, StartState, StartupBenchConfig
+from vllm_cli.errors import InputError
 
 _ASIDE_SUFFIX = ".aside-by-bench"
 
@@ -27,12 +26,6 @@ class Residency(NamedTuple):
     @property
     def share(self) -> float:
         return self.resident_bytes / self.total_bytes if self.total_bytes else 0.0
-
-
-class CacheError(BenchError):
-    """The caches cannot be set to the state; exit code 2, because other options are needed."""
-
-    exit_code = USAGE
 
 
 class StartupCaches:
@@ -51,17 +44,17 @@ class StartupCaches:
         """Sets the state for the block; yields what stayed in memory after an eviction; None without one.
 
         Raises:
-            CacheError: something cannot be evicted or moved.
+            InputError: something cannot be evicted or moved.
         """
-        aside = self._compile_cache if state in ("cold-compile", "cold") else None
+        aside = self._compile_cache if state in COLD_COMPILE else None
         with _moved_aside(aside) if aside else nullcontext():
-            yield self._evict() if state in ("cold-pages", "cold", "fresh-root-cold") else None
+            yield self._evict() if state in COLD_PAGES else None
 
     def _evict(self) -> Residency:
         try:
             return evict_files(self._evicted)
         except OSError as err:
-            raise CacheError(
+            raise InputError(
                 f"The page cache cannot be emptied of {err.filename or 'the files'}: {err.strerror}"
             ) from err
 
@@ -106,7 +99,7 @@ def _moved_aside(folder: Path) -> Iterator[None]:
         if folder.exists():
             os.rename(folder, aside)  # noqa: PTH104 - documented as atomic
     except OSError as err:
-        raise CacheError(f"--compile-cache: {folder} cannot be moved to {aside}: {err.strerror}") from err
+        raise InputError(f"--compile-cache: {folder} cannot be moved to {aside}: {err.strerror}") from err
     try:
         yield
     finally:

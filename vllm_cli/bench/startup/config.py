@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from server.errors import ConfigError
-from vllm_cli.bench.config import CompletionConfig, Endpoint, TargetSpec, check_counts
+from vllm_cli.bench.config import CompletionConfig
 
 StartState = Literal[
     "warm", "cold-pages", "cold-compile", "cold", "standby", "tenth-root", "fresh-root", "fresh-root-cold"
@@ -22,20 +22,22 @@ fresh-root: a new root file system.
 fresh-root-cold: the same, with the Python environment and the weights evicted.
 """
 
+COLD_PAGES: Final = frozenset(("cold-pages", "cold", "fresh-root-cold"))
+COLD_COMPILE: Final = frozenset(("cold-compile", "cold"))
+
 PROMPT = "The capital of France is"
 MAX_TOKENS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartupBenchConfig:
-    """The commands to start, the states of the caches, and the number of rounds."""
+class StartupBenchConfig(CompletionConfig):
+    """The states of the caches before the starts of commands."""
 
-    targets: tuple[TargetSpec, ...]
-    """Commands; the first is side A, the others are compared with it."""
     floor_model: Path | None = None
     """The model folder of the bare script, an additional side; None leaves it out."""
     states: tuple[StartState, ...] = ("warm",)
     num_rounds: int = 5
+    ignore_eos: bool = False
     evict_paths: tuple[Path, ...] = ()
     """Files and folders whose pages are evicted for a cold page cache."""
     evict_libraries: bool = False
@@ -44,18 +46,10 @@ class StartupBenchConfig:
     """The model that the standby keeps too (its --model)."""
     compile_cache: Path | None = None
     """The folder that is renamed for a cold compile cache."""
-    endpoint: Endpoint = "completions"
-    api_key: str | None = None
-    ready_timeout_s: float = 600.0
     pause_s: float = 1.0
     """Time between the end of one server and the start of the next."""
 
     def __post_init__(self) -> None:
-        if not self.targets:
-            raise ConfigError("--cmd", None, "given")
-        check_counts({"--rounds": self.num_rounds, "--state": len(self.states)})
-        if self.needs_cold_pages and not self.evict_paths and not self.evict_libraries:
-            raise ConfigError("--evict", None, "given for a cold page cache: the model's folder")
         if self.needs_cold_compile and self.compile_cache is None:
             raise ConfigError("--compile-cache", None, "given for a cold compile cache: its folder")
         if self.has_standby and self.needs_cold_pages and self.evict_libraries:
@@ -71,21 +65,8 @@ class StartupBenchConfig:
 
     @property
     def needs_cold_pages(self) -> bool:
-        return any(state in ("cold-pages", "cold", "fresh-root-cold") for state in self.states)
+        return not COLD_PAGES.isdisjoint(self.states)
 
     @property
     def needs_cold_compile(self) -> bool:
-        return any(state in ("cold-compile", "cold") for state in self.states)
-
-    @property
-    def request_config(self) -> CompletionConfig:
-        """How a started server is asked for its first completion."""
-        return CompletionConfig(
-            targets=self.targets,
-            endpoint=self.endpoint,
-            ignore_eos=False,
-            stream=True,
-            api_key=self.api_key,
-            ready_timeout_s=self.ready_timeout_s,
-            request_timeout_s=self.ready_timeout_s,
-        )
+        return not COLD_COMPILE.isdisjoint(self.states)

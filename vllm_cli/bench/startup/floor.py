@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from vllm_cli.bench.errors import TargetStartError
 from vllm_cli.bench.startup.config import PROMPT, StartState
 from vllm_cli.bench.startup.exec_stamp import ExecStamp
 from vllm_cli.bench.startup.results import StandbyFigures, StartFigures
+from vllm_cli.bench.target import TargetStartError
 
 _SCRIPT = Path(__file__).with_name("bare_script.py")
 
@@ -42,7 +42,7 @@ class FloorSide:
 
     async def measure(self, state: StartState) -> StartFigures:
         """One measured run; the same with and without a standby."""
-        with ExecStamp() as stamp:
+        with contextlib.closing(ExecStamp()) as stamp:
             words = [*stamp.stamp_words, sys.executable, "-P", str(_SCRIPT), self.model, PROMPT]
             process = await asyncio.create_subprocess_exec(
                 *words, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True

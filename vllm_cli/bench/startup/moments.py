@@ -4,17 +4,16 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import aiohttp
 import msgspec
 
-from vllm_cli.bench.errors import TargetStartError
 from vllm_cli.bench.load import open_session
 from vllm_cli.bench.readiness import NotReadyError, get
-from vllm_cli.bench.request import EncodedRequest, RequestSample, send_request
+from vllm_cli.bench.request import RequestSample, send_request
 from vllm_cli.bench.request_format import RequestFormat
 from vllm_cli.bench.startup.config import MAX_TOKENS, PROMPT
+from vllm_cli.bench.target import TargetStartError
 
 _CONNECT_POLL_S = 0.005
 _HEALTH_POLL_S = 0.02
@@ -72,8 +71,7 @@ async def ask_status(host: str, port: int, path: str) -> int | None:
 
 async def wait_first_token(request_format: RequestFormat, ensure_alive: Callable[[], None]) -> int:
     """Requests a completion, again after 5xx or no response; returns the moment of its first text."""
-    body = request_format.body(PROMPT, max_tokens=MAX_TOKENS)
-    request = EncodedRequest(request_format.url, request_format.headers, body, is_stream=True)
+    request = request_format.encode(PROMPT, max_tokens=MAX_TOKENS)
     async with open_session(request_format.config.request_timeout_s) as session:
         while True:
             sample = await send_request(session, request)
@@ -105,11 +103,11 @@ async def ask_first_text(request_format: RequestFormat) -> str | None:
     """The greedy first token of a plain completion, to compare sides; None if it cannot be requested."""
     if request_format.config.endpoint != "completions":
         return None
-    plain = replace(request_format, config=replace(request_format.config, stream=False), optional={})
+    body = request_format.body(PROMPT, max_tokens=1, is_stream=False)
     try:
         async with (
             open_session(request_format.config.request_timeout_s) as session,
-            session.post(plain.url, data=plain.body(PROMPT, max_tokens=1), headers=plain.headers) as response,
+            session.post(request_format.url, json=body, headers=request_format.destination.headers) as response,
         ):
             choices = msgspec.json.decode(await response.read(), type=_Completion).choices
     except (TimeoutError, aiohttp.ClientError, msgspec.DecodeError):
@@ -131,7 +129,8 @@ async def read_phases(request_format: RequestFormat) -> dict[str, float]:
     """Seconds by `process:phase` from `/startupz`; empty if the server has no such route."""
     try:
         async with open_session(request_format.config.request_timeout_s) as session:
-            status, content = await get(session, f"{request_format.base_url}/startupz", request_format.headers)
+            server = request_format.destination
+            status, content = await get(session, f"{server.base_url}/startupz", server.headers)
             phases = msgspec.json.decode(content, type=_StartupReport).phases if status == 200 else []
     except (NotReadyError, msgspec.DecodeError):
         return {}

@@ -1,15 +1,11 @@
-"""The result of `bench startup`, as it is written to `--json`, and the figures of a start."""
+"""The figures of a start, and of all starts of a side."""
 
-from msgspec import field, structs
+from msgspec import structs
 
-from vllm_cli.bench.config import Endpoint
 from vllm_cli.bench.figures import Metric, percentile_ms
 from vllm_cli.bench.probe import ProbeSamples
-from vllm_cli.bench.results import BenchResult, Measured, Ratio, ResultPart, SideResult, Spread
+from vllm_cli.bench.results import Measured, ResultPart, SideResult, Spread
 from vllm_cli.bench.startup.caches import Residency
-from vllm_cli.bench.startup.config import StartState
-
-STARTUP_SCHEMA_VERSION = 1
 
 
 class StartFigures(ResultPart, frozen=True, kw_only=True):
@@ -50,43 +46,19 @@ class StandbyFigures(ResultPart, frozen=True, kw_only=True):
     """Servers forked, with the start that is not measured."""
 
 
-class StateResult(Measured[StartState, StartFigures], frozen=True, kw_only=True):
+class StateResult(Measured[StartFigures], frozen=True, kw_only=True):
     """One side's starts from one state."""
 
-    condition: StartState = field(name="state")
     phases: dict[str, Spread]
 
 
-class StartupSideResult(SideResult[StateResult], frozen=True, kw_only=True):
+class StartupSide(SideResult[StateResult], frozen=True, kw_only=True):
     """One side's starts."""
 
-    conditions: list[StateResult] = field(name="states")
     first_text: str | None
     """The text of the greedy first token, to check that sides do the same work; null if unknown."""
     standby: StandbyFigures | None = None
     """Null without the state `standby`, and for other programs than vllm-cli."""
-
-
-class StateRatio(Ratio[StartState], frozen=True, kw_only=True):
-    """The ratios of starts from one state."""
-
-    condition: StartState = field(name="state")
-
-
-class StartupSettings(ResultPart, frozen=True, kw_only=True):
-    """The settings, the same for every side."""
-
-    endpoint: Endpoint
-    states: list[StartState]
-    num_rounds: int
-    evict_libraries: bool
-    max_tokens: int
-
-
-class StartupResult(BenchResult[StartupSettings, StartupSideResult, StateRatio], frozen=True, kw_only=True):
-    """The result of one run of `bench startup`."""
-
-    schema: str = "vllm-cli/bench-startup"
 
 
 STARTUP_METRICS = (

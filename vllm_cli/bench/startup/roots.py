@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from server.machine.libc import check, load_libc
-from vllm_cli.bench.startup.caches import CacheError
+from vllm_cli.errors import InputError
 
 _CLONE_NEWNS: Final = 0x00020000
 _MEMORY: Final = "/dev/shm"
@@ -25,7 +25,7 @@ class OverlayRoot:
     """One root; nothing that its programs write reaches the machine's files."""
 
     def __init__(self) -> None:
-        """Raises CacheError if this user may not mount, or the kernel has no overlay."""
+        """Raises InputError if this user may not mount, or the kernel has no overlay."""
         _enter_own_namespace()
         self._folder = TemporaryDirectory(prefix="vllm-cli-bench-root-", dir=_MEMORY)
         upper, work, self._root = (Path(self._folder.name, name) for name in ("upper", "work", "root"))
@@ -53,11 +53,11 @@ def _enter_own_namespace() -> None:
     try:
         check(load_libc().unshare(_CLONE_NEWNS), "unshare")
     except OSError as err:
-        raise CacheError(f"A root of its own needs the rights of root: {err.strerror}.") from err
+        raise InputError(f"A root of its own needs the rights of root: {err.strerror}.") from err
     _mount("--make-rprivate", "/")
 
 
 def _mount(*words: str) -> None:
     done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise CacheError(f"A root of its own cannot be mounted: {done.stderr.strip()}")
+        raise InputError(f"A root of its own cannot be mounted: {done.stderr.strip()}")

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 from envs.redaction import hide_in_command
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.errors import ModelUnknownError, TargetStartError
 from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.readiness import wait_until_ready
 from vllm_cli.bench.request_format import RequestFormat
@@ -27,7 +26,8 @@ from vllm_cli.bench.startup.moments import (
 from vllm_cli.bench.startup.results import StandbyFigures, StartFigures, add_probes
 from vllm_cli.bench.startup.roots import OverlayRoot
 from vllm_cli.bench.startup.standby import NO_STANDBY, BenchStandby, OwnCommand
-from vllm_cli.bench.target import CommandTarget
+from vllm_cli.bench.target import CommandTarget, TargetStartError
+from vllm_cli.errors import InputError
 from vllm_cli.supervised_command import CommandEndedError
 
 _NUM_EARLIER_STARTS: Final = 9
@@ -70,27 +70,27 @@ class ServerSide:
             await self._prepare_start("standby")
 
     async def _prepare_start(self, state: StartState) -> None:
-        with ExecStamp() as stamp, self._target(stamp, state) as target:
+        with closing(ExecStamp()) as stamp, self._target(stamp, state) as target:
             target.start()
             try:
                 async with asyncio.timeout(self._config.ready_timeout_s):
                     await self._check_model_list(target)
-                ready = await wait_until_ready(target, self._config.request_config)
+                ready = await wait_until_ready(target, self._config)
             except (CommandEndedError, TargetStartError) as error:
                 raise TargetStartError(self._explain(error.message, target, stamp)) from error
             except TimeoutError:
                 raise self._not_ready(target, stamp) from None
-            self._request_format, self.version, self.model = (
-                ready.request_format,
-                ready.version,
-                ready.request_format.model,
-            )
+            self._request_format, self.version, self.model = ready.request_format, ready.version, ready.model
             self.first_text = await ask_first_text(ready.request_format)
 
     async def measure(self, state: StartState) -> StartFigures:
         """One measured start."""
         assert self._request_format is not None
-        with HealthProbe(is_starting=True) as probe, ExecStamp() as stamp, self._target(stamp, state) as target:
+        with (
+            HealthProbe(is_starting=True) as probe,
+            closing(ExecStamp()) as stamp,
+            self._target(stamp, state) as target,
+        ):
             try:
                 async with asyncio.timeout(self._config.ready_timeout_s):
                     return await self._time_start(target, stamp, probe, self._request_format)
@@ -120,7 +120,8 @@ class ServerSide:
         probe.start(target.base_url)
         listening_ns = await wait_listening(host, port, target.ensure_alive)
         healthy_ns = await wait_healthy(host, port, target.ensure_alive)
-        current = replace(request_format, base_url=target.base_url)
+        here = replace(request_format.destination, base_url=target.base_url)
+        current = replace(request_format, destination=here)
         first_token_ns = await wait_first_token(current, target.ensure_alive)
         samples = await asyncio.to_thread(probe.finish)
         figures = StartFigures(
@@ -139,7 +140,7 @@ class ServerSide:
             return
         status = await ask_status(host, port, "/v1/models")
         if status is not None and status >= 500:
-            raise ModelUnknownError(
+            raise InputError(
                 f"{self.name} is healthy, but its /v1/models answers {status}: name the model with "
                 "--request-model or --vs-request-model"
             )

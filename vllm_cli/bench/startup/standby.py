@@ -15,8 +15,8 @@ import msgspec
 from envs import foreign
 from startup.serve_words import ServeWords
 from startup.standby.kinds import kind_for
-from vllm_cli.bench.errors import TargetStartError
 from vllm_cli.bench.startup.results import StandbyFigures
+from vllm_cli.bench.target import TargetStartError
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
 FORK_PHASE: Final = "fork_from_standby"

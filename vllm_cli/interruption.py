@@ -1,37 +1,45 @@
-"""Runs a benchmark so that Ctrl-C and SIGTERM cancel it: its servers are stopped before it exits."""
+"""Runs a benchmark or a batch so that Ctrl-C and SIGTERM cancel it: it cleans up before it exits."""
 
 import asyncio
 import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-import uvloop
-
 T = TypeVar("T")
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """SIGINT or SIGTERM was received; all started servers are stopped."""
+    """SIGINT or SIGTERM was received, and what was running has cleaned up."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.exit_code = 128 + signal_number
 
 
-def run_interruptibly(bench: Coroutine[Any, Any, T]) -> T:
-    """Runs to the end, or until a signal cancels it; must be on the main thread, to set signal handlers."""
+def run_interruptibly(work: Coroutine[Any, Any, T]) -> T:
+    """Runs to the end, or until a signal cancels it; a second signal ends this process at once.
+
+    Must be on the main thread, to set signal handlers.
+    """
+    import uvloop
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run_until_signalled(bench))
+        return runner.run(_run_until_signalled(work))
 
 
-async def _run_until_signalled(bench: Coroutine[Any, Any, T]) -> T:
+async def _run_until_signalled(work: Coroutine[Any, Any, T]) -> T:
     received: list[int] = []
     loop = asyncio.get_running_loop()
-    task = asyncio.create_task(bench)
+    task = asyncio.create_task(work)
 
     def interrupt(number: int) -> None:
         received.append(number)
+        stop_listening()
         task.cancel()
+
+    def stop_listening() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupt, number)
@@ -42,5 +50,4 @@ async def _run_until_signalled(bench: Coroutine[Any, Any, T]) -> T:
             raise
         raise Interrupted(received[0]) from None
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+        stop_listening()

@@ -1,1 +1,0 @@
-"""`timeline`: begin at page.py."""
