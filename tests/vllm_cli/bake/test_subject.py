@@ -1,8 +1,11 @@
-"""Flags that differ from build to run are left out of the start at build time."""
+"""What is baked: the words of the start at build time, and whether packages have bytecode of their own."""
+
+import compileall
+from pathlib import Path
 
 import pytest
 
-from vllm_cli.bake.subject import without_addresses
+from vllm_cli.bake.subject import has_own_bytecode, without_addresses
 
 
 @pytest.mark.parametrize(
@@ -21,3 +24,23 @@ from vllm_cli.bake.subject import without_addresses
 )
 def test_addresses_and_keys_are_left_out(words: tuple[str, ...], kept: tuple[str, ...]) -> None:
     assert without_addresses(words) == kept
+
+
+def test_a_package_counts_as_compiled_if_most_of_its_modules_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "parcel"
+    package.mkdir()
+    for name in ("__init__", "a", "b"):
+        (package / f"{name}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not has_own_bytecode(("parcel",))
+    compileall.compile_dir(package, quiet=1)
+    assert has_own_bytecode(("parcel",))
+
+
+def test_a_package_that_is_not_installed_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert has_own_bytecode(("no-such-package",))
+    (tmp_path / "a.py").touch()
+    assert not has_own_bytecode(("no-such-package",))
