@@ -5,7 +5,6 @@ import fcntl
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Final, NamedTuple, Self
 
 from vllm_cli.batch.lines import BEGINNING, RecordedResult, Result, parse
@@ -79,17 +78,11 @@ class OutputFile:
         self._places = self._read()
         self._num_bytes = os.fstat(self._fd).st_size
 
-    def close(self) -> None:
-        """Closes and unlocks the file."""
-        os.close(self._fd)
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
     def _copy(self, places: Iterable[_Place]) -> int:
         """Replaces this file by a locked file with these lines; returns its descriptor."""

@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
-from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
@@ -20,18 +19,8 @@ from vllm_cli.errors import ConnectionFailedError
 
 _CONNECT_TIMEOUT_S: Final = 30.0
 
-
-RETRIED: Final = frozenset(
-    {
-        HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.TOO_EARLY,
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.BAD_GATEWAY,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        HTTPStatus.GATEWAY_TIMEOUT,
-    }
-)
-"""Statuses whose cause is not the request."""
+RETRIED: Final = frozenset({408, 425, 429, 502, 503, 504})
+"""Statuses whose cause is not the request: a time-out, too many requests, a server that is not ready."""
 
 MAX_SERVER_ERRORS: Final = 3
 """A request fails after this many 500s: it may be their cause, or the server is about to exit."""
@@ -83,9 +72,7 @@ class Sender:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
     async def send(self, request: BatchRequest, place: LinePlace) -> Result:

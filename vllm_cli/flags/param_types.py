@@ -179,11 +179,8 @@ class LogConfigFile(click.ParamType):
         return content
 
 
-_NEUTRAL: Final[dict[str, Any]] = {
-    "step_tag_id": None,
-    "returned_token_ids": None,
-}
-"""vLLM's other keys, with the values that change nothing."""
+_UNSUPPORTED: Final = ("step_tag_id", "returned_token_ids")
+"""vLLM's other keys; null changes nothing."""
 
 
 class PoolerOptions(click.ParamType):
@@ -201,9 +198,9 @@ class PoolerOptions(click.ParamType):
             self.fail("Parameter `normalize` was removed; use `use_activation` instead.", param, ctx)
         known = [field.name for field in fields(PoolerConfig)]
         for key in [key for key in given if key not in known]:
-            if key not in _NEUTRAL:
+            if key not in _UNSUPPORTED:
                 self.fail(f"{key!r} is not one of its keys: {', '.join(known)}.", param, ctx)
-            if given.pop(key) != _NEUTRAL[key]:
+            if given.pop(key) is not None:
                 self.fail(f"the embedded engine does not support {key}.", param, ctx)
         try:
             return PoolerConfig(**given)

@@ -39,11 +39,6 @@ _MAX_SHOWN: Final = 5
 _BY_NAME: Final = {name: spelling for flag in FLAGS for name, spelling in spellings(flag).items()}
 
 
-def is_flag(word: str) -> bool:
-    """Whether a word is a flag of `serve`, with or without a value attached."""
-    return normalise(word.partition("=")[0].partition(".")[0]) in _BY_NAME
-
-
 def find_flag(name: str) -> Spelling:
     """The flag of that name, or whose name begins so and no other's; else a usage error with a suggestion."""
     return _BY_NAME.get(normalise(name)) or _complete(name)
