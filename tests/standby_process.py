@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 import psutil
@@ -70,9 +69,7 @@ class StandbyProcess:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         left = self._end()
         assert not left, f"left behind: {left}"
 
@@ -80,11 +77,6 @@ class StandbyProcess:
     def environment(self) -> dict[str, str]:
         """Variables with which a start must be warm."""
         return {"XDG_RUNTIME_DIR": str(self.runtime_folder), "VCLI_STANDBY": "require"}
-
-    @property
-    def environment_auto(self) -> dict[str, str]:
-        """Variables with which a start is warm if that is possible, and logs why it is not."""
-        return {**self.environment, "VCLI_STANDBY": "auto", "VLLM_LOGGING_LEVEL": "DEBUG"}
 
     @property
     def log(self) -> str:

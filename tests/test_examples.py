@@ -1,4 +1,4 @@
-"""The commands in the README and in docs/ have flags and arguments that the program accepts."""
+"""The commands in the README, in docs/ and in the help have flags and arguments that the program accepts."""
 
 import re
 import shlex
@@ -9,9 +9,11 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.command_tree import walk_commands
 from tests.test_docs import PAGES, README
+from vllm_cli.commands.bench import BENCHMARKS
 from vllm_cli.flags.arguments import Arguments
-from vllm_cli.main import cli
+from vllm_cli.main import COMMANDS, cli
 
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LEFT_OUT = re.compile(r"(^|\s)#.*$|^.*….*$", re.MULTILINE)
@@ -40,10 +42,22 @@ def _calls(text: str) -> Iterator[list[str]]:
                 yield statement[i + 1 :]
 
 
+def _examples_of(command: click.Command) -> list[list[str]]:
+    """The calls under `Examples:` in a command's help."""
+    text = (command.help or "").partition("Example")[2].split("\n\n")[0]
+    return list(_calls("\n".join(line.strip() for line in text.splitlines()[1:]).replace("$!", "1")))
+
+
+_IN_HELP = {words: _examples_of(command) for words, command in walk_commands()}
 _EXAMPLES = [
     pytest.param(words, id=f"{page.stem}: {' '.join(words)[:60]}")
     for page in (README, *PAGES)
     for words in commands(page.read_text(encoding="utf-8"))
+]
+_EXAMPLES += [
+    pytest.param(words, id=f"help of {name}: {' '.join(words)[:60]}")
+    for name, examples in _IN_HELP.items()
+    for words in examples
 ]
 
 
@@ -52,6 +66,7 @@ def test_the_program_accepts_the_words_of_an_example(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "new").mkdir()  # an unpacked wheel
     for word in words:
         if re.fullmatch(r"[\w-]+\.[a-z]+", word):  # a file that the example reads
             (tmp_path / word).touch()
@@ -61,6 +76,11 @@ def test_the_program_accepts_the_words_of_an_example(
     command, rest = _find_command(words)
     with command.make_context(words[0], rest):
         pass
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in COMMANDS] + [f"bench {entry.name}" for entry in BENCHMARKS])
+def test_the_help_of_a_command_or_of_its_members_has_an_example(name: str) -> None:
+    assert any(examples for words, examples in _IN_HELP.items() if f"{words} ".startswith(f"{name} "))
 
 
 def test_an_unknown_flag_in_an_example_is_found() -> None:

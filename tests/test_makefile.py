@@ -100,10 +100,8 @@ def test_tests_and_linters_install_their_tools_once(clone):
     clone.make("install-dev")
     assert clone.take_log() == ["venv .venv", INSTALL, INSTALL_DEV]
     clone.make("test", "ARGS=-k health")
-    assert clone.take_log() == [
-        "-m startup.model",
-        "-m pytest -n 3 --dist worksteal -m not slow and not thorough -k health",
-    ]
+    tests = "-m pytest -n 3 --dist worksteal -m not slow and not thorough -k health"
+    assert clone.take_log() == ["-m startup.model", tests]
 
 
 def test_the_tests_that_a_change_can_reach_are_found_first(clone):
@@ -182,27 +180,24 @@ def test_signals_reach_the_server(send: Callable[[int, int], None], number: int,
     assert clone.take_log()[-1] == told
 
 
-def test_a_python_that_is_too_old_is_named_with_what_is_needed(clone):
-    clone.write_python(is_old=True)
+@pytest.mark.parametrize(
+    ("lack", "message"),
+    [
+        ({"is_old": True}, "./python is Python 3.9.2; 3.11 or newer is needed"),
+        ({"is_bare": True}, "sudo apt install python3-venv"),
+        (None, "./python is not installed"),
+    ],
+    ids=["old", "without venv", "missing"],
+)
+def test_a_python_that_cannot_be_used_is_named_with_what_is_needed(lack: dict[str, bool] | None, message: str, clone):
+    if lack is None:
+        (clone.path / "python").unlink()
+    else:
+        clone.write_python(**lack)
     done = clone.make("serve")
     assert done.returncode != 0
-    assert "./python is Python 3.9.2; 3.11 or newer is needed" in done.stderr
+    assert message in done.stderr
     assert clone.take_log() == []
-
-
-def test_for_a_python_without_venv_the_missing_package_is_named(clone):
-    clone.write_python(is_bare=True)
-    done = clone.make("serve")
-    assert done.returncode != 0
-    assert "sudo apt install python3-venv" in done.stderr
-    assert clone.take_log() == []
-
-
-def test_a_python_that_is_not_installed_is_named(clone):
-    (clone.path / "python").unlink()
-    done = clone.make("serve")
-    assert done.returncode != 0
-    assert "./python is not installed" in done.stderr
 
 
 def test_a_failed_installation_is_tried_again(clone):

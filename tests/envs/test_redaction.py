@@ -84,26 +84,16 @@ assert "re" not in sys.modules
 
 
 def test_masks_of_the_same_length_keep_the_length_of_every_word() -> None:
-    words = [
-        "--cmd",
-        "A_KEY=secret vllm 'x y' --api-key  secret",
-        '{"token": "secret"}',
-        "http://a:b@c",
-        "--api-k",
-        "s",
-        "",
-    ]
+    command = "A_KEY=secret vllm 'x y' --api-key  secret"
+    words = ["--cmd", command, '{"token": "secret"}', "http://a:b@c", "--api-k", "s", ""]
     assert [len(word) for word in hide_in_words(words, lambda text: "*" * len(text))] == [len(word) for word in words]
 
 
 def test_every_secret_flag_and_variable_is_recognised_and_no_other() -> None:
     flags = {flag.name for flag in FLAGS if flag.is_secret}
     assert flags == {"--api-key", "--hf-token"}
-    assert {variable.name for variable in variables() if variable.is_secret} == {
-        "VLLM_API_KEY",
-        "HF_TOKEN",
-        "OPENAI_API_KEY",
-    }
+    names = {variable.name for variable in variables() if variable.is_secret}
+    assert names == {"VLLM_API_KEY", "HF_TOKEN", "OPENAI_API_KEY"}
 
 
 @pytest.mark.parametrize(

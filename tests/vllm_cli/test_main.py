@@ -115,11 +115,6 @@ def test_every_suggestion_is_worded_alike(words: list[str], suggested: str, caps
     assert f" (did you mean '{suggested}'?)" in line
 
 
-def test_a_setting_out_of_range_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--port", "99999"]) == 2
-    assert capsys.readouterr().err == "Error: --port must be between 0 and 65535, got 99999\n"
-
-
 def test_all_errors_of_the_environment_are_printed_with_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

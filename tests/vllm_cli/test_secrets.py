@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from envs.redaction import hide_in_command
 from tests.waiting import wait_until
 
 CLI = [sys.executable, "-m", "vllm_cli"]
@@ -20,15 +19,6 @@ SECRETS = {
     "OPENAI_API_KEY": "sesame-3",
     "HF_ENDPOINT": "http://sesame-4:sesame-5@127.0.0.1:9",
 }
-
-
-@pytest.mark.parametrize("command", [["env"], ["env", "--json"], ["collect-env"], ["collect-env", "--json"]])
-def test_reports_show_that_secrets_are_set_but_not_their_values(run_cli, command) -> None:
-    done = run_cli(*command, env=os.environ | SECRETS)
-    assert done.returncode == 0
-    assert "VLLM_API_KEY" in done.stdout
-    assert "127.0.0.1:9" in done.stdout
-    assert "sesame" not in done.stdout + done.stderr
 
 
 def test_a_hub_address_is_shown_without_its_login(run_cli, tmp_path) -> None:
@@ -62,20 +52,16 @@ def test_usage_errors_quote_no_secret(run_cli, words) -> None:
         (["--hf-token", "one"], ["--hf-token on the command line", "prefer HF_TOKEN."]),
         (["--api-key", ""], ["--api-key is empty"]),
         (["--api-key-file", "keys"], []),
+        (["--config", "config.yaml"], []),
         ([], []),
     ],
 )
 def test_a_secret_on_the_command_line_gets_one_notice_with_a_safer_place(run_cli, tmp_path, words, notices) -> None:
-    done = run_cli("serve", str(tmp_path / "nowhere"), "--port=0", *words)
+    (tmp_path / "config.yaml").write_text("api-key: [one, two]\n")
+    done = run_cli("serve", "nowhere/m", "--port=0", *words, cwd=tmp_path)
     lines = [line for line in done.stderr.splitlines() if line.startswith("Notice:")]
     assert len(lines) == bool(notices)
     assert all(notice in lines[0] for notice in notices)
-
-
-def test_secrets_in_a_file_of_settings_get_no_notice(run_cli, tmp_path) -> None:
-    (tmp_path / "config.yaml").write_text("api-key: [one, two]\n")
-    done = run_cli("serve", str(tmp_path / "nowhere"), "--port=0", "--config", str(tmp_path / "config.yaml"))
-    assert "Notice" not in done.stderr
 
 
 def test_a_server_shows_no_key_in_its_command_line(tmp_path) -> None:
@@ -114,18 +100,3 @@ def _wait_masked(child: subprocess.Popen[bytes], words: bytes) -> None:
     finally:
         child.kill()
         child.wait()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "serve --api-key sesame sesame2 --port 1",
-        "serve --api_key=sesame x",
-        "serve --hf-token sesame",
-        "VLLM_API_KEY=sesame serve",
-        "http://name:sesame@host/v1",
-    ],
-)
-def test_results_of_benchmarks_contain_no_secret(text) -> None:
-    assert "sesame" not in hide_in_command(text)
-    assert hide_in_command("serve --api-key-file keys MODEL") == "serve --api-key-file keys MODEL"

@@ -360,7 +360,7 @@ def test_a_killed_template_is_replaced(own_standby: StandbyProcess, tiny_llama: 
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: signal.Signals(n).name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
 def test_a_signal_ends_the_standby_and_removes_its_sockets(number: int) -> None:
     with StandbyProcess() as standby:
         template = standby.template()

@@ -103,11 +103,5 @@ def test_click_gets_only_the_supported_flags() -> None:
     arguments = Arguments.parse(
         ["m", "--enforce-eager", "--no-allow-credentials", "--port", "1", "--api-key", "a", "b"]
     )
-    assert arguments.words_of(SupportedFlag) == [
-        "--no-allow-credentials",
-        "--port=1",
-        "--api-key=a",
-        "--api-key=b",
-        "--",
-        "m",
-    ]
+    expected = ["--no-allow-credentials", "--port=1", "--api-key=a", "--api-key=b", "--", "m"]
+    assert arguments.words_of(SupportedFlag) == expected

@@ -43,12 +43,6 @@ def test_keys_are_flag_names_and_the_model(parse, write) -> None:
     assert config.renderer.default_chat_template_kwargs == {"thinking": False}
 
 
-def test_options_take_precedence_over_the_file(parse, write) -> None:
-    file = write("model: filed\nport: 1\nhost: filed\n")
-    config = parse("given", "--config", file, "--port", "2")
-    assert (config.model.model, config.server.network.port, config.server.network.host) == ("given", 2, "filed")
-
-
 def test_an_empty_file_sets_nothing(parse, write) -> None:
     assert parse("m", "--config", write("# nothing\n")).server.network.port == 8000
 

@@ -1,32 +1,11 @@
 """Flags and variables for images in the renderer's configuration."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from server.config import RendererConfig
 from server.errors import ConfigError
-
-
-def test_without_flags_no_image_is_fetched_or_read(parse) -> None:
-    renderer = parse("m").renderer
-    assert (renderer.allowed_media_domains, renderer.allowed_local_media_path) == ((), None)
-    assert (renderer.max_images, renderer.mm_processor_cache_gb, renderer.trust_request_mm_kwargs) == (999, 4.0, False)
-    assert (renderer.image_fetch_timeout_s, renderer.media_url_allow_redirects) == (5, True)
-
-
-def test_every_flag_reaches_the_renderer(parse, tmp_path: Path) -> None:
-    renderer = parse(
-        *("m", "--limit-mm-per-prompt", '{"image": 4}', "--allowed-media-domains", "a.example", "10.0.0.1"),
-        *("--allowed-local-media-path", str(tmp_path), "--mm-processor-cache-gb", "0.5"),
-        *("--mm-processor-kwargs", '{"do_resize": false}', "--trust-request-mm-kwargs"),
-    ).renderer
-    assert renderer.max_images == 4
-    assert renderer.allowed_media_domains == ("a.example", "10.0.0.1")
-    assert renderer.allowed_local_media_path == str(tmp_path)
-    assert renderer.mm_processor_cache_gb == 0.5
-    assert (renderer.mm_processor_kwargs, renderer.trust_request_mm_kwargs) == ({"do_resize": False}, True)
 
 
 def test_variables_reach_the_renderer(parse, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,20 +8,6 @@ import pytest
 from vllm_cli.main import main
 
 
-def test_without_flags_logs_are_text_with_statistics_and_without_traces(parse) -> None:
-    config = parse("m")
-    assert (config.log_format, config.log_config) == ("text", None)
-    assert (config.server.logging.disable_log_stats, config.server.logging.log_stats_interval_s) == (False, 10.0)
-    assert config.server.logging.disable_access_log_for_endpoints == ()
-    assert config.server.logging.otlp_traces_endpoint is None
-
-
-def test_the_flag_of_the_format_takes_precedence_over_the_variable(parse, monkeypatch) -> None:
-    monkeypatch.setenv("VCLI_LOG_FORMAT", "json")
-    assert parse("m").log_format == "json"
-    assert parse("m", "--log-format", "text").log_format == "text"
-
-
 def test_the_content_of_the_log_config_file_is_the_configuration(parse, tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "logs.json"
     path.write_text(json.dumps({"version": 1}))

@@ -12,12 +12,6 @@ def test_without_flags_the_files_of_the_model_decide(parse) -> None:
     assert parse("m").server.generation.enable_flash_late_interaction is True
 
 
-def test_runner_and_convert_are_accepted(parse) -> None:
-    engine = parse("m", "--runner", "pooling", "--convert", "embed").engine
-    assert (engine.runner, engine.convert) == ("pooling", "embed")
-    assert parse("m", "--no-enable-flash-late-interaction").server.generation.enable_flash_late_interaction is False
-
-
 def test_pooler_config_is_json_or_written_key_by_key(parse) -> None:
     whole = parse("m", "--pooler-config", '{"pooling_type": "MEAN", "use_activation": false}').engine.pooler
     keyed = parse("m", "--pooler-config.pooling_type", "MEAN", "--pooler-config.use_activation=false").engine.pooler

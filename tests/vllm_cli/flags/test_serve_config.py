@@ -17,11 +17,7 @@ def test_without_words_every_setting_has_its_default(parse) -> None:
     assert config.model.model is None
     assert config.server.served_model_names == (DEFAULT_MODEL_ID,)
     assert (config.start_method, config.engine_ready_timeout_s, config.logging_level) == ("forkserver", 600, "INFO")
-    assert (config.server.network.port, config.server.timeout_keep_alive_s, config.server.network.api_keys) == (
-        8000,
-        5,
-        (),
-    )
+    assert (config.server.network.port, config.server.network.api_keys) == (8000, ())
     assert config.engine.enable_prefix_caching is True
     assert config.renderer.num_workers == 1
 
@@ -45,12 +41,15 @@ def test_a_setting_of_several_layers_reaches_all_of_them(parse) -> None:
 def test_values_are_typed(parse) -> None:
     config = parse(
         *("m", "--max-model-len", "8K", "--kv-cache-memory-bytes", "1.5g", "--shutdown-timeout", "2"),
+        *("--http-max-body-size", "1MiB", "--max-num-queued-reqs", "1k", "--allowed-media-domains", "a.example", "b"),
         *("--allowed-origins", '["https://a"]', "--allowed-methods", "[]", "--dtype", "bfloat16"),
         *("--default-chat-template-kwargs", '{"x": true}', "--override-generation-config.temperature", "0.5"),
         *("--no-enable-prefix-caching", "--log-level", "debug"),
     )
     assert (config.engine.max_model_len, config.engine.kv_cache_memory_bytes) == (8192, 1_500_000_000)
     assert config.server.lifecycle.shutdown_timeout_s == 2.0
+    assert (config.limits.max_body_bytes, config.limits.max_queued_requests) == (1 << 20, 1000)
+    assert config.renderer.allowed_media_domains == ("a.example", "b")
     assert (config.server.network.allowed_origins, config.server.network.allowed_methods) == (("https://a",), ())
     assert config.engine.dtype == "bfloat16"
     assert config.renderer.default_chat_template_kwargs == {"x": True}
@@ -73,16 +72,6 @@ def test_the_key_is_taken_from_option_then_variable_then_file(parse, monkeypatch
     assert parse(*words).server.network.api_keys == ("set",)
     assert parse(*words, "--api-key", "given", "too").server.network.api_keys == ("given", "too")
     assert parse("m").server.network.api_keys == ("set",)
-
-
-def test_the_logging_level_is_taken_from_option_then_variable_then_file(parse, monkeypatch, tmp_path: Path) -> None:
-    file = tmp_path / "serve.yaml"
-    file.write_text("log_level: ERROR\n", encoding="utf-8")
-    words = ("m", "--config", str(file))
-    assert parse(*words).logging_level == "ERROR"
-    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "warning")
-    assert parse(*words).logging_level == "WARNING"
-    assert parse(*words, "--log-level", "CRITICAL").logging_level == "CRITICAL"
 
 
 def test_only_the_option_takes_precedence_over_a_switch_in_the_file(parse, tmp_path: Path) -> None:
