@@ -78,18 +78,12 @@ class GenerativeScoringServing:
         )
         generation = await self._builder.build(completion, prompts, context, id_prefix="generative-scoring")
         deltas = await collect(self._inference, generation)
-        num_prompt_tokens = sum(len(ids) for ids in token_ids)
-        num_tokens = sum(len(delta.token_ids) for delta in deltas)
         return ScoreResponse(
             id=generation.request_id,
             created=unix_time(),
             model=self._inference.models.default_name,
             data=[ScoreData(index=index, score=_score(delta, request)) for index, delta in enumerate(deltas)],
-            usage=Usage(
-                prompt_tokens=num_prompt_tokens,
-                total_tokens=num_prompt_tokens + num_tokens,
-                completion_tokens=num_tokens,
-            ),
+            usage=Usage.of(sum(map(len, token_ids)), sum(len(delta.token_ids) for delta in deltas)),
         )
 
     async def _read_prompts(self, request: GenerativeScoringRequest) -> list[list[int]]:

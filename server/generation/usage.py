@@ -36,14 +36,14 @@ class UsageMeter:
 
     def of_choice(self, index: int) -> Usage:
         """One choice's tokens so far, for `continuous_usage_stats`."""
-        usage = _usage(len(self._generation.prompt_of(index).token_ids), self._num_tokens[index])
+        usage = Usage.of(len(self._generation.prompt_of(index).token_ids), self._num_tokens[index])
         if self._reasoning is not None:
             usage.completion_tokens_details = _details(self._reasoning[index : index + 1])
         return usage
 
     def total(self) -> Usage:
         """The whole request's tokens so far."""
-        usage = _usage(self._generation.num_prompt_tokens, sum(self._num_tokens))
+        usage = Usage.of(self._generation.num_prompt_tokens, sum(self._num_tokens))
         if self._has_prompt_details:
             usage.prompt_tokens_details = PromptTokensDetails(self._num_cached_tokens)
         if self._reasoning is not None:
@@ -58,14 +58,6 @@ class UsageReporting:
         is_forced = config.enable_force_include_usage
         self.at_end = is_forced or bool(options and options.include_usage)
         self.in_chunks = is_forced or bool(self.at_end and options and options.continuous_usage_stats)
-
-
-def _usage(num_prompt_tokens: int, num_tokens: int) -> Usage:
-    return Usage(
-        prompt_tokens=num_prompt_tokens,
-        completion_tokens=num_tokens,
-        total_tokens=num_prompt_tokens + num_tokens,
-    )
 
 
 def _details(counters: Sequence[ReasoningCounter | None]) -> CompletionTokensDetails:

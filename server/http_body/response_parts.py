@@ -26,6 +26,12 @@ class Usage(msgspec.Struct, kw_only=True):
     prompt_tokens_details: PromptTokensDetails | None = None
     completion_tokens_details: CompletionTokensDetails | None = None
 
+    @classmethod
+    def of(cls, num_prompt_tokens: int, num_tokens: int = 0) -> "Usage":
+        """The usage of so many tokens of the prompt and generated ones."""
+        total = num_prompt_tokens + num_tokens
+        return cls(prompt_tokens=num_prompt_tokens, total_tokens=total, completion_tokens=num_tokens)
+
 
 class BinaryResponse(NamedTuple):
     """A body of bytes, its type, and further headers that describe it."""

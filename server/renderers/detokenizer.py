@@ -8,9 +8,8 @@ token.
 
 from collections.abc import Callable, Mapping, Sequence
 from os.path import commonprefix
-from typing import NamedTuple
 
-from server.renderers.stop_strings import StopScanner
+from server.renderers.stop_strings import StopScanner, TextDelta
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -24,14 +23,6 @@ _CONTEXT_TOKENS = 6
 """Prompt tokens that are decoded with the first output tokens, because they determine a leading space."""
 _MAX_CONTEXT_TOKENS = 256
 """Longer ends of prompts that decode to nothing, such as a row of special tokens, are not searched."""
-
-
-class TextDelta(NamedTuple):
-    """The text that some tokens added."""
-
-    text: str
-    stop: str | None = None
-    """The stop string that ended the output."""
 
 
 class IncrementalDetokenizer:

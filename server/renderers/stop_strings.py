@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 
-class StopScan(NamedTuple):
-    """The text that may be sent after one more piece, and the stop string that the piece completed."""
+class TextDelta(NamedTuple):
+    """The text that some tokens added, as far as it may be sent."""
 
     text: str
-    stop: str | None
+    stop: str | None = None
+    """The stop string that ended the output."""
 
 
 class StopString:
@@ -77,7 +78,7 @@ class StopScanner:
         self._held: deque[str] = deque()
         self._num_held = 0
 
-    def scan(self, piece: str, can_stop: bool = True) -> StopScan:
+    def scan(self, piece: str, can_stop: bool = True) -> TextDelta:
         """Scans the next piece; with `can_stop` false, stop strings that end in it are ignored."""
         first_end, first = len(piece) + 1, None
         for index, stop in enumerate(self._stops):
@@ -90,9 +91,9 @@ class StopScanner:
         self._held.append(piece[:first_end])
         self._num_held += min(len(piece), first_end)
         if first is not None:
-            return StopScan(self._take(self._num_held - (0 if self._include else len(first))), first)
+            return TextDelta(self._take(self._num_held - (0 if self._include else len(first))), first)
         keep = 0 if self._include else max(self._num_matched, default=0)
-        return StopScan(self._take(self._num_held - keep), None)
+        return TextDelta(self._take(self._num_held - keep))
 
     def release(self) -> str:
         """Returns the held-back text at the end of the output."""

@@ -52,8 +52,7 @@ class PoolingServeContext(Generic[T]):
     @property
     def usage(self) -> Usage:
         """The number of prompt tokens."""
-        num_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
-        return Usage(prompt_tokens=num_tokens, total_tokens=num_tokens, completion_tokens=0)
+        return Usage.of(sum(len(prompt.token_ids) for prompt in self.prompts))
 
     def encode(self, kind: type[ListResponse[D]], data: list[D]) -> bytes:
         """The response with these members."""

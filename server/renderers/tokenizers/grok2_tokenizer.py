@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 import tiktoken
@@ -62,28 +62,32 @@ class Grok2Tokenizer:
     Threads share one `tiktoken.Encoding`: it never changes, and has a matcher for each thread.
     """
 
-    def __init__(self, vocabulary: "Grok2Vocabulary", settings: dict[str, Any]) -> None:
+    def __init__(self, file: "_File", settings: dict[str, Any]) -> None:
         """`settings` are those of tokenizer_config.json, which xAI does not publish, but others may add.
 
         Raises:
-            ValueError: the pattern is invalid, or the template is not text.
+            ValueError: a token or the pattern is invalid, or the template is not text.
         """
-        self.added_tokens: Mapping[int, str] = {token_id: text for text, token_id in vocabulary.special.items()}
-        self.eos_token_id = vocabulary.special.get(EOS)
+        regular = {bytes(token.content): token.token for token in file.regular_tokens}
+        special = {bytes(token.content).decode(): token.token for token in file.special_tokens}
+        _check_tokens(file, regular, {*regular.values(), *special.values()})
+        allowed = {bytes(text).decode() for text in file.default_allowed_special or ()}
+        recognized = special.keys() & (allowed | _CONTROL_TOKENS)
+        self.added_tokens: Mapping[int, str] = {token_id: text for text, token_id in special.items()}
+        self.eos_token_id = special.get(EOS)
         self.chat_template = settings.get("chat_template") or CHAT_TEMPLATE
         if not isinstance(self.chat_template, str):
             raise ValueError("chat_template in tokenizer_config.json must be text")
-        self._bytes_of_regular = {token_id: content for content, token_id in vocabulary.regular.items()}
-        special = {token_id: text.encode() for token_id, text in self.added_tokens.items()}
-        self._bytes_of = self._bytes_of_regular | special
+        self._bytes_of_regular = {token_id: content for content, token_id in regular.items()}
+        self._bytes_of = self._bytes_of_regular | {token_id: text.encode() for text, token_id in special.items()}
         self.vocab_size = max(self._bytes_of) + 1
         self.max_token_chars = max(map(len, self._bytes_of.values()))
-        self._recognized = re.compile("|".join(map(re.escape, sorted(vocabulary.recognized, reverse=True))) or r"(?!)")
+        self._recognized = re.compile("|".join(map(re.escape, sorted(recognized, reverse=True))) or r"(?!)")
         self._encoding = tiktoken.Encoding(
             "grok-2",
-            pat_str=vocabulary.word_pattern,
-            mergeable_ranks=vocabulary.regular,
-            special_tokens=vocabulary.special,
+            pat_str=file.pat_str or _WORD_SPLIT_V1,
+            mergeable_ranks=regular,
+            special_tokens=special,
         )
 
     @classmethod
@@ -93,12 +97,13 @@ class Grok2Tokenizer:
         Raises:
             TokenizerLoadError: the file is missing or broken.
         """
-        vocabulary = read_grok2_file(path)
-        folder = path if path.is_dir() else path.parent
+        file = find_grok2_file(path)
+        if file is None:
+            raise TokenizerLoadError(f"no tokenizer at {path}: there is no {GROK2_FILE}")
         try:
-            return cls(vocabulary, _read_settings(folder))
-        except ValueError as err:
-            raise TokenizerLoadError(f"cannot load the tokenizer in {folder}: {err}") from err
+            return cls(msgspec.json.decode(file.read_bytes(), type=_File), _read_settings(file.parent))
+        except (OSError, ValueError, msgspec.DecodeError) as err:
+            raise TokenizerLoadError(f"cannot load the tokenizer in {file}: {err}") from err
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
         """As `Tokenizer.encode`; `add_special_tokens` has no effect, since Grok-2 adds none to a text."""
@@ -159,33 +164,6 @@ def _cut_spaces(text: str) -> list[str]:
     return [text[begin:end] for begin, end in zip([0, *ends], [*ends, len(text)], strict=True)]
 
 
-class Grok2Vocabulary(NamedTuple):
-    """The file's content."""
-
-    regular: dict[bytes, int]
-    """Bytes -> token id, which is also the rank of the merge."""
-    special: dict[str, int]
-    recognized: frozenset[str]
-    """The special tokens that are recognized in a text."""
-    word_pattern: str
-
-
-def read_grok2_file(path: Path) -> Grok2Vocabulary:
-    """Reads the vocabulary in a folder, or in a file.
-
-    Raises:
-        TokenizerLoadError: the file is missing or broken.
-    """
-    file = find_grok2_file(path)
-    if file is None:
-        raise TokenizerLoadError(f"no tokenizer at {path}: there is no {GROK2_FILE}")
-    try:
-        content = msgspec.json.decode(file.read_bytes(), type=_File)
-        return _to_vocabulary(content)
-    except (OSError, ValueError, msgspec.DecodeError) as err:
-        raise TokenizerLoadError(f"cannot load the tokenizer in {file}: {err}") from err
-
-
 _Bytes = list[Annotated[int, Meta(ge=0, le=255)]]
 
 
@@ -205,23 +183,15 @@ class _File(msgspec.Struct):
     default_allowed_special: list[_Bytes] | None = None
 
 
-def _to_vocabulary(content: _File) -> Grok2Vocabulary:
-    if content.word_split != "V1":
-        raise ValueError(f"word_split must be 'V1', got {content.word_split!r}")
-    regular = {bytes(token.content): token.token for token in content.regular_tokens}
-    special = {bytes(token.content).decode(): token.token for token in content.special_tokens}
-    _check_ids(content, {*regular.values(), *special.values()})
-    if missing := [byte for byte in range(256) if bytes([byte]) not in regular]:
-        raise ValueError(f"regular_tokens must hold every single byte, but {missing[0]:#04x} is missing")
-    allowed = {bytes(text).decode() for text in content.default_allowed_special or ()}
-    recognized = special.keys() & (allowed | _CONTROL_TOKENS)
-    return Grok2Vocabulary(regular, special, frozenset(recognized), content.pat_str or _WORD_SPLIT_V1)
-
-
-def _check_ids(content: _File, token_ids: set[int]) -> None:
-    num_tokens = len(content.regular_tokens) + len(content.special_tokens)
+def _check_tokens(file: _File, regular: dict[bytes, int], token_ids: set[int]) -> None:
+    """Raises ValueError if tokens are missing or not distinct, or if the words are split in another way."""
+    if file.word_split != "V1":
+        raise ValueError(f"word_split must be 'V1', got {file.word_split!r}")
+    num_tokens = len(file.regular_tokens) + len(file.special_tokens)
     if len(token_ids) != num_tokens:
         raise ValueError(f"{num_tokens - len(token_ids)} of {num_tokens} tokens have the id or bytes of another token")
     size = max(token_ids) + 1
-    if content.vocab_size not in (None, size):
-        raise ValueError(f"vocab_size is {content.vocab_size}, but the highest token id is {size - 1}")
+    if file.vocab_size not in (None, size):
+        raise ValueError(f"vocab_size is {file.vocab_size}, but the highest token id is {size - 1}")
+    if missing := [byte for byte in range(256) if bytes([byte]) not in regular]:
+        raise ValueError(f"regular_tokens must hold every single byte, but {missing[0]:#04x} is missing")
