@@ -1,5 +1,10 @@
 """The ASGI application of the API process."""
 
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 
 from starlette.applications import Starlette
@@ -8,14 +13,41 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from envs.sagemaker import is_customized as is_sagemaker_customized
 from server.apis.messages.response import failure_format
-from server.http_body.errors import error_response
+from server.errors import ServerError
+from server.http_body.errors import ErrorResponse, describe_failure, error_response
+from server.operation.availability import Availability, UnavailableError
 from server.routes.health import READINESS_PATHS, HealthEndpoint
 from server.routes.info import json_response
-from server.routes.middleware import route_path
-from server.routes.turns import LoopTurns
+from server.routes.middleware import build_middleware, route_path
+from server.routes.table import AppParts, build_routes
+
+logger = logging.getLogger(__name__)
+
+_REQUESTS_PER_TURN = 4
+"""The beginning of a request takes about half a millisecond, a piece of a body (256 KB) half of that."""
+
+
+def build_app(parts: AppParts) -> "ServerApp":
+    """The HTTP application; it answers from now on, by the lifecycle's state."""
+    config, metrics = parts.config, parts.metrics
+    parts.engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
+    metrics.register_rejections(parts.admission.num_rejected)
+    availability = Availability(parts.lifecycle, parts.start)
+    is_customized = is_sagemaker_customized()
+    app = ServerApp(
+        HealthEndpoint(availability),
+        build_routes(parts, availability),
+        build_middleware(config, parts.api_keys, metrics.http),
+        root_path=config.network.root_path,
+        is_probe_seen=is_customized or bool(config.middleware) or config.enable_request_id_headers,
+    )
+    if is_customized:
+        _customize_for_sagemaker(app, parts.admission.limits.max_body_bytes)
+    return app
 
 
 class ServerApp(Starlette):
@@ -28,7 +60,7 @@ class ServerApp(Starlette):
         middleware: list[Middleware],
         *,
         root_path: str,
-        is_probe_seen: bool = False,
+        is_probe_seen: bool,
     ) -> None:
         """Wires the routes.
 
@@ -47,21 +79,72 @@ class ServerApp(Starlette):
         super().__init__(
             routes=routes,
             middleware=middleware,
-            exception_handlers={HTTPException: _answer_http_exception, Exception: _answer_exception},
+            exception_handlers={
+                HTTPException: _answer_http_exception,
+                ServerError: _answer_server_error,
+                Exception: _answer_exception,
+            },
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            is_probe = scope["path"] in self._probe_paths and scope["method"] == "GET"
-            if is_probe and not self.is_probe_seen and not _is_cross_origin(scope):
-                await self._health(scope, receive, send)
-                return
-            if not is_probe:
-                await self._turns.wait()
-                receive = self._turns.pace(receive)
-            if self._root_path:
-                scope["root_path"] = self._root_path
+        is_probe = scope["path"] in self._probe_paths and scope["method"] == "GET"
+        if is_probe and not self.is_probe_seen and not _is_cross_origin(scope):
+            await self._health(scope, receive, send)
+            return
+        if not is_probe:
+            await self._turns.wait()
+            receive = self._turns.pace(receive)
+        if self._root_path:
+            scope["root_path"] = self._root_path
         await super().__call__(scope, receive, send)
+
+
+class LoopTurns:
+    """Spreads the work of requests over the loop's iterations, so that a burst does not delay probes.
+
+    That work is their beginning, and reading their bodies. A turn is one iteration of the loop. A request
+    that exceeds the number per turn waits for a later one, in the order of arrival. The loop polls its
+    sockets in between: a probe that arrives amid three hundred requests is answered after four of them.
+    """
+
+    def __init__(self) -> None:
+        self._num_begun = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def wait(self) -> None:
+        """Returns when the request may begin, or read on."""
+        if not self._num_begun and not self._waiting:
+            asyncio.get_running_loop().call_soon(self._turn)
+        if self._num_begun < _REQUESTS_PER_TURN and not self._waiting:
+            self._num_begun += 1
+            return
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        await place
+
+    def pace(self, receive: Receive) -> Receive:
+        """`receive`, which waits for a turn before it reads more of a body."""
+        has_more = False
+
+        async def receive_in_turn() -> Message:
+            nonlocal has_more
+            if has_more:
+                await self.wait()
+            message = await receive()
+            has_more = message.get("more_body", False)
+            return message
+
+        return receive_in_turn
+
+    def _turn(self) -> None:
+        self._num_begun = 0
+        while self._waiting and self._num_begun < _REQUESTS_PER_TURN:
+            place = self._waiting.popleft()
+            if not place.cancelled():
+                place.set_result(None)
+                self._num_begun += 1
+        if self._num_begun:
+            asyncio.get_running_loop().call_soon(self._turn)
 
 
 def _is_cross_origin(scope: Scope) -> bool:
@@ -70,13 +153,47 @@ def _is_cross_origin(scope: Scope) -> bool:
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    status = error.status_code
-    body = error_response(error.detail, type=HTTPStatus(status).phrase, code=status)
-    response = json_response(failure_format(route_path(request.scope)).to_body(body), status=status)
+    body = error_response(error.detail, type=HTTPStatus(error.status_code).phrase, code=error.status_code)
+    response = _failure(request, body)
     response.headers.update(error.headers or {})
     return response
 
 
+async def _answer_server_error(request: Request, error: Exception) -> Response:
+    """Answers for the routes that are functions; those that accept JSON write their errors themselves."""
+    if isinstance(error, UnavailableError):
+        headers = {"retry-after": "1"} if error.body.may_retry else None
+        return json_response(error.body, status=503, headers=headers)
+    return _failure(request, describe_failure(error))
+
+
 async def _answer_exception(request: Request, error: Exception) -> Response:
-    body = error_response("Internal server error", type="InternalServerError", code=500)
-    return json_response(failure_format(route_path(request.scope)).to_body(body), status=500)
+    return _failure(request, error_response("Internal server error", type="InternalServerError", code=500))
+
+
+def _failure(request: Request, body: ErrorResponse) -> Response:
+    return json_response(failure_format(route_path(request.scope)).to_body(body), status=body.error.code)
+
+
+def _customize_for_sagemaker(app: ServerApp, max_body_bytes: int) -> None:
+    try:
+        with kept_log_levels():
+            # the package that it needs is optional
+            from server.routes.sagemaker import customize  # noqa: PLC0415
+    except ImportError as err:
+        logger.warning("SageMaker's variables are ignored: install vllm-cli-server[sagemaker] (%s)", err)
+    else:
+        customize(app, max_body_bytes=max_body_bytes)
+
+
+@contextmanager
+def kept_log_levels() -> Iterator[None]:
+    """Restores the levels of the root logger: importing SageMaker's package sets them to ERROR."""
+    root = logging.getLogger()
+    adjustable: list[logging.Logger | logging.Handler] = [root, *root.handlers]
+    levels = [(each, each.level) for each in adjustable]
+    try:
+        yield
+    finally:
+        for each, level in levels:
+            each.setLevel(level)

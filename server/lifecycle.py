@@ -1,8 +1,8 @@
-"""The lifecycle of a server: states, legal transitions and subscribers; standard library only."""
+"""The lifecycle of a server: its start, states, legal transitions, subscribers; standard library only."""
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 State = Literal["starting", "ready", "restarting", "draining", "dead"]
 
@@ -14,6 +14,28 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     "dead": frozenset(),
 }
 """The states that may follow each state."""
+
+
+class StartView(Protocol):
+    """The progress and the timeline of the start; every method is cheap and may be called at any time."""
+
+    def progress(self) -> dict[str, Any]:
+        """Members of a 503 body: `phase`, `progress` (0 to 1), `elapsed_s`, `eta_s`; None if unknown.
+
+        There is no `detail`: only a download has one, and it ends before this server starts.
+        """
+
+    def report(self) -> bytes:
+        """The timeline so far as JSON: the body of /startupz."""
+
+    def elapsed_s(self) -> float:
+        """Seconds from the kernel's start of the process to readiness, or until now."""
+
+    def uptime_s(self) -> float:
+        """Seconds since the kernel's start of the process."""
+
+    def phase_seconds(self) -> Mapping[str, float]:
+        """Seconds that the start waited for each phase so far, by `process:phase`."""
 
 
 class IllegalTransitionError(RuntimeError):

@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 
-from server import build
 from server.config import ModelFiles, RendererConfig
 from server.generation.chat_request import ChatRequest
 from server.operation.availability import Availability
 from server.operation.request_context import RequestContext
 from server.renderers.hf import HfRenderer
+from server.routes.table import build_routes
 from server.server_config import GenerationConfig, ServerConfig
 from server.types import EngineOutput
 from startup.config import ModelConfig
@@ -57,15 +57,16 @@ def cost_us(name: str | None, renderer: HfRenderer, engine: QuickEngine) -> floa
     )
     with run_app(config, renderer, engine) as server:
         availability = Availability(server.parts.lifecycle, server.parts.start)
-        chat = build._build_handlers(server.parts, availability).chat
-        rounds = [asyncio.run(_stream(chat, has_tools=name is not None)) for _ in range(ROUNDS)]
+        routes = {route.path: route.app for route in build_routes(server.parts, availability)}
+        create = routes["/v1/chat/completions"]._handle  # type: ignore[attr-defined]
+        rounds = [asyncio.run(_stream(create, has_tools=name is not None)) for _ in range(ROUNDS)]
     return min(rounds) / len(engine.reply) * 1e6
 
 
-async def _stream(chat: Any, *, has_tools: bool) -> float:
+async def _stream(create: Any, *, has_tools: bool) -> float:
     tools = {"tools": [{"type": "function", "function": {"name": "f"}}]} if has_tools else {}
     body = {"messages": [{"role": "user", "content": "Hello"}], "stream": True} | tools
-    events = await chat.create(msgspec.json.decode(json.dumps(body), type=ChatRequest), RequestContext())
+    events = await create(msgspec.json.decode(json.dumps(body), type=ChatRequest), RequestContext())
     start = perf_counter()
     async for _ in events:
         pass

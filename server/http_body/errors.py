@@ -61,6 +61,11 @@ class UnavailableResponse(msgspec.Struct):
     elapsed_s: float | UnsetType = UNSET
     eta_s: float | UnsetType | None = UNSET
 
+    @property
+    def may_retry(self) -> bool:
+        """Whether the client is told to send the request again."""
+        return self.status != "dead"
+
 
 def error_response(message: str, *, type: str, code: int, param: str | None = None) -> ErrorResponse:
     """Builds an error body."""

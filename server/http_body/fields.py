@@ -85,20 +85,9 @@ def check_unsupported(request: msgspec.Struct) -> None:
             raise RequestError(f"`{name}` is not supported by this server; leave it out.", param=name)
 
 
-def is_ineffective(kind: Any) -> bool:
-    """Whether a field's type is marked with INEFFECTIVE."""
-    return INEFFECTIVE in getattr(kind, "__metadata__", ())
-
-
 @cache
 def _unsupported_fields(model: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
-    return tuple(_iterate_unsupported(model))
-
-
-def _iterate_unsupported(model: type[msgspec.Struct]) -> Iterator[tuple[str, Any]]:
-    for field in msgspec.structs.fields(model):
-        if field.type == Unsupported:
-            yield field.name, field.default
+    return tuple((field.name, field.default) for field in msgspec.structs.fields(model) if field.type == Unsupported)
 
 
 Messages = Annotated[list[dict[str, Any]], Meta(min_length=1)]

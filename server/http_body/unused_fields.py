@@ -7,14 +7,13 @@ vLLM ignores both. Here each name is logged once per process, so that a typing e
 import logging
 from collections.abc import Iterator
 from functools import cache
-from operator import attrgetter
 from typing import Any
 
 import msgspec
 from msgspec import inspect
 
 from server.errors import RequestError
-from server.http_body.fields import is_ineffective
+from server.http_body.fields import INEFFECTIVE
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +37,7 @@ class UnusedFields:
             RequestError: there is one, and they are rejected.
         """
         model: type[msgspec.Struct] = type(request)
-        fields = _ineffective_fields(model)
-        if fields is None or fields.get_values(request) == fields.defaults:
-            return
-        for name, default in zip(fields.names, fields.defaults, strict=True):
+        for name, default in _ineffective_fields(model):
             value = getattr(request, name)
             if not value or value == default:
                 continue
@@ -74,20 +70,15 @@ class UnusedFields:
         logger.warning("the request field %r %s and is ignored; this is logged once", shown, problem)
 
 
-class _IneffectiveFields:
-    """The fields of a struct that have no effect."""
-
-    def __init__(self, fields: list[msgspec.structs.FieldInfo]) -> None:
-        self.names = [field.name for field in fields]
-        self.defaults = tuple(field.default for field in fields)
-        get = attrgetter(*self.names)
-        self.get_values = get if len(fields) > 1 else lambda request: (get(request),)
-
-
 @cache
-def _ineffective_fields(model: type[msgspec.Struct]) -> _IneffectiveFields | None:
-    fields = [field for field in msgspec.structs.fields(model) if is_ineffective(field.type)]
-    return _IneffectiveFields(fields) if fields else None
+def _ineffective_fields(model: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
+    """Names and defaults of the fields of a struct that have no effect."""
+    fields = msgspec.structs.fields(model)
+    return tuple((field.name, field.default) for field in fields if _is_ineffective(field.type))
+
+
+def _is_ineffective(kind: Any) -> bool:
+    return INEFFECTIVE in getattr(kind, "__metadata__", ())
 
 
 @cache

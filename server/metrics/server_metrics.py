@@ -15,23 +15,25 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    Summary,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
+from server.lifecycle import StartView
 from server.metrics.collectors import (
     ENGINE,
     LABELS,
-    AdapterCollector,
-    ConstantCollector,
-    EngineStateCollector,
-    ImageCacheCollector,
-    PoolDepthCollector,
-    RejectionCollector,
-    StartCollector,
+    Collector,
+    adapter_families,
+    engine_families,
+    image_families,
+    pool_families,
+    rejection_families,
+    start_families,
 )
-from server.metrics.http_metrics import HttpMetrics
-from server.metrics.sources import Heartbeat, ImageCache, StartTimes, WaitingWork
+from server.metrics.loop import SHORT_BUCKETS, LoopMetrics
+from server.renderers.base import BaseRenderer
 from server.types import EngineInfo, EngineStats, FinishReason
 
 _FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
@@ -53,7 +55,9 @@ _ITERATION_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 1
 _CHOICES_BUCKETS = (1, 2, 5, 10, 20)
 _PROMPT_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
 _PREEMPTION_BUCKETS = (1, 2, 3, 4, 5, 10, 20)
-_SHORT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_HTTP_BUCKETS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 7.5, 10, 30, 60,
+)  # fmt: skip
 
 
 class Exposition(NamedTuple):
@@ -66,49 +70,41 @@ class Exposition(NamedTuple):
 class ServerMetrics:
     """All metrics of one server. The engine's families appear once `register_engine` has been called."""
 
-    def __init__(self, model_name: str, start: StartTimes) -> None:
-        self.registry = CollectorRegistry()
-        self.registry.register(StartCollector(model_name, start))
+    def __init__(self, model_name: str, start: StartView, renderer: BaseRenderer) -> None:
+        self.registry = registry = CollectorRegistry()
         self.model_name = model_name
-        self._has_image_cache = False
         self._engine: EngineMetrics | None = None
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
-        self.http = HttpMetrics(self.registry)
-        self.loop = LoopMetrics(self.registry)
-        self.lifecycle = LifecycleMetrics(self.registry)
-
-    def register_pools(self, pools: Mapping[str, WaitingWork]) -> None:
-        """Adds the renderer's pools by name."""
-        self.registry.register(PoolDepthCollector(pools))
+        Collector(registry, lambda: start_families(model_name, start))
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self.http = HttpMetrics(registry)
+        self.loop = LoopMetrics(registry)
+        self.lifecycle = LifecycleMetrics(registry)
+        Collector(registry, lambda: pool_families(renderer.pools))
+        Collector(registry, lambda: image_families(model_name, renderer.mm_cache))
         waits = Histogram(
             "vllm_cli:renderer_queue_time_seconds",
             "How long work waited for a thread of the renderer's pool.",
             ("pool",),
-            buckets=_SHORT_BUCKETS,
-            registry=self.registry,
+            buckets=SHORT_BUCKETS,
+            registry=registry,
         )
-        for name, pool in pools.items():
+        for name, pool in renderer.pools.items():
             pool.subscribe_waits(waits.labels(name).observe)
 
     def register_rejections(self, num_rejected: Mapping[str, int]) -> None:
         """Adds the rejected requests by the limit that was reached."""
-        self.registry.register(RejectionCollector(self.model_name, num_rejected))
-
-    def register_image_cache(self, cache: ImageCache) -> None:
-        """Adds the counters of the renderer's image cache."""
-        self._has_image_cache = True
-        self.registry.register(ImageCacheCollector(self.model_name, cache))
+        Collector(self.registry, lambda: rejection_families(self.model_name, num_rejected))
 
     def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> None:
         """Adds the engine's families, with buckets for the context length; only the first call counts."""
-        if self._engine is None:
-            self._engine = EngineMetrics(self.registry, self.model_name, info)
-            self.registry.register(EngineStateCollector(self.model_name, read_stats))
-            if info.max_loras is not None:
-                self.registry.register(AdapterCollector(info.max_loras, read_stats))
-            self.registry.register(ConstantCollector(self.model_name, has_image_cache=self._has_image_cache))
+        if self._engine is not None:
+            return
+        self._engine = EngineMetrics(self.registry, self.model_name, info)
+        Collector(self.registry, lambda: engine_families(self.model_name, read_stats()))
+        if (max_loras := info.max_loras) is not None:
+            Collector(self.registry, lambda: adapter_families(max_loras, read_stats()))
 
     @property
     def engine(self) -> "EngineMetrics":
@@ -125,37 +121,58 @@ class ServerMetrics:
         return Exposition(generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4)
 
 
-class LoopMetrics:
-    """The loop lag, and the time of work that runs off the event loop."""
+class HttpMetrics:
+    """Requests by route, as vLLM's instrumentation library counts them; used on the event loop only."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._render_time = Histogram(
-            "vllm_cli:request_render_time_seconds",
-            "From a request's body to its prompt's tokens, the wait for a thread included.",
-            buckets=_SHORT_BUCKETS,
+        self._requests = Counter(
+            "http_requests",
+            "Total number of requests by method, status and handler.",
+            ("handler", "status", "method"),
             registry=registry,
         )
-        self.record_lag = Histogram(
-            "vllm_cli:event_loop_lag_seconds",
-            "How late a timer that is due every 20 ms was.",
-            buckets=_SHORT_BUCKETS,
+        self._request_bytes = Summary(
+            "http_request_size_bytes",
+            "Announced content length of requests by handler; 0 where none is announced.",
+            ("handler",),
             registry=registry,
-        ).observe
-        self._worst_lag = Gauge(
-            "vllm_cli:event_loop_max_lag_seconds", "The latest timer of the last minute.", registry=registry
+        )
+        self._response_bytes = Summary(
+            "http_response_size_bytes",
+            "Announced content length of answers by handler; 0 for streams.",
+            ("handler",),
+            registry=registry,
+        )
+        self._fine_duration = Histogram(
+            "http_request_duration_highr_seconds",
+            "Latency of all routes together, in many buckets.",
+            buckets=_HTTP_BUCKETS,
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "http_request_duration_seconds",
+            "Latency by route, from the request's headers to the end of the response.",
+            ("handler", "method"),
+            buckets=(0.1, 0.5, 1),
+            registry=registry,
         )
 
-        self.heartbeat: Heartbeat | None = None
-
-    def record_render(self, seconds: float | None) -> None:
-        """Records the render time of one request; None if it was not rendered."""
-        if seconds is not None:
-            self._render_time.observe(seconds)
-
-    def watch(self, heartbeat: Heartbeat) -> None:
-        """Sets the source of the lag."""
-        self._worst_lag.set_function(lambda: heartbeat.worst_lag_s)
-        self.heartbeat = heartbeat
+    def record(  # noqa: PLR0913
+        self,
+        *,
+        handler: str,
+        method: str,
+        status: int,
+        duration_s: float,
+        request_bytes: int,
+        response_bytes: int,
+    ) -> None:
+        """Records one finished request; the sizes are the announced ones."""
+        self._requests.labels(handler, f"{status // 100}xx", method).inc()
+        self._duration.labels(handler, method).observe(duration_s)
+        self._fine_duration.observe(duration_s)
+        self._request_bytes.labels(handler).observe(request_bytes)
+        self._response_bytes.labels(handler).observe(response_bytes)
 
 
 class LifecycleMetrics:

@@ -1,32 +1,16 @@
 """Whether requests are accepted: the 503 body of each state of the lifecycle."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
-
+from server.errors import ServerError
 from server.http_body.errors import UnavailableInfo, UnavailableResponse
-from server.lifecycle import Lifecycle
+from server.lifecycle import Lifecycle, StartView
 
 
-class StartView(Protocol):
-    """The progress and the timeline of the start; every method is cheap and may be called at any time."""
+class UnavailableError(ServerError):
+    """No requests are accepted at the moment; becomes a 503 with this body."""
 
-    def progress(self) -> dict[str, Any]:
-        """Members of a 503 body: `phase`, `progress` (0 to 1), `elapsed_s`, `eta_s`; None if unknown.
-
-        There is no `detail`: only a download has one, and it ends before this server starts.
-        """
-
-    def report(self) -> bytes:
-        """The timeline so far as JSON: the body of /startupz."""
-
-    def elapsed_s(self) -> float:
-        """Seconds from the kernel's start of the process to readiness, or until now."""
-
-    def uptime_s(self) -> float:
-        """Seconds since the kernel's start of the process."""
-
-    def phase_seconds(self) -> Mapping[str, float]:
-        """Seconds that the start waited for each phase so far, by `process:phase`."""
+    def __init__(self, body: UnavailableResponse) -> None:
+        super().__init__(body.error.message)
+        self.body = body
 
 
 class Availability:
@@ -35,6 +19,11 @@ class Availability:
     def __init__(self, lifecycle: Lifecycle, start: StartView) -> None:
         self._lifecycle = lifecycle
         self._start = start
+
+    def check(self) -> None:
+        """Raises UnavailableError unless requests are accepted."""
+        if (problem := self.problem) is not None:
+            raise UnavailableError(problem)
 
     @property
     def problem(self) -> UnavailableResponse | None:

@@ -13,7 +13,7 @@ from server.errors import RequestError
 from server.http_body.errors import OPENAI, FailureFormat, UnavailableResponse, describe_failure, error_response
 from server.limits import flag_of
 from server.operation.admission import Lease
-from server.operation.deadline import Deadline, RequestTimeoutError
+from server.operation.request_context import Deadline, RequestTimeoutError
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 
@@ -118,7 +118,7 @@ async def send_unavailable(send: Send, problem: UnavailableResponse, failures: F
     """Sends the 503 of a server that accepts no requests; clients may retry unless it is dead."""
     error = problem.error
     body = problem if failures is OPENAI else failures.to_body(error_response(error.message, type=error.type, code=503))
-    await send_json(send, body, status=503, headers=() if problem.status == "dead" else _RETRY_AFTER)
+    await send_json(send, body, status=503, headers=_RETRY_AFTER if problem.may_retry else ())
 
 
 async def send_binary(send: Send, payload: bytes, *, content_type: bytes, headers: Headers) -> None:

@@ -3,8 +3,8 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -16,12 +16,11 @@ from server.http_body.errors import OPENAI, FailureFormat
 from server.http_body.fields import RequestBody
 from server.http_body.response_parts import BinaryResponse
 from server.http_body.unused_fields import UnusedFields
-from server.metrics.server_metrics import LoopMetrics
+from server.metrics.loop import LoopMetrics
 from server.operation.admission import Admission
 from server.operation.availability import Availability
-from server.operation.deadline import Deadline
-from server.operation.request_context import RequestContext
-from server.operation.running_requests import RunningRequests
+from server.operation.drain import RunningRequests
+from server.operation.request_context import Deadline, RequestContext
 from server.renderers.base import BaseRenderer
 from server.request_ids import set_request_id
 from server.routes.asgi import (
@@ -40,11 +39,10 @@ from server.routes.asgi import (
 from server.types import EngineStats
 
 if TYPE_CHECKING:
-    from server.tracing.request_trace import RequestTrace
+    from server.tracing.span import RequestTrace
     from server.tracing.tracer import Tracer
 
 T = TypeVar("T", bound=RequestBody)
-T_co = TypeVar("T_co", covariant=True)
 
 ResponseBody = msgspec.Struct | bytes | BinaryResponse | AsyncGenerator[bytes, None]
 """A body to encode, encoded JSON, bytes, or events."""
@@ -57,21 +55,6 @@ _LOAD_FORMAT = b"endpoint-load-metrics-format"
 """The header with which a load balancer requests the server's load (ORCA): `TEXT` or `JSON`."""
 
 
-class LongField(NamedTuple):
-    """A field that may exceed `--http-max-body-size`."""
-
-    name: str
-    max_bytes: Callable[[], int]
-    """Returns how many bytes it may add to a body; called for each request."""
-
-
-class Decoder(Protocol[T_co]):
-    """Turns a body into a request."""
-
-    def decode(self, body: bytes) -> T_co:
-        """Raises RequestError for an invalid body."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Intake:
     """The objects with which every POST route accepts, decodes and counts requests; one per server."""
@@ -82,13 +65,19 @@ class Intake:
     renderer: BaseRenderer
     loop_metrics: LoopMetrics
     engine: EngineClient
-    unused_fields: UnusedFields = field(default_factory=UnusedFields)
-    tracer: "Tracer | None" = None
+    unused_fields: UnusedFields
+    tracer: "Tracer | None"
     """None without `--otlp-traces-endpoint`."""
 
-    def decoder(self, model: type[T], long_field: str | None = None) -> RequestDecoder[T]:
+    def decoder(self, model: type[T], *, takes_embeds: bool = False) -> RequestDecoder[T]:
         """The decoder of one kind of request."""
+        long_field = "prompt_embeds" if takes_embeds else None
         return RequestDecoder(model, long_field, self.admission.limits, self.unused_fields)
+
+    def max_body_bytes(self, *, takes_embeds: bool) -> int:
+        """The largest body; what `prompt_embeds` may add to it follows from the model."""
+        embeds = self.renderer.embeds_limits if takes_embeds else None
+        return self.admission.limits.max_body_bytes + (0 if embeds is None else embeds.max_base64_chars)
 
 
 class JsonEndpoint(Generic[T]):
@@ -97,23 +86,18 @@ class JsonEndpoint(Generic[T]):
     def __init__(
         self,
         intake: Intake,
-        decoder: Decoder[T],
+        decode: Callable[[bytes], T],
         handle: Handler[T],
         *,
-        long_field: LongField | None = None,
+        takes_embeds: bool = False,
         failures: FailureFormat = OPENAI,
     ) -> None:
+        """`decode` raises RequestError; a body with embeddings may be larger than others."""
         self._intake = intake
-        self._limits = intake.admission.limits
-        self._decoder = decoder
+        self._decode_body = decode
         self._handle = handle
-        self._long_field = long_field
+        self._takes_embeds = takes_embeds
         self._failures = failures
-
-    @property
-    def max_body_bytes(self) -> int:
-        """Longer bodies are rejected as soon as this much has arrived."""
-        return self._limits.max_body_bytes + (self._long_field.max_bytes() if self._long_field else 0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem = self._intake.availability.problem
@@ -122,7 +106,8 @@ class JsonEndpoint(Generic[T]):
             await send_unavailable(send, problem, self._failures)
             return
         try:
-            announced = read_announced_bytes(scope, max_bytes=self.max_body_bytes)
+            max_bytes = self._intake.max_body_bytes(takes_embeds=self._takes_embeds)
+            announced = read_announced_bytes(scope, max_bytes=max_bytes)
             with self._intake.admission.hold(announced) as lease, self._intake.running.hold():
                 context = RequestContext(
                     header_id=read_request_id(scope),
@@ -131,7 +116,8 @@ class JsonEndpoint(Generic[T]):
                     load_format=read_header(scope, _LOAD_FORMAT),
                 )
                 try:
-                    await self._serve(context, receive, send, announced_bytes=announced)
+                    body = await read_body(receive, lease, announced_bytes=announced, max_bytes=max_bytes)
+                    await self._serve(body, context, receive, send)
                 except asyncio.CancelledError:
                     await self._report_cancellation(context, send)
         except ClientGoneError:
@@ -139,10 +125,9 @@ class JsonEndpoint(Generic[T]):
         except RequestError as err:
             await send_failure(send, err, self._failures)
 
-    async def _serve(self, context: RequestContext, receive: Receive, send: Send, *, announced_bytes: int) -> None:
+    async def _serve(self, body: list[bytes], context: RequestContext, receive: Receive, send: Send) -> None:
         if context.header_id is not None:
             set_request_id(context.header_id)
-        body = await read_body(receive, context.lease, announced_bytes=announced_bytes, max_bytes=self.max_body_bytes)
         context.is_small = sum(map(len, body)) <= _LARGE_BODY_BYTES
         try:
             await _run_while_connected(self._respond(body, context, send), receive)
@@ -165,7 +150,7 @@ class JsonEndpoint(Generic[T]):
             timing = context.times.server_timing
             return ((b"server-timing", timing.encode()),) if timing else ()
 
-        deadline = Deadline(self._limits.request_timeout_s)
+        deadline = Deadline(self._intake.admission.limits.request_timeout_s)
         try:
             async with deadline.bound():
                 response = await self._handle_body(body, context)
@@ -209,7 +194,7 @@ class JsonEndpoint(Generic[T]):
     def _decode(self, parts: list[bytes]) -> T:
         body = b"".join(parts)
         parts.clear()  # otherwise they stay in memory until the response is complete
-        return self._decoder.decode(body)
+        return self._decode_body(body)
 
 
 async def _run_while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:

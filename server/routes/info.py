@@ -1,22 +1,24 @@
 """The GET routes about the server and its model."""
 
 import asyncio
+from collections.abc import Mapping
 from functools import cached_property
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from server.errors import RequestError
-from server.http_body.errors import UnavailableResponse, describe_failure
-from server.lifecycle import Lifecycle
+from server.lifecycle import Lifecycle, StartView
 from server.metrics.server_metrics import ServerMetrics
-from server.operation.availability import Availability, StartView
+from server.operation.availability import Availability
+from server.operation.drain import RunningRequests
 from server.operation.models import ServedModels
-from server.operation.running_requests import RunningRequests
 from server.renderers.base import BaseRenderer
 from server.routes.openapi import build_openapi
+
+_MAX_SHOWN = 100
+_BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 
 
 class InfoEndpoints:
@@ -65,51 +67,44 @@ class InfoEndpoints:
 
 
 class ModelEndpoints:
-    """Answer once the engine has loaded the model."""
+    """The model and its names, once the engine has loaded it; its tokenizer from the beginning."""
 
-    def __init__(self, availability: Availability, models: ServedModels) -> None:
+    def __init__(self, availability: Availability, models: ServedModels, renderer: BaseRenderer) -> None:
         self._availability = availability
         self._models = models
+        self._renderer = renderer
 
     async def list(self, request: Request) -> Response:
         """GET /v1/models."""
-        problem = self._availability.problem
-        return json_response(self._models.list()) if problem is None else unavailable_response(problem)
+        self._availability.check()
+        return json_response(self._models.list())
 
     async def get(self, request: Request) -> Response:
         """GET /v1/models/{model}."""
-        problem = self._availability.problem
-        if problem is not None:
-            return unavailable_response(problem)
-        try:
-            return json_response(self._models.get(request.path_params["model"]))
-        except RequestError as err:
-            return json_response(describe_failure(err), status=err.status)
+        self._availability.check()
+        return json_response(self._models.get(request.path_params["model"]))
 
-
-class TokenizerEndpoint:
-    """GET /tokenizer_info, with `--enable-tokenizer-info-endpoint`."""
-
-    def __init__(self, renderer: BaseRenderer) -> None:
-        self._renderer = renderer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def tokenizer(self, request: Request) -> Response:
+        """GET /tokenizer_info, with `--enable-tokenizer-info-endpoint`."""
         info = self._renderer.tokenizer.describe()
         if self._renderer.config.chat_template is not None:
             info["chat_template"] = self._renderer.config.chat_template
-        await json_response(info)(scope, receive, send)
+        return json_response(info)
 
 
-def json_response(body: object, *, status: int = 200) -> Response:
+def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A response with a JSON body."""
-    return Response(msgspec.json.encode(body), status, media_type="application/json")
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
-def unavailable_response(body: UnavailableResponse) -> Response:
-    """The 503 of a server that accepts no requests."""
-    return Response(
-        msgspec.json.encode(body),
-        503,
-        {} if body.status == "dead" else {"retry-after": "1"},
-        "application/json",
-    )
+def read_boolean(request: Request, name: str) -> bool:
+    """A parameter of the query that is false unless it is given; raises RequestError."""
+    given = request.query_params.get(name, "false")
+    if (value := _BOOLEANS.get(given.lower())) is None:
+        raise invalid_parameter(name, "true or false", given)
+    return value
+
+
+def invalid_parameter(name: str, expected: str, given: str) -> RequestError:
+    """The rejection of a parameter of the query."""
+    return RequestError(f"Invalid value for `{name}`: expected {expected}, got {given[:_MAX_SHOWN]!r}.", param=name)

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.apis.messages.response import failure_format, is_anthropic
 from server.errors import ConfigError
 from server.http_body.errors import error_response
-from server.metrics.http_metrics import HttpMetrics
+from server.metrics.server_metrics import HttpMetrics
 from server.routes.asgi import read_header, read_request_id, send_json
 from server.routes.health import PROBE_PATHS
 from server.security.api_keys import ApiKeys
@@ -68,11 +68,8 @@ class ApiKeyMiddleware:
         self._open_paths = OPEN_PATHS if is_everywhere else OPEN_PATHS | STATUS_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] == "OPTIONS":
-            await self._app(scope, receive, send)
-            return
         path = route_path(scope)
-        if path in self._open_paths or self._has_key(scope, path):
+        if scope["method"] == "OPTIONS" or path in self._open_paths or self._has_key(scope, path):
             await self._app(scope, receive, send)
             return
         body = error_response(
@@ -96,9 +93,6 @@ class RequestIdMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         request_id = read_request_id(scope)
         if request_id is None:
             request_id = uuid4().hex
@@ -122,7 +116,7 @@ class HttpMetricsMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or route_path(scope) in UNCOUNTED_PATHS:
+        if route_path(scope) in UNCOUNTED_PATHS:
             await self._app(scope, receive, send)
             return
         begin_s = perf_counter()
@@ -143,15 +137,13 @@ class HttpMetricsMiddleware:
             raise
         finally:
             route = scope.get("route")
-            handler = "none" if route is None else route.path
-            self._metrics.record_sizes(
-                handler=handler, request_bytes=_content_length(scope["headers"]), response_bytes=response_bytes
-            )
             self._metrics.record(
-                handler=handler,
+                handler="none" if route is None else route.path,
                 method=scope["method"],
                 status=status,
                 duration_s=perf_counter() - begin_s,
+                request_bytes=_content_length(scope["headers"]),
+                response_bytes=response_bytes,
             )
 
 

@@ -5,13 +5,9 @@ from starlette.responses import Response, StreamingResponse
 
 from server import sse
 from server.apis.responses.serving import ResponsesServing
-from server.errors import RequestError
-from server.http_body.errors import describe_failure
-from server.routes.info import json_response
+from server.routes.info import invalid_parameter, read_boolean
 
 _EVENTS = sse.MEDIA_TYPE.decode()
-_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-_MAX_SHOWN = 100
 
 
 class ResponseEndpoints:
@@ -23,46 +19,20 @@ class ResponseEndpoints:
     async def retrieve(self, request: Request) -> Response:
         """GET /v1/responses/{response_id}: the response; with `stream` its events after `starting_after`."""
         response_id = request.path_params["response_id"]
-        try:
-            if _read_boolean(request, "stream"):
-                events = await self._serving.follow(response_id, _read_number(request, "starting_after"))
-                return StreamingResponse(events, headers={"cache-control": "no-cache"}, media_type=_EVENTS)
-            return _json(await self._serving.retrieve(response_id))
-        except RequestError as err:
-            return _failure(err)
+        if read_boolean(request, "stream"):
+            events = await self._serving.follow(response_id, _read_starting_after(request))
+            return StreamingResponse(events, headers={"cache-control": "no-cache"}, media_type=_EVENTS)
+        return Response(await self._serving.retrieve(response_id), media_type="application/json")
 
     async def cancel(self, request: Request) -> Response:
         """POST /v1/responses/{response_id}/cancel."""
-        try:
-            return _json(await self._serving.cancel(request.path_params["response_id"]))
-        except RequestError as err:
-            return _failure(err)
+        body = await self._serving.cancel(request.path_params["response_id"])
+        return Response(body, media_type="application/json")
 
 
-def _json(body: bytes) -> Response:
-    return Response(body, media_type="application/json")
-
-
-def _failure(error: RequestError) -> Response:
-    return json_response(describe_failure(error), status=error.status)
-
-
-def _read_boolean(request: Request, name: str) -> bool:
-    given = request.query_params.get(name, "false")
-    if given.lower() not in _BOOLEANS:
-        raise _invalid(name, "true or false", given)
-    return _BOOLEANS[given.lower()]
-
-
-def _read_number(request: Request, name: str) -> int | None:
-    given = request.query_params.get(name)
-    if given is None:
-        return None
+def _read_starting_after(request: Request) -> int | None:
+    given = request.query_params.get("starting_after")
     try:
-        return int(given)
+        return None if given is None else int(given)
     except ValueError as err:
-        raise _invalid(name, "a whole number", given) from err
-
-
-def _invalid(name: str, expected: str, given: str) -> RequestError:
-    return RequestError(f"Invalid value for `{name}`: expected {expected}, got {given[:_MAX_SHOWN]!r}.", param=name)
+        raise invalid_parameter("starting_after", "a whole number", str(given)) from err

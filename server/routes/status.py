@@ -10,9 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.engine.process_link.client import EngineClient
-from server.lifecycle import Lifecycle
+from server.lifecycle import Lifecycle, StartView
 from server.metrics.server_metrics import ServerMetrics
-from server.operation.availability import StartView
 from server.routes.info import json_response
 from server.status_page.page import read_page
 
@@ -66,8 +65,7 @@ class StatusEndpoints:
         return report
 
     def _live(self) -> dict[str, Any]:
-        stats, metrics, heartbeat = self._engine.stats, self._metrics.engine, self._metrics.loop.heartbeat
-        lag = heartbeat.lag if heartbeat is not None else None
+        stats, metrics, lag = self._engine.stats, self._metrics.engine, self._metrics.loop.heartbeat.lag
         return {
             "time_s": monotonic(),
             "uptime_s": self._start.uptime_s(),
@@ -78,9 +76,9 @@ class StatusEndpoints:
             "prefix_cache_hits": stats.prefix_cache_hits,
             "prompt_tokens": metrics.num_computed_prompt_tokens,
             "generation_tokens": metrics.num_generation_tokens,
-            "loop_lag_p50_s": lag.p50_s if lag else 0.0,
-            "loop_lag_p99_s": lag.p99_s if lag else 0.0,
-            "loop_lag_max_s": lag.max_s if lag else 0.0,
+            "loop_lag_p50_s": lag.p50_s,
+            "loop_lag_p99_s": lag.p99_s,
+            "loop_lag_max_s": lag.max_s,
             "rss_bytes": _resident_bytes(os.getpid()),
             "engine_rss_bytes": _resident_bytes(self._engine.info.pid),
         }

@@ -1,15 +1,19 @@
-"""Access to the server: TLS and API keys, and their renewal while it runs."""
+"""Access to the server: TLS and API keys, and their renewal when their files change."""
 
+import asyncio
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server.machine.file_stamps import FileStamp, read_stamp
 from server.security.api_keys import ApiKeys
-from server.security.file_watch import FileWatch
 from server.security.tls import RenewableTls, tls_files
 from server.server_config import ServerConfig
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+
+_INTERVAL_S = 1.0
 
 
 class Access:
@@ -37,3 +41,38 @@ class Access:
         """Stops watching."""
         for watch in self._watches:
             watch.close()
+
+
+class FileWatch:
+    """Polls files once a second on the event loop; reports a change when two polls in a row agree.
+
+    It detects files that are replaced in place, by a rename, or behind a symbolic link.
+    """
+
+    def __init__(
+        self, paths: Iterable[str | Path], on_change: Callable[[], None], *, interval_s: float = _INTERVAL_S
+    ) -> None:
+        self._interval_s = interval_s
+        self._paths = [Path(path) for path in paths]
+        self._on_change = on_change
+        self._reported = self._polled = self._read_stamps()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Starts polling; changes since this object was created count."""
+        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._compare)
+
+    def close(self) -> None:
+        """Stops polling."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _compare(self) -> None:
+        before, self._polled = self._polled, self._read_stamps()
+        if self._polled == before and self._polled != self._reported:
+            self._reported = self._polled
+            self._on_change()
+        self.start()
+
+    def _read_stamps(self) -> list[FileStamp]:
+        return [read_stamp(path) for path in self._paths]

@@ -1,14 +1,62 @@
-"""Spans of requests and starts as plain values, with vLLM's names and attributes; standard library only."""
+"""Traces of requests and starts as plain values, with vLLM's names and attributes; standard library only.
 
-from collections.abc import Iterator, Mapping, Sequence
+A running request fills in a `RequestTrace`; its spans are made when it has ended.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Final
 
-from server.tracing.request_trace import RequestTrace, SequenceTrace
+from server.types import FinishReason, SamplingParams
 
 _NS: Final = 1_000_000_000
 
 Attribute = str | int | float | Sequence[str]
+
+CONTEXT_HEADERS: Final = ("traceparent", "tracestate")
+"""W3C's headers with the trace that a request belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceTrace:
+    """The times of one sequence in the engine, by `perf_counter`."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_tokens: int
+    """Number of generated tokens."""
+    queue_s: float
+    prefill_s: float
+    first_s: float
+    """When the first token arrived; 0 without one."""
+    last_s: float
+    reason: FinishReason
+
+
+@dataclass
+class RequestTrace:
+    """Filled in by each layer that handles the request; used on the event loop only."""
+
+    headers: Mapping[str, str]
+    """The request's trace context."""
+    begin_s: float = field(default_factory=perf_counter)
+    request_id: str = ""
+    num_choices: int = 1
+    params: SamplingParams | None = None
+    """The parameters of the first sequence."""
+    render_begin_s: float = 0.0
+    render_s: float = 0.0
+    sequences: list[SequenceTrace] = field(default_factory=list)
+
+    def add_sequence(self, **fields: Any) -> None:
+        """Adds an ended sequence; the fields are those of SequenceTrace."""
+        self.sequences.append(SequenceTrace(**fields))
+
+    @property
+    def has_reached_engine(self) -> bool:
+        """Whether the request has spans: as in vLLM, rejected requests have none."""
+        return bool(self.sequences)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +82,17 @@ def describe_request(trace: RequestTrace, *, model_name: str, end_s: float, offs
         end_s: when the last byte of the response was sent, by `perf_counter`.
         offset_ns: nanoseconds since the epoch at which `perf_counter` was 0.
     """
-    clock = _Clock(offset_ns)
+
+    def at(time_s: float) -> int:
+        return offset_ns + int(time_s * _NS)
+
     return Span(
         name="llm_request",
-        begin_ns=clock.ns(trace.begin_s),
-        end_ns=clock.ns(end_s),
+        begin_ns=at(trace.begin_s),
+        end_ns=at(end_s),
         attributes=_request_attributes(trace, model_name, end_s),
         error="the engine failed" if any(s.reason == "error" for s in trace.sequences) else None,
-        children=tuple(_stages(trace, clock)),
+        children=tuple(_stages(trace, at)),
         is_server=True,
     )
 
@@ -82,14 +133,6 @@ def describe_start(report: Mapping[str, Any], *, ready_ns: int) -> Span:
     )
 
 
-@dataclass(frozen=True)
-class _Clock:
-    offset_ns: int
-
-    def ns(self, time_s: float) -> int:
-        return self.offset_ns + int(time_s * _NS)
-
-
 def _request_attributes(trace: RequestTrace, model_name: str, end_s: float) -> dict[str, Attribute]:
     """The longest times and the sum of tokens of all sequences; a prompt with several choices counts once."""
     sequences = trace.sequences
@@ -122,16 +165,16 @@ def _request_attributes(trace: RequestTrace, model_name: str, end_s: float) -> d
     return attributes
 
 
-def _stages(trace: RequestTrace, clock: _Clock) -> Iterator[Span]:
+def _stages(trace: RequestTrace, at: Callable[[float], int]) -> Iterator[Span]:
     if trace.render_begin_s:
         end_s = trace.render_begin_s + trace.render_s
-        yield Span(name="render", begin_ns=clock.ns(trace.render_begin_s), end_ns=clock.ns(end_s))
+        yield Span(name="render", begin_ns=at(trace.render_begin_s), end_ns=at(end_s))
     for index, sequence in enumerate(trace.sequences):
         if sequence.first_s:
-            yield from _sequence_stages(sequence, index, clock)
+            yield from _sequence_stages(sequence, index, at)
 
 
-def _sequence_stages(sequence: SequenceTrace, index: int, clock: _Clock) -> Iterator[Span]:
+def _sequence_stages(sequence: SequenceTrace, index: int, at: Callable[[float], int]) -> Iterator[Span]:
     """Derives begin times from the durations that the engine reports, which end with the first token."""
     prefill_s = sequence.first_s - sequence.prefill_s
     of_prefill = {
@@ -145,7 +188,7 @@ def _sequence_stages(sequence: SequenceTrace, index: int, clock: _Clock) -> Iter
     ):
         yield Span(
             name=name,
-            begin_ns=clock.ns(begin_s),
-            end_ns=clock.ns(end_s),
+            begin_ns=at(begin_s),
+            end_ns=at(end_s),
             attributes={"vllm_cli.sequence": index, **attributes},
         )

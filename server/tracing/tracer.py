@@ -10,17 +10,20 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Literal, NamedTuple
+from urllib.parse import urlsplit
 
-from server.tracing.request_trace import CONTEXT_HEADERS, RequestTrace
-from server.tracing.span import Span, describe_request, describe_start
-
-if TYPE_CHECKING:
-    from server.tracing.endpoint import TraceEndpoint
+from server.errors import ConfigError
+from server.server_config import ServerConfig
+from server.tracing.span import CONTEXT_HEADERS, RequestTrace, Span, describe_request, describe_start
 
 logger = logging.getLogger(__name__)
 
 _SERVICE: Final = "vllm-cli"
+_HTTP: Final = "http/protobuf"
+_GRPC: Final = "grpc"
+_HTTP_PORT: Final = 4318
+_HTTP_PATH: Final = "/v1/traces"
 _CLOSE_S: Final = 5.0
 """How long sending the last spans may take, so that an unreachable collector does not delay the exit."""
 
@@ -28,11 +31,13 @@ _CLOSE_S: Final = 5.0
 class Tracer:
     """One per server; every method but `close` runs on the event loop and does not block."""
 
-    def __init__(self, endpoint: "TraceEndpoint", *, model_name: str, version: str) -> None:
+    def __init__(self, config: ServerConfig, version: str) -> None:
+        """Raises ConfigError if the endpoint is not an address."""
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        self._model_name = model_name
+        endpoint = read_endpoint(str(config.logging.otlp_traces_endpoint), config.logging.otlp_traces_protocol)
+        self._model_name = config.served_model_names[0]
         self._provider = TracerProvider(resource=_create_resource(version), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(_create_exporter(endpoint)))
         self._tracer = self._provider.get_tracer(_SERVICE, version)
@@ -87,6 +92,49 @@ class Tracer:
         sent.end(span.end_ns)
 
 
+class TraceEndpoint(NamedTuple):
+    """A collector's address."""
+
+    protocol: Literal["grpc", "http/protobuf"]
+    url: str
+    is_secure: bool
+
+
+def read_endpoint(address: str, protocol: str | None = None) -> TraceEndpoint:
+    """Reads the value of `--otlp-traces-endpoint`.
+
+    Args:
+        address: `http://collector:4318/v1/traces`, `grpc://collector:4317`, `collector:4317`. A query, which
+            may contain a key, is neither sent nor logged: keys belong in OTEL_EXPORTER_OTLP_HEADERS.
+        protocol: `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL`; without it, port 4318 and addresses with a path
+            use HTTP, others gRPC, vLLM's default.
+
+    Raises:
+        ConfigError: the address is invalid, or the protocol is unknown.
+    """
+    split = urlsplit(address if "://" in address else f"{_GRPC}://{address}")
+    if split.scheme not in ("http", "https", _GRPC) or not split.hostname or not _has_good_port(address):
+        expected = "an address such as http://collector:4318/v1/traces or grpc://collector:4317"
+        raise ConfigError("--otlp-traces-endpoint", address.partition("?")[0], expected)
+    if protocol is None:
+        is_http = split.scheme != _GRPC and (split.port == _HTTP_PORT or split.path.strip("/"))
+        protocol = _HTTP if is_http else _GRPC
+    is_secure = split.scheme == "https"
+    if protocol == _GRPC:  # gRPC has no login in the address, and its log lines contain the target
+        return TraceEndpoint(_GRPC, split.netloc.rpartition("@")[2], is_secure)
+    if protocol == _HTTP:
+        path = split.path if split.path.strip("/") else _HTTP_PATH
+        return TraceEndpoint(_HTTP, f"{'https' if is_secure else 'http'}://{split.netloc}{path}", is_secure)
+    raise ConfigError("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", protocol, f"{_GRPC} or {_HTTP}")
+
+
+def _has_good_port(address: str) -> bool:
+    try:
+        return urlsplit(address if "://" in address else f"//{address}").port != 0
+    except ValueError:
+        return False
+
+
 def _create_resource(version: str) -> Any:
     """OpenTelemetry itself reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES."""
     from opentelemetry.sdk.resources import Resource
@@ -97,7 +145,7 @@ def _create_resource(version: str) -> Any:
     return resource
 
 
-def _create_exporter(endpoint: "TraceEndpoint") -> Any:
+def _create_exporter(endpoint: TraceEndpoint) -> Any:
     if endpoint.protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 

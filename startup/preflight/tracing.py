@@ -19,7 +19,7 @@ def check_tracing(server: LoggingConfig) -> Iterator[Finding]:
     """Checks and imports nothing without `--otlp-traces-endpoint`."""
     if server.otlp_traces_endpoint is None:
         return
-    from server.tracing.endpoint import read_endpoint
+    from server.tracing.tracer import read_endpoint
 
     try:
         endpoint = read_endpoint(server.otlp_traces_endpoint, server.otlp_traces_protocol)

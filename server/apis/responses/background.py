@@ -8,9 +8,8 @@ from typing import Any
 from server.apis.responses.archive import ResponseArchive
 from server.apis.responses.response import Response
 from server.apis.responses.run import ResponseRun
-from server.operation.deadline import Deadline
-from server.operation.request_context import RequestContext
-from server.operation.running_requests import RunningRequests
+from server.operation.drain import RunningRequests
+from server.operation.request_context import Deadline, RequestContext
 
 
 class BackgroundResponse:

@@ -17,9 +17,9 @@ from server.generation.chat_request import ChatRequest
 from server.generation.chat_run import ChatRunner
 from server.http_body.decoding import check_limits
 from server.limits import LimitsConfig
+from server.operation.drain import RunningRequests
 from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
-from server.operation.running_requests import RunningRequests
 
 
 class ResponsesServing:

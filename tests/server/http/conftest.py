@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from server.apis.responses.archive import build_response_store
-from server.build import AppParts, build_app
+from server.app import build_app
 from server.config import ModelFiles, RendererConfig
 from server.errors import EngineDeadError
 from server.lifecycle import Lifecycle
@@ -24,6 +24,7 @@ from server.operation.admission import Admission
 from server.operation.lora import LoraAdapters
 from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
+from server.routes.table import AppParts
 from server.security.api_keys import ApiKeys
 from server.server_config import ServerConfig
 from server.transport import lingering_transport
@@ -325,9 +326,7 @@ def run_app(
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> Iterator[LiveServer]:
     """Serves the application over a fake engine in a thread; it is ready unless a lifecycle is given."""
-    metrics = ServerMetrics(config.served_model_names[0], FinishedStart())
-    if renderer.mm_cache is not None:
-        metrics.register_image_cache(renderer.mm_cache)
+    metrics = ServerMetrics(config.served_model_names[0], FinishedStart(), renderer)
     metrics.register_engine(engine.info, lambda: engine.stats)
     parts = AppParts(
         config=config,

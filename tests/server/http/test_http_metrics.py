@@ -140,8 +140,8 @@ def test_process_and_python_are_described(own):
     assert {"process_resident_memory_bytes", "process_cpu_seconds_total", "python_info"} <= names
 
 
-def test_engine_families_appear_with_the_engine(engine):
-    metrics = ServerMetrics("smol", FinishedStart())
+def test_engine_families_appear_with_the_engine(engine, renderer):
+    metrics = ServerMetrics("smol", FinishedStart(), renderer)
     assert b"vllm:num_requests" not in metrics.render().body
     for _restart in range(2):
         metrics.register_engine(engine.info, lambda: engine.stats)

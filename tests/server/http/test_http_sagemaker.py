@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.build import kept_log_levels
+from server.app import kept_log_levels
 from server.limits import LimitsConfig
 
 with kept_log_levels():
@@ -126,7 +126,7 @@ def test_a_huge_body_is_rejected_before_the_package_reads_it(serve, monkeypatch,
 
 @pytest.mark.thorough
 def test_the_package_does_not_silence_the_servers_log():
-    script = "import logging; logging.basicConfig(level=logging.INFO); from server.build import kept_log_levels\n"
+    script = "import logging; logging.basicConfig(level=logging.INFO); from server.app import kept_log_levels\n"
     script += "with kept_log_levels(): import server.routes.sagemaker\nlogging.getLogger('server').info('heard')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "INFO:server:heard" in done.stderr

@@ -46,9 +46,8 @@ def samples(server, name):
     return [line for line in server.get("/metrics").text.splitlines() if line.startswith(name)]
 
 
-def test_rendering_and_waiting_are_metrics(serve, renderer):
+def test_rendering_and_waiting_are_metrics(serve):
     own = serve()
-    own.parts.metrics.register_pools(renderer.pools)
     own.complete()
     own.complete(prompt="word " * 2000, truncate_prompt_tokens=8)
     assert samples(own, "vllm_cli:request_render_time_seconds_count") == [

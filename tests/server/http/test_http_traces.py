@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.tracing.request_trace import RequestTrace
-from server.tracing.span import Span, describe_request, describe_start
+from server.tracing.span import RequestTrace, Span, describe_request, describe_start
 from tests.server.http.raw_request import send
 
 HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -8,8 +8,7 @@ import pytest
 
 from server.lifecycle import Lifecycle
 from server.operation import drain
-from server.operation.drain import Drain
-from server.operation.running_requests import RunningRequests
+from server.operation.drain import Drain, RunningRequests
 from server.server_config import LifecycleConfig
 
 GRACE_S = 0.3

@@ -4,7 +4,7 @@ import asyncio
 
 from starlette.types import Message
 
-from server.routes.turns import LoopTurns
+from server.app import LoopTurns
 
 
 async def test_a_burst_begins_a_few_at_a_time_and_in_order():

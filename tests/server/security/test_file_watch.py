@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.security.file_watch import FileWatch
+from server.security.access import FileWatch
 
 TIMEOUT_S = 60.0
 

@@ -3,7 +3,7 @@
 import pytest
 
 from server.errors import ConfigError
-from server.tracing.endpoint import TraceEndpoint, read_endpoint
+from server.tracing.tracer import TraceEndpoint, read_endpoint
 
 HTTP, GRPC = "http/protobuf", "grpc"
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from server.operation.telemetry import LoopHeartbeat
+from server.metrics.loop import LoopHeartbeat
 
 
 async def test_a_blocked_loop_shows_in_its_heartbeat():

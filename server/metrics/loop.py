@@ -1,0 +1,104 @@
+"""The loop lag: how late a timer of the event loop fires; and the time of work that runs off the loop."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram
+
+INTERVAL_S = 0.02
+WINDOW_S = 60.0
+SHORT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class LoopMetrics:
+    """The families about the event loop."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._render_time = Histogram(
+            "vllm_cli:request_render_time_seconds",
+            "From a request's body to its prompt's tokens, the wait for a thread included.",
+            buckets=SHORT_BUCKETS,
+            registry=registry,
+        )
+        lags = Histogram(
+            "vllm_cli:event_loop_lag_seconds",
+            "How late a timer that is due every 20 ms was.",
+            buckets=SHORT_BUCKETS,
+            registry=registry,
+        )
+        self.heartbeat = LoopHeartbeat(lags.observe)
+        worst = Gauge("vllm_cli:event_loop_max_lag_seconds", "The latest timer of the last minute.", registry=registry)
+        worst.set_function(lambda: self.heartbeat.worst_lag_s)
+
+    def record_render(self, seconds: float | None) -> None:
+        """Records the render time of one request; None if it was not rendered."""
+        if seconds is not None:
+            self._render_time.observe(seconds)
+
+
+class LoopLag(NamedTuple):
+    """How late the beats of about the last minute were, in seconds."""
+
+    p50_s: float
+    p99_s: float
+    max_s: float
+
+
+class LoopHeartbeat:
+    """Measures the loop lag: how late a timer fires that is due every 20 ms on the event loop."""
+
+    def __init__(self, on_lag: Callable[[float], None]) -> None:
+        """`on_lag` is called with the lateness of each beat in seconds."""
+        self._on_lag = on_lag
+        self._on_beat: Callable[[], None]
+        self._handle: asyncio.TimerHandle | None = None
+        self._due_s = 0.0
+        self._worst: deque[tuple[float, float]] = deque()
+        """Time and lateness of beats, in descending lateness: the first is the worst of the window."""
+        self._recent: deque[float] = deque(maxlen=int(WINDOW_S / INTERVAL_S))
+
+    @property
+    def worst_lag_s(self) -> float:
+        """The longest lateness of the last minute; may be read from any thread."""
+        try:
+            return self._worst[0][1]
+        except IndexError:
+            return 0.0
+
+    @property
+    def lag(self) -> LoopLag:
+        """The quantiles of the lag; sorts three thousand numbers, so it is for the status page only."""
+        lags = sorted(self._recent) or [0.0]
+        return LoopLag(lags[len(lags) // 2], lags[len(lags) * 99 // 100], lags[-1])
+
+    def start(self, on_beat: Callable[[], None] = lambda: None) -> None:
+        """Starts the timer on the running loop; `on_beat` is called 50 times a second."""
+        self._on_beat = on_beat
+        self._wait(asyncio.get_running_loop())
+
+    def close(self) -> None:
+        """Stops the timer; called before the loop ends."""
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._due_s = loop.time() + INTERVAL_S
+        self._handle = loop.call_at(self._due_s, self._beat, loop)
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        now_s = loop.time()
+        lag_s = max(0.0, now_s - self._due_s)
+        self._note(now_s, lag_s)
+        self._on_lag(lag_s)
+        self._on_beat()
+        self._wait(loop)
+
+    def _note(self, now_s: float, lag_s: float) -> None:
+        self._recent.append(lag_s)
+        while self._worst and self._worst[-1][1] <= lag_s:
+            self._worst.pop()
+        self._worst.append((now_s, lag_s))
+        while self._worst[0][0] < now_s - WINDOW_S:
+            self._worst.popleft()
