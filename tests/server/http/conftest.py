@@ -1,6 +1,7 @@
 """A live HTTP server over the real renderer and an engine with scripted replies."""
 
 import asyncio
+import json
 import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
@@ -37,6 +38,10 @@ MODEL = "smol"
 EOS = 2
 VOCAB_SIZE = 49152
 MAX_MODEL_LEN = 512
+PROMPT = "The capital of France is"
+MESSAGES = [{"role": "user", "content": "Hello"}]
+TEXT = " Paris, the city of light."
+"""What the engine answers unless a test sets another reply."""
 PATIENT_S = 120.0
 _POLL_S = 0.005
 _CLIENT: dict[str, Any] = {"api_key": "none", "max_retries": 0, "timeout": PATIENT_S}
@@ -217,15 +222,30 @@ class LiveServer:
         return httpx.post(self.url + path, json=body, **(_HTTP | options))
 
     def complete(self, **fields: Any) -> httpx.Response:
-        return self.post("/v1/completions", {"prompt": "The capital of France is"} | fields)
+        return self.post("/v1/completions", {"prompt": PROMPT} | fields)
 
     def chat(self, **fields: Any) -> httpx.Response:
-        return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]} | fields)
+        return self.post("/v1/chat/completions", {"messages": MESSAGES} | fields)
+
+    def post_bytes(self, path: str, content: Any, content_type: str = "application/json") -> httpx.Response:
+        return httpx.post(self.url + path, content=content, headers={"content-type": content_type}, **_HTTP)
 
     def stream_lines(self, path: str, body: dict[str, Any]) -> list[str]:
         """The data of a stream's events."""
         text = self.post(path, body | {"stream": True}).text
         return [event.removeprefix("data: ") for event in text.split("\n\n") if event]
+
+    def stream(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """The chunks of a stream, which ends with [DONE]."""
+        *lines, last = self.stream_lines(path, body)
+        assert last == "[DONE]"
+        return [json.loads(line) for line in lines]
+
+    def stream_completion(self, **fields: Any) -> list[dict[str, Any]]:
+        return self.stream("/v1/completions", {"prompt": PROMPT} | fields)
+
+    def stream_chat(self, **fields: Any) -> list[dict[str, Any]]:
+        return self.stream("/v1/chat/completions", {"messages": MESSAGES} | fields)
 
 
 @pytest.fixture(scope="session")
@@ -250,7 +270,7 @@ def _shared_engine() -> ScriptedEngine:
 @pytest.fixture
 def engine(_shared_engine: ScriptedEngine, encode: Callable[[str], list[int]]) -> ScriptedEngine:
     """The engine of all servers, reset."""
-    _shared_engine.reset(encode(" Paris, the city of light."))
+    _shared_engine.reset(encode(TEXT))
     return _shared_engine
 
 

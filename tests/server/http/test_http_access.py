@@ -10,7 +10,7 @@ import pytest
 from startup.logs.formatters import TextFormatter
 from tests.server.http.conftest import PATIENT_S
 
-GUARDED = ["/v1/models", "/v1/models/smol", "/docs", "/nowhere"]
+GUARDED = ["/v1/models", "/v1/models/smol", "/v1/completions", "/tokenize", "/docs", "/nowhere"]
 PROBES = ["/health", "/ping", "/livez", "/readyz"]
 STATUS = ["/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/openapi.json"]
 
@@ -54,13 +54,8 @@ def test_all_other_paths_need_a_key(keyed, path):
     response = keyed.get(path)
     assert response.status_code == 401
     assert response.json()["error"]["code"] == 401
-    assert keyed.get(path, headers={"authorization": "Bearer first"}).status_code != 401
-
-
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/nowhere"])
-def test_posts_need_a_key(keyed, engine, path):
     assert keyed.post(path, {}).status_code == 401
-    assert not engine.requests
+    assert keyed.get(path, headers={"authorization": "Bearer first"}).status_code != 401
 
 
 @pytest.mark.parametrize(
@@ -163,19 +158,12 @@ def test_routes_work_with_and_without_the_root_path(serve, prefix):
     ids=["text", "none", "form", "broken", "charset"],
 )
 def test_bodies_must_be_json_and_declared_as_json(server, content_type, content, message):
-    headers, url = {"content-type": content_type}, server.url + "/v1/completions"
-    response = httpx.post(url, content=content, headers=headers, trust_env=False, timeout=PATIENT_S)
+    response = server.post_bytes("/v1/completions", content, content_type)
     if message is None:
         assert response.status_code == 200
     else:
         assert (response.status_code, response.json()["error"]["type"]) == (400, "BadRequestError")
         assert message in response.json()["error"]["message"]
-
-
-def test_huge_body_is_rejected(server, long_linger):
-    response = server.complete(user="x" * (33 << 20))
-    assert response.status_code == 413
-    assert "larger than 33554432 bytes" in response.json()["error"]["message"]
 
 
 def test_a_request_id_unfit_for_headers_and_logs_is_replaced(serve):
@@ -190,11 +178,6 @@ def test_a_request_id_unfit_for_headers_and_logs_is_replaced(serve):
 def test_a_terminal_escape_in_a_header_is_rejected_by_the_parser(server):
     headers = {"x-request-id": b"a\x1b[31m"}
     assert server.post("/v1/completions", {"prompt": "a"}, headers=headers).status_code == 400
-
-
-def test_an_unfit_request_id_is_not_part_of_the_response_id(server):
-    response = server.post("/v1/completions", {"prompt": "a"}, headers={"x-request-id": "a,b"})
-    assert re.fullmatch(r"cmpl-[0-9a-f]{32}", response.json()["id"])
 
 
 def test_text_of_a_request_takes_one_line_of_the_log(serve, caplog):

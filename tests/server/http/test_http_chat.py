@@ -1,15 +1,6 @@
 """POST /v1/chat/completions, whole and as a stream."""
 
-import json
-
-TEXT = " Paris, the city of light."
-
-
-def chunks_of(server, **fields):
-    body = {"messages": [{"role": "user", "content": "Hello"}]} | fields
-    lines = server.stream_lines("/v1/chat/completions", body)
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]]
+from tests.server.http.conftest import TEXT
 
 
 def test_response_has_vllms_fields(server):
@@ -31,7 +22,7 @@ def test_response_has_vllms_fields(server):
 
 
 def test_stream_begins_with_the_role_and_ends_with_the_reason(server):
-    first, *chunks = chunks_of(server)
+    first, *chunks = server.stream_chat()
     assert first["object"] == "chat.completion.chunk"
     assert first["choices"] == [
         {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
@@ -43,7 +34,7 @@ def test_stream_begins_with_the_role_and_ends_with_the_reason(server):
 
 
 def test_every_choice_gets_its_role_first(server):
-    chunks = chunks_of(server, n=3)
+    chunks = server.stream_chat(n=3)
     assert [chunk["choices"][0]["delta"].get("role") for chunk in chunks[:3]] == ["assistant"] * 3
     texts = {0: "", 1: "", 2: ""}
     for chunk in chunks:
@@ -72,7 +63,7 @@ def test_token_ids_are_returned_on_request(server, engine):
 
 
 def test_stream_returns_token_ids_on_request(server, engine):
-    first, *chunks = chunks_of(server, return_token_ids=True)
+    first, *chunks = server.stream_chat(return_token_ids=True)
     ((prompt, _),) = engine.requests.values()
     assert first["prompt_token_ids"] == prompt
     assert [token_id for chunk in chunks for token_id in chunk["choices"][0]["token_ids"]] == [*engine.reply, 2]

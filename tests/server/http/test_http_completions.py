@@ -1,16 +1,8 @@
 """POST /v1/completions, whole and as a stream."""
 
-import json
-
 import pytest
 
-TEXT = " Paris, the city of light."
-
-
-def chunks_of(server, **fields):
-    lines = server.stream_lines("/v1/completions", {"prompt": "The capital of France is"} | fields)
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]]
+from tests.server.http.conftest import MESSAGES, PROMPT, TEXT
 
 
 def test_response_has_vllms_fields(server):
@@ -40,7 +32,7 @@ def test_response_has_vllms_fields(server):
 
 
 def test_stream_carries_the_same_text(server):
-    chunks = chunks_of(server)
+    chunks = server.stream_completion()
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == TEXT
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * 7 + ["stop"]
     assert {chunk["id"] for chunk in chunks} == {chunks[0]["id"]}
@@ -57,7 +49,7 @@ def test_output_ends_at_the_limit(server):
 def test_choices_of_several_prompts_come_in_order(server, engine, encode, stream):
     fields = {"prompt": ["a", "b"], "n": 2, "max_tokens": 1}
     if stream:
-        indexes = [chunk["choices"][0]["index"] for chunk in chunks_of(server, **fields)]
+        indexes = [chunk["choices"][0]["index"] for chunk in server.stream_completion(**fields)]
     else:
         body = server.complete(**fields).json()
         indexes = [choice["index"] for choice in body["choices"]]
@@ -79,12 +71,12 @@ def test_token_id_prompts_are_not_changed(server, engine):
 
 
 def test_echo_puts_the_prompt_first(server):
-    assert server.complete(echo=True).json()["choices"][0]["text"] == "The capital of France is" + TEXT
+    assert server.complete(echo=True).json()["choices"][0]["text"] == PROMPT + TEXT
 
 
 def test_echo_of_token_ids_is_their_text(server, encode):
-    body = server.complete(echo=True, prompt=encode("The capital of France is")).json()
-    assert body["choices"][0]["text"] == "The capital of France is" + TEXT
+    body = server.complete(echo=True, prompt=encode(PROMPT)).json()
+    assert body["choices"][0]["text"] == PROMPT + TEXT
 
 
 def test_echo_of_a_truncated_prompt_is_truncated(server):
@@ -94,39 +86,35 @@ def test_echo_of_a_truncated_prompt_is_truncated(server):
 
 def test_stream_echoes_once_per_choice(server):
     texts = {0: "", 1: ""}
-    for chunk in chunks_of(server, echo=True, n=2):
+    for chunk in server.stream_completion(echo=True, n=2):
         texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
-    assert texts == dict.fromkeys((0, 1), "The capital of France is" + TEXT)
+    assert texts == dict.fromkeys((0, 1), PROMPT + TEXT)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_echo_without_output_scores_the_prompt(server, engine, stream):
     fields = {"echo": True, "max_tokens": 0, "logprobs": 1}
     if stream:
-        (chunk,) = chunks_of(server, **fields)
+        (chunk,) = server.stream_completion(**fields)
         choice = chunk["choices"][0]
     else:
         body = server.complete(**fields).json()
         choice = body["choices"][0]
         assert body["usage"]["completion_tokens"] == 0
-    assert (choice["text"], choice["finish_reason"]) == ("The capital of France is", "length")
+    assert (choice["text"], choice["finish_reason"]) == (PROMPT, "length")
     assert choice["logprobs"]["tokens"] == ["The", " capital", " of", " France", " is"]
     assert choice["logprobs"]["token_logprobs"] == [None] + [-1.5] * 4
     ((_, params),) = engine.requests.values()
     assert (params.max_tokens, params.prompt_logprobs) == (1, 1)
 
 
-BODIES = {
-    "/v1/completions": {"prompt": "The capital of France is"},
-    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
-}
+BODIES = {"/v1/completions": {"prompt": PROMPT}, "/v1/chat/completions": {"messages": MESSAGES}}
 
 
 @pytest.mark.parametrize("path", BODIES)
 def test_usage_comes_last_or_with_every_chunk_on_request(server, path):
     def chunks(**options):
-        lines = server.stream_lines(path, BODIES[path] | {"n": 2, "stream_options": options})
-        return [json.loads(line) for line in lines[:-1]]
+        return server.stream(path, BODIES[path] | {"n": 2, "stream_options": options})
 
     *others, last = chunks(include_usage=True)
     assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 16)
@@ -138,7 +126,7 @@ def test_usage_comes_last_or_with_every_chunk_on_request(server, path):
 
 
 def test_server_may_force_usage(serve):
-    *chunks, last = chunks_of(serve(enable_force_include_usage=True))
+    *chunks, last = serve(enable_force_include_usage=True).stream_completion()
     assert last["usage"]["total_tokens"] == 13
     assert all("usage" in chunk for chunk in chunks)
 
@@ -151,20 +139,20 @@ def test_cached_tokens_are_reported_if_the_server_allows_it(serve, engine):
 
 def test_token_ids_are_returned_on_request(server, engine, encode):
     choice = server.complete(return_token_ids=True).json()["choices"][0]
-    assert choice["prompt_token_ids"] == encode("The capital of France is")
+    assert choice["prompt_token_ids"] == encode(PROMPT)
     assert choice["token_ids"] == [*engine.reply, 2]
 
 
 def test_stream_returns_prompt_ids_once(server, engine, encode):
-    chunks = chunks_of(server, return_token_ids=True)
-    assert chunks[0]["choices"][0]["prompt_token_ids"] == encode("The capital of France is")
+    chunks = server.stream_completion(return_token_ids=True)
+    assert chunks[0]["choices"][0]["prompt_token_ids"] == encode(PROMPT)
     assert all("prompt_token_ids" not in chunk["choices"][0] for chunk in chunks[1:])
     assert [token_id for chunk in chunks for token_id in chunk["choices"][0]["token_ids"]] == [*engine.reply, 2]
 
 
 def test_several_tokens_of_one_step_make_one_chunk(server, engine):
     engine.tokens_per_step = 3
-    texts = [chunk["choices"][0]["text"] for chunk in chunks_of(server)]
+    texts = [chunk["choices"][0]["text"] for chunk in server.stream_completion()]
     assert texts == [" Paris, the", " city of light", "."]
 
 
@@ -178,7 +166,7 @@ def test_special_tokens_are_shown_on_request(server, engine):
 def test_streams_never_split_a_character(server, engine, encode, text):
     engine.reply = encode(text)
     assert len(engine.reply) > len(text.split()), "the text must take several tokens per character"
-    pieces = [chunk["choices"][0]["text"] for chunk in chunks_of(server, max_tokens=100)]
+    pieces = [chunk["choices"][0]["text"] for chunk in server.stream_completion(max_tokens=100)]
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)
 
@@ -188,18 +176,6 @@ def test_output_cut_within_a_character_ends_with_a_replacement(server, engine, e
     assert server.complete(max_tokens=1).json()["choices"][0]["text"] == "\ufffd"
 
 
-def test_too_many_completions_at_once_are_rejected(server):
-    response = server.complete(prompt=["a"] * 1025, n=16)
-    assert response.status_code == 400
-    assert "must be at most 16384 for all prompts together, got 16400" in response.json()["error"]["message"]
-
-
-def test_more_choices_than_the_server_admits_at_once_are_rejected(server):
-    response = server.complete(n=4097)
-    assert response.status_code == 400
-    assert "at most 4096 at once (--max-num-queued-reqs)" in response.json()["error"]["message"]
-
-
 def test_many_choices_are_answered(server):
     assert len(server.complete(n=256, max_tokens=1).json()["choices"]) == 256
 
@@ -207,8 +183,8 @@ def test_many_choices_are_answered(server):
 @pytest.mark.parametrize("num_choices", [1, 2])
 def test_stream_interval_joins_tokens_between_the_first_and_the_last_event(server, num_choices):
     def stream(**fields):
-        body = {"prompt": "The capital of France is", "n": num_choices, "return_token_ids": True} | fields
-        return [json.loads(line)["choices"][0] for line in server.stream_lines("/v1/completions", body)[:-1]]
+        chunks = server.stream_completion(n=num_choices, return_token_ids=True, **fields)
+        return [chunk["choices"][0] for chunk in chunks]
 
     whole, joined = stream(), stream(stream_interval=3)
     for index in range(num_choices):

@@ -1,12 +1,10 @@
 """Chats with images over HTTP, with a vision model and with a text model."""
 
-import asyncio
 import base64
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from server.config import ModelFiles, RendererConfig
@@ -92,11 +90,6 @@ def test_choices_of_one_request_share_the_images(vision: Any) -> None:
     assert len({id(inputs) for inputs in vision.engine.inputs.values()}) == 1
 
 
-def test_a_streamed_response_to_an_image_has_the_same_text(vision: Any) -> None:
-    stream = vision.client().chat.completions.create(model="smol", messages=_messages(_url()), stream=True)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "a cat"
-
-
 def test_tokenize_counts_the_images_tokens(vision: Any) -> None:
     found = vision.post("/tokenize", {"messages": _messages(_url())}).json()
     vision.chat(messages=_messages(_url()))
@@ -114,9 +107,7 @@ def test_text_without_images_has_no_image_inputs(vision: Any) -> None:
     [
         (["data:image/png;base64,aGVsbG8="], "messages[0].content[0]: not an image in a known format"),
         (["https://example.com/cat.png"], "--allowed-media-domains"),
-        (["http://169.254.169.254/latest/meta-data"], "--allowed-media-domains"),
         (["file:///etc/passwd"], "--allowed-local-media-path"),
-        (["javascript:alert(1)"], "must be http or https"),
         ([_url(i) for i in range(4)], "At most 3 image(s)"),
         ([_url(0, 1000), _url(1, 1000), _url(2, 1000)], ""),
     ],
@@ -129,12 +120,6 @@ def test_a_faulty_image_is_rejected(vision: Any, urls: list[str], message: str) 
             assert (answer.status_code, error["type"], error["param"]) == (400, "BadRequestError", "messages")
             assert message in error["message"]
     assert all(len(token_ids) < MAX_MODEL_LEN for token_ids, _ in vision.engine.requests.values())
-
-
-def test_processor_settings_need_a_flag_of_the_operator(vision: Any) -> None:
-    answer = vision.chat(messages=_messages(_url()), mm_processor_kwargs={"size": {}})
-    assert answer.status_code == 400
-    assert "--trust-request-mm-kwargs" in answer.json()["error"]["message"]
 
 
 def test_a_text_model_rejects_images(server: Any) -> None:
@@ -154,27 +139,3 @@ def test_the_image_cache_has_metrics(vision: Any) -> None:
     }
     assert values["vllm:mm_cache_queries_total"] > values["vllm:mm_cache_hits_total"] >= 1
     assert values["vllm_cli:mm_cache_bytes"] > 0
-
-
-async def test_thirty_two_images_at_once_while_the_cache_is_cleared(
-    vision: Any, vision_renderer: VisionRenderer
-) -> None:
-    stop = asyncio.Event()
-
-    async def clear() -> int:
-        num_cleared = 0
-        while not stop.is_set():
-            await vision_renderer.clear_mm_cache_async()
-            num_cleared += 1
-            await asyncio.sleep(0.002)
-        return num_cleared
-
-    clearing = asyncio.create_task(clear())
-    async with httpx.AsyncClient(base_url=vision.url, trust_env=False, timeout=60) as client:
-        answers = await asyncio.gather(
-            *(client.post("/v1/chat/completions", json={"messages": _messages(_url(seed=i % 5))}) for i in range(32))
-        )
-    stop.set()
-    assert await clearing > 1
-    assert [answer.status_code for answer in answers] == [200] * 32
-    assert {answer.json()["choices"][0]["message"]["content"] for answer in answers} == {"a cat"}

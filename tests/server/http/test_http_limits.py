@@ -10,7 +10,7 @@ import torch
 from server.limits import LimitsConfig
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
 from tests.embeds_payloads import torch_payload
-from tests.server.http.conftest import MAX_MODEL_LEN, PATIENT_S
+from tests.server.http.conftest import MAX_MODEL_LEN
 from tests.server.http.raw_request import send
 
 LONG = {"prompt": "a", "max_tokens": 400}
@@ -26,27 +26,17 @@ def error_of(response: httpx.Response, status: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("limits", "path", "body", "message"),
+    ("limits", "fields", "message"),
     [
-        ({"max_choices": 2}, "/v1/completions", {"prompt": "a", "n": 3}, "together, got 3 (VLLM_MAX_N_SEQUENCES)"),
-        (
-            {"max_json_depth": 3},
-            "/v1/completions",
-            {"prompt": "a", "user": [[[1]]]},
-            "3 levels (--http-max-json-depth)",
-        ),
-        (
-            {"max_queued_requests": 2},
-            "/v1/completions",
-            {"prompt": ["a"] * 3},
-            "at most 2 at once (--max-num-queued-reqs)",
-        ),
+        ({"max_choices": 2}, {"n": 3}, "together, got 3 (VLLM_MAX_N_SEQUENCES)"),
+        ({"max_json_depth": 3}, {"user": [[[1]]]}, "3 levels (--http-max-json-depth)"),
+        ({"max_queued_requests": 2}, {"prompt": ["a"] * 3}, "at most 2 at once (--max-num-queued-reqs)"),
     ],
 )
-def test_a_request_above_a_limit_is_a_400(serve, engine, wait_until, limits, path, body, message):
+def test_a_request_above_a_limit_is_a_400(serve, engine, wait_until, limits, fields, message):
     """One limit per layer; the others: http_body/test_request_limits.py and test_nesting.py."""
     server = serve(limits=LimitsConfig(**limits))
-    assert message in error_of(server.post(path, body), 400)
+    assert message in error_of(server.complete(**fields), 400)
     assert not engine.requests
     wait_until(lambda: server.parts.admission.num_sequences == 0)
 
@@ -60,10 +50,7 @@ def test_a_body_announced_as_too_large_is_a_413(serve):
 def test_a_chunked_body_is_counted_as_it_arrives(serve):
     server = serve(limits=LimitsConfig(max_body_bytes=1000))
     pieces = iter([b'{"prompt": "a", "user": "', b"x" * 2000, b'"}'])
-    headers = {"content-type": "application/json"}
-    url = f"{server.url}/v1/completions"
-    response = httpx.post(url, content=pieces, headers=headers, trust_env=False, timeout=PATIENT_S)
-    assert "(--http-max-body-size)" in error_of(response, 413)
+    assert "(--http-max-body-size)" in error_of(server.post_bytes("/v1/completions", pieces), 413)
 
 
 @pytest.mark.parametrize("stream", [False, True])

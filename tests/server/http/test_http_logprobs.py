@@ -1,6 +1,5 @@
 """Bodies of token logprobs; the engine's candidates are (token + 1, token, token + 2), best first."""
 
-import json
 from itertools import accumulate
 
 
@@ -41,8 +40,7 @@ def test_echo_reports_the_prompt_too(server, engine, renderer, encode):
 
 def test_stream_reports_the_same_lists_in_pieces(server):
     whole = server.complete(logprobs=2, echo=True).json()["choices"][0]["logprobs"]
-    lines = server.stream_lines("/v1/completions", {"prompt": "The capital of France is", "logprobs": 2, "echo": True})
-    pieces = [json.loads(line)["choices"][0]["logprobs"] for line in lines[:-1]]
+    pieces = [chunk["choices"][0]["logprobs"] for chunk in server.stream_completion(logprobs=2, echo=True)]
     for name, values in whole.items():
         assert [value for piece in pieces for value in piece[name]] == values, name
 
@@ -75,8 +73,7 @@ def test_bytes_of_split_characters_are_exact(server, engine, encode):
 
 
 def test_chat_stream_reports_each_token_with_its_chunk(server, engine):
-    body = {"messages": [{"role": "user", "content": "Hello"}], "logprobs": True}
-    chunks = [json.loads(line) for line in server.stream_lines("/v1/chat/completions", body)[:-1]]
+    chunks = server.stream_chat(logprobs=True)
     assert chunks[0]["choices"][0]["logprobs"] is None
     assert [len(chunk["choices"][0]["logprobs"]["content"]) for chunk in chunks[1:]] == [1] * 8
 

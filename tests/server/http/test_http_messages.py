@@ -174,18 +174,6 @@ def test_a_call_that_the_limit_cuts_has_no_input(
     assert message.stop_reason == "max_tokens"
 
 
-def test_the_model_needs_a_parser_to_choose_tools(client: anthropic.Anthropic) -> None:
-    with pytest.raises(anthropic.BadRequestError, match="--tool-call-parser"):
-        create(client, tools=[WEATHER])
-
-
-def test_a_schema_constrains_the_answer(client: anthropic.Anthropic, engine: ScriptedEngine) -> None:
-    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
-    create(client, output_config={"format": {"type": "json_schema", "schema": schema}})
-    ((_, params),) = engine.requests.values()
-    assert params.guided is not None
-
-
 def test_counting_gives_the_tokens_of_the_message(client: anthropic.Anthropic) -> None:
     conversation: dict[str, Any] = {"system": "Be short.", "messages": [USER], "tools": [TIME]}
     counted = client.messages.count_tokens(model=MODEL, **conversation)

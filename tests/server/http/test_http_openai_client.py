@@ -1,11 +1,10 @@
 """The real `openai` client works with the server."""
 
-import asyncio
-
 import openai
 import pytest
 
-TEXT = " Paris, the city of light."
+from tests.server.http.conftest import TEXT
+
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -13,13 +12,6 @@ MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 def client(server):
     with server.client() as client:
         yield client
-
-
-def test_client_reads_a_chat_completion(client):
-    answer = client.chat.completions.create(model="smol", messages=MESSAGES, logprobs=True, top_logprobs=2)
-    assert answer.choices[0].message.content == TEXT
-    assert answer.choices[0].finish_reason == "stop"
-    assert answer.choices[0].logprobs.content[0].top_logprobs[1].token == " Paris"
 
 
 def test_client_reads_a_chat_stream_with_usage(client):
@@ -35,21 +27,6 @@ def test_client_reads_a_chat_stream_with_usage(client):
 def test_clients_stream_helper_assembles_the_message(client):
     with client.chat.completions.stream(model="smol", messages=MESSAGES) as stream:
         assert stream.get_final_completion().choices[0].message.content == TEXT
-
-
-def test_client_reads_tool_calls(client, engine, encode):
-    engine.reply = encode('[{"name": "f", "parameters": {"a": 1}}]')
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}}]
-    answer = client.chat.completions.create(model="smol", messages=MESSAGES, tools=tools, tool_choice="required")
-    (call,) = answer.choices[0].message.tool_calls
-    assert (call.function.name, call.function.arguments) == ("f", '{"a": 1}')
-    assert answer.choices[0].finish_reason == "tool_calls"
-
-
-def test_client_sends_extra_parameters_of_vllm(client, engine):
-    client.chat.completions.create(model="smol", messages=MESSAGES, extra_body={"top_k": 5, "min_p": 0.1})
-    ((_, params),) = engine.requests.values()
-    assert (params.top_k, params.min_p) == (5, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -79,17 +56,3 @@ def test_error_in_mid_stream_is_raised(client, engine):
     engine.fails_after = 3
     with pytest.raises(openai.APIError, match="the grammar became too large"):
         list(client.chat.completions.create(model="smol", messages=MESSAGES, stream=True))
-
-
-async def test_client_reads_many_streams_at_once(server, engine):
-    engine.step_s = 0.002
-    async with server.async_client() as client:
-
-        async def read(number):
-            prompt = f"Number {number}"
-            stream = await client.completions.create(model="smol", prompt=prompt, stream=True, max_tokens=6, echo=True)
-            return prompt, "".join([chunk.choices[0].text async for chunk in stream])
-
-        answers = await asyncio.gather(*map(read, range(32)))
-    assert all(text == prompt + " Paris, the city of light" for prompt, text in answers)
-    assert len(engine.requests) == 32

@@ -1,7 +1,5 @@
 """Request fields: values reach the engine, bad values are a 400, ignored hints change nothing."""
 
-import json
-
 import pytest
 
 from server.types import GuidedDecoding
@@ -91,12 +89,8 @@ def test_constraint_reaches_the_engine(server, engine):
 
 def test_hints_and_fields_without_effect_change_nothing(server, engine):
     assert server.complete(**HINTS, **IGNORED).json()["choices"][0]["text"] == " Paris, the city of light."
-    assert (
-        server.chat(
-            **HINTS, **IGNORED, modalities=["audio"], verbosity="low", functions=[{"name": "f"}], function_call="auto"
-        ).status_code
-        == 200
-    )
+    of_chat = {"modalities": ["audio"], "verbosity": "low", "functions": [{"name": "f"}], "function_call": "auto"}
+    assert server.chat(**HINTS, **IGNORED, **of_chat).status_code == 200
     for _, params in engine.requests.values():
         assert (params.temperature, params.top_p, params.top_k, params.min_p) == (1.0, 1.0, 0, 0.0)
 
@@ -172,18 +166,16 @@ def test_final_message_is_echoed_before_its_continuation(server):
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "It is"}]
     fields = {"messages": messages, "continue_final_message": True, "echo": True}
     assert server.chat(**fields).json()["choices"][0]["message"]["content"] == "It is Paris, the city of light."
-    lines = server.stream_lines("/v1/chat/completions", fields)
-    contents = [json.loads(line)["choices"][0]["delta"]["content"] for line in lines[:-1]]
+    contents = [chunk["choices"][0]["delta"]["content"] for chunk in server.stream_chat(**fields)]
     assert "".join(contents) == "It is Paris, the city of light."
 
 
 def test_prompt_text_is_returned_on_request(server):
     text = server.chat(return_prompt_text=True).json()["prompt_text"]
     assert text.endswith("<|im_start|>assistant\n")
-    body = {"messages": [{"role": "user", "content": "Hello"}], "return_prompt_text": True}
-    first, second, *_ = server.stream_lines("/v1/chat/completions", body)
-    assert json.loads(first)["prompt_text"] == text
-    assert "prompt_text" not in json.loads(second)
+    first, second, *_ = server.stream_chat(return_prompt_text=True)
+    assert first["prompt_text"] == text
+    assert "prompt_text" not in second
 
 
 def test_request_takes_precedence_over_the_defaults(serve, engine):

@@ -1,10 +1,8 @@
 """The pooling endpoints over HTTP: real routes, renderer and pooling core, tiny models."""
 
 import base64
-import dataclasses
 import json
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,8 +14,6 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from server.apis.pooling.base import PoolingServeContext
-from server.apis.pooling.embedding import EmbeddingServing
 from server.config import ModelFiles, RendererConfig
 from server.pooler_config import PoolerConfig
 from server.renderers.hf import HfRenderer
@@ -182,12 +178,6 @@ def test_a_conversation_is_rendered_by_the_template(embedder: LiveServer, bert: 
     batch = embedder.post("/v1/embeddings", {field: [messages, messages]}).json()
     assert len(batch["data"]) == 2
     assert batch["usage"]["prompt_tokens"] == 2 * (len(ids) - 2)
-
-
-def test_dimensions_cut_embeddings(client: openai.OpenAI, embedder: LiveServer, bert: PreTrainedModel) -> None:
-    cut = client.embeddings.create(model=NAME, input="hello world", dimensions=8).data[0].embedding
-    hidden = hidden_states(bert, _encode(embedder, "hello world")["input_ids"])[0]
-    _assert_close(cut, unit(hidden[:8]))
 
 
 def test_use_activation_false_does_not_normalize_embeddings(embedder: LiveServer, bert: PreTrainedModel) -> None:
@@ -534,22 +524,6 @@ def test_a_query_is_dropped_when_a_document_fails(serve: Serve, tmp_path: Path) 
     assert len(engine.core._queries) == 0
 
 
-def test_blocking_steps_run_in_the_renderers_pool(embedder: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: dict[str, str] = {}
-    for name in ("_read_prompts", "_build_response"):
-        work = getattr(EmbeddingServing, name)
-
-        def recording(self: Any, *args: Any, _name: str = name, _work: Any = work) -> Any:
-            threads[_name] = threading.current_thread().name
-            return _work(self, *args)
-
-        monkeypatch.setattr(EmbeddingServing, name, recording)
-    with serve_folder(embedder.parts.renderer.files.path) as server:
-        assert server.post("/v1/embeddings", {"input": TEXTS}).status_code == 200
-    assert threads["_read_prompts"].startswith("renderer")
-    assert threads["_build_response"].startswith("renderer")
-
-
 @pytest.mark.parametrize(
     ("body", "path"),
     [
@@ -570,11 +544,6 @@ def test_invocations_are_dispatched_by_their_fields(embedder: LiveServer, body: 
 def test_invocations_of_a_classifier_are_classified(cross_encoder: tuple[LiveServer, PreTrainedModel]) -> None:
     body = cross_encoder[0].post("/invocations", {"input": "a"}).json()
     assert body["data"][0]["num_classes"] == 1
-
-
-def test_a_pooling_context_has_no_default_parameters() -> None:
-    fields = [field for field in dataclasses.fields(PoolingServeContext) if field.name == "pooling_params"]
-    assert [(field.default, field.default_factory) for field in fields] == [(dataclasses.MISSING,) * 2]
 
 
 def test_a_disconnected_client_aborts_all_its_prompts(embedder: LiveServer, wait_until: Callable[..., None]) -> None:

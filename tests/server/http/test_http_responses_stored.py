@@ -7,9 +7,8 @@ import openai
 import pytest
 
 from server.limits import LimitsConfig
-from tests.server.http.conftest import PATIENT_S
+from tests.server.http.conftest import PATIENT_S, TEXT
 
-TEXT = " Paris, the city of light."
 INPUT = "What is the capital of France?"
 
 

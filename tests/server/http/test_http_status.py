@@ -77,9 +77,8 @@ def test_there_are_no_live_figures_without_an_engine(serve, reason, status) -> N
     assert server.get("/").status_code == 200
 
 
-def test_page_and_figures_need_no_key_and_are_not_counted(serve) -> None:
-    server = serve(api_keys=("secret",))
-    assert server.get("/").status_code == 200
+def test_requests_for_the_page_are_not_counted(serve) -> None:
+    server = serve()
     assert server.get("/status.json").status_code == 200
     assert "/status.json" not in server.get("/metrics").text
 

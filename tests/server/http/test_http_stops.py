@@ -1,18 +1,14 @@
 """Ends of an output and the reasons that are reported for them."""
 
-import json
-
 import pytest
 
 from server.types import EngineOutput
+from tests.server.http.conftest import TEXT
 
 
 def end_of(server, **fields):
     choice = server.complete(**fields).json()["choices"][0]
     return choice["text"], choice["finish_reason"], choice["stop_reason"]
-
-
-TEXT = " Paris, the city of light."
 
 
 @pytest.mark.parametrize(
@@ -50,8 +46,7 @@ def test_usage_counts_the_tokens_up_to_the_stop_string(server):
 
 
 def test_stream_never_shows_part_of_a_stop_string(server):
-    lines = server.stream_lines("/v1/completions", {"prompt": "a", "stop": ["the city of"]})
-    choices = [json.loads(line)["choices"][0] for line in lines[:-1]]
+    choices = [chunk["choices"][0] for chunk in server.stream_completion(stop=["the city of"])]
     assert "".join(choice["text"] for choice in choices) == " Paris, "
     assert (choices[-1]["finish_reason"], choices[-1]["stop_reason"]) == ("stop", "the city of")
 
@@ -79,5 +74,5 @@ def test_end_without_a_new_token_is_reported(server, engine, path, monkeypatch):
     answer = server.post(path, body).json()
     assert answer["choices"][0]["finish_reason"] == "length"
     assert answer["usage"]["completion_tokens"] == 1
-    last = json.loads(server.stream_lines(path, body)[-2])
+    last = server.stream(path, body)[-1]
     assert last["choices"][0]["finish_reason"] == "length"

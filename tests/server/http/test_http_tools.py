@@ -1,7 +1,5 @@
 """Tool calls over HTTP; tests/server/generation/test_tools.py has the grammars of their text."""
 
-import json
-
 import pytest
 
 from server.config import ModelFiles
@@ -19,8 +17,7 @@ def guided_of(engine):
 
 
 def streamed_calls(server, **fields):
-    body = {"messages": [{"role": "user", "content": "Weather?"}], "max_tokens": 200} | fields
-    chunks = [json.loads(line) for line in server.stream_lines("/v1/chat/completions", body)[:-1]]
+    chunks = server.stream_chat(**({"max_tokens": 200} | fields))
     calls = {}
     for chunk in chunks:
         for delta in chunk["choices"][0]["delta"].get("tool_calls", ()):
