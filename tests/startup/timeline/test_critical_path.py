@@ -3,196 +3,150 @@
 import random
 from itertools import pairwise
 
+import pytest
+
 from startup.timeline.critical_path import find_critical_path
 from startup.timeline.spans import PhaseSpan
 
 MS = 1_000_000
 
-
-def span(process: str, name: str, begin_ms: float, end_ms: float, waits_for: str | None = None) -> PhaseSpan:
-    return PhaseSpan(process, name, round(begin_ms * MS), round(end_ms * MS), waits_for)
-
-
-def path_of(*spans: PhaseSpan, end_ms: float) -> list[tuple[str, float, float]]:
-    path = find_critical_path(spans, begin_ns=0, end_ns=round(end_ms * MS))
-    return [(f"{s.process}:{s.name}", s.begin_ns / MS, s.end_ns / MS) for s in path]
-
-
-def test_one_process_explains_its_own_time_and_a_gap_is_unexplained() -> None:
-    assert path_of(span("api", "a", 0, 10), span("api", "b", 15, 20), end_ms=20) == [
-        ("api:a", 0, 10),
-        ("api:unexplained", 10, 15),
-        ("api:b", 15, 20),
-    ]
-
-
-def test_no_span_at_all_leaves_everything_unexplained() -> None:
-    assert path_of(end_ms=5) == [("api:unexplained", 0, 5)]
-
-
-def test_an_inner_span_explains_its_part_of_the_outer_one() -> None:
-    assert path_of(span("api", "outer", 0, 30), span("api", "inner", 10, 20), end_ms=30) == [
-        ("api:outer", 0, 10),
-        ("api:inner", 10, 20),
-        ("api:outer", 20, 30),
-    ]
-
-
-def test_work_of_the_api_process_is_not_on_the_path_while_the_engine_takes_longer() -> None:
-    spans = (
-        span("api", "boot", 0, 10),
-        span("api", "import_server", 10, 60),
-        span("api", "wait", 60, 100, "engine"),
-        span("engine", "import_torch", 10, 80),
-        span("engine", "load", 80, 95),
-    )
-    assert path_of(*spans, end_ms=100) == [
-        ("api:boot", 0, 10),
-        ("engine:import_torch", 10, 80),
-        ("engine:load", 80, 95),
-        ("api:wait", 95, 100),
-    ]
-
-
-def test_work_of_the_engine_is_not_on_the_path_while_the_api_process_takes_longer() -> None:
-    spans = (
-        span("api", "import_server", 0, 60),
-        span("api", "wait", 60, 61, "engine"),
-        span("engine", "load", 10, 40),
-    )
-    assert path_of(*spans, end_ms=61) == [("api:import_server", 0, 60), ("api:wait", 60, 61)]
-
-
-def test_a_chain_of_three_processes_is_followed_to_its_beginning() -> None:
-    spans = (
-        span("api", "boot", 0, 10),
-        span("api", "import_server", 10, 50),
-        span("api", "fork_engine", 50, 91, "forkserver"),
-        span("api", "wait", 91, 120, "engine"),
-        span("forkserver", "preload", 10, 90),
-        span("engine", "load", 92, 120),
-    )
-    assert path_of(*spans, end_ms=120) == [
-        ("api:boot", 0, 10),
-        ("forkserver:preload", 10, 90),
-        ("api:fork_engine", 90, 91),
-        ("api:wait", 91, 92),
-        ("engine:load", 92, 120),
-    ]
-
-
-def test_an_engine_requested_early_waited_for_the_imports_of_the_forkserver() -> None:
-    spans = (
-        span("api", "boot", 0, 10),
-        span("api", "import_server", 10, 105),
-        span("api", "wait", 105, 120, "engine"),
-        span("forkserver", "preload", 10, 90),
-        span("engine", "load", 95, 120),
-    )
-    assert path_of(*spans, end_ms=120) == [
-        ("api:boot", 0, 10),
-        ("forkserver:preload", 10, 95),
-        ("engine:load", 95, 120),
-    ]
-
-
-def test_an_engine_requested_after_the_imports_waited_for_the_api_process() -> None:
-    spans = (
-        span("api", "boot", 0, 10),
-        span("api", "download", 10, 95),
-        span("api", "wait", 95, 120, "engine"),
-        span("forkserver", "preload", 10, 50),
-        span("engine", "load", 95, 120),
-    )
-    assert path_of(*spans, end_ms=120) == [
-        ("api:boot", 0, 10),
-        ("api:download", 10, 95),
-        ("engine:load", 95, 120),
-    ]
-
-
-def test_an_idle_engine_waited_for_the_work_that_the_api_process_finished_then() -> None:
-    spans = (
-        span("api", "build_renderer", 0, 29),
-        span("api", "wait", 29, 40, "engine"),
-        span("engine", "load", 5, 20),
-        span("engine", "first_token", 30, 40),
-    )
-    assert path_of(*spans, end_ms=40) == [
-        ("api:build_renderer", 0, 29),
-        ("engine:unexplained", 29, 30),
-        ("engine:first_token", 30, 40),
-    ]
-
-
-def test_an_idle_engine_waited_for_the_process_that_the_api_process_waited_for() -> None:
-    spans = (
-        span("api", "boot", 0, 10),
-        span("api", "fork_helper", 10, 26, "forkserver"),
-        span("api", "wait", 26, 40, "engine"),
-        span("forkserver", "preload", 5, 25),
-        span("engine", "load", 5, 20),
-        span("engine", "first_token", 30, 40),
-    )
-    assert path_of(*spans, end_ms=40) == [
-        ("api:boot", 0, 5),
-        ("forkserver:preload", 5, 25),
-        ("api:fork_helper", 25, 26),
-        ("engine:unexplained", 26, 30),
-        ("engine:first_token", 30, 40),
-    ]
+CASES = {
+    "a gap is unexplained": (
+        ["api a 0 10", "api b 15 20"],
+        ["api:a until 10", "api:unexplained until 15", "api:b until 20"],
+    ),
+    "no span at all": ([], ["api:unexplained until 5"]),
+    "an inner span explains its part of the outer one": (
+        ["api outer 0 30", "api inner 10 20"],
+        ["api:outer until 10", "api:inner until 20", "api:outer until 30"],
+    ),
+    "the engine takes longer than the work of the api process": (
+        [
+            "api boot 0 10",
+            "api import_server 10 60",
+            "api wait 60 100 for engine",
+            "engine import_torch 10 80",
+            "engine load 80 95",
+        ],
+        ["api:boot until 10", "engine:import_torch until 80", "engine:load until 95", "api:wait until 100"],
+    ),
+    "the api process takes longer than the engine": (
+        ["api import_server 0 60", "api wait 60 61 for engine", "engine load 10 40"],
+        ["api:import_server until 60", "api:wait until 61"],
+    ),
+    "a chain of three processes": (
+        [
+            "api boot 0 10",
+            "api import_server 10 50",
+            "api fork_engine 50 91 for forkserver",
+            "api wait 91 120 for engine",
+            "forkserver preload 10 90",
+            "engine load 92 120",
+        ],
+        [
+            "api:boot until 10",
+            "forkserver:preload until 90",
+            "api:fork_engine until 91",
+            "api:wait until 92",
+            "engine:load until 120",
+        ],
+    ),
+    "an engine requested early waits for the imports of the forkserver": (
+        [
+            "api boot 0 10",
+            "api import_server 10 105",
+            "api wait 105 120 for engine",
+            "forkserver preload 10 90",
+            "engine load 95 120",
+        ],
+        ["api:boot until 10", "forkserver:preload until 95", "engine:load until 120"],
+    ),
+    "an engine requested after the imports waits for the api process": (
+        [
+            "api boot 0 10",
+            "api download 10 95",
+            "api wait 95 120 for engine",
+            "forkserver preload 10 50",
+            "engine load 95 120",
+        ],
+        ["api:boot until 10", "api:download until 95", "engine:load until 120"],
+    ),
+    "an idle engine waited for the work that the api process finished then": (
+        ["api build_renderer 0 29", "api wait 29 40 for engine", "engine load 5 20", "engine first_token 30 40"],
+        ["api:build_renderer until 29", "engine:unexplained until 30", "engine:first_token until 40"],
+    ),
+    "an idle engine waited for the process that the api process waited for": (
+        [
+            "api boot 0 10",
+            "api fork_helper 10 26 for forkserver",
+            "api wait 26 40 for engine",
+            "forkserver preload 5 25",
+            "engine load 5 20",
+            "engine first_token 30 40",
+        ],
+        [
+            "api:boot until 5",
+            "forkserver:preload until 25",
+            "api:fork_helper until 26",
+            "engine:unexplained until 30",
+            "engine:first_token until 40",
+        ],
+    ),
+    "an idle engine did not wait for a wait for itself": (
+        [
+            "api build 0 22",
+            "api first_wait 22 28 for engine",
+            "api second_wait 28 40 for engine",
+            "engine load 5 20",
+            "engine first_token 30 40",
+        ],
+        ["api:build until 22", "engine:unexplained until 30", "engine:first_token until 40"],
+    ),
+    "a wait of the engine for the api process returns the path to it": (
+        [
+            "api build_renderer 0 30",
+            "api wait 30 40 for engine",
+            "engine load 5 20",
+            "engine await_request 20 30 for api",
+            "engine first_token 30 40",
+        ],
+        ["api:build_renderer until 30", "engine:first_token until 40"],
+    ),
+    "a gap of the api process is explained by the work of the engine": (
+        ["api boot 0 20", "engine load 10 35", "api end 40 40"],
+        ["api:boot until 20", "engine:load until 35", "api:unexplained until 40"],
+    ),
+    "no process waits for prefetch": (
+        ["api boot 0 10", "prefetch read 5 40"],
+        ["api:boot until 10", "api:unexplained until 40"],
+    ),
+    "a tiny gap between two spans belongs to the first": (
+        ["api a 0 10", "api b 10.05 20"],
+        ["api:a until 10.05", "api:b until 20"],
+    ),
+    "spans are cut off where the start begins": (["api long -50 10"], ["api:long until 10"]),
+}
+"""Spans with begin and end in milliseconds -> the path. The start ends with the last span, or after 5 ms."""
 
 
-def test_an_idle_engine_did_not_wait_for_a_wait_for_itself() -> None:
-    spans = (
-        span("api", "build", 0, 22),
-        span("api", "first_wait", 22, 28, "engine"),
-        span("api", "second_wait", 28, 40, "engine"),
-        span("engine", "load", 5, 20),
-        span("engine", "first_token", 30, 40),
-    )
-    assert path_of(*spans, end_ms=40) == [
-        ("api:build", 0, 22),
-        ("engine:unexplained", 22, 30),
-        ("engine:first_token", 30, 40),
-    ]
+def parse(text: str) -> PhaseSpan:
+    times, _, waits_for = text.partition(" for ")
+    process, name, begin_ms, end_ms = times.split()
+    return PhaseSpan(process, name, round(float(begin_ms) * MS), round(float(end_ms) * MS), waits_for or None)
 
 
-def test_a_wait_of_the_engine_for_the_api_process_returns_the_path_to_it() -> None:
-    spans = (
-        span("api", "build_renderer", 0, 30),
-        span("api", "wait", 30, 40, "engine"),
-        span("engine", "load", 5, 20),
-        span("engine", "await_request", 20, 30, "api"),
-        span("engine", "first_token", 30, 40),
-    )
-    assert path_of(*spans, end_ms=40) == [("api:build_renderer", 0, 30), ("engine:first_token", 30, 40)]
-
-
-def test_a_gap_of_the_api_process_is_explained_by_the_work_of_the_engine() -> None:
-    spans = (span("api", "boot", 0, 20), span("engine", "load", 10, 35))
-    assert path_of(*spans, end_ms=40) == [("api:boot", 0, 20), ("engine:load", 20, 35), ("api:unexplained", 35, 40)]
-
-
-def test_prefetch_is_never_on_the_path_since_no_process_waits_for_it() -> None:
-    spans = (span("api", "boot", 0, 10), span("prefetch", "read", 5, 40))
-    assert path_of(*spans, end_ms=40) == [("api:boot", 0, 10), ("api:unexplained", 10, 40)]
-
-
-def test_a_tiny_gap_between_two_spans_belongs_to_the_first() -> None:
-    assert path_of(span("api", "a", 0, 10), span("api", "b", 10.05, 20), end_ms=20) == [
-        ("api:a", 0, 10.05),
-        ("api:b", 10.05, 20),
-    ]
-
-
-def test_spans_are_cut_off_where_the_start_begins_and_ends() -> None:
-    assert path_of(span("api", "long", -50, 500), end_ms=10) == [("api:long", 0, 10)]
+@pytest.mark.parametrize(("spans", "expected"), CASES.values(), ids=CASES)
+def test_the_path_follows_what_the_start_waited_for(spans: list[str], expected: list[str]) -> None:
+    parsed = list(map(parse, spans))
+    end_ns = max((span.end_ns for span in parsed), default=5 * MS)
+    path = find_critical_path(parsed, begin_ns=0, end_ns=end_ns)
+    assert [f"{span.process}:{span.name} until {span.end_ns / MS:g}" for span in path] == expected
 
 
 def test_two_processes_that_wait_for_each_other_end_the_search() -> None:
-    spans = (span("api", "wait", 0, 40, "engine"), span("engine", "wait", 0, 40, "api"))
-    assert sum(end - begin for _, begin, end in path_of(*spans, end_ms=40)) == 40
+    spans = [parse("api wait 0 40 for engine"), parse("engine wait 0 40 for api")]
+    path = find_critical_path(spans, begin_ns=0, end_ns=30 * MS)
+    assert sum(span.end_ns - span.begin_ns for span in path) == 30 * MS
 
 
 def test_any_spans_give_a_partition() -> None:
@@ -208,8 +162,8 @@ def random_spans(source: random.Random) -> list[PhaseSpan]:
     processes = ("api", "engine", "forkserver", "prefetch")
     spans = []
     for number in range(source.randrange(30)):
-        begin = source.uniform(-10, 110)
-        end = begin + source.random() * source.choice((0, 0.01, 3, 40))
+        begin_ns = round(source.uniform(-10, 110) * MS)
+        end_ns = begin_ns + round(source.random() * source.choice((0, 0.01, 3, 40)) * MS)
         waits_for = source.choice((None, None, *processes, "unknown"))
-        spans.append(span(source.choice(processes), f"s{number}", begin, end, waits_for))
+        spans.append(PhaseSpan(source.choice(processes), f"s{number}", begin_ns, end_ns, waits_for))
     return spans

@@ -13,7 +13,15 @@ from server.server_config import ServerConfig
 from startup.config import ModelConfig, StartupConfig
 from startup.outcome import explain_slowness
 from startup.start_key import start_key
-from startup.timeline.history import MAX_PER_KEY, MAX_RECORDS, StartRecord, history_path, read_history, record_start
+from startup.timeline.history import (
+    MAX_PER_KEY,
+    MAX_RECORDS,
+    EarlierStarts,
+    StartRecord,
+    history_path,
+    read_history,
+    record_start,
+)
 from tests.startup.timeline.start_reports import report_of
 
 
@@ -24,6 +32,12 @@ def path(tmp_path: Path) -> Path:
 
 def record_of(key: str = "k", **times: float) -> StartRecord:
     return StartRecord.from_report(report_of(**times), key)
+
+
+def earlier_starts(path: Path, key: str = "k") -> EarlierStarts:
+    earlier = read_history(key, path)
+    assert earlier is not None
+    return earlier
 
 
 def config_of(model: str | None = "some/model", **engine: object) -> StartupConfig:
@@ -38,16 +52,11 @@ def config_of(model: str | None = "some/model", **engine: object) -> StartupConf
     )
 
 
-def test_the_first_start_has_no_history(path) -> None:
-    assert read_history("k", path) is None
-
-
 def test_medians_come_from_the_starts_with_the_same_key(path) -> None:
     for import_s in (1.0, 1.2, 5.0):
         record_start(record_of(import_s=import_s), path)
     record_start(record_of("other", import_s=90), path)
-    earlier = read_history("k", path)
-    assert earlier is not None
+    earlier = earlier_starts(path)
     assert len(earlier.records) == 3
     assert earlier.total_s == pytest.approx(1.9)
     assert earlier.phases["engine:import_torch"] == pytest.approx(1.2)
@@ -59,19 +68,6 @@ def test_the_file_lies_in_the_cache_folder(monkeypatch, tmp_path) -> None:
     record_start(record_of())
     assert history_path() == tmp_path / "vllm_cli" / "history.jsonl"
     assert read_history("k") is not None
-
-
-def test_the_file_keeps_the_newest_starts_only(path) -> None:
-    path.parent.mkdir()
-    lines = [record_of(f"k{number % 40}", import_s=number).to_line() for number in range(3 * MAX_RECORDS)]
-    lines += [record_of("busy", import_s=number).to_line() for number in range(2 * MAX_PER_KEY)]
-    path.write_text("\n".join(lines))
-    record_start(record_of("busy", import_s=1000), path)
-    assert len(path.read_text().splitlines()) <= MAX_RECORDS
-    earlier = read_history("busy", path)
-    assert earlier is not None
-    assert len(earlier.records) == MAX_PER_KEY
-    assert earlier.records[-1].phases["engine:import_torch"] == pytest.approx(1000)
 
 
 def test_a_model_that_is_started_often_does_not_displace_the_others(path) -> None:
@@ -87,8 +83,7 @@ def test_the_file_never_grows_beyond_twice_what_it_keeps(path) -> None:
     for _ in range(2 * MAX_RECORDS + 10):
         record_start(record_of("a"), path)
         assert len(path.read_text().splitlines()) <= 2 * MAX_RECORDS
-    earlier = read_history("a", path)
-    assert earlier is not None
+    earlier = earlier_starts(path, "a")
     assert len(earlier.records) == MAX_PER_KEY
 
 
@@ -114,8 +109,7 @@ def test_a_damaged_file_counts_as_empty_and_is_replaced(path, damage) -> None:
     path.write_bytes(damage)
     assert read_history("k", path) is None
     record_start(record_of(), path)
-    earlier = read_history("k", path)
-    assert earlier is not None
+    earlier = earlier_starts(path)
     assert len(earlier.records) == 1
 
 
@@ -123,8 +117,7 @@ def test_whole_lines_around_a_damaged_one_still_count(path) -> None:
     path.parent.mkdir()
     line = record_of().to_line()
     path.write_text(f"{line}\n{line[:40]}\n{line}")
-    earlier = read_history("k", path)
-    assert earlier is not None
+    earlier = earlier_starts(path)
     assert len(earlier.records) == 2
 
 
@@ -174,39 +167,35 @@ def test_a_record_is_the_same_after_writing_and_reading_its_line() -> None:
     assert json.loads(record.to_line())["resident_share"] == 0.5
 
 
-def history_of(path: Path, *import_times: float, resident_share: float | None = 1.0):
-    for import_s in import_times:
-        record_start(record_of(import_s=import_s, resident_share=resident_share), path)
-    return read_history("k", path)
-
-
-def test_a_slow_start_is_explained_by_the_phase_and_the_cold_page_cache(path) -> None:
-    earlier = history_of(path, 1.0, 1.0, 1.1)
-    line = explain_slowness(report_of(import_s=1.9, resident_share=0.1), earlier)
-    assert line == (
-        "slower than your median (2.6 s against 1.7 s): engine import torch took 0.9 s longer; "
-        "page cache was cold (10% of the weights in memory)"
-    )
-
-
-def test_the_worst_phase_comes_first(path) -> None:
-    line = explain_slowness(report_of(import_s=1.6, load_s=1.9), history_of(path, 1.0, 1.0, 1.0))
-    assert line is not None
-    assert line.index("load weights took 1.4 s") < line.index("import torch took 0.6 s")
-
-
-def test_a_page_cache_that_is_always_cold_is_no_reason(path) -> None:
-    earlier = history_of(path, 1.0, 1.0, 1.0, resident_share=0.0)
-    line = explain_slowness(report_of(import_s=2.0, resident_share=0.0), earlier)
-    assert line is not None
-    assert "page cache" not in line
-
-
-@pytest.mark.parametrize("import_s", [0.4, 1.0, 1.1])
-def test_an_ordinary_start_needs_no_explanation(path, import_s) -> None:
-    assert explain_slowness(report_of(import_s=import_s), history_of(path, 1.0, 1.0, 1.0)) is None
-
-
-def test_two_earlier_starts_are_too_few_for_a_comparison(path) -> None:
-    assert explain_slowness(report_of(import_s=9), history_of(path, 1.0, 1.0)) is None
-    assert explain_slowness(report_of(import_s=9), None) is None
+@pytest.mark.parametrize(
+    ("earlier", "now", "expected"),
+    [
+        pytest.param(
+            {"import_times": (1.0, 1.0, 1.1)},
+            {"import_s": 1.9, "resident_share": 0.1},
+            "slower than your median (2.6 s against 1.7 s): engine import torch took 0.9 s longer; "
+            "page cache was cold (10% of the weights in memory)",
+            id="phase and page cache",
+        ),
+        pytest.param(
+            {"import_times": (1.0, 1.0, 1.0)},
+            {"import_s": 1.6, "load_s": 1.9},
+            "slower than your median (3.7 s against 1.7 s): engine load weights took 1.4 s longer; "
+            "engine import torch took 0.6 s longer",
+            id="the worst phase first",
+        ),
+        pytest.param(
+            {"import_times": (1.0, 1.0, 1.0), "resident_share": 0.0},
+            {"import_s": 2.0, "resident_share": 0.0},
+            "slower than your median (2.7 s against 1.7 s): engine import torch took 1.0 s longer",
+            id="a page cache that is always cold",
+        ),
+        pytest.param({"import_times": (1.0, 1.0, 1.0)}, {"import_s": 1.1}, None, id="ordinary"),
+        pytest.param({"import_times": (1.0, 1.0)}, {"import_s": 9}, None, id="too few to compare"),
+        pytest.param({"import_times": ()}, {"import_s": 9}, None, id="the first start"),
+    ],
+)
+def test_a_slow_start_is_explained(path, earlier, now, expected) -> None:
+    for import_s in earlier["import_times"]:
+        record_start(record_of(import_s=import_s, resident_share=earlier.get("resident_share", 1.0)), path)
+    assert explain_slowness(report_of(**now), read_history("k", path)) == expected
