@@ -1,5 +1,6 @@
 """The outcome of a start: lines in the log, also why it was slower than earlier ones; files; the history."""
 
+import json
 import logging
 from collections.abc import Iterator
 from typing import Final
@@ -8,9 +9,9 @@ from server.types import EngineInfo
 from startup.prefetch.messages import PrefetchReport
 from startup.probes.start_state import StartState
 from startup.timeline.history import EarlierStarts, StartRecord, record_start
-from startup.timeline.report import StartReport, save_report
+from startup.timeline.report import StartReport, save_file
 from startup.timeline.subject import StartSubject
-from startup.timeline.trace import save_trace
+from startup.timeline.trace import build_trace
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +68,9 @@ def explain_slowness(report: StartReport, earlier: EarlierStarts | None) -> str 
 
 def _save_files(report: StartReport, subject: StartSubject) -> None:
     if subject.report_file is not None:
-        save_report(report, subject.report_file)
+        save_file(subject.report_file, report.to_json(), "start-up report")
     if subject.trace_file is not None:
-        save_trace(report, subject.trace_file)
+        save_file(subject.trace_file, json.dumps(build_trace(report)) + "\n", "start-up trace")
 
 
 def _log_engine(info: EngineInfo) -> None:

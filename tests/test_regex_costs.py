@@ -19,7 +19,7 @@ ROOT: Final = Path(__file__).parents[1]
 
 EXCEPTIONS: Final = {
     ("server.parsers.tools.pythonic", "_STRING"): "it cannot fail behind the repetition: it goes on to the text's end",
-    ("startup.probes.probe_request", "_HEAD"): "a line ends where the next one begins, and 4 KB are read at most",
+    ("startup.probes.probe_http", "_HEAD"): "a line ends where the next one begins, and 4 KB are read at most",
     ("server.renderers.tokenizers.grok2_tokenizer", "_cut_spaces"): "it fails at the end of the text only",
 }
 """Module and name -> why the cost is bounded all the same."""

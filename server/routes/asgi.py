@@ -102,7 +102,14 @@ def read_request_id(scope: Scope) -> str | None:
 async def send_json(send: Send, body: Any, *, status: int = 200, headers: Headers = ()) -> None:
     """Sends a whole response; bytes are sent as encoded JSON."""
     payload = body if isinstance(body, bytes) else _encoder.encode(body)
-    fixed = ((b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode()))
+    await send_bytes(send, payload, content_type=b"application/json", status=status, headers=headers)
+
+
+async def send_bytes(
+    send: Send, payload: bytes, *, content_type: bytes, status: int = 200, headers: Headers = ()
+) -> None:
+    """Sends a whole response."""
+    fixed = ((b"content-type", content_type), (b"content-length", str(len(payload)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
     await send({"type": "http.response.body", "body": payload})
 
@@ -119,13 +126,6 @@ async def send_unavailable(send: Send, problem: UnavailableResponse, failures: F
     error = problem.error
     body = problem if failures is OPENAI else failures.to_body(error_response(error.message, type=error.type, code=503))
     await send_json(send, body, status=503, headers=_RETRY_AFTER if problem.may_retry else ())
-
-
-async def send_binary(send: Send, payload: bytes, *, content_type: bytes, headers: Headers) -> None:
-    """Sends a whole response that is not JSON."""
-    fixed = ((b"content-type", content_type), (b"content-length", str(len(payload)).encode()))
-    await send({"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]})
-    await send({"type": "http.response.body", "body": payload})
 
 
 async def send_events(

@@ -30,7 +30,7 @@ from server.routes.asgi import (
     read_body,
     read_header,
     read_request_id,
-    send_binary,
+    send_bytes,
     send_events,
     send_failure,
     send_json,
@@ -166,7 +166,7 @@ class JsonEndpoint(Generic[T]):
                 send, response, headers=(*headers(), *_load_headers(self._intake.engine.stats, context.load_format))
             )
         elif isinstance(response, BinaryResponse):
-            await send_binary(
+            await send_bytes(
                 send, response.body, content_type=response.content_type, headers=(*response.headers, *headers())
             )
         else:

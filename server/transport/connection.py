@@ -23,8 +23,7 @@ from server.routes.health import PROBE_PATHS
 from server.transport.connection_table import ConnectionTable, raise_file_limit
 from server.transport.lingering_transport import LingeringTransport
 from server.transport.probe_process import ProbeProcess
-from server.transport.read_watch import READ_GRACE_S, ReadWatch, Stage, head_too_large
-from server.transport.rejection import RejectedError, Rejection
+from server.transport.read_watch import READ_GRACE_S, ReadWatch, RejectedError, Rejection, Stage, head_too_large
 from server.transport.tls_handshake import TlsHandshake
 
 logger = logging.getLogger(__name__)

@@ -1,11 +1,15 @@
-"""Tracks how far a client has sent its request, and applies time and size limits to it."""
+"""Tracks how far a client has sent its request, and rejects one that exceeds a limit of time or size."""
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
+from http import HTTPStatus
 
+import msgspec
+
+from server.http_body.errors import error_response
 from server.limits import LimitsConfig, flag_of
-from server.transport.rejection import Rejection
 
 READ_GRACE_S = 0.05
 """Extra time before a timeout applies, to read what arrived while this process was stopped.
@@ -14,6 +18,34 @@ When the process continues, timers run before sockets are read.
 """
 _FRAMING_FACTOR = 8
 """Most chunk framing and trailers per byte of the body: a chunk of one byte has five bytes of framing."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """An HTTP error for a request that does not reach the application; the connection is closed after it."""
+
+    status: int
+    message: str
+    retry_after_s: int | None = None
+
+    def encode(self, default_headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The whole HTTP/1.1 response, with `connection: close`."""
+        phrase = HTTPStatus(self.status).phrase
+        body = msgspec.json.encode(error_response(self.message, type=phrase, code=self.status))
+        lines = [b"HTTP/1.1 %d %s" % (self.status, phrase.encode())]
+        lines += [name + b": " + value for name, value in default_headers]
+        if self.retry_after_s is not None:
+            lines.append(b"retry-after: %d" % self.retry_after_s)
+        lines += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close", b"", body]
+        return b"\r\n".join(lines)
+
+
+class RejectedError(Exception):
+    """Raised in a callback of the parser, which then stops parsing the connection's input."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(rejection.message)
+        self.rejection = rejection
 
 
 class Stage(Enum):

@@ -4,20 +4,24 @@
 """
 
 import logging
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from envs.home import expand_home
+from envs.registry import env
 from server.config import ModelFiles
 from startup.config import DEFAULT_MODEL_ID, ModelConfig
 from startup.errors import ModelNotFoundError
 from startup.model.checkpoint_folder import model_problem, tokenizer_problem
-from startup.model.hub_cache import dangling_links, find_snapshot, hub_cache_dir, is_hub_id, is_offline
 
 if TYPE_CHECKING:
     from startup.model.download_progress import Show
 
 logger = logging.getLogger(__name__)
+
+_DEFAULT_REVISION: Final = "main"
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 class ModelPlace(NamedTuple):
@@ -158,3 +162,41 @@ def _state(place: ModelPlace) -> str | None:
 
 def _problem(place: ModelPlace, folder: Path) -> str | None:
     return tokenizer_problem(folder) if place.is_tokenizer else model_problem(folder)
+
+
+def is_offline() -> bool:
+    """Whether the user forbids requests to the hub."""
+    return env.HF_HUB_OFFLINE.get() or env.TRANSFORMERS_OFFLINE.get()
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the name has the form of a model id on the hub."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def hub_cache_dir(config: ModelConfig) -> Path:
+    """The folder of models from the hub."""
+    return Path(expand_home(config.download_dir)) if config.download_dir else env.HF_HUB_CACHE.get()
+
+
+def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Path | None:
+    """The folder of a cached revision, whose files may be incomplete; None if it was never downloaded."""
+    folder = cache_dir / f"models--{model_id.replace('/', '--')}"
+    commit = _commit_of(folder, revision or _DEFAULT_REVISION)
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def dangling_links(snapshot: Path) -> list[str]:
+    """Files of the snapshot whose blob does not exist."""
+    try:
+        return sorted(path.name for path in snapshot.iterdir() if path.is_symlink() and not path.exists())
+    except OSError:
+        return []
+
+
+def _commit_of(folder: Path, revision: str) -> str:
+    try:
+        return (folder / "refs" / revision).read_text(encoding="ascii").strip()
+    except OSError:
+        return revision

@@ -7,8 +7,7 @@ from envs.home import expand_home
 from envs.suggestion import did_you_mean
 from server.wording import format_bytes, list_some
 from startup.config import ModelConfig
-from startup.model.hub_cache import dangling_links, hub_cache_dir, is_offline
-from startup.model.location import ModelPlace
+from startup.model.location import ModelPlace, dangling_links, hub_cache_dir, is_offline
 from startup.preflight.report import Finding, error, info
 
 

@@ -18,9 +18,8 @@ from server.machine.memory import MemoryState, read_memory
 from server.wording import list_some
 from startup.config import StartupConfig
 from startup.model.checkpoint_folder import tokenizer_problem
-from startup.model.hub_cache import hub_cache_dir, is_offline
 from startup.model.json_file import read_json_object
-from startup.model.location import Location, ModelPlace, locate
+from startup.model.location import Location, ModelPlace, hub_cache_dir, is_offline, locate
 from startup.preflight.access import check_api_keys, check_tls
 from startup.preflight.address import check_address
 from startup.preflight.chat_template import check_chat_templates

@@ -26,8 +26,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from server.machine.realtime import RealtimePriority
-from startup.probes.answer import Answer
-from startup.probes.probe_request import MAX_HEAD_BYTES, ProbeRequest, parse_probe
+from startup.probes.probe_http import MAX_HEAD_BYTES, Answer, ProbeRequest, parse_probe
 from startup.probes.serving_messages import (
     BEAT,
     LEND,

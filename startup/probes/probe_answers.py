@@ -3,14 +3,14 @@
 import json
 
 from server.status_page.page import DATA_PATH, read_page
-from startup.probes.answer import Answer
+from startup.probes.probe_http import Answer
 from startup.probes.start_state import StartState
 
 _LIVE_PATH = "/livez"
 
 
 class ProbeAnswers:
-    """Implements `startup.probes.answer.Answers`, in the responder's process, on its copy of the state."""
+    """Implements `startup.probes.probe_http.Answers` in the responder's process, on its copy of the state."""
 
     def __init__(self, state: StartState, *, is_private: bool = False) -> None:
         """With `is_private`, answers contain only what probes need: the responder has no API keys."""

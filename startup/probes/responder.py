@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from startup.probes import responder_process
-from startup.probes.answer import Answers
+from startup.probes.probe_http import Answers
 from startup.probes.responder_process import GIVEN_UP, HAND_OVER, OpenChannel, open_plain, run_process
 from startup.probes.serving_messages import ServingSettings
 from startup.processes import group_signals

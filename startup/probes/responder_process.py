@@ -17,7 +17,7 @@ from typing import NoReturn, Protocol
 from server.errors import ServerError
 from startup.logs.setup import rename_process
 from startup.probes.acceptor import Acceptor
-from startup.probes.answer import Answer, Answers
+from startup.probes.probe_http import Answer, Answers
 from startup.probes.serving_messages import SERVE, ServingSettings
 from startup.processes import death_pipe, group_signals
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple, Self
 
-from startup.probes.probe_request import PATH
+from startup.probes.probe_http import PATH
 
 SERVE: Final = b"serve "
 """From the API process, with `ServingSettings`: from now on the responder accepts for the HTTP server."""

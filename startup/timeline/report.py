@@ -95,7 +95,7 @@ class StartReport(_Times):
             **{name: facts[name] for name in ("outcome", "error", "model", "start_method", "versions", "page_cache")},
             "total_s": _rounded(self.total_s),
             "explained_share": _rounded(self.explained_share),
-            "phases": [_round_all(phase._asdict()) for phase in self.phases],
+            "phases": [_round_all(asdict(phase)) for phase in self.phases],
             "critical_path": [_round_all(asdict(stretch)) for stretch in self.critical_path],
             "spans": [_round_all(asdict(span)) for span in self.spans],
             "marks": _round_all(self.marks),
@@ -149,12 +149,12 @@ def read_report(text: str) -> StartReport:
         raise ReportError(str(err)) from err
 
 
-def save_report(report: StartReport, path: Path) -> None:
-    """Writes the file of `--startup-report`; a failure is a warning and does not end the start."""
+def save_file(path: Path, text: str, what: str) -> None:
+    """Writes a file about the start; a failure is a warning and does not end the start."""
     try:
-        write_whole(path, report.to_json())
+        write_whole(path, text)
     except OSError as err:
-        logger.warning("the start-up report could not be written to %s: %s", path, err.strerror)
+        logger.warning("the %s could not be written to %s: %s", what, path, err.strerror)
 
 
 def format_phases(path: Sequence[Stretch], spans: Iterable[Stretch] = ()) -> str:

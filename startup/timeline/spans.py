@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 API: Final = "api"
 """The process that the user started; all others are its children."""
@@ -20,12 +20,23 @@ _NS: Final = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class PhaseSpan:
-    """One phase in one process, in monotonic nanoseconds."""
+class Phase:
+    """A phase of one process."""
 
     process: str
     """`api`, `engine`, `forkserver` or `prefetch`."""
     name: str
+
+    @property
+    def key(self) -> str:
+        """The phase's name across processes and starts."""
+        return f"{self.process}:{self.name}"
+
+
+@dataclass(frozen=True)
+class PhaseSpan(Phase):
+    """One phase in one process, in monotonic nanoseconds."""
+
     begin_ns: int
     end_ns: int
     waits_for: str | None = None
@@ -35,18 +46,11 @@ class PhaseSpan:
     def duration_s(self) -> float:
         return (self.end_ns - self.begin_ns) / _NS
 
-    @property
-    def key(self) -> str:
-        """The phase's name across processes and starts."""
-        return f"{self.process}:{self.name}"
-
 
 @dataclass(frozen=True)
-class Stretch:
+class Stretch(Phase):
     """A span, or a piece of the critical path, in seconds since the start began."""
 
-    process: str
-    name: str
     begin_s: float
     end_s: float
     waits_for: str | None = None
@@ -60,27 +64,16 @@ class Stretch:
     def took_s(self) -> float:
         return self.end_s - self.begin_s
 
-    @property
-    def key(self) -> str:
-        """The phase's name across processes and starts."""
-        return f"{self.process}:{self.name}"
 
-
-class PhaseTotal(NamedTuple):
+@dataclass(frozen=True)
+class PhaseTotal(Phase):
     """The sum of all stretches of a phase."""
 
-    process: str
-    name: str
     begin_s: float
     """The first begin."""
     took_s: float
     share: float
     """Share of the whole start, 0 to 1."""
-
-    @property
-    def key(self) -> str:
-        """The phase's name across processes and starts."""
-        return f"{self.process}:{self.name}"
 
 
 def sum_phases(path: Sequence[Stretch]) -> list[PhaseTotal]:

@@ -1,27 +1,13 @@
 """The start as a trace in Chrome's event format, which Perfetto and chrome://tracing open."""
 
-import json
-import logging
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
-from server.machine.files import write_whole
 from startup.timeline.report import StartReport
 from startup.timeline.spans import Stretch
 
-logger = logging.getLogger(__name__)
-
 _CRITICAL_PATH: Final = "critical path"
 _MICRO: Final = 1_000_000
-
-
-def save_trace(report: StartReport, path: Path) -> None:
-    """Writes the file of `--startup-trace`; a failure is a warning and does not end the start."""
-    try:
-        write_whole(path, json.dumps(build_trace(report)) + "\n")
-    except OSError as err:
-        logger.warning("the start-up trace could not be written to %s: %s", path, err.strerror)
 
 
 def build_trace(report: StartReport) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from server.routes.asgi import read_announced_bytes, read_request_id
 from server.routes.middleware import ApiKeyMiddleware
 from server.security.api_keys import ApiKeys
 from server.types import GuidedDecoding, ReasoningMarker
-from startup.probes.probe_request import parse_probe
+from startup.probes.probe_http import parse_probe
 from tests.server.parsers.formats import FORMATS
 from tests.server.parsers.parsed import DEFINITIONS
 from tests.server.parsers.raw_texts import Call
@@ -231,7 +231,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "probe",
-        ("startup.probes.probe_request",),
+        ("startup.probes.probe_http",),
         lambda text: parse_probe(text.encode()),
         _units("a:\r\n", "a:", "a", ":", "\r\n", begin="GET /health HTTP/1.1\r\n"),
     ),

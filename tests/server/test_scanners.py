@@ -94,7 +94,7 @@ def test_every_module_that_reads_text_is_in_the_list() -> None:
 
 def test_the_list_names_no_module_that_is_gone() -> None:
     modules = {module for module, _ in _sources()}
-    assert _listed() - {"startup.probes.probe_request"} <= modules
+    assert _listed() - {"startup.probes.probe_http"} <= modules
     assert all(any(m == name or m.startswith(name + ".") for m in modules) for name in OTHER_TEXT)
 
 

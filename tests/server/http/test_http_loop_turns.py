@@ -32,8 +32,8 @@ MAX_TURN_S = 0.005
 _TRIES = 5
 """A collection of garbage, or a processor that was slowed down, may lengthen one."""
 MAX_LEN = 131_072
-CHAT, COMPLETION, BATCH = "/v1/chat/completions", "/v1/completions", "/v1/chat/completions/batch"
-RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+CHAT, COMPLETION, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
+LONG = "hello world " * 40_000
 PARTS = [{"type": "text", "text": "a"}] * 60_000
 HELLO = [{"role": "user", "content": "Hello"}]
 IDS = [i % 49_152 for i in range(400_000)]
@@ -76,139 +76,103 @@ def _flat_tools(key: str, size: int) -> list[dict[str, Any]]:
     return [{"name": f"f{i}", key: _schema(size), **kind} for i in range(256)]
 
 
+def _tool_use(given: dict[str, Any]) -> list[dict[str, Any]]:
+    call = {"type": "tool_use", "id": "a", "name": "f", "input": given}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "x"}
+    return [{"role": "assistant", "content": [call]}, *user([result])]
+
+
 def _nested(depth: int) -> dict[str, Any]:
     return {"a": _nested(depth - 1)} if depth else {}
 
 
+def _unused_tools() -> dict[str, Any]:
+    return {"tools": _flat_tools("parameters", 200), "tool_choice": "none"}
+
+
+def chat(**fields: Any) -> tuple[str, dict[str, Any]]:
+    return CHAT, {"messages": HELLO, **fields}
+
+
+def user(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+def completion(prompt: Any, **fields: Any) -> tuple[str, dict[str, Any]]:
+    return COMPLETION, {"prompt": prompt, **fields}
+
+
+def response(given: Any, **fields: Any) -> tuple[str, dict[str, Any]]:
+    return "/v1/responses", {"input": given, **fields}
+
+
+def message(**fields: Any) -> tuple[str, dict[str, Any]]:
+    return MESSAGES, {"max_tokens": 2, "messages": HELLO, **fields}
+
+
 BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
-    "chat: template variables": lambda: (CHAT, {"messages": HELLO, "chat_template_kwargs": _members(50_000)}),
-    "chat: long names": lambda: (
-        CHAT,
-        {"messages": [{"role": "assistant", "content": "", "tool_calls": [], "name": "x " * 100_000}] * 8},
+    "chat: template variables": lambda: chat(chat_template_kwargs=_members(50_000)),
+    "chat: long names": lambda: chat(
+        messages=[{"role": "assistant", "content": "", "tool_calls": [], "name": "x " * 100_000}] * 8
     ),
-    "chat: tools": lambda: (CHAT, {"messages": HELLO, "tools": _tools(150), "tool_choice": "none"}),
-    "chat: allowed tokens": lambda: (CHAT, {"messages": HELLO, "allowed_token_ids": IDS}),
-    "chat: schema": lambda: (CHAT, {"messages": HELLO, "structured_outputs": {"json": {"enum": WORDS}}}),
-    "completion: one token over and over": lambda: (COMPLETION, {"prompt": [5] * 130_000}),
+    "chat: tools": lambda: chat(tools=_tools(150), tool_choice="none"),
+    "chat: allowed tokens": lambda: chat(allowed_token_ids=IDS),
+    "chat: schema": lambda: chat(structured_outputs={"json": {"enum": WORDS}}),
+    "completion: one token over and over": lambda: completion([5] * 130_000),
 }
 """Each of these took more than 5 ms on the loop."""
 
 FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
-    "chat: content": lambda: (CHAT, {"messages": [{"role": "user", "content": "hello world " * 40_000}]}),
-    "chat: messages": lambda: (CHAT, {"messages": _turns(2048)}),
-    "chat: parts": lambda: (
-        CHAT,
-        {"messages": [{"role": "user", "content": PARTS}]},
-    ),
-    "chat: arguments of a call": lambda: (CHAT, {"messages": _calls(json.dumps(_members(20_000)))}),
-    "chat: long arguments": lambda: (CHAT, {"messages": _calls(json.dumps({"text": "x " * 200_000}))}),
-    "chat: required call": lambda: (CHAT, {"messages": HELLO, "tools": _tools(20), "tool_choice": "required"}),
-    "chat: strict tools": lambda: (CHAT, {"messages": HELLO, "tools": _strict(20)}),
-    "chat: documents": lambda: (CHAT, {"messages": HELLO, "documents": [{"title": "a", "text": "b"}] * 60_000}),
-    "chat: metadata": lambda: (CHAT, {"messages": HELLO, "metadata": _members(100_000)}),
-    "chat: unknown field": lambda: (CHAT, {"messages": HELLO, "unknown": _members(100_000)}),
-    "chat: deep": lambda: (CHAT, {"messages": HELLO, "chat_template_kwargs": _nested(120)}),
-    "chat: biases": lambda: (CHAT, {"messages": HELLO, "logit_bias": {str(i): 1 for i in range(49_152)}}),
-    "chat: stop tokens": lambda: (CHAT, {"messages": HELLO, "stop_token_ids": IDS}),
-    "chat: stop strings": lambda: (CHAT, {"messages": HELLO, "stop": [f"{'z' * 100_000}{i}" for i in range(64)]}),
-    "chat: bad words": lambda: (CHAT, {"messages": HELLO, "bad_words": [f"{'z y' * 300}{i}" for i in range(128)]}),
-    "chat: long schema": lambda: (
-        CHAT,
-        {"messages": HELLO, "structured_outputs": {"json": {"type": "object", "description": "x" * 10_000_000}}},
-    ),
-    "chat: schema as text": lambda: (
-        CHAT,
-        {"messages": HELLO, "structured_outputs": {"json": json.dumps({"enum": WORDS})}},
-    ),
-    "chat: choice": lambda: (CHAT, {"messages": HELLO, "structured_outputs": {"choice": WORDS[:4000]}}),
-    "chat: forwarded tokens": lambda: (
-        CHAT,
-        {"messages": HELLO, "kv_transfer_params": {"prompt_token_ids": IDS[:130_000]}},
-    ),
-    "chat: returned tokens": lambda: (
-        CHAT,
-        {"messages": [{"role": "user", "content": "a " * 120_000}], "return_token_ids": True},
-    ),
-    "completion: text": lambda: (COMPLETION, {"prompt": "hello world " * 40_000}),
-    "completion: echo": lambda: (COMPLETION, {"prompt": "hello world " * 40_000, "echo": True}),
-    "completion: echoed tokens": lambda: (COMPLETION, {"prompt": IDS[:130_000], "echo": True}),
-    "completion: biases": lambda: (COMPLETION, {"prompt": "a", "logit_bias": {str(i): 1 for i in range(49_152)}}),
-    "chat: choices": lambda: (CHAT, {"messages": HELLO, "n": 1024, "logprobs": True, "temperature": 1}),
-    "chat: streamed choices": lambda: (CHAT, {"messages": HELLO, "n": 4096, "temperature": 1, "stream": True}),
-    "completion: streamed prompts": lambda: (COMPLETION, {"prompt": ["a b c"] * 1024, "stream": True}),
-    "completion: prompts": lambda: (COMPLETION, {"prompt": ["a b c"] * 1024}),
-    "completion: prompts of one token": lambda: (COMPLETION, {"prompt": [[5] * 300] * 1024}),
-    "completion: echoed choices": lambda: (
-        COMPLETION,
-        {"prompt": "hello " * 5000, "echo": True, "n": 256, "temperature": 1},
-    ),
-    "chats in a batch": lambda: (BATCH, {"messages": [HELLO] * 1024}),
+    "chat: content": lambda: chat(messages=user(LONG)),
+    "chat: messages": lambda: chat(messages=_turns(2048)),
+    "chat: parts": lambda: chat(messages=user(PARTS)),
+    "chat: arguments of a call": lambda: chat(messages=_calls(json.dumps(_members(20_000)))),
+    "chat: long arguments": lambda: chat(messages=_calls(json.dumps({"text": "x " * 200_000}))),
+    "chat: required call": lambda: chat(tools=_tools(20), tool_choice="required"),
+    "chat: strict tools": lambda: chat(tools=_strict(20)),
+    "chat: documents": lambda: chat(documents=[{"title": "a", "text": "b"}] * 60_000),
+    "chat: metadata": lambda: chat(metadata=_members(100_000)),
+    "chat: unknown field": lambda: chat(unknown=_members(100_000)),
+    "chat: deep": lambda: chat(chat_template_kwargs=_nested(120)),
+    "chat: biases": lambda: chat(logit_bias={str(i): 1 for i in range(49_152)}),
+    "chat: stop tokens": lambda: chat(stop_token_ids=IDS),
+    "chat: stop strings": lambda: chat(stop=[f"{'z' * 100_000}{i}" for i in range(64)]),
+    "chat: bad words": lambda: chat(bad_words=[f"{'z y' * 300}{i}" for i in range(128)]),
+    "chat: long schema": lambda: chat(structured_outputs={"json": {"type": "object", "description": "x" * 10_000_000}}),
+    "chat: schema as text": lambda: chat(structured_outputs={"json": json.dumps({"enum": WORDS})}),
+    "chat: choice": lambda: chat(structured_outputs={"choice": WORDS[:4000]}),
+    "chat: forwarded tokens": lambda: chat(kv_transfer_params={"prompt_token_ids": IDS[:130_000]}),
+    "chat: returned tokens": lambda: chat(messages=user("a " * 120_000), return_token_ids=True),
+    "chat: choices": lambda: chat(n=1024, logprobs=True, temperature=1),
+    "chat: streamed choices": lambda: chat(n=4096, temperature=1, stream=True),
+    "chats in a batch": lambda: (f"{CHAT}/batch", {"messages": [HELLO] * 1024}),
+    "completion: text": lambda: completion(LONG),
+    "completion: echo": lambda: completion(LONG, echo=True),
+    "completion: echoed tokens": lambda: completion(IDS[:130_000], echo=True),
+    "completion: biases": lambda: completion("a", logit_bias={str(i): 1 for i in range(49_152)}),
+    "completion: streamed prompts": lambda: completion(["a b c"] * 1024, stream=True),
+    "completion: prompts": lambda: completion(["a b c"] * 1024),
+    "completion: prompts of one token": lambda: completion([[5] * 300] * 1024),
+    "completion: echoed choices": lambda: completion("hello " * 5000, echo=True, n=256, temperature=1),
     "generative scoring": lambda: (
         "/generative_scoring",
         {"query": "a", "items": ["b c"] * 1024, "label_token_ids": [5, 6]},
     ),
-    "responses: input": lambda: (RESPONSES, {"input": "hello world " * 40_000}),
-    "responses: items": lambda: (RESPONSES, {"input": _turns(2048)}),
-    "responses: parts": lambda: (
-        RESPONSES,
-        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a"}] * 60_000}]},
-    ),
-    "responses: metadata": lambda: (RESPONSES, {"input": "a", "metadata": {f"k{i}": "v" for i in range(300_000)}}),
-    "responses: tools": lambda: (
-        RESPONSES,
-        {"input": "a", "tools": _flat_tools("parameters", 200), "tool_choice": "none"},
-    ),
-    "responses: streamed tools": lambda: (
-        RESPONSES,
-        {"input": "a", "tools": _flat_tools("parameters", 200), "tool_choice": "none", "stream": True},
-    ),
-    "responses: in the background": lambda: (
-        RESPONSES,
-        {
-            "input": "a",
-            "tools": _flat_tools("parameters", 200),
-            "tool_choice": "none",
-            "stream": True,
-            "background": True,
-        },
-    ),
-    "responses: instructions": lambda: (RESPONSES, {"input": "a", "instructions": "hello world " * 40_000}),
-    "messages: content": lambda: (
-        MESSAGES,
-        {"max_tokens": 2, "messages": [{"role": "user", "content": "hello world " * 40_000}]},
-    ),
-    "messages: turns": lambda: (MESSAGES, {"max_tokens": 2, "messages": _turns(2048)}),
-    "messages: input of a tool": lambda: (
-        MESSAGES,
-        {
-            "max_tokens": 2,
-            "messages": [
-                {
-                    "role": "assistant",
-                    "content": [{"type": "tool_use", "id": "a", "name": "f", "input": _members(50_000)}],
-                },
-                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "x"}]},
-            ],
-        },
-    ),
-    "messages: tools": lambda: (
-        MESSAGES,
-        {
-            "max_tokens": 2,
-            "messages": HELLO,
-            "tools": _flat_tools("input_schema", 200),
-            "tool_choice": {"type": "none"},
-        },
-    ),
-    "messages: system": lambda: (
-        MESSAGES,
-        {"max_tokens": 2, "messages": HELLO, "system": PARTS},
-    ),
-    "count_tokens: parts": lambda: (
-        f"{MESSAGES}/count_tokens",
-        {"messages": [{"role": "user", "content": PARTS}]},
-    ),
-    "tokenize: text": lambda: ("/tokenize", {"prompt": "hello world " * 40_000, "return_token_strs": True}),
+    "responses: input": lambda: response(LONG),
+    "responses: items": lambda: response(_turns(2048)),
+    "responses: parts": lambda: response(user([{"type": "input_text", "text": "a"}] * 60_000)),
+    "responses: metadata": lambda: response("a", metadata={f"k{i}": "v" for i in range(300_000)}),
+    "responses: tools": lambda: response("a", **_unused_tools()),
+    "responses: streamed tools": lambda: response("a", stream=True, **_unused_tools()),
+    "responses: in the background": lambda: response("a", stream=True, background=True, **_unused_tools()),
+    "responses: instructions": lambda: response("a", instructions=LONG),
+    "messages: content": lambda: message(messages=user(LONG)),
+    "messages: turns": lambda: message(messages=_turns(2048)),
+    "messages: input of a tool": lambda: message(messages=_tool_use(_members(50_000))),
+    "messages: tools": lambda: message(tools=_flat_tools("input_schema", 200), tool_choice={"type": "none"}),
+    "messages: system": lambda: message(system=PARTS),
+    "count_tokens: parts": lambda: (f"{MESSAGES}/count_tokens", {"messages": user(PARTS)}),
+    "tokenize: text": lambda: ("/tokenize", {"prompt": LONG, "return_token_strs": True}),
     "tokenize: tools": lambda: ("/tokenize", {"messages": HELLO, "tools": _tools(100)}),
     "detokenize": lambda: ("/detokenize", {"tokens": IDS}),
     "invocations": lambda: ("/invocations", {"messages": HELLO, "chat_template_kwargs": _members(50_000)}),

@@ -194,15 +194,6 @@ def test_a_response_in_the_background_counts_against_the_limits(serve, engine, w
     assert create(client).output_text == TEXT
 
 
-def test_a_file_keeps_responses_for_the_next_server(serve, tmp_path):
-    file = tmp_path / "responses.db"
-    first = create(serve(responses_store_file=str(file)).client())
-    client = serve(responses_store_file=str(file)).client()
-    assert client.responses.retrieve(first.id) == first
-    assert create(client, previous_response_id=first.id).output_text == TEXT
-    assert file.stat().st_mode & 0o077 == 0
-
-
 @pytest.mark.parametrize("fields", [{}, {"stream": True}, {"background": True}], ids=["whole", "stream", "background"])
 def test_a_second_response_with_an_id_is_rejected_and_the_first_stays(server, client, own_id, fields):
     first = create(client, extra_body={"request_id": own_id})

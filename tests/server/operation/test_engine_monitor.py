@@ -114,13 +114,18 @@ async def _run(monitored: Monitored) -> None:
     await asyncio.wait_for(monitored.monitor.run(), 60)
 
 
-async def test_without_restarts_the_server_is_dead_and_has_the_engine_s_own_reason() -> None:
-    one = Monitored()
-    one.lifecycle.engine_ready()
+@pytest.mark.parametrize(("state", "num_restarts"), [("ready", 0), ("starting", 3), ("draining", 3)])
+async def test_engine_that_is_not_restarted_leaves_a_dead_server_with_its_own_reason(
+    state: State, num_restarts: int
+) -> None:
+    one = Monitored(num_restarts)
+    if state != "starting":
+        one.lifecycle.engine_ready()
+    if state == "draining":
+        one.lifecycle.drain()
     one.client.die("out of memory")
-    assert (one.lifecycle.state, one.lifecycle.reason) == ("dead", "out of memory")
     await _run(one)
-    assert (one.lifecycle.reason, one.restarts) == ("out of memory", [])
+    assert (one.lifecycle.state, one.lifecycle.reason, one.restarts) == ("dead", "out of memory", [])
 
 
 async def test_silent_end_is_described_by_the_kernel_s_report() -> None:
@@ -158,22 +163,6 @@ async def test_restart_that_fails_is_repeated_until_none_is_left() -> None:
     await _run(one)
     assert (one.lifecycle.state, one.lifecycle.reason) == ("dead", "still no memory")
     assert one.restarts == [1, 0]
-
-
-async def test_engine_that_dies_while_starting_is_not_restarted() -> None:
-    one = Monitored(num_restarts=3)
-    one.client.die("the model does not fit")
-    await _run(one)
-    assert (one.lifecycle.state, one.restarts) == ("dead", [])
-
-
-async def test_engine_that_dies_in_a_drain_is_not_restarted() -> None:
-    one = Monitored(num_restarts=3)
-    one.lifecycle.engine_ready()
-    one.lifecycle.drain()
-    one.client.die("gone")
-    await _run(one)
-    assert (one.lifecycle.state, one.lifecycle.reason, one.restarts) == ("dead", "gone", [])
 
 
 @pytest.mark.parametrize("failures", [[], ["no memory"]], ids=["restart succeeds", "restart fails"])

@@ -12,7 +12,7 @@ from startup.probes import acceptor
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
 from startup.probes.serving_messages import HealthAnswer, Kind, Report, ServingSettings
-from tests.startup.probes.no_answers import NoAnswers
+from tests.startup.probes.answers import Answers
 
 _PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 _POST = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
@@ -27,7 +27,7 @@ class _Responder:
         self.listener = listener = stack.enter_context(listen(host="127.0.0.1", port=0, uds=None))
         self._address = listener.getsockname()
         others = set(psutil.Process().children())
-        responder = stack.enter_context(StartupResponder(listener, NoAnswers()))
+        responder = stack.enter_context(StartupResponder(listener, Answers()))
         (self.process,) = set(psutil.Process().children()) - others
         settings = ServingSettings(
             keep_alive_s=1000, reports_probes=False, wants_realtime=False, accept_delay_s=accept_delay_s

@@ -20,7 +20,7 @@ from server.transport.graceful_server import GracefulServer
 from startup.probes.embedded_probes import EmbeddedProbes
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
-from tests.startup.probes.no_answers import NoAnswers
+from tests.startup.probes.answers import Answers
 
 
 class _Server:
@@ -101,7 +101,7 @@ def _run(test: Callable[[_Server], Awaitable[None]], limits: LimitsConfig | None
         async with _serving(listener, responder, limits or LimitsConfig()) as server, asyncio.timeout(60):
             await test(server)
 
-    with listen(host="127.0.0.1", port=0, uds=None) as listener, StartupResponder(listener, NoAnswers()) as responder:
+    with listen(host="127.0.0.1", port=0, uds=None) as listener, StartupResponder(listener, Answers()) as responder:
         uvloop.run(run())
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from server.status_page.page import read_page
-from startup.probes.answer import Answer
 from startup.probes.listener import listen
 from startup.probes.probe_answers import ProbeAnswers
+from startup.probes.probe_http import Answer
 from startup.probes.responder import StartupResponder
 from startup.probes.start_state import StartState
 from startup.timeline.subject import StartSubject

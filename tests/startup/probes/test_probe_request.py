@@ -2,7 +2,7 @@
 
 import pytest
 
-from startup.probes.probe_request import parse_probe
+from startup.probes.probe_http import parse_probe
 
 _CURL = b"GET /health HTTP/1.1\r\nHost: a:8000\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n"
 _KUBELET = b"GET /health HTTP/1.1\r\nHost: 10.0.0.1:8000\r\nUser-Agent: kube-probe/1.34\r\nConnection: close\r\n\r\n"

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,38 +16,14 @@ import psutil
 import pytest
 
 from startup.probes import responder as responder_module
-from startup.probes import responder_process
-from startup.probes.answer import Answer
-from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
 from tests.ports import free_port
+from tests.startup.probes.answers import STARTING, Answers
 from tests.waiting import is_gone, wait_until
 
+pytestmark = pytest.mark.usefixtures("longer_timeouts")
 
-class _Answers:
-    """Answers with the last message."""
-
-    def __init__(self) -> None:
-        self._body = b'{"status":"starting"}'
-
-    def answer(self, path: str) -> Answer:
-        return Answer(200) if path == "/livez" else Answer(503, self._body, retry_after_s=1)
-
-    def follow(self, message: bytes) -> None:
-        self._body = message
-
-
-@pytest.fixture(autouse=True)
-def longer_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine well-behaved clients and exiting processes may be slow."""
-    monkeypatch.setattr(responder_process, "CONNECTION_S", 120.0)
-    monkeypatch.setattr(responder_module, "_END_S", 60.0)
-
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with listen(host="127.0.0.1", port=0, uds=None) as bound:
-        yield bound
+NewProcess = Callable[[], psutil.Process]
 
 
 def _get(address: tuple[str, int], path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
@@ -61,13 +37,9 @@ def _get(address: tuple[str, int], path: str, method: str = "GET", body: bytes |
 
 
 def test_each_path_is_answered(listener: socket.socket) -> None:
-    with StartupResponder(listener, _Answers()):
+    with StartupResponder(listener, Answers()):
         assert _get(listener.getsockname(), "/livez") == (200, b"")
-        assert _get(listener.getsockname(), "/health?x=1") == (503, b'{"status":"starting"}')
-
-
-def test_retry_after_is_sent(listener: socket.socket) -> None:
-    with StartupResponder(listener, _Answers()):
+        assert _get(listener.getsockname(), "/health?x=1") == (503, STARTING)
         connection = http.client.HTTPConnection(*listener.getsockname(), timeout=60)
         connection.request("GET", "/v1/models")
         assert connection.getresponse().headers["Retry-After"] == "1"
@@ -75,31 +47,32 @@ def test_retry_after_is_sent(listener: socket.socket) -> None:
 
 
 def test_body_of_a_post_is_read_before_the_answer(listener: socket.socket) -> None:
-    with StartupResponder(listener, _Answers()):
+    with StartupResponder(listener, Answers()):
         assert _get(listener.getsockname(), "/v1/completions", "POST", b"x" * 300_000)[0] == 503
 
 
 def test_silent_client_delays_no_other(listener: socket.socket) -> None:
-    with StartupResponder(listener, _Answers()), socket.create_connection(listener.getsockname()) as silent:
+    with StartupResponder(listener, Answers()), socket.create_connection(listener.getsockname()) as silent:
         silent.sendall(b"GET /he")
         assert _get(listener.getsockname(), "/livez")[0] == 200
 
 
 def test_garbage_is_answered_and_does_not_stop_the_responder(listener: socket.socket) -> None:
-    with StartupResponder(listener, _Answers()):
+    with StartupResponder(listener, Answers()):
         with socket.create_connection(listener.getsockname()) as client:
             client.sendall(b"\x16\x03\x01\r\n\r\n")
             assert client.recv(4096).startswith(b"HTTP/1.1 503")
         assert _get(listener.getsockname(), "/livez")[0] == 200
 
 
-def test_client_accepted_before_the_hand_over_is_answered_after_it(listener: socket.socket) -> None:
-    others = set(psutil.Process().children())
+def test_client_accepted_before_the_hand_over_is_answered_after_it(
+    listener: socket.socket, new_process: NewProcess
+) -> None:
     with (
-        StartupResponder(listener, _Answers()) as responder,
+        StartupResponder(listener, Answers()) as responder,
         socket.create_connection(listener.getsockname()) as client,
     ):
-        (process,) = set(psutil.Process().children()) - others
+        process = new_process()
         port = client.getsockname()[1]  # an answer to another client does not mean that this one is accepted
         wait_until(lambda: any(c.raddr and c.raddr.port == port for c in process.net_connections("tcp")))
         responder.hand_over()
@@ -114,13 +87,12 @@ def _is_listening(process: psutil.Process, port: int) -> bool:
 
 
 def test_no_client_is_accepted_after_the_hand_over_has_returned(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, new_process: NewProcess
 ) -> None:
     """Otherwise a client could get "ready" from the HTTP server and then "not ready" from the responder."""
     monkeypatch.setattr(responder_module, "_GIVE_UP_S", 120.0)
-    others = set(psutil.Process().children())
-    with StartupResponder(listener, _Answers()) as responder:
-        (process,) = set(psutil.Process().children()) - others
+    with StartupResponder(listener, Answers()) as responder:
+        process = new_process()
         process.suspend()
         handing_over = threading.Thread(target=responder.hand_over)
         handing_over.start()
@@ -133,17 +105,16 @@ def test_no_client_is_accepted_after_the_hand_over_has_returned(
 
 
 def test_an_answer_contains_the_latest_state(listener: socket.socket) -> None:
-    with StartupResponder(listener, _Answers()) as responder:
+    with StartupResponder(listener, Answers()) as responder:
         responder.update(b"{}")
         responder.update(b'{"status":"failed"}')
         assert _get(listener.getsockname(), "/health") == (503, b'{"status":"failed"}')
 
 
 @pytest.mark.thorough
-def test_responder_whose_queue_is_full_still_hands_over(listener: socket.socket) -> None:
-    others = set(psutil.Process().children())
-    with StartupResponder(listener, _Answers()) as responder:
-        (process,) = set(psutil.Process().children()) - others
+def test_responder_whose_queue_is_full_still_hands_over(listener: socket.socket, new_process: NewProcess) -> None:
+    with StartupResponder(listener, Answers()) as responder:
+        process = new_process()
         process.suspend()
         for _ in range(1000):
             responder.update(b"x" * 10_000)
@@ -152,10 +123,9 @@ def test_responder_whose_queue_is_full_still_hands_over(listener: socket.socket)
         process.wait(timeout=60)
 
 
-def test_process_exits_after_the_hand_over_and_is_reaped(listener: socket.socket) -> None:
-    others = set(psutil.Process().children())
-    with StartupResponder(listener, _Answers()) as responder:
-        (process,) = set(psutil.Process().children()) - others
+def test_process_exits_after_the_hand_over_and_is_reaped(listener: socket.socket, new_process: NewProcess) -> None:
+    with StartupResponder(listener, Answers()) as responder:
+        process = new_process()
         responder.hand_over()
         process.wait(timeout=60)
     assert not process.is_running()
@@ -168,7 +138,7 @@ def test_process_ends_with_its_parent_even_if_that_is_killed(listener: socket.so
         "from startup.probes.responder import StartupResponder\n"
         "from tests.startup.probes.test_responder import _Answers\n"
         "with listen(host='127.0.0.1', port=int(sys.argv[1]), uds=None) as bound:\n"
-        "    with StartupResponder(bound, _Answers()):\n"
+        "    with StartupResponder(bound, Answers()):\n"
         "        print('listening', flush=True)\n"
         "        signal.pause()\n"
     )
@@ -204,7 +174,7 @@ def test_no_probe_is_lost_during_the_hand_over(listener: socket.socket) -> None:
                 failures.append(repr(err))
 
     probes = [threading.Thread(target=probe) for _ in range(10)]
-    with StartupResponder(listener, _Answers()) as responder:
+    with StartupResponder(listener, Answers()) as responder:
         for thread in probes:
             thread.start()
         try:
@@ -230,9 +200,9 @@ sys.path.append(sys.argv[1])
 from startup.imports.heavy import import_serially
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
-from tests.startup.probes.test_responder import _Answers
+from tests.startup.probes.answers import Answers
 with listen(host='127.0.0.1', port=0, uds=None) as bound:
-    with StartupResponder(bound, _Answers()):
+    with StartupResponder(bound, Answers()):
         print(bound.getsockname()[1], flush=True)
         import_serially(sys.argv[2:])
         print('done', flush=True)

@@ -3,49 +3,27 @@
 import http.client
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from server.server_config import TlsConfig
-from startup.probes import responder_process
-from startup.probes.answer import Answer
-from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
 from startup.probes.responder_process import OpenChannel
 from startup.probes.tls_channel import open_tls
 from tests.certificates import Certificate, make_certificate, needs_openssl
+from tests.startup.probes.answers import Answers
 
-pytestmark = needs_openssl
+pytestmark = [needs_openssl, pytest.mark.usefixtures("longer_timeouts")]
 
 BODY = b"x" * 200_000
-
-
-class _Answers:
-    def answer(self, path: str) -> Answer:
-        return Answer(200) if path == "/livez" else Answer(503, BODY, retry_after_s=1)
-
-    def follow(self, message: bytes) -> None:
-        pass
-
-
-@pytest.fixture(autouse=True)
-def longer_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer timeouts: on a busy machine well-behaved clients may be slow."""
-    monkeypatch.setattr(responder_process, "CONNECTION_S", 120.0)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return make_certificate(tmp_path_factory.mktemp("tls"), "server")
-
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with listen(host="127.0.0.1", port=0, uds=None) as bound:
-        yield bound
 
 
 def _tls(pair: Certificate, **settings: int | str) -> Callable[[], OpenChannel]:
@@ -64,7 +42,7 @@ def _get(listener: socket.socket, path: str, context: ssl.SSLContext, body: byte
 
 
 def test_each_path_is_answered_over_tls(listener: socket.socket, pair: Certificate) -> None:
-    with StartupResponder(listener, _Answers(), _tls(pair)):
+    with StartupResponder(listener, Answers(BODY), _tls(pair)):
         assert _get(listener, "/livez", pair.client_context()) == (200, b"")
         assert _get(listener, "/health", pair.client_context()) == (503, BODY)
         assert _get(listener, "/v1/completions", pair.client_context(), BODY) == (503, BODY)
@@ -75,7 +53,7 @@ def test_a_client_without_tls_delays_no_other_and_gets_no_http(
     listener: socket.socket, pair: Certificate, sent: bytes
 ) -> None:
     with (
-        StartupResponder(listener, _Answers(), _tls(pair)),
+        StartupResponder(listener, Answers(BODY), _tls(pair)),
         socket.create_connection(listener.getsockname(), timeout=60) as client,
     ):
         with suppress(OSError):  # the responder may close it before everything is sent
@@ -91,14 +69,14 @@ def test_a_client_without_tls_delays_no_other_and_gets_no_http(
 def test_clients_without_a_certificate_are_rejected_if_one_is_required(
     listener: socket.socket, pair: Certificate
 ) -> None:
-    with StartupResponder(listener, _Answers(), _tls(pair, ssl_cert_reqs=2, ssl_ca_certs=str(pair.certificate))):
+    with StartupResponder(listener, Answers(BODY), _tls(pair, ssl_cert_reqs=2, ssl_ca_certs=str(pair.certificate))):
         assert _get(listener, "/livez", pair.client_context(client=pair))[0] == 200
         with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
             _get(listener, "/livez", pair.client_context())
 
 
 def test_accepted_connections_are_answered_after_the_hand_over(listener: socket.socket, pair: Certificate) -> None:
-    with StartupResponder(listener, _Answers(), _tls(pair)) as responder:
+    with StartupResponder(listener, Answers(BODY), _tls(pair)) as responder:
         plain = socket.create_connection(listener.getsockname(), timeout=60)
         with pair.client_context().wrap_socket(plain, server_hostname="localhost") as client:
             responder.hand_over()
@@ -110,6 +88,6 @@ def test_unusable_certificate_files_end_the_responder_and_not_the_start(
     listener: socket.socket, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     nothing = Certificate(tmp_path / "none", tmp_path / "none")
-    with StartupResponder(listener, _Answers(), _tls(nothing)) as responder:
+    with StartupResponder(listener, Answers(BODY), _tls(nothing)) as responder:
         responder.update(b"{}")
     assert "Traceback" not in capfd.readouterr().err

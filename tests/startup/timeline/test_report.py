@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from startup.timeline.report import SCHEMA_VERSION, ReportError, StartFacts, build_report, read_report, save_report
+from startup.timeline.report import SCHEMA_VERSION, ReportError, StartFacts, build_report, read_report, save_file
 from startup.timeline.timeline import PhaseTimeline
 from tests.startup.timeline.start_reports import report_of
 
@@ -92,13 +92,13 @@ def test_text_that_is_no_report_is_rejected(text: str) -> None:
 def test_saving_replaces_the_file_as_a_whole(tmp_path) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")
-    save_report(report_of(), path)
+    save_file(path, report_of().to_json(), "start-up report")
     assert read_report(path.read_text()).facts.model == "tiny"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
 
 
 def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, caplog) -> None:
     with caplog.at_level(logging.WARNING):
-        save_report(report_of(), tmp_path / "no-such-folder" / "report.json")
+        save_file(tmp_path / "no-such-folder" / "report.json", "{}", "start-up report")
     assert "could not be written" in caplog.text
     assert "No such file" in caplog.text

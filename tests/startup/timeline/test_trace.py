@@ -7,7 +7,7 @@ from itertools import combinations
 from startup.timeline.report import StartFacts, build_report
 from startup.timeline.spans import PhaseSpan
 from startup.timeline.timeline import PhaseTimeline
-from startup.timeline.trace import build_trace, save_trace
+from startup.timeline.trace import build_trace
 from tests.startup.timeline.start_reports import report_of
 
 
@@ -52,9 +52,3 @@ def test_spans_that_overlap_without_nesting_get_rows_of_their_own() -> None:
             assert is_apart or is_inside, (one, other)
     rows = {event["name"]: event["tid"] for event in drawn}
     assert rows["outer"] == rows["inner"] == rows["later"] != rows["crossing"]
-
-
-def test_the_trace_is_written_as_json(tmp_path) -> None:
-    path = tmp_path / "trace.json"
-    save_trace(report_of(), path)
-    assert json.loads(path.read_text())["otherData"]["model"] == "tiny"

@@ -1,8 +1,10 @@
-"""Recognizes a request whose answer is known in advance: a plain GET of a probe's path."""
+"""The HTTP of probes: the plain GET whose answer is known in advance, and the response to a path."""
 
 import re
 from collections.abc import Container
-from typing import NamedTuple
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import NamedTuple, Protocol
 
 PATH = "/health"
 MAX_HEAD_BYTES = 4096
@@ -48,3 +50,35 @@ def parse_probe(received: bytes, paths: Container[str] = (PATH,)) -> ProbeReques
     if connection not in (b"", b"close", b"keep-alive"):
         return None
     return ProbeRequest(match.end(), path, f"1.{match[2].decode()}", not is_old and connection != b"close")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP/1.1 response."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = "application/json"
+    retry_after_s: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def encode(self) -> bytes:
+        """The whole response; it announces that the connection is closed afterwards."""
+        head = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}", f"Content-Length: {len(self.body)}"]
+        if self.body:
+            head.append(f"Content-Type: {self.content_type}")
+        if self.retry_after_s is not None:
+            head.append(f"Retry-After: {self.retry_after_s}")
+        head += (f"{name}: {value}" for name, value in self.headers)
+        head.append("Connection: close")
+        return "\r\n".join([*head, "", ""]).encode() + self.body
+
+
+class Answers(Protocol):
+    """Chooses the answer to each path; the responder's process works on its own copy."""
+
+    def answer(self, path: str) -> Answer:
+        """The current answer to a path."""
+
+    def follow(self, message: bytes) -> None:
+        """Updates the copy to the state in the API process's message."""

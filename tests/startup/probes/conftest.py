@@ -1,0 +1,36 @@
+"""A listening socket, and the processes that a responder starts."""
+
+import socket
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from startup.probes import responder as responder_module
+from startup.probes import responder_process
+from startup.probes.listener import listen
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with listen(host="127.0.0.1", port=0, uds=None) as bound:
+        yield bound
+
+
+@pytest.fixture
+def longer_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine well-behaved clients and exiting processes may be slow."""
+    monkeypatch.setattr(responder_process, "CONNECTION_S", 120.0)
+    monkeypatch.setattr(responder_module, "_END_S", 60.0)
+
+
+@pytest.fixture
+def new_process() -> Callable[[], psutil.Process]:
+    """Returns the only child process that was started since the test began."""
+    others = set(psutil.Process().children())
+
+    def find() -> psutil.Process:
+        (process,) = set(psutil.Process().children()) - others
+        return process
+
+    return find
