@@ -321,6 +321,12 @@ def server(_shared_server: LiveServer, engine: ScriptedEngine) -> LiveServer:
 
 
 @pytest.fixture
+def client(server: LiveServer) -> Iterator[openai.OpenAI]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
 def serve(_start: Callable[..., Any], engine: ScriptedEngine) -> Iterator[Callable[..., LiveServer]]:
     """Starts a server for one test; keyword arguments that `_start` does not have go to its ServerConfig."""
     with ExitStack() as stack:

@@ -64,6 +64,7 @@ def series(family: Any) -> list[tuple[str, frozenset[Any]]]:
 def test_every_family_of_vllm_is_there_with_its_type(served) -> None:
     found = families(served)
     assert {name: found[name].type for name in VLLM_TYPES if name in found} == VLLM_TYPES
+    assert {"process_resident_memory_bytes", "process_cpu_seconds", "python_info"} <= found.keys()
 
 
 def test_labels_are_vllms(served) -> None:
@@ -180,9 +181,13 @@ def test_prompt_tokens_are_counted_by_source(serve, engine, encode) -> None:
     server = serve()
     engine.num_cached_tokens = 3
     server.complete()
-    sources = {s.labels["source"]: s.value for s in families(server)["vllm:prompt_tokens_by_source"].samples}
+    found = families(server)
+    sources = {s.labels["source"]: s.value for s in found["vllm:prompt_tokens_by_source"].samples}
     num_tokens = len(encode("The capital of France is"))
     assert sources == {"local_compute": num_tokens - 3, "local_cache_hit": 3, "external_kv_transfer": 0}
+    computed = {s.name: s.value for s in found["vllm:request_prefill_kv_computed_tokens"].samples}
+    assert computed["vllm:request_prefill_kv_computed_tokens_sum"] == num_tokens - 3
+    assert [s.value for s in found["vllm:prompt_tokens_cached"].samples if s.name.endswith("_total")] == [3]
 
 
 def test_every_query_of_the_dashboard_names_metrics_that_exist(served) -> None:

@@ -76,13 +76,6 @@ def test_time_in_the_engine_is_split_into_stages(own, engine):
     assert {value(own, f"vllm:request_{name}_time_seconds_count") for name in names} == {1.0}
 
 
-def test_cached_tokens_are_counted(own, engine, encode):
-    engine.num_cached_tokens = 4
-    own.complete()
-    assert value(own, "vllm:prompt_tokens_cached_total") == 4
-    assert value(own, "vllm:request_prefill_kv_computed_tokens_sum") == len(encode("The capital of France is")) - 4
-
-
 def test_scheduler_state_is_the_engines_latest(own, engine):
     own.complete()
     engine.stats = EngineStats(3, 4, 0.25, 100, 40, 7, 2)
@@ -133,11 +126,6 @@ def test_http_requests_are_counted_by_route(own):
     assert count("none", "4xx", "GET") == 1
     assert sum(number for (name, _), number in found.items() if name == "http_requests_total") == 4
     assert sum(number for (name, _), number in found.items() if name == "http_request_duration_seconds_count") == 4
-
-
-def test_process_and_python_are_described(own):
-    names = {name for name, _ in samples(own)}
-    assert {"process_resident_memory_bytes", "process_cpu_seconds_total", "python_info"} <= names
 
 
 def test_engine_families_appear_with_the_engine(engine, renderer):

@@ -8,12 +8,6 @@ from tests.server.http.conftest import TEXT
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 
 
-@pytest.fixture
-def client(server):
-    with server.client() as client:
-        yield client
-
-
 def test_client_reads_a_chat_stream_with_usage(client):
     stream = client.chat.completions.create(
         model="smol", messages=MESSAGES, stream=True, stream_options={"include_usage": True}

@@ -28,12 +28,6 @@ class City(BaseModel):
 
 
 @pytest.fixture
-def client(server):
-    with server.client() as client:
-        yield client
-
-
-@pytest.fixture
 def tool_client(serve):
     """A client of a server whose model may choose tools."""
     with serve(enable_auto_tool_choice=True, tool_call_parser="hermes").client() as client:

@@ -13,12 +13,6 @@ INPUT = "What is the capital of France?"
 
 
 @pytest.fixture
-def client(server):
-    with server.client() as client:
-        yield client
-
-
-@pytest.fixture
 def own_id():
     """An id that no response has yet; the server is that of other tests, too."""
     return uuid4().hex
