@@ -53,7 +53,7 @@ class LingeringTransport:
     def note_lost(self) -> None:
         """The connection is lost: stops lingering and drops references that keep the connection in memory."""
         self.is_closed = True
-        self.close = _do_nothing
+        self.close = lambda: None
         if self._lingering is not None:
             self._lingering.cancel()
 
@@ -82,7 +82,3 @@ class LingeringTransport:
             self._lingering = loop.call_at(end_s, self._transport.abort)
         else:
             self._transport.abort()
-
-
-def _do_nothing() -> None:
-    pass

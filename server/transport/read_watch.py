@@ -140,7 +140,7 @@ class ReadWatch:
     def close(self) -> None:
         """The connection is closed: drops the references that keep it in memory."""
         self.disarm()
-        self._is_reading, self._on_timeout = _never, _ignore_timeout
+        self._is_reading, self._on_timeout = (lambda: False), (lambda _: None)
 
     def _begin(self) -> None:
         self._begin_s = self._loop.time()
@@ -196,14 +196,6 @@ class ReadWatch:
 
     def _call_after_grace(self, callback: Callable[[], None]) -> None:
         self._timer = self._loop.call_later(READ_GRACE_S, callback)
-
-
-def _never() -> bool:
-    return False
-
-
-def _ignore_timeout(rejection: Rejection | None) -> None:
-    pass
 
 
 def head_too_large(most: int) -> Rejection:

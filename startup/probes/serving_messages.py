@@ -4,7 +4,6 @@ Each is one packet of their SOCK_SEQPACKET pair. Both processes run the same pro
 """
 
 import json
-import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
@@ -20,8 +19,6 @@ LEND: Final = b"lend "
 """From the API process, with `Loan` and a duplicate: the responder waits for the next probe."""
 FIRST_LENT_ID: Final = 1 << 63
 """Numbers of lent connections begin here; the responder numbers those that it accepts from 1."""
-
-_REPORT: Final = struct.Struct("=BQ")
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class HealthAnswer:
         return self.head + (b"\r\n" if keeps_alive else b"connection: close\r\n\r\n") + self.body
 
     def encode(self) -> bytes:
-        return BEAT + b"%d %d " % (self.status, len(self.head)) + self.head + self.body
+        return BEAT + json.dumps((self.status, self.head.decode("latin-1"), self.body.decode("latin-1"))).encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Self | None:
@@ -69,8 +66,8 @@ class HealthAnswer:
         content = message.removeprefix(BEAT)
         if not content:
             return None
-        status, num_bytes, text = content.split(b" ", 2)
-        return cls(int(status), text[: int(num_bytes)], text[int(num_bytes) :])
+        status, head, body = json.loads(content)
+        return cls(status, head.encode("latin-1"), body.encode("latin-1"))
 
 
 class Loan(NamedTuple):
@@ -81,12 +78,11 @@ class Loan(NamedTuple):
     """Address and port; empty for a UNIX socket."""
 
     def encode(self) -> bytes:
-        return LEND + b"%d " % self.connection_id + self.client.encode()
+        return LEND + json.dumps(self).encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Self:
-        number, _, client = message.removeprefix(LEND).partition(b" ")
-        return cls(int(number), client.decode())
+        return cls(*json.loads(message.removeprefix(LEND)))
 
 
 class Kind(IntEnum):
@@ -122,10 +118,9 @@ class Report(NamedTuple):
     probe: AnsweredProbe | None = None
 
     def encode(self) -> bytes:
-        return _REPORT.pack(self.kind, self.connection_id) + (json.dumps(self.probe).encode() if self.probe else b"")
+        return json.dumps(self).encode()
 
     @classmethod
     def decode(cls, message: bytes) -> Self:
-        kind, connection_id = _REPORT.unpack_from(message)
-        content = message[_REPORT.size :]
-        return cls(Kind(kind), connection_id, AnsweredProbe(*json.loads(content)) if content else None)
+        kind, connection_id, probe = json.loads(message)
+        return cls(Kind(kind), connection_id, AnsweredProbe(*probe) if probe else None)
