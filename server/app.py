@@ -19,11 +19,12 @@ from envs.sagemaker import is_customized as is_sagemaker_customized
 from server.apis.messages.response import failure_format
 from server.errors import ServerError
 from server.http_body.errors import ErrorResponse, describe_failure, error_response
-from server.operation.availability import Availability, UnavailableError
+from server.operation.availability import UnavailableError
 from server.routes.health import READINESS_PATHS, HealthEndpoint
 from server.routes.info import json_response
 from server.routes.middleware import build_middleware, route_path
-from server.routes.table import AppParts, build_routes
+from server.routes.parts import AppParts
+from server.routes.table import build_routes
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +37,10 @@ def build_app(parts: AppParts) -> "ServerApp":
     config, metrics = parts.config, parts.metrics
     parts.engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
     metrics.register_rejections(parts.admission.num_rejected)
-    availability = Availability(parts.lifecycle, parts.start)
     is_customized = is_sagemaker_customized()
     app = ServerApp(
-        HealthEndpoint(availability),
-        build_routes(parts, availability),
+        HealthEndpoint(parts.availability),
+        build_routes(parts),
         build_middleware(config, parts.api_keys, metrics.http),
         root_path=config.network.root_path,
         is_probe_seen=is_customized or bool(config.middleware) or config.enable_request_id_headers,

@@ -20,10 +20,11 @@ from server.operation.admission import Admission
 from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.operation.engine_monitor import EngineHandle, EngineMonitor
 from server.operation.lora import LoraAdapters
+from server.operation.models import ServedModels
 from server.operation.readiness import EngineReadiness
 from server.operation.telemetry import Telemetry
 from server.renderers.base import BaseRenderer
-from server.routes.table import AppParts
+from server.routes.parts import AppParts
 from server.security.access import Access
 from server.security.api_keys import ApiKeys
 from server.server_config import ServerConfig
@@ -87,11 +88,12 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     adapters = LoraAdapters(config, engine)
     parts = AppParts(
         config=config,
+        models=ServedModels(config.served_model_names, engine, adapters, root=config.model),
         renderer=renderer,
         engine=engine,
+        metrics=metrics,
         lifecycle=lifecycle,
         start=options.start,
-        metrics=metrics,
         admission=Admission(options.limits),
         adapters=adapters,
         api_keys=ApiKeys.from_config(config.network),

@@ -14,7 +14,6 @@ import msgspec
 
 from server.config import ModelFiles, RendererConfig
 from server.generation.chat_request import ChatRequest
-from server.operation.availability import Availability
 from server.operation.request_context import RequestContext
 from server.renderers.hf import HfRenderer
 from server.routes.table import build_routes
@@ -56,8 +55,7 @@ def cost_us(name: str | None, renderer: HfRenderer, engine: QuickEngine) -> floa
         generation=GenerationConfig(enable_auto_tool_choice=bool(name), tool_call_parser=name),
     )
     with run_app(config, renderer, engine) as server:
-        availability = Availability(server.parts.lifecycle, server.parts.start)
-        routes = {route.path: route.app for route in build_routes(server.parts, availability)}
+        routes = {route.path: route.app for route in build_routes(server.parts)}
         create = routes["/v1/chat/completions"]._handle  # type: ignore[attr-defined]
         rounds = [asyncio.run(_stream(create, has_tools=name is not None)) for _ in range(ROUNDS)]
     return min(rounds) / len(engine.reply) * 1e6

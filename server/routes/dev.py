@@ -11,23 +11,16 @@ from starlette.routing import Route
 
 from envs.redaction import without_login
 from envs.registry import variables
-from server.engine.process_link.client import EngineClient
-from server.operation.availability import Availability
-from server.renderers.base import BaseRenderer
 from server.routes.info import invalid_parameter, json_response, read_boolean
+from server.routes.parts import AppParts
 from server.server_config import ServerConfig
 
 
 class DevEndpoints:
     """They change the engine for all clients, so that only a server for development offers them."""
 
-    def __init__(
-        self, availability: Availability, engine: EngineClient, renderer: BaseRenderer, config: ServerConfig
-    ) -> None:
-        self._availability = availability
-        self._engine = engine
-        self._renderer = renderer
-        self._config = config
+    def __init__(self, parts: AppParts) -> None:
+        self._parts = parts
 
     def routes(self) -> list[Route]:
         """All routes."""
@@ -43,30 +36,30 @@ class DevEndpoints:
 
     async def reset_prefix_cache(self, request: Request) -> Response:
         """POST /reset_prefix_cache?reset_running_requests=false; there is no external cache to reset."""
-        self._availability.check()
+        self._parts.availability.check()
         interrupts = read_boolean(request, "reset_running_requests")
-        return json_response({"success": await self._engine.reset_prefix_cache(interrupts=interrupts)})
+        return json_response({"success": await self._parts.engine.reset_prefix_cache(interrupts=interrupts)})
 
     async def reset_mm_cache(self, request: Request) -> Response:
         """POST /reset_mm_cache: forgets processed images."""
-        self._availability.check()
-        await self._renderer.clear_mm_cache_async()
+        self._parts.availability.check()
+        await self._parts.renderer.clear_mm_cache_async()
         return Response()
 
     async def reset_encoder_cache(self, request: Request) -> Response:
         """POST /reset_encoder_cache: forgets encoded images."""
-        self._availability.check()
-        await self._engine.reset_encoder_cache()
+        self._parts.availability.check()
+        await self._parts.engine.reset_encoder_cache()
         return Response()
 
     async def server_info(self, request: Request) -> Response:
         """GET /server_info?config_format=text|json, without secrets."""
-        self._availability.check()
+        self._parts.availability.check()
         form = request.query_params.get("config_format", "text")
         if form not in ("text", "json"):
             raise invalid_parameter("config_format", "text or json", form)
-        config = {name: _shown(value) for name, value in _settings(self._config).items()}
-        config |= {"engine": msgspec.to_builtins(self._engine.info)}
+        config = {name: _shown(value) for name, value in _settings(self._parts.config).items()}
+        config |= {"engine": msgspec.to_builtins(self._parts.engine.info)}
         for secret in ("api_keys", "api_key_file"):
             config.pop(secret)
         declared = (v for v in variables() if v.name.startswith("VLLM_") and not v.is_secret)

@@ -3,25 +3,16 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from server.engine.process_link.client import EngineClient
 from server.errors import RequestError
-from server.http_body.decoding import RequestDecoder
 from server.http_body.errors import OPENAI, FailureFormat
 from server.http_body.fields import RequestBody
 from server.http_body.response_parts import BinaryResponse
-from server.http_body.unused_fields import UnusedFields
-from server.metrics.loop import LoopMetrics
-from server.operation.admission import Admission
-from server.operation.availability import Availability
-from server.operation.drain import RunningRequests
 from server.operation.request_context import Deadline, RequestContext
-from server.renderers.base import BaseRenderer
 from server.request_ids import set_request_id
 from server.routes.asgi import (
     ClientGoneError,
@@ -36,11 +27,11 @@ from server.routes.asgi import (
     send_json,
     send_unavailable,
 )
+from server.routes.parts import AppParts
 from server.types import EngineStats
 
 if TYPE_CHECKING:
     from server.tracing.span import RequestTrace
-    from server.tracing.tracer import Tracer
 
 T = TypeVar("T", bound=RequestBody)
 
@@ -55,37 +46,12 @@ _LOAD_FORMAT = b"endpoint-load-metrics-format"
 """The header with which a load balancer requests the server's load (ORCA): `TEXT` or `JSON`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Intake:
-    """The objects with which every POST route accepts, decodes and counts requests; one per server."""
-
-    availability: Availability
-    admission: Admission
-    running: RunningRequests
-    renderer: BaseRenderer
-    loop_metrics: LoopMetrics
-    engine: EngineClient
-    unused_fields: UnusedFields
-    tracer: "Tracer | None"
-    """None without `--otlp-traces-endpoint`."""
-
-    def decoder(self, model: type[T], *, takes_embeds: bool = False) -> RequestDecoder[T]:
-        """The decoder of one kind of request."""
-        long_field = "prompt_embeds" if takes_embeds else None
-        return RequestDecoder(model, long_field, self.admission.limits, self.unused_fields)
-
-    def max_body_bytes(self, *, takes_embeds: bool) -> int:
-        """The largest body; what `prompt_embeds` may add to it follows from the model."""
-        embeds = self.renderer.embeds_limits if takes_embeds else None
-        return self.admission.limits.max_body_bytes + (0 if embeds is None else embeds.max_base64_chars)
-
-
 class JsonEndpoint(Generic[T]):
     """An ASGI application for one route; it avoids the cost of Starlette's Request and Response."""
 
     def __init__(
         self,
-        intake: Intake,
+        parts: AppParts,
         decode: Callable[[bytes], T],
         handle: Handler[T],
         *,
@@ -93,22 +59,22 @@ class JsonEndpoint(Generic[T]):
         failures: FailureFormat = OPENAI,
     ) -> None:
         """`decode` raises RequestError; a body with embeddings may be larger than others."""
-        self._intake = intake
+        self._parts = parts
         self._decode_body = decode
         self._handle = handle
         self._takes_embeds = takes_embeds
         self._failures = failures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        problem = self._intake.availability.problem
+        problem = self._parts.availability.problem
         if problem is not None:
-            self._intake.running.note_rejection()
+            self._parts.running.note_rejection()
             await send_unavailable(send, problem, self._failures)
             return
         try:
-            max_bytes = self._intake.max_body_bytes(takes_embeds=self._takes_embeds)
+            max_bytes = self._parts.max_body_bytes(takes_embeds=self._takes_embeds)
             announced = read_announced_bytes(scope, max_bytes=max_bytes)
-            with self._intake.admission.hold(announced) as lease, self._intake.running.hold():
+            with self._parts.admission.hold(announced) as lease, self._parts.running.hold():
                 context = RequestContext(
                     header_id=read_request_id(scope),
                     lease=lease,
@@ -134,12 +100,12 @@ class JsonEndpoint(Generic[T]):
         finally:
             self._end_trace(context)
             if context.held:
-                self._intake.renderer.executor.submit(context.held.clear)
+                self._parts.renderer.executor.submit(context.held.clear)
 
     async def _report_cancellation(self, context: RequestContext, send: Send) -> None:
         """Sends the 503 of a request that the drain cancelled, if its response has not begun."""
-        problem = self._intake.availability.problem
-        if problem is None or not self._intake.running.is_cancelled:
+        problem = self._parts.availability.problem
+        if problem is None or not self._parts.running.is_cancelled:
             raise asyncio.CancelledError
         if not context.has_response:
             await send_unavailable(send, problem, self._failures)
@@ -150,7 +116,7 @@ class JsonEndpoint(Generic[T]):
             timing = context.times.server_timing
             return ((b"server-timing", timing.encode()),) if timing else ()
 
-        deadline = Deadline(self._intake.admission.limits.request_timeout_s)
+        deadline = Deadline(self._parts.admission.limits.request_timeout_s)
         try:
             async with deadline.bound():
                 response = await self._handle_body(body, context)
@@ -158,12 +124,12 @@ class JsonEndpoint(Generic[T]):
             await send_failure(send, err, self._failures)
             return
         finally:
-            self._intake.loop_metrics.record_render(context.times.render_s)
+            self._parts.metrics.loop.record_render(context.times.render_s)
         if isinstance(response, msgspec.Struct) and not context.is_small:
-            response = await self._intake.renderer.run_in_pool(msgspec.json.encode, response)
+            response = await self._parts.renderer.run_in_pool(msgspec.json.encode, response)
         if isinstance(response, msgspec.Struct | bytes):
             await send_json(
-                send, response, headers=(*headers(), *_load_headers(self._intake.engine.stats, context.load_format))
+                send, response, headers=(*headers(), *_load_headers(self._parts.engine.stats, context.load_format))
             )
         elif isinstance(response, BinaryResponse):
             await send_bytes(
@@ -176,17 +142,17 @@ class JsonEndpoint(Generic[T]):
                 await send_failure(send, err, self._failures)
 
     async def _handle_body(self, body: list[bytes], context: RequestContext) -> ResponseBody:
-        request = await self._intake.renderer.run_unless(context.is_small, self._decode, body)
+        request = await self._parts.renderer.run_unless(context.is_small, self._decode, body)
         context.hold(request)
         context.lease.widen(request.num_sequences)
         return await self._handle(request, context)
 
     def _begin_trace(self, scope: Scope) -> "RequestTrace | None":
-        tracer = self._intake.tracer
+        tracer = self._parts.tracer
         return None if tracer is None else tracer.begin_request(lambda name: read_header(scope, name))
 
     def _end_trace(self, context: RequestContext) -> None:
-        tracer, trace = self._intake.tracer, context.trace
+        tracer, trace = self._parts.tracer, context.trace
         if tracer is not None and trace is not None:
             trace.render_begin_s, trace.render_s = context.times.render_begin_s, context.times.render_s or 0.0
             tracer.end_request(trace)

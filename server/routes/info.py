@@ -9,13 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.errors import RequestError
-from server.lifecycle import Lifecycle, StartView
-from server.metrics.server_metrics import ServerMetrics
-from server.operation.availability import Availability
-from server.operation.drain import RunningRequests
-from server.operation.models import ServedModels
-from server.renderers.base import BaseRenderer
 from server.routes.openapi import build_openapi
+from server.routes.parts import AppParts
 
 _MAX_SHOWN = 100
 _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
@@ -24,38 +19,32 @@ _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("fa
 class InfoEndpoints:
     """Answer in every state of the lifecycle."""
 
-    def __init__(
-        self, lifecycle: Lifecycle, start: StartView, running: RunningRequests, metrics: ServerMetrics, *, version: str
-    ) -> None:
-        self._lifecycle = lifecycle
-        self._start = start
-        self._running = running
-        self._metrics = metrics
-        self._version = version
+    def __init__(self, parts: AppParts) -> None:
+        self._parts = parts
         self._scraping = asyncio.Lock()
 
     async def version(self, request: Request) -> Response:
         """GET /version."""
-        return json_response({"version": self._version})
+        return json_response({"version": self._parts.version})
 
     async def load(self, request: Request) -> Response:
         """GET /load: the number of running requests."""
-        return json_response({"server_load": self._running.num_running})
+        return json_response({"server_load": self._parts.running.num_running})
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics; rendering takes some milliseconds, so it runs off the event loop."""
         accept = request.headers.get("accept")
         async with self._scraping:
-            exposition = await asyncio.to_thread(self._metrics.render, accept)
+            exposition = await asyncio.to_thread(self._parts.metrics.render, accept)
         return Response(exposition.body, headers={"content-type": exposition.content_type})
 
     async def livez(self, request: Request) -> Response:
         """GET /livez: 200 unless the server is dead."""
-        return Response(status_code=503 if self._lifecycle.state == "dead" else 200)
+        return Response(status_code=503 if self._parts.lifecycle.state == "dead" else 200)
 
     async def startupz(self, request: Request) -> Response:
         """GET /startupz: the timeline of the start so far."""
-        return Response(self._start.report(), media_type="application/json")
+        return Response(self._parts.start.report(), media_type="application/json")
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
@@ -63,32 +52,31 @@ class InfoEndpoints:
 
     @cached_property
     def _openapi(self) -> bytes:
-        return msgspec.json.encode(build_openapi(self._version))
+        return msgspec.json.encode(build_openapi(self._parts.version))
 
 
 class ModelEndpoints:
     """The model and its names, once the engine has loaded it; its tokenizer from the beginning."""
 
-    def __init__(self, availability: Availability, models: ServedModels, renderer: BaseRenderer) -> None:
-        self._availability = availability
-        self._models = models
-        self._renderer = renderer
+    def __init__(self, parts: AppParts) -> None:
+        self._parts = parts
 
     async def list(self, request: Request) -> Response:
         """GET /v1/models."""
-        self._availability.check()
-        return json_response(self._models.list())
+        self._parts.availability.check()
+        return json_response(self._parts.models.list())
 
     async def get(self, request: Request) -> Response:
         """GET /v1/models/{model}."""
-        self._availability.check()
-        return json_response(self._models.get(request.path_params["model"]))
+        self._parts.availability.check()
+        return json_response(self._parts.models.get(request.path_params["model"]))
 
     async def tokenizer(self, request: Request) -> Response:
         """GET /tokenizer_info, with `--enable-tokenizer-info-endpoint`."""
-        info = self._renderer.tokenizer.describe()
-        if self._renderer.config.chat_template is not None:
-            info["chat_template"] = self._renderer.config.chat_template
+        renderer = self._parts.renderer
+        info = renderer.tokenizer.describe()
+        if renderer.config.chat_template is not None:
+            info["chat_template"] = renderer.config.chat_template
         return json_response(info)
 
 

@@ -9,10 +9,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.engine.process_link.client import EngineClient
-from server.lifecycle import Lifecycle, StartView
-from server.metrics.server_metrics import ServerMetrics
 from server.routes.info import json_response
+from server.routes.parts import AppParts
 from server.status_page.page import read_page
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -21,20 +19,8 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 class StatusEndpoints:
     """Answer in every state; only the quantiles of the loop lag are computed (half a millisecond)."""
 
-    def __init__(
-        self,
-        lifecycle: Lifecycle,
-        start: StartView,
-        engine: EngineClient,
-        metrics: ServerMetrics,
-        *,
-        version: str,
-    ) -> None:
-        self._lifecycle = lifecycle
-        self._start = start
-        self._engine = engine
-        self._metrics = metrics
-        self._version = version
+    def __init__(self, parts: AppParts) -> None:
+        self._parts = parts
         self._whole_start: bytes | None = None
         """The timeline, once the start has ended."""
 
@@ -46,29 +32,33 @@ class StatusEndpoints:
     async def data(self, request: Request) -> Response:
         """GET /status.json."""
         body = {
-            "status": self._lifecycle.state,
-            "model": self._metrics.model_name,
-            "version": self._version,
-            "error": self._lifecycle.reason,
-            "progress": self._start.progress(),
+            "status": self._parts.lifecycle.state,
+            "model": self._parts.metrics.model_name,
+            "version": self._parts.version,
+            "error": self._parts.lifecycle.reason,
+            "progress": self._parts.start.progress(),
             "start": msgspec.Raw(self._timeline()),
-            "live": self._live() if self._lifecycle.has_engine else None,
+            "live": self._live() if self._parts.lifecycle.has_engine else None,
         }
         return json_response(body)
 
     def _timeline(self) -> bytes:
         if self._whole_start is not None:
             return self._whole_start
-        report = self._start.report()
-        if self._lifecycle.state != "starting":
+        report = self._parts.start.report()
+        if self._parts.lifecycle.state != "starting":
             self._whole_start = report
         return report
 
     def _live(self) -> dict[str, Any]:
-        stats, metrics, lag = self._engine.stats, self._metrics.engine, self._metrics.loop.heartbeat.lag
+        stats, metrics, lag = (
+            self._parts.engine.stats,
+            self._parts.metrics.engine,
+            self._parts.metrics.loop.heartbeat.lag,
+        )
         return {
             "time_s": monotonic(),
-            "uptime_s": self._start.uptime_s(),
+            "uptime_s": self._parts.start.uptime_s(),
             "num_running": stats.num_running,
             "num_waiting": stats.num_waiting,
             "kv_cache_usage": stats.kv_cache_usage,
@@ -80,7 +70,7 @@ class StatusEndpoints:
             "loop_lag_p99_s": lag.p99_s,
             "loop_lag_max_s": lag.max_s,
             "rss_bytes": _resident_bytes(os.getpid()),
-            "engine_rss_bytes": _resident_bytes(self._engine.info.pid),
+            "engine_rss_bytes": _resident_bytes(self._parts.engine.info.pid),
         }
 
 

@@ -1,7 +1,6 @@
 """The table of routes, and the objects that answer them."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.routing import Route
 
@@ -18,94 +17,48 @@ from server.apis.pooling.scoring import RerankRequest, RerankServing, ScoreReque
 from server.apis.responses.archive import ResponseArchive
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.serving import ResponsesServing
-from server.apis.responses.store import ResponseStore
 from server.apis.tokenization import DetokenizeRequest, TokenizationServing, TokenizeRequest
-from server.engine.process_link.client import EngineClient
 from server.generation.chat_request import BatchChatRequest, ChatRequest
 from server.generation.chat_run import ChatRunner
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import GenerationBuilder
 from server.generation.output_parsing import OutputParsing
 from server.generation.reasoning import ModelReasoning
+from server.http_body.decoding import RequestDecoder
 from server.http_body.errors import OPENAI, FailureFormat
-from server.http_body.unused_fields import UnusedFields
-from server.lifecycle import Lifecycle, StartView
-from server.metrics.server_metrics import ServerMetrics
-from server.operation.admission import Admission
-from server.operation.availability import Availability
-from server.operation.drain import RunningRequests
-from server.operation.inference import Inference
 from server.operation.lora import LoadLoraAdapterRequest, LoraAdapters, UnloadLoraAdapterRequest
-from server.operation.models import ServedModels
 from server.operation.request_context import RequestContext
-from server.renderers.base import BaseRenderer
 from server.routes.dev import DevEndpoints
-from server.routes.endpoint import Handler, Intake, JsonEndpoint, ResponseBody, T
+from server.routes.endpoint import Handler, JsonEndpoint, ResponseBody, T
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints
 from server.routes.invocations import find_model
+from server.routes.parts import AppParts
 from server.routes.responses import ResponseEndpoints
 from server.routes.status import StatusEndpoints
-from server.security.api_keys import ApiKeys
-from server.server_config import ServerConfig
 from server.status_page.page import DATA_PATH
 
-if TYPE_CHECKING:
-    from server.http_body.decoding import RequestDecoder
-    from server.tracing.tracer import Tracer
 
-
-@dataclass(frozen=True, kw_only=True)
-class AppParts:
-    """The parts of the HTTP application; tests replace some of them by fakes."""
-
-    config: ServerConfig
-    renderer: BaseRenderer
-    engine: EngineClient
-    lifecycle: Lifecycle
-    start: StartView
-    metrics: ServerMetrics
-    admission: Admission
-    adapters: LoraAdapters
-    running: RunningRequests = field(default_factory=RunningRequests)
-    api_keys: ApiKeys
-    response_store: ResponseStore | None
-    tracer: "Tracer | None"
-    version: str
-
-
-def build_routes(parts: AppParts, availability: Availability) -> list[Route]:
+def build_routes(parts: AppParts) -> list[Route]:
     """All routes."""
-    config, renderer, engine = parts.config, parts.renderer, parts.engine
-    models = ServedModels(config.served_model_names, engine, parts.adapters, root=config.model)
-    inference = Inference(config=config, models=models, renderer=renderer, engine=engine, metrics=parts.metrics)
-    intake = Intake(
-        availability=availability,
-        admission=parts.admission,
-        running=parts.running,
-        renderer=renderer,
-        loop_metrics=parts.metrics.loop,
-        engine=engine,
-        unused_fields=UnusedFields(is_rejecting=config.generation.reject_unknown_fields),
-        tracer=parts.tracer,
-    )
-    post = _PostRoutes(intake)
+    config = parts.config
+    post = _PostRoutes(parts)
     return [
         *(_adapter_routes(parts.adapters, post) if config.allow_runtime_lora_updating else ()),
-        *(DevEndpoints(availability, engine, renderer, config).routes() if config.server_dev_mode else ()),
-        *_text_routes(parts, inference, post),
-        *_pooling_routes(inference, post),
+        *(DevEndpoints(parts).routes() if config.server_dev_mode else ()),
+        *_text_routes(parts, post),
+        *_pooling_routes(parts, post),
         post.invocations(),
-        *_model_routes(ModelEndpoints(availability, models, renderer), config),
-        *_info_routes(parts, HealthEndpoint(availability)),
+        *_model_routes(parts),
+        *_info_routes(parts),
     ]
 
 
 class _PostRoutes:
     """Makes the routes that accept JSON."""
 
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
+    def __init__(self, parts: AppParts) -> None:
+        self._parts = parts
         self._decoders: dict[type, RequestDecoder[Any]] = {}
         self._handlers: dict[type, Handler[Any]] = {}
 
@@ -119,18 +72,19 @@ class _PostRoutes:
         failures: FailureFormat = OPENAI,
     ) -> Route:
         """The route that passes requests of this kind to the handler."""
-        decoder = self._intake.decoder(model, takes_embeds=takes_embeds)
+        long_field = "prompt_embeds" if takes_embeds else None
+        decoder = RequestDecoder(model, long_field, self._parts.admission.limits, self._parts.unused_fields)
         self._decoders[model], self._handlers[model] = decoder, handle
-        endpoint = JsonEndpoint(self._intake, decoder.decode, handle, takes_embeds=takes_embeds, failures=failures)
+        endpoint = JsonEndpoint(self._parts, decoder.decode, handle, takes_embeds=takes_embeds, failures=failures)
         return Route(path, endpoint, methods=["POST"])
 
     def invocations(self) -> Route:
         """The route that passes a request to the handler of its kind."""
-        endpoint = JsonEndpoint(self._intake, self._decode, self._dispatch)
+        endpoint = JsonEndpoint(self._parts, self._decode, self._dispatch)
         return Route("/invocations", endpoint, methods=["POST"])
 
     def _decode(self, body: bytes) -> Any:
-        return self._decoders[find_model(body, self._intake.engine.info.pooling)].decode(body)
+        return self._decoders[find_model(body, self._parts.engine.info.pooling)].decode(body)
 
     async def _dispatch(self, request: Any, context: RequestContext) -> ResponseBody:
         return await self._handlers[type(request)](request, context)
@@ -143,18 +97,18 @@ def _adapter_routes(adapters: LoraAdapters, post: _PostRoutes) -> list[Route]:
     ]
 
 
-def _text_routes(parts: AppParts, inference: Inference, post: _PostRoutes) -> list[Route]:
+def _text_routes(parts: AppParts, post: _PostRoutes) -> list[Route]:
     config, renderer = parts.config.generation, parts.renderer
     reasoning = ModelReasoning(config, renderer)
-    builder = GenerationBuilder(inference, reasoning)
-    runner = ChatRunner(inference, builder, OutputParsing(config, renderer, reasoning))
-    chat, messages = ChatServing(inference, runner), MessagesServing(inference, runner)
-    tokenization = TokenizationServing(inference.models, renderer, parts.engine)
+    builder = GenerationBuilder(parts, reasoning)
+    runner = ChatRunner(parts, builder, OutputParsing(config, renderer, reasoning))
+    chat, messages = ChatServing(parts, runner), MessagesServing(parts, runner)
+    tokenization = TokenizationServing(parts.models, renderer, parts.engine)
     archive = ResponseArchive(parts.response_store, renderer)
-    responses = ResponsesServing(inference, runner, archive, parts.running, parts.admission.limits)
+    responses = ResponsesServing(parts, runner, archive, parts.running, parts.admission.limits)
     stored = ResponseEndpoints(responses)
-    completions = CompletionServing(inference, builder)
-    scoring = GenerativeScoringServing(inference, builder)
+    completions = CompletionServing(parts, builder)
+    scoring = GenerativeScoringServing(parts, builder)
     return [
         post("/v1/completions", CompletionRequest, completions.create, takes_embeds=True),
         post("/generative_scoring", GenerativeScoringRequest, scoring.create),
@@ -170,29 +124,29 @@ def _text_routes(parts: AppParts, inference: Inference, post: _PostRoutes) -> li
     ]
 
 
-def _pooling_routes(inference: Inference, post: _PostRoutes) -> list[Route]:
-    score, rerank = ScoreServing(inference).create, RerankServing(inference).create
+def _pooling_routes(parts: AppParts, post: _PostRoutes) -> list[Route]:
+    score, rerank = ScoreServing(parts).create, RerankServing(parts).create
     return [
-        post("/v1/embeddings", EmbeddingRequest, EmbeddingServing(inference).create),
-        post("/v2/embed", CohereEmbedRequest, CohereEmbeddingServing(inference).create),
-        post("/pooling", PoolingRequest, PoolingServing(inference).create),
-        post("/classify", ClassificationRequest, ClassificationServing(inference).create),
+        post("/v1/embeddings", EmbeddingRequest, EmbeddingServing(parts).create),
+        post("/v2/embed", CohereEmbedRequest, CohereEmbeddingServing(parts).create),
+        post("/pooling", PoolingRequest, PoolingServing(parts).create),
+        post("/classify", ClassificationRequest, ClassificationServing(parts).create),
         *(post(path, ScoreRequest, score) for path in ("/score", "/v1/score")),
         *(post(path, RerankRequest, rerank) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
     ]
 
 
-def _model_routes(models: ModelEndpoints, config: ServerConfig) -> list[Route]:
+def _model_routes(parts: AppParts) -> list[Route]:
+    models = ModelEndpoints(parts)
     return [
-        *([Route("/tokenizer_info", models.tokenizer)] if config.enable_tokenizer_info_endpoint else []),
+        *([Route("/tokenizer_info", models.tokenizer)] if parts.config.enable_tokenizer_info_endpoint else []),
         Route("/v1/models", models.list),
         Route("/v1/models/{model:path}", models.get),
     ]
 
 
-def _info_routes(parts: AppParts, health: HealthEndpoint) -> list[Route]:
-    info = InfoEndpoints(parts.lifecycle, parts.start, parts.running, parts.metrics, version=parts.version)
-    status = StatusEndpoints(parts.lifecycle, parts.start, parts.engine, parts.metrics, version=parts.version)
+def _info_routes(parts: AppParts) -> list[Route]:
+    health, info, status = HealthEndpoint(parts.availability), InfoEndpoints(parts), StatusEndpoints(parts)
     return [
         Route("/health", health, methods=["GET"]),
         Route("/ping", health, methods=["GET", "POST"]),

@@ -23,9 +23,10 @@ from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.admission import Admission
 from server.operation.lora import LoraAdapters
+from server.operation.models import ServedModels
 from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
-from server.routes.table import AppParts
+from server.routes.parts import AppParts
 from server.security.api_keys import ApiKeys
 from server.server_config import ServerConfig
 from server.transport import lingering_transport
@@ -354,15 +355,17 @@ def run_app(
     """Serves the application over a fake engine in a thread; it is ready unless a lifecycle is given."""
     metrics = ServerMetrics(config.served_model_names[0], FinishedStart(), renderer)
     metrics.register_engine(engine.info, lambda: engine.stats)
+    adapters = LoraAdapters(config, engine)
     parts = AppParts(
         config=config,
+        models=ServedModels(config.served_model_names, engine, adapters, root=config.model),
         renderer=renderer,
         engine=engine,
+        metrics=metrics,
         lifecycle=lifecycle or ready_lifecycle(),
         start=FinishedStart(),
-        metrics=metrics,
         admission=Admission(limits or LimitsConfig()),
-        adapters=LoraAdapters(config, engine),
+        adapters=adapters,
         api_keys=ApiKeys.from_config(config.network),
         response_store=build_response_store(config.generation, limits or LimitsConfig()),
         tracer=tracer,

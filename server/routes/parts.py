@@ -1,0 +1,49 @@
+"""The parts of the HTTP application, of which each route takes what it needs."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from server.apis.responses.store import ResponseStore
+from server.http_body.unused_fields import UnusedFields
+from server.lifecycle import Lifecycle, StartView
+from server.operation.admission import Admission
+from server.operation.availability import Availability
+from server.operation.drain import RunningRequests
+from server.operation.inference import Inference
+from server.operation.lora import LoraAdapters
+from server.security.api_keys import ApiKeys
+
+if TYPE_CHECKING:
+    from server.tracing.tracer import Tracer
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppParts(Inference):
+    """One per server; tests replace some of them by fakes."""
+
+    lifecycle: Lifecycle
+    start: StartView
+    admission: Admission
+    adapters: LoraAdapters
+    running: RunningRequests = field(default_factory=RunningRequests)
+    api_keys: ApiKeys
+    response_store: ResponseStore | None
+    tracer: "Tracer | None"
+    """None without `--otlp-traces-endpoint`."""
+    version: str
+
+    @cached_property
+    def availability(self) -> Availability:
+        """Whether requests are accepted."""
+        return Availability(self.lifecycle, self.start)
+
+    @cached_property
+    def unused_fields(self) -> UnusedFields:
+        """What to do with request fields without effect."""
+        return UnusedFields(is_rejecting=self.config.generation.reject_unknown_fields)
+
+    def max_body_bytes(self, *, takes_embeds: bool) -> int:
+        """The largest body; what `prompt_embeds` may add to it follows from the model."""
+        embeds = self.renderer.embeds_limits if takes_embeds else None
+        return self.admission.limits.max_body_bytes + (0 if embeds is None else embeds.max_base64_chars)
