@@ -2,15 +2,13 @@
 
 import http.client
 import http.server
-import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -131,35 +129,6 @@ def test_process_exits_after_the_hand_over_and_is_reaped(listener: socket.socket
     assert not process.is_running()
 
 
-def test_process_ends_with_its_parent_even_if_that_is_killed(listener: socket.socket) -> None:
-    code = (
-        "import os, signal, sys\n"
-        "from startup.probes.listener import listen\n"
-        "from startup.probes.responder import StartupResponder\n"
-        "from tests.startup.probes.test_responder import _Answers\n"
-        "with listen(host='127.0.0.1', port=int(sys.argv[1]), uds=None) as bound:\n"
-        "    with StartupResponder(bound, Answers()):\n"
-        "        print('listening', flush=True)\n"
-        "        signal.pause()\n"
-    )
-    address = ("127.0.0.1", free_port())  # not used by another process afterwards, nor as a client port
-    command = [sys.executable, "-c", code, str(address[1])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == "listening\n"
-        try:
-            (process,) = psutil.Process(parent.pid).children()
-            assert _get(address, "/livez")[0] == 200
-            os.kill(process.pid, signal.SIGTERM)  # service managers signal the whole group
-            assert _get(address, "/livez")[0] == 200
-        finally:
-            parent.kill()
-            parent.wait()
-        wait_until(lambda: is_gone(process.pid))
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(address)
-
-
 def test_no_probe_is_lost_during_the_hand_over(listener: socket.socket) -> None:
     """Ten clients probe without a pause during the hand-over to a threaded HTTP server."""
     failures: list[str] = []
@@ -180,7 +149,7 @@ def test_no_probe_is_lost_during_the_hand_over(listener: socket.socket) -> None:
         try:
             wait_until(lambda: failures or statuses.count(503) >= 200)
             responder.hand_over()
-            server = _Successor(listener)
+            server = _successor(listener)
             serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
             serving.start()
             wait_until(lambda: failures or statuses.count(200) >= 200)
@@ -190,81 +159,54 @@ def test_no_probe_is_lost_during_the_hand_over(listener: socket.socket) -> None:
                 thread.join()
         server.shutdown()
         serving.join()
+        server.server_close()
     assert not failures
     assert {200, 503} == set(statuses)
 
 
 _API_PROCESS = """
-import sys
-sys.path.append(sys.argv[1])
-from startup.imports.heavy import import_serially
+import signal, sys
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
 from tests.startup.probes.answers import Answers
-with listen(host='127.0.0.1', port=0, uds=None) as bound:
-    with StartupResponder(bound, Answers()):
-        print(bound.getsockname()[1], flush=True)
-        import_serially(sys.argv[2:])
-        print('done', flush=True)
-        sys.stdin.read()
+with listen(host='127.0.0.1', port=int(sys.argv[1]), uds=None) as bound, StartupResponder(bound, Answers()):
+    print('listening', flush=True)
+    signal.pause()
 """
-_SLOW_MODULE = """
-import ctypes
-print('importing', flush=True)
-ctypes.PyDLL(None).read(0, ctypes.create_string_buffer(1), 1)
-"""
-"""Holds the interpreter lock inside C until a byte arrives; imports do so for shorter times."""
 
 
-@contextmanager
-def _api_process(folder: Path, *modules: str) -> Iterator[subprocess.Popen[str]]:
-    """Prints its port, imports the modules, prints `done`, and runs until the end of the `with` block."""
-    command = [sys.executable, "-c", _API_PROCESS, str(folder), *modules]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
-        assert process.stdin is not None
-        yield process
-        process.stdin.close()
-
-
-def test_probes_are_answered_while_the_main_thread_imports(tmp_path: Path) -> None:
-    (tmp_path / "slow_module.py").write_text(_SLOW_MODULE)
-    with _api_process(tmp_path, "slow_module") as process:
-        assert process.stdin is not None
+@pytest.fixture
+def api_process() -> Iterator[tuple[psutil.Process, tuple[str, int]]]:
+    """A process with a responder, and its address; killed at the end."""
+    port = free_port()  # not used by another process afterwards, nor as a client port
+    command = [sys.executable, "-c", _API_PROCESS, str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        address = ("127.0.0.1", int(process.stdout.readline()))
-        assert process.stdout.readline() == "importing\n"
-        assert [_get(address, "/health")[0] for _ in range(20)] == [503] * 20
-        process.stdin.write("\n")
-        assert process.stdout.readline() == "done\n"
+        assert process.stdout.readline() == "listening\n"
+        yield psutil.Process(process.pid), ("127.0.0.1", port)
+        process.kill()
 
 
-def test_probes_are_answered_while_the_api_process_is_stopped(tmp_path: Path) -> None:
+def test_responder_ends_with_its_parent_even_if_that_is_killed(
+    api_process: tuple[psutil.Process, tuple[str, int]],
+) -> None:
+    process, address = api_process
+    (responder,) = process.children()
+    responder.send_signal(signal.SIGTERM)  # service managers signal the whole group
+    assert _get(address, "/livez")[0] == 200
+    process.kill()
+    wait_until(lambda: is_gone(responder.pid))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+def test_probes_are_answered_while_the_api_process_is_stopped(
+    api_process: tuple[psutil.Process, tuple[str, int]],
+) -> None:
     """Answers do not depend on the interpreter lock of the API process, as those of a thread in it would."""
-    with _api_process(tmp_path) as process:
-        assert process.stdout is not None
-        address = ("127.0.0.1", int(process.stdout.readline()))
-        os.kill(process.pid, signal.SIGSTOP)
-        try:
-            assert [_get(address, "/health")[0] for _ in range(20)] == [503] * 20
-        finally:
-            os.kill(process.pid, signal.SIGCONT)
-
-
-class _Successor(http.server.ThreadingHTTPServer):
-    """An HTTP server on a socket that listens already."""
-
-    def __init__(self, listener: socket.socket) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listener.dup()
-        self.socket.setblocking(True)
-
-    def server_close(self) -> None:
-        self.socket.close()
-
-    def shutdown(self) -> None:
-        super().shutdown()
-        self.server_close()
+    process, address = api_process
+    process.suspend()
+    assert [_get(address, "/health")[0] for _ in range(20)] == [503] * 20
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -275,3 +217,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Logs nothing."""
+
+
+def _successor(listener: socket.socket) -> http.server.ThreadingHTTPServer:
+    """An HTTP server on a socket that listens already."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener.dup()
+    server.socket.setblocking(True)
+    return server

@@ -5,12 +5,11 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from server.machine.processes import process_start_ns
-from startup.timeline.report import StartFacts, build_report, read_report
+from startup.timeline.report import StartFacts, build_report
 from startup.timeline.spans import PhaseSpan
 from startup.timeline.timeline import PhaseTimeline
 
@@ -100,20 +99,6 @@ def test_elapsed_time_is_constant_once_the_start_is_finished() -> None:
     time.sleep(0.01)
     timeline.finish()
     assert timeline.elapsed_s == elapsed_s
-
-
-@pytest.mark.alone  # other tests would delay it between two spans
-def test_spans_explain_99_percent_of_a_start_of_two_real_processes() -> None:
-    script = Path(__file__).with_name("timeline_script.py")
-    done = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True, timeout=120)
-    report = read_report(done.stdout)
-    assert report.explained_share >= 0.99, report.table()
-    phases = {phase.key: phase for phase in report.phases}
-    assert phases["child:sleep"].took_s >= 0.3
-    assert phases["child:interpreter"].took_s > 0
-    assert "api:busy_meanwhile" not in phases
-    assert phases["api:after_the_child"].took_s >= 0.05
-    assert sum(phase.took_s for phase in report.phases) == pytest.approx(report.total_s, abs=1e-4)
 
 
 def test_timeline_begins_with_the_interpreter() -> None:
