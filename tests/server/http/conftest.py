@@ -249,6 +249,15 @@ class LiveServer:
         return self.stream("/v1/chat/completions", {"messages": MESSAGES} | fields)
 
 
+def assert_rejected(response: httpx.Response, param: str | None, words: str = "") -> None:
+    """It is a 400 that names the parameter and has the words in its message."""
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert (error["type"], error["code"], error["param"]) == ("BadRequestError", 400, param)
+    assert error["message"]
+    assert words in error["message"]
+
+
 @pytest.fixture(scope="session")
 def renderer(model_path: Any) -> Iterator[HfRenderer]:
     with HfRenderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:

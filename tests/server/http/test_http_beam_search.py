@@ -18,7 +18,7 @@ from server.types import EngineOutput, EnginePrompt, SamplingParams
 from tests.llamas import save_tiny_llama
 from tests.server.engine.sampling.byte_tokenizer import EOS
 from tests.server.engine.small_engine import SmallEngine
-from tests.server.http.conftest import MODEL, LiveServer, ScriptedEngine, run_app
+from tests.server.http.conftest import MODEL, LiveServer, ScriptedEngine, assert_rejected, run_app
 from tests.server.http.raw_request import send
 
 PROMPT = "The quick brown fox jumps over the lazy dog and runs"
@@ -240,11 +240,7 @@ def test_other_sampling_parameters_have_no_effect(beams: LiveServer) -> None:
 def test_what_cannot_be_searched_is_a_400(
     server: LiveServer, engine: ScriptedEngine, fields: dict[str, Any], param: str, message: str
 ) -> None:
-    response = server.complete(use_beam_search=True, **fields)
-    assert response.status_code == 400
-    error = response.json()["error"]
-    assert error["param"] == param
-    assert message in error["message"]
+    assert_rejected(server.complete(use_beam_search=True, **fields), param, message)
     assert not engine.requests
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from server.types import GuidedDecoding
+from tests.server.http.conftest import assert_rejected
 
 HINTS = {
     "user": "me",
@@ -33,15 +34,6 @@ IGNORED = {
 }
 
 
-def assert_rejects(response, param):
-    assert response.status_code == 400, response.text
-    error = response.json()["error"]
-    assert error["type"] == "BadRequestError"
-    assert error["code"] == 400
-    assert error["param"] == param
-    assert error["message"]
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -55,8 +47,8 @@ def assert_rejects(response, param):
 def test_bad_value_is_a_400_that_names_its_field_at_both_endpoints(server, engine, fields):
     """One value per layer; tests/server/generation and tests/server/http_body check all values."""
     (name,) = fields
-    assert_rejects(server.complete(**fields), name)
-    assert_rejects(server.chat(**fields), name)
+    assert_rejected(server.complete(**fields), name)
+    assert_rejected(server.chat(**fields), name)
     assert not engine.requests
 
 
@@ -71,7 +63,7 @@ def test_bad_value_is_a_400_that_names_its_field_at_both_endpoints(server, engin
     ids=str,
 )
 def test_rejection_by_the_renderer_is_a_400(server, fields, param):
-    assert_rejects(server.chat(**fields), param)
+    assert_rejected(server.chat(**fields), param)
 
 
 def test_prompt_that_leaves_no_room_for_output_is_a_400_with_the_limit(server):
@@ -138,7 +130,7 @@ def test_chat_may_fill_the_rest_of_the_context(server, engine):
 
 
 def test_token_outside_the_vocabulary_is_rejected(server):
-    assert_rejects(server.complete(prompt=[5, 49152]), "prompt")
+    assert_rejected(server.complete(prompt=[5, 49152]), "prompt")
 
 
 def test_prompt_is_truncated_from_the_left(server, engine):

@@ -11,7 +11,7 @@ from server.renderers.embeds import prompt_embeds
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.renderers.hf import HfRenderer
 from tests.embeds_payloads import safetensors_payload, torch_payload
-from tests.server.http.conftest import MAX_MODEL_LEN, PATIENT_S, TEXT
+from tests.server.http.conftest import MAX_MODEL_LEN, PATIENT_S, TEXT, assert_rejected
 
 WIDTH = 16
 
@@ -38,13 +38,6 @@ def embeds_of(engine) -> dict[str, torch.Tensor | None]:
         else torch.frombuffer(bytearray(inputs.embeds.data), dtype=torch.bfloat16).reshape(inputs.embeds.shape)
         for engine_id, inputs in engine.inputs.items()
     }
-
-
-def assert_rejected(response, param: str, message: str) -> None:
-    error = response.json()["error"]
-    assert response.status_code == 400
-    assert error["param"] == param
-    assert message in error["message"]
 
 
 def test_without_the_flag_the_error_names_it(server):

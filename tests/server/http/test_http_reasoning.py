@@ -8,6 +8,7 @@ import pytest
 from server.config import ModelFiles, RendererConfig
 from server.renderers.hf import HfRenderer
 from server.types import ReasoningMarker
+from tests.server.http.conftest import assert_rejected
 
 MESSAGES = [{"role": "user", "content": "Weather?"}]
 THOUGHTS = "It is < 10 degrees, I think."
@@ -203,8 +204,7 @@ def test_a_configured_text_ends_the_reasoning(serve, engine, encode):
 
 def test_a_budget_without_a_format_is_refused(server):
     for response in (server.chat(thinking_token_budget=5), server.complete(thinking_token_budget=5)):
-        assert response.status_code == 400
-        assert response.json()["error"]["param"] == "thinking_token_budget"
+        assert_rejected(response, "thinking_token_budget")
 
 
 def test_without_a_format_everything_is_content(server, engine, encode):

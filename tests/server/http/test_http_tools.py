@@ -6,6 +6,7 @@ from server.config import ModelFiles
 from server.parsers.registry import PluginError
 from server.renderers.hf import HfRenderer
 from tests.server.generation.requests import NAMED, TIME, WEATHER
+from tests.server.http.conftest import assert_rejected
 
 ARGUMENTS = '{"city": "Saint-\\"Denis\\" } ]", "days": 3}'
 CALLS = '[{"name": "get_weather", "parameters": ' + ARGUMENTS + '}, {"name": "get_time", "parameters": {}}]'
@@ -178,8 +179,7 @@ def test_a_constraint_of_the_request_takes_the_place_of_strict_tools(serve, engi
 def test_a_schema_that_does_not_compile_names_its_tool(serve, engine, choice):
     broken = strict({"function": {"name": "f", "parameters": {"properties": {"a": {"type": "nothing"}}}}})
     response = serve(**HERMES).chat(tools=[TIME, broken], tool_choice=choice)
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == "tools[1].function.parameters"
+    assert_rejected(response, "tools[1].function.parameters")
     assert not engine.requests
 
 
