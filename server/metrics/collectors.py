@@ -32,15 +32,15 @@ class Collector:
 
 def start_families(model_name: str, start: StartView) -> Iterator[Metric]:
     """The durations of the start and its phases."""
-    total_s = {(model_name, ENGINE): start.elapsed_s()}
+    total_s: Values = {(model_name, ENGINE): start.elapsed_s()}
     yield _gauge("vllm:engine_startup_time_seconds", "From the process's start to its first token.", total_s)
-    phases = {(phase,): seconds for phase, seconds in start.phase_seconds().items()}
+    phases: Values = {(phase,): seconds for phase, seconds in start.phase_seconds().items()}
     yield _gauge("vllm_cli:startup_phase_seconds", "What the start waited for, by phase.", phases, ("phase",))
 
 
 def pool_families(pools: Mapping[str, RendererPool]) -> Iterator[Metric]:
     """The queue depth of the renderer's pools."""
-    depths = {(name,): pool.num_waiting for name, pool in pools.items()}
+    depths: Values = {(name,): pool.num_waiting for name, pool in pools.items()}
     yield _gauge(
         "vllm_cli:renderer_queue_depth", "Work that waits for a thread of the renderer's pool.", depths, ("pool",)
     )
@@ -49,7 +49,7 @@ def pool_families(pools: Mapping[str, RendererPool]) -> Iterator[Metric]:
 def rejection_families(model_name: str, num_rejected: Mapping[str, int]) -> Iterator[Metric]:
     """The number of requests rejected by admission control."""
     numbers = dict.fromkeys(_REJECTIONS, 0) | dict(num_rejected)
-    values = {(model_name, reason): number for reason, number in numbers.items()}
+    values: Values = {(model_name, reason): number for reason, number in numbers.items()}
     yield _counter(
         "vllm:admission_rejections", "Requests rejected by a limit, by reason.", values, ("model_name", "reason")
     )
@@ -62,8 +62,8 @@ def image_families(model_name: str, cache: ProcessorCache | None) -> Iterator[Me
     yield _counter("vllm:mm_cache_queries", "Images looked up in the cache of processed ones.", {labels: num_queries})
     yield _counter("vllm:mm_cache_hits", "Images found in the cache of processed ones.", {labels: num_hits})
     if cache is not None:
-        values = {labels: cache.num_bytes}
-        yield _gauge("vllm_cli:mm_cache_bytes", "Memory that processed images take in the cache.", values)
+        description = "Memory that processed images take in the cache."
+        yield _gauge("vllm_cli:mm_cache_bytes", description, {labels: cache.num_bytes})
 
 
 def engine_families(model_name: str, stats: EngineStats) -> Iterator[Metric]:
