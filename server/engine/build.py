@@ -88,11 +88,7 @@ def build_core(
         pace=StepPace() if runner.can_split_prompts else None,
     )
     limits = PromptLimits(min(size.slot_len, cache.max_tokens), vocab_size)
-    features = FeatureBuilder(
-        model,
-        image_encoder(model) if isinstance(runner, PackedRunner) else None,
-        has_prefix_cache=cache.has_prefixes,
-    )
+    features = FeatureBuilder(model, image_encoder(model) if isinstance(runner, PackedRunner) else None)
     core = EngineCore(
         runner,
         pending=PendingSequences(scheduler, limits=limits, guided=guided, features=features, adapters=adapters),

@@ -97,7 +97,7 @@ class CacheManager:
         """Takes the sequence's memory back and keeps what it computed in the prefix cache."""
         sequence.model_cache = None
         if self._kv_cache is not None:
-            if self._prefixes is not None and not sequence.is_private:
+            if self._prefixes is not None:
                 _keep_prefix(self._kv_cache.slots, self._prefixes, sequence)
             self._kv_cache.slots.close(sequence.slot, sequence.num_tokens)
         self._holders.remove(sequence)

@@ -77,7 +77,7 @@ class PrefixCache:
                 length = common_prefix(wanted, entry.token_ids)
                 best = entry_id
         for other in running:
-            if other.is_private or other.num_computed_tokens <= length:
+            if other.num_computed_tokens <= length:
                 continue
             if np.array_equal(other.cache_ids(_MIN_TOKENS), wanted[:_MIN_TOKENS]):
                 computed = other.cache_ids(other.num_computed_tokens)

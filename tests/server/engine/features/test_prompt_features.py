@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from server.config import EngineConfig, ModelFiles
 from server.engine.build import build_core
 from server.engine.compute.batch import pack
-from server.engine.features.prompt_features import FeatureBuilder, check_takes_embeds
+from server.engine.features import prompt_features
+from server.engine.features.prompt_features import FeatureBuilder, PromptFeatures, check_takes_embeds
 from server.engine.phases import Phases
 from server.engine.sequence import Chunk, Sequence
 from server.errors import EngineStartError
@@ -279,6 +280,31 @@ def test_positions_with_several_axes_are_used_and_continue_after_the_prompt(llam
     ]
     placed.num_computed_tokens = 5
     assert positions(Chunk(placed, 1)) == [[4]]
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(8, torch.float32), (576, torch.bfloat16), (7, torch.bfloat16)])
+def test_equal_rows_have_equal_ids_and_different_rows_do_not(width: int, dtype: torch.dtype) -> None:
+    rows = torch.randn(500, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    ids = _row_ids(rows)
+    assert len(set(ids)) == 500
+    assert max(ids) < 0, "no token id is negative"
+    assert _row_ids(rows.flip(0))[::-1] == ids
+
+
+def test_the_position_changes_the_id() -> None:
+    same, moved, other = _row_ids(torch.ones(3, 4), torch.tensor([[0, 0, 1], [0, 0, 0], [0, 1, 0]]))
+    assert len({same, moved, other}) == 3
+    assert _row_ids(torch.ones(1, 4), torch.tensor([[0], [0], [0]])) == [same]
+
+
+def test_row_ids_depend_on_a_key_of_the_process() -> None:
+    before = _row_ids(torch.ones(1, 4))
+    prompt_features._secret_key.cache_clear()
+    assert _row_ids(torch.ones(1, 4)) != before
+
+
+def _row_ids(rows: torch.Tensor, positions: torch.Tensor | None = None) -> list[int]:
+    return PromptFeatures(rows, has_token_ids=False, positions=positions).row_ids.tolist()  # type: ignore[no-any-return]
 
 
 def test_engine_info_has_the_row_width_with_enable_prompt_embeds(tmp_path: Path) -> None:
