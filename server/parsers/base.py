@@ -5,7 +5,7 @@ into a marker, its cost per piece does not grow with the text, and text that is 
 included, becomes `Content`: nothing is lost and nothing raises.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -64,41 +64,3 @@ class PromptEnd(Enum):
     """The prompt ends after reasoning: the output is the answer."""
     SILENT = "silent"
     """Neither: the output begins as the format's outputs do."""
-
-
-class ReasoningFormat(Protocol):
-    """How a kind of model marks its reasoning; one object per format in `server.parsers.reasoning`."""
-
-    @property
-    def starts(self) -> tuple[str, ...]:
-        """The texts that begin the reasoning, the usual one first."""
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        """The texts that end it, the usual one first."""
-
-    @property
-    def pauses(self) -> tuple[str, ...]:
-        """Texts that end one of several parts of the reasoning."""
-
-    @property
-    def forced_end(self) -> str | None:
-        """The text that ends reasoning whose budget is used up; None if it cannot have one."""
-
-    @property
-    def parses_calls(self) -> bool:
-        """Whether its parser also reads the tool calls of the model's format."""
-
-    @property
-    def answer_starts(self) -> tuple[str, ...]:
-        """Texts that end the reasoning and belong to the answer, such as the tag of a tool call."""
-
-    @property
-    def is_open_at_start(self) -> bool:
-        """Whether the output begins with reasoning where neither prompt nor output have a start."""
-
-    def is_used(self, template_kwargs: Mapping[str, Any]) -> bool:
-        """Whether the model reasons with these variables of its chat template."""
-
-    def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> OutputParser:
-        """The parser of one choice; `drops_answer_starts` if the answer is in the server's own format."""

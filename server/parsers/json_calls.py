@@ -4,8 +4,7 @@ import re
 from typing import Final, Literal, NamedTuple
 
 from server.parsers.events import CallArguments, CallStart, Content, EventBuffer
-from server.parsers.json_text import is_unicode, read_json
-from server.parsers.json_value import JsonValueEnd
+from server.parsers.json_text import JsonValueEnd, is_unicode, read_json
 
 _State = Literal["open", "key", "colon", "value", "done"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from server.parsers.base import CallFormat
+from server.parsers.base import CallFormat, FunctionDefinition
 from server.parsers.events import CallArguments, CallStart, Content, Event, EventBuffer, Reasoning
 from server.parsers.incoming_text import IncomingText, Waiting
 
@@ -48,7 +48,7 @@ class TextParser(TextReader):
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
 
-    def __init__(self) -> None:
+    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
         self.num_calls = 0
         self._is_blank = True
         """Whether the content so far is white space."""

@@ -1,9 +1,9 @@
-"""Reasoning between two tags, which is what almost all formats are."""
+"""Formats of reasoning, and the parser of those that are two tags, which is what almost all are."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import regex
 
@@ -22,8 +22,8 @@ def _always(kwargs: TemplateKwargs) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TagFormat:
-    """A `ReasoningFormat` of tags, with vLLM's rules for them."""
+class ReasoningFormat:
+    """How a kind of model marks its reasoning, with vLLM's rules."""
 
     starts: tuple[str, ...] = ("<think>",)
     """The texts that begin the reasoning, the usual one first."""
@@ -31,6 +31,8 @@ class TagFormat:
     """The texts that end it, the usual one first."""
     answer_starts: tuple[str, ...] = ()
     """Tags of tool calls, which end the reasoning as well and belong to the answer."""
+    pauses: tuple[str, ...] = ()
+    """Texts that end one of several parts of the reasoning."""
     label: str = ""
     """Text that may follow the start and is dropped."""
     is_open_at_start: bool = True
@@ -45,21 +47,20 @@ class TagFormat:
     """Whether line breaks at the answer's beginning are dropped."""
     answer_tags: tuple[str, str] | None = None
     """Tags around the answer, which are dropped; the first is optional and may be empty."""
-    switch: Callable[[TemplateKwargs], bool] = _always
+    is_used: Callable[[TemplateKwargs], bool] = _always
     """Whether the model reasons with these variables of its chat template."""
-
-    pauses: ClassVar[tuple[str, ...]] = ()
-    parses_calls: ClassVar[bool] = False
+    has_limit: bool = True
+    """Whether a budget can end the reasoning."""
+    parses_calls: bool = False
+    """Whether the parser also reads the tool calls of the model's format."""
 
     @property
-    def forced_end(self) -> str:
-        """The usual end."""
-        return self.ends[0]
-
-    def is_used(self, template_kwargs: TemplateKwargs) -> bool:
-        return self.switch(template_kwargs)
+    def forced_end(self) -> str | None:
+        """The text that ends reasoning whose budget is used up."""
+        return self.ends[0] if self.has_limit else None
 
     def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> OutputParser:
+        """The parser of one choice; `drops_answer_starts` if the answer is in the server's own format."""
         if self.is_content:
             return _ContentParser("" if prompt_end is PromptEnd.ENDED else self.starts[0])
         return TagParser(self, prompt_end, drops_answer_starts=drops_answer_starts)
@@ -68,7 +69,7 @@ class TagFormat:
 class TagParser(TextReader):
     """Splits one output into reasoning and answer."""
 
-    def __init__(self, tags: TagFormat, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> None:
+    def __init__(self, tags: ReasoningFormat, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> None:
         self._tags = tags
         self._prompt_end = prompt_end
         self._marks = marks(tags, drops_answer_starts=drops_answer_starts)
@@ -146,7 +147,7 @@ class _ContentParser:
 
 
 @cache
-def marks(tags: TagFormat, *, drops_answer_starts: bool) -> regex.Pattern[str]:
+def marks(tags: ReasoningFormat, *, drops_answer_starts: bool) -> regex.Pattern[str]:
     """Finds the next tag within reasoning: a group `end` or `answer`, or another start, which is dropped."""
     alternatives = [any_of(*tags.starts).pattern, f"(?P<end>{any_of(*tags.ends).pattern})"]
     if tags.answer_starts:

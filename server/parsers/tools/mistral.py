@@ -9,7 +9,7 @@ import regex
 from server.parsers.events import CallArguments, CallStart, Event
 from server.parsers.incoming_text import Waiting
 from server.parsers.json_calls import CallArray, CallObject, CallStyle
-from server.parsers.json_value import JsonValueEnd
+from server.parsers.json_text import JsonValueEnd
 from server.parsers.marked_calls import BLANKS, MarkedCalls
 
 _ID_CHARS: Final = ascii_letters + digits
