@@ -1,4 +1,4 @@
-"""Parsers of special outputs: with reasoning before calls, with calls that a grammar forced, sent as a whole."""
+"""Parsers of special outputs: reasoning before calls, calls that a grammar has forced, whole outputs."""
 
 from collections.abc import Sequence
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final
 
 import regex
 
@@ -13,28 +13,6 @@ from server.parsers.json_calls import CallArray, CallObject, CallStyle
 from server.parsers.text_parser import TextReader
 
 BLANKS: Final = regex.compile(r"\s{1,64}")
-
-
-class CallBody(Protocol):
-    """Reads what follows a marker: one call or several, see `CallObject`."""
-
-    @property
-    def has_started(self) -> bool:
-        """Whether a call has started."""
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the calls are complete, or the text cannot be a call."""
-
-    @property
-    def raw_text(self) -> str:
-        """The text that has been read and is no part of a call."""
-
-    def feed(self, text: str) -> str:
-        """Reads the next piece; returns the text behind the body once it is done."""
-
-    def take_events(self) -> list[Event]:
-        """The events since the last call of this method."""
 
 
 class MarkedCalls(TextReader):
@@ -70,7 +48,7 @@ class MarkedCalls(TextReader):
         """Reads what follows the marker `start`; returns whether a call has started."""
         return (yield from self.read_body(CallObject(self.style), start))
 
-    def read_body(self, body: CallBody, start: str) -> Waiting[bool]:
+    def read_body(self, body: CallObject | CallArray, start: str) -> Waiting[bool]:
         """Reads calls with `body`. Text that is no call becomes content, with `start` if there is no call."""
         while not body.is_done and (text := (yield from self.text.take())):
             self.text.give_back(body.feed(text))
