@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from server.config import EngineConfig
-from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
+from server.engine.pooling.core import BatchLimits, choose_batch
+from server.engine.pooling.encoder import PoolingSequence
 from server.errors import EngineStartError
 from server.pooler_config import PoolerConfig
 from server.types import LateInteraction, PoolingParams
@@ -253,7 +254,6 @@ def test_documents_are_scored_against_a_kept_query(tmp_path: Path) -> None:
     scores = engine.run(PROMPTS[1:], late_interaction=of_query)
     assert_close(scores, [(query @ document.T).amax(-1).sum() for document in documents])
     engine.core.abort(["q"])
-    assert len(engine.core._queries) == 0
     (late,) = engine.outputs(PROMPTS[:1], None, late_interaction=of_query)
     assert late.error == "the query 'q' is not in the engine"
 
@@ -327,7 +327,7 @@ def test_a_batch_contains_the_oldest_prompt_and_those_of_similar_length(
     lengths: list[int], limits: tuple[int, int], chosen: list[int]
 ) -> None:
     waiting = [PoolingSequence(str(i), [1] * n, PoolingParams(task="embed")) for i, n in enumerate(lengths)]
-    batch = choose_batch(waiting, BatchLimits(max_num_seqs=limits[0], max_num_batched_tokens=limits[1]))
+    batch = choose_batch(waiting, BatchLimits(*limits))
     assert [sequence.num_tokens for sequence in batch] == chosen
     assert waiting[0] in batch
 
