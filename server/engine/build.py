@@ -147,7 +147,7 @@ def _build_cache(
     prefixes = None
     if config.enable_prefix_caching:
         prefixes = PrefixCache(kv_cache.slots, max_tokens=int(size.num_tokens * PREFIX_SHARE))
-    return CacheManager(num_slots=size.num_slots, max_tokens=size.num_tokens, kv_cache=kv_cache, prefixes=prefixes)
+    return CacheManager(num_slots=size.num_slots, max_tokens=size.num_tokens, slots=kv_cache.slots, prefixes=prefixes)
 
 
 def _batched_tokens(config: EngineConfig) -> int:

@@ -114,7 +114,7 @@ class SmallEngine:
         self.cache = CacheManager(
             num_slots=num_slots,
             max_tokens=kv_cache_tokens or num_slots * max_model_len,
-            kv_cache=kv_cache,
+            slots=kv_cache.slots if kv_cache is not None else None,
             prefixes=self.prefixes,
         )
         self.adapted = AdaptedLayers(model)
@@ -206,9 +206,8 @@ class SmallEngine:
     @property
     def num_committed_bytes(self) -> int:
         """Memory of the slots."""
-        assert self.cache._kv_cache is not None
-        assert isinstance(self.cache._kv_cache.slots, SharedSlots)
-        return self.cache._kv_cache.slots.memory.num_committed_bytes
+        assert isinstance(self.cache._slots, SharedSlots)
+        return self.cache._slots.memory.num_committed_bytes
 
     def assert_nothing_leaked(self) -> None:
         """Checks that no request, slot, token, grammar or model cache is held."""

@@ -179,7 +179,7 @@ def test_adapters_beyond_max_cpu_loras_are_read_again(plain_llama: PreTrainedMod
     assert engine.adapters is not None
     for adapter_id, folder in folders.items():
         assert engine.generate(PROMPTS, adapter_id=adapter_id) == adapted_outputs(plain_llama, folder, PROMPTS, 16)
-        assert engine.adapters.num_in_memory == 1
+        assert len(engine.adapters._loaded) == 1
     shutil.rmtree(folders[1])
     failed, fine = engine.add("1", PROMPTS[0], adapter_id=1), engine.add("0", PROMPTS[0])
     engine.run()
@@ -197,10 +197,10 @@ def test_an_unloaded_adapter_is_freed_after_its_last_sequence(engine: SmallEngin
     rejected = engine.add("late", PROMPTS[0], adapter_id=1)
     assert rejected.error == "its LoRA adapter has been unloaded"
     assert engine.adapters is not None
-    assert engine.adapters.num_in_memory == 1
+    assert len(engine.adapters._loaded) == 1
     engine.run()
     assert running.token_ids == expected
-    assert engine.adapters.num_in_memory == 0
+    assert len(engine.adapters._loaded) == 0
     assert not engine.adapted._updates
     assert engine.generate([PROMPTS[0]]) != [expected]
 
@@ -211,7 +211,7 @@ def test_an_aborted_sequence_frees_its_unloaded_adapter(engine: SmallEngine, ada
     engine.unload_adapter(1)
     engine.core.abort(["aborted"])
     assert engine.adapters is not None
-    assert engine.adapters.num_in_memory == 0
+    assert len(engine.adapters._loaded) == 0
 
 
 def test_steps_without_adapters_have_no_hooks(engine: SmallEngine, adapter: Path) -> None:

@@ -187,22 +187,6 @@ def test_eos_tokens_come_from_all_files_the_tokenizers_first(saved_llama: Path, 
     assert find_eos_token_ids(model, llama_copy, llama_copy) == (9, 7, 2)
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        '"model": {"added_tokens": [{"id": 8, "content": "<end>"}]}, ',
-        f'"comment": "{"ä" * 600_000}", ',
-        '"comment": "\\"added_tokens\\": [", ',
-    ],
-    ids=["nested", "late", "quoted"],
-)
-def test_the_tokenizers_eos_is_found_wherever_the_file_has_it(saved_llama: Path, llama_copy: Path, before: str) -> None:
-    (llama_copy / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
-    tokens = [{"id": n, "content": f"<{n}>"} for n in range(50)] + [{"id": 99, "content": "<end>"}]
-    (llama_copy / "tokenizer.json").write_text(f'{{{before}"added_tokens": {json.dumps(tokens)}}}', encoding="utf-8")
-    assert find_eos_token_ids(load_model(saved_llama, EngineConfig()), llama_copy, llama_copy)[0] == 99
-
-
 @pytest.mark.parametrize("tokenizer_config", ["{", "[]", '{"eos_token": "<unknown>"}'])
 def test_eos_tokens_of_a_tokenizer_that_names_none(saved_llama: Path, llama_copy: Path, tokenizer_config: str) -> None:
     (llama_copy / "tokenizer_config.json").write_text(tokenizer_config)

@@ -42,8 +42,8 @@ class FakeEngine:
     def send(self, message: FromEngine) -> None:
         self._channel.send(msgspec.msgpack.encode(message))
 
-    def close(self) -> None:
-        self._channel.close()
+    def end(self) -> None:
+        self._channel._connection.shutdown(socket.SHUT_RDWR)
 
 
 @asynccontextmanager
@@ -56,8 +56,7 @@ async def connected() -> AsyncIterator[tuple[EngineClient, FakeEngine]]:
     finally:
         await client.close()
         with suppress(OSError):
-            theirs.shutdown(socket.SHUT_RDWR)
-        engine.close()
+            engine.end()
         theirs.close()
         if client._loaded is not None and client._loaded.done():
             client._loaded.exception()
@@ -98,7 +97,7 @@ async def test_the_engines_exit_ends_the_wait() -> None:
     async with connected() as (client, engine):
         pooling = asyncio.create_task(client.pool("a", [1], PARAMS))
         await engine.receive()
-        engine._channel._connection.shutdown(socket.SHUT_RDWR)
+        engine.end()
         with pytest.raises(EngineDeadError):
             await pooling
         with pytest.raises(EngineDeadError):
@@ -107,7 +106,7 @@ async def test_the_engines_exit_ends_the_wait() -> None:
 
 async def test_queries_are_dropped_by_their_ids() -> None:
     async with connected() as (client, engine):
-        client.drop_queries(["a", "b"])
+        client.abort(["a", "b"])
         assert await engine.receive() == Abort(["a", "b"])
 
 

@@ -39,6 +39,7 @@ class FakeEngine:
     """Answers every sequence with one token; keeps received messages, requests and the number of bytes."""
 
     def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
         self._channel = BlockingChannel(connection)
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self.messages: list[ToEngine] = []
@@ -55,7 +56,7 @@ class FakeEngine:
                 self.num_bytes += len(payload)
                 self._handle(self._decoder.decode(payload))
         except ChannelClosedError:
-            self._channel.close()
+            self._connection.close()
 
     def _handle(self, message: ToEngine) -> None:
         self.messages.append(message)
