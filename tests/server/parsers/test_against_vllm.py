@@ -19,7 +19,10 @@ SCRIPT = Path(__file__).with_name("vllm_parsers.py")
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     """vLLM's results for all formats, in the order of the texts."""
-    formats = {form.name: {"markers": form.markers, "texts": [raw.text for raw in raw_texts(form)]} for form in FORMATS}
+    formats = {
+        form.name: {"markers": form.markers, "kwargs": {}, "cases": [(raw.text, []) for raw in raw_texts(form)]}
+        for form in FORMATS
+    }
     question = {"functions": FUNCTIONS, "formats": formats}
     return ask_vllm(SCRIPT, question, tmp_path_factory.mktemp("vllm"), timeout_s=580)
 

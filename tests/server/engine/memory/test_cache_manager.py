@@ -85,9 +85,7 @@ def test_a_gpu_without_room_for_an_ended_sequence_empties_the_prefix_cache(caplo
 
 def test_a_shared_beginning_counts_once() -> None:
     slots = _slots()  # of blocks of 32 tokens
-    cache = CacheManager(
-        num_slots=3, max_tokens=142, slots=slots, prefixes=PrefixCache(slots, max_tokens=150)
-    )
+    cache = CacheManager(num_slots=3, max_tokens=142, slots=slots, prefixes=PrefixCache(slots, max_tokens=150))
     [shared, *tails] = random_prompts(70, 10, 20, 30)
     first, second, third = as_sequences([shared + tail for tail in tails])
     cache.admit(first)
