@@ -115,11 +115,9 @@ def test_prompt_logprobs_equal_the_models(plain_llama: PreTrainedModel, llama: P
     [prompt] = random_prompts(70)
     raw = _logprobs(plain_llama, prompt)
     [completion] = SmallEngine(llama, max_num_batched_tokens=budget).complete([prompt], prompt_logprobs=2)
-    assert completion.prompt_logprobs is not None
     assert len(completion.prompt_logprobs) == 70
     assert completion.prompt_logprobs[0] is None
     for position, found in enumerate(completion.prompt_logprobs[1:]):
-        assert found is not None
         assert found.token_id == prompt[position + 1]
         assert found.logprob == pytest.approx(float(raw[position, found.token_id]), abs=1e-4)
         assert [t for t, _ in found.top] == raw[position].topk(2).indices.tolist()

@@ -67,7 +67,6 @@ def _inputs(prompt: RenderedPrompt) -> PromptInputs | None:
 
 def _tensors(prompt: RenderedPrompt) -> dict[str, TensorData]:
     inputs = _inputs(prompt)
-    assert inputs is not None and inputs.mm is not None
     return inputs.mm
 
 
@@ -151,7 +150,6 @@ def test_the_choices_of_one_prompt_encode_its_images_once(vision: VisionCase, mo
     engine, prompt = vision.engine(prefix_tokens=2000), vision.prompt("Look: ", (60, 60, 1))
     num_encoded = 0
     images = engine.features._images
-    assert images is not None
     encode = images.encode
 
     def count(*args: Any) -> Any:
@@ -209,7 +207,6 @@ def test_prompt_logprobs_work_with_images(vision: VisionCase) -> None:
     engine, prompt = vision.engine(), vision.prompt("Look: ", (60, 60, 1), " What?")
     completion = _add(engine, "a", prompt, prompt_logprobs=1)
     engine.run()
-    assert completion.prompt_logprobs is not None
     assert len(completion.prompt_logprobs) == len(prompt.token_ids)
     assert completion.token_ids == vision.expected(prompt)
 
@@ -238,7 +235,6 @@ def test_a_request_can_be_aborted_before_its_images_are_encoded(vision: VisionCa
 
 def test_half_precision_features_are_close_to_float32(vision: VisionCase) -> None:
     inputs = _inputs(prompt := vision.prompt("Look: ", (60, 60, 1), "?"))
-    assert inputs is not None
     features = []
     for dtype in ("float32", "bfloat16"):
         model = load_model(vision.path, EngineConfig(dtype=dtype))  # type: ignore[arg-type]
@@ -267,7 +263,6 @@ def test_a_language_model_with_further_arguments_is_rejected(
     run = encoder._run
     monkeypatch.setattr(encoder, "_run", lambda *args: run(*args) | {"deepstack_visual_embeds": torch.zeros(1)})
     inputs = _inputs(prompt)
-    assert inputs is not None
     with pytest.raises(PromptFeaturesError, match="deepstack_visual_embeds"):
         encoder.encode(prompt.token_ids, inputs.mm or {})
 
