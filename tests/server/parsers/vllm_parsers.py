@@ -2,7 +2,7 @@
 
 `python vllm_parsers.py QUESTION ANSWER`: the question has `functions`, empty for parsers of reasoning, and in
 `formats`, by the parser's name, its `markers`, variables of the chat template as `kwargs`, and `cases` of a
-text and the markers in its prompt. The answer has vLLM's results for each text: as a `whole`, unless there are
+text and the markers in its prompt. The answer has vLLM's results for every text: a `whole`, unless there are
 markers, and `streamed`, one token after the other; each with `reasoning`, `content`, `calls`, or an `error`.
 
 The tokenizer has one token per character, and one per marker as in the real models.

@@ -1,7 +1,7 @@
 """Packed layers give the results of plain ones: bit for bit in bfloat16 with oneDNN, else rounded once."""
 
 import ctypes
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from server.engine.compute import linear as linear_module
 from server.engine.compute import linear_products
 from server.engine.compute.linear import LinearPacker
-from server.engine.compute.linear_products import FbgemmProduct, choose_product
+from server.engine.compute.linear_products import FbgemmProduct, OneDnnProduct, choose_product
 from tests.server.engine.tiny_models import PACKED, build_model, pack_layers
 
 HAS_BF16_KERNELS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -50,30 +50,41 @@ def fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_module, "choose_product", lambda model: FbgemmProduct)
 
 
-@needs_fbgemm
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+PRODUCTS = pytest.mark.parametrize(
+    ("product", "dtype"),
+    [
+        pytest.param(FbgemmProduct, torch.bfloat16, marks=needs_fbgemm),
+        pytest.param(FbgemmProduct, torch.float16, marks=needs_fbgemm),
+        pytest.param(OneDnnProduct, torch.float32, marks=needs_onednn),
+    ],
+    ids=["fbgemm bfloat16", "fbgemm float16", "onednn float32"],
+)
+
+
+@PRODUCTS
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @SIZES
-def test_fbgemm_rounds_float32_sums_once(
-    in_features: int, out_features: int, bias: bool, dtype: torch.dtype, fbgemm: None
+def test_float32_sums_are_rounded_once(
+    in_features: int, out_features: int, bias: bool, product: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(linear_module, "choose_product", lambda model: product)
     torch.manual_seed(in_features * out_features)
     layer = torch.nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
     pack_layers(layer)
+    assert _is_packed(layer)
     for batch in (1, 2, 3, 5, 8, 16, 33):
         _assert_one_rounding(layer, torch.randn(1, batch, in_features, dtype=dtype))
 
 
-@needs_fbgemm
-def test_fbgemm_takes_inputs_of_any_layout(fbgemm: None) -> None:
+@PRODUCTS
+def test_inputs_may_have_any_layout(product: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_module, "choose_product", lambda model: product)
     torch.manual_seed(0)
-    layer = torch.nn.Linear(40, 96, dtype=torch.bfloat16)
+    layer = torch.nn.Linear(40, 96, dtype=dtype)
     pack_layers(layer)
-    x = torch.randn(40, 6, 5, dtype=torch.bfloat16).permute(2, 1, 0)
-    _assert_one_rounding(layer, x)
-    _assert_one_rounding(layer, x[:, ::2])
-    _assert_one_rounding(layer, x[:, :0])
-    _assert_one_rounding(layer, x[0, 0])
+    x = torch.randn(40, 6, 5, dtype=dtype).permute(2, 1, 0)
+    for inputs in (x, x[:, ::2], x[:, :0], x[0, 0]):
+        _assert_one_rounding(layer, inputs)
 
 
 @needs_fbgemm
@@ -181,28 +192,6 @@ def test_nothing_is_packed_without_room_for_a_copy(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(linear_module, "available_bytes", lambda: 2 * num_bytes + 1)
     LinearPacker(layer).pack_next()
     assert _is_packed(layer)
-
-
-@needs_onednn
-@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-@SIZES
-def test_onednn_rounds_float32_sums_once(in_features: int, out_features: int, bias: bool) -> None:
-    torch.manual_seed(in_features * out_features)
-    layer = torch.nn.Linear(in_features, out_features, bias=bias)
-    pack_layers(layer)
-    assert _is_packed(layer)
-    for batch in (1, 2, 3, 5, 8, 16, 33):
-        _assert_one_rounding(layer, torch.randn(1, batch, in_features))
-
-
-@needs_onednn
-def test_onednn_takes_float32_inputs_of_any_layout() -> None:
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(40, 96)
-    pack_layers(layer)
-    x = torch.randn(40, 6, 5).permute(2, 1, 0)
-    for inputs in (x, x[:, ::2], x[:, :0], x[0, 0]):
-        _assert_one_rounding(layer, inputs)
 
 
 @needs_packing
