@@ -41,14 +41,10 @@ def test_sequential_models_run_in_the_same_core() -> None:
     engine.assert_nothing_leaked()
 
 
-def test_max_tokens_limits_the_output(llama: PreTrainedModel) -> None:
-    [completion] = SmallEngine(llama).complete(random_prompts(5), max_tokens=7)
-    assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
-
-
-def test_the_models_context_limits_the_output(llama: PreTrainedModel) -> None:
+@pytest.mark.parametrize(("length", "max_tokens"), [(5, 7), (33, 100)], ids=["max_tokens", "the model's context"])
+def test_the_output_is_limited(llama: PreTrainedModel, length: int, max_tokens: int) -> None:
     engine = SmallEngine(llama, max_model_len=40)
-    [completion] = engine.complete(random_prompts(33), max_tokens=100)
+    [completion] = engine.complete(random_prompts(length), max_tokens=max_tokens)
     assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
     engine.assert_nothing_leaked()
 

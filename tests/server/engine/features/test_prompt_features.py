@@ -2,7 +2,6 @@
 
 import copy
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,11 @@ from transformers import PreTrainedModel
 
 from server.config import EngineConfig, ModelFiles
 from server.engine.build import build_core
-from server.engine.compute.batch import pack
 from server.engine.features import prompt_features
-from server.engine.features.prompt_features import FeatureBuilder, PromptFeatures, check_takes_embeds
+from server.engine.features.prompt_features import PromptFeatures, check_takes_embeds
 from server.engine.phases import Phases
-from server.engine.sequence import Chunk, Sequence
 from server.errors import EngineStartError
-from server.types import PromptInputs, SamplingParams, TensorData
+from server.types import PromptInputs, TensorData
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts, save_model
 from tests.tiers import thorough_but_for
@@ -101,10 +98,11 @@ def test_arbitrary_rows_give_the_output_of_generate(architecture: str) -> None:
     assert completion.token_ids == output[0].tolist()
 
 
-@pytest.mark.parametrize("architecture", [pytest.param(name, id=name) for name in SEQUENTIAL])
+@pytest.mark.parametrize("architecture", SEQUENTIAL)
 def test_the_sequential_runner_supports_embeddings(architecture: str) -> None:
     model = build_model(architecture, SEQUENTIAL[architecture])
     prompts = random_prompts(9, 24)
+    check_takes_embeds(model)
     expected = greedy_outputs(model, prompts, NUM_TOKENS)
     engine = SmallEngine(copy.deepcopy(model), sequential=True)
     embeds = [add(engine, f"embeds-{i}", model, prompt) for i, prompt in enumerate(prompts)]
@@ -174,26 +172,19 @@ def test_prompts_with_equal_first_rows_share_them(plain_llama: PreTrainedModel, 
     assert [c.num_cached_tokens for c in (first, second, salted)] == [0, 32, 0]
 
 
+@pytest.mark.parametrize("is_one_request", [True, False])
 def test_equal_prompts_that_arrive_together_are_computed_once(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel
+    plain_llama: PreTrainedModel, llama: PreTrainedModel, is_one_request: bool
 ) -> None:
     [prompt] = random_prompts(60)
     engine = SmallEngine(llama, prefix_tokens=500)
-    completions = [add(engine, f"{i}", plain_llama, prompt) for i in range(3)]
+    inputs = [embeds_of(plain_llama, prompt) for _ in range(3)]
+    completions = [
+        engine.add(str(i), [0] * 60, inputs[0 if is_one_request else i], max_tokens=NUM_TOKENS) for i in range(3)
+    ]
     engine.run()
     assert [c.num_cached_tokens for c in completions] == [0, 48, 48]
     assert [c.token_ids for c in completions] == greedy_outputs(plain_llama, [prompt], NUM_TOKENS) * 3
-
-
-def test_choices_of_one_prompt_compute_its_rows_once(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
-    (prompt,) = random_prompts(50)
-    expected = greedy_outputs(plain_llama, [prompt], NUM_TOKENS)[0]
-    engine = SmallEngine(llama, prefix_tokens=500)
-    inputs = embeds_of(plain_llama, prompt)
-    choices = [engine.add(str(i), [0] * 50, inputs, max_tokens=NUM_TOKENS) for i in range(3)]
-    engine.run()
-    assert [c.token_ids for c in choices] == [expected] * 3
-    assert [c.num_cached_tokens for c in choices] == [0, 48, 48]
 
 
 def test_placeholder_ids_are_not_penalised(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
@@ -241,11 +232,6 @@ def test_rows_of_the_wrong_shape_fail_only_their_request(
     engine.assert_nothing_leaked()
 
 
-@pytest.mark.parametrize("architecture", SEQUENTIAL)
-def test_unpacked_models_take_embeddings(architecture: str) -> None:
-    check_takes_embeds(build_model(architecture, SEQUENTIAL[architecture]))
-
-
 def test_a_model_that_also_uses_token_ids_fails_the_start(plain_llama: PreTrainedModel) -> None:
     class UsesTokenIds(type(plain_llama)):  # type: ignore[misc]
         def forward(self, input_ids=None, inputs_embeds=None, **kwargs):
@@ -258,27 +244,6 @@ def test_a_model_that_also_uses_token_ids_fails_the_start(plain_llama: PreTraine
     model.__class__ = UsesTokenIds
     with pytest.raises(EngineStartError, match="UsesTokenIds .* without --enable-prompt-embeds"):
         check_takes_embeds(model)
-
-
-def test_positions_with_several_axes_are_used_and_continue_after_the_prompt(llama: PreTrainedModel) -> None:
-    plain = Sequence("plain", [5, 6, 7], SamplingParams(max_tokens=1))
-    placed = Sequence("placed", [0] * 4, SamplingParams(max_tokens=4))
-    own = torch.tensor([[0, 1, 1, 1], [0, 1, 2, 1], [0, 1, 1, 2]])
-    built = FeatureBuilder(llama).build([0] * 4, embeds_of(llama, [1, 2, 3, 4]))
-    placed.features = replace(built, positions=own, position_delta=-1)
-    plain.slot, placed.slot = 0, 1
-    placed.token_ids += [9, 9]
-
-    def positions(*chunks: Chunk) -> list[object]:
-        return pack(list(chunks), slot_len=16, dtype=torch.float32, device=torch.device("cpu")).position_ids.tolist()
-
-    assert positions(Chunk(plain, 3), Chunk(placed, 6)) == [
-        [[0, 1, 2, 0, 1, 1, 1, 3, 4]],
-        [[0, 1, 2, 0, 1, 2, 1, 3, 4]],
-        [[0, 1, 2, 0, 1, 1, 2, 3, 4]],
-    ]
-    placed.num_computed_tokens = 5
-    assert positions(Chunk(placed, 1)) == [[4]]
 
 
 @pytest.mark.parametrize(("width", "dtype"), [(8, torch.float32), (576, torch.bfloat16), (7, torch.bfloat16)])

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from server.config import EngineConfig, ModelFiles, RendererConfig
 from server.engine.features.prompt_features import PromptFeaturesError
-from server.engine.features.vision import VisionEncoder, image_encoder, language_model
+from server.engine.features.vision import VisionEncoder, image_encoder
 from server.engine.model.model_loading import load_model
 from server.engine.process_link.messages import Done, ResetEncoderCache
 from server.renderers.prompts import ChatOptions, RenderedPrompt
@@ -66,8 +66,7 @@ def _inputs(prompt: RenderedPrompt) -> PromptInputs | None:
 
 
 def _tensors(prompt: RenderedPrompt) -> dict[str, TensorData]:
-    inputs = _inputs(prompt)
-    return inputs.mm
+    return _inputs(prompt).mm
 
 
 def _vision_tower(model: PreTrainedModel) -> torch.nn.Module:
@@ -87,15 +86,6 @@ def test_the_output_depends_on_the_image(vision: VisionCase) -> None:
     assert vision.expected(a) != vision.expected(b)
 
 
-def test_one_image_gives_the_output_of_transformers(vision: VisionCase) -> None:
-    engine, prompt = vision.engine(), vision.prompt("Look: ", (60, 60, 1), " What is it?")
-    completion = _add(engine, "a", prompt)
-    engine.run()
-    assert completion.token_ids == vision.expected(prompt)
-    assert engine.runner.name == "packed"
-    engine.assert_nothing_leaked()
-
-
 def test_prompts_with_images_and_texts_share_batches(vision: VisionCase) -> None:
     engine = vision.engine()
     prompts = [
@@ -113,6 +103,7 @@ def test_prompts_with_images_and_texts_share_batches(vision: VisionCase) -> None
     assert max(len(step) for step in engine.steps) == len(prompts)
     for prompt, completion in zip(prompts, completions, strict=True):
         assert completion.token_ids == vision.expected(prompt)
+    assert engine.runner.name == "packed"
     engine.assert_nothing_leaked()
 
 
@@ -234,11 +225,11 @@ def test_a_request_can_be_aborted_before_its_images_are_encoded(vision: VisionCa
 
 
 def test_half_precision_features_are_close_to_float32(vision: VisionCase) -> None:
-    inputs = _inputs(prompt := vision.prompt("Look: ", (60, 60, 1), "?"))
+    prompt = vision.prompt("Look: ", (60, 60, 1), "?")
     features = []
     for dtype in ("float32", "bfloat16"):
         model = load_model(vision.path, EngineConfig(dtype=dtype))  # type: ignore[arg-type]
-        features.append(VisionEncoder(model).encode(prompt.token_ids, inputs.mm or {}))
+        features.append(VisionEncoder(model).encode(prompt.token_ids, _tensors(prompt)))
     exact, half = (f.embeds.float() for f in features)
     assert features[1].embeds.dtype == torch.bfloat16
     assert (half - exact).abs().max() < 0.1 * exact.abs().max()
@@ -248,13 +239,6 @@ def test_half_precision_features_are_close_to_float32(vision: VisionCase) -> Non
     assert len(completion.token_ids) == _NUM_TOKENS
 
 
-def test_only_the_language_model_uses_packed_attention(vision: VisionCase) -> None:
-    model = load_model(vision.path, EngineConfig(dtype="float32"))
-    SmallEngine(model)
-    assert model.config.vision_config._attn_implementation in ("sdpa", "eager")
-    assert language_model(model).config._attn_implementation == "vllm_cli_packed"
-
-
 def test_a_language_model_with_further_arguments_is_rejected(
     vision: VisionCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,9 +246,8 @@ def test_a_language_model_with_further_arguments_is_rejected(
     encoder, prompt = VisionEncoder(model), vision.prompt((60, 60, 1))
     run = encoder._run
     monkeypatch.setattr(encoder, "_run", lambda *args: run(*args) | {"deepstack_visual_embeds": torch.zeros(1)})
-    inputs = _inputs(prompt)
     with pytest.raises(PromptFeaturesError, match="deepstack_visual_embeds"):
-        encoder.encode(prompt.token_ids, inputs.mm or {})
+        encoder.encode(prompt.token_ids, _tensors(prompt))
 
 
 def test_a_text_model_rejects_images(llama: PreTrainedModel) -> None:

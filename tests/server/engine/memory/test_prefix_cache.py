@@ -248,16 +248,6 @@ def test_the_longest_beginning_is_matched_in_ended_and_running_sequences() -> No
     assert cache.match(_sequence(tokens), [running]) == PrefixMatch(48, kept)
 
 
-def test_shrinking_to_zero_drops_all_entries() -> None:
-    cache = _cache()
-    for tokens in random_prompts(40, 50, 60):
-        _put(cache, tokens)
-    cache.shrink_to(111)
-    assert cache.num_tokens == 110
-    cache.shrink_to(-5)
-    assert cache.num_tokens == 0
-
-
 def _cache(max_tokens: int = 500) -> PrefixCache:
     slots = CopiedSlots(num_slots=1, slot_len=500, part_sizes=[1], dtype=torch.float32, device=torch.device("cpu"))
     return PrefixCache(slots, max_tokens=max_tokens)
@@ -294,23 +284,20 @@ def test_a_longer_common_beginning_shows_only_with_a_whole_block(llama: PreTrain
     assert engine.stats.prefix_cache_hits == 3 * 32 + 2 * 48
 
 
-def test_prompts_share_only_with_prompts_of_the_same_salt(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
-    engine = SmallEngine(llama, num_slots=2, prefix_tokens=400)
+@pytest.mark.parametrize("is_running", [False, True], ids=["ended", "running"])
+def test_prompts_share_only_with_prompts_of_the_same_salt(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel, is_running: bool
+) -> None:
+    engine = SmallEngine(llama, prefix_tokens=400)
     prompt = list(range(3, 60))
-    expected = greedy_outputs(plain_llama, [prompt], 4)[0]
-    salts = (None, "mine", "yours", "mine", None, "yours")
-    completions = [engine.complete([prompt], max_tokens=4, cache_salt=salt)[0] for salt in salts]
-    assert [completion.num_cached_tokens for completion in completions] == [0, 0, 0, 48, 48, 48]
-    assert [completion.token_ids for completion in completions] == [expected] * 6
-
-
-def test_running_prompts_share_only_with_prompts_of_the_same_salt(llama: PreTrainedModel) -> None:
-    engine = SmallEngine(llama, num_slots=4, prefix_tokens=400)
-    prompt = list(range(3, 60))
-    salts = (None, "mine", None, "mine")
-    completions = [engine.add(str(i), prompt, max_tokens=4, cache_salt=salt) for i, salt in enumerate(salts)]
+    completions = []
+    for i, salt in enumerate((None, "mine", "yours", "mine", None, "yours")):
+        completions.append(engine.add(str(i), prompt, max_tokens=4, cache_salt=salt))
+        if not is_running:
+            engine.run()
     engine.run()
-    assert [completion.num_cached_tokens for completion in completions] == [0, 0, 48, 48]
+    assert [completion.num_cached_tokens for completion in completions] == [0, 0, 0, 48, 48, 48]
+    assert [completion.token_ids for completion in completions] == greedy_outputs(plain_llama, [prompt], 4) * 6
 
 
 def test_equal_prompts_with_different_salts_do_not_wait_for_each_other(llama: PreTrainedModel) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.config import EngineConfig
 from server.engine.pooling.core import BatchLimits, choose_batch
 from server.engine.pooling.encoder import PoolingSequence
 from server.errors import EngineStartError
@@ -334,7 +333,3 @@ def test_all_of_many_prompts_are_computed_in_batches_of_limited_size(tmp_path: P
     engine.run(prompts)
     assert sorted(int(i) for batch in engine.batches for i in batch) == list(range(23))
     assert max(map(len, engine.batches)) <= 4
-
-
-def test_defaults_of_the_engine_pool_as_the_model_says() -> None:
-    assert EngineConfig().pooler == PoolerConfig()
