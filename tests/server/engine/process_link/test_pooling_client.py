@@ -1,65 +1,15 @@
 """The engine client with pooling requests and commands; a fake engine answers on the socket."""
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 
-import msgspec
 import pytest
 
-from server.engine.process_link.channel import BlockingChannel
-from server.engine.process_link.client import EngineClient
-from server.engine.process_link.messages import (
-    Abort,
-    Done,
-    FromEngine,
-    LoadAdapter,
-    Pool,
-    Step,
-    ToEngine,
-    UnloadAdapter,
-)
+from server.engine.process_link.messages import Abort, Done, LoadAdapter, Pool, UnloadAdapter
 from server.errors import EngineDeadError, EngineError
-from server.types import EngineOutput, EngineStats, PoolingParams, TensorData
+from server.types import EngineOutput, PoolingParams, TensorData
+from tests.server.engine.process_link.fake_engine import connected
 
 PARAMS = PoolingParams(task="embed", dimensions=2)
-
-
-class FakeEngine:
-    """The engine's end of the socket: returns received messages and sends the given outputs."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._channel = BlockingChannel(connection)
-        self._decoder = msgspec.msgpack.Decoder(ToEngine)
-
-    async def receive(self) -> ToEngine:
-        return self._decoder.decode(await asyncio.to_thread(self._channel.receive))
-
-    def answer(self, *outputs: EngineOutput) -> None:
-        self.send(Step(list(outputs), EngineStats()))
-
-    def send(self, message: FromEngine) -> None:
-        self._channel.send(msgspec.msgpack.encode(message))
-
-    def end(self) -> None:
-        self._channel._connection.shutdown(socket.SHUT_RDWR)
-
-
-@asynccontextmanager
-async def connected() -> AsyncIterator[tuple[EngineClient, FakeEngine]]:
-    ours, theirs = socket.socketpair()
-    client, engine = EngineClient(ours), FakeEngine(theirs)
-    await client.start()
-    try:
-        yield client, engine
-    finally:
-        await client.close()
-        with suppress(OSError):
-            engine.end()
-        theirs.close()
-        if client._loaded is not None and client._loaded.done():
-            client._loaded.exception()
 
 
 async def test_a_prompt_is_sent_and_its_vector_is_returned() -> None:
