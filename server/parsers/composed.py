@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from server.parsers.base import OutputParser
 from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
-from server.parsers.json_calls import CallArray, CallStyle
+from server.parsers.incoming_text import Waiting
+from server.parsers.json_calls import CallStyle, JsonCalls
 from server.parsers.json_text import read_json
+from server.parsers.text_parser import TextReader
 
 
 class ParserChain:
@@ -47,18 +49,13 @@ class NamedCallParser:
         return []
 
 
-class RequiredCallsParser:
+class RequiredCallsParser(TextReader):
     """Calls that a grammar has forced: the text is an array of `{"name": …, "parameters": …}`."""
 
-    def __init__(self) -> None:
-        self._array = CallArray(CallStyle(argument_keys=("parameters",)))
-
-    def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
-        self._array.feed(text)
-        return self._array.take_events()
-
-    def finish(self) -> list[Event]:
-        return []
+    def read(self) -> Waiting[None]:
+        """The array; what follows it is dropped."""
+        yield from JsonCalls(self.text, CallStyle(argument_keys=("parameters",)), self.add_event).read_list()
+        yield from self.text.pass_rest(lambda text: None)
 
 
 class WholeCalls:

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from server.parsers.base import CallFormat, FunctionDefinition
-from server.parsers.events import CallArguments, CallStart, Content, Event, EventBuffer, Reasoning
+from server.parsers.events import CallArguments, CallStart, Content, Event
 from server.parsers.incoming_text import IncomingText, Waiting
 
 
-class TextReader(EventBuffer):
+class TextReader:
     """Runs `read`, which consumes `self.text` and adds events, whenever text arrives."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._events: list[Event] = []
         self.text = IncomingText()
         self._reading = self.read()
         next(self._reading)
@@ -24,19 +24,24 @@ class TextReader(EventBuffer):
     def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
         """The events that the next piece of text completes."""
         self.text.add(text)
-        next(self._reading, None)
-        return self.take_events()
+        return self._read_on()
 
     def finish(self) -> list[Event]:
         """The events of the text that was held back."""
         self.text.is_complete = True
-        next(self._reading, None)
-        return self.take_events()
+        return self._read_on()
 
-    def add_text(self, event: Reasoning | Content | CallArguments) -> None:
-        """Joins what is adjacent and of one kind."""
+    def _read_on(self) -> list[Event]:
+        next(self._reading, None)
+        events, self._events = self._events, []
+        return events
+
+    def add_event(self, event: Event) -> None:
+        """Joins text that is adjacent and of one kind."""
         last = self._events[-1] if self._events else None
-        if type(last) is type(event):
+        if isinstance(event, CallStart):
+            self._events.append(event)
+        elif type(last) is type(event):
             self._events[-1] = type(event)(last.text + event.text)
         elif event.text:
             self._events.append(event)
@@ -71,17 +76,17 @@ class TextParser(TextReader):
                 return
             text = "".join(self._blanks)
             self._blanks.clear()
-        self.add_text(Content(text))
+        self.add_event(Content(text))
 
     def start_call(self, name: str, call_id: str | None = None) -> None:
         """A call begins."""
         self.num_calls += 1
         self._blanks.clear()
-        self._events.append(CallStart(name, call_id))
+        self.add_event(CallStart(name, call_id))
 
     def add_arguments(self, text: str) -> None:
         """JSON text of the latest call."""
-        self.add_text(CallArguments(text))
+        self.add_event(CallArguments(text))
 
 
 class StrayText:

@@ -83,7 +83,7 @@ class TagParser(TextReader):
             yield from self._read_reasoning()
         if self._tags.answer_tags is not None:
             yield from self.text.find(any_of(self._tags.answer_tags[1]), self._add_content)
-            yield from self._drop_line_breaks()
+            yield from self.text.read_all(_LINE_BREAKS)
         yield from self.text.pass_rest(self._add_content)
 
     def _read_start(self) -> Waiting[bool]:
@@ -107,16 +107,12 @@ class TagParser(TextReader):
         while found := (yield from self.text.find(self._marks, self._add_reasoning)):
             if found.lastgroup == "end":
                 if self._tags.strips_answer:
-                    yield from self._drop_line_breaks()
+                    yield from self.text.read_all(_LINE_BREAKS)
                 if self._tags.answer_tags and self._tags.answer_tags[0]:
                     yield from self.text.expect(any_of(self._tags.answer_tags[0]))
                 return
             if found.lastgroup == "answer":
                 return
-
-    def _drop_line_breaks(self) -> Waiting[None]:
-        while (yield from self.text.expect(_LINE_BREAKS)):
-            pass
 
     def _add_reasoning(self, text: str) -> None:
         if self._tags.strips_reasoning:
@@ -126,10 +122,10 @@ class TagParser(TextReader):
             if bare:
                 self._spaces.clear()
             self._spaces.append(spaces)
-        self.add_text(Reasoning(text))
+        self.add_event(Reasoning(text))
 
     def _add_content(self, text: str) -> None:
-        self.add_text(Content(text))
+        self.add_event(Content(text))
 
 
 class _ContentParser:
