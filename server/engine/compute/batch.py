@@ -79,7 +79,7 @@ def pack(
     slot_len: int,
     dtype: torch.dtype,
     device: torch.device,
-    count_shared: CountShared = lambda slots: 0,
+    count_shared: CountShared,
 ) -> PackedBatch:
     """Packs the chunks; sorts decoding ones by slot so that neighbours can share a call."""
     decodes = sorted((c for c in chunks if c.is_decode), key=lambda c: c.sequence.slot)
