@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from server.engine.compute import attention
 from server.engine.compute.fused_attention import AttentionPart, attend_to_part
 from server.engine.memory.copied_slots import CopiedSlots
-from server.engine.memory.prefix_cache import PrefixCache, PrefixMatch
+from server.engine.memory.prefix_cache import PrefixCache
 from server.engine.process_link.messages import Done, ResetPrefixCache
 from server.engine.sequence import Sequence
 from server.types import SamplingParams
@@ -234,18 +234,6 @@ def test_a_longer_entry_replaces_the_entries_it_continues() -> None:
 @pytest.mark.parametrize(("length", "is_wanted"), [(31, False), (32, True), (100, True), (101, False)])
 def test_too_short_and_too_long_prefixes_are_not_cached(length: int, is_wanted: bool) -> None:
     assert _cache(max_tokens=100).wants(np.array(random_prompts(length)[0])) is is_wanted
-
-
-def test_the_longest_beginning_is_matched_in_ended_and_running_sequences() -> None:
-    cache = _cache()
-    [tokens] = random_prompts(90)
-    kept = _put(cache, tokens[:50] + [7])
-    running = _sequence(tokens[:70], num_computed=66)
-    running.slot = 3
-    assert cache.match(_sequence(tokens), []) == PrefixMatch(48, kept)
-    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(64, 3)
-    running.num_computed_tokens = 45
-    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(48, kept)
 
 
 def _cache(max_tokens: int = 500) -> PrefixCache:

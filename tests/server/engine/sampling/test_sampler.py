@@ -149,22 +149,6 @@ def test_bias_is_applied_before_penalties_and_does_not_lift_bans() -> None:
     assert processed[9] == processed[EOS] == float("-inf")
 
 
-def test_penalties_affect_the_greedy_choice() -> None:
-    logits = torch.zeros(1, VOCAB)
-    logits[0, 4], logits[0, 5] = 2.0, 1.9
-    sampler = create_sampler(vocab_size=VOCAB)
-    assert _sample(sampler, [create_sequence([1], [4], temperature=0.0)], logits) == [4]
-    assert _sample(sampler, [create_sequence([1], [4], temperature=0.0, presence_penalty=0.2)], logits) == [5]
-
-
-def test_neighbours_of_a_restricted_sequence_keep_their_logits() -> None:
-    logits = random_logits(3, VOCAB)
-    rows = logits.clone()
-    sequences = [create_sequence([1]), create_sequence([1], [3], allowed_token_ids=(3,)), create_sequence([1])]
-    create_sampler(vocab_size=VOCAB).sample(sequences, rows)
-    assert torch.equal(rows[[0, 2]], logits[[0, 2]])
-
-
 def test_logprobs_are_of_the_raw_distribution() -> None:
     logits = random_logits(1, VOCAB)
     order = logits[0].argsort(descending=True).tolist()
@@ -191,14 +175,6 @@ def test_a_row_without_a_possible_token_fails_only_its_request(temperature: floa
     sampled = create_sampler(vocab_size=VOCAB).sample(sequences, logits)
     assert [s.error is None for s in sampled] == [True, False, True]
     assert sampled[0].token_id == expected[0]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_computed_in_inference_mode_are_accepted(dtype: torch.dtype) -> None:
-    with torch.inference_mode():
-        logits = random_logits(1, VOCAB).to(dtype)
-    [sampled] = create_sampler(vocab_size=VOCAB).sample([create_sequence([1], allowed_token_ids=(7,))], logits)
-    assert sampled.token_id == 7
 
 
 def _sample(sampler: Sampler, sequences: list[Sequence], logits: torch.Tensor) -> list[int]:
