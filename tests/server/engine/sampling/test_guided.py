@@ -11,7 +11,7 @@ import torch
 from server.engine.sampling import grammar_compiler
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sequence import Sequence
-from server.types import GuidedDecoding, SamplingParams
+from server.types import GuidedDecoding, ReasoningMarker, ReasoningRules, SamplingParams
 from tests.server.engine.sampling.byte_engine import byte_engine, text_of
 from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
 from tests.server.engine.sampling.people import PERSON, assert_is_person
@@ -157,18 +157,24 @@ def test_each_sequence_follows_a_schema_from_its_start(engine: SmallEngine, temp
     engine.assert_nothing_leaked()
 
 
-def test_a_preempted_request_continues_its_grammar(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_reasoning", [False, True])
+def test_a_preempted_request_continues_its_reasoning_and_its_grammar(tmp_path: Path, has_reasoning: bool) -> None:
     engine = byte_engine(tmp_path, num_slots=4, max_model_len=200, kv_cache_tokens=260)
     prompts = random_prompts(50, 51, 52, 53)
-    people = [
-        engine.add(str(i), p, max_tokens=145, guided=PERSON, temperature=1.0, seed=i) for i, p in enumerate(prompts)
-    ]
+    end = b"</t>"
+    rules = ReasoningRules(
+        ends=(ReasoningMarker("</t>"),), is_open=True, delays_grammar=True, budget=20, forced_end=tuple(end)
+    )
+    options = {"max_tokens": 145, "guided": PERSON, "reasoning": rules if has_reasoning else None, "temperature": 1.0}
+    people = [engine.add(str(i), p, seed=i, **options) for i, p in enumerate(prompts)]
     engine.step()
     youngest = engine.scheduler._by_id["3"]
     engine.run()
     assert youngest.num_preemptions > 0
     for person in people:
-        assert_is_person(text_of(person))
+        thoughts, answer = person.token_ids[:24], person.token_ids[24:]
+        assert not has_reasoning or bytes(thoughts[20:]) == end
+        assert_is_person(bytes(answer).decode() if has_reasoning else text_of(person))
     engine.assert_nothing_leaked()
 
 

@@ -12,7 +12,6 @@ from tests.server.engine.sampling.byte_engine import byte_engine
 from tests.server.engine.sampling.byte_tokenizer import EOS
 from tests.server.engine.sampling.people import PERSON, assert_is_person
 from tests.server.engine.small_engine import Completion, SmallEngine
-from tests.server.engine.tiny_models import random_prompts
 
 END = 257
 """The tokenizer's second special token."""
@@ -149,27 +148,6 @@ def test_a_limited_request_leaves_its_neighbours_and_their_seeds_alone(tmp_path:
     for completion in limited:
         assert completion.token_ids[:3] == expected[0][:3]
         assert bytes(completion.token_ids[3:7]) == END_TEXT
-
-
-@pytest.mark.thorough
-def test_preemption_keeps_budget_and_grammar(tmp_path: Path) -> None:
-    engine = byte_engine(tmp_path, num_slots=4, max_model_len=200, kv_cache_tokens=260)
-    prompts = random_prompts(50, 51, 52, 53)
-    rules = ReasoningRules(
-        ends=(ReasoningMarker("</t>"),), is_open=True, delays_grammar=True, budget=20, forced_end=tuple(END_TEXT)
-    )
-    completions = [
-        engine.add(str(i), p, max_tokens=145, guided=PERSON, reasoning=rules, temperature=1.0, seed=i)
-        for i, p in enumerate(prompts)
-    ]
-    engine.step()
-    youngest = engine.scheduler._by_id["3"]
-    engine.run()
-    assert youngest.num_preemptions > 0
-    for completion in completions:
-        assert bytes(completion.token_ids[20:24]) == END_TEXT
-        assert_is_person(bytes(completion.token_ids[24:]).decode())
-    engine.assert_nothing_leaked()
 
 
 def test_a_token_may_end_the_reasoning_and_begin_the_answer() -> None:
