@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from server.engine.sampling import grammar_compiler
 from server.engine.sampling.guided import GuidedStates
@@ -197,3 +198,31 @@ def test_an_aborted_requests_grammar_is_dropped(engine: SmallEngine) -> None:
     engine.step()
     engine.core.abort(["a"])
     engine.assert_nothing_leaked()
+
+
+@pytest.mark.thorough
+def test_the_real_model_answers_within_each_kind_of_grammar(
+    real_model: PreTrainedModel, real_tokenizer: PreTrainedTokenizerBase, model_path: Path
+) -> None:
+    messages = [{"role": "user", "content": "What is the capital of Japan?"}]
+    question = real_tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    json_text = real_tokenizer('{"a": 1}\n{"b": 2}\n{"c": 3}\n')["input_ids"]
+    engine = SmallEngine(real_model, max_model_len=600, tokenizer_path=model_path, eos_token_ids=(2,))
+    found = {
+        name: engine.add(name, prompt, guided=guided, max_tokens=200)
+        for name, prompt, guided in (
+            ("object", json_text, GuidedDecoding("json_object")),
+            ("person", question, PERSON),
+            ("choice", question, GuidedDecoding("choice", '["Paris", "Tokyo", "Rome"]')),
+            ("regex", question, GuidedDecoding("regex", "The capital of Japan is [A-Z][a-z]{2,11}\\.")),
+            ("lark", question, GuidedDecoding("grammar", 'start: "I think: " CITY\nCITY: "Tokyo" | "Kyoto"')),
+        )
+    }
+    engine.run()
+    texts = {name: real_tokenizer.decode(c.token_ids) for name, c in found.items()}
+    assert isinstance(json.loads(texts["object"]), dict)
+    assert_is_person(texts["person"])
+    assert texts["choice"] in ("Paris", "Tokyo", "Rome")
+    assert texts["regex"] == "The capital of Japan is Tokyo."
+    assert texts["lark"] in ("I think: Tokyo", "I think: Kyoto")
+    assert {c.finish_reason for c in found.values()} == {"stop"}
