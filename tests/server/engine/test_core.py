@@ -65,20 +65,20 @@ def test_a_prompt_larger_than_the_cache_is_rejected(llama: PreTrainedModel) -> N
     assert (fitting.finish_reason, len(fitting.token_ids)) == ("length", 1)
 
 
-def test_an_end_of_sequence_token_ends_the_request_and_is_reported(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel
-) -> None:
-    [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
+@pytest.fixture(scope="module")
+def expected(plain_llama: PreTrainedModel) -> list[int]:
+    """The output for a prompt of nine tokens."""
+    return greedy_outputs(plain_llama, random_prompts(9), 20)[0]
+
+
+def test_an_end_of_sequence_token_ends_the_request_and_is_reported(llama: PreTrainedModel, expected: list[int]) -> None:
     eos = next(t for t in expected[3:] if expected.count(t) == 1)
     [completion] = SmallEngine(llama, eos_token_ids=(1, eos)).complete(random_prompts(9), max_tokens=20)
     assert completion.token_ids == expected[: expected.index(eos) + 1]
     assert (completion.finish_reason, completion.stop_token_id) == ("stop", eos)
 
 
-def test_ignore_eos_ignores_the_end_token_but_not_stop_tokens(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel
-) -> None:
-    [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
+def test_ignore_eos_ignores_the_end_token_but_not_stop_tokens(llama: PreTrainedModel, expected: list[int]) -> None:
     eos, stop = [t for t in expected[3:] if expected.count(t) == 1][:2]
     engine = SmallEngine(llama, eos_token_ids=(eos,))
     ignoring = engine.add("ignoring", random_prompts(9)[0], max_tokens=20, ignore_eos=True)
@@ -89,8 +89,7 @@ def test_ignore_eos_ignores_the_end_token_but_not_stop_tokens(
     assert (stopping.finish_reason, stopping.stop_token_id) == ("stop", stop)
 
 
-def test_min_tokens_delays_the_end_token(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
-    [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
+def test_min_tokens_delays_the_end_token(llama: PreTrainedModel, expected: list[int]) -> None:
     engine = SmallEngine(llama, eos_token_ids=(expected[2],))
     [short, long] = [engine.add(str(n), random_prompts(9)[0], max_tokens=20, min_tokens=n) for n in (0, 10)]
     engine.run()
@@ -100,8 +99,7 @@ def test_min_tokens_delays_the_end_token(plain_llama: PreTrainedModel, llama: Pr
     assert len(long.token_ids) >= 10
 
 
-def test_a_stop_on_the_last_token_counts_as_a_stop(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
-    [expected] = greedy_outputs(plain_llama, random_prompts(9), 1)
+def test_a_stop_on_the_last_token_counts_as_a_stop(llama: PreTrainedModel, expected: list[int]) -> None:
     [completion] = SmallEngine(llama, eos_token_ids=(expected[0],)).complete(random_prompts(9), max_tokens=1)
     assert completion.finish_reason == "stop"
 
