@@ -1,4 +1,4 @@
-"""The input of one step: chunks of sequences, laid out as one packed row of tokens."""
+"""The input of one step: chunks of sequences, laid out as one packed row of tokens; and its result."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -71,6 +71,14 @@ class PackedBatch:
     """Rows that replace the tokens' embeddings."""
     prefill_masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
     """Masks of prompt chunks, by slot and sliding window; the first layer that needs one adds it."""
+
+
+class StepLogits(NamedTuple):
+    """Logits of one step, shape [rows, vocab]; `rows[i]` are those of `chunks[i]`."""
+
+    chunks: list[Chunk]
+    logits: torch.Tensor
+    rows: list[slice]
 
 
 def pack(
