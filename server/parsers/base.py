@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from server.parsers.events import Event
-
 
 class FunctionDefinition(Protocol):
     """A function of the request's `tools`; `server.generation.chat_request.FunctionDefinition` is one."""
@@ -21,6 +19,36 @@ class FunctionDefinition(Protocol):
     @property
     def parameters(self) -> dict[str, Any] | None:
         """The JSON schema of the arguments."""
+
+
+class Reasoning(NamedTuple):
+    """Text of the model's reasoning."""
+
+    text: str
+
+
+class Content(NamedTuple):
+    """Text for the user."""
+
+    text: str
+
+
+class CallStart(NamedTuple):
+    """A tool call begins."""
+
+    name: str
+    id: str | None = None
+    """Only if the format has ids; the server makes one for other calls."""
+
+
+class CallArguments(NamedTuple):
+    """Adds JSON text to the arguments of the latest call."""
+
+    text: str
+
+
+Event = Reasoning | Content | CallStart | CallArguments
+"""What a parser finds in a model's output, in the order of the text."""
 
 
 class OutputParser(Protocol):

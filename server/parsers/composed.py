@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from server.parsers.base import OutputParser
-from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
+from server.parsers.base import CallArguments, CallStart, Content, Event, OutputParser, Reasoning
 from server.parsers.incoming_text import Waiting
 from server.parsers.json_calls import CallStyle, JsonCalls
 from server.parsers.json_text import read_json

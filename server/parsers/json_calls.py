@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 import regex
 
-from server.parsers.events import CallArguments, CallStart, Content, Event
+from server.parsers.base import CallArguments, CallStart, Content, Event
 from server.parsers.incoming_text import BLANKS, IncomingText, Waiting
 from server.parsers.json_text import JsonValueEnd, is_unicode, read_json
 

@@ -6,8 +6,7 @@ from typing import ClassVar
 
 import regex
 
-from server.parsers.base import CallFormat, FunctionDefinition
-from server.parsers.events import Content
+from server.parsers.base import CallFormat, Content, FunctionDefinition
 from server.parsers.incoming_text import BLANKS, Waiting, any_of
 from server.parsers.json_calls import CallStyle, JsonCalls
 from server.parsers.text_parser import TextReader

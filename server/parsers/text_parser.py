@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from server.parsers.base import CallFormat, FunctionDefinition
-from server.parsers.events import CallArguments, CallStart, Content, Event
+from server.parsers.base import CallArguments, CallFormat, CallStart, Content, Event, FunctionDefinition
 from server.parsers.incoming_text import IncomingText, Waiting
 
 

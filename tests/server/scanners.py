@@ -30,9 +30,8 @@ from server.http_body.decoding import RequestDecoder
 from server.http_body.long_texts import shorten
 from server.metrics.server_metrics import _wants_openmetrics
 from server.parsers.arguments import text_to_value
-from server.parsers.base import OutputParser, PromptEnd
+from server.parsers.base import Content, OutputParser, PromptEnd
 from server.parsers.composed import RequiredCallsParser, WholeCalls
-from server.parsers.events import Content
 from server.parsers.json_text import read_json
 from server.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
 from server.renderers.detokenizer import UNFINISHED, DecodeWindow, PromptTail

@@ -29,7 +29,7 @@ from server.generation.output_parsing import ChoiceDelta, Part
 from server.http_body.errors import end_stream
 from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
-from server.parsers.events import Content, Reasoning
+from server.parsers.base import Content, Reasoning
 
 
 class MessagesServing:

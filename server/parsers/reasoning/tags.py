@@ -7,8 +7,7 @@ from typing import Any, Final
 
 import regex
 
-from server.parsers.base import OutputParser, PromptEnd
-from server.parsers.events import Content, Event, Reasoning
+from server.parsers.base import Content, Event, OutputParser, PromptEnd, Reasoning
 from server.parsers.incoming_text import Waiting, any_of
 from server.parsers.text_parser import TextReader
 

@@ -4,8 +4,7 @@ from typing import ClassVar, Final
 
 import regex
 
-from server.parsers.base import CallFormat
-from server.parsers.events import CallArguments, CallStart
+from server.parsers.base import CallArguments, CallFormat, CallStart
 from server.parsers.incoming_text import Waiting
 from server.parsers.marked_calls import MarkedCalls
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import regex
 
-from server.parsers.events import CallArguments, CallStart, Event
+from server.parsers.base import CallArguments, CallStart, Event
 from server.parsers.incoming_text import BLANKS, Waiting
 from server.parsers.json_calls import CallStyle, read_value
 from server.parsers.marked_calls import MarkedCalls
