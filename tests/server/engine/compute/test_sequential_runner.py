@@ -44,7 +44,7 @@ def test_probe_restores_a_model_with_unsupported_attention() -> None:
     _assert_rejects(model, "layer 1 attends more than once")
 
 
-def _assert_rejects(model: PreTrainedModel, message: str = "") -> None:
+def _assert_rejects(model: PreTrainedModel, message: str | None = None) -> None:
     before, implementation = _forward(model), model.config._attn_implementation
     with pytest.raises(UnsupportedAttentionError, match=message):
         PackedRunner(model).probe()
