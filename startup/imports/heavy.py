@@ -8,29 +8,16 @@ again and again while millions of long-lived objects are created; without it imp
 import functools
 import gc
 import importlib
-import inspect
-import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from envs.registry import env
-from startup.hooks.hook import Hook, Name
-from startup.hooks.left_out import applies
 from startup.imports.learned_imports import learned_imports
 
 if TYPE_CHECKING:
     from startup.imports.lean import LeftOut
-
-_GET_MODULE: Final = Name("inspect", "getmodule", ("object", "_filename"))
-FRAME_MODULES: Final = Hook(
-    "modules of frames",
-    does="finds the module of a frame by its name, while modules are imported",
-    without="torch's registrations resolve the paths of all modules",
-    needs=(_GET_MODULE,),
-)
 
 _HEAVY_MODULES = ("torch", "transformers")
 _VISION_MODULES = ("transformers", "server.renderers.vision")
@@ -90,42 +77,9 @@ def _importing() -> Iterator[None]:
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        with learned_imports(), quick_frame_modules():
+        with learned_imports():
             yield
     finally:
         if was_enabled:
             gc.enable()
     gc.freeze()
-
-
-@contextmanager
-def quick_frame_modules() -> Iterator[None]:
-    """While open, `inspect.getmodule` finds the module of an ordinary frame by its name.
-
-    torch records the source line of each operator that is registered. For that `inspect` resolves the path of
-    every loaded module's file, again for all modules loaded since: 5 % of the time of the engine's imports.
-    """
-    if not applies(FRAME_MODULES):
-        yield
-        return
-    search: Callable[..., ModuleType | None] = _GET_MODULE.get(inspect)
-
-    def getmodule(object: Any, _filename: str | None = None) -> ModuleType | None:
-        if isinstance(object, FrameType) and (module := _module_of(object)) is not None:
-            return module
-        return search(object, _filename)
-
-    _GET_MODULE.replace(inspect, getmodule)
-    try:
-        yield
-    finally:
-        if inspect.getmodule is getmodule:
-            _GET_MODULE.replace(inspect, search)
-
-
-def _module_of(frame: FrameType) -> ModuleType | None:
-    """The module whose file and namespace the frame's code uses; None for generated code."""
-    module = sys.modules.get(frame.f_globals.get("__name__", ""))
-    if module is None or getattr(module, "__dict__", None) is not frame.f_globals:
-        return None
-    return module if frame.f_globals.get("__file__") == frame.f_code.co_filename else None

@@ -22,7 +22,6 @@ from startup.hooks.check import Finding, check_hooks
 from startup.hooks.hook import Hook
 from startup.hooks.left_out import leave_out
 from startup.hooks.sources import Sources, installed_package, packages_beside
-from startup.imports.heavy import FRAME_MODULES
 from startup.imports.lean import STAND_INS
 from startup.imports.scan_cache import CACHED_SCANS
 from startup.processes.dormant_forkserver import DORMANT_FORKSERVER
@@ -83,7 +82,6 @@ HOOKS: Final[tuple[Hook, ...]] = (
     RECORDED_PROCESSES,
     MULTIPROCESSING,
     DORMANT_FORKSERVER,
-    FRAME_MODULES,
     LAZY_COMPILE,
     CHEAP_CALLS,
     DEFERRED_COMPILER,
