@@ -4,10 +4,12 @@ A module that places a hook declares it and takes the names from the declaration
 check` checks what the hook really uses. All hooks are listed in `startup.vllm.launch.hooks`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
+
+from envs.registry import env
 
 Release: TypeAlias = tuple[int, int]
 """Major and minor number of a version."""
@@ -91,3 +93,21 @@ class Hook:
     def is_for(self, release: Release) -> bool:
         """Whether this release of vLLM needs the hook."""
         return (self.since is None or release >= self.since) and (self.until is None or release <= self.until)
+
+    @property
+    def applies(self) -> bool:
+        """Whether the hook may be placed: it fits, and VCLI_LEAVE_OUT does not name it."""
+        return self.name not in _left_out and self.name not in env.VCLI_LEAVE_OUT.get()
+
+
+_left_out: Final[set[str]] = set()
+
+
+def leave_out(names: Iterable[str]) -> None:
+    """From now on, the hooks with these names do not apply in this process and its forks."""
+    _left_out.update(names)
+
+
+def left_out() -> tuple[str, ...]:
+    """The names of these hooks, in alphabetical order."""
+    return tuple(sorted(_left_out))

@@ -14,7 +14,6 @@ from functools import reduce
 from typing import Any, Final
 
 from startup.hooks.hook import Hook, Name
-from startup.hooks.left_out import applies
 from startup.imports.scan_cache import cached_scans
 from startup.imports.stand_ins import StandIns
 
@@ -60,7 +59,7 @@ def import_lean(modules: Sequence[str]) -> LeftOut:
 
     Another version of transformers may use a left out module in a way that its stand-in does not support.
     """
-    if not applies(STAND_INS):
+    if not STAND_INS.applies:
         with cached_scans():
             _import_all(("torch", *modules))
         return LeftOut()

@@ -19,7 +19,6 @@ from typing import Any, Final, TypeAlias
 from server.machine.files import MODE, read_own, write_whole
 from startup.caches.folders import layers
 from startup.hooks.hook import Hook, Name
-from startup.hooks.left_out import applies
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import after_import, cancel
 
@@ -41,7 +40,7 @@ _SITE_FOLDERS = ("site-packages", "dist-packages")
 @contextmanager
 def cached_scans() -> Iterator[None]:
     """While open, importing transformers reads the results of both from the cache, and adds missing ones."""
-    if not applies(CACHED_SCANS):
+    if not CACHED_SCANS.applies:
         yield
         return
     cache = _Cache()

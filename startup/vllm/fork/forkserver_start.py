@@ -9,7 +9,6 @@ from typing import Final
 from envs import foreign
 from envs.registry import OWN_PREFIX, env
 from startup.hooks.hook import Hook, Text
-from startup.hooks.left_out import applies
 from startup.processes import dormant_forkserver
 from startup.processes.new_program import ensure_forkserver
 from startup.vllm.fork.forkserver import READ_AT_EXEC, redirect_spawn
@@ -70,7 +69,7 @@ def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict
     check for a GPU may initialise CUDA, which does not work in a forked child.
     """
     environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    if vllm.is_for_cpu and applies(CHILD_VARIABLES):
+    if vllm.is_for_cpu and CHILD_VARIABLES.applies:
         environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
         environment |= _preloaded_libraries(vllm)
     learned = {

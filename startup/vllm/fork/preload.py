@@ -20,7 +20,7 @@ from pathlib import Path  # noqa: E402
 
 from envs.registry import env  # noqa: E402
 from server.machine.processes import process_start_ns  # noqa: E402
-from startup.hooks.left_out import leave_out  # noqa: E402
+from startup.hooks.hook import leave_out  # noqa: E402
 from startup.imports.learned_imports import learned_imports  # noqa: E402
 from startup.processes import group_signals  # noqa: E402
 from startup.processes.death_pipe import follow_parent  # noqa: E402

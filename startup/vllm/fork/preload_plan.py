@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from startup.hooks.hook import Hook, Name
-from startup.hooks.left_out import left_out
+from startup.hooks.hook import Hook, Name, left_out
 from startup.serve_words import is_eager, normalise
 from startup.vllm.fork.preload_profile import PreloadProfile
 from startup.vllm.imports import LATER_MODULES

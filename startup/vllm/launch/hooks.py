@@ -1,7 +1,7 @@
 """All hooks, and which of them fit the installed vLLM: checked once, later read from a file.
 
 The check parses some sources of vLLM and its libraries. Its result is valid while these files are the same.
-To add a hook: declare it in the module that places it, and place it only if `left_out.applies` returns True;
+To add a hook: declare it in the module that places it, and place it only if it `applies`;
 add it to `HOOKS`; run `make docs`.
 """
 
@@ -19,8 +19,7 @@ from server.machine.file_stamps import read_stamp
 from server.machine.files import write_whole
 from startup.caches.folders import layers
 from startup.hooks.check import Finding, check_hooks
-from startup.hooks.hook import Hook
-from startup.hooks.left_out import leave_out
+from startup.hooks.hook import Hook, leave_out
 from startup.hooks.sources import Sources, installed_package, packages_beside
 from startup.imports.lean import STAND_INS
 from startup.imports.scan_cache import CACHED_SCANS

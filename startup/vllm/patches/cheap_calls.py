@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from startup.hooks.hook import Hook, Name
-from startup.hooks.left_out import applies
 from startup.imports.finder import after_import
 
 _GET_SOURCE: Final = Name("torch._library.utils", "get_source", ("stacklevel",))
@@ -27,7 +26,7 @@ CHEAP_CALLS: Final = Hook(
 
 def make_calls_cheap() -> None:
     """From now on; a second call does nothing."""
-    if not applies(CHEAP_CALLS):
+    if not CHEAP_CALLS.applies:
         return
     after_import(_GET_SOURCE.module, _replace_get_source)
     if not hasattr(logging.config.dictConfig, "__wrapped__"):

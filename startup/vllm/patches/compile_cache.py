@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from envs import foreign
 from startup.hooks.hook import Hook, Name, Text
-from startup.hooks.left_out import applies
 from startup.imports.finder import after_import
 from startup.vllm.journal import Journal
 
@@ -58,7 +57,7 @@ _OUTCOMES: Final = {
 def record_compile_cache(journal: Journal) -> None:
     """Records the caches' use in this process and its forks, and repairs the loading of AOT files."""
     logging.getLogger(_DECORATORS).addFilter(functools.partial(_record_outcome, journal))
-    if applies(AOT_LOADING):
+    if AOT_LOADING.applies:
         after_import(_DECORATORS, _add_finalize_loading)
 
 

@@ -14,7 +14,6 @@ from typing import Any, Final, Literal
 from envs import foreign
 from envs.registry import env
 from startup.hooks.hook import Hook, Name, Text
-from startup.hooks.left_out import applies
 from startup.imports.finder import after_import, cancel, delay_import
 from startup.imports.stand_ins import StandIns
 from startup.vllm.command_line import CommandLine
@@ -78,11 +77,11 @@ def may_defer_compiler(line: CommandLine, start_method: str) -> bool:
 @contextmanager
 def compiler_imported(when: CompilerTime) -> Iterator[None]:
     """Around imports of vLLM: delays the import of the compiler, unless it is loaded already."""
-    if when != "now" and applies(LAZY_COMPILE):
+    if when != "now" and LAZY_COMPILE.applies:
         after_import(_COMPILE.module, _make_compile_lazy)
-    if when == "late" and applies(LATE_COMPILER):
+    if when == "late" and LATE_COMPILER.applies:
         delay_import(COMPILER, patched_by=_PATCH_COMPILER)
-    if when != "deferred" or not applies(DEFERRED_COMPILER):
+    if when != "deferred" or not DEFERRED_COMPILER.applies:
         yield
         return
     stand_ins = StandIns(_DEFERRED_MODULES, become_real=True)

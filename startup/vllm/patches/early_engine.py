@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from startup.hooks.hook import Hook, Name, Text
-from startup.hooks.left_out import applies
 from startup.imports.finder import after_import
 from startup.processes import group_signals
 
@@ -59,7 +58,7 @@ _CLIENT: Final = _ENGINE_CLIENT.path
 
 def start_engine_early(wait: "EngineWait") -> None:
     """From now on, vLLM's asynchronous client starts its engine first."""
-    if applies(EARLY_ENGINE):
+    if EARLY_ENGINE.applies:
         after_import(_ASYNC_LLM, functools.partial(_replace_init, wait))
 
 
@@ -181,7 +180,7 @@ class EngineWait:
 
             _WAIT_FOR_ENGINE.replace(utils, wait_and_work)
 
-        if applies(ENGINE_WAIT):
+        if ENGINE_WAIT.applies:
             after_import(_WAIT_FOR_ENGINE.module, replace_wait)
 
 

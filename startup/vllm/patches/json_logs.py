@@ -15,7 +15,6 @@ from envs import foreign
 from envs.registry import env
 from server.access_log import ACCESS_LOGGER
 from startup.hooks.hook import Hook, Name, Text
-from startup.hooks.left_out import applies
 from startup.imports.finder import after_import
 from startup.logs.formatters import real_stderr
 from startup.logs.json_lines import JsonFormatter, log_everything_as_json
@@ -106,10 +105,10 @@ def _obstacle_to_json(vllm: InstalledVllm, line: CommandLine) -> str | None:
         return "vLLM's log has a configuration of its own"
     if foreign.text_of("VLLM_CONFIGURE_LOGGING") not in ("", "1"):
         return "VLLM_CONFIGURE_LOGGING disables the configuration of vLLM's log"
-    if not applies(JSON_LOGS):
+    if not JSON_LOGS.applies:
         return f"vLLM {vllm.version} configures its log in another way"
     is_spawned = env.VLLM_WORKER_MULTIPROC_METHOD.get() == "spawn"
-    if STREAM_PREFIXES.is_for(vllm.release) and (is_spawned or not applies(STREAM_PREFIXES)):
+    if STREAM_PREFIXES.is_for(vllm.release) and (is_spawned or not STREAM_PREFIXES.applies):
         return f"vLLM {vllm.version} writes the process before each line, which breaks JSON"
     if any(line.values.get(name) == "ray" for name in _RAY_SETTINGS):
         return "Ray starts processes on machines that do not have the configuration"
@@ -141,7 +140,7 @@ def _configuration(line: CommandLine) -> dict[str, Any]:
 
 def omit_prefixes_in_json() -> None:
     """From now on, processes that log JSON have their name in each record instead; so do their forks."""
-    if applies(STREAM_PREFIXES):
+    if STREAM_PREFIXES.applies:
         after_import(_DECORATE_LOGS.module, _replace_decoration)
 
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Final
 
 from startup.hooks.hook import Hook, Text
-from startup.hooks.left_out import applies
 from startup.imports.late_names import LateImport, late_names
 
 LATE_NAMES: Final = Hook(
@@ -51,7 +50,7 @@ _IN_ENGINES: Final = (LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.e
 @contextmanager
 def late_imports(*, in_engine: bool = False) -> Iterator[None]:
     """While open, these import statements give stand-ins, unless their module is loaded already."""
-    if not applies(LATE_NAMES):
+    if not LATE_NAMES.applies:
         yield
         return
     with late_names((*_EVERYWHERE, *(_IN_ENGINES if in_engine else ()))):

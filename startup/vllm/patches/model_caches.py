@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from server.machine.file_stamps import FolderStamps, read_folder
 from startup.hooks.hook import Hook, Name, Reads, Text
-from startup.hooks.left_out import applies
 from startup.vllm.patches.tokenizers import CHAT_TEMPLATE
 
 _CACHED_TOKENIZER: Final = Name("vllm.tokenizers.registry", "cached_tokenizer_from_config", ("model_config",))
@@ -85,12 +84,12 @@ class ModelCaches:
     def fill(self, models: Sequence[Path]) -> None:
         """Loads the tokenizers of models in absolute folders; one that cannot be loaded is left out."""
         with _offline():
-            for model in models if applies(MODEL_CACHES) else ():
+            for model in models if MODEL_CACHES.applies else ():
                 stamps = read_folder(model)
                 try:
                     tokenizer = _load_tokenizer(model)
                     has_images = any(model.glob("*processor_config.json"))  # its renderer copies in another way
-                    if applies(TOKENIZER_POOL) and not has_images:
+                    if TOKENIZER_POOL.applies and not has_images:
                         self._pools.append(PreparedPool(tokenizer))
                 except Exception as err:  # noqa: BLE001 - a start reports faults of its model
                     logger.debug("the tokenizer of %s is not kept: %s", model, err)
@@ -115,7 +114,7 @@ class ModelCaches:
 
 def fill_compiler_keys() -> None:
     """Computes the hashes of the compiler's installed sources, and which vector instructions it can use."""
-    for key in _COMPILER_KEYS if applies(KEPT_COMPILER_KEYS) else ():
+    for key in _COMPILER_KEYS if KEPT_COMPILER_KEYS.applies else ():
         with suppress(Exception):  # an optimisation: Triton may not be installed
             key.get(importlib.import_module(key.module))()
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from startup.hooks.hook import Hook, Name
-from startup.hooks.left_out import applies
 from startup.imports.finder import after_import
 
 _RUN_IN_SUBPROCESS: Final = Name("vllm.model_executor.models.registry", "_run_in_subprocess", ("fn",))
@@ -58,7 +57,7 @@ def inspect_models_in_forks() -> None:
 
         _RUN_IN_SUBPROCESS.replace(registry, run)
 
-    if applies(MODEL_INSPECTION):
+    if MODEL_INSPECTION.applies:
         after_import(_RUN_IN_SUBPROCESS.module, hook)
 
 
@@ -96,7 +95,7 @@ def _inspect(connection: Connection, function: bytes) -> None:
 
 def model_modules(model: Path) -> list[str]:
     """vLLM's modules for the architectures in the model's config.json; empty for an unknown model."""
-    if not applies(MODEL_MODULES):
+    if not MODEL_MODULES.applies:
         return []
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError):
         config = json.loads((model / "config.json").read_bytes())

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from server.machine.command_line import replace_command_line
 from startup.hooks.hook import Hook, Name
-from startup.hooks.left_out import applies
 from startup.imports.finder import after_import
 
 _SET_TITLE: Final = Name("setproctitle", "setproctitle")
@@ -23,7 +22,7 @@ PROCESS_TITLES: Final = Hook(
 
 def show_titles() -> None:
     """From now on, a title that this process or a fork of it sets also replaces its command line."""
-    if applies(PROCESS_TITLES):
+    if PROCESS_TITLES.applies:
         after_import(_SET_TITLE.module, _replace_setter)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from startup.hooks.hook import Hook, Name
-from startup.hooks.left_out import applies
 from startup.imports.finder import after_import
 from startup.vllm.journal import Journal
 from startup.vllm.patches.compile_cache import count_inductor
@@ -66,7 +65,7 @@ def record_spans(journal: Journal) -> None:
     """Makes vLLM's marked and the named functions record their times until the journal is closed."""
     _Recorder.journal = journal
     prepare_spans()
-    for entry in _NAMED if applies(NAMED_SPANS) else ():
+    for entry in _NAMED if NAMED_SPANS.applies else ():
         after_import(entry.module, functools.partial(_time, entry))
 
 
@@ -87,7 +86,7 @@ def prepare_spans() -> None:
 
         _INSTRUMENT.replace(tracing, instrument_and_time)
 
-    if applies(SPANS) and not _Recorder.is_prepared:
+    if SPANS.applies and not _Recorder.is_prepared:
         _Recorder.is_prepared = True
         after_import(_INSTRUMENT.module, hook)
 

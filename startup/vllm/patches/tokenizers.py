@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from startup.hooks.hook import Hook, Name, Text
-from startup.hooks.left_out import applies
 from startup.imports.finder import after_import
 
 _OUTPUT: Final = "vllm.v1.structured_output"
@@ -51,7 +50,7 @@ _ATTRIBUTE: Final = "tokenizer"
 
 def load_tokenizer_late() -> None:
     """From now on, the engine's manager of structured output loads its tokenizer when it is used."""
-    if applies(LATE_TOKENIZER):
+    if LATE_TOKENIZER.applies:
         after_import(_OUTPUT_MANAGER.module, _replace_tokenizer)
 
 
@@ -88,7 +87,7 @@ class _LateAttribute:
 
 def reuse_tokenizer() -> None:
     """From now on, the search ends with the tokenizer that it was called with."""
-    if applies(PROCESSOR_LOOKUP):
+    if PROCESSOR_LOOKUP.applies:
         after_import(CHAT_TEMPLATE.module, _replace_search)
 
 

@@ -9,7 +9,6 @@ from types import ModuleType
 from typing import Any, Final
 
 from startup.hooks.hook import Hook, Text
-from startup.hooks.left_out import applies
 from startup.imports.finder import replace, stop_replacing
 
 UNUSED_COMMANDS: Final = Hook(
@@ -35,7 +34,7 @@ _UNUSED: Final = {
 
 def stub_unused_commands() -> None:
     """From now on, importing the module of another subcommand gives a stub; a second call does nothing."""
-    if applies(UNUSED_COMMANDS):
+    if UNUSED_COMMANDS.applies:
         stop_replacing(_find_stub)
         replace(_find_stub)
 

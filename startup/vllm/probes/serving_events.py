@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 from startup.hooks.hook import Hook, Name, Text
-from startup.hooks.left_out import applies
 from startup.imports.finder import after_import
 from startup.probes.responder import StartupResponder
 from startup.processes import group_signals
@@ -150,7 +149,7 @@ def _hook_uvicorn(
 
         @functools.wraps(startup)
         async def startup_and_notify(self: Any, sockets: Any = None) -> None:
-            probes = ServingProbes(responder) if responder is not None and applies(SERVING_PROBES) else None
+            probes = ServingProbes(responder) if responder is not None and SERVING_PROBES.applies else None
             if probes is not None and probes.can_serve(self, sockets):
                 await probes.start(self, lambda: startup(self, sockets), on_serving)
             else:

@@ -11,7 +11,6 @@ import pytest
 
 from startup.hooks.check import check_hooks
 from startup.hooks.hook import Name
-from startup.hooks.left_out import applies
 from startup.hooks.sources import Sources, installed_package
 from startup.vllm.fork import forkserver
 from startup.vllm.fork.forkserver import MULTIPROCESSING
@@ -38,7 +37,7 @@ def test_the_installed_libraries_fit() -> None:
 
 def test_a_variable_leaves_hooks_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCLI_LEAVE_OUT", "spans, late imports")
-    assert [hook.name for hook in HOOKS if not applies(hook)] == ["late imports", "spans"]
+    assert [hook.name for hook in HOOKS if not hook.applies] == ["late imports", "spans"]
     assert names_that_cannot_be_left_out({"spans", "port", "early"}) == ["early", "port"]
 
 
