@@ -1,8 +1,8 @@
 """All hooks, and which of them fit the installed vLLM: checked once, later read from a file.
 
 The check parses some sources of vLLM and its libraries. Its result is valid while these files are the same.
-To add a hook: declare it in the module that places it, and place it only if it `applies`;
-add it to `HOOKS`; run `make docs`.
+To add a hook: declare it in the module that places it, and place it only if it `applies`; run `make docs`.
+A new module with hooks is added to `_PLACED_IN`.
 """
 
 import json
@@ -21,78 +21,40 @@ from startup.caches.folders import layers
 from startup.hooks.check import Finding, check_hooks
 from startup.hooks.hook import Hook, leave_out
 from startup.hooks.sources import Sources, installed_package, packages_beside
-from startup.imports.lean import STAND_INS
-from startup.imports.scan_cache import CACHED_SCANS
-from startup.processes.dormant_forkserver import DORMANT_FORKSERVER
-from startup.processes.library_state import FORKED_LIBRARIES
-from startup.vllm.command_line import COMMAND_LINE
-from startup.vllm.fork.forkserver import MULTIPROCESSING, PROCESS_START
-from startup.vllm.fork.forkserver_start import CHILD_VARIABLES
-from startup.vllm.fork.preload_plan import ENGINE, WORKER
-from startup.vllm.fork.preload_profile import RECORDED_PROCESSES
-from startup.vllm.imports import API_SERVER
+from startup.imports import lean, scan_cache
+from startup.processes import dormant_forkserver, library_state
+from startup.vllm import command_line, imports
+from startup.vllm.fork import forkserver, forkserver_start, preload_plan, preload_profile
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.patches.cheap_calls import CHEAP_CALLS
-from startup.vllm.patches.compile_cache import AOT_LOADING, COMPILE_CACHE
-from startup.vllm.patches.compiler import DEFERRED_COMPILER, LATE_COMPILER, LAZY_COMPILE
-from startup.vllm.patches.early_engine import EARLY_ENGINE, ENGINE_WAIT
-from startup.vllm.patches.json_logs import JSON_LOGS, PROCESS_NAMES, STREAM_PREFIXES
-from startup.vllm.patches.late_imports import LATE_NAMES
-from startup.vllm.patches.model_caches import KEPT_COMPILER_KEYS, MODEL_CACHES, TOKENIZER_POOL
-from startup.vllm.patches.model_registry import MODEL_INSPECTION, MODEL_MODULES
-from startup.vllm.patches.port import PORT
-from startup.vllm.patches.process_titles import PROCESS_TITLES
-from startup.vllm.patches.spans import NAMED_SPANS, SPANS
-from startup.vllm.patches.tokenizers import LATE_TOKENIZER, PROCESSOR_LOOKUP
-from startup.vllm.patches.unused_commands import UNUSED_COMMANDS
-from startup.vllm.probes.serving_events import SERVING, SERVING_PROBES
+from startup.vllm.patches import (
+    cheap_calls,
+    compile_cache,
+    compiler,
+    early_engine,
+    json_logs,
+    late_imports,
+    model_caches,
+    model_registry,
+    port,
+    process_titles,
+    spans,
+    tokenizers,
+    unused_commands,
+)
+from startup.vllm.probes import serving_events
 
 logger = logging.getLogger(__name__)
 
-HOOKS: Final[tuple[Hook, ...]] = (
-    COMMAND_LINE,
-    API_SERVER,
-    ENGINE,
-    WORKER,
-    PROCESS_START,
-    PORT,
-    SERVING,
-    SERVING_PROBES,
-    EARLY_ENGINE,
-    ENGINE_WAIT,
-    LATE_TOKENIZER,
-    LATE_NAMES,
-    SPANS,
-    NAMED_SPANS,
-    MODEL_INSPECTION,
-    MODEL_MODULES,
-    UNUSED_COMMANDS,
-    COMPILE_CACHE,
-    AOT_LOADING,
-    LATE_COMPILER,
-    STREAM_PREFIXES,
-    JSON_LOGS,
-    PROCESS_NAMES,
-    PROCESSOR_LOOKUP,
-    MODEL_CACHES,
-    TOKENIZER_POOL,
-    PROCESS_TITLES,
-    CHILD_VARIABLES,
-    RECORDED_PROCESSES,
-    MULTIPROCESSING,
-    DORMANT_FORKSERVER,
-    LAZY_COMPILE,
-    CHEAP_CALLS,
-    DEFERRED_COMPILER,
-    KEPT_COMPILER_KEYS,
-    CACHED_SCANS,
-    STAND_INS,
-    FORKED_LIBRARIES,
-)
-"""In the order of the documentation: first those in vLLM, and in uvicorn and setproctitle for it."""
+_PLACED_IN: Final = (
+    command_line, imports, preload_plan, forkserver, port, serving_events, early_engine, tokenizers, late_imports,
+    spans, model_registry, unused_commands, compile_cache, compiler, json_logs, model_caches, process_titles,
+    forkserver_start, preload_profile, dormant_forkserver, cheap_calls, scan_cache, lean, library_state,
+)  # fmt: skip
+"""The modules that declare hooks, in the order of the documentation."""
+
+HOOKS: Final = tuple(hook for module in _PLACED_IN for hook in vars(module).values() if isinstance(hook, Hook))
 
 _BY_NAME: Final = {hook.name: hook for hook in HOOKS}
-_ESSENTIAL: Final = frozenset(hook.name for hook in HOOKS if hook.is_essential)
 _COMMAND: Final = "`vllm-cli preload check` shows all"
 
 
@@ -142,7 +104,7 @@ def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
 def find_obstacle(findings: Iterable[Finding]) -> str | None:
     """Why vLLM must start without preloading, as a text; None if all essential hooks fit."""
     for finding in findings:
-        if finding.state == "does not fit" and finding.hook in _ESSENTIAL:
+        if finding.state == "does not fit" and hook_of(finding).is_essential:
             return f"the hook {finding.hook!r} does not fit this version ({finding.reasons[0]}); {_COMMAND}"
     return None
 
