@@ -8,13 +8,19 @@ A process that was forked from a standby has imported all of it. Its forkserver 
 loads the weights during all further steps.
 """
 
+import hashlib
+import json
 import os
 import threading
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from envs.home import expand_home
 from envs.registry import env
 from server.config import ModelFiles
 from server.errors import ServerError
@@ -36,10 +42,10 @@ from startup.processes import group_signals
 from startup.processes.dormant_forkserver import discard_dormant
 from startup.processes.library_state import update_hub
 from startup.session import ListenAddress, StartSession
-from startup.start_key import subject_of
 from startup.start_method import use_start_method
 from startup.temp_folder import ensure_temp_folder
 from startup.timeline import start_origin
+from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 
 if TYPE_CHECKING:
@@ -58,7 +64,7 @@ def start_embedded(config: StartupConfig) -> int:
     """
     timeline = PhaseTimeline.from_process_start()
     use_baked_bytecode()
-    session = StartSession(subject_of(config), timeline, is_private=config.server.network.api_key_everywhere)
+    session = StartSession(_subject_of(config), timeline, is_private=config.server.network.api_key_everywhere)
     configure_logging(config.logs, role="api", phase=session.phase)
     with session:
         try:
@@ -243,3 +249,32 @@ class _EmbeddedStart:
         self._session.finish(info)
         self._session.notify_ready()
         group_signals.start_thread(threading.Thread(target=learn, name="learn-imports", daemon=True))
+
+
+def _subject_of(config: StartupConfig) -> StartSubject:
+    """What history and report of the start need."""
+    return StartSubject(
+        model=config.server.served_model_names[0],
+        start_method=config.start_method,
+        packages=("torch", "transformers", "tokenizers", "vllm-cli-server"),
+        key=lambda versions: start_key(config, versions),
+        report_file=config.startup_report,
+        trace_file=config.startup_trace,
+    )
+
+
+def start_key(config: StartupConfig, versions: Mapping[str, str]) -> str:
+    """A hash of model, versions, start method, engine and renderer settings, which determine the duration."""
+    model = asdict(config.model)
+    for name in ("model", "tokenizer"):
+        folder = Path(expand_home(model[name])) if model[name] else None
+        if folder and folder.exists():
+            model[name] = str(folder.resolve())
+    facts = {
+        "model": {name: value for name, value in model.items() if name != "hf_token"},
+        "engine": asdict(config.engine),
+        "renderer_workers": config.renderer.num_workers,
+        "start_method": config.start_method,
+        "versions": dict(versions),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]

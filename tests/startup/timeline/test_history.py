@@ -11,8 +11,8 @@ import pytest
 from server.config import EngineConfig, RendererConfig
 from server.server_config import ServerConfig
 from startup.config import ModelConfig, StartupConfig
+from startup.embedded_start import start_key
 from startup.outcome import explain_slowness
-from startup.start_key import start_key
 from startup.timeline.history import (
     MAX_PER_KEY,
     MAX_RECORDS,
