@@ -5,6 +5,7 @@ right before or after its code runs (`before_import`, `after_import`), or come f
 many modules (`serve`). All other modules are left to Python's own finders.
 """
 
+import functools
 import importlib
 import logging
 import sys
@@ -43,6 +44,16 @@ def after_import(name: str, action: Action) -> None:
         return
     _finder.after.setdefault(name, []).append(action)
     _finder.settle()
+
+
+def wrap_after_import(name: Name, wrap: Callable[[Any], Callable[..., Any]]) -> None:
+    """Replaces a function by what `wrap` makes of it, once its module has been imported."""
+
+    def replace_function(module: ModuleType) -> None:
+        function = name.get(module)
+        name.replace(module, functools.wraps(function)(wrap(function)))
+
+    after_import(name.module, replace_function)
 
 
 def before_import(name: str, action: Action) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from startup.hooks.hook import Hook, Name
-from startup.imports.finder import after_import
+from startup.imports.finder import wrap_after_import
 
 _GET_SOURCE: Final = Name("torch._library.utils", "get_source", ("stacklevel",))
 CHEAP_CALLS: Final = Hook(
@@ -28,19 +28,15 @@ def make_calls_cheap() -> None:
     """From now on; a second call does nothing."""
     if not CHEAP_CALLS.applies:
         return
-    after_import(_GET_SOURCE.module, _replace_get_source)
+    wrap_after_import(_GET_SOURCE, lambda _: _get_source)
     if not hasattr(logging.config.dictConfig, "__wrapped__"):
         logging.config.dictConfig = _with_one_clearing(logging.config.dictConfig)
 
 
-def _replace_get_source(utils: Any) -> None:
+def _get_source(stacklevel: int) -> str:
     """torch notes the file and line of each operator: `inspect` resolves the paths of all modules for it."""
-
-    def get_source(stacklevel: int) -> str:
-        frame = sys._getframe(stacklevel)
-        return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-    _GET_SOURCE.replace(utils, get_source)
+    frame = sys._getframe(stacklevel)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _with_one_clearing(configure: Any) -> Any:

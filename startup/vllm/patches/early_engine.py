@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from startup.hooks.hook import Hook, Name, Text
-from startup.imports.finder import after_import
+from startup.imports.finder import after_import, wrap_after_import
 from startup.processes import group_signals
 
 _ASYNC_LLM: Final = "vllm.v1.engine.async_llm"
@@ -160,28 +160,24 @@ class EngineWait:
 
     def hook(self) -> None:
         """From now on, the work is done during vLLM's wait."""
-
-        def replace_wait(utils: Any) -> None:
-            wait = _WAIT_FOR_ENGINE.get(utils)
-
-            @functools.wraps(wait)
-            def wait_and_work(*args: Any, **kwargs: Any) -> None:
-                is_main = threading.current_thread() is threading.main_thread()
-                if not self._work or not is_main:
-                    wait(*args, **kwargs)
-                    return
-                waiting = _Waiting(functools.partial(wait, *args, **kwargs))
-                try:
-                    self.do_work()
-                    waiting.join()
-                except BaseException:
-                    waiting.end((*args, *kwargs.values()))
-                    raise
-
-            _WAIT_FOR_ENGINE.replace(utils, wait_and_work)
-
         if ENGINE_WAIT.applies:
-            after_import(_WAIT_FOR_ENGINE.module, replace_wait)
+            wrap_after_import(_WAIT_FOR_ENGINE, self._with_work)
+
+    def _with_work(self, wait: Callable[..., None]) -> Callable[..., None]:
+        def wait_and_work(*args: Any, **kwargs: Any) -> None:
+            is_main = threading.current_thread() is threading.main_thread()
+            if not self._work or not is_main:
+                wait(*args, **kwargs)
+                return
+            waiting = _Waiting(functools.partial(wait, *args, **kwargs))
+            try:
+                self.do_work()
+                waiting.join()
+            except BaseException:
+                waiting.end((*args, *kwargs.values()))
+                raise
+
+        return wait_and_work
 
 
 class _Waiting:

@@ -8,6 +8,7 @@ import json
 import logging
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from envs import foreign
 from envs.registry import env
 from server.access_log import ACCESS_LOGGER
 from startup.hooks.hook import Hook, Name, Text
-from startup.imports.finder import after_import
+from startup.imports.finder import wrap_after_import
 from startup.logs.formatters import real_stderr
 from startup.logs.json_lines import JsonFormatter, log_everything_as_json
 from startup.vllm.command_line import CommandLine
@@ -141,12 +142,10 @@ def _configuration(line: CommandLine) -> dict[str, Any]:
 def omit_prefixes_in_json() -> None:
     """From now on, processes that log JSON have their name in each record instead; so do their forks."""
     if STREAM_PREFIXES.applies:
-        after_import(_DECORATE_LOGS.module, _replace_decoration)
+        wrap_after_import(_DECORATE_LOGS, _decorate_text_only)
 
 
-def _replace_decoration(system_utils: Any) -> None:
-    decorate = _DECORATE_LOGS.get(system_utils)
-
+def _decorate_text_only(decorate: Callable[..., None]) -> Callable[..., None]:
     def decorate_text(process_name: str | None = None, *, skip_if_decorated: bool = False) -> None:
         formatters = _json_formatters()
         for formatter in formatters:
@@ -154,7 +153,7 @@ def _replace_decoration(system_utils: Any) -> None:
         if not formatters:
             decorate(process_name, skip_if_decorated=skip_if_decorated)
 
-    _DECORATE_LOGS.replace(system_utils, decorate_text)
+    return decorate_text
 
 
 def _json_formatters() -> list[VllmJsonFormatter]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from startup.hooks.hook import Hook, Name
-from startup.imports.finder import after_import
+from startup.imports.finder import wrap_after_import
 
 _RUN_IN_SUBPROCESS: Final = Name("vllm.model_executor.models.registry", "_run_in_subprocess", ("fn",))
 _LOAD_PLUGINS: Final = Name("vllm.plugins", "load_general_plugins", ())
@@ -43,22 +43,18 @@ _TIMEOUT_S: Final = 120.0
 
 def inspect_models_in_forks() -> None:
     """From now on vLLM's model registry runs its inspections in processes forked from the forkserver."""
-
-    def hook(registry: Any) -> None:
-        in_new_program = _RUN_IN_SUBPROCESS.get(registry)
-
-        def run(function: Callable[[], Any]) -> Any:
-            if multiprocessing.current_process().daemon:  # as workers are; daemons cannot start processes
-                return in_new_program(function)
-            try:
-                return _run_forked(function)
-            except (OSError, EOFError, ValueError, TypeError, AttributeError, ImportError):
-                return in_new_program(function)
-
-        _RUN_IN_SUBPROCESS.replace(registry, run)
-
     if MODEL_INSPECTION.applies:
-        after_import(_RUN_IN_SUBPROCESS.module, hook)
+        wrap_after_import(_RUN_IN_SUBPROCESS, _forked_if_possible)
+
+
+def _forked_if_possible(in_new_program: Callable[..., Any]) -> Callable[..., Any]:
+    def run(function: Callable[[], Any]) -> Any:
+        if not multiprocessing.current_process().daemon:  # as workers are; daemons cannot start processes
+            with suppress(OSError, EOFError, ValueError, TypeError, AttributeError, ImportError):
+                return _run_forked(function)
+        return in_new_program(function)
+
+    return run
 
 
 def _run_forked(function: Callable[[], Any]) -> Any:

@@ -5,11 +5,12 @@ the kernel reads the words elsewhere (`server.machine.command_line`).
 """
 
 import os
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from server.machine.command_line import replace_command_line
 from startup.hooks.hook import Hook, Name
-from startup.imports.finder import after_import
+from startup.imports.finder import wrap_after_import
 
 _SET_TITLE: Final = Name("setproctitle", "setproctitle")
 PROCESS_TITLES: Final = Hook(
@@ -23,14 +24,12 @@ PROCESS_TITLES: Final = Hook(
 def show_titles() -> None:
     """From now on, a title that this process or a fork of it sets also replaces its command line."""
     if PROCESS_TITLES.applies:
-        after_import(_SET_TITLE.module, _replace_setter)
+        wrap_after_import(_SET_TITLE, _show_title)
 
 
-def _replace_setter(module: Any) -> None:
-    set_title = _SET_TITLE.get(module)
-
+def _show_title(set_title: Callable[[str], None]) -> Callable[[str], None]:
     def set_and_show(title: str) -> None:
         set_title(title)
         replace_command_line(os.fsencode(title) + b"\0")
 
-    _SET_TITLE.replace(module, set_and_show)
+    return set_and_show

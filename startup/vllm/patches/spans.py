@@ -2,11 +2,12 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from startup.hooks.hook import Hook, Name
-from startup.imports.finder import after_import
+from startup.imports.finder import after_import, wrap_after_import
 from startup.vllm.journal import Journal
 from startup.vllm.patches.compile_cache import count_inductor
 
@@ -71,55 +72,48 @@ def record_spans(journal: Journal) -> None:
 
 def prepare_spans() -> None:
     """Prepares the functions that are imported from now on for `record_spans`; a second call does nothing."""
-
-    def hook(tracing: Any) -> None:
-        instrument = _INSTRUMENT.get(tracing)
-
-        @functools.wraps(instrument)
-        def instrument_and_time(obj: Callable[..., Any] | None = None, **options: Any) -> Any:
-            if obj is None:
-                return functools.partial(instrument_and_time, **options)
-            instrumented = instrument(obj, **options)
-            if inspect.iscoroutinefunction(obj):  # some run as long as the server
-                return instrumented
-            return timed(instrumented, _phase_name(options.get("span_name") or obj.__name__))
-
-        _INSTRUMENT.replace(tracing, instrument_and_time)
-
     if SPANS.applies and not _Recorder.is_prepared:
         _Recorder.is_prepared = True
-        after_import(_INSTRUMENT.module, hook)
+        wrap_after_import(_INSTRUMENT, _with_timing)
 
 
-def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _with_timing(instrument: Callable[..., Any]) -> Callable[..., Any]:
+    def instrument_and_time(obj: Callable[..., Any] | None = None, **options: Any) -> Any:
+        if obj is None:
+            return functools.partial(instrument_and_time, **options)
+        instrumented = instrument(obj, **options)
+        if inspect.iscoroutinefunction(obj):  # some run as long as the server
+            return instrumented
+        return _timed(instrumented, _phase_name(options.get("span_name") or obj.__name__))
+
+    return instrument_and_time
+
+
+def _timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """The function, which records its time as a span; a coroutine function's is that of its coroutine."""
-    if inspect.iscoroutinefunction(function):
-        return _timed_coroutine(function, name)
+
+    @contextmanager
+    def recorded() -> Iterator[None]:
+        journal = _Recorder.journal
+        if journal is None or not journal.is_open:
+            yield
+            return
+        with journal.span(name):
+            yield
+        if graphs := count_inductor():
+            journal.write(compile_cache=graphs)
 
     @functools.wraps(function)
     def timed(*args: Any, **kwargs: Any) -> Any:
-        journal = _Recorder.journal
-        if journal is None or not journal.is_open:
+        with recorded():
             return function(*args, **kwargs)
-        with journal.span(name):
-            result = function(*args, **kwargs)
-        if graphs := count_inductor():
-            journal.write(compile_cache=graphs)
-        return result
 
-    return timed
-
-
-def _timed_coroutine(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     @functools.wraps(function)
     async def timed_coroutine(*args: Any, **kwargs: Any) -> Any:
-        journal = _Recorder.journal
-        if journal is None or not journal.is_open:
-            return await function(*args, **kwargs)
-        with journal.span(name):
+        with recorded():
             return await function(*args, **kwargs)
 
-    return timed_coroutine
+    return timed_coroutine if inspect.iscoroutinefunction(function) else timed
 
 
 def _phase_name(span_name: str) -> str:
@@ -132,6 +126,6 @@ def _time(entry: NamedSpan, module: Any) -> None:
     owner = getattr(module, holder, None) if holder else module
     function = inspect.getattr_static(owner, name, None)
     if isinstance(function, staticmethod):
-        setattr(owner, name, staticmethod(timed(function.__func__, entry.phase)))
+        setattr(owner, name, staticmethod(_timed(function.__func__, entry.phase)))
     elif inspect.isfunction(function):
-        setattr(owner, name, timed(function, entry.phase))
+        setattr(owner, name, _timed(function, entry.phase))

@@ -7,11 +7,12 @@ searches when it warms up its chat template, after the engine is ready.
 
 import functools
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Final
 
 from startup.hooks.hook import Hook, Name, Text
-from startup.imports.finder import after_import
+from startup.imports.finder import after_import, wrap_after_import
 
 _OUTPUT: Final = "vllm.v1.structured_output"
 _OUTPUT_TOKENIZER: Final = Name(_OUTPUT, "cached_tokenizer_from_config")
@@ -88,13 +89,10 @@ class _LateAttribute:
 def reuse_tokenizer() -> None:
     """From now on, the search ends with the tokenizer that it was called with."""
     if PROCESSOR_LOOKUP.applies:
-        after_import(CHAT_TEMPLATE.module, _replace_search)
+        wrap_after_import(CHAT_TEMPLATE, _with_loaded_tokenizer)
 
 
-def _replace_search(module: Any) -> None:
-    search = CHAT_TEMPLATE.get(module)
-
-    @functools.wraps(search)
+def _with_loaded_tokenizer(search: Callable[..., Any]) -> Callable[..., Any]:
     def search_with_tokenizer(tokenizer: Any, **options: Any) -> Any:
         processors: Any = sys.modules.get(_PROCESSOR_LOADER.module)
         if processors is None:
@@ -106,4 +104,4 @@ def _replace_search(module: Any) -> None:
         finally:
             _PROCESSOR_LOADER.replace(processors, loader)
 
-    CHAT_TEMPLATE.replace(module, search_with_tokenizer)
+    return search_with_tokenizer

@@ -4,17 +4,15 @@ One API server runs in the launcher's own process. Several run in processes that
 report over a pipe.
 """
 
-import functools
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 from startup.hooks.hook import Hook, Name, Text
-from startup.imports.finder import after_import
+from startup.imports.finder import wrap_after_import
 from startup.probes.responder import StartupResponder
 from startup.processes import group_signals
 
@@ -143,11 +141,9 @@ def _hook_uvicorn(
 ) -> None:
     """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops."""
 
-    def hook(uvicorn: ModuleType) -> None:
-        startup, shutdown = _STARTUP.get(uvicorn), _SHUTDOWN.get(uvicorn)
+    def wrap_startup(startup: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         from startup.vllm.probes.serving_probes import ServingProbes  # imports asyncio
 
-        @functools.wraps(startup)
         async def startup_and_notify(self: Any, sockets: Any = None) -> None:
             probes = ServingProbes(responder) if responder is not None and SERVING_PROBES.applies else None
             if probes is not None and probes.can_serve(self, sockets):
@@ -158,16 +154,17 @@ def _hook_uvicorn(
             if self.started:
                 on_ready()
 
-        _STARTUP.replace(uvicorn, startup_and_notify)
+        return startup_and_notify
 
-        @functools.wraps(shutdown)
+    def wrap_shutdown(shutdown: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         async def notify_and_shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
             on_stopping()
             await shutdown(self, *args, **kwargs)
 
-        _SHUTDOWN.replace(uvicorn, notify_and_shutdown)
+        return notify_and_shutdown
 
-    after_import(_STARTUP.module, hook)
+    wrap_after_import(_STARTUP, wrap_startup)
+    wrap_after_import(_SHUTDOWN, wrap_shutdown)
 
 
 def _once(function: Callable[[], None]) -> Callable[[], None]:
