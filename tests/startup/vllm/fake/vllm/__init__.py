@@ -1,6 +1,6 @@
 """A fake vLLM for tests: modules of the same names start the same processes in the same way.
 
-Each module records the process that imported it, as `IMPORTED_IN`.
+Some modules record the process that imported them, as `IMPORTED_IN`.
 """
 
 import os

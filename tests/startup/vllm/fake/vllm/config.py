@@ -11,8 +11,6 @@ from pathlib import Path
 from vllm import platforms
 from vllm.tracing import instrument
 
-IMPORTED_IN = os.getpid()
-
 
 @dataclass
 class EngineConfig:

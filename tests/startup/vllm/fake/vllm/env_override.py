@@ -2,7 +2,6 @@
 
 import os
 
-IMPORTED_IN = os.getpid()
 patched_in: list[int] = []
 
 

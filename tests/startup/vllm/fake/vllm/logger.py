@@ -9,7 +9,6 @@ from typing import Any
 
 from vllm import envs
 
-IMPORTED_IN = os.getpid()
 _names: dict[int, str] = {}
 
 

@@ -1,11 +1,7 @@
 """The platform that vLLM was built for."""
 
-import os
-
 from vllm._version import __version__
 from vllm.platforms import cpu
-
-IMPORTED_IN = os.getpid()
 
 
 def is_cpu() -> bool:

@@ -1,13 +1,10 @@
 """Start method and titles of processes."""
 
 import multiprocessing
-import os
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from vllm import envs
-
-IMPORTED_IN = os.getpid()
 
 
 def get_mp_context() -> BaseContext:

@@ -1,12 +1,9 @@
 """Starts several API servers as separate processes that accept on one socket."""
 
 import multiprocessing
-import os
 import socket
 
 from vllm.entrypoints.launcher import run_api_server
-
-IMPORTED_IN = os.getpid()
 
 
 class APIServerProcessManager:

@@ -1,10 +1,7 @@
 """`vllm`: imports its subcommands to list them."""
 
 import argparse
-import os
 import sys
-
-IMPORTED_IN = os.getpid()
 
 
 class FlexibleArgumentParser(argparse.ArgumentParser):

@@ -1,10 +1,6 @@
 """`vllm preload`, which imports the model loader."""
 
-import os
-
 import vllm.model_executor.model_loader  # noqa: F401 - an expensive import
-
-IMPORTED_IN = os.getpid()
 
 
 class Preload:

@@ -1,7 +1,6 @@
 """`vllm serve`: one API server in this process, several in others, or none."""
 
 import argparse
-import os
 import signal
 import sys
 from multiprocessing.connection import wait
@@ -14,8 +13,6 @@ from vllm.entrypoints.launcher import run_server, setup_server
 from vllm.v1.engine import async_llm  # noqa: F401
 from vllm.v1.engine.utils import launch_engine
 from vllm.v1.utils import APIServerProcessManager
-
-IMPORTED_IN = os.getpid()
 
 
 class ServeSubcommand:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-IMPORTED_IN = os.getpid()
-
 
 class Inspected(NamedTuple):
     module: str

@@ -1,6 +1,5 @@
 """The API server's side of the engine."""
 
-import os
 from collections.abc import Mapping
 from multiprocessing.connection import Client
 from typing import Any
@@ -9,8 +8,6 @@ from vllm.config import EngineConfig
 from vllm.v1.engine.core_client import EngineCoreClient
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
-
-IMPORTED_IN = os.getpid()
 
 
 def renderer_from_config(config: EngineConfig | None) -> str:

@@ -1,5 +1,1 @@
 """Runs models on a GPU."""
-
-import os
-
-IMPORTED_IN = os.getpid()
