@@ -60,6 +60,20 @@ def variant(folder: Path, **files: str | None) -> Path:
     return copy
 
 
+def prepend(fake: Path, name: str, code: str) -> Path:
+    """Puts code before that of a module in a copy, which is named with slashes."""
+    path = fake / "vllm" / f"{name}.py"
+    path.write_text(code + path.read_text())
+    return fake
+
+
+def without_forks(folder: Path, version: str) -> Path:
+    """A copy of this version whose workers fail if they are forked."""
+    fake = variant(folder, _version=f'__version__ = version = "{version}"\n')
+    refuses = "assert b'multiprocessing.spawn' in open('/proc/self/cmdline', 'rb').read()"
+    return rewrite(fake, '        set_process_title(f"Worker', f'        {refuses}\n        set_process_title(f"Worker')
+
+
 def rewrite(fake: Path, old: str, new: str) -> Path:
     """Replaces a text in every module of a copy."""
     for path in fake.rglob("*.py"):

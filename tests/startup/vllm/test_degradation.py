@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.startup.vllm.fake_start import FAKE, FakeStart, environment, rewrite, variant
+from tests.startup.vllm.fake_start import FakeStart, environment, prepend, rewrite, variant, without_forks
 from tests.waiting import is_gone, wait_until
 
 _REFUSES_THE_FORKSERVER = """
@@ -17,15 +17,9 @@ if [b"multiprocessing.forkserver" in program for program in programs] == [True, 
     raise RuntimeError("cannot be imported here")
 """
 
-_REFUSES_TO_BE_FORKED = "assert b'multiprocessing.spawn' in open('/proc/self/cmdline', 'rb').read()"
-
 
 def _serves(start: FakeStart) -> bool:
     return start.complete("A text") == "A text was read by worker 0"
-
-
-def _module(name: str) -> str:
-    return (FAKE / "vllm" / f"{name}.py").read_text()
 
 
 @pytest.mark.parametrize(
@@ -52,18 +46,6 @@ def test_a_start_that_cannot_or_must_not_preload_is_plain(
         warnings = start.lines_with("WARNING")
         assert len(warnings) == (warning is not None)
         assert warning is None or warning in warnings[0]
-
-
-def test_vllm_without_a_tracing_module_is_preloaded(folder: Path) -> None:
-    fake = rewrite(variant(folder), "vllm.tracing", "vllm.marks")
-    (fake / "vllm" / "tracing.py").rename(fake / "vllm" / "marks.py")
-    with FakeStart(folder, env=environment(folder, fake)) as start:
-        state = start.wait_until_ready().state()
-        assert start.kind_of(state["engine"]["pid"]) == "forkserver"
-        assert _serves(start)
-        (warning,) = start.lines_with("WARNING")
-        assert "starts without some speed-ups, since these hooks do not fit: 'spans'" in warning
-        assert start.lines_with("Traceback") == []
 
 
 def test_vllm_with_another_tracing_function_is_preloaded(folder: Path) -> None:
@@ -117,10 +99,7 @@ def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(fol
 
 
 def test_a_newer_vllm_that_fails_starts_without_preloading_from_then_on(folder: Path) -> None:
-    fake = variant(folder, _version='__version__ = "0.99.0+cpu"\n')
-    path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"
-    path.write_text(path.read_text().replace("        print(", f"        {_REFUSES_TO_BE_FORKED}\n        print("))
-    env = environment(folder, fake)
+    env = environment(folder, without_forks(folder, "0.99.0+cpu"))
     for expected in ("vLLM 0.99.0+cpu starts again without preloading", "vLLM 0.99.0+cpu starts without preloading"):
         with FakeStart(folder, env=env) as start:
             state = start.wait_until_ready().state()
@@ -133,10 +112,7 @@ def test_a_newer_vllm_that_fails_starts_without_preloading_from_then_on(folder: 
 
 
 def test_a_tested_vllm_that_fails_exits_with_its_own_error(folder: Path) -> None:
-    fake = variant(folder)
-    path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"
-    path.write_text(path.read_text().replace("        print(", f"        {_REFUSES_TO_BE_FORKED}\n        print("))
-    with FakeStart(folder, env=environment(folder, fake)) as start:
+    with FakeStart(folder, env=environment(folder, without_forks(folder, "0.32.0+cpu"))) as start:
         assert start.process.wait(60) == 1
         assert start.lines_with("RuntimeError: Engine core initialization failed")
         assert start.lines_with("WARNING") == []
@@ -144,9 +120,7 @@ def test_a_tested_vllm_that_fails_exits_with_its_own_error(folder: Path) -> None
 
 @pytest.mark.parametrize("name", ["v1/worker/cpu_worker", "v1/executor/multiproc_executor", "__init__"])
 def test_a_module_that_cannot_be_preloaded_is_imported_by_the_process_that_needs_it(name: str, folder: Path) -> None:
-    fake = variant(folder)
-    path = fake / "vllm" / f"{name}.py"
-    path.write_text(_REFUSES_THE_FORKSERVER + _module(name))
+    fake = prepend(variant(folder), name, _REFUSES_THE_FORKSERVER)
     with FakeStart(folder, env=environment(folder, fake)) as start:
         state = start.wait_until_ready().state()
         children = [state["engine"], *state["workers"]]

@@ -2,8 +2,6 @@
 
 import json
 import socket
-import threading
-from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -11,50 +9,12 @@ import pytest
 
 from tests.certificates import make_certificate, needs_openssl
 from tests.ports import free_port
-from tests.startup.vllm.fake_start import FakeStart, environment, exchange, get, run_fake
+from tests.startup.vllm.fake_start import FakeStart, environment, exchange, run_fake
+from tests.startup.vllm.repeating_clients import RepeatingClients
 from tests.waiting import is_gone, wait_until
 
-_NUM_CLIENTS = 8
-
-
-class _ConnectingClients:
-    """Clients that connect repeatedly; once the port is open, every connection must be answered.
-
-    After a client has got a 200, a 503 is a failure.
-    """
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._has_ended = threading.Event()
-        self.statuses: Counter[int] = Counter()
-        self.failures: list[str] = []
-        self._threads = [threading.Thread(target=self._run) for _ in range(_NUM_CLIENTS)]
-
-    def __enter__(self) -> "_ConnectingClients":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._has_ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self) -> None:
-        statuses: set[int] = set()
-        while not self._has_ended.is_set():
-            was_open = bool(self.statuses)  # read first: others may be answered before this one's refusal is recorded
-            try:
-                status = get(self._port, "/health")[0]
-                self.statuses[status] += 1
-                if status == 503 and 200 in statuses:
-                    self.failures.append("503 after 200")
-                statuses.add(status)
-            except ConnectionRefusedError as err:
-                if was_open:
-                    self.failures.append(repr(err))
-            except OSError as err:
-                self.failures.append(repr(err))
+_IN_ORDER = (0, 503, 200)
+"""The answers to a client: refused, starting, serving."""
 
 
 @pytest.mark.parametrize("num_servers", [1, 2], ids=["one-server", "two-servers"])
@@ -62,15 +22,16 @@ def test_every_connection_during_a_start_is_answered(num_servers: int, folder: P
     gate = folder / "gate"
     port = free_port()
     words = ("--gate", str(gate), "--api-server-count", str(num_servers))
-    with FakeStart(folder, *words, port=port) as start, _ConnectingClients(port) as clients:
-        wait_until(lambda: clients.failures or clients.statuses[503] >= 200)
+    with FakeStart(folder, *words, port=port) as start, RepeatingClients(port, *["/health"] * 8) as clients:
+        clients.wait_for_more(200, 503)
         start.wait_for_line("EngineCore prints a line")
         gate.touch()
         start.wait_until_ready()
-        wait_until(lambda: clients.failures or clients.statuses[200] >= 200)
-        assert not clients.failures
-        assert set(clients.statuses) == {200, 503}
+        clients.wait_for_more(200, 200)
         assert start.complete("A text") == "A text was read by worker 0"
+    assert not clients.lost
+    for statuses in clients.statuses:
+        assert statuses == sorted(statuses, key=_IN_ORDER.index)
 
 
 @pytest.mark.smoke
@@ -97,14 +58,6 @@ def test_the_responder_exits_when_vllm_serves_and_answers_its_probes_itself(fold
         gate.touch()
         start.wait_until_ready()
         wait_until(lambda: is_gone(responder.pid))
-
-
-def test_a_port_in_use_is_a_clear_error(folder: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = str(other.getsockname()[1])
-        done = run_fake(folder, "--host", "127.0.0.1", "--port", port)
-    assert done.returncode == 3
-    assert done.stderr == f"Error: 127.0.0.1:{port} is in use by another process: stop it or choose another --port\n"
 
 
 def test_preflight_only_starts_nothing_and_reports_faults(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.patches.json_logs import log_as_json
-from tests.startup.vllm.fake_start import FakeStart, environment, variant
+from tests.startup.vllm.fake_start import FakeStart, environment, without_forks
 
 pytestmark = pytest.mark.thorough
 
@@ -88,11 +88,8 @@ def test_a_reason_explains_why_vllm_does_not_log_json(
 
 def test_a_second_attempt_has_no_log_configuration_of_the_first(folder: Path) -> None:
     """The configuration of the first attempt is not taken for the user's own."""
-    fake = variant(folder, _version='__version__ = version = "0.99.0+cpu"\n')
-    path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"
-    refuses = "assert b'multiprocessing.spawn' in open('/proc/self/cmdline', 'rb').read()"
-    path.write_text(path.read_text().replace("        print(", f"        {refuses}\n        print(", 1))
-    with FakeStart(folder, "--log-format", "json", env=environment(folder, fake)) as start:
+    env = environment(folder, without_forks(folder, "0.99.0+cpu"))
+    with FakeStart(folder, "--log-format", "json", env=env) as start:
         server = start.wait_until_ready().state()["server"]
         assert "VLLM_LOGGING_CONFIG_PATH" not in server["environment"]
         lines = [json.loads(line) for line in start.lines_with("starts again without preloading", "own lines")]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.startup.vllm.fake_start import FAKE, FakeStart, environment, variant
+from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
 from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -46,8 +46,7 @@ def test_a_launcher_killed_while_the_forkserver_imports_leaves_no_process(folder
 
 
 def test_a_launcher_that_is_stopped_while_it_imports_leaves_no_folder(folder: Path) -> None:
-    module = (FAKE / "vllm" / "entrypoints" / "cli" / "main.py").read_text()
-    fake = variant(folder, entrypoints__cli__main=f"import time\nwhile True:\n    time.sleep(0.01)\n{module}")
+    fake = prepend(variant(folder), "entrypoints/cli/main", "import time\nwhile True:\n    time.sleep(0.01)\n")
     with FakeStart(folder, env=environment(folder, fake)) as start:
         wait_until(lambda: start.forkservers() and list(folder.glob("vllm-cli-*")))
         start.process.terminate()
@@ -63,9 +62,12 @@ def test_a_start_that_times_out_leaves_no_process(folder: Path) -> None:
         start.wait_until_tree_is_gone()
 
 
-def test_workers_end_with_their_engine_and_vllm_exits(folder: Path) -> None:
+@pytest.mark.parametrize("has_forkserver", [True, False], ids=["forkserver", "no-forkserver"])
+def test_workers_end_with_their_engine_and_vllm_exits(has_forkserver: bool, folder: Path) -> None:
     with FakeStart(folder, "--tensor-parallel-size", "2") as start:
         engine = start.wait_until_ready().named("VLLM::EngineCor")
+        if not has_forkserver:
+            _kill_forkserver(start)
         engine.kill()
         assert start.process.wait(60) == _ENGINE_DIED
         assert start.lines_with("EngineCore died")
@@ -75,9 +77,7 @@ def test_workers_end_with_their_engine_and_vllm_exits(folder: Path) -> None:
 def test_the_engine_outlives_the_forkserver(folder: Path) -> None:
     with FakeStart(folder, "--tensor-parallel-size", "2") as start:
         engine = start.wait_until_ready().named("VLLM::EngineCor")
-        (forkserver,) = start.forkservers()
-        forkserver.kill()
-        wait_until(lambda: is_gone(forkserver.pid))
+        _kill_forkserver(start)
         assert start.complete("A text") == "A text was read by worker 0"
         assert engine.is_running()
         assert start.process.poll() is None
@@ -85,12 +85,7 @@ def test_the_engine_outlives_the_forkserver(folder: Path) -> None:
         start.wait_until_tree_is_gone()
 
 
-def test_a_killed_engine_is_detected_without_the_forkserver(folder: Path) -> None:
-    with FakeStart(folder) as start:
-        engine = start.wait_until_ready().named("VLLM::EngineCor")
-        (forkserver,) = start.forkservers()
-        forkserver.kill()
-        wait_until(lambda: is_gone(forkserver.pid))
-        engine.send_signal(signal.SIGKILL)
-        assert start.process.wait(60) == _ENGINE_DIED
-        start.wait_until_tree_is_gone()
+def _kill_forkserver(start: FakeStart) -> None:
+    (forkserver,) = start.forkservers()
+    forkserver.kill()
+    wait_until(lambda: is_gone(forkserver.pid))

@@ -78,12 +78,13 @@ def test_the_watchdog_is_disabled_if_this_process_has_no_event_loop(
         assert "WATCHDOG=1" not in manager.lines
 
 
-def test_a_port_in_use_is_reported_as_status(folder: Path) -> None:
+def test_a_port_in_use_is_an_error_and_the_last_status(folder: Path) -> None:
     with NotifySocket(_address()) as manager, socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         done = run_fake(folder, "--host", "127.0.0.1", "--port", port, env=_environment(folder, manager))
-        assert done.returncode == 3
-        wait_until(lambda: any(line.startswith(f"STATUS=failed: 127.0.0.1:{port} is in use") for line in manager.lines))
+        error = f"127.0.0.1:{port} is in use by another process"
+        assert (done.returncode, done.stderr) == (3, f"Error: {error}: stop it or choose another --port\n")
+        wait_until(lambda: any(line.startswith(f"STATUS=failed: {error}") for line in manager.lines))
 
 
 def test_help_sends_no_notification(folder: Path) -> None:

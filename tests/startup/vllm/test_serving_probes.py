@@ -5,17 +5,15 @@ import os
 import re
 import signal
 import socket
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, environment, exchange, get, short_folder
+from tests.startup.vllm.fake_start import FakeStart, environment, exchange, short_folder
+from tests.startup.vllm.repeating_clients import RepeatingClients
 from tests.stopped import stopped
 from tests.waiting import is_gone, wait_until
 
@@ -234,59 +232,29 @@ def test_a_kept_connection_is_closed_after_the_keep_alive_time(serving: FakeStar
         assert client.recv(1) == b""  # uvicorn's default: 5 s
 
 
-class _ShortConnections:
-    """Clients that open a connection per request; half of them probe."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._has_ended = threading.Event()
-        self.answers: Counter[int] = Counter()
-        self.lost: list[str] = []
-        self._threads = [threading.Thread(target=self._run, args=[path]) for path in ("/health", "/nothing") * 4]
-
-    def __enter__(self) -> "_ShortConnections":
-        for thread in self._threads:
-            thread.start()
-        self.wait_for_more()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._has_ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for_more(self, number: int = 300) -> None:
-        before = self.answers.copy()
-        wait_until(lambda: all(self.answers[status] >= before[status] + number for status in (200, 404)))
-
-    def _run(self, path: str) -> None:
-        while not self._has_ended.is_set():
-            try:
-                self.answers[get(self._port, path)[0]] += 1
-            except ConnectionRefusedError:
-                self.answers[0] += 1
-            except OSError as err:  # reset, or closed without an answer
-                self.lost.append(repr(err))
+_PATHS = ("/health", "/nothing") * 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_vllm_accepts_itself_within_a_second_without_the_responder(number: int, start: FakeStart) -> None:
     (responder,) = start.responders()
-    with _connect(start) as kept, _connect(start), _ShortConnections(start.port) as clients:
+    with _connect(start) as kept, _connect(start), RepeatingClients(start.port, *_PATHS) as clients:
+        clients.wait_for_more(300, 200, 404)
         _ask(kept, _PROBE)
         responder.send_signal(number)
-        clients.wait_for_more()
+        clients.wait_for_more(300, 200, 404)
         assert _ask(kept, _PROBE).startswith(b"HTTP/1.1 200 ")
         wait_until(lambda: is_gone(responder.pid))
-        clients.wait_for_more()
+        clients.wait_for_more(300, 200, 404)
     assert len(clients.lost) <= 1  # the one that was between accept() and sendmsg()
-    assert set(clients.answers) == {200, 404}
+    assert {status for statuses in clients.statuses for status in statuses} == {200, 404}
     assert start.lines_with("vLLM answers /health itself")
     assert start.end() == 0
 
 
 def test_no_connection_is_reset_before_vllm_stops_accepting(start: FakeStart) -> None:
-    with _ShortConnections(start.port) as clients:
+    with RepeatingClients(start.port, *_PATHS) as clients:
+        clients.wait_for_more(300, 200, 404)
         start.record_tree()
         start.process.send_signal(signal.SIGTERM)
         wait_until(lambda: "Shutting down" in start.text)
@@ -295,12 +263,6 @@ def test_no_connection_is_reset_before_vllm_stops_accepting(start: FakeStart) ->
     assert not lost
     assert start.process.returncode == 0
     assert not start.lines_with("responder process")
-
-
-def test_the_responder_ends_with_a_killed_server(start: FakeStart) -> None:
-    start.record_tree()
-    start.process.kill()
-    start.wait_until_tree_is_gone()
 
 
 def test_a_unix_socket_is_served_the_same_way(folder: Path) -> None:
@@ -324,13 +286,6 @@ def test_a_unix_socket_is_served_the_same_way(folder: Path) -> None:
             client.settimeout(60)
             assert exchange(client, "/nothing")[0] == 404
         start.record_tree()
-
-
-def test_there_is_no_responder_with_several_api_servers(folder: Path) -> None:
-    with FakeStart(folder, "--api-server-count", "2") as start:
-        start.wait_until_ready()
-        wait_until(lambda: not start.responders())
-        assert psutil.pid_exists(start.process.pid)
 
 
 _KEY_OF_A_USER = """

@@ -12,10 +12,11 @@ import pytest
 from startup.processes.group_signals import GROUP_SIGNALS
 from tests.ports import free_port
 from tests.processes import disturbing
-from tests.startup.vllm.fake_start import ROOT, FakeStart, environment, run_fake, variant
+from tests.startup.vllm.fake_start import ROOT, FakeStart, environment, prepend, rewrite, run_fake, variant
 from tests.waiting import wait_until
 
 _WAITS = "import time\nprint('is imported', flush=True)\nwhile True:\n    time.sleep(0.01)\n"
+_CATCHES = "import time\ntry:\n    print('is imported', flush=True)\n    time.sleep(60)\nexcept:\n    pass\n"
 _INTERRUPTED_VLLM = 130
 """vLLM's exit code for both signals while it starts its engine."""
 
@@ -94,49 +95,42 @@ def test_signal_reaches_a_main_thread_that_only_waits(folder: Path) -> None:
 def test_signal_while_the_engine_starts_interrupts_vllm(folder: Path) -> None:
     with FakeStart(folder, "--gate", str(folder / "gate")) as start:
         start.wait_for_line("VllmWorker-0 prints a line")
-        assert start.end() == 130
+        assert start.end() == _INTERRUPTED_VLLM
         start.wait_until_tree_is_gone()
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+    ("module", "code", "number", "exit_code"),
+    [
+        ("entrypoints/launcher", _WAITS, signal.SIGTERM, -signal.SIGTERM),
+        ("entrypoints/launcher", _WAITS, signal.SIGINT, 130),
+        ("entrypoints/launcher", _CATCHES, signal.SIGINT, 130),
+        ("kernels", _WAITS, signal.SIGTERM, _INTERRUPTED_VLLM),
+        ("kernels", _WAITS, signal.SIGINT, _INTERRUPTED_VLLM),
+    ],
+    ids=[
+        "imports-SIGTERM",
+        "imports-SIGINT",
+        "caught",
+        "work-beside-the-engine-SIGTERM",
+        "work-beside-the-engine-SIGINT",
+    ],
 )
-def test_signal_while_vllm_is_imported_ends_the_start(number: int, code: int, folder: Path) -> None:
-    fake = variant(folder)
-    module = fake / "vllm/entrypoints/launcher.py"
-    module.write_text(f"{_WAITS}{module.read_text()}")
-    with FakeStart(folder, env=environment(folder, fake)) as start:
+def test_signal_while_vllm_is_imported_ends_the_start(
+    module: str, code: str, number: int, exit_code: int, folder: Path
+) -> None:
+    """Before the engine's start, which forks it from a forkserver, or beside it."""
+    with FakeStart(folder, env=environment(folder, prepend(variant(folder), module, code))) as start:
         start.wait_for_line("is imported")
         assert start.get("/health")[0] == 503
         wait_until(start.forkservers)
-        assert start.end(number) == code
-        start.wait_until_tree_is_gone()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_signal_during_the_work_beside_the_engines_start_ends_both(number: int, folder: Path) -> None:
-    with FakeStart(folder, env=environment(folder, variant(folder, kernels=_WAITS))) as start:
-        start.wait_for_line("is imported")
-        assert start.end(number) == _INTERRUPTED_VLLM
-        start.wait_until_tree_is_gone()
-
-
-def test_ctrl_c_that_an_imported_module_catches_ends_the_start(folder: Path) -> None:
-    catches = "import time\ntry:\n    print('is imported', flush=True)\n    time.sleep(60)\nexcept:\n    pass\n"
-    fake = variant(folder)
-    module = fake / "vllm/entrypoints/launcher.py"
-    module.write_text(f"{catches}{module.read_text()}")
-    with FakeStart(folder, env=environment(folder, fake)) as start:
-        start.wait_for_line("is imported")
-        assert start.end(signal.SIGINT) == 130
+        assert start.end(number) == exit_code
         start.wait_until_tree_is_gone()
 
 
 def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder: Path) -> None:
-    fake = variant(folder)
-    module = fake / "vllm/v1/engine/core.py"
     waits = "import sys, time\nwhile sys.argv[0] == '-c':\n    print('forkserver imports', flush=True)\n"
-    module.write_text(f"{waits}    time.sleep(0.1)\n{module.read_text()}")
+    fake = prepend(variant(folder), "v1/engine/core", f"{waits}    time.sleep(0.1)\n")
     with FakeStart(folder, env=environment(folder, fake)) as start:
         start.wait_for_line("forkserver imports")
         (forkserver,) = start.forkservers()
@@ -149,12 +143,10 @@ def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder: Path) -
 def test_ctrl_c_just_before_the_launcher_waits_for_the_forkserver_ends_the_wait(folder: Path) -> None:
     """asyncio has received it by then, and would act on it at the next await."""
     gate = folder / "gate"
-    fake = variant(folder)
-    module = fake / "vllm/v1/engine/core.py"
-    module.write_text(f"import sys, time\nwhile sys.argv[0] == '-c':\n    time.sleep(0.1)\n{module.read_text()}")
-    config = fake / "vllm/config.py"
-    tells = "        print('gate is closed', flush=True)\n        time.sleep("
-    config.write_text(config.read_text().replace("        time.sleep(", tells))
+    waits = "import sys, time\nwhile sys.argv[0] == '-c':\n    time.sleep(0.1)\n"
+    fake = prepend(variant(folder), "v1/engine/core", waits)
+    before = "    while args.config_gate and"
+    rewrite(fake, before, f"    print('gate is closed', flush=True)\n{before}")
     with FakeStart(folder, "--config-gate", str(gate), env=environment(folder, fake)) as start:
         start.wait_for_line("gate is closed")
         start.process.send_signal(signal.SIGINT)
