@@ -1,27 +1,21 @@
 """Real vLLM for CPU from .peers/vllm, one server at a time, started by `vllm serve` or `vllm-cli serve`."""
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
 from tests.llamas import save_small_llama
 from tests.peer_vllm import ROOT, needs_vllm
-from tests.vllm_engine.reference_text import generate
 from tests.vllm_engine.vllm_server import VllmServer
 
 PEER_MODEL = ROOT / ".peers" / "model"
 SMALL = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
 
 
-class StartVllm(Protocol):
-    """Starts a server of the small model with `launcher`; the `with` block stops it."""
-
-    def __call__(
-        self, launcher: str, *arguments: str, model: Path | None = None, environment: dict[str, str] | None = None
-    ) -> AbstractContextManager[VllmServer]: ...
+StartVllm = Callable[..., VllmServer]
+"""Starts a server with `launcher` and further words: of the small model, or of `model`."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,17 +41,24 @@ def small_model(workplace: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def expected_text(small_model: Path) -> str:
-    """The small model's output, computed by transformers."""
-    return generate(small_model, VllmServer.PROMPT, VllmServer.MAX_TOKENS)
+    """The small model's output, computed by transformers in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(small_model)
+    model = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32).eval()
+    tokens = tokenizer(VllmServer.PROMPT, return_tensors="pt")
+    num_tokens = {"max_new_tokens": VllmServer.MAX_TOKENS, "min_new_tokens": VllmServer.MAX_TOKENS}
+    with torch.no_grad():
+        ids = model.generate(**tokens, **num_tokens, do_sample=False)
+    return str(tokenizer.decode(ids[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 @pytest.fixture(scope="session")
 def start_vllm(workplace: Path, small_model: Path) -> StartVllm:
-    """Starts servers, each with its own arguments."""
-
     def start(
         launcher: str, *arguments: str, model: Path | None = None, environment: dict[str, str] | None = None
-    ) -> AbstractContextManager[VllmServer]:
+    ) -> VllmServer:
         words = arguments if model else (*SMALL, *arguments)
         return VllmServer(launcher, model or small_model, *words, folder=workplace, environment=environment)
 

@@ -1,4 +1,4 @@
-"""Hooks are compared with planted sources."""
+"""Hooks are compared with planted sources, which are read and not imported."""
 
 from pathlib import Path
 
@@ -8,48 +8,98 @@ from startup.hooks.check import Finding, check_hooks
 from startup.hooks.hook import Hook, Name, Need, Reads, Text
 from startup.hooks.sources import Sources, packages_beside
 
-_MODULE = """
+_MODULE = '''
+"""Text with the word hidden
+def hidden(): in quotes
+"""
+import os.path as path
+from typing import overload
+
 VALUE = 1
 
 def call(first, second=None, *, third, fourth=None):
-    return first.known, first.other
+    return first.known, first.other, path.third
 
 def anything(*args, **kwargs): ...
 
-class Owner:
-    def method(self, first): ...
+if path:
+    conditional = 1
+else:
+    def conditional(one): ...
+
+try:
+    from package.inner import moved
+except ImportError:
+    moved = None
+
+@overload
+def twice(a): ...
+@overload
+def twice(b): ...
+def twice(c): ...
+
+text = """
+def in_text(): ...
 """
 
+class Owner:
+    setting: int = 1
 
-def _check(need: Need, folder: Path, *, source: str = _MODULE, **hook: tuple[int, int]) -> Finding:
-    (folder / "package").mkdir(exist_ok=True)
-    (folder / "package" / "__init__.py").write_text("")
-    (folder / "package" / "module.py").write_text(source)
+    def __init__(self) -> None:
+        self.state = 0
+
+    async def method(self, first): ...
+'''
+_SOURCES = {
+    "__init__": "from .inner import moved as renamed\nfrom absent import lost\n",
+    "inner": "def moved(argument): return argument.read, argument.written\n",
+    "module": _MODULE,
+    "newer": "a = lambda: yield from\n",
+}
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    (tmp_path / "package").mkdir()
+    for name, source in _SOURCES.items():
+        (tmp_path / "package" / f"{name}.py").write_text(source)
+    return Sources(packages_beside(tmp_path))
+
+
+def _check(need: Need, sources: Sources, **hook: tuple[int, int]) -> Finding:
     planted = Hook("planted", does="something", without="nothing", needs=(need,), **hook)
-    (finding,) = check_hooks([planted], Sources(packages_beside(folder)), (0, 32))
+    (finding,) = check_hooks([planted], sources, (0, 32))
     return finding
 
 
-CALL = Name("package.module", "call", ("first", "third"))
+def _in_module(path: str, *parameters: str) -> Name:
+    return Name("package.module", path, parameters or None)
+
+
+CALL = _in_module("call", "first", "third")
 
 
 @pytest.mark.parametrize(
     "need",
     [
         Name("package"),
-        Name("package.module", "VALUE"),
-        Name("package.module", "call"),
+        *map(_in_module, ("VALUE", "path", "conditional", "text", "Owner", "Owner.setting", "Owner.state", "call")),
         CALL,
-        Name("package.module", "call", ("first", "second", "third", "fourth")),
-        Name("package.module", "anything", ("whatever",)),
-        Name("package.module", "Owner.method", ("first",)),
+        _in_module("call", "first", "second", "third", "fourth"),
+        _in_module("anything", "whatever"),
+        _in_module("conditional", "one"),
+        _in_module("twice", "c"),
+        _in_module("Owner.method", "first"),
+        Name("package", "renamed", ("argument",)),
+        Name("package", "lost", ("of a package that is not there",)),
         Text(("package.absent", "package.module"), r"^VALUE = \d", "a value"),
         Reads(CALL, "first", ("known", "other", "more")),
+        Reads(Name("package", "renamed"), "argument", ("read", "written")),
     ],
     ids=str,
 )
-def test_what_is_there_applies(need: Need, tmp_path: Path) -> None:
-    assert _check(need, tmp_path) == Finding("planted", "applies")
+def test_what_is_there_applies(need: Need, sources: Sources) -> None:
+    assert _check(need, sources) == Finding("planted", "applies")
 
 
 @pytest.mark.parametrize(
@@ -57,10 +107,11 @@ def test_what_is_there_applies(need: Need, tmp_path: Path) -> None:
     [
         (Name("package.absent"), "module package.absent is missing"),
         (Name("package.absent", "name"), "module package.absent is missing"),
-        (Name("package.module", "absent"), "package.module has no absent"),
-        (Name("package.module", "Owner.absent"), "package.module has no Owner.absent"),
-        (Name("package.module", "call", ("first",)), "package.module.call needs third"),
-        (Name("package.module", "call", ("first", "third", "fifth")), "package.module.call takes no fifth"),
+        (Name("package.newer", "a"), "package.newer has no a"),
+        *((_in_module(path), f"package.module has no {path}") for path in ("absent", "hidden", "state", "Owner.other")),
+        (_in_module("call", "first"), "package.module.call needs third"),
+        (_in_module("call", "first", "third", "fifth"), "package.module.call takes no fifth"),
+        (_in_module("twice", "a"), "package.module.twice takes no a"),
         (Name("package.module", "Owner.method", ()), "package.module.Owner.method needs first"),
         (
             Text(("package.module", "package.other"), "absent", "a word"),
@@ -70,26 +121,31 @@ def test_what_is_there_applies(need: Need, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_is_missing_or_changed_is_named(need: Need, reason: str, tmp_path: Path) -> None:
-    finding = _check(need, tmp_path)
+def test_what_is_missing_or_changed_is_named(need: Need, reason: str, sources: Sources) -> None:
+    finding = _check(need, sources)
     assert finding.state == "does not fit"
     assert finding.reasons[0].startswith(reason)
 
 
-def test_a_package_that_is_not_there_is_not_checked(tmp_path: Path) -> None:
-    finding = _check(Name("absent.module", "name"), tmp_path)
+def test_a_package_that_is_not_there_is_not_checked(sources: Sources) -> None:
+    finding = _check(Name("absent.module", "name"), sources)
     assert finding == Finding("planted", "not checked", ("absent is not installed here",))
 
 
 @pytest.mark.parametrize("limits", [{"until": (0, 31)}, {"since": (0, 33)}], ids=["older", "newer"])
 def test_a_release_that_does_not_need_the_hook_is_not_checked(
-    limits: dict[str, tuple[int, int]], tmp_path: Path
+    limits: dict[str, tuple[int, int]], sources: Sources
 ) -> None:
-    assert _check(Name("package.absent"), tmp_path, **limits) == Finding("planted", "not needed")
+    assert _check(Name("package.absent"), sources, **limits) == Finding("planted", "not needed")
 
 
-def test_what_is_known_not_to_apply_has_its_reason(tmp_path: Path) -> None:
-    hook = Hook("planted", does="it", without="nothing", needs=(Name("package"),), not_in={(0, 32): "a reason"})
-    sources = Sources(packages_beside(tmp_path))
+def test_what_is_known_not_to_apply_has_its_reason(sources: Sources) -> None:
+    hook = Hook("planted", does="it", without="nothing", needs=(Name("other"),), not_in={(0, 32): "a reason"})
     assert check_hooks([hook], sources, (0, 32)) == [Finding("planted", "does not apply", ("a reason",))]
     assert check_hooks([hook], sources, (0, 33))[0].state == "not checked"
+
+
+def test_all_files_are_known_that_a_result_depends_on(sources: Sources, tmp_path: Path) -> None:
+    _check(Name("package.inner", "moved"), sources)
+    assert tmp_path / "package" / "inner.py" in sources.looked_at
+    assert tmp_path / "package" / "inner" / "__init__.py" in sources.looked_at
