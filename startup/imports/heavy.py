@@ -25,12 +25,8 @@ _ENGINE_MODULES = ("transformers", "server.engine.build", "server.engine.process
 
 
 def import_serially(modules: Iterable[str] = _HEAVY_MODULES) -> None:
-    """Imports the modules in order, then excludes all existing objects from garbage collection (`gc.freeze`).
-
-    Raises:
-        RuntimeError: called on a thread other than the main one.
-    """
-    with _importing():
+    """Imports the modules in order, then excludes all existing objects from garbage collection (`gc.freeze`)."""
+    with importing():
         for module in modules:
             importlib.import_module(module)
 
@@ -40,13 +36,10 @@ def import_engine() -> "LeftOut":
     """Imports torch, transformers and the engine, with stand-ins for modules that serving never uses.
 
     A second call, as in a fork, returns the first one's result.
-
-    Raises:
-        RuntimeError: called on a thread other than the main one.
     """
     from startup.imports.lean import LeftOut, import_lean
 
-    with _importing():
+    with importing():
         if env.VCLI_LEAN_IMPORTS.get():
             return import_lean(_ENGINE_MODULES)
         for module in ("torch", *_ENGINE_MODULES):
@@ -55,14 +48,10 @@ def import_engine() -> "LeftOut":
 
 
 def import_vision() -> None:
-    """Imports what rendering images needs (torch, transformers), with stand-ins for what serving never uses.
-
-    Raises:
-        RuntimeError: called on a thread other than the main one.
-    """
+    """Imports what rendering images needs (torch, transformers), with stand-ins for what serving never uses."""
     from startup.imports.lean import import_lean
 
-    with _importing():
+    with importing():
         if env.VCLI_LEAN_IMPORTS.get():
             import_lean(_VISION_MODULES).end()
         for module in _VISION_MODULES:
@@ -70,8 +59,12 @@ def import_vision() -> None:
 
 
 @contextmanager
-def _importing() -> Iterator[None]:
-    """Pauses the collector, and takes modules from the import file."""
+def importing() -> Iterator[None]:
+    """While open, the collector is paused, and modules come from the import file.
+
+    Raises:
+        RuntimeError: called on a thread other than the main one.
+    """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("heavy modules are imported on the main thread only")
     was_enabled = gc.isenabled()

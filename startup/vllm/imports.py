@@ -1,14 +1,13 @@
 """Imports modules of vLLM one after the other on the main thread, without those that serving does not use."""
 
-import gc
 import importlib
 import sys
-import threading
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Final
 
 from startup.hooks.hook import Hook, Name
+from startup.imports.heavy import importing
 from startup.imports.scan_cache import cached_scans
 from startup.processes import group_signals
 from startup.vllm.patches.cheap_calls import make_calls_cheap
@@ -54,25 +53,15 @@ def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapp
 
 def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
     """Imports further modules once the engine is requested; if it is lean, without torch's compiler."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    with compiler_imported("deferred" if is_lean else "now"):
+    with importing(), compiler_imported("deferred" if is_lean else "now"):
         import_leniently(modules)
-    gc.freeze()
-    if was_enabled:
-        gc.enable()
 
 
 def import_leniently(modules: Iterable[str]) -> dict[str, str]:
     """Imports the modules; returns those that fail, with the error.
 
     Code that needs a failed module imports it again and raises the error there.
-
-    Raises:
-        RuntimeError: called on another thread than the main one.
     """
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("modules are imported on the main thread only")
     failed = {}
     with cached_scans():
         for name in modules:

@@ -218,7 +218,7 @@ class _VllmStart:
 
     def _import_rest(self, *, is_lean: bool) -> None:
         """What the engine's start does not need is imported while the engine loads its model."""
-        with self._journal.span("import_api_server"), learned_imports():
+        with self._journal.span("import_api_server"):
             import_rest((*SERVING_MODULES, *LATER_MODULES, *self._profile.api_modules), is_lean=is_lean)
 
     def _run_vllm(self) -> int:
