@@ -1,11 +1,9 @@
-"""What identifies the installed distributions, so that a frozen import file is used with these only.
-
-Nothing here imports a module: an import file asks while a module is being imported from it.
-"""
+"""What identifies the installed distributions, so that what is kept of them is used with these only."""
 
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import Final
 
 from server.machine.file_stamps import read_stamp
@@ -15,17 +13,19 @@ _RECORD: Final = "RECORD"
 _PATH_FILE: Final = ".pth"
 
 
+@cache
 def distribution_stamps() -> tuple[tuple[str, int, int], ...]:
     """Each distribution's list of files, and each `.pth` file: path, time in seconds, size.
 
-    Whole seconds, because layers of images store no more.
+    Whole seconds, because layers of images store no more. Those of the first call count in this process: some
+    imports add folders to the path, as setuptools does.
     """
     return tuple(sorted(_stamps()))
 
 
 def installed_folders() -> tuple[str, ...]:
     """The folders, with a slash, whose files only installers write: distributions and standard library."""
-    library = os.path.dirname(os.__file__)  # noqa: PTH120 - `sysconfig` would import a module of variables
+    library = os.path.dirname(os.__file__)  # noqa: PTH120
     return tuple(f"{folder}/" for folder in dict.fromkeys((library, *filter(_has_distributions, sys.path))))
 
 

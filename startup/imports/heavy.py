@@ -25,7 +25,7 @@ _ENGINE_MODULES = ("transformers", "server.engine.build", "server.engine.process
 
 
 def import_serially(modules: Iterable[str] = _HEAVY_MODULES) -> None:
-    """Imports the modules in order, then excludes all existing objects from garbage collection (`gc.freeze`)."""
+    """Imports the modules in order, then excludes all existing objects from garbage collection."""
     with importing():
         for module in modules:
             importlib.import_module(module)
@@ -48,7 +48,7 @@ def import_engine() -> "LeftOut":
 
 
 def import_vision() -> None:
-    """Imports what rendering images needs (torch, transformers), with stand-ins for what serving never uses."""
+    """Imports what rendering images needs, with stand-ins for what serving never uses."""
     from startup.imports.lean import import_lean
 
     with importing():

@@ -1,37 +1,70 @@
-"""Imports modules from an import file, without a search of folders and without a read per module.
+"""Imports modules from an import file: the bytecode of many modules, without a search of folders for each.
 
-A module is served only where Python's own search would find the same source: the folders searched before it
-and its own folder have not changed, and neither have the source's time and size. Times without fractions, as
-in images, may be the same for all files: then the installed distributions must not have changed either.
-Everything else is left to Python's own finders. Modules get Python's own loader.
+    head    fixed size: format, place and checksum of the index, size of the file
+    code    the marshalled code of the modules, in order of import
+    index   marshalled: interpreter, distributions, and each module's stamp and place
+
+A file is used while the installed distributions are those that it was written with. A module is served if its
+source has the same time and size, and no folder that is searched earlier offers another one. Everything else
+is left to Python's own finders. Modules get Python's own loader.
+
+Standard library only, and little of it: a start reads the file before its other imports.
 """
 
 import _imp
 import logging
 import marshal
 import os
+import stat
+import struct
 import sys
 from collections.abc import Sequence
-from importlib.machinery import FileFinder, ModuleSpec, SourceFileLoader
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import MAGIC_NUMBER
 from types import CodeType, ModuleType
-from typing import Final
+from typing import Any, Final, NamedTuple
 
-from server.machine.file_stamps import read_stamp
-from startup.imports.distributions import distribution_stamps, installed_folders
+from server.machine.file_stamps import StoredStamp, read_stamp
+from server.machine.files import why_changeable
+from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import serve, stop_serving
-from startup.imports.import_file_layout import (
-    Index,
-    ModuleEntry,
-    UnusableFileError,
-    checksum,
-    has_whole_seconds,
-    read_index,
-)
 
 logger = logging.getLogger(__name__)
 
+_MARK: Final = b"vllm-cli import file"
+_FORMAT: Final = 2
+_HEAD: Final = struct.Struct("<20sIQQQ8s")
+HEAD_BYTES: Final = _HEAD.size
 _SOURCE_ENDING: Final = ".py"
-_NS_PER_S: Final = 10**9
+
+
+class ModuleEntry(NamedTuple):
+    """One module of the file."""
+
+    is_package: bool
+    origin: str
+    """The source file."""
+    stamp: StoredStamp
+    offset: int
+    length: int
+    checksum: bytes
+
+
+class Index(NamedTuple):
+    """What the file contains and what it was made from."""
+
+    interpreter: tuple[object, ...]
+    distributions: tuple[tuple[str, int, int], ...]
+    """`distribution_stamps` when it was written."""
+    modules: dict[str, tuple[object, ...]]
+    """Fields of a `ModuleEntry` by name of the module, in order of import."""
+    refused: tuple[str, ...]
+    """Modules that cannot be in a file: the path finder finds something else, no installer has written the
+    source, or it is faulty."""
+
+
+class UnusableFileError(Exception):
+    """The file cannot be used; the text says why."""
 
 
 class ImportFile:
@@ -46,19 +79,17 @@ class ImportFile:
         self.path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            self.index = _applicable_index(self._fd)
+            self.index = _read_index(self._fd)
         except BaseException:
             self.close()
             raise
         self._modules = self.index.modules
-        self._has_same_distributions: bool | None = None
-        self._are_unchanged: dict[str, bool] = {}
         self._names: dict[str, frozenset[str] | None] = {}
         self._num_path_hooks = len(sys.path_hooks)
         self.served: set[str] = set()
         """The modules whose code came from the file."""
         self.outdated: set[str] = set()
-        """The modules whose source, folder or part of the file has changed."""
+        """The modules whose source or part of the file has changed."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._modules
@@ -73,7 +104,7 @@ class ImportFile:
         searched = folder.rpartition("/")[0] if entry.is_package else folder
         if not self._is_searched_first(fullname, searched, path):
             return None
-        if not self.is_current(entry):
+        if read_stamp(entry.origin).stored != entry.stamp:
             self.outdated.add(fullname)
             return None
         loader = SourceFileLoader(fullname, entry.origin)
@@ -85,16 +116,6 @@ class ImportFile:
         if sys.pycache_prefix is None:  # otherwise the spec computes it
             spec.cached = f"{folder}/__pycache__/{file[: -len(_SOURCE_ENDING)]}.{sys.implementation.cache_tag}.pyc"
         return spec
-
-    def is_current(self, entry: ModuleEntry) -> bool:
-        """Whether the source and its folder are as they were; a frozen file was checked as a whole."""
-        if self.index.is_frozen:
-            return True
-        if read_stamp(entry.origin)[:2] != (entry.mtime_ns, entry.size):
-            return False
-        if has_whole_seconds(entry.mtime_ns) and not self._is_of_same_distributions(entry):
-            return False
-        return self._is_unchanged(entry.origin.rpartition("/")[0])
 
     def close(self) -> None:
         """Ends the use of the file; a second call does nothing."""
@@ -142,34 +163,17 @@ class ImportFile:
                 self._names[folder] = frozenset(entry.partition(".")[0] for entry in entries)
         return self._names[folder]
 
-    def _is_of_same_distributions(self, entry: ModuleEntry) -> bool:
-        """Whether an installer wrote the source, and has changed nothing since."""
-        if self._has_same_distributions is None:
-            self._installed = installed_folders()
-            self._has_same_distributions = self.index.distributions == distribution_stamps()
-        return self._has_same_distributions and entry.origin.startswith(self._installed)
 
-    def _is_unchanged(self, folder: str) -> bool:
-        """Whether nothing was added to the folder or removed from it."""
-        if folder not in self._are_unchanged:
-            has_own_finder = not isinstance(sys.path_importer_cache.get(folder), FileFinder | None)
-            recorded = self.index.folders.get(folder)
-            self._are_unchanged[folder] = not has_own_finder and recorded == read_stamp(folder).mtime_ns
-        return self._are_unchanged[folder]
-
-
-def install(path: str | os.PathLike[str]) -> int:
-    """From now on, imports use the file; returns how many modules it can serve, 0 if it does not apply."""
-    path = os.fspath(path)
+def install(path: str | os.PathLike[str]) -> bool:
+    """From now on, imports use the file; returns False if it does not apply."""
     try:
-        file = ImportFile(path)
+        serve(ImportFile(os.fspath(path)))
     except FileNotFoundError:
-        return 0
+        return False
     except (OSError, UnusableFileError, ValueError, EOFError, TypeError) as err:
         logger.debug("the import file %s is not used: %s", path, err)
-        return 0
-    serve(file)
-    return len(file.index.modules)
+        return False
+    return True
 
 
 def uninstall() -> list[str]:
@@ -188,26 +192,58 @@ def uninstall() -> list[str]:
 
 
 def why_not(path: str | os.PathLike[str]) -> str | None:
-    """Why the file is not used, or is used only in part; None if all of it is as when it was written.
-
-    Thorough, for reports: also compares all sources of a frozen file.
-    """
-    path = os.fspath(path)
+    """Why the file is not used, or is used only in part; None if all of it is as when it was written."""
     try:
-        file = ImportFile(path)
+        file = ImportFile(os.fspath(path))
     except (OSError, UnusableFileError, ValueError, EOFError, TypeError) as err:
         return str(err)
     file.close()
-    for name, fields in file.index.modules.items():
-        entry = ModuleEntry(*fields)  # type: ignore[arg-type]
-        if read_stamp(entry.origin).stored[0] != entry.mtime_ns // _NS_PER_S or not file.is_current(entry):
-            return f"{name} was changed: {entry.origin}"
-    return None
+    entries = ((name, ModuleEntry(*fields)) for name, fields in file.index.modules.items())  # type: ignore[arg-type]
+    changed = (f"{name} was changed: {e.origin}" for name, e in entries if read_stamp(e.origin).stored != e.stamp)
+    return next(changed, None)
 
 
-def _applicable_index(fd: int) -> Index:
-    index = read_index(fd)
-    if index.is_frozen and index.distributions != distribution_stamps():
+def this_interpreter() -> tuple[object, ...]:
+    """What bytecode and paths depend on."""
+    return (MAGIC_NUMBER, sys.version, sys.flags.optimize, sys.prefix, sys.base_prefix)
+
+
+def checksum(data: bytes) -> bytes:
+    """The fast hash by which CPython compares sources with bytecode."""
+    return _imp.source_hash(_FORMAT, data)
+
+
+def pack_head(index_offset: int, index: bytes) -> bytes:
+    """The first bytes of a file whose index begins at the offset and ends the file."""
+    size = index_offset + len(index)
+    return _HEAD.pack(_MARK, _FORMAT, index_offset, len(index), size, checksum(index))
+
+
+def pack_index(index: Index) -> bytes:
+    """The index as it is stored."""
+    return marshal.dumps(tuple[Any, ...](index))
+
+
+def _read_index(fd: int) -> Index:
+    """Reads the index; raises UnusableFileError if it is not trusted, incomplete, or of other programs."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise UnusableFileError("it is not a regular file")
+    if (reason := why_changeable(status)) is not None:
+        raise UnusableFileError(reason)
+    head = os.pread(fd, HEAD_BYTES, 0)
+    if len(head) != HEAD_BYTES:
+        raise UnusableFileError("it is incomplete")
+    mark, file_format, offset, length, size, expected = _HEAD.unpack(head)
+    if (mark, file_format) != (_MARK, _FORMAT):
+        raise UnusableFileError("it has another format")
+    data = os.pread(fd, length, offset) if size == status.st_size else b""
+    if checksum(data) != expected:
+        raise UnusableFileError("it is incomplete or damaged")
+    index = Index(*marshal.loads(data))
+    if index.interpreter != this_interpreter():
+        raise UnusableFileError("it was written by another interpreter, or with other flags of it")
+    if index.distributions != distribution_stamps():
         raise UnusableFileError("distributions were installed, changed or removed since it was written")
     hooks = [getattr(hook, "__name__", "") for hook in sys.path_hooks]
     if hooks != ["zipimporter", "path_hook_for_FileFinder"]:

@@ -10,19 +10,11 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from typing import BinaryIO, Final
 
-from server.machine.file_stamps import read_stamp
+from server.machine.file_stamps import StoredStamp, read_stamp
 from server.machine.files import MODE
+from startup.imports import import_file
 from startup.imports.distributions import distribution_stamps, installed_folders
-from startup.imports.import_file_layout import (
-    HEAD_BYTES,
-    Index,
-    ModuleEntry,
-    checksum,
-    has_whole_seconds,
-    pack_head,
-    pack_index,
-    this_interpreter,
-)
+from startup.imports.import_file import Index, ModuleEntry, checksum
 
 _PYC_HEAD_BYTES: Final = 16
 _BY_TIME: Final = bytes(4)
@@ -31,15 +23,15 @@ _SETTLED_NS: Final = 2_000_000_000
 """Age from which a source's time proves that it was not changed after its bytecode was made."""
 
 
-def write(path: str | os.PathLike[str], names: Iterable[str], *, is_frozen: bool = False) -> None:
+def write(path: str | os.PathLike[str], names: Iterable[str]) -> None:
     """Writes the modules' bytecode, in this order; replaces the file at once or not at all.
 
-    Modules that Python's own path finder does not find as sources are left out. None is imported.
+    Modules are left out that Python's own path finder does not find as sources of a distribution or of the
+    standard library: others may change in a way that is not noticed. None is imported.
 
     Args:
         path: the file; nothing is done while another process writes it.
         names: the modules.
-        is_frozen: whether sources count as unchanged while the installed distributions are the same.
 
     Raises:
         OSError: the file could not be written; an old one is unchanged.
@@ -53,7 +45,7 @@ def write(path: str | os.PathLike[str], names: Iterable[str], *, is_frozen: bool
         with open(fd, "wb") as file:  # noqa: PTH123
             os.fchmod(fd, MODE)  # whatever the umask: others may read a file in an image, but not write it
             file.truncate()
-            _write(file, names, is_frozen=is_frozen)
+            _write(file, names)
             file.flush()
             os.fsync(fd)
             os.replace(beside, path)  # noqa: PTH105
@@ -79,39 +71,35 @@ def _lock(path: str) -> int | None:
     return None
 
 
-def _write(file: BinaryIO, names: Iterable[str], *, is_frozen: bool) -> None:
+def _write(file: BinaryIO, names: Iterable[str]) -> None:
     specs = _Specs()
     installed = installed_folders()
-    folders: dict[str, int] = {}
     modules: dict[str, tuple[object, ...]] = {}
     refused: list[str] = []
-    offset = HEAD_BYTES
+    offset = import_file.HEAD_BYTES
     file.seek(offset)
     for name in dict.fromkeys(names):
         spec = specs.find(name)
-        if spec is None or spec.origin is None or type(spec.loader) is not SourceFileLoader:
+        if spec is None or type(spec.loader) is not SourceFileLoader or not str(spec.origin).startswith(installed):
             refused.append(name)
             continue
-        status = os.stat(spec.origin)  # noqa: PTH116
-        if not is_frozen and time.time_ns() - status.st_mtime_ns < _SETTLED_NS:
+        origin = str(spec.origin)
+        stamp = read_stamp(origin)
+        if time.time_ns() - stamp.mtime_ns < _SETTLED_NS:
             continue
-        if not is_frozen and has_whole_seconds(status.st_mtime_ns) and not spec.origin.startswith(installed):
-            refused.append(name)  # it would never count as current
-            continue
-        code = _bytecode(name, spec.origin, status)
+        code = _bytecode(name, origin, stamp.stored)
         if code is None:
             refused.append(name)
             continue
-        folder = os.path.dirname(spec.origin)  # noqa: PTH120
-        folders.setdefault(folder, read_stamp(folder).mtime_ns)
         is_package = spec.submodule_search_locations is not None
-        stamps = (status.st_mtime_ns, status.st_size)
-        modules[name] = tuple(ModuleEntry(is_package, spec.origin, *stamps, offset, len(code), checksum(code)))
+        modules[name] = tuple(ModuleEntry(is_package, origin, stamp.stored, offset, len(code), checksum(code)))
         offset += file.write(code)
-    index = pack_index(Index(this_interpreter(), is_frozen, distribution_stamps(), folders, modules, tuple(refused)))
+    index = import_file.pack_index(
+        Index(import_file.this_interpreter(), distribution_stamps(), modules, tuple(refused))
+    )
     file.write(index)
     file.seek(0)
-    file.write(pack_head(offset, index))
+    file.write(import_file.pack_head(offset, index))
 
 
 class _Specs:
@@ -140,12 +128,11 @@ class _Specs:
             return None
 
 
-def _bytecode(name: str, origin: str, status: os.stat_result) -> bytes | None:
+def _bytecode(name: str, origin: str, stamp: StoredStamp) -> bytes | None:
     """The module's marshalled code; None if it cannot be compiled."""
     with suppress(OSError), open(cache_from_source(origin), "rb") as file:  # noqa: PTH123
         data = file.read()
-        times = (int(status.st_mtime), status.st_size)
-        stamps = b"".join((value & 0xFFFF_FFFF).to_bytes(4, "little") for value in times)
+        stamps = b"".join((value & 0xFFFF_FFFF).to_bytes(4, "little") for value in stamp)
         if data[:_PYC_HEAD_BYTES] == MAGIC_NUMBER + _BY_TIME + stamps:
             return data[_PYC_HEAD_BYTES:]
     with suppress(Exception):  # a faulty source; importing it reports the error

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from envs.registry import env
 from startup.caches.folders import layers
-from startup.imports.distributions import installed_folders
-from startup.imports.import_file import ImportFile, install, uninstall
-from startup.imports.import_file_layout import Index, ModuleEntry, UnusableFileError
+from startup.imports.distributions import distribution_stamps
+from startup.imports.import_file import ImportFile, Index, UnusableFileError, install, uninstall
 from startup.imports.import_file_writer import write
 
 logger = logging.getLogger(__name__)
@@ -51,6 +50,7 @@ def learned_imports() -> Iterator[None]:
     if _state.is_open or not env.VCLI_IMPORT_FILE.get():
         yield
         return
+    distribution_stamps()  # before imports change the path
     for path in import_file_paths():
         install(path)
     _state.is_open = True
@@ -83,22 +83,6 @@ def learn(more: Iterable[str] = ()) -> None:
         write(path, (*kept, *wanted))
     except OSError as err:
         logger.debug("the import file was not written: %s", err)
-
-
-def freeze(path: Path) -> None:
-    """Rewrites an import file so that its sources count as unchanged while the distributions are the same.
-
-    Modules of other folders, as of an editable installation, are left out: their sources change any time.
-
-    Raises:
-        OSError: it cannot be read or written, or belongs to another interpreter.
-    """
-    index = _read(path)
-    if index is None:
-        raise OSError(f"{path} is not an import file of this interpreter")
-    folders = installed_folders()
-    modules = {name: ModuleEntry(*fields) for name, fields in index.modules.items()}  # type: ignore[arg-type]
-    write(path, (name for name, entry in modules.items() if entry.origin.startswith(folders)), is_frozen=True)
 
 
 def read_learned() -> LearnedImports | None:

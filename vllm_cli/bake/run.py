@@ -16,7 +16,6 @@ from envs.registry import env
 from startup.caches.baked import BYTECODE, CACHE, MANIFEST, OFF, PAGES, PREFIX
 from startup.caches.folders import OWN
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
-from startup.imports.learned_imports import freeze
 from startup.prefetch.pages import FileRanges, whole_file, write_pages
 from startup.timeline.subject import installed_versions
 from vllm_cli.bake.check import BYTECODES, COMPILED, NO_START, Part, parts_of
@@ -99,15 +98,13 @@ def _start(
 
 
 def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None) -> None:
-    """Freezes the import file and records what is read: the file first, then parts of libraries.
+    """Records what is read: the import file first, then parts of libraries.
 
     Files that are gone were shared memory; those of the model are read as a whole.
     """
     weights = {str(path.resolve()) for path in model.iterdir()} if model is not None else set()
     libraries = (file for file in pages if file.path not in weights and Path(file.path).exists())
     import_files = list((folder / CACHE / OWN).glob(_IMPORT_FILES))
-    for path in import_files:
-        freeze(path)
     write_pages(str(folder / PAGES), (*(whole_file(str(path)) for path in import_files), *libraries))
 
 

@@ -35,6 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     package = tmp_path / "site" / "parcel"
     package.mkdir(parents=True)
+    (package.parent / "parcel-1.0.dist-info").mkdir()
     for name in ("__init__.py", "inner.py", "other.py"):
         put(package / name, "VALUE = 1\n")
     return package
@@ -63,10 +64,6 @@ def why_not() -> str:
         "print(why_not(import_file_paths()[0]))"
     )
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def run(program: str) -> None:
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def written_at() -> int:
@@ -140,9 +137,7 @@ def test_many_first_starts_at_once_leave_one_whole_file(folder: Path) -> None:
 
 def test_a_baked_file_serves_below_the_users(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tmp_path.chmod(0o755)
-    (folder.parent / "parcel-1.0.dist-info").mkdir()
     start("parcel", "parcel.inner")
-    run("from startup.imports.learned_imports import *; freeze(import_file_paths()[0])")
     (tmp_path / "cache").rename(tmp_path / "baked-cache")
     baked = tmp_path / "baked"
     baked.mkdir()
@@ -156,12 +151,6 @@ def test_a_baked_file_serves_below_the_users(folder: Path, tmp_path: Path, monke
     assert start(*MODULES) == sorted(MODULES)
 
 
-def test_modules_that_no_installer_has_written_are_not_frozen(folder: Path) -> None:
-    start(*MODULES)
-    run("from startup.imports.learned_imports import *; freeze(import_file_paths()[0])")
-    assert start("parcel") == []
-
-
 def test_reset_removes_file_and_notes(folder: Path) -> None:
     start(*MODULES)
     learned = read_learned()
@@ -173,5 +162,6 @@ def test_reset_removes_file_and_notes(folder: Path) -> None:
 
 
 def test_modules_that_other_processes_will_import_are_added_unseen(folder: Path) -> None:
-    run("from startup.imports.learned_imports import learn; learn(['parcel', 'parcel.inner'])")
+    program = "from startup.imports.learned_imports import learn; learn(['parcel', 'parcel.inner'])"
+    subprocess.run([sys.executable, "-c", program], check=True)
     assert start("parcel.inner") == ["parcel", "parcel.inner"]
