@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from startup.hooks.hook import Name
 
@@ -22,15 +22,6 @@ Action: TypeAlias = Callable[[ModuleType], None]
 """Called with a module."""
 Replacement: TypeAlias = Callable[[str], ModuleSpec | None]
 """The spec of a module that is imported instead of the one of this name; None for the module itself."""
-
-
-class ModuleFile(Protocol):
-    """A file with the code of many modules."""
-
-    def __contains__(self, name: str) -> bool: ...
-
-    def find_spec(self, fullname: str, path: Sequence[str] | None = None) -> ModuleSpec | None:
-        """None for what is not in the file, or has changed."""
 
 
 def after_import(name: str, action: Action) -> None:
@@ -85,13 +76,13 @@ def stop_replacing(replacement: Replacement) -> None:
         _finder.settle()
 
 
-def serve(file: ModuleFile) -> None:
-    """From now on, takes modules from the file where Python's path finder would search for them."""
+def serve(file: Any) -> None:
+    """From now on, takes modules from an `ImportFile` where Python's path finder would search for them."""
     _finder.files.append(file)
     _finder.settle()
 
 
-def stop_serving() -> list[ModuleFile]:
+def stop_serving() -> list[Any]:
     """From now on, takes modules from no file; returns those that were used."""
     files, _finder.files = _finder.files, []
     _finder.settle()
@@ -131,7 +122,7 @@ class _Finder:
         """Until they are cancelled."""
         self.after: dict[str, list[Action]] = {}
         """Until the module has been imported: `find_spec` may be called without an import."""
-        self.files: list[ModuleFile] = []
+        self.files: list[Any] = []
 
     def settle(self) -> None:
         """Enters or leaves `sys.meta_path`."""

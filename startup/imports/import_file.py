@@ -182,7 +182,7 @@ def uninstall() -> list[str]:
     Returns:
         The modules that this process has imported and that the files lack or have in an old version.
     """
-    files = [file for file in stop_serving() if isinstance(file, ImportFile)]
+    files: list[ImportFile] = stop_serving()
     for file in files:
         file.close()
     known: set[str] = set()
