@@ -5,7 +5,7 @@ One of them, `vllm preload`, imports the model loader and with it torch's compil
 
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
 from startup.hooks.hook import Hook, Text
@@ -54,22 +54,12 @@ class _StubLoader(Loader):
 
 class _StubModule(ModuleType):
     def cmd_init(self, **_: Any) -> list[Any]:
-        """The commands that vLLM adds to its parser."""
-        return [_StubCommand(name) for name in _UNUSED[self.__name__.removeprefix(_ROOT)]]
+        """The commands that vLLM adds to its parser: names that it does not dispatch to."""
+        return list(map(_stub_command, _UNUSED[self.__name__.removeprefix(_ROOT)]))
 
     def maybe_exec_rust_bench(self) -> None:
         """Runs nothing: the command is `serve`."""
 
 
-class _StubCommand:
-    """A subcommand's name without its implementation."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def subparser_init(self, subparsers: Any) -> Any:
-        """Adds the name to vLLM's parser."""
-        return subparsers.add_parser(self.name)
-
-    def cmd(self, _: Any) -> None:
-        """Runs nothing: the command is `serve`."""
+def _stub_command(name: str) -> SimpleNamespace:
+    return SimpleNamespace(name=name, cmd=None, subparser_init=lambda subparsers: subparsers.add_parser(name))

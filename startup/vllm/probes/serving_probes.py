@@ -8,19 +8,26 @@ socket had accepted them. If the responder ends or hangs, uvicorn accepts itself
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from http.client import responses
+from typing import Any, Final, NamedTuple
 
 from envs.registry import env
+from startup.probes.probe_http import PATH
 from startup.probes.probe_link import ProbeLink
 from startup.probes.responder import StartupResponder
 from startup.probes.serving_messages import HealthAnswer, ServingSettings
-from startup.vllm.probes.health_sample import HealthSampler
 
 logger = logging.getLogger(__name__)
 
 Startup = Callable[[], Awaitable[None]]
+
+_SAMPLE_S: Final = 1.0
+"""Interval between two samples; the next one is taken at once when the engine fails."""
+_STATUSES: Final = frozenset({200, 503})
+"""Statuses that report the server's health; others are errors of the application."""
 
 
 class CreatedServer(NamedTuple):
@@ -140,3 +147,120 @@ async def _start_serving(created: list[CreatedServer]) -> None:
 
 def _has_access_log() -> bool:
     return logging.getLogger("uvicorn.access").hasHandlers()
+
+
+class Sample(NamedTuple):
+    """The application's answer to `/health`."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+class HealthSampler:
+    """Asks vLLM's application for its answer to `/health`, without a connection; runs on its event loop."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._config = server.config
+        self.root_path: str = self._config.root_path
+        """uvicorn logs it before the path."""
+        self._sample: Sample | None = None
+        """None if the application's answers differ from one to the next."""
+        self._sampled_s = float("-inf")
+        self._had_failed = False
+        self._has_logged = False
+
+    async def current(self) -> HealthAnswer | None:
+        """The answer that uvicorn would send; None if it has to answer each probe itself."""
+        has_failed = self._has_engine_failed()
+        if has_failed != self._had_failed or time.monotonic() - self._sampled_s >= _SAMPLE_S:
+            self._had_failed = has_failed
+            self._sample = await self._sample_until_steady()
+            self._sampled_s = time.monotonic()
+        fixed_headers = self._server.server_state.default_headers
+        if self._sample is None or (not fixed_headers and self._config.server_header):  # not set yet
+            return None
+        return _as_answer(self._sample, fixed_headers)
+
+    def _has_engine_failed(self) -> bool:
+        """vLLM's `EngineClient.errored`."""
+        state = getattr(self._config.app, "state", None)
+        return bool(getattr(getattr(state, "engine_client", None), "errored", False))
+
+    async def _sample_until_steady(self) -> Sample | None:
+        previous, sample = self._sample, await self._request()
+        if sample != previous:
+            previous, sample = sample, await self._request()
+        if sample == previous:
+            return sample
+        if not self._has_logged:
+            self._has_logged = True
+            logger.info("answers of /health differ from one to the next: vLLM answers each probe itself")
+        return None
+
+    async def _request(self) -> Sample | None:
+        """None if the application fails, which uvicorn would log for a real request."""
+        path = f"{self.root_path}{PATH}"
+        scope = {
+            "type": "http",
+            "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": self.root_path,
+            "query_string": b"",
+            "headers": [(b"host", b"localhost"), (b"user-agent", b"vllm-cli")],
+            "client": ("127.0.0.1", 0),
+            "server": ("127.0.0.1", self._config.port),
+            "state": self._server.lifespan.state.copy(),
+        }
+        exchange = _Exchange()
+        try:
+            await self._config.loaded_app(scope, exchange.receive, exchange.send)
+        except Exception as err:  # noqa: BLE001 - the application's error
+            logger.debug("/health failed: %r", err)
+            return None
+        return exchange.sample()
+
+
+class _Exchange:
+    """One request without a body, and its answer."""
+
+    def __init__(self) -> None:
+        self._start: dict[str, Any] = {}
+        self._body = b""
+        self._is_requested = False
+        self._is_complete = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        if not self._is_requested:
+            self._is_requested = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self._is_complete.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+        elif message["type"] == "http.response.body":
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                self._is_complete.set()
+
+    def sample(self) -> Sample | None:
+        """None for an answer without a fixed length, one that ends the connection, or with another status."""
+        headers = tuple((name.lower(), value) for name, value in self._start.get("headers", []))
+        names = {name for name, _ in headers}
+        if b"content-length" not in names or b"connection" in names or not self._is_complete.is_set():
+            return None
+        status = self._start["status"]
+        return Sample(status, headers, self._body) if status in _STATUSES else None
+
+
+def _as_answer(sample: Sample, fixed_headers: list[tuple[bytes, bytes]]) -> HealthAnswer:
+    lines = [f"HTTP/1.1 {sample.status} {responses.get(sample.status, '')}".encode()]
+    lines += (name + b": " + value for name, value in (*fixed_headers, *sample.headers))
+    return HealthAnswer(sample.status, b"\r\n".join([*lines, b""]), sample.body)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from startup.vllm.probes.health_sample import HealthSampler
+from startup.vllm.probes.serving_probes import HealthSampler
 
 
 def _server(status: int) -> Any:
