@@ -32,7 +32,7 @@ from startup.config import StartupConfig
 from startup.engine import process as engine_process
 from startup.engine.starter import EngineStarter
 from startup.errors import EngineBootError, PortInUseError
-from startup.imports.heavy import import_engine, import_vision
+from startup.imports.heavy import end_stand_ins, import_vision
 from startup.imports.learned_imports import learn, learned_imports
 from startup.logs.setup import configure_logging
 from startup.model.location import Location, locate, resolve_model
@@ -197,8 +197,7 @@ class _EmbeddedStart:
         with self._span("import_server"):
             import server.renderers.registry
             import server.run  # noqa: F401 - used by the steps that follow
-        if start_origin.warm is not None:
-            import_engine().end()  # only the engine process needs the stand-ins
+        end_stand_ins()
         if self._config.renderer.max_images and accepts_images(files.path):
             with self._span("import_vision"):
                 import_vision()

@@ -19,7 +19,7 @@ from server.config import EngineConfig, ModelFiles
 from server.machine.memory import OomWatch
 from server.machine.processes import EndWatch, process_start_ns
 from startup.engine.torch_environment import set_torch_variables
-from startup.imports.heavy import import_engine, import_serially
+from startup.imports.heavy import import_engine
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.model.checkpoint_folder import modeling_module
@@ -99,7 +99,7 @@ def prepare(context: BaseContext, files: ModelFiles | None) -> None:
             os.environ.setdefault(env.VCLI_PRELOAD_MODULE.name, module)
         ensure_forkserver()
     elif method == "fork":
-        import_serially()
+        import_engine()
 
 
 def ensure_forkserver() -> None:

@@ -9,7 +9,7 @@ import functools
 import gc
 import importlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,16 +19,8 @@ from startup.imports.learned_imports import learned_imports
 if TYPE_CHECKING:
     from startup.imports.lean import LeftOut
 
-_HEAVY_MODULES = ("torch", "transformers")
 _VISION_MODULES = ("transformers", "server.renderers.vision")
 _ENGINE_MODULES = ("transformers", "server.engine.build", "server.engine.process")
-
-
-def import_serially(modules: Iterable[str] = _HEAVY_MODULES) -> None:
-    """Imports the modules in order, then excludes all existing objects from garbage collection."""
-    with importing():
-        for module in modules:
-            importlib.import_module(module)
 
 
 @functools.cache
@@ -47,6 +39,12 @@ def import_engine() -> "LeftOut":
         return LeftOut()
 
 
+def end_stand_ins() -> None:
+    """Called once the engine is forked from this process, if it is: only the engine process needs them."""
+    if import_engine.cache_info().currsize:
+        import_engine().end()
+
+
 def import_vision() -> None:
     """Imports what rendering images needs, with stand-ins for what serving never uses."""
     from startup.imports.lean import import_lean
@@ -61,6 +59,8 @@ def import_vision() -> None:
 @contextmanager
 def importing() -> Iterator[None]:
     """While open, the collector is paused, and modules come from the import file.
+
+    Afterwards, existing objects are excluded from garbage collection.
 
     Raises:
         RuntimeError: called on a thread other than the main one.
