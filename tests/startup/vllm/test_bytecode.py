@@ -27,25 +27,22 @@ def test_a_writable_package_needs_no_cache_folder(package: Path) -> None:
     assert sys.pycache_prefix is None
 
 
-def test_bytecode_of_a_read_only_package_goes_to_the_cache_folder(
-    package: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def place(package: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the bytecode of a read-only package is kept."""
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != package)
-    notice = keep_bytecode(package)
-    place = package.parent / "cache" / "vllm_cli" / "bytecode"
-    assert notice is not None
-    assert str(place) in notice
+    return package.parent / "cache" / "vllm_cli" / "bytecode"
+
+
+def test_bytecode_of_a_read_only_package_goes_to_the_cache_folder(package: Path, place: Path) -> None:
+    assert str(place) in (keep_bytecode(package) or "")
     assert sys.pycache_prefix == os.environ["PYTHONPYCACHEPREFIX"] == str(place)
     assert place.stat().st_mode & 0o777 == 0o700
     assert keep_bytecode(package) is None
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o777])
-def test_a_cache_folder_that_others_can_write_to_is_not_used(
-    mode: int, package: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != package)
-    place = package.parent / "cache" / "vllm_cli" / "bytecode"
+def test_a_cache_folder_that_others_can_write_to_is_not_used(mode: int, package: Path, place: Path) -> None:
     place.mkdir(parents=True)
     place.chmod(mode)
     assert f"other users can write to {place} (mode {mode:04o}): remove it" in (keep_bytecode(package) or "")
@@ -53,12 +50,9 @@ def test_a_cache_folder_that_others_can_write_to_is_not_used(
     assert "PYTHONPYCACHEPREFIX" not in os.environ
 
 
-def test_the_warning_names_a_link_in_place_of_the_cache_folder(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != package)
-    place = package.parent / "cache" / "vllm_cli" / "bytecode"
+def test_the_warning_names_a_link_in_place_of_the_cache_folder(package: Path, place: Path) -> None:
     place.parent.mkdir(parents=True)
-    (package.parent / "elsewhere").mkdir(mode=0o700)
-    place.symlink_to(package.parent / "elsewhere")
+    place.symlink_to(package.parent)
     assert f"{place} is a link: remove it" in (keep_bytecode(package) or "")
     assert sys.pycache_prefix is None
 
