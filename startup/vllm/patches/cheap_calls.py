@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from startup.hooks.hook import Hook, Name
-from startup.imports.finder import wrap_after_import
+from startup.imports.finder import after_import
 
 _GET_SOURCE: Final = Name("torch._library.utils", "get_source", ("stacklevel",))
 CHEAP_CALLS: Final = Hook(
@@ -28,7 +28,7 @@ def make_calls_cheap() -> None:
     """From now on; a second call does nothing."""
     if not CHEAP_CALLS.applies:
         return
-    wrap_after_import(_GET_SOURCE, lambda _: _get_source)
+    after_import(_GET_SOURCE.module, lambda utils: _GET_SOURCE.replace(utils, _get_source))
     if not hasattr(logging.config.dictConfig, "__wrapped__"):
         logging.config.dictConfig = _with_one_clearing(logging.config.dictConfig)
 
