@@ -26,23 +26,23 @@ def distribution_stamps() -> tuple[tuple[str, int, int], ...]:
 def installed_folders() -> tuple[str, ...]:
     """The folders, with a slash, whose files only installers write: distributions and standard library."""
     library = os.path.dirname(os.__file__)  # noqa: PTH120
-    return tuple(f"{folder}/" for folder in dict.fromkeys((library, *filter(_has_distributions, sys.path))))
-
-
-def _has_distributions(folder: str) -> bool:
-    try:
-        return any(name.endswith(_METADATA) for name in os.listdir(folder))  # noqa: PTH208
-    except OSError:
-        return False
+    return tuple(f"{folder}/" for folder in dict.fromkeys((library, *(folder for folder, _ in _site_folders()))))
 
 
 def _stamps() -> Iterator[tuple[str, int, int]]:
-    for folder in dict.fromkeys(sys.path):
-        try:
-            names = os.listdir(folder or os.curdir)  # noqa: PTH208
-        except OSError:
-            continue
+    for folder, names in _site_folders():
         for name in names:
             if name.endswith((_METADATA, _PATH_FILE)):
                 path = f"{folder}/{name}/{_RECORD}" if name.endswith(_METADATA) else f"{folder}/{name}"
                 yield path, *read_stamp(path).stored  # that of a missing file if the installer writes no list
+
+
+def _site_folders() -> Iterator[tuple[str, list[str]]]:
+    """The folders of the path that have distributions, with their entries; elsewhere `.pth` are weights."""
+    for folder in filter(None, dict.fromkeys(sys.path)):
+        try:
+            names = os.listdir(folder)  # noqa: PTH208
+        except OSError:
+            continue
+        if any(name.endswith(_METADATA) for name in names):
+            yield folder, names
