@@ -91,14 +91,6 @@ def test_an_edited_module_is_replaced_in_the_file(folder: Path) -> None:
     assert start(*MODULES) == sorted(MODULES)
 
 
-def test_a_removed_module_leaves_the_file(folder: Path) -> None:
-    start(*MODULES)
-    (folder / "other.py").unlink()
-    start("parcel.inner")
-    assert start("parcel.inner") == ["parcel", "parcel.inner"]
-    assert why_not() == "None"
-
-
 def test_the_switch_turns_it_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCLI_IMPORT_FILE", "0")
     assert start(*MODULES) == []
