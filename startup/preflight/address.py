@@ -1,18 +1,23 @@
 """Checks the address to listen on, and names the process that uses it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from server.machine.socket_holders import bound_holders, tcp_holders, unix_holders
+from envs.redaction import hide_in_words
 from server.server_config import NetworkConfig
 from startup.errors import PortInUseError, StartupError
-from startup.preflight.report import Finding, error, info, warning
+from startup.preflight.report import Finding, error, info
 from startup.probes.listener import is_listened_on, listen
 
 _MAX_PATH_BYTES: Final = 107
 """Longest path of a UNIX socket (unix(7))."""
+_MAX_CHARACTERS: Final = 120
+"""Of a command line in a message."""
+_HOLDING: Final = ("LISTEN", "NONE")
+"""psutil's states of sockets that listen: of TCP, and of UNIX sockets, whose state it does not tell."""
 
 
 def check_address(config: NetworkConfig) -> Iterator[Finding]:
@@ -27,18 +32,10 @@ def _check_port(config: NetworkConfig) -> Iterator[Finding]:
     try:
         listen(host=config.host, port=config.port, uds=None).close()
     except PortInUseError:
-        holders = map(str, tcp_holders(config.port))
-        who = ", ".join(holders) or "a process that is not visible from here (another user or container)"
+        who = _holders("tcp", lambda address: address and address.port == config.port)
         yield error("port", f"{_address(config)} is in use by {who}: stop it or choose another --port")
     except StartupError as err:
         yield error("port", _with_port_advice(str(err), config.port))
-    else:
-        for holder in bound_holders(config.port):
-            yield warning(
-                "port",
-                f"port {config.port} is also bound by pid {holder.pid} ({holder.command}), which does not listen yet: "
-                "the first process to listen gets it",
-            )
 
 
 def _address(config: NetworkConfig) -> str:
@@ -62,8 +59,22 @@ def _check_uds(path: Path) -> Iterator[Finding]:
         return
     elif not path.is_socket():
         yield error("uds", f"--uds {path} exists and is not a socket: remove it or choose another path")
-    elif (holders := unix_holders(path)) or is_listened_on(path):
-        who = ", ".join(map(str, holders)) or "a process that is not visible from here"
+    elif is_listened_on(path):
+        who = _holders("unix", lambda address: address in (str(path), str(path.absolute())))
         yield error("uds", f"{path} is in use by {who}: stop it or choose another --uds")
     else:
         yield info("uds", f"{path} was left behind by a server that has ended: it is replaced")
+
+
+def _holders(kind: str, is_wanted: Callable[[Any], bool]) -> str:
+    """The processes with a socket of such a local address, by number and command line without secrets."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # it has ended, or is another user's
+            if any(c.status in _HOLDING and is_wanted(c.laddr) for c in process.net_connections(kind)):
+                words = " ".join(" ".join(word.split()) for word in hide_in_words(process.cmdline()))
+                text = words if len(words) <= _MAX_CHARACTERS else f"{words[: _MAX_CHARACTERS - 1]}…"
+                found.append(f"pid {process.pid} ({text})")
+    return ", ".join(found) or "a process that is not visible from here, or does not listen yet"
