@@ -3,9 +3,7 @@
 import json
 from typing import Any, Final, Literal, NamedTuple
 
-LIFE_FD: Final = 3
-"""The helper's descriptor of its death pipe."""
-MAX_PROBLEMS = 8
+MAX_PROBLEMS: Final = 8
 """The most problems in a report, which must fit into the pipe."""
 
 PrefetchState = Literal["done", "off", "stopped", "failed"]
@@ -16,7 +14,6 @@ class Job(NamedTuple):
 
     num_threads: int
     block_bytes: int
-    reserve_bytes: int
     memory_bytes: int | None
     is_forced: bool
     """Whether to read even if that helps little."""

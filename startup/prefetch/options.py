@@ -35,8 +35,6 @@ class PrefetchOptions:
         expected="between 64KiB and 1GiB",
     )
     """A thread then searches for the next block that is not resident."""
-    reserve_bytes: int = 1 << 30
-    """Memory that is left to the imports and the engine."""
     memory_bytes: int | None = None
     """Memory taken to be available; None reads it from the kernel and the cgroup."""
     progress_interval_s: float | None = None

@@ -29,7 +29,6 @@ class BlockReader:
         self._lock = threading.Lock()
         self._num_running = num_threads
         self._has_ended = threading.Event()
-        self._is_stopped = False
         self._unreadable: set[str] = set()
         self.read_bytes = 0
         """Bytes that were missing and are resident now, including those of the kernel's read-ahead."""
@@ -42,10 +41,6 @@ class BlockReader:
     def wait(self, timeout_s: float) -> bool:
         """Waits for all threads; returns whether they have ended."""
         return self._has_ended.wait(timeout_s)
-
-    def stop(self) -> None:
-        """Starts no more blocks; blocks in progress are finished."""
-        self._is_stopped = True
 
     def _run(self) -> None:
         try:
@@ -66,7 +61,7 @@ class BlockReader:
 
     def _next_block(self) -> Block | None:
         with self._lock:
-            if self._is_stopped or not self.keeps_pages:
+            if not self.keeps_pages:
                 return None
             return next((block for block in self._blocks if block.path not in self._unreadable), None)
 

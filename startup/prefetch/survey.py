@@ -13,6 +13,9 @@ from server.machine.page_cache import ResidencyProbe, memory_devices
 from startup.prefetch.messages import Job
 from startup.prefetch.pages import FileRanges, read_pages, whole_file
 
+RESERVE_BYTES = 1 << 30
+"""Memory that is left to the imports and the engine."""
+
 _RESIDENT_ENOUGH = 0.99
 _MIN_BYTES = 64 << 20
 _SHARE_THAT_HELPS = 0.5
@@ -107,12 +110,12 @@ def decide(survey: Survey, job: Job) -> Decision:
     available = available_bytes(job)
     if available is None:
         return Decision(survey, is_off=False)
-    room = available - survey.resident_bytes - job.reserve_bytes
+    room = available - survey.resident_bytes - RESERVE_BYTES
     due = survey.due_bytes
     if room >= due:
         return Decision(survey, is_off=False)
     reason = (
-        f"{_mb(available)} of memory are available, of which {_mb(job.reserve_bytes)} are reserved for the engine: "
+        f"{_mb(available)} of memory are available, of which {_mb(RESERVE_BYTES)} are reserved for the engine: "
         f"{_mb(max(room, 0))} of {_mb(due)} fit"
     )
     least = 0 if job.is_forced else max(due * _SHARE_THAT_HELPS, _MIN_BYTES)

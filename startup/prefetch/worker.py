@@ -1,26 +1,23 @@
 """The helper process: surveys the files, reads missing blocks, and reports to the launcher in JSON lines.
 
-It shares no Python state and no interpreter lock with the launcher. Descriptor 0 is a pipe: any byte or its
-end means stop. Descriptor 1 takes the lines, descriptor 3 is the death pipe. The process is started without
-the site module, so it imports only parts of the standard library that load in a few milliseconds.
+It shares no Python state and no interpreter lock with the launcher, which kills it to stop it. Standard
+output takes the lines. The process is started without the site module, so it imports only parts of the
+standard library that load in a few milliseconds.
 """
 
 import json
 import os
-import select
 import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from startup.prefetch.messages import LIFE_FD, MAX_PROBLEMS, Job, PrefetchProgress, PrefetchReport
+from startup.prefetch.messages import MAX_PROBLEMS, Job, PrefetchProgress, PrefetchReport
 from startup.prefetch.reader import BlockReader
-from startup.prefetch.survey import Survey, available_bytes, decide, survey_files
+from startup.prefetch.survey import RESERVE_BYTES, Survey, available_bytes, decide, survey_files
 from startup.processes import death_pipe, group_signals
 
-_CONTROL_FD = 0
-_REPORT_FD = 1
 _TICK_S = 0.05
 _NICENESS = 10
 """Gives priority to the launcher's imports, also for disk accesses (ioprio_set(2))."""
@@ -28,10 +25,10 @@ _PROCESS_NAME = "vllm-prefetch"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the job on the paths and exits when everything is read or the launcher stops it."""
+    """Runs the job on the paths and exits when everything is read."""
     entry_ns = time.monotonic_ns()
     job = Job.from_argument(arguments[0])
-    death_pipe.arm(LIFE_FD)
+    death_pipe.follow_parent(job.parent_pid)
     _configure_process()
     try:
         report = _Prefetch(job, entry_ns).run(arguments[1:])
@@ -79,25 +76,15 @@ class _Prefetch:
 
     def _supervise(self, reader: BlockReader, survey: Survey, begin_ns: int) -> str | None:
         """Waits for the reader; returns why it was stopped, None if it has read everything."""
-        reason = None
-        while not reader.wait(_TICK_S) and reason is None:
-            reason = self._stop_reason(reader, survey)
+        while not reader.wait(_TICK_S):
+            if self._is_memory_short(reader, survey):
+                return "memory is short"
             self._send_progress(reader, survey.due_bytes, begin_ns)
-        reader.stop()
-        if not reader.keeps_pages:
-            return "the page cache evicts pages right after they are read"
-        return reason
+        return None if reader.keeps_pages else "the page cache evicts pages right after they are read"
 
-    def _stop_reason(self, reader: BlockReader, survey: Survey) -> str | None:
-        if os.getppid() != self._job.parent_pid:
-            return "the launcher has exited"
-        if select.select([_CONTROL_FD], [], [], 0)[0]:
-            return "the launcher stopped it"
+    def _is_memory_short(self, reader: BlockReader, survey: Survey) -> bool:
         available = available_bytes(self._job)
-        if available is None:
-            return None
-        left = available - survey.resident_bytes - reader.read_bytes
-        return "memory is short" if left < self._job.reserve_bytes // 4 else None
+        return available is not None and available - survey.resident_bytes - reader.read_bytes < RESERVE_BYTES // 4
 
     def _send_progress(self, reader: BlockReader, due_bytes: int, begin_ns: int) -> None:
         now_ns = time.monotonic_ns()
@@ -117,4 +104,4 @@ def _configure_process() -> None:
 
 
 def _send(kind: str, fields: dict[str, object]) -> None:
-    os.write(_REPORT_FD, json.dumps({kind: fields}).encode() + b"\n")
+    os.write(1, json.dumps({kind: fields}).encode() + b"\n")

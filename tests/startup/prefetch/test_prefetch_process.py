@@ -59,13 +59,16 @@ def prefetch(files: list[Path], **options: object) -> PrefetchReport:
     return report
 
 
+def small_steps(block_bytes: int = 1 << 16) -> PrefetchOptions:
+    """One thread, which reports its progress often."""
+    return PrefetchOptions(
+        mode="on", num_threads=1, block_bytes=block_bytes, memory_bytes=PLENTY, progress_interval_s=0.01
+    )
+
+
 def slow_prefetch(make_file: MakeFile) -> PrefetchHandle:
     """A prefetch that would take minutes."""
-    path = make_file("slow", SLOW_MIB, is_sparse=True)
-    options = PrefetchOptions(
-        mode="on", num_threads=1, block_bytes=1 << 30, memory_bytes=PLENTY, progress_interval_s=0.01
-    )
-    return start_prefetch([path], options)
+    return start_prefetch([make_file("slow", SLOW_MIB, is_sparse=True)], small_steps(1 << 30))
 
 
 @pytest.mark.alone
@@ -163,7 +166,7 @@ def test_resident_files_need_no_helper(make_file: MakeFile, monkeypatch: pytest.
     if not is_cheap(str(path)):
         pytest.skip("measuring residency is slow on this kernel")
     expect_resident(path, least_share=1.0)
-    monkeypatch.setattr("startup.prefetch.process._Helper", None)
+    monkeypatch.setattr("startup.prefetch.process._start_helper", None)
     report = start_prefetch([path]).result()
     assert report is not None
     assert (report.state, report.reason, report.resident_bytes) == ("off", "all files are resident", 1 << 20)
@@ -222,10 +225,7 @@ def test_a_pending_result_is_none_and_close_stops_the_process(make_file: MakeFil
 @pytest.mark.thorough
 def test_progress_grows_up_to_the_report(make_file: MakeFile) -> None:
     path = make_file("f", 2 << 10, is_sparse=True)
-    options = PrefetchOptions(
-        mode="on", num_threads=1, block_bytes=1 << 16, memory_bytes=PLENTY, progress_interval_s=0.01
-    )
-    with start_prefetch([path], options) as handle:
+    with start_prefetch([path], small_steps()) as handle:
         steps = list(handle.progress())
         report = handle.result()
     assert report is not None
@@ -238,7 +238,7 @@ def test_progress_grows_up_to_the_report(make_file: MakeFile) -> None:
 
 @pytest.mark.parametrize("behaviour", ["is alone", "forks"])
 def test_the_helper_ends_when_its_parent_is_killed(make_file: MakeFile, behaviour: str) -> None:
-    """Even while a forked process still holds the pipe open."""
+    """Even while a forked process still holds its pipe open."""
     path = make_file("slow", SLOW_MIB, is_sparse=True)
     command = [sys.executable, "-c", PARENT, str(path), behaviour]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
@@ -256,9 +256,7 @@ def test_the_helper_ends_when_its_parent_is_killed(make_file: MakeFile, behaviou
 
 
 def test_the_helper_ignores_group_signals_from_its_start_on(make_file: MakeFile) -> None:
-    path = make_file("f", 128, is_sparse=True)
-    options = PrefetchOptions(mode="on", num_threads=1, block_bytes=1 << 16, memory_bytes=PLENTY)
-    with start_prefetch([path], options) as handle:
+    with start_prefetch([make_file("f", 128, is_sparse=True)], small_steps()) as handle:
         status = Path(f"/proc/{handle.pid}/status")
         assert not disturbing(status.read_text(), GROUP_SIGNALS)
         assert handle.pid
