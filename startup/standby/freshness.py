@@ -49,21 +49,31 @@ class InstalledFiles:
             if folder not in self._folders and not folder.startswith(sites):
                 self._folders[folder] = _Folder.read(folder, None)
         paths = dict(_loaded_files())
+        paths.update({path: os.path.exists(path) for path in self._metadata_files()})  # noqa: PTH110
         for path in (*_mapped_files(), *_interpreter_files()):
             paths.setdefault(path, path.startswith(sites) or _is_replaced(path))
         stamps = {path: read_stamp(path) for path in sorted(paths)}
         for path, stamp in stamps.items():
             is_newer = stamp.mtime_ns > self._since_ns and not self._is_generated(path)
             if paths[path] and (stamp is MISSING or is_newer):
-                self._changed_early = self._changed_early or _describe(path, self._folders)
+                self._changed_early = self._changed_early or f"{path} was changed"
         self._files = _Files(stamps)
 
     def find_change(self) -> str | None:
         """The first change found, as a reason in words; None if everything is as it was recorded."""
         change = self._changed_early or self._find_changed_folder()
         if change is None and (path := self._files.find_changed()) is not None:
-            return _describe(path, self._folders)
+            return f"{path} was changed"
         return change
+
+    def _metadata_files(self) -> Iterator[str]:
+        """Files that an installer writes anew with each version."""
+        for path, folder in self._folders.items():
+            for name in folder.names if folder.top_level is not None else ():
+                if name.endswith(_METADATA):
+                    yield from (os.path.join(path, name, file) for file in _METADATA_FILES)  # noqa: PTH118
+                elif name.endswith(_SITE_ENTRIES) or name.startswith(_EDITABLE):
+                    yield os.path.join(path, name)  # noqa: PTH118
 
     def _is_generated(self, path: str) -> bool:
         """Whether the imports probably wrote the file themselves, as they do with a model's own code."""
@@ -109,30 +119,23 @@ class _Folder(NamedTuple):
     """Modules and the entries that installers write."""
     top_level: frozenset[str] | None
     """Loaded modules that a new folder of the same name would hide; None for a package's folder."""
-    metadata: tuple[tuple[str, FileStamp], ...]
-    """Files that an installer writes anew with each version."""
 
     @classmethod
     def read(cls, path: str, top_level: Iterable[str] | None) -> "_Folder":
         hidden = None if top_level is None else frozenset(top_level)
-        names = frozenset(_significant_names(path, hidden))
-        files = sorted(_metadata_files(path, names)) if hidden is not None else ()
-        return cls(read_stamp(path), names, hidden, tuple((file, read_stamp(file)) for file in files))
+        return cls(read_stamp(path), frozenset(_significant_names(path, hidden)), hidden)
 
     def find_change(self, path: str, since_ns: int) -> str | None:
-        """The first change as a reason in words; None if nothing was added, removed or installed.
+        """The first change as a reason in words; None if nothing was added or removed.
 
         A folder whose modification time is the same, and old, needs no listing.
         """
-        for file, stamp in self.metadata:
-            if read_stamp(file) != stamp:
-                return f"{_distribution(os.path.dirname(file))} was changed in {path}"  # noqa: PTH120
         if read_stamp(path) == self.stamp and self.stamp.mtime_ns < since_ns - _SETTLED_NS:
             return None
         names = frozenset(_significant_names(path, self.top_level))
         for verb, entries in (("added to", names - self.names), ("removed from", self.names - names)):
             if entries:
-                return f"{_distribution(min(entries))} was {verb} {path}"
+                return f"{min(entries)} was {verb} {path}"
         return None
 
 
@@ -149,14 +152,6 @@ def _significant_names(path: str, top_level: frozenset[str] | None) -> Iterator[
                 yield name
         elif is_site_entry or (top_level and (name.endswith(_MODULES) or name in top_level)):
             yield name
-
-
-def _metadata_files(path: str, names: Iterable[str]) -> Iterator[str]:
-    for name in names:
-        if name.endswith(_METADATA):
-            yield from (os.path.join(path, name, file) for file in _METADATA_FILES)  # noqa: PTH118
-        elif name.endswith(_SITE_ENTRIES) or name.startswith(_EDITABLE):
-            yield os.path.join(path, name)  # noqa: PTH118
 
 
 def _path_folders() -> list[str]:
@@ -226,23 +221,3 @@ def _interpreter_files() -> Iterator[str]:
     if sys.executable:
         yield sys.executable
     yield os.path.join(sys.prefix, "pyvenv.cfg")  # noqa: PTH118
-
-
-def _describe(path: str, folders: Mapping[str, _Folder]) -> str:
-    """Names the distribution if its name is that of the top-level package or module."""
-    for site, folder in folders.items():
-        if path.startswith(site + os.sep):
-            top_level = path[len(site) + 1 :].partition(os.sep)[0].partition(".")[0].casefold()
-            for name in folder.names:
-                if name.endswith(_METADATA) and name.partition("-")[0].casefold() == top_level:
-                    return f"{_distribution(name)} was changed: {path}"
-    return f"{path} was changed"
-
-
-def _distribution(entry: str) -> str:
-    """`torch 2.13.0` from `torch-2.13.0.dist-info`; other entries as they are."""
-    name = os.path.basename(entry)  # noqa: PTH119
-    for ending in _METADATA:
-        if name.endswith(ending):
-            return " ".join(name.removesuffix(ending).split("-")[:2])
-    return name
