@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from startup.config import ModelConfig
 from startup.engine.torch_environment import set_torch_variables
@@ -11,6 +11,9 @@ from startup.imports.heavy import import_engine
 from startup.model.checkpoint_folder import modeling_module
 from startup.model.location import locate
 from startup.standby.kinds import EMBEDDED, VLLM_EAGER
+
+if TYPE_CHECKING:
+    from startup.vllm.launch.shared_imports import SharedImports
 
 _EMBEDDED: Final = (
     "startup.embedded_start",
@@ -34,62 +37,45 @@ _EMBEDDED: Final = (
 `import_engine`."""
 
 
-class TemplateImports(Protocol):
-    """The imports of one template process."""
-
-    @property
-    def variables(self) -> Mapping[str, str]:
-        """Variables that the process must be executed with."""
-
-    def run(self) -> None:
-        """Imports the modules of a kind of server, and what the models need."""
-
-    def why_cold(self, words: Sequence[str]) -> str | None:
-        """Why a server with these words after `serve` cannot use the imports; None if it can."""
-
-    def why_renew(self) -> str | None:
-        """What starts have recorded beyond these imports, as a reason in words; None if nothing."""
-
-
-def choose_imports(kind: str, models: Sequence[str]) -> TemplateImports:
+def choose_imports(kind: str, models: Sequence[str]) -> "EmbeddedImports | SharedImports":
     """The imports of a kind of template."""
     if kind == EMBEDDED:
-        return _EmbeddedImports(models)
+        return EmbeddedImports(models)
     from startup.vllm.installed import require_vllm
     from startup.vllm.launch.shared_imports import SharedImports
 
     return SharedImports(require_vllm(), models, is_eager=kind == VLLM_EAGER)
 
 
-class _EmbeddedImports:
-    """The imports of the embedded engine's template."""
+class EmbeddedImports:
+    """The imports of the embedded engine's template; every start can use them."""
+
+    variables: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, models: Sequence[str]) -> None:
-        self.variables: dict[str, str] = {}
         self._models = models
 
     def run(self) -> None:
-        _preload_embedded(self._models)
+        """Imports the modules of a server, and what the models need."""
+        set_torch_variables()
+        import_engine()
+        for module in _EMBEDDED:
+            importlib.import_module(module)
+        with suppress(Exception):  # an optimisation: compiles the patterns by which any model's weights are renamed
+            importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
+        for model in self._models:
+            files = locate(ModelConfig(model=model)).files
+            if files is None:
+                continue
+            with suppress(Exception):  # loading the model reports faults
+                if (model_class := modeling_module(files.path)) is not None:
+                    importlib.import_module(model_class)
+                importlib.import_module("server.renderers.registry").keep_tokenizer_of(files)
 
     def why_cold(self, words: Sequence[str]) -> str | None:
+        """See `SharedImports`."""
         return None
 
     def why_renew(self) -> str | None:
+        """See `SharedImports`."""
         return None
-
-
-def _preload_embedded(models: Sequence[str]) -> None:
-    set_torch_variables()
-    import_engine()
-    for module in _EMBEDDED:
-        importlib.import_module(module)
-    with suppress(Exception):  # an optimisation: compiles the patterns by which the weights of any model are renamed
-        importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
-    for model in models:
-        files = locate(ModelConfig(model=model)).files
-        if files is None:
-            continue
-        with suppress(Exception):  # loading the model reports faults
-            if (model_class := modeling_module(files.path)) is not None:
-                importlib.import_module(model_class)
-            importlib.import_module("server.renderers.registry").keep_tokenizer_of(files)

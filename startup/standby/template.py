@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from envs import foreign
 from server.machine.descriptors import move_socket_up, move_up
@@ -26,7 +26,10 @@ from startup.standby.freshness import InstalledFiles
 from startup.standby.huge_pages import use_huge_pages
 from startup.standby.import_environment import ImportEnvironment, execute_with, recorded_reads, written_since
 from startup.standby.places import peer_of
-from startup.standby.preloads import TemplateImports, choose_imports
+from startup.standby.preloads import EmbeddedImports, choose_imports
+
+if TYPE_CHECKING:
+    from startup.vllm.launch.shared_imports import SharedImports
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +86,11 @@ class _Template:
     """The loop of the process."""
 
     def __init__(
-        self, listener: socket.socket, standby: socket.socket, facts: TemplateFacts, imports: TemplateImports
+        self,
+        listener: socket.socket,
+        standby: socket.socket,
+        facts: TemplateFacts,
+        imports: "EmbeddedImports | SharedImports",
     ) -> None:
         self._listener = listener
         self._standby = standby

@@ -29,8 +29,6 @@ class TemplateProcess:
         self.num_starts = 0
         self._servers: set[int] = set()
         """Servers that were forked from the current process and run."""
-        self.used_s = time.monotonic()
-        """When a server was forked last, in monotonic seconds."""
         self.channel = socket.socket()
         self._models = models
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,7 +65,7 @@ class TemplateProcess:
     def start_if_due(self) -> socket.socket | None:
         """Starts the process if there should be one; returns its channel, readable when it has a message."""
         self._retired = [process for process in self._retired if process.poll() is None]
-        if self._process is not None or self._state == "over the memory limit" or time.monotonic() < self._due_s:
+        if self._process is not None or time.monotonic() < self._due_s:
             return None
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         words = ["-m", "vllm_cli", "standby-template", self.kind, str(theirs.fileno()), *self._models]
@@ -99,12 +97,11 @@ class TemplateProcess:
                 self._retire_predecessor()
             elif word == STARTED:
                 self.num_starts += 1
-                self.used_s = time.monotonic()
                 self._servers.add(int(detail))
             elif word == ENDED:
                 self._servers.discard(int(detail))
             elif word == STALE:
-                self._end()
+                self.close()
                 self._import_again(os.fsdecode(detail))
             elif word == INCOMPLETE:
                 self._retire_predecessor()
@@ -114,14 +111,17 @@ class TemplateProcess:
             else:
                 self._process_ended()
 
-    def give_up(self, state: TemplateState) -> None:
-        """Ends the process; it is not started again."""
-        self._end()
-        self._state = state
-
     def close(self) -> None:
-        """Ends the process; servers that were forked from it go on."""
-        self._end()
+        """Ends the process; while servers run that it has to report on, it only stops to fork."""
+        self._retire_predecessor()
+        self.channel.close()
+        if self._process is not None and self._servers:
+            self._retired.append(self._process)
+        elif self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+        self._servers.clear()
 
     def status(self) -> TemplateStatus:
         """For `standby status`."""
@@ -150,18 +150,6 @@ class TemplateProcess:
         self._due_s = time.monotonic() + self._delay_s
         logger.warning("%s: %s; it is started again in %g s", self.kind, self._error, self._delay_s)
         self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
-
-    def _end(self) -> None:
-        """Ends the process; while servers run that it has to report on, it only stops to fork."""
-        self._retire_predecessor()
-        self.channel.close()
-        if self._process is not None and self._servers:
-            self._retired.append(self._process)
-        elif self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        self._process = None
-        self._servers.clear()
 
     def _retire_predecessor(self) -> None:
         """It ends once its servers have ended, of which it reports how."""
