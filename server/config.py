@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from envs.registry import env
 from server.errors import ConfigError
 from server.lora_config import LoraConfig
-from server.machine.cpus import usable_count
+from server.machine.processors import usable_count
 from server.pooler_config import PoolerConfig
 from server.setting import Group, Setting, check_ranges, from_variable, setting
 

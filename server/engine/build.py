@@ -35,7 +35,7 @@ from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.step_pace import StepPace
-from server.machine.cpus import usable_count
+from server.machine.processors import usable_count
 from server.types import EngineInfo
 
 logger = logging.getLogger(__name__)

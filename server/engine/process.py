@@ -43,8 +43,7 @@ from server.engine.process_link.messages import (
 )
 from server.engine.process_link.uploads import Uploads
 from server.errors import EngineMemoryError, EngineStartError
-from server.machine.cpus import affinity_count, usable_count
-from server.machine.processor_time import read_processor_time
+from server.machine.processors import affinity_count, read_processor_time, usable_count
 from server.model_files.kind import read_model_kind
 from server.types import EngineInfo, EngineOutput, EnginePrompt
 

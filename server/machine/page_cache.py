@@ -21,7 +21,6 @@ _SYS_CACHESTAT = 451
 _PROT_READ = 1
 _MAP_SHARED = 1
 _MAP_FAILED = ctypes.c_void_p(-1).value
-_MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs")
 
 Method = Callable[[int, int, int], int]
 """Takes a descriptor, an offset and a length; returns the resident bytes."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple
 
-from server.machine.processor_time import ProcessorTime, ProcessorUse
+from server.machine.processors import ProcessorTime, ProcessorUse
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.machine.cpus import affinity_count, usable_count
+from server.machine.processors import affinity_count, usable_count
 from tests.server.machine.fake_system import FakeSystem
 
 

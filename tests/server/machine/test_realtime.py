@@ -1,10 +1,10 @@
 """Real-time priority ends while the process needs much CPU time."""
 
 import os
-import subprocess
-import sys
 
 import pytest
+
+from tests.cli import run_python
 
 pytestmark = pytest.mark.thorough
 
@@ -24,13 +24,11 @@ print(policies)
 
 
 def _policies(*, is_wanted: bool) -> str:
-    command = [sys.executable, "-c", _PROGRAM.format(is_wanted=is_wanted)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    return run_python(_PROGRAM.format(is_wanted=is_wanted), check=True).stdout.strip()
 
 
 def _may_have_priority() -> bool:
-    set_priority = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"
-    return subprocess.run([sys.executable, "-c", set_priority], capture_output=True, check=False).returncode == 0
+    return run_python("import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))").returncode == 0
 
 
 def test_a_process_that_needs_little_has_priority_again() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import ConfigError, RequestError
-from server.machine.cpus import usable_count
+from server.machine.processors import usable_count
 from server.renderers.base import _is_small
 from server.renderers.hf import HfRenderer
 from server.renderers.pool import make_async

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from server.engine.compute.thread_count import ThreadCount
-from server.machine.processor_time import ProcessorTime, ThreadTime
+from server.machine.processors import ProcessorTime, ThreadTime
 
 _NS = 1_000_000_000
 
