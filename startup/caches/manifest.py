@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from server.machine.file_stamps import StoredStamp, read_stamp
 from server.machine.hardware import cpu_features, gpu_kinds
@@ -67,21 +67,14 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Raises OSError or ValueError for a file that cannot be read, or of another format."""
-        content: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        import msgspec  # noqa: PLC0415 - few starts read a manifest
+
         try:
+            content = msgspec.json.decode((folder / MANIFEST).read_bytes())
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']}, this version reads {FORMAT}")
-            hardware = content.pop("hardware")
-            return cls(
-                **{
-                    **content,
-                    "words": tuple(content["words"]),
-                    "model_files": {name: (time, size) for name, (time, size) in content["model_files"].items()},
-                    "interpreter": Interpreter(**content["interpreter"]),
-                    "hardware": Hardware(hardware["cpu"], tuple(hardware["gpus"])),
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as err:
+            return msgspec.convert(content, cls)
+        except (msgspec.MsgspecError, KeyError, TypeError) as err:
             raise ValueError(f"{MANIFEST} is not complete: {err}") from err
 
 

@@ -11,19 +11,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from envs import foreign
 from server.machine.descriptors import move_socket_up, move_up
+from server.machine.libc import load_libc
 from startup.errors import StartupError
 from startup.processes import death_pipe, messages
 from startup.standby import places
 from startup.standby.forked_server import FrontLink, TemplateFacts, take_over
 from startup.standby.freshness import InstalledFiles
-from startup.standby.huge_pages import use_huge_pages
 from startup.standby.import_environment import ImportEnvironment, execute_with, recorded_reads, written_since
 from startup.standby.places import peer_of
 from startup.standby.preloads import EmbeddedImports, choose_imports
@@ -41,6 +41,10 @@ ENDED: Final = b"ended"
 """Messages to the standby: the imports are done, out of date, incomplete; a server was forked, has ended."""
 
 _BACKLOG: Final = 128
+_HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_HUGE_PAGE_BYTES: Final = 2 << 20
+_MADV_COLLAPSE: Final = 25
+"""Linux 6.1; older kernels reject it."""
 
 
 def wait_for_start(kind: str, models: Sequence[str], standby_fd: int) -> FrontLink:
@@ -226,3 +230,40 @@ def _check_can_fork() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         raise StartupError("an import has initialised CUDA, which forked servers could not use")
+
+
+def use_huge_pages() -> int:
+    """Moves this process's memory into huge pages, if the administrator allows it; returns their number.
+
+    Forks are several times as fast then: they copy one entry per page, for 250 MB 130 instead of 64 000. A
+    server needs four forks. A fork that writes to a huge page splits it and copies only the 4 KiB written to.
+    Memory that the server itself allocates is not affected.
+    """
+    if not _may_use_huge_pages():
+        return 0
+    madvise = load_libc().madvise
+    num_pages = 0
+    for begin, end in _private_memory():
+        first = -(-begin // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+        for address in range(first, end - _HUGE_PAGE_BYTES + 1, _HUGE_PAGE_BYTES):
+            num_pages += madvise(address, _HUGE_PAGE_BYTES, _MADV_COLLAPSE) == 0
+    logger.debug("%d MB of memory are in huge pages", num_pages * _HUGE_PAGE_BYTES >> 20)
+    return num_pages
+
+
+def _may_use_huge_pages() -> bool:
+    try:
+        return "[never]" not in _HUGE_PAGES.read_text()
+    except OSError:  # the kernel has none
+        return False
+
+
+def _private_memory() -> Iterator[tuple[int, int]]:
+    """The heap and other writable private memory without a file; no stack."""
+    with Path("/proc/self/maps").open("rb") as maps:
+        lines = maps.readlines()
+    for line in lines:
+        addresses, access, _, _, inode, *name = line.split(None, 5)
+        if access == b"rw-p" and inode == b"0" and (not name or os.fsdecode(name[0]).strip() == "[heap]"):
+            begin, _, end = addresses.partition(b"-")
+            yield int(begin, 16), int(end, 16)

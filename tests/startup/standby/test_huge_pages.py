@@ -1,16 +1,15 @@
 """A template's memory is in huge pages; what it contains, and what forks of it do, stays the same."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from startup.standby import huge_pages
+from startup.standby import template
+from tests.cli import run_python
 
 SCRIPT = """
 import os, sys
-from startup.standby.huge_pages import use_huge_pages
+from startup.standby.template import use_huge_pages
 
 blocks = [bytes([n % 251]) * 500_000 for n in range(100)]
 num_pages = use_huge_pages()
@@ -27,7 +26,7 @@ print(status, num_pages, int(huge.split()[1]) // 2048, "hg" in flags)
 
 
 def test_memory_moves_and_keeps_its_content_here_and_in_forks() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    done = run_python(SCRIPT, check=True)
     status, num_pages, num_huge, is_marked = done.stdout.split()
     assert status == "0"
     assert int(num_huge) >= int(num_pages) // 2  # the fork may have split some
@@ -43,5 +42,5 @@ def test_the_administrators_setting_is_obeyed(
     path = tmp_path / "enabled"
     if setting is not None:
         path.write_text(setting)
-    monkeypatch.setattr(huge_pages, "_SETTING", path)
-    assert huge_pages.use_huge_pages() == 0
+    monkeypatch.setattr(template, "_HUGE_PAGES", path)
+    assert template.use_huge_pages() == 0
