@@ -1,4 +1,4 @@
-"""Ends a server that a test started, and reads which signals a process handles by default."""
+"""Ends a server that a test started, waits for ends, and reads which signals a process handles by default."""
 
 import signal
 import subprocess
@@ -30,6 +30,12 @@ def end_server(
     for other in left:
         other.kill()
     return left
+
+
+def assert_gone(family: Iterable[psutil.Process]) -> None:
+    """Waits until the processes have ended."""
+    _, left = psutil.wait_procs(family, timeout=GONE_S)
+    assert not left
 
 
 def disturbing(status: str, signals: Iterable[signal.Signals]) -> set[signal.Signals]:

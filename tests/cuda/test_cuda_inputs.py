@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import OpenAI
 from transformers import AutoModel
 
 from tests.cuda.gpu import DEVICE
@@ -24,10 +23,7 @@ def test_answers_about_images_equal_those_of_transformers(family: str, tmp_path:
     folder = save_vlm(tmp_path, family)
     messages = image_messages(image_url(1))
     arguments = [str(folder), "--served-model-name", "seer", "--dtype", "float32", "--max-num-seqs", "4"]
-    with (
-        ServerProcess(arguments) as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
-    ):
+    with ServerProcess(arguments) as server, server.openai() as client:
         answer: Any = client.chat.completions.create(
             model="seer",
             messages=messages,
@@ -41,10 +37,8 @@ def test_answers_about_images_equal_those_of_transformers(family: str, tmp_path:
 def test_embeddings_equal_those_of_the_model(tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path)
-    with (
-        ServerProcess([str(tmp_path), "--served-model-name", "tiny", "--runner", "pooling"]) as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
-    ):
+    words = [str(tmp_path), "--served-model-name", "tiny", "--runner", "pooling"]
+    with ServerProcess(words) as server, server.openai() as client:
         texts = ["hello world", "the capital of france is paris"] * 8
         vectors = [item.embedding for item in client.embeddings.create(model="tiny", input=texts).data]
     model = AutoModel.from_pretrained(tmp_path).eval()

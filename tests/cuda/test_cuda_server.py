@@ -27,7 +27,7 @@ def client(llama_folder: Path) -> Iterator[OpenAI]:
     arguments = [str(llama_folder), "--served-model-name", "tiny", *_SMALL_STEPS]
     with ServerProcess(arguments) as server:
         assert f"on {DEVICE}" in server.log, server.log
-        with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as openai:
+        with server.openai() as openai:
             yield openai
 
 

@@ -1,14 +1,17 @@
 """Sends many requests over a few connections and counts the responses."""
 
-import asyncio
+import http.client
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import local
 
 from tests.e2e.request_fuzzer import FuzzedRequest
 
 _ANSWER_S = 300.0
+_NUM_CLIENTS = 8
 
 
 @dataclass
@@ -38,85 +41,42 @@ class FuzzCounts:
             )
 
 
-def send_all(
-    port: int, make: Callable[[int], FuzzedRequest], seeds: Iterable[int], *, num_clients: int = 8
-) -> FuzzCounts:
+def send_all(port: int, make: Callable[[int], FuzzedRequest], seeds: Iterable[int]) -> FuzzCounts:
     """Sends one request per seed; on each connection one after another."""
-    counts = FuzzCounts()
-    shared = iter(seeds)
+    counts, own = FuzzCounts(), local()
+    connections: list[http.client.HTTPConnection] = []
 
-    async def run() -> None:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(num_clients):
-                group.create_task(_Client(port, make, counts).run(shared))
+    def connect() -> None:
+        own.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
+        connections.append(own.connection)
 
-    asyncio.run(run())
+    def send(seed: int) -> tuple[int, FuzzedRequest, int, bytes]:
+        request = make(seed)
+        return seed, request, *_exchange(own.connection, request)
+
+    with ThreadPoolExecutor(_NUM_CLIENTS, initializer=connect) as clients:
+        for sent in clients.map(send, seeds):
+            counts.note(*sent)
+    for connection in connections:
+        connection.close()
     return counts
 
 
-class _Client:
-    """One connection, reopened when the server closes it."""
-
-    def __init__(self, port: int, make: Callable[[int], FuzzedRequest], counts: FuzzCounts) -> None:
-        self._port = port
-        self._make = make
-        self._counts = counts
-        self._writer: asyncio.StreamWriter | None = None
-
-    async def run(self, seeds: Iterator[int]) -> None:
-        for seed in seeds:
-            request = self._make(seed)
-            try:
-                async with asyncio.timeout(_ANSWER_S):
-                    status, body = await self._exchange(request)
-            except TimeoutError:
-                status, body = 599, b"no answer"
-                self._close()
-            self._counts.note(seed, request, status, body)
-        self._close()
-
-    async def _exchange(self, request: FuzzedRequest) -> tuple[int, bytes]:
-        for _ in range(3):
-            if self._writer is None:
-                self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
-            try:
-                self._writer.write(_encode(request))
-                return await self._read(request)
-            except (ConnectionError, asyncio.IncompleteReadError):
-                self._close()  # the server may close an idle connection while the request is in flight
-        return 598, b"the connection was closed without an answer, three times"
-
-    async def _read(self, request: FuzzedRequest) -> tuple[int, bytes]:
-        head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
-        status = int(head.split(b" ", 2)[1])
-        if b"transfer-encoding: chunked" in head:
-            body = await self._read_chunks()
-        elif request.method == "HEAD" or status in (204, 304):
-            body = b""
+def _exchange(connection: http.client.HTTPConnection, request: FuzzedRequest) -> tuple[int, bytes]:
+    headers = {"content-type": request.content_type} if request.content_type else {}
+    for _ in range(3):
+        try:
+            connection.request(request.method, request.path, request.body, headers)
+            response = connection.getresponse()
+            body = response.read()
+        except TimeoutError:
+            connection.close()
+            return 599, b"no answer"
+        except (ConnectionError, http.client.HTTPException):
+            connection.close()  # the server may close an idle connection while the request is in flight
         else:
-            body = await self._reader.readexactly(int(head.partition(b"content-length: ")[2].split(b"\r\n")[0]))
-        if b"connection: close" in head:
-            self._close()
-        return status, body
-
-    async def _read_chunks(self) -> bytes:
-        body = b""
-        while size := int(await self._reader.readline(), 16):
-            body += (await self._reader.readexactly(size + 2))[:-2]
-        await self._reader.readline()
-        return body
-
-    def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-
-def _encode(request: FuzzedRequest) -> bytes:
-    lines = [f"{request.method} {request.path} HTTP/1.1", "host: x", f"content-length: {len(request.body)}"]
-    if request.content_type:
-        lines.append(f"content-type: {request.content_type}")
-    return "\r\n".join([*lines, "", ""]).encode() + request.body
+            return response.status, body
+    return 598, b"the connection was closed without an answer, three times"
 
 
 def _envelope_fault(status: int, body: bytes) -> bytes | None:

@@ -3,7 +3,6 @@
 import json
 import socket
 import ssl
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 _PATIENT_S = 120.0
@@ -42,9 +41,7 @@ class RawClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.socket.close()
 
     def send(self, data: bytes) -> Self:

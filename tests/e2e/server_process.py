@@ -3,19 +3,21 @@
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from types import TracebackType
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 import psutil
 
+from tests.cli import CLI
 from tests.http_answer import ask
 from tests.ports import free_port
 from tests.processes import end_server
 from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 _READY_S = 240.0
 
@@ -43,18 +45,7 @@ class ServerProcess:
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            [
-                *self._launcher,
-                sys.executable,
-                "-m",
-                "vllm_cli",
-                "serve",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(self.port),
-                *self._arguments,
-            ],
+            [*self._launcher, *CLI, "serve", "--host", "127.0.0.1", "--port", str(self.port), *self._arguments],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -68,9 +59,7 @@ class ServerProcess:
                 raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         left = self._end()
         assert not left, f"left behind: {left}"
 
@@ -112,6 +101,12 @@ class ServerProcess:
         """The phase in the body of /health; None once the server is ready."""
         answer = ask(f"{self.url}/health")
         return None if answer.status in (0, 200) else answer.json.get("phase")
+
+    def openai(self) -> "OpenAI":
+        """The `openai` client, connected to this server; a context manager."""
+        from openai import OpenAI
+
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def complete(self, *, max_tokens: int) -> int:
         """Requests a completion and returns the status."""

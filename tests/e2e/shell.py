@@ -7,16 +7,15 @@ import re
 import select
 import struct
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from types import TracebackType
 from typing import Final, Self
 
 import psutil
 
+from tests.cli import CLI
 from tests.processes import end_server
 
 _TIMEOUT_S: Final = 240.0
@@ -49,9 +48,7 @@ class Shell:
         os.close(terminal_fd)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close_terminal()
         left = end_server(self.process, self._family)
         assert not left, f"left behind: {left}"
@@ -95,4 +92,4 @@ class Shell:
 
 def serve_command(*words: str) -> str:
     """`vllm-cli serve` for a shell."""
-    return " ".join([sys.executable, "-m", "vllm_cli", "serve", "--host", "127.0.0.1", *words])
+    return " ".join([*CLI, "serve", "--host", "127.0.0.1", *words])

@@ -11,11 +11,10 @@ _STREAM_S = 200.0
 class StreamReader:
     """Waits for the first event, then reads the rest in a thread."""
 
-    def __init__(self, url: str, max_tokens: int) -> None:
+    def __init__(self, url: str, max_tokens: int, *, key: str = "none") -> None:
         body = {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True, "stream": True, "temperature": 0}
-        request = urllib.request.Request(
-            f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)
         self.response = urllib.request.urlopen(request, timeout=_STREAM_S)
         self.lines = [self.response.readline()]
         self._thread = threading.Thread(target=self._read)

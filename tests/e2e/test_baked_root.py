@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import run_cli
 from tests.containers import as_user, overlay_root
 from tests.e2e.server_process import ServerProcess
 from tests.page_cache import evict
@@ -41,8 +41,7 @@ def own_model(image: Path, model_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def baked(image: Path, own_model: Path) -> Path:
     output = image / "baked"
-    words = ("bake", own_model, "--engine", "embedded", "--max-model-len", 256, "--output", output)
-    done = subprocess.run([sys.executable, "-m", "vllm_cli", *map(str, words)], capture_output=True, text=True)
+    done = run_cli("bake", own_model, "--engine", "embedded", "--max-model-len", 256, "--output", output)
     assert done.returncode == 0, done.stderr
     return output
 

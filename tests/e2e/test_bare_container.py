@@ -5,13 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from openai import OpenAI
 
 from tests.containers import as_user, on_read_only_root
 from tests.e2e.process_tree import for_each_process
 from tests.e2e.server_process import ServerProcess
-
-pytestmark = pytest.mark.thorough
 
 _HOMELESS = ("env", "-u", "HOME", "-u", "XDG_CACHE_HOME", "-u", "TMPDIR", "-u", "VLLM_CACHE_ROOT")
 
@@ -25,7 +22,7 @@ def test_server_runs_as_an_arbitrary_user_without_a_writable_folder(model_path: 
     launcher = (*_HOMELESS, *(read_only or ()), *user)
     arguments = [str(model_path), "--served-model-name", "smol", "--max-model-len", "256"]
     with ServerProcess(arguments, launcher=launcher) as server:
-        with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        with server.openai() as client:
             assert client.completions.create(model="smol", prompt="Hello", max_tokens=3).choices[0].text
         assert set(for_each_process(server, lambda process: process.uids().effective)) == {12345}
         assert "nothing is cached between starts: /.cache/vllm/vllm_cli cannot be written to" in server.log

@@ -47,7 +47,6 @@ def test_a_thread_leaves_a_busy_processor_and_returns(model_path: Path) -> None:
 
 
 @needs_two_processors
-@pytest.mark.thorough
 @pytest.mark.alone
 def test_the_users_number_of_threads_stays(model_path: Path) -> None:
     words = [str(model_path), "--max-model-len", "256"]

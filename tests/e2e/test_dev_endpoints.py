@@ -50,7 +50,6 @@ def test_there_are_no_sleep_levels(dev_server: ServerProcess) -> None:
     assert dev_server.metric("vllm:engine_sleep_state", sleep_state="awake") == 1
 
 
-@pytest.mark.thorough
 def test_without_the_variable_there_are_no_such_endpoints(server: ServerProcess) -> None:
     assert _post(server, "/reset_prefix_cache").status == 404
     assert ask(f"{server.url}/server_info").status == 404

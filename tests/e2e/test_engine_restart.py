@@ -2,35 +2,25 @@
 
 import ctypes
 import errno
-import json
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from envs.registry import START_METHODS
 from tests.e2e.process_tree import wait_process
 from tests.e2e.stop_point import ENGINE_LOADS, StopPoint, stop_environment
 from tests.e2e.stream_reader import StreamReader
+from tests.http_answer import ask
+from tests.processes import assert_gone
 from tests.waiting import wait_until
 
 _GONE_S = 120.0
 _PIDFD_GETFD = 438
 """Number of the system call, the same on all architectures; the standard library has no function for it."""
-
-
-def _probe(server: Any, path: str = "/health") -> tuple[int, dict[str, Any], dict[str, str]]:
-    try:
-        with urllib.request.urlopen(server.url + path, timeout=60) as response:
-            return int(response.status), {}, dict(response.headers)
-    except urllib.error.HTTPError as err:
-        return err.code, json.loads(err.read()), dict(err.headers)
 
 
 @contextmanager
@@ -52,14 +42,13 @@ def _hold_sockets(pid: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.thorough
 def test_probes_report_the_dead_engine_before_its_socket_is_closed(start_server: Any) -> None:
     with start_server("--engine-restarts", "1") as server:
         engine = wait_process(server, "engine")
         with _hold_sockets(engine.pid):
             engine.kill()
-            wait_until(lambda: _probe(server)[0] == 503)
-            _, body, _ = _probe(server, "/readyz")
+            server.wait_unready()
+            body = ask(f"{server.url}/readyz").json
             assert body["status"] == "restarting"
             assert "its process is ending" in body["error"]["message"]
             assert server.complete(max_tokens=4) == 503
@@ -93,11 +82,10 @@ def test_dead_engine_is_restarted_as_often_as_configured(
         family = server.family()
         wait_process(server, "engine").kill()
         assert server.process.wait(_GONE_S) == 1
-        assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
+        assert_gone(family)
         assert "Traceback" not in server.log
 
 
-@pytest.mark.thorough
 def test_killed_forkserver_is_restarted_with_the_engine(start_server: Any) -> None:
     with start_server("--engine-restarts", "1") as server:
         forkserver = wait_process(server, "forkserver")
@@ -113,25 +101,13 @@ def test_probes_report_the_restart_while_it_runs(start_server: Any, tmp_path: Pa
     with start_server("--engine-restarts", "1", environment=environment) as server:
         loading = StopPoint(tmp_path, *ENGINE_LOADS)  # keeps the restart running
         wait_process(server, "engine").kill()
-        wait_until(lambda: _probe(server)[0] == 503)
-        status, body, headers = _probe(server, "/readyz")
-        assert status == 503
-        assert body["status"] == "restarting"
-        assert body["phase"] == "restart_engine"
-        assert body["elapsed_s"] >= 0
-        assert headers["retry-after"] == "1"
-        assert _probe(server, "/livez")[0] == 200
+        server.wait_unready()
+        answer = ask(f"{server.url}/readyz")
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert (answer.json["status"], answer.json["phase"]) == ("restarting", "restart_engine")
+        assert answer.json["elapsed_s"] >= 0
+        assert ask(f"{server.url}/livez").status == 200
         assert server.complete(max_tokens=4) == 503
         assert server.metric("vllm_cli:engine_up") == 0
         loading.wait_stopped().resume()
-        wait_until(lambda: _probe(server)[0] == 200, _GONE_S)
-
-
-@pytest.mark.thorough
-def test_engine_that_hangs_is_declared_dead(start_server: Any) -> None:
-    with start_server("--engine-watchdog-timeout", "5") as server:
-        reader = StreamReader(server.url, 4000)
-        wait_process(server, "engine").suspend()
-        assert server.process.wait(_GONE_S) == 1
-        assert any(event and "error" in event for event in reader.finish())
-        assert "it was silent for 5 s (--engine-watchdog-timeout)" in server.log
+        wait_until(lambda: server.health() == 200, _GONE_S)

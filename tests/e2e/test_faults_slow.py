@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.load_clients import LoadClients
 from tests.e2e.process_tree import Role, find_process
+from tests.processes import assert_gone
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -37,7 +38,7 @@ def test_no_request_is_lost_in_many_drains_under_load(start_server: Any) -> None
             print(number, dict(clients.endings), clients.num_repeated, "repeated")
             assert not clients.losses
             assert clients.endings["lost"] == clients.endings["failed"] == 0
-            assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
+            assert_gone(family)
 
 
 @pytest.mark.timeout(3600)
@@ -61,7 +62,7 @@ def test_no_process_is_left_after_many_kills_of_any_role(start_server: Any) -> N
             print(number, role, "gone" if process is None else "killed", server.process.returncode)
             assert server.process.returncode in _codes(role if process is not None else None), server.log
             assert "Traceback" not in server.log
-            assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
+            assert_gone(family)
 
 
 def _wait_role_or_ready(server: Any, role: Role, family: set[psutil.Process], *, is_ready: bool) -> None:

@@ -1,12 +1,11 @@
 """The start of a model that contains code fails, and the code does not run."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.cli import run_cli
 from tests.hostile.checkpoints import pickles, write_code
 
 pytestmark = pytest.mark.thorough
@@ -23,8 +22,7 @@ def test_a_model_that_contains_code_fails_the_start(model_path: Path, tmp_path: 
     (folder / "pytorch_model.bin").write_bytes(pickles(marker)["archive"])
     if evil == "code":
         write_code(folder, marker)
-    command = [sys.executable, "-m", "vllm_cli", "serve", str(folder), "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
+    done = run_cli("serve", folder, "--port", "0")
     assert done.returncode == 3, done.stderr
     assert not marker.exists()
     assert "Error:" in done.stderr

@@ -2,14 +2,14 @@
 
 import re
 import socket
+from contextlib import suppress
 
 import pytest
 
+from tests.e2e.raw_client import RawClient
 from tests.e2e.server_process import ServerProcess
 from tests.hostile.requests import AMBIGUOUS, GARBAGE
 from tests.waiting import wait_until
-
-pytestmark = pytest.mark.thorough
 
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -17,16 +17,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def exchange(server: ServerProcess, request: bytes) -> bytes:
     """Everything that the server sends until it closes the connection."""
-    received = b""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
-        try:
-            client.sendall(request)
-            client.shutdown(socket.SHUT_WR)
-            while part := client.recv(1 << 16):
-                received += part
-        except ConnectionError:  # the server may close the connection before it has read everything
-            pass
-    return received
+    with RawClient(server.port) as client, suppress(ConnectionError):  # it may close before it has read everything
+        client.send(request).socket.shutdown(socket.SHUT_WR)
+        return client.read_to_end()
+    return b""
 
 
 @pytest.mark.parametrize("request_bytes", AMBIGUOUS.values(), ids=AMBIGUOUS)

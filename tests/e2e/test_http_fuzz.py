@@ -3,9 +3,8 @@
 The slow tests print the number of responses by status: `make test-slow ARGS="-k fuzz -s"`.
 """
 
-import json
-import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +13,9 @@ from tests.e2e.process_tree import wait_process
 from tests.e2e.raw_client import RawClient
 from tests.e2e.request_fuzzer import MODEL, RequestFuzzer
 from tests.e2e.server_process import ServerProcess
-from tests.llamas import save_tiny_llama
+from tests.http_answer import ask
 from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 from tests.waiting import wait_until
-
-pytestmark = pytest.mark.thorough
 
 TEXT_ROUTES = (
     "/v1/responses",
@@ -30,22 +27,19 @@ SETTINGS = (
     *("--served-model-name", MODEL, "--max-model-len", "128", "--override-generation-config.max_new_tokens", "4"),
     *("--disable-uvicorn-access-log", "--enable-prompt-embeds"),
 )
-NUM_TEXT_REQUESTS, NUM_POOLING_REQUESTS = 100_000, 20_000
 
 
 @pytest.fixture(scope="module")
-def text_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
-    with ServerProcess([str(folder), *SETTINGS]) as server:
+def text_server(tiny_llama: Path) -> Iterator[ServerProcess]:
+    with ServerProcess([str(tiny_llama), *SETTINGS]) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def parsing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def parsing_server(tiny_llama: Path) -> Iterator[ServerProcess]:
     """A server whose models reason and choose tools."""
-    folder = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
     parsers = ("--reasoning-parser", "qwen3", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    with ServerProcess([str(folder), *SETTINGS, *parsers]) as server:
+    with ServerProcess([str(tiny_llama), *SETTINGS, *parsers]) as server:
         yield server
 
 
@@ -81,20 +75,14 @@ def test_a_request_that_excludes_every_token_is_a_400(text_server: ServerProcess
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_very_many_fuzzed_requests_for_text_are_answered(text_server: ServerProcess) -> None:
-    print(fuzz(text_server, range(1000, 1000 + NUM_TEXT_REQUESTS), TEXT_ROUTES))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-def test_very_many_fuzzed_requests_for_vectors_are_answered(pooling_server: ServerProcess) -> None:
-    print(fuzz(pooling_server, range(1000, 1000 + NUM_POOLING_REQUESTS), POOLING_ROUTES))
+def test_very_many_fuzzed_requests_are_answered(text_server: ServerProcess, pooling_server: ServerProcess) -> None:
+    print(fuzz(text_server, range(1000, 101_000), TEXT_ROUTES))
+    print(fuzz(pooling_server, range(1000, 21_000), POOLING_ROUTES))
 
 
 def fuzz(server: ServerProcess, seeds: range, often: tuple[str, ...]) -> str:
     """Sends the requests, then checks the server; returns the numbers of responses by status."""
-    with urllib.request.urlopen(f"{server.url}/openapi.json", timeout=60) as response:
-        fuzzer = RequestFuzzer(json.load(response), *often)
+    fuzzer = RequestFuzzer(ask(f"{server.url}/openapi.json").json, *often)
     engine = wait_process(server, "engine")
     counts = send_all(server.port, fuzzer.request, seeds)
     assert counts.failures == []

@@ -12,8 +12,6 @@ from tests.e2e.server_process import ServerProcess
 from tests.server.engine.features.tiny_vlm import as_bytes, image, save_vlm
 from tests.server.engine.features.vlm_reference import expected_answer, image_messages, image_url
 
-pytestmark = pytest.mark.thorough
-
 _NUM_TOKENS = 12
 _EXACT: dict[str, Any] = {
     "model": "tiny",
@@ -29,7 +27,7 @@ def vlm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def vision_server(vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("media")
     (folder / "cat.png").write_bytes(as_bytes(image(seed=4)))
     arguments = [str(vlm), "--served-model-name", "tiny", "--dtype", "float32", "--max-num-seqs", "16"]
@@ -39,20 +37,14 @@ def vision_server(vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield server
 
 
-@pytest.fixture(scope="module")
-def client(vision_server: ServerProcess) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{vision_server.url}/v1", api_key="none", max_retries=0) as openai:
-        yield openai
-
-
 def test_a_data_url_gives_the_tokens_of_transformers(client: OpenAI, vlm: Path) -> None:
     messages = image_messages(image_url(1), image_url(2, 100, 80))
     answer = client.chat.completions.create(messages=messages, **_EXACT)
     assert answer.choices[0].token_ids == expected_answer(vlm, messages, _NUM_TOKENS)  # type: ignore[attr-defined]
 
 
-def test_a_local_file_gives_the_same_text_as_its_data_url(client: OpenAI, vision_server: ServerProcess) -> None:
-    by_file = f"file://{vision_server.folder}/cat.png"  # type: ignore[attr-defined]
+def test_a_local_file_gives_the_same_text_as_its_data_url(client: OpenAI, server: ServerProcess) -> None:
+    by_file = f"file://{server.folder}/cat.png"  # type: ignore[attr-defined]
     by_data = image_url(4, 56, 56)
     texts = [
         client.chat.completions.create(messages=image_messages(url), **_EXACT).choices[0].message.content
@@ -61,7 +53,7 @@ def test_a_local_file_gives_the_same_text_as_its_data_url(client: OpenAI, vision
     assert texts[0] == texts[1]
 
 
-def test_thirty_two_concurrent_images_give_the_text_of_each_alone(vision_server: ServerProcess, client: OpenAI) -> None:
+def test_thirty_two_concurrent_images_give_the_text_of_each_alone(server: ServerProcess, client: OpenAI) -> None:
     conversations = [image_messages(image_url(seed)) for seed in range(4)]
     alone = [
         client.chat.completions.create(messages=messages, **_EXACT).choices[0].message.content
@@ -69,7 +61,7 @@ def test_thirty_two_concurrent_images_give_the_text_of_each_alone(vision_server:
     ]
 
     async def run() -> list[str | None]:
-        async with AsyncOpenAI(base_url=f"{vision_server.url}/v1", api_key="none", max_retries=0) as aclient:
+        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as aclient:
             answers = await asyncio.gather(
                 *(aclient.chat.completions.create(messages=conversations[i % 4], **_EXACT) for i in range(32))
             )
@@ -77,10 +69,5 @@ def test_thirty_two_concurrent_images_give_the_text_of_each_alone(vision_server:
 
     assert asyncio.run(run()) == [alone[i % 4] for i in range(32)]
     assert len(set(alone)) > 1
-    assert vision_server.metric("vllm:mm_cache_hits_total") >= 32
-    assert vision_server.metric("vllm:num_requests_running") == 0
-
-
-def test_a_vision_model_answers_text_without_images(client: OpenAI) -> None:
-    texts = [client.chat.completions.create(messages=[{"role": "user", "content": "Hi"}], **_EXACT) for _ in range(2)]
-    assert texts[0].choices[0].message.content == texts[1].choices[0].message.content
+    assert server.metric("vllm:mm_cache_hits_total") >= 32
+    assert server.metric("vllm:num_requests_running") == 0

@@ -53,12 +53,6 @@ def server(adapters: _Adapters) -> Iterator[ServerProcess]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as openai_client:
-        yield openai_client
-
-
 def _complete(client: OpenAI, model: str) -> list[int]:
     answer: Any = client.completions.create(
         model=model,
@@ -157,7 +151,6 @@ def test_metrics_report_the_limit(server: ServerProcess) -> None:
     assert server.metric("vllm:lora_requests_info", max_lora="2", running_lora_adapters="") > 0
 
 
-@pytest.mark.thorough
 def test_a_restarted_engine_has_the_adapters(server: ServerProcess, client: OpenAI, adapters: _Adapters) -> None:
     assert _load(server, "dynamic", "blue").status == 200
     wait_process(server, "engine").kill()
@@ -168,7 +161,6 @@ def test_a_restarted_engine_has_the_adapters(server: ServerProcess, client: Open
     assert _unload(server, "dynamic").status == 200
 
 
-@pytest.mark.thorough
 def test_a_faulty_adapter_ends_the_start_with_its_name(adapters: _Adapters, tmp_path: Path) -> None:
     folder = save_adapter(adapters.model, tmp_path, r=32)
     with adapters.serve("--lora-modules", f"large={folder}", wait=False) as server:

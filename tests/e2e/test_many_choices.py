@@ -52,7 +52,6 @@ class Watch(threading.Thread):
         self.join()
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_choices_share_a_large_grammar(tiny_llama: Path, name: str) -> None:
     with ServerProcess([str(tiny_llama), "--max-model-len", "256"]) as server:

@@ -14,7 +14,6 @@ import pytest
 
 from tests.e2e.raw_client import RawClient
 from tests.e2e.server_process import ServerProcess
-from tests.llamas import save_tiny_llama
 
 NUM_CONNECTIONS = 10_000
 NUM_PROBES = 1000
@@ -36,8 +35,8 @@ def many_files(num: int) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ten_thousand_idle_connections_are_held(tmp_path: Path) -> None:
-    arguments = [str(save_tiny_llama(tmp_path)), "--http-header-timeout", "1800", "--disable-uvicorn-access-log"]
+def test_ten_thousand_idle_connections_are_held(tiny_llama: Path) -> None:
+    arguments = [str(tiny_llama), "--http-header-timeout", "1800", "--disable-uvicorn-access-log"]
     with many_files(NUM_CONNECTIONS + 1000), ServerProcess(arguments) as server, ExitStack() as stack:
         idle = [stack.enter_context(RawClient(server.port)) for _ in range(NUM_CONNECTIONS)]
         seconds = sorted(probe_all(server.port))

@@ -1,10 +1,7 @@
 """Every command runs with marked keys; no file, no output and no command line of any process shows them."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -12,6 +9,7 @@ from uuid import uuid4
 import click
 import pytest
 
+from tests.cli import CLI, run_cli
 from tests.command_tree import walk_commands
 from tests.e2e.secret_watch import SecretWatch
 from tests.e2e.server_process import ServerProcess
@@ -34,7 +32,7 @@ VARIABLES = {
     "HF_ENDPOINT": f"http://{MARK}:{MARK}@127.0.0.1:9",
     "HTTPS_PROXY": f"http://{MARK}:{MARK}@127.0.0.1:9",
 }
-SERVE = shlex.join([sys.executable, "-m", "vllm_cli", "serve"])
+SERVE = shlex.join([*CLI, "serve"])
 BENCH = "--json out.json --rounds 1"
 LOAD = f"{BENCH} --concurrency 1 --requests 1 --max-tokens 2"
 EMBEDDED = "--engine embedded --max-model-len 256"
@@ -98,12 +96,6 @@ class _Sandbox:
         for folder in (self.work, *(root / name for name in names.values())):
             folder.mkdir(mode=0o700)
 
-    def run(self, words: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "vllm_cli", *words], env=os.environ | self.environment, cwd=self.work,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[_Sandbox]:
@@ -127,7 +119,6 @@ def server(sandbox: _Sandbox, watch: SecretWatch, tiny_llama: Path) -> Iterator[
         yield running
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", RUNS)
 def test_a_command_shows_no_secret(
     name: str, sandbox: _Sandbox, watch: SecretWatch, server: ServerProcess, tiny_llama: Path
@@ -149,13 +140,12 @@ def test_a_command_shows_no_secret(
     for run in RUNS[name]:
         words = [*name.split(), *(word for part in run.split() for word in values.get(part, [part]))]
         watch.allow(words)
-        done = sandbox.run(words)
+        done = run_cli(*words, environment=sandbox.environment, cwd=sandbox.work)
         assert MARK not in done.stdout + done.stderr
         assert done.returncode in EXIT_CODES.get(name, {0}), done.stderr
     watch.check(sandbox.root)
 
 
-@pytest.mark.thorough
 def test_no_answer_and_no_log_line_shows_a_secret(server: ServerProcess, watch: SecretWatch) -> None:
     for path in (f"/v1/models?api_key={MARK}", f"/nowhere?x=1&access_token={MARK}", "/v1/completions"):
         for key in (KEYS[0], f"{MARK}-wrong"):
@@ -167,7 +157,6 @@ def test_no_answer_and_no_log_line_shows_a_secret(server: ServerProcess, watch: 
     watch.check()
 
 
-@pytest.mark.thorough
 def test_a_warm_start_shows_no_secret(sandbox: _Sandbox, watch: SecretWatch, tiny_llama: Path) -> None:
     """Nor do the standby, the template process and the dormant forkserver."""
     words = [str(tiny_llama), *EMBEDDED.split(), *SECRETS]
@@ -179,7 +168,6 @@ def test_a_warm_start_shows_no_secret(sandbox: _Sandbox, watch: SecretWatch, tin
         watch.check(sandbox.root, standby.runtime_folder)
 
 
-@pytest.mark.thorough
 def test_a_start_of_vllm_shows_no_secret(sandbox: _Sandbox, watch: SecretWatch) -> None:
     """It writes a profile and a journal."""
     words = ["model", "--enforce-eager", *SECRETS]

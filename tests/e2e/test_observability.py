@@ -1,19 +1,16 @@
 """Log, metrics and status page of a real server."""
 
 import json
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.cli import run_cli
 from tests.e2e.server_process import ServerProcess
-from tests.ports import free_port
+from tests.http_answer import ask
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -36,19 +33,26 @@ def records(log: str) -> list[dict[str, Any]]:
 
 
 def complete(server: ServerProcess, **options: Any) -> Any:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+    with server.openai() as client:
         return client.completions.create(model="smol", prompt=PROMPT, seed=1, **options)
 
 
-def get(server: ServerProcess, path: str) -> bytes:
-    with urllib.request.urlopen(server.url + path, timeout=60) as response:
-        body: bytes = response.read()
-        return body
+Samples = dict[tuple[str, frozenset[Any]], float]
 
 
-def samples(server: ServerProcess) -> dict[tuple[str, frozenset[Any]], float]:
-    families = text_string_to_metric_families(get(server, "/metrics").decode())
+def samples(server: ServerProcess) -> Samples:
+    families = text_string_to_metric_families(ask(f"{server.url}/metrics").body.decode())
     return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def increases(before: Samples, after: Samples) -> Callable[..., float]:
+    """A function of a metric's name and labels."""
+
+    def increase(name: str, **labels: str) -> float:
+        key = (f"vllm:{name}", frozenset({"model_name": "smol", "engine": "0", **labels}.items()))
+        return after[key] - before[key]
+
+    return increase
 
 
 def test_every_log_line_is_json_with_the_process_s_role(server: ServerProcess) -> None:
@@ -74,31 +78,11 @@ def test_log_lines_of_a_request_carry_its_id(server: ServerProcess) -> None:
     assert (lines[1]["path"], lines[1]["status"]) == ("/v1/completions", 200)
 
 
-def test_the_access_log_omits_the_disabled_paths(server: ServerProcess) -> None:
-    for path in ("/health", "/metrics", "/metrics?x=1", "/version"):
-        get(server, path)
-    server.wait_logged('"path": "/version"')
-    paths = {line["path"].partition("?")[0] for line in records(server.log) if line["logger"] == "uvicorn.access"}
-    assert not paths & {"/health", "/metrics"}
-
-
-def test_statistics_are_logged_while_requests_run(server: ServerProcess) -> None:
-    complete(server, max_tokens=64, extra_body={"ignore_eos": True})
-    server.wait_logged("Avg generation throughput")
-    (line, *_) = [line for line in records(server.log) if "Avg generation throughput" in line["message"]]
-    assert (line["level"], line["logger"]) == ("INFO", "server.operation.telemetry")
-
-
 def test_metrics_count_a_request_exactly(server: ServerProcess) -> None:
     before = samples(server)
     usage = complete(server, n=2, max_tokens=7, extra_body={"ignore_eos": True, "cache_salt": "mine"}).usage
     assert (usage.completion_tokens, usage.prompt_tokens > 3) == (14, True)
-    after = samples(server)
-
-    def increase(name: str, **labels: str) -> float:
-        key = (f"vllm:{name}", frozenset({"model_name": "smol", "engine": "0", **labels}.items()))
-        return after[key] - before[key]
-
+    increase = increases(before, samples(server))
     prompt = 2 * usage.prompt_tokens
     shared = (usage.prompt_tokens - 1) // 16 * 16  # whole blocks, of the first choice's prompt
     assert increase("generation_tokens_total") == 14
@@ -131,12 +115,7 @@ def test_prefix_cache_hits_are_counted(server: ServerProcess) -> None:
     complete(server, max_tokens=1)
     before = samples(server)
     usage = complete(server, max_tokens=1).usage
-    after = samples(server)
-
-    def increase(name: str, **labels: str) -> float:
-        key = (f"vllm:{name}", frozenset({"model_name": "smol", "engine": "0", **labels}.items()))
-        return after[key] - before[key]
-
+    increase = increases(before, samples(server))
     hits = increase("prefix_cache_hits_total")
     assert hits == (usage.prompt_tokens - 1) // 16 * 16, "whole blocks, without the last token"
     assert increase("prefix_cache_queries_total") == usage.prompt_tokens
@@ -147,8 +126,8 @@ def test_prefix_cache_hits_are_counted(server: ServerProcess) -> None:
 
 
 def test_the_status_page_shows_the_same_figures(server: ServerProcess) -> None:
-    assert b"<!doctype html>" in get(server, "/")
-    status = json.loads(get(server, "/status.json"))
+    assert b"<!doctype html>" in ask(server.url).body
+    status = ask(f"{server.url}/status.json").json
     assert (status["status"], status["model"], status["start"]["outcome"]) == ("ready", "smol", "ready")
     assert status["live"]["generation_tokens"] == server.metric("vllm:generation_tokens_total")
     assert status["live"]["engine_rss_bytes"] > 50 << 20
@@ -156,9 +135,7 @@ def test_the_status_page_shows_the_same_figures(server: ServerProcess) -> None:
 
 def test_a_start_that_times_out_logs_json(model_path: Path) -> None:
     """The stacks of all threads are one line."""
-    command = [sys.executable, "-m", "vllm_cli", "serve", str(model_path), "--port", str(free_port())]
-    limit = ["--startup-timeout", "0.05", "--log-format", "json"]
-    run = subprocess.run([*command, *limit], capture_output=True, text=True, timeout=200)
+    run = run_cli("serve", model_path, "--port", "0", "--startup-timeout", "0.05", "--log-format", "json")
     assert run.returncode == 3
     lines = records(run.stderr)
     assert any("--startup-timeout 0.05 s" in line["message"] for line in lines)
@@ -166,8 +143,7 @@ def test_a_start_that_times_out_logs_json(model_path: Path) -> None:
 
 
 def test_a_missing_model_is_an_error_in_json(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vllm_cli", "serve", str(tmp_path / "no"), "--port", str(free_port())]
-    run = subprocess.run([*command, "--log-format", "json"], capture_output=True, text=True, timeout=200)
+    run = run_cli("serve", tmp_path / "no", "--port", "0", "--log-format", "json")
     assert run.returncode == 3
     last = records(run.stderr)[-1]
     assert last["level"] == "ERROR"

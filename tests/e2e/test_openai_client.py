@@ -20,7 +20,6 @@ def test_capital_of_france_is_paris(client: OpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-@pytest.mark.thorough
 def test_stream_has_the_same_text_as_the_unstreamed_answer(exact_client: OpenAI) -> None:
     client = exact_client
     whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=48)
@@ -39,7 +38,6 @@ def test_stream_has_the_same_text_as_the_unstreamed_answer(exact_client: OpenAI)
     assert chunks[-1].usage == whole.usage
 
 
-@pytest.mark.thorough
 def test_thirty_two_concurrent_streams_give_the_text_of_each_alone(exact_client: OpenAI) -> None:
     client = exact_client
     prompts = [f"Question {i}: what is {i} plus {i}? Answer:" for i in range(32)]
@@ -65,30 +63,6 @@ def test_thirty_two_concurrent_streams_give_the_text_of_each_alone(exact_client:
     assert concurrent[::2] == alone
 
 
-@pytest.mark.thorough
-def test_same_seed_gives_the_same_choices_and_they_differ(exact_client: OpenAI) -> None:
-    client = exact_client
-
-    def complete(seed: int) -> list[str]:
-        answer = client.completions.create(
-            model=MODEL, prompt="Once upon a time", temperature=1.0, max_tokens=16, n=3, seed=seed
-        )
-        return [c.text for c in answer.choices]
-
-    first = complete(7)
-    assert first == complete(7)
-    assert len(set(first)) == 3
-    assert first != complete(8)
-
-
-def test_stop_string_is_cut_off_and_is_the_stop_reason(client: OpenAI) -> None:
-    answer = client.completions.create(model=MODEL, prompt="1, 2, 3, 4,", temperature=0, max_tokens=40, stop=["8"])
-    assert "7" in answer.choices[0].text
-    assert "8" not in answer.choices[0].text
-    assert answer.choices[0].finish_reason == "stop"
-    assert answer.choices[0].model_extra["stop_reason"] == "8"  # type: ignore[index]
-
-
 def test_logprobs_come_with_the_tokens(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=QUESTION, temperature=0, max_tokens=5, logprobs=True, top_logprobs=3
@@ -99,18 +73,6 @@ def test_logprobs_come_with_the_tokens(client: OpenAI) -> None:
     for token in content:
         assert len(token.top_logprobs) == 3
         assert token.logprob == max(t.logprob for t in token.top_logprobs)
-
-
-def test_echo_scores_the_prompt(client: OpenAI) -> None:
-    answer = client.completions.create(
-        model=MODEL, prompt="Paris is in France", temperature=0, max_tokens=1, echo=True, logprobs=1
-    )
-    logprobs = answer.choices[0].logprobs
-    assert logprobs is not None
-    assert logprobs.token_logprobs is not None
-    assert logprobs.token_logprobs[0] is None
-    assert all(p is not None and p <= 0 for p in logprobs.token_logprobs[1:])
-    assert "".join(logprobs.tokens or []) == answer.choices[0].text
 
 
 @pytest.mark.smoke

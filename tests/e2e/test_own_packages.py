@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.server_process import ServerProcess
-from tests.llamas import save_tiny_llama
 
 _NAMES = ("server", "startup", "envs")
 
@@ -44,11 +43,9 @@ def test_command_line(command: list[str], decoys: Path) -> None:
     assert "Serve MODEL" in done.stdout
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
-def test_processes_of_a_server(method: str, decoys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = save_tiny_llama(tmp_path / "model")
+def test_processes_of_a_server(method: str, decoys: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(decoys)
     environment = {"PYTHONPATH": ".", "VLLM_WORKER_MULTIPROC_METHOD": method}
-    with ServerProcess([str(model)], environment=environment):
+    with ServerProcess([str(tiny_llama)], environment=environment):
         assert _imported(decoys) == []

@@ -10,8 +10,6 @@ from tests.e2e.server_process import ServerProcess
 from tests.server.engine.pooling.small_pooling import hidden_states, unit
 from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 
-pytestmark = pytest.mark.thorough
-
 NAME = "tiny"
 TEXTS = ["hello world", "the capital of france is paris", "the cat sat on the mat and the dog sat on the cat", "a"]
 IDS = {"hello world": [2, 5, 6, 3]}
@@ -28,12 +26,6 @@ def server(folder: Path) -> Iterator[ServerProcess]:
     save_sentence_files(folder)
     with ServerProcess([str(folder), "--served-model-name", NAME, "--runner", "pooling"]) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_embeddings_equal_transformers(client: OpenAI, folder: Path) -> None:

@@ -1,9 +1,7 @@
 """Each process of a server is killed: no process is left, and the server exits or logs it and continues."""
 
-import os
 import signal
-import subprocess
-import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,13 @@ import psutil
 import pytest
 
 from envs.registry import START_METHODS
+from tests.cli import run_cli
 from tests.e2e.process_tree import Role, find_process, wait_process
 from tests.e2e.stop_point import API_READS_TOKENIZER, FORKSERVER_FORKS, StopPoint, stop_environment
+from tests.e2e.stream_reader import StreamReader
+from tests.processes import GONE_S, assert_gone
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.thorough
-
-_GONE_S = 60.0
 _INTERRUPT_DECODER = """
 import os, signal, sys, typing
 
@@ -34,18 +32,14 @@ union.__hash__ = interrupted
 """
 
 
-def _assert_gone(family: list[psutil.Process]) -> None:
-    _, left = psutil.wait_procs(family, timeout=_GONE_S)
-    assert not left
-
-
 @pytest.mark.parametrize("role", ["engine", "forkserver"])
 def test_server_exits_when_its_engine_or_forkserver_is_killed(start_server: Any, role: Role) -> None:
     with start_server() as server:
-        family = server.family()
+        family, reader = server.family(), StreamReader(server.url, 2000)
         wait_process(server, role).kill()
-        assert server.process.wait(_GONE_S) == 1
-        _assert_gone(family)
+        assert any(event and "error" in event for event in reader.finish())
+        assert server.process.wait(GONE_S) == 1
+        assert_gone(family)
         line = next(line for line in server.log.splitlines() if "the engine died" in line)
         assert "forkserver" in line if role == "forkserver" else "killed by SIGKILL" in line
         assert "Traceback" not in server.log
@@ -61,7 +55,7 @@ def test_no_process_outlives_an_api_process_that_is_killed_during_the_start(
         family = server.family()
         assert len(family) > 1
         server.process.kill()
-        _assert_gone(family)
+        assert_gone(family)
 
 
 def test_forkserver_that_is_killed_while_it_forks_fails_the_start(start_server: Any, tmp_path: Path) -> None:
@@ -69,8 +63,8 @@ def test_forkserver_that_is_killed_while_it_forks_fails_the_start(start_server: 
     with start_server(wait=False, environment=forking.environment) as server:
         wait_process(server, "forkserver")
         family = server.family()
-        assert server.process.wait(_GONE_S) == 3
-        _assert_gone(family)
+        assert server.process.wait(GONE_S) == 3
+        assert_gone(family)
         assert "Error: the engine process could not be started: the forkserver was killed" in server.log
         assert "Traceback" not in server.log
 
@@ -88,7 +82,7 @@ def test_start_succeeds_without_helper_processes_that_are_killed(start_server: A
         assert "the responder process" in server.log
         family = server.family()
         assert server.terminate() == 0
-        _assert_gone(family)
+        assert_gone(family)
         assert "Traceback" not in server.log
 
 
@@ -98,7 +92,7 @@ def test_stopped_engine_exits_when_the_api_process_is_killed(start_server: Any) 
         family = server.family()
         wait_process(server, "engine").suspend()
         server.process.kill()
-        _assert_gone(family)
+        assert_gone(family)
 
 
 def test_only_the_api_process_acts_on_signals_to_the_process_group(start_server: Any) -> None:
@@ -113,11 +107,10 @@ def test_only_the_api_process_acts_on_signals_to_the_process_group(start_server:
         assert "Traceback" not in server.log
 
 
+@pytest.mark.thorough
 def test_ctrl_c_while_the_command_is_imported_prints_no_traceback(tmp_path: Path) -> None:
     importing = StopPoint(tmp_path, "import", "click._compat", signal_number=signal.SIGINT)
-    command = [sys.executable, "-m", "vllm_cli", "env"]
-    environment = {**os.environ, **importing.environment}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_GONE_S)
+    done = run_cli("env", environment=importing.environment)
     assert done.returncode in (-signal.SIGINT, 130)
     assert "Traceback" not in done.stderr
 
@@ -132,12 +125,10 @@ def test_ctrl_c_during_the_start_prints_no_traceback(start_server: Any) -> None:
                 family.append(wait_process(server, "engine"))
             family += server.family()
             for process in family:  # a terminal sends it to the whole group
-                try:
+                with suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGINT)
-                except psutil.NoSuchProcess:
-                    continue
-            assert server.process.wait(_GONE_S) in (0, 130)
-            _assert_gone(family)
+            assert server.process.wait(GONE_S) in (0, 130)
+            assert_gone(family)
             assert "Traceback" not in server.log
 
 
@@ -145,5 +136,5 @@ def test_ctrl_c_that_msgspec_discards_ends_the_start(start_server: Any, tmp_path
     """Its C code calls `hash` on a message's types, and drops every error of it."""
     (tmp_path / "sitecustomize.py").write_text(_INTERRUPT_DECODER)
     with start_server(wait=False, environment=stop_environment(tmp_path)) as server:
-        assert server.process.wait(_GONE_S) == 130
+        assert server.process.wait(GONE_S) == 130
         assert "Traceback" not in server.log

@@ -9,10 +9,7 @@ import torch
 from openai import OpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from tests.e2e.server_process import ServerProcess
 from tests.embeds_payloads import safetensors_payload, torch_payload
-
-pytestmark = pytest.mark.thorough
 
 MODEL = "smol"
 PROMPT = "The capital of France is"
@@ -31,16 +28,10 @@ def model(model_path: Path) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def exact_server(start_server: Any) -> Iterator[ServerProcess]:
-    """A float32 server, where rounding does not depend on the other sequences of a batch."""
+def exact(start_server: Any) -> Iterator[OpenAI]:
+    """The client of a float32 server, where rounding does not depend on the other sequences of a batch."""
     arguments = ("--enable-prompt-embeds", "--dtype", "float32", "--max-model-len", "1024")
-    with start_server(*arguments, "--max-num-batched-tokens", "128") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def exact(exact_server: ServerProcess) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{exact_server.url}/v1", api_key="none", max_retries=0) as client:
+    with start_server(*arguments, "--max-num-batched-tokens", "128") as running, running.openai() as client:
         yield client
 
 
@@ -67,23 +58,6 @@ def test_embeddings_of_a_text_continue_as_the_text_does(
     assert continue_greedily(exact, prompt_embeds=write(rows)) == [expected]
     both = continue_greedily(exact, prompt=[text, "Berlin is"], prompt_embeds=[write(rows), write(rows[:3])])
     assert [both[0], both[2]] == [expected] * 2
-
-
-def test_continuation_equals_generate(
-    exact: OpenAI, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Rows that belong to no token: each is the mean of two rows."""
-    rows = embed(model, tokenizer, STORY)[:90]
-    rows = (rows + rows.roll(1, 0)) / 2
-    output = model.generate(
-        inputs_embeds=rows[None],
-        attention_mask=torch.ones(1, len(rows), dtype=torch.long),
-        max_new_tokens=24,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    assert continue_greedily(exact, prompt_embeds=torch_payload(rows)) == [tokenizer.decode(output[0])]
 
 
 def test_embeddings_work_with_choices_and_streams(
@@ -113,10 +87,7 @@ def test_a_bfloat16_server_takes_rows_of_other_types_and_layouts(
     start_server: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     rows = embed(model, tokenizer, PROMPT)
-    with (
-        start_server("--enable-prompt-embeds", "--max-model-len", "512") as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
-    ):
+    with start_server("--enable-prompt-embeds", "--max-model-len", "512") as server, server.openai() as client:
         for given in (rows, rows.bfloat16(), rows.to_sparse()):
             (text,) = continue_greedily(client, prompt_embeds=torch_payload(given))
             assert text.startswith(" Paris")

@@ -10,7 +10,6 @@ import pytest
 from openai import OpenAI
 
 from tests.e2e.server_process import ServerProcess
-from tests.llamas import save_tiny_llama
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: <think>"
 SCHEMA = {
@@ -32,23 +31,16 @@ QUESTION: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def client(model: Path) -> Iterator[OpenAI]:
-    with connect(model, "--reasoning-parser", "deepseek_r1") as openai:
+def client(tiny_llama: Path) -> Iterator[OpenAI]:
+    with connect(tiny_llama, "--reasoning-parser", "deepseek_r1") as openai:
         yield openai
 
 
 @contextmanager
 def connect(model: Path, *words: str) -> Iterator[OpenAI]:
     """The client of a server with these arguments."""
-    with (
-        ServerProcess([str(model), "--served-model-name", "tiny", "--chat-template", TEMPLATE, *words]) as running,
-        OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as openai,
-    ):
+    arguments = [str(model), "--served-model-name", "tiny", "--chat-template", TEMPLATE, *words]
+    with ServerProcess(arguments) as running, running.openai() as openai:
         yield openai
 
 
@@ -79,13 +71,12 @@ def test_a_forced_tool_call_is_streamed_after_the_reasoning(client: OpenAI, choi
     assert json.loads(arguments)["city"] in ("Rome", "Oslo")
 
 
-@pytest.mark.thorough
-def test_a_strict_call_may_end_the_reasoning(model: Path) -> None:
+def test_a_strict_call_may_end_the_reasoning(tiny_llama: Path) -> None:
     """The budget makes the model begin a call; the grammar then contains the call's tag."""
     parsers = ["--reasoning-parser", "qwen3", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     strict = {"type": "function", "function": {"name": "f", "strict": True, "parameters": SCHEMA}}
     fields: Any = {"tools": [strict], "stop": ["</tool_call>"], "include_stop_str_in_output": True}
-    with connect(model, *parsers, "--reasoning-config", '{"reasoning_end_str": "<tool_call>"}') as client:
+    with connect(tiny_llama, *parsers, "--reasoning-config", '{"reasoning_end_str": "<tool_call>"}') as client:
         body = QUESTION | {"extra_body": QUESTION["extra_body"] | fields}
         choice = client.chat.completions.create(**body, seed=1).choices[0]
     (call,) = choice.message.tool_calls or []

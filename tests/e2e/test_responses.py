@@ -10,15 +10,9 @@ from openai import NotFoundError, OpenAI
 from tests.e2e.server_process import ServerProcess
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.thorough
-
 MODEL = "smol"
 QUESTION = "What is the capital of France?"
 ENDLESS: Any = {"model": MODEL, "input": "Tell me a story.", "extra_body": {"ignore_eos": True}}
-
-
-def client_of(server: ServerProcess) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
 def test_client_creates_streams_and_continues(client: OpenAI) -> None:
@@ -43,26 +37,26 @@ def test_a_response_in_the_background_is_cancelled(server: ServerProcess, client
 def test_a_drain_waits_for_the_background_and_a_file_outlives_the_server(start_server: Any, tmp_path: Path) -> None:
     arguments = ("--responses-store-file", str(tmp_path / "responses.db"), "--max-model-len", "512")
     with start_server(*arguments, "--shutdown-timeout", "200") as server:
-        response = client_of(server).responses.create(**ENDLESS, background=True, max_output_tokens=60)
+        response = server.openai().responses.create(**ENDLESS, background=True, max_output_tokens=60)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(200) == 0
     with start_server(*arguments) as server:
-        kept = client_of(server).responses.retrieve(response.id)
+        kept = server.openai().responses.retrieve(response.id)
         assert (kept.status, kept.usage is not None and kept.usage.output_tokens) == ("incomplete", 60)
 
 
 def test_a_drain_ends_what_takes_too_long(start_server: Any, tmp_path: Path) -> None:
     arguments = ("--responses-store-file", str(tmp_path / "responses.db"))
     with start_server(*arguments, "--shutdown-timeout", "0") as server:
-        client = client_of(server)
+        client = server.openai()
         response = client.responses.create(**ENDLESS, background=True)
         wait_until(lambda: server.metric("vllm:num_requests_running") == 1)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
     with start_server(*arguments) as server:
-        kept = client_of(server).responses.retrieve(response.id)
+        kept = server.openai().responses.retrieve(response.id)
         assert kept.status == "failed"
         assert kept.error is not None
         assert "shutting down" in kept.error.message
         with pytest.raises(NotFoundError):
-            client_of(server).responses.retrieve("resp_other")
+            server.openai().responses.retrieve("resp_other")

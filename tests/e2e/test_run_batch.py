@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.cli import CLI, run_cli
 from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -20,12 +20,12 @@ def test_a_killed_batch_leaves_no_process_and_the_next_run_finishes_it(model_pat
     """The first run is killed with many requests left; the second run has short versions of them."""
     batch, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     _write(batch, [_request(n, max_tokens=4 if n < _NUM_SHORT else 400) for n in range(_NUM_SHORT + _NUM_LONG)])
-    command = [sys.executable, "-m", "vllm_cli", "run-batch", "-i", str(batch), "-o", str(out)]
+    command = ["run-batch", "-i", str(batch), "-o", str(out)]
     # A list flag takes every word up to the next flag: the order of the user's words is kept.
     command += ["--max-num-seqs", "2", "--model", str(model_path), "--served-model-name", "smol", "other"]
     command += ["--max-model-len", "512", "--max-concurrency", "2"]
 
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*CLI, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: process.poll() is not None or _num_lines(out) >= _NUM_SHORT, timeout_s=240)
         assert process.poll() is None, process.stderr and process.stderr.read()
@@ -39,7 +39,7 @@ def test_a_killed_batch_leaves_no_process_and_the_next_run_finishes_it(model_pat
     assert _NUM_SHORT <= len(kept) < _NUM_SHORT + _NUM_LONG
 
     _write(batch, [_request(n, max_tokens=4) for n in range(_NUM_SHORT + _NUM_LONG)])
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=280)
+    done = run_cli(*command, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["skipped"] == len(kept)
     lines = out.read_bytes().splitlines()
@@ -51,12 +51,11 @@ def test_a_killed_batch_leaves_no_process_and_the_next_run_finishes_it(model_pat
 
 def test_a_failed_start_shows_the_servers_error_and_exit_code(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps(_request(0)))
-    command = [sys.executable, "-m", "vllm_cli", "run-batch", "-i", str(tmp_path / "in.jsonl")]
-    command += ["-o", str(tmp_path / "out.jsonl"), "--model", str(tmp_path / "no-model")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    command = ("run-batch", "-i", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "--model", tmp_path / "no-model")
+    done = run_cli(*command)
     assert done.returncode == 3
     assert f"{tmp_path}/no-model is neither a folder nor a name" in done.stderr
-    wrong = subprocess.run([*command, "--max-num-seqs", "many"], capture_output=True, text=True, timeout=280)
+    wrong = run_cli(*command, "--max-num-seqs", "many")
     assert wrong.returncode == 2
     assert "--max-num-seqs" in wrong.stderr
 
@@ -68,9 +67,8 @@ def test_its_server_needs_no_key_and_no_tls_of_a_config_file(tiny_llama: Path, t
     config.write_text(f"api-key: [sesame-2]\napi-key-file: {keys}\nserved-model-name: smol\n{tls}")
     body = {"model": "smol", "prompt": "a", "max_tokens": 1}
     batch.write_text(json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}))
-    command = [sys.executable, "-m", "vllm_cli", "run-batch", "-i", str(batch), "-o", str(tmp_path / "out.jsonl")]
-    command += ["--model", str(tiny_llama), "--config", str(config), "--fail-on-error"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    words = ("--model", tiny_llama, "--config", config, "--fail-on-error")
+    done = run_cli("run-batch", "-i", batch, "-o", tmp_path / "out.jsonl", *words)
     assert done.returncode == 0, done.stderr
     assert "Notice" not in done.stderr
 

@@ -5,11 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
 
+from tests.http_answer import ask
 from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
 from tests.waiting import wait_until
@@ -47,8 +47,7 @@ def test_a_service_takes_its_socket_and_notifies_its_state(
             assert "STATUS=preflight" in statuses
             url = "http://{}:{}".format(*listener.getsockname())
             assert statuses[-1] == f"STATUS=ready: {url}"
-            with urllib.request.urlopen(f"{url}/health", timeout=60) as response:
-                assert response.status == 200
+            assert ask(f"{url}/health").status == 200
             wait_until(lambda: notified.lines.count("WATCHDOG=1") >= 3)
             process.send_signal(signal.SIGTERM)
             assert process.wait(120) == 0

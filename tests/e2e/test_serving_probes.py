@@ -13,31 +13,23 @@ import pytest
 from tests.e2e.process_tree import find_process, wait_process
 from tests.e2e.raw_client import RawAnswer, RawClient
 from tests.e2e.server_process import ServerProcess
-from tests.llamas import save_tiny_llama
 from tests.server.http import middleware_of_a_user
 from tests.stopped import stopped
 from tests.waiting import is_gone, wait_until
-
-pytestmark = pytest.mark.thorough
 
 _PATHS = ("/health", "/ping", "/readyz", "/livez")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def shared(folder: Path) -> Iterator[ServerProcess]:
-    with ServerProcess([str(folder)]) as running:
+def shared(tiny_llama: Path) -> Iterator[ServerProcess]:
+    with ServerProcess([str(tiny_llama)]) as running:
         yield running
 
 
 @pytest.fixture
-def server(folder: Path) -> Iterator[ServerProcess]:
+def server(tiny_llama: Path) -> Iterator[ServerProcess]:
     """A server that the test changes; its engine may be started again once."""
-    with ServerProcess([str(folder), "--engine-restarts", "1"]) as running:
+    with ServerProcess([str(tiny_llama), "--engine-restarts", "1"]) as running:
         yield running
 
 
@@ -49,9 +41,9 @@ def _ask(client: RawClient, path: str = "/health") -> RawAnswer:
     return client.send(_request(path)).read()
 
 
-def _status_of_stopped(server: ServerProcess, path: str, kept: RawClient | None = None) -> int:
+def _status_of_stopped(server: ServerProcess, path: str) -> int:
     """0 without an answer: this process was so slow that the connection was passed on to the server."""
-    with suppress(TimeoutError), kept or RawClient(server.port) as client:
+    with suppress(TimeoutError), RawClient(server.port) as client:
         client.socket.settimeout(1)
         return _ask(client, path).status
     return 0
@@ -71,19 +63,8 @@ def test_probes_are_answered_while_the_event_loop_is_held_and_503_after_two_seco
     wait_until(lambda: shared.health() == 200)
 
 
-def test_a_client_that_probes_again_is_answered_while_the_event_loop_is_held(shared: ServerProcess) -> None:
-    def is_answered() -> bool:
-        client = RawClient(shared.port)
-        for _ in range(3):
-            assert _ask(client).status == 200
-        with stopped(shared.process.pid):
-            return _status_of_stopped(shared, "/health", client) == 200
-
-    wait_until(is_answered)
-
-
-def test_answers_have_the_bytes_of_the_servers_own(shared: ServerProcess, folder: Path) -> None:
-    with ServerProcess([str(folder)], environment={"VCLI_PROBE_PROCESS": "0"}) as other:
+def test_answers_have_the_bytes_of_the_servers_own(shared: ServerProcess, tiny_llama: Path) -> None:
+    with ServerProcess([str(tiny_llama)], environment={"VCLI_PROBE_PROCESS": "0"}) as other:
         assert find_process(other, "responder") is None
         expected = [_bytes(other, path, headers) for path in _PATHS for headers in ("", "Connection: close\r\n")]
     answers: list[bytes] = []
@@ -129,20 +110,6 @@ def test_a_killed_engine_is_503_at_once_on_every_connection(server: ServerProces
             assert b"restarting" in answer.body
 
 
-def test_a_draining_server_is_503_on_every_connection(server: ServerProcess) -> None:
-    with RawClient(server.port) as client, RawClient(server.port) as running:
-        for _ in range(3):
-            assert _ask(client).status == 200
-        running.post("/v1/completions", {"prompt": "a", "max_tokens": 100, "ignore_eos": True, "stream": True})
-        server.wait_load(1)
-        server.process.send_signal(signal.SIGTERM)
-        server.wait_unready()
-        assert b"draining" in _ask(client).body
-        assert b"[DONE]" in running.read_stream()
-    assert server.process.wait(60) == 0
-    assert "responder process" not in server.log
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_the_server_goes_on_without_the_responder(number: int, server: ServerProcess) -> None:
     responder = wait_process(server, "responder")
@@ -165,7 +132,7 @@ def test_the_server_goes_on_without_the_responder(number: int, server: ServerPro
         pytest.param(("--enable-request-id-headers",), id="request-ids"),
     ],
 )
-def test_there_is_no_responder_if_answers_depend_on_the_request(words: tuple[str, ...], folder: Path) -> None:
-    with ServerProcess([str(folder), *words]) as server:
+def test_there_is_no_responder_if_answers_depend_on_the_request(words: tuple[str, ...], tiny_llama: Path) -> None:
+    with ServerProcess([str(tiny_llama), *words]) as server:
         wait_until(lambda: find_process(server, "responder") is None)
         assert psutil.pid_exists(server.process.pid)

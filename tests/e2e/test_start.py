@@ -1,17 +1,12 @@
 """Real starts: probes are answered, phases are reported, signals and time-outs leave no process."""
 
 import json
-import os
 import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +14,14 @@ import psutil
 import pytest
 
 from envs.registry import START_METHODS
+from tests.cli import run_cli
 from tests.e2e.process_tree import for_each_process
 from tests.e2e.server_process import ServerProcess
+from tests.http_answer import ask
 from tests.ports import free_port
+from tests.processes import GONE_S, assert_gone
 from tests.waiting import wait_listening, wait_until
 
-_GONE_S = 60.0
 _AUDIT = """
 import os, sys, threading
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "numpy"}
@@ -44,22 +41,18 @@ class _Prober(threading.Thread):
     def __init__(self, port: int) -> None:
         super().__init__()
         self.statuses: list[int] = []
-        self.failures: list[str] = []
+        self.num_failures = 0
         self.bodies: list[dict[str, Any]] = []
         self._url = f"http://127.0.0.1:{port}/health"
         self._is_stopping = threading.Event()
 
     def run(self) -> None:
         while not self._is_stopping.is_set():
-            try:
-                with urllib.request.urlopen(self._url, timeout=60) as response:
-                    self.statuses.append(response.status)
-            except urllib.error.HTTPError as err:
-                self.statuses.append(err.code)
-                self.bodies.append(json.loads(err.read()))
-            except OSError as err:
-                if self.statuses:
-                    self.failures.append(repr(err))
+            answer = ask(self._url)
+            if answer.status:
+                self.statuses.append(answer.status)
+                self.bodies += [answer.json] if answer.status == 503 else []
+            self.num_failures += bool(self.statuses) and not answer.status
             time.sleep(0.002)
 
     def stop(self) -> None:
@@ -79,7 +72,7 @@ def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server: An
             for prober in probers:
                 prober.stop()
     for prober in probers:
-        assert not prober.failures
+        assert not prober.num_failures
         ready = prober.statuses.index(200)
         assert set(prober.statuses[:ready]) <= {503}  # a prober delayed for the whole start has no 503
         assert set(prober.statuses[ready:]) == {200}
@@ -89,39 +82,11 @@ def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server: An
     assert len({body["phase"] for prober in probers for body in prober.bodies}) >= 3
 
 
-@pytest.mark.thorough
-def test_second_server_on_the_port_fails_while_the_first_still_loads(start_server: Any, model_path: Path) -> None:
-    with start_server(wait=False) as first:
-        wait_listening(first.port)
-        second = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "vllm_cli",
-                "serve",
-                str(model_path),
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(first.port),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert second.returncode == 3
-        assert str(first.process.pid) in second.stderr
-        first.wait_ready()
-
-
 @pytest.mark.alone  # time without a processor between two phases belongs to no phase
 def test_report_and_trace_explain_the_start(start_server: Any, tmp_path: Path) -> None:
     report, trace = tmp_path / "report.json", tmp_path / "trace.json"
-    with (
-        start_server("--startup-report", str(report), "--startup-trace", str(trace)) as server,
-        urllib.request.urlopen(f"{server.url}/startupz") as response,
-    ):
-        answered = json.load(response)
+    with start_server("--startup-report", str(report), "--startup-trace", str(trace)) as server:
+        answered = ask(f"{server.url}/startupz").json
         waited_s = sum(for_each_process(server, _seconds_without_processor))
     written = json.loads(report.read_text())
     assert answered["outcome"] == written["outcome"] == "ready"
@@ -132,7 +97,6 @@ def test_report_and_trace_explain_the_start(start_server: Any, tmp_path: Path) -
     assert any(event["name"] == "load_weights" for event in json.loads(trace.read_text())["traceEvents"])
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("signal_number", "delay_s"),
     [
@@ -150,9 +114,8 @@ def test_signal_in_any_phase_ends_the_start_and_leaves_nothing(
         family = server.family()
         server.process.send_signal(signal_number)
         signalled_after_s = time.monotonic() - begin
-        server.process.wait(_GONE_S)
-        _, left = psutil.wait_procs(family, timeout=_GONE_S)
-        assert not left
+        server.process.wait(GONE_S)
+        assert_gone(family)
         assert "Traceback" not in server.log
         # An early signal ends the start before the model is loaded; close to readiness either may come first.
         if ready := re.search(r"ready after (\d+\.\d+) s", server.log):
@@ -162,9 +125,8 @@ def test_signal_in_any_phase_ends_the_start_and_leaves_nothing(
 def test_start_that_exceeds_its_timeout_ends_with_its_phase_and_stacks(start_server: Any) -> None:
     with start_server("--startup-timeout", "0.6", wait=False) as server:
         family = server.family()
-        assert server.process.wait(_GONE_S) == 3
-        _, left = psutil.wait_procs(family, timeout=_GONE_S)
-        assert not left
+        assert server.process.wait(GONE_S) == 3
+        assert_gone(family)
         assert "--startup-timeout 0.6 s, in phase" in server.log
         assert "Thread 0x" in server.log
 
@@ -181,83 +143,29 @@ def test_preflight_reports_all_faults_at_once_before_heavy_imports(tmp_path: Pat
     (model / "tokenizer.json").write_text("{")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        run = subprocess.run(
-            [sys.executable, "-m", "vllm_cli", "serve", str(model), "--host", "127.0.0.1", "--port", port],
-            env=os.environ | _audit_environment(tmp_path, "all"),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        words = ("serve", model, "--host", "127.0.0.1", "--port", port)
+        run = run_cli(*words, environment=_audit_environment(tmp_path, "all"))
     assert run.returncode == 3
     assert all(word in run.stderr for word in (port, "model.safetensors", "tokenizer.json"))
     assert not (tmp_path / "audit").exists(), (tmp_path / "audit").read_text()
 
 
-def test_misspelt_start_method_is_rejected_with_a_suggestion(model_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "vllm_cli", "serve", str(model_path)],
-        env=os.environ | {"VLLM_WORKER_MULTIPROC_METHOD": "forkserve"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 2
-    assert "forkserver" in run.stderr
-    assert "spawn" in run.stderr
-
-
 @pytest.mark.smoke
 def test_preflight_only_checks_and_exits(model_path: Path) -> None:
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "vllm_cli",
-            "serve",
-            str(model_path),
-            "--preflight-only",
-            "--json",
-            "--port",
-            str(free_port()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    run = run_cli("serve", model_path, "--preflight-only", "--json", "--port", free_port())
     assert run.returncode == 0, run.stdout
     assert json.loads(run.stdout)["ok"] is True
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("method", START_METHODS)
 def test_only_main_threads_import_heavy_modules(model_path: Path, tmp_path: Path, method: str) -> None:
-    _start_audited(model_path, tmp_path, method)
-
-
-@pytest.mark.slow
-def test_only_main_threads_import_heavy_modules_in_fifty_starts(model_path: Path, tmp_path: Path) -> None:
-    for _ in range(50):
-        _start_audited(model_path, tmp_path, "forkserver")
-
-
-@pytest.mark.thorough
-def test_api_process_of_a_plain_start_imports_no_torch(model_path: Path, tmp_path: Path) -> None:
     """With `forkserver` only the engine's processes load torch, which would take 1.5 s of the API process."""
-    with _audited(model_path, tmp_path, "forkserver") as server:
-        maps = Path(f"/proc/{server.process.pid}/maps").read_text()
-        assert "libtorch" not in maps
-
-
-def _start_audited(model_path: Path, folder: Path, method: str) -> None:
-    with _audited(model_path, folder, method):
-        pass
-    audit = folder / "audit"
+    environment = _audit_environment(tmp_path, "others") | {"VLLM_WORKER_MULTIPROC_METHOD": method}
+    with ServerProcess([str(model_path), "--prefetch", "on"], environment=environment) as server:
+        has_torch = "libtorch" in Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert not (has_torch and method == "forkserver")
+    audit = tmp_path / "audit"
     assert not audit.exists(), audit.read_text()
-
-
-def _audited(model_path: Path, folder: Path, method: str) -> ServerProcess:
-    environment = _audit_environment(folder, "others") | {"VLLM_WORKER_MULTIPROC_METHOD": method}
-    return ServerProcess([str(model_path), "--prefetch", "on"], environment=environment)
 
 
 def _audit_environment(folder: Path, threads: str) -> dict[str, str]:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import OpenAI
 
 from tests.e2e.browser import EXECUTABLE, Browser
 from tests.waiting import wait_until
@@ -23,7 +22,7 @@ async def test_the_page_shows_state_start_and_figures(start_server: Any, tmp_pat
             await browser.open(f"{server.url}/")
             await browser.wait_for("document.querySelector('#timeline svg rect') !== null")
             await browser.wait_for("document.querySelector('#state').textContent === 'ready'")
-            with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            with server.openai() as client:
                 client.completions.create(model="smol", prompt="a", max_tokens=5, extra_body={"ignore_eos": True})
             await browser.wait_for(f"({_CARDS})['Output tokens/s']?.includes('5 in all')")
             assert await browser.evaluate("document.querySelector('h1').textContent") == "smol"

@@ -10,7 +10,6 @@ import pytest
 from tests.certificates import Certificate, make_certificate, needs_openssl
 from tests.e2e.raw_client import RawAnswer, RawClient, request_bytes
 from tests.e2e.server_process import ServerProcess
-from tests.llamas import save_tiny_llama
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.thorough, needs_openssl]
@@ -58,9 +57,8 @@ class TlsServer(ServerProcess):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
-    folder = save_tiny_llama(tmp_path_factory.mktemp("tls"))
-    with TlsServer(folder, make_certificate(folder, "server")) as running:
+def server(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
+    with TlsServer(tiny_llama, make_certificate(tmp_path_factory.mktemp("tls"), "server")) as running:
         yield running
 
 
@@ -71,16 +69,6 @@ def test_handshakes_that_stall_make_room_for_others(server: TlsServer, hello: by
         assert server.health() == 200
         assert server.num_open() <= MAX_CONNECTIONS + 1
         assert all(client.is_closed() for client in stalled[: 2 * MAX_CONNECTIONS - 1])
-
-
-def test_idle_connections_make_room_for_handshakes(server: TlsServer) -> None:
-    with ExitStack() as stack:
-        clients = [stack.enter_context(server.connect()) for _ in range(MAX_CONNECTIONS)]
-        assert all(client.send(GET).read().status == 200 for client in clients)
-        with server.connect() as another:
-            assert another.send(GET).read().status == 200
-            assert clients[0].is_closed()
-            assert all(client.send(GET).read().status == 200 for client in clients[1:])
 
 
 def test_clients_that_do_not_close_make_room(server: TlsServer) -> None:

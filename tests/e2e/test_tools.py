@@ -10,8 +10,6 @@ from openai import OpenAI
 
 from tests.e2e.conftest import MODEL_NAME, StartServer
 
-pytestmark = pytest.mark.thorough
-
 WEATHER: Any = {
     "type": "function",
     "function": {
@@ -35,10 +33,7 @@ QUESTION: Any = {"role": "user", "content": "What is the weather in Zürich?"}
 @pytest.fixture(scope="module")
 def agent(start_server: StartServer) -> Iterator[OpenAI]:
     words = ("--enable-auto-tool-choice", "--tool-call-parser", "auto", "--max-model-len", "2048")
-    with (
-        start_server(*words) as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
-    ):
+    with start_server(*words) as server, server.openai() as client:
         yield client
 
 

@@ -5,16 +5,16 @@ import os
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import OpenAI
 
+from tests.cli import run_cli
 from tests.e2e.server_process import ServerProcess
+from tests.http_answer import ask
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def traced(model_path: Path, installed: dict[str, str]) -> Callable[[str], Serve
 
 
 def complete(server: ServerProcess, **options: Any) -> Any:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+    with server.openai() as client:
         return client.completions.create(model="smol", prompt="The capital of France is", max_tokens=5, **options)
 
 
@@ -117,8 +117,7 @@ def test_spans_of_a_request_and_of_the_start_are_received(collect, traced, kind:
             assert request["begin_ns"] <= child["begin_ns"] <= child["end_ns"] <= request["end_ns"]
 
         start = collector.wait_for("startup")
-        with urllib.request.urlopen(f"{server.url}/startupz", timeout=60) as answer:
-            report = json.load(answer)
+        report = ask(f"{server.url}/startupz").json
         assert start["parentSpanId"] == ""
         assert (start["end_ns"] - start["begin_ns"]) / 1e9 == pytest.approx(report["total_s"], abs=1e-6)
         assert start["end_ns"] < request["begin_ns"]
@@ -155,10 +154,7 @@ def test_an_unreachable_collector_delays_no_request_and_no_exit(traced) -> None:
 def test_without_the_extra_the_start_fails_with_the_command_that_installs_it(model_path: Path) -> None:
     if _has_opentelemetry():
         pytest.skip("OpenTelemetry is installed in this environment")
-    command = [sys.executable, "-m", "vllm_cli", "serve", str(model_path), "--port", "0"]
-    run = subprocess.run(
-        [*command, "--otlp-traces-endpoint", "http://127.0.0.1:4318"], capture_output=True, text=True, timeout=200
-    )
+    run = run_cli("serve", model_path, "--port", "0", "--otlp-traces-endpoint", "http://127.0.0.1:4318")
     assert run.returncode == 3
     assert "pip install 'vllm-cli-server[otel]'" in run.stderr
 

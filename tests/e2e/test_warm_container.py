@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.cli import CLI, run_cli
 from tests.containers import own_processes
 from tests.e2e.server_process import ServerProcess
-from tests.processes import end_server
+from tests.processes import GONE_S, end_server
 from tests.waiting import is_gone, wait_until
-
-pytestmark = pytest.mark.thorough
-
-_GONE_S = 60.0
 
 
 class _Container:
@@ -40,9 +36,7 @@ class _Container:
 
     def cli(self, *words: str) -> str:
         """The output of `docker exec CONTAINER vllm-cli ...`."""
-        command = [*self.exec, sys.executable, "-m", "vllm_cli", *words]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, timeout=200)
-        return done.stdout
+        return run_cli(*words, launcher=self.exec, environment=self.variables).stdout
 
     def entries(self) -> dict[str, dict[str, Any]]:
         """What `ps` shows there, by kind."""
@@ -54,11 +48,7 @@ class _Container:
     def stop(self) -> int:
         """As `docker stop`."""
         self._init.send_signal(signal.SIGTERM)
-        return self.process.wait(_GONE_S)
-
-    @property
-    def _environment(self) -> dict[str, str]:
-        return os.environ | self.variables
+        return self.process.wait(GONE_S)
 
 
 @pytest.fixture
@@ -68,9 +58,7 @@ def container() -> Iterator[_Container]:
         pytest.skip("process namespaces cannot be created")
     with tempfile.TemporaryDirectory(prefix="vs-", dir="/tmp") as path:
         variables = {"XDG_RUNTIME_DIR": path, "VCLI_STANDBY": "require"}
-        with _running(
-            [*launcher, sys.executable, "-m", "vllm_cli", "standby", "--for", "embedded"], variables
-        ) as process:
+        with _running([*launcher, *CLI, "standby", "--for", "embedded"], variables) as process:
             wait_until(lambda: list(Path(path).glob("vllm-cli/*-embedded.sock")), 240)
             started = _Container(process, variables)
             wait_until(started.is_ready, 240)
@@ -97,7 +85,7 @@ def test_a_server_that_is_started_in_the_container_is_warm_and_stops(container: 
         assert (entries["server"]["port"], entries["server"]["state"]) == (server.port, "ready")
         assert (entries["standby"]["pid"], entries["standby"]["state"]) == (1, "ready")
         assert container.cli("stop").endswith("has stopped\n")
-        assert server.process.wait(_GONE_S) == 0
+        assert server.process.wait(GONE_S) == 0
     assert container.is_ready()
 
 
@@ -106,7 +94,7 @@ def test_the_end_of_the_container_ends_its_servers(container: _Container, model_
         family = psutil.Process(container.process.pid).children(recursive=True)
         assert container.stop() == 0
         wait_until(lambda: all(is_gone(process.pid) for process in family))
-        server.process.wait(_GONE_S)
+        server.process.wait(GONE_S)
 
 
 def test_a_killed_front_process_leaves_no_process_in_the_container(container: _Container, model_path: Path) -> None:
@@ -114,7 +102,7 @@ def test_a_killed_front_process_leaves_no_process_in_the_container(container: _C
         forked = psutil.Process(container.process.pid).children(recursive=True)
         (front,) = psutil.Process(server.process.pid).children()
         front.kill()
-        server.process.wait(_GONE_S)
+        server.process.wait(GONE_S)
         wait_until(lambda: len(psutil.Process(container.process.pid).children(recursive=True)) == 3)
         assert len(forked) > 3
     assert container.is_ready()

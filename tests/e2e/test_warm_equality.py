@@ -100,7 +100,6 @@ def _differences(warm: dict[str, Any], cold: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.thorough
 def test_a_console_script_has_the_same_name_in_a_warm_start(
     tiny_llama: Path, standby: StandbyProcess, tmp_path: Path
 ) -> None:

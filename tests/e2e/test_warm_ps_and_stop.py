@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,17 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.cli import run_cli
 from tests.containers import as_user
 from tests.e2e.conftest import StartServer
 from tests.e2e.server_process import ServerProcess
+from tests.processes import GONE_S
 from tests.standby_process import StandbyProcess
 from tests.waiting import is_gone, wait_until
 
-pytestmark = pytest.mark.thorough
-
-_GONE_S = 60.0
-
-
-def _cli(*words: str, standby: StandbyProcess | None = None, launcher: tuple[str, ...] = ()) -> Any:
-    environment = os.environ | (standby.environment if standby else {})
-    command = [*launcher, sys.executable, "-m", "vllm_cli", *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-
 
 def _entries(**options: Any) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = json.loads(_cli("ps", "--json", **options).stdout)
+    entries: list[dict[str, Any]] = json.loads(run_cli("ps", "--json", **options).stdout)
     return entries
 
 
@@ -60,9 +51,9 @@ def test_a_forked_server_is_stopped_by_port_and_by_both_processes(
 ) -> None:
     with start_server(environment=standby.environment) as server:
         entry = _entry(server)
-        done = _cli("stop", str(entry[which]))
+        done = run_cli("stop", entry[which])
         assert (done.returncode, done.stdout) == (0, f"smol on {server.url} has stopped\n")
-        assert server.process.wait(_GONE_S) == 0
+        assert server.process.wait(GONE_S) == 0
         wait_until(lambda: all(map(is_gone, entry["pids"])))
     assert standby.process.poll() is None
 
@@ -74,9 +65,9 @@ def test_a_stopped_process_of_a_forked_server_is_killed_with_all_others(
     with start_server(environment=standby.environment) as server:
         entry = _entry(server)
         os.kill(entry[which], signal.SIGSTOP)
-        done = _cli("stop", str(entry[which]), "--timeout", "0.5")
+        done = run_cli("stop", entry[which], "--timeout", "0.5")
         assert done.returncode == 4
-        assert server.process.wait(_GONE_S) == -signal.SIGKILL
+        assert server.process.wait(GONE_S) == -signal.SIGKILL
         wait_until(lambda: all(map(is_gone, entry["pids"])))
 
 
@@ -86,17 +77,17 @@ def test_the_standby_is_listed_after_the_servers_and_stop_all_leaves_it(
     with start_server(environment=standby.environment):
         kinds = [entry["kind"] for entry in _entries()]
         assert kinds == sorted(kinds)
-    (entry,) = [e for e in _entries(standby=standby) if e["pid"] == standby.process.pid]
+    (entry,) = [e for e in _entries(environment=standby.environment) if e["pid"] == standby.process.pid]
     template_pid = standby.template().pid
     assert (entry["kind"], entry["state"], entry["pids"]) == ("standby", "ready", [entry["pid"], template_pid])
     assert entry["memory_bytes"] > 50 << 20
     assert {name for name, value in entry.items() if value is None} == {
         "port", "address", "model", "engine", "forked_pid",
     }  # fmt: skip
-    (line,) = [line for line in _cli("ps").stdout.splitlines() if line.startswith(f"{entry['pid']} ")]
+    (line,) = [line for line in run_cli("ps").stdout.splitlines() if line.startswith(f"{entry['pid']} ")]
     assert line.split()[-2:] == ["standby", "-"]
     for pid in entry["pids"]:
-        done = _cli("stop", str(pid))
+        done = run_cli("stop", pid)
         assert (done.returncode, "`vllm-cli standby stop`" in done.stderr) == (1, True)
     assert standby.process.poll() is None
 
@@ -111,7 +102,7 @@ def test_a_forked_server_of_another_user_is_shown_as_one(
     with start_server(environment=standby.environment) as server:
         entry = _entry(server, launcher=user)
         assert (entry["pid"], entry["port"], entry["model"]) == (server.process.pid, server.port, "smol")
-        assert _cli("stop", str(entry["forked_pid"]), launcher=user).returncode == 1
+        assert run_cli("stop", entry["forked_pid"], launcher=user).returncode == 1
         assert server.health() == 200
 
 

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -12,6 +11,7 @@ from typing import Final
 import pytest
 
 from tests.cgroups import own_cgroup
+from tests.cli import CLI
 from tests.e2e.shell import Shell
 from tests.ports import free_port
 from tests.standby_process import StandbyProcess
@@ -59,9 +59,8 @@ def standby(cgroup: Path | None) -> Iterator[StandbyProcess]:
         yield running
 
 
-@pytest.mark.thorough
 def test_starts_of_all_sessions_are_warm(standby: StandbyProcess, cgroup: Path | None, tiny_llama: Path) -> None:
-    serve = (sys.executable, "-m", "vllm_cli", "serve", str(tiny_llama), "--preflight-only", "--port", str(free_port()))
+    serve = (*CLI, "serve", str(tiny_llama), "--preflight-only", "--port", str(free_port()))
     place = [f"{name}={value}" for name, value in standby.environment.items()]
     for session in _SESSIONS:
         command = [*_launcher(session, cgroup), *place, *serve]

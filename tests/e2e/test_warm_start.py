@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections import Counter
@@ -19,6 +18,7 @@ import psutil
 import pytest
 
 from tests.certificates import make_certificate, needs_openssl
+from tests.cli import CLI, run_cli
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.ports import free_port
@@ -42,15 +42,8 @@ class _Done(NamedTuple):
     stderr: str
 
 
-def _run(words: tuple[str, ...], environment: Mapping[str, str], **options: Any) -> _Done:
-    done = subprocess.run(
-        [sys.executable, "-m", "vllm_cli", "serve", *words],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **options,
-    )
+def _run(words: tuple[str, ...], environment: Mapping[str, str]) -> _Done:
+    done = run_cli("serve", *words, environment=environment)
     return _Done(done.returncode, _without_varying(done.stdout), _without_varying(done.stderr))
 
 
@@ -92,7 +85,6 @@ def test_a_warm_server_is_forked_from_the_template_and_answers(tiny_llama: Path,
     standby.wait_no_server()
 
 
-@pytest.mark.thorough
 def test_cold_starts_are_not_compared_with_warm_ones(tiny_llama: Path, standby: StandbyProcess, tmp_path: Path) -> None:
     """The history of starts gives the remaining time, and reports a start that was much slower."""
     cache = {"VLLM_CACHE_ROOT": str(tmp_path)}
@@ -114,27 +106,25 @@ def test_report_trace_timeline_and_startupz_show_the_fork(
         assert [phase["name"] for phase in phases][:2] == ["interpreter", "fork_from_standby"]
     events = json.loads(trace.read_text())["traceEvents"]
     assert "fork_from_standby" in {event["name"] for event in events}
-    shown = subprocess.run(
-        [sys.executable, "-m", "vllm_cli", "timeline", str(report)], capture_output=True, text=True, timeout=60
-    )
-    assert re.search(r"api +fork_from_standby", shown.stdout)
+    assert re.search(r"api +fork_from_standby", run_cli("timeline", report).stdout)
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(("--port", "99999"), id="usage"),
-        pytest.param(("--preflight-only",), id="preflight-only"),
-        pytest.param(("--preflight-only", "--json"), id="preflight-json"),
-        pytest.param(("--max-model-len", "1000000"), id="preflight-fails"),
-        pytest.param(("--startup-timeout", "0.001"), id="startup-timeout", marks=pytest.mark.thorough),
-        pytest.param(("--nonsense",), id="unknown-flag", marks=pytest.mark.thorough),
-        pytest.param(("--config", "missing.yaml"), id="missing-config", marks=pytest.mark.thorough),
-        pytest.param(("--uds", "/no/such/folder/socket"), id="uds", marks=pytest.mark.thorough),
-        pytest.param(("--ssl-certfile", "/no/such/file"), id="no-certificate", marks=pytest.mark.thorough),
-        pytest.param(("--host", "192.0.2.1"), id="foreign-address", marks=pytest.mark.thorough),
-        pytest.param(("--engine", "vllm"), id="no-vllm", marks=pytest.mark.thorough),
+        ("--port", "99999"),
+        ("--preflight-only",),
+        ("--preflight-only", "--json"),
+        ("--max-model-len", "1000000"),
+        ("--startup-timeout", "0.001"),
+        ("--nonsense",),
+        ("--config", "missing.yaml"),
+        ("--uds", "/no/such/folder/socket"),
+        ("--ssl-certfile", "/no/such/file"),
+        ("--host", "192.0.2.1"),
+        ("--engine", "vllm"),
     ],
+    ids=" ".join,
 )
 def test_a_start_that_ends_by_itself_ends_as_a_cold_one(
     words: tuple[str, ...], tiny_llama: Path, standby: StandbyProcess
@@ -146,15 +136,6 @@ def test_a_start_that_ends_by_itself_ends_as_a_cold_one(
     standby.wait_no_server()
 
 
-@pytest.mark.thorough
-def test_a_missing_model_ends_as_in_a_cold_start(tmp_path: Path, standby: StandbyProcess) -> None:
-    (tmp_path / "config.json").write_text("{")
-    words = (str(tmp_path), "--port", str(free_port()))
-    warm, cold = _run(words, standby.environment), _run(words, OFF)
-    assert warm == cold
-    assert warm.code == 3
-
-
 def test_a_taken_port_ends_with_3_and_names_its_owner(tiny_llama: Path, standby: StandbyProcess) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         words = (str(tiny_llama), "--host", "127.0.0.1", "--port", str(taken.getsockname()[1]))
@@ -163,76 +144,48 @@ def test_a_taken_port_ends_with_3_and_names_its_owner(tiny_llama: Path, standby:
     assert warm.code == 3
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGINT,
-        signal.SIGTERM,
-        pytest.param(signal.SIGHUP, marks=pytest.mark.thorough),
-        pytest.param(signal.SIGQUIT, marks=pytest.mark.thorough),
-        pytest.param(signal.SIGUSR1, marks=pytest.mark.thorough),
-        pytest.param(signal.SIGKILL, marks=pytest.mark.thorough),
-    ],
-    ids=lambda number: signal.Signals(number).name,
-)
-def test_a_signal_ends_a_ready_server_as_a_cold_one(number: int, tiny_llama: Path, standby: StandbyProcess) -> None:
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGKILL"])
+def test_a_signal_ends_a_ready_server_as_a_cold_one(number: str, tiny_llama: Path, standby: StandbyProcess) -> None:
     ends = []
     for environment in (standby.environment, OFF):
         with ServerProcess([str(tiny_llama)], environment=environment) as server:
             wait_until(lambda log=server: "ready after" in log.log)  # probes are answered a moment before
-            code = server.terminate(number)
+            code = server.terminate(signal.Signals[number])
             ends.append((code, _without_varying(server.log).replace(str(server.port), "PORT").splitlines()))
             wait_until(lambda url=server.url: ask(f"{url}/health").status == 0)
     standby.wait_no_server()
     assert ends[0] == ends[1]
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: signal.Signals(number).name)
-@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.05, 0.1, 0.2])
-def test_a_signal_in_any_phase_ends_the_start(
-    number: int, delay_s: float, tiny_llama: Path, standby: StandbyProcess
+@pytest.mark.parametrize(
+    ("after", "delay_s"),
+    [
+        *(("the fork", delay_s) for delay_s in (0.0, 0.005, 0.01, 0.015, 0.02, 0.03)),
+        *(("listening", delay_s) for delay_s in (0.0, 0.02, 0.05, 0.1, 0.2)),
+    ],
+)
+def test_a_signal_in_any_phase_ends_the_start_and_leaves_nothing(
+    number: int, after: str, delay_s: float, tiny_llama: Path, standby: StandbyProcess
 ) -> None:
+    """The front process or the forked one receives it."""
     with _serve(tiny_llama, standby, wait=False) as server:
-        wait_listening(server.port)
+        if after == "listening":
+            wait_listening(server.port)
+        else:
+            wait_until(standby.servers)
         time.sleep(delay_s)
         assert server.terminate(number) in (0, 128 + number, -number, 3)
-        assert "Traceback" not in server.log or "runpy" not in server.log, server.log
+        assert "Traceback" not in server.log or ("runpy" not in server.log and after == "listening"), server.log
     standby.wait_no_server()
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: signal.Signals(number).name)
-@pytest.mark.parametrize("delay_s", [0.0, 0.005, 0.01, 0.015, 0.02, 0.03])
-def test_a_signal_while_the_fork_takes_over_leaves_nothing(
-    number: int, delay_s: float, tiny_llama: Path, standby: StandbyProcess
-) -> None:
-    """The front process or the forked one receives it before the server listens."""
-    with _serve(tiny_llama, standby, wait=False) as server:
-        wait_until(standby.servers)
-        time.sleep(delay_s)
-        assert server.terminate(number) in (0, 3, 130, -number)
-        assert "Traceback" not in server.log, server.log
-    standby.wait_no_server()
-
-
-def test_wait_follows_a_warm_start(tiny_llama: Path, standby: StandbyProcess) -> None:
-    with _serve(tiny_llama, standby, wait=False) as server:
-        words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(server.port), "--json"]
-        waited = subprocess.run(words, capture_output=True, text=True, timeout=120)
-        assert waited.returncode == 0, waited
-        assert server.health() == 200
-
-
-@pytest.mark.thorough
 def test_wait_by_process_id_ends_with_a_failed_start(tiny_llama: Path, standby: StandbyProcess) -> None:
     with _serve(tiny_llama, standby, "--max-model-len", "1000000", wait=False) as server:
-        words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(server.port), "--pid", str(server.process.pid)]
-        assert subprocess.run(words, capture_output=True, timeout=120).returncode == 1
+        assert run_cli("wait", "--port", server.port, "--pid", server.process.pid).returncode == 1
         assert server.process.wait(60) == 3
 
 
-@pytest.mark.thorough
 @needs_openssl
 def test_tls(tiny_llama: Path, standby: StandbyProcess, tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path, "server")
@@ -250,23 +203,18 @@ def test_tls(tiny_llama: Path, standby: StandbyProcess, tmp_path: Path) -> None:
         wait_until(is_ready)
 
 
-@pytest.mark.thorough
 def test_a_unix_socket_relative_to_the_working_folder(tiny_llama: Path, standby: StandbyProcess) -> None:
     folder = standby.runtime_folder
-    words = [sys.executable, "-m", "vllm_cli", "serve", str(tiny_llama), "--uds", "relative.sock"]
+    words = [*CLI, "serve", str(tiny_llama), "--uds", "relative.sock"]
     with subprocess.Popen(words, env={**os.environ, **standby.environment}, cwd=folder) as server:
         try:
-            waited = subprocess.run(
-                [sys.executable, "-m", "vllm_cli", "wait", "--uds", "relative.sock"], cwd=folder, timeout=120
-            )
-            assert waited.returncode == 0
+            assert run_cli("wait", "--uds", "relative.sock", cwd=folder).returncode == 0
             assert len(standby.servers()) == 1
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(60)
 
 
-@pytest.mark.thorough
 def test_a_dead_engine_is_restarted_behind_the_port(tiny_llama: Path, standby: StandbyProcess) -> None:
     with _serve(tiny_llama, standby, "--engine-restarts", "1") as server:
         engine = standby.wait_engine()
@@ -279,44 +227,36 @@ def test_a_dead_engine_is_restarted_behind_the_port(tiny_llama: Path, standby: S
     standby.wait_no_server()
 
 
-@pytest.mark.thorough
-def test_an_image_model_answers_as_in_a_cold_start(tmp_path: Path, standby: StandbyProcess) -> None:
+@pytest.mark.parametrize("kind", ["text", "images", "pooling"])
+def test_each_kind_of_model_answers_as_in_a_cold_start(
+    kind: str, model_path: Path, tmp_path: Path, standby: StandbyProcess
+) -> None:
     from tests.server.engine.features.tiny_vlm import save_vlm
     from tests.server.engine.features.vlm_reference import image_messages, image_url
-
-    model = save_vlm(tmp_path, "smolvlm")
-    content = image_messages(image_url(1))[0]["content"]
-    texts = []
-    for environment in (standby.environment, OFF):
-        with ServerProcess([str(model), "--dtype", "float32"], environment=environment) as server:
-            texts.append(_chat(server, content))
-    assert texts[0] == texts[1]
-
-
-@pytest.mark.thorough
-def test_a_pooling_model_answers_as_in_a_cold_start(tmp_path: Path, standby: StandbyProcess) -> None:
     from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 
-    save_pooler(tmp_path, "bert")
-    save_sentence_files(tmp_path)
-    vectors = []
+    match kind:
+        case "text":
+            words, content = [str(model_path)], "What is the capital of France?"
+        case "images":
+            words, content = (
+                [str(save_vlm(tmp_path, "smolvlm")), "--dtype", "float32"],
+                image_messages(image_url(1))[0]["content"],
+            )
+        case _:
+            save_pooler(tmp_path, "bert")
+            save_sentence_files(tmp_path)
+            words, content = [str(tmp_path), "--runner", "pooling"], ""
+    answers = []
     for environment in (standby.environment, OFF):
-        with ServerProcess([str(tmp_path), "--runner", "pooling"], environment=environment) as server:
-            answer = ask(f"{server.url}/v1/embeddings", {"input": "hello world"})
-            vectors.append(answer.json["data"][0]["embedding"])
-    assert vectors[0] == vectors[1]
+        with ServerProcess(words, environment=environment) as server:
+            if kind == "pooling":
+                answers.append(ask(f"{server.url}/v1/embeddings", {"input": "hello world"}).json["data"])
+            else:
+                answers.append(_chat(server, content))
+    assert answers[0] == answers[1]
 
 
-@pytest.mark.thorough
-def test_the_real_model_answers_as_in_a_cold_start(model_path: Path, standby: StandbyProcess) -> None:
-    texts = []
-    for environment in (standby.environment, OFF):
-        with ServerProcess([str(model_path)], environment=environment) as server:
-            texts.append(_chat(server, "What is the capital of France?"))
-    assert texts[0] == texts[1]
-
-
-@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_each_start_method_works(method: str, tiny_llama: Path, standby: StandbyProcess) -> None:
     environment = {**standby.environment, "VLLM_WORKER_MULTIPROC_METHOD": method}
@@ -326,7 +266,6 @@ def test_each_start_method_works(method: str, tiny_llama: Path, standby: Standby
     standby.wait_no_server()
 
 
-@pytest.mark.thorough
 def test_twenty_concurrent_starts_all_answer(tiny_llama: Path, standby: StandbyProcess) -> None:
     num_starts = standby.num_starts()
     servers = [_serve(tiny_llama, standby, wait=False) for _ in range(20)]
@@ -348,7 +287,7 @@ def test_twenty_concurrent_starts_all_answer(tiny_llama: Path, standby: StandbyP
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "num_starts",
-    [pytest.param(20, marks=pytest.mark.thorough), pytest.param(200, marks=pytest.mark.slow)],
+    [20, pytest.param(200, marks=pytest.mark.slow)],
 )
 def test_many_starts_leave_nothing_behind(num_starts: int, tiny_llama: Path, standby: StandbyProcess) -> None:
     template = standby.template()

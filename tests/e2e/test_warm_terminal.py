@@ -4,10 +4,10 @@ import os
 import re
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -15,14 +15,12 @@ import pytest
 from tests.e2e.shell import INTERRUPT, QUIT, SUSPEND, Shell, serve_command
 from tests.http_answer import ask
 from tests.ports import free_port
+from tests.processes import GONE_S
 from tests.standby_process import StandbyProcess
 from tests.waiting import is_gone, wait_until
 from vllm_cli.client.running_servers import RunningServer, find_servers
 
-pytestmark = pytest.mark.thorough
-
 _READY = "ready after"
-_GONE_S = 60.0
 
 
 class _Job:
@@ -36,6 +34,27 @@ class _Job:
         """The running server."""
         (server,) = [s for s in find_servers(with_state=False) if s.port == self.port]
         return server
+
+    def start(self, shell: Shell, before: str = "", after: str = "") -> RunningServer:
+        """Types the command between other words, and waits until the server is ready."""
+        shell.type(f"{before}{self.command}{after}\n")
+        shell.wait_for(_READY)
+        server = self.find()
+        shell.watch(list(server.pids))
+        return server
+
+    @contextmanager
+    def running(self, environment: dict[str, str], launcher: tuple[str, ...] = (), **options: Any) -> Iterator[Any]:
+        """The process without a terminal, once the server is ready."""
+        words = [*launcher, *self.command.split()]
+        streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | options
+        with subprocess.Popen(words, env=os.environ | environment, **streams) as process:
+            try:
+                wait_until(lambda: self.health() == 200 or process.poll() is not None, 240)
+                assert process.poll() is None
+                yield process
+            finally:
+                process.kill()
 
     def health(self) -> int:
         return ask(f"http://127.0.0.1:{self.port}/health").status
@@ -67,9 +86,7 @@ class _SlowStart:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
             os.close(self._fd)
 
@@ -85,10 +102,7 @@ class _SlowStart:
 
 def test_ctrl_z_stops_all_processes_and_fg_and_bg_continue_them(cold_or_warm: dict[str, str], job: _Job) -> None:
     with Shell(cold_or_warm) as shell:
-        shell.type(f"{job.command}\n")
-        shell.wait_for(_READY)
-        pids = job.find().pids
-        shell.watch(list(pids))
+        pids = job.start(shell).pids
         for resume in ("bg", "fg"):
             shell.type(SUSPEND)
             shell.wait_for("Stopped")
@@ -100,17 +114,6 @@ def test_ctrl_z_stops_all_processes_and_fg_and_bg_continue_them(cold_or_warm: di
                 assert shell.exit_code() == 0
                 shell.type("fg\n")
                 wait_until(lambda: os.tcgetpgrp(shell.terminal_fd) == os.getpgid(pids[0]))
-        shell.type(INTERRUPT)
-        assert shell.exit_code() == 0
-        wait_until(lambda: all(map(is_gone, pids)))
-
-
-def test_ctrl_c_ends_a_ready_server_with_exit_code_0(cold_or_warm: dict[str, str], job: _Job) -> None:
-    with Shell(cold_or_warm) as shell:
-        shell.type(f"{job.command}\n")
-        shell.wait_for(_READY)
-        pids = job.find().pids
-        shell.watch(list(pids))
         shell.type(INTERRUPT)
         assert shell.exit_code() == 0
         wait_until(lambda: all(map(is_gone, pids)))
@@ -139,7 +142,7 @@ def test_a_signal_ends_a_start_as_a_shell_reports_it(
         )  # fmt: skip
         start.wait_reading()
         process.send_signal(number)
-        _, errors = process.communicate(timeout=_GONE_S)
+        _, errors = process.communicate(timeout=GONE_S)
         assert process.returncode == (130 if number == signal.SIGINT else -number)
         assert b"Traceback" not in errors
 
@@ -148,22 +151,16 @@ def test_a_signal_ends_a_start_as_a_shell_reports_it(
 def test_a_server_that_is_killed_ends_its_front_process_by_the_same_signal(
     number: signal.Signals, cold_or_warm: dict[str, str], job: _Job
 ) -> None:
-    process = subprocess.Popen(
-        job.command.split(), env=os.environ | cold_or_warm, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    wait_until(lambda: job.health() == 200, 240)
-    server = job.find()
-    os.kill(server.entry_pids[-1], number)
-    assert process.wait(_GONE_S) == -number
-    wait_until(lambda: all(map(is_gone, server.pids)))
+    with job.running(cold_or_warm) as process:
+        server = job.find()
+        os.kill(server.entry_pids[-1], number)
+        assert process.wait(GONE_S) == -number
+        wait_until(lambda: all(map(is_gone, server.pids)))
 
 
 def test_a_closed_terminal_ends_the_server(warm: dict[str, str], job: _Job) -> None:
     with Shell(warm) as shell:
-        shell.type(f"{job.command}\n")
-        shell.wait_for(_READY)
-        pids = job.find().pids
-        shell.watch(list(pids))
+        pids = job.start(shell).pids
         shell.close_terminal()
         wait_until(lambda: all(map(is_gone, pids)))
 
@@ -178,7 +175,7 @@ def test_a_detached_server_survives_its_terminal(
         server = job.find()
         shell.watch(list(server.pids))
         shell.close_terminal()
-        shell.process.wait(_GONE_S)
+        shell.process.wait(GONE_S)
         assert job.health() == 200
         os.kill(server.pid, signal.SIGTERM)
         wait_until(lambda: all(map(is_gone, server.pids)))
@@ -186,24 +183,17 @@ def test_a_detached_server_survives_its_terminal(
 
 def test_a_stop_signal_without_job_control_changes_nothing(warm: dict[str, str], job: _Job) -> None:
     """The kernel ignores it for processes whose session has no shell that could continue them."""
-    process = subprocess.Popen(
-        job.command.split(),
-        env=os.environ | warm, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    wait_until(lambda: job.health() == 200, 240)
-    for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
-        os.kill(process.pid, number)
-    wait_until(lambda: job.health() == 200)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(_GONE_S) == 0
+    with job.running(warm, start_new_session=True) as process:
+        for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+            os.kill(process.pid, number)
+        wait_until(lambda: job.health() == 200)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(GONE_S) == 0
 
 
 def test_timeout_ends_the_server_with_its_own_code(warm: dict[str, str], job: _Job) -> None:
     with Shell(warm) as shell:
-        shell.type(f"timeout 600 {job.command}\n")
-        shell.wait_for(_READY)
-        server = job.find()
-        shell.watch(list(server.pids))
+        server = job.start(shell, "timeout 600 ")
         (launcher,) = [p for p in psutil.Process(shell.process.pid).children() if p.name() == "timeout"]
         os.kill(launcher.pid, signal.SIGALRM)  # its time is over
         assert shell.exit_code() == 124
@@ -212,10 +202,7 @@ def test_timeout_ends_the_server_with_its_own_code(warm: dict[str, str], job: _J
 
 def test_a_pipe_ends_with_the_server(warm: dict[str, str], job: _Job, tmp_path: Path) -> None:
     with Shell(warm) as shell:
-        shell.type(f"{job.command} 2>&1 | tee {tmp_path}/log; (exit ${{PIPESTATUS[0]}})\n")
-        shell.wait_for(_READY)
-        server = job.find()
-        shell.watch(list(server.pids))
+        server = job.start(shell, after=f" 2>&1 | tee {tmp_path}/log; (exit ${{PIPESTATUS[0]}})")
         os.kill(server.pid, signal.SIGTERM)
         assert shell.exit_code() == 0
     assert _READY in (tmp_path / "log").read_text()
@@ -224,11 +211,9 @@ def test_a_pipe_ends_with_the_server(warm: dict[str, str], job: _Job, tmp_path: 
 
 @pytest.mark.parametrize("redirection", ["<&-", ">&-", "<&- >&-"], ids=["stdin", "stdout", "both"])
 def test_a_server_runs_with_closed_streams(redirection: str, warm: dict[str, str], job: _Job) -> None:
-    process = subprocess.Popen(["sh", "-c", f"exec {job.command} {redirection}"], env=os.environ | warm)
-    wait_until(lambda: job.health() == 200 or process.poll() is not None, 240)
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(_GONE_S) == 0
+    with job.running(warm, ("sh", "-c", f'exec "$@" {redirection}', "sh"), stdin=None) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(GONE_S) == 0
 
 
 def test_ctrl_c_does_not_reach_a_background_command_of_a_script(warm: dict[str, str], job: _Job) -> None:
@@ -245,16 +230,13 @@ def test_ctrl_c_does_not_reach_a_background_command_of_a_script(warm: dict[str, 
     os.kill(pid, signal.SIGINT)
     assert job.health() == 200
     os.kill(pid, signal.SIGTERM)
-    shell.communicate(timeout=_GONE_S)
+    shell.communicate(timeout=GONE_S)
     assert shell.returncode == 0
 
 
 def test_the_terminal_shows_progress_in_its_width(cold_or_warm: dict[str, str], job: _Job) -> None:
     with Shell(cold_or_warm, num_columns=60) as shell:
-        shell.type(f"{job.command}\n")
-        shell.wait_for(_READY)
-        server = job.find()
-        shell.watch(list(server.pids))
+        job.start(shell)
         shell.type(INTERRUPT)
         assert shell.exit_code() == 0
         lines = [line for line in re.findall(r"\r\x1b\[K([^\r\n\x1b]+)", shell.output) if " s  " in line]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import run_cli
 from tests.ports import free_port
 from tests.standby_process import StandbyProcess
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("vllm_cli", "startup", "server", "envs")
 
 
 def _start(
@@ -23,11 +23,9 @@ def _start(
     mode: str = "require",
     folder: Path | None = None,
 ) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "vllm_cli", "serve", str(model), "--preflight-only", "--port", str(free_port())],
-        env={**os.environ, **standby.environment, **environment, "VCLI_STANDBY": mode},
-        capture_output=True, text=True, timeout=120, cwd=folder or standby.runtime_folder,
-    )  # fmt: skip
+    environment = {**standby.environment, **environment, "VCLI_STANDBY": mode}
+    words = ("serve", model, "--preflight-only", "--port", free_port())
+    done = run_cli(*words, environment=environment, cwd=folder or standby.runtime_folder)
     return done.returncode, done.stderr
 
 
@@ -41,6 +39,13 @@ def _install(folder: Path, version: str) -> None:
     info = folder / f"tiny_thing-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tiny-thing\nVersion: {version}\n")
+
+
+def _copy_program(folder: Path) -> dict[str, str]:
+    """The variables with which Python runs the copy."""
+    for package in ("vllm_cli", "startup", "server", "envs"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return {"PYTHONPATH": str(folder)}
 
 
 def _renewed(standby: StandbyProcess, old_pid: int) -> int:
@@ -64,14 +69,14 @@ def test_an_upgraded_package_is_imported_again(tiny_llama: Path, tmp_path: Path)
         new_pid = _renewed(standby, template.pid)
         assert _start(standby, tiny_llama, environment)[0] == 0
         assert f"{new_pid} 2.0" in (tmp_path / "imported").read_text().splitlines()
+        _install(tmp_path, "3.0")
+        assert _start(standby, tiny_llama, environment, "auto") == (0, ""), "a cold start"
+        _renewed(standby, new_pid)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("change", ["edit", "replace", "delete-and-restore", "new-module"])
 def test_an_edited_source_of_the_launcher_is_imported_again(change: str, tiny_llama: Path, tmp_path: Path) -> None:
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {"PYTHONPATH": str(tmp_path)}
+    environment = _copy_program(tmp_path)
     source = tmp_path / "startup" / "outcome.py"
     with StandbyProcess(environment=environment) as standby:
         template = standby.template()
@@ -98,12 +103,9 @@ def test_an_edited_source_of_the_launcher_is_imported_again(change: str, tiny_ll
         assert code == 0, error
 
 
-@pytest.mark.thorough
 def test_a_launcher_in_another_folder_does_not_use_the_standby(tiny_llama: Path, tmp_path: Path) -> None:
     """`python -m` in a folder with a source tree takes the modules from there."""
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {"PYTHONPATH": str(tmp_path)}
+    environment = _copy_program(tmp_path)
     with StandbyProcess(environment=environment) as standby:
         code, error = _start(standby, tiny_llama, environment, folder=ROOT)
         assert code == 3
@@ -135,15 +137,3 @@ def test_a_standby_started_in_a_source_tree_runs_the_installed_program(
         finally:
             subprocess.run([str(script), "standby", "stop"], env=environment, capture_output=True, timeout=60)
             assert process.wait(60) == 0
-
-
-@pytest.mark.thorough
-def test_a_stale_start_is_cold_and_right(tiny_llama: Path, tmp_path: Path) -> None:
-    _install(tmp_path, "1.0")
-    environment = {"PYTHONPATH": str(tmp_path)}
-    with StandbyProcess(environment=environment) as standby:
-        template = standby.template()
-        _install(tmp_path, "2.0")
-        code, error = _start(standby, tiny_llama, environment, "auto")
-        assert (code, error) == (0, "")
-        _renewed(standby, template.pid)

@@ -7,7 +7,6 @@ import struct
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import pytest
@@ -32,9 +31,7 @@ class JumpingClock:
             self._mapped = mmap.mmap(file.fileno(), 0)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._mapped.close()
 
     @property

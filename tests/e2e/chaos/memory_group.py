@@ -3,7 +3,6 @@
 import errno
 import os
 from contextlib import suppress
-from types import TracebackType
 from typing import Final, Self
 
 import pytest
@@ -38,9 +37,7 @@ class MemoryGroup:
             pytest.skip(f"no memory limit can be set: {err}")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         wait_until(self._remove)
 
     def _remove(self) -> bool:

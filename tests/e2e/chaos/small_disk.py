@@ -3,7 +3,6 @@
 import os
 import subprocess
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import pytest
@@ -44,9 +43,7 @@ class SmallDisk:
             pytest.skip(f"no file system can be mounted: {answer.strip()}")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
     @property

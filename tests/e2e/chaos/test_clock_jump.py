@@ -1,23 +1,19 @@
 """The wall clock jumps by days in both directions: durations and time-outs use a monotonic clock."""
 
-import http.client
 import json
-import os
 import re
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
+from tests.cli import run_cli, run_python
 from tests.e2e.chaos.jumping_clock import JumpingClock
 from tests.e2e.load_clients import LoadClients
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.stream_reader import StreamReader
+from tests.http_answer import ask
+from tests.processes import assert_gone
 from tests.waiting import wait_until
 
 _DAY_S = 86400
@@ -25,7 +21,6 @@ _FORWARD_S = 3 * _DAY_S
 _BACK_S = -400 * _DAY_S
 _HOUR_S = 3600
 _GONE_S = 120.0
-_CLI = (sys.executable, "-m", "vllm_cli")
 
 
 @pytest.fixture
@@ -36,9 +31,7 @@ def clock(tmp_path: Path) -> Iterator[JumpingClock]:
 
 def _today(clock: JumpingClock) -> str:
     """The date as in a log line."""
-    script = "import time; print(time.strftime('%m-%d'))"
-    words = [sys.executable, "-c", script]
-    return subprocess.run(words, env=os.environ | clock.environment, capture_output=True, text=True).stdout.strip()
+    return run_python("import time; print(time.strftime('%m-%d'))", environment=clock.environment).stdout.strip()
 
 
 def _assert_whole(reader: StreamReader, max_tokens: int) -> None:
@@ -49,8 +42,7 @@ def _assert_whole(reader: StreamReader, max_tokens: int) -> None:
 
 def _durations(url: str) -> list[tuple[str, float]]:
     """Metrics in seconds: sums and gauges."""
-    with urllib.request.urlopen(f"{url}/metrics") as response:
-        text = response.read().decode()
+    text = ask(f"{url}/metrics").body.decode()
     found = re.findall(r"^(\S+_seconds(?:_sum)?(?:\{.*\})?) (\S+)$", text, re.MULTILINE)
     return [(name, float(value)) for name, value in found if "start_time" not in name]
 
@@ -97,10 +89,8 @@ def test_start_and_its_history_have_right_durations_when_the_clock_jumps(
             report = json.loads(report_file.read_text())
             assert 0 < report["total_s"] < _HOUR_S
             assert all(0 <= phase["took_s"] < _HOUR_S for phase in report["phases"])
-            done = subprocess.run(
-                [*_CLI, "ps", "--json"], env=os.environ | clock.environment, capture_output=True, text=True, check=True
-            )
-            (uptime_s,) = [s["uptime_s"] for s in json.loads(done.stdout) if s["pid"] == server.process.pid]
+            listed = json.loads(run_cli("ps", "--json", environment=clock.environment).stdout)
+            (uptime_s,) = [s["uptime_s"] for s in listed if s["pid"] == server.process.pid]
             assert 0 < uptime_s < _HOUR_S
             assert server.terminate() == 0
     history = [json.loads(line) for line in (tmp_path / "cache/vllm_cli/history.jsonl").read_text().splitlines()]
@@ -117,34 +107,15 @@ def test_keys_are_reloaded_and_the_drain_keeps_its_time_when_the_clock_jumps(
     with ServerProcess(words, environment=dict(clock.environment)) as server:
         clock.set(_BACK_S)
         keys.write_text("second\n")
-        wait_until(lambda: _models_status(server.url, "second") == 200)
-        assert _models_status(server.url, "first") == 401
+        models = f"{server.url}/v1/models"
+        wait_until(lambda: ask(models, key="second").status == 200)
+        assert ask(models, key="first").status == 401
 
-        stream = _open_stream(server.url, "second", 200)
+        reader = StreamReader(server.url, 200, key="second")
         family = server.family()
         server.process.terminate()
         server.wait_unready()
         clock.set(_FORWARD_S)
-        events = stream.read().decode().split("\n\n")
-        stream.close()
-        assert events[-2] == "data: [DONE]"
-        assert not any('"error"' in event for event in events)
+        _assert_whole(reader, 200)
         assert server.process.wait(_GONE_S) == 0
-        assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
-
-
-def _models_status(url: str, key: str) -> int:
-    request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"})
-    try:
-        with urllib.request.urlopen(request, timeout=_GONE_S) as response:
-            return int(response.status)
-    except urllib.error.HTTPError as err:
-        return err.code
-
-
-def _open_stream(url: str, key: str, max_tokens: int) -> http.client.HTTPResponse:
-    body = {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)
-    response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_GONE_S)
-    return response
+        assert_gone(family)

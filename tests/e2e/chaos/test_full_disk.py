@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from server.wording import format_bytes
+from tests.cli import run_cli
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.e2e.server_process import ServerProcess
 from tests.http_server import serving
@@ -26,7 +26,6 @@ _NUM_REQUESTS = 40
 _APPEND_LOG = ("sh", "-c", 'exec "$@" >>"$0" 2>&1')
 """Takes the name of the log file, then the command."""
 _FULL_SCREEN = ("sh", "-c", 'exec "$@" >/dev/full 2>/dev/full', "sh")
-_CLI = (sys.executable, "-m", "vllm_cli")
 
 
 @pytest.fixture
@@ -96,12 +95,12 @@ def test_files_of_a_start_that_cannot_be_written_are_reported_and_no_part_is_lef
     ],
 )
 def test_exit_codes_do_not_depend_on_room_for_the_message(words: list[str], exit_code: int) -> None:
-    assert subprocess.run([*_FULL_SCREEN, *_CLI, *words], timeout=_ENDS_S).returncode == exit_code
+    assert run_cli(*words, launcher=_FULL_SCREEN).returncode == exit_code
 
 
 def test_output_that_cannot_be_written_is_an_error() -> None:
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run([*_CLI, "env"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=_ENDS_S)
+        done = run_cli("env", stdout=full)
     assert done.returncode == 1
     assert done.stderr == (
         "Error: the output cannot be written: No space left on device. Free space, or write it elsewhere.\n"
@@ -114,11 +113,10 @@ def test_batch_resumes_where_the_disk_became_full(server: Any, tmp_path: Path, f
         for n in range(_NUM_REQUESTS)
     ]
     (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    command = [*disk.launcher, *_CLI, "run-batch", "-i", str(tmp_path / "in.jsonl"), "-o", f"{folder}/out.jsonl"]
-    command += ["--url", server.url, "--max-concurrency", "2"]
+    command = ("run-batch", "-i", tmp_path / "in.jsonl", "-o", f"{folder}/out.jsonl", "--url", server.url)
 
     def run() -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(command, capture_output=True, text=True, timeout=_ENDS_S)
+        return run_cli(*command, "--max-concurrency", "2", launcher=disk.launcher)
 
     def done() -> list[str]:
         return [

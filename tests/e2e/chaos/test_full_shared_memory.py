@@ -7,8 +7,6 @@ import pytest
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.e2e.server_process import ServerProcess
 
-pytestmark = pytest.mark.thorough
-
 _SHM = Path("/dev/shm")
 
 

@@ -1,11 +1,8 @@
 """Memory runs out: the kernel kills a process or an allocation fails; the reason is reported."""
 
-import json
 import resource
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +13,9 @@ from server.wording import format_bytes
 from tests.e2e.chaos.memory_group import MemoryGroup
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
+from tests.http_answer import ask
+from tests.processes import assert_gone
 from tests.waiting import wait_until
-
-pytestmark = pytest.mark.thorough
 
 _GONE_S = 120.0
 _ANSWER_S = 200.0
@@ -47,14 +44,10 @@ class _LargeRequests:
             assert not thread.is_alive()
 
     def _send(self, number: int) -> None:
-        body = json.dumps({"prompt": f"{number}{_PROMPT}", "max_tokens": self._max_tokens, "ignore_eos": True}).encode()
-        request = urllib.request.Request(f"{self._url}/v1/completions", body, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=_ANSWER_S) as response:
-                self.statuses.append(response.status)
-        except urllib.error.HTTPError as err:
-            self.bodies.append(err.read().decode())
-            self.statuses.append(err.code)
+        body = {"prompt": f"{number}{_PROMPT}", "max_tokens": self._max_tokens, "ignore_eos": True}
+        answer = ask(f"{self._url}/v1/completions", body, timeout_s=_ANSWER_S)
+        self.statuses.append(answer.status)
+        self.bodies.append(answer.body.decode())
 
 
 @pytest.mark.slow
@@ -92,7 +85,7 @@ def test_server_whose_engine_the_kernel_kills_exits_with_the_reason(model_path: 
         group.set_limit(limit_bytes)
         requests = _LargeRequests(server.url)
         assert server.process.wait(_GONE_S) == 1
-        assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
+        assert_gone(family)
         requests.finish()
         limit = format_bytes(limit_bytes)
         assert f"the kernel killed it because the memory of this container ({limit}) ran out" in server.log

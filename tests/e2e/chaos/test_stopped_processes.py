@@ -18,9 +18,8 @@ from tests.e2e.process_tree import Role, wait_process
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
 from tests.e2e.stream_reader import StreamReader
+from tests.processes import assert_gone
 from tests.waiting import wait_until
-
-pytestmark = pytest.mark.thorough
 
 _GONE_S = 120.0
 _BODY = json.dumps({"prompt": "Once", "max_tokens": 4}).encode()
@@ -31,10 +30,6 @@ def _assert_whole(reader: StreamReader, max_tokens: int) -> None:
     assert events.pop() is None
     assert not any("error" in event for event in events)
     assert sum(bool(event["choices"]) for event in events) == max_tokens
-
-
-def _assert_gone(family: list[psutil.Process]) -> None:
-    assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
 
 
 def _wait_restarted(server: Any) -> None:
@@ -82,7 +77,7 @@ def test_api_process_that_was_stopped_blames_neither_engine_nor_clients(
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGCONT)
         assert server.process.wait(_GONE_S) == 0
-        _assert_gone(family)
+        assert_gone(family)
         assert "Traceback" not in server.log
 
 
@@ -140,7 +135,7 @@ def test_server_exits_although_its_forkserver_is_stopped_in_a_restart(start_serv
         wait_process(server, "engine").kill()
         server.wait_unready()
         assert server.terminate() == 0
-        _assert_gone(family)
+        assert_gone(family)
         assert "Traceback" not in server.log
 
 
@@ -152,7 +147,7 @@ def test_server_exits_although_one_of_its_processes_is_stopped(start_server: Any
         reader = StreamReader(server.url, 4000 if role == "engine" else 20)
         wait_process(server, role).suspend()
         assert server.terminate() == 0
-        _assert_gone(family)
+        assert_gone(family)
         assert reader.finish()[-1] is None
         assert "Traceback" not in server.log
 
@@ -169,7 +164,7 @@ def test_stopped_helper_processes_delay_neither_the_start_nor_the_exit(start_ser
         assert server.complete(max_tokens=4) == 200
         family = server.family()
         assert server.terminate() == 0
-        _assert_gone([*stopped, *family])
+        assert_gone([*stopped, *family])
         assert "Traceback" not in server.log
 
 
@@ -187,7 +182,7 @@ def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(
             stopped.resume()
         family = server.family()
         assert server.terminate() in (0, -signal.SIGTERM)
-        _assert_gone(family)
+        assert_gone(family)
         assert "Traceback" not in server.log
 
 
@@ -207,7 +202,7 @@ def test_ctrl_c_ends_the_start_although_the_forkserver_is_stopped(start_server: 
         wait_until(lambda: server.phase() == "start_engine_process")
         family = server.family()
         assert server.terminate(signal.SIGINT) == 130
-        _assert_gone(family)
+        assert_gone(family)
         assert "Traceback" not in server.log
 
 
@@ -223,7 +218,7 @@ def test_start_fails_with_its_error_although_the_forkserver_is_stopped(tmp_path:
     with ServerProcess([str(model)], wait=False, environment=importing.environment) as server:
         family = [importing.wait_stopped(), *server.family()]
         assert server.process.wait(_GONE_S) == 3
-        _assert_gone(family)
+        assert_gone(family)
         assert f"Error: cannot load the tokenizer in {model}" in server.log
         assert "forkserver" not in server.log
 
@@ -235,5 +230,5 @@ def test_start_with_a_stopped_forkserver_ends_at_its_timeout(start_server: Any, 
         importing.wait_stopped()
         family = server.family()
         assert server.process.wait(_GONE_S) == 3
-        _assert_gone(family)
+        assert_gone(family)
         assert "longer than --startup-timeout 12 s, in phase start_engine_process" in server.log

@@ -15,8 +15,6 @@ from tests.e2e.server_process import ServerProcess
 from tests.e2e.stream_reader import StreamReader
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.thorough
-
 _FEW = 160
 _ANSWER_S = 60.0
 _PROBE = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"

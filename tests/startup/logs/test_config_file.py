@@ -1,15 +1,13 @@
 """The file of `--log-config-file`: files for vLLM work here, invalid ones are reported with their path."""
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from startup.logs.setup import translate
+from tests.cli import run_cli, run_python
 
 HANDLERS = {"out": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stdout"}}
 FORMATTERS = {"short": {"class": "vllm.logging_utils.NewLineFormatter", "format": "%(name)s|%(message)s"}}
@@ -41,7 +39,7 @@ from startup.logs.setup import configure_logging
 configure_logging(LogOptions(level="ERROR", format="json", config={VLLM_FILE!r}), role="api")
 logging.getLogger("server.run").debug("hello")
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    run = run_python(code)
     assert (run.stdout, run.stderr) == ("server.run|hello\n", "")
 
 
@@ -54,9 +52,7 @@ logging.getLogger("server.run").debug("hello")
         ("{}", '"version": 1 is missing'),
     ],
 )
-def test_an_invalid_file_is_a_usage_error(
-    tmp_path: Path, run_cli: Callable[..., Any], content: str | None, complaint: str
-) -> None:
+def test_an_invalid_file_is_a_usage_error(tmp_path: Path, content: str | None, complaint: str) -> None:
     path = tmp_path / "logs.json"
     if content is not None:
         path.write_text(content)
@@ -67,7 +63,7 @@ def test_an_invalid_file_is_a_usage_error(
     assert "Traceback" not in run.stderr
 
 
-def test_a_configuration_that_cannot_be_applied_is_a_usage_error(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+def test_a_configuration_that_cannot_be_applied_is_a_usage_error(tmp_path: Path) -> None:
     path = tmp_path / "logs.json"
     path.write_text(json.dumps({"version": 1, "handlers": {"out": {"class": "nowhere.Handler"}}}))
     run = run_cli("serve", "--log-config-file", str(path), "--port", "0")
@@ -77,17 +73,8 @@ def test_a_configuration_that_cannot_be_applied_is_a_usage_error(tmp_path: Path,
     assert "Traceback" not in run.stderr
 
 
-def test_the_variable_names_the_file_without_the_flag(tmp_path: Path, run_cli: Callable[..., Any], monkeypatch) -> None:
+def test_the_variable_names_the_file_without_the_flag(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", str(tmp_path / "nothing.json"))
     run = run_cli("serve", "--preflight-only")
     assert run.returncode == 2
     assert "nothing.json" in run.stderr
-
-
-@pytest.fixture
-def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "vllm_cli", *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=200)
-
-    return run

@@ -2,13 +2,13 @@
 
 import logging
 import re
-import subprocess
 import sys
 
 import pytest
 
 from startup.logs.formatters import RoleFormatter, TextFormatter
 from startup.logs.json_lines import JsonFormatter
+from tests.cli import run_python
 
 _FORGED = "INFO 11-20 18:00:00 (api) server.run: all is well"
 _HOSTILE = f"x\r\n{_FORGED}\x1b[2J\x9b31m\x07\x7f\u2028\u202e\x00\n\n{_FORGED}"
@@ -58,7 +58,7 @@ try:
 except ValueError:
     logging.getLogger("server").exception("it failed")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    done = run_python(code)
     first, *rest = done.stderr.splitlines()
     assert re.fullmatch(r"ERROR \d\d-\d\d \d\d:\d\d:\d\d \(api\) server: it failed", first)
     assert rest[0] == "  Traceback (most recent call last):"

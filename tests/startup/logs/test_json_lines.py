@@ -3,14 +3,13 @@
 import json
 import logging
 import os
-import subprocess
-import sys
 from datetime import datetime
 from typing import Any
 
 import pytest
 
 from startup.logs.json_lines import JsonFormatter
+from tests.cli import run_python
 
 _BEGIN = """
 import logging, sys, threading, warnings
@@ -23,7 +22,7 @@ logger = logging.getLogger("server.run")
 
 def lines_of(code: str) -> list[dict[str, Any]]:
     """The log of a program."""
-    run = subprocess.run([sys.executable, "-c", _BEGIN + code], capture_output=True, text=True, timeout=200)
+    run = run_python(_BEGIN + code)
     assert run.stdout == ""
     return [json.loads(line) for line in run.stderr.splitlines()]
 
@@ -119,7 +118,7 @@ os.wait(); logger.info("hello")
 
 def test_text_format_leaves_other_output_alone() -> None:
     code = _BEGIN.replace('format="json"', 'format="text"') + "logger.warning('careful'); print('raw', file=sys.stderr)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    run = run_python(code)
     assert run.stderr.splitlines()[0].startswith("WARNING ")
     assert run.stderr.splitlines()[0].endswith("(api) server.run: careful")
     assert run.stderr.splitlines()[1] == "raw"

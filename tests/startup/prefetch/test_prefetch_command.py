@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from startup.prefetch.messages import PrefetchProgress, PrefetchReport
+from tests.cli import run_python
 from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost
 from tests.terminal import read_terminal
 from vllm_cli.commands import prefetch as command
@@ -35,7 +36,7 @@ def model(tmp_path: Path, make_file: MakeFile) -> Path:
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True, timeout=120)
+    return run_python(RUN, *words)
 
 
 @pytest.mark.alone

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli import run_python
 from tests.peer_vllm import PYTHON, ROOT, needs_vllm
 
 pytestmark = pytest.mark.thorough
@@ -44,8 +45,7 @@ for _ in range(2):
 
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    command = [sys.executable, "-c", _FORKS, str(tmp_path_factory.mktemp("other"))]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = run_python(_FORKS, tmp_path_factory.mktemp("other"))
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 

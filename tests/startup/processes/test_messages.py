@@ -37,20 +37,25 @@ def test_a_message_that_was_sent_whole_is_not_followed_by_an_empty_send() -> Non
             theirs.recv(1)
 
 
-@pytest.mark.parametrize("num_bytes", [0, 1, 4 << 20])
-def test_a_message_longer_than_the_sockets_buffer_arrives_with_its_descriptors(num_bytes: int) -> None:
+@pytest.mark.parametrize(
+    "sections",
+    [[], [[]], [[b""]], [[b"", b""], [b"a"]], [[b"\xff" * 1000] * 1000], [[b"x"]] * 16, [[b"x" * (4 << 20)]]],
+    ids=["none", "empty", "one-empty", "empties", "long", "most", "longer than the socket's buffer"],
+)
+def test_a_message_arrives_as_it_was_sent(sections: list[list[bytes]]) -> None:
     ours, theirs = socket.socketpair()
     received: list[list[list[bytes]]] = []
     receiver = threading.Thread(target=_receive_and_close, args=(theirs, received))
     receiver.start()
     with ours, DEVNULL.open("rb") as file:
-        messages.send(ours, [b"x" * num_bytes], fds=[file.fileno(), file.fileno()])
+        messages.send(ours, *sections, fds=[file.fileno(), file.fileno()])
     receiver.join()
-    assert received == [[[b"x" * num_bytes]]]
+    assert received == [sections]
 
 
 def _receive_and_close(connection: socket.socket, received: list[list[list[bytes]]]) -> None:
     with connection:
         sections, fds = messages.receive(connection)
+        assert len(fds) in (1, 2)
         messages.close_all(fds)
         received.append(sections)

@@ -1,9 +1,6 @@
 """The standby goes on when several template processes end at once."""
 
-import os
-import subprocess
-import sys
-
+from tests.cli import run_python
 from tests.startup.vllm.fake_start import short_folder
 
 _DYING = """
@@ -33,7 +30,5 @@ sys.exit(standby.run_standby(standby.StandbyOptions(kinds=("embedded", "vllm-eag
 
 def test_a_signal_and_the_end_of_a_channel_may_report_the_same_end() -> None:
     with short_folder() as folder:
-        words = [sys.executable, "-c", _DYING]
-        environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+        done = run_python(_DYING, environment={"XDG_RUNTIME_DIR": str(folder)})
     assert done.returncode == 0, done.stderr

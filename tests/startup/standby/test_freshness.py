@@ -109,17 +109,12 @@ def test_nothing_has_changed(folder: Path) -> None:
         assert template.find_change() == "none"
 
 
-def test_an_edited_source_is_a_change(folder: Path) -> None:
+@pytest.mark.parametrize("text", ["VALUE = 2\n", None], ids=["edited", "removed"])
+def test_another_source_is_a_change(folder: Path, text: str | None) -> None:
+    source = folder / "pack" / "inner" / "part.py"
     with running("pack.inner.part", "single", path=folder) as template:
-        source = folder / "pack" / "inner" / "part.py"
-        source.write_text("VALUE = 2\n")
-        assert template.find_change() == f"{source} was changed"
-
-
-def test_a_removed_source_is_a_change(folder: Path) -> None:
-    with running("single", path=folder) as template:
-        (folder / "single.py").unlink()
-        assert "single.py" in template.find_change()
+        source.unlink() if text is None else source.write_text(text)
+        assert "part.py was " in template.find_change()
 
 
 def test_a_source_edited_during_the_imports_is_a_change(folder: Path) -> None:
@@ -241,15 +236,11 @@ def test_an_upgrade_is_a_change_even_of_a_distribution_that_is_not_loaded(python
         assert template.find_change() == f"smallpack-1.1.dist-info was added to {site_of(python)}"
 
 
-def test_a_reinstalled_version_is_a_change(python: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_reinstalled", [True, False], ids=["reinstalled", "removed"])
+def test_a_reinstalled_or_removed_version_is_a_change(is_reinstalled: bool, python: Path, tmp_path: Path) -> None:
+    words = ["install", "--no-index", "--no-deps", "--force-reinstall", str(wheel(tmp_path, "1.0"))]
     with running("smallpack", python=python) as template:
-        pip(python, "install", "--no-index", "--no-deps", "--force-reinstall", str(wheel(tmp_path, "1.0")))
-        assert "smallpack-1.0.dist-info" in template.find_change()
-
-
-def test_a_removed_distribution_is_a_change(python: Path) -> None:
-    with running("smallpack", python=python) as template:
-        pip(python, "uninstall", "--yes", "smallpack")
+        pip(python, *(words if is_reinstalled else ["uninstall", "--yes", "smallpack"]))
         assert "smallpack-1.0.dist-info" in template.find_change()
 
 

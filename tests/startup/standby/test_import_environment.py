@@ -1,13 +1,12 @@
 """Which variables make a start cold, and which the imports of a template have read and set."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from startup.standby.import_environment import ImportEnvironment, recorded_reads, written_since
+from tests.cli import run_python
 
 
 @pytest.mark.parametrize(
@@ -114,6 +113,5 @@ def test_real_imports_are_recorded() -> None:
         "names = ('HF_HOME', 'HF_ENDPOINT', 'HOME', 'HF_HUB_OFFLINE', 'HF_UNKNOWN', 'SSH_CLIENT')\n"
         "print(*(name for name in names if imported.why_cold({name: '1'})))\n"
     )
-    variables = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run([sys.executable, "-c", code], env=variables, text=True, capture_output=True, check=True)
+    done = run_python(code, environment={"PYTHONPATH": str(Path.cwd())}, check=True)
     assert done.stdout.split() == ["HF_HOME", "HF_ENDPOINT", "HOME"]

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import socket
-import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
@@ -14,6 +13,7 @@ import psutil
 import pytest
 
 from startup.processes import messages
+from tests.cli import run_cli, run_python
 from tests.ports import free_port
 from tests.standby_process import StandbyProcess
 from tests.waiting import wait_until
@@ -27,8 +27,7 @@ def _interpreter() -> dict[str, str]:
     code = (
         "import json; from startup.standby import front_process; print(json.dumps(front_process.interpreter_state()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
-    interpreter: dict[str, str] = json.loads(done.stdout)
+    interpreter: dict[str, str] = json.loads(run_python(code, check=True).stdout)
     return interpreter
 
 
@@ -131,10 +130,7 @@ def test_a_template_survives_any_request(num_requests: int, standby: StandbyProc
     assert standby.template().pid == template.pid
     assert template.num_threads() == 1
     assert b"ready" in answers, "no request was nearly right"
-    done = subprocess.run(
-        [sys.executable, "-m", "vllm_cli", "serve", str(tiny_llama), "--preflight-only", "--port", str(free_port())],
-        env={**os.environ, **standby.environment}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = run_cli("serve", tiny_llama, "--preflight-only", "--port", free_port(), environment=standby.environment)
     assert done.returncode == 0, done.stderr
 
 
@@ -175,23 +171,3 @@ def test_reading_a_message_raises_only_its_own_errors_and_closes_descriptors() -
                 with suppress(messages.MessageError):
                     messages.dictionary(section)
     assert len(list(Path("/proc/self/fd").iterdir())) == num_fds
-
-
-@pytest.mark.parametrize(
-    "sections",
-    [[], [[]], [[b""]], [[b"", b""], [b"a"]], [[b"\xff" * 1000] * 1000], [[b"x"]] * 16],
-    ids=["none", "empty", "one-empty", "empties", "long", "most"],
-)
-def test_a_message_arrives_as_it_was_sent(sections: list[list[bytes]]) -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        pid = os.fork()
-        if pid == 0:
-            messages.send(ours, *sections, fds=[0])
-            os._exit(0)
-        received, fds = messages.receive(theirs)
-        os.waitpid(pid, 0)
-        assert received == sections
-        assert len(fds) == 1
-        messages.close_all(fds)

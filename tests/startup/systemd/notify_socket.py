@@ -4,7 +4,6 @@ import socket
 import struct
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 
@@ -29,9 +28,7 @@ class NotifySocket:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
             ours.sendto(b"", self._socket.getsockname())
         self._thread.join()

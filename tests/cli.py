@@ -1,0 +1,43 @@
+"""Programs that end by themselves: commands of `vllm-cli`, and a test's own code in a new interpreter."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+CLI: Final = (sys.executable, "-m", "vllm_cli")
+
+
+def run_cli(
+    *words: object,
+    environment: Mapping[str, str] | None = None,
+    launcher: tuple[str, ...] = (),
+    timeout_s: float = 300.0,
+    **options: Any,
+) -> "subprocess.CompletedProcess[str]":
+    """Runs a command to its end; its output is text.
+
+    Args:
+        words: after `vllm-cli`.
+        environment: variables added to those of the test.
+        launcher: a command that executes the arguments that follow it.
+        timeout_s: longest run.
+        options: of `subprocess.run`.
+    """
+    return _run([*launcher, *CLI, *words], environment, timeout_s, options)
+
+
+def run_python(
+    code: str, *words: object, environment: Mapping[str, str] | None = None, timeout_s: float = 200.0, **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    """Runs code to its end; the arguments are as those of `run_cli`."""
+    return _run([sys.executable, "-c", code, *words], environment, timeout_s, options)
+
+
+def _run(
+    words: Sequence[object], environment: Mapping[str, str] | None, timeout_s: float, options: Mapping[str, Any]
+) -> "subprocess.CompletedProcess[str]":
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    variables = os.environ | (environment or {})
+    return subprocess.run([*map(str, words)], env=variables, text=True, timeout=timeout_s, **(pipes | options))
