@@ -26,7 +26,6 @@ EXCEPTIONS: Final = {
 
 NO_FOREIGN_TEXT: Final = {
     "server.engine.lora": "names in an adapter of the operator",
-    "server.engine.model.tensor_overhead": "torch's own sources",
     "server.renderers.tokenizers.files": "names of the model's files",
     "startup.hooks.sources": "vLLM's own sources",
     "startup.model": "names of the model and its files",

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from server.config import EngineConfig
+from server.engine.model import model_loading
 from server.engine.model.model_loading import derive_max_model_len, find_eos_token_ids, load_config, load_model
 from server.errors import EngineStartError
 from tests.server.engine.tiny_models import PACKED, build_model
@@ -38,6 +41,40 @@ def test_every_parameter_has_the_requested_dtype(saved_llama: Path, name: str, d
 def test_auto_uses_the_checkpoints_dtype(tmp_path: Path) -> None:
     build_model("llama", PACKED["llama"], dtype=torch.bfloat16).save_pretrained(tmp_path)
     assert load_model(tmp_path, EngineConfig()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt2"])  # with merged tensors, renamed
+def test_other_architectures_load(architecture: str, tmp_path: Path) -> None:
+    model = build_model(architecture, PACKED[architecture])
+    model.save_pretrained(tmp_path)
+    _assert_same_logits(load_model(tmp_path, EngineConfig()), model)
+
+
+def test_no_weight_is_read(saved_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    original: Any = torch.UntypedStorage.__getitem__
+
+    def get(storage: torch.UntypedStorage, place: Any) -> Any:
+        if isinstance(place, int):
+            read.append(place)
+        return original(storage, place)
+
+    monkeypatch.setattr(torch.UntypedStorage, "__getitem__", get)
+    load_model(saved_llama, EngineConfig())
+    assert not read
+    monkeypatch.setattr(model_loading, "_views_without_reading", nullcontext)
+    load_model(saved_llama, EngineConfig())
+    assert read, "the libraries themselves read the first bytes no more: nothing is left to skip"
+
+
+def test_other_arrays_are_made_by_torch() -> None:
+    before = torch.asarray
+    storage = torch.tensor([1.0, 2.0]).untyped_storage()
+    with pytest.raises(ValueError, match="alias"), model_loading._views_without_reading():
+        assert torch.asarray([1, 2], dtype=torch.uint8).tolist() == [1, 2]
+        assert torch.asarray(storage, dtype=torch.uint8).data_ptr() == storage.data_ptr()
+        torch.asarray(storage, dtype=torch.uint8, copy=False)  # fails as outside of the block
+    assert torch.asarray is before
 
 
 def test_sharded_weights_load(llama_copy: Path, plain_llama: PreTrainedModel) -> None:
