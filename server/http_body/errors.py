@@ -9,8 +9,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType, structs
 
-from server import sse
 from server.errors import CodedRequestError, EngineError, RequestError, UnsupportedApiError
+from server.http_body.response_parts import LAST_EVENT, encode_event
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class FailureFormat:
         return self.encode_event(self.to_body(describe_failure(error)))
 
 
-OPENAI = FailureFormat(to_body=lambda response: response, encode_event=sse.encode_event, end=sse.DONE)
+OPENAI = FailureFormat(to_body=lambda response: response, encode_event=encode_event, end=LAST_EVENT)
 
 
 def describe_failure(error: Exception) -> ErrorResponse:

@@ -1,8 +1,14 @@
-"""Parts of the responses of several APIs."""
+"""Parts of the responses of several APIs, and the encoding of server-sent events."""
 
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
+
+EVENTS_TYPE: Final = b"text/event-stream; charset=utf-8"
+"""The media type of a stream of events."""
+LAST_EVENT: Final = b"data: [DONE]\n\n"
+
+_encoder = msgspec.json.Encoder()
 
 
 class PromptTokensDetails(msgspec.Struct):
@@ -39,3 +45,14 @@ class BinaryResponse(NamedTuple):
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...] = ()
     content_type: bytes = b"application/octet-stream"
+
+
+def encode_named_event(payload: msgspec.Struct) -> bytes:
+    """One event with its struct's tag as its name."""
+    name = str(payload.__struct_config__.tag)
+    return b"event: " + name.encode() + b"\n" + encode_event(payload)
+
+
+def encode_event(payload: Any) -> bytes:
+    """One event with a body as JSON."""
+    return b"data: " + _encoder.encode(payload) + b"\n\n"

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
-from server import sse
 from server.errors import RequestError
 from server.http_body.errors import OPENAI, FailureFormat, UnavailableResponse, describe_failure, error_response
+from server.http_body.response_parts import EVENTS_TYPE
 from server.limits import flag_of
 from server.operation.admission import Lease
 from server.operation.request_context import Deadline, RequestTimeoutError
@@ -159,5 +159,5 @@ async def send_events(
 
 
 def _stream_start(headers: Headers) -> Message:
-    fixed = ((b"content-type", sse.MEDIA_TYPE), (b"cache-control", b"no-cache"))
+    fixed = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
     return {"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]}

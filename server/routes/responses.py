@@ -3,11 +3,11 @@
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from server import sse
 from server.apis.responses.serving import ResponsesServing
+from server.http_body.response_parts import EVENTS_TYPE
 from server.routes.info import invalid_parameter, read_boolean
 
-_EVENTS = sse.MEDIA_TYPE.decode()
+_EVENTS = EVENTS_TYPE.decode()
 
 
 class ResponseEndpoints:

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType, structs
 
-from server import sse
 from server.http_body.errors import OPENAI, ErrorInfo, ErrorResponse, FailureFormat
+from server.http_body.response_parts import encode_named_event
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
@@ -170,7 +170,7 @@ def _to_messages_error(response: ErrorResponse) -> MessagesError:
     return MessagesError(structs.replace(response.error, type=_ERROR_TYPES.get(code, default)))
 
 
-ANTHROPIC = FailureFormat(to_body=_to_messages_error, encode_event=sse.encode_named_event, end=b"")
+ANTHROPIC = FailureFormat(to_body=_to_messages_error, encode_event=encode_named_event, end=b"")
 
 
 def is_anthropic(path: str) -> bool:

@@ -3,7 +3,6 @@
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 
-from server import sse
 from server.apis.messages.blocks import BlockStream, create_signature, create_stop, parse_arguments
 from server.apis.messages.conversion import to_chat_request
 from server.apis.messages.request import CountTokensRequest, MessagesRequest, ThinkingDisabled
@@ -27,6 +26,7 @@ from server.generation.chat_request import ChatRequest
 from server.generation.chat_run import ChatRun, ChatRunner, render_chat_request
 from server.generation.output_parsing import ChoiceDelta, Part
 from server.http_body.errors import end_stream
+from server.http_body.response_parts import encode_named_event
 from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
 from server.parsers.base import Content, Reasoning
@@ -166,4 +166,4 @@ def _add(blocks: BlockStream, part: Part) -> list[StreamEvent]:
 
 
 def _encode(events: Iterable[StreamEvent]) -> bytes:
-    return b"".join(sse.encode_named_event(event) for event in events)
+    return b"".join(encode_named_event(event) for event in events)

@@ -6,7 +6,6 @@ from typing import Any
 
 from msgspec import UNSET
 
-from server import sse
 from server.apis.openai.bodies import (
     ChatChoice,
     ChatChunk,
@@ -25,6 +24,7 @@ from server.generation.logprobs import ChatLogprobs, LogprobFormatter
 from server.generation.output_parsing import ChoiceDelta, ToolCallPart
 from server.generation.usage import UsageReporting
 from server.http_body.errors import end_stream
+from server.http_body.response_parts import encode_event
 from server.operation.concurrently import take_turns
 from server.operation.inference import Inference
 from server.operation.models import unix_time
@@ -114,7 +114,7 @@ class ChatBodies:
         if reporting.at_end:
             chunk = self._chunk([])
             chunk.usage = self._run.meter.total()
-            yield sse.encode_event(chunk)
+            yield encode_event(chunk)
 
     async def _opening(self, *, in_chunks: bool) -> bytes:
         """The opening chunks: for each choice its role, then the echoed message."""
@@ -129,7 +129,7 @@ class ChatBodies:
                     self._add_prompt(chunk)
                 if in_chunks:
                     chunk.usage = self._run.meter.of_choice(index)
-                events.append(sse.encode_event(chunk))
+                events.append(encode_event(chunk))
         return b"".join(events)
 
     def _add_prompt(self, chunk: ChatChunk) -> None:
@@ -157,7 +157,7 @@ class ChatBodies:
         chunk = self._chunk([choice])
         if in_chunks:
             chunk.usage = self._run.meter.of_choice(delta.choice)
-        return sse.encode_event(chunk)
+        return encode_event(chunk)
 
     async def _choice(self, choice: ChoiceDelta) -> ChatChoice:
         return ChatChoice(

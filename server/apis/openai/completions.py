@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from server import sse
 from server.apis.openai.bodies import CompletionChoice, CompletionChunk, CompletionChunkChoice, CompletionResponse
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import Generation, GenerationBuilder, SequenceDelta
@@ -12,6 +11,7 @@ from server.generation.logprobs import CompletionLogprobs, LogprobFormatter
 from server.generation.sequences import collect, generate
 from server.generation.usage import UsageMeter, UsageReporting
 from server.http_body.errors import end_stream
+from server.http_body.response_parts import encode_event
 from server.operation.concurrently import take_turns
 from server.operation.inference import Inference
 from server.operation.models import unix_time
@@ -108,11 +108,11 @@ class CompletionBodies:
                 chunk = self._chunk([CompletionChunkChoice(**await self._shown_fields(delta))])
                 if reporting.in_chunks:
                     chunk.usage = self._meter.of_choice(delta.choice)
-                yield sse.encode_event(chunk)
+                yield encode_event(chunk)
         if reporting.at_end:
             chunk = self._chunk([])
             chunk.usage = self._meter.total()
-            yield sse.encode_event(chunk)
+            yield encode_event(chunk)
 
     def _chunk(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
         return CompletionChunk(

@@ -7,12 +7,12 @@ from typing import Final
 
 import msgspec
 
-from server import sse
 from server.apis.responses.conversion import Message, extend_conversation
 from server.apis.responses.events import LifecycleEvent, ResponseEvent
 from server.apis.responses.run import ResponseRun
 from server.apis.responses.store import MemoryStore, ResponseStore, StoreBounds, StoredResponse
 from server.errors import RequestError
+from server.http_body.response_parts import encode_named_event
 from server.limits import LimitsConfig
 from server.renderers.base import BaseRenderer
 from server.server_config import GenerationConfig
@@ -61,7 +61,7 @@ class ResponseArchive:
     async def encode_event(self, run: ResponseRun, event: ResponseEvent) -> bytes:
         """An event as bytes; those with the whole response repeat large parts of the request."""
         is_small = run.is_small or not isinstance(event, LifecycleEvent)
-        return await self._renderer.run_unless(is_small, sse.encode_named_event, event)
+        return await self._renderer.run_unless(is_small, encode_named_event, event)
 
     @asynccontextmanager
     async def claim(self, run: ResponseRun) -> AsyncIterator[None]:
