@@ -5,22 +5,11 @@ import json
 from typing import Any
 
 from agents import Agent, Model, Runner, ToolCallItem, function_tool, set_tracing_disabled
+from city import City, get_weather
 from openai.types.responses import ResponseTextDeltaEvent
-from pydantic import BaseModel
-from scenario import DESCRIBE, QUESTION, WEATHER, WEATHER_QUESTION
+from scenario import DESCRIBE, QUESTION, WEATHER_QUESTION
 
 set_tracing_disabled(disabled=True)
-
-
-class City(BaseModel):
-    city: str
-    population: int
-
-
-@function_tool
-def get_weather(city: str) -> str:
-    """Tells the weather."""
-    return WEATHER
 
 
 class Features:
@@ -29,7 +18,7 @@ class Features:
     def __init__(self, model: str | Model) -> None:
         self._text_agent = Agent(name="text", model=model)
         self._city_agent = Agent(name="city", model=model, output_type=City)
-        self.weather_agent = Agent(name="weather", model=model, tools=[get_weather])
+        self.weather_agent = Agent(name="weather", model=model, tools=[function_tool(get_weather)])
 
     def text(self) -> Any:
         return Runner.run_sync(self._text_agent, QUESTION).final_output

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel
+from city import City
 from scenario import DESCRIBE, QUESTION, WEATHER, WEATHER_QUESTION
 
 TOOL: Any = {
@@ -14,11 +14,6 @@ TOOL: Any = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-
-
-class City(BaseModel):
-    city: str
-    population: int
 
 
 def ask(question: str) -> list[Any]:

@@ -41,6 +41,11 @@ def base_url() -> str:
     return sys.argv[1]
 
 
+def report_all(features: Any, **more: Callable[[], Any]) -> None:
+    """As `report`, of an object whose methods are the features that all clients have."""
+    report(**{name: getattr(features, name) for name in ("text", "stream", "structured", "tools", "loop")}, **more)
+
+
 def report(**features: Callable[[], Any]) -> None:
     """Uses each feature and prints the results as JSON; a failure is the result of its feature only."""
     results: dict[str, Mapping[str, Any]] = {}

@@ -4,25 +4,14 @@ from typing import Any
 
 import anthropic
 from anthropic import beta_tool
-from pydantic import BaseModel
-from scenario import DESCRIBE, MODEL, QUESTION, WEATHER, WEATHER_QUESTION, base_url, report
+from city import City, get_weather
+from scenario import DESCRIBE, MODEL, QUESTION, WEATHER_QUESTION, base_url, report
 
 CLIENT = anthropic.Anthropic(base_url=base_url(), api_key="none")
 TOOL: Any = {
     "name": "get_weather",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
-
-
-class City(BaseModel):
-    city: str
-    population: int
-
-
-@beta_tool
-def get_weather(city: str) -> str:
-    """Tells the weather."""
-    return WEATHER
 
 
 def ask(question: str) -> Any:
@@ -49,7 +38,7 @@ def tools() -> list[Any]:
 
 
 def loop() -> str:
-    runner = CLIENT.beta.messages.tool_runner(**ask(WEATHER_QUESTION), tools=[get_weather])
+    runner = CLIENT.beta.messages.tool_runner(**ask(WEATHER_QUESTION), tools=[beta_tool(get_weather)])
     return runner.until_done().content[0].text
 
 

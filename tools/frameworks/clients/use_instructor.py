@@ -4,15 +4,10 @@ from typing import Any
 
 import instructor
 import openai
-from pydantic import BaseModel
+from city import City
 from scenario import DESCRIBE, MODEL, base_url, report
 
 CLIENT = instructor.from_openai(openai.OpenAI(base_url=f"{base_url()}/v1", api_key="none"))
-
-
-class City(BaseModel):
-    city: str
-    population: int
 
 
 def ask(question: str) -> Any:

@@ -2,24 +2,16 @@
 
 from typing import Any
 
+from city import City, get_weather
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel
-from scenario import DESCRIBE, MODEL, QUESTION, WEATHER, WEATHER_QUESTION, base_url, report
+from scenario import DESCRIBE, MODEL, QUESTION, WEATHER_QUESTION, base_url, report
 
 LLM = ChatOpenAI(model=MODEL, base_url=f"{base_url()}/v1", api_key="none")
 
 
-class City(BaseModel):
-    city: str
-    population: int
-
-
-@tool
-def get_weather(city: str) -> str:
-    """Tells the weather."""
-    return WEATHER
+WEATHER_TOOL = tool(get_weather)
 
 
 def text() -> Any:
@@ -35,15 +27,15 @@ def structured() -> dict[str, Any]:
 
 
 def tools() -> list[Any]:
-    calls = LLM.bind_tools([get_weather]).invoke(WEATHER_QUESTION).tool_calls
+    calls = LLM.bind_tools([WEATHER_TOOL]).invoke(WEATHER_QUESTION).tool_calls
     return [{"name": call["name"], "arguments": call["args"]} for call in calls]
 
 
 def loop() -> Any:
-    llm = LLM.bind_tools([get_weather])
+    llm = LLM.bind_tools([WEATHER_TOOL])
     messages: list[Any] = [HumanMessage(WEATHER_QUESTION)]
     messages.append(llm.invoke(messages))
-    messages += [get_weather.invoke(call) for call in messages[-1].tool_calls]
+    messages += [WEATHER_TOOL.invoke(call) for call in messages[-1].tool_calls]
     return llm.invoke(messages).content
 
 

@@ -3,12 +3,12 @@
 import asyncio
 from typing import Any
 
+from city import City, get_weather
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
-from pydantic import BaseModel
-from scenario import CALL_CITY, MODEL, QUESTION, WEATHER, WEATHER_QUESTION, base_url, report
+from scenario import CALL_CITY, MODEL, QUESTION, WEATHER_QUESTION, base_url, report
 
 LLM = OpenAILike(
     model=MODEL,
@@ -18,16 +18,6 @@ LLM = OpenAILike(
     is_function_calling_model=True,
     context_window=4096,
 )
-
-
-class City(BaseModel):
-    city: str
-    population: int
-
-
-def get_weather(city: str) -> str:
-    """Tells the weather."""
-    return WEATHER
 
 
 def ask(question: str) -> list[ChatMessage]:

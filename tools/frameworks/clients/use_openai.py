@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any
 
 import openai
-from chat_features import TOOL, City, Features, ask
+from chat_features import TOOL, Features, ask
+from city import City
 from scenario import DESCRIBE, MODEL, WEATHER_QUESTION, base_url, report
 
 CLIENT = openai.OpenAI(base_url=f"{base_url()}/v1", api_key="none")

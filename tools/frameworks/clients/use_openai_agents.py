@@ -6,7 +6,7 @@ from typing import Any
 import openai
 from agents import Runner, set_default_openai_client
 from agents_features import Features
-from scenario import MODEL, WEATHER_QUESTION, base_url, report
+from scenario import MODEL, WEATHER_QUESTION, base_url, report_all
 
 set_default_openai_client(openai.AsyncOpenAI(base_url=f"{base_url()}/v1", api_key="none"))
 features = Features(MODEL)
@@ -27,12 +27,4 @@ def stored_loop() -> Any:
     return Runner.run_sync(features.weather_agent, WEATHER_QUESTION, auto_previous_response_id=True).final_output
 
 
-report(
-    text=features.text,
-    stream=features.stream,
-    structured=features.structured,
-    tools=features.tools,
-    loop=features.loop,
-    streamed_loop=streamed_loop,
-    stored_loop=stored_loop,
-)
+report_all(features, streamed_loop=streamed_loop, stored_loop=stored_loop)

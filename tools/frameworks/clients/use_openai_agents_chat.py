@@ -3,15 +3,9 @@
 import openai
 from agents import OpenAIChatCompletionsModel
 from agents_features import Features
-from scenario import MODEL, base_url, report
+from scenario import MODEL, base_url, report_all
 
 client = openai.AsyncOpenAI(base_url=f"{base_url()}/v1", api_key="none")
 features = Features(OpenAIChatCompletionsModel(model=MODEL, openai_client=client))
 
-report(
-    text=features.text,
-    stream=features.stream,
-    structured=features.structured,
-    tools=features.tools,
-    loop=features.loop,
-)
+report_all(features)

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import openai
-from pydantic import BaseModel
+from city import City
 from scenario import DESCRIBE, MODEL, QUESTION, WEATHER, WEATHER_QUESTION, base_url, report
 
 CLIENT = openai.OpenAI(base_url=f"{base_url()}/v1", api_key="none")
@@ -14,11 +14,6 @@ TOOL: Any = {
     "name": "get_weather",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
-
-
-class City(BaseModel):
-    city: str
-    population: int
 
 
 def outputs(calls: list[Any]) -> list[Any]:

@@ -3,24 +3,14 @@
 import asyncio
 from typing import Any
 
-from pydantic import BaseModel
+from city import City, get_weather
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelResponse, ToolCallPart
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
-from scenario import CALL_FINAL_RESULT, MODEL, QUESTION, WEATHER, WEATHER_QUESTION, base_url, report
+from scenario import CALL_FINAL_RESULT, MODEL, QUESTION, WEATHER_QUESTION, base_url, report
 
 LLM = OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=f"{base_url()}/v1", api_key="none"))
-
-
-class City(BaseModel):
-    city: str
-    population: int
-
-
-def get_weather(city: str) -> str:
-    """Tells the weather."""
-    return WEATHER
 
 
 WEATHER_AGENT = Agent(LLM, tools=[get_weather])
