@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from server.parsers.marked_calls import MarkedCalls, start_pattern
-from server.parsers.reasoning.tags import marks
+from server.parsers.reasoning.tags import TagFormat, marks
 from server.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
 from server.parsers.tools.markup import MarkupParser
 from tests.regex_costs import faults
@@ -175,4 +175,6 @@ def _patterns_of_parsers() -> Iterator[Any]:
         elif issubclass(parser, MarkedCalls):
             yield start_pattern(*parser.markers, bare=parser.bare_starts)
     for name in REASONING_FORMATS:
-        yield marks(load_reasoning_format(name), drops_answer_starts=False)
+        form = load_reasoning_format(name)
+        if isinstance(form, TagFormat):
+            yield marks(form, drops_answer_starts=False)

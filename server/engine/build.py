@@ -11,8 +11,9 @@ from server.config import EngineConfig, ModelFiles
 from server.engine.base_core import PromptLimits
 from server.engine.compute.attention import UnsupportedAttentionError
 from server.engine.compute.packed_runner import PackedRunner
+from server.engine.compute.runner import Runner
 from server.engine.compute.sequential_runner import SequentialRunner
-from server.engine.core import EngineCore, Runner
+from server.engine.core import EngineCore
 from server.engine.features.prompt_features import FeatureBuilder, check_takes_embeds, embeds_width
 from server.engine.features.vision import image_encoder
 from server.engine.lora.adapters import Adapters
@@ -87,7 +88,11 @@ def build_core(
         pace=StepPace() if runner.can_split_prompts else None,
     )
     limits = PromptLimits(min(size.slot_len, cache.max_tokens), vocab_size)
-    features = FeatureBuilder(model, image_encoder(model) if isinstance(runner, PackedRunner) else None)
+    features = FeatureBuilder(
+        model,
+        image_encoder(model) if isinstance(runner, PackedRunner) else None,
+        has_prefix_cache=cache.has_prefixes,
+    )
     core = EngineCore(
         runner,
         pending=PendingSequences(scheduler, limits=limits, guided=guided, features=features, adapters=adapters),
@@ -146,7 +151,7 @@ def _build_cache(
     prefixes = None
     if config.enable_prefix_caching:
         prefixes = PrefixCache(kv_cache.slots, max_tokens=int(size.num_tokens * PREFIX_SHARE))
-    return CacheManager(num_slots=size.num_slots, max_tokens=size.num_tokens, slots=kv_cache.slots, prefixes=prefixes)
+    return CacheManager(num_slots=size.num_slots, max_tokens=size.num_tokens, kv_cache=kv_cache, prefixes=prefixes)
 
 
 def _batched_tokens(config: EngineConfig) -> int:

@@ -6,15 +6,13 @@ It handles token ids only, no text.
 from collections.abc import Iterable
 from pathlib import Path
 from time import monotonic
-from typing import Protocol
 
 import torch
 
 from server.engine.base_core import BaseCore, failed
-from server.engine.compute.batch import StepLogits
+from server.engine.compute.runner import Runner
 from server.engine.lora.adapter import AdapterError, AdapterMissingError
 from server.engine.lora.adapters import Adapters
-from server.engine.lora.layers import AdaptedLayers
 from server.engine.pending import PendingSequences
 from server.engine.process_link.messages import (
     Command,
@@ -29,23 +27,6 @@ from server.engine.sampling.sampler import Sampled, Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Chunk, Sequence, SequenceState
 from server.types import EngineOutput, EnginePrompt, EngineStats
-
-
-class Runner(Protocol):
-    """Computes chunks of sequences. There are two: `packed` and `sequential`."""
-
-    name: str
-    can_split_prompts: bool
-    """Whether a prompt may be computed in several chunks."""
-
-    def use_adapters(self, adapted: AdaptedLayers) -> None:
-        """Sets the layers that LoRA adapters change; without them, sequences must not name an adapter."""
-
-    def step(self, chunks: list[Chunk]) -> StepLogits:
-        """Logits of each chunk's last token; of all its tokens for prompt log-probabilities."""
-
-    def do_idle_work(self) -> bool:
-        """Does a small piece of deferrable work; True while there is more."""
 
 
 class EngineCore(BaseCore):

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count, islice
 from math import inf
 from time import monotonic
@@ -146,7 +147,7 @@ def _build(
     files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports, wake: Callable[[], None]
 ) -> _Built:
     try:
-        return _build_once(files, config, phases, wake)
+        return _find_build(files, config, wake)(files, config, phases)
     except EngineMemoryError:
         raise
     except Exception as err:
@@ -155,18 +156,20 @@ def _build(
             raise
         logger.debug("loading the model again, with all of torch: %s", err)
     # Outside of the handler: the exception keeps the first model alive, and a GPU may have no room for two.
-    return _build_once(files, config, phases, wake)
+    return _find_build(files, config, wake)(files, config, phases)
 
 
-def _build_once(files: ModelFiles, config: EngineConfig, phases: Phases, wake: Callable[[], None]) -> _Built:
+def _find_build(
+    files: ModelFiles, config: EngineConfig, wake: Callable[[], None]
+) -> Callable[[ModelFiles, EngineConfig, Phases], _Built]:
     kind = read_model_kind(files.path, config)
     if kind.is_pooling:
         from server.engine.pooling.build import build_pooling_core
 
-        return build_pooling_core(kind, files, config, phases)
+        return partial(build_pooling_core, kind)
     from server.engine.build import build_core
 
-    return build_core(files, config, phases, wake)
+    return partial(build_core, wake=wake)
 
 
 class _WorkIsReady:

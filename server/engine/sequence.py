@@ -1,18 +1,21 @@
 """One sequence in the engine: its tokens, how many are computed, and the memory it holds; chunks of it."""
 
 from enum import Enum
+from functools import cache
+from hashlib import blake2b
+from os import urandom
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from server.engine.features.prompt_features import PromptFeatures, keyed_hash
 from server.types import SamplingParams, TokenLogprob
 
 if TYPE_CHECKING:
     import torch
 
+    from server.engine.features.prompt_features import PromptFeatures
     from server.engine.sampling.grammar_compiler import Grammar
     from server.engine.sampling.reasoning import ReasoningState
 
@@ -62,8 +65,7 @@ class Sequence:
         """Only if its parameters have a grammar, or its reasoning needs the tokenizer."""
         self.has_grammar_copy = False
         """Whether memory for a copy of the grammar is reserved."""
-        salt = params.cache_salt
-        self._salt_id = 0 if salt is None else keyed_hash(salt.encode(errors="surrogatepass"))
+        self._salt_id = 0 if params.cache_salt is None else _hash_salt(params.cache_salt)
 
     @property
     def adapter_id(self) -> int:
@@ -87,9 +89,14 @@ class Sequence:
         return 0 if self.features is None or self.features.has_token_ids else self.num_prompt_tokens
 
     @property
+    def is_private(self) -> bool:
+        """Whether the prefix cache must not share it, because it has rows without ids."""
+        return self.features is not None and self.features.row_ids is None
+
+    @property
     def can_reuse_prefix(self) -> bool:
         """Whether the prefix cache may be used; prompt log-probabilities need the logits of all tokens."""
-        return self.params.prompt_logprobs is None
+        return self.params.prompt_logprobs is None and not self.is_private
 
     def append(self, token_id: int) -> None:
         """Adds the output's next token."""
@@ -110,10 +117,10 @@ class Sequence:
         The keys of each adapter are different, because it changes the tokens' keys and values. A cache salt
         changes the first key, so that only prompts with the same salt have a common beginning.
         """
-        if self.features is None:
+        rows = None if self.features is None else self.features.row_ids
+        if rows is None:
             ids = np.asarray(self.token_ids[:end], dtype=np.int64)
         else:
-            rows = self.features.row_ids
             ids = np.concatenate((rows[:end], np.asarray(self.token_ids[len(rows) : end], dtype=np.int64)))
         if self.adapter_id:
             ids = ids ^ (self.adapter_id << _ADAPTER_BIT)
@@ -127,7 +134,7 @@ class Sequence:
             return False
         if self.features is other.features:
             return self.token_ids is other.token_ids or self.token_ids == other.token_ids
-        if self.features is None or other.features is None:
+        if self.features is None or other.features is None or self.features.row_ids is None:
             return False
         return np.array_equal(self.cache_ids(self.num_tokens), other.cache_ids(other.num_tokens))
 
@@ -174,3 +181,14 @@ class Chunk(NamedTuple):
     def wants_all_logits(self) -> bool:
         """Whether log-probabilities of the prompt are requested and not reported yet."""
         return self.sequence.params.prompt_logprobs is not None and self.sequence.is_first_pass
+
+
+def _hash_salt(salt: str) -> int:
+    """With a secret key, so that no client can construct a salt whose prompts match those of others."""
+    digest = blake2b(salt.encode(errors="surrogatepass"), digest_size=8, key=_salt_key()).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+@cache
+def _salt_key() -> bytes:
+    return urandom(16)

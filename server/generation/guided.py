@@ -201,7 +201,7 @@ def _with_options(guided: GuidedDecoding, options: dict[str, Any]) -> GuidedDeco
 
 
 def _forced_schema(request: ChatRequest) -> dict[str, Any]:
-    """The schema of the text of a request that forces a call; `RequiredCallsParser` reads it.
+    """The schema of the text of a request that forces a call; `server.parsers.forced` reads it.
 
     The text of a named tool is its arguments; with `required` it is an array of objects with `name` and
     `parameters`.

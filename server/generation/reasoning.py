@@ -4,13 +4,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from server.engine.sampling.reasoning import MarkerFinder
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.parsers.base import OutputParser, PromptEnd
+from server.parsers.base import OutputParser, PromptEnd, ReasoningFormat
 from server.parsers.detection import ModelFacts, detect_reasoning_format
 from server.parsers.registry import AUTO, load_reasoning_format
 from server.renderers.base import BaseRenderer
@@ -18,9 +17,6 @@ from server.renderers.prompts import RenderedPrompt
 from server.renderers.tokenizers.files import read_json_object
 from server.server_config import GenerationConfig
 from server.types import ReasoningMarker, ReasoningRules
-
-if TYPE_CHECKING:
-    from server.parsers.reasoning.tags import ReasoningFormat
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +182,7 @@ class _Markers:
 class PromptReasoning:
     """The reasoning of the outputs of one prompt."""
 
-    format: "ReasoningFormat"
+    format: ReasoningFormat
     markers: _Markers
     prompt_end: PromptEnd
     num_spent_tokens: int

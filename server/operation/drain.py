@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
-from server.engine.process_link.client import EngineClient
 from server.lifecycle import Lifecycle
 from server.server_config import LifecycleConfig
 
@@ -82,6 +81,13 @@ class RunningRequests:
         return True
 
 
+class RunningWork(Protocol):
+    """What computes the running requests: the embedded engine's client, or vLLM's application."""
+
+    def fail_running(self, message: str) -> None:
+        """Ends all running requests with this error."""
+
+
 class Drain:
     """Used on the event loop; `run` is called once, `stop_waiting` may be called meanwhile."""
 
@@ -89,14 +95,14 @@ class Drain:
         self,
         lifecycle: Lifecycle,
         running: RunningRequests,
-        engine: EngineClient,
+        work: RunningWork,
         config: LifecycleConfig,
         announce_close: Callable[[], None],
     ) -> None:
         """`announce_close` makes every connection end with its next or current response."""
         self._lifecycle = lifecycle
         self._running = running
-        self._engine = engine
+        self._work = work
         self._announce_close = announce_close
         self._timeout_s = config.shutdown_timeout_s
         self._grace_s = config.drain_grace_s
@@ -118,12 +124,16 @@ class Drain:
 
     async def _finish_running(self) -> None:
         running = self._running
-        logger.info("shutting down: %d requests may run for %g s more", running.num_running, self._timeout_s)
+        logger.info(
+            "shutting down: %d requests may run for %g s more (--shutdown-timeout)",
+            running.num_running,
+            self._timeout_s,
+        )
         if await self._wait_idle():
             return
         logger.warning("%d requests are ended with an error", running.num_running)
         is_stopped = self._is_stopped.is_set()
-        self._engine.fail_running("the server was stopped" if is_stopped else "the server is shutting down")
+        self._work.fail_running("the server was stopped" if is_stopped else "the server is shutting down")
         if not await running.wait_idle(_SHORT_DELIVERY_S if is_stopped else ERROR_DELIVERY_S):
             running.cancel()
             await running.wait_idle(_SHORT_DELIVERY_S)

@@ -5,9 +5,11 @@ into a marker, its cost per piece does not grow with the text, and text that is 
 included, becomes `Content`: nothing is lost and nothing raises.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, Protocol
+
+from server.parsers.events import Event
 
 
 class FunctionDefinition(Protocol):
@@ -19,36 +21,6 @@ class FunctionDefinition(Protocol):
     @property
     def parameters(self) -> dict[str, Any] | None:
         """The JSON schema of the arguments."""
-
-
-class Reasoning(NamedTuple):
-    """Text of the model's reasoning."""
-
-    text: str
-
-
-class Content(NamedTuple):
-    """Text for the user."""
-
-    text: str
-
-
-class CallStart(NamedTuple):
-    """A tool call begins."""
-
-    name: str
-    id: str | None = None
-    """Only if the format has ids; the server makes one for other calls."""
-
-
-class CallArguments(NamedTuple):
-    """Adds JSON text to the arguments of the latest call."""
-
-    text: str
-
-
-Event = Reasoning | Content | CallStart | CallArguments
-"""What a parser finds in a model's output, in the order of the text."""
 
 
 class OutputParser(Protocol):
@@ -92,3 +64,41 @@ class PromptEnd(Enum):
     """The prompt ends after reasoning: the output is the answer."""
     SILENT = "silent"
     """Neither: the output begins as the format's outputs do."""
+
+
+class ReasoningFormat(Protocol):
+    """How a kind of model marks its reasoning; one object per format in `server.parsers.reasoning`."""
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The texts that begin the reasoning, the usual one first."""
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The texts that end it, the usual one first."""
+
+    @property
+    def pauses(self) -> tuple[str, ...]:
+        """Texts that end one of several parts of the reasoning."""
+
+    @property
+    def forced_end(self) -> str | None:
+        """The text that ends reasoning whose budget is used up; None if it cannot have one."""
+
+    @property
+    def parses_calls(self) -> bool:
+        """Whether its parser also reads the tool calls of the model's format."""
+
+    @property
+    def answer_starts(self) -> tuple[str, ...]:
+        """Texts that end the reasoning and belong to the answer, such as the tag of a tool call."""
+
+    @property
+    def is_open_at_start(self) -> bool:
+        """Whether the output begins with reasoning where neither prompt nor output have a start."""
+
+    def is_used(self, template_kwargs: Mapping[str, Any]) -> bool:
+        """Whether the model reasons with these variables of its chat template."""
+
+    def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> OutputParser:
+        """The parser of one choice; `drops_answer_starts` if the answer is in the server's own format."""

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Generator
 from functools import cache
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import regex
 
-BLANKS: Final = regex.compile(r"\s{1,64}")
 Result = TypeVar("Result")
 Waiting = Generator[None, None, Result]
 """A step that yields whenever it needs more text."""
@@ -81,13 +80,6 @@ class IncomingText:
         """At the end of the text, consumes what is only the beginning of a match."""
         if self.is_complete and pattern.match(self._text, self._position, partial=True):
             self._position = len(self._text)
-
-    def read_all(self, pattern: regex.Pattern[str]) -> Waiting[str]:
-        """Consumes all matches that follow each other."""
-        found: list[str] = []
-        while match := (yield from self.expect(pattern)):
-            found.append(match[0])
-        return "".join(found)
 
     def expect(self, pattern: regex.Pattern[str]) -> Waiting[Found | None]:
         """Consumes a match that begins here; None, and nothing is consumed, if the text does not match."""

@@ -3,13 +3,10 @@
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from server.errors import ServerError
-from server.parsers.base import ToolParser
-
-if TYPE_CHECKING:
-    from server.parsers.reasoning.tags import ReasoningFormat
+from server.parsers.base import ReasoningFormat, ToolParser
 
 
 class ParserPath(NamedTuple):
@@ -136,7 +133,7 @@ def load_plugin(file: str) -> Mapping[str, type[ToolParser]]:
         raise PluginError(f"the plugin {file} cannot be used: {type(err).__name__}: {err}") from err
 
 
-def load_reasoning_format(name: str) -> "ReasoningFormat":
+def load_reasoning_format(name: str) -> ReasoningFormat:
     """Imports the format of a name in `REASONING_FORMATS`."""
     return cast("ReasoningFormat", _load(REASONING_FORMATS[name]))
 

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from server.parsers.base import CallArguments, CallFormat, CallStart, Content, Event, FunctionDefinition
+from server.parsers.base import CallFormat
+from server.parsers.events import CallArguments, CallStart, Content, Event, EventBuffer, Reasoning
 from server.parsers.incoming_text import IncomingText, Waiting
 
 
-class TextReader:
+class TextReader(EventBuffer):
     """Runs `read`, which consumes `self.text` and adds events, whenever text arrives."""
 
     def __init__(self) -> None:
-        self._events: list[Event] = []
+        super().__init__()
         self.text = IncomingText()
         self._reading = self.read()
         next(self._reading)
@@ -23,24 +24,19 @@ class TextReader:
     def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
         """The events that the next piece of text completes."""
         self.text.add(text)
-        return self._read_on()
+        next(self._reading, None)
+        return self.take_events()
 
     def finish(self) -> list[Event]:
         """The events of the text that was held back."""
         self.text.is_complete = True
-        return self._read_on()
-
-    def _read_on(self) -> list[Event]:
         next(self._reading, None)
-        events, self._events = self._events, []
-        return events
+        return self.take_events()
 
-    def add_event(self, event: Event) -> None:
-        """Joins text that is adjacent and of one kind."""
+    def add_text(self, event: Reasoning | Content | CallArguments) -> None:
+        """Joins what is adjacent and of one kind."""
         last = self._events[-1] if self._events else None
-        if isinstance(event, CallStart):
-            self._events.append(event)
-        elif type(last) is type(event):
+        if type(last) is type(event):
             self._events[-1] = type(event)(last.text + event.text)
         elif event.text:
             self._events.append(event)
@@ -52,7 +48,7 @@ class TextParser(TextReader):
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
 
-    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+    def __init__(self) -> None:
         self.num_calls = 0
         self._is_blank = True
         """Whether the content so far is white space."""
@@ -75,17 +71,17 @@ class TextParser(TextReader):
                 return
             text = "".join(self._blanks)
             self._blanks.clear()
-        self.add_event(Content(text))
+        self.add_text(Content(text))
 
     def start_call(self, name: str, call_id: str | None = None) -> None:
         """A call begins."""
         self.num_calls += 1
         self._blanks.clear()
-        self.add_event(CallStart(name, call_id))
+        self._events.append(CallStart(name, call_id))
 
     def add_arguments(self, text: str) -> None:
         """JSON text of the latest call."""
-        self.add_event(CallArguments(text))
+        self.add_text(CallArguments(text))
 
 
 class StrayText:

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.detokenizer import AddedTokensJoined, DecodeWindow, IncrementalDetokenizer, PromptTail
-from server.renderers.embeds.chat_embeds import MarkedConversation, has_few_parts, join, mark
+from server.renderers.embeds.chat_embeds import MarkedConversation, has_embeds, has_few_parts, join, mark
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.images.processor_cache import ProcessorCache
 from server.renderers.pool import LoopShare, RendererPool, make_async
@@ -99,8 +99,9 @@ class BaseRenderer(ABC):
         self._check_mm_settings(options)
         is_small = _is_small(messages, options)
         if not is_small:
-            marked = await self.run_unless(has_few_parts(messages), mark, messages)
-            if marked is not None:
+            has_few = has_few_parts(messages)
+            if await self.run_unless(has_few, has_embeds, messages):
+                marked = await self.run_unless(has_few, mark, messages)
                 return await self._render_chat_with_embeds(marked, options)
         return await self._run(partial(self.render_chat, messages, options), is_small=is_small)
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from server.config import ModelFiles
+from server.exit_codes import INTERRUPTED, USAGE
 from startup.config import ModelConfig
 from startup.hooks.hook import Hook, Name
 from startup.model.location import locate
 from startup.serve_words import is_for_information, normalise, split
+from startup.vllm.installed import find_vllm
 
 _MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())
 COMMAND_LINE: Final = Hook(
@@ -36,6 +38,9 @@ _SWITCHES_OFF_LISTENING: Final = (
 """With these flags the launcher has no port, or the port uses a protocol that the responder does not have."""
 
 _DEFAULT_PORT: Final = 8000
+_SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
+_DEFAULT_SHUTDOWN_TIMEOUT_S: Final = 30
+"""vLLM's own default, 0, breaks running requests off."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,15 @@ class CommandLine:
         return self.values.get("--uds") or None
 
     @property
+    def words_with_drain(self) -> tuple[str, ...]:
+        """With a default of `--shutdown-timeout`, in front of all flags, so that one that is given wins."""
+        if _SHUTDOWN_TIMEOUT in self.values:
+            return self.words
+        num_positional = int(bool(self.words) and not self.words[0].startswith("-"))
+        default = (_SHUTDOWN_TIMEOUT, str(_DEFAULT_SHUTDOWN_TIMEOUT_S))
+        return (*self.words[:num_positional], *default, *self.words[num_positional:])
+
+    @property
     def served_name(self) -> str:
         """The model's name in the history of starts."""
         return self.values.get("--served-model-name") or self.model or "vLLM's default model"
@@ -119,9 +133,9 @@ def _as_word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def run_vllm(line: CommandLine) -> int:
+def run_vllm(words: Sequence[str]) -> int:
     """Runs `vllm serve` with these words until it returns or raises SystemExit or an error of vLLM's."""
-    sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), "serve", *line.words]  # noqa: PTH118, PTH120
+    sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), "serve", *words]  # noqa: PTH118, PTH120
     main = _find_main()
     try:
         main()
@@ -131,10 +145,25 @@ def run_vllm(line: CommandLine) -> int:
     return 0
 
 
-def _find_main() -> Callable[[], object]:
+def run_other_command() -> int:
+    """Runs the words of this process by the installed vLLM; returns the exit code.
+
+    vLLM's function is imported, and not looked up as a program, which may be a link to this program.
+    """
+    if find_vllm() is None:
+        remedy = "install it there (pip install vllm), or call vllm-cli by its own name"
+        sys.stderr.write(f"Error: {sys.argv[0]} runs vllm-cli, whose environment has no vLLM: {remedy}.\n")
+        return USAGE
+    try:
+        return int(_find_main()() or 0)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _find_main() -> Callable[[], Any]:
     """The function that vLLM's script calls; a version without the known one may have another script."""
     try:
-        main: Callable[[], object] = _MAIN.get(importlib.import_module(_MAIN.module))
+        main: Callable[[], Any] = _MAIN.get(importlib.import_module(_MAIN.module))
         return main
     except (ModuleNotFoundError, AttributeError):
         from importlib.metadata import entry_points
@@ -142,5 +171,5 @@ def _find_main() -> Callable[[], object]:
         script = next(iter(entry_points(group="console_scripts", name="vllm")), None)
         if script is None:
             raise
-        other: Callable[[], object] = script.load()
+        other: Callable[[], Any] = script.load()
         return other

@@ -9,13 +9,14 @@ from startup.logs.json_lines import JsonFormatter
 
 
 def log_as(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:
-    """Sends the records of `startup` to standard error; the root logger and vLLM's stay unchanged."""
+    """Sends the records of our packages to standard error; the root logger and vLLM's stay unchanged."""
     handler = logging.StreamHandler(real_stderr())
     handler.setFormatter(_create_formatter(role, log_format, phase))
-    ours = logging.getLogger("startup")
-    ours.handlers[:] = [handler]
-    ours.propagate = False
-    ours.setLevel(env.VLLM_LOGGING_LEVEL.get())
+    for package in ("startup", "server"):
+        ours = logging.getLogger(package)
+        ours.handlers[:] = [handler]
+        ours.propagate = False
+        ours.setLevel(env.VLLM_LOGGING_LEVEL.get())
 
 
 def _create_formatter(role: str, log_format: str, phase: Callable[[], str]) -> RoleFormatter:

@@ -29,11 +29,13 @@ from server.generation.guided import find_constraint
 from server.http_body.decoding import RequestDecoder
 from server.http_body.long_texts import shorten
 from server.metrics.server_metrics import _wants_openmetrics
-from server.parsers.arguments import text_to_value
-from server.parsers.base import Content, OutputParser, PromptEnd
-from server.parsers.composed import RequiredCallsParser, WholeCalls
+from server.parsers.base import OutputParser, PromptEnd
+from server.parsers.events import Content
+from server.parsers.forced import RequiredCallsParser
 from server.parsers.json_text import read_json
 from server.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
+from server.parsers.schema_values import text_to_value
+from server.parsers.whole_calls import WholeCalls
 from server.renderers.detokenizer import UNFINISHED, DecodeWindow, PromptTail
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.images.fetcher import MediaFetcher
@@ -310,7 +312,7 @@ SCANNERS: Final = [
     Scanner("response output", ("server.apis.responses.output",), _response, _units(" ", "a", "\n ")),
     Scanner(
         "values",
-        ("server.parsers.json_text", "server.parsers.arguments"),
+        ("server.parsers.json_text", "server.parsers.schema_values"),
         lambda text: (
             suppress_errors(read_json, text),
             text_to_value(text, frozenset(("integer", "number", "object"))),
@@ -328,10 +330,11 @@ def suppress_errors(read: Callable[[str], object], text: str) -> None:
 PARSER_MODULES: Final = (
     "server.parsers.incoming_text",
     "server.parsers.json_calls",
+    "server.parsers.json_value",
     "server.parsers.marked_calls",
     "server.parsers.reasoning.tags",
     "server.parsers.tools.markup",
-    "server.parsers.composed",
+    "server.parsers.whole_calls",
 )
 """What the parsers of all formats use."""
 
@@ -362,7 +365,7 @@ def tool_parsers(*, are_all: bool = False) -> list[Scanner]:
         scanners.append(_parser(f"tools {form.name}", f"server.parsers.{path.module}", create, texts, form.tokenize))
     required = '[{"name": "now", "parameters": '
     texts = [Text(required), *_units(*_FILLERS, begin=required), *_units(*_FILLERS, begin="[")]
-    return [*scanners, _parser("required calls", "server.parsers.composed", RequiredCallsParser, texts)]
+    return [*scanners, _parser("required calls", "server.parsers.forced", RequiredCallsParser, texts)]
 
 
 def reasoning_parsers() -> list[Scanner]:

@@ -29,7 +29,7 @@ from server.http_body.errors import end_stream
 from server.http_body.response_parts import encode_named_event
 from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
-from server.parsers.base import Content, Reasoning
+from server.parsers.events import Content, Reasoning
 
 
 class MessagesServing:

@@ -29,7 +29,7 @@ from server.operation.concurrently import take_turns
 from server.operation.inference import Inference
 from server.operation.models import unix_time
 from server.operation.request_context import RequestContext
-from server.parsers.base import Reasoning
+from server.parsers.events import Reasoning
 from server.renderers.base import PROMPTS_PER_TURN
 
 

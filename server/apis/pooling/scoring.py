@@ -246,7 +246,7 @@ class ScoringServingBase(PoolingServingBase[S]):
             ctx.outputs = await self._pool(ctx, ctx.prompts[:num_queries], query_ids, params[:num_queries])
             ctx.outputs += await self._pool(ctx, ctx.prompts[num_queries:], ids[num_queries:], params[num_queries:])
         finally:
-            self._engine.abort(query_ids)
+            self._engine.drop_queries(query_ids)
 
     def _scores(self, ctx: PoolingServeContext[S]) -> list[float]:
         """One score per pair."""

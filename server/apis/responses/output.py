@@ -36,7 +36,7 @@ from server.apis.responses.response import (
 from server.apis.responses.tools import CalledTool, CustomInputReader, ResponseTools
 from server.generation.logprobs import ChatLogprob
 from server.generation.output_parsing import Part, ToolCallPart
-from server.parsers.base import Content, Reasoning
+from server.parsers.events import Content, Reasoning
 
 
 class OutputWriter:

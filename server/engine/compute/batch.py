@@ -1,4 +1,4 @@
-"""The input of one step: chunks of sequences, laid out as one packed row of tokens; and its result."""
+"""The input of one step: chunks of sequences, laid out as one packed row of tokens."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -73,21 +73,13 @@ class PackedBatch:
     """Masks of prompt chunks, by slot and sliding window; the first layer that needs one adds it."""
 
 
-class StepLogits(NamedTuple):
-    """Logits of one step, shape [rows, vocab]; `rows[i]` are those of `chunks[i]`."""
-
-    chunks: list[Chunk]
-    logits: torch.Tensor
-    rows: list[slice]
-
-
 def pack(
     chunks: list[Chunk],
     *,
     slot_len: int,
     dtype: torch.dtype,
     device: torch.device,
-    count_shared: CountShared,
+    count_shared: CountShared = lambda slots: 0,
 ) -> PackedBatch:
     """Packs the chunks; sorts decoding ones by slot so that neighbours can share a call."""
     decodes = sorted((c for c in chunks if c.is_decode), key=lambda c: c.sequence.slot)

@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 
 from server.engine.compute.attention import PackedAttention, UnsupportedAttentionError
-from server.engine.compute.batch import StepLogits, pack
+from server.engine.compute.batch import pack
 from server.engine.compute.linear import LinearPacker
+from server.engine.compute.runner import StepLogits
 from server.engine.features.prompt_features import PlacedRows, embed
 from server.engine.features.vision import language_model
 from server.engine.lora.layers import AdaptedLayers
@@ -87,10 +88,10 @@ class PackedRunner:
         assert self._attention.cache is not None
         return self._attention.cache
 
-    def step(self, chunks: list[Chunk]) -> StepLogits:
+    def step(self, chunks: Seq[Chunk]) -> StepLogits:
         """Computes all chunks in one forward pass; see `Runner.step`."""
         batch = pack(
-            chunks,
+            list(chunks),
             slot_len=self.cache.slot_len,
             dtype=self._model.dtype,
             device=self._model.device,

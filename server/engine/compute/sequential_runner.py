@@ -6,13 +6,14 @@ For models that keep state beyond keys and values (Mamba, hybrids) or that imple
 
 import inspect
 import logging
+from collections.abc import Sequence as Seq
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.compute.batch import StepLogits
+from server.engine.compute.runner import StepLogits
 from server.engine.features.prompt_features import PlacedRows, embed
 from server.engine.lora.layers import AdaptedLayers
 from server.engine.sequence import Chunk
@@ -48,7 +49,7 @@ class SequentialRunner:
         """Sets the layers that adapters change."""
         self._adapted = adapted
 
-    def step(self, chunks: list[Chunk]) -> StepLogits:
+    def step(self, chunks: Seq[Chunk]) -> StepLogits:
         rows: list[slice] = []
         parts: list[torch.Tensor] = []
         num_rows = 0
@@ -59,7 +60,7 @@ class SequentialRunner:
             parts.append(kept)
             rows.append(slice(num_rows, num_rows + kept.shape[0]))
             num_rows += kept.shape[0]
-        return StepLogits(chunks, torch.cat(parts), rows)
+        return StepLogits(list(chunks), torch.cat(parts), rows)
 
     def do_idle_work(self) -> bool:
         return False

@@ -71,6 +71,10 @@ class ThreadCount:
         self._stride = 1
         self._logged_s = -math.inf
 
+    @property
+    def num_threads(self) -> int:
+        return self._num_threads
+
     def record(self, num_tokens: int, seconds: float) -> None:
         """Takes the duration of a step, after which the number of threads may change."""
         if self._is_fixed:

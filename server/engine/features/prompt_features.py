@@ -1,12 +1,11 @@
 """Features of prompts with images or embeddings: rows that replace tokens' embeddings, and positions."""
 
 import inspect
+import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache, cached_property
-from hashlib import blake2b
-from os import urandom
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,9 +16,6 @@ from transformers import PreTrainedModel
 from server.errors import EngineStartError
 from server.types import PromptInputs, TensorData
 
-if TYPE_CHECKING:
-    from server.engine.features.vision import VisionEncoder
-
 _PROBE_TOKENS = 4
 _TOLERANCE = 0.1
 """Relative to the largest logit; a model that uses more than the embeddings differs by more."""
@@ -28,6 +24,8 @@ RowIds = npt.NDArray[np.int64]
 
 _IS_ROW = np.int64(-(1 << 63))
 """The sign bit: row ids are negative, token ids are not."""
+_HIGH = np.uint64(32)
+_LOW_31 = np.uint64((1 << 31) - 1)
 
 
 class PromptFeaturesError(Exception):
@@ -49,25 +47,8 @@ class PromptFeatures:
     """Shape [axes, num_prompt_tokens], for rotary embeddings with several axes; None counts from 0."""
     position_delta: int = 0
     """Added to the index of a token after the prompt to get its position."""
-
-    @cached_property
-    def row_ids(self) -> RowIds:
-        """The rows' keys in the prefix cache: hashes of their contents and positions."""
-        rows = self.embeds.cpu().contiguous().view(torch.uint8).numpy()
-        if self.positions is not None:
-            places = np.ascontiguousarray(self.positions.cpu().numpy().T).view(np.uint8)
-            rows = np.concatenate((rows, places), axis=1)
-        return np.array([keyed_hash(row.data) for row in rows], dtype=np.int64) | _IS_ROW
-
-
-def keyed_hash(data: bytes | memoryview) -> int:
-    """A signed number of 64 bits; without the secret key, no one can construct data with equal hashes."""
-    return int.from_bytes(blake2b(data, digest_size=8, key=_secret_key()).digest(), "little", signed=True)
-
-
-@cache
-def _secret_key() -> bytes:
-    return urandom(16)
+    row_ids: RowIds | None = None
+    """The rows' keys in the prefix cache; None excludes the prompt from it."""
 
 
 class PlacedRows(NamedTuple):
@@ -85,13 +66,26 @@ def embed(model: PreTrainedModel, input_ids: torch.Tensor, placed: Iterable[Plac
     return embeds
 
 
+class ImageEncoder(Protocol):
+    """Builds features from a prompt's token ids and the processor's outputs for its images."""
+
+    def encode(self, token_ids: list[int], mm: dict[str, TensorData]) -> PromptFeatures:
+        """The features of a prompt with images; raises PromptFeaturesError."""
+
+    def forget(self) -> None:
+        """Forgets what is kept of earlier images."""
+
+
 class FeatureBuilder:
     """Builds features from inputs, once for all sequences of a prompt; used on the engine's thread."""
 
-    def __init__(self, model: PreTrainedModel, images: "VisionEncoder | None" = None) -> None:
-        """`images` is for vision models."""
+    def __init__(
+        self, model: PreTrainedModel, images: ImageEncoder | None = None, *, has_prefix_cache: bool = True
+    ) -> None:
+        """`images` is for vision models; without a prefix cache, rows need no ids."""
         self._model = model
         self._images = images
+        self._hasher = RowHasher() if has_prefix_cache else None
         self._built: WeakKeyDictionary[PromptInputs, PromptFeatures] = WeakKeyDictionary()
 
     def build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
@@ -111,6 +105,12 @@ class FeatureBuilder:
             self._images.forget()
 
     def _build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
+        features = self._compute(token_ids, inputs)
+        if self._hasher is None:
+            return features
+        return replace(features, row_ids=self._hasher.identify(features.embeds, features.positions))
+
+    def _compute(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
         if inputs.embeds is not None:
             return self._from_embeds(token_ids, inputs.embeds)
         if self._images is None:
@@ -128,6 +128,50 @@ class FeatureBuilder:
                 own = embed(self._model, torch.tensor([token_ids], device=embeds.device), ())[0]
                 embeds = torch.where(is_token[:, None], own, embeds)
         return PromptFeatures(embeds, has_token_ids=False)
+
+
+class RowHasher:
+    """Gives equal rows at equal positions equal ids; different ones collide by chance only, in 2**63 values.
+
+    Multilinear hashing (Lemire and Kaser, 2014) with random keys that never leave the process, so that a
+    client cannot construct colliding rows.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[int, npt.NDArray[np.uint64]] = {}
+
+    def identify(self, embeds: torch.Tensor, positions: torch.Tensor | None) -> RowIds:
+        """One id per row.
+
+        Args:
+            embeds: shape [rows, width].
+            positions: shape [axes, rows]; None if they count from 0.
+        """
+        words = _words(embeds)
+        if positions is not None:
+            words = np.concatenate((words, positions.cpu().numpy().T.astype(np.uint32)), axis=1)
+        sums = words.astype(np.uint64) @ self._keys_of(words.shape[1])
+        high, low = sums[:, 0] >> _HIGH, sums[:, 1] >> _HIGH
+        ids: RowIds = (((high & _LOW_31) << _HIGH) | low).view(np.int64) | _IS_ROW
+        return ids
+
+    @cached_property
+    def _random(self) -> "np.random.Generator":
+        """Created on first use: importing numpy's generators takes 5 ms of the start."""
+        return np.random.Generator(np.random.PCG64(secrets.randbits(128)))
+
+    def _keys_of(self, num_words: int) -> npt.NDArray[np.uint64]:
+        if num_words not in self._keys:
+            self._keys[num_words] = self._random.integers(1 << 64, size=(num_words, 2), dtype=np.uint64, endpoint=False)
+        return self._keys[num_words]
+
+
+def _words(embeds: torch.Tensor) -> npt.NDArray[np.uint32]:
+    """The rows' bytes as words of four or two bytes."""
+    octets = embeds.cpu().contiguous().view(torch.uint8).numpy()
+    if octets.shape[1] % 4 == 0:
+        return octets.view(np.uint32)
+    return octets.view(np.uint16).astype(np.uint32)
 
 
 def to_tensor(data: TensorData) -> torch.Tensor:

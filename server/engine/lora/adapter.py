@@ -36,6 +36,11 @@ class LowRank(NamedTuple):
     """Shape [rank, outputs], with the scaling."""
 
 
+class _LayerSize(NamedTuple):
+    num_inputs: int
+    num_outputs: int
+
+
 def read_adapter(folder: Path, model: PreTrainedModel, limits: LoraConfig) -> dict[str, LowRank]:
     """The updates by the names of the model's modules.
 
@@ -140,17 +145,26 @@ def _is_supported(model: PreTrainedModel, path: str) -> bool:
 
 
 def _check_shapes(name: str, update: LowRank, module: nn.Module, rank: int, folder: Path) -> None:
-    rows, columns = module.weight.shape  # type: ignore[misc]
-    num_inputs, num_outputs = (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
-    wanted = ([rank, num_inputs], [rank, num_outputs])
+    size = _size_of(module)
     if isinstance(module, nn.Embedding):
-        wanted[0].reverse()
+        wanted = ([size.num_inputs, rank], [rank, size.num_outputs])
+    else:
+        wanted = ([rank, size.num_inputs], [rank, size.num_outputs])
     shapes = (list(update.down.shape), list(update.up.shape))
     if shapes != wanted:
         raise AdapterError(
-            f"the adapter in {folder} does not fit the model: {name} has a rank of {rank}, {num_inputs} inputs "
-            f"and {num_outputs} outputs, but the adapter's matrices are {shapes[0]} and {shapes[1]}"
+            f"the adapter in {folder} does not fit the model: {name} has a rank of {rank}, {size.num_inputs} inputs "
+            f"and {size.num_outputs} outputs, but the adapter's matrices are {shapes[0]} and {shapes[1]}"
         )
+
+
+def _size_of(module: nn.Module) -> _LayerSize:
+    if isinstance(module, nn.Linear):
+        return _LayerSize(module.in_features, module.out_features)
+    if isinstance(module, nn.Embedding):
+        return _LayerSize(module.num_embeddings, module.embedding_dim)
+    assert isinstance(module, Conv1D)
+    return _LayerSize(*module.weight.shape)
 
 
 def _place(tensor: torch.Tensor, model: PreTrainedModel, limits: LoraConfig) -> torch.Tensor:

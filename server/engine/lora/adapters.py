@@ -37,6 +37,10 @@ class Adapters:
         self._loaded: OrderedDict[int, None] = OrderedDict()
         """The least recently used first."""
 
+    @property
+    def num_in_memory(self) -> int:
+        return len(self._loaded)
+
     def add(self, adapter_id: int, name: str, folder: Path, in_use: Collection[int] = ()) -> None:
         """Reads and registers an adapter.
 

@@ -7,7 +7,7 @@ import logging
 
 import torch
 
-from server.engine.memory.kv_cache import Slots
+from server.engine.memory.kv_cache import KVCache, Slots
 from server.engine.memory.prefix_cache import PrefixCache, PrefixMatch
 from server.engine.sequence import Sequence
 
@@ -25,24 +25,20 @@ class CacheManager:
         *,
         num_slots: int,
         max_tokens: int,
-        slots: Slots | None = None,
+        kv_cache: KVCache | None = None,
         prefixes: PrefixCache | None = None,
     ) -> None:
-        """Without `slots` of a KV cache, each sequence keeps the model's own cache (`Sequence.model_cache`).
+        """Without a `kv_cache`, each sequence keeps the model's own cache (`Sequence.model_cache`).
 
         Args:
             max_tokens: tokens that running sequences and cached prefixes may hold together.
         """
         self.max_tokens = max_tokens
-        self._slots = slots
+        self._kv_cache = kv_cache
         self._prefixes = prefixes
         self._free_slots = list(range(num_slots))
         self._holders: list[Sequence] = []
         """The admitted sequences, oldest first."""
-        self.num_queried_tokens = 0
-        """Prompt tokens looked up in the prefix cache so far."""
-        self.num_hit_tokens = 0
-        """Prompt tokens found there."""
 
     @property
     def has_prefixes(self) -> bool:
@@ -56,8 +52,18 @@ class CacheManager:
     @property
     def num_held_tokens(self) -> int:
         """Tokens of the admitted sequences; those that several sequences share count once."""
-        num_shared = self._slots.num_shared_tokens if self._slots is not None else 0
+        num_shared = self._kv_cache.slots.num_shared_tokens if self._kv_cache is not None else 0
         return sum(s.num_tokens for s in self._holders) - num_shared
+
+    @property
+    def num_queried_tokens(self) -> int:
+        """Prompt tokens looked up in the prefix cache so far."""
+        return self._prefixes.num_queried_tokens if self._prefixes is not None else 0
+
+    @property
+    def num_hit_tokens(self) -> int:
+        """Prompt tokens found in the prefix cache so far."""
+        return self._prefixes.num_hit_tokens if self._prefixes is not None else 0
 
     def can_admit(self, sequence: Sequence) -> bool:
         """Whether a slot is free, and memory for the sequence and its next token."""
@@ -69,10 +75,10 @@ class CacheManager:
     def admit(self, sequence: Sequence) -> None:
         """Gives the sequence a slot that begins with the longest cached beginning of its prompt."""
         sequence.slot = self._free_slots.pop(0)
-        if self._slots is not None:
-            if self._slots.has_too_many_mappings:
+        if self._kv_cache is not None:
+            if self._kv_cache.slots.has_too_many_mappings:
                 self.forget_prefixes()
-            sequence.num_computed_tokens = self._open_slot(self._slots, sequence)
+            sequence.num_computed_tokens = self._open_slot(self._kv_cache.slots, sequence)
         self._holders.append(sequence)
         self._shrink_prefixes(self._num_free_tokens)
 
@@ -90,10 +96,10 @@ class CacheManager:
     def release(self, sequence: Sequence) -> None:
         """Takes the sequence's memory back and keeps what it computed in the prefix cache."""
         sequence.model_cache = None
-        if self._slots is not None:
-            if self._prefixes is not None:
-                _keep_prefix(self._slots, self._prefixes, sequence)
-            self._slots.close(sequence.slot, sequence.num_tokens)
+        if self._kv_cache is not None:
+            if self._prefixes is not None and not sequence.is_private:
+                _keep_prefix(self._kv_cache.slots, self._prefixes, sequence)
+            self._kv_cache.slots.close(sequence.slot, sequence.num_tokens)
         self._holders.remove(sequence)
         self._free_slots.append(sequence.slot)
         self._free_slots.sort()
@@ -117,8 +123,7 @@ class CacheManager:
         """Opens the sequence's slot; returns the number of tokens that it has already."""
         found = self._find_prefix(sequence)
         if self._prefixes is not None and sequence.can_reuse_prefix and sequence.num_preemptions == 0:
-            self.num_queried_tokens += sequence.num_tokens
-            self.num_hit_tokens += found.length if found is not None else 0
+            self._prefixes.count_lookup(sequence, found)
         if found is None:
             slots.open(sequence.slot)
             return 0
@@ -133,9 +138,9 @@ class CacheManager:
     def _count_running_tokens(self, sequence: Sequence) -> int:
         """How many of the sequence's tokens running sequences hold already."""
         found = self._find_prefix(sequence)
-        if self._slots is None or found is None:
+        if self._kv_cache is None or found is None:
             return 0
-        return self._slots.count_running_tokens(found.source, found.length)
+        return self._kv_cache.slots.count_running_tokens(found.source, found.length)
 
     def _shrink_prefixes(self, max_tokens: int) -> None:
         if self._prefixes is not None:

@@ -7,7 +7,6 @@ import torch
 
 from server.engine.memory.memory_file import reserve_pages
 from server.errors import EngineMemoryError
-from server.wording import format_bytes
 
 
 class CopiedSlots:
@@ -89,6 +88,6 @@ def _allocate(num_elements: int, *, dtype: torch.dtype, device: torch.device) ->
         return torch.zeros(num_elements, dtype=dtype, device=device)
     except torch.OutOfMemoryError as err:
         raise EngineMemoryError(
-            f"the GPU has no {format_bytes(num_elements * dtype.itemsize)} in one piece for the KV cache: "
+            f"the GPU has no {num_elements * dtype.itemsize / (1 << 30):.3g} GiB in one piece for the KV cache: "
             "lower --gpu-memory-utilization or --kv-cache-memory-bytes"
         ) from err

@@ -15,7 +15,6 @@ from weakref import finalize
 
 from server.errors import EngineStartError
 from server.machine.libc import check, last_error, load_libc
-from server.wording import format_bytes
 
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
@@ -156,7 +155,7 @@ def reserve_pages(num_bytes: int) -> mmap.mmap:
         return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     except (OSError, OverflowError) as err:
         raise EngineStartError(
-            f"cannot reserve {format_bytes(num_bytes)} of address space for the KV cache ({err}): "
+            f"cannot reserve {num_bytes / (1 << 30):.1f} GiB of address space for the KV cache ({err}): "
             "lower --max-num-seqs or --max-model-len"
         ) from err
 

@@ -1,8 +1,9 @@
 """Keeps keys and values of ended sequences, so that prompts with the same beginning reuse them."""
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ _MIN_TOKENS = 2 * _BLOCK_TOKENS
 TokenArray = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class CachedPrefix:
     """Tokens, and what `keep` of the slots returned for them."""
 
@@ -27,7 +28,8 @@ class CachedPrefix:
     kept: Any
 
 
-class PrefixMatch(NamedTuple):
+@dataclass(frozen=True)
+class PrefixMatch:
     """A cached beginning of a prompt."""
 
     length: int
@@ -45,8 +47,10 @@ class PrefixCache:
         """At most `max_tokens` are in entries alone; tokens of running sequences do not count."""
         self._slots = slots
         self._max_tokens = max_tokens
-        self._entries: list[CachedPrefix] = []
-        """The least recently used first."""
+        self._entries: OrderedDict[int, CachedPrefix] = OrderedDict()
+        self._next_id = 0
+        self.num_queried_tokens = 0
+        self.num_hit_tokens = 0
 
     @property
     def num_tokens(self) -> int:
@@ -65,15 +69,15 @@ class PrefixCache:
         found becomes the most recently used.
         """
         wanted = sequence.cache_ids(sequence.num_tokens - 1)
-        best: CachedPrefix | None = None
+        best: int | None = None
         slot: int | None = None
         length = _MIN_TOKENS - 1
-        for entry in self._entries:
+        for entry_id, entry in self._entries.items():
             if _have_same_prefix(wanted, entry.token_ids, length + 1):
                 length = common_prefix(wanted, entry.token_ids)
-                best = entry
+                best = entry_id
         for other in running:
-            if other.num_computed_tokens <= length:
+            if other.is_private or other.num_computed_tokens <= length:
                 continue
             if np.array_equal(other.cache_ids(_MIN_TOKENS), wanted[:_MIN_TOKENS]):
                 computed = other.cache_ids(other.num_computed_tokens)
@@ -85,40 +89,44 @@ class PrefixCache:
             return PrefixMatch(length, slot)
         if best is None:
             return None
-        self._entries.remove(best)
-        self._entries.append(best)
-        return PrefixMatch(length, best.kept)
+        self._entries.move_to_end(best)
+        return PrefixMatch(length, self._entries[best].kept)
+
+    def count_lookup(self, sequence: Sequence, found: PrefixMatch | None) -> None:
+        """Counts a lookup in `num_queried_tokens` and `num_hit_tokens`."""
+        self.num_queried_tokens += sequence.num_tokens
+        self.num_hit_tokens += found.length if found is not None else 0
 
     def wants(self, token_ids: TokenArray) -> bool:
         """Whether to `put` these tokens: neither too short nor too long, and not in the cache yet."""
         if not _MIN_TOKENS <= len(token_ids) <= self._max_tokens:
             return False
-        return not any(_have_same_prefix(token_ids, e.token_ids, len(token_ids)) for e in self._entries)
+        return not any(_have_same_prefix(token_ids, e.token_ids, len(token_ids)) for e in self._entries.values())
 
     def put(self, token_ids: TokenArray, kept: Any) -> None:
         """Adds an ended sequence and drops the entries that it continues."""
-        for entry in list(self._entries):
+        for entry_id, entry in list(self._entries.items()):
             if _have_same_prefix(token_ids, entry.token_ids, len(entry.token_ids)):
-                self._drop(entry)
-        self._entries.append(CachedPrefix(token_ids, kept))
+                self._drop(entry_id)
+        self._entries[self._next_id] = CachedPrefix(token_ids, kept)
+        self._next_id += 1
 
     def shrink_to(self, max_tokens: int) -> None:
         """Drops entries until `max_tokens` or the cache's own maximum remain."""
         while self._entries and self.num_tokens > max(min(max_tokens, self._max_tokens), 0):
             self._drop(self._choose_evicted())
 
-    def _choose_evicted(self) -> CachedPrefix:
+    def _choose_evicted(self) -> int:
         """The least recently used entry; if possible one that frees most of its tokens now."""
-        return next((entry for entry in self._entries if not self._is_in_use(entry)), self._entries[0])
+        return next((i for i, entry in self._entries.items() if not self._is_in_use(entry)), next(iter(self._entries)))
 
     def _is_in_use(self, entry: CachedPrefix) -> bool:
         """Whether running sequences hold most of its tokens."""
         num_tokens = len(entry.token_ids)
         return self._slots.count_running_tokens(entry.kept, num_tokens) > num_tokens / 2
 
-    def _drop(self, entry: CachedPrefix) -> None:
-        self._entries.remove(entry)
-        self._slots.drop(entry.kept)
+    def _drop(self, entry_id: int) -> None:
+        self._slots.drop(self._entries.pop(entry_id).kept)
 
 
 def common_prefix(a: TokenArray, b: TokenArray) -> int:

@@ -11,7 +11,6 @@ from server.config import EngineConfig
 from server.engine.memory.kv_cache import LayerShape
 from server.errors import EngineMemoryError
 from server.machine.memory import available_bytes
-from server.wording import format_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +18,7 @@ _CPU_SHARE = 0.4
 """Share of the memory that is free after loading; the rest is for activations, logits and the API process."""
 PREFIX_SHARE = 0.25
 """Share of the KV cache's tokens that ended sequences may hold."""
+_GIB = 1 << 30
 _HIDDEN_COPIES = 12
 """Rows of hidden size in a layer at once: residual, norms in float32, query, key, value, output."""
 _MLP_COPIES = 4
@@ -136,6 +136,10 @@ def _describe_lack(  # noqa: PLR0913
     else:
         steps.append("raise --kv-cache-memory-bytes")
     return (
-        f"a sequence of {max_model_len} tokens needs {format_bytes(max_model_len * held_bytes)} of KV cache "
-        f"and {format_bytes(budget)} are free: {' or '.join(steps)}"
+        f"a sequence of {max_model_len} tokens needs {_gib(max_model_len * held_bytes)} of KV cache "
+        f"and {_gib(budget)} are free: {' or '.join(steps)}"
     )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.3g} GiB"

@@ -7,11 +7,11 @@ import torch
 from transformers import PreTrainedModel
 
 from server.errors import EngineMemoryError, EngineStartError
-from server.wording import format_bytes
 
 logger = logging.getLogger(__name__)
 
 _GPU_DEVICE = Path("/dev/nvidiactl")
+_GIB = 1 << 30
 
 
 def choose_device() -> torch.device:
@@ -59,17 +59,17 @@ def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     needed = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     free, total = torch.cuda.mem_get_info(device)
     if needed > free:
-        raise EngineMemoryError(describe_lack(needed, free, total))
+        raise EngineMemoryError(describe_lack("the weights take", needed, free, total))
     try:
         return model.to(device)
     except torch.OutOfMemoryError as err:
-        raise EngineMemoryError(describe_lack(needed, free, total)) from err
+        raise EngineMemoryError(describe_lack("the weights take", needed, free, total)) from err
 
 
-def describe_lack(needed: int, free: int, total: int) -> str:
+def describe_lack(what: str, needed: int, free: int, total: int) -> str:
     """One line with the sizes and possible remedies."""
     return (
-        f"the weights take {format_bytes(needed)}, and {format_bytes(free)} of the GPU's {format_bytes(total)} are "
-        "free: stop other processes on it (nvidia-smi lists them), choose another with CUDA_VISIBLE_DEVICES, or use a "
+        f"{what} {needed / _GIB:.3g} GiB, and {free / _GIB:.3g} of the GPU's {total / _GIB:.3g} GiB are free: "
+        "stop other processes on it (nvidia-smi lists them), choose another with CUDA_VISIBLE_DEVICES, or use a "
         "smaller or quantized model"
     )

@@ -2,25 +2,16 @@
 
 from collections.abc import Iterable
 from time import monotonic
-from typing import NamedTuple
 
 import torch
 from msgspec.structs import replace
 
 from server.engine.base_core import BaseCore, PromptLimits, failed
 from server.engine.compute.linear import LinearPacker
-from server.engine.pooling.encoder import PoolingSequence
 from server.engine.pooling.heads import PoolingHead
+from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
 from server.pooler_config import PoolerConfig
 from server.types import EngineOutput, EngineStats, PoolingParams, TensorData
-
-
-class BatchLimits(NamedTuple):
-    """Limits of a step."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    """Including padding; a single sequence may be longer."""
 
 
 class PoolingCore(BaseCore):
@@ -33,7 +24,7 @@ class PoolingCore(BaseCore):
         limits: BatchLimits,
         prompt_limits: PromptLimits,
         defaults: PoolerConfig,
-        packer: LinearPacker,
+        packer: LinearPacker | None = None,
     ) -> None:
         """`defaults` apply where a request sets no value; `packer` packs layers while the engine is idle."""
         self._head = head
@@ -89,7 +80,7 @@ class PoolingCore(BaseCore):
         return [self._finish(*pair, begin_s) for pair in zip(batch, results, strict=True)]
 
     def do_idle_work(self) -> bool:
-        return self._packer.pack_next()
+        return self._packer is not None and self._packer.pack_next()
 
     def _with_defaults(self, params: PoolingParams) -> PoolingParams:
         is_active, dimensions = params.use_activation, params.dimensions
@@ -113,29 +104,6 @@ class PoolingCore(BaseCore):
         )
 
 
-def choose_batch(waiting: list[PoolingSequence], limits: BatchLimits) -> list[PoolingSequence]:
-    """Chooses the sequence that has waited longest and those whose lengths are nearest to its own.
-
-    A batch is padded to its longest sequence, so that similar lengths waste the least. As the oldest sequence
-    is always chosen, none waits for ever.
-    """
-    oldest = waiting[0]
-    window = sorted(waiting[: limits.max_num_seqs], key=lambda sequence: sequence.num_tokens)
-    begin = next(index for index, sequence in enumerate(window) if sequence is oldest)
-    end = begin + 1
-    while True:
-        size = end - begin + 1
-        sides: list[tuple[int, bool]] = []
-        if begin and window[end - 1].num_tokens * size <= limits.max_num_batched_tokens:
-            sides.append((oldest.num_tokens - window[begin - 1].num_tokens, False))
-        if end < len(window) and window[end].num_tokens * size <= limits.max_num_batched_tokens:
-            sides.append((window[end].num_tokens - oldest.num_tokens, True))
-        if not sides:
-            return window[begin:end]
-        _, grows_up = min(sides)
-        begin, end = (begin, end + 1) if grows_up else (begin - 1, end)
-
-
 def _tensor_data(tensor: torch.Tensor) -> TensorData:
     values = tensor.float().cpu().contiguous()
     return TensorData("float32", tuple(values.shape), values.numpy().data.cast("B"))
@@ -150,6 +118,9 @@ class _KeptQueries:
 
     def __init__(self) -> None:
         self._embeddings: dict[str, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._embeddings)
 
     def interact(self, sequence: PoolingSequence, embeddings: torch.Tensor) -> torch.Tensor | None:
         """Keeps a query and returns None; returns the score of a document, and other embeddings unchanged.

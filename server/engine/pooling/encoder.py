@@ -2,31 +2,13 @@
 
 import inspect
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 from functools import cached_property
-from time import monotonic
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from server.types import PoolingParams
-
-
-@dataclass(frozen=True, slots=True)
-class PoolingSequence:
-    """A prompt and its pooling parameters."""
-
-    request_id: str
-    token_ids: list[int]
-    params: PoolingParams
-    token_type_ids: list[int] | None = None
-    """The text of a pair that each token belongs to; None for a single text."""
-    arrival_s: float = field(default_factory=monotonic)
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.token_ids)
+from server.engine.pooling.sequence import PoolingSequence
 
 
 class HiddenStates(NamedTuple):

@@ -3,6 +3,7 @@
 Heads compute in float32 for any type of the transformer, as in vLLM.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Protocol
 
@@ -10,9 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from server.engine.pooling.encoder import Encoder, HiddenStates, PoolingSequence
-from server.engine.pooling.projection import Activation, Projection
+from server.engine.pooling.encoder import Encoder, HiddenStates
+from server.engine.pooling.sequence import PoolingSequence
 from server.pooler_config import PoolingTask, SeqPoolingType
+
+Activation = Callable[[Tensor], Tensor]
+Projector = Callable[[Tensor], Tensor]
 
 
 class PoolingHead(Protocol):
@@ -30,12 +34,16 @@ class EmbeddingHead:
     """Embeddings of texts, or of their tokens."""
 
     def __init__(
-        self, encoder: Encoder, *, sequence_type: SeqPoolingType | None, projection: Projection | None
+        self,
+        encoder: Encoder,
+        *,
+        sequence_type: SeqPoolingType | None,
+        projector: Projector | None = None,
     ) -> None:
         """Without a `sequence_type`, only embeddings of tokens are supported."""
         self._encoder = encoder
         self._sequence_type = sequence_type
-        self._projection = projection
+        self._projector = projector
 
     @property
     def tasks(self) -> tuple[PoolingTask, ...]:
@@ -56,7 +64,7 @@ class EmbeddingHead:
         return results
 
     def _project(self, vectors: Tensor) -> Tensor:
-        return vectors if self._projection is None else self._projection(vectors)
+        return vectors if self._projector is None else self._projector(vectors)
 
 
 class EncoderClassifierHead:
@@ -130,7 +138,7 @@ class TokenClassifierHead:
 class Calibration:
     """Converts logits to reported values."""
 
-    def __init__(self, activation: Activation, *, mean: float | None, sigma: float | None) -> None:
+    def __init__(self, activation: Activation, *, mean: float | None = None, sigma: float | None = None) -> None:
         self._activation = activation
         self._mean = mean
         self._sigma = sigma

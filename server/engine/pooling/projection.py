@@ -1,23 +1,19 @@
-"""Functions after the pooling that a model's files define: linear layers of embedding models, activations."""
+"""Linear layers after the pooling of some embedding models: sentence-transformers' Dense and ColBERT's."""
 
 import json
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
+from server.engine.pooling.activations import Activation, named_activation
 from server.errors import EngineStartError
 
-Activation = Callable[[Tensor], Tensor]
-
 _MAX_MESSAGE = 400
-_MODULES = "torch.nn.modules."
-_IDENTITY = f"{_MODULES}linear.Identity"
+_IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 class Projection:
@@ -41,14 +37,15 @@ class Projection:
 class DenseLayer:
     """One linear layer with its activation."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: Activation | None = None) -> None:
         self.weight = weight.float()
         self._bias = None if bias is None else bias.float()
         self._activation = activation
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Takes one vector or rows of vectors."""
-        return self._activation(linear(vectors, self.weight, self._bias))
+        vectors = linear(vectors, self.weight, self._bias)
+        return vectors if self._activation is None else self._activation(vectors)
 
 
 def load_dense(folders: Seq[Path], device: torch.device) -> Projection | None:
@@ -69,7 +66,7 @@ def load_colbert(folder: Path, device: torch.device) -> Projection:
     tensors = _read_tensors(folder, ("linear.weight",))
     if "linear.weight" not in tensors:
         raise EngineStartError(f"the weights in {folder} lack ColBERT's linear.weight")
-    return Projection([DenseLayer(tensors["linear.weight"].to(device), None, nn.Identity())])
+    return Projection([DenseLayer(tensors["linear.weight"].to(device))])
 
 
 def _load_layer(folder: Path, device: torch.device) -> DenseLayer:
@@ -77,7 +74,7 @@ def _load_layer(folder: Path, device: torch.device) -> DenseLayer:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = _read_tensors(folder, ("linear.weight", "linear.bias"))
         weight, bias = tensors["linear.weight"], tensors.get("linear.bias")
-        activation = _named_activation(config.get("activation_function") or _IDENTITY)
+        activation = named_activation(config.get("activation_function") or _IDENTITY)
     except (OSError, ValueError, KeyError) as err:
         raise EngineStartError(f"cannot read the linear layer in {folder}: {type(err).__name__}: {err}") from err
     return DenseLayer(weight.to(device), None if bias is None else bias.to(device), activation)
@@ -97,41 +94,3 @@ def _read_tensors(folder: Path, names: Seq[str]) -> dict[str, Tensor]:
             raise EngineStartError(f"cannot load the weights in {path}: {type(err).__name__}: {reason}") from err
         found = {name: tensors[name] for name in names if name in tensors}
     return found
-
-
-def classifier_activation(config: Any) -> Activation:
-    """The activation of a classifier's logits, as vLLM reads it from config.json; else probabilities.
-
-    Raises:
-        EngineStartError: the configuration names a function that torch lacks.
-    """
-    match getattr(config, "problem_type", None):
-        case "regression":
-            return nn.Identity()
-        case "single_label_classification":
-            return _probabilities
-        case "multi_label_classification":
-            return torch.sigmoid
-    named = (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
-    named = named or getattr(config, "sbert_ce_default_activation_function", None)
-    return _probabilities if named is None else _named_activation(str(named))
-
-
-def _named_activation(path: str) -> Activation:
-    """A class of torch by its full name, such as `torch.nn.modules.activation.Tanh`."""
-    name = path.rpartition(".")[2] if path.startswith(_MODULES) else ""
-    if name == "Identity":
-        return nn.Identity()
-    if name in ("Softmax", "Sigmoid"):
-        return _probabilities  # as in vLLM
-    module = getattr(nn.modules.activation, name, None)
-    if not (isinstance(module, type) and issubclass(module, nn.Module)):
-        raise EngineStartError(
-            f"the model's configuration names {path!r}, which is not an activation function of torch"
-        )
-    return module()
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    """Of the classes in the last dimension; that of a single class is the logit's sigmoid."""
-    return logits.sigmoid() if logits.shape[-1] < 2 else logits.softmax(-1)

@@ -42,6 +42,10 @@ class BlockingChannel:
         """The next message; raises ChannelClosedError at the end of the stream."""
         return self._read(read_length(self._read(HEADER_BYTES)))
 
+    def close(self) -> None:
+        """Closes both directions, which also unblocks a receiving thread."""
+        self._connection.close()
+
     def _read(self, num_bytes: int) -> bytes:
         try:
             data: bytes = self._reader.read(num_bytes)

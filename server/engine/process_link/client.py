@@ -214,8 +214,12 @@ class EngineClient:
         finally:
             del self._commands[command.command_id]
 
+    def drop_queries(self, request_ids: Iterable[str]) -> None:
+        """Frees late-interaction queries, which the engine otherwise keeps for further documents."""
+        self._send(Abort(list(request_ids)))
+
     def abort(self, request_ids: Iterable[str]) -> None:
-        """Ends sequences without further output, and frees the late-interaction queries of ended ones."""
+        """Ends sequences without further output."""
         request_ids = list(request_ids)
         for request_id in request_ids:
             if (stream := self._streams.pop(request_id, None)) is not None:

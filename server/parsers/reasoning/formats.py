@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from server.parsers.reasoning.tags import ReasoningFormat, TemplateKwargs
+from server.parsers.reasoning.tags import TagFormat, TemplateKwargs
 
 
 def _is_enabled(kwargs: TemplateKwargs) -> bool:
@@ -29,18 +29,18 @@ def _has_effort(kwargs: TemplateKwargs) -> bool:
 
 _TOOL_CALL: Final = ("<tool_call>",)
 
-DEEPSEEK_R1: Final = ReasoningFormat()
-DEEPSEEK_V3: Final = ReasoningFormat(is_used=_is_asked_for)
-DEEPSEEK_V4: Final = ReasoningFormat(
+DEEPSEEK_R1: Final = TagFormat()
+DEEPSEEK_V3: Final = TagFormat(switch=_is_asked_for)
+DEEPSEEK_V4: Final = TagFormat(
     answer_starts=("<｜DSML｜tool_calls>", "<｜DSML｜toolcalls>", "<｜DSML｜tool>"),
     strips_reasoning=True,
-    is_used=_is_deepseek_v4_thinking,
+    switch=_is_deepseek_v4_thinking,
 )
-DEEPSEEK_V41: Final = ReasoningFormat(
-    answer_starts=("<｜DSML｜ calls>",), strips_reasoning=True, is_used=_is_deepseek_v4_thinking
+DEEPSEEK_V41: Final = TagFormat(
+    answer_starts=("<｜DSML｜ calls>",), strips_reasoning=True, switch=_is_deepseek_v4_thinking
 )
-ERNIE45: Final = ReasoningFormat(strips_answer=True, answer_tags=("<response>", "</response>"))
-GEMMA4: Final = ReasoningFormat(
+ERNIE45: Final = TagFormat(strips_answer=True, answer_tags=("<response>", "</response>"))
+GEMMA4: Final = TagFormat(
     starts=("<|channel>",),
     ends=("<channel|>",),
     answer_starts=("<|tool_call>",),
@@ -48,42 +48,42 @@ GEMMA4: Final = ReasoningFormat(
     is_open_at_start=False,
     strips_reasoning=True,
 )
-GLM45: Final = ReasoningFormat(answer_starts=_TOOL_CALL, strips_reasoning=True, is_used=_is_not_refused)
-GRANITE: Final = ReasoningFormat(
+GLM45: Final = TagFormat(answer_starts=_TOOL_CALL, strips_reasoning=True, switch=_is_not_refused)
+GRANITE: Final = TagFormat(
     starts=("Here is my thought process:", "Here's my thought process:"),
     ends=("Here is my response:", "Here's my response:"),
     is_open_at_start=False,
     must_begin_output=True,
 )
-GRANITE_THINKING: Final = ReasoningFormat(
-    answer_starts=_TOOL_CALL, strips_reasoning=True, strips_answer=True, is_used=_is_enabled
+GRANITE_THINKING: Final = TagFormat(
+    answer_starts=_TOOL_CALL, strips_reasoning=True, strips_answer=True, switch=_is_enabled
 )
-HOLO2: Final = ReasoningFormat(is_used=_is_not_refused)
-HUNYUAN_A13B: Final = ReasoningFormat(
+HOLO2: Final = TagFormat(switch=_is_not_refused)
+HUNYUAN_A13B: Final = TagFormat(
     starts=("<think>\n",),
     ends=("\n</think>\n<answer>\n",),
     is_open_at_start=False,
     answer_tags=("", "\n</answer>"),
 )
-HY_V3: Final = ReasoningFormat(is_used=_has_effort)
-KIMI_K2: Final = ReasoningFormat(
-    answer_starts=("<|tool_calls_section_begin|>",), strips_reasoning=True, is_used=_is_not_refused
+HY_V3: Final = TagFormat(switch=_has_effort)
+KIMI_K2: Final = TagFormat(
+    answer_starts=("<|tool_calls_section_begin|>",), strips_reasoning=True, switch=_is_not_refused
 )
-MINIMAX_M2: Final = ReasoningFormat(answer_starts=("<minimax:tool_call>",), strips_reasoning=True)
-MINIMAX_M2_APPEND_THINK: Final = ReasoningFormat(is_content=True)
-MINIMAX_M3: Final = ReasoningFormat(starts=("<mm:think>",), ends=("</mm:think>",), is_open_at_start=False)
-MISTRAL: Final = ReasoningFormat(
+MINIMAX_M2: Final = TagFormat(answer_starts=("<minimax:tool_call>",), strips_reasoning=True)
+MINIMAX_M2_APPEND_THINK: Final = TagFormat(is_content=True)
+MINIMAX_M3: Final = TagFormat(starts=("<mm:think>",), ends=("</mm:think>",), is_open_at_start=False)
+MISTRAL: Final = TagFormat(
     starts=("[THINK]",),
     ends=("[/THINK]",),
     answer_starts=("[TOOL_CALLS]",),
     is_open_at_start=False,
     strips_reasoning=True,
 )
-NEMOTRON_V3: Final = ReasoningFormat(answer_starts=_TOOL_CALL, strips_reasoning=True, is_used=_is_enabled)
-OLMO3: Final = ReasoningFormat()
-QWEN3: Final = ReasoningFormat(answer_starts=_TOOL_CALL, is_used=_is_enabled)
-SEED_OSS: Final = ReasoningFormat(
-    starts=("<seed:think>",), ends=("</seed:think>",), answer_starts=("<seed:tool_call>",), is_used=_is_enabled
+NEMOTRON_V3: Final = TagFormat(answer_starts=_TOOL_CALL, strips_reasoning=True, switch=_is_enabled)
+OLMO3: Final = TagFormat()
+QWEN3: Final = TagFormat(answer_starts=_TOOL_CALL, switch=_is_enabled)
+SEED_OSS: Final = TagFormat(
+    starts=("<seed:think>",), ends=("</seed:think>",), answer_starts=("<seed:tool_call>",), switch=_is_enabled
 )
-STEP3: Final = ReasoningFormat()
-STEP3P5: Final = ReasoningFormat(answer_starts=_TOOL_CALL, strips_reasoning=True)
+STEP3: Final = TagFormat()
+STEP3P5: Final = TagFormat(answer_starts=_TOOL_CALL, strips_reasoning=True)

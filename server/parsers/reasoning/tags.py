@@ -1,13 +1,14 @@
-"""Formats of reasoning, and the parser of those that are two tags, which is what almost all are."""
+"""Reasoning between two tags, which is what almost all formats are."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import regex
 
-from server.parsers.base import Content, Event, OutputParser, PromptEnd, Reasoning
+from server.parsers.base import OutputParser, PromptEnd
+from server.parsers.events import Content, Event, Reasoning
 from server.parsers.incoming_text import Waiting, any_of
 from server.parsers.text_parser import TextReader
 
@@ -21,8 +22,8 @@ def _always(kwargs: TemplateKwargs) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReasoningFormat:
-    """How a kind of model marks its reasoning, with vLLM's rules."""
+class TagFormat:
+    """A `ReasoningFormat` of tags, with vLLM's rules for them."""
 
     starts: tuple[str, ...] = ("<think>",)
     """The texts that begin the reasoning, the usual one first."""
@@ -30,8 +31,6 @@ class ReasoningFormat:
     """The texts that end it, the usual one first."""
     answer_starts: tuple[str, ...] = ()
     """Tags of tool calls, which end the reasoning as well and belong to the answer."""
-    pauses: tuple[str, ...] = ()
-    """Texts that end one of several parts of the reasoning."""
     label: str = ""
     """Text that may follow the start and is dropped."""
     is_open_at_start: bool = True
@@ -46,20 +45,21 @@ class ReasoningFormat:
     """Whether line breaks at the answer's beginning are dropped."""
     answer_tags: tuple[str, str] | None = None
     """Tags around the answer, which are dropped; the first is optional and may be empty."""
-    is_used: Callable[[TemplateKwargs], bool] = _always
+    switch: Callable[[TemplateKwargs], bool] = _always
     """Whether the model reasons with these variables of its chat template."""
-    has_limit: bool = True
-    """Whether a budget can end the reasoning."""
-    parses_calls: bool = False
-    """Whether the parser also reads the tool calls of the model's format."""
+
+    pauses: ClassVar[tuple[str, ...]] = ()
+    parses_calls: ClassVar[bool] = False
 
     @property
-    def forced_end(self) -> str | None:
-        """The text that ends reasoning whose budget is used up."""
-        return self.ends[0] if self.has_limit else None
+    def forced_end(self) -> str:
+        """The usual end."""
+        return self.ends[0]
+
+    def is_used(self, template_kwargs: TemplateKwargs) -> bool:
+        return self.switch(template_kwargs)
 
     def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> OutputParser:
-        """The parser of one choice; `drops_answer_starts` if the answer is in the server's own format."""
         if self.is_content:
             return _ContentParser("" if prompt_end is PromptEnd.ENDED else self.starts[0])
         return TagParser(self, prompt_end, drops_answer_starts=drops_answer_starts)
@@ -68,7 +68,7 @@ class ReasoningFormat:
 class TagParser(TextReader):
     """Splits one output into reasoning and answer."""
 
-    def __init__(self, tags: ReasoningFormat, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> None:
+    def __init__(self, tags: TagFormat, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> None:
         self._tags = tags
         self._prompt_end = prompt_end
         self._marks = marks(tags, drops_answer_starts=drops_answer_starts)
@@ -82,7 +82,7 @@ class TagParser(TextReader):
             yield from self._read_reasoning()
         if self._tags.answer_tags is not None:
             yield from self.text.find(any_of(self._tags.answer_tags[1]), self._add_content)
-            yield from self.text.read_all(_LINE_BREAKS)
+            yield from self._drop_line_breaks()
         yield from self.text.pass_rest(self._add_content)
 
     def _read_start(self) -> Waiting[bool]:
@@ -106,12 +106,16 @@ class TagParser(TextReader):
         while found := (yield from self.text.find(self._marks, self._add_reasoning)):
             if found.lastgroup == "end":
                 if self._tags.strips_answer:
-                    yield from self.text.read_all(_LINE_BREAKS)
+                    yield from self._drop_line_breaks()
                 if self._tags.answer_tags and self._tags.answer_tags[0]:
                     yield from self.text.expect(any_of(self._tags.answer_tags[0]))
                 return
             if found.lastgroup == "answer":
                 return
+
+    def _drop_line_breaks(self) -> Waiting[None]:
+        while (yield from self.text.expect(_LINE_BREAKS)):
+            pass
 
     def _add_reasoning(self, text: str) -> None:
         if self._tags.strips_reasoning:
@@ -121,10 +125,10 @@ class TagParser(TextReader):
             if bare:
                 self._spaces.clear()
             self._spaces.append(spaces)
-        self.add_event(Reasoning(text))
+        self.add_text(Reasoning(text))
 
     def _add_content(self, text: str) -> None:
-        self.add_event(Content(text))
+        self.add_text(Content(text))
 
 
 class _ContentParser:
@@ -142,7 +146,7 @@ class _ContentParser:
 
 
 @cache
-def marks(tags: ReasoningFormat, *, drops_answer_starts: bool) -> regex.Pattern[str]:
+def marks(tags: TagFormat, *, drops_answer_starts: bool) -> regex.Pattern[str]:
     """Finds the next tag within reasoning: a group `end` or `answer`, or another start, which is dropped."""
     alternatives = [any_of(*tags.starts).pattern, f"(?P<end>{any_of(*tags.ends).pattern})"]
     if tags.answer_starts:

@@ -4,7 +4,8 @@ from typing import ClassVar, Final
 
 import regex
 
-from server.parsers.base import CallArguments, CallFormat, CallStart
+from server.parsers.base import CallFormat
+from server.parsers.events import CallArguments, CallStart
 from server.parsers.incoming_text import Waiting
 from server.parsers.marked_calls import MarkedCalls
 
@@ -28,8 +29,8 @@ class DeepseekV31Parser(MarkedCalls):
         if head is None:
             self.pass_on(start)
             return False
-        self.add_event(CallStart(head["name"]))
-        yield from self.text.find(self.end, lambda text: self.add_event(CallArguments(text)), keeps_incomplete=False)
+        self.add_calls([CallStart(head["name"])])
+        yield from self.text.find(self.end, lambda text: self.add_text(CallArguments(text)), keeps_incomplete=False)
         return True
 
 

@@ -5,9 +5,10 @@ from typing import Any, Final
 
 import regex
 
-from server.parsers.arguments import ArgumentsWriter, SchemaValues
+from server.parsers.arguments import ArgumentsWriter, argument_schemas
 from server.parsers.base import FunctionDefinition
 from server.parsers.incoming_text import Found, Waiting
+from server.parsers.schema_values import SchemaValues
 from server.parsers.text_parser import StrayText, TextParser
 
 _CALL: Final = regex.compile(r"<\|tool_call>\s{0,16}call:\s{0,16}(?P<name>[^\s<>{}()]{1,256})[{(]")
@@ -35,8 +36,9 @@ class Gemma4Parser(TextParser):
     """Text values are reported as they arrive, others when they are complete."""
 
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
-        self._values = SchemaValues(functions)
-        super().__init__(functions)
+        self._functions = functions
+        self._values = SchemaValues()
+        super().__init__()
 
     def read(self) -> Waiting[None]:
         """Content and calls."""
@@ -45,7 +47,7 @@ class Gemma4Parser(TextParser):
 
     def _read_call(self, name: str) -> Waiting[None]:
         self.start_call(name)
-        arguments = ArgumentsWriter(self.add_arguments, name, self._values)
+        arguments = ArgumentsWriter(self.add_arguments, argument_schemas(self._functions, name), self._values)
         while found := (yield from self.text.find(_ARGUMENT, StrayText(self), keeps_incomplete=False)):
             if found["key"] is None:
                 break

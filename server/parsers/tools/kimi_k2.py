@@ -1,9 +1,11 @@
 """Kimi K2's calls: `<|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>JSON<|tool_call_end|>`."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import regex
 
+from server.parsers.base import FunctionDefinition
 from server.parsers.incoming_text import Found, Waiting
 from server.parsers.text_parser import TextParser
 
@@ -17,6 +19,9 @@ _CALL_END: Final = regex.compile(r"<\|tool_call_end\|>|<\|tool_calls_section_end
 
 class KimiK2Parser(TextParser):
     """Calls have ids of their own. They end the turn: text after the first one is dropped."""
+
+    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+        super().__init__()
 
     def read(self) -> Waiting[None]:
         """Content, and the calls."""

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import regex
 
-from server.parsers.arguments import ArgumentsWriter, SchemaValues
+from server.parsers.arguments import ArgumentsWriter, argument_schemas
 from server.parsers.base import FunctionDefinition
 from server.parsers.incoming_text import Found, Waiting
 from server.parsers.json_text import read_json
+from server.parsers.schema_values import SchemaValues
 from server.parsers.text_parser import StrayText, TextParser
 
 
@@ -88,9 +89,10 @@ class MarkupParser(TextParser):
     markup: ClassVar[Markup]
 
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
-        self._values = SchemaValues(functions)
+        self._functions = functions
+        self._values = SchemaValues()
         self._names = frozenset(function.name for function in functions)
-        super().__init__(functions)
+        super().__init__()
 
     def read(self) -> Waiting[None]:
         """Content, until a marker begins calls."""
@@ -128,7 +130,8 @@ class MarkupParser(TextParser):
 
     def _read_call(self, name: str) -> Waiting[None]:
         self.start_call(name.strip())
-        arguments = ArgumentsWriter(self.add_arguments, name.strip(), self._values)
+        schemas = argument_schemas(self._functions, name.strip())
+        arguments = ArgumentsWriter(self.add_arguments, schemas, self._values)
         while True:
             found = yield from self.text.find(self.markup.argument_or_end, StrayText(self), keeps_incomplete=False)
             if found is None or found["key"] is None:

@@ -6,13 +6,15 @@ from typing import Final
 
 import regex
 
-from server.parsers.base import CallArguments, CallStart, Event
-from server.parsers.incoming_text import BLANKS, Waiting
-from server.parsers.json_calls import CallStyle, read_value
-from server.parsers.marked_calls import MarkedCalls
+from server.parsers.events import CallArguments, CallStart, Event
+from server.parsers.incoming_text import Waiting
+from server.parsers.json_calls import CallArray, CallObject, CallStyle
+from server.parsers.json_value import JsonValueEnd
+from server.parsers.marked_calls import BLANKS, MarkedCalls
 
 _ID_CHARS: Final = ascii_letters + digits
 _ID_LENGTH: Final = 9
+_STYLE: Final = CallStyle(unwraps_text=True, may_omit_arguments=True)
 _LIST: Final = regex.compile(r"(?=\[)")
 _OBJECT: Final = regex.compile(r"(?=\{)")
 _HEAD: Final = regex.compile(r"(?P<name>[^\[\]{}]{1,512}+)(?:\[CALL_ID\](?P<id>\w{1,64}+))?(?:\[ARGS\]|(?=\{))")
@@ -27,23 +29,34 @@ class MistralParser(MarkedCalls):
     """
 
     markers = {"[TOOL_CALLS]": ""}
-    style = CallStyle(unwraps_text=True, may_omit_arguments=True)
 
     def read_calls(self, start: str) -> Waiting[bool]:
-        start += yield from self.text.read_all(BLANKS)
-        for pattern in (_LIST, _OBJECT):
-            if (yield from self.text.expect(pattern)):
-                return (yield from self.read_json(start, is_list=pattern is _LIST))
+        start += yield from self.read_all(BLANKS)
+        if (yield from self.text.expect(_LIST)):
+            return (yield from self.read_body(CallArray(_STYLE), start))
+        if (yield from self.text.expect(_OBJECT)):
+            return (yield from self.read_body(CallObject(_STYLE), start))
         head = yield from self.text.expect(_HEAD)
         if head is None:
             self.pass_on(start)
             return False
-        self.add_event(CallStart(head["name"].strip(), head["id"]))
-        yield from read_value(self.text, lambda text: self.add_event(CallArguments(text)), _NEXT_CALL)
+        self.add_calls([CallStart(head["name"].strip(), head["id"])])
+        yield from self._read_arguments()
         return True
 
-    def add_event(self, event: Event) -> None:
-        super().add_event(event._replace(id=event.id or _make_id()) if isinstance(event, CallStart) else event)
+    def _read_arguments(self) -> Waiting[None]:
+        """Reads up to the end of the value, or to the next call if the value is damaged."""
+        value, end = JsonValueEnd(), None
+        while end is None and (text := (yield from self.text.take(_NEXT_CALL))):
+            end = value.find(text)
+            self.add_text(CallArguments(text[:end]))
+        if end is not None:
+            self.text.give_back(text[end:])
+
+    def add_calls(self, events: list[Event]) -> None:
+        super().add_calls(
+            [event._replace(id=event.id or _make_id()) if isinstance(event, CallStart) else event for event in events]
+        )
 
 
 def _make_id() -> str:

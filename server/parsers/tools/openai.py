@@ -11,7 +11,8 @@ from openai_harmony import (
     load_harmony_encoding,
 )
 
-from server.parsers.base import CallArguments, CallFormat, CallStart, Content, Event, FunctionDefinition, Reasoning
+from server.parsers.base import CallFormat, FunctionDefinition
+from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
 
 _MESSAGE: Final = 200008
 """The token `<|message|>`, which begins a message's text."""

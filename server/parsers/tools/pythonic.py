@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import regex
 
+from server.parsers.base import FunctionDefinition
 from server.parsers.incoming_text import Waiting
 from server.parsers.json_text import write_json
 from server.parsers.text_parser import TextParser
@@ -37,6 +38,9 @@ class PythonicParser(TextParser):
     start: ClassVar = regex.compile(r"\[(?=\s{0,64}[A-Za-z_])")
     end: ClassVar[regex.Pattern[str] | None] = None
     """Dropped after the list."""
+
+    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+        super().__init__()
 
     def read(self) -> Waiting[None]:
         """The list, and content."""

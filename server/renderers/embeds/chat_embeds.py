@@ -33,18 +33,22 @@ def has_few_parts(messages: list[dict[str, Any]]) -> bool:
     return sum(len(_parts(message)) for message in messages) <= _FEW_PARTS
 
 
-def mark(messages: list[dict[str, Any]]) -> MarkedConversation | None:
-    """Replaces the parts with embeddings; None if there are none.
+def has_embeds(messages: list[dict[str, Any]]) -> bool:
+    """Whether a message has a part with embeddings."""
+    return any(_is_embeds(part) for message in messages for part in _parts(message))
+
+
+def mark(messages: list[dict[str, Any]]) -> MarkedConversation:
+    """Replaces the parts with embeddings.
 
     Raises:
         RequestError: a part has no data.
     """
-    payloads = [_payload(part) for message in messages for part in _parts(message) if _is_embeds(part)]
-    if not payloads:
-        return None
     marker = f"<|{PART_TYPE}:{token_hex(16)}|>"
+    payloads: list[str] = []
     marked = []
     for message in messages:
+        payloads += [_payload(part) for part in _parts(message) if _is_embeds(part)]
         parts = [{"type": "text", "text": marker} if _is_embeds(part) else part for part in _parts(message)]
         marked.append({**message, "content": parts} if parts else message)
     return MarkedConversation(marked, marker, payloads)

@@ -56,7 +56,7 @@ def read_torch_file(payload: memoryview) -> StoredTensor:
         raise TensorFileError("is in the format of torch before 1.6: save it again with torch.save, or as safetensors")
     archive = _Archive(payload)
     try:
-        return _build(archive, read_tensor_pickle(bytes(archive.pickle)))
+        return _Tensors(archive).build(read_tensor_pickle(bytes(archive.pickle)))
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as err:
         raise TensorFileError("holds no plain tensor: save the tensor itself, `torch.save(tensor, file)`") from err
 
@@ -137,45 +137,49 @@ def _read_entry(payload: memoryview, record: _Record) -> memoryview:
     return payload[begin : begin + record.num_bytes]
 
 
-def _build(archive: _Archive, call: Any) -> StoredTensor:
-    """The tensor that a recorded call would build, as views of the archive's numbers.
+class _Tensors:
+    """Builds tensors as views of the archive's numbers, from the pickle's description."""
 
-    A broken one raises ArithmeticError, LookupError, RecursionError, TypeError or ValueError.
-    """
-    function, args = _as_call(call)
-    match function:
-        case "torch._utils._rebuild_parameter":
-            return _build(archive, args[0])
-        case "torch._utils._rebuild_sparse_tensor":
-            return _build_sparse(archive, *args)
-        case _:
-            return _build_dense(archive, call)
+    def __init__(self, archive: _Archive) -> None:
+        self._archive = archive
 
+    def build(self, call: Any) -> StoredTensor:
+        """The tensor that a recorded call would build.
 
-def _build_dense(archive: _Archive, call: Any) -> DenseTensor:
-    function, args = _as_call(call)
-    if function != "torch._utils._rebuild_tensor_v2":
-        raise ValueError(function)
-    storage, offset, size, strides = args[:4]
-    if not isinstance(storage, Storage):
-        raise TypeError("no storage")
-    dtype = _STORAGES.get(storage.type)
-    if dtype is None:
-        raise TensorFileError(f"has numbers of type {storage.type[:40]!r}: they must be floating point")
-    numbers = np.frombuffer(archive.numbers(storage.key), NUMPY_TYPES[dtype])
-    shape, steps = check_shape(_as_ints(size)), _as_ints(strides)
-    return DenseTensor(dtype, _strided(numbers, offset, shape, steps))
+        A broken one raises ArithmeticError, LookupError, RecursionError, TypeError or ValueError.
+        """
+        function, args = _as_call(call)
+        match function:
+            case "torch._utils._rebuild_parameter":
+                return self.build(args[0])
+            case "torch._utils._rebuild_sparse_tensor":
+                return self._build_sparse(*args)
+            case _:
+                return self._build_dense(call)
 
+    def _build_dense(self, call: Any) -> DenseTensor:
+        function, args = _as_call(call)
+        if function != "torch._utils._rebuild_tensor_v2":
+            raise ValueError(function)
+        storage, offset, size, strides = args[:4]
+        if not isinstance(storage, Storage):
+            raise TypeError("no storage")
+        dtype = _STORAGES.get(storage.type)
+        if dtype is None:
+            raise TensorFileError(f"has numbers of type {storage.type[:40]!r}: they must be floating point")
+        numbers = np.frombuffer(self._archive.numbers(storage.key), NUMPY_TYPES[dtype])
+        shape, steps = check_shape(_as_ints(size)), _as_ints(strides)
+        return DenseTensor(dtype, _strided(numbers, offset, shape, steps))
 
-def _build_sparse(archive: _Archive, layout: Any, parts: Any) -> SparseTensor:
-    if _as_call(layout).args != ("torch.sparse_coo",):
-        raise TensorFileError("is sparse in a layout other than COO: send `tensor.to_dense()`")
-    indices, values, size = parts[:3]
-    shape = size.args[0] if isinstance(size, Call) else size
-    places = _build_dense(archive, indices)
-    if places.dtype != "int64":
-        raise TensorFileError(f"is sparse with indices of type {places.dtype}")
-    return SparseTensor(check_shape(_as_ints(shape)), places.array, _build_dense(archive, values))
+    def _build_sparse(self, layout: Any, parts: Any) -> SparseTensor:
+        if _as_call(layout).args != ("torch.sparse_coo",):
+            raise TensorFileError("is sparse in a layout other than COO: send `tensor.to_dense()`")
+        indices, values, size = parts[:3]
+        shape = size.args[0] if isinstance(size, Call) else size
+        places = self._build_dense(indices)
+        if places.dtype != "int64":
+            raise TensorFileError(f"is sparse with indices of type {places.dtype}")
+        return SparseTensor(check_shape(_as_ints(shape)), places.array, self._build_dense(values))
 
 
 def _strided(numbers: Array, offset: Any, shape: tuple[int, ...], strides: Sequence[int]) -> Array:

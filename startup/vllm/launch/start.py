@@ -56,7 +56,7 @@ from startup.vllm.patches.json_logs import log_as_json, omit_prefixes_in_json, u
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.tokenizers import reuse_tokenizer
-from startup.vllm.probes.serving_events import ServingEvents
+from startup.vllm.probes.serving_events import DRAIN, ServingEvents
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     gc.enable()
     if not line.is_for_help:
         report_plain_start(options.log_format)
-    return run_vllm(line)
+    return run_vllm(line.words)
 
 
 class _VllmStart:
@@ -224,7 +224,7 @@ class _VllmStart:
     def _run_vllm(self) -> int:
         try:
             with self._span("vllm"):
-                return run_vllm(self._line)
+                return run_vllm(self._line.words_with_drain if DRAIN.applies else self._line.words)
         except (ImportError, AttributeError, TypeError, NotImplementedError, RuntimeError) as err:
             if self._is_ready or not self._may_be_caused_by_preloading(err):
                 raise

@@ -57,6 +57,16 @@ SERVING_PROBES: Final = Hook(
     ),
 )  # fmt: skip
 
+DRAIN: Final = Hook(
+    "drain",
+    does="finishes running requests after SIGTERM, before vLLM stops its engine",
+    without="SIGTERM breaks running requests off, and vLLM waits for their connections without end",
+    needs=(
+        Name("uvicorn.config", "Config.loaded_app"),
+        Name("vllm.v1.engine.async_llm", "AsyncLLM.shutdown", ("timeout",)),
+        Text(LAUNCHER, r"partial\(engine_client\.shutdown, timeout=", "a signal calls engine_client.shutdown(timeout)"),
+    ),
+)
 
 _SERVING: Final = b"s"
 _READY: Final = b"r"
@@ -141,10 +151,15 @@ def _hook_uvicorn(
 ) -> None:
     """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops."""
 
+    stopping = _once(on_stopping)
+
     def wrap_startup(startup: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-        from startup.vllm.probes.serving_probes import ServingProbes  # imports asyncio
+        from startup.vllm.probes.drain import drain_before_shutdown  # imports asyncio
+        from startup.vllm.probes.serving_probes import ServingProbes
 
         async def startup_and_notify(self: Any, sockets: Any = None) -> None:
+            if DRAIN.applies:
+                drain_before_shutdown(self, stopping)
             probes = ServingProbes(responder) if responder is not None and SERVING_PROBES.applies else None
             if probes is not None and probes.can_serve(self, sockets):
                 await probes.start(self, lambda: startup(self, sockets), on_serving)
@@ -158,7 +173,11 @@ def _hook_uvicorn(
 
     def wrap_shutdown(shutdown: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         async def notify_and_shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
-            on_stopping()
+            stopping()
+            if DRAIN.applies:
+                from startup.vllm.probes.drain import abort_connections
+
+                abort_connections(self)
             await shutdown(self, *args, **kwargs)
 
         return notify_and_shutdown

@@ -10,8 +10,8 @@ from weakref import WeakSet
 from transformers import PreTrainedModel
 
 from server.engine.base_core import PromptLimits
-from server.engine.compute.batch import StepLogits
 from server.engine.compute.packed_runner import PackedRunner
+from server.engine.compute.runner import StepLogits
 from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
 from server.engine.features.prompt_features import FeatureBuilder
@@ -114,7 +114,7 @@ class SmallEngine:
         self.cache = CacheManager(
             num_slots=num_slots,
             max_tokens=kv_cache_tokens or num_slots * max_model_len,
-            slots=kv_cache.slots if kv_cache is not None else None,
+            kv_cache=kv_cache,
             prefixes=self.prefixes,
         )
         self.adapted = AdaptedLayers(model)
@@ -206,8 +206,9 @@ class SmallEngine:
     @property
     def num_committed_bytes(self) -> int:
         """Memory of the slots."""
-        assert isinstance(self.cache._slots, SharedSlots)
-        return self.cache._slots.memory.num_committed_bytes
+        assert self.cache._kv_cache is not None
+        assert isinstance(self.cache._kv_cache.slots, SharedSlots)
+        return self.cache._kv_cache.slots.memory.num_committed_bytes
 
     def assert_nothing_leaked(self) -> None:
         """Checks that no request, slot, token, grammar or model cache is held."""

@@ -41,10 +41,14 @@ def test_sequential_models_run_in_the_same_core() -> None:
     engine.assert_nothing_leaked()
 
 
-@pytest.mark.parametrize(("length", "max_tokens"), [(5, 7), (33, 100)], ids=["max_tokens", "the model's context"])
-def test_the_output_is_limited(llama: PreTrainedModel, length: int, max_tokens: int) -> None:
+def test_max_tokens_limits_the_output(llama: PreTrainedModel) -> None:
+    [completion] = SmallEngine(llama).complete(random_prompts(5), max_tokens=7)
+    assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
+
+
+def test_the_models_context_limits_the_output(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, max_model_len=40)
-    [completion] = engine.complete(random_prompts(length), max_tokens=max_tokens)
+    [completion] = engine.complete(random_prompts(33), max_tokens=100)
     assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
     engine.assert_nothing_leaked()
 
@@ -65,20 +69,20 @@ def test_a_prompt_larger_than_the_cache_is_rejected(llama: PreTrainedModel) -> N
     assert (fitting.finish_reason, len(fitting.token_ids)) == ("length", 1)
 
 
-@pytest.fixture(scope="module")
-def expected(plain_llama: PreTrainedModel) -> list[int]:
-    """The output for a prompt of nine tokens."""
-    return greedy_outputs(plain_llama, random_prompts(9), 20)[0]
-
-
-def test_an_end_of_sequence_token_ends_the_request_and_is_reported(llama: PreTrainedModel, expected: list[int]) -> None:
+def test_an_end_of_sequence_token_ends_the_request_and_is_reported(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel
+) -> None:
+    [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
     eos = next(t for t in expected[3:] if expected.count(t) == 1)
     [completion] = SmallEngine(llama, eos_token_ids=(1, eos)).complete(random_prompts(9), max_tokens=20)
     assert completion.token_ids == expected[: expected.index(eos) + 1]
     assert (completion.finish_reason, completion.stop_token_id) == ("stop", eos)
 
 
-def test_ignore_eos_ignores_the_end_token_but_not_stop_tokens(llama: PreTrainedModel, expected: list[int]) -> None:
+def test_ignore_eos_ignores_the_end_token_but_not_stop_tokens(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel
+) -> None:
+    [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
     eos, stop = [t for t in expected[3:] if expected.count(t) == 1][:2]
     engine = SmallEngine(llama, eos_token_ids=(eos,))
     ignoring = engine.add("ignoring", random_prompts(9)[0], max_tokens=20, ignore_eos=True)
@@ -89,7 +93,8 @@ def test_ignore_eos_ignores_the_end_token_but_not_stop_tokens(llama: PreTrainedM
     assert (stopping.finish_reason, stopping.stop_token_id) == ("stop", stop)
 
 
-def test_min_tokens_delays_the_end_token(llama: PreTrainedModel, expected: list[int]) -> None:
+def test_min_tokens_delays_the_end_token(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
     engine = SmallEngine(llama, eos_token_ids=(expected[2],))
     [short, long] = [engine.add(str(n), random_prompts(9)[0], max_tokens=20, min_tokens=n) for n in (0, 10)]
     engine.run()
@@ -99,7 +104,8 @@ def test_min_tokens_delays_the_end_token(llama: PreTrainedModel, expected: list[
     assert len(long.token_ids) >= 10
 
 
-def test_a_stop_on_the_last_token_counts_as_a_stop(llama: PreTrainedModel, expected: list[int]) -> None:
+def test_a_stop_on_the_last_token_counts_as_a_stop(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    [expected] = greedy_outputs(plain_llama, random_prompts(9), 1)
     [completion] = SmallEngine(llama, eos_token_ids=(expected[0],)).complete(random_prompts(9), max_tokens=1)
     assert completion.finish_reason == "stop"
 
@@ -109,9 +115,11 @@ def test_prompt_logprobs_equal_the_models(plain_llama: PreTrainedModel, llama: P
     [prompt] = random_prompts(70)
     raw = _logprobs(plain_llama, prompt)
     [completion] = SmallEngine(llama, max_num_batched_tokens=budget).complete([prompt], prompt_logprobs=2)
+    assert completion.prompt_logprobs is not None
     assert len(completion.prompt_logprobs) == 70
     assert completion.prompt_logprobs[0] is None
     for position, found in enumerate(completion.prompt_logprobs[1:]):
+        assert found is not None
         assert found.token_id == prompt[position + 1]
         assert found.logprob == pytest.approx(float(raw[position, found.token_id]), abs=1e-4)
         assert [t for t, _ in found.top] == raw[position].topk(2).indices.tolist()

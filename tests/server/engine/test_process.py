@@ -14,14 +14,13 @@ import pytest
 import torch
 
 from server.config import EngineConfig, ModelFiles
-from server.engine import build, idle_work, process
+from server.engine import idle_work, process
 from server.engine.phases import Phases
 from server.engine.process_link.channel import BlockingChannel, ChannelClosedError
 from server.engine.process_link.messages import FromEngine, Generate, Ping, Pong, Prompt, Ready, Step
 from server.engine.sampling.grammar_compiler import GrammarCompiler
-from server.errors import EngineStartError
 from server.machine import heap
-from server.types import EngineInfo, GuidedDecoding, SamplingParams
+from server.types import GuidedDecoding, SamplingParams
 
 TIMEOUT_S = 60
 
@@ -29,8 +28,7 @@ TIMEOUT_S = 60
 class RecordedImports:
     """Lean imports that record when the loop restores the real modules, which is idle work."""
 
-    def __init__(self, *, is_lean: bool = False) -> None:
-        self._is_lean = is_lean
+    def __init__(self) -> None:
         self.restored = threading.Event()
 
     def end(self) -> None:
@@ -38,8 +36,7 @@ class RecordedImports:
 
     def restore(self) -> bool:
         self.restored.set()
-        was_lean, self._is_lean = self._is_lean, False
-        return was_lean
+        return False
 
 
 class Engine:
@@ -149,38 +146,3 @@ def test_a_grammar_is_compiled_beside_the_loop(engine: Engine, monkeypatch: pyte
     step = engine.receive()
     assert isinstance(step, Step)
     assert [(output.request_id, output.token_ids) for output in step.outputs] == [("guided-0", [ord("x")])]
-
-
-def _build(folder: Path, imports: RecordedImports) -> EngineInfo:
-    files = ModelFiles(folder, folder)
-    return process._build(files, EngineConfig(max_num_seqs=1), Phases(), imports, wake=lambda: None)[1]
-
-
-@pytest.mark.parametrize("is_lean", [True, False])
-def test_a_load_that_fails_with_lean_imports_is_repeated_with_all_modules(
-    saved_llama: Path, monkeypatch: pytest.MonkeyPatch, is_lean: bool
-) -> None:
-    imports, load, num_loads = RecordedImports(is_lean=is_lean), build.load_model, 0
-
-    def load_only_with_all_modules(*arguments: object) -> object:
-        nonlocal num_loads
-        num_loads += 1
-        if not imports.restored.is_set():
-            raise EngineStartError("cannot load the weights: NotImplementedError: aten::erfinv on the meta device")
-        return load(*arguments)
-
-    monkeypatch.setattr(build, "load_model", load_only_with_all_modules)
-    if is_lean:
-        assert _build(saved_llama, imports).model_type == "llama"
-    else:
-        with pytest.raises(EngineStartError):
-            _build(saved_llama, imports)
-    assert num_loads == (2 if is_lean else 1)
-
-
-def test_a_faulty_model_is_reported_after_the_second_load(llama_copy: Path) -> None:
-    (llama_copy / "config.json").write_text("{")
-    imports = RecordedImports(is_lean=True)
-    with pytest.raises(EngineStartError, match="config"):
-        _build(llama_copy, imports)
-    assert imports.restored.is_set()

@@ -108,6 +108,15 @@ def test_twenty_prompts_one_by_one_give_the_output_of_generate(
     assert [engine.generate([p], max_tokens=NUM_TOKENS_OF_GENERATE)[0] for p in prompts] == generated
 
 
+@pytest.mark.slow
+def test_long_outputs_one_by_one_equal_those_of_generate(
+    float32: PreTrainedModel, plain_float32: PreTrainedModel, prompts: list[list[int]]
+) -> None:
+    engine = SmallEngine(float32, num_slots=1, max_model_len=300)
+    outputs = [engine.generate([p], max_tokens=NUM_TOKENS)[0] for p in prompts]
+    assert outputs == greedy_outputs(plain_float32, prompts, NUM_TOKENS)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("num_slots", [20, 1], ids=["together", "one by one"])
 def test_in_bfloat16_every_token_is_within_rounding_of_the_plain_models_best(
@@ -133,6 +142,16 @@ def test_cached_prompts_give_the_same_output(float32: PreTrainedModel, prompts: 
     first, second = [engine.complete(prompts[:4] + prompts[10:11], max_tokens=8) for _ in range(2)]
     assert [c.token_ids for c in second] == [c.token_ids for c in first]
     assert [c.num_cached_tokens for c in second] == [(len(p) - 1) // 16 * 16 for p in prompts[:4] + prompts[10:11]]
+
+
+@pytest.mark.thorough
+def test_the_capital_of_france_is_paris(
+    real_model: PreTrainedModel, real_tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]
+) -> None:
+    engine = SmallEngine(real_model, max_model_len=300, eos_token_ids=(2,))
+    [completion] = engine.complete(prompts[:1], max_tokens=40)
+    assert "Paris" in real_tokenizer.decode(completion.token_ids)
+    assert (completion.finish_reason, completion.stop_token_id) == ("stop", 2)
 
 
 @torch.inference_mode()

@@ -111,6 +111,7 @@ def test_prompt_logprobs_are_complete_after_a_preemption_within_the_prompt(llama
     sequence = engine.scheduler._by_id["young"]
     engine.run()
     assert sequence.num_preemptions == 1
+    assert young.prompt_logprobs is not None
     assert [p and p.token_id for p in young.prompt_logprobs] == [None, *random_prompts(105)[0][1:]]
     engine.assert_nothing_leaked()
 

@@ -64,7 +64,7 @@ class PooledEngine:
             raise EngineError(output.error)
         return output
 
-    def abort(self, request_ids: Iterable[str]) -> None:
+    def drop_queries(self, request_ids: Iterable[str]) -> None:
         self.forgotten += request_ids
         self.core.abort(self.forgotten)
 

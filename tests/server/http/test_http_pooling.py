@@ -486,7 +486,7 @@ def test_late_interaction_returns_scores(serve: Serve, tmp_path: Path, path: str
     sizes = [len(output.data.data) for output in engine._found.values() if output.data is not None]
     assert (set(sizes) == {4}) is in_engine, "only scores leave the engine"
     assert len(engine.forgotten) == (1 if in_engine else 0)
-    assert not engine.core._queries._embeddings
+    assert len(engine.core._queries) == 0
 
 
 def test_late_interaction_scores_texts_pairwise(serve: Serve, tmp_path: Path) -> None:
@@ -510,7 +510,7 @@ def test_a_query_is_dropped_when_a_document_fails(serve: Serve, tmp_path: Path) 
     engine.pool = fail_documents
     assert server.post("/score", {"text_1": "a", "text_2": ["b", "c"]}).status_code == 500
     assert len(engine.forgotten) == 1
-    assert not engine.core._queries._embeddings
+    assert len(engine.core._queries) == 0
 
 
 @pytest.mark.parametrize(

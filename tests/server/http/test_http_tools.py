@@ -184,7 +184,7 @@ def test_a_schema_that_does_not_compile_names_its_tool(serve, engine, choice):
 
 
 PLUGIN = """
-from server.parsers.base import CallArguments, CallStart
+from server.parsers.events import CallArguments, CallStart
 
 class Shouting:
     needs_special_tokens = False

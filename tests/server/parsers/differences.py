@@ -21,13 +21,13 @@ class Difference(NamedTuple):
     """All if empty."""
 
 
-def reason_of_difference(name: str, ours: Parsed, vllm: Sequence[Parsed], *, is_intact: bool) -> str | None:
+def reason_of_difference(name: str, ours: Parsed, vllm: Sequence[Parsed]) -> str | None:
     """None if no kind of difference explains this one."""
     for difference in DIFFERENCES:
         applies = not difference.formats or name in difference.formats
         if applies and any(difference.holds(ours, theirs) for theirs in vllm):
             return difference.reason
-    return None if is_intact else DAMAGED.get(name)
+    return None
 
 
 def _loses_text(ours: Parsed, theirs: Parsed) -> bool:
@@ -51,6 +51,10 @@ def _loses_calls(ours: Parsed, theirs: Parsed) -> bool:
     return len(ours.calls) > len(theirs.calls) and _is_subsequence(_meanings(theirs), _meanings(ours))
 
 
+def _takes_markers_for_values(ours: Parsed, theirs: Parsed) -> bool:
+    return len(ours.calls) == len(theirs.calls) and any("<arg_" in call.arguments for call in theirs.calls)
+
+
 def _has_other_types(ours: Parsed, theirs: Parsed) -> bool:
     keys, other = _keys(ours), _keys(theirs)
     return _has_all_text(ours, theirs) and len(ours.calls) == len(theirs.calls) and _is_subsequence(other, keys)
@@ -62,6 +66,26 @@ _KEY: Final = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:')
 def _keys(parsed: Parsed) -> list[str]:
     """The names of all members, also of arguments that are incomplete."""
     return [name for call in parsed.calls for name in _KEY.findall(call.arguments)]
+
+
+def _takes_text_for_names(ours: Parsed, theirs: Parsed) -> bool:
+    return any(not name.isidentifier() for name in (*_keys(theirs), *(call.name for call in theirs.calls)))
+
+
+def _finds_call_in_damage(ours: Parsed, theirs: Parsed) -> bool:
+    return _is_subsequence(_meanings(ours), _meanings(theirs)) and all(c.name in repr(ours) for c in theirs.calls)
+
+
+def _takes_call_for_arguments(ours: Parsed, theirs: Parsed) -> bool:
+    return any(call.arguments.startswith('{"name":') for call in theirs.calls)
+
+
+def _makes_calls_of_damaged_objects(ours: Parsed, theirs: Parsed) -> bool:
+    return not set(_meanings(theirs)) <= set(_meanings(ours))
+
+
+def _joins_calls(ours: Parsed, theirs: Parsed) -> bool:
+    return _is_subsequence([call.name for call in theirs.calls], [call.name for call in ours.calls])
 
 
 LOSES_TEXT: Final = "vLLM drops text that is neither a call nor a marker"
@@ -78,20 +102,21 @@ DIFFERENCES: Final = (
         "vLLM makes a call without arguments of a call whose beginning is incomplete", _makes_call_of_incomplete_header
     ),
     Difference(LOSES_CALLS, _loses_calls),
-)
-
-
-DAMAGED: Final = {
-    "gemma4": "vLLM takes damaged text for a name, or finds a call behind it, which is content here",
-    "poolside_v1": "vLLM takes damaged text for a name, or the markers of the next argument for text of a value",
-    "glm45": "vLLM takes the markers of the next argument for text of a value without end marker",
-    "granite": "vLLM makes a call of an object that is not JSON, or takes a call for its arguments",
-    **dict.fromkeys(
-        ("qwen3_xml", "mimo", "step3p5", "seed_oss"),
+    Difference("vLLM takes damaged text for a name", _takes_text_for_names, ("gemma4", "poolside_v1")),
+    Difference("a call behind damaged text is content here", _finds_call_in_damage, ("gemma4",)),
+    Difference("vLLM takes the text of a damaged call for its arguments", _takes_call_for_arguments, ("granite",)),
+    Difference("vLLM makes a call of an object that is not JSON", _makes_calls_of_damaged_objects, ("granite",)),
+    Difference(
         "vLLM adds the arguments of the next call to a call without its end marker",
+        _joins_calls,
+        ("qwen3_xml", "mimo", "step3p5", "seed_oss"),
     ),
-}
-"""Further differences in truncated and damaged outputs of these formats."""
+    Difference(
+        "vLLM takes the markers of the next argument for text of a value without end marker",
+        _takes_markers_for_values,
+        ("glm45", "poolside_v1"),
+    ),
+)
 
 
 def _meanings(parsed: Parsed) -> list[tuple[str, str]]:

@@ -7,37 +7,22 @@ from functools import cache
 from typing import Any, Final
 
 from tests.server.parsers.differences import LOSES_ARGUMENTS, LOSES_CALLS, LOSES_TEXT, WRONG_TYPES
+from tests.server.parsers.json_formats import JSON_FORMATS
 from tests.server.parsers.raw_texts import Call, Format, json_text, plain_text
 
-Write = Callable[[Sequence[Call], random.Random], str]
-
 _DSML: Final = "｜DSML｜"
-_BEGIN: Final = "<｜tool▁call▁begin｜>"
-_END: Final = "<｜tool▁call▁end｜>"
-_SEPARATOR: Final = "<｜tool▁sep｜>"
-_ALL_BEGIN: Final = "<｜tool▁calls▁begin｜>"
-_ALL_END: Final = "<｜tool▁calls▁end｜>"
-
-
-def _each(
-    calls: Sequence[Call], call: str, argument: str, *, between: str = "", between_arguments: str = "", **marks: str
-) -> str:
-    """The calls by templates for a call and for an argument, in which `marks` have these values."""
-
-    def write(one: Call) -> str:
-        arguments = between_arguments.join(
-            argument.format(key=key, value=plain_text(value), **marks) for key, value in one.arguments.items()
-        )
-        return call.format(name=one.name, arguments=arguments, **marks)
-
-    return between.join(map(write, calls))
 
 
 def _qwen3(calls: Sequence[Call], choose: random.Random, start: str = "<tool_call>", end: str = "</tool_call>") -> str:
     line = choose.choice(("\n", "\n", "\n", ""))
-    call = start + "{line}<function={name}>{line}{arguments}</function>{line}" + end
-    argument = "<parameter={key}>{line}{value}{line}</parameter>{line}"
-    return _each(calls, call, argument, between=line, line=line)
+    blocks = []
+    for call in calls:
+        arguments = "".join(
+            f"<parameter={name}>{line}{plain_text(value)}{line}</parameter>{line}"
+            for name, value in call.arguments.items()
+        )
+        blocks.append(f"{start}{line}<function={call.name}>{line}{arguments}</function>{line}{end}")
+    return line.join(blocks)
 
 
 def _seed_oss(calls: Sequence[Call], choose: random.Random) -> str:
@@ -46,18 +31,29 @@ def _seed_oss(calls: Sequence[Call], choose: random.Random) -> str:
 
 def _glm(calls: Sequence[Call], choose: random.Random) -> str:
     line = choose.choice(("\n", ""))
-    argument = "<arg_key>{key}</arg_key>{line}<arg_value>{value}</arg_value>{line}"
-    return _each(calls, "<tool_call>{name}{line}{arguments}</tool_call>", argument, between=line, line=line)
+    blocks = []
+    for call in calls:
+        arguments = "".join(
+            f"<arg_key>{name}</arg_key>{line}<arg_value>{plain_text(value)}</arg_value>{line}"
+            for name, value in call.arguments.items()
+        )
+        blocks.append(f"<tool_call>{call.name}{line}{arguments}</tool_call>")
+    return line.join(blocks)
 
 
 def _minimax_m2(calls: Sequence[Call], choose: random.Random) -> str:
     quote = choose.choice(('"', '"', "'", ""))
-    call = "<invoke name={quote}{name}{quote}>\n{arguments}</invoke>\n"
-    argument = "<parameter name={quote}{key}{quote}>{value}</parameter>\n"
-    return f"<minimax:tool_call>\n{_each(calls, call, argument, quote=quote)}</minimax:tool_call>"
+    invocations = ""
+    for call in calls:
+        arguments = "".join(
+            f"<parameter name={quote}{name}{quote}>{plain_text(value)}</parameter>\n"
+            for name, value in call.arguments.items()
+        )
+        invocations += f"<invoke name={quote}{call.name}{quote}>\n{arguments}</invoke>\n"
+    return f"<minimax:tool_call>\n{invocations}</minimax:tool_call>"
 
 
-def _dsml(group: str, blank: str = "") -> Write:
+def _dsml(group: str, blank: str = "") -> Callable[[Sequence[Call], random.Random], str]:
     mark = _DSML + blank
 
     def write(calls: Sequence[Call], choose: random.Random) -> str:
@@ -78,7 +74,7 @@ def _kimi_k2(calls: Sequence[Call], choose: random.Random) -> str:
     line = choose.choice(("", "", "\n"))
     written = "".join(
         f"<|tool_call_begin|>functions.{call.name}:{index}{line}<|tool_call_argument_begin|>{line}"
-        f"{_json(call.arguments, choose)}{line}<|tool_call_end|>{line}"
+        f"{_any_json(call.arguments, choose)}{line}<|tool_call_end|>{line}"
         for index, call in enumerate(calls)
     )
     return f"<|tool_calls_section_begin|>{line}{written}<|tool_calls_section_end|>"
@@ -110,17 +106,26 @@ def _lfm2(calls: Sequence[Call], choose: random.Random) -> str:
 
 
 def _step3(calls: Sequence[Call], choose: random.Random) -> str:
-    call = (
-        '<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="{name}">{arguments}'
-        "</steptml:invoke><｜tool_call_end｜>"
-    )
-    argument = '<steptml:parameter name="{key}">{value}</steptml:parameter>'
-    return f"<｜tool_calls_begin｜>{_each(calls, call, argument)}<｜tool_calls_end｜>"
+    written = ""
+    for call in calls:
+        arguments = "".join(
+            f'<steptml:parameter name="{name}">{plain_text(value)}</steptml:parameter>'
+            for name, value in call.arguments.items()
+        )
+        written += (
+            f'<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="{call.name}">{arguments}'
+            "</steptml:invoke><｜tool_call_end｜>"
+        )
+    return f"<｜tool_calls_begin｜>{written}<｜tool_calls_end｜>"
 
 
 def _functiongemma(calls: Sequence[Call], choose: random.Random) -> str:
-    call = "<start_function_call>call:{name}{{{arguments}}}<end_function_call>"
-    return _each(calls, call, "{key}:<escape>{value}<escape>", between_arguments=",")
+    return "".join(
+        f"<start_function_call>call:{call.name}{{"
+        + ",".join(f"{name}:<escape>{plain_text(value)}<escape>" for name, value in call.arguments.items())
+        + "}<end_function_call>"
+        for call in calls
+    )
 
 
 def _gemma4(calls: Sequence[Call], choose: random.Random) -> str:
@@ -142,7 +147,7 @@ def _harmony(calls: Sequence[Call], choose: random.Random) -> str:
     for call in calls:
         written += (
             f"<|start|>assistant<|channel|>commentary to=functions.{call.name} <|constrain|>json<|message|>"
-            f"{_json(call.arguments, choose)}<|call|>"
+            f"{_any_json(call.arguments, choose)}<|call|>"
         )
     return written
 
@@ -170,61 +175,7 @@ def _harmony_encoding() -> Any:
     return openai_harmony.load_harmony_encoding(openai_harmony.HarmonyEncodingName.HARMONY_GPT_OSS)
 
 
-def _objects(start: str, end: str = "", *, between: str = "\n", key: str = "arguments", most: int = 9) -> Write:
-    """Each call between markers."""
-
-    def write(calls: Sequence[Call], choose: random.Random) -> str:
-        line = choose.choice(("", "\n"))
-        return between.join(f"{start}{line}{_call(call, choose, key)}{line}{end}" for call in calls[:most])
-
-    return write
-
-
-def _array(start: str, end: str = "", *, key: str = "arguments") -> Write:
-    """All calls in one list."""
-
-    def write(calls: Sequence[Call], choose: random.Random) -> str:
-        separator = choose.choice((", ", ",", ",\n"))
-        return f"{start}[{separator.join(_call(call, choose, key) for call in calls)}]{end}"
-
-    return write
-
-
-def _text_arguments(calls: Sequence[Call], choose: random.Random) -> str:
-    """Granite 4: the arguments are often a JSON text of JSON."""
-    blocks = []
-    for call in calls:
-        arguments: Any = choose.choice((call.arguments, json_text(call.arguments)))
-        blocks.append(f"<tool_call>\n{json_text({'name': call.name, 'arguments': arguments})}\n</tool_call>")
-    return "\n".join(blocks)
-
-
-def _mistral(calls: Sequence[Call], choose: random.Random) -> str:
-    return "".join(f"[TOOL_CALLS]{call.name}[ARGS]{_json(call.arguments, choose)}" for call in calls)
-
-
-def _deepseek_v3(calls: Sequence[Call], choose: random.Random) -> str:
-    blocks = [
-        f"{_BEGIN}function{_SEPARATOR}{call.name}\n```json\n{json_text(call.arguments)}\n```{_END}" for call in calls
-    ]
-    return _ALL_BEGIN + "\n".join(blocks) + _ALL_END
-
-
-def _deepseek_v31(calls: Sequence[Call], choose: random.Random) -> str:
-    blocks = [f"{_BEGIN}{call.name}{_SEPARATOR}{json_text(call.arguments)}{_END}" for call in calls]
-    return _ALL_BEGIN + "".join(blocks) + _ALL_END
-
-
-def _xlam(calls: Sequence[Call], choose: random.Random) -> str:
-    start, end = choose.choice((("", ""), ("```json\n", "\n```"), ("<tool_call>", "</tool_call>")))
-    return start + _array("")(calls, choose) + end
-
-
-def _call(call: Call, choose: random.Random, key: str) -> str:
-    return _json({"name": call.name, key: call.arguments}, choose)
-
-
-def _json(value: Any, choose: random.Random) -> str:
+def _any_json(value: Any, choose: random.Random) -> str:
     return json.dumps(
         value,
         ensure_ascii=choose.random() < 0.3,
@@ -234,7 +185,6 @@ def _json(value: Any, choose: random.Random) -> str:
 
 
 _XML: Final = ("<tool_call>", "</tool_call>")
-_DEEPSEEK: Final = (_ALL_BEGIN, _ALL_END, _BEGIN, _END, _SEPARATOR)
 
 FORMATS: Final = (
     Format(name="qwen3_xml", write=_qwen3, markers=_XML),
@@ -286,25 +236,7 @@ FORMATS: Final = (
     ),
     Format(name="gemma4", write=_gemma4, markers=("<|tool_call>", "<tool_call|>", '<|"|>')),
     Format(name="openai", write=_harmony, around=_harmony_messages, tokenize=_harmony_tokens),
-    Format(name="hermes", write=_objects("<tool_call>", "</tool_call>"), markers=_XML),
-    Format(name="ernie45", write=_objects("<tool_call>\n", "\n</tool_call>"), markers=_XML),
-    Format(name="granite4", write=_text_arguments, markers=_XML),
-    Format(name="granite", write=_array("<|tool_call|>"), markers=("<|tool_call|>",)),
-    Format(name="granite-20b-fc", write=_objects("<function_call> ", between=" ")),
-    Format(name="gigachat3", write=_objects("<|function_call|>", between=" ", most=1), markers=("<|function_call|>",)),
-    Format(
-        name="internlm",
-        write=_objects("<|action_start|><|plugin|>", "<|action_end|>", key="parameters", most=1),
-        markers=("<|action_start|>", "<|plugin|>", "<|action_end|>"),
-    ),
-    Format(name="hunyuan_a13b", write=_array("<tool_calls>", "</tool_calls>")),
-    Format(name="jamba", write=_array("<tool_calls>", "</tool_calls>"), markers=("<tool_calls>", "</tool_calls>")),
-    Format(name="llama3_json", write=_objects("", between="; ", key="parameters"), markers=("<|python_tag|>",)),
-    Format(name="mistral", write=_mistral, markers=("[TOOL_CALLS]", "[ARGS]")),
-    Format(name="phi4_mini_json", write=_array("functools")),
-    Format(name="xlam", write=_xlam),
-    Format(name="deepseek_v3", write=_deepseek_v3, markers=_DEEPSEEK),
-    Format(name="deepseek_v31", write=_deepseek_v31, markers=_DEEPSEEK),
+    *JSON_FORMATS,
 )
 """Names that mean the same parser are tested once."""
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from server.parsers.base import CallStart, Event, OutputParser
+from server.parsers.base import OutputParser
+from server.parsers.events import CallStart, Event
 
 
 def parse(parser: OutputParser, pieces: list[str]) -> list[Event]:

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from server.parsers.base import CallArguments, CallStart, Content
+from server.parsers.events import CallArguments, CallStart, Content
 from server.parsers.registry import TOOL_PARSERS, load_tool_parser
 from tests.server.parsers.pieces import parse_at_all_splits
 
-NESTED = '{"a": "x\\"}] </tool_call> <", "b": [1, {"c": "é🎉 \\\\"}]}'
+NESTED = '{"a": "x\\"}] <", "b": [1, {"c": "é🎉"}]}'
 F = f'{{"name": "f", "arguments": {NESTED}}}'
 F_PARAMETERS = f'{{"name": "f", "parameters": {NESTED}}}'
 G = '{"arguments": {}, "name": "g"}'
@@ -17,14 +17,6 @@ BEGIN, END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
 ALL_BEGIN, ALL_END, SEP = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>"
 
 CALLS = [
-    ("hermes", "1 < 2 <tool", ["1 < 2 <tool"]),
-    ("hermes", f"Sure.\n<tool_call>\n{F}\n</tool_call>", ["Sure.\n", ("f", NESTED)]),
-    ("hermes", f"<tool_call>{F}</tool_call>\n<tool_call>{G}</tool_call>\n", BOTH),
-    ("hermes", '<tool_call>{"name": "f", "arguments": {}, "id": {"x": [1]}}</tool_call>\nDone.',
-        [("f", "{}"), "\nDone."]),
-    ("hermes", '<tool_call>{"name": "f", "arguments": null}', [("f", "null")]),
-    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1', [("f", '{"a": 1')]),
-    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": {"b": 1}</tool_call>!', [("f", '{"a": {"b": 1}'), "!"]),
     ("deepseek_v3", f"hi{ALL_BEGIN}{BEGIN}function{SEP}f\n```json\n{NESTED}\n```{END}\n"
         f"{BEGIN}function{SEP}g\n```json\n{{}}\n```{END}{ALL_END}", ["hi", *BOTH]),
     ("deepseek_v31", f"{ALL_BEGIN}{BEGIN}f{SEP}{NESTED}{END}{BEGIN}g{SEP}{{}}{END}{ALL_END} bye", [*BOTH, " bye"]),
@@ -70,13 +62,6 @@ def test_calls_and_content(name, text, parts):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("hermes", "<tool_call>"),
-        ("hermes", "<tool_call>f(1)</tool_call> and more"),
-        ("hermes", '<tool_call>{"name": "f"}</tool_call>'),
-        ("hermes", '<tool_call>{"name": 1, "arguments": {}}</tool_call>'),
-        ("hermes", '<tool_call>{"name": "f", "argum'),
-        ("hermes", '<tool_call>["name"]</tool_call>'),
-        ("hermes", "<tool_call>{'name': 'f'}</tool_call>"),
         ("deepseek_v3", f"{ALL_BEGIN}{BEGIN}function{SEP}\n```json\n{{}}\n```"),
         ("deepseek_v31", f"{BEGIN}" + "f" * 600),
         ("granite", "<tool_call>[]"),
@@ -89,13 +74,6 @@ def test_calls_and_content(name, text, parts):
 )
 def test_what_is_no_call_is_content(name, text):
     assert read(name, text) == [text]
-
-
-def test_arguments_come_as_they_arrive():
-    parser = load_tool_parser("hermes")([])
-    assert parser.feed('<tool_call>{"name": "f", "arguments": ', ()) == [CallStart("f")]
-    assert parser.feed('{"ci', ()) == [CallArguments('{"ci')]
-    assert parser.feed('ty": "Par', ()) == [CallArguments('ty": "Par')]
 
 
 def test_ids_of_mistral_are_those_that_its_tokenizers_accept(monkeypatch):

@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from server.parsers.base import Content, PromptEnd, Reasoning
+from server.parsers.base import PromptEnd
+from server.parsers.events import Content, Reasoning
 from server.parsers.registry import load_reasoning_format
 from tests.peer_vllm import ask_vllm, needs_vllm
 from tests.server.parsers.test_reasoning_tags import TAG_FORMATS
 
 pytestmark = [pytest.mark.slow, needs_vllm, pytest.mark.timeout(600)]
 
-SCRIPT = Path(__file__).with_name("vllm_parsers.py")
+SCRIPT = Path(__file__).with_name("vllm_reasoning.py")
 NUM_CASES = 250
 KWARGS = {"enable_thinking": True, "reasoning_effort": "high"}
 ORDINARY_TEXT = ("granite", "olmo3", "hunyuan_a13b")
@@ -60,7 +61,7 @@ def create_cases(name: str) -> list[Case]:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    formats = {}
+    question = {}
     for name in TAG_FORMATS:
         form = load_reasoning_format(name)
         prompts = {
@@ -70,8 +71,8 @@ def answers(tmp_path_factory):
         }
         tags = [] if name in ORDINARY_TEXT else [*form.starts, *form.ends, *form.answer_starts, "<assistant>"]
         cases = [(case.text, prompts[case.prompt_end]) for case in create_cases(name)]
-        formats[name] = {"markers": tags, "kwargs": KWARGS, "cases": cases}
-    return ask_vllm(SCRIPT, {"functions": [], "formats": formats}, tmp_path_factory.mktemp("vllm"), timeout_s=580)
+        question[name] = {"tags": tags, "kwargs": KWARGS, "cases": cases}
+    return ask_vllm(SCRIPT, question, tmp_path_factory.mktemp("vllm"), timeout_s=580)
 
 
 @pytest.mark.parametrize("name", TAG_FORMATS)

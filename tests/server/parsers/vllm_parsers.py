@@ -1,15 +1,13 @@
-"""Parses texts with vLLM's parsers of tool calls, or of reasoning; run by vLLM's own interpreter.
+"""Parses texts with vLLM's tool parsers; run by vLLM's own interpreter.
 
-`python vllm_parsers.py QUESTION ANSWER`: the question has `functions`, empty for parsers of reasoning, and in
-`formats`, by the parser's name, its `markers`, variables of the chat template as `kwargs`, and `cases` of a
-text and the markers in its prompt. The answer has vLLM's results for every text: a `whole`, unless there are
-markers, and `streamed`, one token after the other; each with `reasoning`, `content`, `calls`, or an `error`.
+`python vllm_parsers.py QUESTION ANSWER`: the question holds `functions` and `formats`, which have `markers`
+and `texts` by the parser's name. The answer has vLLM's results for each text as a `whole` and, `streamed`,
+for one token after the other: `reasoning`, `content` and `calls`, or `error`.
 
 The tokenizer has one token per character, and one per marker as in the real models.
 """
 
 import json
-import logging
 import sys
 from pathlib import Path
 
@@ -18,55 +16,54 @@ from transformers import PreTrainedTokenizerFast
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.parser import ParserManager
 
-logging.disable(logging.WARNING)
-
-OLMO_TOKENS = ["Ġ</", "</", "think", ">"]
-"""Olmo's parser looks them up; the tokenizer never uses them."""
-
 
 def main(question: str, answer: str) -> None:
     asked = json.loads(Path(question).read_text())
-    written = {name: answers(name, asked["functions"], **form) for name, form in asked["formats"].items()}
+    written = {
+        name: answers(name, asked["functions"], texts["markers"], texts["texts"])
+        for name, texts in asked["formats"].items()
+    }
     Path(answer).write_text(json.dumps(written))
 
 
-def answers(
-    name: str, functions: list[dict], markers: list[str], kwargs: dict, cases: list[tuple[str, list[str]]]
-) -> list[dict]:
-    tokenizer = create_tokenizer(name, [text for text, _ in cases], markers, are_special=bool(functions))
-    create = create_parsers(name, has_tools=bool(functions))
-    tools = [{"type": "function", "function": function} for function in functions]
+def answers(name: str, functions: list[dict], markers: list[str], texts: list[str]) -> list[dict]:
+    tokenizer = create_tokenizer(name, texts, markers)
+    parser = ParserManager.get_parser(
+        tool_parser_name=name,
+        reasoning_parser_name="openai_gptoss" if name == "openai" else None,
+        enable_auto_tools=True,
+        is_harmony=name == "openai",
+    )
 
-    def attempt(parse, *args) -> dict:
+    def both(text: str) -> dict:
+        return {"whole": attempt(parse_whole, text), "streamed": attempt(parse_streamed, text)}
+
+    def attempt(parse, text: str) -> dict:
         request = ChatCompletionRequest(
             messages=[{"role": "user", "content": "?"}],
-            chat_template_kwargs=kwargs,
-            **({"tools": tools, "tool_choice": "auto"} if tools else {}),
+            tools=[{"type": "function", "function": function} for function in functions],
+            tool_choice="auto",
         )
         try:
-            return parse(create(tokenizer, request.tools, chat_template_kwargs=dict(kwargs)), request, *args)
+            return parse(parser(tokenizer, request.tools), text, request)
         except Exception as err:  # noqa: BLE001 - any error of vLLM's is an answer
             return {"error": f"{type(err).__name__}: {err}"}
 
-    def parse_whole(parser, request: ChatCompletionRequest, text: str) -> dict:
+    def parse_whole(one, text: str, request: ChatCompletionRequest) -> dict:
         tokens = tokenizer.encode(text, add_special_tokens=False)
-        reasoning, content, calls = parser.parse(
-            text, request, enable_auto_tools=bool(tools), model_output_token_ids=tokens
-        )
+        reasoning, content, calls = one.parse(text, request, enable_auto_tools=True, model_output_token_ids=tokens)
         return {
             "reasoning": reasoning or "",
             "content": content or "",
             "calls": [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in calls or ()],
         }
 
-    def parse_streamed(parser, request: ChatCompletionRequest, text: str, prompt: list[str]) -> dict:
+    def parse_streamed(one, text: str, request: ChatCompletionRequest) -> dict:
         tokens = tokenizer.encode(text, add_special_tokens=False)
-        prompt_ids = tokenizer.convert_tokens_to_ids(prompt) if prompt else []
         reasoning, content, calls = "", "", {}
         for index, token in enumerate(tokens):
-            is_last = index == len(tokens) - 1
-            delta = parser.parse_delta(
-                tokenizer.decode([token]), [token], request, prompt_token_ids=prompt_ids, finished=is_last
+            delta = one.parse_delta(
+                tokenizer.decode([token]), [token], request, prompt_token_ids=[], finished=index == len(tokens) - 1
             )
             if delta is None:
                 continue
@@ -79,39 +76,21 @@ def answers(
                 call["arguments"] += (part.function and part.function.arguments) or ""
         return {"reasoning": reasoning, "content": content, "calls": list(calls.values())}
 
-    return [
-        {
-            "whole": attempt(parse_whole, text) if not prompt else None,
-            "streamed": attempt(parse_streamed, text, prompt),
-        }
-        for text, prompt in cases
-    ]
+    return [both(text) for text in texts]
 
 
-def create_parsers(name: str, *, has_tools: bool):
-    if not has_tools:
-        return ParserManager.get_parser(reasoning_parser_name=name)
-    return ParserManager.get_parser(
-        tool_parser_name=name,
-        reasoning_parser_name="openai_gptoss" if name == "openai" else None,
-        enable_auto_tools=True,
-        is_harmony=name == "openai",
-    )
-
-
-def create_tokenizer(name: str, texts: list[str], markers: list[str], *, are_special: bool):
+def create_tokenizer(name: str, texts: list[str], markers: list[str]):
     if name == "openai":
         return HarmonyTokenizer()
-    words = [*sorted({character for text in texts for character in text}), *OLMO_TOKENS]
-    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, words[0]))
+    characters = sorted({character for text in texts for character in text})
+    tokenizer = Tokenizer(
+        models.WordLevel({character: index for index, character in enumerate(characters)}, characters[0])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_tokens([AddedToken(marker, special=are_special, normalized=False) for marker in markers])
+    tokenizer.add_special_tokens([AddedToken(marker, special=True, normalized=False) for marker in markers])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        additional_special_tokens=markers if are_special else [],
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer, additional_special_tokens=markers, clean_up_tokenization_spaces=False
     )
 
 

@@ -12,7 +12,7 @@ from server.apis.responses.request import InputItem, ResponsesRequest
 from server.apis.responses.response import Response
 from server.apis.responses.tools import ResponseTools
 from server.generation.output_parsing import ToolCallPart
-from server.parsers.base import Content, Reasoning
+from server.parsers.events import Content, Reasoning
 from tests.peer_vllm import ask_vllm, needs_vllm
 
 SCRIPT = Path(__file__).with_name("vllm_responses.py")

@@ -10,7 +10,7 @@ from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
 from server.generation.logprobs import ChatLogprob
 from server.generation.output_parsing import ToolCallPart
-from server.parsers.base import Content, Reasoning
+from server.parsers.events import Content, Reasoning
 
 TOOLS = [{"type": "function", "name": "f", "parameters": {}}, {"type": "custom", "name": "run"}]
 SCHEMA = TypeAdapter(ResponseStreamEvent)

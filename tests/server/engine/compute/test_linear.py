@@ -1,6 +1,7 @@
 """Packed layers give the results of plain ones: bit for bit in bfloat16 with oneDNN, else rounded once."""
 
-from typing import Any
+import ctypes
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from server.engine.compute import linear as linear_module
 from server.engine.compute import linear_products
 from server.engine.compute.linear import LinearPacker
-from server.engine.compute.linear_products import FbgemmProduct, OneDnnProduct, choose_product
+from server.engine.compute.linear_products import FbgemmProduct, choose_product
 from tests.server.engine.tiny_models import PACKED, build_model, pack_layers
 
 HAS_BF16_KERNELS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -49,41 +50,30 @@ def fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_module, "choose_product", lambda model: FbgemmProduct)
 
 
-PRODUCTS = pytest.mark.parametrize(
-    ("product", "dtype"),
-    [
-        pytest.param(FbgemmProduct, torch.bfloat16, marks=needs_fbgemm),
-        pytest.param(FbgemmProduct, torch.float16, marks=needs_fbgemm),
-        pytest.param(OneDnnProduct, torch.float32, marks=needs_onednn),
-    ],
-    ids=["fbgemm bfloat16", "fbgemm float16", "onednn float32"],
-)
-
-
-@PRODUCTS
+@needs_fbgemm
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @SIZES
-def test_float32_sums_are_rounded_once(
-    in_features: int, out_features: int, bias: bool, product: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_fbgemm_rounds_float32_sums_once(
+    in_features: int, out_features: int, bias: bool, dtype: torch.dtype, fbgemm: None
 ) -> None:
-    monkeypatch.setattr(linear_module, "choose_product", lambda model: product)
     torch.manual_seed(in_features * out_features)
     layer = torch.nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
     pack_layers(layer)
-    assert _is_packed(layer)
     for batch in (1, 2, 3, 5, 8, 16, 33):
         _assert_one_rounding(layer, torch.randn(1, batch, in_features, dtype=dtype))
 
 
-@PRODUCTS
-def test_inputs_may_have_any_layout(product: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_module, "choose_product", lambda model: product)
+@needs_fbgemm
+def test_fbgemm_takes_inputs_of_any_layout(fbgemm: None) -> None:
     torch.manual_seed(0)
-    layer = torch.nn.Linear(40, 96, dtype=dtype)
+    layer = torch.nn.Linear(40, 96, dtype=torch.bfloat16)
     pack_layers(layer)
-    x = torch.randn(40, 6, 5, dtype=dtype).permute(2, 1, 0)
-    for inputs in (x, x[:, ::2], x[:, :0], x[0, 0]):
-        _assert_one_rounding(layer, inputs)
+    x = torch.randn(40, 6, 5, dtype=torch.bfloat16).permute(2, 1, 0)
+    _assert_one_rounding(layer, x)
+    _assert_one_rounding(layer, x[:, ::2])
+    _assert_one_rounding(layer, x[:, :0])
+    _assert_one_rounding(layer, x[0, 0])
 
 
 @needs_fbgemm
@@ -184,6 +174,7 @@ def test_small_layers_are_not_packed() -> None:
 def test_nothing_is_packed_without_room_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
     product = choose_product(layer)
+    assert product is not None
     num_bytes = product.count_bytes(layer.weight)
     monkeypatch.setattr(linear_module, "available_bytes", lambda: 2 * num_bytes)
     LinearPacker(layer).pack_next()
@@ -191,6 +182,28 @@ def test_nothing_is_packed_without_room_for_a_copy(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(linear_module, "available_bytes", lambda: 2 * num_bytes + 1)
     LinearPacker(layer).pack_next()
     assert _is_packed(layer)
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@SIZES
+def test_onednn_rounds_float32_sums_once(in_features: int, out_features: int, bias: bool) -> None:
+    torch.manual_seed(in_features * out_features)
+    layer = torch.nn.Linear(in_features, out_features, bias=bias)
+    pack_layers(layer)
+    assert _is_packed(layer)
+    for batch in (1, 2, 3, 5, 8, 16, 33):
+        _assert_one_rounding(layer, torch.randn(1, batch, in_features))
+
+
+@needs_onednn
+def test_onednn_takes_float32_inputs_of_any_layout() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(40, 96)
+    pack_layers(layer)
+    x = torch.randn(40, 6, 5).permute(2, 1, 0)
+    for inputs in (x, x[:, ::2], x[:, :0], x[0, 0]):
+        _assert_one_rounding(layer, inputs)
 
 
 @needs_packing
@@ -209,6 +222,17 @@ def test_packing_takes_one_copy_of_the_weights() -> None:
     assert _own_bytes() - before < 1.5 * layer.weight.numel() * layer.weight.element_size()
 
 
+@needs_fbgemm
+@pytest.mark.parametrize(("in_features", "out_features"), [(576, 1000), (1536, 576), (33, 8000)])
+def test_the_size_of_a_packed_copy_is_known(in_features: int, out_features: int, fbgemm: None) -> None:
+    layers = [torch.nn.Linear(in_features, out_features, bias=False, dtype=torch.bfloat16) for _ in range(6)]
+    pack_layers(layers[0])  # allocates what all layers share
+    before = _allocated_bytes()
+    for layer in layers[1:]:
+        pack_layers(layer)
+    assert _allocated_bytes() - before == pytest.approx(5 * FbgemmProduct.count_bytes(layers[0].weight), rel=0.05)
+
+
 def _assert_one_rounding(layer: torch.nn.Linear, x: torch.Tensor) -> None:
     """The layer's output is within the type's precision of the product in double precision."""
     bias = layer.bias.double() if layer.bias is not None else None
@@ -225,6 +249,21 @@ def _own_bytes() -> int:
     """The process's memory without mapped files, as the first call reads much of the library."""
     memory = psutil.Process().memory_info()
     return memory.rss - memory.shared  # type: ignore[no-any-return]
+
+
+def _allocated_bytes() -> int:
+    """Bytes of the C heap that are in use (mallinfo2(3))."""
+
+    class MallInfo(ctypes.Structure):
+        _fields_: ClassVar = [
+            *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks")),
+            *((name, ctypes.c_size_t) for name in ("hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
+        ]
+
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = MallInfo
+    info = libc.mallinfo2()
+    return info.hblkhd + info.uordblks  # type: ignore[no-any-return]
 
 
 def _is_packed(layer: torch.nn.Module) -> bool:

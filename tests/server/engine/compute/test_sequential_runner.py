@@ -11,9 +11,12 @@ from server.engine.compute.packed_runner import PackedRunner
 from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.memory.cache_manager import CacheManager
 from server.engine.sequence import Chunk, Sequence
+from server.types import SamplingParams
 from tests.server.engine.teacher_forcing import as_sequences
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts
 from tests.tiers import thorough_but_for
+
+ARCHITECTURES = [pytest.param(name, id=name) for name in SEQUENTIAL]
 
 
 @pytest.mark.parametrize("architecture", thorough_but_for(SEQUENTIAL, "mamba", "rwkv"))
@@ -32,21 +35,21 @@ def test_greedy_output_of_interleaved_sequences_equals_that_of_generate(architec
     assert [s.output_token_ids for s in sequences] == expected
 
 
-@pytest.mark.parametrize("architecture", SEQUENTIAL)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_probe_rejects_the_model_and_does_not_change_it(architecture: str) -> None:
     model = build_model(architecture, SEQUENTIAL[architecture])
-    _assert_rejects(model)
+    before, implementation = _forward(model), model.config._attn_implementation
+    with pytest.raises(UnsupportedAttentionError):
+        PackedRunner(model).probe()
+    assert model.config._attn_implementation == implementation
+    assert torch.equal(_forward(model), before)
 
 
 def test_probe_restores_a_model_with_unsupported_attention() -> None:
     model = build_model("llama", PACKED["llama"])
     model.model.layers[2].self_attn.layer_idx = 1
-    _assert_rejects(model, "layer 1 attends more than once")
-
-
-def _assert_rejects(model: PreTrainedModel, message: str | None = None) -> None:
     before, implementation = _forward(model), model.config._attn_implementation
-    with pytest.raises(UnsupportedAttentionError, match=message):
+    with pytest.raises(UnsupportedAttentionError, match="layer 1 attends more than once"):
         PackedRunner(model).probe()
     assert model.config._attn_implementation == implementation
     assert torch.equal(_forward(model), before)
@@ -87,6 +90,17 @@ def test_a_model_without_a_usable_cache_is_logged(
         SequentialRunner(model)
     expected = [f"{type(model).__name__} is computed from the first token in every step"]
     assert [r.getMessage() for r in caplog.records] == (expected if is_logged else [])
+
+
+def test_release_drops_the_sequences_model_cache() -> None:
+    runner = SequentialRunner(build_model("mamba", SEQUENTIAL["mamba"]))
+    sequence = Sequence("a", [5, 6, 7], SamplingParams(max_tokens=4))
+    cache = CacheManager(num_slots=1, max_tokens=100)
+    cache.admit(sequence)
+    _advance(runner, [sequence])
+    assert sequence.model_cache is not None
+    cache.release(sequence)
+    assert sequence.model_cache is None
 
 
 def _advance(runner: SequentialRunner, sequences: list[Sequence]) -> None:

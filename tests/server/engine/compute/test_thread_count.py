@@ -95,19 +95,10 @@ class Machine:
         self._stolen_s += pace.stolen * step_s
 
 
-@pytest.mark.parametrize(
-    ("load", "options", "changes"),
-    [
-        pytest.param(QUIET, {}, [2], id="an engine alone keeps all threads"),
-        pytest.param(STOLEN, {}, [2, 1], id="time that the hypervisor takes counts as waiting"),
-        pytest.param(UNACCOUNTED, {}, [2], id="without accounting the number stays"),
-        pytest.param(BUSY_NEIGHBOUR, {"is_fixed": True}, [2], id="a number that the user chose stays"),
-    ],
-)
-def test_the_first_changes(load: Load, options: dict[str, bool], changes: list[int]) -> None:
-    machine = Machine(load)
-    machine.run(machine.count(2, **options), 2 if changes[1:] else 600)
-    assert machine.changes == changes
+def test_an_engine_alone_keeps_all_threads() -> None:
+    machine = Machine(QUIET)
+    machine.run(machine.count(2), 600)
+    assert machine.changes == [2]
 
 
 def test_a_busy_neighbour_takes_a_thread_within_half_a_second() -> None:
@@ -119,28 +110,21 @@ def test_a_busy_neighbour_takes_a_thread_within_half_a_second() -> None:
     assert machine.num_threads == 1
 
 
-@pytest.fixture
-def machine() -> Machine:
-    """Beside a busy neighbour."""
-    return Machine(BUSY_NEIGHBOUR)
-
-
-@pytest.fixture
-def count(machine: Machine) -> ThreadCount:
-    return machine.count(2)
-
-
-def test_the_thread_comes_back_with_the_processor(machine: Machine, count: ThreadCount) -> None:
+def test_the_thread_comes_back_with_the_processor() -> None:
+    machine = Machine(BUSY_NEIGHBOUR)
+    count = machine.count(2)
     machine.run(count, 300)
     assert machine.num_threads == 1
     machine.load = QUIET
     machine.run(count, 1)
-    assert machine.num_threads == 2
+    assert count.num_threads == machine.num_threads == 2
     machine.run(count, 60)
     assert machine.changes[-1] == 2
 
 
-def test_idle_processors_are_tried_again_soon_when_the_steps_have_changed(machine: Machine, count: ThreadCount) -> None:
+def test_idle_processors_are_tried_again_soon_when_the_steps_have_changed() -> None:
+    machine = Machine(BUSY_NEIGHBOUR)
+    count = machine.count(2)
     machine.run(count, 10)
     machine.load = QUIET_ONE_TOKEN
     machine.run(count, 100)
@@ -150,7 +134,9 @@ def test_idle_processors_are_tried_again_soon_when_the_steps_have_changed(machin
     assert machine.num_threads == 2
 
 
-def test_trials_beside_a_steady_neighbour_become_rare(machine: Machine, count: ThreadCount) -> None:
+def test_trials_beside_a_steady_neighbour_become_rare() -> None:
+    machine = Machine(BUSY_NEIGHBOUR)
+    count = machine.count(2)
     machine.run(count, 600)
     assert machine.changes[:2] == [2, 1]
     trials = machine.changes[2::2]
@@ -190,6 +176,24 @@ def test_all_threads_come_back_one_trial_after_the_other() -> None:
     assert machine.num_threads == 8
 
 
+def test_time_that_the_hypervisor_takes_counts_as_waiting() -> None:
+    machine = Machine(STOLEN)
+    machine.run(machine.count(2), 2)
+    assert machine.num_threads == 1
+
+
+def test_without_accounting_the_number_stays() -> None:
+    machine = Machine(UNACCOUNTED)
+    machine.run(machine.count(2), 60)
+    assert machine.changes == [2]
+
+
+def test_a_number_that_the_user_chose_stays() -> None:
+    machine = Machine(BUSY_NEIGHBOUR)
+    machine.run(machine.count(2, is_fixed=True), 60)
+    assert machine.changes == [2]
+
+
 def test_only_steps_of_similar_size_are_compared() -> None:
     machine = Machine(QUOTA_WORTH_TWO)
     count = machine.count(2)
@@ -210,14 +214,18 @@ def test_without_similar_steps_the_number_before_is_used_again(caplog: pytest.Lo
     assert not caplog.messages, "nothing was learned"
 
 
-def test_steps_that_are_never_alike_do_not_make_trials_rare(machine: Machine, count: ThreadCount) -> None:
+def test_steps_that_are_never_alike_do_not_make_trials_rare() -> None:
+    machine = Machine(BUSY_NEIGHBOUR)
+    count = machine.count(2)
     machine.run(count, 60, sizes=tuple(round(10 * 1.3**k) for k in range(14)))
     assert machine.changes.count(1) >= 15
     machine.run(count, 3, sizes=(1,))
     assert machine.num_threads == 1, "found as soon as steps can be compared"
 
 
-def test_a_trial_of_more_threads_ends_soon_without_similar_steps(machine: Machine, count: ThreadCount) -> None:
+def test_a_trial_of_more_threads_ends_soon_without_similar_steps() -> None:
+    machine = Machine(BUSY_NEIGHBOUR)
+    count = machine.count(2)
     machine.run(count, 10)
     while machine.num_threads == 1:
         machine.run(count, 0.1, sizes=(400,))
@@ -228,7 +236,9 @@ def test_a_trial_of_more_threads_ends_soon_without_similar_steps(machine: Machin
     assert num_steps <= 9
 
 
-def test_short_bursts_of_requests_are_enough(machine: Machine, count: ThreadCount) -> None:
+def test_short_bursts_of_requests_are_enough() -> None:
+    machine = Machine(BUSY_NEIGHBOUR)
+    count = machine.count(2)
     machine.run(count, 10, gap_s=0.5)
     assert machine.num_threads == 1
     machine.load = QUIET

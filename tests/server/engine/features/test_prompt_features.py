@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from transformers import PreTrainedModel
 
 from server.config import EngineConfig, ModelFiles
 from server.engine.build import build_core
-from server.engine.features import prompt_features
-from server.engine.features.prompt_features import PromptFeatures, check_takes_embeds
+from server.engine.compute.batch import pack
+from server.engine.features.prompt_features import FeatureBuilder, check_takes_embeds
 from server.engine.phases import Phases
+from server.engine.sequence import Chunk, Sequence
 from server.errors import EngineStartError
-from server.types import PromptInputs, TensorData
+from server.types import PromptInputs, SamplingParams, TensorData
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts, save_model
 from tests.tiers import thorough_but_for
@@ -98,11 +100,10 @@ def test_arbitrary_rows_give_the_output_of_generate(architecture: str) -> None:
     assert completion.token_ids == output[0].tolist()
 
 
-@pytest.mark.parametrize("architecture", SEQUENTIAL)
+@pytest.mark.parametrize("architecture", [pytest.param(name, id=name) for name in SEQUENTIAL])
 def test_the_sequential_runner_supports_embeddings(architecture: str) -> None:
     model = build_model(architecture, SEQUENTIAL[architecture])
     prompts = random_prompts(9, 24)
-    check_takes_embeds(model)
     expected = greedy_outputs(model, prompts, NUM_TOKENS)
     engine = SmallEngine(copy.deepcopy(model), sequential=True)
     embeds = [add(engine, f"embeds-{i}", model, prompt) for i, prompt in enumerate(prompts)]
@@ -172,19 +173,26 @@ def test_prompts_with_equal_first_rows_share_them(plain_llama: PreTrainedModel, 
     assert [c.num_cached_tokens for c in (first, second, salted)] == [0, 32, 0]
 
 
-@pytest.mark.parametrize("is_one_request", [True, False])
 def test_equal_prompts_that_arrive_together_are_computed_once(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel, is_one_request: bool
+    plain_llama: PreTrainedModel, llama: PreTrainedModel
 ) -> None:
     [prompt] = random_prompts(60)
     engine = SmallEngine(llama, prefix_tokens=500)
-    inputs = [embeds_of(plain_llama, prompt) for _ in range(3)]
-    completions = [
-        engine.add(str(i), [0] * 60, inputs[0 if is_one_request else i], max_tokens=NUM_TOKENS) for i in range(3)
-    ]
+    completions = [add(engine, f"{i}", plain_llama, prompt) for i in range(3)]
     engine.run()
     assert [c.num_cached_tokens for c in completions] == [0, 48, 48]
     assert [c.token_ids for c in completions] == greedy_outputs(plain_llama, [prompt], NUM_TOKENS) * 3
+
+
+def test_choices_of_one_prompt_compute_its_rows_once(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    (prompt,) = random_prompts(50)
+    expected = greedy_outputs(plain_llama, [prompt], NUM_TOKENS)[0]
+    engine = SmallEngine(llama, prefix_tokens=500)
+    inputs = embeds_of(plain_llama, prompt)
+    choices = [engine.add(str(i), [0] * 50, inputs, max_tokens=NUM_TOKENS) for i in range(3)]
+    engine.run()
+    assert [c.token_ids for c in choices] == [expected] * 3
+    assert [c.num_cached_tokens for c in choices] == [0, 48, 48]
 
 
 def test_placeholder_ids_are_not_penalised(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
@@ -227,9 +235,15 @@ def test_rows_of_the_wrong_shape_fail_only_their_request(
     text = engine.add("text", [5, 6, 7], max_tokens=2)
     engine.run()
     assert rejected.finish_reason == "error"
+    assert rejected.error is not None
     assert re.search(message, rejected.error)
     assert text.finish_reason == "length"
     engine.assert_nothing_leaked()
+
+
+@pytest.mark.parametrize("architecture", SEQUENTIAL)
+def test_unpacked_models_take_embeddings(architecture: str) -> None:
+    check_takes_embeds(build_model(architecture, SEQUENTIAL[architecture]))
 
 
 def test_a_model_that_also_uses_token_ids_fails_the_start(plain_llama: PreTrainedModel) -> None:
@@ -246,29 +260,25 @@ def test_a_model_that_also_uses_token_ids_fails_the_start(plain_llama: PreTraine
         check_takes_embeds(model)
 
 
-@pytest.mark.parametrize(("width", "dtype"), [(8, torch.float32), (576, torch.bfloat16), (7, torch.bfloat16)])
-def test_equal_rows_have_equal_ids_and_different_rows_do_not(width: int, dtype: torch.dtype) -> None:
-    rows = torch.randn(500, width, generator=torch.Generator().manual_seed(0)).to(dtype)
-    ids = _row_ids(rows)
-    assert len(set(ids)) == 500
-    assert max(ids) < 0, "no token id is negative"
-    assert _row_ids(rows.flip(0))[::-1] == ids
+def test_positions_with_several_axes_are_used_and_continue_after_the_prompt(llama: PreTrainedModel) -> None:
+    plain = Sequence("plain", [5, 6, 7], SamplingParams(max_tokens=1))
+    placed = Sequence("placed", [0] * 4, SamplingParams(max_tokens=4))
+    own = torch.tensor([[0, 1, 1, 1], [0, 1, 2, 1], [0, 1, 1, 2]])
+    built = FeatureBuilder(llama).build([0] * 4, embeds_of(llama, [1, 2, 3, 4]))
+    placed.features = replace(built, positions=own, position_delta=-1)
+    plain.slot, placed.slot = 0, 1
+    placed.token_ids += [9, 9]
 
+    def positions(*chunks: Chunk) -> list[object]:
+        return pack(list(chunks), slot_len=16, dtype=torch.float32, device=torch.device("cpu")).position_ids.tolist()
 
-def test_the_position_changes_the_id() -> None:
-    same, moved, other = _row_ids(torch.ones(3, 4), torch.tensor([[0, 0, 1], [0, 0, 0], [0, 1, 0]]))
-    assert len({same, moved, other}) == 3
-    assert _row_ids(torch.ones(1, 4), torch.tensor([[0], [0], [0]])) == [same]
-
-
-def test_row_ids_depend_on_a_key_of_the_process() -> None:
-    before = _row_ids(torch.ones(1, 4))
-    prompt_features._secret_key.cache_clear()
-    assert _row_ids(torch.ones(1, 4)) != before
-
-
-def _row_ids(rows: torch.Tensor, positions: torch.Tensor | None = None) -> list[int]:
-    return PromptFeatures(rows, has_token_ids=False, positions=positions).row_ids.tolist()  # type: ignore[no-any-return]
+    assert positions(Chunk(plain, 3), Chunk(placed, 6)) == [
+        [[0, 1, 2, 0, 1, 1, 1, 3, 4]],
+        [[0, 1, 2, 0, 1, 2, 1, 3, 4]],
+        [[0, 1, 2, 0, 1, 1, 2, 3, 4]],
+    ]
+    placed.num_computed_tokens = 5
+    assert positions(Chunk(placed, 1)) == [[4]]
 
 
 def test_engine_info_has_the_row_width_with_enable_prompt_embeds(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from server.config import EngineConfig, ModelFiles, RendererConfig
 from server.engine.features.prompt_features import PromptFeaturesError
-from server.engine.features.vision import VisionEncoder, image_encoder
+from server.engine.features.vision import VisionEncoder, image_encoder, language_model
 from server.engine.model.model_loading import load_model
 from server.engine.process_link.messages import Done, ResetEncoderCache
 from server.renderers.prompts import ChatOptions, RenderedPrompt
@@ -66,7 +66,9 @@ def _inputs(prompt: RenderedPrompt) -> PromptInputs | None:
 
 
 def _tensors(prompt: RenderedPrompt) -> dict[str, TensorData]:
-    return _inputs(prompt).mm
+    inputs = _inputs(prompt)
+    assert inputs is not None and inputs.mm is not None
+    return inputs.mm
 
 
 def _vision_tower(model: PreTrainedModel) -> torch.nn.Module:
@@ -86,6 +88,15 @@ def test_the_output_depends_on_the_image(vision: VisionCase) -> None:
     assert vision.expected(a) != vision.expected(b)
 
 
+def test_one_image_gives_the_output_of_transformers(vision: VisionCase) -> None:
+    engine, prompt = vision.engine(), vision.prompt("Look: ", (60, 60, 1), " What is it?")
+    completion = _add(engine, "a", prompt)
+    engine.run()
+    assert completion.token_ids == vision.expected(prompt)
+    assert engine.runner.name == "packed"
+    engine.assert_nothing_leaked()
+
+
 def test_prompts_with_images_and_texts_share_batches(vision: VisionCase) -> None:
     engine = vision.engine()
     prompts = [
@@ -103,7 +114,6 @@ def test_prompts_with_images_and_texts_share_batches(vision: VisionCase) -> None
     assert max(len(step) for step in engine.steps) == len(prompts)
     for prompt, completion in zip(prompts, completions, strict=True):
         assert completion.token_ids == vision.expected(prompt)
-    assert engine.runner.name == "packed"
     engine.assert_nothing_leaked()
 
 
@@ -141,6 +151,7 @@ def test_the_choices_of_one_prompt_encode_its_images_once(vision: VisionCase, mo
     engine, prompt = vision.engine(prefix_tokens=2000), vision.prompt("Look: ", (60, 60, 1))
     num_encoded = 0
     images = engine.features._images
+    assert images is not None
     encode = images.encode
 
     def count(*args: Any) -> Any:
@@ -198,6 +209,7 @@ def test_prompt_logprobs_work_with_images(vision: VisionCase) -> None:
     engine, prompt = vision.engine(), vision.prompt("Look: ", (60, 60, 1), " What?")
     completion = _add(engine, "a", prompt, prompt_logprobs=1)
     engine.run()
+    assert completion.prompt_logprobs is not None
     assert len(completion.prompt_logprobs) == len(prompt.token_ids)
     assert completion.token_ids == vision.expected(prompt)
 
@@ -225,11 +237,12 @@ def test_a_request_can_be_aborted_before_its_images_are_encoded(vision: VisionCa
 
 
 def test_half_precision_features_are_close_to_float32(vision: VisionCase) -> None:
-    prompt = vision.prompt("Look: ", (60, 60, 1), "?")
+    inputs = _inputs(prompt := vision.prompt("Look: ", (60, 60, 1), "?"))
+    assert inputs is not None
     features = []
     for dtype in ("float32", "bfloat16"):
         model = load_model(vision.path, EngineConfig(dtype=dtype))  # type: ignore[arg-type]
-        features.append(VisionEncoder(model).encode(prompt.token_ids, _tensors(prompt)))
+        features.append(VisionEncoder(model).encode(prompt.token_ids, inputs.mm or {}))
     exact, half = (f.embeds.float() for f in features)
     assert features[1].embeds.dtype == torch.bfloat16
     assert (half - exact).abs().max() < 0.1 * exact.abs().max()
@@ -239,6 +252,13 @@ def test_half_precision_features_are_close_to_float32(vision: VisionCase) -> Non
     assert len(completion.token_ids) == _NUM_TOKENS
 
 
+def test_only_the_language_model_uses_packed_attention(vision: VisionCase) -> None:
+    model = load_model(vision.path, EngineConfig(dtype="float32"))
+    SmallEngine(model)
+    assert model.config.vision_config._attn_implementation in ("sdpa", "eager")
+    assert language_model(model).config._attn_implementation == "vllm_cli_packed"
+
+
 def test_a_language_model_with_further_arguments_is_rejected(
     vision: VisionCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,8 +266,10 @@ def test_a_language_model_with_further_arguments_is_rejected(
     encoder, prompt = VisionEncoder(model), vision.prompt((60, 60, 1))
     run = encoder._run
     monkeypatch.setattr(encoder, "_run", lambda *args: run(*args) | {"deepstack_visual_embeds": torch.zeros(1)})
+    inputs = _inputs(prompt)
+    assert inputs is not None
     with pytest.raises(PromptFeaturesError, match="deepstack_visual_embeds"):
-        encoder.encode(prompt.token_ids, _tensors(prompt))
+        encoder.encode(prompt.token_ids, inputs.mm or {})
 
 
 def test_a_text_model_rejects_images(llama: PreTrainedModel) -> None:

@@ -156,15 +156,7 @@ def _vision_config(width: int) -> dict[str, Any]:
     return {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-_CLIP_LOOKS = {
-    "image_mean": [0.48, 0.46, 0.41],
-    "image_std": [0.27, 0.26, 0.28],
-    "do_rescale": True,
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_resize": True,
-    "resample": 3,
-}
+_CLIP_LOOKS = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "do_rescale": True}
 
 
 def _llava(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -189,6 +181,10 @@ def _llava(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]
         "size": {"shortest_edge": size},
         "crop_size": {"height": size, "width": size},
         "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "resample": 3,
         **_CLIP_LOOKS,
     }
     processor = {
@@ -236,8 +232,13 @@ def _idefics3(parts: Parts, *, name: str = "Idefics3") -> tuple[dict[str, Any], 
         "max_image_size": {"longest_edge": size},
         "do_image_splitting": True,
         "do_pad": True,
-        **_CLIP_LOOKS,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
         "resample": 1,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
     }
     return (
         config,
@@ -266,6 +267,10 @@ def _internvl(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, A
         "crop_to_patches": False,
         "min_patches": 1,
         "max_patches": 6,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "resample": 3,
         **_CLIP_LOOKS,
     }
     return config, preprocessor, {"processor_class": "InternVLProcessor", "image_seq_length": (size // 14 // 2) ** 2}
@@ -274,7 +279,8 @@ def _internvl(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, A
 def _qwen2_vl(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     hidden = parts.text["hidden_size"]
     head = hidden // parts.text["num_attention_heads"]
-    rope = {"rope_type": "default", "mrope_section": [head // 8, head // 2 - head // 8 - head // 16, head // 16]}
+    rope = {"rope_type": "default", "mrope_section": [head // 8, head // 4 - head // 16 - head // 8, head // 16]}
+    rope["mrope_section"][1] = head // 2 - rope["mrope_section"][0] - rope["mrope_section"][2]
     config = {
         "text_config": {**parts.text, "rope_parameters": {**rope, "rope_theta": 10000.0}},
         "vision_config": {

@@ -32,6 +32,7 @@ def expected_answer(folder: Path, messages: list[Any], num_tokens: int, *, devic
     """The tokens that the saved model generates for the conversation."""
     renderer = VisionRenderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
     prompt = asyncio.run(renderer.render_chat_async(messages, ChatOptions()))
+    assert prompt.inputs is not None
     return generate_answer(load_reference(folder).to(device), prompt, num_tokens)
 
 

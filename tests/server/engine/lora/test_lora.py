@@ -16,7 +16,6 @@ from server.lora_config import LoraConfig
 from tests.server.engine.lora.peft_adapters import adapted_outputs, save_adapter
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, random_prompts
-from tests.tiers import thorough_but_for
 
 PROMPTS = [[5, 17, 99, 3, 42], [7, 7, 8], [64, 2, 33, 90, 11, 12, 80, 4], [100, 101]]
 _LIMITS = LoraConfig(enable_lora=True, max_loras=3, max_lora_rank=8)
@@ -59,13 +58,26 @@ def test_each_kind_of_adapter_equals_peft(
     assert expected != adapted_outputs(plain_llama, None, PROMPTS, 12)
 
 
-@pytest.mark.parametrize("architecture", thorough_but_for([*PACKED, *SEQUENTIAL], "llama", "gpt2", "mamba"))
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(n, marks=[] if n in ("llama", "gpt2") else pytest.mark.thorough) for n in PACKED]
+)
 def test_a_mixed_batch_equals_peft(architecture: str, tmp_path: Path) -> None:
-    model = build_model(architecture, (PACKED | SEQUENTIAL)[architecture])
-    engine = SmallEngine(copy.deepcopy(model), lora=_LIMITS, sequential=architecture in SEQUENTIAL)
+    _check_mixed_batch(architecture, build_model(architecture, PACKED[architecture]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(n, marks=[] if n == "mamba" else pytest.mark.thorough) for n in SEQUENTIAL]
+)
+def test_a_mixed_batch_of_a_sequential_model_equals_peft(architecture: str, tmp_path: Path) -> None:
+    model = build_model(architecture, SEQUENTIAL[architecture])
+    _check_mixed_batch(architecture, model, tmp_path, sequential=True)
+
+
+def _check_mixed_batch(architecture: str, model: PreTrainedModel, folder: Path, *, sequential: bool = False) -> None:
+    engine = SmallEngine(copy.deepcopy(model), lora=_LIMITS, sequential=sequential)
     model.set_attn_implementation("eager")  # sdpa ignores Gemma 2's soft cap
     targets = {"target_modules": _TARGETS.get(architecture, "all-linear")}
-    folders = {i: save_adapter(model, tmp_path / str(i), seed=i, r=4 * i, **targets) for i in (1, 2)}
+    folders = {i: save_adapter(model, folder / str(i), seed=i, r=4 * i, **targets) for i in (1, 2)}
     for adapter_id, path in folders.items():
         assert engine.load_adapter(adapter_id, path) is None
     added = {}
@@ -121,23 +133,26 @@ def test_a_long_prompt_in_chunks_equals_peft(plain_llama: PreTrainedModel, adapt
     assert engine.generate(prompts, adapter_id=1) == adapted_outputs(plain_llama, adapter, prompts, 16)
 
 
-@pytest.mark.parametrize("is_running", [False, True], ids=["ended", "running"])
-def test_sequences_share_prefixes_only_with_their_adapter(
-    plain_llama: PreTrainedModel, adapter: Path, is_running: bool
-) -> None:
+def test_adapters_do_not_share_cached_prefixes(plain_llama: PreTrainedModel, adapter: Path) -> None:
     engine = SmallEngine(copy.deepcopy(plain_llama), lora=_LIMITS, prefix_tokens=512)
-    folders = {0: None, 1: adapter, 2: save_adapter(plain_llama, adapter.parent / "other", seed=5)}
-    for adapter_id in (1, 2):
-        assert engine.load_adapter(adapter_id, folders[adapter_id]) is None
-    [prompt] = random_prompts(60)
-    added = []
-    for i in range(6):
-        added.append(engine.add(str(i), prompt, adapter_id=i % 3))
-        if not is_running:
-            engine.run()
+    other = save_adapter(plain_llama, adapter.parent / "other", seed=5)
+    assert engine.load_adapter(1, adapter) is None
+    assert engine.load_adapter(2, other) is None
+    prompt = random_prompts(60)
+    for adapter_id, folder in {0: None, 1: adapter, 2: other}.items():
+        first, again = (engine.complete(prompt, adapter_id=adapter_id)[0] for _ in range(2))
+        assert (first.num_cached_tokens, again.num_cached_tokens) == (0, 48)
+        assert first.token_ids == again.token_ids == adapted_outputs(plain_llama, folder, prompt, 16)[0]
+
+
+def test_running_sequences_share_prefixes_only_with_their_adapter(plain_llama: PreTrainedModel, adapter: Path) -> None:
+    engine = SmallEngine(copy.deepcopy(plain_llama), lora=_LIMITS, prefix_tokens=512)
+    assert engine.load_adapter(1, adapter) is None
+    prompt = random_prompts(60)[0]
+    added = [engine.add(str(i), prompt, adapter_id=i % 2) for i in range(4)]
     engine.run()
-    assert [c.num_cached_tokens for c in added] == [0, 0, 0, 48, 48, 48]
-    expected = [adapted_outputs(plain_llama, folder, [prompt], 16)[0] for folder in folders.values()]
+    assert [c.num_cached_tokens for c in added] == [0, 0, 48, 48]
+    expected = [adapted_outputs(plain_llama, folder, [prompt], 16)[0] for folder in (None, adapter)]
     assert [c.token_ids for c in added] == expected * 2
 
 
@@ -161,9 +176,10 @@ def test_adapters_beyond_max_cpu_loras_are_read_again(plain_llama: PreTrainedMod
     folders = {i: save_adapter(plain_llama, tmp_path / str(i), seed=i) for i in (1, 2, 3)}
     for adapter_id, folder in folders.items():
         assert engine.load_adapter(adapter_id, folder) is None
+    assert engine.adapters is not None
     for adapter_id, folder in folders.items():
         assert engine.generate(PROMPTS, adapter_id=adapter_id) == adapted_outputs(plain_llama, folder, PROMPTS, 16)
-        assert len(engine.adapters._loaded) == 1
+        assert engine.adapters.num_in_memory == 1
     shutil.rmtree(folders[1])
     failed, fine = engine.add("1", PROMPTS[0], adapter_id=1), engine.add("0", PROMPTS[0])
     engine.run()
@@ -180,10 +196,11 @@ def test_an_unloaded_adapter_is_freed_after_its_last_sequence(engine: SmallEngin
     engine.unload_adapter(1)
     rejected = engine.add("late", PROMPTS[0], adapter_id=1)
     assert rejected.error == "its LoRA adapter has been unloaded"
-    assert len(engine.adapters._loaded) == 1
+    assert engine.adapters is not None
+    assert engine.adapters.num_in_memory == 1
     engine.run()
     assert running.token_ids == expected
-    assert len(engine.adapters._loaded) == 0
+    assert engine.adapters.num_in_memory == 0
     assert not engine.adapted._updates
     assert engine.generate([PROMPTS[0]]) != [expected]
 
@@ -193,7 +210,8 @@ def test_an_aborted_sequence_frees_its_unloaded_adapter(engine: SmallEngine, ada
     engine.add("aborted", PROMPTS[0], adapter_id=1)
     engine.unload_adapter(1)
     engine.core.abort(["aborted"])
-    assert len(engine.adapters._loaded) == 0
+    assert engine.adapters is not None
+    assert engine.adapters.num_in_memory == 0
 
 
 def test_steps_without_adapters_have_no_hooks(engine: SmallEngine, adapter: Path) -> None:
@@ -290,6 +308,7 @@ def test_a_faulty_adapter_is_refused(fault: str, engine: SmallEngine, adapter: P
     spoil, message = _FAULTS[fault]
     spoil(adapter)
     error = engine.load_adapter(1, adapter)
+    assert error is not None
     with pytest.raises(ValueError, match=message):
         raise ValueError(error)
     assert engine.add("0", PROMPTS[0], adapter_id=1).error == "its LoRA adapter has been unloaded"

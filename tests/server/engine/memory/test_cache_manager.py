@@ -7,10 +7,51 @@ import torch
 
 from server.engine.memory.cache_manager import CacheManager
 from server.engine.memory.copied_slots import CopiedSlots
-from server.engine.memory.kv_cache import KVCache, LayerShape, Slots
+from server.engine.memory.kv_cache import KVCache, LayerShape
 from server.engine.memory.prefix_cache import PrefixCache
 from tests.server.engine.teacher_forcing import as_sequences
 from tests.server.engine.tiny_models import random_prompts
+
+
+def test_a_sequence_is_admitted_with_a_free_slot_and_memory_for_one_more_token() -> None:
+    cache = CacheManager(num_slots=2, max_tokens=50)
+    first, fitting, too_long = as_sequences(random_prompts(20, 28, 29))
+    cache.admit(first)
+    assert cache.can_admit(fitting)
+    assert not cache.can_admit(too_long)
+    cache.admit(fitting)
+    cache.release(first)
+    assert cache.num_held_tokens == 28
+    assert cache.can_admit(first)
+
+
+def test_a_sequence_without_a_free_slot_is_not_admitted() -> None:
+    cache = CacheManager(num_slots=1, max_tokens=50)
+    first, second = as_sequences(random_prompts(5, 6))
+    cache.admit(first)
+    assert not cache.can_admit(second)
+    cache.release(first)
+    assert cache.can_admit(second)
+
+
+def test_the_next_tokens_memory_comes_from_the_prefix_cache_until_the_budget_is_exceeded() -> None:
+    kv_cache = _kv_cache()
+    prefixes = PrefixCache(kv_cache.slots, max_tokens=60)
+    cache = CacheManager(num_slots=2, max_tokens=100, kv_cache=kv_cache, prefixes=prefixes)
+    _complete(cache, *random_prompts(40, seed=40))
+    first, second = as_sequences(random_prompts(25, 33, seed=2))
+    cache.admit(first)
+    cache.admit(second)
+    assert prefixes.num_tokens == 40
+    first.token_ids.append(5)
+    assert cache.reserve_next_tokens()
+    assert prefixes.num_tokens == 0
+    first.token_ids += [5] * 39
+    assert cache.reserve_next_tokens()
+    first.token_ids.append(5)
+    assert not cache.reserve_next_tokens()
+    cache.release(second)
+    assert cache.reserve_next_tokens()
 
 
 class _SmallGpuSlots(CopiedSlots):
@@ -25,11 +66,12 @@ class _SmallGpuSlots(CopiedSlots):
 
 
 def test_a_gpu_without_room_for_an_ended_sequence_empties_the_prefix_cache(caplog: pytest.LogCaptureFixture) -> None:
-    slots = _SmallGpuSlots(
+    kv_cache = _kv_cache()
+    kv_cache.slots = slots = _SmallGpuSlots(
         num_slots=2, slot_len=100, part_sizes=[4, 4], dtype=torch.float32, device=torch.device("cpu")
     )
     prefixes = PrefixCache(slots, max_tokens=90)
-    cache = CacheManager(num_slots=2, max_tokens=100, slots=slots, prefixes=prefixes)
+    cache = CacheManager(num_slots=2, max_tokens=100, kv_cache=kv_cache, prefixes=prefixes)
     _complete(cache, *random_prompts(40, seed=40))
     assert prefixes.num_tokens == 40
     slots.is_full = True
@@ -43,8 +85,10 @@ def test_a_gpu_without_room_for_an_ended_sequence_empties_the_prefix_cache(caplo
 
 
 def test_a_shared_beginning_counts_once() -> None:
-    slots = _slots()  # of blocks of 32 tokens
-    cache = CacheManager(num_slots=3, max_tokens=142, slots=slots, prefixes=PrefixCache(slots, max_tokens=150))
+    kv_cache = _kv_cache()  # of blocks of 32 tokens
+    cache = CacheManager(
+        num_slots=3, max_tokens=142, kv_cache=kv_cache, prefixes=PrefixCache(kv_cache.slots, max_tokens=150)
+    )
     [shared, *tails] = random_prompts(70, 10, 20, 30)
     first, second, third = as_sequences([shared + tail for tail in tails])
     cache.admit(first)
@@ -60,9 +104,9 @@ def test_a_shared_beginning_counts_once() -> None:
 
 
 def test_prefixes_that_running_sequences_hold_are_evicted_last() -> None:
-    slots = _slots()
-    prefixes = PrefixCache(slots, max_tokens=120)
-    cache = CacheManager(num_slots=3, max_tokens=300, slots=slots, prefixes=prefixes)
+    kv_cache = _kv_cache()
+    prefixes = PrefixCache(kv_cache.slots, max_tokens=120)
+    cache = CacheManager(num_slots=3, max_tokens=300, kv_cache=kv_cache, prefixes=prefixes)
     used, idle = random_prompts(65, 40)
     for tokens in (used, idle):
         _complete(cache, tokens)
@@ -90,7 +134,7 @@ def _complete(cache: CacheManager, tokens: list[int]) -> None:
     cache.release(sequence)
 
 
-def _slots() -> Slots:
+def _kv_cache() -> KVCache:
     return KVCache(
         {0: LayerShape(1, 32, 32)}, num_slots=3, slot_len=100, dtype=torch.float32, device=torch.device("cpu")
-    ).slots
+    )

@@ -73,6 +73,20 @@ def test_a_closed_slot_reads_as_zeros_and_others_do_not_change(slot: int, length
     assert not any(part.any() for part in _read(cache, slot, 1000))
 
 
+def test_a_slot_reads_as_stored() -> None:
+    cache = _cache()
+    stride = cache.slot_len
+    index = torch.tensor([stride + 5, 2 * stride + 0, stride + 6])
+    keys, values = torch.randn(3, 4, 24), torch.randn(3, 4, 12)
+    cache.store(1, index, keys, values)
+    read_keys, read_values = cache.read(1, 1, 3, 7)
+    assert read_keys.shape == (2, 4, 7, 24)
+    assert read_values.shape == (2, 4, 7, 12)
+    assert torch.equal(read_keys[0, :, 5:7].transpose(0, 1), keys[[0, 2]])
+    assert torch.equal(read_values[1, :, 0], values[1])
+    assert read_keys.data_ptr() == cache.keys[1][stride].data_ptr(), "reading copies nothing"
+
+
 @pytest.mark.parametrize("is_running", [True, False], ids=["running", "kept"])
 @pytest.mark.parametrize("length", [1, 40, 64, 300])
 @pytest.mark.parametrize(("source", "target"), [(0, 2), (2, 0)])
@@ -105,6 +119,11 @@ def test_a_kept_beginning_outlives_its_slot() -> None:
     _fill(cache, 1, 400)
     cache.slots.open(0, kept, 250)
     assert all(torch.equal(a, b) for a, b in zip(expected, _read(cache, 0, 250), strict=True))
+
+
+def test_a_new_cache_is_zero() -> None:
+    cache = _cache()
+    assert not any(part.any() for part in (*cache.keys.values(), *cache.values.values()))
 
 
 def _cache(*, num_slots: int = 3, slot_len: int = 64) -> KVCache:

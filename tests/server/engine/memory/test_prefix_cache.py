@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from server.engine.compute import attention
 from server.engine.compute.fused_attention import AttentionPart, attend_to_part
 from server.engine.memory.copied_slots import CopiedSlots
-from server.engine.memory.prefix_cache import PrefixCache
+from server.engine.memory.prefix_cache import PrefixCache, PrefixMatch
 from server.engine.process_link.messages import Done, ResetPrefixCache
 from server.engine.sequence import Sequence
 from server.types import SamplingParams
@@ -164,12 +164,14 @@ def test_prompt_logprobs_compute_every_prompt_token(llama: PreTrainedModel) -> N
     engine.complete([prompt])
     [completion] = engine.complete([prompt], prompt_logprobs=0)
     assert completion.num_cached_tokens == 0
+    assert completion.prompt_logprobs is not None
     assert len(completion.prompt_logprobs) == 50
     assert engine.stats.prefix_cache_queries == 50
 
 
 def test_running_sequences_evict_cached_prefixes(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, num_slots=2, max_model_len=130, kv_cache_tokens=200, prefix_tokens=100)
+    assert engine.prefixes is not None
     [ended, long] = random_prompts(80, 120)
     engine.complete([ended], max_tokens=2)
     assert engine.prefixes.num_tokens == 81
@@ -236,6 +238,28 @@ def test_too_short_and_too_long_prefixes_are_not_cached(length: int, is_wanted: 
     assert _cache(max_tokens=100).wants(np.array(random_prompts(length)[0])) is is_wanted
 
 
+def test_the_longest_beginning_is_matched_in_ended_and_running_sequences() -> None:
+    cache = _cache()
+    [tokens] = random_prompts(90)
+    kept = _put(cache, tokens[:50] + [7])
+    running = _sequence(tokens[:70], num_computed=66)
+    running.slot = 3
+    assert cache.match(_sequence(tokens), []) == PrefixMatch(48, kept)
+    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(64, 3)
+    running.num_computed_tokens = 45
+    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(48, kept)
+
+
+def test_shrinking_to_zero_drops_all_entries() -> None:
+    cache = _cache()
+    for tokens in random_prompts(40, 50, 60):
+        _put(cache, tokens)
+    cache.shrink_to(111)
+    assert cache.num_tokens == 110
+    cache.shrink_to(-5)
+    assert cache.num_tokens == 0
+
+
 def _cache(max_tokens: int = 500) -> PrefixCache:
     slots = CopiedSlots(num_slots=1, slot_len=500, part_sizes=[1], dtype=torch.float32, device=torch.device("cpu"))
     return PrefixCache(slots, max_tokens=max_tokens)
@@ -272,20 +296,23 @@ def test_a_longer_common_beginning_shows_only_with_a_whole_block(llama: PreTrain
     assert engine.stats.prefix_cache_hits == 3 * 32 + 2 * 48
 
 
-@pytest.mark.parametrize("is_running", [False, True], ids=["ended", "running"])
-def test_prompts_share_only_with_prompts_of_the_same_salt(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel, is_running: bool
-) -> None:
-    engine = SmallEngine(llama, prefix_tokens=400)
+def test_prompts_share_only_with_prompts_of_the_same_salt(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=2, prefix_tokens=400)
     prompt = list(range(3, 60))
-    completions = []
-    for i, salt in enumerate((None, "mine", "yours", "mine", None, "yours")):
-        completions.append(engine.add(str(i), prompt, max_tokens=4, cache_salt=salt))
-        if not is_running:
-            engine.run()
-    engine.run()
+    expected = greedy_outputs(plain_llama, [prompt], 4)[0]
+    salts = (None, "mine", "yours", "mine", None, "yours")
+    completions = [engine.complete([prompt], max_tokens=4, cache_salt=salt)[0] for salt in salts]
     assert [completion.num_cached_tokens for completion in completions] == [0, 0, 0, 48, 48, 48]
-    assert [completion.token_ids for completion in completions] == greedy_outputs(plain_llama, [prompt], 4) * 6
+    assert [completion.token_ids for completion in completions] == [expected] * 6
+
+
+def test_running_prompts_share_only_with_prompts_of_the_same_salt(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=4, prefix_tokens=400)
+    prompt = list(range(3, 60))
+    salts = (None, "mine", None, "mine")
+    completions = [engine.add(str(i), prompt, max_tokens=4, cache_salt=salt) for i, salt in enumerate(salts)]
+    engine.run()
+    assert [completion.num_cached_tokens for completion in completions] == [0, 0, 48, 48]
 
 
 def test_equal_prompts_with_different_salts_do_not_wait_for_each_other(llama: PreTrainedModel) -> None:

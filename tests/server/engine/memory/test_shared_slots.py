@@ -111,6 +111,19 @@ def test_a_sequence_that_continues_an_ended_one_needs_no_memory_of_its_own() -> 
     assert memory.slots.memory.num_committed_bytes == 8 * _BLOCK * sum(_TOKEN_BYTES)
 
 
+def test_only_one_sequence_continues_an_ended_one() -> None:
+    memory = _Memory()
+    memory.open(0)
+    memory.write(0, 0, 100)
+    kept = memory.keep(0, 100)
+    memory.close(0)
+    memory.open(0, kept, 100)
+    memory.open(1, kept, 100)
+    for slot in (0, 1):
+        memory.write(slot, 100, 200)
+    memory.check()
+
+
 def test_beginnings_are_copied_when_too_many_mappings_are_in_use() -> None:
     memory = _Memory(num_slots=16)
     memory.slots.memory._max_mappings = 10  # of two parts and two ranges each: two slots

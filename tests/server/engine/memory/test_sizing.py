@@ -38,7 +38,7 @@ def test_a_fixed_length_that_does_not_fit_is_rejected_with_the_sizes() -> None:
     with pytest.raises(EngineStartError) as caught:
         _size(config)
     assert str(caught.value) == (
-        "a sequence of 8192 tokens needs 180.0 MiB of KV cache and 109.9 MiB are free: "
+        "a sequence of 8192 tokens needs 0.176 GiB of KV cache and 0.107 GiB are free: "
         "lower --max-model-len to 5000 or raise --kv-cache-memory-bytes"
     )
 
@@ -53,7 +53,7 @@ def test_the_models_own_length_is_lowered_with_a_warning(caplog: pytest.LogCaptu
 
 
 def test_memory_for_less_than_one_token_is_rejected() -> None:
-    with pytest.raises(EngineStartError, match="1 bytes are free: raise --kv-cache-memory-bytes"):
+    with pytest.raises(EngineStartError, match="0 GiB are free: raise --kv-cache-memory-bytes"):
         _size(EngineConfig(kv_cache_memory_bytes=1))
 
 
@@ -108,7 +108,7 @@ def test_working_memory_grows_with_the_step_and_the_vocabulary() -> None:
 
 
 def test_too_little_address_space_is_reported_in_one_line() -> None:
-    with pytest.raises(EngineStartError, match=r"cannot reserve .* of address space .*lower --max-num-seqs"):
+    with pytest.raises(EngineStartError, match=r"cannot reserve .* GiB of address space .*lower --max-num-seqs"):
         KVCache(SHAPES, num_slots=1 << 20, slot_len=1 << 20, dtype=torch.bfloat16, device=CPU)
 
 

@@ -53,6 +53,6 @@ def test_cudnn_attention_is_disabled() -> None:
 
 
 def test_lack_of_memory_is_described_with_the_sizes() -> None:
-    assert describe_lack(16 << 30, 5 << 30, 24 << 30).startswith(
-        "the weights take 16.0 GiB, and 5.0 GiB of the GPU's 24.0 GiB are free: "
+    assert describe_lack("the weights take", 16 << 30, 5 << 30, 24 << 30).startswith(
+        "the weights take 16 GiB, and 5 of the GPU's 24 GiB are free: "
     )

@@ -101,6 +101,18 @@ def test_tied_weights_that_are_stored_once_load(tmp_path: Path) -> None:
     _assert_same_logits(load_model(tmp_path, EngineConfig()), model)
 
 
+def _truncate(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1000])
+
+
+def _write_garbage(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes(b"garbage" * 100)
+
+
+def _lose_weights(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+
+
 def _lose_shard(folder: Path) -> None:
     _shard(folder)
     next(folder.glob("model-00002-*")).unlink()
@@ -112,68 +124,71 @@ def _break_index(folder: Path) -> None:
 
 
 def _write_bad_pickle(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
+    _lose_weights(folder)
     (folder / "pytorch_model.bin").write_bytes(b"no pickle" * 100)
 
 
-def _change_config(folder: Path, **values: object) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+def _drop_a_layer(folder: Path) -> None:
+    _change_weights(folder, lambda tensors: {k: v for k, v in tensors.items() if "layers.1." not in k})
 
 
-_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated weights": (
-        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-1000]),
-        "cannot load the weights in .*incomplete metadata",
-    ),
-    "garbage": (lambda f: (f / WEIGHTS).write_bytes(b"garbage" * 100), "cannot load the weights in .*header"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), "cannot load the weights in .*no file named model.safetensors"),
-    "no shard": (_lose_shard, "cannot load the weights in .*model-00002-of-"),
-    "index": (_break_index, "cannot load the weights in .*weight_map"),
-    "bad pickle": (_write_bad_pickle, "cannot load the weights in "),
-    "a missing layer": (
-        lambda f: _change_weights(f, lambda tensors: {k: v for k, v in tensors.items() if "layers.1." not in k}),
-        r"lack 9 of the model's tensors: model\.layers\.1\.input_layernorm\.weight, .*, …$",
-    ),
-    "a shape": (
-        lambda f: _change_weights(f, lambda tensors: tensors | {"model.norm.weight": torch.ones(3)}),
-        r"do not fit config.json: model\.norm\.weight is \[3\] instead of \[64\]$",
-    ),
-    "no config": (lambda f: (f / "config.json").unlink(), "cannot read the model's configuration in "),
-    "broken config": (
-        lambda f: (f / "config.json").write_text('{"model_type": '),
-        "cannot read the model's configuration in .*not a valid JSON file",
-    ),
-    "unknown type": (
-        lambda f: _change_config(f, model_type="llama9"),
-        "cannot read the model's configuration in .*`llama9`",
-    ),
-    "masked model": (
-        lambda f: _change_config(f, model_type="bert", architectures=["BertForMaskedLM"]),
-        "is not a causal language model: config.json names BertForMaskedLM$",
-    ),
-    "encoder and decoder": (
-        lambda f: _change_config(
-            f, model_type="bart", architectures=["BartForConditionalGeneration"], is_encoder_decoder=True
-        ),
-        "is not a causal language model: config.json names BartForConditionalGeneration$",
-    ),
-    "a model without text": (lambda f: _change_config(f, model_type="clip"), "CLIPConfig"),
-    "own code": (
-        lambda f: _change_config(
-            f, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
-        ),
-        r"runs code of its own .*--trust-remote-code",
-    ),
-}
+def _change_a_shape(folder: Path) -> None:
+    _change_weights(folder, lambda tensors: tensors | {"model.norm.weight": torch.ones(3)})
 
 
-@pytest.mark.parametrize("damage", _DAMAGES)
+def _lose_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def _break_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": ')
+
+
+def _invent_a_type(folder: Path) -> None:
+    _change_config(folder, model_type="llama9")
+
+
+def _name_a_masked_model(folder: Path) -> None:
+    _change_config(folder, model_type="bert", architectures=["BertForMaskedLM"])
+
+
+def _name_an_encoder_decoder(folder: Path) -> None:
+    _change_config(folder, model_type="bart", architectures=["BartForConditionalGeneration"], is_encoder_decoder=True)
+
+
+def _name_a_model_without_text(folder: Path) -> None:
+    _change_config(folder, model_type="clip")
+
+
+def _bring_own_code(folder: Path) -> None:
+    _change_config(folder, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncate, "cannot load the weights in .*incomplete metadata"),
+        (_write_garbage, "cannot load the weights in .*header"),
+        (_lose_weights, "cannot load the weights in .*no file named model.safetensors"),
+        (_lose_shard, "cannot load the weights in .*model-00002-of-"),
+        (_break_index, "cannot load the weights in .*weight_map"),
+        (_write_bad_pickle, "cannot load the weights in "),
+        (_drop_a_layer, r"lack 9 of the model's tensors: model\.layers\.1\.input_layernorm\.weight, .*, …$"),
+        (_change_a_shape, r"do not fit config.json: model\.norm\.weight is \[3\] instead of \[64\]$"),
+        (_lose_config, "cannot read the model's configuration in "),
+        (_break_config, "cannot read the model's configuration in .*not a valid JSON file"),
+        (_invent_a_type, "cannot read the model's configuration in .*`llama9`"),
+        (_name_a_masked_model, "is not a causal language model: config.json names BertForMaskedLM$"),
+        (_name_an_encoder_decoder, "is not a causal language model: config.json names BartForConditionalGeneration$"),
+        (_name_a_model_without_text, "CLIPConfig"),
+        (_bring_own_code, r"runs code of its own .*--trust-remote-code"),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
 def test_a_damaged_folder_is_reported_in_one_line(
-    llama_copy: Path, damage: str, capfd: pytest.CaptureFixture[str]
+    llama_copy: Path, damage: Callable[[Path], None], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    spoil, message = _DAMAGES[damage]
-    spoil(llama_copy)
+    damage(llama_copy)
     capfd.readouterr()
     with pytest.raises(EngineStartError, match=message) as caught:
         load_model(llama_copy, EngineConfig())
@@ -209,6 +224,22 @@ def test_eos_tokens_come_from_all_files_the_tokenizers_first(saved_llama: Path, 
     assert find_eos_token_ids(model, llama_copy, llama_copy) == (9, 7, 2)
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        '"model": {"added_tokens": [{"id": 8, "content": "<end>"}]}, ',
+        f'"comment": "{"ä" * 600_000}", ',
+        '"comment": "\\"added_tokens\\": [", ',
+    ],
+    ids=["nested", "late", "quoted"],
+)
+def test_the_tokenizers_eos_is_found_wherever_the_file_has_it(saved_llama: Path, llama_copy: Path, before: str) -> None:
+    (llama_copy / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    tokens = [{"id": n, "content": f"<{n}>"} for n in range(50)] + [{"id": 99, "content": "<end>"}]
+    (llama_copy / "tokenizer.json").write_text(f'{{{before}"added_tokens": {json.dumps(tokens)}}}', encoding="utf-8")
+    assert find_eos_token_ids(load_model(saved_llama, EngineConfig()), llama_copy, llama_copy)[0] == 99
+
+
 @pytest.mark.parametrize("tokenizer_config", ["{", "[]", '{"eos_token": "<unknown>"}'])
 def test_eos_tokens_of_a_tokenizer_that_names_none(saved_llama: Path, llama_copy: Path, tokenizer_config: str) -> None:
     (llama_copy / "tokenizer_config.json").write_text(tokenizer_config)
@@ -234,6 +265,11 @@ def _shard(folder: Path) -> None:
 
 def _change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
     save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _change_config(folder: Path, **values: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 @torch.inference_mode()

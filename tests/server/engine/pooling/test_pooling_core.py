@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.engine.pooling.core import BatchLimits, choose_batch
-from server.engine.pooling.encoder import PoolingSequence
+from server.config import EngineConfig
+from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
 from server.errors import EngineStartError
 from server.pooler_config import PoolerConfig
 from server.types import LateInteraction, PoolingParams
@@ -100,6 +100,7 @@ def test_a_dense_layer_runs_between_pooling_and_normalizing(tmp_path: Path) -> N
         for p in PROMPTS
     ]
     assert_close(engine.run(PROMPTS), expected)
+    assert engine.info.pooling is not None
     assert engine.info.pooling.embedding_size == 8
 
 
@@ -123,6 +124,7 @@ def test_dimensions_are_cut_before_normalizing(tmp_path: Path) -> None:
     model = save_pooler(tmp_path, "bert")
     edit_config(tmp_path, matryoshka_dimensions=[8, 16])
     engine = SmallPooling(tmp_path)
+    assert engine.info.pooling is not None
     assert engine.info.pooling.is_matryoshka
     assert engine.info.pooling.matryoshka_dimensions == (8, 16)
     assert_close(engine.run(PROMPTS, dimensions=8), [unit(hidden_states(model, p)[0][:8]) for p in PROMPTS])
@@ -137,6 +139,7 @@ def test_an_encoder_classifies(tmp_path: Path, model_type: str, num_labels: int)
     assert_close(engine.run(PROMPTS, use_activation=False), expected)
     activate = torch.sigmoid if num_labels == 1 else lambda row: row.softmax(-1)
     assert_close(engine.run(PROMPTS), [activate(row) for row in expected])
+    assert engine.info.pooling is not None
     assert engine.info.pooling.num_labels == num_labels
 
 
@@ -212,6 +215,7 @@ def test_a_language_model_classifies_by_two_words(tmp_path: Path) -> None:
     no, yes = VOCABULARY.index("no"), VOCABULARY.index("yes")
     expected = [logits(model, prompt)[-1][[no, yes]].softmax(-1)[1:] for prompt in PROMPTS]
     assert_close(engine.run(PROMPTS), expected)
+    assert engine.info.pooling is not None
     assert engine.info.pooling.num_labels == 1
     assert not engine.info.pooling.uses_sep_token
 
@@ -231,6 +235,7 @@ def test_tokens_are_embedded(tmp_path: Path) -> None:
 def test_colbert_uses_the_linear_layer_in_its_weights(tmp_path: Path) -> None:
     model, linear = save_colbert(tmp_path)
     engine = SmallPooling(tmp_path)
+    assert engine.info.pooling is not None
     assert engine.info.pooling.supported_tasks == ("token_embed",)
     assert_close(engine.run(PROMPTS), [unit(hidden_states(model, prompt) @ linear.T) for prompt in PROMPTS])
 
@@ -248,6 +253,7 @@ def test_documents_are_scored_against_a_kept_query(tmp_path: Path) -> None:
     scores = engine.run(PROMPTS[1:], late_interaction=of_query)
     assert_close(scores, [(query @ document.T).amax(-1).sum() for document in documents])
     engine.core.abort(["q"])
+    assert len(engine.core._queries) == 0
     (late,) = engine.outputs(PROMPTS[:1], None, late_interaction=of_query)
     assert late.error == "the query 'q' is not in the engine"
 
@@ -321,7 +327,7 @@ def test_a_batch_contains_the_oldest_prompt_and_those_of_similar_length(
     lengths: list[int], limits: tuple[int, int], chosen: list[int]
 ) -> None:
     waiting = [PoolingSequence(str(i), [1] * n, PoolingParams(task="embed")) for i, n in enumerate(lengths)]
-    batch = choose_batch(waiting, BatchLimits(*limits))
+    batch = choose_batch(waiting, BatchLimits(max_num_seqs=limits[0], max_num_batched_tokens=limits[1]))
     assert [sequence.num_tokens for sequence in batch] == chosen
     assert waiting[0] in batch
 
@@ -333,3 +339,7 @@ def test_all_of_many_prompts_are_computed_in_batches_of_limited_size(tmp_path: P
     engine.run(prompts)
     assert sorted(int(i) for batch in engine.batches for i in batch) == list(range(23))
     assert max(map(len, engine.batches)) <= 4
+
+
+def test_defaults_of_the_engine_pool_as_the_model_says() -> None:
+    assert EngineConfig().pooler == PoolerConfig()

@@ -1,15 +1,66 @@
 """The engine client with pooling requests and commands; a fake engine answers on the socket."""
 
 import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
+import msgspec
 import pytest
 
-from server.engine.process_link.messages import Abort, Done, LoadAdapter, Pool, UnloadAdapter
+from server.engine.process_link.channel import BlockingChannel
+from server.engine.process_link.client import EngineClient
+from server.engine.process_link.messages import (
+    Abort,
+    Done,
+    FromEngine,
+    LoadAdapter,
+    Pool,
+    Step,
+    ToEngine,
+    UnloadAdapter,
+)
 from server.errors import EngineDeadError, EngineError
-from server.types import EngineOutput, PoolingParams, TensorData
-from tests.server.engine.process_link.fake_engine import connected
+from server.types import EngineOutput, EngineStats, PoolingParams, TensorData
 
 PARAMS = PoolingParams(task="embed", dimensions=2)
+
+
+class FakeEngine:
+    """The engine's end of the socket: returns received messages and sends the given outputs."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._channel = BlockingChannel(connection)
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+
+    async def receive(self) -> ToEngine:
+        return self._decoder.decode(await asyncio.to_thread(self._channel.receive))
+
+    def answer(self, *outputs: EngineOutput) -> None:
+        self.send(Step(list(outputs), EngineStats()))
+
+    def send(self, message: FromEngine) -> None:
+        self._channel.send(msgspec.msgpack.encode(message))
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[EngineClient, FakeEngine]]:
+    ours, theirs = socket.socketpair()
+    client, engine = EngineClient(ours), FakeEngine(theirs)
+    await client.start()
+    try:
+        yield client, engine
+    finally:
+        await client.close()
+        with suppress(OSError):
+            theirs.shutdown(socket.SHUT_RDWR)
+        engine.close()
+        theirs.close()
+        if client._loaded is not None and client._loaded.done():
+            client._loaded.exception()
 
 
 async def test_a_prompt_is_sent_and_its_vector_is_returned() -> None:
@@ -20,6 +71,7 @@ async def test_a_prompt_is_sent_and_its_vector_is_returned() -> None:
         engine.answer(EngineOutput(request_id="a", finish_reason="stop", queue_s=0.5, data=data))
         output = await pooling
         assert output.queue_s == 0.5
+        assert output.data is not None
         assert (output.data.shape, bytes(output.data.data)) == ((2,), b"12345678")
 
 
@@ -46,7 +98,7 @@ async def test_the_engines_exit_ends_the_wait() -> None:
     async with connected() as (client, engine):
         pooling = asyncio.create_task(client.pool("a", [1], PARAMS))
         await engine.receive()
-        engine.end()
+        engine._channel._connection.shutdown(socket.SHUT_RDWR)
         with pytest.raises(EngineDeadError):
             await pooling
         with pytest.raises(EngineDeadError):
@@ -55,7 +107,7 @@ async def test_the_engines_exit_ends_the_wait() -> None:
 
 async def test_queries_are_dropped_by_their_ids() -> None:
     async with connected() as (client, engine):
-        client.abort(["a", "b"])
+        client.drop_queries(["a", "b"])
         assert await engine.receive() == Abort(["a", "b"])
 
 

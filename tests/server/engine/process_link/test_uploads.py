@@ -1,18 +1,33 @@
 """A request reaches the engine once for all its sequences; long parts in pieces, between other messages."""
 
 import asyncio
+import socket
+import threading
+from collections.abc import Iterator
 
 import msgspec
 import pytest
 
 from server.engine.features.prompt_features import to_tensor
+from server.engine.process_link.channel import BlockingChannel, ChannelClosedError
 from server.engine.process_link.client import EngineClient
-from server.engine.process_link.messages import Abort, Prompt
+from server.engine.process_link.messages import Abort, DropUpload, Generate, Piece, Prompt, Step, ToEngine
+from server.engine.process_link.uploads import Uploads
 from server.errors import EngineDeadError, EngineStartError
-from server.types import EnginePrompt, GuidedDecoding, PromptInputs, ReasoningRules, SamplingParams, TensorData
-from tests.server.engine.process_link.fake_engine import FakeEngine, connected
+from server.types import (
+    EngineOutput,
+    EnginePrompt,
+    EngineStats,
+    GuidedDecoding,
+    PromptInputs,
+    ReasoningRules,
+    SamplingParams,
+    TensorData,
+)
 
 PARAMS = SamplingParams(max_tokens=1)
+
+Sockets = tuple[socket.socket, socket.socket]
 
 
 def tensor(num_bytes: int, start: int = 0) -> TensorData:
@@ -20,8 +35,70 @@ def tensor(num_bytes: int, start: int = 0) -> TensorData:
     return TensorData("uint8", (num_bytes,), memoryview(data))
 
 
-def kinds_of(engine: FakeEngine) -> list[str]:
-    return [type(message).__name__ for message in engine.messages]
+class FakeEngine:
+    """Answers every sequence with one token; keeps received messages, requests and the number of bytes."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._channel = BlockingChannel(connection)
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self.messages: list[ToEngine] = []
+        self.requests: dict[str, Generate] = {}
+        self.num_bytes = 0
+        self.uploads = Uploads()
+        self._thread = threading.Thread(target=self._run, name="fake-engine")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                payload = self._channel.receive()
+                self.num_bytes += len(payload)
+                self._handle(self._decoder.decode(payload))
+        except ChannelClosedError:
+            self._channel.close()
+
+    def _handle(self, message: ToEngine) -> None:
+        self.messages.append(message)
+        if isinstance(message, Piece | DropUpload):
+            self.uploads.handle(message)
+        elif isinstance(message, Generate):
+            request = self.requests[message.request_id] = self.uploads.complete(message)
+            names = [f"{request.request_id}-{i}" for i in range(len(request.prompts) * request.num_choices)]
+            outputs = [EngineOutput(name, [7], "length") for name in names]
+            self._channel.send(msgspec.msgpack.encode(Step(outputs, EngineStats())))
+
+    def inputs_of(self, request_id: str) -> PromptInputs | None:
+        return self.requests[request_id].prompts[0].inputs
+
+    def kinds(self) -> list[str]:
+        return [type(message).__name__ for message in self.messages]
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+
+async def connect(sockets: Sockets) -> tuple[EngineClient, FakeEngine]:
+    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
+    await client.start()
+    return client, engine
+
+
+async def end(client: EngineClient, engine: FakeEngine) -> None:
+    await client.close()
+    async with asyncio.timeout(60):
+        while engine.is_alive:
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def sockets() -> Iterator[Sockets]:
+    """A socket pair with small send buffers, so that large sends have to wait on any machine."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for side in (ours, theirs):
+            side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 17)
+        yield ours, theirs
 
 
 async def tokens_of(
@@ -31,45 +108,46 @@ async def tokens_of(
     return [t async for o in client.generate(request_id, prompts, num_choices) for t in o.token_ids]
 
 
-async def test_tensors_arrive_unchanged() -> None:
-    async with connected() as (client, engine):
-        inputs = PromptInputs(
-            embeds=tensor(700_001), mm={"pixels": tensor(5, 3), "none": tensor(0), "grid": tensor(24)}
-        )
-        assert await tokens_of(client, "a", inputs) == [7]
-        assert await tokens_of(client, "b") == [7]
-    found = engine.requests["a"].prompts[0].inputs
-    assert engine.requests["b"].prompts[0].inputs is None
+async def test_tensors_arrive_unchanged(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
+    inputs = PromptInputs(embeds=tensor(700_001), mm={"pixels": tensor(5, 3), "none": tensor(0), "grid": tensor(24)})
+    assert await tokens_of(client, "a", inputs) == [7]
+    assert await tokens_of(client, "b") == [7]
+    await end(client, engine)
+    found = engine.inputs_of("a")
+    assert found is not None
+    assert engine.inputs_of("b") is None
     assert found.embeds == inputs.embeds
     assert found.mm == inputs.mm
     assert not engine.uploads._pieces
-    assert "Abort" not in kinds_of(engine)
+    assert "Abort" not in engine.kinds()
 
 
-async def test_tensors_are_aligned() -> None:
-    async with connected() as (client, engine):
-        params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x"))
-        inputs = PromptInputs(embeds=tensor(700_001), mm={"pixels": tensor(5), "grid": tensor(24)})
-        assert len([each async for each in client.generate("a", [EnginePrompt([0], params, inputs)])]) == 1
-    found = engine.requests["a"].prompts[0].inputs
+async def test_tensors_are_aligned(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
+    params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x"))
+    inputs = PromptInputs(embeds=tensor(700_001), mm={"pixels": tensor(5), "grid": tensor(24)})
+    assert len([each async for each in client.generate("a", [EnginePrompt([0], params, inputs)])]) == 1
+    await end(client, engine)
+    found = engine.inputs_of("a")
+    assert found is not None
+    assert found.embeds is not None
+    assert found.mm is not None
     tensors = [found.embeds, *found.mm.values()]
     assert [to_tensor(each).data_ptr() % 8 for each in tensors] == [0, 0, 0]
 
 
-async def test_long_grammars_and_prompts_arrive_unchanged() -> None:
-    async with connected() as (client, engine):
-        guided = GuidedDecoding("regex", "日本😀" * 200_000)
-        shared = SamplingParams(max_tokens=1, guided=guided, allowed_token_ids=(1, 2), seed=-3)
-        rules = ReasoningRules(budget=5)
-        params = [shared, msgspec.structs.replace(shared, max_tokens=9, reasoning=rules)]
-        ids = [list(range(100_000)), [], [2**40]]
-        inputs = PromptInputs(mm={"grid": tensor(24)})
-        prompts = [
-            EnginePrompt(ids[0], params[0]),
-            EnginePrompt(ids[1], params[1], inputs),
-            EnginePrompt(ids[2], shared),
-        ]
-        assert [o.token_ids async for o in client.generate("a", prompts, 2)] == [[7]] * 6
+async def test_long_grammars_and_prompts_arrive_unchanged(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
+    guided = GuidedDecoding("regex", "日本😀" * 200_000)
+    shared = SamplingParams(max_tokens=1, guided=guided, allowed_token_ids=(1, 2), seed=-3)
+    rules = ReasoningRules(budget=5)
+    params = [shared, msgspec.structs.replace(shared, max_tokens=9, reasoning=rules)]
+    ids = [list(range(100_000)), [], [2**40]]
+    inputs = PromptInputs(mm={"grid": tensor(24)})
+    prompts = [EnginePrompt(ids[0], params[0]), EnginePrompt(ids[1], params[1], inputs), EnginePrompt(ids[2], shared)]
+    assert [o.token_ids async for o in client.generate("a", prompts, 2)] == [[7]] * 6
+    await end(client, engine)
     found = engine.requests["a"]
     assert found.params == shared
     assert [p.token_ids for p in found.prompts] == ids
@@ -79,109 +157,118 @@ async def test_long_grammars_and_prompts_arrive_unchanged() -> None:
 
 
 @pytest.mark.parametrize("part", ["grammar", "prompt", "inputs", "lists"])
-async def test_the_number_of_choices_does_not_change_what_is_sent(part: str) -> None:
-    async with connected() as (client, engine):
-        lists = tuple(range(50_000)) if part == "lists" else ()
-        guided = GuidedDecoding("regex", "x" * 200_000) if part == "grammar" else None
-        params = SamplingParams(max_tokens=1, guided=guided, allowed_token_ids=lists)
-        inputs = PromptInputs(embeds=tensor(200_000)) if part == "inputs" else None
-        prompt = EnginePrompt([0] * (25_000 if part == "prompt" else 2), params, inputs)
-        sent = []
-        for num_choices in (1, 4096):
-            before = engine.num_bytes
-            outputs = [output async for output in client.generate(f"n-{num_choices}", [prompt], num_choices)]
-            assert len(outputs) == num_choices
-            sent.append(engine.num_bytes - before)
+async def test_the_number_of_choices_does_not_change_what_is_sent(sockets: Sockets, part: str) -> None:
+    client, engine = await connect(sockets)
+    lists = tuple(range(50_000)) if part == "lists" else ()
+    guided = GuidedDecoding("regex", "x" * 200_000) if part == "grammar" else None
+    params = SamplingParams(max_tokens=1, guided=guided, allowed_token_ids=lists)
+    inputs = PromptInputs(embeds=tensor(200_000)) if part == "inputs" else None
+    prompt = EnginePrompt([0] * (25_000 if part == "prompt" else 2), params, inputs)
+    sent = []
+    for num_choices in (1, 4096):
+        before = engine.num_bytes
+        outputs = [output async for output in client.generate(f"n-{num_choices}", [prompt], num_choices)]
+        assert len(outputs) == num_choices
+        sent.append(engine.num_bytes - before)
+    await end(client, engine)
     assert sent[0] > 100_000
     assert sent[1] < sent[0] + 100
 
 
-async def test_prompts_of_a_request_share_their_parameters() -> None:
-    async with connected() as (client, engine):
-        params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x" * 200_000))
-        prompts = [EnginePrompt([i], msgspec.structs.replace(params, max_tokens=i + 1)) for i in range(64)]
-        assert len([output async for output in client.generate("a", prompts)]) == 64
+async def test_prompts_of_a_request_share_their_parameters(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
+    params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x" * 200_000))
+    prompts = [EnginePrompt([i], msgspec.structs.replace(params, max_tokens=i + 1)) for i in range(64)]
+    assert len([output async for output in client.generate("a", prompts)]) == 64
+    await end(client, engine)
     assert engine.requests["a"].prompts == [Prompt([i], i + 1) for i in range(64)]
     assert engine.num_bytes < 210_000
 
 
-async def test_one_of_several_sequences_is_aborted() -> None:
-    async with connected() as (client, engine):
-        outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
-        names = [(await anext(outputs)).request_id]
-        client.abort(["a-2"])
-        names += [output.request_id async for output in outputs]
+async def test_one_of_several_sequences_is_aborted(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
+    outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
+    names = [(await anext(outputs)).request_id]
+    client.abort(["a-2"])
+    names += [output.request_id async for output in outputs]
+    await end(client, engine)
     assert names == ["a-0", "a-1"]
     assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [["a-2"]]
     assert not client._streams
 
 
-async def test_thousands_of_outputs_let_other_tasks_run() -> None:
-    async with connected() as (client, engine):
-        outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 4096)
-        await anext(outputs)  # now all others have arrived
+async def test_thousands_of_outputs_let_other_tasks_run(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
+    outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 4096)
+    await anext(outputs)  # now all others have arrived
 
-        async def take_rest() -> int:
-            return len([output async for output in outputs])
+    async def take_rest() -> int:
+        return len([output async for output in outputs])
 
-        rest = asyncio.create_task(take_rest())
-        num_turns = 0
-        while not rest.done():
-            await asyncio.sleep(0)
-            num_turns += 1
-        assert await rest == 4095
+    rest = asyncio.create_task(take_rest())
+    num_turns = 0
+    while not rest.done():
+        await asyncio.sleep(0)
+        num_turns += 1
+    assert await rest == 4095
+    await end(client, engine)
     assert num_turns > 100
 
 
-async def test_closing_a_stream_aborts_all_its_sequences_at_once() -> None:
-    async with connected() as (client, engine):
-        outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
-        await anext(outputs)
-        await outputs.aclose()
+async def test_closing_a_stream_aborts_all_its_sequences_at_once(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
+    outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
+    await anext(outputs)
+    await outputs.aclose()
+    await end(client, engine)
     assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [["a-1", "a-2"]]
     assert not client._streams
 
 
-async def test_other_requests_and_the_event_loop_continue_during_an_upload() -> None:
-    async with connected() as (client, engine):
-        inputs = PromptInputs(embeds=TensorData("uint8", (48 << 20,), memoryview(bytes(48 << 20))))
-        large = asyncio.create_task(tokens_of(client, "large", inputs))
-        turns, num_small = 0, 0
-        while not large.done():
-            await asyncio.sleep(0)
-            turns += 1
-            if turns % 20 == 0:
-                await tokens_of(client, f"small-{turns}")
-                num_small += 1
+async def test_other_requests_and_the_event_loop_continue_during_an_upload(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
+    inputs = PromptInputs(embeds=TensorData("uint8", (48 << 20,), memoryview(bytes(48 << 20))))
+    large = asyncio.create_task(tokens_of(client, "large", inputs))
+    turns, num_small = 0, 0
+    while not large.done():
+        await asyncio.sleep(0)
+        turns += 1
+        if turns % 20 == 0:
+            await tokens_of(client, f"small-{turns}")
+            num_small += 1
+    await end(client, engine)
     assert turns > 100
     assert num_small > 4
-    kinds = kinds_of(engine)
+    kinds = engine.kinds()
     first, last = kinds.index("Piece"), len(kinds) - kinds[::-1].index("Piece")
     assert kinds[first:last].count("Generate") > 2, "other requests are sent between the pieces"
 
 
-async def test_a_cancelled_requests_upload_is_dropped() -> None:
-    async with connected() as (client, engine):
-        request = asyncio.create_task(tokens_of(client, "gone", PromptInputs(embeds=tensor(3_000_000)), num_choices=2))
-        while not engine.uploads._pieces:
-            await asyncio.sleep(0)
-        request.cancel()
-        await asyncio.gather(request, return_exceptions=True)
-        assert not client._streams
-        assert await tokens_of(client, "next") == [7]
+async def test_a_cancelled_requests_upload_is_dropped(sockets: Sockets) -> None:
+    client, engine = await connect(sockets)
+    request = asyncio.create_task(tokens_of(client, "gone", PromptInputs(embeds=tensor(3_000_000)), num_choices=2))
+    while not engine.uploads._pieces:
+        await asyncio.sleep(0)
+    request.cancel()
+    await asyncio.gather(request, return_exceptions=True)
+    assert not client._streams
+    assert await tokens_of(client, "next") == [7]
+    await end(client, engine)
     assert "gone" not in engine.requests
     assert not engine.uploads._pieces
     assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [["gone-0", "gone-1"]]
 
 
-async def test_an_engine_exit_during_an_upload_raises_engine_dead_error() -> None:
-    async with connected() as (client, engine):
-        request = asyncio.create_task(tokens_of(client, "a", PromptInputs(embeds=tensor(3_000_000))))
-        while not client._streams:
-            await asyncio.sleep(0)
-        engine.end()
-        with pytest.raises(EngineDeadError):
-            await asyncio.wait_for(request, 60)
-        assert not client._streams
-        with pytest.raises(EngineStartError):
-            _ = client.info
+async def test_an_engine_exit_during_an_upload_raises_engine_dead_error(sockets: Sockets) -> None:
+    client = EngineClient(sockets[0])
+    await client.start()
+    request = asyncio.create_task(tokens_of(client, "a", PromptInputs(embeds=tensor(3_000_000))))
+    while not client._streams:
+        await asyncio.sleep(0)
+    sockets[1].close()
+    with pytest.raises(EngineDeadError):
+        await asyncio.wait_for(request, 60)
+    assert not client._streams
+    with pytest.raises(EngineStartError):
+        _ = client.info
+    await client.close()

@@ -55,6 +55,11 @@ def test_flat_distributions_consider_more_than_the_first_best_tokens(limits: dic
     assert (shares - expected).abs().max() <= 1 / 9000 + 1e-6
 
 
+def test_all_tokens_as_likely_as_the_kth_are_kept() -> None:
+    logits = torch.tensor([1.0, 3.0, 2.0, 2.0, 2.0, 2.0, 0.0])
+    assert (_shares(logits, {"top_k": 3}) > 0).tolist() == [False, True, True, True, True, True, False]
+
+
 def test_a_thousand_equal_tokens_are_all_kept_by_top_k() -> None:
     logits = torch.zeros(2000)
     logits[1000:] = 1.0

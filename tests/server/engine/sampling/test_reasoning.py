@@ -8,10 +8,10 @@ import pytest
 
 from server.engine.sampling.reasoning import ReasoningState
 from server.types import GuidedDecoding, ReasoningMarker, ReasoningRules
-from tests.server.engine.sampling.byte_engine import byte_engine
-from tests.server.engine.sampling.byte_tokenizer import EOS
+from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
 from tests.server.engine.sampling.people import PERSON, assert_is_person
 from tests.server.engine.small_engine import Completion, SmallEngine
+from tests.server.engine.tiny_models import PACKED, build_model, random_prompts
 
 END = 257
 """The tokenizer's second special token."""
@@ -28,7 +28,7 @@ DIGITS = GuidedDecoding("regex", "[0-9]{3}")
 
 @pytest.fixture
 def engine(tmp_path: Path) -> SmallEngine:
-    return byte_engine(tmp_path)
+    return _byte_engine(tmp_path)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -138,8 +138,8 @@ def test_the_budget_overrides_all_other_restrictions(engine: SmallEngine) -> Non
 
 def test_a_limited_request_leaves_its_neighbours_and_their_seeds_alone(tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_tokens": 30, "temperature": 1.0, "seed": 7}
-    expected = byte_engine(tmp_path).generate([[40], [50]], **options)
-    engine = byte_engine(tmp_path)
+    expected = _byte_engine(tmp_path).generate([[40], [50]], **options)
+    engine = _byte_engine(tmp_path)
     rules = ReasoningRules(is_open=True, budget=3, forced_end=tuple(END_TEXT), **TEXT_MARKERS)
     neighbours = [engine.add(str(i), [i], **options) for i in (40, 50)]
     limited = [engine.add(f"limited-{i}", [40], reasoning=rules, **options) for i in range(3)]
@@ -148,6 +148,27 @@ def test_a_limited_request_leaves_its_neighbours_and_their_seeds_alone(tmp_path:
     for completion in limited:
         assert completion.token_ids[:3] == expected[0][:3]
         assert bytes(completion.token_ids[3:7]) == END_TEXT
+
+
+@pytest.mark.thorough
+def test_preemption_keeps_budget_and_grammar(tmp_path: Path) -> None:
+    engine = _byte_engine(tmp_path, num_slots=4, max_model_len=200, kv_cache_tokens=260)
+    prompts = random_prompts(50, 51, 52, 53)
+    rules = ReasoningRules(
+        ends=(ReasoningMarker("</t>"),), is_open=True, delays_grammar=True, budget=20, forced_end=tuple(END_TEXT)
+    )
+    completions = [
+        engine.add(str(i), p, max_tokens=145, guided=PERSON, reasoning=rules, temperature=1.0, seed=i)
+        for i, p in enumerate(prompts)
+    ]
+    engine.step()
+    youngest = engine.scheduler._by_id["3"]
+    engine.run()
+    assert youngest.num_preemptions > 0
+    for completion in completions:
+        assert bytes(completion.token_ids[20:24]) == END_TEXT
+        assert_is_person(bytes(completion.token_ids[24:]).decode())
+    engine.assert_nothing_leaked()
 
 
 def test_a_token_may_end_the_reasoning_and_begin_the_answer() -> None:
@@ -209,7 +230,8 @@ def test_the_budget_begins_with_the_start_marker_in_the_output() -> None:
 
 
 def test_a_text_marker_without_a_tokenizer_file_is_the_requests_fault(tmp_path: Path) -> None:
-    engine = byte_engine(tmp_path, has_tokenizer=False)
+    model = build_model("llama", {**PACKED["llama"], "vocab_size": VOCAB_SIZE})
+    engine = SmallEngine(model, eos_token_ids=(EOS,), tokenizer_path=tmp_path)
     refused = engine.add("text", [40], reasoning=ReasoningRules(budget=3, **TEXT_MARKERS))
     limited = engine.add("token", [40], reasoning=ReasoningRules(ends=(END_MARKER,), budget=3, forced_end=(END,)))
     engine.run()
@@ -230,3 +252,10 @@ def _split(completion: Completion) -> tuple[list[int], str]:
     """The tokens of the reasoning, and the text of the answer."""
     end = completion.token_ids.index(END)
     return completion.token_ids[:end], bytes(completion.token_ids[end + 1 :]).decode()
+
+
+def _byte_engine(folder: Path, **sizes: Any) -> SmallEngine:
+    model = build_model("llama", {**PACKED["llama"], "vocab_size": VOCAB_SIZE})
+    return SmallEngine(
+        model, **({"max_model_len": 500} | sizes), eos_token_ids=(EOS,), tokenizer_path=save_byte_tokenizer(folder)
+    )

@@ -52,15 +52,23 @@ def test_greedy_choice_among_equals_is_the_first() -> None:
     assert _sample(create_sampler(vocab_size=50_000), sequences, logits) == [30_000] * 3
 
 
-@pytest.mark.parametrize("seed", [None, 3])
-def test_draws_follow_the_distribution(seed: int | None) -> None:
+def test_draws_follow_the_distribution() -> None:
     probabilities = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.07, 0.03])
+    num_draws = 20_000
     sampler = create_sampler(vocab_size=6, seed=11)
-    num_rows = 200 if seed is None else 1
-    sequences = [create_sequence([1], seed=seed)] * num_rows
     drawn: list[int] = []
-    for _ in range(20_000 // num_rows if seed is None else 5000):
-        drawn += _sample(sampler, sequences, probabilities.log().repeat(num_rows, 1))
+    for _ in range(num_draws // 200):
+        drawn += _sample(sampler, [create_sequence([1])] * 200, probabilities.log().repeat(200, 1))
+    expected = probabilities * num_draws
+    statistic = ((torch.bincount(torch.tensor(drawn), minlength=6) - expected) ** 2 / expected).sum()
+    assert 0 < float(statistic) < CHI_SQUARE_1_IN_10000
+
+
+def test_draws_with_a_seed_follow_the_distribution() -> None:
+    probabilities = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.07, 0.03])
+    sampler = create_sampler(vocab_size=6)
+    sequence = create_sequence([1], seed=3)
+    drawn = [_sample(sampler, [sequence], probabilities.log()[None])[0] for _ in range(5000)]
     expected = probabilities * len(drawn)
     statistic = ((torch.bincount(torch.tensor(drawn), minlength=6) - expected) ** 2 / expected).sum()
     assert 0 < float(statistic) < CHI_SQUARE_1_IN_10000
@@ -149,6 +157,22 @@ def test_bias_is_applied_before_penalties_and_does_not_lift_bans() -> None:
     assert processed[9] == processed[EOS] == float("-inf")
 
 
+def test_penalties_affect_the_greedy_choice() -> None:
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 4], logits[0, 5] = 2.0, 1.9
+    sampler = create_sampler(vocab_size=VOCAB)
+    assert _sample(sampler, [create_sequence([1], [4], temperature=0.0)], logits) == [4]
+    assert _sample(sampler, [create_sequence([1], [4], temperature=0.0, presence_penalty=0.2)], logits) == [5]
+
+
+def test_neighbours_of_a_restricted_sequence_keep_their_logits() -> None:
+    logits = random_logits(3, VOCAB)
+    rows = logits.clone()
+    sequences = [create_sequence([1]), create_sequence([1], [3], allowed_token_ids=(3,)), create_sequence([1])]
+    create_sampler(vocab_size=VOCAB).sample(sequences, rows)
+    assert torch.equal(rows[[0, 2]], logits[[0, 2]])
+
+
 def test_logprobs_are_of_the_raw_distribution() -> None:
     logits = random_logits(1, VOCAB)
     order = logits[0].argsort(descending=True).tolist()
@@ -158,10 +182,18 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
     [sampled] = create_sampler(vocab_size=VOCAB).sample([sequence], logits.clone())
     raw = torch.log_softmax(logits[0], -1)
     assert sampled.token_id == order[2]
+    assert sampled.logprob is not None
     assert sampled.logprob.rank == 3
     assert sampled.logprob.logprob == pytest.approx(float(raw[order[2]]), abs=1e-6)
     assert [t for t, _ in sampled.logprob.top] == order[:3]
     assert [v for _, v in sampled.logprob.top] == pytest.approx(raw[order[:3]].tolist(), abs=1e-6)
+
+
+def test_logprobs_are_reported_only_where_requested() -> None:
+    logits = random_logits(3, VOCAB)
+    sequences = [create_sequence([1], logprobs=n, temperature=0.0) for n in (None, 0, 4)]
+    found = [s.logprob for s in create_sampler(vocab_size=VOCAB).sample(sequences, logits)]
+    assert [None if f is None else len(f.top) for f in found] == [None, 0, 4]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -175,6 +207,14 @@ def test_a_row_without_a_possible_token_fails_only_its_request(temperature: floa
     sampled = create_sampler(vocab_size=VOCAB).sample(sequences, logits)
     assert [s.error is None for s in sampled] == [True, False, True]
     assert sampled[0].token_id == expected[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_computed_in_inference_mode_are_accepted(dtype: torch.dtype) -> None:
+    with torch.inference_mode():
+        logits = random_logits(1, VOCAB).to(dtype)
+    [sampled] = create_sampler(vocab_size=VOCAB).sample([create_sequence([1], allowed_token_ids=(7,))], logits)
+    assert sampled.token_id == 7
 
 
 def _sample(sampler: Sampler, sequences: list[Sequence], logits: torch.Tensor) -> list[int]:

@@ -1,0 +1,265 @@
+"""Loads a pooling model: the transformer, and the head that its files and `--pooler-config` define."""
+
+import inspect
+import json
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from server.config import EngineConfig, ModelFiles
+from server.engine.model.model_loading import derive_max_model_len, load_config, load_weights
+from server.engine.pooling.activations import classifier_activation
+from server.engine.pooling.encoder import Encoder
+from server.engine.pooling.heads import (
+    Calibration,
+    EmbeddingHead,
+    EncoderClassifierHead,
+    LinearClassifierHead,
+    PoolingHead,
+    TokenClassifierHead,
+)
+from server.engine.pooling.projection import Projection, load_colbert, load_dense
+from server.errors import EngineStartError
+from server.model_files.kind import ModelKind
+from server.model_files.sentence_files import SentenceFiles, read_sentence_files
+from server.pooler_config import PoolerConfig, PoolingTask, SeqPoolingType
+from server.types import PoolingInfo
+
+_POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
+"""Model types whose positions begin after the padding token's id; shortens their longest prompt."""
+
+
+class PoolingModel(NamedTuple):
+    """A loaded model, with what the engine core and the API process need of it."""
+
+    encoder: Encoder
+    head: PoolingHead
+    info: PoolingInfo
+    defaults: PoolerConfig
+    max_model_len: int
+
+
+def load_pooling_model(files: ModelFiles, config: EngineConfig, kind: ModelKind) -> PoolingModel:
+    """Loads the model in evaluation mode.
+
+    Raises:
+        EngineStartError: one line about a fault in the folder, or a setting that the model does not support.
+    """
+    model_config = load_config(files.path, config)
+    loader = _Loader(files, config, model_config)
+    head = loader.load(kind)
+    task = _choose_task(head, config.pooler, files.path)
+    dims = getattr(model_config, "matryoshka_dimensions", None) or ()
+    labels = getattr(model_config, "id2label", None) or {}
+    return PoolingModel(
+        encoder=loader.encoder,
+        head=head,
+        info=PoolingInfo(
+            task=task,
+            supported_tasks=head.tasks,
+            embedding_size=loader.output_size,
+            num_labels=loader.num_labels,
+            id2label={int(key): str(label) for key, label in labels.items()} if loader.num_labels else {},
+            is_matryoshka=bool(dims) or bool(getattr(model_config, "is_matryoshka", False)),
+            matryoshka_dimensions=tuple(int(dim) for dim in dims),
+            uses_sep_token=loader.uses_sep_token,
+            does_lower_case=loader.sentence.does_lower_case,
+            chunks_prompts=config.pooler.enable_chunked_processing,
+            max_embed_len=config.pooler.max_embed_len,
+            task_instructions=_texts(getattr(model_config, "task_instructions", None)) or loader.sentence.prompts,
+        ),
+        defaults=loader.defaults,
+        max_model_len=_max_model_len(files, config, model_config, loader.sentence),
+    )
+
+
+class _Loader:
+    """Loads one model; the other attributes are complete after `load`."""
+
+    def __init__(self, files: ModelFiles, config: EngineConfig, model_config: PreTrainedConfig) -> None:
+        self._files = files
+        self._path = files.path
+        self._config = config
+        self._model_config = model_config
+        self._text = model_config.get_text_config(decoder=True)
+        self._is_encoder = model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        self.sentence = read_sentence_files(files.path)
+        self.defaults = config.pooler
+        self.encoder: Encoder
+        self.output_size: int = self._text.hidden_size
+        self.num_labels = 0
+        self.uses_sep_token = bool(getattr(model_config, "use_sep_token", True))
+        if model_config.is_encoder_decoder:
+            raise EngineStartError(
+                f"the model in {self._path} has an encoder and a decoder, which pooling does not support"
+            )
+
+    def load(self, kind: ModelKind) -> PoolingHead:
+        """Loads `encoder` and returns the head."""
+        match kind.head:
+            case "embed":
+                return self._load_embedding()
+            case "colbert":
+                self.encoder = self._load(AutoModel)
+                return self._embedding_head(None, load_colbert(self._path, self.encoder.model.device))
+            case "classify":
+                return self._load_classifier()
+            case "token_classify":
+                self.encoder = self._load(AutoModelForTokenClassification)
+                self.num_labels = self._model_config.num_labels
+                return TokenClassifierHead(self.encoder, self._calibration())
+        names = ", ".join(self._model_config.architectures or [])
+        raise EngineStartError(
+            f"the model in {self._path} ({names}) is not a pooling model: use --convert embed or --convert classify"
+        )
+
+    def _load_embedding(self) -> PoolingHead:
+        sequence_type = self._sequence_type(self.sentence)
+        if self.sentence.has_pooling and self.defaults.use_activation is None:
+            self.defaults = replace(self.defaults, use_activation=self.sentence.normalizes)
+        model_class = _class_of(AutoModel, self._model_config)
+        has_pooler = "add_pooling_layer" in inspect.signature(model_class).parameters if model_class else False
+        self.encoder = self._load(AutoModel, **({"add_pooling_layer": False} if has_pooler else {}))
+        return self._embedding_head(sequence_type, load_dense(self.sentence.dense_folders, self.encoder.model.device))
+
+    def _embedding_head(self, sequence_type: SeqPoolingType | None, projection: Projection | None) -> PoolingHead:
+        if projection is not None:
+            self.output_size = projection.out_features
+        return EmbeddingHead(self.encoder, sequence_type=sequence_type, projector=projection)
+
+    def _load_classifier(self) -> PoolingHead:
+        tokens = getattr(self._model_config, "classifier_from_token", None)
+        if tokens:
+            return self._load_token_classifier(tokens)
+        self.num_labels = self._model_config.num_labels
+        self.encoder = self._load(AutoModelForSequenceClassification)
+        model = self.encoder.model
+        if self._is_encoder or not hasattr(model, "score"):
+            if self._config.pooler.sequence_type is not None:
+                raise EngineStartError("this classifier has its own pooling: omit --pooler-config.pooling_type")
+            return EncoderClassifierHead(self.encoder, self._calibration())
+        self.encoder = Encoder(model.base_model)
+        return self._linear_head(model.score.weight)
+
+    def _load_token_classifier(self, tokens: Seq[str]) -> PoolingHead:
+        """Makes a classifier of a language model that answers with a word, as Qwen3-Reranker's yes or no."""
+        self.uses_sep_token = bool(getattr(self._model_config, "use_sep_token", False))
+        model = self._load(AutoModelForCausalLM).model
+        rows = model.get_output_embeddings().weight[_token_ids(tokens, self._files.tokenizer_path)].float()
+        is_pair = getattr(self._model_config, "is_original_qwen3_reranker", False)
+        if is_pair or getattr(self._text, "method", None) == "from_2_way_softmax":
+            rows = rows[1:2] - rows[0:1]
+        self.num_labels = len(rows)
+        self.encoder = Encoder(model.base_model)
+        return self._linear_head(rows)
+
+    def _linear_head(self, weight: Tensor) -> PoolingHead:
+        kind = self._config.pooler.sequence_type or "LAST"
+        return LinearClassifierHead(self.encoder, weight.detach(), self._calibration(), sequence_type=kind)
+
+    def _load(self, auto_class: Any, **options: Any) -> Encoder:
+        if hasattr(self._model_config, "reference_compile"):
+            self._model_config.reference_compile = False
+        return Encoder(load_weights(auto_class, self._path, self._config, self._model_config, **options))
+
+    def _calibration(self) -> Calibration:
+        pooler = self._config.pooler
+        return Calibration(classifier_activation(self._model_config), mean=pooler.logit_mean, sigma=pooler.logit_sigma)
+
+    def _sequence_type(self, sentence: SentenceFiles) -> SeqPoolingType:
+        """The user's setting, else that of sentence-transformers' files, else the model kind's default."""
+        given = self._config.pooler.sequence_type
+        if given is not None:
+            return given
+        if sentence.unknown_modules:
+            raise EngineStartError(
+                f"{self._path / 'modules.json'} names {', '.join(sentence.unknown_modules)}, which this engine does "
+                "not support; --pooler-config with a pooling_type ignores it"
+            )
+        if not sentence.has_pooling:
+            return "CLS" if self._is_encoder else "LAST"
+        if not sentence.pooling_modes:
+            raise EngineStartError(
+                f"{self._path / 'modules.json'} names a pooling module whose config.json is missing or sets no mode: "
+                "download the model again, or set a pooling_type in --pooler-config"
+            )
+        if sentence.pooling_type is None:
+            raise EngineStartError(
+                f"the model in {self._path} pools by {', '.join(sentence.pooling_modes)}: this engine supports one "
+                "of cls, mean and lasttoken; --pooler-config with a pooling_type overrides it"
+            )
+        return sentence.pooling_type  # type: ignore[return-value]
+
+
+def _texts(entries: object) -> dict[str, str]:
+    """The entries of a configuration whose values are texts."""
+    return {key: text for key, text in entries.items() if isinstance(text, str)} if isinstance(entries, dict) else {}
+
+
+def _choose_task(head: PoolingHead, pooler: PoolerConfig, path: Path) -> PoolingTask:
+    wanted = pooler.task
+    if wanted is None:
+        return head.tasks[0]
+    if wanted not in head.tasks:
+        raise EngineStartError(
+            f"--pooler-config.task {wanted} does not fit the model in {path}, which supports {', '.join(head.tasks)}"
+        )
+    return wanted
+
+
+def _max_model_len(
+    files: ModelFiles, config: EngineConfig, model_config: PreTrainedConfig, sentence: SentenceFiles
+) -> int:
+    """The longest prompt by the model's positions, the tokenizer and sentence-transformers' files."""
+    own = derive_max_model_len(model_config, None)
+    if model_config.model_type in _POSITIONS_BEHIND_PADDING:
+        own -= (model_config.pad_token_id or 0) + 1
+    limits = [own, sentence.max_seq_length, _tokenizer_limit(files.tokenizer_path)]
+    usual = min(limit for limit in limits if limit is not None)
+    wanted = config.max_model_len
+    if wanted is not None and wanted > own:
+        raise EngineStartError(f"--max-model-len {wanted} is more than the model's own limit of {own} tokens")
+    return usual if wanted is None else wanted
+
+
+def _tokenizer_limit(path: Path) -> int | None:
+    try:
+        limit = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return int(limit) if isinstance(limit, int | float) and 0 < limit < 1 << 31 else None
+
+
+def _token_ids(tokens: Seq[str], path: Path) -> list[int]:
+    try:
+        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    except Exception as err:  # the tokenizers library raises plain Exception
+        raise EngineStartError(f"cannot read {path / 'tokenizer.json'}: {err}") from err
+    ids = []
+    for token in tokens:
+        token_id = tokenizer.token_to_id(token)
+        if token_id is None:
+            raise EngineStartError(f"config.json's classifier_from_token names {token!r}, which is not a token")
+        ids.append(token_id)
+    return ids
+
+
+def _class_of(auto_class: Any, model_config: PreTrainedConfig) -> type | None:
+    """The class that an auto class selects; None if it is defined in the model's own code."""
+    try:
+        found = auto_class._model_mapping[type(model_config)]
+    except KeyError:
+        return None
+    return found if isinstance(found, type) else None

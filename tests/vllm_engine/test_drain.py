@@ -1,0 +1,58 @@
+"""SIGTERM to vLLM under the launcher: running requests finish, and new ones get a 503."""
+
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests.e2e.stream_reader import StreamReader
+from tests.http_answer import ask
+from tests.vllm_engine.conftest import StartVllm
+from tests.waiting import wait_until
+
+_NUM_STREAMS = 20
+_NUM_TOKENS = 200
+_TOPOLOGIES = {"one": (), "two API servers": ("--api-server-count", "2"), "two engines": ("--data-parallel-size", "2")}
+_GONE_S = 60.0
+
+
+@pytest.mark.parametrize("topology", _TOPOLOGIES)
+@pytest.mark.parametrize("launcher", ["ours", "warm"])
+def test_running_streams_finish_and_new_requests_get_503(start_vllm: StartVllm, launcher: str, topology: str) -> None:
+    with start_vllm(launcher, "--max-num-seqs", "32", *_TOPOLOGIES[topology]) as server:
+        server.wait_ready()
+        streams = [StreamReader(server.url, _NUM_TOKENS) for _ in range(_NUM_STREAMS)]
+        family = server.family()
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: ask(f"{server.url}/health").status == 503)
+        rejected = ask(f"{server.url}/v1/completions", {"prompt": "a", "max_tokens": 1})
+        assert rejected.status == 503
+        assert {name.lower(): value for name, value in rejected.headers.items()}["retry-after"] == "1"
+        assert rejected.json["status"] == "draining"
+        for stream in streams:
+            *_, last, end = stream.finish()
+            assert last["choices"][0]["finish_reason"] == "length"
+            assert end is None
+        assert server.process.wait(_GONE_S) == 0
+        psutil.wait_procs(family, _GONE_S)
+        assert "may run for 30 s more" in server.log
+
+
+@pytest.mark.parametrize("by", ["time-out", "second signal", "--shutdown-timeout 0"])
+def test_what_is_left_ends_with_an_error_event(start_vllm: StartVllm, by: str) -> None:
+    timeout_s = {"time-out": "1", "second signal": "600", "--shutdown-timeout 0": "0"}[by]
+    with start_vllm("ours", "--shutdown-timeout", timeout_s) as server:
+        server.wait_ready()
+        streams = [StreamReader(server.url, 240) for _ in range(6)]
+        server.process.send_signal(signal.SIGTERM)
+        if by == "second signal":
+            wait_until(lambda: ask(f"{server.url}/health").status == 503)
+            server.process.send_signal(signal.SIGTERM)
+        begin_s = time.monotonic()
+        for stream in streams:
+            *_, last, end = stream.finish()
+            assert "server" in last["error"]["message"]
+            assert end is None
+        assert server.process.wait(_GONE_S) == 0
+        assert time.monotonic() - begin_s < _GONE_S
