@@ -17,12 +17,20 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH
 def main() -> int:
     """Runs the command; as process 1 of a container, runs it in a child and acts as its init."""
     from server.machine.command_line import mask_command_line
+    from startup.vllm.link import is_called_as_vllm, use_vllm_engine
 
     mask_command_line()
     if os.getpid() == 1:
         from startup.processes.init_process import become_init
 
         become_init()
+    if is_called_as_vllm():
+        if sys.argv[1:2] != ["serve"]:
+            from startup.vllm.command_line import run_other_command
+
+            _raise_at_sigint()
+            return run_other_command()
+        use_vllm_engine()
     if sys.argv[1:2] == ["serve"]:
         from startup.standby.front_process import serve_warm
 
