@@ -36,7 +36,8 @@ def test_running_streams_finish_and_new_requests_get_503(start_vllm: StartVllm, 
             assert end is None
         assert server.process.wait(_GONE_S) == 0
         psutil.wait_procs(family, _GONE_S)
-        assert "may run for 30 s more" in server.log
+        timeout_s = 30 if topology == "one" else 26  # several API servers are killed by their parent after 30 s
+        assert f"may run for {timeout_s} s more" in server.log
 
 
 @pytest.mark.parametrize("by", ["time-out", "second signal", "--shutdown-timeout 0"])
