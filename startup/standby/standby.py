@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from server.machine.processes import pss_bytes
+from server.wording import format_bytes
 from startup.config import ModelConfig
 from startup.errors import StartupError
 from startup.model.location import locate
@@ -25,6 +26,7 @@ from startup.standby.template_process import TemplateProcess
 logger = logging.getLogger(__name__)
 
 _TICK_S: Final = 1.0
+_MEMORY_CHECK_S: Final = 10.0
 _PAGES_CHECK_S: Final = 60.0
 _MAX_REQUEST_BYTES: Final = 64
 
@@ -39,6 +41,8 @@ class StandbyOptions:
     """Folders or hub ids: class imported, tokenizer loaded, weights kept in the page cache."""
     idle_exit_s: float | None = None
     """Ends the standby when no server was forked for this long; None for never."""
+    max_memory_bytes: int | None = None
+    """The most PSS that standby and template processes may have together; None for no limit."""
 
 
 def run_standby(options: StandbyOptions) -> int:
@@ -65,6 +69,7 @@ class _Standby:
         self._options = options
         self._folder_fd = folder_fd
         self._begin_s = self._used_s = time.monotonic()
+        self._memory_checked_s = 0.0
         self._is_stopping = False
         self._selector = stack.enter_context(selectors.DefaultSelector())
         self._control = stack.enter_context(self._open_control())
@@ -147,15 +152,30 @@ class _Standby:
                 self._follow(template)
 
     def _tend(self) -> None:
-        """Starts template processes that are missing, keeps the page cache, and ends an idle standby."""
+        """Starts missing template processes, keeps limits and the page cache, and ends an idle standby."""
+        now = time.monotonic()
         for template in self._templates:
             if (channel := template.start_if_due()) is not None:
                 self._selector.register(channel, selectors.EVENT_READ, template)
         self._pages.keep()
         idle_exit_s = self._options.idle_exit_s
-        if idle_exit_s is not None and time.monotonic() - self._used_s >= idle_exit_s:
+        if idle_exit_s is not None and now - self._used_s >= idle_exit_s:
             logger.info("no server was started for %g s: the standby ends", idle_exit_s)
             self._is_stopping = True
+        if self._options.max_memory_bytes is not None and now - self._memory_checked_s >= _MEMORY_CHECK_S:
+            self._memory_checked_s = now
+            self._limit_memory(self._options.max_memory_bytes)
+
+    def _limit_memory(self, limit_bytes: int) -> None:
+        """Ends the template process that was not used for the longest time."""
+        memory_bytes = self.status().memory_bytes
+        running = [template for template in self._templates if template.is_running]
+        if memory_bytes > limit_bytes and running:
+            oldest = min(running, key=lambda template: template.used_s)
+            text = "the standby uses %s of %s (--max-memory): the imports for %s are dropped"
+            logger.warning(text, format_bytes(memory_bytes), format_bytes(limit_bytes), oldest.kind)
+            self._selector.unregister(oldest.channel)
+            oldest.give_up("over the memory limit")
 
     def _follow(self, template: TemplateProcess) -> None:
         channel = template.channel

@@ -16,7 +16,7 @@ STOP: Final = b"stop"
 _TIMEOUT_S: Final = 5.0
 _MAX_BYTES: Final = 1 << 18
 
-TemplateState = Literal["importing", "ready", "failed"]
+TemplateState = Literal["importing", "ready", "failed", "over the memory limit"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,8 @@ class TemplateProcess:
         self.num_starts = 0
         self._servers: set[int] = set()
         """Servers that were forked from the current process and run."""
+        self.used_s = time.monotonic()
+        """When a server was forked last, in monotonic seconds."""
         self.channel = socket.socket()
         self._models = models
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,7 +67,7 @@ class TemplateProcess:
     def start_if_due(self) -> socket.socket | None:
         """Starts the process if there should be one; returns its channel, readable when it has a message."""
         self._retired = [process for process in self._retired if process.poll() is None]
-        if self._process is not None or time.monotonic() < self._due_s:
+        if self._process is not None or self._state == "over the memory limit" or time.monotonic() < self._due_s:
             return None
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         words = ["-m", "vllm_cli", "standby-template", self.kind, str(theirs.fileno()), *self._models]
@@ -97,6 +99,7 @@ class TemplateProcess:
                 self._retire_predecessor()
             elif word == STARTED:
                 self.num_starts += 1
+                self.used_s = time.monotonic()
                 self._servers.add(int(detail))
             elif word == ENDED:
                 self._servers.discard(int(detail))
@@ -110,6 +113,11 @@ class TemplateProcess:
                 self._import_again(os.fsdecode(detail))
             else:
                 self._process_ended()
+
+    def give_up(self, state: TemplateState) -> None:
+        """Ends the process; it is not started again."""
+        self.close()
+        self._state = state
 
     def close(self) -> None:
         """Ends the process; while servers run that it has to report on, it only stops to fork."""

@@ -16,6 +16,7 @@ from startup.standby.kinds import EMBEDDED, KINDS, VLLM_COMPILED, VLLM_EAGER
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
 from startup.timeline.live_line import LiveLine
 from vllm_cli.errors import InputError
+from vllm_cli.flags.param_types import ByteSize
 from vllm_cli.text_table import align
 
 NOT_RUNNING: Final = 1
@@ -43,10 +44,20 @@ _POLL_S: Final = 0.1
     "--idle-exit", "idle_exit_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
     help="End when no server was started for this long.",
 )  # fmt: skip
+@click.option(
+    "--max-memory", "max_memory_bytes", type=ByteSize(), metavar="SIZE",
+    help="Drop the imports used longest ago when the standby's memory (PSS) exceeds this; 2G, 900M.",
+)  # fmt: skip
 @click.option("--detach", "is_detached", is_flag=True, help="Run in the background; return once the imports are done.")
 @click.pass_context
-def standby(
-    ctx: click.Context, *, wanted: str | None, models: tuple[str, ...], idle_exit_s: float | None, is_detached: bool
+def standby(  # noqa: PLR0913 - one argument per option
+    ctx: click.Context,
+    *,
+    wanted: str | None,
+    models: tuple[str, ...],
+    idle_exit_s: float | None,
+    max_memory_bytes: int | None,
+    is_detached: bool,
 ) -> int | None:
     """Keep imports in memory, so that later starts are warm: `serve` forks its server from them.
 
@@ -67,12 +78,14 @@ def standby(
     kinds = _parse_kinds(wanted)
     models = tuple(os.path.abspath(model) if os.path.isdir(model) else model for model in models)  # noqa: PTH100, PTH112
     if is_detached:
-        given = [("--for", wanted), *(("--model", model) for model in models), ("--idle-exit", idle_exit_s)]
+        limits = (("--idle-exit", idle_exit_s), ("--max-memory", max_memory_bytes))
+        given = [("--for", wanted), *(("--model", model) for model in models), *limits]
         return _detach([word for name, value in given if value is not None for word in (name, str(value))])
     from startup.standby.standby import StandbyOptions, run_standby  # noqa: PLC0415 - slow to import for --help
 
     configure_logging(log_options_of_environment(), role="standby")
-    return run_standby(StandbyOptions(kinds=kinds, models=models, idle_exit_s=idle_exit_s))
+    options = StandbyOptions(kinds=kinds, models=models, idle_exit_s=idle_exit_s, max_memory_bytes=max_memory_bytes)
+    return run_standby(options)
 
 
 @standby.command("status")

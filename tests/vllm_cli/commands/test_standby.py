@@ -80,7 +80,7 @@ def test_an_unknown_engine_is_a_usage_error(wanted: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("--for", "nonsense"), ("--idle-exit", "0"), ("--idle-exit", "soon"), ("nonsense",)],
+    [("--for", "nonsense"), ("--idle-exit", "0"), ("--idle-exit", "soon"), ("--max-memory", "much"), ("nonsense",)],
     ids=" ".join,
 )
 def test_wrong_words_are_exit_code_2(words: tuple[str, ...], runtime_folder: Path) -> None:
@@ -147,6 +147,14 @@ def test_an_idle_standby_ends() -> None:
     with StandbyProcess("--idle-exit", "0.5", is_awaited=False) as standby:
         assert standby.process.wait(120) == 0
         assert "no server was started for 0.5 s" in standby.log
+
+
+def test_imports_that_exceed_the_memory_limit_are_dropped() -> None:
+    with StandbyProcess("--max-memory", "1M", is_awaited=False) as standby:
+        wait_until(lambda: list(standby.folder.glob("*-standby.sock")))
+        wait_until(lambda: standby.status()["templates"][0]["state"] == "over the memory limit", 120)
+        assert standby.status()["templates"][0]["pid"] is None
+        assert "(--max-memory): the imports for embedded are dropped" in standby.log
 
 
 @pytest.mark.thorough
