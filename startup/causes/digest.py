@@ -1,0 +1,50 @@
+"""Writes a cause in three lines at most, or as the members of a JSON object."""
+
+import re
+from typing import Any, Final
+
+from startup.causes.first_cause import Cause
+from startup.causes.known.processes import STOPPED
+
+PAGE: Final = "docs/troubleshooting.md"
+_LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
+_ROLES: Final = {"worker": "A worker", "engine core": "The engine core", "API server": "The API server", "": "vLLM"}
+
+
+def write_digest(cause: Cause) -> list[str]:
+    """Which process failed in which phase; the cause; what to do."""
+    happened = "was stopped" if cause.known is STOPPED else "failed"
+    first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part)
+    if cause.known is None:
+        return [
+            f"{first}.",
+            f"Cause: {cause.text}",
+            f"Do: read the log before and behind line {cause.line}; {PAGE} has the known causes.",
+        ]
+    return [
+        f"{first}.",
+        f"Cause: {cause.known.title}: {cause.text}",
+        f"Do: {cause.known.advice} See {PAGE}#{cause.known.name}",
+    ]
+
+
+def digest_to_dict(cause: Cause) -> dict[str, Any]:
+    """The same for programs; `cause`, `advice` and `page` are None if the cause is not known."""
+    known = cause.known
+    return {
+        "process": cause.process or None,
+        "phase": cause.phase.removeprefix("while it ") or None,
+        "cause": known.name if known else None,
+        "title": known.title if known else None,
+        "text": cause.text,
+        "line": cause.line,
+        "advice": known.advice if known else None,
+        "page": f"{PAGE}#{known.name}" if known else None,
+    }
+
+
+def _name(process: str) -> str:
+    if process in _ROLES:
+        return _ROLES[process]
+    label = _LABEL.fullmatch(process)
+    return f"{label[1]} (pid {label[2]})" if label else process

@@ -1,0 +1,256 @@
+"""Collects the exceptions of a log, each with what led to it, the process, and where in the start it was.
+
+Lines of several processes alternate in a log, so each process has an exception of its own that is being read.
+Memory is bounded: of a process, its first exception that ended it and its last one are kept.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from startup.causes.log_line import LogLine
+
+Role = Literal["worker", "engine core", "API server", ""]
+
+_MOST_PROCESSES: Final = 512
+_MOST_IN_CHAIN: Final = 8
+_MOST_LINES: Final = 12
+_MOST_STRANGE_LINES: Final = 20
+_MOST_FUNCTIONS: Final = 200
+_LONGEST_TEXT: Final = 2_000
+
+_Key = tuple[str, str]
+"""Label of the process and file of the logger: their lines alternate with those of others."""
+
+_TRACEBACK: Final = "Traceback (most recent call last):"
+_DIRECT: Final = "The above exception was the direct cause of the following exception:"
+_HANDLING: Final = "During handling of the above exception, another exception occurred:"
+_FRAME: Final = re.compile(r'\s{1,8}File "([^"]{1,400})", line \d{1,8}, in (\S{1,120})')
+_ANY_NAME: Final = re.compile(r"[A-Za-z_][\w.]{0,160}(?=: |:?$)")
+_ERROR_NAME: Final = re.compile(
+    r"(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)"
+    r"(?=: |:?$)"
+)
+"""A name that is an exception's also without a traceback before it."""
+
+_ENDINGS: Final = (
+    "EngineCore failed to start",
+    "EngineCore encountered a fatal error",
+    "EngineCore hit an exception",
+    "WorkerProc failed to start",
+    "WorkerProc hit an exception",
+    "Exception in worker",
+    "Error executing method",
+)
+"""Messages before the traceback that ends a process."""
+_PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
+"""What multiprocessing prints before the traceback that ends a process."""
+_REQUEST_PLACES: Final = re.compile(r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py")
+_HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
+_RAISED: Final = "raised:"
+"""torch's compiler writes the exception that it quotes into the next line."""
+_REQUEST_FILES: Final = re.compile(r"/(?:starlette|fastapi|uvicorn/protocols|entrypoints/openai/serving)")
+_ROLE_PLACES: Final[dict[str, Role]] = {
+    "core.py": "engine core",
+    "engine.py": "engine core",
+    "multiproc_executor.py": "worker",
+    "multiproc_worker_utils.py": "worker",
+    "worker_base.py": "worker",
+}
+_ROLE_FRAMES: Final[tuple[tuple[str, Role], ...]] = (
+    ("worker_main", "worker"),
+    ("worker_busy_loop", "worker"),
+    ("_run_worker_process", "worker"),
+    ("execute_method", "worker"),
+    ("run_engine_core", "engine core"),
+    ("run_mp_engine", "engine core"),
+    ("run_server", "API server"),
+)
+_ROLE_LABELS: Final[tuple[tuple[str, Role], ...]] = (
+    ("EngineCore", "engine core"),
+    ("APIServer", "API server"),
+    ("ApiServer", "API server"),
+    ("Worker", "worker"),
+    ("VllmWorker", "worker"),
+    ("RayWorker", "worker"),
+)
+
+
+def is_place_of_requests(place: str) -> bool:
+    """Whether this file logs errors that concern one request of a client."""
+    return bool(_REQUEST_PLACES.fullmatch(place))
+
+
+@dataclass
+class Failure:
+    """An exception with those that led to it."""
+
+    process: str
+    """The process's label in the log; empty if it has none."""
+    place: str
+    line: int
+    """Number of the line in which the exception was first written."""
+    texts: list[str] = field(default_factory=list)
+    """The exceptions as `Type: message`, in the order of the log; a message can have several lines."""
+    is_direct: list[bool] = field(default_factory=list)
+    """For each exception whether the one before caused it; else it happened while that one was handled."""
+    functions: list[str] = field(default_factory=list)
+    """The functions of all tracebacks, outermost first; an empty name behind each traceback."""
+    is_ending: bool = False
+    """Whether the log says that it ended the process."""
+    is_of_request: bool = False
+    """Whether it concerns one request of a client."""
+    phase: str = ""
+
+    def root_first(self) -> list[str]:
+        """The exceptions, beginning with the one that explains the others.
+
+        A direct cause explains what it caused. An exception that was raised while another one was handled
+        usually says more than that one.
+        """
+        ordered: list[str] = []
+        for text, is_direct in zip(reversed(self.texts), reversed([*self.is_direct[1:], False]), strict=False):
+            if ordered and is_direct:
+                ordered.insert(0, text)
+            else:
+                ordered.append(text)
+        return ordered
+
+    @property
+    def role(self) -> Role:
+        """Which kind of process it was."""
+        for start, role in _ROLE_LABELS:
+            if self.process.startswith(start):
+                return role
+        for function, role in _ROLE_FRAMES:
+            if function in self.functions:
+                return role
+        return _ROLE_PLACES.get(self.place, "")
+
+
+@dataclass
+class _Reading:
+    """An exception that is being read."""
+
+    failure: Failure
+    state: Literal["frames", "message", "linked"] = "message"
+    """Inside a traceback; behind the exception's first line; between two exceptions of a chain."""
+    is_direct: bool = False
+    """Of a link: whether it says that the exception before it is the cause."""
+    lines: int = 0
+    """Lines in this state that were not expected, or that belong to the message."""
+
+
+class FailureReader:
+    """Feed it the lines of a run; `failures` gives what it found."""
+
+    def __init__(self) -> None:
+        self._readings: dict[_Key, _Reading] = {}
+        self._endings: set[_Key] = set()
+        self._kept: dict[_Key, list[Failure]] = {}
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the next lines may belong to an exception, whatever they contain."""
+        return bool(self._readings)
+
+    def failures(self) -> list[Failure]:
+        """The exceptions found so far, in the order of the log."""
+        found = [failure for kept in self._kept.values() for failure in kept]
+        found += [each.failure for each in self._readings.values() if each.failure.texts]
+        return sorted(found, key=lambda failure: failure.line)
+
+    def read(self, line: LogLine, number: int, phase: str) -> None:
+        """Takes the next line of the log."""
+        key = (line.process, line.place)
+        text = line.text
+        if any(ending in text for ending in _ENDINGS) or _PROCESS_HEADER.match(text):
+            self._end(key)
+            if len(self._endings) < _MOST_PROCESSES:
+                # multiprocessing prints the same exception again, without the file's name.
+                self._endings |= {key, (line.process, "")}
+        reading = self._readings.get(key)
+        if text.endswith(_TRACEBACK):
+            if reading is None or reading.state != "linked":
+                self._end(key)
+                reading = self._open(line, number, phase)
+            reading.state, reading.lines = "frames", 0
+        elif reading is None:
+            self._begin_without_traceback(line, number, phase)
+        elif reading.state == "frames":
+            self._read_frame(reading, line, number)
+        else:
+            self._read_message(reading, line, number, phase)
+
+    def _open(self, line: LogLine, number: int, phase: str) -> _Reading:
+        if len(self._readings) >= _MOST_PROCESSES:
+            self._end(next(iter(self._readings)))
+        key = (line.process, line.place)
+        failure = Failure(line.process, line.place, number, phase=phase, is_ending=key in self._endings)
+        failure.is_of_request = is_place_of_requests(line.place) or line.level in _HARMLESS_LEVELS
+        reading = self._readings[key] = _Reading(failure)
+        return reading
+
+    def _end(self, key: _Key) -> None:
+        reading = self._readings.pop(key, None)
+        if reading is None or not reading.failure.texts:
+            return
+        kept = self._kept.get(key)
+        if kept is None:
+            if len(self._kept) < _MOST_PROCESSES:
+                self._kept[key] = [reading.failure]
+        elif kept[0].is_ending:
+            kept[1:] = [reading.failure]
+        else:
+            kept[:] = [reading.failure]
+
+    def _begin_without_traceback(self, line: LogLine, number: int, phase: str) -> None:
+        """A log can begin inside a traceback, and some programs print only the exception."""
+        if line.level not in _HARMLESS_LEVELS and _ERROR_NAME.match(line.text):
+            self._add(self._open(line, number, phase), line.text, number)
+
+    def _read_frame(self, reading: _Reading, line: LogLine, number: int) -> None:
+        text = line.text
+        if found := _FRAME.match(text):
+            if len(reading.failure.functions) < _MOST_FUNCTIONS:
+                reading.failure.functions.append(found[2])
+            if _REQUEST_FILES.search(found[1]):
+                reading.failure.is_of_request = True
+        elif text.strip() and text[0] not in " \t":
+            reading.lines += 1
+            if _ANY_NAME.match(text) and line.level not in _HARMLESS_LEVELS:
+                self._add(reading, text, number)
+            elif reading.lines > _MOST_STRANGE_LINES:
+                self._end((line.process, line.place))
+
+    def _read_message(self, reading: _Reading, line: LogLine, number: int, phase: str) -> None:
+        text = line.text
+        if text.startswith((_DIRECT, _HANDLING)):
+            reading.state, reading.is_direct, reading.lines = "linked", text.startswith(_DIRECT), 0
+        elif not text.strip():
+            return
+        elif (
+            reading.state == "linked"
+            or reading.lines >= _MOST_LINES
+            or (line.level and not line.place)
+            or (_ERROR_NAME.match(text) and not reading.failure.texts[-1].endswith(_RAISED))
+        ):
+            self._end((line.process, line.place))
+            self._begin_without_traceback(line, number, phase)
+        else:
+            reading.lines += 1
+            texts = reading.failure.texts
+            texts[-1] = f"{texts[-1]}\n{text.strip()}"[:_LONGEST_TEXT]
+
+    def _add(self, reading: _Reading, text: str, number: int) -> None:
+        """Adds an exception to the chain; of a long chain, its first exceptions are kept and the last one."""
+        failure = reading.failure
+        if not failure.texts:
+            failure.line = number
+        if len(failure.texts) == _MOST_IN_CHAIN:
+            failure.texts.pop()
+            failure.is_direct.pop()
+        failure.texts.append(text.strip()[:_LONGEST_TEXT])
+        failure.functions.append("")
+        failure.is_direct.append(reading.is_direct)
+        reading.state, reading.is_direct, reading.lines = "message", False, 0

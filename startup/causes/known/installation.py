@@ -1,0 +1,119 @@
+"""Causes about the installation: libraries, compilers, caches, versions, the command line."""
+
+from typing import Final
+
+from startup.causes.known_cause import KnownCause
+
+INSTALLATION: Final = (
+    KnownCause(
+        "libraries-do-not-fit",
+        "compiled libraries were built for another version of torch",
+        (
+            "undefined symbol",
+            "Tried to instantiate class '_core_C",
+            "has no attribute '_C'",
+            "'_OpNamespace' '_C' object has no attribute",
+            "version `GLIBC",
+            "A module that was compiled using NumPy 1",
+            "numpy.dtype size changed",
+        ),
+        "Install vLLM into a new environment without other packages that pin torch; build flash-attn and other "
+        "extensions anew for the torch that vLLM installs.",
+    ),
+    KnownCause(
+        "library-missing",
+        "a shared library is missing",
+        ("cannot open shared object file",),
+        "Its name tells what is missing: libcudart.so.12 and .13 are the CUDA versions that vLLM was built for; "
+        "install the vLLM that fits your CUDA into an environment of its own.",
+    ),
+    KnownCause(
+        "versions-do-not-fit",
+        "versions of Python packages do not fit each other",
+        ("ImportError: cannot import name", "packaging.version.InvalidVersion", "VersionConflict"),
+        "Install vLLM into a new environment, so that it chooses the versions of torch and transformers.",
+    ),
+    KnownCause(
+        "no-python-headers",
+        "Python's header files are missing, and Triton compiles with them",
+        ("fatal error: Python.h",),
+        "apt-get install python3-dev (of the version of vLLM's Python), or use the vllm/vllm-openai image.",
+        where="hint",
+    ),
+    KnownCause(
+        "no-compiler",
+        "there is no C compiler, and torch.compile and Triton need one",
+        ("Failed to find C compiler", "InvalidCxxCompiler", "No working C++ compiler found"),
+        "Install gcc and g++ (build-essential), or set CC; --enforce-eager avoids torch.compile but not Triton.",
+    ),
+    KnownCause(
+        "nvcc-missing",
+        "FlashInfer or DeepGEMM compile a kernel, and nvcc or ninja is missing",
+        (
+            "Could not find nvcc",
+            "No such file or directory: 'nvcc'",
+            "No such file or directory: '/usr/local/cuda/bin/nvcc'",
+            "No such file or directory: 'ninja'",
+            "CUDA_HOME environment variable is not set",
+            "Ninja is required to load C++ extensions",
+        ),
+        "Install the CUDA toolkit and ninja and set CUDA_HOME, or avoid it: VLLM_USE_FLASHINFER_SAMPLER=0 and another "
+        "--attention-backend.",
+    ),
+    KnownCause(
+        "kernel-build-failed",
+        "a kernel could not be compiled",
+        ("Ninja build failed", "Error building extension", "Command '['ninja'", "nvcc fatal"),
+        "nvcc must not be older than the CUDA of torch; delete ~/.cache/flashinfer and try again; avoid it with "
+        "VLLM_USE_FLASHINFER_SAMPLER=0 and another --attention-backend.",
+    ),
+    KnownCause(
+        "compile-cache-damaged",
+        "torch.compile's cache does not fit",
+        (
+            "corrupted compilation artifact",
+            "failed to get the hash of the compiled graph",
+            "Expected tensors only, but got",
+        ),
+        "Delete VLLM_CACHE_ROOT/torch_compile_cache (~/.cache/vllm); VLLM_DISABLE_COMPILE_CACHE=1 for a test.",
+    ),
+    KnownCause(
+        "compilation-failed",
+        "the model or a kernel could not be compiled",
+        ("InductorError", "BackendCompilerFailed", "PassManager::run failed", "TritonError", "Triton Error"),
+        "--enforce-eager starts without torch.compile; for Triton's errors another --attention-backend, and check "
+        "that the GPU is not older than this vLLM supports.",
+        is_general=True,
+    ),
+    KnownCause(
+        "unknown-argument",
+        "the command line has a word that this vLLM does not know",
+        (": error: unrecognized arguments:",),
+        "Compare it with `vllm serve --help` of this version. In the vllm/vllm-openai image, the command begins "
+        "behind `vllm serve`: give only MODEL and flags, each word as an item of its own.",
+        where="end",
+    ),
+    KnownCause(
+        "bad-argument",
+        "a flag has a value that is not possible",
+        (": error: argument ", ": error: the following arguments are required"),
+        "The text names flag and choices; values with JSON need quotes of the shell or of YAML.",
+        where="end",
+    ),
+    KnownCause(
+        "parser-unknown",
+        "there is no parser of this name",
+        (
+            "invalid tool call parser",
+            "invalid reasoning parser",
+            "--enable-auto-tool-choice requires --tool-call-parser",
+        ),
+        "Choose one of the names in the text with --tool-call-parser or --reasoning-parser.",
+    ),
+    KnownCause(
+        "service-named-vllm",
+        "Kubernetes has set VLLM_PORT, because a Service is called vllm",
+        ("VLLM_PORT … appears to be a URI", "invalid literal for int() with base 10: 'tcp://"),
+        "Rename the Service, or set enableServiceLinks: false in the pod.",
+    ),
+)

@@ -1,0 +1,22 @@
+"""All known causes, in the order in which they are tried: a cause stands before more general ones."""
+
+from typing import Final
+
+from startup.causes.known.devices import DEVICES
+from startup.causes.known.files import FILES
+from startup.causes.known.installation import INSTALLATION
+from startup.causes.known.memory import MEMORY
+from startup.causes.known.model import MODEL
+from startup.causes.known.processes import PROCESSES
+
+GROUPS: Final = {
+    "Memory": MEMORY,
+    "GPUs and drivers": DEVICES,
+    "The model": MODEL,
+    "Hub, files and ports": FILES,
+    "Installation and command line": INSTALLATION,
+    "Several processes": PROCESSES,
+}
+"""Heading on the page of causes -> causes."""
+
+KNOWN: Final = tuple(cause for group in GROUPS.values() for cause in group)

@@ -1,0 +1,136 @@
+"""Reads a line of a log of vLLM: which process wrote it, at which level, and the text behind all prefixes.
+
+Docker, Kubernetes, journald, Ray, torch and terminals put their own prefixes before vLLM's. Behind the last
+one the indentation is kept, because it tells the frames of a traceback from its exception.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+LONGEST_LINE: Final = 16_384
+"""Characters of a line that are read; what follows is left out."""
+_HEAD: Final = 300
+"""Characters in which vLLM's own prefixes begin."""
+_MOST_PREFIXES: Final = 8
+_MOST_JSON_LINES: Final = 400
+
+_COLOUR: Final = re.compile(r"(?:\x1b|\^\[|\ufffd)?\[[0-9;]{1,16}m|\x1b\[[0-9;?]{0,16}[A-Za-z]")
+"""Colours, also where a copy has lost or changed the escape character; other control sequences."""
+_PROCESS: Final = re.compile(r"\(([A-Za-z][^()=]{0,80}\bpid=\d{1,12})[^()]{0,80}\) ?")
+"""`(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=144, ip=10.0.0.2)`, `(job, pid=9)`."""
+_RECORD: Final = re.compile(
+    r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:\d\d-\d\d \d\d:\d\d:\d\d )?\[?([\w./\\-]{1,80}\.pyx?):\d{1,6}\] ?"
+)
+"""`ERROR 09-03 11:03:37 [core.py:712] `, and without the bracket in old versions."""
+_UVICORN: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL): {1,8}")
+_PLACE: Final = re.compile(r"\[([\w./-]{1,80}\.py):\d{1,6}\] ?")
+_PREFIXES: Final = (
+    re.compile(r"\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?\]? ?"),
+    re.compile(r"(?:stdout|stderr) [FP] ?"),
+    re.compile(r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d [\w.-]{1,80} [\w.@/-]{1,80}(?:\[\d{1,10}\])?: ?"),
+    re.compile(r"\d\d:\d\d:\d\d(?:[.,]\d{1,6})? "),
+    re.compile(r"\d{1,8}(?:\.\d{1,6})?s \d{1,9} ?"),
+    re.compile(r"[\w.-]{1,80} {0,40}\| ?"),
+    re.compile(r"\[(?!Errno)[\w ./:=,+-]{1,80}\]:? ?"),
+    re.compile(r" {0,4}\| ?"),
+    re.compile(r"│ ?"),
+    re.compile(r"\((?:Process|raylet)\) "),
+    re.compile(r"(?:vLLM )?(?:STDOUT|STDERR|stdout|stderr)(?: \||:) ?"),
+)
+"""ISO time; containerd; journald and syslog; time; notebooks; Docker compose; brackets such as `[rank0]:` and
+`[pod/name/container]`; log formats with bars; frames of terminals; supervisors."""
+_PYTHON: Final = ("Traceback (most recent call last):", '  File "')
+
+_JSON_MESSAGES: Final = ("log", "message", "msg", "MESSAGE", "textPayload", "event")
+_JSON_TRACES: Final = ("exception", "exc_info", "stack_trace", "traceback", "stack")
+_JSON_LEVELS: Final = ("level", "levelname", "severity")
+
+
+class LogLine(NamedTuple):
+    """A line without its prefixes."""
+
+    process: str
+    """vLLM's label of the process, such as `EngineCore_DP0 pid=123`; empty if the line has none."""
+    level: str
+    """`ERROR`, …; empty for text that was printed."""
+    place: str
+    """The file that logged it, such as `core.py`; empty if unknown."""
+    text: str
+
+
+def read_line(raw: str) -> Iterator[LogLine]:
+    """The lines in a line of the log: one, or several if it is a JSON record with a traceback."""
+    raw = raw[:LONGEST_LINE].rstrip("\r\n")
+    if "[" in raw:
+        raw = _COLOUR.sub("", raw)
+    if raw.startswith("{"):
+        yield from _read_json(raw)
+    else:
+        yield from _read_text(raw)
+
+
+def _read_text(raw: str) -> Iterator[LogLine]:
+    process, level, place, text = "", "", "", raw
+    end = 0
+    for found in _PROCESS.finditer(raw, 0, _HEAD):
+        if end and found.start() > end:
+            break
+        process, end = found[1], found.end()
+    text = raw[end:]
+    if record := _RECORD.search(text, 0, _HEAD):
+        level, place, text = record[1], record[2].rpartition("/")[2], text[record.end() :]
+    elif uvicorn := _UVICORN.match(text):
+        level, text = uvicorn[1], text[uvicorn.end() :]
+    else:
+        text = text if text.startswith(_PYTHON) else _strip_prefixes(text)
+        if text.startswith("{"):
+            yield from _read_json(text)
+            return
+        if found_place := _PLACE.match(text):
+            place, text = found_place[1].rpartition("/")[2], text[found_place.end() :]
+        elif uvicorn := _UVICORN.match(text):
+            level, text = uvicorn[1], text[uvicorn.end() :]
+    if text.endswith("│"):
+        text = text[:-1].rstrip()
+    yield LogLine(process, level, place, text)
+
+
+def _strip_prefixes(text: str) -> str:
+    for _ in range(_MOST_PREFIXES):
+        if text.startswith(_PYTHON) or _PLACE.match(text):
+            break
+        found = next((found for prefix in _PREFIXES if (found := prefix.match(text))), None)
+        if found is None:
+            break
+        text = text[found.end() :]
+    return text
+
+
+def _read_json(raw: str) -> Iterator[LogLine]:
+    """The lines of a record: those of its message, then those of its traceback."""
+    try:
+        record = json.loads(raw)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        yield LogLine("", "", "", raw)
+        return
+    process, level = _process_of(record), _first_text(record, _JSON_LEVELS).upper()
+    left = _MOST_JSON_LINES
+    for text in (_first_text(record, _JSON_MESSAGES), _first_text(record, _JSON_TRACES)):
+        for line in text.splitlines()[:left]:
+            left -= 1
+            for inner in _read_text(line):
+                yield LogLine(inner.process or process, inner.level or level, inner.place, inner.text)
+
+
+def _first_text(record: dict[str, Any], names: tuple[str, ...]) -> str:
+    return next((value for name in names if isinstance(value := record.get(name), str)), "")
+
+
+def _process_of(record: dict[str, Any]) -> str:
+    name = _first_text(record, ("role", "process", "processName", "process_name"))
+    pid = record.get("pid")
+    return f"{name} pid={pid}" if name and isinstance(pid, int) else ""
