@@ -7,7 +7,7 @@
 #   make test-slow | test-cuda             tests that need vLLM, a browser or minutes; tests that need a GPU
 #   make lint | format                     the linters; corrects order of imports and layout
 #   make bench [ARGS="..."]
-#   make docs                              writes the generated pages docs/{cli,flags,other-flags,environment,vllm-hooks}.md
+#   make docs                              writes the generated pages docs/{cli,flags,other-flags,environment,vllm-hooks}.md, causes in docs/troubleshooting.md
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-vllm-versions [VERSIONS="0.28.0 0.31.0"]   the launcher's real tests with several versions of vLLM
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/vllm-suite.md

@@ -39,6 +39,7 @@ COMMANDS: Final = (
     CommandEntry(
         "standby", "vllm_cli.commands.standby:standby", "Keep imports in memory, so that later starts are warm."
     ),
+    CommandEntry("explain", "vllm_cli.commands.explain:explain", "Find in a log why vLLM failed, and what to do."),
     CommandEntry("timeline", "vllm_cli.commands.timeline:timeline", "Show the phases of a start."),
     CommandEntry("preload", "vllm_cli.commands.preload:preload", "Show or delete recorded preload profiles."),
     CommandEntry("prefetch", "vllm_cli.commands.prefetch:prefetch", "Read a model into the page cache."),

@@ -3,8 +3,10 @@
 import re
 from typing import Any, Final
 
+from envs.redaction import hide_in_command
 from startup.causes.first_cause import Cause
 from startup.causes.known.processes import STOPPED
+from startup.logs.formatters import escape_controls
 
 PAGE: Final = "docs/troubleshooting.md"
 _LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
@@ -18,33 +20,38 @@ def write_digest(cause: Cause) -> list[str]:
     if cause.known is None:
         return [
             f"{first}.",
-            f"Cause: {cause.text}",
+            f"Cause: {_shown(cause.text)}",
             f"Do: read the log before and behind line {cause.line}; {PAGE} has the known causes.",
         ]
     return [
         f"{first}.",
-        f"Cause: {cause.known.title}: {cause.text}",
+        f"Cause: {cause.known.title}: {_shown(cause.text)}",
         f"Do: {cause.known.advice} See {PAGE}#{cause.known.name}",
     ]
 
 
 def digest_to_dict(cause: Cause) -> dict[str, Any]:
-    """The same for programs; `cause`, `advice` and `page` are None if the cause is not known."""
+    """The same for programs; `cause`, `title`, `advice` and `page` are None if the cause is not known."""
     known = cause.known
     return {
-        "process": cause.process or None,
+        "process": _shown(cause.process) or None,
         "phase": cause.phase.removeprefix("while it ") or None,
         "cause": known.name if known else None,
         "title": known.title if known else None,
-        "text": cause.text,
+        "text": _shown(cause.text),
         "line": cause.line,
         "advice": known.advice if known else None,
         "page": f"{PAGE}#{known.name}" if known else None,
     }
 
 
+def _shown(text: str) -> str:
+    """Text of a log without secrets and control characters."""
+    return escape_controls(hide_in_command(text))
+
+
 def _name(process: str) -> str:
     if process in _ROLES:
         return _ROLES[process]
     label = _LABEL.fullmatch(process)
-    return f"{label[1]} (pid {label[2]})" if label else process
+    return _shown(f"{label[1]} (pid {label[2]})" if label else process)

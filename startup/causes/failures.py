@@ -43,6 +43,22 @@ _ENDINGS: Final = (
     "Error executing method",
 )
 """Messages before the traceback that ends a process."""
+_REFERENCES: Final = (
+    "Engine core initialization failed",
+    "Engine process failed to start",
+    "initialization failed due to an exception in a background process",
+    "EngineDeadError",
+    "EngineCore encountered an issue",
+    "Executor failed.",
+    "Engine loop is not running",
+    "Background loop has errored",
+    "Background loop is stopped",
+    "Backend subprocess died",
+    "CancelledError",
+    "ensure_kv_transfer_shutdown",
+    "SystemExit: 1",
+)
+"""Exceptions that only tell of a failure elsewhere, or that follow from it."""
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
 """What multiprocessing prints before the traceback that ends a process."""
 _REQUEST_PLACES: Final = re.compile(r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py")
@@ -102,8 +118,8 @@ class Failure:
     """Whether it concerns one request of a client."""
     phase: str = ""
 
-    def root_first(self) -> list[str]:
-        """The exceptions, beginning with the one that explains the others.
+    def telling_texts(self) -> list[str]:
+        """The exceptions that are more than a reference to another failure, the one that explains most first.
 
         A direct cause explains what it caused. An exception that was raised while another one was handled
         usually says more than that one.
@@ -114,7 +130,7 @@ class Failure:
                 ordered.insert(0, text)
             else:
                 ordered.append(text)
-        return ordered
+        return [text for text in ordered if not any(part in text for part in _REFERENCES)]
 
     @property
     def role(self) -> Role:
@@ -155,9 +171,9 @@ class FailureReader:
         return bool(self._readings)
 
     def failures(self) -> list[Failure]:
-        """The exceptions found so far, in the order of the log."""
+        """The exceptions found so far that are not only references, in the order of the log."""
         found = [failure for kept in self._kept.values() for failure in kept]
-        found += [each.failure for each in self._readings.values() if each.failure.texts]
+        found += [each.failure for each in self._readings.values() if each.failure.telling_texts()]
         return sorted(found, key=lambda failure: failure.line)
 
     def read(self, line: LogLine, number: int, phase: str) -> None:
@@ -193,7 +209,7 @@ class FailureReader:
 
     def _end(self, key: _Key) -> None:
         reading = self._readings.pop(key, None)
-        if reading is None or not reading.failure.texts:
+        if reading is None or not reading.failure.telling_texts():
             return
         kept = self._kept.get(key)
         if kept is None:

@@ -13,6 +13,8 @@ from startup.causes.log_line import LogLine, read_line
 from startup.causes.phase import PHASE_TEXTS, SERVING, phase_of_functions, phase_of_message
 
 INTERESTING: Final = (
+    "ERROR",
+    "CRITICAL",
     "rror",
     "xception",
     "raceback",
@@ -27,6 +29,9 @@ INTERESTING: Final = (
     "ore dumped",
     "terminat",
     "IsEnabled",
+    "EADDRINUSE",
+    "ddress already in use",
+    "ut of memory",
     "NotFound",
     "imeout",
     "CANCELLED",
@@ -43,28 +48,14 @@ _MOST_SIGNS: Final = 200
 _MOST_PHASES: Final = 1_000
 _NEW_RUN: Final = "vLLM API server version"
 
-_REFERENCES: Final = (
-    "Engine core initialization failed",
-    "Engine process failed to start",
-    "initialization failed due to an exception in a background process",
-    "EngineDeadError",
-    "EngineCore encountered an issue",
-    "Executor failed.",
-    "Engine loop is not running",
-    "Background loop has errored",
-    "Background loop is stopped",
-    "Backend subprocess died",
-    "CancelledError",
-    "ensure_kv_transfer_shutdown",
-    "SystemExit: 1",
-)
-"""Exceptions that only tell of a failure elsewhere, or that follow from it."""
 _QUOTED: Final = re.compile(r"Worker failed with error '(.{1,600})', please check the stack trace", re.DOTALL)
 """The engine core quotes what a worker reported."""
 _PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
 _INNER: Final = ("worker", "engine core")
 _MODEL_INSPECTION: Final = "registry.py"
 """It imports the model's code in a process of its own, and quotes the exception there."""
+_GOES_ON: Final = ("raised:", "output:")
+"""The end of a first line that says less than the next one."""
 _OF_SCRIPTS: Final = ("subprocess.CalledProcessError", "CalledProcessError")
 """What scripts around vLLM raise when it has ended."""
 _LONGEST_QUOTE: Final = 400
@@ -127,13 +118,16 @@ class CauseFinder:
 
     def __init__(self) -> None:
         self._number = 0
+        self._is_next_new = True
+        """Whether the next text begins a line of the file, and not another state of a progress bar."""
         self._run = _Run()
         self._before: Cause | None = None
         """The cause in the run before this one."""
 
     def read(self, raw: str) -> None:
-        """Takes the next line."""
-        self._number += 1
+        """Takes the next line; one that ends with a carriage return is continued by the next."""
+        self._number += self._is_next_new
+        self._is_next_new = not raw.endswith("\r")
         if self._run.reader.is_reading or _is_interesting(raw):
             for line in read_line(raw):
                 self._read(line)
@@ -152,7 +146,7 @@ class CauseFinder:
                 run.phases[line.process] = phase
             run.phases[""] = phase
             run.was_ready |= phase == SERVING
-        phase = run.phases.get(line.process) or run.phases.get("", "")
+        phase = SERVING if run.was_ready else run.phases.get(line.process) or run.phases.get("", "")
         run.is_engine_dead |= any(part in line.text for part in _ENGINE_DEAD)
         run.reader.read(line, self._number, phase)
         if len(run.signs) < _MOST_SIGNS and line.text[:1] not in (" ", "\t"):
@@ -196,14 +190,10 @@ def _cause_of(run: _Run) -> Cause | None:
 
 
 def _counts(failure: Failure, run: _Run) -> bool:
-    """Whether an exception can have ended the server, and is not only a reference to another one.
-
-    A server that was ready survives exceptions of its API, but not those of its engine.
-    """
-    texts = _telling_texts(failure)
-    if not texts or failure.is_of_request:
+    """Whether an exception can have ended the server: one that was ready survives exceptions of its API."""
+    if failure.is_of_request:
         return False
-    return not run.was_ready or failure.role in _INNER or STOPPED.matches(texts[0])
+    return not run.was_ready or failure.role in _INNER or STOPPED.matches(failure.telling_texts()[0])
 
 
 def _first(failures: list[Failure]) -> Failure | None:
@@ -216,13 +206,8 @@ def _first(failures: list[Failure]) -> Failure | None:
     return (own or failures)[-1] if failures else None
 
 
-def _telling_texts(failure: Failure) -> list[str]:
-    """The exceptions of a chain that are more than a reference, the most telling first."""
-    return [text for text in failure.root_first() if not any(part in text for part in _REFERENCES)]
-
-
 def _describe(failure: Failure, run: _Run) -> Cause:
-    texts = _telling_texts(failure)
+    texts = failure.telling_texts()
     special = [(text, known) for text in texts if (known := _known(text, is_general=False))]
     general = [(text, known) for text in texts if (known := _known(text, is_general=True))]
     hint = _hint(run)
@@ -254,13 +239,9 @@ def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
     if quoted := _QUOTED.search(text):
         return _shorten(quoted[1])
     lines = text.splitlines()
-    recognised = [line for line in lines if known and known.matches(line)]
-    if recognised:
-        line = recognised[0]
-    elif lines[0].endswith(("raised:", "output:")) or _PYDANTIC.search(lines[0]):
-        line = lines[1] if len(lines) > 1 else lines[0]
-    else:
-        line = lines[0]
+    if len(lines) > 1 and (lines[0].endswith(_GOES_ON) or _PYDANTIC.search(lines[0])):
+        del lines[0]
+    line = next((line for line in lines if known and known.matches(line)), lines[0])
     if ": " not in line and (functions := [name for name in failure.functions if name]):
         line = f"{line.rstrip(':')} in {functions[-1]}()"
     return _shorten(line.removeprefix("Value error, ").removeprefix("Assertion failed, "))

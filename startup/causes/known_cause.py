@@ -18,8 +18,8 @@ class KnownCause:
     texts: tuple[str, ...]
     advice: str
     where: Literal["exception", "hint", "end"] = "exception"
-    """Where the texts stand: only in exceptions; also in other lines, where they explain an exception; or in a
-    line that ends the process without an exception."""
+    """Where the texts stand: in exceptions only; also in other lines, which explain an exception; or in
+    lines that tell the end of a process without an exception."""
     is_general: bool = False
     """Whether a hint or another exception of the chain says more."""
 

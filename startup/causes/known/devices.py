@@ -55,7 +55,6 @@ DEVICES: Final = (
             "is larger than the number of available GPUs",
             "invalid device ordinal",
             "local_rank … is out of bounds for",
-            "Please ensure that world_size … is less than than max local gpu count",
         ),
         "Lower --tensor-parallel-size, --pipeline-parallel-size or --data-parallel-size, or make more GPUs visible "
         "(CUDA_VISIBLE_DEVICES, the container's limits).",
@@ -136,5 +135,13 @@ DEVICES: Final = (
             "uncorrectable NVLink error",
         ),
         "`nvidia-smi -q` and the Xid lines of `dmesg`; drain the node, reset or replace the GPU.",
+    ),
+    KnownCause(
+        "gpu-error",
+        "the GPU or its driver reported an error",
+        ("CUDA error:", "CUDA driver error:", "HIP error:", "CUBLAS_STATUS_", "CUDNN_STATUS_"),
+        "CUDA_LAUNCH_BLOCKING=1 names the call; `nvidia-smi` and `dmesg` show whether the GPU is well; then try a "
+        "newer driver or vLLM.",
+        is_general=True,
     ),
 )

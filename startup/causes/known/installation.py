@@ -13,6 +13,7 @@ INSTALLATION: Final = (
             "Tried to instantiate class '_core_C",
             "has no attribute '_C'",
             "'_OpNamespace' '_C' object has no attribute",
+            "Could not run '_C::",
             "version `GLIBC",
             "A module that was compiled using NumPy 1",
             "numpy.dtype size changed",

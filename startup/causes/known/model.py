@@ -112,6 +112,16 @@ MODEL: Final = (
         "(architectures, quantization_config, tie_word_embeddings) against the files.",
     ),
     KnownCause(
+        "gguf-unsupported",
+        "this vLLM does not know the model of the GGUF file",
+        (
+            "GGUF model with architecture … is not supported",
+            "Unknown gguf model_type",
+            "ailed to map GGUF parameters",
+        ),
+        "Use a newer vLLM or its GGUF plugin, --hf-config-path with the original model, or its safetensors.",
+    ),
+    KnownCause(
         "quantization-mismatch",
         "--quantization does not fit the checkpoint",
         (
@@ -149,6 +159,12 @@ MODEL: Final = (
         "Give the path inside the container, or mount the file.",
     ),
     KnownCause(
+        "encoder-cache-too-small",
+        "an image, video or audio needs more room than the encoder's cache has",
+        ("exceeds the pre-allocated encoder cache size",),
+        "Raise --max-num-batched-tokens, or limit the size with --mm-processor-kwargs and --limit-mm-per-prompt.",
+    ),
+    KnownCause(
         "lora-rank",
         "an adapter's rank is more than --max-lora-rank",
         ("is greater than max_lora_rank",),
@@ -159,5 +175,12 @@ MODEL: Final = (
         "an adapter was not found",
         ("No adapter found for", "Loading lora … failed"),
         "Give --lora-modules a folder with adapter_config.json, or a repository that you may read.",
+    ),
+    KnownCause(
+        "configuration-refused",
+        "vLLM refuses the configuration",
+        ("validation error for", "validation errors for"),
+        "The text says what does not go together: correct those flags, or the model's config.json.",
+        is_general=True,
     ),
 )

@@ -73,7 +73,7 @@ PROCESSES: Final = (
     KnownCause(
         "ray-not-running",
         "no Ray cluster was found",
-        ("Could not find any running Ray instance", "Failed to connect to Ray cluster"),
+        ("Could not find any running Ray instance", "Failed to connect to Ray cluster", "Failed to start GCS"),
         "`ray start` on all nodes first, and RAY_ADDRESS; one machine needs no Ray: --distributed-executor-backend mp.",
     ),
     KnownCause(

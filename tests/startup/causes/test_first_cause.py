@@ -1,0 +1,341 @@
+"""What failed first in logs of vLLM, written in the forms of its versions and of the programs around it."""
+
+from pathlib import Path
+
+import pytest
+
+from startup.causes.digest import digest_to_dict, write_digest
+from startup.causes.first_cause import Cause, find_cause
+from tests.growth import growth
+
+_CORE = "(EngineCore_DP0 pid=40) ERROR 09-03 11:03:37 [core.py:712] "
+_WORKER = "(Worker_TP1 pid=52) ERROR 09-03 11:03:36 [multiproc_executor.py:597] "
+_API = "(APIServer pid=1) "
+_READY = f"{_API}INFO:     Application startup complete."
+_VERSION = f"{_API}INFO 09-03 11:03:00 [api_server.py:1351] vLLM API server version 0.32.0"
+_SEE_ABOVE = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+_ENGINE_DEAD = (
+    "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. "
+    "See stack trace (above) for the root cause."
+)
+
+_FREE_MEMORY = (
+    "ValueError: Free memory on device (1/8 GiB) on startup is less than desired GPU memory utilization (0.9, 7.2 GiB)."
+)
+_BACKGROUND = (
+    "Exception: WorkerProc initialization failed due to an exception in a background process. "
+    "See stack trace for root cause."
+)
+_DIED = "Engine core proc EngineCore_DP0 died unexpectedly"
+_OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1 GiB"
+_NCCL = "torch.distributed.DistBackendError: NCCL error in: x.cpp:7, remote process exited"
+_ILLEGAL_ACCESS = "CUDA error: an illegal memory access was encountered"
+_TOO_LONG = "User-specified max_model_len (513) is greater than the derived max_model_len (512)."
+_VALIDATION_ERROR = f"""\
+pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
+  Value error, {_TOO_LONG} [type=value_error, input_value=ArgsKwargs(())]
+    For further information visit https://errors.pydantic.dev"""
+_GCC = "subprocess.CalledProcessError: Command '['/usr/bin/gcc', 'x.c']' returned non-zero exit status 1."
+_NOT_INSPECTED = "ValueError: Model architectures ['X'] failed to be inspected. Please check the logs for more details."
+_HEADS = "ValueError: Total number of attention heads (32) must be divisible by tensor parallel size (3)."
+
+
+def _quoted(error: str) -> str:
+    """What the engine core raises when a worker has reported an error."""
+    return f"RuntimeError: Worker failed with error '{error}', please check the stack trace above for the root cause"
+
+
+def _traceback(*functions: str, error: str) -> list[str]:
+    frames = [line for name in functions for line in (f'  File "/x/vllm/{name}.py", line 7, in {name}', "    call()")]
+    return ["Traceback (most recent call last):", *frames, *error.split("\n")]
+
+
+def _log(prefix: str, lines: list[str]) -> list[str]:
+    return [prefix + line for line in lines]
+
+
+def _find(*parts: list[str] | str) -> Cause:
+    cause = find_cause(line for part in parts for line in ([part] if isinstance(part, str) else part))
+    assert cause is not None
+    return cause
+
+
+def _name(cause: Cause) -> str | None:
+    return cause.known and cause.known.name
+
+
+def test_the_engine_fails_and_the_server_only_says_so() -> None:
+    cause = _find(
+        _VERSION,
+        _CORE + "EngineCore failed to start.",
+        _log(_CORE, _traceback("run_engine_core", "init_device", error=_FREE_MEMORY)),
+        _log(_CORE.partition("ERROR")[0], ["Process EngineCore_DP0:", *_traceback("run", error=_FREE_MEMORY)]),
+        _log(_API, _traceback("wait_for_engine_startup", error=_SEE_ABOVE)),
+    )
+    assert _name(cause) == "gpu-memory-taken"
+    assert cause.process == "EngineCore_DP0 pid=40"
+    assert cause.phase == "while it prepared the device"
+    assert cause.line == 8
+    assert cause.text.startswith("ValueError: Free memory")
+
+
+def test_a_worker_fails_before_its_engine() -> None:
+    cause = _find(
+        _WORKER + "WorkerProc failed to start.",
+        _log(_WORKER, _traceback("worker_main", "load_model", error="KeyError: 'layers.0.mlp.experts.w13_bias'")),
+        _CORE + "EngineCore failed to start.",
+        _log(_CORE, _traceback("run_engine_core", error=_BACKGROUND)),
+        _log(_API, _traceback("main", error=_SEE_ABOVE)),
+    )
+    assert (_name(cause), cause.process) == ("weights-do-not-match", "Worker_TP1 pid=52")
+    assert cause.phase == "while it loaded the model"
+
+
+def test_lines_of_processes_alternate() -> None:
+    first = _log(_WORKER, _traceback("load_model", error=_OUT_OF_MEMORY))
+    other = _WORKER.replace("TP1 pid=52", "TP0 pid=51")
+    second = _log(
+        other,
+        _traceback("load_model", error=_NCCL),
+    )
+    cause = _find(*[line for pair in zip(first, second, strict=True) for line in pair])
+    assert (_name(cause), cause.process) == ("gpu-out-of-memory", "Worker_TP1 pid=52")
+
+
+def test_the_first_rank_counts_and_what_follows_it_does_not() -> None:
+    cause = _find(
+        _WORKER + "WorkerProc hit an exception.",
+        _log(_WORKER, _traceback("worker_busy_loop", "execute_model", error=f"RuntimeError: {_ILLEGAL_ACCESS}")),
+        _CORE + "EngineCore encountered a fatal error.",
+        _log(_CORE, _traceback("run_busy_loop", error=_quoted(_ILLEGAL_ACCESS))),
+        _log(_CORE, _traceback("shutdown", error="AttributeError: 'NoneType' object has no attribute 'close'")),
+        _log(_API, _traceback("output_handler", error=_ENGINE_DEAD)),
+    )
+    assert (_name(cause), cause.process) == ("illegal-memory-access", "Worker_TP1 pid=52")
+
+
+def test_the_engine_quotes_a_worker_whose_own_lines_are_missing() -> None:
+    cause = _find(_log(_CORE, _traceback("run", error=_quoted("LoRA rank 32 is greater than max_lora_rank 16."))))
+    assert _name(cause) == "lora-rank"
+    assert cause.text == "LoRA rank 32 is greater than max_lora_rank 16."
+
+
+def test_a_direct_cause_explains_what_it_caused() -> None:
+    cause = _find(
+        _traceback("makedirs", error="PermissionError: [Errno 13] Permission denied: '/.cache'"),
+        ["", "The above exception was the direct cause of the following exception:", ""],
+        _traceback("main", error="OSError: the model cannot be loaded"),
+    )
+    assert _name(cause) == "folder-not-writable"
+    assert "'/.cache'" in cause.text
+
+
+def test_an_exception_while_another_one_is_handled_says_more() -> None:
+    cause = _find(
+        _traceback("from_pretrained", error="KeyError: 'new_model'"),
+        ["", "During handling of the above exception, another exception occurred:", ""],
+        _traceback("main", error="RuntimeError: this type of model is not known here"),
+    )
+    assert cause.known is None
+    assert cause.text == "RuntimeError: this type of model is not known here"
+
+
+def test_pydantics_message_is_in_its_second_line() -> None:
+    cause = _find(_VERSION, _log(_API, _traceback("create_model_config", error=_VALIDATION_ERROR)))
+    assert _name(cause) == "max-model-len-too-long"
+    assert cause.text == _TOO_LONG
+    assert cause.phase == "while it read its configuration"
+
+
+def test_an_unknown_cause_still_has_process_phase_and_exception() -> None:
+    cause = _find(
+        "(EngineCore_DP0 pid=40) INFO 09-03 11:03:30 [gpu_model_runner.py:2] Starting to load model x",
+        _log(_CORE, _traceback("run_engine_core", error="TypeError: type 'array.array' is not subscriptable")),
+        _log(_API, _traceback("main", error=_SEE_ABOVE)),
+    )
+    assert cause.known is None
+    assert write_digest(cause) == [
+        "EngineCore_DP0 (pid 40) failed while it loaded the model.",
+        "Cause: TypeError: type 'array.array' is not subscriptable",
+        "Do: read the log before and behind line 5; docs/troubleshooting.md has the known causes.",
+    ]
+
+
+def test_an_exception_without_message_names_its_function() -> None:
+    assert _find(_traceback("main", "split_heads", error="AssertionError")).text == "AssertionError in split_heads()"
+
+
+def test_the_compilers_message_tells_what_an_exception_does_not() -> None:
+    cause = _find(
+        "/tmp/x/cuda_utils.c:6:10: fatal error: Python.h: No such file or directory",
+        _log(_CORE, _traceback("_build", error=_GCC)),
+    )
+    assert _name(cause) == "no-python-headers"
+    assert "Python.h" in cause.text
+
+
+def test_a_special_line_says_more_than_a_general_exception() -> None:
+    lines = [
+        "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.hpp:317, unhandled system error",
+        "ncclSystemError: System call or external library call failed or device error.",
+        "Last error:",
+        "Error while creating shared memory segment /dev/shm/nccl-EoOvZr (size 7340384)",
+    ]
+    assert _name(_find(lines)) == "shm-too-small"
+    assert _name(_find(lines[:2])) == "nccl-failed"
+
+
+def test_the_models_code_is_imported_in_a_process_of_its_own() -> None:
+    place = "ERROR 01-14 23:14:12 [registry.py:297] "
+    cause = _find(
+        _log(place, _traceback("_run_in_subprocess", error="RuntimeError: Error raised in subprocess:")),
+        _log(place, _traceback("<module>", error="ModuleNotFoundError: No module named 'librosa'")),
+        _traceback("main", error=_NOT_INSPECTED),
+    )
+    assert _name(cause) == "package-of-model-missing"
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("vllm: error: unrecognized arguments: --reasoning-confg x", "unknown-argument"),
+        ("vllm serve: error: argument --dtype: invalid choice: 'f7'", "bad-argument"),
+        ("ERROR:    [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000)", "port-in-use"),
+        ("Killed", "process-killed"),
+        ("deploy.sh: line 17: 11440 Killed                  vllm serve x", "process-killed"),
+        ("server exited with code 137", "process-killed"),
+        (f"{_API}ERROR 04-27 18:09:47 [core_client.py:600] {_DIED}, shutting down client.", "process-vanished"),
+        ("Worker proc VllmWorker-1 died unexpectedly (exit code: -9), shutting down executor.", "process-killed"),
+        ("Segmentation fault (core dumped)", "native-crash"),
+        ("Bus error (core dumped)", "shm-too-small"),
+        ("slurmstepd: error: *** JOB 5930 ON gpu11 CANCELLED AT 2025-12-22T15:50:04 ***", "job-cancelled"),
+    ],
+)
+def test_lines_that_end_a_process_without_an_exception(line: str, name: str) -> None:
+    assert _name(_find(_VERSION, line)) == name
+
+
+def test_a_process_that_is_killed_because_another_one_failed_is_not_the_cause() -> None:
+    cause = _find(_log(_WORKER, _traceback("x", error="RuntimeError: NCCL error: invalid usage")), "Killed")
+    assert _name(cause) == "nccl-invalid-usage"
+
+
+_SIGTERM = f"{_API}INFO 08-21 10:24:34 [launcher.py:99] [shutdown] API server: trigger received signal=SIGTERM"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param([_SIGTERM, *_log(_API, _traceback("output_handler", error=_ENGINE_DEAD))], id="SIGTERM"),
+        pytest.param(
+            [*_traceback("import_torch", error="KeyboardInterrupt"), *_log(_API, _traceback("main", error=_SEE_ABOVE))],
+            id="Ctrl-C",
+        ),
+    ],
+)
+def test_a_server_that_was_stopped_did_not_fail(lines: list[str]) -> None:
+    cause = _find(_VERSION, lines)
+    assert _name(cause) == "stopped"
+    assert " was stopped" in write_digest(cause)[0]
+
+
+_WARNING = "WARNING 08-29 11:56:16 [usage_lib.py:17] "
+_REQUEST = f"{_API}ERROR 08-29 11:56:16 [serving_chat.py:251] "
+_MIDDLEWARE = """\
+ERROR:    Exception in ASGI application
+Traceback (most recent call last):
+  File "/x/starlette/applications.py", line 7, in __call__
+ValueError: wrong"""
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param([], id="nothing"),
+        pytest.param([f"{_WARNING}ImportError('libcuda.so.1: cannot open shared object file')"], id="warning"),
+        pytest.param(_log(_WARNING, _traceback("write", error="OSError: Read-only file system")), id="its traceback"),
+        pytest.param(_log(_REQUEST, _traceback("create", error="ValueError: the prompt is too long")), id="request"),
+        pytest.param(_MIDDLEWARE.split("\n"), id="request in the middleware"),
+    ],
+)
+def test_a_server_that_goes_on_did_not_fail(lines: list[str]) -> None:
+    assert find_cause([_VERSION, *lines, _READY]) is None
+    assert find_cause([_VERSION, _READY, *lines]) is None
+
+
+def test_of_several_runs_the_last_one_counts() -> None:
+    failed = _log(_API, _traceback("main", error=_HEADS))
+    later = _log(_API, _traceback("main", error="OSError: You are trying to access a gated repo."))
+    assert _name(_find(_VERSION, failed, _VERSION, later)) == "gated-repo"
+    assert find_cause([_VERSION, *failed, _VERSION, _READY]) is None
+    assert _name(_find(_VERSION, failed, _VERSION)) == "not-divisible"
+
+
+def test_secrets_and_control_characters_of_the_log_are_not_shown() -> None:
+    cause = _find("vllm: error: unrecognized arguments: --api-key sesame --\x1b]0;titlex")
+    assert "sesame" not in "".join(write_digest(cause))
+    assert "sesame" not in str(digest_to_dict(cause))
+    assert "\x1b" not in "".join(write_digest(cause))
+
+
+def test_a_digest_has_at_most_three_lines_and_names_its_page() -> None:
+    cause = _find("Killed")
+    digest = write_digest(cause)
+    assert len(digest) <= 3
+    assert digest[-1].endswith("See docs/troubleshooting.md#process-killed")
+    assert digest_to_dict(cause) | {"advice": None} == {
+        "process": None,
+        "phase": None,
+        "cause": "process-killed",
+        "title": cause.known and cause.known.title,
+        "text": "Killed",
+        "line": 1,
+        "advice": None,
+        "page": "docs/troubleshooting.md#process-killed",
+    }
+
+
+def test_the_page_of_causes_has_every_anchor() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    assert "\n#### process-killed\n" in page
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param('(APIServer pid=1) INFO:     127.0.0.1:4 - "POST /v1/completions HTTP/1.1" 200 OK', id="requests"),
+        pytest.param(_CORE + "ValueError: x", id="exceptions"),
+        pytest.param(_CORE + "Traceback (most recent call last):", id="tracebacks"),
+        pytest.param('  File "/x/y.py", line 7, in f', id="frames"),
+        pytest.param("Killed", id="ends"),
+        pytest.param("During handling of the above exception, another exception occurred:", id="links"),
+        pytest.param(_VERSION, id="runs"),
+        pytest.param('{"log": "error"}', id="json"),
+    ],
+)
+def test_the_cost_is_linear_in_the_number_of_lines(line: str) -> None:
+    assert growth(lambda lines: lambda: find_cause([line] * lines)) is None
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    "part", ["x", "[", "(", "(pid=1) ", "[0m", "| ", "error ", "a.", "1:", "ERROR 0", "]", " " * 9]
+)
+def test_the_cost_is_linear_in_the_length_of_a_line(part: str) -> None:
+    assert growth(lambda size: lambda: find_cause(["Traceback (most recent call last):", part * size])) is None
+
+
+def test_processes_without_end_take_bounded_memory() -> None:
+    """Labels of processes and chains of exceptions come from the log."""
+    finder_lines = (
+        line
+        for number in range(20_000)
+        for line in (
+            f"(Worker pid={number}) Traceback (most recent call last):",
+            f"(Worker pid={number}) ValueError: x",
+        )
+    )
+    cause = find_cause(finder_lines)
+    assert cause is not None
+    assert cause.process == "Worker pid=0"

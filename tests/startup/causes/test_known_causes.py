@@ -1,0 +1,68 @@
+"""The table of known causes: complete, without shadows, recognised in the forms in which logs have them."""
+
+import re
+
+import pytest
+
+from startup.causes.first_cause import INTERESTING, find_cause
+from startup.causes.known.processes import STOPPED
+from startup.causes.known.table import KNOWN
+from startup.causes.known_cause import KnownCause
+
+UNEXPLAINED = "WorkerError: something"
+TEXTS = [pytest.param(cause, text, id=f"{cause.name}: {text}") for cause in KNOWN for text in cause.texts]
+
+
+def _sample(text: str) -> str:
+    """A line that has the text."""
+    sample = text.strip("^$").replace("…", "something")
+    return f"deploy.sh: line 17: 11440{sample}" if sample.startswith(" ") else sample
+
+
+def test_there_are_many_causes_and_their_names_are_anchors() -> None:
+    names = [cause.name for cause in KNOWN]
+    assert len(names) >= 40
+    assert len(set(names)) == len(names)
+    assert [name for name in names if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)] == []
+
+
+@pytest.mark.parametrize("cause", KNOWN, ids=lambda cause: cause.name)
+def test_titles_and_advice_are_short(cause: KnownCause) -> None:
+    assert not cause.title.endswith(".")
+    assert len(cause.title) <= 90
+    assert 5 <= len(cause.advice) <= 260
+
+
+@pytest.mark.parametrize(("cause", "text"), TEXTS)
+def test_each_text_is_recognised_as_its_cause(cause: KnownCause, text: str) -> None:
+    """No cause that stands before it in the table takes its text."""
+    sample = _sample(text)
+    if cause.where == "hint":
+        lines = [sample, UNEXPLAINED]
+    elif cause.where == "end" or re.match(r"[\w.]*(Error|Exception|Interrupt|NotFound|IsEnabled|Timeout)(:|$)", sample):
+        lines = [sample]
+    else:
+        lines = [f"RuntimeError: {sample}"]
+    found = find_cause(lines)
+    assert found is not None
+    assert found.known is cause
+
+
+@pytest.mark.parametrize(("cause", "text"), TEXTS)
+def test_a_line_with_a_text_is_read(cause: KnownCause, text: str) -> None:
+    if cause.where != "exception":
+        assert any(part in text for part in INTERESTING)
+
+
+def test_a_text_can_have_gaps_and_ends() -> None:
+    cause = KnownCause("x", "x", ("^Killed$", "one … two"), "x")
+    assert cause.matches("Killed")
+    assert not cause.matches("Killed by")
+    assert not cause.matches("was Killed")
+    assert cause.matches("zero one and two three")
+    assert not cause.matches("two one")
+
+
+def test_stopping_is_the_last_in_the_table() -> None:
+    """Else a shutdown with an error would be a stop."""
+    assert KNOWN[-1] is STOPPED

@@ -1,0 +1,107 @@
+"""Lines of vLLM's log behind the prefixes of the programs that carry them."""
+
+import json
+
+import pytest
+
+from startup.causes.log_line import LONGEST_LINE, LogLine, read_line
+
+VLLM = "(EngineCore_DP0 pid=123) ERROR 09-03 11:03:37 [core.py:712]     raise ValueError("
+READ = LogLine("EngineCore_DP0 pid=123", "ERROR", "core.py", "    raise ValueError(")
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        pytest.param("", id="none"),
+        pytest.param("vllm-1  | ", id="docker compose"),
+        pytest.param("2026-09-03T11:03:37.123456789Z ", id="kubectl and docker --timestamps"),
+        pytest.param("2026-09-03T11:03:37.123456789+02:00 stderr F ", id="containerd"),
+        pytest.param("[pod/llama-0/server] ", id="kubectl --prefix"),
+        pytest.param("llama-0 server ", id="stern"),
+        pytest.param("Sep 03 11:03:37 node7 vllm[8052]: ", id="journald"),
+        pytest.param("2026-09-03 11:03:37.982 [Error] (Process) ", id="supervisor"),
+        pytest.param("413.9s 90 ", id="notebook"),
+        pytest.param("[rank0]: ", id="torch"),
+        pytest.param("(llama, pid=2150) ", id="job"),
+        pytest.param("\x1b[1;36m", id="colour"),
+        pytest.param("^[[36m", id="colour as carets"),
+        pytest.param("\ufffd[1;36m", id="colour with a lost escape"),
+        pytest.param("│ ", id="frame of a terminal"),
+    ],
+)
+def test_the_prefixes_of_other_programs_are_left_out(prefix: str) -> None:
+    assert list(read_line(prefix + VLLM)) == [READ]
+
+
+@pytest.mark.parametrize(
+    ("raw", "read"),
+    [
+        pytest.param(
+            "(EngineCore_0 pid=1) (VllmWorker TP1 pid=5) INFO 08-25 11:01:23 [loader.py:267] x",
+            LogLine("VllmWorker TP1 pid=5", "INFO", "loader.py", "x"),
+            id="a worker behind its engine",
+        ),
+        pytest.param(
+            "(RayWorkerWrapper pid=144, ip=10.0.0.2) ERROR 04-24 16:06:40 worker_base.py:157] ValueError: x",
+            LogLine("RayWorkerWrapper pid=144", "ERROR", "worker_base.py", "ValueError: x"),
+            id="Ray, old format",
+        ),
+        pytest.param(
+            "[multiproc_executor.py:492] ValueError: x",
+            LogLine("", "", "multiproc_executor.py", "ValueError: x"),
+            id="only the file",
+        ),
+        pytest.param(
+            "box  | 2024-02-20 21:46:23 | ERROR | stderr | ValueError: x",
+            LogLine("", "", "", "ValueError: x"),
+            id="a log format with bars",
+        ),
+        pytest.param(
+            "(APIServer pid=1) \x1b[32mINFO\x1b[0m:     Application startup complete.",
+            LogLine("APIServer pid=1", "INFO", "", "Application startup complete."),
+            id="uvicorn",
+        ),
+        pytest.param(
+            "ERROR:    [Errno 98] error while attempting to bind",
+            LogLine("", "ERROR", "", "[Errno 98] error while attempting to bind"),
+            id="not a prefix in brackets",
+        ),
+        pytest.param(
+            '  File "x.py", line 3, in main', LogLine("", "", "", '  File "x.py", line 3, in main'), id="frame"
+        ),
+        pytest.param("    a | b", LogLine("", "", "", "    a | b"), id="code with a bar"),
+    ],
+)
+def test_lines_in_other_forms(raw: str, read: LogLine) -> None:
+    assert list(read_line(raw)) == [read]
+
+
+def test_a_json_record_gives_its_message_and_its_traceback() -> None:
+    record = {
+        "level": "error",
+        "role": "engine",
+        "pid": 7,
+        "message": "The engine failed",
+        "exception": 'Traceback (most recent call last):\n  File "x.py", line 3, in main\nValueError: x',
+    }
+    assert list(read_line("2026-09-03T11:03:37Z stdout F " + json.dumps(record))) == [
+        LogLine("engine pid=7", "ERROR", "", "The engine failed"),
+        LogLine("engine pid=7", "ERROR", "", "Traceback (most recent call last):"),
+        LogLine("engine pid=7", "ERROR", "", '  File "x.py", line 3, in main'),
+        LogLine("engine pid=7", "ERROR", "", "ValueError: x"),
+    ]
+
+
+def test_a_line_of_dockers_json_files() -> None:
+    assert list(read_line(json.dumps({"log": VLLM + "\n", "stream": "stderr"}))) == [READ]
+
+
+@pytest.mark.parametrize("raw", ["{", "{}", '{"a": 1}', "[1, 2]", '{"message": 3}', "{" * 5000])
+def test_what_looks_like_json_and_is_not_a_record(raw: str) -> None:
+    list(read_line(raw))
+
+
+def test_only_the_begin_of_a_long_line_is_read() -> None:
+    [line] = read_line(VLLM + "x" * 100_000)
+    assert len(line.text) < LONGEST_LINE

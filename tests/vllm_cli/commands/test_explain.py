@@ -1,0 +1,74 @@
+"""`vllm-cli explain` shows what failed in a log."""
+
+import json
+from pathlib import Path
+
+import click.testing
+import pytest
+
+from vllm_cli.commands.explain import explain
+
+LOG = """\
+vllm-1  | (APIServer pid=1) INFO 09-03 11:03:00 [api_server.py:1351] vLLM API server version 0.32.0
+vllm-1  | (EngineCore pid=40) ERROR 09-03 11:03:37 [core.py:712] EngineCore failed to start.
+vllm-1  | (EngineCore pid=40) ERROR 09-03 11:03:37 [core.py:712] Traceback (most recent call last):
+vllm-1  | (EngineCore pid=40) ERROR 09-03 11:03:37 [core.py:712]   File "/x/core.py", line 7, in get_kv_cache_configs
+vllm-1  | (EngineCore pid=40) ERROR 09-03 11:03:37 [core.py:712] ValueError: No available memory for the cache blocks.
+vllm-1  | (APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.
+vllm-1 exited with code 1
+"""
+
+
+def _run(*args: str, text: str | None = None) -> click.testing.Result:
+    return click.testing.CliRunner().invoke(explain, args, input=text, standalone_mode=False)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> str:
+    path = tmp_path / "vllm.log"
+    path.write_text(LOG)
+    return str(path)
+
+
+def test_a_file_is_explained_in_three_lines(log: str) -> None:
+    result = _run(log)
+    assert result.return_value == 0
+    process, cause, advice = result.stdout.splitlines()
+    assert process == "EngineCore (pid 40) failed while it sized the KV cache."
+    assert cause.endswith(": ValueError: No available memory for the cache blocks.")
+    assert advice.startswith("Do: Raise --gpu-memory-utilization")
+    assert advice.endswith("docs/troubleshooting.md#no-room-for-kv-cache")
+
+
+@pytest.mark.parametrize("args", [(), ("-",)])
+def test_standard_input_is_the_default(args: tuple[str, ...], log: str) -> None:
+    assert _run(*args, text=LOG).stdout == _run(log).stdout
+
+
+def test_json_has_the_same_for_programs(log: str) -> None:
+    found = json.loads(_run(log, "--json").stdout)
+    assert found["failed"] is True
+    assert found["cause"] == "no-room-for-kv-cache"
+    assert found["process"] == "EngineCore pid=40"
+    assert found["phase"] == "sized the KV cache"
+    assert found["line"] == 5
+
+
+def test_a_log_in_which_nothing_failed() -> None:
+    result = _run(text="INFO: Application startup complete.\n")
+    assert result.return_value == 1
+    assert result.stdout == ""
+    assert "Nothing in this log failed" in result.stderr
+    assert json.loads(_run("--json", text="").stdout) == {"failed": False}
+
+
+def test_a_file_that_does_not_exist_is_a_usage_error(run_cli, tmp_path: Path) -> None:
+    done = run_cli("explain", str(tmp_path / "missing.log"))
+    assert done.returncode == 2
+    assert "missing.log" in done.stderr
+
+
+@pytest.mark.smoke
+def test_the_exit_code_of_the_program(run_cli, log: str) -> None:
+    assert run_cli("explain", log).returncode == 0
+    assert run_cli("explain", "/dev/null").returncode == 1

@@ -1,0 +1,55 @@
+"""`vllm-cli explain`: tells from the log of a failed vLLM what failed first, and what to do."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from startup.causes.digest import digest_to_dict, write_digest
+from startup.causes.first_cause import Cause, find_cause
+from startup.causes.log_file import read_lines
+from vllm_cli.errors import InputError
+
+_LOG_FILE: Final = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+_STDIN: Final = Path("-")
+_NOTHING_FAILED: Final = 1
+
+
+@click.command("explain")
+@click.argument("file", type=_LOG_FILE, default="-")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+def explain(file: Path, is_json: bool) -> int:
+    """Find in the log of a failed vLLM what failed first, and say what to do.
+
+    FILE is the log of `vllm serve` or `vllm-cli serve`, of any size; by default it is read from standard
+    input. Prefixes of Docker, Kubernetes, journald, Ray and others do not matter. Of several runs in one log,
+    the last one counts.
+
+    \b
+    Examples:
+      kubectl logs --previous POD | vllm-cli explain
+      docker logs vllm 2>&1 | vllm-cli explain
+      vllm-cli explain vllm.log --json
+
+    Exit codes: 0 something failed, and it is shown; 1 nothing in the log failed; 2 usage.
+    """
+    cause = _find(file)
+    if is_json:
+        click.echo(json.dumps({"failed": cause is not None, **(digest_to_dict(cause) if cause else {})}))
+    elif cause:
+        click.echo("\n".join(write_digest(cause)))
+    else:
+        click.echo("Nothing in this log failed. Is it the complete output, with standard error?", err=True)
+    return 0 if cause else _NOTHING_FAILED
+
+
+def _find(file: Path) -> Cause | None:
+    try:
+        if file == _STDIN:
+            return find_cause(read_lines(sys.stdin.buffer))
+        with file.open("rb") as stream:
+            return find_cause(read_lines(stream))
+    except OSError as err:
+        raise InputError(f"{file} cannot be read: {err.strerror}.") from err
