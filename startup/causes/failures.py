@@ -28,10 +28,10 @@ _HANDLING: Final = "During handling of the above exception, another exception oc
 _FRAME: Final = re.compile(r'\s{1,8}File "([^"]{1,400})", line \d{1,8}, in (\S{1,120})')
 _ANY_NAME: Final = re.compile(r"[A-Za-z_][\w.]{0,160}(?=: |:?$)")
 _ERROR_NAME: Final = re.compile(
-    r"(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)"
+    r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)"
     r"(?=: |:?$)"
 )
-"""A name that is an exception's also without a traceback before it."""
+"""A name that is an exception's also without a traceback before it; `Error: ` begins messages of programs."""
 
 _ENDINGS: Final = (
     "EngineCore failed to start",
@@ -155,6 +155,8 @@ class _Reading:
     """Of a link: whether it says that the exception before it is the cause."""
     lines: int = 0
     """Lines in this state that were not expected, or that belong to the message."""
+    indent: int = 0
+    """Columns by which the whole traceback is moved, as in messages of several lines."""
 
 
 class FailureReader:
@@ -191,12 +193,13 @@ class FailureReader:
                 self._end(key)
                 reading = self._open(line, number, phase)
             reading.state, reading.lines = "frames", 0
+            reading.indent = text.index("T") if text.lstrip() == _TRACEBACK else 0
         elif reading is None:
             self._begin_without_traceback(line, number, phase)
         elif reading.state == "frames":
-            self._read_frame(reading, line, number)
+            self._read_frame(reading, _outdent(line, reading.indent), number)
         else:
-            self._read_message(reading, line, number, phase)
+            self._read_message(reading, _outdent(line, reading.indent), number, phase)
 
     def _open(self, line: LogLine, number: int, phase: str) -> _Reading:
         if len(self._readings) >= _MOST_PROCESSES:
@@ -270,3 +273,7 @@ class FailureReader:
         failure.functions.append("")
         failure.is_direct.append(reading.is_direct)
         reading.state, reading.is_direct, reading.lines = "message", False, 0
+
+
+def _outdent(line: LogLine, columns: int) -> LogLine:
+    return line._replace(text=line.text[columns:]) if columns and line.text[:columns].isspace() else line

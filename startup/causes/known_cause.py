@@ -1,6 +1,7 @@
 """What is known of a cause: the texts that tell it, and what to do."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal
 
 ANYTHING: Final = "…"
@@ -25,15 +26,27 @@ class KnownCause:
 
     def matches(self, text: str) -> bool:
         """Whether one of the texts is in `text`, in time linear in its length."""
-        return any(_contains(text, pattern) for pattern in self.texts)
+        return any(parts[0] in text and _contains(text, parts, ends) for parts, ends in self._patterns)
+
+    @cached_property
+    def _patterns(self) -> tuple[tuple[tuple[str, ...], str], ...]:
+        """For each text its parts between gaps, and which ends of a line it has."""
+        return tuple(
+            (
+                tuple(text.strip("^$").split(ANYTHING)),
+                ("^" if text[0] == "^" else "") + ("$" if text[-1] == "$" else ""),
+            )
+            for text in self.texts
+        )
 
 
-def _contains(text: str, pattern: str) -> bool:
+def _contains(text: str, parts: tuple[str, ...], ends: str) -> bool:
+    if "^" in ends and not text.startswith(parts[0]):
+        return False
     start = 0
-    is_line = pattern.endswith("$")
-    for number, part in enumerate(pattern.strip("^$").split(ANYTHING)):
+    for part in parts:
         at = text.find(part, start)
-        if at < 0 or (not number and pattern.startswith("^") and at):
+        if at < 0:
             return False
         start = at + len(part)
-    return not is_line or start == len(text)
+    return "$" not in ends or start == len(text)

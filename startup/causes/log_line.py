@@ -24,6 +24,10 @@ _RECORD: Final = re.compile(
     r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:\d\d-\d\d \d\d:\d\d:\d\d )?\[?([\w./\\-]{1,80}\.pyx?):\d{1,6}\] ?"
 )
 """`ERROR 09-03 11:03:37 [core.py:712] `, and without the bracket in old versions."""
+_OWN_RECORD: Final = re.compile(
+    r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \(([\w -]{1,40})\) [\w.-]{1,120}: "
+)
+"""`ERROR 09-03 11:03:37 (engine) server.engine.process: `, as `vllm-cli` writes it."""
 _UVICORN: Final = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL): {1,8}")
 _PLACE: Final = re.compile(r"\[([\w./-]{1,80}\.py):\d{1,6}\] ?")
 _PREFIXES: Final = (
@@ -81,6 +85,8 @@ def _read_text(raw: str) -> Iterator[LogLine]:
     text = raw[end:]
     if record := _RECORD.search(text, 0, _HEAD):
         level, place, text = record[1], record[2].rpartition("/")[2], text[record.end() :]
+    elif own := _OWN_RECORD.search(text, 0, _HEAD):
+        level, process, text = own[1], own[2], text[own.end() :]
     elif uvicorn := _UVICORN.match(text):
         level, text = uvicorn[1], text[uvicorn.end() :]
     else:

@@ -49,6 +49,17 @@ DEVICES: Final = (
         "install vLLM for the CPU.",
     ),
     KnownCause(
+        "container-without-gpus",
+        "the container's runtime gives no GPUs to containers",
+        (
+            "could not select device driver",
+            "nvidia-container-cli: ",
+            "unknown or invalid runtime name: nvidia",
+        ),
+        "Install nvidia-container-toolkit on the host, run `nvidia-ctk runtime configure`, and restart Docker.",
+        where="end",
+    ),
+    KnownCause(
         "too-few-gpus",
         "the flags ask for more GPUs than are visible",
         (

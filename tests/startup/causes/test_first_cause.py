@@ -263,6 +263,22 @@ def test_a_server_that_goes_on_did_not_fail(lines: list[str]) -> None:
     assert find_cause([_VERSION, _READY, *lines]) is None
 
 
+def test_a_failure_of_the_embedded_engine() -> None:
+    lines = [
+        "INFO 09-03 11:03:30 (main) startup.session: Listening on 0.0.0.0:8000",
+        "ERROR 09-03 11:03:37 (engine) server.engine.process: The engine failed",
+        *_log("  ", _traceback("load", error="torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1 GiB")),
+        "Error: The engine ended with exit code 4.",
+    ]
+    assert _name(_find(lines)) == "gpu-out-of-memory"
+
+
+def test_a_message_of_the_command_line_is_the_cause_if_nothing_else_is() -> None:
+    cause = _find("INFO 09-03 11:03:30 (main) startup.session: Listening", "Error: 0.0.0.0:8000 is in use by pid 7.")
+    assert cause.known is None
+    assert cause.text == "Error: 0.0.0.0:8000 is in use by pid 7."
+
+
 def test_of_several_runs_the_last_one_counts() -> None:
     failed = _log(_API, _traceback("main", error=_HEADS))
     later = _log(_API, _traceback("main", error="OSError: You are trying to access a gated repo."))
