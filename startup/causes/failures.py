@@ -28,8 +28,8 @@ _HANDLING: Final = "During handling of the above exception, another exception oc
 _FRAME: Final = re.compile(r'\s{1,8}File "([^"]{1,400})", line \d{1,8}, in (\S{1,120})')
 _ANY_NAME: Final = re.compile(r"[A-Za-z_][\w.]{0,160}(?=: |:?$)")
 _ERROR_NAME: Final = re.compile(
-    r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)"
-    r"(?=: |:?$)"
+    r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
+    r"(?:Error|Exception|Interrupt|Exit|Failed|Failure|Timeout|IsEnabled|NotFound)(?=: |:?$)"
 )
 """A name that is an exception's also without a traceback before it; `Error: ` begins messages of programs."""
 
@@ -166,6 +166,8 @@ class FailureReader:
         self._readings: dict[_Key, _Reading] = {}
         self._endings: set[_Key] = set()
         self._kept: dict[_Key, list[Failure]] = {}
+        self.reference: Failure | None = None
+        """The first exception that only refers to another one."""
 
     @property
     def is_reading(self) -> bool:
@@ -173,9 +175,10 @@ class FailureReader:
         return bool(self._readings)
 
     def failures(self) -> list[Failure]:
-        """The exceptions found so far that are not only references, in the order of the log."""
+        """The exceptions that are not only references, in the order of the log; call it at the log's end."""
+        for key in [*self._readings]:
+            self._end(key)
         found = [failure for kept in self._kept.values() for failure in kept]
-        found += [each.failure for each in self._readings.values() if each.failure.telling_texts()]
         return sorted(found, key=lambda failure: failure.line)
 
     def read(self, line: LogLine, number: int, phase: str) -> None:
@@ -212,7 +215,10 @@ class FailureReader:
 
     def _end(self, key: _Key) -> None:
         reading = self._readings.pop(key, None)
-        if reading is None or not reading.failure.telling_texts():
+        if reading is None or not reading.failure.texts:
+            return
+        if not reading.failure.telling_texts():
+            self.reference = self.reference or reading.failure
             return
         kept = self._kept.get(key)
         if kept is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from startup.causes.failures import Failure
-from startup.causes.known.processes import STOPPED
+from startup.causes.known.processes import NOT_IN_LOG, STOPPED
 from startup.causes.known.table import KNOWN
 from startup.causes.known_cause import KnownCause
 from startup.causes.log_line import LogLine, read_line
@@ -129,8 +129,12 @@ def _cause_of(run: Run) -> Cause | None:
         return cause if run.end is None or _is_before(cause, run.end) else _describe_sign(run.end, run)
     if run.end is None and run.was_ready and not run.is_engine_dead:
         return None
-    sign = run.end or run.error or run.own_error
-    return _describe_sign(sign, run) if sign else None
+    if sign := run.end or run.error or run.own_error:
+        return _describe_sign(sign, run)
+    if reference := run.exceptions.reference:
+        text = _shorten(reference.texts[-1])
+        return Cause(reference.process or reference.role, reference.phase, text, NOT_IN_LOG, reference.line)
+    return None
 
 
 def _counts(failure: Failure, run: Run) -> bool:

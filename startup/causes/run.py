@@ -30,7 +30,7 @@ class Sign:
 
 @dataclass
 class Run:
-    """What one start of the server has written; only the first line of each kind is kept."""
+    """What one start of the server has written; of each kind of line the first that says something."""
 
     exceptions: FailureReader = field(default_factory=FailureReader)
     end: Sign | None = None
@@ -67,13 +67,18 @@ class Run:
     def _look_for_signs(self, line: LogLine, number: int, phase: str) -> None:
         if self.hint is None and (known := _match(line, _HINTS)):
             self.hint = Sign(line, number, phase, known)
-        if self.end is None and (known := _match(line, _ENDS)):
-            self.end = Sign(line, number, phase, known)
+        if self._may_end_better() and (known := _match(line, _ENDS)):
+            if self.end is None or not known.is_general:
+                self.end = Sign(line, number, phase, known)
         elif self.error is None and line.level in ("ERROR", "CRITICAL") and not is_place_of_requests(line.place):
             known = _match(line, KNOWN)
             self.error = Sign(line, number, phase, known) if known else None
         if not line.level and line.text.startswith(_OWN_ERROR):
             self.own_error = Sign(line, number, phase, _match(line, KNOWN))
+
+    def _may_end_better(self) -> bool:
+        """Whether a later line can tell more of the end: none was found, or one that fits to many causes."""
+        return self.end is None or self.end.known is None or self.end.known.is_general
 
 
 def _match(line: LogLine, causes: tuple[KnownCause, ...]) -> KnownCause | None:

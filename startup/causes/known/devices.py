@@ -110,6 +110,7 @@ DEVICES: Final = (
         "this GPU is too old for what the flags ask for",
         (
             "GPUs with compute capability below",
+            "requires GPUs with sm",
             "only supports Ampere GPUs or newer",
             "No valid attention backend found",
             "is not valid for this configuration. Reason",
@@ -150,7 +151,14 @@ DEVICES: Final = (
     KnownCause(
         "gpu-error",
         "the GPU or its driver reported an error",
-        ("CUDA error:", "CUDA driver error:", "HIP error:", "CUBLAS_STATUS_", "CUDNN_STATUS_"),
+        (
+            "CUDA error:",
+            "CUDA driver error:",
+            "HIP error:",
+            "ACL stream synchronize failed",
+            "CUBLAS_STATUS_",
+            "CUDNN_STATUS_",
+        ),
         "CUDA_LAUNCH_BLOCKING=1 names the call; `nvidia-smi` and `dmesg` show whether the GPU is well; then try a "
         "newer driver or vLLM.",
         is_general=True,

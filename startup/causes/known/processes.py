@@ -14,6 +14,17 @@ STOPPED: Final = KnownCause(
 )
 """Known by what comes before it, not by its text alone."""
 
+NOT_IN_LOG: Final = KnownCause(
+    "cause-not-in-log",
+    "the cause is not in this log",
+    ("Engine core initialization failed. See root cause above",),
+    "Its processes write the cause before this line: give the complete log, with standard error and from the start "
+    "on (`kubectl logs --previous`). If it is complete, the process was killed: look into `dmesg`.",
+    where="end",
+    is_general=True,
+)
+"""If there is no other cause."""
+
 PROCESSES: Final = (
     KnownCause(
         "gpu-used-twice",
@@ -159,5 +170,6 @@ PROCESSES: Final = (
         where="end",
         is_general=True,
     ),
+    NOT_IN_LOG,
     STOPPED,
 )

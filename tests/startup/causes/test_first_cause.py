@@ -220,6 +220,18 @@ def test_a_process_that_is_killed_because_another_one_failed_is_not_the_cause() 
     assert _name(cause) == "nccl-invalid-usage"
 
 
+def test_of_lines_that_end_a_process_the_first_special_one_counts() -> None:
+    vanished = f"{_API}ERROR 04-27 18:09:47 [core_client.py:600] {_DIED}, shutting down client."
+    cancelled = "slurmstepd: error: *** JOB 5930 ON gpu11 CANCELLED AT 2025-12-22T15:50:04 ***"
+    assert _name(_find(_VERSION, vanished, cancelled, "server exited with code 137")) == "job-cancelled"
+
+
+def test_a_log_that_only_refers_to_the_cause() -> None:
+    cause = _find(_log(_API, _traceback("main", error=_SEE_ABOVE)))
+    assert _name(cause) == "cause-not-in-log"
+    assert write_digest(cause)[0] == "APIServer (pid 1) failed."
+
+
 _SIGTERM = f"{_API}INFO 08-21 10:24:34 [launcher.py:99] [shutdown] API server: trigger received signal=SIGTERM"
 
 
