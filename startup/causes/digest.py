@@ -21,7 +21,7 @@ def write_digest(cause: Cause) -> list[str]:
         return [
             f"{first}.",
             f"Cause: {_shown(cause.text)}",
-            f"Do: read the log before and behind line {cause.line}; {PAGE} has the known causes.",
+            f"Do: read the log around line {cause.line}; search vLLM's issues for this text; try its newest release.",
         ]
     return [
         f"{first}.",

@@ -25,7 +25,7 @@ _Key = tuple[str, str]
 _TRACEBACK: Final = "Traceback (most recent call last):"
 _DIRECT: Final = "The above exception was the direct cause of the following exception:"
 _HANDLING: Final = "During handling of the above exception, another exception occurred:"
-_FRAME: Final = re.compile(r'\s{1,8}File "([^"]{1,400})", line \d{1,8}, in (\S{1,120})')
+_FRAME: Final = re.compile(r'\s{0,8}File "([^"]{1,400})", line \d{1,8}, in (\S{1,120})')
 _ANY_NAME: Final = re.compile(r"[A-Za-z_][\w.]{0,160}(?=: |:?$)")
 _ERROR_NAME: Final = re.compile(
     r"(?!Error: )(?:[A-Za-z_]\w{0,80}\.){0,8}\w{0,80}"
@@ -41,6 +41,8 @@ _ENDINGS: Final = (
     "WorkerProc hit an exception",
     "Exception in worker",
     "Error executing method",
+    "Engine background task failed",
+    "AsyncLLM output_handler failed",
 )
 """Messages before the traceback that ends a process."""
 _REFERENCES: Final = (
@@ -57,6 +59,8 @@ _REFERENCES: Final = (
     "CancelledError",
     "ensure_kv_transfer_shutdown",
     "SystemExit: 1",
+    "operation failed due to a previous error during capture",
+    "ZMQError: Operation not supported",
 )
 """Exceptions that only tell of a failure elsewhere, or that follow from it."""
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
@@ -69,6 +73,7 @@ _REQUEST_FILES: Final = re.compile(r"/(?:starlette|fastapi|uvicorn/protocols|ent
 _ROLE_PLACES: Final[dict[str, Role]] = {
     "core.py": "engine core",
     "engine.py": "engine core",
+    "async_llm_engine.py": "engine core",
     "multiproc_executor.py": "worker",
     "multiproc_worker_utils.py": "worker",
     "worker_base.py": "worker",
@@ -132,6 +137,12 @@ class Failure:
                 ordered.append(text)
         return [text for text in ordered if not any(part in text for part in _REFERENCES)]
 
+    def raised_in(self, text: str) -> str:
+        """The function that raised this exception; empty if it is not known."""
+        ends = [position for position, name in enumerate(self.functions) if not name]
+        end = dict(zip(self.texts, ends, strict=False)).get(text, 0)
+        return self.functions[end - 1] if end else ""
+
     @property
     def role(self) -> Role:
         """Which kind of process it was."""
@@ -157,6 +168,8 @@ class _Reading:
     """Lines in this state that were not expected, or that belong to the message."""
     indent: int = 0
     """Columns by which the whole traceback is moved, as in messages of several lines."""
+    is_source_next: bool = False
+    """Whether the next line is the source code of a frame, in a log that has lost its indentation."""
 
 
 class FailureReader:
@@ -196,7 +209,7 @@ class FailureReader:
                 self._end(key)
                 reading = self._open(line, number, phase)
             reading.state, reading.lines = "frames", 0
-            reading.indent = text.index("T") if text.lstrip() == _TRACEBACK else 0
+            reading.indent = len(text) - len(text.lstrip())
         elif reading is None:
             self._begin_without_traceback(line, number, phase)
         elif reading.state == "frames":
@@ -236,12 +249,15 @@ class FailureReader:
 
     def _read_frame(self, reading: _Reading, line: LogLine, number: int) -> None:
         text = line.text
+        is_source, reading.is_source_next = reading.is_source_next, False
         if found := _FRAME.match(text):
             if len(reading.failure.functions) < _MOST_FUNCTIONS:
                 reading.failure.functions.append(found[2])
-            if _REQUEST_FILES.search(found[1]):
+            # While such a file is imported, no request is being served.
+            if found[2] != "<module>" and _REQUEST_FILES.search(found[1]):
                 reading.failure.is_of_request = True
-        elif text.strip() and text[0] not in " \t":
+            reading.is_source_next = text[0] == "F"
+        elif text.strip() and text[0] not in " \t" and (not is_source or _ERROR_NAME.match(text)):
             reading.lines += 1
             if _ANY_NAME.match(text) and line.level not in _HARMLESS_LEVELS:
                 self._add(reading, text, number)

@@ -44,6 +44,7 @@ INTERESTING: Final = (
     "nvidia",
     "Illegal",
     "Process ",
+    "not defined",
 )
 """A line without one of these, or without a phase's text, tells nothing unless an exception is being read."""
 
@@ -131,7 +132,7 @@ def _cause_of(run: Run) -> Cause | None:
         return None
     if sign := run.end or run.error or run.own_error:
         return _describe_sign(sign, run)
-    if reference := run.exceptions.reference:
+    if (reference := run.exceptions.reference) and not reference.is_of_request:
         text = _shorten(reference.texts[-1])
         return Cause(reference.process or reference.role, reference.phase, text, NOT_IN_LOG, reference.line)
     return None
@@ -141,7 +142,8 @@ def _counts(failure: Failure, run: Run) -> bool:
     """Whether an exception can have ended the server: one that was ready survives exceptions of its API."""
     if failure.is_of_request:
         return False
-    return not run.was_ready or failure.role in _INNER or STOPPED.matches(failure.telling_texts()[0])
+    is_last = failure.role in _INNER or failure.is_ending or STOPPED.matches(failure.telling_texts()[0])
+    return is_last or not run.was_ready
 
 
 def _first(failures: list[Failure]) -> Failure | None:
@@ -193,9 +195,9 @@ def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
     lines = text.splitlines()
     if len(lines) > 1 and (lines[0].endswith(_GOES_ON) or _PYDANTIC.search(lines[0])):
         del lines[0]
-    line = next((line for line in lines if known and known.matches(line)), lines[0])
-    if ": " not in line and (functions := [name for name in failure.functions if name]):
-        line = f"{line.rstrip(':')} in {functions[-1]}()"
+    line = next((line for line in reversed(lines) if known and known.matches(line)), lines[0])
+    if line == lines[0] and ": " not in line and (function := failure.raised_in(text)):
+        line = f"{line.rstrip(':')} in {function}()"
     return _shorten(line.removeprefix("Value error, "))
 
 

@@ -21,7 +21,8 @@ _COLOUR: Final = re.compile(r"(?:\x1b|\^\[|\ufffd)?\[[0-9;]{1,16}m|\x1b\[[0-9;?]
 _PROCESS: Final = re.compile(r"\(([A-Za-z][^()=]{0,80}\bpid=\d{1,12})[^()]{0,80}\) ?")
 """`(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=7, ip=10.0.0.2)`, `(x, pid=9)`."""
 _RECORD: Final = re.compile(
-    r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:\d\d-\d\d \d\d:\d\d:\d\d )?\[?([\w./\\-]{1,80}\.pyx?):\d{1,6}\] ?"
+    r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:\d\d-\d\d \d\d:\d\d:\d\d |\d{1,7} )?"
+    r"\[?([\w./\\-]{1,80}\.pyx?):\d{1,6}\] ?"
 )
 """`ERROR 09-03 11:03:37 [core.py:712] `, and without the bracket in old versions."""
 _OWN_RECORD: Final = re.compile(

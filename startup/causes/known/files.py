@@ -19,7 +19,7 @@ FILES: Final = (
     KnownCause(
         "token-refused",
         "the hub refuses the token",
-        ("Invalid user token", "Invalid credentials in Authorization header", "Invalid username or password"),
+        ("Invalid user token", "Invalid credentials in Authorization header"),
         "Set HF_TOKEN to a valid token (`hf auth whoami`), without quotes or line breaks.",
     ),
     KnownCause(
@@ -77,6 +77,7 @@ FILES: Final = (
             "Repository Not Found for url",
             "does not appear to have a file named config.json",
             "No config file found in the model directory",
+            "No supported config format found in",
         ),
         "A path must exist inside the container and have config.json (mount it, begin it with /); a name is "
         "OWNER/MODEL as on the hub, and a private one needs HF_TOKEN.",

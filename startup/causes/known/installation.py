@@ -17,6 +17,7 @@ INSTALLATION: Final = (
             "version `GLIBC",
             "A module that was compiled using NumPy 1",
             "numpy.dtype size changed",
+            "operator torchvision::nms does not exist",
         ),
         "Install vLLM into a new environment without other packages that pin torch; build flash-attn and other "
         "extensions anew for the torch that vLLM installs.",
@@ -62,6 +63,20 @@ INSTALLATION: Final = (
         "--attention-backend.",
     ),
     KnownCause(
+        "ptxas-too-old",
+        "Triton's assembler does not know this GPU",
+        ("is not defined for option 'gpu-name'",),
+        "TRITON_PTXAS_PATH with the ptxas of a CUDA toolkit that knows it (13 for sm_121), or vLLM built for it.",
+        where="hint",
+    ),
+    KnownCause(
+        "torch-without-gpu",
+        "the installed torch cannot use GPUs",
+        ("Torch not compiled with CUDA enabled", "Torch not compiled with XPU enabled"),
+        "Install vLLM into a new environment, with the torch for this machine's GPUs; on a machine without GPUs, "
+        "vLLM's build for the CPU.",
+    ),
+    KnownCause(
         "kernel-build-failed",
         "a kernel could not be compiled",
         ("Ninja build failed", "Error building extension", "Command '['ninja'", "nvcc fatal"),
@@ -70,13 +85,16 @@ INSTALLATION: Final = (
     ),
     KnownCause(
         "compile-cache-damaged",
-        "torch.compile's cache does not fit",
+        "a cache of compiled kernels does not fit or has lost files",
         (
             "corrupted compilation artifact",
             "failed to get the hash of the compiled graph",
             "Expected tensors only, but got",
+            "No such file or directory: …/.triton/cache/",
+            "No such file or directory: …/torchinductor_",
         ),
-        "Delete VLLM_CACHE_ROOT/torch_compile_cache (~/.cache/vllm); VLLM_DISABLE_COMPILE_CACHE=1 for a test.",
+        "Delete VLLM_CACHE_ROOT/torch_compile_cache (~/.cache/vllm) and ~/.triton/cache; each server on a network "
+        "disk needs a TRITON_CACHE_DIR of its own; VLLM_DISABLE_COMPILE_CACHE=1 for a test.",
     ),
     KnownCause(
         "compilation-failed",
@@ -97,7 +115,7 @@ INSTALLATION: Final = (
     KnownCause(
         "bad-argument",
         "a flag has a value that is not possible",
-        (": error: argument ", ": error: the following arguments are required"),
+        (": error: argument ", ": error: the following arguments are required", "TypeError: Error: --"),
         "The text names flag and choices; values with JSON need quotes of the shell or of YAML.",
         where="end",
     ),

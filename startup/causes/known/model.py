@@ -93,7 +93,7 @@ MODEL: Final = (
     KnownCause(
         "weights-missing",
         "the model's folder has no weights that vLLM reads",
-        ("Cannot find any model weights with", "No such file or directory: … .safetensors"),
+        ("Cannot find any model weights with", "No such file or directory: ….safetensors"),
         "Download the model completely; --load-format for other formats; a GGUF file is named itself.",
     ),
     KnownCause(
@@ -163,6 +163,13 @@ MODEL: Final = (
         "an image, video or audio needs more room than the encoder's cache has",
         ("exceeds the pre-allocated encoder cache size",),
         "Raise --max-num-batched-tokens, or limit the size with --mm-processor-kwargs and --limit-mm-per-prompt.",
+    ),
+    KnownCause(
+        "placeholders-do-not-match",
+        "a prompt holds another number of image tokens than the model made for its images",
+        ("Attempted to assign … placeholders",),
+        "The prompt was cut, or the model's processor does not fit: raise --max-model-len above the longest prompt "
+        "with its images, and use the versions of vLLM and transformers that the model's page names.",
     ),
     KnownCause(
         "lora-rank",

@@ -50,9 +50,23 @@ PROCESSES: Final = (
     KnownCause(
         "nccl-failed",
         "the connection between the GPUs failed",
-        ("ncclSystemError", "ncclUnhandledCudaError", "ncclInternalError", "NCCL error", "DistBackendError"),
+        (
+            "ncclSystemError",
+            "ncclUnhandledCudaError",
+            "ncclInternalError",
+            "NCCL error",
+            "NCCL Error",
+            "DistBackendError",
+        ),
         "NCCL_DEBUG=INFO shows why. Often: /dev/shm too small (--ipc=host), the wrong interface "
         "(NCCL_SOCKET_IFNAME), no P2P between the GPUs (NCCL_P2P_DISABLE=1).",
+        is_general=True,
+    ),
+    KnownCause(
+        "peer-lost",
+        "the connection to another process of the group was lost",
+        ("gloo…Connection reset by peer", "gloo…Connection closed by peer", "gloo…Timed out waiting"),
+        "That process ended or hangs: look for its error in the logs of all nodes; else the network between them.",
         is_general=True,
     ),
     KnownCause(
@@ -104,9 +118,9 @@ PROCESSES: Final = (
     KnownCause(
         "worker-hangs",
         "a worker did not answer in time",
-        ("RPC call to … timed out",),
-        "A kernel or a connection hangs: look at the worker's last lines; `py-spy dump` of it while it hangs; try "
-        "--disable-custom-all-reduce, NCCL_P2P_DISABLE=1, and without speculative decoding.",
+        ("RPC call to … timed out", "RayChannelTimeoutError"),
+        "A kernel or a connection hangs (`py-spy dump` of the worker): try --disable-custom-all-reduce and "
+        "NCCL_P2P_DISABLE=1. VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS and Ray's RAY_CGRAPH_get_timeout raise the time.",
     ),
     KnownCause(
         "start-took-too-long",

@@ -157,12 +157,76 @@ def test_an_unknown_cause_still_has_process_phase_and_exception() -> None:
     assert write_digest(cause) == [
         "EngineCore_DP0 (pid 40) failed while it loaded the model.",
         "Cause: TypeError: type 'array.array' is not subscriptable",
-        "Do: read the log before and behind line 5; docs/troubleshooting.md has the known causes.",
+        "Do: read the log around line 5; search vLLM's issues for this text; try its newest release.",
     ]
 
 
 def test_an_exception_without_message_names_its_function() -> None:
     assert _find(_traceback("main", "split_heads", error="AssertionError")).text == "AssertionError in split_heads()"
+
+
+def test_the_function_is_the_one_that_raised_the_exception() -> None:
+    cause = _find(
+        _traceback("warm_up", "all_reduce", error="AssertionError"),
+        ["", "During handling of the above exception, another exception occurred:", ""],
+        _traceback(
+            "capture_end", error="RuntimeError: CUDA error: operation failed due to a previous error during capture"
+        ),
+    )
+    assert cause.text == "AssertionError in all_reduce()"
+
+
+def test_the_line_that_tells_most_is_quoted() -> None:
+    error = """\
+huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. (Request ID: 7)
+
+Repository Not Found for url: https://huggingface.co/x/y/resolve/main/config.json.
+Please make sure you specified the correct `repo_id`.
+Invalid username or password."""
+    cause = _find(_log(_API, _traceback("main", error=error)))
+    assert _name(cause) == "model-not-found"
+    assert cause.text == "Repository Not Found for url: https://huggingface.co/x/y/resolve/main/config.json."
+
+
+def test_a_log_that_has_lost_its_indentation() -> None:
+    lines = _traceback("run_engine_core", "load_model", error="KeyError: 'layers.0.mlp.experts.w13_bias'")
+    lines[2:2] = ['File "/x/vllm/y.py", line 7, in f', "else:"]
+    cause = _find(_log(_CORE, [line.lstrip() for line in lines]))
+    assert (_name(cause), cause.phase) == ("weights-do-not-match", "while it loaded the model")
+
+
+def test_an_exception_can_quote_the_traceback_of_another_process() -> None:
+    quoted = _traceback("initialize", "load_model", error=_OUT_OF_MEMORY)
+    cause = _find(
+        "Traceback (most recent call last):",
+        '  File "/x/ray/serve/replica.py", line 7, in initialize',
+        "    raise RuntimeError(traceback.format_exc()) from None",
+        f"RuntimeError: {quoted[0]}",
+        quoted[1:],
+    )
+    assert _name(cause) == "gpu-out-of-memory"
+    indented = _log(" " * 10, [f"RuntimeError: {quoted[0]}", *quoted[1:]])
+    assert _name(_find(indented)) == "gpu-out-of-memory"
+
+
+def test_an_import_that_fails_in_the_code_for_requests_ends_the_server() -> None:
+    cause = _find(
+        "Traceback (most recent call last):",
+        '  File "/x/vllm/entrypoints/openai/serving_chat.py", line 7, in <module>',
+        "    from jsonschema.protocols import Validator",
+        "ModuleNotFoundError: No module named 'jsonschema.protocols'",
+    )
+    assert _name(cause) == "package-of-model-missing"
+
+
+def test_the_servers_own_output_handler_can_end_it() -> None:
+    place = f"{_API}ERROR 09-03 11:03:37 [async_llm.py:524] "
+    cause = _find(
+        _READY,
+        f"{place}AsyncLLM output_handler failed.",
+        _log(place, _traceback("output_handler", error="IndexError: list index out of range")),
+    )
+    assert cause.text == "IndexError: list index out of range"
 
 
 def test_the_compilers_message_tells_what_an_exception_does_not() -> None:
