@@ -1,5 +1,6 @@
 """What failed first in logs of vLLM, written in the forms of its versions and of the programs around it."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -419,15 +420,12 @@ def test_the_cost_is_linear_in_the_length_of_a_line(part: str) -> None:
 
 
 def test_processes_without_end_take_bounded_memory() -> None:
-    """Labels of processes and chains of exceptions come from the log."""
-    finder_lines = (
-        line
-        for number in range(20_000)
-        for line in (
-            f"(Worker pid={number}) Traceback (most recent call last):",
-            f"(Worker pid={number}) ValueError: x",
-        )
-    )
-    cause = find_cause(finder_lines)
+    """Labels of processes and messages of exceptions come from the log."""
+    texts = ("Traceback (most recent call last):", f"ValueError: {'x' * 2_000}")
+    tracemalloc.start()
+    cause = find_cause(f"(Worker pid={number}) {text}" for number in range(2_000) for text in texts)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert cause is not None
     assert cause.process == "Worker pid=0"
+    assert most < 8 << 20
