@@ -61,6 +61,7 @@ _REFERENCES: Final = (
     "SystemExit: 1",
     "operation failed due to a previous error during capture",
     "ZMQError: Operation not supported",
+    "ChildProcessError: worker died",
 )
 """Exceptions that only tell of a failure elsewhere, or that follow from it."""
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from startup.causes.failures import Failure
+from startup.causes.known.installation import ERROR_IN_CODE
 from startup.causes.known.processes import NOT_IN_LOG, STOPPED
 from startup.causes.known.table import KNOWN
 from startup.causes.known_cause import KnownCause
@@ -60,6 +61,7 @@ _MODEL_INSPECTION: Final = "registry.py"
 _OF_SCRIPTS: Final = ("subprocess.CalledProcessError", "CalledProcessError")
 """What scripts around vLLM raise when it has ended."""
 _LONGEST_QUOTE: Final = 400
+_OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_CODE)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,8 @@ def _describe(failure: Failure, run: Run) -> Cause:
     texts = failure.telling_texts()
     special = [(text, known) for text in texts if (known := _known(text, is_general=False))]
     general = [(text, known) for text in texts if (known := _known(text, is_general=True))]
-    text, known = [*special, *general, (texts[0], None)][0]
+    last_resort = ERROR_IN_CODE if ERROR_IN_CODE.matches(texts[0]) else None
+    text, known = [*special, *general, (texts[0], last_resort)][0]
     if run.hint and not special:
         text, known = run.hint.line.text, run.hint.known
     phase = phase_of_functions(failure.functions) or failure.phase
@@ -182,7 +185,7 @@ def _describe_sign(sign: Sign, run: Run) -> Cause:
 def _known(text: str, *, is_general: bool) -> KnownCause | None:
     """What is known of an exception; a line that ends a process can only be its first."""
     flat, first = text.replace("\n", " "), text.partition("\n")[0]
-    for known in KNOWN:
+    for known in _OF_EXCEPTIONS:
         if known.is_general == is_general and known.matches(first if known.where == "end" else flat):
             return known
     return None

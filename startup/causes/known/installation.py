@@ -4,6 +4,33 @@ from typing import Final
 
 from startup.causes.known_cause import KnownCause
 
+ERROR_IN_CODE: Final = KnownCause(
+    "error-in-code",
+    "vLLM's own code failed, as bugs do and versions that do not fit to each other",
+    (
+        "^AssertionError",
+        "^AttributeError",
+        "^IndexError",
+        "^KeyError",
+        "^NameError",
+        "^NotImplementedError",
+        "^RecursionError",
+        "^TypeError",
+        "^UnboundLocalError",
+        "^ZeroDivisionError",
+        "must match the size of tensor",
+        "must match the existing size",
+        "shape mismatch:",
+        "is invalid for input of size",
+        "shapes cannot be multiplied",
+        "values to unpack",
+    ),
+    "Search vLLM's issues for the text; try its newest release with the transformers that it asks for; start without "
+    "the feature or plugin that the traceback names.",
+    is_general=True,
+)
+"""If nothing else is known of an exception."""
+
 INSTALLATION: Final = (
     KnownCause(
         "libraries-do-not-fit",
@@ -99,7 +126,14 @@ INSTALLATION: Final = (
     KnownCause(
         "compilation-failed",
         "the model or a kernel could not be compiled",
-        ("InductorError", "BackendCompilerFailed", "PassManager::run failed", "TritonError", "Triton Error"),
+        (
+            "InductorError",
+            "BackendCompilerFailed",
+            "PassManager::run failed",
+            "TritonError",
+            "Triton Error",
+            "torch._dynamo.exc.",
+        ),
         "--enforce-eager starts without torch.compile; for Triton's errors another --attention-backend, and check "
         "that the GPU is not older than this vLLM supports.",
         is_general=True,
@@ -113,13 +147,6 @@ INSTALLATION: Final = (
         where="end",
     ),
     KnownCause(
-        "bad-argument",
-        "a flag has a value that is not possible",
-        (": error: argument ", ": error: the following arguments are required", "TypeError: Error: --"),
-        "The text names flag and choices; values with JSON need quotes of the shell or of YAML.",
-        where="end",
-    ),
-    KnownCause(
         "parser-unknown",
         "there is no parser of this name",
         (
@@ -130,9 +157,17 @@ INSTALLATION: Final = (
         "Choose one of the names in the text with --tool-call-parser or --reasoning-parser.",
     ),
     KnownCause(
+        "bad-argument",
+        "a flag has a value that is not possible",
+        (": error: argument ", ": error: the following arguments are required", "TypeError: Error: --"),
+        "The text names flag and choices; values with JSON need quotes of the shell or of YAML.",
+        where="end",
+    ),
+    KnownCause(
         "service-named-vllm",
         "Kubernetes has set VLLM_PORT, because a Service is called vllm",
         ("VLLM_PORT … appears to be a URI", "invalid literal for int() with base 10: 'tcp://"),
         "Rename the Service, or set enableServiceLinks: false in the pod.",
     ),
+    ERROR_IN_CODE,
 )

@@ -51,7 +51,7 @@ MEMORY: Final = (
             "CUBLAS_STATUS_ALLOC_FAILED",
             "Ran out of memory in memory space",
             "RESOURCE_EXHAUSTED",
-            "nrt_tensor_allocate … Allocation Failure",
+            "nrt_tensor_allocate…Allocation Failure",
         ),
         "Lower --gpu-memory-utilization if it happens in graphs, compilation or requests; else --max-model-len, "
         "--max-num-seqs or --max-num-batched-tokens; or use a quantized model or --tensor-parallel-size.",

@@ -151,15 +151,26 @@ def test_pydantics_message_is_in_its_second_line() -> None:
 def test_an_unknown_cause_still_has_process_phase_and_exception() -> None:
     cause = _find(
         "(EngineCore_DP0 pid=40) INFO 09-03 11:03:30 [gpu_model_runner.py:2] Starting to load model x",
-        _log(_CORE, _traceback("run_engine_core", error="TypeError: type 'array.array' is not subscriptable")),
+        _log(_CORE, _traceback("run_engine_core", error="RuntimeError: Error Internal")),
         _log(_API, _traceback("main", error=_SEE_ABOVE)),
     )
     assert cause.known is None
     assert write_digest(cause) == [
         "EngineCore_DP0 (pid 40) failed while it loaded the model.",
-        "Cause: TypeError: type 'array.array' is not subscriptable",
+        "Cause: RuntimeError: Error Internal",
         "Do: read the log around line 5; search vLLM's issues for this text; try its newest release.",
     ]
+
+
+def test_an_error_of_the_code_is_named_so_if_nothing_else_is_known() -> None:
+    error = "AttributeError: 'NoneType' object has no attribute 'seed'"
+    assert _name(_find(_log(_CORE, _traceback("run_engine_core", error=error)))) == "error-in-code"
+    cause = _find(
+        _traceback("inspect", error=error),
+        ["", "The above exception was the direct cause of the following exception:", ""],
+        _traceback("main", error=_NOT_INSPECTED),
+    )
+    assert _name(cause) == "model-code-broken"
 
 
 def test_an_exception_without_message_names_its_function() -> None:
