@@ -11,7 +11,7 @@ from startup.causes.known.processes import NOT_IN_LOG, STOPPED
 from startup.causes.known.table import KNOWN
 from startup.causes.known_cause import KnownCause
 from startup.causes.log_line import LogLine, read_line
-from startup.causes.phase import PHASE_TEXTS, phase_of_functions
+from startup.causes.phase import BANNER, OLD_BANNER, PHASE_TEXTS, phase_of_functions
 from startup.causes.run import Run, Sign
 
 INTERESTING: Final = (
@@ -49,7 +49,6 @@ INTERESTING: Final = (
 )
 """A line without one of these, or without a phase's text, tells nothing unless an exception is being read."""
 
-_NEW_RUN: Final = "vLLM API server version"
 _QUOTED: Final = re.compile(r"Worker failed with error '(.{1,600})', please check the stack trace", re.DOTALL)
 """The engine core quotes what a worker reported."""
 _PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
@@ -116,7 +115,7 @@ class CauseFinder:
         return found if found or self._run.was_ready else self._before
 
     def _read(self, line: LogLine) -> None:
-        if _NEW_RUN in line.text:
+        if BANNER in line.text or OLD_BANNER in line.text:
             self._before, self._run = self.cause(), Run()
         self._run.read(line, self._number)
 
@@ -172,14 +171,15 @@ def _describe(failure: Failure, run: Run) -> Cause:
     text, known = [*special, *general, (texts[0], last_resort)][0]
     if run.hint and not special:
         text, known = run.hint.line.text, run.hint.known
-    phase = phase_of_functions(failure.functions) or failure.phase
+    phase = (known and known.phase) or phase_of_functions(failure.functions) or failure.phase
     return Cause(failure.process or failure.role, phase, _quote(text, known, failure), known, failure.line)
 
 
 def _describe_sign(sign: Sign, run: Run) -> Cause:
     if run.hint and (sign.known is None or sign.known.is_general):
         sign = run.hint
-    return Cause(sign.line.process, sign.phase, _shorten(sign.line.text), sign.known, sign.number)
+    phase = (sign.known and sign.known.phase) or sign.phase
+    return Cause(sign.line.process, phase, _shorten(sign.line.text), sign.known, sign.number)
 
 
 def _known(text: str, *, is_general: bool) -> KnownCause | None:

@@ -23,6 +23,8 @@ class KnownCause:
     lines that tell the end of a process without an exception."""
     is_general: bool = False
     """Whether a hint or another exception of the chain says more."""
+    phase: str = ""
+    """What vLLM does when this happens; empty if that can be several things, so that the log tells it."""
 
     def matches(self, text: str) -> bool:
         """Whether one of the texts is in `text`, in time linear in its length."""

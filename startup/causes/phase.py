@@ -3,52 +3,72 @@
 from collections.abc import Iterable
 from typing import Final
 
+COMMAND_LINE: Final = "while it read its command line"
+CONFIGURATION: Final = "while it read its configuration"
+PORT: Final = "while it opened its port"
+DEVICE: Final = "while it prepared the device"
+CONNECTING: Final = "while it connected to the other workers"
+RAY: Final = "while it looked for GPUs in the Ray cluster"
+LOADING: Final = "while it loaded the model"
+MEMORY: Final = "while it measured memory"
+KV_CACHE: Final = "while it sized the KV cache"
+COMPILING: Final = "while it compiled the model"
+WARM_UP: Final = "while it warmed up"
+GRAPHS: Final = "while it captured CUDA graphs"
+TOKENIZER: Final = "while it loaded the tokenizer"
+ENGINE: Final = "while it set up the engine"
+RESERVING: Final = "while it reserved the KV cache"
 SERVING: Final = "while it served"
 
+BANNER: Final = "█  version "
+"""In the first lines of a start; `OLD_BANNER` until vLLM 0.13."""
+OLD_BANNER: Final = "vLLM API server version"
 _MESSAGES: Final = (
-    ("vLLM API server version", "while it read its configuration"),
-    ("Initializing a V1 LLM engine", "while it set up the engine"),
-    ("Initializing a V0 LLM engine", "while it set up the engine"),
-    ("Initializing an LLM engine", "while it set up the engine"),
-    ("Starting to load model", "while it loaded the model"),
-    ("Loading safetensors checkpoint shards", "while it loaded the model"),
-    ("Using cache directory", "while it compiled the model"),
-    ("Dynamo bytecode transform", "while it compiled the model"),
-    ("Available KV cache memory", "while it sized the KV cache"),
-    ("# GPU blocks", "while it sized the KV cache"),
-    ("GPU KV cache size", "while it warmed up"),
-    ("Capturing CUDA graph", "while it captured CUDA graphs"),
+    (OLD_BANNER, CONFIGURATION),
+    (BANNER, CONFIGURATION),
+    ("Initializing a V1 LLM engine", ENGINE),
+    ("Initializing a V0 LLM engine", ENGINE),
+    ("Initializing an LLM engine", ENGINE),
+    ("Starting to load model", LOADING),
+    ("Loading safetensors checkpoint shards", LOADING),
+    ("Using cache directory", COMPILING),
+    ("Dynamo bytecode transform", COMPILING),
+    ("Available KV cache memory", KV_CACHE),
+    ("# GPU blocks", KV_CACHE),
+    ("GPU KV cache size", WARM_UP),
+    ("Capturing CUDA graph", GRAPHS),
     ("Application startup complete", SERVING),
     ("Uvicorn running on", SERVING),
 )
 """Text of a message -> what the process did from then on."""
 
 _FUNCTIONS: Final = {
-    "parse_args": "while it read its command line",
-    "make_arg_parser": "while it read its command line",
-    "create_model_config": "while it read its configuration",
-    "create_engine_config": "while it read its configuration",
-    "setup_server": "while it opened its port",
-    "create_server_socket": "while it opened its port",
-    "init_device": "while it prepared the device",
-    "init_worker_distributed_environment": "while it connected to the other workers",
-    "init_distributed_environment": "while it connected to the other workers",
-    "initialize_ray_cluster": "while it looked for GPUs in the Ray cluster",
-    "load_model": "while it loaded the model",
-    "get_model": "while it loaded the model",
-    "determine_available_memory": "while it measured memory",
-    "determine_num_available_blocks": "while it measured memory",
-    "profile_run": "while it measured memory",
-    "initialize_cache": "while it sized the KV cache",
-    "get_kv_cache_configs": "while it sized the KV cache",
-    "check_enough_kv_cache_memory": "while it sized the KV cache",
-    "_check_enough_kv_cache_memory": "while it sized the KV cache",
-    "initialize_from_config": "while it reserved the KV cache",
-    "compile_or_warm_up_model": "while it warmed up",
-    "capture_model": "while it captured CUDA graphs",
-    "codegen_and_compile": "while it compiled the model",
-    "init_tokenizer_from_configs": "while it loaded the tokenizer",
-    "get_tokenizer": "while it loaded the tokenizer",
+    "parse_args": COMMAND_LINE,
+    "make_arg_parser": COMMAND_LINE,
+    "from_cli_args": CONFIGURATION,
+    "create_model_config": CONFIGURATION,
+    "create_engine_config": CONFIGURATION,
+    "setup_server": PORT,
+    "create_server_socket": PORT,
+    "init_device": DEVICE,
+    "init_worker_distributed_environment": CONNECTING,
+    "init_distributed_environment": CONNECTING,
+    "initialize_ray_cluster": RAY,
+    "load_model": LOADING,
+    "get_model": LOADING,
+    "determine_available_memory": MEMORY,
+    "determine_num_available_blocks": MEMORY,
+    "profile_run": MEMORY,
+    "initialize_cache": KV_CACHE,
+    "get_kv_cache_configs": KV_CACHE,
+    "check_enough_kv_cache_memory": KV_CACHE,
+    "_check_enough_kv_cache_memory": KV_CACHE,
+    "initialize_from_config": RESERVING,
+    "compile_or_warm_up_model": WARM_UP,
+    "capture_model": GRAPHS,
+    "codegen_and_compile": COMPILING,
+    "init_tokenizer_from_configs": TOKENIZER,
+    "get_tokenizer": TOKENIZER,
     "execute_model": SERVING,
     "execute_dummy_batch": SERVING,
 }

@@ -3,6 +3,7 @@
 from typing import Final
 
 from startup.causes.known_cause import KnownCause
+from startup.causes.phase import COMMAND_LINE, CONFIGURATION
 
 ERROR_IN_CODE: Final = KnownCause(
     "error-in-code",
@@ -145,6 +146,7 @@ INSTALLATION: Final = (
         "Compare it with `vllm serve --help` of this version. In the vllm/vllm-openai image, the command begins "
         "behind `vllm serve`: give only MODEL and flags, each word as an item of its own.",
         where="end",
+        phase=COMMAND_LINE,
     ),
     KnownCause(
         "parser-unknown",
@@ -155,6 +157,7 @@ INSTALLATION: Final = (
             "--enable-auto-tool-choice requires --tool-call-parser",
         ),
         "Choose one of the names in the text with --tool-call-parser or --reasoning-parser.",
+        phase=CONFIGURATION,
     ),
     KnownCause(
         "bad-argument",
@@ -162,6 +165,7 @@ INSTALLATION: Final = (
         (": error: argument ", ": error: the following arguments are required", "TypeError: Error: --"),
         "The text names flag and choices; values with JSON need quotes of the shell or of YAML.",
         where="end",
+        phase=COMMAND_LINE,
     ),
     KnownCause(
         "service-named-vllm",

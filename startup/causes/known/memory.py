@@ -3,6 +3,7 @@
 from typing import Final
 
 from startup.causes.known_cause import KnownCause
+from startup.causes.phase import KV_CACHE
 
 MEMORY: Final = (
     KnownCause(
@@ -14,18 +15,23 @@ MEMORY: Final = (
         ),
         "Lower --max-model-len (auto takes what fits), raise --gpu-memory-utilization, use --kv-cache-dtype fp8, "
         "or spread the model over more GPUs with --tensor-parallel-size.",
+        phase=KV_CACHE,
     ),
     KnownCause(
         "no-room-for-kv-cache",
         "weights and activations leave no memory for the KV cache",
-        ("No available memory for the cache blocks",),
+        ("No available memory for the cache blocks", "Cannot auto-fit max_model_len: not enough"),
         "Raise --gpu-memory-utilization, lower --max-num-batched-tokens or --max-num-seqs, or use a quantized model "
         "or more GPUs.",
+        phase=KV_CACHE,
     ),
     KnownCause(
         "gpu-memory-taken",
         "other processes hold memory of the GPU",
-        ("Free memory on device … less than desired GPU memory utilization",),
+        (
+            "Free memory on device … less than desired GPU memory utilization",
+            "Free memory on device … less than the engine's budget",
+        ),
         "`nvidia-smi` shows who holds it: end it, also workers that a dead vLLM has left, or lower "
         "--gpu-memory-utilization.",
     ),

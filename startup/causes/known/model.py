@@ -3,6 +3,7 @@
 from typing import Final
 
 from startup.causes.known_cause import KnownCause
+from startup.causes.phase import CONFIGURATION
 
 MODEL: Final = (
     KnownCause(
@@ -10,6 +11,7 @@ MODEL: Final = (
         "--max-model-len is more than the model was made for",
         ("is greater than the derived max_model_len",),
         "Lower --max-model-len to the value in the text, or extend the model with rope scaling in --hf-overrides.",
+        phase=CONFIGURATION,
     ),
     KnownCause(
         "batched-tokens-too-few",
@@ -79,7 +81,7 @@ MODEL: Final = (
     ),
     KnownCause(
         "weights-damaged",
-        "a file of weights is incomplete or damaged",
+        "a file of the model is incomplete or damaged",
         (
             "Error while deserializing header",
             "SafetensorError",
@@ -87,6 +89,8 @@ MODEL: Final = (
             "PytorchStreamReader failed",
             "HeaderTooLarge",
             "MetadataIncompleteBuffer",
+            "Expecting value: line 1 column 1 (char 0)",
+            "is not a valid JSON file",
         ),
         "Delete the file and download it again; files of about 130 bytes are Git LFS pointers (`git lfs pull`).",
     ),

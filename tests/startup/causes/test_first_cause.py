@@ -367,12 +367,13 @@ def test_a_message_of_the_command_line_is_the_cause_if_nothing_else_is() -> None
     assert cause.text == "Error: 0.0.0.0:8000 is in use by pid 7."
 
 
-def test_of_several_runs_the_last_one_counts() -> None:
+@pytest.mark.parametrize("begin", [_VERSION, f"{_API}INFO 11-22 16:33:06 [api_utils.py:347]  ▄▄ ▄█ █  version 0.32.0"])
+def test_of_several_runs_the_last_one_counts(begin: str) -> None:
     failed = _log(_API, _traceback("main", error=_HEADS))
     later = _log(_API, _traceback("main", error="OSError: You are trying to access a gated repo."))
-    assert _name(_find(_VERSION, failed, _VERSION, later)) == "gated-repo"
-    assert find_cause([_VERSION, *failed, _VERSION, _READY]) is None
-    assert _name(_find(_VERSION, failed, _VERSION)) == "not-divisible"
+    assert _name(_find(begin, failed, begin, later)) == "gated-repo"
+    assert find_cause([begin, *failed, begin, _READY]) is None
+    assert _name(_find(begin, failed, begin)) == "not-divisible"
 
 
 def test_secrets_and_control_characters_of_the_log_are_not_shown() -> None:
