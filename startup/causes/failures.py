@@ -90,6 +90,7 @@ _ROLE_FRAMES: Final[tuple[tuple[str, Role], ...]] = (
 )
 _ROLE_LABELS: Final[tuple[tuple[str, Role], ...]] = (
     ("EngineCore", "engine core"),
+    ("engine", "engine core"),
     ("APIServer", "API server"),
     ("ApiServer", "API server"),
     ("Worker", "worker"),

@@ -1,5 +1,7 @@
 """What failed first in logs of vLLM, written in the forms of its versions and of the programs around it."""
 
+import logging
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -7,6 +9,8 @@ import pytest
 
 from startup.causes.digest import digest_to_dict, write_digest
 from startup.causes.first_cause import Cause, find_cause
+from startup.logs.formatters import TextFormatter
+from startup.logs.json_lines import JsonFormatter
 from tests.growth import growth
 
 _CORE = "(EngineCore_DP0 pid=40) ERROR 09-03 11:03:37 [core.py:712] "
@@ -359,6 +363,17 @@ def test_a_failure_of_the_embedded_engine() -> None:
         "Error: The engine ended with exit code 4.",
     ]
     assert _name(_find(lines)) == "gpu-out-of-memory"
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter("engine"), JsonFormatter("engine", None)], ids=["text", "JSON"])
+def test_the_formats_of_our_own_logs(formatter: logging.Formatter) -> None:
+    record = logging.LogRecord("server.engine.process", logging.ERROR, "process.py", 7, "The engine failed", None, None)
+    try:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
+    except RuntimeError:
+        record.exc_info = sys.exc_info()
+    cause = _find(formatter.format(record).split("\n"))
+    assert _name(cause) == "gpu-out-of-memory"
 
 
 def test_a_message_of_the_command_line_is_the_cause_if_nothing_else_is() -> None:
