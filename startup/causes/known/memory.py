@@ -99,6 +99,7 @@ MEMORY: Final = (
             "Out of memory: Killed process",
             "Memory cgroup out of memory",
             "exit code: -9",
+            "Failed core proc(s): …: -9",
             "exit code 137",
             "exited with code 137",
             "exitcode=-9",

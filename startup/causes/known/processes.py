@@ -151,6 +151,8 @@ PROCESSES: Final = (
             "core dumped",
             "terminate called after throwing",
             "exit code: -11",
+            "Failed core proc(s): …: -11",
+            "Failed core proc(s): …: -6",
             "exit code: -6",
             "exit code 139",
             "exited with code 139",

@@ -286,6 +286,8 @@ def test_the_models_code_is_imported_in_a_process_of_its_own() -> None:
         ("server exited with code 137", "process-killed"),
         (f"{_API}ERROR 04-27 18:09:47 [core_client.py:600] {_DIED}, shutting down client.", "process-vanished"),
         ("Worker proc VllmWorker-1 died unexpectedly (exit code: -9), shutting down executor.", "process-killed"),
+        (_SEE_ABOVE.replace("{}", "{'EngineCore': -9}"), "process-killed"),
+        (_SEE_ABOVE.replace("{}", "{'EngineCore_DP0': 1, 'EngineCore_DP1': -11}"), "native-crash"),
         ("Segmentation fault (core dumped)", "native-crash"),
         ("Bus error (core dumped)", "shm-too-small"),
         ("slurmstepd: error: *** JOB 5930 ON gpu11 CANCELLED AT 2025-12-22T15:50:04 ***", "job-cancelled"),
