@@ -100,6 +100,7 @@ MEMORY: Final = (
             "Memory cgroup out of memory",
             "exit code: -9",
             "Failed core proc(s): …: -9",
+            "died with exit code -9",
             "exit code 137",
             "exited with code 137",
             "exitcode=-9",

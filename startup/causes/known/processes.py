@@ -151,6 +151,8 @@ PROCESSES: Final = (
             "core dumped",
             "terminate called after throwing",
             "exit code: -11",
+            "Segfault encountered",
+            "died with exit code -11",
             "Failed core proc(s): …: -11",
             "Failed core proc(s): …: -6",
             "exit code: -6",
