@@ -51,6 +51,7 @@ RUNS: dict[str, list[str]] = {
     "standby": ["--for nonsense"],
     "standby status": ["--json"],
     "standby stop": [""],
+    "explain": ["report.json --json"],
     "timeline": ["report.json", "trace.json"],
     "preload show": ["--json"],
     "preload check": ["--json"],
@@ -72,7 +73,7 @@ RUNS: dict[str, list[str]] = {
 
 EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "complete": {0, 1}, "wait": {0, 1}, "stop": {1, 2}, "standby": {2},
               "standby status": {1}, "standby stop": {1}, "timeline": {0, 2}, "preload check": {0, 2},
-              "prefetch": {0, 3}, "bake": {0, 1}, "bench serve": {0, 1, 3}}  # fmt: skip
+              "explain": {0, 1}, "prefetch": {0, 3}, "bake": {0, 1}, "bench serve": {0, 1, 3}}  # fmt: skip
 
 
 def test_every_command_is_run() -> None:

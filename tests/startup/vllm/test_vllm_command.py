@@ -51,14 +51,15 @@ def test_an_error_that_vllm_raises_is_vllms_own_exit(error: str, folder: Path) -
     assert ours.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1] == f"{error}: as vLLM does"
 
 
-def test_words_reach_vllm_unchanged_and_in_order(folder: Path) -> None:
+def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder: Path) -> None:
     words = ("model", "--served-model-name", "a", "b", "--startup-timeout=100", "--enforce-eager", "--", "-tp", "1")
     with FakeStart(folder, *words) as start:
         server = start.wait_until_ready().state()["server"]
     address = ["--host", "127.0.0.1", "--port", str(start.port)]
     assert Path(server["argv"][0]).name == "vllm"
+    drain = ("--shutdown-timeout", "30")
     assert server["argv"][1:] == [
-        "serve", "model", "--served-model-name", "a", "b", "--enforce-eager", "-tp", "1", *address
+        "serve", "model", *drain, "--served-model-name", "a", "b", "--enforce-eager", "-tp", "1", *address
     ]  # fmt: skip
 
 

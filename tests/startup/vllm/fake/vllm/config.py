@@ -21,6 +21,7 @@ class EngineConfig:
     fails: bool
     prints_error: bool
     imports: list[str]
+    shutdown_timeout: int
 
 
 @instrument(span_name="Create config")
@@ -38,6 +39,7 @@ def create_engine_config(args: argparse.Namespace) -> EngineConfig:
         fails=args.engine_fails,
         prints_error=args.worker_prints_error,
         imports=args.worker_imports,
+        shutdown_timeout=args.shutdown_timeout,
     )
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -17,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from vllm import process_state
-from vllm.config import create_engine_config
+from vllm.config import EngineConfig, create_engine_config
 from vllm.logger import read_config, set_process_name
 from vllm.tracing import instrument
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -65,35 +66,42 @@ async def run_server(args: argparse.Namespace) -> None:
         raise SystemExit(ENGINE_DIED)
 
 
-def run_api_server(sock: socket.socket, engine_address: str) -> None:
+def run_api_server(sock: socket.socket, config: EngineConfig, engine_address: str) -> None:
     """Runs in a separate process."""
-    asyncio.run(serve_http(AsyncLLM(None, client_addresses={"engine": engine_address}), sock))
+    asyncio.run(serve_http(AsyncLLM(config, client_addresses={"engine": engine_address}), sock))
 
 
-async def serve_http(client: AsyncLLM, sock: socket.socket, args: argparse.Namespace | None = None) -> bool:
+async def serve_http(engine_client: AsyncLLM, sock: socket.socket, args: argparse.Namespace | None = None) -> bool:
     """Returns whether the engine has died."""
     tls = {"ssl_keyfile": args.ssl_keyfile, "ssl_certfile": args.ssl_certfile} if args else {}
     set_process_name("APIServer")
     log_config = read_config() or uvicorn.config.LOGGING_CONFIG
-    config = uvicorn.Config(build_app(client, args), log_level="info", log_config=log_config, **tls)
+    config = uvicorn.Config(build_app(engine_client, args), log_level="info", log_config=log_config, **tls)
     config.load()
     server = NoSignalServer(config)
     loop = asyncio.get_running_loop()
     died = asyncio.Event()
 
-    def stop() -> None:
+    shutdown_event = asyncio.Event()
+
+    async def handle_shutdown() -> None:
+        await shutdown_event.wait()
+        timeout = engine_client.vllm_config.shutdown_timeout
+        await loop.run_in_executor(None, partial(engine_client.shutdown, timeout=timeout))
         server.should_exit = True
 
     def stop_without_engine() -> None:
-        if not server.should_exit:
+        if not shutdown_event.is_set():
             died.set()
-            stop()
+            server.should_exit = True
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    if (manager := client.engine_core.manager) is not None:
+        loop.add_signal_handler(number, shutdown_event.set)
+    if (manager := engine_client.engine_core.manager) is not None:
         manager.watch(lambda: loop.call_soon_threadsafe(stop_without_engine) if loop.is_running() else None)
+    shutdown = loop.create_task(handle_shutdown())
     await server.serve(sockets=[sock])
+    shutdown.cancel()
     return died.is_set()
 
 
@@ -121,6 +129,7 @@ def build_app(client: AsyncLLM, args: argparse.Namespace | None) -> Starlette:
     ]
     app = Starlette(routes=routes)
     app.state.args = args
+    app.state.engine_client = client
     for middleware in args.middleware if args else ():
         module, name = middleware.rsplit(".", 1)
         app.add_middleware(getattr(importlib.import_module(module), name))

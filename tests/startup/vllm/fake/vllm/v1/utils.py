@@ -3,14 +3,15 @@
 import multiprocessing
 import socket
 
+from vllm.config import EngineConfig
 from vllm.entrypoints.launcher import run_api_server
 
 
 class APIServerProcessManager:
-    def __init__(self, sock: socket.socket, num_servers: int, engine_address: str) -> None:
+    def __init__(self, sock: socket.socket, num_servers: int, config: EngineConfig, engine_address: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.processes = [
-            context.Process(target=run_api_server, args=(sock, engine_address), name=f"ApiServer_{index}")
+            context.Process(target=run_api_server, args=(sock, config, engine_address), name=f"ApiServer_{index}")
             for index in range(num_servers)
         ]
         for process in self.processes:

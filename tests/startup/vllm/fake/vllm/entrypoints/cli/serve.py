@@ -67,6 +67,7 @@ class ServeSubcommand:
         parser.add_argument("--distributed-executor-backend")
         parser.add_argument("--worker-imports", nargs="*", default=[])
         parser.add_argument("--raises")
+        parser.add_argument("--shutdown-timeout", type=int, default=0)
         return parser
 
 
@@ -87,8 +88,9 @@ def _run_headless(args: argparse.Namespace) -> None:
 def _run_multi_api_server(args: argparse.Namespace) -> None:
     _exit_at_signals()
     sock = setup_server(args, reuse_port=True)
-    engine = launch_engine(create_engine_config(args))
-    servers = APIServerProcessManager(sock, args.api_server_count, engine.address)
+    config = create_engine_config(args)
+    engine = launch_engine(config)
+    servers = APIServerProcessManager(sock, args.api_server_count, config, engine.address)
     try:
         wait([engine.process.sentinel, *(process.sentinel for process in servers.processes)])
     finally:

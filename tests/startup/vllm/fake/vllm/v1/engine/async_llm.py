@@ -37,6 +37,9 @@ class AsyncLLM:
             client_index=client_index,
         )
 
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.engine_core.shutdown()
+
     def ask(self, request: dict[str, str]) -> Any:
         with Client(self.engine_core.address) as connection:
             connection.send(request)
