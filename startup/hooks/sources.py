@@ -49,7 +49,7 @@ class Sources:
             tree = parse(text)
             found = _resolve(tree, path)
             if isinstance(found, ast.alias) and depth:
-                source = _imported_from(tree, found, module, is_package=self._is_package(module))
+                source = _imported_from(tree, found, module, is_package=self.is_package(module))
                 return (self.find(source, found.name, depth=depth - 1) if source else None) or found
             if found is not None:
                 return found
@@ -63,7 +63,8 @@ class Sources:
         parts = filter(re.compile(rf"\b{name}\b").search, self._split(text))
         return ast.Module(body=[statement for part in parts for statement in self._parse(part).body], type_ignores=[])
 
-    def _is_package(self, module: str) -> bool:
+    def is_package(self, module: str) -> bool:
+        """Whether the module is a folder with an `__init__.py`."""
         path = self._path(module)
         return path is not None and path.name == "__init__.py"
 

@@ -1,0 +1,63 @@
+"""What the installed vLLM accepts: read from its sources once, later from a file; imports nothing of vLLM.
+
+The record is valid while the files that were read, the readers in this folder, and the folders that packages
+are installed in are the same.
+"""
+
+import json
+import sys
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from server.machine.file_stamps import read_stamp
+from server.machine.files import write_whole
+from startup.caches.folders import layers
+from startup.hooks.sources import Sources, installed_package
+from startup.vllm.facts.plugins import plugin_folders
+from startup.vllm.facts.vllm_facts import Bounds, FlagFact, Plugin, Registries, VariableFact, VllmFacts
+from startup.vllm.installed import InstalledVllm
+
+
+def read_facts(vllm: InstalledVllm) -> VllmFacts:
+    """The facts about an installed vLLM."""
+    folders = plugin_folders()
+    paths = layers(f"vllm-facts/{_key(vllm)}.json")
+    for path in paths:
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+            content = json.loads(path.read_bytes())
+            if all(read_stamp(name).stored == tuple(stamp) for name, stamp in content["files"].items()):
+                return _decode(content["facts"])
+    from startup.vllm.facts.source_reader import read_sources
+
+    sources = Sources(installed_package)
+    facts = read_sources(sources, folders)
+    files = [*map(str, (*sources.looked_at, *Path(__file__).parent.glob("*.py"))), *folders]
+    with suppress(OSError):
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        stamps = {file: read_stamp(file).stored for file in files}
+        write_whole(paths[0], json.dumps({"files": stamps, "facts": facts._asdict()}, separators=(",", ":")))
+    return facts
+
+
+def _key(vllm: InstalledVllm) -> str:
+    """The name of the file for this installation and program."""
+    return sha256(repr((sys.version, str(vllm.folder), vllm.version)).encode()).hexdigest()[:16]
+
+
+def _decode(content: dict[str, Any]) -> VllmFacts:
+    """The reverse of the tuples' JSON, which are lists."""
+    return VllmFacts(
+        flags=tuple(_decode_flag(*values) for values in content["flags"]),
+        has_all_flags=content["has_all_flags"],
+        variables=tuple(VariableFact(*values) for values in content["variables"]),
+        registries=Registries(*content["registries"]),
+        rules=tuple(content["rules"]),
+        installed_plugins=tuple(Plugin(*values) for values in content["installed_plugins"]),
+    )
+
+
+def _decode_flag(names: list[str], *others: Any) -> FlagFact:
+    flag = FlagFact(tuple(names), *others)
+    return flag if flag.bounds is None else flag._replace(bounds=Bounds(*flag.bounds))

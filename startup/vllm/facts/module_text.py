@@ -1,0 +1,182 @@
+"""Finds definitions in the source of a module by patterns, and parses only those that are asked for.
+
+Parsing whole files of vLLM with `ast` takes half a second. The patterns rely on vLLM's formatting: members of
+a class are indented by four blanks, and an expression ends before the next line at its own indentation.
+"""
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+_IMPORT: Final = re.compile(r"^(?: {4})?from +(\.*[\w.]*) +import +(?:\(([^)]*)\)|([^\n(]+))", re.MULTILINE)
+_ASSIGNMENT: Final = re.compile(r"^( {4})?([A-Za-z_]\w*) *(?::[^=\n]*)?=(?!=) *", re.MULTILINE)
+_COMMENT: Final = re.compile(r"#[^\n]*")
+_LONG_STRING: Final = re.compile(r'"""[^"]*(?:"(?!"")[^"]*)*"""')
+"""Documentation, which may contain lines that look like code."""
+_MEMBER: Final = re.compile(r"^ {4}(?=[A-Za-z_@])", re.MULTILINE)
+_EARLY_VALIDATOR: Final = re.compile(r'@model_validator\(mode="(?:before|wrap)"')
+_FIELD: Final = re.compile(r"^(?!else|try|finally)[A-Za-z_]\w*\s*:")
+
+
+class ImportedName(NamedTuple):
+    """A name that a module imports."""
+
+    module: str
+    """Absolute; relative imports are resolved."""
+    name: str
+
+
+class ClassText:
+    """A class: its decorators, bases, annotated fields and methods."""
+
+    def __init__(self, name: str, decorators: str, bases: str, body: str) -> None:
+        self.name = name
+        self.decorators = decorators
+        self.bases = [base.strip() for base in bases.split(",") if base.strip()]
+        self.body = body
+
+    @cached_property
+    def _members(self) -> list[str]:
+        """The source of each field, method and decorator; only the first line is not indented."""
+        begins = [*(match.end() for match in _MEMBER.finditer(self.body)), len(self.body)]
+        return [self.body[begin:end] for begin, end in pairwise(begins)]
+
+    @cached_property
+    def fields(self) -> list[ast.AnnAssign]:
+        """The annotated assignments in the class's body, in order."""
+        source = "".join(map(_dedent, filter(_FIELD.match, self._members)))
+        return [node for node in parse(source) if isinstance(node, ast.AnnAssign)]
+
+    def method(self, name: str) -> ast.FunctionDef | None:
+        """A method, without its decorators."""
+        pattern = re.compile(rf"(?:async )?def {name}\(")
+        source = next((member for member in self._members if pattern.match(member)), "")
+        return next((node for node in parse(_dedent(source)) if isinstance(node, ast.FunctionDef)), None)
+
+    @property
+    def is_dataclass(self) -> bool:
+        """Whether a decorator makes it a dataclass; vLLM's `config` forbids unknown fields, too."""
+        return re.search(r"@(?:\w+\.)*(?:config|dataclass)\b", self.decorators) is not None
+
+    @property
+    def forbids_unknown_fields(self) -> bool:
+        """Whether an unknown field is an error, and no validator may rename one before."""
+        is_config = re.search(r"@config\b", self.decorators) is not None
+        return is_config and 'extra="' not in self.decorators and not self._has_early_validator
+
+    @property
+    def _has_early_validator(self) -> bool:
+        return any(_EARLY_VALIDATOR.match(member) for member in self._members)
+
+    def is_validated_early(self, field: str) -> bool:
+        """Whether a validator may change the field's value before its range is checked."""
+        return any(f'"{field}"' in member for member in self._early_field_validators)
+
+    @cached_property
+    def _early_field_validators(self) -> list[str]:
+        validators = (member for member in self._members if member.startswith("@field_validator("))
+        return [member for member in validators if re.search(r'mode="(?:before|plain)"', member)]
+
+
+class ModuleText:
+    """The source of one module."""
+
+    def __init__(self, name: str, text: str, *, is_package: bool) -> None:
+        self.name = name
+        self.text = text
+        self._is_package = is_package
+        self._classes: dict[str, ClassText | None] = {}
+
+    def expression(self, name: str) -> ast.expr | None:
+        """The value that a name of the module has; the last one, as after `if TYPE_CHECKING: … else: …`."""
+        found = self._assignments.get(name)
+        return None if found is None else self._expression_at(found.end(), found[1])
+
+    def class_text(self, name: str) -> ClassText | None:
+        """A class at the top level of the module."""
+        if name not in self._classes:
+            self._classes[name] = self._find_class(name) if f"class {name}" in self.text else None
+        return self._classes[name]
+
+    def _find_class(self, name: str) -> ClassText | None:
+        head = re.search(rf"^class {name}\b(?:\(([^)]*)\))?:", self._without_documentation, re.MULTILINE)
+        if head is None:
+            return None
+        text = self._without_documentation
+        end = re.compile(r"^[^\s)]", re.MULTILINE).search(text, head.end())
+        decorators = text[: head.start()].rpartition("\n\n")[2]
+        return ClassText(name, decorators, head[1] or "", text[head.end() : end.start() if end else len(text)])
+
+    def function(self, name: str) -> ast.FunctionDef | None:
+        """A function at the top level of the module."""
+        text = self._without_documentation
+        head = re.search(rf"^(?:async )?def {name}\(", text, re.MULTILINE)
+        if head is None:
+            return None
+        end = re.compile(r"^[^\s)]", re.MULTILINE).search(text, head.end())
+        nodes = parse(text[head.start() : end.start() if end else len(text)])
+        return next((node for node in nodes if isinstance(node, ast.FunctionDef)), None)
+
+    def dict_keys(self, name: str) -> tuple[str, ...]:
+        """The texts among the keys of a dictionary, one key a line; nothing without such a dictionary."""
+        head = re.search(rf"^{name}\b *(?::[^=\n]*)?= *\{{", self.text, re.MULTILINE)
+        if head is None:
+            return ()
+        end = self.text.find("\n}", head.end())
+        return tuple(re.findall(r'^ {4}"([^"]+)":', self.text[head.end() : end], re.MULTILINE))
+
+    @cached_property
+    def imports(self) -> dict[str, ImportedName]:
+        """The names that `from … import …` binds, also under `if TYPE_CHECKING`."""
+        return dict(self._imported())
+
+    def _imported(self) -> Iterator[tuple[str, ImportedName]]:
+        for module, bracketed, plain in _IMPORT.findall(self.text):
+            for part in _COMMENT.sub("", bracketed or plain).split(","):
+                original, _, alias = (word.strip() for word in part.strip().partition(" as "))
+                if original:
+                    yield alias or original, ImportedName(self._absolute(module), original)
+
+    def _absolute(self, module: str) -> str:
+        relative = module.lstrip(".")
+        level = len(module) - len(relative)
+        if not level:
+            return module
+        parents = self.name.split(".")
+        parents = parents[: len(parents) - level + self._is_package]
+        return ".".join([*parents, *filter(None, [relative])])
+
+    def _expression_at(self, begin: int, indent: str | None) -> ast.expr | None:
+        end = re.compile(rf"^ {{0,{len(indent or '')}}}[^\s)\]}}]", re.MULTILINE).search(self.text, begin)
+        source = self.text[begin : end.start() if end else len(self.text)]
+        try:
+            return ast.parse(textwrap.dedent(source).strip(), mode="eval").body
+        except SyntaxError:
+            return None
+
+    @cached_property
+    def _assignments(self) -> dict[str, re.Match[str]]:
+        """The last assignment to each name, outside of blocks if there is one."""
+        found = list(_ASSIGNMENT.finditer(self.text))
+        nested = {match[2]: match for match in found if match[1]}
+        return nested | {match[2]: match for match in found if not match[1]}
+
+    @cached_property
+    def _without_documentation(self) -> str:
+        return _LONG_STRING.sub('""', self.text)
+
+
+def _dedent(member: str) -> str:
+    return textwrap.dedent(f"    {member}")
+
+
+def parse(source: str) -> list[ast.stmt]:
+    """The statements; none for what was written for a newer Python than this one."""
+    try:
+        return ast.parse(source).body
+    except SyntaxError:
+        return []

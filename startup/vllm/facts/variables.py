@@ -1,0 +1,42 @@
+"""Reads the environment variables of vLLM from the table in its `envs.py`, and how it parses their values."""
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from startup.vllm.facts.definitions import Definitions
+from startup.vllm.facts.vllm_facts import VariableFact
+
+_MODULE: Final = "vllm.envs"
+_TABLE: Final = re.compile(r"^environment_variables\b[^\n]*= *\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
+_ENTRY: Final = re.compile(r'^ {4}"(\w+)":', re.MULTILINE)
+_NUMBER: Final = re.compile(r'\b(int|float)\(\s*os\.(?:get\w+|environ\.\w+)\(\s*"(\w+)"(?:,[^()]*)?\)\s*\)')
+_CHOICES: Final = re.compile(r"env_with_choices\([^\[]*\[([^\]]*)\]")
+_PORT_READER: Final = "get_vllm_port"
+
+
+def read_variables(definitions: Definitions) -> tuple[VariableFact, ...]:
+    """All variables of the table; nothing if it is not found."""
+    module = definitions.module(_MODULE)
+    table = _TABLE.search(module.text) if module is not None else None
+    return tuple(_facts(table[1])) if table is not None else ()
+
+
+def _facts(table: str) -> Iterator[VariableFact]:
+    entries = list(_ENTRY.finditer(table))
+    ends = [*(entry.start() for entry in entries[1:]), len(table)]
+    for entry, end in zip(entries, ends, strict=True):
+        yield _fact(entry[1], table[entry.end() : end])
+
+
+def _fact(name: str, getter: str) -> VariableFact:
+    number = _NUMBER.search(getter)
+    if number is not None and number[2] == name:
+        return VariableFact(name, "int" if number[1] == "int" else "float")
+    if getter.strip().startswith(f"{_PORT_READER},"):
+        return VariableFact(name, "int")
+    if (found := _CHOICES.search(getter)) is not None and getter.lstrip().startswith("env_with_choices"):
+        choices = tuple(re.findall(r'"([^"]*)"', found[1]))
+        is_case_free = "case_sensitive=False" in getter
+        return VariableFact(name, "choice", tuple(map(str.lower, choices)) if is_case_free else choices, is_case_free)
+    return VariableFact(name)

@@ -1,0 +1,113 @@
+"""What is known about an installed vLLM: plain data, recorded as JSON."""
+
+from typing import Any, Final, Literal, NamedTuple
+
+from envs import foreign
+
+_ALLOWED_PLUGINS: Final = "VLLM_PLUGINS"
+
+ValueKind = Literal[
+    "text", "int", "size", "size or auto", "float", "json", "json or text", "object", "folded", "unknown"
+]
+"""How vLLM reads a value: `size` is an integer with a suffix such as 8k, `object` JSON with known fields,
+`folded` a choice in any case and with dashes; a value of the kind `unknown` is not checked.
+"""
+
+
+class Bounds(NamedTuple):
+    """The range of a number, as vLLM's configuration classes declare it."""
+
+    above: float | None = None
+    below: float | None = None
+    least: float | None = None
+    most: float | None = None
+
+
+class FlagFact(NamedTuple):
+    """One flag, in the terms of argparse."""
+
+    names: tuple[str, ...]
+    """In vLLM's order; a short name may come before or after the long one."""
+    kind: ValueKind = "unknown"
+    nargs: int | str | None = None
+    """0 for a switch."""
+    is_negatable: bool = False
+    """Whether `--no-x` is the opposite of `--x`."""
+    is_optional: bool = False
+    """Whether an empty value, and `None`, stand for no value."""
+    choices: tuple[Any, ...] | None = None
+    bounds: Bounds | None = None
+    fields: tuple[str, ...] | None = None
+    """The fields of the object; None if other ones are accepted, too."""
+    owner: str = ""
+    """The class of vLLM's configuration that has the value."""
+
+    @property
+    def name(self) -> str:
+        """The first long name."""
+        return next(name for name in self.names if name.startswith("--"))
+
+    @property
+    def parameter(self) -> str:
+        """The attribute of argparse's result."""
+        return self.name.removeprefix("--").replace("-", "_")
+
+
+VariableKind = Literal["text", "int", "float", "choice"]
+
+
+class VariableFact(NamedTuple):
+    """One variable."""
+
+    name: str
+    kind: VariableKind = "text"
+    choices: tuple[str, ...] = ()
+    """In lower case if `is_case_free`."""
+    is_case_free: bool = False
+
+
+class Registries(NamedTuple):
+    """The names of each registry, without those that plugins add; empty if it is not found."""
+
+    tool_parsers: tuple[str, ...]
+    reasoning_parsers: tuple[str, ...]
+    architectures: tuple[str, ...]
+    former_architectures: dict[str, str]
+    """Those that this vLLM has no longer: the last version that had them, or the address of a plugin."""
+    load_formats: tuple[str, ...]
+    config_formats: tuple[str, ...]
+    tokenizer_modes: tuple[str, ...]
+    quantization_methods: tuple[str, ...]
+    attention_backends: tuple[str, ...]
+
+
+class Plugin(NamedTuple):
+    """An entry point of another package."""
+
+    group: str
+    name: str
+
+
+class VllmFacts(NamedTuple):
+    """What one installation of vLLM accepts."""
+
+    flags: tuple[FlagFact, ...]
+    has_all_flags: bool
+    """Whether every other flag is unknown to vLLM itself; a plugin may add one."""
+    variables: tuple[VariableFact, ...]
+    registries: Registries
+    rules: tuple[str, ...]
+    """The rules of `startup.vllm.facts.rules` that this version has."""
+    installed_plugins: tuple[Plugin, ...] = ()
+
+    def has_rule(self, name: str) -> bool:
+        """Whether this version checks the rule."""
+        return name in self.rules
+
+    @property
+    def plugins(self) -> tuple[Plugin, ...]:
+        """The plugins that vLLM will load; they may know more names than vLLM itself."""
+        if not foreign.is_set(_ALLOWED_PLUGINS):
+            return self.installed_plugins
+        allowed = foreign.text_of(_ALLOWED_PLUGINS).split(",")
+        return tuple(plugin for plugin in self.installed_plugins if plugin.name in allowed)

@@ -1,0 +1,203 @@
+"""Facts about a vLLM are read from its sources: each form of code that says something about a flag or name.
+
+That the facts are right for real versions is proven by tests/vllm_engine/test_vllm_facts.py.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from startup.vllm.facts import source_reader
+from startup.vllm.facts.installed_facts import read_facts
+from startup.vllm.facts.source_reader import read_facts_in
+from startup.vllm.facts.vllm_facts import Bounds, FlagFact, VllmFacts
+from startup.vllm.installed import InstalledVllm
+from tests.startup.vllm.facts.small_vllm import change, write_small_vllm
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> VllmFacts:
+    folder = tmp_path_factory.mktemp("site")
+    write_small_vllm(folder)
+    return read_facts_in(folder)
+
+
+def _flag(facts: VllmFacts, name: str) -> FlagFact:
+    return next(flag for flag in facts.flags if name in flag.names)
+
+
+def test_every_flag_is_found(facts: VllmFacts) -> None:
+    assert facts.has_all_flags
+    names = {flag.name for flag in facts.flags}
+    assert {"--headless", "--config", "--host", "--lora-modules", "--model", "--enable-log-requests"} <= names
+    assert len(facts.flags) == 50
+
+
+def test_documentation_is_not_taken_for_a_field(facts: VllmFacts) -> None:
+    assert [flag.owner for flag in facts.flags if flag.name == "--model"] == ["ModelConfig"]
+    assert not any(flag.name == "--size" for flag in facts.flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "nargs"),
+    [
+        ("--headless", "text", 0),
+        ("--api-server-count", "int", None),
+        ("--host", "text", None),
+        ("--lora-modules", "unknown", "+"),
+        ("--api-key", "text", "+"),
+        ("--allowed-origins", "json", None),
+        ("--middleware", "text", None),
+        ("--default-chat-template-kwargs", "json", None),
+        ("--enable-prefix-caching", "unknown", 0),
+        ("--max-model-len", "size or auto", None),
+        ("--max-num-batched-tokens", "size", None),
+        ("--max-num-seqs", "int", None),
+        ("--capture-sizes", "int", "+"),
+        ("--hf-token", "text", "?"),
+        ("--hf-overrides", "json or text", None),
+        ("--served-model-name", "text", "+"),
+        ("--quantization", "text", None),
+        ("--compilation-config", "object", None),
+        ("--gpu-memory-utilization", "float", None),
+        ("--moe-backend", "folded", None),
+        ("--device-ids", "unknown", None),
+        ("--optimization-level", "int", None),
+    ],
+)
+def test_kind_and_number_of_values(facts: VllmFacts, name: str, kind: str, nargs: int | str | None) -> None:
+    flag = _flag(facts, name)
+    assert (flag.kind, flag.nargs) == (kind, nargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("--dtype", ("auto", "float16", "half")),
+        ("--uvicorn-log-level", ("critical", "error", "info")),
+        ("--all2all-backend", ("deepep", "naive")),
+        ("--moe-backend", ("auto", "deep_gemm")),
+        ("--log-level", ("debug", "info")),
+        ("--max-lora-rank", (8, 16, 64)),
+        ("--quantization", None),
+        ("--load-format", None),
+    ],
+)
+def test_choices(facts: VllmFacts, name: str, choices: tuple[object, ...] | None) -> None:
+    assert _flag(facts, name).choices == choices
+
+
+def test_names_ranges_and_fields(facts: VllmFacts) -> None:
+    assert _flag(facts, "-q").names == ("--quantization", "-q")
+    assert _flag(facts, "--device-memory-utilization").name == "--gpu-memory-utilization"
+    assert _flag(facts, "--gpu-memory-utilization").bounds == Bounds(above=0, most=1)
+    assert _flag(facts, "--max-model-len").bounds == Bounds(least=-1)
+    assert _flag(facts, "--kv-cache-memory-bytes").bounds is None
+    assert _flag(facts, "-cc").fields == ("mode", "pass_config")
+    assert _flag(facts, "--enable-prefix-caching").is_negatable
+    assert not _flag(facts, "--headless").is_negatable
+    assert _flag(facts, "--host").is_optional
+    assert not _flag(facts, "--port").is_optional
+
+
+def test_names_of_registries(facts: VllmFacts) -> None:
+    names = facts.registries
+    assert names.tool_parsers == ("hermes", "mistral")
+    assert names.reasoning_parsers == ("qwen3",)
+    assert names.architectures == ("LlamaForCausalLM", "GPT2LMHeadModel", "Qwen2VLForConditionalGeneration")
+    assert names.former_architectures == {"OldForCausalLM": "0.20.0"}
+    assert names.quantization_methods == ("awq", "fp8")
+    assert names.load_formats == ("auto", "safetensors", "dummy")
+    assert names.attention_backends == ("FLASH_ATTN", "CPU_ATTN")
+
+
+def test_variables(facts: VllmFacts) -> None:
+    kinds = {variable.name: variable.kind for variable in facts.variables}
+    assert kinds["VLLM_PORT"] == "int"
+    assert kinds["VLLM_LOG_INTERVAL"] == "float"
+    assert kinds["VLLM_IS_ON"] == "int"
+    assert kinds["VLLM_LENIENT"] == "text"
+    precision = next(variable for variable in facts.variables if variable.name == "VLLM_PRECISION")
+    assert (precision.kind, precision.choices, precision.is_case_free) == ("choice", ("highest", "high"), True)
+
+
+def test_rules_are_those_of_the_sources(facts: VllmFacts, tmp_path: Path) -> None:
+    assert facts.has_rule("tool choice needs parser")
+    assert not facts.has_rule("cpu adapters")
+    package = write_small_vllm(tmp_path)
+    change(package, "entrypoints/launchers/cli_args.py", "and not args.tool_call_parser", "and never")
+    assert not read_facts_in(tmp_path).has_rule("tool choice needs parser")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('parser.add_argument("--headless"', 'parser.add_argument(f"--{name}"'),
+        ("parser = FrontendArgs.add_cli_args(parser)", "parser = add_more_flags(parser)"),
+    ],
+    ids=["name", "function"],
+)
+def test_flags_that_are_added_in_an_unknown_way_make_the_list_incomplete(tmp_path: Path, old: str, new: str) -> None:
+    package = write_small_vllm(tmp_path)
+    change(package, "entrypoints/launchers/cli_args.py", old, new)
+    assert not read_facts_in(tmp_path).has_all_flags
+
+
+def test_an_unknown_type_leaves_the_values_unchecked(tmp_path: Path) -> None:
+    package = write_small_vllm(tmp_path)
+    change(package, "config/cache.py", "kv_cache_memory_bytes: int | None", "kv_cache_memory_bytes: Unknown")
+    facts = read_facts_in(tmp_path)
+    assert facts.has_all_flags
+    assert _flag(facts, "--kv-cache-memory-bytes").kind == "unknown"
+
+
+def test_a_folder_without_vllm_has_no_facts(tmp_path: Path) -> None:
+    facts = read_facts_in(tmp_path)
+    assert (facts.flags, facts.has_all_flags, facts.variables, facts.rules) == ((), False, (), ())
+
+
+def test_plugins_of_other_packages_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_small_vllm(tmp_path)
+    for name, value in (("own", "own.plugin:register"), ("vllm", "vllm.plugins.lora:register")):
+        metadata = tmp_path / f"{name}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "entry_points.txt").write_text(
+            f"[console_scripts]\nx = y:z\n\n[vllm.general_plugins]\n{name} = {value}\n"
+        )
+    facts = read_facts_in(tmp_path)
+    assert [plugin.name for plugin in facts.installed_plugins] == ["own"]
+    assert facts.plugins == facts.installed_plugins
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    assert facts.plugins == ()
+
+
+@pytest.fixture
+def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstalledVllm:
+    package = write_small_vllm(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    return InstalledVllm("0.32.0", package)
+
+
+def test_facts_are_recorded_and_read_again(vllm: InstalledVllm, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = read_facts(vllm)
+    monkeypatch.setattr(source_reader, "read_sources", lambda *_: pytest.fail("read again"))
+    again = read_facts(vllm)
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(first))
+    assert _flag(again, "--gpu-memory-utilization").bounds == Bounds(above=0, most=1)
+
+
+def test_facts_are_read_again_when_a_source_changes(vllm: InstalledVllm) -> None:
+    assert "hermes" in read_facts(vllm).registries.tool_parsers
+    change(vllm.folder, "tool_parsers/__init__.py", '"hermes"', '"another"')
+    assert "another" in read_facts(vllm).registries.tool_parsers
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"files": {}, "facts": {"flags": 1}}', "[1]"])
+def test_a_damaged_record_is_replaced(vllm: InstalledVllm, tmp_path: Path, content: str) -> None:
+    first = read_facts(vllm)
+    (path,) = (tmp_path / "cache" / "vllm_cli" / "vllm-facts").iterdir()
+    path.write_text(content)
+    assert len(read_facts(vllm).flags) == len(first.flags)
+    assert path.read_text() != content
