@@ -30,6 +30,9 @@ START_METHODS: Final = ("spawn", "fork", "forkserver")
 ENGINES: Final = ("auto", "embedded", "vllm")
 """The engines: this package's own, or an installed vLLM; `auto` prefers vLLM."""
 
+PREFLIGHT_MODES: Final = ("auto", "warn", "off")
+"""Whether faults that the preflight finds end a start, are only logged, or are not looked for."""
+
 STANDBY_MODES: Final = ("auto", "off", "require")
 """Whether a start is forked from a standby process."""
 
@@ -51,6 +54,7 @@ class Environment:
     VCLI_PRELOAD_MODULE = text("Module of the model's class, imported by the forkserver; set by the launcher.")
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")
     VCLI_STANDBY = choice("auto", STANDBY_MODES, "Whether a running standby is used if --standby is not given.")
+    VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "What the preflight does if --preflight is not given.")
     VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")
     VCLI_PROBE_PROCESS = boolean(True, "Answer probes in a process of its own, also while the server is busy.")
     VCLI_PROBE_REALTIME = boolean(True, "Give that process real-time priority, if permitted.")

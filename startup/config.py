@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from envs.registry import LOGGING_LEVELS, STANDBY_MODES, env
+from envs.registry import LOGGING_LEVELS, PREFLIGHT_MODES, STANDBY_MODES, env
 from server.config import EngineConfig, RendererConfig
 from server.errors import ConfigError
 from server.limits import LimitsConfig
@@ -17,6 +17,7 @@ DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The model without MODEL and --model."""
 
 StandbyMode = Literal["auto", "off", "require"]
+PreflightMode = Literal["auto", "warn", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,13 @@ class StartupConfig:
         variable=env.VCLI_STANDBY,
     )
     """Used before the command line is parsed (`startup.standby.front_process`)."""
+    preflight: PreflightMode = setting(
+        "auto",
+        "--preflight",
+        "Check before the start what would make it fail: end with all faults, only log them, or do not check.",
+        choices=PREFLIGHT_MODES,
+        variable=env.VCLI_PREFLIGHT,
+    )
     startup_timeout_s: float | None = setting(
         None,
         "--startup-timeout",

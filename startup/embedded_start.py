@@ -169,7 +169,7 @@ class _EmbeddedStart:
 
             return run_preflight(self._config, options=PreflightOptions(is_listening=True, location=location))
 
-        self._session.check(check)
+        self._session.check(check, self._config.preflight)
 
     def _download(self, location: Location) -> ModelFiles:
         """Downloads what is not on disk; the files are read into the page cache afterwards."""

@@ -5,6 +5,10 @@ class StartupError(Exception):
     """The server cannot start; the message names the value and the fix."""
 
 
+class CommandLineError(StartupError):
+    """vLLM does not accept the words of its command line; exit code 2."""
+
+
 class ModelNotFoundError(StartupError):
     """The model is neither a readable folder nor available from the hub."""
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     NumValues = Callable[[str], int | str | None]
 
 LAUNCHER_FLAGS = {
-    "--engine": 1, "--standby": 1, "--preflight-only": 0, "--json": 0, "--log-format": 1,
+    "--engine": 1, "--standby": 1, "--preflight": 1, "--preflight-only": 0, "--json": 0, "--log-format": 1,
     "--startup-timeout": 1, "--startup-report": 1, "--startup-trace": 1,
     "--prefetch": 1, "--prefetch-threads": 1, "--prefetch-block-size": 1,
 }  # fmt: skip

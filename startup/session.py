@@ -16,6 +16,7 @@ from envs.registry import env
 from server.config import ModelFiles
 from server.types import EngineInfo
 from startup.caches.baked import PAGES, find_baked
+from startup.config import PreflightMode
 from startup.deadline import StartDeadline
 from startup.errors import StartupError
 from startup.model.prefetch_plan import plan_files, plan_libraries
@@ -141,23 +142,21 @@ class StartSession:
         paths = (*(() if pages else plan_libraries()), *(plan_files(files) if files else ()))
         self._prefetch = self.stack.enter_context(start_prefetch(paths, options, pages))
 
-    def check(self, run_preflight: Callable[[], PreflightReport], *, errors_are_fatal: bool = True) -> None:
+    def check(self, run_preflight: Callable[[], PreflightReport], mode: PreflightMode) -> None:
         """Reads the history, runs the preflight and logs its warnings.
 
         Args:
             run_preflight: called within the phase `preflight`, so that its imports are part of it.
-            errors_are_fatal: whether errors end the start; otherwise they are logged as warnings.
+            mode: `auto` ends the start if there are errors, `warn` logs them, `off` does not check.
 
         Raises:
             StartupError: with all errors of the preflight.
         """
         with self.timeline.span("preflight"):
             self.state.load_history()
-            report = run_preflight()
-        for finding in report.warnings if errors_are_fatal else (*report.errors, *report.warnings):
-            logger.warning("%s", finding.message)
-        if errors_are_fatal and (err := report.as_error()) is not None:
-            raise err
+            report = run_preflight() if mode != "off" else None
+        if report is not None:
+            report.apply(mode)
 
     def hand_over(self) -> None:
         """The HTTP server is about to accept: returns once the responder does not. Called on any thread."""

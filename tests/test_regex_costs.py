@@ -30,7 +30,9 @@ NO_FOREIGN_TEXT: Final = {
     "startup.hooks.sources": "vLLM's own sources",
     "startup.model": "names of the model and its files",
     "startup.timeline.subject": "names of installed packages",
+    "startup.vllm.facts": "vLLM's own sources",
     "startup.vllm.installed": "names and versions of installed packages",
+    "startup.vllm.preflight": "words of the operator, torch's own source, files of the model",
 }
 """Package or module -> what its patterns read instead of text of a client or a model."""
 

@@ -20,7 +20,7 @@ from envs.variable import EnvError
 from server.errors import ConfigError
 from server.exit_codes import INTERRUPTED, START_FAILED, USAGE
 from startup.engine.installed import INSTALL_COMMAND, MODULES
-from startup.errors import StartupError
+from startup.errors import CommandLineError, StartupError
 from vllm_cli.lazy_group import CommandEntry, LazyGroup
 from vllm_cli.version import VERSION
 
@@ -80,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> int:
         result = cli.main(args, prog_name="vllm-cli", standalone_mode=False)
     except click.ClickException as err:
         return _show(err)
-    except (ConfigError, EnvError) as err:
+    except (ConfigError, EnvError, CommandLineError) as err:
         return _fail(err, USAGE)
     except StartupError as err:
         return _fail(err, START_FAILED)

@@ -74,7 +74,18 @@ def _holders(kind: str, is_wanted: Callable[[Any], bool]) -> str:
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):  # it has ended, or is another user's
             if any(c.status in _HOLDING and is_wanted(c.laddr) for c in process.net_connections(kind)):
-                words = " ".join(" ".join(word.split()) for word in hide_in_words(process.cmdline()))
-                text = words if len(words) <= _MAX_CHARACTERS else f"{words[: _MAX_CHARACTERS - 1]}…"
-                found.append(f"pid {process.pid} ({text})")
+                found.append(describe_process(process.pid))
     return ", ".join(found) or "a process that is not visible from here, or does not listen yet"
+
+
+def describe_process(pid: int) -> str:
+    """A process by number, and by its command line without secrets if that is visible from here."""
+    import psutil
+
+    try:
+        words = psutil.Process(pid).cmdline()
+    except (psutil.Error, OSError):
+        return f"pid {pid}"
+    text = " ".join(" ".join(word.split()) for word in hide_in_words(words))
+    shown = text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…"
+    return f"pid {pid} ({shown})"

@@ -20,7 +20,7 @@ _MIN_BYTES: Final = 1 << 30
 
 def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
     """Checks the cache folder before a download."""
-    folder = _nearest_existing(cache_dir)
+    folder = nearest_existing(cache_dir)
     if problem := write_problem(str(folder)):
         reason = f"{folder} cannot be written to ({problem})"
         yield error("disk", f"{place.name} is to be downloaded, but {reason}: give --download-dir")
@@ -28,14 +28,14 @@ def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
     remaining = _remaining_bytes(place.folder) if place.folder else None
     if problem := _disk_problem(folder, remaining):
         yield error("disk", f"{place.name} is to be downloaded: {problem}")
-    elif remaining is None and (free := _free_bytes(folder)) < _MIN_BYTES:
+    elif remaining is None and (free := free_bytes(folder)) < _MIN_BYTES:
         yield warning("disk", f"{place.name} is to be downloaded: {folder} has only {format_bytes(free)} free")
 
 
 def check_cache_folder() -> Iterator[Finding]:
     """Warns if records and caches cannot be written below VLLM_CACHE_ROOT; a start works without them."""
     folder = cache_folder()
-    if problem := write_problem(str(_nearest_existing(folder))):
+    if problem := write_problem(str(nearest_existing(folder))):
         yield warning(
             "cache",
             f"nothing is cached between starts: {folder} cannot be written to ({problem}); "
@@ -45,8 +45,8 @@ def check_cache_folder() -> Iterator[Finding]:
 
 def _disk_problem(folder: Path, needed_bytes: int | None) -> str | None:
     """Why this many bytes do not fit on the folder's disk; None if they do, or if the number is unknown."""
-    folder = _nearest_existing(folder)
-    free = _free_bytes(folder)
+    folder = nearest_existing(folder)
+    free = free_bytes(folder)
     if needed_bytes is None or needed_bytes <= free:
         return None
     missing = format_bytes(needed_bytes - free)
@@ -69,11 +69,12 @@ def _remaining_bytes(snapshot: Path) -> int | None:
     return max(int(total) - present, 0)
 
 
-def _free_bytes(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user can write to the folder's disk."""
     state = os.statvfs(folder)
     return state.f_bavail * state.f_frsize
 
 
-def _nearest_existing(folder: Path) -> Path:
+def nearest_existing(folder: Path) -> Path:
     """The folder, or its nearest parent that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -30,7 +30,7 @@ _MIN_SHM_BYTES: Final = 16 << 20
 
 def check_limits(shape: ModelShape | None, config: EngineConfig) -> Iterator[Finding]:
     """Checks this process's soft limits, which its children inherit."""
-    yield from _check_num_files()
+    yield from check_num_files()
     if shape is not None and not expects_gpu():
         cache = _reserved_bytes(shape, config)
         mapped = _LIBRARY_BYTES + shape.weight_bytes
@@ -56,7 +56,8 @@ def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
         )
 
 
-def _check_num_files() -> Iterator[Finding]:
+def check_num_files() -> Iterator[Finding]:
+    """Checks the number of open files; every client needs one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= _GOOD_NUM_FILES:
         return

@@ -6,7 +6,7 @@ from server.config import EngineConfig
 from server.model_files.kind import read_model_kind
 from startup.preflight.checkpoint import Checkpoint
 
-_LENGTH_KEYS: Final = (
+LENGTH_KEYS: Final = (
     "max_position_embeddings",
     "n_positions",
     "max_seq_len",
@@ -42,7 +42,7 @@ def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape
     dtype = config.dtype if config.dtype != "auto" else _own_dtype(checkpoint, text)
     item_bytes = _ITEM_BYTES.get(dtype, 2)
     is_pooling = read_model_kind(checkpoint.folder, config).is_pooling
-    lengths = [length for key in _LENGTH_KEYS if (length := _count(text, key))]
+    lengths = [length for key in LENGTH_KEYS if (length := _count(text, key))]
     return ModelShape(
         dtype=dtype,
         weight_bytes=_weight_bytes(checkpoint, item_bytes),

@@ -1,15 +1,24 @@
 """The preflight's findings, as text and as JSON."""
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 from envs.redaction import without_login
-from startup.errors import StartupError
+from startup.config import PreflightMode
+from startup.errors import CommandLineError, StartupError
+
+logger = logging.getLogger(__name__)
 
 Severity = Literal["error", "warning", "info"]
 
+USAGE: Final = "usage"
+"""The check of words that the command line does not accept."""
+
 _SCHEMA: Final = 1
+_MAX_SHOWN: Final = 5
+"""Lines of faults in an error."""
 _ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "info")
 
 
@@ -57,12 +66,30 @@ class PreflightReport:
         """Faults that may cause problems later."""
         return self._of("warning")
 
+    @property
+    def has_usage_error(self) -> bool:
+        """Whether words of the command line are not accepted."""
+        return any(finding.check == USAGE for finding in self.errors)
+
     def as_error(self) -> StartupError | None:
-        """All errors in one exception; None if there are none."""
+        """All errors in one exception, of which the first few are shown; None if there are none."""
         messages = [finding.message for finding in self.errors]
-        if len(messages) > 1:
-            return StartupError("\n  ".join([f"{len(messages)} faults:", *messages]))
-        return StartupError(messages[0]) if messages else None
+        if not messages:
+            return None
+        kind = CommandLineError if self.has_usage_error else StartupError
+        if len(messages) == 1:
+            return kind(messages[0])
+        shown = messages if len(messages) <= _MAX_SHOWN else messages[: _MAX_SHOWN - 1]
+        num_hidden = len(messages) - len(shown)
+        rest = [f"and {num_hidden} more: --preflight-only shows all"] if num_hidden else []
+        return kind("\n  ".join([f"{len(messages)} faults:", *shown, *rest]))
+
+    def apply(self, mode: PreflightMode) -> None:
+        """Raises the errors as one; with the mode `warn`, and if there are none, logs what was found."""
+        if mode != "warn" and (err := self.as_error()) is not None:
+            raise err
+        for finding in (*self.errors, *self.warnings):
+            logger.warning("%s", finding.message)
 
     def to_json(self) -> str:
         """A JSON object; `schema` changes when a field changes its meaning."""

@@ -4,8 +4,7 @@ Imports only the standard library, msgspec, jinja2 to compile a chat template, a
 download. Uses the network only for files that are not on disk.
 """
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from envs.home import expand_home
 from envs.registry import undeclared_names, unknown_variables, validate_all
-from envs.variable import EnvError
 from server.machine.memory import MemoryState, read_memory
 from server.wording import list_some
 from startup.config import StartupConfig
@@ -23,6 +21,7 @@ from startup.model.location import Location, ModelPlace, hub_cache_dir, is_offli
 from startup.preflight.access import check_api_keys, check_tls
 from startup.preflight.address import check_address
 from startup.preflight.chat_template import check_chat_templates
+from startup.preflight.check_groups import CheckGroup, run_checks
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.preflight.disk import check_cache_folder, check_disk
 from startup.preflight.limits import SHM, check_limits, check_shared_memory
@@ -59,24 +58,7 @@ def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = N
         config: the start's configuration.
         options: what to assume about the machine.
     """
-    begin = time.perf_counter()
-    findings: list[Finding] = []
-    timings: list[tuple[str, float]] = []
-    for name, check in _Preflight(config, options or PreflightOptions()).checks():
-        check_begin = time.perf_counter()
-        findings += _run(name, check)
-        timings.append((name, time.perf_counter() - check_begin))
-    return PreflightReport(tuple(findings), time.perf_counter() - begin, tuple(timings))
-
-
-def _run(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """An error inside a check is a warning: it must not prevent a start that would work."""
-    try:
-        return list(check())
-    except EnvError:
-        return []  # reported by the check of the environment
-    except Exception as err:  # noqa: BLE001 - the boundary of a check
-        return [warning(name, f"this check could not be done: {type(err).__name__}: {err}")]
+    return run_checks(_Preflight(config, options or PreflightOptions()).checks())
 
 
 def _check_environment() -> Iterator[Finding]:
@@ -98,7 +80,7 @@ class _Preflight:
         self._options = options
         self._hub_checks: list[HubCheck] = []
 
-    def checks(self) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
+    def checks(self) -> Iterator[CheckGroup]:
         """Groups of checks in their order; the request to the hub is sent early and evaluated last."""
         server = self._config.server
         yield "environment", _check_environment

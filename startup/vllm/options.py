@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from startup.config import StandbyMode
+from startup.config import PreflightMode, StandbyMode
 from startup.logs.options import LogFormat
 from startup.prefetch.options import PrefetchOptions
 
@@ -17,6 +17,7 @@ class VllmOptions:
     start_method: str = "forkserver"
     """`forkserver` replaces the `spawn` that vLLM would use; the other methods are left to vLLM."""
     standby: StandbyMode = "auto"
+    preflight: PreflightMode = "auto"
     prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
     startup_timeout_s: float | None = None
     """The longest time that the start may take; None for no limit."""

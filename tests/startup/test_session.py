@@ -50,7 +50,7 @@ def test_a_ready_start_is_saved_and_reported(
             assert answer.status == 200
         session.limit_time(60)
         session.prefetch(None, PrefetchOptions(mode="off"))
-        session.check(_preflight(warning("disk", "little space")))
+        session.check(_preflight(warning("disk", "little space")), "auto")
         session.hand_over()
         session.finish()
         session.notify_ready()
@@ -70,7 +70,7 @@ def test_a_ready_start_is_saved_and_reported(
 def test_a_failed_start_is_reported_and_closed(session: StartSession, manager: NotifySocket, tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="2 faults:\n  no weights\n  no memory"), session:
         listening = session.listen(ListenAddress("127.0.0.1", 0, None))
-        session.check(_preflight(error("weights", "no weights"), error("memory", "no memory")))
+        session.check(_preflight(error("weights", "no weights"), error("memory", "no memory")), "auto")
     assert listening.fileno() == -1
     wait_until(lambda: any(line.startswith("STATUS=failed: 2 faults: no weights") for line in manager.lines))
     report = json.loads((tmp_path / "report").read_text())
@@ -80,7 +80,7 @@ def test_a_failed_start_is_reported_and_closed(session: StartSession, manager: N
 
 def test_errors_of_the_preflight_may_be_warnings(session: StartSession, caplog: pytest.LogCaptureFixture) -> None:
     with session:
-        session.check(_preflight(error("weights", "no weights")), errors_are_fatal=False)
+        session.check(_preflight(error("weights", "no weights")), "warn")
     assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", "no weights")]
 
 

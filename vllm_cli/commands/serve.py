@@ -63,10 +63,9 @@ def _serve_with_vllm(options: VllmOptions) -> int:
     vllm = require_vllm()
     if options.is_preflight_only:
         from startup.vllm.command_line import CommandLine
-        from startup.vllm.launch.preflight import run_preflight
+        from startup.vllm.preflight.run import run_preflight
 
-        line = CommandLine.of(options.words)
-        report = run_preflight(line, line.locate_model(), is_listening=False)
+        report = run_preflight(vllm, CommandLine.of(options.words), is_listening=False)
         return _print(report, as_json=options.is_json)
     from startup.vllm.launch.start import start_vllm
 

@@ -1,6 +1,6 @@
 """The command line of `serve` as a click command: parses by vLLM's rules and checks all settings."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
@@ -8,7 +8,8 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from envs.registry import env, unknown_variables, validate_all
+from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
+from envs.variable import EnvError
 from startup.config import DEFAULT_MODEL_ID, StartupConfig
 from startup.serve_words import help_topic
 from vllm_cli.errors import InputError
@@ -27,6 +28,8 @@ VLLM: Final = "vllm_cli.vllm_options"
 CONFIG_OF_START: Final = "vllm_cli.startup_config"
 """Key of the configuration of a start of the embedded engine."""
 
+_READ_FOR_VLLM: Final = ("VLLM_WORKER_MULTIPROC_METHOD", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
 
 class ServeCommand(click.Command):
     """Accepts every flag of `vllm serve`; click itself parses only the supported ones."""
@@ -36,7 +39,7 @@ class ServeCommand(click.Command):
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, _words_so_far(args))
         if choose_engine(args) == "vllm":
-            _check_environment()
+            _raise_all(error for error in validate_all() if _is_read_for_vllm(error.name))
             options = vllm_options(ctx, args)
             show_notices(
                 (*_unknown_variables(), *secret_notices(options.words, has_key_file=False)), options.log_format
@@ -46,7 +49,7 @@ class ServeCommand(click.Command):
         if (topic := help_topic(args)) is not None:
             click.echo(self._help_about(ctx, topic))
             ctx.exit()
-        _check_environment()
+        _raise_all(validate_all())
         given = Arguments.parse(args)
         config_path = given.last_value(CONFIG.name)
         in_file = read_config_file(Path(config_path)) if config_path else Arguments()
@@ -96,9 +99,14 @@ def _words_so_far(args: Sequence[str]) -> list[str]:
         return []
 
 
-def _check_environment() -> None:
-    if errors := validate_all():
-        raise InputError("\nError: ".join(map(str, errors)))
+def _raise_all(errors: Iterable[EnvError]) -> None:
+    if lines := list(map(str, errors)):
+        raise InputError("\nError: ".join(lines))
+
+
+def _is_read_for_vllm(name: str) -> bool:
+    """Whether the launcher reads the variable; of others vLLM may accept more values than we do."""
+    return name.startswith(OWN_PREFIX) or name in _READ_FOR_VLLM
 
 
 def _unknown_variables() -> Iterator[str]:

@@ -46,7 +46,6 @@ from startup.vllm.launch.plain_start import (
     plain_start_reason,
     report_plain_start,
 )
-from startup.vllm.launch.preflight import run_preflight
 from startup.vllm.logs import log_as
 from startup.vllm.options import VllmOptions
 from startup.vllm.patches import compile_cache, port
@@ -56,6 +55,7 @@ from startup.vllm.patches.json_logs import log_as_json, omit_prefixes_in_json, u
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.tokenizers import reuse_tokenizer
+from startup.vllm.preflight.run import run_preflight
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,8 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         import_api_server()
     gc.enable()
     if not line.is_for_help:
+        if vllm.is_new_enough and options.preflight != "off" and not env.VCLI_PLAIN_VLLM.get():
+            run_preflight(vllm, line, is_listening=False).apply(options.preflight)
         report_plain_start(options.log_format)
     return run_vllm(line.words)
 
@@ -146,7 +148,7 @@ class _VllmStart:
         else:
             discard_dormant()
         session.prefetch(self._files, self._options.prefetch)
-        session.check(self._run_preflight, errors_are_fatal=False)  # vLLM itself fails on them, minutes later
+        session.check(self._run_preflight, self._options.preflight)
         self._add_baked_caches()
         self._import_api_server()
         events.watch()
@@ -197,7 +199,7 @@ class _VllmStart:
                 logger.warning("%s", notice)
 
     def _run_preflight(self) -> PreflightReport:
-        return run_preflight(self._line, self._files, is_listening=True)
+        return run_preflight(self._vllm, self._line, is_listening=True)
 
     def _import_api_server(self) -> None:
         """Imports it on the main thread, while the forkserver imports on another core."""

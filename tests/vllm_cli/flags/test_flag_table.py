@@ -20,7 +20,7 @@ VLLM_NAMES = set((Path(__file__).parents[1] / "vllm_0_32_flags.txt").read_text()
 HELP = {"-h", "--help"}
 INTERNAL = {"prefetch.memory_bytes", "prefetch.progress_interval_s"}
 OWN_PREFIXES = (
-    *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight-only", "--json", "--log-format"),
+    *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight", "--json", "--log-format"),
     *("--drain-grace", "--standby", "--reject-unknown-", "--responses-store-"),
     "--lora-adapter-root",
 )

@@ -1,0 +1,111 @@
+"""Checks the value of one flag as vLLM converts it, and against the choices and range that vLLM declares."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from envs.suggestion import did_you_mean
+from server.wording import list_some
+from startup.vllm.facts.vllm_facts import Bounds, FlagFact
+from startup.vllm.preflight.words import expand_sizes, parse_size
+
+_NO_VALUE: Final = ("", "None")
+_OBJECT: Final = re.compile(r"(?s)^\s*{.*}\s*$")
+_BUILT_ALWAYS: Final = ("ModelConfig", "CacheConfig", "ParallelConfig", "SchedulerConfig", "LoadConfig")
+"""Configuration classes of which each start makes one: it fails on a value outside their ranges."""
+_MAX_CHOICES: Final = 12
+
+
+class FlagValueError(ValueError):
+    """vLLM rejects the value."""
+
+
+def parse_value(fact: FlagFact, text: str) -> Any:
+    """The value as vLLM converts it; None for an optional one that is missing; raises FlagValueError."""
+    value = None if fact.is_optional and text in _NO_VALUE else _convert(fact, text)
+    if fact.choices is not None and value not in fact.choices:
+        choices = [str(choice) for choice in fact.choices if choice is not None]
+        guess = did_you_mean(text, choices)
+        raise FlagValueError(f"{fact.name} {text!r} is not one of {list_some(choices, _MAX_CHOICES)}{guess}")
+    return value
+
+
+def range_problem(fact: FlagFact, value: Any) -> str | None:
+    """Why the value is outside of the range that vLLM declares; None if it is inside."""
+    if fact.bounds is None or not isinstance(value, int | float):
+        return None
+    wanted = _range_missed(fact.bounds, value)
+    return f"{fact.name} must be {wanted}, got {value}" if wanted else None
+
+
+def is_range_certain(fact: FlagFact) -> bool:
+    """Whether every start with this value fails."""
+    return fact.owner in _BUILT_ALWAYS
+
+
+def _range_missed(bounds: Bounds, value: float) -> str | None:
+    if bounds.above is not None and not value > bounds.above:
+        return f"more than {bounds.above:g}"
+    if bounds.least is not None and not value >= bounds.least:
+        return f"{bounds.least:g} or more"
+    if bounds.below is not None and not value < bounds.below:
+        return f"less than {bounds.below:g}"
+    if bounds.most is not None and not value <= bounds.most:
+        return f"{bounds.most:g} or less"
+    return None
+
+
+def _convert(fact: FlagFact, text: str) -> Any:
+    try:
+        return _CONVERTERS[fact.kind](text, fact)
+    except FlagValueError:
+        raise
+    except ValueError as err:
+        raise FlagValueError(f"{fact.name} {text!r} {_WANTED.get(fact.kind, 'is not valid')}{_reason(err)}") from err
+
+
+def _reason(err: ValueError) -> str:
+    return f": {err}" if isinstance(err, json.JSONDecodeError) else ""
+
+
+def _parse_object(text: str, fact: FlagFact) -> Any:
+    content = json.loads(expand_sizes(text))
+    if not isinstance(content, dict):
+        raise FlagValueError(f"{fact.name} {text!r} is not a JSON object")
+    if fact.fields is not None and (unknown := [key for key in content if key not in fact.fields]):
+        guess = did_you_mean(unknown[0], fact.fields)
+        raise FlagValueError(f"{fact.name} has no field {unknown[0]!r}{guess}")
+    return content
+
+
+def _parse_json_or_text(text: str, _: FlagFact) -> Any:
+    return json.loads(text) if _OBJECT.match(text) else text
+
+
+def _parse_size_or_auto(text: str, _: FlagFact) -> int:
+    return -1 if text.strip() == "-1" or text.strip().lower() == "auto" else parse_size(text)
+
+
+_CONVERTERS: Final[dict[str, Callable[[str, FlagFact], Any]]] = {
+    "text": lambda text, _: text,
+    "unknown": lambda text, _: text,
+    "int": lambda text, _: int(text),
+    "size": lambda text, _: parse_size(text),
+    "size or auto": _parse_size_or_auto,
+    "float": lambda text, _: float(text),
+    "json": lambda text, _: json.loads(text),
+    "json or text": _parse_json_or_text,
+    "object": _parse_object,
+    "folded": lambda text, _: text.lower().replace("-", "_"),
+}
+
+_WANTED: Final = {
+    "int": "is not a whole number",
+    "size": "is not a whole number such as 4096, 4k or 4K",
+    "size or auto": "is neither auto nor a whole number such as 4096, 4k or 4K",
+    "float": "is not a number",
+    "json": "is not JSON",
+    "json or text": "is not JSON",
+    "object": "is not JSON",
+}

@@ -1,0 +1,269 @@
+"""Checks the files of model and tokenizer; vLLM reads more formats than the embedded engine.
+
+Errors are only about folders and snapshots whose reading by vLLM is known: other formats of weights or of the
+configuration, object stores and overrides of the configuration are left to vLLM.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from envs import foreign
+from envs.suggestion import did_you_mean
+from startup.config import ModelConfig
+from startup.model.checkpoint_folder import folder_problems
+from startup.model.json_file import read_json_object
+from startup.model.location import ModelPlace, find_snapshot, hub_cache_dir, is_hub_id, is_offline
+from startup.preflight.chat_template import check_chat_templates
+from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
+from startup.preflight.report import Finding, error, warning
+from startup.vllm.preflight.start import CheckedStart
+
+_SAFETENSORS_FORMATS: Final = ("auto", "hf", "safetensors")
+"""Values of --load-format with which vLLM reads the files that `read_checkpoint` checks."""
+_CONFIG: Final = "config.json"
+_MISTRAL_CONFIG: Final = "params.json"
+_MISTRAL_WEIGHTS: Final = "consolidated*.safetensors"
+_NOT_A_FOLDER: Final = ("://", ":", ".gguf")
+"""Parts of names that stand for an object store, for a quantization in a repository, or for one file."""
+_REDIRECTIONS: Final = ("VLLM_USE_MODELSCOPE", "VLLM_MODEL_REDIRECT_PATH")
+_TOKENIZER_FILES: Final = ("*token*", "vocab*", "merges.txt", "*.tiktoken", "*.model", "tekken*", "*.vocab", "*bpe*")
+_TOKENIZER_JSON: Final = ("tokenizer.json", "tokenizer_config.json")
+"""Files that every start reads; of others it depends on the model, and a fault is only a warning."""
+_INDEX: Final = "model.safetensors.index.json"
+_DRAFT_CONFIG: Final = "speculators_config"
+_TASK: Final = re.compile(r"(?:For[A-Z]\w*|LMHeadModel|Model|Classifier|Reward\w*)$")
+"""The end of an architecture's name; vLLM serves some with the class of another end."""
+_PLAIN: Final = ("auto", "hf")
+
+
+class ModelChecks:
+    """The checks of one start; reads each folder once."""
+
+    def __init__(self, start: CheckedStart) -> None:
+        self._start = start
+
+    def findings(self) -> Iterator[Finding]:
+        """All findings about files that are on disk, or that are nowhere."""
+        if self._start.location is None or any(map(foreign.text_of, _REDIRECTIONS)):
+            return
+        for place in self._start.location.places:
+            yield from self._place_findings(place)
+        if self.folder is None:
+            return
+        faults = list(self._config_findings(self.folder))
+        yield from faults
+        if any(finding.severity == "error" for finding in faults):
+            return  # what else is missing has the same cause
+        if self.config:
+            yield from self._code_findings(self.folder)
+            yield from self._architecture_findings()
+        yield from self._weight_findings(self.folder)
+        yield from self._tokenizer_findings()
+
+    def downloads(self) -> list[ModelPlace]:
+        """The places of which nothing is on disk, and which the hub may have."""
+        location = self._start.location
+        if location is None or is_offline() or any(map(foreign.text_of, _REDIRECTIONS)):
+            return []
+        return [place for place in location.places if place.kind == "hub" and place.folder is None]
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The model's folder or snapshot; None if it is not on disk."""
+        location = self._start.location
+        return location.model.folder if location is not None and location.model.kind != "nowhere" else None
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether vLLM will download nothing more of the model."""
+        location = self._start.location
+        return location is not None and (location.model.kind == "folder" or is_offline())
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json with --hf-overrides; empty if vLLM may read another configuration."""
+        if self.folder is None or not self._reads_config_here:
+            return {}
+        overrides = self._start.value("--hf-overrides")
+        content = read_json_object(self.folder / _CONFIG).content
+        return {**content, **overrides} if isinstance(overrides, dict) else content
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint | None:
+        """The weights in a format that vLLM reads itself."""
+        return read_checkpoint(self.folder) if self.folder is not None and self._reads_weights_here else None
+
+    @property
+    def _reads_config_here(self) -> bool:
+        start = self._start
+        is_plain = (start.value("--config-format") or "auto") in _PLAIN and not start.value("--hf-config-path")
+        return is_plain and self.folder is not None and not (self.folder / _MISTRAL_CONFIG).exists()
+
+    @property
+    def _reads_weights_here(self) -> bool:
+        if self._start.load_format not in _SAFETENSORS_FORMATS or self._start.has("--ignore-patterns"):
+            return False
+        return self.folder is not None and next(self.folder.glob(_MISTRAL_WEIGHTS), None) is None
+
+    def _place_findings(self, place: ModelPlace) -> Iterator[Finding]:
+        flag = "--tokenizer" if place.is_tokenizer else "MODEL"
+        if place.kind == "nowhere" and not any(part in place.name for part in _NOT_A_FOLDER):
+            path = Path(place.name)
+            if path.is_file():
+                yield warning("model", f"{flag} {place.name} is a file: vLLM takes a folder or a name on the hub")
+            else:
+                yield error(
+                    "model",
+                    f"{flag} {place.name}: there is no such folder, and it is no name on the Hugging Face hub"
+                    + did_you_mean(path.name, _siblings(path)),
+                )
+        elif place.kind == "hub" and is_offline() and is_hub_id(place.name) and not self._is_cached(place):
+            yield error(
+                "model", f"{flag} {place.name} is not on disk, and HF_HUB_OFFLINE forbids the download: unset it"
+            )
+
+    def _is_cached(self, place: ModelPlace) -> bool:
+        """Whether any part of the model is cached: in vLLM's folder for downloads, or in the hub's."""
+        configs = (ModelConfig(), ModelConfig(download_dir=self._start.value("--download-dir") or None))
+        folders = map(hub_cache_dir, configs)
+        return any(find_snapshot(place.name, revision=place.revision, cache_dir=folder) for folder in folders)
+
+    def _config_findings(self, folder: Path) -> Iterator[Finding]:
+        if not self._reads_config_here:
+            return
+        path = folder / _CONFIG
+        if not path.exists():
+            if self.is_whole and not self._start.facts.plugins and not any(folder.glob("*.gguf")):
+                yield error("config", f"{folder} has no config.json, so it is not a model folder")
+        elif problem := read_json_object(path).problem:
+            yield error("config", problem)
+        elif not self.config.get("model_type") and not self.config.get("architectures"):
+            yield warning("config", f"{path} names neither model_type nor architectures")
+
+    def _code_findings(self, folder: Path) -> Iterator[Finding]:
+        """A configuration class that only the model's own code has."""
+        model_type, auto_map = self.config.get("model_type"), self.config.get("auto_map")
+        has_code = isinstance(auto_map, dict) and "AutoConfig" in auto_map
+        if not isinstance(model_type, str) or self._start.facts.plugins:
+            return
+        if self._start.has("--trust-remote-code") if has_code else self._has_known_architecture:
+            return
+        if self._is_known_type(model_type):
+            return
+        if has_code:
+            what = f"{folder} needs its own code for model_type {model_type!r}"
+            yield error("remote_code", f"{what}: give --trust-remote-code if you trust it")
+        else:
+            yield error(
+                "config",
+                f"{folder / _CONFIG}: neither this vLLM nor its transformers know the model_type {model_type!r}: "
+                "upgrade them, or correct it",
+            )
+
+    @property
+    def _has_known_architecture(self) -> bool:
+        names = self.config.get("architectures")
+        return isinstance(names, list) and not set(names).isdisjoint(self._start.facts.registries.architectures)
+
+    def _is_known_type(self, model_type: str) -> bool:
+        """Whether the name is found in the tables of transformers or vLLM; true if these cannot be read."""
+        texts = [*_sources("transformers", "models/auto", "*.py"), *self._vllm_config_sources()]
+        return not texts or any(f'"{model_type}"' in text for text in texts)
+
+    def _vllm_config_sources(self) -> list[str]:
+        folder = self._start.vllm.folder / "transformers_utils"
+        paths = [folder / "config.py", *(folder / "configs").glob("*.py")]
+        return [text for path in paths if (text := _read(path))]
+
+    def _architecture_findings(self) -> Iterator[Finding]:
+        names, start = self.config.get("architectures"), self._start
+        known = start.facts.registries.architectures
+        if not isinstance(names, list) or not names or not known or start.facts.plugins:
+            return
+        if _DRAFT_CONFIG in self.config:
+            return  # vLLM serves the model that the configuration names
+        is_overridden = start.has("--model-class-overrides", "--hf-overrides")
+        if is_overridden or start.value("--model-impl") not in (None, "auto", "vllm"):
+            return
+        if self.config.get("auto_map") or any(self._may_serve(str(name)) for name in names):
+            return
+        former = start.facts.registries.former_architectures.get(str(names[0]))
+        until = f" (supported until {former})" if former and former[:1].isdigit() else ""
+        until = until or (f" (needs the plugin {former})" if former else "")
+        guess = until or did_you_mean(names[0], known)
+        yield error(
+            "architecture", f"this vLLM has no architecture {names[0]!r}{guess}: upgrade it, or correct {_CONFIG}"
+        )
+
+    def _may_serve(self, name: str) -> bool:
+        known = self._start.facts.registries.architectures
+        stem = _TASK.sub("", name)
+        if name in known or any(_TASK.sub("", other) == stem for other in known):
+            return True
+        texts = _sources("transformers", "models/auto", "modeling_auto.py")
+        return not texts or any(f'"{name}"' in text for text in texts)
+
+    def _weight_findings(self, folder: Path) -> Iterator[Finding]:
+        if (checkpoint := self.checkpoint) is None:
+            return
+        # vLLM reads only the files of an index, the check prefers a single file beside it.
+        is_read = checkpoint.weights.index_path is not None or not (folder / _INDEX).exists()
+        for finding in checkpoint.findings:
+            if finding.check in CONTENT_CHECKS:
+                yield finding if is_read else finding._replace(severity="warning")
+        if not self.is_whole or self._start.facts.plugins:
+            return
+        for check, text in folder_problems(folder, checkpoint.weights):
+            if check == "no_weights" and not _has_other_weights(folder):
+                yield error("weights", text)
+            elif check == "shards":
+                yield (error if checkpoint.weights.index_path is not None else warning)("weights", text)
+
+    def _tokenizer_findings(self) -> Iterator[Finding]:
+        location, start = self._start.location, self._start
+        if location is None or start.has("--skip-tokenizer-init", "--io-processor-plugin"):
+            return
+        folder, mode = location.tokenizer.folder, start.value("--tokenizer-mode") or "auto"
+        if folder is None or mode not in _PLAIN or location.tokenizer.kind != "folder":
+            return
+        if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+            if not start.facts.plugins and not self.config.get("auto_map"):
+                yield error("tokenizer", f"{folder} has no tokenizer: name one with --tokenizer")
+            return
+        for finding in small_file_findings(folder):
+            is_certain = any(f"{folder / name} " in finding.message for name in _TOKENIZER_JSON)
+            yield finding._replace(severity="error" if is_certain else "warning")
+        for finding in check_chat_templates(folder, None):
+            yield finding._replace(severity="warning")
+
+
+def _has_other_weights(folder: Path) -> bool:
+    """Whether there are weights in files that `find_weight_files` does not take for weights."""
+    endings = (".bin", ".pt", ".gguf", ".safetensors")
+    return any(path.suffix in endings for path in (*folder.glob("*"), *folder.glob("*/*")))
+
+
+def _sources(package: str, folder: str, pattern: str) -> list[str]:
+    """The texts of some files of an installed package."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return []
+    return [text for path in (Path(spec.origin).parent / folder).glob(pattern) if (text := _read(path))]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _siblings(path: Path) -> list[str]:
+    try:
+        return [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    except OSError:
+        return []

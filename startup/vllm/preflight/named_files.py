@@ -1,0 +1,134 @@
+"""Checks the files, folders and modules that flags of `vllm serve` name."""
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from envs.home import expand_home
+from server.machine.files import write_problem
+from server.server_config import TlsConfig
+from startup.model.json_file import read_json_object
+from startup.preflight.access import check_tls
+from startup.preflight.report import Finding, error, warning
+from startup.vllm.preflight.start import CheckedStart
+
+_TEMPLATE_CHARACTERS: Final = "{}\n"
+"""A value of --chat-template with one of these is the template itself."""
+_LEAST_PLUGIN: Final = 4
+"""vLLM ignores shorter values of the flags for plugins."""
+_ADAPTER: Final = "adapter_config.json"
+
+
+def file_findings(start: CheckedStart) -> Iterator[Finding]:
+    """Everything that is named and missing or faulty."""
+    yield from _check_template(start)
+    yield from _check_tls(start)
+    yield from _check_plugins(start)
+    yield from _check_imports(start)
+    yield from _check_adapters(start)
+    yield from _check_log_config(start)
+    yield from _check_download_folder(start)
+
+
+def _check_template(start: CheckedStart) -> Iterator[Finding]:
+    template = start.value("--chat-template")
+    if not template or any(character in template for character in _TEMPLATE_CHARACTERS):
+        return
+    built_in = start.vllm.folder / "transformers_utils" / "chat_templates" / template
+    if start.facts.has_rule("chat template exists") and not Path(template).exists() and not built_in.exists():
+        yield error("chat_template", f"--chat-template {template}: there is no such file")
+
+
+def _check_tls(start: CheckedStart) -> Iterator[Finding]:
+    """Faults of the certificate's content are warnings: vLLM reads the files only when it serves."""
+    certificate, key = start.value("--ssl-certfile"), start.value("--ssl-keyfile")
+    authorities = start.value("--ssl-ca-certs")
+    given = {"--ssl-certfile": certificate, "--ssl-keyfile": key, "--ssl-ca-certs": authorities}
+    missing = [f"{flag} {name}" for flag, name in given.items() if name and not Path(name).is_file()]
+    for text in missing:
+        yield error("tls", f"{text}: there is no such file")
+    if not missing and certificate:
+        config = TlsConfig(ssl_certfile=certificate, ssl_keyfile=key, ssl_ca_certs=authorities)
+        yield from (finding._replace(severity="warning") for finding in check_tls(config) if finding.severity != "info")
+
+
+def _check_plugins(start: CheckedStart) -> Iterator[Finding]:
+    """A plugin is a file, or else a module."""
+    for flag in ("--tool-parser-plugin", "--reasoning-parser-plugin"):
+        name = start.value(flag)
+        if name and len(name) >= _LEAST_PLUGIN and not Path(name).is_file():
+            yield warning("plugin", f"{flag} {name}: there is no such file")
+
+
+def _check_imports(start: CheckedStart) -> Iterator[Finding]:
+    """The packages of classes and functions that vLLM imports by name."""
+    for flag in ("--middleware", "--logits-processors"):
+        for name in start.arguments.all_values(flag):
+            package = name.partition(":")[0].partition(".")[0]
+            if "." not in name and ":" not in name:
+                yield warning("imports", f"{flag} {name} is no import path such as package.module.name")
+            elif package.isidentifier() and not start.facts.plugins and not _is_importable(package):
+                yield error("imports", f"{flag} {name}: there is no module {package}; install it, or set PYTHONPATH")
+
+
+def _check_adapters(start: CheckedStart) -> Iterator[Finding]:
+    """The folders of LoRA adapters, and their rank."""
+    most = start.number("--max-lora-rank", 16)
+    for text in start.arguments.all_values("--lora-modules"):
+        name, path = _adapter(text)
+        if path is None:
+            yield error("lora", f"--lora-modules {text!r} is neither NAME=PATH nor JSON with name and path")
+            continue
+        if not start.has("--enable-lora"):
+            yield error("lora", f"--lora-modules {name} needs --enable-lora")
+        yield from _check_adapter(Path(expand_home(path)), most)
+
+
+def _check_adapter(folder: Path, most: int) -> Iterator[Finding]:
+    if not folder.is_dir():
+        if folder.is_absolute() or str(folder).startswith("."):
+            yield error("lora", f"--lora-modules: there is no folder {folder}")
+        return
+    if not (folder / _ADAPTER).is_file():
+        yield error("lora", f"--lora-modules: {folder} has no {_ADAPTER}, so it is no LoRA adapter")
+        return
+    config = read_json_object(folder / _ADAPTER)
+    if config.problem:
+        yield error("lora", f"--lora-modules: {config.problem}")
+    elif isinstance(rank := config.content.get("r"), int) and rank > most:
+        yield error("lora", f"{folder} has rank {rank}, --max-lora-rank allows {most}: give --max-lora-rank {rank}")
+
+
+def _adapter(text: str) -> tuple[str, str | None]:
+    """The name and path of one value of --lora-modules; no path if it has another form."""
+    if "=" in text and "," not in text:
+        name, _, path = text.partition("=")
+        return name, path
+    try:
+        content: Any = json.loads(text)
+    except ValueError:
+        return text, None
+    if not isinstance(content, dict) or not {"name", "path"} <= content.keys():
+        return text, None
+    return str(content["name"]), str(content["path"])
+
+
+def _check_log_config(start: CheckedStart) -> Iterator[Finding]:
+    name = start.value("--log-config-file")
+    if name and (problem := read_json_object(Path(name)).problem):
+        yield error("log_config", f"--log-config-file: {problem}")
+
+
+def _check_download_folder(start: CheckedStart) -> Iterator[Finding]:
+    folder = start.value("--download-dir")
+    if folder and Path(folder).is_dir() and (problem := write_problem(folder)):
+        yield warning("disk", f"--download-dir {folder} cannot be written to ({problem})")
+
+
+def _is_importable(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False

@@ -1,0 +1,87 @@
+"""Checks what a start needs beside model and devices: packages, a compiler, shared memory, caches."""
+
+import shutil
+import sysconfig
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from envs import foreign
+from envs.home import expand_home
+from server.machine.files import write_problem
+from server.wording import format_bytes
+from startup.preflight.disk import free_bytes, nearest_existing
+from startup.preflight.limits import SHM, check_num_files, check_shared_memory
+from startup.preflight.report import Finding, error, warning
+from startup.serve_words import is_eager
+from startup.vllm.preflight.devices import built_for
+from startup.vllm.preflight.start import CheckedStart
+
+_PACKAGES: Final = (
+    ("--load-format", "runai_streamer", "runai_model_streamer", "runai-model-streamer"),
+    ("--load-format", "runai_streamer_sharded", "runai_model_streamer", "runai-model-streamer"),
+    ("--load-format", "tensorizer", "tensorizer", "tensorizer"),
+    ("--load-format", "fastsafetensors", "fastsafetensors", "fastsafetensors"),
+    ("--distributed-executor-backend", "ray", "ray", "ray"),
+    ("--data-parallel-backend", "ray", "ray", "ray"),
+)
+"""Values of flags, the module that vLLM imports for them, and how it is installed."""
+_CACHES: Final = {"TRITON_CACHE_DIR": "~/.triton", "TORCHINDUCTOR_CACHE_DIR": ""}
+"""Folders that libraries of a GPU's vLLM write to; without a default only if the variable is set."""
+_SHM_PER_RANK: Final = 1 << 30
+
+
+def surroundings_findings(start: CheckedStart, words: tuple[str, ...]) -> Iterator[Finding]:
+    """Errors for missing packages; the rest depends on more than is known here."""
+    yield from _check_packages(start)
+    yield from _check_compiler(start, words)
+    yield from _check_shm(start)
+    yield from _check_caches(start)
+    for finding in check_num_files():  # vLLM raises the number itself, as far as it may
+        yield finding._replace(severity="warning")
+
+
+def _check_packages(start: CheckedStart) -> Iterator[Finding]:
+    for flag, value, module, package in _PACKAGES:
+        if start.value(flag) == value and not start.facts.plugins and find_spec(module) is None:
+            yield error("package", f"{flag} {value} needs the package {package}: pip install {package}")
+
+
+def _check_compiler(start: CheckedStart, words: tuple[str, ...]) -> Iterator[Finding]:
+    """torch.compile needs a C++ compiler on a CPU; Triton, a C compiler and Python's headers on a GPU."""
+    device = built_for(start)
+    if device == "cpu" and not is_eager(words) and not start.has("--enforce-eager"):
+        if not any(map(shutil.which, ("g++", "clang++", "c++"))) and not foreign.text_of("CXX"):
+            yield warning(
+                "compiler", "there is no C++ compiler, which torch.compile needs: install g++, or give --enforce-eager"
+            )
+    elif device == "cuda" and not start.has("--enforce-eager"):
+        if not any(map(shutil.which, ("gcc", "clang", "cc"))) and not foreign.text_of("CC"):
+            yield warning("compiler", "there is no C compiler, which Triton needs: install gcc")
+        elif not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+            yield warning("compiler", "Python.h is missing, which Triton compiles with: install python3-dev")
+
+
+def _check_shm(start: CheckedStart) -> Iterator[Finding]:
+    """Ranks exchange data in /dev/shm."""
+    for finding in check_shared_memory():
+        yield finding._replace(severity="warning")
+    ranks = start.number("--tensor-parallel-size", 1) * start.number("--pipeline-parallel-size", 1)
+    if ranks > 1 and SHM.is_dir() and (free := free_bytes(SHM)) < ranks * _SHM_PER_RANK and free >= 16 << 20:
+        yield warning(
+            "shm",
+            f"{SHM} has {format_bytes(free)} free, {ranks} ranks may need {format_bytes(ranks * _SHM_PER_RANK)}: give "
+            "the container --ipc=host or a larger --shm-size",
+        )
+
+
+def _check_caches(start: CheckedStart) -> Iterator[Finding]:
+    """Folders below a home that a random user of a container cannot write to."""
+    if built_for(start) != "cuda":
+        return
+    for name, default in _CACHES.items():
+        if given := foreign.text_of(name) or default:
+            folder = nearest_existing(Path(expand_home(given)))
+            if problem := write_problem(str(folder)):
+                yield warning("cache", f"{folder} cannot be written to ({problem}): set {name} to another folder")

@@ -1,0 +1,223 @@
+"""Model and tokenizer: faults of folders that vLLM reads as they are; all else is left to vLLM."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from startup.preflight.report import Finding
+from startup.vllm.preflight.model import ModelChecks
+from startup.vllm.preflight.shape import shape_findings
+from tests.startup.preflight.conftest import write_safetensors
+from tests.startup.vllm.preflight.conftest import CheckStart
+
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "max_position_embeddings": 8192,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 4,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model without faults."""
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    (path / "tokenizer.json").write_text("{}")
+    write_safetensors(path / "model.safetensors", {"weight": ("F32", [4], 16)})
+    return path
+
+
+def _configure(folder: Path, **changes: Any) -> None:
+    config = {key: value for key, value in (CONFIG | changes).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _findings(start: CheckStart, *words: object, **options: bool) -> list[Finding]:
+    checked = start(*map(str, words), **options)
+    model = ModelChecks(checked)
+    return [*model.findings(), *shape_findings(checked, model)]
+
+
+def _errors(start: CheckStart, *words: object, **options: bool) -> list[str]:
+    return [finding.message for finding in _findings(start, *words, **options) if finding.severity == "error"]
+
+
+def test_a_good_folder(start: CheckStart, folder: Path) -> None:
+    assert _findings(start, folder) == []
+
+
+def test_a_folder_that_does_not_exist(start: CheckStart, folder: Path) -> None:
+    (message,) = _errors(start, folder.with_name("modle"))
+    assert "there is no such folder" in message
+    assert "did you mean 'model'" in message
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/model", "repo/name:Q4_K_M", "/models/file.gguf", "gs://b/m"])
+def test_other_places_are_left_to_vllm(start: CheckStart, name: str) -> None:
+    assert _findings(start, name) == []
+
+
+def test_redirections_are_left_to_vllm(start: CheckStart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VLLM_MODEL_REDIRECT_PATH", str(tmp_path / "map"))
+    assert _findings(start, tmp_path / "missing") == []
+
+
+def test_offline_without_any_file(start: CheckStart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (message,) = _errors(start, "someone/model")
+    assert "HF_HUB_OFFLINE forbids the download" in message
+    (tmp_path / "hub" / "models--someone--model" / "snapshots" / "main").mkdir(parents=True)
+    messages = _errors(start, "someone/model")
+    assert not any("HF_HUB_OFFLINE" in message for message in messages)
+    assert any("has no config.json" in message for message in messages)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "version https://git-lfs.github.com/spec/v1\nsize 5\n"])
+def test_a_broken_configuration(start: CheckStart, folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    (message,) = _errors(start, folder)
+    assert str(folder / "config.json") in message
+
+
+def test_without_a_configuration(start: CheckStart, folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (message,) = _errors(start, folder)
+    assert "has no config.json" in message
+    assert _errors(start, folder, has_plugin=True) == []
+    (folder / "params.json").write_text("{}")
+    assert _errors(start, folder) == []
+
+
+def test_an_unknown_architecture(start: CheckStart, folder: Path) -> None:
+    _configure(folder, architectures=["LlamoForCausalLM"])
+    (message,) = _errors(start, folder)
+    assert "no architecture 'LlamoForCausalLM' (did you mean 'LlamaForCausalLM'?)" in message
+    assert _errors(start, folder, has_plugin=True) == []
+    assert _errors(start, folder, "--hf-overrides", '{"architectures": ["LlamaForCausalLM"]}') == []
+
+
+def test_a_former_architecture(start: CheckStart, folder: Path) -> None:
+    _configure(folder, architectures=["OldForCausalLM"])
+    (message,) = _errors(start, folder)
+    assert "(supported until 0.20.0)" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamaForSequenceClassification", "LlamaModel", "GPT2Model", "GPT2ForTokenClassification"]
+)
+def test_another_end_of_the_name_is_served(start: CheckStart, folder: Path, name: str) -> None:
+    _configure(folder, architectures=[name])
+    assert _errors(start, folder) == []
+
+
+def test_code_of_the_model_needs_trust(start: CheckStart, folder: Path) -> None:
+    _configure(folder, model_type="own_model", auto_map={"AutoConfig": "own.Config"})
+    (message,) = _errors(start, folder)
+    assert "--trust-remote-code" in message
+    assert _errors(start, folder, "--trust-remote-code") == []
+
+
+def test_an_unknown_model_type(start: CheckStart, folder: Path) -> None:
+    _configure(folder, model_type="llamo", architectures=["LlamoForCausalLM"])
+    assert any("model_type 'llamo'" in message for message in _errors(start, folder))
+
+
+def test_weights(start: CheckStart, folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\x10")
+    (message,) = _errors(start, folder)
+    assert "is truncated" in message
+    assert _errors(start, folder, "--load-format", "dummy") == []
+    (folder / "model.safetensors").unlink()
+    (message,) = _errors(start, folder)
+    assert "has no weights" in message
+    assert _errors(start, folder, "--load-format", "dummy") == []
+
+
+def test_shards_of_the_index(start: CheckStart, folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    assert _errors(start, folder) == []  # without an index vLLM reads what there is
+    shards = {"weight": "model-00001-of-00002.safetensors", "other": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (message,) = _errors(start, folder)
+    assert "lacks 1 of 2 shards" in message
+
+
+def test_files_that_vllm_does_not_read(start: CheckStart, folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    (folder / "optimizer.pt").write_bytes(b"x")
+    assert _findings(start, folder) == []
+
+
+def test_tokenizer(start: CheckStart, folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+    (message,) = _errors(start, folder)
+    assert "tokenizer.json is not JSON" in message
+    (folder / "tokenizer.json").unlink()
+    (message,) = _errors(start, folder)
+    assert "has no tokenizer" in message
+    assert _errors(start, folder, "--skip-tokenizer-init") == []
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "vocab.txt").write_text("a")
+    assert _errors(start, folder, "--tokenizer", other) == []
+
+
+def test_a_broken_template_is_a_warning(start: CheckStart, folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% if %}")
+    ((check, severity, _),) = _findings(start, folder)
+    assert (check, severity) == ("chat_template", "warning")
+
+
+def test_lengths(start: CheckStart, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _findings(start, folder, "--max-model-len", "8k") == []
+    (message,) = _errors(start, folder, "--max-model-len", "9k")
+    assert "--max-model-len 9000 is more than the model's own limit of 8192 tokens" in message
+    assert _errors(start, folder, "--max-model-len", "9k", "--hf-overrides", '{"max_position_embeddings": 9000}') == []
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    assert _findings(start, folder, "--max-model-len", "9k") == []
+
+
+@pytest.mark.parametrize(
+    ("scaling", "is_fault"),
+    [
+        ({"rope_type": "dynamic", "factor": 4.0}, False),
+        ({"type": "linear", "factor": 2.0}, False),
+        ({"rope_type": "yarn", "factor": 4.0}, False),
+        ({"rope_type": "llama3", "factor": 8.0}, True),
+        ({"rope_type": "default"}, True),
+        ({"full": {"rope_type": "linear", "factor": 8.0}}, False),
+    ],
+    ids=["dynamic", "linear", "yarn", "llama3", "default", "by-layer"],
+)
+def test_scaled_lengths(start: CheckStart, folder: Path, scaling: dict[str, Any], *, is_fault: bool) -> None:
+    _configure(folder, rope_scaling=scaling)
+    assert bool(_errors(start, folder, "--max-model-len", "12k")) == is_fault
+
+
+def test_models_with_other_lengths_are_left_to_vllm(start: CheckStart, folder: Path) -> None:
+    _configure(folder, model_max_length=20000)
+    assert _errors(start, folder, "--max-model-len", "12k") == []
+    _configure(folder, text_config={"max_position_embeddings": 8192})
+    assert _errors(start, folder, "--max-model-len", "12k") == []
+
+
+@pytest.mark.parametrize("length", ["0", "-2"])
+def test_lengths_below_one(start: CheckStart, folder: Path, length: str) -> None:
+    assert _errors(start, folder, f"--max-model-len={length}")
+
+
+def test_heads(start: CheckStart, folder: Path) -> None:
+    assert _errors(start, folder, "-tp", "4") == []
+    (message,) = _errors(start, folder, "-tp", "5")
+    assert message.endswith("does not divide the model's 12 attention heads: give 4")
+
+
+def test_layers(start: CheckStart, folder: Path) -> None:
+    (finding,) = _findings(start, folder, "-pp", "5")
+    assert finding.severity == "warning"

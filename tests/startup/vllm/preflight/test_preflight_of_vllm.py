@@ -1,0 +1,77 @@
+"""`vllm-cli serve --engine vllm` with a faulty start: its exit code, and what it prints."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.ports import free_port
+from tests.startup.vllm.facts.small_vllm import write_small_vllm
+from tests.startup.vllm.fake_start import command, environment, short_folder
+
+pytestmark = pytest.mark.thorough
+
+Serve = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a vLLM that has sources, and cannot be started."""
+    return write_small_vllm(tmp_path_factory.mktemp("site")).parent
+
+
+@pytest.fixture
+def serve(site: Path) -> Serve:
+    def run(*words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        with short_folder() as folder:
+            return subprocess.run(
+                command(*words, "--port", str(free_port())),
+                capture_output=True,
+                text=True,
+                cwd=folder,
+                env=environment(folder, site, **variables),
+                timeout=120,
+            )
+
+    return run
+
+
+def test_words_that_vllm_rejects_end_with_code_2(serve: Serve) -> None:
+    done = serve("m", "--dtpe", "half", "--max-num-seqs", "none", HF_HUB_OFFLINE="1")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-4:-1] == [
+        "Error: 3 faults:",
+        "  vLLM has no flag --dtpe (did you mean '--dtype'?)",
+        "  --max-num-seqs 'none' is not a whole number",
+    ]
+    assert len(done.stderr.splitlines()) <= 6
+
+
+def test_other_faults_end_with_code_3(serve: Serve, tmp_path: Path) -> None:
+    done = serve(str(tmp_path), "--gpu-memory-utilization", "2")
+    assert done.returncode == 3
+    assert "--gpu-memory-utilization must be 1 or less, got 2.0" in done.stderr
+    assert f"{tmp_path} has no config.json" in done.stderr
+
+
+def test_the_preflight_alone_reports_all(serve: Serve, tmp_path: Path) -> None:
+    done = serve(str(tmp_path), "--preflight-only", "--json", "--gpu-memory-utilization", "2")
+    assert done.returncode == 3
+    checks = {finding["check"] for finding in json.loads(done.stdout)["findings"] if finding["severity"] == "error"}
+    assert checks == {"range", "config"}
+
+
+@pytest.mark.parametrize("mode", ["warn", "off"])
+def test_a_start_may_go_on(serve: Serve, tmp_path: Path, mode: str) -> None:
+    """This vLLM cannot be imported, so that the start fails later."""
+    done = serve(str(tmp_path), "--preflight", mode, "--gpu-memory-utilization", "2")
+    assert ("must be 1 or less" in done.stderr) == (mode == "warn")
+    assert "Error: 2 faults" not in done.stderr
+
+
+def test_a_mode_that_does_not_exist_is_a_usage_error(serve: Serve) -> None:
+    done = serve("m", "--preflight", "of")
+    assert done.returncode == 2
+    assert "--preflight" in done.stderr

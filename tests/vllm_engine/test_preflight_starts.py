@@ -1,0 +1,81 @@
+"""Valid starts pass the preflight, faulty ones end with the cause; real vLLM agrees about both."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.peer_vllm import PYTHON, ROOT, ask_vllm
+from tests.vllm_engine.preflight.faulty_starts import FAULTY_STARTS
+from tests.vllm_engine.preflight.start_folders import StartFolders
+from tests.vllm_engine.preflight.valid_starts import VALID_STARTS
+
+pytestmark = pytest.mark.versions
+
+_SCRIPT = Path(__file__).parent / "preflight" / "vllm_starts.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("starts")
+
+
+@pytest.fixture(scope="module")
+def folders(folder: Path) -> StartFolders:
+    return StartFolders(folder)
+
+
+@pytest.fixture(scope="module")
+def stages(folders: StartFolders, folder: Path) -> dict[str, dict[str, str]]:
+    """How far vLLM itself comes with each start."""
+    starts = {**VALID_STARTS, **FAULTY_STARTS}
+    question = [_fill(folders, start.words, start.variables) for start in starts.values()]
+    answers: list[dict[str, str]] = ask_vllm(_SCRIPT, question, folder, timeout_s=2400)
+    return dict(zip(starts, answers, strict=True))
+
+
+def _fill(folders: StartFolders, words: tuple[str, ...], variables: dict[str, str]) -> dict[str, Any]:
+    return {
+        "words": [folders.fill(word) for word in words],
+        "variables": {name: folders.fill(value) for name, value in variables.items()},
+    }
+
+
+def _preflight(
+    folders: StartFolders, folder: Path, words: tuple[str, ...], variables: dict[str, str]
+) -> dict[str, Any]:
+    start = _fill(folders, words, variables)
+    path = os.pathsep.join(filter(None, (str(ROOT), start["variables"].pop("PYTHONPATH", ""))))
+    cache = {"VLLM_CACHE_ROOT": str(folder / "cache"), "PYTHONPATH": path}
+    command = [PYTHON, "-m", "vllm_cli", "serve", "--engine", "vllm", "--preflight-only", "--json", *start["words"]]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=os.environ | cache | start["variables"], timeout=100
+    )
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+@pytest.mark.parametrize("name", VALID_STARTS)
+def test_a_valid_start_is_not_refused(
+    folders: StartFolders, folder: Path, stages: dict[str, dict[str, str]], name: str
+) -> None:
+    start = VALID_STARTS[name]
+    report = _preflight(folders, folder, start.words, start.variables)
+    errors = [finding["message"] for finding in report["findings"] if finding["severity"] == "error"]
+    assert errors == []
+    assert stages[name]["stage"] == "done", stages[name]["error"]
+
+
+@pytest.mark.parametrize("name", FAULTY_STARTS)
+def test_a_faulty_start_is_refused(
+    folders: StartFolders, folder: Path, stages: dict[str, dict[str, str]], name: str
+) -> None:
+    start = FAULTY_STARTS[name]
+    report = _preflight(folders, folder, start.words, start.variables)
+    messages = [finding["message"] for finding in report["findings"] if finding["severity"] == "error"]
+    assert any(start.message in message for message in (*messages, f"{len(messages)} faults"))
+    reached = stages[name]["stage"]
+    assert reached in (("config", "done") if start.stage == "later" else (start.stage,)), stages[name]["error"]
