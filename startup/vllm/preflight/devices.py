@@ -176,8 +176,8 @@ def _gpu_memory_findings(start: CheckedStart, visible: list[Gpu], model: ModelCh
         yield warning(
             "gpu_memory",
             f"GPU {gpu.number} ({gpu.name}) has {format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} "
-            f"free, --gpu-memory-utilization {utilization:g} needs {format_bytes(wanted)}: {holders}; end them, or give "
-            f"{share:.2f}",
+            f"free, --gpu-memory-utilization {utilization:g} needs {format_bytes(wanted)}: {holders}; end them, "
+            f"or give {share:.2f}",
         )
     yield from _weight_findings(start, visible[:needed], model)
 
