@@ -29,7 +29,8 @@ def choose_engine(words: Sequence[str]) -> str:
 def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
     """Settings for `startup.vllm.launch.start`; raises InputError for an invalid value of a launcher flag."""
     split = _split(words)
-    given = {**split.own, LOG_FORMAT.name: split.own.get(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()}
+    settings = {LOG_FORMAT.name: env.VCLI_LOG_FORMAT.get(), "--preflight": env.VCLI_PREFLIGHT.get()}
+    given = {**split.own, **{name: split.own.get(name) or value for name, value in settings.items()}}
     flags = [flag for flag in _FLAGS if flag.name in given]
     values = {path: _convert(flag, given[flag.name], ctx) for flag in flags for path in flag.fields}
     prefetch = {path.removeprefix("prefetch."): values.pop(path) for path in tuple(values) if "prefetch." in path}

@@ -71,6 +71,12 @@ def test_a_start_may_go_on(serve: Serve, tmp_path: Path, mode: str) -> None:
     assert "Error: 2 faults" not in done.stderr
 
 
+def test_the_mode_may_be_a_variable(serve: Serve, tmp_path: Path) -> None:
+    done = serve(str(tmp_path), "--gpu-memory-utilization", "2", VCLI_PREFLIGHT="warn")
+    assert "must be 1 or less" in done.stderr
+    assert "Error: 2 faults" not in done.stderr
+
+
 def test_a_mode_that_does_not_exist_is_a_usage_error(serve: Serve) -> None:
     done = serve("m", "--preflight", "of")
     assert done.returncode == 2
