@@ -1,5 +1,7 @@
 """`vllm-cli serve`: checks the settings and starts the engine."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from envs.registry import env
@@ -7,10 +9,12 @@ from server.exit_codes import OK, START_FAILED
 from startup.config import StandbyMode, StartupConfig
 from startup.engine.installed import require_embedded_engine
 from startup.errors import StartupError
-from startup.preflight.report import PreflightReport
 from startup.timeline import start_origin
 from startup.vllm.options import VllmOptions
 from vllm_cli.flags.serve_command import CONFIG_OF_START, VLLM, ServeCommand, serve_parameters
+
+if TYPE_CHECKING:
+    from startup.preflight.report import PreflightReport
 
 _HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API of `vllm serve`.
 
@@ -78,6 +82,6 @@ def _check(config: StartupConfig, *, as_json: bool) -> int:
     return _print(run_preflight(config), as_json=as_json)
 
 
-def _print(report: PreflightReport, *, as_json: bool) -> int:
+def _print(report: "PreflightReport", *, as_json: bool) -> int:
     click.echo(report.to_json() if as_json else report.to_text())
     return START_FAILED if report.errors else OK
