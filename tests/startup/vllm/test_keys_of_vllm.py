@@ -35,7 +35,8 @@ def test_secrets_reach_vllm_and_are_masked_elsewhere(method: str, folder: Path) 
         server = start.wait_until_ready().state()["server"]
         assert "sesame" not in _shown(start)
         assert "--api-key\0**********\0**********\0--hf-token=************\0" in _shown(start)
-        assert server["argv"][2 : 2 + len(_WORDS)] == list(_WORDS)
+        drained = (_WORDS[0], "--shutdown-timeout", "30", *_WORDS[1:])
+        assert server["argv"][2 : 2 + len(drained)] == list(drained)
         notices = start.lines_with("Notice:")
         assert [notice.partition(" on the command line")[0] for notice in notices] == [
             "Notice: --api-key",
