@@ -45,7 +45,7 @@ _MINUTES = click.FloatRange(0, min_open=True)
 @click.option("--api-key", help="Key to send.  [default: OPENAI_API_KEY]")
 @click.option("--ready-timeout", "ready_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
 @click.option("--request-timeout", "request_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
-@click.option("--json", "json_path", type=ResultFile(allow_dash=True), help="Result as JSON; - is stdout.")
+@click.option("--json", "json_path", type=ResultFile(), help="Result as JSON; - is stdout.")
 def soak(*, command: str | None, model: str | None, json_path: Path | None, **options: Any) -> None:
     """Put a server under mixed load for a long time, and check that nothing grows, stays behind or gets lost.
 
