@@ -204,7 +204,7 @@ def _root_directory(pid: int) -> str:
 
 def _status(pid: int) -> dict[str, str]:
     status = _fields(f"/proc/{pid}/status")
-    if not status:
+    if "Umask" not in status:  # the file is gone, or that of a zombie
         raise ProcessLookupError(f"process {pid} has ended")
     return status
 

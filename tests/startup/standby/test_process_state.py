@@ -1,5 +1,6 @@
 """A fork equals the process that `exec` has made, or names what differs."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -111,6 +112,14 @@ def test_a_difference_that_only_exec_can_make_is_named(launcher: tuple[str, ...]
     with started(*launcher) as executed:
         found = forked(executed.pid).reason or ""
     assert found.startswith(reason)
+
+
+def test_a_process_that_has_ended_has_no_state() -> None:
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+        for read in (process_state.take_over, process_state.why_not_equal):
+            with pytest.raises(ProcessLookupError, match="has ended"):
+                read(process.pid)
 
 
 def test_another_user_is_named() -> None:
