@@ -48,14 +48,14 @@ class RunningRequests:
         return 0.0 if self.num_running else time.monotonic() - self._last_activity_s
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Counts the request that this task answers for as long as it runs."""
+    def hold(self) -> Iterator[asyncio.Task[Any]]:
+        """Counts the request that this task, which is returned, answers for as long as it runs."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
         self._idle.clear()
         try:
-            yield
+            yield task
         finally:
             self._last_activity_s = time.monotonic()
             self._running.discard(task)
@@ -69,6 +69,10 @@ class RunningRequests:
     def cancel(self) -> None:
         """Cancels all running requests, such as those that wait for the rest of their body."""
         self.is_cancelled = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Cancels the tasks of all running requests; a task may still answer its client."""
         for task in self._running:
             task.cancel()
 

@@ -6,26 +6,20 @@ client, vLLM's next step after a signal, waits for the same drain that ends the 
 """
 
 import asyncio
-import logging
 import signal
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.apis.messages.response import failure_format
-from server.http_body.errors import UnavailableInfo, UnavailableResponse, error_response
+from server.errors import EngineError
+from server.http_body.errors import UnavailableInfo, UnavailableResponse
 from server.lifecycle import Lifecycle
 from server.operation.drain import ERROR_DELIVERY_S, Drain, RunningRequests
+from server.routes.asgi import send_unavailable
 from server.server_config import LifecycleConfig
-
-logger = logging.getLogger(__name__)
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 _REJECTED_GETS: Final = ("/health", "/ping", "/load")
 """Other GETs are answered until the end; by these, load balancers learn that they may send no more."""
@@ -57,66 +51,60 @@ def abort_connections(server: Any) -> None:
 class DrainedApp:
     """An ASGI application that knows its running requests, and rejects new ones while it drains."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.lifecycle = Lifecycle()
         self.lifecycle.engine_ready()
         self.running = RunningRequests()
         self._app = app
-        self._requests: dict[asyncio.Task[Any], _Request] = {}
         self._failure: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = _Request(scope, send, self.lifecycle)
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
-        elif self._is_draining and _is_rejected(scope):
+        elif request.is_draining and _is_rejected(scope):
             self.running.note_rejection()
-            await _reject(scope, send)
+            await request.fail("The server is shutting down")
         else:
-            await self._serve(scope, receive, send)
+            await self._serve(request, receive)
 
     def fail_running(self, message: str) -> None:
         """Ends all running requests with this error."""
         self._failure = message
-        for task in self._requests:
-            task.cancel()
+        self.running.interrupt()
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        request = self._requests[task] = _Request(scope, send, lambda: self._is_draining)
-        try:
-            with self.running.hold():
-                try:
-                    await self._app(scope, receive, request.send)
-                except asyncio.CancelledError:
-                    if self._failure is None or self.running.is_cancelled:
-                        raise
-                    task.uncancel()
-                    await request.fail(self._failure)
-        finally:
-            del self._requests[task]
-
-    @property
-    def _is_draining(self) -> bool:
-        return self.lifecycle.state == "draining"
+    async def _serve(self, request: "_Request", receive: Receive) -> None:
+        with self.running.hold() as task:
+            try:
+                await self._app(request.scope, receive, request.send)
+            except asyncio.CancelledError:
+                if self._failure is None or self.running.is_cancelled:
+                    raise
+                task.uncancel()
+                await request.fail(self._failure)
 
 
 class _Request:
-    """One running request, and how much of its response was sent."""
+    """One request, and how much of its response was sent."""
 
-    def __init__(self, scope: Scope, send: Send, is_draining: Callable[[], bool]) -> None:
-        self._scope = scope
+    def __init__(self, scope: Scope, send: Send, lifecycle: Lifecycle) -> None:
+        self.scope = scope
         self._send = send
-        self._is_draining = is_draining
+        self._lifecycle = lifecycle
         self._media_type: bytes | None = None
         """Of the response that has begun."""
         self._has_ended = False
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether its connection ends with its response."""
+        return self._lifecycle.state == "draining"
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = message.get("headers", ())
             self._media_type = next((value for name, value in headers if name.lower() == b"content-type"), b"")
-            if self._is_draining():
+            if self.is_draining:
                 message = {**message, "headers": [*headers, _CLOSE]}
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             self._has_ended = True
@@ -124,15 +112,17 @@ class _Request:
 
     async def fail(self, reason: str) -> None:
         """Ends the response: a stream with an error event, a response that has not begun with a 503."""
-        if self._scope["type"] != "http":
+        if self.scope["type"] != "http":
             await self._send({"type": "websocket.close", "code": 1012, "reason": reason})
-        elif self._media_type is None:
-            await _respond_unavailable(self._scope, self._send, reason)
+            return
+        failures = failure_format(self.scope["path"])
+        if self._media_type is None:
+            await send_unavailable(
+                self.send, UnavailableResponse(UnavailableInfo(message=reason), "draining"), failures
+            )
         elif not self._has_ended and self._media_type.startswith(b"text/event-stream"):
-            failures = failure_format(self._scope["path"])
-            body = failures.to_body(error_response(reason, type="InternalServerError", code=500))
-            event = failures.encode_event(body) + failures.end
-            await self._send({"type": "http.response.body", "body": event, "more_body": False})
+            body = failures.event(EngineError(reason)) + failures.end
+            await self._send({"type": "http.response.body", "body": body, "more_body": False})
         # else uvicorn closes the connection in the middle of the body
 
 
@@ -142,7 +132,6 @@ class _Shutdown:
     def __init__(self, client: Any, app: DrainedApp, on_draining: Callable[[], None], *, is_one_of_many: bool) -> None:
         self._shutdown = client.shutdown
         self._app = app
-        self._on_draining = on_draining
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         timeout_s = float(client.vllm_config.shutdown_timeout)
@@ -166,27 +155,3 @@ class _Shutdown:
 
 def _is_rejected(scope: Scope) -> bool:
     return scope["type"] == "websocket" or scope["method"] == "POST" or scope["path"] in _REJECTED_GETS
-
-
-async def _reject(scope: Scope, send: Send) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1012, "reason": "The server is shutting down"})
-    else:
-        await _respond_unavailable(scope, send, "The server is shutting down")
-
-
-async def _respond_unavailable(scope: Scope, send: Send, message: str) -> None:
-    failures = failure_format(scope["path"])
-    if failures.end:
-        body: msgspec.Struct = UnavailableResponse(UnavailableInfo(message=message), "draining")
-    else:
-        body = failures.to_body(error_response(message, type="unavailable_error", code=503))
-    content = msgspec.json.encode(body)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(content)),
-        (b"retry-after", b"1"),
-        _CLOSE,
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": content})
