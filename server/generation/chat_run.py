@@ -24,6 +24,7 @@ from server.generation.usage import UsageMeter
 from server.operation.concurrently import run_concurrently, take_turns
 from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
+from server.renderers.base import PROMPTS_PER_TURN
 from server.renderers.messages import TEXT_KEYS
 from server.renderers.prompts import ChatOptions, RenderedPrompt, check_token_ids
 from server.server_config import GenerationConfig
@@ -52,7 +53,8 @@ class ChatRunner:
         request = requests[0]
         self._parsing.check(request)
         with context.times.rendering():
-            prompts = await run_concurrently(render_chat_request(self._inference, each, context) for each in requests)
+            rendering = (render_chat_request(self._inference, each, context) for each in requests)
+            prompts = await run_concurrently(rendering, at_once=PROMPTS_PER_TURN)
         if self._parsing.keeps_special_tokens(request):
             request = msgspec.structs.replace(request, skip_special_tokens=False)
         run_unless = self._inference.renderer.run_unless
