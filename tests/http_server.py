@@ -16,12 +16,13 @@ from tests.certificates import Certificate
 class LocalServer(ThreadingHTTPServer):
     """Listens on a free port by default; reports errors other than closed connections."""
 
-    def __init__(self, handler: type[BaseHTTPRequestHandler], port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), handler)
+    def __init__(self, handler: type[BaseHTTPRequestHandler], port: int = 0, *, host: str = "127.0.0.1") -> None:
+        super().__init__((host, port), handler)
 
     @property
     def url(self) -> str:
-        return f"{'https' if isinstance(self.socket, ssl.SSLSocket) else 'http'}://127.0.0.1:{self.server_port}"
+        scheme = "https" if isinstance(self.socket, ssl.SSLSocket) else "http"
+        return f"{scheme}://{self.server_address[0]}:{self.server_port}"
 
     def use_tls(self, made: Certificate) -> None:
         """From now on only TLS connections are accepted."""

@@ -1,8 +1,8 @@
-"""Llama model folders with random weights; `python -m tests.llamas long|billion TOKENIZER OUT` writes one.
+"""Llama folders with random weights; `python -m tests.llamas long|billion|shards TOKENIZER OUT` writes one.
 
 `tiny` loads in a second and has a token per byte; `small` can be split between two ranks; `long` has a
 context of 16384 tokens and the width of SmolLM2-135M, for `vllm-cli bench liveness --kind prompt_embeds`;
-`billion` is for measurements on a GPU.
+`billion` is for measurements on a GPU; `shards` has 3 GB in four files, for measurements of downloads.
 """
 
 import argparse
@@ -96,7 +96,33 @@ def save_billion_llama(folder: Path, tokenizer: Path, num_layers: int = 16) -> P
     return _copy_tokenizer(tokenizer, folder)
 
 
-def _save(folder: Path, *, dtype: str = "float32", device: str = "cpu", **shape: Any) -> None:
+def save_four_shards(folder: Path, tokenizer: Path) -> Path:
+    """1.5 billion weights in bfloat16: 3.0 GB in four files. Needs 3 GB of memory and less than a minute."""
+    import torch
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # otherwise the weights are made in float32, in twice the memory
+    try:
+        _save(
+            folder,
+            max_shard_size="800MB",
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_hidden_layers=23,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            dtype="bfloat16",
+        )
+    finally:
+        torch.set_default_dtype(default)
+    return _copy_tokenizer(tokenizer, folder)
+
+
+def _save(
+    folder: Path, *, dtype: str = "float32", device: str = "cpu", max_shard_size: str = "600MB", **shape: Any
+) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -104,7 +130,7 @@ def _save(folder: Path, *, dtype: str = "float32", device: str = "cpu", **shape:
     torch.manual_seed(0)
     with torch.device(device):
         model = LlamaForCausalLM(LlamaConfig(**others | shape, dtype=dtype)).to(getattr(torch, dtype))
-    model.cpu().save_pretrained(folder, max_shard_size="600MB")
+    model.cpu().save_pretrained(folder, max_shard_size=max_shard_size)
 
 
 def _copy_tokenizer(tokenizer: Path, folder: Path) -> Path:
@@ -117,9 +143,9 @@ def _copy_tokenizer(tokenizer: Path, folder: Path) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("long", "billion"))
+    parser.add_argument("kind", choices=("long", "billion", "shards"))
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    save = {"long": save_long_llama, "billion": save_billion_llama}[options.kind]
+    save = {"long": save_long_llama, "billion": save_billion_llama, "shards": save_four_shards}[options.kind]
     print(save(options.out, options.tokenizer))

@@ -1,4 +1,4 @@
-"""Small packages that tests import in this process."""
+"""Small packages that tests import in this process, and a stand-in for the Hugging Face hub."""
 
 import sys
 from collections.abc import Iterator
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from envs.registry import env
 from startup.imports import finder
+from tests.hub.server import HubServer
 from tests.startup.toy_package import ToyPackages
 
 
@@ -21,3 +23,13 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyPackage
     sys.meta_path[:] = finders
     for name in set(sys.modules) - modules:
         del sys.modules[name]
+
+
+@pytest.fixture
+def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub for the test's process and its children: without repositories and Xet; it answers at once."""
+    for variable in (env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE, env.HF_TOKEN):
+        monkeypatch.delenv(variable.name, raising=False)
+    with HubServer().serving() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server

@@ -77,6 +77,12 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
     type=_FOLDER,
     help="Folder of the compile cache, renamed during starts from cold-compile and cold.",
 )
+@click.option(
+    "--hub",
+    metavar="URL",
+    help="Stand-in for the hub, for cold-download: `python -m tools.hub FOLDER` in a source checkout prints it.",
+)
+@click.option("--link", metavar="RATE", help="Rate that the link of --hub gets, such as 100Mbit or 1Gbit.")
 @endpoint_option
 @click.option("--api-key", show_default="OPENAI_API_KEY", help="Key to send.")
 @ready_timeout_option
@@ -101,6 +107,10 @@ def startup(**options: Any) -> int:
     variables and Python environment, and stops at its end. A start that cannot be forked from it ends the
     run with exit code 3. Commands of other programs start as from warm. All other states use no standby.
 
+    cold-download: the hub's cache is empty (HF_HOME is a new temporary folder, in $TMPDIR), and the command,
+    which names a hub id, downloads the model from --hub over a link of the rate --link, which the same files
+    then take once more without a server: the report has the ratio of both times.
+
     tenth-root, fresh-root and fresh-root-cold start in a root file system of their own, as in a container:
     this machine's files are the image, changes are kept in memory. tenth-root keeps its changes, and begins
     after nine starts; fresh-root has none; fresh-root-cold also has the Python environment and the weights
@@ -116,6 +126,7 @@ def startup(**options: Any) -> int:
       vllm-cli bench startup --model DIR --state warm --state cold-pages --evict-libraries
       vllm-cli bench startup --state warm --state standby --floor
       vllm-cli bench startup --state tenth-root --state fresh-root --state fresh-root-cold
+      vllm-cli bench startup --model ORG/MODEL --state cold-download --hub http://127.0.0.1:9000 --link 1Gbit
       vllm-cli bench startup --vs "/opt/old/bin/vllm-cli serve" --fail-over 5%
 
     Exit codes: 0 fine; 1 slower than --fail-over allows; 2 usage; 3 a command did not become ready.

@@ -13,9 +13,8 @@ from server.wording import format_bytes
 from tests.cli import run_cli
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.e2e.server_process import ServerProcess
-from tests.http_server import serving
+from tests.hub.server import HubServer
 from tests.ports import free_port
-from tests.startup.model.hub_server import Hub
 from tests.startup.vllm.fake_start import ROOT, command, environment
 from tests.waiting import wait_until
 
@@ -139,16 +138,15 @@ def test_batch_resumes_where_the_disk_became_full(server: Any, tmp_path: Path, f
 
 
 def test_download_without_room_names_its_size_and_folder(model_path: Path, folder: Path, disk: SmallDisk) -> None:
-    with serving(Hub()) as hub:
-        names = ("config.json", "tokenizer.json", "tokenizer_config.json")
-        hub.models["org/model"] = {name: (model_path / name).read_bytes() for name in names}
-        hub.models["org/model"]["model.safetensors"] = os.urandom(4 << 20)
+    files: dict[str, bytes | Path] = {"model.safetensors": os.urandom(4 << 20)}
+    files |= {name: model_path / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")}
+    with HubServer().serving() as hub:
+        size = format_bytes(hub.add("org/model", files).size)
         settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         words = ["org/model", "--download-dir", f"{folder}/hub"]
         with ServerProcess(words, launcher=disk.launcher, environment=settings, wait=False) as server:
             assert server.process.wait(_ENDS_S) == 3
             (line,) = [line for line in server.log.splitlines() if line.startswith("Error:")]
-    size = format_bytes(sum(map(len, hub.models["org/model"].values())))
     assert (
         f"org/model could not be downloaded: its {size} do not fit into {folder}/hub (No space left on device)" in line
     )

@@ -9,7 +9,9 @@ from startup.config import ModelConfig
 from startup.errors import ModelNotFoundError
 from startup.model import download_progress
 from startup.model.location import resolve_model
-from tests.startup.model.hub_server import Hub
+from tests.hub.faults import Fault
+from tests.hub.server import HubServer
+from tests.startup.model.conftest import MODEL
 
 pytestmark = pytest.mark.thorough
 
@@ -18,8 +20,8 @@ WEIGHTS = bytes(range(256)) * (48 << 12)
 
 
 @pytest.fixture(autouse=True)
-def weights(hub_server: Hub) -> None:
-    hub_server.models["org/model"]["model.safetensors"] = WEIGHTS
+def weights(hub_server: HubServer) -> None:
+    hub_server.add("org/model", MODEL | {"model.safetensors": WEIGHTS})
 
 
 def _download(shown: list[str] | None = None) -> Path:
@@ -27,12 +29,12 @@ def _download(shown: list[str] | None = None) -> Path:
 
 
 def test_a_slow_download_reports_bytes_rate_and_time_left(
-    hub_server: Hub,
+    hub_server: HubServer,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(download_progress.DownloadProgress.__init__, "__kwdefaults__", {"logged_every_s": 0.3})
-    hub_server.bytes_per_s = 24 << 20
+    hub_server.link.bytes_per_s = 24 << 20
     shown: list[str] = []
     with caplog.at_level(logging.INFO, logger="startup"):
         folder = _download(shown)
@@ -43,8 +45,8 @@ def test_a_slow_download_reports_bytes_rate_and_time_left(
     assert "downloaded 48.0 MiB of org/model in " in caplog.text
 
 
-def test_an_interrupted_download_resumes(hub_server: Hub) -> None:
-    hub_server.cuts = 1
+def test_an_interrupted_download_resumes(hub_server: HubServer) -> None:
+    hub_server.faults.add(Fault("cut", after=len(WEIGHTS) // 2))
     folder = _download()
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     (resumed_at,) = hub_server.ranges
@@ -52,15 +54,15 @@ def test_an_interrupted_download_resumes(hub_server: Hub) -> None:
 
 
 def test_a_failed_download_is_one_line_and_the_next_start_downloads_only_the_rest(
-    hub_server: Hub,
+    hub_server: HubServer,
 ) -> None:
-    hub_server.cuts = 1000
+    hub_server.faults.add(Fault("cut", times=None, path="*.safetensors"))
     with pytest.raises(ModelNotFoundError) as caught:
         _download()
     assert "org/model could not be downloaded" in str(caught.value)
     assert "\n" not in str(caught.value)
-    hub_server.cuts = 0
-    hub_server.downloads.clear()
+    hub_server.faults.clear()
+    hub_server.reset()
     folder = _download()
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
-    assert hub_server.downloads == ["model.safetensors"]
+    assert hub_server.downloads == ["org/model/model.safetensors"]

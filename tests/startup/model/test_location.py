@@ -1,4 +1,4 @@
-"""The model comes from a folder, the hub's cache, or the hub, for which a fake HTTP server stands in."""
+"""The model comes from a folder, the hub's cache, or the hub, for which an HTTP server stands in."""
 
 import socket
 import threading
@@ -12,7 +12,8 @@ from startup.errors import ModelNotFoundError
 from startup.model import hub
 from startup.model.hub import wanted_files
 from startup.model.location import resolve_model
-from tests.startup.model.hub_server import COMMIT, MODEL, Hub
+from tests.hub.server import HubServer
+from tests.startup.model.conftest import COMMIT, MODEL
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_the_fault_of_a_folder_is_reported(tmp_path: Path, changes: dict[str, by
     assert expected.format(folder) in problem(folder)
 
 
-def test_a_cached_snapshot_needs_no_network(cache: Path, hub_server: Hub) -> None:
+def test_a_cached_snapshot_needs_no_network(cache: Path, hub_server: HubServer) -> None:
     snapshot = write_snapshot(cache, "org/model")
     assert resolve_model(ModelConfig(model="org/model")).path == snapshot
     assert resolve_model(ModelConfig(model="org/model", revision=COMMIT)).path == snapshot
@@ -107,7 +108,7 @@ def test_the_cached_snapshot_is_the_one_that_the_hubs_client_finds(cache: Path) 
     assert resolve_model(ModelConfig(model="org/model")).path == Path(theirs)
 
 
-def test_the_default_model_is_taken_from_the_cache(cache: Path, hub_server: Hub) -> None:
+def test_the_default_model_is_taken_from_the_cache(cache: Path, hub_server: HubServer) -> None:
     snapshot = write_snapshot(cache, DEFAULT_MODEL_ID)
     assert resolve_model(ModelConfig()).path == snapshot
     assert hub_server.requests == []
@@ -119,14 +120,14 @@ def test_the_prepared_default_model_takes_precedence(tmp_path: Path, cache: Path
     assert resolve_model(ModelConfig()).path == prepared
 
 
-def test_the_default_model_is_downloaded_if_the_hub_is_reachable(hub_server: Hub, cache: Path) -> None:
-    hub_server.models[DEFAULT_MODEL_ID] = dict(MODEL)
+def test_the_default_model_is_downloaded_if_the_hub_is_reachable(hub_server: HubServer, cache: Path) -> None:
+    hub_server.add(DEFAULT_MODEL_ID, MODEL)
     path = resolve_model(ModelConfig()).path
     assert path.is_relative_to(cache)
     assert (path / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_a_model_is_downloaded_once_and_then_found_in_the_cache(hub_server: Hub, cache: Path) -> None:
+def test_a_model_is_downloaded_once_and_then_found_in_the_cache(hub_server: HubServer, cache: Path) -> None:
     path = resolve_model(ModelConfig(model="org/model")).path
     assert {file.name: file.read_bytes() for file in path.iterdir()} == MODEL
     num_requests = len(hub_server.requests)
@@ -134,56 +135,56 @@ def test_a_model_is_downloaded_once_and_then_found_in_the_cache(hub_server: Hub,
     assert len(hub_server.requests) == num_requests
 
 
-def test_an_incomplete_snapshot_is_completed(hub_server: Hub, cache: Path) -> None:
+def test_an_incomplete_snapshot_is_completed(hub_server: HubServer, cache: Path) -> None:
     (write_snapshot(cache, "org/model") / "model.safetensors").unlink()
     assert (resolve_model(ModelConfig(model="org/model")).path / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_only_needed_files_are_downloaded(hub_server: Hub) -> None:
+def test_only_needed_files_are_downloaded(hub_server: HubServer) -> None:
     extras = {"pytorch_model.bin": b"x", "onnx/model.onnx": b"x", "README.md": b"x", "original/params.json": b"x"}
-    hub_server.models["org/model"] |= extras
+    hub_server.add("org/model", MODEL | extras)
     resolve_model(ModelConfig(model="org/model"))
-    assert sorted(hub_server.downloads) == sorted(MODEL)
+    assert sorted(hub_server.downloads) == [f"org/model/{name}" for name in sorted(MODEL)]
 
 
-def test_a_tokenizer_is_downloaded_without_weights(hub_server: Hub, folder: Path) -> None:
+def test_a_tokenizer_is_downloaded_without_weights(hub_server: HubServer, folder: Path) -> None:
     files = resolve_model(ModelConfig(model=str(folder), tokenizer="org/model"))
-    assert sorted(hub_server.downloads) == ["config.json", "tokenizer.json"]
+    assert sorted(hub_server.downloads) == ["org/model/config.json", "org/model/tokenizer.json"]
     assert (files.tokenizer_path / "tokenizer.json").exists()
 
 
-def test_the_token_and_the_download_folder_are_used(hub_server: Hub, tmp_path: Path) -> None:
+def test_the_token_and_the_download_folder_are_used(hub_server: HubServer, tmp_path: Path) -> None:
     config = ModelConfig(model="org/model", hf_token="hf_secret", download_dir=str(tmp_path / "elsewhere"))
     assert resolve_model(config).path.is_relative_to(tmp_path / "elsewhere")
-    assert hub_server.tokens == {"Bearer hf_secret"}
+    assert hub_server.tokens == {"hub": {"Bearer hf_secret"}, "cdn": {None}}
 
 
-def test_a_model_that_does_not_exist_is_reported_with_the_fix(hub_server: Hub) -> None:
+def test_a_model_that_does_not_exist_is_reported_with_the_fix(hub_server: HubServer) -> None:
     message = problem("org/nothing")
     assert message == (
         f"{hub_server.url}/org/nothing does not exist; if it is private, give a token by --hf-token or HF_TOKEN"
     )
 
 
-def test_a_revision_that_does_not_exist_is_reported(hub_server: Hub) -> None:
+def test_a_revision_that_does_not_exist_is_reported(hub_server: HubServer) -> None:
     assert problem("org/model", revision="v9") == f"{hub_server.url}/org/model has no revision 'v9'"
 
 
-def test_a_gated_model_is_reported_with_the_fix(hub_server: Hub) -> None:
+def test_a_gated_model_is_reported_with_the_fix(hub_server: HubServer) -> None:
     hub_server.gated.add("org/model")
     message = problem("org/model")
     assert message.startswith("org/model is gated: accept its terms at")
     assert "--hf-token or HF_TOKEN" in message
 
 
-def test_a_hub_model_without_weights_is_reported(hub_server: Hub) -> None:
-    del hub_server.models["org/model"]["model.safetensors"]
+def test_a_hub_model_without_weights_is_reported(hub_server: HubServer) -> None:
+    hub_server.add("org/model", {name: data for name, data in MODEL.items() if name != "model.safetensors"})
     assert "has no weights" in problem("org/model")
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_offline_mode_sends_no_request(
-    hub_server: Hub, cache: Path, variable: str, monkeypatch: pytest.MonkeyPatch
+    hub_server: HubServer, cache: Path, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, "1")
     assert problem("org/model") == f"org/model is not in {cache}, and HF_HUB_OFFLINE forbids the download"

@@ -1,15 +1,15 @@
-"""The hub gets one request, only for files that are not on disk; a fake hub gives the real one's answers."""
+"""The hub gets one request, only for files that are not on disk; a stand-in gives the real one's answers."""
 
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from startup.preflight.report import Finding, PreflightReport
-from tests.http_server import LocalServer, QuietHandler, serving
+from tests.hub.faults import Fault
+from tests.hub.server import HubServer
 from tests.waiting import wait_until
 
 Preflight = Callable[..., PreflightReport]
@@ -17,45 +17,18 @@ Preflight = Callable[..., PreflightReport]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub(LocalServer):
-    """Answers every request with one status, once `may_answer` is set."""
-
-    def __init__(self) -> None:
-        super().__init__(_Handler)
-        self.status = 200
-        self.error_code = ""
-        self.requests: list[tuple[str, str, str | None]] = []
-        self.may_answer = threading.Event()
-        self.may_answer.set()
-        self.num_answered = 0
-
-
-class _Handler(QuietHandler):
-    server: Hub
-
-    def do_HEAD(self) -> None:
-        self.server.requests.append((self.command, self.path, self.headers["Authorization"]))
-        self.server.may_answer.wait(100)
-        self.server.num_answered += 1
-        self.send_response(self.server.status)
-        if self.server.error_code:
-            self.send_header("X-Error-Code", self.server.error_code)
-        if 300 <= self.server.status < 400:
-            self.send_header("Location", "http://192.0.2.1/elsewhere")
-        self.end_headers()
-
-
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A fake hub, with an empty cache."""
-    with serving(Hub()) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-        monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
-        yield server
-        server.may_answer.set()
+def hub(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """Two repositories, and an empty cache."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    hub_server.add("team/model", {"config.json": b"{}"})
+    hub_server.add("team/words", {"tokenizer_config.json": b"{}"})
+    return hub_server
+
+
+def requests_to(hub: HubServer) -> list[tuple[str, str, str | None]]:
+    return [(seen.method, seen.path, seen.token) for seen in hub.requests]
 
 
 def hub_finding(report: PreflightReport) -> Finding:
@@ -63,27 +36,29 @@ def hub_finding(report: PreflightReport) -> Finding:
     return finding
 
 
-def test_an_available_model_needs_one_request(hub: Hub, preflight: Preflight) -> None:
+def test_an_available_model_needs_one_request(hub: HubServer, preflight: Preflight) -> None:
     finding = hub_finding(preflight("team/model", hf_token="secret"))
     assert finding.severity == "info"
-    assert hub.requests == [("HEAD", "/team/model/resolve/main/config.json", "Bearer secret")]
+    assert requests_to(hub) == [("HEAD", "/team/model/resolve/main/config.json", "Bearer secret")]
 
 
-def test_the_token_of_a_login_is_used(hub: Hub, preflight: Preflight, tmp_path: Path) -> None:
+def test_the_token_of_a_login_is_used(hub: HubServer, preflight: Preflight, tmp_path: Path) -> None:
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "token").write_text("kept\n")
+    hub.add("team/model", {"config.json": b"{}"}, revision="v1/x")
     preflight("team/model", revision="v1/x")
-    assert hub.requests == [("HEAD", "/team/model/resolve/v1%2Fx/config.json", "Bearer kept")]
+    assert requests_to(hub) == [("HEAD", "/team/model/resolve/v1%2Fx/config.json", "Bearer kept")]
 
 
-def test_a_tokenizer_is_requested_by_its_own_name(hub: Hub, preflight: Preflight, model_path: Path) -> None:
+def test_a_tokenizer_is_requested_by_its_own_name(hub: HubServer, preflight: Preflight, model_path: Path) -> None:
     preflight(model_path, tokenizer="team/words")
-    assert [path for _, path, _ in hub.requests] == ["/team/words/resolve/main/tokenizer_config.json"]
+    assert [seen.path for seen in hub.requests] == ["/team/words/resolve/main/tokenizer_config.json"]
 
 
-def test_a_redirect_means_that_the_model_is_available_and_is_not_followed(hub: Hub, preflight: Preflight) -> None:
-    hub.status = 307
+def test_a_redirect_means_that_the_model_is_available_and_is_not_followed(hub: HubServer, preflight: Preflight) -> None:
+    hub.renamed["team/model"] = "team/words"
     assert hub_finding(preflight("team/model", hf_token="secret")).severity == "info"
+    assert [seen.status for seen in hub.requests] == [307]
 
 
 @pytest.mark.parametrize(
@@ -105,31 +80,31 @@ def test_a_redirect_means_that_the_model_is_available_and_is_not_followed(hub: H
     ],
 )
 def test_an_error_response_is_reported_with_the_fix(
-    hub: Hub, preflight: Preflight, status: int, code: str, token: str | None, expected: str
+    hub: HubServer, preflight: Preflight, status: int, code: str, token: str | None, expected: str
 ) -> None:
-    hub.status, hub.error_code = status, code
+    hub.faults.add(Fault("status", status=status, code=code))
     finding = hub_finding(preflight("team/model", hf_token=token, revision="v9"))
     assert finding.severity == "error"
     assert expected.format(url=hub.url) in finding.message
 
 
-def test_a_slow_hub_is_a_warning_after_the_timeout(hub: Hub, preflight: Preflight) -> None:
+def test_a_slow_hub_is_a_warning_after_the_timeout(hub: HubServer, preflight: Preflight) -> None:
     hub.may_answer.clear()
     finding = hub_finding(preflight("team/model", hub_timeout_s=0.3))
-    assert hub.num_answered == 0
+    assert [seen.status for seen in hub.requests] == [None]
     assert finding.severity == "warning"
     assert "no answer within 0.3 s" in finding.message
 
 
 def test_all_requests_to_the_hub_run_while_other_checks_run(
-    hub: Hub, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fake hub answers only after both requests have arrived and a later check runs."""
+    """The hub answers only after both requests have arrived and a later check runs."""
     hub.may_answer.clear()
 
     def check_shared_memory(_: Path) -> tuple[()]:
         wait_until(lambda: len(hub.requests) == 2)
-        assert hub.num_answered == 0
+        assert [seen.status for seen in hub.requests] == [None, None]
         hub.may_answer.set()
         return ()
 
@@ -139,7 +114,7 @@ def test_all_requests_to_the_hub_run_while_other_checks_run(
 
 
 def test_unreachable_hub_is_an_error_with_the_address(
-    hub: Hub, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     finding = hub_finding(preflight("team/model"))
@@ -148,19 +123,19 @@ def test_unreachable_hub_is_an_error_with_the_address(
 
 
 def test_unreachable_hub_is_a_warning_for_the_default_model(
-    hub: Hub, preflight: Preflight, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hub: HubServer, preflight: Preflight, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert hub_finding(preflight(None)).severity == "warning"
 
 
-def test_a_local_folder_needs_no_network(hub: Hub, preflight: Preflight, model_path: Path) -> None:
+def test_a_local_folder_needs_no_network(hub: HubServer, preflight: Preflight, model_path: Path) -> None:
     assert preflight(model_path).errors == ()
     assert hub.requests == []
 
 
-def test_offline_mode_sends_no_request(hub: Hub, preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_sends_no_request(hub: HubServer, preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (finding,) = preflight("team/model").errors
     assert "HF_HUB_OFFLINE forbids the download" in finding.message
@@ -168,7 +143,7 @@ def test_offline_mode_sends_no_request(hub: Hub, preflight: Preflight, monkeypat
 
 
 def test_a_full_disk_is_reported_with_the_remaining_bytes(
-    hub: Hub, preflight: Preflight, tmp_path: Path, folder
+    hub: HubServer, preflight: Preflight, tmp_path: Path, folder
 ) -> None:
     repository = tmp_path / "hf" / "hub" / "models--team--model"
     snapshot = repository / "snapshots" / COMMIT
@@ -182,7 +157,7 @@ def test_a_full_disk_is_reported_with_the_remaining_bytes(
     assert "--download-dir" in finding.message
 
 
-def test_request_imports_nothing_in_its_thread(hub: Hub) -> None:
+def test_request_imports_nothing_in_its_thread(hub: HubServer) -> None:
     script = """
 import sys, threading
 from startup.preflight.hub import HubCheck

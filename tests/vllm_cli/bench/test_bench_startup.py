@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.hub.server import HubServer
 from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.probe import STARTING_INTERVAL_S
 from vllm_cli.bench.results import BenchResult
@@ -201,6 +202,45 @@ def test_a_cold_compile_cache_is_empty_during_the_start_and_restored(slow_comman
     _, *found = [json.loads(line)["cache"] for line in log.read_text().splitlines()]
     assert found == [[], ["made-by-server", "precious"]] * 2
     assert sorted(path.name for path in cache.iterdir()) == ["made-by-server", "precious"]
+
+
+def test_a_cold_download_has_an_empty_cache_and_is_compared_with_the_transfer_alone(
+    slow_command, run_startup, tmp_path
+) -> None:
+    log = tmp_path / "log"
+    script = "import os; print(os.listdir(os.environ['HF_HOME'])); from huggingface_hub import snapshot_download as get"
+    script = f"{sys.executable} -c \"{script}; get('org/model')\" >> {log} && exec {slow_command()} --port $0"
+    command = shlex.join(["sh", "-c", script, "{port}"])
+    with HubServer().serving() as hub:
+        files = {"config.json": b"{}", "model.safetensors": bytes(1_000_000)}
+        hub.add("org/model", files)
+        words = ("--state", "cold-download", "--hub", hub.url, "--link", "16Mbit")
+        done = run_startup("--cmd", command, *QUICK, *words, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert log.read_text().splitlines() == ["[]"] * 3
+    for figures in read_result(done.stdout).sides[0].conditions[0].rounds:
+        assert figures.download_mb == 1.000002
+        assert figures.hub_requests == 2 + 2 * 2 + 1  # listing and tree; a HEAD and a GET per file, and a redirect
+        assert figures.transfer_s >= 0.45
+        assert figures.transfer_ratio == pytest.approx(figures.first_token_s / figures.transfer_s)
+    assert "first token ÷ transfer" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "--hub must be given for --state cold-download"),
+        (["--hub", "http://127.0.0.1:9"], "http://127.0.0.1:9 is no stand-in for the hub, it does not answer"),
+        (["--hub", "{hub}", "--link", "fast"], "--link: a rate is written like 100Mbit"),
+    ],
+    ids=["none", "closed", "rate"],
+)
+def test_a_cold_download_needs_a_stand_in_for_the_hub(words, expected, slow_command, run_startup) -> None:
+    with HubServer().serving() as hub:
+        given = [word.format(hub=hub.url) for word in words]
+        done = run_startup("--cmd", slow_command(), *QUICK, "--state", "cold-download", *given)
+    assert done.returncode == 2
+    assert expected in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")

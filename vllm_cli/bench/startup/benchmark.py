@@ -11,6 +11,7 @@ from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.report import FigureTable, format_spread
 from vllm_cli.bench.rounds import Rounds, ScheduledRound
 from vllm_cli.bench.startup.caches import StartupCaches
+from vllm_cli.bench.startup.cold_download import HubStandIn
 from vllm_cli.bench.startup.config import StartState, StartupBenchConfig
 from vllm_cli.bench.startup.floor import FloorSide
 from vllm_cli.bench.startup.results import (
@@ -79,6 +80,8 @@ class StartupBenchmark(Benchmark[StartState]):
 
     async def _measure_rounds(self, progress: Progress) -> Rounds[StartState]:
         caches = StartupCaches(self._config)
+        if self._config.hub is not None:
+            await asyncio.to_thread(HubStandIn(self._config.hub).check, self._config.link)
         for side in self._sides:
             progress.report(f"{side.name}: one start that does not count: {side.description}")
             await side.prepare()
@@ -125,6 +128,8 @@ class StartupBenchmark(Benchmark[StartState]):
 
     def describe_settings(self) -> Iterator[str]:
         yield f"{self._config.path}; times count from exec"
+        if self._config.needs_hub:
+            yield f"cold-download: from {self._config.hub}, link {self._config.link or 'as the stand-in has it'}"
 
     def describe_side(self, side: StartupSide) -> str:
         return f"; first token {side.first_text!r}" if side.first_text is not None else ""

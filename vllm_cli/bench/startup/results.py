@@ -29,6 +29,14 @@ class StartFigures(ResultPart, frozen=True, kw_only=True):
     """Probes without a response after an earlier one had a response."""
     phases: dict[str, float] = {}
     """Seconds by `process:phase`, from `/startupz`; empty if the server has no such route."""
+    download_mb: float | None = None
+    """MB of files that the stand-in for the hub sent; null in all states but `cold-download`."""
+    hub_requests: int | None = None
+    """Requests to the hub, for files and for everything else."""
+    transfer_s: float | None = None
+    """How long a plain download of the same files took after the start."""
+    transfer_ratio: float | None = None
+    """The time to the first token, divided by that."""
     evicted_bytes: int = 0
     """Size of the files that were evicted from the page cache before the start."""
     resident_bytes: int = 0
@@ -69,6 +77,10 @@ STARTUP_METRICS = (
     Metric("probe_p99_ms", "probe p99 ms"),
     Metric("probe_max_ms", "probe max ms"),
     Metric("num_refused", "probes refused", is_compared=False),
+    Metric("download_mb", "downloaded MB"),
+    Metric("hub_requests", "hub requests", is_compared=False),
+    Metric("transfer_s", "transfer alone s", is_compared=False),
+    Metric("transfer_ratio", "first token ÷ transfer", is_compared=False),
 )
 """The first token is judged: it contains the others."""
 

@@ -13,6 +13,7 @@ from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.readiness import wait_until_ready
 from vllm_cli.bench.request_format import RequestFormat
+from vllm_cli.bench.startup.cold_download import HubStandIn
 from vllm_cli.bench.startup.config import StartState, StartupBenchConfig
 from vllm_cli.bench.startup.exec_stamp import ExecStamp
 from vllm_cli.bench.startup.moments import (
@@ -48,6 +49,7 @@ class ServerSide:
         self._request_format: RequestFormat | None = None
         self._running: BenchStandby | None = None
         self._used_root: OverlayRoot | None = None
+        self._hub = HubStandIn(config.hub) if config.hub is not None else None
         self.standby: StandbyFigures | None = None
 
     async def prepare(self) -> None:
@@ -61,13 +63,20 @@ class ServerSide:
             for _ in range(_NUM_EARLIER_STARTS):
                 await self._prepare_start("tenth-root")
         else:
-            await self._prepare_start("fresh-root" if self._config.has_roots else "warm")
+            await self._prepare_start(self._first_state)
         if self._config.has_standby and (command := await OwnCommand.find(self._spec.command or "")) is not None:
             self._running = BenchStandby(
                 command, model=self._config.standby_model, timeout_s=self._config.ready_timeout_s
             )
             await self._running.start()
             await self._prepare_start("standby")
+
+    @property
+    def _first_state(self) -> StartState:
+        """The state of the start that is not measured: `warm`, if that is enough for the others."""
+        if self._config.has_roots:
+            return "fresh-root"
+        return "cold-download" if self._config.states == ("cold-download",) else "warm"
 
     async def _prepare_start(self, state: StartState) -> None:
         with closing(ExecStamp()) as stamp, self._target(stamp, state) as target:
@@ -85,6 +94,12 @@ class ServerSide:
 
     async def measure(self, state: StartState) -> StartFigures:
         """One measured start."""
+        figures = await self._measure_start(state)
+        if state == "cold-download" and self._hub is not None:
+            return await asyncio.to_thread(self._hub.add_transfer, figures)
+        return figures
+
+    async def _measure_start(self, state: StartState) -> StartFigures:
         assert self._request_format is not None
         with (
             HealthProbe(is_starting=True) as probe,
@@ -153,8 +168,10 @@ class ServerSide:
     def _target(self, stamp: ExecStamp, state: StartState) -> Iterator[CommandTarget]:
         """The server of one start; stopped at the end of the block."""
         standby = self._running if state == "standby" else None
-        environment = standby.environment if standby is not None else NO_STANDBY
+        environment = dict(standby.environment if standby is not None else NO_STANDBY)
         with ExitStack() as stack:
+            if state == "cold-download" and self._hub is not None:
+                environment |= stack.enter_context(self._hub.empty_cache())
             root = self._used_root if state == "tenth-root" else None
             if state in ("fresh-root", "fresh-root-cold"):
                 root = stack.enter_context(closing(OverlayRoot()))

@@ -1,0 +1,226 @@
+"""The stand-in for the hub, used by the hub's own client."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests.hub.faults import Fault
+from tests.hub.link import parse_rate, parse_size
+from tests.hub.server import HubServer
+
+WEIGHTS = bytes(range(256)) * 4096
+"""1 MiB."""
+FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS, "1_Pooling/config.json": b'{"a": 1}'}
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with HubServer().serving() as server:
+        server.add("org/model", FILES)
+        yield server
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Xet is off; its client is a library with threads that outlive a test."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    return tmp_path / "cache"
+
+
+def download(hub: HubServer, cache: Path, model: str = "org/model", **settings: Any) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, endpoint=hub.url, cache_dir=cache, **settings))
+
+
+def fetch(hub: HubServer, path: str, **headers: str) -> Any:
+    return urlopen(Request(f"{hub.url}/{path}", headers=headers))
+
+
+def read_tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_hubs_client_downloads_files_in_memory_and_on_disk(hub: HubServer, cache: Path, tmp_path: Path) -> None:
+    for name, content in FILES.items():
+        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / name).write_bytes(content)
+    on_disk = hub.add("org/disk", tmp_path / "model")
+    assert on_disk.id == hub.revisions["org/model"]["main"].id
+    for model in ("org/model", "org/disk"):
+        assert read_tree(download(hub, cache, model)) == FILES
+    assert hub.sent["org/disk/model.safetensors"] == len(WEIGHTS)
+    assert sorted(hub.downloads) == sorted(f"org/{model}/{name}" for model in ("disk", "model") for name in FILES)
+    assert hub.stats()["file_bytes"] == 2 * on_disk.size
+
+
+def test_blobs_are_named_as_the_hubs_own(hub: HubServer, cache: Path) -> None:
+    """Git's hash of a small file, SHA-256 of one in LFS."""
+    blobs = {path.name for path in (download(hub, cache).parents[1] / "blobs").iterdir()}
+    assert "9e26dfeeb6e641a33dae4961196235bdb965b21b" in blobs  # git hash-object of {}
+    assert "fbbab289f7f94b25736c58be46a994c441fd02552cc6022352e3d86d2fab7c83" in blobs  # sha256 of WEIGHTS
+
+
+def test_no_token_is_sent_to_the_host_of_large_files(hub: HubServer, cache: Path) -> None:
+    hub.token = "hf_right"
+    hub.private.add("org/model")
+    download(hub, cache, token="hf_right")
+    assert hub.tokens == {"hub": {"Bearer hf_right"}, "cdn": {None}}
+    assert hub.stats()["with_token"] == {"hub": len([seen for seen in hub.requests if seen.host == "hub"])}
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"gated": {"org/model"}}, "GatedRepoError"),
+        ({"private": {"org/model"}}, "RepositoryNotFoundError"),
+        ({"revisions": {}}, "RepositoryNotFoundError"),
+        ({"revisions": {"org/model": {}}}, "RevisionNotFoundError"),
+        ({"token": "hf_other"}, "HfHubHTTPError"),
+    ],
+    ids=["gated", "private", "unknown", "revision", "token"],
+)
+@pytest.mark.parametrize("token", [False, "hf_wrong"], ids=["anonymous", "token"])
+def test_refusals_have_the_hubs_meanings(
+    hub: HubServer, cache: Path, change: dict[str, Any], error: str, token: str | bool
+) -> None:
+    for name, value in change.items():
+        setattr(hub, name, value)
+    if "token" in change and not token:
+        assert read_tree(download(hub, cache, token=token)) == FILES
+        return
+    with pytest.raises(Exception) as caught:
+        download(hub, cache, token=token)
+    names = [type(err).__name__ for err in (caught.value, caught.value.__cause__) if err]
+    assert error in names
+
+
+def test_a_renamed_model_is_found_under_its_old_name(hub: HubServer, cache: Path) -> None:
+    hub.renamed["old/name"] = "org/model"
+    assert read_tree(download(hub, cache, "old/name")) == FILES
+
+
+def test_a_branch_and_a_commit_are_revisions(hub: HubServer, cache: Path) -> None:
+    commit = hub.add("org/model", {"config.json": b"[]"}, revision="refs/pr/1")
+    for revision in ("refs/pr/1", commit.id):
+        assert read_tree(download(hub, cache, revision=revision)) == {"config.json": b"[]"}
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "expected"),
+    [
+        ("bytes=10-19", 206, WEIGHTS[10:20]),
+        ("bytes=1048570-", 206, WEIGHTS[-6:]),
+        ("bytes=-3", 206, WEIGHTS[-3:]),
+        ("bytes=0-", 200, WEIGHTS),
+    ],
+    ids=["middle", "end", "last", "all"],
+)
+def test_a_range_is_a_part(hub: HubServer, text: str, status: int, expected: bytes) -> None:
+    with fetch(hub, "org/model/resolve/main/model.safetensors", Range=text) as answer:
+        assert (answer.status, answer.read()) == (status, expected)
+        assert answer.url.startswith(hub.cdn_url)
+
+
+def test_an_interrupted_transfer_is_continued(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 16)
+    hub.faults.add(Fault("cut", after=600_000))
+    assert read_tree(download(hub, cache)) == FILES
+    assert hub.ranges == [600_000 // (1 << 16) * (1 << 16)]
+
+
+@pytest.mark.parametrize("kind", ["short", "wrong", "stall"])
+def test_a_fault_changes_the_body(hub: HubServer, kind: str) -> None:
+    hub.faults.add(Fault(kind, after=1000, path="*.safetensors"))
+    with fetch(hub, "org/model/resolve/main/model.safetensors") as answer:
+        if kind == "stall":
+            assert answer.read(1000) == WEIGHTS[:1000]
+            answer.fp.raw._sock.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                answer.read(1)
+            return
+        body = answer.read()
+    with fetch(hub, "org/model/resolve/main/model.safetensors") as answer:
+        assert answer.read() == WEIGHTS, "the fault happens once"
+    if kind == "short":
+        assert body == WEIGHTS[:1000]
+    else:
+        assert [index for index, pair in enumerate(zip(body, WEIGHTS, strict=True)) if len({*pair}) > 1] == [1000]
+
+
+def test_errors_are_answered_as_often_as_wanted(hub: HubServer, cache: Path) -> None:
+    hub.faults.add(Fault.parse("status,status=429,retry_after=1,path=*.safetensors,method=GET"))
+    begin_s = time.monotonic()
+    assert read_tree(download(hub, cache)) == FILES
+    assert time.monotonic() - begin_s >= 1, "the client waits as told"
+    assert [seen.status for seen in hub.requests].count(429) == 1
+
+
+def test_xet_is_announced_and_never_answers(hub: HubServer) -> None:
+    from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils._xet import refresh_xet_connection_info
+
+    url = hf_hub_url("org/model", "model.safetensors", endpoint=hub.url)
+    assert get_hf_file_metadata(url, endpoint=hub.url).xet_file_data is None
+    hub.is_xet = True
+    announced = get_hf_file_metadata(url, endpoint=hub.url).xet_file_data
+    assert announced is not None
+    assert refresh_xet_connection_info(file_data=announced, headers={}).endpoint == hub.xet.url
+    (entry,) = HfApi(endpoint=hub.url).get_paths_info("org/model", ["model.safetensors"])
+    assert entry.xet_hash == announced.file_hash
+    host, port = hub.xet.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=0.2) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+
+
+def test_all_connections_share_the_link(hub: HubServer) -> None:
+    """Four files at once take as long as their sum; other work on the machine can only lengthen it."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    hub.link.bytes_per_s = parse_rate("8MB")
+
+    def read(_: int) -> int:
+        with fetch(hub, "org/model/resolve/main/model.safetensors") as answer:
+            return len(answer.read())
+
+    begin_s = time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(read, range(4))) == 4 * len(WEIGHTS)
+    assert time.monotonic() - begin_s >= 4 * len(WEIGHTS) / 8e6 - 0.1
+
+
+def test_a_program_is_controlled_over_http(hub: HubServer) -> None:
+    def control(path: str, body: dict[str, str] | None = None, method: str | None = None) -> Any:
+        data = json.dumps(body).encode() if body is not None else None
+        with urlopen(Request(f"{hub.url}/{path}", data=data, method=method)) as answer:
+            return json.loads(answer.read())
+
+    fetch(hub, "org/model/resolve/main/config.json").read()
+    assert control("stats", method="DELETE")["by_request"] == {"200 GET /org/model/resolve/main/config.json": 1}
+    assert control("stats")["requests"] == 0
+    assert control("link", {"rate": "1Gbit"})["bytes_per_s"] == 125e6
+    control("faults", {"fault": "status,status=500"})
+    with pytest.raises(OSError, match="500"):
+        fetch(hub, "org/model/resolve/main/config.json")
+    with pytest.raises(OSError, match="400"):
+        control("faults", {"fault": "fire"})
+
+
+def test_words_for_rates_sizes_and_faults() -> None:
+    assert [parse_rate(text) for text in ("100Mbit", "1Gbit/s", "12MB", "unlimited")] == [12.5e6, 125e6, 12e6, None]
+    assert [parse_size(text) for text in ("60MB", "4096", "1.5GB")] == [60_000_000, 4096, 1_500_000_000]
+    assert Fault.parse("stall,after=1kB,times=always") == Fault("stall", times=None, after=1000)
+    for text in ("0Mbit", "fast", "1Mbps"):
+        with pytest.raises(ValueError, match="a rate is written like"):
+            parse_rate(text)
+    with pytest.raises(ValueError, match="a fault has no when"):
+        Fault.parse("cut,when=now")
