@@ -68,6 +68,8 @@ class Growth(ResultPart, frozen=True, kw_only=True):
     """Slope of the line, as a share of that value."""
     growth_bytes: float
     """From the begin to the end of the line."""
+    wave_bytes: float
+    """Differences between samples without this growth; a smaller growth cannot be told from them."""
     is_flat: bool
 
 

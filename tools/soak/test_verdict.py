@@ -65,6 +65,18 @@ def test_small_growth_is_flat(begin_mib, mib_per_minute, minutes):
     assert all(growth.is_flat for growth in measure_growths(samples, 0.01))
 
 
+@pytest.mark.parametrize(("mib_per_minute", "is_flat"), [(1, True), (4, False)])
+def test_growth_within_the_waves_cannot_be_told_from_them(mib_per_minute: float, is_flat: bool) -> None:
+    waves = [40 if at_s % 600 < 200 else 0 for at_s in range(0, 1800, 5)]
+    samples = [
+        sample(index * 5, server=group(200 + index * 5 / 60 * mib_per_minute + wave))
+        for index, wave in enumerate(waves)
+    ]
+    growth = measure_growths(samples, 0.01)[0]
+    assert growth.is_flat == is_flat
+    assert growth.wave_bytes == pytest.approx(40 * MIB, rel=0.2)
+
+
 def test_a_role_is_judged_on_the_samples_that_have_it():
     samples = [
         sample(at_s, server=group(50), **({"helper": group(20)} if at_s % 20 else {})) for at_s in range(0, 600, 10)

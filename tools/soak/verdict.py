@@ -65,6 +65,8 @@ class Trend(NamedTuple):
     """Value at the begin of the line."""
     per_second: float
     duration_s: float
+    waves: float
+    """How far the middle 80 % of the points lie apart without the slope."""
 
     @property
     def per_ten_minutes(self) -> float:
@@ -89,8 +91,9 @@ def fit_trend(points: Sequence[Point]) -> Trend | None:
         return None
     slope = median(slopes)
     begin_s = few[0].at_s
-    level = median(point.value - slope * (point.at_s - begin_s) for point in few)
-    return Trend(level, slope, few[-1].at_s - begin_s)
+    levels = sorted(point.value - slope * (point.at_s - begin_s) for point in few)
+    tenth = len(levels) // 10
+    return Trend(median(levels), slope, few[-1].at_s - begin_s, waves=levels[-1 - tenth] - levels[tenth])
 
 
 def _judge_growth(who: str, trend: Trend, max_growth: float) -> Growth:
@@ -100,14 +103,15 @@ def _judge_growth(who: str, trend: Trend, max_growth: float) -> Growth:
         level_bytes=trend.level,
         per_ten_minutes=trend.per_ten_minutes,
         growth_bytes=trend.growth,
-        is_flat=trend.growth < max(max_growth * num_spans * trend.level, _NOISE_BYTES),
+        wave_bytes=trend.waves,
+        is_flat=trend.growth < max(max_growth * num_spans * trend.level, _NOISE_BYTES, trend.waves),
     )
 
 
 def _describe_growth(growth: Growth) -> str:
     return (
         f"{growth.who}: RSS grew by {growth.growth_bytes / (1 << 20):.1f} MiB, "
-        f"{growth.per_ten_minutes:+.2%} in ten minutes"
+        f"{growth.per_ten_minutes:+.2%} in ten minutes, more than its waves of {growth.wave_bytes / (1 << 20):.1f} MiB"
     )
 
 
