@@ -78,6 +78,8 @@ DEVICES: Final = (
             "invalid device function",
             "hipErrorNoBinaryForGpu",
             "is not compatible with the current PyTorch installation",
+            "is not implemented for Blackwell",
+            "Failed to initialize cutlass",
         ),
         "Use a newer vLLM and torch for a new GPU, an older one for an old GPU, or build vLLM from source for it "
         "(TORCH_CUDA_ARCH_LIST).",
@@ -118,6 +120,12 @@ DEVICES: Final = (
         "Leave out --attention-backend and --kv-cache-dtype, or use an older vLLM or a newer GPU.",
     ),
     KnownCause(
+        "no-pinned-memory",
+        "vLLM needs pinned memory, which WSL does not always have",
+        ("UVA is not available",),
+        "Update Windows' driver and WSL; VLLM_USE_V2_MODEL_RUNNER=0 chooses the model runner that works without it.",
+    ),
+    KnownCause(
         "cuda-fork",
         "a process that already uses CUDA was forked",
         ("Cannot re-initialize CUDA in forked subprocess",),
@@ -156,6 +164,8 @@ DEVICES: Final = (
             "CUDA driver error:",
             "HIP error:",
             "ACL stream synchronize failed",
+            "The Inner error is reported as above",
+            "call acl api failed",
             "CUBLAS_STATUS_",
             "CUDNN_STATUS_",
         ),

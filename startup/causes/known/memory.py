@@ -26,6 +26,13 @@ MEMORY: Final = (
         phase=KV_CACHE,
     ),
     KnownCause(
+        "kv-cache-not-uniform",
+        "the model's layers need KV caches of different kinds, and only one kind is allowed",
+        ("Hybrid KV cache manager is disabled but failed to convert",),
+        "Leave out --disable-hybrid-kv-cache-manager; with --kv-transfer-config use a connector that supports hybrid "
+        "models, often a newer version of it.",
+    ),
+    KnownCause(
         "gpu-memory-taken",
         "other processes hold memory of the GPU",
         (

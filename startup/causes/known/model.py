@@ -44,9 +44,21 @@ MODEL: Final = (
         "Update vLLM and transformers together; for a type of your own, --trust-remote-code or --hf-overrides.",
     ),
     KnownCause(
+        "remote-code-not-importable",
+        "the model's own Python code cannot be imported, as with a dot in the name of its folder",
+        ("No module named 'transformers_modules",),
+        "Rename the model's folder so that its name has no dots, delete HF_HOME/modules, and start again.",
+    ),
+    KnownCause(
         "package-of-model-missing",
         "a Python package is missing",
-        ("ModuleNotFoundError: No module named", "Please install vllm[", "ImportError: Please install"),
+        (
+            "ModuleNotFoundError: No module named",
+            "Please install vllm[",
+            "ImportError: Please install",
+            "NIXL is not available",
+            "DeepGEMM backend is not available",
+        ),
         "Install the package into vLLM's environment; vllm[audio] and vllm[video] have what such models need.",
     ),
     KnownCause(
@@ -148,6 +160,13 @@ MODEL: Final = (
         ),
         "The folder needs tokenizer.json or tokenizer.model: copy them from the original model or name it with "
         "--tokenizer; for Mistral's own format --tokenizer-mode mistral; a new format needs a newer transformers.",
+    ),
+    KnownCause(
+        "processor-missing",
+        "the processor of images, video or audio cannot be loaded",
+        ("Can't load image processor for", "Can't load feature extractor for", "Can't load video processor for"),
+        "Copy preprocessor_config.json and processor_config.json from the original model into the folder; "
+        "--language-model-only serves a text model without them.",
     ),
     KnownCause(
         "vocabulary-not-downloaded",

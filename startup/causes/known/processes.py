@@ -102,6 +102,14 @@ PROCESSES: Final = (
         "`ray start` on all nodes first, and RAY_ADDRESS; one machine needs no Ray: --distributed-executor-backend mp.",
     ),
     KnownCause(
+        "ray-not-starting",
+        "Ray could not start its processes",
+        ("Failed to register worker … to Raylet",),
+        "`ray stop --force` and delete /tmp/ray, which an earlier Ray may have left; then check memory, /dev/shm and "
+        "the limit of processes. One machine needs no Ray: --distributed-executor-backend mp.",
+        where="end",
+    ),
+    KnownCause(
         "ray-versions-differ",
         "the nodes have different versions of Ray or Python",
         ("Version mismatch: The cluster was started with",),
