@@ -16,7 +16,15 @@ from server.machine.files import write_whole
 from startup.caches.folders import layers
 from startup.hooks.sources import Sources, installed_package
 from startup.vllm.facts.plugins import plugin_folders
-from startup.vllm.facts.vllm_facts import Bounds, FlagFact, Plugin, Registries, VariableFact, VllmFacts
+from startup.vllm.facts.vllm_facts import (
+    Bounds,
+    FlagFact,
+    Plugin,
+    QuantizationFacts,
+    Registries,
+    VariableFact,
+    VllmFacts,
+)
 from startup.vllm.installed import InstalledVllm
 
 
@@ -54,8 +62,15 @@ def _decode(content: dict[str, Any]) -> VllmFacts:
         variables=tuple(VariableFact(*values) for values in content["variables"]),
         registries=Registries(*content["registries"]),
         rules=tuple(content["rules"]),
+        quantization=_decode_quantization(*content["quantization"]),
         installed_plugins=tuple(Plugin(*values) for values in content["installed_plugins"]),
     )
+
+
+def _decode_quantization(
+    deprecated: list[str], min_capabilities: dict[str, int], on_rocm: list[str]
+) -> QuantizationFacts:
+    return QuantizationFacts(tuple(deprecated), min_capabilities, tuple(on_rocm))
 
 
 def _decode_flag(names: list[str], *others: Any) -> FlagFact:

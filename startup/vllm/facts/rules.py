@@ -47,6 +47,17 @@ RULES: Final = {
     ),
     "cpu adapters": RuleSource(("vllm.config.lora",), r"max_cpu_loras < self\.max_loras"),
     "heads divide": RuleSource(("vllm.config.model",), r"total_num_attention_heads % tensor_parallel_size != 0"),
+    "quantization fits checkpoint": RuleSource(("vllm.config.model",), r"elif self\.quantization != quant_method"),
+    "quantization is known": RuleSource(("vllm.config.model",), r"self\.quantization not in supported_quantization"),
+    "quantization is not deprecated": RuleSource(
+        ("vllm.config.model",), r"self\.quantization in me_quant\.DEPRECATED_QUANTIZATION_METHODS"
+    ),
+    "quantization has settings": RuleSource(
+        ("vllm.model_executor.model_loader.weight_utils",), r"Cannot find the config file for"
+    ),
+    "quantization needs capability": RuleSource(
+        ("vllm.config.vllm",), r"capability < quant_config\.get_min_capability\(\)"
+    ),
     "tool parser is known": RuleSource(
         ("vllm.entrypoints.launchers.launcher", "vllm.entrypoints.openai.api_server"), r"invalid tool call parser"
     ),

@@ -6,6 +6,7 @@ from startup.hooks.sources import Sources, packages_beside
 from startup.vllm.facts.definitions import Definitions
 from startup.vllm.facts.flags import read_flags
 from startup.vllm.facts.plugins import read_plugins
+from startup.vllm.facts.quantization import read_quantization
 from startup.vllm.facts.registries import read_registries
 from startup.vllm.facts.rules import read_rules
 from startup.vllm.facts.variables import read_variables
@@ -22,6 +23,7 @@ def read_sources(sources: Sources, folders: list[str]) -> VllmFacts:
         variables=read_variables(definitions),
         registries=read_registries(definitions),
         rules=read_rules(definitions),
+        quantization=read_quantization(definitions),
         installed_plugins=read_plugins(folders),
     )
 

@@ -81,6 +81,17 @@ class Registries(NamedTuple):
     attention_backends: tuple[str, ...]
 
 
+class QuantizationFacts(NamedTuple):
+    """What is known of quantization methods; empty if it is not found."""
+
+    deprecated: tuple[str, ...] = ()
+    """Those that need --allow-deprecated-quantization."""
+    min_capabilities: dict[str, int] = {}
+    """Method -> the least compute capability of an NVIDIA GPU, such as 75, where vLLM names a number."""
+    on_rocm: tuple[str, ...] = ()
+    """Those that AMD's GPUs compute."""
+
+
 class Plugin(NamedTuple):
     """An entry point of another package."""
 
@@ -98,6 +109,7 @@ class VllmFacts(NamedTuple):
     registries: Registries
     rules: tuple[str, ...]
     """The rules of `startup.vllm.facts.rules` that this version has."""
+    quantization: QuantizationFacts = QuantizationFacts()
     installed_plugins: tuple[Plugin, ...] = ()
 
     def has_rule(self, name: str) -> bool:

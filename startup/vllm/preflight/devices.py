@@ -13,6 +13,7 @@ from startup.preflight.address import describe_process
 from startup.preflight.report import Finding, error, warning
 from startup.vllm.preflight.model import ModelChecks
 from startup.vllm.preflight.nvml import Gpu, GpuState, read_gpus
+from startup.vllm.preflight.quantization import device_quantization_findings
 from startup.vllm.preflight.start import CheckedStart
 
 Device = Literal["cuda", "rocm", "cpu", "other"]
@@ -45,6 +46,8 @@ def device_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding
         yield from _gpu_findings(start, model)
     elif device == "rocm" and not any(path.exists() for path in _AMD):
         yield error("gpu", f"this vLLM is built for ROCm, and there is no AMD GPU here ({_AMD[0]} is missing)")
+    elif device == "rocm":
+        yield from device_quantization_findings(start, model, None)
     elif device == "cpu":
         yield from _memory_findings(start, read_memory())
 
@@ -93,7 +96,10 @@ def _gpu_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
     if visible is None:
         return
     yield from _number_findings(start, visible)
+    if not visible:
+        return
     yield from _gpu_memory_findings(start, visible, model)
+    yield from device_quantization_findings(start, model, visible[0])
 
 
 def _driver_findings(state: GpuState) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from startup.vllm.preflight.command_line import command_line_findings
 from startup.vllm.preflight.devices import device_findings
 from startup.vllm.preflight.model import ModelChecks
 from startup.vllm.preflight.named_files import file_findings
+from startup.vllm.preflight.quantization import quantization_findings
 from startup.vllm.preflight.shape import shape_findings
 from startup.vllm.preflight.start import CheckedStart
 from startup.vllm.preflight.surroundings import surroundings_findings
@@ -30,7 +31,9 @@ from startup.vllm.preflight.variables import variable_findings
 
 if TYPE_CHECKING:
     from startup.preflight.hub import HubCheck
+    from startup.vllm.preflight.nodes import NodeChecks
 
+_SEVERAL_NODES = ("--nnodes", "--data-parallel-address", "--distributed-executor-backend", "--data-parallel-backend")
 _HUB_TIMEOUT_S = 2.0
 _UNCERTAIN_AT_HUB = ("cannot be reached", "config.json", "answers")
 """Answers with which vLLM's own client, or another kind of model, may succeed."""
@@ -62,6 +65,7 @@ class _Preflight:
         self._is_listening = is_listening
         self._known: CheckedStart | None = None
         self._hub_checks: list[HubCheck] = []
+        self._nodes: NodeChecks | None = None
 
     def groups(self) -> Iterator[CheckGroup]:
         """The request to the hub is sent early and evaluated last."""
@@ -86,12 +90,15 @@ class _Preflight:
             return
         model = ModelChecks(start)
         yield "hub_request", lambda: self._ask_hub(start, model)
+        yield "nodes_request", lambda: self._look_for_nodes(start)
         yield "model", model.findings
         yield "shape", lambda: shape_findings(start, model)
+        yield "quantization", lambda: quantization_findings(start, model)
         yield "files", lambda: file_findings(start)
         yield "devices", lambda: device_findings(start, model)
         yield "surroundings", lambda: surroundings_findings(start, self._line.words)
         yield "disk", lambda: _check_disk(start, model)
+        yield "nodes", self._check_nodes
         yield "hub", self._check_hub
 
     def _ask_hub(self, start: CheckedStart, model: ModelChecks) -> Sequence[Finding]:
@@ -101,6 +108,16 @@ class _Preflight:
             token = start.value("--hf-token") or None
             self._hub_checks.append(HubCheck(place, token=token, timeout_s=_HUB_TIMEOUT_S))
         return ()
+
+    def _look_for_nodes(self, start: CheckedStart) -> Sequence[Finding]:
+        if start.has(*_SEVERAL_NODES):
+            from startup.vllm.preflight.nodes import NodeChecks
+
+            self._nodes = NodeChecks(start)
+        return ()
+
+    def _check_nodes(self) -> Iterable[Finding]:
+        return self._nodes.findings() if self._nodes is not None else ()
 
     def _check_address(self) -> Iterable[Finding]:
         return check_address(NetworkConfig(host=self._line.host, port=self._line.port or 0, uds=self._line.uds))

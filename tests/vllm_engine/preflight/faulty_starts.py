@@ -64,6 +64,12 @@ FAULTY_STARTS: Final[dict[str, FaultyStart]] = {
     ),
     "unknown reasoning parser": _fault("{model} --reasoning-parser qwen", message="--reasoning-parser"),
     "unknown quantization": _fault("{model} --quantization fp88", message="--quantization 'fp88'"),
+    "quantization of another kind": _fault(
+        "{gptq} --quantization awq", message="does not fit the checkpoint, which is quantized with gptq"
+    ),
+    "checkpoint of an unknown kind": _fault("{unknown_method}", message="quantized with 'nofp2'"),
+    "deprecated quantization": _fault("{deprecated_method}", message="--allow-deprecated-quantization"),
+    "checkpoint is not quantized": _fault("{model} --quantization gptq", message="is not: config.json has no"),
     "unknown load format": _fault("{model} --load-format safetensor", message="'safetensors'", stage="later"),
     "template missing": _fault("{model} --chat-template missing.jinja", message="missing.jinja", stage="parse"),
     "certificate missing": _fault(

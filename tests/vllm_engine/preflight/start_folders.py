@@ -213,6 +213,12 @@ _BUILDERS: Final[dict[str, Callable[[Path], Any]]] = {
     "classifier": lambda path: _copy(path, architectures=["LlamaForSequenceClassification"]),
     "no_architectures": lambda path: _copy(path, architectures=None),
     "unknown_type": lambda path: _copy(path, model_type="llamo", architectures=["LlamoForCausalLM"]),
+    "gptq": lambda path: _copy(path, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128}),
+    "unknown_method": lambda path: _copy(path, quantization_config={"quant_method": "nofp2"}),
+    "deprecated_method": lambda path: _copy(path, quantization_config={"quant_method": "fbgemm_fp8"}),
+    "compressed": lambda path: _copy(
+        path, quantization_config={"quant_method": "compressed_tensors", "config_groups": {}}
+    ),
     "scaled": lambda path: _copy(path, rope_parameters={"rope_theta": 1e5, "rope_type": "dynamic", "factor": 4.0}),
     "empty": lambda path: path.mkdir(),
     "adapter": _adapter,

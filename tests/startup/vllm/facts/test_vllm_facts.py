@@ -11,7 +11,7 @@ import pytest
 from startup.vllm.facts import source_reader
 from startup.vllm.facts.installed_facts import read_facts
 from startup.vllm.facts.source_reader import read_facts_in
-from startup.vllm.facts.vllm_facts import Bounds, FlagFact, VllmFacts
+from startup.vllm.facts.vllm_facts import Bounds, FlagFact, QuantizationFacts, VllmFacts
 from startup.vllm.installed import InstalledVllm
 from tests.startup.vllm.facts.small_vllm import change, write_small_vllm
 
@@ -31,7 +31,7 @@ def test_every_flag_is_found(facts: VllmFacts) -> None:
     assert facts.has_all_flags
     names = {flag.name for flag in facts.flags}
     assert {"--headless", "--config", "--host", "--lora-modules", "--model", "--enable-log-requests"} <= names
-    assert len(facts.flags) == 50
+    assert len(facts.flags) == 56
 
 
 def test_documentation_is_not_taken_for_a_field(facts: VllmFacts) -> None:
@@ -107,9 +107,16 @@ def test_names_of_registries(facts: VllmFacts) -> None:
     assert names.reasoning_parsers == ("qwen3",)
     assert names.architectures == ("LlamaForCausalLM", "GPT2LMHeadModel", "Qwen2VLForConditionalGeneration")
     assert names.former_architectures == {"OldForCausalLM": "0.20.0"}
-    assert names.quantization_methods == ("awq", "fp8")
+    assert names.quantization_methods == ("awq", "fp8", "gptq", "auto_gptq", "compressed-tensors", "fp_quant")
     assert names.load_formats == ("auto", "safetensors", "dummy")
     assert names.attention_backends == ("FLASH_ATTN", "CPU_ATTN")
+
+
+def test_quantization(facts: VllmFacts) -> None:
+    """A class that computes its least capability tells nothing; a base class is not taken for it."""
+    assert facts.quantization == QuantizationFacts(
+        deprecated=("fp_quant",), min_capabilities={"fp8": 75}, on_rocm=("awq", "fp8")
+    )
 
 
 def test_variables(facts: VllmFacts) -> None:
