@@ -4,17 +4,18 @@ import argparse
 import asyncio
 import contextlib
 import importlib
+import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from vllm import process_state
@@ -113,9 +114,20 @@ def build_app(client: AsyncLLM, args: argparse.Namespace | None) -> Starlette:
         return JSONResponse({"data": [{"id": "fake"}]})
 
     async def complete(request: Request) -> Response:
-        prompt = (await request.json())["prompt"]
+        body = await request.json()
+        if body.get("stream", False):
+            return StreamingResponse(stream(body["prompt"], body["max_tokens"]), media_type="text/event-stream")
+        return JSONResponse(await answer(body["prompt"]))
+
+    async def answer(prompt: str) -> dict[str, Any]:
         text = await asyncio.to_thread(client.ask, {"what": "completion", "prompt": prompt})
-        return JSONResponse({"choices": [{"text": text}]})
+        return {"choices": [{"text": text}]}
+
+    async def stream(prompt: str, num_tokens: int) -> AsyncIterator[str]:
+        for _ in range(num_tokens):
+            yield f"data: {json.dumps(await answer(prompt))}\n\n"
+            await asyncio.sleep(0.01)
+        yield "data: [DONE]\n\n"
 
     async def state(request: Request) -> Response:
         answer = await asyncio.to_thread(client.ask, {"what": "state"})
