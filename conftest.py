@@ -51,10 +51,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 @pytest.fixture(scope="session")
 def model_path() -> Path:
     """SmolLM2-135M-Instruct as bf16 safetensors: the default model, downloaded by `make test` or here."""
-    from startup.config import ModelConfig
-    from startup.model.location import resolve_model
+    from startup.model.obtain import resolve_model
+    from startup.model.request import ModelRequest
 
-    return resolve_model(ModelConfig()).path
+    return resolve_model(ModelRequest()).path
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,9 @@ from startup.errors import EngineBootError, PortInUseError
 from startup.imports.heavy import end_stand_ins, import_vision
 from startup.imports.learned_imports import learn, learned_imports
 from startup.logs.setup import configure_logging
-from startup.model.location import Location, locate, resolve_model
+from startup.model.file_plan import FilePlan, plan_files
+from startup.model.obtain import resolve_model
+from startup.model.request import ModelRequest
 from startup.preflight.report import PreflightReport
 from startup.probes.responder_process import OpenChannel, open_plain
 from startup.processes import group_signals
@@ -99,32 +101,32 @@ class _EmbeddedStart:
         self._session.limit_time(self._config.startup_timeout_s)
         self._session.show_progress()
         with self._span("locate_model"):
-            location = locate(self._config.model)
-        context = self._prepare_start_method(location.files)
-        is_warm = start_origin.warm is not None and location.files is not None
+            plan = plan_files(ModelRequest.of_start(self._config))
+        context = self._prepare_start_method(plan.files)
+        is_warm = start_origin.warm is not None and plan.files is not None
         prepare = self._prepare_warm if is_warm else self._prepare_cold
-        renderer, engine = prepare(context, location)
+        renderer, engine = prepare(context, plan)
         if engine_process.blocks_on_imports(context):
             with self._span(_ENGINE_SPAN, waits_for="forkserver"):
                 engine.wait_started()
         return self._build_server(listening, renderer, engine)
 
-    def _prepare_cold(self, context: BaseContext, location: Location) -> "_Prepared":
+    def _prepare_cold(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
         """The forkserver imports meanwhile; the engine is requested when the model is known to be usable."""
-        self._session.prefetch(location.files, self._config.prefetch)
-        self._check(location)
-        files = location.files or self._download(location)
+        self._session.prefetch(plan.prefetched, self._config.prefetch)
+        self._check(plan)
+        files = plan.files or self._download(plan)
         engine = self._begin_engine(context, files)
         with learned_imports():
             return _Prepared(self._prepare_renderer(files), engine)
 
-    def _prepare_warm(self, context: BaseContext, location: Location) -> "_Prepared":
+    def _prepare_warm(self, context: BaseContext, plan: FilePlan) -> "_Prepared":
         """Nothing is left to import: the engine is forked first and loads the weights meanwhile."""
-        files = location.files
+        files = plan.files
         assert files is not None
         engine = self._begin_engine(context, files)
-        self._session.prefetch(files, self._config.prefetch)
-        self._check(location)
+        self._session.prefetch(plan.prefetched, self._config.prefetch)
+        self._check(plan)
         return _Prepared(self._prepare_renderer(files), engine)
 
     def _listen(self) -> socket:
@@ -161,21 +163,21 @@ class _EmbeddedStart:
             engine_process.prepare(context, located)
         return context
 
-    def _check(self, location: Location) -> None:
+    def _check(self, plan: FilePlan) -> None:
         """Runs the preflight; raises StartupError with all of its errors."""
 
         def check() -> PreflightReport:
             from startup.preflight.run import PreflightOptions, run_preflight
 
-            return run_preflight(self._config, options=PreflightOptions(is_listening=True, location=location))
+            return run_preflight(self._config, options=PreflightOptions(is_listening=True, plan=plan))
 
         self._session.check(check, self._config.preflight)
 
-    def _download(self, location: Location) -> ModelFiles:
+    def _download(self, plan: FilePlan) -> ModelFiles:
         """Downloads what is not on disk; the files are read into the page cache afterwards."""
         with self._span("resolve_model"):
-            files = resolve_model(self._config.model, self._session.state.set_detail, location=location)
-        self._session.prefetch(files, self._config.prefetch)
+            files = resolve_model(plan.request, self._session.state.set_detail, plan=plan)
+        self._session.prefetch(plan_files(plan.request).prefetched, self._config.prefetch)
         return files
 
     def _begin_engine(self, context: BaseContext, files: ModelFiles) -> EngineStarter:

@@ -6,21 +6,20 @@ A start strategy calls its methods in the order of its own start: `startup.embed
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from envs.registry import env
-from server.config import ModelFiles
 from server.types import EngineInfo
 from startup.caches.baked import PAGES, find_baked
 from startup.config import PreflightMode
 from startup.deadline import StartDeadline
 from startup.errors import StartupError
-from startup.model.prefetch_plan import plan_files, plan_libraries
 from startup.outcome import save_failed_start, save_ready_start
+from startup.prefetch.libraries import plan_libraries
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.preflight.report import PreflightReport
@@ -133,13 +132,13 @@ class StartSession:
         with group_signals.blocked():  # also in the thread
             self._live = self.stack.enter_context(LiveProgress(self.state.meter, only_logs=only_logs))
 
-    def prefetch(self, files: ModelFiles | None, options: PrefetchOptions) -> None:
+    def prefetch(self, files: Sequence[Path], options: PrefetchOptions) -> None:
         """Reads torch's libraries and then the model's files into the page cache, in a helper process.
 
         An image that was baked has a record of what a start reads of the libraries.
         """
         pages = _baked_pages()
-        paths = (*(() if pages else plan_libraries()), *(plan_files(files) if files else ()))
+        paths = (*(() if pages else plan_libraries()), *files)
         self._prefetch = self.stack.enter_context(start_prefetch(paths, options, pages))
 
     def check(self, run_preflight: Callable[[], PreflightReport], mode: PreflightMode) -> None:

@@ -19,8 +19,8 @@ from server.renderers.hf import HfRenderer
 from server.routes.table import build_routes
 from server.server_config import GenerationConfig, ServerConfig
 from server.types import EngineOutput
-from startup.config import ModelConfig
-from startup.model.location import resolve_model
+from startup.model.obtain import resolve_model
+from startup.model.request import ModelRequest
 from tests.server.http.conftest import EOS, MODEL, ScriptedEngine, run_app
 
 ROUNDS = 7
@@ -38,7 +38,7 @@ class QuickEngine(ScriptedEngine):
 
 
 def main(names: list[str]) -> None:
-    folder = resolve_model(ModelConfig()).path
+    folder = resolve_model(ModelRequest()).path
     with HfRenderer(ModelFiles(folder, folder), RendererConfig()) as renderer:
         renderer.max_model_len = 16_384
         text = "a small wörld, " * WORDS + CALL % ("a small wörld, " * WORDS)

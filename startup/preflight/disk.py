@@ -18,9 +18,9 @@ _MIN_BYTES: Final = 1 << 30
 """Free space to require if the size of a download is unknown."""
 
 
-def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
+def check_disk(place: ModelPlace) -> Iterator[Finding]:
     """Checks the cache folder before a download."""
-    folder = nearest_existing(cache_dir)
+    folder = nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())
     if problem := write_problem(str(folder)):
         reason = f"{folder} cannot be written to ({problem})"
         yield error("disk", f"{place.name} is to be downloaded, but {reason}: give --download-dir")

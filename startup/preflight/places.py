@@ -6,18 +6,17 @@ from pathlib import Path
 from envs.home import expand_home
 from envs.suggestion import did_you_mean
 from server.wording import format_bytes, list_some
-from startup.config import ModelConfig
-from startup.model.location import ModelPlace, dangling_links, hub_cache_dir, is_offline
+from startup.model.location import ModelPlace, dangling_links, is_offline
 from startup.preflight.report import Finding, error, info
 
 
-def check_place(place: ModelPlace, config: ModelConfig) -> Iterator[Finding]:
+def check_place(place: ModelPlace) -> Iterator[Finding]:
     """Reports a name that is neither a folder nor on the hub, and a download that offline mode forbids."""
     option = "--tokenizer" if place.is_tokenizer else "MODEL"
     if place.kind == "nowhere":
         yield error("model", f"{option} {place.name} {_problem(Path(expand_home(place.name)))}")
     elif place.kind == "hub" and is_offline() and not place.is_default:
-        state = f"only in part in {place.folder}" if place.folder else f"not in {hub_cache_dir(config)}"
+        state = f"only in part in {place.folder}" if place.folder else f"not in {place.cache_dir}"
         yield error(
             "model",
             f"{option} {place.name} is {state}, and HF_HUB_OFFLINE forbids the download: unset it for this start",

@@ -16,8 +16,10 @@ from server.machine.memory import MemoryState, read_memory
 from server.wording import list_some
 from startup.config import StartupConfig
 from startup.model.checkpoint_folder import tokenizer_problem
+from startup.model.file_plan import FilePlan, plan_files
 from startup.model.json_file import read_json_object
-from startup.model.location import Location, ModelPlace, hub_cache_dir, is_offline, locate
+from startup.model.location import ModelPlace, is_offline
+from startup.model.request import ModelRequest
 from startup.preflight.access import check_api_keys, check_tls
 from startup.preflight.address import check_address
 from startup.preflight.chat_template import check_chat_templates
@@ -43,7 +45,7 @@ class PreflightOptions:
 
     is_listening: bool = False
     """Whether the launcher listens already, so that the address needs no check."""
-    location: Location | None = None
+    plan: FilePlan | None = None
     """Where the model is, if that is known."""
     memory: MemoryState | None = None
     """None reads it from the kernel."""
@@ -102,16 +104,16 @@ class _Preflight:
         yield "hub", self._check_hub
 
     @cached_property
-    def _location(self) -> Location:
-        return self._options.location or locate(self._config.model)
+    def _plan(self) -> FilePlan:
+        return self._options.plan or plan_files(ModelRequest.of_start(self._config))
 
     @property
     def _model(self) -> ModelPlace:
-        return self._location.model
+        return self._plan.model
 
     @property
     def _tokenizer(self) -> ModelPlace:
-        return self._location.tokenizer
+        return self._plan.tokenizer
 
     @cached_property
     def _checkpoint(self) -> Checkpoint | None:
@@ -124,11 +126,11 @@ class _Preflight:
         return read_model_shape(self._checkpoint, self._config.engine)
 
     def _downloads(self) -> list[ModelPlace]:
-        return [] if is_offline() else [place for place in self._location.places if place.kind == "hub"]
+        return [] if is_offline() else [place for place in self._plan.main_places if place.kind == "hub"]
 
     def _check_places(self) -> Iterator[Finding]:
-        for place in self._location.places:
-            yield from check_place(place, self._config.model)
+        for place in self._plan.main_places:
+            yield from check_place(place)
         for place in self._downloads():
             from startup.preflight.hub import HubCheck
 
@@ -168,7 +170,7 @@ class _Preflight:
 
     def _check_disk(self) -> Iterator[Finding]:
         for place in self._downloads():
-            yield from check_disk(place, hub_cache_dir(self._config.model))
+            yield from check_disk(place)
 
     def _check_hub(self) -> Iterator[Finding]:
         for check in self._hub_checks:

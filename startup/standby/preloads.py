@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from startup.config import ModelConfig
 from startup.engine.torch_environment import set_torch_variables
 from startup.imports.heavy import import_engine
 from startup.model.checkpoint_folder import modeling_module
-from startup.model.location import locate
+from startup.model.file_plan import plan_files
+from startup.model.request import ModelRequest
 from startup.standby.kinds import EMBEDDED, VLLM_EAGER
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class EmbeddedImports:
         with suppress(Exception):  # an optimisation: compiles the patterns by which any model's weights are renamed
             importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
         for model in self._models:
-            files = locate(ModelConfig(model=model)).files
+            files = plan_files(ModelRequest(model=model)).files
             if files is None:
                 continue
             with suppress(Exception):  # loading the model reports faults

@@ -13,10 +13,9 @@ from typing import Final, Self
 
 from server.machine.processes import pss_bytes
 from server.wording import format_bytes
-from startup.config import ModelConfig
 from startup.errors import StartupError
-from startup.model.location import locate
-from startup.model.prefetch_plan import plan_files
+from startup.model.file_plan import plan_files
+from startup.model.request import ModelRequest
 from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.standby import places
 from startup.standby.places import peer_of
@@ -225,8 +224,8 @@ class _ModelPages:
             self._running = None
         if self._models and self._running is None and time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + _PAGES_CHECK_S
-            located = [locate(ModelConfig(model=model)).files for model in self._models]
-            paths = [path for files in located if files is not None for path in plan_files(files)]
+            plans = [plan_files(ModelRequest(model=model)) for model in self._models]
+            paths = [path for plan in plans if plan.files is not None for path in plan.prefetched]
             self._running = start_prefetch(paths)
 
 

@@ -6,17 +6,18 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from server.config import ModelFiles
 from server.exit_codes import INTERRUPTED, USAGE
-from startup.config import ModelConfig
 from startup.hooks.hook import Hook, Name
-from startup.model.location import locate
+from startup.model.file_plan import FilePlan, plan_files
+from startup.model.request import ModelRequest
 from startup.serve_words import is_for_information, normalise, split
 from startup.vllm.installed import find_vllm
+from startup.vllm.model_request import LISTS, read_model_request
 
 _MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())
 COMMAND_LINE: Final = Hook(
@@ -51,21 +52,36 @@ class CommandLine:
     values: Mapping[str, str]
     """Flags, with dashes instead of underscores, and their last values; a switch has an empty value."""
     model: str | None
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """All values of the flags that take several."""
 
     @classmethod
     def of(cls, words: Sequence[str]) -> "CommandLine":
         """Reads the words and the file of `--config`; the words take precedence."""
-        flags = (given for given in split(words, lambda _: "?") if given.flag)
+        flags = [given for given in split(words, lambda name: "+" if name in LISTS else "?") if given.flag]
         values = {given.name: given.values[0] if given.values else "" for given in flags}
+        lists = {given.name: tuple(given.values) for given in flags if given.name in LISTS}
         settings = _config_file(values.get("--config"))
+        in_file = {name: _as_list(settings[name]) for name in LISTS if name in settings}
         model = settings.get("--model-tag") or settings.get("--model") or values.get("--model")
         if words and not words[0].startswith("-"):
             model = words[0]
-        return cls(tuple(words), {**settings, **values}, model)
+        return cls(tuple(words), {**settings, **values}, model, {**in_file, **lists})
 
-    def locate_model(self) -> ModelFiles | None:
-        """The model's files; None if they are not on disk."""
-        return locate(ModelConfig(model=self.model)).files if self.model else None
+    @cached_property
+    def request(self) -> ModelRequest:
+        """All that decides which files vLLM reads."""
+        return read_model_request(self.model, self.values, self.lists)
+
+    @cached_property
+    def plan(self) -> FilePlan | None:
+        """The files that vLLM will read; None if no model is named."""
+        return plan_files(self.request) if self.model else None
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The model's folder; None if it is not on disk."""
+        return self.plan.model_folder if self.plan is not None else None
 
     def has(self, *names: str) -> bool:
         """Whether one of the flags is given."""
@@ -125,6 +141,15 @@ def _config_file(path: str | None) -> dict[str, str]:
             settings = content if isinstance(content, dict) else {}
             return {normalise(f"--{name}"): _as_word(value) for name, value in settings.items() if value is not None}
     return {}
+
+
+def _as_list(word: str) -> tuple[str, ...]:
+    """The items of a list in the file; a text is the only one."""
+    with suppress(ValueError):
+        content = json.loads(word)
+        if isinstance(content, list):
+            return tuple(_as_word(item) for item in content)
+    return (word,)
 
 
 def _as_word(value: Any) -> str:

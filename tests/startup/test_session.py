@@ -49,7 +49,7 @@ def test_a_ready_start_is_saved_and_reported(
         with urllib.request.urlopen(f"{url}/livez", timeout=60) as answer:
             assert answer.status == 200
         session.limit_time(60)
-        session.prefetch(None, PrefetchOptions(mode="off"))
+        session.prefetch((), PrefetchOptions(mode="off"))
         session.check(_preflight(warning("disk", "little space")), "auto")
         session.hand_over()
         session.finish()

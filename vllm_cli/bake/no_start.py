@@ -38,13 +38,12 @@ def bake_imports(words: Sequence[str], environment: Mapping[str, str]) -> None:
     if choose_engine(words) != "vllm":
         raise InputError("--no-start is for --engine vllm; the embedded engine also runs without a GPU.")
     line = CommandLine.of(ServeWords(words).engine_words)
-    files = line.locate_model()
     with TemporaryDirectory(prefix="vllm-cli-bake-") as folder:
         try:
             learn_imports(
                 require_vllm(),
                 line.words,
-                files.path if files is not None else None,
+                line.model_folder,
                 folder=Path(folder),
                 environment={**foreign.snapshot(), **environment},
             )

@@ -6,10 +6,9 @@ from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from startup.model.location import locate
-from startup.vllm.command_line import CommandLine
+from startup.model.file_plan import plan_files
+from vllm_cli.flags.model_request import request_of
 from vllm_cli.flags.secret_flags import without_flags
-from vllm_cli.flags.serve_command import CONFIG_OF_START, VLLM, ServeCommand, serve_parameters
 
 _LEAST_SHARE: Final = 0.5
 """Share of a folder's modules that must be compiled; some never are, and this program has compiled a few."""
@@ -32,14 +31,9 @@ class Subject(NamedTuple):
 
 def subject_of(words: Sequence[str]) -> Subject:
     """Raises ClickException for words that `serve` would reject."""
-    serve = ServeCommand(name="serve", params=serve_parameters())
-    with serve.make_context("vllm-cli bake", list(words)) as ctx:
-        options = ctx.meta.get(VLLM)
-        if options is not None:
-            files = CommandLine.of(options.words).locate_model()
-        else:
-            files = locate(ctx.meta[CONFIG_OF_START].model).files
-    return Subject("embedded" if options is None else "vllm", files.path if files is not None else None)
+    request = request_of(words, command="vllm-cli bake")
+    folder = None if request.engine == "vllm" and not request.model else plan_files(request).model_folder
+    return Subject(request.engine, folder)
 
 
 _LEFT_OUT: Final = (

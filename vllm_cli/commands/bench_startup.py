@@ -5,8 +5,8 @@ from typing import Any, Final, get_args
 
 import click
 
-from startup.config import ModelConfig
-from startup.model.location import resolve_model
+from startup.model.obtain import resolve_model
+from startup.model.request import ModelRequest
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.startup.config import COLD_PAGES, StartState, StartupBenchConfig
 from vllm_cli.commands.bench_options import (
@@ -171,4 +171,4 @@ def _find_model_folders(model: str | None, targets: tuple[TargetSpec, ...]) -> l
 
 def _resolve(model: str | None) -> Path:
     """The model's folder; raises ModelNotFoundError."""
-    return resolve_model(ModelConfig(model=model)).path
+    return resolve_model(ModelRequest(model=model)).path

@@ -1,51 +1,69 @@
-"""`vllm-cli prefetch`: reads a model into the page cache, so that a start finds it there."""
+"""`vllm-cli prefetch`: downloads what a start lacks, and reads the files of the start into the page cache."""
 
 import json
 import logging
 import sys
-from typing import Final
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
 
 import click
 
 from envs.registry import env
-from startup.config import ModelConfig
+from server.exit_codes import NO_ACCESS, NO_SPACE, OK, START_FAILED
+from server.wording import format_bytes
+from startup.errors import ModelNotFoundError, NoAccessError, NoSpaceError
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
-from startup.model.location import resolve_model
-from startup.model.prefetch_plan import plan_files
+from startup.model.cached_models import CachedModel, list_cached_models
+from startup.model.file_plan import FilePlan, plan_files
+from startup.model.obtain import resolve_model
+from startup.model.request import ModelRequest
 from startup.prefetch.messages import PrefetchProgress, PrefetchReport
 from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYTES, PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.timeline.live_line import LiveLine, draw_bar
+from vllm_cli.errors import InputError
+from vllm_cli.flags.model_request import request_of
 from vllm_cli.flags.option import complete_model
 from vllm_cli.flags.param_types import ByteSize
+from vllm_cli.text_table import align
 
 _DEFAULTS: Final = PrefetchOptions()
 _REDRAW_S: Final = 0.1
 _HEARTBEAT_S: Final = 5.0
-_FAILED: Final = 1
+_NOT_READ: Final = 1
 
-_HELP = """Read MODEL, a folder or a Hugging Face id, into the page cache.
+_HELP = """Download what MODEL lacks, then read it into the page cache.
 
-Skips resident pages, and reads no more than fits in memory. `vllm-cli serve` does the same during its start;
-this command is useful before several starts, or to measure a disk. Without MODEL, it reads
-SmolLM2-135M-Instruct.
-Exit code 1: a file could not be read.
+Accepts every flag of `vllm-cli serve`: give those of the later start, also `--engine vllm`. The files are those
+that this start will read, with its tokenizer, adapters and draft model. Skips resident pages, and reads no more
+than fits in memory; nothing for load formats that do not use the page cache. `serve` does the same during its
+start; this command is for init containers, for several starts, and to measure a disk.
 
 \b
 Examples:
-  vllm-cli prefetch
-  vllm-cli prefetch Qwen/Qwen3-0.6B --threads 16
-  vllm-cli prefetch /models/llama --json
+  vllm-cli prefetch Qwen/Qwen3-0.6B --revision main
+  vllm-cli prefetch org/model --engine vllm --download-dir /models --download-only
+  vllm-cli prefetch /models/llama --threads 16 --json
+  vllm-cli prefetch --list
+
+--list shows the models in the hub's cache, with MODEL only this one; `hf cache rm` removes one.
+
+Exit codes: 0 done; 1 a file could not be read; 2 usage; 3 files are missing: the hub cannot be reached or failed,
+or MODEL is nowhere; 5 no access: gated, private, or no such model or revision; 6 no space on the disk.
 """
 
 
-@click.command("prefetch", help=_HELP)
-@click.argument("model", required=False, shell_complete=complete_model)
-@click.option("--revision", help="Branch, tag or commit of the model on the hub.")
-@click.option(
-    "--download-dir", metavar="FOLDER", help="Cache folder for models from the hub; HF_HUB_CACHE if not given."
+@click.command(
+    "prefetch",
+    help=_HELP,
+    context_settings={"ignore_unknown_options": True, "max_content_width": 120},
+    options_metavar="[OPTIONS] [SERVE FLAGS]",
 )
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL]", shell_complete=complete_model)
+@click.option("--download-only", is_flag=True, help="Do not read the files into the page cache.")
+@click.option("--list", "is_list", is_flag=True, help="Only show what is on disk.")
 @click.option(
     "--threads",
     type=click.IntRange(1, MAX_THREADS),
@@ -60,13 +78,18 @@ Examples:
     show_default=True,
     help="Bytes that a thread reads at once, from 64KiB to 1GiB.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--json", "is_json", is_flag=True, help="Print the report as JSON.")
 def prefetch(  # noqa: PLR0913 - options are its arguments
-    *, model: str | None, revision: str | None, download_dir: str | None, threads: int, block_size: int, as_json: bool
+    *, words: tuple[str, ...], download_only: bool, is_list: bool, threads: int, block_size: int, is_json: bool
 ) -> int:
     """Returns the exit code."""
     if not MIN_BLOCK_BYTES <= block_size <= MAX_BLOCK_BYTES:
         raise click.BadParameter(f"{block_size} bytes are not between 64KiB and 1GiB.", param_hint="--block-size")
+    request = request_of(words, command="vllm-cli prefetch")
+    if is_list:
+        return _list(request, is_json=is_json)
+    if request.engine == "vllm" and request.model is None:
+        raise InputError("MODEL is missing: with --engine vllm, name the model first.")
     line = LiveLine(sys.stderr)
     options = PrefetchOptions(
         mode="on",
@@ -74,14 +97,40 @@ def prefetch(  # noqa: PLR0913 - options are its arguments
         block_bytes=block_size,
         progress_interval_s=_REDRAW_S if line.is_on else _HEARTBEAT_S,
     )
+    _configure_logs(line)
+    lacking = [download.repo_id for download in plan_files(request).downloads]
+    try:
+        resolve_model(request, line.show)
+    except ModelNotFoundError as err:
+        return _fail(err, is_json=is_json)
+    plan = plan_files(request)
+    if download_only:
+        fields = _fields(plan, lacking)
+        click.echo(json.dumps(fields, indent=2) if is_json else f"on disk: {fields['folder']}")
+        return OK
+    with start_prefetch(plan.prefetched, options) as handle:
+        report = _follow(handle, line)
+    click.echo(json.dumps(_fields(plan, lacking) | _report_fields(report), indent=2) if is_json else str(report))
+    return _NOT_READ if report.state == "failed" or report.problems else OK
+
+
+def _configure_logs(line: LiveLine) -> None:
     configure_logging(LogOptions(level=env.VLLM_LOGGING_LEVEL.get()), role="prefetch")
     for handler in logging.getLogger().handlers:
         line.erase_for(handler)
-    files = resolve_model(ModelConfig(model=model, revision=revision, download_dir=download_dir), line.show)
-    with start_prefetch(plan_files(files), options) as handle:
-        report = _follow(handle, line)
-    click.echo(_as_json(report) if as_json else str(report))
-    return _FAILED if report.state == "failed" or report.problems else 0
+
+
+def _fail(err: ModelNotFoundError, *, is_json: bool) -> int:
+    """Prints why the files are not on disk; returns the exit code."""
+    state, code = "incomplete", START_FAILED
+    if isinstance(err, NoAccessError):
+        state, code = "no_access", NO_ACCESS
+    elif isinstance(err, NoSpaceError):
+        state, code = "no_space", NO_SPACE
+    if is_json:
+        click.echo(json.dumps({"state": state, "reason": str(err)}, indent=2))
+    click.echo(f"Error: {err}", err=True)
+    return code
 
 
 def _follow(handle: PrefetchHandle, line: LiveLine) -> PrefetchReport:
@@ -101,9 +150,39 @@ def _describe(progress: PrefetchProgress) -> str:
     return text if progress.eta_s is None else f"{text}, {progress.eta_s:.0f} s left"
 
 
-def _as_json(report: PrefetchReport) -> str:
-    fields = report._asdict() | {
+def _fields(plan: FilePlan, downloaded: Sequence[str]) -> dict[str, Any]:
+    return {
+        "model": plan.model.name,
+        "folder": str(plan.model.folder),
+        "num_files": len(plan.read_order),
+        "downloaded": list(downloaded),
+        "state": "done",
+    }
+
+
+def _report_fields(report: PrefetchReport) -> dict[str, Any]:
+    return report._asdict() | {
         "resident_share": round(report.resident_share, 4),
         "gb_per_s": round(report.gb_per_s, 3),
     }
-    return json.dumps(fields, indent=2)
+
+
+def _list(request: ModelRequest, *, is_json: bool) -> int:
+    """Prints the models in the cache: all of them, or the one that is named."""
+    cached = list_cached_models(request.cache_dir)
+    found = [model for model in cached if request.model in (None, model.name)]
+    if is_json:
+        fields = {"cache": str(request.cache_dir), "models": [model.to_json() for model in found]}
+        click.echo(json.dumps(fields, indent=2))
+    elif found:
+        click.echo("\n".join(align([("MODEL", "REVISION", "SIZE", "LAST USED", "STATE"), *map(_row, found)])))
+    else:
+        click.echo(f"{request.cache_dir} has no model{f' {request.model}' if request.model else ''}", err=True)
+    return OK
+
+
+def _row(model: CachedModel) -> tuple[str, ...]:
+    revision = ", ".join(model.revisions) or model.commit[:12]
+    last_used = datetime.fromtimestamp(model.last_used_s).astimezone()
+    state = "complete" if model.problem is None else f"incomplete: {model.problem}"
+    return model.name, revision, format_bytes(model.num_bytes), f"{last_used:%Y-%m-%d}", state

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from envs.registry import env
-from startup.config import ModelConfig
 from startup.errors import StartupError
 from startup.imports.learned_imports import learned_imports
-from startup.model.location import locate
+from startup.model.file_plan import plan_files
+from startup.model.request import ModelRequest
 from startup.serve_words import ServeWords, is_eager
 from startup.vllm.command_line import CommandLine
 from startup.vllm.fork.forkserver_start import forkserver_environment
@@ -135,8 +135,7 @@ class SharedImports:
             return "with the start method fork, the model runs in a fork of the API server"
         if not may_defer_compiler(line, method) and self._compiler != "now":
             return "the model may run in the API server's process, which needs the compiler"
-        files = line.locate_model()
-        profile = load_profile(StartKind.of(self._vllm, line.words, files.path if files else None))
+        profile = load_profile(StartKind.of(self._vllm, line.words, line.model_folder))
         if profile.disabled_reason is not None:
             return f"vLLM starts without preloading: {profile.disabled_reason}"
         if (
@@ -148,7 +147,7 @@ class SharedImports:
 
     def _folders(self, profiles: Sequence[PreloadProfile]) -> list[Path]:
         """The folders of the given models and of those that were started last."""
-        located = (locate(ModelConfig(model=model)).files for model in self._models)
+        located = (plan_files(ModelRequest(model=model, engine="vllm")).files for model in self._models)
         given = [files.path for files in located if files is not None]
         latest = (Path(profile.model) for profile in profiles if profile.model is not None)
         started = [model for model in dict.fromkeys(latest) if model not in given and model.is_dir()]

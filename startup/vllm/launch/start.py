@@ -99,8 +99,7 @@ class _VllmStart:
         self._vllm = vllm
         self._line = line
         self._options = options
-        self._files = line.locate_model()
-        self._model = self._files.path if self._files else None
+        self._model = line.model_folder
         self._profile = load_profile(StartKind.of(vllm, line.words, self._model))
         self._session = StartSession(self._subject(), timeline)
         self._span = timeline.span
@@ -147,7 +146,7 @@ class _VllmStart:
             self._start_forkserver(events)
         else:
             discard_dormant()
-        session.prefetch(self._files, self._options.prefetch)
+        session.prefetch(self._line.plan.prefetched if self._line.plan else (), self._options.prefetch)
         session.check(self._run_preflight, self._options.preflight)
         self._add_baked_caches()
         self._import_api_server()

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from envs import foreign
+from envs.registry import env
 from envs.suggestion import did_you_mean
-from startup.config import ModelConfig
 from startup.model.checkpoint_folder import folder_problems
 from startup.model.json_file import read_json_object
-from startup.model.location import ModelPlace, find_snapshot, hub_cache_dir, is_hub_id, is_offline
+from startup.model.location import ModelPlace, find_snapshot, is_hub_id, is_offline
 from startup.preflight.chat_template import check_chat_templates
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.preflight.report import Finding, error, warning
@@ -48,9 +48,9 @@ class ModelChecks:
 
     def findings(self) -> Iterator[Finding]:
         """All findings about files that are on disk, or that are nowhere."""
-        if self._start.location is None or any(map(foreign.text_of, _REDIRECTIONS)):
+        if self._start.plan is None or any(map(foreign.text_of, _REDIRECTIONS)):
             return
-        for place in self._start.location.places:
+        for place in self._start.plan.main_places:
             yield from self._place_findings(place)
         if self.folder is None:
             return
@@ -66,22 +66,22 @@ class ModelChecks:
 
     def downloads(self) -> list[ModelPlace]:
         """The places of which nothing is on disk, and which the hub may have."""
-        location = self._start.location
-        if location is None or is_offline() or any(map(foreign.text_of, _REDIRECTIONS)):
+        plan = self._start.plan
+        if plan is None or is_offline() or any(map(foreign.text_of, _REDIRECTIONS)):
             return []
-        return [place for place in location.places if place.kind == "hub" and place.folder is None]
+        return [place for place in plan.places if place.kind == "hub" and place.folder is None]
 
     @cached_property
     def folder(self) -> Path | None:
         """The model's folder or snapshot; None if it is not on disk."""
-        location = self._start.location
-        return location.model.folder if location is not None and location.model.kind != "nowhere" else None
+        plan = self._start.plan
+        return plan.model.folder if plan is not None and plan.model.kind != "nowhere" else None
 
     @cached_property
     def is_whole(self) -> bool:
         """Whether vLLM will download nothing more of the model."""
-        location = self._start.location
-        return location is not None and (location.model.kind == "folder" or is_offline())
+        plan = self._start.plan
+        return plan is not None and (plan.model.kind == "folder" or is_offline())
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -128,8 +128,7 @@ class ModelChecks:
 
     def _is_cached(self, place: ModelPlace) -> bool:
         """Whether any part of the model is cached: in vLLM's folder for downloads, or in the hub's."""
-        configs = (ModelConfig(), ModelConfig(download_dir=self._start.value("--download-dir") or None))
-        folders = map(hub_cache_dir, configs)
+        folders = {env.HF_HUB_CACHE.get(), *filter(None, (place.cache_dir,))}
         return any(find_snapshot(place.name, revision=place.revision, cache_dir=folder) for folder in folders)
 
     def _config_findings(self, folder: Path) -> Iterator[Finding]:
@@ -224,11 +223,11 @@ class ModelChecks:
                 yield (error if checkpoint.weights.index_path is not None else warning)("weights", text)
 
     def _tokenizer_findings(self) -> Iterator[Finding]:
-        location, start = self._start.location, self._start
-        if location is None or start.has("--skip-tokenizer-init", "--io-processor-plugin"):
+        plan, start = self._start.plan, self._start
+        if plan is None or start.has("--skip-tokenizer-init", "--io-processor-plugin"):
             return
-        folder, mode = location.tokenizer.folder, start.value("--tokenizer-mode") or "auto"
-        if folder is None or mode not in _PLAIN or location.tokenizer.kind != "folder":
+        folder, mode = plan.tokenizer.folder, start.value("--tokenizer-mode") or "auto"
+        if folder is None or mode not in _PLAIN or plan.tokenizer.kind != "folder":
             return
         if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
             if not start.facts.plugins and not self.config.get("auto_map"):

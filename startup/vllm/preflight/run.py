@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 from envs import foreign
 from server.server_config import NetworkConfig
-from startup.config import ModelConfig
-from startup.model.location import hub_cache_dir
 from startup.preflight.address import check_address
 from startup.preflight.check_groups import CheckGroup, run_checks
 from startup.preflight.disk import check_cache_folder, check_disk
@@ -40,9 +38,8 @@ _UNCERTAIN_AT_HUB = ("cannot be reached", "config.json", "answers")
 
 
 def _check_disk(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
-    folder = hub_cache_dir(ModelConfig(download_dir=start.value("--download-dir") or None))
     for place in model.downloads():
-        yield from check_disk(place, folder)
+        yield from check_disk(place)
 
 
 def run_preflight(vllm: InstalledVllm, line: CommandLine, *, is_listening: bool) -> PreflightReport:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from startup.config import ModelConfig
-from startup.model.location import Location, locate
+from startup.model.file_plan import FilePlan, plan_files
+from startup.model.request import ModelRequest
 from startup.vllm.facts.vllm_facts import VllmFacts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.arguments import ServeArguments
@@ -40,17 +40,21 @@ class CheckedStart:
         return any(map(self.arguments.has, names))
 
     @cached_property
-    def location(self) -> Location | None:
+    def plan(self) -> FilePlan | None:
         """Where model and tokenizer are; None if no model is named."""
         if self.arguments.model is None:
             return None
-        return locate(
-            ModelConfig(
+        return plan_files(
+            ModelRequest(
+                engine="vllm",
                 model=self.arguments.model,
                 tokenizer=self.value("--tokenizer") or None,
                 revision=self.value("--revision") or None,
+                tokenizer_revision=self.value("--tokenizer-revision") or None,
+                has_tokenizer=not self.has("--skip-tokenizer-init"),
                 download_dir=self.value("--download-dir") or None,
                 hf_token=self.value("--hf-token") or None,
+                load_format=self.load_format,
             )
         )
 

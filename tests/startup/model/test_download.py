@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from startup.config import ModelConfig
 from startup.errors import ModelNotFoundError
 from startup.model import download_progress
-from startup.model.location import resolve_model
+from startup.model.obtain import resolve_model
+from startup.model.request import ModelRequest
 from tests.hub.faults import Fault
 from tests.hub.server import HubServer
 from tests.startup.model.conftest import MODEL
@@ -25,7 +25,7 @@ def weights(hub_server: HubServer) -> None:
 
 
 def _download(shown: list[str] | None = None) -> Path:
-    return resolve_model(ModelConfig(model="org/model"), (shown if shown is not None else []).append).path
+    return resolve_model(ModelRequest(model="org/model"), (shown if shown is not None else []).append).path
 
 
 def test_a_slow_download_reports_bytes_rate_and_time_left(

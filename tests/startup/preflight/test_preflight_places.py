@@ -9,7 +9,9 @@ import pytest
 
 from server.config import ModelFiles
 from startup.config import StartupConfig
-from startup.model.location import locate, resolve_model
+from startup.model.file_plan import FilePlan, plan_files
+from startup.model.obtain import resolve_model
+from startup.model.request import ModelRequest
 from startup.preflight.report import PreflightReport
 
 Preflight = Callable[..., PreflightReport]
@@ -42,22 +44,26 @@ def snapshot(tmp_path: Path, folder, monkeypatch: pytest.MonkeyPatch) -> Snapsho
     return Snapshot(tmp_path / "hub", folder.path)
 
 
+def plan_of(config: StartupConfig) -> FilePlan:
+    return plan_files(ModelRequest.of_start(config))
+
+
 def test_a_local_folder_needs_no_download(model_path: Path, make_config: MakeConfig) -> None:
-    assert locate(make_config(model_path).model).files == ModelFiles(model_path, model_path)
+    assert plan_of(make_config(model_path)).files == ModelFiles(model_path, model_path)
 
 
 def test_a_complete_snapshot_needs_no_download_and_has_no_findings(
     snapshot: Snapshot, make_config: MakeConfig, preflight: Preflight
 ) -> None:
     config = make_config("team/model")
-    assert locate(config.model).files == ModelFiles(snapshot.folder, snapshot.folder)
-    assert resolve_model(config.model).path == snapshot.folder
+    assert plan_of(config).files == ModelFiles(snapshot.folder, snapshot.folder)
+    assert resolve_model(ModelRequest.of_start(config)).path == snapshot.folder
     assert preflight("team/model").findings == ()
 
 
 def test_a_snapshot_without_a_shard_needs_a_download(snapshot: Snapshot, make_config: MakeConfig) -> None:
     (snapshot.folder / "model-00002-of-00003.safetensors").unlink()
-    assert locate(make_config("team/model").model).files is None
+    assert plan_of(make_config("team/model")).files is None
 
 
 def test_a_snapshot_with_a_dangling_link_needs_a_download(
@@ -65,14 +71,14 @@ def test_a_snapshot_with_a_dangling_link_needs_a_download(
 ) -> None:
     (snapshot.blobs / "blob-model-00002-of-00003.safetensors").unlink()
     (snapshot.blobs / "abc.incomplete").write_bytes(b"x" * 2048)
-    assert locate(make_config("team/model").model).files is None
+    assert plan_of(make_config("team/model")).files is None
     messages = [f.message for f in preflight("team/model").findings if f.check == "download"]
     assert "lacks the content of model-00002-of-00003.safetensors: they are downloaded now" in messages[0]
     assert "1 unfinished files (2.0 KiB) of a download that was killed" in messages[1]
 
 
 def test_a_local_model_with_a_tokenizer_of_the_hub_needs_a_download(model_path: Path, make_config: MakeConfig) -> None:
-    assert locate(make_config(model_path, tokenizer="team/words").model).files is None
+    assert plan_of(make_config(model_path, tokenizer="team/words")).files is None
 
 
 def test_a_broken_file_of_an_incomplete_snapshot_is_an_error(snapshot: Snapshot, preflight: Preflight) -> None:

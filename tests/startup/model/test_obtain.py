@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from startup.config import DEFAULT_MODEL_ID, ModelConfig
+from startup.config import DEFAULT_MODEL_ID
 from startup.errors import ModelNotFoundError
 from startup.model import hub
-from startup.model.hub import wanted_files
-from startup.model.location import resolve_model
+from startup.model.obtain import resolve_model
+from startup.model.request import ModelRequest
+from startup.model.wanted_files import WantedFiles
 from tests.hub.server import HubServer
 from tests.startup.model.conftest import COMMIT, MODEL
 
@@ -38,20 +39,20 @@ def write_snapshot(cache: Path, model_id: str) -> Path:
 
 def problem(model: str | Path, **settings: str) -> str:
     with pytest.raises(ModelNotFoundError) as caught:
-        resolve_model(ModelConfig(model=str(model), **settings))
+        resolve_model(ModelRequest(model=str(model), **settings))
     message = str(caught.value)
     assert "\n" not in message
     return message
 
 
 def test_the_real_models_folder_is_used_in_place(model_path: Path) -> None:
-    files = resolve_model(ModelConfig(model=str(model_path)))
+    files = resolve_model(ModelRequest(model=str(model_path)))
     assert files.path == files.tokenizer_path == model_path
 
 
 def test_a_relative_folder_becomes_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
-    assert resolve_model(ModelConfig(model="model")).path == folder
+    assert resolve_model(ModelRequest(model="model")).path == folder
 
 
 def test_the_tokenizer_may_be_in_another_folder(folder: Path, tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_the_tokenizer_may_be_in_another_folder(folder: Path, tmp_path: Path) ->
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "tokenizer.model").touch()
-    files = resolve_model(ModelConfig(model=str(folder), tokenizer=str(tokenizer)))
+    files = resolve_model(ModelRequest(model=str(folder), tokenizer=str(tokenizer)))
     assert (files.path, files.tokenizer_path) == (folder, tokenizer)
 
 
@@ -95,8 +96,8 @@ def test_the_fault_of_a_folder_is_reported(tmp_path: Path, changes: dict[str, by
 
 def test_a_cached_snapshot_needs_no_network(cache: Path, hub_server: HubServer) -> None:
     snapshot = write_snapshot(cache, "org/model")
-    assert resolve_model(ModelConfig(model="org/model")).path == snapshot
-    assert resolve_model(ModelConfig(model="org/model", revision=COMMIT)).path == snapshot
+    assert resolve_model(ModelRequest(model="org/model")).path == snapshot
+    assert resolve_model(ModelRequest(model="org/model", revision=COMMIT)).path == snapshot
     assert hub_server.requests == []
 
 
@@ -105,56 +106,56 @@ def test_the_cached_snapshot_is_the_one_that_the_hubs_client_finds(cache: Path) 
 
     write_snapshot(cache, "org/model")
     theirs = snapshot_download("org/model", cache_dir=cache, local_files_only=True)
-    assert resolve_model(ModelConfig(model="org/model")).path == Path(theirs)
+    assert resolve_model(ModelRequest(model="org/model")).path == Path(theirs)
 
 
 def test_the_default_model_is_taken_from_the_cache(cache: Path, hub_server: HubServer) -> None:
     snapshot = write_snapshot(cache, DEFAULT_MODEL_ID)
-    assert resolve_model(ModelConfig()).path == snapshot
+    assert resolve_model(ModelRequest()).path == snapshot
     assert hub_server.requests == []
 
 
 def test_the_prepared_default_model_takes_precedence(tmp_path: Path, cache: Path) -> None:
     write_snapshot(cache, DEFAULT_MODEL_ID)
     prepared = write_model(tmp_path / "vllm" / "vllm_cli" / "models" / "SmolLM2-135M-Instruct")
-    assert resolve_model(ModelConfig()).path == prepared
+    assert resolve_model(ModelRequest()).path == prepared
 
 
 def test_the_default_model_is_downloaded_if_the_hub_is_reachable(hub_server: HubServer, cache: Path) -> None:
     hub_server.add(DEFAULT_MODEL_ID, MODEL)
-    path = resolve_model(ModelConfig()).path
+    path = resolve_model(ModelRequest()).path
     assert path.is_relative_to(cache)
     assert (path / "model.safetensors").read_bytes() == b"weights"
 
 
 def test_a_model_is_downloaded_once_and_then_found_in_the_cache(hub_server: HubServer, cache: Path) -> None:
-    path = resolve_model(ModelConfig(model="org/model")).path
+    path = resolve_model(ModelRequest(model="org/model")).path
     assert {file.name: file.read_bytes() for file in path.iterdir()} == MODEL
     num_requests = len(hub_server.requests)
-    assert resolve_model(ModelConfig(model="org/model")).path == path
+    assert resolve_model(ModelRequest(model="org/model")).path == path
     assert len(hub_server.requests) == num_requests
 
 
 def test_an_incomplete_snapshot_is_completed(hub_server: HubServer, cache: Path) -> None:
     (write_snapshot(cache, "org/model") / "model.safetensors").unlink()
-    assert (resolve_model(ModelConfig(model="org/model")).path / "model.safetensors").read_bytes() == b"weights"
+    assert (resolve_model(ModelRequest(model="org/model")).path / "model.safetensors").read_bytes() == b"weights"
 
 
 def test_only_needed_files_are_downloaded(hub_server: HubServer) -> None:
     extras = {"pytorch_model.bin": b"x", "onnx/model.onnx": b"x", "README.md": b"x", "original/params.json": b"x"}
     hub_server.add("org/model", MODEL | extras)
-    resolve_model(ModelConfig(model="org/model"))
+    resolve_model(ModelRequest(model="org/model"))
     assert sorted(hub_server.downloads) == [f"org/model/{name}" for name in sorted(MODEL)]
 
 
 def test_a_tokenizer_is_downloaded_without_weights(hub_server: HubServer, folder: Path) -> None:
-    files = resolve_model(ModelConfig(model=str(folder), tokenizer="org/model"))
+    files = resolve_model(ModelRequest(model=str(folder), tokenizer="org/model"))
     assert sorted(hub_server.downloads) == ["org/model/config.json", "org/model/tokenizer.json"]
     assert (files.tokenizer_path / "tokenizer.json").exists()
 
 
 def test_the_token_and_the_download_folder_are_used(hub_server: HubServer, tmp_path: Path) -> None:
-    config = ModelConfig(model="org/model", hf_token="hf_secret", download_dir=str(tmp_path / "elsewhere"))
+    config = ModelRequest(model="org/model", hf_token="hf_secret", download_dir=str(tmp_path / "elsewhere"))
     assert resolve_model(config).path.is_relative_to(tmp_path / "elsewhere")
     assert hub_server.tokens == {"hub": {"Bearer hf_secret"}, "cdn": {None}}
 
@@ -231,24 +232,25 @@ def test_a_request_has_a_deadline_beyond_its_timeout(monkeypatch: pytest.MonkeyP
             ["model-1-of-2.safetensors", "model-2-of-2.safetensors", "consolidated.safetensors"],
             ["model-1-of-2.safetensors", "model-2-of-2.safetensors"],
         ),
-        (["weights.safetensors", "pytorch_model.bin"], ["weights.safetensors"]),
+        (["weights.safetensors", "pytorch_model.bin"], ["pytorch_model.bin"]),
+        (["weights.safetensors", "notes.bin"], ["weights.safetensors"]),
         (["pytorch_model.bin", "training_args.bin", "tf_model.h5"], ["pytorch_model.bin"]),
         (["tf_model.h5"], []),
     ],
 )
 def test_weights_are_downloaded_in_one_format(names: list[str], weights: list[str]) -> None:
-    assert wanted_files([*names, "config.json"], with_weights=True) == ["config.json", *weights]
+    assert WantedFiles(role="model").choose([*names, "config.json"]) == ["config.json", *weights]
 
 
 def test_all_modules_of_an_embedder_are_downloaded() -> None:
     wanted = [
         "config.json",
         "modules.json",
-        "model.safetensors",
         "1_Pooling/config.json",
         "2_Dense/config.json",
+        "model.safetensors",
         "2_Dense/model.safetensors",
     ]
     others = ["2_Dense/pytorch_model.bin", "onnx/model.onnx", "onnx/config.json", "1_Pooling/deep/config.json"]
-    assert wanted_files([*wanted, *others], with_weights=True) == wanted
-    assert wanted_files([*wanted, *others], with_weights=False) == ["config.json", "modules.json"]
+    assert WantedFiles(role="model").choose([*wanted, *others]) == wanted
+    assert WantedFiles(role="tokenizer").choose([*wanted, *others]) == ["config.json", "modules.json"]

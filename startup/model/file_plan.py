@@ -1,0 +1,261 @@
+"""Which files a start reads, for both engines: those on disk in their order, and what is to be downloaded.
+
+Looks on the disk only, at names, links and small JSON files; takes below 10 ms.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+from server.config import ModelFiles
+from server.machine.page_cache import memory_devices
+from startup.config import DEFAULT_MODEL_ID
+from startup.model.checkpoint_folder import model_problem
+from startup.model.json_file import read_json_object
+from startup.model.location import (
+    FolderListing,
+    ModelPlace,
+    find_in_modelscope,
+    find_place,
+    place_problem,
+    redirected,
+)
+from startup.model.request import ModelRequest
+from startup.model.wanted_files import Role, WantedFiles
+
+_UNCACHED_FORMATS: Final = (
+    "dummy",
+    "ipc_cache",
+    "tensorizer",
+    "runai_streamer",
+    "runai_streamer_sharded",
+    "fastsafetensors",
+    "instanttensor",
+)
+"""Values of --load-format with which no weights are read, or not through the page cache."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """Files of one repository that are not on disk, or not all of them."""
+
+    repo_id: str
+    revision: str | None
+    """Branch, tag or commit; the main branch if None."""
+    cache_dir: Path
+    """The cache of models from the hub, in the layout of the hub's client."""
+    wanted: WantedFiles
+    """Which of the repository's files the start will read."""
+    token: str | None = field(default=None, repr=False)
+    """None leaves the choice to the hub's client."""
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    is_default: bool = False
+    """Whether this is the default model, which is available without the hub too."""
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """The files of one start."""
+
+    request: ModelRequest
+    places: tuple[ModelPlace, ...]
+    """Each repository and folder; the model's is the first."""
+
+    @property
+    def model(self) -> ModelPlace:
+        """Where the model is."""
+        return self.places[0]
+
+    @property
+    def tokenizer(self) -> ModelPlace:
+        """Where the tokenizer is; the model's own place unless another one is configured."""
+        return next((place for place in self.places if place.is_tokenizer), self.model)
+
+    @property
+    def main_places(self) -> tuple[ModelPlace, ...]:
+        """The places of model and tokenizer, each once."""
+        return tuple(dict.fromkeys((self.model, self.tokenizer)))
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The model's folder; None if it is not on disk."""
+        return self.model.folder if self.model.is_local else None
+
+    @property
+    def files(self) -> ModelFiles | None:
+        """The folders of model and tokenizer; None unless all of their files are on disk."""
+        model, tokenizer = self.model, self.tokenizer
+        if not (model.is_local and tokenizer.is_local) or model.folder is None or tokenizer.folder is None:
+            return None
+        return ModelFiles(path=model.folder, tokenizer_path=tokenizer.folder)
+
+    @property
+    def hub_cache(self) -> Path | None:
+        """The cache of all repositories of this plan; vLLM finds them offline if HF_HUB_CACHE is this one.
+
+        None if there are several, or if the plan has only folders.
+        """
+        caches = {place.cache_dir for place in self.places if place.kind in ("snapshot", "hub")}
+        return caches.pop() if len(caches) == 1 else None
+
+    @property
+    def unknown_need(self) -> str | None:
+        """What vLLM may ask the hub for beside the files of this plan; None if it needs nothing else."""
+        if self.request.uses_modelscope:
+            return "models of ModelScope"
+        if self.request.engine == "embedded" or self.model.folder is None:
+            return None
+        config = read_json_object(self.model.folder / "config.json").content
+        code = config.get("auto_map")
+        if self.request.trusts_remote_code and isinstance(code, dict) and "--" in str(list(code.values())):
+            return "the model's code in another repository"
+        others = (key for key, value in config.items() if key.endswith("_model_id") and isinstance(value, str))
+        return next((f"the model that {key} of config.json names" for key in others), None)
+
+    @cached_property
+    def read_order(self) -> tuple[Path, ...]:
+        """The files on disk that the start reads, in its order: configuration and tokenizer, then weights."""
+        return tuple(dict.fromkeys(chain(self._small_files, self._weights)))
+
+    @cached_property
+    def prefetched(self) -> tuple[Path, ...]:
+        """Those of `read_order` that are read through the page cache and do not lie in memory already."""
+        if self.request.load_format not in _UNCACHED_FORMATS:
+            files = self.read_order
+        else:
+            files = tuple(dict.fromkeys(self._small_files))
+        devices = memory_devices()
+        return tuple(path for path in files if _device(path) not in devices)
+
+    @property
+    def downloads(self) -> tuple[Download, ...]:
+        """What is not on disk."""
+        return tuple(self.download_of(place) for place in self.places if place.kind == "hub")
+
+    def download_of(self, place: ModelPlace) -> Download:
+        """What is downloaded of a place on the hub."""
+        return Download(
+            repo_id=place.name,
+            revision=place.revision,
+            cache_dir=place.cache_dir or self.request.cache_dir,
+            wanted=place.wanted,
+            token=self.request.hf_token,
+            hub="modelscope" if self.request.uses_modelscope else "huggingface",
+            is_default=place.is_default,
+        )
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether everything that this plan knows of is on disk."""
+        return all(place.is_local for place in self.places)
+
+    @property
+    def _small_files(self) -> Iterator[Path]:
+        for folder in self._folders:
+            yield from folder.small_files
+
+    @property
+    def _weights(self) -> Iterator[Path]:
+        for folder in self._folders:
+            yield from folder.weights
+
+    @cached_property
+    def _folders(self) -> list["_ReadFolder"]:
+        return [_read(place.folder, place.wanted) for place in self.places if place.folder is not None]
+
+
+class _ReadFolder(NamedTuple):
+    """What a start reads of a folder."""
+
+    small_files: tuple[Path, ...]
+    weights: tuple[Path, ...]
+
+
+def _read(folder: Path, wanted: WantedFiles) -> _ReadFolder:
+    listing = FolderListing(folder)
+    small = (folder / name for name in wanted.choose_small(listing.names))
+    weights = (folder / name for name in wanted.choose_weights(listing.names, listing.weight_map_of(wanted)))
+    return _ReadFolder(tuple(small), tuple(weights))
+
+
+def plan_files(request: ModelRequest) -> FilePlan:
+    """Finds everything that is on disk; never raises, and sends no request."""
+    return FilePlan(request, tuple(_find_places(request)))
+
+
+def _find_places(request: ModelRequest) -> Iterator[ModelPlace]:
+    yield from _find_model(request)
+    if request.has_own_tokenizer_place:
+        tokenizer = request.tokenizer or request.model or DEFAULT_MODEL_ID
+        yield _find(request, tokenizer, "tokenizer", request.revision_of_tokenizer)
+    if request.hf_config_path is not None:
+        yield _find(request, request.hf_config_path, "config", request.revision)
+    if request.generation_config not in ("auto", "vllm"):
+        yield _find(request, request.generation_config, "generation_config")
+    if request.draft is not None:
+        yield _find(request, request.draft.source, "draft", request.draft.revision)
+    for adapter in request.adapters:
+        place = _find(request, adapter.source, "adapter")
+        if request.engine == "vllm" or place.kind == "folder":  # the embedded engine reads folders only
+            yield place
+
+
+def _find_model(request: ModelRequest) -> Iterator[ModelPlace]:
+    """The model's place; with --download-dir, vLLM may have put only the weights there."""
+    if request.model is None:
+        yield _find_default(request)
+        return
+    model = _find(request, request.model, "model", request.revision)
+    if model.kind == "hub" and request.engine == "vllm" and request.download_dir:
+        config = _find(replace(request, download_dir=None), request.model, "model", request.revision)
+        weights = _find(request, request.model, "weights", request.revision)
+        without_weights = config.wanted.without_weights
+        if weights.is_local and config.folder and not place_problem(without_weights, config.folder):
+            yield config._replace(kind="snapshot", wanted=without_weights)
+            yield weights
+            return
+    yield model
+    if (verifier := _verifier_of(model)) is not None:
+        yield _find(request, verifier, "model")
+
+
+def _find_default(request: ModelRequest) -> ModelPlace:
+    from startup.model.default_model import prepared_folder
+
+    wanted, prepared = WantedFiles.of("model", request), prepared_folder()
+    if model_problem(prepared) is None:
+        return ModelPlace("folder", DEFAULT_MODEL_ID, prepared, wanted=wanted)
+    return find_place(DEFAULT_MODEL_ID, wanted, request.cache_dir)._replace(is_default=True)
+
+
+def _find(request: ModelRequest, name: str, role: Role, revision: str | None = None) -> ModelPlace:
+    wanted = WantedFiles.of(role, request)
+    if request.engine == "vllm":
+        name = redirected(name)
+    needs_tokenizer = role == "model" and request.has_tokenizer and not request.has_own_tokenizer_place
+    place = find_place(name, wanted, request.cache_dir, revision=revision, needs_tokenizer=needs_tokenizer)
+    if place.kind in ("hub", "snapshot") and request.uses_modelscope:
+        folder = find_in_modelscope(place.name)
+        is_whole = folder is not None and place_problem(place.wanted, folder) is None
+        return place._replace(kind="folder" if is_whole else "hub", folder=folder)
+    return place
+
+
+def _verifier_of(model: ModelPlace) -> str | None:
+    """The model that vLLM serves if MODEL is a draft model of the package speculators."""
+    if model.wanted.engine != "vllm" or model.folder is None:
+        return None
+    draft: Any = read_json_object(model.folder / "config.json").content.get("speculators_config")
+    verifier = draft.get("verifier") if isinstance(draft, dict) else None
+    name = verifier.get("name_or_path") if isinstance(verifier, dict) else None
+    return name if isinstance(name, str) and name else None
+
+
+def _device(path: Path) -> int | None:
+    try:
+        return path.stat().st_dev
+    except OSError:
+        return None

@@ -1,0 +1,354 @@
+"""A plan names the files that a start reads, in its order, and what is to be downloaded.
+
+tests/vllm_engine/test_opened_files.py compares plans with what real vLLM opens.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from startup.model.file_plan import FilePlan, plan_files
+from startup.model.location import unfinished_marker
+from startup.model.request import Adapter, DraftModel, ModelRequest
+from startup.vllm.command_line import CommandLine
+
+SHARDS = [f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
+TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]
+
+
+def make(folder: Path, *names: str, weight_map: dict[str, str] | None = None) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    if weight_map is not None:
+        index = "consolidated" if "consolidated" in next(iter(weight_map.values())) else "model"
+        (folder / f"{index}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def read(plan: FilePlan, *, prefetched: bool = False) -> list[str]:
+    return [path.name for path in (plan.prefetched if prefetched else plan.read_order)]
+
+
+def weights_of(model: Path, **settings: object) -> list[str]:
+    plan = plan_files(ModelRequest(model=str(model), engine="vllm", **settings))  # type: ignore[arg-type]
+    return [name for name in read(plan) if not name.endswith((".json", ".txt", ".jinja"))]
+
+
+def snapshot(cache: Path, repo: str, *names: str, ref: str = "main", commit: str = "a" * 40) -> Path:
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / ref).write_text(commit)
+    return make(folder / "snapshots" / commit, *names)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make(tmp_path / "model", "config.json", *TOKENIZER, "README.md", "model.safetensors", "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("engine", ["embedded", "vllm"])
+def test_the_configuration_comes_first_and_weights_last(model: Path, engine: str) -> None:
+    plan = plan_files(ModelRequest(model=str(model), engine=engine))  # type: ignore[arg-type]
+    assert read(plan) == read(plan, prefetched=True) == ["config.json", *TOKENIZER, "model.safetensors"]
+    assert plan.downloads == ()
+    assert plan.is_on_disk
+
+
+def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = [f"model-{i}-of-11.safetensors" for i in range(1, 12)]
+    assert weights_of(make(tmp_path, *reversed(names))) == names
+
+
+def test_vllm_reads_only_the_files_of_the_index(tmp_path: Path) -> None:
+    make(tmp_path, *SHARDS, "model.safetensors", "extra.safetensors", weight_map={"a": SHARDS[0], "b": SHARDS[2]})
+    assert weights_of(tmp_path) == [SHARDS[0], SHARDS[2]]
+    assert weights_of(tmp_path, load_format="runai_streamer") == ["extra.safetensors", *SHARDS, "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("load_format", "expected"),
+    [
+        ("auto", ["consolidated.safetensors"]),
+        ("mistral", ["consolidated.safetensors"]),
+        ("hf", SHARDS),
+        ("safetensors", SHARDS),
+        ("fastsafetensors", SHARDS),
+        ("pt", ["model.pt"]),
+        ("npcache", ["pytorch_model.bin"]),
+        ("dummy", []),
+        ("tensorizer", []),
+    ],
+)
+def test_a_load_format_reads_its_own_files(tmp_path: Path, load_format: str, expected: list[str]) -> None:
+    names = ("consolidated.safetensors", "model.pt", "pytorch_model.bin", "training_args.bin", "optimizer.pt")
+    make(tmp_path, *names, *SHARDS, weight_map=dict(zip("abc", SHARDS, strict=True)))
+    assert weights_of(tmp_path, load_format=load_format) == expected
+
+
+def test_sharded_state_reads_the_parts_of_all_ranks(tmp_path: Path) -> None:
+    parts = [f"model-rank-{rank}-part-{part}.safetensors" for rank in (0, 1) for part in (0, 1)]
+    make(tmp_path, *parts, "model-rank-2-part-0.safetensors", "model.safetensors")
+    assert weights_of(tmp_path, load_format="sharded_state", tensor_parallel_size=2) == parts
+    own = make(tmp_path / "own", "pp0-tp0-1.st", "pp1-tp0-1.st", "pp2-tp0-1.st")
+    settings = {"load_format": "sharded_state", "pipeline_parallel_size": 2}
+    assert weights_of(own, **settings, shard_pattern="pp{pp_rank}-tp{tp_rank}-{part}.st") == [
+        "pp0-tp0-1.st",
+        "pp1-tp0-1.st",
+    ]
+
+
+@pytest.mark.parametrize(
+    "load_format", ["ipc_cache", "runai_streamer", "fastsafetensors", "instanttensor", "runai_streamer_sharded"]
+)
+def test_weights_that_are_not_read_through_the_page_cache_are_not_prefetched(model: Path, load_format: str) -> None:
+    plan = plan_files(ModelRequest(model=str(model), engine="vllm", load_format=load_format))
+    assert read(plan, prefetched=True) == ["config.json", *TOKENIZER]
+
+
+def test_files_in_memory_are_not_prefetched(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = (model / "config.json").stat().st_dev
+    monkeypatch.setattr("startup.model.file_plan.memory_devices", lambda: {device})
+    plan = plan_files(ModelRequest(model=str(model)))
+    assert plan.prefetched == ()
+    assert read(plan) != []
+
+
+def test_a_gguf_file_is_read_with_its_other_parts(tmp_path: Path) -> None:
+    parts = [f"model-Q4_K_M-{i:05}-of-00002.gguf" for i in (1, 2)]
+    make(tmp_path, *parts, "model-Q8_0.gguf", "config.json")
+    assert weights_of(tmp_path / parts[0]) == parts
+    assert weights_of(tmp_path / "model-Q8_0.gguf") == ["model-Q8_0.gguf"]
+
+
+@pytest.mark.parametrize("name", ["org/model:Q4_K_M", "org/model/model-Q4_K_M.gguf"])
+def test_one_quantisation_of_a_repository_is_downloaded(cache: Path, name: str) -> None:
+    (download,) = plan_files(ModelRequest(model=name, engine="vllm")).downloads
+    assert (download.repo_id, download.cache_dir) == ("org/model", cache)
+    names = ["README.md", "config.json", "model-Q4_K_M.gguf", "model-Q8_0.gguf", "model.safetensors"]
+    assert download.wanted.choose(names) == ["config.json", "model-Q4_K_M.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("load_format", "names", "expected"),
+    [
+        ("auto", [*SHARDS, "model.safetensors.index.json", "x.safetensors", "a.bin"], SHARDS),
+        ("auto", ["pytorch_model.bin", "optimizer.bin", "model.pt"], ["pytorch_model.bin"]),
+        ("auto", ["consolidated.safetensors", *SHARDS], ["consolidated.safetensors"]),
+        ("hf", ["consolidated.safetensors", *SHARDS, "model.safetensors.index.json"], SHARDS),
+        ("auto", ["original/consolidated.00.pth", "model.safetensors", "onnx/model.onnx"], ["model.safetensors"]),
+        ("dummy", ["model.safetensors"], []),
+    ],
+)
+def test_the_files_to_download_are_chosen_by_the_listing(
+    load_format: str, names: list[str], expected: list[str], cache: Path
+) -> None:
+    (download,) = plan_files(ModelRequest(model="org/model", engine="vllm", load_format=load_format)).downloads
+    chosen = download.wanted.choose([*names, "config.json", "README.md", "LICENSE.txt"])
+    assert [name for name in chosen if not name.endswith(".json")] == expected
+    assert "config.json" in chosen
+
+
+def test_the_index_is_named_and_its_content_decides(cache: Path) -> None:
+    (download,) = plan_files(ModelRequest(model="org/model", engine="vllm")).downloads
+    names = [*SHARDS, "other.safetensors", "model.safetensors.index.json"]
+    assert download.wanted.index_of(names) == "model.safetensors.index.json"
+    assert download.wanted.choose(names, {"a": "other.safetensors"}) == [names[-1], "other.safetensors"]
+
+
+def test_patterns_of_ignored_files_apply_to_downloads_alone(cache: Path, tmp_path: Path) -> None:
+    settings = {"engine": "vllm", "ignore_patterns": ("*.safetensors",)}
+    (download,) = plan_files(ModelRequest(model="org/model", **settings)).downloads  # type: ignore[arg-type]
+    assert download.wanted.choose(["model.safetensors", "model.bin"]) == ["model.bin"]
+    assert weights_of(make(tmp_path, "model.safetensors"), ignore_patterns=("*.safetensors",)) == ["model.safetensors"]
+
+
+def test_a_snapshot_of_the_given_revision_is_read(cache: Path) -> None:
+    snapshot(cache, "org/model", "config.json", "tokenizer.json", "model.safetensors")
+    other = snapshot(cache, "org/model", *TOKENIZER, "config.json", "model.safetensors", ref="v2", commit="b" * 40)
+    plan = plan_files(ModelRequest(model="org/model", revision="v2", engine="vllm"))
+    assert plan.files is not None
+    assert plan.files.path == other
+    assert plan_files(ModelRequest(model="org/model", revision="v3", engine="vllm")).downloads[0].revision == "v3"
+
+
+def test_a_snapshot_without_what_its_index_names_is_incomplete(cache: Path) -> None:
+    folder = snapshot(cache, "org/model", "config.json", "tokenizer.json", SHARDS[0])
+    make(folder, weight_map={"a": SHARDS[0], "b": SHARDS[1]})
+    assert not plan_files(ModelRequest(model="org/model", engine="vllm")).is_on_disk
+    make(folder, SHARDS[1])
+    assert plan_files(ModelRequest(model="org/model", engine="vllm")).is_on_disk
+
+
+def test_a_snapshot_whose_download_is_not_finished_is_incomplete(cache: Path) -> None:
+    folder = snapshot(cache, "org/model", "config.json", "tokenizer.json", "model.safetensors")
+    unfinished_marker(folder).touch()
+    plan = plan_files(ModelRequest(model="org/model"))
+    assert (plan.model.kind, plan.model.folder, plan.files) == ("hub", folder, None)
+
+
+def test_each_place_has_its_own_files(cache: Path, tmp_path: Path, model: Path) -> None:
+    request = ModelRequest(
+        engine="vllm",
+        model=str(model),
+        tokenizer="org/words",
+        tokenizer_revision="v1",
+        hf_config_path="org/config",
+        generation_config="org/generation",
+        draft=DraftModel("org/draft", "v2"),
+        adapters=(Adapter("a", "org/adapter"), Adapter("b", str(tmp_path / "b"))),
+    )
+    make(tmp_path / "b", "adapter_config.json", "adapter_model.safetensors", "README.md", "adapter_model.bin")
+    plan = plan_files(request)
+    assert [(d.repo_id, d.revision, d.wanted.role) for d in plan.downloads] == [
+        ("org/words", "v1", "tokenizer"),
+        ("org/config", None, "config"),
+        ("org/generation", None, "generation_config"),
+        ("org/draft", "v2", "draft"),
+        ("org/adapter", None, "adapter"),
+    ]
+    names = ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors", "adapter_config.json"]
+    chosen = [download.wanted.choose([*names, "adapter_model.bin"]) for download in plan.downloads]
+    assert chosen[0] == ["config.json", "adapter_config.json", "generation_config.json", "tokenizer.json"]
+    assert chosen[1] == chosen[2] == ["config.json", "generation_config.json"]
+    assert chosen[3][-1] == "model.safetensors"
+    assert chosen[4] == ["adapter_config.json", "adapter_model.bin"]
+    assert read(plan)[-2:] == ["model.safetensors", "adapter_model.safetensors"]
+
+
+def test_weights_in_the_download_folder_are_read_with_the_configuration_of_the_hub_s_cache(
+    cache: Path, tmp_path: Path
+) -> None:
+    configuration = snapshot(cache, "org/model", "config.json", "tokenizer.json")
+    weights = snapshot(tmp_path / "elsewhere", "org/model", "model.safetensors")
+    request = ModelRequest(model="org/model", engine="vllm", download_dir=str(tmp_path / "elsewhere"))
+    plan = plan_files(request)
+    assert plan.read_order == (
+        configuration / "config.json",
+        configuration / "tokenizer.json",
+        weights / "model.safetensors",
+    )
+    assert plan.downloads == ()
+
+
+def test_the_verifier_of_a_draft_model_of_speculators_is_read_too(cache: Path, tmp_path: Path) -> None:
+    make(tmp_path, "model.safetensors", "tokenizer.json")
+    content = {"speculators_config": {"verifier": {"name_or_path": "org/target"}}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    plan = plan_files(ModelRequest(model=str(tmp_path), engine="vllm"))
+    assert [download.repo_id for download in plan.downloads] == ["org/target"]
+
+
+def test_modelscope_s_own_cache_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
+    request = ModelRequest(model="org/model.v1", engine="vllm", uses_modelscope=True)
+    assert plan_files(request).downloads[0].hub == "modelscope"
+    make(tmp_path / "models" / "org" / "model___v1", "config.json", "tokenizer.json", "model.safetensors")
+    assert read(plan_files(request)) == ["config.json", "tokenizer.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("table", ['{{"org/model": "{0}"}}', "org/model {0}\nother x y\n"])
+def test_a_redirected_model_is_read_where_it_is(
+    model: Path, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "table").write_text(table.format(model))
+    monkeypatch.setenv("VLLM_MODEL_REDIRECT_PATH", str(tmp_path / "table"))
+    assert plan_files(ModelRequest(model="org/model", engine="vllm")).model_folder == model
+
+
+def test_an_address_of_an_object_store_is_no_download(tmp_path: Path) -> None:
+    plan = plan_files(ModelRequest(model="s3://bucket/model", engine="vllm"))
+    assert (plan.model.kind, plan.downloads, plan.is_on_disk) == ("object_store", (), False)
+
+
+def test_flags_files_and_variables_of_vllm_make_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
+    file = tmp_path / "vllm.yaml"
+    file.write_text("model: org/model\nrevision: v1\nload-format: SAFETENSORS\nlora-modules: [b=org/b]\n")
+    words = (
+        f"--config {file} --revision v2 --tokenizer org/words --tokenizer_revision v3 -tp 2 --pipeline-parallel-size=3 "
+        "--skip-tokenizer-init --hf-config-path org/config --download-dir /models --hf-token secret "
+        '--speculative-config {"model":"org/draft","revision":"v4","draft_load_config":{"load_format":"DUMMY"}} '
+        "--ignore-patterns *.pt *.bin --model-loader-extra-config.pattern x-{rank}"
+    )
+    assert CommandLine.of(words.split()).request == ModelRequest(
+        engine="vllm",
+        model="org/model",
+        revision="v2",
+        tokenizer="org/words",
+        tokenizer_revision="v3",
+        has_tokenizer=False,
+        hf_config_path="org/config",
+        download_dir="/models",
+        hf_token="secret",
+        load_format="safetensors",
+        ignore_patterns=("*.pt", "*.bin"),
+        shard_pattern="x-{rank}",
+        tensor_parallel_size=2,
+        pipeline_parallel_size=3,
+        adapters=(Adapter("b", "org/b"),),
+        draft=DraftModel("org/draft", "v4", "dummy"),
+        uses_modelscope=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "adapters"),
+    [
+        ("m --lora-modules a=/a b=org/b", (Adapter("a", "/a"), Adapter("b", "org/b"))),
+        ('m --lora-modules {"name":"a","path":"/a"} --port 1', (Adapter("a", "/a"),)),
+        ('m --default-mm-loras {"audio":"org/x"}', (Adapter("audio", "org/x"),)),
+        ("m --lora-modules {oops", ()),
+    ],
+)
+def test_adapters_are_read_from_vllm_s_flags(words: str, adapters: tuple[Adapter, ...]) -> None:
+    assert CommandLine.of(words.split()).request.adapters == adapters
+
+
+@pytest.mark.parametrize(
+    "settings", ['{"method":"ngram"}', '{"model":"ngram"}', '{"method":"mtp","model":"org/x"}', "oops", "[]"]
+)
+def test_some_speculation_needs_no_draft_model(settings: str) -> None:
+    assert CommandLine.of(["m", "--speculative-config", settings]).request.draft is None
+
+
+def test_each_file_of_the_real_model_is_planned_once(model_path: Path) -> None:
+    planned = plan_files(ModelRequest(model=str(model_path))).read_order
+    assert len(planned) == len(set(planned))
+    assert planned[-1].name == "model.safetensors"
+    assert model_path / "tokenizer.json" in planned
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "need"),
+    [
+        ("{}", {}, None),
+        ('{"audio_model_id": "org/ears"}', {}, "the model that audio_model_id of config.json names"),
+        ('{"auto_map": {"AutoModel": "org/x--modeling.X"}}', {}, None),
+        (
+            '{"auto_map": {"AutoModel": "org/x--modeling.X"}}',
+            {"trusts_remote_code": True},
+            "the model's code in another repository",
+        ),
+        ("{}", {"uses_modelscope": True}, "models of ModelScope"),
+    ],
+)
+def test_what_the_plan_cannot_know_is_named(
+    model: Path, content: str, settings: dict[str, bool], need: str | None
+) -> None:
+    (model / "config.json").write_text(content)
+    plan = plan_files(ModelRequest(model=str(model), engine="vllm", **settings))  # type: ignore[arg-type]
+    assert plan.unknown_need == need
+
+
+def test_one_cache_has_all_repositories_or_several(cache: Path, tmp_path: Path) -> None:
+    request = ModelRequest(model="org/model", tokenizer="org/words", engine="vllm")
+    assert plan_files(request).hub_cache == cache
+    assert plan_files(replace(request, model=str(tmp_path), tokenizer=None)).hub_cache is None
+
+
+def test_a_missing_folder_has_nothing_to_read(tmp_path: Path) -> None:
+    plan = plan_files(ModelRequest(model=str(tmp_path / "gone")))
+    assert (plan.model.kind, plan.read_order, plan.downloads) == ("nowhere", (), ())
