@@ -64,6 +64,10 @@ class Environment:
     )
     VCLI_GIVEN_VARIABLES = text("A template process's variables before it changed them, as JSON; set by itself.")
     VCLI_BAKED = text("Folder that `vllm-cli bake` has written; /opt/vllm-cli/baked if unset, `off` uses none.")
+    VCLI_TERMINATION_LOG = path(
+        lambda: Path("/dev/termination-log"),
+        "File that gets the reason of a failed start or crash, if it exists; Kubernetes shows it.",
+    )
     XDG_RUNTIME_DIR = text("Folder for the sockets of this user's programs; vLLM's cache folder if unset.")
     XDG_CACHE_HOME = path(lambda: Path(expand_home("~/.cache")), "The user's cache folder.")
 

@@ -15,20 +15,24 @@ import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
+from multiprocessing import util
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from socket import socket
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from envs.home import expand_home
 from envs.registry import env
 from server.config import ModelFiles
-from server.errors import ServerError
+from server.errors import EngineError, ServerError
+from server.exit_codes import ENGINE_DIED, START_FAILED
 from server.lifecycle import Lifecycle, State
 from server.model_files.kind import accepts_images
 from server.types import EngineInfo
 from startup.caches.baked import use_baked_bytecode
+from startup.causes.phase import SERVING
 from startup.config import StartupConfig
+from startup.crash.output_record import OutputRecord
 from startup.engine import process as engine_process
 from startup.engine.starter import EngineStarter
 from startup.errors import EngineBootError, PortInUseError
@@ -69,10 +73,14 @@ def start_embedded(config: StartupConfig) -> int:
     session = StartSession(_subject_of(config), timeline, is_private=config.server.network.api_key_everywhere)
     configure_logging(config.logs, role="api", phase=session.phase)
     with session:
+        start = _EmbeddedStart(config, session)
         try:
-            return _EmbeddedStart(config, session).run()
+            exit_code = start.run()
         except ServerError as err:
-            raise EngineBootError(str(err)) from err
+            start.raise_crash(err, START_FAILED)
+        if exit_code == ENGINE_DIED:
+            start.raise_crash(EngineError(start.lifecycle.reason or "the engine is gone"), exit_code)
+        return exit_code
 
 
 class _Prepared(NamedTuple):
@@ -89,8 +97,29 @@ class _EmbeddedStart:
         self._config = config
         self._session = session
         self._span = session.timeline.span
+        self._record: OutputRecord | None = None
+        self._engine: EngineStarter | None = None
+        self.lifecycle = Lifecycle(num_restarts=config.server.lifecycle.engine_restarts)
+
+    def raise_crash(self, err: ServerError, exit_code: int) -> NoReturn:
+        """The server cannot start, or its engine has died: raises the digest."""
+        if self._record is None:
+            raise EngineBootError(str(err)) from err
+        from startup.crash.crash_report import build_error, find_engine_crash  # noqa: PLC0415 - only after a failure
+
+        if self._engine is not None:
+            self._engine.record_end()
+        process = "engine" if isinstance(err, EngineError) else "API process"
+        phase = SERVING if exit_code == ENGINE_DIED else f"in phase {self._session.phase()}"
+        cause = find_engine_crash(self._record, process, phase, str(err))
+        raise build_error(cause, self._record, exit_code=exit_code, log_format=self._config.log_format) from err
 
     def run(self) -> int:
+        """Returns when the server stops.
+
+        Raises:
+            ServerError: the server cannot start.
+        """
         with group_signals.interrupting():  # msgspec discards a KeyboardInterrupt while it builds a decoder
             server = self._prepare()
         return server.run()
@@ -151,6 +180,8 @@ class _EmbeddedStart:
         """Sets the variables of the processes to come, and starts the forkserver if there is to be one."""
         with self._span("prepare_start_method"):
             ensure_temp_folder()
+            self._record = OutputRecord(Path(util.get_temp_dir()))
+            self._record.begin_process("api")
             os.environ[env.VCLI_LOG_FORMAT.name] = self._config.log_format  # for the forkserver
             context = use_start_method(self._config.start_method)
             if context.get_start_method() != "forkserver":
@@ -183,8 +214,10 @@ class _EmbeddedStart:
     def _begin_engine(self, context: BaseContext, files: ModelFiles) -> EngineStarter:
         """Starts the engine process; a forkserver starts it once it has finished its imports."""
         with nullcontext() if engine_process.blocks_on_imports(context) else self._span(_ENGINE_SPAN):
-            engine = EngineStarter(context, files, self._config.engine, self._config.logs)
+            assert self._record is not None
+            engine = EngineStarter(context, files, self._config.engine, self._config.logs, self._record)
         self._session.stack.callback(engine.close)
+        self._engine = engine
         return engine
 
     def _prepare_renderer(self, files: ModelFiles) -> "BaseRenderer":
@@ -215,14 +248,13 @@ class _EmbeddedStart:
         from server.build import RunOptions
         from server.run import ServerRun
 
-        lifecycle = Lifecycle(num_restarts=self._config.server.lifecycle.engine_restarts)
-        lifecycle.subscribe(self._on_state)
+        self.lifecycle.subscribe(self._on_state)
         options = RunOptions(
             listener=listening,
             limits=self._config.limits,
             engine=engine,
             engine_ready_timeout_s=self._config.engine_ready_timeout_s,
-            lifecycle=lifecycle,
+            lifecycle=self.lifecycle,
             start=self._session.state,
             span=self._span,
             on_serving=self._session.hand_over,
@@ -246,6 +278,8 @@ class _EmbeddedStart:
 
     def _on_ready(self, info: EngineInfo) -> None:
         """The engine has generated its first token."""
+        if self._record is not None:
+            self._record.keeps_only_errors = True
         self._session.timeline.add("engine", info.spans)
         self._session.finish(info)
         self._session.notify_ready()

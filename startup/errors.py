@@ -27,3 +27,13 @@ class PortInUseError(StartupError):
 
 class EngineBootError(StartupError):
     """The engine process exited, or was not ready in time."""
+
+
+class CrashError(StartupError):
+    """A process of the server has failed, at the start or later; the message is the digest of the crash."""
+
+    def __init__(self, message: str, *, exit_code: int, json_line: str | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.json_line = json_line
+        """The digest as a record of the log, where that has JSON."""

@@ -208,8 +208,12 @@ class StartSession:
             self._manager.notify_status(running.name.replace("_", " "))
 
     def _fail(self, reason: str) -> None:
-        self.state.fail(reason)
-        save_failed_start(self.state)
+        if not self._is_ready:
+            self.state.fail(reason)
+            save_failed_start(self.state)
+        from startup.crash.crash_report import write_termination_message  # noqa: PLC0415 - only after a failure
+
+        write_termination_message(reason)
         if self._manager is not None:
             self._manager.notify_failure(reason)
 

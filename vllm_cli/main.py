@@ -20,7 +20,7 @@ from envs.variable import EnvError
 from server.errors import ConfigError
 from server.exit_codes import INTERRUPTED, START_FAILED, USAGE
 from startup.engine.installed import INSTALL_COMMAND, MODULES
-from startup.errors import CommandLineError, StartupError
+from startup.errors import CommandLineError, CrashError, StartupError
 from vllm_cli.lazy_group import CommandEntry, LazyGroup
 from vllm_cli.version import VERSION
 
@@ -83,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except (ConfigError, EnvError, CommandLineError) as err:
         return _fail(err, USAGE)
     except StartupError as err:
-        return _fail(err, START_FAILED)
+        return _fail_start(err)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
@@ -125,6 +125,16 @@ def _is_interruption(err: BaseException | None) -> bool:
     while err is not None and not isinstance(err, KeyboardInterrupt):
         err = err.__cause__ or err.__context__
     return err is not None
+
+
+def _fail_start(err: StartupError) -> int:
+    if not isinstance(err, CrashError) or err.json_line is None:
+        return _fail(err, err.exit_code if isinstance(err, CrashError) else START_FAILED)
+    from startup.logs.formatters import real_stderr  # noqa: PLC0415 - only after a crash
+
+    with suppress(OSError):
+        click.echo(hide_quoted(err.json_line, sys.argv), file=real_stderr())
+    return err.exit_code
 
 
 def _fail(err: Exception | str, exit_code: int) -> int:

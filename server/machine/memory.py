@@ -50,9 +50,14 @@ class OomWatch:
         self._proc = proc
         self._num_before = _num_kills(proc)
 
+    @property
+    def has_killed(self) -> bool | None:
+        """Whether the kernel has killed a process of this cgroup since; None if it counts no kills."""
+        return None if self._num_before is None else _num_kills(self._proc) != self._num_before
+
     def describe_kill(self) -> str:
         """The end of a message about a SIGKILL: its cause and advice."""
-        if _num_kills(self._proc) == self._num_before:
+        if not self.has_killed:
             return ", as the kernel does when memory runs out"
         memory = read_memory(self._proc)
         whose = "this container" if memory and memory.is_cgroup else "this machine"
@@ -107,12 +112,12 @@ def _numbers(path: Path) -> dict[str, int]:
     return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}
 
 
-def _num_kills(proc: Path) -> int:
-    """Out-of-memory kills in the cgroup so far; without a cgroup of the whole machine; 0 if not counted."""
+def _num_kills(proc: Path) -> int | None:
+    """Out-of-memory kills in the cgroup so far, without a cgroup of the machine; None if not counted."""
     for cgroup in own_cgroups("memory", proc):
         if (num := _read_kills(cgroup.folder / _KILLS_FILES[cgroup.version])) is not None:
             return num
-    return _read_kills(proc / "vmstat") or 0
+    return _read_kills(proc / "vmstat")
 
 
 def _read_kills(path: Path) -> int | None:

@@ -10,19 +10,24 @@ from startup.logs.formatters import escape_controls
 
 PAGE: Final = "docs/troubleshooting.md"
 _LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
-_ROLES: Final = {"worker": "A worker", "engine core": "The engine core", "API server": "The API server", "": "vLLM"}
+_ROLES: Final = {
+    "worker": "A worker",
+    "engine core": "The engine core",
+    "API server": "The API server",
+    "engine": "The engine",
+    "API process": "The API process",
+    "": "vLLM",
+}
+"""Those of vLLM and of the embedded engine."""
 
 
 def write_digest(cause: Cause) -> list[str]:
-    """Which process failed in which phase; the cause; what to do."""
+    """Which process failed in which phase; the cause; what to do, if a message of ours does not tell it."""
     happened = "was stopped" if cause.known is STOPPED else "failed"
     first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part)
     if cause.known is None:
-        return [
-            f"{first}.",
-            f"Cause: {_shown(cause.text)}",
-            f"Do: read the log around line {cause.line}; search vLLM's issues for this text; try its newest release.",
-        ]
+        advice = f"read the log around line {cause.line}; search vLLM's issues for this text; try its newest release."
+        return [f"{first}.", f"Cause: {_shown(cause.text)}", *([f"Do: {advice}"] if cause.line else [])]
     return [
         f"{first}.",
         f"Cause: {cause.known.title}: {_shown(cause.text)}",

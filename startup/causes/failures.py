@@ -33,7 +33,7 @@ _ERROR_NAME: Final = re.compile(
 )
 """A name that is an exception's also without a traceback before it; `Error: ` begins messages of programs."""
 
-_ENDINGS: Final = (
+ENDINGS: Final = (
     "EngineCore failed to start",
     "EngineCore encountered a fatal error",
     "EngineCore hit an exception",
@@ -45,11 +45,15 @@ _ENDINGS: Final = (
     "AsyncLLM output_handler failed",
 )
 """Messages before the traceback that ends a process."""
-_REFERENCES: Final = (
+REPEATS: Final = (
     "Engine core initialization failed",
     "Engine process failed to start",
     "initialization failed due to an exception in a background process",
     "EngineDeadError",
+)
+"""Exceptions that only tell that another process has failed."""
+_REFERENCES: Final = (
+    *REPEATS,
     "EngineCore encountered an issue",
     "Executor failed.",
     "Engine loop is not running",
@@ -200,7 +204,7 @@ class FailureReader:
         """Takes the next line of the log."""
         key = (line.process, line.place)
         text = line.text
-        if any(ending in text for ending in _ENDINGS) or _PROCESS_HEADER.match(text):
+        if any(ending in text for ending in ENDINGS) or _PROCESS_HEADER.match(text):
             self._end(key)
             if len(self._endings) < _MOST_PROCESSES:
                 # multiprocessing prints the same exception again, without the file's name.

@@ -23,7 +23,20 @@ SERVING: Final = "while it served"
 BANNER: Final = "█  version "
 """In the first lines of a start; `OLD_BANNER` until vLLM 0.13."""
 OLD_BANNER: Final = "vLLM API server version"
+LAST_PHASE: Final = "its last phase was "
+"""Of a process that a signal has ended; the names are those of vLLM's spans."""
 _MESSAGES: Final = (
+    (f"{LAST_PHASE}init_device", DEVICE),
+    (f"{LAST_PHASE}load", LOADING),
+    (f"{LAST_PHASE}initialize_model", LOADING),
+    (f"{LAST_PHASE}determine_available_memory", MEMORY),
+    (f"{LAST_PHASE}allocate_kv_cache", RESERVING),
+    (f"{LAST_PHASE}warmup", WARM_UP),
+    (f"{LAST_PHASE}compile_or_warm_up", WARM_UP),
+    (f"{LAST_PHASE}compile_graph", COMPILING),
+    (f"{LAST_PHASE}inductor_compilation", COMPILING),
+    (f"{LAST_PHASE}capture_model", GRAPHS),
+    (LAST_PHASE, ENGINE),
     (OLD_BANNER, CONFIGURATION),
     (BANNER, CONFIGURATION),
     ("Initializing a V1 LLM engine", ENGINE),

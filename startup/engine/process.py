@@ -18,6 +18,7 @@ from envs.registry import env
 from server.config import EngineConfig, ModelFiles
 from server.machine.memory import OomWatch
 from server.machine.processes import EndWatch, process_start_ns
+from startup.crash.output_record import OutputRecord
 from startup.engine.torch_environment import set_torch_variables
 from startup.imports.heavy import import_engine
 from startup.logs.options import LogOptions
@@ -143,6 +144,7 @@ def start_engine(
     config: EngineConfig,
     *,
     logs: LogOptions,
+    record: OutputRecord,
 ) -> EngineProcess:
     """Starts the process, which loads the model at once and reports over the socket when it is done.
 
@@ -154,7 +156,7 @@ def start_engine(
     process = context.Process(  # type: ignore[attr-defined]
         target=_main,
         name="vllm-cli-engine",
-        args=(theirs, files, config, logs, is_fork),
+        args=(theirs, files, config, logs, str(record.folder), is_fork),
         daemon=True,
     )
     main_module = OWN_PACKAGES_MODULE if method == "spawn" else None
@@ -167,16 +169,18 @@ def start_engine(
     return EngineProcess(process, ours)
 
 
-def _main(
+def _main(  # noqa: PLR0913 - what a process needs to begin
     connection: socket.socket,
     files: ModelFiles,
     config: EngineConfig,
     logs: LogOptions,
+    record_folder: str,
     is_fork: bool,
 ) -> None:
     """Runs in the engine process, on its main thread."""
     group_signals.ignore()
     _end_with_parents()
+    OutputRecord(Path(record_folder)).begin_process("engine")
     if is_fork:
         _close_other_sockets(connection)
     from server.engine.phases import Phases

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import signal
 import socket
 import sys
 import threading
@@ -11,6 +12,8 @@ from typing import Final
 
 from server.config import EngineConfig, ModelFiles
 from server.errors import EngineStartError
+from startup.crash.output_record import OutputRecord
+from startup.crash.process_ends import ProcessEnds
 from startup.engine import process as engine_process
 from startup.engine.process import EngineProcess
 from startup.logs.options import LogOptions
@@ -27,7 +30,9 @@ system call: with Python's 5 ms, the request to the forkserver takes up to 20 ms
 class EngineStarter:
     """Implements `server.operation.engine_monitor.EngineHandle`; lives on the API process's main thread."""
 
-    def __init__(self, context: BaseContext, files: ModelFiles, config: EngineConfig, logs: LogOptions) -> None:
+    def __init__(
+        self, context: BaseContext, files: ModelFiles, config: EngineConfig, logs: LogOptions, record: OutputRecord
+    ) -> None:
         """Begins the first start; `wait_started` must return before any other method but `close` is called.
 
         Raises:
@@ -37,6 +42,7 @@ class EngineStarter:
         self._files = files
         self._config = config
         self._logs = logs
+        self._record = record
         self._starting: BackgroundStart | None = None
         self._started: EngineProcess | None = None
         if engine_process.blocks_on_imports(context):
@@ -67,6 +73,13 @@ class EngineStarter:
 
     def describe_end(self) -> str | None:
         return self._process.describe_end()
+
+    def record_end(self) -> None:
+        """Adds the stack of an engine process that has crashed to the record."""
+        if self._started is not None and self._started.pid is not None:
+            code = self._started.exitcode
+            if code is not None and code < 0 and -code != signal.SIGKILL:
+                ProcessEnds(self._record).add(self._started.pid, code)
 
     def begin_restart(self) -> None:
         """Starts the forkserver again if it has exited, or else the engine.
@@ -104,7 +117,9 @@ class EngineStarter:
 
     def _start(self) -> EngineProcess:
         try:
-            return engine_process.start_engine(self._context, self._files, self._config, logs=self._logs)
+            return engine_process.start_engine(
+                self._context, self._files, self._config, logs=self._logs, record=self._record
+            )
         except (EOFError, ConnectionError) as err:
             raise EngineStartError("the engine process could not be started: the forkserver was killed") from err
         except OSError as err:

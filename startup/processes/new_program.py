@@ -16,6 +16,7 @@ OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
 
 _WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
 """Variables for the forkserver: it runs with `python -c`, which puts the working folder on the path."""
+_NO_LEAK_WARNINGS: Final = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 
 def ensure_forkserver(preload_module: str) -> None:
@@ -58,7 +59,19 @@ def without_group_signals() -> Iterator[None]:
     multiprocessing's resource tracker is started before: its start leaves SIGINT and SIGTERM unblocked,
     whatever their state was (`ResourceTracker.ensure_running`).
     """
-    with group_signals.blocked():
-        resource_tracker.ensure_running()
+    start_resource_tracker()
     with group_signals.blocked():
         yield
+
+
+def start_resource_tracker() -> None:
+    """Starts the process that removes what others leave behind, unless it runs; it does not warn about that.
+
+    After a crash its warnings would be the last lines of the output.
+    """
+    sys.warnoptions.append(_NO_LEAK_WARNINGS)
+    try:
+        with group_signals.blocked():
+            resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(_NO_LEAK_WARNINGS)

@@ -161,13 +161,17 @@ def _as_word(value: Any) -> str:
 def run_vllm(words: Sequence[str]) -> int:
     """Runs `vllm serve` with these words until it returns or raises SystemExit or an error of vLLM's."""
     sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), "serve", *words]  # noqa: PTH118, PTH120
-    main = _find_main()
+    _find_main()()
+    return 0
+
+
+def run_plain_vllm(words: Sequence[str]) -> int:
+    """The same, for a start whose failures are vLLM's own."""
     try:
-        main()
+        return run_vllm(words)
     except (EOFError, BrokenPipeError) as err:  # from a pipe of vLLM's; click would attribute it to the terminal
         sys.excepthook(type(err), err, err.__traceback__)
         raise SystemExit(1) from err
-    return 0
 
 
 def run_other_command() -> int:

@@ -96,6 +96,22 @@ MEMORY: Final = (
         "processes on this machine.",
     ),
     KnownCause(
+        "killed-from-outside",
+        "another program or person killed a process",
+        ("SIGKILL, not by the kernel's OOM killer",),
+        "The memory of the container or machine did not run out: look for who sends SIGKILL (an operator, a job "
+        "scheduler, earlyoom or systemd-oomd, `kill -9`).",
+        where="end",
+    ),
+    KnownCause(
+        "oom-killed",
+        "the kernel killed a process because memory ran out",
+        ("SIGKILL, by the kernel's OOM killer",),
+        "Raise the memory limit of the container or pod, lower VLLM_CPU_KVCACHE_SPACE, --cpu-offload-gb or "
+        "--max-model-len, or run fewer processes on this machine.",
+        where="end",
+    ),
+    KnownCause(
         "process-killed",
         "a process was killed from outside, as the OOM killer does when memory ends",
         (

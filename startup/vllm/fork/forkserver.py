@@ -7,24 +7,26 @@ parent's current state (`child_state`), end with the process that started them
 forkserver, where multiprocessing would start another.
 """
 
-import io
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing import context, forkserver, popen_forkserver, popen_spawn_posix, process, util
 from multiprocessing.connection import wait
-from multiprocessing.reduction import DupFd, ForkingPickler
+from multiprocessing.reduction import DupFd
 from typing import Any, Final
 
 from envs import foreign
 from server.machine.processes import is_alive
+from startup.crash.output_record import OutputRecord
 from startup.hooks.hook import Hook, Name, Text
 from startup.processes import group_signals
 from startup.processes.death_pipe import arm
 from startup.processes.new_program import without_main_module
 from startup.vllm.fork.child_state import ChildState
+from startup.vllm.fork.recorded_ends import dump, reduce_spawned, restore, stop_recording_forks
 from startup.vllm.journal import FORKSERVER, Journal
 from startup.vllm.probes.serving_events import ChildPipes, report_serving
 
@@ -57,6 +59,7 @@ MULTIPROCESSING: Final = Hook(
         Name(_SERVER, "read_signed", ("fd",)),
         Name("multiprocessing.popen_forkserver", "Popen._launch", ("process_obj",)),
         Name("multiprocessing.popen_forkserver", "Popen.poll", ("flag",)),
+        Name("multiprocessing.popen_fork", "Popen._send_signal", ("sig",)),
         Name("multiprocessing.popen_spawn_posix", "Popen"),
         Name("multiprocessing.util", "Finalize"),
         Name("multiprocessing.util", "close_fds"),
@@ -83,17 +86,24 @@ class PreloadedContext(context.ForkServerContext):
 
 
 def redirect_spawn(
-    journal: Journal, *, server_pid: int, environment: Mapping[str, str], pipes: ChildPipes | None = None
+    journal: Journal,
+    record: OutputRecord,
+    *,
+    server_pid: int,
+    environment: Mapping[str, str],
+    pipes: ChildPipes | None = None,
 ) -> None:
     """Makes `spawn` fork from the forkserver, in this process and in those forked from it.
 
     Args:
         journal: records what this process does; children write to files of their own beside it.
+        record: gets what all processes write.
         server_pid: the forkserver.
         environment: the environment that the forkserver started with.
         pipes: connect serving children to the launcher; None if vLLM opens the port itself.
     """
     _start.journal = journal
+    _start.record = record
     _start.pipes = pipes
     _start.server_pid = server_pid
     _start.environment = environment
@@ -106,6 +116,8 @@ class _Start:
     """This start's state, of which each process has a copy."""
 
     journal: Journal | None = None
+    record: OutputRecord | None = None
+    """What this process and its children write; the forkserver's has not begun, as it writes nothing."""
     server_pid: int | None = None
     environment: Mapping[str, str] = {}
     pipes: ChildPipes | None = None
@@ -134,9 +146,9 @@ class PreloadedProcess(process.BaseProcess):
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(2)
         if not isinstance(context.get_spawning_popen(), _ForkedPopen):
-            return reduced
+            return reduced if _start.record is None else reduce_spawned(reduced, self.name, _start.record)
         pipes = None if _start.pipes is None else tuple(map(DupFd, _start.pipes))
-        return _restore, (ChildState.of_this_process(), DupFd(_death_pipe()), pipes, self.name, _dump(reduced))
+        return _restore, (ChildState.of_this_process(), DupFd(_death_pipe()), pipes, self.name, dump(reduced))
 
 
 class _ForkedPopen(popen_forkserver.Popen):
@@ -150,6 +162,11 @@ class _ForkedPopen(popen_forkserver.Popen):
             pidfd = os.pidfd_open(self.pid)
             self._status_fd, self.sentinel = self.sentinel, pidfd
             util.Finalize(self, util.close_fds, (pidfd,))  # type: ignore[attr-defined]
+
+    def _send_signal(self, sig: int) -> None:
+        if (err := sys.exception()) is not None and _start.record is not None:
+            _start.record.add_reason(err, process.current_process().name)
+        super()._send_signal(sig)  # type: ignore[misc]
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         if self._status_fd is None:
@@ -220,12 +237,6 @@ def _close_inherited_pipe() -> None:
         _start.death_pipe = None
 
 
-def _dump(reduced: Any) -> bytes:
-    buffer = io.BytesIO()
-    ForkingPickler(buffer, 2).dump(reduced)
-    return buffer.getvalue()
-
-
 def _restore(state: ChildState, death_pipe: Any, pipes: Any, name: str, reduced: bytes) -> process.BaseProcess:
     """Runs in the child; applies the state first, since unpickling may import and read variables."""
     begin_ns = time.monotonic_ns()
@@ -233,16 +244,17 @@ def _restore(state: ChildState, death_pipe: Any, pipes: Any, name: str, reduced:
     arm(watched)
     os.close(watched)
     process.current_process().name = name
+    stop_recording_forks()
     changed = state.apply()
+    if _start.record is not None:
+        _start.record.begin_process(name)
     if _start.journal is not None:
         _start.journal.mark_loaded_modules()
         _start.journal.record_environment(changed)
     if pipes is not None:
         _start.pipes = ChildPipes(*(end.detach() for end in pipes))
         report_serving(_start.pipes)
-    make, arguments, attributes, *_ = ForkingPickler.loads(reduced)
-    restored: process.BaseProcess = make(*arguments)
-    vars(restored).update(attributes)
+    restored = restore(reduced, _start.record)
     if _start.journal is not None:
         _start.journal.add_span("take_over", begin_ns, time.monotonic_ns())
     return restored

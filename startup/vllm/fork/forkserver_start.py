@@ -8,6 +8,7 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import OWN_PREFIX, env
+from startup.crash.output_record import OutputRecord
 from startup.hooks.hook import Hook, Text
 from startup.processes import dormant_forkserver
 from startup.processes.new_program import ensure_forkserver
@@ -35,12 +36,15 @@ PRELOAD_MODULE: Final = "startup.vllm.fork.preload"
 _LD_PRELOAD: Final = "LD_PRELOAD"
 
 
-def start_forkserver(plan: PreloadPlan, journal: Journal, *, environment: Mapping[str, str], pipes: ChildPipes) -> None:
+def start_forkserver(
+    plan: PreloadPlan, journal: Journal, record: OutputRecord, *, environment: Mapping[str, str], pipes: ChildPipes
+) -> None:
     """Returns while the forkserver still imports; the first process to be forked waits until it is done.
 
     Args:
         plan: what the forkserver imports.
         journal: of this process; children and forkserver write to files of their own beside it.
+        record: of this start's output.
         environment: the forkserver's variables beyond this process's.
         pipes: connect serving children to the launcher.
     """
@@ -50,7 +54,7 @@ def start_forkserver(plan: PreloadPlan, journal: Journal, *, environment: Mappin
         _discard_unsuitable_dormant({*environment, *READ_AT_EXEC})
         ensure_forkserver(PRELOAD_MODULE)
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    redirect_spawn(journal, server_pid=pid, environment=at_exec, pipes=pipes)
+    redirect_spawn(journal, record, server_pid=pid, environment=at_exec, pipes=pipes)
 
 
 def _discard_unsuitable_dormant(names: Iterable[str]) -> None:

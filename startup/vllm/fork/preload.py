@@ -20,12 +20,14 @@ from pathlib import Path  # noqa: E402
 
 from envs.registry import env  # noqa: E402
 from server.machine.processes import process_start_ns  # noqa: E402
+from startup.crash.output_record import OutputRecord  # noqa: E402
 from startup.hooks.hook import leave_out  # noqa: E402
 from startup.imports.learned_imports import learned_imports  # noqa: E402
 from startup.processes import group_signals  # noqa: E402
 from startup.processes.death_pipe import follow_parent  # noqa: E402
 from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.fork.preload_plan import PreloadPlan  # noqa: E402
+from startup.vllm.fork.recorded_ends import record_forks  # noqa: E402
 from startup.vllm.imports import import_leniently  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.logs import log_as  # noqa: E402
@@ -45,7 +47,8 @@ def _preload(plan: PreloadPlan) -> None:
     log_as("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
     leave_out(plan.left_out)
     journal = Journal(Path(plan.folder))
-    record_spans(journal)
+    record = OutputRecord(Path(plan.folder))
+    record_spans(journal, record)
     record_compile_cache(journal)
     omit_prefixes_in_json()
     inspect_models_in_forks()
@@ -61,7 +64,8 @@ def _preload(plan: PreloadPlan) -> None:
             failed |= import_leniently(model_modules(Path(plan.model)))
     gc.freeze()
     gc.enable()
-    redirect_spawn(journal, server_pid=os.getpid(), environment=environment_at_exec())
+    record_forks(record)
+    redirect_spawn(journal, record, server_pid=os.getpid(), environment=environment_at_exec())
     journal.write(failed=failed, num_threads=threading.active_count())
     journal.write(process=FORKSERVER, span="interpreter", begin_ns=process_start_ns(), end_ns=_BEGIN_NS)
     journal.write(process=FORKSERVER, span="preload_imports", begin_ns=_BEGIN_NS, end_ns=time.monotonic_ns())

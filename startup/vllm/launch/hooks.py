@@ -31,6 +31,7 @@ from startup.vllm.patches import (
     compile_cache,
     compiler,
     early_engine,
+    engine_death,
     json_logs,
     late_imports,
     model_caches,
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 _PLACED_IN: Final = (
     command_line, imports, preload_plan, forkserver, port, serving_events, early_engine, tokenizers, late_imports,
     spans, model_registry, unused_commands, compile_cache, compiler, json_logs, model_caches, process_titles,
-    forkserver_start, preload_profile, dormant_forkserver, cheap_calls, scan_cache, lean, library_state,
+    forkserver_start, preload_profile, dormant_forkserver, cheap_calls, scan_cache, lean, library_state, engine_death,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

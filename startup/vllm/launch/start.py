@@ -21,23 +21,27 @@ from typing import Final, NoReturn
 
 from envs.registry import env
 from startup.caches.baked import use_baked_bytecode
+from startup.crash.output_record import OutputRecord
 from startup.imports.learned_imports import learn, learned_imports
 from startup.preflight.report import PreflightReport
 from startup.processes import group_signals
 from startup.processes.dormant_forkserver import discard_dormant
+from startup.processes.new_program import start_resource_tracker
 from startup.session import ListenAddress, StartSession
 from startup.timeline import start_origin
 from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
-from startup.vllm.command_line import CommandLine, run_vllm
+from startup.vllm.command_line import CommandLine, run_plain_vllm, run_vllm
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
 from startup.vllm.fork.preload_plan import plan_preload
 from startup.vllm.fork.preload_profile import StartKind, load_profile
+from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.launch.baked_caches import add_baked_caches
 from startup.vllm.launch.bytecode import keep_bytecode
+from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.hooks import leave_out_unfit, log_left_out
 from startup.vllm.launch.plain_start import (
     PlainReason,
@@ -51,6 +55,7 @@ from startup.vllm.options import VllmOptions
 from startup.vllm.patches import compile_cache, port
 from startup.vllm.patches.compiler import may_defer_compiler
 from startup.vllm.patches.early_engine import EngineWait, start_engine_early
+from startup.vllm.patches.engine_death import notice_engine_death
 from startup.vllm.patches.json_logs import log_as_json, omit_prefixes_in_json, undo_log_as_json
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
@@ -89,7 +94,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         if vllm.is_new_enough and options.preflight != "off" and not env.VCLI_PLAIN_VLLM.get():
             run_preflight(vllm, line, is_listening=False).apply(options.preflight)
         report_plain_start(options.log_format)
-    return run_vllm(line.words)
+    return run_plain_vllm(line.words)
 
 
 class _VllmStart:
@@ -104,6 +109,8 @@ class _VllmStart:
         self._session = StartSession(self._subject(), timeline)
         self._span = timeline.span
         self._journal: Journal
+        self._record: OutputRecord
+        self._crash_digest: CrashDigest
         self._is_ready = False
 
     @property
@@ -128,7 +135,7 @@ class _VllmStart:
             if self._is_headless:
                 session.stack.callback(self._learn)
                 session.notify_ready("node without an API server: its readiness is not known")
-            return self._run_vllm()
+            return self._crash_digest.run(self._run_vllm, lambda: self._is_ready)
 
     def _prepare_vllm(self, session: StartSession) -> None:
         """All steps with the journal until vLLM's own start."""
@@ -146,11 +153,14 @@ class _VllmStart:
             self._start_forkserver(events)
         else:
             discard_dormant()
+            start_resource_tracker()
+            record_spawns(self._record)
         session.prefetch(self._line.plan.prefetched if self._line.plan else (), self._options.prefetch)
         session.check(self._run_preflight, self._options.preflight)
         self._add_baked_caches()
         self._import_api_server()
         events.watch()
+        notice_engine_death(self._crash_digest.note_engine_death)
 
     def _listen(self) -> None:
         """Listens on the port that vLLM will bind; vLLM then gets this socket."""
@@ -166,6 +176,8 @@ class _VllmStart:
         folder = Path(tempfile.mkdtemp(prefix="vllm-cli-"))
         self._session.stack.callback(shutil.rmtree, folder, ignore_errors=True)
         self._journal = Journal(folder)
+        self._record = OutputRecord(folder)
+        self._crash_digest = CrashDigest(self._record, self._options.log_format)
         try:
             yield
         except BaseException:  # a signal ends the process before the session does
@@ -186,7 +198,7 @@ class _VllmStart:
             environment = forkserver_environment(self._vllm, self._profile)
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
             try:
-                start_forkserver(plan, self._journal, environment=environment, pipes=events.child_pipes)
+                start_forkserver(plan, self._journal, self._record, environment=environment, pipes=events.child_pipes)
                 inspect_models_in_forks()
             except OSError as err:
                 logger.warning("the forkserver cannot be started (%s): vLLM spawns its processes", err)
@@ -202,7 +214,7 @@ class _VllmStart:
 
     def _import_api_server(self) -> None:
         """Imports it on the main thread, while the forkserver imports on another core."""
-        record_spans(self._journal)
+        record_spans(self._journal, self._record)
         omit_prefixes_in_json()
         is_lean = self._may_defer_compiler
         with self._span("import_vllm"), learned_imports():
@@ -236,6 +248,7 @@ class _VllmStart:
     def _on_ready(self) -> None:
         """vLLM accepts: called on its event loop, or on a thread if another process is its API server."""
         self._is_ready = True
+        self._record.keeps_only_errors = True
         self._session.notify_ready()
         group_signals.start_thread(threading.Thread(target=self._finish, name="vllm-start-report", daemon=True))
 

@@ -3,9 +3,10 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final, NamedTuple
 
+from startup.crash.output_record import OutputRecord
 from startup.hooks.hook import Hook, Name
 from startup.imports.finder import after_import, wrap_after_import
 from startup.vllm.journal import Journal
@@ -59,12 +60,14 @@ class _Recorder:
     """The journal of this process and of those forked from it later; there is none in a template process."""
 
     journal: Journal | None = None
+    record: OutputRecord | None = None
     is_prepared = False
 
 
-def record_spans(journal: Journal) -> None:
+def record_spans(journal: Journal, record: OutputRecord) -> None:
     """Makes vLLM's marked and the named functions record their times until the journal is closed."""
     _Recorder.journal = journal
+    _Recorder.record = record
     prepare_spans()
     for entry in _NAMED if NAMED_SPANS.applies else ():
         after_import(entry.module, functools.partial(_time, entry))
@@ -98,7 +101,7 @@ def _timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         if journal is None or not journal.is_open:
             yield
             return
-        with journal.span(name):
+        with journal.span(name), _Recorder.record.phase(name) if _Recorder.record else nullcontext():
             yield
         if graphs := count_inductor():
             journal.write(compile_cache=graphs)

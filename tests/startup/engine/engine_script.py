@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from server.engine.process_link.channel import frame
 from server.engine.process_link.client import EngineClient
 from server.errors import EngineStartError
 from server.types import EnginePrompt, SamplingParams
+from startup.crash.output_record import OutputRecord
 from startup.engine import process as engine_process
 from startup.logs.options import LogOptions
 from startup.start_method import use_start_method
@@ -30,7 +31,7 @@ def main(model: Path, method: str, mode: str | None) -> int:
         return 0
     if mode == "--statuses":
         return _print_statuses(context, files)
-    engine = engine_process.start_engine(context, files, EngineConfig(max_num_seqs=2), logs=LogOptions(level="INFO"))
+    engine = _start(context, files, EngineConfig(max_num_seqs=2))
     if mode == "--leave-early":
         print(engine.pid, flush=True)
         return 0
@@ -41,6 +42,11 @@ def main(model: Path, method: str, mode: str | None) -> int:
         return 1
     finally:
         engine.close()
+
+
+def _start(context: BaseContext, files: ModelFiles, config: EngineConfig) -> engine_process.EngineProcess:
+    record = OutputRecord(Path(util.get_temp_dir()))
+    return engine_process.start_engine(context, files, config, logs=LogOptions(level="INFO"), record=record)
 
 
 def _print_modules() -> None:
@@ -55,7 +61,7 @@ def _print_statuses(context: BaseContext, files: ModelFiles) -> int:
     os.mkfifo(files.path / "config.json")  # blocks the engine, so that it does not exit before its status is read
     if context.get_start_method() == "forkserver":
         statuses.append(_status(forkserver._forkserver._forkserver_pid))  # type: ignore[attr-defined]
-    engine = engine_process.start_engine(context, files, EngineConfig(), logs=LogOptions(level="INFO"))
+    engine = _start(context, files, EngineConfig())
     statuses += [_status(engine.pid), _status("thread-self")]
     print(json.dumps(statuses))
     engine.kill()

@@ -58,12 +58,14 @@ def test_the_variable_sets_the_format_and_the_flag_excludes_paths_from_the_acces
 
 def test_the_error_of_an_engine_is_one_line(folder: Path) -> None:
     with FakeStart(folder, "--log-format=json", "--engine-fails") as start:
-        assert start.process.wait(60) == 1
-        messages = [line["message"] for line in _lines(start) if line["role"] == "EngineCore"]
-        assert any("Traceback" in message for message in messages)
-        assert any("RuntimeError: the engine cannot be initialised" in message for message in messages)
-        [last] = [line for line in _lines(start) if "Engine core initialization failed" in line.get("exception", "")]
-        assert (last["logger"], last["level"]) == ("uncaught", "CRITICAL")
+        assert start.process.wait(60) == 3
+        [failure] = [line for line in _lines(start) if line["role"] == "EngineCore" and "exception" in line]
+        assert failure["exception"].endswith("RuntimeError: the engine cannot be initialised")
+        *_, last = _lines(start)
+        assert last["level"] == "ERROR"
+        assert last["digest"]["process"].startswith("EngineCore pid=")
+        assert last["digest"]["text"] == "RuntimeError: the engine cannot be initialised"
+        assert failure["exception"].splitlines()[-1] in Path(last["digest"]["log"]).read_text()
 
 
 @pytest.mark.parametrize(

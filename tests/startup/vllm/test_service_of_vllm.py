@@ -95,6 +95,7 @@ def test_help_sends_no_notification(folder: Path) -> None:
 
 def test_an_engine_that_cannot_start_is_never_ready(folder: Path) -> None:
     with NotifySocket(_address()) as manager:
-        assert run_fake(folder, "--engine-fails", "--port", "0", env=_environment(folder, manager)).returncode == 1
-        wait_until(lambda: "STOPPING=1" in manager.lines)
+        assert run_fake(folder, "--engine-fails", "--port", "0", env=_environment(folder, manager)).returncode == 3
+        wait_until(lambda: any(line.startswith("STATUS=failed: EngineCore (pid ") for line in manager.lines))
+        assert "STOPPING=1" in manager.lines
         assert "READY=1" not in manager.lines

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm import platforms
+from vllm.crash import crash_at
 from vllm.tracing import instrument
 
 
@@ -26,6 +27,7 @@ class EngineConfig:
 
 @instrument(span_name="Create config")
 def create_engine_config(args: argparse.Namespace) -> EngineConfig:
+    crash_at("config")
     platforms.prepare_environment()
     while args.config_gate and not Path(args.config_gate).exists():
         time.sleep(0.01)

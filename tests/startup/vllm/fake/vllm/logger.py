@@ -4,11 +4,13 @@ import json
 import logging
 import logging.config
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from vllm import envs
 
+_FORMAT = "(%(vllm_process_name)s pid=%(process)d) %(levelname)s 01-01 00:00:00 [%(filename)s:%(lineno)d] "
 _names: dict[int, str] = {}
 
 
@@ -19,6 +21,13 @@ def read_config() -> dict[str, Any] | None:
 
 def set_process_name(name: str) -> None:
     _names[os.getpid()] = name
+
+
+class PrefixFormatter(logging.Formatter):
+    """Writes the prefix before each line, as vLLM does."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(_FORMAT % vars(record) + line for line in super().format(record).splitlines())
 
 
 def _configure() -> None:
@@ -32,6 +41,11 @@ def _configure() -> None:
     logging.setLogRecordFactory(create_record)
     if (config := read_config()) is not None:
         logging.config.dictConfig(config)
+        return
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setLevel(logging.ERROR)
+    handler.setFormatter(PrefixFormatter())
+    logging.getLogger("vllm").addHandler(handler)
 
 
 _configure()

@@ -20,12 +20,12 @@ from starlette.routing import Route
 
 from vllm import process_state
 from vllm.config import EngineConfig, create_engine_config
+from vllm.entrypoints.launchers.launcher import watchdog_loop
 from vllm.logger import read_config, set_process_name
 from vllm.tracing import instrument
 from vllm.v1.engine.async_llm import AsyncLLM
 
 IMPORTED_IN = os.getpid()
-ENGINE_DIED = 7
 
 
 class NoSignalServer(uvicorn.Server):
@@ -58,13 +58,10 @@ async def run_server(args: argparse.Namespace) -> None:
     sock = setup_server(args, reuse_port=False)
     client = AsyncLLM(create_engine_config(args))
     try:
-        has_engine_died = await serve_http(client, sock, args)
+        await serve_http(client, sock, args)
     finally:
         client.engine_core.shutdown()
         sock.close()
-    if has_engine_died:
-        print("EngineCore died", flush=True)
-        raise SystemExit(ENGINE_DIED)
 
 
 def run_api_server(sock: socket.socket, config: EngineConfig, engine_address: str) -> None:
@@ -72,8 +69,7 @@ def run_api_server(sock: socket.socket, config: EngineConfig, engine_address: st
     asyncio.run(serve_http(AsyncLLM(config, client_addresses={"engine": engine_address}), sock))
 
 
-async def serve_http(engine_client: AsyncLLM, sock: socket.socket, args: argparse.Namespace | None = None) -> bool:
-    """Returns whether the engine has died."""
+async def serve_http(engine_client: AsyncLLM, sock: socket.socket, args: argparse.Namespace | None = None) -> None:
     tls = {"ssl_keyfile": args.ssl_keyfile, "ssl_certfile": args.ssl_certfile} if args else {}
     set_process_name("APIServer")
     log_config = read_config() or uvicorn.config.LOGGING_CONFIG
@@ -81,8 +77,6 @@ async def serve_http(engine_client: AsyncLLM, sock: socket.socket, args: argpars
     config.load()
     server = NoSignalServer(config)
     loop = asyncio.get_running_loop()
-    died = asyncio.Event()
-
     shutdown_event = asyncio.Event()
 
     async def handle_shutdown() -> None:
@@ -91,19 +85,12 @@ async def serve_http(engine_client: AsyncLLM, sock: socket.socket, args: argpars
         await loop.run_in_executor(None, partial(engine_client.shutdown, timeout=timeout))
         server.should_exit = True
 
-    def stop_without_engine() -> None:
-        if not shutdown_event.is_set():
-            died.set()
-            server.should_exit = True
-
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, shutdown_event.set)
-    if (manager := engine_client.engine_core.manager) is not None:
-        manager.watch(lambda: loop.call_soon_threadsafe(stop_without_engine) if loop.is_running() else None)
-    shutdown = loop.create_task(handle_shutdown())
+    tasks = [loop.create_task(handle_shutdown()), loop.create_task(watchdog_loop(server, engine_client))]
     await server.serve(sockets=[sock])
-    shutdown.cancel()
-    return died.is_set()
+    for task in tasks:
+        task.cancel()
 
 
 def build_app(client: AsyncLLM, args: argparse.Namespace | None) -> Starlette:

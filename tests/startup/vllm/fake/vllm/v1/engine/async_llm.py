@@ -40,6 +40,11 @@ class AsyncLLM:
     def shutdown(self, timeout: float | None = None) -> None:
         self.engine_core.shutdown()
 
+    @property
+    def errored(self) -> bool:
+        manager = self.engine_core.manager
+        return manager is not None and not manager.process.is_alive()
+
     def ask(self, request: dict[str, str]) -> Any:
         with Client(self.engine_core.address) as connection:
             connection.send(request)

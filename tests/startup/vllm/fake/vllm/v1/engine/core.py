@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vllm import process_state
 from vllm.config import EngineConfig
+from vllm.crash import crash_at
 from vllm.logger import set_process_name
 from vllm.model_executor.models.registry import Inspected, ModelRegistry
 from vllm.utils.system_utils import set_process_title
@@ -29,10 +30,15 @@ class EngineCoreProc:
         set_process_name("EngineCore")
         print("EngineCore prints a line", flush=True)
         logging.getLogger("vllm.engine").info("the engine\nstarts")
-        if config.fails:
-            raise RuntimeError("the engine cannot be initialised")
-        inspected = ModelRegistry.inspect(config.architecture) if config.architecture else None
-        executor = MultiprocExecutor(config)
+        try:
+            crash_at("engine")
+            if config.fails:
+                raise RuntimeError("the engine cannot be initialised")
+            inspected = ModelRegistry.inspect(config.architecture) if config.architecture else None
+            executor = MultiprocExecutor(config)
+        except Exception:
+            logging.getLogger("vllm.engine").exception("EngineCore failed to start.")
+            raise
         try:
             while config.gate is not None and not Path(config.gate).exists():
                 time.sleep(0.01)
@@ -48,6 +54,11 @@ class EngineCoreProc:
 def _answer(executor: MultiprocExecutor, connection: Connection, inspected: Inspected | None) -> None:
     with suppress(EOFError, OSError), connection:
         request = connection.recv()
+        try:
+            crash_at("request")
+        except Exception:
+            logging.getLogger("vllm.engine").exception("EngineCore encountered a fatal error.")
+            os._exit(1)
         answers = executor.ask_all(request)
         if request["what"] == "state":
             connection.send({"engine": {**process_state.describe(), "inspected": inspected}, "workers": answers})

@@ -1,7 +1,5 @@
 """Starts the engine's process and waits for it."""
 
-import threading
-from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 
 from vllm.config import EngineConfig
@@ -20,13 +18,6 @@ class EngineManager:
         self.process.start()
         theirs.close()
         self.address = ""
-
-    def watch(self, on_death: Callable[[], None]) -> None:
-        def wait_for_it() -> None:
-            wait([self.process.sentinel])
-            on_death()
-
-        threading.Thread(target=wait_for_it, daemon=True).start()
 
     def shutdown(self) -> None:
         self.process.terminate()
@@ -56,5 +47,6 @@ def wait_for_engine_startup(ready: Connection, launch: EngineLaunch) -> None:
     wait([ready, launch.engine_manager.process.sentinel])
     try:
         launch.engine_manager.address = ready.recv()
-    except EOFError as err:
-        raise RuntimeError("Engine core initialization failed") from err
+    except EOFError:
+        text = f"Engine core initialization failed. Failed core proc(s): {launch.engine_manager.process.exitcode}"
+        raise RuntimeError(text) from None

@@ -34,9 +34,12 @@ class MultiprocExecutor:
             self.connections.append(ours)
             self.processes.append(process)
         for connection, process in zip(self.connections, self.processes, strict=True):
-            if connection not in wait([connection, process.sentinel]):
-                raise RuntimeError(f"{process.name} died with {process.exitcode}")
-            connection.recv()
+            wait([connection, process.sentinel])
+            try:
+                connection.recv()
+            except EOFError:
+                text = "WorkerProc initialization failed due to an exception in a background process."
+                raise RuntimeError(text) from None
 
     def ask_all(self, request: dict[str, str]) -> list[object]:
         with self._lock:

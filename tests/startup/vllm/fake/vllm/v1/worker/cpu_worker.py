@@ -13,6 +13,7 @@ import huggingface_hub.constants  # noqa: F401 - a library that reads variables 
 
 from vllm import process_state
 from vllm.config import EngineConfig
+from vllm.crash import crash_at
 from vllm.logger import set_process_name
 from vllm.model_executor.models.registry import Inspected, ModelRegistry
 from vllm.tracing import instrument
@@ -32,6 +33,7 @@ class WorkerProc:
 
     @instrument(span_name="Loading (CPU)")
     def load_model(self, config: EngineConfig) -> None:
+        crash_at(f"worker {self._rank}")
         for name in config.imports:
             importlib.import_module(name)
         if config.architecture is not None:
@@ -47,7 +49,11 @@ class WorkerProc:
         logging.getLogger("vllm.worker").info("worker %d starts", rank)
         if config.prints_error:
             print("a library of the worker prints an error", file=sys.stderr)
-        worker = WorkerProc(config, rank)
+        try:
+            worker = WorkerProc(config, rank)
+        except Exception:
+            logging.getLogger("vllm.worker").exception("WorkerProc failed to start.")
+            return
         connection.send("ready")
         with suppress(EOFError):  # the engine has exited
             while True:

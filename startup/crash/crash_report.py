@@ -1,0 +1,113 @@
+"""The digest of a crash: which process failed in which phase, the cause, what to do, and the complete log.
+
+It is printed last, and given to probes, to the service manager and to Kubernetes.
+"""
+
+import logging
+import os
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from envs.redaction import hide_in_command, hide_quoted
+from envs.registry import env
+from server.machine.files import write_whole
+from startup.caches.folders import cache_folder
+from startup.causes.digest import digest_to_dict, write_digest
+from startup.causes.first_cause import Cause, find_cause
+from startup.causes.known.processes import STOPPED
+from startup.causes.known.table import KNOWN
+from startup.causes.log_file import read_lines
+from startup.crash.output_record import OutputRecord
+from startup.errors import CrashError
+from startup.logs.formatters import escape_controls
+from startup.logs.options import LogFormat
+
+_FOLDER: Final = "failed"
+_MOST_LOGS: Final = 10
+_MOST_CHARS: Final = 1 << 20
+"""Of a log's beginning, and of its end."""
+_MOST_TERMINATION_BYTES: Final = 4096
+"""Kubernetes shows no more of the file (terminationMessagePath)."""
+
+
+class Digest(NamedTuple):
+    """What a person needs to know of a crash."""
+
+    cause: Cause
+    log: Path | None
+    """The complete output of all processes; None if it could not be kept."""
+
+    def to_text(self) -> str:
+        """At most four lines."""
+        return "\n".join([*write_digest(self.cause), *([f"Log: {self.log}"] if self.log else [])])
+
+    def to_fields(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {**digest_to_dict(self.cause), "log": str(self.log) if self.log else None}
+
+
+def keep_log(record: OutputRecord) -> Path | None:
+    """Writes the record without secrets into the cache folder, for this user only; removes old ones."""
+    text = ""
+    with suppress(OSError):
+        text = record.file.read_text(encoding="utf-8", errors="replace")
+    if len(text) > 2 * _MOST_CHARS:
+        text = f"{text[:_MOST_CHARS]}\n… the middle of the log is left out …\n{text[-_MOST_CHARS:]}"
+    lines = (escape_controls(hide_in_command(line)) for line in text.splitlines())
+    folder = cache_folder() / _FOLDER
+    path = folder / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{os.getpid()}.log"
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(path, hide_quoted("\n".join([*lines, ""]), sys.argv), mode=0o600)
+        for old in sorted(folder.glob("*.log"))[:-_MOST_LOGS]:
+            old.unlink(missing_ok=True)
+        return path
+    return None
+
+
+def write_termination_message(text: str) -> None:
+    """Writes why the server ended where Kubernetes looks for it; does nothing elsewhere."""
+    path = env.VCLI_TERMINATION_LOG.get()
+    shown = hide_quoted(text, sys.argv).encode()[:_MOST_TERMINATION_BYTES]
+    with suppress(OSError):
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "wb", buffering=0) as file:  # noqa: PTH123
+            file.write(shown)
+
+
+def find_crash(record: OutputRecord, otherwise: str) -> Cause | None:
+    """What ended the server; None if it was stopped. Without a sign in the record, the text `otherwise`."""
+    cause = None
+    with suppress(OSError), record.file.open("rb") as stream:
+        cause = find_cause(read_lines(stream))
+    if cause is None:
+        return Cause("API server", "", otherwise, None, 1)
+    return None if cause.known is STOPPED else cause
+
+
+def find_engine_crash(record: OutputRecord, process: str, phase: str, reported: str) -> Cause:
+    """What ended the embedded engine: an exception in the record, else what the server reports."""
+    found = find_crash(record, reported)
+    if found is not None and found.text != reported:
+        return replace(found, phase=found.phase or phase)
+    known = next((known for known in KNOWN if known.matches(reported)), None)
+    return Cause(process, phase, reported, known, 0)
+
+
+def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_format: LogFormat) -> CrashError:
+    """The error that ends the program with this exit code; keeps the log."""
+    digest = Digest(cause, keep_log(record))
+    is_json = log_format == "json"
+    return CrashError(digest.to_text(), exit_code=exit_code, json_line=_to_json_line(digest) if is_json else None)
+
+
+def _to_json_line(digest: Digest) -> str:
+    from startup.logs.json_lines import JsonFormatter
+
+    log = logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (digest.to_text(),), None)
+    log.digest = digest.to_fields()
+    return JsonFormatter("launcher", None).format(log)

@@ -1,0 +1,188 @@
+"""Keeps what the processes of a server write to standard output and error, and hides repeated tracebacks.
+
+All processes append to one file, so that it has their lines in order. The cause of a crash is found in it.
+What compiled code writes does not pass through Python, and is not in it.
+"""
+
+import faulthandler
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from server.machine.descriptors import move_up
+from startup.logs.formatters import real_stderr
+
+_FILE: Final = "output.log"
+_FIRST: Final = "first-failure"
+_MOST_BYTES: Final = 8 << 20
+_PHASE: Final = "Phase: "
+_TRACEBACK: Final = "Traceback (most recent call last)"
+_OF_ERRORS: Final = ("ERROR", "CRITICAL", "Traceback", "rror:", "xception")
+"""Parts of the lines that are kept while the server runs."""
+
+
+class ProcessState(NamedTuple):
+    """What the record knows of a process that a signal has ended."""
+
+    name: str
+    phase: str
+    """The innermost function of vLLM that is timed, such as `loading_cpu`; may be empty."""
+    stack: list[str]
+    """What Python wrote about the signal."""
+
+
+class OutputRecord:
+    """The record of one server in this process; each of its processes has an object for the same folder.
+
+    Nothing here raises: a server must not fail because of its record.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.keeps_only_errors = False
+        """Set once the server is ready, so that a log line per request costs nothing."""
+        self._fd: int | None = None
+        self._state_fd: int | None = None
+        self._phase = ""
+        self._last_traceback = ""
+        with suppress(OSError):
+            self._fd = move_up(os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def begin_process(self, name: str) -> None:
+        """Copies this process's output from now on, and its stack if a signal ends it."""
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                _copy_writes(stream, self)
+        self._state_fd = None
+        with suppress(OSError):
+            path = self._state_file(os.getpid())
+            self._state_fd = move_up(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.write(self._state_fd, f"{name}\n".encode())
+            if not faulthandler.is_enabled():
+                faulthandler.enable(self._state_fd)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Notes what this process does, for the case that a signal ends it."""
+        outer, self._phase = self._phase, name
+        self._note_phase(name)
+        try:
+            yield
+        finally:
+            self._phase = outer
+            self._note_phase(outer)
+
+    def _note_phase(self, name: str) -> None:
+        if self._state_fd is not None:
+            with suppress(OSError):
+                os.write(self._state_fd, f"{_PHASE}{name}\n".encode())
+
+    def append(self, text: str) -> None:
+        """Adds text that is not shown; a file that has become too long begins anew."""
+        if self._fd is None:
+            return
+        with suppress(OSError):
+            if os.fstat(self._fd).st_size > _MOST_BYTES:
+                os.ftruncate(self._fd, 0)
+            os.write(self._fd, text.encode("utf-8", "backslashreplace"))
+
+    def take(self, text: str, *, is_terminal: bool) -> str:
+        """Records what a process writes; returns what of it is to be shown."""
+        if not self.keeps_only_errors or any(part in text for part in _OF_ERRORS):
+            self.append(text)
+        if _TRACEBACK not in text:
+            return text
+        self._last_traceback = text
+        is_repeat = _is_repeat(text)
+        if "\n" not in text.rstrip("\n") or not (is_repeat or _ends_process(text)):  # JSON is one line in any case
+            return text
+        if not is_repeat and self._may_show(is_terminal=is_terminal):
+            return text
+        return "".join(_lines_before_traceback(text))
+
+    def add_exception(self, err: BaseException, name: str) -> None:
+        """An exception ends this process: shows it if it is the server's first one, but not on a terminal."""
+        lines = "".join(traceback.format_exception(err)).splitlines()
+        if lines[-1] in self._last_traceback:  # as vLLM logs it before it raises it again
+            return
+        text = _label([f"Process {name}:", *lines], name)
+        if _is_repeat(lines[-1]) or not self._may_show(is_terminal=real_stderr().isatty()):
+            self.append(text)
+        else:
+            sys.stderr.write(text)
+        self._last_traceback = text
+
+    def add_reason(self, err: BaseException, name: str) -> None:
+        """An exception makes this process end others; it comes before what these write then."""
+        lines = "".join(traceback.format_exception(err)).splitlines()
+        if lines[-1] not in self._last_traceback:
+            self.append(_label(lines, name))
+
+    @property
+    def file(self) -> Path:
+        """What all processes have written so far."""
+        return self.folder / _FILE
+
+    def read_state(self, pid: int) -> "ProcessState":
+        """What a process has left behind; its name is empty if it has begun no record."""
+        lines: list[str] = []
+        with suppress(OSError):
+            lines = self._state_file(pid).read_text(encoding="utf-8", errors="replace").splitlines()
+        phases = [line.removeprefix(_PHASE) for line in lines if line.startswith(_PHASE)]
+        return ProcessState(lines[0] if lines else "", phases[-1] if phases else "", lines[1:])
+
+    def _state_file(self, pid: int) -> Path:
+        return self.folder / f"{pid}.state"
+
+    def _may_show(self, *, is_terminal: bool) -> bool:
+        """Whether this is the server's first failure, whose traceback logs should have; true only once."""
+        try:
+            os.close(os.open(self.folder / _FIRST, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            return False
+        except OSError:
+            return True
+        return not is_terminal
+
+
+def _copy_writes(stream: Any, record: OutputRecord) -> None:
+    """Replaces the stream's method, as vLLM did for its prefixes: handlers of logs hold the stream."""
+    below = getattr(stream, "below", stream)
+    write: Callable[[str], int] = getattr(below.write, "without_record", below.write)
+
+    def write_and_record(text: str) -> int:
+        shown = record.take(text, is_terminal=below.isatty())
+        if shown:
+            write(shown)
+        return len(text)
+
+    write_and_record.without_record = write  # type: ignore[attr-defined]
+    below.write = write_and_record
+
+
+def _label(lines: Sequence[str], name: str) -> str:
+    """The lines with vLLM's label of this process."""
+    return "".join(f"({name} pid={os.getpid()}) {line}\n" for line in lines)
+
+
+def _ends_process(text: str) -> bool:
+    """Whether vLLM logs a traceback because a process ends."""
+    from startup.causes.failures import ENDINGS  # noqa: PLC0415 - needed only after a failure
+
+    return any(ending in text for ending in ENDINGS)
+
+
+def _is_repeat(text: str) -> bool:
+    """Whether an exception only tells that another process has failed."""
+    from startup.causes.failures import REPEATS  # noqa: PLC0415 - needed only after a failure
+
+    return any(repeat in text for repeat in REPEATS)
+
+
+def _lines_before_traceback(text: str) -> list[str]:
+    lines = text.splitlines(keepends=True)
+    return lines[: next(index for index, line in enumerate(lines) if _TRACEBACK in line)]

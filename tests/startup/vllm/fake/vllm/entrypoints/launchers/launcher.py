@@ -1,0 +1,19 @@
+"""Ends the HTTP server some time after the engine has died."""
+
+import asyncio
+from typing import Any
+
+import uvicorn
+
+_INTERVAL_S = 1.0
+
+
+async def watchdog_loop(server: uvicorn.Server, engine: Any) -> None:
+    while True:
+        await asyncio.sleep(_INTERVAL_S)
+        terminate_if_errored(server, engine)
+
+
+def terminate_if_errored(server: uvicorn.Server, engine: Any) -> None:
+    if engine.errored:
+        server.should_exit = True

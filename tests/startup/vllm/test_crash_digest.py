@@ -1,0 +1,125 @@
+"""A start of vLLM that fails ends with the digest of the crash, in each way in which a process can end."""
+
+import json
+import os
+import pty
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.ports import free_port
+from tests.startup.vllm.fake_start import ROOT, FakeStart, command, environment, run_fake
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.thorough
+
+_CRASH = "FAKE_VLLM_CRASH"
+_FAILED = 3
+_KILLED = "SIGKILL, not by the kernel's OOM killer"
+
+
+def _run(folder: Path, crash: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    given = environment(folder, **{_CRASH: crash}, **variables)
+    return run_fake(folder, "--host", "127.0.0.1", "--port", str(free_port()), *words, env=given)
+
+
+def _digest(text: str) -> list[str]:
+    """The digest's lines, which are the last ones."""
+    lines = text.splitlines()
+    begin = max(index for index, line in enumerate(lines) if line.startswith("Error: "))
+    return lines[begin:]
+
+
+@pytest.mark.parametrize(
+    ("crash", "words", "process", "cause"),
+    [
+        ("config:ValueError", (), "APIServer (pid ", "CrashError: ValueError"),
+        ("config:SystemExit 1", (), "The API server failed", "exit code 1 and no message"),
+        ("engine:cannot start", (), "EngineCore (pid ", "CrashError: cannot start"),
+        ("engine:SIGKILL", (), "EngineCore (pid ", _KILLED),
+        ("engine:SIGSEGV", (), "EngineCore (pid ", "crashed with SIGSEGV"),
+        ("engine:exit 7", (), "EngineCore (pid ", "died unexpectedly with exit code 7"),
+        ("worker 1:no weights", ("-tp", "2"), "Worker_1 (pid ", "CrashError: no weights"),
+        ("worker 1:SIGKILL", ("-tp", "2"), "VllmWorker-1 (pid ", _KILLED),
+        ("worker 0:SIGABRT", ("-tp", "2"), "VllmWorker-0 (pid ", "crashed with SIGABRT"),
+        ("engine:cannot start", ("spawn",), "EngineCore (pid ", "CrashError: cannot start"),
+        ("worker 0:SIGKILL", ("spawn",), "VllmWorker-0 (pid ", _KILLED),
+        ("worker 0:SIGSEGV", ("spawn",), "VllmWorker-0 (pid ", "crashed with SIGSEGV"),
+    ],
+)
+def test_a_failed_start_ends_with_the_first_cause(
+    crash: str, words: tuple[str, ...], process: str, cause: str, folder: Path
+) -> None:
+    method = "spawn" if words == ("spawn",) else "forkserver"
+    done = _run(folder, crash, *(words if method == "forkserver" else ()), VLLM_WORKER_MULTIPROC_METHOD=method)
+    assert done.returncode == _FAILED, done.stderr
+    first, second, third, log = _digest(done.stderr)
+    assert process in first
+    assert cause in second
+    assert third.startswith("Do: ")
+    assert Path(log.removeprefix("Log: ")).stat().st_mode & 0o777 == 0o600
+    assert done.stderr.count("Traceback") + done.stdout.count("Traceback") <= 1
+
+
+@pytest.mark.parametrize(("crash", "cause"), [("request:SIGKILL", _KILLED), ("request:no such key", "no such key")])
+def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash: str, cause: str, folder: Path) -> None:
+    with FakeStart(folder, env=environment(folder, **{_CRASH: crash})) as start:
+        start.wait_until_ready()
+        with suppress(OSError):
+            start.complete("A text")
+        assert start.process.wait(60) == 1
+        first, second, *_ = _digest(start.text)
+        assert first.startswith("Error: EngineCore (pid ")
+        assert first.endswith("failed while it served.")
+        assert cause in second
+
+
+def test_a_stopped_server_has_no_digest(folder: Path) -> None:
+    with FakeStart(folder) as start:
+        start.wait_until_ready()
+        assert start.end() == 0
+        assert start.lines_with("Error: ") == []
+
+
+def test_kubernetes_and_probes_get_the_digest(folder: Path) -> None:
+    termination_log, gate = folder / "termination-log", folder / "gate"
+    termination_log.write_text("")
+    given = environment(folder, VCLI_TERMINATION_LOG=str(termination_log), **{_CRASH: "engine:out of luck"})
+    with FakeStart(folder, "--config-gate", str(gate), env=given) as start:
+        start.wait_until_answered(503)
+        gate.touch()
+        bodies: list[bytes] = []
+
+        def has_ended() -> bool:
+            with suppress(OSError):
+                bodies.append(start.get("/health")[1])
+            return start.process.poll() is not None
+
+        wait_until(has_ended)
+    assert "CrashError: out of luck" in termination_log.read_text()
+    assert any(b"Loading" in body for body in bodies)
+
+
+def test_a_terminal_shows_no_traceback(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    words = command("--host", "127.0.0.1", "--port", str(free_port()))
+    given = environment(folder, **{_CRASH: "worker 0:out of luck"})
+    process = subprocess.Popen(words, stdout=theirs, stderr=theirs, env=given, cwd=ROOT)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the terminal's other end is closed
+        while chunk := os.read(ours, 1 << 16):
+            shown += chunk
+    os.close(ours)
+    assert process.wait(60) == _FAILED
+    assert b"Traceback" not in shown
+    log = Path(_digest(shown.decode())[-1].removeprefix("Log: "))
+    assert "Traceback" in log.read_text()
+
+
+def test_the_kept_log_has_no_secrets(folder: Path) -> None:
+    done = _run(folder, "engine:the key is sk-very-secret", "--api-key", "sk-very-secret", "--log-format", "json")
+    record = json.loads(done.stderr.splitlines()[-1])
+    assert "sk-very-secret" not in Path(record["digest"]["log"]).read_text() + done.stderr.splitlines()[-1]

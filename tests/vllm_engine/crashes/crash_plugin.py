@@ -1,0 +1,51 @@
+"""A plugin of vLLM that makes one of its processes fail where CRASH_AT says.
+
+`PROCESS MODULE:CLASS.FUNCTION HOW`, such as `EngineCore vllm.v1.engine.core:EngineCore.step SIGKILL`.
+HOW is a signal, `exit CODE`, or an exception as Python writes it: `ValueError: a text`.
+"""
+
+import functools
+import importlib
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+VARIABLE: Final = "CRASH_AT"
+_GROUP: Final = "vllm.general_plugins"
+
+
+def write_entry_point(folder: Path) -> None:
+    """Makes the plugin known to every vLLM that has the folder on its path."""
+    installed = folder / "crash_plugin-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: crash-plugin\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(f"[{_GROUP}]\ncrash = {__name__}:install\n")
+
+
+def install() -> None:
+    """Called by vLLM in each of its processes."""
+    process, place, how = os.environ[VARIABLE].split(" ", 2)
+    if multiprocessing.current_process().name.startswith(process):
+        module, _, path = place.partition(":")
+        owner = importlib.import_module(module)
+        *classes, name = path.split(".")
+        for part in classes:
+            owner = getattr(owner, part)
+        setattr(owner, name, _crashing(getattr(owner, name), how))
+
+
+def _crashing(function: Any, how: str) -> Any:
+    @functools.wraps(function)
+    def crash(*args: Any, **kwargs: Any) -> NoReturn:
+        if how.startswith("SIG"):
+            os.kill(os.getpid(), getattr(signal, how))
+        elif how.startswith("exit "):
+            os._exit(int(how.removeprefix("exit ")))
+        name, _, text = how.partition(": ")
+        module, _, kind = name.rpartition(".")
+        raise getattr(importlib.import_module(module or "builtins"), kind)(text)
+
+    crash.__code__ = crash.__code__.replace(co_name=function.__name__)  # as tracebacks show it
+    return crash
