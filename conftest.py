@@ -1,21 +1,20 @@
-"""Fixtures of all tests: the real model, a guard against leaks, and exclusive use of the machine."""
+"""Fixtures of all tests: the real model, and a guard against leaks."""
 
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.machine_lock import machine_lock
 from tests.standby_process import OFF, StandbyProcess
 
-pytest_plugins = ("tests.cpu_costs", "tests.tiers", "pytester")
+pytest_plugins = ("tests.cpu_costs", "tests.tiers", "tests.machine_lock", "pytester")
 
 _SETTLE_S = 60.0
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
@@ -35,17 +34,6 @@ def pytest_configure() -> None:
         signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Runs a test marked `alone`, fixtures included, while no other worker runs one.
-
-    The wait for the other workers is outside of the test's time-out.
-    """
-    folder = item.config._tmp_path_factory.getbasetemp().parent
-    with machine_lock(folder, is_exclusive=item.get_closest_marker("alone") is not None):
-        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,12 @@
-"""The lock on the machine: exclusive tests run alone, and tests that start later do not delay them."""
+"""Tests marked `alone` are the last and run alone; tests that start later do not delay them."""
 
 import fcntl
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from xdist.scheduler.worksteal import MIN_PENDING
 
 from tests.machine_lock import machine_lock, worker_number
 from tests.waiting import wait_until
@@ -56,6 +58,45 @@ def test_exclusive_test_waits_for_running_tests_and_runs_before_later_ones(
     alone.end()
     assert later.is_running.wait(60)
     later.end()
+
+
+_TWO_CHUNKS = """
+import pytest
+from pathlib import Path
+
+def note(word):
+    with Path("order").open("a") as file:
+        file.write(word)
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.alone
+def test_alone(number): note("a")
+
+@pytest.mark.parametrize("number", range(16))
+def test_beside_others(number): note("b")
+"""
+
+
+@pytest.fixture
+def run_workers(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+    """Runs the tests of `_TWO_CHUNKS`, of which each of two workers gets half."""
+    pytester.makepyfile(_TWO_CHUNKS)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    words = ("-p", "tests.machine_lock", "--dist", "worksteal")
+    return lambda *more: pytester.runpytest_subprocess(*words, *more)
+
+
+@pytest.mark.thorough
+def test_the_tests_that_run_alone_are_handed_out_last(run_workers: Callable[..., pytest.RunResult]) -> None:
+    """A worker without tests steals the last ones of another worker's half."""
+    run_workers("-n", "2").assert_outcomes(passed=20)
+    order = Path("order").read_text()
+    assert order.index("a") >= 16 - 2 * MIN_PENDING, order
+
+
+@pytest.mark.thorough
+def test_a_run_of_such_tests_only(run_workers: Callable[..., pytest.RunResult]) -> None:
+    run_workers("-n", "3", "-m", "alone").assert_outcomes(passed=4)
 
 
 def test_without_workers_there_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Which tests are `thorough` by what they start, which run last, and the limit of processor time."""
+"""Which tests are `thorough` by what they start, and the limit of processor time."""
 
 from pathlib import Path
 
@@ -46,17 +46,6 @@ def test_one_of_a_kind(started): assert started
 def test_without(): assert SPEND
 """
     _run(pytester, text, "-m", "thorough", "-v").assert_outcomes(passed=2, deselected=2)
-
-
-def test_tests_that_run_alone_are_last(pytester: pytest.Pytester) -> None:
-    text = """
-@pytest.mark.alone
-def test_a(): pass
-def test_b(): pass
-"""
-    result = _run(pytester, text, "-vv")
-    result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["*test_b*", "*test_a*"])
 
 
 def test_a_test_above_the_limit_fails_unless_it_is_marked(

@@ -1,4 +1,4 @@
-"""A pytest plugin: which tests are `thorough` without a decorator, and which run last.
+"""A pytest plugin: which tests are `thorough` without a decorator.
 
 A test that starts one of `STARTERS`, itself or through functions and fixtures, is `thorough`, unless it is
 marked `smoke`: `make test` has one start of each kind of process, `make test-thorough` has the others.
@@ -25,11 +25,10 @@ def thorough_but_for(names: Iterable[str], *fast: str) -> list[Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Before pytest selects by marks. Tests that run `alone` are the last: no other test waits for them."""
+    """Before pytest selects by marks."""
     for item in items:
         if isinstance(item, pytest.Function) and not item.get_closest_marker("smoke") and _starts_a_program(item):
             item.add_marker("thorough")
-    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 
 def _starts_a_program(item: pytest.Function) -> bool:
