@@ -60,8 +60,8 @@ def report_plain_start(log_format: str) -> None:
 def exec_again(variable: str, value: str) -> NoReturn:
     """Executes the same command in this process with a variable set, which discards all of its state.
 
-    The words are `sys.orig_argv`: those in /proc/self/cmdline may have been masked. A process forked from a
-    standby's would not be its client's any more: there the client executes the command.
+    The words are `sys.orig_argv`: those in /proc/self/cmdline may have been masked. A server that was forked
+    from a standby has its front process execute the command.
     """
     if start_origin.start_again is not None:
         start_origin.start_again(variable, value)
