@@ -52,6 +52,11 @@ class StandbyProcess:
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Starts the process; also another one in the folder of one that was killed."""
         with (self.runtime_folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 self._command,
@@ -67,7 +72,6 @@ class StandbyProcess:
         except BaseException:
             self._end()
             raise
-        return self
 
     def __exit__(self, *_: object) -> None:
         left = self._end()

@@ -72,6 +72,10 @@ class StopPoint:
         """Environment of the programs that install the hook."""
         return stop_environment(self._folder)
 
+    def rearm(self) -> None:
+        """Makes the next process that reaches the point stop, too."""
+        self._note.unlink(missing_ok=True)
+
     def wait_stopped(self) -> psutil.Process:
         """Waits until the process has stopped itself."""
         wait_until(lambda: self._note.exists() and self._note.read_text())

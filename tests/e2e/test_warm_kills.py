@@ -71,31 +71,54 @@ class _Start(NamedTuple):
                 self.stopped.resume()
 
 
+class _Stopping(NamedTuple):
+    """A standby whose starts stop in one phase."""
+
+    phase: str
+    standby: StandbyProcess
+    stop: StopPoint | None
+    """None: they become ready."""
+
+    @contextmanager
+    def start(self, model: Path) -> Iterator[_Start]:
+        """A start that has reached the phase."""
+        environment = self.standby.environment
+        if self.stop is not None:
+            self.stop.rearm()
+            environment |= self.stop.environment
+        with ServerProcess([str(model)], wait=self.stop is None, environment=environment) as server:
+            stopped = self.stop.wait_stopped() if self.stop else None
+            wait_until(lambda: len(self.standby.servers()) == 1)
+            (forked,) = self.standby.servers()
+            yield _Start(self.standby, environment, server.process, server.port, forked, stopped)
+
+
 @contextmanager
-def _start(model: Path, folder: Path, phase: str) -> Iterator[_Start]:
-    """A start that has reached the phase."""
+def _stopping(folder: Path, phase: str) -> Iterator[_Stopping]:
     point = {"take-over": FORK_TAKES_OVER, "load": ENGINE_LOADS}.get(phase)
     stop = StopPoint(folder, *point) if point else None
-    environment = dict(stop.environment) if stop else {}
-    with StandbyProcess(environment=environment) as standby:
-        environment |= standby.environment
-        with ServerProcess([str(model)], wait=phase == "ready", environment=environment) as server:
-            stopped = stop.wait_stopped() if stop else None
-            wait_until(lambda: len(standby.servers()) == 1)
-            (forked,) = standby.servers()
-            yield _Start(standby, environment, server.process, server.port, forked, stopped)
+    with StandbyProcess(environment=stop.environment if stop else None) as standby:
+        yield _Stopping(phase, standby, stop)
+
+
+@pytest.fixture(scope="module")
+def stopping(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Stopping]:
+    """One for all tests of a phase that do not kill it."""
+    with _stopping(tmp_path_factory.mktemp("phase"), request.param) as own:
+        yield own
 
 
 @pytest.mark.parametrize(
-    ("phase", "role"),
+    ("stopping", "role"),
     [
         *(("ready", role) for role in ("front", "server", "engine", "forkserver")),
         *(("load", role) for role in ("front", "server", "engine", "forkserver")),
         *(("take-over", role) for role in ("front", "server")),
     ],
+    indirect=["stopping"],
 )
-def test_the_start_ends_with_a_process_of_it(phase: str, role: str, tiny_llama: Path, tmp_path: Path) -> None:
-    with _start(tiny_llama, tmp_path, phase) as start:
+def test_the_start_ends_with_a_process_of_it(stopping: _Stopping, role: str, tiny_llama: Path) -> None:
+    with stopping.start(tiny_llama) as start:
         template = start.standby.template()
         family = [psutil.Process(start.front.pid), start.server, *start.server.children(recursive=True)]
         start.victim(role).kill()
@@ -104,7 +127,7 @@ def test_the_start_ends_with_a_process_of_it(phase: str, role: str, tiny_llama: 
         wait_until(lambda: all(is_gone(process.pid) for process in family))
         start.standby.wait_no_server()
         assert start.standby.template().pid == template.pid
-        if role in ("front", "server") and phase != "take-over":
+        if role in ("front", "server") and stopping.phase != "take-over":
             assert code == -signal.SIGKILL
         else:
             assert code in ({1, 3} if role != "front" else {-signal.SIGKILL})
@@ -114,7 +137,7 @@ def test_the_start_ends_with_a_process_of_it(phase: str, role: str, tiny_llama: 
 @pytest.mark.parametrize("phase", ["ready", "load", "take-over"])
 @pytest.mark.parametrize("role", ["template", "standby"])
 def test_a_server_outlives_what_it_was_forked_from(phase: str, role: str, tiny_llama: Path, tmp_path: Path) -> None:
-    with _start(tiny_llama, tmp_path, phase) as start:
+    with _stopping(tmp_path, phase) as own, own.start(tiny_llama) as start:
         template = start.standby.template()
         family = [psutil.Process(start.front.pid), start.server, *start.server.children(recursive=True)]
         start.victim(role).kill()
@@ -130,8 +153,6 @@ def test_a_server_outlives_what_it_was_forked_from(phase: str, role: str, tiny_l
         wait_until(lambda: all(is_gone(process.pid) for process in family))
         if role == "standby":
             wait_until(lambda: is_gone(template.pid))
-            with StandbyProcess() as other:  # the next standby works, whatever the killed one has left
-                _assert_next_start_is_warm(other.environment, tiny_llama)
 
 
 def _wait_replaced(standby: StandbyProcess, old_pid: int) -> None:
@@ -176,36 +197,46 @@ def _is_connected(pid: int) -> bool:
     return bool(sockets) and psutil.Process(pid).status() == psutil.STATUS_SLEEPING
 
 
-@pytest.mark.parametrize("role", ["front", "server", "template", "standby"])
-def test_a_kill_before_the_front_process_agrees(role: str, tiny_llama: Path) -> None:
+@contextmanager
+def _start_that_stops_before_it_agrees(standby: StandbyProcess, model: Path) -> Iterator[_Start]:
     """The forked process is ready to be the server, and does nothing that others could see until it may."""
     port = free_port()
-    with StandbyProcess() as standby:
+    words = [sys.executable, "-c", _STOP_BEFORE_GO, "serve", str(model), "--port", str(port)]
+    with subprocess.Popen(words, env={**os.environ, **standby.environment}, stderr=subprocess.PIPE) as front:
+        stopped = psutil.Process(front.pid)
+        wait_until(lambda: stopped.status() == psutil.STATUS_STOPPED)
+        (forked,) = standby.servers()
+        yield _Start(standby, standby.environment, front, port, forked, stopped)
+
+
+@pytest.mark.parametrize("role", ["front", "server"])
+def test_a_kill_before_the_front_process_agrees(role: str, tiny_llama: Path, standby: StandbyProcess) -> None:
+    template = standby.template()
+    num_fds = template.num_fds()
+    with _start_that_stops_before_it_agrees(standby, tiny_llama) as start:
+        start.victim(role).kill()
+        if role == "server":  # until the template has closed the connection, the front process could still agree
+            wait_until(lambda: template.num_fds() == num_fds)
+        start.resume()
+        _, errors = start.front.communicate(timeout=60)
+        wait_until(lambda: is_gone(start.server.pid))
+        if role == "front":
+            assert start.front.returncode == -signal.SIGKILL
+        else:
+            assert start.front.returncode == 3
+            assert b"--standby require: the standby has not forked a server: " in errors
+    standby.wait_no_server()
+    _assert_next_start_is_warm(standby.environment, tiny_llama)
+
+
+@pytest.mark.parametrize("role", ["template", "standby"])
+def test_a_kill_of_the_standby_before_the_front_process_agrees(role: str, tiny_llama: Path) -> None:
+    with StandbyProcess() as standby, _start_that_stops_before_it_agrees(standby, tiny_llama) as start:
         template = standby.template()
-        num_fds = template.num_fds()
-        words = [sys.executable, "-c", _STOP_BEFORE_GO, "serve", str(tiny_llama), "--port", str(port)]
-        with subprocess.Popen(words, env={**os.environ, **standby.environment}, stderr=subprocess.PIPE) as front:
-            stopped = psutil.Process(front.pid)
-            wait_until(lambda: stopped.status() == psutil.STATUS_STOPPED)
-            (forked,) = standby.servers()
-            start = _Start(standby, standby.environment, front, port, forked, stopped)
-            start.victim(role).kill()
-            if role == "server":  # until the template has closed the connection, the front process could still agree
-                wait_until(lambda: template.num_fds() == num_fds)
-            start.resume()
-            if role in ("front", "server"):
-                _, errors = front.communicate(timeout=60)
-                wait_until(lambda: is_gone(forked.pid))
-                if role == "front":
-                    assert front.returncode == -signal.SIGKILL
-                else:
-                    assert front.returncode == 3
-                    assert b"--standby require: the standby has not forked a server: " in errors
-                standby.wait_no_server()
-                _assert_next_start_is_warm(standby.environment, tiny_llama)
-            else:
-                wait_until(lambda: _is_healthy(port))
-                front.terminate()
-                assert front.wait(60) == 0
-                wait_until(lambda: is_gone(forked.pid))
-                wait_until(lambda: is_gone(template.pid))
+        start.victim(role).kill()
+        start.resume()
+        wait_until(lambda: _is_healthy(start.port))
+        start.front.terminate()
+        assert start.front.wait(60) == 0
+        wait_until(lambda: is_gone(start.server.pid))
+        wait_until(lambda: is_gone(template.pid))

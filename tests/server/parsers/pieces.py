@@ -1,6 +1,6 @@
 """Feeds a text to a parser in pieces."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from server.parsers.base import OutputParser
 from server.parsers.events import CallStart, Event
@@ -18,10 +18,16 @@ def parse(parser: OutputParser, pieces: list[str]) -> list[Event]:
     return joined
 
 
-def parse_at_all_splits(create: Callable[[], OutputParser], text: str) -> list[Event]:
-    """The events of the text, which must be the same for all splits in two and for all sizes of pieces."""
+def parse_at_all_splits(
+    create: Callable[[], OutputParser], text: str, cuts: Iterable[int] | None = None
+) -> list[Event]:
+    """The events of the text, which must be the same for all splits in two and for all sizes of pieces.
+
+    Args:
+        cuts: the splits in two, if not all.
+    """
     events = parse(create(), [text])
-    splits = [[text[:cut], text[cut:]] for cut in range(len(text))]
+    splits = [[text[:cut], text[cut:]] for cut in (range(len(text)) if cuts is None else cuts)]
     sizes = [[text[start : start + size] for start in range(0, len(text), size)] for size in range(1, 9)]
     for pieces in (*splits, *sizes):
         assert parse(create(), pieces) == events, pieces

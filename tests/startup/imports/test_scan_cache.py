@@ -1,5 +1,6 @@
 """transformers' exports and the packages' distributions are the same from the cache as from a scan."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from startup.imports.scan_cache import cached_scans
 
 _SCRIPT = """
 import importlib.metadata, json, sys
@@ -63,16 +66,34 @@ def test_the_second_import_uses_the_cache_and_gives_the_same(cache: Path) -> Non
 
 
 @pytest.mark.thorough
-def test_changed_packages_or_a_broken_file_cause_a_new_scan(cache: Path) -> None:
+def test_changed_packages_cause_a_new_scan(cache: Path) -> None:
     known, _ = _import(cache)
     file = _kept(cache)
     content = json.loads(file.read_text())
     content["key"][1] += "x"
-    for broken in (json.dumps(content), "{", "[]", '{"key": 1}', ""):
-        file.write_text(broken)
-        assert _import(cache) == (known, True)
-        assert json.loads(file.read_text())["key"] != content["key"]
+    file.write_text(json.dumps(content))
+    assert _import(cache) == (known, True)
+    assert json.loads(file.read_text())["key"] != content["key"]
     assert _import(cache) == (known, False)
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", '{"key": 1}', ""])
+def test_a_broken_file_causes_a_new_scan(broken: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(cache))
+    found = {"torch": ["torch"]}
+    scans: list[dict[str, list[str]]] = []
+
+    def scan() -> dict[str, list[str]]:
+        scans.append(found)
+        return found
+
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", scan)
+    for content in (None, broken, None):
+        if content is not None:
+            _kept(cache).write_text(content)
+        with cached_scans():
+            assert importlib.metadata.packages_distributions() == found
+    assert len(scans) == 2
 
 
 @pytest.mark.thorough

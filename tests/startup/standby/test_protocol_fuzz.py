@@ -18,7 +18,7 @@ from tests.ports import free_port
 from tests.standby_process import StandbyProcess
 from tests.waiting import wait_until
 
-_MANY = [pytest.param(40, id="some"), pytest.param(1000, id="many", marks=pytest.mark.thorough)]
+_MANY = [pytest.param(40, id="some"), pytest.param(300, id="many", marks=pytest.mark.thorough)]
 
 
 @cache

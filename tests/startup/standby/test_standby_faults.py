@@ -89,13 +89,6 @@ def _why_cold(standby: StandbyProcess, *words: object, **options: Any) -> str:
     return asked.reason
 
 
-@pytest.fixture
-def own_standby() -> Iterator[StandbyProcess]:
-    """A standby that the test may damage."""
-    with StandbyProcess() as running:
-        yield running
-
-
 def _wait_warm(standby: StandbyProcess, model: Path) -> None:
     """Asks until a start is warm: on a busy machine, a template can take longer than 40 ms to answer."""
     wait_until(lambda: _ask(standby, model).exit_code == 0)
@@ -126,13 +119,16 @@ def test_a_template_that_imports_is_not_waited_for(tiny_llama: Path) -> None:
         _wait_warm(starting, tiny_llama)
 
 
-def test_leftover_sockets_of_a_killed_standby(own_standby: StandbyProcess, tiny_llama: Path) -> None:
-    template = own_standby.template()
-    own_standby.process.kill()
-    template.kill()
-    own_standby.process.wait()
-    assert own_standby.socket_path().exists()
-    assert "refused" in _why_cold(own_standby, tiny_llama)
+def test_leftover_sockets_of_a_killed_standby(tiny_llama: Path) -> None:
+    with StandbyProcess() as killed:
+        template = killed.template()
+        killed.process.kill()
+        template.kill()
+        killed.process.wait()
+        assert killed.socket_path().exists()
+        assert "refused" in _why_cold(killed, tiny_llama)
+        killed.start()
+        _wait_warm(killed, tiny_llama)
 
 
 def test_no_standby_at_all(tmp_path: Path, standby: StandbyProcess) -> None:
@@ -164,39 +160,39 @@ def test_another_users_folder_is_not_used(standby: StandbyProcess, tiny_llama: P
 
 
 @needs_root
-def test_another_users_socket_in_the_folder_is_not_used(own_standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_another_users_socket_in_the_folder_is_not_used(standby: StandbyProcess, tiny_llama: Path) -> None:
     """SO_PEERCRED of a listening socket names the process that called listen(2)."""
-    path = own_standby.socket_path()
-    path.unlink()
     read_fd, write_fd = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.umask(0)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(path))
-        os.setuid(NOBODY)
-        listener.listen()
-        os.write(write_fd, b"x")
-        connection, _ = listener.accept()
-        try:
-            connection.send(b"\x06")
-            os._exit(0 if connection.recv(1) == b"" else 1)
-        except OSError:  # the client has closed the connection
-            os._exit(0)
-    os.read(read_fd, 1)
-    assert "another user" in _why_cold(own_standby, tiny_llama)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, "a request was sent to another user"
+    with _without_template(standby) as path:
+        pid = os.fork()
+        if pid == 0:
+            os.umask(0)
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(path))
+            os.setuid(NOBODY)
+            listener.listen()
+            os.write(write_fd, b"x")
+            connection, _ = listener.accept()
+            try:
+                connection.send(b"\x06")
+                os._exit(0 if connection.recv(1) == b"" else 1)
+            except OSError:  # the client has closed the connection
+                os._exit(0)
+        os.read(read_fd, 1)
+        assert "another user" in _why_cold(standby, tiny_llama)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, "a request was sent to another user"
     os.close(read_fd)
     os.close(write_fd)
 
 
 @needs_root
-def test_another_user_gets_no_fork(own_standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_another_user_gets_no_fork(standby: StandbyProcess, tiny_llama: Path) -> None:
     """Even if the files' modes let the user in."""
-    own_standby.runtime_folder.chmod(0o755)
-    own_standby.folder.chmod(0o755)
-    own_standby.socket_path().chmod(0o666)
-    own_standby.socket_path("standby").chmod(0o666)
+    num_starts = standby.num_starts()
+    paths = [standby.socket_path(), standby.socket_path("standby")]
+    modes = {path: path.stat().st_mode for path in (standby.runtime_folder, standby.folder, *paths)}
+    for path in modes:
+        path.chmod(0o777)
     code = (
         "import os, socket, sys\n"
         f"os.setgid({NOBODY}); os.setuid({NOBODY})\n"
@@ -207,28 +203,38 @@ def test_another_user_gets_no_fork(own_standby: StandbyProcess, tiny_llama: Path
         "        print(repr(connection.recv(100)))\n"
         "    except (BrokenPipeError, ConnectionResetError): print(repr(b''))\n"
     )
-    paths = [str(own_standby.socket_path()), str(own_standby.socket_path("standby"))]
-    done = run_python(code, *paths)
+    done = run_python(code, *map(str, paths))
+    for path, mode in modes.items():
+        path.chmod(mode)
     assert done.stdout.split() == ["b''", "b''"], done
-    own_standby.folder.chmod(0o700)
-    assert own_standby.num_starts() == 0
-    _wait_warm(own_standby, tiny_llama)
+    assert standby.num_starts() == num_starts
+    _wait_warm(standby, tiny_llama)
 
 
 Answer = Callable[[socket.socket], object]
 
 
 @contextmanager
-def _impostor(standby: StandbyProcess, answer: Answer, *, backlog: int = 8) -> Iterator[None]:
+def _without_template(standby: StandbyProcess) -> Iterator[Path]:
+    """The template's socket is elsewhere; the block may have its path."""
+    path = standby.socket_path()
+    elsewhere = path.rename(path.with_suffix(".moved"))
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        elsewhere.rename(path)
+
+
+@contextmanager
+def _impostor(standby: StandbyProcess, answer: Answer) -> Iterator[None]:
     """Listens instead of the template; answers one connection, and reads it to its end.
 
     What it does not read keeps the client's standard output open, which is among the sent descriptors.
     """
-    path = standby.socket_path()
-    path.unlink()
-    with socket.socket(socket.AF_UNIX) as listener:
+    with _without_template(standby) as path, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-        listener.listen(backlog)
+        listener.listen()
 
         def serve() -> None:
             connection, _ = listener.accept()
@@ -276,11 +282,9 @@ def _after_request(*sections: list[bytes]) -> Answer:
         pytest.param(_after_request(), id="nothing"),
     ],
 )
-def test_wrong_answers_lead_to_a_cold_start(
-    answer: Answer, own_standby_of_module: StandbyProcess, tiny_llama: Path
-) -> None:
-    with _impostor(own_standby_of_module, answer):
-        asked = _ask(own_standby_of_module, tiny_llama)
+def test_wrong_answers_lead_to_a_cold_start(answer: Answer, standby: StandbyProcess, tiny_llama: Path) -> None:
+    with _impostor(standby, answer):
+        asked = _ask(standby, tiny_llama)
     assert asked.exit_code is None
     assert asked.reason
 
@@ -291,31 +295,22 @@ def test_the_documentation_says_how_long_a_hung_standby_delays_a_start() -> None
     assert front_process._ACK_S < 0.05
 
 
-@pytest.fixture(scope="module")
-def own_standby_of_module() -> Iterator[StandbyProcess]:
-    """Its template is replaced by impostors."""
-    with StandbyProcess() as running:
-        yield running
-
-
-def test_a_template_with_too_many_waiting_starts_is_not_waited_for(
-    own_standby: StandbyProcess, tiny_llama: Path
-) -> None:
-    with stopped(own_standby.template().pid):
+def test_a_template_with_too_many_waiting_starts_is_not_waited_for(standby: StandbyProcess, tiny_llama: Path) -> None:
+    with stopped(standby.template().pid):
         waiting = []
         try:
             while True:
                 connection = socket.socket(socket.AF_UNIX)
                 connection.setblocking(False)
-                connection.connect(str(own_standby.socket_path()))
+                connection.connect(str(standby.socket_path()))
                 waiting.append(connection)
         except BlockingIOError:
             connection.close()
-        asked = _ask(own_standby, tiny_llama)
+        asked = _ask(standby, tiny_llama)
         assert asked.exit_code is None
         for connection in waiting:
             connection.close()
-    _wait_warm(own_standby, tiny_llama)
+    _wait_warm(standby, tiny_llama)
 
 
 def test_a_start_that_must_be_warm_fails_with_the_reason(standby: StandbyProcess, tiny_llama: Path) -> None:
@@ -333,22 +328,32 @@ def test_a_second_standby_is_an_error_and_leaves_the_first_alone(standby: Standb
     _wait_warm(standby, tiny_llama)
 
 
-def test_a_killed_template_is_replaced(own_standby: StandbyProcess, tiny_llama: Path) -> None:
-    template = own_standby.template()
-    template.kill()
-    wait_until(lambda: own_standby.status()["templates"][0]["pid"] not in (None, template.pid))
-    own_standby.wait_ready(after_kill=True)
-    _wait_warm(own_standby, tiny_llama)
+def test_a_killed_template_is_replaced(tiny_llama: Path) -> None:
+    with StandbyProcess() as standby:
+        template = standby.template()
+        template.kill()
+        wait_until(lambda: standby.status()["templates"][0]["pid"] not in (None, template.pid))
+        standby.wait_ready(after_kill=True)
+        _wait_warm(standby, tiny_llama)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
 def test_a_signal_ends_the_standby_and_removes_its_sockets(number: int) -> None:
-    with StandbyProcess() as standby:
+    """Of one whose imports are done, and of those that still import."""
+    with StandbyProcess(is_awaited=number == signal.SIGTERM) as standby:
+        wait_until(lambda: _has_template(standby))
         template = standby.template()
         standby.process.send_signal(number)
         assert standby.process.wait(60) == 0
         wait_until(lambda: not template.is_running())
         assert not list(standby.folder.glob("*.sock"))
+
+
+def _has_template(standby: StandbyProcess) -> bool:
+    try:
+        return bool(standby.templates())
+    except (OSError, ValueError):  # it does not listen yet
+        return False
 
 
 @pytest.mark.parametrize(

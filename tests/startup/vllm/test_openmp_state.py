@@ -32,45 +32,37 @@ def test_cpus_of_an_openmp_variable_are_parsed(text: str, cpus: set[int]) -> Non
 
 
 _IMPORT = "import torch; print(torch.get_num_threads())"
-_FORK = """
+_FORKS = """
 import json, os, sys
 from startup.vllm.fork import openmp_state
 openmp_state.record_openmp()
 import torch
-changed = json.loads(sys.argv[1])
 torch.get_num_threads()
-if (pid := os.fork()) == 0:
-    os.environ.update(changed)
-    if len(sys.argv) > 2:
-        os.sched_setaffinity(0, {int(sys.argv[2])})
-    openmp_state.update_openmp()
-    print(torch.get_num_threads(), flush=True)
-    os._exit(0)
-os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+for changed in (*json.loads(sys.argv[1]), None):
+    if (pid := os.fork()) == 0:
+        if changed is None:
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        os.environ.update(changed or {})
+        openmp_state.update_openmp()
+        print(torch.get_num_threads(), flush=True)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
 """
+_VARIABLES: list[dict[str, str]] = [
+    {},
+    {"OMP_NUM_THREADS": "1"},
+    {"OMP_NUM_THREADS": "1,2"},
+    {"OMP_NUM_THREADS": "1000"},
+    {"OMP_NUM_THREADS": "5", "MKL_DYNAMIC": "false"},
+    {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "2"},
+    {"OMP_NUM_THREADS": "x"},
+]
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "variables",
-    [
-        pytest.param({}, id="none"),
-        pytest.param({"OMP_NUM_THREADS": "1"}, id="openmp"),
-        pytest.param({"OMP_NUM_THREADS": "1,2"}, id="nested"),
-        pytest.param({"OMP_NUM_THREADS": "1000"}, id="more_than_cores"),
-        pytest.param({"OMP_NUM_THREADS": "5", "MKL_DYNAMIC": "false"}, id="unlimited"),
-        pytest.param({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "2"}, id="mkl"),
-        pytest.param({"OMP_NUM_THREADS": "x"}, id="malformed"),
-    ],
-)
-def test_fork_has_as_many_threads_as_an_import(variables: dict[str, str]) -> None:
-    imported = _run(_IMPORT, env=os.environ | variables)
-    assert _run(_FORK, json.dumps(variables)) == imported
-
-
-@pytest.mark.thorough
-def test_fork_on_one_processor_has_one_thread() -> None:
-    assert _run(_FORK, "{}", str(min(os.sched_getaffinity(0)))) == "1"
+def test_forks_have_as_many_threads_as_an_import_and_one_on_one_processor() -> None:
+    imported = [_run(_IMPORT, env=os.environ | variables) for variables in _VARIABLES]
+    assert _run(_FORKS, json.dumps(_VARIABLES)).splitlines() == [*imported, "1"]
 
 
 def _run(script: str, *words: str, env: dict[str, str] | None = None) -> str:
