@@ -4,8 +4,10 @@ Reads file names and small JSON files only.
 """
 
 import json
+import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +25,8 @@ _CHOICES: Final = (
 """File names of weights with the index that lists them, in order of preference."""
 
 _MAX_SHARDS: Final = 10_000
+_MAX_PARSED_BYTES: Final = 512 << 10
+"""Parsing takes about 9 ms per MB."""
 _NUMBERED: Final = re.compile(r"(.+-)(\d+)-of-(\d+)(\.\w+)")
 _TOKENIZERS: Final = (
     "tokenizer.json",
@@ -84,20 +88,29 @@ def choose_names(names: Collection[str], read_index: Callable[[str], Mapping[str
         found = [name for name in names if re.fullmatch(pattern, name)]
         has_index = index is not None and index in names
         shard_of = read_index(index) if index is not None and has_index else {}
-        wanted = frozenset(shard_of.values()) or frozenset(name for shard in found for name in shard_siblings(shard))
+        wanted = frozenset(shard_of.values()) or frozenset(with_siblings(found))
         if found or wanted:
             return ChosenNames(index if has_index else None, shard_of, wanted)
     return ChosenNames(None, {}, frozenset())
 
 
-def find_weight_files(folder: Path) -> WeightFiles:
+def find_weight_files(folder: Path, *, with_tensors: bool = True) -> WeightFiles:
     """Reads only file names and the index.
+
+    Args:
+        folder: the model's folder.
+        with_tensors: whether `shard_of` must name the tensors; if not, a large index is not parsed.
 
     Raises:
         OSError: the folder cannot be read.
     """
-    names = {path.name for path in folder.iterdir() if path.is_file()}
-    chosen = choose_names(names, lambda index: read_index(folder / index))
+    with os.scandir(folder) as entries:
+        names = {entry.name for entry in entries if entry.is_file()}
+
+    def read(index: str) -> Mapping[str, str]:
+        return read_index(folder / index) if with_tensors else read_shard_names(folder / index, names)
+
+    chosen = choose_names(names, read)
     index_path = folder / chosen.index_name if chosen.index_name else None
     present = tuple(folder / name for name in sorted(chosen.names & names))
     return WeightFiles(index_path, chosen.shard_of, present, tuple(sorted(chosen.names - names)))
@@ -106,7 +119,7 @@ def find_weight_files(folder: Path) -> WeightFiles:
 def model_problem(folder: Path) -> str | None:
     """Why the folder's model cannot be served; None if it can."""
     try:
-        weights = find_weight_files(folder)
+        weights = find_weight_files(folder, with_tensors=False)
     except OSError as err:
         return f"{folder} cannot be read: {err.strerror}"
     return next((problem.text for problem in folder_problems(folder, weights)), None)
@@ -118,7 +131,7 @@ def folder_problems(folder: Path, weights: WeightFiles) -> Iterator[FolderProble
         yield FolderProblem("config", f"{folder} has no config.json, so it is not a model folder")
     elif problem := read_json_object(folder / "config.json").problem:
         yield FolderProblem("config", problem)
-    if weights.index_path and (problem := read_json_object(weights.index_path).problem):
+    if weights.index_path and not weights.shard_of and (problem := read_json_object(weights.index_path).problem):
         yield FolderProblem("index", problem)
     if weights.missing:
         total = len(weights.missing) + len(weights.present)
@@ -169,7 +182,35 @@ def read_index(path: Path) -> dict[str, str]:
     return {str(tensor): name for tensor, name in weight_map.items() if isinstance(name, str)}
 
 
-def shard_siblings(name: str) -> set[str]:
+def read_shard_names(index: Path, names: Collection[str]) -> Mapping[str, str]:
+    """The files that an index names, as values.
+
+    A large index is not parsed if the folder has one complete set of numbered shards: it names these.
+    """
+    with suppress(OSError):
+        if index.stat().st_size > _MAX_PARSED_BYTES:
+            shards = {name for name in names if is_numbered(name)}
+            if shards and with_siblings({min(shards)}) == shards:
+                return {name: name for name in shards}
+    return read_index(index)
+
+
+def is_numbered(name: str) -> bool:
+    """Whether the name is that of one of several shards."""
+    match = _NUMBERED.fullmatch(name)
+    return match is not None and int(match[3]) > 1
+
+
+def with_siblings(names: Iterable[str]) -> set[str]:
+    """The names, and all shards of the numbered sets to which they belong."""
+    found: set[str] = set()
+    for name in names:
+        if name not in found:
+            found |= _siblings(name)
+    return found
+
+
+def _siblings(name: str) -> set[str]:
     """All shards of a numbered shard's set; for any other file only the file itself."""
     match = _NUMBERED.fullmatch(name)
     if not match or int(match[3]) > _MAX_SHARDS:

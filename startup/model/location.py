@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
-from startup.model.checkpoint_folder import adapter_problem, model_problem, read_index, tokenizer_problem
+from startup.model.checkpoint_folder import adapter_problem, model_problem, read_shard_names, tokenizer_problem
 from startup.model.wanted_files import Role, WantedFiles
 
 _DEFAULT_REVISION: Final = "main"
@@ -81,7 +81,7 @@ class FolderListing:
     def weight_map_of(self, wanted: WantedFiles) -> Mapping[str, str]:
         """The content of the index that the start reads; empty without one."""
         index = wanted.index_of(self.names)
-        return read_index(self.folder / index) if index is not None else {}
+        return read_shard_names(self.folder / index, self.names) if index is not None else {}
 
 
 def find_place(
@@ -185,7 +185,8 @@ def unfinished_marker(snapshot: Path) -> Path:
 def dangling_links(snapshot: Path) -> list[str]:
     """Files of the snapshot whose blob does not exist."""
     try:
-        return sorted(path.name for path in snapshot.iterdir() if path.is_symlink() and not path.exists())
+        with os.scandir(snapshot) as entries:
+            return sorted(entry.name for entry in entries if entry.is_symlink() and not entry.is_file())
     except OSError:
         return []
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final, Literal
 
-from startup.model.checkpoint_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, choose_names, shard_siblings
+from startup.model.checkpoint_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, choose_names, is_numbered, with_siblings
 from startup.model.request import LLAMA_ORIGINALS, EngineName, ModelRequest
 
 Role = Literal["model", "weights", "draft", "tokenizer", "config", "generation_config", "adapter"]
@@ -178,7 +178,7 @@ class WantedFiles:
                 if weight_map:
                     return set(weight_map.values())
                 found = _numbered(found)
-            return {name for shard in found for name in shard_siblings(shard)}
+            return with_siblings(found)
         return set()
 
     def _format_of(self, names: Iterable[str]) -> str:
@@ -228,7 +228,7 @@ def _gguf_files(names: Iterable[str], quantisation: str) -> list[str]:
 
 def _numbered(names: set[str]) -> set[str]:
     """The numbered shards, if there are any: those that the index names, as long as it is not known."""
-    return {name for name in names if len(shard_siblings(name)) > 1} or names
+    return set(filter(is_numbered, names)) or names
 
 
 def _is_part_of(name: str, file: str) -> bool:

@@ -182,6 +182,13 @@ def test_a_snapshot_without_what_its_index_names_is_incomplete(cache: Path) -> N
     assert plan_files(ModelRequest(model="org/model", engine="vllm")).is_on_disk
 
 
+def test_a_large_index_is_read_unless_the_shards_are_one_complete_set(tmp_path: Path) -> None:
+    make(tmp_path, *SHARDS, "stray.safetensors", weight_map={f"{i:09}": SHARDS[0] for i in range(20_000)})
+    assert weights_of(tmp_path) == SHARDS
+    (tmp_path / SHARDS[2]).unlink()
+    assert weights_of(tmp_path) == [SHARDS[0]]
+
+
 def test_a_snapshot_whose_download_is_not_finished_is_incomplete(cache: Path) -> None:
     folder = snapshot(cache, "org/model", "config.json", "tokenizer.json", "model.safetensors")
     unfinished_marker(folder).touch()

@@ -1,0 +1,115 @@
+"""`vllm-cli prefetch` downloads what serve with the same flags will read, and lists what is on disk.
+
+Its exit code for a full disk: tests/e2e/chaos/test_full_disk.py.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from startup.model.cached_models import list_cached_models
+from startup.model.location import unfinished_marker
+from tests.hub.server import HubServer
+from tests.startup.model.conftest import COMMIT, MODEL
+from vllm_cli.commands.prefetch import prefetch
+
+Run = Callable[..., tuple[int, str, str]]
+"""Exit code, standard output, standard error."""
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr("vllm_cli.commands.prefetch._configure_logs", lambda line: None)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = prefetch.main(list(words), standalone_mode=False)
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+def report(run: Run, *words: str) -> tuple[int, dict[str, Any]]:
+    code, out, _ = run(*words, "--download-only", "--json")
+    return code, json.loads(out)
+
+
+@pytest.mark.parametrize("engine", ["embedded", "vllm"])
+def test_the_files_are_those_of_the_revision_and_engine(
+    engine: str, run: Run, hub_server: HubServer, tmp_path: Path
+) -> None:
+    extras = {"pytorch_model.bin": b"x", "README.md": b"x", "onnx/model.onnx": b"x"}
+    hub_server.add("org/model", MODEL | extras, revision="v2", commit="b" * 40)
+    for revision in ("main", "v2"):  # vLLM takes the model's revision for the tokenizer, too
+        hub_server.add("org/words", {"tokenizer.json": b"{}", "model.safetensors": b"x"}, revision=revision)
+    flags = ("--revision", "v2", "--tokenizer", "org/words", "--download-dir", str(tmp_path / "models"))
+    code, fields = report(run, "org/model", "--engine", engine, *flags)
+    folder = tmp_path / "models" / "models--org--model" / "snapshots" / ("b" * 40)
+    assert (code, fields["folder"], fields["downloaded"]) == (0, str(folder), ["org/model", "org/words"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(MODEL)
+    assert "org/words/model.safetensors" not in hub_server.downloads
+    num_requests = len(hub_server.requests)
+    assert report(run, "org/model", "--engine", engine, *flags)[1]["downloaded"] == []
+    assert len(hub_server.requests) == num_requests
+
+
+def test_adapters_and_the_draft_model_are_downloaded_for_vllm(run: Run, hub_server: HubServer) -> None:
+    hub_server.add("org/adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", "notes.txt": b"x"})
+    hub_server.add("org/draft", MODEL)
+    flags = ("--lora-modules", "a=org/adapter", "--speculative-config", '{"model": "org/draft"}')
+    code, fields = report(run, "org/model", "--engine", "vllm", *flags)
+    assert (code, fields["downloaded"]) == (0, ["org/model", "org/draft", "org/adapter"])
+    assert "org/draft/model.safetensors" in hub_server.downloads
+    assert "org/adapter/notes.txt" not in hub_server.downloads
+
+
+def test_a_model_without_access_has_its_own_exit_code(run: Run, hub_server: HubServer) -> None:
+    hub_server.gated.add("org/model")
+    code, fields = report(run, "org/model", "--engine", "embedded")
+    assert (code, fields["state"]) == (5, "no_access")
+    assert "is gated" in fields["reason"]
+    assert report(run, "org/nothing", "--engine", "embedded")[0] == 5
+    code, out, err = run("org/model", "--engine", "embedded", "--revision", "v9")
+    assert (code, out) == (5, "")
+    assert err == f"Error: {hub_server.url}/org/model has no revision 'v9'\n"
+
+
+def test_files_that_cannot_be_had_are_incomplete(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, fields = report(run, "org/model", "--engine", "embedded")
+    assert (code, fields["state"]) == (3, "incomplete")
+    assert "HF_HUB_OFFLINE forbids the download" in fields["reason"]
+
+
+def test_the_list_shows_revisions_sizes_and_what_is_missing(run: Run, hub_server: HubServer, cache: Path) -> None:
+    assert run("--list", "--engine", "embedded") == (0, "", f"{cache} has no model\n")
+    report(run, "org/model", "--engine", "embedded")
+    hub_server.add("org/other", MODEL, commit="b" * 40)
+    report(run, "org/other", "--engine", "embedded")
+    (cache / "models--org--other" / "snapshots" / ("b" * 40) / "model.safetensors").unlink()
+    _, out, _ = run("--list", "--engine", "embedded")
+    header, whole, part = out.splitlines()
+    assert header.split() == ["MODEL", "REVISION", "SIZE", "LAST", "USED", "STATE"]
+    assert whole.split()[:2] == ["org/model", "main"]
+    assert whole.endswith("complete")
+    assert part.endswith("incomplete: has no weights for --load-format auto")
+    _, out, _ = run("--list", "org/model", "--engine", "embedded", "--json")
+    (model,) = json.loads(out)["models"]
+    assert (model["name"], model["commit"], model["revisions"]) == ("org/model", COMMIT, ["main"])
+    assert model["is_complete"]
+    assert model["num_files"] == len(MODEL)
+    assert model["num_bytes"] > 0
+
+
+def test_an_unfinished_download_is_listed_as_such(run: Run, hub_server: HubServer, cache: Path) -> None:
+    report(run, "org/model", "--engine", "embedded")
+    (model,) = list_cached_models(cache)
+    unfinished_marker(model.folder).touch()
+    assert list_cached_models(cache)[0].problem == "the download is not finished"
+
+
+def test_vllm_needs_the_name_of_the_model(run: Run) -> None:
+    with pytest.raises(Exception, match="MODEL is missing"):
+        run("--engine", "vllm")
