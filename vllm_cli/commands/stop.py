@@ -148,13 +148,14 @@ class _StoppingServer:
         import psutil
 
         self.code = KILLED
-        alive = self._alive()
-        for process in alive:
+        for process in self._alive():
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        psutil.wait_procs(alive, timeout=_AFTER_KILL_S)
+        end_s = time.monotonic() + _AFTER_KILL_S
+        while self._alive() and time.monotonic() < end_s:  # a zombie whose parent does not wait for it is not alive
+            time.sleep(_POLL_S)
 
     def describe(self) -> str:
         """The outcome as text."""
