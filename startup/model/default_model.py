@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -74,14 +74,27 @@ def _run_python(*arguments: str) -> None:
     """`-P` prevents imports from the working folder."""
     command = [sys.executable, "-P", *arguments]
     try:
-        subprocess.run(
-            command, check=True, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL, capture_output=True, text=True
-        )
-    except subprocess.CalledProcessError as err:
-        reason = (err.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ModelNotFoundError(f"The default model is not available ({reason}); {_ADVICE}") from err
+        with ExitStack() as stack:
+            with group_signals.blocked():  # an error while it is started would leave it behind
+                process = stack.enter_context(_killed_at_the_end(command))
+            _, errors = process.communicate(timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired as err:
         raise ModelNotFoundError(f"The default model was not ready after {_TIMEOUT_S} s; {_ADVICE}") from err
+    if process.returncode:
+        reason = (errors.strip().splitlines() or ["no reason given"])[-1]
+        raise ModelNotFoundError(f"The default model is not available ({reason}); {_ADVICE}")
+
+
+@contextmanager
+def _killed_at_the_end(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """A program that does not outlive the block."""
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @contextmanager
