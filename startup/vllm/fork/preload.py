@@ -37,6 +37,7 @@ from startup.vllm.patches.compiler import compiler_imported  # noqa: E402
 from startup.vllm.patches.json_logs import omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
 from startup.vllm.patches.model_registry import inspect_models_in_forks, model_modules  # noqa: E402
+from startup.vllm.patches.quick_shutdown import shut_down_quickly  # noqa: E402
 from startup.vllm.patches.spans import record_spans  # noqa: E402
 from startup.vllm.patches.tokenizers import load_tokenizer_late  # noqa: E402
 
@@ -53,6 +54,7 @@ def _preload(plan: PreloadPlan) -> None:
     omit_prefixes_in_json()
     inspect_models_in_forks()
     make_calls_cheap()
+    shut_down_quickly()
     with ExitStack() as stack:
         stack.enter_context(learned_imports())
         if env.VCLI_LEAN_IMPORTS.get():

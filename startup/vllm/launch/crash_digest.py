@@ -1,7 +1,5 @@
 """Runs vLLM and turns its failure into the digest of the crash, the last lines of this program."""
 
-import atexit
-import os
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -9,6 +7,7 @@ from typing import Final
 from server.exit_codes import ENGINE_DIED, START_FAILED, USAGE
 from startup.crash.output_record import OutputRecord
 from startup.logs.options import LogFormat
+from startup.processes.quick_end import end_without_finalizing
 
 _API_SERVER: Final = "APIServer"
 """vLLM's name of this process."""
@@ -57,19 +56,7 @@ class CrashDigest:
         """Does nothing if vLLM was stopped."""
         from startup.crash.crash_report import build_error, find_crash  # noqa: PLC0415 - only after a failure
 
-        _end_without_finalizing(exit_code)
+        end_without_finalizing(exit_code)  # libraries would report leaks behind the digest
         cause = find_crash(self._record, f"vLLM ended with exit code {vllm_code} and no message")
         if cause is not None:
             raise build_error(cause, self._record, exit_code=exit_code, log_format=self._log_format)
-
-
-def _end_without_finalizing(exit_code: int) -> None:
-    """Runs the exit functions now, and nothing later, when libraries would report leaks."""
-    atexit._run_exitfuncs()
-    atexit.register(_exit, exit_code)
-
-
-def _exit(exit_code: int) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(exit_code)

@@ -27,6 +27,7 @@ from startup.preflight.report import PreflightReport
 from startup.processes import group_signals
 from startup.processes.dormant_forkserver import discard_dormant
 from startup.processes.new_program import start_resource_tracker
+from startup.processes.quick_end import end_without_finalizing
 from startup.session import ListenAddress, StartSession
 from startup.timeline import start_origin
 from startup.timeline.subject import StartSubject
@@ -84,7 +85,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         start = _VllmStart(vllm, line, options, timeline)
         reason = start.disabled_reason
         if reason is None:
-            return start.run()
+            return end_without_finalizing(start.run())
     if not reason.is_requested:
         logger.warning("vLLM %s starts without preloading: %s", vllm.version, reason.text)
     if line.is_for_help and env.VCLI_LEAN_IMPORTS.get():

@@ -1,5 +1,6 @@
 """The engine process: starts workers and answers API servers."""
 
+import gc
 import logging
 import os
 import signal
@@ -21,7 +22,17 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 IMPORTED_IN = os.getpid()
 
 
-class EngineCoreProc:
+class EngineCore:
+    def __init__(self, executor: MultiprocExecutor) -> None:
+        self._executor = executor
+
+    def shutdown(self) -> None:
+        self._executor.shutdown()
+        gc.unfreeze()
+        print(f"EngineCore ends with {gc.get_freeze_count()} frozen objects", flush=True)
+
+
+class EngineCoreProc(EngineCore):
     @staticmethod
     def run_engine_core(config: EngineConfig, ready: Connection) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
@@ -39,6 +50,7 @@ class EngineCoreProc:
         except Exception:
             logging.getLogger("vllm.engine").exception("EngineCore failed to start.")
             raise
+        engine_core = EngineCoreProc(executor)
         try:
             while config.gate is not None and not Path(config.gate).exists():
                 time.sleep(0.01)
@@ -48,7 +60,7 @@ class EngineCoreProc:
                     connection = listener.accept()
                     threading.Thread(target=_answer, args=(executor, connection, inspected), daemon=True).start()
         finally:
-            executor.shutdown()
+            engine_core.shutdown()
 
 
 def _answer(executor: MultiprocExecutor, connection: Connection, inspected: Inspected | None) -> None:
