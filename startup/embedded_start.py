@@ -181,7 +181,7 @@ class _EmbeddedStart:
         with self._span("prepare_start_method"):
             ensure_temp_folder()
             self._record = OutputRecord(Path(util.get_temp_dir()))
-            self._record.begin_process("api")
+            self._record.begin_process("api", is_watched=False)
             os.environ[env.VCLI_LOG_FORMAT.name] = self._config.log_format  # for the forkserver
             context = use_start_method(self._config.start_method)
             if context.get_start_method() != "forkserver":

@@ -52,8 +52,11 @@ class OutputRecord:
         with suppress(OSError):
             self._fd = move_up(os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
-    def begin_process(self, name: str) -> None:
-        """Copies this process's output from now on, and its stack if a signal ends it."""
+    def begin_process(self, name: str, *, is_watched: bool = True) -> None:
+        """Copies this process's output from now on.
+
+        If a signal ends it, its stack is kept, too, or shown if no other process would read it.
+        """
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 _copy_writes(stream, self)
@@ -63,7 +66,7 @@ class OutputRecord:
             self._state_fd = move_up(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
             os.write(self._state_fd, f"{name}\n".encode())
             if not faulthandler.is_enabled():
-                faulthandler.enable(self._state_fd)
+                faulthandler.enable(self._state_fd if is_watched else 2, all_threads=is_watched)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

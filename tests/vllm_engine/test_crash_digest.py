@@ -20,7 +20,7 @@ from tests.vllm_engine.crashes.crashes import CRASHES, Crash
 from tests.vllm_engine.preflight.start_folders import StartFolders
 from tests.waiting import wait_until
 
-_END_S = 120.0
+_END_S = 300.0
 _FAILED = 3
 _SMALL = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
 

@@ -20,7 +20,7 @@ class CrashDigest:
         self._record = record
         self._log_format = log_format
         self._has_engine_died = False
-        record.begin_process(_API_SERVER)
+        record.begin_process(_API_SERVER, is_watched=False)
 
     def note_engine_death(self) -> None:
         """vLLM will return, with exit code 0, because its engine has died."""

@@ -1,21 +1,27 @@
 """Crashes of real vLLM: how each is provoked, and what the digest must tell."""
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-Process = Literal["API server", "EngineCore", "Worker"]
+Process = Literal["APIServer", "EngineCore", "Worker"]
 
-_NAMES: Final[dict[Process, str]] = {"API server": "MainProcess", "EngineCore": "EngineCore", "Worker": "VllmWorker"}
+_NAMES: Final[dict[Process, str]] = {"APIServer": "MainProcess", "EngineCore": "EngineCore", "Worker": "VllmWorker"}
 """multiprocessing's names."""
 _CPU: Final = "vllm.v1.worker.cpu_worker:CPUWorker"
 _GPU: Final = "vllm.v1.worker.gpu_worker:Worker"
 _RUNNER: Final = "vllm.v1.worker.cpu_model_runner:CPUModelRunner"
 _CORE: Final = "vllm.v1.engine.core:EngineCore"
+_SCHEDULER: Final = "vllm.v1.core.sched.scheduler:Scheduler"
 _CONFIG: Final = "vllm.engine.arg_utils:EngineArgs.create_engine_config"
 
+_API: Final = "vllm.v1.engine"
+_LAUNCHERS: Final = "vllm.entrypoints.launchers"
 _LOADING: Final = "while it loaded the model"
 _DEVICE: Final = "while it prepared the device"
 _SERVING: Final = "while it served"
+_MEMORY: Final = "while it measured memory"
+_RESERVING: Final = "while it reserved the KV cache"
+_WARM_UP: Final = "while it warmed up"
 _KILLED: Final = "SIGKILL, not by the kernel's OOM killer"
 
 
@@ -41,24 +47,135 @@ class Crash:
     num_workers: int = 1
 
 
-def _raises(process: Process, place: str, error: str, *, phase: str = "", cause: str | None = None) -> Crash:
-    return Crash(process=process, phase=phase, cause=cause, text=error, at=f"{_NAMES[process]} {place} {error}")
+def _raises(
+    process: Process, place: str, error: str, *, phase: str = "", cause: str | None = None, **more: Any
+) -> Crash:
+    """An exception, which vLLM's own code raises in a function."""
+    text = error.partition(": ")[2]
+    return Crash(process=process, phase=phase, cause=cause, text=text, at=f"{_NAMES[process]} {place} {error}", **more)
 
 
-def _signal(process: Process, place: str, name: str, *, phase: str = "") -> Crash:
+def _signal(process: Process, place: str, name: str, *, phase: str = "", **more: Any) -> Crash:
+    """A signal, which ends a process in a function."""
     cause = {"SIGKILL": "killed-from-outside", "SIGILL": "illegal-instruction"}.get(name, "native-crash")
     text = _KILLED if name == "SIGKILL" else f"crashed with {name}"
-    return Crash(process=process, phase=phase, cause=cause, text=text, at=f"{_NAMES[process]} {place} {name}")
+    return Crash(process=process, phase=phase, cause=cause, text=text, at=f"{_NAMES[process]} {place} {name}", **more)
+
+
+def _faulty(process: Process, *words: str, text: str, cause: str | None, phase: str = "", **more: Any) -> Crash:
+    """A fault of model, flags or machine that vLLM finds itself."""
+    return Crash(process=process, phase=phase, cause=cause, text=text, words=words, **more)
 
 
 CRASHES: Final[dict[str, Crash]] = {
-    "api-config": _raises("API server", _CONFIG, "NameError: a test", phase="while it read its configuration"),
-    "engine-caches": _raises("EngineCore", f"{_CORE}._initialize_kv_caches", "NameError: a test"),
-    "engine-caches-killed": _signal("EngineCore", f"{_CORE}._initialize_kv_caches", "SIGKILL"),
-    "engine-caches-segv": _signal("EngineCore", f"{_CORE}._initialize_kv_caches", "SIGSEGV"),
-    "worker-device": _raises("Worker", f"{_CPU}.init_device", "NameError: a test", phase=_DEVICE),
+    # Exceptions, process by process and phase by phase.
+    "api-config": _raises(
+        "APIServer", _CONFIG, "NameError: name 'x'", phase="while it read its configuration", cause="error-in-code"
+    ),
+    "api-tokenizer": _raises("APIServer", f"{_API}.async_llm:InputProcessor.__init__", "ValueError: no tokenizer"),
+    "api-routes": _raises("APIServer", f"{_LAUNCHERS}.api_server.entry:init_app_state", "ValueError: no routes"),
+    "engine-begins": _raises("EngineCore", f"{_CORE}.__init__", "ValueError: no engine"),
+    "engine-caches": _raises("EngineCore", f"{_CORE}._initialize_kv_caches", "ValueError: no caches"),
+    "engine-scheduler": _raises("EngineCore", f"{_SCHEDULER}.__init__", "ValueError: no order"),
+    "engine-os-error": _raises(
+        "EngineCore",
+        f"{_CORE}._initialize_kv_caches",
+        "OSError: [Errno 28] No space left on device",
+        cause="disk-full",
+    ),
+    "worker-device": _raises("Worker", f"{_CPU}.init_device", "ValueError: no device", phase=_DEVICE),
+    "worker-driver": _raises(
+        "Worker",
+        f"{_CPU}.init_device",
+        "RuntimeError: The NVIDIA driver on your system is too old (found version 11040)",
+        phase=_DEVICE,
+        cause="driver-too-old",
+    ),
+    "worker-load": _raises("Worker", f"{_GPU}.load_model", "ValueError: no weights here", phase=_LOADING),
+    "worker-load-import": _raises(
+        "Worker",
+        f"{_GPU}.load_model",
+        "ImportError: libcudart.so.12: cannot open shared object file: No such file or directory",
+        phase=_LOADING,
+        cause="library-missing",
+    ),
+    "worker-gpu-memory": _raises(
+        "Worker",
+        f"{_GPU}.load_model",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+        phase=_LOADING,
+        cause="gpu-out-of-memory",
+    ),
+    "worker-cpu-memory": _raises(
+        "Worker",
+        f"{_GPU}.load_model",
+        "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        phase=_LOADING,
+        cause="host-out-of-memory",
+    ),
+    "worker-nccl": _raises(
+        "Worker",
+        f"{_CPU}.init_device",
+        "torch.distributed.DistBackendError: NCCL error in: x.cpp:7, unhandled system error",
+        phase=_DEVICE,
+        cause="nccl-failed",
+    ),
+    "worker-memory": _raises("Worker", f"{_CPU}.determine_available_memory", "ValueError: no memory", phase=_MEMORY),
+    "worker-reserves": _raises("Worker", f"{_GPU}.initialize_from_config", "ValueError: no room", phase=_RESERVING),
+    "worker-warms-up": _raises("Worker", f"{_CPU}.compile_or_warm_up_model", "ValueError: too cold", phase=_WARM_UP),
+    "second-worker": _raises("Worker", f"{_GPU}.load_model", "ValueError: no second", phase=_LOADING, num_workers=2),
+    # Signals.
+    "engine-killed": _signal("EngineCore", f"{_CORE}._initialize_kv_caches", "SIGKILL"),
+    "engine-segv": _signal("EngineCore", f"{_CORE}._initialize_kv_caches", "SIGSEGV"),
+    "engine-aborts": _signal("EngineCore", f"{_CORE}.__init__", "SIGABRT"),
     "worker-device-killed": _signal("Worker", f"{_CPU}.init_device", "SIGKILL"),
-    "worker-load": _raises("Worker", f"{_GPU}.load_model", "KeyError: a", phase=_LOADING),
-    "worker-load-killed": _signal("Worker", f"{_GPU}.load_model", "SIGKILL"),
-    "worker-load-aborts": _signal("Worker", f"{_RUNNER}.load_model", "SIGABRT", phase=_LOADING),
+    "worker-device-ill": _signal("Worker", f"{_CPU}.init_device", "SIGILL", phase=_DEVICE),
+    "worker-load-killed": _signal("Worker", f"{_RUNNER}.get_model", "SIGKILL", phase=_LOADING),
+    "worker-load-segv": _signal("Worker", f"{_RUNNER}.load_model", "SIGSEGV", phase=_LOADING),
+    "worker-load-aborts": _signal("Worker", f"{_GPU}.load_model", "SIGABRT", phase=_LOADING),
+    "worker-memory-killed": _signal("Worker", f"{_CPU}.determine_available_memory", "SIGKILL"),
+    "worker-warms-up-segv": _signal("Worker", f"{_CPU}.compile_or_warm_up_model", "SIGSEGV", phase=_WARM_UP),
+    "second-worker-killed": _signal("Worker", f"{_GPU}.load_model", "SIGKILL", num_workers=2),
+    "engine-exits": Crash(
+        process="EngineCore",
+        cause="process-vanished",
+        text="died unexpectedly with exit code 7",
+        at=f"EngineCore {_CORE}._initialize_kv_caches exit 7",
+    ),
+    "worker-exits": Crash(
+        process="Worker",
+        cause="process-vanished",
+        text="died unexpectedly with exit code 9",
+        at=f"VllmWorker {_GPU}.load_model exit 9",
+    ),
+    # While it serves.
+    "serving-engine": _raises(
+        "EngineCore", f"{_CORE}.step_with_batch_queue", "ValueError: no step", phase=_SERVING, is_serving=True
+    ),
+    "serving-engine-killed": _signal("EngineCore", f"{_CORE}.add_request", "SIGKILL", phase=_SERVING, is_serving=True),
+    "serving-engine-segv": _signal("EngineCore", f"{_CORE}.add_request", "SIGSEGV", phase=_SERVING, is_serving=True),
+    "serving-worker": _raises("Worker", f"{_GPU}.execute_model", "ValueError: no token", is_serving=True),
+    "serving-worker-killed": _signal("Worker", f"{_GPU}.execute_model", "SIGKILL", phase=_SERVING, is_serving=True),
+    "serving-worker-segv": _signal("Worker", f"{_GPU}.execute_model", "SIGSEGV", is_serving=True),
+    # Faults that the preflight would find.
+    "model-truncated": _faulty("Worker", text="", cause="weights-damaged", model="{truncated}", phase=_LOADING),
+    "model-pointer": _faulty("Worker", text="", cause="weights-damaged", model="{lfs}", phase=_LOADING),
+    "model-shard-missing": _faulty("Worker", text="", cause="weights-missing", model="{missing_shard}"),
+    "model-wrong-shape": _faulty("Worker", text="", cause="weights-do-not-match", model="{wrong_shape}"),
+    "model-no-tokenizer": _faulty("APIServer", text="", cause="tokenizer-missing", model="{no_tokenizer}"),
+    "model-broken-tokenizer": _faulty("APIServer", text="", cause=None, model="{broken_tokenizer}"),
+    "model-architecture": _faulty(
+        "APIServer", text="LlamoForCausalLM", cause="architecture-unsupported", model="{unknown_architecture}"
+    ),
+    "flags-too-long": _faulty("APIServer", "--max-model-len", "999999", text="", cause="max-model-len-too-long"),
+    "flags-heads": _faulty("APIServer", "-tp", "3", text="", cause="not-divisible", num_workers=2),
+    "flags-adapter": _faulty(
+        "APIServer", "--enable-lora", "--lora-modules", "a=/missing", text="/missing", cause="lora-missing"
+    ),
+    "flags-template": _faulty("APIServer", "--chat-template", "/missing.jinja", text="", cause="chat-template-missing"),
+    "flags-middleware": _faulty("APIServer", "--middleware", "no_such.Class", text="no_such", cause="library-missing"),
+    "flags-certificate": _faulty(
+        "APIServer", "--ssl-certfile", "/no.pem", "--ssl-keyfile", "/no.key", text="", cause=None
+    ),
+    "machine-kv-cache": _faulty("EngineCore", "--kv-cache-memory-bytes", "100K", text="", cause="kv-cache-too-small"),
 }
