@@ -43,8 +43,9 @@ ENDINGS: Final = (
     "Error executing method",
     "Engine background task failed",
     "AsyncLLM output_handler failed",
+    "the engine failed",
 )
-"""Messages before the traceback that ends a process."""
+"""Messages before the traceback that ends a process; the last one is the embedded engine's."""
 REPEATS: Final = (
     "Engine core initialization failed",
     "Engine process failed to start",
