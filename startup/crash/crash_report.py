@@ -79,13 +79,13 @@ def write_termination_message(text: str) -> None:
             file.write(shown)
 
 
-def find_crash(record: OutputRecord, otherwise: str) -> Cause | None:
+def find_crash(record: OutputRecord, otherwise: str | None) -> Cause | None:
     """What ended the server; None if it was stopped. Without a sign in the record, the text `otherwise`."""
     cause = None
     with suppress(OSError), record.file.open("rb") as stream:
         cause = find_cause(read_lines(stream))
     if cause is None:
-        return Cause("API server", "", otherwise, None, 1)
+        return Cause("API server", "", otherwise, None, 1) if otherwise else None
     return None if cause.known is STOPPED else cause
 
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -136,7 +137,8 @@ class _VllmStart:
             if self._is_headless:
                 session.stack.callback(self._learn)
                 session.notify_ready("node without an API server: its readiness is not known")
-            return self._crash_digest.run(self._run_vllm, lambda: self._is_ready)
+            has_api_server = not self._is_headless
+            return self._crash_digest.run(self._run_vllm, lambda: self._is_ready, has_api_server=has_api_server)
 
     def _prepare_vllm(self, session: StartSession) -> None:
         """All steps with the journal until vLLM's own start."""
@@ -225,15 +227,16 @@ class _VllmStart:
             self._start_anew(env.VCLI_LEAN_IMPORTS.name, "0")
         self._journal.mark_loaded_modules()
         wait = EngineWait()
-        wait.add(functools.partial(self._import_rest, is_lean=is_lean))
+        wait.add(functools.partial(self._import_rest, wait, is_lean=is_lean))
         wait.hook()
         start_engine_early(wait)
         reuse_tokenizer()
 
-    def _import_rest(self, *, is_lean: bool) -> None:
+    def _import_rest(self, wait: EngineWait, *, is_lean: bool) -> None:
         """What the engine's start does not need is imported while the engine loads its model."""
+        modules = (*SERVING_MODULES, *LATER_MODULES, *self._profile.api_modules)
         with self._journal.span("import_api_server"):
-            import_rest((*SERVING_MODULES, *LATER_MODULES, *self._profile.api_modules), is_lean=is_lean)
+            import_rest(takewhile(lambda _: not wait.has_failed, modules), is_lean=is_lean)
 
     def _run_vllm(self) -> int:
         try:

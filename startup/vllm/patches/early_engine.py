@@ -148,14 +148,20 @@ class EngineWait:
 
     def __init__(self) -> None:
         self._work: list[Callable[[], None]] = []
+        self._waiting: _Waiting | None = None
 
     def add(self, work: Callable[[], None]) -> None:
         """Work in order of addition; an error ends the start, as it does outside the wait."""
         self._work.append(work)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the engine has failed while the work is being done, which is of no use then."""
+        return self._waiting is not None and self._waiting.error is not None
+
     def do_work(self) -> None:
         """Does what is left."""
-        while self._work:
+        while self._work and not self.has_failed:
             self._work.pop(0)()
 
     def hook(self) -> None:
@@ -169,7 +175,7 @@ class EngineWait:
             if not self._work or not is_main:
                 wait(*args, **kwargs)
                 return
-            waiting = _Waiting(functools.partial(wait, *args, **kwargs))
+            waiting = self._waiting = _Waiting(functools.partial(wait, *args, **kwargs))
             try:
                 self.do_work()
                 waiting.join()
@@ -185,15 +191,15 @@ class _Waiting:
 
     def __init__(self, wait: Callable[[], None]) -> None:
         self._wait = wait
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="vllm-engine-wait", daemon=True)
         group_signals.start_thread(self._thread)
 
     def join(self) -> None:
         """Waits until the engine is ready; raises what vLLM's wait raises."""
         self._thread.join()
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
     def end(self, arguments: tuple[Any, ...]) -> None:
         """Stops the engine, which ends the wait: its socket must not be closed while the thread reads it."""
@@ -209,4 +215,4 @@ class _Waiting:
         try:
             self._wait()
         except BaseException as err:  # noqa: BLE001 - raised by `join`
-            self._error = err
+            self.error = err

@@ -76,6 +76,16 @@ def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash: str, c
         assert cause in second
 
 
+def test_a_node_without_an_api_server_tells_the_end_of_its_engine(folder: Path) -> None:
+    with FakeStart(folder, "--headless") as start:
+        start.wait_for_line("headless engine")
+        start.named("VLLM::EngineCor").kill()
+        assert start.process.wait(60) == 1
+        first, second, *_ = _digest(start.text)
+        assert first.startswith("Error: EngineCore (pid ")
+        assert _KILLED in second
+
+
 def test_a_stopped_server_has_no_digest(folder: Path) -> None:
     with FakeStart(folder) as start:
         start.wait_until_ready()
