@@ -22,7 +22,7 @@ _MAX_ITEMS = 999
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where the resolved model is on disk, as found by `startup.model.location`."""
+    """Where the resolved model is on disk, as found by `startup.model.file_plan`."""
 
     path: Path
     """Folder with config.json and weights."""

@@ -1,1 +1,1 @@
-"""The model's files: `location` finds them, `hub` downloads them, `checkpoint_folder` checks a folder."""
+"""The model's files: `request` says what is wanted, `file_plan` which files these are and where."""

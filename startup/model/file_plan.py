@@ -92,29 +92,6 @@ class FilePlan:
             return None
         return ModelFiles(path=model.folder, tokenizer_path=tokenizer.folder)
 
-    @property
-    def hub_cache(self) -> Path | None:
-        """The cache of all repositories of this plan; vLLM finds them offline if HF_HUB_CACHE is this one.
-
-        None if there are several, or if the plan has only folders.
-        """
-        caches = {place.cache_dir for place in self.places if place.kind in ("snapshot", "hub")}
-        return caches.pop() if len(caches) == 1 else None
-
-    @property
-    def unknown_need(self) -> str | None:
-        """What vLLM may ask the hub for beside the files of this plan; None if it needs nothing else."""
-        if self.request.uses_modelscope:
-            return "models of ModelScope"
-        if self.request.engine == "embedded" or self.model.folder is None:
-            return None
-        config = read_json_object(self.model.folder / "config.json").content
-        code = config.get("auto_map")
-        if self.request.trusts_remote_code and isinstance(code, dict) and "--" in str(list(code.values())):
-            return "the model's code in another repository"
-        others = (key for key, value in config.items() if key.endswith("_model_id") and isinstance(value, str))
-        return next((f"the model that {key} of config.json names" for key in others), None)
-
     @cached_property
     def read_order(self) -> tuple[Path, ...]:
         """The files on disk that the start reads, in its order: configuration and tokenizer, then weights."""

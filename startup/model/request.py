@@ -76,7 +76,6 @@ class ModelRequest:
     draft: DraftModel | None = None
     uses_modelscope: bool = False
     """VLLM_USE_MODELSCOPE: models come from ModelScope instead of the Hugging Face hub."""
-    trusts_remote_code: bool = False
 
     @classmethod
     def of(cls, config: "ModelConfig", *, adapters: Iterable[Adapter] = ()) -> "ModelRequest":

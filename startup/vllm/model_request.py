@@ -50,7 +50,6 @@ def read_model_request(
         adapters=tuple(_adapters(lists.get("--lora-modules", ()), values)),
         draft=_draft(_settings(values, *_SPECULATIVE)),
         uses_modelscope=foreign.text_of("VLLM_USE_MODELSCOPE").strip().lower() in ("1", "true"),
-        trusts_remote_code=values.get("--trust-remote-code", "false").lower() != "false",
     )
 
 

@@ -4,7 +4,6 @@ tests/vllm_engine/test_opened_files.py compares plans with what real vLLM opens.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -326,34 +325,6 @@ def test_each_file_of_the_real_model_is_planned_once(model_path: Path) -> None:
     assert len(planned) == len(set(planned))
     assert planned[-1].name == "model.safetensors"
     assert model_path / "tokenizer.json" in planned
-
-
-@pytest.mark.parametrize(
-    ("content", "settings", "need"),
-    [
-        ("{}", {}, None),
-        ('{"audio_model_id": "org/ears"}', {}, "the model that audio_model_id of config.json names"),
-        ('{"auto_map": {"AutoModel": "org/x--modeling.X"}}', {}, None),
-        (
-            '{"auto_map": {"AutoModel": "org/x--modeling.X"}}',
-            {"trusts_remote_code": True},
-            "the model's code in another repository",
-        ),
-        ("{}", {"uses_modelscope": True}, "models of ModelScope"),
-    ],
-)
-def test_what_the_plan_cannot_know_is_named(
-    model: Path, content: str, settings: dict[str, bool], need: str | None
-) -> None:
-    (model / "config.json").write_text(content)
-    plan = plan_files(ModelRequest(model=str(model), engine="vllm", **settings))  # type: ignore[arg-type]
-    assert plan.unknown_need == need
-
-
-def test_one_cache_has_all_repositories_or_several(cache: Path, tmp_path: Path) -> None:
-    request = ModelRequest(model="org/model", tokenizer="org/words", engine="vllm")
-    assert plan_files(request).hub_cache == cache
-    assert plan_files(replace(request, model=str(tmp_path), tokenizer=None)).hub_cache is None
 
 
 def test_a_missing_folder_has_nothing_to_read(tmp_path: Path) -> None:
