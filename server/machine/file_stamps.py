@@ -1,6 +1,7 @@
 """Detects changed files and folders by what the file system records about them."""
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
@@ -37,6 +38,16 @@ def read_stamp(path: str | os.PathLike[str]) -> FileStamp:
     except (OSError, ValueError):
         return MISSING
     return FileStamp(found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def store_stamps(paths: Iterable[str]) -> dict[str, StoredStamp]:
+    """The stamps of files now, for a record that is valid while they are the same."""
+    return {path: read_stamp(path).stored for path in paths}
+
+
+def are_unchanged(stamps: Mapping[str, Sequence[int]]) -> bool:
+    """Whether all files are as `store_stamps` found them."""
+    return all(read_stamp(path).stored == tuple(stamp) for path, stamp in stamps.items())
 
 
 def read_folder(folder: Path) -> FolderStamps:

@@ -20,7 +20,7 @@ _PARSER: Final = ("parser", "serve_parser")
 _PLATFORM_HOOK: Final = "pre_register_and_update"
 """Lets a platform change the parser; those of vLLM add no flag."""
 _BOUNDS: Final = {"gt": "above", "lt": "below", "ge": "least", "le": "most"}
-_NONE_AS_TEXT: Final = "append('None')"
+_NONE_AS_TEXT: Final = 'append("None")'
 """What vLLM before 0.31 adds to the choices of an optional value, which does not allow to leave it out."""
 _FOLDED: Final = "lambda s: s.lower().replace('-', '_')"
 
@@ -382,6 +382,4 @@ def _called(call: ast.Call) -> str:
 def _conversion_source(definitions: Definitions) -> str:
     """The function of vLLM that derives a flag from a field, without its documentation."""
     module = definitions.module(_ARGUMENTS)
-    names: Iterator[str] = iter(("_compute_kwargs", "get_kwargs"))
-    functions = (module.function(name) for name in names) if module is not None else ()
-    return "".join(ast.unparse(function) for function in functions if function is not None)
+    return "".join(map(module.function_source, ("_compute_kwargs", "get_kwargs"))) if module is not None else ""

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from server.machine.file_stamps import read_stamp
+from server.machine.file_stamps import are_unchanged, store_stamps
 from server.machine.files import write_whole
 from startup.caches.folders import layers
 from startup.hooks.sources import Sources, installed_package
@@ -35,7 +35,7 @@ def read_facts(vllm: InstalledVllm) -> VllmFacts:
     for path in paths:
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             content = json.loads(path.read_bytes())
-            if all(read_stamp(name).stored == tuple(stamp) for name, stamp in content["files"].items()):
+            if are_unchanged(content["files"]):
                 return _decode(content["facts"])
     from startup.vllm.facts.source_reader import read_sources
 
@@ -44,8 +44,9 @@ def read_facts(vllm: InstalledVllm) -> VllmFacts:
     files = [*map(str, (*sources.looked_at, *Path(__file__).parent.glob("*.py"))), *folders]
     with suppress(OSError):
         paths[0].parent.mkdir(parents=True, exist_ok=True)
-        stamps = {file: read_stamp(file).stored for file in files}
-        write_whole(paths[0], json.dumps({"files": stamps, "facts": facts._asdict()}, separators=(",", ":")))
+        write_whole(
+            paths[0], json.dumps({"files": store_stamps(files), "facts": facts._asdict()}, separators=(",", ":"))
+        )
     return facts
 
 

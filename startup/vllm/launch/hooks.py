@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 from envs.registry import env
-from server.machine.file_stamps import read_stamp
+from server.machine.file_stamps import are_unchanged, store_stamps
 from server.machine.files import write_whole
 from startup.caches.folders import layers
 from startup.hooks.check import Finding, check_hooks
@@ -68,11 +68,11 @@ def check_installed(vllm: InstalledVllm) -> tuple[Finding, ...]:
     for path in paths:
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             content = json.loads(path.read_bytes())
-            if all(read_stamp(name).stored == tuple(stamp) for name, stamp in content["files"].items()):
+            if are_unchanged(content["files"]):
                 return tuple(Finding(hook, state, tuple(reasons)) for hook, state, reasons in content["findings"])
     sources = Sources(installed_package)
     findings = tuple(check_hooks(HOOKS, sources, vllm.release))
-    files = {str(file): read_stamp(file).stored for file in sources.looked_at}
+    files = store_stamps(map(str, sources.looked_at))
     with suppress(OSError):
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         write_whole(paths[0], json.dumps({"files": files, "findings": findings}))
