@@ -120,6 +120,18 @@ DEVICES: Final = (
         "Leave out --attention-backend and --kv-cache-dtype, or use an older vLLM or a newer GPU.",
     ),
     KnownCause(
+        "backend-unsupported",
+        "the backend that a flag chooses does not compute this model",
+        ("_backend=… is not supported for",),
+        "Leave out --moe-backend and similar flags: vLLM chooses one that fits; or take one that the text names.",
+    ),
+    KnownCause(
+        "deep-gemm-failed",
+        "DeepGEMM cannot compute this model on this GPU",
+        ("Unknown SF transformation",),
+        "VLLM_USE_DEEP_GEMM=0, or a newer vLLM.",
+    ),
+    KnownCause(
         "no-pinned-memory",
         "vLLM needs pinned memory, which WSL does not always have",
         ("UVA is not available",),

@@ -29,6 +29,7 @@ MODEL: Final = (
             "must be divisible by tensor parallel size",
             "must be divisible by tensor model parallel size",
             "must be divisible by ep_size",
+            "is not aligned with the quantized weight shape",
             "is not divisible by",
         ),
         "Choose a --tensor-parallel-size that divides the model's attention heads, often 1, 2, 4 or 8; the rest of "
@@ -56,6 +57,7 @@ MODEL: Final = (
             "ModuleNotFoundError: No module named",
             "Please install vllm[",
             "ImportError: Please install",
+            "requires the following packages that were not found in your environment",
             "NIXL is not available",
             "DeepGEMM backend is not available",
         ),
