@@ -79,7 +79,7 @@ test-newest:
 	  --upgrade --upgrade-strategy eager '$(TORCH)' -e '.[embedded,dev,otel]'
 	# Beyond the upper bound of pyproject.toml, to learn whether it can be raised.
 	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --upgrade uvicorn
-	$(NEWEST_VENV)/bin/python -m startup.model
+	$(NEWEST_VENV)/bin/python -m startup.download
 	$(NEWEST_VENV)/bin/python .ci/newest.py -n $(JOBS) --dist worksteal $(ARGS)
 
 test-vllm-versions: $(INSTALLED_DEV)
@@ -149,5 +149,5 @@ $(INSTALLED_DEV): pyproject.toml constraints.txt | $(INSTALLED)
 	@touch $@
 
 $(DEFAULT_MODEL): | $(INSTALLED)
-	$(BIN)/python -m startup.model
+	$(BIN)/python -m startup.download
 	@touch $@

@@ -63,6 +63,10 @@ class Environment:
         "Process id of the API process: the forkserver exits with it; set by the launcher.", minimum=1
     )
     VCLI_GIVEN_VARIABLES = text("A template process's variables before it changed them, as JSON; set by itself.")
+    VCLI_HUB_OFFLINE = boolean(True, "Make vLLM send no requests to the hub once everything it reads is on disk.")
+    VCLI_HUB_ENDPOINTS = text(
+        "All addresses of HF_ENDPOINT, in which the launcher leaves the first one; set by the launcher."
+    )
     VCLI_BAKED = text("Folder that `vllm-cli bake` has written; /opt/vllm-cli/baked if unset, `off` uses none.")
     VCLI_TERMINATION_LOG = path(
         lambda: Path("/dev/termination-log"),
@@ -103,7 +107,10 @@ class Environment:
     HF_HOME = path(lambda: env.XDG_CACHE_HOME.get() / "huggingface", "Folder of Hugging Face's caches.")
     HF_HUB_CACHE = path(lambda: env.HF_HOME.get() / "hub", "Folder of models downloaded from the hub.")
     HF_TOKEN = text("Token for gated and private models if --hf-token is not given.")
-    HF_ENDPOINT = text("Address of a mirror of the Hugging Face hub; the hub itself if unset.")
+    HF_ENDPOINT = text(
+        "Address of a mirror of the Hugging Face hub; the hub itself if unset. Several, with commas between them, are "
+        "tried in this order."
+    )
 
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL = text("Protocol of --otlp-traces-endpoint: grpc or http/protobuf.")
     OPENAI_API_KEY = text("Key that clients such as `chat` and `bench` send if --api-key is not given.")

@@ -99,6 +99,12 @@ class StartupConfig:
         "End a start that takes longer, naming the phase and the position of every thread.",
         above=0,
     )
+    download_timeout_s: float | None = setting(
+        None,
+        "--download-timeout",
+        "End a start whose download takes longer; a connection that delivers nothing is replaced without it.",
+        above=0,
+    )
     startup_report: Path | None = setting(
         None,
         "--startup-report",

@@ -33,6 +33,8 @@ from startup.caches.baked import use_baked_bytecode
 from startup.causes.phase import SERVING
 from startup.config import StartupConfig
 from startup.crash.output_record import OutputRecord
+from startup.download.endpoints import use_first_endpoint
+from startup.download.obtain import finish_download
 from startup.engine import process as engine_process
 from startup.engine.starter import EngineStarter
 from startup.errors import EngineBootError, PortInUseError
@@ -40,7 +42,6 @@ from startup.imports.heavy import end_stand_ins, import_vision
 from startup.imports.learned_imports import learn, learned_imports
 from startup.logs.setup import configure_logging
 from startup.model.file_plan import FilePlan, plan_files
-from startup.model.obtain import resolve_model
 from startup.model.request import ModelRequest
 from startup.preflight.report import PreflightReport
 from startup.probes.responder_process import OpenChannel, open_plain
@@ -57,6 +58,7 @@ from startup.timeline.timeline import PhaseTimeline
 if TYPE_CHECKING:
     from server.renderers.base import BaseRenderer
     from server.run import ServerRun
+    from startup.download.process import DownloadHandle
     from startup.probes.embedded_probes import EmbeddedProbes
 
 _ENGINE_SPAN: Final = "start_engine_process"
@@ -68,6 +70,7 @@ def start_embedded(config: StartupConfig) -> int:
     Raises:
         StartupError: the server cannot start; no process, socket or file of this start is left.
     """
+    use_first_endpoint()
     timeline = PhaseTimeline.from_process_start()
     use_baked_bytecode()
     session = StartSession(_subject_of(config), timeline, is_private=config.server.network.api_key_everywhere)
@@ -97,6 +100,7 @@ class _EmbeddedStart:
         self._config = config
         self._session = session
         self._span = session.timeline.span
+        self._download: DownloadHandle | None = None
         self._record: OutputRecord | None = None
         self._engine: EngineStarter | None = None
         self.lifecycle = Lifecycle(num_restarts=config.server.lifecycle.engine_restarts)
@@ -131,6 +135,7 @@ class _EmbeddedStart:
         self._session.show_progress()
         with self._span("locate_model"):
             plan = plan_files(ModelRequest.of_start(self._config))
+        self._download = self._session.download(plan, self._config.download_timeout_s)
         context = self._prepare_start_method(plan.files)
         is_warm = start_origin.warm is not None and plan.files is not None
         prepare = self._prepare_warm if is_warm else self._prepare_cold
@@ -144,7 +149,7 @@ class _EmbeddedStart:
         """The forkserver imports meanwhile; the engine is requested when the model is known to be usable."""
         self._session.prefetch(plan.prefetched, self._config.prefetch)
         self._check(plan)
-        files = plan.files or self._download(plan)
+        files = plan.files or self._finish_download(plan)
         engine = self._begin_engine(context, files)
         with learned_imports():
             return _Prepared(self._prepare_renderer(files), engine)
@@ -204,12 +209,12 @@ class _EmbeddedStart:
 
         self._session.check(check, self._config.preflight)
 
-    def _download(self, plan: FilePlan) -> ModelFiles:
-        """Downloads what is not on disk; the files are read into the page cache afterwards."""
+    def _finish_download(self, plan: FilePlan) -> ModelFiles:
+        """Imports the HTTP server while the model is downloaded; what was written is in the page cache."""
+        with learned_imports():
+            self._import_server()
         with self._span("resolve_model"):
-            files = resolve_model(plan.request, self._session.state.set_detail, plan=plan)
-        self._session.prefetch(plan_files(plan.request).prefetched, self._config.prefetch)
-        return files
+            return finish_download(plan, self._download, self._session.state.set_detail)
 
     def _begin_engine(self, context: BaseContext, files: ModelFiles) -> EngineStarter:
         """Starts the engine process; a forkserver starts it once it has finished its imports."""
@@ -222,20 +227,21 @@ class _EmbeddedStart:
 
     def _prepare_renderer(self, files: ModelFiles) -> "BaseRenderer":
         """Imports the HTTP server, then loads and runs the tokenizer once."""
-        self._import_server(files)
+        if self._download is None:
+            self._import_server()
+        if self._config.renderer.max_images and accepts_images(files.path):
+            with self._span("import_vision"):
+                import_vision()
         renderer = self._load_renderer(files)
         with self._span("warm_up_renderer"):
             renderer.warm_up()
         return renderer
 
-    def _import_server(self, files: ModelFiles) -> None:
+    def _import_server(self) -> None:
         with self._span("import_server"):
             import server.renderers.registry
             import server.run  # noqa: F401 - used by the steps that follow
         end_stand_ins()
-        if self._config.renderer.max_images and accepts_images(files.path):
-            with self._span("import_vision"):
-                import_vision()
 
     def _load_renderer(self, files: ModelFiles) -> "BaseRenderer":
         from server.renderers.registry import build_renderer

@@ -6,6 +6,7 @@ A start strategy calls its methods in the order of its own start: `startup.embed
 
 import logging
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -17,7 +18,9 @@ from server.types import EngineInfo
 from startup.caches.baked import PAGES, find_baked
 from startup.config import PreflightMode
 from startup.deadline import StartDeadline
+from startup.download.obtain import begin_download
 from startup.errors import StartupError
+from startup.model.file_plan import FilePlan
 from startup.outcome import save_failed_start, save_ready_start
 from startup.prefetch.libraries import plan_libraries
 from startup.prefetch.options import PrefetchOptions
@@ -35,6 +38,7 @@ from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 
 if TYPE_CHECKING:
+    from startup.download.process import DownloadHandle
     from startup.systemd.service_manager import ServiceManager
 
 logger = logging.getLogger(__name__)
@@ -70,6 +74,7 @@ class StartSession:
         self._live: LiveProgress | None = None
         self._prefetch: PrefetchHandle | None = None
         self._is_ready = False
+        self._publishing = threading.Lock()
 
     def __enter__(self) -> Self:
         _log_origin()
@@ -141,6 +146,14 @@ class StartSession:
         paths = (*(() if pages else plan_libraries()), *files)
         self._prefetch = self.stack.enter_context(start_prefetch(paths, options, pages))
 
+    def download(self, plan: FilePlan, timeout_s: float | None) -> "DownloadHandle | None":
+        """Downloads what the plan lacks, in a helper process; None if there is nothing to download.
+
+        Its progress is the detail of whatever phase is running.
+        """
+        handle = begin_download(plan, self.state.set_detail, timeout_s=timeout_s)
+        return self.stack.enter_context(handle) if handle is not None else None
+
     def check(self, run_preflight: Callable[[], PreflightReport], mode: PreflightMode) -> None:
         """Reads the history, runs the preflight and logs its warnings.
 
@@ -201,11 +214,15 @@ class StartSession:
         return self.stack.enter_context(closing(ServiceManager.from_environment()))
 
     def _publish(self) -> None:
-        """Sends each change of the timeline to the responder, and the phase to the service manager."""
-        if self._responder is not None:
-            self._responder.update(self.state.to_message())
-        if self._manager is not None and not self._is_ready and (running := self.timeline.running) is not None:
-            self._manager.notify_status(running.name.replace("_", " "))
+        """Sends each change of the timeline to the responder, and the phase to the service manager.
+
+        Called on the main thread and on that of a download's progress: no older message follows a newer one.
+        """
+        with self._publishing:
+            if self._responder is not None:
+                self._responder.update(self.state.to_message())
+            if self._manager is not None and not self._is_ready and self.timeline.running is not None:
+                self._manager.notify_status(self.state.meter.read().activity)
 
     def _fail(self, reason: str) -> None:
         if not self._is_ready:

@@ -76,7 +76,7 @@ def clone(tmp_path: Path) -> Clone:
 
 def test_the_first_serve_installs_and_prepares_and_the_second_only_serves(clone):
     assert clone.make("serve").returncode == 0
-    assert clone.take_log() == ["venv .venv", INSTALL, "-m startup.model", "vllm-cli serve --port 8000"]
+    assert clone.take_log() == ["venv .venv", INSTALL, "-m startup.download", "vllm-cli serve --port 8000"]
     assert clone.make("serve").returncode == 0
     assert clone.take_log() == ["vllm-cli serve --port 8000"]
 
@@ -101,7 +101,7 @@ def test_tests_and_linters_install_their_tools_once(clone):
     assert clone.take_log() == ["venv .venv", INSTALL, INSTALL_DEV]
     clone.make("test", "ARGS=-k health")
     tests = "-m pytest -n 3 --dist worksteal -m not slow and not thorough -k health"
-    assert clone.take_log() == ["-m startup.model", tests]
+    assert clone.take_log() == ["-m startup.download", tests]
 
 
 def test_the_tests_that_a_change_can_reach_are_found_first(clone):
@@ -124,7 +124,7 @@ def test_the_newest_releases_are_installed_in_their_own_environment_at_every_run
     upgrade = f"{pip} --upgrade --upgrade-strategy eager {{}} -e .[embedded,dev,otel]"
     rest = [
         f"{pip} --upgrade uvicorn",
-        "-m startup.model",
+        "-m startup.download",
         ".ci/newest.py -n 3 --dist worksteal -k health",
     ]
     clone.make("test-newest", "ARGS=-k health")
@@ -206,7 +206,7 @@ def test_a_failed_installation_is_tried_again(clone):
     clone.write_python()
     shutil.copy(clone.path / "python", clone.path / ".venv" / "bin")
     assert clone.make("serve").returncode == 0
-    assert clone.take_log()[-3:] == [INSTALL, "-m startup.model", "vllm-cli serve --port 8000"]
+    assert clone.take_log()[-3:] == [INSTALL, "-m startup.download", "vllm-cli serve --port 8000"]
 
 
 def test_clean_makes_a_fresh_clone_again(clone):

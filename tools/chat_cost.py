@@ -19,7 +19,7 @@ from server.renderers.hf import HfRenderer
 from server.routes.table import build_routes
 from server.server_config import GenerationConfig, ServerConfig
 from server.types import EngineOutput
-from startup.model.obtain import resolve_model
+from startup.download.obtain import resolve_model
 from startup.model.request import ModelRequest
 from tests.server.http.conftest import EOS, MODEL, ScriptedEngine, run_app
 

@@ -21,14 +21,13 @@ from urllib.request import (
 )
 
 from envs.registry import env
+from startup.download.endpoints import hub_endpoints
+from startup.download.hub_answers import Asked, is_worth_a_retry, refusal
 from startup.model.location import ModelPlace
 from startup.preflight.report import Finding, error, info, warning
 
 _MODEL_FILE: Final = "config.json"
 _TOKENIZER_FILE: Final = "tokenizer_config.json"
-_GIVE_TOKEN: Final = "give a token by --hf-token or HF_TOKEN"
-
-
 _DEADLINE_MARGIN_S: Final = 0.2
 _HANDLERS: Final = (ProxyHandler, HTTPHandler, HTTPSHandler, HTTPDefaultErrorHandler, HTTPErrorProcessor)
 """Without redirects: one means that the file is available, and it could send the token elsewhere."""
@@ -38,10 +37,8 @@ class HubCheck:
     """Sends a request for one model or tokenizer when created; `findings` evaluates the answer."""
 
     def __init__(self, place: ModelPlace, *, token: str | None, timeout_s: float) -> None:
-        from startup.model.hub import hub_endpoint
-
         self._place = place
-        self._endpoint = hub_endpoint()
+        self._endpoint, *self._mirrors = hub_endpoints()
         self._token = token or _stored_token()
         name = _TOKENIZER_FILE if place.is_tokenizer else _MODEL_FILE
         revision = quote(place.revision or "main", safe="")
@@ -54,7 +51,8 @@ class HubCheck:
         if answer.status is None:
             yield self._unreachable(answer)
         elif problem := self._refusal(answer.status, answer.error_code):
-            yield error("hub", problem)
+            is_final = not is_worth_a_retry(answer.status) and not self._mirrors
+            yield error("hub", problem) if is_final else warning("hub", f"{problem}; the download is tried anyway")
         else:
             yield info("hub", f"{self._place.name} is to be downloaded from {self._endpoint}")
 
@@ -66,7 +64,7 @@ class HubCheck:
         what = f"{self._place.name} is not cached, and the hub at {self._endpoint} cannot be reached: {answer.reason}"
         if self._place.is_default:
             return warning("hub", f"{what}; the model is taken from the Python package index instead")
-        if answer.is_timeout:
+        if answer.is_timeout or self._mirrors:
             return warning("hub", f"{what}; the download is tried anyway, MODEL may be a local folder instead")
         return error("hub", f"{what}; check the network and HF_ENDPOINT, or give a local folder as MODEL")
 
@@ -74,19 +72,9 @@ class HubCheck:
         name = self._place.name
         if status < 400 or (status == 404 and code == "EntryNotFound" and self._place.is_tokenizer):
             return None
-        if code == "GatedRepo" or (status == 403 and not code):
-            how = f"ask for access at {self._page}"
-            return f"{name} is gated: {how}" + ("" if self._token else f", then {_GIVE_TOKEN}")
-        if code == "RevisionNotFound":
-            return f"{name} has no revision {self._place.revision!r}: correct --revision"
         if code == "EntryNotFound":
             return f"{name} has no {_MODEL_FILE}, so it is not a model that transformers can load"
-        if status == 401 and self._token and code != "RepoNotFound":
-            return f"the hub does not accept the token: correct --hf-token or HF_TOKEN, or run `hf auth login` ({name})"
-        if status in (401, 404):
-            private = "the token may not see it" if self._token else _GIVE_TOKEN
-            return f"{self._page} does not exist: correct the name; if it is private, {private}"
-        return f"the hub at {self._endpoint} answers {status} for {name}: try again later, or give a local folder"
+        return refusal(status, code, Asked(name, self._place.revision, self._endpoint, has_token=bool(self._token)))
 
 
 def _stored_token() -> str | None:

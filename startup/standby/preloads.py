@@ -19,7 +19,6 @@ _EMBEDDED: Final = (
     "startup.embedded_start",
     "startup.engine.process",
     "startup.preflight.run",
-    "startup.model.hub",
     "server.run",
     "server.renderers.registry",
     "server.renderers.hf",

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +40,7 @@ _SWITCHES_OFF_LISTENING: Final = (
 
 _DEFAULT_PORT: Final = 8000
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
+_SERVED_NAME: Final = "--served-model-name"
 _DEFAULT_SHUTDOWN_TIMEOUT_S: Final = 30
 """vLLM's own default, 0, breaks running requests off."""
 
@@ -117,11 +118,18 @@ class CommandLine:
     @property
     def words_with_drain(self) -> tuple[str, ...]:
         """With a default of `--shutdown-timeout`, in front of all flags, so that one that is given wins."""
-        if _SHUTDOWN_TIMEOUT in self.values:
+        return self._words_with(_SHUTDOWN_TIMEOUT, str(_DEFAULT_SHUTDOWN_TIMEOUT_S))
+
+    def with_served_name(self) -> "CommandLine":
+        """With the model's name as --served-model-name: offline, vLLM would name it by its folder."""
+        assert self.model is not None
+        return replace(self, words=self._words_with(_SERVED_NAME, self.model))
+
+    def _words_with(self, flag: str, default: str) -> tuple[str, ...]:
+        if flag in self.values:
             return self.words
         num_positional = int(bool(self.words) and not self.words[0].startswith("-"))
-        default = (_SHUTDOWN_TIMEOUT, str(_DEFAULT_SHUTDOWN_TIMEOUT_S))
-        return (*self.words[:num_positional], *default, *self.words[num_positional:])
+        return (*self.words[:num_positional], flag, default, *self.words[num_positional:])
 
     @property
     def served_name(self) -> str:

@@ -21,6 +21,8 @@ class VllmOptions:
     prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
     startup_timeout_s: float | None = None
     """The longest time that the start may take; None for no limit."""
+    download_timeout_s: float | None = None
+    """The longest time that the download of the model may take; None for no limit."""
     startup_report: Path | None = None
     startup_trace: Path | None = None
     log_format: LogFormat = "text"

@@ -5,7 +5,7 @@ from typing import Any, Final, get_args
 
 import click
 
-from startup.model.obtain import resolve_model
+from startup.download.obtain import resolve_model
 from startup.model.request import ModelRequest
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.startup.config import COLD_PAGES, StartState, StartupBenchConfig

@@ -12,12 +12,12 @@ import click
 from envs.registry import env
 from server.exit_codes import NO_ACCESS, NO_SPACE, OK, START_FAILED
 from server.wording import format_bytes
+from startup.download.obtain import resolve_model
 from startup.errors import ModelNotFoundError, NoAccessError, NoSpaceError
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.model.cached_models import CachedModel, list_cached_models
 from startup.model.file_plan import FilePlan, plan_files
-from startup.model.obtain import resolve_model
 from startup.model.request import ModelRequest
 from startup.prefetch.messages import PrefetchProgress, PrefetchReport
 from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYTES, PrefetchOptions

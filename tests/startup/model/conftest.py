@@ -1,25 +1,10 @@
-"""A model on the stand-in for the hub, and empty caches."""
+"""Empty caches."""
 
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 from envs.registry import env
-from startup.model import hub
-from tests.hub.server import HubServer
-
-COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
-MODEL: Final = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights", "tokenizer.json": b"{}"}
-
-
-@pytest.fixture
-def hub_server(hub_server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    """With a model, and long timeouts for a busy machine."""
-    monkeypatch.setattr(hub, "REQUEST_TIMEOUT_S", 120.0)
-    monkeypatch.setattr(hub, "_DEADLINE_S", 120.0)
-    hub_server.add("org/model", MODEL, commit=COMMIT)
-    return hub_server
 
 
 @pytest.fixture(autouse=True)

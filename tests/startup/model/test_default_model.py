@@ -36,7 +36,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def prepare(environment: dict[str, str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "startup.model"]
+    command = [sys.executable, "-m", "startup.download"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
     )

@@ -76,7 +76,6 @@ def test_a_redirect_means_that_the_model_is_available_and_is_not_followed(hub: H
         (401, "", "bad", "the hub does not accept the token: correct --hf-token or HF_TOKEN"),
         (404, "RevisionNotFound", None, "team/model has no revision 'v9': correct --revision"),
         (404, "EntryNotFound", None, "has no config.json, so it is not a model"),
-        (503, "", None, "answers 503 for team/model: try again later"),
     ],
 )
 def test_an_error_response_is_reported_with_the_fix(
@@ -86,6 +85,23 @@ def test_an_error_response_is_reported_with_the_fix(
     finding = hub_finding(preflight("team/model", hf_token=token, revision="v9"))
     assert finding.severity == "error"
     assert expected.format(url=hub.url) in finding.message
+
+
+def test_an_error_that_may_pass_is_a_warning(hub: HubServer, preflight: Preflight) -> None:
+    hub.faults.add(Fault("status", status=503))
+    finding = hub_finding(preflight("team/model"))
+    assert finding.severity == "warning"
+    assert "answers 503 for team/model" in finding.message
+    assert "the download is tried anyway" in finding.message
+
+
+def test_a_hub_with_mirrors_is_only_warned_about(
+    hub: HubServer, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}, https://mirror.example")
+    finding = hub_finding(preflight("team/nothing"))
+    assert finding.severity == "warning"
+    assert f"{hub.url}/team/nothing does not exist" in finding.message
 
 
 def test_a_slow_hub_is_a_warning_after_the_timeout(hub: HubServer, preflight: Preflight) -> None:

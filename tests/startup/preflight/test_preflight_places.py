@@ -9,8 +9,8 @@ import pytest
 
 from server.config import ModelFiles
 from startup.config import StartupConfig
+from startup.download.obtain import resolve_model
 from startup.model.file_plan import FilePlan, plan_files
-from startup.model.obtain import resolve_model
 from startup.model.request import ModelRequest
 from startup.preflight.report import PreflightReport
 

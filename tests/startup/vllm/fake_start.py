@@ -22,6 +22,8 @@ from tests.waiting import is_gone, wait_until
 
 FAKE = Path(__file__).with_name("fake")
 ROOT = Path(__file__).parents[3]
+NO_HUB = "http://127.0.0.1:9"
+"""Refuses connections: the models of these tests are nowhere, and the fake vLLM reads none."""
 _FORKSERVER = "multiprocessing.forkserver"
 
 
@@ -35,7 +37,7 @@ def environment(folder: Path, fake: Path | None = FAKE, **changes: str | None) -
     ours = {variable.name for variable in variables()}
     kept = {n: v for n, v in os.environ.items() if n not in ours and not n.startswith(OWN_PREFIX)}
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
-    own = {"VLLM_CACHE_ROOT": str(folder / "cache"), "TMPDIR": str(folder)}
+    own = {"VLLM_CACHE_ROOT": str(folder / "cache"), "TMPDIR": str(folder), "HF_ENDPOINT": NO_HUB}
     path = {"PYTHONPATH": f"{fake}:{ROOT}" if fake else str(ROOT)}
     return {n: v for n, v in {**kept, **own, **path, **changes}.items() if v is not None}
 

@@ -22,6 +22,7 @@ INTERNAL = {"prefetch.memory_bytes", "prefetch.progress_interval_s"}
 OWN_PREFIXES = (
     *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight", "--json", "--log-format"),
     *("--drain-grace", "--standby", "--reject-unknown-", "--responses-store-"),
+    "--download-timeout",
     "--lora-adapter-root",
 )
 """Beginnings of the names of flags that vLLM does not have."""

@@ -1,10 +1,10 @@
-"""`python -m startup.model` prepares the default model, if it is not on disk, and prints its folder."""
+"""`python -m startup.download` prepares the default model, if it is not on disk, and prints its folder."""
 
 import logging
 import sys
 
+from startup.download.obtain import resolve_model
 from startup.errors import ModelNotFoundError
-from startup.model.obtain import resolve_model
 from startup.model.request import ModelRequest
 from startup.timeline.live_line import LiveLine
 

@@ -2,19 +2,17 @@
 
 import socket
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from startup.config import DEFAULT_MODEL_ID
+from startup.download import hub_client
+from startup.download.obtain import resolve_model
 from startup.errors import ModelNotFoundError
-from startup.model import hub
-from startup.model.obtain import resolve_model
 from startup.model.request import ModelRequest
-from startup.model.wanted_files import WantedFiles
 from tests.hub.server import HubServer
-from tests.startup.model.conftest import COMMIT, MODEL
+from tests.startup.download.conftest import COMMIT, MODEL
 
 
 @pytest.fixture
@@ -160,24 +158,6 @@ def test_the_token_and_the_download_folder_are_used(hub_server: HubServer, tmp_p
     assert hub_server.tokens == {"hub": {"Bearer hf_secret"}, "cdn": {None}}
 
 
-def test_a_model_that_does_not_exist_is_reported_with_the_fix(hub_server: HubServer) -> None:
-    message = problem("org/nothing")
-    assert message == (
-        f"{hub_server.url}/org/nothing does not exist; if it is private, give a token by --hf-token or HF_TOKEN"
-    )
-
-
-def test_a_revision_that_does_not_exist_is_reported(hub_server: HubServer) -> None:
-    assert problem("org/model", revision="v9") == f"{hub_server.url}/org/model has no revision 'v9'"
-
-
-def test_a_gated_model_is_reported_with_the_fix(hub_server: HubServer) -> None:
-    hub_server.gated.add("org/model")
-    message = problem("org/model")
-    assert message.startswith("org/model is gated: accept its terms at")
-    assert "--hf-token or HF_TOKEN" in message
-
-
 def test_a_hub_model_without_weights_is_reported(hub_server: HubServer) -> None:
     hub_server.add("org/model", {name: data for name, data in MODEL.items() if name != "model.safetensors"})
     assert "has no weights" in problem("org/model")
@@ -192,18 +172,6 @@ def test_offline_mode_sends_no_request(
     assert hub_server.requests == []
 
 
-def test_a_refused_connection_is_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    others, sleep = set(threading.enumerate()) - {threading.current_thread()}, time.sleep
-    monkeypatch.setattr(time, "sleep", lambda s: sleep(s) if threading.current_thread() in others else pauses.append(s))
-    with socket.socket() as bound:  # without listening, so that the port is closed
-        bound.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-        monkeypatch.setenv("HF_ENDPOINT", url)
-        assert f"org/model is not cached, and the hub at {url} cannot be reached" in problem("org/model")
-    assert pauses == []
-
-
 @pytest.mark.thorough
 def test_a_hub_that_never_answers_gets_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -216,41 +184,8 @@ def test_a_hub_that_never_answers_gets_one_request(monkeypatch: pytest.MonkeyPat
             silent.accept()
 
 
-def test_a_request_has_a_deadline_beyond_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_DEADLINE_S", 0.05)
+def test_a_request_has_a_deadline_beyond_its_timeout() -> None:
     released = threading.Event()
     with pytest.raises(TimeoutError, match="no answer within 0.05 s"):
-        hub._within_deadline(released.wait)
+        hub_client._within_deadline(released.wait, 0.05)
     released.set()
-
-
-@pytest.mark.parametrize(
-    ("names", "weights"),
-    [
-        (["model.safetensors", "model.fp16.safetensors"], ["model.safetensors"]),
-        (
-            ["model-1-of-2.safetensors", "model-2-of-2.safetensors", "consolidated.safetensors"],
-            ["model-1-of-2.safetensors", "model-2-of-2.safetensors"],
-        ),
-        (["weights.safetensors", "pytorch_model.bin"], ["pytorch_model.bin"]),
-        (["weights.safetensors", "notes.bin"], ["weights.safetensors"]),
-        (["pytorch_model.bin", "training_args.bin", "tf_model.h5"], ["pytorch_model.bin"]),
-        (["tf_model.h5"], []),
-    ],
-)
-def test_weights_are_downloaded_in_one_format(names: list[str], weights: list[str]) -> None:
-    assert WantedFiles(role="model").choose([*names, "config.json"]) == ["config.json", *weights]
-
-
-def test_all_modules_of_an_embedder_are_downloaded() -> None:
-    wanted = [
-        "config.json",
-        "modules.json",
-        "1_Pooling/config.json",
-        "2_Dense/config.json",
-        "model.safetensors",
-        "2_Dense/model.safetensors",
-    ]
-    others = ["2_Dense/pytorch_model.bin", "onnx/model.onnx", "onnx/config.json", "1_Pooling/deep/config.json"]
-    assert WantedFiles(role="model").choose([*wanted, *others]) == wanted
-    assert WantedFiles(role="tokenizer").choose([*wanted, *others]) == ["config.json", "modules.json"]

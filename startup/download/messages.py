@@ -1,0 +1,95 @@
+"""What launcher and download helper send each other: the job, the progress and the report."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from server.wording import format_bytes
+from startup.download.errors import FailureKind
+from startup.model.file_plan import Download
+
+STALL_S: Final = 15.0
+"""A connection that delivers no byte for this long is replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadOptions:
+    """How to download; the same for all repositories of one start."""
+
+    endpoints: tuple[str, ...]
+    """Addresses of the hub and of mirrors, in the order in which they are tried."""
+    timeout_s: float | None = None
+    """The longest time for all files; None sets no limit."""
+    stall_s: float = STALL_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The only message to the helper; pickled."""
+
+    downloads: tuple[Download, ...]
+    options: DownloadOptions
+    parent_pid: int
+    begin_ns: int
+    """When the launcher began to start the helper, in monotonic nanoseconds."""
+
+
+class DownloadProgress(NamedTuple):
+    """The state of one download at one moment."""
+
+    repo_id: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+    bytes_per_s: float = 0.0
+    """Over the last seconds."""
+    note: str = ""
+    """What the download waits for, if it does."""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left at this rate; None while nothing arrives."""
+        return max(self.total_bytes - self.done_bytes, 0) / self.bytes_per_s if self.bytes_per_s > 0 else None
+
+    def __str__(self) -> str:
+        """`downloading 1.2 GiB of 3.4 GiB, 25.0 MiB/s, about 90 s left`"""
+        if not self.total_bytes:
+            return f"downloading{f': {self.note}' if self.note else ''}"
+        parts = [f"downloading {format_bytes(self.done_bytes)} of {format_bytes(self.total_bytes)}"]
+        parts.append(f"{format_bytes(self.bytes_per_s)}/s")
+        if self.eta_s is not None:
+            parts.append(f"about {self.eta_s:.0f} s left")
+        if self.note:
+            parts.append(self.note)
+        return ", ".join(parts)
+
+
+class DownloadReport(NamedTuple):
+    """The end of all downloads of a job."""
+
+    folders: tuple[str, ...] = ()
+    """A snapshot for each download, in the order of the job; empty after a failure."""
+    failure: FailureKind | None = None
+    reason: str = ""
+    """Why it failed, in one line."""
+    fetched_bytes: int = 0
+    """Bytes that this helper has received."""
+    took_s: float = 0.0
+    spans: tuple[tuple[str, int, int], ...] = ()
+    """Phases of the helper: name, begin and end in monotonic nanoseconds."""
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> "DownloadReport":
+        """The report from its JSON fields."""
+        spans = tuple((str(name), int(begin), int(end)) for name, begin, end in fields["spans"])
+        return cls(**{**fields, "folders": tuple(fields["folders"]), "spans": spans})
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The folders as paths."""
+        return tuple(map(Path, self.folders))
+
+
+def to_line(kind: str, content: Any) -> bytes:
+    """One message of the helper: a line of JSON."""
+    return json.dumps({kind: content}).encode() + b"\n"

@@ -1,0 +1,83 @@
+"""vLLM's requests to the hub: none, once the launcher knows that everything vLLM reads is on disk.
+
+vLLM asks the hub a dozen times in each start, also for files that it has. With HF_HUB_OFFLINE it takes the
+snapshot's folder instead of the model's name. The variable is set only if nothing else can be wanted: code
+of other repositories, adapters that clients name, parts that only some models have.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+from envs import foreign
+from envs.registry import env
+from startup.model.file_plan import FilePlan
+from startup.model.json_file import read_json_object
+from startup.processes.library_state import update_hub
+from startup.vllm.command_line import CommandLine
+
+logger = logging.getLogger(__name__)
+
+_UNSURE_FLAGS: Final = (
+    "--trust-remote-code",
+    "--download-dir",
+    "--hf-config-path",
+    "--hf-overrides",
+    "--generation-config",
+    "--speculative-config",
+    "-sc",
+    "--lora-modules",
+    "--default-mm-loras",
+    "--reasoning-parser-plugin",
+    "--tool-parser-plugin",
+    "--logits-processors",
+    "--io-processor-plugin",
+    "--middleware",
+    "--worker-cls",
+    "--worker-extension-cls",
+    "--scheduler-cls",
+    "--kv-transfer-config",
+    "--model-impl",
+)
+"""Flags that name code, or other repositories."""
+
+_UNSURE_VARIABLES: Final = ("VLLM_USE_MODELSCOPE", "VLLM_MODEL_REDIRECT_PATH", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+_LORA_RESOLVERS: Final = "VLLM_LORA_RESOLVER_"
+_KNOWN_PARTS: Final = ("quantization_config", "compression_config", "text_config")
+_ERRORS: Final = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "IncompleteSnapshotError")
+
+
+def forbid_requests(line: CommandLine, plan: FilePlan) -> bool:
+    """Sets HF_HUB_OFFLINE for vLLM's processes if they need nothing from the hub; returns whether it did."""
+    if not env.VCLI_HUB_OFFLINE.get() or env.HF_HUB_OFFLINE.get() or not _has_all(line, plan):
+        return False
+    os.environ[env.HF_HUB_OFFLINE.name] = "1"
+    update_hub({env.HF_HUB_OFFLINE.name: "1"})  # the client may be imported already
+    logger.debug("everything is on disk: vLLM makes no request to the hub")
+    return True
+
+
+def is_caused_by_offline(err: BaseException) -> bool:
+    """Whether the error, or one of its causes, says that something is not on disk."""
+    chain: BaseException | None = err
+    while chain is not None:
+        if type(chain).__name__ in _ERRORS or "offline" in str(chain).lower():
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
+
+
+def _has_all(line: CommandLine, plan: FilePlan) -> bool:
+    is_unsure = line.has(*_UNSURE_FLAGS) or any(map(foreign.text_of, _UNSURE_VARIABLES))
+    if is_unsure or any(name.startswith(_LORA_RESOLVERS) for name in foreign.snapshot()):
+        return False
+    if plan.model.kind != "snapshot" or plan.model.folder is None or not plan.is_on_disk:
+        return False
+    return _is_plain(read_json_object(plan.model.folder / "config.json").content)
+
+
+def _is_plain(config: Mapping[str, Any]) -> bool:
+    """Whether the model has no code and no parts, such as a vision tower, of other repositories."""
+    parts = [name for name in config if name.endswith("_config") and name not in _KNOWN_PARTS]
+    return bool(config) and "auto_map" not in config and not parts

@@ -1,0 +1,67 @@
+"""Downloads as the helper does them, in the test's process."""
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from startup.download.messages import DownloadOptions, DownloadReport, Job
+from startup.download.worker import DownloadRun
+from startup.model.file_plan import Download
+from startup.model.wanted_files import WantedFiles
+from tests.hub.server import HubServer
+from tests.waiting import wait_until
+
+WEIGHTS = bytes(range(256)) * 4096
+"""1 MiB."""
+MODEL = {"config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "model.safetensors": WEIGHTS}
+
+
+@dataclass
+class Downloads:
+    """Runs downloads of one hub into one cache."""
+
+    hub: HubServer
+    cache: Path
+    messages: list[tuple[str, Any]] = field(default_factory=list)
+
+    def run(self, repo_id: str = "org/model", **settings: Any) -> DownloadReport:
+        """The report of a download; its threads have ended."""
+        before = set(threading.enumerate())
+        DownloadRun(self.job(repo_id, **settings), self._take, time.monotonic_ns()).run()
+        wait_until(lambda: not {one for one in threading.enumerate() if "download" in one.name} - before)
+        kind, content = self.messages[-1]
+        assert kind == "report"
+        return DownloadReport.from_fields(content)
+
+    def job(self, repo_id: str = "org/model", **settings: Any) -> Job:
+        """The message to the helper."""
+        options = {"endpoints": (self.hub.url,), "stall_s": 0.5}
+        options |= {name: settings.pop(name) for name in ("endpoints", "stall_s", "timeout_s") if name in settings}
+        return Job(
+            downloads=(self.download(repo_id, **settings),),
+            options=DownloadOptions(**options),
+            parent_pid=os.getpid(),
+            begin_ns=time.monotonic_ns(),
+        )
+
+    def download(self, repo_id: str = "org/model", **settings: Any) -> Download:
+        """All files of a model."""
+        wanted = settings.pop("wanted", WantedFiles(role="model"))
+        return Download(repo_id, settings.pop("revision", None), self.cache, wanted, **settings)
+
+    def content(self, report: DownloadReport) -> dict[str, bytes]:
+        """The files of the only folder of a report."""
+        assert report.failure is None, report.reason
+        (folder,) = report.paths
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    @property
+    def notes(self) -> set[str]:
+        """What the progress told that the download waits for."""
+        return {content["note"] for kind, content in self.messages if kind == "progress" and content["note"]}
+
+    def _take(self, kind: str, content: Any) -> None:
+        self.messages.append((kind, content))
