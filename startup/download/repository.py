@@ -201,21 +201,24 @@ def is_safe_name(name: str) -> bool:
 
 
 def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
-    """Raises a DownloadError if the disk has less room; file systems that do not tell are not judged."""
+    """Raises a DownloadError if the disk has less room than a repository's folder still needs.
+
+    File systems that do not tell are not judged.
+    """
     try:
         state = os.statvfs(folder)
     except OSError:
         return
     free = state.f_bavail * state.f_frsize
     if state.f_blocks and needed_bytes > free:
-        lack = f"{format_bytes(needed_bytes)} are missing and {format_bytes(free)} are free in {folder}"
-        raise no_room(folder, repo_id, lack)
+        lack = f"{format_bytes(needed_bytes)} are missing and {format_bytes(free)} are free in {folder.parent}"
+        raise no_room(repo_id, lack)
 
 
-def no_room(folder: Path, repo_id: str, lack: str) -> DownloadError:
+def no_room(repo_id: str, lack: str) -> DownloadError:
     """The error for a disk that is too small."""
     advice = "free space, or give another --download-dir; what has arrived is kept"
-    return DownloadError("disk", f"{repo_id} could not be downloaded to {folder}: {lack}: {advice}")
+    return DownloadError("disk", f"{repo_id} could not be downloaded: {lack}: {advice}")
 
 
 def total_size(files: Iterable[HubFile]) -> int:

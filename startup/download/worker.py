@@ -167,7 +167,8 @@ class DownloadRun:
         repo_id, folder = plan.download.repo_id, plan.download.cache_dir
         if err.errno in NO_ROOM:
             needed = total_size(plan.listing.files[name] for name in self._choose_or_nothing(plan))
-            return no_room(folder, repo_id, f"its {format_bytes(needed)} do not fit ({os.strerror(err.errno)})")
+            fault = os.strerror(err.errno or 0)
+            return no_room(repo_id, f"its {format_bytes(needed)} do not fit into {folder} ({fault})")
         reason = f"{repo_id} could not be downloaded: {err.filename or folder} cannot be written to ({err.strerror})"
         return DownloadError("cache", f"{reason}: give another --download-dir")
 

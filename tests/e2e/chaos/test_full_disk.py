@@ -149,9 +149,8 @@ def test_download_without_room_names_its_size_and_folder(model_path: Path, folde
             (line,) = [line for line in server.log.splitlines() if line.startswith("Error:")]
         prefetch = run_cli("prefetch", *words, "--json", launcher=disk.launcher, environment=settings)
     assert (prefetch.returncode, json.loads(prefetch.stdout)["state"]) == (6, "no_space")
-    assert (
-        f"org/model could not be downloaded: its {size} do not fit into {folder}/hub (No space left on device)" in line
-    )
+    assert f"org/model could not be downloaded: {size} are missing and " in line
+    assert f" are free in {folder}/hub: " in line
     assert "free space, or give another --download-dir" in line
 
 

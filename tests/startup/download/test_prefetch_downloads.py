@@ -13,7 +13,7 @@ import pytest
 from startup.model.cached_models import list_cached_models
 from startup.model.location import unfinished_marker
 from tests.hub.server import HubServer
-from tests.startup.model.conftest import COMMIT, MODEL
+from tests.startup.download.conftest import COMMIT, MODEL
 from vllm_cli.commands.prefetch import prefetch
 
 Run = Callable[..., tuple[int, str, str]]
@@ -73,7 +73,7 @@ def test_a_model_without_access_has_its_own_exit_code(run: Run, hub_server: HubS
     assert report(run, "org/nothing", "--engine", "embedded")[0] == 5
     code, out, err = run("org/model", "--engine", "embedded", "--revision", "v9")
     assert (code, out) == (5, "")
-    assert err == f"Error: {hub_server.url}/org/model has no revision 'v9'\n"
+    assert err == f"Error: org/model has no revision 'v9': correct --revision\n"
 
 
 def test_files_that_cannot_be_had_are_incomplete(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
