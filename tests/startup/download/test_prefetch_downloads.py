@@ -73,7 +73,7 @@ def test_a_model_without_access_has_its_own_exit_code(run: Run, hub_server: HubS
     assert report(run, "org/nothing", "--engine", "embedded")[0] == 5
     code, out, err = run("org/model", "--engine", "embedded", "--revision", "v9")
     assert (code, out) == (5, "")
-    assert err == f"Error: org/model has no revision 'v9': correct --revision\n"
+    assert err == "Error: org/model has no revision 'v9': correct --revision\n"
 
 
 def test_files_that_cannot_be_had_are_incomplete(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
