@@ -21,17 +21,26 @@ class StartServer(Protocol):
     ) -> AbstractContextManager[ServerProcess]: ...
 
 
-@pytest.fixture(scope="session")
-def start_server(model_path: Path) -> StartServer:
-    """Starts a server with the given arguments."""
-
+def _starter(model: Path) -> StartServer:
     def start(
         *arguments: str, wait: bool = True, environment: Mapping[str, str] | None = None
     ) -> AbstractContextManager[ServerProcess]:
-        words = [str(model_path), "--served-model-name", MODEL_NAME, *arguments]
+        words = [str(model), "--served-model-name", MODEL_NAME, *arguments]
         return ServerProcess(words, wait=wait, environment=environment)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def start_server(model_path: Path) -> StartServer:
+    """Starts a server with the given arguments."""
+    return _starter(model_path)
+
+
+@pytest.fixture(scope="session")
+def start_tiny_server(tiny_llama: Path) -> StartServer:
+    """The same with a model that needs no time, for tests that depend on no text and no running stream."""
+    return _starter(tiny_llama)
 
 
 @pytest.fixture(scope="session")

@@ -26,8 +26,8 @@ def _exchange(connection: http.client.HTTPConnection, method: str, path: str) ->
     return response
 
 
-def test_port_stays_open_for_the_grace_and_answers_503_with_retry_after(start_server: Any) -> None:
-    with start_server("--drain-grace", "600", environment={"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}) as server:
+def test_port_stays_open_for_the_grace_and_answers_503_with_retry_after(start_tiny_server: Any) -> None:
+    with start_tiny_server("--drain-grace", "600", environment={"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}) as server:
         kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         assert _exchange(kept, "GET", "/health").getheader("connection") is None
         server.process.send_signal(signal.SIGTERM)
@@ -57,8 +57,8 @@ def _begin_request(port: int) -> http.client.HTTPConnection:
     return slow
 
 
-def test_request_whose_body_is_still_being_sent_is_answered(start_server: Any) -> None:
-    with start_server("--shutdown-timeout", "200") as server:
+def test_request_whose_body_is_still_being_sent_is_answered(start_tiny_server: Any) -> None:
+    with start_tiny_server("--shutdown-timeout", "200") as server:
         slow = _begin_request(server.port)
         server.wait_load(1)
         server.process.send_signal(signal.SIGTERM)
@@ -72,9 +72,9 @@ def test_request_whose_body_is_still_being_sent_is_answered(start_server: Any) -
 
 @pytest.mark.parametrize("timeout_s, num_signals", [("0.5", 1), ("100000", 2)], ids=["time-out", "second signal"])
 def test_request_whose_body_never_ends_gets_a_503_and_does_not_delay_the_exit(
-    start_server: Any, timeout_s: str, num_signals: int
+    start_tiny_server: Any, timeout_s: str, num_signals: int
 ) -> None:
-    with start_server("--shutdown-timeout", timeout_s, "--http-body-timeout", "100000") as server:
+    with start_tiny_server("--shutdown-timeout", timeout_s, "--http-body-timeout", "100000") as server:
         slow = _begin_request(server.port)
         server.wait_load(1)
         for _ in range(num_signals):
@@ -107,10 +107,10 @@ def _status(server: Any) -> dict[str, Any]:
 
 
 def test_drain_that_begins_during_the_start_outlasts_the_readiness_of_the_engine(
-    start_server: Any, tmp_path: Path
+    start_tiny_server: Any, tmp_path: Path
 ) -> None:
     loading = StopPoint(tmp_path, *ENGINE_LOADS)
-    with start_server("--drain-grace", "600", wait=False, environment=loading.environment) as server:
+    with start_tiny_server("--drain-grace", "600", wait=False, environment=loading.environment) as server:
         engine = loading.wait_stopped()
         wait_until(lambda: ask(f"{server.url}/version").status == 200)  # the responder has no /version
         server.process.send_signal(signal.SIGTERM)

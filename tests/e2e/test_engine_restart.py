@@ -42,8 +42,8 @@ def _hold_sockets(pid: int) -> Iterator[None]:
         yield
 
 
-def test_probes_report_the_dead_engine_before_its_socket_is_closed(start_server: Any) -> None:
-    with start_server("--engine-restarts", "1") as server:
+def test_probes_report_the_dead_engine_before_its_socket_is_closed(start_tiny_server: Any) -> None:
+    with start_tiny_server("--engine-restarts", "1") as server:
         engine = wait_process(server, "engine")
         with _hold_sockets(engine.pid):
             engine.kill()
@@ -86,8 +86,8 @@ def test_dead_engine_is_restarted_as_often_as_configured(
         assert "Traceback" not in server.log
 
 
-def test_killed_forkserver_is_restarted_with_the_engine(start_server: Any) -> None:
-    with start_server("--engine-restarts", "1") as server:
+def test_killed_forkserver_is_restarted_with_the_engine(start_tiny_server: Any) -> None:
+    with start_tiny_server("--engine-restarts", "1") as server:
         forkserver = wait_process(server, "forkserver")
         forkserver.kill()
         wait_until(lambda: "another engine is ready" in server.log, _GONE_S)
@@ -96,9 +96,9 @@ def test_killed_forkserver_is_restarted_with_the_engine(start_server: Any) -> No
         assert server.terminate() == 0
 
 
-def test_probes_report_the_restart_while_it_runs(start_server: Any, tmp_path: Path) -> None:
+def test_probes_report_the_restart_while_it_runs(start_tiny_server: Any, tmp_path: Path) -> None:
     environment = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", **stop_environment(tmp_path)}
-    with start_server("--engine-restarts", "1", environment=environment) as server:
+    with start_tiny_server("--engine-restarts", "1", environment=environment) as server:
         loading = StopPoint(tmp_path, *ENGINE_LOADS)  # keeps the restart running
         wait_process(server, "engine").kill()
         server.wait_unready()

@@ -47,10 +47,10 @@ def test_server_exits_when_its_engine_or_forkserver_is_killed(start_server: Any,
 
 @pytest.mark.parametrize("method", START_METHODS)
 def test_no_process_outlives_an_api_process_that_is_killed_during_the_start(
-    start_server: Any, method: str, monkeypatch: pytest.MonkeyPatch
+    start_tiny_server: Any, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
-    with start_server(wait=False) as server:
+    with start_tiny_server(wait=False) as server:
         wait_until(server.health)
         family = server.family()
         assert len(family) > 1
@@ -58,20 +58,20 @@ def test_no_process_outlives_an_api_process_that_is_killed_during_the_start(
         assert_gone(family)
 
 
-def test_forkserver_that_is_killed_while_it_forks_fails_the_start(start_server: Any, tmp_path: Path) -> None:
+def test_forkserver_that_is_killed_while_it_forks_fails_the_start(start_tiny_server: Any, tmp_path: Path) -> None:
     forking = StopPoint(tmp_path, *FORKSERVER_FORKS, signal_number=signal.SIGKILL)
-    with start_server(wait=False, environment=forking.environment) as server:
+    with start_tiny_server(wait=False, environment=forking.environment) as server:
         wait_process(server, "forkserver")
         family = server.family()
         assert server.process.wait(GONE_S) == 3
         assert_gone(family)
-        assert "Error: the engine process could not be started: the forkserver was killed" in server.log
+        assert "Cause: the engine process could not be started: the forkserver was killed" in server.log
         assert "Traceback" not in server.log
 
 
-def test_start_succeeds_without_helper_processes_that_are_killed(start_server: Any, tmp_path: Path) -> None:
+def test_start_succeeds_without_helper_processes_that_are_killed(start_tiny_server: Any, tmp_path: Path) -> None:
     checking = StopPoint(tmp_path, *API_READS_TOKENIZER)
-    with start_server(wait=False, environment=checking.environment) as server:
+    with start_tiny_server(wait=False, environment=checking.environment) as server:
         api = checking.wait_stopped()
         assert api.pid == server.process.pid
         helpers: tuple[Role, ...] = ("responder", "resource_tracker", "forkserver")
@@ -86,17 +86,17 @@ def test_start_succeeds_without_helper_processes_that_are_killed(start_server: A
         assert "Traceback" not in server.log
 
 
-def test_stopped_engine_exits_when_the_api_process_is_killed(start_server: Any) -> None:
+def test_stopped_engine_exits_when_the_api_process_is_killed(start_tiny_server: Any) -> None:
     """The kernel kills the engine, which cannot run Python code."""
-    with start_server() as server:
+    with start_tiny_server() as server:
         family = server.family()
         wait_process(server, "engine").suspend()
         server.process.kill()
         assert_gone(family)
 
 
-def test_only_the_api_process_acts_on_signals_to_the_process_group(start_server: Any) -> None:
-    with start_server() as server:
+def test_only_the_api_process_acts_on_signals_to_the_process_group(start_tiny_server: Any) -> None:
+    with start_tiny_server() as server:
         roles = [find_process(server, role) for role in ("engine", "forkserver", "resource_tracker")]
         for process in roles:
             assert process is not None
@@ -115,9 +115,9 @@ def test_ctrl_c_while_the_command_is_imported_prints_no_traceback(tmp_path: Path
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_during_the_start_prints_no_traceback(start_server: Any) -> None:
+def test_ctrl_c_during_the_start_prints_no_traceback(start_tiny_server: Any) -> None:
     for phase in ("listen", "engine"):
-        with start_server(wait=False) as server:
+        with start_tiny_server(wait=False) as server:
             family = []
             if phase == "listen":
                 wait_until(server.health)
@@ -132,9 +132,9 @@ def test_ctrl_c_during_the_start_prints_no_traceback(start_server: Any) -> None:
             assert "Traceback" not in server.log
 
 
-def test_ctrl_c_that_msgspec_discards_ends_the_start(start_server: Any, tmp_path: Path) -> None:
+def test_ctrl_c_that_msgspec_discards_ends_the_start(start_tiny_server: Any, tmp_path: Path) -> None:
     """Its C code calls `hash` on a message's types, and drops every error of it."""
     (tmp_path / "sitecustomize.py").write_text(_INTERRUPT_DECODER)
-    with start_server(wait=False, environment=stop_environment(tmp_path)) as server:
+    with start_tiny_server(wait=False, environment=stop_environment(tmp_path)) as server:
         assert server.process.wait(GONE_S) == 130
         assert "Traceback" not in server.log

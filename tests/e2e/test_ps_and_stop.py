@@ -51,8 +51,8 @@ def _pids(server: Any) -> set[int]:
     return {process.pid for process in server.family()}
 
 
-def test_server_is_found_and_stopped_by_its_port(start_server: Any) -> None:
-    with start_server() as server:
+def test_server_is_found_and_stopped_by_its_port(start_tiny_server: Any) -> None:
+    with start_tiny_server() as server:
         before = _pids(server)
         entry = _wait_ready(server.process.pid)
         after = _pids(server)  # a helper process of the start may have exited meanwhile
@@ -78,8 +78,8 @@ def test_server_is_found_and_stopped_by_its_port(start_server: Any) -> None:
         assert server.process.pid not in [e["pid"] for e in json.loads(run_cli("ps", "--json").stdout)]
 
 
-def test_server_that_does_not_stop_in_time_is_killed(start_server: Any) -> None:
-    with start_server(wait=False) as server:
+def test_server_that_does_not_stop_in_time_is_killed(start_tiny_server: Any) -> None:
+    with start_tiny_server(wait=False) as server:
         server.wait_listening()
         assert _entry(server)["state"] in ("starting", "not listening", "silent", "ready")
         family = server.family()
@@ -91,8 +91,8 @@ def test_server_that_does_not_stop_in_time_is_killed(start_server: Any) -> None:
         assert_gone(family)
 
 
-def test_server_on_a_unix_socket_is_found_and_stopped(start_server: Any) -> None:
-    with short_folder() as folder, start_server("--uds", os.path.relpath(folder / "uds"), wait=False) as server:
+def test_server_on_a_unix_socket_is_found_and_stopped(start_tiny_server: Any) -> None:
+    with short_folder() as folder, start_tiny_server("--uds", os.path.relpath(folder / "uds"), wait=False) as server:
         entry = _wait_ready(server.process.pid)
         assert entry["port"] is None
         address = entry["address"].removeprefix("unix:")
@@ -103,17 +103,17 @@ def test_server_on_a_unix_socket_is_found_and_stopped(start_server: Any) -> None
 
 
 @needs_openssl
-def test_server_with_tls_is_found_and_probed(start_server: Any, tmp_path: Path) -> None:
-    with start_server(*make_certificate(tmp_path, "server").flags, wait=False) as server:
+def test_server_with_tls_is_found_and_probed(start_tiny_server: Any, tmp_path: Path) -> None:
+    with start_tiny_server(*make_certificate(tmp_path, "server").flags, wait=False) as server:
         assert _wait_ready(server.process.pid)["address"] == f"https://127.0.0.1:{server.port}"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to change the user")
-def test_server_of_another_user_is_shown_but_not_stopped(start_server: Any, model_path: Path) -> None:
+def test_server_of_another_user_is_shown_but_not_stopped(start_tiny_server: Any, model_path: Path) -> None:
     user = as_user(12345, 12345, Path(sys.executable), model_path / "model.safetensors")
     if user is None:
         pytest.skip("another user cannot read the interpreter here")
-    with start_server() as server:
+    with start_tiny_server() as server:
         entry = _wait_ready(server.process.pid, user)
         assert (entry["port"], entry["model"]) == (server.port, "smol")
         for which in (str(server.port), str(server.process.pid)):
@@ -124,22 +124,22 @@ def test_server_of_another_user_is_shown_but_not_stopped(start_server: Any, mode
         assert server.terminate() == 0
 
 
-def test_server_that_is_process_1_of_a_container_is_stopped_from_outside(model_path: Path) -> None:
+def test_server_that_is_process_1_of_a_container_is_stopped_from_outside(tiny_llama: Path) -> None:
     launcher = own_processes()
     if launcher is None:
         pytest.skip("process namespaces cannot be created")
-    with ServerProcess([str(model_path)], launcher=launcher) as server:
+    with ServerProcess([str(tiny_llama)], launcher=launcher) as server:
         (init,) = psutil.Process(server.process.pid).children()
         assert _wait_ready(init.pid)["port"] == server.port
         assert run_cli("stop", server.port).returncode == 0
         assert server.process.wait(GONE_S) == 0
 
 
-def test_server_in_another_network_namespace_is_not_found_by_its_port(model_path: Path) -> None:
+def test_server_in_another_network_namespace_is_not_found_by_its_port(tiny_llama: Path) -> None:
     launcher = own_processes("--net")
     if launcher is None:
         pytest.skip("process namespaces cannot be created")
-    with ServerProcess([str(model_path), "--host", "0.0.0.0"], launcher=launcher, wait=False) as server:
+    with ServerProcess([str(tiny_llama), "--host", "0.0.0.0"], launcher=launcher, wait=False) as server:
         server.wait_logged("ready after")
         (init,) = psutil.Process(server.process.pid).children()
         entry = _find(init.pid)
@@ -150,14 +150,14 @@ def test_server_in_another_network_namespace_is_not_found_by_its_port(model_path
         assert server.process.wait(GONE_S) == 0
 
 
-def test_stop_names_the_server_that_replaces_the_stopped_one(start_server: Any) -> None:
+def test_stop_names_the_server_that_replaces_the_stopped_one(start_tiny_server: Any) -> None:
     """The new server starts before the old one has exited, as a service manager may do."""
-    with start_server() as server:
+    with start_tiny_server() as server:
         server.process.send_signal(signal.SIGSTOP)
         words = [*CLI, "stop", str(server.port), "--timeout", "600"]
         stop = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
         wait_until(lambda: signal.SIGTERM in _pending(server.process.pid))
-        with start_server(wait=False) as successor:
+        with start_tiny_server(wait=False) as successor:
             successor.wait_listening()
             server.process.send_signal(signal.SIGCONT)
             _, notice = stop.communicate(timeout=200)
@@ -170,8 +170,11 @@ def _pending(pid: int) -> set[int]:
     return {number for number in range(1, 65) if int(fields["ShdPnd"], 16) >> (number - 1) & 1}
 
 
-def test_port_of_two_servers_stops_neither(start_server: Any) -> None:
-    with start_server(wait=False) as first, start_server("--host", "127.0.0.2", "--port", str(first.port), wait=False):
+def test_port_of_two_servers_stops_neither(start_tiny_server: Any) -> None:
+    with (
+        start_tiny_server(wait=False) as first,
+        start_tiny_server("--host", "127.0.0.2", "--port", str(first.port), wait=False),
+    ):
         for host in ("127.0.0.1", "127.0.0.2"):
             wait_listening(first.port, host)
         run = run_cli("stop", str(first.port))

@@ -170,12 +170,12 @@ def test_stopped_helper_processes_delay_neither_the_start_nor_the_exit(start_ser
 
 @pytest.mark.parametrize("role", ["responder", "forkserver", "engine"])
 def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(
-    start_server: Any, tmp_path: Path, role: Role
+    start_tiny_server: Any, tmp_path: Path, role: Role
 ) -> None:
     """The process is stopped once it has its death pipe, some milliseconds after its fork."""
     stop_points = {"responder": API_READS_TOKENIZER, "forkserver": FORKSERVER_IMPORTS, "engine": ENGINE_LOADS}
     stop_point = StopPoint(tmp_path, *stop_points[role])
-    with start_server(wait=False, environment=stop_point.environment) as server:
+    with start_tiny_server(wait=False, environment=stop_point.environment) as server:
         stopped = stop_point.wait_stopped()
         if role == "responder":
             wait_process(server, "responder").suspend()
@@ -186,18 +186,18 @@ def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(
         assert "Traceback" not in server.log
 
 
-def test_a_start_that_waits_logs_its_phase_meanwhile(start_server: Any, tmp_path: Path) -> None:
+def test_a_start_that_waits_logs_its_phase_meanwhile(start_tiny_server: Any, tmp_path: Path) -> None:
     loading = StopPoint(tmp_path, *ENGINE_LOADS)
-    with start_server(wait=False, environment=loading.environment) as server:
+    with start_tiny_server(wait=False, environment=loading.environment) as server:
         stopped = loading.wait_stopped()
         server.wait_logged(": wait for engine")
         stopped.resume()
         server.wait_ready()
 
 
-def test_ctrl_c_ends_the_start_although_the_forkserver_is_stopped(start_server: Any, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_start_although_the_forkserver_is_stopped(start_tiny_server: Any, tmp_path: Path) -> None:
     importing = StopPoint(tmp_path, *FORKSERVER_IMPORTS)
-    with start_server(wait=False, environment=importing.environment) as server:
+    with start_tiny_server(wait=False, environment=importing.environment) as server:
         importing.wait_stopped()
         wait_until(lambda: server.phase() == "start_engine_process")
         family = server.family()
@@ -219,14 +219,14 @@ def test_start_fails_with_its_error_although_the_forkserver_is_stopped(tmp_path:
         family = [importing.wait_stopped(), *server.family()]
         assert server.process.wait(_GONE_S) == 3
         assert_gone(family)
-        assert f"Error: cannot load the tokenizer in {model}" in server.log
+        assert f"Cause: cannot load the tokenizer in {model}" in server.log
         assert "forkserver" not in server.log
 
 
 @pytest.mark.slow
-def test_start_with_a_stopped_forkserver_ends_at_its_timeout(start_server: Any, tmp_path: Path) -> None:
+def test_start_with_a_stopped_forkserver_ends_at_its_timeout(start_tiny_server: Any, tmp_path: Path) -> None:
     importing = StopPoint(tmp_path, *FORKSERVER_IMPORTS)
-    with start_server("--startup-timeout", "12", wait=False, environment=importing.environment) as server:
+    with start_tiny_server("--startup-timeout", "12", wait=False, environment=importing.environment) as server:
         importing.wait_stopped()
         family = server.family()
         assert server.process.wait(_GONE_S) == 3

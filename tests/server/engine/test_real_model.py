@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, pack_layers
 
-NUM_TOKENS = 64
+NUM_TOKENS = 32
 NUM_TOKENS_OF_GENERATE = 10
 _BF16_STEP = 2**-7
 """The largest relative difference between neighbouring bfloat16 numbers."""
