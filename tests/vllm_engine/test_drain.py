@@ -57,3 +57,26 @@ def test_what_is_left_ends_with_an_error_event(start_vllm: StartVllm, by: str) -
             assert end is None
         assert server.process.wait(_GONE_S) == 0
         assert time.monotonic() - begin_s < _GONE_S
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("engine", ["running", "dead"])
+def test_the_drain_in_every_version(start_vllm: StartVllm, engine: str) -> None:
+    """A dead engine fails its requests, so that nothing is left to wait for."""
+    with start_vllm("ours", "--shutdown-timeout", "600") as server:
+        server.wait_ready()
+        num_tokens = 240 if engine == "dead" else 40
+        streams = [StreamReader(server.url, num_tokens) for _ in range(4)]
+        family = server.family()
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: ask(f"{server.url}/health").status == 503)
+        if engine == "dead":
+            (core,) = server.titled("EngineCore")
+            core.kill()
+        ends = [stream.finish()[-2:] for stream in streams]
+        if engine == "running":
+            assert [(last["choices"][0]["finish_reason"], end) for last, end in ends] == [("length", None)] * 4
+            assert server.process.wait(_GONE_S) == 0
+        server.process.wait(_GONE_S)
+        _, alive = psutil.wait_procs(family, _GONE_S)
+        assert not alive
