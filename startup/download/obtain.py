@@ -12,8 +12,9 @@ from startup.download.errors import DownloadError
 from startup.download.messages import DownloadOptions
 from startup.errors import ModelNotFoundError
 from startup.model.checkpoint_folder import tokenizer_problem
-from startup.model.file_plan import FilePlan, plan_files
+from startup.model.file_plan import Download, FilePlan, plan_files
 from startup.model.location import ModelPlace, is_offline, place_problem
+from startup.model.object_address import missing_package
 from startup.model.request import ModelRequest
 
 if TYPE_CHECKING:
@@ -37,12 +38,19 @@ def begin_download(plan: FilePlan, show: Show, *, timeout_s: float | None = None
     Raises:
         DownloadError: the helper process cannot be started.
     """
-    downloads = [download for download in plan.downloads if download.hub == "huggingface"]
-    if not downloads or is_offline():
+    downloads = [download for download in plan.downloads if _is_allowed(download)]
+    if not downloads:
         return None
+    for download in downloads:
+        if download.hub == "object_store" and (problem := missing_package(download.repo_id)):
+            raise DownloadError("failed", problem)
     from startup.download.process import start_download
 
     return start_download(downloads, show, DownloadOptions(endpoints=hub_endpoints(), timeout_s=timeout_s))
+
+
+def _is_allowed(download: Download) -> bool:
+    return download.hub == "object_store" or (download.hub == "huggingface" and not is_offline())
 
 
 def finish_download(plan: FilePlan, handle: "DownloadHandle | None", show: Show = lambda _: None) -> ModelFiles:

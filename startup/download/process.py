@@ -155,7 +155,8 @@ def start_download(
     with suppress(BrokenPipeError), helper.stdin:
         pickle.dump(job, helper.stdin)
     handle = DownloadHandle(helper, downloads, show)
-    logger.info("downloading %s from %s", handle.names, without_login(options.endpoints[0]))
+    hub = "" if downloads[0].hub == "object_store" else f" from {without_login(options.endpoints[0])}"
+    logger.info("downloading %s%s", handle.names, hub)
     return handle
 
 

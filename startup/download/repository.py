@@ -19,13 +19,17 @@ from typing import Any, Final, NamedTuple
 from server.wording import format_bytes
 from startup.download.errors import DownloadError
 from startup.model.checkpoint_folder import read_index
-from startup.model.location import unfinished_marker
+from startup.model.location import repository_name, unfinished_marker
+from startup.model.object_address import is_object_address
 
 PART_ENDING: Final = ".vllm-cli.incomplete"
 """Of a content that is not complete yet; the hub's own tools remove files that end in `.incomplete`."""
 
 _ETAG: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """The name of a content by a mirror that does not use hashes; such a content is verified by its size only."""
+VERSION_PREFIX: Final = "version-"
+"""Of the name of a content that is known by the version of an object; size and version are then verified."""
+MD5_PREFIX: Final = "md5-"
 _SHA256_LENGTH: Final = 64
 _SHA1_LENGTH: Final = 40
 _NO_LINKS: Final = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -59,13 +63,26 @@ class HubFile:
         """Whether it is stored outside of git, known by its SHA-256."""
         return len(self.oid) == _SHA256_LENGTH
 
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the beginning of its content, left by an earlier download, is known to belong to it."""
+        return self.digest() is not None or self.oid.startswith(VERSION_PREFIX)
+
     def digest(self) -> "hashlib._Hash | None":
-        """A new hash for its content, up to `matches`; None if the kind of its name is unknown."""
+        """A new hash for its content; None if the kind of its name is unknown."""
+        if self.oid.startswith(VERSION_PREFIX):
+            return None
         if self.is_large:
             return hashlib.sha256()
         if len(self.oid) == _SHA1_LENGTH and self.size is not None:
             return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
+        if self.oid.startswith(MD5_PREFIX):
+            return hashlib.md5(usedforsecurity=False)
         return None
+
+    def has_hash(self, digest: "hashlib._Hash") -> bool:
+        """Whether the content has the hash that names it."""
+        return digest.hexdigest() == self.oid.removeprefix(MD5_PREFIX)
 
 
 class Listing(NamedTuple):
@@ -82,7 +99,7 @@ class CachedRepository:
     """The folder of one repository in the cache."""
 
     def __init__(self, cache_dir: Path, repo_id: str) -> None:
-        self._name = f"models--{repo_id.replace('/', '--')}"
+        self._name = repository_name(repo_id)
         self.folder = cache_dir / self._name
         self.lock_path = cache_dir / ".locks" / self._name / "vllm-cli.lock"
 
@@ -217,8 +234,13 @@ def check_room(folder: Path, needed_bytes: int, repo_id: str) -> None:
 
 def no_room(repo_id: str, lack: str) -> DownloadError:
     """The error for a disk that is too small."""
-    advice = "free space, or give another --download-dir; what has arrived is kept"
+    advice = f"free space, or give another {setting_of(repo_id)}; what has arrived is kept"
     return DownloadError("disk", f"{repo_id} could not be downloaded: {lack}: {advice}")
+
+
+def setting_of(repo_id: str) -> str:
+    """What names the cache of a repository."""
+    return "VLLM_CACHE_ROOT" if is_object_address(repo_id) else "--download-dir"
 
 
 def total_size(files: Iterable[HubFile]) -> int:

@@ -8,7 +8,9 @@ from typing import Final
 from startup.download.errors import DownloadError
 from startup.download.hub_answers import backoff_s
 from startup.download.hub_client import FileAddress, HubClient, RetryableError
+from startup.download.object_store import ObjectStoreClient
 from startup.download.repository import CachedRepository, HubFile
+from startup.model.object_address import is_object_address
 
 _MAX_FAILURES: Final = 8
 """Attempts in a row without a byte, at one address, before the download fails."""
@@ -23,7 +25,9 @@ _READ_BYTES: Final = 1 << 20
 class Source:
     """Where the files of one commit come from; shared by the threads."""
 
-    def __init__(self, client: HubClient, endpoints: Sequence[str], repo_id: str, commit: str) -> None:
+    def __init__(
+        self, client: HubClient | ObjectStoreClient, endpoints: Sequence[str], repo_id: str, commit: str
+    ) -> None:
         self.client = client
         self.repo_id = repo_id
         self.commit = commit
@@ -86,13 +90,12 @@ class Transfer:
             os.replace(self._repository.part(self.file), self._repository.blob(self.file))  # noqa: PTH105
 
     def _resume(self, part: "_PartFile") -> None:
-        """Takes over what an earlier download has left, if a hash can prove that it belongs to the file."""
-        digest = self._digest
-        if digest is not None:
-            for chunk in part.read():
-                digest.update(chunk)
-                self.done_bytes += len(chunk)
-        if digest is None or (self.file.size is not None and self.done_bytes > self.file.size):
+        """Takes over what an earlier download has left, if it is known to belong to the file."""
+        for chunk in part.read() if self.file.is_resumable else ():
+            if self._digest is not None:
+                self._digest.update(chunk)
+            self.done_bytes += len(chunk)
+        if not self.file.is_resumable or (self.file.size is not None and self.done_bytes > self.file.size):
             self._start_over(part)
 
     def _fetch_rest(self, part: "_PartFile") -> None:
@@ -124,7 +127,7 @@ class Transfer:
     def _is_verified(self, part: "_PartFile") -> bool:
         if self._source.stopping.is_set():
             return False
-        if self._digest is not None and self._digest.hexdigest() != self.file.oid:
+        if self._digest is not None and not self.file.has_hash(self._digest):
             self._reject(part, f"the hash {self._digest.hexdigest()} instead of {self.file.oid}")
         return True
 
@@ -134,7 +137,8 @@ class Transfer:
         self._num_wrong += 1
         reason = f"{self._address} has {what}"
         if self._num_wrong > _MAX_WRONG:
-            raise DownloadError("wrong", f"{reason}: nothing of it is kept; try again later, or another HF_ENDPOINT")
+            other = "" if is_object_address(self._source.repo_id) else ", or another HF_ENDPOINT"
+            raise DownloadError("wrong", f"{reason}: nothing of it is kept; try again later{other}")
         self._num_failures = _FAILURES_PER_ENDPOINT * self._num_wrong  # the next address, if there is one
         raise RetryableError(reason)
 

@@ -22,7 +22,8 @@ from startup.download.fetch import NO_ROOM, Fetch
 from startup.download.host_lock import HostLock, held_by_one
 from startup.download.hub_client import HubClient
 from startup.download.messages import DownloadProgress, DownloadReport, Job, to_line
-from startup.download.repository import CachedRepository, Listing, no_room, total_size
+from startup.download.object_store import ObjectStoreClient
+from startup.download.repository import CachedRepository, Listing, no_room, setting_of, total_size
 from startup.download.transfer import Source
 from startup.model.file_plan import Download
 from startup.processes import death_pipe, group_signals
@@ -51,7 +52,7 @@ class _Plan(NamedTuple):
     download: Download
     repository: CachedRepository
     listing: Listing
-    client: HubClient
+    client: HubClient | ObjectStoreClient
 
 
 class DownloadRun:
@@ -87,8 +88,18 @@ class DownloadRun:
         return DownloadReport(folders, took_s=(end_ns - listed_ns) / 1e9, spans=tuple(self._spans))
 
     def _list(self, download: Download) -> _Plan:
-        client = HubClient(token=download.token, stall_s=self._options.stall_s)
-        listing = client.list_files(download.repo_id, download.revision, self._options.endpoints, self._pause)
+        client: HubClient | ObjectStoreClient
+        if download.hub == "object_store":
+            client = ObjectStoreClient(stall_s=self._options.stall_s)
+        else:
+            client = HubClient(token=download.token, stall_s=self._options.stall_s)
+        try:
+            listing = client.list_files(download.repo_id, download.revision, self._options.endpoints, self._pause)
+        except DownloadError as err:
+            if err.kind != "unreachable" or download.cached is None:
+                raise
+            logger.warning("%s; taking what the last start has downloaded", err)
+            listing = Listing(download.cached.name, {}, ())
         return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
 
     def _pause(self, seconds: float, reason: str) -> None:
@@ -170,7 +181,7 @@ class DownloadRun:
             fault = os.strerror(err.errno or 0)
             return no_room(repo_id, f"its {format_bytes(needed)} do not fit into {folder} ({fault})")
         reason = f"{repo_id} could not be downloaded: {err.filename or folder} cannot be written to ({err.strerror})"
-        return DownloadError("cache", f"{reason}: give another --download-dir")
+        return DownloadError("cache", f"{reason}: give another {setting_of(repo_id)}")
 
     def _choose_or_nothing(self, plan: _Plan) -> list[str]:
         try:

@@ -1,16 +1,19 @@
-"""The models in the hub's cache on disk: how large they are, whether complete, when last read."""
+"""The models in the hub's cache, and those from object stores: size, completeness and last use."""
 
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
 
 from startup.model.checkpoint_folder import ADAPTER_CONFIG
 from startup.model.location import FolderListing, dangling_links, place_problem, unfinished_marker
 from startup.model.wanted_files import Role, WantedFiles
 
 _PREFIX: Final = "models--"
+_ADDRESS_PART: Final = "%3A%2F%2F"
+"""`://` in the folder of a model from an object store."""
 
 
 class CachedModel(NamedTuple):
@@ -43,7 +46,7 @@ def list_cached_models(cache_dir: Path) -> list[CachedModel]:
 
 
 def _find(cache_dir: Path) -> Iterator[CachedModel]:
-    for repository in cache_dir.glob(f"{_PREFIX}*"):
+    for repository in (*cache_dir.glob(f"{_PREFIX}*"), *cache_dir.glob(f"*{_ADDRESS_PART}*")):
         revisions = _revisions_of(repository)
         for snapshot in (repository / "snapshots").glob("*"):
             if snapshot.is_dir():
@@ -54,7 +57,7 @@ def _find(cache_dir: Path) -> Iterator[CachedModel]:
 def _describe(repository: Path, snapshot: Path, revisions: tuple[str, ...]) -> CachedModel:
     states = [state for path in _files(snapshot) if (state := _state(path)) is not None]
     return CachedModel(
-        name=repository.name.removeprefix(_PREFIX).replace("--", "/"),
+        name=_name_of(repository.name),
         commit=snapshot.name,
         revisions=revisions,
         folder=snapshot,
@@ -63,6 +66,11 @@ def _describe(repository: Path, snapshot: Path, revisions: tuple[str, ...]) -> C
         last_used_s=max((max(state.st_atime, state.st_mtime) for state in states), default=0.0),
         problem=_problem(snapshot),
     )
+
+
+def _name_of(folder: str) -> str:
+    """The inverse of `repository_name`."""
+    return folder.removeprefix(_PREFIX).replace("--", "/") if folder.startswith(_PREFIX) else unquote(folder)
 
 
 def _problem(snapshot: Path) -> str | None:

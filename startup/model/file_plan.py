@@ -23,6 +23,7 @@ from startup.model.location import (
     place_problem,
     redirected,
 )
+from startup.model.object_address import is_streamed, objects_cache
 from startup.model.request import ModelRequest
 from startup.model.wanted_files import Role, WantedFiles
 
@@ -51,7 +52,9 @@ class Download:
     """Which of the repository's files the start will read."""
     token: str | None = field(default=None, repr=False)
     """None leaves the choice to the hub's client."""
-    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    hub: Literal["huggingface", "modelscope", "object_store"] = "huggingface"
+    cached: Path | None = None
+    """What the last start has downloaded from an object store: used if the store cannot be reached."""
     is_default: bool = False
     """Whether this is the default model, which is available without the hub too."""
 
@@ -110,10 +113,19 @@ class FilePlan:
     @property
     def downloads(self) -> tuple[Download, ...]:
         """What is not on disk."""
-        return tuple(self.download_of(place) for place in self.places if place.kind == "hub")
+        return tuple(self.download_of(place) for place in self.places if self.is_downloaded(place))
+
+    def is_downloaded(self, place: ModelPlace) -> bool:
+        """Whether the files may have to be downloaded; those of an object store may have changed."""
+        if place.kind == "object_store":
+            return self.request.engine == "embedded" or not is_streamed(self.request.load_format)
+        return place.kind == "hub"
 
     def download_of(self, place: ModelPlace) -> Download:
         """What is downloaded of a place on the hub."""
+        if place.kind == "object_store":
+            cache_dir = place.cache_dir or objects_cache()
+            return Download(place.name, None, cache_dir, place.wanted, hub="object_store", cached=place.folder)
         return Download(
             repo_id=place.name,
             revision=place.revision,

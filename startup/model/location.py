@@ -1,5 +1,6 @@
 """Finds one repository's files on disk: in a folder, or in the hub's cache. Uses no network."""
 
+import hashlib
 import json
 import os
 import re
@@ -8,17 +9,20 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
+from urllib.parse import quote
 
 from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
 from startup.model.checkpoint_folder import adapter_problem, model_problem, read_shard_names, tokenizer_problem
+from startup.model.object_address import is_object_address, objects_cache, without_file_scheme
 from startup.model.wanted_files import Role, WantedFiles
 
 _DEFAULT_REVISION: Final = "main"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+")
 _LISTED_FOLDERS: Final = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
+_LONGEST_NAME: Final = 200
+"""Characters of a folder's name; file systems have room for 255."""
 _UNFINISHED: Final = ".vllm-cli-unfinished"
 
 
@@ -26,12 +30,13 @@ class ModelPlace(NamedTuple):
     """A repository or folder: where its files are, or will be downloaded to."""
 
     kind: Literal["folder", "snapshot", "hub", "object_store", "nowhere"]
-    """A local folder, a complete snapshot in the hub's cache, to be downloaded, an address, or not a possible
-    name."""
+    """A local folder, a complete snapshot in the hub's cache, to be downloaded, in an object store, or not a
+    possible name."""
     name: str
     """The name as given by the user."""
     folder: Path | None = None
-    """The files' folder; before a download the incomplete snapshot, if there is one."""
+    """The files' folder; before a download the incomplete snapshot, if there is one; of an object store what
+    the last start has downloaded, if that is complete."""
     revision: str | None = None
     is_default: bool = False
     """Whether this is the default model, which is available without the hub too."""
@@ -96,9 +101,11 @@ def find_place(
         revision: branch, tag or commit.
         needs_tokenizer: whether a snapshot without a tokenizer is incomplete.
     """
-    if _ADDRESS.fullmatch(name):
-        return ModelPlace("object_store", name, wanted=wanted)
-    path = Path(expand_home(name))
+    if is_object_address(name):
+        place = ModelPlace("object_store", name, wanted=wanted, cache_dir=objects_cache())
+        found = find_in_cache(place, needs_tokenizer=needs_tokenizer)
+        return place._replace(folder=found.folder if found.is_local else None)
+    path = Path(expand_home(without_file_scheme(name)))
     if path.is_dir():
         return ModelPlace("folder", name, path.absolute(), wanted=wanted.without_ignored)
     if path.is_file() and path.suffix == ".gguf" and wanted.engine == "vllm":
@@ -168,10 +175,18 @@ def is_hub_id(name: str) -> bool:
 
 def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Path | None:
     """The folder of a cached revision, whose files may be incomplete; None if it was never downloaded."""
-    folder = cache_dir / f"models--{model_id.replace('/', '--')}"
+    folder = cache_dir / repository_name(model_id)
     commit = _commit_of(folder, revision or _DEFAULT_REVISION)
     snapshot = folder / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
+
+
+def repository_name(name: str) -> str:
+    """The folder of a repository in a cache: as the hub's client names it, or a quoted address."""
+    if not is_object_address(name):
+        return f"models--{name.replace('/', '--')}"
+    quoted = quote(name.rstrip("/"), safe="")
+    return quoted if len(quoted) <= _LONGEST_NAME else hashlib.sha256(name.encode()).hexdigest()
 
 
 def unfinished_marker(snapshot: Path) -> Path:

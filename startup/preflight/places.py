@@ -7,13 +7,16 @@ from envs.home import expand_home
 from envs.suggestion import did_you_mean
 from server.wording import format_bytes, list_some
 from startup.model.location import ModelPlace, dangling_links, is_offline
+from startup.model.object_address import missing_package
 from startup.preflight.report import Finding, error, info
 
 
 def check_place(place: ModelPlace) -> Iterator[Finding]:
     """Reports a name that is neither a folder nor on the hub, and a download that offline mode forbids."""
     option = "--tokenizer" if place.is_tokenizer else "MODEL"
-    if place.kind == "nowhere":
+    if place.kind == "object_store" and (problem := missing_package(place.name)):
+        yield error("model", problem)
+    elif place.kind == "nowhere":
         yield error("model", f"{option} {place.name} {_problem(Path(expand_home(place.name)))}")
     elif place.kind == "hub" and is_offline() and not place.is_default:
         state = f"only in part in {place.folder}" if place.folder else f"not in {place.cache_dir}"

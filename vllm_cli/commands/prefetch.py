@@ -18,6 +18,7 @@ from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.model.cached_models import CachedModel, list_cached_models
 from startup.model.file_plan import FilePlan, plan_files
+from startup.model.object_address import objects_cache
 from startup.model.request import ModelRequest
 from startup.prefetch.messages import PrefetchProgress, PrefetchReport
 from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYTES, PrefetchOptions
@@ -169,7 +170,7 @@ def _report_fields(report: PrefetchReport) -> dict[str, Any]:
 
 def _list(request: ModelRequest, *, is_json: bool) -> int:
     """Prints the models in the cache: all of them, or the one that is named."""
-    cached = list_cached_models(request.cache_dir)
+    cached = [*list_cached_models(request.cache_dir), *list_cached_models(objects_cache())]
     found = [model for model in cached if request.model in (None, model.name)]
     if is_json:
         fields = {"cache": str(request.cache_dir), "models": [model.to_json() for model in found]}

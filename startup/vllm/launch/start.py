@@ -44,6 +44,7 @@ from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
+from startup.vllm.launch.address_words import fetch_before_start, with_folders
 from startup.vllm.launch.baked_caches import add_baked_caches
 from startup.vllm.launch.bytecode import keep_bytecode
 from startup.vllm.launch.crash_digest import CrashDigest
@@ -103,6 +104,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     if not line.is_for_help:
         if vllm.is_new_enough and options.preflight != "off" and not env.VCLI_PLAIN_VLLM.get():
             run_preflight(vllm, line, is_listening=False).apply(options.preflight)
+        line = fetch_before_start(line, options.download_timeout_s)
         report_plain_start(options.log_format)
     return run_plain_vllm(line.words)
 
@@ -195,15 +197,18 @@ class _VllmStart:
     def _finish_download(self) -> None:
         """vLLM needs the files from here on; what was written is in the page cache."""
         if self._download is None:
+            self._line = with_folders(self._line, {})
             return
         with self._span("resolve_model"):
             try:
-                self._download.result()
+                folders = self._download.result()
             except DownloadError as err:
-                if err.kind not in ("unreachable", "failed"):
+                is_vllms_turn = all(download.hub != "object_store" for download in self._download.downloads)
+                if not is_vllms_turn or err.kind not in ("unreachable", "failed"):
                     raise
                 logger.warning("%s; vLLM tries to find it", err)
                 return
+        self._line = with_folders(self._line, dict(zip(self._download.downloads, folders, strict=True)))
         self._is_offline = forbid_requests(self._line, plan_files(self._line.request))
 
     @contextmanager

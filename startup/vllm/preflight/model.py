@@ -17,6 +17,7 @@ from envs.suggestion import did_you_mean
 from startup.model.checkpoint_folder import folder_problems
 from startup.model.json_file import read_json_object
 from startup.model.location import ModelPlace, find_snapshot, is_hub_id, is_offline
+from startup.model.object_address import is_streamed, missing_package
 from startup.preflight.chat_template import check_chat_templates
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.preflight.report import Finding, error, warning
@@ -111,7 +112,10 @@ class ModelChecks:
 
     def _place_findings(self, place: ModelPlace) -> Iterator[Finding]:
         flag = "--tokenizer" if place.is_tokenizer else "MODEL"
-        if place.kind == "nowhere" and not any(part in place.name for part in _NOT_A_FOLDER):
+        if place.kind == "object_store":
+            if not is_streamed(self._start.load_format) and (problem := missing_package(place.name)):
+                yield error("model", problem)
+        elif place.kind == "nowhere" and not any(part in place.name for part in _NOT_A_FOLDER):
             path = Path(place.name)
             if path.is_file():
                 yield warning("model", f"{flag} {place.name} is a file: vLLM takes a folder or a name on the hub")

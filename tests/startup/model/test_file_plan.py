@@ -264,9 +264,10 @@ def test_a_redirected_model_is_read_where_it_is(
     assert plan_files(ModelRequest(model="org/model", engine="vllm")).model_folder == model
 
 
-def test_an_address_of_an_object_store_is_no_download(tmp_path: Path) -> None:
-    plan = plan_files(ModelRequest(model="s3://bucket/model", engine="vllm"))
-    assert (plan.model.kind, plan.downloads, plan.is_on_disk) == ("object_store", (), False)
+@pytest.mark.parametrize(("load_format", "num_downloads"), [("auto", 1), ("hf", 1), ("runai_streamer", 0)])
+def test_an_object_store_is_downloaded_unless_vllm_streams_it(load_format: str, num_downloads: int) -> None:
+    plan = plan_files(ModelRequest(model="s3://bucket/model", engine="vllm", load_format=load_format))
+    assert (plan.model.kind, len(plan.downloads), plan.is_on_disk) == ("object_store", num_downloads, False)
 
 
 def test_flags_files_and_variables_of_vllm_make_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
