@@ -109,13 +109,13 @@ class _EmbeddedStart:
         """The server cannot start, or its engine has died: raises the digest."""
         if self._record is None:
             raise EngineBootError(str(err)) from err
-        from startup.crash.crash_report import build_error, find_engine_crash  # noqa: PLC0415 - only after a failure
+        from startup.crash.crash_report import build_error, describe_crash  # noqa: PLC0415 - only after a failure
 
         if self._engine is not None:
             self._engine.record_end()
         process = "engine" if isinstance(err, EngineError) else "API process"
         phase = SERVING if exit_code == ENGINE_DIED else f"in phase {self._session.phase()}"
-        cause = find_engine_crash(self._record, process, phase, str(err))
+        cause = describe_crash(self._record, process, phase, str(err), has_advice=True)
         raise build_error(cause, self._record, exit_code=exit_code, log_format=self._config.log_format) from err
 
     def run(self) -> int:

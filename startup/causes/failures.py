@@ -244,6 +244,8 @@ class FailureReader:
         if kept is None:
             if len(self._kept) < _MOST_PROCESSES:
                 self._kept[key] = [reading.failure]
+        elif kept[-1].texts[-1] == reading.failure.texts[-1]:  # the same one, written again where it ends the process
+            kept[-1].is_ending |= reading.failure.is_ending
         elif kept[0].is_ending:
             kept[1:] = [reading.failure]
         else:

@@ -79,23 +79,25 @@ def write_termination_message(text: str) -> None:
             file.write(shown)
 
 
-def find_crash(record: OutputRecord, otherwise: str | None) -> Cause | None:
-    """What ended the server; None if it was stopped. Without a sign in the record, the text `otherwise`."""
-    cause = None
+def find_crash(record: OutputRecord) -> Cause | None:
+    """What ended the server, as its output tells it; `STOPPED` if it was stopped, None without a sign."""
     with suppress(OSError), record.file.open("rb") as stream:
-        cause = find_cause(read_lines(stream))
-    if cause is None:
-        return Cause("API server", "", otherwise, None, 1) if otherwise else None
-    return None if cause.known is STOPPED else cause
+        return find_cause(read_lines(stream))
+    return None
 
 
-def find_engine_crash(record: OutputRecord, process: str, phase: str, reported: str) -> Cause:
-    """What ended the embedded engine: an exception in the record, else what the server reports."""
-    found = find_crash(record, reported)
-    if found is not None and found.text != reported:
+def was_stopped(cause: Cause) -> bool:
+    """Whether nothing has failed."""
+    return cause.known is STOPPED
+
+
+def describe_crash(record: OutputRecord, process: str, phase: str, message: str, *, has_advice: bool = False) -> Cause:
+    """What ended the server, or else what this message tells of a process, perhaps with what to do."""
+    found = find_crash(record)
+    if found is not None and not was_stopped(found) and found.text != message:
         return replace(found, phase=found.phase or phase)
-    known = next((known for known in KNOWN if known.matches(reported)), None)
-    return Cause(process, phase, reported, known, 0)
+    known = next((known for known in KNOWN if known.matches(message)), None)
+    return Cause(process, phase, message, known, 0 if has_advice else 1)
 
 
 def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_format: LogFormat) -> CrashError:

@@ -2,15 +2,17 @@
 
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from server.exit_codes import ENGINE_DIED, START_FAILED, USAGE
 from startup.crash.output_record import OutputRecord
+from startup.errors import CrashError
 from startup.logs.options import LogFormat
 from startup.processes.quick_end import end_without_finalizing
 
 _API_SERVER: Final = "APIServer"
 """vLLM's name of this process."""
+_NO_MESSAGE: Final = "the engine died, and left no message"
 
 
 class CrashDigest:
@@ -37,35 +39,40 @@ class CrashDigest:
         Raises:
             CrashError: a process has failed; exit code 3 before readiness, else vLLM's.
         """
-        code: int | str | None
         try:
             code = run_vllm()
         except SystemExit as err:
-            code = err.code if isinstance(err.code, int | None) else self._add_message(err.code)
-        except Exception as err:  # noqa: BLE001 - vLLM's own; the digest tells it
+            return self._exit(err.code, is_ready=is_ready())
+        except Exception as err:
             self._record.add_exception(err, _API_SERVER)
-            code = ENGINE_DIED
-        if code == USAGE and not is_ready():
-            return code
-        if not code and not self._has_engine_died:
-            if has_api_server or code is None:
-                return 0
-            self._raise_crash(ENGINE_DIED, None)
-        else:
-            code = code or ENGINE_DIED
-            self._raise_crash(code if is_ready() else START_FAILED, f"vLLM ended with exit code {code} and no message")
+            raise self._build_error(ENGINE_DIED, f"{type(err).__name__}: {err}", is_ready=is_ready()) from err
+        if self._has_engine_died:
+            raise self._build_error(code or ENGINE_DIED, _NO_MESSAGE, is_ready=is_ready())
+        if not has_api_server and self._has_sign_of("crash"):
+            raise self._build_error(ENGINE_DIED, _NO_MESSAGE, is_ready=True)  # its readiness is not known
         return code
 
-    def _add_message(self, message: str) -> int:
-        """What Python does with `sys.exit(message)`."""
-        sys.stderr.write(f"{message}\n")
-        return ENGINE_DIED
+    def _exit(self, given: object, *, is_ready: bool) -> int:
+        """vLLM exits by itself, with a code or a message, as `sys.exit` takes them."""
+        if given is not None and not isinstance(given, int):
+            sys.stderr.write(f"{given}\n")
+            given = ENGINE_DIED
+        code = given or 0
+        if code == 0 or (code == USAGE and not is_ready) or self._has_sign_of("stop"):
+            return code
+        raise self._build_error(code, f"vLLM ended with exit code {code} and no message", is_ready=is_ready)
 
-    def _raise_crash(self, exit_code: int, otherwise: str | None) -> None:
-        """Does nothing if vLLM was stopped; without a sign of a crash, the cause is the text `otherwise`."""
-        from startup.crash.crash_report import build_error, find_crash  # noqa: PLC0415 - only after a failure
+    def _has_sign_of(self, kind: Literal["stop", "crash"]) -> bool:
+        from startup.crash import crash_report  # noqa: PLC0415 - only after a failure
 
-        cause = find_crash(self._record, otherwise)
-        if cause is not None:
-            end_without_finalizing(exit_code)  # libraries would report leaks behind the digest
-            raise build_error(cause, self._record, exit_code=exit_code, log_format=self._log_format)
+        cause = crash_report.find_crash(self._record)
+        return cause is not None and crash_report.was_stopped(cause) == (kind == "stop")
+
+    def _build_error(self, code: int, message: str, *, is_ready: bool) -> CrashError:
+        """The digest; `message` is what this process tells itself."""
+        from startup.crash import crash_report  # noqa: PLC0415 - only after a failure
+
+        exit_code = code if is_ready else START_FAILED
+        cause = crash_report.describe_crash(self._record, "API server", "", message)
+        end_without_finalizing(exit_code)  # libraries would report leaks behind the digest
+        return crash_report.build_error(cause, self._record, exit_code=exit_code, log_format=self._log_format)

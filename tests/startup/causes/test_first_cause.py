@@ -69,6 +69,16 @@ def _name(cause: Cause) -> str | None:
     return cause.known and cause.known.name
 
 
+def test_an_exception_that_makes_the_server_stop_its_engine_comes_before_the_signal() -> None:
+    label = "(APIServer pid=1) "
+    again = [f"{label}Process APIServer:", *_log(label, _traceback("run_server", error="ValueError: no tokenizer"))]
+    stopped = (
+        "(EngineCore pid=2) INFO 09-03 11:03:37 [core.py:1454] [shutdown] EngineCore: trigger received signal=SIGTERM"
+    )
+    cause = _find(_log(label, _traceback("run_server", error="ValueError: no tokenizer")), stopped, again)
+    assert cause.text == "ValueError: no tokenizer"
+
+
 def test_the_engine_fails_and_the_server_only_says_so() -> None:
     cause = _find(
         _VERSION,

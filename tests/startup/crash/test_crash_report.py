@@ -9,7 +9,14 @@ import pytest
 from envs.registry import env
 from startup.causes.first_cause import Cause
 from startup.crash import crash_report
-from startup.crash.crash_report import build_error, find_crash, find_engine_crash, keep_log, write_termination_message
+from startup.crash.crash_report import (
+    build_error,
+    describe_crash,
+    find_crash,
+    keep_log,
+    was_stopped,
+    write_termination_message,
+)
 from startup.crash.output_record import OutputRecord
 
 _CAUSE = Cause("EngineCore pid=5", "while it loaded the model", "ValueError: no weights", None, 3)
@@ -76,18 +83,21 @@ def test_kubernetes_gets_the_reason_if_it_asks_for_it(tmp_path: Path, monkeypatc
 
 
 def test_a_server_that_was_stopped_has_not_crashed(record: OutputRecord) -> None:
-    assert find_crash(record, "no message") == Cause("API server", "", "no message", None, 1)
+    assert find_crash(record) is None
     record.append("(EngineCore pid=5) INFO 01-01 00:00:00 [core.py:9] trigger received signal=SIGTERM\n")
-    assert find_crash(record, "no message") is None
+    cause = find_crash(record)
+    assert cause is not None
+    assert was_stopped(cause)
+    assert describe_crash(record, "API server", "", "no message") == Cause("API server", "", "no message", None, 1)
 
 
 def test_what_the_embedded_engine_reports_counts_without_an_exception(record: OutputRecord) -> None:
-    killed = find_engine_crash(record, "engine", "while it served", "its process 5 was killed by SIGSEGV")
+    killed = describe_crash(record, "engine", "while it served", "its process 5 was killed by SIGSEGV")
     assert killed.known is not None
     assert killed.known.name == "native-crash"
     record.append("ERROR 01-01 00:00:00 (engine) server.engine.process: the engine failed\n")
     record.append(
         "  Traceback (most recent call last):\n    File \"x.py\", line 1, in load_model\n  KeyError: 'layers'\n"
     )
-    found = find_engine_crash(record, "engine", "in phase wait_engine", "the engine failed")
+    found = describe_crash(record, "engine", "in phase wait_engine", "the engine failed")
     assert (found.text, found.phase) == ("KeyError: 'layers'", "while it loaded the model")
