@@ -29,6 +29,7 @@ class ProcessState(NamedTuple):
     """What the record knows of a process that a signal has ended."""
 
     name: str
+    parent_pid: int
     phase: str
     """The innermost function of vLLM that is timed, such as `loading_cpu`; may be empty."""
     stack: list[str]
@@ -52,10 +53,15 @@ class OutputRecord:
         with suppress(OSError):
             self._fd = move_up(os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
-    def begin_process(self, name: str, *, is_watched: bool = True) -> None:
+    def begin_process(self, name: str, *, parent_pid: int = 0, is_watched: bool = True) -> None:
         """Copies this process's output from now on.
 
         If a signal ends it, its stack is kept, too, or shown if no other process would read it.
+
+        Args:
+            name: shown in the digest.
+            parent_pid: the process with which the kernel ends this one, if there is one.
+            is_watched: whether another process learns its end.
         """
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
@@ -64,7 +70,7 @@ class OutputRecord:
         with suppress(OSError):
             path = self._state_file(os.getpid())
             self._state_fd = move_up(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            os.write(self._state_fd, f"{name}\n".encode())
+            os.write(self._state_fd, f"{name}\n{parent_pid}\n".encode())
             if not faulthandler.is_enabled():
                 faulthandler.enable(self._state_fd if is_watched else 2, all_threads=is_watched)
 
@@ -136,7 +142,8 @@ class OutputRecord:
         with suppress(OSError):
             lines = self._state_file(pid).read_text(encoding="utf-8", errors="replace").splitlines()
         phases = [line.removeprefix(_PHASE) for line in lines if line.startswith(_PHASE)]
-        return ProcessState(lines[0] if lines else "", phases[-1] if phases else "", lines[1:])
+        name, parent, *stack = lines if len(lines) > 1 else ("", "0")
+        return ProcessState(name, int(parent), phases[-1] if phases else "", stack)
 
     def _state_file(self, pid: int) -> Path:
         return self.folder / f"{pid}.state"

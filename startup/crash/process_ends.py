@@ -12,6 +12,7 @@ from itertools import dropwhile, takewhile
 from typing import Final
 
 from server.machine.memory import OomWatch
+from server.machine.processes import is_alive
 from startup.causes.phase import LAST_PHASE
 from startup.crash.output_record import OutputRecord, ProcessState
 
@@ -42,6 +43,8 @@ class ProcessEnds:
             yield _log_line("INFO", f"{LAST_PHASE}{state.phase}")
         if number in _POLITE:
             yield _log_line("INFO", f"ended by {_signal_name(number)}")
+        elif number == signal.SIGKILL and state.parent_pid and not is_alive(state.parent_pid):
+            yield _log_line("INFO", f"ended with the process {state.parent_pid}, which has started it")
         elif number == signal.SIGKILL:
             yield _log_line("ERROR", f"killed by SIGKILL{_BY_WHOM[self._oom_watch.has_killed]} (exit code: {code})")
         elif frames := _frames(state.stack) if number > 0 else ():

@@ -148,7 +148,14 @@ class PreloadedProcess(process.BaseProcess):
         if not isinstance(context.get_spawning_popen(), _ForkedPopen):
             return reduced if _start.record is None else reduce_spawned(reduced, self.name, _start.record)
         pipes = None if _start.pipes is None else tuple(map(DupFd, _start.pipes))
-        return _restore, (ChildState.of_this_process(), DupFd(_death_pipe()), pipes, self.name, dump(reduced))
+        return _restore, (
+            ChildState.of_this_process(),
+            DupFd(_death_pipe()),
+            pipes,
+            self.name,
+            os.getpid(),
+            dump(reduced),
+        )
 
 
 class _ForkedPopen(popen_forkserver.Popen):
@@ -237,7 +244,9 @@ def _close_inherited_pipe() -> None:
         _start.death_pipe = None
 
 
-def _restore(state: ChildState, death_pipe: Any, pipes: Any, name: str, reduced: bytes) -> process.BaseProcess:
+def _restore(  # noqa: PLR0913 - all that a child gets
+    state: ChildState, death_pipe: Any, pipes: Any, name: str, parent_pid: int, reduced: bytes
+) -> process.BaseProcess:
     """Runs in the child; applies the state first, since unpickling may import and read variables."""
     begin_ns = time.monotonic_ns()
     watched = death_pipe.detach()
@@ -247,7 +256,7 @@ def _restore(state: ChildState, death_pipe: Any, pipes: Any, name: str, reduced:
     stop_recording_forks()
     changed = state.apply()
     if _start.record is not None:
-        _start.record.begin_process(name)
+        _start.record.begin_process(name, parent_pid=parent_pid)
     if _start.journal is not None:
         _start.journal.mark_loaded_modules()
         _start.journal.record_environment(changed)

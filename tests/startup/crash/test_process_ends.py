@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from startup.causes.first_cause import find_cause
 from startup.crash.output_record import OutputRecord
 from startup.crash.process_ends import ProcessEnds
+from tests.waiting import is_gone, wait_until
 
 _PID = 77
 _STACK = """\
@@ -24,8 +26,8 @@ Thread 0x00007f0000000001 (most recent call first):
 """
 
 
-def _describe(folder: Path, code: int, state: str = "") -> str:
-    (folder / f"{_PID}.state").write_text(f"VllmWorker-0\n{state}")
+def _describe(folder: Path, code: int, state: str = "", *, parent_pid: int = 0) -> str:
+    (folder / f"{_PID}.state").write_text(f"VllmWorker-0\n{parent_pid}\n{state}")
     record = OutputRecord(folder)
     ProcessEnds(record).add(_PID, code)
     return record.file.read_text()
@@ -56,6 +58,14 @@ def test_the_stack_of_the_thread_with_the_signal_is_a_traceback(tmp_path: Path) 
 @pytest.mark.parametrize("code", [0, -signal.SIGTERM])
 def test_a_process_that_was_asked_to_end_has_not_failed(code: int, tmp_path: Path) -> None:
     assert find_cause(_describe(tmp_path, code).splitlines()) is None
+
+
+def test_a_process_that_ended_with_its_parent_is_not_the_cause(tmp_path: Path) -> None:
+    child = subprocess.Popen(["true"])  # not reaped, so that its number is not used again
+    wait_until(lambda: is_gone(child.pid))
+    assert find_cause(_describe(tmp_path, -signal.SIGKILL, parent_pid=child.pid).splitlines()) is None
+    assert find_cause(_describe(tmp_path, -signal.SIGKILL, parent_pid=os.getpid()).splitlines()) is not None
+    child.wait()
 
 
 def test_a_process_without_a_record_is_not_one_of_the_server(tmp_path: Path) -> None:
