@@ -80,6 +80,7 @@ _FUNCTIONS: Final = {
     "compile_or_warm_up_model": WARM_UP,
     "capture_model": GRAPHS,
     "codegen_and_compile": COMPILING,
+    "renderer_from_config": TOKENIZER,
     "init_tokenizer_from_configs": TOKENIZER,
     "get_tokenizer": TOKENIZER,
     "execute_model": SERVING,

@@ -8,11 +8,12 @@ import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import dropwhile, takewhile
 from typing import Final
 
 from server.machine.memory import OomWatch
-from server.machine.processes import is_alive
+from server.machine.processes import EndWatch, is_alive
 from startup.causes.phase import LAST_PHASE
 from startup.crash.output_record import OutputRecord, ProcessState
 
@@ -43,7 +44,7 @@ class ProcessEnds:
             yield _log_line("INFO", f"{LAST_PHASE}{state.phase}")
         if number in _POLITE:
             yield _log_line("INFO", f"ended by {_signal_name(number)}")
-        elif number == signal.SIGKILL and state.parent_pid and not is_alive(state.parent_pid):
+        elif number == signal.SIGKILL and state.parent_pid and _is_ending(state.parent_pid):
             yield _log_line("INFO", f"ended with the process {state.parent_pid}, which has started it")
         elif number == signal.SIGKILL:
             yield _log_line("ERROR", f"killed by SIGKILL{_BY_WHOM[self._oom_watch.has_killed]} (exit code: {code})")
@@ -56,6 +57,14 @@ class ProcessEnds:
             yield _log_line("ERROR", f"the process crashed with {_signal_name(number)} (exit code: {code})")
         else:
             yield _log_line("ERROR", f"the process died unexpectedly with exit code {code}")
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether a process has ended, or has begun to: the kernel closes its pipes before it reports its end."""
+    if not is_alive(pid):
+        return True
+    with closing(EndWatch(pid)) as watch:
+        return watch.is_exiting()
 
 
 def _frames(stack: Sequence[str]) -> list[str]:

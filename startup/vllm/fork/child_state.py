@@ -44,6 +44,7 @@ def environment_at_exec() -> Mapping[str, str]:
 class ChildState:
     """A parent's state when it starts a child; created while the process object is pickled."""
 
+    pid: int
     environment: dict[str, str]
     streams: tuple[Any, ...]
     """Duplicates of the parent's standard output and error."""
@@ -57,6 +58,7 @@ class ChildState:
         """The state that a child of the calling thread would inherit through `exec`."""
         assert context.get_spawning_popen() is not None, "only while a process object is pickled"
         return cls(
+            pid=os.getpid(),
             environment=foreign.snapshot(),
             streams=tuple(DupFd(fd) if is_open(fd) else None for fd in _STREAMS),
             affinity=tuple(sorted(os.sched_getaffinity(0))),

@@ -153,7 +153,6 @@ class PreloadedProcess(process.BaseProcess):
             DupFd(_death_pipe()),
             pipes,
             self.name,
-            os.getpid(),
             dump(reduced),
         )
 
@@ -244,9 +243,7 @@ def _close_inherited_pipe() -> None:
         _start.death_pipe = None
 
 
-def _restore(  # noqa: PLR0913 - all that a child gets
-    state: ChildState, death_pipe: Any, pipes: Any, name: str, parent_pid: int, reduced: bytes
-) -> process.BaseProcess:
+def _restore(state: ChildState, death_pipe: Any, pipes: Any, name: str, reduced: bytes) -> process.BaseProcess:
     """Runs in the child; applies the state first, since unpickling may import and read variables."""
     begin_ns = time.monotonic_ns()
     watched = death_pipe.detach()
@@ -256,7 +253,7 @@ def _restore(  # noqa: PLR0913 - all that a child gets
     stop_recording_forks()
     changed = state.apply()
     if _start.record is not None:
-        _start.record.begin_process(name, parent_pid=parent_pid)
+        _start.record.begin_process(name, parent_pid=state.pid)
     if _start.journal is not None:
         _start.journal.mark_loaded_modules()
         _start.journal.record_environment(changed)

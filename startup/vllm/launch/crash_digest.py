@@ -1,10 +1,13 @@
 """Runs vLLM and turns its failure into the digest of the crash, the last lines of this program."""
 
+import os
 import sys
 from collections.abc import Callable
+from traceback import extract_tb
 from typing import Final, Literal
 
 from server.exit_codes import ENGINE_DIED, START_FAILED, USAGE
+from startup.causes.phase import phase_of_functions
 from startup.crash.output_record import OutputRecord
 from startup.errors import CrashError
 from startup.logs.options import LogFormat
@@ -45,7 +48,9 @@ class CrashDigest:
             return self._exit(err.code, is_ready=is_ready())
         except Exception as err:
             self._record.add_exception(err, _API_SERVER)
-            raise self._build_error(ENGINE_DIED, f"{type(err).__name__}: {err}", is_ready=is_ready()) from err
+            phase = phase_of_functions(frame.name for frame in extract_tb(err.__traceback__))
+            text = f"{type(err).__name__}: {err}"
+            raise self._build_error(ENGINE_DIED, text, phase, is_ready=is_ready()) from err
         if self._has_engine_died:
             raise self._build_error(code or ENGINE_DIED, _NO_MESSAGE, is_ready=is_ready())
         if not has_api_server and self._has_sign_of("crash"):
@@ -68,11 +73,11 @@ class CrashDigest:
         cause = crash_report.find_crash(self._record)
         return cause is not None and crash_report.was_stopped(cause) == (kind == "stop")
 
-    def _build_error(self, code: int, message: str, *, is_ready: bool) -> CrashError:
-        """The digest; `message` is what this process tells itself."""
+    def _build_error(self, code: int, message: str, phase: str = "", *, is_ready: bool) -> CrashError:
+        """The digest; `message` and `phase` are what this process tells itself."""
         from startup.crash import crash_report  # noqa: PLC0415 - only after a failure
 
         exit_code = code if is_ready else START_FAILED
-        cause = crash_report.describe_crash(self._record, "API server", "", message)
+        cause = crash_report.describe_crash(self._record, f"{_API_SERVER} pid={os.getpid()}", phase, message)
         end_without_finalizing(exit_code)  # libraries would report leaks behind the digest
         return crash_report.build_error(cause, self._record, exit_code=exit_code, log_format=self._log_format)

@@ -36,7 +36,7 @@ def _digest(text: str) -> list[str]:
     ("crash", "words", "process", "cause"),
     [
         ("config:ValueError", (), "APIServer (pid ", "CrashError: ValueError"),
-        ("config:SystemExit 1", (), "The API server failed", "exit code 1 and no message"),
+        ("config:SystemExit 1", (), "APIServer (pid ", "exit code 1 and no message"),
         ("engine:cannot start", (), "EngineCore (pid ", "CrashError: cannot start"),
         ("engine:SIGKILL", (), "EngineCore (pid ", _KILLED),
         ("engine:SIGSEGV", (), "EngineCore (pid ", "crashed with SIGSEGV"),
