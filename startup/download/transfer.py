@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Final
 
 from startup.download.errors import DownloadError
@@ -18,7 +19,6 @@ _FAILURES_PER_ENDPOINT: Final = 2
 """Attempts in a row without a byte before the next address is tried, if there is one."""
 _MAX_WRONG: Final = 2
 """How often a content may have a wrong hash."""
-_BUFFER_BYTES: Final = 256 << 10
 _READ_BYTES: Final = 1 << 20
 
 
@@ -110,7 +110,6 @@ class Transfer:
                 self._take(part, chunk)
                 if source.stopping.is_set():
                     break
-        part.flush()
         if size is not None and self.done_bytes < size and not source.stopping.is_set():
             raise RetryableError(f"the connection ended after {self.done_bytes} of {size} bytes")
 
@@ -176,33 +175,30 @@ class _PartFile:
     def __init__(self, path: "os.PathLike[str]") -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            fd = os.open(path, flags, 0o666)
-        except OSError:
-            os.unlink(path)  # noqa: PTH108 - a link, or a file of another user
-            fd = os.open(path, flags | os.O_EXCL, 0o666)
-        self._file = open(fd, "r+b", buffering=_BUFFER_BYTES)  # noqa: PTH123, SIM115 - closed by `__exit__`
+            self._fd = os.open(path, flags, 0o666)
+        except OSError:  # a link, or a file of another user; a full disk fails again
+            with suppress(FileNotFoundError):
+                os.unlink(path)  # noqa: PTH108
+            self._fd = os.open(path, flags | os.O_EXCL, 0o666)
 
     def __enter__(self) -> "_PartFile":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        os.close(self._fd)
 
     def read(self) -> Iterator[bytes]:
         """What is there."""
-        while chunk := self._file.read(_READ_BYTES):
+        while chunk := os.read(self._fd, _READ_BYTES):
             yield chunk
 
     def write(self, chunk: bytes) -> None:
-        """Appends."""
-        self._file.write(chunk)
-
-    def flush(self) -> None:
-        """Hands everything to the kernel, where it survives this process."""
-        self._file.flush()
+        """Appends; the kernel has the bytes then, whatever ends this process."""
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
 
     def clear(self) -> None:
         """Drops the content."""
-        self._file.flush()
-        self._file.seek(0)
-        self._file.truncate()
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)

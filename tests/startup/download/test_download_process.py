@@ -113,8 +113,8 @@ def _assert_nothing_is_half(cache: Path) -> None:
 
 @pytest.mark.thorough
 def test_ten_kills_leave_no_wrong_file_and_waste_little(big: Downloads) -> None:
-    """Lost are bytes on their way and in a buffer: up to 768 KiB for each of four files."""
-    assert _kill_and_start_again(big, 10) < 10 * 4 * (768 << 10)
+    """Lost are bytes on their way: up to 512 KiB for each of four files."""
+    assert _kill_and_start_again(big, 10) < 10 * 4 * (512 << 10)
 
 
 @pytest.mark.slow

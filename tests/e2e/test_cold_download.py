@@ -1,0 +1,80 @@
+"""A start without the model on disk: the download is visible everywhere, and the first token follows."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.status_page.page import DATA_PATH
+from tests.e2e.server_process import ServerProcess
+from tests.http_answer import ask
+from tests.hub.faults import Fault
+from tests.hub.server import HubServer
+from tests.startup.systemd.notify_socket import NotifySocket
+from tests.startup.vllm.fake_start import short_folder
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.thorough
+
+
+@pytest.fixture
+def hub(tiny_llama: Path) -> Iterator[HubServer]:
+    with HubServer().serving() as hub:
+        hub.add("org/model", tiny_llama)
+        yield hub
+
+
+def settings(hub: HubServer, folder: Path) -> dict[str, str]:
+    offline = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    return {**offline, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder), "HF_HUB_CACHE": str(folder / "hub")}
+
+
+def test_an_empty_cache_gives_a_first_token_and_the_next_start_sends_no_request(hub: HubServer, tmp_path: Path) -> None:
+    hub.link.bytes_per_s = 5_000
+    with short_folder() as folder, NotifySocket(str(folder / "notify")) as notified:
+        environment = settings(hub, tmp_path) | {"NOTIFY_SOCKET": notified.address}
+        with ServerProcess(["org/model"], environment=environment, wait=False) as server:
+            wait_until(lambda: " of " in (ask(f"{server.url}/readyz").json or {}).get("detail", ""))
+            detail = ask(f"{server.url}/health").json["detail"]
+            assert detail.startswith("downloading ")
+            assert "/s" in detail
+            assert ask(f"{server.url}{DATA_PATH}").json["progress"]["detail"].startswith("downloading ")
+            wait_until(lambda: any("STATUS=" in line and ": downloading " in line for line in notified.lines))
+            hub.link.bytes_per_s = None
+            server.wait_ready()
+            assert server.complete(max_tokens=1) == 200
+            assert "downloaded " in server.log
+            assert "detail" not in ask(f"{server.url}/health").body.decode()
+    hub.reset()
+    with ServerProcess(["org/model"], environment=settings(hub, tmp_path)) as server:
+        assert server.complete(max_tokens=1) == 200
+    assert hub.requests == []
+
+
+def test_a_gated_model_ends_the_start_with_one_line(hub: HubServer, tmp_path: Path) -> None:
+    hub.gated.add("org/model")
+    with ServerProcess(["org/model"], environment=settings(hub, tmp_path), wait=False) as server:
+        assert server.process.wait(120) == 3
+        (line,) = [line for line in server.log.splitlines() if line.startswith("Error:")]
+    assert "org/model is gated: ask for access at" in line
+
+
+def test_a_stop_during_the_download_leaves_no_process_and_the_next_start_goes_on(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    hub.link.bytes_per_s = 20_000
+    with ServerProcess(["org/model"], environment=settings(hub, tmp_path), wait=False) as server:
+        wait_until(lambda: hub.sent["org/model/model.safetensors"] > 20_000)
+        server.terminate(signal.SIGKILL)
+    hub.link.bytes_per_s = None
+    hub.faults.add(Fault("status", status=502, path="api/*"))
+    with ServerProcess(["org/model"], environment=settings(hub, tmp_path)) as server:
+        assert server.complete(max_tokens=1) == 200
+    assert [first for first in hub.ranges if first], "the second download began where the first one ended"
+
+
+def test_the_second_address_of_the_hub_is_used(hub: HubServer, tmp_path: Path) -> None:
+    environment = settings(hub, tmp_path) | {"HF_ENDPOINT": f"http://127.0.0.1:9,{hub.url}"}
+    with ServerProcess(["org/model"], environment=environment) as server:
+        assert server.complete(max_tokens=1) == 200

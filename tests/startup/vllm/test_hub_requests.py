@@ -1,0 +1,99 @@
+"""vLLM makes no request to the hub if everything that it can want is on disk, and only then."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from envs.registry import env
+from startup.model.file_plan import plan_files
+from startup.vllm.command_line import CommandLine
+from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(autouse=True)
+def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of org/model, complete."""
+    for variable in (env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE):
+        monkeypatch.delenv(variable.name, raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--org--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    folder = repository / "snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    for name in ("tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    write_config(folder)
+    return folder
+
+
+def write_config(folder: Path, **settings: object) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **settings}))
+
+
+def is_forbidden(*words: str) -> bool:
+    line = CommandLine.of(("org/model", *words))
+    forbidden = forbid_requests(line, plan_files(line.request))
+    assert forbidden == (os.environ.get("HF_HUB_OFFLINE") == "1")
+    return forbidden
+
+
+def test_a_plain_model_on_disk_needs_no_request() -> None:
+    assert is_forbidden("--max-model-len", "512")
+
+
+def test_a_model_keeps_its_name_without_requests() -> None:
+    words = CommandLine.of(("org/model", "-tp", "1")).with_served_name().words
+    assert words == ("org/model", "--served-model-name", "org/model", "-tp", "1")
+    named = CommandLine.of(("org/model", "--served-model-name", "mine"))
+    assert named.with_served_name().words == named.words
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--trust-remote-code",),
+        ("--revision", "v2"),
+        ("--tokenizer", "org/other"),
+        ("--lora-modules", "a=org/adapter"),
+        ("--speculative-config", '{"model": "org/draft"}'),
+        ("--download-dir", "/tmp/models"),
+    ],
+    ids=["code", "revision", "tokenizer", "adapter", "draft", "folder"],
+)
+def test_flags_that_may_need_more_leave_requests_allowed(words: tuple[str, ...]) -> None:
+    assert not is_forbidden(*words)
+
+
+@pytest.mark.parametrize("name", ["VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_LORA_RESOLVER_HF_REPO_LIST"])
+def test_adapters_that_clients_name_leave_requests_allowed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    assert not is_forbidden()
+
+
+@pytest.mark.parametrize("part", [{"auto_map": {"AutoModel": "org/code--m.M"}}, {"vision_config": {}}], ids=str)
+def test_models_with_code_or_parts_leave_requests_allowed(part: dict[str, object], snapshot: Path) -> None:
+    write_config(snapshot, **part)
+    assert not is_forbidden()
+
+
+def test_an_incomplete_snapshot_leaves_requests_allowed(snapshot: Path) -> None:
+    (snapshot / "model.safetensors").unlink()
+    assert not is_forbidden()
+
+
+def test_the_variable_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCLI_HUB_OFFLINE", "0")
+    assert not is_forbidden()
+
+
+def test_errors_of_missing_files_are_known_wherever_they_were_raised() -> None:
+    inner = FileNotFoundError("Cannot find the requested files in the disk cache; offline mode is enabled")
+    outer = ValueError("the configuration cannot be loaded")
+    outer.__cause__ = inner
+    assert is_caused_by_offline(outer)
+    assert not is_caused_by_offline(ValueError("out of memory"))
