@@ -56,7 +56,12 @@ RUNS: dict[str, list[str]] = {
     "preload show": ["--json"],
     "preload check": ["--json"],
     "preload reset": [""],
-    "prefetch": ["MODEL --json", "somebody/something --json"],
+    "prefetch": [
+        f"MODEL SECRETS {EMBEDDED} --json",
+        "MODEL --engine vllm --hf-token KEY --download-only",
+        "somebody/something --json",
+        "--list --json",
+    ],
     "bake": [f"MODEL SECRETS {EMBEDDED} --output baked --json", "--check --output baked"],
     "bench serve": [
         f"--cmd SERVE {LOAD} --api-key KEY --prompt-tokens 8",
