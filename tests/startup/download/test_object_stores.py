@@ -34,7 +34,7 @@ FILES = {
     "model.safetensors": WEIGHTS,
 }
 OTHERS = {"README.md": b"#", "pytorch_model.bin": b"x"}
-_AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoMGMw=="
+_AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Of the account that every emulator has."""
 
 Put = Callable[[dict[str, bytes]], None]
@@ -78,7 +78,8 @@ def put_az(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Put]:
     account = f"AccountName=devstoreaccount1;AccountKey={_AZURE_KEY};"
     address = f"BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1;"
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"DefaultEndpointsProtocol=http;{account}{address}")
-    words = [program, "--blobPort", str(port), "--location", str(tmp_path), "--silent", "--skipApiVersionCheck"]
+    quiet = ("--silent", "--skipApiVersionCheck", "--disableTelemetry")
+    words = [program, "--blobPort", str(port), "--location", str(tmp_path), *quiet]
     with subprocess.Popen(words) as emulator:
         try:
             wait_until(lambda: can_connect(port))
