@@ -118,7 +118,8 @@ class FilePlan:
     def is_downloaded(self, place: ModelPlace) -> bool:
         """Whether the files may have to be downloaded; those of an object store may have changed."""
         if place.kind == "object_store":
-            return self.request.engine == "embedded" or not is_streamed(self.request.load_format)
+            is_streamed_by_vllm = self.request.engine == "vllm" and is_streamed(self.request.load_format)
+            return place in self.main_places and not is_streamed_by_vllm
         return place.kind == "hub"
 
     def download_of(self, place: ModelPlace) -> Download:
