@@ -16,6 +16,7 @@ from startup.model.file_plan import FilePlan
 from startup.model.json_file import read_json_object
 from startup.processes.library_state import update_hub
 from startup.vllm.command_line import CommandLine
+from startup.vllm.facts.plugins import plugin_folders, read_plugins
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ def _has_all(line: CommandLine, plan: FilePlan) -> bool:
         return False
     if plan.model.kind != "snapshot" or plan.model.folder is None or not plan.is_on_disk:
         return False
-    return _is_plain(read_json_object(plan.model.folder / "config.json").content)
+    is_plain = _is_plain(read_json_object(plan.model.folder / "config.json").content)
+    return is_plain and not read_plugins(plugin_folders())  # which may use the hub whenever they like
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:

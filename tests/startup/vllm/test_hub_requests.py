@@ -81,6 +81,14 @@ def test_models_with_code_or_parts_leave_requests_allowed(part: dict[str, object
     assert not is_forbidden()
 
 
+def test_plugins_leave_requests_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = tmp_path / "site" / "plugin-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nmine = plugin:register\n")
+    monkeypatch.syspath_prepend(str(metadata.parent))
+    assert not is_forbidden()
+
+
 def test_an_incomplete_snapshot_leaves_requests_allowed(snapshot: Path) -> None:
     (snapshot / "model.safetensors").unlink()
     assert not is_forbidden()
