@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -91,27 +92,25 @@ def prefetch(  # noqa: PLR0913 - options are its arguments
         return _list(request, is_json=is_json)
     if request.engine == "vllm" and request.model is None:
         raise InputError("MODEL is missing: with --engine vllm, name the model first.")
+    before = plan_files(request)
+    if before.model.kind == "object_store" and not before.is_downloaded(before.model):
+        reason = f"vLLM reads {before.model.name} itself, with --load-format {request.load_format}"
+        click.echo(json.dumps({"state": "off", "reason": reason}, indent=2) if is_json else f"nothing to do: {reason}")
+        return OK
     line = LiveLine(sys.stderr)
-    options = PrefetchOptions(
-        mode="on",
-        num_threads=threads,
-        block_bytes=block_size,
-        progress_interval_s=_REDRAW_S if line.is_on else _HEARTBEAT_S,
-    )
     _configure_logs(line)
-    lacking = [download.repo_id for download in plan_files(request).downloads]
     try:
         resolve_model(request, line.show)
     except ModelNotFoundError as err:
         return _fail(err, is_json=is_json)
     plan = plan_files(request)
+    fields = _fields(plan, [download.repo_id for download in before.downloads])
     if download_only:
-        fields = _fields(plan, lacking)
         click.echo(json.dumps(fields, indent=2) if is_json else f"on disk: {fields['folder']}")
         return OK
-    with start_prefetch(plan.prefetched, options) as handle:
-        report = _follow(handle, line)
-    click.echo(json.dumps(_fields(plan, lacking) | _report_fields(report), indent=2) if is_json else str(report))
+    options = PrefetchOptions(mode="on", num_threads=threads, block_bytes=block_size)
+    report = _read(plan, options, line)
+    click.echo(json.dumps(fields | _report_fields(report), indent=2) if is_json else str(report))
     return _NOT_READ if report.state == "failed" or report.problems else OK
 
 
@@ -132,6 +131,12 @@ def _fail(err: ModelNotFoundError, *, is_json: bool) -> int:
         click.echo(json.dumps({"state": state, "reason": str(err)}, indent=2))
     click.echo(f"Error: {err}", err=True)
     return code
+
+
+def _read(plan: FilePlan, options: PrefetchOptions, line: LiveLine) -> PrefetchReport:
+    interval_s = _REDRAW_S if line.is_on else _HEARTBEAT_S
+    with start_prefetch(plan.prefetched, replace(options, progress_interval_s=interval_s)) as handle:
+        return _follow(handle, line)
 
 
 def _follow(handle: PrefetchHandle, line: LiveLine) -> PrefetchReport:

@@ -110,6 +110,14 @@ def test_an_unfinished_download_is_listed_as_such(run: Run, hub_server: HubServe
     assert list_cached_models(cache)[0].problem == "the download is not finished"
 
 
+def test_a_model_that_vllm_streams_needs_nothing(run: Run) -> None:
+    words = ("s3://bucket/model", "--engine", "vllm", "--load-format", "runai_streamer")
+    assert report(run, *words) == (
+        0,
+        {"state": "off", "reason": "vLLM reads s3://bucket/model itself, with --load-format runai_streamer"},
+    )
+
+
 def test_vllm_needs_the_name_of_the_model(run: Run) -> None:
     with pytest.raises(Exception, match="MODEL is missing"):
         run("--engine", "vllm")
