@@ -5,6 +5,7 @@
 
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter, sleep
 
@@ -52,27 +53,32 @@ class Watch(threading.Thread):
         self.join()
 
 
+@pytest.fixture(scope="module")
+def server(tiny_llama: Path) -> Iterator[ServerProcess]:
+    with ServerProcess([str(tiny_llama), "--max-model-len", "256"]) as running:
+        yield running
+
+
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_choices_share_a_large_grammar(tiny_llama: Path, name: str) -> None:
-    with ServerProcess([str(tiny_llama), "--max-model-len", "256"]) as server:
-        processes = {role: wait_process(server, role) for role in ("api", "engine")}
-        request = {"prompt": "a", "temperature": 1, "max_tokens": 1}
-        warm = request | {"n": 200, "structured_outputs": {"json": {"type": "object"}}}
-        assert ask(f"{server.url}/v1/completions", warm).status == 200
-        watch = Watch(server, processes)
-        watch.start()
-        try:
-            many = request | {"n": CHOICES, "structured_outputs": {"json": SCHEMAS[name]}}
-            answer = ask(f"{server.url}/v1/completions", many, timeout_s=_PATIENT_S)
-            assert answer.status == 200
-            assert len(json.loads(answer.body)["choices"]) == CHOICES
-        finally:
-            watch.stop()
-        health_ms = sorted(watch.health_ms)
-        p50, p99 = (health_ms[int(len(health_ms) * share)] for share in (0.5, 0.99))
-        megabytes = {role: num_bytes // 1_000_000 for role, num_bytes in watch.growth.items()}
-        print(f"\n{name}: {megabytes} MB above idle; /health p50 {p50:.1f}, p99 {p99:.1f}, max {health_ms[-1]:.1f} ms")
-        assert max(watch.growth.values()) < MOST_BYTES
+def test_choices_share_a_large_grammar(server: ServerProcess, name: str) -> None:
+    processes = {role: wait_process(server, role) for role in ("api", "engine")}
+    request = {"prompt": "a", "temperature": 1, "max_tokens": 1}
+    warm = request | {"n": 200, "structured_outputs": {"json": {"type": "object"}}}
+    assert ask(f"{server.url}/v1/completions", warm).status == 200
+    watch = Watch(server, processes)
+    watch.start()
+    try:
+        many = request | {"n": CHOICES, "structured_outputs": {"json": SCHEMAS[name]}}
+        answer = ask(f"{server.url}/v1/completions", many, timeout_s=_PATIENT_S)
+        assert answer.status == 200
+        assert len(json.loads(answer.body)["choices"]) == CHOICES
+    finally:
+        watch.stop()
+    health_ms = sorted(watch.health_ms)
+    p50, p99 = (health_ms[int(len(health_ms) * share)] for share in (0.5, 0.99))
+    megabytes = {role: num_bytes // 1_000_000 for role, num_bytes in watch.growth.items()}
+    print(f"\n{name}: {megabytes} MB above idle; /health p50 {p50:.1f}, p99 {p99:.1f}, max {health_ms[-1]:.1f} ms")
+    assert max(watch.growth.values()) < MOST_BYTES
 
 
 def _memory(process: psutil.Process) -> int:

@@ -22,13 +22,13 @@ def test_capital_of_france_is_paris(client: OpenAI) -> None:
 
 def test_stream_has_the_same_text_as_the_unstreamed_answer(exact_client: OpenAI) -> None:
     client = exact_client
-    whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=48)
+    whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=24)
     chunks = list(
         client.chat.completions.create(
             model=MODEL,
             messages=QUESTION,
             temperature=0,
-            max_tokens=48,
+            max_tokens=24,
             stream=True,
             stream_options={"include_usage": True},
         )
@@ -47,7 +47,7 @@ def test_thirty_two_concurrent_streams_give_the_text_of_each_alone(exact_client:
 
             async def one(prompt: str) -> str:
                 stream = await aclient.completions.create(
-                    model=MODEL, prompt=prompt, temperature=0, max_tokens=16, stream=True, extra_body=IGNORE_EOS
+                    model=MODEL, prompt=prompt, temperature=0, max_tokens=8, stream=True, extra_body=IGNORE_EOS
                 )
                 return "".join([c.choices[0].text async for c in stream])
 
@@ -55,12 +55,12 @@ def test_thirty_two_concurrent_streams_give_the_text_of_each_alone(exact_client:
 
     concurrent = asyncio.run(run())
     alone = [
-        client.completions.create(model=MODEL, prompt=p, temperature=0, max_tokens=16, extra_body=IGNORE_EOS)
+        client.completions.create(model=MODEL, prompt=p, temperature=0, max_tokens=8, extra_body=IGNORE_EOS)
         .choices[0]
         .text
-        for p in prompts[::2]  # half of them: one after another they take long
+        for p in prompts[::4]  # some of them: one after another they take long
     ]
-    assert concurrent[::2] == alone
+    assert concurrent[::4] == alone
 
 
 def test_logprobs_come_with_the_tokens(client: OpenAI) -> None:

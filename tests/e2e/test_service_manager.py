@@ -25,7 +25,7 @@ os.execv(sys.executable, [sys.executable, "-m", "vllm_cli", "serve", *sys.argv[2
 
 
 def test_a_service_takes_its_socket_and_notifies_its_state(
-    model_path: Path, tmp_path: Path, cold_or_warm: dict[str, str]
+    tiny_llama: Path, tmp_path: Path, cold_or_warm: dict[str, str]
 ) -> None:
     environment = cold_or_warm | {"WATCHDOG_USEC": "200000", "LISTEN_FDS": "1"}
     with (
@@ -35,7 +35,7 @@ def test_a_service_takes_its_socket_and_notifies_its_state(
         (tmp_path / "log").open("w") as log,
     ):
         process = subprocess.Popen(
-            _service(listener.fileno(), str(model_path), "--port", "1", "--max-model-len", "256"),
+            _service(listener.fileno(), str(tiny_llama), "--port", "1", "--max-model-len", "256"),
             env=os.environ | environment | {"NOTIFY_SOCKET": notified.address},
             pass_fds=[listener.fileno()],
             stderr=log,

@@ -32,9 +32,9 @@ def _entry(server: ServerProcess, **options: Any) -> dict[str, Any]:
 
 
 def test_a_forked_server_is_one_server_of_the_process_that_the_user_started(
-    start_server: StartServer, standby: StandbyProcess
+    start_tiny_server: StartServer, standby: StandbyProcess
 ) -> None:
-    with start_server(environment=standby.environment) as server:
+    with start_tiny_server(environment=standby.environment) as server:
         entry = _entry(server)
         assert (entry["pid"], entry["kind"], entry["engine"]) == (server.process.pid, "server", "embedded")
         assert (entry["port"], entry["state"], entry["model"]) == (server.port, "ready", "smol")
@@ -47,9 +47,9 @@ def test_a_forked_server_is_one_server_of_the_process_that_the_user_started(
 
 @pytest.mark.parametrize("which", ["port", "pid", "forked_pid"])
 def test_a_forked_server_is_stopped_by_port_and_by_both_processes(
-    which: str, start_server: StartServer, standby: StandbyProcess
+    which: str, start_tiny_server: StartServer, standby: StandbyProcess
 ) -> None:
-    with start_server(environment=standby.environment) as server:
+    with start_tiny_server(environment=standby.environment) as server:
         entry = _entry(server)
         done = run_cli("stop", entry[which])
         assert (done.returncode, done.stdout) == (0, f"smol on {server.url} has stopped\n")
@@ -60,9 +60,9 @@ def test_a_forked_server_is_stopped_by_port_and_by_both_processes(
 
 @pytest.mark.parametrize("which", ["pid", "forked_pid"])
 def test_a_stopped_process_of_a_forked_server_is_killed_with_all_others(
-    which: str, start_server: StartServer, standby: StandbyProcess
+    which: str, start_tiny_server: StartServer, standby: StandbyProcess
 ) -> None:
-    with start_server(environment=standby.environment) as server:
+    with start_tiny_server(environment=standby.environment) as server:
         entry = _entry(server)
         os.kill(entry[which], signal.SIGSTOP)
         done = run_cli("stop", entry[which], "--timeout", "0.5")
@@ -72,9 +72,9 @@ def test_a_stopped_process_of_a_forked_server_is_killed_with_all_others(
 
 
 def test_the_standby_is_listed_after_the_servers_and_stop_all_leaves_it(
-    start_server: StartServer, standby: StandbyProcess
+    start_tiny_server: StartServer, standby: StandbyProcess
 ) -> None:
-    with start_server(environment=standby.environment):
+    with start_tiny_server(environment=standby.environment):
         kinds = [entry["kind"] for entry in _entries()]
         assert kinds == sorted(kinds)
     (entry,) = [e for e in _entries(environment=standby.environment) if e["pid"] == standby.process.pid]
@@ -94,12 +94,12 @@ def test_the_standby_is_listed_after_the_servers_and_stop_all_leaves_it(
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to change the user")
 def test_a_forked_server_of_another_user_is_shown_as_one(
-    start_server: StartServer, standby: StandbyProcess, model_path: Path
+    start_tiny_server: StartServer, standby: StandbyProcess, model_path: Path
 ) -> None:
     user = as_user(12345, 12345, Path(sys.executable), model_path / "model.safetensors")
     if user is None:
         pytest.skip("another user cannot read the interpreter here")
-    with start_server(environment=standby.environment) as server:
+    with start_tiny_server(environment=standby.environment) as server:
         entry = _entry(server, launcher=user)
         assert (entry["pid"], entry["port"], entry["model"]) == (server.process.pid, server.port, "smol")
         assert run_cli("stop", entry["forked_pid"], launcher=user).returncode == 1
@@ -108,10 +108,10 @@ def test_a_forked_server_of_another_user_is_shown_as_one(
 
 @pytest.mark.parametrize("method", ["forkserver", "fork", "spawn"])
 def test_a_key_on_the_command_line_is_masked_in_all_processes(
-    method: str, start_server: StartServer, standby: StandbyProcess
+    method: str, start_tiny_server: StartServer, standby: StandbyProcess
 ) -> None:
     environment = standby.environment | {"VLLM_WORKER_MULTIPROC_METHOD": method}
-    with start_server("--api-key", "s3cret-key", environment=environment) as server:
+    with start_tiny_server("--api-key", "s3cret-key", environment=environment) as server:
         entry = _entry(server)
         words = [" ".join(psutil.Process(pid).cmdline()) for pid in entry["pids"] if not is_gone(pid)]
         assert words[:2] == [words[0]] * 2

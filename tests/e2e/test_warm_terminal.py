@@ -64,8 +64,8 @@ class _Job:
 
 
 @pytest.fixture
-def job(model_path: Path) -> _Job:
-    return _Job(model_path)
+def job(tiny_llama: Path) -> _Job:
+    return _Job(tiny_llama)
 
 
 @pytest.fixture
