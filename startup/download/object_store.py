@@ -25,6 +25,8 @@ _RANGE_BYTES: Final = 4 << 20
 _NUM_AHEAD: Final = 3
 """Ranges of one file that are requested at once: a single connection to a store is slow."""
 _CONNECT_S: Final = 4.0
+_NUM_ATTEMPTS: Final = 2
+"""Of the store's client; `Transfer` repeats them, and tells why."""
 _LONGEST_RANGE_S: Final = 300.0
 """The time limit of a range, while bytes arrive; the stores' clients watch the pauses between them."""
 _GCS_EXTENSIONS: Final = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
@@ -114,12 +116,15 @@ class ObjectStoreClient:
         import fsspec
 
         protocol = address.partition("://")[0].lower()
-        return fsspec.filesystem(protocol, use_listings_cache=False, **self._limits(protocol))
+        system = fsspec.filesystem(protocol, use_listings_cache=False, **self._limits(protocol))
+        system.retries = _NUM_ATTEMPTS  # of S3: by default 25 attempts, without a word
+        return system
 
     def _limits(self, protocol: str) -> dict[str, Any]:
         """Options that bound the time without a byte."""
         if protocol == "s3":
-            return {"config_kwargs": {"connect_timeout": _CONNECT_S, "read_timeout": self.stall_s}}
+            times = {"connect_timeout": _CONNECT_S, "read_timeout": self.stall_s}
+            return {"config_kwargs": {**times, "retries": {"total_max_attempts": 1}}}
         if protocol == "gs":
             import aiohttp
 
