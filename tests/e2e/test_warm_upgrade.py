@@ -74,39 +74,35 @@ def test_an_upgraded_package_is_imported_again(tiny_llama: Path, tmp_path: Path)
         _renewed(standby, new_pid)
 
 
-@pytest.mark.parametrize("change", ["edit", "replace", "delete-and-restore", "new-module"])
-def test_an_edited_source_of_the_launcher_is_imported_again(change: str, tiny_llama: Path, tmp_path: Path) -> None:
+def test_an_edited_source_of_the_launcher_is_imported_again(tiny_llama: Path, tmp_path: Path) -> None:
     environment = _copy_program(tmp_path)
     source = tmp_path / "startup" / "outcome.py"
+    text = source.read_text()
+
+    def replace() -> None:
+        (tmp_path / "new").write_text(text)
+        (tmp_path / "new").rename(source)
+
+    def delete_and_restore() -> None:
+        source.unlink()
+        source.write_text(text)
+
+    def add_module() -> None:
+        (tmp_path / "startup" / "more.py").write_text("")
+
     with StandbyProcess(environment=environment) as standby:
-        template = standby.template()
+        for change in (lambda: source.write_text(f"{text}# changed\n"), replace, delete_and_restore, add_module):
+            template = standby.template()
+            code, error = _start(standby, tiny_llama, environment)
+            assert code == 0, error
+            change()
+            code, error = _start(standby, tiny_llama, environment)
+            assert code == 3, "a warm start with old code"
+            assert "out of date" in error
+            _renewed(standby, template.pid)
         code, error = _start(standby, tiny_llama, environment)
         assert code == 0, error
-        match change:
-            case "edit":
-                with source.open("a") as file:
-                    file.write("# changed\n")
-            case "replace":
-                (tmp_path / "new").write_text(source.read_text())
-                (tmp_path / "new").rename(source)
-            case "delete-and-restore":
-                text = source.read_text()
-                source.unlink()
-                source.write_text(text)
-            case _:
-                (tmp_path / "startup" / "more.py").write_text("")
-        code, error = _start(standby, tiny_llama, environment)
-        assert code == 3, "a warm start with old code"
-        assert "out of date" in error
-        _renewed(standby, template.pid)
-        code, error = _start(standby, tiny_llama, environment)
-        assert code == 0, error
-
-
-def test_a_launcher_in_another_folder_does_not_use_the_standby(tiny_llama: Path, tmp_path: Path) -> None:
-    """`python -m` in a folder with a source tree takes the modules from there."""
-    environment = _copy_program(tmp_path)
-    with StandbyProcess(environment=environment) as standby:
+        # `python -m` in a folder with a source tree takes the modules from there.
         code, error = _start(standby, tiny_llama, environment, folder=ROOT)
         assert code == 3
         assert "the folder of this program differs" in error
