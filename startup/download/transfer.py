@@ -4,14 +4,16 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from startup.download.errors import DownloadError
 from startup.download.hub_answers import backoff_s
 from startup.download.hub_client import FileAddress, HubClient, RetryableError
-from startup.download.object_store import ObjectStoreClient
 from startup.download.repository import CachedRepository, HubFile
 from startup.model.object_address import is_object_address
+
+if TYPE_CHECKING:
+    from startup.download.object_store import ObjectStoreClient
 
 _MAX_FAILURES: Final = 8
 """Attempts in a row without a byte, at one address, before the download fails."""
@@ -26,7 +28,7 @@ class Source:
     """Where the files of one commit come from; shared by the threads."""
 
     def __init__(
-        self, client: HubClient | ObjectStoreClient, endpoints: Sequence[str], repo_id: str, commit: str
+        self, client: "HubClient | ObjectStoreClient", endpoints: Sequence[str], repo_id: str, commit: str
     ) -> None:
         self.client = client
         self.repo_id = repo_id

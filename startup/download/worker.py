@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from server.wording import format_bytes
 from startup.download.errors import DownloadError
@@ -22,11 +22,13 @@ from startup.download.fetch import NO_ROOM, Fetch
 from startup.download.host_lock import HostLock, held_by_one
 from startup.download.hub_client import HubClient
 from startup.download.messages import DownloadProgress, DownloadReport, Job, to_line
-from startup.download.object_store import ObjectStoreClient
 from startup.download.repository import CachedRepository, Listing, no_room, setting_of, total_size
 from startup.download.transfer import Source
 from startup.model.file_plan import Download
 from startup.processes import death_pipe, group_signals
+
+if TYPE_CHECKING:
+    from startup.download.object_store import ObjectStoreClient
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class _Plan(NamedTuple):
     download: Download
     repository: CachedRepository
     listing: Listing
-    client: HubClient | ObjectStoreClient
+    client: "HubClient | ObjectStoreClient"
 
 
 class DownloadRun:
@@ -90,6 +92,8 @@ class DownloadRun:
     def _list(self, download: Download) -> _Plan:
         client: HubClient | ObjectStoreClient
         if download.hub == "object_store":
+            from startup.download.object_store import ObjectStoreClient
+
             client = ObjectStoreClient(stall_s=self._options.stall_s)
         else:
             client = HubClient(token=download.token, stall_s=self._options.stall_s)
