@@ -54,15 +54,16 @@ def keep_log(record: OutputRecord) -> Path | None:
     """Writes the record without secrets into the cache folder, for this user only; removes old ones."""
     text = ""
     with suppress(OSError):
-        text = record.file.read_text(encoding="utf-8", errors="replace")
+        text = record.file.read_bytes().decode("utf-8", "replace")
     if len(text) > 2 * _MOST_CHARS:
         text = f"{text[:_MOST_CHARS]}\n… the middle of the log is left out …\n{text[-_MOST_CHARS:]}"
-    lines = (escape_controls(hide_in_command(line)) for line in text.splitlines())
+    # Of a progress bar, its last state; line by line as `read_lines` counts them.
+    lines = (escape_controls(hide_in_command(line.rstrip("\r").rpartition("\r")[2])) for line in text.split("\n"))
     folder = cache_folder() / _FOLDER
     path = folder / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{os.getpid()}.log"
     with suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(path, hide_quoted("\n".join([*lines, ""]), sys.argv), mode=0o600)
+        write_whole(path, hide_quoted("\n".join(lines), sys.argv), mode=0o600)
         for old in sorted(folder.glob("*.log"))[:-_MOST_LOGS]:
             old.unlink(missing_ok=True)
         return path

@@ -40,6 +40,14 @@ def test_the_kept_log_has_no_secrets_and_no_control_characters(
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
+def test_the_lines_of_the_kept_log_have_the_numbers_of_the_digest(record: OutputRecord) -> None:
+    record.append("shards:  0%\rshards: 50%\rshards: 100%\n(EngineCore pid=5) ValueError: no weights\n")
+    cause, path = find_crash(record), keep_log(record)
+    assert cause is not None
+    assert path is not None
+    assert path.read_text().splitlines()[cause.line - 1].endswith("ValueError: no weights")
+
+
 def test_few_logs_of_bounded_size_are_kept(record: OutputRecord, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crash_report, "_MOST_CHARS", 100)
     record.append("first\n" + "x" * 1000 + "\nlast\n")
