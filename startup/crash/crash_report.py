@@ -104,13 +104,13 @@ def describe_crash(record: OutputRecord, process: str, phase: str, message: str,
 def build_error(cause: Cause, record: OutputRecord, *, exit_code: int, log_format: LogFormat) -> CrashError:
     """The error that ends the program with this exit code; keeps the log."""
     digest = Digest(cause, keep_log(record))
-    is_json = log_format == "json"
-    return CrashError(digest.to_text(), exit_code=exit_code, json_line=_to_json_line(digest) if is_json else None)
+    json_line = _to_json_line(digest, record.process_name) if log_format == "json" else None
+    return CrashError(digest.to_text(), exit_code=exit_code, json_line=json_line)
 
 
-def _to_json_line(digest: Digest) -> str:
+def _to_json_line(digest: Digest, role: str) -> str:
     from startup.logs.json_lines import JsonFormatter
 
     log = logging.LogRecord(__name__, logging.ERROR, "", 0, "%s", (digest.to_text(),), None)
     log.digest = digest.to_fields()
-    return JsonFormatter("launcher", None).format(log)
+    return JsonFormatter(role, None).format(log)

@@ -44,6 +44,8 @@ class OutputRecord:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.process_name = ""
+        """Of this process, once it has begun to write."""
         self.keeps_only_errors = False
         """Set once the server is ready, so that a log line per request costs nothing."""
         self._fd: int | None = None
@@ -63,6 +65,7 @@ class OutputRecord:
             parent_pid: the process with which the kernel ends this one, if there is one.
             is_watched: whether another process learns its end.
         """
+        self.process_name = name
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 _copy_writes(stream, self)
