@@ -150,7 +150,7 @@ CRASHES: Final[dict[str, Crash]] = {
     ),
     # While it serves.
     "serving-engine": _raises(
-        "EngineCore", f"{_CORE}.step_with_batch_queue", "ValueError: no step", phase=_SERVING, is_serving=True
+        "EngineCore", f"{_CORE}.add_request", "ValueError: no request", phase=_SERVING, is_serving=True
     ),
     "serving-engine-killed": _signal("EngineCore", f"{_CORE}.add_request", "SIGKILL", phase=_SERVING, is_serving=True),
     "serving-engine-segv": _signal("EngineCore", f"{_CORE}.add_request", "SIGSEGV", phase=_SERVING, is_serving=True),
