@@ -17,7 +17,7 @@ from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, pack_layers
 
 NUM_TOKENS = 32
-NUM_TOKENS_OF_GENERATE = 10
+NUM_TOKENS_OF_GENERATE = 6
 _BF16_STEP = 2**-7
 """The largest relative difference between neighbouring bfloat16 numbers."""
 CHATS = [
