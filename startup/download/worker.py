@@ -90,13 +90,7 @@ class DownloadRun:
         return DownloadReport(folders, took_s=(end_ns - listed_ns) / 1e9, spans=tuple(self._spans))
 
     def _list(self, download: Download) -> _Plan:
-        client: HubClient | ObjectStoreClient
-        if download.hub == "object_store":
-            from startup.download.object_store import ObjectStoreClient
-
-            client = ObjectStoreClient(stall_s=self._options.stall_s)
-        else:
-            client = HubClient(token=download.token, stall_s=self._options.stall_s)
+        client = self._create_client(download)
         try:
             listing = client.list_files(download.repo_id, download.revision, self._options.endpoints, self._pause)
         except DownloadError as err:
@@ -105,6 +99,13 @@ class DownloadRun:
             logger.warning("%s; taking what the last start has downloaded", err)
             listing = Listing(download.cached.name, {}, ())
         return _Plan(download, CachedRepository(download.cache_dir, download.repo_id), listing, client)
+
+    def _create_client(self, download: Download) -> "HubClient | ObjectStoreClient":
+        if download.hub != "object_store":
+            return HubClient(token=download.token, stall_s=self._options.stall_s)
+        from startup.download.object_store import ObjectStoreClient
+
+        return ObjectStoreClient(stall_s=self._options.stall_s)
 
     def _pause(self, seconds: float, reason: str) -> None:
         self._show_other(DownloadProgress("", note=reason))
