@@ -79,10 +79,6 @@ class FolderListing:
                     found += [f"{entry.name}/{path.name}" for path in Path(entry.path).iterdir() if path.is_file()]
         return sorted(found)
 
-    def chosen_by(self, wanted: WantedFiles) -> list[str]:
-        """The files that a start reads, in its order."""
-        return wanted.choose(self.names, self.weight_map_of(wanted))
-
     def weight_map_of(self, wanted: WantedFiles) -> Mapping[str, str]:
         """The content of the index that the start reads; empty without one."""
         index = wanted.index_of(self.names)

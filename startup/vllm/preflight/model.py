@@ -18,6 +18,7 @@ from startup.model.checkpoint_folder import folder_problems
 from startup.model.json_file import read_json_object
 from startup.model.location import ModelPlace, find_snapshot, is_hub_id, is_offline
 from startup.model.object_address import is_streamed, missing_package
+from startup.model.wanted_files import MISTRAL_WEIGHTS
 from startup.preflight.chat_template import check_chat_templates
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.preflight.report import Finding, error, warning
@@ -27,7 +28,6 @@ _SAFETENSORS_FORMATS: Final = ("auto", "hf", "safetensors")
 """Values of --load-format with which vLLM reads the files that `read_checkpoint` checks."""
 _CONFIG: Final = "config.json"
 _MISTRAL_CONFIG: Final = "params.json"
-_MISTRAL_WEIGHTS: Final = "consolidated*.safetensors"
 _NOT_A_FOLDER: Final = ("://", ":", ".gguf")
 """Parts of names that stand for an object store, for a quantization in a repository, or for one file."""
 _REDIRECTIONS: Final = ("VLLM_USE_MODELSCOPE", "VLLM_MODEL_REDIRECT_PATH")
@@ -108,7 +108,7 @@ class ModelChecks:
     def _reads_weights_here(self) -> bool:
         if self._start.load_format not in _SAFETENSORS_FORMATS or self._start.has("--ignore-patterns"):
             return False
-        return self.folder is not None and next(self.folder.glob(_MISTRAL_WEIGHTS), None) is None
+        return self.folder is not None and next(self.folder.glob(MISTRAL_WEIGHTS), None) is None
 
     def _place_findings(self, place: ModelPlace) -> Iterator[Finding]:
         flag = "--tokenizer" if place.is_tokenizer else "MODEL"
