@@ -317,6 +317,7 @@ MODELS: Final[dict[str, Build]] = {
     "Snowflake/snowflake-arctic-embed-m-v1.5": _encoder("bert", 49152, 768, pooling="cls_token"),
     "BAAI/bge-base-en-v1.5": _encoder("bert", 49152, 768, pooling="cls_token"),
     "BAAI/bge-reranker-base": _encoder("xlm-roberta", 250002, 128, num_labels=1),
+    "BAAI/bge-reranker-v2-m3": _encoder("xlm-roberta", 250002, 128, num_labels=1),
     "cross-encoder/ms-marco-MiniLM-L-6-v2": _encoder("bert", 49152, 128, num_labels=1),
     "jason9693/Qwen2.5-1.5B-apeach": _classifier,
     "answerdotai/answerai-colbert-small-v1": _colbert,
