@@ -67,6 +67,7 @@ class DownloadHandle:
             while self._report is None:
                 self._changed.wait(60.0)
             report = self._report
+        self.close()
         if self._failure is not None:
             raise self._failure
         return report.paths
@@ -113,6 +114,9 @@ class DownloadHandle:
         elif "log" in message:
             logger.log(message["log"]["level"], "%s", message["log"]["text"])
         else:
+            if "listed" in message:
+                host = message["listed"]["host"]
+                logger.info("downloading %s%s", self.names, f" from {host}" if host else "")
             with self._changed:
                 self._is_listed = True
                 if "report" in message:
@@ -154,10 +158,7 @@ def start_download(
     assert helper.stdin is not None
     with suppress(BrokenPipeError), helper.stdin:
         pickle.dump(job, helper.stdin)
-    handle = DownloadHandle(helper, downloads, show)
-    hub = "" if downloads[0].hub == "object_store" else f" from {without_login(options.endpoints[0])}"
-    logger.info("downloading %s%s", handle.names, hub)
-    return handle
+    return DownloadHandle(helper, downloads, show)
 
 
 def _start_helper(options: DownloadOptions) -> "subprocess.Popen[bytes]":

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from envs.redaction import without_login
 from server.wording import format_bytes
 from startup.download.errors import DownloadError
 from startup.download.fetch import NO_ROOM, Fetch
@@ -82,7 +83,10 @@ class DownloadRun:
     def _run(self) -> DownloadReport:
         begin_ns = time.monotonic_ns()
         plans = [self._list(download) for download in self._job.downloads]
-        self._send("listed", {})
+        hosts = (
+            endpoint for plan in plans for endpoint in plan.listing.endpoints if plan.download.hub == "huggingface"
+        )
+        self._send("listed", {"host": without_login(next(hosts, ""))})
         listed_ns = time.monotonic_ns()
         folders = tuple(str(self._obtain(plan)) for plan in plans)
         end_ns = time.monotonic_ns()

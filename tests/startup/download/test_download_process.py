@@ -118,6 +118,7 @@ def test_ten_kills_leave_no_wrong_file_and_waste_little(big: Downloads) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_hundred_kills_leave_no_wrong_file(big: Downloads) -> None:
     _kill_and_start_again(big, 100)
 
