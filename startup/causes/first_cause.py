@@ -165,8 +165,8 @@ def _is_before(cause: Cause, end: Sign) -> bool:
 
 def _describe(failure: Failure, run: Run) -> Cause:
     texts = failure.telling_texts()
-    special = [(text, known) for text in texts if (known := _known(text, is_general=False))]
-    general = [(text, known) for text in texts if (known := _known(text, is_general=True))]
+    special = [(text, known) for text in texts if (known := _known(text, failure, is_general=False))]
+    general = [(text, known) for text in texts if (known := _known(text, failure, is_general=True))]
     last_resort = ERROR_IN_CODE if ERROR_IN_CODE.matches(texts[0]) else None
     text, known = [*special, *general, (texts[0], last_resort)][0]
     if run.hint and not special:
@@ -182,8 +182,17 @@ def _describe_sign(sign: Sign, run: Run) -> Cause:
     return Cause(sign.line.process, phase, _shorten(sign.line.text), sign.known, sign.number)
 
 
-def _known(text: str, *, is_general: bool) -> KnownCause | None:
-    """What is known of an exception; a line that ends a process can only be its first."""
+def _known(text: str, failure: Failure, *, is_general: bool) -> KnownCause | None:
+    """What is known of an exception; one without a message may be known by the function that raised it."""
+    if ": " not in text and (function := failure.raised_in(text)):
+        found = _known_text(f"{text} in {function}()", is_general=is_general)
+        if found is not None:
+            return found
+    return _known_text(text, is_general=is_general)
+
+
+def _known_text(text: str, *, is_general: bool) -> KnownCause | None:
+    """What is known of a text; a line that ends a process can only be its first."""
     flat, first = text.replace("\n", " "), text.partition("\n")[0]
     for known in _OF_EXCEPTIONS:
         if known.is_general == is_general and known.matches(first if known.where == "end" else flat):

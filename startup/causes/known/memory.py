@@ -88,7 +88,8 @@ MEMORY: Final = (
         (
             "DefaultCPUAllocator: can't allocate memory",
             "Cannot allocate memory",
-            "^MemoryError",
+            "^MemoryError$",
+            "^MemoryError:",
             "Task was killed due to the node running low on memory",
             "ray.exceptions.OutOfMemoryError",
         ),

@@ -103,6 +103,7 @@ MODEL: Final = (
             "PytorchStreamReader failed",
             "HeaderTooLarge",
             "MetadataIncompleteBuffer",
+            "MemoryError in parse_safetensors_file_metadata",
             "Expecting value: line 1 column 1 (char 0)",
             "is not a valid JSON file",
         ),
@@ -111,7 +112,11 @@ MODEL: Final = (
     KnownCause(
         "weights-missing",
         "the model's folder has no weights that vLLM reads",
-        ("Cannot find any model weights with", "No such file or directory: ….safetensors"),
+        (
+            "Cannot find any model weights with",
+            "No such file or directory: ….safetensors",
+            "Weight files referenced in index but missing",
+        ),
         "Download the model completely; --load-format for other formats; a GGUF file is named itself.",
     ),
     KnownCause(

@@ -69,6 +69,14 @@ def _name(cause: Cause) -> str | None:
     return cause.known and cause.known.name
 
 
+def test_an_exception_without_a_message_is_known_by_the_function_that_raised_it() -> None:
+    damaged = _find(_traceback("create_model_config", "parse_safetensors_file_metadata", error="MemoryError"))
+    assert (_name(damaged), _name(_find(_traceback("load", error="MemoryError")))) == (
+        "weights-damaged",
+        "host-out-of-memory",
+    )
+
+
 def test_an_exception_that_makes_the_server_stop_its_engine_comes_before_the_signal() -> None:
     label = "(APIServer pid=1) "
     again = [f"{label}Process APIServer:", *_log(label, _traceback("run_server", error="ValueError: no tokenizer"))]
