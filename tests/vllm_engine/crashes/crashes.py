@@ -161,7 +161,7 @@ CRASHES: Final[dict[str, Crash]] = {
     "model-truncated": _faulty("Worker", text="", cause="weights-damaged", model="{truncated}", phase=_LOADING),
     "model-pointer": _faulty("Worker", text="", cause="weights-damaged", model="{lfs}", phase=_LOADING),
     "model-shard-missing": _faulty("Worker", text="", cause="weights-missing", model="{missing_shard}"),
-    "model-wrong-shape": _faulty("Worker", text="", cause="weights-do-not-match", model="{wrong_shape}"),
+    "model-more-layers": _faulty("Worker", text="", cause="weights-do-not-match", model="{more_layers}"),
     "model-no-tokenizer": _faulty("APIServer", text="", cause="tokenizer-missing", model="{no_tokenizer}"),
     "model-broken-tokenizer": _faulty("APIServer", text="", cause=None, model="{broken_tokenizer}"),
     "model-architecture": _faulty(

@@ -220,7 +220,7 @@ _BUILDERS: Final[dict[str, Callable[[Path], Any]]] = {
         path, quantization_config={"quant_method": "compressed_tensors", "config_groups": {}}
     ),
     "scaled": lambda path: _copy(path, rope_parameters={"rope_theta": 1e5, "rope_type": "dynamic", "factor": 4.0}),
-    "wrong_shape": lambda path: _copy(path, intermediate_size=1000),
+    "more_layers": lambda path: _copy(path, num_hidden_layers=40),
     "empty": lambda path: path.mkdir(),
     "adapter": _adapter,
     "adapter_64": lambda path: _adapter(path, 64),
