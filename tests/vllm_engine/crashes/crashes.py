@@ -159,7 +159,7 @@ CRASHES: Final[dict[str, Crash]] = {
     "serving-worker-segv": _signal("Worker", f"{_GPU}.execute_model", "SIGSEGV", is_serving=True),
     # Faults that the preflight would find.
     "model-truncated": _faulty("Worker", text="", cause="weights-damaged", model="{truncated}", phase=_LOADING),
-    "model-pointer": _faulty("Worker", text="", cause="weights-damaged", model="{lfs}", phase=_LOADING),
+    "model-pointer": _faulty("APIServer", text="metadata", cause="weights-damaged", model="{lfs}"),
     "model-shard-missing": _faulty("Worker", text="", cause="weights-missing", model="{missing_shard}"),
     "model-more-layers": _faulty("Worker", text="", cause="weights-do-not-match", model="{more_layers}"),
     "model-no-tokenizer": _faulty("APIServer", text="", cause="tokenizer-missing", model="{no_tokenizer}"),
