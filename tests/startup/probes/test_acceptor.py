@@ -4,6 +4,8 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from itertools import count, islice
+from pathlib import Path
 
 import psutil
 import pytest
@@ -69,8 +71,10 @@ class _Responder:
         return client
 
     def leave_descriptors(self, number: int) -> None:
-        """From now on, the process may open so many more."""
-        limit = self.process.num_fds() + number
+        """From now on, the process may open so many more, which the limit names by their highest number."""
+        used = {int(path.name) for path in Path(f"/proc/{self.process.pid}/fd").iterdir()}
+        free = (fd for fd in count() if fd not in used)
+        limit = next(islice(free, number, None))
         self.process.rlimit(psutil.RLIMIT_NOFILE, (limit, limit))
 
 
