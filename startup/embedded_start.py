@@ -191,9 +191,8 @@ class _EmbeddedStart:
             context = use_start_method(self._config.start_method)
             if context.get_start_method() != "forkserver":
                 discard_dormant()
-            if located is not None:  # the hub client reads the variable when it is imported
-                os.environ[env.HF_HUB_OFFLINE.name] = "1"
-                update_hub({env.HF_HUB_OFFLINE.name: "1"})  # a process forked from a standby has imported it
+            if located is not None:
+                _forbid_requests()
             if self._config.engine.trust_remote_code:  # a model's own code may use any module
                 os.environ[env.VCLI_LEAN_IMPORTS.name] = "0"
             engine_process.prepare(context, located)
@@ -210,11 +209,15 @@ class _EmbeddedStart:
         self._session.check(check, self._config.preflight)
 
     def _finish_download(self, plan: FilePlan) -> ModelFiles:
-        """Imports the HTTP server while the model is downloaded; what was written is in the page cache."""
+        """Imports what nearly all models need meanwhile; the files are in the page cache afterwards."""
         with learned_imports():
             self._import_server()
-        with self._span("resolve_model"):
-            return finish_download(plan, self._download, self._session.state.set_detail)
+            with self._span("import_renderer"):
+                import server.renderers.hf  # noqa: F401
+        with self._span("resolve_model", waits_for="download"):
+            files = finish_download(plan, self._download, self._session.state.set_detail)
+        _forbid_requests()
+        return files
 
     def _begin_engine(self, context: BaseContext, files: ModelFiles) -> EngineStarter:
         """Starts the engine process; a forkserver starts it once it has finished its imports."""
@@ -290,6 +293,12 @@ class _EmbeddedStart:
         self._session.finish(info)
         self._session.notify_ready()
         group_signals.start_thread(threading.Thread(target=learn, name="learn-imports", daemon=True))
+
+
+def _forbid_requests() -> None:
+    """Everything is on disk: the hub's client of this process and of its children sends no request."""
+    os.environ[env.HF_HUB_OFFLINE.name] = "1"
+    update_hub({env.HF_HUB_OFFLINE.name: "1"})  # the client reads the variable only when it is imported
 
 
 def _subject_of(config: StartupConfig) -> StartSubject:

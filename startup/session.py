@@ -73,6 +73,7 @@ class StartSession:
         self._deadline = StartDeadline(None, self.phase)
         self._live: LiveProgress | None = None
         self._prefetch: PrefetchHandle | None = None
+        self._download: DownloadHandle | None = None
         self._is_ready = False
         self._publishing = threading.Lock()
 
@@ -151,8 +152,8 @@ class StartSession:
 
         Its progress is the detail of whatever phase is running.
         """
-        handle = begin_download(plan, self.state.set_detail, timeout_s=timeout_s)
-        return self.stack.enter_context(handle) if handle is not None else None
+        self._download = begin_download(plan, self.state.set_detail, timeout_s=timeout_s)
+        return self.stack.enter_context(self._download) if self._download is not None else None
 
     def check(self, run_preflight: Callable[[], PreflightReport], mode: PreflightMode) -> None:
         """Reads the history, runs the preflight and logs its warnings.
@@ -179,6 +180,8 @@ class StartSession:
         """The server is ready: ends deadline and progress, logs and saves the start. Called on any thread."""
         self._end_waiting()
         prefetch = self._prefetch.result() if self._prefetch is not None else None
+        if self._download is not None and self._download.report is not None:
+            self.timeline.add("download", self._download.report.spans)
         self.state.finish(prefetch)
         save_ready_start(self.state, self._address, info=info, prefetch=prefetch)
 

@@ -1,7 +1,7 @@
 """Downloads from Xet storage, in a child process of the helper: its library may hang and cannot be ended.
 
-The child is killed when it delivers nothing for the time limit, twice at most; the rest is then fetched over
-plain HTTP.
+The child is killed when it delivers nothing for the time limit, and started again if it had delivered
+anything before; the rest is then fetched over plain HTTP.
 """
 
 import logging
@@ -80,13 +80,14 @@ class XetFetch:
         for _ in range(_NUM_ATTEMPTS):
             if not self._files:
                 return
+            before = self.fetched_bytes
             try:
                 outcome = yield from self._attempt()
             finally:
                 self._remove_parts()
             if self._files:
                 logger.warning("Xet storage %s for %s", _REASONS[outcome], self._source.repo_id)
-            if outcome != "stalled":
+            if outcome != "stalled" or self.fetched_bytes == before:
                 return
 
     def _attempt(self) -> Generator[None, None, str]:

@@ -199,7 +199,7 @@ class _VllmStart:
         if self._download is None:
             self._line = with_folders(self._line, {})
             return
-        with self._span("resolve_model"):
+        with self._span("resolve_model", waits_for="download"):
             try:
                 folders = self._download.result()
             except DownloadError as err:
