@@ -97,7 +97,7 @@ def save_billion_llama(folder: Path, tokenizer: Path, num_layers: int = 16) -> P
 
 
 def save_four_shards(folder: Path, tokenizer: Path) -> Path:
-    """1.5 billion weights in bfloat16: 3.0 GB in four files. Needs 3 GB of memory and half a minute of a core."""
+    """1.5 billion weights in bfloat16, 3.0 GB in four files; needs 3 GB of memory and half a minute."""
     import torch
 
     default = torch.get_default_dtype()
