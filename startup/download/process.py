@@ -40,7 +40,6 @@ class DownloadHandle:
         self._helper = helper
         self._show = show
         self._changed = threading.Condition()
-        self._is_listed = False
         self._report: DownloadReport | None = None
         self._logged_s = time.monotonic()
         self._thread = threading.Thread(target=self._receive, name="download-progress", daemon=True)
@@ -50,12 +49,6 @@ class DownloadHandle:
     def names(self) -> str:
         """What is downloaded, for messages."""
         return ", ".join(download.repo_id for download in self.downloads)
-
-    def wait_for_answer(self, timeout_s: float) -> DownloadError | None:
-        """Waits until the hub has listed the files; returns why it will not deliver, if that is known."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_listed or self._report is not None, timeout_s)
-            return self._failure
 
     def result(self) -> tuple[Path, ...]:
         """Waits for the end; returns a snapshot for each download.
@@ -113,17 +106,16 @@ class DownloadHandle:
             self._show_progress(DownloadProgress(**message["progress"]))
         elif "log" in message:
             logger.log(message["log"]["level"], "%s", message["log"]["text"])
+        elif "listed" in message:
+            host = message["listed"]["host"]
+            logger.info("downloading %s%s", self.names, f" from {host}" if host else "")
         else:
-            if "listed" in message:
-                host = message["listed"]["host"]
-                logger.info("downloading %s%s", self.names, f" from {host}" if host else "")
+            report = DownloadReport.from_fields(message["report"])
+            if report.failure is None:
+                self._log_end(report)
             with self._changed:
-                self._is_listed = True
-                if "report" in message:
-                    self._report = DownloadReport.from_fields(message["report"])
+                self._report = report
                 self._changed.notify_all()
-            if self._report is not None and self._report.failure is None:
-                self._log_end(self._report)
 
     def _show_progress(self, progress: DownloadProgress) -> None:
         self._show(str(progress))
