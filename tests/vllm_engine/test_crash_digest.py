@@ -71,8 +71,8 @@ def _provoke(crash: Crash, folders: StartFolders, plugins: Path, small_model: Pa
     url = f"http://127.0.0.1:{port}"
     model = str(small_model) if crash.model == "small" else folders.fill(crash.model)
     words = [folders.fill(word) for word in crash.words]
-    command = [PYTHON, "-m", "vllm_cli", "serve", model, "--engine", "vllm", "--preflight", "off", *_SMALL, *words]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--tensor-parallel-size", str(crash.num_workers)]
+    command = [PYTHON, "-m", "vllm_cli", "serve", model, "--engine", "vllm", "--preflight", "off", *_SMALL]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--tensor-parallel-size", str(crash.num_workers), *words]
     own = {
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(plugins))),
         "VLLM_CACHE_ROOT": str(folders.path("folder") / "cache"),

@@ -168,7 +168,7 @@ CRASHES: Final[dict[str, Crash]] = {
         "APIServer", text="LlamoForCausalLM", cause="architecture-unsupported", model="{unknown_architecture}"
     ),
     "flags-too-long": _faulty("APIServer", "--max-model-len", "999999", text="", cause="max-model-len-too-long"),
-    "flags-heads": _faulty("APIServer", "-tp", "3", text="", cause="not-divisible", num_workers=2),
+    "flags-heads": _faulty("APIServer", "-tp", "3", text="", cause="not-divisible"),
     "flags-adapter": _faulty(
         "APIServer", "--enable-lora", "--lora-modules", "a=/missing", text="/missing", cause="lora-missing"
     ),
