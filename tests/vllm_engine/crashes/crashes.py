@@ -170,10 +170,12 @@ CRASHES: Final[dict[str, Crash]] = {
     "flags-too-long": _faulty("APIServer", "--max-model-len", "999999", text="", cause="max-model-len-too-long"),
     "flags-heads": _faulty("APIServer", "-tp", "3", text="", cause="not-divisible"),
     "flags-adapter": _faulty(
-        "APIServer", "--enable-lora", "--lora-modules", "a=/missing", text="/missing", cause="lora-missing"
+        "Worker", "--enable-lora", "--lora-modules", "a=/missing", text="/missing", cause="lora-missing"
     ),
     "flags-template": _faulty("APIServer", "--chat-template", "/missing.jinja", text="", cause="chat-template-missing"),
-    "flags-middleware": _faulty("APIServer", "--middleware", "no_such.Class", text="no_such", cause="library-missing"),
+    "flags-middleware": _faulty(
+        "APIServer", "--middleware", "no_such.Class", text="no_such", cause="package-of-model-missing"
+    ),
     "flags-certificate": _faulty(
         "APIServer", "--ssl-certfile", "/no.pem", "--ssl-keyfile", "/no.key", text="", cause=None
     ),
