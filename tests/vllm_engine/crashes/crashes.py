@@ -179,5 +179,5 @@ CRASHES: Final[dict[str, Crash]] = {
     "flags-certificate": _faulty(
         "APIServer", "--ssl-certfile", "/no.pem", "--ssl-keyfile", "/no.key", text="", cause=None
     ),
-    "machine-kv-cache": _faulty("EngineCore", "--kv-cache-memory-bytes", "100K", text="", cause="kv-cache-too-small"),
+    "flags-blocks": _faulty("EngineCore", "--num-gpu-blocks-override", "1", text="", cause="kv-cache-too-small"),
 }
