@@ -12,6 +12,7 @@ _GPU: Final = "vllm.v1.worker.gpu_worker:Worker"
 _RUNNER: Final = "vllm.v1.worker.cpu_model_runner:CPUModelRunner"
 _CORE: Final = "vllm.v1.engine.core:EngineCore"
 _SCHEDULER: Final = "vllm.v1.core.sched.scheduler:Scheduler"
+_EXECUTOR: Final = "vllm.v1.executor.multiproc_executor:MultiprocExecutor._init_executor"
 _CONFIG: Final = "vllm.engine.arg_utils:EngineArgs.create_engine_config"
 
 _API: Final = "vllm.v1.engine"
@@ -74,7 +75,7 @@ CRASHES: Final[dict[str, Crash]] = {
     ),
     "api-tokenizer": _raises("APIServer", f"{_API}.async_llm:InputProcessor.__init__", "ValueError: no tokenizer"),
     "api-routes": _raises("APIServer", f"{_LAUNCHERS}.api_server.entry:init_app_state", "ValueError: no routes"),
-    "engine-begins": _raises("EngineCore", f"{_CORE}.__init__", "ValueError: no engine"),
+    "engine-executor": _raises("EngineCore", _EXECUTOR, "ValueError: no executor"),
     "engine-caches": _raises("EngineCore", f"{_CORE}._initialize_kv_caches", "ValueError: no caches"),
     "engine-scheduler": _raises("EngineCore", f"{_SCHEDULER}.__init__", "ValueError: no order"),
     "engine-os-error": _raises(
@@ -127,7 +128,7 @@ CRASHES: Final[dict[str, Crash]] = {
     # Signals.
     "engine-killed": _signal("EngineCore", f"{_CORE}._initialize_kv_caches", "SIGKILL"),
     "engine-segv": _signal("EngineCore", f"{_CORE}._initialize_kv_caches", "SIGSEGV"),
-    "engine-aborts": _signal("EngineCore", f"{_CORE}.__init__", "SIGABRT"),
+    "engine-aborts": _signal("EngineCore", _EXECUTOR, "SIGABRT"),
     "worker-device-killed": _signal("Worker", f"{_CPU}.init_device", "SIGKILL"),
     "worker-device-ill": _signal("Worker", f"{_CPU}.init_device", "SIGILL", phase=_DEVICE),
     "worker-load-killed": _signal("Worker", f"{_RUNNER}.get_model", "SIGKILL", phase=_LOADING),
