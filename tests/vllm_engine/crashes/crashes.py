@@ -180,5 +180,5 @@ CRASHES: Final[dict[str, Crash]] = {
     "flags-certificate": _faulty(
         "APIServer", "--ssl-certfile", "/no.pem", "--ssl-keyfile", "/no.key", text="", cause=None
     ),
-    "flags-blocks": _faulty("EngineCore", "--num-gpu-blocks-override", "1", text="", cause="kv-cache-too-small"),
+    "flags-blocks": _faulty("EngineCore", "--num-gpu-blocks-override", "1", text="", cause="no-room-for-kv-cache"),
 }
