@@ -48,7 +48,7 @@ def standby(folder: Path) -> Iterator[StandbyProcess]:
 
 def _variables(folder: Path) -> dict[str, str]:
     """Variables of the standby beyond this process's."""
-    return {name: environment(folder)[name] for name in ("PYTHONPATH", "VLLM_CACHE_ROOT", "TMPDIR")}
+    return {name: environment(folder)[name] for name in ("PYTHONPATH", "VLLM_CACHE_ROOT", "TMPDIR", "HF_ENDPOINT")}
 
 
 def _environment(folder: Path, standby: StandbyProcess) -> dict[str, str]:
