@@ -2,7 +2,7 @@
 
 import logging
 import os
-from threading import Lock
+from threading import RLock
 from typing import Final, TextIO
 
 _ERASE: Final = "\r\x1b[K"
@@ -15,9 +15,10 @@ class LiveLine:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._lock = Lock()
+        self._lock = RLock()  # a signal's handler may log while its thread writes
         self._is_shown = False
         self.is_on = stream.isatty()
+        os.register_at_fork(after_in_child=self._forget)
 
     def show(self, text: str) -> None:
         """Replaces the line; text beyond the terminal's width is cut off."""
@@ -29,9 +30,7 @@ class LiveLine:
     def clear(self) -> None:
         """Erases the line, so that other text can be written in its place."""
         with self._lock:
-            if self._is_shown:
-                self._write(_ERASE)
-                self._is_shown = False
+            self._clear()
 
     def close(self) -> None:
         """Erases the line; later calls of `show` do nothing."""
@@ -39,12 +38,25 @@ class LiveLine:
         self.is_on = False
 
     def erase_for(self, handler: logging.Handler) -> None:
-        """Erases the line whenever this handler is about to write a record."""
-        handler.addFilter(self._clear_for)
+        """Erases the line for each record of this handler, and shows none until the record is written."""
+        emit = handler.emit
 
-    def _clear_for(self, _: logging.LogRecord) -> bool:
-        self.clear()
-        return True
+        def erase_and_emit(record: logging.LogRecord) -> None:
+            with self._lock:
+                self._clear()
+                emit(record)
+
+        handler.emit = erase_and_emit  # type: ignore[method-assign]
+
+    def _clear(self) -> None:
+        if self._is_shown:
+            self._write(_ERASE)
+            self._is_shown = False
+
+    def _forget(self) -> None:
+        """In a forked process, whose threads that held the lock are gone, and whose parent owns the line."""
+        self._lock = RLock()
+        self._is_shown = False
 
     @property
     def _width(self) -> int:

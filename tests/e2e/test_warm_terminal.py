@@ -234,11 +234,13 @@ def test_ctrl_c_does_not_reach_a_background_command_of_a_script(warm: dict[str, 
     assert shell.returncode == 0
 
 
-def test_the_terminal_shows_progress_in_its_width(cold_or_warm: dict[str, str], job: _Job) -> None:
-    with Shell(cold_or_warm, num_columns=60) as shell:
+@pytest.mark.thorough
+def test_the_terminal_shows_progress_in_its_width(job: _Job) -> None:
+    """A warm start of this model ends before the first line is due."""
+    with Shell({"VCLI_STANDBY": "off"}, num_columns=60) as shell:
         job.start(shell)
         shell.type(INTERRUPT)
         assert shell.exit_code() == 0
-        lines = [line for line in re.findall(r"\r\x1b\[K([^\r\n\x1b]+)", shell.output) if " s  " in line]
+        lines = re.findall(r"\r\x1b\[K( *[\d.]+ s  [^\r\n\x1b]+)", shell.output)
         assert lines
         assert max(map(len, lines)) < 60

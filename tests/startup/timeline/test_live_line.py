@@ -4,7 +4,9 @@ import logging
 import os
 import pty
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from threading import Event, Thread
 
 import pytest
 
@@ -60,6 +62,42 @@ def test_the_line_is_erased_before_a_log_record_is_written(terminal) -> None:
     line.show("progress")
     handler.handle(logging.makeLogRecord({"msg": "record"}))
     assert read() == "\r\x1b[Kprogress\r\x1b[Krecord\r\n"
+
+
+def test_no_line_is_shown_between_its_erasure_and_the_record(terminal) -> None:
+    line, read = terminal
+    handler = logging.StreamHandler(line._stream)
+    line.erase_for(handler)
+    progress = Thread(target=line.show, args=("progress",))
+
+    class Message:
+        def __str__(self) -> str:
+            progress.start()
+            progress.join(0.1)
+            return "record"
+
+    handler.handle(logging.makeLogRecord({"msg": Message()}))
+    progress.join()
+    assert read() == "record\r\n\r\x1b[Kprogress"
+
+
+def test_a_process_forked_while_a_line_is_written_can_log(terminal) -> None:
+    line, _ = terminal
+    is_held, is_done = Event(), Event()
+
+    def write() -> None:
+        with line._lock:
+            is_held.set()
+            is_done.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write)
+        is_held.wait()
+        child = os.fork()
+        if not child:
+            os._exit(0 if line._lock.acquire(timeout=5) else 1)
+        is_done.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_closed_terminal_is_no_error() -> None:
