@@ -3,8 +3,9 @@
 import importlib
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +16,9 @@ from server.exit_codes import INTERRUPTED, USAGE
 from startup.hooks.hook import Hook, Name
 from startup.model.file_plan import FilePlan, plan_files
 from startup.model.request import ModelRequest
-from startup.serve_words import is_for_information, normalise, split
+from startup.serve_words import is_flag_like, is_for_information, normalise, split
+from startup.vllm.facts.installed_facts import read_facts
+from startup.vllm.facts.vllm_facts import FlagFact
 from startup.vllm.installed import find_vllm
 from startup.vllm.model_request import LISTS, read_model_request
 
@@ -38,6 +41,12 @@ _SWITCHES_OFF_LISTENING: Final = (
 )
 """With these flags the launcher has no port, or the port uses a protocol that the responder does not have."""
 
+_NAMES_OF_MODEL: Final = ("--model", "--config")
+"""With these flags, MODEL is no word of its own."""
+
+_LEVEL: Final = re.compile(r"-O.")
+"""`-O3` and `-O.mode=3` have their value attached."""
+
 _DEFAULT_PORT: Final = 8000
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _SERVED_NAME: Final = "--served-model-name"
@@ -50,6 +59,7 @@ class CommandLine:
     """The words of the command line, and what can be read from them without vLLM's parser."""
 
     words: tuple[str, ...]
+    """MODEL first, if it is a word of its own."""
     values: Mapping[str, str]
     """Flags, with dashes instead of underscores, and their last values; a switch has an empty value."""
     model: str | None
@@ -59,6 +69,7 @@ class CommandLine:
     @classmethod
     def of(cls, words: Sequence[str]) -> "CommandLine":
         """Reads the words and the file of `--config`; the words take precedence."""
+        words = _with_model_first(words)
         flags = [given for given in split(words, lambda name: "+" if name in LISTS else "?") if given.flag]
         values = {given.name: given.values[0] if given.values else "" for given in flags}
         lists = {given.name: tuple(given.values) for given in flags if given.name in LISTS}
@@ -135,6 +146,37 @@ class CommandLine:
     def served_name(self) -> str:
         """The model's name in the history of starts."""
         return self.values.get("--served-model-name") or self.model or "vLLM's default model"
+
+
+def _with_model_first(words: Sequence[str]) -> Sequence[str]:
+    """The same words with MODEL in front, where everything here looks for it.
+
+    Behind a flag, only the flags of the installed vLLM tell MODEL from a value.
+    """
+    names = {normalise(word.partition("=")[0]) for word in words if is_flag_like(word)}
+    if all(map(is_flag_like, words)) or not is_flag_like(words[0]) or not names.isdisjoint(_NAMES_OF_MODEL):
+        return words
+    if (vllm := find_vllm()) is None:
+        return words
+    numbers = _numbers_of_values(read_facts(vllm).flags)
+    place = 0
+    for given in split(words, lambda name: 0 if _LEVEL.match(name) else numbers.get(name, "?")):
+        if given.words[0] == "--":
+            place += 1
+        if not given.flag and place < len(words):
+            return (words[place], *words[:place], *words[place + 1 :])
+        place += len(given.words)
+    return words
+
+
+def _numbers_of_values(flags: Iterable[FlagFact]) -> dict[str, int | str]:
+    """For each name of a flag, how many values it takes, as argparse's `nargs`."""
+    numbers: dict[str, int | str] = {}
+    for flag in flags:
+        numbers |= dict.fromkeys(flag.names, 1 if flag.nargs is None else flag.nargs)
+        if flag.is_negatable:
+            numbers |= {f"--no-{name[2:]}": 0 for name in flag.names}
+    return numbers
 
 
 def _config_file(path: str | None) -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from startup.vllm.command_line import CommandLine
+from tests.startup.vllm.facts.small_vllm import write_small_vllm
 
 
 def _line(text: str) -> CommandLine:
@@ -23,6 +24,28 @@ def _line(text: str) -> CommandLine:
 )
 def test_model_is_the_first_word_or_the_flags_value(words: str, model: str | None) -> None:
     assert _line(words).model == model
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--headless --max-num-seqs 32 org/name", "org/name --headless --max-num-seqs 32"),
+        ("--max_num_seqs 32 --headless org/name --host h", "org/name --max_num_seqs 32 --headless --host h"),
+        ("--api-key a b --no-enable-prefix-caching m", "m --api-key a b --no-enable-prefix-caching"),
+        ("-O3 m --port 1", "m -O3 --port 1"),
+        ("--headless -- m", "m --headless --"),
+        ("--api-key a b", "--api-key a b"),
+        ("--headless --", "--headless --"),
+        ("--headless --model m", "--headless --model m"),
+    ],
+)
+def test_the_model_may_follow_flags_of_the_installed_vllm(
+    words: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_small_vllm(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    assert " ".join(_line(words).words) == expected
 
 
 def test_the_last_value_of_a_flag_counts_in_every_spelling() -> None:
