@@ -10,7 +10,10 @@ _MAX_SHARE: Final = 0.2
 
 
 class RealtimePriority:
-    """Lets this process run at once, if permitted (CAP_SYS_NICE), as long as it needs little CPU time."""
+    """Lets this process run at once, if permitted (CAP_SYS_NICE), as long as it needs little CPU time.
+
+    Processes that it forks have no such priority.
+    """
 
     def __init__(self, *, is_wanted: bool) -> None:
         self._is_possible = is_wanted
@@ -30,7 +33,7 @@ class RealtimePriority:
     def _set(self, is_on: bool) -> None:
         if not self._is_possible or is_on == self._is_on:
             return
-        policy, priority = (os.SCHED_FIFO, 1) if is_on else (os.SCHED_OTHER, 0)
+        policy, priority = (os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, 1) if is_on else (os.SCHED_OTHER, 0)
         try:
             os.sched_setscheduler(0, policy, os.sched_param(priority))
         except OSError:  # not permitted

@@ -13,12 +13,10 @@ An HTTP server may accept, too (`accept_delay_s`): then only connections that ha
 accepted here, and it lends connections on which there were only probes.
 """
 
-import errno
 import json
 import resource
 import selectors
 import socket
-import struct
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -27,6 +25,7 @@ from typing import Final, Protocol
 
 from server.machine.realtime import RealtimePriority
 from startup.probes.probe_http import MAX_HEAD_BYTES, Answer, ProbeRequest, parse_probe
+from startup.probes.report_queue import ReportQueue
 from startup.probes.serving_messages import (
     BEAT,
     LEND,
@@ -42,12 +41,11 @@ STALE_S: Final = 2.0
 """After this time without a heartbeat, the answer is 503."""
 _SILENT_S: Final = 0.05
 """How long a new connection may send nothing before it is passed on."""
-_TURN_S: Final = 0.5
+TURN_S: Final = 0.5
+"""The longest wait for events."""
 _FIRST_BYTES_S: Final = 0.0001
 """A client's first bytes follow its connection so soon; without bytes, it costs one more message."""
 _MAX_ACCEPTS_PER_TURN: Final = 16
-_SEND_BUFFER_BYTES: Final = 1 << 20
-"""The kernel's limit is lower; half a kilobyte per connection that the API process has not received yet."""
 _PAUSE_S: Final = 0.1
 """How long nothing is accepted if no file descriptor is free, or too much waits to be sent."""
 _MAX_UNSENT: Final = 4096
@@ -70,6 +68,9 @@ class Leftover(Protocol):
 class Acceptor:
     """Owns the listener until the API process takes it back."""
 
+    _lends_duplicates = True
+    """Whether the API process holds a duplicate of each connection that waits here."""
+
     def __init__(
         self,
         listener: socket.socket,
@@ -79,76 +80,78 @@ class Acceptor:
     ) -> None:
         """Listener and connection to the API process are registered with the selector."""
         self._listener = listener
-        self._api_process = api_process
+        self._reports = ReportQueue(api_process, selector)
         self._selector = selector
         self._settings = settings
-        self._heartbeat = _Heartbeat()
+        self._heartbeat = Heartbeat()
         self._priority = RealtimePriority(is_wanted=settings.wants_realtime)
-        self._unsent: deque[tuple[Report, socket.socket | None]] = deque()
         self._unlogged: deque[AnsweredProbe] = deque(maxlen=_MAX_UNLOGGED)
         self._delay_s = settings.accept_delay_s
         self._accepts_from_s = 0.0
         """Until then, the listener is not registered with the selector."""
-        self._waits_for_beat = False
-        """Whether sending failed although the queue has room: it is tried again after the next heartbeat."""
-        self._silent: OrderedDict[int, _Client] = OrderedDict()
+        self._silent: OrderedDict[int, Client] = OrderedDict()
         """Clients that have sent nothing yet, oldest first."""
-        self._answered: OrderedDict[int, _Client] = OrderedDict()
+        self._answered: OrderedDict[int, Client] = OrderedDict()
         """Clients whose last probe was answered, oldest answer first."""
         self._num_accepted = 0
-        api_process.setblocking(False)
-        api_process.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        self._hand_over = b""
+        """The message with which the API process takes all connections back."""
         _raise_file_limit()
 
     def run(self, leftovers: Sequence[Leftover], hand_over: bytes) -> None:
         """Returns once the API process has sent `hand_over` and has got all connections, or has exited."""
-        while True:
-            timeout_s = _SILENT_S if self._silent or leftovers else _TURN_S
-            ready = self._selector.select(self._until_accepting(timeout_s))
+        self._hand_over = hand_over
+        while self._turn(_SILENT_S if self._silent or leftovers else TURN_S):
             now = time.monotonic()
-            self._heartbeat.turn(now)
-            self._priority.turn(now)
-            self._resume_accepting(now)
-            for key, events in ready:
-                if key.fileobj is self._listener:
-                    self._notice_connection()
-                elif key.fileobj is self._api_process:
-                    if events & selectors.EVENT_WRITE:
-                        self._send_unsent()
-                    if events & selectors.EVENT_READ and not self._receive(hand_over):
-                        return
-                elif not isinstance(key.data, _Client):
-                    key.data.advance()
-                elif key.data.is_waiting:  # not passed on by an earlier event of this turn
-                    self._inspect(key.data)
-            now = time.monotonic()
-            self._pass_silent_on(now)
-            self._close_idle(now)
-            self._report_probes()
             leftovers = [connection for connection in leftovers if not connection.is_done_by(now)]
 
-    def _receive(self, hand_over: bytes) -> bool:
+    def _turn(self, timeout_s: float) -> bool:
+        """Waits for events and processes them; False if there will be no more."""
+        ready = self._selector.select(self._until_accepting(timeout_s))
+        now = time.monotonic()
+        self._heartbeat.turn(now)
+        self._priority.turn(now)
+        self._resume_accepting(now)
+        for key, events in ready:
+            if key.fileobj is self._listener:
+                self._notice_connection()
+            elif key.fileobj is self._reports.api_process:
+                if events & selectors.EVENT_WRITE:
+                    self._reports.send_unsent()
+                if events & selectors.EVENT_READ and not self._receive():
+                    return False
+            elif not isinstance(key.data, Client):
+                key.data.advance()
+            elif key.data.is_waiting:  # not passed on by an earlier event of this turn
+                self._inspect(key.data)
+        now = time.monotonic()
+        self._pass_silent_on(now)
+        self._close_idle(now)
+        self._report_probes()
+        return True
+
+    def _receive(self) -> bool:
         """Processes a message; False if there will be no more."""
-        message, fds, _, _ = socket.recv_fds(self._api_process, _MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+        link = self._reports.api_process
+        message, fds, _, _ = socket.recv_fds(link, _MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         if message.startswith(LEND):
             self._borrow(Loan.decode(message), fds)
         elif message.startswith(BEAT):
-            self._heartbeat.receive(HealthAnswer.decode(message), time.monotonic())
-            self._waits_for_beat = False
-            if self._unsent:
-                self._send_unsent()
-            self._send(Report(Kind.ECHO))
-        elif message == hand_over:
+            self._note_beat(message)
+        elif message == self._hand_over:
             self._give_all_back()
             return False
         return bool(message)
 
+    def _note_beat(self, message: bytes) -> None:
+        self._heartbeat.receive(HealthAnswer.decode(message), time.monotonic())
+        self._reports.note_beat()
+        self._reports.send(Report(Kind.ECHO))
+
     def _give_all_back(self) -> None:
         self._listener.close()
-        self._api_process.setblocking(True)
         with suppress(OSError):  # the API process has exited
-            while self._unsent:
-                self._try_send(*self._unsent.popleft())
+            self._reports.send_all()
             for client in (*self._silent.values(), *self._answered.values()):
                 self._pass_on(client)
             self._report_probes()
@@ -161,14 +164,14 @@ class Acceptor:
 
     def _borrow(self, loan: Loan, fds: list[int]) -> None:
         if not fds:  # no free descriptor
-            self._send(Report(Kind.TAKE, loan.connection_id))
+            self._reports.send(Report(Kind.TAKE, loan.connection_id))
             return
-        client = _Client(loan.connection_id, socket.socket(fileno=fds[0]), loan.client)
+        client = Client(loan.connection_id, socket.socket(fileno=fds[0]), loan.client)
         client.is_held = True
         self._wait(client, self._answered, self._settings.keep_alive_s)
 
     def _accept(self) -> None:
-        if len(self._unsent) >= _MAX_UNSENT:
+        if len(self._reports) >= _MAX_UNSENT:
             self._pause_accepting(_PAUSE_S)
             return
         for _ in range(_MAX_ACCEPTS_PER_TURN):
@@ -184,7 +187,7 @@ class Acceptor:
                 return
             self._num_accepted += 1
             client = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
-            self._inspect(_Client(self._num_accepted, connection, client))
+            self._inspect(Client(self._num_accepted, connection, client))
 
     def _close_one(self) -> bool:
         """Frees a descriptor; False if every connection here waits to be passed on."""
@@ -192,7 +195,7 @@ class Acceptor:
             self._close(next(iter(self._answered.values())))
             return True
         self._pass_silent_on(now=float("inf"))
-        return not self._unsent
+        return not self._reports
 
     def _pause_accepting(self, duration_s: float) -> None:
         self._selector.unregister(self._listener)
@@ -212,10 +215,10 @@ class Acceptor:
                 self._delay_s = min(2 * self._delay_s, _MAX_DELAY_FACTOR * self._settings.accept_delay_s)
                 self._accept()  # what the HTTP server has not accepted meanwhile
 
-    def _inspect(self, client: "_Client") -> None:
+    def _inspect(self, client: "Client") -> None:
         """Answers a probe; keeps a connection without bytes; passes any other one on."""
         try:
-            received = _peek(client.connection, may_wait=not client.is_waiting)
+            received = peek(client.connection, may_wait=not client.is_waiting)
         except BlockingIOError:
             if not client.is_waiting:
                 self._wait(client, self._silent, _SILENT_S)
@@ -224,20 +227,24 @@ class Acceptor:
             received = b""
         if not received:
             self._close(client)
-            return
+        else:
+            self._process(client, received)
+
+    def _process(self, client: "Client", received: bytes) -> None:
+        """The client has sent the beginning of a request, which was only peeked at."""
         probe = parse_probe(received, self._settings.paths)
-        answer = self._answer(probe) if probe is not None else None
+        answer = self._answer_probe(probe) if probe is not None else None
         if probe is None or answer is None or not self._send_answer(client, probe, *answer):
             self._pass_on(client)
 
-    def _answer(self, probe: ProbeRequest) -> tuple[int, bytes] | None:
+    def _answer_probe(self, probe: ProbeRequest) -> tuple[int, bytes] | None:
         """Status and bytes; None if the HTTP server has to answer."""
         if (age_s := self._heartbeat.age_s(time.monotonic())) > STALE_S:
             return 503, _stale_answer(age_s).encode()
         answer = self._heartbeat.answer
         return None if answer is None else (answer.status, answer.response(keeps_alive=probe.keeps_alive))
 
-    def _send_answer(self, client: "_Client", probe: ProbeRequest, status: int, answer: bytes) -> bool:
+    def _send_answer(self, client: "Client", probe: ProbeRequest, status: int, answer: bytes) -> bool:
         """False if the client does not read. The probe is consumed last: until then it could be passed on."""
         try:
             num_sent = client.connection.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -256,40 +263,43 @@ class Acceptor:
             self._wait(client, self._answered, self._settings.keep_alive_s)
         return True
 
-    def _wait(self, client: "_Client", clients: "OrderedDict[int, _Client]", timeout_s: float) -> None:
+    def _wait(self, client: "Client", clients: "OrderedDict[int, Client]", timeout_s: float) -> None:
         """Waits for the client's next bytes; the API process holds the connection meanwhile, if it can."""
         if not client.is_waiting:
-            if not client.is_held and not self._unsent:
-                client.is_held = self._try_send(Report(Kind.HOLD, client.id), client.connection)
+            if self._lends_duplicates and not client.is_held and not self._reports:
+                client.is_held = self._reports.try_send(Report(Kind.HOLD, client.id), client.connection)
             client.is_waiting = True
             self._selector.register(client.connection, selectors.EVENT_READ, client)
         client.deadline_s = time.monotonic() + timeout_s
         self._silent.pop(client.id, None)
         clients[client.id] = client
         clients.move_to_end(client.id)
+        self._limit_waiting()
+
+    def _limit_waiting(self) -> None:
         if len(self._answered) > _MAX_KEPT:
             self._pass_on(next(iter(self._answered.values())))
 
-    def _pass_on(self, client: "_Client") -> None:
+    def _pass_on(self, client: "Client") -> None:
         """The HTTP server serves the connection from now on."""
         if client.is_waiting:
             self._stop_waiting(client)
         if client.is_held:
             client.connection.close()
-            self._send(Report(Kind.TAKE, client.id))
+            self._reports.send(Report(Kind.TAKE, client.id))
         else:
-            self._send(Report(Kind.TAKE, client.id), client.connection)
+            self._reports.send(Report(Kind.TAKE, client.id), client.connection)
 
-    def _close(self, client: "_Client") -> None:
+    def _close(self, client: "Client") -> None:
         if client.is_waiting:
             self._stop_waiting(client)
         if client.is_held:
             with suppress(OSError):  # the API process's duplicate would keep it open
                 client.connection.shutdown(socket.SHUT_RDWR)
-            self._send(Report(Kind.DROP, client.id))
+            self._reports.send(Report(Kind.DROP, client.id))
         client.connection.close()
 
-    def _stop_waiting(self, client: "_Client") -> None:
+    def _stop_waiting(self, client: "Client") -> None:
         client.is_waiting = False
         self._selector.unregister(client.connection)
         self._silent.pop(client.id, None)
@@ -303,48 +313,16 @@ class Acceptor:
         while self._answered and (client := next(iter(self._answered.values()))).deadline_s <= now:
             self._close(client)
 
-    def _send(self, report: Report, connection: socket.socket | None = None) -> None:
-        """Sends at once or, if the API process receives nothing, later; closes the connection then."""
-        if self._unsent or not self._try_send(report, connection):
-            self._unsent.append((report, connection))
-            self._follow_queue()
-        elif connection is not None:
-            connection.close()
-
-    def _send_unsent(self) -> None:
-        while self._unsent and self._try_send(*self._unsent[0]):
-            _, connection = self._unsent.popleft()
-            if connection is not None:
-                connection.close()
-        self._follow_queue()
-
-    def _try_send(self, report: Report, connection: socket.socket | None) -> bool:
-        rights = struct.pack("i", connection.fileno()) if connection is not None else b""
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []
-        try:
-            self._api_process.sendmsg([report.encode()], ancillary)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError as err:
-            if err.errno == errno.ETOOMANYREFS:  # more descriptors are on their way than the limit allows
-                self._waits_for_beat = True
-                return False
-            raise
-        return True
-
     def _report_probes(self) -> None:
         """Sends answered probes for the access log; later, if the API process receives nothing."""
-        while self._unlogged and not self._unsent:
-            if not self._try_send(Report(Kind.ANSWERED, probe=self._unlogged[0]), None):
+        while self._unlogged and not self._reports:
+            if not self._reports.try_send(Report(Kind.ANSWERED, probe=self._unlogged[0])):
                 return
             self._unlogged.popleft()
 
-    def _follow_queue(self) -> None:
-        wants_write = selectors.EVENT_WRITE if self._unsent and not self._waits_for_beat else 0
-        self._selector.modify(self._api_process, selectors.EVENT_READ | wants_write)
 
-
-def _peek(connection: socket.socket, *, may_wait: bool) -> bytes:
+def peek(connection: socket.socket, *, may_wait: bool) -> bytes:
+    """The first bytes, which stay unread; BlockingIOError without any."""
     try:
         return connection.recv(MAX_HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
@@ -354,8 +332,8 @@ def _peek(connection: socket.socket, *, may_wait: bool) -> bytes:
     return connection.recv(MAX_HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 
-class _Client:
-    """A connection on which no request has begun that the HTTP server must answer."""
+class Client:
+    """A connection on which no request has begun that was passed on to the HTTP server."""
 
     __slots__ = ("address", "connection", "deadline_s", "id", "is_held", "is_waiting")
 
@@ -370,7 +348,7 @@ class _Client:
         """Whether the API process holds a duplicate."""
 
 
-class _Heartbeat:
+class Heartbeat:
     """The API process's last heartbeat.
 
     While this process itself is stopped (a frozen container), no time passes here.
@@ -388,9 +366,9 @@ class _Heartbeat:
         return now - self._received_s
 
     def turn(self, now: float) -> None:
-        """Called at least every `_TURN_S`."""
-        pause_s = now - self._turned_s - _TURN_S
-        if pause_s > _TURN_S:
+        """Called at least every `TURN_S`."""
+        pause_s = now - self._turned_s - TURN_S
+        if pause_s > TURN_S:
             self._received_s = min(now, self._received_s + pause_s)
         self._turned_s = now
 

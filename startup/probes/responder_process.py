@@ -103,7 +103,7 @@ class _Loop:
 
     def run(self) -> None:
         """Returns once the socket is handed over and all clients are answered, or the API process exits."""
-        connections: list[_Connection] = []
+        connections: list[ProbeConnection] = []
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._api_process, selectors.EVENT_READ)
         while self._is_accepting or connections:
@@ -124,7 +124,7 @@ class _Loop:
                     key.data.advance()
             connections = [c for c in connections if not c.is_done_by(time.monotonic())]
 
-    def _accept_for_server(self, settings: ServingSettings, connections: "list[_Connection]") -> None:
+    def _accept_for_server(self, settings: ServingSettings, connections: "list[ProbeConnection]") -> None:
         acceptor = Acceptor(self._listener, self._api_process, self._selector, settings)
         acceptor.run(connections, HAND_OVER)
 
@@ -138,7 +138,7 @@ class _Loop:
             with suppress(OSError):  # the API process has exited: the next recv() returns nothing
                 self._api_process.send(GIVEN_UP)
 
-    def _accept(self) -> "list[_Connection]":
+    def _accept(self) -> "list[ProbeConnection]":
         try:
             client, _ = self._listener.accept()
         except OSError:
@@ -148,10 +148,10 @@ class _Loop:
         except OSError:
             client.close()
             return []
-        return [_Connection(channel, self._selector, self._answers.answer)]
+        return [ProbeConnection(channel, self._selector, self._answers.answer)]
 
 
-class _Connection:
+class ProbeConnection:
     """One client: reads the request, answers, and waits for the client's end of stream.
 
     Closing earlier could reset the connection before the client has read the answer.

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from startup.probes import acceptor
+from startup.probes import report_queue
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
 from startup.probes.serving_messages import HealthAnswer, Kind, Report, ServingSettings
@@ -87,7 +87,7 @@ def stack() -> Iterator[ExitStack]:
 @pytest.fixture
 def held(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> _Responder:
     """The kernel keeps only a few messages for an event loop that does not run."""
-    monkeypatch.setattr(acceptor, "_SEND_BUFFER_BYTES", 1)
+    monkeypatch.setattr(report_queue, "_SEND_BUFFER_BYTES", 1)
     return _Responder(stack)
 
 
