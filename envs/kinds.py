@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from envs.duration import EXPECTED as EXPECTED_DURATION
+from envs.duration import parse_duration
 from envs.home import expand_home
 from envs.suggestion import did_you_mean
 from envs.variable import EnvVar, InvalidValueError
@@ -50,6 +52,11 @@ def number(default: float, description: str, *, above: float) -> EnvVar[float]:
     return EnvVar("number", _number_parser(above), lambda: default, description)
 
 
+def optional_duration(description: str) -> EnvVar[float | None]:
+    """Seconds, or a number with a unit; None if unset."""
+    return EnvVar[float | None]("duration", _parse_duration, lambda: None, description)
+
+
 def optional_integer(description: str, *, minimum: int) -> EnvVar[int | None]:
     """A whole number of at least `minimum`; None if unset."""
     return EnvVar[int | None]("integer", _integer_parser(minimum), lambda: None, description)
@@ -64,6 +71,13 @@ def choice_in_capitals(default: str, choices: tuple[str, ...], description: str)
     """One of a list of words in capitals, accepted in any case."""
     parse = _choice_parser(choices)
     return EnvVar("choice", lambda raw: parse(raw.upper()), lambda: default, description, choices=choices)
+
+
+def _parse_duration(raw: str) -> float:
+    try:
+        return parse_duration(raw)
+    except ValueError as err:
+        raise InvalidValueError(EXPECTED_DURATION) from err
 
 
 def _parse_boolean(raw: str) -> bool:

@@ -16,6 +16,7 @@ from envs.kinds import (
     integer,
     names,
     number,
+    optional_duration,
     optional_integer,
     path,
     presence,
@@ -36,6 +37,9 @@ PREFLIGHT_MODES: Final = ("auto", "warn", "off")
 STANDBY_MODES: Final = ("auto", "off", "require")
 """Whether a start is forked from a standby process."""
 
+IDLE_WARM_MODES: Final = ("auto", "off")
+"""Whether a front keeps a standby of its own."""
+
 LOGGING_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 LOG_FORMATS: Final = ("text", "json")
@@ -54,6 +58,10 @@ class Environment:
     VCLI_PRELOAD_MODULE = text("Module of the model's class, imported by the forkserver; set by the launcher.")
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")
     VCLI_STANDBY = choice("auto", STANDBY_MODES, "Whether a running standby is used if --standby is not given.")
+    VCLI_IDLE_STOP = optional_duration("After how long without a request `serve` stops the model; see --idle-stop.")
+    VCLI_IDLE_WARM = choice("auto", IDLE_WARM_MODES, "Whether --idle-stop keeps a standby if --idle-warm is not given.")
+    VCLI_FRONT = text("A server's connection to the `serve --idle-stop` that has started it; set by that process.")
+    VCLI_STANDBY_FOLDER = text("Folder of a standby's sockets, of `serve --idle-stop` alone; set by that process.")
     VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "What the preflight does if --preflight is not given.")
     VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")
     VCLI_PROBE_PROCESS = boolean(True, "Answer probes in a process of its own, also while the server is busy.")

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import uvicorn
+from prometheus_client import CollectorRegistry
 
 from server.apis.responses.archive import build_response_store
 from server.apis.responses.store import ResponseStore
@@ -17,7 +18,7 @@ from server.lifecycle import Lifecycle, StartView
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.admission import Admission
-from server.operation.drain import ERROR_DELIVERY_S, Drain
+from server.operation.drain import ERROR_DELIVERY_S, Drain, RunningRequests
 from server.operation.engine_monitor import EngineHandle, EngineMonitor
 from server.operation.lora import LoraAdapters
 from server.operation.models import ServedModels
@@ -60,6 +61,8 @@ class RunOptions:
     """Called once, when the first real token has been generated."""
     probes: ProbeProcess | None = None
     """Answers probes, too, while the server is ready; then `on_serving` is not called."""
+    is_behind_front: bool = False
+    """Whether `probes` accepts for the server, which itself never does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,10 @@ class Server:
 
     http: GracefulServer
     probes: ProbeProcess | None
+    is_probe_seen: bool
+    """Whether probes go through the middleware, too."""
+    running: RunningRequests
+    registry: CollectorRegistry
     access: Access
     engine: EngineClient
     readiness: EngineReadiness
@@ -104,7 +111,8 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     access = Access(config, parts.api_keys)
     app = build_app(parts)
     has_tls = access.tls_context is not None
-    probes = None if has_tls or app.is_probe_seen else options.probes
+    is_probe_missed = has_tls or app.is_probe_seen
+    probes = None if is_probe_missed and not options.is_behind_front else options.probes
     http = GracefulServer(_uvicorn_config(app, config, options.limits, access, probes))
     readiness = EngineReadiness(engine, renderer, metrics, adapters, timeout_s=options.engine_ready_timeout_s)
     monitor = EngineMonitor(
@@ -119,6 +127,9 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     return Server(
         http=http,
         probes=probes,
+        is_probe_seen=app.is_probe_seen,
+        running=parts.running,
+        registry=metrics.registry,
         access=access,
         engine=engine,
         readiness=readiness,

@@ -20,11 +20,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from envs import foreign
 from envs.registry import env
 from startup.caches.baked import use_baked_bytecode
 from startup.crash.output_record import OutputRecord
 from startup.download.endpoints import use_first_endpoint
 from startup.download.errors import DownloadError
+from startup.errors import StartupError
 from startup.imports.learned_imports import learn, learned_imports
 from startup.model.file_plan import plan_files
 from startup.preflight.report import PreflightReport
@@ -96,6 +98,8 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         reason = start.disabled_reason
         if reason is None:
             return end_without_finalizing(start.run())
+    if foreign.has_front():
+        raise StartupError(f"--idle-stop: vLLM {vllm.version} would start without preloading: {reason.text}")
     if not reason.is_requested:
         logger.warning("vLLM %s starts without preloading: %s", vllm.version, reason.text)
     if line.is_for_help and env.VCLI_LEAN_IMPORTS.get():
@@ -159,7 +163,7 @@ class _VllmStart:
             on_serving=session.hand_over,
             on_ready=self._on_ready,
             on_stopping=session.drain,
-            responder=session.responder if env.VCLI_PROBE_PROCESS.get() else None,
+            responder=session.responder if session.is_behind_front or env.VCLI_PROBE_PROCESS.get() else None,
         )
         self._configure_vllm_logs()
         use_baked_bytecode()

@@ -8,16 +8,18 @@ client, vLLM's next step after a signal, waits for the same drain that ends the 
 import asyncio
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from envs import foreign
 from server.apis.messages.response import failure_format
 from server.errors import EngineError
 from server.http_body.errors import UnavailableInfo, UnavailableResponse
 from server.lifecycle import Lifecycle
-from server.operation.drain import ERROR_DELIVERY_S, Drain, RunningRequests
+from server.operation.drain import ERROR_DELIVERY_S, SAME_SIGNAL_S, Drain, RunningRequests
 from server.routes.asgi import send_unavailable
 from server.server_config import LifecycleConfig
 
@@ -74,7 +76,7 @@ class DrainedApp:
         self.running.interrupt()
 
     async def _serve(self, request: "_Request", receive: Receive) -> None:
-        with self.running.hold() as task:
+        with self.running.hold(is_use=_is_use(request.scope)) as task:
             try:
                 await self._app(request.scope, receive, request.send)
             except asyncio.CancelledError:
@@ -148,9 +150,20 @@ class _Shutdown:
         self._shutdown(timeout=timeout)
 
     async def _run(self) -> None:
+        begin_s = time.monotonic()
+
+        def stop_waiting() -> None:
+            if not foreign.has_front() or time.monotonic() - begin_s >= SAME_SIGNAL_S:
+                self._drain.stop_waiting()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._drain.stop_waiting)
+            self._loop.add_signal_handler(number, stop_waiting)
         await self._drain.run()
+
+
+def _is_use(scope: Scope) -> bool:
+    """Whether the request keeps the model from being stopped (`--idle-stop`): probes and reports do not."""
+    return scope["type"] == "websocket" or bool(scope["method"] == "POST" and scope["path"] != "/ping")
 
 
 def _is_rejected(scope: Scope) -> bool:

@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
+from startup.errors import StartupError
 from startup.hooks.hook import Hook, Name, Text
 from startup.imports.finder import wrap_after_import
-from startup.probes.responder import StartupResponder
+from startup.probes.probe_link import Responder
 from startup.processes import group_signals
 
 LAUNCHER: Final = (
@@ -97,7 +98,7 @@ class ServingEvents:
         on_serving: Callable[[], None],
         on_ready: Callable[[], None],
         on_stopping: Callable[[], None],
-        responder: StartupResponder | None,
+        responder: Responder | None,
     ) -> None:
         """A `responder` answers vLLM's probes, too, where it can; `on_serving` is not called then."""
         self._on_serving = _once(on_serving)
@@ -147,7 +148,7 @@ def _hook_uvicorn(
     on_serving: Callable[[], None],
     on_ready: Callable[[], None],
     on_stopping: Callable[[], None],
-    responder: StartupResponder | None = None,
+    responder: Responder | None = None,
 ) -> None:
     """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops."""
 
@@ -158,6 +159,8 @@ def _hook_uvicorn(
         from startup.vllm.probes.serving_probes import ServingProbes
 
         async def startup_and_notify(self: Any, sockets: Any = None) -> None:
+            if responder is not None and responder.offer is not None and not (DRAIN.applies and SERVING_PROBES.applies):
+                raise StartupError("--idle-stop: the code of this vLLM is unexpected; see the warnings above")
             if DRAIN.applies:
                 drain_before_shutdown(self, stopping)
             probes = ServingProbes(responder) if responder is not None and SERVING_PROBES.applies else None

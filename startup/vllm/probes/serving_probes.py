@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from http.client import responses
 from typing import Any, Final, NamedTuple
 
+from prometheus_client import REGISTRY
+
 from envs.registry import env
+from startup.probes.app_request import AppAnswer, ask_app
 from startup.probes.probe_http import PATH
-from startup.probes.probe_link import ProbeLink
-from startup.probes.responder import StartupResponder
+from startup.probes.probe_link import ProbeLink, Responder
 from startup.probes.serving_messages import HealthAnswer, ServingSettings
 
 logger = logging.getLogger(__name__)
@@ -40,27 +42,25 @@ class CreatedServer(NamedTuple):
 class ServingProbes(ProbeLink):
     """Connects one uvicorn server to the responder; all methods run on its event loop."""
 
-    def __init__(self, responder: StartupResponder) -> None:
+    def __init__(self, responder: Responder) -> None:
         super().__init__(responder, "vLLM")
         self._created: CreatedServer
         self._sampler: HealthSampler
+        self._is_probe_seen = False
 
     def can_serve(self, server: Any, sockets: list[socket.socket] | None) -> bool:
         """Whether the responder may accept for this uvicorn server.
 
-        Not with TLS, with several API servers, with a limit of connections, which probes count towards, or
-        with `--middleware`, which may answer each probe differently.
+        Not with TLS or several API servers, and not if vLLM must see each probe, unless the responder is a
+        front, which accepts all the same.
         """
-        config = server.config
-        args = getattr(getattr(config.app, "state", None), "args", None)
         return (
             sockets is not None
             and len(sockets) == 1
             and sockets[0].getsockname() == self._responder.address
-            and not config.is_ssl
-            and config.limit_concurrency is None
+            and not server.config.is_ssl
             and getattr(server, "peer_loads", None) is None
-            and not getattr(args, "middleware", None)
+            and (self._offer is not None or not _is_probe_seen(server))
         )
 
     async def start(self, server: Any, startup: Startup, accept_without: Callable[[], None]) -> None:
@@ -80,6 +80,7 @@ class ServingProbes(ProbeLink):
             return
         self._created = created[0]
         self._sampler = HealthSampler(server)
+        self._is_probe_seen = _is_probe_seen(server)
         settings = ServingSettings(
             keep_alive_s=server.config.timeout_keep_alive,
             reports_probes=_has_access_log(),
@@ -90,6 +91,9 @@ class ServingProbes(ProbeLink):
             await _start_serving(created)
             return
         server.main_loop = self._ending_after(server.main_loop)
+        if self._offer is not None:
+            drained_app = server.config.loaded_app
+            self.begin_serving(server, drained_app.running.unused_s, REGISTRY)
 
     def _ending_after(self, main_loop: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """uvicorn's main loop; after it, uvicorn accepts itself until it shuts down."""
@@ -103,6 +107,8 @@ class ServingProbes(ProbeLink):
         return run
 
     async def _find_answer(self) -> HealthAnswer | None:
+        if self._is_probe_seen:
+            return None
         try:
             return await self._sampler.current()
         except Exception:  # the loop runs: without a heartbeat it would count as blocked
@@ -145,16 +151,14 @@ async def _start_serving(created: list[CreatedServer]) -> None:
         await each.server.start_serving()
 
 
+def _is_probe_seen(server: Any) -> bool:
+    """With a limit of connections, probes count; with `--middleware`, each may be answered differently."""
+    args = getattr(getattr(server.config.app, "state", None), "args", None)
+    return server.config.limit_concurrency is not None or bool(getattr(args, "middleware", None))
+
+
 def _has_access_log() -> bool:
     return logging.getLogger("uvicorn.access").hasHandlers()
-
-
-class Sample(NamedTuple):
-    """The application's answer to `/health`."""
-
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
 
 
 class HealthSampler:
@@ -165,7 +169,7 @@ class HealthSampler:
         self._config = server.config
         self.root_path: str = self._config.root_path
         """uvicorn logs it before the path."""
-        self._sample: Sample | None = None
+        self._sample: AppAnswer | None = None
         """None if the application's answers differ from one to the next."""
         self._sampled_s = float("-inf")
         self._had_failed = False
@@ -188,7 +192,7 @@ class HealthSampler:
         state = getattr(self._config.app, "state", None)
         return bool(getattr(getattr(state, "engine_client", None), "errored", False))
 
-    async def _sample_until_steady(self) -> Sample | None:
+    async def _sample_until_steady(self) -> AppAnswer | None:
         previous, sample = self._sample, await self._request()
         if sample != previous:
             previous, sample = sample, await self._request()
@@ -199,68 +203,15 @@ class HealthSampler:
             logger.info("answers of /health differ from one to the next: vLLM answers each probe itself")
         return None
 
-    async def _request(self) -> Sample | None:
-        """None if the application fails, which uvicorn would log for a real request."""
-        path = f"{self.root_path}{PATH}"
-        scope = {
-            "type": "http",
-            "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": "GET",
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": self.root_path,
-            "query_string": b"",
-            "headers": [(b"host", b"localhost"), (b"user-agent", b"vllm-cli")],
-            "client": ("127.0.0.1", 0),
-            "server": ("127.0.0.1", self._config.port),
-            "state": self._server.lifespan.state.copy(),
-        }
-        exchange = _Exchange()
-        try:
-            await self._config.loaded_app(scope, exchange.receive, exchange.send)
-        except Exception as err:  # noqa: BLE001 - the application's error
-            logger.debug("/health failed: %r", err)
-            return None
-        return exchange.sample()
-
-
-class _Exchange:
-    """One request without a body, and its answer."""
-
-    def __init__(self) -> None:
-        self._start: dict[str, Any] = {}
-        self._body = b""
-        self._is_requested = False
-        self._is_complete = asyncio.Event()
-
-    async def receive(self) -> dict[str, Any]:
-        if not self._is_requested:
-            self._is_requested = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        await self._is_complete.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            self._start = message
-        elif message["type"] == "http.response.body":
-            self._body += message.get("body", b"")
-            if not message.get("more_body", False):
-                self._is_complete.set()
-
-    def sample(self) -> Sample | None:
+    async def _request(self) -> AppAnswer | None:
         """None for an answer without a fixed length, one that ends the connection, or with another status."""
-        headers = tuple((name.lower(), value) for name, value in self._start.get("headers", []))
-        names = {name for name, _ in headers}
-        if b"content-length" not in names or b"connection" in names or not self._is_complete.is_set():
+        answer = await ask_app(self._server, PATH)
+        if answer is None or answer.header(b"content-length") is None or answer.header(b"connection") is not None:
             return None
-        status = self._start["status"]
-        return Sample(status, headers, self._body) if status in _STATUSES else None
+        return answer if answer.status in _STATUSES else None
 
 
-def _as_answer(sample: Sample, fixed_headers: list[tuple[bytes, bytes]]) -> HealthAnswer:
+def _as_answer(sample: AppAnswer, fixed_headers: list[tuple[bytes, bytes]]) -> HealthAnswer:
     lines = [f"HTTP/1.1 {sample.status} {responses.get(sample.status, '')}".encode()]
     lines += (name + b": " + value for name, value in (*fixed_headers, *sample.headers))
     return HealthAnswer(sample.status, b"\r\n".join([*lines, b""]), sample.body)
