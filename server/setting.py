@@ -26,7 +26,9 @@ Group = Literal[
 ]
 """Sections of the help of `serve`, in this order."""
 
-Syntax = Literal["count", "size", "token limit", "optional text", "JSON list", "comma list", "template", "log config"]
+Syntax = Literal[
+    "count", "size", "duration", "token limit", "optional text", "JSON list", "comma list", "template", "log config"
+]
 """How a value is written where the field's type does not decide it; `count` and `size` take units."""
 
 

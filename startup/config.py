@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from envs.registry import LOGGING_LEVELS, PREFLIGHT_MODES, STANDBY_MODES, env
+from envs.registry import IDLE_WARM_MODES, LOGGING_LEVELS, PREFLIGHT_MODES, STANDBY_MODES, env
 from server.config import EngineConfig, RendererConfig
 from server.errors import ConfigError
 from server.limits import LimitsConfig
@@ -18,6 +18,7 @@ DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 StandbyMode = Literal["auto", "off", "require"]
 PreflightMode = Literal["auto", "warn", "off"]
+IdleWarmMode = Literal["auto", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,22 @@ class StartupConfig:
         variable=env.VCLI_STANDBY,
     )
     """Used before the command line is parsed (`startup.standby.front_process`)."""
+    idle_stop_s: float | None = setting(
+        None,
+        "--idle-stop",
+        "Stop the model when no request came for this long (90s, 10m, 1h); the next request starts it again.",
+        variable=env.VCLI_IDLE_STOP,
+        syntax="duration",
+        metavar="DURATION",
+    )
+    """With it, this process is the front (`startup.on_request.front`), which starts the server."""
+    idle_warm: IdleWarmMode = setting(
+        "auto",
+        "--idle-warm",
+        "With --idle-stop: keep a standby for this server alone, so that its starts are warm.",
+        choices=IDLE_WARM_MODES,
+        variable=env.VCLI_IDLE_WARM,
+    )
     preflight: PreflightMode = setting(
         "auto",
         "--preflight",

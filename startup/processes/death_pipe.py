@@ -31,17 +31,20 @@ def arm(fd: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def follow_parent(parent_pid: int) -> None:
+def follow_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
     """Makes the kernel kill this process when the one that forked it ends, or at once if that has ended.
+
+    A program that this process executes stays bound in this way.
 
     The kernel does so when the *thread* ends that forked (prctl(2)), so parents fork on their main thread.
 
     Args:
         parent_pid: the process that forked this one; if the parent is another process by now, it has ended.
+        number: the signal.
     """
-    prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    prctl(_PR_SET_PDEATHSIG, int(number))
     if os.getppid() != parent_pid:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
 
 def follow_no_parent() -> None:

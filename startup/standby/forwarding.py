@@ -33,6 +33,7 @@ _TO_MAIN = (
 _STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 """Job control: all of the server's processes are stopped, then this one."""
 _HANDLED = (*_TO_MAIN, *_STOPS, signal.SIGCONT)
+_COLD = ("VCLI_STANDBY", "off")
 _STATUS_S = 1.0
 """How long the template process may take to report how the server ended."""
 _KILLED = 128 + signal.SIGKILL
@@ -62,7 +63,7 @@ def follow_server(
             signal.signal(number, lambda *_: None)
     status = _Server(connection, server_pid, server_fd, relay).wait(wakeup_fd)
     os.close(life_fd)
-    return _end_like(status)
+    return end_like(status)
 
 
 class _Server:
@@ -108,7 +109,7 @@ class _Server:
             pass
         if self._again is not None:
             self._end_if_signalled(wakeup_fd)
-            os.environ.update([self._again, ("VCLI_STANDBY", "off")])
+            os.environ.update([self._again] if self._again[0] == "VCLI_IDLE_STOP" else [self._again, _COLD])
             os.execv(sys.executable, sys.orig_argv)
         if self._status is not None:
             return self._status
@@ -162,7 +163,7 @@ class _Server:
             os.killpg(self._pid, number)
 
 
-def _end_like(status: int) -> int:
+def end_like(status: int) -> int:
     """Returns the exit code, or ends this process by the signal -N without a core dump."""
     if status >= 0:
         return status

@@ -28,7 +28,12 @@ class UnsafeFolderError(Exception):
 
 
 def socket_folder() -> str:
-    """`$XDG_RUNTIME_DIR/vllm-cli`; without that variable, a folder in vLLM's cache folder."""
+    """`$XDG_RUNTIME_DIR/vllm-cli`; without that variable, a folder in vLLM's cache folder.
+
+    A front's own standby has another one, which VCLI_STANDBY_FOLDER names.
+    """
+    if own := foreign.text_of("VCLI_STANDBY_FOLDER"):
+        return own
     runtime = foreign.text_of("XDG_RUNTIME_DIR")
     if runtime:
         return f"{runtime}/vllm-cli"

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import selectors
+import shutil
 import signal
 import socket
 import time
@@ -11,6 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
+from envs.registry import env
 from server.machine.processes import pss_bytes
 from server.wording import format_bytes
 from startup.errors import StartupError
@@ -55,6 +57,8 @@ def run_standby(options: StandbyOptions) -> int:
             folder_fd = places.create_folder()
         except (OSError, places.UnsafeFolderError) as err:
             raise StartupError(f"the standby's folder {places.socket_folder()} cannot be used: {err}") from err
+        if env.VCLI_STANDBY_FOLDER.get() is not None:  # a front's own, which nobody else uses
+            stack.callback(shutil.rmtree, places.socket_folder(), ignore_errors=True)
         stack.callback(os.close, folder_fd)
         lock_fd = _lock(folder_fd)
         stack.callback(os.close, lock_fd)

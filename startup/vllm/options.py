@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from startup.config import PreflightMode, StandbyMode
+from startup.config import IdleWarmMode, PreflightMode, StandbyMode
 from startup.logs.options import LogFormat
 from startup.prefetch.options import PrefetchOptions
 
@@ -17,6 +17,9 @@ class VllmOptions:
     start_method: str = "forkserver"
     """`forkserver` replaces the `spawn` that vLLM would use; the other methods are left to vLLM."""
     standby: StandbyMode = "auto"
+    idle_stop_s: float | None = None
+    """With it, this process is the front (`startup.on_request.front`), which starts vLLM."""
+    idle_warm: IdleWarmMode = "auto"
     preflight: PreflightMode = "auto"
     prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
     startup_timeout_s: float | None = None

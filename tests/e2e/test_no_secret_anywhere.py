@@ -38,7 +38,12 @@ LOAD = f"{BENCH} --concurrency 1 --requests 1 --max-tokens 2"
 EMBEDDED = "--engine embedded --max-model-len 256"
 
 RUNS: dict[str, list[str]] = {
-    "serve": ["nowhere SECRETS --port 0", "somebody/something SECRETS --port 0", "MODEL SECRETS --preflight-only"],
+    "serve": [
+        "nowhere SECRETS --port 0",
+        "nowhere SECRETS --port 0 --engine embedded --idle-stop 5m",
+        "somebody/something SECRETS --port 0",
+        "MODEL SECRETS --preflight-only",
+    ],
     "chat": ["--url URL --api-key KEY --quick Hello", "--url LOGIN --api-key KEY --quick Hello"],
     "complete": ["--url URL --api-key KEY --quick Hello --max-tokens 2", "--url URL --api-key WRONG --quick Hello"],
     "run-batch": [

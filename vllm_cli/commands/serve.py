@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from envs import foreign
 from envs.registry import env
 from server.exit_codes import OK, START_FAILED
 from startup.config import StandbyMode, StartupConfig
@@ -11,9 +12,10 @@ from startup.engine.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.timeline import start_origin
 from startup.vllm.options import VllmOptions
-from vllm_cli.flags.serve_command import CONFIG_OF_START, VLLM, ServeCommand, serve_parameters
+from vllm_cli.flags.serve_command import CONFIG_OF_START, VLLM, WORDS, ServeCommand, serve_parameters
 
 if TYPE_CHECKING:
+    from startup.on_request.front import FrontOptions
     from startup.preflight.report import PreflightReport
 
 _HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API of `vllm serve`.
@@ -38,16 +40,39 @@ Exit codes: 0 stopped by a signal; 1 the engine died and no restart was left; 2 
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Returns the exit code of the server; imports nothing heavy before all settings are checked."""
     if (options := ctx.meta.get(VLLM)) is not None:
+        if _is_front(options.idle_stop_s) and not options.is_preflight_only:
+            from vllm_cli.flags.front_options import vllm_front
+
+            return _serve_on_request(vllm_front(options, ctx.meta[WORDS]))
         _apply_standby_mode(options.standby)
         return _serve_with_vllm(options)
     require_embedded_engine()
     config: StartupConfig = ctx.meta[CONFIG_OF_START]
+    if _is_front(config.idle_stop_s) and not ctx.params.get("preflight_only"):
+        from vllm_cli.flags.front_options import embedded_front
+
+        return _serve_on_request(embedded_front(config, ctx.meta[WORDS]))
     _apply_standby_mode("off" if config.engine.trust_remote_code else config.standby)
     if ctx.params.get("preflight_only"):
         return _check(config, as_json=bool(ctx.params.get("json")))
     from startup.embedded_start import start_embedded
 
     return start_embedded(config)
+
+
+def _is_front(idle_stop_s: float | None) -> bool:
+    """Whether this process is to start the server, instead of being it (`startup.on_request`)."""
+    if idle_stop_s is None or foreign.has_front():
+        return False
+    if start_origin.start_again is not None:  # of a `--config` file, read only after a standby has forked this process
+        start_origin.start_again(env.VCLI_IDLE_STOP.name, f"{idle_stop_s:g}")
+    return True
+
+
+def _serve_on_request(options: "FrontOptions") -> int:
+    from startup.on_request.front import run_front
+
+    return run_front(options)
 
 
 def _apply_standby_mode(mode: StandbyMode) -> None:

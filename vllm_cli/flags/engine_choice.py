@@ -29,8 +29,13 @@ def choose_engine(words: Sequence[str]) -> str:
 def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
     """Settings for `startup.vllm.launch.start`; raises InputError for an invalid value of a launcher flag."""
     split = _split(words)
-    settings = {LOG_FORMAT.name: env.VCLI_LOG_FORMAT.get(), "--preflight": env.VCLI_PREFLIGHT.get()}
-    given = {**split.own, **{name: split.own.get(name) or value for name, value in settings.items()}}
+    settings = {
+        LOG_FORMAT.name: env.VCLI_LOG_FORMAT.get(),
+        "--preflight": env.VCLI_PREFLIGHT.get(),
+        "--idle-warm": env.VCLI_IDLE_WARM.get(),
+        "--idle-stop": env.VCLI_IDLE_STOP.raw,
+    }
+    given = {**split.own, **{name: split.own.get(name) or value for name, value in settings.items() if value}}
     flags = [flag for flag in _FLAGS if flag.name in given]
     values = {path: _convert(flag, given[flag.name], ctx) for flag in flags for path in flag.fields}
     prefetch = {path.removeprefix("prefetch."): values.pop(path) for path in tuple(values) if "prefetch." in path}

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import click
 
+from envs.duration import EXPECTED as EXPECTED_DURATION
+from envs.duration import parse_duration
 from envs.home import expand_home
 from envs.suggestion import did_you_mean
 from server.errors import ConfigError
@@ -132,6 +134,19 @@ class ByteSize(click.ParamType):
         number, unit, binary, byte = match.groups()
         factors = _DECIMAL_FACTORS if byte and not binary else _FACTORS
         return round(float(number) * factors[unit])
+
+
+class Duration(click.ParamType):
+    """`90` and `90s` are seconds, `10m` minutes, `1h` an hour."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Ignores case."""
+        try:
+            return parse_duration(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not {EXPECTED_DURATION}.", param, ctx)
 
 
 def spell_size(num_bytes: int) -> str:

@@ -28,6 +28,9 @@ VLLM: Final = "vllm_cli.vllm_options"
 CONFIG_OF_START: Final = "vllm_cli.startup_config"
 """Key of the configuration of a start of the embedded engine."""
 
+WORDS: Final = "vllm_cli.words"
+"""Key of the words after `serve`."""
+
 _READ_FOR_VLLM: Final = ("VLLM_WORKER_MULTIPROC_METHOD", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -38,6 +41,7 @@ class ServeCommand(click.Command):
         """Precedence: options, variables, `--config`, defaults."""
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, _words_so_far(args))
+        ctx.meta[WORDS] = tuple(args)
         if choose_engine(args) == "vllm":
             _raise_all(error for error in validate_all() if _is_read_for_vllm(error.name))
             options = vllm_options(ctx, args)

@@ -19,6 +19,7 @@ from vllm_cli.flags.param_types import (
     ByteSize,
     ChatTemplate,
     CommaList,
+    Duration,
     HumanInt,
     JsonObject,
     JsonStrings,
@@ -31,6 +32,7 @@ from vllm_cli.flags.param_types import (
 _BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
     "count": HumanInt(),
     "size": ByteSize(),
+    "duration": Duration(),
     "token limit": TokenLimit(),
     "optional text": None,
     "JSON list": JsonStrings(),

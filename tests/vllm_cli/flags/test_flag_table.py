@@ -23,6 +23,7 @@ OWN_PREFIXES = (
     *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight", "--json", "--log-format"),
     *("--drain-grace", "--standby", "--reject-unknown-", "--responses-store-"),
     "--download-timeout",
+    "--idle-",
     "--lora-adapter-root",
 )
 """Beginnings of the names of flags that vLLM does not have."""

@@ -1,0 +1,376 @@
+"""`vllm-cli serve --idle-stop`: the model stops without requests, and the next one starts it."""
+
+import json
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cli import run_cli
+from tests.e2e.process_tree import find_process
+from tests.e2e.raw_client import RawClient
+from tests.e2e.server_process import ServerProcess
+from tests.e2e.stream_reader import StreamReader
+from tests.http_answer import ask
+from tests.llamas import save_tiny_llama
+from tests.processes import assert_gone
+from tests.waiting import is_gone, wait_until
+
+pytestmark = pytest.mark.thorough
+
+_ENGINE = ("--engine", "embedded", "--max-model-len", "256", "--idle-stop")
+_BODY = {"prompt": "a", "max_tokens": 2}
+_PROBES = ("/health", "/ping", "/livez", "/readyz", "/readyz?model", "/metrics", "/v1/models", "/", "/status.json")
+
+
+class _Server(ServerProcess):
+    """A front with its server."""
+
+    def __init__(
+        self,
+        model: Path,
+        *words: str,
+        idle: str = "1s",
+        wait: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__([str(model), *_ENGINE, idle, *words], wait=wait, environment=environment)
+
+    def state(self) -> str:
+        """The state of the model, as a front reports it to probes."""
+        return ask(f"{self.url}/health").headers.get("Model-State", "")
+
+    def wait_stopped(self) -> None:
+        wait_until(lambda: self.state() == "stopped", 240)
+
+    def child(self) -> psutil.Process:
+        """The server's process."""
+        (child,) = [each for each in psutil.Process(self.process.pid).children() if "serve" in each.cmdline()]
+        return child
+
+    def ask_model(self) -> int:
+        return ask(f"{self.url}/v1/completions", _BODY).status
+
+
+@pytest.fixture(scope="module")
+def server(tiny_llama: Path) -> Iterator[_Server]:
+    with _Server(tiny_llama) as running:
+        yield running
+
+
+def test_an_idle_model_stops_and_a_request_starts_it(server: _Server) -> None:
+    server.wait_stopped()
+    assert [process.pid for process in server.family()] == [server.process.pid]
+    num_wakes = server.metric("vllm_cli:wakes_total")
+    assert server.metric("vllm_cli:model_stopped") == 1
+    assert server.ask_model() == 200
+    assert server.metric("vllm_cli:model_stopped") == 0
+    assert server.metric("vllm_cli:wakes_total") == num_wakes + 1
+    assert ask(f"{server.url}/readyz?model").json == {"status": "ready"}
+
+
+def test_probes_and_reports_of_a_stopped_model_do_not_start_it(server: _Server) -> None:
+    server.wait_stopped()
+    for _ in range(3):
+        statuses = {path: ask(server.url + path).status for path in _PROBES}
+        assert statuses == {path: 503 if "?" in path else 200 for path in _PROBES}
+    status = ask(f"{server.url}/status.json").json
+    assert (status["status"], status["start"]["outcome"]) == ("stopped", "ready")
+    assert status["stopped"]["front_bytes"] > 1 << 20
+    assert ask(f"{server.url}/v1/models").json["data"][0]["object"] == "model"
+    assert server.state() == "stopped"
+
+
+def test_many_requests_start_it_once(server: _Server) -> None:
+    server.wait_stopped()
+    num_wakes = server.metric("vllm_cli:wakes_total")
+    with ThreadPoolExecutor(50) as pool:
+        statuses = list(pool.map(lambda _: server.ask_model(), range(50)))
+    assert statuses == [200] * 50
+    assert server.metric("vllm_cli:wakes_total") == num_wakes + 1
+
+
+def test_a_stream_starts_it_and_keeps_it_running(server: _Server) -> None:
+    server.wait_stopped()
+    events = StreamReader(server.url, max_tokens=200).finish()
+    assert events[-1] is None
+    assert len(events) > 100
+    assert server.state() in ("", "stopped")
+
+
+def test_a_client_that_leaves_harms_no_other(server: _Server) -> None:
+    server.wait_stopped()
+    with RawClient(server.port) as leaving:
+        leaving.post("/v1/completions", _BODY)
+        wait_until(lambda: server.state() == "starting")
+    assert server.ask_model() == 200
+
+
+def test_ps_and_wait_know_a_stopped_model(server: _Server) -> None:
+    server.wait_stopped()
+    (entry,) = [each for each in json.loads(run_cli("ps", "--json").stdout) if each["port"] == server.port]
+    assert (entry["state"], entry["pid"], entry["pids"]) == ("stopped", server.process.pid, [server.process.pid])
+    assert run_cli("wait", server.url, "--timeout", "5").returncode == 0
+    assert run_cli("wait", f"{server.url}", "--path", "/readyz?model", "--timeout", "0.5").returncode == 4
+    assert server.ask_model() == 200
+    (entry,) = [each for each in json.loads(run_cli("ps", "--json").stdout) if each["port"] == server.port]
+    assert (entry["state"], entry["pid"]) == ("ready", server.process.pid)
+    assert server.child().pid in entry["pids"]
+
+
+def test_requests_around_the_idle_limit_are_all_answered(server: _Server) -> None:
+    """Half of the clients keep their connections, on which the server is stopped in between."""
+    rng = random.Random(25)
+    pauses_s = [[rng.choice((0.0, rng.uniform(0.9, 1.6))) for _ in range(10)] for _ in range(8)]
+
+    def run(number: int) -> list[int]:
+        statuses = []
+        kept = RawClient(server.port) if number % 2 else None
+        for pause_s in pauses_s[number]:
+            time.sleep(pause_s)
+            if kept is None:
+                statuses.append(server.ask_model())
+            else:
+                statuses.append(kept.post("/v1/completions", _BODY).read().status)
+        if kept is not None:
+            kept.socket.close()
+        return statuses
+
+    with ThreadPoolExecutor(8) as pool:
+        assert [status for statuses in pool.map(run, range(8)) for status in statuses] == [200] * 80
+
+
+def test_a_kept_connection_outlives_the_server(server: _Server) -> None:
+    server.wait_stopped()
+    with RawClient(server.port) as client:
+        assert client.post("/v1/completions", _BODY).read().status == 200
+        first = server.child().pid
+        wait_until(lambda: is_gone(first))
+        assert client.post("/v1/completions", _BODY).read().status == 200
+
+
+def test_cycles_leave_nothing_behind(server: _Server) -> None:
+    server.wait_stopped()
+    front = psutil.Process(server.process.pid)
+    num_fds: list[int] = []
+    for _ in range(4):
+        assert server.ask_model() == 200
+        server.wait_stopped()
+        wait_until(lambda: len(server.family()) == 1)
+        wait_until(lambda: front.num_fds() <= min(num_fds, default=1000))
+        num_fds.append(front.num_fds())
+    assert len(set(num_fds)) == 1
+
+
+def test_a_killed_engine_is_started_again_by_the_next_request(server: _Server) -> None:
+    assert server.ask_model() == 200
+    family = server.family()
+    (engine,) = [each for each in family if _is_engine(each, server)]
+    engine.kill()
+    assert_gone([server.child()])
+    wait_until(lambda: server.ask_model() == 200)
+
+
+def _is_engine(process: psutil.Process, server: _Server) -> bool:
+    """The child of the forkserver, which is a child of the server's process."""
+    with suppress(psutil.NoSuchProcess):
+        parents = process.parents()
+        return len(parents) > 2 and parents[2].pid == server.process.pid
+    return False
+
+
+def test_a_failing_start_is_reported_and_tried_again_later(tmp_path: Path, tiny_llama: Path) -> None:
+    model = save_tiny_llama(tmp_path / "model")
+    with _Server(model) as server:
+        server.wait_stopped()
+        model.rename(tmp_path / "away")
+        answer = ask(f"{server.url}/v1/completions", _BODY)
+        assert answer.status == 503
+        assert str(model) in answer.json["error"]["message"]
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert ask(f"{server.url}/v1/completions", _BODY).status == 503
+        (tmp_path / "away").rename(model)
+        wait_until(lambda: server.ask_model() == 200)
+
+
+def test_a_failing_first_start_ends_the_front(tmp_path: Path) -> None:
+    with _Server(tmp_path / "nowhere", wait=False) as server:
+        assert server.process.wait(60) == 3
+        assert "nowhere" in server.log
+
+
+@pytest.mark.parametrize("moment", ["stopped", "ready", "starting"])
+def test_sigterm_ends_front_and_server(tiny_llama: Path, moment: str) -> None:
+    with _Server(tiny_llama) as server:
+        server.wait_stopped()
+        if moment == "ready":
+            assert server.ask_model() == 200
+        elif moment == "starting":
+            client = RawClient(server.port).post("/v1/completions", _BODY)
+            wait_until(lambda: server.state() == "starting")
+        family = server.family()
+        assert server.terminate() in ({0, -signal.SIGTERM} if moment == "starting" else {0})
+        assert_gone(family)
+        if moment == "starting":
+            assert client.read().status == 503
+            client.socket.close()
+
+
+def test_sigterm_finishes_a_running_request(tiny_llama: Path) -> None:
+    with _Server(tiny_llama, idle="10m") as server:
+        reader = StreamReader(server.url, max_tokens=200)
+        os.kill(server.process.pid, signal.SIGTERM)
+        server.child().terminate()  # as a service manager does, which signals all processes of a unit
+        assert reader.finish()[-1] is None
+        assert server.process.wait(60) == 0
+
+
+def test_sigterm_during_the_first_start(tiny_llama: Path) -> None:
+    with _Server(tiny_llama, wait=False) as server:
+        server.wait_listening()
+        family = server.family()
+        assert server.terminate() in (0, -signal.SIGTERM)
+        assert_gone(family)
+
+
+@pytest.mark.parametrize("moment", ["stopped", "ready", "starting"])
+def test_a_killed_front_leaves_nothing(tiny_llama: Path, moment: str) -> None:
+    with _Server(tiny_llama) as server:
+        server.wait_stopped()
+        client = RawClient(server.port)
+        if moment != "stopped":
+            client.post("/v1/completions", _BODY)
+            wait_until(lambda: server.state() == "starting")
+        if moment == "ready":
+            client.read()
+        family = server.family()
+        server.terminate(signal.SIGKILL)
+        assert_gone(family)
+        client.socket.close()
+
+
+def test_a_front_is_a_light_process(server: _Server) -> None:
+    server.wait_stopped()
+    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert not [library for library in ("libtorch", "uvloop", "httptools") if library in maps]
+    assert find_process(server, "engine") is None
+
+
+def test_unix_sockets_and_keys_work_behind_a_front(tiny_llama: Path, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    words = [str(tiny_llama), *_ENGINE, "1s", "--uds", str(path), "--api-key", "secret"]
+    with ServerProcess(words, wait=False) as server:
+        wait_until(lambda: path.exists() and _ask_unix(path, "GET", "/health").startswith(b"HTTP/1.1 200"), 240)
+        wait_until(lambda: b"Model-State: stopped" in _ask_unix(path, "GET", "/health"))
+        assert _ask_unix(path, "POST", "/v1/completions").startswith(b"HTTP/1.1 401")
+        assert _ask_unix(path, "POST", "/v1/completions", b"Bearer secret").startswith(b"HTTP/1.1 200")
+        assert not [each for each in server.family() if "secret" in " ".join(each.cmdline())]
+
+
+def _ask_unix(path: Path, method: str, target: str, key: bytes = b"") -> bytes:
+    body = json.dumps(_BODY).encode() if method == "POST" else b""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(60)
+        client.connect(str(path))
+        head = b"%s %s HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n" % (
+            method.encode(), target.encode(),
+        )  # fmt: skip
+        if key:
+            head += b"Authorization: " + key + b"\r\n"
+        client.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        answer = b""
+        while data := client.recv(1 << 16):
+            answer += data
+        return answer
+
+
+@pytest.fixture(scope="module")
+def warm(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Server]:
+    """A front whose own standby is ready, and whose model is stopped."""
+    folder = tmp_path_factory.mktemp("runtime")
+    with _Server(tiny_llama, environment=_own_folders(folder)) as server:
+        server.wait_stopped()
+        wait_until(lambda: _own_sockets(folder), 240)
+        yield server
+        server.terminate()
+    assert not list(folder.glob("vllm-cli-standby-*"))
+
+
+def _own_folders(folder: Path) -> dict[str, str]:
+    """The environment of a server that may keep a standby; nothing else is in the folder."""
+    folder.chmod(0o700)
+    return {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(folder), "TMPDIR": str(folder)}
+
+
+def _own_sockets(folder: Path) -> list[Path]:
+    """Exist once the imports of the standby are done."""
+    return list(folder.glob("vllm-cli-standby-*/*-embedded.sock"))
+
+
+def test_later_starts_are_warm(warm: _Server) -> None:
+    assert "warm start" not in warm.log
+    assert warm.ask_model() == 200
+    warm.wait_logged("warm start: forked from the standby's process")
+
+
+def test_ps_shows_the_own_standby_in_a_line_of_its_own(warm: _Server) -> None:
+    entries = json.loads(run_cli("ps", "--json").stdout)
+    (server,) = [each for each in entries if each["port"] == warm.port]
+    (standby,) = [each for each in entries if each.get("owner_pid") == warm.process.pid]
+    assert not set(server["pids"]) & set(standby["pids"])
+    assert standby["memory_bytes"] > 50 << 20
+    warm.wait_stopped()
+    assert ask(f"{warm.url}/status.json").json["stopped"]["standby_bytes"] > 50 << 20
+
+
+@pytest.mark.parametrize("victim", ["standby", "front"])
+def test_a_killed_standby_is_replaced_and_a_killed_front_leaves_none(
+    tiny_llama: Path, tmp_path: Path, victim: str
+) -> None:
+    with _Server(tiny_llama, environment=_own_folders(tmp_path)) as server:
+        wait_until(lambda: _own_sockets(tmp_path), 240)
+        if victim == "standby":
+            (standby,) = [each for each in psutil.Process(server.process.pid).children() if "standby" in each.cmdline()]
+            before = _own_sockets(tmp_path)[0].stat().st_ino
+            standby.kill()
+            server.wait_logged("it is started again")
+            assert server.ask_model() == 200
+            wait_until(lambda: _own_sockets(tmp_path)[0].stat().st_ino != before)
+        family = server.family()
+        server.terminate(signal.SIGKILL)
+        assert_gone(family)
+    wait_until(lambda: not list(tmp_path.glob("vllm-cli-standby-*")))
+
+
+def test_a_service_manager_is_notified_by_the_front(tiny_llama: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(0.1)
+        received: list[str] = []
+        has_ended = threading.Event()
+
+        def read() -> None:
+            while not has_ended.is_set():
+                with suppress(TimeoutError):
+                    received.append(manager.recv(4096).decode())
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        with _Server(tiny_llama, environment={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as server:
+            server.wait_stopped()
+            wait_until(lambda: any("stopped, starts on request" in message for message in received))
+            assert server.ask_model() == 200
+        wait_until(lambda: any(message.startswith("STOPPING=1") for message in received))
+        has_ended.set()
+        reader.join(60)
+    assert len([message for message in received if message.startswith("READY=1")]) == 1
+    assert len([message for message in received if message.startswith("STOPPING=1")]) == 1

@@ -1,0 +1,56 @@
+"""`--idle-stop` with real vLLM: stops, is started warm by a request, answers, shows its state."""
+
+import json
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.cli import run_cli
+from tests.e2e.raw_client import RawClient
+from tests.http_answer import ask
+from tests.vllm_engine.conftest import StartVllm
+from tests.vllm_engine.vllm_server import VllmServer
+from tests.waiting import wait_until
+
+_BODY = {"model": "model", "prompt": VllmServer.PROMPT, "max_tokens": VllmServer.MAX_TOKENS, "temperature": 0}
+
+
+def _wait_stopped(server: VllmServer) -> None:
+    wait_until(lambda: ask(f"{server.url}/health").headers.get("Model-State") == "stopped", 600)
+
+
+def _texts(server: VllmServer, number: int) -> list[str]:
+    def ask_model(_: int) -> str:
+        answer = ask(f"{server.url}/v1/completions", _BODY, timeout_s=600)
+        assert answer.status == 200, answer.body
+        return str(answer.json["choices"][0]["text"])
+
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(ask_model, range(number)))
+
+
+def test_vllm_stops_and_is_started_warm_by_requests(start_vllm: StartVllm, expected_text: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    environment = {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
+    with start_vllm("ours", "--idle-stop", "2s", environment=environment) as server:
+        server.wait_ready()
+        assert _texts(server, 1) == [expected_text]
+        _wait_stopped(server)
+        wait_until(lambda: list(tmp_path.glob("vllm-cli-standby-*/*-vllm-eager.sock")), 600)
+        entries = json.loads(run_cli("ps", "--json").stdout)
+        (entry,) = [each for each in entries if each["port"] == server.port]
+        assert (entry["state"], entry["pids"]) == ("stopped", [server.process.pid])
+        metrics = ask(f"{server.url}/metrics").body.decode().splitlines()
+        assert "vllm_cli:model_stopped 1.0" in metrics
+        assert [line for line in metrics if line.startswith("vllm:generation_tokens_total{")]
+        assert ask(f"{server.url}/v1/models").json["data"][0]["id"] == "model"
+        assert _texts(server, 8) == [expected_text] * 8
+        assert "warm start: forked from the standby's process" in server.log
+        metrics = ask(f"{server.url}/metrics").body.decode().splitlines()
+        assert {"vllm_cli:model_stopped 0.0", "vllm_cli:wakes_total 1.0"} <= set(metrics)
+        with RawClient(server.port) as client:
+            for _ in range(2):
+                assert client.post("/v1/completions", _BODY).read().status == 200
+                _wait_stopped(server)
+        assert server.end_with(signal.SIGTERM) == 0
+    assert not list(tmp_path.glob("vllm-cli-standby-*"))
