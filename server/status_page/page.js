@@ -41,7 +41,8 @@
     document.title = `${status.status} – ${status.model}`;
     $("state").textContent = status.status;
     $("state").className = `state ${status.status}`;
-    $("note").textContent = status.error ?? (status.live ? `up ${age(status.live.uptime_s)}` : "");
+    const asleep = status.stopped ? `for ${age(status.stopped.for_s)}; the next request starts the model` : "";
+    $("note").textContent = status.error ?? (status.live ? `up ${age(status.live.uptime_s)}` : asleep);
     $("footer").textContent = `vllm-cli ${status.version ?? ""}`.trim();
   }
 
@@ -58,7 +59,14 @@
 
   const card = (name, value, more = "") => element("div", { className: "card" }, element("span", {}, name), element("b", {}, value), element("small", {}, more));
 
-  function showFigures(live) {
+  const showStopped = (stopped) => $("figures").replaceChildren(
+    card("Memory", bytes(stopped.front_bytes + stopped.standby_bytes), `standby ${bytes(stopped.standby_bytes)}`),
+    card("Stopped", `${stopped.num_idle_stops} ×`, "because no request came"),
+    card("Started", `${stopped.num_wakes} ×`, "by a request"),
+  );
+
+  function showFigures(live, stopped) {
+    if (stopped) { showStopped(stopped); earlier = null; return; }
     if (!live) { $("figures").replaceChildren(); return; }
     const took = earlier ? live.time_s - earlier.time_s : 0;
     const rate = (name) => took > 0 ? round(Math.max(0, live[name] - earlier[name]) / took) : "–";
@@ -151,7 +159,7 @@
       const status = await (await fetch("status.json", { cache: "no-store" })).json();
       showState(status);
       showProgress(status);
-      showFigures(status.live);
+      showFigures(status.live, status.stopped);
       showTimeline(status.start);
       if (status.status === "starting") pause = 400;
     } catch {

@@ -11,7 +11,7 @@ from typing import Any, Final
 from server.machine.processes import process_age_s, pss_bytes
 from startup.config import DEFAULT_MODEL_ID
 from vllm_cli.client.server_address import ServerAddress, reachable_host
-from vllm_cli.client.server_processes import command_words, find_forked_servers
+from vllm_cli.client.server_processes import TEMPLATE_COMMAND, command_words, find_forked_servers
 from vllm_cli.client.waiting import poll_readiness
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
@@ -34,7 +34,10 @@ class RunningServer:
     engine: str
     """`embedded` or `vllm`; `auto` if the server chose it and the choice is not visible from outside."""
     state: str
-    """`ready`, the server's own `status`, `silent`, or `elsewhere`: in another network namespace."""
+    """`ready`, the server's own `status`, `silent`, or `elsewhere`: in another network namespace.
+
+    `stopped` if it starts its model at the next request (`--idle-stop`).
+    """
     uptime_s: float
     memory_bytes: int
     """PSS of all its processes, which divides shared pages among them."""
@@ -68,7 +71,8 @@ def find_servers(*, with_state: bool = True) -> list[RunningServer]:
     for process in mains.values():
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.pid not in forked and not any(parent.pid in mains for parent in process.parents()):
-                trees = [process, *(mains[pid] for pid, client_pid in forked.items() if client_pid == process.pid)]
+                started = {process.pid, *(child.pid for child in process.children(recursive=True))}
+                trees = [process, *(mains[pid] for pid, client_pid in forked.items() if client_pid in started)]
                 found.append((process.create_time(), _describe(trees, with_state)))
     return [server for _, server in sorted(found, key=lambda pair: pair[0])]
 
@@ -81,7 +85,7 @@ def _describe(trees: list[Any], with_state: bool) -> RunningServer:
     """
     process = trees[0]
     arguments = _parse(process, command_words(process, "serve") or [])
-    processes = [member for root in trees for member in (root, *root.children(recursive=True))]
+    processes = _members(trees)
     is_elsewhere = has_own_network(process)
     listening = None if is_elsewhere else find_socket(processes, arguments)
     is_tls = arguments.last_value("--ssl-certfile") is not None
@@ -98,6 +102,13 @@ def _describe(trees: list[Any], with_state: bool) -> RunningServer:
         pids=tuple(p.pid for p in processes),
         forked_pid=trees[1].pid if len(trees) > 1 else None,
     )
+
+
+def _members(trees: list[Any]) -> list[Any]:
+    """All processes of the trees, once, without a standby of the server's own: that is listed by itself."""
+    found = {member.pid: member for root in trees for member in (root, *root.children(recursive=True))}
+    commands = ("standby", TEMPLATE_COMMAND)
+    return [p for p in found.values() if all(command_words(p, command) is None for command in commands)]
 
 
 def _parse(process: Any, words: list[str]) -> Arguments:

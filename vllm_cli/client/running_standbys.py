@@ -24,6 +24,8 @@ class RunningStandby:
     """PSS: pages that it shares with servers count in part."""
     pids: tuple[int, ...]
     """The process that was started first."""
+    owner_pid: int | None = None
+    """The `vllm-cli serve --idle-stop` that alone uses it."""
 
     def to_dict(self) -> dict[str, Any]:
         """The output of `ps --json`: the fields of a server, null where a standby has none."""
@@ -36,6 +38,7 @@ class RunningStandby:
             "memory_bytes": self.memory_bytes,
             "pids": list(self.pids),
             "forked_pid": None,
+            "owner_pid": self.owner_pid,
         }
 
 
@@ -69,7 +72,13 @@ def _describe(process: Any) -> RunningStandby:
         uptime_s=process_age_s(process.pid) or 0.0,
         memory_bytes=sum(map(pss_bytes, pids)),
         pids=pids,
+        owner_pid=_owner(process),
     )
+
+
+def _owner(process: Any) -> int | None:
+    parent = process.parent()
+    return parent.pid if parent is not None and command_words(parent, "serve") is not None else None
 
 
 def _state(pids: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ from http.client import HTTPException, HTTPResponse
 from typing import Any, Final, Literal
 
 from server.machine.processes import is_alive
+from startup.probes.probe_http import MODEL_STATE_HEADER
 from vllm_cli.client.server_address import ServerAddress
 
 State = Literal["ready", "starting", "absent", "failed"]
@@ -35,7 +36,10 @@ class Readiness:
     """0 to 1."""
     eta_s: float | None = None
     status: str | None = None
-    """The server's own `status`: `starting`, `restarting`, `draining`, `dead`."""
+    """The server's own `status`: `starting`, `restarting`, `draining`, `dead`.
+
+    A server that answers requests although its model does not run (`--idle-stop`) reports that: `stopped`.
+    """
     is_late: bool = False
     """The request timed out."""
 
@@ -59,7 +63,7 @@ def poll_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Re
 
 def _read_response(response: HTTPResponse, path: str) -> Readiness:
     if response.status < 300:
-        return Readiness("ready")
+        return Readiness("ready", status=response.getheader(MODEL_STATE_HEADER))
     if response.status < 500 and response.status not in _NOT_YET:
         reason = f"{path} answers {response.status} {response.reason}, so it does not report readiness"
         return Readiness("failed", reason)

@@ -16,7 +16,8 @@ def ps(*, is_json: bool) -> int:
     """Show the servers that run on this machine, oldest first, then the standbys.
 
     MEMORY is that of all processes of a server; shared memory counts once. STATE is what the server reports.
-    A server that was forked from a standby has the process id of the process that was started.
+    A server that was forked from a standby has the process id of the process that was started. A server whose
+    model is stopped (`serve --idle-stop`) has STATE stopped; the standby that it keeps is a line of its own.
 
     \b
     Examples:
@@ -63,7 +64,8 @@ def _server_row(server: RunningServer) -> tuple[str, ...]:
 
 def _standby_row(standby: RunningStandby) -> tuple[str, ...]:
     memory = _size(standby.memory_bytes)
-    return (str(standby.pid), "-", standby.state, _duration(standby.uptime_s), memory, "standby", "-")
+    model = "-" if standby.owner_pid is None else f"of {standby.owner_pid}"
+    return (str(standby.pid), "-", standby.state, _duration(standby.uptime_s), memory, "standby", model)
 
 
 def _size(num_bytes: int) -> str:
