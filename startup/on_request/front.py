@@ -20,6 +20,7 @@ from envs.duration import spell_duration
 from envs.registry import env
 from server.exit_codes import OK
 from server.machine.processes import pss_bytes
+from startup.errors import StartupError
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.on_request.child_process import ServerCommand, ServerProcess, describe_end
@@ -119,9 +120,13 @@ class _Front:
         self._wake_s = 0.0
 
     def run(self) -> int:
-        """Returns the exit code; -N to end by signal N."""
+        """Returns the exit code; -N to end by signal N.
+
+        Raises:
+            StartupError: the first server cannot be started.
+        """
         with self._handling_signals():
-            self._start_server()
+            self._start_first()
             holding = Holding(self._wake, self._options.wait_s)
             self._loop = FrontLoop(self._listener, self._server.link, self._selector, self._answers, holding)
             while self._exit_code is None:
@@ -135,6 +140,12 @@ class _Front:
             self._loop.close()
             self._manager.close()
         return self._exit_code
+
+    def _start_first(self) -> None:
+        try:
+            self._start_server()
+        except OSError as err:
+            raise StartupError(f"the server cannot be started: {err}") from err
 
     def _start_server(self) -> None:
         model = self._model
@@ -152,8 +163,15 @@ class _Front:
         self._wake_s = now
         self._model.wake(now)
         self._answers.begin_start()
-        self._start_server()
-        self._loop.follow(self._server.link)
+        try:
+            self._start_server()
+        except OSError as err:
+            reason = f"The server cannot be started: {err}"
+            logger.warning("%s", reason)
+            self._model.end(reason, now)
+            self._loop.reject_held(reason)
+        else:
+            self._loop.follow(self._server.link)
 
     def _note_end(self) -> None:
         self._has_ended = True

@@ -185,9 +185,10 @@ class FrontLoop(Acceptor):
             self._answers.follow(message)
 
     def _has_message(self) -> bool:
-        with suppress(OSError):
-            self._reports.api_process.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            return True
+        for _ in range(2):  # a server that was killed before it read everything leaves an error, and its messages
+            with suppress(OSError):
+                self._reports.api_process.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                return True
         return False
 
     def _unlink(self) -> None:

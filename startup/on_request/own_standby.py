@@ -62,7 +62,7 @@ class OwnStandby:
         elif self._kind is not None and now >= self._due_s:
             self._due_s = now + _LONGEST_DELAY_S  # looks again for the user's own
             if not _is_served(self._kind):
-                self._start(self._kind, now)
+                self._try_start(self._kind, now)
 
     def memory_bytes(self) -> int:
         """Its PSS and that of its template process, a few seconds old."""
@@ -85,6 +85,12 @@ class OwnStandby:
                 self._process.wait()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _try_start(self, kind: str, now: float) -> None:
+        try:
+            self._start(kind, now)
+        except OSError as err:
+            logger.warning("the standby of --idle-warm cannot be started, starts are cold: %s", err)
 
     def _start(self, kind: str, now: float) -> None:
         """It ends by SIGTERM if the front is killed, so that it removes its folder."""

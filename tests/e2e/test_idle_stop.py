@@ -218,6 +218,8 @@ def test_sigterm_ends_front_and_server(tiny_llama: Path, moment: str) -> None:
             client = RawClient(server.port).post("/v1/completions", _BODY)
             wait_until(lambda: server.state() == "starting")
         family = server.family()
+        if moment == "stopped":
+            assert run_cli("stop", server.port).returncode == 0
         assert server.terminate() in ({0, -signal.SIGTERM} if moment == "starting" else {0})
         assert_gone(family)
         if moment == "starting":

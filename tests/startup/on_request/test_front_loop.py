@@ -257,6 +257,16 @@ def test_a_request_waits_for_a_limited_time(stack: ExitStack, monkeypatch: pytes
     assert client.recv(1 << 12).startswith(b"HTTP/1.1 504 Gateway Timeout")
 
 
+def test_the_last_messages_of_a_killed_server_count(front: _Front) -> None:
+    """It has not read all that it was sent, which the kernel reports before its messages."""
+    front.tell(HEALTHY.encode())
+    front.server.send(b'{"timeline": 1}')
+    seen: list[bytes] = []
+    front.loop._answers.follow = seen.append  # type: ignore[method-assign]
+    front.end("killed")
+    assert seen == [b'{"timeline": 1}']
+
+
 def test_no_more_than_a_limit_of_requests_is_held(front: _Front, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front_loop, "MAX_HELD", 2)
     clients = [front.connect(_request(number)) for number in range(3)]
