@@ -40,7 +40,7 @@ EMBEDDED = "--engine embedded --max-model-len 256"
 RUNS: dict[str, list[str]] = {
     "serve": [
         "nowhere SECRETS --port 0",
-        "nowhere SECRETS --port 0 --engine embedded --idle-stop 5m",
+        "nowhere --api-key KEY --hf-token WRONG --port 0 --engine embedded --idle-stop 5m",
         "somebody/something SECRETS --port 0",
         "MODEL SECRETS --preflight-only",
     ],

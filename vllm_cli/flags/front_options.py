@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from envs.registry import env
+from server.machine.command_line import masked_words
 from startup.config import StartupConfig
 from startup.errors import StartupError
 from startup.logs.options import LogOptions
@@ -92,8 +93,14 @@ def _has_standby(idle_warm: str, standby: str) -> bool:
 
 
 def _command(words: Sequence[str]) -> ServerCommand:
-    """The same command; keys are in variables, as others can read the words of a process."""
+    """The same command; keys are in variables, as others can read the words of a process.
+
+    Raises:
+        InputError: a key is left, as the variable holds only one.
+    """
     kept, variables = secrets_as_variables(words)
+    if masked_words(kept) != b"".join(os.fsencode(word) + b"\0" for word in kept):
+        raise InputError("--idle-stop does not go with several keys on the command line: use --api-key-file.")
     return ServerCommand(kept, variables)
 
 

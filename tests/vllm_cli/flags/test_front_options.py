@@ -25,6 +25,11 @@ def test_the_server_gets_the_same_words_without_keys() -> None:
     assert front.find_model() is None
 
 
+def test_several_keys_are_refused_as_others_could_read_them() -> None:
+    with pytest.raises(InputError, match="use --api-key-file"):
+        embedded_front(_config(), ["nowhere", "--api-key", "one", "two"])
+
+
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [({}, "embedded"), ({"idle_warm": "off"}, None), ({"standby": "off"}, None), ({"trust_remote_code": True}, None)],
