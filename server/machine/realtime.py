@@ -33,9 +33,9 @@ class RealtimePriority:
     def _set(self, is_on: bool) -> None:
         if not self._is_possible or is_on == self._is_on:
             return
-        policy, priority = (os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, 1) if is_on else (os.SCHED_OTHER, 0)
-        try:
-            os.sched_setscheduler(0, policy, os.sched_param(priority))
+        policy, priority = (os.SCHED_FIFO, 1) if is_on else (os.SCHED_OTHER, 0)
+        try:  # to take SCHED_RESET_ON_FORK back would need a privilege
+            os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
         except OSError:  # not permitted
             self._is_possible = False
         self._is_on = is_on

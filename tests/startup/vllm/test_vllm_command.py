@@ -31,7 +31,7 @@ def _run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     "words",
     [
         ("--help=Frontend",),
-        ("model", "--nonsense", "--also_unknown=1", "word", "-x"),
+        ("--nonsense", "--also_unknown=1", "-x", "word"),
         ("--tensor-parallel-size",),
     ],
     ids=" ".join,
