@@ -179,6 +179,8 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():
             super().on_message_complete()
+        if self.pipeline:  # uvicorn pauses reading, so that the end of the connection might not be noticed
+            self.flow.resume_reading()
         self._watch.note_end()
 
     def on_response_complete(self) -> None:
