@@ -9,6 +9,7 @@ All words after the model are those of `vllm-cli serve`, but for --rounds (10).
 import http.client
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -18,7 +19,6 @@ from contextlib import suppress
 import psutil
 
 from startup.standby.status import STATUS, NoStandbyError, ask
-from tests.ports import free_port
 from vllm_cli.client.server_processes import command_words
 
 _POLL_S = 0.02
@@ -32,7 +32,8 @@ def main(words: list[str]) -> None:
         at = words.index("--rounds")
         num_rounds = int(words[at + 1])
         del words[at : at + 2]
-    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as free:  # tests.ports needs pytest, which vLLM's environment lacks
+        port = free.getsockname()[1]
     command = [sys.executable, "-m", "vllm_cli", "serve", *words, "--port", str(port), "--idle-stop", "1s"]
     with subprocess.Popen(command) as server:
         try:
