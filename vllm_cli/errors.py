@@ -12,6 +12,13 @@ class InputError(click.ClickException):
 
 
 class ConnectionFailedError(click.ClickException):
-    """The server of `chat` or `complete` does not respond, or responds with an error; exit code 1."""
+    """A server does not respond, or responds with an error; exit code 1.
+
+    `status` is the HTTP status of its answer, None without an answer.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status

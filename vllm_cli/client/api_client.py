@@ -1,4 +1,4 @@
-"""A small client of the OpenAI API for `chat` and `complete`; standard library only."""
+"""A small client of the OpenAI API for `chat`, `complete`, `load` and `unload`; standard library only."""
 
 import json
 from collections.abc import Generator, Iterator
@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from startup.logs.formatters import escape_controls
 from vllm_cli.client.response_body import END, EventReader, error_message
-from vllm_cli.client.server_address import parse_url
+from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError
 
 _CONNECT_TIMEOUT_S: Final = 10.0
@@ -23,22 +23,28 @@ class Piece(NamedTuple):
 
 
 class ApiClient:
-    """Client of one server; `/v1` at the end of its address is optional. Raises ConnectionFailedError."""
+    """Client of one server. Raises ConnectionFailedError."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
-        self.url = url
-        self._address = parse_url(url)
+    def __init__(self, address: ServerAddress, api_key: str | None) -> None:
+        self._address = address
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
 
     def first_model(self) -> str:
         """The name of the model that the server lists first."""
-        with closing(self._connect()) as connection:
-            body = _decode(self._request(connection, "GET", "/v1/models").read())
+        body = self.get("/v1/models")
         if not body.get("data"):
-            raise ConnectionFailedError(f"The server at {self.url} lists no model.")
+            raise ConnectionFailedError(f"The server at {self._address} lists no model.")
         return str(body["data"][0]["id"])
+
+    def get(self, path: str) -> dict[str, Any]:
+        """The JSON of the answer to a GET."""
+        return self._ask("GET", path)
+
+    def post(self, path: str) -> dict[str, Any]:
+        """The JSON of the answer to a POST without a body, which may take any time."""
+        return self._ask("POST", path)
 
     def stream(self, path: str, body: dict[str, Any]) -> Generator[Piece, None, None]:
         """Posts a request and yields the answer; closing the generator aborts the request."""
@@ -48,7 +54,15 @@ class ApiClient:
             try:
                 yield from map(_read_piece, _read_events(response))
             except (HTTPException, OSError) as err:
-                message = f"The server at {self.url} closed the connection during its answer ({_reason(err)})."
+                message = f"The server at {self._address} closed the connection during its answer ({_reason(err)})."
+                raise ConnectionFailedError(message) from err
+
+    def _ask(self, method: str, path: str) -> dict[str, Any]:
+        with closing(self._connect()) as connection:
+            try:
+                return _decode(self._request(connection, method, path).read())
+            except (HTTPException, OSError) as err:
+                message = f"The server at {self._address} closed the connection during its answer ({_reason(err)})."
                 raise ConnectionFailedError(message) from err
 
     def _connect(self) -> HTTPConnection:
@@ -56,7 +70,7 @@ class ApiClient:
         try:
             connection.connect()
         except OSError as err:
-            message = f"No server answers at {self.url} ({_reason(err)}). Is `vllm-cli serve` running?"
+            message = f"No server answers at {self._address} ({_reason(err)}). Is `vllm-cli serve` running?"
             raise ConnectionFailedError(message) from err
         connection.sock.settimeout(None)
         return connection
@@ -67,9 +81,12 @@ class ApiClient:
             response = connection.getresponse()
             if response.status >= 400:
                 message = error_message(response.read()) or response.reason
-                raise ConnectionFailedError(f"The server answered {response.status}: {_on_one_line(message)}")
+                text = f"The server answered {response.status}: {_on_one_line(message)}"
+                raise ConnectionFailedError(text, response.status)
+        except ConnectionResetError as err:  # RemoteDisconnected is one
+            raise ConnectionFailedError(f"The server at {self._address} closed the connection.") from err
         except (HTTPException, OSError) as err:
-            raise ConnectionFailedError(f"The server at {self.url} does not speak HTTP ({_reason(err)}).") from err
+            raise ConnectionFailedError(f"The server at {self._address} does not speak HTTP ({_reason(err)}).") from err
         return response
 
 

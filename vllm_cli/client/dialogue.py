@@ -11,6 +11,7 @@ import click
 from envs.registry import env
 from startup.logs.formatters import escape_controls
 from vllm_cli.client.api_client import ApiClient, Piece
+from vllm_cli.client.server_address import parse_url
 from vllm_cli.errors import ConnectionFailedError
 
 with suppress(ImportError):  # some Pythons are built without it, then input lines cannot be edited
@@ -74,7 +75,9 @@ def server_options(command: F) -> F:
         ),
         click.option("--stats", is_flag=True, help="Show time to first token and tokens per second of each answer."),
         click.option("--api-key", help="Key to send; OPENAI_API_KEY or VLLM_API_KEY if not given."),
-        click.option("--model-name", help="Model that answers; the first that the server lists if not given."),
+        click.option(
+            *("--model-name", "--model"), help="Model that answers; the first that the server lists if not given."
+        ),
         click.option(
             "--url",
             default="http://localhost:8000",
@@ -99,7 +102,7 @@ class Dialogue:
         temperature: float | None,
         max_tokens: int | None,
     ) -> None:
-        self._client = ApiClient(url, api_key or env.OPENAI_API_KEY.get() or env.VLLM_API_KEY.get())
+        self._client = ApiClient(parse_url(url), api_key or env.OPENAI_API_KEY.get() or env.VLLM_API_KEY.get())
         self._stats = stats
         wanted = {"temperature": temperature, "max_tokens": max_tokens}
         self._parameters = {name: value for name, value in wanted.items() if value is not None}

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from server.machine.processes import process_age_s, pss_bytes
 from startup.config import DEFAULT_MODEL_ID
+from vllm_cli.client.router_status import RouterModel, describe, read_models
 from vllm_cli.client.server_address import ServerAddress, reachable_host
 from vllm_cli.client.server_processes import TEMPLATE_COMMAND, command_words, find_forked_servers
 from vllm_cli.client.waiting import poll_readiness
@@ -24,7 +25,10 @@ _STATES: Final = {"ready": "ready", "starting": "not ready", "absent": "silent",
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """One server: the process tree of `vllm-cli serve`, in a warm start with that of the forked server."""
+    """One server: the process tree of `vllm-cli serve`, with the servers that were forked for it.
+
+    A router (`serve` with several models) is one server; its models' processes belong to it.
+    """
 
     pid: int
     port: int | None
@@ -32,7 +36,7 @@ class RunningServer:
     address: str | None
     model: str
     engine: str
-    """`embedded` or `vllm`; `auto` if the server chose it and the choice is not visible from outside."""
+    """`embedded`, `vllm` or `router`; `auto` if the server chose it, invisibly from outside."""
     state: str
     """`ready`, the server's own `status`, `silent`, or `elsewhere`: in another network namespace.
 
@@ -45,7 +49,10 @@ class RunningServer:
     """The process that the user started first."""
 
     forked_pid: int | None
-    """In a warm start, the forked server."""
+    """In a warm start, the forked server; None for a router."""
+
+    models: tuple[RouterModel, ...] | None = None
+    """Those of a router; None for other servers, and if the router does not tell them."""
 
     @property
     def entry_pids(self) -> tuple[int, ...]:
@@ -54,7 +61,9 @@ class RunningServer:
 
     def to_dict(self) -> dict[str, Any]:
         """The output of `--json`."""
-        return {"kind": "server"} | vars(self) | {"uptime_s": round(self.uptime_s, 1), "pids": list(self.pids)}
+        entry = {"kind": "server"} | vars(self) | {"uptime_s": round(self.uptime_s, 1), "pids": list(self.pids)}
+        models = entry.pop("models")
+        return entry if models is None else entry | {"models": [model.to_dict() for model in models]}
 
 
 def find_servers(*, with_state: bool = True) -> list[RunningServer]:
@@ -80,7 +89,8 @@ def find_servers(*, with_state: bool = True) -> list[RunningServer]:
 def _describe(trees: list[Any], with_state: bool) -> RunningServer:
     """
     Args:
-        trees: the process that the user started and, in a warm start, the server that was forked for it.
+        trees: the process that the user started, and the servers that were forked for it: in a warm start
+            one, for a router one for each model that runs.
         with_state: see `find_servers`.
     """
     process = trees[0]
@@ -90,17 +100,20 @@ def _describe(trees: list[Any], with_state: bool) -> RunningServer:
     listening = None if is_elsewhere else find_socket(processes, arguments)
     is_tls = arguments.last_value("--ssl-certfile") is not None
     address = address_of(listening, is_tls=is_tls) if listening else None
+    is_router = _is_router(arguments)
+    models = read_models(address) if is_router and with_state and address is not None else None
     return RunningServer(
         pid=process.pid,
         port=listening[1] if isinstance(listening, tuple) else None,
         address=str(address) if address else None,
-        model=_model(arguments),
-        engine=_engine(processes, arguments),
+        model=_router_name(arguments, models) if is_router else _model(arguments),
+        engine="router" if is_router else _engine(processes, arguments),
         state=("elsewhere" if is_elsewhere else _poll_state(address)) if with_state else "",
         uptime_s=process_age_s(process.pid) or 0.0,
         memory_bytes=sum(pss_bytes(p.pid) for p in processes) if with_state else 0,
         pids=tuple(p.pid for p in processes),
-        forked_pid=trees[1].pid if len(trees) > 1 else None,
+        forked_pid=trees[1].pid if len(trees) > 1 and not is_router else None,
+        models=models,
     )
 
 
@@ -133,6 +146,17 @@ def _model(arguments: Arguments) -> str:
     named = served.values[0] if served else None
     model = arguments.positionals[0] if arguments.positionals else arguments.last_value("--model")
     return named or model or DEFAULT_MODEL_ID
+
+
+def _is_router(arguments: Arguments) -> bool:
+    return arguments.last_value("--models") is not None or len(arguments.positionals) > 1
+
+
+def _router_name(arguments: Arguments, models: tuple[RouterModel, ...] | None) -> str:
+    """How many models it has; without an answer of the router, the words that named them."""
+    if models is not None:
+        return describe(models)
+    return arguments.last_value("--models") or ", ".join(arguments.positionals)
 
 
 def _engine(processes: list[Any], arguments: Arguments) -> str:

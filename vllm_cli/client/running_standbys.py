@@ -25,7 +25,7 @@ class RunningStandby:
     pids: tuple[int, ...]
     """The process that was started first."""
     owner_pid: int | None = None
-    """The `vllm-cli serve --idle-stop` that alone uses it."""
+    """The `vllm-cli serve` (`--idle-stop`, or with several models) that alone uses it."""
 
     def to_dict(self) -> dict[str, Any]:
         """The output of `ps --json`: the fields of a server, null where a standby has none."""

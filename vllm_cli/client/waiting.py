@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 from server.machine.processes import is_alive
 from startup.probes.probe_http import MODEL_STATE_HEADER
+from startup.timeline.live_line import draw_bar
 from vllm_cli.client.server_address import ServerAddress
 
 State = Literal["ready", "starting", "absent", "failed"]
@@ -42,6 +43,11 @@ class Readiness:
     """
     is_late: bool = False
     """The request timed out."""
+
+    def describe_rest(self) -> str:
+        """Progress bar and remaining time, where they are known."""
+        bar = f"  {draw_bar(self.progress)}" if self.progress is not None else ""
+        return bar + (f"  about {self.eta_s:.1f} s left" if self.eta_s is not None else "")
 
 
 def poll_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Readiness:

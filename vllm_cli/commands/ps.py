@@ -5,6 +5,7 @@ import json
 import click
 
 from startup.logs.formatters import escape_controls
+from vllm_cli.client.router_status import RouterModel
 from vllm_cli.client.running_servers import RunningServer, find_servers
 from vllm_cli.client.running_standbys import RunningStandby, find_standbys
 from vllm_cli.text_table import align
@@ -19,10 +20,14 @@ def ps(*, is_json: bool) -> int:
     A server that was forked from a standby has the process id of the process that was started. A server whose
     model is stopped (`serve --idle-stop`) has STATE stopped; the standby that it keeps is a line of its own.
 
+    A server with several models (`serve --models`, `serve A B`) is one line with all its processes, then a line
+    for each model. UP is then how long the model has been in its STATE.
+
     \b
     Examples:
       vllm-cli ps
       vllm-cli ps --json | jq -r '.[] | select(.kind == "server") | .port'
+      vllm-cli ps --json | jq -r '.[].models[]? | select(.state == "ready") | .model'
 
     Exit codes: 0 at least one server runs, 1 no server runs.
     """
@@ -40,7 +45,8 @@ def _table(servers: list[RunningServer], standbys: list[RunningStandby]) -> list
     if not servers and not standbys:
         return nothing
     rows: list[tuple[str, ...]] = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "ENGINE", "MODEL")]
-    rows += [_escaped(_server_row(server)) for server in servers]
+    for server in servers:
+        rows += [_escaped(row) for row in (_server_row(server), *map(_model_row, server.models or ()))]
     rows += [_escaped(_standby_row(standby)) for standby in standbys]
     return [*nothing, *align(rows)]
 
@@ -59,6 +65,18 @@ def _server_row(server: RunningServer) -> tuple[str, ...]:
         _size(server.memory_bytes),
         server.engine,
         server.model,
+    )
+
+
+def _model_row(model: RouterModel) -> tuple[str, ...]:
+    return (
+        "  -" if model.pid is None else f"  {model.pid}",
+        "-",
+        model.state,
+        "-" if model.since_s is None else _duration(model.since_s),
+        "-" if model.memory_bytes is None else _size(model.memory_bytes),
+        model.engine,
+        model.model,
     )
 
 

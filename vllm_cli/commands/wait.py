@@ -1,15 +1,14 @@
 """`vllm-cli wait`: waits for the readiness of a server, for scripts and entrypoints."""
 
 import json
-import ssl
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from startup.timeline.live_line import LiveLine, draw_bar
-from vllm_cli.client.server_address import ServerAddress, parse_url, reachable_host
+from startup.timeline.live_line import LiveLine
+from vllm_cli.client.address_options import address_options, build_address
+from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import Ending, Readiness, WaitOptions, WaitResult, wait_for_server
 from vllm_cli.errors import InputError
 
@@ -17,17 +16,11 @@ EXIT_CODES: Final[dict[Ending, int]] = {"ready": 0, "failed": 1, "timed out": 4}
 
 _HEARTBEAT_S: Final = 10.0
 _SECONDS: Final = click.FloatRange(0, min_open=True)
-_CERTIFICATE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("wait", context_settings={"max_content_width": 110})
 @click.argument("url", required=False)
-@click.option("--host", show_default="localhost", help="Host of the server, as given to `serve`.")
-@click.option("--port", type=click.IntRange(1, 65535), show_default="8000", help="Port of the server.")
-@click.option("--uds", metavar="PATH", help="UNIX domain socket of the server.")
-@click.option("--ssl", "is_tls", is_flag=True, help="The server speaks HTTPS.")
-@click.option("--ssl-certfile", type=_CERTIFICATE, help="Use HTTPS and trust this certificate, as given to `serve`.")
-@click.option("--insecure", is_flag=True, help="Use HTTPS and accept any certificate.")
+@address_options
 @click.option("--path", default="/health", show_default=True, help="Path to poll; 200 means ready.")
 @click.option(
     *("--timeout", "timeout_s"), type=_SECONDS, default=600, show_default=True, metavar="SECONDS", help="Longest wait."
@@ -76,47 +69,12 @@ def _build_options(options: dict[str, Any]) -> WaitOptions:
     if not path.startswith("/"):
         raise InputError(f"--path must begin with /, got {path!r}.")
     return WaitOptions(
-        address=_build_address(options),
+        address=build_address(options),
         path=path,
         timeout_s=options["timeout_s"],
         interval_s=options["interval_s"],
         pid=options["pid"],
     )
-
-
-def _build_address(options: dict[str, Any]) -> ServerAddress:
-    url, uds = options["url"], options["uds"]
-    given = [f"--{name}" for name in ("host", "port", "uds") if options[name] is not None]
-    if url is not None and given:
-        raise InputError(f"Give URL or {', '.join(given)}, not both.")
-    if uds is not None and len(given) > 1:
-        raise InputError("Give --uds or --host and --port, not both.")
-    is_tls = options["is_tls"] or options["insecure"] or options["ssl_certfile"] is not None
-    if url is not None:
-        url = f"https://{url}" if is_tls and ":/" not in url else url
-        return parse_url(url, _build_tls(options) if url.startswith("https:") else None)
-    return ServerAddress(
-        host=reachable_host(options["host"] or "localhost"),
-        port=options["port"] or 8000,
-        uds=uds,
-        tls=_build_tls(options) if is_tls else None,
-    )
-
-
-def _build_tls(options: dict[str, Any]) -> ssl.SSLContext:
-    """A certificate named by the caller is the server's own, so its host name need not match."""
-    certificate = options["ssl_certfile"]
-    context = ssl.create_default_context()
-    if options["insecure"] or certificate is not None:
-        context.check_hostname = False
-    if options["insecure"]:
-        context.verify_mode = ssl.CERT_NONE
-    elif certificate is not None:
-        try:
-            context.load_verify_locations(certificate)
-        except ssl.SSLError as err:
-            raise InputError(f"--ssl-certfile: {certificate} is not a certificate ({err.reason}).") from err
-    return context
 
 
 class _Reporter:
@@ -134,19 +92,14 @@ class _Reporter:
             return
         state = polled.phase.replace("_", " ") if polled.phase else polled.reason
         if self._live.is_on:
-            self._live.show(f"{waited_s:5.1f} s  {self._address}: {state}{_describe_rest(polled)}")
+            self._live.show(f"{waited_s:5.1f} s  {self._address}: {state}{polled.describe_rest()}")
         elif state != self._last or waited_s >= self._next_heartbeat_s:
             self._last = state
             self._next_heartbeat_s = waited_s + _HEARTBEAT_S
-            click.echo(f"{self._address}: {state}{_describe_rest(polled)}, waiting for {waited_s:.1f} s", err=True)
+            click.echo(f"{self._address}: {state}{polled.describe_rest()}, waiting for {waited_s:.1f} s", err=True)
 
     def close(self) -> None:
         self._live.close()
-
-
-def _describe_rest(polled: Readiness) -> str:
-    bar = f"  {draw_bar(polled.progress)}" if polled.progress is not None else ""
-    return bar + (f"  about {polled.eta_s:.1f} s left" if polled.eta_s is not None else "")
 
 
 def _describe_end(options: WaitOptions, result: WaitResult) -> str:

@@ -5,35 +5,72 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from tests.waiting import wait_until
+from vllm_cli.client.router_status import describe, parse_models
 from vllm_cli.client.running_servers import RunningServer, _model, _parse
 from vllm_cli.client.server_processes import _pidfds, find_forked_servers
 from vllm_cli.commands.ps import _table
 
+_SERVER = RunningServer(
+    pid=5,
+    port=8000,
+    address="http://127.0.0.1:8000",
+    model="smol",
+    engine="embedded",
+    state="ready",
+    uptime_s=1.0,
+    memory_bytes=1 << 30,
+    pids=(5,),
+    forked_pid=None,
+)
+_HOSTILE = "x\n1  http://127.0.0.1:1  ready\x1b[2J"
+
 
 def test_control_characters_in_names_of_servers_are_escaped() -> None:
-    hostile = "x\n1  http://127.0.0.1:1  ready\x1b[2J"
-    server = RunningServer(
-        pid=5,
-        port=8000,
-        address="http://127.0.0.1:8000",
-        model=hostile,
-        engine="embedded",
-        state=hostile,
-        uptime_s=1.0,
-        memory_bytes=1 << 30,
-        pids=(5,),
-        forked_pid=None,
-    )
-    head, row = _table([server], [])
+    head, row = _table([replace(_SERVER, model=_HOSTILE, state=_HOSTILE)], [])
     assert head.startswith("PID")
     assert row.endswith("x\\n1  http://127.0.0.1:1  ready\\x1b[2J")
     assert row.isprintable()
+
+
+def test_the_models_of_a_router_follow_it_one_line_each() -> None:
+    data = {
+        "models": [
+            {"id": "qwen", "status": "ready", "for_s": 61.5, "memory_bytes": 1 << 29, "engine": "vllm", "pid": 7},
+            {"id": _HOSTILE, "status": "stopped", "for_s": None, "memory_bytes": None, "engine": "other", "pid": None},
+        ]
+    }
+    models = parse_models(data)
+    assert models is not None
+    server = replace(_SERVER, engine="router", model=describe(models), models=models)
+    _, router, qwen, hostile = _table([server], [])
+    assert router.endswith("router  2 models, 1 ready")
+    assert qwen.split() == ["7", "-", "ready", "1m", "1s", "0.50", "GiB", "vllm", "qwen"]
+    assert hostile.split()[:3] == ["-", "-", "stopped"]
+    assert hostile.isprintable()
+    entry = server.to_dict()
+    assert [(each["model"], each["state"], each["since_s"]) for each in entry["models"]] == [
+        ("qwen", "ready", 61.5),
+        (_HOSTILE, "stopped", None),
+    ]
+
+
+@pytest.mark.parametrize("data", [None, [], {}, {"models": "x"}, {"models": {"id": 1}}, {"model": "smol"}])
+def test_a_server_without_a_list_of_models_is_no_router(data: Any) -> None:
+    assert parse_models(data) is None
+
+
+def test_values_of_wrong_types_are_left_out() -> None:
+    wrong = {"id": [1], "status": {}, "for_s": True, "memory_bytes": -1, "pid": "7", "engine": None, "reason": 1}
+    (model,) = parse_models({"models": [wrong, "x"]}) or ()
+    assert set(vars(model).values()) == {"?", None}
 
 
 def test_a_server_whose_configuration_is_a_pipe_is_listed(tmp_path: Path) -> None:

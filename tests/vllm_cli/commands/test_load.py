@@ -1,0 +1,111 @@
+"""`vllm-cli load` and `unload` against HTTP servers that answer as a router, or as another server."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.http_server import LocalServer, QuietHandler, serving
+from tests.ports import free_port
+
+_NEAR = "The model `qwem` does not exist. Did you mean `qwen`?"
+_FAILED = {"error": {"message": "qwen failed: \x1b[2Jnot enough memory", "type": "unavailable_error", "code": 503}}
+
+
+class _Router(LocalServer):
+    """Gives the same answer to each POST, once `is_done` is set."""
+
+    def __init__(self, answer: tuple[int, Any], *, is_router: bool = True) -> None:
+        super().__init__(_Handler)
+        self.response = answer
+        self.is_router = is_router
+        self.is_done = threading.Event()
+        self.is_done.set()
+        self.posts: list[tuple[str, str | None]] = []
+        """Path and key."""
+
+
+class _Handler(QuietHandler):
+    server: _Router
+
+    def do_GET(self) -> None:
+        self.answer(200, {"models": []} if self.server.is_router else {"model": "smol"})
+
+    def do_POST(self) -> None:
+        self.server.posts.append((self.path, self.headers["Authorization"]))
+        self.server.is_done.wait(60)
+        self.answer(*self.server.response)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., _Router]]:
+    """Starts a server with the answer to each POST."""
+    with ExitStack() as running:
+        yield lambda *answer, is_router=True: running.enter_context(serving(_Router(answer, is_router=is_router)))
+
+
+@pytest.mark.parametrize(("verb", "ending"), [("load", "ready"), ("unload", "stopped")])
+def test_a_model_is_named_in_the_path_and_the_outcome_is_told(verb: str, ending: str, start: Any, invoke: Any) -> None:
+    server = start(200, {"status": ending})
+    done = invoke(verb, "org/model:tag", "--port", server.server_port, "--json", "--api-key", "secret")
+    assert done.returncode == 0
+    assert server.posts == [(f"/v1/models/org/model:tag/{verb}", "Bearer secret")]
+    outcome = json.loads(done.stdout)
+    assert (outcome["model"], outcome["status"], outcome["reason"]) == ("org/model:tag", ending, None)
+    assert outcome["took_s"] >= 0
+    assert done.stderr.startswith("org/model:tag ")
+
+
+def test_near_names_of_the_router_are_shown(start: Any, invoke: Any) -> None:
+    server = start(404, {"error": {"message": _NEAR, "code": 404}})
+    done = invoke("load", "qwem", "--url", f"{server.url}/v1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"Error: The server answered 404: {_NEAR}\n"
+
+
+def test_the_reason_of_a_failure_is_shown_without_control_characters(start: Any, invoke: Any) -> None:
+    server = start(503, _FAILED)
+    done = invoke("load", "qwen", "--url", server.url, "--json")
+    assert done.returncode == 1
+    assert "not enough memory" in done.stderr
+    assert "\x1b" not in done.stderr + done.stdout
+    assert json.loads(done.stdout)["status"] == "failed"
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_server_with_one_model_is_named_as_such(status: int, start: Any, invoke: Any) -> None:
+    server = start(status, {"error": {"message": "Not Found"}}, is_router=False)
+    done = invoke("unload", "smol", "--url", server.url)
+    assert done.returncode == 1
+    assert "has one model" in done.stderr
+
+
+def test_without_a_router_the_address_is_named(invoke: Any) -> None:
+    port = free_port()
+    done = invoke("load", "qwen", "--port", port)
+    assert done.returncode == 1
+    assert f"No server answers at http://localhost:{port}" in done.stderr
+
+
+def test_a_load_that_takes_too_long_ends_with_a_code_of_its_own(start: Any, invoke: Any) -> None:
+    server = start(200, {})
+    server.is_done.clear()
+    done = invoke("load", "qwen", "--url", server.url, "--timeout", "0.3", "--json")
+    server.is_done.set()
+    assert done.returncode == 4
+    assert json.loads(done.stdout)["status"] == "timed out"
+
+
+def test_quiet_prints_nothing(start: Any, invoke: Any) -> None:
+    server = start(503, _FAILED)
+    done = invoke("load", "qwen", "--url", server.url, "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+def test_url_and_port_exclude_each_other(invoke: Any) -> None:
+    done = invoke("load", "qwen", "--url", "http://localhost:1", "--port", "2")
+    assert done.returncode == 2
+    assert "not both" in done.stderr
