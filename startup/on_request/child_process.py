@@ -1,4 +1,4 @@
-"""A process that the front starts: the server, which ends with the front, however that ends."""
+"""A process that ends with the one that starts it, however that ends: a server, or another program."""
 
 import fcntl
 import os
@@ -6,9 +6,9 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn, Self
 
 from envs import foreign
 from envs.registry import env
@@ -17,10 +17,12 @@ from startup.processes import death_pipe
 
 _LOWEST_FD: Final = 64
 """The numbers of inherited descriptors begin here, where neither users nor libraries have any."""
-_OF_THE_MANAGER: Final = (env.NOTIFY_SOCKET, env.WATCHDOG_USEC, env.WATCHDOG_PID)
+OF_THE_MANAGER: Final = (env.NOTIFY_SOCKET, env.WATCHDOG_USEC, env.WATCHDOG_PID)
 """Variables for the front, whose process the service manager knows."""
 _RESET: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 """Python ignores them; a program that is executed gets their default actions, as from a shell."""
+_CANNOT_EXECUTE: Final = 127
+"""The exit code that shells use."""
 
 
 class ServerCommand(NamedTuple):
@@ -32,34 +34,39 @@ class ServerCommand(NamedTuple):
     """Environment variables beyond those of the front."""
 
 
-class ServerProcess:
-    """One server; the leader of its own process group, so that Ctrl-C reaches it only through the front."""
+class ChildProcess:
+    """A process that leads its own group, so that Ctrl-C reaches it only through its parent."""
 
-    def __init__(self, pid: int, link: socket.socket) -> None:
+    def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.link = link
         self.pidfd = os.pidfd_open(pid)
         """Readable once the process has ended."""
 
     @classmethod
-    def start(cls, command: ServerCommand, listener: socket.socket, offer: FrontOffer) -> "ServerProcess":
-        """Starts it; to be called on the main thread. Process and descriptors of the offer are set here."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        front_pid = os.getpid()
-        files_limit = _FILES_LIMIT
+    def fork(cls, become: Callable[[], NoReturn]) -> Self:
+        """Starts a process that becomes a program; to be called on the main thread.
+
+        Args:
+            become: called in the new process; executes a program.
+
+        Raises:
+            OSError: no process can be started.
+        """
+        parent_pid = os.getpid()
         pid = os.fork()
         if pid == 0:
             try:
                 os.setpgid(0, 0)
-                death_pipe.follow_parent(front_pid)
-                resource.setrlimit(resource.RLIMIT_NOFILE, files_limit)
-                _execute(command, theirs, listener, offer)
+                death_pipe.follow_parent(parent_pid)
+                resource.setrlimit(resource.RLIMIT_NOFILE, _FILES_LIMIT)
+                for number in _RESET:
+                    signal.signal(number, signal.SIG_DFL)
+                become()
             finally:
-                os._exit(127)
+                os._exit(_CANNOT_EXECUTE)
         with suppress(OSError):  # it may have executed its program already
             os.setpgid(pid, pid)
-        theirs.close()
-        return cls(pid, ours)
+        return cls(pid)
 
     def signal(self, number: int) -> None:
         """Sends a signal to the process itself."""
@@ -79,24 +86,46 @@ class ServerProcess:
     def close(self) -> None:
         """Releases what belongs to a process that has ended."""
         os.close(self.pidfd)
+
+
+class ServerProcess(ChildProcess):
+    """A server behind a front."""
+
+    link: socket.socket
+
+    @classmethod
+    def start(cls, command: ServerCommand, listener: socket.socket, offer: FrontOffer) -> Self:
+        """Starts it; to be called on the main thread. Process and descriptors of the offer are set here."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            server = cls.fork(lambda: _execute(command, theirs, listener, offer))
+        server.link = ours
+        return server
+
+    def close(self) -> None:
+        """Releases what belongs to a process that has ended."""
+        super().close()
         self.link.close()
 
 
 _FILES_LIMIT: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
-"""As the front was started with it, before it raises its own."""
+"""As this process was started with it, before it raises its own."""
 
 
 def _execute(command: ServerCommand, link: socket.socket, listener: socket.socket, offer: FrontOffer) -> NoReturn:
-    """Becomes `serve` of this program, called as this process was."""
-    for number in _RESET:
-        signal.signal(number, signal.SIG_DFL)
+    """Becomes `serve` behind this front."""
     link_fd, listener_fd = (fcntl.fcntl(each, fcntl.F_DUPFD, _LOWEST_FD) for each in (link, listener))
     offer = offer._replace(pid=os.getpid(), link_fd=link_fd, listener_fd=listener_fd)
-    program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]
     environment = foreign.snapshot() | command.variables | {env.VCLI_FRONT.name: offer.encode()}
-    for variable in _OF_THE_MANAGER:
+    for variable in OF_THE_MANAGER:
         environment.pop(variable.name, None)
-    os.execve(sys.executable, [*program, "serve", *command.words], environment)
+    execute_serve(command.words, environment)
+
+
+def execute_serve(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Becomes `serve` of this program, called as this process was."""
+    program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]
+    os.execve(sys.executable, [*program, "serve", *words], environment)
 
 
 def describe_end(code: int) -> str:

@@ -1,0 +1,186 @@
+"""The output of the models' processes: relayed to standard error with the model's name, and its end kept."""
+
+import asyncio
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Final
+
+from envs.redaction import hide_in_command, hide_quoted
+from startup.causes.digest import write_digest
+from startup.causes.first_cause import find_cause
+from startup.logs.formatters import escape_controls
+from startup.logs.options import LogFormat
+
+_CHUNK: Final = 1 << 16
+_LONGEST_LINE: Final = 1 << 14
+_MOST_KEPT: Final = 1 << 16
+_MOST_WAITING: Final = 1 << 22
+"""Bytes that wait for a standard error that nobody reads; what comes then is left out."""
+_NUM_LAST_LINES: Final = 3
+_LAST_LINES_CHARACTERS: Final = 600
+
+
+class LogRelay:
+    """Writes lines of all models on its own thread, so that a standard error that blocks delays nothing."""
+
+    def __init__(self, log_format: LogFormat, fd: int = 2) -> None:
+        self.log_format = log_format
+        self._fd = fd
+        self._waiting: deque[bytes] = deque()
+        self._num_bytes = 0
+        self._num_dropped = 0
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="child-log", daemon=True)
+        self._thread.start()
+
+    def write(self, lines: Sequence[bytes]) -> None:
+        """Writes these lines later; on the event loop."""
+        block = b"".join(lines)
+        with self._changed:
+            if self._num_bytes + len(block) > _MOST_WAITING:
+                self._num_dropped += len(lines)
+                return
+            self._waiting.append(block)
+            self._num_bytes += len(block)
+            self._changed.notify()
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Waits a moment for what has been written to reach standard error."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (block := self._next()) is not None:
+            with suppress(OSError):  # nobody can be told
+                _write_all(self._fd, block)
+
+    def _next(self) -> bytes | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            if not self._waiting:
+                return None
+            block = b"".join(self._waiting)
+            self._waiting.clear()
+            self._num_bytes = 0
+            if self._num_dropped:
+                block += encode_line(
+                    f"{self._num_dropped} lines of models were left out: standard error was not read in time",
+                    "router",
+                    self.log_format,
+                )
+                self._num_dropped = 0
+            return block
+
+
+class ChildLog:
+    """The output of one process, read from a pipe on the event loop; owns the pipe's read end."""
+
+    def __init__(self, model: str, relay: LogRelay) -> None:
+        self._model = model
+        self._relay = relay
+        self._read_fd, self.write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        self._rest = b""
+        self._kept: deque[bytes] = deque()
+        self._num_kept = 0
+        self._ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def begin(self) -> None:
+        """Reads from now on; the process has its own descriptor of the write end."""
+        os.close(self.write_fd)
+        self._loop.add_reader(self._read_fd, self._read)
+
+    async def close(self, timeout_s: float) -> None:
+        """Waits until all processes that write there have ended, for this time at most."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), timeout_s)
+        if not self._ended.is_set():
+            self._end()
+
+    def explain_failure(self, words: Sequence[str] = ()) -> str:
+        """What has failed, as `vllm-cli explain` tells it, else the last lines; empty without any.
+
+        Args:
+            words: the process's command line, whose secrets may be quoted.
+        """
+        lines = [line.decode(errors="replace") for line in self._kept]
+        if (cause := find_cause(lines)) is not None:
+            return hide_quoted(" ".join(write_digest(cause)), words)
+        last = [line.strip() for line in lines if line.strip()][-_NUM_LAST_LINES:]
+        text = escape_controls(hide_in_command(" / ".join(last)))[-_LAST_LINES_CHARACTERS:]
+        return hide_quoted(text, words)
+
+    def _read(self) -> None:
+        """One chunk for each turn of the loop, however much there is."""
+        try:
+            chunk = os.read(self._read_fd, _CHUNK)
+        except BlockingIOError:
+            return
+        if not chunk:
+            self._end()
+            return
+        *lines, rest = (self._rest + chunk).split(b"\n")
+        while len(rest) > _LONGEST_LINE:
+            lines.append(rest[:_LONGEST_LINE])
+            rest = rest[_LONGEST_LINE:]
+        self._rest = rest
+        self._take(lines)
+
+    def _take(self, lines: Sequence[bytes]) -> None:
+        """Keeps lines and relays them; of a progress bar, whose states end with \\r, the last state."""
+        relayed = []
+        for line in lines:
+            shown = line.rstrip(b"\r").rpartition(b"\r")[2][:_LONGEST_LINE]
+            self._keep(shown)
+            relayed.append(encode_line(shown.decode(errors="replace"), self._model, self._relay.log_format))
+        if relayed:
+            self._relay.write(relayed)
+
+    def _keep(self, line: bytes) -> None:
+        self._kept.append(line)
+        self._num_kept += len(line) + 1
+        while self._num_kept > _MOST_KEPT:
+            self._num_kept -= len(self._kept.popleft()) + 1
+
+    def _end(self) -> None:
+        self._loop.remove_reader(self._read_fd)
+        os.close(self._read_fd)
+        if self._rest:
+            self._take([self._rest])
+            self._rest = b""
+        self._ended.set()
+
+
+def encode_line(line: str, model: str, log_format: LogFormat) -> bytes:
+    """A line of output with the name of its model in front; JSON gets it as the member `model`."""
+    if log_format == "text":
+        return f"[{model}] {line}\n".encode(errors="replace")
+    record = _parse(line)
+    if record is None:
+        when = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        record = {"time": when, "level": "INFO", "logger": "output", "message": escape_controls(line)}
+    return json.dumps({**record, "model": model}, ensure_ascii=False).encode(errors="replace") + b"\n"
+
+
+def _parse(line: str) -> dict[str, object] | None:
+    if line.startswith("{"):
+        with suppress(ValueError, RecursionError):
+            found = json.loads(line)
+            if isinstance(found, dict):
+                return found
+    return None
+
+
+def _write_all(fd: int, block: bytes) -> None:
+    left = memoryview(block)
+    while left:
+        left = left[os.write(fd, left) :]

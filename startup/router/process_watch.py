@@ -1,0 +1,84 @@
+"""The processes of one model: waits until they have ended, and kills them."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+
+class ProcessWatch:
+    """A set of processes, on the event loop; their numbers cannot be those of other processes meanwhile."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._fds: dict[int, int] = {}
+        """Of each process that was added: its pidfd, until it has ended."""
+        self._known: set[int] = set()
+        self._change = asyncio.Event()
+
+    def add(self, pids: Iterable[int]) -> None:
+        """Adds processes; those that have ended already are ignored."""
+        for pid in pids:
+            if pid not in self._known:
+                with suppress(OSError):
+                    self._fds[pid] = os.pidfd_open(pid)
+                    self._known.add(pid)
+                    self._loop.add_reader(self._fds[pid], self._end, pid)
+
+    def is_running(self, pid: int) -> bool:
+        """Whether this process was added and has not ended."""
+        return pid in self._fds
+
+    async def wait_all(self, timeout_s: float) -> bool:
+        """Waits until all have ended; False after this time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._fds:
+                    self._change.clear()
+                    await self._change.wait()
+        return not self._fds
+
+    async def wait(self, pid: int) -> None:
+        """Waits until this one has ended."""
+        while pid in self._fds:
+            self._change.clear()
+            await self._change.wait()
+
+    def kill(self) -> None:
+        """Sends SIGKILL to all."""
+        for fd in self._fds.values():
+            with suppress(OSError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Forgets them."""
+        for pid in list(self._fds):
+            self._end(pid)
+
+    def _end(self, pid: int) -> None:
+        fd = self._fds.pop(pid)
+        self._loop.remove_reader(fd)
+        os.close(fd)
+        self._change.set()
+
+
+def descendants(pid: int) -> set[int]:
+    """The children of a process, theirs, and so on; not those that have lost their parent."""
+    found: set[int] = set()
+    new = [pid]
+    while new:
+        new = [child for parent in new for child in _children(parent) if child not in found]
+        found.update(new)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    """Of all threads: each has those that it has forked (proc(5))."""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in os.scandir(f"/proc/{pid}/task"):
+            with suppress(OSError, ValueError):
+                found += map(int, Path(f"{thread.path}/children").read_text().split())
+    return found
