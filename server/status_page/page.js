@@ -6,6 +6,8 @@
   const WIDTH = 980, LEFT = 92, RIGHT = 8, ROW = 21, TOP = 20, GAP = 5;
   const $ = (id) => document.getElementById(id);
   const colours = new Map();
+  const asked = new Map(); // models that a button loads or unloads, with what it does
+  const rows = new Map(); // of models, by id
   let earlier = null, timer = 0, drawn = "";
 
   const colourOf = (key) => {
@@ -37,13 +39,16 @@
   };
 
   function showState(status) {
-    $("model").textContent = status.model;
-    document.title = `${status.status} – ${status.model}`;
     $("state").textContent = status.status;
     $("state").className = `state ${status.status}`;
+    $("footer").textContent = `vllm-cli ${status.version ?? ""}`.trim();
+  }
+
+  function showTitle(status) {
+    $("model").textContent = status.model;
+    document.title = `${status.status} – ${status.model}`;
     const asleep = status.stopped ? `for ${age(status.stopped.for_s)}; the next request starts the model` : "";
     $("note").textContent = status.error ?? (status.live ? `up ${age(status.live.uptime_s)}` : asleep);
-    $("footer").textContent = `vllm-cli ${status.version ?? ""}`.trim();
   }
 
   function showProgress(status) {
@@ -80,6 +85,99 @@
       card("Memory", bytes(live.rss_bytes), `engine ${bytes(live.engine_rss_bytes)}`),
     );
     earlier = live;
+  }
+
+  const BUTTONS = { stopped: "load", failed: "load", starting: "unload", ready: "unload" };
+
+  // A server with several models: one row for each.
+  function showModels(status) {
+    const router = status.router, models = status.models, memory = models.reduce((sum, model) => sum + (model.memory_bytes ?? 0), 0);
+    const count = (state) => models.filter((model) => model.status === state).length;
+    $("model").textContent = `${models.length} models`;
+    $("note").textContent = `${count("ready")} ready, up ${age(router.uptime_s)}`;
+    document.title = `${count("ready")} of ${models.length} ready – vllm-cli`;
+    $("figures").replaceChildren(
+      card("Requests running", String(models.reduce((sum, model) => sum + model.num_running, 0)), `${models.reduce((sum, model) => sum + model.num_waiting, 0)} waiting`),
+      card("Models ready", String(count("ready")), router.max_running === null ? `${count("starting")} starting` : `at most ${router.max_running}`),
+      card("Their memory", bytes(memory), router.memory_budget_bytes === null ? "" : `budget ${bytes(router.memory_budget_bytes)}`),
+      card("Router", bytes(router.memory_bytes), router.standby_bytes ? `standby ${bytes(router.standby_bytes)}` : "no standby"),
+    );
+    const body = document.querySelector("#models tbody");
+    const shown = models.map((model) => rowOf(model.id));
+    if (shown.length !== body.children.length || shown.some((row, at) => row !== body.children[at])) body.replaceChildren(...shown);
+    models.forEach((model) => fillRow(rowOf(model.id), model, router.needs_key));
+    drawStarts(status.starts, status.time_s);
+  }
+
+  // A row stays the same element, so that a click on its button is not lost while the page is drawn again.
+  function rowOf(id) {
+    if (!rows.has(id)) {
+      const button = element("button", { type: "button" });
+      button.addEventListener("click", () => change(id, button.textContent));
+      rows.set(id, element("tr", {}, ...Array.from({ length: 8 }, () => element("td")), element("td", {}, button)));
+    }
+    return rows.get(id);
+  }
+
+  function fillRow(row, model, needsKey) {
+    const [name, state, ...cells] = row.children, button = row.querySelector("button");
+    const dot = element("i", { className: "key" });
+    dot.style.background = colourOf(model.id);
+    const more = [model.aliases.join(", "), model.pinned ? "pinned" : "", model.engine].filter((text) => text);
+    const reason = model.reason ? [element("small", { className: "failed" }, model.reason)] : [];
+    name.replaceChildren(dot, model.id, element("small", {}, more.join(" · ")), ...reason);
+    const progress = model.status === "starting" && model.progress ? modelProgress(model.progress) : [];
+    state.replaceChildren(element("span", { className: `state ${model.status}` }, model.status), ...progress);
+    const last = model.last_start_s === null ? "–" : ms(model.last_start_s);
+    [age(model.for_s), bytes(model.memory_bytes), model.num_running, model.num_waiting, model.num_starts, last].forEach((text, at) => { cells[at].textContent = String(text); });
+    const verb = asked.get(model.id) ?? BUTTONS[model.status];
+    button.hidden = needsKey || !verb;
+    button.disabled = asked.has(model.id);
+    if (verb && button.textContent !== verb) button.textContent = verb;
+    button.setAttribute("aria-label", `${verb} ${model.id}`);
+  }
+
+  function modelProgress({ phase, fraction, remaining_s: left }) {
+    const bar = element("div", { className: "bar" });
+    bar.style.width = `${100 * (fraction ?? 0)}%`;
+    const text = [phase?.replaceAll("_", " "), left === null || left === undefined ? "" : `${round(left)} s left`].filter((part) => part);
+    return [element("div", { className: "track", hidden: fraction === null }, bar), element("small", {}, text.join(", "))];
+  }
+
+  // The answer comes when the model has started or stopped.
+  async function change(id, verb) {
+    asked.set(id, verb);
+    setTimeout(refresh, 100);
+    try {
+      const answer = await fetch(`v1/models/${id.split("/").map(encodeURIComponent).join("/")}/${verb}`, { method: "POST" });
+      $("outcome").textContent = answer.ok ? `${id}: ${verb === "load" ? "ready" : "stopped"}` : `${id}: ${(await answer.json()).error?.message ?? answer.status}`;
+    } catch {
+      $("outcome").textContent = `${id}: no answer`;
+    }
+    asked.delete(id);
+    refresh();
+  }
+
+  // Each start is a line: across, when it began; its height, how long it took.
+  function drawStarts(starts, now) {
+    const ended = starts.filter((start) => start.took_s !== null), height = 130, bottom = height - 18;
+    const begin = Math.min(now - 60, ...ended.map((start) => start.begin_s)), most = Math.max(0.1, ...ended.map((start) => start.took_s));
+    const x = (time) => LEFT + (WIDTH - LEFT - RIGHT - 4) * (time - begin) / (now - begin), y = (took) => bottom - (bottom - TOP) * took / most;
+    const chart = shape("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": "Duration of the starts" });
+    for (const took of [0, most / 2, most]) {
+      chart.append(shape("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(took), y2: y(took) }));
+      chart.append(shape("text", { x: LEFT - 8, y: y(took) + 4, "text-anchor": "end" }, took ? ms(took) : "0 s"));
+    }
+    for (const share of [0, 0.25, 0.5, 0.75, 1]) {
+      const ago = (1 - share) * (now - begin);
+      chart.append(shape("text", { x: x(begin + share * (now - begin)), y: height - 3, "text-anchor": share === 1 ? "end" : "middle" }, ago < 1 ? "now" : `${age(ago)} ago`));
+    }
+    for (const { model, begin_s: at, took_s: took, outcome } of ended) {
+      const line = shape("rect", { x: x(at) - 2, y: Math.min(y(took), bottom - 3), width: 4, height: Math.max(bottom - y(took), 3), rx: 2, ...(outcome === "failed" ? { class: "failed" } : { fill: colourOf(model) }) });
+      line.append(shape("title", {}, `${model}: ${outcome} after ${ms(took)}, ${age(now - at)} ago`));
+      chart.append(line);
+    }
+    $("starts").replaceChildren(chart);
   }
 
   // Bars that overlap in one process lie in different rows.
@@ -157,11 +255,20 @@
     let pause = 2000;
     try {
       const status = await (await fetch("status.json", { cache: "no-store" })).json();
+      const isRouter = status.models !== undefined;
+      $("models").hidden = !isRouter;
+      $("start").hidden = isRouter;
       showState(status);
-      showProgress(status);
-      showFigures(status.live, status.stopped);
-      showTimeline(status.start);
-      if (status.status === "starting") pause = 400;
+      if (isRouter) {
+        showModels(status);
+        if (status.models.some((model) => model.status === "starting") || asked.size) pause = 400;
+      } else {
+        showTitle(status);
+        showProgress(status);
+        showFigures(status.live, status.stopped);
+        showTimeline(status.start);
+        if (status.status === "starting") pause = 400;
+      }
     } catch {
       $("state").textContent = "unreachable";
       $("state").className = "state unreachable";

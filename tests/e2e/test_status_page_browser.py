@@ -35,3 +35,22 @@ async def test_the_page_shows_state_start_and_figures(start_server: Any, tmp_pat
             assert (tmp_path / "page.png").stat().st_size > 10_000
             server.terminate()
             await browser.wait_for("document.querySelector('#state').textContent === 'unreachable'")
+
+
+async def test_the_page_shows_a_stopped_model_and_its_next_start(start_tiny_server: Any) -> None:
+    words = ("--engine", "embedded", "--max-model-len", "256", "--idle-stop", "1s", "--idle-warm", "off")
+    with start_tiny_server(*words) as server:
+        async with Browser() as browser:
+            await browser.open(f"{server.url}/")
+            await browser.wait_for("document.querySelector('#state').textContent === 'stopped'")
+            await browser.wait_for(f"({_CARDS})['Stopped']?.startsWith('Stopped1 ×')")
+            cards = await browser.evaluate(_CARDS)
+            assert set(cards) == {"Memory", "Stopped", "Started"}
+            note = await browser.evaluate("document.querySelector('#note').textContent")
+            assert note.startswith("for ")
+            assert note.endswith("the next request starts the model")
+            assert await browser.evaluate("document.querySelector('#models').hidden")
+            with server.openai() as client:
+                client.completions.create(model="smol", prompt="a", max_tokens=2)
+            await browser.wait_for(f"({_CARDS})['Started']?.startsWith('Started1 ×')")  # stopped again
+            assert browser.errors == []

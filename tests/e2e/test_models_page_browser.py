@@ -1,0 +1,125 @@
+"""The status page of a server with many models, in a real browser, with data that the test writes."""
+
+import json
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.status_page.page import DATA_PATH, read_page
+from tests.e2e.browser import EXECUTABLE, Browser
+from tests.http_server import LocalServer, QuietHandler, serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(EXECUTABLE is None, reason="there is no chromium")]
+
+_MARKUP = "<img src=x onerror=document.title='hacked'>\"'&amp;"
+_NOW_S = 1_790_000_000.0
+_MODEL = {
+    "aliases": [], "engine": "embedded", "status": "stopped", "since": _NOW_S - 70, "for_s": 70.0, "memory_bytes": None,
+    "size_bytes": 1 << 28, "num_running": 0, "num_waiting": 0, "num_starts": 0, "last_start_s": None, "reason": None,
+    "pinned": False, "pid": None, "progress": None,
+}  # fmt: skip
+_STATUS: dict[str, Any] = {
+    "status": "ready",
+    "version": "1.2.3",
+    "time_s": _NOW_S,
+    "router": {
+        "uptime_s": 3700.0, "memory_bytes": 40 << 20, "standby_bytes": 360 << 20, "memory_budget_bytes": 8 << 30,
+        "needed_bytes": 1 << 30, "max_running": None, "needs_key": False,
+    },
+    "models": [
+        _MODEL | {"id": "org/qwen", "aliases": ["chat"], "status": "ready", "memory_bytes": 1 << 30, "num_running": 2,
+                  "num_waiting": 1, "num_starts": 3, "last_start_s": 0.42, "pinned": True, "pid": 7},
+        _MODEL | {"id": "smol", "status": "starting", "num_waiting": 4,
+                  "progress": {"phase": "load_weights", "fraction": 0.42, "remaining_s": 1.3}},
+        _MODEL | {"id": _MARKUP, "status": "failed", "reason": f"exit code 3 {_MARKUP}", "aliases": [_MARKUP]},
+    ],
+    "starts": [
+        {"model": "org/qwen", "begin_s": _NOW_S - 50, "took_s": 0.42, "outcome": "ready"},
+        {"model": _MARKUP, "begin_s": _NOW_S - 20, "took_s": 1.5, "outcome": "failed"},
+        {"model": "smol", "begin_s": _NOW_S - 1, "took_s": None, "outcome": "starting"},
+    ],
+}  # fmt: skip
+_ROWS = "[...document.querySelectorAll('#models tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+_BUTTONS = (
+    "[...document.querySelectorAll('#models button')].filter(b => !b.hidden).map(b => b.getAttribute('aria-label'))"
+)
+
+
+class _Router(LocalServer):
+    def __init__(self) -> None:
+        super().__init__(_Handler)
+        self.status = deepcopy(_STATUS)
+        self.posts: list[str] = []
+
+
+class _Handler(QuietHandler):
+    server: _Router
+
+    def do_GET(self) -> None:
+        page = read_page()
+        if self.path == DATA_PATH:
+            self.answer(200, json.dumps(self.server.status).encode())
+        else:
+            self.answer(200, page.body, {"Content-Type": "text/html; charset=utf-8", **dict(page.headers)})
+
+    def do_POST(self) -> None:
+        self.server.posts.append(self.path)
+        time.sleep(0.5)  # the page is drawn again meanwhile
+        if "qwen" in self.path:
+            self.server.status["models"][0]["status"] = "stopped"
+            self.answer(200, {"status": "stopped"})
+        else:
+            self.answer(503, {"error": {"message": f"no room {_MARKUP}"}})
+
+
+@pytest.fixture
+def router() -> Iterator[_Router]:
+    with serving(_Router()) as server:
+        yield server
+
+
+async def test_each_model_has_a_row_and_each_start_a_line(router: _Router, tmp_path: Path) -> None:
+    async with Browser() as browser:
+        await browser.open(router.url)
+        await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
+        qwen, smol, failed = await browser.evaluate(_ROWS)
+        assert qwen[:2] == ["org/qwenchat · pinned · embedded", "ready"]
+        assert qwen[2:8] == ["1 min 10 s", "1.00 GiB", "2", "1", "3", "420 ms"]
+        assert smol[1] == "startingload weights, 1.3 s left"
+        assert smol[4:8] == ["0", "4", "0", "–"]
+        assert failed[0].startswith(f"{_MARKUP}{_MARKUP} · embeddedexit code 3 {_MARKUP}")
+        assert await browser.evaluate("document.querySelectorAll('#starts svg rect').length") == 2
+        assert await browser.evaluate("document.querySelector('h1').textContent") == "3 models"
+        assert await browser.evaluate("document.querySelector('#start').hidden")
+        assert await browser.evaluate("document.querySelectorAll('img').length") == 0
+        assert await browser.evaluate("document.title") == "1 of 3 ready – vllm-cli"
+        assert browser.errors == []
+        await browser.take_screenshot(tmp_path / "models.png")
+
+
+async def test_buttons_load_and_unload_and_show_why_not(router: _Router) -> None:
+    async with Browser() as browser:
+        await browser.open(router.url)
+        await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
+        assert await browser.evaluate(_BUTTONS) == ["unload org/qwen", "unload smol", f"load {_MARKUP}"]
+        await browser.evaluate("document.querySelectorAll('#models button')[0].click()")
+        await browser.wait_for("document.querySelectorAll('#models button')[0].disabled")
+        await browser.wait_for("document.querySelector('#outcome').textContent === 'org/qwen: stopped'")
+        await browser.wait_for(f"({_BUTTONS})[0] === 'load org/qwen'")
+        await browser.evaluate("document.querySelectorAll('#models button')[2].click()")
+        await browser.wait_for("document.querySelector('#outcome').textContent.includes('no room')")
+        assert router.posts[0] == "/v1/models/org/qwen/unload"
+        assert "/load" in router.posts[1]
+        assert await browser.evaluate("document.querySelectorAll('img').length") == 0
+
+
+async def test_buttons_are_hidden_where_a_key_is_needed(router: _Router) -> None:
+    router.status["router"]["needs_key"] = True
+    async with Browser() as browser:
+        await browser.open(router.url)
+        await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
+        assert await browser.evaluate(_BUTTONS) == []
