@@ -1,0 +1,96 @@
+"""The models that a router offers, as its file or command line describes them, and the faults of the file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from startup.errors import StartupError
+
+NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignCommand:
+    """A server that is not ours: a `cmd` that is neither `vllm serve` nor `vllm-cli serve`."""
+
+    words: tuple[str, ...]
+    """The command; `${PORT}` is not yet replaced."""
+    address: str
+    """Where it answers, "http://127.0.0.1:${PORT}"; the key `proxy`."""
+    port: int | None
+    """The port that the file names; None: a free one is chosen at each start and replaces `${PORT}`."""
+    check_endpoint: str = "/health"
+    """The path that answers 200 when the server is ready; "none": it is ready as soon as it listens."""
+    stop_words: tuple[str, ...] = ()
+    """The command that stops it; `${PID}` is not yet replaced. Empty: SIGTERM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """One model. Two entries are equal if the process of the one can go on for the other."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    """Of our `serve`: MODEL first, then all flags but those of the address. Empty with `foreign`."""
+    foreign: ForeignCommand | None = None
+    engine: str = "auto"
+    """`embedded`, `vllm` or `auto`; `other` with `foreign`."""
+    env: Mapping[str, str] = NO_ENVIRONMENT
+    ttl_s: float | None = None
+    """How long the model stays without a request; None: until its memory is needed."""
+    preload: bool = False
+    pinned: bool = False
+    """Never stopped for another model, and not because it is idle."""
+    concurrency: int | None = None
+    """The most requests that are passed to it at once."""
+    unlisted: bool = False
+    start_timeout_s: float | None = None
+    excludes: frozenset[str] = frozenset()
+    """Models that must not run when this one starts."""
+    adapters: tuple[str, ...] = ()
+    """Further names for requests, which the model's own server lists: its LoRA adapters."""
+    line: int | None = field(default=None, compare=False)
+
+    @property
+    def request_names(self) -> tuple[str, ...]:
+        """Every `model` of a request that this entry answers."""
+        return (self.name, *self.aliases, *self.adapters)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong in the file of models: where, what, and what to write instead."""
+
+    text: str
+    line: int | None = None
+    key: str = ""
+    """The path of the key: `models.qwen.ttl`."""
+    file: str = "models.yaml"
+    """The file as the user named it; empty: the command line."""
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return ": ".join(part for part in (place, self.key, self.text) if part)
+
+
+class Notice(Fault):
+    """Something in the file that is accepted, but has no effect or another effect than elsewhere."""
+
+
+@dataclass(frozen=True)
+class ModelsFile:
+    """What the file says, free of faults."""
+
+    entries: Mapping[str, ModelEntry]
+    """By name, in the order of the file."""
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    notices: tuple[Notice, ...] = ()
+
+
+class ModelsFileError(StartupError):
+    """The file of models has faults; the message lists all, one a line."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__("\n".join(map(str, faults)))
+        self.faults = tuple(faults)
