@@ -20,11 +20,12 @@ from server.apis.messages.response import failure_format
 from server.errors import ServerError
 from server.http_body.errors import ErrorResponse, describe_failure, error_response
 from server.operation.availability import UnavailableError
-from server.routes.health import READINESS_PATHS, HealthEndpoint
+from server.routes.health import HealthEndpoint
 from server.routes.info import json_response
 from server.routes.middleware import build_middleware, route_path
 from server.routes.parts import AppParts
 from server.routes.table import build_routes
+from server.security.open_paths import READINESS_PATHS
 
 logger = logging.getLogger(__name__)
 

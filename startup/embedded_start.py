@@ -28,6 +28,7 @@ from server.errors import EngineError, ServerError
 from server.exit_codes import ENGINE_DIED, START_FAILED
 from server.lifecycle import Lifecycle, State
 from server.model_files.kind import accepts_images
+from server.security.open_paths import PROBE_PATHS
 from server.types import EngineInfo
 from startup.caches.baked import use_baked_bytecode
 from startup.causes.phase import SERVING
@@ -274,7 +275,6 @@ class _EmbeddedStart:
         return ServerRun(renderer, self._config.server, options)
 
     def _prepare_probes(self) -> "EmbeddedProbes | None":
-        from server.routes.health import PROBE_PATHS
         from startup.probes.embedded_probes import EmbeddedProbes  # noqa: PLC0415 - imports asyncio
 
         responder = self._session.responder

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.routes.middleware import OPEN_PATHS, STATUS_PATHS
+from server.security.open_paths import OPEN_PATHS, STATUS_PATHS
 from tests.changed import PACKAGES
 from tests.generated_docs import MAX_CHARS
 

@@ -5,10 +5,6 @@ from starlette.types import Message, Receive, Scope, Send
 from server.operation.availability import Availability
 from server.routes.asgi import send_unavailable
 
-READINESS_PATHS = ("/health", "/ping", "/readyz")
-PROBE_PATHS = (*READINESS_PATHS, "/livez")
-"""While the server is ready, the answers to all are the same."""
-
 _EMPTY: Message = {"type": "http.response.body", "body": b""}
 
 

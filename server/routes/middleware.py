@@ -20,14 +20,10 @@ from server.errors import ConfigError
 from server.http_body.errors import error_response
 from server.metrics.server_metrics import HttpMetrics
 from server.routes.asgi import read_header, read_request_id, send_json
-from server.routes.health import PROBE_PATHS
 from server.security.api_keys import ApiKeys
+from server.security.open_paths import OPEN_PATHS, STATUS_PATHS, find_open_paths
 from server.server_config import ServerConfig
 
-OPEN_PATHS = frozenset(PROBE_PATHS)
-"""Paths of probes, whose senders have no key."""
-STATUS_PATHS = frozenset({"/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/openapi.json"})
-"""Paths about the server, not about requests: open as in vLLM, unless `--api-key-everywhere` is set."""
 UNCOUNTED_PATHS = OPEN_PATHS | STATUS_PATHS - {"/openapi.json"}
 
 _CLIENT_GONE = 499
@@ -65,7 +61,7 @@ class ApiKeyMiddleware:
         """With `is_everywhere`, only probes are open."""
         self._app = app
         self._api_keys = api_keys
-        self._open_paths = OPEN_PATHS if is_everywhere else OPEN_PATHS | STATUS_PATHS
+        self._open_paths = find_open_paths(is_key_everywhere=is_everywhere)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = route_path(scope)

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from server.limits import LimitsConfig, flag_of
-from server.routes.health import PROBE_PATHS
+from server.security.open_paths import PROBE_PATHS
 from server.transport.connection_table import ConnectionTable, raise_file_limit
 from server.transport.lingering_transport import LingeringTransport
 from server.transport.probe_process import ProbeProcess

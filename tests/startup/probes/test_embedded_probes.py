@@ -13,7 +13,7 @@ import uvicorn
 import uvloop
 
 from server.limits import LimitsConfig
-from server.routes.health import PROBE_PATHS
+from server.security.open_paths import PROBE_PATHS
 from server.server_config import ServerConfig
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
