@@ -36,7 +36,7 @@ class ModelEntry:
     foreign: ForeignCommand | None = None
     engine: str = "auto"
     """`embedded`, `vllm` or `auto`; `other` with `foreign`."""
-    env: Mapping[str, str] = NO_ENVIRONMENT
+    env: Mapping[str, str] = field(default_factory=lambda: NO_ENVIRONMENT)
     ttl_s: float | None = None
     """How long the model stays without a request; None: until its memory is needed."""
     preload: bool = False
