@@ -77,15 +77,16 @@ class Child:
         self.progress = ChildProgress("starting")
         self.process: ChildProcess | None = None
         self._place = place
-        self._foreign = _with_port(entry.foreign) if entry.foreign is not None else None
+        self._foreign = entry.foreign
         self._log = ChildLog(entry.name, place.relay)
         self._watch = ProcessWatch()
         self._listener_pid = 0
         self._wants_stop = asyncio.Event()
         self._is_killed = False
         self._started_s = time.monotonic()
-        self.base_url = "http://localhost" if self._foreign is None else self._foreign.address
-        self.connector = _create_connector(None if self._foreign else place.socket_path)
+        self.base_url = "http://localhost"
+        """With the port of a foreign command once it has been launched."""
+        self.connector = _create_connector(None if entry.foreign else place.socket_path)
         """Its connections, any number; closed when its processes have ended."""
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -128,15 +129,20 @@ class Child:
         """Ends it at once."""
         self._is_killed = True
         self._wants_stop.set()
-        if self.process is not None:
+        if self.process is not None and self._watch.is_running(self.process.pid):
             self.process.signal_group(signal.SIGKILL)
         self._watch.kill()
 
     async def _live(self, on_ready: Callable[[], None]) -> str | None:
         """Returns when it has ended, or is to end; why, if it is not its own end or a request."""
-        if self._foreign is not None and await _accepts(self._foreign.address, only_local=True):
-            return f"Another process listens on {self._foreign.address}"
         try:
+            if self._foreign is not None:
+                self._foreign = _with_port(self._foreign)
+                self.base_url = self._foreign.address
+                if await _accepts(self.base_url, only_local=True):
+                    return f"Another process listens on {self.base_url}"
+            if self._wants_stop.is_set():
+                return None
             self._launch()
         except OSError as err:
             return f"The process cannot be started: {err}"
@@ -166,9 +172,8 @@ class Child:
         else:
             become = partial(_execute, self._foreign.words)
         environment = {**self._place.environment, **self.entry.env}
-        output_fd = self._log.write_fd
-        self.process = ChildProcess.fork(lambda: _become(become, environment, output_fd))
-        self._log.begin()
+        with self._log.open() as output_fd:
+            self.process = ChildProcess.fork(lambda: _become(become, environment, output_fd))
         self._watch.add([self.process.pid])
 
     async def _wait_ready(self) -> None:
@@ -202,7 +207,11 @@ class Child:
                 self.progress = ChildProgress(phase, share, s)
 
     def _note_processes(self) -> None:
-        """Takes note of what belongs to it now: after an end, orphans cannot be found any more."""
+        """Takes note of what belongs to it now, at its readiness and before its stop.
+
+        After an end, orphans cannot be found any more. Those of a start that crashes end with their process
+        group, or by their own death pipes.
+        """
         if self._foreign is None:
             self._listener_pid = _listener_of(self._place.socket_path) or self._listener_pid
         self._watch.add(self.pids)

@@ -5,8 +5,8 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final
 
@@ -86,21 +86,28 @@ class ChildLog:
     def __init__(self, model: str, relay: LogRelay) -> None:
         self._model = model
         self._relay = relay
-        self._read_fd, self.write_fd = os.pipe()
-        os.set_blocking(self._read_fd, False)
+        self._read_fd = -1
         self._rest = b""
         self._kept: deque[bytes] = deque()
         self._num_kept = 0
         self._ended = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
-    def begin(self) -> None:
-        """Reads from now on; the process has its own descriptor of the write end."""
-        os.close(self.write_fd)
+    @contextmanager
+    def open(self) -> Iterator[int]:
+        """The descriptor on which a process that is started within the block writes; raises OSError."""
+        self._read_fd, write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
         self._loop.add_reader(self._read_fd, self._read)
+        try:
+            yield write_fd
+        finally:
+            os.close(write_fd)
 
     async def close(self, timeout_s: float) -> None:
         """Waits until all processes that write there have ended, for this time at most."""
+        if self._read_fd < 0:
+            return
         with suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), timeout_s)
         if not self._ended.is_set():

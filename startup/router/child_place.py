@@ -1,0 +1,79 @@
+"""Where the models' processes live: a folder of their sockets, and the environment that they get."""
+
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from envs import foreign
+from envs.registry import env
+from startup.logs.options import LogOptions
+from startup.on_request.child_process import OF_THE_MANAGER
+
+logger = logging.getLogger(__name__)
+
+_PREFIX: Final = "vllm-cli-router-"
+_OWN: Final = (
+    *OF_THE_MANAGER,
+    env.LISTEN_PID,
+    env.LISTEN_FDS,
+    env.LISTEN_FDNAMES,
+    env.VLLM_API_KEY,
+    env.VCLI_FRONT,
+    env.VCLI_IDLE_STOP,
+    env.VCLI_IDLE_WARM,
+)
+"""Variables of the router that its models' processes do not get."""
+
+
+class ChildPlaces:
+    """Belongs to one router; the folder is locked for as long as its process lives."""
+
+    def __init__(self, logs: LogOptions) -> None:
+        """Removes the folders of routers that were killed."""
+        _remove_stale()
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        self._base = foreign.snapshot()
+        for variable in _OWN:
+            self._base.pop(variable.name, None)
+        self._base[env.VCLI_LOG_FORMAT.name] = logs.format
+        self._base[env.VLLM_LOGGING_LEVEL.name] = logs.level
+
+    def socket_path(self, number: int) -> str:
+        """Where a process listens."""
+        return str(self._folder / f"{number}.sock")
+
+    def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """The environment of a process: the router's, without what is only for the router."""
+        return {**self._base, **variables}
+
+    def close(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._lock_fd)
+
+
+def _remove_stale() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if folder.lstat().st_uid == os.geteuid() and _is_free(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether no router owns it; raises OSError if it cannot be read."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True

@@ -1,0 +1,345 @@
+"""The models of a router at run time: does what the scheduler decides, and tells it what happens."""
+
+import asyncio
+import difflib
+import itertools
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from server.machine.processes import pss_bytes
+from startup.router.child import Child, ChildPlace, ChildProgress
+from startup.router.model_entry import ModelEntry
+from startup.router.model_memory import MemoryMeter
+from startup.router.scheduler import Action, Admit, ModelRules, Refuse, Scheduler, SchedulerLimits, Start, Stop
+
+logger = logging.getLogger(__name__)
+
+_MEASURE_S: Final = 2.0
+_NUM_STARTS: Final = 200
+_LONGEST_NAME: Final = 200
+_NUM_NEAR: Final = 3
+_UNAVAILABLE: Final = 503
+_STATUSES: Final = {"overloaded": 429, "removed": 404}
+
+
+class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
+    """A request cannot be answered by its model."""
+
+    def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStatus:
+    """One model, as lists and pages show it."""
+
+    entry: ModelEntry
+    state: str
+    """`stopped`, `starting`, `ready`, `draining` or `failed`."""
+    since_unix_s: float
+    progress: ChildProgress | None
+    """Only while it starts."""
+    memory_bytes: int | None
+    size_bytes: int | None
+    """Of its weights on disk; None if they are not there."""
+    reason: str | None
+    """Why the last start or process has failed."""
+    num_running: int
+    num_waiting: int
+    num_starts: int
+    last_start_s: float | None
+    retry_after_s: float | None
+    pid: int | None
+
+
+@dataclass
+class _Waiter:
+    """A request between its arrival and its admission."""
+
+    model: str
+    outcome: "asyncio.Future[Child | ModelRefused]"
+
+
+class ModelPool:
+    """Owns the scheduler and the models' processes; all methods run on the event loop of the main thread."""
+
+    def __init__(
+        self, limits: SchedulerLimits, meter: MemoryMeter, place: Callable[[ModelEntry, int], ChildPlace]
+    ) -> None:
+        """
+        Args:
+            place: what a child gets; called with its entry and a number that no other child has.
+        """
+        self.entries: Mapping[str, ModelEntry] = {}
+        """By name, in the order of the file."""
+        self.starts: deque[dict[str, Any]] = deque(maxlen=_NUM_STARTS)
+        """The last starts, oldest first."""
+        self.is_draining = False
+        self._limits = limits
+        self._meter = meter
+        self._place = place
+        self._scheduler = Scheduler(limits, meter.free())
+        self._names: dict[str, ModelEntry] = {}
+        self._children: dict[str, Child] = {}
+        self._lives: dict[str, asyncio.Task[None]] = {}
+        self._ready: set[str] = set()
+        self._last_start_s: dict[str, float] = {}
+        self._waiters: dict[int, _Waiter] = {}
+        self._numbers = itertools.count(1)
+        self._timer: asyncio.TimerHandle | None = None
+        self._measuring: asyncio.Task[None] | None = None
+        self._begin_s = time.monotonic()
+        self._own_bytes = 0
+        self._standby_bytes = 0
+
+    # Names
+
+    def resolve(self, requested: str) -> ModelEntry | None:
+        """The entry that answers requests for this name."""
+        return self._names.get(requested)
+
+    def near_names(self, requested: str) -> list[str]:
+        """Names that are similar; the cost does not grow with what a client sends."""
+        names = [name for name, entry in self._names.items() if not entry.unlisted]
+        return difflib.get_close_matches(requested[:_LONGEST_NAME], names, _NUM_NEAR)
+
+    def set_entries(self, entries: Mapping[str, ModelEntry]) -> None:
+        """Replaces the models; processes of those that did not change are not touched."""
+        before, self.entries = self.entries, dict(entries)
+        self._names = {name: entry for entry in entries.values() for name in entry.request_names}
+        restart = {name for name, entry in entries.items() if name in before and _needs_restart(before[name], entry)}
+        rules = {name: self._rules_of(entry) for name, entry in entries.items()}
+        self._apply(self._scheduler.set_models(rules, time.monotonic(), restart=restart))
+
+    # Requests
+
+    @asynccontextmanager
+    async def lease(self, name: str) -> AsyncIterator[Child]:
+        """The model's process, which answers requests until the block is left.
+
+        Raises:
+            ModelRefused: it cannot be started, or not now.
+        """
+        ticket = next(self._numbers)
+        waiter = _Waiter(name, asyncio.get_running_loop().create_future())
+        self._waiters[ticket] = waiter
+        try:
+            self._apply(self._scheduler.arrive(ticket, name, time.monotonic()))
+            outcome = await waiter.outcome
+            if isinstance(outcome, ModelRefused):
+                raise outcome
+            yield outcome
+        finally:
+            self._waiters.pop(ticket, None)
+            self._apply(self._scheduler.leave(ticket, time.monotonic()))
+
+    def is_ready(self, name: str) -> bool:
+        """Whether its process answers requests."""
+        return name in self._ready
+
+    def progress(self, name: str) -> str:
+        """What a request for this model waits for."""
+        if (child := self._children.get(name)) is None:
+            return "waiting for room"
+        if name in self._ready:
+            return "waiting for other requests"
+        return f"starting, {child.progress}" if self._state_of(name) == "starting" else "waiting for the next start"
+
+    # By hand
+
+    async def load(self, name: str) -> None:
+        """Returns when the model is ready; raises ModelRefused."""
+        async with self.lease(name):
+            pass
+
+    async def unload(self, name: str) -> None:
+        """Returns when the model has stopped, after its running requests."""
+        self._apply(self._scheduler.unload(name, time.monotonic()))
+        if (life := self._lives.get(name)) is not None:
+            await asyncio.wait({life})
+
+    # Status
+
+    def view(self) -> list[ModelStatus]:
+        """All models, in the order of the file."""
+        found = self._scheduler.view()
+        now, unix_s = time.monotonic(), time.time()
+        statuses = []
+        for name, entry in self.entries.items():
+            view, child = found[name], self._children.get(name)
+            statuses.append(
+                ModelStatus(
+                    entry=entry,
+                    state=view.state,
+                    since_unix_s=unix_s - (now - view.since_s),
+                    progress=child.progress if child is not None and view.state == "starting" else None,
+                    memory_bytes=self._meter.measured_bytes(name) if child is not None else None,
+                    size_bytes=self._meter.size_bytes(name),
+                    reason=view.reason or None,
+                    num_running=view.num_leases,
+                    num_waiting=view.num_waiting,
+                    num_starts=view.num_starts,
+                    last_start_s=self._last_start_s.get(name),
+                    retry_after_s=view.retry_after_s,
+                    pid=child.process.pid if child is not None and child.process is not None else None,
+                )
+            )
+        return statuses
+
+    def router_status(self) -> dict[str, Any]:
+        """The router itself."""
+        views = self._scheduler.view().values()
+        running = [view for view in views if view.state in ("starting", "ready", "draining")]
+        return {
+            "uptime_s": round(time.monotonic() - self._begin_s, 1),
+            "memory_bytes": self._own_bytes,
+            "standby_bytes": self._standby_bytes,
+            "memory_budget_bytes": self._limits.memory_budget_bytes,
+            "needed_bytes": sum(view.need.ram_bytes for view in running),
+            "max_running": self._limits.max_running,
+        }
+
+    # Life of the pool
+
+    def begin(self, standby_bytes: Callable[[], int]) -> None:
+        """Measures memory from now on."""
+        self._measuring = asyncio.create_task(self._measure_regularly(standby_bytes), name="memory")
+
+    async def drain(self) -> None:
+        """Refuses what waits, and ends all processes after their running requests."""
+        self.is_draining = True
+        self._apply(self._scheduler.drain(time.monotonic()))
+        while self._lives:
+            await asyncio.wait(set(self._lives.values()))
+        if self._measuring is not None:
+            self._measuring.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def kill(self) -> None:
+        """Ends all processes at once."""
+        for child in self._children.values():
+            child.kill()
+
+    # Actions of the scheduler
+
+    def _apply(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Start(model):
+                    entry = self.entries[model]
+                    self._children[model] = Child(entry, self._place(entry, next(self._numbers)))
+                    self._lives[model] = asyncio.create_task(self._live(model), name=f"model {model}")
+                case Stop(model):
+                    self._ready.discard(model)
+                    if (child := self._children.get(model)) is not None:
+                        child.stop()
+                case Admit(ticket):
+                    self._admit(ticket)
+                case Refuse(ticket, kind, reason, retry_after_s):
+                    self._refuse(ticket, ModelRefused(_STATUSES.get(kind, _UNAVAILABLE), reason, retry_after_s))
+        self._arm_timer()
+
+    def _admit(self, ticket: int) -> None:
+        if (waiter := self._waiters.get(ticket)) is not None and not waiter.outcome.done():
+            waiter.outcome.set_result(self._children[waiter.model])
+
+    def _refuse(self, ticket: int, refused: ModelRefused) -> None:
+        if (waiter := self._waiters.get(ticket)) is not None and not waiter.outcome.done():
+            waiter.outcome.set_result(refused)
+
+    def _arm_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (delay_s := self._scheduler.next_tick_s(time.monotonic())) is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(0.001, delay_s), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._apply(self._scheduler.tick(time.monotonic()))
+
+    # A model's process
+
+    async def _live(self, name: str) -> None:
+        """From the start of a process to its end."""
+        begin_s = time.monotonic()
+        record: dict[str, Any] = {"model": name, "begin_s": time.time(), "took_s": None, "outcome": "starting"}
+        self.starts.append(record)
+
+        def note_ready() -> None:
+            self._last_start_s[name] = time.monotonic() - begin_s
+            record.update(took_s=round(self._last_start_s[name], 3), outcome="ready")
+            logger.info("%s is ready after %.2f s", name, self._last_start_s[name])
+            self._ready.add(name)
+            self._apply(self._scheduler.became_ready(name, time.monotonic()))
+
+        reason: str | None = "The router failed to start it"
+        try:
+            logger.info("%s starts", name)
+            reason = await self._children[name].run(note_ready)
+        except Exception as err:
+            logger.exception("the process of %s cannot be followed", name)
+            reason = f"The router failed: {err}"
+        finally:
+            self._ready.discard(name)
+            self._children.pop(name, None)
+            del self._lives[name]
+            if record["took_s"] is None:
+                record.update(
+                    took_s=round(time.monotonic() - begin_s, 3), outcome="stopped" if reason is None else "failed"
+                )
+            self._report_end(name, reason)
+            self._meter.forget(name)
+            self._apply(self._scheduler.free_memory(self._meter.free(), time.monotonic()))
+            self._apply(self._scheduler.ended(name, reason, time.monotonic()))
+
+    def _report_end(self, name: str, reason: str | None) -> None:
+        if reason is None:
+            logger.info("%s has stopped", name)
+        else:
+            logger.error("%s has failed: %s", name, reason)
+
+    # Memory
+
+    async def _measure_regularly(self, standby_bytes: Callable[[], int]) -> None:
+        while True:
+            await asyncio.sleep(_MEASURE_S)
+            self._standby_bytes = standby_bytes()
+            running = {name: child.pids for name, child in self._children.items() if name in self._ready}
+            needs = await asyncio.to_thread(self._measure, running)
+            for name, need in needs.items():
+                if name in self._ready:
+                    self._apply(self._scheduler.measured(name, need, time.monotonic()))
+            self._apply(self._scheduler.free_memory(self._meter.free(), time.monotonic()))
+
+    def _measure(self, running: Mapping[str, Collection[int]]) -> dict[str, Any]:
+        """On a thread."""
+        self._own_bytes = pss_bytes(os.getpid())
+        return {name: self._meter.measure(name, pids) for name, pids in running.items()}
+
+    def _rules_of(self, entry: ModelEntry) -> ModelRules:
+        return ModelRules(
+            ttl_s=entry.ttl_s,
+            pinned=entry.pinned,
+            concurrency=entry.concurrency,
+            excludes=entry.excludes,
+            need=self._meter.need_of(entry),
+        )
+
+    def _state_of(self, name: str) -> str:
+        return self._scheduler.view()[name].state
+
+
+def _needs_restart(before: ModelEntry, after: ModelEntry) -> bool:
+    """Whether its process cannot go on: what only the router uses may change."""
+    return (before.words, before.foreign, before.env) != (after.words, after.foreign, after.env)

@@ -1,0 +1,285 @@
+"""`vllm-cli serve --models FILE` and `vllm-cli serve A B C`: owns the port and the models' processes.
+
+The router is a light process: it imports no torch. It runs one event loop on its main thread, because the
+kernel ends a child with the *thread* that has forked it.
+"""
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import uvloop
+from aiohttp import web
+
+from server.exit_codes import OK
+from server.security.access import FileWatch
+from server.security.api_keys import ApiKeys
+from server.security.tls import RenewableTls, tls_files
+from server.server_config import NetworkConfig, TlsConfig
+from server.transport.connection_table import raise_file_limit
+from startup.errors import StartupError
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging
+from startup.probes import listener
+from startup.router.app import AppOptions, create_app, create_runner
+from startup.router.child import ChildPlace
+from startup.router.child_log import LogRelay
+from startup.router.child_place import ChildPlaces
+from startup.router.model_entry import ModelEntry, ModelsFileError
+from startup.router.model_memory import MemoryMeter
+from startup.router.model_pool import ModelPool, ModelRefused
+from startup.router.scheduler import SchedulerLimits
+from startup.router.standbys import Standbys
+from startup.session import ListenAddress
+from startup.standby.forwarding import end_like
+from startup.systemd.service_manager import ServiceManager
+from startup.systemd.socket_activation import take_socket
+from startup.temp_folder import ensure_temp_folder
+
+logger = logging.getLogger(__name__)
+
+_MAX_CONNECTIONS: Final = 16_384
+_TEND_S: Final = 1.0
+_SAME_SIGNAL_S: Final = 0.5
+"""A terminal and a service manager may both send the same signal."""
+_SWITCH_INTERVAL_S: Final = 0.0005
+"""How long a thread may hold the interpreter; Python's 5 ms would delay probes."""
+_IGNORED: Final = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterOptions:
+    """The settings of a router."""
+
+    address: ListenAddress
+    tls: TlsConfig
+    network: NetworkConfig
+    """Keys and CORS; the keys of the file of models are among its keys."""
+    logs: LogOptions
+    is_access_logged: bool
+    entries: Mapping[str, ModelEntry]
+    """By name, in the order of the file or of the command line."""
+    reload: Callable[[], Mapping[str, ModelEntry]] | None
+    """Reads and checks the file again, on a thread; raises ModelsFileError. None without a file."""
+    path: Path | None
+    """The file, which is watched."""
+    limits: SchedulerLimits
+    standby_kinds: tuple[str, ...]
+    """Of the standbys that the router starts; empty for none."""
+    find_model: Callable[[str], str | None]
+    """The folder of a model that is on disk, by the entry's name."""
+    version: str
+
+
+def run_router(options: RouterOptions) -> int:
+    """Runs until a signal; returns the exit code.
+
+    Raises:
+        PortInUseError: another process listens there.
+        StartupError: the address cannot be used, or a file of keys or TLS.
+    """
+    configure_logging(options.logs, role="router")
+    ensure_temp_folder()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    raise_file_limit(_MAX_CONNECTIONS)
+    host, port, uds, _ = options.address
+    with ExitStack() as stack:
+        listening = stack.enter_context(take_socket() or listener.listen(host=host, port=port, uds=uds))
+        places = stack.enter_context(closing(ChildPlaces(options.logs)))
+        standbys = stack.enter_context(
+            closing(Standbys(options.standby_kinds, options.entries.values(), options.find_model))
+        )
+        gc.freeze()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(_Router(options, listening, places, standbys).run())
+    return end_like(code)
+
+
+class _Router:
+    """One run, on the event loop."""
+
+    def __init__(
+        self, options: RouterOptions, listening: socket.socket, places: ChildPlaces, standbys: Standbys
+    ) -> None:
+        self._options = options
+        self._listener = listening
+        self._places = places
+        self._standbys = standbys
+        self._relay = LogRelay(options.logs.format)
+        self._pool = ModelPool(options.limits, MemoryMeter(options.find_model), self._place)
+        self._manager = ServiceManager.from_environment()
+        self._stopped = asyncio.Event()
+        self._stopped_s = 0.0
+        self._exit_code = OK
+        self._reloading: asyncio.Task[None] | None = None
+        self._wants_reload = False
+        self._status = ""
+
+    async def run(self) -> int:
+        """Serves until a signal; returns the exit code, -N to end by signal N."""
+        self._handle_signals()
+        self._standbys.tend()
+        self._pool.set_entries(self._options.entries)
+        async with AsyncExitStack() as stack:
+            await self._listen(stack)
+            self._pool.begin(self._standbys.memory_bytes)
+            tending = asyncio.create_task(self._tend_regularly(), name="tend")
+            preloads = [
+                asyncio.create_task(self._preload(name), name=f"preload {name}")
+                for name, entry in self._options.entries.items()
+                if entry.preload
+            ]
+            await self._stopped.wait()
+            self._manager.notify_stopping("stopping")
+            await self._pool.drain()
+            for task in (tending, *preloads):
+                task.cancel()
+            await asyncio.gather(tending, *preloads, return_exceptions=True)
+        self._manager.close()
+        self._relay.close()
+        return self._exit_code
+
+    async def _listen(self, stack: AsyncExitStack) -> None:
+        options = self._options
+        api_keys = ApiKeys.from_config(options.network)
+        app_options = AppOptions(
+            network=options.network,
+            api_keys=api_keys,
+            version=options.version,
+            is_access_logged=options.is_access_logged,
+        )
+        runner = create_runner(create_app(self._pool, app_options), app_options)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = _Site(runner, self._listener, options.tls)
+        await site.open()
+        if options.network.api_key_file:
+            self._watch(stack, [options.network.api_key_file], api_keys.reload)
+        if options.tls.ssl_certfile is not None and options.tls.enable_ssl_refresh:
+            self._watch(stack, tls_files(options.tls), site.renew)
+        if options.path is not None:
+            self._watch(stack, [options.path], self._request_reload)
+        address = listener.describe(self._listener, is_tls=options.tls.ssl_certfile is not None)
+        logger.info("%d models on %s", len(options.entries), address)
+        self._manager.notify_ready(f"ready: {address}")
+
+    def _watch(
+        self, stack: AsyncExitStack, paths: list[str] | list[Path] | list[str | Path], on_change: Callable[[], None]
+    ) -> None:
+        watch = FileWatch(paths, on_change)
+        watch.start()
+        stack.callback(watch.close)
+
+    def _place(self, entry: ModelEntry, number: int) -> ChildPlace:
+        return ChildPlace(
+            socket_path=self._places.socket_path(number),
+            environment=self._places.environment(self._standbys.variables_for(entry)),
+            relay=self._relay,
+        )
+
+    async def _preload(self, name: str) -> None:
+        try:
+            await self._pool.load(name)
+        except ModelRefused as err:
+            logger.warning("%s was not loaded: %s", name, err.message)
+
+    async def _tend_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(_TEND_S)
+            self._standbys.tend()
+            states = [status.state for status in self._pool.view()]
+            status = f"{sum(state == 'ready' for state in states)} of {len(states)} models run"
+            if status != self._status:
+                self._status = status
+                self._manager.notify_status(status)
+
+    # Signals
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                loop.add_signal_handler(number, self._end, number)
+        loop.add_signal_handler(signal.SIGHUP, self._request_reload)
+        for number in _IGNORED:
+            loop.add_signal_handler(number, logger.debug, "signal %d has no effect", number)
+
+    def _end(self, number: int) -> None:
+        now = time.monotonic()
+        if not self._stopped.is_set():
+            logger.info("stopping: running requests are answered, all others are refused")
+            self._stopped.set()
+            self._stopped_s = now
+        elif now - self._stopped_s > _SAME_SIGNAL_S:
+            logger.info("stopping at once")
+            self._exit_code = -number
+            self._pool.kill()
+
+    # The file of models
+
+    def _request_reload(self) -> None:
+        """The file has changed, or SIGHUP: reads it; once more if it changes meanwhile."""
+        if self._options.reload is None:
+            logger.info("there is no file of models to reload")
+            return
+        self._wants_reload = True
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._reload(self._options.reload), name="reload")
+
+    async def _reload(self, read: Callable[[], Mapping[str, ModelEntry]]) -> None:
+        while self._wants_reload and not self._pool.is_draining:
+            self._wants_reload = False
+            try:
+                entries = await asyncio.to_thread(read)
+            except ModelsFileError as err:
+                logger.error("the file of models has faults, the previous one stays in use:\n%s", err)
+            except (StartupError, OSError) as err:
+                logger.error("the file of models cannot be used, the previous one stays in use: %s", err)
+            else:
+                if not self._pool.is_draining:
+                    self._pool.set_entries(entries)
+                    logger.info("the file of models was read again: %d models", len(entries))
+
+
+class _Site:
+    """Accepts connections on the listening socket, with TLS that can be renewed."""
+
+    def __init__(self, runner: web.AppRunner, listening: socket.socket, config: TlsConfig) -> None:
+        """Raises TlsError."""
+        self._runner = runner
+        self._listener = listening
+        self._tls = None if config.ssl_certfile is None else RenewableTls(config)
+        self._site: web.SockSite | None = None
+        self._renewals: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Accepts from now on."""
+        before, context = self._site, self._context
+        self._site = web.SockSite(self._runner, self._listener.dup(), ssl_context=context)
+        await self._site.start()
+        if before is not None:
+            await before.stop()
+
+    def renew(self) -> None:
+        """The files of TLS have changed: new connections get the new certificate, others stay."""
+        assert self._tls is not None
+        before = self._context
+        self._tls.reload()
+        if self._context is not before:
+            task = asyncio.create_task(self.open(), name="renew TLS")
+            self._renewals.add(task)
+            task.add_done_callback(self._renewals.discard)
+
+    @property
+    def _context(self) -> ssl.SSLContext | None:
+        return None if self._tls is None else self._tls.context
