@@ -13,6 +13,7 @@
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/vllm-suite.md
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost; result in build/
 #   make test-faults [ARGS="--rounds 20"]  kills the engine and times its restart; result in build/
+#   make test-swaps [ARGS="--swaps 200"]   1000 random swaps of models with kills and file edits; result in build/
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
 #   make audit                             known vulnerabilities of what is installed, and of the lowest versions allowed
 #   make install | install-dev | clean
@@ -44,7 +45,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-soak test-faults lint format docs release-notes bench audit install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-soak test-faults test-swaps lint format docs release-notes bench audit install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -99,6 +100,10 @@ test-soak: $(DEFAULT_MODEL)
 test-faults: $(DEFAULT_MODEL)
 	@mkdir -p build
 	@exec $(BIN)/python -m tools.faults --cmd "$(BIN)/vllm-cli serve" --json build/faults.json $(ARGS)
+
+test-swaps: $(INSTALLED_DEV)
+	@mkdir -p build
+	@exec $(BIN)/python -m tools.random_swaps --json build/random-swaps.json $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
