@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from math import inf
 from typing import Any, Protocol
 
+from envs.registry import env
 from server.lifecycle import Lifecycle
 from server.server_config import LifecycleConfig
 
@@ -20,7 +21,8 @@ _SHORT_DELIVERY_S = 0.25
 SAME_SIGNAL_S = 0.5
 """A service manager signals the front and its server, and the front forwards: the server gets it twice."""
 _QUIET_S = 0.25
-"""The port closes once no request has arrived for this long: a connection not yet accepted would be lost."""
+"""The port closes once no request has arrived for this long: a connection not yet accepted would be lost.
+A router (VCLI_ROUTER), the only client of its models' servers, sends none to a server that it ends."""
 _LONGEST_WAIT_FOR_QUIET_S = 5.0
 _POLL_S = 0.02
 
@@ -123,6 +125,7 @@ class Drain:
         self._announce_close = announce_close
         self._timeout_s = config.shutdown_timeout_s
         self._grace_s = config.drain_grace_s
+        self._quiet_s = 0.0 if env.VCLI_ROUTER.get() else _QUIET_S
         self._is_stopped = asyncio.Event()
 
     async def run(self) -> None:
@@ -169,7 +172,7 @@ class Drain:
         latest_s = max(grace_end_s, time.monotonic()) + _LONGEST_WAIT_FOR_QUIET_S
         while not self._is_stopped.is_set():
             now_s = time.monotonic()
-            is_quiet = self._running.quiet_s >= _QUIET_S
+            is_quiet = self._running.quiet_s >= self._quiet_s
             if now_s >= latest_s or (now_s >= grace_end_s and is_quiet):
                 return
             await asyncio.sleep(_POLL_S)

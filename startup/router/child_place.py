@@ -43,6 +43,7 @@ class ChildPlaces:
         self._base = foreign.snapshot()
         for variable in _OWN:
             self._base.pop(variable.name, None)
+        self._base[env.VCLI_ROUTER.name] = str(self._folder)
         self._base[env.VCLI_LOG_FORMAT.name] = logs.format
         self._base[env.VLLM_LOGGING_LEVEL.name] = logs.level
 
