@@ -31,10 +31,11 @@ from startup.errors import StartupError
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.probes import listener
-from startup.router.app import AppOptions, create_app, create_runner
+from startup.router.http.app import AppOptions, create_app, create_runner
 from startup.router.child import ChildPlace
 from startup.router.child_log import LogRelay
 from startup.router.child_place import ChildPlaces
+from startup.router.leftovers import Guard
 from startup.router.model_entry import ModelEntry, ModelsFileError
 from startup.router.model_memory import MemoryMeter
 from startup.router.model_pool import ModelPool, ModelRefused
@@ -94,8 +95,9 @@ def run_router(options: RouterOptions) -> int:
     raise_file_limit(_MAX_CONNECTIONS)
     host, port, uds, _ = options.address
     with ExitStack() as stack:
-        listening = stack.enter_context(take_socket() or listener.listen(host=host, port=port, uds=uds))
         places = stack.enter_context(closing(ChildPlaces(options.logs)))
+        stack.enter_context(closing(Guard.start(places.folder)))
+        listening = stack.enter_context(take_socket() or listener.listen(host=host, port=port, uds=uds))
         standbys = stack.enter_context(
             closing(Standbys(options.standby_kinds, options.entries.values(), options.find_model))
         )
@@ -183,7 +185,7 @@ class _Router:
     def _place(self, entry: ModelEntry, number: int) -> ChildPlace:
         return ChildPlace(
             socket_path=self._places.socket_path(number),
-            environment=self._places.environment(self._standbys.variables_for(entry)),
+            environment=self._places.environment(number, self._standbys.variables_for(entry)),
             relay=self._relay,
         )
 

@@ -266,7 +266,7 @@ class JsonScanner(ModelScanner):
         if len(self._kept) > _LONGEST_NAME:
             return self._kept[:_LONGEST_NAME].decode("utf-8", "replace")
         try:
-            return str(json.loads(b'"%b"' % self._kept))
+            return str(json.loads(b'"' + self._kept + b'"'))
         except ValueError:
             self._fail()
             return ""

@@ -1,0 +1,195 @@
+"""What the router tells about its models: lists, states, metrics, and the data of the status page."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from startup.router.model_entry import ModelEntry
+from startup.router.model_pool import ModelPool, ModelStatus
+
+STATES: Final = ("stopped", "starting", "ready", "draining", "failed")
+_OWNER: Final = "vllm-cli"
+
+
+class Exposition(NamedTuple):
+    """The metrics as text."""
+
+    body: bytes
+    content_type: str
+
+
+class ModelList:
+    """Describes the models of a pool; on the event loop."""
+
+    def __init__(self, pool: ModelPool, *, version: str, needs_key: bool) -> None:
+        self._pool = pool
+        self._version = version
+        self._needs_key = needs_key
+        self._created = int(time.time())
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_PoolCollector(pool))
+
+    def models(self) -> dict[str, Any]:
+        """The body of GET /v1/models: all that are not hidden, whatever their state."""
+        cards = [card for status in self._pool.view() if not status.entry.unlisted for card in self._cards(status)]
+        return {"object": "list", "data": cards}
+
+    def model(self, entry: ModelEntry, requested: str) -> dict[str, Any]:
+        """The body of GET /v1/models/{id}, for any of the model's names."""
+        cards = self._cards(self._status_of(entry.name))
+        return next((card for card in cards if card["id"] == requested), cards[0])
+
+    def running(self) -> dict[str, Any]:
+        """The body of GET /running, as llama-swap writes it."""
+        return {"running": [_llama_swap(status) for status in self._pool.view() if status.state in _RUNNING]}
+
+    def num_running(self) -> int:
+        """Requests that are being answered."""
+        return sum(status.num_running for status in self._pool.view())
+
+    def last_start_s(self, entry: ModelEntry) -> float | None:
+        """How long the model's last start took."""
+        return self._status_of(entry.name).last_start_s
+
+    async def unload_all(self) -> None:
+        """Returns when no model runs."""
+        running = [status.entry.name for status in self._pool.view() if status.state in _RUNNING]
+        await asyncio.gather(*map(self._pool.unload, running))
+
+    def readiness(self, entry: ModelEntry) -> dict[str, Any] | None:
+        """Why the model is not ready, with how far its start is; None if it is."""
+        status = self._status_of(entry.name)
+        if status.state == "ready":
+            return None
+        message = status.reason or f"The model is {status.state}"
+        body: dict[str, Any] = {
+            "error": {"code": 503, "message": message, "type": "unavailable_error"},
+            "status": status.state,
+        }
+        if (progress := status.progress) is not None:
+            body |= {"phase": progress.phase, "progress": progress.fraction, "eta_s": progress.remaining_s}
+        return body
+
+    def status(self) -> dict[str, Any]:
+        """The body of GET /status.json."""
+        now = time.time()
+        return {
+            "status": "draining" if self._pool.is_draining else "ready",
+            "version": self._version,
+            "time_s": now,
+            "router": {**self._pool.router_status(), "needs_key": self._needs_key},
+            "models": [_page_row(status, now) for status in self._pool.view()],
+            "starts": list(self._pool.starts),
+        }
+
+    def metrics(self, accept: str | None) -> Exposition:
+        """The body of GET /metrics."""
+        encode, content_type = choose_encoder(accept or "")
+        return Exposition(encode(self._registry), content_type)
+
+    def _status_of(self, name: str) -> ModelStatus:
+        return next(status for status in self._pool.view() if status.entry.name == name)
+
+    def _cards(self, status: ModelStatus) -> list[dict[str, Any]]:
+        """The model itself, then its adapters."""
+        entry = status.entry
+        root = entry.words[0] if entry.words else entry.name
+        card = {
+            "id": entry.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": _OWNER,
+            "root": root,
+            "parent": None,
+            "status": status.state,
+            "since": round(status.since_unix_s, 3),
+            "size_bytes": status.size_bytes,
+            "memory_bytes": status.memory_bytes,
+            "aliases": list(entry.aliases),
+        }
+        if status.reason:
+            card["reason"] = status.reason
+        adapters = [{**card, "id": name, "parent": entry.name, "aliases": []} for name in entry.adapters]
+        return [card, *adapters]
+
+
+_RUNNING: Final = ("starting", "ready", "draining")
+_LLAMA_SWAP_STATES: Final = {"draining": "stopping"}
+
+
+def _llama_swap(status: ModelStatus) -> dict[str, Any]:
+    entry = status.entry
+    return {
+        "model": entry.name,
+        "state": _LLAMA_SWAP_STATES.get(status.state, status.state),
+        "ttl": int(entry.ttl_s or 0),
+        "name": entry.name,
+    }
+
+
+def _page_row(status: ModelStatus, now: float) -> dict[str, Any]:
+    entry, progress = status.entry, status.progress
+    return {
+        "id": entry.name,
+        "aliases": list(entry.aliases),
+        "engine": entry.engine,
+        "status": status.state,
+        "since": status.since_unix_s,
+        "for_s": max(0.0, now - status.since_unix_s),
+        "memory_bytes": status.memory_bytes,
+        "size_bytes": status.size_bytes,
+        "num_running": status.num_running,
+        "num_waiting": status.num_waiting,
+        "num_starts": status.num_starts,
+        "last_start_s": status.last_start_s,
+        "reason": status.reason or None,
+        "pinned": entry.pinned,
+        "pid": status.pid,
+        "progress": None
+        if progress is None
+        else {"phase": progress.phase, "fraction": progress.fraction, "remaining_s": progress.remaining_s},
+    }
+
+
+class _PoolCollector(Collector):  # type: ignore[misc]
+    """Metrics from the pool's own figures, so that there is one count of everything."""
+
+    def __init__(self, pool: ModelPool) -> None:
+        self._pool = pool
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        view, router = self._pool.view(), self._pool.router_status()
+        state = _gauge("model_state", "1 for the state that the model has, else 0.", "model", "state")
+        for status in view:
+            for name in STATES:
+                state.add_metric([status.entry.name, name], float(status.state == name))
+        starts = CounterMetricFamily("vllm_cli:model_starts", "Starts of the model's server.", labels=["model"])
+        last_start = _gauge("model_last_start_seconds", "How long the last complete start took.", "model")
+        running = _gauge("model_requests_running", "Requests that the model is answering.", "model")
+        waiting = _gauge("model_requests_waiting", "Requests that wait for the model.", "model")
+        memory = _gauge("model_memory_bytes", "Memory of the model's processes.", "model")
+        for status in view:
+            labels = [status.entry.name]
+            starts.add_metric(labels, status.num_starts)
+            running.add_metric(labels, status.num_running)
+            waiting.add_metric(labels, status.num_waiting)
+            memory.add_metric(labels, status.memory_bytes or 0)
+            if status.last_start_s is not None:
+                last_start.add_metric(labels, status.last_start_s)
+        own = _gauge("router_memory_bytes", "Memory of the router, and of its standbys.", "process")
+        own.add_metric(["router"], router["memory_bytes"])
+        own.add_metric(["standby"], router["standby_bytes"])
+        budget = _gauge("memory_budget_bytes", "The memory that models may use together; 0 without a bound.")
+        budget.add_metric([], router["memory_budget_bytes"] or 0)
+        yield from (state, starts, last_start, running, waiting, memory, own, budget)
+
+
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"vllm_cli:{name}", text, labels=labels)

@@ -1,0 +1,345 @@
+"""One request to a model's server and its response back, with back-pressure in both directions."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary
+
+import aiohttp
+from aiohttp import hdrs, web
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from startup.router.child import Child
+from startup.router.http.answers import FailedRequestError, error_events, relayed_error_events
+from startup.router.http.departure import DepartureWatch
+from startup.router.http.request_body import RequestBody
+from startup.router.http.waiting import WaitingComments
+from startup.router.model_entry import ModelEntry
+from startup.router.model_pool import ModelPool, ModelRefused
+
+logger = logging.getLogger(__name__)
+
+_HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers about one connection, RFC 9110."""
+_NOT_REQUESTED: Final = _HOP_BY_HOP | {"host", "expect"}
+_HANDSHAKE: Final = "sec-websocket-"
+_SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
+"""What aiohttp's client would add to a request without them."""
+_WHOLE_BYTES: Final = 64 << 10
+"""A shorter body of announced length is written together with its head."""
+_MOST_ERROR_BYTES: Final = 1 << 20
+_MOST_MESSAGE_BYTES: Final = 64 << 20
+"""Of a WebSocket."""
+_CLOSE_S: Final = 2.0
+"""How long the end of a WebSocket may take."""
+_MOST_HEADER_BYTES: Final = 64 << 10
+_NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=10.0)
+
+
+_WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A request that was read far enough to know its model."""
+
+    request: web.Request
+    entry: ModelEntry
+    path: str
+    """As the client has written it, without the prefixes that are the router's."""
+    body: RequestBody
+    may_wait_visibly: bool
+    """Whether comments may be sent while it waits: the response will be a stream of events."""
+    dropped: frozenset[str]
+    """Further headers that are not passed on, in lower case: the router's own keys."""
+
+
+class Proxy:
+    """Passes requests on; on the event loop."""
+
+    def __init__(self, pool: ModelPool) -> None:
+        self._pool = pool
+        self._sessions: WeakKeyDictionary[Child, aiohttp.ClientSession] = WeakKeyDictionary()
+
+    async def relay(self, call: Call) -> web.StreamResponse:
+        """The response of the model's server, which has been sent when this returns.
+
+        Raises:
+            ModelRefused: the model cannot be started, or has ended before it has answered.
+        """
+        comments = WaitingComments(call.request, lambda: self._pool.progress(call.entry.name))
+        if call.may_wait_visibly and not self._pool.is_ready(call.entry.name):
+            comments.start()
+        watch = DepartureWatch(call.request.transport) if not call.body.is_whole else None
+        try:
+            return await self._relay(call, comments)
+        except ModelRefused as refused:
+            response = await comments.end()
+            if response is None:
+                raise
+            events = error_events(FailedRequestError.from_refused(refused).body, call.path)
+            await response.write(events)
+            await response.write_eof()
+            return response
+        finally:
+            comments.close()
+            if watch is not None:
+                watch.close()
+
+    async def relay_websocket(
+        self, request: web.Request, entry: ModelEntry, path: str, dropped: frozenset[str]
+    ) -> web.StreamResponse:
+        """Passes the messages of a WebSocket on, in both directions, until one side closes it."""
+        protocols = [name.strip() for name in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
+        async with self._pool.lease(entry.name) as child:
+            headers = _passed_on(request.headers, _NOT_REQUESTED | dropped)
+            for name in [name for name in headers if name.lower().startswith(_HANDSHAKE)]:
+                headers.popall(name, None)
+            try:
+                upstream = await self._session_of(child).ws_connect(
+                    _target(child, path, request.rel_url.raw_query_string),
+                    headers=headers,
+                    protocols=[name for name in protocols if name],
+                    autoclose=False,
+                    autoping=False,
+                    max_msg_size=_MOST_MESSAGE_BYTES,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
+                )
+            except aiohttp.WSServerHandshakeError as err:
+                raise ModelRefused(err.status, f"The model's server answers {err.status} {err.message}.") from err
+            except aiohttp.ClientError as err:
+                raise await _ended(child, err) from err
+            async with upstream:
+                downstream = web.WebSocketResponse(
+                    protocols=[upstream.protocol] if upstream.protocol else [],
+                    autoclose=False,
+                    autoping=False,
+                    compress=False,
+                    max_msg_size=_MOST_MESSAGE_BYTES,
+                )
+                await downstream.prepare(request)
+                await _exchange(downstream, upstream)
+            return downstream
+
+    async def ask(self, entry: ModelEntry, request: web.Request, path: str) -> "ShortAnswer":
+        """The answer to a request without a body."""
+        async with (
+            self._pool.lease(entry.name) as child,
+            self._session_of(child).request(
+                request.method,
+                _target(child, path, request.rel_url.raw_query_string),
+                allow_redirects=False,
+                headers={hdrs.ACCEPT_ENCODING: "identity"},
+            ) as answer,
+        ):
+            return ShortAnswer(answer.status, await answer.read())
+
+    async def _relay(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
+        """Sends the request; if the model's process has ended unnoticed, once more to the next one."""
+        try:
+            return await self._send(call, comments)
+        except _NotSentError as err:
+            logger.info("%s is requested again: %s", call.entry.name, err)
+        try:
+            return await self._send(call, comments)
+        except _NotSentError as err:
+            raise ModelRefused(503, f"The server of `{call.entry.name}` accepts no connections: {err}", 1.0) from err
+
+    async def _send(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
+        request = call.request
+        async with self._pool.lease(call.entry.name) as child:
+            begun = await comments.end()
+            headers = _passed_on(request.headers, _NOT_REQUESTED | call.dropped)
+            if begun is not None:
+                headers.popall(hdrs.ACCEPT_ENCODING, None)
+            data = call.body.data()
+            if isinstance(data, bytes):
+                headers.popall(hdrs.CONTENT_LENGTH, None)
+            try:
+                upstream = await self._session_of(child).request(
+                    request.method,
+                    _target(child, call.path, request.rel_url.raw_query_string),
+                    headers=headers,
+                    data=data,
+                    allow_redirects=False,
+                )
+            except aiohttp.ClientConnectorError as err:
+                await child.end_reason()
+                raise _NotSentError(str(err)) from err
+            except (aiohttp.ClientError, ConnectionError) as err:
+                if call.body.error is not None:
+                    raise call.body.error from err
+                raise await _ended(child, err) from err
+            with _closing(upstream):
+                if begun is not None:
+                    return await _continue(begun, upstream, call)
+                return await _answer(call.request, upstream, child)
+
+    def _session_of(self, child: Child) -> aiohttp.ClientSession:
+        session = self._sessions.get(child)
+        if session is None or session.closed:
+            session = aiohttp.ClientSession(
+                connector=child.connector,
+                connector_owner=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                skip_auto_headers=_SESSION_ADDS,
+                timeout=_NO_LIMIT,
+                max_line_size=_MOST_HEADER_BYTES,
+                max_field_size=_MOST_HEADER_BYTES,
+            )
+            self._sessions[child] = session
+        return session
+
+
+class ShortAnswer(NamedTuple):
+    """A response that was read as a whole."""
+
+    status: int
+    body: bytes
+
+
+class _NotSentError(Exception):
+    """The model's server was not reached: nothing of the request was sent."""
+
+
+@contextmanager
+def _closing(upstream: aiohttp.ClientResponse) -> Iterator[None]:
+    """Ends the request to the model's server, unless its response was read to its end."""
+    try:
+        yield
+    finally:
+        if upstream.content.is_eof():
+            upstream.release()
+        else:
+            upstream.close()
+
+
+async def _answer(request: web.Request, upstream: aiohttp.ClientResponse, child: Child) -> web.StreamResponse:
+    """Sends the response as it comes."""
+    headers = _passed_on(upstream.headers, _HOP_BY_HOP)
+    length = upstream.content_length
+    if length is not None and length <= _WHOLE_BYTES and request.method != hdrs.METH_HEAD:
+        try:
+            body = await upstream.read()
+        except aiohttp.ClientError as err:
+            raise await _ended(child, err) from err
+        return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=body)
+    response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
+    await response.prepare(request)
+    await _copy(upstream, request, response)
+    return response
+
+
+async def _continue(begun: web.StreamResponse, upstream: aiohttp.ClientResponse, call: Call) -> web.StreamResponse:
+    """Sends the body behind the comments; anything but a stream of events becomes the event of an error."""
+    if upstream.status == 200 and upstream.content_type == "text/event-stream":
+        await _copy(upstream, call.request, begun)
+        return begun
+    try:
+        body = await upstream.content.read(_MOST_ERROR_BYTES)
+    except aiohttp.ClientError:
+        body = b""
+    await begun.write(relayed_error_events(upstream.status, body, call.path))
+    await begun.write_eof()
+    return begun
+
+
+async def _copy(upstream: aiohttp.ClientResponse, request: web.Request, response: web.StreamResponse) -> None:
+    """Copies the body; if the model's server breaks it off, closes the connection to the client."""
+    read, write = upstream.content.readany, response.write
+    while True:
+        try:
+            part = await read()
+        except aiohttp.ClientError as err:
+            logger.warning("the server of a model broke a response off: %s", err)
+            _break_off(request)
+            return
+        if not part:
+            await response.write_eof()
+            return
+        await write(part)
+
+
+def _break_off(request: web.Request) -> None:
+    """Closes the client's connection so that the response does not look complete."""
+    if request.transport is None:
+        return
+    if request.version >= aiohttp.HttpVersion11:
+        request.transport.close()  # what was written is sent before; the end of the body is missing
+    else:
+        request.transport.abort()  # the end of the connection would be that of the body
+
+
+async def _ended(child: Child, err: Exception) -> ModelRefused:
+    """Why the model's server has not answered."""
+    reason = await child.end_reason()
+    text = f"The model's server has ended: {reason}" if reason else f"The model's server broke off: {err}"
+    return ModelRefused(503, text, 1.0)
+
+
+def _target(child: Child, path: str, query: str) -> URL:
+    """The address at the model's server; path and query as the client has written them."""
+    base = URL(child.base_url)
+    prefix = base.raw_path.rstrip("/")
+    return URL.build(
+        scheme=base.scheme, authority=base.raw_authority, path=prefix + path, query_string=query, encoded=True
+    )
+
+
+def _passed_on(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
+    """The headers without those about the connection, which `Connection` may name, too."""
+    if hdrs.CONNECTION in headers:
+        named = ",".join(headers.getall(hdrs.CONNECTION)).lower().split(",")
+        dropped = dropped.union(name.strip() for name in named)
+    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)
+
+
+async def _exchange(client: web.WebSocketResponse, server: aiohttp.ClientWebSocketResponse) -> None:
+    """Passes messages on until one side closes the WebSocket, which then closes the other one."""
+    tasks = {asyncio.create_task(_pump(client, server)), asyncio.create_task(_pump(server, client))}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await client.close()
+
+
+async def _pump(source: _WebSocket, drain: _WebSocket) -> None:
+    """Passes the messages of one direction on, the last one included."""
+    while True:
+        message = await source.receive()
+        match message.type:
+            case aiohttp.WSMsgType.TEXT:
+                await drain.send_str(message.data)
+            case aiohttp.WSMsgType.BINARY:
+                await drain.send_bytes(message.data)
+            case aiohttp.WSMsgType.PING:
+                await drain.ping(message.data)
+            case aiohttp.WSMsgType.PONG:
+                await drain.pong(message.data)
+            case aiohttp.WSMsgType.CLOSE:
+                text = message.extra or ""
+                await drain.close(code=message.data or aiohttp.WSCloseCode.OK, message=text.encode())
+                return
+            case _:
+                await drain.close(code=aiohttp.WSCloseCode.GOING_AWAY, message=b"The other side has ended")
+                return

@@ -1,0 +1,72 @@
+"""What the client of a stream sees while its model starts: comments, which its library ignores."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from aiohttp.web import StreamResponse
+
+_INTERVAL_S: Final = 1.0
+_HEADERS: Final = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+
+
+class WaitingComments:
+    """Begins the response after a second, and sends a comment each second."""
+
+    def __init__(self, request: web.Request, progress: Callable[[], str]) -> None:
+        """`progress` returns what the request waits for."""
+        self._request = request
+        self._progress = progress
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[StreamResponse] | None = None
+        self._has_ended = asyncio.Event()
+
+    def start(self) -> None:
+        """The request waits from now on."""
+        self._timer = asyncio.get_running_loop().call_later(_INTERVAL_S, self._begin)
+
+    async def end(self) -> "StreamResponse | None":
+        """The request waits no longer; returns the response that has begun, None if there is none."""
+        self._cancel_timer()
+        if self._task is None:
+            return None
+        self._has_ended.set()
+        return await self._task
+
+    def close(self) -> None:
+        """The request has ended, in whatever way."""
+        self._cancel_timer()
+        if self._task is None:
+            return
+        if not self._task.done():
+            self._task.cancel()
+        elif not self._task.cancelled():
+            self._task.exception()  # the client's disconnect, which the request's task sees too
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _begin(self) -> None:
+        self._timer = None
+        self._task = asyncio.create_task(self._write(), name="comments while a request waits")
+
+    async def _write(self) -> "StreamResponse":
+        response = web.StreamResponse(headers=_HEADERS)
+        await response.prepare(self._request)
+        while not self._has_ended.is_set():
+            text = " ".join(self._progress().split())
+            await response.write(f": {text}\n\n".encode())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_INTERVAL_S):
+                    await self._has_ended.wait()
+        return response
