@@ -1,0 +1,120 @@
+"""`ps`, `load`, `unload`, `wait`, `chat` and `stop`, and the status page, with a server of two models."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli import run_cli
+from tests.e2e.browser import EXECUTABLE, Browser
+from tests.e2e.server_process import ServerProcess
+from tests.http_answer import ask
+from tests.waiting import is_gone, wait_until
+
+pytestmark = pytest.mark.thorough
+
+_WORDS = ["--engine", "embedded", "--max-model-len", "256", "--idle-warm", "off"]
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("models")
+    return [str(shutil.copytree(tiny_llama, root / name)) for name in ("alpha", "beta")]
+
+
+@pytest.fixture(scope="module")
+def router(folders: list[str]) -> Iterator[ServerProcess]:
+    with ServerProcess([*folders, *_WORDS]) as running:
+        yield running
+
+
+def _entry(router: ServerProcess) -> dict[str, Any]:
+    """What `ps` says about this router, after a check that none of its processes is listed besides."""
+    entries = json.loads(run_cli("ps", "--json").stdout)
+    pids = {process.pid for process in router.family()}
+    (entry,) = [each for each in entries if pids & set(each["pids"])]
+    return dict(entry)
+
+
+def _states(router: ServerProcess) -> dict[str, str]:
+    return {each["model"]: each["state"] for each in _entry(router)["models"]}
+
+
+def test_a_model_is_loaded_shown_and_unloaded(router: ServerProcess) -> None:
+    done = run_cli("load", "alpha", "--port", str(router.port), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "ready"
+    entry = _entry(router)
+    assert (entry["pid"], entry["port"], entry["engine"]) == (router.process.pid, router.port, "router")
+    assert (entry["state"], entry["model"], entry["forked_pid"]) == ("ready", "2 models, 1 ready", None)
+    alpha, beta = entry["models"]
+    assert (alpha["model"], alpha["state"], alpha["engine"]) == ("alpha", "ready", "embedded")
+    assert alpha["pid"] in entry["pids"]
+    assert (beta["state"], beta["pid"], beta["memory_bytes"]) == ("stopped", None, None)
+    lines = run_cli("ps").stdout.splitlines()
+    at = next(index for index, line in enumerate(lines) if line.startswith(f"{router.process.pid} "))
+    assert [line.split()[-1] for line in lines[at + 1 : at + 3]] == ["alpha", "beta"]
+
+    assert run_cli("unload", "alpha", "--url", f"{router.url}/v1").returncode == 0
+    assert _states(router) == {"alpha": "stopped", "beta": "stopped"}
+    assert is_gone(alpha["pid"])
+
+
+def test_unknown_models_are_answered_with_near_ones(router: ServerProcess) -> None:
+    done = run_cli("load", "alfa", "--port", str(router.port))
+    assert done.returncode == 1
+    assert "alpha" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_wait_follows_one_model(router: ServerProcess) -> None:
+    run_cli("unload", "beta", "--port", str(router.port))
+    path = ("--path", "/readyz?model=beta")
+    assert run_cli("wait", router.url).returncode == 0
+    assert run_cli("wait", router.url, *path, "--timeout", "0.5").returncode == 4
+    assert run_cli("load", "beta", "--port", str(router.port), "-q").returncode == 0
+    assert run_cli("wait", router.url, *path, "--timeout", "5").returncode == 0
+    assert run_cli("wait", router.url, "--path", "/readyz?model=gamma", "--timeout", "5").returncode == 1
+
+
+def test_chat_asks_the_first_model_or_the_named_one(router: ServerProcess) -> None:
+    for name in ("alpha", "beta"):
+        run_cli("unload", name, "--port", str(router.port))
+    words = ["chat", "--url", router.url, "--quick", "Hello", "--max-tokens", "2"]
+    assert run_cli(*words).returncode == 0
+    assert _states(router) == {"alpha": "ready", "beta": "stopped"}
+    assert run_cli(*words, "--model", "beta").returncode == 0
+    assert _states(router)["beta"] == "ready"
+
+
+@pytest.mark.parametrize("which", ["port", "pid"])
+def test_stop_ends_the_router_with_its_models(which: str, folders: list[str]) -> None:
+    with ServerProcess([*folders, *_WORDS]) as router:
+        assert run_cli("load", "alpha", "--port", str(router.port)).returncode == 0
+        entry = _entry(router)
+        done = run_cli("stop", str(entry[which]))
+        assert done.returncode == 0, done.stderr
+        assert router.process.wait(30) == 0
+        wait_until(lambda: all(map(is_gone, entry["pids"])))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(EXECUTABLE is None, reason="there is no chromium")
+async def test_the_status_page_loads_and_unloads(router: ServerProcess) -> None:
+    run_cli("unload", "alpha", "--port", str(router.port))
+    state = "document.querySelector('#models tbody tr .state')?.textContent"
+    button = "document.querySelector('#models button')"
+    async with Browser() as browser:
+        await browser.open(f"{router.url}/")
+        await browser.wait_for(f"{state} === 'stopped'")
+        await browser.evaluate(f"{button}.click()")
+        await browser.wait_for(f"{state} === 'ready'")
+        await browser.wait_for("document.querySelectorAll('#starts svg rect').length > 0")
+        assert ask(f"{router.url}/readyz?model=alpha").status == 200
+        await browser.wait_for(f"{button}.textContent === 'unload' && !{button}.disabled")
+        await browser.evaluate(f"{button}.click()")
+        await browser.wait_for(f"{state} === 'stopped'")
+        assert browser.errors == []
