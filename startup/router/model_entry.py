@@ -86,6 +86,8 @@ class ModelsFile:
     """By name, in the order of the file."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     notices: tuple[Notice, ...] = ()
+    log_level: str | None = None
+    """For the router, if the command line gives none."""
 
 
 class ModelsFileError(StartupError):
