@@ -61,7 +61,7 @@ class Environment:
     VCLI_IDLE_STOP = optional_duration("After how long without a request `serve` stops the model; see --idle-stop.")
     VCLI_IDLE_WARM = choice("auto", IDLE_WARM_MODES, "Whether --idle-stop keeps a standby if --idle-warm is not given.")
     VCLI_FRONT = text("A server's connection to the `serve --idle-stop` that has started it; set by that process.")
-    VCLI_ROUTER = text("Folder of the `serve` of several models that has started this process; set by that process.")
+    VCLI_ROUTER = text("Socket of this process, which `serve` of several models has started; set by that process.")
     VCLI_STANDBY_FOLDER = text("Folder of a standby's sockets, of `serve --idle-stop` alone; set by that process.")
     VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "What the preflight does if --preflight is not given.")
     VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")

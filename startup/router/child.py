@@ -18,6 +18,7 @@ import aiohttp
 
 from startup.on_request.child_process import ChildProcess, describe_end, execute_serve
 from startup.router.child_log import ChildLog, LogRelay
+from startup.router.leftovers import find_marked
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from startup.router.process_watch import ProcessWatch, descendants
 from startup.standby.places import peer_of
@@ -63,7 +64,7 @@ class ChildPlace(NamedTuple):
     """What a child gets from the router."""
 
     socket_path: str
-    """For a server of ours: where it listens."""
+    """Where a server of ours listens; also the mark of all its processes (`startup.router.leftovers`)."""
     environment: Mapping[str, str]
     """The whole environment, without the variables of the entry."""
     relay: LogRelay
@@ -76,7 +77,7 @@ class Child:
         self.entry = entry
         self.progress = ChildProgress("starting")
         self.process: ChildProcess | None = None
-        self._place = place
+        self.place = place
         self._foreign = entry.foreign
         self._log = ChildLog(entry.name, place.relay)
         self._watch = ProcessWatch()
@@ -131,7 +132,7 @@ class Child:
         self._wants_stop.set()
         if self.process is not None and self._watch.is_running(self.process.pid):
             self.process.signal_group(signal.SIGKILL)
-        self._watch.kill()
+        self._watch.signal(signal.SIGKILL)
 
     async def _live(self, on_ready: Callable[[], None]) -> str | None:
         """Returns when it has ended, or is to end; why, if it is not its own end or a request."""
@@ -147,7 +148,7 @@ class Child:
         except OSError as err:
             return f"The process cannot be started: {err}"
         assert self.process is not None
-        ended = asyncio.create_task(self._watch.wait(self.process.pid), name=f"end of {self.entry.name}")
+        ended = asyncio.create_task(self._watch.wait(self.process.pid, None), name=f"end of {self.entry.name}")
         stopped = asyncio.create_task(self._wants_stop.wait(), name=f"stop of {self.entry.name}")
         ready = asyncio.create_task(self._wait_ready(), name=f"start of {self.entry.name}")
         try:
@@ -168,10 +169,10 @@ class Child:
     def _launch(self) -> None:
         """Raises OSError."""
         if self._foreign is None:
-            become = partial(execute_serve, [*self.entry.words, "--uds", self._place.socket_path])
+            become = partial(execute_serve, [*self.entry.words, "--uds", self.place.socket_path])
         else:
             become = partial(_execute, self._foreign.words)
-        environment = {**self._place.environment, **self.entry.env}
+        environment = {**self.place.environment, **self.entry.env}
         with self._log.open() as output_fd:
             self.process = ChildProcess.fork(lambda: _become(become, environment, output_fd))
         self._watch.add([self.process.pid])
@@ -209,11 +210,11 @@ class Child:
     def _note_processes(self) -> None:
         """Takes note of what belongs to it now, at its readiness and before its stop.
 
-        After an end, orphans cannot be found any more. Those of a start that crashes end with their process
-        group, or by their own death pipes.
+        After an end, orphans cannot be found in this way. Those of a start that crashes end with their
+        process group, by their own death pipes, or as marked ones (`startup.router.leftovers`).
         """
         if self._foreign is None:
-            self._listener_pid = _listener_of(self._place.socket_path) or self._listener_pid
+            self._listener_pid = _listener_of(self.place.socket_path) or self._listener_pid
         self._watch.add(self.pids)
         for pid in self.pids:
             self._watch.add(descendants(pid))
@@ -222,14 +223,16 @@ class Child:
         """Returns when all of its processes have ended: how the first one has; None if there was none."""
         code = None
         if self.process is not None:
-            if self._watch.is_running(self.process.pid):
-                self._note_processes()
+            has_crashed = not self._watch.is_running(self.process.pid)
+            self._note_processes()
+            if not self._is_killed:
                 await self._ask_to_end()
-                await self._watch.wait_all(0 if self._is_killed else STOP_S)
-            else:
-                await self._watch.wait_all(_AFTER_CRASH_S)
+                await self._watch.wait_all(_AFTER_CRASH_S if has_crashed else STOP_S)
             self.process.signal_group(signal.SIGKILL)  # before it is reaped: the group's number is still its own
-            self._watch.kill()
+            self._watch.signal(signal.SIGKILL)
+            if self._foreign is not None:
+                self._watch.add(await asyncio.to_thread(find_marked, self.place.socket_path))
+                self._watch.signal(signal.SIGKILL)
             if not await self._watch.wait_all(_KILL_S):
                 logger.warning("processes of %s do not end after SIGKILL", self.entry.name)
             await self._log.close(_OUTPUT_S)
@@ -237,23 +240,25 @@ class Child:
             self.process.close()
         await self.connector.close()
         self._watch.close()
-        Path(self._place.socket_path).unlink(missing_ok=True)
+        Path(self.place.socket_path).unlink(missing_ok=True)
         return code
 
     async def _ask_to_end(self) -> None:
+        """Sends SIGTERM: to a server of ours, which ends its processes itself, or to all of a foreign one."""
         assert self.process is not None
         if self._foreign is None:
-            self.process.signal(signal.SIGTERM)
-        elif self._foreign.stop_words:
-            await self._run_stop_command(
-                [word.replace(_PID, str(self.process.pid)) for word in self._foreign.stop_words]
-            )
-        else:
-            self.process.signal_group(signal.SIGTERM)
-        self.process.signal_group(signal.SIGCONT)
+            if self._watch.is_running(self.process.pid):
+                self.process.signal(signal.SIGTERM)
+            return
+        if self._foreign.stop_words and self._watch.is_running(self.process.pid):
+            words = [word.replace(_PID, str(self.process.pid)) for word in self._foreign.stop_words]
+            await self._run_stop_command(words)
+            await self._watch.wait(self.process.pid, STOP_S)
+        self._watch.signal(signal.SIGTERM)
+        self._watch.signal(signal.SIGCONT)
 
     async def _run_stop_command(self, words: Sequence[str]) -> None:
-        environment = {**self._place.environment, **self.entry.env}
+        environment = {**self.place.environment, **self.entry.env}
         output_fd = os.dup(2)
         try:
             command = ChildProcess.fork(lambda: _become(partial(_execute, words), environment, output_fd))

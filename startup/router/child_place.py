@@ -43,17 +43,21 @@ class ChildPlaces:
         self._base = foreign.snapshot()
         for variable in _OWN:
             self._base.pop(variable.name, None)
-        self._base[env.VCLI_ROUTER.name] = str(self._folder)
         self._base[env.VCLI_LOG_FORMAT.name] = logs.format
         self._base[env.VLLM_LOGGING_LEVEL.name] = logs.level
+
+    @property
+    def folder(self) -> str:
+        """Of the sockets."""
+        return str(self._folder)
 
     def socket_path(self, number: int) -> str:
         """Where a process listens."""
         return str(self._folder / f"{number}.sock")
 
-    def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
+    def environment(self, number: int, variables: Mapping[str, str]) -> dict[str, str]:
         """The environment of a process: the router's, without what is only for the router."""
-        return {**self._base, **variables}
+        return {**self._base, **variables, env.VCLI_ROUTER.name: self.socket_path(number)}
 
     def close(self) -> None:
         """Removes the folder."""

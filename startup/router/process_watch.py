@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,29 +33,30 @@ class ProcessWatch:
 
     async def wait_all(self, timeout_s: float) -> bool:
         """Waits until all have ended; False after this time."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while self._fds:
-                    self._change.clear()
-                    await self._change.wait()
+        await self._wait(lambda: not self._fds, timeout_s)
         return not self._fds
 
-    async def wait(self, pid: int) -> None:
-        """Waits until this one has ended."""
-        while pid in self._fds:
-            self._change.clear()
-            await self._change.wait()
+    async def wait(self, pid: int, timeout_s: float | None) -> None:
+        """Waits until this one has ended, at most this time."""
+        await self._wait(lambda: pid not in self._fds, timeout_s)
 
-    def kill(self) -> None:
-        """Sends SIGKILL to all."""
+    def signal(self, number: int) -> None:
+        """Sends a signal to all."""
         for fd in self._fds.values():
             with suppress(OSError):
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                signal.pidfd_send_signal(fd, number)
 
     def close(self) -> None:
         """Forgets them."""
         for pid in list(self._fds):
             self._end(pid)
+
+    async def _wait(self, is_over: Callable[[], bool], timeout_s: float | None) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not is_over():
+                    self._change.clear()
+                    await self._change.wait()
 
     def _end(self, pid: int) -> None:
         fd = self._fds.pop(pid)

@@ -31,10 +31,10 @@ from startup.errors import StartupError
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.probes import listener
-from startup.router.http.app import AppOptions, create_app, create_runner
 from startup.router.child import ChildPlace
 from startup.router.child_log import LogRelay
 from startup.router.child_place import ChildPlaces
+from startup.router.http.app import AppOptions, create_app, create_runner
 from startup.router.leftovers import Guard
 from startup.router.model_entry import ModelEntry, ModelsFileError
 from startup.router.model_memory import MemoryMeter

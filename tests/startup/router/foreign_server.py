@@ -1,0 +1,73 @@
+"""`python foreign_server.py PORT [WORD ...]`: a small HTTP server with the bad habits that its words name.
+
+It answers GET /health with 200, GET /env with its variables, and POST with its pid and words.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Final
+
+_SLEEP: Final = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer({"variables": dict(os.environ)} if self.path == "/env" else {})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if "slow" in WORDS:
+            time.sleep(1)
+        if "dies-in-request" in WORDS:
+            os._exit(9)
+        self._answer({"pid": os.getpid(), "words": WORDS})
+
+    def _answer(self, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Writes nothing."""
+
+
+def _misbehave() -> None:
+    if "ignores-sigterm" in WORDS:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if "dies" in WORDS:
+        sys.stderr.write("first line\nRuntimeError: the disk is on fire\n")
+        sys.exit(3)
+    if "never-listens" in WORDS:
+        sys.stderr.write("loading for ever\n")
+        time.sleep(600)
+    if "prints" in WORDS:
+        for number in range(100):
+            sys.stdout.write(f"{number} " + "x" * (1 << 20) + "\n")
+    if "has-children" in WORDS:
+        subprocess.Popen(_SLEEP)
+        subprocess.Popen(_SLEEP, start_new_session=True)
+        if os.fork() == 0:  # an orphan in its own session
+            os.setsid()
+            if os.fork() == 0:
+                os.execv(_SLEEP[0], _SLEEP)
+            os._exit(0)
+        os.wait()
+
+
+if __name__ == "__main__":
+    WORDS: Final = sys.argv[2:]
+    _misbehave()
+    ThreadingHTTPServer.daemon_threads = True
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), _Handler).serve_forever()

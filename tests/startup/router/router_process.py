@@ -1,0 +1,75 @@
+"""`vllm-cli serve --models FILE` as a process; its models are small commands or tiny servers of ours."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Self
+
+import psutil
+
+from tests.e2e.server_process import ServerProcess
+from tests.http_answer import Answer, ask
+from tests.waiting import wait_until
+
+FOREIGN: Final = Path(__file__).with_name("foreign_server.py")
+
+Models = Mapping[str, Mapping[str, Any]]
+
+
+def foreign(*words: str, **keys: Any) -> dict[str, Any]:
+    """A model whose server is `foreign_server.py` with these words."""
+    return {"cmd": shlex.join([sys.executable, str(FOREIGN)]) + " ${PORT} " + shlex.join(words), **keys}
+
+
+def embedded(model: Path, **keys: Any) -> dict[str, Any]:
+    """A model of the embedded engine."""
+    return {"model": str(model), "engine": "embedded", "args": ["--max-model-len", "256"], **keys}
+
+
+class RouterProcess(ServerProcess):
+    """A router whose file of models can be rewritten; the end of the `with` block checks for leftovers."""
+
+    def __init__(self, folder: Path, models: Models, *words: str, environment: Mapping[str, str] | None = None) -> None:
+        self.file = folder / "models.yaml"
+        self.write(models)
+        super().__init__(["--models", str(self.file), *words], environment=environment)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        return self
+
+    def write(self, models: Models, **keys: Any) -> None:
+        """Replaces the file, whose content is JSON: YAML, too."""
+        new = self.file.with_suffix(".new")
+        new.write_text(json.dumps({"models": models, **keys}))
+        new.replace(self.file)
+
+    def post(self, model: str, *, timeout_s: float = 60.0) -> Answer:
+        """Requests a completion of one token."""
+        body = {"model": model, "prompt": "Once", "max_tokens": 1}
+        return ask(f"{self.url}/v1/completions", body, timeout_s=timeout_s)
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        """What `/status.json` shows of each model."""
+        return {model["id"]: model for model in ask(f"{self.url}/status.json").json["models"]}
+
+    def state(self, model: str) -> str:
+        """The model's state."""
+        state: str = self.models()[model]["status"]
+        return state
+
+    def wait_state(self, model: str, *states: str) -> None:
+        """Waits until the model is in one of these states."""
+        wait_until(lambda: self.state(model) in states)
+
+    def pid(self, model: str) -> int:
+        """The process that the router has started for the model."""
+        pid: int = self.models()[model]["pid"]
+        return pid
+
+    def tree(self, model: str) -> list[psutil.Process]:
+        """All processes of a running model."""
+        process = psutil.Process(self.pid(model))
+        return [process, *process.children(recursive=True)]

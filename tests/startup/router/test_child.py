@@ -1,0 +1,199 @@
+"""One model's process: real processes with good and bad habits."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+
+from envs.registry import env
+from startup.logs.options import LogOptions
+from startup.router import child as child_module
+from startup.router.child import Child, ChildPlace
+from startup.router.child_log import LogRelay
+from startup.router.child_place import ChildPlaces
+from startup.router.model_entry import ForeignCommand, ModelEntry
+from tests.startup.router.router_process import FOREIGN
+from tests.waiting import is_gone
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """What the relay writes."""
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def place(tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChildPlace]:
+    monkeypatch.setenv("VLLM_API_KEY", "sk-of-the-router")
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    places, relay = ChildPlaces(LogOptions(level="INFO")), LogRelay("text", fd)
+    yield ChildPlace(places.socket_path(1), places.environment(1, {}), relay)
+    relay.close()
+    places.close()
+    os.close(fd)
+
+
+def entry_of(*words: str, start_timeout_s: float | None = None, **keys: Any) -> ModelEntry:
+    command = {"words": (sys.executable, str(FOREIGN), "${PORT}", *words), "address": "http://127.0.0.1:${PORT}"}
+    foreign = ForeignCommand(**{"port": None, **command, **keys})
+    return ModelEntry(name="m", foreign=foreign, env={"FLAVOUR": "salty"}, start_timeout_s=start_timeout_s)
+
+
+class Running:
+    """A child that is ready."""
+
+    def __init__(self, child: Child, life: "asyncio.Task[str | None]") -> None:
+        self.child = child
+        self.life = life
+
+    def family(self) -> list[psutil.Process]:
+        process = psutil.Process(self.child.pids[0])
+        return [process, *process.children(recursive=True)]
+
+    async def get(self, path: str) -> Any:
+        async with (
+            aiohttp.ClientSession(connector=self.child.connector, connector_owner=False) as session,
+            session.get(self.child.base_url + path) as answer,
+        ):
+            return await answer.json()
+
+
+async def start(entry: ModelEntry, place: ChildPlace) -> Running:
+    child, ready = Child(entry, place), asyncio.Event()
+    life = asyncio.create_task(child.run(ready.set))
+    async with asyncio.timeout(60):
+        await ready.wait()
+    return Running(child, life)
+
+
+@pytest.fixture
+async def running(place: ChildPlace) -> AsyncIterator[Running]:
+    found = await start(entry_of("has-children"), place)
+    yield found
+    found.child.kill()
+    await found.life
+
+
+async def test_a_child_that_is_asked_to_stop_leaves_no_process_behind(running: Running) -> None:
+    family = running.family()
+    marked = [process.pid for process in psutil.process_iter() if _is_marked(process, running.child)]
+    running.child.stop()
+    assert await running.life is None
+    assert len(marked) == 4, "the server, two children, and an orphan in a session of its own"
+    assert all(is_gone(pid) for pid in (*marked, *(process.pid for process in family)))
+
+
+async def test_a_child_that_crashes_tells_how_and_leaves_no_process_behind(running: Running) -> None:
+    marked = [process.pid for process in psutil.process_iter() if _is_marked(process, running.child)]
+    running.family()[0].kill()
+    assert await running.life == "The server was ended by SIGKILL."
+    assert await running.child.end_reason() == "The server was ended by SIGKILL."
+    assert all(map(is_gone, marked))
+
+
+async def test_a_child_gets_its_own_variables_and_none_of_the_routers_secrets(running: Running) -> None:
+    variables = (await running.get("/env"))["variables"]
+    assert variables["FLAVOUR"] == "salty"
+    assert env.VLLM_API_KEY.name not in variables
+
+
+async def test_a_killed_child_ends_at_once(running: Running) -> None:
+    running.child.kill()
+    assert await running.life is None
+    assert is_gone(running.child.pids[0])
+
+
+async def test_a_command_that_dies_at_once_tells_its_last_lines(place: ChildPlace) -> None:
+    reason = await Child(entry_of("dies"), place).run(lambda: None)
+    assert reason is not None
+    assert reason.startswith("The server ended with exit code 3: ")
+    assert "RuntimeError: the disk is on fire" in reason
+
+
+async def test_a_command_that_does_not_exist_is_named(place: ChildPlace) -> None:
+    reason = await Child(entry_of(words=("/no/such/program",)), place).run(lambda: None)
+    assert reason is not None
+    assert "/no/such/program cannot be executed: No such file or directory" in reason
+
+
+async def test_a_command_that_never_listens_is_ended_after_its_time(place: ChildPlace) -> None:
+    child = Child(entry_of("never-listens", start_timeout_s=0.5), place)
+    reason = await child.run(lambda: None)
+    assert reason is not None
+    assert reason.startswith("The start took longer than 0.5 s")
+    assert "loading for ever" in reason
+    assert is_gone(child.pids[0])
+
+
+async def test_a_command_that_ignores_sigterm_is_killed(place: ChildPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_module, "STOP_S", 0.2)
+    found = await start(entry_of("ignores-sigterm", "has-children"), place)
+    found.child.stop()
+    assert await found.life is None
+    assert is_gone(found.child.pids[0])
+
+
+async def test_a_stop_during_the_start_ends_it(place: ChildPlace) -> None:
+    child = Child(entry_of("never-listens"), place)
+    life = asyncio.create_task(child.run(lambda: None))
+    while not child.pids:
+        await asyncio.sleep(0.01)
+    child.stop()
+    assert await life is None
+    assert is_gone(child.pids[0])
+
+
+async def test_a_stop_before_the_first_turn_starts_nothing(place: ChildPlace) -> None:
+    child = Child(entry_of(), place)
+    life = asyncio.create_task(child.run(lambda: None))
+    child.stop()
+    assert await life is None
+    assert not child.pids
+
+
+async def test_a_port_of_another_process_is_an_error_and_not_its_server(place: ChildPlace) -> None:
+    found = await start(entry_of(), place)
+    port = int(found.child.base_url.rpartition(":")[2])
+    reason = await Child(entry_of(port=port), place).run(lambda: None)
+    found.child.stop()
+    await found.life
+    assert reason == f"Another process listens on http://127.0.0.1:{port}."
+
+
+async def test_a_stop_command_gets_the_pid(place: ChildPlace, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    script = f"echo $0 > {told}; kill -TERM $0"
+    found = await start(entry_of(stop_words=("sh", "-c", script, "${PID}")), place)
+    found.child.stop()
+    assert await found.life is None
+    assert told.read_text().strip() == str(found.child.pids[0])
+
+
+async def test_without_an_endpoint_a_command_is_ready_when_it_listens(place: ChildPlace) -> None:
+    found = await start(entry_of(check_endpoint="none"), place)
+    found.child.stop()
+    assert await found.life is None
+
+
+@pytest.mark.thorough
+async def test_a_hundred_megabytes_of_output_are_relayed_in_bounded_memory(place: ChildPlace, output: Path) -> None:
+    before = psutil.Process().memory_info().rss
+    found = await start(entry_of("prints"), place)
+    grown = psutil.Process().memory_info().rss - before
+    found.child.stop()
+    assert await found.life is None
+    assert grown < 64 << 20
+    assert output.read_bytes().startswith(b"[m] 0 xxx")
+
+
+def _is_marked(process: psutil.Process, child: Child) -> bool:
+    try:
+        return process.environ().get(env.VCLI_ROUTER.name) == child.place.socket_path and not is_gone(process.pid)
+    except psutil.Error:
+        return False
