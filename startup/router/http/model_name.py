@@ -152,7 +152,7 @@ class JsonScanner(ModelScanner):
     def _read_rest_of_key(self, data: bytes, position: int) -> int:
         position, is_whole = self._read_text(data, position)
         if is_whole:
-            self._key = self._decode() if len(self._kept) <= _LONGEST_KEY else ""
+            self._key = (_decode(self._kept) or "") if len(self._kept) <= _LONGEST_KEY else ""
             self._read = self._read_colon
         return position
 
@@ -185,7 +185,7 @@ class JsonScanner(ModelScanner):
     def _read_rest_of_text(self, data: bytes, position: int) -> int:
         position, is_whole = self._read_text(data, position)
         if is_whole:
-            self._note_value(self._decode() if self._is_kept else None)
+            self._note_value(self._decode_name() if self._is_kept else None)
             self._read = self._read_comma
         return position
 
@@ -261,15 +261,14 @@ class JsonScanner(ModelScanner):
         """Keeps a part of the token, but only one byte beyond the longest one that matters."""
         self._kept += part[: most + 1 - len(self._kept)]
 
-    def _decode(self) -> str:
-        """The kept text; a longer one without its end, which no model is named."""
+    def _decode_name(self) -> str | None:
+        """The name that was kept; a longer one without its end, which no model is named."""
         if len(self._kept) > _LONGEST_NAME:
             return self._kept[:_LONGEST_NAME].decode("utf-8", "replace")
-        try:
-            return str(json.loads(b'"' + self._kept + b'"'))
-        except ValueError:
+        name = _decode(self._kept)
+        if name is None:
             self._fail()
-            return ""
+        return name
 
     def _fail(self) -> None:
         """The body is not JSON, or no object: it requests no model."""
@@ -361,3 +360,11 @@ def _end(pattern: re.Pattern[bytes], data: bytes, position: int) -> int:
     found = pattern.match(data, position)
     assert found is not None
     return found.end()
+
+
+def _decode(text: bytearray) -> str | None:
+    """What stands between two quotes; None if it is not valid JSON."""
+    try:
+        return str(json.loads(b'"' + text + b'"'))
+    except ValueError:
+        return None
