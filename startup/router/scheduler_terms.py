@@ -1,0 +1,144 @@
+"""The terms of the scheduler: memory, limits, rules of a model, actions and what is shown of a model.
+
+Standard library only.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+State = Literal["stopped", "starting", "ready", "draining", "failed"]
+"""`draining`: its process admits no more requests; it is stopped when its last request has ended.
+`failed`: it has no process, and the last one failed to start or ended by itself."""
+
+RefusalKind = Literal["failed", "overloaded", "no_room", "removed", "shutting_down"]
+
+
+class Need(NamedTuple):
+    """Memory of a model or of the machine, in bytes."""
+
+    ram_bytes: int = 0
+    gpu_bytes: int = 0
+    """Of all GPUs together."""
+
+    def plus(self, other: "Need") -> "Need":
+        return Need(self.ram_bytes + other.ram_bytes, self.gpu_bytes + other.gpu_bytes)
+
+    def minus(self, other: "Need") -> "Need":
+        """The difference; negative where the other is larger."""
+        return Need(self.ram_bytes - other.ram_bytes, self.gpu_bytes - other.gpu_bytes)
+
+    def fits_in(self, room: "Need") -> bool:
+        """A need of nothing fits into any room, even into one that is overdrawn."""
+        return (self.ram_bytes <= 0 or self.ram_bytes <= room.ram_bytes) and (
+            self.gpu_bytes <= 0 or self.gpu_bytes <= room.gpu_bytes
+        )
+
+    def at_most(self, limit: "Need") -> "Need":
+        return Need(min(self.ram_bytes, limit.ram_bytes), min(self.gpu_bytes, limit.gpu_bytes))
+
+    def at_least(self, floor: "Need") -> "Need":
+        return Need(max(self.ram_bytes, floor.ram_bytes), max(self.gpu_bytes, floor.gpu_bytes))
+
+
+NOTHING = Need()
+UNLIMITED = 1 << 62
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerLimits:
+    """What all models of a router share."""
+
+    memory_budget_bytes: int | None = None
+    """The most memory of all models together; None: what is really free decides."""
+    gpu_budget_bytes: int | None = None
+    """The same of the GPUs' memory."""
+    max_running: int | None = None
+    """The most models with a process."""
+    max_wait_s: float = 10.0
+    """After this, a waiter for a model without room stops new admissions to those that it needs stopped."""
+    max_waiting: int = 256
+    """The most waiting requests of one model."""
+    min_stay_s: float = 2.0
+    """How long a model that became ready is not stopped for another one."""
+    memory_wait_s: float = 10.0
+    """How long a start waits for memory that is not free though the sums allow the start."""
+
+    @property
+    def budget(self) -> Need:
+        return Need(
+            UNLIMITED if self.memory_budget_bytes is None else self.memory_budget_bytes,
+            UNLIMITED if self.gpu_budget_bytes is None else self.gpu_budget_bytes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRules:
+    """What the scheduler knows of one model."""
+
+    ttl_s: float | None = None
+    """How long it stays ready without a request; a pinned one stays."""
+    pinned: bool = False
+    """Never stopped for another model."""
+    concurrency: int | None = None
+    """The most leases at once; further requests wait."""
+    excludes: frozenset[str] = frozenset()
+    """Models that must have no process when this one starts."""
+    need: Need = NOTHING
+    """Its estimated memory, which counts until it was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start the model's process; answered by `became_ready` or `ended`."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop the model's process, which has no lease; answered by `ended`."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """The ticket's model is ready, and stays so until the ticket leaves."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The ticket waits no longer; it need not leave."""
+
+    ticket: int
+    kind: RefusalKind
+    reason: str
+    retry_after_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureFree:
+    """Read the free memory now; answered by `free_memory`."""
+
+
+Action = Start | Stop | Admit | Refuse | MeasureFree
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelView:
+    """One model, as lists show it. Times are those of the scheduler's clock."""
+
+    state: State
+    since_s: float
+    num_leases: int
+    num_waiting: int
+    need: Need
+    reason: str
+    """Why the last start failed, or the last process ended by itself; empty after a start that did not."""
+    retry_at_s: float | None
+    """When a request may start it again; None if it has not failed."""
+    num_starts: int
+    last_start_s: float | None
+    """How long its last complete start took."""
