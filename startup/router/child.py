@@ -21,12 +21,15 @@ from startup.router.child_log import ChildLog, LogRelay
 from startup.router.leftovers import find_marked
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from startup.router.process_watch import ProcessWatch, descendants
+from startup.serve_words import split
 from startup.standby.places import peer_of
 
 logger = logging.getLogger(__name__)
 
 STOP_S: Final = 30.0
-"""How long a process may take to end after SIGTERM: its running requests are answered within that time."""
+"""How long a foreign server may take to end after SIGTERM; for one of ours, the default of --shutdown-timeout."""
+_ERRORS_S: Final = 5.0
+"""How long a server of ours may take to end after that time."""
 _AFTER_CRASH_S: Final = 2.0
 """How long the others may take to end after the first process has ended by itself."""
 _KILL_S: Final = 10.0
@@ -43,6 +46,7 @@ _REASON_S: Final = 2.0
 _NO_ENDPOINT: Final = "none"
 _LOCAL: Final = ("127.0.0.1", "localhost", "::1")
 _OK: Final = 200
+_SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _PORT: Final = "${PORT}"
 _PID: Final = "${PID}"
 
@@ -90,6 +94,11 @@ class Child:
         self.connector = _create_connector(None if entry.foreign else place.socket_path)
         """Its connections, any number; closed when its processes have ended."""
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @property
+    def _stop_s(self) -> float:
+        """How long it may take to end; one of ours ends its requests with an error after its own limit."""
+        return STOP_S if self._foreign is not None else _shutdown_timeout_s(self.entry.words) + _ERRORS_S
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -227,7 +236,7 @@ class Child:
             self._note_processes()
             if not self._is_killed:
                 await self._ask_to_end()
-                await self._watch.wait_all(_AFTER_CRASH_S if has_crashed else STOP_S)
+                await self._watch.wait_all(_AFTER_CRASH_S if has_crashed else self._stop_s)
             self.process.signal_group(signal.SIGKILL)  # before it is reaped: the group's number is still its own
             self._watch.signal(signal.SIGKILL)
             if self._foreign is not None:
@@ -253,7 +262,7 @@ class Child:
         if self._foreign.stop_words and self._watch.is_running(self.process.pid):
             words = [word.replace(_PID, str(self.process.pid)) for word in self._foreign.stop_words]
             await self._run_stop_command(words)
-            await self._watch.wait(self.process.pid, STOP_S)
+            await self._watch.wait(self.process.pid, self._stop_s)
         self._watch.signal(signal.SIGTERM)
         self._watch.signal(signal.SIGCONT)
 
@@ -281,6 +290,16 @@ def _create_connector(socket_path: str | None) -> aiohttp.BaseConnector:
     if socket_path is None:
         return aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
     return aiohttp.UnixConnector(socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+
+
+def _shutdown_timeout_s(words: Sequence[str]) -> float:
+    """The limit that a server of ours has for its running requests after SIGTERM."""
+    limit_s = STOP_S
+    for given in split(words, {_SHUTDOWN_TIMEOUT: 1}.get):
+        if given.flag == _SHUTDOWN_TIMEOUT and given.values:
+            with suppress(ValueError):
+                limit_s = float(given.values[0])
+    return limit_s
 
 
 def _with_port(command: ForeignCommand) -> ForeignCommand:

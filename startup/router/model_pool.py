@@ -16,7 +16,18 @@ from server.machine.processes import pss_bytes
 from startup.router.child import Child, ChildPlace, ChildProgress
 from startup.router.model_entry import ModelEntry
 from startup.router.model_memory import MemoryMeter
-from startup.router.scheduler import Action, Admit, ModelRules, Refuse, Scheduler, SchedulerLimits, Start, Stop
+from startup.router.scheduler import Scheduler
+from startup.router.scheduler_terms import (
+    Action,
+    Admit,
+    MeasureFree,
+    ModelRules,
+    Need,
+    Refuse,
+    SchedulerLimits,
+    Start,
+    Stop,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -129,11 +140,16 @@ class ModelPool:
         Raises:
             ModelRefused: it cannot be started, or not now.
         """
+        async with self._ticket(name, self._scheduler.arrive) as child:
+            yield child
+
+    @asynccontextmanager
+    async def _ticket(self, name: str, arrive: Callable[[int, str, float], list[Action]]) -> AsyncIterator[Child]:
         ticket = next(self._numbers)
         waiter = _Waiter(name, asyncio.get_running_loop().create_future())
         self._waiters[ticket] = waiter
         try:
-            self._apply(self._scheduler.arrive(ticket, name, time.monotonic()))
+            self._apply(arrive(ticket, name, time.monotonic()))
             outcome = await waiter.outcome
             if isinstance(outcome, ModelRefused):
                 raise outcome
@@ -152,17 +168,19 @@ class ModelPool:
             return "waiting for room"
         if name in self._ready:
             return "waiting for other requests"
-        return f"starting, {child.progress}" if self._state_of(name) == "starting" else "waiting for the next start"
+        view = self._scheduler.view().get(name)
+        is_starting = view is not None and view.state == "starting"
+        return f"starting, {child.progress}" if is_starting else "waiting for the next start"
 
     # By hand
 
     async def load(self, name: str) -> None:
-        """Returns when the model is ready; raises ModelRefused."""
-        async with self.lease(name):
+        """Returns when the model is ready; raises ModelRefused. One that has failed is started at once."""
+        async with self._ticket(name, self._scheduler.load):
             pass
 
     async def unload(self, name: str) -> None:
-        """Returns when the model has stopped, after its running requests."""
+        """Returns when the model has stopped, after its running requests; a start is broken off."""
         self._apply(self._scheduler.unload(name, time.monotonic()))
         if (life := self._lives.get(name)) is not None:
             await asyncio.wait({life})
@@ -189,7 +207,7 @@ class ModelPool:
                     num_waiting=view.num_waiting,
                     num_starts=view.num_starts,
                     last_start_s=self._last_start_s.get(name),
-                    retry_after_s=view.retry_after_s,
+                    retry_after_s=None if view.retry_at_s is None else max(0.0, view.retry_at_s - now),
                     pid=child.process.pid if child is not None and child.process is not None else None,
                 )
             )
@@ -218,6 +236,8 @@ class ModelPool:
         """Refuses what waits, and ends all processes after their running requests."""
         self.is_draining = True
         self._apply(self._scheduler.drain(time.monotonic()))
+        for child in self._children.values():
+            child.stop()  # it answers its running requests, within its own limit of time
         while self._lives:
             await asyncio.wait(set(self._lives.values()))
         if self._measuring is not None:
@@ -245,6 +265,8 @@ class ModelPool:
                         child.stop()
                 case Admit(ticket):
                     self._admit(ticket)
+                case MeasureFree():
+                    asyncio.get_running_loop().call_soon(self._report_free)
                 case Refuse(ticket, kind, reason, retry_after_s):
                     self._refuse(ticket, ModelRefused(_STATUSES.get(kind, _UNAVAILABLE), reason, retry_after_s))
         self._arm_timer()
@@ -300,7 +322,6 @@ class ModelPool:
                 )
             self._report_end(name, reason)
             self._meter.forget(name)
-            self._apply(self._scheduler.free_memory(self._meter.free(), time.monotonic()))
             self._apply(self._scheduler.ended(name, reason, time.monotonic()))
 
     def _report_end(self, name: str, reason: str | None) -> None:
@@ -311,6 +332,9 @@ class ModelPool:
 
     # Memory
 
+    def _report_free(self) -> None:
+        self._apply(self._scheduler.free_memory(self._meter.free(), time.monotonic()))
+
     async def _measure_regularly(self, standby_bytes: Callable[[], int]) -> None:
         while True:
             await asyncio.sleep(_MEASURE_S)
@@ -320,9 +344,8 @@ class ModelPool:
             for name, need in needs.items():
                 if name in self._ready:
                     self._apply(self._scheduler.measured(name, need, time.monotonic()))
-            self._apply(self._scheduler.free_memory(self._meter.free(), time.monotonic()))
 
-    def _measure(self, running: Mapping[str, Collection[int]]) -> dict[str, Any]:
+    def _measure(self, running: Mapping[str, Collection[int]]) -> dict[str, Need]:
         """On a thread."""
         self._own_bytes = pss_bytes(os.getpid())
         return {name: self._meter.measure(name, pids) for name, pids in running.items()}
@@ -335,9 +358,6 @@ class ModelPool:
             excludes=entry.excludes,
             need=self._meter.need_of(entry),
         )
-
-    def _state_of(self, name: str) -> str:
-        return self._scheduler.view()[name].state
 
 
 def _needs_restart(before: ModelEntry, after: ModelEntry) -> bool:

@@ -39,7 +39,7 @@ from startup.router.leftovers import Guard
 from startup.router.model_entry import ModelEntry, ModelsFileError
 from startup.router.model_memory import MemoryMeter
 from startup.router.model_pool import ModelPool, ModelRefused
-from startup.router.scheduler import SchedulerLimits
+from startup.router.scheduler_terms import SchedulerLimits
 from startup.router.standbys import Standbys
 from startup.session import ListenAddress
 from startup.standby.forwarding import end_like
