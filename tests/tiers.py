@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 
 STARTERS: Final = frozenset(
-    {"ServerProcess", "StandbyProcess", "cold_or_warm", "FakeStart", "run_fake", "BaseEnvironment"}
+    {"ServerProcess", "RouterProcess", "StandbyProcess", "cold_or_warm", "FakeStart", "run_fake", "BaseEnvironment"}
 )
 """Functions, classes and fixtures that start a program of ours. A new one is added here."""
 

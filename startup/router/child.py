@@ -27,7 +27,7 @@ from startup.standby.places import peer_of
 logger = logging.getLogger(__name__)
 
 STOP_S: Final = 30.0
-"""How long a foreign server may take to end after SIGTERM; for one of ours, the default of --shutdown-timeout."""
+"""How long a foreign server may take to end after SIGTERM; one of ours, without --shutdown-timeout."""
 _ERRORS_S: Final = 5.0
 """How long a server of ours may take to end after that time."""
 _AFTER_CRASH_S: Final = 2.0
@@ -201,6 +201,8 @@ class Child:
         path = "/health" if self._foreign is None else self._foreign.check_endpoint
         with suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
             async with session.get(f"{self.base_url}{path}") as answer:
+                if self._foreign is None and not self._listener_pid:
+                    self._listener_pid = _listener_of(self.place.socket_path)
                 if answer.status == _OK:
                     return True
                 if self._foreign is None:

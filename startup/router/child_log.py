@@ -123,7 +123,7 @@ class ChildLog:
         if (cause := find_cause(lines)) is not None:
             return hide_quoted(" ".join(write_digest(cause)), words)
         last = [line.strip() for line in lines if line.strip()][-_NUM_LAST_LINES:]
-        text = escape_controls(hide_in_command(" / ".join(last)))[-_LAST_LINES_CHARACTERS:]
+        text = " / ".join(escape_controls(hide_in_command(line)) for line in last)[-_LAST_LINES_CHARACTERS:]
         return hide_quoted(text, words)
 
     def _read(self) -> None:

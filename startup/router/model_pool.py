@@ -339,10 +339,10 @@ class ModelPool:
         while True:
             await asyncio.sleep(_MEASURE_S)
             self._standby_bytes = standby_bytes()
-            running = {name: child.pids for name, child in self._children.items() if name in self._ready}
+            running = {name: child.pids for name, child in self._children.items() if child.pids}
             needs = await asyncio.to_thread(self._measure, running)
             for name, need in needs.items():
-                if name in self._ready:
+                if name in self._children:
                     self._apply(self._scheduler.measured(name, need, time.monotonic()))
 
     def _measure(self, running: Mapping[str, Collection[int]]) -> dict[str, Need]:

@@ -1,0 +1,207 @@
+"""A router as a process: swaps, failures, crashes, signals, and changes of its file."""
+
+import json
+import os
+import random
+import signal
+import socket
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+
+from envs.registry import env
+from tests.http_answer import Answer, ask
+from tests.processes import GONE_S, assert_gone
+from tests.startup.router.router_process import RouterProcess, embedded, foreign
+from tests.waiting import is_gone, wait_until
+
+_ONE = ("--max-running", "1")
+
+
+def test_room_for_one_swaps_models_and_leaves_nothing_of_the_first(tmp_path: Path) -> None:
+    with RouterProcess(tmp_path, {"a": foreign("has-children"), "b": foreign("b")}, *_ONE) as router:
+        assert router.post("a").status == 200
+        family = router.tree("a")
+        assert router.post("b").json["words"] == ["b"]
+        assert all(is_gone(process.pid) for process in family)
+        assert router.state("a") == "stopped"
+
+
+def test_a_failed_start_answers_all_who_wait_with_its_cause_and_harms_no_other(tmp_path: Path) -> None:
+    with RouterProcess(tmp_path, {"good": foreign("slow"), "bad": foreign("dies")}) as router:
+        assert router.post("good").status == 200
+        pid = router.pid("good")
+        with ThreadPoolExecutor(8) as pool:
+            running = pool.submit(router.post, "good")
+            failed = [pool.submit(router.post, "bad") for _ in range(5)]
+            answers = [future.result() for future in failed]
+            assert running.result().status == 200
+        assert {answer.status for answer in answers} == {503}
+        assert all("RuntimeError: the disk is on fire" in answer.json["error"]["message"] for answer in answers)
+        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in answers)
+        assert router.pid("good") == pid
+        assert "the disk is on fire" in router.models()["bad"]["reason"]
+        assert "[bad] RuntimeError: the disk is on fire\n" in router.log
+
+
+def test_a_model_that_crashed_is_started_again_on_request(tmp_path: Path) -> None:
+    with RouterProcess(tmp_path, {"a": foreign()}) as router:
+        first = router.post("a").json["pid"]
+        os.kill(first, signal.SIGKILL)
+        router.wait_state("a", "failed")
+        wait_until(lambda: router.post("a").status == 200)
+        assert router.post("a").json["pid"] != first
+
+
+def test_a_model_that_dies_in_a_request_answers_it_with_its_end(tmp_path: Path) -> None:
+    with RouterProcess(tmp_path, {"a": foreign("dies-in-request")}) as router:
+        answer = router.post("a")
+        assert answer.status == 503
+        assert "The server ended with exit code 9" in answer.json["error"]["message"]
+
+
+def test_a_killed_router_leaves_no_process_and_no_folder_behind(tmp_path: Path) -> None:
+    with RouterProcess(tmp_path, {"a": foreign("has-children"), "b": foreign()}) as router:
+        assert router.post("a").status == router.post("b").status == 200
+        folder = Path(psutil.Process(router.pid("a")).environ()[env.VCLI_ROUTER.name]).parent
+        family = [process for process in psutil.process_iter() if _is_of(process, folder)]
+        assert len(family) == 5, "two servers, and three processes that the one has started"
+        router.terminate(signal.SIGKILL)
+        assert_gone(family)
+        wait_until(lambda: not folder.exists())
+
+
+def test_sigterm_lets_running_requests_end_and_refuses_others(tmp_path: Path) -> None:
+    with RouterProcess(tmp_path, {"a": foreign("slow"), "b": foreign("never-listens")}) as router:
+        assert router.post("a").status == 200
+        with ThreadPoolExecutor() as pool:
+            running, waiting = pool.submit(router.post, "a"), pool.submit(router.post, "b")
+            router.wait_state("b", "starting")
+            wait_until(lambda: router.models()["a"]["num_running"] == 1)
+            router.process.send_signal(signal.SIGTERM)
+            assert waiting.result().status == 503
+            assert running.result().status in (200, 502, 503)
+        assert router.process.wait(GONE_S) == 0
+
+
+def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
+    with RouterProcess(tmp_path, {"a": foreign("ignores-sigterm", "has-children")}) as router:
+        assert router.post("a").status == 200
+        family = router.tree("a")
+        router.process.send_signal(signal.SIGTERM)
+        router.wait_logged("stopping: ")
+        wait_until(lambda: router.process.poll() is not None or router.process.send_signal(signal.SIGTERM))
+        assert router.process.wait(GONE_S) == -signal.SIGTERM
+        assert_gone(family)
+
+
+def test_a_hundred_changes_of_the_file_touch_no_model_that_stays_the_same(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    same = {"same": foreign("same"), "other": foreign("other")}
+    with RouterProcess(tmp_path, same) as router:
+        pids = {name: router.post(name).json["pid"] for name in same}
+        for number in range(100):
+            extra = {f"extra{rng.randrange(5)}": foreign(str(number)) for _ in range(3)}
+            router.write({**extra, **same} if number % 2 else {**same, **extra, "same": foreign("same", aliases=["s"])})
+            if number % 5 == 0:
+                router.process.send_signal(signal.SIGHUP)
+            if number % 10 == 0:
+                router.post(rng.choice(list(extra)))
+        router.write({"same": foreign("same", aliases=["t"]), "other": foreign("changed")})
+        wait_until(lambda: router.post("t").status == 200)
+        assert router.post("t").json["pid"] == pids["same"]
+        assert router.post("other").json["words"] == ["changed"]
+        assert router.post("extra0").status == 404
+        wait_until(lambda: is_gone(pids["other"]))
+        assert len(_children(router)) == 2
+
+
+def test_a_faulty_file_is_named_and_the_old_one_stays(tmp_path: Path) -> None:
+    with RouterProcess(tmp_path, {"a": foreign()}) as router:
+        pid = router.post("a").json["pid"]
+        router.file.write_text("models:\n  a:\n    comand: x\n")
+        router.process.send_signal(signal.SIGHUP)
+        router.wait_logged("models.yaml:3")
+        assert router.post("a").json["pid"] == pid
+
+
+def test_a_removed_model_answers_404_once_its_running_request_has_ended(tmp_path: Path) -> None:
+    with RouterProcess(tmp_path, {"a": foreign("slow"), "b": foreign()}) as router:
+        pid = router.post("a").json["pid"]
+        with ThreadPoolExecutor() as pool:
+            running = pool.submit(router.post, "a")
+            wait_until(lambda: router.models()["a"]["num_running"] == 1)
+            router.write({"b": foreign()})
+            router.process.send_signal(signal.SIGHUP)
+            assert running.result().status == 200
+        wait_until(lambda: router.post("a").status == 404)
+        wait_until(lambda: is_gone(pid))
+
+
+def test_an_unload_breaks_a_start_off(tmp_path: Path) -> None:
+    with RouterProcess(tmp_path, {"a": foreign("never-listens")}) as router, ThreadPoolExecutor() as pool:
+        loading: Future[Answer] = pool.submit(ask, f"{router.url}/v1/models/a/load", {})
+        router.wait_state("a", "starting")
+        pid = router.pid("a")
+        unloading = pool.submit(ask, f"{router.url}/v1/models/a/unload", {})
+        wait_until(lambda: is_gone(pid))
+        router.process.send_signal(signal.SIGTERM)
+        loading.result()
+        unloading.result()
+
+
+def test_a_preloaded_model_runs_before_the_first_request(tmp_path: Path) -> None:
+    with RouterProcess(tmp_path, {"a": foreign(preload=True), "b": foreign()}) as router:
+        router.wait_state("a", "ready")
+        assert router.state("b") == "stopped"
+
+
+def test_lines_of_models_are_records_with_their_name(tmp_path: Path) -> None:
+    with RouterProcess(tmp_path, {"a": foreign("dies")}, "--log-format", "json") as router:
+        assert router.post("a").status == 503
+        router.wait_logged("RuntimeError: the disk is on fire")
+        records = [json.loads(line) for line in router.log.splitlines()]
+        (record,) = [one for one in records if one["message"] == "RuntimeError: the disk is on fire"]
+        assert record["model"] == "a"
+
+
+def test_a_service_manager_is_told_of_the_start_and_the_end(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"{folder}/notify")
+        manager.settimeout(GONE_S)
+        environment = {env.NOTIFY_SOCKET.name: f"{folder}/notify"}
+        with RouterProcess(tmp_path, {"a": foreign("has-children")}, environment=environment) as router:
+            assert manager.recv(4096).startswith(b"READY=1\nSTATUS=ready: http://")
+            variables = ask(f"{router.url}/upstream/a/env").json["variables"]
+            assert env.NOTIFY_SOCKET.name not in variables
+            assert router.terminate() == 0
+            messages = [manager.recv(4096)]
+            while not messages[-1].startswith(b"STOPPING=1"):
+                messages.append(manager.recv(4096))
+
+
+def test_two_embedded_models_answer_and_their_starts_are_warm(tiny_llama: Path, tmp_path: Path) -> None:
+    models = {"a": embedded(tiny_llama), "b": embedded(tiny_llama, aliases=["second"])}
+    with RouterProcess(tmp_path, models, *_ONE, environment={env.VCLI_STANDBY.name: "auto"}) as router:
+        for name in ("a", "b", "a", "second"):
+            answer = router.post(name)
+            assert answer.status == 200
+            assert answer.json["model"] == name
+        wait_until(lambda: router.post("a").status == router.post("b").status == 200 and "warm start" in router.log)
+        assert "[b] INFO" in router.log
+        assert router.terminate() == 0
+
+
+def _children(router: RouterProcess) -> list[psutil.Process]:
+    """The servers of its models."""
+    folder = Path(psutil.Process(router.pid("same")).environ()[env.VCLI_ROUTER.name]).parent
+    return [process for process in psutil.process_iter() if _is_of(process, folder)]
+
+
+def _is_of(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.environ().get(env.VCLI_ROUTER.name, "").startswith(f"{folder}/")
+    except psutil.Error:
+        return False
