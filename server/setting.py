@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 Group = Literal[
     "Start",
+    "Several models",
     "Model",
     "LoRA adapters",
     "Memory and scheduling",

@@ -46,6 +46,55 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeveralModelsConfig:
+    """Several models behind one port (`startup.router`); without effect for one model."""
+
+    help_group: ClassVar[Group] = "Several models"
+
+    models: str | None = setting(
+        None,
+        "--models",
+        "Serve the models of this YAML file behind one port, each from its first request; `serve A B` does so, too.",
+        variable=env.VCLI_MODELS,
+        metavar="FILE",
+    )
+    memory_budget_bytes: int | None = setting(
+        None,
+        "--memory-budget",
+        "The most memory of all models together, such as 48GiB; what the machine has if not given.",
+        variable=env.VCLI_MEMORY_BUDGET,
+        syntax="size",
+        above=0,
+    )
+    max_running: int | None = setting(
+        None,
+        "--max-running",
+        "The most models that run at once; as many as fit into memory if not given.",
+        variable=env.VCLI_MAX_RUNNING,
+        metavar="N",
+        minimum=1,
+    )
+    max_wait_s: float = setting(
+        10.0,
+        "--max-wait",
+        "How long a request for a model without room waits for the others to become idle, before they get no more.",
+        variable=env.VCLI_MAX_WAIT,
+        above=0,
+    )
+    max_waiting: int = setting(
+        256,
+        "--max-waiting",
+        "The most requests that wait for one model; further ones are answered with 429.",
+        variable=env.VCLI_MAX_WAITING,
+        metavar="N",
+        minimum=1,
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartupConfig:
     """All settings of a start with the embedded engine (`startup.embedded_start`)."""
 
@@ -99,7 +148,7 @@ class StartupConfig:
     idle_warm: IdleWarmMode = setting(
         "auto",
         "--idle-warm",
-        "With --idle-stop: keep a standby for this server alone, so that its starts are warm.",
+        "With --idle-stop or several models: keep a standby for this server alone, so that its starts are warm.",
         choices=IDLE_WARM_MODES,
         variable=env.VCLI_IDLE_WARM,
     )
@@ -134,6 +183,7 @@ class StartupConfig:
         "Write the start's timeline to this file, for Perfetto or chrome://tracing.",
         metavar="FILE",
     )
+    several: SeveralModelsConfig = field(default_factory=SeveralModelsConfig)
     model: ModelConfig
     engine: EngineConfig
     renderer: RendererConfig

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 LAUNCHER_FLAGS = {
     "--engine": 1, "--standby": 1, "--preflight": 1, "--preflight-only": 0, "--json": 0, "--log-format": 1,
     "--startup-timeout": 1, "--download-timeout": 1, "--startup-report": 1, "--startup-trace": 1,
-    "--idle-stop": 1, "--idle-warm": 1, "--prefetch": 1, "--prefetch-threads": 1, "--prefetch-block-size": 1,
+    "--idle-stop": 1, "--idle-warm": 1, "--models": 1, "--memory-budget": 1, "--max-running": 1, "--max-wait": 1,
+    "--max-waiting": 1, "--prefetch": 1, "--prefetch-threads": 1, "--prefetch-block-size": 1,
 }  # fmt: skip
 """The launcher's flags, with the number of their values; with vLLM, every other word is vLLM's."""
 
@@ -98,6 +99,16 @@ def help_topic(words: "Iterable[str]") -> str | None:
 def is_for_information(words: "Iterable[str]") -> bool:
     """Whether the words ask for help or for a version, and start no server."""
     return any(given.flag in (*_HELP, "-v", "--version") for given in split(words))
+
+
+def has_several_models(words: "Sequence[str]") -> bool:
+    """Whether a router starts: with two words before all flags, --models, or VCLI_MODELS and no model."""
+    if len(words) > 1 and not is_flag_like(words[0]) and not is_flag_like(words[1]):
+        return True
+    given = {each.flag for each in split(words, LAUNCHER_FLAGS.get)}
+    if "--models" in given or not foreign.text_of("VCLI_MODELS"):
+        return "--models" in given
+    return (not words or is_flag_like(words[0])) and given.isdisjoint(("--model", "--config"))
 
 
 def is_eager(words: "Iterable[str]") -> bool:

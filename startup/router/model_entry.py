@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from startup.errors import StartupError
+from startup.preflight.report import USAGE
 
 NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
 
@@ -36,7 +37,7 @@ class ModelEntry:
     foreign: ForeignCommand | None = None
     engine: str = "auto"
     """`embedded`, `vllm` or `auto`; `other` with `foreign`."""
-    env: Mapping[str, str] = field(default_factory=lambda: NO_ENVIRONMENT)
+    env: Mapping[str, str] = field(default_factory=lambda: NO_ENVIRONMENT, repr=False)
     ttl_s: float | None = None
     """How long the model stays without a request; None: until its memory is needed."""
     preload: bool = False
@@ -68,6 +69,8 @@ class Fault:
     """The path of the key: `models.qwen.ttl`."""
     file: str = "models.yaml"
     """The file as the user named it; empty: the command line."""
+    check: str = USAGE
+    """The check of the preflight that has found it; `usage` for what is not accepted at all."""
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
@@ -96,3 +99,8 @@ class ModelsFileError(StartupError):
     def __init__(self, faults: Sequence[Fault]) -> None:
         super().__init__("\n".join(map(str, faults)))
         self.faults = tuple(faults)
+
+    @property
+    def has_usage_error(self) -> bool:
+        """Whether a key, a value or a flag is not accepted."""
+        return any(fault.check == USAGE for fault in self.faults)

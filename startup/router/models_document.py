@@ -99,7 +99,7 @@ class Findings:
 
 def spell_path(path: Iterable[Key]) -> str:
     """`models.qwen.aliases[0]`."""
-    parts = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in path]
+    parts = [f"[{key}]" if isinstance(key, int) else f".{key if key.isprintable() else repr(key)}" for key in path]
     return "".join(parts).removeprefix(".")
 
 
@@ -221,7 +221,9 @@ class _Builder:
     def _add_scalar(self, event: Any, line: int) -> None:
         tag = event.tag
         if tag in (None, "!"):
-            tag = self._scalars.resolve(self._yaml.ScalarNode, event.value, event.implicit)
+            tag = self._scalars.resolve(  # type: ignore[no-untyped-call]
+                self._yaml.ScalarNode, event.value, event.implicit
+            )
         is_key = bool(self._stack) and isinstance(self._stack[-1].node.value, dict) and self._stack[-1].key is None
         if is_key:
             self._set_key(event.value, line, is_merge=tag == f"{_TAG}merge")

@@ -181,7 +181,7 @@ class _Reader:
 
     def _duration(self, path: KeyPath, default: float | None, node: Any = None) -> float | None:
         """Seconds; None for 0, which stands for no limit."""
-        value = (self.document if node is None else node).get(path[-1])
+        value = (self.document if node is None else node).get(str(path[-1]))
         if value is None or self._is_wrong(*map(str, path)) or value == -1:
             return default
         if isinstance(value, str) and value.strip() in ("0", "0s"):
@@ -215,6 +215,8 @@ class _Reader:
             start_timeout_s=self._duration((*path, "start_timeout"), self.defaults.start_timeout_s, keys),
             line=self.findings.line_of(path),
         )
+        if (*path, "cmd") in self.findings.fault_paths:
+            return entry
         if "cmd" in keys:
             entry = self._with_command(entry, keys, path)
         else:

@@ -11,7 +11,7 @@ import time
 
 from envs import foreign
 from startup.processes import messages
-from startup.serve_words import ServeWords
+from startup.serve_words import ServeWords, has_several_models
 from startup.standby import places
 from startup.standby.kinds import kind_of
 from startup.standby.places import peer_of
@@ -42,6 +42,8 @@ def serve_warm(words: list[str]) -> int | None:
     Returns:
         The exit code of the server; a server that was killed by a signal ends this process by that signal.
     """
+    if has_several_models(words):
+        return None  # a router is a light process, whose servers may be forked
     own = ServeWords(words).own
     if (own.get("--idle-stop") or foreign.text_of("VCLI_IDLE_STOP")) and not foreign.has_front():
         return None  # this process is to be the front, a light process, whose servers may be forked

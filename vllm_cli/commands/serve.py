@@ -1,18 +1,30 @@
 """`vllm-cli serve`: checks the settings and starts the engine."""
 
+import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
 
 from envs import foreign
 from envs.registry import env
-from server.exit_codes import OK, START_FAILED
+from server.exit_codes import OK, START_FAILED, USAGE
 from startup.config import StandbyMode, StartupConfig
 from startup.engine.installed import require_embedded_engine
-from startup.errors import StartupError
+from startup.errors import CommandLineError, StartupError
+from startup.router.model_entry import ModelsFileError
 from startup.timeline import start_origin
 from startup.vllm.options import VllmOptions
-from vllm_cli.flags.serve_command import CONFIG_OF_START, VLLM, WORDS, ServeCommand, serve_parameters
+from vllm_cli.flags.screening import show_notices
+from vllm_cli.flags.serve_command import (
+    CONFIG_OF_START,
+    SEVERAL_MODELS,
+    VLLM,
+    WORDS,
+    ServeCommand,
+    SeveralModels,
+    serve_parameters,
+)
 
 if TYPE_CHECKING:
     from startup.on_request.front import FrontOptions
@@ -20,7 +32,8 @@ if TYPE_CHECKING:
 
 _HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API of `vllm serve`.
 
-Without MODEL, SmolLM2-135M-Instruct is served. Every flag of `vllm serve` is accepted: `--help=all` also shows
+Without MODEL, SmolLM2-135M-Instruct is served; with several, or with --models FILE, all of them behind one port,
+each from its first request. Every flag of `vllm serve` is accepted: `--help=all` also shows
 those without effect and those that need `--engine vllm`. `_` and `-` are the same in a flag's name.
 
 \b
@@ -28,6 +41,7 @@ Examples:
   vllm-cli serve
   vllm-cli serve Qwen/Qwen3-0.6B --port 8001 --max-model-len 8k
   vllm-cli serve Qwen/Qwen3-0.6B --api-key-file keys.txt --served-model-name qwen
+  vllm-cli serve --models models.yaml --idle-stop 10m
   vllm-cli serve --override-generation-config.temperature 0.5
 
 Exit codes: 0 stopped by a signal; 1 the engine died and no restart was left; 2 usage; 3 the start failed;
@@ -39,6 +53,8 @@ Exit codes: 0 stopped by a signal; 1 the engine died and no restart was left; 2 
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Returns the exit code of the server; imports nothing heavy before all settings are checked."""
+    if (several := ctx.meta.get(SEVERAL_MODELS)) is not None:
+        return _serve_several(several, ctx.params)
     if (options := ctx.meta.get(VLLM)) is not None:
         if _is_front(options.idle_stop_s) and not options.is_preflight_only:
             from vllm_cli.flags.front_options import vllm_front
@@ -58,6 +74,25 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     from startup.embedded_start import start_embedded
 
     return start_embedded(config)
+
+
+def _serve_several(several: SeveralModels, given: Mapping[str, object]) -> int:
+    from vllm_cli.flags.router_options import ModelsReader, router_options
+
+    begin = time.perf_counter()
+    reader = ModelsReader(several)
+    checked = reader.read()
+    if given.get("preflight_only"):
+        report = checked.report(time.perf_counter() - begin)
+        code = _print(report, as_json=bool(given.get("json")))
+        return USAGE if report.has_usage_error else code
+    show_notices(map(str, checked.notices), several.config.log_format)
+    if checked.faults:
+        err = ModelsFileError(checked.faults)
+        raise CommandLineError(str(err)) if err.has_usage_error else err
+    from startup.router.router import run_router
+
+    return run_router(router_options(several, reader, checked))
 
 
 def _is_front(idle_stop_s: float | None) -> bool:

@@ -12,9 +12,11 @@ from startup.serve_words import LAUNCHER_FLAGS, ServeWords
 from startup.vllm.options import VllmOptions
 from vllm_cli.errors import InputError
 from vllm_cli.flags.flag import SupportedFlag
-from vllm_cli.flags.supported import ENGINE, LOG_FORMAT, SUPPORTED
+from vllm_cli.flags.supported import ENGINE, GROUPS, LOG_FORMAT, SUPPORTED
 
-_FLAGS: Final = tuple(flag for flag in SUPPORTED if flag.name in LAUNCHER_FLAGS)
+_FLAGS: Final = tuple(
+    flag for flag in SUPPORTED if flag.name in LAUNCHER_FLAGS and flag not in GROUPS["Several models"]
+)
 
 
 def choose_engine(words: Sequence[str]) -> str:

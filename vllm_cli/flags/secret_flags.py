@@ -14,7 +14,7 @@ from vllm_cli.flags.table import find_flag
 
 def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
     """The words without these flags, in any spelling, and their values."""
-    kept = (given for flag, given in _flags(words) if flag is None or flag.name not in names)
+    kept = (given for flag, given in split_flags(words) if flag is None or flag.name not in names)
     return [word for given in kept for word in given.words]
 
 
@@ -26,7 +26,7 @@ def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str
     """
     kept: list[str] = []
     variables: dict[str, str] = {}
-    for flag, given in _flags(words):
+    for flag, given in split_flags(words):
         if isinstance(flag, SupportedFlag) and flag.is_secret and flag.variable is not None and len(given.values) == 1:
             variables[flag.variable.name] = given.values[0]
         else:
@@ -42,7 +42,7 @@ def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]
         has_key_file: whether the engine has --api-key-file.
     """
     values: dict[SupportedFlag, list[str]] = {}
-    for flag, given in _flags(words):
+    for flag, given in split_flags(words):
         if isinstance(flag, SupportedFlag) and flag.is_secret and any(given.values):
             values.setdefault(flag, []).extend(given.values)
     for flag, secrets in values.items():
@@ -62,7 +62,7 @@ def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
         yield "--api-key is empty: requests need no key, unless a file or the variable contains one."
 
 
-def _flags(words: Iterable[str]) -> Iterator[tuple[Flag | None, Given]]:
+def split_flags(words: Iterable[str]) -> Iterator[tuple[Flag | None, Given]]:
     """The flags as `Arguments.parse` finds them; None for other words and for a flag that it would reject."""
     for given in split(words, _num_values):
         yield _find(given.flag), given

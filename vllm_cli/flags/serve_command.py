@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
 from envs.variable import EnvError
 from startup.config import DEFAULT_MODEL_ID, StartupConfig
-from startup.serve_words import help_topic
+from startup.serve_words import LAUNCHER_FLAGS, has_several_models, help_topic, split
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
 from vllm_cli.flags.config_file import read_config_file
@@ -19,6 +19,7 @@ from vllm_cli.flags.engine_choice import choose_engine, vllm_options
 from vllm_cli.flags.flag import Shape, SupportedFlag
 from vllm_cli.flags.help import write_groups, write_topic
 from vllm_cli.flags.option import FlagOption, complete_model
+from vllm_cli.flags.router_words import SEVERAL, RouterWords, split_router_words
 from vllm_cli.flags.screening import notices, reject_unsupported, show_notices
 from vllm_cli.flags.secret_flags import empty_key_notices, secret_notices
 from vllm_cli.flags.supported import CONFIG, LOG_FORMAT, SUPPORTED, VARIABLES, is_section
@@ -28,10 +29,24 @@ VLLM: Final = "vllm_cli.vllm_options"
 CONFIG_OF_START: Final = "vllm_cli.startup_config"
 """Key of the configuration of a start of the embedded engine."""
 
+SEVERAL_MODELS: Final = "vllm_cli.several_models"
+"""Key of the settings of a router."""
+IS_QUIET: Final = "vllm_cli.is_quiet"
+"""Key that is set if no notices are to be shown."""
+
 WORDS: Final = "vllm_cli.words"
 """Key of the words after `serve`."""
 
 _READ_FOR_VLLM: Final = ("VLLM_WORKER_MULTIPROC_METHOD", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+class SeveralModels(NamedTuple):
+    """A command line with several models."""
+
+    config: StartupConfig
+    """Of its own flags; those of models have their defaults."""
+    words: RouterWords
+    has_log_level: bool
 
 
 class ServeCommand(click.Command):
@@ -42,12 +57,15 @@ class ServeCommand(click.Command):
         if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, _words_so_far(args))
         ctx.meta[WORDS] = tuple(args)
+        if has_several_models(args):
+            return self._parse_several(ctx, args)
+        _reject_flags_of_several(args)
         if choose_engine(args) == "vllm":
             _raise_all(error for error in validate_all() if _is_read_for_vllm(error.name))
             options = vllm_options(ctx, args)
-            show_notices(
-                (*_unknown_variables(), *secret_notices(options.words, has_key_file=False)), options.log_format
-            )
+            if IS_QUIET not in ctx.meta:
+                secrets = secret_notices(options.words, has_key_file=False)
+                show_notices((*_unknown_variables(), *secrets), options.log_format)
             ctx.meta[VLLM] = options
             return []
         if (topic := help_topic(args)) is not None:
@@ -57,11 +75,29 @@ class ServeCommand(click.Command):
         given = Arguments.parse(args)
         config_path = given.last_value(CONFIG.name)
         in_file = read_config_file(Path(config_path)) if config_path else Arguments()
-        log_format = _screen(args, given, in_file)
+        log_format = _screen(args, given, in_file, is_quiet=IS_QUIET in ctx.meta)
         ctx.default_map = _defaults(in_file)
         rest = super().parse_args(ctx, given.words_of(SupportedFlag))
         ctx.meta[CONFIG_OF_START] = build_startup_config(_given_settings(ctx))
-        show_notices(notices((in_file.flags | given.flags).values()), log_format)  # of values that are valid
+        if IS_QUIET not in ctx.meta:
+            show_notices(notices((in_file.flags | given.flags).values()), log_format)  # of values that are valid
+        return rest
+
+    def _parse_several(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Reads the router's own flags; those of models are checked with each model."""
+        if (topic := help_topic(args)) is not None:
+            click.echo(self._help_about(ctx, topic))
+            ctx.exit()
+        _raise_all(validate_all())
+        words = split_router_words(args)
+        given = Arguments.parse(words.own)
+        rest = super().parse_args(ctx, given.words_of(SupportedFlag))
+        config = build_startup_config(_given_settings(ctx))
+        has_log_level = "--log-level" in given.flags or env.VLLM_LOGGING_LEVEL.raw is not None
+        ctx.meta[SEVERAL_MODELS] = SeveralModels(config, words, has_log_level)
+        secrets = secret_notices(args, has_key_file=True)
+        empty = empty_key_notices(given.flags.values())
+        show_notices((*_unknown_variables(), *secrets, *empty), config.log_format)
         return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -117,7 +153,12 @@ def _unknown_variables() -> Iterator[str]:
     return (f"{unknown}." for unknown in unknown_variables())
 
 
-def _screen(words: Sequence[str], given: Arguments, in_file: Arguments) -> str:
+def _reject_flags_of_several(words: Sequence[str]) -> None:
+    for flag in (each.flag for each in split(words, LAUNCHER_FLAGS.get) if each.flag in SEVERAL):
+        raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
+
+
+def _screen(words: Sequence[str], given: Arguments, in_file: Arguments, *, is_quiet: bool) -> str:
     """Rejects flags; returns the format of notices."""
     has_model = given.positionals or "--model" in given.flags or "--model" in in_file.flags
     if given.greedy_flag and not has_model:
@@ -129,8 +170,9 @@ def _screen(words: Sequence[str], given: Arguments, in_file: Arguments) -> str:
     reject_unsupported(flags)
     log_format = next(filter(None, (where.last_value(LOG_FORMAT.name) for where in (given, in_file))), None)
     log_format = log_format or env.VCLI_LOG_FORMAT.get()
-    secrets = secret_notices(words, has_key_file=True)
-    show_notices((*_unknown_variables(), *secrets, *empty_key_notices(flags)), log_format)
+    if not is_quiet:
+        secrets = secret_notices(words, has_key_file=True)
+        show_notices((*_unknown_variables(), *secrets, *empty_key_notices(flags)), log_format)
     return log_format
 
 

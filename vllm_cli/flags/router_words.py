@@ -1,0 +1,98 @@
+"""Splits the words of `serve --models FILE` and `serve A B`: models, its own flags, defaults of models."""
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Final, NamedTuple
+
+from startup.serve_words import is_flag_like
+from vllm_cli.errors import InputError
+from vllm_cli.flags.flag import Flag
+from vllm_cli.flags.secret_flags import split_flags
+from vllm_cli.flags.supported import GROUPS
+
+SEVERAL: Final = frozenset(flag.name for flag in GROUPS["Several models"])
+ADDRESS: Final = frozenset(("--host", "--port", "--uds"))
+KEYS: Final = frozenset(("--api-key", "--api-key-file", "--api-key-everywhere"))
+TLS: Final = frozenset(
+    ("--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--ssl-cert-reqs", "--ssl-ciphers", "--enable-ssl-refresh")
+)
+_CORS: Final = frozenset(("--allowed-origins", "--allowed-methods", "--allowed-headers", "--allow-credentials"))
+_LOGS: Final = frozenset(
+    ("--log-level", "--log-format", "--log-config-file", "--uvicorn-log-level", "--disable-uvicorn-access-log")
+)
+_IDLE: Final = frozenset(("--idle-stop", "--idle-warm"))
+_START: Final = frozenset(("--engine", "--startup-timeout", "--preflight-only", "--json"))
+
+OWN: Final = SEVERAL | ADDRESS | KEYS | TLS | _CORS | _LOGS | _IDLE | _START | {"--root-path"}
+"""The router's flags; a model does not get them."""
+OF_ROUTER_ALONE: Final = OWN - {"--engine", "--startup-timeout", *_LOGS}
+"""Those that a model cannot have, either."""
+
+_FOR_BOTH: Final = ("--preflight",)
+_ELSEWHERE: Final = frozenset(
+    (
+        "--headless", "--grpc", "--nnodes", "--node-rank", "--data-parallel-rank", "--data-parallel-external-lb",
+        "--data-parallel-hybrid-lb", "--data-parallel-multi-port-external-lb",
+    )
+)  # fmt: skip
+_OF_ONE_MODEL: Final = {
+    "--config": "write its flags here, or `config:` into the args of each model",
+    "--model": "name the models in the file, or as words before all flags",
+    "--served-model-name": "the names are those of the file; `aliases` are further ones",
+    "--lora-modules": "write it into the args of its model",
+    "--startup-report": "write it into the args of a model",
+    "--startup-trace": "write it into the args of a model",
+}
+"""Flags that cannot be the same for all models, and what to do instead."""
+_ONE_SERVER: Final = "its processes are on this machine, behind one socket"
+
+
+class RouterWords(NamedTuple):
+    """The words after `serve`."""
+
+    models: tuple[str, ...]
+    """Those before the first flag."""
+    own: list[str]
+    defaults: list[str]
+    """Flags in front of those of each model."""
+
+
+def split_router_words(words: Sequence[str]) -> RouterWords:
+    """Raises InputError for what several models cannot have."""
+    models = tuple(takewhile(lambda word: not is_flag_like(word), words))
+    own: list[str] = []
+    defaults: list[str] = []
+    for flag, given in split_flags(words[len(models) :]):
+        if given.words[0] == "--":
+            raise InputError("several models do not go with the word --: leave it out.")
+        name = flag.name if flag is not None else given.flag
+        _reject(name, given.values)
+        if name in OWN or name in _FOR_BOTH:
+            own += given.words
+        if name not in OWN:
+            defaults += given.words
+    if models and any(flag is not None and flag.name == "--models" for flag, _ in split_flags(own)):
+        raise InputError(f"--models does not go with {models[0]}: name this model in the file.")
+    return RouterWords(models, own, defaults)
+
+
+def fault_of_model(flag: Flag) -> str | None:
+    """Why a model behind a router cannot have a flag; None if it can."""
+    if flag.name in ADDRESS:
+        return "requests for all models come to the port of the command line"
+    if flag.name in KEYS:
+        return "give it on the command line, for all models, or use apiKeys"
+    if flag.name in OF_ROUTER_ALONE:
+        return "ttl is its time without requests" if flag.name == "--idle-stop" else "it is a flag of the command line"
+    return _ONE_SERVER if flag.name in _ELSEWHERE else None
+
+
+def _reject(name: str, values: Sequence[str]) -> None:
+    if name in _OF_ONE_MODEL:
+        raise InputError(f"{name} does not go with several models: {_OF_ONE_MODEL[name]}.")
+    if name in _ELSEWHERE and tuple(values) != ("1",):
+        raise InputError(f"{name} does not go with several models: of each, {_ONE_SERVER}.")
+    if name == "--standby" and tuple(values) == ("require",):
+        raise InputError(
+            "--standby require does not go with several models, which have a standby of their own: leave it out."
+        )
