@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,8 +110,8 @@ class Proxy:
         """Passes the messages of a WebSocket on, in both directions, until one side closes it."""
         protocols = [name.strip() for name in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
         async with self._pool.lease(entry.name) as child:
-            headers = _passed_on(request.headers, _NOT_REQUESTED | dropped)
-            for name in [name for name in headers if name.lower().startswith(_HANDSHAKE)]:
+            headers = _to_server(request.headers, _NOT_REQUESTED | dropped)
+            for name in [name for name in headers if name.startswith(_HANDSHAKE)]:
                 headers.popall(name, None)
             try:
                 upstream = await self._session_of(child).ws_connect(
@@ -165,7 +167,7 @@ class Proxy:
         request = call.request
         async with self._pool.lease(call.entry.name) as child:
             begun = await comments.end()
-            headers = _passed_on(request.headers, _NOT_REQUESTED | call.dropped)
+            headers = _to_server(request.headers, _NOT_REQUESTED | call.dropped)
             if begun is not None:
                 headers.popall(hdrs.ACCEPT_ENCODING, None)
             data = call.body.data()
@@ -228,12 +230,14 @@ def _closing(upstream: aiohttp.ClientResponse) -> Iterator[None]:
         if upstream.content.is_eof():
             upstream.release()
         else:
+            if (connection := upstream.connection) is not None and connection.transport is not None:
+                connection.transport.abort()  # without waiting for the server to read what was written
             upstream.close()
 
 
 async def _answer(request: web.Request, upstream: aiohttp.ClientResponse, child: Child) -> web.StreamResponse:
     """Sends the response as it comes."""
-    headers = _passed_on(upstream.headers, _HOP_BY_HOP)
+    headers = _to_client(upstream.headers)
     length = upstream.content_length
     if length is not None and length <= _WHOLE_BYTES and request.method != hdrs.METH_HEAD:
         try:
@@ -279,12 +283,15 @@ async def _copy(upstream: aiohttp.ClientResponse, request: web.Request, response
 
 def _break_off(request: web.Request) -> None:
     """Closes the client's connection so that the response does not look complete."""
-    if request.transport is None:
+    transport = request.transport
+    if transport is None:
         return
     if request.version >= aiohttp.HttpVersion11:
-        request.transport.close()  # what was written is sent before; the end of the body is missing
-    else:
-        request.transport.abort()  # the end of the connection would be that of the body
+        transport.close()  # what was written is sent before; the end of the body is missing
+        return
+    # the end of the connection would be the end of the body: a reset is none
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 async def _ended(child: Child, err: Exception) -> ModelRefused:
@@ -303,12 +310,24 @@ def _target(child: Child, path: str, query: str) -> URL:
     )
 
 
-def _passed_on(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """The headers without those about the connection, which `Connection` may name, too."""
-    if hdrs.CONNECTION in headers:
-        named = ",".join(headers.getall(hdrs.CONNECTION)).lower().split(",")
-        dropped = dropped.union(name.strip() for name in named)
+def _to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
+    """The headers of a request, in lower case: aiohttp's client keeps duplicates that are spelled alike."""
+    dropped = dropped | _named_by_connection(headers)
+    names = ((name.lower(), value) for name, value in headers.items())
+    return CIMultiDict((name, value) for name, value in names if name not in dropped)
+
+
+def _to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """The headers of a response."""
+    dropped = _HOP_BY_HOP | _named_by_connection(headers)
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)
+
+
+def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
+    """Further headers that are about one connection only."""
+    if hdrs.CONNECTION not in headers:
+        return frozenset()
+    return frozenset(name.strip().lower() for name in ",".join(headers.getall(hdrs.CONNECTION)).split(","))
 
 
 async def _exchange(client: web.WebSocketResponse, server: aiohttp.ClientWebSocketResponse) -> None:

@@ -1,0 +1,204 @@
+"""The real application over real sockets, in front of models' servers that a test writes."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from server.security.api_keys import ApiKeys
+from server.server_config import NetworkConfig
+from startup.router.child import ChildProgress
+from startup.router.http.app import AppOptions, create_app, create_runner
+from startup.router.model_entry import ModelEntry
+from startup.router.model_pool import ModelRefused, ModelStatus
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class SmallChild:
+    """A model's server, without a process."""
+
+    def __init__(self, socket_path: Path | None = None, base_url: str = "http://localhost") -> None:
+        self.base_url = base_url
+        self.connector = (
+            aiohttp.UnixConnector(str(socket_path), limit=0, keepalive_timeout=2)
+            if socket_path
+            else aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
+        )
+        self.reason = ""
+
+    async def end_reason(self) -> str:
+        return self.reason
+
+
+class SmallPool:
+    """Models that a test starts and stops by hand."""
+
+    def __init__(self, entries: Sequence[ModelEntry]) -> None:
+        self.entries: Mapping[str, ModelEntry] = {entry.name: entry for entry in entries}
+        self.children: dict[str, SmallChild] = {}
+        self.refused: ModelRefused | None = None
+        self.is_draining = False
+        self.starts: deque[dict[str, Any]] = deque()
+        self.num_leases = 0
+        self.num_waiting = 0
+        self.changed = asyncio.Condition()
+
+    def resolve(self, requested: str) -> ModelEntry | None:
+        return next((entry for entry in self.entries.values() if requested in entry.request_names), None)
+
+    def near_names(self, requested: str) -> list[str]:
+        return [name for name in self.entries if name[:3] == requested[:3]]
+
+    def is_ready(self, name: str) -> bool:
+        return name in self.children
+
+    def progress(self, name: str) -> str:
+        return "starting, load_weights 42 %,\n1.3 s left"
+
+    @asynccontextmanager
+    async def lease(self, name: str) -> AsyncIterator[SmallChild]:
+        async with self.changed:
+            self.num_waiting += 1
+            self.changed.notify_all()
+            try:
+                await self.changed.wait_for(lambda: self.refused is not None or name in self.children)
+            finally:
+                self.num_waiting -= 1
+        if self.refused is not None:
+            raise self.refused
+        self.num_leases += 1
+        try:
+            yield self.children[name]
+        finally:
+            self.num_leases -= 1
+
+    async def start(self, name: str, child: SmallChild) -> None:
+        async with self.changed:
+            self.children[name] = child
+            self.changed.notify_all()
+
+    async def refuse(self, refused: ModelRefused) -> None:
+        async with self.changed:
+            self.refused = refused
+            self.changed.notify_all()
+
+    async def load(self, name: str) -> None:
+        async with self.lease(name):
+            pass
+
+    async def unload(self, name: str) -> None:
+        self.children.pop(name, None)
+
+    def view(self) -> list[ModelStatus]:
+        return [
+            ModelStatus(
+                entry=entry,
+                state="ready" if name in self.children else "starting" if name == "starting" else "stopped",
+                since_unix_s=time.time() - 5,
+                progress=ChildProgress("load_weights", 0.42, 1.3) if name == "starting" else None,
+                memory_bytes=1 << 20 if name in self.children else None,
+                size_bytes=1 << 21,
+                reason=None,
+                num_running=self.num_leases,
+                num_waiting=self.num_waiting,
+                num_starts=1,
+                last_start_s=0.5,
+                retry_after_s=None,
+                pid=None,
+            )
+            for name, entry in self.entries.items()
+        ]
+
+    def router_status(self) -> dict[str, Any]:
+        return {
+            "uptime_s": 1.0,
+            "memory_bytes": 1,
+            "standby_bytes": 0,
+            "memory_budget_bytes": None,
+            "needed_bytes": 0,
+            "max_running": None,
+        }
+
+
+class SmallRouter:
+    """A router on a TCP port."""
+
+    def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
+        self._folder = folder
+        self._stack = stack
+        self.pool: SmallPool
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def serve(
+        self, *names: str, entries: Sequence[ModelEntry] = (), keys: Sequence[str] = (), **network: Any
+    ) -> None:
+        """Serves models of these names; none of them runs."""
+        self.pool = SmallPool([*entries, *(ModelEntry(name=name) for name in names)])
+        options = AppOptions(
+            network=NetworkConfig(**network), api_keys=ApiKeys(tuple(keys)), version="9.9", is_access_logged=True
+        )
+        app = create_app(self.pool, options)  # type: ignore[arg-type]
+        runner = create_runner(app, options)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self.port = runner.addresses[0][1]
+
+    async def start_model(self, name: str, handler: Handler) -> SmallChild:
+        """Starts the model's server on a UNIX socket."""
+        child, path = self._create_child()
+        server = web.Server(handler, handler_cancellation=True)  # type: ignore[arg-type]
+        runner = web.ServerRunner(server, shutdown_timeout=0.1)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        await web.UnixSite(runner, str(path)).start()
+        await self.pool.start(name, child)
+        return child
+
+    async def start_raw_model(
+        self, name: str, handler: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+    ) -> SmallChild:
+        """Starts a server that writes bytes itself."""
+        child, path = self._create_child()
+        server = await asyncio.start_unix_server(handler, path)
+        self._stack.callback(server.close)
+        await self.pool.start(name, child)
+        return child
+
+    def _create_child(self) -> tuple[SmallChild, Path]:
+        """Its connections are closed after its server: aiohttp waits for what the server has not read."""
+        path = self._folder / f"{time.monotonic_ns()}.sock"
+        child = SmallChild(path)
+        self._stack.push_async_callback(child.connector.close)
+        return child, path
+
+    async def connect(self, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A client that writes bytes itself."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **kwargs)
+        self._stack.callback(writer.transport.abort)
+        return reader, writer
+
+
+def post(path: str, body: bytes, *headers: str, version: str = "1.1") -> bytes:
+    """The bytes of a request."""
+    lines = [f"POST {path} HTTP/{version}", "Host: h", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+async def eventually(is_true: Callable[[], bool]) -> None:
+    """Returns once it is so."""
+    async with asyncio.timeout(30):
+        while not is_true():
+            await asyncio.sleep(0.005)

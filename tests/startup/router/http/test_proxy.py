@@ -1,0 +1,681 @@
+"""What arrives at a model's server is what the client has sent, and the other way round."""
+
+import asyncio
+import gzip
+import json
+import tempfile
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from startup.router.model_pool import ModelRefused
+from tests.ports import free_port
+from tests.startup.router.http.small_router import SmallChild, SmallRouter, eventually, post
+
+CHAT = "/v1/chat/completions"
+MB = 1 << 20
+
+
+def body_of(model: str = "m", size: int = 0, **fields: Any) -> bytes:
+    """A request's body; with a size, the model comes behind so many bytes."""
+    return json.dumps({"prompt": "x" * size, "model": model, **fields}).encode()
+
+
+async def echo(request: web.BaseRequest) -> web.StreamResponse:
+    """Answers with what it has got."""
+    body = await read_all(request)
+    return web.json_response(
+        {
+            "method": request.method,
+            "target": request.raw_path,
+            "headers": [[name.lower(), value] for name, value in request.headers.items()],
+            "size": len(body),
+            "body": body[:1000].decode("latin-1"),
+        }
+    )
+
+
+async def read_all(request: web.BaseRequest) -> bytes:
+    """Without the limit of `request.read`."""
+    return b"".join([part async for part in request.content.iter_any()])
+
+
+def headers_of(answer: dict[str, Any], name: str) -> list[str]:
+    return [value for found, value in answer["headers"] if found == name]
+
+
+# Requests
+
+
+async def test_path_query_and_headers_arrive_as_they_were_written(router: SmallRouter) -> None:
+    await router.serve("m")
+    await router.start_model("m", echo)
+    reader, writer = await router.connect()
+    target = "/v1/a%2Fb/%7Ec//d?x=%20+&x=2&q=a%26b"
+    names = ("X-Twice: 1", "x-twice: 2", "Connection: keep-alive, x-mine", "X-Mine: 1", "TE: trailers", "Keep-Alive: 5")
+    writer.write(post(target, body_of(), *names, "Authorization: Bearer theirs", "Accept-Encoding: br"))
+    answer = json.loads(await read_body(reader))
+    assert answer["target"] == target
+    assert headers_of(answer, "x-twice") == ["1", "2"]
+    assert headers_of(answer, "authorization") == ["Bearer theirs"]
+    assert headers_of(answer, "accept-encoding") == ["br"]
+    assert {"x-mine", "te", "keep-alive", "user-agent", "accept", "content-type"}.isdisjoint(dict(answer["headers"]))
+    assert answer["body"] == body_of().decode()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"])
+async def test_any_method_is_passed_on(router: SmallRouter, client: aiohttp.ClientSession, method: str) -> None:
+    await router.serve("m", "n")
+    await router.start_model("m", echo)
+    async with client.request(method, f"{router.url}/v1/x?model=m") as response:
+        assert response.status == 200
+        body = await response.read()
+    if method != "HEAD":
+        assert json.loads(body)["method"] == method
+
+
+@pytest.mark.parametrize("size", [0, 300_000, pytest.param(5 * MB, id="5 MB")])
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_bodies_arrive_whole(
+    router: SmallRouter, client: aiohttp.ClientSession, size: int, is_chunked: bool
+) -> None:
+    await router.serve("m", "n")
+    await router.start_model("m", echo)
+    body = body_of(size=size)
+
+    async def pieces() -> Any:
+        for begin in range(0, len(body), 70_001):
+            yield body[begin : begin + 70_001]
+
+    async with client.post(router.url + CHAT, data=pieces() if is_chunked else body) as response:
+        answer = await response.json()
+    assert answer["size"] == len(body)
+    if is_chunked and size > MB:
+        assert headers_of(answer, "transfer-encoding") == ["chunked"]
+    else:
+        assert headers_of(answer, "content-length") == [str(len(body))]
+
+
+async def test_a_body_whose_model_comes_first_is_passed_on_while_it_arrives(router: SmallRouter) -> None:
+    got = asyncio.Event()
+
+    async def answer_early(request: web.BaseRequest) -> web.StreamResponse:
+        await request.content.readexactly(300_000)
+        got.set()
+        return web.json_response({"size": 300_000 + len(await read_all(request))})
+
+    await router.serve("m", "n")
+    await router.start_model("m", answer_early)
+    reader, writer = await router.connect()
+    body = b'{"model":"m","x":"' + b"x" * 10 * MB + b'"}'
+    request = post(CHAT, body)
+    half = len(request) // 2
+    writer.write(request[:half])
+    async with asyncio.timeout(30):
+        await got.wait()
+    writer.write(request[half:])
+    assert json.loads(await read_body(reader)) == {"size": len(body)}
+
+
+async def test_chunks_may_end_anywhere(router: SmallRouter) -> None:
+    await router.serve("m", "n")
+    await router.start_model("m", echo)
+    reader, writer = await router.connect()
+    body = body_of(size=100, stream=False)
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+    for byte in body:
+        for part in (b"1;a=b\r", b"\n", bytes((byte,)), b"\r\n"):
+            writer.write(part)
+            await writer.drain()
+    writer.write(b"0\r\nX-Trailer: 1\r\n\r\n")
+    assert json.loads(await read_body(reader))["size"] == len(body)
+
+
+async def test_a_client_that_expects_100_is_asked_for_its_body(router: SmallRouter) -> None:
+    await router.serve("m", "n")
+    await router.start_model("m", echo)
+    reader, writer = await router.connect()
+    body = body_of()
+    head, _, _ = post(CHAT, body, "Expect: 100-continue").partition(b"\r\n\r\n")
+    writer.write(head + b"\r\n\r\n")
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(body)
+    answer = json.loads(await read_body(reader))
+    assert answer["body"] == body.decode()
+    assert headers_of(answer, "expect") == []
+
+
+async def test_pipelined_requests_to_two_models_are_answered_in_order(router: SmallRouter) -> None:
+    await router.serve("a", "b")
+
+    async def slow(request: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.sleep(0.05)
+        return web.Response(text="a")
+
+    async def fast(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(text="b")
+
+    await router.start_model("a", slow)
+    await router.start_model("b", fast)
+    reader, writer = await router.connect()
+    writer.write(b"".join(post(CHAT, body_of(model)) for model in "abab"))
+    assert [await read_body(reader) for _ in range(4)] == [b"a", b"b", b"a", b"b"]
+
+
+async def test_a_broken_chunked_body_is_a_400(router: SmallRouter) -> None:
+    await router.serve("m", "n")
+    await router.start_model("m", echo)
+    reader, writer = await router.connect()
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".encode())
+    assert b" 400 " in await reader.readline()
+
+
+@pytest.mark.thorough
+async def test_a_body_of_50_mb_with_the_model_behind_it(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m", "n")
+    await router.start_model("m", echo)
+    body = body_of(size=50 * MB)
+    async with client.post(router.url + CHAT, data=body) as response:
+        assert (await response.json())["size"] == len(body)
+
+
+@pytest.mark.thorough
+async def test_a_model_that_never_comes_is_a_413(router: SmallRouter) -> None:
+    await router.serve("m", "n")
+    reader, writer = await router.connect()
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+    writer.write(b'f\r\n{"prompt":"xxxx\r\n')
+
+    async def send() -> None:
+        chunk = b"x" * MB
+        for _ in range(70):
+            writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            await writer.drain()
+
+    sending = asyncio.create_task(send())
+    assert b" 413 " in await reader.readline()
+    assert b"/upstream/" in await reader.read(1000)
+    sending.cancel()
+
+
+async def test_what_waits_is_in_files_once_it_is_much(
+    router: SmallRouter, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = []
+    create = tempfile.TemporaryFile
+
+    def create_and_count(*args: Any, **kwargs: Any) -> Any:
+        files.append(create(*args, **kwargs))
+        return files[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", create_and_count)
+    await router.serve("m", "n")
+    body = body_of(size=3 * MB)
+    sending = asyncio.create_task(client.post(router.url + CHAT, data=body))
+    await eventually(lambda: router.pool.num_waiting == 1)
+    assert len(files) == 1
+    await router.start_model("m", echo)
+    async with await sending as response:
+        assert (await response.json())["size"] == len(body)
+    assert files[0].closed
+
+
+# Responses
+
+
+def answering(**kwargs: Any) -> Any:
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(**kwargs)
+
+    return answer
+
+
+async def test_a_compressed_body_stays_compressed(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m")
+    packed = gzip.compress(b"text")
+    await router.start_model("m", answering(body=packed, headers={"Content-Encoding": "gzip", "Vary": "a"}))
+    async with client.post(router.url + CHAT, data=body_of()) as response:
+        assert await response.read() == packed
+        assert response.headers["Content-Encoding"] == "gzip"
+
+
+async def test_headers_of_responses_are_passed_on(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m")
+    headers = [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("Location", "/else"), ("Server", "theirs")]
+    await router.start_model("m", answering(status=307, reason="Elsewhere", headers=headers))
+    for _ in range(2):
+        async with client.post(router.url + CHAT, data=body_of(), allow_redirects=False) as response:
+            assert (response.status, response.reason) == (307, "Elsewhere")
+            assert response.headers.getall("Set-Cookie") == ["a=1", "b=2"]
+            assert response.headers["Location"] == "/else"
+            assert response.headers["Server"] == "theirs"
+
+
+async def test_cookies_are_not_kept(router: SmallRouter) -> None:
+    cookies = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        cookies.append(request.headers.get("Cookie"))
+        return web.Response(headers={"Set-Cookie": "a=1"})
+
+    await router.serve("m")
+    await router.start_model("m", answer)
+    reader, writer = await router.connect()
+    for _ in range(2):
+        writer.write(post(CHAT, body_of()))
+        await read_body(reader)
+    assert cookies == [None, None]
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_responses_without_a_body(router: SmallRouter, status: int) -> None:
+    await router.serve("m")
+    await router.start_model("m", answering(status=status))
+    reader, writer = await router.connect()
+    for _ in range(2):
+        writer.write(post(CHAT, body_of()))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert f" {status} ".encode() in head
+        assert b"transfer-encoding" not in head.lower()
+
+
+async def test_the_answer_to_head_has_the_length_and_no_body(router: SmallRouter) -> None:
+    await router.serve("m")
+    await router.start_model("m", answering(body=b"x" * 1234))
+    reader, writer = await router.connect()
+    for _ in range(2):
+        writer.write(b"HEAD /v1/x?model=m HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert b"content-length: 1234" in (await reader.readuntil(b"\r\n\r\n")).lower()
+
+
+async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(router: SmallRouter) -> None:
+    await router.serve("m")
+    await router.start_model("m", streaming(3))
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, body_of(), version="1.0"))
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b"chunked" not in head
+    assert await reader.read() == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
+
+
+def streaming(number: int, *, then: Any = None) -> Any:
+    async def stream(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for index in range(number):
+            await response.write(f"data: {index}\n\n".encode())
+        if then is not None:
+            await then(request)
+        return response
+
+    return stream
+
+
+async def test_each_event_arrives_when_it_is_written(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    go_on = asyncio.Semaphore(0)
+
+    async def stream(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for index in range(5):
+            await response.write(f"data: {index}\n\n".encode())
+            await go_on.acquire()
+        return response
+
+    await router.serve("m")
+    await router.start_model("m", stream)
+    async with client.post(router.url + CHAT, data=body_of(stream=True)) as response:
+        for index in range(5):
+            assert await response.content.readuntil(b"\n\n") == f"data: {index}\n\n".encode()
+            go_on.release()
+        assert await response.read() == b""
+
+
+# Back-pressure
+
+
+async def test_a_client_that_does_not_read_stops_the_model(router: SmallRouter) -> None:
+    written = 0
+
+    async def endless(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal written
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * 65536)
+            written += 65536
+
+    await router.serve("m")
+    await router.start_model("m", endless)
+    reader, writer = await router.connect(limit=1024)
+    writer.transport.pause_reading()
+    writer.write(post(CHAT, body_of()))
+    before = -1
+    while written > before:
+        before = written
+        await asyncio.sleep(0.3)
+    assert 0 < written < 40 * MB  # the sockets' buffers
+
+
+async def test_a_model_that_does_not_read_stops_the_client(router: SmallRouter) -> None:
+    async def deaf(request: web.BaseRequest) -> web.StreamResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    await router.serve("m")
+    await router.start_model("m", deaf)
+    _, writer = await router.connect()
+    writer.write(post(CHAT, b'{"model":"m",')[:-13].replace(b": 13", b": 1000000000") + b'{"model":"m","x":"')
+    sent = 0
+    with pytest.raises(TimeoutError):
+        while sent < 200 * MB:
+            writer.write(b"x" * MB)
+            async with asyncio.timeout(1):
+                await writer.drain()
+            sent += MB
+    assert sent < 40 * MB
+
+
+# Clients that leave
+
+
+@pytest.mark.parametrize("size", [0, 500_000])
+async def test_a_client_that_leaves_gives_its_place_up(router: SmallRouter, size: int) -> None:
+    await router.serve("m", "n")
+    _, writer = await router.connect()
+    writer.write(post(CHAT, b'{"model":"m","x":"' + b"x" * size + b'"}'))
+    await eventually(lambda: router.pool.num_waiting == 1)
+    writer.transport.abort()
+    await eventually(lambda: router.pool.num_waiting == 0)
+
+
+@pytest.mark.parametrize("num_events", [None, 0, 3])
+async def test_a_client_that_leaves_cancels_its_request(router: SmallRouter, num_events: int | None) -> None:
+    """Before the head of the response, after it, and in the middle of the stream."""
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def hold(request: web.BaseRequest) -> web.StreamResponse:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        raise AssertionError
+
+    await router.serve("m")
+    await router.start_model("m", hold if num_events is None else streaming(num_events, then=hold))
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, body_of()))
+    if num_events:
+        await reader.readuntil(b"data: 2")
+    async with asyncio.timeout(30):
+        await begun.wait()
+        writer.close()
+        await cancelled.wait()
+    await eventually(lambda: router.pool.num_leases == 0)
+
+
+async def test_a_client_that_leaves_while_it_sends_is_no_complete_request(router: SmallRouter) -> None:
+    failed = asyncio.Event()
+
+    async def read(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            await read_all(request)
+        except BaseException:
+            failed.set()
+            raise
+        raise AssertionError
+
+    await router.serve("m")
+    await router.start_model("m", read)
+    _, writer = await router.connect()
+    request = post(CHAT, b'{"model":"m","x":"' + b"x" * 5 * MB + b'"}')
+    writer.write(request[: 2 * MB])
+    await eventually(lambda: router.pool.num_leases == 1)
+    writer.close()
+    async with asyncio.timeout(30):
+        await failed.wait()
+    await eventually(lambda: router.pool.num_leases == 0)
+
+
+# Models' servers that end
+
+
+async def test_a_model_that_dies_before_it_answers_is_a_503_with_the_reason(
+    router: SmallRouter, client: aiohttp.ClientSession
+) -> None:
+    async def die(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    await router.serve("m")
+    child = await router.start_model("m", die)
+    child.reason = "killed by SIGKILL"
+    async with client.post(router.url + CHAT, data=body_of()) as response:
+        assert response.status == 503
+        error = (await response.json())["error"]
+    assert "killed by SIGKILL" in error["message"]
+    assert response.headers["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_a_response_that_is_broken_off_never_looks_complete(router: SmallRouter, version: str) -> None:
+    async def die(request: web.BaseRequest) -> None:
+        assert request.transport is not None
+        await asyncio.sleep(0.05)
+        request.transport.abort()
+
+    await router.serve("m")
+    await router.start_model("m", streaming(3, then=die))
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, body_of(), version=version))
+    if version == "1.0":
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        return
+    received = await reader.read()
+    assert b"data: 2" in received
+    assert not received.endswith(b"0\r\n\r\n")
+
+
+async def test_a_long_body_that_is_cut_is_cut_for_the_client(router: SmallRouter) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000)
+        writer.close()
+
+    await router.serve("m")
+    await router.start_raw_model("m", answer)
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, body_of()))
+    received = await reader.read()
+    assert received.endswith(b"\r\n\r\n" + b"x" * 1000)
+
+
+async def test_an_early_answer_to_a_long_body_arrives(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    async def reject(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.close()
+
+    await router.serve("m")
+    await router.start_raw_model("m", reject)
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, b'{"model":"m","x":"' + b"x" * 20 * MB + b'"}'))
+    assert b" 413 " in await reader.readline()
+
+
+async def test_a_request_that_was_not_sent_is_sent_to_the_next_process(
+    router: SmallRouter, client: aiohttp.ClientSession
+) -> None:
+    await router.serve("m")
+    pool = router.pool
+
+    class Gone(SmallChild):
+        async def end_reason(self) -> str:
+            del pool.children["m"]
+            started.append(asyncio.create_task(router.start_model("m", echo)))
+            return "it was killed"
+
+    started: list[asyncio.Task[SmallChild]] = []
+    gone = Gone(base_url=f"http://127.0.0.1:{free_port()}")
+    await pool.start("m", gone)
+    async with client.post(router.url + CHAT, data=body_of()) as response:
+        assert (await response.json())["size"] == len(body_of())
+    await started[0]
+    await gone.connector.close()
+
+
+# Waiting
+
+
+async def test_a_stream_gets_comments_while_its_model_starts(router: SmallRouter) -> None:
+    await router.serve("m")
+    reader, writer = await router.connect()
+    writer.write(post(CHAT, body_of(stream=True), "Accept-Encoding: gzip"))
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b" 200 " in head
+    assert b"text/event-stream" in head
+    assert b": starting, load_weights 42 %, 1.3 s left\n\n" in await reader.readuntil(b"\n\n")
+    await router.start_model("m", streaming(2))
+    rest = await reader.readuntil(b"0\r\n\r\n")
+    assert b"data: 0\n\n" in rest
+    assert b"data: 1\n\n" in rest
+
+
+async def test_a_request_that_is_no_stream_waits_without_comments(
+    router: SmallRouter, client: aiohttp.ClientSession
+) -> None:
+    await router.serve("m")
+    sending = [
+        asyncio.create_task(client.post(router.url + path, data=body_of(stream=stream)))
+        for path, stream in ((CHAT, False), ("/v1/embeddings", True))
+    ]
+    await eventually(lambda: router.pool.num_waiting == 2)
+    await asyncio.sleep(1.2)
+    await router.start_model("m", echo)
+    for task in sending:
+        async with await task as response:
+            assert response.content_type == "application/json"
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+@pytest.mark.parametrize("way", ["refused", "answered"])
+async def test_an_error_after_comments_is_an_event(
+    router: SmallRouter, client: aiohttp.ClientSession, path: str, way: str
+) -> None:
+    await router.serve("m")
+    async with client.post(router.url + path, data=body_of(stream=True)) as response:
+        assert response.status == 200
+        if way == "refused":
+            await router.pool.refuse(ModelRefused(503, "no memory", 3))
+        else:
+            answer = {"type": "error", "error": {"message": "no memory", "code": 400}}
+            await router.start_model("m", answering(status=400, text=json.dumps(answer, indent=1)))
+        text = (await response.read()).decode()
+    events = [event for event in text.split("\n\n") if event and not event.startswith(":")]
+    if path == CHAT:
+        assert events[1:] == ["data: [DONE]"]
+    else:
+        assert events[0].startswith("event: error\n")
+    data = events[0].rpartition("data: ")[2]
+    assert json.loads(data)["error"]["message"] == "no memory"
+
+
+async def test_a_refused_request_is_an_error_of_its_api(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m")
+    await router.pool.refuse(ModelRefused(429, "too many wait", 1.2))
+    async with client.post(router.url + CHAT, data=body_of(stream=True)) as response:
+        assert response.status == 429
+        assert response.headers["Retry-After"] == "2"
+        assert (await response.json())["error"]["message"] == "too many wait"
+
+
+# WebSockets
+
+
+async def talk(request: web.BaseRequest) -> web.StreamResponse:
+    """Returns every message; ends with a code of its own when it is asked to."""
+    socket = web.WebSocketResponse(protocols=["realtime"])
+    await socket.prepare(request)
+    await socket.send_str(f"{request.raw_path} {request.headers.get('Authorization')}")
+    async for message in socket:
+        if message.type == aiohttp.WSMsgType.TEXT and message.data == "end":
+            await socket.close(code=4001, message=b"enough")
+        elif message.type == aiohttp.WSMsgType.TEXT:
+            await socket.send_str(message.data)
+        elif message.type == aiohttp.WSMsgType.BINARY:
+            await socket.send_bytes(message.data)
+    codes.append(socket.close_code)
+    return socket
+
+
+codes: list[int | None] = []
+
+
+@pytest.fixture
+async def realtime(router: SmallRouter) -> str:
+    codes.clear()
+    await router.serve("m", "n")
+    await router.start_model("m", talk)
+    return f"{router.url}/v1/realtime?model=m&x=%20"
+
+
+async def test_messages_of_websockets_pass_in_both_directions(client: aiohttp.ClientSession, realtime: str) -> None:
+    headers = {"Authorization": "Bearer theirs"}
+    async with client.ws_connect(realtime, protocols=["other", "realtime"], headers=headers) as socket:
+        assert socket.protocol == "realtime"
+        assert (await socket.receive_str()) == "/v1/realtime?model=m&x=%20 Bearer theirs"
+        await socket.send_str("é" * 100_000)
+        assert (await socket.receive_str()) == "é" * 100_000
+        await socket.send_bytes(bytes(range(256)) * 8000)
+        assert (await socket.receive_bytes()) == bytes(range(256)) * 8000
+        await socket.send_str("end")
+        message = await socket.receive()
+        assert (message.type, socket.close_code) == (aiohttp.WSMsgType.CLOSE, 4001)
+
+
+async def test_the_end_of_a_websocket_by_the_client_reaches_the_model(
+    client: aiohttp.ClientSession, realtime: str, router: SmallRouter
+) -> None:
+    async with client.ws_connect(realtime) as socket:
+        await socket.receive_str()
+        await socket.close(code=4002)
+    await eventually(lambda: codes == [4002])
+    await eventually(lambda: router.pool.num_leases == 0)
+
+
+async def test_a_client_of_a_websocket_that_vanishes_ends_it(
+    client: aiohttp.ClientSession, realtime: str, router: SmallRouter
+) -> None:
+    socket = await client.ws_connect(realtime)
+    await socket.receive_str()
+    assert socket._response.connection is not None
+    assert socket._response.connection.transport is not None
+    socket._response.connection.transport.abort()
+    await eventually(lambda: len(codes) == 1)
+    await eventually(lambda: router.pool.num_leases == 0)
+
+
+async def test_a_handshake_that_the_model_rejects_is_its_status(
+    client: aiohttp.ClientSession, router: SmallRouter
+) -> None:
+    await router.serve("m")
+    await router.start_model("m", answering(status=403))
+    with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+        await client.ws_connect(f"{router.url}/v1/realtime?model=m")
+    assert caught.value.status == 403
+
+
+async def read_body(reader: asyncio.StreamReader) -> bytes:
+    """The body of a response of known length."""
+    async with asyncio.timeout(30):
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        return await reader.readexactly(length)
