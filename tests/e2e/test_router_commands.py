@@ -1,7 +1,6 @@
 """`ps`, `load`, `unload`, `wait`, `chat` and `stop`, and the status page, with a server of two models."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,26 @@ from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
 
-_WORDS = ["--engine", "embedded", "--max-model-len", "256", "--idle-warm", "off"]
+
+@pytest.fixture(scope="module")
+def words(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of `serve`."""
+    file = tmp_path_factory.mktemp("models") / "models.yaml"
+    file.write_text(json.dumps({"models": {name: {"model": str(tiny_llama)} for name in ("alpha", "beta")}}))
+    return ["--models", str(file), "--engine", "embedded", "--max-model-len", "256", "--idle-warm", "off"]
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    root = tmp_path_factory.mktemp("models")
-    return [str(shutil.copytree(tiny_llama, root / name)) for name in ("alpha", "beta")]
-
-
-@pytest.fixture(scope="module")
-def router(folders: list[str]) -> Iterator[ServerProcess]:
-    with ServerProcess([*folders, *_WORDS]) as running:
+def router(words: list[str]) -> Iterator[ServerProcess]:
+    with ServerProcess(words) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def all_stopped(router: ServerProcess) -> Iterator[None]:
+    """Each test begins without a running model."""
+    yield
+    assert ask(f"{router.url}/api/models/unload", {}).status == 200
 
 
 def _entry(router: ServerProcess) -> dict[str, Any]:
@@ -71,7 +77,6 @@ def test_unknown_models_are_answered_with_near_ones(router: ServerProcess) -> No
 
 
 def test_wait_follows_one_model(router: ServerProcess) -> None:
-    run_cli("unload", "beta", "--port", str(router.port))
     path = ("--path", "/readyz?model=beta")
     assert run_cli("wait", router.url).returncode == 0
     assert run_cli("wait", router.url, *path, "--timeout", "0.5").returncode == 4
@@ -81,8 +86,6 @@ def test_wait_follows_one_model(router: ServerProcess) -> None:
 
 
 def test_chat_asks_the_first_model_or_the_named_one(router: ServerProcess) -> None:
-    for name in ("alpha", "beta"):
-        run_cli("unload", name, "--port", str(router.port))
     words = ["chat", "--url", router.url, "--quick", "Hello", "--max-tokens", "2"]
     assert run_cli(*words).returncode == 0
     assert _states(router) == {"alpha": "ready", "beta": "stopped"}
@@ -90,12 +93,11 @@ def test_chat_asks_the_first_model_or_the_named_one(router: ServerProcess) -> No
     assert _states(router)["beta"] == "ready"
 
 
-@pytest.mark.parametrize("which", ["port", "pid"])
-def test_stop_ends_the_router_with_its_models(which: str, folders: list[str]) -> None:
-    with ServerProcess([*folders, *_WORDS]) as router:
+def test_stop_ends_the_router_with_its_models(words: list[str]) -> None:
+    with ServerProcess(words) as router:
         assert run_cli("load", "alpha", "--port", str(router.port)).returncode == 0
         entry = _entry(router)
-        done = run_cli("stop", str(entry[which]))
+        done = run_cli("stop", str(router.port))
         assert done.returncode == 0, done.stderr
         assert router.process.wait(30) == 0
         wait_until(lambda: all(map(is_gone, entry["pids"])))
@@ -104,7 +106,6 @@ def test_stop_ends_the_router_with_its_models(which: str, folders: list[str]) ->
 @pytest.mark.slow
 @pytest.mark.skipif(EXECUTABLE is None, reason="there is no chromium")
 async def test_the_status_page_loads_and_unloads(router: ServerProcess) -> None:
-    run_cli("unload", "alpha", "--port", str(router.port))
     state = "document.querySelector('#models tbody tr .state')?.textContent"
     button = "document.querySelector('#models button')"
     async with Browser() as browser:
