@@ -11,7 +11,7 @@ from startup.engine.torch_environment import expects_gpu
 from startup.preflight.model_shape import ModelShape
 from startup.preflight.report import Finding, Severity, error, warning
 
-_PROGRAM_BYTES: Final = 500 << 20
+PROGRAM_BYTES: Final = 500 << 20
 """Anonymous memory of all processes with torch and transformers imported: 260 MB measured in the engine."""
 
 
@@ -55,7 +55,7 @@ def _check_cache_size(shape: ModelShape, config: EngineConfig) -> Iterator[Findi
 def _check_fit(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> Iterator[Finding]:
     tokens = shape.sequence_tokens(config.max_model_len)
     kv_bytes = tokens * shape.kv_bytes_per_token
-    fixed = shape.weight_bytes + _PROGRAM_BYTES
+    fixed = shape.weight_bytes + PROGRAM_BYTES
     if fixed + kv_bytes <= memory.available_bytes:
         yield from _check_wanted_cache(fixed, config, memory)
         return
@@ -82,8 +82,8 @@ def _no_room(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> st
     parts = [f"{format_bytes(shape.weight_bytes)} for the weights in {shape.dtype}"]
     if kv_bytes:
         parts.append(f"{format_bytes(kv_bytes)} for the KV cache of one sequence of {tokens} tokens")
-    parts.append(f"{format_bytes(_PROGRAM_BYTES)} for the program")
-    total = format_bytes(shape.weight_bytes + kv_bytes + _PROGRAM_BYTES)
+    parts.append(f"{format_bytes(PROGRAM_BYTES)} for the program")
+    total = format_bytes(shape.weight_bytes + kv_bytes + PROGRAM_BYTES)
     available = f"{format_bytes(memory.available_bytes)} of {_source(memory)}'s {format_bytes(memory.total_bytes)}"
     return f"{total} are needed ({', '.join(parts)}), {available} are available: {_advice(shape, config, memory)}"
 
@@ -105,7 +105,7 @@ def _advice(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str
 
 def _room(shape: ModelShape, memory: MemoryState) -> int:
     """Bytes for the KV cache."""
-    return memory.available_bytes - shape.weight_bytes - _PROGRAM_BYTES
+    return memory.available_bytes - shape.weight_bytes - PROGRAM_BYTES
 
 
 def _source(memory: MemoryState) -> str:

@@ -119,10 +119,8 @@ class ModelRecord:
 
     @property
     def outstanding(self) -> Need:
-        """Memory that its process has not yet taken, as far as it is known."""
-        if self.state == "starting" or (self.state == "ready" and not self._is_measured):
-            return self.need.minus(self._current).at_least(NOTHING)
-        return NOTHING
+        """Memory that its process has not yet taken: what it needs and was not measured, until it is ready."""
+        return self.need.minus(self._current).at_least(NOTHING) if self.state == "starting" else NOTHING
 
     @property
     def held(self) -> Need:

@@ -82,6 +82,7 @@ class Scheduler:
         if record is None or record.state != "starting":
             return []
         record.become_ready(now)
+        self._memory.outdate(now)
         self._admit_waiting(record)
         return self._decide(now)
 
@@ -271,6 +272,8 @@ class Scheduler:
             self._stop(record, now)
 
     def _stop(self, record: ModelRecord, now: float) -> None:
+        if any(record.outstanding):
+            self._memory.outdate(now)
         record.begin_drain(now)
         record.is_stopping = True
         self._actions.append(Stop(record.name))
@@ -279,11 +282,12 @@ class Scheduler:
 
     def _decide(self, now: float) -> list[Action]:
         """Starts and stops models for those that wait; the last step of every event that can change this."""
-        self._due_s = None
-        hungry = self._hungry(now)
-        self._release_claims({record.name for record in hungry})
-        if hungry and not self._is_ending:
-            self._place(hungry, now)
+        has_changed = True
+        while has_changed:
+            self._due_s = None
+            hungry = self._hungry(now)
+            self._release_claims({record.name for record in hungry})
+            has_changed = bool(hungry) and not self._is_ending and self._place(hungry, now)
         return self._take_actions()
 
     def _hungry(self, now: float) -> list[ModelRecord]:
@@ -305,14 +309,19 @@ class Scheduler:
                 record.claimed_by = None
                 self._admit_waiting(record)
 
-    def _place(self, hungry: Iterable[ModelRecord], now: float) -> None:
+    def _place(self, hungry: Iterable[ModelRecord], now: float) -> bool:
+        """Returns whether models were started, stopped or refused, so that others may be placed differently."""
         plan = StartPlan(self._models.values(), self._limits, self._memory, now)
+        has_changed = False
         for record in hungry:
-            self._carry_out(record, plan.place(record), now)
+            placement = plan.place(record)
+            self._carry_out(record, placement, now)
+            has_changed |= placement.kind in ("start", "stop", "refuse")
         self._note_due(plan.due_s)
         if plan.should_measure:
             self._memory.asked_s = now
             self._actions.append(MeasureFree())
+        return has_changed
 
     def _carry_out(self, record: ModelRecord, placement: Placement, now: float) -> None:
         is_short = placement.kind == "short"

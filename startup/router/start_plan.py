@@ -198,13 +198,13 @@ class StartPlan:
 
     def _replace(self, record: ModelRecord) -> Placement:
         """Chooses the models that are stopped for this one: idle ones if they suffice."""
-        candidates = [other for other in self._staying.values() if self._is_candidate(other, record)]
+        candidates = [other for other in self._staying.values() if self._is_candidate(other)]
         if self._planned.free is not None and not record.need.fits_in(self._planned.free):
             self._note_due(self._memory.read_s + _VALID_S)
         for other in candidates:
             self._note_due(other.since_s + self._limits.min_stay_s)
             self._note_due(self._claim_s(other, record))
-        idle = [other for other in candidates if self._is_idle(other, record)]
+        idle = [other for other in candidates if self._is_idle(other)]
         if (victims := self._choose(record, idle)) is not None:
             self._reserve(victims)
             return Placement("stop", tuple(victims))
@@ -214,20 +214,18 @@ class StartPlan:
         claimed = (other for other in victims if other.state == "ready" and self._claim_s(other, record) <= self._now)
         return Placement("wait", tuple(claimed))
 
-    def _is_candidate(self, other: ModelRecord, record: ModelRecord) -> bool:
+    def _is_candidate(self, other: ModelRecord) -> bool:
         """Whether the other one's memory can be had, now or later.
 
         Those that start or wait for a start are counted on last, and stopped only when they have been ready.
         """
-        if other.state == "draining":
-            return True
-        return not other.rules.pinned and other.claimed_by in (None, record.name)
+        return other.state == "draining" or not other.rules.pinned
 
-    def _is_idle(self, other: ModelRecord, record: ModelRecord) -> bool:
+    def _is_idle(self, other: ModelRecord) -> bool:
         """Whether it can be stopped now."""
         if other.state != "ready" or other.leases or self._now < other.since_s + self._limits.min_stay_s:
             return False
-        return not other.num_waiting or other.claimed_by == record.name
+        return not other.num_waiting or other.claimed_by is not None
 
     def _claim_s(self, other: ModelRecord, record: ModelRecord) -> float:
         """When the other one stops to admit requests: both have then had their time."""

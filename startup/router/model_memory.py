@@ -1,0 +1,225 @@
+"""The memory of models: what is free, what their processes use, and an estimate before they were measured."""
+
+import threading
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from envs import foreign
+from server.machine.memory import read_memory
+from server.machine.processes import pss_bytes
+from startup.engine.torch_environment import expects_gpu
+from startup.model.checkpoint_folder import find_weight_files
+from startup.preflight.memory_fit import PROGRAM_BYTES
+from startup.router.model_entry import ModelEntry
+from startup.router.process_watch import descendants
+from startup.router.scheduler_terms import Need
+from startup.serve_words import split
+from startup.vllm.preflight.nvml import Gpu, read_gpus
+from startup.vllm.preflight.words import parse_size
+
+_VLLM_BYTES: Final = 1700 << 20
+"""Memory of vLLM's processes beside weights and KV cache: measured 1.7 GiB without GPUs."""
+_FOREIGN_BYTES: Final = 256 << 20
+"""The same of other servers."""
+_WEIGHTS_SHARE: Final = 1.1
+"""Weights in memory for each byte on disk: buffers of the computation are about a tenth."""
+_GPU_BYTES: Final = 1 << 30
+"""Memory of a GPU beside weights and a KV cache of a given size: CUDA's own, captured graphs, activations."""
+_UTILIZATION: Final = 0.9
+_CPU_UTILIZATION: Final = 0.92
+"""What vLLM reserves of a machine without GPUs if no size is given."""
+_GIB: Final = 1 << 30
+_SPACE: Final = "VLLM_CPU_KVCACHE_SPACE"
+_VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
+_FLAGS: Final = {
+    "--gpu-memory-utilization": "utilization",
+    "--device-memory-utilization": "utilization",
+    "--kv-cache-memory-bytes": "kv_cache",
+    "--tensor-parallel-size": "tensor",
+    "-tp": "tensor",
+    "--pipeline-parallel-size": "pipeline",
+    "-pp": "pipeline",
+}
+
+
+def default_budget() -> int | None:
+    """The memory that the machine has, or the container; None if the system does not tell."""
+    state = read_memory()
+    return state.total_bytes if state else None
+
+
+class MemoryMeter:
+    """Measures models and remembers the results; each method may run on any thread.
+
+    `measure` reads the memory of every process of a model, 25 ms for each GiB (two cores, November 2026): 80 ms
+    for a small model of vLLM. `free` takes 1 ms, with GPUs about 10 ms more. The other methods read no
+    more than file sizes, and those once for each model.
+    """
+
+    def __init__(self, find_model: Callable[[str], str | None]) -> None:
+        """
+        Args:
+            find_model: the folder or file of a model that is on disk, by its entry's name.
+        """
+        self._find_model = find_model
+        self._lock = threading.Lock()
+        self._sizes: dict[str, int] = {}
+        self._now: dict[str, Need] = {}
+        self._estimates: dict[str, Need] = {}
+        self._gpus = tuple(read_gpus_here())
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs whose memory is counted; with any, `free` and `measure` belong on a thread."""
+        return len(self._gpus)
+
+    def free(self) -> Need | None:
+        """Memory that is really free, of all GPUs together; None if the system does not tell."""
+        state = read_memory()
+        if state is None:
+            return None
+        gpus = read_gpus_here() if self._gpus else ()
+        return Need(state.available_bytes, sum(gpu.free_bytes for gpu in gpus))
+
+    def measure(self, name: str, pids: Collection[int]) -> Need:
+        """What the processes of a model use, with all that they have started.
+
+        Where the driver does not tell who uses a GPU, as in a container, the estimate stands for it.
+        """
+        tree = set(pids).union(*(descendants(pid) for pid in pids))
+        gpus = read_gpus_here() if self._gpus else ()
+        used = (process.used_bytes or 0 for gpu in gpus for process in gpu.processes if process.pid in tree)
+        memory = Need(sum(map(pss_bytes, tree)), sum(used))
+        with self._lock:
+            if not memory.gpu_bytes:
+                memory = memory._replace(gpu_bytes=self._estimates.get(name, memory).gpu_bytes)
+            self._now[name] = memory
+            if not self._sizes.get(name):
+                self._sizes.pop(name, None)  # it was downloaded for its start
+        return memory
+
+    def measured_bytes(self, name: str) -> int | None:
+        """The memory of the model's processes when they were last measured."""
+        with self._lock:
+            memory = self._now.get(name)
+        return None if memory is None else memory.ram_bytes + memory.gpu_bytes
+
+    def forget(self, name: str) -> None:
+        """The model's processes have ended."""
+        with self._lock:
+            self._now.pop(name, None)
+
+    def size_bytes(self, name: str) -> int | None:
+        """The model's weights on disk; None if there are none."""
+        with self._lock:
+            size = self._sizes.get(name)
+        if size is None:
+            place = self._find_model(name)
+            size = weight_bytes(Path(place)) if place is not None else 0
+            with self._lock:
+                self._sizes[name] = size
+        return size or None
+
+    def need_of(self, entry: ModelEntry) -> Need:
+        """The estimate for a model that was never measured."""
+        need = estimate(entry, self.size_bytes(entry.name) or 0, self._gpus)
+        with self._lock:
+            self._estimates[entry.name] = need
+        return need
+
+
+def read_gpus_here() -> tuple[Gpu, ...]:
+    """The GPUs that models will use: none if they are hidden."""
+    state = read_gpus() if expects_gpu() else None
+    return state.gpus if state else ()
+
+
+def weight_bytes(place: Path) -> int:
+    """The size of a model's weights: of those in the folder that are loaded, or of the one file."""
+    files: Iterable[Path] = [place]
+    if place.is_dir():
+        files = find_weight_files(place, with_tensors=False).present or place.glob("*.gguf")
+    return sum(map(_size, files))
+
+
+def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> Need:
+    """What a model will need, before it was measured for the first time.
+
+    The weights and a tenth, the program, and the KV cache if its size is given. vLLM, and both engines on a
+    GPU, reserve a share of the memory if no size is given: then this share is the need.
+
+    Args:
+        size_bytes: of its weights on disk.
+    """
+    weights = int(size_bytes * _WEIGHTS_SHARE)
+    if entry.foreign is not None:
+        return Need(_FOREIGN_BYTES + (weights or _gguf_bytes(entry.foreign.words)))
+    given = _read_flags(entry)
+    if gpus and _may_use_gpus(entry):
+        return Need(_program_bytes(entry), _gpu_need(given, weights, [gpu.total_bytes for gpu in gpus]))
+    if entry.engine != "vllm":
+        return Need(weights + PROGRAM_BYTES + (given.kv_cache_bytes or 0))
+    if given.kv_cache_bytes is None and (total := default_budget()) is not None:
+        return Need(max(int((given.utilization or _CPU_UTILIZATION) * total), weights))
+    return Need(weights + _VLLM_BYTES + (given.kv_cache_bytes or 0))
+
+
+class _Given(NamedTuple):
+    """What decides the memory, in the words and variables of a model; None where nothing is given."""
+
+    utilization: float | None
+    kv_cache_bytes: int | None
+    num_gpus: int
+
+
+def _read_flags(entry: ModelEntry) -> _Given:
+    values: dict[str, str] = {}
+    for given in split(entry.words, lambda flag: 1 if flag in _FLAGS else None):
+        if given.flag in _FLAGS and given.values:
+            values[_FLAGS[given.flag]] = given.values[0]
+    kv_cache = _size_of(values.get("kv_cache", ""))
+    if entry.engine == "vllm" and (space := entry.env.get(_SPACE) or foreign.text_of(_SPACE)).isdigit():
+        kv_cache = int(space) * _GIB or kv_cache
+    num_gpus = (_size_of(values.get("tensor", "")) or 1) * (_size_of(values.get("pipeline", "")) or 1)
+    return _Given(_share_of(values.get("utilization", "")), kv_cache, num_gpus)
+
+
+def _gpu_need(given: _Given, weights: int, totals: list[int]) -> int:
+    if given.kv_cache_bytes is not None:
+        return weights + given.num_gpus * (given.kv_cache_bytes + _GPU_BYTES)
+    return int((given.utilization or _UTILIZATION) * sum(totals[: given.num_gpus]))
+
+
+def _program_bytes(entry: ModelEntry) -> int:
+    return _VLLM_BYTES if entry.engine == "vllm" else PROGRAM_BYTES
+
+
+def _may_use_gpus(entry: ModelEntry) -> bool:
+    return entry.env.get(_VISIBLE, "0") not in ("", "-1")
+
+
+def _gguf_bytes(words: Iterable[str]) -> int:
+    """The models that a foreign command names."""
+    return int(_WEIGHTS_SHARE * sum(_size(Path(word)) for word in words if word.endswith(".gguf")))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _size_of(text: str) -> int | None:
+    try:
+        return parse_size(text) or None
+    except ValueError:
+        return None
+
+
+def _share_of(text: str) -> float | None:
+    try:
+        return float(text) if 0 < float(text) <= 1 else None
+    except ValueError:
+        return None
