@@ -179,7 +179,7 @@ class _Front:
         if path.startswith(_UPSTREAM):
             entry, rest = self._split_upstream(raw_path.removeprefix(_UPSTREAM))
             return await self._relay(request, rest, entry)
-        if path.startswith(_RESPONSES) and hdrs.CONTENT_TYPE not in request.headers and "model" not in request.query:
+        if path.startswith(_RESPONSES) and not request.body_exists and "model" not in request.query:
             return await self._about_response(request, raw_path)
         return await self._relay(request, raw_path, None)
 

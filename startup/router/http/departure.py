@@ -12,8 +12,8 @@ class DepartureWatch:
     """Looks at a connection several times a second; ends it if the client has closed it.
 
     aiohttp notices that by itself while it reads. It stops reading when the beginning of a body waits to be
-    taken, for a model that starts or for a server that is slow. While megabytes of the body are still on their
-    way, the kernel does not tell that the client has left: that is noticed when they are read.
+    taken, for a model that starts or for a server that is slow. While megabytes of the body are still on
+    their way, the kernel does not tell that the client has left: that is noticed when they are read.
     """
 
     def __init__(self, transport: asyncio.Transport | None) -> None:

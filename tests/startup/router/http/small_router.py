@@ -159,7 +159,7 @@ class SmallRouter:
     async def start_model(self, name: str, handler: Handler) -> SmallChild:
         """Starts the model's server on a UNIX socket."""
         child, path = self._create_child()
-        server = web.Server(handler, handler_cancellation=True)  # type: ignore[arg-type]
+        server = web.Server(handler, handler_cancellation=True, max_line_size=1 << 17)  # type: ignore[arg-type]
         runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)

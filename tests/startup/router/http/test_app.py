@@ -1,0 +1,413 @@
+"""Which requests the router answers itself, to which model the others go, and who may send them."""
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from server.access_log import ACCESS_LOGGER
+from startup.router.model_entry import ForeignCommand, ModelEntry
+from startup.router.model_pool import ModelRefused
+from tests.startup.router.http.small_router import SmallRouter, post
+from tests.startup.router.http.test_proxy import CHAT, body_of, echo, headers_of
+
+ENTRIES = (
+    ModelEntry(name="org/first", aliases=("one",), words=("org/first-7b", "--seed", "1"), adapters=("lora",)),
+    ModelEntry(name="second", unlisted=True),
+)
+
+
+async def serve_two(router: SmallRouter, **kwargs: Any) -> None:
+    """Two models that run, and say their names."""
+    await router.serve(entries=ENTRIES, **kwargs)
+    for name in ("org/first", "second"):
+        await router.start_model(name, telling(name))
+
+
+def telling(name: str) -> Any:
+    async def tell(request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"server": name, "target": request.raw_path})
+
+    return tell
+
+
+async def server_of(response: aiohttp.ClientResponse) -> str:
+    return str((await response.json())["server"])
+
+
+# Which model
+
+
+@pytest.mark.parametrize(
+    ("model", "server"), [("org/first", "org/first"), ("one", "org/first"), ("lora", "org/first"), ("second", "second")]
+)
+async def test_the_body_names_the_model(
+    router: SmallRouter, client: aiohttp.ClientSession, model: str, server: str
+) -> None:
+    await serve_two(router)
+    async with client.post(router.url + CHAT, json={"model": model}) as response:
+        assert await server_of(response) == server
+
+
+async def test_a_form_names_the_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await serve_two(router)
+    form = aiohttp.FormData()
+    form.add_field("file", b"\r\n--" * 200_000, filename="a.wav")
+    form.add_field("model", "second")
+    async with client.post(router.url + "/v1/audio/transcriptions", data=form) as response:
+        assert await server_of(response) == "second"
+
+
+async def test_the_query_names_the_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await serve_two(router)
+    for method in ("GET", "POST", "DELETE"):
+        async with client.request(method, router.url + "/tokenizer_info?model=org%2Ffirst") as response:
+            assert await server_of(response) == "org/first"
+
+
+@pytest.mark.parametrize(
+    ("path", "server", "target"),
+    [
+        ("/upstream/org/first/v1/x%2Fy?a=%20", "org/first", "/v1/x%2Fy?a=%20"),
+        ("/upstream/org%2Ffirst/metrics", "org/first", "/metrics"),
+        ("/upstream/second", "second", "/"),
+        ("/upstream/second/", "second", "/"),
+        ("/upstream/one//health", "org/first", "//health"),
+    ],
+)
+async def test_the_path_names_the_model(
+    router: SmallRouter, client: aiohttp.ClientSession, path: str, server: str, target: str
+) -> None:
+    await serve_two(router)
+    async with client.get(aiohttp.client.URL(router.url + path, encoded=True)) as response:
+        assert await response.json() == {"server": server, "target": target}
+
+
+async def test_the_path_wins_over_the_body(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await serve_two(router)
+    async with client.post(router.url + "/upstream/second/v1/x", json={"model": "unknown"}) as response:
+        assert await server_of(response) == "second"
+
+
+async def test_the_only_model_needs_no_name(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m")
+    await router.start_model("m", telling("m"))
+    for body in (b"{}", b'{"model":null}', b"no json", b""):
+        async with client.post(router.url + CHAT, data=body) as response:
+            assert await server_of(response) == "m"
+
+
+async def test_what_a_browser_asks_for_starts_nothing(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m")
+    async with client.get(router.url + "/favicon.ico") as response:
+        assert response.status == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        (b'{"model":"org/frst"}', 404, "The model `org/frst` does not exist. Did you mean `org/first`?"),
+        (b'{"model":"x"}', 404, "The model `x` does not exist. Served here: org/first."),
+        (b'{"model":"\\ud800"}', 404, "The model `?` does not exist. Served here: org/first."),
+        (b'{"model":5}', 400, "Invalid value for `model`: expected `str`."),
+        (b'{"model":["second"]}', 400, "Invalid value for `model`: expected `str`."),
+        (b"{}", 400, "Missing required field `model` in the request: Served here: org/first."),
+        (b"", 400, "Missing required field `model` in the request: Served here: org/first."),
+        (b'{"model"', 400, "Missing required field `model` in the request: Served here: org/first."),
+        (b'["second"]', 400, "The request body is not valid JSON, or not an object."),
+    ],
+)
+async def test_a_request_without_a_known_model(
+    router: SmallRouter, client: aiohttp.ClientSession, body: bytes, status: int, text: str
+) -> None:
+    await serve_two(router)
+    async with client.post(router.url + CHAT, data=body) as response:
+        assert response.status == status
+        error = (await response.json())["error"]
+    kind = "NotFoundError" if status == 404 else "BadRequestError"
+    param = None if body.startswith(b"[") else "model"
+    assert error == {"message": text, "type": kind, "param": param, "code": status}
+
+
+async def test_a_name_of_a_megabyte_is_shown_short(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await serve_two(router)
+    async with client.post(router.url + CHAT, json={"model": "x" * (1 << 20)}) as response:
+        assert response.status == 404
+        assert len(await response.read()) < 1000
+
+
+async def test_stored_responses_are_found_at_the_model_that_has_them(
+    router: SmallRouter, client: aiohttp.ClientSession
+) -> None:
+    asked = []
+
+    def keeping(*known: str) -> Any:
+        async def find(request: web.BaseRequest) -> web.StreamResponse:
+            asked.append(request.raw_path)
+            return web.json_response({"id": "resp_1"}, status=200 if request.path.split("/")[3] in known else 404)
+
+        return find
+
+    command = ForeignCommand(words=("x",), address="http://127.0.0.1:1", port=1)
+    await router.serve("a", "b", "stopped", entries=(ModelEntry(name="other", foreign=command),))
+    await router.start_model("a", keeping())
+    await router.start_model("b", keeping("resp_1"))
+    for method, path in (("GET", "/v1/responses/resp_1?x=1"), ("POST", "/v1/responses/resp_1/cancel")):
+        async with client.request(method, router.url + path) as response:
+            assert (response.status, await response.json()) == (200, {"id": "resp_1"})
+    assert asked == ["/v1/responses/resp_1?x=1"] * 2 + ["/v1/responses/resp_1/cancel"] * 2
+    async with client.get(router.url + "/v1/responses/resp_2") as response:
+        assert response.status == 404
+        assert "resp_2" in (await response.json())["error"]["message"]
+
+
+# The router's own answers
+
+
+async def test_models_are_listed_with_their_states(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("starting", entries=ENTRIES)
+    await router.start_model("org/first", echo)
+    async with client.get(router.url + "/v1/models") as response:
+        listed = await response.json()
+    first, adapter, starting = listed["data"]
+    assert listed["object"] == "list"
+    assert (first["id"], first["object"], first["root"], first["status"]) == (
+        "org/first",
+        "model",
+        "org/first-7b",
+        "ready",
+    )
+    assert (first["aliases"], first["size_bytes"], first["memory_bytes"]) == (["one"], 1 << 21, 1 << 20)
+    assert (adapter["id"], adapter["parent"]) == ("lora", "org/first")
+    assert (starting["id"], starting["status"], starting["memory_bytes"]) == ("starting", "starting", None)
+    for name in ("org/first", "org%2Ffirst", "one", "second"):
+        async with client.get(aiohttp.client.URL(f"{router.url}/v1/models/{name}", encoded=True)) as response:
+            assert (await response.json())["id"] == ("second" if name == "second" else "org/first")
+    async with client.get(router.url + "/v1/models/org/frst") as response:
+        assert response.status == 404
+        assert "Did you mean `org/first`?" in (await response.json())["error"]["message"]
+
+
+async def test_models_are_loaded_and_unloaded(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve(entries=ENTRIES)
+    loading = asyncio.create_task(client.post(router.url + "/v1/models/org/first/load"))
+    await asyncio.sleep(0.05)
+    assert not loading.done()
+    await router.start_model("org/first", echo)
+    async with await loading as response:
+        assert await response.json() == {"id": "org/first", "status": "ready", "start_s": 0.5}
+    async with client.get(router.url + "/running") as response:
+        running = (await response.json())["running"]
+    assert [(model["model"], model["state"]) for model in running] == [("org/first", "ready")]
+    for method, path, answer in (
+        ("POST", "/v1/models/one/unload", {"id": "org/first", "status": "stopped"}),
+        ("POST", "/api/models/unload/org/first", {"id": "org/first", "status": "stopped"}),
+        ("POST", "/api/models/unload", "OK"),
+        ("GET", "/unload", "OK"),
+    ):
+        await router.start_model("org/first", echo)
+        async with client.request(method, router.url + path) as response:
+            found = await response.text()
+        assert (found if answer == "OK" else json.loads(found)) == answer
+        assert not router.pool.children
+
+
+async def test_a_load_that_fails_is_told(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m")
+    await router.pool.refuse(ModelRefused(503, "no such file", 7.5))
+    async with client.post(router.url + "/v1/models/m/load") as response:
+        assert (response.status, response.headers["Retry-After"]) == (503, "8")
+        assert (await response.json())["error"]["message"] == "no such file"
+    async with client.post(router.url + "/v1/models/n/load") as response:
+        assert response.status == 404
+
+
+async def test_pages_of_other_sites_start_nothing(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m")
+    for method, path in (("POST", "/v1/models/m/load"), ("POST", "/v1/models/m/unload"), ("GET", "/unload")):
+        async with client.request(method, router.url + path, headers={"Sec-Fetch-Site": "cross-site"}) as response:
+            assert response.status == 403
+
+
+async def test_readiness_of_the_router_and_of_a_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m", "starting", "stopped")
+    await router.start_model("m", echo)
+    for path in ("/health", "/ping", "/livez", "/readyz", "/readyz?model=m"):
+        async with client.get(router.url + path) as response:
+            assert response.status == 200
+    async with client.get(router.url + "/readyz?model=starting") as response:
+        body = await response.json()
+    assert (response.status, body["status"]) == (503, "starting")
+    assert (body["phase"], body["progress"], body["eta_s"]) == ("load_weights", 0.42, 1.3)
+    async with client.get(router.url + "/readyz?model=stopped") as response:
+        assert (response.status, (await response.json())["status"]) == (503, "stopped")
+    async with client.get(router.url + "/readyz?model=x") as response:
+        assert response.status == 404
+    router.pool.is_draining = True
+    for path in ("/health", "/readyz", "/ping"):
+        async with client.get(router.url + path) as response:
+            assert (response.status, (await response.json())["status"]) == (503, "draining")
+    async with client.get(router.url + "/livez") as response:
+        assert response.status == 200
+
+
+async def test_metrics_and_status(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m", "n")
+    await router.start_model("m", echo)
+    async with client.get(router.url + "/metrics") as response:
+        lines = (await response.text()).splitlines()
+    assert 'vllm_cli:model_state{model="m",state="ready"} 1.0' in lines
+    assert 'vllm_cli:model_state{model="n",state="stopped"} 1.0' in lines
+    assert 'vllm_cli:model_starts_total{model="m"} 1.0' in lines
+    async with client.get(router.url + "/status.json") as response:
+        status = await response.json()
+    assert (status["status"], status["version"], status["router"]["needs_key"]) == ("ready", "9.9", False)
+    assert [(row["id"], row["status"]) for row in status["models"]] == [("m", "ready"), ("n", "stopped")]
+    async with client.get(router.url + "/") as response:
+        assert "Content-Security-Policy" in response.headers
+    for path, answer in (("/version", {"version": "9.9"}), ("/load", {"server_load": 0})):
+        async with client.get(router.url + path) as response:
+            assert await response.json() == answer
+
+
+async def test_another_method_is_a_405(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m")
+    for method, path in (("POST", "/v1/models"), ("DELETE", "/v1/models/m"), ("GET", "/api/models/unload")):
+        async with client.request(method, router.url + path) as response:
+            assert response.status == 405
+            assert response.headers["Allow"]
+
+
+async def test_the_head_of_an_answer_of_the_router(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m")
+    async with client.head(router.url + "/v1/models") as response:
+        assert (response.status, await response.read()) == (200, b"")
+
+
+# Keys
+
+KEY = {"Authorization": "Bearer secret"}
+
+
+@pytest.mark.parametrize("is_everywhere", [False, True])
+async def test_keys_protect_the_same_paths_as_one_server(
+    router: SmallRouter, client: aiohttp.ClientSession, is_everywhere: bool
+) -> None:
+    await router.serve("m", keys=("secret",), api_key_everywhere=is_everywhere)
+    await router.start_model("m", echo)
+    is_open = {
+        "/health": True,
+        "/readyz?model=m": True,
+        "/metrics": not is_everywhere,
+        "/status.json": not is_everywhere,
+        "/": not is_everywhere,
+        "/v1/models": False,
+        "/running": False,
+        "/unload": False,
+        "/upstream/m/health": False,
+        "/v1/models/m/load": False,
+        "/v1/x?model=m": False,
+    }
+    for path, may_be_read in is_open.items():
+        async with client.get(router.url + path) as response:
+            assert (response.status == 401) is not may_be_read, path
+    async with client.get(router.url + "/v1/models") as response:
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        text = "Send one of the server's API keys as 'Authorization: Bearer KEY'."
+        error = {"message": text, "type": "Unauthorized", "param": None, "code": 401}
+        assert await response.json() == {"error": error}
+
+
+async def test_the_routers_key_does_not_reach_the_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m", keys=("secret",))
+    await router.start_model("m", echo)
+    for path, header in ((CHAT, KEY), ("/v1/messages", {"X-Api-Key": "secret"})):
+        async with client.post(router.url + path, data=body_of(), headers=header) as response:
+            answer = await response.json()
+            assert response.status == 200
+        assert headers_of(answer, "authorization") == headers_of(answer, "x-api-key") == []
+    async with client.post(router.url + CHAT, data=body_of(), headers={"X-Api-Key": "secret"}) as response:
+        assert response.status == 401
+
+
+async def test_a_request_without_a_key_is_not_read(router: SmallRouter) -> None:
+    await router.serve("m", keys=("secret",))
+    reader, writer = await router.connect()
+    writer.write(b"POST /v1/messages HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+    assert b" 401 " in await reader.readline()
+    body = (await reader.readuntil(b"}}")).partition(b"\r\n\r\n")[2]
+    assert json.loads(body)["error"]["type"] == "authentication_error"
+
+
+# CORS, paths, logs
+
+
+async def test_cors_as_one_server_does_it(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m", keys=("secret",), allowed_origins=("https://a.example",), allowed_methods=("POST",))
+    await router.start_model("m", echo)
+    ask = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    async with client.options(router.url + CHAT, headers=ask) as response:
+        assert (response.status, await response.text()) == (200, "OK")
+        assert response.headers["Access-Control-Allow-Origin"] == "https://a.example"
+    async with client.options(router.url + CHAT, headers={**ask, "Origin": "https://b.example"}) as response:
+        assert (response.status, await response.text()) == (400, "Disallowed CORS origin")
+        assert "Access-Control-Allow-Origin" not in response.headers
+    for path in (CHAT, "/nothing"):
+        async with client.post(router.url + path, data=body_of(), headers={**KEY, **ask}) as response:
+            assert response.headers["Access-Control-Allow-Origin"] == "https://a.example"
+            assert "Origin" in response.headers["Vary"]
+
+
+async def test_without_cors_options_goes_to_the_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m")
+    await router.start_model("m", echo)
+    async with client.options(router.url + "/v1/x?model=m") as response:
+        assert (await response.json())["method"] == "OPTIONS"
+        assert "Access-Control-Allow-Origin" not in response.headers
+
+
+async def test_the_root_path_is_the_routers(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m", root_path="/llm/")
+    await router.start_model("m", telling("m"))
+    for path, target in (("/llm/v1/x%2F?model=m", "/v1/x%2F?model=m"), ("/llmv1/x?model=m", "/llmv1/x?model=m")):
+        async with client.post(aiohttp.client.URL(router.url + path, encoded=True)) as response:
+            assert (await response.json())["target"] == target
+    async with client.get(router.url + "/llm/health") as response:
+        assert response.status == 200
+
+
+async def test_request_ids_pass(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m")
+    await router.start_model("m", echo)
+    async with client.post(router.url + CHAT, data=body_of(), headers={"X-Request-Id": "r-1"}) as response:
+        assert headers_of(await response.json(), "x-request-id") == ["r-1"]
+
+
+async def test_the_access_log_has_uvicorns_lines(
+    router: SmallRouter, client: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger=ACCESS_LOGGER)
+    await router.serve("m")
+    async with client.get(router.url + "/v1/models?a=%20") as response:
+        await response.read()
+    (record,) = [record for record in caplog.records if record.name == ACCESS_LOGGER]
+    assert isinstance(record.args, tuple)
+    assert record.args[1:] == ("GET", "/v1/models?a=%20", "1.1", 200)
+    assert record.getMessage().startswith("127.0.0.1:")
+    assert record.getMessage().endswith('- "GET /v1/models?a=%20 HTTP/1.1" 200')
+
+
+async def test_an_absolute_target_and_a_long_one(router: SmallRouter) -> None:
+    await router.serve("m")
+    await router.start_model("m", telling("m"))
+    reader, writer = await router.connect()
+    writer.write(post("http://other.example/v1/x?a=1", body_of()))
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert b" 200 " in head
+    assert b'"/v1/x?a=1"' in await reader.readuntil(b"}")
+    writer.write(post("/v1/x?a=" + "1" * 40_000, body_of()))
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
