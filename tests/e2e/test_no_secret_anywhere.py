@@ -85,7 +85,8 @@ RUNS: dict[str, list[str]] = {
 
 EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "complete": {0, 1}, "wait": {0, 1}, "load": {1}, "unload": {1},
               "stop": {1, 2}, "standby": {2}, "standby status": {1}, "standby stop": {1}, "timeline": {0, 2},
-              "preload check": {0, 2}, "explain": {0, 1}, "prefetch": {0, 3}, "bake": {0, 1}, "bench serve": {0, 1, 3}}  # fmt: skip
+              "preload check": {0, 2}, "explain": {0, 1}, "prefetch": {0, 3}, "bake": {0, 1},
+              "bench serve": {0, 1, 3}}  # fmt: skip
 
 
 def test_every_command_is_run() -> None:
