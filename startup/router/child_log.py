@@ -114,15 +114,15 @@ class ChildLog:
             self._end()
 
     def explain_failure(self, words: Sequence[str] = ()) -> str:
-        """What has failed, as `vllm-cli explain` tells it, else the last lines; empty without any.
+        """What has failed, as `vllm-cli explain` tells it; else its exception, or its last lines.
 
         Args:
             words: the process's command line, whose secrets may be quoted.
         """
         lines = [line.decode(errors="replace") for line in self._kept]
-        if (cause := find_cause(lines)) is not None:
+        if (cause := find_cause(lines)) is not None and cause.known is not None:
             return hide_quoted(" ".join(write_digest(cause)), words)
-        last = [line.strip() for line in lines if line.strip()][-_NUM_LAST_LINES:]
+        last = [line.strip() for line in lines if line.strip()][-_NUM_LAST_LINES:] if cause is None else [cause.text]
         text = " / ".join(escape_controls(hide_in_command(line)) for line in last)[-_LAST_LINES_CHARACTERS:]
         return hide_quoted(text, words)
 

@@ -41,9 +41,10 @@ class RouterProcess(ServerProcess):
         return self
 
     def write(self, models: Models, **keys: Any) -> None:
-        """Replaces the file, whose content is JSON: YAML, too."""
+        """Replaces the file, whose content is JSON: YAML, too. All models may run together."""
         new = self.file.with_suffix(".new")
-        new.write_text(json.dumps({"models": models, **keys}))
+        together = {"together": {"swap": False, "exclusive": False, "members": list(models)}}
+        new.write_text(json.dumps({"models": models, "groups": together, **keys}))
         new.replace(self.file)
 
     def post(self, model: str, *, timeout_s: float = 60.0) -> Answer:
@@ -66,7 +67,8 @@ class RouterProcess(ServerProcess):
 
     def pid(self, model: str) -> int:
         """The process that the router has started for the model."""
-        pid: int = self.models()[model]["pid"]
+        pid = self.models()[model]["pid"]
+        assert isinstance(pid, int), f"{model} has no process"
         return pid
 
     def tree(self, model: str) -> list[psutil.Process]:
