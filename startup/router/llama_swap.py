@@ -121,8 +121,12 @@ def split_command(text: str) -> list[str]:
     Raises:
         ValueError: a quote is not closed.
     """
-    lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
-    return shlex.split(" ".join(line.removesuffix("\\") if line.endswith("\\") else line for line in lines))
+    return shlex.split(" ".join(line.removesuffix("\\") for line in without_comments(text).splitlines()))
+
+
+def without_comments(text: str) -> str:
+    """A command without the lines that begin with #."""
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
 
 
 def recognise(words: Iterable[str]) -> ServeCommand | None:
@@ -327,8 +331,9 @@ def report_unsupported(document: Mapping[str, Any], findings: Findings) -> None:
     for key in document:
         if key in _UNUSED or key in _UNSUPPORTED:
             places.setdefault(key, []).append((key,))
-    for name, model in (document.get("models") or {}).items():
-        for key in model or () if isinstance(model, dict) else ():
+    models = document.get("models")
+    for name, model in models.items() if isinstance(models, dict) else ():
+        for key in model if isinstance(model, dict) else ():
             is_recognised = key == "useModelName" and model.get(key) in ("", None)
             if (key in _UNUSED or key in _UNSUPPORTED) and not is_recognised:
                 places.setdefault(key, []).append(("models", name, key))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from envs.duration import parse_duration
-from envs.redaction import hide_in_words
 from envs.suggestion import did_you_mean
 from startup.router import llama_swap
 from startup.router.llama_swap import MacroError, Macros
@@ -29,6 +28,7 @@ _TYPES: Final = {
 
 _KEEPS_PORT: Final = ("cmd", "proxy", "env", "checkEndpoint")
 _KEEPS_PID: Final = ("cmdStop",)
+_COMMANDS: Final = ("cmd", "cmdStop")
 _EXPANDED: Final = ("model", "args", "cmd", "cmdStop", "proxy", "checkEndpoint", "env")
 """Keys of a model in whose texts macros are replaced."""
 
@@ -65,7 +65,7 @@ def read_models_file(path: Path, defaults: Defaults, name: str | None = None) ->
     document = findings.root.plain()
     wrong = _check_structure(document, findings)
     content = _Reader(document, defaults, findings, wrong).read() if isinstance(document, dict) else ModelsFile({})
-    faults = sorted(findings.faults, key=lambda fault: fault.line or 0)
+    faults = sorted(dict.fromkeys(findings.faults), key=lambda fault: fault.line or 0)
     return replace(content, notices=tuple(findings.notices)), tuple(faults)
 
 
@@ -131,12 +131,9 @@ def _expectation(err: Any) -> str:
 
 
 def _shown(value: Any, path: KeyPath) -> str:
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        value = hide_in_words(value)
+    """Of a collection only its kind: it may contain secrets."""
     if isinstance(value, dict | list):
-        return (
-            f"{_TYPES['object' if isinstance(value, dict) else 'array']} {show(json.dumps(value, default=str), path)}"
-        )
+        return _TYPES["object" if isinstance(value, dict) else "array"]
     return show(value, path)
 
 
@@ -241,7 +238,7 @@ class _Reader:
             command = llama_swap.foreign_command(keys, words, path, self.findings)
             return replace(entry, foreign=command, engine="other")
         if left := [key for key in ("cmdStop", "proxy", "checkEndpoint") if keys.get(key)]:
-            text = f"has no effect: {words[0]} is started by this program, which knows how to reach and stop it"
+            text = "has no effect: the model is started by this program, which knows how to reach and stop it"
             self.findings.notice((*path, left[0]), text)
         if not served.words:
             self.findings.fault((*path, "cmd"), "must name the model, as in: vllm serve Qwen/Qwen3-0.6B")
@@ -294,7 +291,10 @@ class _Reader:
             if key in keys:
                 kept = ("PORT",) if key in _KEEPS_PORT else ("PORT", "PID") if key in _KEEPS_PID else ()
                 macros = Macros(texts, kept)
-                expanded[key] = self._expand(("models", name, key), keys[key], macros.expand)
+                text = keys[key]
+                if key in _COMMANDS and isinstance(text, str):
+                    text = llama_swap.without_comments(text)
+                expanded[key] = self._expand(("models", name, key), text, macros.expand)
         return expanded
 
     def _expand(self, path: KeyPath, value: Any, expand: Callable[[str], str]) -> Any:

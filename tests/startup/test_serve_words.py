@@ -11,7 +11,7 @@ VLLM_FLAGS = set((Path(__file__).parents[1] / "vllm_cli" / "vllm_0_32_flags.txt"
 
 
 def test_the_launchers_flags_are_those_of_the_start_and_the_logs_format() -> None:
-    declared = [flag for flag in (*GROUPS["Start"], LOG_FORMAT) if flag.name != "--config"]
+    declared = [flag for flag in (*GROUPS["Start"], *GROUPS["Several models"], LOG_FORMAT) if flag.name != "--config"]
     assert {name: flag.shape.value for flag in declared for name in flag.names} == LAUNCHER_FLAGS
 
 

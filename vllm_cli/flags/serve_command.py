@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
 from envs.variable import EnvError
 from startup.config import DEFAULT_MODEL_ID, StartupConfig
-from startup.serve_words import LAUNCHER_FLAGS, has_several_models, help_topic, split
+from startup.serve_words import LAUNCHER_FLAGS, has_several_models, help_topic, is_flag_like, split
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
 from vllm_cli.flags.config_file import read_config_file
@@ -21,7 +21,7 @@ from vllm_cli.flags.help import write_groups, write_topic
 from vllm_cli.flags.option import FlagOption, complete_model
 from vllm_cli.flags.router_words import SEVERAL, RouterWords, split_router_words
 from vllm_cli.flags.screening import notices, reject_unsupported, show_notices
-from vllm_cli.flags.secret_flags import empty_key_notices, secret_notices
+from vllm_cli.flags.secret_flags import empty_key_notices, secret_notices, split_flags
 from vllm_cli.flags.supported import CONFIG, LOG_FORMAT, SUPPORTED, VARIABLES, is_section
 
 VLLM: Final = "vllm_cli.vllm_options"
@@ -154,8 +154,13 @@ def _unknown_variables() -> Iterator[str]:
 
 
 def _reject_flags_of_several(words: Sequence[str]) -> None:
+    """Rejects the flags of a router, and several models that are named behind flags."""
     for flag in (each.flag for each in split(words, LAUNCHER_FLAGS.get) if each.flag in SEVERAL):
         raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
+    given = [each for _, each in split_flags(words)] if words and is_flag_like(words[0]) else []
+    models = [each.words[0] for each in given if not each.flag and each.words[0] != "--"]
+    if len(models) > 1:
+        raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")
 
 
 def _screen(words: Sequence[str], given: Arguments, in_file: Arguments, *, is_quiet: bool) -> str:

@@ -24,6 +24,7 @@ OWN_PREFIXES = (
     *("--drain-grace", "--standby", "--reject-unknown-", "--responses-store-"),
     "--download-timeout",
     "--idle-",
+    *("--models", "--memory-budget", "--max-running", "--max-wait"),
     "--lora-adapter-root",
 )
 """Beginnings of the names of flags that vLLM does not have."""

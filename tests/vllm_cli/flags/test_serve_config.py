@@ -10,6 +10,7 @@ from server.errors import ConfigError
 from startup.config import DEFAULT_MODEL_ID
 from vllm_cli.commands.serve import serve
 from vllm_cli.errors import InputError
+from vllm_cli.flags.serve_command import CONFIG_OF_START, SEVERAL_MODELS
 
 
 def test_without_words_every_setting_has_its_default(parse) -> None:
@@ -131,8 +132,9 @@ def test_a_list_that_contains_the_model_is_an_error(parse) -> None:
     assert parse("--served-model-name", "a", "--served-model-name", "b").server.served_model_names == ("a", "b")
 
 
-def test_every_example_in_the_help_is_a_valid_command_line(parse) -> None:
+def test_every_example_in_the_help_is_a_valid_command_line() -> None:
     examples = [line.strip() for line in (serve.help or "").splitlines() if line.strip().startswith("vllm-cli serve")]
     assert len(examples) >= 4
     for example in examples:
-        parse(*shlex.split(example)[2:])
+        with serve.make_context("serve", shlex.split(example)[2:]) as ctx:
+            assert not ctx.meta.keys().isdisjoint((CONFIG_OF_START, SEVERAL_MODELS))

@@ -1,0 +1,297 @@
+"""Files of llama-swap: macros, commands, groups, and what is not supported."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from startup.router.llama_swap import MacroError, Macros, recognise, split_command
+from startup.router.model_entry import ForeignCommand, ModelsFile
+from startup.router.models_file import Defaults, read_models_file
+
+OURS = Path(sys.executable).parent
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Any:
+    def read_text(text: str) -> tuple[ModelsFile, list[str]]:
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        content, faults = read_models_file(path, Defaults(), "config.yaml")
+        return content, [str(fault) for fault in faults]
+
+    return read_text
+
+
+EXAMPLE = """
+healthCheckTimeout: 500
+logLevel: warn
+startPort: 10001
+globalTTL: 300
+macros:
+  "latest-llama": >
+    /opt/llama/llama-server
+    --port ${PORT}
+  default_ctx: 4096
+  args: "--ctx-size ${default_ctx}"
+apiKeys: ["sk-one", "${env.KEY_OF_TEST}"]
+models:
+  gpt:
+    macros: {default_ctx: 16384}
+    cmd: |
+      # a comment, with ${nothing} in it
+      ${latest-llama} \\
+      --model 'a b.gguf'
+      ${args} --alias ${MODEL_ID}
+    name: "gpt-oss 120B"
+    description: "A thinking model"
+    env:
+      - "CUDA_VISIBLE_DEVICES=0,1"
+    checkEndpoint: /ready
+    ttl: 60
+    concurrencyLimit: 4
+    aliases: ["gpt-4o-mini"]
+    metadata: {port: "${PORT}", list: [1, 2]}
+  docker:
+    proxy: "http://127.0.0.1:${PORT}"
+    cmd: docker run --name ${MODEL_ID} -p ${PORT}:8080 image
+    cmdStop: docker stop ${MODEL_ID} --pid ${PID}
+    unlisted: true
+    ttl: 0
+  fixed:
+    proxy: http://127.0.0.1:8999/v1
+    cmd: server --listen 8999
+    checkEndpoint: none
+groups:
+  big: {swap: true, exclusive: false, members: [gpt, docker]}
+hooks:
+  on_startup:
+    preload: [gpt]
+"""
+
+
+def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch) -> None:
+    monkeypatch.setenv("KEY_OF_TEST", "sk-two")
+    content, faults = read(EXAMPLE)
+    assert (faults, content.notices) == ([], ())
+    gpt, docker, fixed = content.entries.values()
+    words = "/opt/llama/llama-server --port ${PORT} --model|a b.gguf|--ctx-size 16384 --alias gpt"
+    assert gpt.foreign == ForeignCommand(
+        words=tuple(word for part in words.split("|") for word in ([part] if part == "a b.gguf" else part.split())),
+        address="http://localhost:${PORT}",
+        port=None,
+        check_endpoint="/ready",
+    )
+    assert (gpt.ttl_s, gpt.concurrency, gpt.start_timeout_s, gpt.engine, gpt.preload) == (60, 4, 500, "other", True)
+    assert (gpt.env, gpt.aliases, gpt.excludes) == (
+        {"CUDA_VISIBLE_DEVICES": "0,1"}, ("gpt-4o-mini",), frozenset({"docker"}),
+    )  # fmt: skip
+    assert docker.foreign is not None
+    assert docker.foreign.stop_words == ("docker", "stop", "docker", "--pid", "${PID}")
+    assert (docker.ttl_s, docker.unlisted, docker.preload) == (None, True, False)
+    assert fixed.foreign is not None
+    assert (fixed.foreign.port, fixed.foreign.check_endpoint, fixed.ttl_s) == (8999, "none", 300)
+    assert fixed.excludes == {"gpt", "docker"}
+    assert (content.api_keys, content.log_level) == (("sk-one", "sk-two"), "WARNING")
+    assert "sk-one" not in repr(content)
+
+
+@pytest.mark.parametrize(
+    ("command", "engine", "words", "env"),
+    [
+        ("vllm serve a/b --port ${PORT} --max-model-len 8k", "vllm", "a/b --max-model-len 8k", {}),
+        ("vllm serve a/b --port=5 --host 0.0.0.0 -tp 2", "vllm", "a/b -tp 2", {}),
+        ("vllm-cli serve a/b --uds x.sock", "auto", "a/b", {}),
+        (f"{OURS}/vllm-cli serve a/b", "auto", "a/b", {}),
+        (f"{OURS}/python -m vllm_cli serve a/b", "auto", "a/b", {}),
+        ("env A=b C='d e' vllm serve a/b", "vllm", "a/b", {"A": "b", "C": "d e"}),
+        ("A=b exec vllm serve a/b", None, "", {}),
+        ("exec vllm serve a/b", "vllm", "a/b", {}),
+        ("/nowhere/bin/vllm serve a/b", "vllm", "a/b", {}),
+        ("python -m vllm.entrypoints.openai.api_server --model a/b --port 5", "vllm", "--model a/b", {}),
+        ("python3.12 -m vllm.entrypoints.cli.main serve a/b", "vllm", "a/b", {}),
+        ("vllm bench serve", None, "", {}),
+        ("vllm", None, "", {}),
+        ("python -m http.server", None, "", {}),
+        ("python serve.py", None, "", {}),
+        ("llama-server --port ${PORT}", None, "", {}),
+        ("docker run vllm/vllm-openai serve a/b", None, "", {}),
+        ("env -i vllm serve a/b", None, "", {}),
+        ("env", None, "", {}),
+    ],
+)
+def test_a_command_of_our_engines_is_recognised(command, engine, words, env) -> None:
+    found = recognise(split_command(command))
+    if engine is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert (found.engine, found.words, found.env) == (engine, words.split(), env)
+
+
+def test_a_vllm_of_another_environment_is_another_server(tmp_path: Path) -> None:
+    other = tmp_path / "vllm"
+    other.touch()
+    assert recognise([str(other), "serve", "a/b"]) is None
+
+
+def test_a_recognised_command_gives_words_variables_and_engine(read) -> None:
+    content, faults = read(
+        "models:\n  q:\n    cmd: env A=1 B=2 vllm serve x --port ${PORT} --dtype auto\n    env: {B: 3}\n"
+        "    proxy: http://x:1\n"
+    )
+    assert faults == []
+    entry = content.entries["q"]
+    assert (entry.words, entry.engine, entry.foreign) == (("x", "--dtype", "auto"), "vllm", None)
+    assert entry.env == {"A": "1", "B": "3"}
+    assert [str(notice) for notice in content.notices] == [
+        "config.yaml:5: models.q.proxy: has no effect: the model is started by this program, which knows how to "
+        "reach and stop it"
+    ]
+
+
+MACROS = {
+    "macros: {a: '${b}', b: '${a}'}\nmodels: {m: {cmd: '${a}'}}": "the macros contain themselves: a -> b -> a",
+    "macros: {a: '${a}'}\nmodels: {m: {cmd: '${a}'}}": "the macros contain themselves: a -> a",
+    "macros: {abcd: x}\nmodels: {m: {cmd: '${abce}'}}": "there is no macro ${abce} (did you mean 'abcd'?)",
+    "models: {m: {cmd: 'x ${PID}'}}": "there is no macro ${PID}: it is known in cmdStop only",
+    "models: {m: {model: 'x${PORT}'}}": "there is no macro ${PORT}: it is known in cmd, proxy and env only",
+    "models: {m: {cmd: 'x ${env.NO_VAR}'}}": "${env.NO_VAR}: the environment variable NO_VAR is not set",
+    "macros: {PORT: 5}\nmodels: {m: }": "macros.PORT: must be a name of up to 64 letters",
+    "macros: {'a b': 5}\nmodels: {m: }": "macros.a b: must be a name of up to 64 letters",
+    "macros: {a: [5]}\nmodels: {m: }": "macros.a: must be a text, a number, true or false",
+    "models: {m: {macros: {a: null}}}": "models.m.macros.a: must be a text, a number, true or false",
+    "apiKeys: ['${env.NOT_SET_HERE}']\nmodels: {m: }": "apiKeys[0]: ${env.NOT_SET_HERE}: the environment variable",
+}
+
+
+@pytest.mark.parametrize(("text", "fault"), MACROS.items(), ids=range(len(MACROS)))
+def test_a_macro_that_cannot_be_replaced_is_a_fault(read, text: str, fault: str) -> None:
+    _, faults = read(text)
+    assert len(faults) == 1, faults
+    assert fault in faults[0]
+
+
+def test_macros_are_replaced_in_all_texts_of_a_model(read) -> None:
+    content, faults = read(
+        "macros: {dir: /models, len: 8k, on: true}\nmodels:\n  m:\n    model: ${dir}/${MODEL_ID}\n"
+        "    args: {max-model-len: '${len}', seed: 1}\n    env: ['DEBUG=${on}']\n"
+    )
+    assert faults == []
+    assert content.entries["m"].words == ("/models/m", "--max-model-len=8k", "--seed=1")
+    assert content.entries["m"].env == {"DEBUG": "true"}
+
+
+def test_macros_that_double_each_other_are_cut_off() -> None:
+    texts = {f"a{n}": f"${{a{n + 1}}}${{a{n + 1}}}" for n in range(64)} | {"a64": "x" * 100}
+    with pytest.raises(MacroError, match="has more than 65536 characters with its macros"):
+        Macros(texts).expand("${a0}")
+
+
+COMMANDS = {
+    'cmd: "x \'y"': 'models.m.cmd: must be a command, got "x \'y": No closing quotation',
+    "cmd: '# only a comment'": "models.m.cmd: must be a command, got only comments and blanks",
+    "cmd: server": "models.m.cmd: must contain ${PORT}, or `proxy` must name the port on which the command listens",
+    "{cmd: server, proxy: 'http://h:${PORT}'}": "models.m.cmd: must contain ${PORT}",
+    "{cmd: server, proxy: ftp}": "models.m.proxy: must be an address such as http://127.0.0.1:${PORT}, got 'ftp'",
+    "{cmd: server, proxy: 'http://h:x'}": "models.m.proxy: must be an address such as",
+    "{cmd: server, proxy: 'http://h:70000'}": "models.m.proxy: must be an address such as",
+    "{cmd: server, proxy: 'http://h:0'}": "models.m.proxy: must be an address such as",
+    "{cmd: 'x ${PORT}', checkEndpoint: ready}": "models.m.checkEndpoint: must be a path such as /health, or none",
+    "{cmd: 'x ${PORT}', cmdStop: \"kill '\"}": "models.m.cmdStop: must be a command",
+    "cmd: vllm serve": "models.m.cmd: must name the model, as in: vllm serve Qwen/Qwen3-0.6B",
+    "cmd: vllm serve x --api-key k": "models.m.cmd: must not have --api-key: give it on the command line, for all",
+    "cmd: vllm serve x --ssl-keyfile k": "models.m.cmd: must not have --ssl-keyfile",
+    "cmd: ''": "models.m.cmd: must not be empty",
+    "cmd: [a]": "models.m.cmd: must be a text, got a list",
+}
+
+
+@pytest.mark.parametrize(("keys", "fault"), COMMANDS.items(), ids=range(len(COMMANDS)))
+def test_a_command_that_cannot_run_is_a_fault(read, keys: str, fault: str) -> None:
+    text = f"models: {{m: {keys}}}" if keys.startswith("{") else f"models:\n  m:\n    {keys}\n"
+    _, faults = read(text)
+    assert len(faults) == 1, faults
+    assert fault in faults[0]
+
+
+def _servers(*names: str, **keys: str) -> str:
+    lines = [f"  {name}: {{cmd: 'x ${{PORT}}'{keys.get(name, '')}}}" for name in names]
+    return "\n".join(["models:", *lines, ""])
+
+
+def _excludes(content: ModelsFile) -> dict[str, str]:
+    return {entry.name: "".join(sorted(entry.excludes)) for entry in content.entries.values()}
+
+
+@pytest.mark.parametrize(
+    ("groups", "excludes"),
+    [
+        ("", {"a": "bc", "b": "ac", "c": "ab", "o": ""}),
+        ("g: {members: [a, b], swap: false, exclusive: false}", {"a": "", "b": "", "c": "ab", "o": ""}),
+        ("g: {members: [a, b, c], exclusive: false}", {"a": "bc", "b": "ac", "c": "ab", "o": ""}),
+        ("g: {members: [a, b]}", {"a": "bco", "b": "aco", "c": "ab", "o": ""}),
+        ("g: {members: [a], persistent: true}, h: {members: [b, c, o]}", {"a": "bco", "b": "co", "c": "bo", "o": "bc"}),
+    ],
+    ids=["no groups", "together", "one at a time", "exclusive", "persistent"],
+)
+def test_groups_are_those_of_llama_swap(read, groups: str, excludes: dict[str, str]) -> None:
+    content, faults = read(_servers("a", "b", "c") + f"  o: {{model: x}}\ngroups: {{{groups}}}\n")
+    assert faults == []
+    assert _excludes(content) == excludes
+    assert len(content.notices) == (not groups)
+
+
+def test_a_pinned_model_is_stopped_by_no_group(read) -> None:
+    text = _servers("a") + "  o: {model: x, pinned: true}\ngroups: {g: {members: [a]}}\n"
+    content, faults = read(text)
+    assert (faults, _excludes(content)) == ([], {"a": "", "o": ""})
+
+
+GROUPS = {
+    "groups: {g: {members: [a, bb]}}": "groups.g.members[1]: 'bb' is no model of this file",
+    "groups: {g: {members: [a]}, h: {members: [a]}}": "groups.h.members[0]: 'a' is already in groups.g",
+    "groups: {g: {members: []}}": "groups.g.members: must not be empty",
+    "groups: {g: {swap: false}}": "groups.g: must have the key members",
+    "groups: {g: {members: [a], swap: 2}}": "groups.g.swap: must be true or false, got 2",
+    "groups: [a]": "groups: must be a mapping, got a list",
+    "groups: {g: {members: [a, b]}}\nx-p: 1": "models.b.pinned: must be false, or no other model of groups.g",
+    "hooks: {on_startup: {preload: [aa]}}": "hooks.on_startup.preload[0]: 'aa' is no model of this file",
+    "hooks: {on_startup: {load: [a]}}": "hooks.on_startup.load: is not known here (did you mean 'preload'?)",
+    "hooks: {at_start: {}}": "hooks.at_start: is not known here",
+}
+
+
+@pytest.mark.parametrize(("text", "fault"), GROUPS.items(), ids=range(len(GROUPS)))
+def test_a_wrong_group_or_hook_is_a_fault(read, text: str, fault: str) -> None:
+    _, faults = read(_servers("a") + f"  b: {{model: x, pinned: {str('x-p' in text).lower()}}}\n{text}\n")
+    assert len(faults) == 1, faults
+    assert fault in faults[0]
+
+
+def test_two_servers_with_one_port_must_exclude_each_other(read) -> None:
+    text = "models:\n  a: {cmd: x, proxy: 'http://127.0.0.1:8999'}\n  b: {cmd: y, proxy: 'http://localhost:8999/v1'}\n"
+    assert read(text)[1] == []
+    _, faults = read(text + "groups: {g: {members: [a, b], swap: false}}\n")
+    assert faults == [
+        "config.yaml:3: models.b.proxy: must have another port than 8999, which is that of models.a: write ${PORT} in "
+        "cmd, or put both into a group with swap: true"
+    ]
+    assert read(text.replace("127.0.0.1", "10.0.0.9") + "groups: {g: {members: [a, b], swap: false}}\n")[1] == []
+
+
+def test_what_is_not_supported_is_named_once_with_its_remedy(read) -> None:
+    keys = "filters: {stripParams: temperature}, sendLoadingState: true, useModelName: y, timeouts: {connect: 5}"
+    content, faults = read(
+        f"models:\n  a: {{model: x, {keys}}}\n  b: {{model: y, {keys}}}\nmatrix: {{sets: {{}}}}\npeers: {{p: {{}}}}\n"
+        "routing: {}\nsendLoadingState: true\nlogToStdout: both\n"
+    )
+    assert (faults, len(content.entries)) == ([], 2)
+    notices = "\n".join(map(str, content.notices))
+    assert len(content.notices) == 8
+    assert "config.yaml:2: models.a.filters: is not supported" in notices
+    assert "--override-generation-config in args (in 2 places)" in notices
+    for line, key in ((4, "matrix"), (5, "peers"), (6, "routing")):
+        assert f"config.yaml:{line}: {key}: is not supported" in notices
+    assert "sendLoadingState: has no effect: streams get comments" in notices
