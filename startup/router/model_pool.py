@@ -4,10 +4,11 @@ import asyncio
 import difflib
 import itertools
 import logging
+import math
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -31,7 +32,9 @@ from startup.router.scheduler_terms import (
 
 logger = logging.getLogger(__name__)
 
-_MEASURE_S: Final = 2.0
+_LOOK_S: Final = 1.0
+_MEASURE_MODEL_S: Final = 60.0
+_MEASURE_ROUTER_S: Final = 10.0
 _NUM_STARTS: Final = 200
 _LONGEST_NAME: Final = 200
 _NUM_NEAR: Final = 3
@@ -103,6 +106,8 @@ class ModelPool:
         self._children: dict[str, Child] = {}
         self._lives: dict[str, asyncio.Task[None]] = {}
         self._ready: set[str] = set()
+        self._used: set[str] = set()
+        """Models that had a request since they were last measured."""
         self._last_start_s: dict[str, float] = {}
         self._waiters: dict[int, _Waiter] = {}
         self._numbers = itertools.count(1)
@@ -122,6 +127,11 @@ class ModelPool:
         """Names that are similar; the cost does not grow with what a client sends."""
         names = [name for name, entry in self._names.items() if not entry.unlisted]
         return difflib.get_close_matches(requested[:_LONGEST_NAME], names, _NUM_NEAR)
+
+    def read_sizes(self, entries: Mapping[str, ModelEntry]) -> None:
+        """Looks at the models on disk, so that `set_entries` need not; may run on any thread."""
+        for entry in entries.values():
+            self._meter.need_of(entry)
 
     def set_entries(self, entries: Mapping[str, ModelEntry]) -> None:
         """Replaces the models; processes of those that did not change are not touched."""
@@ -153,6 +163,7 @@ class ModelPool:
             outcome = await waiter.outcome
             if isinstance(outcome, ModelRefused):
                 raise outcome
+            self._used.add(name)
             yield outcome
         finally:
             self._waiters.pop(ticket, None)
@@ -266,7 +277,7 @@ class ModelPool:
                 case Admit(ticket):
                     self._admit(ticket)
                 case MeasureFree():
-                    asyncio.get_running_loop().call_soon(self._report_free)
+                    self._request_free()
                 case Refuse(ticket, kind, reason, retry_after_s):
                     self._refuse(ticket, ModelRefused(_STATUSES.get(kind, _UNAVAILABLE), reason, retry_after_s))
         self._arm_timer()
@@ -332,23 +343,48 @@ class ModelPool:
 
     # Memory
 
-    def _report_free(self) -> None:
-        self._apply(self._scheduler.free_memory(self._meter.free(), time.monotonic()))
+    def _request_free(self) -> None:
+        """Reads the free memory, and tells the scheduler at the next turn or later."""
+        loop = asyncio.get_running_loop()
+        if self._meter.num_gpus:
+            loop.create_task(self._report_free_of_gpus(), name="free-memory")
+        else:
+            loop.call_soon(lambda: self._report_free(self._meter.free(), time.monotonic()))
+
+    async def _report_free_of_gpus(self) -> None:
+        read_s = time.monotonic()
+        self._report_free(await asyncio.to_thread(self._meter.free), read_s)
+
+    def _report_free(self, free: Need | None, read_s: float) -> None:
+        self._apply(self._scheduler.free_memory(free, time.monotonic(), read_s))
 
     async def _measure_regularly(self, standby_bytes: Callable[[], int]) -> None:
+        """A measurement costs processor time, so models that nobody uses are not measured again."""
+        measured_s: dict[int, float] = {}
+        own_s = -math.inf
         while True:
-            await asyncio.sleep(_MEASURE_S)
-            self._standby_bytes = standby_bytes()
-            running = {name: child.pids for name, child in self._children.items() if child.pids}
-            needs = await asyncio.to_thread(self._measure, running)
-            for name, need in needs.items():
-                if name in self._children:
+            await asyncio.sleep(_LOOK_S)
+            now = time.monotonic()
+            if now - own_s >= _MEASURE_ROUTER_S:
+                own_s = now
+                self._own_bytes = await asyncio.to_thread(pss_bytes, os.getpid())
+                self._standby_bytes = await asyncio.to_thread(standby_bytes)
+            for name, child in self._due_for_measurement(measured_s, now):
+                measured_s[child.pids[0]] = now
+                self._used.discard(name)
+                need = await asyncio.to_thread(self._meter.measure, name, child.pids)
+                if self._children.get(name) is child:
                     self._apply(self._scheduler.measured(name, need, time.monotonic()))
 
-    def _measure(self, running: Mapping[str, Collection[int]]) -> dict[str, Need]:
-        """On a thread."""
-        self._own_bytes = pss_bytes(os.getpid())
-        return {name: self._meter.measure(name, pids) for name, pids in running.items()}
+    def _due_for_measurement(self, measured_s: Mapping[int, float], now: float) -> list[tuple[str, Child]]:
+        """Those that are new, and those that were used since long enough ago."""
+        due = []
+        for name in self._ready:
+            child = self._children[name]
+            last_s = measured_s.get(child.pids[0])
+            if last_s is None or (name in self._used and now - last_s >= _MEASURE_MODEL_S):
+                due.append((name, child))
+        return due
 
     def _rules_of(self, entry: ModelEntry) -> ModelRules:
         return ModelRules(

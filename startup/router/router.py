@@ -243,6 +243,7 @@ class _Router:
             self._wants_reload = False
             try:
                 entries = await asyncio.to_thread(read)
+                await asyncio.to_thread(self._pool.read_sizes, entries)
             except ModelsFileError as err:
                 logger.error("the file of models has faults, the previous one stays in use:\n%s", err)
             except (StartupError, OSError) as err:
