@@ -42,6 +42,7 @@ from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.run import run_preflight as run_vllm_preflight
 from vllm_cli.errors import InputError
+from vllm_cli.flags.engine_choice import choose_engine
 from vllm_cli.flags.router_words import RouterWords, fault_of_model
 from vllm_cli.flags.secret_flags import secrets_as_variables, split_flags, without_flags
 from vllm_cli.flags.serve_command import CONFIG_OF_START, IS_QUIET, VLLM, ServeCommand, SeveralModels, serve_parameters
@@ -306,7 +307,7 @@ class _ModelCheck:
         own = list(entry.words)
         _reject_flags(own)
         engine = _last_value(own, _ENGINE) or (entry.engine if entry.engine != "auto" else None) or self._engine
-        engine = ServeWords(()).engine(engine or env.VCLI_ENGINE.get())
+        engine = choose_engine((_ENGINE, engine) if engine else ())
         begin = int(bool(own) and not is_flag_like(own[0]))
         words = [*own[:begin], *self._defaults, *own[begin:]]
         words, variables = secrets_as_variables(words)

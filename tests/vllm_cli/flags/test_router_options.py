@@ -1,0 +1,363 @@
+"""Several models on the command line: what is the router's, what each model gets, and how each is checked."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from startup.router.model_entry import ModelEntry, ModelsFileError
+from startup.router.router import RouterOptions
+from startup.serve_words import has_several_models
+from tests.startup.vllm.fake_start import FAKE
+from vllm_cli.commands.serve import serve
+from vllm_cli.errors import InputError
+from vllm_cli.flags.router_options import CheckedModels, ModelsReader, router_options
+from vllm_cli.flags.router_words import split_router_words
+from vllm_cli.flags.serve_command import SEVERAL_MODELS, SeveralModels
+
+COMMON = ("--engine", "embedded")
+
+
+def several(*words: object) -> SeveralModels:
+    with serve.make_context("serve", list(map(str, words))) as ctx:
+        found: SeveralModels = ctx.meta[SEVERAL_MODELS]
+        return found
+
+
+def options_of(*words: object) -> RouterOptions:
+    given = several(*words)
+    reader = ModelsReader(given)
+    return router_options(given, reader, reader.read())
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write_file(**content: Any) -> Path:
+        path = tmp_path / "models.yaml"
+        path.write_text(json.dumps(content))
+        return path
+
+    return write_file
+
+
+@pytest.fixture
+def read(write) -> Callable[..., CheckedModels]:
+    def read_models(models: dict[str, Any], *words: str, **content: Any) -> CheckedModels:
+        return ModelsReader(several("--models", write(models=models, **content), *COMMON, *words)).read()
+
+    return read_models
+
+
+@pytest.fixture
+def entry(read, tiny_llama: Path) -> Callable[..., ModelEntry]:
+    """The only model of a file, whose model is the tiny Llama if it names none."""
+
+    def entry_of(keys: dict[str, Any], *words: str) -> ModelEntry:
+        checked = read({"m": {"model": str(tiny_llama)} | keys}, *words)
+        assert checked.faults == ()
+        return checked.models["m"].entry
+
+    return entry_of
+
+
+@pytest.mark.parametrize(
+    ("words", "is_router"),
+    [
+        ("a b", True), ("a b --port 1", True), ("a b c", True), ("--models f", True), ("--models=f --port 1", True),
+        ("a", False), ("", False), ("a --port 1", False), ("--port 1 a", False), ("--port 1 a b", False),
+        ("a --model b", False), ("--model a b", False), ("a --chat-template b c", False),
+    ],
+)  # fmt: skip
+def test_two_words_before_all_flags_or_a_file_are_several_models(words: str, is_router: bool) -> None:
+    assert has_several_models(words.split()) is is_router
+
+
+@pytest.mark.parametrize(
+    ("words", "is_router"), [("", True), ("--port 1", True), ("a", False), ("--model a", False), ("--config c", False)]
+)
+def test_the_variable_names_a_file_if_the_words_name_no_model(words: str, is_router: bool, monkeypatch) -> None:
+    monkeypatch.setenv("VCLI_MODELS", "models.yaml")
+    assert has_several_models(words.split()) is is_router
+
+
+def test_the_routers_flags_are_its_own_and_all_others_are_defaults() -> None:
+    words = (
+        "a b --host h --port=1 --max_model_len 8k --api-key x y --uvicorn-log-level debug --idle-stop 5m --engine vllm "
+        "--enforce-eager --preflight warn --unknown-flag 5 --max-running 2 --ssl-keyf k -tp 2 --hf-token t"
+    )
+    given = split_router_words(words.split())
+    assert given.models == ("a", "b")
+    assert " ".join(given.own) == (
+        "--host h --port=1 --api-key x y --uvicorn-log-level debug --idle-stop 5m --engine vllm --preflight warn "
+        "--max-running 2 --ssl-keyf k"
+    )
+    assert " ".join(given.defaults) == (
+        "--max_model_len 8k --enforce-eager --preflight warn --unknown-flag 5 -tp 2 --hf-token t"
+    )
+
+
+REJECTED = {
+    "a b --models f": "--models does not go with a: name this model in the file",
+    "a b --config c": "--config does not go with several models: write its flags here, or `config:` into the args",
+    "a b --served-model-name x": "--served-model-name does not go with several models",
+    "a b --served_model_name x": "--served-model-name does not go with several models",
+    "--models f --model x": "--model does not go with several models: name the models in the file",
+    "a b --lora-modules x=y": "--lora-modules does not go with several models",
+    "a b --startup-report r": "--startup-report does not go with several models",
+    "a b --headless": "--headless does not go with several models",
+    "a b --nnodes 2": "--nnodes does not go with several models",
+    "a b --standby require": "--standby require does not go with several models",
+    "a b -- c": "several models do not go with the word --",
+    "a b --max-running 0": "--max-running must be 1 or more, got 0",
+    "a b --max-wait 0": "--max-wait must be above 0",
+    "a b --max-waiting x": "'x' is not a valid integer",
+    "a b --memory-budget lots": "'lots' is not a size such as 16MiB",
+    "a b --idle-stop soon": "'soon' is not a duration",
+    "a b --port 99999": "--port must be",
+    "a b --models": "--models",
+    "a --max-running 2": "--max-running is for several models: name them in a file for --models, or before all flags",
+    "a --memory-budget 2G --engine vllm": "--memory-budget is for several models",
+    "--port 1 a b": "several models must be named before all flags: vllm-cli serve a b ...",
+    "--port 1 a b --engine vllm": "several models must be named before all flags",
+}
+
+
+@pytest.mark.parametrize(("words", "message"), REJECTED.items(), ids=REJECTED)
+def test_what_several_models_cannot_have_is_a_usage_error(words: str, message: str, invoke) -> None:
+    done = invoke("serve", *words.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+
+
+def test_flags_and_variables_become_options(write, tiny_llama: Path, monkeypatch) -> None:
+    monkeypatch.setenv("VCLI_MAX_WAITING", "7")
+    monkeypatch.setenv("VCLI_MEMORY_BUDGET", "9GiB")
+    monkeypatch.setenv("VCLI_MAX_RUNNING", "5")
+    file = write(models={"m": {"model": str(tiny_llama)}}, apiKeys=["of-file"], logLevel="error")
+    options = options_of(
+        *("--models", file, *COMMON, "--port", "1", "--host", "h", "--api-key", "own", "--max-running", "2"),
+        *("--max-wait", "3", "--disable-uvicorn-access-log", "--startup-timeout", "30"),
+    )
+    assert (options.address.host, options.address.port, options.address.is_tls) == ("h", 1, False)
+    assert options.network.api_keys == ("own", "of-file")
+    limits = options.limits
+    assert (limits.memory_budget_bytes, limits.max_running, limits.max_wait_s, limits.max_waiting) == (9 << 30, 2, 3, 7)
+    assert (options.is_access_logged, options.logs.level, options.path) == (False, "ERROR", file)
+    assert options.entries["m"].start_timeout_s == 30
+    assert options.standby_kinds == ("embedded",)
+    assert options.find_model("m") == str(tiny_llama)
+    assert options.find_model("other") is None
+    assert options_of("--models", file, *COMMON, "--log-level", "debug").logs.level == "DEBUG"
+
+
+@pytest.mark.parametrize("words", [("--idle-warm", "off"), ("--standby", "off"), ("--trust-remote-code",)], ids=str)
+def test_without_a_use_there_is_no_standby(words: tuple[str, ...], write, tiny_llama: Path) -> None:
+    file = write(models={"m": {"model": str(tiny_llama)}})
+    assert options_of("--models", file, *COMMON, *words).standby_kinds == ()
+
+
+def test_a_models_flags_come_after_the_defaults(entry, tiny_llama: Path) -> None:
+    found = entry({"args": {"max-model-len": 128}, "aliases": ["x"]}, "--max-model-len", "256", "--seed", "1")
+    assert found.words == (
+        *(str(tiny_llama), "--max-model-len", "256", "--seed", "1", "--max-model-len=128", "--engine", "embedded"),
+        *("--disable-uvicorn-access-log", "--served-model-name", "m", "x"),
+    )
+    assert found.engine == "embedded"
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        ("--served-model-name own other", ("own", "other", "m", "x")),
+        ("--served_model_name=own", ("own", "m", "x")),
+        ("--served-model-name m", ("m", "x")),
+        ("--served-model-name a --served-model-name b", ("b", "m", "x")),
+        ("", ("m", "x")),
+    ],
+)
+def test_the_served_names_are_the_users_and_those_of_the_file(entry, args: str, names: tuple[str, ...]) -> None:
+    found = entry({"args": args, "aliases": ["x"]})
+    assert found.words[found.words.index("--served-model-name") + 1 :] == names
+    assert set(found.request_names) == {*names}
+    assert found.name == "m"
+
+
+def test_adapters_are_names_for_requests(entry, tmp_path: Path) -> None:
+    modules = [f"one={tmp_path}", json.dumps({"name": "two", "path": str(tmp_path)})]
+    found = entry({"args": {"enable-lora": True, "lora-modules": modules}}, "--preflight", "off")
+    assert found.adapters == ("one", "two")
+
+
+def test_secrets_are_variables_of_the_process_and_not_words(entry) -> None:
+    found = entry({"args": "--hf-token inner"}, "--hf-token", "outer")
+    assert not {"inner", "outer"} & set(found.words)
+    assert found.env["HF_TOKEN"] == "inner"
+    assert "inner" not in repr(found)
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown flag": ({"args": "--max-modl-len 5"}, "No such option: --max-modl-len (did you mean '--max-model-len'?)"),
+    "wrong value": ({"args": "--max-model-len 5x"}, "'5x' is not a whole number"),
+    "out of range": ({"args": "--max-num-seqs 0"}, "--max-num-seqs must be"),
+    "no value": ({"args": "--max-model-len"}, "requires an argument"),
+    "not embedded": ({"args": "--tensor-parallel-size 2"}, "Use --engine vllm"),
+    "too long": ({"args": "--max-model-len 99999999"}, "is more than the model's own limit of"),
+    "no model": ({"model": "/nowhere"}, "/nowhere is neither a folder nor a name"),
+    "engine": ({"args": "--engine other"}, "--engine 'other' is not one of"),
+    "address": ({"args": "--hos x"}, "must not have --hos: requests for all models come to the port"),
+    "router": ({"args": "--max-running 2"}, "must not have --max-running: it is a flag of the command line"),
+    "idle": ({"args": "--idle-stop 5m"}, "must not have --idle-stop: ttl is its time without requests"),
+    "key": ({"args": "--api-ke x"}, "must not have --api-ke: give it on the command line"),
+    "help": ({"args": "--help"}, "must not have --help or --version"),
+    "config": ({"args": "--config nowhere.yaml"}, "cannot be read"),
+    "program": ({"model": None, "cmd": "no-program --port ${PORT}"}, "the program 'no-program' of cmd is not found"),
+    "vllm": ({"engine": "vllm"}, "vLLM is not installed in this environment"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "message"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_of_a_model_has_its_line(keys: dict[str, Any], message: str, read, tiny_llama: Path) -> None:
+    given = {key: value for key, value in ({"model": str(tiny_llama)} | keys).items() if value is not None}
+    checked = read({"m": given})
+    assert len(checked.faults) == 1
+    (fault,) = checked.faults
+    assert message in fault.text
+    assert (fault.line, fault.key) == (1, "models.m")
+
+
+def test_faults_of_the_file_and_of_all_models_are_reported_at_once(read, tiny_llama: Path) -> None:
+    model = {"model": str(tiny_llama)}
+    checked = read(
+        {
+            "a": model | {"ttl": "x"},
+            "b": model | {"args": "--nonsense"},
+            "c": {"model": "/nowhere"},
+            "d": model | {"args": "--served-model-name e"},
+            "e": model,
+        }
+    )
+    assert [(fault.key, fault.check) for fault in checked.faults] == [
+        ("models.a.ttl", "usage"), ("models.b", "usage"), ("models.c", "model"), ("models.e", "usage"),
+    ]  # fmt: skip
+    assert "answers to 'e', as does d" in checked.faults[-1].text
+
+
+def test_a_model_that_never_fits_is_refused(read, tiny_llama: Path) -> None:
+    checked = read({"m": {"model": str(tiny_llama)}}, "--memory-budget", "1MiB")
+    assert [fault.check for fault in checked.faults] == ["memory"]
+    assert "of memory, and --memory-budget is 1" in checked.faults[0].text
+
+
+def test_pinned_models_must_leave_room_for_the_others(read, tiny_llama: Path) -> None:
+    model = {"model": str(tiny_llama)}
+    models = {"a": model | {"pinned": True}, "b": model}
+    assert read(models, "--max-running", "2").faults == ()
+    (fault,) = read(models, "--max-running", "1").faults
+    assert fault.text == "--max-running 1 leaves no room beside the pinned models a"
+
+
+def test_a_models_config_file_has_no_key(read, tiny_llama: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("api-key: s3cret\n")
+    (fault,) = read({"m": {"model": str(tiny_llama), "args": {"config": str(config)}}}).faults
+    assert "its --config must not have api-key" in fault.text
+
+
+def test_without_a_preflight_only_the_words_are_checked(read) -> None:
+    assert read({"m": {"model": "/nowhere"}}, "--preflight", "off").faults == ()
+    checked = read({"m": {"model": "/nowhere"}}, "--preflight", "warn")
+    assert checked.faults == ()
+    assert [finding.severity for finding in checked.report(0.1).findings] == ["warning"]
+
+
+def test_the_flags_of_vllm_are_checked_with_the_installed_one(read, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(FAKE)
+    command = {"cmd": "vllm serve org/model --port ${PORT} --enforce-eager --served-model-name other"}
+    checked = read({"m": command, "n": {"model": "org/n", "engine": "vllm", "args": "--lora-modules a=/b"}}, *OFFLINE)
+    assert checked.faults == ()
+    m, n = (checked.models[name] for name in "mn")
+    assert (m.standby_kind, n.standby_kind) == ("vllm-eager", "vllm-compiled")
+    assert (m.entry.engine, m.entry.aliases, n.entry.adapters) == ("vllm", ("other",), ("a",))
+    assert m.entry.words[:4] == ("org/model", "--preflight", "off", "--enforce-eager")
+
+
+OFFLINE = ("--preflight", "off")
+
+
+def test_names_of_words_are_the_last_part_of_a_folder(tiny_llama: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llama, other)
+    options = options_of(tiny_llama, f"{other}/", *COMMON, "--idle-stop", "90s")
+    assert list(options.entries) == [tiny_llama.name, "other"]
+    assert [entry.ttl_s for entry in options.entries.values()] == [90, 90]
+    assert (options.reload, options.path) == (None, None)
+    assert options.entries["other"].words[0] == f"{other}/"
+
+
+def test_hub_ids_stay_as_they_are() -> None:
+    assert list(options_of("org/a", "other/a", "--preflight", "off", *COMMON).entries) == ["org/a", "other/a"]
+
+
+@pytest.mark.parametrize("words", ["org/a org/a", "./x/a ../y/a"])
+def test_two_models_of_one_name_are_a_usage_error(words: str) -> None:
+    with pytest.raises(InputError, match=r"for names of your own, write a file for --models"):
+        options_of(*words.split(), *COMMON)
+
+
+def test_a_model_of_words_is_named_in_its_fault(invoke) -> None:
+    done = invoke("serve", "/nowhere/a", "/nowhere/b", *COMMON)
+    assert done.returncode == 3
+    assert "Error: a: MODEL /nowhere/a is neither a folder nor" in done.stderr
+    assert "\nb: MODEL /nowhere/b is neither a folder nor" in done.stderr
+
+
+def test_the_file_is_read_again_and_checked(write, tiny_llama: Path) -> None:
+    model = {"model": str(tiny_llama)}
+    options = options_of("--models", write(models={"m": model}), *COMMON)
+    assert options.reload is not None
+    assert options.reload() == options.entries
+    write(models={"m": model | {"ttl": 5}, "n": model})
+    changed = options.reload()
+    assert changed != options.entries
+    assert (changed["m"].ttl_s, options.find_model("n")) == (5, str(tiny_llama))
+    write(models={"m": model | {"ttl": "x", "args": "--nonsense"}, "o": {"model": "/nowhere"}})
+    with pytest.raises(ModelsFileError) as caught:
+        options.reload()
+    assert [fault.key for fault in caught.value.faults] == ["models.m.ttl", "models.o"]
+    assert options.find_model("n") == str(tiny_llama)
+    write(models={"n": model, "m": model})
+    assert options.reload()["m"] == options.entries["m"]
+
+
+@pytest.mark.parametrize(
+    ("models", "code", "check"),
+    [({"m": {}}, 0, None), ({"m": {"model": "/nowhere"}}, 3, "model"), ({"m": {"args": "--nonsense"}}, 2, "usage")],
+    ids=["right", "no model", "wrong flag"],
+)
+def test_preflight_only_reports_on_all_models(models, code: int, check: str | None, write, invoke, tiny_llama) -> None:
+    models = {name: {"model": str(tiny_llama)} | keys for name, keys in models.items()}
+    file = write(models=models | {"n": {"model": str(tiny_llama)}}, peers={})
+    done = invoke("serve", "--models", file, *COMMON, "--preflight-only", "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["ok"]) == (code, code == 0)
+    errors = [finding for finding in report["findings"] if finding["severity"] == "error"]
+    assert [finding["check"] for finding in errors] == ([check] if check else [])
+    assert all(finding["message"].startswith(f"{file}:1: models.m: ") for finding in errors)
+    assert any("peers: is not supported" in finding["message"] for finding in report["findings"])
+
+
+def test_help_of_a_router_is_that_of_serve(invoke) -> None:
+    done = invoke("serve", "a", "b", "--help")
+    assert done.returncode == 0
+    assert "--max-running" in done.stdout
+
+
+def test_a_context_of_a_check_leaves_nothing_behind(read, tiny_llama: Path) -> None:
+    read({"m": {"model": str(tiny_llama)}})
+    assert click.get_current_context(silent=True) is None
+    assert "vllm" not in sys.modules
