@@ -103,7 +103,8 @@ test-faults: $(DEFAULT_MODEL)
 
 test-swaps: $(INSTALLED_DEV)
 	@mkdir -p build
-	@exec $(BIN)/python -m tools.random_swaps --json build/random-swaps.json $(ARGS)
+	@exec $(BIN)/python -m tools.random_swaps --json build/random-swaps.json \
+	  --log build/random-swaps.log $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

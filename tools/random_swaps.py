@@ -3,7 +3,7 @@
     .venv/bin/python -m tools.random_swaps --swaps 1000 --json build/random-swaps.json
     make test-swaps ARGS="--swaps 200"
 
-Two of the five models have room (`--max-running 2`). Meanwhile
+Three of the five models have room (`--max-running 3`). Meanwhile
   clients       stream or do not; each answer must be the text of the model that was asked for
   vanishing     some clients disconnect at a random moment: queued, starting, streaming
   kills         SIGKILL to a random model's process
@@ -25,7 +25,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,7 +51,7 @@ class _Tally:
     """What has happened so far; the result of the run."""
 
     num_swaps: int = 0
-    answers: Counter[str] = field(default_factory=Counter)
+    answers: dict[str, int] = field(default_factory=dict)
     """By kind: complete, vanished, refused after a kill, cut by a kill, removed."""
     lost: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -68,6 +67,10 @@ class _Tally:
     exit_code: int | None = None
     took_s: float = 0.0
 
+    def count(self, kind: str) -> None:
+        """Notes one more answer of this kind."""
+        self.answers[kind] = self.answers.get(kind, 0) + 1
+
     @property
     def is_fine(self) -> bool:
         """Nothing is lost, wrong, left or grown."""
@@ -76,11 +79,12 @@ class _Tally:
 
 
 class _Run:
-    def __init__(self, folder: Path, num_swaps: int, seed: int, words: list[str]) -> None:
+    def __init__(self, folder: Path, num_swaps: int, seed: int, words: list[str], log: Path) -> None:
         self._folder = folder
         self._num_swaps = num_swaps
         self._random = random.Random(seed)
         self._words = words
+        self._log = log
         self._file = folder / "models.yaml"
         self._port = free_port()
         self._url = f"http://127.0.0.1:{self._port}"
@@ -99,9 +103,10 @@ class _Run:
         (self._folder / "tmp").mkdir()
         self._environment = os.environ | {"TMPDIR": str(self._folder / "tmp"), "VCLI_STANDBY": "auto"}
         command = [sys.executable, "-m", "vllm_cli", "serve", "--models", str(self._file), "--port", str(self._port)]
-        router = await asyncio.create_subprocess_exec(
-            *command, "--max-running", "2", "--max-wait", "3", *self._words, env=self._environment
-        )
+        with self._log.open("wb") as log:
+            router = await asyncio.create_subprocess_exec(
+                *command, "--max-running", "3", "--max-wait", "3", *self._words, env=self._environment, stderr=log
+            )
         self._router = psutil.Process(router.pid)
         try:
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as self._session:
@@ -145,7 +150,7 @@ class _Run:
         while self.tally.num_swaps < num_swaps and not any(task.done() for task in tasks):
             await asyncio.sleep(1.0)
             self.tally.num_swaps = sum(model["num_starts"] for model in await self._status())
-            print(f"\r{self.tally.num_swaps} swaps, {dict(self.tally.answers)}", end="", file=sys.stderr)
+            print(f"\r{self.tally.num_swaps} swaps, {self.tally.answers}", end="", file=sys.stderr)
         self._is_ending = True
         await asyncio.gather(*tasks)
         self._write_file(_NAMES)
@@ -166,7 +171,7 @@ class _Run:
             async with asyncio.timeout(self._random.choice((0.01, 0.1, 1.0)) * self._random.random()):
                 async with self._session.post(f"{self._url}/v1/completions", json=body) as response:
                     await response.read()
-        self.tally.answers["vanished"] += 1
+        self.tally.count("vanished")
 
     async def _request(self, name: str) -> None:
         begin_s = time.monotonic()
@@ -178,16 +183,16 @@ class _Run:
         except (aiohttp.ClientError, TimeoutError) as err:
             self._judge(name, begin_s, f"{type(err).__name__}: {err}")
             return
-        self.tally.answers["complete"] += 1
+        self.tally.count("complete")
         if text != self._expected[name]:
             self.tally.wrong.append(f"{name}: {text!r}")
 
     def _judge(self, name: str, begin_s: float, reason: str) -> None:
         """A request without a complete answer: is it explained by what was done to its model?"""
         if begin_s - self._killed_s.get(name, -1e9) < _AFTER_KILL_S:
-            self.tally.answers["refused or cut after a kill"] += 1
+            self.tally.count("refused or cut after a kill")
         elif name == _REMOVED and begin_s - self._removed_s < 10:
-            self.tally.answers["removed"] += 1
+            self.tally.count("removed")
         else:
             self.tally.lost.append(f"{name} at swap {self.tally.num_swaps}: {reason}")
 
@@ -337,11 +342,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--swaps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="file for the result")
+    parser.add_argument("--log", type=Path, default=Path("/dev/null"), help="file for the router's log")
     options, words = parser.parse_known_args()
     words = words or ["--engine", "embedded", "--max-model-len", "256"]
     with tempfile.TemporaryDirectory(prefix="swaps-") as folder:
-        run = _Run(Path(folder), options.swaps, options.seed, words)
+        run = _Run(Path(folder), options.swaps, options.seed, words, options.log)
         asyncio.run(run.run())
     result = asdict(run.tally) | {"is_fine": run.tally.is_fine}
     text = json.dumps(result, indent=2)
