@@ -61,13 +61,14 @@ def _run_template(kind: str, standby_fd: str, *models: str) -> int:
     """Runs a template process, which the standby starts; returns only in the servers forked from it."""
     import vllm_cli.commands.serve  # noqa: F401 - what every server imports
     from startup.logs.setup import configure_logging, log_options_of_environment
+    from startup.processes.quick_end import end_without_finalizing
     from startup.standby.template import wait_for_start
 
     configure_logging(log_options_of_environment(), role="template")
     link = wait_for_start(kind, models, int(standby_fd))
     exit_code = _run()
     link.report_exit(exit_code)
-    return exit_code
+    return end_without_finalizing(exit_code)  # it has all modules of its engine, as it was forked with them
 
 
 def _end_at_sigint() -> None:
