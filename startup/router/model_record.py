@@ -47,6 +47,8 @@ class ModelRecord:
         self._delay_s = _FIRST_DELAY_S
         self._current = NOTHING
         self._peak: Need | None = None
+        self._old_need: Need | None = None
+        """Of the process whose entry has changed since."""
         self._is_measured = False
 
     # Questions
@@ -110,16 +112,18 @@ class ModelRecord:
     @property
     def need(self) -> Need:
         """The most memory seen while it was ready; until then the estimate."""
+        if self._old_need is not None:
+            return self._old_need
         expected = self.rules.need if self._peak is None else self._peak
         return expected.at_least(self._current)
 
     @property
     def is_estimate(self) -> bool:
-        return self._peak is None
+        return self._peak is None and self._old_need is None
 
     @property
     def outstanding(self) -> Need:
-        """Memory that its process has not yet taken: what it needs and was not measured, until it is ready."""
+        """Memory that its process will still take: until it is ready, what it needs and was not measured."""
         return self.need.minus(self._current).at_least(NOTHING) if self.state == "starting" else NOTHING
 
     @property
@@ -137,6 +141,7 @@ class ModelRecord:
         self._current = memory
         if self.state == "ready":
             self._is_measured = True
+        if self.state == "ready" and self._old_need is None:
             self._peak = memory if self._peak is None else self._peak.at_least(memory)
 
     # Changes
@@ -164,6 +169,7 @@ class ModelRecord:
         was, since_s = self.state, self.since_s
         self.leases.clear()
         self.is_stopping = False
+        self._old_need = None
         self._current, self._is_measured = NOTHING, False
         if was == "draining":
             self._enter("stopped", now)
@@ -175,8 +181,11 @@ class ModelRecord:
         self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
         self._enter("failed", now)
 
-    def forget(self, now: float) -> None:
-        """Its entry has changed: neither failures nor measurements of the old one count."""
+    def replace(self, rules: ModelRules, now: float) -> None:
+        """Its entry has changed: neither failures nor measurements of the old one count for the next process."""
+        if self.has_process:
+            self._old_need = self.need
+        self.rules = rules
         self._peak = None
         self.reason = ""
         self.retry_s = -math.inf

@@ -67,11 +67,12 @@ class Scheduler:
             if name not in rules:
                 self._remove(record, now)
                 continue
-            record.rules = rules[name]
             if name in restart or record.is_removed:
                 record.is_removed = False
-                record.forget(now)
+                record.replace(rules[name], now)
                 self._drain_process(record, now)
+            else:
+                record.rules = rules[name]
         for record in self._models.values():
             self._admit_waiting(record)
         return self._decide(now)
@@ -267,13 +268,13 @@ class Scheduler:
         """Has it admit nothing more, and stops it when its leases have ended."""
         if not record.has_process or record.is_stopping:
             return
+        if record.state == "starting":
+            self._memory.outdate(now)
         record.begin_drain(now)
         if not record.leases:
             self._stop(record, now)
 
     def _stop(self, record: ModelRecord, now: float) -> None:
-        if any(record.outstanding):
-            self._memory.outdate(now)
         record.begin_drain(now)
         record.is_stopping = True
         self._actions.append(Stop(record.name))
@@ -310,7 +311,7 @@ class Scheduler:
                 self._admit_waiting(record)
 
     def _place(self, hungry: Iterable[ModelRecord], now: float) -> bool:
-        """Returns whether models were started, stopped or refused, so that others may be placed differently."""
+        """Returns whether a model was started, stopped or refused: others may be placed differently then."""
         plan = StartPlan(self._models.values(), self._limits, self._memory, now)
         has_changed = False
         for record in hungry:

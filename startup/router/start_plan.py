@@ -149,7 +149,7 @@ class StartPlan:
     # With room
 
     def _start(self, record: ModelRecord) -> Placement:
-        if any(name in record.rules.excludes for name in self._process_names):
+        if any(other.name in record.rules.excludes for other in self._processes):
             return Placement("wait")
         charge = self._charge(record)
         if not _Ledger(self._present.budget, self._present.slots, None).holds(charge, NOTHING):
@@ -159,6 +159,7 @@ class StartPlan:
         if not self._present.holds(charge, record.need):
             return self._short(record)
         self._present.take(charge, record.need)
+        self._processes.append(record)
         return Placement("start")
 
     def _await_reading(self, record: ModelRecord) -> Placement:
@@ -297,10 +298,6 @@ class StartPlan:
     @property
     def _num_slots(self) -> float:
         return float("inf") if self._limits.max_running is None else self._limits.max_running
-
-    @property
-    def _process_names(self) -> list[str]:
-        return [record.name for record in self._processes]
 
     @property
     def _settled_s(self) -> float:

@@ -1,4 +1,4 @@
-"""A world for the scheduler: processes, memory and clients that do at random what real ones do, and its proofs.
+"""A world for the scheduler: processes, memory and clients that do at random what real ones do.
 
 The world keeps its own books, of what it was told to do and of what it did, and compares after every step.
 """
@@ -29,6 +29,7 @@ class Process:
     """The one process of a model."""
 
     model: str
+    size: int
     is_ready: bool = False
     ready_s: float = 0.0
     is_asked_to_stop: bool = False
@@ -112,7 +113,9 @@ class World:
         self.admitted: set[int] = set()
         self.failed_until: dict[str, float] = {}
         self._numbers = iter(range(1, 1 << 60))
-        self.scheduler = Scheduler(self.limits, self._free(), self.now)
+        self.told_free = self._free()
+        """The last reading that the scheduler got."""
+        self.scheduler = Scheduler(self.limits, self.told_free, self.now)
         self._edit(self.names)
 
     # Steps
@@ -140,7 +143,9 @@ class World:
         limit_s = self.now + 2 * num_models * longest_turn_s + self.options.late_memory_s + 64.0
         for ticket, client in list(self.clients.items()):
             if client.process is not None:
-                self._later(rng_s(self.rng, self.options.longest_lease_s), lambda ticket=ticket: self._end(ticket))
+                self._later(
+                    _some_seconds(self.rng, self.options.longest_lease_s), lambda ticket=ticket: self._end(ticket)
+                )
         while any(client.process is None for client in self.clients.values()):
             assert self.now < limit_s, f"waits for ever: {self.clients}, {self.scheduler.view()}"
             self._pass_time()
@@ -186,8 +191,6 @@ class World:
         self._apply(actions)
         if ticket in self.clients and self.clients[ticket].process is None and not is_load:
             assert len([c for c in self._waiting(model) if not c.is_load]) <= self.limits.max_waiting
-        if ticket in self.clients and self.clients[ticket].process is not None:
-            self._later(rng_s(self.rng, self.options.longest_lease_s), lambda: self._end(ticket))
 
     def _leave(self) -> None:
         """A client goes, whether it is admitted, waits, or was never known."""
@@ -231,9 +234,9 @@ class World:
         self.now += _EPSILON
         for name, process in list(self.processes.items()):
             if process.is_ready or self.rng.random() < 0.5:
-                process.memory = max(process.memory, self._real_memory(name))
+                process.memory = process.size
                 self._apply(self.scheduler.measured(name, Need(process.memory), self.now))
-        self._apply(self.scheduler.free_memory(self._free(), self.now))
+        self._tell_free(self._free(), self.now)
 
     def _by_hand(self) -> None:
         name = self.rng.choice(self.names)
@@ -269,26 +272,27 @@ class World:
         rng = self.rng
         others = [other for other in self.names if other != name]
         self.estimates[name] = rng.choice((1, 2, 3, 5, 6, 9))
+        excludes = rng.sample(others, 1) if self.options.has_excludes and rng.random() < 0.5 else []
         return ModelRules(
             ttl_s=rng.choice((None, None, 0.5, 5.0)),
             pinned=rng.random() < 0.1,
             concurrency=rng.choice((None, None, 1, 2)),
-            excludes=frozenset(rng.sample(others, 1)) if self.options.has_excludes and rng.random() < 0.5 else frozenset(),
+            excludes=frozenset(excludes),
             need=Need(self.estimates[name]),
         )  # fmt: skip
 
     # Processes
 
     def _start(self, name: str) -> None:
-        process = Process(name)
+        process = Process(name, self._real_memory(name))
         self.processes[name] = process
-        took_s = rng_s(self.rng, self.options.longest_start_s)
+        took_s = _some_seconds(self.rng, self.options.longest_start_s)
         fails = self.options.has_failures and not self.is_fair and self.rng.random() < 0.15
         self._later(took_s / 2, lambda: self._allocate(process))
         self._later(took_s, lambda: self._gone(process, "no weights") if fails else self._ready(process))
 
     def _allocate(self, process: Process) -> None:
-        process.memory = self._real_memory(process.model)
+        process.memory = process.size
 
     def _ready(self, process: Process) -> None:
         if self._lives(process):
@@ -307,7 +311,7 @@ class World:
         for ticket in process.leases:
             self.clients[ticket].process = process  # its connection ends later
         has_failed = not process.is_asked_to_stop and not process.must_end
-        waiting = [client for client in self._waiting(process.model)]
+        waiting = self._waiting(process.model)
         actions = self.scheduler.ended(process.model, reason, self.now)
         view = self.scheduler.view().get(process.model)
         if has_failed and view is not None and view.state == "failed":
@@ -347,7 +351,11 @@ class World:
         read_s, free = self.now, self._free()
         self.now += _EPSILON  # two things never happen at the same time
         delay_s = self.rng.choice((0.0, 0.0, 0.01, 0.2))
-        self._later(delay_s, lambda: self._apply(self.scheduler.free_memory(free, self.now, read_s)))
+        self._later(delay_s, lambda: self._tell_free(free, read_s))
+
+    def _tell_free(self, free: Need | None, read_s: float) -> None:
+        self.told_free = free
+        self._apply(self.scheduler.free_memory(free, self.now, read_s))
 
     def _stop(self, name: str) -> None:
         process = self.processes[name]
@@ -356,7 +364,7 @@ class World:
         if not process.must_end:
             self._check_victim(process)
         process.is_asked_to_stop = True
-        self._later(rng_s(self.rng, self.options.longest_start_s), lambda: self._gone(process, None))
+        self._later(_some_seconds(self.rng, self.options.longest_start_s), lambda: self._gone(process, None))
 
     def _check_victim(self, process: Process) -> None:
         """Nobody has asked for its end: it was idle for too long, or another model needs its room."""
@@ -379,8 +387,7 @@ class World:
         lacks = self.limits.max_running is not None and len(staying) + len(hungry) > self.limits.max_running
         lacks |= self.limits.memory_budget_bytes is not None and needs > self.limits.memory_budget_bytes
         lacks |= any(self.rules[name].excludes & set(staying) for name in hungry)
-        free = self._free()
-        return lacks or (free is not None and needs > free.ram_bytes)
+        return lacks or (self.told_free is not None and needs > self.told_free.ram_bytes)
 
     def _admit(self, ticket: int) -> None:
         client = self.clients[ticket]
@@ -400,7 +407,7 @@ class World:
         if client.is_load:
             self._later(0.0, lambda: self._end(ticket))
         else:
-            self._later(rng_s(self.rng, self.options.longest_lease_s), lambda: self._end(ticket))
+            self._later(_some_seconds(self.rng, self.options.longest_lease_s), lambda: self._end(ticket))
 
     def _end(self, ticket: int) -> None:
         """The client is gone; its connection may have ended before."""
@@ -422,14 +429,12 @@ class World:
             assert len(running) <= self.limits.max_running, "too many run"
         budget = self.limits.memory_budget_bytes
         if budget is not None:
-            needs = {other: views[other].need.ram_bytes for other in running}
-            grown = sum(
-                needs[other] - self.estimates[other] for other in running if needs[other] > self.estimates[other]
-            )
-            assert sum(needs.values()) - grown <= budget or sum(min(need, budget) for need in needs.values()) <= budget  # fmt: skip
+            charges = [min(views[other].need.ram_bytes, budget) for other in running]
+            assert sum(charges) <= budget, "above the budget"
         free = self._free()
         if free is not None and all(process.memory for process in self.processes.values()):
-            assert views[name].need.ram_bytes <= free.ram_bytes + self._freed_lately(), "started without free memory"
+            grown = sum(max(0, process.memory - views[name].need.ram_bytes) for name, process in self.processes.items())
+            assert views[name].need.ram_bytes <= free.ram_bytes + grown, "started without free memory"
 
     def _waits_by_hand(self, name: str) -> bool:
         return any(client.is_load for client in self._waiting(name))
@@ -467,13 +472,10 @@ class World:
         used = sum(process.memory for process in self.processes.values()) + sum(size for _, size in self.late)
         return Need(max(0, self.options.total - used))
 
-    def _freed_lately(self) -> int:
-        return 0
-
     def _later(self, delay_s: float, happen: Callable[[], None]) -> None:
         self.agenda.append((self.now + delay_s, next(self._numbers), happen))
 
 
-def rng_s(rng: random.Random, most: float) -> float:
+def _some_seconds(rng: random.Random, most: float) -> float:
     """A duration: mostly short."""
     return most * rng.random() ** 3
