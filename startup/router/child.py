@@ -122,7 +122,10 @@ class Child:
         finally:
             code = await self._finish()
         text = reason or ("The process was stopped" if code is None else describe_end(code))
-        told = self._log.explain_failure([*self.entry.words, *(self._foreign.words if self._foreign else ())])
+        told = self._log.explain_failure(
+            [*self.entry.words, *(self._foreign.words if self._foreign else ())],
+            is_known_only=reason is None and code is not None and code < 0,
+        )
         self._reason.set_result(f"{text}: {told}" if told else f"{text}.")
         return None if self._wants_stop.is_set() else self._reason.result()
 

@@ -37,9 +37,7 @@ class ChildPlaces:
     def __init__(self, logs: LogOptions) -> None:
         """Removes the folders of routers that were killed."""
         _remove_stale()
-        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._lock_fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        self._folder, self._lock_fd = _create_locked()
         self._base = foreign.snapshot()
         for variable in _OWN:
             self._base.pop(variable.name, None)
@@ -65,20 +63,29 @@ class ChildPlaces:
         os.close(self._lock_fd)
 
 
+def _create_locked() -> tuple[Path, int]:
+    """A new folder, and the descriptor that keeps it locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder, fd
+        os.close(fd)  # another router has taken it for a stale one, in the moment before it was locked
+
+
 def _remove_stale() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError):
-            if folder.lstat().st_uid == os.geteuid() and _is_free(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+            if folder.lstat().st_uid == os.geteuid():
+                _remove_if_free(folder)
 
 
-def _is_free(folder: Path) -> bool:
-    """Whether no router owns it; raises OSError if it cannot be read."""
+def _remove_if_free(folder: Path) -> None:
+    """Removes it unless its router lives; raises OSError if it cannot be read or is locked."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(fd)
-    return True

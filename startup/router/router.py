@@ -55,6 +55,7 @@ _SAME_SIGNAL_S: Final = 0.5
 """A terminal and a service manager may both send the same signal."""
 _SWITCH_INTERVAL_S: Final = 0.0005
 """How long a thread may hold the interpreter; Python's 5 ms would delay probes."""
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _IGNORED: Final = (signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -75,8 +76,8 @@ class RouterOptions:
     path: Path | None
     """The file, which is watched."""
     limits: SchedulerLimits
-    standby_kinds: tuple[str, ...]
-    """Of the standbys that the router starts; empty for none."""
+    find_standby_kinds: Callable[[], tuple[str, ...]]
+    """Of the standbys that the router keeps for its present models; none if their starts are to be cold."""
     find_model: Callable[[str], str | None]
     """The folder of a model that is on disk, by the entry's name."""
     version: str
@@ -98,9 +99,7 @@ def run_router(options: RouterOptions) -> int:
         places = stack.enter_context(closing(ChildPlaces(options.logs)))
         stack.enter_context(closing(Guard.start(places.folder)))
         listening = stack.enter_context(take_socket() or listener.listen(host=host, port=port, uds=uds))
-        standbys = stack.enter_context(
-            closing(Standbys(options.standby_kinds, options.entries.values(), options.find_model))
-        )
+        standbys = stack.enter_context(closing(Standbys(options.find_model)))
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(_Router(options, listening, places, standbys).run())
@@ -130,8 +129,7 @@ class _Router:
     async def run(self) -> int:
         """Serves until a signal; returns the exit code, -N to end by signal N."""
         self._handle_signals()
-        self._standbys.tend()
-        self._pool.set_entries(self._options.entries)
+        await self._follow(self._options.entries)
         async with AsyncExitStack() as stack:
             await self._listen(stack)
             self._pool.begin(self._standbys.memory_bytes)
@@ -205,14 +203,23 @@ class _Router:
                 self._status = status
                 self._manager.notify_status(status)
 
+    async def _follow(self, entries: Mapping[str, ModelEntry]) -> None:
+        unneeded = self._standbys.follow(self._options.find_standby_kinds(), entries.values())
+        self._pool.set_entries(entries)
+        for standby in unneeded:
+            await asyncio.to_thread(standby.close)
+
     # Signals
 
     def _handle_signals(self) -> None:
+        """SIGHUP reads the file of models again; without one it ends the router, as it does a server."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        has_file = self._options.reload is not None
+        for number in _ENDING if has_file else (*_ENDING, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 loop.add_signal_handler(number, self._end, number)
-        loop.add_signal_handler(signal.SIGHUP, self._request_reload)
+        if has_file:
+            loop.add_signal_handler(signal.SIGHUP, self._request_reload)
         for number in _IGNORED:
             loop.add_signal_handler(number, logger.debug, "signal %d has no effect", number)
 
@@ -222,6 +229,7 @@ class _Router:
             logger.info("stopping: running requests are answered, all others are refused")
             self._stopped.set()
             self._stopped_s = now
+            self._exit_code = OK if number in (signal.SIGTERM, signal.SIGINT) else -number
         elif now - self._stopped_s > _SAME_SIGNAL_S:
             logger.info("stopping at once")
             self._exit_code = -number
@@ -231,9 +239,7 @@ class _Router:
 
     def _request_reload(self) -> None:
         """The file has changed, or SIGHUP: reads it; once more if it changes meanwhile."""
-        if self._options.reload is None:
-            logger.info("there is no file of models to reload")
-            return
+        assert self._options.reload is not None
         self._wants_reload = True
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.create_task(self._reload(self._options.reload), name="reload")
@@ -250,7 +256,7 @@ class _Router:
                 logger.error("the file of models cannot be used, the previous one stays in use: %s", err)
             else:
                 if not self._pool.is_draining:
-                    self._pool.set_entries(entries)
+                    await self._follow(entries)
                     logger.info("the file of models was read again: %d models", len(entries))
 
 

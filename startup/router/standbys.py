@@ -1,6 +1,6 @@
 """The router's own standbys, one for each kind of server among its models: they make its starts warm."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 from startup.on_request.own_standby import OwnStandby
@@ -12,18 +12,29 @@ from startup.standby.kinds import kind_for
 class Standbys:
     """Used on the main thread."""
 
-    def __init__(
-        self, kinds: Iterable[str], entries: Iterable[ModelEntry], find_model: Callable[[str], str | None]
-    ) -> None:
+    def __init__(self, find_model: Callable[[str], str | None]) -> None:
         """
         Args:
-            entries: of each kind, the first model's class and tokenizer are kept, too.
             find_model: the folder of a model that is on disk, by its entry's name.
+        """
+        self._find_model = find_model
+        self._standbys: dict[str, OwnStandby] = {}
+
+    def follow(self, kinds: Collection[str], entries: Iterable[ModelEntry]) -> list[OwnStandby]:
+        """Starts those that are missing; returns those of kinds that are not needed any more, to be closed.
+
+        Args:
+            entries: of each kind, the first model's class and tokenizer are kept, too.
         """
         names: dict[str, str] = {}
         for entry in entries:
             names.setdefault(kind_of_entry(entry), entry.name)
-        self._standbys = {kind: OwnStandby(kind, partial(find_model, names.get(kind, ""))) for kind in kinds}
+        unneeded = [self._standbys.pop(kind) for kind in self._standbys.keys() - kinds]
+        for kind in kinds:
+            if kind not in self._standbys:
+                self._standbys[kind] = OwnStandby(kind, partial(self._find_model, names.get(kind, "")))
+        self.tend()
+        return unneeded
 
     def tend(self) -> None:
         """Starts those that are due; called regularly."""

@@ -219,7 +219,7 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
             max_wait_s=limits.max_wait_s,
             max_waiting=limits.max_waiting,
         ),
-        standby_kinds=_standby_kinds(config, checked.models.values()),
+        find_standby_kinds=lambda: _standby_kinds(config, reader.last.models.values()),
         find_model=reader.find_model,
         version=VERSION,
     )

@@ -13,6 +13,7 @@ import pytest
 from startup.router.model_entry import ModelEntry, ModelsFileError
 from startup.router.router import RouterOptions
 from startup.serve_words import has_several_models
+from startup.standby.front_process import serve_warm
 from tests.startup.vllm.fake_start import FAKE
 from vllm_cli.commands.serve import serve
 from vllm_cli.errors import InputError
@@ -85,6 +86,12 @@ def test_the_variable_names_a_file_if_the_words_name_no_model(words: str, is_rou
     assert has_several_models(words.split()) is is_router
 
 
+@pytest.mark.parametrize("words", ["a b", "--models f"])
+def test_a_router_is_not_forked_from_a_standby(words: str, monkeypatch) -> None:
+    monkeypatch.setenv("VCLI_STANDBY", "require")
+    assert serve_warm(words.split()) is None
+
+
 def test_the_routers_flags_are_its_own_and_all_others_are_defaults() -> None:
     words = (
         "a b --host h --port=1 --max_model_len 8k --api-key x y --uvicorn-log-level debug --idle-stop 5m --engine vllm "
@@ -149,7 +156,7 @@ def test_flags_and_variables_become_options(write, tiny_llama: Path, monkeypatch
     assert (limits.memory_budget_bytes, limits.max_running, limits.max_wait_s, limits.max_waiting) == (9 << 30, 2, 3, 7)
     assert (options.is_access_logged, options.logs.level, options.path) == (False, "ERROR", file)
     assert options.entries["m"].start_timeout_s == 30
-    assert options.standby_kinds == ("embedded",)
+    assert options.find_standby_kinds() == ("embedded",)
     assert options.find_model("m") == str(tiny_llama)
     assert options.find_model("other") is None
     assert options_of("--models", file, *COMMON, "--log-level", "debug").logs.level == "DEBUG"
@@ -158,7 +165,7 @@ def test_flags_and_variables_become_options(write, tiny_llama: Path, monkeypatch
 @pytest.mark.parametrize("words", [("--idle-warm", "off"), ("--standby", "off"), ("--trust-remote-code",)], ids=str)
 def test_without_a_use_there_is_no_standby(words: tuple[str, ...], write, tiny_llama: Path) -> None:
     file = write(models={"m": {"model": str(tiny_llama)}})
-    assert options_of("--models", file, *COMMON, *words).standby_kinds == ()
+    assert options_of("--models", file, *COMMON, *words).find_standby_kinds() == ()
 
 
 def test_a_models_flags_come_after_the_defaults(entry, tiny_llama: Path) -> None:
@@ -349,6 +356,12 @@ def test_preflight_only_reports_on_all_models(models, code: int, check: str | No
     assert [finding["check"] for finding in errors] == ([check] if check else [])
     assert all(finding["message"].startswith(f"{file}:1: models.m: ") for finding in errors)
     assert any("peers: is not supported" in finding["message"] for finding in report["findings"])
+
+
+@pytest.mark.parametrize("command", ["prefetch", "bake"])
+def test_commands_for_one_model_say_so(command: str, invoke) -> None:
+    done = invoke(command, "a", "b")
+    assert (done.returncode, done.stderr) == (2, f"Error: vllm-cli {command} is for one model: name one of them.\n")
 
 
 def test_help_of_a_router_is_that_of_serve(invoke) -> None:
