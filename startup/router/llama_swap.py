@@ -152,7 +152,7 @@ def recognise(words: Iterable[str]) -> ServeCommand | None:
         if rest[:1] != ["serve"]:
             return None
         rest = rest[1:]
-    return ServeCommand(_ENGINES[program], without_address(rest), env)
+    return ServeCommand(_ENGINES[program], _with_model_first(without_address(rest)), env)
 
 
 def _is_of_this_environment(program: str) -> bool:
@@ -161,6 +161,15 @@ def _is_of_this_environment(program: str) -> bool:
         return True
     own = Path(sys.executable).parent
     return path.parent == own or path.parent.resolve() == own.resolve()
+
+
+def _with_model_first(words: list[str]) -> list[str]:
+    """`--model X` as MODEL, which comes before the flags."""
+    parts = list(split(words, {"--model": 1}.get))
+    model = next((given for given in reversed(parts) if given.flag == "--model" and given.values), None)
+    if model is None or not words[0].startswith("-"):
+        return words
+    return [model.values[0], *(word for given in parts if given.flag != "--model" for word in given.words)]
 
 
 def without_address(words: Iterable[str]) -> list[str]:

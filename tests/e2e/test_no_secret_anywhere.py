@@ -43,6 +43,7 @@ RUNS: dict[str, list[str]] = {
         "nowhere --api-key KEY --hf-token WRONG --port 0 --engine embedded --idle-stop 5m",
         "somebody/something SECRETS --port 0",
         "MODEL SECRETS --preflight-only",
+        "nowhere none SECRETS --port 0 --engine embedded",
     ],
     "chat": ["--url URL --api-key KEY --quick Hello", "--url LOGIN --api-key KEY --quick Hello"],
     "complete": ["--url URL --api-key KEY --quick Hello --max-tokens 2", "--url URL --api-key WRONG --quick Hello"],
@@ -180,6 +181,26 @@ def test_a_warm_start_shows_no_secret(sandbox: _Sandbox, watch: SecretWatch, tin
             assert ask(f"{server.url}/v1/models", key=KEYS[1]).status == 200
             assert MARK not in server.log + standby.log
         watch.check(sandbox.root, standby.runtime_folder)
+
+
+def test_a_router_and_its_models_show_no_secret(
+    sandbox: _Sandbox, watch: SecretWatch, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Keys and tokens are on its command line and in its file."""
+    model = {"model": str(tiny_llama), "env": {"WANDB_API_KEY": f"{MARK}-8"}, "args": f"--hf-token {MARK}-9"}
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"apiKeys": [f"{MARK}-10"], "models": {"tiny": model}}))
+    words = ["--models", str(file), *EMBEDDED.split(), "--idle-warm", "off", "--log-level", "DEBUG", *SECRETS]
+    watch.allow(words)
+    with ServerProcess(words, environment=sandbox.environment) as router:
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 2}
+        for key in (*KEYS, f"{MARK}-10"):
+            assert ask(f"{router.url}/v1/completions", body, key=key).status == 200
+        assert MARK not in ask(f"{router.url}/v1/completions", body, key=f"{MARK}-wrong").body.decode()
+        file.write_text(json.dumps({"apiKeys": [f"{MARK}-11"], "models": {"tiny": model | {"env": [f"{MARK}-12"]}}}))
+        wait_until(lambda: "models.tiny.env" in router.log)
+        assert MARK not in router.log
+        watch.check(sandbox.root)
 
 
 def test_a_start_of_vllm_shows_no_secret(sandbox: _Sandbox, watch: SecretWatch) -> None:

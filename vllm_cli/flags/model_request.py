@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from startup.model.request import ModelRequest
-from vllm_cli.flags.serve_command import CONFIG_OF_START, VLLM, ServeCommand, serve_parameters
+from vllm_cli.errors import InputError
+from vllm_cli.flags.serve_command import CONFIG_OF_START, SEVERAL_MODELS, VLLM, ServeCommand, serve_parameters
 
 
 def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
@@ -18,6 +19,8 @@ def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
     """
     serve = ServeCommand(name="serve", params=serve_parameters())
     with serve.make_context(command, list(words)) as ctx:
+        if SEVERAL_MODELS in ctx.meta:
+            raise InputError(f"{command} is for one model: name one of them.")
         if (options := ctx.meta.get(VLLM)) is not None:
             from startup.vllm.command_line import CommandLine
 

@@ -30,7 +30,7 @@ from startup.model.file_plan import plan_files
 from startup.model.request import ModelRequest
 from startup.preflight.report import USAGE, Finding, PreflightReport
 from startup.preflight.run import PreflightOptions, run_preflight
-from startup.router.model_entry import Fault, ModelEntry, ModelsFileError, Notice
+from startup.router.model_entry import Fault, ModelEntry, ModelsFile, ModelsFileError, Notice
 from startup.router.model_memory import MemoryMeter, default_budget
 from startup.router.models_file import Defaults, read_models_file
 from startup.router.router import RouterOptions
@@ -107,31 +107,29 @@ class ModelsReader:
         self.path = Path(file) if file is not None and not several.words.models else None
         """The file; None for models that the command line names."""
         self.last = CheckedModels({})
+        """Without faults."""
+        self._given: Mapping[str, ModelEntry] = {}
+        """Its entries as the file has them, without defaults."""
 
     def read(self) -> CheckedModels:
         """Never raises for a fault."""
+        content, faults = self._content()
+        checked = self._check(content, faults)
+        if not checked.faults:
+            self.last = checked
+            self._given = content.entries
+        return checked
+
+    def _content(self) -> tuple[ModelsFile, tuple[Fault, ...]]:
         if self.path is None:
-            entries = self._entries_of_words()
-            self.last = self._check(CheckedModels({name: CheckedModel(each) for name, each in entries.items()}))
-            return self.last
-        content, faults = read_models_file(self.path, self._defaults)
-        self.last = self._check(
-            CheckedModels(
-                {name: CheckedModel(entry) for name, entry in content.entries.items()},
-                faults,
-                content.notices,
-                content.api_keys,
-                content.log_level,
-            )
-        )
-        return self.last
+            return ModelsFile(self._entries_of_words()), ()
+        return read_models_file(self.path, self._defaults)
 
     def reload(self) -> Mapping[str, ModelEntry]:
         """The models of the file as it is now; raises ModelsFileError for its faults."""
         former = self.last
         read = self.read()
         if read.faults:
-            self.last = former  # for `find_model`
             raise ModelsFileError(read.faults)
         for notice in set(read.notices) - set(former.notices):
             logger.warning("%s", notice)
@@ -165,17 +163,25 @@ class ModelsReader:
             )
         return entries
 
-    def _check(self, read: CheckedModels) -> CheckedModels:
-        """Completes and checks all models."""
+    def _check(self, content: ModelsFile, faults_of_file: Sequence[Fault]) -> CheckedModels:
+        """Completes and checks all models but those that have not changed since they were right."""
         file = "" if self.path is None else str(self.path)
         check = _ModelCheck(self._config, self._words, file)
-        entries = list(read.entries.values())
+        entries = list(content.entries.values())
+
+        def run(entry: ModelEntry) -> CheckedModel:
+            former = self.last.models.get(entry.name) if self._given.get(entry.name) == entry else None
+            if former is None:
+                return check.run(entry)
+            return former._replace(entry=replace(former.entry, line=entry.line))
+
         with ThreadPoolExecutor(min(_MAX_AT_ONCE, max(1, len(entries))), thread_name_prefix="preflight") as threads:
-            checked = list(threads.map(check.run, entries))
-        faults = [*read.faults, *_once(fault for model in checked for fault in model.faults)]
+            checked = list(threads.map(run, entries))
+        faults = [*faults_of_file, *_once(fault for model in checked for fault in model.faults)]
         faults += [*_double_names(checked, file), *self._without_room(checked, file)]
         faults.sort(key=lambda fault: fault.line or 0)
-        return replace(read, models={model.entry.name: model for model in checked}, faults=tuple(faults))
+        models = {model.entry.name: model for model in checked}
+        return CheckedModels(models, tuple(faults), content.notices, content.api_keys, content.log_level)
 
     def _without_room(self, models: Sequence[CheckedModel], file: str) -> Iterator[Fault]:
         """Models that could never start."""

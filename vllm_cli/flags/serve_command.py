@@ -93,6 +93,10 @@ class ServeCommand(click.Command):
         given = Arguments.parse(words.own)
         rest = super().parse_args(ctx, given.words_of(SupportedFlag))
         config = build_startup_config(_given_settings(ctx))
+        if not words.models and config.several.models is None:
+            raise InputError("--models must name a file.")
+        if config.standby == "require":
+            raise InputError(f"{env.VCLI_STANDBY.name}=require does not go with several models.")
         has_log_level = "--log-level" in given.flags or env.VLLM_LOGGING_LEVEL.raw is not None
         ctx.meta[SEVERAL_MODELS] = SeveralModels(config, words, has_log_level)
         secrets = secret_notices(args, has_key_file=True)

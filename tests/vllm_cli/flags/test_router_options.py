@@ -127,6 +127,7 @@ REJECTED = {
     "a b --idle-stop soon": "'soon' is not a duration",
     "a b --port 99999": "--port must be",
     "a b --models": "--models",
+    "--models=": "--models must name a file",
     "a --max-running 2": "--max-running is for several models: name them in a file for --models, or before all flags",
     "a --memory-budget 2G --engine vllm": "--memory-budget is for several models",
     "--port 1 a b": "several models must be named before all flags: vllm-cli serve a b ...",
@@ -362,6 +363,25 @@ def test_preflight_only_reports_on_all_models(models, code: int, check: str | No
 def test_commands_for_one_model_say_so(command: str, invoke) -> None:
     done = invoke(command, "a", "b")
     assert (done.returncode, done.stderr) == (2, f"Error: vllm-cli {command} is for one model: name one of them.\n")
+
+
+def test_models_that_did_not_change_are_not_checked_again(write, tiny_llama: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_llama, copy)
+    models = {"m": {"model": str(tiny_llama)}, "n": {"model": str(copy)}}
+    options = options_of("--models", write(models=models), *COMMON)
+    assert options.reload is not None
+    shutil.rmtree(copy)
+    write(models={"o": {"model": str(tiny_llama)}} | models)
+    assert list(options.reload()) == ["o", "m", "n"]
+    write(models=models | {"n": {"model": str(copy), "ttl": 5}})
+    with pytest.raises(ModelsFileError, match="is neither a folder"):
+        options.reload()
+
+
+def test_a_standby_cannot_be_required(invoke, monkeypatch) -> None:
+    monkeypatch.setenv("VCLI_STANDBY", "require")
+    assert "VCLI_STANDBY=require does not go with several models" in invoke("serve", "a", "b").stderr
 
 
 def test_help_of_a_router_is_that_of_serve(invoke) -> None:
