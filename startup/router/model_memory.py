@@ -52,9 +52,9 @@ def default_budget() -> int | None:
 class MemoryMeter:
     """Measures models and remembers the results; each method may run on any thread.
 
-    `measure` reads the memory of every process of a model: 25 ms for each GiB, 80 ms for a small model of vLLM
-    (November 2026, two cores). `free` takes 1 ms, with GPUs about 10 ms more. The other methods read no more
-    than file sizes, and those once for each model.
+    `measure` reads the memory of every process of a model: 25 ms for each GiB, 80 ms for a small model of
+    vLLM (November 2026, two cores). `free` takes 1 ms, with GPUs about 10 ms more. The other methods read
+    no more than file sizes, and those once for each model.
     """
 
     def __init__(self, find_model: Callable[[str], str | None]) -> None:

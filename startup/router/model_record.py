@@ -182,7 +182,7 @@ class ModelRecord:
         self._enter("failed", now)
 
     def replace(self, rules: ModelRules, now: float) -> None:
-        """Its entry has changed: neither failures nor measurements of the old one count for the next process."""
+        """Its entry has changed: failures and measurements of the old one do not count any more."""
         if self.has_process:
             self._old_need = self.need
         self.rules = rules

@@ -246,6 +246,36 @@ def test_two_waiting_models_do_not_count_on_the_same_victim() -> None:
     assert story.ended("a") == [Start("d")]
 
 
+def test_two_waiting_models_stop_the_streams_of_two_victims() -> None:
+    story = Story(max_running=2)
+    for name in ("a", "b", "c", "d"):
+        story.model(name)
+    story.run_model("a", 1)
+    story.run_model("b", 2)
+    story.arrive(3, "c")
+    story.arrive(4, "d")
+    story.wait(9.0)
+    assert story.arrive(5, "a") == [Admit(5)]
+    assert story.arrive(6, "b") == [Admit(6)]
+    story.wait(1.1)
+    assert story.arrive(7, "a") == []
+    assert story.arrive(8, "b") == []
+
+
+def test_a_model_that_was_stopped_for_another_one_waits_behind_it() -> None:
+    """Its waiters are older, because they have waited for its limit of concurrency."""
+    story = Story(max_running=1)
+    story.model("a", concurrency=1)
+    story.model("b")
+    for ticket in (1, 2, 3):
+        story.arrive(ticket, "a")
+    story.ready("a", 1.0)
+    story.arrive(4, "b")
+    story.wait(10.1)
+    assert story.leave(1) == [Stop("a")]
+    assert story.ended("a") == [Start("b")]
+
+
 def test_a_later_small_model_does_not_take_the_room_of_an_earlier_large_one() -> None:
     story = Story(memory_budget_bytes=10 * GIB)
     story.model("a", 6)

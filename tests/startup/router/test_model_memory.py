@@ -1,0 +1,197 @@
+"""Memory of models: measured on real processes, estimated from words, variables and real files."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.machine.memory import read_memory
+from startup.preflight.memory_fit import PROGRAM_BYTES
+from startup.router.model_entry import ForeignCommand, ModelEntry
+from startup.router.model_memory import MemoryMeter, default_budget, estimate, weight_bytes
+from startup.router.scheduler_terms import Need
+from startup.vllm.preflight.nvml import Gpu
+
+MIB = 1 << 20
+GIB = 1 << 30
+_HOLD = "block = bytearray({size}); block[::4096] = b'x' * len(block[::4096]); "
+_PARENT = (
+    "import subprocess, sys; "
+    + _HOLD
+    + "child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, stdin=subprocess.PIPE); "
+    "child.stdout.readline(); print('ready', flush=True); sys.stdin.readline(); child.communicate()"
+)
+_CHILD = _HOLD + "print('ready', flush=True); import sys; sys.stdin.readline()"
+
+Tree = subprocess.Popen[bytes]
+
+
+@pytest.fixture
+def tree() -> Iterator[Tree]:
+    """A process that holds 40 MiB, with a child that holds 60 MiB."""
+    script = _PARENT.format(size=40 * MIB, child=_CHILD.format(size=60 * MIB))
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.communicate()
+
+
+def gpu(number: int) -> Gpu:
+    return Gpu(number, f"GPU-{number}", "H200", 100 * GIB, 90 * GIB, (9, 0), ())
+
+
+def entry(*words: str, **values: object) -> ModelEntry:
+    return ModelEntry(name="m", words=("/models/m", *words), **{"engine": "embedded", **values})  # type: ignore[arg-type]
+
+
+# Measured
+
+
+def test_a_measurement_has_the_whole_process_tree(tree: Tree) -> None:
+    meter = MemoryMeter(lambda name: None)
+
+    memory = meter.measure("m", [tree.pid])
+
+    assert 100 * MIB < memory.ram_bytes < 160 * MIB
+    assert memory.gpu_bytes == 0
+    assert meter.measured_bytes("m") == memory.ram_bytes
+
+
+def test_roots_that_are_in_one_tree_count_once(tree: Tree) -> None:
+    import psutil
+
+    (child,) = psutil.Process(tree.pid).children()
+    meter = MemoryMeter(lambda name: None)
+
+    assert meter.measure("m", [tree.pid, child.pid]).ram_bytes < 160 * MIB
+
+
+def test_ended_processes_need_nothing(tree: Tree) -> None:
+    tree.communicate()
+    meter = MemoryMeter(lambda name: None)
+
+    assert meter.measure("m", [tree.pid]) == Need()
+    meter.forget("m")
+    assert meter.measured_bytes("m") is None
+
+
+def test_free_memory_falls_by_what_a_process_takes() -> None:
+    meter = MemoryMeter(lambda name: None)
+    before = meter.free()
+    script = _CHILD.format(size=300 * MIB)
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        during = meter.free()
+        process.communicate()
+
+    assert before is not None
+    assert during is not None
+    assert 0 < during.ram_bytes < before.ram_bytes + 2 * GIB, "other programs use memory, too"
+
+
+def test_the_default_budget_is_what_the_machine_has() -> None:
+    state = read_memory()
+    assert state is not None
+    assert default_budget() == state.total_bytes
+
+
+# Sizes on disk
+
+
+def test_the_size_of_a_model_is_that_of_the_weights_that_are_loaded(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 3000)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 5000)
+    (tmp_path / "tokenizer.json").write_bytes(b"x" * 700)
+    assert weight_bytes(tmp_path) == 3000
+
+
+def test_the_size_of_a_gguf_file_or_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"x" * 4000)
+    assert weight_bytes(file) == 4000
+    assert weight_bytes(tmp_path) == 4000
+
+
+def test_a_size_is_read_once_and_again_after_a_download(tmp_path: Path) -> None:
+    places: list[str | None] = [None]
+    meter = MemoryMeter(lambda name: places[0])
+    assert meter.size_bytes("m") is None
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 3000)
+    places[0] = str(tmp_path)
+    assert meter.size_bytes("m") is None
+    meter.measure("m", [])
+    assert meter.size_bytes("m") == 3000
+    places[0] = None
+    assert meter.size_bytes("m") == 3000
+
+
+# Estimates
+
+
+def test_an_embedded_model_needs_its_weights_and_the_program() -> None:
+    assert estimate(entry(), GIB) == Need(int(1.1 * GIB) + PROGRAM_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        pytest.param(("--kv-cache-memory-bytes", "2G"), 2 * GIB, id="value"),
+        pytest.param(("--kv-cache-memory-bytes=2147483648",), 2 * GIB, id="attached"),
+        pytest.param(("--kv_cache_memory_bytes", "2G"), 2 * GIB, id="underscores"),
+        pytest.param(("--kv-cache-memory-bytes", "much"), 0, id="invalid"),
+        pytest.param(("--kv-cache-memory-bytes",), 0, id="no value"),
+    ],
+)
+def test_the_kv_cache_counts_if_its_size_is_given(words: tuple[str, ...], added: int) -> None:
+    assert estimate(entry(*words), GIB).ram_bytes - estimate(entry(), GIB).ram_bytes == added
+
+
+def test_vllm_without_a_gpu_reserves_a_share_of_the_machine() -> None:
+    total = default_budget() or 0
+    assert estimate(entry(engine="vllm"), GIB) == Need(int(0.92 * total))
+    assert estimate(entry("--gpu-memory-utilization", "0.25", engine="vllm"), GIB) == Need(int(0.25 * total))
+
+
+def test_vllm_on_a_cpu_with_a_size_of_its_kv_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_entry = estimate(entry(engine="vllm", env={"VLLM_CPU_KVCACHE_SPACE": "3"}), GIB)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    by_environment = estimate(entry(engine="vllm"), GIB)
+    by_flag = estimate(entry("--kv-cache-memory-bytes", "1G", engine="vllm"), GIB)
+
+    assert by_entry == by_environment == by_flag, "the variable wins"
+    assert 4 * GIB < by_entry.ram_bytes < 7 * GIB
+
+
+def test_on_gpus_a_share_of_as_many_as_the_model_takes() -> None:
+    gpus = [gpu(0), gpu(1)]
+    assert estimate(entry(engine="vllm"), GIB, gpus).gpu_bytes == 90 * GIB
+    assert estimate(entry("-tp", "2", "--gpu-memory-utilization", "0.5"), GIB, gpus).gpu_bytes == 100 * GIB
+    sized = estimate(entry("--kv-cache-memory-bytes", "10G"), 20 * GIB, gpus)
+    assert sized.gpu_bytes == int(1.1 * 20 * GIB) + 11 * GIB
+    assert sized.ram_bytes == PROGRAM_BYTES
+
+
+def test_a_model_that_sees_no_gpu_needs_none() -> None:
+    assert estimate(entry(env={"CUDA_VISIBLE_DEVICES": ""}), GIB, [gpu(0)]).gpu_bytes == 0
+
+
+def test_another_server_needs_the_gguf_files_that_it_names(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"x" * 1000)
+    words = ("llama-server", "-m", str(file), "--mmproj", "missing.gguf")
+    foreign = ForeignCommand(words=words, address="http://127.0.0.1:1", port=None)
+
+    assert estimate(ModelEntry(name="m", foreign=foreign, engine="other"), 0) == Need((256 << 20) + 1100)
+
+
+def test_where_the_driver_hides_who_uses_a_gpu_the_estimate_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("startup.router.model_memory.read_gpus_here", lambda: (gpu(0),))
+    meter = MemoryMeter(lambda name: None)
+    needed = meter.need_of(entry(engine="vllm"))
+
+    assert meter.measure("m", []).gpu_bytes == needed.gpu_bytes == 90 * GIB
+    assert meter.free() == Need((meter.free() or Need()).ram_bytes, 90 * GIB) or meter.num_gpus == 1
