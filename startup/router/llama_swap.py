@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from envs.suggestion import did_you_mean
 from server.wording import list_some
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from startup.router.models_document import Findings, KeyPath, show
-from startup.serve_words import normalise, split
+from startup.serve_words import is_vllm_installed, normalise, split
 
 PORT: Final = "${PORT}"
 PID: Final = "${PID}"
@@ -132,7 +133,7 @@ def without_comments(text: str) -> str:
 def recognise(words: Iterable[str]) -> ServeCommand | None:
     """What a command serves with this program's engines; None for any other command.
 
-    A program that exists in another environment than this one is another command: it may be another vLLM.
+    A program that is named by its path in another environment, or exists only there, is another command.
     """
     rest = list(words)
     env: dict[str, str] = {}
@@ -146,7 +147,7 @@ def recognise(words: Iterable[str]) -> ServeCommand | None:
     if _PYTHON.fullmatch(program) and rest[:1] == ["-m"] and len(rest) > 1:
         program = rest[1].replace("_", "-") if rest[1] == "vllm_cli" else rest[1]
         rest = rest[2:]
-    if program not in _ENGINES:
+    if program not in _ENGINES or (_ENGINES[program] == "vllm" and _is_only_elsewhere(program)):
         return None
     if program != _API_SERVER:
         if rest[:1] != ["serve"]:
@@ -161,6 +162,11 @@ def _is_of_this_environment(program: str) -> bool:
         return True
     own = Path(sys.executable).parent
     return path.parent == own or path.parent.resolve() == own.resolve()
+
+
+def _is_only_elsewhere(program: str) -> bool:
+    """Whether a vLLM is on PATH, and none in this environment."""
+    return not is_vllm_installed() and shutil.which(program) is not None
 
 
 def _with_model_first(words: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from startup.router.llama_swap import MacroError, Macros, recognise, split_command
 from startup.router.model_entry import ForeignCommand, ModelsFile
 from startup.router.models_file import Defaults, read_models_file
+from startup.serve_words import is_vllm_installed
 
 OURS = Path(sys.executable).parent
 
@@ -131,10 +132,13 @@ def test_a_command_of_our_engines_is_recognised(command, engine, words, env) -> 
         assert (found.engine, found.words, found.env) == (engine, words.split(), env)
 
 
-def test_a_vllm_of_another_environment_is_another_server(tmp_path: Path) -> None:
+def test_a_vllm_of_another_environment_is_another_server(tmp_path: Path, monkeypatch) -> None:
     other = tmp_path / "vllm"
-    other.touch()
+    other.touch(mode=0o755)
     assert recognise([str(other), "serve", "a/b"]) is None
+    assert recognise(["vllm", "serve", "a/b"]) is not None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (recognise(["vllm", "serve", "a/b"]) is None) is not is_vllm_installed()
 
 
 def test_a_recognised_command_gives_words_variables_and_engine(read) -> None:

@@ -104,6 +104,12 @@ def test_names_are_what_is_written(read) -> None:
     assert (list(content.entries), faults) == (["no", "1.0", "~x"], [])
 
 
+def test_the_example_of_the_repository_is_right() -> None:
+    content, faults = read_models_file(Path(__file__).parents[3] / "deploy" / "models.yaml", NO_DEFAULTS)
+    assert (faults, content.notices) == ((), ())
+    assert len(content.entries) >= 3
+
+
 def test_anchors_and_merges_save_repetition(read) -> None:
     content, faults = read("x-base: &b {ttl: 60, unlisted: true}\nmodels:\n  m: {<<: *b, ttl: 5}\n  n: *b\n")
     assert faults == []
