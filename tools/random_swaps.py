@@ -93,6 +93,7 @@ class _Run:
         self._removed_s = -1e9
         """When the removable model was last absent from the file."""
         self._variables: dict[str, int] = dict.fromkeys(_NAMES, 0)
+        self._num_starts: dict[str, int] = {}
         self._is_ending = False
         self.tally = _Tally()
 
@@ -149,11 +150,19 @@ class _Run:
         tasks = [asyncio.create_task(actor) for actor in actors]
         while self.tally.num_swaps < num_swaps and not any(task.done() for task in tasks):
             await asyncio.sleep(1.0)
-            self.tally.num_swaps = sum(model["num_starts"] for model in await self._status())
+            self._count_starts(await self._status())
             print(f"\r{self.tally.num_swaps} swaps, {self.tally.answers}", end="", file=sys.stderr)
         self._is_ending = True
         await asyncio.gather(*tasks)
         self._write_file(_NAMES)
+
+    def _count_starts(self, models: list[dict[str, Any]]) -> None:
+        """A model that was removed from the file counts from 0 again."""
+        for model in models:
+            name, num_starts = model["id"], model["num_starts"]
+            before = self._num_starts.get(name, 0)
+            self.tally.num_swaps += num_starts - before if num_starts >= before else num_starts
+            self._num_starts[name] = num_starts
 
     async def _client(self) -> None:
         while not self._is_ending:
