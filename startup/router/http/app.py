@@ -85,6 +85,7 @@ def create_runner(app: web.Application, options: AppOptions) -> web.AppRunner:
         app,
         access_log_class=AccessLog,
         access_log=logging.getLogger(ACCESS_LOGGER) if options.is_access_logged else None,
+        logger=_quiet_logger(),
         handler_cancellation=True,
         auto_decompress=False,
         keepalive_timeout=_IDLE_S,
@@ -94,6 +95,13 @@ def create_runner(app: web.Application, options: AppOptions) -> web.AppRunner:
         read_bufsize=_READ_BYTES,
         shutdown_timeout=1.0,
     )
+
+
+def _quiet_logger() -> logging.Logger:
+    """For what aiohttp logs about connections: a traceback for each request that is not HTTP."""
+    quiet = logging.getLogger(f"{__name__}.connections")
+    quiet.setLevel(logging.CRITICAL)
+    return quiet
 
 
 class AccessLog(AbstractAccessLogger):
@@ -145,19 +153,20 @@ class _Front:
             set_request_id(request_id)
         try:
             return await self._answer(request, path, raw_path)
-        except FailedRequestError as failed:
-            return error_answer(failed, path)
+        except FailedRequestError as err:
+            failed = err
         except ModelRefused as refused:
-            return error_answer(FailedRequestError.from_refused(refused), path)
+            failed = FailedRequestError.from_refused(refused)
         except (web.RequestPayloadError, HttpProcessingError) as err:
-            return error_answer(FailedRequestError(400, f"The request's body cannot be read: {err}"), path)
-        except ConnectionError:  # by the client
-            if request.transport is not None:
-                request.transport.abort()
-            return web.Response(status=_CLIENT_GONE)
+            failed = FailedRequestError(400, f"The request's body cannot be read: {err}")
+        except ConnectionError:  # to the client
+            failed = FailedRequestError(_CLIENT_GONE, "")
         except Exception:
             logger.exception("a request failed unexpectedly")
-            return error_answer(FailedRequestError(500, "Internal server error"), path)
+            failed = FailedRequestError(500, "Internal server error")
+        if request.transport is not None and (failed.status == _CLIENT_GONE or request.writer.output_size):
+            request.transport.abort()  # a response that has begun cannot become an error
+        return error_answer(failed, path)
 
     async def add_cors_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Called before the head of a response is sent."""

@@ -124,7 +124,7 @@ class JsonScanner(ModelScanner):
             elif not _BYTE_ORDER_MARK.startswith(self._mark):
                 self._fail()
             return position + 1
-        position = _end(_SPACE, data, position)
+        position = _end(_SPACE.match(data, position))
         if position < len(data):
             if data[position] != _OBJECT:
                 self._fail()
@@ -132,10 +132,10 @@ class JsonScanner(ModelScanner):
         return position + 1
 
     def _read_key(self, data: bytes, position: int) -> int:
-        begin, position = position, _end(_OTHER_MEMBERS, data, position)
+        begin, position = position, _end(_OTHER_MEMBERS.match(data, position))
         if position > begin:
             self._may_end = False
-        position = _end(_SPACE, data, position)
+        position = _end(_SPACE.match(data, position))
         if position == len(data):
             return position
         if data[position] == _QUOTE:
@@ -157,7 +157,7 @@ class JsonScanner(ModelScanner):
         return position
 
     def _read_colon(self, data: bytes, position: int) -> int:
-        position = _end(_SPACE, data, position)
+        position = _end(_SPACE.match(data, position))
         if position == len(data):
             return position
         if data[position] != _COLON:
@@ -166,7 +166,7 @@ class JsonScanner(ModelScanner):
         return position + 1
 
     def _read_value(self, data: bytes, position: int) -> int:
-        position = _end(_SPACE, data, position)
+        position = _end(_SPACE.match(data, position))
         if position == len(data):
             return position
         self._kept.clear()
@@ -190,7 +190,7 @@ class JsonScanner(ModelScanner):
         return position
 
     def _read_scalar(self, data: bytes, position: int) -> int:
-        end = _end(_SCALAR, data, position)
+        end = _end(_SCALAR.match(data, position))
         self._keep(data[position:end], _LONGEST_KEY)
         if end == len(data):
             return end
@@ -202,7 +202,7 @@ class JsonScanner(ModelScanner):
 
     def _read_nested(self, data: bytes, position: int) -> int:
         depth = self._depth
-        while (position := _end(_FLAT, data, position)) < len(data):
+        while (position := _end(_FLAT.match(data, position))) < len(data):
             byte = data[position]
             position += 1
             if byte == _QUOTE:
@@ -223,7 +223,7 @@ class JsonScanner(ModelScanner):
         return position
 
     def _read_comma(self, data: bytes, position: int) -> int:
-        position = _end(_SPACE, data, position)
+        position = _end(_SPACE.match(data, position))
         if position == len(data):
             return position
         if data[position] == _END_OF_OBJECT:
@@ -243,7 +243,7 @@ class JsonScanner(ModelScanner):
         if end < 0:
             end = len(data)
         if data.find(b"\\", position, end) >= 0:
-            end = _end(_STRING, data, position)
+            end = _end(_STRING.match(data, position))
         self._is_escaped = end < len(data) and data[end] == _BACKSLASH
         is_whole = end < len(data) and not self._is_escaped
         if self._is_kept:
@@ -347,17 +347,8 @@ class MultipartScanner(ModelScanner):
         elif self._field == "stream":
             self.is_stream = text.strip().lower() in ("true", "1", "on", "yes")
 
-    def _end(self) -> None:
-        self.is_complete = True
-
-    def _fail(self) -> None:
-        self._set_model(None)
-        self.is_complete = self.is_invalid = True
-
-
-def _end(pattern: re.Pattern[bytes], data: bytes, position: int) -> int:
+    def _end(found: re.Match[bytes] | None) -> int:
     """Where the match of a pattern that always matches ends."""
-    found = pattern.match(data, position)
     assert found is not None
     return found.end()
 

@@ -62,8 +62,6 @@ class RequestBody:
         self._num_read = 0
         self.is_whole = False
         """Whether all of the body was read."""
-        self.has_left = False
-        """Whether bytes that were not kept were passed on, so that the body cannot be sent again."""
         self.error: Exception | None = None
         """Why the client's body cannot be read to its end."""
 
@@ -110,7 +108,6 @@ class RequestBody:
                 yield part
         if self.is_whole:
             return
-        self.has_left = True
         self.close()
         try:
             while part := await self._content.readany():
