@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Final
 
 from startup.errors import StartupError
 from startup.preflight.report import USAGE
@@ -93,11 +94,16 @@ class ModelsFile:
     """For the router, if the command line gives none."""
 
 
+_MAX_SHOWN: Final = 100
+
+
 class ModelsFileError(StartupError):
-    """The file of models has faults; the message lists all, one a line."""
+    """The file of models has faults; the message lists them, one a line."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
-        super().__init__("\n".join(map(str, faults)))
+        shown = [*map(str, faults[:_MAX_SHOWN])]
+        shown += [f"and {len(faults) - _MAX_SHOWN} more faults"] if len(faults) > _MAX_SHOWN else []
+        super().__init__("\n".join(shown))
         self.faults = tuple(faults)
 
     @property

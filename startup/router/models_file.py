@@ -106,6 +106,8 @@ def _describe(err: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
         yield path, f"must have the key {' and '.join(missing)}"
     elif err.validator in ("minProperties", "minItems"):
         yield path, "must not be empty"
+    elif err.validator == "maxProperties":
+        yield path, f"must have at most {err.validator_value} keys, got {len(value)}"
     elif expected is not None and err.validator in ("not", "if", "allOf"):
         yield path, expected
     else:

@@ -253,6 +253,13 @@ def test_secrets_are_not_shown(read) -> None:
     assert "s3cret" not in "\n".join(faults)
 
 
+def test_many_models_and_many_faults_are_limited(read) -> None:
+    text = "models:\n" + "".join(f"  m{number}:\n" for number in range(1001))
+    assert read(text)[1] == ["models.yaml:1: models: must have at most 1000 keys, got 1001"]
+    lines = str(ModelsFileError([Fault(f"is wrong: {number}") for number in range(250)])).splitlines()
+    assert (len(lines), lines[-1]) == (101, "and 150 more faults")
+
+
 def test_the_error_lists_every_fault_on_a_line_of_its_own() -> None:
     faults = [Fault("is wrong", 3, "models.a"), Fault("is missing", check="model")]
     err = ModelsFileError(faults)
