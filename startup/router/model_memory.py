@@ -64,6 +64,7 @@ class MemoryMeter:
         """
         self._find_model = find_model
         self._lock = threading.Lock()
+        self._entries: dict[str, ModelEntry] = {}
         self._sizes: dict[str, int] = {}
         self._now: dict[str, Need] = {}
         self._estimates: dict[str, Need] = {}
@@ -122,7 +123,11 @@ class MemoryMeter:
         return size or None
 
     def need_of(self, entry: ModelEntry) -> Need:
-        """The estimate for a model that was never measured."""
+        """The estimate for a model that was never measured; reads the disk for an entry that has changed."""
+        with self._lock:
+            if self._entries.get(entry.name) != entry:
+                self._entries[entry.name] = entry
+                self._sizes.pop(entry.name, None)
         need = estimate(entry, self.size_bytes(entry.name) or 0, self._gpus)
         with self._lock:
             self._estimates[entry.name] = need

@@ -129,6 +129,18 @@ def test_a_size_is_read_once_and_again_after_a_download(tmp_path: Path) -> None:
     assert meter.size_bytes("m") == 3000
 
 
+def test_a_changed_entry_may_be_another_model(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"x" * 1000)
+    meter = MemoryMeter(lambda name: str(file))
+    meter.need_of(entry())
+    file.write_bytes(b"x" * 2000)
+    meter.need_of(entry())
+    assert meter.size_bytes("m") == 1000
+    meter.need_of(entry("--max-model-len", "8k"))
+    assert meter.size_bytes("m") == 2000
+
+
 # Estimates
 
 

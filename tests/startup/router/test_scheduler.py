@@ -478,6 +478,20 @@ def test_models_that_exclude_each_other_start_one_after_the_other() -> None:
     assert story.ended("a") == [Start("b")]
 
 
+def test_a_model_waits_for_an_earlier_one_that_excludes_it() -> None:
+    story = Story()
+    for name in ("a", "c"):
+        story.model(name)
+    story.model("b", excludes=frozenset({"a", "c"}))
+    story.run_model("a", 1)
+    story.arrive(2, "b")
+    story.wait(0.1)
+    assert story.arrive(3, "c") == [], "else b would wait for c, too"
+    story.wait(2.0)
+    assert story.leave(1) == [Stop("a")]
+    assert story.ended("a") == [Start("b"), Start("c")]
+
+
 def test_draining_models_count_for_max_running() -> None:
     story = Story(max_running=1)
     story.model("a")
