@@ -347,7 +347,15 @@ class MultipartScanner(ModelScanner):
         elif self._field == "stream":
             self.is_stream = text.strip().lower() in ("true", "1", "on", "yes")
 
-    def _end(found: re.Match[bytes] | None) -> int:
+    def _end(self) -> None:
+        self.is_complete = True
+
+    def _fail(self) -> None:
+        self._set_model(None)
+        self.is_complete = self.is_invalid = True
+
+
+def _end(found: re.Match[bytes] | None) -> int:
     """Where the match of a pattern that always matches ends."""
     assert found is not None
     return found.end()
