@@ -20,8 +20,8 @@ def ps(*, is_json: bool) -> int:
     A server that was forked from a standby has the process id of the process that was started. A server whose
     model is stopped (`serve --idle-stop`) has STATE stopped; the standby that it keeps is a line of its own.
 
-    A server with several models (`serve --models`, `serve A B`) is one line with all its processes, and one for
-    each of its models. UP is then how long the model has been in its STATE.
+    A server with several models (`serve --models`, `serve A B`) is one line with all its processes, and one
+    for each of its models. UP is then how long the model has been in its STATE.
 
     \b
     Examples:

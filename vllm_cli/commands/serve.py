@@ -11,8 +11,7 @@ from envs.registry import env
 from server.exit_codes import OK, START_FAILED, USAGE
 from startup.config import StandbyMode, StartupConfig
 from startup.engine.installed import require_embedded_engine
-from startup.errors import CommandLineError, StartupError
-from startup.router.model_entry import ModelsFileError
+from startup.errors import StartupError
 from startup.timeline import start_origin
 from startup.vllm.options import VllmOptions
 from vllm_cli.flags.screening import show_notices
@@ -87,12 +86,10 @@ def _serve_several(several: SeveralModels, given: Mapping[str, object]) -> int:
         code = _print(report, as_json=bool(given.get("json")))
         return USAGE if report.has_usage_error else code
     show_notices(map(str, checked.notices), several.config.log_format)
-    if checked.faults:
-        err = ModelsFileError(checked.faults)
-        raise CommandLineError(str(err)) if err.has_usage_error else err
+    options = router_options(several, reader, checked)
     from startup.router.router import run_router
 
-    return run_router(router_options(several, reader, checked))
+    return run_router(options)
 
 
 def _is_front(idle_stop_s: float | None) -> bool:

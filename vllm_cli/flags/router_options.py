@@ -25,7 +25,7 @@ from server.machine.memory import read_memory
 from server.wording import format_bytes, list_some
 from startup.config import StartupConfig
 from startup.engine.installed import require_embedded_engine
-from startup.errors import StartupError
+from startup.errors import CommandLineError, StartupError
 from startup.model.file_plan import plan_files
 from startup.model.request import ModelRequest
 from startup.preflight.report import USAGE, Finding, PreflightReport
@@ -204,7 +204,15 @@ class ModelsReader:
 
 
 def router_options(several: SeveralModels, reader: ModelsReader, checked: CheckedModels) -> RouterOptions:
-    """The settings of a router whose models have no faults."""
+    """The settings of a router.
+
+    Raises:
+        CommandLineError: a key, a value or a flag is not accepted; the message lists all faults.
+        ModelsFileError: the preflights found faults.
+    """
+    if checked.faults:
+        err = ModelsFileError(checked.faults)
+        raise CommandLineError(str(err)) if err.has_usage_error else err
     config, limits = several.config, several.config.several
     network = config.server.network
     logs = config.logs
