@@ -44,6 +44,7 @@ _AFTER_KILL_S = 65.0
 """The longest back-off after a failure, and some time to notice it."""
 _MAX_GROWTH_BYTES = 4 << 20
 _END_S = 60.0
+_BETWEEN_SAMPLES_S = 30.0
 
 
 @dataclass
@@ -62,6 +63,8 @@ class _Tally:
     pss_end_bytes: int = 0
     files_begin: int = 0
     files_end: int = 0
+    series: list[tuple[int, int]] = field(default_factory=list)
+    """The router's own memory in bytes (RssAnon) after so many swaps, each half minute."""
     left: list[str] = field(default_factory=list)
     """Processes and files after the end, or after all models were unloaded."""
     exit_code: int | None = None
@@ -94,6 +97,7 @@ class _Run:
         """When the removable model was last absent from the file."""
         self._variables: dict[str, int] = dict.fromkeys(_NAMES, 0)
         self._num_starts: dict[str, int] = {}
+        self._noted_s = 0.0
         self._is_ending = False
         self.tally = _Tally()
 
@@ -151,6 +155,7 @@ class _Run:
         while self.tally.num_swaps < num_swaps and not any(task.done() for task in tasks):
             await asyncio.sleep(1.0)
             self._count_starts(await self._status())
+            self._note_memory()
             print(f"\r{self.tally.num_swaps} swaps, {self.tally.answers}", end="", file=sys.stderr)
         self._is_ending = True
         await asyncio.gather(*tasks)
@@ -163,6 +168,13 @@ class _Run:
             before = self._num_starts.get(name, 0)
             self.tally.num_swaps += num_starts - before if num_starts >= before else num_starts
             self._num_starts[name] = num_starts
+
+    def _note_memory(self) -> None:
+        if time.monotonic() - self._noted_s >= _BETWEEN_SAMPLES_S:
+            self._noted_s = time.monotonic()
+            status = Path(f"/proc/{self._router.pid}/status").read_text()
+            (line,) = [line for line in status.splitlines() if line.startswith("RssAnon:")]
+            self.tally.series.append((self.tally.num_swaps, int(line.split()[1]) << 10))
 
     async def _client(self) -> None:
         while not self._is_ending:
