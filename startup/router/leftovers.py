@@ -7,7 +7,9 @@ command has started itself is found by a variable that it has inherited: VCLI_RO
 import os
 import shutil
 import signal
+import tempfile
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn, Self
@@ -34,6 +36,18 @@ def find_marked(place: str) -> list[int]:
                 if itself in variables or within in variables:
                     found.append(int(folder.name))
     return found
+
+
+def remove_temp_folders(pids: Collection[int]) -> None:
+    """Removes multiprocessing's folders of processes that were killed, and could not remove them.
+
+    The record of their output (`startup.crash.output_record`) tells whose they are.
+    """
+    for folder in Path(tempfile.gettempdir()).glob("pymp-*"):
+        with suppress(OSError):
+            is_theirs = any((folder / f"{pid}.state").exists() for pid in pids)
+            if is_theirs and folder.lstat().st_uid == os.geteuid():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class Guard:

@@ -4,8 +4,6 @@ import asyncio
 import difflib
 import itertools
 import logging
-import math
-import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -13,8 +11,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from server.machine.processes import pss_bytes
-from startup.router.child import Child, ChildPlace, ChildProgress
+from startup.router.child import Child, ChildPlace
+from startup.router.child_server import ChildProgress
+from startup.router.memory_watch import MemoryWatch
 from startup.router.model_entry import ModelEntry
 from startup.router.model_memory import MemoryMeter
 from startup.router.scheduler import Scheduler
@@ -23,7 +22,6 @@ from startup.router.scheduler_terms import (
     Admit,
     MeasureFree,
     ModelRules,
-    Need,
     Refuse,
     SchedulerLimits,
     Start,
@@ -32,9 +30,6 @@ from startup.router.scheduler_terms import (
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S: Final = 1.0
-_MEASURE_MODEL_S: Final = 60.0
-_MEASURE_ROUTER_S: Final = 10.0
 _NUM_STARTS: Final = 200
 _LONGEST_NAME: Final = 200
 _NUM_NEAR: Final = 3
@@ -105,17 +100,12 @@ class ModelPool:
         self._names: dict[str, ModelEntry] = {}
         self._children: dict[str, Child] = {}
         self._lives: dict[str, asyncio.Task[None]] = {}
-        self._ready: set[str] = set()
-        self._used: set[str] = set()
-        """Models that had a request since they were last measured."""
         self._last_start_s: dict[str, float] = {}
         self._waiters: dict[int, _Waiter] = {}
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
-        self._measuring: asyncio.Task[None] | None = None
         self._begin_s = time.monotonic()
-        self._own_bytes = 0
-        self._standby_bytes = 0
+        self._memory = MemoryWatch(meter, self._scheduler, self._apply)
 
     # Names
 
@@ -163,25 +153,28 @@ class ModelPool:
             outcome = await waiter.outcome
             if isinstance(outcome, ModelRefused):
                 raise outcome
-            self._used.add(name)
+            self._memory.note_use(name)
             yield outcome
         finally:
             self._waiters.pop(ticket, None)
             self._apply(self._scheduler.leave(ticket, time.monotonic()))
 
     def is_ready(self, name: str) -> bool:
-        """Whether its process answers requests."""
-        return name in self._ready
+        """Whether its process answers requests, and is not to be stopped."""
+        return name in self._children and self._scheduler.is_admitting(name)
+
+    def child_of(self, name: str) -> Child | None:
+        """Its process if that answers requests, without a lease: it may be stopped at any time."""
+        return self._children[name] if self.is_ready(name) else None
 
     def progress(self, name: str) -> str:
         """What a request for this model waits for."""
-        if (child := self._children.get(name)) is None:
+        child, view = self._children.get(name), self._scheduler.view().get(name)
+        if child is None or view is None:
             return "waiting for room"
-        if name in self._ready:
-            return "waiting for other requests"
-        view = self._scheduler.view().get(name)
-        is_starting = view is not None and view.state == "starting"
-        return f"starting, {child.progress}" if is_starting else "waiting for the next start"
+        if view.state == "starting":
+            return f"starting, {child.progress}"
+        return "waiting for other requests" if view.state == "ready" else "waiting for the next start"
 
     # By hand
 
@@ -230,8 +223,8 @@ class ModelPool:
         running = [view for view in views if view.state in ("starting", "ready", "draining")]
         return {
             "uptime_s": round(time.monotonic() - self._begin_s, 1),
-            "memory_bytes": self._own_bytes,
-            "standby_bytes": self._standby_bytes,
+            "memory_bytes": self._memory.router_bytes,
+            "standby_bytes": self._memory.standby_bytes,
             "memory_budget_bytes": self._limits.memory_budget_bytes,
             "needed_bytes": sum(view.need.ram_bytes for view in running),
             "max_running": self._limits.max_running,
@@ -241,7 +234,7 @@ class ModelPool:
 
     def begin(self, standby_bytes: Callable[[], int]) -> None:
         """Measures memory from now on."""
-        self._measuring = asyncio.create_task(self._measure_regularly(standby_bytes), name="memory")
+        self._memory.begin(standby_bytes)
 
     async def drain(self) -> None:
         """Refuses what waits, and ends all processes after their running requests."""
@@ -251,8 +244,7 @@ class ModelPool:
             child.stop()  # it answers its running requests, within its own limit of time
         while self._lives:
             await asyncio.wait(set(self._lives.values()))
-        if self._measuring is not None:
-            self._measuring.cancel()
+        self._memory.close()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -267,20 +259,27 @@ class ModelPool:
         for action in actions:
             match action:
                 case Start(model):
-                    entry = self.entries[model]
-                    self._children[model] = Child(entry, self._place(entry, next(self._numbers)))
-                    self._lives[model] = asyncio.create_task(self._live(model), name=f"model {model}")
+                    self._start(model)
                 case Stop(model):
-                    self._ready.discard(model)
                     if (child := self._children.get(model)) is not None:
                         child.stop()
                 case Admit(ticket):
                     self._admit(ticket)
                 case MeasureFree():
-                    self._request_free()
+                    self._memory.read_free()
                 case Refuse(ticket, kind, reason, retry_after_s):
                     self._refuse(ticket, ModelRefused(_STATUSES.get(kind, _UNAVAILABLE), reason, retry_after_s))
         self._arm_timer()
+
+    def _start(self, model: str) -> None:
+        entry = self.entries[model]
+        try:
+            self._children[model] = Child(entry, self._place(entry, next(self._numbers)))
+        except OSError as err:
+            reason = f"It cannot be started: {err}"
+            asyncio.get_running_loop().call_soon(self._end, model, reason)
+        else:
+            self._lives[model] = asyncio.create_task(self._live(model), name=f"model {model}")
 
     def _admit(self, ticket: int) -> None:
         if (waiter := self._waiters.get(ticket)) is not None and not waiter.outcome.done():
@@ -313,7 +312,7 @@ class ModelPool:
             self._last_start_s[name] = time.monotonic() - begin_s
             record.update(took_s=round(self._last_start_s[name], 3), outcome="ready")
             logger.info("%s is ready after %.2f s", name, self._last_start_s[name])
-            self._ready.add(name)
+            self._memory.follow(name, self._children[name].pids)
             self._apply(self._scheduler.became_ready(name, time.monotonic()))
 
         reason: str | None = "The router failed to start it"
@@ -324,67 +323,21 @@ class ModelPool:
             logger.exception("the process of %s cannot be followed", name)
             reason = f"The router failed: {err}"
         finally:
-            self._ready.discard(name)
             self._children.pop(name, None)
             del self._lives[name]
             if record["took_s"] is None:
                 record.update(
                     took_s=round(time.monotonic() - begin_s, 3), outcome="stopped" if reason is None else "failed"
                 )
-            self._report_end(name, reason)
-            self._meter.forget(name)
-            self._apply(self._scheduler.ended(name, reason, time.monotonic()))
+            self._memory.forget(name)
+            self._end(name, reason)
 
-    def _report_end(self, name: str, reason: str | None) -> None:
+    def _end(self, name: str, reason: str | None) -> None:
         if reason is None:
             logger.info("%s has stopped", name)
         else:
             logger.error("%s has failed: %s", name, reason)
-
-    # Memory
-
-    def _request_free(self) -> None:
-        """Reads the free memory, and tells the scheduler at the next turn or later."""
-        loop = asyncio.get_running_loop()
-        if self._meter.num_gpus:
-            loop.create_task(self._report_free_of_gpus(), name="free-memory")
-        else:
-            loop.call_soon(lambda: self._report_free(self._meter.free(), time.monotonic()))
-
-    async def _report_free_of_gpus(self) -> None:
-        read_s = time.monotonic()
-        self._report_free(await asyncio.to_thread(self._meter.free), read_s)
-
-    def _report_free(self, free: Need | None, read_s: float) -> None:
-        self._apply(self._scheduler.free_memory(free, time.monotonic(), read_s))
-
-    async def _measure_regularly(self, standby_bytes: Callable[[], int]) -> None:
-        """A measurement costs processor time, so models that nobody uses are not measured again."""
-        measured_s: dict[int, float] = {}
-        own_s = -math.inf
-        while True:
-            await asyncio.sleep(_LOOK_S)
-            now = time.monotonic()
-            if now - own_s >= _MEASURE_ROUTER_S:
-                own_s = now
-                self._own_bytes = await asyncio.to_thread(pss_bytes, os.getpid())
-                self._standby_bytes = await asyncio.to_thread(standby_bytes)
-            for name, child in self._due_for_measurement(measured_s, now):
-                measured_s[child.pids[0]] = now
-                self._used.discard(name)
-                need = await asyncio.to_thread(self._meter.measure, name, child.pids)
-                if self._children.get(name) is child:
-                    self._apply(self._scheduler.measured(name, need, time.monotonic()))
-
-    def _due_for_measurement(self, measured_s: Mapping[int, float], now: float) -> list[tuple[str, Child]]:
-        """Those that are new, and those that were used since long enough ago."""
-        due = []
-        for name in self._ready:
-            child = self._children[name]
-            last_s = measured_s.get(child.pids[0])
-            if last_s is None or (name in self._used and now - last_s >= _MEASURE_MODEL_S):
-                due.append((name, child))
-        return due
+        self._apply(self._scheduler.ended(name, reason, time.monotonic()))
 
     def _rules_of(self, entry: ModelEntry) -> ModelRules:
         return ModelRules(

@@ -201,6 +201,11 @@ class Scheduler:
         """All models, also those that were removed and still have a process."""
         return {name: record.view() for name, record in self._models.items()}
 
+    def is_admitting(self, model: str) -> bool:
+        """Whether a request would reach the model at once, but for a limit of its own concurrency."""
+        record = self._models.get(model)
+        return record is not None and record.is_admitting
+
     # Requests
 
     def _known(self, ticket: int, model: str) -> ModelRecord | None:

@@ -13,10 +13,10 @@ import pytest
 
 from envs.registry import env
 from startup.logs.options import LogOptions
-from startup.router import child as child_module
 from startup.router.child import Child, ChildPlace
 from startup.router.child_log import LogRelay
 from startup.router.child_place import ChildPlaces
+from startup.router.child_server import ForeignServer
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from tests.startup.router.router_process import FOREIGN
 from tests.waiting import is_gone
@@ -132,7 +132,7 @@ async def test_a_command_that_never_listens_is_ended_after_its_time(place: Child
 
 
 async def test_a_command_that_ignores_sigterm_is_killed(place: ChildPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_module, "STOP_S", 0.2)
+    monkeypatch.setattr(ForeignServer, "stop_s", 0.2)
     found = await start(entry_of("ignores-sigterm", "has-children"), place)
     found.child.stop()
     assert await found.life is None

@@ -1,0 +1,188 @@
+"""What a child runs: a server of ours on a UNIX socket, or a command of the user on a port."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final, NamedTuple, NoReturn
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from startup.on_request.child_process import execute_serve
+from startup.router.model_entry import ForeignCommand
+from startup.serve_words import split
+from startup.standby.places import peer_of
+
+STOP_S: Final = 30.0
+"""How long a command may take to end after SIGTERM; one of ours, without --shutdown-timeout."""
+_ERRORS_S: Final = 5.0
+"""How long a server of ours may take to end after its --shutdown-timeout."""
+_SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
+_KEEP_ALIVE_S: Final = 2.0
+"""uvicorn closes idle connections after 5 s."""
+_NO_ENDPOINT: Final = "none"
+_LOCAL: Final = ("127.0.0.1", "localhost", "::1")
+_OK: Final = 200
+_PORT: Final = "${PORT}"
+_PID: Final = "${PID}"
+
+
+class ChildProgress(NamedTuple):
+    """How far a start is, as its server tells it."""
+
+    phase: str
+    fraction: float | None = None
+    remaining_s: float | None = None
+
+    def __str__(self) -> str:
+        share = "" if self.fraction is None else f" {100 * self.fraction:.0f} %"
+        left = "" if self.remaining_s is None else f", {self.remaining_s:.1f} s left"
+        return f"{self.phase}{share}{left}"
+
+
+class Readiness(NamedTuple):
+    """The answer to a poll."""
+
+    is_ready: bool
+    progress: ChildProgress | None = None
+
+
+class OwnServer:
+    """`serve` of this program, of either engine; it ends its processes itself."""
+
+    is_foreign: Final = False
+
+    def __init__(self, words: Sequence[str], socket_path: str) -> None:
+        self.words = words
+        self.base_url = "http://localhost"
+        self.connector = aiohttp.UnixConnector(socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+        self._socket_path = socket_path
+
+    @property
+    def stop_s(self) -> float:
+        """How long it may take to end: it ends its requests with an error after its own limit."""
+        limit_s = STOP_S
+        for given in split(self.words, {_SHUTDOWN_TIMEOUT: 1}.get):
+            if given.flag == _SHUTDOWN_TIMEOUT and given.values:
+                with suppress(ValueError):
+                    limit_s = float(given.values[0])
+        return limit_s + _ERRORS_S
+
+    async def find_obstacle(self) -> str | None:
+        """Why it cannot start here."""
+        return None
+
+    def execute(self, environment: Mapping[str, str]) -> NoReturn:
+        """In the new process."""
+        execute_serve([*self.words, "--uds", self._socket_path], environment)
+
+    async def poll(self, session: aiohttp.ClientSession) -> Readiness:
+        """Whether requests are answered; raises for a server that does not answer yet."""
+        async with session.get(f"{self.base_url}/health") as answer:
+            is_ready = answer.status == _OK
+            return Readiness(is_ready, None if is_ready else _read_progress(await answer.json()))
+
+    def find_listener(self) -> int:
+        """The process that listens; 0 if it cannot be seen, or not yet."""
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.setblocking(False)
+            connection.connect(self._socket_path)
+            return peer_of(connection)[0]
+        return 0
+
+    def stop_words(self, pid: int) -> list[str]:
+        """The command that stops it; empty for SIGTERM."""
+        return []
+
+
+class ForeignServer:
+    """A command of the user; the methods are those of `OwnServer`."""
+
+    is_foreign: Final = True
+    stop_s: Final = STOP_S
+
+    def __init__(self, command: ForeignCommand) -> None:
+        """Chooses a port if the command names none; raises OSError."""
+        self._command = _with_port(command)
+        self.words: Sequence[str] = self._command.words
+        self.base_url = self._command.address
+        self.connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+
+    async def find_obstacle(self) -> str | None:
+        """Another process on its port would answer in its name."""
+        is_local = urlsplit(self.base_url).hostname in _LOCAL
+        return f"Another process listens on {self.base_url}" if is_local and await _accepts(self.base_url) else None
+
+    def execute(self, environment: Mapping[str, str]) -> NoReturn:
+        """In the new process."""
+        execute_words(self.words, environment)
+
+    async def poll(self, session: aiohttp.ClientSession) -> Readiness:
+        """Any answer but 200 means: not yet."""
+        if self._command.check_endpoint == _NO_ENDPOINT:
+            return Readiness(await _accepts(self.base_url))
+        async with session.get(f"{self.base_url}{self._command.check_endpoint}") as answer:
+            return Readiness(answer.status == _OK)
+
+    def find_listener(self) -> int:
+        """It listens on no UNIX socket, which would tell."""
+        return 0
+
+    def stop_words(self, pid: int) -> list[str]:
+        """The user's cmdStop."""
+        return [word.replace(_PID, str(pid)) for word in self._command.stop_words]
+
+
+def execute_words(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Becomes a program, in a new process."""
+    try:
+        os.execvpe(words[0], list(words), environment)
+    except OSError as err:
+        os.write(2, f"Error: {words[0]} cannot be executed: {err.strerror}\n".encode(errors="replace"))
+        raise SystemExit(127) from err
+
+
+def _read_progress(body: object) -> ChildProgress | None:
+    match body:
+        case {
+            "phase": str(phase),
+            "progress": None | float() | int() as share,
+            "eta_s": None | float() | int() as left,
+        }:
+            return ChildProgress(phase, share, left)
+    return None
+
+
+def _with_port(command: ForeignCommand) -> ForeignCommand:
+    port = str(command.port or _free_port())
+
+    def fill(text: str) -> str:
+        return text.replace(_PORT, port)
+
+    return replace(
+        command,
+        words=tuple(map(fill, command.words)),
+        stop_words=tuple(map(fill, command.stop_words)),
+        address=fill(command.address).rstrip("/"),
+        port=int(port),
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _accepts(url: str) -> bool:
+    """Whether a process listens there."""
+    parts = urlsplit(url)
+    with suppress(OSError):
+        _, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        writer.close()
+        return True
+    return False
