@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shlex
+import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import psutil
 import pytest
 from openai import NotFoundError, OpenAI
 from yarl import URL
@@ -19,7 +21,8 @@ from yarl import URL
 from tests.e2e.test_tools import CALL, QUESTION, WEATHER
 from tests.http_answer import ask
 from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
-from tests.startup.router.router_process import RouterProcess, embedded
+from tests.startup.router.router_process import RouterProcess, embedded, foreign
+from tests.waiting import wait_until
 
 ECHO: Final = Path(__file__).parents[1] / "startup/router/echo_server.py"
 TOOLS: Final = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--max-model-len", "4096"]
@@ -150,6 +153,23 @@ def test_a_body_of_50_mb(router: RouterProcess, is_first: bool) -> None:
     answer = asyncio.run(send())
     assert answer["sha256"] == hashlib.sha256(body).hexdigest()
     assert answer["target"] == "/v1/chat/completions?a=%2F"
+
+
+def test_thousands_of_waiting_clients_cost_little_and_leave_nothing(tmp_path: Path) -> None:
+    words = ("--max-waiting", "10000", "--max-wait", "600", "--startup-timeout", "600")
+    with RouterProcess(tmp_path, {"slow": foreign("never-listens")}, *words) as router:
+        process = psutil.Process(router.process.pid)
+        body = json.dumps({"model": "slow", "prompt": "x" * 2000}).encode()
+        before = process.memory_info().rss
+        clients = [socket.create_connection(("127.0.0.1", router.port)) for _ in range(2000)]
+        for client in clients:
+            client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        wait_until(lambda: router.models()["slow"]["num_waiting"] == 2000)
+        assert process.memory_info().rss - before < 150 * MB
+        for client in clients:
+            client.close()
+        wait_until(lambda: router.models()["slow"]["num_waiting"] == 0)
+        wait_until(lambda: process.num_fds() < 100)
 
 
 def test_a_websocket(router: RouterProcess) -> None:
