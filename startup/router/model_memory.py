@@ -28,7 +28,7 @@ _GPU_BYTES: Final = 1 << 30
 """Memory of a GPU beside weights and a KV cache of a given size: CUDA's own, captured graphs, activations."""
 _UTILIZATION: Final = 0.9
 _CPU_UTILIZATION: Final = 0.92
-"""What vLLM reserves of a machine without GPUs if no size is given."""
+"""What vLLM wants to be free of a machine without GPUs if no size is given."""
 _GIB: Final = 1 << 30
 _SPACE: Final = "VLLM_CPU_KVCACHE_SPACE"
 _VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
@@ -68,6 +68,7 @@ class MemoryMeter:
         self._sizes: dict[str, int] = {}
         self._now: dict[str, Need] = {}
         self._estimates: dict[str, Need] = {}
+        self._reserved: dict[str, Need] = {}
         self._gpus = tuple(read_gpus_here())
 
     @property
@@ -84,9 +85,10 @@ class MemoryMeter:
         return Need(state.available_bytes, sum(gpu.free_bytes for gpu in gpus))
 
     def measure(self, name: str, pids: Collection[int]) -> Need:
-        """What the processes of a model use, with all that they have started.
+        """What the processes of a model need: what they use with all that they have started.
 
-        Where the driver does not tell who uses a GPU, as in a container, the estimate stands for it.
+        It is at least what must be free for the next start. Where the driver does not tell who uses a GPU, as
+        in a container, the estimate stands for it.
         """
         tree = set(pids).union(*(descendants(pid) for pid in pids))
         gpus = read_gpus_here() if self._gpus else ()
@@ -98,7 +100,7 @@ class MemoryMeter:
             self._now[name] = memory
             if not self._sizes.get(name):
                 self._sizes.pop(name, None)  # it was downloaded for its start
-        return memory
+            return memory.at_least(self._reserved.get(name, memory))
 
     def measured_bytes(self, name: str) -> int | None:
         """The memory of the model's processes when they were last measured."""
@@ -131,6 +133,7 @@ class MemoryMeter:
         need = estimate(entry, self.size_bytes(entry.name) or 0, self._gpus)
         with self._lock:
             self._estimates[entry.name] = need
+            self._reserved[entry.name] = Need(reserved_bytes(entry, self._gpus))
         return need
 
 
@@ -151,8 +154,8 @@ def weight_bytes(place: Path) -> int:
 def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> Need:
     """What a model will need, before it was measured for the first time.
 
-    The weights and a tenth, the program, and the KV cache if its size is given. vLLM, and both engines on a
-    GPU, reserve a share of the memory if no size is given: then this share is the need.
+    The weights and a tenth, the program, and the KV cache if its size is given. On a GPU, both engines take a
+    share of the memory if no size is given: then this share is the need. See also `reserved_bytes`.
 
     Args:
         size_bytes: of its weights on disk.
@@ -163,11 +166,21 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
     given = _read_flags(entry)
     if gpus and _may_use_gpus(entry):
         return Need(_program_bytes(entry), _gpu_need(given, weights, [gpu.total_bytes for gpu in gpus]))
-    if entry.engine != "vllm":
-        return Need(weights + PROGRAM_BYTES + (given.kv_cache_bytes or 0))
-    if given.kv_cache_bytes is None and (total := default_budget()) is not None:
-        return Need(max(int((given.utilization or _CPU_UTILIZATION) * total), weights))
-    return Need(weights + _VLLM_BYTES + (given.kv_cache_bytes or 0))
+    used = weights + _program_bytes(entry) + (given.kv_cache_bytes or 0)
+    return Need(max(used, reserved_bytes(entry, gpus)))
+
+
+def reserved_bytes(entry: ModelEntry, gpus: Collection[Gpu] = ()) -> int:
+    """Memory that must be free when the model starts, whatever it takes later.
+
+    Without GPUs, vLLM refuses to start unless its share of the machine's memory is free, or a size is given
+    for the KV cache. It does not know the limit of a container.
+    """
+    given, state = _read_flags(entry), read_memory()
+    has_gpu = bool(gpus) and _may_use_gpus(entry)
+    if entry.engine != "vllm" or has_gpu or given.kv_cache_bytes is not None or state is None or state.is_cgroup:
+        return 0
+    return int((given.utilization or _CPU_UTILIZATION) * state.total_bytes)
 
 
 class _Given(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.machine.memory import read_memory
+from server.machine.memory import MemoryState, read_memory
 from startup.preflight.memory_fit import PROGRAM_BYTES
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from startup.router.model_memory import MemoryMeter, default_budget, estimate, weight_bytes
@@ -162,10 +162,20 @@ def test_the_kv_cache_counts_if_its_size_is_given(words: tuple[str, ...], added:
     assert estimate(entry(*words), GIB).ram_bytes - estimate(entry(), GIB).ram_bytes == added
 
 
-def test_vllm_without_a_gpu_reserves_a_share_of_the_machine() -> None:
-    total = default_budget() or 0
-    assert estimate(entry(engine="vllm"), GIB) == Need(int(0.92 * total))
-    assert estimate(entry("--gpu-memory-utilization", "0.25", engine="vllm"), GIB) == Need(int(0.25 * total))
+def test_vllm_without_a_gpu_needs_a_share_of_the_machine_for_every_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("startup.router.model_memory.read_memory", lambda: MemoryState(80 * GIB, 100 * GIB))
+    meter = MemoryMeter(lambda name: None)
+
+    assert meter.need_of(entry(engine="vllm")) == Need(92 * GIB)
+    assert meter.need_of(entry("--gpu-memory-utilization", "0.25", engine="vllm")) == Need(25 * GIB)
+    assert meter.measure("m", []) == Need(25 * GIB)
+    assert meter.measured_bytes("m") == 0
+
+
+def test_vllm_does_not_know_the_limit_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = MemoryState(80 * GIB, 100 * GIB, is_cgroup=True)
+    monkeypatch.setattr("startup.router.model_memory.read_memory", lambda: state)
+    assert estimate(entry(engine="vllm"), GIB).ram_bytes < 4 * GIB
 
 
 def test_vllm_on_a_cpu_with_a_size_of_its_kv_cache(monkeypatch: pytest.MonkeyPatch) -> None:
