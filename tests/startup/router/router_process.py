@@ -31,10 +31,17 @@ def embedded(model: Path, **keys: Any) -> dict[str, Any]:
 class RouterProcess(ServerProcess):
     """A router whose file of models can be rewritten; the end of the `with` block checks for leftovers."""
 
-    def __init__(self, folder: Path, models: Models, *words: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        models: Models,
+        *words: str,
+        environment: Mapping[str, str] | None = None,
+        wait: bool = True,
+    ) -> None:
         self.file = folder / "models.yaml"
         self.write(models)
-        super().__init__(["--models", str(self.file), *words], environment=environment)
+        super().__init__(["--models", str(self.file), *words], environment=environment, wait=wait)
 
     def __enter__(self) -> Self:
         super().__enter__()

@@ -1,0 +1,105 @@
+"""The router's address and signals: TLS that is renewed, keys that its models do not get, folders, SIGHUP."""
+
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import tempfile
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from envs.registry import env
+from tests.certificates import Certificate, make_certificate, needs_openssl
+from tests.cli import CLI
+from tests.http_answer import ask
+from tests.ports import free_port
+from tests.processes import GONE_S
+from tests.startup.router.router_process import RouterProcess, foreign
+from tests.waiting import wait_listening, wait_until
+
+
+@needs_openssl
+def test_a_renewed_certificate_counts_for_new_connections(tmp_path: Path) -> None:
+    used = make_certificate(tmp_path, "used")
+    first, second = used.certificate.read_bytes(), make_certificate(tmp_path, "second")
+    words = (*used.flags, "--enable-ssl-refresh")
+    with _tls_router(tmp_path, *words) as router:
+        wait_listening(router.port)
+        assert _certificate(router.port) == first.decode()
+        assert _health(router, used) == 200
+        shutil.copyfile(second.key, used.key)
+        shutil.copyfile(second.certificate, used.certificate)
+        wait_until(lambda: _certificate(router.port) == second.certificate.read_text())
+        assert _health(router, second) == 200
+
+
+def test_requests_need_a_key_which_the_models_do_not_get(tmp_path: Path) -> None:
+    environment = {env.VLLM_API_KEY.name: "sk-of-the-router"}
+    with RouterProcess(tmp_path, {"a": foreign()}, environment=environment) as router:
+        assert router.post("a").status == 401
+        answer = ask(f"{router.url}/upstream/a/env", key="sk-of-the-router")
+        assert answer.status == 200
+        assert b"sk-of-the-router" not in answer.body
+
+
+def test_a_folder_of_a_killed_router_is_removed_and_that_of_a_running_one_stays(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        stale = Path(short) / "vllm-cli-router-stale"
+        stale.mkdir()
+        environment = {env.TMPDIR.name: short}
+        folder = tmp_path / "second"
+        folder.mkdir()
+        with (
+            RouterProcess(tmp_path, {"a": foreign()}, environment=environment),
+            RouterProcess(folder, {"a": foreign()}, environment=environment),
+        ):
+            assert not stale.exists()
+            assert len(list(Path(short).glob("vllm-cli-router-*"))) == 2
+        assert not list(Path(short).glob("vllm-cli-router-*"))
+
+
+def test_a_port_in_use_is_an_error_and_leaves_no_folder(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        router = RouterProcess(tmp_path, {"a": foreign()}, environment={env.TMPDIR.name: short}, wait=False)
+        router.port = other.getsockname()[1]
+        with router:
+            assert router.process.wait(GONE_S) == 3
+            assert "is in use by another process" in router.log
+        assert not list(Path(short).glob("vllm-cli-router-*"))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
+def test_models_of_the_command_line_end_by_signals_that_end_a_server(
+    number: signal.Signals, tiny_llama: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llama, other)
+    port = free_port()
+    words = [str(tiny_llama), str(other), "--engine", "embedded", "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen([*CLI, "serve", *words]) as router:
+        wait_until(lambda: ask(f"http://127.0.0.1:{port}/health").status == 200)
+        models = ask(f"http://127.0.0.1:{port}/v1/models").json["data"]
+        router.send_signal(number)
+        assert router.wait(GONE_S) == -number
+    assert {model["id"] for model in models} == {tiny_llama.name, "other"}
+
+
+def _tls_router(folder: Path, *words: str) -> RouterProcess:
+    return RouterProcess(folder, {"a": foreign()}, *words, wait=False)
+
+
+def _certificate(port: int) -> str:
+    return ssl.get_server_certificate(("127.0.0.1", port))
+
+
+def _health(router: RouterProcess, trusted: Certificate) -> int:
+    url = f"https://127.0.0.1:{router.port}/health"
+    with urllib.request.urlopen(url, context=trusted.client_context(), timeout=GONE_S) as answer:
+        status: int = answer.status
+        return status
