@@ -16,6 +16,7 @@ which a lease lasts, S the longest start and stop, W = max(max_wait_s, min_stay_
 
 from collections.abc import Collection, Iterable, Mapping
 
+from startup.router.memory_room import FreeMemory
 from startup.router.model_record import ModelRecord
 from startup.router.scheduler_terms import (
     Action,
@@ -30,7 +31,7 @@ from startup.router.scheduler_terms import (
     Start,
     Stop,
 )
-from startup.router.start_plan import FreeMemory, Placement, StartPlan
+from startup.router.start_plan import Placement, StartPlan
 
 
 class Scheduler:

@@ -9,48 +9,15 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from server.wording import format_bytes
+from startup.router.memory_room import READING_VALID_S, FreeMemory, Ledger
 from startup.router.model_record import ModelRecord
 from startup.router.scheduler_terms import NOTHING, UNLIMITED, Need, SchedulerLimits
 
-_VALID_S: Final = 1.0
-"""How long a reading of the free memory counts."""
 _POLL_S: Final = 0.1
 """How often the free memory is read while a start waits for nothing else."""
 _UNANSWERED_S: Final = 1.0
 _SETTLE_S: Final = 2.0
 """After the end of a process, its memory may come back late: no other model is stopped for it meanwhile."""
-
-
-class FreeMemory:
-    """The last reading of the memory that is really free."""
-
-    def __init__(self, free: Need | None, now: float) -> None:
-        self.free = free
-        """None: the system does not tell, and only the sums decide."""
-        self.read_s = now
-        self.last_end_s: float | None = None
-        """When the last process ended."""
-        self.asked_s: float | None = None
-        """When a reading was asked for that has not come."""
-        self._stale_before_s = now
-
-    def read(self, free: Need | None, read_s: float) -> None:
-        """A reading, which began at that time, has come."""
-        if read_s >= self.read_s:
-            self.free, self.read_s = free, read_s
-        if self.asked_s is not None and read_s >= self.asked_s:
-            self.asked_s = None
-
-    def outdate(self, now: float) -> None:
-        """What processes hold has changed: only a later reading counts."""
-        self._stale_before_s = now
-
-    def note_end(self, now: float) -> None:
-        self.last_end_s = now
-        self.outdate(now)
-
-    def is_fresh(self, now: float) -> bool:
-        return self.free is None or (self.read_s >= self._stale_before_s and now < self.read_s + _VALID_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +30,6 @@ class Placement:
     victims: tuple[ModelRecord, ...] = ()
     """Of `stop`; of `wait`, those that admit no requests from now on."""
     text: str = ""
-
-
-@dataclass(slots=True)
-class _Ledger:
-    """Room that is left."""
-
-    budget: Need
-    slots: float
-    free: Need | None
-
-    def holds(self, charge: Need, need: Need) -> bool:
-        return self.slots >= 1 and charge.fits_in(self.budget) and (self.free is None or need.fits_in(self.free))
-
-    def take(self, charge: Need, need: Need) -> None:
-        self.slots -= 1
-        self.budget = self.budget.minus(charge)
-        self.free = None if self.free is None else self.free.minus(need)
-
-    def give(self, charge: Need, held: Need) -> None:
-        self.slots += 1
-        self.budget = self.budget.plus(charge)
-        self.free = None if self.free is None else self.free.plus(held)
-
-    def copy(self) -> "_Ledger":
-        return _Ledger(self.budget, self.slots, self.free)
 
 
 class StartPlan:
@@ -110,7 +52,7 @@ class StartPlan:
         """Models that must not start before those that were placed earlier."""
         self._is_closed = False
         """Whether an earlier model needs more than there is: no later one may have others stopped."""
-        self._present = _Ledger(limits.budget, self._num_slots, memory.free)
+        self._present = Ledger(limits.budget, self._num_slots, memory.free)
         for record in self._processes:
             self._present.take(self._charge(record), record.outstanding)
         self._planned = self._present.copy()
@@ -152,7 +94,7 @@ class StartPlan:
         if any(other.name in record.rules.excludes for other in self._processes):
             return Placement("wait")
         charge = self._charge(record)
-        if not _Ledger(self._present.budget, self._present.slots, None).holds(charge, NOTHING):
+        if not Ledger(self._present.budget, self._present.slots, None).holds(charge, NOTHING):
             return Placement("wait")  # until those that are stopping have ended
         if not self._memory.is_fresh(self._now):
             return self._await_reading(record)
@@ -201,7 +143,7 @@ class StartPlan:
         """Chooses the models that are stopped for this one: idle ones if they suffice."""
         candidates = [other for other in self._staying.values() if self._is_candidate(other)]
         if self._planned.free is not None and not record.need.fits_in(self._planned.free):
-            self._note_due(self._memory.read_s + _VALID_S)
+            self._note_due(self._memory.read_s + READING_VALID_S)
         for other in candidates:
             self._note_due(other.since_s + self._limits.min_stay_s)
             self._note_due(self._claim_s(other, record))
@@ -257,7 +199,7 @@ class StartPlan:
         return self._without_needless(record, chosen, ledger, left)
 
     def _without_needless(
-        self, record: ModelRecord, chosen: list[ModelRecord], ledger: _Ledger, left: dict[str, ModelRecord]
+        self, record: ModelRecord, chosen: list[ModelRecord], ledger: Ledger, left: dict[str, ModelRecord]
     ) -> list[ModelRecord]:
         """A large one that was chosen late may have made earlier ones needless."""
         for other in reversed(chosen[:-1]):
@@ -283,10 +225,10 @@ class StartPlan:
 
     # Sums
 
-    def _has_room(self, record: ModelRecord, ledger: _Ledger) -> bool:
+    def _has_room(self, record: ModelRecord, ledger: Ledger) -> bool:
         return self._fits(record, ledger, self._staying)
 
-    def _fits(self, record: ModelRecord, ledger: _Ledger, running: Mapping[str, ModelRecord]) -> bool:
+    def _fits(self, record: ModelRecord, ledger: Ledger, running: Mapping[str, ModelRecord]) -> bool:
         if not record.rules.excludes.isdisjoint(running):
             return False
         return ledger.holds(self._charge(record), record.need)
