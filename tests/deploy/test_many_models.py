@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from startup.router.models_file import Defaults, read_models_file
+from startup.router.models_file.reader import Defaults, read_models_file
 from tests.deploy.dockerfile import ROOT
 from vllm_cli.commands.probes import ProbeTarget, StartTimes, build_probes
 from vllm_cli.flags.arguments import Arguments

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from startup.router.llama_swap import MacroError, Macros, recognise, split_command
 from startup.router.model_entry import ForeignCommand, ModelsFile
-from startup.router.models_file import Defaults, read_models_file
+from startup.router.models_file.commands import recognise, split_command
+from startup.router.models_file.macros import MacroError, Macros
+from startup.router.models_file.reader import Defaults, read_models_file
 from startup.serve_words import is_vllm_installed
 
 OURS = Path(sys.executable).parent

@@ -12,8 +12,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from startup.router.model_entry import Fault, ModelEntry, ModelsFile, ModelsFileError
-from startup.router.models_document import MAX_BYTES
-from startup.router.models_file import Defaults, load_schema, read_models_file
+from startup.router.models_file.document import MAX_BYTES
+from startup.router.models_file.reader import Defaults, read_models_file
+from startup.router.models_file.schema import load_schema
 
 NO_DEFAULTS = Defaults()
 

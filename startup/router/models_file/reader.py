@@ -7,24 +7,19 @@ The flags in the file are checked by `vllm_cli.flags.router_options`, with the p
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from envs.duration import parse_duration
-from envs.suggestion import did_you_mean
-from startup.router import llama_swap
-from startup.router.llama_swap import MacroError, Macros
 from startup.router.model_entry import Fault, ForeignCommand, ModelEntry, ModelsFile
-from startup.router.models_document import DocumentError, Findings, KeyPath, parse, read_text, show
-
-_SCHEMA: Final = Path(__file__).with_name("models.schema.json")
-
-_TYPES: Final = {
-    "object": "a mapping", "array": "a list", "string": "a text", "boolean": "true or false", "null": "nothing",
-    "integer": "a whole number", "number": "a number",
-}  # fmt: skip
+from startup.router.models_file import commands
+from startup.router.models_file.document import DocumentError, Findings, KeyPath, parse, read_text, show
+from startup.router.models_file.groups import apply_groups, check_preload
+from startup.router.models_file.macros import MacroError, Macros
+from startup.router.models_file.schema import check_structure
+from startup.router.models_file.unsupported import report_unsupported
 
 _KEEPS_PORT: Final = ("cmd", "proxy", "env", "checkEndpoint")
 _KEEPS_PID: Final = ("cmdStop",)
@@ -63,80 +58,10 @@ def read_models_file(path: Path, defaults: Defaults, name: str | None = None) ->
     except DocumentError as err:
         return ModelsFile({}), (*findings.faults, Fault(str(err), err.line, "", findings.file))
     document = findings.root.plain()
-    wrong = _check_structure(document, findings)
+    wrong = check_structure(document, findings)
     content = _Reader(document, defaults, findings, wrong).read() if isinstance(document, dict) else ModelsFile({})
     faults = sorted(dict.fromkeys(findings.faults), key=lambda fault: fault.line or 0)
     return replace(content, notices=tuple(findings.notices)), tuple(faults)
-
-
-def load_schema() -> dict[str, Any]:
-    """The JSON schema of the file."""
-    schema: dict[str, Any] = json.loads(_SCHEMA.read_text(encoding="utf-8"))
-    return schema
-
-
-def _check_structure(document: Any, findings: Findings) -> set[KeyPath]:
-    """Reports what does not fit the schema; returns where."""
-    from jsonschema import Draft202012Validator
-
-    wrong: set[KeyPath] = set()
-    for err in Draft202012Validator(load_schema()).iter_errors(document):
-        path = tuple(err.absolute_path)
-        if err.validator != "additionalProperties":  # the other keys can be checked
-            wrong.add(path)
-        for place, text in _describe(err, path):
-            findings.fault(place, text)
-    return wrong
-
-
-def _describe(err: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """The place and the text of each fault that the schema's error stands for."""
-    schema, value = err.schema, err.instance
-    expected = schema.get("errorMessage") if isinstance(schema, dict) else None
-    if err.validator == "additionalProperties":
-        known = schema.get("properties", {})
-        for key in value:
-            if key not in known and not key.startswith("x-"):
-                hint = did_you_mean(key, known) or f"; known are {', '.join(known)}"
-                yield (*path, key), f"is not known here{hint}"
-    elif "propertyNames" in err.absolute_schema_path:
-        yield (*path, str(value)), expected or f"must be a name that matches {err.validator_value}"
-    elif err.validator == "required":
-        missing = [key for key in err.validator_value if key not in value]
-        yield path, f"must have the key {' and '.join(missing)}"
-    elif err.validator in ("minProperties", "minItems"):
-        yield path, "must not be empty"
-    elif err.validator == "maxProperties":
-        yield path, f"must have at most {err.validator_value} keys, got {len(value)}"
-    elif expected is not None and err.validator in ("not", "if", "allOf"):
-        yield path, expected
-    else:
-        yield path, f"{expected or _expectation(err)}, got {_shown(value, path)}"
-
-
-def _expectation(err: Any) -> str:
-    wanted = err.validator_value
-    match err.validator:
-        case "type":
-            types = [wanted] if isinstance(wanted, str) else [each for each in wanted if each != "null"]
-            return f"must be {' or '.join(_TYPES[each] for each in types)}"
-        case "enum":
-            hint = did_you_mean(err.instance, wanted) if isinstance(err.instance, str) else ""
-            return f"must be one of {', '.join(wanted)}{hint}"
-        case "minimum":
-            return f"must be {wanted} or more"
-        case "maximum":
-            return f"must be {wanted} or less"
-        case "minLength":
-            return "must not be empty"
-    return f"does not fit: {err.validator} {wanted}"
-
-
-def _shown(value: Any, path: KeyPath) -> str:
-    """Of a collection only its kind: it may contain secrets."""
-    if isinstance(value, dict | list):
-        return _TYPES["object" if isinstance(value, dict) else "array"]
-    return show(value, path)
 
 
 @dataclass
@@ -151,7 +76,7 @@ class _Reader:
 
     def read(self) -> ModelsFile:
         document = self.document
-        llama_swap.report_unsupported(document, self.findings)
+        report_unsupported(document, self.findings)
         ttl_s = self._duration(("globalTTL",), self.defaults.ttl_s)
         timeout_s = self._duration(("healthCheckTimeout",), self.defaults.start_timeout_s)
         self.defaults = self.defaults._replace(ttl_s=ttl_s, start_timeout_s=timeout_s)
@@ -164,12 +89,12 @@ class _Reader:
         groups = document.get("groups")
         groups = groups if isinstance(groups, dict) else {}
         groups = {name: keys for name, keys in groups.items() if not self._is_wrong("groups", name)}
-        grouped = llama_swap.apply_groups(groups, everyone, self.findings)
+        grouped = apply_groups(groups, everyone, self.findings)
         entries = {name: grouped[name] for name in entries}
-        llama_swap.check_ports(entries, self.findings)
+        commands.check_ports(entries, self.findings)
         if not self._is_wrong("hooks"):
             names = ((document.get("hooks") or {}).get("on_startup") or {}).get("preload", ())
-            loaded = llama_swap.check_preload(names, everyone, self.findings)
+            loaded = check_preload(names, everyone, self.findings)
             entries = {n: replace(e, preload=e.preload or n in loaded) for n, e in entries.items()}
         faulty = {path[1] for path in self.findings.fault_paths if path[:1] == ("models",) and len(path) > 1}
         entries = {name: entry for name, entry in entries.items() if name not in faulty}
@@ -227,7 +152,7 @@ class _Reader:
 
     def _with_command(self, entry: ModelEntry, keys: Mapping[str, Any], path: KeyPath) -> ModelEntry:
         try:
-            words = llama_swap.split_command(keys["cmd"])
+            words = commands.split_command(keys["cmd"])
         except ValueError as err:
             text = f"must be a command, got {show(keys['cmd'])}: {str(err).rstrip('.')}"
             self.findings.fault((*path, "cmd"), text)
@@ -235,9 +160,9 @@ class _Reader:
         if not words:
             self.findings.fault((*path, "cmd"), "must be a command, got only comments and blanks")
             return replace(entry, foreign=ForeignCommand(words=(), address="", port=None))
-        served = llama_swap.recognise(words)
+        served = commands.recognise(words)
         if served is None:
-            command = llama_swap.foreign_command(keys, words, path, self.findings)
+            command = commands.foreign_command(keys, words, path, self.findings)
             return replace(entry, foreign=command, engine="other")
         if left := [key for key in ("cmdStop", "proxy", "checkEndpoint") if keys.get(key)]:
             text = "has no effect: the model is started by this program, which knows how to reach and stop it"
@@ -269,7 +194,7 @@ class _Reader:
 
     def _check_words(self, entry: ModelEntry, path: KeyPath, key: str) -> None:
         """The address, TLS and keys are those of the router."""
-        given = llama_swap.flags_of(entry.words)
+        given = commands.flags_of(entry.words)
         place = (*path, key)
         if address := [flag for flag in _OF_ROUTER if flag in given]:
             text = f"must not have {address[0]}: requests for all models come to the port of the command line"
@@ -295,7 +220,7 @@ class _Reader:
                 macros = Macros(texts, kept)
                 text = keys[key]
                 if key in _COMMANDS and isinstance(text, str):
-                    text = llama_swap.without_comments(text)
+                    text = commands.without_comments(text)
                 expanded[key] = self._expand(("models", name, key), text, macros.expand)
         return expanded
 

@@ -1,0 +1,85 @@
+"""Checks the keys and types of the file of models by `models.schema.json`, and words its errors."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from jsonschema import Draft202012Validator
+
+from envs.suggestion import did_you_mean
+from startup.router.models_file.document import Findings, KeyPath, show
+
+_SCHEMA: Final = Path(__file__).parents[1] / "models.schema.json"
+_TYPES: Final = {
+    "object": "a mapping", "array": "a list", "string": "a text", "boolean": "true or false", "null": "nothing",
+    "integer": "a whole number", "number": "a number",
+}  # fmt: skip
+
+
+def load_schema() -> dict[str, Any]:
+    """The JSON schema of the file."""
+    schema: dict[str, Any] = json.loads(_SCHEMA.read_text(encoding="utf-8"))
+    return schema
+
+
+def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
+    """Reports what does not fit the schema; returns where."""
+    wrong: set[KeyPath] = set()
+    for err in Draft202012Validator(load_schema()).iter_errors(document):
+        path = tuple(err.absolute_path)
+        if err.validator != "additionalProperties":  # the other keys can be checked
+            wrong.add(path)
+        for place, text in _describe(err, path):
+            findings.fault(place, text)
+    return wrong
+
+
+def _describe(err: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """The place and the text of each fault that the schema's error stands for."""
+    schema, value = err.schema, err.instance
+    expected = schema.get("errorMessage") if isinstance(schema, dict) else None
+    if err.validator == "additionalProperties":
+        known = schema.get("properties", {})
+        for key in value:
+            if key not in known and not key.startswith("x-"):
+                hint = did_you_mean(key, known) or f"; known are {', '.join(known)}"
+                yield (*path, key), f"is not known here{hint}"
+    elif "propertyNames" in err.absolute_schema_path:
+        yield (*path, str(value)), expected or f"must be a name that matches {err.validator_value}"
+    elif err.validator == "required":
+        missing = [key for key in err.validator_value if key not in value]
+        yield path, f"must have the key {' and '.join(missing)}"
+    elif err.validator in ("minProperties", "minItems"):
+        yield path, "must not be empty"
+    elif err.validator == "maxProperties":
+        yield path, f"must have at most {err.validator_value} keys, got {len(value)}"
+    elif expected is not None and err.validator in ("not", "if", "allOf"):
+        yield path, expected
+    else:
+        yield path, f"{expected or _expectation(err)}, got {_shown(value, path)}"
+
+
+def _expectation(err: Any) -> str:
+    wanted = err.validator_value
+    match err.validator:
+        case "type":
+            types = [wanted] if isinstance(wanted, str) else [each for each in wanted if each != "null"]
+            return f"must be {' or '.join(_TYPES[each] for each in types)}"
+        case "enum":
+            hint = did_you_mean(err.instance, wanted) if isinstance(err.instance, str) else ""
+            return f"must be one of {', '.join(wanted)}{hint}"
+        case "minimum":
+            return f"must be {wanted} or more"
+        case "maximum":
+            return f"must be {wanted} or less"
+        case "minLength":
+            return "must not be empty"
+    return f"does not fit: {err.validator} {wanted}"
+
+
+def _shown(value: Any, path: KeyPath) -> str:
+    """Of a collection only its kind: it may contain secrets."""
+    if isinstance(value, dict | list):
+        return _TYPES["object" if isinstance(value, dict) else "array"]
+    return show(value, path)
