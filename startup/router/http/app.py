@@ -189,7 +189,7 @@ class _Front:
             entry, rest = self._split_upstream(raw_path.removeprefix(_UPSTREAM))
             return await self._relay(request, rest, entry)
         if path.startswith(_RESPONSES) and not request.body_exists and "model" not in request.query:
-            return await self._about_response(request, raw_path)
+            return await self._relay(request, raw_path, await self._model_of_response(raw_path))
         return await self._relay(request, raw_path, None)
 
     # Requests to models
@@ -278,15 +278,13 @@ class _Front:
             return frozenset()
         return frozenset({"authorization", "x-api-key"} if is_anthropic(path) else {"authorization"})
 
-    async def _about_response(self, request: web.Request, path: str) -> web.StreamResponse:
-        """Looks for a stored response: only the model that has made it knows it."""
-        for name, entry in self._pool.entries.items():
-            if not self._pool.is_ready(name) or entry.foreign is not None:
-                continue
-            answer = await self._proxy.ask(entry, request, path)
-            if answer.status != 404:
-                return web.Response(status=answer.status, body=answer.body, content_type="application/json")
+    async def _model_of_response(self, path: str) -> ModelEntry:
+        """The running model that has stored a response: only that one knows it."""
         response_id = path.removeprefix(_RESPONSES).partition("/")[0]
+        for name, entry in self._pool.entries.items():
+            child = self._pool.child_of(name)
+            if child is not None and await self._proxy.ask(child, _RESPONSES + response_id) is not None:
+                return entry
         raise FailedRequestError(404, f"Response with id '{shown(unquote(response_id))}' not found.")
 
     # The router's own answers
@@ -332,6 +330,7 @@ class _Front:
         return json_answer({"server_load": self._list.num_running()})
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
+        await self._list.learn_lengths(self._proxy.ask)
         return json_answer(self._list.models())
 
     async def _running(self, request: web.Request) -> web.StreamResponse:
@@ -352,6 +351,7 @@ class _Front:
             return await (self._load(request, name) if verb == "load" else self._unload_named(name)(request))
 
         async def show(request: web.Request) -> web.StreamResponse:
+            await self._list.learn_lengths(self._proxy.ask)
             return json_answer(self._list.model(self._resolve(rest), rest))
 
         return await _by_method({"GET": show}, request)

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
@@ -12,6 +13,9 @@ from prometheus_client.registry import Collector
 
 from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelPool, ModelStatus
+
+if TYPE_CHECKING:
+    from startup.router.child import Child
 
 STATES: Final = ("stopped", "starting", "ready", "draining", "failed")
 _OWNER: Final = "vllm-cli"
@@ -32,8 +36,19 @@ class ModelList:
         self._version = version
         self._needs_key = needs_key
         self._created = int(time.time())
+        self._lengths: dict[str, tuple[ModelEntry, int | None]] = {}
+        """`max_model_len` of models that have run, with the entry for which it holds."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_PoolCollector(pool))
+
+    async def learn_lengths(self, ask: "Callable[[Child, str], Awaitable[bytes | None]]") -> None:
+        """Asks the running models whose `max_model_len` is unknown."""
+        running = [(entry, self._pool.child_of(name)) for name, entry in self._pool.entries.items()]
+        unknown = [(entry, child) for entry, child in running if child is not None and not self._knows(entry)]
+        answers = await asyncio.gather(*(ask(child, "/v1/models") for _, child in unknown))
+        for (entry, _), answer in zip(unknown, answers, strict=True):
+            if answer is not None:
+                self._lengths[entry.name] = entry, _read_length(answer)
 
     def models(self) -> dict[str, Any]:
         """The body of GET /v1/models: all that are not hidden, whatever their state."""
@@ -96,6 +111,9 @@ class ModelList:
     def _status_of(self, name: str) -> ModelStatus:
         return next(status for status in self._pool.view() if status.entry.name == name)
 
+    def _knows(self, entry: ModelEntry) -> bool:
+        return entry.name in self._lengths and self._lengths[entry.name][0] == entry
+
     def _cards(self, status: ModelStatus) -> list[dict[str, Any]]:
         """The model itself, then its adapters."""
         entry = status.entry
@@ -107,6 +125,7 @@ class ModelList:
             "owned_by": _OWNER,
             "root": root,
             "parent": None,
+            "max_model_len": self._lengths[entry.name][1] if self._knows(entry) else None,
             "status": status.state,
             "since": round(status.since_unix_s, 3),
             "size_bytes": status.size_bytes,
@@ -115,8 +134,25 @@ class ModelList:
         }
         if status.reason:
             card["reason"] = status.reason
-        adapters = [{**card, "id": name, "parent": entry.name, "aliases": []} for name in entry.adapters]
+        no_length = {"max_model_len": None, "aliases": []}  # as in vLLM
+        adapters = [{**card, **no_length, "id": name, "parent": entry.name} for name in entry.adapters]
         return [card, *adapters]
+
+
+def _read_length(body: bytes) -> int | None:
+    """`max_model_len` of the first model that a server lists."""
+    try:
+        return msgspec.json.decode(body, type=_Listed).data[0].max_model_len
+    except (msgspec.MsgspecError, UnicodeDecodeError, IndexError):
+        return None
+
+
+class _ListedModel(msgspec.Struct):
+    max_model_len: int | None = None
+
+
+class _Listed(msgspec.Struct):
+    data: list[_ListedModel]
 
 
 _RUNNING: Final = ("starting", "ready", "draining")

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -48,6 +48,8 @@ _WHOLE_BYTES: Final = 64 << 10
 _MOST_ERROR_BYTES: Final = 1 << 20
 _MOST_MESSAGE_BYTES: Final = 64 << 20
 """Of a WebSocket."""
+_ANSWER_S: Final = 2.0
+"""How long a server may take to answer the router itself."""
 _CLOSE_S: Final = 2.0
 """How long the end of a WebSocket may take."""
 _MOST_HEADER_BYTES: Final = 64 << 10
@@ -139,18 +141,18 @@ class Proxy:
                 await _exchange(downstream, upstream)
             return downstream
 
-    async def ask(self, entry: ModelEntry, request: web.Request, path: str) -> "ShortAnswer":
-        """The answer to a request without a body."""
-        async with (
-            self._pool.lease(entry.name) as child,
-            self._session_of(child).request(
-                request.method,
-                _target(child, path, request.rel_url.raw_query_string),
-                allow_redirects=False,
-                headers={hdrs.ACCEPT_ENCODING: "identity"},
-            ) as answer,
-        ):
-            return ShortAnswer(answer.status, await answer.read())
+    async def ask(self, child: Child, path: str) -> bytes | None:
+        """The body of a server's short answer to a question of the router; None if it is no success."""
+        headers = {hdrs.ACCEPT_ENCODING: "identity"}
+        try:
+            async with (
+                asyncio.timeout(_ANSWER_S),
+                self._session_of(child).get(_target(child, path, ""), headers=headers) as answer,
+            ):
+                return await answer.read() if answer.status == 200 else None
+        except (TimeoutError, aiohttp.ClientError, OSError) as err:
+            logger.debug("%s %s is not answered: %s", child.base_url, path, err)
+            return None
 
     async def _relay(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
         """Sends the request; if the model's process has ended unnoticed, once more to the next one."""
@@ -208,13 +210,6 @@ class Proxy:
             )
             self._sessions[child] = session
         return session
-
-
-class ShortAnswer(NamedTuple):
-    """A response that was read as a whole."""
-
-    status: int
-    body: bytes
 
 
 class _NotSentError(Exception):

@@ -59,6 +59,9 @@ class SmallPool:
     def is_ready(self, name: str) -> bool:
         return name in self.children
 
+    def child_of(self, name: str) -> SmallChild | None:
+        return self.children.get(name)
+
     def progress(self, name: str) -> str:
         return "starting, load_weights 42 %,\n1.3 s left"
 

@@ -10,9 +10,10 @@ import pytest
 from aiohttp import web
 
 from server.access_log import ACCESS_LOGGER
-from startup.router.model_entry import ForeignCommand, ModelEntry
+from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelRefused
-from tests.startup.router.http.small_router import SmallRouter, post
+from tests.ports import free_port
+from tests.startup.router.http.small_router import SmallChild, SmallRouter, post
 from tests.startup.router.http.test_proxy import CHAT, body_of, echo, headers_of
 
 ENTRIES = (
@@ -147,22 +148,25 @@ async def test_stored_responses_are_found_at_the_model_that_has_them(
 
     def keeping(*known: str) -> Any:
         async def find(request: web.BaseRequest) -> web.StreamResponse:
-            asked.append(request.raw_path)
+            asked.append(f"{request.method} {request.raw_path}")
             return web.json_response({"id": "resp_1"}, status=200 if request.path.split("/")[3] in known else 404)
 
         return find
 
-    command = ForeignCommand(words=("x",), address="http://127.0.0.1:1", port=1)
-    await router.serve("a", "b", "stopped", entries=(ModelEntry(name="other", foreign=command),))
+    await router.serve("a", "b", "stopped", "broken")
     await router.start_model("a", keeping())
     await router.start_model("b", keeping("resp_1"))
-    for method, path in (("GET", "/v1/responses/resp_1?x=1"), ("POST", "/v1/responses/resp_1/cancel")):
+    await router.pool.start("broken", SmallChild(base_url=f"http://127.0.0.1:{free_port()}"))
+    for method, path in (("GET", "/v1/responses/resp_1?stream=true"), ("POST", "/v1/responses/resp_1/cancel")):
         async with client.request(method, router.url + path) as response:
             assert (response.status, await response.json()) == (200, {"id": "resp_1"})
-    assert asked == ["/v1/responses/resp_1?x=1"] * 2 + ["/v1/responses/resp_1/cancel"] * 2
+        find = "GET /v1/responses/resp_1"
+        assert asked == [find, find, f"{method} {path}"]
+        asked.clear()
     async with client.get(router.url + "/v1/responses/resp_2") as response:
         assert response.status == 404
         assert "resp_2" in (await response.json())["error"]["message"]
+    await router.pool.children["broken"].connector.close()
 
 
 # The router's own answers
@@ -190,6 +194,27 @@ async def test_models_are_listed_with_their_states(router: SmallRouter, client: 
     async with client.get(router.url + "/v1/models/org/frst") as response:
         assert response.status == 404
         assert "Did you mean `org/first`?" in (await response.json())["error"]["message"]
+
+
+async def test_the_context_length_of_a_model_that_has_run_is_listed(
+    router: SmallRouter, client: aiohttp.ClientSession
+) -> None:
+    asked = 0
+
+    async def list_one(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal asked
+        asked += request.path == "/v1/models"
+        return web.json_response({"data": [{"id": "x", "max_model_len": 4096}]})
+
+    await router.serve("m", "no list", "stopped")
+    await router.start_model("m", list_one)
+    await router.start_model("no list", echo)
+    for _ in range(3):
+        async with client.get(router.url + "/v1/models") as response:
+            listed = (await response.json())["data"]
+        assert [card["max_model_len"] for card in listed] == [4096, None, None]
+        router.pool.children.pop("m", None)
+    assert asked == 1
 
 
 async def test_models_are_loaded_and_unloaded(router: SmallRouter, client: aiohttp.ClientSession) -> None:
