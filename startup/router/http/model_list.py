@@ -134,8 +134,8 @@ class ModelList:
         }
         if status.reason:
             card["reason"] = status.reason
-        no_length = {"max_model_len": None, "aliases": []}  # as in vLLM
-        adapters = [{**card, **no_length, "id": name, "parent": entry.name} for name in entry.adapters]
+        others: dict[str, Any] = {"max_model_len": None, "aliases": []}  # as in vLLM
+        adapters = [{**card, **others, "id": name, "parent": entry.name} for name in entry.adapters]
         return [card, *adapters]
 
 
