@@ -274,6 +274,7 @@ def test_unix_sockets_and_keys_work_behind_a_front(tiny_llama: Path, tmp_path: P
         wait_until(lambda: path.exists() and _ask_unix(path, "GET", "/health").startswith(b"HTTP/1.1 200"), 240)
         wait_until(lambda: b"Model-State: stopped" in _ask_unix(path, "GET", "/health"))
         assert _ask_unix(path, "POST", "/v1/completions").startswith(b"HTTP/1.1 401")
+        assert b"Model-State: stopped" in _ask_unix(path, "GET", "/health")
         assert _ask_unix(path, "POST", "/v1/completions", b"Bearer secret").startswith(b"HTTP/1.1 200")
         assert not [each for each in server.family() if "secret" in " ".join(each.cmdline())]
 
