@@ -23,6 +23,11 @@ def thorough_but_for(names: Iterable[str], *fast: str) -> list[Any]:
     return [name if name in fast else pytest.param(name, marks=pytest.mark.thorough) for name in names]
 
 
+def slow_but_for(names: Iterable[str], *others: str) -> list[Any]:
+    """Values of a parameter, of which `.ci/run` has only some."""
+    return [name if name in others else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Before pytest selects by marks."""

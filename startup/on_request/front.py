@@ -25,6 +25,7 @@ from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.on_request.child_process import ServerCommand, ServerProcess, describe_end
 from startup.on_request.front_answers import FrontAnswers
+from startup.on_request.front_keys import FrontKeys
 from startup.on_request.front_loop import SHUTTING_DOWN, FrontLoop, Holding
 from startup.on_request.model_state import ModelState, State
 from startup.on_request.own_standby import OwnStandby
@@ -64,6 +65,7 @@ class FrontOptions:
     """The model's folder once it is on disk, whose class and tokenizer that standby keeps."""
     is_private: bool
     """Whether everything but probes needs a key."""
+    keys: FrontKeys
     logs: LogOptions
 
 
@@ -109,7 +111,9 @@ class _Front:
         self._manager = _connect_manager()
         self._address = listener.describe(listening)
         self._model = ModelState(time.monotonic())
-        self._answers = FrontAnswers(self._model, options.model_name, self._memory, is_private=options.is_private)
+        self._answers = FrontAnswers(
+            self._model, options.model_name, self._memory, options.keys, is_private=options.is_private
+        )
         self._selector = selectors.DefaultSelector()
         self._server: ServerProcess
         self._has_ended = False

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from server.status_page.page import DATA_PATH
+from startup.on_request.front_keys import FrontKeys
 from startup.on_request.model_state import ModelState
 from startup.probes import front_metrics
 from startup.probes.probe_answers import ProbeAnswers
@@ -49,18 +50,26 @@ class FrontAnswers:
     """Follows the starts of one model's servers, and their last answers."""
 
     def __init__(
-        self, model: ModelState, model_name: str, memory: Callable[[], dict[str, int]], *, is_private: bool
+        self,
+        model: ModelState,
+        model_name: str,
+        memory: Callable[[], dict[str, int]],
+        keys: FrontKeys,
+        *,
+        is_private: bool,
     ) -> None:
         """
         Args:
             model: its state.
             model_name: as clients name it.
             memory: the memory of the front and of its standby, in bytes.
-            is_private: whether all but probes needs a key, which the front does not know.
+            keys: with which requests start the model.
+            is_private: whether all but probes needs a key.
         """
         self.model = model
         self._model_name = model_name
         self._memory = memory
+        self._keys = keys
         self._is_private = is_private
         self.last: dict[str, LastAnswer] = {}
         """What the last server has answered, by path."""
@@ -95,6 +104,10 @@ class FrontAnswers:
         if answer is None or not question.is_head:
             return answer
         return Answer(answer.status, b"", retry_after_s=answer.retry_after_s, headers=answer.headers)
+
+    def find_rejection(self, received: bytes) -> Answer | None:
+        """The answer to a request without a valid key that would start the model; None for any other."""
+        return None if self.model.state in ("ready", "paused") else self._keys.find_rejection(received)
 
     def unavailable(self, message: str, *, status: int = 503) -> Answer:
         """The answer to a request that cannot be served."""

@@ -213,6 +213,8 @@ class FrontLoop(Acceptor):
     def _process(self, client: Client, received: bytes) -> None:
         question = Question.read(received)
         answer = self._answers.find(question) if question is not None else None
+        if answer is None:
+            answer = self._answers.find_rejection(received)
         if answer is not None:
             self._reject(client, answer)
         else:

@@ -10,14 +10,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from startup.probes.app_request import ask_app
 from startup.probes.front_link import FrontOffer
 from startup.probes.serving_messages import LastAnswer, write_answers
-
-if TYPE_CHECKING:
-    from startup.probes.probe_link import ProbeLink
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +29,19 @@ _POLL_S: Final = 0.01
 _RETRY_S: Final = 0.5
 
 
+class LinkToFront(Protocol):
+    """What a `startup.probes.probe_link.ProbeLink` does behind a front; described there."""
+
+    async def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def give(self, fd: int, client: str) -> bool: ...
+    def announce_stop(self, answers_fd: int) -> bool: ...
+
+
 class IdleStop:
     """Watches one server; runs on its event loop from its readiness on."""
 
-    def __init__(self, link: "ProbeLink", http: Any, unused_s: Callable[[], float], offer: FrontOffer) -> None:
+    def __init__(self, link: LinkToFront, http: Any, unused_s: Callable[[], float], offer: FrontOffer) -> None:
         """
         Args:
             link: to the front.

@@ -23,6 +23,7 @@ from tests.e2e.stream_reader import StreamReader
 from tests.http_answer import ask
 from tests.llamas import save_tiny_llama
 from tests.processes import assert_gone
+from tests.tiers import slow_but_for
 from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -208,7 +209,7 @@ def test_a_failing_first_start_ends_the_front(tmp_path: Path) -> None:
         assert "nowhere" in server.log
 
 
-@pytest.mark.parametrize("moment", ["stopped", "ready", "starting"])
+@pytest.mark.parametrize("moment", slow_but_for(["stopped", "ready", "starting"], "ready"))
 def test_sigterm_ends_front_and_server(tiny_llama: Path, moment: str) -> None:
     with _Server(tiny_llama) as server:
         server.wait_stopped()
@@ -244,7 +245,7 @@ def test_sigterm_during_the_first_start(tiny_llama: Path) -> None:
         assert_gone(family)
 
 
-@pytest.mark.parametrize("moment", ["stopped", "ready", "starting"])
+@pytest.mark.parametrize("moment", slow_but_for(["stopped", "ready", "starting"], "starting"))
 def test_a_killed_front_leaves_nothing(tiny_llama: Path, moment: str) -> None:
     with _Server(tiny_llama) as server:
         server.wait_stopped()
@@ -274,6 +275,7 @@ def test_unix_sockets_and_keys_work_behind_a_front(tiny_llama: Path, tmp_path: P
         wait_until(lambda: path.exists() and _ask_unix(path, "GET", "/health").startswith(b"HTTP/1.1 200"), 240)
         wait_until(lambda: b"Model-State: stopped" in _ask_unix(path, "GET", "/health"))
         assert _ask_unix(path, "POST", "/v1/completions").startswith(b"HTTP/1.1 401")
+        assert b"Model-State: stopped" in _ask_unix(path, "GET", "/health")
         assert _ask_unix(path, "POST", "/v1/completions", b"Bearer secret").startswith(b"HTTP/1.1 200")
         assert not [each for each in server.family() if "secret" in " ".join(each.cmdline())]
 

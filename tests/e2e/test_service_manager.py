@@ -59,6 +59,27 @@ def test_a_service_takes_its_socket_and_notifies_its_state(
         assert notified.lines.index("READY=1") < notified.lines.index("STOPPING=1")
 
 
+def test_a_front_keeps_the_socket_of_its_service(tiny_llama: Path) -> None:
+    """The server never has the variables of the service manager, and the socket outlives it."""
+    words = ("--port", "1", "--max-model-len", "256", "--idle-stop", "1s", "--idle-warm", "off")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = subprocess.Popen(
+            _service(listener.fileno(), str(tiny_llama), *words),
+            env=os.environ | {"LISTEN_FDS": "1"},
+            pass_fds=[listener.fileno()],
+        )
+        url = "http://{}:{}".format(*listener.getsockname())
+    try:
+        for _ in range(2):
+            wait_until(lambda: ask(f"{url}/health").headers.get("Model-State") == "stopped", timeout_s=240)
+            assert ask(f"{url}/v1/completions", {"prompt": "a", "max_tokens": 2}).status == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_descriptor_that_is_no_socket_fails_the_start(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file:
         done = subprocess.run(

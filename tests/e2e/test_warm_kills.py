@@ -18,6 +18,7 @@ from tests.e2e.stop_point import ENGINE_LOADS, StopPoint
 from tests.http_answer import ask
 from tests.ports import free_port
 from tests.standby_process import StandbyProcess
+from tests.tiers import slow_but_for
 from tests.waiting import is_gone, wait_until
 
 FORK_TAKES_OVER: Final = ("os.chdir", "", None)
@@ -111,9 +112,12 @@ def stopping(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize(
     ("stopping", "role"),
     [
-        *(("ready", role) for role in ("front", "server", "engine", "forkserver")),
-        *(("load", role) for role in ("front", "server", "engine", "forkserver")),
-        *(("take-over", role) for role in ("front", "server")),
+        ("ready", "engine"),
+        ("load", "front"),
+        ("take-over", "server"),
+        *(pytest.param("ready", role, marks=pytest.mark.slow) for role in ("front", "server", "forkserver")),
+        *(pytest.param("load", role, marks=pytest.mark.slow) for role in ("server", "engine", "forkserver")),
+        pytest.param("take-over", "front", marks=pytest.mark.slow),
     ],
     indirect=["stopping"],
 )
@@ -134,7 +138,7 @@ def test_the_start_ends_with_a_process_of_it(stopping: _Stopping, role: str, tin
         _assert_next_start_is_warm(start.environment, tiny_llama)
 
 
-@pytest.mark.parametrize("phase", ["ready", "load", "take-over"])
+@pytest.mark.parametrize("phase", slow_but_for(["ready", "load", "take-over"], "load"))
 @pytest.mark.parametrize("role", ["template", "standby"])
 def test_a_server_outlives_what_it_was_forked_from(phase: str, role: str, tiny_llama: Path, tmp_path: Path) -> None:
     with _stopping(tmp_path, phase) as own, own.start(tiny_llama) as start:

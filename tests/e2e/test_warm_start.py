@@ -23,6 +23,7 @@ from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.ports import free_port
 from tests.standby_process import OFF, StandbyProcess
+from tests.tiers import slow_but_for
 from tests.waiting import is_gone, wait_listening, wait_until
 
 _VARYING: Final = (
@@ -144,7 +145,9 @@ def test_a_taken_port_ends_with_3_and_names_its_owner(tiny_llama: Path, standby:
     assert warm.code == 3
 
 
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGKILL"])
+@pytest.mark.parametrize(
+    "number", slow_but_for(["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGKILL"], "SIGTERM", "SIGKILL")
+)
 def test_a_signal_ends_a_ready_server_as_a_cold_one(number: str, tiny_llama: Path, standby: StandbyProcess) -> None:
     ends = []
     for environment in (standby.environment, OFF):
@@ -227,7 +230,7 @@ def test_a_dead_engine_is_restarted_behind_the_port(tiny_llama: Path, standby: S
     standby.wait_no_server()
 
 
-@pytest.mark.parametrize("kind", ["text", "images", "pooling"])
+@pytest.mark.parametrize("kind", slow_but_for(["text", "images", "pooling"], "images"))
 def test_each_kind_of_model_answers_as_in_a_cold_start(
     kind: str, model_path: Path, tmp_path: Path, standby: StandbyProcess
 ) -> None:
@@ -285,11 +288,8 @@ def test_twenty_concurrent_starts_all_answer(tiny_llama: Path, standby: StandbyP
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "num_starts",
-    [20, pytest.param(200, marks=pytest.mark.slow)],
-)
-def test_many_starts_leave_nothing_behind(num_starts: int, tiny_llama: Path, standby: StandbyProcess) -> None:
+@pytest.mark.slow
+def test_two_hundred_starts_leave_nothing_behind(tiny_llama: Path, standby: StandbyProcess) -> None:
     template = standby.template()
     words = (str(tiny_llama), "--preflight-only", "--port", str(free_port()))
 
@@ -303,7 +303,7 @@ def test_many_starts_leave_nothing_behind(num_starts: int, tiny_llama: Path, sta
     start(0)
     standby.wait_no_server()
     before = _residue(standby)
-    for number in range(num_starts):
+    for number in range(200):
         start(number)
     standby.wait_no_server()
     wait_until(lambda: not template.children())

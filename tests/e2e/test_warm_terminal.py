@@ -100,9 +100,12 @@ class _SlowStart:
         return self._fd >= 0
 
 
-def test_ctrl_z_stops_all_processes_and_fg_and_bg_continue_them(cold_or_warm: dict[str, str], job: _Job) -> None:
+@pytest.mark.parametrize("flags", ["", " --idle-stop 1h --idle-warm off"], ids=["", "front"])
+def test_ctrl_z_stops_all_processes_and_fg_and_bg_continue_them(
+    flags: str, cold_or_warm: dict[str, str], job: _Job
+) -> None:
     with Shell(cold_or_warm) as shell:
-        pids = job.start(shell).pids
+        pids = job.start(shell, after=flags).pids
         for resume in ("bg", "fg"):
             shell.type(SUSPEND)
             shell.wait_for("Stopped")

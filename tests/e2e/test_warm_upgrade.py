@@ -74,6 +74,7 @@ def test_an_upgraded_package_is_imported_again(tiny_llama: Path, tmp_path: Path)
         _renewed(standby, new_pid)
 
 
+@pytest.mark.slow
 def test_an_edited_source_of_the_launcher_is_imported_again(tiny_llama: Path, tmp_path: Path) -> None:
     environment = _copy_program(tmp_path)
     source = tmp_path / "startup" / "outcome.py"

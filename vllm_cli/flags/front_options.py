@@ -16,6 +16,7 @@ from startup.model.file_plan import plan_files
 from startup.model.request import ModelRequest
 from startup.on_request.child_process import ServerCommand
 from startup.on_request.front import FrontOptions
+from startup.on_request.front_keys import FrontKeys
 from startup.serve_words import ServeWords
 from startup.session import ListenAddress
 from startup.standby.kinds import kind_for
@@ -52,6 +53,7 @@ def embedded_front(config: StartupConfig, words: Sequence[str]) -> FrontOptions:
         standby_kind=kind_for("embedded", ServeWords(words)) if has_standby else None,
         find_model=lambda: _folder(lambda: ModelRequest.of_start(config)),
         is_private=network.api_key_everywhere,
+        keys=FrontKeys(network.api_keys, network.api_key_file, network.root_path),
         logs=config.logs,
     )
 
@@ -62,17 +64,27 @@ def vllm_front(options: VllmOptions, words: Sequence[str]) -> FrontOptions:
     line = CommandLine.of(options.words)
     _reject_for_vllm(line)
     has_standby = _has_standby(options.idle_warm, options.standby)
+    command = _command(words)
     return FrontOptions(
         address=ListenAddress(line.host, line.port or 0, line.uds),
         model_name=line.served_name,
-        command=_command(words),
+        command=command,
         idle_stop_s=options.idle_stop_s,
         wait_s=options.startup_timeout_s,
         standby_kind=kind_for("vllm", ServeWords(words)) if has_standby else None,
         find_model=lambda: _folder(lambda: line.request) if line.model else None,
         is_private=False,
+        keys=_vllm_keys(line, command),
         logs=LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format=options.log_format),
     )
+
+
+def _vllm_keys(line: CommandLine, command: ServerCommand) -> FrontKeys:
+    """None with a middleware, which may open paths."""
+    key = command.variables.get(env.VLLM_API_KEY.name) or env.VLLM_API_KEY.get()
+    if not key or line.has("--middleware"):
+        return FrontKeys(())
+    return FrontKeys((key,), root_path=line.values.get("--root-path", ""))
 
 
 def _reject_for_vllm(line: CommandLine) -> None:

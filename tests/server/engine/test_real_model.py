@@ -100,7 +100,7 @@ def test_twenty_prompts_together_give_the_output_of_generate(
         assert output == _logits_before_each(plain_float32, prompt, output).argmax(-1).tolist()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_twenty_prompts_one_by_one_give_the_output_of_generate(
     float32: PreTrainedModel, prompts: list[list[int]], generated: list[list[int]]
 ) -> None:
@@ -118,7 +118,7 @@ def test_long_outputs_one_by_one_equal_those_of_generate(
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("num_slots", [20, 1], ids=["together", "one by one"])
+@pytest.mark.parametrize("num_slots", [20, pytest.param(1, marks=pytest.mark.slow)], ids=["together", "one by one"])
 def test_in_bfloat16_every_token_is_within_rounding_of_the_plain_models_best(
     real_model: PreTrainedModel, plain_bfloat16: PreTrainedModel, prompts: list[list[int]], num_slots: int
 ) -> None:

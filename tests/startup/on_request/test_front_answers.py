@@ -6,6 +6,7 @@ import time
 import pytest
 
 from startup.on_request.front_answers import FrontAnswers, Question
+from startup.on_request.front_keys import FrontKeys
 from startup.on_request.model_state import ModelState
 from startup.probes.serving_messages import LastAnswer, read_answers, write_answers
 
@@ -22,7 +23,8 @@ MODELS = b'{"object":"list","data":[]}'
 
 def _answers(*, is_private: bool = False) -> FrontAnswers:
     model = ModelState(time.monotonic())
-    return FrontAnswers(model, "m", lambda: {"front_bytes": 1, "standby_bytes": 2}, is_private=is_private)
+    memory = {"front_bytes": 1, "standby_bytes": 2}
+    return FrontAnswers(model, "m", lambda: memory, FrontKeys(()), is_private=is_private)
 
 
 def _stopped(*, is_private: bool = False) -> FrontAnswers:

@@ -9,6 +9,7 @@ import pytest
 
 from startup.on_request import front_loop
 from startup.on_request.front_answers import FrontAnswers
+from startup.on_request.front_keys import FrontKeys
 from startup.on_request.front_loop import FrontLoop, Holding
 from startup.on_request.model_state import ModelState
 from startup.probes import acceptor
@@ -27,7 +28,7 @@ from startup.probes.serving_messages import (
     write_answers,
 )
 
-POST = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nContent-Length: 0\r\n\r\n"
 HEALTHY = HealthAnswer(200, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n", b"")
 
 
@@ -41,7 +42,7 @@ class _Front:
         self._selector = stack.enter_context(selectors.DefaultSelector())
         self.model = ModelState(0.0)
         self.num_wakes = 0
-        answers = FrontAnswers(self.model, "m", dict, is_private=False)
+        answers = FrontAnswers(self.model, "m", dict, FrontKeys(["secret"]), is_private=False)
         self.server, link = self._pair()
         self.loop = FrontLoop(self._listener, link, self._selector, answers, Holding(self._wake, wait_s))
         stack.callback(self._close)
@@ -179,6 +180,16 @@ def test_a_request_wakes_a_stopped_model_once(front: _Front) -> None:
     assert (front.num_wakes, front.loop.num_held) == (1, 3)
     front.tell(READY)
     assert front.taken() == [_request(number) for number in range(3)]
+
+
+def test_a_request_without_a_valid_key_does_not_wake_a_stopped_model(front: _Front) -> None:
+    front.be_ready()
+    front.stop()
+    for key in (b"other", b""):
+        assert front.connect(POST.replace(b"secret", key)).recv(1 << 12).startswith(b"HTTP/1.1 401 Unauthorized\r\n")
+    assert (front.num_wakes, front.loop.num_held) == (0, 0)
+    front.connect()
+    assert front.num_wakes == 1
 
 
 def test_no_probe_and_no_report_wakes_a_stopped_model(front: _Front) -> None:

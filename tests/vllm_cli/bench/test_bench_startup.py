@@ -255,6 +255,7 @@ def test_first_starts_in_new_roots_are_compared_with_the_tenth(slow_command, run
     assert not log.exists()  # what a server writes stays in its root
 
 
+@pytest.mark.slow
 def test_the_bare_script_is_a_side_and_a_different_token_is_reported(slow_command, run_startup, model_path) -> None:
     done = run_startup("--cmd", slow_command(), "--floor", "--model", model_path, "--rounds", 1, "--json", "-")
     assert done.returncode == 0, done.stderr

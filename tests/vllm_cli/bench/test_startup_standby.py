@@ -50,14 +50,14 @@ def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, ru
     assert "were forked from" not in done.stderr
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_variables_of_the_command_are_the_standbys_too(own_command, run_startup) -> None:
     """Otherwise the starts would be cold: OpenBLAS reads this one when it is loaded."""
     done = run_startup("--cmd", f"OPENBLAS_NUM_THREADS=1 {own_command}", *QUICK, "--standby-model", "/no/such/model")
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_command_that_is_never_warm_is_reported(own_command, run_startup) -> None:
     done = run_startup("--cmd", f"{own_command} --standby off", *QUICK)
     assert done.returncode == 0, done.stderr

@@ -77,3 +77,19 @@ def test_plain_vllm_owns_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_model_on_disk_is_found_for_the_standby(tiny_llama: Path) -> None:
     assert embedded_front(_config(model=str(tiny_llama)), []).find_model() == str(tiny_llama)
+
+
+def test_the_front_knows_the_keys_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n\r\n"
+    assert embedded_front(_config(api_key=["a"]), ["nowhere"]).keys.find_rejection(request) is not None
+    assert embedded_front(_config(), ["nowhere"]).keys.find_rejection(request) is None
+
+    def is_rejected(*words: str) -> bool:
+        with click.Context(click.Command("serve")) as ctx:
+            options = vllm_options(ctx, ["m", "--idle-stop", "10m", *words])
+        return vllm_front(options, ["m", *words]).keys.find_rejection(request) is not None
+
+    assert is_rejected("--api-key", "a")
+    assert not is_rejected("--api-key", "a", "--middleware", "module.name")
+    monkeypatch.setenv("VLLM_API_KEY", "a")
+    assert is_rejected()

@@ -1,0 +1,62 @@
+"""Rejects requests without a valid API key before they start a stopped model."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from server.machine.file_stamps import MISSING, read_stamp
+from server.security.api_keys import ApiKeys, KeyFileError
+from startup.probes.probe_http import Answer
+
+_HEAD: Final = re.compile(rb"([A-Z]+) (\S+) HTTP/1\.[01]\r\n(.*?)\r\n\r\n", re.DOTALL)
+_KEY: Final = re.compile(rb"^(?:authorization:[ \t]*bearer +|x-api-key:[ \t]*)(.*?)[ \t]*$", re.IGNORECASE)
+_GUARDED: Final = b"/v1"
+"""Both engines need a key for paths that begin so; what else needs one, the server knows."""
+_REJECTION: Final = {
+    "message": "Send one of the server's API keys as 'Authorization: Bearer KEY'.",
+    "type": "Unauthorized",
+    "param": None,
+    "code": 401,
+}
+
+
+class FrontKeys:
+    """The keys of a server that does not run. What is not certainly wrong is left to the server."""
+
+    def __init__(self, given: Sequence[str], file: str | None = None, root_path: str = "") -> None:
+        """
+        Args:
+            given: keys of flags and variables; with no `file` either, requests need no key.
+            file: more keys; read again once it has changed.
+            root_path: is removed from the paths of requests.
+        """
+        self._given = tuple(given)
+        self._file = None if file is None else Path(file)
+        self._root_path = root_path.encode()
+        self._stamp = MISSING
+        self._keys = ApiKeys(self._given)
+
+    def find_rejection(self, received: bytes) -> Answer | None:
+        """The answer to a request, of which the first bytes are known; None if it may start the model."""
+        head = _HEAD.match(received)
+        if head is None or head[1] == b"OPTIONS" or not head[2].removeprefix(self._root_path).startswith(_GUARDED):
+            return None
+        if not self._read_file() or not self._keys:
+            return None
+        keys = (match[1] for line in head[3].split(b"\r\n") if (match := _KEY.match(line)))
+        if any(map(self._keys.is_valid, keys)):
+            return None
+        return Answer(401, json.dumps({"error": _REJECTION}).encode(), headers=(("WWW-Authenticate", "Bearer"),))
+
+    def _read_file(self) -> bool:
+        """Whether the keys are known: a file that cannot be read is for the server to report."""
+        if self._file is None or (stamp := read_stamp(self._file)) == self._stamp:
+            return True
+        try:
+            self._keys = ApiKeys(self._given, self._file)
+        except KeyFileError:
+            return False
+        self._stamp = stamp
+        return True
