@@ -62,6 +62,8 @@ class WorldOptions:
     has_excludes: bool = False
     has_failures: bool = True
     has_edits: bool = True
+    is_plain: bool = False
+    """Whether models have no rules of their own, and nothing happens by hand: the longest wait is bounded."""
     longest_start_s: float = 4.0
     longest_lease_s: float = 8.0
     late_memory_s: float = 1.0
@@ -107,16 +109,26 @@ class World:
         self.clients: dict[int, Client] = {}
         self.late: list[tuple[float, int]] = []
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
+        options = self.options
+        by_hand = 0 if options.is_plain else 2
+        self.weights = (30, 22, 40, 4, by_hand, 1 if options.has_failures else 0, 0.7 if options.has_edits else 0)
+        """How often each thing of `step` happens."""
+        self.longest_wait_s = 0.0
         self.is_fair = False
         """From then on nothing fails, and no new request comes."""
         self.is_ending = False
-        self.admitted: set[int] = set()
         self.failed_until: dict[str, float] = {}
         self._numbers = iter(range(1, 1 << 60))
         self.told_free = self._free()
         """The last reading that the scheduler got."""
         self.scheduler = Scheduler(self.limits, self.told_free, self.now)
         self._edit(self.names)
+
+    @property
+    def bound_s(self) -> float:
+        """The longest wait in a plain world, by the scheduler's docstring."""
+        longest_turn_s = max(self.limits.max_wait_s, self.limits.min_stay_s) + self.options.longest_lease_s
+        return len(self.names) * (longest_turn_s + 2 * self.options.longest_start_s)
 
     # Steps
 
@@ -126,7 +138,7 @@ class World:
         rng = self.rng
         happening = rng.choices(
             (self._arrive, self._leave, self._pass_time, self._measure, self._by_hand, self._crash, self._reload),
-            weights=(30, 22, 40, 4, 2, 1 if self.options.has_failures else 0, 0.7 if self.options.has_edits else 0),
+            weights=self.weights,
         )[0]
         happening()
         self._check()
@@ -137,10 +149,8 @@ class World:
         The bound is that of the scheduler's docstring, with the pause after failures and the wait for memory.
         """
         self.is_fair = True
-        num_models = len(self.names)
-        longest_turn_s = max(self.limits.max_wait_s, self.limits.min_stay_s) + self.options.longest_lease_s
-        longest_turn_s += 2 * self.options.longest_start_s + self.limits.memory_wait_s + 2.0
-        limit_s = self.now + 2 * num_models * longest_turn_s + self.options.late_memory_s + 64.0
+        longest_s = 2 * self.bound_s + len(self.names) * (self.limits.memory_wait_s + 2.0)
+        limit_s = self.now + longest_s + self.options.late_memory_s + 64.0
         for ticket, client in list(self.clients.items()):
             if client.process is not None:
                 self._later(
@@ -272,6 +282,8 @@ class World:
         rng = self.rng
         others = [other for other in self.names if other != name]
         self.estimates[name] = rng.choice((1, 2, 3, 5, 6, 9))
+        if self.options.is_plain:
+            return ModelRules(need=Need(self.estimates[name]))
         excludes = rng.sample(others, 1) if self.options.has_excludes and rng.random() < 0.5 else []
         return ModelRules(
             ttl_s=rng.choice((None, None, 0.5, 5.0)),
@@ -403,7 +415,7 @@ class World:
             assert all(self.clients[t].is_load for t in earlier), "not in the order of arrival"  # fmt: skip
         client.process = process
         process.leases.add(ticket)
-        self.admitted.add(ticket)
+        self.longest_wait_s = max(self.longest_wait_s, self.now - client.arrived_s)
         if client.is_load:
             self._later(0.0, lambda: self._end(ticket))
         else:

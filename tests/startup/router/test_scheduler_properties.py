@@ -45,6 +45,19 @@ def test_a_random_world_does_everything() -> None:
     assert world.counts["Admit"] > 50
 
 
+@pytest.mark.parametrize("max_running", [1, 2])
+def test_no_request_waits_longer_than_the_bound(max_running: int) -> None:
+    options = WorldOptions(
+        num_models=4, budget=None, total=None, max_running=max_running, max_waiting=1000, is_plain=True,
+        has_failures=False, has_edits=False,
+    )  # fmt: skip
+    for seed in range(4):
+        world = run(seed, 400, options)
+        assert world.counts["Admit"] > 50
+        assert world.longest_wait_s <= world.bound_s
+        assert "Refuse" not in world.counts or world.counts["Refuse"] == world.counts["removed"] + 1
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("first", [pytest.param(number * 100, id=f"part{number}") for number in range(5)])
 def test_the_books_agree_in_500_random_worlds(first: int) -> None:
