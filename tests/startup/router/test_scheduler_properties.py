@@ -14,6 +14,7 @@ time passes):
 - A failed start answers all who wait for it. Requests are "overloaded" only above `max_waiting`.
 - States, leases and waiting requests of `view` are those of the world.
 - A tick at any time before `next_tick_s` would do nothing; after a tick there is a pause.
+- In a world without failures and edits, no request waits longer than the scheduler promises.
 - At last nothing fails any more, no new request comes, and each waiting one is admitted or refused within the
   bound that the scheduler promises. Then the router ends, and nothing is left.
 """
@@ -60,9 +61,9 @@ def test_no_request_waits_longer_than_the_bound(max_running: int) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("first", [pytest.param(number * 100, id=f"part{number}") for number in range(5)])
-def test_the_books_agree_in_500_random_worlds(first: int) -> None:
-    """200 000 steps in all parts."""
-    for seed in range(1000 + first, 1100 + first):
+def test_the_books_agree_in_275_random_worlds(first: int) -> None:
+    """110 000 steps in all parts."""
+    for seed in range(1000 + first, 1055 + first):
         try:
             run(seed, 400)
         except AssertionError as err:
