@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http_exceptions import HttpProcessingError
 
-from server.access_log import ACCESS_LOGGER
+from server.access_log import ACCESS_LOGGER, set_up_access_log
 from server.apis.messages.response import is_anthropic
 from server.request_ids import set_request_id
 from server.security.api_keys import ApiKeys
@@ -47,6 +47,8 @@ _UNLOAD: Final = "/api/models/unload/"
 _UPSTREAM: Final = "/upstream/"
 _MODEL_OF_ONE: Final = ("/v1/", "/tokenizer_info")
 """GET requests that go to the only model without naming it; others, such as a browser's, would start it."""
+_LONGEST_ID: Final = 128
+"""Of a request's id that log lines show."""
 _CLIENT_GONE: Final = 499
 _MOST_HEADER_BYTES: Final = 64 << 10
 _MOST_HEADERS: Final = 256
@@ -66,6 +68,8 @@ class AppOptions:
     api_keys: ApiKeys
     version: str
     is_access_logged: bool
+    unlogged_paths: tuple[str, ...] = ()
+    """Paths whose requests are left out of the access log."""
 
 
 def create_app(pool: ModelPool, options: AppOptions) -> web.Application:
@@ -81,6 +85,7 @@ def create_app(pool: ModelPool, options: AppOptions) -> web.Application:
 
 def create_runner(app: web.Application, options: AppOptions) -> web.AppRunner:
     """Runs the application."""
+    set_up_access_log(options.unlogged_paths)
     return web.AppRunner(
         app,
         access_log_class=AccessLog,
@@ -106,6 +111,11 @@ def _quiet_logger() -> logging.Logger:
 
 class AccessLog(AbstractAccessLogger):
     """Writes uvicorn's records, which the log's formats and filters know."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether lines are written at all."""
+        return self.logger.isEnabledFor(logging.INFO)
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         """One line per response."""
@@ -149,7 +159,8 @@ class _Front:
         """The response to any request."""
         raw_path = self._without_root(request.rel_url.raw_path)
         path = unquote(raw_path) if "%" in raw_path else raw_path
-        if (request_id := request.headers.get("X-Request-Id")) is not None:
+        request_id = request.headers.get("X-Request-Id")
+        if request_id is not None and len(request_id) <= _LONGEST_ID and request_id.isprintable():
             set_request_id(request_id)
         try:
             return await self._answer(request, path, raw_path)
@@ -188,7 +199,7 @@ class _Front:
         if path.startswith(_UPSTREAM):
             entry, rest = self._split_upstream(raw_path.removeprefix(_UPSTREAM))
             return await self._relay(request, rest, entry)
-        if path.startswith(_RESPONSES) and not request.body_exists and "model" not in request.query:
+        if path.startswith(_RESPONSES) and "model" not in request.query:
             return await self._relay(request, raw_path, await self._model_of_response(raw_path))
         return await self._relay(request, raw_path, None)
 
@@ -290,8 +301,11 @@ class _Front:
     # The router's own answers
 
     def _check_key(self, request: web.Request, path: str) -> None:
-        """Raises FailedRequestError without one of the keys, except for the open paths."""
-        if not len(self._keys) or request.method == "OPTIONS" or path in self._open_paths:
+        """Raises FailedRequestError without one of the keys, except for the open paths.
+
+        Unlike one server, the router asks for it with OPTIONS, too: that could start a model.
+        """
+        if not len(self._keys) or path in self._open_paths:
             return
         scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         if scheme.lower() == "bearer" and self._keys.is_valid(key.encode("utf-8", "surrogateescape")):

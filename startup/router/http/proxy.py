@@ -5,7 +5,7 @@ import logging
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -251,11 +251,11 @@ async def _continue(begun: web.StreamResponse, upstream: aiohttp.ClientResponse,
     if upstream.status == 200 and upstream.content_type == "text/event-stream":
         await _copy(upstream, call.request, begun)
         return begun
-    try:
-        body = await upstream.content.read(_MOST_ERROR_BYTES)
-    except aiohttp.ClientError:
-        body = b""
-    await begun.write(relayed_error_events(upstream.status, body, call.path))
+    body = bytearray()
+    with suppress(aiohttp.ClientError):
+        while len(body) < _MOST_ERROR_BYTES and (part := await upstream.content.readany()):
+            body += part
+    await begun.write(relayed_error_events(upstream.status, bytes(body), call.path))
     await begun.write_eof()
     return begun
 

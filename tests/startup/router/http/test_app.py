@@ -359,6 +359,13 @@ async def test_the_routers_key_does_not_reach_the_model(router: SmallRouter, cli
         assert response.status == 401
 
 
+async def test_options_without_a_key_starts_nothing(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+    await router.serve("m", keys=("secret",), allowed_origins=("*",))
+    async with client.options(router.url + "/v1/x?model=m") as response:
+        assert response.status == 401
+    assert router.pool.num_waiting == 0
+
+
 async def test_a_request_without_a_key_is_not_read(router: SmallRouter) -> None:
     await router.serve("m", keys=("secret",))
     reader, writer = await router.connect()
@@ -417,13 +424,13 @@ async def test_the_access_log_has_uvicorns_lines(
 ) -> None:
     caplog.set_level(logging.INFO, logger=ACCESS_LOGGER)
     await router.serve("m")
-    async with client.get(router.url + "/v1/models?a=%20") as response:
+    async with client.get(router.url + "/v1/models?a=%20&api_key=secret") as response:
         await response.read()
     (record,) = [record for record in caplog.records if record.name == ACCESS_LOGGER]
     assert isinstance(record.args, tuple)
-    assert record.args[1:] == ("GET", "/v1/models?a=%20", "1.1", 200)
+    assert record.args[1:] == ("GET", "/v1/models?a=%20&api_key=********", "1.1", 200)
     assert record.getMessage().startswith("127.0.0.1:")
-    assert record.getMessage().endswith('- "GET /v1/models?a=%20 HTTP/1.1" 200')
+    assert record.getMessage().endswith('- "GET /v1/models?a=%20&api_key=******** HTTP/1.1" 200')
 
 
 async def test_an_absolute_target_and_a_long_one(router: SmallRouter) -> None:

@@ -576,7 +576,7 @@ async def test_an_error_after_comments_is_an_event(
         if way == "refused":
             await router.pool.refuse(ModelRefused(503, "no memory", 3))
         else:
-            answer = {"type": "error", "error": {"message": "no memory", "code": 400}}
+            answer = {"type": "error", "error": {"message": "no memory", "code": 400}, "more": "x" * 300_000}
             await router.start_model("m", answering(status=400, text=json.dumps(answer, indent=1)))
         text = (await response.read()).decode()
     events = [event for event in text.split("\n\n") if event and not event.startswith(":")]
