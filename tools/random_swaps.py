@@ -79,7 +79,8 @@ class _Tally:
     @property
     def is_fine(self) -> bool:
         """Nothing is lost, wrong, left or grown."""
-        is_flat = self.pss_end_bytes - self.pss_begin_bytes <= _MAX_GROWTH_BYTES and self.files_end <= self.files_begin + _MORE_FILES
+        growth, more_files = self.pss_end_bytes - self.pss_begin_bytes, self.files_end - self.files_begin
+        is_flat = growth <= _MAX_GROWTH_BYTES and more_files <= _MORE_FILES
         return not (self.lost or self.wrong or self.left) and is_flat and self.exit_code == 0
 
 
