@@ -49,7 +49,7 @@ class CorsPolicy:
         origin = headers["Origin"]
         if self._allows_any_origin and not self._allows_credentials:
             answer["Access-Control-Allow-Origin"] = _ANY
-        elif self._is_allowed(origin):
+        elif self.allows(origin):
             answer["Access-Control-Allow-Origin"] = origin
         requested = headers.get("Access-Control-Request-Headers")
         if self._allows_any_header and requested is not None:
@@ -60,6 +60,10 @@ class CorsPolicy:
         if faults:
             return PreflightAnswer(400, "Disallowed CORS " + ", ".join(faults), answer)
         return PreflightAnswer(200, "OK", answer)
+
+    def allows(self, origin: str | None) -> bool:
+        """Whether pages of this origin may use the server."""
+        return origin is not None and (self._allows_any_origin or origin in self._origins)
 
     def add_headers(self, origin: str | None, headers: MutableMapping[str, str]) -> None:
         """Adds what a browser needs to show the response to a page of this origin."""
@@ -74,14 +78,11 @@ class CorsPolicy:
         vary = headers.get("Vary")
         headers["Vary"] = f"{vary}, Origin" if vary else "Origin"
 
-    def _is_allowed(self, origin: str) -> bool:
-        return self._allows_any_origin or origin in self._origins
-
     def _faults(self, headers: Mapping[str, str], requested: str | None) -> list[tuple[str, bool]]:
         allowed = {name.lower() for name in self._headers}
         unknown = {name.strip().lower() for name in (requested or "").split(",") if name.strip()} - allowed
         return [
-            ("origin", not self._is_allowed(headers["Origin"])),
+            ("origin", not self.allows(headers["Origin"])),
             ("method", headers["Access-Control-Request-Method"] not in self._methods),
             ("headers", bool(unknown) and not self._allows_any_header),
             ("private-network", "Access-Control-Request-Private-Network" in headers),

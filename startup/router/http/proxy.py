@@ -12,35 +12,20 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 from aiohttp import hdrs, web
-from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from startup.router.child import Child
 from startup.router.http.answers import FailedRequestError, error_events, relayed_error_events
 from startup.router.http.departure import DepartureWatch
+from startup.router.http.passed_headers import headers_of_websocket, headers_to_client, headers_to_server
 from startup.router.http.request_body import RequestBody
 from startup.router.http.waiting import WaitingComments
+from startup.router.http.websocket_relay import exchange
 from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelPool, ModelRefused
 
 logger = logging.getLogger(__name__)
 
-_HOP_BY_HOP: Final = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""Headers about one connection, RFC 9110."""
-_NOT_REQUESTED: Final = _HOP_BY_HOP | {"host", "expect"}
-_HANDSHAKE: Final = "sec-websocket-"
 _SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
 """What aiohttp's client would add to a request without them."""
 _WHOLE_BYTES: Final = 64 << 10
@@ -54,9 +39,6 @@ _CLOSE_S: Final = 2.0
 """How long the end of a WebSocket may take."""
 _MOST_HEADER_BYTES: Final = 64 << 10
 _NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=10.0)
-
-
-_WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +94,10 @@ class Proxy:
         """Passes the messages of a WebSocket on, in both directions, until one side closes it."""
         protocols = [name.strip() for name in request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")]
         async with self._pool.lease(entry.name) as child:
-            headers = _to_server(request.headers, _NOT_REQUESTED | dropped)
-            for name in [name for name in headers if name.startswith(_HANDSHAKE)]:
-                headers.popall(name, None)
             try:
                 upstream = await self._session_of(child).ws_connect(
                     _target(child, path, request.rel_url.raw_query_string),
-                    headers=headers,
+                    headers=headers_of_websocket(request.headers, dropped),
                     protocols=[name for name in protocols if name],
                     autoclose=False,
                     autoping=False,
@@ -138,7 +117,7 @@ class Proxy:
                     max_msg_size=_MOST_MESSAGE_BYTES,
                 )
                 await downstream.prepare(request)
-                await _exchange(downstream, upstream)
+                await exchange(downstream, upstream)
             return downstream
 
     async def ask(self, child: Child, path: str) -> bytes | None:
@@ -169,7 +148,7 @@ class Proxy:
         request = call.request
         async with self._pool.lease(call.entry.name) as child:
             begun = await comments.end()
-            headers = _to_server(request.headers, _NOT_REQUESTED | call.dropped)
+            headers = headers_to_server(request.headers, call.dropped)
             if begun is not None:
                 headers.popall(hdrs.ACCEPT_ENCODING, None)
             data = call.body.data()
@@ -232,7 +211,7 @@ def _closing(upstream: aiohttp.ClientResponse) -> Iterator[None]:
 
 async def _answer(request: web.Request, upstream: aiohttp.ClientResponse, child: Child) -> web.StreamResponse:
     """Sends the response as it comes."""
-    headers = _to_client(upstream.headers)
+    headers = headers_to_client(upstream.headers)
     length = upstream.content_length
     if length is not None and length <= _WHOLE_BYTES and request.method != hdrs.METH_HEAD:
         try:
@@ -303,57 +282,3 @@ def _target(child: Child, path: str, query: str) -> URL:
     return URL.build(
         scheme=base.scheme, authority=base.raw_authority, path=prefix + path, query_string=query, encoded=True
     )
-
-
-def _to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
-    """The headers of a request, in lower case: aiohttp's client keeps duplicates that are spelled alike."""
-    dropped = dropped | _named_by_connection(headers)
-    names = ((name.lower(), value) for name, value in headers.items())
-    return CIMultiDict((name, value) for name, value in names if name not in dropped)
-
-
-def _to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """The headers of a response."""
-    dropped = _HOP_BY_HOP | _named_by_connection(headers)
-    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)
-
-
-def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
-    """Further headers that are about one connection only."""
-    if hdrs.CONNECTION not in headers:
-        return frozenset()
-    return frozenset(name.strip().lower() for name in ",".join(headers.getall(hdrs.CONNECTION)).split(","))
-
-
-async def _exchange(client: web.WebSocketResponse, server: aiohttp.ClientWebSocketResponse) -> None:
-    """Passes messages on until one side closes the WebSocket, which then closes the other one."""
-    tasks = {asyncio.create_task(_pump(client, server)), asyncio.create_task(_pump(server, client))}
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    await client.close()
-
-
-async def _pump(source: _WebSocket, drain: _WebSocket) -> None:
-    """Passes the messages of one direction on, the last one included."""
-    while True:
-        message = await source.receive()
-        match message.type:
-            case aiohttp.WSMsgType.TEXT:
-                await drain.send_str(message.data)
-            case aiohttp.WSMsgType.BINARY:
-                await drain.send_bytes(message.data)
-            case aiohttp.WSMsgType.PING:
-                await drain.ping(message.data)
-            case aiohttp.WSMsgType.PONG:
-                await drain.pong(message.data)
-            case aiohttp.WSMsgType.CLOSE:
-                text = message.extra or ""
-                await drain.close(code=message.data or aiohttp.WSCloseCode.OK, message=text.encode())
-                return
-            case _:
-                await drain.close(code=aiohttp.WSCloseCode.GOING_AWAY, message=b"The other side has ended")
-                return

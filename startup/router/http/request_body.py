@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from time import perf_counter
 from typing import IO, TYPE_CHECKING, Final
 
-from startup.router.http.model_name import SLICE_BYTES, ModelScanner
+from startup.router.http.model_scanner import SLICE_BYTES, ModelScanner
 
 if TYPE_CHECKING:
     from aiohttp import StreamReader

@@ -117,6 +117,7 @@ async def test_what_a_browser_asks_for_starts_nothing(router: SmallRouter, clien
         (b'{"model":5}', 400, "Invalid value for `model`: expected `str`."),
         (b'{"model":["second"]}', 400, "Invalid value for `model`: expected `str`."),
         (b"{}", 400, "Missing required field `model` in the request: Served here: org/first."),
+        (b'{"model":""}', 400, "Missing required field `model` in the request: Served here: org/first."),
         (b"", 400, "Missing required field `model` in the request: Served here: org/first."),
         (b'{"model"', 400, "Missing required field `model` in the request: Served here: org/first."),
         (b'["second"]', 400, "The request body is not valid JSON, or not an object."),
@@ -252,10 +253,24 @@ async def test_a_load_that_fails_is_told(router: SmallRouter, client: aiohttp.Cl
 
 
 async def test_pages_of_other_sites_start_nothing(router: SmallRouter, client: aiohttp.ClientSession) -> None:
-    await router.serve("m")
-    for method, path in (("POST", "/v1/models/m/load"), ("POST", "/v1/models/m/unload"), ("GET", "/unload")):
-        async with client.request(method, router.url + path, headers={"Sec-Fetch-Site": "cross-site"}) as response:
+    await router.serve("m", allowed_origins=("https://friend.example",))
+    requests = (
+        ("POST", "/v1/models/m/load"),
+        ("POST", "/v1/models/m/unload"),
+        ("GET", "/unload"),
+        ("POST", CHAT),
+        ("POST", "/upstream/m/v1/x"),
+    )
+    page = {"Sec-Fetch-Site": "cross-site", "Origin": "https://a.example"}
+    for method, path in requests:
+        async with client.request(method, router.url + path, headers=page, data=body_of()) as response:
             assert response.status == 403
+    assert router.pool.num_waiting == 0
+    await router.start_model("m", echo)
+    friend = {**page, "Origin": "https://friend.example"}
+    for method, path, headers in (("POST", CHAT, friend), ("GET", "/upstream/m/", page)):
+        async with client.request(method, router.url + path, headers=headers, data=body_of()) as response:
+            assert response.status == 200
 
 
 async def test_readiness_of_the_router_and_of_a_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:

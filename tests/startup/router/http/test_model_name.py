@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from startup.router.http.model_name import SLICE_BYTES, JsonScanner, MultipartScanner, create_scanner
+from startup.router.http.form_scanner import MultipartScanner
+from startup.router.http.json_scanner import JsonScanner
+from startup.router.http.model_name import create_scanner
+from startup.router.http.model_scanner import SLICE_BYTES
 from tests.growth import growth
 
 SEEDS = range(40)

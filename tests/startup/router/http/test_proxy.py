@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from startup.router.http import waiting
 from startup.router.model_pool import ModelRefused
 from tests.ports import free_port
 from tests.startup.router.http.small_router import SmallChild, SmallRouter, eventually, post
@@ -535,6 +536,22 @@ async def test_a_request_that_was_not_sent_is_sent_to_the_next_process(
 # Waiting
 
 
+@pytest.fixture
+def quick_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_INTERVAL_S", 0.05)
+
+
+async def test_a_stream_gets_comments_after_a_second(router: SmallRouter) -> None:
+    loop = asyncio.get_running_loop()
+    await router.serve("m")
+    reader, writer = await router.connect()
+    begin_s = loop.time()
+    writer.write(post(CHAT, body_of(stream=True)))
+    await reader.readuntil(b"\n\n")
+    assert loop.time() - begin_s > 0.9
+
+
+@pytest.mark.usefixtures("quick_comments")
 async def test_a_stream_gets_comments_while_its_model_starts(router: SmallRouter) -> None:
     await router.serve("m")
     reader, writer = await router.connect()
@@ -549,6 +566,7 @@ async def test_a_stream_gets_comments_while_its_model_starts(router: SmallRouter
     assert b"data: 1\n\n" in rest
 
 
+@pytest.mark.usefixtures("quick_comments")
 async def test_a_request_that_is_no_stream_waits_without_comments(
     router: SmallRouter, client: aiohttp.ClientSession
 ) -> None:
@@ -558,13 +576,14 @@ async def test_a_request_that_is_no_stream_waits_without_comments(
         for path, stream in ((CHAT, False), ("/v1/embeddings", True))
     ]
     await eventually(lambda: router.pool.num_waiting == 2)
-    await asyncio.sleep(1.2)
+    await asyncio.sleep(0.3)
     await router.start_model("m", echo)
     for task in sending:
         async with await task as response:
             assert response.content_type == "application/json"
 
 
+@pytest.mark.usefixtures("quick_comments")
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
 @pytest.mark.parametrize("way", ["refused", "answered"])
 async def test_an_error_after_comments_is_an_event(

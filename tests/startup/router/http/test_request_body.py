@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from startup.router.http.model_name import JsonScanner
+from startup.router.http.json_scanner import JsonScanner
 from startup.router.http.request_body import MOST_SEARCHED_BYTES, BodyTooLongError, HeldBytes, RequestBody
 
 

@@ -1,0 +1,82 @@
+"""Which model a request is for: by its name, by the path, or the only one there is."""
+
+from typing import Final, NamedTuple
+from urllib.parse import unquote
+
+from aiohttp import hdrs, web
+
+from startup.router.http.answers import FailedRequestError, shown
+from startup.router.http.model_scanner import ModelScanner
+from startup.router.model_entry import ModelEntry
+from startup.router.model_pool import ModelPool
+
+_WITHOUT_NAME: Final = ("/v1/", "/tokenizer_info")
+"""GET requests that go to the only model without naming it; others, such as a browser's, would start it."""
+_MOST_OFFERED: Final = 20
+"""Names of models in a message."""
+_MOST_SEGMENTS: Final = 8
+"""Of a path that may be the name of a model."""
+
+
+class Upstream(NamedTuple):
+    """A model, and a path of its server."""
+
+    entry: ModelEntry
+    path: str
+
+
+class ModelChoice:
+    """Raises FailedRequestError with vLLM's texts, and with names that the client could have meant."""
+
+    def __init__(self, pool: ModelPool) -> None:
+        self._pool = pool
+
+    def by_name(self, name: str) -> ModelEntry:
+        """The model that has this name."""
+        if (entry := self._pool.resolve(name)) is None:
+            raise self._not_found(name)
+        return entry
+
+    def by_path(self, raw_rest: str) -> Upstream:
+        """The model at the beginning of a path behind /upstream/; names contain slashes."""
+        segments = raw_rest.split("/")
+        for number in range(1, min(len(segments), _MOST_SEGMENTS) + 1):
+            if (entry := self._pool.resolve(unquote("/".join(segments[:number])))) is not None:
+                return Upstream(entry, "/" + "/".join(segments[number:]))
+        raise self._not_found(unquote(segments[0]))
+
+    def by_query(self, request: web.Request, path: str) -> ModelEntry:
+        """The model that the query names, or the only one."""
+        requested = request.query.get("model")
+        return self.by_name(requested) if requested else self._only(request, path)
+
+    def by_body(self, request: web.Request, path: str, scanner: ModelScanner) -> ModelEntry:
+        """The model that the body names, or the query, or the only one."""
+        if scanner.is_other_type:
+            raise FailedRequestError(400, "Invalid value for `model`: expected `str`.", param="model")
+        if scanner.model:  # an empty name is none, as in vLLM
+            return self.by_name(scanner.model)
+        is_invalid = scanner.is_invalid and request.body_exists
+        if is_invalid and len(self._pool.entries) > 1 and not request.query.get("model"):
+            raise FailedRequestError(400, "The request body is not valid JSON, or not an object.")
+        return self.by_query(request, path)
+
+    def _only(self, request: web.Request, path: str) -> ModelEntry:
+        is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
+        if is_read and not path.startswith(_WITHOUT_NAME):
+            raise FailedRequestError(404, "Not Found: the path of a model's server needs ?model=NAME.")
+        entries = self._pool.entries
+        if len(entries) == 1:
+            return next(iter(entries.values()))
+        where = "the query" if is_read else "the request"
+        raise FailedRequestError(400, f"Missing required field `model` in {where}: {self._offer()}.", param="model")
+
+    def _not_found(self, requested: str) -> FailedRequestError:
+        near = self._pool.near_names(requested)
+        hint = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else f"{self._offer()}."
+        return FailedRequestError(404, f"The model `{shown(requested)}` does not exist. {hint}", param="model")
+
+    def _offer(self) -> str:
+        names = [entry.name for entry in self._pool.entries.values() if not entry.unlisted]
+        more = f" and {len(names) - _MOST_OFFERED} more" if len(names) > _MOST_OFFERED else ""
+        return f"Served here: {', '.join(names[:_MOST_OFFERED])}{more}"

@@ -1,0 +1,136 @@
+"""What the router answers itself: probes, lists, metrics, the status page, and models loaded by hand."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from server.status_page.page import DATA_PATH, read_page
+from startup.router.http.access import Access
+from startup.router.http.answers import SERVER, FailedRequestError, json_answer
+from startup.router.http.model_choice import ModelChoice
+from startup.router.http.model_list import ModelList
+from startup.router.http.proxy import Proxy
+from startup.router.model_pool import ModelPool
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_MODELS: Final = "/v1/models/"
+_UNLOAD: Final = "/api/models/unload/"
+
+
+class OwnAnswers:
+    """No answer starts a model but that of `load`; on the event loop."""
+
+    def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, access: Access, *, version: str) -> None:
+        """`proxy` asks models' servers what only they know."""
+        self._pool = pool
+        self._proxy = proxy
+        self._choice = choice
+        self._access = access
+        self._version = version
+        self._list = ModelList(pool, version=version, needs_key=access.needs_key)
+        self._handlers: dict[str, Mapping[str, Handler]] = {
+            "/health": {"GET": self._health},
+            "/ping": {"GET": self._health, "POST": self._health},
+            "/livez": {"GET": self._livez},
+            "/readyz": {"GET": self._readyz},
+            "/metrics": {"GET": self._metrics},
+            "/version": {"GET": self._tell_version},
+            "/load": {"GET": self._tell_load},
+            "/v1/models": {"GET": self._list_models},
+            "/running": {"GET": self._list_running},
+            "/unload": {"GET": self._unload_all},
+            "/api/models/unload": {"POST": self._unload_all},
+            "/": {"GET": self._page},
+            DATA_PATH: {"GET": self._status},
+        }
+
+    def find(self, request: web.Request, path: str) -> Awaitable[web.StreamResponse] | None:
+        """The answer; None if a model has to answer."""
+        handlers = self._handlers.get(path) or self._find_by_prefix(path)
+        if handlers is None:
+            return None
+        method = hdrs.METH_GET if request.method == hdrs.METH_HEAD else request.method
+        if (handler := handlers.get(method)) is None:
+            raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": ", ".join(handlers)})
+        return handler(request)
+
+    def _find_by_prefix(self, path: str) -> Mapping[str, Handler] | None:
+        """The handlers of a path that ends with the name of a model; names contain slashes."""
+        if path.startswith(_UNLOAD):
+            return {"POST": partial(self._unload, path.removeprefix(_UNLOAD))}
+        if not path.startswith(_MODELS):
+            return None
+        rest = path.removeprefix(_MODELS)
+        handlers: dict[str, Handler] = {"GET": partial(self._show_model, rest)}
+        name, _, verb = rest.rpartition("/")
+        if name and verb in ("load", "unload"):
+            handlers["POST"] = partial(self._load if verb == "load" else self._unload, name)
+        return handlers
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        if not self._pool.is_draining:
+            return web.Response(headers={"Server": SERVER})
+        error = {"code": 503, "message": "The server is draining.", "type": "unavailable_error"}
+        return json_answer({"error": error, "status": "draining"}, status=503, headers={"Retry-After": "1"})
+
+    async def _livez(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(headers={"Server": SERVER})
+
+    async def _readyz(self, request: web.Request) -> web.StreamResponse:
+        requested = request.query.get("model")
+        if not requested or self._pool.is_draining:
+            return await self._health(request)
+        problem = self._list.readiness(self._choice.by_name(requested))
+        return json_answer({"status": "ready"} if problem is None else problem, status=503 if problem else 200)
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        exposition = self._list.metrics(request.headers.get(hdrs.ACCEPT))
+        headers = {"Server": SERVER, "Content-Type": exposition.content_type}
+        return web.Response(body=exposition.body, headers=headers)
+
+    async def _tell_version(self, request: web.Request) -> web.StreamResponse:
+        return json_answer({"version": self._version})
+
+    async def _tell_load(self, request: web.Request) -> web.StreamResponse:
+        return json_answer({"server_load": self._list.num_running()})
+
+    async def _list_models(self, request: web.Request) -> web.StreamResponse:
+        await self._list.learn_lengths(self._proxy.ask)
+        return json_answer(self._list.models())
+
+    async def _show_model(self, name: str, request: web.Request) -> web.StreamResponse:
+        entry = self._choice.by_name(name)
+        await self._list.learn_lengths(self._proxy.ask)
+        return json_answer(self._list.model(entry, name))
+
+    async def _list_running(self, request: web.Request) -> web.StreamResponse:
+        return json_answer(self._list.running())
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        page = read_page()
+        headers = {"Server": SERVER, "Content-Type": "text/html; charset=utf-8", **dict(page.headers)}
+        return web.Response(body=page.body, headers=headers)
+
+    async def _status(self, request: web.Request) -> web.StreamResponse:
+        return json_answer(self._list.status())
+
+    async def _load(self, name: str, request: web.Request) -> web.StreamResponse:
+        self._access.refuse_other_sites(request)
+        entry = self._choice.by_name(name)
+        await self._pool.load(entry.name)
+        return json_answer({"id": entry.name, "status": "ready", "start_s": self._list.last_start_s(entry)})
+
+    async def _unload(self, name: str, request: web.Request) -> web.StreamResponse:
+        self._access.refuse_other_sites(request)
+        entry = self._choice.by_name(name)
+        await self._pool.unload(entry.name)
+        return json_answer({"id": entry.name, "status": "stopped"})
+
+    async def _unload_all(self, request: web.Request) -> web.StreamResponse:
+        """llama-swap's answer is the text OK."""
+        self._access.refuse_other_sites(request)
+        await self._list.unload_all()
+        return web.Response(text="OK", headers={"Server": SERVER})
