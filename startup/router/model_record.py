@@ -50,6 +50,7 @@ class ModelRecord:
         self._old_need: Need | None = None
         """Of the process whose entry has changed since."""
         self._is_measured = False
+        self._has_been_ready = False
 
     # Questions
 
@@ -123,18 +124,17 @@ class ModelRecord:
 
     @property
     def outstanding(self) -> Need:
-        """Memory that its process will still take: until it is ready, what it needs and was not measured."""
-        return self.need.minus(self._current).at_least(NOTHING) if self.state == "starting" else NOTHING
+        """Memory that its process will still take: until it is ready, what it needs and was not measured.
 
-    @property
-    def held(self) -> Need:
-        """Memory that its process has taken, as far as it is known."""
-        return self._current if self._is_measured else self.need.minus(self.outstanding)
+        One that is stopped during its start may take it before it ends.
+        """
+        is_growing = self.has_process and not self._has_been_ready
+        return self.need.minus(self._current).at_least(NOTHING) if is_growing else NOTHING
 
     @property
     def freed_by_stop(self) -> Need:
         """Memory that others can have when it neither runs nor starts."""
-        return self.held.plus(self.outstanding)
+        return self._current if self._is_measured else self.need
 
     def note_memory(self, memory: Need) -> None:
         """What its processes use now."""
@@ -151,10 +151,12 @@ class ModelRecord:
         self.is_stopping = False
         self.short_since_s = None
         self._current, self._is_measured = NOTHING, False
+        self._has_been_ready = False
         self._enter("starting", now)
 
     def become_ready(self, now: float) -> None:
         self.last_start_s = now - self.since_s
+        self._has_been_ready = True
         self.idle_since_s = now
         self.reason = ""
         self.retry_s = -math.inf

@@ -274,8 +274,6 @@ class Scheduler:
         """Has it admit nothing more, and stops it when its leases have ended."""
         if not record.has_process or record.is_stopping:
             return
-        if record.state == "starting":
-            self._memory.outdate(now)
         record.begin_drain(now)
         if not record.leases:
             self._stop(record, now)

@@ -58,7 +58,7 @@ class StartPlan:
         self._planned = self._present.copy()
         for record in self._processes:
             if record.is_stopping:
-                self._planned.give(self._charge(record), record.held)
+                self._planned.give(self._charge(record), record.freed_by_stop)
         if self._is_settling:
             self._planned.free = None
 

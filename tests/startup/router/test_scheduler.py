@@ -584,6 +584,19 @@ def test_memory_that_a_starting_model_has_not_taken_is_not_free() -> None:
     assert story.measured("a", 6) == [Start("b")]
 
 
+def test_memory_that_a_stopped_start_may_still_take_is_not_free() -> None:
+    """Found by a random world: the process took it between the reading and its end."""
+    story = Story(free=10 * GIB)
+    for name in ("a", "b"):
+        story.model(name, 6)
+    story.arrive(1, "a")
+    story.leave(1)
+    assert story.unload("a") == [Stop("a")]
+    assert story.arrive(2, "b") == []
+    assert story.wait(5.0) == []
+    assert story.ended("a") == [Start("b")]
+
+
 def test_the_measurement_replaces_the_estimate() -> None:
     """llama-swap #158: memory was guessed."""
     story = Story(memory_budget_bytes=10 * GIB)
