@@ -53,17 +53,20 @@ class ChildProcess:
             OSError: no process can be started.
         """
         parent_pid = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.setpgid(0, 0)
-                death_pipe.follow_parent(parent_pid)
-                resource.setrlimit(resource.RLIMIT_NOFILE, _FILES_LIMIT)
-                for number in _RESET:
-                    signal.signal(number, signal.SIG_DFL)
-                become()
-            finally:
-                os._exit(_CANNOT_EXECUTE)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    os.setpgid(0, 0)
+                    death_pipe.follow_parent(parent_pid)
+                    resource.setrlimit(resource.RLIMIT_NOFILE, _FILES_LIMIT)
+                    _restore_signals(mask)
+                    become()
+                finally:
+                    os._exit(_CANNOT_EXECUTE)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         with suppress(OSError):  # it may have executed its program already
             os.setpgid(pid, pid)
         return cls(pid)
@@ -110,6 +113,19 @@ class ServerProcess(ChildProcess):
 
 _FILES_LIMIT: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
 """As this process was started with it, before it raises its own."""
+
+
+def _restore_signals(mask: set[int]) -> None:
+    """Gives a new process the signals as a program that is executed has them.
+
+    Until then its signals are blocked: a handler here would tell the event loop of the parent, whose
+    descriptors this process has, that the parent was signalled.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if number in _RESET or callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _execute(command: ServerCommand, link: socket.socket, listener: socket.socket, offer: FrontOffer) -> NoReturn:

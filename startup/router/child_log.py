@@ -13,7 +13,7 @@ from typing import Final
 from envs.redaction import hide_in_command, hide_quoted
 from startup.causes.digest import write_digest
 from startup.causes.first_cause import find_cause
-from startup.logs.formatters import escape_controls
+from startup.logs.formatters import CONTROL_CHARACTERS, escape_controls
 from startup.logs.options import LogFormat
 
 _CHUNK: Final = 1 << 16
@@ -84,7 +84,7 @@ class ChildLog:
     """The output of one process, read from a pipe on the event loop; owns the pipe's read end."""
 
     def __init__(self, model: str, relay: LogRelay) -> None:
-        self._model = model
+        self._model = escape_controls(model)
         self._relay = relay
         self._read_fd = -1
         self._rest = b""
@@ -178,7 +178,8 @@ def encode_line(line: str, model: str, log_format: LogFormat) -> bytes:
     if record is None:
         when = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         record = {"time": when, "level": "INFO", "logger": "output", "message": escape_controls(line)}
-    return json.dumps({**record, "model": model}, ensure_ascii=False).encode(errors="replace") + b"\n"
+    text = json.dumps({**record, "model": model}, ensure_ascii=False)
+    return CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode(errors="replace") + b"\n"
 
 
 def _parse(line: str) -> dict[str, object] | None:

@@ -16,11 +16,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 import uvloop
 from aiohttp import web
 
+from server.errors import ServerError
 from server.exit_codes import OK
 from server.security.access import FileWatch
 from server.security.api_keys import ApiKeys
@@ -69,6 +70,8 @@ class RouterOptions:
     """Keys and CORS; the keys of the file of models are among its keys."""
     logs: LogOptions
     is_access_logged: bool
+    unlogged_paths: tuple[str, ...] = ()
+    """Paths whose requests are not logged."""
     entries: Mapping[str, ModelEntry]
     """By name, in the order of the file or of the command line."""
     reload: Callable[[], Mapping[str, ModelEntry]] | None
@@ -99,21 +102,44 @@ def run_router(options: RouterOptions) -> int:
         places = stack.enter_context(closing(ChildPlaces(options.logs)))
         stack.enter_context(closing(Guard.start(places.folder)))
         listening = stack.enter_context(take_socket() or listener.listen(host=host, port=port, uds=uds))
+        secrets = _Secrets.of(options)
         standbys = stack.enter_context(closing(Standbys(options.find_model)))
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            code = runner.run(_Router(options, listening, places, standbys).run())
+            code = runner.run(_Router(options, listening, secrets, places, standbys).run())
     return end_like(code)
+
+
+class _Secrets(NamedTuple):
+    """What the router's files of keys and TLS hold."""
+
+    api_keys: ApiKeys
+    tls: RenewableTls | None
+
+    @classmethod
+    def of(cls, options: RouterOptions) -> Self:
+        """Raises StartupError for a file that cannot be used."""
+        try:
+            tls = None if options.tls.ssl_certfile is None else RenewableTls(options.tls)
+            return cls(ApiKeys.from_config(options.network), tls)
+        except ServerError as err:
+            raise StartupError(str(err)) from err
 
 
 class _Router:
     """One run, on the event loop."""
 
     def __init__(
-        self, options: RouterOptions, listening: socket.socket, places: ChildPlaces, standbys: Standbys
+        self,
+        options: RouterOptions,
+        listening: socket.socket,
+        secrets: _Secrets,
+        places: ChildPlaces,
+        standbys: Standbys,
     ) -> None:
         self._options = options
         self._listener = listening
+        self._secrets = secrets
         self._places = places
         self._standbys = standbys
         self._relay = LogRelay(options.logs.format)
@@ -150,26 +176,26 @@ class _Router:
         return self._exit_code
 
     async def _listen(self, stack: AsyncExitStack) -> None:
-        options = self._options
-        api_keys = ApiKeys.from_config(options.network)
+        options, (api_keys, tls) = self._options, self._secrets
         app_options = AppOptions(
             network=options.network,
             api_keys=api_keys,
             version=options.version,
             is_access_logged=options.is_access_logged,
+            unlogged_paths=options.unlogged_paths,
         )
         runner = create_runner(create_app(self._pool, app_options), app_options)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        site = _Site(runner, self._listener, options.tls)
+        site = _Site(runner, self._listener, tls)
         await site.open()
         if options.network.api_key_file:
             self._watch(stack, [options.network.api_key_file], api_keys.reload)
-        if options.tls.ssl_certfile is not None and options.tls.enable_ssl_refresh:
+        if tls is not None and options.tls.enable_ssl_refresh:
             self._watch(stack, tls_files(options.tls), site.renew)
         if options.path is not None:
             self._watch(stack, [options.path], self._request_reload)
-        address = listener.describe(self._listener, is_tls=options.tls.ssl_certfile is not None)
+        address = listener.describe(self._listener, is_tls=tls is not None)
         logger.info("%d models on %s", len(options.entries), address)
         self._manager.notify_ready(f"ready: {address}")
 
@@ -263,11 +289,10 @@ class _Router:
 class _Site:
     """Accepts connections on the listening socket, with TLS that can be renewed."""
 
-    def __init__(self, runner: web.AppRunner, listening: socket.socket, config: TlsConfig) -> None:
-        """Raises TlsError."""
+    def __init__(self, runner: web.AppRunner, listening: socket.socket, tls: RenewableTls | None) -> None:
         self._runner = runner
         self._listener = listening
-        self._tls = None if config.ssl_certfile is None else RenewableTls(config)
+        self._tls = tls
         self._site: web.SockSite | None = None
         self._renewals: set[asyncio.Task[None]] = set()
 

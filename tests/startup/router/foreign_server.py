@@ -24,7 +24,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if "slow" in WORDS:
-            time.sleep(1)
+            time.sleep(0.5)
         if "dies-in-request" in WORDS:
             os._exit(9)
         self._answer({"pid": os.getpid(), "words": WORDS})

@@ -100,6 +100,12 @@ def test_a_record_of_json_gets_the_model_and_other_lines_become_records() -> Non
     assert (record["message"], record["model"], record["level"]) == ("plain \\x1b[31m", "qwen", "INFO")
 
 
+def test_what_a_record_has_escaped_stays_escaped() -> None:
+    line = encode_line(json.dumps({"message": "\u202e \x9b"}), "qwen", "json")
+    assert line.isascii()
+    assert json.loads(line)["message"] == "\u202e \x9b"
+
+
 @pytest.mark.parametrize("line", ["{not json", "[1]", '{"a": 1} rest', "{" * 5000])
 def test_no_line_breaks_the_json(line: str) -> None:
     assert json.loads(encode_line(line, "qwen", "json"))["message"] == line

@@ -45,6 +45,16 @@ def test_requests_need_a_key_which_the_models_do_not_get(tmp_path: Path) -> None
         assert b"sk-of-the-router" not in answer.body
 
 
+@pytest.mark.parametrize("flag", ["--ssl-certfile", "--api-key-file"])
+def test_a_file_that_cannot_be_used_is_named(flag: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.touch()
+    with RouterProcess(tmp_path, {"a": foreign()}, flag, str(broken), wait=False) as router:
+        assert router.process.wait(GONE_S) == 3
+        assert router.log.count("\n") == 1
+        assert f"{flag} {broken} holds no" in router.log
+
+
 def test_a_folder_of_a_killed_router_is_removed_and_that_of_a_running_one_stays(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         stale = Path(short) / "vllm-cli-router-stale"
