@@ -11,8 +11,8 @@ swap    a request for model B while A runs and there is room for one → first t
 health  three models in turns with room for one, four clients: latency of /health, probed 50 times a second
 memory  PSS of the router with 50 stopped models, and of its standby
 
-All further words are those of `vllm-cli serve`. With vLLM, its environment's Python runs this module, from a clone
-with PYTHONPATH=$PWD: without it, the forkserver of a cold start cannot import this package.
+All further words are those of `vllm-cli serve`. With vLLM, its environment's Python runs this module, from a
+clone with PYTHONPATH=$PWD: without it, the forkserver of a cold start cannot import this package.
 """
 
 import argparse
