@@ -11,7 +11,6 @@ from server.security.api_keys import ApiKeys, KeyFileError
 from startup.probes.probe_http import Answer
 
 _HEAD: Final = re.compile(rb"([A-Z]+) (\S+) HTTP/1\.[01]\r\n(.*?)\r\n\r\n", re.DOTALL)
-_KEY: Final = re.compile(rb"^(?:authorization:[ \t]*bearer +|x-api-key:[ \t]*)(.*?)[ \t]*$", re.IGNORECASE)
 _GUARDED: Final = b"/v1"
 """Both engines need a key for paths that begin so; what else needs one, the server knows."""
 _REJECTION: Final = {
@@ -45,8 +44,7 @@ class FrontKeys:
             return None
         if not self._read_file() or not self._keys:
             return None
-        keys = (match[1] for line in head[3].split(b"\r\n") if (match := _KEY.match(line)))
-        if any(map(self._keys.is_valid, keys)):
+        if any(map(self._keys.is_valid, filter(None, map(_key_in, head[3].split(b"\r\n"))))):
             return None
         return Answer(401, json.dumps({"error": _REJECTION}).encode(), headers=(("WWW-Authenticate", "Bearer"),))
 
@@ -60,3 +58,13 @@ class FrontKeys:
             return False
         self._stamp = stamp
         return True
+
+
+def _key_in(line: bytes) -> bytes:
+    """The key in a line of a head; empty if there is none."""
+    name, _, value = line.partition(b":")
+    name, value = name.lower(), value.strip()
+    if name == b"x-api-key":
+        return value
+    scheme, _, key = value.partition(b" ")
+    return key.strip() if name == b"authorization" and scheme.lower() == b"bearer" else b""
