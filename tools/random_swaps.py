@@ -12,8 +12,9 @@ Three of the five models have room (`--max-running 3`). Meanwhile
 
 A request is lost if it has no complete answer although nothing has happened to its model: no kill since one
 minute before it (a killed model backs off), no removal. The run fails on a lost request, a wrong text, a
-process, socket or file that is left, and on growth: PSS and open files of the router at the end, all models
-stopped, compared with those after the first fifth of the swaps.
+process, socket or file that is left, and on growth: memory (RssAnon) and open files of the router at the end,
+all models stopped, compared with those after the first fifth of the swaps. PSS would change with the number
+of processes that share pages with the router.
 """
 
 import argparse
@@ -33,7 +34,6 @@ from typing import Any
 import aiohttp
 import psutil
 
-from server.machine.processes import pss_bytes
 from tests.llamas import save_tiny_llama
 from tests.ports import free_port
 
@@ -61,8 +61,8 @@ class _Tally:
     num_kills: int = 0
     num_edits: int = 0
     num_unloads: int = 0
-    pss_begin_bytes: int = 0
-    pss_end_bytes: int = 0
+    memory_begin_bytes: int = 0
+    memory_end_bytes: int = 0
     files_begin: int = 0
     files_end: int = 0
     series: list[tuple[int, int]] = field(default_factory=list)
@@ -79,7 +79,7 @@ class _Tally:
     @property
     def is_fine(self) -> bool:
         """Nothing is lost, wrong, left or grown."""
-        growth, more_files = self.pss_end_bytes - self.pss_begin_bytes, self.files_end - self.files_begin
+        growth, more_files = self.memory_end_bytes - self.memory_begin_bytes, self.files_end - self.files_begin
         is_flat = growth <= _MAX_GROWTH_BYTES and more_files <= _MORE_FILES
         return not (self.lost or self.wrong or self.left) and is_flat and self.exit_code == 0
 
@@ -120,9 +120,9 @@ class _Run:
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as self._session:
                 await self._warm_up()
                 await self._load_to(max(self._num_swaps // 5, 10))
-                self.tally.pss_begin_bytes, self.tally.files_begin = await self._measure_at_rest()
+                self.tally.memory_begin_bytes, self.tally.files_begin = await self._measure_at_rest()
                 await self._load_to(self._num_swaps)
-                self.tally.pss_end_bytes, self.tally.files_end = await self._measure_at_rest()
+                self.tally.memory_end_bytes, self.tally.files_end = await self._measure_at_rest()
         finally:
             family = [self._router, *self._router.children(recursive=True)]
             router.terminate()
@@ -175,9 +175,7 @@ class _Run:
     def _note_memory(self) -> None:
         if time.monotonic() - self._noted_s >= _BETWEEN_SAMPLES_S:
             self._noted_s = time.monotonic()
-            status = Path(f"/proc/{self._router.pid}/status").read_text()
-            (line,) = [line for line in status.splitlines() if line.startswith("RssAnon:")]
-            self.tally.series.append((self.tally.num_swaps, int(line.split()[1]) << 10))
+            self.tally.series.append((self.tally.num_swaps, _own_bytes(self._router.pid)))
 
     async def _client(self) -> None:
         while not self._is_ending:
@@ -294,7 +292,7 @@ class _Run:
             return models
 
     async def _measure_at_rest(self) -> tuple[int, int]:
-        """PSS and open files of the router once all models are stopped and their processes gone."""
+        """Memory and open files of the router once all models are stopped and their processes gone."""
         await asyncio.sleep(2.0)
         for name in _NAMES:
             async with self._session.post(f"{self._url}/v1/models/{name}/unload") as response:
@@ -307,7 +305,7 @@ class _Run:
         self.tally.left += [f"socket {path}" for path in (self._folder / "tmp").rglob("*") if _is_model_socket(path)]
         servers = [p for p in self._processes_of_this_run() if "--uds" in _words_of(p)]
         self.tally.left += [f"process {p.pid} after unload: {_words_of(p)}" for p in servers]
-        return pss_bytes(self._router.pid), self._router.num_fds()
+        return _own_bytes(self._router.pid), self._router.num_fds()
 
     def _processes_of_this_run(self) -> list[psutil.Process]:
         """Those that inherited its folder for temporary files."""
@@ -349,6 +347,13 @@ def _save_model(folder: Path, number: int) -> Path:
     }
     save_file(changed, weights, metadata={"format": "pt"})
     return folder
+
+
+def _own_bytes(pid: int) -> int:
+    """Memory of a process that no file and no other program has (proc(5), RssAnon)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("RssAnon:")]
+    return int(line.split()[1]) << 10
 
 
 def _is_model_socket(path: Path) -> bool:
