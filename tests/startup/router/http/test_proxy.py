@@ -666,8 +666,8 @@ async def test_the_end_of_a_websocket_by_the_client_reaches_the_model(
     async with client.ws_connect(realtime) as socket:
         await socket.receive_str()
         await socket.close(code=4002)
-    await eventually(lambda: codes == [4002])
     await eventually(lambda: router.pool.num_leases == 0)
+    assert codes == [4002]
 
 
 async def test_a_client_of_a_websocket_that_vanishes_ends_it(
