@@ -161,9 +161,10 @@ def _reject_flags_of_several(words: Sequence[str]) -> None:
     """Rejects the flags of a router, and several models that are named behind flags."""
     for flag in (each.flag for each in split(words, LAUNCHER_FLAGS.get) if each.flag in SEVERAL):
         raise InputError(f"{flag} is for several models: name them in a file for --models, or before all flags.")
-    given = [each for _, each in split_flags(words)] if words and is_flag_like(words[0]) else []
-    models = [each.words[0] for each in given if not each.flag and each.words[0] != "--"]
-    if len(models) > 1:
+    given = list(split_flags(words)) if words and is_flag_like(words[0]) else []
+    models = [each.words[0] for _, each in given if not each.flag and each.words[0] != "--"]
+    has_unknown = any(each.flag and flag is None for flag, each in given)  # the word behind may be its value
+    if len(models) > 1 and not has_unknown:
         raise InputError(f"several models must be named before all flags: vllm-cli serve {' '.join(models)} ...")
 
 
