@@ -1,4 +1,4 @@
-"""One conversation of openai-agents with two models: the first one talks, then the second one calls a tool."""
+"""One conversation of openai-agents with two models: the first one talks, the second one calls a tool."""
 
 import openai
 from agents import Agent, OpenAIChatCompletionsModel, Runner, function_tool, set_tracing_disabled
