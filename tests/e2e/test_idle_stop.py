@@ -159,6 +159,7 @@ def test_a_kept_connection_outlives_the_server(server: _Server) -> None:
         assert client.post("/v1/completions", _BODY).read().status == 200
 
 
+@pytest.mark.slow
 def test_cycles_leave_nothing_behind(server: _Server) -> None:
     server.wait_stopped()
     front = psutil.Process(server.process.pid)

@@ -48,7 +48,7 @@ def continue_greedily(client: OpenAI, **fields: Any) -> list[str]:
     return [choice.text for choice in client.completions.create(**options, extra_body=extra).choices]
 
 
-@pytest.mark.parametrize("write", [torch_payload, safetensors_payload])
+@pytest.mark.parametrize("write", [pytest.param(torch_payload, marks=pytest.mark.slow), safetensors_payload])
 @pytest.mark.parametrize("text", [PROMPT, STORY], ids=["short", "in chunks"])
 def test_embeddings_of_a_text_continue_as_the_text_does(
     exact: OpenAI, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, write: Any, text: str

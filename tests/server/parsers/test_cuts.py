@@ -16,7 +16,7 @@ TEXT_FORMATS = [form for form in FORMATS if form.name != "openai"]
 every_format = pytest.mark.parametrize("form", TEXT_FORMATS, ids=lambda form: form.name)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @every_format
 def test_every_cut(form):
     """A cut whose surroundings are those of an earlier one is not made again."""

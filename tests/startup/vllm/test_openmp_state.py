@@ -59,7 +59,7 @@ _VARIABLES: list[dict[str, str]] = [
 ]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_forks_have_as_many_threads_as_an_import_and_one_on_one_processor() -> None:
     imported = [_run(_IMPORT, env=os.environ | variables) for variables in _VARIABLES]
     assert _run(_FORKS, json.dumps(_VARIABLES)).splitlines() == [*imported, "1"]

@@ -54,6 +54,7 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(slow_command, ru
     assert state.summary["first_token_s"].min == min(figures.first_token_s for figures in state.rounds)
 
 
+@pytest.mark.slow
 def test_probes_are_refused_first_and_answered_later(slow_command, run_startup) -> None:
     done = run_startup("--cmd", slow_command("--listen-ms", 1000, "--ready-ms", 1000), *QUICK, "--json", "-")
     for figures in read_result(done.stdout).sides[0].conditions[0].rounds:
@@ -118,6 +119,7 @@ def test_a_command_that_never_becomes_ready_exits_with_3_and_shows_its_output(
     assert all(is_gone(int(pid)) for pid in pids.read_text().split())
 
 
+@pytest.mark.slow
 def test_a_measured_start_that_never_becomes_ready_exits_with_3(run_startup, slow_command, tmp_path) -> None:
     flag, log = tmp_path / "flag", tmp_path / "log"
     script = f"[ -e {flag} ] && exec sleep 600; touch {flag}; exec {slow_command('--log-file', log)} --port $1"
@@ -244,6 +246,7 @@ def test_a_cold_download_needs_a_stand_in_for_the_hub(words, expected, slow_comm
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+@pytest.mark.slow
 def test_first_starts_in_new_roots_are_compared_with_the_tenth(slow_command, run_startup, tmp_path) -> None:
     log = tmp_path / "log"
     states = ("--state", "tenth-root", "--state", "fresh-root")

@@ -64,7 +64,7 @@ def test_a_command_that_is_never_warm_is_reported(own_command, run_startup) -> N
     assert "A, from standby: only 0 of 1 servers were forked from the standby" in done.stdout
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_start_that_cannot_be_warm_exits_with_3_and_the_reason(own_command, run_startup, tmp_path) -> None:
     flag = tmp_path / "flag"
     script = f'[ $1 = serve ] && export OMP_DYNAMIC=true; exec {sys.executable} -m vllm_cli "$@"'
