@@ -109,3 +109,23 @@ class EndWatch:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def descendants(pid: int) -> set[int]:
+    """The children of a process, theirs, and so on; not those that have lost their parent."""
+    found: set[int] = set()
+    new = [pid]
+    while new:
+        new = [child for parent in new for child in child_pids(parent) if child not in found]
+        found.update(new)
+    return found
+
+
+def child_pids(pid: int) -> list[int]:
+    """The children of a process; of all its threads, as each has those that it has forked (proc(5))."""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in os.scandir(f"/proc/{pid}/task"):
+            with suppress(OSError, ValueError):
+                found += map(int, Path(f"{thread.path}/children").read_text().split())
+    return found

@@ -20,7 +20,7 @@ from server.errors import ConfigError
 from server.http_body.errors import error_response
 from server.metrics.server_metrics import HttpMetrics
 from server.routes.asgi import read_header, read_request_id, send_json
-from server.security.api_keys import ApiKeys
+from server.security.api_keys import KEY_NEEDED, ApiKeys
 from server.security.open_paths import OPEN_PATHS, STATUS_PATHS, find_open_paths
 from server.server_config import ServerConfig
 
@@ -68,9 +68,7 @@ class ApiKeyMiddleware:
         if scope["method"] == "OPTIONS" or path in self._open_paths or self._has_key(scope, path):
             await self._app(scope, receive, send)
             return
-        body = error_response(
-            "Send one of the server's API keys as 'Authorization: Bearer KEY'.", type="Unauthorized", code=401
-        )
+        body = error_response(KEY_NEEDED, type="Unauthorized", code=401)
         headers = ((b"www-authenticate", b"Bearer"),)
         await send_json(send, failure_format(path).to_body(body), status=401, headers=headers)
 

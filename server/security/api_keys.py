@@ -4,12 +4,15 @@ import hashlib
 import hmac
 import logging
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from server.errors import ServerError
 from server.server_config import NetworkConfig
 
 logger = logging.getLogger(__name__)
+
+KEY_NEEDED: Final = "Send one of the server's API keys as 'Authorization: Bearer KEY'."
+"""The message of the error for a request without a valid key."""
 
 
 class KeyFileError(ServerError):

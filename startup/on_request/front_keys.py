@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Final
 
 from server.machine.file_stamps import MISSING, read_stamp
-from server.security.api_keys import ApiKeys, KeyFileError
+from server.security.api_keys import KEY_NEEDED, ApiKeys, KeyFileError
 from startup.probes.probe_http import Answer
 
 _HEAD: Final = re.compile(rb"([A-Z]+) (\S+) HTTP/1\.[01]\r\n(.*?)\r\n\r\n", re.DOTALL)
 _GUARDED: Final = b"/v1"
 """Both engines need a key for paths that begin so; what else needs one, the server knows."""
 _REJECTION: Final = {
-    "message": "Send one of the server's API keys as 'Authorization: Bearer KEY'.",
+    "message": KEY_NEEDED,
     "type": "Unauthorized",
     "param": None,
     "code": 401,

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Final, Literal
 
+from startup.processes.back_off import BackOff
+
 State = Literal["starting", "ready", "paused", "stopping", "stopped", "failed"]
 """`paused`: the server has asked for no more requests, to look whether it is idle, or because it ends.
 `stopping`: it ends because it is idle. `stopped` and `failed`: there is no server."""
@@ -18,9 +20,6 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
 }
 """The states that may follow each state."""
 
-_FIRST_DELAY_S: Final = 1.0
-_LONGEST_DELAY_S: Final = 60.0
-
 
 class ModelState:
     """The state of one model; times are in seconds of any clock that the caller chooses."""
@@ -34,7 +33,7 @@ class ModelState:
         """Why the last server has failed; empty if it has not."""
         self.num_idle_stops = 0
         self.num_wakes = 0
-        self._delay_s = _FIRST_DELAY_S
+        self._back_off = BackOff()
         self._retry_s = -math.inf
 
     @property
@@ -51,7 +50,7 @@ class ModelState:
         """The server answers requests."""
         self.has_been_ready = True
         self.reason = ""
-        self._delay_s = _FIRST_DELAY_S
+        self._back_off.reset()
         self._enter("ready", now)
 
     def pause(self, now: float) -> None:
@@ -76,8 +75,7 @@ class ModelState:
             self._enter("stopped", now)
             return
         self.reason = reason
-        self._retry_s = now + self._delay_s
-        self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
+        self._retry_s = now + self._back_off.take_s()
         self._enter("failed", now)
 
     def may_start(self, now: float) -> bool:

@@ -10,20 +10,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from envs import foreign
 from envs.registry import env
-from server.machine.processes import pss_bytes
+from server.machine.processes import child_pids, pss_bytes
+from startup.on_request.child_process import OF_THE_MANAGER
 from startup.processes import death_pipe
+from startup.processes.back_off import LONGEST_S, BackOff
 from startup.standby import places
 
 logger = logging.getLogger(__name__)
 
-_FIRST_DELAY_S: Final = 1.0
-_LONGEST_DELAY_S: Final = 60.0
 _END_S: Final = 5.0
 _MEMORY_AGE_S: Final = 10.0
 
@@ -41,7 +40,7 @@ class OwnStandby:
         self._find_model = find_model
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._delay_s = _FIRST_DELAY_S
+        self._back_off = BackOff()
         self._due_s = 0.0
         self._started_s = 0.0
         self._memory = (0.0, 0)
@@ -60,7 +59,7 @@ class OwnStandby:
             if (code := self._process.poll()) is not None:
                 self._note_end(code, now)
         elif self._kind is not None and now >= self._due_s:
-            self._due_s = now + _LONGEST_DELAY_S  # looks again for the user's own
+            self._due_s = now + LONGEST_S  # looks again for the user's own
             if not _is_served(self._kind):
                 self._try_start(self._kind, now)
 
@@ -70,7 +69,7 @@ class OwnStandby:
         if self._process is None:
             return 0
         if now - self._memory[0] > _MEMORY_AGE_S:
-            pids = (self._process.pid, *_children(self._process.pid))
+            pids = (self._process.pid, *child_pids(self._process.pid))
             self._memory = (now, sum(map(pss_bytes, pids)))
         return self._memory[1]
 
@@ -101,7 +100,7 @@ class OwnStandby:
         environment = foreign.snapshot() | {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
         if env.VLLM_LOGGING_LEVEL.get() == "INFO":  # its lines would be among those of the server
             environment[env.VLLM_LOGGING_LEVEL.name] = "WARNING"
-        for variable in (env.NOTIFY_SOCKET, env.WATCHDOG_USEC, env.WATCHDOG_PID, env.VCLI_IDLE_STOP):
+        for variable in (*OF_THE_MANAGER, env.VCLI_IDLE_STOP):
             environment.pop(variable.name, None)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "vllm_cli", "standby", "--for", kind, *model],
@@ -115,11 +114,10 @@ class OwnStandby:
 
     def _note_end(self, code: int, now: float) -> None:
         self._process = None
-        if now - self._started_s > _LONGEST_DELAY_S:
-            self._delay_s = _FIRST_DELAY_S
+        if now - self._started_s > LONGEST_S:
+            self._back_off.reset()
         logger.warning("the standby of --idle-warm ended with exit code %d; it is started again", code)
-        self._due_s = now + self._delay_s
-        self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
+        self._due_s = now + self._back_off.take_s()
 
 
 def _is_served(kind: str) -> bool:
@@ -137,9 +135,3 @@ def _is_served(kind: str) -> bool:
         return False
     finally:
         os.close(folder_fd)
-
-
-def _children(pid: int) -> list[int]:
-    with suppress(OSError, ValueError):
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []

@@ -13,12 +13,13 @@ from typing import Final, NamedTuple, NoReturn
 
 import aiohttp
 
+from server.machine.processes import descendants
 from startup.on_request.child_process import ChildProcess, describe_end
 from startup.router.child_log import ChildLog, LogRelay
 from startup.router.child_server import ChildProgress, ForeignServer, OwnServer, execute_words
 from startup.router.leftovers import find_marked, remove_temp_folders
 from startup.router.model_entry import ModelEntry
-from startup.router.process_watch import ProcessWatch, descendants
+from startup.router.process_watch import ProcessWatch
 
 logger = logging.getLogger(__name__)
 

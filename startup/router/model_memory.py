@@ -7,12 +7,11 @@ from typing import Final, NamedTuple
 
 from envs import foreign
 from server.machine.memory import read_memory
-from server.machine.processes import pss_bytes
+from server.machine.processes import descendants, pss_bytes
 from startup.engine.torch_environment import expects_gpu
 from startup.model.checkpoint_folder import find_weight_files
 from startup.preflight.memory_fit import PROGRAM_BYTES
 from startup.router.model_entry import ModelEntry
-from startup.router.process_watch import descendants
 from startup.router.scheduler_terms import Need
 from startup.serve_words import split
 from startup.vllm.preflight.nvml import Gpu, read_gpus

@@ -7,10 +7,9 @@ import math
 from collections import OrderedDict
 from typing import Final
 
+from startup.processes.back_off import BackOff
 from startup.router.scheduler_terms import NOTHING, ModelRules, ModelView, Need, State
 
-_FIRST_DELAY_S: Final = 1.0
-_LONGEST_DELAY_S: Final = 60.0
 _STABLE_S: Final = 10.0
 """A process that was ready for so long has recovered: its end is delayed as the first one is."""
 
@@ -44,7 +43,7 @@ class ModelRecord:
         self.reason = ""
         self.retry_s = -math.inf
         """When it may start again after a failure."""
-        self._delay_s = _FIRST_DELAY_S
+        self._back_off = BackOff()
         self._current = NOTHING
         self._peak: Need | None = None
         self._old_need: Need | None = None
@@ -177,10 +176,9 @@ class ModelRecord:
             self._enter("stopped", now)
             return
         if was == "ready" and now - since_s >= _STABLE_S:
-            self._delay_s = _FIRST_DELAY_S
+            self._back_off.reset()
         self.reason = reason or "Its process has ended without being asked to."
-        self.retry_s = now + self._delay_s
-        self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
+        self.retry_s = now + self._back_off.take_s()
         self._enter("failed", now)
 
     def replace(self, rules: ModelRules, now: float) -> None:
@@ -191,7 +189,7 @@ class ModelRecord:
         self._peak = None
         self.reason = ""
         self.retry_s = -math.inf
-        self._delay_s = _FIRST_DELAY_S
+        self._back_off.reset()
         if self.state == "failed":
             self._enter("stopped", now)
 

@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 
 
 class ProcessWatch:
@@ -64,23 +63,3 @@ class ProcessWatch:
         self._loop.remove_reader(fd)
         os.close(fd)
         self._change.set()
-
-
-def descendants(pid: int) -> set[int]:
-    """The children of a process, theirs, and so on; not those that have lost their parent."""
-    found: set[int] = set()
-    new = [pid]
-    while new:
-        new = [child for parent in new for child in _children(parent) if child not in found]
-        found.update(new)
-    return found
-
-
-def _children(pid: int) -> list[int]:
-    """Of all threads: each has those that it has forked (proc(5))."""
-    found: list[int] = []
-    with suppress(OSError):
-        for thread in os.scandir(f"/proc/{pid}/task"):
-            with suppress(OSError, ValueError):
-                found += map(int, Path(f"{thread.path}/children").read_text().split())
-    return found

@@ -9,14 +9,13 @@ import time
 from typing import Final
 
 from server.machine.processes import pss_bytes
+from startup.processes.back_off import BackOff
 from startup.standby.places import module_folder
 from startup.standby.status import TemplateState, TemplateStatus
 from startup.standby.template import ENDED, INCOMPLETE, READY, STALE, STARTED
 
 logger = logging.getLogger(__name__)
 
-_FIRST_DELAY_S: Final = 1.0
-_LONGEST_DELAY_S: Final = 60.0
 _END_S: Final = 5.0
 _MAX_MESSAGE_BYTES: Final = 4096
 
@@ -42,7 +41,7 @@ class TemplateProcess:
         self._import_s: float | None = None
         self._error: str | None = None
         self._due_s = 0.0
-        self._delay_s = _FIRST_DELAY_S
+        self._back_off = BackOff()
 
     @property
     def is_running(self) -> bool:
@@ -94,7 +93,8 @@ class TemplateProcess:
                 message = b""
             word, _, detail = message.partition(b" ")
             if word == READY:
-                self._state, self._import_s, self._delay_s = "ready", float(detail), _FIRST_DELAY_S
+                self._state, self._import_s = "ready", float(detail)
+                self._back_off.reset()
                 logger.info("%s: imported in %.1f s", self.kind, self._import_s)
                 self._retire_predecessor()
             elif word == STARTED:
@@ -155,9 +155,9 @@ class TemplateProcess:
         code = process.wait(_END_S)
         self._state, self._error = "failed", f"its process ended with exit code {code}"
         self._servers.clear()
-        self._due_s = time.monotonic() + self._delay_s
-        logger.warning("%s: %s; it is started again in %g s", self.kind, self._error, self._delay_s)
-        self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
+        pause_s = self._back_off.take_s()
+        self._due_s = time.monotonic() + pause_s
+        logger.warning("%s: %s; it is started again in %g s", self.kind, self._error, pause_s)
 
     def _retire_predecessor(self) -> None:
         """It ends once its servers have ended, of which it reports how."""

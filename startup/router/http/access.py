@@ -5,7 +5,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from server.apis.messages.response import is_anthropic
-from server.security.api_keys import ApiKeys
+from server.security.api_keys import KEY_NEEDED, ApiKeys
 from server.security.open_paths import find_open_paths
 from startup.router.http.answers import FailedRequestError
 from startup.router.http.cors import CorsPolicy
@@ -41,8 +41,7 @@ class Access:
         given = request.headers.get(_KEY_HEADER) if is_anthropic(path) else None
         if given is not None and self._is_valid(given):
             return
-        text = "Send one of the server's API keys as 'Authorization: Bearer KEY'."
-        raise FailedRequestError(401, text, headers={"WWW-Authenticate": "Bearer"})
+        raise FailedRequestError(401, KEY_NEEDED, headers={"WWW-Authenticate": "Bearer"})
 
     def headers_with_keys(self, path: str) -> frozenset[str]:
         """The headers, in lower case, that hold the router's keys: models' servers do not get them."""
