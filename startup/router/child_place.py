@@ -43,9 +43,7 @@ class ChildPlaces:
         """Removes the folders of routers that were killed."""
         _remove_stale()
         self._folder, self._lock_fd = _create_locked()
-        self._base = foreign.snapshot()
-        for variable in _OWN:
-            self._base.pop(variable.name, None)
+        self._base = inherited_environment()
         self._base[env.VCLI_LOG_FORMAT.name] = logs.format
         self._base[env.VLLM_LOGGING_LEVEL.name] = logs.level
 
@@ -66,6 +64,12 @@ class ChildPlaces:
         """Removes the folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
         os.close(self._lock_fd)
+
+
+def inherited_environment() -> dict[str, str]:
+    """This process's variables without those that are only for the router."""
+    own = {variable.name for variable in _OWN}
+    return {name: value for name, value in foreign.snapshot().items() if name not in own}
 
 
 def _create_locked() -> tuple[Path, int]:

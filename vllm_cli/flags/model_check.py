@@ -1,9 +1,17 @@
-"""Completes the command line of a model of a router; checks it by its engine's parser and its preflight."""
+"""Completes the command line of a model of a router; checks it by its engine's parser and its preflight.
 
+A model with variables of its own is checked in a process that has them: parsers, preflight and the libraries
+that they use read the environment of their process.
+"""
+
+import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import click
@@ -20,6 +28,7 @@ from startup.errors import StartupError
 from startup.model.request import ModelRequest
 from startup.preflight.report import USAGE, Finding, PreflightReport
 from startup.preflight.run import PreflightOptions, run_preflight
+from startup.router.child_place import inherited_environment
 from startup.router.model_entry import Fault, ModelEntry
 from startup.serve_words import ServeWords, is_flag_like
 from startup.standby.kinds import kind_for
@@ -27,8 +36,9 @@ from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.run import run_preflight as run_vllm_preflight
 from vllm_cli.errors import InputError
+from vllm_cli.flags.config_file import read_config_file
 from vllm_cli.flags.engine_choice import choose_engine
-from vllm_cli.flags.router_words import RouterWords, fault_of_model
+from vllm_cli.flags.router_words import KEYS, RouterWords, fault_of_model
 from vllm_cli.flags.secret_flags import secrets_as_variables, split_flags, without_flags
 from vllm_cli.flags.serve_command import CONFIG_OF_START, IS_QUIET, VLLM, ServeCommand, serve_parameters
 
@@ -37,6 +47,14 @@ _SERVED_NAME: Final = "--served-model-name"
 _LORA_MODULES: Final = "--lora-modules"
 _QUIET_FLAG: Final = "--disable-uvicorn-access-log"
 """For each model: the router logs the requests, and knows the client."""
+_CONFIG: Final = "--config"
+_CODE: Final = (
+    "import sys; sys.path.append(sys.argv[1]); import vllm_cli.own_packages; "
+    "from vllm_cli.flags.model_check import main; main()"
+)
+_ROOT: Final = str(Path(__file__).parents[2])
+_CHECK_S: Final = 120
+"""How long the check of a model in its own process may take: usually a quarter of a second."""
 
 
 class CheckedModel(NamedTuple):
@@ -63,8 +81,16 @@ class ModelCheck:
         """Never raises for a fault."""
         if entry.foreign is not None:
             return CheckedModel(entry, tuple(self._check_program(entry)))
+        return self._guarded(lambda: self._check_as_started(self._completed(entry)), entry)
+
+    def run_here(self, entry: ModelEntry) -> CheckedModel:
+        """Checks a completed entry in its own environment, which is that of this process."""
+        return self._guarded(lambda: self._check(entry), entry)
+
+    def _guarded(self, check: Callable[[], CheckedModel], entry: ModelEntry) -> CheckedModel:
+        """Runs a check; what it raises is a fault of the entry."""
         try:
-            return self._check(self._completed(entry))
+            return check()
         except click.ClickException as err:
             text = err.format_message()
         except click.exceptions.Exit:
@@ -108,6 +134,21 @@ class ModelCheck:
             aliases=tuple(name for name in all_names if name != entry.name),
         )
 
+    def _check_as_started(self, entry: ModelEntry) -> CheckedModel:
+        """Checks it with the variables that its process will have; they are on no command line."""
+        if not entry.env:
+            return self._check(entry)
+        command = [sys.executable, "-P", "-c", _CODE, _ROOT]
+        job, environment = pickle.dumps((self, entry)), {**inherited_environment(), **entry.env}
+        try:
+            done = subprocess.run(command, input=job, stdout=subprocess.PIPE, env=environment, timeout=_CHECK_S)
+        except (OSError, subprocess.TimeoutExpired) as err:
+            raise StartupError(f"cannot be checked with its env: {err}") from err
+        if done.returncode != 0:
+            raise StartupError(f"cannot be checked with its env: Python ends with exit code {done.returncode}")
+        checked: CheckedModel = pickle.loads(done.stdout)
+        return checked
+
     def _check(self, entry: ModelEntry) -> CheckedModel:
         parent = click.Context(click.Command("serve"))
         parent.meta[IS_QUIET] = True
@@ -120,18 +161,15 @@ class ModelCheck:
     def _check_vllm(self, entry: ModelEntry, words: Sequence[str], *, has_standby: bool) -> CheckedModel:
         vllm = require_vllm()
         line = CommandLine.of(words)
-        if line.has("--api-key"):
-            raise InputError("its --config must not have api-key: give keys on the command line, for all models")
+        _reject_keys(line.values)
         entry = replace(entry, adapters=_adapters(line.lists.get(_LORA_MODULES, ())))
         kind = kind_for("vllm", ServeWords(entry.words)) if has_standby and not env.VCLI_PLAIN_VLLM.get() else None
         return self._checked(entry, lambda: run_vllm_preflight(vllm, line, is_listening=True), line.request, kind)
 
     def _check_embedded(self, entry: ModelEntry, config: StartupConfig) -> CheckedModel:
         require_embedded_engine()
-        network = config.server.network
-        given = env.VLLM_API_KEY.get()
-        if set(network.api_keys) - set(given or ()) or network.api_key_file is not None:
-            raise InputError("its --config must not have api-key: give keys on the command line, for all models")
+        if path := _last_value(entry.words, _CONFIG):
+            _reject_keys(read_config_file(Path(path)).flags)
         memory = read_memory()
         # Other models can be stopped, so that all memory is free.
         options = PreflightOptions(
@@ -166,6 +204,13 @@ def _reject_flags(words: Sequence[str]) -> None:
             raise InputError(f"must not have {given.flag}: {reason}")
 
 
+def _reject_keys(flags: Iterable[str]) -> None:
+    """Of its --config: its words have none."""
+    for flag in sorted(KEYS.intersection(flags)):
+        text = f"its --config must not have {flag.removeprefix('--')}"
+        raise InputError(f"{text}: give keys on the command line, for all models")
+
+
 def _last_value(words: Sequence[str], name: str) -> str | None:
     values = [given.values[-1] for flag, given in split_flags(words) if flag and flag.name == name and given.values]
     return values[-1] if values else None
@@ -188,3 +233,12 @@ def _adapters(values: Iterable[str]) -> tuple[str, ...]:
 def key_of(entry: ModelEntry, file: str) -> str:
     """The model as its faults name it."""
     return f"models.{entry.name}" if file else entry.name
+
+
+def main() -> None:
+    """Checks the entry on standard input, and writes the result to standard output."""
+    check: ModelCheck
+    check, entry = pickle.load(sys.stdin.buffer)
+    with redirect_stdout(sys.stderr):
+        checked = check.run_here(entry)
+    pickle.dump(checked, sys.stdout.buffer)

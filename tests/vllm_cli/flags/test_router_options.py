@@ -1,5 +1,6 @@
 """Several models on the command line: what is the router's, what each model gets, and how each is checked."""
 
+import ast
 import json
 import shutil
 import sys
@@ -269,11 +270,74 @@ def test_pinned_models_must_leave_room_for_the_others(read, tiny_llama: Path) ->
     assert fault.text == "--max-running 1 leaves no room beside the pinned models a"
 
 
-def test_a_models_config_file_has_no_key(read, tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["api-key: s3cret", "api-key-file: keys.txt", "api-key-everywhere: true"])
+@pytest.mark.parametrize("variable", ["", "sk-of-the-router"])
+def test_a_models_config_file_has_no_key(
+    setting: str, variable: str, read, tiny_llama: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", variable)
     config = tmp_path / "config.yaml"
-    config.write_text("api-key: s3cret\n")
+    config.write_text(setting)
     (fault,) = read({"m": {"model": str(tiny_llama), "args": {"config": str(config)}}}).faults
-    assert "its --config must not have api-key" in fault.text
+    assert f"its --config must not have {setting.partition(':')[0]}" in fault.text
+
+
+def test_keys_of_the_router_are_no_keys_of_its_models(read, tiny_llama: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sk-of-the-router")
+    keys = tmp_path / "keys.txt"
+    keys.write_text("one\ntwo\n")
+    model = {"m": {"model": str(tiny_llama)}}
+    for words in ((), ("--api-key", "one", "two"), ("--api-key-file", str(keys)), ("--api-key-everywhere",)):
+        assert read(model, *words).faults == (), words
+
+
+@pytest.fixture
+def cached(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A hub's cache with the model org/tiny."""
+    repository = tmp_path / "cached" / "models--org--tiny"
+    shutil.copytree(tiny_llama, repository / "snapshots" / "a1")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a1")
+    return repository.parent
+
+
+@pytest.mark.parametrize("has_it", ["model", "router"])
+def test_a_model_is_checked_with_its_own_variables(
+    has_it: str, read, cached: Path, tmp_path: Path, monkeypatch
+) -> None:
+    folders = {"model": str(tmp_path / "none"), "router": str(tmp_path / "none")} | {has_it: str(cached)}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", folders["router"])
+    checked = read({"m": {"model": "org/tiny", "env": {"HF_HUB_CACHE": folders["model"]}}})
+    assert [fault.check for fault in checked.faults] == ([] if has_it == "model" else ["model"])
+    assert checked.models["m"].standby_kind == "embedded"
+
+
+def test_a_wrong_variable_of_a_model_is_its_fault(read, tiny_llama: Path) -> None:
+    (fault,) = read({"m": {"model": str(tiny_llama), "env": {"VLLM_LOG_STATS_INTERVAL": "often"}}}).faults
+    assert "VLLM_LOG_STATS_INTERVAL must be a number" in fault.text
+    assert (fault.line, fault.check) == (1, "usage")
+
+
+def test_the_check_has_the_variables_of_the_model_and_no_secret_in_its_command_line(
+    read, tiny_llama: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "sk-of-the-router")
+    seen = tmp_path / "seen"
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, sys\nopen({str(seen)!r}, 'w').write(repr((sys.orig_argv, dict(os.environ))))\n"
+    )
+    words = ("--hf-token", "hf_secret", "--idle-stop", "5m")
+    assert read({"m": {"model": str(tiny_llama), "env": {"PYTHONPATH": str(tmp_path)}}}, *words).faults == ()
+    command, environment = ast.literal_eval(seen.read_text())
+    assert environment["HF_TOKEN"] == "hf_secret"
+    assert "hf_secret" not in command
+    assert "sk-of-the-router" not in environment.values()
+
+
+def test_an_environment_without_python_is_a_fault(read, tiny_llama: Path, capfd) -> None:
+    (fault,) = read({"m": {"model": str(tiny_llama), "env": {"PYTHONHOME": "/nowhere"}}}).faults
+    assert fault.text == "cannot be checked with its env: Python ends with exit code 1"
 
 
 def test_without_a_preflight_only_the_words_are_checked(read) -> None:
