@@ -182,7 +182,7 @@ def _customize_for_sagemaker(app: ServerApp, max_body_bytes: int) -> None:
             # the package that it needs is optional
             from server.routes.sagemaker import customize  # noqa: PLC0415
     except ImportError as err:
-        logger.warning("SageMaker's variables are ignored: install vllm-cli-server[sagemaker] (%s)", err)
+        logger.warning("SageMaker's variables are ignored: pip install '.[sagemaker]' in a clone of vllm-cli (%s)", err)
     else:
         customize(app, max_body_bytes=max_body_bytes)
 

@@ -1,6 +1,8 @@
 """The rules of the documentation: lengths of lines and table cells, links, one value for each figure."""
 
 import re
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,16 @@ def _anchors(page: Path) -> set[str]:
 def test_every_page_is_linked_from_the_readme() -> None:
     text = README.read_text()
     assert [page.name for page in PAGES if f"docs/{page.name}" not in text] == []
+
+
+def test_nothing_tells_to_install_this_project_from_a_package_index() -> None:
+    """None has it: `pip install .` in a clone works. The changelog keeps what it said of a release."""
+    name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    pages = [ROOT / page for page in listed.split("\0") if page and page != "CHANGELOG.md"]
+    texts = {page: page.read_text(errors="replace") for page in pages if page.is_file()}
+    told = re.compile(rf"install\b.*\b{name}", re.IGNORECASE)
+    assert [f"{page}: {found}" for page, text in texts.items() for found in told.findall(text)] == []
 
 
 def test_figures_of_the_readme_are_on_the_pages_of_figures() -> None:

@@ -12,7 +12,7 @@ from tests.base_environment import BaseEnvironment
 from vllm_cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-_EXTRA = "pip install 'vllm-cli-server[embedded]'"
+_EXTRA = "pip install '.[embedded]'"
 
 
 @pytest.fixture(scope="module")

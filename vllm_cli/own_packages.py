@@ -35,7 +35,7 @@ def describe_conflict() -> str | None:
         name = folder.removesuffix(".dist-info").replace("vllm_cli-", "vllm-cli ")
         return (
             f"the unrelated distribution {name} has installed a package vllm_cli into the same folder. Remove it: "
-            "pip uninstall vllm-cli && pip install --force-reinstall --no-deps vllm-cli-server"
+            "pip uninstall vllm-cli; then, in a clone of this program: pip install --force-reinstall --no-deps ."
         )
     return None
 

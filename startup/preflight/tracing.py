@@ -30,7 +30,7 @@ def check_tracing(server: LoggingConfig) -> Iterator[Finding]:
         yield error(
             _CHECK,
             f"--otlp-traces-endpoint {server.otlp_traces_endpoint.partition('?')[0]}: OpenTelemetry is not installed; "
-            "pip install 'vllm-cli-server[otel]'",
+            "pip install '.[otel]' in a clone of vllm-cli",
         )
 
 

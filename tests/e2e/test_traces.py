@@ -156,7 +156,7 @@ def test_without_the_extra_the_start_fails_with_the_command_that_installs_it(mod
         pytest.skip("OpenTelemetry is installed in this environment")
     run = run_cli("serve", model_path, "--port", "0", "--otlp-traces-endpoint", "http://127.0.0.1:4318")
     assert run.returncode == 3
-    assert "pip install 'vllm-cli-server[otel]'" in run.stderr
+    assert "pip install '.[otel]'" in run.stderr
 
 
 def _has_opentelemetry() -> bool:

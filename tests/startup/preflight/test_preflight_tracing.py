@@ -25,7 +25,7 @@ def test_a_missing_library_is_reported_with_the_command_that_installs_it(nothing
     (finding,) = check_tracing(config(otlp_traces_endpoint="http://collector:4318/v1/traces"))
     assert finding.severity == "error"
     assert "--otlp-traces-endpoint http://collector:4318/v1/traces" in finding.message
-    assert "pip install 'vllm-cli-server[otel]'" in finding.message
+    assert "pip install '.[otel]'" in finding.message
 
 
 @pytest.mark.parametrize(
