@@ -78,6 +78,11 @@ def test_the_program_accepts_the_words_of_an_example(
         pass
 
 
+@pytest.mark.parametrize("words", [example for example in _EXAMPLES if "--quick" in example.values[0]])
+def test_a_question_of_an_example_has_the_same_answer_each_time(words: list[str]) -> None:
+    assert " --temperature 0 " in " ".join(words)
+
+
 @pytest.mark.parametrize("name", [entry.name for entry in COMMANDS] + [f"bench {entry.name}" for entry in BENCHMARKS])
 def test_the_help_of_a_command_or_of_its_members_has_an_example(name: str) -> None:
     assert any(examples for words, examples in _IN_HELP.items() if f"{words} ".startswith(f"{name} "))

@@ -60,7 +60,7 @@ _HELP = """Serve language models with a fast start.
 \b
 Examples:
   vllm-cli serve
-  vllm-cli chat --quick "What is the capital of France?"
+  vllm-cli chat --temperature 0 --quick "What is the capital of France?"
 """
 
 

@@ -24,8 +24,8 @@ def chat(*, system_prompt: str | None, quick: str | None, **server: Any) -> None
     Examples:
       vllm-cli chat
       vllm-cli chat --temperature 0 --quick "What is the capital of France?"
-      vllm-cli chat --system "You are a pirate." --quick "Who are you?"
-      vllm-cli chat --url unix:/run/vllm.sock --quick "Hi" --stats
+      vllm-cli chat --temperature 0 --system "You are a pirate." --quick "Who are you?"
+      vllm-cli chat --url unix:/run/vllm.sock --temperature 0 --quick "Hi" --stats
 
     Exit codes: 0 answered, or /exit; 1 no response, or the request was rejected; 2 usage; 130 Ctrl-C.
     """

@@ -21,7 +21,7 @@ def complete(*, quick: str | None, **server: Any) -> None:
     Examples:
       vllm-cli complete
       vllm-cli complete --max-tokens 32 --temperature 0 --quick "The capital of France is"
-      vllm-cli complete --url unix:/run/vllm.sock --quick "Hi" --stats
+      vllm-cli complete --url unix:/run/vllm.sock --temperature 0 --quick "Hi" --stats
 
     Exit codes: 0 answered, or /exit; 1 no response, or the request was rejected; 2 usage; 130 Ctrl-C.
     """
