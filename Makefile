@@ -36,7 +36,7 @@ NEWEST_VENV := .venv-newest
 # The newest may bring gigabytes for another CUDA: `make test-newest TORCH=torch` asks for it.
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # What is done is stamped, so that a second run does nothing. The stamps go with .venv.
 CREATED := $(VENV)/.created
@@ -52,6 +52,8 @@ help:
 
 # exec: Ctrl-C and SIGTERM reach the server itself and no shell in between.
 serve: $(DEFAULT_MODEL)
+	@echo 'Once the log says "ready", in another terminal:'
+	@echo '  $(BIN)/vllm-cli chat --url http://localhost:$(PORT)'
 	@exec $(BIN)/vllm-cli serve --port $(PORT) $(ARGS)
 
 bench: $(DEFAULT_MODEL)
@@ -76,10 +78,10 @@ test-cuda: $(INSTALLED_DEV)
 # An environment of its own, upgraded each time.
 test-newest:
 	@$(MAKE) --no-print-directory VENV=$(NEWEST_VENV) $(NEWEST_VENV)/.created
-	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check --quiet install \
+	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check install \
 	  --upgrade --upgrade-strategy eager '$(TORCH)' -e '.[embedded,dev,otel]'
 	# Beyond the upper bound of pyproject.toml, to learn whether it can be raised.
-	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --upgrade uvicorn
+	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check install --upgrade uvicorn
 	$(NEWEST_VENV)/bin/python -m startup.download
 	$(NEWEST_VENV)/bin/python .ci/newest.py -n $(JOBS) --dist worksteal $(ARGS)
 
@@ -146,7 +148,7 @@ $(CREATED):
 	@touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt | $(CREATED)
-	@echo "Installing vllm-cli into $(VENV): this takes some minutes the first time."
+	@echo "Installing vllm-cli into $(VENV): some minutes the first time. pip says nothing while it unpacks PyTorch."
 	$(PIP) install -c constraints.txt -e '.[embedded]'
 	@touch $@
 

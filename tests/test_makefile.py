@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 FAKE_PYTHON = """#!/bin/sh
 case "$*" in
   "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp vllm-cli "$3/bin/"; echo venv "$3" >> log;;
+  "-m pip "*) echo "Collecting torch"; echo "$*" >> log;;
   -m* | .ci/*) echo "$*" >> log;;
   *"import sys"*) exit {exit_if_old};;
   *ensurepip*) exit {exit_if_bare};;
@@ -33,7 +34,7 @@ if [ -e wait ]; then
   while :; do sleep 0.05; done
 fi
 """
-INSTALL = "-m pip --disable-pip-version-check --quiet install -c constraints.txt -e .[embedded]"
+INSTALL = "-m pip --disable-pip-version-check install -c constraints.txt -e .[embedded]"
 INSTALL_DEV = INSTALL.replace("embedded", "embedded,dev")
 
 
@@ -81,6 +82,13 @@ def test_the_first_serve_installs_and_prepares_and_the_second_only_serves(clone)
     assert clone.take_log() == ["vllm-cli serve --port 8000"]
 
 
+def test_the_first_serve_shows_what_pip_does_and_then_how_to_use_the_server(clone):
+    shown = clone.make("serve", "PORT=9000").stdout
+    assert "Installing vllm-cli into .venv" in shown
+    assert "Collecting torch" in shown
+    assert "\n  .venv/bin/vllm-cli chat --url http://localhost:9000\n" in shown
+
+
 def test_port_and_arguments_reach_the_server(clone):
     clone.make("serve", "PORT=9000", "ARGS=some/model --max-model-len 512")
     assert clone.take_log()[-1] == "vllm-cli serve --port 9000 some/model --max-model-len 512"
@@ -120,7 +128,7 @@ def test_each_tier_selects_tests_by_their_marks(target: str, selected: str, clon
 
 def test_the_newest_releases_are_installed_in_their_own_environment_at_every_run(clone):
     torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
-    pip = "-m pip --disable-pip-version-check --quiet install"
+    pip = "-m pip --disable-pip-version-check install"
     upgrade = f"{pip} --upgrade --upgrade-strategy eager {{}} -e .[embedded,dev,otel]"
     rest = [
         f"{pip} --upgrade uvicorn",
@@ -171,7 +179,7 @@ def test_signals_reach_the_server(send: Callable[[int, int], None], number: int,
     with make:
         assert make.stdout is not None
         try:
-            assert make.stdout.readline() == "serving\n"
+            assert "serving\n" in iter(make.stdout.readline, "")
             send(make.pid, number)
             make.wait(120)
         except BaseException:
