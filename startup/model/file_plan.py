@@ -13,7 +13,6 @@ from typing import Any, Final, Literal, NamedTuple
 from server.config import ModelFiles
 from server.machine.page_cache import memory_devices
 from startup.config import DEFAULT_MODEL_ID
-from startup.model.checkpoint_folder import model_problem
 from startup.model.json_file import read_json_object
 from startup.model.location import (
     FolderListing,
@@ -213,10 +212,10 @@ def _find_model(request: ModelRequest) -> Iterator[ModelPlace]:
 
 
 def _find_default(request: ModelRequest) -> ModelPlace:
-    from startup.model.default_model import prepared_folder
+    from startup.model.default_model import find_prepared
 
-    wanted, prepared = WantedFiles.of("model", request), prepared_folder()
-    if model_problem(prepared) is None:
+    wanted = WantedFiles.of("model", request)
+    if (prepared := find_prepared()) is not None:
         return ModelPlace("folder", DEFAULT_MODEL_ID, prepared, wanted=wanted)
     return find_place(DEFAULT_MODEL_ID, wanted, request.cache_dir)._replace(is_default=True)
 

@@ -76,7 +76,13 @@ def test_embeddings_work_with_choices_and_streams(
     )
     assert "".join(chunk.choices[0].text for chunk in stream) == expected
     answer = exact.completions.create(
-        model=MODEL, prompt="", n=3, seed=1, max_tokens=8, extra_body={"prompt_embeds": embeds, **IGNORE_EOS}
+        model=MODEL,
+        prompt="",
+        temperature=1,
+        n=3,
+        seed=1,
+        max_tokens=8,
+        extra_body={"prompt_embeds": embeds, **IGNORE_EOS},
     )
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 24)

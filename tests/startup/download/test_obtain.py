@@ -1,5 +1,6 @@
 """The model comes from a folder, the hub's cache, or the hub, for which an HTTP server stands in."""
 
+import json
 import socket
 import threading
 from pathlib import Path
@@ -117,6 +118,24 @@ def test_the_prepared_default_model_takes_precedence(tmp_path: Path, cache: Path
     write_snapshot(cache, DEFAULT_MODEL_ID)
     prepared = write_model(tmp_path / "vllm" / "vllm_cli" / "models" / "SmolLM2-135M-Instruct")
     assert resolve_model(ModelRequest()).path == prepared
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"eos_token_id": 2}, {"eos_token_id": 2, "do_sample": True, "temperature": 0.2, "top_p": 0.9}),
+        ({"temperature": 0.7}, {"temperature": 0.7}),
+    ],
+    ids=["none", "own"],
+)
+def test_a_prepared_default_model_without_sampling_values_gets_those_of_its_authors(
+    before: dict[str, float], after: dict[str, float], tmp_path: Path
+) -> None:
+    prepared = write_model(tmp_path / "vllm" / "vllm_cli" / "models" / "SmolLM2-135M-Instruct")
+    file = prepared / "generation_config.json"
+    file.write_text(json.dumps(before))
+    assert resolve_model(ModelRequest()).path == prepared
+    assert json.loads(file.read_text()) == after
 
 
 def test_the_default_model_is_downloaded_if_the_hub_is_reachable(hub_server: HubServer, cache: Path) -> None:
