@@ -1,6 +1,7 @@
 """Who may use the router: API keys, and pages of other sites."""
 
 from typing import Final
+from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
@@ -9,9 +10,10 @@ from server.security.api_keys import KEY_NEEDED, ApiKeys
 from server.security.open_paths import find_open_paths
 from startup.router.http.answers import FailedRequestError
 from startup.router.http.cors import CorsPolicy
+from startup.router.http.own_answers import OwnAnswer
 
 _KEY_HEADER: Final = "X-Api-Key"
-_OTHER_SITE: Final = "cross-site"
+_PORTS: Final = {"http": 80, "https": 443}
 
 
 class Access:
@@ -22,19 +24,29 @@ class Access:
         self._keys = api_keys
         self._cors = cors
         self._open_paths = find_open_paths(is_key_everywhere=is_key_everywhere)
+        self.key_headers = frozenset({"authorization", _KEY_HEADER.lower()} if self.needs_key else ())
+        """The headers, in lower case, that may hold a key of the router: models' servers do not get them."""
 
     @property
     def needs_key(self) -> bool:
         """Whether there are keys."""
         return bool(len(self._keys))
 
-    def check_key(self, request: web.Request, path: str) -> None:
-        """Raises FailedRequestError without one of the keys, except for the open paths.
+    def check(self, request: web.Request, path: str, own: OwnAnswer | None) -> None:
+        """Raises FailedRequestError for a request that may not have its answer.
 
-        Unlike one server, the router asks for it with OPTIONS, too: that could start a model.
+        Only what the router answers itself may be open. What reaches, starts or stops a model needs a key, if
+        there are keys, and is refused to pages of other sites, whatever its method.
+
+        Args:
+            own: the router's answer; None if a model has to answer.
         """
-        if not self.needs_key or path in self._open_paths:
-            return
+        if self.needs_key and (own is None or path not in self._open_paths):
+            self._check_key(request, path)
+        if own is None or not own.is_read:
+            self._check_site(request)
+
+    def _check_key(self, request: web.Request, path: str) -> None:
         scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         if scheme.lower() == "bearer" and self._is_valid(key):
             return
@@ -43,17 +55,29 @@ class Access:
             return
         raise FailedRequestError(401, KEY_NEEDED, headers={"WWW-Authenticate": "Bearer"})
 
-    def headers_with_keys(self, path: str) -> frozenset[str]:
-        """The headers, in lower case, that hold the router's keys: models' servers do not get them."""
-        if not self.needs_key:
-            return frozenset()
-        return frozenset({"authorization", _KEY_HEADER.lower()} if is_anthropic(path) else {"authorization"})
+    def _check_site(self, request: web.Request) -> None:
+        """A page of another site may send some requests without asking before.
 
-    def refuse_other_sites(self, request: web.Request) -> None:
-        """A page of another site may send some requests without asking before, and so start models."""
-        is_other = request.headers.get("Sec-Fetch-Site") == _OTHER_SITE
-        if is_other and not self._cors.allows(request.headers.get(hdrs.ORIGIN)):
+        Browsers tell in Sec-Fetch-Site whose page it is, but send that only to https and to this machine.
+        Elsewhere Origin tells it, which a GET may lack. Programs send neither.
+        """
+        site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get(hdrs.ORIGIN)
+        if site == "same-origin" or self._cors.allows(origin):  # the first even if a proxy has changed Host
+            return
+        is_other = origin is not None and not _is_of_host(origin, request.headers.get(hdrs.HOST, ""))
+        if is_other or site not in (None, "none"):
             raise FailedRequestError(403, "Pages of other sites may not use the models: see --allowed-origins.")
 
     def _is_valid(self, key: str) -> bool:
         return self._keys.is_valid(key.encode("utf-8", "surrogateescape"))
+
+
+def _is_of_host(origin: str, host: str) -> bool:
+    """Whether a page of this origin was read from this host; a proxy may have ended TLS."""
+    try:
+        page, asked = urlsplit(origin), urlsplit(f"//{host}")
+        default = _PORTS[page.scheme]
+        ports = page.port or default, asked.port or default
+        return bool(page.hostname) and page.hostname == asked.hostname and ports[0] == ports[1]
+    except (KeyError, ValueError):
+        return False

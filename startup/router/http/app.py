@@ -40,7 +40,8 @@ _STREAM_PATHS: Final = frozenset(
 """Endpoints whose `stream` asks for events."""
 _RESPONSES: Final = "/v1/responses/"
 _UPSTREAM: Final = "/upstream/"
-_SAFE_METHODS: Final = (hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS)
+_ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
+"""Methods that models' servers may have."""
 _LONGEST_ID: Final = 128
 """Of a request's id that log lines show."""
 _CLIENT_GONE: Final = 499
@@ -128,7 +129,8 @@ class _Front:
         self._choice = ModelChoice(pool)
         self._proxy = Proxy(pool)
         self._held = HeldBytes()
-        self._own = OwnAnswers(pool, self._proxy, self._choice, self._access, version=options.version)
+        needs_key = self._access.needs_key
+        self._own = OwnAnswers(pool, self._proxy, self._choice, version=options.version, needs_key=needs_key)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The response to any request."""
@@ -160,12 +162,12 @@ class _Front:
             self.cors.add_headers(request.headers.get(hdrs.ORIGIN), response.headers)
 
     async def _answer(self, request: web.Request, path: str, raw_path: str) -> web.StreamResponse:
-        if self.cors.is_preflight(request.method, request.headers):
-            status, text, headers = self.cors.answer_preflight(request.headers)
-            return web.Response(status=status, text=text, headers={"Server": SERVER, **headers})
-        self._access.check_key(request, path)
-        if (own := self._own.find(request, path)) is not None:
-            return await own
+        if request.method == hdrs.METH_OPTIONS:
+            return self._answer_options(request)
+        own = self._own.find(request.method, path)
+        self._access.check(request, path, own)
+        if own is not None:
+            return await own.handler(request)
         if path.startswith(_UPSTREAM):
             entry, rest = self._choice.by_path(raw_path.removeprefix(_UPSTREAM))
             return await self._relay(request, rest, entry)
@@ -173,13 +175,17 @@ class _Front:
             return await self._relay(request, raw_path, await self._model_of_response(raw_path))
         return await self._relay(request, raw_path, None)
 
+    def _answer_options(self, request: web.Request) -> web.Response:
+        """No OPTIONS reaches a model. Without CORS, the answer is that of our servers for their own paths."""
+        if not self.cors.is_preflight(request.method, request.headers):
+            raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": _ALLOWED})
+        status, text, headers = self.cors.answer_preflight(request.headers)
+        return web.Response(status=status, text=text, headers={"Server": SERVER, **headers})
+
     async def _relay(self, request: web.Request, path: str, entry: ModelEntry | None) -> web.StreamResponse:
         """Passes the request on to this model, or to the one that it names."""
-        is_websocket = request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
-        if is_websocket or request.method not in _SAFE_METHODS:
-            self._access.refuse_other_sites(request)
-        dropped = self._access.headers_with_keys(path)
-        if is_websocket:
+        dropped = self._access.key_headers
+        if request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
             entry = entry or self._choice.by_query(request, path)
             return await self._proxy.relay_websocket(request, entry, path, dropped)
         body = RequestBody(request.content, self._held)

@@ -2,13 +2,12 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import hdrs, web
 
 from server.status_page.page import DATA_PATH, read_page
-from startup.router.http.access import Access
-from startup.router.http.answers import SERVER, FailedRequestError, json_answer
+from startup.router.http.answers import SERVER, FailedRequestError, json_answer, shown
 from startup.router.http.model_choice import ModelChoice
 from startup.router.http.model_list import ModelList
 from startup.router.http.proxy import Proxy
@@ -18,19 +17,28 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _MODELS: Final = "/v1/models/"
 _UNLOAD: Final = "/api/models/unload/"
+_UNLOAD_ALL: Final = "/unload"
+"""llama-swap's, the one GET that changes something."""
+
+
+class OwnAnswer(NamedTuple):
+    """How the router answers a request itself."""
+
+    handler: Handler
+    is_read: bool
+    """Whether it starts and stops no model."""
 
 
 class OwnAnswers:
     """No answer starts a model but that of `load`; on the event loop."""
 
-    def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, access: Access, *, version: str) -> None:
+    def __init__(self, pool: ModelPool, proxy: Proxy, choice: ModelChoice, *, version: str, needs_key: bool) -> None:
         """`proxy` asks models' servers what only they know."""
         self._pool = pool
         self._proxy = proxy
         self._choice = choice
-        self._access = access
         self._version = version
-        self._list = ModelList(pool, version=version, needs_key=access.needs_key)
+        self._list = ModelList(pool, version=version, needs_key=needs_key)
         self._handlers: dict[str, Mapping[str, Handler]] = {
             "/health": {"GET": self._health},
             "/ping": {"GET": self._health, "POST": self._health},
@@ -41,21 +49,21 @@ class OwnAnswers:
             "/load": {"GET": self._tell_load},
             "/v1/models": {"GET": self._list_models},
             "/running": {"GET": self._list_running},
-            "/unload": {"GET": self._unload_all},
+            _UNLOAD_ALL: {"GET": self._unload_all},
             "/api/models/unload": {"POST": self._unload_all},
             "/": {"GET": self._page},
             DATA_PATH: {"GET": self._status},
         }
 
-    def find(self, request: web.Request, path: str) -> Awaitable[web.StreamResponse] | None:
-        """The answer; None if a model has to answer."""
+    def find(self, method: str, path: str) -> OwnAnswer | None:
+        """The answer; None if a model has to answer. Raises FailedRequestError for another method."""
         handlers = self._handlers.get(path) or self._find_by_prefix(path)
         if handlers is None:
             return None
-        method = hdrs.METH_GET if request.method == hdrs.METH_HEAD else request.method
-        if (handler := handlers.get(method)) is None:
+        is_read = method in (hdrs.METH_GET, hdrs.METH_HEAD) and path != _UNLOAD_ALL
+        if (handler := handlers.get(hdrs.METH_GET if is_read else method)) is None:
             raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": ", ".join(handlers)})
-        return handler(request)
+        return OwnAnswer(handler, is_read)
 
     def _find_by_prefix(self, path: str) -> Mapping[str, Handler] | None:
         """The handlers of a path that ends with the name of a model; names contain slashes."""
@@ -83,7 +91,9 @@ class OwnAnswers:
         requested = request.query.get("model")
         if not requested or self._pool.is_draining:
             return await self._health(request)
-        problem = self._list.readiness(self._choice.by_name(requested))
+        if (entry := self._pool.resolve(requested)) is None:  # without the names of others: no key is needed
+            raise FailedRequestError(404, f"The model `{shown(requested)}` does not exist.", param="model")
+        problem = self._list.readiness(entry)
         return json_answer({"status": "ready"} if problem is None else problem, status=503 if problem else 200)
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
@@ -118,19 +128,16 @@ class OwnAnswers:
         return json_answer(self._list.status())
 
     async def _load(self, name: str, request: web.Request) -> web.StreamResponse:
-        self._access.refuse_other_sites(request)
         entry = self._choice.by_name(name)
         await self._pool.load(entry.name)
         return json_answer({"id": entry.name, "status": "ready", "start_s": self._list.last_start_s(entry)})
 
     async def _unload(self, name: str, request: web.Request) -> web.StreamResponse:
-        self._access.refuse_other_sites(request)
         entry = self._choice.by_name(name)
         await self._pool.unload(entry.name)
         return json_answer({"id": entry.name, "status": "stopped"})
 
     async def _unload_all(self, request: web.Request) -> web.StreamResponse:
         """llama-swap's answer is the text OK."""
-        self._access.refuse_other_sites(request)
         await self._list.unload_all()
         return web.Response(text="OK", headers={"Server": SERVER})

@@ -21,6 +21,7 @@ _HOP_BY_HOP: Final = frozenset(
 """Headers about one connection, RFC 9110."""
 _NOT_REQUESTED: Final = _HOP_BY_HOP | {"host", "expect"}
 _HANDSHAKE: Final = "sec-websocket-"
+_CORS: Final = "access-control-"
 
 
 def headers_to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
@@ -31,9 +32,10 @@ def headers_to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -
 
 
 def headers_to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """The headers of a response."""
+    """The headers of a response; which pages may read it, only the router says (`cors.py`)."""
     dropped = _HOP_BY_HOP | _named_by_connection(headers)
-    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)
+    names = ((name, name.lower(), value) for name, value in headers.items())
+    return CIMultiDict((name, value) for name, low, value in names if low not in dropped and not low.startswith(_CORS))
 
 
 def headers_of_websocket(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:

@@ -252,25 +252,85 @@ async def test_a_load_that_fails_is_told(router: SmallRouter, client: aiohttp.Cl
         assert response.status == 404
 
 
-async def test_pages_of_other_sites_start_nothing(router: SmallRouter, client: aiohttp.ClientSession) -> None:
-    await router.serve("m", allowed_origins=("https://friend.example",))
-    requests = (
-        ("POST", "/v1/models/m/load"),
-        ("POST", "/v1/models/m/unload"),
-        ("GET", "/unload"),
-        ("POST", CHAT),
-        ("POST", "/upstream/m/v1/x"),
-    )
-    page = {"Sec-Fetch-Site": "cross-site", "Origin": "https://a.example"}
-    for method, path in requests:
-        async with client.request(method, router.url + path, headers=page, data=body_of()) as response:
-            assert response.status == 403
-    assert router.pool.num_waiting == 0
+USES = (
+    ("POST", CHAT),
+    ("GET", "/v1/x?model=m"),
+    ("HEAD", "/v1/x?model=m"),
+    ("GET", "/upstream/m/x"),
+    ("GET", "/v1/%78?model=m"),
+    ("POST", "/startupz"),
+    ("GET", "/v1/responses/resp_1"),
+    ("POST", "/v1/models/m/load"),
+    ("POST", "/v1/models/m/unload"),
+    ("POST", "/api/models/unload"),
+    ("GET", "/unload"),
+)
+"""Requests that start or stop a model, or reach its server."""
+READS = ("/", "/health", "/readyz?model=m", "/status.json", "/metrics", "/v1/models", "/running")
+FRIEND = "https://friend.example"
+
+
+async def statuses(client: aiohttp.ClientSession, router: SmallRouter, **headers: str) -> set[int]:
+    """Of all USES."""
+    found = set()
+    for method, path in USES:
+        url = aiohttp.client.URL(router.url + path, encoded=True)
+        async with client.request(method, url, headers=headers, data=body_of()) as response:
+            found.add(response.status)
+    return found
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "none", "Origin": "https://a.example"},
+        {"Sec-Fetch-Site": "cross-site", "Host": "h", "Origin": "http://h"},
+        *({"Host": "h:8000", "Origin": origin} for origin in ("http://a.example", "http://h", "http://h:8001")),
+        *({"Host": "h:8000", "Origin": origin} for origin in ("null", "", "file://", "app://h:8000", "http://h:x")),
+        {"Host": "", "Origin": "http://"},
+        *({"Host": host, "Origin": "https://h"} for host in ("h:80", "h.example", "a@h:1", "[h", "")),
+    ],
+    ids=str,
+)
+async def test_pages_of_other_sites_use_no_model(
+    router: SmallRouter, client: aiohttp.ClientSession, headers: dict[str, str]
+) -> None:
+    await router.serve("m", allowed_origins=(FRIEND,))
     await router.start_model("m", echo)
-    friend = {**page, "Origin": "https://friend.example"}
-    for method, path, headers in (("POST", CHAT, friend), ("GET", "/upstream/m/", page)):
-        async with client.request(method, router.url + path, headers=headers, data=body_of()) as response:
-            assert response.status == 200
+    assert await statuses(client, router, **headers) == {403}
+    assert "m" in router.pool.children
+    for path in READS:
+        async with client.get(router.url + path, headers=headers) as response:
+            assert response.status == 200, "a link to a page of the router"
+    handshake = {"Connection": "Upgrade", "Upgrade": "websocket", **headers}
+    async with client.get(router.url + "/v1/realtime?model=m", headers=handshake) as response:
+        assert response.status == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Sec-Fetch-Site": "none"},
+        {"Sec-Fetch-Site": "same-origin", "Host": "127.0.0.1:8000", "Origin": "https://behind-a-proxy.example"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": FRIEND},
+        *({"Host": host, "Origin": "https://h.example"} for host in ("h.example", "H.example:443")),
+        *({"Host": host, "Origin": "http://h.example"} for host in ("h.example", "h.example:80")),
+        *({"Host": "[::1]:8000", "Origin": f"{scheme}://[::1]:8000"} for scheme in ("http", "https")),
+    ],
+    ids=str,
+)
+async def test_own_pages_friends_and_programs_use_the_models(
+    router: SmallRouter, client: aiohttp.ClientSession, headers: dict[str, str]
+) -> None:
+    await router.serve("m", allowed_origins=(FRIEND,))
+    for method, path in USES:
+        await router.start_model("m", echo)
+        url = aiohttp.client.URL(router.url + path, encoded=True)
+        async with client.request(method, url, headers=headers, data=body_of()) as response:
+            assert response.status == 200, path
 
 
 async def test_readiness_of_the_router_and_of_a_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:
@@ -286,7 +346,7 @@ async def test_readiness_of_the_router_and_of_a_model(router: SmallRouter, clien
     async with client.get(router.url + "/readyz?model=stopped") as response:
         assert (response.status, (await response.json())["status"]) == (503, "stopped")
     async with client.get(router.url + "/readyz?model=x") as response:
-        assert response.status == 404
+        assert (response.status, "starting" in await response.text()) == (404, False), "it needs no key"
     router.pool.is_draining = True
     for path in ("/health", "/readyz", "/ping"):
         async with client.get(router.url + path) as response:
@@ -316,7 +376,12 @@ async def test_metrics_and_status(router: SmallRouter, client: aiohttp.ClientSes
 
 async def test_another_method_is_a_405(router: SmallRouter, client: aiohttp.ClientSession) -> None:
     await router.serve("m")
-    for method, path in (("POST", "/v1/models"), ("DELETE", "/v1/models/m"), ("GET", "/api/models/unload")):
+    for method, path in (
+        ("POST", "/v1/models"),
+        ("DELETE", "/v1/models/m"),
+        ("GET", "/api/models/unload"),
+        ("HEAD", "/unload"),
+    ):
         async with client.request(method, router.url + path) as response:
             assert response.status == 405
             assert response.headers["Allow"]
@@ -362,23 +427,30 @@ async def test_keys_protect_the_same_paths_as_one_server(
         assert await response.json() == {"error": error}
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+async def test_only_what_the_router_answers_itself_is_open(
+    router: SmallRouter, client: aiohttp.ClientSession, method: str
+) -> None:
+    await router.serve("m", keys=("secret",))
+    await router.start_model("m", echo)
+    for path in ("/startupz", "/openapi.json", "/%6fpenapi.json", "/health/", "//health", "/livez%2f", "/upstream/m/"):
+        url = aiohttp.client.URL(f"{router.url}{path}?model=m", encoded=True)
+        async with client.request(method, url, data=body_of()) as response:
+            assert response.status == 401, path
+
+
 async def test_the_routers_key_does_not_reach_the_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:
     await router.serve("m", keys=("secret",))
     await router.start_model("m", echo)
-    for path, header in ((CHAT, KEY), ("/v1/messages", {"X-Api-Key": "secret"})):
-        async with client.post(router.url + path, data=body_of(), headers=header) as response:
+    anthropic, both = {"X-Api-Key": "secret"}, {**KEY, "X-Api-Key": "secret"}
+    for path, headers in ((CHAT, both), ("/v1/messages", anthropic), ("/v1/%6dessages", anthropic)):
+        url = aiohttp.client.URL(router.url + path, encoded=True)
+        async with client.post(url, data=body_of(), headers=headers) as response:
             answer = await response.json()
             assert response.status == 200
         assert headers_of(answer, "authorization") == headers_of(answer, "x-api-key") == []
-    async with client.post(router.url + CHAT, data=body_of(), headers={"X-Api-Key": "secret"}) as response:
+    async with client.post(router.url + CHAT, data=body_of(), headers=anthropic) as response:
         assert response.status == 401
-
-
-async def test_options_without_a_key_starts_nothing(router: SmallRouter, client: aiohttp.ClientSession) -> None:
-    await router.serve("m", keys=("secret",), allowed_origins=("*",))
-    async with client.options(router.url + "/v1/x?model=m") as response:
-        assert response.status == 401
-    assert router.pool.num_waiting == 0
 
 
 async def test_a_request_without_a_key_is_not_read(router: SmallRouter) -> None:
@@ -409,12 +481,57 @@ async def test_cors_as_one_server_does_it(router: SmallRouter, client: aiohttp.C
             assert "Origin" in response.headers["Vary"]
 
 
-async def test_without_cors_options_goes_to_the_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:
-    await router.serve("m")
+@pytest.mark.parametrize("origins", [(), ("https://a.example",)])
+async def test_options_reaches_no_model_and_needs_no_key(
+    router: SmallRouter, client: aiohttp.ClientSession, origins: tuple[str, ...]
+) -> None:
+    await router.serve("m", keys=("secret",), allowed_origins=origins)
     await router.start_model("m", echo)
-    async with client.options(router.url + "/v1/x?model=m") as response:
-        assert (await response.json())["method"] == "OPTIONS"
-        assert "Access-Control-Allow-Origin" not in response.headers
+    ask = {"Origin": "https://b.example", "Access-Control-Request-Method": "POST"}
+    for path in (CHAT, "/upstream/m/x", "/v1/x?model=m", "/unload", "/health"):
+        async with client.options(router.url + path) as response:
+            assert (response.status, "POST" in response.headers["Allow"]) == (405, True)
+        async with client.options(router.url + path, headers=ask) as response:
+            assert response.status == (400 if origins else 405)
+            assert "Access-Control-Allow-Origin" not in response.headers
+
+
+@pytest.mark.parametrize("size", [1, 300_000])
+async def test_the_policy_of_a_models_server_does_not_count(
+    router: SmallRouter, client: aiohttp.ClientSession, size: int
+) -> None:
+    async def allow_all(request: web.BaseRequest) -> web.StreamResponse:
+        policy = {"Access-Control-Allow-Origin": "*", "access-control-allow-credentials": "true", "X-Own": "1"}
+        return web.Response(body=b"x" * size, headers=policy)
+
+    await router.serve("m", allowed_origins=("https://a.example",))
+    await router.start_model("m", allow_all)
+    for headers, allowed in (({"Origin": "https://a.example"}, ["https://a.example"]), ({}, [])):
+        async with client.post(router.url + CHAT, data=body_of(), headers=headers) as response:
+            assert (response.headers["X-Own"], len(await response.read())) == ("1", size)
+            assert response.headers.getall("Access-Control-Allow-Origin", []) == allowed
+            assert "Access-Control-Allow-Credentials" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param([b"POST /v1/completions HTTP/1.1\r\nHost: h\r\n"], id="half a head"),
+        pytest.param([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"], id="hello of TLS"),
+        pytest.param([b"GET /hea", b"lth HTTP/1.1\r\n", b"Host: h\r\nConnection: close\r\n\r\n"], id="probe in parts"),
+    ],
+)
+async def test_the_beginning_of_a_request_starts_nothing(router: SmallRouter, parts: list[bytes]) -> None:
+    await router.serve("m")
+    reader, writer = await router.connect()
+    for part in parts:
+        writer.write(part)
+        await asyncio.sleep(0.05)
+    if len(parts) == 1:
+        writer.write_eof()
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 200 OK") if len(parts) > 1 else b" 200 " not in answer
+    assert router.pool.num_waiting == 0
 
 
 async def test_the_root_path_is_the_routers(router: SmallRouter, client: aiohttp.ClientSession) -> None:
