@@ -16,7 +16,7 @@ import aiohttp
 from server.machine.processes import descendants
 from startup.on_request.child_process import ChildProcess, describe_end
 from startup.router.child_log import ChildLog, LogRelay
-from startup.router.child_server import ChildProgress, ForeignServer, OwnServer, execute_words
+from startup.router.child_server import ERRORS_S, STOP_S, ChildProgress, ForeignServer, OwnServer, execute_words
 from startup.router.leftovers import find_marked, remove_temp_folders
 from startup.router.model_entry import ModelEntry
 from startup.router.process_watch import ProcessWatch
@@ -105,8 +105,20 @@ class Child:
         return self._reason.result() if self._reason.done() else ""
 
     def stop(self) -> None:
-        """Asks it to end; it answers its running requests before."""
+        """Asks it to end; a server of ours answers its running requests before."""
         self._wants_stop.set()
+
+    def drain(self) -> None:
+        """The router ends: ours answer their running requests by themselves, a command waits for `stop`.
+
+        Without a `stop`, it is stopped and killed when a server of ours would be.
+        """
+        if not self._server.is_foreign:
+            self.stop()
+            return
+        loop = asyncio.get_running_loop()
+        loop.call_later(STOP_S, self.stop)
+        loop.call_later(STOP_S + ERRORS_S, self.kill)
 
     def kill(self) -> None:
         """Ends it at once."""

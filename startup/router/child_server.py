@@ -18,8 +18,8 @@ from startup.standby.places import peer_of
 
 STOP_S: Final = 30.0
 """How long a command may take to end after SIGTERM; one of ours, without --shutdown-timeout."""
-_ERRORS_S: Final = 5.0
-"""How long a server of ours may take to end after its --shutdown-timeout."""
+ERRORS_S: Final = 5.0
+"""How long a server may take to end after its requests' time to finish."""
 _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _KEEP_ALIVE_S: Final = 2.0
 """uvicorn closes idle connections after 5 s."""
@@ -60,16 +60,19 @@ class OwnServer:
         self.base_url = "http://localhost"
         self.connector = aiohttp.UnixConnector(socket_path, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
         self._socket_path = socket_path
+        self._is_ready = False
 
     @property
     def stop_s(self) -> float:
-        """How long it may take to end: it ends its requests with an error after its own limit."""
+        """How long it may take to end: it ends its requests, if any, with an error after its own limit."""
+        if not self._is_ready:
+            return ERRORS_S
         limit_s = STOP_S
         for given in split(self.words, {_SHUTDOWN_TIMEOUT: 1}.get):
             if given.flag == _SHUTDOWN_TIMEOUT and given.values:
                 with suppress(ValueError):
                     limit_s = float(given.values[0])
-        return limit_s + _ERRORS_S
+        return limit_s + ERRORS_S
 
     async def find_obstacle(self) -> str | None:
         """Why it cannot start here."""
@@ -82,8 +85,8 @@ class OwnServer:
     async def poll(self, session: aiohttp.ClientSession) -> Readiness:
         """Whether requests are answered; raises for a server that does not answer yet."""
         async with session.get(f"{self.base_url}/health") as answer:
-            is_ready = answer.status == _OK
-            return Readiness(is_ready, None if is_ready else _read_progress(await answer.json()))
+            self._is_ready = answer.status == _OK
+            return Readiness(self._is_ready, None if self._is_ready else _read_progress(await answer.json()))
 
     def find_listener(self) -> int:
         """The process that listens; 0 if it cannot be seen, or not yet."""

@@ -241,7 +241,7 @@ class ModelPool:
         self.is_draining = True
         self._apply(self._scheduler.drain(time.monotonic()))
         for child in self._children.values():
-            child.stop()  # it answers its running requests, within its own limit of time
+            child.drain()
         while self._lives:
             await asyncio.wait(set(self._lives.values()))
         self._memory.close()

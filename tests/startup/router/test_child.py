@@ -13,13 +13,14 @@ import pytest
 
 from envs.registry import env
 from startup.logs.options import LogOptions
+from startup.router import child_server
 from startup.router.child import Child, ChildPlace
 from startup.router.child_log import LogRelay
 from startup.router.child_place import ChildPlaces
 from startup.router.child_server import ForeignServer
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from tests.startup.router.router_process import FOREIGN
-from tests.waiting import is_gone
+from tests.waiting import is_gone, wait_until
 
 
 @pytest.fixture
@@ -146,6 +147,21 @@ async def test_a_stop_during_the_start_ends_it(place: ChildPlace) -> None:
         await asyncio.sleep(0.01)
     child.stop()
     assert await life is None
+    assert is_gone(child.pids[0])
+
+
+async def test_a_start_of_ours_that_does_not_end_is_killed_soon(
+    place: ChildPlace, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_server, "ERRORS_S", 0.2)
+    child = Child(ModelEntry(name="m", words=(str(tiny_llama),)), place)
+    life = asyncio.create_task(child.run(lambda: None))
+    while not child.pids:
+        await asyncio.sleep(0.01)
+    psutil.Process(child.pids[0]).suspend()
+    await asyncio.to_thread(wait_until, lambda: psutil.Process(child.pids[0]).status() == psutil.STATUS_STOPPED)
+    child.stop()
+    assert await asyncio.wait_for(asyncio.shield(life), 20) is None
     assert is_gone(child.pids[0])
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from startup.logs.options import LogOptions
+from startup.router import child as child_module
 from startup.router.child import ChildPlace
 from startup.router.child_log import LogRelay
 from startup.router.child_place import ChildPlaces
@@ -19,12 +20,12 @@ from startup.router.model_memory import MemoryMeter
 from startup.router.model_pool import ModelPool, ModelRefused
 from startup.router.scheduler_terms import SchedulerLimits
 from tests.startup.router.router_process import FOREIGN
-from tests.waiting import is_gone
+from tests.waiting import is_gone, wait_until
 
 
-def entry_of(name: str, *words: str, **keys: object) -> ModelEntry:
+def entry_of(name: str, *words: str, stop_words: tuple[str, ...] = (), **keys: object) -> ModelEntry:
     command = (sys.executable, str(FOREIGN), "${PORT}", *words)
-    foreign = ForeignCommand(words=command, address="http://127.0.0.1:${PORT}", port=None)
+    foreign = ForeignCommand(words=command, address="http://127.0.0.1:${PORT}", port=None, stop_words=stop_words)
     return ModelEntry(**{"name": name, "foreign": foreign, **keys})  # type: ignore[arg-type]
 
 
@@ -124,6 +125,40 @@ async def test_near_names_are_found_in_bounded_time(pool: ModelPool) -> None:
     assert pool.near_names("qwen-smal") == ["qwen-small"]
     assert pool.near_names("hiden") == []
     assert pool.near_names("qwen-small" * 1_000_000) == []
+
+
+@pytest.mark.parametrize("stop", ["drain", "cmdStop", "unload", "for another", "ttl"])
+async def test_a_command_is_stopped_when_its_last_lease_has_ended(pool: ModelPool, stop: str) -> None:
+    words = ("sh", "-c", "kill -TERM $0", "${PID}") if stop == "cmdStop" else ()
+    entry = entry_of("a", stop_words=words, ttl_s=0.01 if stop == "ttl" else None)
+    pool.set_entries(by_name(entry, entry_of("b", excludes=frozenset("a"))))
+    async with pool.lease("a"), pool.lease("a") as child:
+        stopping = asyncio.create_task(_stop(pool, stop))
+        await asyncio.sleep(0.3)
+        assert not is_gone(child.pids[0])
+    await asyncio.wait_for(stopping, 30)
+    await asyncio.to_thread(wait_until, lambda: is_gone(child.pids[0]))
+
+
+async def _stop(pool: ModelPool, how: str) -> None:
+    """Stops the model `a`."""
+    if how == "for another":
+        async with pool.lease("b"):
+            pass
+    elif how != "ttl":
+        await (pool.unload("a") if how == "unload" else pool.drain())
+
+
+async def test_a_drain_of_commands_takes_no_longer_than_that_of_our_servers(
+    pool: ModelPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "STOP_S", 0.2)
+    monkeypatch.setattr(child_module, "ERRORS_S", 0.2)
+    pool.set_entries(by_name(entry_of("a"), entry_of("b", "ignores-sigterm")))
+    async with pool.lease("a") as ends, pool.lease("b") as stays:
+        await asyncio.wait_for(pool.drain(), 30)
+        assert is_gone(ends.pids[0])
+        assert is_gone(stays.pids[0])
 
 
 async def test_a_drained_pool_has_no_process_and_refuses(pool: ModelPool) -> None:

@@ -74,17 +74,21 @@ def test_a_killed_router_leaves_no_process_and_no_folder_behind(tmp_path: Path) 
         wait_until(lambda: not folder.exists())
 
 
-def test_sigterm_lets_running_requests_end_and_refuses_others(tmp_path: Path) -> None:
-    with RouterProcess(tmp_path, {"a": foreign("slow"), "b": foreign("never-listens")}) as router:
+def test_sigterm_lets_running_requests_end_and_breaks_starts_off(tiny_llama: Path, tmp_path: Path) -> None:
+    models = {"a": foreign("slow"), "b": foreign("never-listens"), "c": embedded(tiny_llama)}
+    with RouterProcess(tmp_path, models) as router:
         assert router.post("a").status == 200
         with ThreadPoolExecutor() as pool:
-            running, waiting = pool.submit(router.post, "a"), pool.submit(router.post, "b")
-            router.wait_state("b", "starting")
+            waiting = [pool.submit(router.post, name) for name in "bc"]
+            wait_until(lambda: all(router.models()[name]["pid"] for name in "bc"))
+            starting = [process for name in "bc" for process in router.tree(name)]
+            running = pool.submit(router.post, "a")
             wait_until(lambda: router.models()["a"]["num_running"] == 1)
             router.process.send_signal(signal.SIGTERM)
-            assert waiting.result().status == 503
-            assert running.result().status in (200, 502, 503)
+            assert [answer.result().status for answer in waiting] == [503, 503]
+            assert running.result().status == 200
         assert router.process.wait(GONE_S) == 0
+        assert_gone(starting)
 
 
 def test_a_running_stream_ends_before_its_router_does(tiny_llama: Path, tmp_path: Path) -> None:
