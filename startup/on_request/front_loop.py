@@ -16,7 +16,7 @@ from envs.registry import env
 from startup.on_request.front_answers import FrontAnswers, Question
 from startup.on_request.held_clients import MAX_HELD, HeldClients
 from startup.probes.acceptor import TURN_S, Acceptor, Client, Heartbeat
-from startup.probes.probe_http import Answer
+from startup.probes.probe_http import MAX_HEAD_BYTES, Answer
 from startup.probes.report_queue import ReportQueue
 from startup.probes.responder_process import ProbeConnection
 from startup.probes.serving_messages import (
@@ -215,10 +215,28 @@ class FrontLoop(Acceptor):
         answer = self._answers.find(question) if question is not None else None
         if answer is None:
             answer = self._answers.find_rejection(received)
+        is_head = b"\r\n\r\n" in received or len(received) >= MAX_HEAD_BYTES
         if answer is not None:
             self._reject(client, answer)
-        else:
+        elif is_head or not self._model.may_start(time.monotonic()):
             super()._process(client, received)
+        else:
+            self._wait_for_head(client, len(received))
+
+    def _wait_for_head(self, client: Client, num_bytes: int) -> None:
+        """A part of a head does not start the model: waits until there are more unread bytes."""
+        connection = client.connection
+        if connection.family == socket.AF_UNIX:  # the kernel reports unread bytes however few they are
+            self._hold(client)
+        elif num_bytes < connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT):  # no more will come
+            self._close(client)
+        else:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, num_bytes + 1)
+            self._wait(client, self._answered, self._settings.keep_alive_s)
+
+    def _stop_waiting(self, client: Client) -> None:
+        super()._stop_waiting(client)
+        client.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def _answer_probe(self, probe: Any) -> tuple[int, bytes] | None:
         return super()._answer_probe(probe) if self._model.state in ("ready", "paused") else None

@@ -55,6 +55,11 @@ def test_the_root_path_of_a_proxy_is_no_part_of_the_path() -> None:
     assert _is_rejected(FrontKeys(["one"], root_path="/api"), _request(line="POST /api/v1/completions"))
 
 
+@pytest.mark.parametrize("target", ["/%76%31/models", "http://a/v1/models", "HTTPS://a:1/api/%761/x", "/%61pi/v1/x"])
+def test_the_path_is_the_one_that_the_server_sees(target: str) -> None:
+    assert _is_rejected(FrontKeys(["one"], root_path="/api"), _request(line=f"GET {target}"))
+
+
 def test_a_changed_file_of_keys_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("first\n")

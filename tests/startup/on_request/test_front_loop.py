@@ -4,6 +4,7 @@ import selectors
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -190,6 +191,53 @@ def test_a_request_without_a_valid_key_does_not_wake_a_stopped_model(front: _Fro
     assert (front.num_wakes, front.loop.num_held) == (0, 0)
     front.connect()
     assert front.num_wakes == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "answer", "num_wakes"),
+    [
+        ([b"\x16\x03\x01\x02\x00\x01"], b"", 0),
+        ([POST[:-20]], b"", 0),
+        ([b"GET /hea", b"lth HTTP/1.1\r\n", b"Host: a\r\n\r\n"], b"HTTP/1.1 200 OK\r\n", 0),
+        ([POST[:9], POST[9:-2].replace(b"secret", b"other"), b"\r\n"], b"HTTP/1.1 401 Unauthorized\r\n", 0),
+        ([POST[:9], POST[9:-2], b"\r\n"], None, 1),
+        ([POST[:9], b"x" * 4096], None, 1),
+    ],
+    ids=["hello of TLS", "half a head", "probe", "without a valid key", "with a key", "too long"],
+)
+def test_the_head_of_a_request_that_comes_in_parts_is_complete_before_it_wakes_a_model(
+    front: _Front, parts: list[bytes], answer: bytes | None, num_wakes: int
+) -> None:
+    front.be_ready()
+    front.stop()
+    first, *others = parts
+    client = front.connect(first)
+    for part in others:
+        assert front.num_wakes == 0
+        client.sendall(part)
+        front.turn()
+    assert (front.num_wakes, front.loop.num_held) == (num_wakes, num_wakes)
+    if answer is None:
+        front.tell(READY)
+        assert front.taken() == [b"".join(parts)[:4096]]
+    elif answer:
+        assert client.recv(1 << 12).startswith(answer)
+    else:
+        client.shutdown(socket.SHUT_WR)
+        front.turn()
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+def test_a_client_that_does_not_complete_a_head_is_closed(front: _Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front.loop, "_settings", replace(front.loop._settings, keep_alive_s=0.1))
+    front.be_ready()
+    front.stop()
+    client = front.connect(POST[:-20])
+    front.turn(10)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    assert front.num_wakes == 0
 
 
 def test_no_probe_and_no_report_wakes_a_stopped_model(front: _Front) -> None:
