@@ -270,10 +270,13 @@ READS = ("/", "/health", "/readyz?model=m", "/status.json", "/metrics", "/v1/mod
 FRIEND = "https://friend.example"
 
 
-async def statuses(client: aiohttp.ClientSession, router: SmallRouter, **headers: str) -> set[int]:
-    """Of all USES."""
+async def statuses(client: aiohttp.ClientSession, router: SmallRouter, headers: dict[str, str]) -> set[int]:
+    """Of the answers to all USES; the model runs before each."""
+    await router.serve("m", allowed_origins=(FRIEND,))
     found = set()
     for method, path in USES:
+        if "m" not in router.pool.children:
+            await router.start_model("m", echo)
         url = aiohttp.client.URL(router.url + path, encoded=True)
         async with client.request(method, url, headers=headers, data=body_of()) as response:
             found.add(response.status)
@@ -297,10 +300,7 @@ async def statuses(client: aiohttp.ClientSession, router: SmallRouter, **headers
 async def test_pages_of_other_sites_use_no_model(
     router: SmallRouter, client: aiohttp.ClientSession, headers: dict[str, str]
 ) -> None:
-    await router.serve("m", allowed_origins=(FRIEND,))
-    await router.start_model("m", echo)
-    assert await statuses(client, router, **headers) == {403}
-    assert "m" in router.pool.children
+    assert await statuses(client, router, headers) == {403}
     for path in READS:
         async with client.get(router.url + path, headers=headers) as response:
             assert response.status == 200, "a link to a page of the router"
@@ -325,12 +325,7 @@ async def test_pages_of_other_sites_use_no_model(
 async def test_own_pages_friends_and_programs_use_the_models(
     router: SmallRouter, client: aiohttp.ClientSession, headers: dict[str, str]
 ) -> None:
-    await router.serve("m", allowed_origins=(FRIEND,))
-    for method, path in USES:
-        await router.start_model("m", echo)
-        url = aiohttp.client.URL(router.url + path, encoded=True)
-        async with client.request(method, url, headers=headers, data=body_of()) as response:
-            assert response.status == 200, path
+    assert await statuses(client, router, headers) == {200}
 
 
 async def test_readiness_of_the_router_and_of_a_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:
