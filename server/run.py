@@ -53,13 +53,10 @@ class ServerRun:
 
         Raises:
             EngineStartError: the engine did not become ready.
-            KeyboardInterrupt: Ctrl-C before the event loop handles signals.
         """
         try:
             with closing(self._main()) as main:
                 return int(uvloop.run(main))
-        except asyncio.CancelledError as err:  # by Ctrl-C while asyncio.Runner begins, which has not counted it
-            raise KeyboardInterrupt from err
         finally:
             if self._server.tracer is not None:
                 self._server.tracer.close()
@@ -94,9 +91,6 @@ class ServerRun:
         return exit_code
 
     async def _open(self) -> None:
-        loop = asyncio.get_running_loop()
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signal_number, self._on_signal)
         await self._server.engine.start()
         self._server.telemetry.start()
         self._server.access.start()
@@ -162,6 +156,8 @@ class ServerRun:
             if lifecycle.state != "dead":
                 lifecycle.engine_ended(str(err))
             raise
+        for number in (signal.SIGTERM, signal.SIGINT):  # before, a signal ends the start
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
         self._enter_ready(info)
         await monitor.run()
 

@@ -125,9 +125,7 @@ class _EmbeddedStart:
         Raises:
             ServerError: the server cannot start.
         """
-        with group_signals.interrupting():  # msgspec discards a KeyboardInterrupt while it builds a decoder
-            server = self._prepare()
-        return server.run()
+        return self._prepare().run()
 
     def _prepare(self) -> "ServerRun":
         """All steps until the event loop runs."""

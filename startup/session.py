@@ -33,6 +33,7 @@ from startup.probes.responder import StartupResponder
 from startup.probes.responder_process import OpenChannel, open_plain
 from startup.probes.start_state import StartState
 from startup.processes import group_signals
+from startup.processes.stop_signals import StopSignals
 from startup.timeline import start_origin
 from startup.timeline.progress import LiveProgress
 from startup.timeline.subject import StartSubject
@@ -67,11 +68,14 @@ class StartSession:
         self.state = StartState(subject, timeline)
         self.stack = ExitStack()
         """Closed when the session ends, in reverse order."""
+        self.phase_of_others: Callable[[], str] = str
+        """What the processes do that the current phase waits for; empty if that is not known."""
         self._is_private = is_private
         self._address = ""
         self._manager: ServiceManager | None = None
         self._responder: StartupResponder | FrontLink | None = None
-        self._deadline = StartDeadline(None, self.phase)
+        self.stop_signals = StopSignals(self._report_stop)
+        self._deadline = StartDeadline(None, self.phase, self.stop_signals.kill_all)
         self._live: LiveProgress | None = None
         self._prefetch: PrefetchHandle | None = None
         self._download: DownloadHandle | None = None
@@ -79,6 +83,7 @@ class StartSession:
         self._publishing = threading.Lock()
 
     def __enter__(self) -> Self:
+        self.stack.enter_context(self.stop_signals)
         _log_origin()
         if (problem := find_baked().problem) is not None:
             logger.warning("%s", problem)
@@ -149,7 +154,7 @@ class StartSession:
 
     def limit_time(self, timeout_s: float | None) -> None:
         """Ends this process if the start takes longer; None sets no limit."""
-        self._deadline = self.stack.enter_context(StartDeadline(timeout_s, self.phase))
+        self._deadline = self.stack.enter_context(StartDeadline(timeout_s, self.phase, self.stop_signals.kill_all))
 
     def show_progress(self, *, only_logs: bool = False) -> None:
         """Shows the progress on the terminal; without one, or with `only_logs`, logs long phases."""
@@ -205,8 +210,12 @@ class StartSession:
         save_ready_start(self.state, self._address, info=info, prefetch=prefetch)
 
     def notify_ready(self, status: str | None = None) -> None:
-        """Ends the deadline and notifies the service manager of readiness. Called on any thread."""
+        """Ends the deadline and notifies the service manager of readiness. Called on any thread.
+
+        From now on, signals are for the server.
+        """
         self._is_ready = True
+        self.stop_signals.release()
         self._end_waiting()
         if self._manager is not None:
             self._manager.notify_ready(status or f"ready: {self._address}")
@@ -245,6 +254,14 @@ class StartSession:
                 self._responder.update(self.state.to_message())
             if self._manager is not None and not self._is_ready and self.timeline.running is not None:
                 self._manager.notify_status(self.state.meter.read().activity)
+
+    def _report_stop(self, signal_name: str) -> None:
+        if self._live is not None:
+            self._live.erase()
+        phase = self.phase_of_others() or self.phase()
+        logger.info("stopped by %s during the start, in phase %s", signal_name, phase.replace("_", " "))
+        logging.disable()  # the threads of this process notice that others end
+        self.notify_stopping(f"stopped by {signal_name} during the start")
 
     def _fail(self, reason: str) -> None:
         if not self._is_ready:

@@ -1,12 +1,15 @@
 """Facts about other processes and this one: whether they run, since when, and their memory. See proc(5)."""
 
 import os
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
 
 _NS = 1_000_000_000
 _READINGS = 5
+_KILL_S = 0.5
+_KILL_POLL_S = 0.002
 _ENDED = ("Z", "X")
 """States of a process that has ended and was not reaped (proc(5))."""
 
@@ -119,6 +122,21 @@ def descendants(pid: int) -> set[int]:
         new = [child for parent in new for child in child_pids(parent) if child not in found]
         found.update(new)
     return found
+
+
+def kill_descendants(*, spared: int | None = None) -> None:
+    """Kills the descendants of this process but one; returns once they have ended, or after half a second."""
+    known: set[int] = set()
+    end_s = time.monotonic() + _KILL_S
+    while True:
+        known |= descendants(os.getpid()) - {spared}
+        alive = list(filter(is_alive, known))
+        if not alive or time.monotonic() >= end_s:
+            return
+        for pid in alive:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_KILL_POLL_S)
 
 
 def child_pids(pid: int) -> list[int]:

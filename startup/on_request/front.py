@@ -31,8 +31,8 @@ from startup.on_request.model_state import ModelState, State
 from startup.on_request.own_standby import OwnStandby
 from startup.probes import listener
 from startup.probes.front_link import FrontOffer
+from startup.processes.quick_end import end_like
 from startup.session import ListenAddress
-from startup.standby.forwarding import end_like
 
 if TYPE_CHECKING:
     from startup.systemd.service_manager import ServiceManager

@@ -5,13 +5,14 @@ The API process acts on them, all others ignore them. Standard library only.
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
+from typing import Final
 
-GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GROUP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+set_handler: Final = signal.signal
+"""Also while `startup.processes.stop_signals` replaces it."""
 
 
 @contextmanager
@@ -46,46 +47,19 @@ def ignored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def interrupting() -> Iterator[None]:
-    """Makes Ctrl-C interrupt the block at once: an import, or a wait in a coroutine, which asyncio delays.
-
-    A KeyboardInterrupt that is caught in the block (some modules catch every error of an import) is raised
-    again at the end. No effect outside the main thread, or if Ctrl-C is ignored.
-    """
-    if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGINT)):
-        yield
-        return
-    is_interrupted = False
-
-    def interrupt(number: int, frame: object) -> None:
-        nonlocal is_interrupted
-        is_interrupted = True
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        if _is_task_cancelled():  # by a Ctrl-C just before the block
-            raise KeyboardInterrupt
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if is_interrupted:
-            raise KeyboardInterrupt
-
-
 class _EndedError(BaseException):
     """Raised by a signal in a block of `cleaning_up`."""
 
 
 @contextmanager
 def cleaning_up() -> Iterator[None]:
-    """Lets SIGTERM and SIGHUP leave the block by an exception, as Ctrl-C does, before they end the process.
+    """Lets the signals leave the block by an exception, before they have their usual effect.
 
-    No effect outside the main thread, and on signals that are ignored or handled already.
+    No effect outside the main thread, on Ctrl-C where it raises one already, and on signals that are ignored.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if is_main and signal.getsignal(n) == signal.SIG_DFL]
+    before = {number: signal.getsignal(number) for number in GROUP_SIGNALS if is_main}
+    numbers = [n for n, handler in before.items() if handler not in (signal.SIG_IGN, signal.default_int_handler)]
     received: list[int] = []
     is_cleaning = False
 
@@ -96,24 +70,16 @@ def cleaning_up() -> Iterator[None]:
 
     try:
         for number in numbers:
-            signal.signal(number, leave)
+            set_handler(number, leave)
         try:
             yield
         finally:
             is_cleaning = True
     finally:
         for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+            set_handler(number, before[number])
         if received:
             os.kill(os.getpid(), received[0])
-
-
-def _is_task_cancelled() -> bool:
-    """Whether asyncio runs and has received a Ctrl-C, on which it would act at the next await."""
-    asyncio: Any = sys.modules.get("asyncio")
-    with suppress(AttributeError, RuntimeError):  # it is not imported, or no loop runs
-        return bool(asyncio.current_task().cancelling())
-    return False
 
 
 def ignore() -> None:

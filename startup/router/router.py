@@ -32,6 +32,7 @@ from startup.errors import StartupError
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.probes import listener
+from startup.processes.quick_end import end_like
 from startup.router.child import ChildPlace
 from startup.router.child_log import LogRelay
 from startup.router.child_place import ChildPlaces
@@ -43,7 +44,6 @@ from startup.router.model_pool import ModelPool, ModelRefused
 from startup.router.scheduler_terms import SchedulerLimits
 from startup.router.standbys import Standbys
 from startup.session import ListenAddress
-from startup.standby.forwarding import end_like
 from startup.systemd.service_manager import ServiceManager
 from startup.systemd.socket_activation import take_socket
 from startup.temp_folder import ensure_temp_folder

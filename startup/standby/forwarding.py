@@ -5,7 +5,6 @@ service manager does to this process is done to the server.
 """
 
 import os
-import resource
 import select
 import signal
 import socket
@@ -13,6 +12,7 @@ import sys
 from contextlib import suppress
 
 from startup.processes import messages
+from startup.processes.quick_end import end_like
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:
@@ -161,16 +161,3 @@ class _Server:
     def _signal_group(self, number: int) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self._pid, number)
-
-
-def end_like(status: int) -> int:
-    """Returns the exit code, or ends this process by the signal -N without a core dump."""
-    if status >= 0:
-        return status
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    with suppress(OSError, ValueError):  # SIGKILL and SIGSTOP have no handler
-        signal.signal(-status, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [-status])
-    os.kill(os.getpid(), -status)
-    return 128 - status

@@ -136,6 +136,11 @@ class LiveProgress:
         self._thread.join()
         self._line.close()
 
+    def erase(self) -> None:
+        """The same in a signal's handler, which must not wait for the thread."""
+        self._stop.set()
+        self._line.close()
+
     def _run(self) -> None:
         if self._is_live:
             while not self._stop.wait(0.1):

@@ -9,7 +9,6 @@ from typing import Final
 from startup.hooks.hook import Hook, Name
 from startup.imports.heavy import importing
 from startup.imports.scan_cache import cached_scans
-from startup.processes import group_signals
 from startup.vllm.patches.cheap_calls import make_calls_cheap
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.late_imports import late_imports
@@ -66,8 +65,7 @@ def import_leniently(modules: Iterable[str]) -> dict[str, str]:
     with cached_scans():
         for name in modules:
             try:
-                with group_signals.interrupting():
-                    importlib.import_module(name)
+                importlib.import_module(name)
             except Exception as err:  # noqa: BLE001 - a module may raise any error
                 failed[name] = f"{type(err).__name__}: {err}"
     return failed

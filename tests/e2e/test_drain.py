@@ -3,16 +3,12 @@
 import http.client
 import json
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.process_tree import wait_process
-from tests.e2e.stop_point import ENGINE_LOADS, StopPoint
 from tests.e2e.stream_reader import StreamReader
-from tests.http_answer import ask
-from tests.waiting import wait_until
 
 _GONE_S = 60.0
 _BODY = json.dumps({"prompt": "Once", "max_tokens": 1})
@@ -99,29 +95,4 @@ def test_engine_that_dies_in_a_drain_is_reported_and_not_restarted(start_server:
         assert any(event and "error" in event for event in events)
         assert events[-1] is None
         assert "another one is started" not in server.log
-        assert "Traceback" not in server.log
-
-
-def _status(server: Any) -> dict[str, Any]:
-    return dict(ask(f"{server.url}/status.json").json)
-
-
-def test_drain_that_begins_during_the_start_outlasts_the_readiness_of_the_engine(
-    start_tiny_server: Any, tmp_path: Path
-) -> None:
-    loading = StopPoint(tmp_path, *ENGINE_LOADS)
-    with start_tiny_server("--drain-grace", "600", wait=False, environment=loading.environment) as server:
-        engine = loading.wait_stopped()
-        wait_until(lambda: ask(f"{server.url}/version").status == 200)  # the responder has no /version
-        server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: _status(server)["status"] == "draining")
-        assert _status(server)["live"] is None
-        assert server.metric("vllm_cli:engine_up") == 0
-        engine.resume()
-        wait_until(lambda: server.metric("vllm_cli:engine_up") == 1, _GONE_S)
-        status = _status(server)
-        assert status["status"] == "draining"
-        assert status["live"]["num_running"] == 0
-        assert server.terminate() == 0  # the second signal ends the drain
-        assert "ready after" not in server.log
         assert "Traceback" not in server.log

@@ -1,11 +1,9 @@
 """Each process of a server is killed: no process is left, and the server exits or logs it and continues."""
 
 import signal
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from envs.registry import START_METHODS
@@ -113,23 +111,6 @@ def test_ctrl_c_while_the_command_is_imported_prints_no_traceback(tmp_path: Path
     done = run_cli("env", environment=importing.environment)
     assert done.returncode in (-signal.SIGINT, 130)
     assert "Traceback" not in done.stderr
-
-
-def test_ctrl_c_during_the_start_prints_no_traceback(start_tiny_server: Any) -> None:
-    for phase in ("listen", "engine"):
-        with start_tiny_server(wait=False) as server:
-            family = []
-            if phase == "listen":
-                wait_until(server.health)
-            else:
-                family.append(wait_process(server, "engine"))
-            family += server.family()
-            for process in family:  # a terminal sends it to the whole group
-                with suppress(psutil.NoSuchProcess):
-                    process.send_signal(signal.SIGINT)
-            assert server.process.wait(GONE_S) in (0, 130)
-            assert_gone(family)
-            assert "Traceback" not in server.log
 
 
 def test_ctrl_c_that_msgspec_discards_ends_the_start(start_tiny_server: Any, tmp_path: Path) -> None:

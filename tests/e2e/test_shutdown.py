@@ -8,9 +8,11 @@ import pytest
 
 from envs.registry import START_METHODS
 from tests.cli import run_cli
-from tests.e2e.stop_point import ENGINE_LOADS, StopPoint
+from tests.e2e.stop_point import ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
 from tests.e2e.stream_reader import StreamReader
 from tests.processes import GONE_S, assert_gone
+from tests.startup.vllm.fake_start import short_folder
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize("method", START_METHODS)
@@ -56,6 +58,30 @@ def test_second_signal_ends_the_drain_at_once(start_server: Any) -> None:
         server.wait_logged("shutting down: 1 requests")
         server.terminate(signal.SIGINT)
         assert "the server was stopped" in str(reader.finish()[-2:])
+
+
+@pytest.mark.parametrize("to", ["process", "group"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("point", [FORKSERVER_IMPORTS, ENGINE_LOADS], ids=["imports", "load"])
+def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(
+    start_tiny_server: Any, tmp_path: Path, point: tuple[str, str, str], number: int, code: int, to: str
+) -> None:
+    waiting = StopPoint(tmp_path, *point)
+    with (
+        short_folder() as temp,
+        start_tiny_server(wait=False, environment={**waiting.environment, "TMPDIR": str(temp)}) as server,
+    ):
+        waiting.wait_stopped()
+        wait_until(server.health)
+        family = server.family()
+        for process in family if to == "group" else [server.process]:
+            process.send_signal(number)
+        assert server.process.wait(GONE_S) == code
+        assert_gone(family)
+        name = signal.Signals(number).name
+        assert server.log.count(f"stopped by {name} during the start, in phase ") == 1, server.log
+        assert not any(word in server.log for word in ("Traceback", "Error", "Cause:"))
+        assert list(temp.iterdir()) == []
 
 
 @pytest.mark.smoke

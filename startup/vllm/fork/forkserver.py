@@ -22,7 +22,6 @@ from envs import foreign
 from server.machine.processes import is_alive
 from startup.crash.output_record import OutputRecord
 from startup.hooks.hook import Hook, Name, Text
-from startup.processes import group_signals
 from startup.processes.death_pipe import arm
 from startup.processes.new_program import without_main_module
 from startup.vllm.fork.child_state import ChildState
@@ -161,7 +160,7 @@ class _ForkedPopen(popen_forkserver.Popen):
     """Waits for the child by its pidfd: multiprocessing's pipe also closes when the forkserver exits."""
 
     def _launch(self, process_obj: process.BaseProcess) -> None:
-        with without_main_module(), _recorded(process_obj.name), group_signals.interrupting():
+        with without_main_module(), _recorded(process_obj.name):
             super()._launch(process_obj)  # type: ignore[misc]
         self._status_fd: int | None = None
         with suppress(OSError):  # an old kernel, or the child has exited: the pipe is used instead

@@ -39,6 +39,7 @@ from startup.vllm.patches.late_imports import late_imports  # noqa: E402
 from startup.vllm.patches.model_registry import inspect_models_in_forks, model_modules  # noqa: E402
 from startup.vllm.patches.quick_shutdown import shut_down_quickly  # noqa: E402
 from startup.vllm.patches.spans import record_spans  # noqa: E402
+from startup.vllm.patches.temp_files import keep_temp_files  # noqa: E402
 from startup.vllm.patches.tokenizers import load_tokenizer_late  # noqa: E402
 
 
@@ -50,6 +51,7 @@ def _preload(plan: PreloadPlan) -> None:
     journal = Journal(Path(plan.folder))
     record = OutputRecord(Path(plan.folder))
     record_spans(journal, record)
+    keep_temp_files(Path(plan.folder))
     record_compile_cache(journal)
     omit_prefixes_in_json()
     inspect_models_in_forks()

@@ -40,6 +40,7 @@ from startup.vllm.patches import (
     process_titles,
     quick_shutdown,
     spans,
+    temp_files,
     tokenizers,
     unused_commands,
 )
@@ -51,7 +52,7 @@ _PLACED_IN: Final = (
     command_line, imports, preload_plan, forkserver, port, serving_events, early_engine, tokenizers, late_imports,
     spans, model_registry, unused_commands, compile_cache, compiler, json_logs, model_caches, process_titles,
     forkserver_start, preload_profile, dormant_forkserver, cheap_calls, scan_cache, lean, library_state, engine_death,
-    quick_shutdown,
+    quick_shutdown, temp_files,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

@@ -31,6 +31,7 @@ from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
 from startup.vllm.patches.model_registry import model_modules
 from startup.vllm.patches.process_titles import show_titles
 from startup.vllm.patches.spans import prepare_spans
+from startup.vllm.patches.temp_files import prepare_temp_files
 
 _LAUNCHER: Final = ("startup.vllm.launch.start",)
 _CHANGING_TOKENIZERS: Final = ("--enable-prompt-embeds", "--renderer-num-workers")
@@ -83,6 +84,7 @@ class SharedImports:
         gc.disable()
         leave_out_unfit(self._vllm)
         prepare_spans()
+        prepare_temp_files()
         omit_prefixes_in_json()
         show_titles()
         with ExitStack() as stack:

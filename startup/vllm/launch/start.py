@@ -13,8 +13,6 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from envs import foreign
 from envs.registry import env
+from server.machine.processes import descendants
 from startup.caches.baked import use_baked_bytecode
 from startup.crash.output_record import OutputRecord
 from startup.download.endpoints import use_first_endpoint
@@ -68,6 +67,7 @@ from startup.vllm.patches.engine_death import notice_engine_death
 from startup.vllm.patches.json_logs import log_as_json, omit_prefixes_in_json, undo_log_as_json
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
+from startup.vllm.patches.temp_files import keep_temp_files
 from startup.vllm.patches.tokenizers import reuse_tokenizer
 from startup.vllm.preflight.run import run_preflight
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents
@@ -147,8 +147,8 @@ class _VllmStart:
             session.show_progress(only_logs=True)  # vLLM's processes write to the terminal, too
             leave_out_unfit(self._vllm)
             log_left_out(self._vllm)
-            with group_signals.cleaning_up(), self._opened_journal():
-                self._prepare_vllm(session)
+            self._open_journal()
+            self._prepare_vllm(session)
             gc.freeze()
             gc.enable()
             if self._is_headless:
@@ -163,6 +163,7 @@ class _VllmStart:
             on_serving=session.hand_over,
             on_ready=self._on_ready,
             on_stopping=session.drain,
+            signals=session.stop_signals,
             responder=session.responder if session.is_behind_front or env.VCLI_PROBE_PROCESS.get() else None,
         )
         self._configure_vllm_logs()
@@ -215,19 +216,21 @@ class _VllmStart:
         self._line = with_folders(self._line, dict(zip(self._download.downloads, folders, strict=True)))
         self._is_offline = forbid_requests(self._line, plan_files(self._line.request))
 
-    @contextmanager
-    def _opened_journal(self) -> Iterator[None]:
-        """Creates the journal's folder, which is removed with the session, or at once if the block fails."""
+    def _open_journal(self) -> None:
+        """Creates the journal's folder, which is removed with the session."""
         folder = Path(tempfile.mkdtemp(prefix="vllm-cli-"))
         self._session.stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        self._session.stop_signals.remove_at_end(folder)
         self._journal = Journal(folder)
         self._record = OutputRecord(folder)
         self._crash_digest = CrashDigest(self._record, self._options.log_format)
-        try:
-            yield
-        except BaseException:  # a signal ends the process before the session does
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        self._session.phase_of_others = self._phase_of_others
+        keep_temp_files(folder)
+
+    def _phase_of_others(self) -> str:
+        """What the last of vLLM's processes does, as each has noted for the case of its end."""
+        states = map(self._record.read_state, (*sorted(descendants(os.getpid()), reverse=True), os.getpid()))
+        return next((f"{state.phase} of {state.name}" for state in states if state.phase), "")
 
     def _configure_vllm_logs(self) -> None:
         if self._options.log_format == "json":

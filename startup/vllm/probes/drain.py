@@ -22,6 +22,7 @@ from server.lifecycle import Lifecycle
 from server.operation.drain import ERROR_DELIVERY_S, SAME_SIGNAL_S, Drain, RunningRequests
 from server.routes.asgi import send_unavailable
 from server.server_config import LifecycleConfig
+from startup.processes.stop_signals import StopSignals
 
 _REJECTED_GETS: Final = ("/health", "/ping", "/load")
 """Other GETs are answered until the end; by these, load balancers learn that they may send no more."""
@@ -30,13 +31,19 @@ _ABORT_AFTER_S: Final = 0.25
 """From uvicorn's shutdown to the end of connections whose clients do not read."""
 
 
-def drain_before_shutdown(server: Any, on_draining: Callable[[], None]) -> None:
-    """Called on the event loop before uvicorn's `server` accepts; `on_draining` is called there, too."""
+def drain_before_shutdown(server: Any, on_draining: Callable[[], None], signals: StopSignals | None) -> None:
+    """Called on the event loop before uvicorn's `server` accepts; `on_draining` is called there, too.
+
+    `signals` are those of the launcher; None in an API server that it has started.
+    """
+    if signals is not None:
+        signals.take()  # vLLM's event loop has them by now
     state = getattr(server.config.app, "state", None)
     client = getattr(state, "engine_client", None)
     if client is not None:
         app = server.config.loaded_app = DrainedApp(server.config.loaded_app)
-        _Shutdown(client, app, on_draining, is_one_of_many=getattr(server, "peer_loads", None) is not None)
+        is_one_of_many = getattr(server, "peer_loads", None) is not None
+        _Shutdown(client, app, on_draining, signals, is_one_of_many=is_one_of_many)
 
 
 def abort_connections(server: Any) -> None:
@@ -131,9 +138,18 @@ class _Request:
 class _Shutdown:
     """Replaces `shutdown` of one engine client."""
 
-    def __init__(self, client: Any, app: DrainedApp, on_draining: Callable[[], None], *, is_one_of_many: bool) -> None:
+    def __init__(
+        self,
+        client: Any,
+        app: DrainedApp,
+        on_draining: Callable[[], None],
+        signals: StopSignals | None,
+        *,
+        is_one_of_many: bool,
+    ) -> None:
         self._shutdown = client.shutdown
         self._app = app
+        self._signals = signals
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         timeout_s = float(client.vllm_config.shutdown_timeout)
@@ -155,6 +171,8 @@ class _Shutdown:
         def stop_waiting() -> None:
             if not foreign.has_front() or time.monotonic() - begin_s >= SAME_SIGNAL_S:
                 self._drain.stop_waiting()
+                if self._signals is not None:
+                    self._signals.end_soon()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stop_waiting)

@@ -16,6 +16,7 @@ from startup.hooks.hook import Hook, Name, Text
 from startup.imports.finder import wrap_after_import
 from startup.probes.probe_link import Responder
 from startup.processes import group_signals
+from startup.processes.stop_signals import StopSignals
 
 LAUNCHER: Final = (
     "vllm.entrypoints.launchers.launcher",
@@ -98,12 +99,18 @@ class ServingEvents:
         on_serving: Callable[[], None],
         on_ready: Callable[[], None],
         on_stopping: Callable[[], None],
+        signals: StopSignals,
         responder: Responder | None,
     ) -> None:
-        """A `responder` answers vLLM's probes, too, where it can; `on_serving` is not called then."""
+        """
+        Args:
+            signals: handle the signals of this process until vLLM accepts.
+            responder: answers vLLM's probes, too, where it can; `on_serving` is not called then.
+        """
         self._on_serving = _once(on_serving)
         self._on_ready = _once(on_ready)
         self._on_stopping = _once(on_stopping)
+        self._signals = signals
         self._responder = responder
         self._read_fd, event_fd = os.pipe()
         released_fd, self._held_fd = os.pipe()
@@ -111,7 +118,7 @@ class ServingEvents:
 
     def watch(self) -> None:
         """Begins to watch; starts a thread, so it is called after vLLM's imports."""
-        _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._responder)
+        _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._signals, self._responder)
         thread = threading.Thread(target=self._follow_children, name="vllm-serving-events", daemon=True)
         group_signals.start_thread(thread)
 
@@ -148,9 +155,13 @@ def _hook_uvicorn(
     on_serving: Callable[[], None],
     on_ready: Callable[[], None],
     on_stopping: Callable[[], None],
+    signals: StopSignals | None = None,
     responder: Responder | None = None,
 ) -> None:
-    """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops."""
+    """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops.
+
+    `signals` are those of the launcher; None in an API server that it has started.
+    """
 
     stopping = _once(on_stopping)
 
@@ -162,7 +173,7 @@ def _hook_uvicorn(
             if responder is not None and responder.offer is not None and not (DRAIN.applies and SERVING_PROBES.applies):
                 raise StartupError("--idle-stop: the code of this vLLM is unexpected; see the warnings above")
             if DRAIN.applies:
-                drain_before_shutdown(self, stopping)
+                drain_before_shutdown(self, stopping, signals)
             probes = ServingProbes(responder) if responder is not None and SERVING_PROBES.applies else None
             if probes is not None and probes.can_serve(self, sockets):
                 await probes.start(self, lambda: startup(self, sockets), on_serving)

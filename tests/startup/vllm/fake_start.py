@@ -105,7 +105,7 @@ class FakeStart:
     def __enter__(self) -> Self:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                self._words, stdout=log, stderr=subprocess.STDOUT, env=self._environment, cwd=ROOT
+                self._words, stdout=log, stderr=subprocess.STDOUT, env=self._environment, cwd=ROOT, process_group=0
             )
         self.launcher = psutil.Process(self.process.pid)
         return self

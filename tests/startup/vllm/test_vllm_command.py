@@ -12,13 +12,8 @@ import pytest
 from startup.processes.group_signals import GROUP_SIGNALS
 from tests.ports import free_port
 from tests.processes import disturbing
-from tests.startup.vllm.fake_start import ROOT, FakeStart, environment, prepend, rewrite, run_fake, variant
+from tests.startup.vllm.fake_start import ROOT, FakeStart, environment, prepend, run_fake, variant
 from tests.waiting import wait_until
-
-_WAITS = "import time\nprint('is imported', flush=True)\nwhile True:\n    time.sleep(0.01)\n"
-_CATCHES = "import time\ntry:\n    print('is imported', flush=True)\n    time.sleep(60)\nexcept:\n    pass\n"
-_INTERRUPTED_VLLM = 130
-"""vLLM's exit code for both signals while it starts its engine."""
 
 
 def _run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -94,42 +89,6 @@ def test_signal_reaches_a_main_thread_that_only_waits(folder: Path) -> None:
         start.wait_until_tree_is_gone()
 
 
-def test_signal_while_the_engine_starts_interrupts_vllm(folder: Path) -> None:
-    with FakeStart(folder, "--gate", str(folder / "gate")) as start:
-        start.wait_for_line("VllmWorker-0 prints a line")
-        assert start.end() == _INTERRUPTED_VLLM
-        start.wait_until_tree_is_gone()
-
-
-@pytest.mark.parametrize(
-    ("module", "code", "number", "exit_code"),
-    [
-        ("entrypoints/launcher", _WAITS, signal.SIGTERM, -signal.SIGTERM),
-        ("entrypoints/launcher", _WAITS, signal.SIGINT, 130),
-        ("entrypoints/launcher", _CATCHES, signal.SIGINT, 130),
-        ("kernels", _WAITS, signal.SIGTERM, _INTERRUPTED_VLLM),
-        ("kernels", _WAITS, signal.SIGINT, _INTERRUPTED_VLLM),
-    ],
-    ids=[
-        "imports-SIGTERM",
-        "imports-SIGINT",
-        "caught",
-        "work-beside-the-engine-SIGTERM",
-        "work-beside-the-engine-SIGINT",
-    ],
-)
-def test_signal_while_vllm_is_imported_ends_the_start(
-    module: str, code: str, number: int, exit_code: int, folder: Path
-) -> None:
-    """Before the engine's start, which forks it from a forkserver, or beside it."""
-    with FakeStart(folder, env=environment(folder, prepend(variant(folder), module, code))) as start:
-        start.wait_for_line("is imported")
-        assert start.get("/health")[0] == 503
-        wait_until(start.forkservers)
-        assert start.end(number) == exit_code
-        start.wait_until_tree_is_gone()
-
-
 def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder: Path) -> None:
     waits = "import sys, time\nwhile sys.argv[0] == '-c':\n    print('forkserver imports', flush=True)\n"
     fake = prepend(variant(folder), "v1/engine/core", f"{waits}    time.sleep(0.1)\n")
@@ -140,21 +99,6 @@ def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder: Path) -
         assert start.end(signal.SIGINT) == 130
         start.wait_until_tree_is_gone()
         assert start.lines_with("Traceback", "KeyboardInterrupt") == []
-
-
-def test_ctrl_c_just_before_the_launcher_waits_for_the_forkserver_ends_the_wait(folder: Path) -> None:
-    """asyncio has received it by then, and would act on it at the next await."""
-    gate = folder / "gate"
-    waits = "import sys, time\nwhile sys.argv[0] == '-c':\n    time.sleep(0.1)\n"
-    fake = prepend(variant(folder), "v1/engine/core", waits)
-    before = "    while args.config_gate and"
-    rewrite(fake, before, f"    print('gate is closed', flush=True)\n{before}")
-    with FakeStart(folder, "--config-gate", str(gate), env=environment(folder, fake)) as start:
-        start.wait_for_line("gate is closed")
-        start.process.send_signal(signal.SIGINT)
-        gate.touch()
-        assert start.process.wait(60) == 130
-        start.wait_until_tree_is_gone()
 
 
 def test_an_engine_that_cannot_start_ends_the_start(folder: Path) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection, Listener
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 from vllm import process_state
@@ -16,6 +17,7 @@ from vllm.config import EngineConfig
 from vllm.crash import crash_at
 from vllm.logger import set_process_name
 from vllm.model_executor.models.registry import Inspected, ModelRegistry
+from vllm.utils.network_utils import get_file_store_init_method, get_open_zmq_ipc_path
 from vllm.utils.system_utils import set_process_title
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
@@ -46,6 +48,9 @@ class EngineCoreProc(EngineCore):
             if config.fails:
                 raise RuntimeError("the engine cannot be initialised")
             inspected = ModelRegistry.inspect(config.architecture) if config.architecture else None
+            for address in (get_open_zmq_ipc_path(), get_file_store_init_method()):
+                Path(address.partition("://")[2]).touch()  # nobody removes them
+            memory = SharedMemory(create=True, size=1)
             executor = MultiprocExecutor(config)
         except Exception:
             logging.getLogger("vllm.engine").exception("EngineCore failed to start.")
@@ -61,6 +66,7 @@ class EngineCoreProc(EngineCore):
                     threading.Thread(target=_answer, args=(executor, connection, inspected), daemon=True).start()
         finally:
             engine_core.shutdown()
+            memory.unlink()
 
 
 def _answer(executor: MultiprocExecutor, connection: Connection, inspected: Inspected | None) -> None:

@@ -1,0 +1,60 @@
+"""Puts the sockets and rendezvous files of vLLM's processes into a folder that the launcher removes.
+
+vLLM leaves them in TMPDIR, also when it ends in order.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from envs import foreign
+from startup.hooks.hook import Hook, Name
+from startup.imports.finder import wrap_after_import
+
+_MODULE: Final = "vllm.utils.network_utils"
+_SOCKET: Final = Name(_MODULE, "get_open_zmq_ipc_path", ())
+_RENDEZVOUS: Final = Name(_MODULE, "get_file_store_init_method", ())
+TEMP_FILES: Final = Hook(
+    "temporary files",
+    does="puts the sockets and rendezvous files of vLLM's processes into a folder that is removed",
+    without="they stay in TMPDIR",
+    needs=(_SOCKET, _RENDEZVOUS),
+    since=(0, 29),
+)
+_FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
+_MOST_ADDRESS_BYTES: Final = 107
+"""Of a UNIX socket (unix(7), `sun_path`)."""
+
+
+class _Place:
+    """The folder of this start, in its processes; none in a template process."""
+
+    folder: Path | None = None
+    is_prepared = False
+
+
+def keep_temp_files(folder: Path) -> None:
+    """From now on, this process and its forks create the files there."""
+    _Place.folder = folder
+    prepare_temp_files()
+
+
+def prepare_temp_files() -> None:
+    """Prepares vLLM's functions, before they are imported, for `keep_temp_files`; may be called again."""
+    if TEMP_FILES.applies and not _Place.is_prepared:
+        _Place.is_prepared = True
+        for name in (_SOCKET, _RENDEZVOUS):
+            wrap_after_import(name, _in_folder)
+
+
+def _in_folder(make_address: Callable[[], str]) -> Callable[[], str]:
+    def make() -> str:
+        address = make_address()
+        scheme, _, path = address.partition("://")
+        if _Place.folder is None or (scheme == "ipc" and foreign.text_of(_FOLDER_OF_SOCKETS)):
+            return address
+        moved = _Place.folder / Path(path).name
+        return f"{scheme}://{moved}" if len(os.fsencode(moved)) <= _MOST_ADDRESS_BYTES else address
+
+    return make

@@ -1,0 +1,13 @@
+"""Addresses of sockets and rendezvous files between processes."""
+
+import os
+import tempfile
+from uuid import uuid4
+
+
+def get_open_zmq_ipc_path() -> str:
+    return f"ipc://{os.environ.get('VLLM_RPC_BASE_PATH', tempfile.gettempdir())}/{uuid4()}"
+
+
+def get_file_store_init_method() -> str:
+    return f"file://{tempfile.gettempdir()}/vllm_dist_{uuid4().hex}"

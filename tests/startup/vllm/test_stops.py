@@ -1,0 +1,108 @@
+"""A signal during a start of vLLM, or a second one during its drain: every process ends, whatever it does."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.e2e.stream_reader import StreamReader
+from tests.startup.vllm.fake_start import FakeStart, environment, prepend, rewrite, variant
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.thorough
+
+_WAITS = "import time\nprint('waits here', flush=True)\nwhile True:\n    time.sleep(0.01)\n"
+_CATCHES = "import time\ntry:\n    print('waits here', flush=True)\n    time.sleep(60)\nexcept:\n    pass\n"
+_IN_CONFIGURATION = "    while args.config_gate and"
+_NO_REPEAT_S = 0.6
+"""A signal that comes sooner is taken for the same one, sent twice."""
+
+
+class _Stage(NamedTuple):
+    """A point of the start at which it waits."""
+
+    phase: str
+    words: tuple[str, ...] = ("--gate", "closed")
+    change: Callable[[Path], Any] = str
+    """Of the fake vLLM, so that it waits there."""
+    line: str = "VllmWorker-0 prints a line"
+    """The log has it when the start waits."""
+
+
+def _hang(fake: Path) -> None:
+    """The engine ignores SIGTERM, and vLLM waits for it."""
+    rewrite(fake, "lambda number, frame: sys.exit(0)", "lambda number, frame: None")
+    rewrite(fake, "self.process.join(30)", "self.process.join(600)")
+
+
+def _importing(module: str, code: str, phase: str) -> _Stage:
+    return _Stage(phase, (), lambda fake: prepend(fake, module, code), "waits here")
+
+
+_STAGES = {
+    "imports": _importing("entrypoints/launcher", _WAITS, "import vllm"),
+    "imports that catch every error": _importing("entrypoints/launcher", _CATCHES, "import vllm"),
+    "configuration": _Stage(
+        "create config of APIServer",
+        ("--config-gate", "closed"),
+        lambda fake: rewrite(fake, _IN_CONFIGURATION, f"    print('waits here', flush=True)\n{_IN_CONFIGURATION}"),
+        "waits here",
+    ),
+    "engine": _Stage("asyncmpclient init of APIServer"),
+    "engine that hangs": _Stage("asyncmpclient init of APIServer", change=_hang),
+    "several API servers": _Stage("vllm", ("--gate", "closed", "--api-server-count", "2")),
+    "imports beside the engine": _importing("kernels", _WAITS, ""),
+}
+
+
+@pytest.mark.parametrize("to", ["process", "group"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("stage", _STAGES)
+def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(
+    folder: Path, stage: str, number: int, code: int, to: str
+) -> None:
+    phase, words, change, line = _STAGES[stage]
+    fake = variant(folder)
+    change(fake)
+    with FakeStart(folder, *words, env=environment(folder, fake)) as start:
+        start.wait_for_line(line)
+        wait_until(lambda: start.get("/health")[0] == 503 and start.forkservers())
+        memory = _shared_memory(start)
+        before = len(start.text)
+        (os.killpg if to == "group" else os.kill)(start.process.pid, number)
+        assert start.process.wait(60) == code
+        start.wait_until_tree_is_gone()
+        written = start.text[before:]
+        name = signal.Signals(number).name
+        assert written.count(f"stopped by {name} during the start, in phase {phase}") == 1, written
+        for word in ("Traceback", "Cause:", "leaked", "failed"):
+            assert word not in written
+    assert {path.name for path in folder.iterdir()} <= {"cache", "fake", start.log.name}
+    wait_until(lambda: not any(path.exists() for path in memory))  # the resource tracker ends last
+
+
+def _shared_memory(start: FakeStart) -> set[Path]:
+    """Of all its processes."""
+    maps = [Path("/proc", str(process.pid), "maps") for process in start.record_tree()]
+    lines = [line.split()[-1] for path in maps if path.exists() for line in path.read_text().splitlines()]
+    return {Path(line) for line in lines if line.startswith("/dev/shm/psm_")}
+
+
+@pytest.mark.parametrize("words", [(), ("--api-server-count", "2")], ids=["one API server", "two"])
+def test_a_second_signal_ends_a_server_whose_engine_hangs(folder: Path, words: tuple[str, ...]) -> None:
+    fake = variant(folder)
+    _hang(fake)
+    with FakeStart(folder, "--shutdown-timeout", "600", *words, env=environment(folder, fake)) as start:
+        start.wait_until_ready()
+        stream = StreamReader(f"http://127.0.0.1:{start.port}", 1_000_000)
+        start.record_tree()
+        start.process.send_signal(signal.SIGTERM)
+        time.sleep(_NO_REPEAT_S)
+        start.process.send_signal(signal.SIGTERM)
+        assert start.process.wait(60) == 0
+        start.wait_until_tree_is_gone()
+        stream.finish()
