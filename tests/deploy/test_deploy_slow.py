@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,8 @@ import pytest
 import yaml
 
 from tests.containers import as_user, on_read_only_root
-from tests.deploy.dockerfile import ROOT, Instruction, last, read_stages
+from tests.deploy.dockerfile import ROOT, Instruction, read_stages
+from tests.deploy.shipped import STARTS
 from tests.deploy.test_deploy_files import MANIFEST
 from tests.ports import free_port
 
@@ -74,12 +74,12 @@ def test_the_image_s_program_serves_as_any_user_on_a_read_only_root(image: Path,
     read_only = on_read_only_root(cache)
     if user is None or read_only is None:
         pytest.skip("another user or a mount namespace is not possible")
-    environment = {name: _below(image, value) for name, value in _variables().items()}
-    environment["PATH"] += f":{os.environ['PATH']}"
+    environment = {name: _below(image, value) for name, value in STARTS["image"].variables.items()}
+    environment["PATH"] = environment["PATH"].replace("$PATH", os.environ["PATH"])
     launcher = (*read_only, *user)
     with (image / "log").open("w") as log:
         server = subprocess.Popen(
-            [*launcher, *last(read_stages()[-1], "ENTRYPOINT").words, str(model_path), "--port", port],
+            [*launcher, *STARTS["image"].words, str(model_path), "--port", port],
             env=environment, cwd=cache, stderr=log,
         )  # fmt: skip
     try:
@@ -95,12 +95,6 @@ def test_the_image_s_program_serves_as_any_user_on_a_read_only_root(image: Path,
     assert written
     assert {path.stat().st_uid for path in written} == {4711}
     assert "Traceback" not in (image / "log").read_text()
-
-
-def _variables() -> dict[str, str]:
-    """The ENV of the final stage; PATH without the inherited part."""
-    words = shlex.split(last(read_stages()[-1], "ENV").value)
-    return {name: value.removesuffix(":$PATH") for name, value in (word.split("=", 1) for word in words)}
 
 
 def _below(image: Path, text: str) -> str:

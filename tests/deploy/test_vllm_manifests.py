@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from startup.serve_words import ServeWords
 from startup.vllm.command_line import CommandLine
 from tests.deploy.dockerfile import ROOT
+from tests.deploy.shipped import STARTS
 from vllm_cli.flags.engine_choice import choose_engine
 
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -81,14 +82,8 @@ def _pods() -> dict[str, dict[str, Any]]:
 
 def _words(pod: str) -> list[str]:
     """The launcher's arguments, with the values of the controller's variables."""
-    [container] = _pods()[pod]["spec"]["containers"]
-    set_here = {"LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": "1", "LWS_LEADER_ADDRESS": "vllm-0.vllm.default"}
-    command = [*container["command"], *container["args"]]
-    for name, value in set_here.items():
-        command = [word.replace(f"$({name})", value) for word in command]
-    assert command[:2] == ["vllm-cli", "serve"]
-    assert not any("$(" in word for word in command)
-    return command[2:]
+    name = DEPLOYMENT.stem if pod == "deployment" else f"{WORKER_SET.stem} {pod}"
+    return STARTS[name].serve_words
 
 
 def test_the_worker_set_fits_the_api_reference() -> None:

@@ -1,0 +1,129 @@
+"""A folder that stands for a container's root, with what manifests and examples name, and a tiny model."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from startup.config import DEFAULT_MODEL_ID
+from tests.deploy.shipped import Start
+from tests.ports import free_port
+from tests.startup.router.router_process import FOREIGN
+from tests.startup.vllm.fake_start import FAKE
+
+_PATH: Final = re.compile(r"(?<![\w/:.-])/(?=\w)(?!(?:dev|health)\b)")
+_REPOSITORY: Final = re.compile(r"(?<![\w/.:-])[\w-]+/[\w.-]*\w")
+_PLACEHOLDER: Final = re.compile(r"\b[A-Z]{2,}\b")
+_SNAPSHOT: Final = "0" * 40
+_LLAMA_SERVER: Final = """#!/bin/sh
+while [ "$1" != --port ]; do shift; done
+exec {python} {foreign} "$2"
+"""
+_OTHER_PROGRAMS: Final = 'command_not_found_handle() { vllm-cli "$@"; }\n'
+_STAND_IN: Final = """#!{python}
+import json, os, subprocess, sys
+words = sys.argv[1:]
+for word in words:
+    if "vllm-cli serve" in word:
+        os.system(word[word.index("vllm-cli serve"):])
+names = [os.path.basename(word) for word in words]
+if "vllm-cli" in names:
+    words = words[names.index("vllm-cli") + 1:]
+if words[:1] == ["serve"]:
+    is_for_vllm = {{"vllm", "--tensor-parallel-size"}} & {{*words}}
+    variables = os.environ | ({{"PYTHONPATH": "{fake}"}} if is_for_vllm else {{}})
+    command = ["{python}", "-m", "vllm_cli", *words, "--port", "{port}", "--preflight-only"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    with open("{log}", "a") as log:
+        print(json.dumps([words, done.returncode, done.stdout + done.stderr]), file=log)
+"""
+"""Stands for all programs: only checks what they would serve, also in containers and benchmarks."""
+
+
+class Checked(NamedTuple):
+    """A `vllm-cli serve` of a shell script, and what the preflight said to it."""
+
+    words: list[str]
+    exit_code: int
+    output: str
+
+
+class ContainerRoot:
+    """Words, variables and files are used as they are, but for absolute paths, which lead into this folder.
+
+    Models that they name are in the hub's cache, or in the working folder if they are placeholders (MODEL).
+    """
+
+    def __init__(self, path: Path, model: Path, **config: Any) -> None:
+        """The path is short, because sockets are in it; `config` changes the model's config.json."""
+        self.path = path
+        self.home = path / "home"
+        self._programs = path / "programs"
+        for name in ("home", "cache", "opt/vllm-cli", "programs", "tmp", "var/cache"):
+            (path / name).mkdir(parents=True)
+        (path / "var" / "cache" / "vllm-cli").symlink_to(path / "cache")
+        (path / "opt" / "vllm-cli" / "bin").symlink_to(Path(sys.executable).parent)
+        self._model = shutil.copytree(model, path / "models" / "model")
+        own = json.loads((model / "config.json").read_text())
+        (self._model / "config.json").write_text(json.dumps(own | {"max_position_embeddings": 40960} | config))
+        self._write_program("llama-server", _LLAMA_SERVER.format(python=sys.executable, foreign=FOREIGN))
+        self._locally(DEFAULT_MODEL_ID)
+
+    @property
+    def launcher(self) -> tuple[str, ...]:
+        """Executes a program in the working folder."""
+        return ("env", "-C", str(self.home))
+
+    def prepare(self, start: Start) -> tuple[list[str], dict[str, str]]:
+        """Writes the files of a start; returns its words after `serve`, and its variables."""
+        self.write(start.files)
+        variables = {name: self._locally(value) for name, value in start.variables.items()}
+        path = variables.get("PATH", "$PATH").replace("$PATH", f"{self._programs}:{os.environ['PATH']}")
+        return [self._locally(word) for word in start.serve_words], variables | {"HF_HUB_OFFLINE": "1", "PATH": path}
+
+    def write(self, files: Mapping[str, str]) -> None:
+        """Writes files that a start reads; a relative path is one in the working folder."""
+        for path, text in files.items():
+            file = self.home / self._locally(path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(self._locally(text))
+
+    def run(self, script: str) -> list[Checked]:
+        """Runs a shell script in which each `vllm-cli serve` only checks, and no other program runs."""
+        log = self.path / "log"
+        log.touch()
+        self._write_program("vllm-cli", _STAND_IN.format(python=sys.executable, fake=FAKE, port=free_port(), log=log))
+        folders = {"HOME": self.home, "XDG_CACHE_HOME": self.path / "cache", "PATH": self._programs}
+        subprocess.run(
+            ["/bin/bash", "-c", f"{_OTHER_PROGRAMS}{self._locally(script)}\nwait"],
+            cwd=self.home,
+            env={**os.environ, **{name: str(folder) for name, folder in folders.items()}, "HF_HUB_OFFLINE": "1"},
+            check=True,
+            timeout=240,
+        )
+        return [Checked(*json.loads(line)) for line in log.read_text().splitlines()]
+
+    def _locally(self, text: str) -> str:
+        """The text with its absolute paths below this folder, in which all models are that it names."""
+        for name in _REPOSITORY.findall(text):
+            cached = self.path / "cache" / "huggingface" / "hub" / f"models--{name.replace('/', '--')}"
+            (cached / "refs").mkdir(parents=True, exist_ok=True)
+            (cached / "refs" / "main").write_text(_SNAPSHOT)
+            self._link(cached / "snapshots" / _SNAPSHOT)
+        for name in _PLACEHOLDER.findall(text):
+            self._link(self.home / name)
+        return _PATH.sub(f"{self.path}/", text)
+
+    def _link(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_symlink():
+            path.symlink_to(self._model)
+
+    def _write_program(self, name: str, text: str) -> None:
+        (self._programs / name).write_text(text)
+        (self._programs / name).chmod(0o755)

@@ -1,0 +1,145 @@
+"""What the shipped files and the documentation start: words, variables and files, read from them."""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from tests.command_tree import walk_commands
+from tests.deploy.dockerfile import ROOT, last, read_stages
+from tests.test_docs import PAGES, README
+
+DEPLOY: Final = ROOT / "deploy"
+SECRETS: Final = {"api-key": "key-of-a-secret", "hf-token": "hf_of_a_secret"}
+_OF_THE_CONTROLLER: Final = {"LWS_WORKER_INDEX": "1", "LWS_LEADER_ADDRESS": "vllm-0.vllm.default"}
+_TEMPLATES: Final = {"template": "", "leaderTemplate": " leader", "workerTemplate": " worker"}
+_BLOCK: Final = re.compile(r"^```(sh|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_RUN_OF_IMAGE: Final = re.compile(r"^docker run (?!.*--entrypoint).*? vllm-cli(?= |$)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a container runtime or systemd executes, and the files that it reads."""
+
+    words: list[str]
+    variables: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def serve_words(self) -> list[str]:
+        """The words after `vllm-cli serve`."""
+        program, command, *words = self.words
+        assert (Path(program).name, command) == ("vllm-cli", "serve")
+        return words
+
+
+@dataclass(frozen=True)
+class Example:
+    """A shell script, and the files of models that are shown with it."""
+
+    script: str
+    files: Mapping[str, str]
+
+    @classmethod
+    def of_page(cls, text: str) -> "Example":
+        """Its shell blocks that start servers; `args` of pods and of `docker run` follow the entrypoint."""
+        blocks: dict[str, list[str]] = {"sh": [], "yaml": []}
+        for kind, block in _BLOCK.findall(text):
+            blocks[kind].append(block)
+        pods = [words for block in blocks["yaml"] if (words := yaml.safe_load(block).get("args"))]
+        entrypoint = shlex.join(_image().words)
+        shell = [_RUN_OF_IMAGE.sub(entrypoint, block) for block in blocks["sh"]]
+        shell += [f"{entrypoint} {shlex.join(words)}" for words in pods]
+        script = "\n".join(block for block in shell if "vllm-cli serve" in block)
+        names = dict.fromkeys(re.findall(r"--models (\S+\.yaml)", script))
+        models = [block for block in blocks["yaml"] if re.search("^models:", block, re.MULTILINE)]
+        return cls(script, dict(zip(names, models, strict=False)))
+
+    @classmethod
+    def of_help(cls, text: str) -> "Example":
+        """The lines below `Examples:`."""
+        return cls(text.partition("Examples:\n")[2].partition("\n\n")[0], _models().files)
+
+
+def pods(path: Path) -> Iterator[tuple[str, Start]]:
+    """The containers of a manifest, by the file's name and their role; optional secrets exist."""
+    documents = list(yaml.safe_load_all(path.read_text()))
+    maps = {document["metadata"]["name"]: document["data"] for document in documents if document["kind"] == "ConfigMap"}
+    for spec in (document["spec"] for document in documents if "spec" in document):
+        group = spec.get("leaderWorkerTemplate", spec)
+        for kind in [kind for kind in _TEMPLATES if kind in group]:
+            yield path.stem + _TEMPLATES[kind], _container(group[kind]["spec"], maps, str(group.get("size")))
+
+
+def _container(pod: dict[str, Any], maps: dict[str, dict[str, str]], group_size: str) -> Start:
+    [container] = pod["containers"]
+    image = _image() if container["image"] == "vllm-cli" else Start([])
+    sources = {volume["name"]: volume.get("configMap", {}).get("name") for volume in pod["volumes"]}
+    files = {
+        f"{mount['mountPath']}/{name}": text
+        for mount in container["volumeMounts"]
+        for name, text in maps.get(sources[mount["name"]], {}).items()
+    }
+    variables = {
+        variable["name"]: variable.get("value") or SECRETS[variable["valueFrom"]["secretKeyRef"]["key"]]
+        for variable in container["env"]
+    }
+    known = {"LWS_GROUP_SIZE": group_size, **_OF_THE_CONTROLLER}
+    words = [
+        re.sub(r"\$\((\w+)\)", lambda found: known[found[1]], word)
+        for word in [*container.get("command", image.words), *container["args"]]
+    ]
+    return Start(words, {**image.variables, **variables}, files)
+
+
+def _image(path: Path = ROOT / "Dockerfile") -> Start:
+    """A container of the image without words of its own; another Dockerfile is based on it."""
+    stage = read_stages()[-1]
+    commands = [step.words for step in read_stages(path)[-1] if step.name == "CMD"]
+    variables = dict(word.split("=", 1) for word in shlex.split(last(stage, "ENV").value))
+    return Start([*last(stage, "ENTRYPOINT").words, *sum(commands, [])], variables)
+
+
+def _compose(**given: str) -> Start:
+    def fill(text: str) -> str:
+        return re.sub(r"\$\{(\w+):-(.*?)\}", lambda found: given.get(found[1], found[2]), text)
+
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["llm"]
+    words = [*_image().words, *(fill(word) for word in service["command"])]
+    return Start(words, {**_image().variables, **{name: fill(text) for name, text in service["environment"].items()}})
+
+
+def _unit() -> Start:
+    """The system's unit, with the configuration of its first lines and a key in its file of secrets."""
+    text = (DEPLOY / "systemd" / "vllm-cli.service").read_text()
+    [(path, configuration)] = re.findall(r"(/etc/\S+) \(`(.*)`\)", text)
+    [words, variables] = (re.findall(f"^{name}=(.*)", text, re.MULTILINE)[0] for name in ("ExecStart", "Environment"))
+    given = dict(word.split("=", 1) for word in shlex.split(variables))
+    return Start(shlex.split(words), given | {"VLLM_API_KEY": SECRETS["api-key"]}, {path: configuration})
+
+
+def _models() -> Start:
+    """The command in the first lines of the file of models."""
+    text = (DEPLOY / "models.yaml").read_text()
+    words = re.findall(r": (vllm-cli serve .*)", text)[0].split()
+    return Start(words, {**_image().variables, "VLLM_API_KEY": SECRETS["api-key"]}, {words[-1]: text})
+
+
+STARTS: Final = {
+    "image": _image(),
+    "baked image": _image(DEPLOY / "docker" / "baked.Dockerfile"),
+    "compose": _compose(),
+    "compose with variables": _compose(VLLM_API_KEY=SECRETS["api-key"], MODEL="Qwen/Qwen3-0.6B"),
+    "systemd": _unit(),
+    "models": _models(),
+    **dict(pod for path in sorted((DEPLOY / "kubernetes").iterdir()) for pod in pods(path)),
+}
+STARTS_OF_VLLM: Final = [name for name, start in STARTS.items() if "vllm" in start.words]
+EXAMPLES: Final = {
+    **{page.name: Example.of_page(page.read_text()) for page in (README, *PAGES)},
+    **{f"help of {name}": Example.of_help(command.help or "") for name, command in walk_commands()},
+}

@@ -1,0 +1,52 @@
+"""Every shipped manifest, unit, image and example is started, with its own words, variables and files."""
+
+import re
+import signal
+
+import pytest
+
+from tests.certificates import make_certificate
+from tests.deploy.container_root import ContainerRoot
+from tests.deploy.shipped import EXAMPLES, SECRETS, STARTS, STARTS_OF_VLLM
+from tests.e2e.server_process import ServerProcess
+from tests.http_answer import ask
+from tests.startup.vllm.fake_start import FakeStart, environment
+
+
+@pytest.mark.parametrize("name", [name for name in STARTS if name not in STARTS_OF_VLLM])
+def test_it_serves_its_models_to_clients_with_the_key(name: str, root: ContainerRoot) -> None:
+    start = STARTS[name]
+    words, variables = root.prepare(start)
+    key = variables.get("VLLM_API_KEY")
+    with ServerProcess(words, environment=variables, launcher=root.launcher) as server:
+        for model in ask(f"{server.url}/v1/models", key=key).json["data"]:
+            body = {"model": model["id"], "prompt": "Once", "max_tokens": 1}
+            assert ask(f"{server.url}/v1/completions", body, key=key).status == 200, server.log
+            assert ask(f"{server.url}/v1/completions", body).status == (401 if key else 200)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0, server.log
+
+
+@pytest.mark.parametrize("name", STARTS_OF_VLLM)
+def test_it_starts_vllm(name: str, root: ContainerRoot) -> None:
+    words, variables = root.prepare(STARTS[name])
+    with FakeStart(root.home, *words, env=environment(root.home, **variables)) as start:
+        if "--headless" in words:
+            start.wait_for_line("headless engine")
+        else:
+            start.wait_until_ready()
+        assert start.end() == 0, start.text
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if "vllm-cli serve" in example.script])
+def test_what_an_example_starts_passes_the_preflight(name: str, root: ContainerRoot) -> None:
+    example = EXAMPLES[name]
+    if "--otlp-traces-endpoint" in example.script:
+        pytest.importorskip("opentelemetry.sdk")
+    for certificate in re.findall(r"([\w-]+)\.crt", example.script):
+        make_certificate(root.home, certificate)
+    root.write({"keys.txt": SECRETS["api-key"], **example.files})
+    checked = root.run(example.script)
+    assert [one for one in checked if one.exit_code] == []
+    assert len(checked) == example.script.count("vllm-cli serve")
