@@ -1,4 +1,4 @@
-"""The commands of docs/first-steps.md, as a newcomer types them."""
+"""The commands of docs/first-steps.md and the request of the README, as a newcomer types them."""
 
 import os
 import re
@@ -12,15 +12,17 @@ import pytest
 
 from tests.ports import free_port
 
-_PAGE = Path(__file__).parents[2] / "docs" / "first-steps.md"
+_ROOT = Path(__file__).parents[2]
+_PAGE = _ROOT / "docs" / "first-steps.md"
+_STOP = "vllm-cli stop 8000\n"
 _LIMIT_S = 300
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("title", ["Serve a model and chat with it", "Start in a fraction of a second"])
 def test_the_commands_of_a_section_work(title: str, tmp_path: Path) -> None:
-    section = _PAGE.read_text(encoding="utf-8").partition(f"## {title}\n")[2]
-    [commands] = re.findall(r"^```sh\n(.*?)^```$", section.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
+    request = _commands(_ROOT / "README.md", "Use")
+    commands = _commands(_PAGE, title).replace(_STOP, request + _STOP)
     port = free_port()
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
@@ -34,14 +36,22 @@ def test_the_commands_of_a_section_work(title: str, tmp_path: Path) -> None:
             "VCLI_STANDBY": "auto",
         },
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     try:
-        output, _ = shell.communicate(timeout=_LIMIT_S)
+        answers, log = shell.communicate(timeout=_LIMIT_S)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGTERM)
-    assert shell.returncode == 0, output
-    assert ("Paris" if "chat" in commands else "warm start: forked from the standby") in output
+    assert shell.returncode == 0, answers + log
+    assert answers.count("The capital of France is Paris.") == commands.count("What is the capital of France?") > 0
+    assert ("warm start: forked from the standby" in log) == ("standby" in commands)
+
+
+def _commands(page: Path, title: str) -> str:
+    """The only shell block of a section."""
+    section = page.read_text(encoding="utf-8").partition(f"## {title}\n")[2].partition("\n## ")[0]
+    [commands] = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return commands
