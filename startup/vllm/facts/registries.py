@@ -1,6 +1,8 @@
 """Reads the names that vLLM registers: parsers, architectures, formats, quantization methods."""
 
+import ast
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from startup.vllm.facts.definitions import Definitions, UnreadableError
@@ -8,6 +10,7 @@ from startup.vllm.facts.vllm_facts import Registries
 
 _ARCHITECTURE: Final = re.compile(r'^ {4}"(\w+)": *\(', re.MULTILINE)
 _FORMER: Final = re.compile(r'^ {4}"(\w+)": *"([^"]*)"', re.MULTILINE)
+_CONFIG: Final = "vllm.transformers_utils.config"
 _MEMBER: Final = re.compile(r"^ {4}([A-Z][A-Z0-9_]*) *=", re.MULTILINE)
 
 
@@ -20,7 +23,8 @@ def read_registries(definitions: Definitions) -> Registries:
         architectures=architectures,
         former_architectures=former,
         load_formats=_keys(definitions, "vllm.model_executor.model_loader", "_LOAD_FORMAT_TO_MODEL_LOADER"),
-        config_formats=_keys(definitions, "vllm.transformers_utils.config", "_CONFIG_FORMAT_TO_CONFIG_PARSER"),
+        config_types=tuple(_config_types(definitions)),
+        config_formats=_keys(definitions, _CONFIG, "_CONFIG_FORMAT_TO_CONFIG_PARSER"),
         tokenizer_modes=_keys(definitions, "vllm.tokenizers.registry", "_VLLM_TOKENIZERS"),
         quantization_methods=_quantization_methods(definitions),
         attention_backends=_attention_backends(definitions),
@@ -40,6 +44,17 @@ def _architectures(definitions: Definitions) -> tuple[tuple[str, ...], dict[str,
     end = module.text.find("\nclass ", begin)
     tables = module.text[begin:end]
     return tuple(_ARCHITECTURE.findall(tables)), dict(_FORMER.findall(tables))
+
+
+def _config_types(definitions: Definitions) -> Iterator[str]:
+    """The keywords of `_CONFIG_REGISTRY`, and the keys of the dictionaries that it unpacks."""
+    module = definitions.module(_CONFIG)
+    table = module.expression("_CONFIG_REGISTRY") if module is not None else None
+    for node in ast.walk(table) if table is not None else ():
+        if isinstance(node, ast.keyword) and node.arg is not None:
+            yield node.arg
+        elif isinstance(node, ast.Dict):
+            yield from (str(key.value) for key in node.keys if isinstance(key, ast.Constant))
 
 
 def _quantization_methods(definitions: Definitions) -> tuple[str, ...]:

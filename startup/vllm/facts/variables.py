@@ -13,13 +13,19 @@ _ENTRY: Final = re.compile(r'^ {4}"(\w+)":', re.MULTILINE)
 _NUMBER: Final = re.compile(r'\b(int|float)\(\s*os\.(?:get\w+|environ\.\w+)\(\s*"(\w+)"(?:,[^()]*)?\)\s*\)')
 _CHOICES: Final = re.compile(r"env_with_choices\([^\[]*\[([^\]]*)\]")
 _PORT_READER: Final = "get_vllm_port"
+_SETTERS: Final = ("vllm.platforms.cpu", "vllm.config.vllm", "vllm.config.parallel", "vllm.transformers_utils.config")
+"""Modules that set some of the variables themselves, before they are all read."""
+_SETS: Final = re.compile(r'\bos\.environ\["(\w+)"\] *=')
 
 
 def read_variables(definitions: Definitions) -> tuple[VariableFact, ...]:
-    """All variables of the table; nothing if it is not found."""
+    """All variables of the table; nothing if it is not found. Those that vLLM sets itself may have any value."""
     module = definitions.module(_MODULE)
     table = _TABLE.search(module.text) if module is not None else None
-    return tuple(_facts(table[1])) if table is not None else ()
+    setters = filter(None, map(definitions.module, _SETTERS))
+    own = {name for setter in setters for name in _SETS.findall(setter.text)}
+    facts = _facts(table[1]) if table is not None else ()
+    return tuple(VariableFact(fact.name) if fact.name in own else fact for fact in facts)
 
 
 def _facts(table: str) -> Iterator[VariableFact]:

@@ -75,6 +75,8 @@ class Registries(NamedTuple):
     former_architectures: dict[str, str]
     """Those that this vLLM has no longer: the last version that had them, or the address of a plugin."""
     load_formats: tuple[str, ...]
+    config_types: tuple[str, ...]
+    """The values of `model_type` whose configuration class vLLM has itself."""
     config_formats: tuple[str, ...]
     tokenizer_modes: tuple[str, ...]
     quantization_methods: tuple[str, ...]

@@ -28,6 +28,26 @@ def command_line_findings(start: CheckedStart) -> Iterator[Finding]:
             yield from check(start)
 
 
+def check_name(
+    start: CheckedStart, flag: str, names: tuple[str, ...], *, plugin: str = "", fold: Callable[[str], str] = str
+) -> Iterator[Finding]:
+    """Whether the value of a flag is one of the names.
+
+    Args:
+        start: the start.
+        flag: the flag.
+        names: those that vLLM registers; without any, nothing is checked.
+        plugin: a flag for a plugin, which may know more.
+        fold: how vLLM writes the value before it compares it.
+    """
+    given: Any = start.value(flag)
+    if not given or not names or fold(given) in names or (plugin and start.value(plugin)):
+        return
+    guess = did_you_mean(given, names) or f": choose one of {list_some(names, _MAX_NAMES)}"
+    advice = f", or load a plugin with {plugin}" if plugin else ""
+    yield error(flag.removeprefix("--").replace("-", "_"), f"this vLLM has no {flag} {given!r}{guess}{advice}")
+
+
 def _value_findings(start: CheckedStart, given: GivenFlag) -> Iterator[Finding]:
     for text in given.values:
         try:
@@ -129,28 +149,17 @@ def _check_names(start: CheckedStart) -> Iterator[Finding]:
         return
     names = start.facts.registries
     if start.has("--enable-auto-tool-choice") and start.facts.has_rule("tool parser is known"):
-        yield from _check_name(start, "--tool-call-parser", names.tool_parsers, plugin="--tool-parser-plugin")
+        yield from check_name(start, "--tool-call-parser", names.tool_parsers, plugin="--tool-parser-plugin")
     if start.facts.has_rule("reasoning parser is known"):
-        yield from _check_name(start, "--reasoning-parser", names.reasoning_parsers, plugin="--reasoning-parser-plugin")
-    yield from _check_name(start, "--load-format", names.load_formats, fold=str.lower)
-    yield from _check_name(start, "--quantization", names.quantization_methods, fold=str.lower)
-    yield from _check_name(start, "--attention-backend", names.attention_backends, fold=str.upper)
+        yield from check_name(start, "--reasoning-parser", names.reasoning_parsers, plugin="--reasoning-parser-plugin")
+    yield from check_name(start, "--load-format", names.load_formats, fold=str.lower)
+    if names.attention_backends:
+        yield from check_name(start, "--attention-backend", ("AUTO", *names.attention_backends), fold=str.upper)
     if names.config_formats:
-        yield from _check_name(start, "--config-format", ("auto", *names.config_formats))
+        yield from check_name(start, "--config-format", ("auto", *names.config_formats))
     if names.tokenizer_modes:  # vLLM may handle further modes apart from the registry
-        for finding in _check_name(start, "--tokenizer-mode", ("auto", *names.tokenizer_modes), fold=str.lower):
+        for finding in check_name(start, "--tokenizer-mode", ("auto", *names.tokenizer_modes), fold=str.lower):
             yield finding._replace(severity="warning")
-
-
-def _check_name(
-    start: CheckedStart, flag: str, names: tuple[str, ...], *, plugin: str = "", fold: Callable[[str], str] = str
-) -> Iterator[Finding]:
-    given: Any = start.value(flag)
-    if not given or not names or fold(given) in names or (plugin and start.value(plugin)):
-        return
-    guess = did_you_mean(given, names) or f": choose one of {list_some(names, _MAX_NAMES)}"
-    advice = f", or load a plugin with {plugin}" if plugin else ""
-    yield error(flag.removeprefix("--").replace("-", "_"), f"this vLLM has no {flag} {given!r}{guess}{advice}")
 
 
 def _check_config_word(start: CheckedStart) -> Iterator[Finding]:

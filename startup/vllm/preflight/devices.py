@@ -229,7 +229,10 @@ def _memory_findings(start: CheckedStart, memory: MemoryState | None) -> Iterato
         return
     what = f"{name} asks for {format_bytes(size)}"
     if size > memory.total_bytes:
-        yield error("memory", f"{what}, and {_whose(memory)} has {format_bytes(memory.total_bytes)}: give less")
+        # vLLM compares it with the machine's memory; a container's swap is not known.
+        yield (warning if memory.is_cgroup else error)(
+            "memory", f"{what}, and {_whose(memory)} has {format_bytes(memory.total_bytes)}: give less"
+        )
     elif size > memory.available_bytes:
         free = format_bytes(memory.available_bytes)
         yield warning("memory", f"{what}, and {free} of {_whose(memory)}'s memory are available: give less")

@@ -173,14 +173,9 @@ class ModelChecks:
         return isinstance(names, list) and not set(names).isdisjoint(self._start.facts.registries.architectures)
 
     def _is_known_type(self, model_type: str) -> bool:
-        """Whether the name is found in the tables of transformers or vLLM; true if these cannot be read."""
-        texts = [*_sources("transformers", "models/auto", "*.py"), *self._vllm_config_sources()]
-        return not texts or any(f'"{model_type}"' in text for text in texts)
-
-    def _vllm_config_sources(self) -> list[str]:
-        folder = self._start.vllm.folder / "transformers_utils"
-        paths = [folder / "config.py", *(folder / "configs").glob("*.py")]
-        return [text for path in paths if (text := _read(path))]
+        """Whether transformers or vLLM has a class for its configuration; true if that cannot be read."""
+        known, texts = self._start.facts.registries.config_types, _sources("transformers", "models/auto", "*.py")
+        return not known or not texts or model_type in known or any(f'"{model_type}"' in text for text in texts)
 
     def _architecture_findings(self) -> Iterator[Finding]:
         names, start = self.config.get("architectures"), self._start
@@ -234,8 +229,9 @@ class ModelChecks:
         if folder is None or mode not in _PLAIN or plan.tokenizer.kind != "folder":
             return
         if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+            # Some classes of transformers make an empty one, with which vLLM starts.
             if not start.facts.plugins and not self.config.get("auto_map"):
-                yield error("tokenizer", f"{folder} has no tokenizer: name one with --tokenizer")
+                yield warning("tokenizer", f"{folder} has no tokenizer: name one with --tokenizer")
             return
         for finding in small_file_findings(folder):
             is_certain = any(f"{folder / name} " in finding.message for name in _TOKENIZER_JSON)

@@ -18,6 +18,8 @@ _TEMPLATE_CHARACTERS: Final = "{}\n"
 """A value of --chat-template with one of these is the template itself."""
 _LEAST_PLUGIN: Final = 4
 """vLLM ignores shorter values of the flags for plugins."""
+_NO_ADAPTER: Final = ("", "None")
+"""Values of --lora-modules that vLLM skips."""
 _ADAPTER: Final = "adapter_config.json"
 
 
@@ -42,13 +44,16 @@ def _check_template(start: CheckedStart) -> Iterator[Finding]:
 
 
 def _check_tls(start: CheckedStart) -> Iterator[Finding]:
-    """Faults of the certificate's content are warnings: vLLM reads the files only when it serves."""
+    """Faults of the certificate's content are warnings: vLLM reads the files only when it serves.
+
+    Without a certificate or key it reads none of them.
+    """
     certificate, key = start.value("--ssl-certfile"), start.value("--ssl-keyfile")
     authorities = start.value("--ssl-ca-certs")
     given = {"--ssl-certfile": certificate, "--ssl-keyfile": key, "--ssl-ca-certs": authorities}
     missing = [f"{flag} {name}" for flag, name in given.items() if name and not Path(name).is_file()]
     for text in missing:
-        yield error("tls", f"{text}: there is no such file")
+        yield (error if certificate or key else warning)("tls", f"{text}: there is no such file")
     if not missing and certificate:
         config = TlsConfig(ssl_certfile=certificate, ssl_keyfile=key, ssl_ca_certs=authorities)
         yield from (finding._replace(severity="warning") for finding in check_tls(config) if finding.severity != "info")
@@ -77,6 +82,8 @@ def _check_adapters(start: CheckedStart) -> Iterator[Finding]:
     """The folders of LoRA adapters, and their rank."""
     most = start.number("--max-lora-rank", 16)
     for text in start.arguments.all_values("--lora-modules"):
+        if text in _NO_ADAPTER:
+            continue
         name, path = _adapter(text)
         if path is None:
             yield error("lora", f"--lora-modules {text!r} is neither NAME=PATH nor JSON with name and path")
@@ -116,9 +123,10 @@ def _adapter(text: str) -> tuple[str, str | None]:
 
 
 def _check_log_config(start: CheckedStart) -> Iterator[Finding]:
+    """A warning: vLLM before 0.31 starts without a file that it cannot read."""
     name = start.value("--log-config-file")
     if name and (problem := read_json_object(Path(name)).problem):
-        yield error("log_config", f"--log-config-file: {problem}")
+        yield warning("log_config", f"--log-config-file: {problem}")
 
 
 def _check_download_folder(start: CheckedStart) -> Iterator[Finding]:

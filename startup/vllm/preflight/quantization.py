@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from envs.suggestion import did_you_mean
 from startup.preflight.report import Finding, Severity, error, warning
+from startup.vllm.preflight.command_line import check_name
 from startup.vllm.preflight.model import ModelChecks
 from startup.vllm.preflight.nvml import Gpu
 from startup.vllm.preflight.start import CheckedStart
@@ -26,7 +27,8 @@ _SPECIAL_MODELS: Final = "deepseek_v4"
 
 
 def quantization_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
-    """What is known without the device; nothing without a configuration that vLLM reads as it is."""
+    """What is known without the device; only the name without a configuration that vLLM reads as it is."""
+    yield from _name_findings(start, model)
     if not _is_readable(start, model):
         return
     given, method = _given(start), _method_of(model.config)
@@ -96,6 +98,15 @@ def _is_certain(config: dict[str, Any]) -> bool:
     """Whether no code but vLLM's own general one decides about the method."""
     model_type = str(config.get("model_type", ""))
     return "auto_map" not in config and "speculators_config" not in config and _SPECIAL_MODELS not in model_type
+
+
+def _name_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
+    """The name of the flag; a quantized checkpoint may decide about the method, whatever the flag says."""
+    if start.facts.plugins or _method_of(model.config):
+        return
+    is_certain = _is_readable(start, model) and _is_certain(model.config)
+    for finding in check_name(start, "--quantization", start.facts.registries.quantization_methods, fold=str.lower):
+        yield finding if is_certain else finding._replace(severity="warning")
 
 
 def _deprecated_findings(start: CheckedStart, method: str) -> Iterator[Finding]:

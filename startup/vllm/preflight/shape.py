@@ -9,10 +9,14 @@ from startup.preflight.report import Finding, error, warning
 from startup.vllm.preflight.model import ModelChecks
 from startup.vllm.preflight.start import CheckedStart
 
-_UNSCALED: Final = ("default", "llama3")
-"""Kinds of RoPE scaling without a factor for the length; of others, versions of vLLM differ."""
+_UNSCALED: Final = ("llama3", "longrope", "su")
+"""Kinds of RoPE whose factor never makes the length longer; of others, versions of vLLM differ."""
+_CERTAIN: Final = "max_position_embeddings"
+"""The one key that each version reads as the limit; without it, a class may have another one by default."""
 _OTHER_LENGTHS: Final = ("model_max_length", "max_target_positions", "max_source_positions")
 """Further keys that some models have; with one of them the limit is left to vLLM."""
+_SENTENCE_FILES: Final = ("modules.json", "sentence_*_config.json")
+"""Files of sentence-transformers, which may have another limit."""
 _LONG: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 _HEADS: Final = ("num_attention_heads", "n_head")
 _LAYERS: Final = ("num_hidden_layers", "n_layer", "num_layers")
@@ -38,18 +42,19 @@ def _check_length(
         yield error("max_model_len", f"--max-model-len must be 1 or more, or auto, got {wanted}")
         return
     own = _own_length(text)
-    if own is None or wanted <= own or foreign.text_of(_LONG) == "1":
+    if own is None or wanted <= own or foreign.text_of(_LONG).strip().lower() in ("1", "true"):
         return
-    is_plain = config is text and not any(key in config for key in _OTHER_LENGTHS)
-    is_plain = is_plain and not start.has("--tokenizer", "--config-format", "--runner", "--convert")
-    report = (
-        error if is_plain and model.folder is not None and not (model.folder / "modules.json").exists() else warning
-    )
-    yield report(
+    is_certain = config is text and _CERTAIN in config and not any(key in config for key in _OTHER_LENGTHS)
+    is_certain = is_certain and not start.has("--tokenizer", "--config-format", "--runner", "--convert")
+    yield (error if is_certain and not _has_sentence_files(model) else warning)(
         "max_model_len",
         f"--max-model-len {wanted} is more than the model's own limit of {own} tokens (config.json): give at most "
         f"{own}, or set {_LONG}=1",
     )
+
+
+def _has_sentence_files(model: ModelChecks) -> bool:
+    return model.folder is not None and any(any(model.folder.glob(name)) for name in _SENTENCE_FILES)
 
 
 def _own_length(text: dict[str, Any]) -> int | None:

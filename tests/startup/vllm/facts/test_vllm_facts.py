@@ -31,7 +31,7 @@ def test_every_flag_is_found(facts: VllmFacts) -> None:
     assert facts.has_all_flags
     names = {flag.name for flag in facts.flags}
     assert {"--headless", "--config", "--host", "--lora-modules", "--model", "--enable-log-requests"} <= names
-    assert len(facts.flags) == 56
+    assert len(facts.flags) == 59
 
 
 def test_documentation_is_not_taken_for_a_field(facts: VllmFacts) -> None:
@@ -110,6 +110,7 @@ def test_names_of_registries(facts: VllmFacts) -> None:
     assert names.quantization_methods == ("awq", "fp8", "gptq", "auto_gptq", "compressed-tensors", "fp_quant")
     assert names.load_formats == ("auto", "safetensors", "dummy")
     assert names.attention_backends == ("FLASH_ATTN", "CPU_ATTN")
+    assert sorted(names.config_types) == ["RefinedWeb", "kimi_k2", "unlimited-ocr"]
 
 
 def test_quantization(facts: VllmFacts) -> None:
@@ -124,7 +125,7 @@ def test_variables(facts: VllmFacts) -> None:
     assert kinds["VLLM_PORT"] == "int"
     assert kinds["VLLM_LOG_INTERVAL"] == "float"
     assert kinds["VLLM_IS_ON"] == "int"
-    assert kinds["VLLM_LENIENT"] == "text"
+    assert kinds["VLLM_LENIENT"] == kinds["VLLM_IS_SET"] == "text"
     precision = next(variable for variable in facts.variables if variable.name == "VLLM_PRECISION")
     assert (precision.kind, precision.choices, precision.is_case_free) == ("choice", ("highest", "high"), True)
 

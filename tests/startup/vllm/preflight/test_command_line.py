@@ -20,7 +20,8 @@ def _found(start: CheckStart, words: str, **options: bool) -> list[tuple[str, st
         "m --enable-auto-tool-choice --tool-call-parser hermes",
         "m --tool-call-parser unknown",
         "m --enable-auto-tool-choice --tool-call-parser mine --tool-parser-plugin plugin.py",
-        "m --quantization FP8",
+        "m --attention-backend auto",
+        "m --attention-backend flash_attn",
         "m --load-format Dummy",
         "m --max-num-seqs 8 --max-num-batched-tokens 8",
         "m --headless",
@@ -40,7 +41,7 @@ def test_valid_words(start: CheckStart, words: str) -> None:
         ("m --enable-auto-tool-choice", "tool_parser", "needs --tool-call-parser"),
         ("m --enable-auto-tool-choice --tool-call-parser herms", "tool_call_parser", "did you mean 'hermes'"),
         ("m --enable-log-outputs", "logging", "needs --enable-log-requests"),
-        ("m --quantization fp9", "quantization", "did you mean 'fp8'"),
+        ("m --attention-backend flash", "attention_backend", "did you mean 'FLASH_ATTN'"),
         ("m --load-format safetensor", "load_format", "did you mean 'safetensors'"),
         ("m --max-num-seqs 9 --max-num-batched-tokens 8", "batch", "at least --max-num-seqs 9"),
         ("m --headless --api-server-count 2", "headless", "remove --api-server-count 2"),
@@ -60,7 +61,7 @@ def test_a_rule_that_this_vllm_has_not_is_not_applied(start: CheckStart) -> None
     assert list(command_line_findings(without)) == []
 
 
-@pytest.mark.parametrize("words", ["m --new-flag 1", "m --dtype new", "m --quantization new", "m --load-format new"])
+@pytest.mark.parametrize("words", ["m --new-flag 1", "m --dtype new", "m --load-format new"])
 def test_what_a_plugin_may_know_is_no_error(start: CheckStart, words: str) -> None:
     assert all(severity == "warning" for _, severity, _ in _found(start, words, has_plugin=True))
 

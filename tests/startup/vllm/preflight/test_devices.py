@@ -146,10 +146,15 @@ def test_a_vllm_for_cpus_needs_no_gpu(start: CheckStart, monkeypatch: pytest.Mon
     assert list(device_findings(checked, ModelChecks(checked))) == []
 
 
-@pytest.mark.parametrize(("size", "severity"), [("4g", None), ("12g", "warning"), ("100g", "error")])
-def test_memory_of_a_cpu(start: CheckStart, monkeypatch: pytest.MonkeyPatch, size: str, severity: str | None) -> None:
-    monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB))
-    checked = start("m", "--kv-cache-memory-bytes", str(int(size[:-1]) * GIB))
+@pytest.mark.parametrize(
+    ("size_gib", "is_cgroup", "severity"),
+    [(4, False, None), (12, False, "warning"), (100, False, "error"), (100, True, "warning")],
+)
+def test_memory_of_a_cpu(
+    start: CheckStart, monkeypatch: pytest.MonkeyPatch, size_gib: int, severity: str | None, *, is_cgroup: bool
+) -> None:
+    monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB, is_cgroup=is_cgroup))
+    checked = start("m", "--kv-cache-memory-bytes", str(size_gib * GIB))
     found = list(device_findings(checked, ModelChecks(checked)))
     assert [finding.severity for finding in found] == ([severity] if severity else [])
 

@@ -123,6 +123,12 @@ def test_code_of_the_model_needs_trust(start: CheckStart, folder: Path) -> None:
     assert _errors(start, folder, "--trust-remote-code") == []
 
 
+@pytest.mark.parametrize("model_type", ["llama", "RefinedWeb", "kimi_k2", "unlimited-ocr"])
+def test_code_of_the_model_is_not_needed_for_a_known_type(start: CheckStart, folder: Path, model_type: str) -> None:
+    _configure(folder, model_type=model_type, auto_map={"AutoConfig": "own.Config"})
+    assert _errors(start, folder) == []
+
+
 def test_an_unknown_model_type(start: CheckStart, folder: Path) -> None:
     _configure(folder, model_type="llamo", architectures=["LlamoForCausalLM"])
     assert any("model_type 'llamo'" in message for message in _errors(start, folder))
@@ -159,13 +165,13 @@ def test_tokenizer(start: CheckStart, folder: Path, tmp_path: Path) -> None:
     (message,) = _errors(start, folder)
     assert "tokenizer.json is not JSON" in message
     (folder / "tokenizer.json").unlink()
-    (message,) = _errors(start, folder)
-    assert "has no tokenizer" in message
-    assert _errors(start, folder, "--skip-tokenizer-init") == []
+    (finding,) = _findings(start, folder)
+    assert (finding.severity, finding.message) == ("warning", f"{folder} has no tokenizer: name one with --tokenizer")
+    assert _findings(start, folder, "--skip-tokenizer-init") == []
     other = tmp_path / "other"
     other.mkdir()
     (other / "vocab.txt").write_text("a")
-    assert _errors(start, folder, "--tokenizer", other) == []
+    assert _findings(start, folder, "--tokenizer", other) == []
 
 
 def test_a_broken_template_is_a_warning(start: CheckStart, folder: Path) -> None:
@@ -179,8 +185,11 @@ def test_lengths(start: CheckStart, folder: Path, monkeypatch: pytest.MonkeyPatc
     (message,) = _errors(start, folder, "--max-model-len", "9k")
     assert "--max-model-len 9000 is more than the model's own limit of 8192 tokens" in message
     assert _errors(start, folder, "--max-model-len", "9k", "--hf-overrides", '{"max_position_embeddings": 9000}') == []
-    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
-    assert _findings(start, folder, "--max-model-len", "9k") == []
+    for value in ("1", "true", "True", " 1 "):
+        monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", value)
+        assert _findings(start, folder, "--max-model-len", "9k") == []
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "yes")
+    assert len(_errors(start, folder, "--max-model-len", "9k")) == 1
 
 
 @pytest.mark.parametrize(
@@ -191,9 +200,11 @@ def test_lengths(start: CheckStart, folder: Path, monkeypatch: pytest.MonkeyPatc
         ({"rope_type": "yarn", "factor": 4.0}, False),
         ({"rope_type": "llama3", "factor": 8.0}, True),
         ({"rope_type": "default"}, True),
+        ({"rope_type": "default", "factor": 2.0}, False),
+        ({"factor": 2.0}, False),
         ({"full": {"rope_type": "linear", "factor": 8.0}}, False),
     ],
-    ids=["dynamic", "linear", "yarn", "llama3", "default", "by-layer"],
+    ids=["dynamic", "linear", "yarn", "llama3", "default", "default-with-factor", "no-type", "by-layer"],
 )
 def test_scaled_lengths(start: CheckStart, folder: Path, scaling: dict[str, Any], *, is_fault: bool) -> None:
     _configure(folder, rope_scaling=scaling)
@@ -203,7 +214,14 @@ def test_scaled_lengths(start: CheckStart, folder: Path, scaling: dict[str, Any]
 def test_models_with_other_lengths_are_left_to_vllm(start: CheckStart, folder: Path) -> None:
     _configure(folder, model_max_length=20000)
     assert _errors(start, folder, "--max-model-len", "12k") == []
+    _configure(folder, model_max_length=None, max_position_embeddings=None, n_ctx=1024)
+    assert _errors(start, folder, "--max-model-len", "12k") == []
     _configure(folder, text_config={"max_position_embeddings": 8192})
+    assert _errors(start, folder, "--max-model-len", "12k") == []
+
+
+def test_a_limit_of_sentence_transformers_is_left_to_vllm(start: CheckStart, folder: Path) -> None:
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12000}')
     assert _errors(start, folder, "--max-model-len", "12k") == []
 
 

@@ -34,6 +34,18 @@ def test_certificates(start: CheckStart) -> None:
     found = _found(start, "--ssl-certfile", "/missing.crt", "--ssl-keyfile", "/missing.key")
     assert [severity for severity, _ in found] == ["error", "error"]
     assert "--ssl-keyfile /missing.key" in found[1][1]
+    ((severity, _),) = _found(start, "--ssl-ca-certs", "/missing.crt")
+    assert severity == "warning"
+
+
+@pytest.mark.parametrize("content", ["{", None], ids=["broken", "missing"])
+def test_a_log_configuration_that_some_versions_ignore(start: CheckStart, tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "logging.json"
+    if content is not None:
+        path.write_text(content)
+    ((severity, message),) = _found(start, "--log-config-file", path)
+    assert severity == "warning"
+    assert str(path) in message
 
 
 def test_plugins(start: CheckStart, tmp_path: Path) -> None:
@@ -53,7 +65,7 @@ def test_modules(start: CheckStart) -> None:
 
 def test_adapters(start: CheckStart, adapter: Path, tmp_path: Path) -> None:
     text = json.dumps({"name": "a", "path": str(adapter)})
-    assert _found(start, "--enable-lora", "--lora-modules", f"a={adapter}", text) == []
+    assert _found(start, "--enable-lora", "--lora-modules", f"a={adapter}", text, "", "None") == []
     assert _found(start, "--enable-lora", "--lora-modules", "a=someone/adapter") == []
     ((severity, message),) = _found(start, "--lora-modules", f"a={adapter}")
     assert (severity, message) == ("error", "--lora-modules a needs --enable-lora")

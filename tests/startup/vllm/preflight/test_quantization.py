@@ -34,7 +34,7 @@ def _short(finding: Finding) -> tuple[str, str]:
     ("method", "words"),
     [
         (None, ""),
-        (None, "-q fp8"),
+        (None, "-q FP8"),
         ("gptq", ""),
         ("gptq", "-q gptq"),
         ("gptq", "-q auto_gptq"),
@@ -51,6 +51,16 @@ def _short(finding: Finding) -> tuple[str, str]:
 def test_what_vllm_takes(start: CheckStart, tmp_path: Path, method: str | None, words: str) -> None:
     folder = _folder(tmp_path, **({"quantization_config": {"quant_method": method}} if method else {}))
     assert _found(start, folder, *words.split()) == []
+
+
+def test_an_unknown_name(start: CheckStart, tmp_path: Path) -> None:
+    """Only without settings in the checkpoint, for which vLLM may choose a method of its own."""
+    ((severity, message),) = _found(start, _folder(tmp_path), "-q", "fp9")
+    assert (severity, message) == ("error", "this vLLM has no --quantization 'fp9' (did you mean 'fp8'?)")
+    assert _found(start, tmp_path, "-q", "fp9", has_plugin=True) == []
+    assert [severity for severity, _ in _found(start, Path("someone/model"), "-q", "fp9")] == ["warning"]
+    folder = _folder(tmp_path, quantization_config={"quant_method": "gptq"})
+    assert [severity for severity, _ in _found(start, folder, "-q", "fp9")] == ["warning"]
 
 
 def test_a_flag_for_another_kind_of_checkpoint(start: CheckStart, tmp_path: Path) -> None:
