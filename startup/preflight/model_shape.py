@@ -36,6 +36,12 @@ class ModelShape(NamedTuple):
         return wanted or self.own_max_len or _DEFAULT_LENGTH
 
 
+def loaded_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    """Bytes of the weights in memory after conversion; `auto` is the checkpoint's own type."""
+    own = dtype if dtype != "auto" else _own_dtype(checkpoint, _text_config(checkpoint.config))
+    return _weight_bytes(checkpoint, _ITEM_BYTES.get(own, 2))
+
+
 def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape:
     """The sizes for the checks of memory; weights and KV cache depend on `config.dtype`."""
     text = _text_config({**checkpoint.config, **config.hf_overrides})

@@ -10,10 +10,12 @@ from server.machine.memory import read_memory
 from server.machine.processes import descendants, pss_bytes
 from startup.engine.torch_environment import expects_gpu
 from startup.model.checkpoint_folder import find_weight_files
+from startup.model.json_file import read_json_object
+from startup.preflight.checkpoint import read_checkpoint
 from startup.preflight.memory_fit import PROGRAM_BYTES
+from startup.preflight.model_shape import loaded_bytes
 from startup.router.model_entry import ModelEntry
 from startup.router.scheduler_terms import Need
-from startup.serve_words import split
 from startup.vllm.preflight.nvml import Gpu, read_gpus
 from startup.vllm.preflight.words import parse_size
 
@@ -39,7 +41,15 @@ _FLAGS: Final = {
     "-tp": "tensor",
     "--pipeline-parallel-size": "pipeline",
     "-pp": "pipeline",
+    "--dtype": "dtype",
+    "--quantization": "quantization",
+    "-q": "quantization",
 }
+_NOTHING: Final = ("", "auto", "None")
+"""Values of flags that are as if the flag was not given."""
+_QUANTIZED: Final = "quantization_config"
+_QUANTIZED_SHARE: Final = 0.25
+"""Bytes of a weight that is quantized while it is loaded, for each of half precision: those of 4 bits."""
 
 
 def default_budget() -> int | None:
@@ -53,7 +63,7 @@ class MemoryMeter:
 
     `measure` reads the memory of every process of a model: 25 ms for each GiB, 80 ms for a small model of
     vLLM (November 2026, two cores). `free` takes 1 ms, with GPUs about 10 ms more. The other methods read
-    no more than file sizes, and those once for each model.
+    file sizes, and of weights that are converted while they are loaded the headers, once for each model.
     """
 
     def __init__(self, find_model: Callable[[str], str | None]) -> None:
@@ -64,7 +74,7 @@ class MemoryMeter:
         self._find_model = find_model
         self._lock = threading.Lock()
         self._entries: dict[str, ModelEntry] = {}
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[str, _Size] = {}
         self._now: dict[str, Need] = {}
         self._estimates: dict[str, Need] = {}
         self._reserved: dict[str, Need] = {}
@@ -97,7 +107,7 @@ class MemoryMeter:
             if not memory.gpu_bytes:
                 memory = memory._replace(gpu_bytes=self._estimates.get(name, memory).gpu_bytes)
             self._now[name] = memory
-            if not self._sizes.get(name):
+            if not self._sizes.get(name, _NO_SIZE).on_disk:
                 self._sizes.pop(name, None)  # it was downloaded for its start
             return memory.at_least(self._reserved.get(name, memory))
 
@@ -114,14 +124,7 @@ class MemoryMeter:
 
     def size_bytes(self, name: str) -> int | None:
         """The model's weights on disk; None if there are none."""
-        with self._lock:
-            size = self._sizes.get(name)
-        if size is None:
-            place = self._find_model(name)
-            size = weight_bytes(Path(place)) if place is not None else 0
-            with self._lock:
-                self._sizes[name] = size
-        return size or None
+        return self._size_of(name).on_disk or None
 
     def need_of(self, entry: ModelEntry) -> Need:
         """The estimate for a model that was never measured; reads the disk for an entry that has changed."""
@@ -129,11 +132,36 @@ class MemoryMeter:
             if self._entries.get(entry.name) != entry:
                 self._entries[entry.name] = entry
                 self._sizes.pop(entry.name, None)
-        need = estimate(entry, self.size_bytes(entry.name) or 0, self._gpus)
+        need = estimate(entry, self._size_of(entry.name).loaded, self._gpus)
         with self._lock:
             self._estimates[entry.name] = need
             self._reserved[entry.name] = Need(reserved_bytes(entry, self._gpus))
         return need
+
+    def _size_of(self, name: str) -> "_Size":
+        with self._lock:
+            size, entry = self._sizes.get(name), self._entries.get(name)
+        if size is None:
+            place = self._find_model(name)
+            size = _NO_SIZE if place is None else _read_size(Path(place), entry)
+            with self._lock:
+                self._sizes[name] = size
+        return size
+
+
+class _Size(NamedTuple):
+    """Bytes of a model's weights."""
+
+    on_disk: int
+    loaded: int
+
+
+_NO_SIZE: Final = _Size(0, 0)
+
+
+def _read_size(place: Path, entry: ModelEntry | None) -> _Size:
+    on_disk = weight_bytes(place)
+    return _Size(on_disk, (entry and converted_bytes(entry, place)) or on_disk)
 
 
 def read_gpus_here() -> tuple[Gpu, ...]:
@@ -150,6 +178,22 @@ def weight_bytes(place: Path) -> int:
     return sum(map(_size, files))
 
 
+def converted_bytes(entry: ModelEntry, place: Path) -> int | None:
+    """The size of weights in memory that change their type while they are loaded; None if they do not.
+
+    vLLM converts weights in float32 to half precision if no type is given.
+    """
+    config = read_json_object(place / "config.json").content if place.is_dir() else {}
+    if entry.foreign is not None or not config:
+        return None
+    given = _read_flags(entry)
+    own = config.get("dtype") or config.get("torch_dtype") or "float32"
+    dtype = "half" if given.dtype == "auto" and entry.engine == "vllm" and own == "float32" else given.dtype
+    if given.is_quantized and _QUANTIZED not in config:
+        return int(loaded_bytes(read_checkpoint(place), "half") * _QUANTIZED_SHARE)
+    return None if dtype == "auto" else loaded_bytes(read_checkpoint(place), dtype)
+
+
 def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> Need:
     """What a model will need, before it was measured for the first time.
 
@@ -157,7 +201,7 @@ def estimate(entry: ModelEntry, size_bytes: int, gpus: Collection[Gpu] = ()) -> 
     share of the memory if no size is given: then this share is the need. See also `reserved_bytes`.
 
     Args:
-        size_bytes: of its weights on disk.
+        size_bytes: of its weights, as they are loaded.
     """
     weights = int(size_bytes * _WEIGHTS_SHARE)
     if entry.foreign is not None:
@@ -188,18 +232,27 @@ class _Given(NamedTuple):
     utilization: float | None
     kv_cache_bytes: int | None
     num_gpus: int
+    dtype: str
+    is_quantized: bool
+    """Whether a method of quantization is given."""
 
 
 def _read_flags(entry: ModelEntry) -> _Given:
-    values: dict[str, str] = {}
-    for given in split(entry.words, lambda flag: 1 if flag in _FLAGS else None):
-        if given.flag in _FLAGS and given.values:
-            values[_FLAGS[given.flag]] = given.values[0]
+    from startup.vllm.command_line import CommandLine
+
+    given = CommandLine.of(entry.words).values
+    values = {_FLAGS[flag]: value for flag, value in given.items() if flag in _FLAGS and value not in _NOTHING}
     kv_cache = _size_of(values.get("kv_cache", ""))
     if entry.engine == "vllm" and (space := entry.env.get(_SPACE) or foreign.text_of(_SPACE)).isdigit():
         kv_cache = int(space) * _GIB or kv_cache
     num_gpus = (_size_of(values.get("tensor", "")) or 1) * (_size_of(values.get("pipeline", "")) or 1)
-    return _Given(_share_of(values.get("utilization", "")), kv_cache, num_gpus)
+    return _Given(
+        utilization=_share_of(values.get("utilization", "")),
+        kv_cache_bytes=kv_cache,
+        num_gpus=num_gpus,
+        dtype=values.get("dtype", "auto"),
+        is_quantized="quantization" in values,
+    )
 
 
 def _gpu_need(given: _Given, weights: int, totals: list[int]) -> int:

@@ -1,18 +1,21 @@
 """Memory of models: measured on real processes, estimated from words, variables and real files."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from server.machine.memory import MemoryState, read_memory
 from startup.preflight.memory_fit import PROGRAM_BYTES
 from startup.router.model_entry import ForeignCommand, ModelEntry
-from startup.router.model_memory import MemoryMeter, default_budget, estimate, weight_bytes
+from startup.router.model_memory import MemoryMeter, converted_bytes, default_budget, estimate, weight_bytes
 from startup.router.scheduler_terms import Need
 from startup.vllm.preflight.nvml import Gpu
+from tests.startup.preflight.conftest import write_safetensors
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -139,6 +142,36 @@ def test_a_changed_entry_may_be_another_model(tmp_path: Path) -> None:
     assert meter.size_bytes("m") == 1000
     meter.need_of(entry("--max-model-len", "8k"))
     assert meter.size_bytes("m") == 2000
+
+
+@pytest.mark.parametrize(
+    ("words", "engine", "config", "size"),
+    [
+        ("", "embedded", {"dtype": "float32"}, None),
+        ("--dtype bfloat16", "embedded", {"dtype": "float32"}, 24),
+        ("--dtype=float32", "embedded", {"dtype": "float32"}, 40),
+        ("--dtype auto", "vllm", {"dtype": "float32"}, 24),
+        ("", "vllm", {}, 24),
+        ("--dtype float", "vllm", {"torch_dtype": "float32"}, 40),
+        ("", "vllm", {"dtype": "bfloat16"}, None),
+        ("--quantization fp8", "vllm", {"dtype": "bfloat16"}, 6),
+        ("-q gptq", "vllm", {"dtype": "bfloat16", "quantization_config": {"quant_method": "gptq"}}, None),
+        ("-q None", "vllm", {"dtype": "bfloat16"}, None),
+        ("--config {folder}/settings.yaml", "vllm", {"dtype": "float32"}, 40),
+    ],
+)
+def test_weights_are_converted_while_they_are_loaded(
+    tmp_path: Path, words: str, engine: str, config: dict[str, Any], size: int | None
+) -> None:
+    """Eight bytes that are not converted, and eight elements of float32; None if nothing is converted."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    (tmp_path / "settings.yaml").write_text("dtype: float32\n")
+    write_safetensors(tmp_path / "model.safetensors", {"a": ("F32", [8], 32), "b": ("I8", [8], 8)})
+    model = entry(*words.format(folder=tmp_path).split(), engine=engine)
+    assert converted_bytes(model, tmp_path) == size
+    meter = MemoryMeter(lambda name: str(tmp_path))
+    assert meter.need_of(model) == estimate(model, size or weight_bytes(tmp_path))
+    assert meter.size_bytes("m") == weight_bytes(tmp_path)
 
 
 # Estimates
