@@ -19,7 +19,7 @@ _SETS: Final = re.compile(r'\bos\.environ\["(\w+)"\] *=')
 
 
 def read_variables(definitions: Definitions) -> tuple[VariableFact, ...]:
-    """All variables of the table; nothing if it is not found. Those that vLLM sets itself may have any value."""
+    """All variables of the table; those that vLLM sets itself may have any value."""
     module = definitions.module(_MODULE)
     table = _TABLE.search(module.text) if module is not None else None
     setters = filter(None, map(definitions.module, _SETTERS))

@@ -109,9 +109,10 @@ def test_a_former_architecture(start: CheckStart, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["LlamaForSequenceClassification", "LlamaModel", "GPT2Model", "GPT2ForTokenClassification"]
+    "name",
+    ["LlamaForSequenceClassification", "LlamaModel", "GPT2Model", "GPT2ForTokenClassification", "GPT2DoubleHeadsModel"],
 )
-def test_another_end_of_the_name_is_served(start: CheckStart, folder: Path, name: str) -> None:
+def test_another_end_of_the_name_and_classes_of_transformers_are_served(start: CheckStart, folder: Path, name: str) -> None:
     _configure(folder, architectures=[name])
     assert _errors(start, folder) == []
 
