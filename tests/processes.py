@@ -3,6 +3,7 @@
 import signal
 import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 
@@ -36,6 +37,13 @@ def assert_gone(family: Iterable[psutil.Process]) -> None:
     """Waits until the processes have ended."""
     _, left = psutil.wait_procs(family, timeout=GONE_S)
     assert not left
+
+
+def shared_memory(family: Iterable[psutil.Process]) -> set[Path]:
+    """The segments of `multiprocessing.shared_memory` that the processes use."""
+    maps = [Path("/proc", str(process.pid), "maps") for process in family]
+    lines = [line.split()[-1] for path in maps if path.exists() for line in path.read_text().splitlines()]
+    return {Path(line) for line in lines if line.startswith("/dev/shm/psm_")}
 
 
 def disturbing(status: str, signals: Iterable[signal.Signals]) -> set[signal.Signals]:

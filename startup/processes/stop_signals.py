@@ -22,7 +22,7 @@ from startup.processes.quick_end import end_like
 
 _SAME_SIGNAL_S: Final = 0.5
 """A service manager and the front process of a warm start may both send the same signal."""
-_LAST_ANSWERS_S: Final = 0.6
+_LAST_ANSWERS_S: Final = 0.4
 """How long clients have to receive an error after the second signal."""
 
 
@@ -65,7 +65,7 @@ class StopSignals:
     def release(self) -> None:
         """The server is ready: signals are for the handlers of other code. Called on any thread.
 
-        On the main thread they get them back. Elsewhere, where Python sets no handlers, signals are passed on.
+        On the main thread they get them back. Elsewhere Python sets no handlers: signals are passed on.
         """
         self._is_released = True
         if threading.current_thread() is threading.main_thread():

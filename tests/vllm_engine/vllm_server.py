@@ -82,6 +82,7 @@ class VllmServer:
                 stdin=subprocess.DEVNULL,
                 env=self._environment,
                 cwd=self._folder,
+                process_group=0,
             )
         return self
 
@@ -102,8 +103,12 @@ class VllmServer:
 
     def wait_ready(self) -> Self:
         """Waits until /health is 200; fails with the log if the process exits first."""
-        self._wait(lambda: self.status("/health") == 200)
+        self.wait_status(200)
         return self
+
+    def wait_status(self, status: int) -> None:
+        """Waits until /health has this status."""
+        self._wait(lambda: self.status("/health") == status)
 
     def wait_logged(self, words: str) -> None:
         """Waits until one of its processes has written the words."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.e2e.stream_reader import StreamReader
+from tests.processes import shared_memory
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, rewrite, variant
 from tests.waiting import wait_until
 
@@ -71,7 +72,7 @@ def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(
     with FakeStart(folder, *words, env=environment(folder, fake)) as start:
         start.wait_for_line(line)
         wait_until(lambda: start.get("/health")[0] == 503 and start.forkservers())
-        memory = _shared_memory(start)
+        memory = shared_memory(start.record_tree())
         before = len(start.text)
         (os.killpg if to == "group" else os.kill)(start.process.pid, number)
         assert start.process.wait(60) == code
@@ -83,13 +84,6 @@ def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(
             assert word not in written
     assert {path.name for path in folder.iterdir()} <= {"cache", "fake", start.log.name}
     wait_until(lambda: not any(path.exists() for path in memory))  # the resource tracker ends last
-
-
-def _shared_memory(start: FakeStart) -> set[Path]:
-    """Of all its processes."""
-    maps = [Path("/proc", str(process.pid), "maps") for process in start.record_tree()]
-    lines = [line.split()[-1] for path in maps if path.exists() for line in path.read_text().splitlines()]
-    return {Path(line) for line in lines if line.startswith("/dev/shm/psm_")}
 
 
 @pytest.mark.parametrize("words", [(), ("--api-server-count", "2")], ids=["one API server", "two"])

@@ -1,0 +1,121 @@
+"""Signals during a start of real vLLM, and a second one during its drain: all is gone within a second."""
+
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+from tests.e2e.stream_reader import StreamReader
+from tests.hub.server import HubServer
+from tests.processes import shared_memory
+from tests.startup.vllm.fake_start import short_folder
+from tests.vllm_engine.conftest import PEER_MODEL, StartVllm
+from tests.vllm_engine.vllm_server import VllmServer
+from tests.waiting import is_gone
+
+pytestmark = [pytest.mark.versions, pytest.mark.alone]
+
+_GONE_S = 1.0
+_NO_REPEAT_S = 0.6
+"""A signal that comes sooner is taken for the same one, sent twice."""
+_NUM_ROUNDS = 2
+_RATE = "10MB/s"
+
+
+class _Phase(NamedTuple):
+    """A phase of the start, and how it is recognized."""
+
+    line: str
+    words: tuple[str, ...] = ("--enforce-eager",)
+    since_s: float = 0.0
+    """How long it has run when the signal comes."""
+
+
+_PHASES = {
+    "imports": _Phase(""),
+    "download": _Phase("downloading"),
+    "configuration": _Phase("non-default args"),
+    "engine": _Phase("Initializing a V1 LLM engine"),
+    "workers": _Phase("world_size=", ("--enforce-eager", "--tensor-parallel-size", "2")),
+    "load": _Phase("Starting to load model"),
+    "compilation": _Phase("Warming up model for the compilation", (), 4.0),
+    "warm-up": _Phase("Warming up model for the compilation", ()),
+    "KV cache": _Phase("KV cache size"),
+    "HTTP server": _Phase("Supported tasks"),
+}
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubServer]:
+    with HubServer(rate=_RATE).serving() as server:
+        server.add("org/model", PEER_MODEL)
+        yield server
+
+
+@pytest.mark.parametrize("to", ["process", "group"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("phase", _PHASES)
+def test_a_stopped_start_is_gone_within_a_second(
+    start_vllm: StartVllm,
+    small_model: Path,
+    two_ranks: dict[str, str],
+    hub: HubServer,
+    phase: str,
+    number: int,
+    code: int,
+    to: str,
+) -> None:
+    line, words, since_s = _PHASES[phase]
+    for _ in range(_NUM_ROUNDS):
+        with short_folder() as folder:
+            temp = folder / "temp"
+            temp.mkdir()
+            environment = {**two_ranks, "TMPDIR": str(temp)}
+            model = small_model
+            if phase == "download":
+                model = Path("org/model")
+                environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder)}
+            if phase == "compilation":
+                environment["VLLM_CACHE_ROOT"] = str(folder / "cache")
+            with start_vllm("ours", "--max-model-len", "256", *words, model=model, environment=environment) as server:
+                server.wait_logged(line) if line else server.wait_status(503)
+                time.sleep(since_s)
+                family = server.family()
+                memory, log = shared_memory(family), server.log
+                (os.killpg if to == "group" else os.kill)(server.process.pid, number)
+                _assert_gone(server, family)
+                assert server.process.wait() == code
+                told = server.log.removeprefix(log)
+            name = signal.Signals(number).name
+            assert told.count(f"stopped by {name} during the start, in phase ") == 1, told
+            assert not [word for word in ("Traceback", "Cause:", "Error: ", "leaked") if word in told], told
+            assert [path.name for path in temp.iterdir() if not path.name.startswith("torchinductor_")] == []
+            assert [path for path in memory if path.exists()] == []
+
+
+@pytest.mark.parametrize("words", [(), ("--api-server-count", "2")], ids=["one API server", "two"])
+def test_a_second_signal_ends_the_drain_within_a_second(start_vllm: StartVllm, words: tuple[str, ...]) -> None:
+    with start_vllm("ours", "--max-model-len", "4096", "--enforce-eager", *words, model=PEER_MODEL) as server:
+        server.wait_ready()
+        streams = [StreamReader(server.url, 4000) for _ in range(4)]
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(_NO_REPEAT_S)
+        family = server.family()
+        server.process.send_signal(signal.SIGTERM)
+        _assert_gone(server, family)
+        assert server.process.wait() == 0
+        for stream in streams:
+            stream.finish()
+
+
+def _assert_gone(server: VllmServer, family: Iterable[psutil.Process]) -> None:
+    """They end in time."""
+    begin_s = time.monotonic()
+    while server.process.poll() is None or any(not is_gone(process.pid) for process in family):
+        assert time.monotonic() - begin_s < _GONE_S, [p for p in family if not is_gone(p.pid)]
+        time.sleep(0.005)
