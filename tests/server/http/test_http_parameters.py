@@ -83,8 +83,8 @@ def test_hints_and_fields_without_effect_change_nothing(server, engine):
     assert server.complete(**HINTS, **IGNORED).json()["choices"][0]["text"] == " Paris, the city of light."
     of_chat = {"modalities": ["audio"], "verbosity": "low", "functions": [{"name": "f"}], "function_call": "auto"}
     assert server.chat(**HINTS, **IGNORED, **of_chat).status_code == 200
-    for _, params in engine.requests.values():
-        assert (params.temperature, params.top_p, params.top_k, params.min_p) == (1.0, 1.0, 0, 0.0)
+    for _, params in engine.requests.values():  # as the model's generation_config.json
+        assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.2, 0.9, 0, 0.0)
 
 
 def test_all_sampling_values_reach_the_engine(server, engine, encode):
