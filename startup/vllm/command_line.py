@@ -174,8 +174,7 @@ def _numbers_of_values(flags: Iterable[FlagFact]) -> dict[str, int | str]:
     numbers: dict[str, int | str] = {}
     for flag in flags:
         numbers |= dict.fromkeys(flag.names, 1 if flag.nargs is None else flag.nargs)
-        if flag.is_negatable:
-            numbers |= {f"--no-{name[2:]}": 0 for name in flag.names}
+        numbers |= dict.fromkeys(flag.opposites, 0)
     return numbers
 
 

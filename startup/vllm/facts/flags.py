@@ -16,6 +16,8 @@ from startup.vllm.facts.vllm_facts import Bounds, FlagFact
 
 _SERVE: Final = "vllm.entrypoints.cli.serve"
 _ARGUMENTS: Final = "vllm.engine.arg_utils"
+_ARGPARSE: Final = "vllm.utils.argparse_utils"
+_INVERSES: Final = re.compile(r"\b_inverse_prefixes *= *\{([^}]*)\}")
 _PARSER: Final = ("parser", "serve_parser")
 _PLATFORM_HOOK: Final = "pre_register_and_update"
 """Lets a platform change the parser; those of vLLM add no flag."""
@@ -34,7 +36,7 @@ class Flags(NamedTuple):
 
 
 class _Spec(dict[str, Any]):
-    """The arguments of `add_argument` that matter, by the names of `FlagFact`."""
+    """The arguments of `add_argument` that matter, by the names of `FlagFact`; `is_negatable` of a switch."""
 
 
 class _Table:
@@ -75,6 +77,7 @@ class _Reader:
     def __init__(self, definitions: Definitions) -> None:
         self.definitions = definitions
         self._conversion = _conversion_source(definitions)
+        self._inverses = _inverse_prefixes(definitions)
         self.flags: list[FlagFact] = []
         self.is_complete = True
 
@@ -131,7 +134,17 @@ class _Reader:
         return None
 
     def add(self, names: tuple[str, ...], spec: _Spec) -> None:
-        self.flags.append(FlagFact(names, **spec))
+        known = dict(spec)
+        opposites = tuple(self._opposites(names)) if known.pop("is_negatable", False) else ()
+        self.flags.append(FlagFact(names, opposites=opposites, **known))
+
+    def _opposites(self, names: Iterable[str]) -> Iterator[str]:
+        """`--no-x`; vLLM from 0.33 on also takes `--disable-x` for `--enable-x`, and the reverse."""
+        for name in (name for name in names if name.startswith("--")):
+            yield f"--no-{name[2:]}"
+            for prefix, inverse in self._inverses:
+                if name.startswith(prefix):
+                    yield inverse + name.removeprefix(prefix)
 
 
 class _Function:
@@ -377,6 +390,13 @@ def _called(call: ast.Call) -> str:
     """The last part of the called name."""
     func = call.func
     return func.id if isinstance(func, ast.Name) else func.attr if isinstance(func, ast.Attribute) else ""
+
+
+def _inverse_prefixes(definitions: Definitions) -> list[tuple[str, str]]:
+    """Beginnings of a switch's name, and those of its opposite's."""
+    module = definitions.module(_ARGPARSE)
+    found = _INVERSES.search(module.text) if module is not None else None
+    return re.findall(r'"(--\w+-)": *"(--\w+-)"', found[1]) if found is not None else []
 
 
 def _conversion_source(definitions: Definitions) -> str:

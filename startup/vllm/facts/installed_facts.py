@@ -76,4 +76,5 @@ def _decode_quantization(
 
 def _decode_flag(names: list[str], *others: Any) -> FlagFact:
     flag = FlagFact(tuple(names), *others)
-    return flag if flag.bounds is None else flag._replace(bounds=Bounds(*flag.bounds))
+    bounds = None if flag.bounds is None else Bounds(*flag.bounds)
+    return flag._replace(opposites=tuple(flag.opposites), bounds=bounds)

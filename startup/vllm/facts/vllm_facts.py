@@ -31,8 +31,8 @@ class FlagFact(NamedTuple):
     kind: ValueKind = "unknown"
     nargs: int | str | None = None
     """0 for a switch."""
-    is_negatable: bool = False
-    """Whether `--no-x` is the opposite of `--x`."""
+    opposites: tuple[str, ...] = ()
+    """The options that turn a switch off, such as `--no-x`."""
     is_optional: bool = False
     """Whether an empty value, and `None`, stand for no value."""
     choices: tuple[Any, ...] | None = None

@@ -25,7 +25,7 @@ class GivenFlag(NamedTuple):
     values: tuple[str, ...]
     """Empty for a switch."""
     option: str
-    """The option as argparse completed it; `--no-x` for a switch that is turned off."""
+    """The option as argparse completed it; one of `fact.opposites` for a switch that is turned off."""
 
     @property
     def is_on(self) -> bool:
@@ -107,10 +107,7 @@ class _Record(argparse.Action):
     """Stores the flag with its values; converts nothing."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, *, fact: FlagFact, nargs: int | str | None) -> None:
-        options = [*option_strings]
-        if fact.is_negatable:
-            options += [f"--no-{name[2:]}" for name in option_strings if name.startswith("--")]
-        super().__init__(options, dest, nargs=nargs, default=argparse.SUPPRESS)
+        super().__init__(_options(fact), dest, nargs=nargs, default=argparse.SUPPRESS)
         self.fact = fact
 
     def __call__(
@@ -156,8 +153,7 @@ def _reachable(flags: Iterable[FlagFact], words: Iterable[str]) -> Iterator[Flag
 
 
 def _options(flag: FlagFact) -> tuple[str, ...]:
-    negated = (f"--no-{name[2:]}" for name in flag.names if name.startswith("--")) if flag.is_negatable else ()
-    return (*flag.names, *negated)
+    return (*flag.names, *flag.opposites)
 
 
 def _in_our_words(message: str) -> str:

@@ -32,7 +32,7 @@ def quantization_findings(start: CheckedStart, model: ModelChecks) -> Iterator[F
     if not _is_readable(start, model):
         return
     given, method = _given(start), _method_of(model.config)
-    yield from _deprecated_findings(start, given or method)
+    yield from _deprecated_findings(start, given, method)
     if given and method:
         yield from _mismatch_findings(start, model, given, method)
     elif given:
@@ -109,11 +109,13 @@ def _name_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]
         yield finding if is_certain else finding._replace(severity="warning")
 
 
-def _deprecated_findings(start: CheckedStart, method: str) -> Iterator[Finding]:
-    if method not in start.facts.quantization.deprecated or start.has(_ALLOW_DEPRECATED):
+def _deprecated_findings(start: CheckedStart, given: str, method: str) -> Iterator[Finding]:
+    name = given or method
+    if name not in start.facts.quantization.deprecated or start.has(_ALLOW_DEPRECATED):
         return
     if start.facts.has_rule("quantization is not deprecated"):
-        yield error(_CHECK, f"this vLLM reads {method} only with {_ALLOW_DEPRECATED}: add it")
+        report = error if method in ("", name) else warning  # another one of the checkpoint may replace it
+        yield report(_CHECK, f"this vLLM reads {name} only with {_ALLOW_DEPRECATED}: add it")
 
 
 def _mismatch_findings(start: CheckedStart, model: ModelChecks, given: str, method: str) -> Iterator[Finding]:

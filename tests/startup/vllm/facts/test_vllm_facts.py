@@ -13,6 +13,7 @@ from startup.vllm.facts.installed_facts import read_facts
 from startup.vllm.facts.source_reader import read_facts_in
 from startup.vllm.facts.vllm_facts import Bounds, FlagFact, QuantizationFacts, VllmFacts
 from startup.vllm.installed import InstalledVllm
+from startup.vllm.preflight.arguments import read_arguments
 from tests.startup.vllm.facts.small_vllm import change, write_small_vllm
 
 
@@ -95,10 +96,22 @@ def test_names_ranges_and_fields(facts: VllmFacts) -> None:
     assert _flag(facts, "--max-model-len").bounds == Bounds(least=-1)
     assert _flag(facts, "--kv-cache-memory-bytes").bounds is None
     assert _flag(facts, "-cc").fields == ("mode", "pass_config")
-    assert _flag(facts, "--enable-prefix-caching").is_negatable
-    assert not _flag(facts, "--headless").is_negatable
+    assert _flag(facts, "--enable-prefix-caching").opposites == ("--no-enable-prefix-caching",)
+    assert _flag(facts, "--headless").opposites == ()
     assert _flag(facts, "--host").is_optional
     assert not _flag(facts, "--port").is_optional
+
+
+def test_opposites_from_0_33_on(vllm: InstalledVllm) -> None:
+    """A parser that pairs the two beginnings of names."""
+    path = vllm.folder / "utils" / "argparse_utils.py"
+    prefixes = '{"--enable-": "--disable-", "--disable-": "--enable-"}'
+    path.write_text(f"{path.read_text()}\n\nclass EnableDisableAction:\n    _inverse_prefixes = {prefixes}\n")
+    facts = read_facts(vllm)
+    assert _flag(facts, "--enable-lora").opposites == ("--no-enable-lora", "--disable-lora")
+    arguments = read_arguments(["m", "--disable-lora"], facts)
+    assert (arguments.unknown, arguments.has("--enable-lora")) == ([], False)
+    assert _flag(read_facts(vllm), "--enable-lora").opposites == ("--no-enable-lora", "--disable-lora"), "recorded"
 
 
 def test_names_of_registries(facts: VllmFacts) -> None:

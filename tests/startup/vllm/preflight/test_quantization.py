@@ -101,6 +101,8 @@ def test_a_deprecated_method(start: CheckStart, tmp_path: Path) -> None:
     assert _found(start, folder) == [
         ("error", "this vLLM reads fp_quant only with --allow-deprecated-quantization: add it")
     ]
+    folder = _folder(tmp_path, quantization_config={"quant_method": "gptq"})
+    assert {severity for severity, _ in _found(start, folder, "-q", "fp_quant")} == {"warning"}
 
 
 def test_a_flag_for_a_checkpoint_that_is_not_quantized(start: CheckStart, tmp_path: Path) -> None:
