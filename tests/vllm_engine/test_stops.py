@@ -16,11 +16,12 @@ from tests.processes import shared_memory
 from tests.startup.vllm.fake_start import short_folder
 from tests.vllm_engine.conftest import PEER_MODEL, StartVllm
 from tests.vllm_engine.vllm_server import VllmServer
-from tests.waiting import is_gone
+from tests.waiting import is_gone, wait_until
 
 pytestmark = [pytest.mark.versions, pytest.mark.alone]
 
 _GONE_S = 1.0
+_READY_S = 600.0
 _NO_REPEAT_S = 0.6
 """A signal that comes sooner is taken for the same one, sent twice."""
 _NUM_ROUNDS = 2
@@ -83,7 +84,7 @@ def test_a_stopped_start_is_gone_within_a_second(
             if phase == "compilation":
                 environment["VLLM_CACHE_ROOT"] = str(folder / "cache")
             with start_vllm("ours", "--max-model-len", "256", *words, model=model, environment=environment) as server:
-                server.wait_logged(line) if line else server.wait_status(503)
+                _wait_logged(server, line) if line else server.wait_status(503)
                 time.sleep(since_s)
                 family = server.family()
                 memory, log = shared_memory(family), server.log
@@ -111,6 +112,11 @@ def test_a_second_signal_ends_the_drain_within_a_second(start_vllm: StartVllm, w
         assert server.process.wait() == 0
         for stream in streams:
             stream.finish()
+
+
+def _wait_logged(server: VllmServer, line: str) -> None:
+    """Polls often: from the last phase to readiness, it takes some tenths of a second."""
+    wait_until(lambda: line in server.log or server.process.poll() is not None, _READY_S)
 
 
 def _assert_gone(server: VllmServer, family: Iterable[psutil.Process]) -> None:
