@@ -22,6 +22,8 @@ _FOR_ANY: Final = ("humming", "moe_wna16", "inc", "marlin")
 """Values of the flag that fit to several kinds of checkpoints."""
 _SETTINGS: Final = {"awq": ("quantize_config.json", "quant_config.json"), "gptq": ("quantize_config.json",)}
 """Families that need one of these files where config.json says nothing of quantization."""
+_MODELOPT_FILE: Final = "hf_quant_config.json"
+"""Settings that vLLM may read instead of those in config.json."""
 _SPECIAL_MODELS: Final = "deepseek_v4"
 """Their class changes the method."""
 
@@ -32,7 +34,7 @@ def quantization_findings(start: CheckedStart, model: ModelChecks) -> Iterator[F
     if not _is_readable(start, model):
         return
     given, method = _given(start), _method_of(model.config)
-    yield from _deprecated_findings(start, given, method)
+    yield from _deprecated_findings(start, model, given, method)
     if given and method:
         yield from _mismatch_findings(start, model, given, method)
     elif given:
@@ -40,7 +42,7 @@ def quantization_findings(start: CheckedStart, model: ModelChecks) -> Iterator[F
     elif method and start.facts.has_rule("quantization is known"):
         known = start.facts.registries.quantization_methods
         if known and method not in (*known, *_REPLACED):
-            report = error if _is_certain(model.config) else warning
+            report = error if _is_certain(model) else warning
             yield report(
                 _CHECK,
                 f"config.json says that the checkpoint is quantized with {method!r}, which this vLLM does not have"
@@ -59,7 +61,7 @@ def device_quantization_findings(start: CheckedStart, model: ModelChecks, gpu: G
         capability = gpu.capability[0] * 10 + gpu.capability[1]
         if needed and 0 < capability < min(needed):
             is_certain = start.facts.has_rule("quantization needs capability") and family in _EXACT
-            report = error if is_certain and _is_certain(model.config) else warning
+            report = error if is_certain and _is_certain(model) else warning
             yield report(
                 _CHECK,
                 f"the checkpoint is quantized with {method}, which needs a GPU of compute capability "
@@ -94,27 +96,29 @@ def _family(method: str) -> str:
     return "modelopt" if method.startswith("modelopt") else _FAMILIES.get(method, method)
 
 
-def _is_certain(config: dict[str, Any]) -> bool:
-    """Whether no code but vLLM's own general one decides about the method."""
-    model_type = str(config.get("model_type", ""))
-    return "auto_map" not in config and "speculators_config" not in config and _SPECIAL_MODELS not in model_type
+def _is_certain(model: ModelChecks) -> bool:
+    """Whether no code but vLLM's own general one decides about the method, and no other file."""
+    model_type = str(model.config.get("model_type", ""))
+    has_code = "auto_map" in model.config or "speculators_config" in model.config or _SPECIAL_MODELS in model_type
+    return not has_code and model.folder is not None and not (model.folder / _MODELOPT_FILE).exists()
 
 
 def _name_findings(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
     """The name of the flag; a quantized checkpoint may decide about the method, whatever the flag says."""
     if start.facts.plugins or _method_of(model.config):
         return
-    is_certain = _is_readable(start, model) and _is_certain(model.config)
+    is_certain = _is_readable(start, model) and _is_certain(model)
     for finding in check_name(start, "--quantization", start.facts.registries.quantization_methods, fold=str.lower):
         yield finding if is_certain else finding._replace(severity="warning")
 
 
-def _deprecated_findings(start: CheckedStart, given: str, method: str) -> Iterator[Finding]:
+def _deprecated_findings(start: CheckedStart, model: ModelChecks, given: str, method: str) -> Iterator[Finding]:
     name = given or method
     if name not in start.facts.quantization.deprecated or start.has(_ALLOW_DEPRECATED):
         return
     if start.facts.has_rule("quantization is not deprecated"):
-        report = error if method in ("", name) else warning  # another one of the checkpoint may replace it
+        # Another one of the checkpoint may replace that of the flag.
+        report = error if method in ("", name) and _is_certain(model) else warning
         yield report(_CHECK, f"this vLLM reads {name} only with {_ALLOW_DEPRECATED}: add it")
 
 
@@ -124,7 +128,7 @@ def _mismatch_findings(start: CheckedStart, model: ModelChecks, given: str, meth
         return
     if not start.facts.has_rule("quantization fits checkpoint"):
         return
-    is_certain = wanted in _EXACT and has in _EXACT and _is_certain(model.config)
+    is_certain = wanted in _EXACT and has in _EXACT and _is_certain(model)
     severity: Severity = "error" if is_certain else "warning"
     text = f"--quantization {given} does not fit the checkpoint, which is quantized with {method} (config.json)"
     yield Finding(_CHECK, severity, f"{text}: leave it out")
@@ -137,7 +141,7 @@ def _settings_findings(start: CheckedStart, model: ModelChecks, given: str) -> I
         return
     if any(path.name.endswith(names) for path in model.folder.glob("*.json")):
         return
-    report = error if model.is_whole and _is_certain(model.config) else warning
+    report = error if model.is_whole and _is_certain(model) else warning
     yield report(
         _CHECK,
         f"--quantization {given} needs a checkpoint that is quantized so, and {model.folder} is not: config.json has "

@@ -112,7 +112,7 @@ def test_a_former_architecture(start: CheckStart, folder: Path) -> None:
     "name",
     ["LlamaForSequenceClassification", "LlamaModel", "GPT2Model", "GPT2ForTokenClassification", "GPT2DoubleHeadsModel"],
 )
-def test_another_end_of_the_name_and_classes_of_transformers_are_served(start: CheckStart, folder: Path, name: str) -> None:
+def test_other_ends_of_the_name_and_classes_of_transformers(start: CheckStart, folder: Path, name: str) -> None:
     _configure(folder, architectures=[name])
     assert _errors(start, folder) == []
 

@@ -86,6 +86,14 @@ def test_where_other_code_may_decide_there_is_a_warning(
     assert [severity for severity, _ in _found(start, _folder(tmp_path, **config), "-q", given)] == ["warning"]
 
 
+@pytest.mark.parametrize("method", ["fp_quant", "own"])
+def test_another_file_may_decide(start: CheckStart, tmp_path: Path, method: str) -> None:
+    folder = _folder(tmp_path, compression_config={"quant_method": method})
+    assert {severity for severity, _ in _found(start, folder)} == {"error"}
+    (folder / "hf_quant_config.json").write_text("{}")
+    assert {severity for severity, _ in _found(start, folder)} == {"warning"}
+
+
 def test_an_old_format_of_modelopt_is_left_to_vllm(start: CheckStart, tmp_path: Path) -> None:
     assert _found(start, _folder(tmp_path, quantization_config=LEGACY_MODELOPT), "-q", "modelopt") == []
 
