@@ -84,8 +84,8 @@ def _check_heads(start: CheckedStart, config: dict[str, Any], text: dict[str, An
     heads, layers = _first(text, _HEADS), _first(text, _LAYERS)
     if heads and tensor > 1 and heads % tensor and start.facts.has_rule("heads divide"):
         fitting = [size for size in range(tensor, 0, -1) if heads % size == 0]
-        report = error if config is text else warning
-        yield report(
+        is_certain = config is text and sum(key in config for key in _HEADS) == 1
+        yield (error if is_certain else warning)(
             "tensor_parallel",
             f"--tensor-parallel-size {tensor} does not divide the model's {heads} attention heads: give {fitting[0]}",
         )

@@ -235,6 +235,8 @@ def test_heads(start: CheckStart, folder: Path) -> None:
     assert _errors(start, folder, "-tp", "4") == []
     (message,) = _errors(start, folder, "-tp", "5")
     assert message.endswith("does not divide the model's 12 attention heads: give 4")
+    _configure(folder, n_head=10)
+    assert [finding.severity for finding in _findings(start, folder, "-tp", "5")] == ["warning"]
 
 
 def test_layers(start: CheckStart, folder: Path) -> None:
