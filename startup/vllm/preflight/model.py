@@ -174,7 +174,7 @@ class ModelChecks:
 
     def _is_known_type(self, model_type: str) -> bool:
         """Whether transformers or vLLM has a class for its configuration; true if that cannot be read."""
-        known, texts = self._start.facts.registries.config_types, _sources("transformers", "models/auto", "*.py")
+        known, texts = self._start.facts.registries.config_types, read_sources("transformers", "models/auto", "*.py")
         return not known or not texts or model_type in known or any(f'"{model_type}"' in text for text in texts)
 
     def _architecture_findings(self) -> Iterator[Finding]:
@@ -202,7 +202,7 @@ class ModelChecks:
         stem = _TASK.sub("", name)
         if name in known or any(_TASK.sub("", other) == stem for other in known):
             return True
-        texts = _sources("transformers", "models", "*/modeling_*.py")  # of any model, 50 ms
+        texts = read_sources("transformers", "models", "*/modeling_*.py")  # of any model, 50 ms
         return not texts or any(f"class {name}(" in text for text in texts)
 
     def _weight_findings(self, folder: Path) -> Iterator[Finding]:
@@ -246,7 +246,7 @@ def _has_other_weights(folder: Path) -> bool:
     return any(path.suffix in endings for path in (*folder.glob("*"), *folder.glob("*/*")))
 
 
-def _sources(package: str, folder: str, pattern: str) -> list[str]:
+def read_sources(package: str, folder: str, pattern: str) -> list[str]:
     """The texts of some files of an installed package."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 from envs import foreign
 from startup.preflight.model_shape import LENGTH_KEYS
 from startup.preflight.report import Finding, error, warning
-from startup.vllm.preflight.model import ModelChecks
+from startup.vllm.preflight.model import ModelChecks, read_sources
 from startup.vllm.preflight.start import CheckedStart
 
 _UNSCALED: Final = ("llama3", "longrope", "su")
@@ -17,6 +17,7 @@ _OTHER_LENGTHS: Final = ("model_max_length", "max_target_positions", "max_source
 """Further keys that some models have; with one of them the limit is left to vLLM."""
 _SENTENCE_FILES: Final = ("modules.json", "sentence_*_config.json")
 """Files of sentence-transformers, which may have another limit."""
+_SCALINGS: Final = ("rope_scaling", "rope_parameters")
 _LONG: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 _HEADS: Final = ("num_attention_heads", "n_head")
 _LAYERS: Final = ("num_hidden_layers", "n_layer", "num_layers")
@@ -46,7 +47,8 @@ def _check_length(
         return
     is_certain = config is text and _CERTAIN in config and not any(key in config for key in _OTHER_LENGTHS)
     is_certain = is_certain and not start.has("--tokenizer", "--config-format", "--runner", "--convert")
-    yield (error if is_certain and not _has_sentence_files(model) else warning)(
+    is_certain = is_certain and not _has_sentence_files(model) and not _is_scaled_by_class(config)
+    yield (error if is_certain else warning)(
         "max_model_len",
         f"--max-model-len {wanted} is more than the model's own limit of {own} tokens (config.json): give at most "
         f"{own}, or set {_LONG}=1",
@@ -55,6 +57,14 @@ def _check_length(
 
 def _has_sentence_files(model: ModelChecks) -> bool:
     return model.folder is not None and any(any(model.folder.glob(name)) for name in _SENTENCE_FILES)
+
+
+def _is_scaled_by_class(config: dict[str, Any]) -> bool:
+    """Whether the class of the configuration has a RoPE factor of its own, for a configuration without one."""
+    if any(config.get(key) for key in _SCALINGS):
+        return False
+    texts = read_sources("transformers", f"models/{config.get('model_type')}", "configuration_*.py")
+    return any('"factor":' in text for text in texts)
 
 
 def _own_length(text: dict[str, Any]) -> int | None:
@@ -72,7 +82,7 @@ def _own_length(text: dict[str, Any]) -> int | None:
 
 def _scalings(text: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The RoPE parameters, also those of each kind of layer."""
-    for key in ("rope_scaling", "rope_parameters"):
+    for key in _SCALINGS:
         found = text.get(key)
         if isinstance(found, dict):
             yield found

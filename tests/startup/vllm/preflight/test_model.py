@@ -212,6 +212,13 @@ def test_scaled_lengths(start: CheckStart, folder: Path, scaling: dict[str, Any]
     assert bool(_errors(start, folder, "--max-model-len", "12k")) == is_fault
 
 
+def test_a_class_that_scales_lengths_by_default(start: CheckStart, folder: Path) -> None:
+    _configure(folder, model_type="gpt_oss")
+    assert _errors(start, folder, "--max-model-len", "12k") == []
+    _configure(folder, model_type="gpt_oss", rope_scaling={"rope_type": "default"})
+    assert len(_errors(start, folder, "--max-model-len", "12k")) == 1
+
+
 def test_models_with_other_lengths_are_left_to_vllm(start: CheckStart, folder: Path) -> None:
     _configure(folder, model_max_length=20000)
     assert _errors(start, folder, "--max-model-len", "12k") == []
