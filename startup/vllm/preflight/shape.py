@@ -60,7 +60,7 @@ def _has_sentence_files(model: ModelChecks) -> bool:
 
 
 def _is_scaled_by_class(config: dict[str, Any]) -> bool:
-    """Whether the class of the configuration has a RoPE factor of its own, for a configuration without one."""
+    """Whether config.json leaves the RoPE to a class that has a factor of its own."""
     if any(config.get(key) for key in _SCALINGS):
         return False
     texts = read_sources("transformers", f"models/{config.get('model_type')}", "configuration_*.py")
