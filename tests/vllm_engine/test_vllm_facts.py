@@ -36,8 +36,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def _options(flag: FlagFact) -> set[str]:
-    negated = {f"--no-{name[2:]}" for name in flag.names if name.startswith("--")} if flag.is_negatable else set()
-    return {*flag.names, *negated}
+    return {*flag.names, *flag.opposites}
 
 
 def _by_options(facts: VllmFacts) -> dict[frozenset[str], FlagFact]:

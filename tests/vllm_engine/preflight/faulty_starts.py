@@ -1,7 +1,8 @@
 """Starts of vLLM that fail, with the words that the preflight has to say about them.
 
 `stage` tells how far real vLLM comes: `parse` ends in its argument parser or in what it validates right
-after, `config` in the construction of its configuration, `later` there or in engine or server.
+after, `config` in the construction of its configuration, `later` there, in what it reads next, or in engine
+or server.
 """
 
 from typing import Final, Literal, NamedTuple
@@ -90,7 +91,6 @@ FAULTY_STARTS: Final[dict[str, FaultyStart]] = {
     "former architecture": _fault("{former_architecture}", message="Phi3SmallForCausalLM"),
     "unknown model type": _fault("{unknown_type}", message="'llamo'"),
     "remote code not trusted": _fault("{remote_code}", message="--trust-remote-code"),
-    "no tokenizer": _fault("{no_tokenizer}", message="has no tokenizer", stage="later"),
     "broken tokenizer": _fault("{broken_tokenizer}", message="tokenizer.json is not JSON", stage="later"),
     "no weights": _fault("{dummy}", message="has no weights", stage="later"),
     "pointer instead of weights": _fault("{lfs}", message="git lfs pull", stage="later"),

@@ -50,6 +50,7 @@ VALID_STARTS: Final[dict[str, ValidStart]] = {
     "longer by override": _start("{model} --hf-overrides.max_position_embeddings 16384 --max-model-len 16384"),
     "longer by scaling": _start("{scaled} --max-model-len 20000"),
     "longer by permission": _start("{model} --max-model-len 9000", VLLM_ALLOW_LONG_MAX_MODEL_LEN="1"),
+    "longer by permission in a word": _start("{model} --max-model-len 9000", VLLM_ALLOW_LONG_MAX_MODEL_LEN=" True"),
     "architecture by override": _start(
         "{unknown_architecture} --hf-overrides", '{"architectures": ["LlamaForCausalLM"]}'
     ),
@@ -113,6 +114,7 @@ VALID_STARTS: Final[dict[str, ValidStart]] = {
     "adapters on the processor": _start("{model} --enable-lora --max-loras 2 --max-cpu-loras 4"),
     "additional settings": _start("{model} --additional-config", '{"a": 1}'),
     "small batches": _start("{model} --max-num-seqs 1 --max-num-batched-tokens 8192"),
+    "attention chosen by vLLM": _start("{model} --attention-backend auto"),
     "blocks": _start("{model} --block-size 32"),
     "sizes of graphs": _start("{model} --cudagraph-capture-sizes 1 2 4"),
     "executor": _start("{model} --distributed-executor-backend mp"),

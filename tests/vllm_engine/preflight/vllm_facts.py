@@ -33,7 +33,7 @@ def _flags(values: list[str]) -> list[dict[str, Any]]:
 
 def _flag(parser: argparse.ArgumentParser, action: argparse.Action, values: list[str]) -> dict[str, Any]:
     return {
-        "options": list(action.option_strings),
+        "options": [option for option, each in parser._option_string_actions.items() if each is action],
         "nargs": action.nargs,
         "choices": None if action.choices is None else sorted(map(str, action.choices)),
         "accepted": [value for value in values if _is_accepted(parser, action, value)],
@@ -79,7 +79,7 @@ def _registries() -> dict[str, list[str]]:
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
-    from vllm.transformers_utils.config import _CONFIG_FORMAT_TO_CONFIG_PARSER
+    from vllm.transformers_utils.config import _CONFIG_FORMAT_TO_CONFIG_PARSER, _CONFIG_REGISTRY
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     names = {
@@ -87,6 +87,7 @@ def _registries() -> dict[str, list[str]]:
         "reasoning_parsers": ReasoningParserManager.list_registered(),
         "architectures": ModelRegistry.get_supported_archs(),
         "load_formats": _LOAD_FORMAT_TO_MODEL_LOADER,
+        "config_types": _CONFIG_REGISTRY,
         "config_formats": _CONFIG_FORMAT_TO_CONFIG_PARSER,
         "quantization_methods": QUANTIZATION_METHODS,
         "attention_backends": AttentionBackendEnum.__members__,

@@ -1,33 +1,63 @@
 """How far vLLM's own code comes with command lines; run by vLLM's own interpreter.
 
 `python vllm_starts.py QUESTION ANSWER`: the question is a list of starts with `words` and `variables`. For
-each, the answer has the `stage` that it reaches, `parse`, `config` or `done`, and the `error` that ends it.
-Each start runs in a fork of this process, which has imported vLLM, up to the construction of its
-configuration.
+each, the answer has the `stage` in which it ends, `parse`, `config` or `serving`, or else `done`, and the
+`error` that ends it. Each start runs in a fork of this process, which has imported vLLM, until vLLM has read
+everything that needs no model: configuration, weights, tokenizer, variables, settings of the HTTP server.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+_ABSENT = ("torchvision", "torchaudio", "terratorch")
+"""Packages that some models import, and that are not installed beside vLLM for CPU here."""
+_TLS = ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers")
 _MAX_S = 400
+_VALIDATORS = (
+    "vllm.entrypoints.common.cli_args", "vllm.entrypoints.launchers.launcher", "vllm.entrypoints.openai.api_server",
+)  # fmt: skip
+"""Where versions of vLLM have `validate_api_server_args`."""
 
 
 def main(question: str, answer: str) -> None:
     import torch
     import vllm.entrypoints.cli.serve
-    import vllm.model_executor.model_loader  # noqa: F401
+    import vllm.model_executor.model_loader
+    import vllm.model_executor.models.registry
 
     torch.set_num_threads(1)
+    # A fork of this process may import the model's class itself: there is no GPU to keep it from.
+    vllm.model_executor.models.registry._run_in_subprocess = lambda function: function()
+    time.sleep = lambda seconds: None  # between two attempts to read a faulty file
+    sys.meta_path.append(_Absent())
     starts = json.loads(Path(question).read_text())
     answers = [_in_process(start, answer) if _is_read_early(start) else _in_fork(start) for start in starts]
     Path(answer).write_text(json.dumps(answers))
+
+
+class _Absent(MetaPathFinder, Loader):
+    """Finds packages that are not installed; they are empty."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in _ABSENT else None
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        return MagicMock(name=spec.name, __version__="0.0", __path__=[])
+
+    def exec_module(self, module: Any) -> None:
+        pass
 
 
 def _is_read_early(start: dict[str, Any]) -> bool:
@@ -68,7 +98,9 @@ def _try(words: list[str], variables: dict[str, str]) -> dict[str, str]:
         with contextlib.redirect_stderr(shown):
             args = _parse(words)
             stage = "config"
-            _build(args)
+            config = _build(args)
+            stage = "serving"
+            _prepare_serving(args, config)
     except SystemExit:
         return {"stage": stage, "error": shown.getvalue()[-600:]}
     except BaseException as err:  # noqa: BLE001 - whatever vLLM raises
@@ -93,18 +125,49 @@ def _parse(words: list[str]) -> Any:
     return args
 
 
-def _build(args: Any) -> None:
+def _build(args: Any) -> Any:
     from vllm import AsyncEngineArgs
+    from vllm.platforms import current_platform
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
-    if args.tool_parser_plugin:
+    # Methods that only GPUs compute are valid starts of vLLM, too.
+    type(current_platform).verify_quantization = classmethod(lambda cls, name: None)
+    if args.tool_parser_plugin and len(args.tool_parser_plugin) > 3:
         ToolParserManager.import_tool_parser(args.tool_parser_plugin)
-    if args.reasoning_parser_plugin:
+    if args.reasoning_parser_plugin and len(args.reasoning_parser_plugin) > 3:
         ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
-    if args.enable_auto_tool_choice:
-        ToolParserManager.get_tool_parser(args.tool_call_parser)
-    AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    _find_validator()(args)
+    return AsyncEngineArgs.from_cli_args(args).create_engine_config()
+
+
+def _find_validator() -> Any:
+    for name in _VALIDATORS:
+        with contextlib.suppress(ImportError, AttributeError):
+            return importlib.import_module(name).validate_api_server_args
+    raise LookupError("validate_api_server_args")
+
+
+class _AnyModel:
+    """A model with the defaults of all settings of its weights."""
+
+
+def _prepare_serving(args: Any, config: Any) -> None:
+    import uvicorn
+    from vllm.envs import enable_envs_cache
+    from vllm.model_executor.model_loader import get_model_loader
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+    from vllm.tokenizers.registry import cached_tokenizer_from_config
+
+    loader = get_model_loader(config.load_config)
+    if isinstance(loader, DefaultModelLoader):
+        for _ in loader.get_all_weights(config.model_config, _AnyModel()):
+            pass
+    cached_tokenizer_from_config(config.model_config)
+    config.model_config.try_get_generation_config()
+    enable_envs_cache()
+    tls = {name: getattr(args, name) for name in _TLS}
+    uvicorn.Config(lambda: None, log_level=args.uvicorn_log_level, **tls).load()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,32 @@
+"""What the preflight of `serve --engine vllm` says about many starts; run by vLLM's own interpreter.
+
+`python own_preflights.py QUESTION ANSWER`: the question is that of `vllm_starts.py`. The answer has the
+errors of each start, as lists of check and message.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[3]))
+
+from envs.foreign import overlaid
+from startup.vllm.command_line import CommandLine
+from startup.vllm.installed import require_vllm
+from startup.vllm.preflight.run import run_preflight
+
+
+def main(question: str, answer: str) -> None:
+    os.environ["VLLM_CACHE_ROOT"] = f"{answer}.cache"
+    vllm = require_vllm()
+    answers = []
+    for start in json.loads(Path(question).read_text()):
+        with overlaid(start["variables"]):
+            report = run_preflight(vllm, CommandLine.of(start["words"]), is_listening=True)
+        answers.append([[finding.check, finding.message] for finding in report.errors])
+    Path(answer).write_text(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
