@@ -17,11 +17,10 @@ from startup.router.http.access import Access
 from startup.router.http.answers import SERVER, FailedRequestError, error_answer, shown
 from startup.router.http.cors import CorsPolicy
 from startup.router.http.model_choice import ModelChoice
-from startup.router.http.model_name import create_scanner
-from startup.router.http.model_scanner import ModelScanner
 from startup.router.http.own_answers import OwnAnswers
 from startup.router.http.proxy import Call, Proxy
-from startup.router.http.request_body import MOST_SEARCHED_BYTES, BodyTooLongError, HeldBytes, RequestBody
+from startup.router.http.request_body import MOST_BYTES, BodyTooLongError, RequestBody
+from startup.router.http.requested_model import RequestedModel
 from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelPool, ModelRefused
 
@@ -128,7 +127,6 @@ class _Front:
         self._access = Access(options.api_keys, self.cors, is_key_everywhere=network.api_key_everywhere)
         self._choice = ModelChoice(pool)
         self._proxy = Proxy(pool)
-        self._held = HeldBytes()
         needs_key = self._access.needs_key
         self._own = OwnAnswers(pool, self._proxy, self._choice, version=options.version, needs_key=needs_key)
 
@@ -188,19 +186,15 @@ class _Front:
         if request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
             entry = entry or self._choice.by_query(request, path)
             return await self._proxy.relay_websocket(request, entry, path, dropped)
-        body = RequestBody(request.content, self._held)
+        body = RequestBody()
         try:
-            scanner = create_scanner(request.headers.get(hdrs.CONTENT_TYPE, ""))
-            if request.body_exists:
-                await _read_beginning(request, body, scanner, is_searched=entry is None)
-            else:
-                body.is_whole = True
+            requested = await _read(request, body) if request.body_exists else RequestedModel()
             call = Call(
                 request=request,
-                entry=entry or self._choice.by_body(request, path, scanner),
+                entry=entry or self._choice.by_body(request, path, requested),
                 path=path,
                 body=body,
-                may_wait_visibly=scanner.is_stream and path in _STREAM_PATHS,
+                may_wait_visibly=requested.is_stream and path in _STREAM_PATHS,
                 dropped=dropped,
             )
             return await self._proxy.relay(call)
@@ -221,16 +215,18 @@ class _Front:
         return path[len(root) :] or "/" if root and (path + "/").startswith(root + "/") else path
 
 
-async def _read_beginning(request: web.Request, body: RequestBody, scanner: ModelScanner, *, is_searched: bool) -> None:
-    """Reads the body until the model is known."""
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # aiohttp takes other output for the beginning of the response
+async def _read(request: web.Request, body: RequestBody) -> RequestedModel:
+    """Reads the body, and which model it names."""
     try:
-        await body.find_model(scanner, is_needed=is_searched)
+        if (request.content_length or 0) > MOST_BYTES:
+            raise BodyTooLongError
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # aiohttp takes other output for the beginning of the response
+        await body.read(request.content)
     except BodyTooLongError:
-        text = f"`model` does not come within the first {MOST_SEARCHED_BYTES >> 20} MiB of the body"
-        raise FailedRequestError(413, f"{text}: put it first, or use /upstream/MODEL/… .", param="model") from None
+        raise FailedRequestError(413, f"The request body is larger than {MOST_BYTES} bytes.") from None
+    return await body.find_model(request.headers.get(hdrs.CONTENT_TYPE, ""))
 
 
 async def _expect_later(request: web.Request) -> None:

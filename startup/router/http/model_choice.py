@@ -6,7 +6,7 @@ from urllib.parse import unquote
 from aiohttp import hdrs, web
 
 from startup.router.http.answers import FailedRequestError, shown
-from startup.router.http.model_scanner import ModelScanner
+from startup.router.http.requested_model import RequestedModel
 from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelPool
 
@@ -50,14 +50,13 @@ class ModelChoice:
         requested = request.query.get("model")
         return self.by_name(requested) if requested else self._only(request, path)
 
-    def by_body(self, request: web.Request, path: str, scanner: ModelScanner) -> ModelEntry:
+    def by_body(self, request: web.Request, path: str, requested: RequestedModel) -> ModelEntry:
         """The model that the body names, or the query, or the only one."""
-        if scanner.is_other_type:
+        if requested.is_other_type:
             raise FailedRequestError(400, "Invalid value for `model`: expected `str`.", param="model")
-        if scanner.model:  # an empty name is none, as in vLLM
-            return self.by_name(scanner.model)
-        is_invalid = scanner.is_invalid and request.body_exists
-        if is_invalid and len(self._pool.entries) > 1 and not request.query.get("model"):
+        if requested.name:  # an empty name is none, as in vLLM
+            return self.by_name(requested.name)
+        if requested.is_invalid and len(self._pool.entries) > 1 and not request.query.get("model"):
             raise FailedRequestError(400, "The request body is not valid JSON, or not an object.")
         return self.by_query(request, path)
 

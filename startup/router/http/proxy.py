@@ -1,4 +1,4 @@
-"""One request to a model's server and its response back, with back-pressure in both directions."""
+"""One request to a model's server and its response back: a client that does not read stops the server."""
 
 import asyncio
 import logging
@@ -16,7 +16,6 @@ from yarl import URL
 
 from startup.router.child import Child
 from startup.router.http.answers import FailedRequestError, error_events, relayed_error_events
-from startup.router.http.departure import DepartureWatch
 from startup.router.http.passed_headers import headers_of_websocket, headers_to_client, headers_to_server
 from startup.router.http.request_body import RequestBody
 from startup.router.http.waiting import WaitingComments
@@ -43,7 +42,7 @@ _NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=Non
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A request that was read far enough to know its model."""
+    """A request that was read, and its model."""
 
     request: web.Request
     entry: ModelEntry
@@ -72,7 +71,6 @@ class Proxy:
         comments = WaitingComments(call.request, lambda: self._pool.progress(call.entry.name))
         if call.may_wait_visibly and not self._pool.is_ready(call.entry.name):
             comments.start()
-        watch = DepartureWatch(call.request.transport) if not call.body.is_whole else None
         try:
             return await self._relay(call, comments)
         except ModelRefused as refused:
@@ -85,8 +83,6 @@ class Proxy:
             return response
         finally:
             comments.close()
-            if watch is not None:
-                watch.close()
 
     async def relay_websocket(
         self, request: web.Request, entry: ModelEntry, path: str, dropped: frozenset[str]
@@ -152,8 +148,8 @@ class Proxy:
             if begun is not None:
                 headers.popall(hdrs.ACCEPT_ENCODING, None)
             data = call.body.data()
-            if isinstance(data, bytes):
-                headers.popall(hdrs.CONTENT_LENGTH, None)
+            if data is not None:
+                headers[hdrs.CONTENT_LENGTH.lower()] = str(call.body.num_bytes)
             try:
                 upstream = await self._session_of(child).request(
                     request.method,
@@ -166,8 +162,6 @@ class Proxy:
                 await child.end_reason()
                 raise _NotSentError(str(err)) from err
             except (aiohttp.ClientError, ConnectionError) as err:
-                if call.body.error is not None:
-                    raise call.body.error from err
                 raise await _ended(child, err) from err
             with _closing(upstream):
                 if begun is not None:

@@ -1,0 +1,115 @@
+"""What the router reads in a body: which model it requests, and whether the response will be a stream."""
+
+import json
+from typing import IO, Any, Final, NamedTuple
+
+import msgspec
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
+
+LONGEST_NAME: Final = 4096
+"""Characters of a model's name that are kept; a longer name is the name of no model."""
+_LONGEST_MEDIA_TYPE: Final = 1024
+"""A longer Content-Type is ignored: a boundary has at most 70 characters, and parsing is quadratic."""
+_MOST_PARTS: Final = 1000
+"""Of a form, as in Starlette."""
+_READ_BYTES: Final = 64 << 10
+_LOOSE_BYTES: Final = 256 << 10
+"""A body up to this size is also read as Python does, which takes some milliseconds."""
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+class RequestedModel(NamedTuple):
+    """What a body says."""
+
+    name: str | None = None
+    is_other_type: bool = False
+    """Whether `model` has a value that is not a text."""
+    is_stream: bool = False
+    is_invalid: bool = False
+    """Whether the body is no JSON object, or no form."""
+
+
+class _Members(msgspec.Struct):
+    """The members of an object that matter; of equal ones the last."""
+
+    model: msgspec.Raw = msgspec.Raw(b"null")
+    stream: msgspec.Raw = msgspec.Raw(b"false")
+
+
+_DECODER: Final = msgspec.json.Decoder(_Members)
+
+
+def boundary_of(media_type: str) -> bytes | None:
+    """The boundary, if this Content-Type is that of a multipart form; all else is taken for JSON."""
+    if len(media_type) > _LONGEST_MEDIA_TYPE or not media_type.isascii():
+        return None
+    kind, options = parse_options_header(media_type)
+    return options.get(b"boundary") or None if kind == b"multipart/form-data" else None
+
+
+def find_in_json(body: Any) -> RequestedModel:
+    """Reads a body of JSON, a buffer of bytes; whatever is wrong with it, no error is raised.
+
+    NaN, and halves of characters, are no JSON, but vLLM takes them.
+    """
+    text = memoryview(body)
+    if bytes(text[:3]) == _BYTE_ORDER_MARK:
+        text = text[3:]
+    try:
+        members = _DECODER.decode(text)
+        model = msgspec.json.decode(members.model)
+        is_stream = bytes(members.stream) == b"true"
+    except msgspec.ValidationError:
+        return RequestedModel(is_invalid=True)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if len(text) > _LOOSE_BYTES:
+            return RequestedModel(is_invalid=True)
+        return _find_loosely(bytes(text))
+    return _requested(model, is_stream=is_stream)
+
+
+def find_in_form(body: IO[bytes], boundary: bytes) -> RequestedModel:
+    """Reads a multipart form; whatever is wrong with it, no error is raised."""
+    fields: dict[bytes | None, bytes] = {}
+    num_parts = 0
+
+    def count() -> None:
+        nonlocal num_parts
+        num_parts += 1
+        if num_parts > _MOST_PARTS:
+            raise FormParserError(f"more than {_MOST_PARTS} parts")
+
+    def keep(field: Field) -> None:
+        count()
+        if field.field_name in (b"model", b"stream"):
+            fields[field.field_name] = field.value or b""
+
+    def drop(file: File) -> None:
+        file.close()
+        count()
+
+    try:
+        parser = FormParser("multipart/form-data", keep, drop, boundary=boundary)
+        while part := body.read(_READ_BYTES):
+            parser.write(part)
+    except FormParserError:
+        return RequestedModel(is_invalid=True)
+    name = fields[b"model"].decode("utf-8", "replace") if b"model" in fields else None
+    is_stream = fields.get(b"stream", b"").strip().lower() in (b"true", b"1", b"on", b"yes")
+    return _requested(name, is_stream=is_stream)
+
+
+def _find_loosely(body: bytes) -> RequestedModel:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return RequestedModel(is_invalid=True)
+    if not isinstance(found, dict):
+        return RequestedModel(is_invalid=True)
+    return _requested(found.get("model"), is_stream=found.get("stream") is True)
+
+
+def _requested(model: Any, *, is_stream: bool) -> RequestedModel:
+    name = model[:LONGEST_NAME] if isinstance(model, str) else None
+    return RequestedModel(name, is_other_type=not isinstance(model, str | None), is_stream=is_stream)

@@ -1,0 +1,201 @@
+"""The router finds what json.loads finds, and the fields of a form, whatever the body."""
+
+import json
+import random
+from io import BytesIO
+from typing import Any
+
+import pytest
+
+from startup.router.http import requested_model
+from startup.router.http.requested_model import RequestedModel, boundary_of, find_in_form, find_in_json
+
+SEEDS = range(10)
+TEXTS = ["", "m", "model", "stream", 'a"b', "\\", '\\"', "{", "}]", ",", ":", "é中🙂", "line\nbreak", "\u2028"]
+
+
+def expected(body: bytes) -> RequestedModel:
+    """What the last members of these names say."""
+    document = json.loads(body)
+    model = document.get("model")
+    is_text = isinstance(model, str)
+    return RequestedModel(
+        model if is_text else None,
+        is_other_type=not is_text and model is not None,
+        is_stream=document.get("stream") is True,
+    )
+
+
+def random_text(dice: random.Random) -> str:
+    return "".join(dice.choice(TEXTS) for _ in range(dice.randrange(4)))
+
+
+def random_value(dice: random.Random, depth: int = 0) -> Any:
+    match dice.randrange(8 if depth < 4 else 6):
+        case 0:
+            return dice.choice([True, False, None])
+        case 1:
+            return dice.choice([0, -1, 1e300, 0.5, 10**30, float("nan"), float("inf"), -float("inf")])
+        case 2 | 3 | 4 | 5:
+            return random_text(dice)
+        case 6:
+            return [random_value(dice, depth + 1) for _ in range(dice.randrange(5))]
+        case _:
+            keys = [dice.choice(["model", "stream", random_text(dice)]) for _ in range(dice.randrange(5))]
+            return {key: random_value(dice, depth + 1) for key in keys}
+
+
+def random_document(dice: random.Random) -> bytes:
+    """An object with duplicate keys, escapes and white space."""
+    members = []
+    for _ in range(dice.randrange(8)):
+        key = dice.choice(["model", "model", "stream", "messages", random_text(dice)])
+        text = json.dumps(key)
+        if dice.random() < 0.3:
+            text = '"' + "".join(f"\\u{ord(c):04x}" if ord(c) < 0x10000 else c for c in key) + '"'
+        value = dice.choice([random_value(dice), True, "some/model"])
+        dumped = json.dumps(value, ensure_ascii=dice.random() < 0.5, indent=dice.choice([None, 1]))
+        spaces = [dice.choice(["", " ", "\n\t"]) for _ in range(3)]
+        members.append(spaces[0] + text + spaces[1] + ":" + spaces[2] + dumped)
+    mark = b"\xef\xbb\xbf" if dice.random() < 0.1 else b""
+    return mark + ("{" + ",".join(members) + " } \n").encode()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_finds_what_json_finds(seed: int) -> None:
+    dice = random.Random(seed)
+    for _ in range(200):
+        body = random_document(dice)
+        assert find_in_json(body) == expected(body), body
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_cut_or_changed_document_is_read_or_invalid(seed: int) -> None:
+    """What is skipped may have bytes that are not UTF-8."""
+    dice = random.Random(seed)
+    for _ in range(200):
+        body = bytearray(random_document(dice))
+        for _ in range(dice.randrange(3)):
+            body[dice.randrange(len(body))] = dice.choice(b'{}[]",:\\ \x00\xff0')
+        cut = bytes(body[: dice.randrange(len(body) + 1)])
+        try:
+            wanted = expected(cut)
+        except (ValueError, AttributeError):
+            wanted = RequestedModel(is_invalid=True)
+        assert find_in_json(cut) == wanted or b"\xff" in cut, cut
+
+
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        (rb'{"mod\u0065l":"x"}', "x"),
+        (rb'{"model":"\u0078\/y"}', "x/y"),
+        (b'{"messages":[{"model":"no"}],"model":"x"}', "x"),
+        (b'{"a":{"model":"no"},"b":NaN,"model":"x"}', "x"),
+        (rb'{"messages":"\ud800","model":"x"}', "x"),
+        (b'{"model":"first","model":"last"}', "last"),
+        (b'{"model":"first","model":null}', None),
+        (b'{"model":null}', None),
+        (b'{"model":"' + b"x" * 5000 + b'"}', "x" * 4096),
+    ],
+)
+def test_the_model_of(body: bytes, model: str | None) -> None:
+    assert find_in_json(body) == RequestedModel(model)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"x","stream":',
+        b'{"model" "x"}',
+        b'{"model":"x",}',
+        b'{"model":"x"} {}',
+        b'["model"]',
+        b'"model"',
+        b'{"model":"\xff"}',
+        b'{"model":"a\nb"}',
+        pytest.param(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b',"model":"x"}', id="too deep"),
+        b"",
+    ],
+)
+def test_what_is_no_json_object_has_no_model(body: bytes) -> None:
+    assert find_in_json(body) == RequestedModel(is_invalid=True)
+
+
+@pytest.mark.parametrize("value", ["5", "true", "[]", '{"a":"b"}', "NaN"])
+def test_a_model_that_is_no_text_is_told(value: str) -> None:
+    assert find_in_json(b'{"model":' + value.encode() + b"}") == RequestedModel(is_other_type=True)
+
+
+@pytest.mark.parametrize("value", ["false", "null", '"true"', "1", "[true]"])
+def test_only_true_asks_for_a_stream(value: str) -> None:
+    assert not find_in_json(b'{"stream":' + value.encode() + b"}").is_stream
+
+
+def test_a_long_body_is_not_read_in_the_slow_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requested_model, "_LOOSE_BYTES", 20)
+    assert find_in_json(b'{"model":"x","a":NaN}').is_invalid
+    assert find_in_json(b'{"model":"x","a":123456789}').name == "x"
+
+
+BOUNDARY = b"--------a-boundary"
+
+
+def form(*fields: tuple[str, bytes, str]) -> bytes:
+    parts = [
+        b'--%b\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
+        % (BOUNDARY, name.encode(), f'; filename="{file}"'.encode() if file else b"", value)
+        for name, value, file in fields
+    ]
+    return b"".join(parts) + b"--%b--\r\n" % BOUNDARY
+
+
+AUDIO = bytes(random.Random(1).randbytes(200_000)) + b"\r\n--" * 50
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param([("model", b"x/y", ""), ("file", AUDIO, "a.wav"), ("stream", b"true", "")], id="before"),
+        pytest.param([("stream", b"true", ""), ("file", AUDIO, "a.wav"), ("model", b"x/y", "")], id="behind"),
+        pytest.param([("model", b"no", "f"), ("model", b"x/y", ""), ("stream", b"True", "")], id="a file named model"),
+        pytest.param([("model", b"no", ""), ("model", b"x/y", ""), ("stream", b"on", "")], id="twice"),
+    ],
+)
+def test_finds_the_fields_of_a_form(fields: list[tuple[str, bytes, str]]) -> None:
+    assert find_in_form(BytesIO(form(*fields)), BOUNDARY) == RequestedModel("x/y", is_stream=True)
+
+
+def test_a_form_is_bounded() -> None:
+    endless = b"--%b\r\n" % BOUNDARY + b"X-Header: " + b"a" * 100_000
+    assert find_in_form(BytesIO(endless), BOUNDARY).is_invalid
+    assert find_in_form(BytesIO(form(*[("a", b"", "")] * 2000)), BOUNDARY).is_invalid
+    assert len(find_in_form(BytesIO(form(("model", b"x" * 100_000, ""))), BOUNDARY).name or "") == 4096
+
+
+@pytest.mark.parametrize("boundary", [BOUNDARY, b"b" * 900])
+def test_a_broken_form_has_no_model(boundary: bytes) -> None:
+    body = b'--%b\r\nContent-Disposition; name="model"\n\nx' % boundary
+    assert find_in_form(BytesIO(body), boundary) == RequestedModel(is_invalid=True)
+
+
+def test_a_form_is_told_by_its_media_type() -> None:
+    assert boundary_of('Multipart/Form-Data; boundary="a;b"') == b"a;b"
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "",
+        "application/json; charset=utf-8",
+        "text/plain",
+        "multipart/form-data",
+        'a/b; c="',
+        ";;",
+        "multipart/form-data; boundary=",
+        pytest.param("multipart/form-data; boundary=a; é", id="not ascii"),
+        pytest.param('multipart/form-data; boundary=a; b="' + ";" * 60_000, id="too long"),
+    ],
+)
+def test_other_media_types_are_taken_for_json(media_type: str) -> None:
+    assert boundary_of(media_type) is None
