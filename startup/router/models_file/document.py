@@ -1,8 +1,4 @@
-"""A YAML document with the line of each key, read with limits, and the faults that are found in it.
-
-The parser's events are turned into values here: PyYAML's own composer recurses, so that a document of many
-nested brackets ends the process, and its mappings keep the last of equal keys without a word.
-"""
+"""A YAML document with the line of each key, read with limits, and the faults that are found in it."""
 
 import stat
 from collections.abc import Iterable, Sequence
@@ -24,7 +20,7 @@ _MAX_SHOWN: Final = 60
 """Characters of a value in a message."""
 
 _TAG: Final = "tag:yaml.org,2002:"
-_COLLECTIONS: Final = (None, "!", f"{_TAG}map", f"{_TAG}seq")
+_COLLECTIONS: Final = (f"{_TAG}map", f"{_TAG}seq")
 
 
 class DocumentError(Exception):
@@ -44,7 +40,6 @@ class Node:
     line: int
     key_lines: dict[str, int] = field(default_factory=dict)
     """Of a mapping."""
-    num_values: int = 1
 
     def plain(self) -> Any:
         """The value without lines."""
@@ -143,11 +138,15 @@ def parse(text: str, findings: Findings) -> Node | None:
     import yaml
 
     try:
-        return _Builder(findings).build(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        root = yaml.compose(text, Loader=yaml.SafeLoader)  # libyaml's loader would overflow the stack
+        return None if root is None else _Reader(findings).read(root, ())
+    except RecursionError as err:
+        raise DocumentError("is nested too deeply") from err
     except yaml.MarkedYAMLError as err:
         mark = err.problem_mark or err.context_mark
         line = None if mark is None else mark.line + 1
-        raise DocumentError(f"is not YAML: {err.problem or err.context}", line) from err
+        what = ", ".join(part for part in (err.context, err.problem) if part)
+        raise DocumentError(f"is not YAML: {what}", line) from err
     except yaml.reader.ReaderError as err:
         line = text.count("\n", 0, err.position) + 1
         raise DocumentError(f"is not YAML: {err.reason}", line) from err
@@ -155,119 +154,62 @@ def parse(text: str, findings: Findings) -> Node | None:
         raise DocumentError(f"is not YAML: {err}") from err
 
 
-@dataclass
-class _Open:
-    """A collection whose end was not read yet."""
+class _Reader:
+    """Makes values of YAML's nodes; an alias counts as often as it is used."""
 
-    node: Node
-    anchor: str | None
-    key: tuple[str, int, bool] | None = None
-    """Of a mapping: the key whose value follows, its line, and whether it merges."""
-    merged: list[Node] = field(default_factory=list)
-
-
-class _Builder:
     def __init__(self, findings: Findings) -> None:
         import yaml
 
         self._yaml = yaml
         self._scalars = yaml.SafeLoader("")
         self._findings = findings
-        self._anchors: dict[str, Node] = {}
-        self._stack: list[_Open] = []
-        self._root: Node | None = None
-        self._num_documents = 0
+        self._num_values = 0
 
-    def build(self, events: Iterable[Any]) -> Node | None:
-        yaml = self._yaml
-        for event in events:
-            line = event.start_mark.line + 1
-            if isinstance(event, yaml.DocumentStartEvent):
-                self._num_documents += 1
-                if self._num_documents > 1:
-                    raise DocumentError("has several documents: remove the line ---", line)
-            elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
-                self._open(event, line)
-            elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
-                self._close()
-            elif isinstance(event, yaml.ScalarEvent):
-                self._add_scalar(event, line)
-            elif isinstance(event, yaml.AliasEvent):
-                if event.anchor not in self._anchors:
-                    raise DocumentError(f"the alias *{event.anchor} has no complete anchor before it", line)
-                self._add(self._anchors[event.anchor], line)
-        return self._root
-
-    def _open(self, event: Any, line: int) -> None:
-        if event.tag not in _COLLECTIONS:
-            raise DocumentError(f"the tag {event.tag} is not supported: remove it", line)
-        if len(self._stack) == _MAX_DEPTH:
-            raise DocumentError(f"is nested more than {_MAX_DEPTH} levels deep", line)
-        is_mapping = isinstance(event, self._yaml.MappingStartEvent)
-        self._stack.append(_Open(Node({} if is_mapping else [], line), event.anchor))
-
-    def _close(self) -> None:
-        closed = self._stack.pop()
-        for other in closed.merged:  # the first one wins, and what the mapping itself has
-            for key, node in other.value.items():
-                if key not in closed.node.value:
-                    closed.node.value[key] = node
-                    closed.node.key_lines[key] = other.key_lines[key]
-                    closed.node.num_values += node.num_values
-        if closed.anchor:
-            self._anchors[closed.anchor] = closed.node
-        self._add(closed.node, closed.node.line)
-
-    def _add_scalar(self, event: Any, line: int) -> None:
-        tag = event.tag
-        if tag in (None, "!"):
-            tag = self._scalars.resolve(  # type: ignore[no-untyped-call]
-                self._yaml.ScalarNode, event.value, event.implicit
-            )
-        is_key = bool(self._stack) and isinstance(self._stack[-1].node.value, dict) and self._stack[-1].key is None
-        if is_key:
-            self._set_key(event.value, line, is_merge=tag == f"{_TAG}merge")
-            return
-        node = self._yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark)
-        try:
-            value = self._scalars.construct_object(node)
-        except ValueError as err:
-            raise DocumentError(f"{show(event.value)} is no value: {err}; put a text in quotes", line) from err
-        scalar = Node(value, line)
-        if event.anchor:
-            self._anchors[event.anchor] = scalar
-        self._add(scalar, line)
-
-    def _set_key(self, text: str, line: int, *, is_merge: bool) -> None:
-        """A key is what is written: `no: ...` names a model `no`."""
-        opened = self._stack[-1]
-        if not is_merge and text in opened.node.value:
-            first = opened.node.key_lines[text]
-            place = tuple(each.key[0] for each in self._stack if each.key is not None)
-            text_of_fault = f"is given twice, first in line {first}: remove one of them"
-            self._findings.faults.append(Fault(text_of_fault, line, spell_path((*place, text)), self._findings.file))
-        opened.key = (text, line, is_merge)
-
-    def _add(self, node: Node, line: int) -> None:
-        if not self._stack:
-            self._root = node
-            return
-        opened = self._stack[-1]
-        opened.node.num_values += node.num_values
-        if opened.node.num_values > _MAX_VALUES:
+    def read(self, node: Any, path: KeyPath) -> Node:
+        line = node.start_mark.line + 1
+        self._num_values += 1
+        if self._num_values > _MAX_VALUES:
             raise DocumentError(f"has more than {_MAX_VALUES} values, those of its aliases included", line)
-        if isinstance(opened.node.value, list):
-            opened.node.value.append(node)
-            return
-        if opened.key is None:
-            raise DocumentError("a key must be a text", line)
-        key, key_line, is_merge = opened.key
-        opened.key = None
-        if is_merge:
-            opened.merged += _mappings_of(node, key_line)
-        else:
-            opened.node.value[key] = node
-            opened.node.key_lines[key] = key_line
+        if len(path) > _MAX_DEPTH:
+            raise DocumentError(f"is nested more than {_MAX_DEPTH} levels deep", line)
+        if isinstance(node, self._yaml.ScalarNode):
+            return Node(self._read_scalar(node, line), line)
+        if node.tag not in _COLLECTIONS:
+            raise DocumentError(f"the tag {node.tag} is not supported: remove it", line)
+        if isinstance(node, self._yaml.SequenceNode):
+            return Node([self.read(each, (*path, index)) for index, each in enumerate(node.value)], line)
+        return self._read_mapping(node, path, line)
+
+    def _read_scalar(self, node: Any, line: int) -> Any:
+        try:
+            return self._scalars.construct_object(node)
+        except ValueError as err:
+            raise DocumentError(f"{show(node.value)} is no value: {err}; put a text in quotes", line) from err
+
+    def _read_mapping(self, node: Any, path: KeyPath, line: int) -> Node:
+        """A key is what is written: `no: ...` names a model `no`."""
+        read = Node({}, line)
+        merged: list[Node] = []
+        for key, value in node.value:
+            key_line = key.start_mark.line + 1
+            if not isinstance(key, self._yaml.ScalarNode):
+                raise DocumentError("a key must be a text", key_line)
+            child = self.read(value, (*path, key.value))
+            if key.tag == f"{_TAG}merge":
+                merged += _mappings_of(child, key_line)
+                continue
+            if key.value in read.value:
+                text = f"is given twice, first in line {read.key_lines[key.value]}: remove one of them"
+                place = spell_path((*path, key.value))
+                self._findings.faults.append(Fault(text, key_line, place, self._findings.file))
+            read.value[key.value] = child
+            read.key_lines[key.value] = key_line
+        for other in merged:  # the first one wins, and what the mapping itself has
+            for name, child in other.value.items():
+                if name not in read.value:
+                    read.value[name] = child
+                    read.key_lines[name] = other.key_lines[name]
+        return read
 
 
 def _mappings_of(node: Node, line: int) -> Sequence[Node]:
