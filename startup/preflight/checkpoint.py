@@ -9,7 +9,6 @@ from startup.model.checkpoint_folder import WeightFiles, find_weight_files, fold
 from startup.model.json_file import JsonFile, json_problem, read_json_object, unread_lfs_problem
 from startup.preflight.report import Finding, error
 from startup.preflight.safetensors_header import SafetensorsFile, TensorEntry, read_safetensors
-from startup.preflight.torch_file import torch_file_problem
 
 _JSON_FILES: Final = (
     "generation_config.json",
@@ -27,6 +26,8 @@ CONTENT_CHECKS: Final = ("weights", "lfs")
 """Checks of existing files; the others are about missing files."""
 
 _UNREADABLE: Final = "cannot be read"
+_ZIP_MAGIC: Final = b"PK\x03\x04"
+_PICKLE_MAGIC: Final = b"\x80"
 
 
 class Checkpoint(NamedTuple):
@@ -108,8 +109,32 @@ def _content_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Ite
         elif path in problems:
             for problem in problems[path]:
                 yield _broken(path, problem)
-        elif torch_problem := torch_file_problem(path):
+        elif torch_problem := _torch_file_problem(path):
             yield _broken(path, torch_problem)
+
+
+def _torch_file_problem(path: Path) -> str | None:
+    """The fault of a `.bin` file, which is not unpickled.
+
+    Since PyTorch 1.6 it is a zip archive with its directory at the end. An older file is a bare pickle, of
+    which only the beginning can be checked.
+    """
+    import zipfile  # noqa: PLC0415 - only for these files
+
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            magic = file.read(len(_ZIP_MAGIC))
+            if magic == _ZIP_MAGIC:
+                zipfile.ZipFile(file).close()
+                return None
+    except OSError as err:
+        return f"{_UNREADABLE}: {err.strerror}"
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as err:
+        return f"is truncated or corrupt: its {size} bytes have no archive's directory at the end ({err})"
+    if magic.startswith(_PICKLE_MAGIC):
+        return None
+    return f"is not a PyTorch checkpoint: it has {size} bytes and begins with {magic!r}"
 
 
 def _broken(path: Path, problem: str) -> Finding:
