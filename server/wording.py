@@ -1,5 +1,6 @@
-"""Numbers of bytes and long lists, as text for people."""
+"""Numbers of bytes, long lists and signals, as text for people."""
 
+import signal
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,6 +13,14 @@ def format_bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f} bytes"
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL`; `signal 40` for a real-time signal."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def list_some(items: Sequence[str], most: int = 8, *, separator: str = ", ") -> str:

@@ -95,22 +95,11 @@ class SeveralModelsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartupConfig:
-    """All settings of a start with the embedded engine (`startup.embedded_start`)."""
+class StartOptions:
+    """The settings of a start with either engine."""
 
     help_group: ClassVar[Group] = "Start"
 
-    start_method: str = from_variable(env.VLLM_WORKER_MULTIPROC_METHOD)
-    """`spawn`, `fork` or `forkserver` (envs.registry.START_METHODS): how the engine process is started."""
-    engine_ready_timeout_s: float = from_variable(env.VLLM_ENGINE_READY_TIMEOUT_S)
-    """How long the engine process may take to become ready."""
-    logging_level: str = from_variable(
-        env.VLLM_LOGGING_LEVEL,
-        "--log-level",
-        "Least severe level that is logged.",
-        group="Logging",
-        choices=LOGGING_LEVELS,
-    )
     log_format: LogFormat = setting(
         "text",
         "--log-format",
@@ -118,16 +107,6 @@ class StartupConfig:
         group="Logging",
         variable=env.VCLI_LOG_FORMAT,
     )
-    log_config: dict[str, Any] | None = setting(
-        None,
-        "--log-config-file",
-        "JSON file with a configuration of Python's logging; takes precedence over level and format.",
-        group="Logging",
-        variable=env.VLLM_LOGGING_CONFIG_PATH,
-        syntax="log config",
-        metavar="FILE",
-    )
-    """Argument of `logging.config.dictConfig`."""
     standby: StandbyMode = setting(
         "auto",
         "--standby",
@@ -183,13 +162,40 @@ class StartupConfig:
         "Write the start's timeline to this file, for Perfetto or chrome://tracing.",
         metavar="FILE",
     )
+    prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartupConfig(StartOptions):
+    """All settings of a start with the embedded engine (`startup.embedded_start`)."""
+
+    start_method: str = from_variable(env.VLLM_WORKER_MULTIPROC_METHOD)
+    """`spawn`, `fork` or `forkserver` (envs.registry.START_METHODS): how the engine process is started."""
+    engine_ready_timeout_s: float = from_variable(env.VLLM_ENGINE_READY_TIMEOUT_S)
+    """How long the engine process may take to become ready."""
+    logging_level: str = from_variable(
+        env.VLLM_LOGGING_LEVEL,
+        "--log-level",
+        "Least severe level that is logged.",
+        group="Logging",
+        choices=LOGGING_LEVELS,
+    )
+    log_config: dict[str, Any] | None = setting(
+        None,
+        "--log-config-file",
+        "JSON file with a configuration of Python's logging; takes precedence over level and format.",
+        group="Logging",
+        variable=env.VLLM_LOGGING_CONFIG_PATH,
+        syntax="log config",
+        metavar="FILE",
+    )
+    """Argument of `logging.config.dictConfig`."""
     several: SeveralModelsConfig = field(default_factory=SeveralModelsConfig)
     model: ModelConfig
     engine: EngineConfig
     renderer: RendererConfig
     server: ServerConfig
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
 
     @property
     def logs(self) -> LogOptions:

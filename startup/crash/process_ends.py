@@ -14,6 +14,7 @@ from typing import Final
 
 from server.machine.memory import OomWatch
 from server.machine.processes import EndWatch, is_alive
+from server.wording import signal_name
 from startup.causes.phase import LAST_PHASE
 from startup.crash.output_record import OutputRecord, ProcessState
 
@@ -43,7 +44,7 @@ class ProcessEnds:
         if state.phase:
             yield _log_line("INFO", f"{LAST_PHASE}{state.phase}")
         if number in _POLITE:
-            yield _log_line("INFO", f"ended by {_signal_name(number)}")
+            yield _log_line("INFO", f"ended by {signal_name(number)}")
         elif number == signal.SIGKILL and state.parent_pid and _is_ending(state.parent_pid):
             yield _log_line("INFO", f"ended with the process {state.parent_pid}, which has started it")
         elif number == signal.SIGKILL:
@@ -52,9 +53,9 @@ class ProcessEnds:
             yield f"Process {state.name}:"
             yield "Traceback (most recent call last):"
             yield from frames
-            yield f"FatalSignal: the process crashed with {_signal_name(number)} (exit code: {code})"
+            yield f"FatalSignal: the process crashed with {signal_name(number)} (exit code: {code})"
         elif number > 0:
-            yield _log_line("ERROR", f"the process crashed with {_signal_name(number)} (exit code: {code})")
+            yield _log_line("ERROR", f"the process crashed with {signal_name(number)} (exit code: {code})")
         else:
             yield _log_line("ERROR", f"the process died unexpectedly with exit code {code}")
 
@@ -77,10 +78,3 @@ def _frames(stack: Sequence[str]) -> list[str]:
 
 def _log_line(level: str, text: str) -> str:
     return f"{level} {time.strftime('%m-%d %H:%M:%S')} [process_ends.py:1] {text}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"

@@ -18,6 +18,7 @@ from envs.registry import env
 from server.config import EngineConfig, ModelFiles
 from server.machine.memory import OomWatch
 from server.machine.processes import EndWatch, process_start_ns
+from server.wording import signal_name
 from startup.crash.output_record import OutputRecord
 from startup.engine.torch_environment import set_torch_variables
 from startup.imports.heavy import import_engine
@@ -65,7 +66,7 @@ class EngineProcess:
         if code is None or code >= 0:
             return None
         hint = self._oom_watch.describe_kill() if -code == signal.SIGKILL else ""
-        return f"its process {self.pid} was killed by {_signal_name(-code)}{hint}"
+        return f"its process {self.pid} was killed by {signal_name(-code)}{hint}"
 
     def kill(self) -> None:
         """Kills the process unless it is exiting already: then its pid may soon belong to another process."""
@@ -197,13 +198,6 @@ def _main(  # noqa: PLR0913 - what a process needs to begin
         with phases.span("import_torch_and_transformers"):
             left_out = import_engine()
     run_engine(connection, files, config, phases, imports=left_out)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
 
 
 def _end_with_parents() -> None:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, NoReturn, Self
 
 from envs import foreign
 from envs.registry import env
+from server.wording import signal_name
 from startup.probes.front_link import FrontOffer
 from startup.processes import death_pipe
 
@@ -146,8 +147,4 @@ def execute_serve(words: Sequence[str], environment: Mapping[str, str]) -> NoRet
 
 def describe_end(code: int) -> str:
     """The end of a process as text."""
-    if code >= 0:
-        return f"The server ended with exit code {code}"
-    with suppress(ValueError):
-        return f"The server was ended by {signal.Signals(-code).name}"
-    return f"The server was ended by signal {-code}"
+    return f"The server ended with exit code {code}" if code >= 0 else f"The server was ended by {signal_name(-code)}"
