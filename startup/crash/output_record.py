@@ -1,4 +1,4 @@
-"""Keeps what the processes of a server write to standard output and error, and hides repeated tracebacks.
+"""Keeps what the processes of a server write to standard output and error.
 
 All processes append to one file, so that it has their lines in order. The cause of a crash is found in it.
 What compiled code writes does not pass through Python, and is not in it.
@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from server.machine.descriptors import move_up
-from startup.logs.formatters import real_stderr
 
 _FILE: Final = "output.log"
-_FIRST: Final = "first-failure"
 _MOST_BYTES: Final = 8 << 20
 _PHASE: Final = "Phase: "
 _TRACEBACK: Final = "Traceback (most recent call last)"
@@ -102,31 +100,19 @@ class OutputRecord:
                 os.ftruncate(self._fd, 0)
             os.write(self._fd, text.encode("utf-8", "backslashreplace"))
 
-    def take(self, text: str, *, is_terminal: bool) -> str:
-        """Records what a process writes; returns what of it is to be shown."""
+    def add_output(self, text: str) -> None:
+        """Adds what a process writes."""
         if not self.keeps_only_errors or any(part in text for part in _OF_ERRORS):
             self.append(text)
-        if _TRACEBACK not in text:
-            return text
-        self._last_traceback = text
-        is_repeat = _is_repeat(text)
-        if "\n" not in text.rstrip("\n") or not (is_repeat or _ends_process(text)):  # JSON is one line in any case
-            return text
-        if not is_repeat and self._may_show(is_terminal=is_terminal):
-            return text
-        return "".join(_lines_before_traceback(text))
+        if _TRACEBACK in text:
+            self._last_traceback = text
 
     def add_exception(self, err: BaseException, name: str) -> None:
-        """An exception ends this process: shows it if it is the server's first one, but not on a terminal."""
+        """An exception ends this process: shows it unless this process has logged it."""
         lines = "".join(traceback.format_exception(err)).splitlines()
         if lines[-1] in self._last_traceback:  # as vLLM logs it before it raises it again
             return
-        text = _label([f"Process {name}:", *lines], name)
-        if _is_repeat(lines[-1]) or not self._may_show(is_terminal=real_stderr().isatty()):
-            self.append(text)
-        else:
-            sys.stderr.write(text)
-        self._last_traceback = text
+        sys.stderr.write(_label([f"Process {name}:", *lines], name))
 
     def add_reason(self, err: BaseException, name: str) -> None:
         """An exception makes this process end others; it comes before what these write then."""
@@ -151,16 +137,6 @@ class OutputRecord:
     def _state_file(self, pid: int) -> Path:
         return self.folder / f"{pid}.state"
 
-    def _may_show(self, *, is_terminal: bool) -> bool:
-        """Whether this is the server's first failure, whose traceback logs should have; true only once."""
-        try:
-            os.close(os.open(self.folder / _FIRST, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        except FileExistsError:
-            return False
-        except OSError:
-            return True
-        return not is_terminal
-
 
 def _copy_writes(stream: Any, record: OutputRecord) -> None:
     """Replaces the stream's method, as vLLM did for its prefixes: handlers of logs hold the stream."""
@@ -168,10 +144,8 @@ def _copy_writes(stream: Any, record: OutputRecord) -> None:
     write: Callable[[str], int] = getattr(below.write, "without_record", below.write)
 
     def write_and_record(text: str) -> int:
-        shown = record.take(text, is_terminal=below.isatty())
-        if shown:
-            write(shown)
-        return len(text)
+        record.add_output(text)
+        return write(text)
 
     write_and_record.without_record = write  # type: ignore[attr-defined]
     below.write = write_and_record
@@ -180,22 +154,3 @@ def _copy_writes(stream: Any, record: OutputRecord) -> None:
 def _label(lines: Sequence[str], name: str) -> str:
     """The lines with vLLM's label of this process."""
     return "".join(f"({name} pid={os.getpid()}) {line}\n" for line in lines)
-
-
-def _ends_process(text: str) -> bool:
-    """Whether vLLM logs a traceback because a process ends."""
-    from startup.causes.failures import ENDINGS  # noqa: PLC0415 - needed only after a failure
-
-    return any(ending in text for ending in ENDINGS)
-
-
-def _is_repeat(text: str) -> bool:
-    """Whether an exception only tells that another process has failed."""
-    from startup.causes.failures import REPEATS  # noqa: PLC0415 - needed only after a failure
-
-    return any(repeat in text for repeat in REPEATS)
-
-
-def _lines_before_traceback(text: str) -> list[str]:
-    lines = text.splitlines(keepends=True)
-    return lines[: next(index for index, line in enumerate(lines) if _TRACEBACK in line)]
