@@ -12,7 +12,6 @@
 #   make test-vllm-versions [VERSIONS="0.28.0 0.31.0"]   the launcher's real tests with several versions of vLLM
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/vllm-suite.md
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost; result in build/
-#   make test-faults [ARGS="--rounds 20"]  kills the engine and times its restart; result in build/
 #   make test-swaps [ARGS="--swaps 200"]   1000 random swaps of models with kills and file edits; result in build/
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
 #   make audit                             known vulnerabilities of what is installed, and of the lowest versions allowed
@@ -45,7 +44,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-soak test-faults test-swaps lint format docs release-notes bench audit install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-soak test-swaps lint format docs release-notes bench audit install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -98,10 +97,6 @@ SOAKED := $(BIN)/vllm-cli serve --kv-cache-memory-bytes 256M --max-num-queued-re
 test-soak: $(DEFAULT_MODEL)
 	@mkdir -p build
 	@exec $(BIN)/python -m tools.soak --cmd "$(SOAKED)" --json build/soak.json $(ARGS)
-
-test-faults: $(DEFAULT_MODEL)
-	@mkdir -p build
-	@exec $(BIN)/python -m tools.faults --cmd "$(BIN)/vllm-cli serve" --json build/faults.json $(ARGS)
 
 test-swaps: $(INSTALLED_DEV)
 	@mkdir -p build

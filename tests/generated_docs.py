@@ -21,8 +21,6 @@ from startup.causes.known_cause import KnownCause
 from startup.hooks.hook import Hook
 from startup.vllm.launch.hooks import HOOKS
 from tests.command_tree import walk_commands
-from tools.hook_gains import read_gains
-from vllm_cli.bench.results import Spread
 from vllm_cli.flags.flag import Flag, SupportedFlag
 from vllm_cli.flags.help import spell, spell_default
 from vllm_cli.flags.supported import GROUPS
@@ -120,7 +118,7 @@ def build_hooks_page() -> str:
         "**bold** does not fit, vLLM starts without preloading, as `vllm serve` does. VCLI_LEAVE_OUT leaves out other\n"
         "hooks by name, to measure or isolate them."
     )
-    sections = [*_table(("Hook", "What it does", "vLLM", "Without it"), map(_hook_row, HOOKS)), "", *_gains(), ""]
+    sections = [*_table(("Hook", "What it does", "vLLM", "Without it"), map(_hook_row, HOOKS)), ""]
     sections += ["## What each hook relies on", ""]
     sections += [line for hook in HOOKS for line in _item(hook.name, (f"`{need}`" for need in hook.needs))]
     return _page("Hooks in vLLM and its libraries", introduction, sections)
@@ -240,31 +238,6 @@ def _variable_row(variable: EnvVar[Any]) -> tuple[str, ...]:
 def _hook_row(hook: Hook) -> tuple[str, ...]:
     name = f"**{hook.name}**" if hook.is_essential else hook.name
     return name, hook.does, _releases(hook), hook.without
-
-
-def _gains() -> Iterator[str]:
-    """What each trick gains, by kind of start."""
-    kinds = read_gains()
-    yield from (
-        "## What each trick gains",
-        "",
-        "Time from exec to the first token, divided by the same time without the trick: median (least to most) of",
-        "alternating rounds; measured by `python -m tools.hook_gains` (see [benchmarks](benchmarks.md)).",
-        "",
-    )
-    tricks = dict.fromkeys(trick for gains in kinds.values() for trick in gains.ratios)
-    rows = ((trick, *(_ratio(gains.ratios.get(trick)) for gains in kinds.values())) for trick in tricks)
-    yield from _table(("Start with it ÷ without", *kinds), rows)
-    yield ""
-    for name, gains in kinds.items():
-        yield (
-            f"- {name}: {gains.first_token_s.median:.2f} s with all; {gains.num_rounds} rounds, "
-            f"{gains.created_at[:10]}, {gains.machine.description}"
-        )
-
-
-def _ratio(ratio: Spread | None) -> str:
-    return f"{ratio.median:.2f} ({ratio.min:.2f}–{ratio.max:.2f})" if ratio else ""
 
 
 def _describe_cause(cause: KnownCause) -> list[str]:

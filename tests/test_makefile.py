@@ -150,12 +150,6 @@ def test_a_soak_leaves_its_result_in_the_build_folder_and_its_length_can_be_chos
     assert (clone.path / "build").is_dir()
 
 
-def test_faults_leave_their_result_in_the_build_folder(clone):
-    assert clone.make("test-faults", "ARGS=--rounds 1").returncode == 0
-    wanted = "-m tools.faults --cmd .venv/bin/vllm-cli serve --json build/faults.json --rounds 1"
-    assert clone.take_log()[-1] == wanted
-
-
 @pytest.mark.parametrize(
     ("send", "number", "told"),
     [
