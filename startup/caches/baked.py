@@ -74,18 +74,12 @@ def _examine(folder: Path, user: int, *, is_named: bool) -> BakedFolder:
 def why_not_trusted(folder: Path, user: int) -> str | None:
     """Why others could change what is in the folder; None if only root and this user can.
 
-    Checks the folder, its parts and its parents; `untrusted_file` checks everything.
+    Checks the folder, its parts and its parents.
     """
     for path in (folder, folder / MANIFEST, folder / CACHE, folder / BYTECODE, *folder.parents):
         if (problem := _why_changeable(path, user, allows_sticky=path in folder.parents)) is not None:
             return problem
     return None
-
-
-def untrusted_file(folder: Path, user: int) -> str | None:
-    """The first file or folder in it that others could change, with the reason."""
-    paths = (path for path in folder.rglob("*") if not path.is_symlink())
-    return next((problem for path in paths if (problem := _why_changeable(path, user)) is not None), None)
 
 
 def _why_changeable(path: Path, user: int, *, allows_sticky: bool = False) -> str | None:

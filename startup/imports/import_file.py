@@ -191,18 +191,6 @@ def uninstall() -> list[str]:
     return [name for name, module in list(sys.modules.items()) if name not in known and _is_from_source(name, module)]
 
 
-def why_not(path: str | os.PathLike[str]) -> str | None:
-    """Why the file is not used, or is used only in part; None if all of it is as when it was written."""
-    try:
-        file = ImportFile(os.fspath(path))
-    except (OSError, UnusableFileError, ValueError, EOFError, TypeError) as err:
-        return str(err)
-    file.close()
-    entries = ((name, ModuleEntry(*fields)) for name, fields in file.index.modules.items())  # type: ignore[arg-type]
-    changed = (f"{name} was changed: {e.origin}" for name, e in entries if read_stamp(e.origin).stored != e.stamp)
-    return next(changed, None)
-
-
 def this_interpreter() -> tuple[object, ...]:
     """What bytecode and paths depend on."""
     return (MAGIC_NUMBER, sys.version, sys.flags.optimize, sys.prefix, sys.base_prefix)

@@ -70,7 +70,7 @@ RUNS: dict[str, list[str]] = {
         "somebody/something --json",
         "--list --json",
     ],
-    "bake": [f"MODEL SECRETS {EMBEDDED} --output baked --json", "--check --output baked"],
+    "bake": [f"MODEL SECRETS {EMBEDDED} --output baked --json"],
     "bench serve": [
         f"--cmd SERVE {LOAD} --api-key KEY --prompt-tokens 8",
         f"--url LOGIN {LOAD} --api-key KEY --ready-timeout 1",
@@ -86,7 +86,7 @@ RUNS: dict[str, list[str]] = {
 
 EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "complete": {0, 1}, "wait": {0, 1}, "load": {1}, "unload": {1},
               "stop": {1, 2}, "standby": {2}, "standby status": {1}, "standby stop": {1}, "timeline": {0, 2},
-              "preload check": {0, 2}, "explain": {0, 1}, "prefetch": {0, 3}, "bake": {0, 1},
+              "preload check": {0, 2}, "explain": {0, 1}, "prefetch": {0, 3}, "bake": {0},
               "bench serve": {0, 1, 3}}  # fmt: skip
 
 

@@ -15,12 +15,12 @@ from envs.redaction import hide_in_words
 from envs.registry import env
 from startup.caches.baked import BYTECODE, CACHE, MANIFEST, OFF, PAGES, PREFIX
 from startup.caches.folders import OWN
-from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
+from startup.caches.manifest import Hardware, Manifest
 from startup.prefetch.pages import FileRanges, whole_file, write_pages
 from startup.timeline.subject import installed_versions
-from vllm_cli.bake.check import BYTECODES, COMPILED, NO_START, Part, parts_of
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.no_start import bake_imports, why_no_start
+from vllm_cli.bake.parts import BYTECODES, COMPILED, NO_START, Part, parts_of
 from vllm_cli.bake.start import BakeProgress, ask, wait_ready, wait_saved
 from vllm_cli.bake.subject import Subject, has_own_bytecode, subject_of, without_addresses
 from vllm_cli.errors import InputError
@@ -128,8 +128,6 @@ def _describe(words: Sequence[str], subject: Subject, left_out: dict[str, str]) 
         engine=subject.engine,
         words=tuple(hide_in_words(words)),
         model="" if subject.model is None else str(subject.model),
-        model_files={} if subject.model is None else stamps_of(subject.model),
-        interpreter=Interpreter.running(),
         hardware=Hardware.present(),
         packages=installed_versions(subject.packages),
         left_out=left_out,

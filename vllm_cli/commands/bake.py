@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,10 +16,7 @@ from vllm_cli.flags.option import complete_model
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vllm_cli.bake.check import BakeCheck
     from vllm_cli.bake.run import BakeResult
-
-_DIFFERS: Final = 1
 
 
 @click.command(
@@ -45,9 +42,8 @@ _DIFFERS: Final = 1
     help="How long the start may take.",
 )
 @click.option("--no-start", is_flag=True, help="Run no model: only import, as for a GPU that is not there.")
-@click.option("--check", "is_check", is_flag=True, help="Only report which parts of the folder still apply.")
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
-def bake(*, words: tuple[str, ...], output: Path | None, is_check: bool, is_json: bool, **options: Any) -> int:
+def bake(*, words: tuple[str, ...], output: Path | None, is_json: bool, **options: Any) -> int:
     """Start MODEL once while an image is built, and keep in one folder what makes later starts fast.
 
     Accepts every flag of `vllm-cli serve`: give those of the later starts. The server gets a private socket,
@@ -58,16 +54,10 @@ def bake(*, words: tuple[str, ...], output: Path | None, is_check: bool, is_json
     Examples:
       vllm-cli bake Qwen/Qwen3-0.6B --max-model-len 8k
       vllm-cli bake /models/llama --engine vllm --output /opt/baked
-      vllm-cli bake --check
 
-    Exit codes: 0 written, or all parts apply; 1 with --check: a part does not apply; 2 usage, or no baked
-    folder; 3 the start failed, and nothing was written.
+    Exit codes: 0 written; 2 usage; 3 the start failed, and nothing was written.
     """
     folder = (output or _default_folder()).absolute()
-    if is_check:
-        if words:
-            raise InputError(f"{' '.join(words)}: --check takes no flags of `serve`.")
-        return _check(folder, is_json=is_json)
     from vllm_cli.bake.run import BakeConfig, run_bake
 
     result = run_bake(BakeConfig(words=words, output=folder, **options))
@@ -82,38 +72,14 @@ def _default_folder() -> Path:
     return Path(expand_home(named)) if named else FIXED_PATH
 
 
-def _check(folder: Path, *, is_json: bool) -> int:
-    from vllm_cli.bake.check import check_baked
-
-    try:
-        result = check_baked(folder)
-    except OSError as err:
-        raise InputError(f"{folder} has no readable manifest of `vllm-cli bake`: {err.strerror}.") from err
-    except ValueError as err:
-        raise InputError(f"{folder} cannot be used: {err}.") from err
-    click.echo(result.to_json() if is_json else "\n".join(_check_lines(result)))
-    return 0 if result.is_whole else _DIFFERS
-
-
-def _check_lines(result: "BakeCheck") -> list[str]:
-    manifest = result.manifest
-    words = " ".join(manifest.words)
-    lines = [f"{result.folder}: baked for engine {manifest.engine} on {manifest.created_at} with {words or 'no flags'}"]
-    for part in result.parts:
-        verdict = "applies" if part.applies else f"does not apply: {part.reason}"
-        lines.append(_line(part.name, part.num_files, part.num_bytes, verdict))
-    return [*lines, *_left_out_lines(manifest.left_out)]
-
-
 def _summary(result: "BakeResult", folder: Path) -> list[str]:
     total = format_bytes(sum(part.num_bytes for part in result.parts))
     lines = [_line(part.name, len(part.files), part.num_bytes) for part in result.parts]
     return [f"Baked {folder}: {total} in {result.duration_s:.1f} s", *lines, *_left_out_lines(result.manifest.left_out)]
 
 
-def _line(name: str, num_files: int, num_bytes: int, verdict: str = "") -> str:
-    size = f"{num_files:>6} files {format_bytes(num_bytes):>10}" if num_files else ""
-    return f"  {name:<18} {size:<23}  {verdict}".rstrip()
+def _line(name: str, num_files: int, num_bytes: int) -> str:
+    return f"  {name:<18} {num_files:>6} files {format_bytes(num_bytes):>10}"
 
 
 def _left_out_lines(left_out: "Mapping[str, str]") -> list[str]:

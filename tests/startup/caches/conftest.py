@@ -7,7 +7,7 @@ import pytest
 
 from startup.caches.baked import CACHE, _examine
 from startup.caches.folders import OWN
-from startup.caches.manifest import Hardware, Interpreter, Manifest
+from startup.caches.manifest import Hardware, Manifest
 
 
 def write_manifest(folder: Path, hardware: Hardware | None = None, bake_id: str = "first") -> Manifest:
@@ -18,8 +18,6 @@ def write_manifest(folder: Path, hardware: Hardware | None = None, bake_id: str 
         engine="vllm",
         words=("model", "--enforce-eager"),
         model="",
-        model_files={},
-        interpreter=Interpreter.running(),
         hardware=hardware or Hardware.present(),
         packages={},
         left_out={"bytecode": "not needed"},

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from startup.caches import baked as baked_module
-from startup.caches.baked import BYTECODE, CACHE, BakedFolder, _examine, find_baked, untrusted_file, why_not_trusted
+from startup.caches.baked import BYTECODE, CACHE, BakedFolder, _examine, find_baked, why_not_trusted
 
 _STRANGER = 4711
 
@@ -59,12 +59,3 @@ def test_the_owner_must_be_root_or_this_user(baked: Path) -> None:
     os.chown(baked, _STRANGER, -1)
     assert why_not_trusted(baked, _STRANGER) is None
     assert f"belongs to another user ({_STRANGER})" in str(why_not_trusted(baked, 0))
-
-
-def test_every_file_is_examined_by_the_check(baked: Path) -> None:
-    file = baked / CACHE / "deep" / "graph"
-    file.parent.mkdir()
-    file.touch()
-    assert untrusted_file(baked, os.geteuid()) is None
-    file.chmod(0o666)
-    assert str(file) in str(untrusted_file(baked, os.geteuid()))

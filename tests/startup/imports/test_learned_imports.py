@@ -56,12 +56,6 @@ def start(*names: str) -> Any:
     return result["served"]
 
 
-def why_not() -> str:
-    """Why a new program would not use the file, or "None"."""
-    imports = "from startup.imports import import_file; from startup.imports.learned_imports import import_file_paths"
-    return printed(f"{imports}; print(import_file.why_not(import_file_paths()[0]))")
-
-
 def printed(program: str) -> str:
     """What a new program prints: its path is not that of this one, which other tests may have changed."""
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
@@ -123,7 +117,8 @@ def test_many_first_starts_at_once_leave_one_whole_file(folder: Path) -> None:
     for program in programs:
         assert program.stdout is not None
         program.stdout.close()
-    assert why_not() == "None"
+    imports = "from startup.imports import import_file; from startup.imports.learned_imports import import_file_paths"
+    assert printed(f"{imports}; print(import_file.install(import_file_paths()[0]))") == "True"
     start(*MODULES)
     assert start(*MODULES) == sorted(MODULES)
 
