@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 import click
 
@@ -22,23 +22,20 @@ def write_groups(formatter: click.HelpFormatter) -> None:
     with formatter.section("Help"):
         rows = [
             ("-h, --help", "Show this help."),
-            ("--help=all|GROUP|WORD", "Show every flag, a group, or the flags that contain WORD."),
+            ("--help=all|WORD", "Show every flag, or those that contain WORD."),
         ]
         formatter.write_dl(rows, col_max=34)
 
 
 def write_topic(formatter: click.HelpFormatter, topic: str) -> None:
-    """The flags of `--help=TOPIC` (`help_topic`)."""
-    found = find_topic(topic)
+    """The flags of `--help=all` or `--help=WORD` (`help_topic`)."""
+    found = find_flags(topic)
     for title, flags in GROUPS.items():
-        _write_supported(formatter, title, [flag for flag in flags if flag in found.flags])
+        _write_supported(formatter, title, [flag for flag in flags if flag in found])
     for reason, ignored in IGNORED.items():
-        _write_names(formatter, f"Accepted without effect: {reason}", [flag for flag in ignored if flag in found.flags])
+        _write_names(formatter, f"Accepted without effect: {reason}", [flag for flag in ignored if flag in found])
     for feature, rejected in REJECTED.items():
-        names = [flag for flag in rejected if flag in found.flags]
-        _write_names(formatter, f"Only with --engine vllm: {feature}", names)
-    if found.is_single:
-        _write_facts(formatter, found.flags[0], found.also)
+        _write_names(formatter, f"Only with --engine vllm: {feature}", [flag for flag in rejected if flag in found])
 
 
 def _write_supported(formatter: click.HelpFormatter, title: str, flags: Iterable[SupportedFlag]) -> None:
@@ -46,18 +43,6 @@ def _write_supported(formatter: click.HelpFormatter, title: str, flags: Iterable
     if rows:
         with formatter.section(title):
             formatter.write_dl(rows, col_max=34)
-
-
-def _write_facts(formatter: click.HelpFormatter, flag: Flag, also: Iterable[str]) -> None:
-    """Facts about a flag beyond its line of help."""
-    facts = [("Also written", ", ".join(flag.aliases)), ("In a --config file", flag.name.removeprefix("--"))]
-    if isinstance(flag, SupportedFlag) and flag.variable is not None:
-        facts.append(("Environment variable", flag.variable.name))
-    if flag.neutral:
-        facts.append(("Accepted with", ", ".join(flag.neutral)))
-    facts.append(("See also", ", ".join(also)))
-    with formatter.section(flag.name):
-        formatter.write_dl([(name, fact) for name, fact in facts if fact])
 
 
 def _write_names(formatter: click.HelpFormatter, title: str, flags: Iterable[Flag]) -> None:
@@ -101,69 +86,15 @@ def spell_default(flag: SupportedFlag) -> str:
 
 EVERYTHING: Final = "all"
 
-SECTIONS: Final = {
-    "modelconfig": ("Model",),
-    "frontend": ("Requests and answers", "HTTP server"),
-    "loraconfig": ("LoRA adapters",),
-    "cacheconfig": ("Memory and scheduling",),
-    "schedulerconfig": ("Memory and scheduling",),
-    "multimodalconfig": ("Images",),
-    "observabilityconfig": ("Logging",),
-    "loggingconfig": ("Logging",),
-    "loadconfig": ("Start",),
-}
-"""Titles in vLLM's help -> the groups that contain most of their flags."""
 
-_SECTION_END: Final = "config"
-"""vLLM's other titles consist of a word from the names of their flags and this suffix."""
-_OF_CONFIGS: Final = "vllmconfig"
-"""vLLM's title for flags whose values are whole configurations."""
-
-
-class HelpTopic(NamedTuple):
-    """Which flags to show, and how."""
-
-    flags: tuple[Flag, ...]
-    is_single: bool = False
-    """One flag was named: show everything about it."""
-    also: tuple[str, ...] = ()
-    """Flags with a similar name."""
-
-
-def find_topic(topic: str) -> HelpTopic:
-    """Raises InputError if no flag matches."""
+def find_flags(topic: str) -> tuple[Flag, ...]:
+    """All flags, or those whose names contain the word; raises InputError if no flag does."""
     word = topic.lower().replace("_", "-").strip().lstrip("-")
     if word == EVERYTHING:
-        return HelpTopic(FLAGS)
-    if grouped := _group_flags(word):
-        return HelpTopic(grouped)
-    similar = _flags_with(word)
-    for flag in similar:
-        if word in (name.lstrip("-") for name in flag.names):
-            return HelpTopic((flag,), is_single=True, also=tuple(f.name for f in similar if f is not flag))
-    if not similar and word.endswith(_SECTION_END):
-        similar = _flags_with(_SECTION_END if word == _OF_CONFIGS else word.removesuffix(_SECTION_END))
-    if not similar:
-        raise _unknown(topic, word)
-    return HelpTopic(similar)
-
-
-def _flags_with(word: str) -> tuple[Flag, ...]:
-    """Flags whose names contain the word; `structuredoutputs` is in `--structured-outputs-config`."""
+        return FLAGS
     joined = word.replace("-", "")
-    return tuple(flag for flag in FLAGS if any(joined in name.replace("-", "") for name in flag.names))
-
-
-def _group_flags(word: str) -> tuple[SupportedFlag, ...]:
-    """The first word of a group's title is enough."""
-    titles = SECTIONS.get(word) or tuple(t for t in GROUPS if word in (t.lower(), t.lower().split()[0]))
-    return tuple(flag for title in titles for flag in GROUPS[title])
-
-
-def _unknown(topic: str, word: str) -> InputError:
-    names = [name.lstrip("-") for flag in FLAGS for name in flag.names]
-    guess = did_you_mean(word, [*names, *(title.lower() for title in GROUPS)])
-    groups = ", ".join(title.split()[0].lower() for title in GROUPS)
-    return InputError(
-        f"No flag has {topic!r} in its name{guess}; --help=all shows every flag, and the groups are {groups}."
-    )
+    found = tuple(flag for flag in FLAGS if any(joined in name.replace("-", "") for name in flag.names))
+    if not found:
+        guess = did_you_mean(word, [name.lstrip("-") for flag in FLAGS for name in flag.names])
+        raise InputError(f"No flag has {topic!r} in its name{guess}; --help=all shows every flag.")
+    return found
