@@ -68,7 +68,6 @@ RUNS: dict[str, list[str]] = {
         f"MODEL SECRETS {EMBEDDED} --json",
         "MODEL --engine vllm --hf-token KEY --download-only",
         "somebody/something --json",
-        "--list --json",
     ],
     "bake": [f"MODEL SECRETS {EMBEDDED} --output baked --json"],
     "bench serve": [

@@ -5,22 +5,17 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import Any, Final
 
 import click
 
 from envs.registry import env
 from server.exit_codes import NO_ACCESS, NO_SPACE, OK, START_FAILED
-from server.wording import format_bytes
 from startup.download.obtain import resolve_model
 from startup.errors import ModelNotFoundError, NoAccessError, NoSpaceError
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
-from startup.model.cached_models import CachedModel, list_cached_models
 from startup.model.file_plan import FilePlan, plan_files
-from startup.model.object_address import objects_cache
-from startup.model.request import ModelRequest
 from startup.prefetch.messages import PrefetchProgress, PrefetchReport
 from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYTES, PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
@@ -29,7 +24,6 @@ from vllm_cli.errors import InputError
 from vllm_cli.flags.model_request import request_of
 from vllm_cli.flags.option import complete_model
 from vllm_cli.flags.param_types import ByteSize
-from vllm_cli.text_table import align
 
 _DEFAULTS: Final = PrefetchOptions()
 _REDRAW_S: Final = 0.1
@@ -48,9 +42,6 @@ Examples:
   vllm-cli prefetch Qwen/Qwen3-0.6B --revision main
   vllm-cli prefetch org/model --engine vllm --download-dir /models --download-only
   vllm-cli prefetch /models/llama --threads 16 --json
-  vllm-cli prefetch --list
-
---list shows the models in the hub's cache, with MODEL only this one; `hf cache rm` removes one.
 
 Exit codes: 0 done; 1 a file could not be read; 2 usage; 3 files are missing: the hub cannot be reached or failed,
 or MODEL is nowhere; 5 no access: gated, private, or no such model or revision; 6 no space on the disk.
@@ -65,7 +56,6 @@ or MODEL is nowhere; 5 no access: gated, private, or no such model or revision; 
 )
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL]", shell_complete=complete_model)
 @click.option("--download-only", is_flag=True, help="Do not read the files into the page cache.")
-@click.option("--list", "is_list", is_flag=True, help="Only show what is on disk.")
 @click.option(
     "--threads",
     type=click.IntRange(1, MAX_THREADS),
@@ -81,15 +71,11 @@ or MODEL is nowhere; 5 no access: gated, private, or no such model or revision; 
     help="Bytes that a thread reads at once, from 64KiB to 1GiB.",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print the report as JSON.")
-def prefetch(  # noqa: PLR0913 - options are its arguments
-    *, words: tuple[str, ...], download_only: bool, is_list: bool, threads: int, block_size: int, is_json: bool
-) -> int:
+def prefetch(*, words: tuple[str, ...], download_only: bool, threads: int, block_size: int, is_json: bool) -> int:
     """Returns the exit code."""
     if not MIN_BLOCK_BYTES <= block_size <= MAX_BLOCK_BYTES:
         raise click.BadParameter(f"{block_size} bytes are not between 64KiB and 1GiB.", param_hint="--block-size")
     request = request_of(words, command="vllm-cli prefetch")
-    if is_list:
-        return _list(request, is_json=is_json)
     if request.engine == "vllm" and request.model is None:
         raise InputError("MODEL is missing: with --engine vllm, name the model first.")
     before = plan_files(request)
@@ -171,24 +157,3 @@ def _report_fields(report: PrefetchReport) -> dict[str, Any]:
         "resident_share": round(report.resident_share, 4),
         "gb_per_s": round(report.gb_per_s, 3),
     }
-
-
-def _list(request: ModelRequest, *, is_json: bool) -> int:
-    """Prints the models in the cache: all of them, or the one that is named."""
-    cached = [*list_cached_models(request.cache_dir), *list_cached_models(objects_cache())]
-    found = [model for model in cached if request.model in (None, model.name)]
-    if is_json:
-        fields = {"cache": str(request.cache_dir), "models": [model.to_json() for model in found]}
-        click.echo(json.dumps(fields, indent=2))
-    elif found:
-        click.echo("\n".join(align([("MODEL", "REVISION", "SIZE", "LAST USED", "STATE"), *map(_row, found)])))
-    else:
-        click.echo(f"{request.cache_dir} has no model{f' {request.model}' if request.model else ''}", err=True)
-    return OK
-
-
-def _row(model: CachedModel) -> tuple[str, ...]:
-    revision = ", ".join(model.revisions) or model.commit[:12]
-    last_used = datetime.fromtimestamp(model.last_used_s).astimezone()
-    state = "complete" if model.problem is None else f"incomplete: {model.problem}"
-    return model.name, revision, format_bytes(model.num_bytes), f"{last_used:%Y-%m-%d}", state

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from startup.model.cached_models import list_cached_models
-from startup.model.location import unfinished_marker
 from tests.hub.server import HubServer
-from tests.startup.download.conftest import COMMIT, MODEL
+from tests.startup.download.conftest import MODEL
 from vllm_cli.commands.prefetch import prefetch
 
 Run = Callable[..., tuple[int, str, str]]
@@ -81,33 +79,6 @@ def test_files_that_cannot_be_had_are_incomplete(run: Run, monkeypatch: pytest.M
     code, fields = report(run, "org/model", "--engine", "embedded")
     assert (code, fields["state"]) == (3, "incomplete")
     assert "HF_HUB_OFFLINE forbids the download" in fields["reason"]
-
-
-def test_the_list_shows_revisions_sizes_and_what_is_missing(run: Run, hub_server: HubServer, cache: Path) -> None:
-    assert run("--list", "--engine", "embedded") == (0, "", f"{cache} has no model\n")
-    report(run, "org/model", "--engine", "embedded")
-    hub_server.add("org/other", MODEL, commit="b" * 40)
-    report(run, "org/other", "--engine", "embedded")
-    (cache / "models--org--other" / "snapshots" / ("b" * 40) / "model.safetensors").unlink()
-    _, out, _ = run("--list", "--engine", "embedded")
-    header, whole, part = out.splitlines()
-    assert header.split() == ["MODEL", "REVISION", "SIZE", "LAST", "USED", "STATE"]
-    assert whole.split()[:2] == ["org/model", "main"]
-    assert whole.endswith("complete")
-    assert part.endswith("incomplete: has no weights for --load-format auto")
-    _, out, _ = run("--list", "org/model", "--engine", "embedded", "--json")
-    (model,) = json.loads(out)["models"]
-    assert (model["name"], model["commit"], model["revisions"]) == ("org/model", COMMIT, ["main"])
-    assert model["is_complete"]
-    assert model["num_files"] == len(MODEL)
-    assert model["num_bytes"] > 0
-
-
-def test_an_unfinished_download_is_listed_as_such(run: Run, hub_server: HubServer, cache: Path) -> None:
-    report(run, "org/model", "--engine", "embedded")
-    (model,) = list_cached_models(cache)
-    unfinished_marker(model.folder).touch()
-    assert list_cached_models(cache)[0].problem == "the download is not finished"
 
 
 def test_a_model_that_vllm_streams_needs_nothing(run: Run) -> None:
