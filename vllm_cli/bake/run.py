@@ -21,8 +21,9 @@ from startup.timeline.subject import installed_versions
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.no_start import bake_imports, why_no_start
 from vllm_cli.bake.parts import BYTECODES, COMPILED, NO_START, Part, parts_of
-from vllm_cli.bake.start import BakeProgress, ask, wait_ready, wait_saved
+from vllm_cli.bake.start import ask, wait_ready, wait_saved
 from vllm_cli.bake.subject import Subject, has_own_bytecode, subject_of, without_addresses
+from vllm_cli.client.reporter import Reporter
 from vllm_cli.errors import InputError
 from vllm_cli.flags.secret_flags import secrets_as_variables
 from vllm_cli.private_server import start_private_server
@@ -57,7 +58,7 @@ def run_bake(config: BakeConfig) -> BakeResult:
     words, secrets = secrets_as_variables(without_addresses(config.words))
     _check_output(config.output)
     begin_s = time.monotonic()
-    with _new_folder(config.output) as folder, closing(BakeProgress()) as progress:
+    with _new_folder(config.output) as folder, closing(Reporter()) as reporter:
         left_out = {}
         pages: list[FileRanges] = []
         if has_own_bytecode(subject.packages):
@@ -66,11 +67,11 @@ def run_bake(config: BakeConfig) -> BakeResult:
             (folder / BYTECODE).mkdir()
         environment = _environment(folder) | secrets
         if (reason := "--no-start" if config.no_start else why_no_start(subject)) is not None:
-            progress.step(f"{reason}: vLLM is only imported")
+            reporter.note(f"{reason}: vLLM is only imported")
             bake_imports(words, environment)
             left_out[NO_START] = reason
         else:
-            pages = _start(words, environment, folder, config, progress)
+            pages = _start(words, environment, folder, config, reporter)
         _clean(folder / CACHE / OWN)
         if subject.model is None:  # the start has downloaded it
             subject = subject_of(words)
@@ -84,12 +85,12 @@ def run_bake(config: BakeConfig) -> BakeResult:
 
 
 def _start(
-    words: Sequence[str], environment: Mapping[str, str], folder: Path, config: BakeConfig, progress: BakeProgress
+    words: Sequence[str], environment: Mapping[str, str], folder: Path, config: BakeConfig, reporter: Reporter
 ) -> list[FileRanges]:
     """Returns what the server has used of its libraries."""
     with start_private_server(words, environment) as server:
-        wait_ready(server, config.timeout_s, progress.show)
-        progress.step(f"{ask(server)} answers; saving")
+        wait_ready(server, config.timeout_s, reporter)
+        reporter.note(f"{ask(server)} answers; saving")
         cache = folder / CACHE / OWN
         wait_saved(server, lambda: (cache / "history.jsonl").exists())
         if env.VCLI_IMPORT_FILE.get():

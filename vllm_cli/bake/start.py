@@ -1,17 +1,14 @@
 """One start of the server while an image is built: it answers a request and is stopped."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from http.client import HTTPException
 from typing import Any, Final
 
-import click
-
 from startup.errors import StartupError
-from startup.timeline.live_line import LiveLine
+from vllm_cli.client.reporter import Reporter
 from vllm_cli.client.waiting import Readiness
 from vllm_cli.private_server import PrivateServer
 from vllm_cli.supervised_command import CommandEndedError
@@ -32,9 +29,14 @@ _REQUESTS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
 """The first endpoint that the model has is asked."""
 
 
-def wait_ready(server: PrivateServer, timeout_s: float, on_poll: Callable[[Readiness, float], None]) -> None:
+def wait_ready(server: PrivateServer, timeout_s: float, reporter: Reporter) -> None:
     """Raises StartupError with the end of the server's log if it does not become ready."""
-    result = server.wait_ready(timeout_s, on_poll)
+
+    def show(polled: Readiness, waited_s: float) -> None:
+        phase = (polled.phase or "starting").replace("_", " ")
+        reporter.update(f"{waited_s:6.1f} s  {phase}", phase)
+
+    result = server.wait_ready(timeout_s, show)
     if result.ending != "ready":
         reason = "not ready in time" if result.ending == "timed out" else result.last.reason
         raise StartupError(f"the start failed ({reason})\n{server.command.log_tail}")
@@ -72,30 +74,3 @@ def _send(server: PrivateServer, method: str, path: str, body: Mapping[str, Any]
         connection.request(method, path, content, {"Content-Type": "application/json", "Connection": "close"})
         response = connection.getresponse()
         return response.status, response.read()
-
-
-class BakeProgress:
-    """Writes to standard error."""
-
-    def __init__(self) -> None:
-        self._live = LiveLine(sys.stderr)
-        self._last = ""
-
-    def show(self, readiness: Readiness, waited_s: float) -> None:
-        """The state of the start."""
-        phase = (readiness.phase or "starting").replace("_", " ")
-        if self._live.is_on:
-            self._live.show(f"{waited_s:6.1f} s  {phase}")
-        else:
-            self.step(phase, waited_s)
-
-    def step(self, text: str, waited_s: float | None = None) -> None:
-        """A line of its own; repeated lines are left out."""
-        if text != self._last:
-            self._last = text
-            self._live.clear()
-            click.echo(text if waited_s is None else f"{waited_s:6.1f} s  {text}", err=True)
-
-    def close(self) -> None:
-        """Erases the last line."""
-        self._live.close()

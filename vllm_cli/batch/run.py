@@ -12,8 +12,9 @@ from vllm_cli.batch.input_file import InputFile, open_input
 from vllm_cli.batch.lines import LinePlace, Result
 from vllm_cli.batch.output_destination import OutputDestination
 from vllm_cli.batch.output_file import OutputFile, ResultWriter, check_same_batch
-from vllm_cli.batch.progress import BatchProgress, Ending, Tally
+from vllm_cli.batch.progress import Ending, Tally, describe
 from vllm_cli.batch.sender import Sender
+from vllm_cli.client.reporter import Reporter
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import Readiness
 from vllm_cli.errors import ConnectionFailedError
@@ -26,6 +27,8 @@ SOME_FAILED: Final = 5
 NOT_COMPLETE: Final = 1
 _CONNECT_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.2
+_INTERVAL_S: Final = 10.0
+"""Between two lines of progress, without a terminal."""
 _READY_TIMEOUT_S: Final = 7 * 24 * 3600.0
 """A week, in effect no limit: the server has its own start-up timeout."""
 _EMBEDDED: Final = "embedded"
@@ -78,10 +81,10 @@ class _Run:
             num_skipped=len(recorded),
             num_failed_before=sum(result.is_failed for result in recorded.values()),
         )
-        self._progress = BatchProgress(self._tally, is_quiet=self._config.is_quiet)
+        self._reporter = Reporter(is_quiet=self._config.is_quiet, interval_s=_INTERVAL_S)
         if recorded:
-            self._progress.report(f"{len(recorded)} of {len(self._batch.places)} requests are done already")
-        with closing(self._progress):
+            self._reporter.note(f"{len(recorded)} of {len(self._batch.places)} requests are done already")
+        with closing(self._reporter):
             try:
                 if places:
                     self._serve_and_send(places)
@@ -91,7 +94,7 @@ class _Run:
             except ServerStartError as err:
                 return self._end("incomplete", err.exit_code)
             except (ConnectionFailedError, CommandEndedError) as err:
-                self._progress.close()
+                self._reporter.close()
                 err.show()
                 return self._end("incomplete", NOT_COMPLETE)
         has_failed = self._tally.num_failed or self._tally.num_failed_before
@@ -110,15 +113,15 @@ class _Run:
         config = self._config
         if config.address is not None:
             _check_reachable(config.address)
-            self._progress.report(f"Sending {len(places)} requests to {config.address}")
+            self._reporter.note(f"Sending {len(places)} requests to {config.address}")
             run_interruptibly(self._send_all(places, config.address, lambda: None))
             return
         words = config.serve_words
         with start_private_server(words, {}, flags=default_flags(words), keeps_log=False) as server:
-            self._progress.report("Starting the server")
+            self._reporter.note("Starting the server")
             if server.wait_ready(_READY_TIMEOUT_S, _ignore).ending != "ready":
                 raise ServerStartError(server.command.wait())
-            self._progress.report(f"Sending {len(places)} requests to it")
+            self._reporter.note(f"Sending {len(places)} requests to it")
             run_interruptibly(self._send_all(places, server.address, server.command.ensure_alive))
 
     async def _send_all(
@@ -130,7 +133,7 @@ class _Run:
             ConnectionFailedError: the server is lost, or the disk is full.
             CommandEndedError: from `ensure_server`, if the server has exited.
         """
-        self._progress.begin()
+        self._tally.begin()
         async with Sender(address, self._config) as sender:
             writer = ResultWriter(self._output, self._on_written)
             left = iter(places)
@@ -154,7 +157,7 @@ class _Run:
 
     def _on_written(self, result: Result) -> None:
         self._tally.count(result)
-        self._progress.show()
+        self._reporter.update(describe(self._tally))
 
     def _finish(self) -> None:
         """Sorts the results in the order of the requests, as vLLM does, and uploads them."""
@@ -166,9 +169,9 @@ class _Run:
         failed = tally.num_failed + tally.num_failed_before
         text = f"{tally.num_total - tally.num_left} of {tally.num_total} requests are done, {failed} of them failed"
         if ending == "completed":
-            self._progress.report(f"{text}: {self._config.output_file}")
+            self._reporter.note(f"{text}: {self._config.output_file}")
         else:
-            self._progress.report(f"{text}; run the same command again to continue")
+            self._reporter.note(f"{text}; run the same command again to continue")
         summary = {**tally.to_dict(ending), "output_file": self._config.output_file}
         return BatchOutcome(exit_code, summary)
 

@@ -1,11 +1,10 @@
 """`vllm-cli load` and `vllm-cli unload`: start and stop one model of a router (`serve --models`)."""
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
@@ -15,9 +14,9 @@ import click
 from envs.registry import env
 from server.status_page.page import DATA_PATH
 from startup.logs.formatters import escape_controls
-from startup.timeline.live_line import LiveLine
 from vllm_cli.client.address_options import ADDRESS_NAMES, address_options, build_address
 from vllm_cli.client.api_client import ApiClient
+from vllm_cli.client.reporter import Reporter
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import poll_readiness
 from vllm_cli.errors import ConnectionFailedError
@@ -92,13 +91,8 @@ def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
     address = build_address({name: options[name] for name in ADDRESS_NAMES})
     key = options["api_key"] or env.OPENAI_API_KEY.get() or env.VLLM_API_KEY.get()
     request = _Request(ApiClient(address, key), verb, model)
-    live = LiveLine(sys.stderr)
-    if options["is_quiet"]:
-        live.close()
-    try:
-        outcome = _follow(request, address, live, options["timeout_s"])
-    finally:
-        live.close()
+    with closing(Reporter(is_quiet=options["is_quiet"])) as reporter:
+        outcome = _follow(request, address, reporter, options["timeout_s"])
     if options["is_json"]:
         click.echo(json.dumps(outcome.to_dict()))
     if not options["is_quiet"]:
@@ -161,7 +155,7 @@ class _Request:
             self.error = err
 
 
-def _follow(request: _Request, address: ServerAddress, live: LiveLine, timeout_s: float) -> _Outcome:
+def _follow(request: _Request, address: ServerAddress, reporter: Reporter, timeout_s: float) -> _Outcome:
     begin_s = time.monotonic()
     while True:
         waited_s = time.monotonic() - begin_s
@@ -170,8 +164,9 @@ def _follow(request: _Request, address: ServerAddress, live: LiveLine, timeout_s
         waited_s = time.monotonic() - begin_s
         if waited_s >= timeout_s:
             return _Outcome(model=request.model, ending="timed out", took_s=waited_s)
-        if live.is_on:
-            live.show(f"{waited_s:5.1f} s  {escape_controls(request.model)}: {_describe_state(request.model, address)}")
+        if reporter.line.is_on:
+            state = _describe_state(request.model, address)
+            reporter.update(f"{waited_s:5.1f} s  {escape_controls(request.model)}: {state}")
     took_s = time.monotonic() - begin_s
     if request.error is None:
         return _Outcome(model=request.model, ending=_DONE[request.verb], took_s=took_s)

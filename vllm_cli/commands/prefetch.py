@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -20,13 +19,14 @@ from startup.prefetch.messages import PrefetchProgress, PrefetchReport
 from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYTES, PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.timeline.live_line import LiveLine, draw_bar
+from vllm_cli.client.reporter import Reporter
 from vllm_cli.errors import InputError
 from vllm_cli.flags.model_request import request_of
 from vllm_cli.flags.option import complete_model
 from vllm_cli.flags.param_types import ByteSize
 
 _DEFAULTS: Final = PrefetchOptions()
-_REDRAW_S: Final = 0.1
+_PROGRESS_S: Final = 0.1
 _HEARTBEAT_S: Final = 5.0
 _NOT_READ: Final = 1
 
@@ -83,10 +83,10 @@ def prefetch(*, words: tuple[str, ...], download_only: bool, threads: int, block
         reason = f"vLLM reads {before.model.name} itself, with --load-format {request.load_format}"
         click.echo(json.dumps({"state": "off", "reason": reason}, indent=2) if is_json else f"nothing to do: {reason}")
         return OK
-    line = LiveLine(sys.stderr)
-    _configure_logs(line)
+    reporter = Reporter(interval_s=_HEARTBEAT_S)
+    _configure_logs(reporter.line)
     try:
-        resolve_model(request, line.show)
+        resolve_model(request, reporter.line.show)
     except ModelNotFoundError as err:
         return _fail(err, is_json=is_json)
     plan = plan_files(request)
@@ -95,7 +95,7 @@ def prefetch(*, words: tuple[str, ...], download_only: bool, threads: int, block
         click.echo(json.dumps(fields, indent=2) if is_json else f"on disk: {fields['folder']}")
         return OK
     options = PrefetchOptions(mode="on", num_threads=threads, block_bytes=block_size)
-    report = _read(plan, options, line)
+    report = _read(plan, options, reporter)
     click.echo(json.dumps(fields | _report_fields(report), indent=2) if is_json else str(report))
     return _NOT_READ if report.state == "failed" or report.problems else OK
 
@@ -119,21 +119,16 @@ def _fail(err: ModelNotFoundError, *, is_json: bool) -> int:
     return code
 
 
-def _read(plan: FilePlan, options: PrefetchOptions, line: LiveLine) -> PrefetchReport:
-    interval_s = _REDRAW_S if line.is_on else _HEARTBEAT_S
-    with start_prefetch(plan.prefetched, replace(options, progress_interval_s=interval_s)) as handle:
-        return _follow(handle, line)
+def _read(plan: FilePlan, options: PrefetchOptions, reporter: Reporter) -> PrefetchReport:
+    with start_prefetch(plan.prefetched, replace(options, progress_interval_s=_PROGRESS_S)) as handle:
+        return _follow(handle, reporter)
 
 
-def _follow(handle: PrefetchHandle, line: LiveLine) -> PrefetchReport:
-    """Shows progress until the end: a bar on a terminal, elsewhere a line at intervals."""
+def _follow(handle: PrefetchHandle, reporter: Reporter) -> PrefetchReport:
+    """Shows progress until the end."""
     for progress in handle.progress():
-        text = _describe(progress)
-        if line.is_on:
-            line.show(f"prefetch {draw_bar(progress.share)} {text}")
-        elif progress.elapsed_s >= _HEARTBEAT_S:
-            click.echo(f"prefetch: {text}", err=True)
-    line.close()
+        reporter.update(f"prefetch {draw_bar(progress.share)} {_describe(progress)}")
+    reporter.close()
     return handle.result() or PrefetchReport("failed", "the helper process ended without a report")
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from typing import Final
 
 import click
@@ -14,7 +15,7 @@ from startup.serve_words import is_vllm_installed
 from startup.standby import places
 from startup.standby.kinds import EMBEDDED, KINDS, VLLM_COMPILED, VLLM_EAGER
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
-from startup.timeline.live_line import LiveLine
+from vllm_cli.client.reporter import Reporter
 from vllm_cli.errors import InputError
 from vllm_cli.flags.param_types import ByteSize
 from vllm_cli.text_table import align
@@ -141,9 +142,8 @@ def _detach(words: list[str]) -> int:
             [sys.executable, "-m", "vllm_cli", "standby", *words],
             cwd=places.module_folder(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-    live = LiveLine(sys.stderr)
     begin_s = time.monotonic()
-    try:
+    with closing(Reporter()) as reporter:
         while process.poll() is None:
             try:
                 found = ask(STATUS)
@@ -151,11 +151,8 @@ def _detach(words: list[str]) -> int:
                 found = None
             if found is not None and found.pid == process.pid and found.is_settled:
                 break
-            if live.is_on:
-                live.show(f"{time.monotonic() - begin_s:5.1f} s  importing")
+            reporter.update(f"{time.monotonic() - begin_s:5.1f} s  importing")
             time.sleep(_POLL_S)
-    finally:
-        live.close()
     if process.returncode is not None:
         raise StartupError(f"the standby has ended with exit code {process.returncode}; its log is {path}")
     for template in found.templates if found is not None else ():

@@ -1,13 +1,13 @@
 """`vllm-cli stop`: stops servers by a signal, as a service manager does, and waits for their end."""
 
-import sys
 import time
+from contextlib import closing
 from typing import Any, Final
 
 import click
 
 from server.machine.processes import is_alive
-from startup.timeline.live_line import LiveLine
+from vllm_cli.client.reporter import Reporter
 from vllm_cli.client.running_servers import RunningServer, find_servers
 from vllm_cli.client.running_standbys import find_standbys
 from vllm_cli.errors import InputError
@@ -61,11 +61,8 @@ def stop(*, which: int | None, is_all: bool, timeout_s: float, is_quiet: bool) -
     stopping = [_StoppingServer(server) for server in servers]
     if is_all:
         stopping = [server for server in stopping if server.code != NOT_STOPPED] or stopping
-    live = LiveLine(sys.stderr)
-    try:
-        _wait(stopping, timeout_s, live)
-    finally:
-        live.close()
+    with closing(Reporter(is_quiet=is_quiet)) as reporter:
+        _wait(stopping, timeout_s, reporter)
     if not is_quiet:
         for server in stopping:
             click.echo(server.describe(), err=server.code == NOT_STOPPED)
@@ -104,7 +101,7 @@ def _find_successors(known: list[RunningServer], models: set[str]) -> list[Runni
     return [s for s in find_servers(with_state=False) if s.pid not in pids and s.model in models]
 
 
-def _wait(stopping: "list[_StoppingServer]", timeout_s: float, live: LiveLine) -> None:
+def _wait(stopping: "list[_StoppingServer]", timeout_s: float, reporter: Reporter) -> None:
     begin_s = time.monotonic()
     while waiting := [server for server in stopping if not server.is_done()]:
         waited_s = time.monotonic() - begin_s
@@ -112,8 +109,7 @@ def _wait(stopping: "list[_StoppingServer]", timeout_s: float, live: LiveLine) -
             for server in waiting:
                 server.kill()
             return
-        if live.is_on:
-            live.show(f"{waited_s:5.1f} s  waiting for {', '.join(e.name for e in waiting)}")
+        reporter.update(f"{waited_s:5.1f} s  waiting for {', '.join(e.name for e in waiting)}")
         time.sleep(_POLL_S)
 
 

@@ -1,13 +1,13 @@
 """`vllm-cli wait`: waits for the readiness of a server, for scripts and entrypoints."""
 
 import json
-import sys
+from contextlib import closing
 from typing import Any, Final
 
 import click
 
-from startup.timeline.live_line import LiveLine
 from vllm_cli.client.address_options import address_options, build_address
+from vllm_cli.client.reporter import Reporter
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import Ending, Readiness, WaitOptions, WaitResult, wait_for_server
 from vllm_cli.errors import InputError
@@ -52,11 +52,11 @@ def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
     Exit codes: 0 ready; 1 the server failed, exited or does not report readiness; 2 usage; 4 timed out.
     """
     settings = _build_options(options)
-    reporter = _Reporter(settings.address, is_quiet=is_quiet)
-    try:
-        result = wait_for_server(settings, reporter.show)
-    finally:
-        reporter.close()
+    with closing(Reporter(is_quiet=is_quiet, interval_s=_HEARTBEAT_S)) as reporter:
+        result = wait_for_server(
+            settings,
+            lambda polled, waited_s: reporter.update(_describe(polled, waited_s, settings.address), _state(polled)),
+        )
     if is_json:
         click.echo(json.dumps({"url": str(settings.address), **result.to_dict()}))
     if not is_quiet:
@@ -77,29 +77,12 @@ def _build_options(options: dict[str, Any]) -> WaitOptions:
     )
 
 
-class _Reporter:
-    """Shows the server's state: a live line on a terminal, elsewhere a line at each change."""
+def _describe(polled: Readiness, waited_s: float, address: ServerAddress) -> str:
+    return f"{address}: {_state(polled)}{polled.describe_rest()}, waiting for {waited_s:.1f} s"
 
-    def __init__(self, address: ServerAddress, *, is_quiet: bool) -> None:
-        self._address = address
-        self._is_quiet = is_quiet
-        self._live = LiveLine(sys.stderr)
-        self._last = ""
-        self._next_heartbeat_s = 0.0
 
-    def show(self, polled: Readiness, waited_s: float) -> None:
-        if self._is_quiet:
-            return
-        state = polled.phase.replace("_", " ") if polled.phase else polled.reason
-        if self._live.is_on:
-            self._live.show(f"{waited_s:5.1f} s  {self._address}: {state}{polled.describe_rest()}")
-        elif state != self._last or waited_s >= self._next_heartbeat_s:
-            self._last = state
-            self._next_heartbeat_s = waited_s + _HEARTBEAT_S
-            click.echo(f"{self._address}: {state}{polled.describe_rest()}, waiting for {waited_s:.1f} s", err=True)
-
-    def close(self) -> None:
-        self._live.close()
+def _state(polled: Readiness) -> str:
+    return polled.phase.replace("_", " ") if polled.phase else polled.reason
 
 
 def _describe_end(options: WaitOptions, result: WaitResult) -> str:

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,13 +83,14 @@ def test_progress_is_printed_as_lines_without_a_terminal(capsys: pytest.CaptureF
     class Handle:
         def progress(self) -> Iterator[PrefetchProgress]:
             yield PrefetchProgress(0, 4 * 10**9, 0.05)
+            time.sleep(0.02)
             yield PrefetchProgress(10**9, 4 * 10**9, 5.0)
 
         def result(self) -> PrefetchReport:
             return PrefetchReport("done")
 
-    command._follow(Handle(), command.LiveLine(sys.stderr))  # type: ignore[arg-type]
-    assert capsys.readouterr().err == "prefetch: 1.00 of 4.00 GB, 0.20 GB/s, 15 s left\n"
+    command._follow(Handle(), command.Reporter(interval_s=0.01))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "prefetch [#####---------------]  25% 1.00 of 4.00 GB, 0.20 GB/s, 15 s left\n"
 
 
 @pytest.mark.parametrize(

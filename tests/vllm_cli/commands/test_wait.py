@@ -230,7 +230,7 @@ def test_https_works_with_the_servers_own_certificate_or_without_verification(se
 def test_on_a_terminal_one_line_is_rewritten(serve) -> None:
     server = serve((503, STARTING), (503, STARTING), (200, b""))
     ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "vllm_cli", "wait", server.url, "--interval", "0.05"]
+    words = [sys.executable, "-m", "vllm_cli", "wait", server.url, "--interval", "0.2"]
     waiting = subprocess.Popen(words, stderr=theirs)
     os.close(theirs)
     assert waiting.wait(120) == 0
