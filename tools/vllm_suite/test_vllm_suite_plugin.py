@@ -1,13 +1,16 @@
-"""The plugin keeps the tests that start a server, however they ask for it."""
+"""The plugin keeps the tests that start a server, however they ask for it, and marks those of the lists."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import yaml
 
+from tools.vllm_suite.__main__ import choose_tests
 from tools.vllm_suite.workspace import HERE
 
 _UTILS = """
@@ -61,30 +64,109 @@ def test_module():
 
 def test_without(request):
     assert request.node
+
+
+def test_with_a_gpu(server):
+    raise AssertionError
+
+
+@pytest.mark.parametrize("field", ["later"])
+def test_not_built(server, field):
+    raise AssertionError
+
+
+def test_that_vllm_fails(server):
+    raise AssertionError
+
+
+def test_wrong(server):
+    raise AssertionError
 """
+_LISTS = """
+not_applicable:
+  "needs a GPU":
+    - "test_it.py::test_with_a_gpu*"
+    - "llm/*"
+known_failures:
+  "is not built":
+    - "test_it.py::test_not_built(later)"
+"""
+_KEPT = ("test_fixture", "test_parameter", "test_name", "test_module")
 
 
-@pytest.mark.thorough
-def test_tests_that_start_a_server_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "__init__.py").touch()
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    """A source tree with tests, the command `vllm` and the lists."""
+    entrypoints = tmp_path / "tests" / "entrypoints"
+    (entrypoints / "llm").mkdir(parents=True)
+    for package in (tmp_path / "tests", entrypoints, entrypoints / "llm"):
+        (package / "__init__.py").touch()
     (tmp_path / "tests" / "utils.py").write_text(_UTILS)
-    (tmp_path / "tests" / "test_it.py").write_text(_TESTS)
+    (entrypoints / "test_it.py").write_text(_TESTS)
+    (entrypoints / "llm" / "test_class.py").write_text("import tests.utils.RemoteVLLMServer.missing")
+    (entrypoints / "test_modules.py").write_text("import a_module_that_is_missing")
     command = tmp_path / "vllm"
     command.write_text('#!/bin/sh\necho "$@"\n')
     command.chmod(0o755)
-    results = tmp_path / "results"
+    (tmp_path / "not_applicable.yaml").write_text(_LISTS)
+    return tmp_path
+
+
+def run(suite: Path, server: str) -> dict[str, str]:
+    """The outcome of each test that was not deselected."""
     variables = {
-        "VLLM_SUITE_RESULTS": str(results),
-        "PYTHONPATH": f"{HERE / 'plugin'}{os.pathsep}{tmp_path}",
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "VLLM_SUITE_LISTS": str(suite),
+        "VLLM_SUITE_SERVER": server,
+        "PYTHONPATH": f"{HERE / 'plugin'}{os.pathsep}{suite}",
+        "PATH": f"{suite}{os.pathsep}{os.environ['PATH']}",
     }
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "vllm_suite_plugin", "-p", "no:cacheprovider", "tests"]
-    done = subprocess.run(words, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout
-    found = [json.loads(line) for line in results.read_text().splitlines()]
-    outcomes = {
-        one["test"].partition("::")[2].partition("[")[0]: one["outcome"] for one in found if "::" in one["test"]
+    words = [sys.executable, "-m", "pytest", "-p", "vllm_suite_plugin", "-p", "no:cacheprovider", "--junitxml=out.xml"]
+    command = [*words, f"--rootdir={suite}", "tests/entrypoints"]
+    done = subprocess.run(command, cwd=suite, env=os.environ | variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stdout
+    cases = ElementTree.parse(suite / "out.xml").iter("testcase")
+    return {case.attrib["name"].partition("[")[0]: next((child.tag for child in case), "passed") for case in cases}
+
+
+@pytest.mark.thorough
+def test_tests_that_start_a_server_are_kept_and_failures_with_a_reason_do_not_count(suite: Path) -> None:
+    name = "tests/entrypoints/test_it.py::test_that_vllm_fails"
+    (suite / "vllm-0.32-cpu.json").write_text(json.dumps({name: "failed"}))
+    assert run(suite, "ours") == {
+        **dict.fromkeys(_KEPT, "passed"),
+        "test_not_built": "skipped",
+        "test_that_vllm_fails": "skipped",
+        "test_wrong": "failure",
     }
-    kept = ["test_fixture", "test_parameter", "test_name", "test_module"]
-    assert outcomes == dict.fromkeys(kept, "passed") | {"test_without": "not applicable"}
+
+
+@pytest.mark.thorough
+def test_the_results_of_plain_vllm_are_kept(suite: Path) -> None:
+    (suite / "vllm-0.32-cpu.json").write_text('{"tests/entrypoints/test_other.py::test_it": "passed"}')
+    failed = ("test_not_built", "test_that_vllm_fails", "test_wrong")
+    outcomes = dict.fromkeys(_KEPT, "passed") | dict.fromkeys(failed, "failure")
+    assert run(suite, "vllm") == outcomes
+    kept = json.loads((suite / "vllm-0.32-cpu.json").read_text())
+    assert kept.pop("tests/entrypoints/test_other.py::test_it") == "passed"
+    assert len(kept) == len(outcomes)
+    assert {outcome for test, outcome in kept.items() if "not_built" in test or "wrong" in test} == {"failed"}
+
+
+def test_words_that_name_no_test_are_options_of_pytest(suite: Path) -> None:
+    assert choose_tests(suite, ["llm", "-k", "chat", "tests/entrypoints/test_it.py::test_name"]) == (
+        ["tests/entrypoints/llm", "tests/entrypoints/test_it.py::test_name"],
+        ["-k", "chat"],
+    )
+    assert choose_tests(suite, []) == (["tests/entrypoints"], [])
+
+
+def test_every_listed_pattern_has_one_reason() -> None:
+    lists = yaml.safe_load((HERE / "not_applicable.yaml").read_text())
+    patterns = [pattern for group in lists.values() for names in group.values() for pattern in names]
+    assert len(patterns) == len(set(patterns))
+
+
+def test_results_of_plain_vllm_name_tests() -> None:
+    for test, outcome in json.loads((HERE / "vllm-0.32-cpu.json").read_text()).items():
+        assert "::" in test
+        assert outcome in ("passed", "failed")

@@ -19,6 +19,7 @@ from tools.vllm_suite.models import prepare_models
 
 ROOT: Final = Path(__file__).parents[2]
 HERE: Final = Path(__file__).parent
+ENTRYPOINTS: Final = "tests/entrypoints"
 _PEER: Final = ROOT / ".peers" / "vllm"
 _SMOLLM: Final = ROOT / ".peers" / "model"
 _COPIED: Final = ("tests", "examples", "pyproject.toml")
@@ -53,11 +54,6 @@ class Workspace:
         digest = hashlib.sha256((HERE / "models.py").read_bytes()).hexdigest()
         return self.folder / f"hf-{digest[:8]}"
 
-    @property
-    def logs(self) -> Path:
-        """The output of each file's tests."""
-        return self.folder / "logs"
-
     def environment(self, server: str) -> dict[str, str]:
         """The variables of a test process."""
         programs = self.folder / "bin" if server == "ours" else _PEER / "bin"
@@ -65,6 +61,8 @@ class Workspace:
             **os.environ,
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(HERE / "plugin"),
+            "VLLM_SUITE_LISTS": str(HERE),
+            "VLLM_SUITE_SERVER": server,
             "PYTHONDONTWRITEBYTECODE": "1",
             "HF_HOME": str(self.hub_home),
             "HF_HUB_OFFLINE": "1",
@@ -77,12 +75,12 @@ class Workspace:
 
 def prepare_workspace(vllm_source: Path) -> Workspace:
     """Makes what is missing."""
-    if not (vllm_source / "tests" / "entrypoints").is_dir():
-        sys.exit(f"VLLM_SOURCE must be a source tree of vLLM with tests/entrypoints, got {vllm_source}")
+    if not (vllm_source / ENTRYPOINTS).is_dir():
+        sys.exit(f"VLLM_SOURCE must be a source tree of vLLM with {ENTRYPOINTS}, got {vllm_source}")
     if not _PEER.is_dir():
         sys.exit(f"{_PEER} must be a virtual environment with vLLM: its tests import vllm")
     workspace = Workspace(ROOT / "build" / "vllm-suite")
-    workspace.logs.mkdir(parents=True, exist_ok=True)
+    workspace.folder.mkdir(parents=True, exist_ok=True)
     _copy_source(vllm_source, workspace.source)
     _write_command(workspace.folder / "bin")
     _install_requirements(workspace)

@@ -1,66 +1,102 @@
-"""A pytest plugin, loaded in vLLM's environment: leaves out tests without a server, and records results.
+"""A pytest plugin, loaded in vLLM's environment: chooses the tests that say something about this program.
 
-Tests start servers with the command `vllm`, found in this process's PATH. Results are
-appended as JSON lines to the file that VLLM_SUITE_RESULTS names.
+Tests start servers with the command `vllm`, found in this process's PATH. Those that start none and those
+that not_applicable.yaml lists are left out; its known failures are expected to fail. The results of plain
+vLLM are kept in vllm-0.32-cpu.json, and what it does not pass is skipped.
 """
 
+import fnmatch
 import json
 import os
 import subprocess
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
+import yaml
 
-_RESULTS = Path(os.environ["VLLM_SUITE_RESULTS"])
-_NO_SERVER = "starts no server: tests vLLM's own modules in its process"
+_LISTS = Path(os.environ["VLLM_SUITE_LISTS"])
+"""The folder with the two files."""
+_IS_OURS = os.environ["VLLM_SUITE_SERVER"] == "ours"
+_VLLM_RESULTS = _LISTS / "vllm-0.32-cpu.json"
+_ENTRYPOINTS = "tests/entrypoints/"
 _OLD_MODULE = "vllm.entrypoints.openai.api_server"
 """What some tests run instead of the command `vllm serve`."""
-_begun: list[str] = []
-"""Files whose tests have begun, in order."""
+_SERVER_WORDS = ("Remote", '"vllm"', _OLD_MODULE, "schemathesis")
+"""A file without these, and without them in the conftest.py above it, starts no server."""
+_outcomes: dict[str, str] = {}
+"""passed or failed, by test."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out whole files before they are imported."""
+    name = collection_path.relative_to(config.rootpath).as_posix()
+    if collection_path.suffix != ".py" or not name.startswith(_ENTRYPOINTS):
+        return None
+    not_applicable = _reason("not_applicable", name) is not None
+    return True if not_applicable or not _may_start_server(collection_path, config.rootpath) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects tests that start no server."""
+    """Deselects and marks tests."""
     _prepare_servers()
-    without = [item for item in items if not _starts_server(item)]
-    for item in without:
-        _record(item.nodeid, "not applicable", _NO_SERVER)
+    without = [item for item in items if _reason("not_applicable", item.nodeid) or not _starts_server(item)]
     config.hook.pytest_deselected(items=without)
-    files = dict.fromkeys(item.nodeid.partition("::")[0] for item in items)
     items[:] = [item for item in items if item not in without]
-    for file in files.keys() - {item.nodeid.partition("::")[0] for item in items}:
-        _record(file, "end")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
-    """Records where the tests of a file begin and end; files whose tests are all left out end at once."""
-    file = item.nodeid.partition("::")[0]
-    if _begun[-1:] != [file]:
-        _begun.append(file)
-        _record(file, "begin")
-    result = yield
-    if nextitem is None or nextitem.nodeid.partition("::")[0] != file:
-        _record(file, "end")
-    return result
+    if _IS_OURS:
+        on_vllm = _read_vllm_results()
+        for item in items:
+            _mark(item, on_vllm)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Records the outcome of a test, or of its fixtures if these fail."""
-    if report.when == "call" or report.outcome != "passed":
-        reason = "" if report.passed else _reason(report)
-        outcome = report.outcome if report.when != "teardown" else "passed"
-        _record(report.nodeid, "not applicable" if outcome == "skipped" else outcome, reason)
+    """Notes the outcome of a test, or of its fixtures if these fail."""
+    if report.when == "call" or report.failed:
+        _outcomes[report.nodeid] = report.outcome
 
 
-def pytest_collectreport(report: pytest.CollectReport) -> None:
-    """Records a file that cannot be imported, or skips itself."""
-    if report.nodeid.endswith(".py") and not report.passed:
-        _record(report.nodeid, "not applicable" if report.skipped else "failed", _reason(report))
-        _record(report.nodeid, "end")
+def pytest_sessionfinish() -> None:
+    """Keeps the results of plain vLLM."""
+    if not _IS_OURS:
+        new = {test: outcome for test, outcome in _outcomes.items() if outcome != "skipped"}
+        kept = dict(sorted((_read_vllm_results() | new).items()))
+        _VLLM_RESULTS.write_text(json.dumps(kept, indent=0) + "\n")
+
+
+def _mark(item: pytest.Item, on_vllm: Mapping[str, str]) -> None:
+    if on_vllm.get(item.nodeid, "passed") != "passed":
+        item.add_marker(pytest.mark.skip(reason="plain vLLM does not pass this test with these models"))
+    elif why := _reason("known_failures", item.nodeid):
+        item.add_marker(pytest.mark.xfail(reason=why, strict=False))
+
+
+def _reason(group: str, test: str) -> str | None:
+    """Why the list names the file or test; patterns are as of fnmatch, with ( ) for [ ]."""
+    groups = _read_lists()[group] or {}
+    name = test.removeprefix(_ENTRYPOINTS).replace("[", "(").replace("]", ")")
+    found = (why for why, patterns in groups.items() if any(fnmatch.fnmatchcase(name, one) for one in patterns))
+    return next(found, None)
+
+
+@cache
+def _read_lists() -> dict[str, dict[str, list[str]] | None]:
+    """By list, then by reason: patterns of files or tests."""
+    return yaml.safe_load((_LISTS / "not_applicable.yaml").read_text())
+
+
+def _may_start_server(path: Path, root: Path) -> bool:
+    """Looks at the file, and at each conftest.py from there up to the folder of entrypoints."""
+    folders = [folder for folder in path.parents if folder.is_relative_to(root / _ENTRYPOINTS)]
+    files = [path, *(folder / "conftest.py" for folder in folders)]
+    return any(word in file.read_text() for file in files if file.exists() for word in _SERVER_WORDS)
+
+
+def _read_vllm_results() -> dict[str, str]:
+    results: dict[str, str] = json.loads(_VLLM_RESULTS.read_text()) if _VLLM_RESULTS.exists() else {}
+    return results
 
 
 def _prepare_servers() -> None:
@@ -150,24 +186,3 @@ def _is_from_tests(value: object) -> bool:
 
 def _is_server_class(value: object) -> bool:
     return isinstance(value, type) and any(base.__name__ == "RemoteVLLMServer" for base in value.__mro__)
-
-
-def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
-    if isinstance(report.longrepr, tuple):
-        return str(report.longrepr[2])
-    crash = getattr(report.longrepr, "reprcrash", None)
-    text = crash.message if crash else str(report.longrepr).strip().splitlines()[-1]
-    if "Server exited" in text:
-        text = f"the server exited: {_last_line(report)}"
-    return text[:500]
-
-
-def _last_line(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """What a server wrote last before it exited."""
-    lines = [line for _, text in report.get_sections("Captured stderr") for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "without a message"
-
-
-def _record(nodeid: str, outcome: str, reason: str = "") -> None:
-    with _RESULTS.open("a") as file:
-        file.write(json.dumps({"test": nodeid, "outcome": outcome, "reason": reason}) + "\n")
