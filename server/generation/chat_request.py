@@ -174,17 +174,10 @@ class BatchChatRequest(ChatFields, kw_only=True):
     """Conversations to continue, each on its own; one choice per conversation. Cannot stream or use tools."""
 
     messages: Annotated[list[Messages], Meta(min_length=1)]
-    early_stopping: Annotated[bool, INEFFECTIVE] = False
-    """Concerns beam search only."""
 
     def __post_init__(self) -> None:
         self.stream, self.stream_options, self.tools, self.tool_choice = False, None, None, "none"
         super().__post_init__()
-        if self.use_beam_search:
-            raise RequestError(
-                "Batch chat completions do not support beam search. Please set `use_beam_search` to False.",
-                param="use_beam_search",
-            )
         if self.num_choices > 1:
             raise RequestError("Batch chat completions do not support `n` > 1.", param="n")
         if (self.kv_transfer_params or {}).get("prompt_token_ids") is not None:

@@ -43,7 +43,6 @@ class CompletionRequest(GenerationRequest, kw_only=True):
                 "`prompt_logprobs` is not compatible with `prompt_embeds`: they have no tokens.",
                 param="prompt_logprobs",
             )
-        self._check_beam_search()
         if self.logprob_token_ids and self.is_echo_only:
             raise RequestError(
                 "`logprob_token_ids` cannot be combined with `echo` and `max_tokens=0`: no tokens are generated.",
@@ -52,16 +51,6 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         if isinstance(self.prompt, list) and len({type(member) for member in self.prompt}) > 1:
             raise RequestError(
                 "`prompt` must hold texts, or token ids, or lists of token ids, not a mix.", param="prompt"
-            )
-
-    def _check_beam_search(self) -> None:
-        if self.use_beam_search and self.stream:
-            raise RequestError("Streaming is not currently supported with beam search", param="stream")
-        if self.use_beam_search and self.echo and self.logprobs is not None:
-            raise RequestError(
-                "`echo` with `logprobs` is not supported with beam search because beam search does not compute prompt "
-                "logprobs.",
-                param="echo",
             )
 
     @property

@@ -122,10 +122,6 @@ class GenerationBuilder:
             RequestError: the request does not fit the model, or its constraint does not compile.
             OverloadedError: other requests hold too many bytes already.
         """
-        if request.use_beam_search and any(prompt.inputs is not None for prompt in prompts):
-            raise RequestError(
-                "Prompts with images or embeddings are not supported with beam search.", param="use_beam_search"
-            )
         is_small = context.is_small and len(prompts) <= PROMPTS_PER_TURN
         constraints = await self._find_constraints(request, strict_tools, is_small=is_small)
         built = await self._renderer.run_unless(is_small, self._build_params, request, prompts, constraints)
@@ -208,8 +204,7 @@ def _admit(generation: Generation) -> None:
     num_bytes = sum(prompt.inputs.num_bytes for prompt in generation.prompts if prompt.inputs is not None)
     if num_bytes:
         lease.add_bytes(num_bytes)
-    is_search = generation.request.use_beam_search  # which begins with one beam
-    lease.queue_tokens(generation.num_prompt_tokens * (1 if is_search else generation.request.num_choices))
+    lease.queue_tokens(generation.num_prompt_tokens * generation.request.num_choices)
 
 
 def _check(constraint: Constraint, request: CompletionRequest | ChatRequest) -> None:

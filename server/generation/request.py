@@ -14,7 +14,6 @@ from server.http_body.fields import (
     CacheSalt,
     Counted,
     Hint,
-    LengthPenalty,
     LogitBias,
     MinP,
     NumChoices,
@@ -173,10 +172,7 @@ class GenerationRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     return_token_offsets: Hint = False
     """Concerns vLLM's render routes only."""
 
-    use_beam_search: bool = False
-    """Searches for the `n` most likely texts; of the sampling parameters only `ignore_eos` has an effect."""
-    length_penalty: LengthPenalty = 1.0
-    """Concerns beam search only: the exponent of the length by which a text's log-probability is divided."""
+    use_beam_search: Unsupported = False
 
     logprob_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_LOGPROB_TOKEN_IDS)] | None = None
     """Tokens whose log-probabilities are reported instead of the most likely ones."""
@@ -197,8 +193,6 @@ class GenerationRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
             raise RequestError("Stream options can only be defined when `stream=True`.", param="stream_options")
         if self.stream and self.prompt_logprobs:
             raise RequestError("`prompt_logprobs` are not available when `stream=True`.", param="prompt_logprobs")
-        if self.logprob_token_ids and self.use_beam_search:
-            raise RequestError("`logprob_token_ids` is not supported with beam search.", param="logprob_token_ids")
         if self.logprob_token_ids and self.num_logprobs is None:
             raise RequestError(
                 "When using `logprob_token_ids`, `logprobs` must be set (for chat: to true).", param="logprob_token_ids"

@@ -102,9 +102,6 @@ class SamplingBuilder:
         """
         budgets = [_output_budget(request, n, self.defaults, self.info.max_model_len) for n in nums_prompt_tokens]
         _check_token_ids(request, self.info.vocab_size)
-        if request.use_beam_search:
-            beam = self._beam_params(request)
-            return [msgspec.structs.replace(beam, max_tokens=budget) for budget in budgets]
         _check_min_tokens(request, budgets)
         shared = self._shared_params(request, constraints)
         has_grammar = constraints.guided is not None
@@ -132,27 +129,6 @@ class SamplingBuilder:
             guided=constraints.guided,
             cache_salt=request.cache_salt,
             **_effective(request, self.defaults.values),
-        )
-
-    def _beam_params(self, request: AnyRequest) -> SamplingParams:
-        """All that a beam search uses but `max_tokens`; as in vLLM, it ignores the other parameters.
-
-        A step needs twice as many candidates as there are beams: each beam may have one that ends it.
-        """
-        width = request.num_choices
-        most = min(self._max_logprobs, self.info.vocab_size)
-        if 2 * width > most:
-            raise RequestError(
-                f"Beam search with n={width} needs {2 * width} log-probabilities per token, which is greater than max "
-                f"allowed: {most} (--max-logprobs).",
-                param="n",
-            )
-        return SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            ignore_eos=request.ignore_eos,
-            logprobs=2 * width,
-            cache_salt=request.cache_salt,
         )
 
     @property

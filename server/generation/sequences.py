@@ -6,7 +6,6 @@ from time import perf_counter
 from uuid import uuid4
 
 from server.errors import EngineError, RequestError
-from server.generation.beam_search import run_searches
 from server.generation.generation import Generation, SequenceDelta
 from server.metrics.server_metrics import EngineMetrics
 from server.operation.concurrently import take_turns
@@ -19,7 +18,7 @@ _MANY_ENTRIES = 4096
 
 
 async def generate(inference: Inference, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
-    """Yields the deltas of all choices in the order in which they arrive; a beam search yields whole choices.
+    """Yields the deltas of all choices in the order in which they arrive.
 
     Closing the generator aborts the sequences that still run in the engine.
 
@@ -27,14 +26,9 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
         EngineError: the engine died or failed one of the sequences.
         RequestError: the request is the cause of the failure.
     """
-    engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
     num_tokens = [0] * generation.num_choices
     try:
-        source = (
-            run_searches(inference, generation, engine_id, run_sequences)
-            if generation.request.use_beam_search
-            else run_sequences(inference, generation, engine_id)
-        )
+        source = _run_sequences(inference, generation)
         interval = generation.request.stream_interval or 1
         if generation.request.stream and interval > 1:
             source = _batch(source, interval)
@@ -90,9 +84,7 @@ def _join(deltas: list[SequenceDelta]) -> SequenceDelta:
     )
 
 
-async def run_sequences(
-    inference: Inference, generation: Generation, engine_id: str
-) -> AsyncGenerator[SequenceDelta, None]:
+async def _run_sequences(inference: Inference, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
     """Yields the deltas of all choices as they arrive, until the engine or a stop string has ended each.
 
     Closing the generator aborts those that still run.
@@ -101,6 +93,7 @@ async def run_sequences(
         EngineError: the engine died or failed one of the sequences.
         RequestError: the request is the cause of the failure.
     """
+    engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
     indexes = {f"{engine_id}-{index}": index for index in range(generation.num_choices)}
     running: dict[str, _Sequence] = {}
     """The sequences that have begun and not ended."""

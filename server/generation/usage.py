@@ -16,7 +16,7 @@ class UsageMeter:
     def __init__(self, generation: Generation, config: GenerationConfig, *, counts_output: bool = True) -> None:
         is_chat = isinstance(generation.request, ChatRequest)
         self._generation = generation
-        self._has_prompt_details = config.enable_prompt_tokens_details and not generation.request.use_beam_search
+        self._has_prompt_details = config.enable_prompt_tokens_details
         self._counts_output = counts_output
         self._num_tokens = [0] * generation.num_choices
         self._num_cached_tokens = 0

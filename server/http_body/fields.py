@@ -37,8 +37,6 @@ TopK = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Meta(gt=0)]
-LengthPenalty = Annotated[float, Meta(ge=-40, le=40)]
-"""The exponent of a length; powers of the longest contexts fit into a float within these bounds."""
 LogitBias = float
 """Limited to -100 to 100 when it is used, as in vLLM."""
 Priority = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -82,7 +80,7 @@ def check_unsupported(request: msgspec.Struct) -> None:
     for name, default in _unsupported_fields(type(request)):
         value = getattr(request, name)
         if value is not None and value != default and value not in _EMPTY:
-            raise RequestError(f"`{name}` is not supported by this server; leave it out.", param=name)
+            raise RequestError(f"`{name}` needs `--engine vllm`; leave it out for the embedded engine.", param=name)
 
 
 @cache

@@ -60,7 +60,12 @@ PAIRS = {
 }
 
 _TENSORS = "for tensors of images of vLLM's render routes, which the embedded engine lacks"
+_OF_BEAMS = "for beam search, which the embedded engine lacks"
+_BEAMS = {"length_penalty": _OF_BEAMS, "early_stopping": _OF_BEAMS}
 WITHOUT = {
+    "ChatCompletionRequest": _BEAMS,
+    "BatchChatCompletionRequest": _BEAMS,
+    "CompletionRequest": _BEAMS,
     "AnthropicMessagesRequest": {"mm_payload": _TENSORS, "return_mm_kwargs": _TENSORS},
     "PoolingRequest": {"data": "for vLLM's IO processor plugins, which the embedded engine does not load"},
 }

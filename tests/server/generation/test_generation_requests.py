@@ -55,8 +55,7 @@ BAD_VALUES = [
     ("logprob_token_ids", [1] * 129),
     ("priority", "high"),
     ("priority", 2**63),
-    ("length_penalty", "x"),
-    ("length_penalty", 1e308),
+    ("use_beam_search", True),
     ("stream_interval", 0),
     ("vllm_xargs", {"a": {}}),
     ("kv_transfer_params", 1),
@@ -117,8 +116,11 @@ def test_chats_own_fields_without_effect_are_accepted(name: str, value: Any) -> 
     assert_rejects(ChatRequest, name, REJECTING, **{name: value})
 
 
-def test_suffix_is_rejected() -> None:
-    assert_rejects(CompletionRequest, "suffix", suffix=" end")
+@pytest.mark.parametrize(("name", "value"), [("suffix", " end"), ("use_beam_search", True)])
+def test_what_only_vllm_has_is_rejected_with_the_flag_for_it(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match="--engine vllm") as caught:
+        decode(CompletionRequest, **{name: value})
+    assert caught.value.param == name
 
 
 @pytest.mark.parametrize(

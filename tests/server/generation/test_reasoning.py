@@ -13,14 +13,12 @@ from server.generation.chat_request import ChatRequest
 from server.generation.generation import SequenceDelta
 from server.generation.output_parsing import OutputParsing
 from server.generation.reasoning import ModelReasoning, PromptReasoning
-from server.generation.sampling import Constraints, SamplingBuilder, SamplingDefaults
 from server.parsers.base import PromptEnd
 from server.parsers.registry import load_reasoning_format
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import RenderedPrompt
 from server.server_config import GenerationConfig
 from tests.llamas import save_tiny_llama
-from tests.server.generation.test_request_values import INFO
 
 MESSAGES = [{"role": "user", "content": "?"}]
 PLAIN = ("<think>", "</think>", "<|im_start|>", "<tool_call>", "<|channel|>", "<|message|>", "<|start|>", "<|end|>")
@@ -79,16 +77,6 @@ def test_the_prompts_last_marker_tells_whether_reasoning_is_open(
 ) -> None:
     found = look(name, prompt, thinking_token_budget=None if name == "openai_gptoss" else 5)
     assert (found.prompt_end, found.num_spent_tokens) == (end, num_spent)
-
-
-def test_a_beam_search_does_not_follow_the_reasoning_of_any_prompt(look: Any) -> None:
-    fields = {"messages": MESSAGES, "use_beam_search": True, "n": 2, "thinking_token_budget": 5}
-    reasoning = look("qwen3", "<think>", thinking_token_budget=5)
-    builder = SamplingBuilder(defaults=SamplingDefaults(), info=INFO, max_logprobs=20)
-    params = builder.build_all(
-        msgspec.convert(fields, ChatRequest), [5, 12], constraints=Constraints(), reasoning=[reasoning] * 2
-    )
-    assert [each.reasoning for each in params] == [None, None]
 
 
 @pytest.mark.parametrize(

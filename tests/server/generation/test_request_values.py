@@ -109,19 +109,6 @@ def test_minus_one_asks_for_the_log_probabilities_of_the_whole_vocabulary() -> N
     assert sample(CompletionRequest, logprobs=-1, max_logprobs=-1).logprobs == INFO.vocab_size
 
 
-@pytest.mark.parametrize("max_logprobs", [-1, 10**6])
-def test_a_beam_search_needs_two_tokens_of_the_vocabulary_per_beam(model: Model, max_logprobs: int) -> None:
-    most = INFO.vocab_size // 2
-    params = sample(model, use_beam_search=True, n=most, max_logprobs=max_logprobs, max_tokens=16)
-    assert params.logprobs == 2 * most
-    with pytest.raises(RequestError, match="--max-logprobs"):
-        sample(model, use_beam_search=True, n=most + 1, max_logprobs=max_logprobs, max_tokens=16)
-
-
-def test_a_beam_search_ignores_the_least_number_of_tokens(model: Model) -> None:
-    assert sample(model, use_beam_search=True, n=2, min_tokens=17, max_tokens=16).min_tokens == 0
-
-
 def test_output_limit_is_lowered_to_the_rest_of_the_context(model: Model) -> None:
     assert sample(model, num_prompt_tokens=500, max_tokens=100).max_tokens == 12
 

@@ -43,7 +43,6 @@ def test_streams_and_tools_are_ignored(server):
     ("fields", "param"),
     [
         ({"n": 2}, "n"),
-        ({"use_beam_search": True}, "use_beam_search"),
         ({"messages": []}, "messages"),
         ({"messages": [CONVERSATIONS[0], []]}, "messages"),
         ({"messages": CONVERSATIONS[0]}, "messages"),

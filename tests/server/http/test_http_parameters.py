@@ -20,8 +20,6 @@ HINTS = {
 
 IGNORED = {
     "use_beam_search": False,
-    "length_penalty": 1.5,
-    "early_stopping": True,
     "logits_processors": None,
     "priority": 3,
     "vllm_xargs": {"a": [1, "b"]},

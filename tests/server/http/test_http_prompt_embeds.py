@@ -48,11 +48,6 @@ def test_without_the_flag_the_error_names_it(server):
         assert_rejected(answer, "prompt_embeds", "--enable-prompt-embeds")
 
 
-def test_embeddings_are_not_searched(accepting):
-    response = accepting.complete(prompt=None, prompt_embeds=torch_payload(rows(3)), use_beam_search=True)
-    assert_rejected(response, "use_beam_search", "embeddings are not supported with beam search")
-
-
 @pytest.mark.parametrize("write", [torch_payload, safetensors_payload])
 @pytest.mark.parametrize("prompt", [None, "", []], ids=["none", "empty text", "empty list"])
 def test_rows_reach_the_engine_in_the_model_s_type(accepting, engine, write, prompt):
