@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _REQUESTS_PER_TURN = 4
 """The beginning of a request takes about half a millisecond, a piece of a body (256 KB) half of that."""
+_UNKNOWN_PATH = "Not Found: the embedded engine has no such endpoint; `--engine vllm` has all of vLLM's."
 
 
 def build_app(parts: AppParts) -> "ServerApp":
@@ -154,7 +155,8 @@ def _is_cross_origin(scope: Scope) -> bool:
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    body = error_response(error.detail, type=HTTPStatus(error.status_code).phrase, code=error.status_code)
+    message = _UNKNOWN_PATH if error.status_code == HTTPStatus.NOT_FOUND else error.detail
+    body = error_response(message, type=HTTPStatus(error.status_code).phrase, code=error.status_code)
     response = _failure(request, body)
     response.headers.update(error.headers or {})
     return response

@@ -16,7 +16,6 @@ from server.http_body.fields import (
     NumLogprobs,
     TokenCount,
     check_generation_prompt,
-    count_conversations,
     opens_message,
 )
 
@@ -61,9 +60,10 @@ ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class ChatFields(GenerationRequest, kw_only=True):
-    """Fields that one conversation and a batch of them share."""
+class ChatRequest(GenerationRequest, kw_only=True):
+    """A conversation to continue."""
 
+    messages: Messages
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
     logprobs: bool | None = False
@@ -114,6 +114,11 @@ class ChatFields(GenerationRequest, kw_only=True):
                 param="tool_choice",
             )
 
+    def counted(self) -> Iterator[Counted]:
+        yield from super().counted()
+        yield Counted("max_messages", "messages", len(self.messages))
+        yield Counted("max_tools", "tools", len(self.tools or ()))
+
     @property
     def named_function(self) -> str | None:
         """The name of the function that `tool_choice` requires."""
@@ -157,48 +162,6 @@ class ChatFields(GenerationRequest, kw_only=True):
     def num_prompt_logprobs(self) -> int | None:
         """Candidates to report per prompt token."""
         return self.prompt_logprobs
-
-
-class ChatRequest(ChatFields, kw_only=True):
-    """A conversation to continue."""
-
-    messages: Messages
-
-    def counted(self) -> Iterator[Counted]:
-        yield from super().counted()
-        yield Counted("max_messages", "messages", len(self.messages))
-        yield Counted("max_tools", "tools", len(self.tools or ()))
-
-
-class BatchChatRequest(ChatFields, kw_only=True):
-    """Conversations to continue, each on its own; one choice per conversation. Cannot stream or use tools."""
-
-    messages: Annotated[list[Messages], Meta(min_length=1)]
-
-    def __post_init__(self) -> None:
-        self.stream, self.stream_options, self.tools, self.tool_choice = False, None, None, "none"
-        super().__post_init__()
-        if self.num_choices > 1:
-            raise RequestError("Batch chat completions do not support `n` > 1.", param="n")
-        if (self.kv_transfer_params or {}).get("prompt_token_ids") is not None:
-            raise RequestError(
-                "Batch chat completions do not support `kv_transfer_params.prompt_token_ids`: one prompt cannot serve "
-                "several conversations.",
-                param="kv_transfer_params.prompt_token_ids",
-            )
-
-    @property
-    def num_sequences(self) -> int:
-        return len(self.messages)
-
-    def counted(self) -> Iterator[Counted]:
-        yield from super().counted()
-        yield from count_conversations("messages", self.messages)
-
-    def split(self) -> list[ChatRequest]:
-        """One request per conversation."""
-        shared = {name: getattr(self, name) for name in ChatFields.__struct_fields__}
-        return [ChatRequest(messages=messages, **shared) for messages in self.messages]
 
 
 def shown_tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:

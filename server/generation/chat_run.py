@@ -1,6 +1,6 @@
 """A chat request in the engine, and its output as typed deltas: the base of all APIs that chat.
 
-    run = await runner.start([request], context)           # raises every fault of the request
+    run = await runner.start(request, context)             # raises every fault of the request
     async with aclosing(run.stream()) as deltas:            # as the tokens arrive …
         async for delta in deltas:
             for part in delta.parts: …                      # Reasoning, Content and ToolCallPart, in order
@@ -10,7 +10,7 @@
 An API with other bodies converts its request into a `ChatRequest` and consumes the deltas.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
@@ -21,10 +21,9 @@ from server.generation.generation import Generation, GenerationBuilder, Sequence
 from server.generation.output_parsing import ChoiceDelta, ChoiceReader, OutputParsing
 from server.generation.sequences import collect, generate
 from server.generation.usage import UsageMeter
-from server.operation.concurrently import run_concurrently, take_turns
+from server.operation.concurrently import take_turns
 from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
-from server.renderers.base import PROMPTS_PER_TURN
 from server.renderers.messages import TEXT_KEYS
 from server.renderers.prompts import ChatOptions, RenderedPrompt, check_token_ids
 from server.server_config import GenerationConfig
@@ -40,26 +39,20 @@ class ChatRunner:
         self._builder = builder
         self._parsing = parsing
 
-    async def start(
-        self, requests: Sequence[ChatRequest], context: RequestContext, *, id_prefix: str = "chatcmpl"
-    ) -> "ChatRun":
+    async def start(self, request: ChatRequest, context: RequestContext, *, id_prefix: str = "chatcmpl") -> "ChatRun":
         """Renders and prepares a request; the engine receives it with the first use of the run.
 
-        A batch has several, which differ in their messages only; the choices of the first one come first.
-
         Raises:
-            RequestError: a request is invalid.
+            RequestError: the request is invalid.
         """
-        request = requests[0]
         self._parsing.check(request)
         with context.times.rendering():
-            rendering = (render_chat_request(self._inference, each, context) for each in requests)
-            prompts = await run_concurrently(rendering, at_once=PROMPTS_PER_TURN)
+            prompt = await render_chat_request(self._inference, request, context)
         if self._parsing.keeps_special_tokens(request):
             request = msgspec.structs.replace(request, skip_special_tokens=False)
         run_unless = self._inference.renderer.run_unless
         strict = await run_unless(context.is_small, self._parsing.find_constraint, request)
-        generation = await self._builder.build(request, prompts, context, id_prefix=id_prefix, strict_tools=strict)
+        generation = await self._builder.build(request, [prompt], context, id_prefix=id_prefix, strict_tools=strict)
         return ChatRun(self._inference, generation, self._parsing)
 
 
@@ -86,7 +79,7 @@ class ChatRun:
 
     @property
     def prompt(self) -> RenderedPrompt:
-        """The rendered conversation, of a batch the first one."""
+        """The rendered conversation."""
         return self.generation.prompts[0]
 
     @property

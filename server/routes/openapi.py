@@ -16,7 +16,7 @@ from server.apis.responses.events import ResponseStreamEvent
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.response import Response
 from server.apis.tokenization import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
-from server.generation.chat_request import BatchChatRequest, ChatRequest
+from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.http_body.errors import ErrorResponse, UnavailableResponse
 from server.operation.models import ModelCard, ModelList
@@ -29,7 +29,6 @@ _POSTS: dict[str, tuple[Model, Model, Model | None]] = {
     "/v1/completions": (CompletionRequest, CompletionResponse, CompletionChunk),
     "/v1/chat/completions": (ChatRequest, ChatResponse, ChatChunk),
     "/v1/responses": (ResponsesRequest, Response, ResponseStreamEvent),
-    "/v1/chat/completions/batch": (BatchChatRequest, ChatResponse, None),
     "/v1/messages": (MessagesRequest, MessagesResponse, StreamEvent),
     "/v1/messages/count_tokens": (CountTokensRequest, CountTokensResponse, None),
     "/v1/embeddings": (EmbeddingRequest, EmbeddingResponse, None),

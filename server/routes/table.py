@@ -18,7 +18,7 @@ from server.apis.responses.archive import ResponseArchive
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.serving import ResponsesServing
 from server.apis.tokenization import DetokenizeRequest, TokenizationServing, TokenizeRequest
-from server.generation.chat_request import BatchChatRequest, ChatRequest
+from server.generation.chat_request import ChatRequest
 from server.generation.chat_run import ChatRunner
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import GenerationBuilder
@@ -113,7 +113,6 @@ def _text_routes(parts: AppParts, post: _PostRoutes) -> list[Route]:
         post("/v1/completions", CompletionRequest, completions.create, takes_embeds=True),
         post("/generative_scoring", GenerativeScoringRequest, scoring.create),
         post("/v1/chat/completions", ChatRequest, chat.create),
-        post("/v1/chat/completions/batch", BatchChatRequest, chat.create_batch),
         post("/v1/messages", MessagesRequest, messages.create, failures=ANTHROPIC),
         post("/v1/messages/count_tokens", CountTokensRequest, messages.count_tokens, failures=ANTHROPIC),
         post("/v1/responses", ResponsesRequest, responses.create),

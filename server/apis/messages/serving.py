@@ -50,7 +50,7 @@ class MessagesServing:
             EngineError: the engine failed; in streams this is an event.
         """
         chat = await self._convert(request, context)
-        message = _Message(self._inference, await self._runner.start([chat], context))
+        message = _Message(self._inference, await self._runner.start(chat, context))
         return end_stream(message.stream(), ANTHROPIC) if request.stream else await message.complete()
 
     async def count_tokens(self, request: CountTokensRequest, context: RequestContext) -> CountTokensResponse:

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
 
 from msgspec import UNSET
 
@@ -18,7 +17,7 @@ from server.apis.openai.bodies import (
     FunctionCall,
     ToolCall,
 )
-from server.generation.chat_request import BatchChatRequest, ChatRequest
+from server.generation.chat_request import ChatRequest
 from server.generation.chat_run import ChatRun, ChatRunner
 from server.generation.logprobs import ChatLogprobs, LogprobFormatter
 from server.generation.output_parsing import ChoiceDelta, ToolCallPart
@@ -30,7 +29,6 @@ from server.operation.inference import Inference
 from server.operation.models import unix_time
 from server.operation.request_context import RequestContext
 from server.parsers.events import Reasoning
-from server.renderers.base import PROMPTS_PER_TURN
 
 
 class ChatServing:
@@ -48,31 +46,15 @@ class ChatServing:
             EngineError: the engine failed; in streams this is an event.
         """
         self._inference.models.check_generative("Chat Completions", request.model)
-        run = await self._runner.start([request], context)
-        bodies = ChatBodies(self._inference, run, [request])
+        run = await self._runner.start(request, context)
+        bodies = ChatBodies(self._inference, run)
         return end_stream(bodies.stream()) if request.stream else await bodies.complete(await run.collect())
-
-    async def create_batch(self, request: BatchChatRequest, context: RequestContext) -> ChatResponse:
-        """The response of /v1/chat/completions/batch: one choice per conversation.
-
-        Raises:
-            RequestError: the request is invalid, or the model does not generate.
-            EngineError: the engine failed.
-        """
-        self._inference.models.check_generative("Chat Completions", request.model)
-        is_small = context.is_small and len(request.messages) <= PROMPTS_PER_TURN
-        requests = await self._inference.renderer.run_unless(is_small, request.split)
-        run = await self._runner.start(requests, context)
-        response = await ChatBodies(self._inference, run, requests).complete(await run.collect())
-        response.prompt_token_ids = response.prompt_text = response.prompt_logprobs = None  # of the first one only
-        return response
 
 
 class ChatBodies:
     """The bodies of one request's response."""
 
-    def __init__(self, inference: Inference, run: ChatRun, requests: Sequence[ChatRequest]) -> None:
-        """`requests` has one member per conversation."""
+    def __init__(self, inference: Inference, run: ChatRun) -> None:
         request = run.request
         self._inference = inference
         self._model = inference.models.response_name(request.model)
@@ -81,8 +63,8 @@ class ChatBodies:
         self._created = unix_time()
         self._shows_logprobs = bool(request.logprobs) and not run.hides_tokens
         self._shows_token_ids = bool(request.return_token_ids) and not run.hides_tokens
-        self._num_choices = request.num_choices
-        self._last_messages = [each.messages[-1] for each in requests]
+        self._role = self._find_role()
+        self._echo = self._find_echo()
         self._logprobs = LogprobFormatter(inference, request)
 
     async def complete(self, choices: Sequence[ChoiceDelta]) -> ChatResponse:
@@ -119,11 +101,10 @@ class ChatBodies:
     async def _opening(self, *, in_chunks: bool) -> bytes:
         """The opening chunks: for each choice its role, then the echoed message."""
         events = []
-        role, echo = self._role(0), self._echo(0)
-        for content in filter(None, ("role", echo)):
+        for content in filter(None, ("role", self._echo)):
             async for index in take_turns(range(self._run.num_choices)):
                 is_role = content == "role"
-                delta = ChatDelta(role=role, content="") if is_role else ChatDelta(content=content)
+                delta = ChatDelta(role=self._role, content="") if is_role else ChatDelta(content=content)
                 chunk = self._chunk([ChatChunkChoice(index=index, delta=delta)])
                 if is_role:
                     self._add_prompt(chunk)
@@ -170,7 +151,7 @@ class ChatBodies:
         )
 
     def _message(self, choice: ChoiceDelta) -> ChatMessage:
-        content: str | None = self._echo(choice.choice) + choice.content
+        content: str | None = self._echo + choice.content
         calls = [
             ToolCall(id=str(call.id), function=FunctionCall(str(call.name), call.arguments))
             for call in choice.tool_calls
@@ -180,7 +161,7 @@ class ChatBodies:
         if is_empty and not self._request.forces_call:
             content = None
         return ChatMessage(
-            role=self._role(choice.choice),
+            role=self._role,
             content=content,
             tool_calls=calls or UNSET,
             reasoning=choice.reasoning or None,
@@ -189,18 +170,15 @@ class ChatBodies:
     async def _show_logprobs(self, delta: ChoiceDelta) -> ChatLogprobs | None:
         return await self._logprobs.chat(delta.sequence.logprobs or ()) if self._shows_logprobs else None
 
-    def _role(self, choice: int) -> str:
+    def _find_role(self) -> str:
         if self._request.opens_message:
             return self._inference.config.generation.response_role
-        return str(self._last_message(choice)["role"])
+        return str(self._request.messages[-1]["role"])
 
-    def _last_message(self, choice: int) -> dict[str, Any]:
-        return self._last_messages[choice // self._num_choices]
-
-    def _echo(self, choice: int) -> str:
+    def _find_echo(self) -> str:
         """The text of the last message if `echo` repeats it before its continuation."""
-        last = self._last_message(choice)
-        if not self._request.echo or last.get("role") != self._role(choice):
+        last = self._request.messages[-1]
+        if not self._request.echo or last.get("role") != self._role:
             return ""
         content = last.get("content") or ""
         if isinstance(content, str):

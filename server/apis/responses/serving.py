@@ -115,7 +115,7 @@ class ResponsesServing:
         tools, chat_request = await run_unless(context.is_small, self._convert, request, history)
         context.hold(chat_request)
         with own_field_names():
-            chat = await self._runner.start([chat_request], context, id_prefix="resp")
+            chat = await self._runner.start(chat_request, context, id_prefix="resp")
         return ResponseRun(request, chat, tools, self._inference)
 
     def _convert(self, request: ResponsesRequest, history: list[Message]) -> tuple[ResponseTools, ChatRequest]:

@@ -20,7 +20,7 @@ from server.apis.pooling.pooling import ClassificationRequest, PoolingRequest
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
 from server.apis.responses.request import ResponsesRequest
 from server.apis.tokenization import DetokenizeRequest, TokenizeRequest
-from server.generation.chat_request import BatchChatRequest, ChatRequest, FunctionDefinition, Tool
+from server.generation.chat_request import ChatRequest, FunctionDefinition, Tool
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import JsonSchemaFormat, ResponseFormat, StreamOptions
 from tests.peer_vllm import ask_vllm, needs_vllm
@@ -34,7 +34,6 @@ TOKENIZE = "vllm.entrypoints.serve.tokenize.protocol"
 
 PAIRS = {
     (CHAT, "ChatCompletionRequest"): ChatRequest,
-    (CHAT, "BatchChatCompletionRequest"): BatchChatRequest,
     (CHAT, "ChatCompletionToolsParam"): Tool,
     (BASE, "StreamOptions"): StreamOptions,
     (BASE, "FunctionDefinition"): FunctionDefinition,
@@ -60,11 +59,9 @@ PAIRS = {
 }
 
 _TENSORS = "for tensors of images of vLLM's render routes, which the embedded engine lacks"
-_OF_BEAMS = "for beam search, which the embedded engine lacks"
-_BEAMS = {"length_penalty": _OF_BEAMS, "early_stopping": _OF_BEAMS}
+_BEAMS = {"length_penalty": "for beam search, which the embedded engine lacks"}
 WITHOUT = {
     "ChatCompletionRequest": _BEAMS,
-    "BatchChatCompletionRequest": _BEAMS,
     "CompletionRequest": _BEAMS,
     "AnthropicMessagesRequest": {"mm_payload": _TENSORS, "return_mm_kwargs": _TENSORS},
     "PoolingRequest": {"data": "for vLLM's IO processor plugins, which the embedded engine does not load"},

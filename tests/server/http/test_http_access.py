@@ -123,11 +123,13 @@ def test_request_id_is_echoed_if_the_server_is_configured_to(serve):
     assert server.get("/nowhere").headers["x-request-id"]
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/nowhere", "/v1/audio/speech"])
-def test_unknown_path_is_a_404_in_the_envelope(server, path):
+@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/nowhere", "/v1/audio/speech", "/v1/chat/completions/batch"])
+def test_unknown_path_is_a_404_in_the_envelope_that_names_the_engine_for_vllm_s_other_endpoints(server, path):
     response = server.get(path)
     assert response.status_code == 404
-    assert response.json() == {"error": {"message": "Not Found", "type": "Not Found", "param": None, "code": 404}}
+    error = response.json()["error"]
+    assert error | {"message": ""} == {"message": "", "type": "Not Found", "param": None, "code": 404}
+    assert "--engine vllm" in error["message"]
 
 
 def test_wrong_method_is_a_405_in_the_envelope(server):

@@ -234,7 +234,7 @@ def test_minus_one_truncates_to_the_context_length(embedder: LiveServer) -> None
         ({"input": "a", "normalize": True}, "normalize", "use `use_activation` instead"),
         ({"input": "a", "truncate_prompt_tokens": 65}, "truncate_prompt_tokens", "greater than max_model_len"),
         ({"input": "a", "padding": "longest"}, "padding", "max_length"),
-        ({"input": "a", "mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs", "not supported"),
+        ({"input": "a", "mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs", "--engine vllm"),
         ({"messages": [{"role": "user", "content": "b"}], "chat_template": "{{ x }}"}, "chat_template", "--trust"),
     ],
 )  # fmt: skip
