@@ -1,10 +1,7 @@
 """The ASGI application of the API process."""
 
 import asyncio
-import logging
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http import HTTPStatus
 
 from starlette.applications import Starlette
@@ -15,7 +12,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from envs.sagemaker import is_customized as is_sagemaker_customized
 from server.apis.messages.response import failure_format
 from server.errors import ServerError
 from server.http_body.errors import ErrorResponse, describe_failure, error_response
@@ -27,8 +23,6 @@ from server.routes.parts import AppParts
 from server.routes.table import build_routes
 from server.security.open_paths import READINESS_PATHS
 
-logger = logging.getLogger(__name__)
-
 _REQUESTS_PER_TURN = 4
 """The beginning of a request takes about half a millisecond, a piece of a body (256 KB) half of that."""
 _UNKNOWN_PATH = "Not Found: the embedded engine has no such endpoint; `--engine vllm` has all of vLLM's."
@@ -39,17 +33,13 @@ def build_app(parts: AppParts) -> "ServerApp":
     config, metrics = parts.config, parts.metrics
     parts.engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
     metrics.register_rejections(parts.admission.num_rejected)
-    is_customized = is_sagemaker_customized()
-    app = ServerApp(
+    return ServerApp(
         HealthEndpoint(parts.availability),
         build_routes(parts),
         build_middleware(config, parts.api_keys, metrics.http),
         root_path=config.network.root_path,
-        is_probe_seen=is_customized or bool(config.middleware) or config.enable_request_id_headers,
+        is_probe_seen=bool(config.middleware) or config.enable_request_id_headers,
     )
-    if is_customized:
-        _customize_for_sagemaker(app, parts.admission.limits.max_body_bytes)
-    return app
 
 
 class ServerApp(Starlette):
@@ -176,27 +166,3 @@ async def _answer_exception(request: Request, error: Exception) -> Response:
 
 def _failure(request: Request, body: ErrorResponse) -> Response:
     return json_response(failure_format(route_path(request.scope)).to_body(body), status=body.error.code)
-
-
-def _customize_for_sagemaker(app: ServerApp, max_body_bytes: int) -> None:
-    try:
-        with kept_log_levels():
-            # the package that it needs is optional
-            from server.routes.sagemaker import customize  # noqa: PLC0415
-    except ImportError as err:
-        logger.warning("SageMaker's variables are ignored: pip install '.[sagemaker]' in a clone of vllm-cli (%s)", err)
-    else:
-        customize(app, max_body_bytes=max_body_bytes)
-
-
-@contextmanager
-def kept_log_levels() -> Iterator[None]:
-    """Restores the levels of the root logger: importing SageMaker's package sets them to ERROR."""
-    root = logging.getLogger()
-    adjustable: list[logging.Logger | logging.Handler] = [root, *root.handlers]
-    levels = [(each, each.level) for each in adjustable]
-    try:
-        yield
-    finally:
-        for each, level in levels:
-            each.setLevel(level)

@@ -1,6 +1,5 @@
 """The table of routes, and the objects that answer them."""
 
-from typing import Any
 
 from starlette.routing import Route
 
@@ -27,12 +26,10 @@ from server.generation.reasoning import ModelReasoning
 from server.http_body.decoding import RequestDecoder
 from server.http_body.errors import OPENAI, FailureFormat
 from server.operation.lora import LoadLoraAdapterRequest, LoraAdapters, UnloadLoraAdapterRequest
-from server.operation.request_context import RequestContext
 from server.routes.dev import DevEndpoints
-from server.routes.endpoint import Handler, JsonEndpoint, ResponseBody, T
+from server.routes.endpoint import Handler, JsonEndpoint, T
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints
-from server.routes.invocations import find_model
 from server.routes.parts import AppParts
 from server.routes.responses import ResponseEndpoints
 from server.routes.status import StatusEndpoints
@@ -48,7 +45,6 @@ def build_routes(parts: AppParts) -> list[Route]:
         *(DevEndpoints(parts).routes() if config.server_dev_mode else ()),
         *_text_routes(parts, post),
         *_pooling_routes(parts, post),
-        post.invocations(),
         *_model_routes(parts),
         *_info_routes(parts),
     ]
@@ -59,8 +55,6 @@ class _PostRoutes:
 
     def __init__(self, parts: AppParts) -> None:
         self._parts = parts
-        self._decoders: dict[type, RequestDecoder[Any]] = {}
-        self._handlers: dict[type, Handler[Any]] = {}
 
     def __call__(
         self,
@@ -74,20 +68,8 @@ class _PostRoutes:
         """The route that passes requests of this kind to the handler."""
         long_field = "prompt_embeds" if takes_embeds else None
         decoder = RequestDecoder(model, long_field, self._parts.admission.limits, self._parts.unused_fields)
-        self._decoders[model], self._handlers[model] = decoder, handle
         endpoint = JsonEndpoint(self._parts, decoder.decode, handle, takes_embeds=takes_embeds, failures=failures)
         return Route(path, endpoint, methods=["POST"])
-
-    def invocations(self) -> Route:
-        """The route that passes a request to the handler of its kind."""
-        endpoint = JsonEndpoint(self._parts, self._decode, self._dispatch)
-        return Route("/invocations", endpoint, methods=["POST"])
-
-    def _decode(self, body: bytes) -> Any:
-        return self._decoders[find_model(body, self._parts.engine.info.pooling)].decode(body)
-
-    async def _dispatch(self, request: Any, context: RequestContext) -> ResponseBody:
-        return await self._handlers[type(request)](request, context)
 
 
 def _adapter_routes(adapters: LoraAdapters, post: _PostRoutes) -> list[Route]:

@@ -1,4 +1,4 @@
-"""What deployments use: /invocations, the load in a header, prompts of another stage, own middleware."""
+"""What deployments use: the load in a header, prompts of another stage, own middleware."""
 
 import json
 
@@ -11,27 +11,6 @@ from tests.server.http.conftest import MESSAGES, TEXT
 
 FORMAT = "endpoint-load-metrics-format"
 USERS = middleware_of_a_user.__name__
-
-
-@pytest.mark.parametrize(
-    ("body", "kind"),
-    [
-        ({"messages": MESSAGES}, "chat.completion"),
-        ({"prompt": "Hello"}, "text_completion"),
-        ({"prompt": "Hello", "messages": MESSAGES}, "chat.completion"),
-        ({"prompt": "Hello", "logprobs": False, "max_completion_tokens": 5}, "text_completion"),
-    ],
-)
-def test_invocations_are_dispatched_by_their_fields(server, body, kind):
-    response = server.post("/invocations", body | {"max_tokens": 3})
-    assert (response.status_code, response.json()["object"]) == (200, kind)
-
-
-@pytest.mark.parametrize("body", [{"input": "x"}, {}, [], {"prompt": "x", "n": 0}])
-def test_bad_invocations_are_rejected(server, body):
-    response = server.post("/invocations", body)
-    assert response.status_code == 400
-    assert response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

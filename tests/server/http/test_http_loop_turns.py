@@ -175,7 +175,6 @@ FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "tokenize: text": lambda: ("/tokenize", {"prompt": LONG, "return_token_strs": True}),
     "tokenize: tools": lambda: ("/tokenize", {"messages": HELLO, "tools": _tools(100)}),
     "detokenize": lambda: ("/detokenize", {"tokens": IDS}),
-    "invocations": lambda: ("/invocations", {"messages": HELLO, "chat_template_kwargs": _members(50_000)}),
 }
 
 POOLING_BODIES: dict[str, tuple[str, dict[str, Any]]] = {

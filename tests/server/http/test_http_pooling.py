@@ -513,28 +513,6 @@ def test_a_query_is_dropped_when_a_document_fails(serve: Serve, tmp_path: Path) 
     assert len(engine.core._queries) == 0
 
 
-@pytest.mark.parametrize(
-    ("body", "path"),
-    [
-        ({"input": "a"}, "/v1/embeddings"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "/v1/embeddings"),
-        ({"text_1": "a", "text_2": ["b", "c"]}, "/score"),
-        ({"query": "a", "documents": ["b", "c"]}, "/rerank"),
-    ],
-    ids=str,
-)
-def test_invocations_are_dispatched_by_their_fields(embedder: LiveServer, body: dict[str, Any], path: str) -> None:
-    invoked, direct = (embedder.post(route, body).json() for route in ("/invocations", path))
-    assert [invoked[key] for key in ("data", "results", "usage") if key in direct] == [
-        direct[key] for key in ("data", "results", "usage") if key in direct
-    ]
-
-
-def test_invocations_of_a_classifier_are_classified(cross_encoder: tuple[LiveServer, PreTrainedModel]) -> None:
-    body = cross_encoder[0].post("/invocations", {"input": "a"}).json()
-    assert body["data"][0]["num_classes"] == 1
-
-
 def test_a_disconnected_client_aborts_all_its_prompts(embedder: LiveServer, wait_until: Callable[..., None]) -> None:
     engine: Any = embedder.engine
     engine.is_held, engine.aborted = True, []
