@@ -18,8 +18,6 @@ from server.engine.process_link.messages import (
     Command,
     Done,
     LoadAdapter,
-    ResetEncoderCache,
-    ResetPrefixCache,
     UnloadAdapter,
 )
 from server.engine.sampling.logprobs import add_prompt_logprobs
@@ -83,10 +81,6 @@ class EngineCore(BaseCore):
             case UnloadAdapter(adapter_id=adapter_id):
                 if self._adapters is not None:
                     self._adapters.unload(adapter_id)
-            case ResetPrefixCache(command_id, interrupts):
-                return Done(command_id, self._scheduler.reset_prefix_cache(interrupts=interrupts))
-            case ResetEncoderCache():
-                self._pending.forget_images()
         return Done(command.command_id)
 
     def step(self) -> list[EngineOutput]:

@@ -107,10 +107,6 @@ class PendingSequences:
         if self._adapters is not None:
             self._adapters.release(sequence.adapter_id)
 
-    def forget_images(self) -> None:
-        """Forgets what is kept of the images of earlier prompts."""
-        self._features.forget_images()
-
     def _find_fault(self, prompt: EnginePrompt) -> str | None:
         adapter_id = prompt.params.adapter_id
         if adapter_id and (self._adapters is None or not self._adapters.accepts(adapter_id)):

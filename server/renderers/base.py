@@ -78,7 +78,6 @@ class BaseRenderer(ABC):
         self.detokenize_async = make_async(self.detokenize, self._executor)
         self.token_pieces_async = make_async(tokenizer.pieces, self._executor)
         self.encode_words_async = make_async(self.encode_words, self._executor)
-        self.clear_mm_cache_async = make_async(self.clear_mm_cache, self._mm_executor)
         self._safe_load_prompt_embeds_async = make_async(safe_load_prompt_embeds, self._executor)
 
     @property
@@ -223,11 +222,6 @@ class BaseRenderer(ABC):
             if len(spaced) == len(bare) and spaced[0] != bare[0]:
                 sequences.append(spaced)
         return sequences
-
-    def clear_mm_cache(self) -> None:
-        """Drops all processed images; runs in the image thread."""
-        if self.mm_cache is not None:
-            self.mm_cache.clear()
 
     def token_text(self, token_id: int) -> str:
         """One token as text, for log-probabilities; an incomplete character becomes U+FFFD."""

@@ -1,6 +1,5 @@
 """The table of routes, and the objects that answer them."""
 
-
 from starlette.routing import Route
 
 from server.apis.generative_scoring import GenerativeScoringRequest, GenerativeScoringServing
@@ -26,7 +25,6 @@ from server.generation.reasoning import ModelReasoning
 from server.http_body.decoding import RequestDecoder
 from server.http_body.errors import OPENAI, FailureFormat
 from server.operation.lora import LoadLoraAdapterRequest, LoraAdapters, UnloadLoraAdapterRequest
-from server.routes.dev import DevEndpoints
 from server.routes.endpoint import Handler, JsonEndpoint, T
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints
@@ -42,7 +40,6 @@ def build_routes(parts: AppParts) -> list[Route]:
     post = _PostRoutes(parts)
     return [
         *(_adapter_routes(parts.adapters, post) if config.allow_runtime_lora_updating else ()),
-        *(DevEndpoints(parts).routes() if config.server_dev_mode else ()),
         *_text_routes(parts, post),
         *_pooling_routes(parts, post),
         *_model_routes(parts),

@@ -72,9 +72,6 @@ class ImageEncoder(Protocol):
     def encode(self, token_ids: list[int], mm: dict[str, TensorData]) -> PromptFeatures:
         """The features of a prompt with images; raises PromptFeaturesError."""
 
-    def forget(self) -> None:
-        """Forgets what is kept of earlier images."""
-
 
 class FeatureBuilder:
     """Builds features from inputs, once for all sequences of a prompt; used on the engine's thread."""
@@ -98,11 +95,6 @@ class FeatureBuilder:
         if features is None:
             features = self._built[inputs] = self._build(token_ids, inputs)
         return features
-
-    def forget_images(self) -> None:
-        """Forgets what is kept of the images of earlier prompts."""
-        if self._images is not None:
-            self._images.forget()
 
     def _build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
         features = self._compute(token_ids, inputs)

@@ -44,10 +44,6 @@ class VisionEncoder:
         self._language_model = language_model(model)
         self._cache = _ImageCache(model, max_cached_bytes)
 
-    def forget(self) -> None:
-        """Forgets all images."""
-        self._cache.clear()
-
     def encode(self, token_ids: list[int], mm: dict[str, TensorData]) -> PromptFeatures:
         """The features of a prompt with images.
 
@@ -123,10 +119,6 @@ class _ImageCache:
         self._num_bytes = 0
         self._kept: OrderedDict[bytes, Any] = OrderedDict()
         model.base_model.get_image_features = self._find_or_compute
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self._num_bytes = 0
 
     def _find_or_compute(self, *args: Any, **kwargs: Any) -> Any:
         key = _digest((*enumerate(args), *sorted(kwargs.items())))

@@ -115,26 +115,11 @@ class UnloadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="unload_ad
     adapter_id: int
 
 
-class ResetPrefixCache(msgspec.Struct, frozen=True, array_like=True, tag="reset_prefix_cache"):
-    """To the engine: forget all prefixes, unless requests are running that must not be interrupted."""
-
-    command_id: int
-    interrupts: bool
-    """Whether running requests are computed again."""
-
-
-class ResetEncoderCache(msgspec.Struct, frozen=True, array_like=True, tag="reset_encoder_cache"):
-    """To the engine: forget encoded images."""
-
-    command_id: int
-
-
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     """From the engine: the result of a command."""
 
     command_id: int
     is_done: bool = True
-    """`ResetPrefixCache`: whether it was reset."""
     error: str | None = None
     """`LoadAdapter`: why the adapter was not loaded."""
     is_missing: bool = False
@@ -149,7 +134,7 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
     """From the engine: the answer to a ping."""
 
 
-Command = LoadAdapter | UnloadAdapter | ResetPrefixCache | ResetEncoderCache
+Command = LoadAdapter | UnloadAdapter
 """Each is answered by a `Done` with its `command_id`."""
 Request = Generate | Pool | Abort | Command | Ping
 ToEngine = Request | Piece | DropUpload

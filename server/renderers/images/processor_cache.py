@@ -55,8 +55,3 @@ class ProcessorCache:
             self.num_bytes -= oldest.num_bytes
         self._entries[key] = images
         self.num_bytes += images.num_bytes
-
-    def clear(self) -> None:
-        """Drops all entries; requests keep the ones they hold."""
-        self._entries.clear()
-        self.num_bytes = 0

@@ -13,7 +13,6 @@ from server.config import EngineConfig, ModelFiles, RendererConfig
 from server.engine.features.prompt_features import PromptFeaturesError
 from server.engine.features.vision import VisionEncoder, image_encoder, language_model
 from server.engine.model.model_loading import load_model
-from server.engine.process_link.messages import Done, ResetEncoderCache
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.vision import VisionRenderer
 from server.types import PromptInputs, TensorData
@@ -184,10 +183,6 @@ def test_the_images_of_a_conversation_are_encoded_once(vision: VisionCase) -> No
     engine.run()
     assert completion.token_ids == vision.expected(other)
     assert len(encoded) == 2
-    assert engine.core.execute(ResetEncoderCache(7)) == Done(7)
-    _add(engine, "again", other)
-    engine.run()
-    assert len(encoded) == 3
 
 
 def test_the_oldest_images_are_dropped_when_memory_is_used_up(vision: VisionCase) -> None:

@@ -265,32 +265,6 @@ def test_the_least_recently_used_image_is_evicted_first() -> None:
     assert cache.num_bytes == 200
     cache.put("large", _images(251))
     assert (len(cache), cache.num_bytes) == (2, 200)
-    cache.clear()
-    assert (len(cache), cache.num_bytes) == (0, 0)
-
-
-def test_clearing_the_cache_while_images_are_processed_changes_nothing(folders: dict[str, Path]) -> None:
-    path = folders["idefics3"]
-    with VisionRenderer(ModelFiles(path, path), RendererConfig(num_workers=2)) as renderer:
-        renderer.warm_up()
-        wanted = [_render(renderer, _message(image(80, 60, seed=i))) for i in range(4)]
-
-        async def run() -> list[RenderedPrompt]:
-            async def clear() -> None:
-                for _ in range(20):
-                    await renderer.clear_mm_cache_async()
-
-            requests = [
-                renderer.render_chat_async([_message(image(80, 60, seed=i % 4))], ChatOptions()) for i in range(32)
-            ]
-            return (await asyncio.gather(clear(), *requests))[1:]
-
-        prompts = asyncio.run(run())
-        asyncio.run(renderer.clear_mm_cache_async())
-        assert (len(renderer.mm_cache), renderer.mm_cache.num_bytes) == (0, 0)
-    for i, prompt in enumerate(prompts):
-        assert prompt.token_ids == wanted[i % 4].token_ids
-        assert np.array_equal(_tensors(prompt)["pixel_values"], _tensors(wanted[i % 4])["pixel_values"])
 
 
 @pytest.mark.thorough
