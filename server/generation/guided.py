@@ -42,11 +42,10 @@ def find_constraint(request: CompletionRequest | ChatRequest) -> Constraint | No
     found = [
         *_from_response_format(request),
         *_from_structured_outputs(request.structured_outputs or StructuredOutputs()),
-        *_from_guided_fields(request),
     ]
     if len(found) > 1:
         raise RequestError(
-            "You can only use one kind of constraint: one of `response_format`, `structured_outputs` and `guided_*`, "
+            "You can only use one kind of constraint: one of `response_format` and `structured_outputs`, "
             f"got {len(found)}.",
             param="structured_outputs",
         )
@@ -127,39 +126,22 @@ def _from_structured_outputs(wanted: StructuredOutputs) -> list[Constraint]:
             "`structured_outputs.json_object` must be true if it is set; leave it out instead.",
             param="structured_outputs",
         )
-    found = _constraints(wanted.json, wanted.regex, wanted.choice, wanted.grammar)
+    found = []
+    if wanted.json is not None:
+        found.append(_json_schema(wanted.json, "json"))
+    if wanted.regex is not None:
+        found.append(GuidedDecoding("regex", wanted.regex))
+    if wanted.choice is not None:
+        if not wanted.choice or not all(wanted.choice):
+            raise RequestError("`choice` must hold at least one text, and no empty one.", param="choice")
+        found.append(GuidedDecoding("choice", json.dumps(wanted.choice)))
+    if wanted.grammar is not None:
+        found.append(GuidedDecoding("grammar", wanted.grammar))
     if wanted.structural_tag is not None:
         found.append(_structural_tag(wanted.structural_tag, "structured_outputs"))
     if wanted.json_object:
         found.append(GuidedDecoding("json_object"))
-    whitespace = _whitespace_options(wanted.whitespace_pattern, wanted.disable_any_whitespace)
-    return [Constraint("structured_outputs", _with_options(guided, whitespace)) for guided in found]
-
-
-def _from_guided_fields(request: CompletionRequest | ChatRequest) -> list[Constraint]:
-    found = _constraints(request.guided_json, request.guided_regex, request.guided_choice, request.guided_grammar)
-    whitespace = _whitespace_options(request.guided_whitespace_pattern, disable_any_whitespace=False)
-    return [
-        Constraint(f"guided_{guided.kind.removesuffix('_schema')}", _with_options(guided, whitespace))
-        for guided in found
-    ]
-
-
-def _constraints(
-    schema: str | dict[str, Any] | None, regex: str | None, choice: list[str] | None, grammar: str | None
-) -> list[GuidedDecoding]:
-    found = []
-    if schema is not None:
-        found.append(_json_schema(schema, "json"))
-    if regex is not None:
-        found.append(GuidedDecoding("regex", regex))
-    if choice is not None:
-        if not choice or not all(choice):
-            raise RequestError("`choice` must hold at least one text, and no empty one.", param="choice")
-        found.append(GuidedDecoding("choice", json.dumps(choice)))
-    if grammar is not None:
-        found.append(GuidedDecoding("grammar", grammar))
-    return found
+    return [Constraint("structured_outputs", _with_whitespace(guided, wanted)) for guided in found]
 
 
 def _json_schema(schema: str | dict[str, Any] | None, param: str) -> GuidedDecoding:
@@ -183,17 +165,13 @@ def _read_object(given: str | dict[str, Any] | None, what: str, param: str, most
     return json.dumps(given)
 
 
-def _whitespace_options(pattern: str | None, disable_any_whitespace: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    if pattern is not None:
-        options["whitespace_pattern"] = pattern
-    if disable_any_whitespace:
-        options["whitespace_flexible"] = False
-    return options
-
-
-def _with_options(guided: GuidedDecoding, options: dict[str, Any]) -> GuidedDecoding:
+def _with_whitespace(guided: GuidedDecoding, wanted: StructuredOutputs) -> GuidedDecoding:
     """Adds llguidance's options for JSON, which it reads from the schema itself."""
+    options: dict[str, Any] = {}
+    if wanted.whitespace_pattern is not None:
+        options["whitespace_pattern"] = wanted.whitespace_pattern
+    if wanted.disable_any_whitespace:
+        options["whitespace_flexible"] = False
     if not options or guided.kind not in ("json_schema", "json_object"):
         return guided
     schema = json.loads(guided.spec) if guided.kind == "json_schema" else _ANY_OBJECT

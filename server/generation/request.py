@@ -158,12 +158,6 @@ class GenerationRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     thinking_token_budget: Annotated[Any, Meta(extra_json_schema={"type": ["integer", "null"]})] = None
     """Most tokens of reasoning, checked by `__post_init__`; -1 sets no limit."""
     response_format: ResponseFormat | None = None
-    guided_json: str | dict[str, Any] | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
-    guided_whitespace_pattern: str | None = None
-    guided_decoding_backend: Hint = None
 
     user: Hint = None
     metadata: Hint = None

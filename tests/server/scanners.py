@@ -26,6 +26,7 @@ from server.errors import ServerError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.guided import find_constraint
+from server.generation.request import StructuredOutputs
 from server.http_body.decoding import RequestDecoder
 from server.http_body.long_texts import shorten
 from server.metrics.server_metrics import _wants_openmetrics
@@ -186,7 +187,7 @@ def _tags(text: str) -> None:
 
 
 def _schema(text: str) -> None:
-    find_constraint(CompletionRequest(prompt="a", guided_json=text))
+    find_constraint(CompletionRequest(prompt="a", structured_outputs=StructuredOutputs(json=text)))
 
 
 def _blocks(text: str) -> None:

@@ -24,10 +24,8 @@ _STRUCTURES = [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}]
         ({"structured_outputs": {"regex": "a+"}}, GuidedDecoding("regex", "a+")),
         ({"structured_outputs": {"choice": ["yes", "no"]}}, GuidedDecoding("choice", '["yes", "no"]')),
         ({"structured_outputs": {"grammar": 'root ::= "a"'}}, GuidedDecoding("grammar", 'root ::= "a"')),
-        ({"guided_regex": "a+"}, GuidedDecoding("regex", "a+")),
-        ({"guided_choice": ["yes", "no"]}, GuidedDecoding("choice", '["yes", "no"]')),
-        ({"guided_grammar": 'start: "a"'}, GuidedDecoding("grammar", 'start: "a"')),
-        ({"guided_json": '{"type": "integer"}'}, GuidedDecoding("json_schema", '{"type": "integer"}')),
+        ({"structured_outputs": {"grammar": 'start: "a"'}}, GuidedDecoding("grammar", 'start: "a"')),
+        ({"structured_outputs": {"json": '{"type": "integer"}'}}, GuidedDecoding("json_schema", '{"type": "integer"}')),
         ({"structured_outputs": {"json": {"type": "integer"}}}, GuidedDecoding("json_schema", '{"type": "integer"}')),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer"}}}},
@@ -50,7 +48,7 @@ _STRUCTURES = [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}]
             GuidedDecoding("json_schema", '{"type": "object", "x-guidance": {"whitespace_flexible": false}}'),
         ),
         (
-            {"guided_json": {"type": "integer"}, "guided_whitespace_pattern": " ?"},
+            {"structured_outputs": {"json": {"type": "integer"}, "whitespace_pattern": " ?"}},
             GuidedDecoding("json_schema", '{"type": "integer", "x-guidance": {"whitespace_pattern": " ?"}}'),
         ),
     ],
@@ -79,9 +77,9 @@ def test_constraint_is_found_and_compiles(model: Model, fields: dict[str, Any], 
         {"structured_outputs": {"structural_tag": "{"}},
         {"structured_outputs": {"structural_tag": '{"format": {"type": "any_text"}}', "regex": "a"}},
         {"response_format": {"type": "structural_tag"}},
-        {"guided_json": {"type": "array", "uniqueItems": True}},
-        {"guided_regex": "a", "guided_choice": ["a"]},
-        {"guided_regex": "a", "response_format": {"type": "json_object"}},
+        {"structured_outputs": {"json": {"type": "array", "uniqueItems": True}}},
+        {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+        {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
         {"response_format": {"type": "structural_tag", "format": {}}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "nonsense"}}}},
     ],
@@ -123,4 +121,4 @@ def test_schema_nested_too_deeply_is_rejected(model: Model) -> None:
     for _ in range(70):
         schema = {"type": "array", "items": schema}
     with pytest.raises(RequestError, match="nested too deeply"):
-        find_constraint(decode(model, guided_json=schema))
+        find_constraint(decode(model, structured_outputs={"json": schema}))

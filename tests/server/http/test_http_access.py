@@ -202,7 +202,7 @@ def test_neither_a_salt_nor_a_schema_nor_a_long_list_is_logged(serve, caplog):
     caplog.set_level(logging.INFO, logger="server")
     server = serve(enable_log_requests=True)
     lists = {"allowed_token_ids": list(range(5, 500)), "logit_bias": {str(token): 1 for token in range(5, 500)}}
-    fields = {"cache_salt": "sesame-salt", "guided_regex": "sesame-text", "max_tokens": 3}
+    fields = {"cache_salt": "sesame-salt", "structured_outputs": {"regex": "sesame-text"}, "max_tokens": 3}
     assert server.complete(prompt=["a", "b c"], **fields, **lists).status_code == 200
     [line] = [record.getMessage() for record in caplog.records if "prompt tokens" in record.getMessage()]
     assert "sesame" not in line

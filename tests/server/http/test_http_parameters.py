@@ -15,7 +15,6 @@ HINTS = {
     "cache_salt": "salt",
     "prompt_cache_key": "k",
     "prompt_cache_retention": "24h",
-    "guided_decoding_backend": "xgrammar",
 }
 
 IGNORED = {
@@ -25,6 +24,7 @@ IGNORED = {
     "vllm_xargs": {"a": [1, "b"]},
     "data_parallel_rank": 0,
     "enable_thinking": True,
+    "guided_json": {"type": "object"},
     "kv_transfer_params": {"do_remote_prefill": True},
     "thinking_token_budget": -1,
     "truncation_side": "left",
@@ -39,7 +39,7 @@ IGNORED = {
         pytest.param({"media_io_kwargs": {"image": {}}}, id="field without support"),
         pytest.param({"n": 16_385}, id="limit of the server"),
         pytest.param({"stop_token_ids": [49152]}, id="vocabulary of the model"),
-        pytest.param({"guided_regex": "("}, id="grammar"),
+        pytest.param({"structured_outputs": {"regex": "("}}, id="grammar"),
     ],
 )
 def test_bad_value_is_a_400_that_names_its_field_at_both_endpoints(server, engine, fields):

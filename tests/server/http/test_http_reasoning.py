@@ -187,7 +187,9 @@ def test_only_requests_that_need_it_are_followed_by_the_engine(rules_of):
 
 
 def test_completions_have_a_budget_too_and_delay_their_grammars(reasoner, engine):
-    text = reasoner.complete(thinking_token_budget=3, guided_regex="[a-z]+").json()["choices"][0]["text"]
+    text = reasoner.complete(thinking_token_budget=3, structured_outputs={"regex": "[a-z]+"}).json()["choices"][0][
+        "text"
+    ]
     assert text == " Paris, the city of light."
     ((_, params),) = engine.requests.values()
     assert (params.reasoning.budget, params.reasoning.delays_grammar) == (3, True)
