@@ -61,12 +61,6 @@ class GenerationConfig:
         "Format in which the model writes tool calls, by vLLM's name; auto detects it from the model's files.",
         metavar="NAME",
     )
-    tool_parser_plugin: str | None = setting(
-        None,
-        "--tool-parser-plugin",
-        "Python file whose TOOL_PARSERS maps further names for --tool-call-parser to classes.",
-        metavar="FILE",
-    )
     reasoning_parser: str | None = setting(
         None,
         "--reasoning-parser",
@@ -103,13 +97,11 @@ class GenerationConfig:
     def _check_parsers(self) -> None:
         if self.enable_auto_tool_choice and self.tool_call_parser is None:
             raise ConfigError("--enable-auto-tool-choice", True, "used with --tool-call-parser")
-        if self.tool_parser_plugin is not None and not Path(self.tool_parser_plugin).is_file():
-            raise ConfigError("--tool-parser-plugin", self.tool_parser_plugin, "a Python file")
-        if self.tool_call_parser is not None and self.tool_parser_plugin is None:
+        if self.tool_call_parser is not None:
             from server.parsers.registry import AUTO, TOOL_PARSERS
 
             if self.tool_call_parser not in (AUTO, *TOOL_PARSERS):
-                expected = f"one of {', '.join((AUTO, *TOOL_PARSERS))}, or a name of --tool-parser-plugin"
+                expected = f"one of {', '.join((AUTO, *TOOL_PARSERS))}"
                 raise ConfigError("--tool-call-parser", self.tool_call_parser, expected)
         if self.reasoning_parser is not None:
             from server.parsers.registry import AUTO, REASONING_FORMATS

@@ -14,7 +14,7 @@ from server.parsers.chain import ParserChain
 from server.parsers.detection import FALLBACK, detect_tool_format
 from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
 from server.parsers.forced import NamedCallParser, RequiredCallsParser
-from server.parsers.registry import AUTO, TOOL_PARSERS, PluginError, load_plugin, load_tool_parser
+from server.parsers.registry import AUTO, load_tool_parser
 from server.parsers.whole_calls import WholeCalls
 from server.renderers.base import BaseRenderer
 from server.renderers.registry import find_tokenizer_mode
@@ -74,16 +74,17 @@ class OutputParsing:
     """One per server; imports the parsers that its flags name."""
 
     def __init__(self, config: GenerationConfig, renderer: BaseRenderer, reasoning: ModelReasoning) -> None:
-        """Raises PluginError if the parser's name or plugin cannot be used."""
+        """Raises ParserMissingError if the library of the parser's format is not installed."""
         self._reasoning = reasoning
         self._tool_parser: type[ToolParser] | None = None
         self._call_format: CallFormat | None = None
         self._needs_special_tokens = False
         self._trigger_id: int | None = None
         if config.enable_auto_tool_choice and config.tool_call_parser is not None:
-            self._tool_parser = _find_tool_parser(config.tool_call_parser, config.tool_parser_plugin, renderer)
-            self._call_format = getattr(self._tool_parser, "call_format", None)  # a plugin may lack both
-            self._needs_special_tokens = getattr(self._tool_parser, "needs_special_tokens", True)
+            name = config.tool_call_parser
+            self._tool_parser = load_tool_parser(_detect(renderer) if name == AUTO else name)
+            self._call_format = self._tool_parser.call_format
+            self._needs_special_tokens = self._tool_parser.needs_special_tokens
         if self._call_format is not None:
             self._trigger_id = _find_special_token(self._call_format.trigger, renderer.tokenizer)
         self._accepts_auto = self._tool_parser is not None or _has_own_tool_format(renderer)
@@ -148,18 +149,6 @@ class OutputParsing:
     def _auto_parser(self, request: ChatRequest) -> type[ToolParser] | None:
         """The parser of the model's own format, if the model chooses tools."""
         return self._tool_parser if request.tools and request.tool_choice in ("auto", None) else None
-
-
-def _find_tool_parser(name: str, plugin: str | None, renderer: BaseRenderer) -> type[ToolParser]:
-    parsers = {} if plugin is None else load_plugin(plugin)
-    if name in parsers:
-        return parsers[name]
-    if name == AUTO:
-        name = _detect(renderer)
-    elif name not in TOOL_PARSERS:
-        names = ", ".join((AUTO, *parsers, *TOOL_PARSERS))
-        raise PluginError(f"--tool-call-parser must be one of {names}, got '{name}'")
-    return load_tool_parser(name)
 
 
 def _has_own_tool_format(renderer: BaseRenderer) -> bool:

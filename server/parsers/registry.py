@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any, Final, NamedTuple, cast
 
 from server.errors import ServerError
@@ -59,7 +58,7 @@ TOOL_PARSERS: Final[Mapping[str, ParserPath]] = {
     "step3p5": ParserPath("tools.markup_formats", "Qwen3XmlParser"),
     "xlam": ParserPath("tools.json_formats", "XlamParser"),
 }
-"""Values of `--tool-call-parser`, besides those of a plugin."""
+"""Values of `--tool-call-parser`."""
 
 REASONING_FORMATS: Final[Mapping[str, ParserPath]] = {
     "deepseek_r1": ParserPath("reasoning.formats", "DEEPSEEK_R1"),
@@ -98,39 +97,20 @@ AUTO: Final = "auto"
 """The value that stands for the format of the model's files."""
 
 
-class PluginError(ServerError):
-    """The name or the plugin of a parser cannot be used."""
+class ParserMissingError(ServerError):
+    """The library of a format is not installed."""
 
 
 def load_tool_parser(name: str) -> type[ToolParser]:
     """Imports the class of a name in `TOOL_PARSERS`.
 
     Raises:
-        PluginError: the library of this format is not installed.
+        ParserMissingError: the library of this format is not installed.
     """
     try:
         return cast("type[ToolParser]", _load(TOOL_PARSERS[name]))
     except ModuleNotFoundError as err:
-        raise PluginError(f"the tool parser {name} needs the package {err.name}, which is not installed") from err
-
-
-def load_plugin(file: str) -> Mapping[str, type[ToolParser]]:
-    """Runs a Python file and returns its `TOOL_PARSERS`, which maps names to classes.
-
-    Raises:
-        PluginError: the file cannot be run, or defines no such mapping, or a class lacks a method.
-    """
-    try:
-        spec = spec_from_file_location("tool_parser_plugin", file)
-        assert spec is not None and spec.loader is not None
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        parsers: dict[str, type[ToolParser]] = dict(module.TOOL_PARSERS)
-        for parser in parsers.values():
-            _ = parser.feed, parser.finish
-        return parsers
-    except Exception as err:
-        raise PluginError(f"the plugin {file} cannot be used: {type(err).__name__}: {err}") from err
+        raise ParserMissingError(f"the parser {name} needs the package {err.name}, which is not installed") from err
 
 
 def load_reasoning_format(name: str) -> ReasoningFormat:

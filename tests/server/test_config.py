@@ -29,7 +29,6 @@ def test_requiring_client_certificates_needs_a_ca_file() -> None:
         ({"reasoning_config": {"reasoning_end_str": "x"}}, "--reasoning-config must be used with --reasoning-parser"),
         ({"reasoning_config": {"a": 1}, "reasoning_parser": "qwen3"}, "--reasoning-config must be an object of texts"),
         ({"tool_call_parser": "hermess"}, "--tool-call-parser must be one of auto, .*hermes.*, got 'hermess'"),
-        ({"tool_parser_plugin": "/nowhere/plugin.py"}, "--tool-parser-plugin must be a Python file"),
     ],
 )
 def test_parsers_are_known_and_complete(options: dict[str, Any], message: str) -> None:

@@ -210,6 +210,7 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
     "parsers of tool calls or of reasoning": (
         value("--tool-strict-level", neutral=("auto",)),
         value("--tool-server"),
+        value("--tool-parser-plugin"),
         value("--reasoning-parser-plugin"),
     ),
     "offloaded or transferred weights and caches": (

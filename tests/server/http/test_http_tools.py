@@ -3,7 +3,6 @@
 import pytest
 
 from server.config import ModelFiles
-from server.parsers.registry import PluginError
 from server.renderers.hf import HfRenderer
 from tests.server.generation.requests import NAMED, TIME, WEATHER
 from tests.server.http.conftest import assert_rejected
@@ -181,48 +180,6 @@ def test_a_schema_that_does_not_compile_names_its_tool(serve, engine, choice):
     response = serve(**HERMES).chat(tools=[TIME, broken], tool_choice=choice)
     assert_rejected(response, "tools[1].function.parameters")
     assert not engine.requests
-
-
-PLUGIN = """
-from server.parsers.events import CallArguments, CallStart
-
-class Shouting:
-    needs_special_tokens = False
-
-    def __init__(self, functions):
-        self._name = functions[0].name
-
-    def feed(self, text, token_ids):
-        return []
-
-    def finish(self):
-        return [CallStart(self._name), CallArguments("{}")]
-
-TOOL_PARSERS = {"shouting": Shouting}
-"""
-
-
-@pytest.mark.parametrize("text", [PLUGIN, PLUGIN.replace("needs_special_tokens = False", "")], ids=["all", "least"])
-def test_a_plugin_adds_formats(serve, engine, encode, tmp_path, text):
-    (tmp_path / "plugin.py").write_text(text)
-    options = {"tool_call_parser": "shouting", "tool_parser_plugin": str(tmp_path / "plugin.py")}
-    choice = serve(enable_auto_tool_choice=True, **options).chat(tools=[TIME]).json()["choices"][0]
-    assert choice["message"]["tool_calls"][0]["function"] == {"name": "get_time", "arguments": "{}"}
-
-
-@pytest.mark.parametrize(
-    ("text", "name", "part"),
-    [
-        (PLUGIN, "whispering", "must be one of auto, shouting, deepseek_v3"),
-        ("import nothing_of_this_name", "shouting", "ModuleNotFoundError"),
-        ("PARSERS = {}", "shouting", "TOOL_PARSERS"),
-        (PLUGIN.replace("def feed(", "def eat("), "shouting", "AttributeError: .*'feed'"),
-    ],
-)
-def test_a_plugin_that_cannot_be_used_ends_the_start(serve, tmp_path, text, name, part):
-    (tmp_path / "plugin.py").write_text(text)
-    with pytest.raises(PluginError, match=part):
-        serve(enable_auto_tool_choice=True, tool_call_parser=name, tool_parser_plugin=str(tmp_path / "plugin.py"))
 
 
 def test_the_format_is_told_from_the_model(serve, engine, encode, renderer, monkeypatch, caplog):
