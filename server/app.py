@@ -38,7 +38,7 @@ def build_app(parts: AppParts) -> "ServerApp":
         build_routes(parts),
         build_middleware(config, parts.api_keys, metrics.http),
         root_path=config.network.root_path,
-        is_probe_seen=bool(config.middleware) or config.enable_request_id_headers,
+        is_probe_seen=config.enable_request_id_headers,
     )
 
 

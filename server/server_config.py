@@ -311,12 +311,6 @@ class ServerConfig:
     enable_tokenizer_info_endpoint: bool = setting(
         False, "--enable-tokenizer-info-endpoint", "Answer GET /tokenizer_info with the tokenizer's settings."
     )
-    middleware: tuple[str, ...] = setting(
-        (),
-        "--middleware",
-        "Import path of an ASGI class or of a coroutine function, as in vLLM; the last one is outermost.",
-        metavar="MODULE.NAME...",
-    )
     timeout_keep_alive_s: int = from_variable(env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE)
     lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -1,22 +1,17 @@
-"""The middleware: API keys, request ids, HTTP metrics, CORS, and the operator's own (`--middleware`).
+"""The middleware: API keys, request ids, HTTP metrics, CORS.
 
-GET probes bypass it, unless --middleware or --enable-request-id-headers is given.
+GET probes bypass it, unless --enable-request-id-headers is given.
 """
 
-import inspect
-from collections.abc import Iterable, Sequence
-from importlib import import_module
+from collections.abc import Iterable
 from time import perf_counter
-from typing import Any, cast
 from uuid import uuid4
 
 from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.apis.messages.response import failure_format, is_anthropic
-from server.errors import ConfigError
 from server.http_body.errors import error_response
 from server.metrics.server_metrics import HttpMetrics
 from server.routes.asgi import read_header, read_request_id, send_json
@@ -31,12 +26,8 @@ _CLIENT_GONE = 499
 
 
 def build_middleware(config: ServerConfig, api_keys: ApiKeys, metrics: HttpMetrics) -> list[Middleware]:
-    """The middleware, outermost first.
-
-    Raises:
-        ConfigError: the operator's own middleware cannot be loaded.
-    """
-    middleware = [*load_middleware(config.middleware), Middleware(HttpMetricsMiddleware, metrics)]
+    """The middleware, outermost first."""
+    middleware = [Middleware(HttpMetricsMiddleware, metrics)]
     if config.enable_request_id_headers:
         middleware.append(Middleware(RequestIdMiddleware))
     if config.network.allowed_origins:
@@ -153,29 +144,3 @@ def route_path(scope: Scope) -> str:
     """The path without the prefix under which a proxy publishes the server."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
-
-
-def load_middleware(names: Sequence[str]) -> list[Middleware]:
-    """The middleware, outermost first: as in vLLM that is the last name.
-
-    Args:
-        names: import paths of ASGI classes, which are called with the app, or of coroutine functions with the
-            parameters `request` and `call_next`.
-
-    Raises:
-        ConfigError: one cannot be imported, or is of another kind.
-    """
-    return [_load(name) for name in reversed(names)]
-
-
-def _load(name: str) -> Middleware:
-    module, _, attribute = name.rpartition(".")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as err:
-        raise ConfigError("--middleware", name, f"the import path of a class or function ({err})") from err
-    if inspect.isclass(found):
-        return Middleware(cast("Any", found))
-    if inspect.iscoroutinefunction(found):
-        return Middleware(BaseHTTPMiddleware, dispatch=found)
-    raise ConfigError("--middleware", name, "the import path of an ASGI class or a coroutine function")

@@ -13,7 +13,6 @@ import pytest
 from tests.e2e.process_tree import find_process, wait_process
 from tests.e2e.raw_client import RawAnswer, RawClient
 from tests.e2e.server_process import ServerProcess
-from tests.server.http import middleware_of_a_user
 from tests.stopped import stopped
 from tests.waiting import is_gone, wait_until
 
@@ -125,14 +124,7 @@ def test_the_server_goes_on_without_the_responder(number: int, server: ServerPro
     assert server.terminate() == 0
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        pytest.param(("--middleware", f"{middleware_of_a_user.__name__}.Named"), id="middleware"),
-        pytest.param(("--enable-request-id-headers",), id="request-ids"),
-    ],
-)
-def test_there_is_no_responder_if_answers_depend_on_the_request(words: tuple[str, ...], tiny_llama: Path) -> None:
-    with ServerProcess([str(tiny_llama), *words]) as server:
+def test_there_is_no_responder_if_answers_depend_on_the_request(tiny_llama: Path) -> None:
+    with ServerProcess([str(tiny_llama), "--enable-request-id-headers"]) as server:
         wait_until(lambda: find_process(server, "responder") is None)
         assert psutil.pid_exists(server.process.pid)

@@ -235,7 +235,8 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         switch("--sleep-mode-offload-cudagraph"),
         values("--sleep-preserve-parameter-names"),
     ),
-    "another protocol or endpoint": (
+    "another protocol, endpoint or middleware": (
+        value("--middleware"),
         switch("--enable-scale-out"),
         switch("--tokens-only"),
         switch("--grpc"),
