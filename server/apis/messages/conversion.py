@@ -12,10 +12,8 @@ from server.apis.messages.request import (
     MessagesRequest,
     ThinkingDisabled,
     ThinkingEnabled,
-    ToolByValue,
     ToolDefinition,
 )
-from server.errors import RequestError
 from server.generation.chat_request import (
     ChatRequest,
     FunctionDefinition,
@@ -47,8 +45,7 @@ def to_chat_request(
         disabled_effort: the effort that stands for disabled thinking.
 
     Raises:
-        RequestError: the conversation adds or removes a tool that is not in `tools`, or the chat request is
-            invalid.
+        RequestError: the chat request is invalid.
     """
     tools = _convert_tools(request)
     fields: dict[str, Any] = {
@@ -105,7 +102,7 @@ def _convert_tool_choice(request: CountTokensRequest) -> ToolChoice:
 
 
 def _convert_tools(request: CountTokensRequest) -> list[Tool] | None:
-    return [Tool(function=_to_function(tool)) for tool in _resolve_tools(request)] or None
+    return [Tool(function=_to_function(tool)) for tool in request.tools or ()] or None
 
 
 def _to_function(tool: ToolDefinition) -> FunctionDefinition:
@@ -116,31 +113,6 @@ def _to_function(tool: ToolDefinition) -> FunctionDefinition:
         strict=msgspec.UNSET if tool.strict is None else tool.strict,
         defer_loading=msgspec.UNSET if tool.defer_loading is None else tool.defer_loading,
     )
-
-
-def _resolve_tools(request: CountTokensRequest) -> list[ToolDefinition]:
-    """The tools at the end of the conversation: templates take one list."""
-    changes = [block for message in request.messages for block in message.blocks if block.changes_tools]
-    if not changes:
-        return request.tools or []
-    tools = {tool.name: tool for tool in request.tools or ()}
-    removed: set[str] = set()
-    for block in changes:
-        if isinstance(block.tool, ToolByValue):
-            name = block.tool.definition.name
-            tools[name] = block.tool.definition
-        else:
-            assert block.tool is not None
-            name = block.tool.name
-            if name not in tools:
-                message = f"{block.type} names the tool '{name}', which is not in `tools`."
-                raise RequestError(message, param="messages")
-            tools[name] = msgspec.structs.replace(tools[name], defer_loading=None)
-        if block.type == "tool_removal":
-            removed.add(name)
-        else:
-            removed.discard(name)
-    return [tool for name, tool in tools.items() if name not in removed]
 
 
 def _convert_messages(request: CountTokensRequest, *, merges_system: bool) -> list[ChatMessage]:

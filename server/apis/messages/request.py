@@ -49,18 +49,6 @@ class ToolDefinition(msgspec.Struct, kw_only=True):
     defer_loading: bool | None = None
 
 
-class ToolByName(msgspec.Struct, kw_only=True, tag_field="type", tag="tool_reference"):
-    """A tool of `tools` that a block of the conversation adds or removes."""
-
-    name: str
-
-
-class ToolByValue(msgspec.Struct, kw_only=True, tag_field="type", tag="tool_definition"):
-    """A new tool that a block of the conversation adds."""
-
-    definition: ToolDefinition
-
-
 BlockType = Literal[
     "text",
     "image",
@@ -90,20 +78,10 @@ class ContentBlock(msgspec.Struct, kw_only=True):
     thinking: str | None = None
     signature: str | None = None
     data: str | None = None
-    tool: ToolByName | ToolByValue | None = None
 
     def __post_init__(self) -> None:
-        if not self.changes_tools:
-            return
-        if self.tool is None:
-            raise RequestError(f"`tool` is required for {self.type} blocks.", param="messages")
-        if self.type == "tool_removal" and not isinstance(self.tool, ToolByName):
-            raise RequestError("A tool_removal block only accepts a tool_reference.", param="messages")
-
-    @property
-    def changes_tools(self) -> bool:
-        """Whether the block adds or removes a tool."""
-        return self.type in ("tool_addition", "tool_removal")
+        if self.type in ("tool_addition", "tool_removal"):
+            raise RequestError(f"{self.type} blocks need `--engine vllm`.", param="messages")
 
 
 Content = str | list[ContentBlock]
@@ -114,10 +92,6 @@ class Message(msgspec.Struct, kw_only=True):
 
     role: Literal["user", "assistant", "system"]
     content: Content
-
-    def __post_init__(self) -> None:
-        if self.role != "system":
-            _check_no_tool_changes(self.content, param="messages")
 
     @property
     def blocks(self) -> list[ContentBlock]:
@@ -199,7 +173,6 @@ class CountTokensRequest(RequestBody, kw_only=True):
                 param="thread",
                 error_code="thread_unsupported_request",
             )
-        _check_no_tool_changes(self.system, param="system")
         self._check_results()
 
     def counted(self) -> Iterator[Counted]:
@@ -260,9 +233,3 @@ def blocks_of(content: Content | None) -> list[ContentBlock]:
     if isinstance(content, str):
         return [ContentBlock(type="text", text=content)]
     return content or []
-
-
-def _check_no_tool_changes(content: Content | None, *, param: str) -> None:
-    for block in blocks_of(content):
-        if block.changes_tools:
-            raise RequestError(f'{block.type} blocks are only allowed in messages with role "system".', param=param)

@@ -61,6 +61,7 @@ PAIRS = {
 _TENSORS = "for tensors of images of vLLM's render routes, which the embedded engine lacks"
 _BEAMS = {"length_penalty": "for beam search, which the embedded engine lacks"}
 WITHOUT = {
+    "AnthropicContentBlock": {"tool": "for changes of the tools within a conversation, which are a 400"},
     "ChatCompletionRequest": _BEAMS,
     "CompletionRequest": _BEAMS,
     "AnthropicMessagesRequest": {"mm_payload": _TENSORS, "return_mm_kwargs": _TENSORS},
