@@ -115,8 +115,7 @@ class SamplingFields(RequestBody, kw_only=True, forbid_unknown_fields=True):
     skip_special_tokens: bool = True
     cache_salt: CacheSalt | None = None
     structured_outputs: StructuredOutputs | None = None
-    kv_transfer_params: dict[str, Any] | None = None
-    """Of vLLM's keys only `prompt_token_ids` has an effect: the rendered prompt of an earlier stage."""
+    kv_transfer_params: Annotated[dict[str, Any] | None, INEFFECTIVE] = None
     safety_identifier: Hint = None
     session_id: Hint = None
     prompt_cache_key: Hint = None
@@ -173,10 +172,8 @@ class GenerationRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     truncation_side: Literal["left", "right"] | None = None
     """The side on which tokens are cut off; `left`, the default here, keeps the last ones."""
 
-    stream_interval: Annotated[int, Meta(ge=1)] | None = None
-    """Tokens in one event of a stream; the first and the last event are sent at once."""
-
     best_of: Annotated[Any, INEFFECTIVE] = None
+    stream_interval: Annotated[Any, INEFFECTIVE] = None
     repetition_detection: Annotated[RepetitionDetection | None, INEFFECTIVE] = None
     routed_experts_prompt_start: Annotated[int, Meta(ge=0), INEFFECTIVE] = 0
 

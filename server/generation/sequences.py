@@ -28,11 +28,7 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
     """
     num_tokens = [0] * generation.num_choices
     try:
-        source = _run_sequences(inference, generation)
-        interval = generation.request.stream_interval or 1
-        if generation.request.stream and interval > 1:
-            source = _batch(source, interval)
-        async with aclosing(source) as deltas:
+        async with aclosing(_run_sequences(inference, generation)) as deltas:
             async for delta in deltas:
                 num_tokens[delta.choice] += len(delta.token_ids)
                 yield delta
@@ -56,19 +52,6 @@ async def collect(inference: Inference, generation: Generation) -> list[Sequence
     if num_entries * (1 + max(params.logprobs or 0, params.prompt_logprobs or 0)) > _MANY_ENTRIES:
         generation.context.is_small = False
     return joined
-
-
-async def _batch(source: AsyncGenerator[SequenceDelta, None], interval: int) -> AsyncGenerator[SequenceDelta, None]:
-    """Joins deltas of a choice to `interval` tokens; the first and the last one are sent at once."""
-    waiting: dict[int, list[SequenceDelta]] = {}
-    async with aclosing(source) as deltas:
-        async for delta in deltas:
-            is_first = delta.choice not in waiting
-            parts = waiting.setdefault(delta.choice, [])
-            parts.append(delta)
-            if is_first or delta.finish_reason is not None or sum(len(d.token_ids) for d in parts) >= interval:
-                yield _join(parts)
-                parts.clear()
 
 
 def _join(deltas: list[SequenceDelta]) -> SequenceDelta:

@@ -2,30 +2,12 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from uuid import uuid4
 
 import msgspec
 
 from server.engine.process_link.client import EngineClient
 from server.errors import RequestError, UnsupportedApiError
 from server.operation.lora import LoraAdapters
-
-
-class ModelPermission(msgspec.Struct, kw_only=True):
-    """OpenAI's old field for a key's permissions; the same for all models."""
-
-    id: str
-    object: str = "model_permission"
-    created: int
-    allow_create_engine: bool = False
-    allow_sampling: bool = True
-    allow_logprobs: bool = True
-    allow_search_indices: bool = False
-    allow_view: bool = True
-    allow_fine_tuning: bool = False
-    organization: str = "*"
-    group: str | None = None
-    is_blocking: bool = False
 
 
 class ModelCard(msgspec.Struct, kw_only=True):
@@ -39,7 +21,6 @@ class ModelCard(msgspec.Struct, kw_only=True):
     parent: str | None = None
     max_model_len: int | None
     """None for LoRA adapters, as in vLLM."""
-    permission: list[ModelPermission]
 
 
 class ModelList(msgspec.Struct, kw_only=True):
@@ -106,15 +87,13 @@ class ServedModels:
             )
 
     def _card(self, name: str) -> ModelCard:
-        created = unix_time()
         adapter = self._adapters.find(name)
         return ModelCard(
             id=name,
-            created=created,
+            created=unix_time(),
             root=self._root if adapter is None else adapter.path,
             parent=None if adapter is None else adapter.parent,
             max_model_len=self._engine.info.max_model_len if adapter is None else None,
-            permission=[ModelPermission(id=f"modelperm-{uuid4().hex}", created=created)],
         )
 
 

@@ -107,8 +107,6 @@ class RequestContext:
     """Whether work that grows with the body or the response may run on the event loop, not in the pool."""
     held: list[Any] = field(default_factory=list)
     """What a large request has created; freed in the pool, because a million objects take 30 ms."""
-    load_format: str | None = None
-    """The format in which the client wants the server's load (`server.routes.endpoint`)."""
     trace: "RequestTrace | None" = None
     """None without `--otlp-traces-endpoint`."""
 

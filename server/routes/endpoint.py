@@ -1,7 +1,6 @@
 """The POST routes: JSON in, JSON or events out; a request is cancelled when its client disconnects."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -28,7 +27,6 @@ from server.routes.asgi import (
     send_unavailable,
 )
 from server.routes.parts import AppParts
-from server.types import EngineStats
 
 if TYPE_CHECKING:
     from server.tracing.span import RequestTrace
@@ -41,9 +39,6 @@ Handler = Callable[[T, RequestContext], Awaitable[ResponseBody]]
 
 _LARGE_BODY_BYTES = 32 << 10
 """Decoding this much JSON takes about as long as handing it to a thread."""
-
-_LOAD_FORMAT = b"endpoint-load-metrics-format"
-"""The header with which a load balancer requests the server's load (ORCA): `TEXT` or `JSON`."""
 
 
 class JsonEndpoint(Generic[T]):
@@ -79,7 +74,6 @@ class JsonEndpoint(Generic[T]):
                     header_id=read_request_id(scope),
                     lease=lease,
                     trace=self._begin_trace(scope),
-                    load_format=read_header(scope, _LOAD_FORMAT),
                 )
                 try:
                     body = await read_body(receive, lease, announced_bytes=announced, max_bytes=max_bytes)
@@ -128,9 +122,7 @@ class JsonEndpoint(Generic[T]):
         if isinstance(response, msgspec.Struct) and not context.is_small:
             response = await self._parts.renderer.run_in_pool(msgspec.json.encode, response)
         if isinstance(response, msgspec.Struct | bytes):
-            await send_json(
-                send, response, headers=(*headers(), *_load_headers(self._parts.engine.stats, context.load_format))
-            )
+            await send_json(send, response, headers=headers())
         elif isinstance(response, BinaryResponse):
             await send_bytes(
                 send, response.body, content_type=response.content_type, headers=(*response.headers, *headers())
@@ -180,21 +172,3 @@ async def _run_while_connected(work: Coroutine[Any, Any, None], receive: Receive
 async def _wait_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _load_headers(stats: EngineStats, format_name: str | None) -> Headers:
-    """The server's load, with vLLM's names of metrics; none without a known format."""
-    if format_name is None:
-        return ()
-    metrics = {
-        "kv_cache_usage_perc": float(stats.kv_cache_usage),
-        "num_requests_waiting": float(stats.num_waiting),
-    }
-    match format_name.lower():
-        case "text":
-            report = "TEXT " + ", ".join(f"named_metrics.{name}={value}" for name, value in metrics.items())
-        case "json":
-            report = "JSON " + json.dumps({"named_metrics": metrics})
-        case _:
-            return ()
-    return ((b"endpoint-load-metrics", report.encode()),)

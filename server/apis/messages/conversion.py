@@ -75,7 +75,6 @@ def _generation_fields(request: MessagesRequest) -> dict[str, Any]:
         "top_p": request.top_p,
         "thinking_token_budget": thinking.budget_tokens if isinstance(thinking, ThinkingEnabled) else None,
         "cache_salt": request.cache_salt,
-        "kv_transfer_params": request.kv_transfer_params,
     }
 
 

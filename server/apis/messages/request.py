@@ -212,8 +212,7 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        is_prefill_only = bool(self.kv_transfer_params and self.kv_transfer_params.get("do_remote_decode"))
-        if isinstance(self.thinking, ThinkingEnabled) and not is_prefill_only:
+        if isinstance(self.thinking, ThinkingEnabled):
             self._check_thinking_budget(self.thinking.budget_tokens)
 
     def counted(self) -> Iterator[Counted]:

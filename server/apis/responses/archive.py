@@ -1,7 +1,5 @@
 """Keeps responses that have ended, and the conversations that later requests continue."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -44,7 +42,6 @@ class ResponseArchive:
         """Without a store nothing is kept."""
         self._store = store
         self._renderer = renderer
-        self._claimed: set[str] = set()
 
     @property
     def is_enabled(self) -> bool:
@@ -63,26 +60,6 @@ class ResponseArchive:
         is_small = run.is_small or not isinstance(event, LifecycleEvent)
         return await self._renderer.run_unless(is_small, encode_named_event, event)
 
-    @asynccontextmanager
-    async def claim(self, run: ResponseRun) -> AsyncIterator[None]:
-        """Reserves the id of a response that will be kept; without it, clients could replace each other's.
-
-        Raises RequestError (409) if another response has the id.
-        """
-        response_id = run.response.id
-        if self._store is None or not run.request.store or run.request.request_id is None:
-            yield
-            return
-        if response_id in self._claimed:
-            raise _id_in_use(response_id)
-        self._claimed.add(response_id)
-        try:
-            if await self._store.get(response_id) is not None:
-                raise _id_in_use(response_id)
-            yield
-        finally:
-            self._claimed.discard(response_id)
-
     async def find(self, response_id: str) -> StoredResponse:
         """A response; raises RequestError (404) if it is not kept, or not any more."""
         stored = None if self._store is None else await self._store.get(response_id)
@@ -98,10 +75,6 @@ class ResponseArchive:
 def invalid_response(message: str, param: str, *, status: int = 400) -> RequestError:
     """An error with vLLM's type for responses that are not there, or not in the right state."""
     return RequestError(message, param=param, status=status, type="invalid_request_error")
-
-
-def _id_in_use(response_id: str) -> RequestError:
-    return invalid_response(f"There is a response with the id '{response_id}' already.", "request_id", status=409)
 
 
 def _encode(run: ResponseRun, events: tuple[bytes, ...] | None) -> StoredResponse:

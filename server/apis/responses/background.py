@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from typing import Any
 
 from server.apis.responses.archive import ResponseArchive
@@ -84,12 +84,7 @@ class BackgroundResponses:
         return self._responses.get(response_id)
 
     async def start(self, run: ResponseRun, context: RequestContext, *, keeps_events: bool) -> BackgroundResponse:
-        """Begins to generate a response, which takes over the lease of the run's context and releases it.
-
-        Raises RequestError (409) if another response has its id.
-        """
-        claim = AsyncExitStack()
-        await claim.enter_async_context(self._archive.claim(run))
+        """Begins to generate a response, which takes over the lease of the run's context and releases it."""
 
         async def generate(response: BackgroundResponse) -> None:
             with self._running.hold():
@@ -99,7 +94,6 @@ class BackgroundResponses:
                     response.end()
                     context.lease.release()
                     del self._responses[run.response.id]
-                    await claim.aclose()
 
         context.lease = context.lease.hand_over()  # without an `await` before the task that releases it
         response = BackgroundResponse(run, keeps_events=keeps_events)

@@ -9,7 +9,7 @@ from msgspec import Meta
 from server.errors import RequestError
 from server.generation.chat_request import ReasoningEffort
 from server.generation.request import SamplingFields
-from server.http_body.fields import Counted, Hint, NumLogprobs, RequestId, TokenCount, Unsupported
+from server.http_body.fields import Counted, Hint, NumLogprobs, TokenCount, Unsupported
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -157,16 +157,13 @@ class ResponsesRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True)
     parallel_tool_calls: bool | None = True
     max_tool_calls: int | None = None
 
-    request_id: RequestId | None = None
-    """The id of the response."""
-    enable_response_messages: bool = False
-    """Whether the response repeats prompt and output as text and tokens."""
-
     service_tier: ServiceTier = "auto"
     user: str | None = None
     prompt: Any = None
     stream_options: Hint = None
 
+    request_id: Unsupported = None
+    enable_response_messages: Unsupported = False
     previous_input_messages: Unsupported = None
     conversation: Unsupported = None
 

@@ -67,13 +67,6 @@ class CustomToolCallItem(msgspec.Struct, kw_only=True, tag_field="type", tag="cu
 OutputItem = MessageItem | ReasoningItem | FunctionCallItem | CustomToolCallItem
 
 
-class RawMessage(msgspec.Struct, kw_only=True, tag_field="type", tag="raw_message_tokens"):
-    """vLLM's `input_messages` and `output_messages`: the text and tokens that the model gets and gives."""
-
-    message: str
-    tokens: list[int]
-
-
 class IncompleteDetails(msgspec.Struct):
     """Why a response ended early."""
 
@@ -149,5 +142,5 @@ class Response(msgspec.Struct, kw_only=True):
     frequency_penalty: float
     kv_transfer_params: None = None
     ec_transfer_params: None = None
-    input_messages: list[RawMessage] | None = None
-    output_messages: list[RawMessage] | None = None
+    input_messages: None = None
+    output_messages: None = None

@@ -22,7 +22,6 @@ from server.apis.responses.response import (
     IncompleteDetails,
     InputTokensDetails,
     OutputTokensDetails,
-    RawMessage,
     Response,
     ResponseStatus,
     ResponseUsage,
@@ -50,8 +49,6 @@ class ResponseRun:
         self._writer = OutputWriter(tools)
         self._logprobs = LogprobFormatter(inference, chat.request)
         self._num_events = 0
-        self._texts: list[str] = []
-        self._token_ids: list[int] = []
 
     @property
     def is_small(self) -> bool:
@@ -102,7 +99,6 @@ class ResponseRun:
         finish_reason = None
         async with aclosing(self.chat.stream()) as deltas:
             async for delta in deltas:
-                self._keep_raw(delta)
                 finish_reason = delta.finish_reason
                 for event in self._writer.add(delta.parts, await self._show_logprobs(delta)):
                     yield event
@@ -115,11 +111,6 @@ class ResponseRun:
             return []
         return (await self._logprobs.chat(delta.sequence.logprobs or ())).content
 
-    def _keep_raw(self, delta: ChoiceDelta) -> None:
-        if self.request.enable_response_messages:
-            self._texts.append(delta.sequence.text)
-            self._token_ids += delta.sequence.token_ids
-
     def _finish(self, *, is_incomplete: bool) -> None:
         output = self._writer.items
         if is_incomplete and not self.request.stream and output and _is_cut_off(output[-1]):
@@ -131,10 +122,6 @@ class ResponseRun:
             output=output,
             usage=self._usage(),
         )
-        if self.request.enable_response_messages:
-            prompt = self.chat.prompt
-            self.response.input_messages = [RawMessage(message=prompt.text or "", tokens=prompt.token_ids)]
-            self.response.output_messages = [RawMessage(message="".join(self._texts), tokens=self._token_ids)]
 
     def _usage(self) -> ResponseUsage:
         total = self.chat.meter.total()
@@ -161,7 +148,7 @@ def _empty_response(request: ResponsesRequest, chat: ChatRun, model: str) -> Res
     """The response before the first token, with the sampling parameters that are in effect."""
     (params,) = chat.generation.params
     return Response(
-        id=request.request_id or f"resp_{uuid4().hex}",
+        id=f"resp_{uuid4().hex}",
         created_at=unix_time(),
         instructions=request.instructions,
         metadata=request.metadata,

@@ -54,9 +54,8 @@ class ResponsesServing:
         run = await self._prepare(request, context)
         if request.stream:
             return self._stream(run)
-        async with self._archive.claim(run):
-            await run.complete()
-            await self._archive.keep(run)
+        await run.complete()
+        await self._archive.keep(run)
         return run.response
 
     async def retrieve(self, response_id: str) -> bytes:
@@ -151,14 +150,13 @@ class ResponsesServing:
         return response.follow(0) if request.stream else response.response
 
     async def _stream(self, run: ResponseRun) -> AsyncGenerator[bytes, None]:
-        async with self._archive.claim(run):
-            try:
-                async with aclosing(run.events()) as events:
-                    async for event in events:
-                        yield await self._archive.encode_event(run, event)
-                await self._archive.keep(run)
-            except Exception as err:  # noqa: BLE001
-                run.fail(err)
+        try:
+            async with aclosing(run.events()) as events:
+                async for event in events:
+                    yield await self._archive.encode_event(run, event)
+            await self._archive.keep(run)
+        except Exception as err:  # noqa: BLE001
+            run.fail(err)
         yield await self._archive.encode_event(run, run.last_event())
 
 

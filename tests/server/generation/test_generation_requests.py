@@ -56,7 +56,6 @@ BAD_VALUES = [
     ("priority", "high"),
     ("priority", 2**63),
     ("use_beam_search", True),
-    ("stream_interval", 0),
     ("vllm_xargs", {"a": {}}),
     ("kv_transfer_params", 1),
     ("repetition_detection", 3),
@@ -68,6 +67,8 @@ BAD_VALUES = [
 
 WITHOUT_EFFECT = [
     ("best_of", 2),
+    ("stream_interval", 3),
+    ("kv_transfer_params", {"prompt_token_ids": [1]}),
     ("watermarking", True),
     ("priority", 1),
     ("ec_transfer_params", {"a": 1}),

@@ -123,6 +123,12 @@ def test_request_id_is_echoed_if_the_server_is_configured_to(serve):
     assert server.get("/nowhere").headers["x-request-id"]
 
 
+def test_probes_carry_a_request_id_if_responses_do(serve):
+    server = serve(enable_request_id_headers=True)
+    assert len(server.get("/health").headers["x-request-id"]) == 32
+    assert server.get("/health", headers={"x-request-id": "Custom"}).headers["x-request-id"] == "Custom"
+
+
 @pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/nowhere", "/v1/audio/speech", "/v1/chat/completions/batch"])
 def test_unknown_path_is_a_404_in_the_envelope_that_names_the_engine_for_vllm_s_other_endpoints(server, path):
     response = server.get(path)

@@ -178,20 +178,3 @@ def test_output_cut_within_a_character_ends_with_a_replacement(server, engine, e
 
 def test_many_choices_are_answered(server):
     assert len(server.complete(n=256, max_tokens=1).json()["choices"]) == 256
-
-
-@pytest.mark.parametrize("num_choices", [1, 2])
-def test_stream_interval_joins_tokens_between_the_first_and_the_last_event(server, num_choices):
-    def stream(**fields):
-        chunks = server.stream_completion(n=num_choices, return_token_ids=True, **fields)
-        return [chunk["choices"][0] for chunk in chunks]
-
-    whole, joined = stream(), stream(stream_interval=3)
-    for index in range(num_choices):
-        sizes = [len(choice["token_ids"]) for choice in joined if choice["index"] == index]
-        assert (sizes[0], set(sizes[1:-1])) == (1, {3})
-        tokens, expected = (
-            [token_id for choice in choices if choice["index"] == index for token_id in choice["token_ids"]]
-            for choices in (joined, whole)
-        )
-        assert tokens == expected

@@ -141,7 +141,6 @@ FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "chat: long schema": lambda: chat(structured_outputs={"json": {"type": "object", "description": "x" * 10_000_000}}),
     "chat: schema as text": lambda: chat(structured_outputs={"json": json.dumps({"enum": WORDS})}),
     "chat: choice": lambda: chat(structured_outputs={"choice": WORDS[:4000]}),
-    "chat: forwarded tokens": lambda: chat(kv_transfer_params={"prompt_token_ids": IDS[:130_000]}),
     "chat: returned tokens": lambda: chat(messages=user("a " * 120_000), return_token_ids=True),
     "chat: choices": lambda: chat(n=1024, logprobs=True, temperature=1),
     "chat: streamed choices": lambda: chat(n=4096, temperature=1, stream=True),

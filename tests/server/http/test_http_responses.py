@@ -206,15 +206,6 @@ def test_an_unfinished_message_is_continued(client, engine, renderer):
     assert prompt_of(engine, renderer).endswith("The capital is")
 
 
-def test_prompt_and_output_are_shown_as_tokens(server, engine):
-    body = {"input": INPUT, "enable_response_messages": True}
-    response = server.post("/v1/responses", body).json()
-    ((token_ids, _),) = engine.requests.values()
-    assert response["input_messages"][0]["tokens"] == token_ids
-    assert response["output_messages"][0]["message"] == TEXT
-    assert response["output_messages"][0]["type"] == "raw_message_tokens"
-
-
 def test_effective_parameters_are_reported(client):
     response = client.responses.create(
         model="smol",

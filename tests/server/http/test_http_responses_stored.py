@@ -1,6 +1,5 @@
 """/v1/responses over HTTP: responses that are kept, continued, generated in the background and cancelled."""
 
-from uuid import uuid4
 
 import httpx
 import openai
@@ -10,12 +9,6 @@ from server.limits import LimitsConfig
 from tests.server.http.conftest import PATIENT_S, TEXT
 
 INPUT = "What is the capital of France?"
-
-
-@pytest.fixture
-def own_id():
-    """An id that no response has yet; the server is that of other tests, too."""
-    return uuid4().hex
 
 
 def create(client, **fields):
@@ -186,47 +179,3 @@ def test_a_response_in_the_background_counts_against_the_limits(serve, engine, w
     wait_for_status(client, response.id, "completed", wait_until)
     wait_until(lambda: server.parts.admission.num_sequences == 0)
     assert create(client).output_text == TEXT
-
-
-@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"background": True}], ids=["whole", "stream", "background"])
-def test_a_second_response_with_an_id_is_rejected_and_the_first_stays(server, client, own_id, fields):
-    first = create(client, extra_body={"request_id": own_id})
-    other = server.post("/v1/responses", {"model": "smol", "input": "Hi", "request_id": own_id, **fields})
-    assert (other.status_code, other.json()["error"]["param"]) == (409, "request_id")
-    assert client.responses.retrieve(own_id) == first
-
-
-@pytest.mark.parametrize("fields", [{}, {"stream": True}], ids=["whole", "stream"])
-def test_a_rejected_id_in_the_background_does_not_count_against_the_limits(serve, own_id, wait_until, fields):
-    server = serve()
-    create(server.client(), extra_body={"request_id": own_id})
-    body = {"model": "smol", "input": "Hi", "request_id": own_id, "background": True, **fields}
-    assert server.post("/v1/responses", body).status_code == 409
-    admission = server.parts.admission
-    wait_until(lambda: (admission.num_sequences, admission.num_held_bytes, admission.num_queued_tokens) == (0, 0, 0))
-
-
-@pytest.mark.parametrize("background", [False, True], ids=["stream", "background"])
-def test_the_id_of_a_running_response_cannot_be_taken(server, client, engine, wait_until, own_id, background):
-    engine.holds_after = 2
-    stream = create(client, stream=True, background=background, extra_body={"request_id": own_id})
-    next(iter(stream))
-    for fields in ({}, {"stream": True}, {"background": True}):
-        other = server.post("/v1/responses", {"model": "smol", "input": "Hi", "request_id": own_id, **fields})
-        assert other.status_code == 409
-    engine.holds_after = None
-    stream.close()
-    if background:
-        wait_for_status(client, own_id, "completed", wait_until)
-        assert client.responses.retrieve(own_id).output_text == TEXT
-
-
-def test_an_id_is_free_again_after_a_response_that_was_not_kept(client, engine, wait_until, own_id):
-    engine.holds_after = 2
-    stream = create(client, stream=True, extra_body={"request_id": own_id})
-    next(iter(stream))
-    stream.close()
-    wait_until(lambda: engine.aborted)
-    engine.holds_after = None
-    assert create(client, extra_body={"request_id": own_id}).output_text == TEXT
-    assert create(client, extra_body={"request_id": own_id}, store=False).output_text == TEXT

@@ -80,12 +80,6 @@ def test_counting_needs_no_limit_of_tokens() -> None:
     assert RequestDecoder(CountTokensRequest).decode(msgspec.json.encode(body)).messages[0].content == "Hello"
 
 
-def test_a_prefill_without_decoding_may_think_more_than_it_writes() -> None:
-    thinking = {"type": "enabled", "budget_tokens": 4096}
-    request = decode(thinking=thinking, max_tokens=1, kv_transfer_params={"do_remote_decode": True})
-    assert (request.max_tokens, request.thinking.budget_tokens) == (1, 4096)
-
-
 @pytest.mark.parametrize("kind", ["tool_addition", "tool_removal"])
 def test_changes_of_the_tools_within_a_conversation_name_the_engine_that_has_them(kind: str) -> None:
     change = {"type": kind, "tool": {"type": "tool_reference", "name": "bash"}}
