@@ -15,7 +15,6 @@ LABELS = ("model_name", "engine")
 ENGINE = "0"
 """The value of the label `engine`."""
 
-_CACHE_SOURCES = ("device", "host", "p2p", "disk", "external_unspecified")
 _REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens")
 
 Values = Mapping[tuple[str, ...], float]
@@ -67,10 +66,7 @@ def image_families(model_name: str, cache: ProcessorCache | None) -> Iterator[Me
 
 
 def engine_families(model_name: str, stats: EngineStats) -> Iterator[Metric]:
-    """The scheduler's latest state, and vLLM's families of features that this engine lacks.
-
-    These are constant, so that dashboards find their series.
-    """
+    """The scheduler's latest state."""
     labels = (model_name, ENGINE)
     for name, documentation, value in (
         ("vllm:num_requests_running", "Number of requests in model execution batches.", stats.num_running),
@@ -84,30 +80,8 @@ def engine_families(model_name: str, stats: EngineStats) -> Iterator[Metric]:
         ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries),
         ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits),
         ("vllm:num_preemptions", "Number of preemptions.", stats.num_preemptions),
-        ("vllm:external_prefix_cache_queries", "Prompt tokens looked up in another server's cache.", 0),
-        ("vllm:external_prefix_cache_hits", "Prompt tokens found in another server's cache.", 0),
     ):
         yield _counter(name, documentation, {labels: value})
-    waiting = {"capacity": stats.num_waiting, "deferred": 0}
-    yield _gauge(
-        "vllm:num_requests_waiting_by_reason",
-        "Number of waiting requests by reason.",
-        {(*labels, reason): number for reason, number in waiting.items()},
-        (*LABELS, "reason"),
-    )
-    yield _counter(
-        "vllm:prompt_tokens_cached_by_source",
-        "Prompt tokens found in the prefix cache, by the memory that held them.",
-        {(*labels, source): stats.prefix_cache_hits if source == "device" else 0 for source in _CACHE_SOURCES},
-        (*LABELS, "source"),
-    )
-    asleep = {"awake": 1.0, "weights_offloaded": 0.0, "discard_all": 0.0}
-    yield _gauge(
-        "vllm:engine_sleep_state",
-        "Engine sleep state.",
-        {(*labels, state): value for state, value in asleep.items()},
-        (*LABELS, "sleep_state"),
-    )
 
 
 def adapter_families(max_loras: int, stats: EngineStats) -> Iterator[Metric]:

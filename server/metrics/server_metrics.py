@@ -5,7 +5,7 @@ costs a few microseconds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,7 +18,6 @@ from prometheus_client import (
     Summary,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.openmetrics import exposition as openmetrics
 
 from server.lifecycle import StartView
 from server.metrics.collectors import (
@@ -36,9 +35,9 @@ from server.metrics.loop import SHORT_BUCKETS, LoopMetrics
 from server.renderers.base import BaseRenderer
 from server.types import EngineInfo, EngineStats, FinishReason
 
+CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
+"""That of Prometheus's text format."""
 _FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
-_NEVER_FINISHED = "repetition"
-"""A finish reason of vLLM that this engine lacks."""
 
 _TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
@@ -53,18 +52,11 @@ _REQUEST_BUCKETS = (
 )  # fmt: skip
 _ITERATION_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _CHOICES_BUCKETS = (1, 2, 5, 10, 20)
-_PROMPT_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
+_PROMPT_SOURCES = ("local_compute", "local_cache_hit")
 _PREEMPTION_BUCKETS = (1, 2, 3, 4, 5, 10, 20)
 _HTTP_BUCKETS = (
     0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 7.5, 10, 30, 60,
 )  # fmt: skip
-
-
-class Exposition(NamedTuple):
-    """The body of /metrics."""
-
-    body: bytes
-    content_type: str
 
 
 class ServerMetrics:
@@ -112,13 +104,10 @@ class ServerMetrics:
         assert self._engine is not None
         return self._engine
 
-    def render(self, accept: str | None = None) -> Exposition:
-        """Prometheus's text format, or OpenMetrics if the Accept header asks for it."""
-        if _wants_openmetrics(accept or ""):
-            # The other escaping schemes replace the colons in the names of samples, but not of families.
-            body = openmetrics.generate_latest(self.registry, escaping=openmetrics.ALLOWUTF8)
-            return Exposition(body, openmetrics.CONTENT_TYPE_LATEST)
-        return Exposition(generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4)
+    def render(self) -> bytes:
+        """The body of /metrics, of the type `CONTENT_TYPE`."""
+        body: bytes = generate_latest(self.registry)
+        return body
 
 
 class HttpMetrics:
@@ -207,7 +196,7 @@ class EngineMetrics:
         by_source = Counter(
             "vllm:prompt_tokens_by_source", "Prompt tokens by source.", (*LABELS, "source"), registry=registry
         )
-        self._computed, self._cached, _ = (by_source.labels(*labels, source) for source in _PROMPT_SOURCES)
+        self._computed, self._cached = (by_source.labels(*labels, source) for source in _PROMPT_SOURCES)
         self._generation_tokens = counter("vllm:generation_tokens", "Number of generation tokens processed.")
         self.num_computed_prompt_tokens = 0
         self.num_generation_tokens = 0
@@ -215,7 +204,6 @@ class EngineMetrics:
             "vllm:request_success", "Count of finished requests.", (*LABELS, "finished_reason"), registry=registry
         )
         self.finished = {reason: success.labels(*labels, reason) for reason in _FINISH_REASONS}
-        success.labels(*labels, _NEVER_FINISHED)
         self.time_to_first_token = histogram("vllm:time_to_first_token_seconds", "Time to first token.", _TTFT_BUCKETS)
         self.inter_token_latency = histogram(
             "vllm:inter_token_latency_seconds", "Inter-token latency.", _INTER_TOKEN_BUCKETS
@@ -270,16 +258,6 @@ class EngineMetrics:
         """Records one ended request with all its choices."""
         self.params_n.observe(num_choices)
         self.max_generation_tokens.observe(max_generation_tokens)
-
-
-def _wants_openmetrics(accept: str) -> bool:
-    """Whether the media type is listed, in a supported version; a scraper lists its preferred type first."""
-    for media_range in accept.lower().split(","):
-        media_type, *parameters = (part.strip() for part in media_range.split(";"))
-        versions = [value for name, _, value in (part.partition("=") for part in parameters) if name == "version"]
-        if media_type == "application/openmetrics-text":
-            return all(version.strip('"') in ("0.0.1", "1.0.0") for version in versions)
-    return False
 
 
 def _set_cache_info(registry: CollectorRegistry, info: EngineInfo) -> None:

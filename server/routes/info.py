@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.errors import RequestError
+from server.metrics.server_metrics import CONTENT_TYPE
 from server.routes.openapi import build_openapi
 from server.routes.parts import AppParts
 
@@ -33,10 +34,9 @@ class InfoEndpoints:
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics; rendering takes some milliseconds, so it runs off the event loop."""
-        accept = request.headers.get("accept")
         async with self._scraping:
-            exposition = await asyncio.to_thread(self._parts.metrics.render, accept)
-        return Response(exposition.body, headers={"content-type": exposition.content_type})
+            body = await asyncio.to_thread(self._parts.metrics.render)
+        return Response(body, headers={"content-type": CONTENT_TYPE})
 
     async def livez(self, request: Request) -> Response:
         """GET /livez: 200 unless the server is dead."""

@@ -120,7 +120,6 @@ def test_prefix_cache_hits_are_counted(server: ServerProcess) -> None:
     assert hits == (usage.prompt_tokens - 1) // 16 * 16, "whole blocks, without the last token"
     assert increase("prefix_cache_queries_total") == usage.prompt_tokens
     assert increase("prompt_tokens_cached_total") == hits
-    assert increase("prompt_tokens_cached_by_source_total", source="device") == hits
     assert increase("prompt_tokens_by_source_total", source="local_cache_hit") == hits
     assert increase("prompt_tokens_by_source_total", source="local_compute") == usage.prompt_tokens - hits
 

@@ -29,7 +29,6 @@ from server.generation.guided import find_constraint
 from server.generation.request import StructuredOutputs
 from server.http_body.decoding import RequestDecoder
 from server.http_body.long_texts import shorten
-from server.metrics.server_metrics import _wants_openmetrics
 from server.parsers.base import OutputParser, PromptEnd
 from server.parsers.events import Content
 from server.parsers.forced import RequiredCallsParser
@@ -112,7 +111,6 @@ def _headers(text: str) -> None:
         with suppress(ServerError):
             read_announced_bytes(scope, max_bytes=1)
         guard._has_key(scope, "/v1/messages")
-    _wants_openmetrics(text)
 
 
 def _stop(text: str) -> None:
@@ -222,10 +220,10 @@ SCANNERS: Final = [
     ),
     Scanner(
         "headers",
-        ("server.routes.asgi", "server.routes.middleware", "server.security.api_keys", "server.metrics.server_metrics"),
+        ("server.routes.asgi", "server.routes.middleware", "server.security.api_keys"),
         _headers,
         [
-            *_units("a", " ", ",", ";", "version=", "application/openmetrics-text;"),
+            *_units("a", " ", ",", ";"),
             Text(" ", "Bearer"),
             Text("=", "a;"),
         ],

@@ -130,10 +130,10 @@ def test_http_requests_are_counted_by_route(own):
 
 def test_engine_families_appear_with_the_engine(engine, renderer):
     metrics = ServerMetrics("smol", FinishedStart(), renderer)
-    assert b"vllm:num_requests" not in metrics.render().body
+    assert b"vllm:num_requests" not in metrics.render()
     for _restart in range(2):
         metrics.register_engine(engine.info, lambda: engine.stats)
-        assert metrics.render().body.count(b"# TYPE vllm:num_requests_running gauge") == 1
+        assert metrics.render().count(b"# TYPE vllm:num_requests_running gauge") == 1
 
 
 def test_start_is_reported_in_seconds(own):

@@ -1,6 +1,5 @@
 """/v1/responses over HTTP: responses that are kept, continued, generated in the background and cancelled."""
 
-
 import httpx
 import openai
 import pytest
