@@ -28,7 +28,16 @@ Group = Literal[
 """Sections of the help of `serve`, in this order."""
 
 Syntax = Literal[
-    "count", "size", "duration", "token limit", "optional text", "JSON list", "comma list", "template", "log config"
+    "count",
+    "size",
+    "duration",
+    "token limit",
+    "optional text",
+    "JSON list",
+    "comma list",
+    "template",
+    "log config",
+    "tokenizer mode",
 ]
 """How a value is written where the field's type does not decide it; `count` and `size` take units."""
 

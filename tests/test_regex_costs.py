@@ -20,7 +20,6 @@ ROOT: Final = Path(__file__).parents[1]
 EXCEPTIONS: Final = {
     ("server.parsers.tools.pythonic", "_STRING"): "it cannot fail behind the repetition: it goes on to the text's end",
     ("startup.probes.probe_http", "_HEAD"): "a line ends where the next one begins, and 4 KB are read at most",
-    ("server.renderers.tokenizers.grok2_tokenizer", "_cut_spaces"): "it fails at the end of the text only",
 }
 """Module and name -> why the cost is bounded all the same."""
 
@@ -41,7 +40,6 @@ BUILT: Final = {
     "server.parsers.incoming_text": "alternatives of constant texts",
     "server.parsers.marked_calls": "checked for each format below",
     "server.parsers.reasoning.tags": "checked for each format below",
-    "server.renderers.tokenizers.grok2_tokenizer": "alternatives of constant texts",
 }
 """Module -> why its patterns need not be constants."""
 

@@ -6,7 +6,7 @@ Every failure of a template is reported as a `RequestError`.
 import inspect
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jinja2
 from jinja2 import nodes
@@ -58,15 +58,8 @@ def resolve_chat_template(
     return template
 
 
-class AppliesChatTemplate(Protocol):
-    """A tokenizer that renders templates in Jinja's sandbox."""
-
-    def apply_chat_template(self, conversation: list[Message], **options: Any) -> Any:
-        """Takes the options of transformers' method of this name."""
-
-
 def safe_apply_chat_template(
-    tokenizer: AppliesChatTemplate,
+    tokenizer: PreTrainedTokenizerBase,
     conversation: list[Message],
     *,
     template: str,

@@ -1,13 +1,11 @@
-"""Renders with a chat template: the base of such renderers, and the one of Hugging Face tokenizers."""
+"""Renders with a Hugging Face tokenizer and a chat template."""
 
-from abc import abstractmethod
 from concurrent.futures import Executor
 from typing import Any
 
 from server.config import ModelFiles, RendererConfig
 from server.renderers.base import BaseRenderer
 from server.renderers.chat_template import (
-    AppliesChatTemplate,
     check_chat_template,
     detect_content_format,
     resolve_chat_template,
@@ -17,55 +15,17 @@ from server.renderers.chat_template import (
 from server.renderers.messages import to_conversation
 from server.renderers.prompts import ChatOptions
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
-from server.renderers.tokenizers.tokenizer import Tokenizer
 
 
-class TemplateRenderer(BaseRenderer):
-    """Renders the operator's template, or else the model's."""
+class HfRenderer(BaseRenderer):
+    """Renders the operator's template, or else the model's.
+
+    The event loop uses the loaded tokenizer; each thread of the pool has a copy of it. Build it on the main
+    thread: loading may import torch.
+    """
 
     image_token: str | None = None
     """The text that stands for an image in a prompt; None if the model takes no images."""
-
-    def __init__(
-        self, files: ModelFiles, config: RendererConfig, tokenizer: Tokenizer, *, executor: Executor | None = None
-    ) -> None:
-        if config.chat_template is not None:
-            check_chat_template(config.chat_template)
-        super().__init__(files, config, tokenizer, executor=executor)
-
-    @property
-    @abstractmethod
-    def chat_template(self) -> str | None:
-        """The template for conversations without tools; None if there is none."""
-
-    def warm_up(self) -> None:
-        if self.chat_template is not None:
-            detect_content_format(self.chat_template)
-        super().warm_up()
-
-    def _apply(
-        self,
-        tokenizer: AppliesChatTemplate,
-        template: str,
-        messages: list[dict[str, Any]],
-        options: ChatOptions,
-    ) -> str:
-        """Renders the messages with `tokenizer`, which applies the template."""
-        content_format = resolve_content_format(template, self.config.chat_template_content_format)
-        return safe_apply_chat_template(
-            tokenizer,
-            to_conversation(messages, content_format, self.image_token),
-            template=template,
-            options=options,
-            template_kwargs=self.config.default_chat_template_kwargs | options.chat_template_kwargs,
-        )
-
-
-class HfRenderer(TemplateRenderer):
-    """The event loop uses the loaded tokenizer; each thread of the pool has a copy of it.
-
-    Build it on the main thread: loading may import torch.
-    """
 
     def __init__(
         self,
@@ -79,15 +39,30 @@ class HfRenderer(TemplateRenderer):
         self._hf = tokenizer or HfTokenizer.from_folder(
             files.tokenizer_path, trust_remote_code=config.trust_remote_code
         )
+        if config.chat_template is not None:
+            check_chat_template(config.chat_template)
         super().__init__(files, config, self._hf, executor=executor)
+
+    def warm_up(self) -> None:
+        if self.chat_template is not None:
+            detect_content_format(self.chat_template)
+        super().warm_up()
 
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
         tokenizer = self._hf.for_this_thread
         template = resolve_chat_template(tokenizer, self.config.chat_template, options.tools or None)
-        return self._apply(tokenizer, template, messages, options)
+        content_format = resolve_content_format(template, self.config.chat_template_content_format)
+        return safe_apply_chat_template(
+            tokenizer,
+            to_conversation(messages, content_format, self.image_token),
+            template=template,
+            options=options,
+            template_kwargs=self.config.default_chat_template_kwargs | options.chat_template_kwargs,
+        )
 
     @property
     def chat_template(self) -> str | None:
+        """The template for conversations without tools; None if there is none."""
         own = self._hf.loaded.chat_template
         return self.config.chat_template or (own.get("default") if isinstance(own, dict) else own)
 

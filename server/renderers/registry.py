@@ -5,7 +5,7 @@ from collections.abc import Callable
 from server.config import ModelFiles, RendererConfig, TokenizerMode
 from server.model_files.kind import accepts_images
 from server.renderers.base import BaseRenderer
-from server.renderers.tokenizers.files import find_grok2_file, is_deepseek_v32, is_mistral_format
+from server.renderers.tokenizers.files import is_deepseek_v32, is_mistral_format
 
 
 def build_renderer(files: ModelFiles, config: RendererConfig) -> BaseRenderer:
@@ -21,7 +21,7 @@ def build_renderer(files: ModelFiles, config: RendererConfig) -> BaseRenderer:
 def keep_tokenizer_of(files: ModelFiles) -> None:
     """Loads the tokenizer for a later `build_renderer`, in this process or a fork of it; starts no thread.
 
-    Does nothing for kinds that load fast enough (Mistral, Grok-2).
+    Does nothing for kinds that load fast enough (Mistral).
 
     Raises:
         TokenizerLoadError: the tokenizer is missing or broken.
@@ -36,8 +36,6 @@ def find_tokenizer_mode(files: ModelFiles) -> TokenizerMode:
     """The mode that `--tokenizer-mode auto` selects for these files; reads file names and JSON only."""
     if is_mistral_format(files.tokenizer_path):
         return "mistral"
-    if find_grok2_file(files.tokenizer_path) is not None:
-        return "grok2"
     return "deepseek_v32" if is_deepseek_v32(files) else "hf"
 
 
@@ -49,10 +47,6 @@ def _renderer_class(
         from server.renderers.mistral import MistralRenderer
 
         return MistralRenderer
-    if mode == "grok2":
-        from server.renderers.grok2 import Grok2Renderer
-
-        return Grok2Renderer
     if mode == "deepseek_v32":
         from server.renderers.deepseek_v32 import DeepseekV32Renderer
 

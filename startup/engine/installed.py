@@ -19,7 +19,6 @@ MODULES: Final = (
     "llguidance",
     "mistral_common",
     "pydantic",
-    "tiktoken",
     "jinja2",
     "regex",
 )

@@ -25,7 +25,6 @@ _EMBEDDED: Final = (
     "server.renderers.vision",
     "server.renderers.mistral",
     "server.renderers.deepseek_v32",
-    "server.renderers.grok2",
     "server.engine.pooling.build",
     "startup.probes.tls_channel",
     "startup.logs.json_lines",

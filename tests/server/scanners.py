@@ -42,7 +42,6 @@ from server.renderers.images.fetcher import MediaFetcher
 from server.renderers.images.loader import decode_data_url
 from server.renderers.messages import to_conversation
 from server.renderers.stop_strings import StopScanner, StopString
-from server.renderers.tokenizers.grok2_tokenizer import _cut_spaces
 from server.routes.asgi import read_announced_bytes, read_request_id
 from server.routes.middleware import ApiKeyMiddleware
 from server.security.api_keys import ApiKeys
@@ -280,7 +279,6 @@ SCANNERS: Final = [
         ],
     ),
     Scanner("messages", ("server.renderers.messages",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
-    Scanner("spaces", ("server.renderers.tokenizers.grok2_tokenizer",), _cut_spaces, _units(" ", " a", "\n")),
     Scanner("schemas", ("server.generation.guided",), _schema, _units("[", '{"a":', "0", "[],", '{"type":"object"},')),
     Scanner(
         "regex grammars",

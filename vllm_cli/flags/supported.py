@@ -10,6 +10,7 @@ import click
 
 from envs.registry import ENGINES, env
 from envs.variable import EnvVar
+from server.config import TokenizerMode
 from server.lora_config import LoraModule
 from server.pooler_config import PoolerConfig
 from server.setting import Group, Syntax
@@ -26,6 +27,7 @@ from vllm_cli.flags.param_types import (
     LogConfigFile,
     LoraModuleType,
     PoolerOptions,
+    TokenizerModes,
     TokenLimit,
 )
 
@@ -38,6 +40,7 @@ _BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
     "JSON list": JsonStrings(),
     "comma list": CommaList(),
     "template": ChatTemplate(),
+    "tokenizer mode": TokenizerModes(get_args(TokenizerMode)),
     "log config": LogConfigFile(),
 }
 

@@ -8,7 +8,6 @@ from typing import Any
 from server.config import ModelFiles
 from server.errors import ServerError
 
-GROK2_FILE = "tokenizer.tok.json"
 _TEKKEN = re.compile(r"tekken.*\.json")
 _SENTENCEPIECE = re.compile(r".+\.model\.v(\d+)(?:m(\d+))?")
 _UNVERSIONED = "tokenizer.model"
@@ -51,12 +50,6 @@ def is_deepseek_v32(files: ModelFiles) -> bool:
     folder = files.tokenizer_path
     has_template = (folder / "chat_template.jinja").exists()
     return not has_template and not read_json_object(folder / "tokenizer_config.json").get("chat_template")
-
-
-def find_grok2_file(path: Path) -> Path | None:
-    """xAI's tokenizer file in this folder, or the path itself if it is such a file."""
-    file = path if path.name.endswith(".tok.json") else path / GROK2_FILE
-    return file if file.is_file() else None
 
 
 def find_mistral_file(path: Path) -> Path | None:

@@ -1,5 +1,6 @@
 """The choice of the renderer by a folder's files; each renderer imports only its own libraries."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from server.config import ModelFiles, RendererConfig, TokenizerMode
 from server.renderers.registry import build_renderer, find_tokenizer_mode
 from server.renderers.tokenizers.files import TokenizerLoadError
 from tests.server.renderers.deepseek_v32_folder import save_deepseek_v32
-from tests.server.renderers.grok2_folder import save_grok2
 
 
 def save_mistral(path: Path) -> Path:
@@ -22,9 +22,7 @@ def save_mistral(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("mode", "save"), [("deepseek_v32", save_deepseek_v32), ("grok2", save_grok2), ("mistral", save_mistral)]
-)
+@pytest.mark.parametrize(("mode", "save"), [("deepseek_v32", save_deepseek_v32), ("mistral", save_mistral)])
 def test_auto_selects_the_mode_by_the_files(tmp_path: Path, mode: str, save: Callable[[Path], Path]) -> None:
     path = save(tmp_path / "model")
     assert find_tokenizer_mode(ModelFiles(path, path)) == mode
@@ -34,23 +32,23 @@ def test_auto_selects_hf_for_all_other_files(model_path: Path) -> None:
     assert find_tokenizer_mode(ModelFiles(model_path, model_path)) == "hf"
 
 
-@pytest.mark.parametrize(("mode", "name"), [("auto", "Grok2Renderer"), ("grok2", "Grok2Renderer")])
-def test_the_mode_chooses_the_renderer(tmp_path: Path, mode: str, name: str) -> None:
-    path = save_grok2(tmp_path / "model")
+@pytest.mark.parametrize("mode", ["auto", "mistral"])
+def test_the_mode_chooses_the_renderer(mode: TokenizerMode, mistral_folders: dict[str, Path], tmp_path: Path) -> None:
+    path = shutil.copytree(mistral_folders["tekken_v3"], tmp_path / "model")
+    (path / "consolidated.safetensors").touch()
     with build_renderer(ModelFiles(path, path), RendererConfig(tokenizer_mode=mode)) as renderer:
-        assert type(renderer).__name__ == name
+        assert type(renderer).__name__ == "MistralRenderer"
 
 
-@pytest.mark.parametrize("mode", ["mistral", "grok2"])
-def test_error_for_missing_files_of_a_mode_names_them(tmp_path: Path, mode: str) -> None:
+def test_error_for_missing_files_of_a_mode_names_them(tmp_path: Path) -> None:
     with pytest.raises(TokenizerLoadError, match=str(tmp_path)):
-        build_renderer(ModelFiles(tmp_path, tmp_path), RendererConfig(tokenizer_mode=mode))
+        build_renderer(ModelFiles(tmp_path, tmp_path), RendererConfig(tokenizer_mode="mistral"))
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "libraries"),
-    [("real", ""), ("deepseek_v32", ""), ("grok2", "tiktoken"), ("tekken_v3", "mistral_common tiktoken")],
+    [("real", ""), ("deepseek_v32", ""), ("tekken_v3", "mistral_common tiktoken")],
 )
 def test_a_renderer_imports_no_other_tokenizer_library_and_not_torch(
     kind: str, libraries: str, files_of: dict[str, tuple[ModelFiles, TokenizerMode]]
