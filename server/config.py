@@ -11,7 +11,7 @@ from server.machine.processors import usable_count
 from server.pooler_config import PoolerConfig
 from server.setting import Group, Setting, check_ranges, from_variable, setting
 
-TokenizerMode = Literal["auto", "hf", "mistral", "deepseek_v32"]
+TokenizerMode = Literal["auto", "hf", "mistral"]
 """Format of tokenizer files and chat encoding; `auto` decides by the files."""
 DTypeName = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 RunnerName = Literal["auto", "generate", "pooling"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from server.config import ModelFiles, RendererConfig, TokenizerMode
 from server.model_files.kind import accepts_images
 from server.renderers.base import BaseRenderer
-from server.renderers.tokenizers.files import is_deepseek_v32, is_mistral_format
+from server.renderers.tokenizers.files import is_mistral_format
 
 
 def build_renderer(files: ModelFiles, config: RendererConfig) -> BaseRenderer:
@@ -21,12 +21,12 @@ def build_renderer(files: ModelFiles, config: RendererConfig) -> BaseRenderer:
 def keep_tokenizer_of(files: ModelFiles) -> None:
     """Loads the tokenizer for a later `build_renderer`, in this process or a fork of it; starts no thread.
 
-    Does nothing for kinds that load fast enough (Mistral).
+    Does nothing for Mistral's files, which load fast enough.
 
     Raises:
         TokenizerLoadError: the tokenizer is missing or broken.
     """
-    if find_tokenizer_mode(files) in ("hf", "deepseek_v32"):
+    if find_tokenizer_mode(files) == "hf":
         from server.renderers.tokenizers.loading import keep_tokenizer
 
         keep_tokenizer(files.tokenizer_path)
@@ -34,9 +34,7 @@ def keep_tokenizer_of(files: ModelFiles) -> None:
 
 def find_tokenizer_mode(files: ModelFiles) -> TokenizerMode:
     """The mode that `--tokenizer-mode auto` selects for these files; reads file names and JSON only."""
-    if is_mistral_format(files.tokenizer_path):
-        return "mistral"
-    return "deepseek_v32" if is_deepseek_v32(files) else "hf"
+    return "mistral" if is_mistral_format(files.tokenizer_path) else "hf"
 
 
 def _renderer_class(
@@ -47,10 +45,6 @@ def _renderer_class(
         from server.renderers.mistral import MistralRenderer
 
         return MistralRenderer
-    if mode == "deepseek_v32":
-        from server.renderers.deepseek_v32 import DeepseekV32Renderer
-
-        return DeepseekV32Renderer
     if config.max_images and accepts_images(files.path):
         from server.renderers.vision import VisionRenderer
 

@@ -24,7 +24,6 @@ _EMBEDDED: Final = (
     "server.renderers.hf",
     "server.renderers.vision",
     "server.renderers.mistral",
-    "server.renderers.deepseek_v32",
     "server.engine.pooling.build",
     "startup.probes.tls_channel",
     "startup.logs.json_lines",

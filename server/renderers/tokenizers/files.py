@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from server.config import ModelFiles
 from server.errors import ServerError
 
 _TEKKEN = re.compile(r"tekken.*\.json")
@@ -33,23 +32,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TokenizerLoadError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
-
-
-def is_deepseek_v32(files: ModelFiles) -> bool:
-    """Whether code encodes the model's conversations, as published with DeepSeek-V3.2.
-
-    The experimental version before it has the same architecture, but a chat template, which is used instead.
-
-    Raises:
-        TokenizerLoadError: a file is not JSON.
-    """
-    config = read_json_object(files.path / "config.json")
-    architectures = config.get("architectures") or []
-    if config.get("model_type") != "deepseek_v32" and "DeepseekV32ForCausalLM" not in architectures:
-        return False
-    folder = files.tokenizer_path
-    has_template = (folder / "chat_template.jinja").exists()
-    return not has_template and not read_json_object(folder / "tokenizer_config.json").get("chat_template")
 
 
 def find_mistral_file(path: Path) -> Path | None:

@@ -16,11 +16,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from server.config import ModelFiles, RendererConfig, TokenizerMode
 from server.renderers.base import BaseRenderer
-from server.renderers.deepseek_v32 import DeepseekV32Renderer
 from server.renderers.hf import HfRenderer
 from server.renderers.mistral import MistralRenderer
 from tests.server.inline_executor import InlineExecutor
-from tests.server.renderers.deepseek_v32_folder import save_deepseek_v32
 
 KINDS = ("real", "byte_level", "llama", "unigram", "wordpiece")
 """Of Hugging Face's tokenizers."""
@@ -51,7 +49,7 @@ MISTRAL_FILES = {
 }
 MISTRAL_TEKKEN_VERSIONS = [v for v in ("v7", "v11", "v13", "v15") if v in TokenizerVersion.__members__]
 MISTRAL_KINDS = (*MISTRAL_FILES, *(f"tekken_{version}" for version in MISTRAL_TEKKEN_VERSIONS))
-ALL_KINDS = (*KINDS, *MISTRAL_KINDS, "deepseek_v32")
+ALL_KINDS = (*KINDS, *MISTRAL_KINDS)
 
 
 @pytest.fixture(scope="session")
@@ -139,46 +137,26 @@ def mistral(build_mistral: Callable[[str], MistralRenderer], mistral_kind: str) 
 
 
 @pytest.fixture(scope="session")
-def deepseek_v32_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_deepseek_v32(tmp_path_factory.mktemp("deepseek") / "v32")
-
-
-@pytest.fixture(scope="session")
 def files_of(
     tokenizer_folders: dict[str, Path],
     mistral_folders: dict[str, Path],
-    deepseek_v32_folder: Path,
 ) -> dict[str, tuple[ModelFiles, TokenizerMode]]:
     """Kind -> folder, and the mode that reads it."""
     folders: dict[TokenizerMode, dict[str, Path]] = {
         "hf": tokenizer_folders,
         "mistral": mistral_folders,
-        "deepseek_v32": {"deepseek_v32": deepseek_v32_folder},
     }
     return {kind: (ModelFiles(path, path), mode) for mode in folders for kind, path in folders[mode].items()}
-
-
-@pytest.fixture(scope="session")
-def own_formats(
-    files_of: dict[str, tuple[ModelFiles, TokenizerMode]], inline_executor: InlineExecutor
-) -> dict[str, BaseRenderer]:
-    """Renderers of models with formats of their own."""
-    classes = {"deepseek_v32": DeepseekV32Renderer}
-    return {
-        kind: build(files_of[kind][0], RendererConfig(), executor=inline_executor) for kind, build in classes.items()
-    }
 
 
 @pytest.fixture(params=ALL_KINDS)
 def any_renderer(
     request: pytest.FixtureRequest,
     renderers: dict[str, HfRenderer],
-    own_formats: dict[str, BaseRenderer],
     build_mistral: Callable[[str], MistralRenderer],
 ) -> BaseRenderer:
     """A renderer of each kind of tokenizer."""
-    others = {**renderers, **own_formats}
-    return others[request.param] if request.param in others else build_mistral(request.param)
+    return renderers[request.param] if request.param in renderers else build_mistral(request.param)
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path, **settings: Any) -> Path:

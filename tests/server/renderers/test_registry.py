@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,21 +10,6 @@ import pytest
 from server.config import ModelFiles, RendererConfig, TokenizerMode
 from server.renderers.registry import build_renderer, find_tokenizer_mode
 from server.renderers.tokenizers.files import TokenizerLoadError
-from tests.server.renderers.deepseek_v32_folder import save_deepseek_v32
-
-
-def save_mistral(path: Path) -> Path:
-    """Empty files: the choice depends on file names only."""
-    path.mkdir()
-    for name in ("consolidated.safetensors", "tekken.json", "config.json"):
-        (path / name).write_text("{}")
-    return path
-
-
-@pytest.mark.parametrize(("mode", "save"), [("deepseek_v32", save_deepseek_v32), ("mistral", save_mistral)])
-def test_auto_selects_the_mode_by_the_files(tmp_path: Path, mode: str, save: Callable[[Path], Path]) -> None:
-    path = save(tmp_path / "model")
-    assert find_tokenizer_mode(ModelFiles(path, path)) == mode
 
 
 def test_auto_selects_hf_for_all_other_files(model_path: Path) -> None:
@@ -48,7 +32,7 @@ def test_error_for_missing_files_of_a_mode_names_them(tmp_path: Path) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "libraries"),
-    [("real", ""), ("deepseek_v32", ""), ("tekken_v3", "mistral_common tiktoken")],
+    [("real", ""), ("tekken_v3", "mistral_common tiktoken")],
 )
 def test_a_renderer_imports_no_other_tokenizer_library_and_not_torch(
     kind: str, libraries: str, files_of: dict[str, tuple[ModelFiles, TokenizerMode]]
