@@ -261,8 +261,6 @@ class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Whether prompts for embeddings that are longer than the context are cut into parts."""
     max_embed_len: int | None = None
     """Most tokens of a prompt for embeddings, if that is not the model's context."""
-    task_instructions: dict[str, str] = {}
-    """Texts that the model's files define, to be put before texts that are embedded for a purpose."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True):

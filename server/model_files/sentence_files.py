@@ -25,8 +25,6 @@ class SentenceFiles(NamedTuple):
     unknown_modules: tuple[str, ...] = ()
     max_seq_length: int | None = None
     does_lower_case: bool = False
-    prompts: dict[str, str] = {}
-    """Texts to be put before texts that are embedded for a purpose, such as `query`."""
 
     @property
     def pooling_type(self) -> str | None:
@@ -42,10 +40,6 @@ def read_sentence_files(folder: Path) -> SentenceFiles:
         max_seq_length=length if isinstance(length, int) and length > 0 else None,
         does_lower_case=encoder.get("do_lower_case") is True,
     )
-    library = read_json(folder / "config_sentence_transformers.json")
-    prompts = library.get("prompts") if isinstance(library, dict) else None
-    if isinstance(prompts, dict):
-        files = files._replace(prompts={key: text for key, text in prompts.items() if isinstance(text, str)})
     modules = read_json(folder / "modules.json")
     named = [(_module_name(module), _module_folder(folder, module)) for module in modules or () if module]
     poolings = [path for name, path in named if name == "Pooling"]

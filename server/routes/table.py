@@ -8,7 +8,6 @@ from server.apis.messages.response import ANTHROPIC
 from server.apis.messages.serving import MessagesServing
 from server.apis.openai.chat import ChatServing
 from server.apis.openai.completions import CompletionServing
-from server.apis.pooling.cohere import CohereEmbeddingServing, CohereEmbedRequest
 from server.apis.pooling.embedding import EmbeddingRequest, EmbeddingServing
 from server.apis.pooling.pooling import ClassificationRequest, ClassificationServing, PoolingRequest, PoolingServing
 from server.apis.pooling.scoring import RerankRequest, RerankServing, ScoreRequest, ScoreServing
@@ -106,7 +105,6 @@ def _pooling_routes(parts: AppParts, post: _PostRoutes) -> list[Route]:
     score, rerank = ScoreServing(parts).create, RerankServing(parts).create
     return [
         post("/v1/embeddings", EmbeddingRequest, EmbeddingServing(parts).create),
-        post("/v2/embed", CohereEmbedRequest, CohereEmbeddingServing(parts).create),
         post("/pooling", PoolingRequest, PoolingServing(parts).create),
         post("/classify", ClassificationRequest, ClassificationServing(parts).create),
         *(post(path, ScoreRequest, score) for path in ("/score", "/v1/score")),

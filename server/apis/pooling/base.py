@@ -10,7 +10,7 @@ from uuid import uuid4
 import msgspec
 
 from server.apis.pooling.prompts import PromptReader
-from server.apis.pooling.request import D, InputFields, ListResponse, Truncatable
+from server.apis.pooling.request import D, InputFields, ListResponse, PoolingFields
 from server.errors import EngineError, RequestError, UnsupportedApiError
 from server.generation.sequences import SequenceRecorder
 from server.http_body.response_parts import BinaryResponse, Usage
@@ -26,7 +26,7 @@ from server.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T", bound=Truncatable)
+T = TypeVar("T", bound=PoolingFields)
 
 
 @dataclass(kw_only=True)

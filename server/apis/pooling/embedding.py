@@ -1,22 +1,20 @@
-"""Answers /v1/embeddings, and the base of all endpoints that embed."""
+"""Answers /v1/embeddings."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 import numpy as np
 from msgspec.structs import replace
 
 from server.apis.pooling.base import PoolingServeContext, PoolingServingBase, check_dimensions
-from server.apis.pooling.request import Dimensions, ListResponse, Truncatable, VectorFields
+from server.apis.pooling.request import Dimensions, ListResponse, VectorFields
 from server.apis.pooling.vectors import binary_response, to_json, values_of
 from server.http_body.response_parts import BinaryResponse
 from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, PoolingInfo, PoolingParams, TensorData
-
-E = TypeVar("E", bound=Truncatable)
 
 _NORM_TOLERANCE = 1e-2
 """bfloat16 rounds the length of a normalized embedding by less."""
@@ -43,7 +41,7 @@ class EmbeddingResponse(ListResponse[EmbeddingData], kw_only=True):
     """The response."""
 
 
-class EmbeddingServingBase(PoolingServingBase[E]):
+class EmbeddingServing(PoolingServingBase[EmbeddingRequest]):
     """One vector per input; with `enable_chunked_processing`, of inputs of any length."""
 
     request_id_prefix = "embd"
@@ -55,24 +53,20 @@ class EmbeddingServingBase(PoolingServingBase[E]):
     def _max_input_len(self, info: PoolingInfo) -> int | None:
         return info.max_embed_len or (sys.maxsize if info.chunks_prompts else None)
 
-    async def _run_engine(self, ctx: PoolingServeContext[E]) -> None:
+    async def _run_engine(self, ctx: PoolingServeContext[EmbeddingRequest]) -> None:
         """The outputs are those of all parts of all prompts."""
         parts = [part for prompt in ctx.prompts for part in self._parts(ctx, prompt)]
         ctx.outputs = await self._pool(ctx, parts, self._new_ids(ctx, len(parts)), [ctx.pooling_params] * len(parts))
 
-    def _joined_outputs(self, ctx: PoolingServeContext[E]) -> Iterator[EngineOutput]:
+    def _joined_outputs(self, ctx: PoolingServeContext[EmbeddingRequest]) -> Iterator[EngineOutput]:
         """One output per prompt."""
         outputs = iter(ctx.outputs)
         for prompt in ctx.prompts:
             parts = self._parts(ctx, prompt)
             yield _join_parts(list(islice(outputs, len(parts))), parts)
 
-    def _parts(self, ctx: PoolingServeContext[E], prompt: Encoded) -> list[Encoded]:
+    def _parts(self, ctx: PoolingServeContext[EmbeddingRequest], prompt: Encoded) -> list[Encoded]:
         return _split_prompt(prompt, self._engine.info.max_model_len) if ctx.info.chunks_prompts else [prompt]
-
-
-class EmbeddingServing(EmbeddingServingBase[EmbeddingRequest]):
-    """Answers /v1/embeddings."""
 
     def _pooling_params(self, request: EmbeddingRequest, info: PoolingInfo) -> PoolingParams:
         check_dimensions(request.dimensions, info, self._models.default_name)

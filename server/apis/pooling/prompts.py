@@ -5,7 +5,7 @@ Blocks; runs in the renderer pool.
 
 from typing import Any
 
-from server.apis.pooling.request import InputFields, Message, Truncatable
+from server.apis.pooling.request import InputFields, Message, PoolingFields
 from server.errors import RequestError
 from server.renderers.base import BaseRenderer
 from server.renderers.prompts import ChatOptions, check_text_length, check_token_ids, check_unicode
@@ -20,7 +20,7 @@ class PromptReader:
     """
 
     def __init__(
-        self, renderer: BaseRenderer, request: Truncatable, info: EngineInfo, *, max_input_len: int | None = None
+        self, renderer: BaseRenderer, request: PoolingFields, info: EngineInfo, *, max_input_len: int | None = None
     ) -> None:
         """`max_input_len` is the most tokens of a prompt, if that is not the model's context.
 

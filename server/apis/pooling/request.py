@@ -34,8 +34,8 @@ AnyTokenId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """Compared with the model's vocabulary later."""
 
 
-class Truncatable(RequestBody, kw_only=True):
-    """What the base of pooling needs of every request."""
+class PoolingFields(RequestBody, kw_only=True, forbid_unknown_fields=True):
+    """Base of every request whose prompts are pooled."""
 
     model: str | None = None
     truncate_prompt_tokens: Truncation | None = None
@@ -44,11 +44,6 @@ class Truncatable(RequestBody, kw_only=True):
     padding: Literal["max_length", "do_not_pad"] | None = None
     """`max_length` appends padding tokens, which count as the model's other tokens do."""
     request_id: RequestId | None = None
-
-
-class PoolingFields(Truncatable, kw_only=True, forbid_unknown_fields=True):
-    """Base of every request with vLLM's fields whose prompts are pooled."""
-
     user: Hint = None
     cache_salt: Hint = None
     priority: Annotated[Priority, INEFFECTIVE] = 0

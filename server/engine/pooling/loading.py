@@ -78,7 +78,6 @@ def load_pooling_model(files: ModelFiles, config: EngineConfig, kind: ModelKind)
             does_lower_case=loader.sentence.does_lower_case,
             chunks_prompts=config.pooler.enable_chunked_processing,
             max_embed_len=config.pooler.max_embed_len,
-            task_instructions=_texts(getattr(model_config, "task_instructions", None)) or loader.sentence.prompts,
         ),
         defaults=loader.defaults,
         max_model_len=_max_model_len(files, config, model_config, loader.sentence),
@@ -201,11 +200,6 @@ class _Loader:
                 "of cls, mean and lasttoken; --pooler-config with a pooling_type overrides it"
             )
         return sentence.pooling_type  # type: ignore[return-value]
-
-
-def _texts(entries: object) -> dict[str, str]:
-    """The entries of a configuration whose values are texts."""
-    return {key: text for key, text in entries.items() if isinstance(text, str)} if isinstance(entries, dict) else {}
 
 
 def _choose_task(head: PoolingHead, pooler: PoolerConfig, path: Path) -> PoolingTask:
