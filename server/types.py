@@ -90,8 +90,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """If not empty, only these tokens may be sampled."""
     logprobs: int | None = None
     """Number of most likely tokens to report in addition to the sampled one; None reports nothing."""
-    logprob_token_ids: tuple[int, ...] = ()
-    """If not empty, these tokens are reported instead of the most likely ones."""
     prompt_logprobs: int | None = None
     """The number for every prompt token but the first."""
     guided: GuidedDecoding | None = None

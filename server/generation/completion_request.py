@@ -43,11 +43,6 @@ class CompletionRequest(GenerationRequest, kw_only=True):
                 "`prompt_logprobs` is not compatible with `prompt_embeds`: they have no tokens.",
                 param="prompt_logprobs",
             )
-        if self.logprob_token_ids and self.is_echo_only:
-            raise RequestError(
-                "`logprob_token_ids` cannot be combined with `echo` and `max_tokens=0`: no tokens are generated.",
-                param="logprob_token_ids",
-            )
         if isinstance(self.prompt, list) and len({type(member) for member in self.prompt}) > 1:
             raise RequestError(
                 "`prompt` must hold texts, or token ids, or lists of token ids, not a mix.", param="prompt"

@@ -65,7 +65,7 @@ class LogprobFormatter:
         """The request's `return_tokens_as_token_ids` takes precedence over the server's."""
         asked, default = request.return_tokens_as_token_ids, inference.config.generation.return_tokens_as_token_ids
         self._renderer = inference.renderer
-        self._num_top = None if request.num_logprobs == -1 or request.logprob_token_ids else request.num_logprobs
+        self._num_top = None if request.num_logprobs == -1 else request.num_logprobs
         """None shows all candidates that the engine sends."""
         self._shows_token_ids = default if asked is None else asked
 

@@ -35,8 +35,6 @@ from server.http_body.fields import (
     check_unsupported,
 )
 
-MAX_LOGPROB_TOKEN_IDS = 128
-
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a stream reports in addition to the text."""
@@ -167,8 +165,7 @@ class GenerationRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
 
     use_beam_search: Unsupported = False
 
-    logprob_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_LOGPROB_TOKEN_IDS)] | None = None
-    """Tokens whose log-probabilities are reported instead of the most likely ones."""
+    logprob_token_ids: Unsupported = None
     truncation_side: Literal["left", "right"] | None = None
     """The side on which tokens are cut off; `left`, the default here, keeps the last ones."""
 
@@ -184,10 +181,6 @@ class GenerationRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
             raise RequestError("Stream options can only be defined when `stream=True`.", param="stream_options")
         if self.stream and self.prompt_logprobs:
             raise RequestError("`prompt_logprobs` are not available when `stream=True`.", param="prompt_logprobs")
-        if self.logprob_token_ids and self.num_logprobs is None:
-            raise RequestError(
-                "When using `logprob_token_ids`, `logprobs` must be set (for chat: to true).", param="logprob_token_ids"
-            )
 
     def _check_thinking_budget(self) -> None:
         budget = self.thinking_token_budget

@@ -123,8 +123,7 @@ class SamplingBuilder:
             logit_bias={token: min(100.0, max(-100.0, bias)) for token, bias in (request.logit_bias or {}).items()},
             bad_words_ids=tuple(map(tuple, constraints.bad_words_ids)),
             allowed_token_ids=tuple(dict.fromkeys(request.allowed_token_ids or ())),
-            logprobs=0 if request.logprob_token_ids else self._num_logprobs(request.num_logprobs, "logprobs"),
-            logprob_token_ids=tuple(dict.fromkeys(request.logprob_token_ids or ())),
+            logprobs=self._num_logprobs(request.num_logprobs, "logprobs"),
             prompt_logprobs=self._num_logprobs(request.num_prompt_logprobs, "prompt_logprobs"),
             guided=constraints.guided,
             cache_salt=request.cache_salt,
@@ -214,5 +213,5 @@ def _check_min_tokens(request: AnyRequest, budgets: Sequence[int]) -> None:
 def _check_token_ids(request: AnyRequest, vocab_size: int) -> None:
     if request.allowed_token_ids == []:
         raise RequestError("allowed_token_ids must not be empty; leave it out instead.", param="allowed_token_ids")
-    for param in ("stop_token_ids", "logit_bias", "allowed_token_ids", "logprob_token_ids"):
+    for param in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
         check_token_ids(getattr(request, param) or (), vocab_size=vocab_size, param=param)

@@ -2,7 +2,6 @@
 
 from starlette.routing import Route
 
-from server.apis.generative_scoring import GenerativeScoringRequest, GenerativeScoringServing
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
 from server.apis.messages.response import ANTHROPIC
 from server.apis.messages.serving import MessagesServing
@@ -86,10 +85,8 @@ def _text_routes(parts: AppParts, post: _PostRoutes) -> list[Route]:
     responses = ResponsesServing(parts, runner, archive, parts.running, parts.admission.limits)
     stored = ResponseEndpoints(responses)
     completions = CompletionServing(parts, builder)
-    scoring = GenerativeScoringServing(parts, builder)
     return [
         post("/v1/completions", CompletionRequest, completions.create, takes_embeds=True),
-        post("/generative_scoring", GenerativeScoringRequest, scoring.create),
         post("/v1/chat/completions", ChatRequest, chat.create),
         post("/v1/messages", MessagesRequest, messages.create, failures=ANTHROPIC),
         post("/v1/messages/count_tokens", CountTokensRequest, messages.count_tokens, failures=ANTHROPIC),

@@ -122,7 +122,7 @@ class RerankRequest(ScoringFields, kw_only=True):
 
 
 class ScoreData(msgspec.Struct, kw_only=True):
-    """One pair's score, or one item's."""
+    """One pair's score."""
 
     index: int
     object: Literal["score"] = "score"
@@ -130,7 +130,7 @@ class ScoreData(msgspec.Struct, kw_only=True):
 
 
 class ScoreResponse(ListResponse[ScoreData], kw_only=True):
-    """The response; for /generative_scoring with one member per item."""
+    """The response."""
 
 
 class RerankDocument(msgspec.Struct, kw_only=True):

@@ -13,17 +13,6 @@ _LEAST = -9999.0
 """JSON has no infinity; vLLM and OpenAI report this for an impossible token."""
 
 
-def describe_chosen(logits: torch.Tensor, token_id: int, chosen: Seq[int]) -> TokenLogprob:
-    """The log-probabilities of the sampled token, first, and of those that the request chose."""
-    logprobs = torch.log_softmax(logits.float(), dim=-1)
-    own = logprobs[token_id]
-    others = [other for other in dict.fromkeys(chosen) if other != token_id]
-    reported = [token_id, *others]
-    values = logprobs[torch.tensor(reported, device=logprobs.device)].clamp(min=_LEAST).tolist()
-    rank = int((logprobs > own).sum()) + 1
-    return TokenLogprob(token_id, values[0], rank, list(zip(reported, values, strict=True)))
-
-
 def add_prompt_logprobs(chunk: Chunk, logits: torch.Tensor) -> None:
     """Adds to its sequence those of the prompt tokens after a chunk's; the first token of a prompt has none.
 

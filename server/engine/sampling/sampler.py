@@ -13,7 +13,7 @@ import torch
 
 from server.engine.sampling.drawing import draw, new_generator
 from server.engine.sampling.guided import GuidedDecodingError, GuidedStates
-from server.engine.sampling.logprobs import describe, describe_chosen
+from server.engine.sampling.logprobs import describe
 from server.engine.sampling.penalties import Penalties
 from server.engine.sequence import Sequence
 from server.types import FinishReason, TokenLogprob
@@ -92,9 +92,6 @@ class Sampler:
         if raw is not None:
             nums_top = [sequences[i].params.logprobs or 0 for i in described]
             logprobs = dict(zip(described, describe(raw, [token_ids[i] for i in described], nums_top), strict=True))
-            for row, i in enumerate(described):
-                if chosen := sequences[i].params.logprob_token_ids:
-                    logprobs[i] = describe_chosen(raw[row], token_ids[i], chosen)
         return [Sampled(s, token_ids[i], logprobs.get(i), errors.get(i)) for i, s in enumerate(sequences)]
 
     def find_end(self, sequence: Sequence, token_id: int) -> Ending:

@@ -179,7 +179,7 @@ class ScriptedEngine:
                 token_ids=token_ids,
                 finish_reason="stop" if stops else "length" if is_full else None,
                 stop_token_id=stops[0] if stops else None,
-                logprobs=[_logprob(token_id, params.logprobs, params.logprob_token_ids) for token_id in token_ids]
+                logprobs=[_logprob(token_id, params.logprobs) for token_id in token_ids]
                 if params.logprobs is not None
                 else None,
                 prompt_logprobs=[None, *(_logprob(token_id, params.prompt_logprobs) for token_id in prompt[1:])]
@@ -193,11 +193,8 @@ class ScriptedEngine:
                 return
 
 
-def _logprob(token_id: int, num_top: int | None, chosen: Sequence[int] = ()) -> TokenLogprob:
+def _logprob(token_id: int, num_top: int | None) -> TokenLogprob:
     """The token is the second most likely one, after the next one of the vocabulary."""
-    if chosen:
-        listed = dict.fromkeys([token_id, *chosen])
-        return TokenLogprob(token_id, -1.5, 2, [(other, -0.25 if other == token_id + 1 else -1.5) for other in listed])
     top = [(token_id + 1, -0.25), (token_id, -1.5), (token_id + 2, float("-inf"))]
     return TokenLogprob(token_id, -1.5, 2, top[: num_top or 0])
 

@@ -153,10 +153,6 @@ FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "completion: prompts": lambda: completion(["a b c"] * 1024),
     "completion: prompts of one token": lambda: completion([[5] * 300] * 1024),
     "completion: echoed choices": lambda: completion("hello " * 5000, echo=True, n=256, temperature=1),
-    "generative scoring": lambda: (
-        "/generative_scoring",
-        {"query": "a", "items": ["b c"] * 1024, "label_token_ids": [5, 6]},
-    ),
     "responses: input": lambda: response(LONG),
     "responses: items": lambda: response(_turns(2048)),
     "responses: parts": lambda: response(user([{"type": "input_text", "text": "a"}] * 60_000)),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from server.engine.sampling.logprobs import describe, describe_chosen
+from server.engine.sampling.logprobs import describe
 from server.types import TokenLogprob
 from tests.server.engine.sampling.small_sampler import random_logits
 
@@ -45,14 +45,3 @@ def test_half_precision_logits_are_normalised_in_float32() -> None:
 def test_more_top_tokens_than_the_vocabulary_report_all_tokens() -> None:
     [found] = describe(random_logits(1, 5), [0], [20])
     assert sorted(t for t, _ in found.top) == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("sampled", [3, 40])
-def test_chosen_tokens_are_reported_once_after_the_sampled_one(sampled: int) -> None:
-    logits = random_logits(1, 90)[0]
-    expected = torch.log_softmax(logits, dim=-1)
-    found = describe_chosen(logits, sampled, [7, 3, 7])
-    ids = [3, 7] if sampled == 3 else [40, 7, 3]
-    assert found.top == [(token_id, float(expected[token_id])) for token_id in ids]
-    [natural] = describe(logits[None], [sampled], [0])
-    assert (found.token_id, found.logprob, found.rank) == (sampled, natural.logprob, natural.rank)

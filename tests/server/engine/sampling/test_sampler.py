@@ -32,19 +32,6 @@ def test_temperature_zero_takes_the_most_likely_token_with_any_other_parameter(t
     assert _sample(create_sampler(vocab_size=VOCAB), sequences, logits) == logits.argmax(-1).tolist()
 
 
-def test_chosen_logprobs_are_reported_beside_the_most_likely_ones_of_other_sequences() -> None:
-    logits = random_logits(3, VOCAB)
-    raw = logits.log_softmax(-1)
-    parameters: list[dict[str, Any]] = [{"logprobs": 2}, {"logprobs": 0, "logprob_token_ids": (5, 9)}, {}]
-    sequences = [create_sequence([1], temperature=0.0, **fields) for fields in parameters]
-    sampled = create_sampler(vocab_size=VOCAB).sample(sequences, logits)
-    assert [token_id for token_id, _ in sampled[0].logprob.top] == raw[0].topk(2).indices.tolist()
-    best = int(raw[1].argmax())
-    reported = dict.fromkeys((best, 5, 9))
-    assert dict(sampled[1].logprob.top) == pytest.approx({token_id: float(raw[1, token_id]) for token_id in reported})
-    assert sampled[2].logprob is None
-
-
 def test_greedy_choice_among_equals_is_the_first() -> None:
     logits = torch.zeros(3, 50_000)
     logits[:, 30_000:] = 1.0
