@@ -40,11 +40,10 @@ class Usage(msgspec.Struct, kw_only=True):
 
 
 class BinaryResponse(NamedTuple):
-    """A body of bytes, its type, and further headers that describe it."""
+    """A body of bytes, and its type."""
 
     body: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    content_type: bytes = b"application/octet-stream"
+    content_type: bytes
 
 
 def encode_named_event(payload: msgspec.Struct) -> bytes:

@@ -124,9 +124,7 @@ class JsonEndpoint(Generic[T]):
         if isinstance(response, msgspec.Struct | bytes):
             await send_json(send, response, headers=headers())
         elif isinstance(response, BinaryResponse):
-            await send_bytes(
-                send, response.body, content_type=response.content_type, headers=(*response.headers, *headers())
-            )
+            await send_bytes(send, response.body, content_type=response.content_type, headers=headers())
         else:
             try:
                 await send_events(send, response, headers, deadline, self._failures)

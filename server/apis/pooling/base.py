@@ -13,7 +13,7 @@ from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import D, InputFields, ListResponse, PoolingFields
 from server.errors import EngineError, RequestError, UnsupportedApiError
 from server.generation.sequences import SequenceRecorder
-from server.http_body.response_parts import BinaryResponse, Usage
+from server.http_body.response_parts import Usage
 from server.operation.concurrently import run_concurrently
 from server.operation.inference import Inference
 from server.operation.models import unix_time
@@ -80,7 +80,7 @@ class PoolingServingBase(ABC, Generic[T]):
         self._fill_prompts_async = make_async(self._fill_prompts, self._renderer.executor)
         self._build_response_async = make_async(self._build_response, self._renderer.executor)
 
-    async def create(self, request: T, context: RequestContext) -> bytes | BinaryResponse:
+    async def create(self, request: T, context: RequestContext) -> bytes:
         """The whole response, encoded.
 
         Raises:
@@ -99,7 +99,7 @@ class PoolingServingBase(ABC, Generic[T]):
         """The pooling parameters of the prompts; raises RequestError if the model does not support them."""
 
     @abstractmethod
-    def _build_response(self, ctx: PoolingServeContext[T]) -> bytes | BinaryResponse:
+    def _build_response(self, ctx: PoolingServeContext[T]) -> bytes:
         """The response, encoded; runs in the pool."""
 
     def _fill_prompts(self, ctx: PoolingServeContext[T]) -> None:

@@ -11,8 +11,7 @@ from msgspec.structs import replace
 
 from server.apis.pooling.base import PoolingServeContext, PoolingServingBase, check_dimensions
 from server.apis.pooling.request import Dimensions, ListResponse, VectorFields
-from server.apis.pooling.vectors import binary_response, to_json, values_of
-from server.http_body.response_parts import BinaryResponse
+from server.apis.pooling.vectors import to_json, values_of
 from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, PoolingInfo, PoolingParams, TensorData
 
@@ -72,10 +71,8 @@ class EmbeddingServing(PoolingServingBase[EmbeddingRequest]):
         check_dimensions(request.dimensions, info, self._models.default_name)
         return PoolingParams(task="embed", use_activation=request.use_activation, dimensions=request.dimensions)
 
-    def _build_response(self, ctx: PoolingServeContext[EmbeddingRequest]) -> bytes | BinaryResponse:
+    def _build_response(self, ctx: PoolingServeContext[EmbeddingRequest]) -> bytes:
         ctx.outputs = list(self._joined_outputs(ctx))
-        if (binary := binary_response(ctx)) is not None:
-            return binary
         data = [
             EmbeddingData(index=index, embedding=to_json(output, ctx.request))
             for index, output in enumerate(ctx.outputs)

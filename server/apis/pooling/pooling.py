@@ -6,9 +6,8 @@ import msgspec
 
 from server.apis.pooling.base import PoolingServeContext, PoolingServingBase
 from server.apis.pooling.request import InputFields, ListResponse, VectorFields
-from server.apis.pooling.vectors import binary_response, to_json, values_of
+from server.apis.pooling.vectors import to_json, values_of
 from server.errors import RequestError
-from server.http_body.response_parts import BinaryResponse
 from server.types import EngineOutput, PoolingInfo, PoolingParams
 
 
@@ -53,9 +52,7 @@ class PoolingServing(PoolingServingBase[PoolingRequest]):
             raise RequestError(_why_not(request.task, info), param="task")
         return PoolingParams(task=info.task, use_activation=request.use_activation)
 
-    def _build_response(self, ctx: PoolingServeContext[PoolingRequest]) -> bytes | BinaryResponse:
-        if (binary := binary_response(ctx)) is not None:
-            return binary
+    def _build_response(self, ctx: PoolingServeContext[PoolingRequest]) -> bytes:
         data = [PoolingData(index=index, data=to_json(output, ctx.request)) for index, output in enumerate(ctx.outputs)]
         return ctx.encode(PoolingResponse, data)
 

@@ -25,8 +25,6 @@ from server.http_body.response_parts import Usage
 D = TypeVar("D")
 
 EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]
-EmbedDType = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
-Endianness = Literal["native", "big", "little"]
 Message = dict[str, Any]
 Conversation = list[Message]
 Dimensions = Annotated[int, Meta(ge=1)]
@@ -114,14 +112,21 @@ class InputFields(PoolingFields, kw_only=True):
 
 
 class VectorFields(InputFields, kw_only=True):
-    """Base of requests for vectors, with the vectors' encoding.
-
-    `embed_dtype` and `endianness` apply to all formats except `float`.
-    """
+    """Base of requests for vectors, with the vectors' encoding."""
 
     encoding_format: EncodingFormat = "float"
-    embed_dtype: EmbedDType = "float32"
-    endianness: Endianness = "native"
+    """`base64` has the bytes of float32; vLLM has `bytes` and `bytes_only`, too."""
+    embed_dtype: Unsupported = "float32"
+    endianness: Unsupported = "native"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.encoding_format not in ("float", "base64"):
+            raise RequestError(
+                f"`encoding_format` {self.encoding_format} needs `--engine vllm`; the embedded engine has float and "
+                "base64.",
+                param="encoding_format",
+            )
 
 
 class ListResponse(msgspec.Struct, Generic[D], kw_only=True):

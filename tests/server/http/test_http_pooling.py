@@ -1,14 +1,10 @@
 """The pooling endpoints over HTTP: real routes, renderer and pooling core, tiny models."""
 
-import base64
-import json
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openai
 import pytest
 import torch
@@ -130,27 +126,18 @@ def test_openai_client_reads_base64_and_floats(client: openai.OpenAI, embedder: 
         _assert_close(one.embedding, _embedding(embedder, bert, text))
 
 
-def test_base64_has_the_requested_type_and_order(embedder: LiveServer) -> None:
-    """tests/server/apis/pooling/test_vectors.py has all types."""
-    body = {"input": "hello", "encoding_format": "base64", "embed_dtype": "float16", "endianness": "big"}
-    encoded = embedder.post("/v1/embeddings", body).json()["data"][0]["embedding"]
-    floats = embedder.post("/v1/embeddings", {"input": "hello"}).json()["data"][0]["embedding"]
-    assert np.frombuffer(base64.b64decode(encoded), ">f2") == pytest.approx(floats, abs=1e-3)
-
-
-def test_bytes_come_with_their_positions_in_a_header(embedder: LiveServer) -> None:
-    response = embedder.post("/v1/embeddings", {"input": TEXTS[:2], "encoding_format": "bytes"})
-    assert response.headers["content-type"] == "application/octet-stream"
-    metadata = json.loads(response.headers["metadata"])
-    assert metadata["usage"]["prompt_tokens"] == 4 + 8
-    floats = embedder.post("/v1/embeddings", {"input": TEXTS[:2]}).json()["data"]
-    for item, expected in zip(metadata["data"], floats, strict=True):
-        part = response.content[item["start"] : item["end"]]
-        assert item["shape"] == [32]
-        assert list(struct.unpack("32f", part)) == expected["embedding"]
-    bare = embedder.post("/v1/embeddings", {"input": TEXTS[:2], "encoding_format": "bytes_only"})
-    assert bare.content == response.content
-    assert "metadata" not in bare.headers
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"encoding_format": "bytes"},
+        {"encoding_format": "bytes_only"},
+        {"encoding_format": "base64", "embed_dtype": "fp8_e4m3"},
+        {"encoding_format": "base64", "endianness": "big"},
+    ],
+    ids=str,
+)
+def test_encodings_that_only_vllm_has_are_rejected(embedder: LiveServer, fields: dict[str, Any]) -> None:
+    assert_rejected(embedder.post("/v1/embeddings", {"input": "a", **fields}), list(fields)[-1], "--engine vllm")
 
 
 def test_token_ids_are_not_changed(embedder: LiveServer, bert: PreTrainedModel) -> None:
