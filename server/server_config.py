@@ -22,12 +22,6 @@ class GenerationConfig:
 
     help_group: ClassVar[Group] = "Requests and answers"
 
-    enable_flash_late_interaction: bool = setting(
-        True,
-        "--enable-flash-late-interaction",
-        "Compute late-interaction scores in the engine process instead of in the API process.",
-    )
-    """The engine then keeps the query's token embeddings."""
     response_role: str = setting("assistant", "--response-role", "Role of the generated message.")
     generation_config: str = setting(
         "auto",

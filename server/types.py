@@ -163,15 +163,6 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """The most likely tokens with their log-probabilities, best first."""
 
 
-class LateInteraction(msgspec.Struct, frozen=True, array_like=True):
-    """One half of a score by late interaction that the engine computes."""
-
-    query_id: str
-    """The request id of the query; its documents refer to it."""
-    role: Literal["query", "document"]
-    """A query's token embeddings are kept until it is aborted; a document gets its score against them."""
-
-
 class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one prompt's hidden states are pooled; names and meanings follow vLLM's `PoolingParams`."""
 
@@ -180,8 +171,6 @@ class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Whether embeddings are normalized and logits become probabilities; None is the model's default."""
     dimensions: int | None = None
     """Truncates embeddings to this length."""
-    late_interaction: LateInteraction | None = None
-    """With `token_embed`: the engine keeps the embeddings and returns scores."""
 
 
 class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):

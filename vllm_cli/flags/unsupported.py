@@ -83,6 +83,9 @@ IGNORED: Final[dict[str, tuple[Flag, ...]]] = {
         switch("--disable-nccl-for-dp-synchronization"),
         switch("--enable-shm-tensor-arena"),
     ),
+    "late-interaction scores are computed in the API process": (
+        switch("--enable-flash-late-interaction", neutral=True),
+    ),
     "the embedded server logs and exports the same either way": (
         switch("--enable-log-outputs"),
         switch("--enable-log-deltas", neutral=True),

@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
-from msgspec.structs import replace
 
 from server.apis.pooling.base import PoolingServeContext, PoolingServingBase
 from server.apis.pooling.prompts import PromptReader
@@ -18,7 +17,7 @@ from server.apis.pooling.vectors import cosine, max_similarity, values_of
 from server.errors import RequestError
 from server.http_body.fields import Counted, Hint
 from server.renderers.tokenizers.tokenizer import Encoded
-from server.types import LateInteraction, PoolingInfo, PoolingParams
+from server.types import PoolingInfo, PoolingParams
 
 ScoreInput = str | dict[str, Any]
 ScoreInputs = ScoreInput | list[ScoreInput]
@@ -224,38 +223,12 @@ class ScoringServingBase(PoolingServingBase[S]):
             return reader.read(first + second, param=param)
         return reader.read_pair(first, second, param=param)
 
-    async def _run_engine(self, ctx: PoolingServeContext[S]) -> None:
-        if self._scores_in_engine(ctx):
-            await self._run_late_interaction(ctx)
-        else:
-            await super()._run_engine(ctx)
-
-    def _scores_in_engine(self, ctx: PoolingServeContext[S]) -> bool:
-        return ctx.pooling_params.task == "token_embed" and self._config.generation.enable_flash_late_interaction
-
-    async def _run_late_interaction(self, ctx: PoolingServeContext[S]) -> None:
-        """Runs the queries, which the engine keeps, then the documents, for which it returns the scores."""
-        ids = self._new_ids(ctx, len(ctx.prompts))
-        num_queries, query_ids = ctx.num_queries, ids[: ctx.num_queries]
-        queries = [LateInteraction(query_id, "query") for query_id in query_ids]
-        num_documents = len(ids) - num_queries
-        of_documents = query_ids * num_documents if num_queries == 1 else query_ids
-        documents = [LateInteraction(query_id, "document") for query_id in of_documents]
-        params = [replace(ctx.pooling_params, late_interaction=part) for part in queries + documents]
-        try:
-            ctx.outputs = await self._pool(ctx, ctx.prompts[:num_queries], query_ids, params[:num_queries])
-            ctx.outputs += await self._pool(ctx, ctx.prompts[num_queries:], ids[num_queries:], params[num_queries:])
-        finally:
-            self._engine.drop_queries(query_ids)
-
     def _scores(self, ctx: PoolingServeContext[S]) -> list[float]:
         """One score per pair."""
         task, outputs = ctx.pooling_params.task, ctx.outputs
         if task == "classify":
             return [float(values_of(output)[0]) for output in outputs]
         queries, documents = outputs[: ctx.num_queries], outputs[ctx.num_queries :]
-        if self._scores_in_engine(ctx):
-            return [float(values_of(output)) for output in documents]
         compare = cosine if task == "embed" else max_similarity
         pairs = zip(queries * len(documents) if len(queries) == 1 else queries, documents, strict=True)
         return [compare(query, document) for query, document in pairs]

@@ -1,6 +1,5 @@
 """The engine core for pooling models: a step batches, computes and reports. No KV cache, no sampling."""
 
-from collections.abc import Iterable
 from time import monotonic
 
 import torch
@@ -33,7 +32,6 @@ class PoolingCore(BaseCore):
         self._defaults = defaults
         self._waiting: list[PoolingSequence] = []
         self._packer = packer
-        self._queries = _KeptQueries()
         self._num_iteration_tokens = 0
 
     @property
@@ -64,10 +62,9 @@ class PoolingCore(BaseCore):
         return None
 
     def abort(self, request_ids: list[str]) -> None:
-        """Ends requests without further output and drops their kept queries."""
+        """Ends requests without further output."""
         aborted = set(request_ids)
         self._waiting = [sequence for sequence in self._waiting if sequence.request_id not in aborted]
-        self._queries.drop(aborted)
 
     @torch.inference_mode()
     def step(self) -> list[EngineOutput]:
@@ -91,60 +88,15 @@ class PoolingCore(BaseCore):
         return replace(params, use_activation=is_active, dimensions=dimensions)
 
     def _finish(self, sequence: PoolingSequence, result: torch.Tensor, begin_s: float) -> EngineOutput:
-        try:
-            answer = self._queries.interact(sequence, result)
-        except _QueryMissingError as err:
-            return failed(sequence.request_id, str(err))
         return EngineOutput(
             request_id=sequence.request_id,
             finish_reason="stop",
             queue_s=begin_s - sequence.arrival_s,
             prefill_s=monotonic() - begin_s,
-            data=None if answer is None else _tensor_data(answer),
+            data=_tensor_data(result),
         )
 
 
 def _tensor_data(tensor: torch.Tensor) -> TensorData:
     values = tensor.float().cpu().contiguous()
     return TensorData("float32", tuple(values.shape), values.numpy().data.cast("B"))
-
-
-class _QueryMissingError(LookupError):
-    """A document names a query that is not kept: it was aborted or never arrived."""
-
-
-class _KeptQueries:
-    """Token embeddings of queries that wait for their documents; used on the engine's thread."""
-
-    def __init__(self) -> None:
-        self._embeddings: dict[str, torch.Tensor] = {}
-
-    def __len__(self) -> int:
-        return len(self._embeddings)
-
-    def interact(self, sequence: PoolingSequence, embeddings: torch.Tensor) -> torch.Tensor | None:
-        """Keeps a query and returns None; returns the score of a document, and other embeddings unchanged.
-
-        Raises:
-            _QueryMissingError: the document's query is not kept.
-        """
-        part = sequence.params.late_interaction
-        if part is None:
-            return embeddings
-        if part.role == "query":
-            self._embeddings[sequence.request_id] = embeddings.clone()
-            return None
-        query = self._embeddings.get(part.query_id)
-        if query is None:
-            raise _QueryMissingError(f"the query {part.query_id!r} is not in the engine")
-        return _max_similarity(query, embeddings)
-
-    def drop(self, request_ids: Iterable[str]) -> None:
-        """Drops queries; ignores ids without one."""
-        for request_id in request_ids:
-            self._embeddings.pop(request_id, None)
-
-
-def _max_similarity(query: torch.Tensor, document: torch.Tensor) -> torch.Tensor:
-    """For each token of the query, the highest similarity to a token of the document; summed."""
-    return (query @ document.T).amax(dim=-1).sum()

@@ -196,10 +196,6 @@ class EngineClient:
         finally:
             del self._commands[command.command_id]
 
-    def drop_queries(self, request_ids: Iterable[str]) -> None:
-        """Frees late-interaction queries, which the engine otherwise keeps for further documents."""
-        self._send(Abort(list(request_ids)))
-
     def abort(self, request_ids: Iterable[str]) -> None:
         """Ends sequences without further output."""
         request_ids = list(request_ids)

@@ -1,7 +1,7 @@
 """A real pooling core in the server's process, with the methods of the engine client."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ class PooledEngine:
         """While true, nothing is computed."""
         self.requests: dict[str, tuple[list[int], list[int] | None, PoolingParams]] = {}
         self.aborted: list[str] = []
-        self.forgotten: list[str] = []
         self.batches: list[int] = []
         self._found: dict[str, EngineOutput] = {}
         self._subscribers: list[Callable[[EngineStats], None]] = []
@@ -63,10 +62,6 @@ class PooledEngine:
         if output.error is not None:
             raise EngineError(output.error)
         return output
-
-    def drop_queries(self, request_ids: Iterable[str]) -> None:
-        self.forgotten += request_ids
-        self.core.abort(self.forgotten)
 
     def _step(self) -> None:
         outputs = self.core.step()

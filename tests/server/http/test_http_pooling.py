@@ -450,12 +450,10 @@ def test_a_bi_encoder_scores_by_cosine_similarity(embedder: LiveServer, bert: Pr
     assert answer["usage"]["prompt_tokens"] == sum(len(_encode(embedder, text)["input_ids"]) for text in TEXTS)
 
 
-@pytest.mark.parametrize("in_engine", [True, False], ids=["in the engine", "in the pool"])
 @pytest.mark.parametrize("path", ["/score", "/rerank"])
-def test_late_interaction_returns_scores(serve: Serve, tmp_path: Path, path: str, in_engine: bool) -> None:
-    """vLLM's scoring in the engine once skipped the last step and returned an empty response (vllm#39763)."""
+def test_late_interaction_returns_scores(serve: Serve, tmp_path: Path, path: str) -> None:
     model, linear = save_colbert(tmp_path)
-    server = serve(tmp_path, enable_flash_late_interaction=in_engine)
+    server = serve(tmp_path)
     names = ("text_1", "text_2") if path == "/score" else ("query", "documents")
     answer = server.post(path, {names[0]: TEXTS[0], names[1]: TEXTS[1:]})
     assert answer.status_code == 200, answer.text
@@ -469,11 +467,6 @@ def test_late_interaction_returns_scores(serve: Serve, tmp_path: Path, path: str
         assert [scores[index] for index in range(3)] == pytest.approx(expected, abs=1e-4)
         assert list(scores.values()) == sorted(scores.values(), reverse=True)
     assert body["usage"]["prompt_tokens"] == sum(len(_encode(server, text)["input_ids"]) for text in TEXTS)
-    engine: Any = server.engine
-    sizes = [len(output.data.data) for output in engine._found.values() if output.data is not None]
-    assert (set(sizes) == {4}) is in_engine, "only scores leave the engine"
-    assert len(engine.forgotten) == (1 if in_engine else 0)
-    assert len(engine.core._queries) == 0
 
 
 def test_late_interaction_scores_texts_pairwise(serve: Serve, tmp_path: Path) -> None:
@@ -481,23 +474,6 @@ def test_late_interaction_scores_texts_pairwise(serve: Serve, tmp_path: Path) ->
     bodies = [{"text_1": TEXTS[:2], "text_2": TEXTS[2:]}, {"text_1": TEXTS[1], "text_2": TEXTS[3]}]
     both, one = (serve(tmp_path).post("/score", body).json()["data"] for body in bodies)
     assert both[1]["score"] == pytest.approx(one[0]["score"], abs=1e-4)
-
-
-def test_a_query_is_dropped_when_a_document_fails(serve: Serve, tmp_path: Path) -> None:
-    save_colbert(tmp_path)
-    server = serve(tmp_path)
-    engine: Any = server.engine
-    pool = engine.pool
-
-    async def fail_documents(request_id: str, ids: list[int], params: Any, **rest: Any) -> Any:
-        if params.late_interaction.role == "document":
-            params = params.__class__(task="classify")
-        return await pool(request_id, ids, params, **rest)
-
-    engine.pool = fail_documents
-    assert server.post("/score", {"text_1": "a", "text_2": ["b", "c"]}).status_code == 500
-    assert len(engine.forgotten) == 1
-    assert len(engine.core._queries) == 0
 
 
 def test_a_disconnected_client_aborts_all_its_prompts(embedder: LiveServer, wait_until: Callable[..., None]) -> None:

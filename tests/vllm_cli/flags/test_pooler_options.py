@@ -9,7 +9,6 @@ from server.pooler_config import PoolerConfig
 def test_without_flags_the_files_of_the_model_decide(parse) -> None:
     engine = parse("m").engine
     assert (engine.runner, engine.convert, engine.pooler) == ("auto", "auto", PoolerConfig())
-    assert parse("m").server.generation.enable_flash_late_interaction is True
 
 
 def test_pooler_config_is_json_or_written_key_by_key(parse) -> None:

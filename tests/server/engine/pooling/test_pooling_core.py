@@ -9,7 +9,7 @@ from server.config import EngineConfig
 from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
 from server.errors import EngineStartError
 from server.pooler_config import PoolerConfig
-from server.types import LateInteraction, PoolingParams
+from server.types import PoolingParams
 from tests.server.engine.pooling.small_pooling import PROMPTS, SmallPooling, assert_close, hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (
     DECODERS,
@@ -238,24 +238,6 @@ def test_colbert_uses_the_linear_layer_in_its_weights(tmp_path: Path) -> None:
     assert engine.info.pooling is not None
     assert engine.info.pooling.supported_tasks == ("token_embed",)
     assert_close(engine.run(PROMPTS), [unit(hidden_states(model, prompt) @ linear.T) for prompt in PROMPTS])
-
-
-def test_documents_are_scored_against_a_kept_query(tmp_path: Path) -> None:
-    save_colbert(tmp_path)
-    engine = SmallPooling(tmp_path)
-    query, *documents = engine.run(PROMPTS)
-    kept = PoolingParams(task="token_embed", late_interaction=LateInteraction("q", "query"))
-    engine.core.pool("q", PROMPTS[0], None, kept)
-    (answer,) = engine.core.step()
-    assert answer.finish_reason == "stop"
-    assert answer.data is None
-    of_query = LateInteraction("q", "document")
-    scores = engine.run(PROMPTS[1:], late_interaction=of_query)
-    assert_close(scores, [(query @ document.T).amax(-1).sum() for document in documents])
-    engine.core.abort(["q"])
-    assert len(engine.core._queries) == 0
-    (late,) = engine.outputs(PROMPTS[:1], None, late_interaction=of_query)
-    assert late.error == "the query 'q' is not in the engine"
 
 
 def test_prompts_that_do_not_fit_are_rejected_at_once(tmp_path: Path) -> None:

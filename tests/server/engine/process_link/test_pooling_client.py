@@ -105,12 +105,6 @@ async def test_the_engines_exit_ends_the_wait() -> None:
             await client.pool("b", [1], PARAMS)
 
 
-async def test_queries_are_dropped_by_their_ids() -> None:
-    async with connected() as (client, engine):
-        client.drop_queries(["a", "b"])
-        assert await engine.receive() == Abort(["a", "b"])
-
-
 async def test_a_commands_result_is_returned() -> None:
     async with connected() as (client, engine):
         loading = asyncio.create_task(client.load_adapter(3, "sql", "/adapters/sql"))
