@@ -95,13 +95,14 @@ class GenerationConfig:
             from server.parsers.registry import AUTO, TOOL_PARSERS
 
             if self.tool_call_parser not in (AUTO, *TOOL_PARSERS):
-                expected = f"one of {', '.join((AUTO, *TOOL_PARSERS))}"
+                names = ", ".join((AUTO, *TOOL_PARSERS))
+                expected = f"one of {names} (others need --engine vllm)"
                 raise ConfigError("--tool-call-parser", self.tool_call_parser, expected)
         if self.reasoning_parser is not None:
             from server.parsers.registry import AUTO, REASONING_FORMATS
 
             if self.reasoning_parser not in (AUTO, *REASONING_FORMATS):
-                expected = f"one of {', '.join((AUTO, *REASONING_FORMATS))}"
+                expected = f"one of {', '.join((AUTO, *REASONING_FORMATS))} (others need --engine vllm)"
                 raise ConfigError("--reasoning-parser", self.reasoning_parser, expected)
 
     def _check_reasoning_config(self) -> None:

@@ -19,7 +19,7 @@ def uses() -> Uses:
         ("tests/growth.py", "tests/test_growth.py", "tests/test_audit.py"),
         ("tests/test_audit.py", "tests/test_audit.py", "tests/test_growth.py"),
         ("server/access_log.py", "tests/server/test_access_log.py", "tests/test_growth.py"),
-        ("server/parsers/tools/kimi_k2.py", "tests/server/parsers/test_cuts.py", "tests/test_growth.py"),
+        ("server/parsers/tools/deepseek.py", "tests/server/parsers/test_cuts.py", "tests/test_growth.py"),
         ("vllm_cli/commands/wait.py", "tests/vllm_cli/test_main.py", "tests/server/test_access_log.py"),
         ("tests/hub/server.py", "tests/startup/download/test_obtain.py", "tests/test_growth.py"),
     ],

@@ -2,5 +2,5 @@
 
 A new format of calls: JSON behind a marker is a `MarkedCalls` in `tools/json_formats.py`, arguments between
 markers of their own are a `Markup` in `tools/markup_formats.py`, and any other format is a `TextParser` in a
-file of its own, whose `read` goes through the text (`tools/kimi_k2.py`).
+file of its own, whose `read` goes through the text (`tools/gemma4.py`).
 """

@@ -1,6 +1,6 @@
 """Writes the JSON object of a call's arguments while their values arrive as text."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from server.parsers.base import FunctionDefinition
@@ -55,10 +55,6 @@ class ArgumentsWriter:
         schema = self._schemas.get(name)
         self._write_name(name)
         self._write(write_json(self._values.fit(value, schema) if isinstance(schema, dict) else value))
-
-    def are_known(self, names: Iterable[str]) -> bool:
-        """Whether the schema has all of these arguments."""
-        return all(name in self._schemas for name in names)
 
     def close(self) -> None:
         """Ends the object."""

@@ -10,26 +10,19 @@ _Marks = tuple[tuple[str, tuple[str, ...]], ...]
 """Format -> texts that are all in the template of its models; the first match applies."""
 
 _TOOL_MARKS: Final[_Marks] = (
-    ("kimi_k2", ("<|tool_calls_section_begin|>",)),
     ("openai", ("<|channel|>", "<|constrain|>")),
-    ("deepseek_v41", ("｜DSML｜ calls>",)),
-    ("deepseek_v4", ("｜DSML｜", "tool_calls>")),
-    ("deepseek_v32", ("｜DSML｜",)),
-    ("minimax_m2", ("<minimax:tool_call>",)),
     ("seed_oss", ("<seed:tool_call>",)),
     ("gigachat3", ("<|function_call|>",)),
     ("gigachat3", ("function call<|role_sep|>",)),
     ("gemma4", ("<|tool_call>call:",)),
     ("functiongemma", ("<start_function_call>",)),
     ("lfm2", ("<|tool_call_start|>",)),
-    ("step3", ("<steptml:invoke",)),
     ("deepseek_v3", ("<｜tool▁calls▁begin｜>", "```json")),
     ("deepseek_v31", ("<｜tool▁calls▁begin｜>",)),
     ("glm45", ("<arg_key>",)),
     ("qwen3_xml", ("<tool_call>", "<function=")),
     ("olmo3", ("<function_calls>", "<functions>")),
     ("mistral", ("[TOOL_CALLS]",)),
-    ("longcat", ("<longcat_tool_call>",)),
     ("granite-20b-fc", ("<function_call>",)),
     ("granite", ("<|tool_call|>",)),
     ("granite4", ("<|start_of_role|>", "<tool_call>")),
@@ -48,9 +41,6 @@ _TOOL_MARKS: Final[_Marks] = (
 _REASONING_MARKS: Final[_Marks] = (
     ("openai_gptoss", ("<|channel|>", "analysis")),
     ("seed_oss", ("<seed:think>",)),
-    ("minimax_m3", ("<mm:think>",)),
-    ("minimax_m2", ("<minimax:tool_call>", "<think>")),
-    ("kimi_k2", ("<|tool_calls_section_begin|>", "<think>")),
     ("glm45", ("<arg_key>", "<think>")),
     ("gemma4", ("<|channel>", "thought")),
     ("hunyuan_a13b", ("<|extra_0|>", "<think>")),
@@ -64,13 +54,12 @@ _REASONING_MARKS: Final[_Marks] = (
     ("deepseek_r1", ("</think>",)),
 )
 
-_TOOL_TYPES: Final = {"gpt_oss": "openai", "deepseek_v32": "deepseek_v32"}
+_TOOL_TYPES: Final = {"gpt_oss": "openai"}
 
-_REASONING_TYPES: Final = {"gpt_oss": "openai_gptoss", "deepseek_v32": "deepseek_v3"}
+_REASONING_TYPES: Final = {"gpt_oss": "openai_gptoss"}
 
 _TOOL_TOKENS: Final = {
     "[TOOL_CALLS]": "mistral",
-    "<|tool_calls_section_begin|>": "kimi_k2",
     "<|action_start|>": "internlm",
     "<|tool_call_start|>": "lfm2",
     "<start_function_call>": "functiongemma",

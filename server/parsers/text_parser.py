@@ -73,11 +73,11 @@ class TextParser(TextReader):
             self._blanks.clear()
         self.add_text(Content(text))
 
-    def start_call(self, name: str, call_id: str | None = None) -> None:
+    def start_call(self, name: str) -> None:
         """A call begins."""
         self.num_calls += 1
         self._blanks.clear()
-        self._events.append(CallStart(name, call_id))
+        self._events.append(CallStart(name))
 
     def add_arguments(self, text: str) -> None:
         """JSON text of the latest call."""

@@ -8,7 +8,6 @@ import logging
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -344,10 +343,6 @@ def tool_parsers(*, are_all: bool = False) -> list[Scanner]:
     Only with `are_all` that of openai, which takes seconds.
     """
     forms = {form.name: form for form in FORMATS}
-    hermes = forms["hermes"].write
-    forms["longcat"] = replace(
-        forms["hermes"], name="longcat", write=lambda *args: hermes(*args).replace("tool_call>", "longcat_tool_call>")
-    )
     known = {path: forms[name] for name, path in TOOL_PARSERS.items() if name in forms}
     scanners = []
     for path in dict.fromkeys(TOOL_PARSERS.values()):

@@ -18,27 +18,10 @@ def _is_not_refused(kwargs: TemplateKwargs) -> bool:
     return is_silent or _is_asked_for(kwargs)
 
 
-def _is_deepseek_v4_thinking(kwargs: TemplateKwargs) -> bool:
-    is_silent = "thinking" not in kwargs and "enable_thinking" not in kwargs
-    return (is_silent or _is_asked_for(kwargs)) and kwargs.get("reasoning_effort") != "none"
-
-
-def _has_effort(kwargs: TemplateKwargs) -> bool:
-    return (kwargs.get("reasoning_effort") or "no_think") != "no_think"
-
-
 _TOOL_CALL: Final = ("<tool_call>",)
 
 DEEPSEEK_R1: Final = TagFormat()
 DEEPSEEK_V3: Final = TagFormat(switch=_is_asked_for)
-DEEPSEEK_V4: Final = TagFormat(
-    answer_starts=("<｜DSML｜tool_calls>", "<｜DSML｜toolcalls>", "<｜DSML｜tool>"),
-    strips_reasoning=True,
-    switch=_is_deepseek_v4_thinking,
-)
-DEEPSEEK_V41: Final = TagFormat(
-    answer_starts=("<｜DSML｜ calls>",), strips_reasoning=True, switch=_is_deepseek_v4_thinking
-)
 ERNIE45: Final = TagFormat(strips_answer=True, answer_tags=("<response>", "</response>"))
 GEMMA4: Final = TagFormat(
     starts=("<|channel>",),
@@ -65,13 +48,6 @@ HUNYUAN_A13B: Final = TagFormat(
     is_open_at_start=False,
     answer_tags=("", "\n</answer>"),
 )
-HY_V3: Final = TagFormat(switch=_has_effort)
-KIMI_K2: Final = TagFormat(
-    answer_starts=("<|tool_calls_section_begin|>",), strips_reasoning=True, switch=_is_not_refused
-)
-MINIMAX_M2: Final = TagFormat(answer_starts=("<minimax:tool_call>",), strips_reasoning=True)
-MINIMAX_M2_APPEND_THINK: Final = TagFormat(is_content=True)
-MINIMAX_M3: Final = TagFormat(starts=("<mm:think>",), ends=("</mm:think>",), is_open_at_start=False)
 MISTRAL: Final = TagFormat(
     starts=("[THINK]",),
     ends=("[/THINK]",),
@@ -85,5 +61,4 @@ QWEN3: Final = TagFormat(answer_starts=_TOOL_CALL, switch=_is_enabled)
 SEED_OSS: Final = TagFormat(
     starts=("<seed:think>",), ends=("</seed:think>",), answer_starts=("<seed:tool_call>",), switch=_is_enabled
 )
-STEP3: Final = TagFormat()
 STEP3P5: Final = TagFormat(answer_starts=_TOOL_CALL, strips_reasoning=True)

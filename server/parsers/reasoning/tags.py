@@ -1,6 +1,6 @@
 """Reasoning between two tags, which is what almost all formats are."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Final
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final
 import regex
 
 from server.parsers.base import OutputParser, PromptEnd
-from server.parsers.events import Content, Event, Reasoning
+from server.parsers.events import Content, Reasoning
 from server.parsers.incoming_text import Waiting, any_of
 from server.parsers.text_parser import TextReader
 
@@ -37,8 +37,6 @@ class TagFormat:
     """Whether the output begins with reasoning where neither prompt nor output have the start tag."""
     must_begin_output: bool = False
     """Whether the start tag has its meaning only as the first text of the output."""
-    is_content: bool = False
-    """Whether the reasoning is shown as content, with its start tag."""
     strips_reasoning: bool = False
     """Whether white space at the reasoning's end is dropped."""
     strips_answer: bool = False
@@ -60,8 +58,6 @@ class TagFormat:
         return self.switch(template_kwargs)
 
     def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> OutputParser:
-        if self.is_content:
-            return _ContentParser("" if prompt_end is PromptEnd.ENDED else self.starts[0])
         return TagParser(self, prompt_end, drops_answer_starts=drops_answer_starts)
 
 
@@ -129,20 +125,6 @@ class TagParser(TextReader):
 
     def _add_content(self, text: str) -> None:
         self.add_text(Content(text))
-
-
-class _ContentParser:
-    """All text is content, after a text of its own."""
-
-    def __init__(self, begin: str) -> None:
-        self._begin = begin
-
-    def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
-        text, self._begin = self._begin + text, ""
-        return [Content(text)] if text else []
-
-    def finish(self) -> list[Event]:
-        return []
 
 
 @cache

@@ -17,13 +17,6 @@ class HermesParser(MarkedCalls):
     call_format = _format("<tool_call>", "</tool_call>")
 
 
-class LongcatParser(MarkedCalls):
-    """The same with longer markers."""
-
-    markers = {"<longcat_tool_call>": "</longcat_tool_call>"}
-    call_format = _format("<longcat_tool_call>", "</longcat_tool_call>")
-
-
 class Granite4Parser(MarkedCalls):
     """The same, with arguments that may be a JSON text of JSON."""
 

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import regex
 
 from server.parsers.arguments import ArgumentsWriter, argument_schemas
 from server.parsers.base import FunctionDefinition
 from server.parsers.incoming_text import Found, Waiting
-from server.parsers.json_text import read_json
 from server.parsers.schema_values import SchemaValues
 from server.parsers.text_parser import StrayText, TextParser
 
@@ -22,10 +21,7 @@ class Markup:
     call: str
     """Begins a call; its group `name` is the function, with blanks around it."""
     argument: str
-    """Begins an argument named by its group `key`, with blanks around it.
-
-    The value is JSON if a group `string` is not `true`.
-    """
+    """Begins an argument named by its group `key`, with blanks around it."""
     argument_end: str
     call_end: str
     block: str | None = None
@@ -35,12 +31,8 @@ class Markup:
     """White space that is no part of a value."""
     after_value: str = ""
     """The same behind it."""
-    wrappers: tuple[str, ...] = ()
-    """Arguments that the model makes up around an object of all the others."""
     has_only_known_functions: bool = False
     """A call of a function that is not in the request's `tools` is content."""
-    ends_turn: bool = False
-    """The end of the group also ends an open value, and text after a call is dropped."""
 
     @cached_property
     def opening(self) -> regex.Pattern[str]:
@@ -75,7 +67,7 @@ class Markup:
     @cached_property
     def value_end(self) -> regex.Pattern[str]:
         """After a value; markers of what follows end a value that is not closed, and are left to be read."""
-        following = _any_of(self.argument, self.call_end, self.block_end if self.ends_turn else None)
+        following = _any_of(self.argument, self.call_end)
         return regex.compile(rf"{self.after_value}(?:{self.argument_end}|(?={following.pattern}))")
 
 
@@ -96,7 +88,7 @@ class MarkupParser(TextParser):
 
     def read(self) -> Waiting[None]:
         """Content, until a marker begins calls."""
-        while opening := (yield from self.text.find(self.markup.opening, self._add_text)):
+        while opening := (yield from self.text.find(self.markup.opening, self.add_content)):
             marker = opening[0]
             call: Found | None = opening
             if opening["name"] is None:
@@ -105,11 +97,7 @@ class MarkupParser(TextParser):
             if call and self._is_callable(call):
                 yield from self._read_calls(call)
             else:
-                self._add_text(marker)
-
-    def _add_text(self, text: str) -> None:
-        if not (self.markup.ends_turn and self.num_calls):
-            self.add_content(text)
+                self.add_content(marker)
 
     def _is_callable(self, call: Found) -> bool:
         return call["name"].strip() in self._names if self.markup.has_only_known_functions else bool(call["name"])
@@ -125,7 +113,7 @@ class MarkupParser(TextParser):
             if following["name"] is None:
                 return None
             if not self._is_callable(following):
-                return self._add_text(following[0])
+                return self.add_content(following[0])
             call = following
 
     def _read_call(self, name: str) -> Waiting[None]:
@@ -141,32 +129,9 @@ class MarkupParser(TextParser):
 
     def _read_value(self, opening: Found, arguments: ArgumentsWriter) -> Waiting[Found | None]:
         """None if the text ends in the value: the arguments then remain incomplete."""
-        key, is_text = opening["key"].strip(), opening.groupdict().get("string", "true") == "true"
-        if not is_text or (key in self.markup.wrappers and not arguments.are_known([key])):
-            return (yield from self._read_json_value(key, arguments, is_text=is_text))
-        arguments.open_text(key)
+        arguments.open_text(opening["key"].strip())
         if self.markup.value_begin:
             yield from self.text.expect(self.markup.value_begin)
         if end := (yield from self.text.find(self.markup.value_end, arguments.add_text)):
             arguments.close_text()
         return end
-
-    def _read_json_value(self, key: str, arguments: ArgumentsWriter, *, is_text: bool) -> Waiting[Found | None]:
-        parts: list[str] = []
-        end = yield from self.text.find(self.markup.value_end, parts.append)
-        if end is None:
-            return None
-        text = "".join(parts)
-        value = _json_or_text(text)
-        is_wrapper = key in self.markup.wrappers and isinstance(value, dict) and arguments.are_known(value)
-        members = value if is_wrapper else {key: text if is_text else value}
-        for name, member in members.items():
-            arguments.add_value(name, member)
-        return end
-
-
-def _json_or_text(text: str) -> Any:
-    try:
-        return read_json(text)
-    except ValueError:
-        return text

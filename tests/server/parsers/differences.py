@@ -96,7 +96,7 @@ WRONG_TYPES: Final = "vLLM gives values other types than the tool's schema does,
 
 DIFFERENCES: Final = (
     Difference(LOSES_TEXT, _loses_text),
-    Difference(WRONG_TYPES, _has_other_types, ("step3", "functiongemma")),
+    Difference(WRONG_TYPES, _has_other_types, ("functiongemma",)),
     Difference(LOSES_ARGUMENTS, _loses_arguments),
     Difference(
         "vLLM makes a call without arguments of a call whose beginning is incomplete", _makes_call_of_incomplete_header

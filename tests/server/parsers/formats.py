@@ -10,8 +10,6 @@ from tests.server.parsers.differences import LOSES_ARGUMENTS, LOSES_CALLS, LOSES
 from tests.server.parsers.json_formats import JSON_FORMATS
 from tests.server.parsers.raw_texts import Call, Format, json_text, plain_text
 
-_DSML: Final = "｜DSML｜"
-
 
 def _qwen3(calls: Sequence[Call], choose: random.Random, start: str = "<tool_call>", end: str = "</tool_call>") -> str:
     line = choose.choice(("\n", "\n", "\n", ""))
@@ -41,45 +39,6 @@ def _glm(calls: Sequence[Call], choose: random.Random) -> str:
     return line.join(blocks)
 
 
-def _minimax_m2(calls: Sequence[Call], choose: random.Random) -> str:
-    quote = choose.choice(('"', '"', "'", ""))
-    invocations = ""
-    for call in calls:
-        arguments = "".join(
-            f"<parameter name={quote}{name}{quote}>{plain_text(value)}</parameter>\n"
-            for name, value in call.arguments.items()
-        )
-        invocations += f"<invoke name={quote}{call.name}{quote}>\n{arguments}</invoke>\n"
-    return f"<minimax:tool_call>\n{invocations}</minimax:tool_call>"
-
-
-def _dsml(group: str, blank: str = "") -> Callable[[Sequence[Call], random.Random], str]:
-    mark = _DSML + blank
-
-    def write(calls: Sequence[Call], choose: random.Random) -> str:
-        has_attribute = choose.random() < 0.9
-        invocations = ""
-        for call in calls:
-            arguments = ""
-            for name, value in call.arguments.items():
-                kind = f' string="{str(isinstance(value, str)).lower()}"' if has_attribute else ""
-                arguments += f'<{mark}parameter name="{name}"{kind}>{plain_text(value)}</{mark}parameter>\n'
-            invocations += f'<{mark}invoke name="{call.name}">\n{arguments}</{mark}invoke>\n'
-        return f"<{mark}{group}>\n{invocations}</{mark}{group}>"
-
-    return write
-
-
-def _kimi_k2(calls: Sequence[Call], choose: random.Random) -> str:
-    line = choose.choice(("", "", "\n"))
-    written = "".join(
-        f"<|tool_call_begin|>functions.{call.name}:{index}{line}<|tool_call_argument_begin|>{line}"
-        f"{_any_json(call.arguments, choose)}{line}<|tool_call_end|>{line}"
-        for index, call in enumerate(calls)
-    )
-    return f"<|tool_calls_section_begin|>{line}{written}<|tool_calls_section_end|>"
-
-
 def _pythonic(calls: Sequence[Call], choose: random.Random) -> str:
     return f"[{', '.join(_python_call(call, choose) for call in calls)}]"
 
@@ -103,20 +62,6 @@ def _python_call(call: Call, choose: random.Random) -> str:
 
 def _lfm2(calls: Sequence[Call], choose: random.Random) -> str:
     return f"<|tool_call_start|>{_pythonic(calls, choose)}<|tool_call_end|>"
-
-
-def _step3(calls: Sequence[Call], choose: random.Random) -> str:
-    written = ""
-    for call in calls:
-        arguments = "".join(
-            f'<steptml:parameter name="{name}">{plain_text(value)}</steptml:parameter>'
-            for name, value in call.arguments.items()
-        )
-        written += (
-            f'<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="{call.name}">{arguments}'
-            "</steptml:invoke><｜tool_call_end｜>"
-        )
-    return f"<｜tool_calls_begin｜>{written}<｜tool_calls_end｜>"
 
 
 def _functiongemma(calls: Sequence[Call], choose: random.Random) -> str:
@@ -193,22 +138,6 @@ FORMATS: Final = (
     Format(name="seed_oss", write=_seed_oss, markers=("<seed:tool_call>", "</seed:tool_call>")),
     Format(name="glm45", write=_glm, markers=_XML),
     Format(name="poolside_v1", write=_glm, markers=_XML),
-    Format(name="minimax_m2", write=_minimax_m2, markers=("<minimax:tool_call>", "</minimax:tool_call>")),
-    Format(name="deepseek_v32", write=_dsml("function_calls"), drops_text_after_calls=True),
-    Format(name="deepseek_v4", write=_dsml("tool_calls"), drops_text_after_calls=True),
-    Format(name="deepseek_v41", write=_dsml("calls", " "), drops_text_after_calls=True),
-    Format(
-        name="kimi_k2",
-        write=_kimi_k2,
-        drops_text_after_calls=True,
-        markers=(
-            "<|tool_calls_section_begin|>",
-            "<|tool_calls_section_end|>",
-            "<|tool_call_begin|>",
-            "<|tool_call_argument_begin|>",
-            "<|tool_call_end|>",
-        ),
-    ),
     Format(name="pythonic", write=_pythonic, begins_with_calls=True),
     Format(
         name="llama4_pythonic",
@@ -218,17 +147,6 @@ FORMATS: Final = (
     ),
     Format(name="olmo3", write=_olmo3),
     Format(name="lfm2", write=_lfm2, markers=("<|tool_call_start|>", "<|tool_call_end|>")),
-    Format(
-        name="step3",
-        write=_step3,
-        markers=(
-            "<｜tool_calls_begin｜>",
-            "<｜tool_calls_end｜>",
-            "<｜tool_call_begin｜>",
-            "<｜tool_call_end｜>",
-            "<｜tool_sep｜>",
-        ),
-    ),
     Format(
         name="functiongemma",
         write=_functiongemma,
@@ -258,7 +176,6 @@ LOSSES: Final = {
     "olmo3": {LOSES_TEXT},
     "phi4_mini_json": {LOSES_TEXT, LOSES_CALLS},
     "pythonic": {LOSES_TEXT},
-    "step3": {LOSES_ARGUMENTS, WRONG_TYPES},
     "xlam": {LOSES_TEXT, LOSES_ARGUMENTS, LOSES_CALLS},
 }
 """What vLLM loses of outputs that are neither truncated nor damaged: mostly the text behind calls."""

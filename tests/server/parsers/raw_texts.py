@@ -101,8 +101,6 @@ class Format:
     """For parsers that read tokens."""
     begins_with_calls: bool = False
     """Calls after other text are content."""
-    drops_text_after_calls: bool = False
-    """As vLLM does: calls end the turn."""
 
 
 def raw_texts(form: Format, num_calls: int = 130, num_truncated: int = 60, num_damaged: int = 60) -> list[RawText]:

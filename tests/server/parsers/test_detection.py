@@ -21,8 +21,6 @@ def detect(template=None, model_type="llama", tokens=()):
         ("<|start_of_role|>assistant<|end_of_role|><tool_call>", "granite4"),
         ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n", "deepseek_v3"),
         ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>", "deepseek_v31"),
-        ("<｜DSML｜ calls>\n<｜DSML｜ invoke name=", "deepseek_v41"),
-        ("<｜DSML｜tool_calls>\n<｜DSML｜invoke name=", "deepseek_v4"),
         ("<|function_call|>{{ call | tojson }}", "gigachat3"),
         ("[TOOL_CALLS]{{ calls | tojson }}", "mistral"),
         ('<|start_header_id|> Respond as {"name": name, "parameters": dictionary}', "llama3_json"),

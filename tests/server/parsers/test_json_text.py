@@ -68,11 +68,6 @@ DEEP = ["[" * levels + "]" * levels for levels in range(850, 1000)]
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        (
-            "deepseek_v32",
-            '<｜DSML｜function_calls><｜DSML｜invoke name="f"><｜DSML｜parameter name="c" string="false">%s<'
-            "/｜DSML｜parameter></｜DSML｜invoke></｜DSML｜function_calls>",
-        ),
         ("qwen3_xml", "<tool_call><function=f><parameter=b>%s</parameter></function></tool_call>"),
         ("gemma4", "<|tool_call>call:f{b:%s}<tool_call|>"),
     ],

@@ -92,11 +92,9 @@ def test_equals_vllm(name, answers):
 
 def reason_of_difference(name: str, case: Case, ours: Parts, vllm: list[Parts]) -> str | None:
     """What vLLM does wrong; None if it does none of these."""
-    if name in ("mistral", "minimax_m3") and case.prompt_end is PromptEnd.OPEN:
+    if name == "mistral" and case.prompt_end is PromptEnd.OPEN:
         return "vLLM does not see that the prompt has opened the reasoning"
     for theirs in vllm:
-        if name == "step3" and theirs == ("<think>" + ours.reasoning, ours.content):
-            return "vLLM shows the tag as reasoning"
         if name == "ernie45" and theirs.reasoning == ours.reasoning and theirs.content.strip("\n") == ours.content:
             return "vLLM drops line breaks only if they are a token of their own"
         if name in ORDINARY_TEXT and theirs == ("", case.text) and not ours.content:

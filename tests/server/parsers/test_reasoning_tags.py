@@ -10,7 +10,6 @@ from server.parsers.tools.json_formats import HermesParser
 from tests.server.parsers.pieces import parse_at_all_splits
 
 TAG_FORMATS = [name for name, path in REASONING_FORMATS.items() if path.module == "reasoning.formats"]
-TAG_FORMATS.remove("minimax_m2_append_think")
 THOUGHTS = "I <th </thin é 🎉\n1 < 2 "
 
 
@@ -67,7 +66,6 @@ def test_reasoning_that_does_not_end_is_reasoning(name):
         pytest.param("gemma4", "<|channel>thought\nA\n<channel|>B", ("A", "B"), id="gemma4's label"),
         pytest.param("gemma4", "<|channel>though<channel|>B", ("though", "B"), id="gemma4 without its label"),
         pytest.param("gemma4", "<|channel>thou", ("thou", None), id="gemma4, cut in its label"),
-        pytest.param("kimi_k2", "A\n<|tool_calls_section_begin|>B", ("A", "<|tool_calls_section_begin|>B"), id="kimi"),
     ],
 )
 def test_rules_of_formats(name, text, expected):
@@ -81,11 +79,6 @@ def test_mistrals_text_before_the_reasoning_is_content():
     assert events == [Content("[TH]x"), Reasoning("A"), Content("B")]
 
 
-def test_minimax_m2s_reasoning_may_be_content():
-    assert read("minimax_m2_append_think", "A</think>B") == (None, "<think>A</think>B")
-    assert read("minimax_m2_append_think", "B", PromptEnd.ENDED) == (None, "B")
-
-
 @pytest.mark.parametrize(
     ("name", "kwargs", "is_used"),
     [
@@ -96,11 +89,6 @@ def test_minimax_m2s_reasoning_may_be_content():
         ("deepseek_v3", {"enable_thinking": True, "thinking": False}, True),
         ("holo2", {}, True),
         ("holo2", {"thinking": False}, False),
-        ("deepseek_v4", {}, True),
-        ("deepseek_v4", {"reasoning_effort": "none"}, False),
-        ("deepseek_v4", {"thinking": None}, False),
-        ("hy_v3", {}, False),
-        ("hy_v3", {"reasoning_effort": "high"}, True),
         ("step3p5", {"enable_thinking": False}, True),
     ],
 )
