@@ -4,7 +4,7 @@ import inspect
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from hashlib import blake2b
 from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -24,8 +24,6 @@ RowIds = npt.NDArray[np.int64]
 
 _IS_ROW = np.int64(-(1 << 63))
 """The sign bit: row ids are negative, token ids are not."""
-_HIGH = np.uint64(32)
-_LOW_31 = np.uint64((1 << 31) - 1)
 
 
 class PromptFeaturesError(Exception):
@@ -82,7 +80,7 @@ class FeatureBuilder:
         """`images` is for vision models; without a prefix cache, rows need no ids."""
         self._model = model
         self._images = images
-        self._hasher = RowHasher() if has_prefix_cache else None
+        self._key = secrets.token_bytes(16) if has_prefix_cache else None
         self._built: WeakKeyDictionary[PromptInputs, PromptFeatures] = WeakKeyDictionary()
 
     def build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
@@ -98,9 +96,9 @@ class FeatureBuilder:
 
     def _build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
         features = self._compute(token_ids, inputs)
-        if self._hasher is None:
+        if self._key is None:
             return features
-        return replace(features, row_ids=self._hasher.identify(features.embeds, features.positions))
+        return replace(features, row_ids=identify_rows(features.embeds, features.positions, self._key))
 
     def _compute(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
         if inputs.embeds is not None:
@@ -122,48 +120,21 @@ class FeatureBuilder:
         return PromptFeatures(embeds, has_token_ids=False)
 
 
-class RowHasher:
-    """Gives equal rows at equal positions equal ids; different ones collide by chance only, in 2**63 values.
+def identify_rows(embeds: torch.Tensor, positions: torch.Tensor | None, key: bytes) -> RowIds:
+    """Equal rows at equal positions get equal ids; different ones collide by chance only, in 2**63 values.
 
-    Multilinear hashing (Lemire and Kaser, 2014) with random keys that never leave the process, so that a
-    client cannot construct colliding rows.
+    Args:
+        embeds: shape [rows, width].
+        positions: shape [axes, rows]; None if they count from 0.
+        key: random and never shown, so that a client cannot construct colliding rows.
     """
-
-    def __init__(self) -> None:
-        self._keys: dict[int, npt.NDArray[np.uint64]] = {}
-
-    def identify(self, embeds: torch.Tensor, positions: torch.Tensor | None) -> RowIds:
-        """One id per row.
-
-        Args:
-            embeds: shape [rows, width].
-            positions: shape [axes, rows]; None if they count from 0.
-        """
-        words = _words(embeds)
-        if positions is not None:
-            words = np.concatenate((words, positions.cpu().numpy().T.astype(np.uint32)), axis=1)
-        sums = words.astype(np.uint64) @ self._keys_of(words.shape[1])
-        high, low = sums[:, 0] >> _HIGH, sums[:, 1] >> _HIGH
-        ids: RowIds = (((high & _LOW_31) << _HIGH) | low).view(np.int64) | _IS_ROW
-        return ids
-
-    @cached_property
-    def _random(self) -> "np.random.Generator":
-        """Created on first use: importing numpy's generators takes 5 ms of the start."""
-        return np.random.Generator(np.random.PCG64(secrets.randbits(128)))
-
-    def _keys_of(self, num_words: int) -> npt.NDArray[np.uint64]:
-        if num_words not in self._keys:
-            self._keys[num_words] = self._random.integers(1 << 64, size=(num_words, 2), dtype=np.uint64, endpoint=False)
-        return self._keys[num_words]
-
-
-def _words(embeds: torch.Tensor) -> npt.NDArray[np.uint32]:
-    """The rows' bytes as words of four or two bytes."""
-    octets = embeds.cpu().contiguous().view(torch.uint8).numpy()
-    if octets.shape[1] % 4 == 0:
-        return octets.view(np.uint32)
-    return octets.view(np.uint16).astype(np.uint32)
+    rows = embeds.cpu().contiguous().view(torch.uint8).numpy()
+    if positions is not None:
+        places = positions.cpu().T.contiguous().view(torch.uint8).numpy()
+        rows = np.concatenate((rows, places), axis=1)
+    digests = b"".join(blake2b(row, digest_size=8, key=key).digest() for row in rows)
+    ids: RowIds = np.frombuffer(digests, np.int64) | _IS_ROW
+    return ids
 
 
 def to_tensor(data: TensorData) -> torch.Tensor:
