@@ -30,21 +30,16 @@ class LoraConfig:
     max_cpu_loras: int | None = setting(
         None,
         "--max-cpu-loras",
-        "Most adapters in memory; others are read again when a request needs them. --max-loras if not given.",
+        "Most adapters in memory: a further one is refused. Without a limit if not given.",
         minimum=1,
     )
     lora_dtype: LoraDtype = setting("auto", "--lora-dtype", "Type of adapters' weights; auto is the model's.")
-
-    @property
-    def num_in_memory(self) -> int:
-        """Most adapters in memory."""
-        return self.max_cpu_loras or self.max_loras
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.max_lora_rank not in _MAX_RANKS:
             raise ConfigError("--max-lora-rank", self.max_lora_rank, f"one of {', '.join(map(str, _MAX_RANKS))}")
-        if self.num_in_memory < self.max_loras:
+        if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
             raise ConfigError("--max-cpu-loras", self.max_cpu_loras, f"--max-loras ({self.max_loras}) or more")
 
 

@@ -23,7 +23,7 @@ from server.engine.process_link.messages import (
 from server.engine.sampling.logprobs import add_prompt_logprobs
 from server.engine.sampling.sampler import Sampled, Sampler
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Chunk, Sequence, SequenceState
+from server.engine.sequence import Chunk, Sequence
 from server.types import EngineOutput, EnginePrompt, EngineStats
 
 
@@ -87,9 +87,6 @@ class EngineCore(BaseCore):
         """Queues what has become ready, computes one batch and returns the outputs."""
         rejected = self._pending.admit_ready()
         chunks = self._scheduler.schedule()
-        if self._adapters is not None:
-            rejected += self._require_adapters(self._adapters, chunks)
-            chunks = [chunk for chunk in chunks if chunk.sequence.state is SequenceState.RUNNING]
         self._num_iteration_tokens = sum(c.num_tokens for c in chunks)
         if not chunks:
             return rejected
@@ -107,18 +104,10 @@ class EngineCore(BaseCore):
         if self._adapters is None:
             return Done(command.command_id, False, "LoRA is not enabled: start with --enable-lora")
         try:
-            in_use = self._scheduler.running_adapters
-            self._adapters.add(command.adapter_id, command.name, Path(command.path), in_use)
+            self._adapters.add(command.adapter_id, command.name, Path(command.path))
         except AdapterError as err:
             return Done(command.command_id, False, str(err), is_missing=isinstance(err, AdapterMissingError))
         return Done(command.command_id)
-
-    def _require_adapters(self, adapters: Adapters, chunks: list[Chunk]) -> list[EngineOutput]:
-        """Brings the step's adapters into memory; ends the sequences of those that cannot be read again."""
-        errors = adapters.require(self._scheduler.running_adapters)
-        lost = [chunk.sequence for chunk in chunks if chunk.sequence.adapter_id in errors]
-        self._end(*lost)
-        return [failed(s.request_id, errors[s.adapter_id], is_request_fault=True) for s in lost]
 
     def _compute(self, chunks: list[Chunk]) -> list[EngineOutput]:
         result = self._runner.step(chunks)

@@ -35,11 +35,11 @@ def test_other_modules_are_usage_errors(parse, word: str) -> None:
         parse("m", "--enable-lora", _MODULE, word)
 
 
-def test_the_memory_holds_at_least_one_batch(parse) -> None:
+def test_the_number_of_adapters_in_memory_has_no_limit_unless_given(parse) -> None:
     words = ("--enable-lora", "--max-loras", "4", "--max-lora-rank", "64", "--lora-dtype", "bfloat16")
     lora = parse("m", *words).engine.lora
-    assert (lora.max_loras, lora.num_in_memory, lora.max_lora_rank, lora.lora_dtype) == (4, 4, 64, "bfloat16")
-    assert parse("m", "--max-loras", "2", "--max-cpu-loras", "5").engine.lora.num_in_memory == 5
+    assert (lora.max_loras, lora.max_cpu_loras, lora.max_lora_rank, lora.lora_dtype) == (4, None, 64, "bfloat16")
+    assert parse("m", "--max-loras", "2", "--max-cpu-loras", "5").engine.lora.max_cpu_loras == 5
 
 
 @pytest.mark.parametrize(
