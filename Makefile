@@ -5,6 +5,7 @@
 #   make test CHANGED=1                    those of them that the changes since main can reach
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
 #   make test-slow | test-cuda             tests that need vLLM, a browser or minutes; tests that need a GPU
+#   make size [ARGS=--lower]               lines and files of each package against the table in tools/size.txt
 #   make lint | format                     the linters; corrects order of imports and layout
 #   make bench [ARGS="..."]
 #   make docs                              writes the generated pages docs/{cli,flags,other-flags,environment,vllm-hooks}.md, causes in docs/troubleshooting.md
@@ -44,7 +45,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-soak test-swaps lint format docs release-notes bench audit install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-soak test-swaps lint format size docs release-notes bench audit install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -114,6 +115,9 @@ lint: $(INSTALLED_DEV)
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+size: $(INSTALLED_DEV)
+	@$(BIN)/python -m tools.size $(ARGS)
 
 release-notes:
 	@sed -n "/^## \[$$(sed -n 's/^VERSION = "\(.*\)"/\1/p' vllm_cli/version.py)\]/,/^## \[/{/^## \[/!p}" CHANGELOG.md
