@@ -2,7 +2,9 @@
 
 import faulthandler
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -19,14 +21,12 @@ class StartDeadline:
     """Runs between enter and `cancel`; without a limit it does nothing.
 
     The main thread may be in an import or a system call, where no exception reaches it: the timer's thread
-    ends this process.
+    kills the engine process and then exits this process.
     """
 
-    def __init__(self, limit_s: float | None, describe: Callable[[], str], kill_all: Callable[[], None]) -> None:
-        """`kill_all` ends all other processes of the start."""
+    def __init__(self, limit_s: float | None, describe: Callable[[], str]) -> None:
         self._limit_s = limit_s
         self._describe = describe
-        self._kill_all = kill_all
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> Self:
@@ -51,7 +51,9 @@ class StartDeadline:
     def _expire(self) -> None:
         logger.error("the start took longer than --startup-timeout %g s, in phase %s", self._limit_s, self._describe())
         logger.error("stacks of all threads:\n%s", _stacks())
-        self._kill_all()
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, signal.SIGKILL)
         sys.stderr.flush()
         os._exit(START_FAILED)
 

@@ -75,7 +75,7 @@ class StartSession:
         self._manager: ServiceManager | None = None
         self._responder: StartupResponder | FrontLink | None = None
         self.stop_signals = StopSignals(self._report_stop)
-        self._deadline = StartDeadline(None, self.phase, self.stop_signals.kill_all)
+        self._deadline = StartDeadline(None, self.phase)
         self._live: LiveProgress | None = None
         self._prefetch: PrefetchHandle | None = None
         self._download: DownloadHandle | None = None
@@ -154,7 +154,7 @@ class StartSession:
 
     def limit_time(self, timeout_s: float | None) -> None:
         """Ends this process if the start takes longer; None sets no limit."""
-        self._deadline = self.stack.enter_context(StartDeadline(timeout_s, self.phase, self.stop_signals.kill_all))
+        self._deadline = self.stack.enter_context(StartDeadline(timeout_s, self.phase))
 
     def show_progress(self, *, only_logs: bool = False) -> None:
         """Shows the progress on the terminal; without one, or with `only_logs`, logs long phases."""

@@ -25,7 +25,7 @@ def test_what_vllm_accepts_is_not_refused(tmp_path: Path, monkeypatch: pytest.Mo
     questions = [start.write(tmp_path / str(number)) for number, start in enumerate(starts)]
     errors = ask_vllm(_SCRIPTS / "own_preflights.py", questions, tmp_path, timeout_s=1200)
     refused = [number for number, found in enumerate(errors) if any(check not in _LATER for check, _ in found)]
-    answers = ask_vllm(_SCRIPTS / "vllm_starts.py", [questions[number] for number in refused], tmp_path, timeout_s=3600)
+    answers = ask_vllm(_SCRIPTS / "vllm_starts.py", [questions[number] for number in refused], tmp_path, timeout_s=2400)
     stages = {number: answer["stage"] for number, answer in zip(refused, answers, strict=True)}
     assert [(starts[number], errors[number]) for number, stage in stages.items() if stage == "done"] == []
     assert len(refused) > _NUMBER / 5

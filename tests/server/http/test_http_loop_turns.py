@@ -144,7 +144,6 @@ FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "chat: returned tokens": lambda: chat(messages=user("a " * 120_000), return_token_ids=True),
     "chat: choices": lambda: chat(n=1024, logprobs=True, temperature=1),
     "chat: streamed choices": lambda: chat(n=4096, temperature=1, stream=True),
-    "chats in a batch": lambda: (f"{CHAT}/batch", {"messages": [HELLO] * 1024}),
     "completion: text": lambda: completion(LONG),
     "completion: echo": lambda: completion(LONG, echo=True),
     "completion: echoed tokens": lambda: completion(IDS[:130_000], echo=True),

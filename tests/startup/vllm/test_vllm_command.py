@@ -105,7 +105,6 @@ def test_an_engine_that_cannot_start_ends_the_start(folder: Path) -> None:
     with FakeStart(folder, "--engine-fails") as start:
         assert start.process.wait(60) == 3
         assert len(start.lines_with("RuntimeError: the engine cannot be initialised")) == 2  # with its digest
-        assert start.lines_with("Engine core initialization failed") == []
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
