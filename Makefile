@@ -8,10 +8,10 @@
 #   make size [ARGS=--lower]               lines and files of each package against the table in tools/size.txt
 #   make lint | format                     the linters; corrects order of imports and layout
 #   make bench [ARGS="..."]
-#   make docs                              writes the generated pages docs/{cli,flags,other-flags,environment,vllm-hooks}.md, causes in docs/troubleshooting.md
+#   make docs                              writes the generated pages docs/{cli,flags,environment}.md and docs/dev/vllm-hooks.md
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-vllm-versions [VERSIONS="0.28.0 0.31.0"]   the launcher's real tests with several versions of vLLM
-#   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/vllm-suite.md
+#   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/dev/changing.md
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost; result in build/
 #   make test-swaps [ARGS="--swaps 200"]   1000 random swaps of models with kills and file edits; result in build/
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
@@ -89,7 +89,7 @@ test-vllm-versions: $(INSTALLED_DEV)
 	$(BIN)/python -m tools.vllm_versions --json build/vllm-versions.json $(VERSIONS) $(ARGS)
 
 test-vllm-suite: $(INSTALLED_DEV)
-	@test -n "$(VLLM_SOURCE)" || { echo "VLLM_SOURCE=PATH must name a source tree of vLLM; see docs/vllm-suite.md" >&2; exit 2; }
+	@test -n "$(VLLM_SOURCE)" || { echo "VLLM_SOURCE=PATH must name a source tree of vLLM; see docs/dev/changing.md" >&2; exit 2; }
 	@exec $(BIN)/python -m tools.vllm_suite $(VLLM_SOURCE) $(ARGS)
 
 # Small caches are full after the warm-up; bursts overflow a short queue.

@@ -53,7 +53,9 @@ class Environment:
 
     VCLI_LEAN_IMPORTS = boolean(True, "Skip imports of torch and transformers that serving never uses.")
     VCLI_IMPORT_FILE = boolean(True, "Import modules from one file that earlier starts have written.")
-    VCLI_LEAVE_OUT = names("Hooks of docs/vllm-hooks.md to leave out, separated by commas, to measure or isolate them.")
+    VCLI_LEAVE_OUT = names(
+        "Hooks of docs/dev/vllm-hooks.md to leave out, separated by commas, to measure or isolate them."
+    )
     VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "Format of log lines if --log-format is not given.")
     VCLI_PRELOAD_MODULE = text("Module of the model's class, imported by the forkserver; set by the launcher.")
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")

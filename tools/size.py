@@ -1,7 +1,7 @@
 """`make size`: lines and files of each package against the table in `size.txt`; exit code 1 above it.
 
 `--lower` writes smaller numbers into the table. Larger ones are written by hand, with an entry in
-docs/decisions.md that says what the lines buy.
+docs/dev/decisions.md that says what the lines buy.
 """
 
 import subprocess
@@ -61,7 +61,7 @@ def main(*, lower: bool) -> None:
     click.echo("\n".join(align(rows, are_figures=True)))
     if larger := [name for name, size in sizes.items() if any(map(gt, size, allowed[name]))]:
         click.echo(
-            f"too large: {', '.join(larger)}. Remove lines, or raise {TABLE.name} and say in docs/decisions.md why."
+            f"too large: {', '.join(larger)}. Remove lines, or raise {TABLE.name} and say in docs/dev/decisions.md why."
         )
         sys.exit(1)
 

@@ -5,7 +5,7 @@
 #   docker run -p 8000:8000 llama
 #
 # IMAGE is the embedded engine's (../../Dockerfile) or vLLM's with vllm-cli in it (docs/vllm-engine.md). Give RUN and CMD
-# the same flags. Bake last: a package that is installed later invalidates most of it (docs/bake.md).
+# the same flags. Bake last: a package that is installed later invalidates most of it (docs/fast-starts.md).
 
 ARG IMAGE=vllm-cli
 FROM ${IMAGE}

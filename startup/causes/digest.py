@@ -8,7 +8,6 @@ from startup.causes.first_cause import Cause
 from startup.causes.known.processes import STOPPED
 from startup.logs.formatters import escape_controls
 
-PAGE: Final = "docs/troubleshooting.md"
 _LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
 _ROLES: Final = {
     "worker": "A worker",
@@ -31,12 +30,12 @@ def write_digest(cause: Cause) -> list[str]:
     return [
         f"{first}.",
         f"Cause: {cause.known.title}: {_shown(cause.text)}",
-        f"Do: {cause.known.advice} See {PAGE}#{cause.known.name}",
+        f"Do: {cause.known.advice}",
     ]
 
 
 def digest_to_dict(cause: Cause) -> dict[str, Any]:
-    """The same for programs; `cause`, `title`, `advice` and `page` are None if the cause is not known."""
+    """The same for programs; `cause`, `title` and `advice` are None if the cause is not known."""
     known = cause.known
     return {
         "process": _shown(cause.process) or None,
@@ -46,7 +45,6 @@ def digest_to_dict(cause: Cause) -> dict[str, Any]:
         "text": _shown(cause.text),
         "line": cause.line,
         "advice": known.advice if known else None,
-        "page": f"{PAGE}#{known.name}" if known else None,
     }
 
 

@@ -13,7 +13,7 @@ class KnownCause:
     """A cause that is recognised by the texts that programs write."""
 
     name: str
-    """The anchor on the page of causes."""
+    """As `--json` and `--list` of `vllm-cli explain` show it."""
     title: str
     """What is wrong, without a period."""
     texts: tuple[str, ...]

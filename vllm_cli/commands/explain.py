@@ -9,6 +9,7 @@ import click
 
 from startup.causes.digest import digest_to_dict, write_digest
 from startup.causes.first_cause import Cause, find_cause
+from startup.causes.known.table import KNOWN
 from startup.causes.log_file import read_lines
 from vllm_cli.errors import InputError
 
@@ -20,7 +21,8 @@ _NOTHING_FAILED: Final = 1
 @click.command("explain")
 @click.argument("file", type=_LOG_FILE, default="-")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
-def explain(file: Path, is_json: bool) -> int:
+@click.option("--list", "lists_causes", is_flag=True, help="Print all causes that it knows, with what to do.")
+def explain(file: Path, is_json: bool, lists_causes: bool) -> int:
     """Find in the log of a failed vLLM what failed first, and say what to do.
 
     FILE is the log of `vllm serve` or `vllm-cli serve`, of any size; by default it is read from standard
@@ -35,6 +37,9 @@ def explain(file: Path, is_json: bool) -> int:
 
     Exit codes: 0 something failed, and it is shown; 1 nothing in the log failed; 2 usage.
     """
+    if lists_causes:
+        click.echo("\n\n".join(f"{cause.name}: {cause.title}\nDo: {cause.advice}" for cause in KNOWN))
+        return 0
     cause = _find(file)
     if is_json:
         click.echo(json.dumps({"failed": cause is not None, **(digest_to_dict(cause) if cause else {})}))

@@ -80,7 +80,7 @@ def reset() -> None:
 def check(*, as_json: bool, path: "Path | None") -> None:
     """Check which hooks fit a version of vLLM, and of the libraries beside it, by their sources.
 
-    A hook is a place where the launcher changes or uses another program's internals (docs/vllm-hooks.md).
+    A hook is a place where the launcher changes or uses another program's internals (docs/dev/vllm-hooks.md).
     Nothing is imported from vLLM. Exit codes: 0 if all hooks fit, 1 if one does not, 2 without a vLLM.
 
     \b

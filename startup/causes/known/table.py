@@ -9,14 +9,4 @@ from startup.causes.known.memory import MEMORY
 from startup.causes.known.model import MODEL
 from startup.causes.known.processes import PROCESSES
 
-GROUPS: Final = {
-    "Memory": MEMORY,
-    "GPUs and drivers": DEVICES,
-    "The model": MODEL,
-    "Hub, files and ports": FILES,
-    "Installation and command line": INSTALLATION,
-    "Several processes": PROCESSES,
-}
-"""Heading on the page of causes -> causes."""
-
-KNOWN: Final = tuple(cause for group in GROUPS.values() for cause in group)
+KNOWN: Final = (*MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *PROCESSES)
