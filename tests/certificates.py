@@ -11,17 +11,6 @@ import pytest
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates with openssl")
 
 _CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-_CA_SETTINGS = """[ca]
-default_ca = it
-[it]
-new_certs_dir = {folder}
-database = {folder}/index
-rand_serial = yes
-default_md = sha256
-policy = any
-[any]
-commonName = supplied
-"""
 
 
 class Certificate(NamedTuple):
@@ -58,20 +47,6 @@ def make_certificate(
     added = [word for extension in (f"subjectAltName={names}", *extensions) for word in ("-addext", extension)]
     by = [] if signer is None else ["-CA", str(signer.certificate), "-CAkey", str(signer.key)]
     _openssl(*words, "-out", str(made.certificate), *added, *by)
-    made.key.chmod(0o600)
-    return made
-
-
-def make_expired(folder: Path) -> Certificate:
-    """Makes a certificate that was valid in 2020 only."""
-    made = Certificate(folder / "expired.crt", folder / "expired.key")
-    settings, request = folder / "ca.conf", folder / "expired.csr"
-    settings.write_text(_CA_SETTINGS.format(folder=folder))
-    (folder / "index").touch()
-    _openssl("req", *_CURVE, "-subj", "/CN=expired", "-keyout", str(made.key), "-out", str(request))
-    dates = ["-startdate", "200101000000Z", "-enddate", "200201000000Z"]
-    files = ["-keyfile", str(made.key), "-in", str(request), "-out", str(made.certificate)]
-    _openssl("ca", "-batch", "-notext", "-selfsign", "-config", str(settings), *dates, *files)
     made.key.chmod(0o600)
     return made
 

@@ -28,16 +28,20 @@ def check_api_keys(config: NetworkConfig) -> Iterator[Finding]:
 
 
 def check_tls(config: TlsConfig) -> Iterator[Finding]:
-    """Checks that the files give working TLS, and that clients will accept the certificate today."""
+    """Checks that the server can use the files."""
     if unreadable := list(_unreadable(config)):
         yield from unreadable
         return
     if config.ssl_certfile is None:
         yield from _check_settings_without_certificate(config)
         return
-    from startup.preflight.certificate import certificate_findings
+    from server.security.tls import TlsError, create_tls_context  # noqa: PLC0415 - only with a certificate
 
-    yield from certificate_findings(config)
+    try:
+        create_tls_context(config)
+    except TlsError as err:
+        yield error("tls", str(err))
+        return
     if config.ssl_ca_certs is not None and not config.ssl_cert_reqs:
         yield warning("tls", "--ssl-ca-certs has no effect as long as --ssl-cert-reqs is 0: set it to 2 (required)")
     yield from _readable_by_all("tls", "--ssl-keyfile", Path(config.ssl_keyfile or config.ssl_certfile))

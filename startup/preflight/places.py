@@ -4,11 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from envs.home import expand_home
+from envs.redaction import without_login
 from envs.suggestion import did_you_mean
 from server.wording import format_bytes, list_some
+from startup.download.endpoints import hub_endpoints
+from startup.download.errors import DownloadError
+from startup.download.messages import STALL_S
 from startup.model.location import ModelPlace, dangling_links, is_offline
 from startup.model.object_address import missing_package
-from startup.preflight.report import Finding, error, info
+from startup.preflight.report import Finding, error, info, warning
 
 
 def check_place(place: ModelPlace) -> Iterator[Finding]:
@@ -37,6 +41,31 @@ def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Findin
         # The hub's client keeps only complete files; it downloads the others from the beginning.
         what = f"{len(parts)} unfinished files ({format_bytes(sum(map(_size, parts)))})"
         yield info("download", f"{blobs} has {what} of a download that was killed: they may be deleted")
+
+
+def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
+    """Sends the first requests of a download: for the list of files, and for the first file, which may be gated.
+
+    For checks without a start. vLLM's own client may succeed where these requests have no answer.
+    """
+    from startup.download.hub_client import FileAddress, HubClient, RetryableError  # noqa: PLC0415 - no start needs it
+
+    def give_up(_: float, reason: str) -> None:
+        raise RetryableError(reason)
+
+    try:
+        client = HubClient(token=token, stall_s=STALL_S)
+        listing = client.list_files(place.name, place.revision, hub_endpoints(), give_up)
+        for name in place.wanted.choose_small(listing.files)[:1]:
+            with client.stream(FileAddress(listing.endpoints[0], place.name, listing.commit, name), begin=0):
+                pass
+    except DownloadError as err:
+        is_final = err.kind == "refused" or (err.kind == "unreachable" and place.wanted.engine == "embedded")
+        yield (error if is_final and not place.is_default else warning)("hub", str(err))
+    except RetryableError as err:
+        yield warning("hub", f"{place.name} is to be downloaded: {err}")
+    else:
+        yield info("hub", f"{place.name} is to be downloaded from {without_login(listing.endpoints[0])}")
 
 
 def _problem(path: Path) -> str:

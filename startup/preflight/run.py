@@ -1,18 +1,21 @@
 """Runs all checks, so that all faults of a start are reported at once, before heavy imports.
 
-Imports only the standard library, msgspec, jinja2 to compile a chat template, and the hub's client before a
-download. Uses the network only for files that are not on disk.
+Imports only the standard library and msgspec; the hub's client, and the network, only for a check without a start
+of a model that is not on disk.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Final
 
 from envs.home import expand_home
 from envs.registry import undeclared_names, unknown_variables, validate_all
+from server.errors import ConfigError
 from server.machine.memory import MemoryState, read_memory
+from server.server_config import LoggingConfig
 from server.wording import list_some
 from startup.config import StartupConfig
 from startup.model.checkpoint_folder import tokenizer_problem
@@ -22,21 +25,19 @@ from startup.model.location import ModelPlace, is_offline
 from startup.model.request import ModelRequest
 from startup.preflight.access import check_api_keys, check_tls
 from startup.preflight.address import check_address
-from startup.preflight.chat_template import check_chat_templates
 from startup.preflight.check_groups import CheckGroup, run_checks
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.preflight.disk import check_cache_folder, check_disk
 from startup.preflight.limits import SHM, check_limits, check_shared_memory
 from startup.preflight.memory_fit import check_memory
 from startup.preflight.model_shape import ModelShape, read_model_shape
-from startup.preflight.places import check_place, snapshot_findings
+from startup.preflight.places import check_hub, check_place, snapshot_findings
 from startup.preflight.report import Finding, PreflightReport, error, info, warning
-from startup.preflight.tracing import check_tracing
 
-if TYPE_CHECKING:
-    from startup.preflight.hub import HubCheck
-
-_HUB_TIMEOUT_S = 2.0
+_TRACE_EXPORTERS: Final = {
+    "grpc": "opentelemetry.exporter.otlp.proto.grpc",
+    "http/protobuf": "opentelemetry.exporter.otlp.proto.http",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,8 @@ class PreflightOptions:
     memory: MemoryState | None = None
     """None reads it from the kernel."""
     shm: Path = SHM
-    hub_timeout_s: float = _HUB_TIMEOUT_S
+    asks_hub: bool = False
+    """Whether the hub is asked about a download; otherwise the download itself reports what it answers."""
 
 
 def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = None) -> PreflightReport:
@@ -74,16 +76,41 @@ def _check_environment() -> Iterator[Finding]:
         yield info("environment", f"the embedded engine does not read {listed}: set for vLLM, no effect here")
 
 
+def check_tracing(config: LoggingConfig) -> Iterator[Finding]:
+    """Checks that traces can be sent: the address is valid, and OpenTelemetry is installed."""
+    if config.otlp_traces_endpoint is None:
+        return
+    from server.tracing.tracer import read_endpoint
+
+    try:
+        endpoint = read_endpoint(config.otlp_traces_endpoint, config.otlp_traces_protocol)
+    except ConfigError as err:
+        yield error("tracing", str(err))
+        return
+    if not all(map(_is_installed, ("opentelemetry.sdk", _TRACE_EXPORTERS[endpoint.protocol]))):
+        yield error(
+            "tracing",
+            f"--otlp-traces-endpoint {config.otlp_traces_endpoint.partition('?')[0]}: OpenTelemetry is not installed; "
+            "pip install '.[otel]' in a clone of vllm-cli",
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:
+        return False
+
+
 class _Preflight:
     """One run; caches what several checks need."""
 
     def __init__(self, config: StartupConfig, options: PreflightOptions) -> None:
         self._config = config
         self._options = options
-        self._hub_checks: list[HubCheck] = []
 
     def checks(self) -> Iterator[CheckGroup]:
-        """Groups of checks in their order; the request to the hub is sent early and evaluated last."""
+        """Groups of checks in their order."""
         server = self._config.server
         yield "environment", _check_environment
         yield "model", self._check_places
@@ -94,14 +121,14 @@ class _Preflight:
         yield "tracing", lambda: check_tracing(server.logging)
         yield "checkpoint", self._check_checkpoint
         yield "tokenizer", self._check_tokenizer
-        yield "chat_template", self._check_chat_template
         yield "generation_config", self._check_generation_config
         yield "memory", self._check_memory
         yield "limits", lambda: check_limits(self._shape, self._config.engine)
         yield "shm", lambda: check_shared_memory(self._options.shm)
         yield "cache", check_cache_folder
         yield "disk", self._check_disk
-        yield "hub", self._check_hub
+        if self._options.asks_hub:
+            yield "hub", self._check_hub
 
     @cached_property
     def _plan(self) -> FilePlan:
@@ -131,11 +158,6 @@ class _Preflight:
     def _check_places(self) -> Iterator[Finding]:
         for place in self._plan.main_places:
             yield from check_place(place)
-        for place in self._downloads():
-            from startup.preflight.hub import HubCheck
-
-            token, timeout_s = self._config.model.hf_token, self._options.hub_timeout_s
-            self._hub_checks.append(HubCheck(place, token=token, timeout_s=timeout_s))
 
     def _check_checkpoint(self) -> Iterator[Finding]:
         if self._checkpoint is None:
@@ -156,9 +178,6 @@ class _Preflight:
         for path in dict.fromkeys((self._model.folder, folder)):
             yield from small_file_findings(path) if path else ()
 
-    def _check_chat_template(self) -> Iterable[Finding]:
-        return check_chat_templates(self._tokenizer.folder, self._config.renderer.chat_template)
-
     def _check_generation_config(self) -> Iterator[Finding]:
         source = self._config.server.generation.generation_config
         if source not in ("auto", "vllm") and (problem := read_json_object(_generation_config(source)).problem):
@@ -173,8 +192,8 @@ class _Preflight:
             yield from check_disk(place)
 
     def _check_hub(self) -> Iterator[Finding]:
-        for check in self._hub_checks:
-            yield from check.findings()
+        for place in self._downloads():
+            yield from check_hub(place, self._config.model.hf_token)
 
 
 def _generation_config(folder: str) -> Path:

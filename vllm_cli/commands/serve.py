@@ -126,7 +126,7 @@ def _serve_with_vllm(options: VllmOptions) -> int:
         from startup.vllm.command_line import CommandLine
         from startup.vllm.preflight.run import run_preflight
 
-        report = run_preflight(vllm, CommandLine.of(options.words), is_listening=False)
+        report = run_preflight(vllm, CommandLine.of(options.words), is_listening=False, asks_hub=True)
         return _print(report, as_json=options.is_json)
     from startup.vllm.launch.start import start_vllm
 
@@ -134,9 +134,9 @@ def _serve_with_vllm(options: VllmOptions) -> int:
 
 
 def _check(config: StartupConfig, *, as_json: bool) -> int:
-    from startup.preflight.run import run_preflight
+    from startup.preflight.run import PreflightOptions, run_preflight
 
-    return _print(run_preflight(config), as_json=as_json)
+    return _print(run_preflight(config, options=PreflightOptions(asks_hub=True)), as_json=as_json)
 
 
 def _print(report: "PreflightReport", *, as_json: bool) -> int:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -164,7 +165,8 @@ class ModelCheck:
         _reject_keys(line.values)
         entry = replace(entry, adapters=_adapters(line.lists.get(_LORA_MODULES, ())))
         kind = kind_for("vllm", ServeWords(entry.words)) if has_standby and not env.VCLI_PLAIN_VLLM.get() else None
-        return self._checked(entry, lambda: run_vllm_preflight(vllm, line, is_listening=True), line.request, kind)
+        check = partial(run_vllm_preflight, vllm, line, is_listening=True, asks_hub=True)
+        return self._checked(entry, check, line.request, kind)
 
     def _check_embedded(self, entry: ModelEntry, config: StartupConfig) -> CheckedModel:
         require_embedded_engine()
@@ -173,7 +175,7 @@ class ModelCheck:
         memory = read_memory()
         # Other models can be stopped, so that all memory is free.
         options = PreflightOptions(
-            is_listening=True, memory=memory and memory._replace(available_bytes=memory.total_bytes)
+            is_listening=True, memory=memory and memory._replace(available_bytes=memory.total_bytes), asks_hub=True
         )
         entry = replace(entry, adapters=tuple(module.name for module in config.server.lora_modules))
         has_standby = config.standby != "off" and not config.engine.trust_remote_code

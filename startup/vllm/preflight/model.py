@@ -19,7 +19,6 @@ from startup.model.json_file import read_json_object
 from startup.model.location import ModelPlace, find_snapshot, is_hub_id, is_offline
 from startup.model.object_address import is_streamed, missing_package
 from startup.model.wanted_files import MISTRAL_WEIGHTS
-from startup.preflight.chat_template import check_chat_templates
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.preflight.report import Finding, error, warning
 from startup.vllm.preflight.start import CheckedStart
@@ -236,8 +235,6 @@ class ModelChecks:
         for finding in small_file_findings(folder):
             is_certain = any(f"{folder / name} " in finding.message for name in _TOKENIZER_JSON)
             yield finding._replace(severity="error" if is_certain else "warning")
-        for finding in check_chat_templates(folder, None):
-            yield finding._replace(severity="warning")
 
 
 def _has_other_weights(folder: Path) -> bool:

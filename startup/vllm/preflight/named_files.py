@@ -56,7 +56,7 @@ def _check_tls(start: CheckedStart) -> Iterator[Finding]:
         yield (error if certificate or key else warning)("tls", f"{text}: there is no such file")
     if not missing and certificate:
         config = TlsConfig(ssl_certfile=certificate, ssl_keyfile=key, ssl_ca_certs=authorities)
-        yield from (finding._replace(severity="warning") for finding in check_tls(config) if finding.severity != "info")
+        yield from (finding._replace(severity="warning") for finding in check_tls(config))
 
 
 def _check_plugins(start: CheckedStart) -> Iterator[Finding]:

@@ -5,13 +5,14 @@ may change is a warning. Names and flags are those of the installed vLLM (`start
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from envs import foreign
 from server.server_config import NetworkConfig
 from startup.preflight.address import check_address
 from startup.preflight.check_groups import CheckGroup, run_checks
 from startup.preflight.disk import check_cache_folder, check_disk
+from startup.preflight.places import check_hub
 from startup.preflight.report import Finding, PreflightReport
 from startup.vllm.command_line import CommandLine
 from startup.vllm.facts.installed_facts import read_facts
@@ -28,44 +29,38 @@ from startup.vllm.preflight.surroundings import surroundings_findings
 from startup.vllm.preflight.variables import variable_findings
 
 if TYPE_CHECKING:
-    from startup.preflight.hub import HubCheck
     from startup.vllm.preflight.nodes import NodeChecks
 
 _SEVERAL_NODES = ("--nnodes", "--data-parallel-address", "--distributed-executor-backend", "--data-parallel-backend")
-_HUB_TIMEOUT_S = 2.0
-_UNCERTAIN_AT_HUB = ("cannot be reached", "config.json", "answers")
-"""Answers with which vLLM's own client, or another kind of model, may succeed."""
 
 
-def _check_disk(start: CheckedStart, model: ModelChecks) -> Iterator[Finding]:
-    for place in model.downloads():
-        yield from check_disk(place)
-
-
-def run_preflight(vllm: InstalledVllm, line: CommandLine, *, is_listening: bool) -> PreflightReport:
+def run_preflight(
+    vllm: InstalledVllm, line: CommandLine, *, is_listening: bool, asks_hub: bool = False
+) -> PreflightReport:
     """Reports every fault at once; never raises for a fault.
 
     Args:
         vllm: the installed vLLM.
         line: the words of the command line.
         is_listening: whether the launcher listens already, so that the address needs no check.
+        asks_hub: whether the hub is asked about a download; otherwise the download itself reports what it answers.
     """
-    return run_checks(_Preflight(vllm, line, is_listening=is_listening).groups())
+    return run_checks(_Preflight(vllm, line, is_listening=is_listening, asks_hub=asks_hub).groups())
 
 
 class _Preflight:
     """One run; what several groups need is read once, within the first group."""
 
-    def __init__(self, vllm: InstalledVllm, line: CommandLine, *, is_listening: bool) -> None:
+    def __init__(self, vllm: InstalledVllm, line: CommandLine, *, is_listening: bool, asks_hub: bool) -> None:
         self._vllm = vllm
         self._line = line
         self._is_listening = is_listening
+        self._asks_hub = asks_hub
         self._known: CheckedStart | None = None
-        self._hub_checks: list[HubCheck] = []
         self._nodes: NodeChecks | None = None
 
     def groups(self) -> Iterator[CheckGroup]:
-        """The request to the hub is sent early and evaluated last."""
+        """Groups of checks in their order."""
         yield "words", self._read_words
         if self._known is not None:
             yield from self._groups_of_words(self._known)
@@ -86,7 +81,6 @@ class _Preflight:
         if not start.arguments.is_read:
             return
         model = ModelChecks(start)
-        yield "hub_request", lambda: self._ask_hub(start, model)
         yield "nodes_request", lambda: self._look_for_nodes(start)
         yield "model", model.findings
         yield "shape", lambda: shape_findings(start, model)
@@ -94,17 +88,12 @@ class _Preflight:
         yield "files", lambda: file_findings(start)
         yield "devices", lambda: device_findings(start, model)
         yield "surroundings", lambda: surroundings_findings(start, self._line.words)
-        yield "disk", lambda: _check_disk(start, model)
+        downloads = model.downloads()
+        yield "disk", lambda: chain.from_iterable(map(check_disk, downloads))
         yield "nodes", self._check_nodes
-        yield "hub", self._check_hub
-
-    def _ask_hub(self, start: CheckedStart, model: ModelChecks) -> Sequence[Finding]:
-        for place in model.downloads():
-            from startup.preflight.hub import HubCheck
-
+        if self._asks_hub:
             token = start.value("--hf-token") or None
-            self._hub_checks.append(HubCheck(place, token=token, timeout_s=_HUB_TIMEOUT_S))
-        return ()
+            yield "hub", lambda: chain.from_iterable(check_hub(place, token) for place in downloads)
 
     def _look_for_nodes(self, start: CheckedStart) -> Sequence[Finding]:
         if start.has(*_SEVERAL_NODES):
@@ -118,14 +107,3 @@ class _Preflight:
 
     def _check_address(self) -> Iterable[Finding]:
         return check_address(NetworkConfig(host=self._line.host, port=self._line.port or 0, uds=self._line.uds))
-
-    def _check_hub(self) -> Iterator[Finding]:
-        """A refusal is certain only if vLLM asks with the same token."""
-        is_certain = not foreign.is_set("HF_TOKEN_PATH")
-        for check in self._hub_checks:
-            for finding in check.findings():
-                is_uncertain = any(part in finding.message for part in _UNCERTAIN_AT_HUB)
-                if finding.severity == "error" and (is_uncertain or not is_certain):
-                    yield finding._replace(severity="warning")
-                else:
-                    yield finding

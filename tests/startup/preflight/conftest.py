@@ -18,8 +18,6 @@ from tests.server.server_config import server_config
 
 GIB = 1 << 30
 ROOMY = MemoryState(64 * GIB, 64 * GIB)
-PATIENT_S = 120.0
-"""A timeout for the fake hub, which answers at once, on a busy machine."""
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -114,7 +112,7 @@ def preflight(make_config: Callable[..., StartupConfig]) -> Callable[..., Prefli
     """Runs all checks; arguments named like a field of PreflightOptions are options, others configuration."""
 
     def run(model: Path | str | None = None, **given: Any) -> PreflightReport:
-        options = {"memory": ROOMY, "hub_timeout_s": PATIENT_S} | {
+        options = {"memory": ROOMY} | {
             name: given.pop(name) for name in list(given) if name in PreflightOptions.__dataclass_fields__
         }
         return run_preflight(make_config(model, **given), options=PreflightOptions(**options))

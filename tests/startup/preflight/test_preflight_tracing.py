@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from server.server_config import LoggingConfig
-from startup.preflight.tracing import check_tracing
+from startup.preflight.run import check_tracing
 
 
 def config(**options: str) -> LoggingConfig:

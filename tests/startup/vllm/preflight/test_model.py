@@ -175,12 +175,6 @@ def test_tokenizer(start: CheckStart, folder: Path, tmp_path: Path) -> None:
     assert _findings(start, folder, "--tokenizer", other) == []
 
 
-def test_a_broken_template_is_a_warning(start: CheckStart, folder: Path) -> None:
-    (folder / "chat_template.jinja").write_text("{% if %}")
-    ((check, severity, _),) = _findings(start, folder)
-    assert (check, severity) == ("chat_template", "warning")
-
-
 def test_lengths(start: CheckStart, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _findings(start, folder, "--max-model-len", "8k") == []
     (message,) = _errors(start, folder, "--max-model-len", "9k")
