@@ -6,7 +6,6 @@ may change is a warning. Names and flags are those of the installed vLLM (`start
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from server.server_config import NetworkConfig
 from startup.preflight.address import check_address
@@ -27,11 +26,6 @@ from startup.vllm.preflight.shape import shape_findings
 from startup.vllm.preflight.start import CheckedStart
 from startup.vllm.preflight.surroundings import surroundings_findings
 from startup.vllm.preflight.variables import variable_findings
-
-if TYPE_CHECKING:
-    from startup.vllm.preflight.nodes import NodeChecks
-
-_SEVERAL_NODES = ("--nnodes", "--data-parallel-address", "--distributed-executor-backend", "--data-parallel-backend")
 
 
 def run_preflight(
@@ -57,7 +51,6 @@ class _Preflight:
         self._is_listening = is_listening
         self._asks_hub = asks_hub
         self._known: CheckedStart | None = None
-        self._nodes: NodeChecks | None = None
 
     def groups(self) -> Iterator[CheckGroup]:
         """Groups of checks in their order."""
@@ -81,29 +74,16 @@ class _Preflight:
         if not start.arguments.is_read:
             return
         model = ModelChecks(start)
-        yield "nodes_request", lambda: self._look_for_nodes(start)
         yield "model", model.findings
         yield "shape", lambda: shape_findings(start, model)
         yield "quantization", lambda: quantization_findings(start, model)
         yield "files", lambda: file_findings(start)
         yield "devices", lambda: device_findings(start, model)
         yield "surroundings", lambda: surroundings_findings(start, self._line.words)
-        downloads = model.downloads()
-        yield "disk", lambda: chain.from_iterable(map(check_disk, downloads))
-        yield "nodes", self._check_nodes
+        yield "disk", lambda: chain.from_iterable(map(check_disk, model.downloads()))
         if self._asks_hub:
             token = start.value("--hf-token") or None
-            yield "hub", lambda: chain.from_iterable(check_hub(place, token) for place in downloads)
-
-    def _look_for_nodes(self, start: CheckedStart) -> Sequence[Finding]:
-        if start.has(*_SEVERAL_NODES):
-            from startup.vllm.preflight.nodes import NodeChecks
-
-            self._nodes = NodeChecks(start)
-        return ()
-
-    def _check_nodes(self) -> Iterable[Finding]:
-        return self._nodes.findings() if self._nodes is not None else ()
+            yield "hub", lambda: chain.from_iterable(check_hub(place, token) for place in model.downloads())
 
     def _check_address(self) -> Iterable[Finding]:
         return check_address(NetworkConfig(host=self._line.host, port=self._line.port or 0, uds=self._line.uds))
