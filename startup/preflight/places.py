@@ -2,32 +2,51 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from envs.home import expand_home
 from envs.redaction import without_login
+from envs.registry import env
 from envs.suggestion import did_you_mean
 from server.wording import format_bytes, list_some
 from startup.download.endpoints import hub_endpoints
 from startup.download.errors import DownloadError
 from startup.download.messages import STALL_S
-from startup.model.location import ModelPlace, dangling_links, is_offline
-from startup.model.object_address import missing_package
+from startup.model.location import ModelPlace, dangling_links, find_snapshot, is_offline
+from startup.model.object_address import is_streamed, missing_package
 from startup.preflight.report import Finding, error, info, warning
+
+_NAMES_OF_VLLM: Final = ("://", ":", ".gguf")
+"""Parts of names that stand for an object store, for a quantization in a repository, or for one file."""
 
 
 def check_place(place: ModelPlace) -> Iterator[Finding]:
-    """Reports a name that is neither a folder nor on the hub, and a download that offline mode forbids."""
+    """Reports a name that is neither a folder nor on the hub, and a download that offline mode forbids.
+
+    vLLM knows more names, and starts with a part of a model in the hub's cache.
+    """
     option = "--tokenizer" if place.is_tokenizer else "MODEL"
-    if place.kind == "object_store" and (problem := missing_package(place.name)):
-        yield error("model", problem)
-    elif place.kind == "nowhere":
-        yield error("model", f"{option} {place.name} {_problem(Path(expand_home(place.name)))}")
-    elif place.kind == "hub" and is_offline() and not place.is_default:
+    is_vllm = place.wanted.engine == "vllm"
+    if place.kind == "object_store":
+        is_read_by_vllm = is_vllm and is_streamed(place.wanted.load_format)
+        if not is_read_by_vllm and (problem := missing_package(place.name)):
+            yield error("model", problem)
+    elif place.kind == "nowhere" and not (is_vllm and any(part in place.name for part in _NAMES_OF_VLLM)):
+        path = Path(expand_home(place.name))
+        report = warning if is_vllm and path.is_file() else error
+        yield report("model", f"{option} {place.name} {_problem(path)}")
+    elif place.kind == "hub" and is_offline() and not place.is_default and not (is_vllm and _is_cached(place)):
         state = f"only in part in {place.folder}" if place.folder else f"not in {place.cache_dir}"
         yield error(
             "model",
             f"{option} {place.name} is {state}, and HF_HUB_OFFLINE forbids the download: unset it for this start",
         )
+
+
+def _is_cached(place: ModelPlace) -> bool:
+    """Whether any part of it is cached: in vLLM's folder for downloads, or in the hub's."""
+    folder = place.folder or find_snapshot(place.name, revision=place.revision, cache_dir=env.HF_HUB_CACHE.get())
+    return folder is not None
 
 
 def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Finding]:
@@ -44,9 +63,9 @@ def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Findin
 
 
 def check_hub(place: ModelPlace, token: str | None) -> Iterator[Finding]:
-    """Sends the first requests of a download: for the list of files, and for the first file, which may be gated.
+    """Sends a download's first requests: for the list of files, and for the first file, which may be gated.
 
-    For checks without a start. vLLM's own client may succeed where these requests have no answer.
+    vLLM's own client may succeed where these requests have no answer.
     """
     from startup.download.hub_client import FileAddress, HubClient, RetryableError  # noqa: PLC0415 - no start needs it
 

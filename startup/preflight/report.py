@@ -1,11 +1,14 @@
-"""The preflight's findings, as text and as JSON."""
+"""The preflight's findings, as text and as JSON; runs the groups of checks of both engines."""
 
 import json
 import logging
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from envs.redaction import without_login
+from envs.variable import EnvError
 from startup.config import PreflightMode
 from startup.errors import CommandLineError, StartupError
 
@@ -30,6 +33,10 @@ class Finding(NamedTuple):
     severity: Severity
     """`error`: the start would fail; `warning`: it may fail or be slow; `info`: no fault."""
     message: str
+
+
+CheckGroup: TypeAlias = tuple[str, Callable[[], Iterable[Finding]]]
+"""A group's name and the function that yields its findings."""
 
 
 def error(check: str, message: str) -> Finding:
@@ -113,6 +120,28 @@ class PreflightReport:
 
     def _of(self, severity: Severity) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.severity == severity)
+
+
+def run_checks(groups: Iterable[CheckGroup]) -> PreflightReport:
+    """All findings, and how long each group took; never raises for a fault."""
+    begin = time.perf_counter()
+    findings: list[Finding] = []
+    timings: list[tuple[str, float]] = []
+    for name, check in groups:
+        check_begin = time.perf_counter()
+        findings += _run_group(name, check)
+        timings.append((name, time.perf_counter() - check_begin))
+    return PreflightReport(tuple(findings), time.perf_counter() - begin, tuple(timings))
+
+
+def _run_group(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """An error inside a check is a warning: it must not prevent a start that would work."""
+    try:
+        return list(check())
+    except EnvError:
+        return []  # reported by the check of the environment
+    except Exception as err:  # noqa: BLE001 - the boundary of a check
+        return [warning(name, f"this check could not be done: {type(err).__name__}: {err}")]
 
 
 def _count(number: int, noun: str) -> str:

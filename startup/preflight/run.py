@@ -1,13 +1,13 @@
 """Runs all checks, so that all faults of a start are reported at once, before heavy imports.
 
-Imports only the standard library and msgspec; the hub's client, and the network, only for a check without a start
-of a model that is not on disk.
+Imports only the standard library and msgspec, but for `asks_hub`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -25,14 +25,13 @@ from startup.model.location import ModelPlace, is_offline
 from startup.model.request import ModelRequest
 from startup.preflight.access import check_api_keys, check_tls
 from startup.preflight.address import check_address
-from startup.preflight.check_groups import CheckGroup, run_checks
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.preflight.disk import check_cache_folder, check_disk
 from startup.preflight.limits import SHM, check_limits, check_shared_memory
 from startup.preflight.memory_fit import check_memory
 from startup.preflight.model_shape import ModelShape, read_model_shape
 from startup.preflight.places import check_hub, check_place, snapshot_findings
-from startup.preflight.report import Finding, PreflightReport, error, info, warning
+from startup.preflight.report import CheckGroup, Finding, PreflightReport, error, info, run_checks, warning
 
 _TRACE_EXPORTERS: Final = {
     "grpc": "opentelemetry.exporter.otlp.proto.grpc",
@@ -63,6 +62,15 @@ def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = N
         options: what to assume about the machine.
     """
     return run_checks(_Preflight(config, options or PreflightOptions()).checks())
+
+
+def download_checks(
+    places: Callable[[], Iterable[ModelPlace]], token: str | None, options: PreflightOptions
+) -> Iterator[CheckGroup]:
+    """Checks what is to be downloaded, of either engine: its room, and whether the hub gives it."""
+    yield "disk", lambda: chain.from_iterable(map(check_disk, places()))
+    if options.asks_hub:
+        yield "hub", lambda: chain.from_iterable(check_hub(place, token) for place in places())
 
 
 def _check_environment() -> Iterator[Finding]:
@@ -126,9 +134,7 @@ class _Preflight:
         yield "limits", lambda: check_limits(self._shape, self._config.engine)
         yield "shm", lambda: check_shared_memory(self._options.shm)
         yield "cache", check_cache_folder
-        yield "disk", self._check_disk
-        if self._options.asks_hub:
-            yield "hub", self._check_hub
+        yield from download_checks(self._downloads, self._config.model.hf_token, self._options)
 
     @cached_property
     def _plan(self) -> FilePlan:
@@ -186,14 +192,6 @@ class _Preflight:
     def _check_memory(self) -> Iterable[Finding]:
         memory = self._options.memory or read_memory()
         return check_memory(self._shape, self._config.engine, memory) if self._shape else ()
-
-    def _check_disk(self) -> Iterator[Finding]:
-        for place in self._downloads():
-            yield from check_disk(place)
-
-    def _check_hub(self) -> Iterator[Finding]:
-        for place in self._downloads():
-            yield from check_hub(place, self._config.model.hf_token)
 
 
 def _generation_config(folder: str) -> Path:

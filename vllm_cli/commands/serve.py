@@ -123,10 +123,11 @@ def _serve_with_vllm(options: VllmOptions) -> int:
 
     vllm = require_vllm()
     if options.is_preflight_only:
+        from startup.preflight.run import PreflightOptions
         from startup.vllm.command_line import CommandLine
         from startup.vllm.preflight.run import run_preflight
 
-        report = run_preflight(vllm, CommandLine.of(options.words), is_listening=False, asks_hub=True)
+        report = run_preflight(vllm, CommandLine.of(options.words), PreflightOptions(asks_hub=True))
         return _print(report, as_json=options.is_json)
     from startup.vllm.launch.start import start_vllm
 

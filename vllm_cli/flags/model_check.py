@@ -165,7 +165,7 @@ class ModelCheck:
         _reject_keys(line.values)
         entry = replace(entry, adapters=_adapters(line.lists.get(_LORA_MODULES, ())))
         kind = kind_for("vllm", ServeWords(entry.words)) if has_standby and not env.VCLI_PLAIN_VLLM.get() else None
-        check = partial(run_vllm_preflight, vllm, line, is_listening=True, asks_hub=True)
+        check = partial(run_vllm_preflight, vllm, line, PreflightOptions(is_listening=True, asks_hub=True))
         return self._checked(entry, check, line.request, kind)
 
     def _check_embedded(self, entry: ModelEntry, config: StartupConfig) -> CheckedModel:

@@ -29,6 +29,7 @@ from startup.errors import StartupError
 from startup.imports.learned_imports import learn, learned_imports
 from startup.model.file_plan import plan_files
 from startup.preflight.report import PreflightReport
+from startup.preflight.run import PreflightOptions
 from startup.processes import group_signals
 from startup.processes.dormant_forkserver import discard_dormant
 from startup.processes.new_program import start_resource_tracker
@@ -107,7 +108,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     gc.enable()
     if not line.is_for_help:
         if vllm.is_new_enough and options.preflight != "off" and not env.VCLI_PLAIN_VLLM.get():
-            run_preflight(vllm, line, is_listening=False).apply(options.preflight)
+            run_preflight(vllm, line, PreflightOptions()).apply(options.preflight)
         line = fetch_before_start(line, options.download_timeout_s)
         report_plain_start(options.log_format)
     return run_plain_vllm(line.words)
@@ -258,7 +259,7 @@ class _VllmStart:
                 logger.warning("%s", notice)
 
     def _run_preflight(self) -> PreflightReport:
-        return run_preflight(self._vllm, self._line, is_listening=True)
+        return run_preflight(self._vllm, self._line, PreflightOptions(is_listening=True))
 
     def _import_api_server(self) -> None:
         """Imports it on the main thread, while the forkserver imports on another core."""

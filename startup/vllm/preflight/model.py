@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from envs import foreign
-from envs.registry import env
 from envs.suggestion import did_you_mean
 from startup.model.checkpoint_folder import folder_problems
 from startup.model.json_file import read_json_object
-from startup.model.location import ModelPlace, find_snapshot, is_hub_id, is_offline
-from startup.model.object_address import is_streamed, missing_package
+from startup.model.location import ModelPlace, is_offline
 from startup.model.wanted_files import MISTRAL_WEIGHTS
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
+from startup.preflight.places import check_place
 from startup.preflight.report import Finding, error, warning
 from startup.vllm.preflight.start import CheckedStart
 
@@ -27,8 +26,6 @@ _SAFETENSORS_FORMATS: Final = ("auto", "hf", "safetensors")
 """Values of --load-format with which vLLM reads the files that `read_checkpoint` checks."""
 _CONFIG: Final = "config.json"
 _MISTRAL_CONFIG: Final = "params.json"
-_NOT_A_FOLDER: Final = ("://", ":", ".gguf")
-"""Parts of names that stand for an object store, for a quantization in a repository, or for one file."""
 _REDIRECTIONS: Final = ("VLLM_USE_MODELSCOPE", "VLLM_MODEL_REDIRECT_PATH")
 _TOKENIZER_FILES: Final = ("*token*", "vocab*", "merges.txt", "*.tiktoken", "*.model", "tekken*", "*.vocab", "*bpe*")
 _TOKENIZER_JSON: Final = ("tokenizer.json", "tokenizer_config.json")
@@ -51,7 +48,7 @@ class ModelChecks:
         if self._start.plan is None or any(map(foreign.text_of, _REDIRECTIONS)):
             return
         for place in self._start.plan.main_places:
-            yield from self._place_findings(place)
+            yield from check_place(place)
         if self.folder is None:
             return
         faults = list(self._config_findings(self.folder))
@@ -108,31 +105,6 @@ class ModelChecks:
         if self._start.load_format not in _SAFETENSORS_FORMATS or self._start.has("--ignore-patterns"):
             return False
         return self.folder is not None and next(self.folder.glob(MISTRAL_WEIGHTS), None) is None
-
-    def _place_findings(self, place: ModelPlace) -> Iterator[Finding]:
-        flag = "--tokenizer" if place.is_tokenizer else "MODEL"
-        if place.kind == "object_store":
-            if not is_streamed(self._start.load_format) and (problem := missing_package(place.name)):
-                yield error("model", problem)
-        elif place.kind == "nowhere" and not any(part in place.name for part in _NOT_A_FOLDER):
-            path = Path(place.name)
-            if path.is_file():
-                yield warning("model", f"{flag} {place.name} is a file: vLLM takes a folder or a name on the hub")
-            else:
-                yield error(
-                    "model",
-                    f"{flag} {place.name}: there is no such folder, and it is no name on the Hugging Face hub"
-                    + did_you_mean(path.name, _siblings(path)),
-                )
-        elif place.kind == "hub" and is_offline() and is_hub_id(place.name) and not self._is_cached(place):
-            yield error(
-                "model", f"{flag} {place.name} is not on disk, and HF_HUB_OFFLINE forbids the download: unset it"
-            )
-
-    def _is_cached(self, place: ModelPlace) -> bool:
-        """Whether any part of the model is cached: in vLLM's folder for downloads, or in the hub's."""
-        folders = {env.HF_HUB_CACHE.get(), *filter(None, (place.cache_dir,))}
-        return any(find_snapshot(place.name, revision=place.revision, cache_dir=folder) for folder in folders)
 
     def _config_findings(self, folder: Path) -> Iterator[Finding]:
         if not self._reads_config_here:
@@ -256,10 +228,3 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _siblings(path: Path) -> list[str]:
-    try:
-        return [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    except OSError:
-        return []

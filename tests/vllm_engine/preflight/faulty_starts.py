@@ -82,7 +82,7 @@ FAULTY_STARTS: Final[dict[str, FaultyStart]] = {
         "{model} --enable-lora --lora-modules a={adapter_64}", message="--max-lora-rank 64", stage="later"
     ),
     "adapters not enabled": _fault("{model} --lora-modules a={adapter}", message="--enable-lora", stage="later"),
-    "no such folder": _fault("{folder}/mising", message="there is no such folder"),
+    "no such folder": _fault("{folder}/mising", message="is neither a folder nor a name"),
     "offline and not cached": _fault("someone/unknown", message="HF_HUB_OFFLINE", HF_HUB_OFFLINE="1"),
     "no config.json": _fault("{no_config}", message="has no config.json"),
     "broken config.json": _fault("{broken_config}", message="is not JSON"),

@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from envs.foreign import overlaid
+from startup.preflight.run import PreflightOptions
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.run import run_preflight
@@ -23,7 +24,7 @@ def main(question: str, answer: str) -> None:
     answers = []
     for start in json.loads(Path(question).read_text()):
         with overlaid(start["variables"]):
-            report = run_preflight(vllm, CommandLine.of(start["words"]), is_listening=True)
+            report = run_preflight(vllm, CommandLine.of(start["words"]), PreflightOptions(is_listening=True))
         answers.append([[finding.check, finding.message] for finding in report.errors])
     Path(answer).write_text(json.dumps(answers))
 

@@ -53,7 +53,7 @@ def test_a_good_folder(start: CheckStart, folder: Path) -> None:
 
 def test_a_folder_that_does_not_exist(start: CheckStart, folder: Path) -> None:
     (message,) = _errors(start, folder.with_name("modle"))
-    assert "there is no such folder" in message
+    assert "is neither a folder nor a name" in message
     assert "did you mean 'model'" in message
 
 
