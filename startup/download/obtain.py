@@ -113,7 +113,7 @@ def _folder(place: ModelPlace) -> Path:
             state = place_problem(place.wanted, place.folder) or f"{place.folder} is incomplete"
         state = state or f"{place.name} is not in {place.cache_dir}"
         raise ModelNotFoundError(f"{state}, and HF_HUB_OFFLINE forbids the download")
-    if place.kind == "object_store":
+    if place.kind in ("object_store", "vllm"):
         raise ModelNotFoundError(f"{place.name} is read by vLLM itself: there is nothing to download")
     folder = place.folder or Path(expand_home(place.name))
     if place.folder is None and not folder.exists():

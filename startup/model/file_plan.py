@@ -4,24 +4,16 @@ Looks on the disk only, at names, links and small JSON files; takes below 10 ms.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from server.config import ModelFiles
 from server.machine.page_cache import memory_devices
 from startup.config import DEFAULT_MODEL_ID
-from startup.model.json_file import read_json_object
-from startup.model.location import (
-    FolderListing,
-    ModelPlace,
-    find_in_modelscope,
-    find_place,
-    place_problem,
-    redirected,
-)
+from startup.model.location import FolderListing, ModelPlace, find_place
 from startup.model.object_address import is_streamed, objects_cache
 from startup.model.request import ModelRequest
 from startup.model.wanted_files import Role, WantedFiles
@@ -51,7 +43,7 @@ class Download:
     """Which of the repository's files the start will read."""
     token: str | None = field(default=None, repr=False)
     """None leaves the choice to the hub's client."""
-    hub: Literal["huggingface", "modelscope", "object_store"] = "huggingface"
+    hub: Literal["huggingface", "object_store"] = "huggingface"
     cached: Path | None = None
     """What the last start has downloaded from an object store: used if the store cannot be reached."""
     is_default: bool = False
@@ -132,7 +124,6 @@ class FilePlan:
             cache_dir=place.cache_dir or self.request.cache_dir,
             wanted=place.wanted,
             token=self.request.hf_token,
-            hub="modelscope" if self.request.uses_modelscope else "huggingface",
             is_default=place.is_default,
         )
 
@@ -176,7 +167,7 @@ def plan_files(request: ModelRequest) -> FilePlan:
 
 
 def _find_places(request: ModelRequest) -> Iterator[ModelPlace]:
-    yield from _find_model(request)
+    yield _find(request, request.model, "model", request.revision) if request.model else _find_default(request)
     if request.has_own_tokenizer_place:
         tokenizer = request.tokenizer or request.model or DEFAULT_MODEL_ID
         yield _find(request, tokenizer, "tokenizer", request.revision_of_tokenizer)
@@ -192,25 +183,6 @@ def _find_places(request: ModelRequest) -> Iterator[ModelPlace]:
             yield place
 
 
-def _find_model(request: ModelRequest) -> Iterator[ModelPlace]:
-    """The model's place; with --download-dir, vLLM may have put only the weights there."""
-    if request.model is None:
-        yield _find_default(request)
-        return
-    model = _find(request, request.model, "model", request.revision)
-    if model.kind == "hub" and request.engine == "vllm" and request.download_dir:
-        config = _find(replace(request, download_dir=None), request.model, "model", request.revision)
-        weights = _find(request, request.model, "weights", request.revision)
-        without_weights = config.wanted.without_weights
-        if weights.is_local and config.folder and not place_problem(without_weights, config.folder):
-            yield config._replace(kind="snapshot", wanted=without_weights)
-            yield weights
-            return
-    yield model
-    if (verifier := _verifier_of(model)) is not None:
-        yield _find(request, verifier, "model")
-
-
 def _find_default(request: ModelRequest) -> ModelPlace:
     from startup.model.default_model import find_prepared
 
@@ -222,25 +194,8 @@ def _find_default(request: ModelRequest) -> ModelPlace:
 
 def _find(request: ModelRequest, name: str, role: Role, revision: str | None = None) -> ModelPlace:
     wanted = WantedFiles.of(role, request)
-    if request.engine == "vllm":
-        name = redirected(name)
     needs_tokenizer = role == "model" and request.has_tokenizer and not request.has_own_tokenizer_place
-    place = find_place(name, wanted, request.cache_dir, revision=revision, needs_tokenizer=needs_tokenizer)
-    if place.kind in ("hub", "snapshot") and request.uses_modelscope:
-        folder = find_in_modelscope(place.name)
-        is_whole = folder is not None and place_problem(place.wanted, folder) is None
-        return place._replace(kind="folder" if is_whole else "hub", folder=folder)
-    return place
-
-
-def _verifier_of(model: ModelPlace) -> str | None:
-    """The model that vLLM serves if MODEL is a draft model of the package speculators."""
-    if model.wanted.engine != "vllm" or model.folder is None:
-        return None
-    draft: Any = read_json_object(model.folder / "config.json").content.get("speculators_config")
-    verifier = draft.get("verifier") if isinstance(draft, dict) else None
-    name = verifier.get("name_or_path") if isinstance(verifier, dict) else None
-    return name if isinstance(name, str) and name else None
+    return find_place(name, wanted, request.cache_dir, revision=revision, needs_tokenizer=needs_tokenizer)
 
 
 def _device(path: Path) -> int | None:

@@ -1,7 +1,6 @@
 """Finds one repository's files on disk: in a folder, or in the hub's cache. Uses no network."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -29,9 +28,9 @@ _UNFINISHED: Final = ".vllm-cli-unfinished"
 class ModelPlace(NamedTuple):
     """A repository or folder: where its files are, or will be downloaded to."""
 
-    kind: Literal["folder", "snapshot", "hub", "object_store", "nowhere"]
-    """A local folder, a complete snapshot in the hub's cache, to be downloaded, in an object store, or not a
-    possible name."""
+    kind: Literal["folder", "snapshot", "hub", "object_store", "vllm", "nowhere"]
+    """A local folder, a complete snapshot in the hub's cache, to be downloaded, in an object store, found by
+    vLLM alone, or not a possible name."""
     name: str
     """The name as given by the user."""
     folder: Path | None = None
@@ -91,12 +90,15 @@ def find_place(
     """Where the files are that are wanted from a folder or repository of this name.
 
     Args:
-        name: a folder, a file of weights, a name on the hub, or an address of an object store.
+        name: a folder, a name on the hub, or an address of an object store.
         wanted: what is read of it.
         cache_dir: the cache of models from the hub.
         revision: branch, tag or commit.
         needs_tokenizer: whether a snapshot without a tokenizer is incomplete.
     """
+    is_vllm = wanted.engine == "vllm"
+    if is_vllm and foreign.text_of("VLLM_MODEL_REDIRECT_PATH"):  # any name may stand for another folder
+        return ModelPlace("vllm", name, wanted=wanted)
     if is_object_address(name):
         place = ModelPlace("object_store", name, wanted=wanted, cache_dir=objects_cache())
         found = find_in_cache(place, needs_tokenizer=needs_tokenizer)
@@ -104,12 +106,11 @@ def find_place(
     path = Path(expand_home(without_file_scheme(name)))
     if path.is_dir():
         return ModelPlace("folder", name, path.absolute(), wanted=wanted.without_ignored)
-    if path.is_file() and path.suffix == ".gguf" and wanted.engine == "vllm":
-        return ModelPlace("folder", name, path.absolute().parent, wanted=wanted.of_file(path.name))
-    repository, wanted = _split_name(name, wanted) if wanted.engine == "vllm" else (name, wanted)
-    if path.exists() or not is_hub_id(repository):
+    if is_vllm and (":" in name or ".gguf" in name or _uses_modelscope()):
+        return ModelPlace("vllm", name, wanted=wanted)
+    if path.exists() or not is_hub_id(name):
         return ModelPlace("nowhere", name, wanted=wanted)
-    place = ModelPlace("hub", repository, revision=revision, wanted=wanted, cache_dir=cache_dir)
+    place = ModelPlace("hub", name, revision=revision, wanted=wanted, cache_dir=cache_dir)
     return find_in_cache(place, needs_tokenizer=needs_tokenizer)
 
 
@@ -137,8 +138,7 @@ def place_problem(wanted: WantedFiles, folder: Path) -> str | None:
     if wanted.role in ("model", "draft") and wanted.engine == "embedded":
         return model_problem(folder)
     listing = FolderListing(folder)
-    has_config = wanted.role != "weights" and wanted.file is None and wanted.quantisation is None
-    if has_config and (problem := _config_problem(wanted, listing)):
+    if problem := _config_problem(wanted, listing):
         return problem
     return _weights_problem(wanted, listing) if wanted.has_weights else None
 
@@ -202,40 +202,8 @@ def dangling_links(snapshot: Path) -> list[str]:
         return []
 
 
-def find_in_modelscope(name: str) -> Path | None:
-    """The folder of a model that ModelScope's client has downloaded, if there is one."""
-    cache = foreign.text_of("MODELSCOPE_CACHE") or expand_home("~/.cache/modelscope/hub")
-    masked = name.replace(".", "___")
-    folders = (Path(cache, *parts) for parts in (("models", masked), ("models", name), (masked,), (name,)))
-    return next((folder for folder in folders if folder.is_dir()), None)
-
-
-def redirected(name: str) -> str:
-    """The folder that the file VLLM_MODEL_REDIRECT_PATH names for a model, or the name itself."""
-    table = foreign.text_of("VLLM_MODEL_REDIRECT_PATH")
-    if not table:
-        return name
-    try:
-        text = Path(table).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return name
-    try:
-        names = json.loads(text)
-    except ValueError:
-        names = dict(pair for line in text.splitlines() if len(pair := line.split()) == 2)
-    other = names.get(name) if isinstance(names, dict) else None
-    return other if isinstance(other, str) and other else name
-
-
-def _split_name(name: str, wanted: WantedFiles) -> tuple[str, WantedFiles]:
-    """`repository:Q4_K_M` and `owner/repository/model-Q4_K_M.gguf` stand for GGUF files of a repository."""
-    repository, colon, quantisation = name.partition(":")
-    if colon and is_hub_id(repository) and quantisation:
-        return repository, wanted.of_quantisation(quantisation)
-    parts = name.split("/")
-    if len(parts) == 3 and parts[2].endswith(".gguf"):
-        return "/".join(parts[:2]), wanted.of_file(parts[2])
-    return name, wanted
+def _uses_modelscope() -> bool:
+    return foreign.text_of("VLLM_USE_MODELSCOPE").strip().lower() not in ("", "0", "false")
 
 
 def _commit_of(folder: Path, revision: str) -> str:

@@ -46,8 +46,7 @@ class ModelRequest:
     """All settings that decide which files a start reads."""
 
     model: str | None = None
-    """A folder, a file, a name on the hub, `repository:quantisation` for GGUF, or an address of an object
-    store; None is the default model."""
+    """A folder, a name on the hub, or an address of an object store; None is the default model."""
     engine: EngineName = "embedded"
     revision: str | None = None
     """Branch, tag or commit of the model on the hub; the hub's main branch if None."""
@@ -68,14 +67,8 @@ class ModelRequest:
     """The value of --load-format, in lower case."""
     ignore_patterns: tuple[str, ...] = (LLAMA_ORIGINALS,)
     """Files of a repository that are not downloaded."""
-    shard_pattern: str | None = None
-    """Names of the files of `sharded_state`, from --model-loader-extra-config; vLLM's own pattern if None."""
-    tensor_parallel_size: int = 1
-    pipeline_parallel_size: int = 1
     adapters: tuple[Adapter, ...] = ()
     draft: DraftModel | None = None
-    uses_modelscope: bool = False
-    """VLLM_USE_MODELSCOPE: models come from ModelScope instead of the Hugging Face hub."""
 
     @classmethod
     def of(cls, config: "ModelConfig", *, adapters: Iterable[Adapter] = ()) -> "ModelRequest":
@@ -114,9 +107,3 @@ class ModelRequest:
         if self.tokenizer_revision is not None or self.engine == "vllm":
             return self.tokenizer_revision or self.revision
         return self.revision if self.tokenizer in (None, self.model) else None
-
-    @property
-    def ranks(self) -> tuple[tuple[int, int], ...]:
-        """All pairs of a pipeline and a tensor-parallel rank."""
-        stages, parts = range(self.pipeline_parallel_size), range(self.tensor_parallel_size)
-        return tuple((stage, part) for stage in stages for part in parts)

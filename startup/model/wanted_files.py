@@ -12,7 +12,7 @@ from typing import Final, Literal
 from startup.model.checkpoint_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, choose_names, is_numbered, with_siblings
 from startup.model.request import LLAMA_ORIGINALS, EngineName, ModelRequest
 
-Role = Literal["model", "weights", "draft", "tokenizer", "config", "generation_config", "adapter"]
+Role = Literal["model", "draft", "tokenizer", "config", "generation_config", "adapter"]
 """What a repository or folder is read for."""
 
 MISTRAL_WEIGHTS: Final = "consolidated*.safetensors"
@@ -42,6 +42,8 @@ _PATTERNS: Final[Mapping[str, tuple[str, ...]]] = {
     "fastsafetensors": ("*.safetensors",),
     "instanttensor": ("*.safetensors",),
     "runai_streamer": ("*.safetensors",),
+    "runai_streamer_sharded": ("*.safetensors",),
+    "sharded_state": ("*.safetensors",),
     "mistral": (MISTRAL_WEIGHTS,),
     "npcache": ("*.bin", "*.pt"),
     "pt": ("*.pt",),
@@ -49,7 +51,6 @@ _PATTERNS: Final[Mapping[str, tuple[str, ...]]] = {
     "tensorizer": (),
 }
 """vLLM's patterns of each --load-format; it reads the files of the first one that matches any."""
-_SHARDED: Final = ("sharded_state", "runai_streamer_sharded")
 _AUTOMATIC: Final = ("auto", "ipc_cache", "modelexpress")
 """Formats that read, or fall back to, what `auto` reads."""
 _INDEXES: Final[Mapping[str, str]] = {
@@ -61,9 +62,6 @@ _INDEXES: Final[Mapping[str, str]] = {
 }
 """The index of each format; vLLM reads only the files that it names."""
 _NOT_FOR_INFERENCE: Final = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
-_SHARD_PATTERN: Final = "model-rank-{rank}-part-{part}.safetensors"
-_STAGED_SHARD_PATTERN: Final = "model-pp-{pp_rank}-tp-{tp_rank}-part-{part}.safetensors"
-_FIELD: Final = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +72,7 @@ class WantedFiles:
     engine: EngineName = "embedded"
     load_format: str = "auto"
     """See `ModelRequest.load_format`."""
-    file: str | None = None
-    """One weight file, such as a GGUF file, that is named instead of its folder."""
-    quantisation: str | None = None
-    """The quantisation of GGUF files, such as `Q4_K_M`; None for other weights."""
     ignore_patterns: tuple[str, ...] = (LLAMA_ORIGINALS,)
-    shard_patterns: tuple[str, ...] = ()
-    """Names of the files of `sharded_state`, one pattern for each rank."""
 
     @classmethod
     def of(cls, role: Role, request: ModelRequest) -> "WantedFiles":
@@ -93,32 +85,18 @@ class WantedFiles:
             engine=request.engine,
             load_format=load_format,
             ignore_patterns=request.ignore_patterns,
-            shard_patterns=_shard_patterns(request) if load_format in _SHARDED else (),
         )
 
     @property
     def has_weights(self) -> bool:
         """Whether weights are read, in whatever format."""
-        is_read = self.role in ("model", "weights", "draft") and _PATTERNS.get(self.load_format) != ()
+        is_read = self.role in ("model", "draft") and _PATTERNS.get(self.load_format) != ()
         return is_read or self.role == "adapter"
 
     @property
     def without_ignored(self) -> "WantedFiles":
         """The same for a folder, of which vLLM ignores no file."""
         return replace(self, ignore_patterns=())
-
-    def of_file(self, file: str) -> "WantedFiles":
-        """The same with the weights of one file."""
-        return replace(self, file=file)
-
-    def of_quantisation(self, quantisation: str) -> "WantedFiles":
-        """The same with the weights of one quantisation."""
-        return replace(self, quantisation=quantisation)
-
-    @property
-    def without_weights(self) -> "WantedFiles":
-        """The same without weights, which lie elsewhere."""
-        return replace(self, load_format="dummy")
 
     def choose(self, names: Iterable[str], weight_map: Mapping[str, str] | None = None) -> list[str]:
         """The names that the start will read, in its order: small files first, then the weights.
@@ -149,12 +127,6 @@ class WantedFiles:
         """The model's weight files: those that are there, and those that the index or the numbers require."""
         names = list(names)
         top = [name for name in names if "/" not in name and not name.startswith(".")]
-        if self.file is not None:
-            return {self.file} | {name for name in top if _is_part_of(name, self.file)}
-        if self.quantisation is not None:
-            return set(_gguf_files(names, self.quantisation))
-        if self.shard_patterns:
-            return {name for name in top if any(fnmatchcase(name, pattern) for pattern in self.shard_patterns)}
         if self.engine == "embedded":
             return set(choose_names(top, lambda _: weight_map or {}).names)
         return self._required_by_vllm(self._format_of(names), top, weight_map)
@@ -162,7 +134,7 @@ class WantedFiles:
     def index_of(self, names: Iterable[str]) -> str | None:
         """The file that maps tensors to weight files, if the start reads one."""
         names = list(names)
-        if not self.has_weights or self.file or self.quantisation or self.shard_patterns:
+        if not self.has_weights:
             return None
         if self.engine == "embedded":
             return choose_names(names, lambda _: {}).index_name
@@ -191,8 +163,8 @@ class WantedFiles:
     def _is_small(self, name: str) -> bool:
         if self.role == "adapter":
             return name == ADAPTER_CONFIG
-        if self.role in ("config", "generation_config", "weights"):
-            return self.role != "weights" and (name in _CONFIGS or fnmatchcase(name, "*.py"))
+        if self.role in ("config", "generation_config"):
+            return name in _CONFIGS or fnmatchcase(name, "*.py")
         if "/" in name:
             is_module_config = self.role == "model" and _MODULE.fullmatch(name) and name.endswith("/config.json")
             return bool(is_module_config) or (self.role in ("model", "tokenizer") and fnmatchcase(name, _TEMPLATES))
@@ -221,36 +193,11 @@ def natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
 
 
-def _gguf_files(names: Iterable[str], quantisation: str) -> list[str]:
-    ending = re.compile(rf"(.*/)?[^/]*-{re.escape(quantisation)}(-[^/]*)?\.gguf", re.IGNORECASE)
-    return list(filter(ending.fullmatch, names))
-
-
 def _numbered(names: set[str]) -> set[str]:
     """The numbered shards, if there are any: those that the index names, as long as it is not known."""
     return set(filter(is_numbered, names)) or names
 
 
-def _is_part_of(name: str, file: str) -> bool:
-    """Whether the name is the file, or another part of the same GGUF model."""
-    match = re.fullmatch(r"(.*-)\d{5}(-of-\d{5}\.gguf)", file)
-    if match is None:
-        return name == file
-    return name.startswith(match[1]) and name.endswith(match[2])
-
-
 def _small_file_order(name: str) -> tuple[bool, bool, str]:
     """The files at the top first, and of these the configuration."""
     return "/" in name, name != "config.json", name
-
-
-def _shard_patterns(request: ModelRequest) -> tuple[str, ...]:
-    """One pattern for each rank, with `*` for the numbers of its parts."""
-    default = _STAGED_SHARD_PATTERN if request.pipeline_parallel_size > 1 else _SHARD_PATTERN
-    pattern = request.shard_pattern or default
-
-    def of_rank(stage: int, part: int) -> str:
-        fields = {"pp_rank": str(stage), "tp_rank": str(part), "rank": str(part), "part": "*"}
-        return _FIELD.sub(lambda field: fields.get(field[1], "*"), pattern)
-
-    return tuple(dict.fromkeys(of_rank(*ranks) for ranks in request.ranks))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from envs.home import expand_home
 from envs.redaction import without_login
@@ -16,14 +15,11 @@ from startup.model.location import ModelPlace, dangling_links, find_snapshot, is
 from startup.model.object_address import is_streamed, missing_package
 from startup.preflight.report import Finding, error, info, warning
 
-_NAMES_OF_VLLM: Final = ("://", ":", ".gguf")
-"""Parts of names that stand for an object store, for a quantization in a repository, or for one file."""
-
 
 def check_place(place: ModelPlace) -> Iterator[Finding]:
     """Reports a name that is neither a folder nor on the hub, and a download that offline mode forbids.
 
-    vLLM knows more names, and starts with a part of a model in the hub's cache.
+    vLLM starts with a part of a model in the hub's cache.
     """
     option = "--tokenizer" if place.is_tokenizer else "MODEL"
     is_vllm = place.wanted.engine == "vllm"
@@ -31,7 +27,7 @@ def check_place(place: ModelPlace) -> Iterator[Finding]:
         is_read_by_vllm = is_vllm and is_streamed(place.wanted.load_format)
         if not is_read_by_vllm and (problem := missing_package(place.name)):
             yield error("model", problem)
-    elif place.kind == "nowhere" and not (is_vllm and any(part in place.name for part in _NAMES_OF_VLLM)):
+    elif place.kind == "nowhere":
         path = Path(expand_home(place.name))
         report = warning if is_vllm and path.is_file() else error
         yield report("model", f"{option} {place.name} {_problem(path)}")

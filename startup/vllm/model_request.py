@@ -1,18 +1,16 @@
-"""Reads from vLLM's flags and variables which model files a start needs; wrong values are left to vLLM."""
+"""Reads from vLLM's flags which model files a start needs; wrong values are left to vLLM."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from envs import foreign
 from startup.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
 
 LISTS: Final[tuple[str, ...]] = ("--lora-modules", "--ignore-patterns")
 """Flags that take several values."""
 
 _SPECULATIVE: Final = ("--speculative-config", "-sc")
-_LOADER: Final = "--model-loader-extra-config"
 _NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_states", "mtp", "custom_class")
 """Values of `model` and `method` of --speculative-config with which no draft model is read."""
 
@@ -44,12 +42,8 @@ def read_model_request(
         hf_token=value("--hf-token"),
         load_format=(value("--load-format") or "auto").lower(),
         ignore_patterns=tuple(lists.get("--ignore-patterns", (LLAMA_ORIGINALS,))),
-        shard_pattern=_text(_settings(values, _LOADER).get("pattern")),
-        tensor_parallel_size=_number(value("--tensor-parallel-size", "-tp")),
-        pipeline_parallel_size=_number(value("--pipeline-parallel-size", "-pp")),
         adapters=tuple(_adapters(lists.get("--lora-modules", ()), values)),
         draft=_draft(_settings(values, *_SPECULATIVE)),
-        uses_modelscope=foreign.text_of("VLLM_USE_MODELSCOPE").strip().lower() in ("1", "true"),
     )
 
 
@@ -92,9 +86,3 @@ def _adapters(texts: Iterable[str], values: Mapping[str, str]) -> Iterator[Adapt
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-def _number(text: str | None) -> int:
-    with suppress(ValueError, TypeError):
-        return max(int(text or 1), 1)
-    return 1

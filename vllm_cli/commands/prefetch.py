@@ -79,8 +79,8 @@ def prefetch(*, words: tuple[str, ...], download_only: bool, threads: int, block
     if request.engine == "vllm" and request.model is None:
         raise InputError("MODEL is missing: with --engine vllm, name the model first.")
     before = plan_files(request)
-    if before.model.kind == "object_store" and not before.is_downloaded(before.model):
-        reason = f"vLLM reads {before.model.name} itself, with --load-format {request.load_format}"
+    if before.model.kind in ("object_store", "vllm") and not before.is_downloaded(before.model):
+        reason = f"vLLM reads {before.model.name} itself"
         click.echo(json.dumps({"state": "off", "reason": reason}, indent=2) if is_json else f"nothing to do: {reason}")
         return OK
     reporter = Reporter(interval_s=_HEARTBEAT_S)

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from envs import foreign
 from envs.suggestion import did_you_mean
 from startup.model.checkpoint_folder import folder_problems
 from startup.model.json_file import read_json_object
@@ -26,7 +25,6 @@ _SAFETENSORS_FORMATS: Final = ("auto", "hf", "safetensors")
 """Values of --load-format with which vLLM reads the files that `read_checkpoint` checks."""
 _CONFIG: Final = "config.json"
 _MISTRAL_CONFIG: Final = "params.json"
-_REDIRECTIONS: Final = ("VLLM_USE_MODELSCOPE", "VLLM_MODEL_REDIRECT_PATH")
 _TOKENIZER_FILES: Final = ("*token*", "vocab*", "merges.txt", "*.tiktoken", "*.model", "tekken*", "*.vocab", "*bpe*")
 _TOKENIZER_JSON: Final = ("tokenizer.json", "tokenizer_config.json")
 """Files that every start reads; of others it depends on the model, and a fault is only a warning."""
@@ -45,7 +43,7 @@ class ModelChecks:
 
     def findings(self) -> Iterator[Finding]:
         """All findings about files that are on disk, or that are nowhere."""
-        if self._start.plan is None or any(map(foreign.text_of, _REDIRECTIONS)):
+        if self._start.plan is None:
             return
         for place in self._start.plan.main_places:
             yield from check_place(place)
@@ -64,21 +62,21 @@ class ModelChecks:
     def downloads(self) -> list[ModelPlace]:
         """The places of which nothing is on disk, and which the hub may have."""
         plan = self._start.plan
-        if plan is None or is_offline() or any(map(foreign.text_of, _REDIRECTIONS)):
+        if plan is None or is_offline():
             return []
         return [place for place in plan.places if place.kind == "hub" and place.folder is None]
 
     @cached_property
     def folder(self) -> Path | None:
         """The model's folder or snapshot; None if it is not on disk."""
-        plan = self._start.plan
-        return plan.model.folder if plan is not None and plan.model.kind != "nowhere" else None
+        return self._start.plan.model.folder if self._start.plan is not None else None
 
     @cached_property
     def is_whole(self) -> bool:
         """Whether vLLM will download nothing more of the model."""
         plan = self._start.plan
-        return plan is not None and (plan.model.kind == "folder" or is_offline())
+        has_one_cache = not self._start.has("--download-dir")  # else the configuration may be in the hub's
+        return plan is not None and (plan.model.kind == "folder" or (is_offline() and has_one_cache))
 
     @cached_property
     def config(self) -> dict[str, Any]:

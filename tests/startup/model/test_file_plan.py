@@ -77,6 +77,7 @@ def test_vllm_reads_only_the_files_of_the_index(tmp_path: Path) -> None:
         ("fastsafetensors", SHARDS),
         ("pt", ["model.pt"]),
         ("npcache", ["pytorch_model.bin"]),
+        ("sharded_state", ["consolidated.safetensors", *SHARDS]),
         ("dummy", []),
         ("tensorizer", []),
     ],
@@ -85,18 +86,6 @@ def test_a_load_format_reads_its_own_files(tmp_path: Path, load_format: str, exp
     names = ("consolidated.safetensors", "model.pt", "pytorch_model.bin", "training_args.bin", "optimizer.pt")
     make(tmp_path, *names, *SHARDS, weight_map=dict(zip("abc", SHARDS, strict=True)))
     assert weights_of(tmp_path, load_format=load_format) == expected
-
-
-def test_sharded_state_reads_the_parts_of_all_ranks(tmp_path: Path) -> None:
-    parts = [f"model-rank-{rank}-part-{part}.safetensors" for rank in (0, 1) for part in (0, 1)]
-    make(tmp_path, *parts, "model-rank-2-part-0.safetensors", "model.safetensors")
-    assert weights_of(tmp_path, load_format="sharded_state", tensor_parallel_size=2) == parts
-    own = make(tmp_path / "own", "pp0-tp0-1.st", "pp1-tp0-1.st", "pp2-tp0-1.st")
-    settings = {"load_format": "sharded_state", "pipeline_parallel_size": 2}
-    assert weights_of(own, **settings, shard_pattern="pp{pp_rank}-tp{tp_rank}-{part}.st") == [
-        "pp0-tp0-1.st",
-        "pp1-tp0-1.st",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -113,21 +102,6 @@ def test_files_in_memory_are_not_prefetched(model: Path, monkeypatch: pytest.Mon
     plan = plan_files(ModelRequest(model=str(model)))
     assert plan.prefetched == ()
     assert read(plan) != []
-
-
-def test_a_gguf_file_is_read_with_its_other_parts(tmp_path: Path) -> None:
-    parts = [f"model-Q4_K_M-{i:05}-of-00002.gguf" for i in (1, 2)]
-    make(tmp_path, *parts, "model-Q8_0.gguf", "config.json")
-    assert weights_of(tmp_path / parts[0]) == parts
-    assert weights_of(tmp_path / "model-Q8_0.gguf") == ["model-Q8_0.gguf"]
-
-
-@pytest.mark.parametrize("name", ["org/model:Q4_K_M", "org/model/model-Q4_K_M.gguf"])
-def test_one_quantisation_of_a_repository_is_downloaded(cache: Path, name: str) -> None:
-    (download,) = plan_files(ModelRequest(model=name, engine="vllm")).downloads
-    assert (download.repo_id, download.cache_dir) == ("org/model", cache)
-    names = ["README.md", "config.json", "model-Q4_K_M.gguf", "model-Q8_0.gguf", "model.safetensors"]
-    assert download.wanted.choose(names) == ["config.json", "model-Q4_K_M.gguf"]
 
 
 @pytest.mark.parametrize(
@@ -224,44 +198,26 @@ def test_each_place_has_its_own_files(cache: Path, tmp_path: Path, model: Path) 
     assert read(plan)[-2:] == ["model.safetensors", "adapter_model.safetensors"]
 
 
-def test_weights_in_the_download_folder_are_read_with_the_configuration_of_the_hub_s_cache(
-    cache: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "variable", "value"),
+    [
+        ("org/model:Q4_K_M", "HF_HOME", "/hf"),
+        ("org/model/model-Q4_K_M.gguf", "HF_HOME", "/hf"),
+        ("org/model", "VLLM_USE_MODELSCOPE", "True"),
+        ("org/model", "VLLM_MODEL_REDIRECT_PATH", "/table"),
+    ],
+)
+def test_what_only_vllm_finds_is_left_to_it(
+    name: str, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configuration = snapshot(cache, "org/model", "config.json", "tokenizer.json")
-    weights = snapshot(tmp_path / "elsewhere", "org/model", "model.safetensors")
-    request = ModelRequest(model="org/model", engine="vllm", download_dir=str(tmp_path / "elsewhere"))
-    plan = plan_files(request)
-    assert plan.read_order == (
-        configuration / "config.json",
-        configuration / "tokenizer.json",
-        weights / "model.safetensors",
-    )
-    assert plan.downloads == ()
+    monkeypatch.setenv(variable, value)
+    plan = plan_files(ModelRequest(model=name, engine="vllm"))
+    assert (plan.model.kind, plan.read_order, plan.downloads, plan.is_on_disk) == ("vllm", (), (), False)
 
 
-def test_the_verifier_of_a_draft_model_of_speculators_is_read_too(cache: Path, tmp_path: Path) -> None:
-    make(tmp_path, "model.safetensors", "tokenizer.json")
-    content = {"speculators_config": {"verifier": {"name_or_path": "org/target"}}}
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    plan = plan_files(ModelRequest(model=str(tmp_path), engine="vllm"))
-    assert [download.repo_id for download in plan.downloads] == ["org/target"]
-
-
-def test_modelscope_s_own_cache_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
-    request = ModelRequest(model="org/model.v1", engine="vllm", uses_modelscope=True)
-    assert plan_files(request).downloads[0].hub == "modelscope"
-    make(tmp_path / "models" / "org" / "model___v1", "config.json", "tokenizer.json", "model.safetensors")
-    assert read(plan_files(request)) == ["config.json", "tokenizer.json", "model.safetensors"]
-
-
-@pytest.mark.parametrize("table", ['{{"org/model": "{0}"}}', "org/model {0}\nother x y\n"])
-def test_a_redirected_model_is_read_where_it_is(
-    model: Path, tmp_path: Path, table: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "table").write_text(table.format(model))
-    monkeypatch.setenv("VLLM_MODEL_REDIRECT_PATH", str(tmp_path / "table"))
-    assert plan_files(ModelRequest(model="org/model", engine="vllm")).model_folder == model
+def test_a_local_folder_is_read_where_it_is_with_modelscope(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
+    assert plan_files(ModelRequest(model=str(model), engine="vllm")).model_folder == model
 
 
 @pytest.mark.parametrize(("load_format", "num_downloads"), [("auto", 1), ("hf", 1), ("runai_streamer", 0)])
@@ -270,15 +226,14 @@ def test_an_object_store_is_downloaded_unless_vllm_streams_it(load_format: str, 
     assert (plan.model.kind, len(plan.downloads), plan.is_on_disk) == ("object_store", num_downloads, False)
 
 
-def test_flags_files_and_variables_of_vllm_make_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
+def test_flags_and_files_of_vllm_make_a_request(tmp_path: Path) -> None:
     file = tmp_path / "vllm.yaml"
     file.write_text("model: org/model\nrevision: v1\nload-format: SAFETENSORS\nlora-modules: [b=org/b]\n")
     words = (
-        f"--config {file} --revision v2 --tokenizer org/words --tokenizer_revision v3 -tp 2 --pipeline-parallel-size=3 "
+        f"--config {file} --revision v2 --tokenizer org/words --tokenizer_revision v3 "
         "--skip-tokenizer-init --hf-config-path org/config --download-dir /models --hf-token secret "
         '--speculative-config {"model":"org/draft","revision":"v4","draft_load_config":{"load_format":"DUMMY"}} '
-        "--ignore-patterns *.pt *.bin --model-loader-extra-config.pattern x-{rank}"
+        "--ignore-patterns *.pt *.bin"
     )
     assert CommandLine.of(words.split()).request == ModelRequest(
         engine="vllm",
@@ -292,12 +247,8 @@ def test_flags_files_and_variables_of_vllm_make_a_request(tmp_path: Path, monkey
         hf_token="secret",
         load_format="safetensors",
         ignore_patterns=("*.pt", "*.bin"),
-        shard_pattern="x-{rank}",
-        tensor_parallel_size=2,
-        pipeline_parallel_size=3,
         adapters=(Adapter("b", "org/b"),),
         draft=DraftModel("org/draft", "v4", "dummy"),
-        uses_modelscope=True,
     )
 
 

@@ -32,7 +32,7 @@ def test_every_flag_is_found(facts: VllmFacts) -> None:
     assert facts.has_all_flags
     names = {flag.name for flag in facts.flags}
     assert {"--headless", "--config", "--host", "--lora-modules", "--model", "--enable-log-requests"} <= names
-    assert len(facts.flags) == 59
+    assert len(facts.flags) == 60
 
 
 def test_documentation_is_not_taken_for_a_field(facts: VllmFacts) -> None:

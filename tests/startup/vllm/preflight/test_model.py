@@ -62,8 +62,11 @@ def test_other_places_are_left_to_vllm(start: CheckStart, name: str) -> None:
     assert _findings(start, name) == []
 
 
-def test_redirections_are_left_to_vllm(start: CheckStart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("VLLM_MODEL_REDIRECT_PATH", str(tmp_path / "map"))
+@pytest.mark.parametrize("variable", ["VLLM_MODEL_REDIRECT_PATH", "VLLM_USE_MODELSCOPE"])
+def test_names_of_others_are_left_to_vllm(
+    start: CheckStart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    monkeypatch.setenv(variable, str(tmp_path / "map"))
     assert _findings(start, tmp_path / "missing") == []
 
 
@@ -76,6 +79,14 @@ def test_offline_without_any_file(start: CheckStart, monkeypatch: pytest.MonkeyP
     messages = _errors(start, "someone/model")
     assert not any("HF_HUB_OFFLINE" in message for message in messages)
     assert any("has no config.json" in message for message in messages)
+
+
+def test_offline_with_the_weights_alone_in_the_download_folder(
+    start: CheckStart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "models--someone--model" / "snapshots" / "main").mkdir(parents=True)
+    assert _errors(start, "someone/model", "--download-dir", tmp_path) == []
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "version https://git-lfs.github.com/spec/v1\nsize 5\n"])
