@@ -8,7 +8,7 @@ import pytest
 from startup.vllm.facts.source_reader import read_facts_in
 from startup.vllm.facts.vllm_facts import FlagFact, VllmFacts
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value
-from startup.vllm.preflight.variables import value_problem
+from startup.vllm.preflight.surroundings import value_problem
 from tests.peer_vllm import ENVIRONMENT, ask_vllm
 
 pytestmark = pytest.mark.versions

@@ -1,4 +1,4 @@
-"""Reads the names that vLLM registers: parsers, architectures, formats, quantization methods."""
+"""Reads the names that vLLM registers: parsers, architectures, formats, methods of quantization."""
 
 import ast
 import re
@@ -6,12 +6,20 @@ from collections.abc import Iterator
 from typing import Final
 
 from startup.vllm.facts.definitions import Definitions, UnreadableError
-from startup.vllm.facts.vllm_facts import Registries
+from startup.vllm.facts.module_text import ModuleText
+from startup.vllm.facts.vllm_facts import QuantizationFacts, Registries
 
 _ARCHITECTURE: Final = re.compile(r'^ {4}"(\w+)": *\(', re.MULTILINE)
 _FORMER: Final = re.compile(r'^ {4}"(\w+)": *"([^"]*)"', re.MULTILINE)
 _CONFIG: Final = "vllm.transformers_utils.config"
 _MEMBER: Final = re.compile(r"^ {4}([A-Z][A-Z0-9_]*) *=", re.MULTILINE)
+_QUANTIZATION: Final = "vllm.model_executor.layers.quantization"
+_ROCM: Final = "vllm.platforms.rocm"
+_DEPRECATED: Final = re.compile(r"^DEPRECATED_QUANTIZATION_METHODS\b[^=\n]*= *\[([^\]]*)\]", re.MULTILINE)
+_SUPPORTED: Final = re.compile(r"^ {4}supported_quantization\b[^=\n]*= *\[([^\]]*)\]", re.MULTILINE)
+_CLASS_OF_METHOD: Final = re.compile(r'^ {8}"([\w-]+)": *(\w+),', re.MULTILINE)
+_CAPABILITY: Final = re.compile(r"    def get_min_capability\(cls\)[^\n]*:\n(?: {8}#[^\n]*\n)* {8}return (\d+)\n")
+_NAME: Final = re.compile(r'"([\w-]+)"')
 
 
 def read_registries(definitions: Definitions) -> Registries:
@@ -28,6 +36,16 @@ def read_registries(definitions: Definitions) -> Registries:
         tokenizer_modes=_keys(definitions, "vllm.tokenizers.registry", "_VLLM_TOKENIZERS"),
         quantization_methods=_quantization_methods(definitions),
         attention_backends=_attention_backends(definitions),
+    )
+
+
+def read_quantization(definitions: Definitions) -> QuantizationFacts:
+    """Reads the tables; what is not found is empty."""
+    module = definitions.module(_QUANTIZATION)
+    return QuantizationFacts(
+        deprecated=_names(_DEPRECATED, module),
+        min_capabilities=dict(_capabilities(definitions, module)) if module is not None else {},
+        on_rocm=_names(_SUPPORTED, definitions.module(_ROCM)),
     )
 
 
@@ -58,7 +76,7 @@ def _config_types(definitions: Definitions) -> Iterator[str]:
 
 
 def _quantization_methods(definitions: Definitions) -> tuple[str, ...]:
-    module = definitions.module("vllm.model_executor.layers.quantization")
+    module = definitions.module(_QUANTIZATION)
     node = module.expression("QuantizationMethods") if module is not None else None
     if module is None or node is None:
         return ()
@@ -72,3 +90,22 @@ def _attention_backends(definitions: Definitions) -> tuple[str, ...]:
     module = definitions.module("vllm.v1.attention.backends.registry")
     found = module.class_text("AttentionBackendEnum") if module is not None else None
     return tuple(_MEMBER.findall(found.body)) if found is not None else ()
+
+
+def _names(table: re.Pattern[str], module: ModuleText | None) -> tuple[str, ...]:
+    found = table.search(module.text) if module is not None else None
+    return tuple(_NAME.findall(found[1])) if found is not None else ()
+
+
+def _capabilities(definitions: Definitions, module: ModuleText) -> Iterator[tuple[str, int]]:
+    """Of each method whose class names a number: a class that computes it is left out."""
+    for method, class_name in _CLASS_OF_METHOD.findall(module.text):
+        imported = module.imports.get(class_name)
+        source = definitions.module(imported.module) if imported is not None else None
+        if source is None:
+            continue
+        begin = source.text.find(f"\nclass {class_name}(")
+        end = source.text.find("\nclass ", begin + 1)
+        found = _CAPABILITY.search(source.text, begin, end if end > 0 else len(source.text)) if begin >= 0 else None
+        if found is not None:
+            yield method, int(found[1])

@@ -6,8 +6,7 @@ from startup.hooks.sources import Sources, packages_beside
 from startup.vllm.facts.definitions import Definitions
 from startup.vllm.facts.flags import read_flags
 from startup.vllm.facts.plugins import read_plugins
-from startup.vllm.facts.quantization import read_quantization
-from startup.vllm.facts.registries import read_registries
+from startup.vllm.facts.registries import read_quantization, read_registries
 from startup.vllm.facts.rules import read_rules
 from startup.vllm.facts.variables import read_variables
 from startup.vllm.facts.vllm_facts import VllmFacts

@@ -6,9 +6,8 @@ from typing import Any, Final
 from envs.suggestion import did_you_mean
 from server.wording import list_some
 from startup.preflight.report import USAGE, Finding, error, warning
-from startup.vllm.preflight.arguments import GivenFlag, describe_unknown
+from startup.vllm.preflight.arguments import CheckedStart, GivenFlag, describe_unknown
 from startup.vllm.preflight.flag_values import FlagValueError, is_range_certain, parse_value, range_problem
-from startup.vllm.preflight.start import CheckedStart
 
 _MAX_NAMES: Final = 8
 

@@ -11,10 +11,10 @@ from server.machine.memory import MemoryState, read_memory
 from server.wording import format_bytes, list_some
 from startup.preflight.address import describe_process
 from startup.preflight.report import Finding, error, warning
+from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.model import ModelChecks
 from startup.vllm.preflight.nvml import Gpu, GpuState, read_gpus
 from startup.vllm.preflight.quantization import device_quantization_findings
-from startup.vllm.preflight.start import CheckedStart
 
 Device = Literal["cuda", "rocm", "cpu", "other"]
 

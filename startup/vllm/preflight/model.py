@@ -19,7 +19,7 @@ from startup.model.wanted_files import MISTRAL_WEIGHTS
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.preflight.places import check_place
 from startup.preflight.report import Finding, error, warning
-from startup.vllm.preflight.start import CheckedStart
+from startup.vllm.preflight.arguments import CheckedStart
 
 _SAFETENSORS_FORMATS: Final = ("auto", "hf", "safetensors")
 """Values of --load-format with which vLLM reads the files that `read_checkpoint` checks."""

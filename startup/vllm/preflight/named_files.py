@@ -12,7 +12,7 @@ from server.server_config import TlsConfig
 from startup.model.json_file import read_json_object
 from startup.preflight.access import check_tls
 from startup.preflight.report import Finding, error, warning
-from startup.vllm.preflight.start import CheckedStart
+from startup.vllm.preflight.arguments import CheckedStart
 
 _TEMPLATE_CHARACTERS: Final = "{}\n"
 """A value of --chat-template with one of these is the template itself."""

@@ -5,10 +5,10 @@ from typing import Any, Final
 
 from envs.suggestion import did_you_mean
 from startup.preflight.report import Finding, Severity, error, warning
+from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.command_line import check_name
 from startup.vllm.preflight.model import ModelChecks
 from startup.vllm.preflight.nvml import Gpu
-from startup.vllm.preflight.start import CheckedStart
 
 _CHECK: Final = "quantization"
 _ALLOW_DEPRECATED: Final = "--allow-deprecated-quantization"

@@ -14,16 +14,14 @@ from startup.preflight.run import PreflightOptions, download_checks
 from startup.vllm.command_line import CommandLine
 from startup.vllm.facts.installed_facts import read_facts
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.preflight.arguments import read_arguments
+from startup.vllm.preflight.arguments import CheckedStart, read_arguments
 from startup.vllm.preflight.command_line import command_line_findings
 from startup.vllm.preflight.devices import device_findings
 from startup.vllm.preflight.model import ModelChecks
 from startup.vllm.preflight.named_files import file_findings
 from startup.vllm.preflight.quantization import quantization_findings
 from startup.vllm.preflight.shape import shape_findings
-from startup.vllm.preflight.start import CheckedStart
-from startup.vllm.preflight.surroundings import surroundings_findings
-from startup.vllm.preflight.variables import variable_findings
+from startup.vllm.preflight.surroundings import surroundings_findings, variable_findings
 
 
 def run_preflight(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -> PreflightReport:

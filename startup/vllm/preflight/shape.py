@@ -6,8 +6,8 @@ from typing import Any, Final
 from envs import foreign
 from startup.preflight.model_shape import LENGTH_KEYS
 from startup.preflight.report import Finding, error, warning
+from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.model import ModelChecks, read_sources
-from startup.vllm.preflight.start import CheckedStart
 
 _UNSCALED: Final = ("llama3", "longrope", "su")
 """Kinds of RoPE whose factor never makes the length longer; of others, versions of vLLM differ."""

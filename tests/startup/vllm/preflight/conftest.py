@@ -9,8 +9,7 @@ import pytest
 from startup.vllm.facts.source_reader import read_facts_in
 from startup.vllm.facts.vllm_facts import Plugin, VllmFacts
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.preflight.arguments import read_arguments
-from startup.vllm.preflight.start import CheckedStart
+from startup.vllm.preflight.arguments import CheckedStart, read_arguments
 from tests.startup.vllm.facts.small_vllm import write_small_vllm
 
 CheckStart: TypeAlias = Callable[..., CheckedStart]

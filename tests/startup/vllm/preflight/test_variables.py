@@ -3,7 +3,7 @@
 import pytest
 
 from startup.vllm.facts.vllm_facts import VllmFacts
-from startup.vllm.preflight.variables import variable_findings
+from startup.vllm.preflight.surroundings import variable_findings
 
 
 @pytest.mark.parametrize(
