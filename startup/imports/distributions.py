@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Final
 
@@ -20,26 +20,29 @@ def distribution_stamps() -> tuple[tuple[str, int, int], ...]:
     Whole seconds, because layers of images store no more. Those of the first call count in this process: some
     imports add folders to the path, as setuptools does.
     """
-    return tuple(sorted(_stamps()))
+    return tuple(sorted((path, *read_stamp(path).stored) for path in distribution_files(sys.path)))
+
+
+def distribution_files(folders: Iterable[str]) -> Iterator[str]:
+    """What installers write anew with each version; a list of files is missing if they write none."""
+    for folder, names in _site_folders(folders):
+        for name in names:
+            if name.endswith(_METADATA):
+                yield f"{folder}/{name}/{_RECORD}"
+            elif name.endswith(_PATH_FILE):
+                yield f"{folder}/{name}"
 
 
 def installed_folders() -> tuple[str, ...]:
     """The folders, with a slash, whose files only installers write: distributions and standard library."""
     library = os.path.dirname(os.__file__)  # noqa: PTH120
-    return tuple(f"{folder}/" for folder in dict.fromkeys((library, *(folder for folder, _ in _site_folders()))))
+    sites = (folder for folder, _ in _site_folders(sys.path))
+    return tuple(f"{folder}/" for folder in dict.fromkeys((library, *sites)))
 
 
-def _stamps() -> Iterator[tuple[str, int, int]]:
-    for folder, names in _site_folders():
-        for name in names:
-            if name.endswith((_METADATA, _PATH_FILE)):
-                path = f"{folder}/{name}/{_RECORD}" if name.endswith(_METADATA) else f"{folder}/{name}"
-                yield path, *read_stamp(path).stored  # that of a missing file if the installer writes no list
-
-
-def _site_folders() -> Iterator[tuple[str, list[str]]]:
-    """The folders of the path that have distributions, with their entries; elsewhere `.pth` are weights."""
-    for folder in filter(None, dict.fromkeys(sys.path)):
+def _site_folders(folders: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Those that have distributions, with their entries; elsewhere `.pth` are weights."""
+    for folder in filter(None, dict.fromkeys(folders)):
         try:
             names = os.listdir(folder)  # noqa: PTH208
         except OSError:
