@@ -51,35 +51,24 @@ OWN_PREFIX: Final = "VCLI_"
 class Environment:
     """The variables; the attribute's name is the variable's name."""
 
-    VCLI_LEAN_IMPORTS = boolean(True, "Skip imports of torch and transformers that serving never uses.")
-    VCLI_IMPORT_FILE = boolean(True, "Import modules from one file that earlier starts have written.")
-    VCLI_LEAVE_OUT = names(
-        "Hooks of docs/dev/vllm-hooks.md to leave out, separated by commas, to measure or isolate them."
-    )
+    VCLI_LEAVE_OUT = names("Hooks and parts of docs/vllm-engine.md to leave out, to measure or isolate them.")
     VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "Format of log lines if --log-format is not given.")
     VCLI_PRELOAD_MODULE = text("Module of the model's class, imported by the forkserver; set by the launcher.")
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")
     VCLI_STANDBY = choice("auto", STANDBY_MODES, "Whether a running standby is used if --standby is not given.")
     VCLI_IDLE_STOP = optional_duration("After how long without a request `serve` stops the model; see --idle-stop.")
-    VCLI_IDLE_WARM = choice("auto", IDLE_WARM_MODES, "Whether --idle-stop keeps a standby if --idle-warm is not given.")
     VCLI_MODELS = text("File of the models of `serve` if the command line names no model; see --models.")
-    VCLI_MEMORY_BUDGET = text("The most memory of all models together if --memory-budget is not given, such as 48GiB.")
-    VCLI_MAX_RUNNING = optional_integer("The most models that run at once if --max-running is not given.", minimum=1)
-    VCLI_MAX_WAIT = number(10.0, "Seconds after which a model without room is given some; see --max-wait.", above=0)
-    VCLI_MAX_WAITING = integer(256, "The most waiting requests of one model; see --max-waiting.", minimum=1)
     VCLI_FRONT = text("A server's connection to the `serve --idle-stop` that has started it; set by that process.")
     VCLI_ROUTER = text("Socket of this process, which `serve` of several models has started; set by that process.")
     VCLI_STANDBY_FOLDER = text("Folder of a standby's sockets, of `serve --idle-stop` alone; set by that process.")
     VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "What the preflight does if --preflight is not given.")
     VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")
     VCLI_PROBE_PROCESS = boolean(True, "Answer probes in a process of its own, also while the server is busy.")
-    VCLI_PROBE_REALTIME = boolean(True, "Give that process real-time priority, if permitted.")
     VCLI_PRELOAD_PLAN = text("File with the modules that vLLM's forkserver imports; set by the launcher.")
     VCLI_API_PROCESS = optional_integer(
         "Process id of the API process: the forkserver exits with it; set by the launcher.", minimum=1
     )
     VCLI_GIVEN_VARIABLES = text("A template process's variables before it changed them, as JSON; set by itself.")
-    VCLI_HUB_OFFLINE = boolean(True, "Make vLLM send no requests to the hub once everything it reads is on disk.")
     VCLI_HUB_ENDPOINTS = text(
         "All addresses of HF_ENDPOINT, in which the launcher leaves the first one; set by the launcher."
     )

@@ -62,7 +62,6 @@ class SeveralModelsConfig:
         None,
         "--memory-budget",
         "The most memory of all models together, such as 48GiB; what the machine has if not given.",
-        variable=env.VCLI_MEMORY_BUDGET,
         syntax="size",
         above=0,
     )
@@ -70,7 +69,6 @@ class SeveralModelsConfig:
         None,
         "--max-running",
         "The most models that run at once; as many as fit into memory if not given.",
-        variable=env.VCLI_MAX_RUNNING,
         metavar="N",
         minimum=1,
     )
@@ -78,14 +76,12 @@ class SeveralModelsConfig:
         10.0,
         "--max-wait",
         "How long a request for a model without room waits for the others to become idle, before they get no more.",
-        variable=env.VCLI_MAX_WAIT,
         above=0,
     )
     max_waiting: int = setting(
         256,
         "--max-waiting",
         "The most requests that wait for one model; further ones are answered with 429.",
-        variable=env.VCLI_MAX_WAITING,
         metavar="N",
         minimum=1,
     )
@@ -129,7 +125,6 @@ class StartOptions:
         "--idle-warm",
         "With --idle-stop or several models: keep a standby for this server alone, so that its starts are warm.",
         choices=IDLE_WARM_MODES,
-        variable=env.VCLI_IDLE_WARM,
     )
     preflight: PreflightMode = setting(
         "auto",

@@ -39,6 +39,7 @@ from startup.download.obtain import finish_download
 from startup.engine import process as engine_process
 from startup.engine.starter import EngineStarter
 from startup.errors import EngineBootError, PortInUseError
+from startup.hooks.hook import names_without
 from startup.imports.heavy import end_stand_ins, import_vision
 from startup.imports.learned_imports import learn, learned_imports
 from startup.logs.setup import configure_logging
@@ -193,7 +194,7 @@ class _EmbeddedStart:
             if located is not None:
                 _forbid_requests()
             if self._config.engine.trust_remote_code:  # a model's own code may use any module
-                os.environ[env.VCLI_LEAN_IMPORTS.name] = "0"
+                os.environ[env.VCLI_LEAVE_OUT.name] = names_without("lean imports")
             engine_process.prepare(context, located)
         return context
 

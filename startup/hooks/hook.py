@@ -7,12 +7,16 @@ check` checks what the hook really uses. All hooks are listed in `startup.vllm.l
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from envs.registry import env
 
 Release: TypeAlias = tuple[int, int]
 """Major and minor number of a version."""
+
+Part: TypeAlias = Literal["import file", "lean imports", "offline hub", "real-time probes"]
+"""What else VCLI_LEAVE_OUT can name: importing from one file; all stand-ins and delays of imports; keeping
+vLLM from the hub if all is on disk; the priority of the process that answers probes."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,16 @@ class Hook:
     def applies(self) -> bool:
         """Whether the hook may be placed: it fits, and VCLI_LEAVE_OUT does not name it."""
         return self.name not in _left_out and self.name not in env.VCLI_LEAVE_OUT.get()
+
+
+def uses(part: Part) -> bool:
+    """Whether VCLI_LEAVE_OUT does not name this part of the start."""
+    return part not in env.VCLI_LEAVE_OUT.get()
+
+
+def names_without(part: Part) -> str:
+    """The value of VCLI_LEAVE_OUT for a start that does not use the part, either."""
+    return ",".join(sorted({*env.VCLI_LEAVE_OUT.get(), part}))
 
 
 _left_out: Final[set[str]] = set()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from envs.registry import env
+from startup.hooks.hook import uses
 from startup.imports.learned_imports import learned_imports
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def import_engine() -> "LeftOut":
     from startup.imports.lean import LeftOut, import_lean
 
     with importing():
-        if env.VCLI_LEAN_IMPORTS.get():
+        if uses("lean imports"):
             return import_lean(_ENGINE_MODULES)
         for module in ("torch", *_ENGINE_MODULES):
             importlib.import_module(module)
@@ -50,7 +50,7 @@ def import_vision() -> None:
     from startup.imports.lean import import_lean
 
     with importing():
-        if env.VCLI_LEAN_IMPORTS.get():
+        if uses("lean imports"):
             import_lean(_VISION_MODULES).end()
         for module in _VISION_MODULES:
             importlib.import_module(module)

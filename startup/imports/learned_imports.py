@@ -11,8 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from envs.registry import env
 from startup.caches.folders import layers
+from startup.hooks.hook import uses
 from startup.imports.distributions import distribution_stamps
 from startup.imports.import_file import ImportFile, Index, UnusableFileError, install, uninstall
 from startup.imports.import_file_writer import write
@@ -47,7 +47,7 @@ def learned_imports() -> Iterator[None]:
 
     Forks inherit the open files, so none should happen meanwhile.
     """
-    if _state.is_open or not env.VCLI_IMPORT_FILE.get():
+    if _state.is_open or not uses("import file"):
         yield
         return
     distribution_stamps()  # before imports change the path
@@ -69,7 +69,7 @@ def learn(more: Iterable[str] = ()) -> None:
     Args:
         more: further modules that the next start will import.
     """
-    if not env.VCLI_IMPORT_FILE.get() or sys.dont_write_bytecode:
+    if not uses("import file") or sys.dont_write_bytecode:
         return
     path = import_file_paths()[0]
     own, *others = map(_read, import_file_paths())

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from envs.registry import env
+from startup.hooks.hook import uses
 from startup.on_request.front_answers import FrontAnswers, Question
 from startup.on_request.held_clients import MAX_HELD, HeldClients
 from startup.probes.acceptor import TURN_S, Acceptor, Client, Heartbeat
@@ -79,7 +79,7 @@ class FrontLoop(Acceptor):
         listener.setblocking(False)
         selector.register(listener, selectors.EVENT_READ)
         selector.register(link, selectors.EVENT_READ)
-        wants_realtime = env.VCLI_PROBE_REALTIME.get()
+        wants_realtime = uses("real-time probes")
         settings = ServingSettings(keep_alive_s=_KEEP_ALIVE_S, reports_probes=False, wants_realtime=wants_realtime)
         super().__init__(listener, link, selector, settings)
         self._reports = _ServerReports(link, selector)

@@ -8,9 +8,9 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-from envs.registry import env
 from server.server_config import ServerConfig
 from server.transport.probe_process import ProbedServer
+from startup.hooks.hook import uses
 from startup.probes.probe_link import ProbeLink, Responder
 from startup.probes.serving_messages import HealthAnswer, ServingSettings
 
@@ -25,7 +25,7 @@ class EmbeddedProbes(ProbeLink):
         self._settings = ServingSettings(
             keep_alive_s=config.timeout_keep_alive_s,
             reports_probes=not config.logging.disable_access_log,
-            wants_realtime=env.VCLI_PROBE_REALTIME.get(),
+            wants_realtime=uses("real-time probes"),
             paths=paths,
             accept_delay_s=_ACCEPT_DELAY_S if responder.offer is None else 0.0,
         )

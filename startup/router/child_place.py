@@ -26,12 +26,7 @@ _OWN: Final = (
     env.VLLM_API_KEY,
     env.VCLI_FRONT,
     env.VCLI_IDLE_STOP,
-    env.VCLI_IDLE_WARM,
     env.VCLI_MODELS,
-    env.VCLI_MEMORY_BUDGET,
-    env.VCLI_MAX_RUNNING,
-    env.VCLI_MAX_WAIT,
-    env.VCLI_MAX_WAITING,
 )
 """Variables of the router that its models' processes do not get."""
 

@@ -16,6 +16,7 @@ from envs.registry import env
 from startup.caches.baked import BYTECODE, CACHE, MANIFEST, OFF, PAGES, PREFIX
 from startup.caches.folders import OWN
 from startup.caches.manifest import Hardware, Manifest
+from startup.hooks.hook import uses
 from startup.prefetch.pages import FileRanges, whole_file, write_pages
 from startup.timeline.subject import installed_versions
 from vllm_cli.bake.mapped_pages import used_pages
@@ -93,7 +94,7 @@ def _start(
         reporter.note(f"{ask(server)} answers; saving")
         cache = folder / CACHE / OWN
         wait_saved(server, lambda: (cache / "history.jsonl").exists())
-        if env.VCLI_IMPORT_FILE.get():
+        if uses("import file"):
             wait_saved(server, lambda: any(cache.glob(_IMPORT_FILES)))
         return used_pages(server.command.root_pid, but=(folder,))
 

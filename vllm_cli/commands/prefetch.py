@@ -16,14 +16,13 @@ from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.model.file_plan import FilePlan, plan_files
 from startup.prefetch.messages import PrefetchProgress, PrefetchReport
-from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYTES, PrefetchOptions
+from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.timeline.live_line import LiveLine, draw_bar
 from vllm_cli.client.reporter import Reporter
 from vllm_cli.errors import InputError
 from vllm_cli.flags.model_request import request_of
 from vllm_cli.flags.option import complete_model
-from vllm_cli.flags.param_types import ByteSize
 
 _DEFAULTS: Final = PrefetchOptions()
 _PROGRESS_S: Final = 0.1
@@ -58,23 +57,14 @@ or MODEL is nowhere; 5 no access: gated, private, or no such model or revision; 
 @click.option("--download-only", is_flag=True, help="Do not read the files into the page cache.")
 @click.option(
     "--threads",
-    type=click.IntRange(1, MAX_THREADS),
+    type=click.IntRange(1, 64),
     default=_DEFAULTS.num_threads,
     show_default=True,
     help="Threads that read.",
 )
-@click.option(
-    "--block-size",
-    type=ByteSize(),
-    default="16MiB",
-    show_default=True,
-    help="Bytes that a thread reads at once, from 64KiB to 1GiB.",
-)
 @click.option("--json", "is_json", is_flag=True, help="Print the report as JSON.")
-def prefetch(*, words: tuple[str, ...], download_only: bool, threads: int, block_size: int, is_json: bool) -> int:
+def prefetch(*, words: tuple[str, ...], download_only: bool, threads: int, is_json: bool) -> int:
     """Returns the exit code."""
-    if not MIN_BLOCK_BYTES <= block_size <= MAX_BLOCK_BYTES:
-        raise click.BadParameter(f"{block_size} bytes are not between 64KiB and 1GiB.", param_hint="--block-size")
     request = request_of(words, command="vllm-cli prefetch")
     if request.engine == "vllm" and request.model is None:
         raise InputError("MODEL is missing: with --engine vllm, name the model first.")
@@ -94,7 +84,7 @@ def prefetch(*, words: tuple[str, ...], download_only: bool, threads: int, block
     if download_only:
         click.echo(json.dumps(fields, indent=2) if is_json else f"on disk: {fields['folder']}")
         return OK
-    options = PrefetchOptions(mode="on", num_threads=threads, block_bytes=block_size)
+    options = PrefetchOptions(mode="on", num_threads=threads)
     report = _read(plan, options, reporter)
     click.echo(json.dumps(fields | _report_fields(report), indent=2) if is_json else str(report))
     return _NOT_READ if report.state == "failed" or report.problems else OK

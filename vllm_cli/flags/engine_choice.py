@@ -34,7 +34,6 @@ def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
     settings = {
         LOG_FORMAT.name: env.VCLI_LOG_FORMAT.get(),
         "--preflight": env.VCLI_PREFLIGHT.get(),
-        "--idle-warm": env.VCLI_IDLE_WARM.get(),
         "--idle-stop": env.VCLI_IDLE_STOP.raw,
     }
     given = {**split.own, **{name: split.own.get(name) or value for name, value in settings.items() if value}}

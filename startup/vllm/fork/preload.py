@@ -21,7 +21,7 @@ from pathlib import Path  # noqa: E402
 from envs.registry import env  # noqa: E402
 from server.machine.processes import process_start_ns  # noqa: E402
 from startup.crash.output_record import OutputRecord  # noqa: E402
-from startup.hooks.hook import leave_out  # noqa: E402
+from startup.hooks.hook import leave_out, uses  # noqa: E402
 from startup.imports.learned_imports import learned_imports  # noqa: E402
 from startup.processes import group_signals  # noqa: E402
 from startup.processes.death_pipe import follow_parent  # noqa: E402
@@ -59,7 +59,7 @@ def _preload(plan: PreloadPlan) -> None:
     shut_down_quickly()
     with ExitStack() as stack:
         stack.enter_context(learned_imports())
-        if env.VCLI_LEAN_IMPORTS.get():
+        if uses("lean imports"):
             load_tokenizer_late()
             stack.enter_context(late_imports(in_engine=True))
         stack.enter_context(compiler_imported(plan.compiler))

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 from envs.registry import env
 from server.machine.file_stamps import are_unchanged, store_stamps
 from server.machine.files import write_whole
 from startup.caches.folders import layers
 from startup.hooks.check import Finding, check_hooks
-from startup.hooks.hook import Hook, leave_out
+from startup.hooks.hook import Hook, Part, leave_out
 from startup.hooks.sources import Sources, installed_package, packages_beside
 from startup.imports import lean, scan_cache
 from startup.processes import dormant_forkserver, library_state
@@ -101,8 +101,8 @@ def _hooks_to_leave_out(findings: Iterable[Finding]) -> list[str]:
 
 
 def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
-    """The names of no hook, or of one without which vLLM starts without preloading."""
-    return sorted(set(names) - {hook.name for hook in HOOKS if not hook.is_essential})
+    """The names of nothing, or of a hook without which vLLM starts without preloading."""
+    return sorted(set(names) - {hook.name for hook in HOOKS if not hook.is_essential} - set(get_args(Part)))
 
 
 def find_obstacle(findings: Iterable[Finding]) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from envs import foreign
 from envs.registry import env
+from startup.hooks.hook import uses
 from startup.model.file_plan import FilePlan
 from startup.model.json_file import read_json_object
 from startup.processes.library_state import update_hub
@@ -51,7 +52,7 @@ _ERRORS: Final = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "Incomplete
 
 def forbid_requests(line: CommandLine, plan: FilePlan) -> bool:
     """Sets HF_HUB_OFFLINE for vLLM's processes if they need nothing from the hub; returns whether it did."""
-    if not env.VCLI_HUB_OFFLINE.get() or env.HF_HUB_OFFLINE.get() or not _has_all(line, plan):
+    if not uses("offline hub") or env.HF_HUB_OFFLINE.get() or not _has_all(line, plan):
         return False
     os.environ[env.HF_HUB_OFFLINE.name] = "1"
     update_hub({env.HF_HUB_OFFLINE.name: "1"})  # the client may be imported already

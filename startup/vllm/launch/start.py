@@ -26,6 +26,7 @@ from startup.crash.output_record import OutputRecord
 from startup.download.endpoints import use_first_endpoint
 from startup.download.errors import DownloadError
 from startup.errors import StartupError
+from startup.hooks.hook import names_without, uses
 from startup.imports.learned_imports import learn, learned_imports
 from startup.model.file_plan import plan_files
 from startup.preflight.report import PreflightReport
@@ -103,7 +104,7 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         raise StartupError(f"--idle-stop: vLLM {vllm.version} would start without preloading: {reason.text}")
     if not reason.is_requested:
         logger.warning("vLLM %s starts without preloading: %s", vllm.version, reason.text)
-    if line.is_for_help and env.VCLI_LEAN_IMPORTS.get():
+    if line.is_for_help and uses("lean imports"):
         import_api_server()
     gc.enable()
     if not line.is_for_help:
@@ -270,7 +271,7 @@ class _VllmStart:
             failed = import_api_server(is_lean=is_lean)
         if is_lean and failed:
             logger.warning("importing vLLM without torch's compiler failed (%s); restarting with the compiler", failed)
-            self._start_anew(env.VCLI_LEAN_IMPORTS.name, "0")
+            self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("lean imports"))
         self._journal.mark_loaded_modules()
         wait = EngineWait()
         wait.add(functools.partial(self._import_rest, wait, is_lean=is_lean))
@@ -332,7 +333,7 @@ class _VllmStart:
     def _start_online(self, err: Exception) -> NoReturn:
         logger.warning("%s: vLLM needs more than is on disk and starts again", " ".join(str(err).split()))
         os.environ[env.HF_HUB_OFFLINE.name] = "0"
-        self._start_anew(env.VCLI_HUB_OFFLINE.name, "0")
+        self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("offline hub"))
 
     def _start_without_preloading(self, err: Exception) -> NoReturn:
         reason = f"an earlier start with preloading failed ({type(err).__name__}: {err})"

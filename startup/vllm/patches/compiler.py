@@ -12,8 +12,7 @@ from types import FunctionType
 from typing import Any, Final, Literal
 
 from envs import foreign
-from envs.registry import env
-from startup.hooks.hook import Hook, Name, Text
+from startup.hooks.hook import Hook, Name, Text, uses
 from startup.imports.finder import after_import, cancel, delay_import
 from startup.imports.stand_ins import StandIns
 from startup.vllm.command_line import CommandLine
@@ -71,7 +70,7 @@ LATE_COMPILER: Final = Hook(
 def may_defer_compiler(line: CommandLine, start_method: str) -> bool:
     """Whether lean imports are on, and no model runs in the API server's process or in a fork of it."""
     runs_here = foreign.text_of("VLLM_ENABLE_V1_MULTIPROCESSING") not in ("", "1") or line.has("--headless")
-    return env.VCLI_LEAN_IMPORTS.get() and not runs_here and start_method != "fork"
+    return uses("lean imports") and not runs_here and start_method != "fork"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from prometheus_client import REGISTRY
 
-from envs.registry import env
+from startup.hooks.hook import uses
 from startup.probes.app_request import AppAnswer, ask_app
 from startup.probes.probe_http import PATH
 from startup.probes.probe_link import ProbeLink, Responder
@@ -84,7 +84,7 @@ class ServingProbes(ProbeLink):
         settings = ServingSettings(
             keep_alive_s=server.config.timeout_keep_alive,
             reports_probes=_has_access_log(),
-            wants_realtime=env.VCLI_PROBE_REALTIME.get(),
+            wants_realtime=uses("real-time probes"),
         )
         if not await self._open(settings):
             accept_without()

@@ -37,7 +37,7 @@ def test_the_installed_libraries_fit() -> None:
 def test_a_variable_leaves_hooks_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCLI_LEAVE_OUT", "spans, late imports")
     assert [hook.name for hook in HOOKS if not hook.applies] == ["late imports", "spans"]
-    assert names_that_cannot_be_left_out({"spans", "port", "early"}) == ["early", "port"]
+    assert names_that_cannot_be_left_out({"spans", "port", "early", "import file"}) == ["early", "port"]
 
 
 def test_the_internals_of_multiprocessing_that_the_forkserver_uses_are_declared() -> None:

@@ -21,7 +21,7 @@ _SCRIPT = Path(__file__).with_name("lean_script.py")
 def _run(models: list[Path], *, lean: bool = True) -> list[object]:
     done = subprocess.run(
         [sys.executable, _SCRIPT, *models],
-        env=os.environ | {"VCLI_LEAN_IMPORTS": str(int(lean))},
+        env=os.environ | {"VCLI_LEAVE_OUT": "" if lean else "lean imports"},
         capture_output=True,
         text=True,
         timeout=250,

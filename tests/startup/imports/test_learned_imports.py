@@ -87,7 +87,7 @@ def test_an_edited_module_is_replaced_in_the_file(folder: Path) -> None:
 
 
 def test_the_switch_turns_it_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VCLI_IMPORT_FILE", "0")
+    monkeypatch.setenv("VCLI_LEAVE_OUT", "import file")
     assert start(*MODULES) == []
     assert not import_file_paths()[0].exists()
 

@@ -126,7 +126,7 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def front(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> _Front:
-    monkeypatch.setenv("VCLI_PROBE_REALTIME", "0")
+    monkeypatch.setenv("VCLI_LEAVE_OUT", "real-time probes")
     monkeypatch.setattr(front_loop, "TURN_S", 0.02)
     monkeypatch.setattr(acceptor, "_raise_file_limit", lambda: None)
     return _Front(stack, None)
@@ -307,7 +307,7 @@ def test_held_requests_are_rejected_when_the_start_fails(front: _Front) -> None:
 
 
 def test_a_request_waits_for_a_limited_time(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VCLI_PROBE_REALTIME", "0")
+    monkeypatch.setenv("VCLI_LEAVE_OUT", "real-time probes")
     monkeypatch.setattr(front_loop, "TURN_S", 0.02)
     monkeypatch.setattr(acceptor, "_raise_file_limit", lambda: None)
     front = _Front(stack, 0.01)

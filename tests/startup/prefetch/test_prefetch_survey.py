@@ -2,9 +2,7 @@
 
 import pytest
 
-from server.errors import ConfigError
 from startup.prefetch.messages import Job
-from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.survey import RESERVE_BYTES, Block, Survey, decide
 
 MB = 10**6
@@ -80,15 +78,3 @@ def test_this_machines_memory_is_the_default() -> None:
 def test_a_job_is_read_from_its_argument_unchanged() -> None:
     sent = job(room_mb=None)._replace(progress_interval_s=0.5)
     assert Job.from_argument(sent.to_argument()) == sent
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"num_threads": 0}, "--prefetch-threads must be between 1 and 64, got 0"),
-        ({"block_bytes": 1000}, "--prefetch-block-size must be between 64KiB and 1GiB, got 1000"),
-    ],
-)
-def test_options_out_of_range_are_errors(options: dict[str, int], named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
-        PrefetchOptions(**options)  # type: ignore[arg-type]

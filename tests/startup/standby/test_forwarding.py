@@ -85,7 +85,7 @@ def test_a_signal_just_before_the_program_is_executed_again(tmp_path: Path, numb
 def test_ctrl_c_just_before_a_cold_start_is_executed_again(tmp_path: Path) -> None:
     """A handler of Python's would record the signal, and the new program knows nothing of it."""
     stop = StopPoint(tmp_path, "os.exec", "")
-    code = "from startup.vllm.launch.plain_start import exec_again; exec_again('VCLI_LEAN_IMPORTS', '0')"
+    code = "from startup.vllm.launch.plain_start import exec_again; exec_again('VCLI_PLAIN_VLLM', '1')"
     with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **stop.environment}) as process:
         stopped = stop.wait_stopped()
         is_caught = _catches(process.pid, signal.SIGINT)

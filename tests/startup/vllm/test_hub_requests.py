@@ -95,7 +95,7 @@ def test_an_incomplete_snapshot_leaves_requests_allowed(snapshot: Path) -> None:
 
 
 def test_the_variable_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VCLI_HUB_OFFLINE", "0")
+    monkeypatch.setenv("VCLI_LEAVE_OUT", "offline hub")
     assert not is_forbidden()
 
 

@@ -120,7 +120,7 @@ def test_starts_that_need_other_imports_are_cold(standby: StandbyProcess, folder
     starts: list[tuple[tuple[str, ...], dict[str, str], str]] = [
         ((), {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, "the start method fork"),
         ((), {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}, "needs the compiler"),
-        ((), {"VCLI_LEAN_IMPORTS": "0"}, "needs the compiler"),
+        ((), {"VCLI_LEAVE_OUT": "lean imports"}, "VCLI_LEAVE_OUT differs"),
         ((), {"TORCHELASTIC_RUN_ID": "1"}, "without preloading: a launcher starts one process per rank"),
         ((), {"VCLI_PLAIN_VLLM": "1"}, "without preloading: VCLI_PLAIN_VLLM is set"),
         (("--headless",), {}, "needs the compiler"),

@@ -22,14 +22,14 @@ def test_an_invalid_value_is_named() -> None:
 
 def test_settings_are_converted_and_the_start_method_comes_from_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    words = ["model", "--startup-timeout", "30", "--startup-report", "r", "--prefetch=off", "--prefetch-threads", "3"]
+    words = ["model", "--startup-timeout", "30", "--startup-report", "r", "--prefetch=off"]
     with click.Context(click.Command("serve")) as ctx:
         options = vllm_options(ctx, words)
     assert options.words == ("model",)
     assert options.start_method == "spawn"
     assert options.startup_timeout_s == 30
     assert options.startup_report == Path("r")
-    assert (options.prefetch.mode, options.prefetch.num_threads) == ("off", 3)
+    assert options.prefetch.mode == "off"
 
 
 def test_the_start_method_is_the_forkserver_if_the_variable_is_not_set() -> None:

@@ -18,7 +18,7 @@ from vllm_cli.flags.unsupported import IGNORED, REJECTED
 
 VLLM_NAMES = set((Path(__file__).parents[1] / "vllm_0_32_flags.txt").read_text().split())
 HELP = {"-h", "--help"}
-INTERNAL = {"prefetch.memory_bytes", "prefetch.progress_interval_s"}
+INTERNAL = {f"prefetch.{name}" for name in ("num_threads", "block_bytes", "memory_bytes", "progress_interval_s")}
 OWN_PREFIXES = (
     *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight", "--json", "--log-format"),
     *("--drain-grace", "--standby", "--reject-unknown-", "--responses-store-"),

@@ -143,14 +143,12 @@ def test_what_several_models_cannot_have_is_a_usage_error(words: str, message: s
     assert message in done.stderr
 
 
-def test_flags_and_variables_become_options(write, tiny_llama: Path, monkeypatch) -> None:
-    monkeypatch.setenv("VCLI_MAX_WAITING", "7")
-    monkeypatch.setenv("VCLI_MEMORY_BUDGET", "9GiB")
-    monkeypatch.setenv("VCLI_MAX_RUNNING", "5")
+def test_flags_become_options(write, tiny_llama: Path) -> None:
     file = write(models={"m": {"model": str(tiny_llama)}}, apiKeys=["of-file"], logLevel="error")
     options = options_of(
         *("--models", file, *COMMON, "--port", "1", "--host", "h", "--api-key", "own", "--max-running", "2"),
-        *("--max-wait", "3", "--disable-uvicorn-access-log", "--startup-timeout", "30"),
+        *("--max-wait", "3", "--max-waiting", "7", "--memory-budget", "9GiB"),
+        *("--disable-uvicorn-access-log", "--startup-timeout", "30"),
     )
     assert (options.address.host, options.address.port, options.address.is_tls) == ("h", 1, False)
     assert options.network.api_keys == ("own", "of-file")
