@@ -95,8 +95,6 @@ class StartRecordings:
     """Variables of children that the forkserver started without."""
     failed: dict[str, str] = field(default_factory=dict)
     """Modules that the forkserver could not preload, with the error."""
-    compile_cache: dict[str, Any] = field(default_factory=dict)
-    """Use of torch.compile's caches (`startup.vllm.patches.compile_cache`)."""
     num_threads: int = 1
     """The forkserver's threads when it could begin to fork."""
 
@@ -120,7 +118,6 @@ class StartRecordings:
             self.modules.setdefault(line["process"], []).extend(line["modules"])
         self.environment.update(line.get("environment", {}))
         self.failed.update(line.get("failed", {}))
-        self.compile_cache.update(line.get("compile_cache", {}))
         self.num_threads = max(self.num_threads, line.get("num_threads", 1))
 
 

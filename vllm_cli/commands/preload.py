@@ -128,8 +128,6 @@ def _fields(profile: "PreloadProfile") -> dict[str, Any]:
 
 
 def _paragraph(profile: "PreloadProfile") -> str:
-    from startup.vllm.patches.compile_cache import describe
-
     kind = profile.kind
     lines = [
         f"{kind.key}: vLLM {kind.version}, {kind.architecture or 'any model'}, Python {kind.python}, {kind.machine}",
@@ -139,8 +137,6 @@ def _paragraph(profile: "PreloadProfile") -> str:
     ]
     lines += [f"  {name}={value}" for name, value in profile.environment.items()]
     lines += [f"  not importable: {name} ({reason})" for name, reason in profile.failed.items()]
-    if (caches := describe(profile.compile_cache)) is not None:
-        lines.append(f"  {caches}")
     if profile.disabled_reason:
         lines.append(f"  preloading is disabled: {profile.disabled_reason}")
     return "\n".join(lines)

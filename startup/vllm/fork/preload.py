@@ -32,12 +32,10 @@ from startup.vllm.imports import import_leniently  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.logs import log_as  # noqa: E402
 from startup.vllm.patches.cheap_calls import make_calls_cheap  # noqa: E402
-from startup.vllm.patches.compile_cache import record_compile_cache  # noqa: E402
-from startup.vllm.patches.compiler import compiler_imported  # noqa: E402
+from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
 from startup.vllm.patches.json_logs import omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
 from startup.vllm.patches.model_registry import inspect_models_in_forks, model_modules  # noqa: E402
-from startup.vllm.patches.quick_shutdown import shut_down_quickly  # noqa: E402
 from startup.vllm.patches.spans import record_spans  # noqa: E402
 from startup.vllm.patches.temp_files import keep_temp_files  # noqa: E402
 from startup.vllm.patches.tokenizers import load_tokenizer_late  # noqa: E402
@@ -52,11 +50,10 @@ def _preload(plan: PreloadPlan) -> None:
     record = OutputRecord(Path(plan.folder))
     record_spans(journal, record)
     keep_temp_files(Path(plan.folder))
-    record_compile_cache(journal)
+    repair_loading()
     omit_prefixes_in_json()
     inspect_models_in_forks()
     make_calls_cheap()
-    shut_down_quickly()
     with ExitStack() as stack:
         stack.enter_context(learned_imports())
         if uses("lean imports"):

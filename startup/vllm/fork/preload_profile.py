@@ -31,7 +31,7 @@ RECORDED_PROCESSES: Final = Hook(
 
 logger = logging.getLogger(__name__)
 
-_FORMAT: Final = 4
+_FORMAT: Final = 5
 _FOLDER: Final = "preload"
 _API_PROCESSES: Final = ("MainProcess", "ApiServer")
 _RELEVANT_FLAGS: Final = frozenset(
@@ -86,8 +86,6 @@ class PreloadProfile:
     """Variables that vLLM sets for its children and that libraries read when they are loaded."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Modules that could not be preloaded and are not tried again, with the error."""
-    compile_cache: Mapping[str, Any] = field(default_factory=dict)
-    """Use of torch.compile's caches in the last start."""
     num_starts: int = 0
     model: str | None = None
     """The folder of the model that was started last; None for a model that was not on disk."""
@@ -110,7 +108,6 @@ class PreloadProfile:
             api_modules=tuple(dict.fromkeys(api)),
             environment={**self.environment, **variables},
             failed=failed,
-            compile_cache=recordings.compile_cache,
             num_starts=self.num_starts + 1,
             is_complete=not is_warm or (self.is_complete and self.num_starts > 0),
         )

@@ -28,7 +28,6 @@ from startup.vllm.fork import forkserver, forkserver_start, preload_plan, preloa
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.patches import (
     cheap_calls,
-    compile_cache,
     compiler,
     early_engine,
     engine_death,
@@ -37,8 +36,6 @@ from startup.vllm.patches import (
     model_caches,
     model_registry,
     port,
-    process_titles,
-    quick_shutdown,
     spans,
     temp_files,
     tokenizers,
@@ -50,9 +47,9 @@ logger = logging.getLogger(__name__)
 
 _PLACED_IN: Final = (
     command_line, imports, preload_plan, forkserver, port, serving_events, early_engine, tokenizers, late_imports,
-    spans, model_registry, unused_commands, compile_cache, compiler, json_logs, model_caches, process_titles,
+    spans, model_registry, unused_commands, compiler, json_logs, model_caches,
     forkserver_start, preload_profile, dormant_forkserver, cheap_calls, scan_cache, lean, library_state, engine_death,
-    quick_shutdown, temp_files,
+    temp_files,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

@@ -29,7 +29,6 @@ from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_d
 from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
 from startup.vllm.patches.model_registry import model_modules
-from startup.vllm.patches.process_titles import show_titles
 from startup.vllm.patches.spans import prepare_spans
 from startup.vllm.patches.temp_files import prepare_temp_files
 
@@ -86,7 +85,6 @@ class SharedImports:
         prepare_spans()
         prepare_temp_files()
         omit_prefixes_in_json()
-        show_titles()
         with ExitStack() as stack:
             stack.enter_context(learned_imports())
             stack.enter_context(compiler_imported(self._compiler))

@@ -62,7 +62,7 @@ from startup.vllm.launch.plain_start import (
 )
 from startup.vllm.logs import log_as
 from startup.vllm.options import VllmOptions
-from startup.vllm.patches import compile_cache, port
+from startup.vllm.patches import port
 from startup.vllm.patches.compiler import may_defer_compiler
 from startup.vllm.patches.early_engine import EngineWait, start_engine_early
 from startup.vllm.patches.engine_death import notice_engine_death
@@ -241,8 +241,6 @@ class _VllmStart:
                 logger.warning("%s", notice)
 
     def _start_forkserver(self, events: ServingEvents) -> None:
-        if (notice := compile_cache.disable_failed_cache(self._profile.compile_cache)) is not None:
-            logger.warning("%s", notice)
         with self._span("start_forkserver"):
             plan = plan_preload(self._journal.folder, self._vllm, self._line.words, self._profile, self._model)
             environment = forkserver_environment(self._vllm, self._profile)
@@ -312,8 +310,6 @@ class _VllmStart:
         recordings = self._learn()
         self._session.timeline.add_spans(recordings.spans)
         self._session.finish()
-        if (caches := compile_cache.describe(recordings.compile_cache)) is not None:
-            logger.info("%s", caches)
 
     def _learn(self) -> StartRecordings:
         """Saves what this start recorded in the preload profile."""

@@ -3,12 +3,15 @@
 vLLM imports `torch._dynamo` and `torch._inductor` in every process, to patch them and to decorate functions
 that only some workers run. A process that compiles nothing imports it when it is used (`deferred`), or at
 least not for patches and decorators alone (`late`).
+
+vLLM stores a compiled model as a file (AOT). On CPU, vLLM 0.32 writes the file but cannot load it: it calls
+`finalize_loading` on the compiled function, a method that only functions of vLLM's own backend have.
 """
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FunctionType
+from contextlib import contextmanager, suppress
+from types import FunctionType, ModuleType
 from typing import Any, Final, Literal
 
 from envs import foreign
@@ -66,6 +69,19 @@ LATE_COMPILER: Final = Hook(
     ),
 )
 
+_DECORATORS: Final = "vllm.compilation.decorators"
+_LOAD_COMPILED: Final = Name("torch.compiler", "load_compiled_function")
+AOT_LOADING: Final = Hook(
+    "loading of compiled models",
+    does="adds `finalize_loading` to Inductor's functions, which vLLM calls on all",
+    without="vLLM for CPU compiles the model in every start",
+    needs=(
+        _LOAD_COMPILED,
+        Text((_DECORATORS,), r"torch\.compiler\.load_compiled_function\(", "torch.compiler.load_compiled_function()"),
+        Text((_DECORATORS,), r"\._artifacts\.compiled_fn\.finalize_loading\(", "finalize_loading()"),
+    ),
+)
+
 
 def may_defer_compiler(line: CommandLine, start_method: str) -> bool:
     """Whether lean imports are on, and no model runs in the API server's process or in a fork of it."""
@@ -109,6 +125,29 @@ def _without_inner_kernels() -> Iterator[None]:
         cancel(_INNER_KERNELS.module, hook)
         for step in undo:
             step()
+
+
+def repair_loading() -> None:
+    """From now on, this process and its forks load compiled models that vLLM has stored."""
+    if AOT_LOADING.applies:
+        after_import(_DECORATORS, _add_finalize_loading)
+
+
+def _add_finalize_loading(decorators: ModuleType) -> None:
+    """Adds an empty `finalize_loading` to Inductor's functions, which are complete once they are loaded."""
+    compiler = decorators.torch.compiler
+    load = _LOAD_COMPILED.get(compiler)
+
+    @functools.wraps(load)
+    def load_and_complete(*args: Any, **kwargs: Any) -> Any:
+        loaded = load(*args, **kwargs)
+        compiled = getattr(getattr(loaded, "_artifacts", None), "compiled_fn", None)
+        if compiled is not None and not hasattr(compiled, "finalize_loading"):
+            with suppress(AttributeError, TypeError):
+                compiled.finalize_loading = lambda config: None
+        return loaded
+
+    _LOAD_COMPILED.replace(compiler, load_and_complete)
 
 
 def _make_compile_lazy(torch: Any) -> None:

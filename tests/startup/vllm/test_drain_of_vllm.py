@@ -56,8 +56,6 @@ def test_a_running_stream_finishes(start: FakeStart) -> None:
     assert start.process.wait(60) == 0
     start.wait_until_tree_is_gone()
     assert "1 requests may run for 30 s more" in start.text
-    assert start.lines_with("EngineCore ends with")
-    assert not start.lines_with("EngineCore ends with 0 frozen objects")  # which a full collection would visit
 
 
 @pytest.mark.parametrize("start", [1], indirect=True)

@@ -20,7 +20,7 @@ FINDINGS = (
     Finding("spans", "does not fit", ("no instrument",)),
     Finding("late tokenizer of the engine", "does not apply", ("a known reason",)),
     Finding("prefixes of streams", "not needed"),
-    Finding("process titles", "not checked", ("setproctitle is not installed here",)),
+    Finding("lazy torch.compile", "not checked", ("torch is not installed here",)),
     Finding("port", "applies"),
 )
 

@@ -1,6 +1,5 @@
 """The engine process: starts workers and answers API servers."""
 
-import gc
 import logging
 import os
 import signal
@@ -30,8 +29,6 @@ class EngineCore:
 
     def shutdown(self) -> None:
         self._executor.shutdown()
-        gc.unfreeze()
-        print(f"EngineCore ends with {gc.get_freeze_count()} frozen objects", flush=True)
 
 
 class EngineCoreProc(EngineCore):
