@@ -30,7 +30,7 @@ from server.lifecycle import Lifecycle, State
 from server.model_files.kind import accepts_images
 from server.security.open_paths import PROBE_PATHS
 from server.types import EngineInfo
-from startup.caches.baked import use_baked_bytecode
+from startup.caches import use_baked_bytecode
 from startup.causes.phase import SERVING
 from startup.config import StartupConfig
 from startup.crash.output_record import OutputRecord

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from envs.registry import env
 from server.types import EngineInfo
-from startup.caches.baked import PAGES, find_baked
+from startup.caches import PAGES, find_baked
 from startup.config import PreflightMode
 from startup.deadline import StartDeadline
 from startup.download.obtain import begin_download

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from envs.redaction import hide_in_command, hide_quoted
 from envs.registry import env
 from server.machine.files import write_whole
-from startup.caches.folders import cache_folder
+from startup.caches import cache_folder
 from startup.causes.digest import digest_to_dict, write_digest
 from startup.causes.first_cause import Cause, find_cause
 from startup.causes.known.processes import STOPPED

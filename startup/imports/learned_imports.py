@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from startup.caches.folders import layers
+from startup.caches import layers
 from startup.hooks.hook import uses
 from startup.imports.distributions import distribution_stamps
 from startup.imports.import_file import ImportFile, Index, UnusableFileError, install, uninstall

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Final, TypeAlias
 
 from server.machine.files import MODE, read_own, write_whole
-from startup.caches.folders import layers
+from startup.caches import layers
 from startup.hooks.hook import Hook, Name
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import after_import, cancel

@@ -15,7 +15,7 @@ from typing import Final
 
 from envs.registry import env
 from server.machine.files import write_whole
-from startup.caches.folders import cache_folder
+from startup.caches import cache_folder
 from startup.errors import ModelNotFoundError
 from startup.model.checkpoint_folder import model_problem
 from startup.model.json_file import read_json_object

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from startup.caches.folders import cache_folder
+from startup.caches import cache_folder
 
 PACKAGES: Final = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 """The schemes, and the packages that read them; all are in the extra `objectstore`."""

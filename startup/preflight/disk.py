@@ -9,7 +9,7 @@ from typing import Final
 from envs.registry import env
 from server.machine.files import write_problem
 from server.wording import format_bytes
-from startup.caches.folders import cache_folder
+from startup.caches import cache_folder
 from startup.model.checkpoint_folder import find_weight_files
 from startup.model.location import ModelPlace
 from startup.preflight.report import Finding, error, warning

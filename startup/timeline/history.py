@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from server.machine.files import write_whole
-from startup.caches.folders import cache_folder, layers
+from startup.caches import cache_folder, layers
 from startup.timeline.report import StartReport
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches.baked import CACHE
+from startup.caches import CACHE
 from tests.containers import as_user, overlay_root
 from tests.page_cache import evict
 from tests.peer_vllm import PYTHON, ROOT

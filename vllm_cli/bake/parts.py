@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from startup.caches.baked import BYTECODE, CACHE, PAGES
-from startup.caches.folders import OWN
+from startup.caches import BYTECODE, CACHE, OWN, PAGES
 from startup.vllm.launch.baked_caches import FOR_ANY_HARDWARE
 
 HISTORY: Final = "start history"

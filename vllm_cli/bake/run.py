@@ -13,9 +13,7 @@ from typing import Final, NamedTuple
 
 from envs.redaction import hide_in_words
 from envs.registry import env
-from startup.caches.baked import BYTECODE, CACHE, MANIFEST, OFF, PAGES, PREFIX
-from startup.caches.folders import OWN
-from startup.caches.manifest import Hardware, Manifest
+from startup.caches import BYTECODE, CACHE, MANIFEST, OFF, OWN, PAGES, PREFIX, Hardware, Manifest
 from startup.hooks.hook import uses
 from startup.prefetch.pages import FileRanges, whole_file, write_pages
 from startup.timeline.subject import installed_versions

@@ -9,7 +9,7 @@ import click
 from envs.home import expand_home
 from envs.registry import env
 from server.wording import format_bytes
-from startup.caches.baked import FIXED_PATH, OFF
+from startup.caches import FIXED_PATH, OFF
 from vllm_cli.errors import InputError
 from vllm_cli.flags.option import complete_model
 

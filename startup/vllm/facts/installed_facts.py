@@ -13,7 +13,7 @@ from typing import Any
 
 from server.machine.file_stamps import are_unchanged, store_stamps
 from server.machine.files import write_whole
-from startup.caches.folders import layers
+from startup.caches import layers
 from startup.hooks.sources import Sources, installed_package
 from startup.vllm.facts.plugins import plugin_folders
 from startup.vllm.facts.vllm_facts import (

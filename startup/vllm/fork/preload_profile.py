@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from envs.redaction import hide_in_words
 from server.machine.files import MODE, read_own, write_whole
-from startup.caches.folders import cache_folder, layers
+from startup.caches import cache_folder, layers
 from startup.hooks.hook import Hook, Text
 from startup.serve_words import split
 from startup.vllm.installed import InstalledVllm

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from envs.registry import env
-from startup.caches.baked import CACHE, find_baked
-from startup.caches.folders import cache_folder
-from startup.caches.manifest import Hardware, Manifest
+from startup.caches import CACHE, Hardware, Manifest, cache_folder, find_baked
 
 COPIED_BYTES: Final = 64 << 10
 """Files up to this size are copied."""

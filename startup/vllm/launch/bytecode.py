@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from server.machine.files import why_changeable
-from startup.caches.baked import PREFIX
-from startup.caches.folders import cache_folder
+from startup.caches import PREFIX, cache_folder
 
 _PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")
 

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, get_args
 from envs.registry import env
 from server.machine.file_stamps import are_unchanged, store_stamps
 from server.machine.files import write_whole
-from startup.caches.folders import layers
+from startup.caches import layers
 from startup.hooks.check import Finding, check_hooks
 from startup.hooks.hook import Hook, Part, leave_out
 from startup.hooks.sources import Sources, installed_package, packages_beside

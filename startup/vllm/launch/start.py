@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from envs import foreign
 from envs.registry import env
 from server.machine.processes import descendants
-from startup.caches.baked import use_baked_bytecode
+from startup.caches import use_baked_bytecode
 from startup.crash.output_record import OutputRecord
 from startup.download.endpoints import use_first_endpoint
 from startup.download.errors import DownloadError

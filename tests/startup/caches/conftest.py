@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches.baked import CACHE, _examine
-from startup.caches.folders import OWN
-from startup.caches.manifest import Hardware, Manifest
+from startup.caches import CACHE, OWN, Hardware, Manifest, _examine
 
 
 def write_manifest(folder: Path, hardware: Hardware | None = None, bake_id: str = "first") -> Manifest:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches import baked as baked_module
-from startup.caches.baked import BYTECODE, CACHE, BakedFolder, _examine, find_baked, why_not_trusted
+from startup import caches as baked_module
+from startup.caches import BYTECODE, CACHE, BakedFolder, _examine, find_baked, why_not_trusted
 
 _STRANGER = 4711
 

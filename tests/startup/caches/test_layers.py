@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches.baked import BYTECODE, CACHE, use_baked_bytecode
-from startup.caches.folders import OWN, layers
+from startup.caches import BYTECODE, CACHE, OWN, layers, use_baked_bytecode
 from startup.imports.scan_cache import _Cache
 from startup.timeline.history import StartRecord, history_path, read_history, read_starts, record_start
 from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_all_profiles, load_profile

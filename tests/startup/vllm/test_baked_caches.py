@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches.baked import CACHE, _examine
-from startup.caches.manifest import Hardware
+from startup.caches import CACHE, Hardware, _examine
 from startup.vllm.launch.baked_caches import COPIED_BYTES, add_baked_caches
 from tests.startup.caches.conftest import baked, write_manifest  # noqa: F401 - a fixture
 

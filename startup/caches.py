@@ -1,13 +1,17 @@
-"""Finds the folder that `vllm-cli bake` has written, and decides whether it can be trusted.
+"""What is kept between starts: the cache folder and, below it, one that `vllm-cli bake` has written.
 
-It holds bytecode and pickles, so that whoever can write to it can run code as the user of a start.
+A file is looked up in the cache folder first, and written there only. The baked folder holds bytecode and
+pickles: it is used only if nobody else can change it, who could run code as the user of a start.
 """
 
 import functools
+import json
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from envs.home import expand_home
 from envs.registry import env
@@ -23,7 +27,6 @@ BYTECODE: Final = "bytecode"
 """A bytecode cache as PYTHONPYCACHEPREFIX names it; missing if all packages have their own."""
 PAGES: Final = "pages.json"
 """Which parts of which files the start has read."""
-
 
 PREFIX: Final = "PYTHONPYCACHEPREFIX"
 _DONT_WRITE: Final = "PYTHONDONTWRITEBYTECODE"
@@ -90,3 +93,72 @@ def _why_changeable(path: Path, user: int, *, allows_sticky: bool = False) -> st
     except OSError as err:
         return f"{path} cannot be examined ({err.strerror})"
     return why_changeable(found, path, user=user, allows_sticky=allows_sticky)
+
+
+OWN: Final = "vllm_cli"
+"""This program's folder inside of vLLM's cache folder."""
+
+
+def cache_folder() -> Path:
+    """This program's cache folder; it may not exist yet."""
+    return env.VLLM_CACHE_ROOT.get() / OWN
+
+
+def layers(name: str) -> tuple[Path, ...]:
+    """The places of a file or folder of the cache: the user's, then the baked one, if there is one."""
+    own = cache_folder() / name
+    baked = find_baked().folder
+    return (own,) if baked is None else (own, baked / CACHE / OWN / name)
+
+
+FORMAT: Final = 2
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What compiled code depends on."""
+
+    cpu: str
+    gpus: tuple[str, ...]
+
+    @classmethod
+    def present(cls) -> Self:
+        """The hardware of this machine."""
+        from server.machine.hardware import cpu_features, gpu_kinds  # noqa: PLC0415 - few starts read a manifest
+
+        return cls(cpu_features(), gpu_kinds())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of the file."""
+
+    bake_id: str
+    created_at: str
+    engine: str
+    words: tuple[str, ...]
+    """The command line after `serve`, without addresses and keys."""
+    model: str
+    """The model's folder; empty if it was not on disk."""
+    hardware: Hardware
+    packages: Mapping[str, str]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Parts that this folder lacks, and why."""
+    format: int = FORMAT
+
+    def save(self, folder: Path) -> None:
+        """Writes it into the folder."""
+        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Raises OSError or ValueError for a file that cannot be read, or of another format."""
+        import msgspec  # noqa: PLC0415 - few starts read a manifest
+
+        try:
+            content = msgspec.json.decode((folder / MANIFEST).read_bytes())
+            if content["format"] != FORMAT:
+                raise ValueError(f"its format is {content['format']}, this version reads {FORMAT}")
+            return msgspec.convert(content, cls)
+        except (msgspec.MsgspecError, KeyError, TypeError) as err:
+            raise ValueError(f"{MANIFEST} is not complete: {err}") from err

@@ -1,1 +1,0 @@
-"""What is kept between starts, in the user's cache folder and in one that `vllm-cli bake` has written."""
