@@ -48,8 +48,8 @@ from startup.model.request import ModelRequest
 from startup.preflight.report import PreflightReport
 from startup.probes.responder_process import OpenChannel, open_plain
 from startup.processes import group_signals
-from startup.processes.dormant_forkserver import discard_dormant
 from startup.processes.library_state import update_hub
+from startup.processes.new_program import discard_dormant
 from startup.session import ListenAddress, StartSession
 from startup.start_method import use_start_method
 from startup.temp_folder import ensure_temp_folder

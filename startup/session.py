@@ -22,9 +22,8 @@ from startup.download.obtain import begin_download
 from startup.errors import StartupError
 from startup.model.file_plan import FilePlan
 from startup.outcome import save_failed_start, save_ready_start
-from startup.prefetch.libraries import plan_libraries
 from startup.prefetch.options import PrefetchOptions
-from startup.prefetch.process import PrefetchHandle, start_prefetch
+from startup.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.preflight.report import PreflightReport
 from startup.probes import listener
 from startup.probes.front_link import FrontLink
@@ -292,6 +291,6 @@ def _take_socket() -> socket.socket | None:
     """The listening socket that a service manager passed to this process, if any."""
     if env.LISTEN_PID.get() is None:
         return None
-    from startup.systemd.socket_activation import take_socket
+    from startup.systemd.service_manager import take_socket
 
     return take_socket()

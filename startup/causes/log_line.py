@@ -7,8 +7,9 @@ one the indentation is kept, because it tells the frames of a traceback from its
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
+_CHUNK: Final = 1 << 18
 LONGEST_LINE: Final = 16_384
 """Characters of a line that are read; what follows is left out."""
 _HEAD: Final = 300
@@ -141,3 +142,25 @@ def _process_of(record: dict[str, Any]) -> str:
     name = _first_text(record, ("role", "process", "processName", "process_name"))
     pid = record.get("pid")
     return f"{name} pid={pid}" if name and isinstance(pid, int) else ""
+
+
+def read_lines(stream: BinaryIO) -> Iterator[str]:
+    r"""The lines of a stream, without their ends, cut to `LONGEST_LINE` bytes.
+
+    The states of a progress bar, which end with \r, are lines of their own and keep it; so `CauseFinder` can
+    tell the number of a line.
+    """
+    rest = b""
+    while chunk := stream.read(_CHUNK):
+        lines = (rest + chunk).replace(b"\r\n", b"\n").replace(b"\r", b"\r\n").split(b"\n")
+        rest = lines.pop()[:LONGEST_LINE]
+        for line in lines:
+            yield _decode(line)
+    if rest:
+        yield _decode(rest)
+
+
+def _decode(line: bytes) -> str:
+    if len(line) > LONGEST_LINE:
+        line = line[:LONGEST_LINE] + (b"\r" if line.endswith(b"\r") else b"")
+    return line.decode("utf-8", "replace")

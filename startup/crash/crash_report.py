@@ -20,7 +20,7 @@ from startup.causes.digest import digest_to_dict, write_digest
 from startup.causes.first_cause import Cause, find_cause
 from startup.causes.known.processes import STOPPED
 from startup.causes.known.table import KNOWN
-from startup.causes.log_file import read_lines
+from startup.causes.log_line import read_lines
 from startup.crash.output_record import OutputRecord
 from startup.errors import CrashError
 from startup.logs.formatters import escape_controls

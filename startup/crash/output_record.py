@@ -1,4 +1,4 @@
-"""Keeps what the processes of a server write to standard output and error.
+"""Keeps what the processes of a server write to standard output and error, and how they end.
 
 All processes append to one file, so that it has their lines in order. The cause of a crash is found in it.
 What compiled code writes does not pass through Python, and is not in it.
@@ -6,14 +6,22 @@ What compiled code writes does not pass through Python, and is not in it.
 
 import faulthandler
 import os
+import re
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from server.machine.descriptors import move_up
+from server.machine.memory import OomWatch
+from server.machine.processes import EndWatch, is_alive
+from server.wording import signal_name
+from startup.causes.phase import LAST_PHASE
 
 _FILE: Final = "output.log"
 _MOST_BYTES: Final = 8 << 20
@@ -21,6 +29,12 @@ _PHASE: Final = "Phase: "
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _OF_ERRORS: Final = ("ERROR", "CRITICAL", "Traceback", "rror:", "xception")
 """Parts of the lines that are kept while the server runs."""
+_FRAME: Final = re.compile(r'(  File "[^"]{1,400}", line \d{1,8}) in (\S{1,120})')
+_STACK: Final = "Current thread"
+"""Begins the stack of the thread that got the signal; Python writes the innermost call first."""
+_POLITE: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals with which the launcher and vLLM end processes themselves."""
+_BY_WHOM: Final = {True: ", by the kernel's OOM killer", False: ", not by the kernel's OOM killer", None: ""}
 
 
 class ProcessState(NamedTuple):
@@ -154,3 +168,57 @@ def _copy_writes(stream: Any, record: OutputRecord) -> None:
 def _label(lines: Sequence[str], name: str) -> str:
     """The lines with vLLM's label of this process."""
     return "".join(f"({name} pid={os.getpid()}) {line}\n" for line in lines)
+
+
+class ProcessEnds:
+    """Lives in a process that learns how others end; created before they start."""
+
+    def __init__(self, record: OutputRecord) -> None:
+        self._record = record
+        self._oom_watch = OomWatch()
+
+    def add(self, pid: int, code: int) -> None:
+        """A process has ended with this exit code, or by the signal of this negative number."""
+        state = self._record.read_state(pid)
+        if code and state.name:
+            self._record.append("".join(f"({state.name} pid={pid}) {line}\n" for line in self._describe(code, state)))
+
+    def _describe(self, code: int, state: ProcessState) -> Iterator[str]:
+        number = -code
+        if state.phase:
+            yield _log_line("INFO", f"{LAST_PHASE}{state.phase}")
+        if number in _POLITE:
+            yield _log_line("INFO", f"ended by {signal_name(number)}")
+        elif number == signal.SIGKILL and state.parent_pid and _is_ending(state.parent_pid):
+            yield _log_line("INFO", f"ended with the process {state.parent_pid}, which has started it")
+        elif number == signal.SIGKILL:
+            yield _log_line("ERROR", f"killed by SIGKILL{_BY_WHOM[self._oom_watch.has_killed]} (exit code: {code})")
+        elif frames := _frames(state.stack) if number > 0 else ():
+            yield f"Process {state.name}:"
+            yield "Traceback (most recent call last):"
+            yield from frames
+            yield f"FatalSignal: the process crashed with {signal_name(number)} (exit code: {code})"
+        elif number > 0:
+            yield _log_line("ERROR", f"the process crashed with {signal_name(number)} (exit code: {code})")
+        else:
+            yield _log_line("ERROR", f"the process died unexpectedly with exit code {code}")
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether a process has ended, or has begun to: the kernel closes its pipes before it reports its end."""
+    if not is_alive(pid):
+        return True
+    with closing(EndWatch(pid)) as watch:
+        return watch.is_exiting()
+
+
+def _frames(stack: Sequence[str]) -> list[str]:
+    """The stack in the order of a traceback."""
+    current = dropwhile(lambda line: not line.startswith(_STACK), stack)
+    next(current, None)
+    found = [_FRAME.match(line) for line in takewhile(str.strip, current)]
+    return [f"{frame[1]}, in {frame[2]}" for frame in reversed(found) if frame]
+
+
+def _log_line(level: str, text: str) -> str:
+    return f"{level} {time.strftime('%m-%d %H:%M:%S')} [process_ends.py:1] {text}"

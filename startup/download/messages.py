@@ -3,14 +3,18 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from server.wording import format_bytes
-from startup.download.errors import FailureKind
+from startup.errors import ModelNotFoundError, NoAccessError, NoSpaceError
 from startup.model.file_plan import Download
 
 STALL_S: Final = 15.0
 """A connection that delivers no byte for this long is replaced."""
+
+FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
+"""`refused`: the hub will not deliver; `disk`: there is no room; `cache`: its folder cannot be written to;
+`wrong`: the files are not what the hub lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +97,25 @@ class DownloadReport(NamedTuple):
 def to_line(kind: str, content: Any) -> bytes:
     """One message of the helper: a line of JSON."""
     return json.dumps({kind: content}).encode() + b"\n"
+
+
+class DownloadError(ModelNotFoundError):
+    """The files could not be downloaded."""
+
+    def __init__(self, kind: FailureKind, reason: str) -> None:
+        super().__init__(" ".join(reason.split()))
+        self.kind = kind
+
+
+class _RefusedError(DownloadError, NoAccessError):
+    """The hub denies access."""
+
+
+class _NoRoomError(DownloadError, NoSpaceError):
+    """The files do not fit on the disk."""
+
+
+def download_error(kind: FailureKind, reason: str) -> DownloadError:
+    """The error of this kind, also as the start's own kinds of errors."""
+    kinds: dict[str, type[DownloadError]] = {"refused": _RefusedError, "disk": _NoRoomError}
+    return kinds.get(kind, DownloadError)(kind, reason)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from startup.download.errors import DownloadError
 from startup.download.hub_client import ByteStream, FileAddress, RetryableError
+from startup.download.messages import DownloadError
 from startup.download.repository import MD5_PREFIX, VERSION_PREFIX, HubFile, Listing, is_safe_name
 
 if TYPE_CHECKING:

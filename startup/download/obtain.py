@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from envs.home import expand_home
 from server.config import ModelFiles
 from startup.download.endpoints import hub_endpoints
-from startup.download.errors import DownloadError
-from startup.download.messages import DownloadOptions
+from startup.download.messages import DownloadError, DownloadOptions
 from startup.errors import ModelNotFoundError
 from startup.model.checkpoint_folder import tokenizer_problem
 from startup.model.file_plan import Download, FilePlan, plan_files

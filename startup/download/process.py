@@ -18,9 +18,15 @@ from envs.redaction import without_login
 from envs.registry import env
 from server.wording import format_bytes
 from startup.download.endpoints import hub_endpoints
-from startup.download.errors import DownloadError, download_error
 from startup.download.import_path import import_path
-from startup.download.messages import DownloadOptions, DownloadProgress, DownloadReport, Job
+from startup.download.messages import (
+    DownloadError,
+    DownloadOptions,
+    DownloadProgress,
+    DownloadReport,
+    Job,
+    download_error,
+)
 from startup.model.file_plan import Download
 from startup.processes import group_signals
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from server.wording import format_bytes
-from startup.download.errors import DownloadError
+from startup.download.messages import DownloadError
 from startup.model.checkpoint_folder import read_index
 from startup.model.location import repository_name, unfinished_marker
 from startup.model.object_address import is_object_address

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from startup.download.errors import DownloadError
-from startup.download.hub_answers import backoff_s
-from startup.download.hub_client import FileAddress, HubClient, RetryableError
+from startup.download.hub_client import FileAddress, HubClient, RetryableError, backoff_s
+from startup.download.messages import DownloadError
 from startup.download.repository import CachedRepository, HubFile
 from startup.model.object_address import is_object_address
 

@@ -4,25 +4,26 @@ It shares no interpreter lock with the launcher, which kills it to stop it. Stan
 may contain a token; standard output takes the lines.
 """
 
+import errno
+import fcntl
 import functools
+import json
 import logging
 import os
 import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from envs.redaction import without_login
 from server.wording import format_bytes
-from startup.download.errors import DownloadError
 from startup.download.fetch import NO_ROOM, Fetch
-from startup.download.host_lock import HostLock, held_by_one
 from startup.download.hub_client import HubClient
-from startup.download.messages import DownloadProgress, DownloadReport, Job, to_line
+from startup.download.messages import DownloadError, DownloadProgress, DownloadReport, Job, to_line
 from startup.download.repository import CachedRepository, Listing, no_room, setting_of, total_size
 from startup.download.transfer import Source
 from startup.model.file_plan import Download
@@ -37,6 +38,10 @@ Send = Callable[[str, Any], None]
 """Takes the kind of a message and its content."""
 
 _PROCESS_NAME: Final = "vllm-download"
+_POLLED_EVERY_S: Final = 0.25
+_RECORD_BYTES: Final = 1024
+_NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_SILENT_S: Final = 60.0
 
 
 def main() -> None:
@@ -47,6 +52,72 @@ def main() -> None:
     _configure_process()
     DownloadRun(job, _send, entry_ns).run()
     os._exit(0)  # a thread may still wait for the network
+
+
+class HostLock:
+    """Held by one process; the kernel releases it however that process ends.
+
+    The file's content is the owner's progress, written in one call, so that a reader never sees half of it.
+    """
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def show(self, progress: DownloadProgress) -> None:
+        """Tells the progress to the processes that wait."""
+        if self._fd is not None:
+            record = json.dumps({"pid": os.getpid(), **progress._asdict()}).encode()[:_RECORD_BYTES]
+            os.pwrite(self._fd, record.ljust(_RECORD_BYTES), 0)
+
+
+@contextmanager
+def held_by_one(path: Path, on_wait: Callable[[DownloadProgress], None]) -> Iterator[HostLock]:
+    """Waits until no other process holds the lock; without locks on this file system, goes on at once.
+
+    Args:
+        path: the lock's file.
+        on_wait: takes the owner's progress, several times a second.
+
+    Raises:
+        OSError: the file cannot be created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        is_held = _acquire(fd, on_wait)
+        yield HostLock(fd if is_held else None)
+    finally:
+        os.close(fd)
+
+
+def _acquire(fd: int, on_wait: Callable[[DownloadProgress], None]) -> bool:
+    since, before = time.monotonic(), b""
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            record = os.pread(fd, _RECORD_BYTES, 0)
+            if record != before:
+                since, before = time.monotonic(), record
+            on_wait(_progress_of(record, time.monotonic() - since))
+            time.sleep(_POLLED_EVERY_S)
+        except OSError as err:
+            if err.errno not in _NO_LOCKS:
+                raise
+            return False
+        else:
+            return True
+
+
+def _progress_of(record: bytes, silent_s: float) -> DownloadProgress:
+    try:
+        fields: dict[str, Any] = json.loads(record)
+        pid = fields.pop("pid")
+        progress = DownloadProgress(**fields)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return DownloadProgress("", note="another start is downloading")
+    silent = f", which has told nothing for {silent_s:.0f} s" if silent_s > _SILENT_S else ""
+    return progress._replace(note=f"by the start with process {pid}{silent}")
 
 
 class _Plan(NamedTuple):

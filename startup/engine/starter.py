@@ -12,8 +12,7 @@ from typing import Final
 
 from server.config import EngineConfig, ModelFiles
 from server.errors import EngineStartError
-from startup.crash.output_record import OutputRecord
-from startup.crash.process_ends import ProcessEnds
+from startup.crash.output_record import OutputRecord, ProcessEnds
 from startup.engine import process as engine_process
 from startup.engine.process import EngineProcess
 from startup.logs.options import LogOptions

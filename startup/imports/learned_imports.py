@@ -3,21 +3,35 @@
 There is one per virtual environment, for all processes of both engines; a baked one lies below it.
 """
 
+import fcntl
 import logging
+import marshal
+import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
+from server.machine.file_stamps import StoredStamp, read_stamp
+from server.machine.files import MODE
 from startup.caches import layers
 from startup.hooks.hook import uses
-from startup.imports.distributions import distribution_stamps
-from startup.imports.import_file import ImportFile, Index, UnusableFileError, install, uninstall
-from startup.imports.import_file_writer import write
+from startup.imports import import_file
+from startup.imports.distributions import distribution_stamps, installed_folders
+from startup.imports.import_file import ImportFile, Index, ModuleEntry, UnusableFileError, checksum, install, uninstall
 
 logger = logging.getLogger(__name__)
+
+_PYC_HEAD_BYTES: Final = 16
+_BY_TIME: Final = bytes(4)
+"""The flags of bytecode that is valid for a source's time and size."""
+_SETTLED_NS: Final = 2_000_000_000
+"""Age from which a source's time proves that it was not changed after its bytecode was made."""
 
 
 class _State:
@@ -132,3 +146,120 @@ def _read(path: Path) -> Index | None:
         return None
     file.close()
     return file.index
+
+
+def write(path: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Writes the modules' bytecode, in this order; replaces the file at once or not at all.
+
+    Modules are left out that Python's own path finder does not find as sources of a distribution or of the
+    standard library: others may change in a way that is not noticed. None is imported.
+
+    Args:
+        path: the file; nothing is done while another process writes it.
+        names: the modules.
+
+    Raises:
+        OSError: the file could not be written; an old one is unchanged.
+    """
+    path = os.fspath(path)
+    beside = f"{path}.new"
+    fd = _lock(beside)
+    if fd is None:
+        return
+    try:
+        with open(fd, "wb") as file:  # noqa: PTH123
+            os.fchmod(fd, MODE)  # whatever the umask: others may read a file in an image, but not write it
+            file.truncate()
+            _write(file, names)
+            file.flush()
+            os.fsync(fd)
+            os.replace(beside, path)  # noqa: PTH105
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)  # noqa: PTH108
+        raise
+
+
+def _lock(path: str) -> int | None:
+    """Opens the file to write, also one that a killed process left; None while another process writes it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.stat(path)):  # noqa: PTH116 - else another process has just finished
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
+
+
+def _write(file: BinaryIO, names: Iterable[str]) -> None:
+    specs = _Specs()
+    installed = installed_folders()
+    modules: dict[str, tuple[object, ...]] = {}
+    refused: list[str] = []
+    offset = import_file.HEAD_BYTES
+    file.seek(offset)
+    for name in dict.fromkeys(names):
+        spec = specs.find(name)
+        if spec is None or type(spec.loader) is not SourceFileLoader or not str(spec.origin).startswith(installed):
+            refused.append(name)
+            continue
+        origin = str(spec.origin)
+        stamp = read_stamp(origin)
+        if time.time_ns() - stamp.mtime_ns < _SETTLED_NS:
+            continue
+        code = _bytecode(name, origin, stamp.stored)
+        if code is None:
+            refused.append(name)
+            continue
+        is_package = spec.submodule_search_locations is not None
+        modules[name] = tuple(ModuleEntry(is_package, origin, stamp.stored, offset, len(code), checksum(code)))
+        offset += file.write(code)
+    index = import_file.pack_index(
+        Index(import_file.this_interpreter(), distribution_stamps(), modules, tuple(refused))
+    )
+    file.write(index)
+    file.seek(0)
+    file.write(import_file.pack_head(offset, index))
+
+
+class _Specs:
+    """Finds modules as Python's path finder does, without importing their packages."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, ModuleSpec | None] = {}
+
+    def find(self, name: str) -> ModuleSpec | None:
+        """None for what the path finder does not find, and for a module of such a package."""
+        if name not in self._found:
+            self._found[name] = self._search(name)
+        return self._found[name]
+
+    def _search(self, name: str) -> ModuleSpec | None:
+        parent, _, _ = name.rpartition(".")
+        if not parent:
+            return PathFinder.find_spec(name)
+        package = self.find(parent)
+        locations = package.submodule_search_locations if package is not None else None
+        if locations is None:
+            return None
+        try:
+            return PathFinder.find_spec(name, locations)
+        except KeyError:  # a namespace package within a package that this process has not imported
+            return None
+
+
+def _bytecode(name: str, origin: str, stamp: StoredStamp) -> bytes | None:
+    """The module's marshalled code; None if it cannot be compiled."""
+    with suppress(OSError), open(cache_from_source(origin), "rb") as file:  # noqa: PTH123
+        data = file.read()
+        stamps = b"".join((value & 0xFFFF_FFFF).to_bytes(4, "little") for value in stamp)
+        if data[:_PYC_HEAD_BYTES] == MAGIC_NUMBER + _BY_TIME + stamps:
+            return data[_PYC_HEAD_BYTES:]
+    with suppress(Exception):  # a faulty source; importing it reports the error
+        return marshal.dumps(SourceFileLoader(name, origin).get_code(name))
+    return None

@@ -90,7 +90,7 @@ def _take_socket() -> socket.socket | None:
     """The listening socket that a service manager passed to this process, if any."""
     if env.LISTEN_PID.get() is None:
         return None
-    from startup.systemd.socket_activation import take_socket
+    from startup.systemd.service_manager import take_socket
 
     return take_socket()
 

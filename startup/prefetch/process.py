@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,16 @@ logger = logging.getLogger(__name__)
 _ROOT: Final = Path(__file__).parents[2]
 _CODE: Final = "import sys; sys.path.append(sys.argv[1]); from startup.prefetch.worker import main; main(sys.argv[2:])"
 """This project's folder is last on the path, so that it hides no module of the standard library."""
+
+_TORCH_LIBRARIES: Final = (
+    "libtorch_global_deps.so",
+    "libc10.so",
+    "libtorch_cpu.so",
+    "libtorch_python.so",
+    "libc10_cuda.so",
+    "libtorch_cuda.so",
+)
+"""The libraries that `import torch` maps, in its order."""
 
 
 class PrefetchHandle:
@@ -106,7 +117,7 @@ def start_prefetch(
     Args:
         files: read as a whole, in this order.
         options: how.
-        pages: a record of parts of files (`startup.prefetch.pages`), which are read first.
+        pages: a record of parts of files (`startup.prefetch.survey`), which are read first.
     """
     options = options or PrefetchOptions()
     if options.mode == "off":
@@ -158,3 +169,12 @@ def _warn(report: PrefetchReport) -> None:
         logger.warning("no prefetch: %s", report.reason)
     for problem in report.problems:
         logger.warning("prefetch: %s", problem)
+
+
+def plan_libraries() -> tuple[Path, ...]:
+    """The large shared libraries of torch, found without importing it; they matter with a cold page cache."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return ()
+    folder = Path(spec.origin).parent / "lib"
+    return tuple(path for name in _TORCH_LIBRARIES if (path := folder / name).is_file())

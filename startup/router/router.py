@@ -44,8 +44,7 @@ from startup.router.model_pool import ModelPool, ModelRefused
 from startup.router.scheduler_terms import SchedulerLimits
 from startup.router.standbys import Standbys
 from startup.session import ListenAddress
-from startup.systemd.service_manager import ServiceManager
-from startup.systemd.socket_activation import take_socket
+from startup.systemd.service_manager import ServiceManager, take_socket
 from startup.temp_folder import ensure_temp_folder
 
 logger = logging.getLogger(__name__)

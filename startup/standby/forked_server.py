@@ -18,7 +18,7 @@ from envs import foreign
 from server.machine.command_line import masked_words, replace_command_line
 from server.machine.descriptors import is_open, move_socket_up, move_up
 from server.machine.processes import process_start_ns
-from startup.processes import death_pipe, dormant_forkserver, messages
+from startup.processes import death_pipe, messages, new_program
 from startup.processes.library_state import refresh_libraries, renew_authentication_key
 from startup.processes.messages import MessageError
 from startup.standby import process_state
@@ -136,7 +136,7 @@ def take_over(
     os.close(request.life_fd)
     link = FrontLink(connection)
     start_origin.start_again = link.start_again
-    dormant_forkserver.fork_dormant(link.close, template.at_import)
+    new_program.fork_dormant(link.close, template.at_import)
     return link
 
 

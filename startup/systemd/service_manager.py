@@ -1,19 +1,25 @@
-"""Notifies the service manager (systemd, or one with its protocol) of start and stop: sd_notify(3)."""
+"""The service manager (systemd, or one with its protocol): notified of start and stop, and its sockets.
+
+sd_notify(3), sd_listen_fds(3)
+"""
 
 import logging
 import os
 import socket
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from envs.registry import env
+from startup.errors import StartupError
 from startup.systemd.notify_relay import socket_address
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import asyncio
 
-logger = logging.getLogger(__name__)
-
+_FIRST_FD: Final = 3
 _TIMEOUT_S: Final = 5.0
 """How long a message that must arrive waits for a busy manager."""
 _US: Final = 1_000_000
@@ -114,3 +120,40 @@ def _running_loop() -> "asyncio.AbstractEventLoop | None":
 
 def _on_one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def take_socket() -> socket.socket | None:
+    """The first socket that was passed to this process; None if there is none.
+
+    Removes the variables and makes the descriptors non-inheritable, so that no child process takes the
+    socket.
+
+    Raises:
+        StartupError: the first descriptor is not a socket that listens for connections.
+    """
+    if env.LISTEN_PID.get() != os.getpid():
+        return None
+    num_fds = env.LISTEN_FDS.get() or 0
+    for variable in (env.LISTEN_PID, env.LISTEN_FDS, env.LISTEN_FDNAMES):
+        os.environ.pop(variable.name, None)
+    if num_fds == 0:
+        return None
+    if num_fds > 1:
+        logger.warning("%d sockets were passed: the first is used", num_fds)
+    for fd in range(_FIRST_FD, _FIRST_FD + num_fds):
+        with suppress(OSError):  # an invalid first descriptor is reported by `_open`
+            os.set_inheritable(fd, False)
+    return _open(_FIRST_FD)
+
+
+def _open(fd: int) -> socket.socket:
+    try:
+        listener = socket.socket(fileno=fd)
+        is_listening = listener.type == socket.SOCK_STREAM and listener.getsockopt(
+            socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+        )
+    except OSError as err:
+        raise StartupError(f"LISTEN_FDS: descriptor {fd} is no socket ({(err.strerror or '').lower()})") from err
+    if not is_listening:
+        raise StartupError(f"LISTEN_FDS: descriptor {fd} does not listen: use ListenStream= with Accept=no")
+    return listener

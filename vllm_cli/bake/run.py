@@ -15,7 +15,7 @@ from envs.redaction import hide_in_words
 from envs.registry import env
 from startup.caches import BYTECODE, CACHE, MANIFEST, OFF, OWN, PAGES, PREFIX, Hardware, Manifest
 from startup.hooks.hook import uses
-from startup.prefetch.pages import FileRanges, whole_file, write_pages
+from startup.prefetch.survey import FileRanges, whole_file, write_pages
 from startup.timeline.subject import installed_versions
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.no_start import bake_imports, why_no_start

@@ -10,7 +10,7 @@ import click
 from startup.causes.digest import digest_to_dict, write_digest
 from startup.causes.first_cause import Cause, find_cause
 from startup.causes.known.table import KNOWN
-from startup.causes.log_file import read_lines
+from startup.causes.log_line import read_lines
 from vllm_cli.errors import InputError
 
 _LOG_FILE: Final = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)

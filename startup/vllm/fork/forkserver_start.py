@@ -10,7 +10,7 @@ from envs import foreign
 from envs.registry import OWN_PREFIX, env
 from startup.crash.output_record import OutputRecord
 from startup.hooks.hook import Hook, Text
-from startup.processes import dormant_forkserver
+from startup.processes import new_program
 from startup.processes.new_program import ensure_forkserver
 from startup.vllm.fork.forkserver import READ_AT_EXEC, redirect_spawn
 from startup.vllm.fork.preload_plan import PreloadPlan
@@ -60,10 +60,10 @@ def start_forkserver(
 def _discard_unsuitable_dormant(names: Iterable[str]) -> None:
     """A dormant forkserver has the libraries that its template's variables have loaded."""
     loaded = (name for name in names if not name.startswith(OWN_PREFIX))
-    differing = dormant_forkserver.differing_variable(loaded)
+    differing = new_program.differing_variable(loaded)
     if differing is not None:
         logger.debug("the forkserver is a new program: %s differs from the standby's", differing)
-        dormant_forkserver.discard_dormant()
+        new_program.discard_dormant()
 
 
 def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict[str, str]:

@@ -8,8 +8,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, Final
 
-from startup.crash.output_record import OutputRecord
-from startup.crash.process_ends import ProcessEnds
+from startup.crash.output_record import OutputRecord, ProcessEnds
 
 _waitpid: Final = os.waitpid
 _FAILED: Final = 1

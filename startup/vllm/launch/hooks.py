@@ -18,11 +18,10 @@ from envs.registry import env
 from server.machine.file_stamps import are_unchanged, store_stamps
 from server.machine.files import write_whole
 from startup.caches import layers
-from startup.hooks.check import Finding, check_hooks
 from startup.hooks.hook import Hook, Part, leave_out
-from startup.hooks.sources import Sources, installed_package, packages_beside
+from startup.hooks.sources import Finding, Sources, check_hooks, installed_package, packages_beside
 from startup.imports import lean, scan_cache
-from startup.processes import dormant_forkserver, library_state
+from startup.processes import library_state, new_program
 from startup.vllm import command_line, imports
 from startup.vllm.fork import forkserver, forkserver_start, preload_plan, preload_profile
 from startup.vllm.installed import InstalledVllm
@@ -48,7 +47,7 @@ logger = logging.getLogger(__name__)
 _PLACED_IN: Final = (
     command_line, imports, preload_plan, forkserver, port, serving_events, early_engine, tokenizers, late_imports,
     spans, model_registry, unused_commands, compiler, json_logs, model_caches,
-    forkserver_start, preload_profile, dormant_forkserver, cheap_calls, scan_cache, lean, library_state, engine_death,
+    forkserver_start, preload_profile, new_program, cheap_calls, scan_cache, lean, library_state, engine_death,
     temp_files,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""

@@ -24,7 +24,7 @@ from server.machine.processes import descendants
 from startup.caches import use_baked_bytecode
 from startup.crash.output_record import OutputRecord
 from startup.download.endpoints import use_first_endpoint
-from startup.download.errors import DownloadError
+from startup.download.messages import DownloadError
 from startup.errors import StartupError
 from startup.hooks.hook import names_without, uses
 from startup.imports.learned_imports import learn, learned_imports
@@ -32,8 +32,7 @@ from startup.model.file_plan import plan_files
 from startup.preflight.report import PreflightReport
 from startup.preflight.run import PreflightOptions
 from startup.processes import group_signals
-from startup.processes.dormant_forkserver import discard_dormant
-from startup.processes.new_program import start_resource_tracker
+from startup.processes.new_program import discard_dormant, start_resource_tracker
 from startup.processes.quick_end import end_without_finalizing
 from startup.session import ListenAddress, StartSession
 from startup.timeline import start_origin

@@ -5,15 +5,14 @@ import tracemalloc
 
 import pytest
 
-from startup.causes import log_file
+from startup.causes import log_line
 from startup.causes.first_cause import find_cause
-from startup.causes.log_file import read_lines
-from startup.causes.log_line import LONGEST_LINE
+from startup.causes.log_line import LONGEST_LINE, read_lines
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 1000])
 def test_lines_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(log_file, "_CHUNK", chunk)
+    monkeypatch.setattr(log_line, "_CHUNK", chunk)
     assert [*read_lines(io.BytesIO(b"one\n\nt\xc3\xa9n\n10%\r20%\rdone\nlast"))] == [
         "one", "", "tén", "10%\r", "20%\r", "done", "last",
     ]  # fmt: skip

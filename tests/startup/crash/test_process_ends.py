@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from startup.causes.first_cause import find_cause
-from startup.crash.output_record import OutputRecord
-from startup.crash.process_ends import ProcessEnds
+from startup.crash.output_record import OutputRecord, ProcessEnds
 from tests.waiting import is_gone, wait_until
 
 _PID = 77

@@ -41,7 +41,7 @@ def downloads(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr("startup.download.hub_answers._LONGEST_BACKOFF_S", 0.1)
+    monkeypatch.setattr("startup.download.hub_client._LONGEST_BACKOFF_S", 0.1)
     hub_server.add("org/model", LARGER_MODEL)
     yield Downloads(hub_server, cache)
     from huggingface_hub.utils import close_session

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from startup.download.errors import DownloadError
-from startup.download.messages import DownloadOptions
+from startup.download.messages import DownloadError, DownloadOptions
 from startup.download.process import DownloadHandle, start_download
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.startup.download.downloads import MODEL, Downloads

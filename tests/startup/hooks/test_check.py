@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from startup.hooks.check import Finding, check_hooks
 from startup.hooks.hook import Hook, Name, Need, Reads, Text
-from startup.hooks.sources import Sources, packages_beside
+from startup.hooks.sources import Finding, Sources, check_hooks, packages_beside
 
 _MODULE = '''
 """Text with the word hidden

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from startup.hooks.check import check_hooks
 from startup.hooks.hook import Name
-from startup.hooks.sources import Sources, installed_package
+from startup.hooks.sources import Sources, check_hooks, installed_package
 from startup.vllm.fork import forkserver
 from startup.vllm.fork.forkserver import MULTIPROCESSING
 from startup.vllm.launch.hooks import HOOKS, names_that_cannot_be_left_out

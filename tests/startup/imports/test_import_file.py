@@ -19,7 +19,7 @@ import pytest
 from startup.imports import finder
 from startup.imports.distributions import distribution_stamps
 from startup.imports.import_file import ImportFile, UnusableFileError, install, uninstall
-from startup.imports.import_file_writer import write
+from startup.imports.learned_imports import write
 
 NAMES = ("parcel", "parcel.inner", "parcel.sub", "parcel.sub.leaf", "lone")
 

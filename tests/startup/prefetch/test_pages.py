@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from startup.prefetch.options import PrefetchOptions
-from startup.prefetch.pages import FileRanges, read_pages, whole_file, write_pages
 from startup.prefetch.process import start_prefetch
-from startup.prefetch.survey import survey_files
+from startup.prefetch.survey import FileRanges, read_pages, survey_files, whole_file, write_pages
 from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost, resident_bytes
 
 _MIB = 1 << 20

@@ -16,7 +16,7 @@ for number, fd in enumerate(os.dup(fd) for fd in given):
 for number in range(len(given)):
     os.dup2(10 + number, 3 + number)
 os.environ["LISTEN_PID"] = os.environ["LISTEN_PID"].replace("own", str(os.getpid()))
-from startup.systemd.socket_activation import take_socket
+from startup.systemd.service_manager import take_socket
 taken = take_socket()
 print(json.dumps({
     "fd": taken.fileno() if taken else None,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.hooks.check import Finding
+from startup.hooks.sources import Finding
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.launch import hooks
 from startup.vllm.launch.hooks import (
