@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from envs.home import expand_home
-from envs.kinds import (
+from envs.suggestion import did_you_mean
+from envs.variable import (
+    EnvError,
+    EnvVar,
     boolean,
     choice,
     choice_in_capitals,
@@ -22,8 +25,6 @@ from envs.kinds import (
     presence,
     text,
 )
-from envs.suggestion import did_you_mean
-from envs.variable import EnvError, EnvVar
 
 START_METHODS: Final = ("spawn", "fork", "forkserver")
 """The start methods of the engine process."""

@@ -1,16 +1,31 @@
-"""One environment variable: its type, its default and the only way to read it."""
+"""One environment variable: its types, its default and the only way to read it; a constructor per type."""
 
+import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Generic, Literal, TypeVar
+from pathlib import Path
+from typing import Final, Generic, Literal, TypeVar
 
+from envs.home import expand_home
 from envs.redaction import MASK, is_secret_name, without_login
+from envs.suggestion import did_you_mean
 
 T = TypeVar("T")
 
 Source = Literal["default", "environment"]
+
+N = TypeVar("N", int, float)
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+
+EXPECTED_DURATION: Final = "a duration of at least 1 s such as 90s, 10m or 1h"
+
+_DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)\s*([smhd]?)")
+_FACTORS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class EnvError(ValueError):
@@ -104,3 +119,120 @@ class EnvVar(Generic[T]):
             os.environ.pop(self.name, None)
         else:
             os.environ[self.name] = value
+
+
+def text(description: str) -> EnvVar[str | None]:
+    """Any text; None if unset."""
+    return EnvVar[str | None]("text", str, lambda: None, description)
+
+
+def names(description: str) -> EnvVar[frozenset[str]]:
+    """Names separated by commas; none if unset."""
+    return EnvVar("names", lambda raw: frozenset(filter(None, map(str.strip, raw.split(",")))), frozenset, description)
+
+
+def path(default_factory: Callable[[], Path], description: str) -> EnvVar[Path]:
+    """A folder or file; `~` is expanded."""
+    return EnvVar("path", lambda raw: Path(expand_home(raw)), default_factory, description)
+
+
+def boolean(default: bool, description: str) -> EnvVar[bool]:
+    """`1/true/yes/on` or `0/false/no/off`."""
+    return EnvVar("boolean", _parse_boolean, lambda: default, description, choices=_TRUE + _FALSE)
+
+
+def presence(description: str) -> EnvVar[bool]:
+    """True if the variable has any value."""
+    return EnvVar("presence", bool, lambda: False, description)
+
+
+def integer(default: int, description: str, *, minimum: int) -> EnvVar[int]:
+    """A whole number of at least `minimum`."""
+    return EnvVar("integer", _integer_parser(minimum), lambda: default, description)
+
+
+def number(default: float, description: str, *, above: float) -> EnvVar[float]:
+    """A number above a bound."""
+    return EnvVar("number", _number_parser(above), lambda: default, description)
+
+
+def optional_duration(description: str) -> EnvVar[float | None]:
+    """Seconds, or a number with a unit; None if unset."""
+    return EnvVar[float | None]("duration", _parse_duration, lambda: None, description)
+
+
+def optional_integer(description: str, *, minimum: int) -> EnvVar[int | None]:
+    """A whole number of at least `minimum`; None if unset."""
+    return EnvVar[int | None]("integer", _integer_parser(minimum), lambda: None, description)
+
+
+def choice(default: str, choices: tuple[str, ...], description: str) -> EnvVar[str]:
+    """One of a list of words."""
+    return EnvVar("choice", _choice_parser(choices), lambda: default, description, choices=choices)
+
+
+def choice_in_capitals(default: str, choices: tuple[str, ...], description: str) -> EnvVar[str]:
+    """One of a list of words in capitals, accepted in any case."""
+    parse = _choice_parser(choices)
+    return EnvVar("choice", lambda raw: parse(raw.upper()), lambda: default, description, choices=choices)
+
+
+def _parse_duration(raw: str) -> float:
+    try:
+        return parse_duration(raw)
+    except ValueError as err:
+        raise InvalidValueError(EXPECTED_DURATION) from err
+
+
+def _parse_boolean(raw: str) -> bool:
+    word = raw.strip().lower()
+    if word not in _TRUE + _FALSE:
+        raise InvalidValueError("one of " + ", ".join(_TRUE + _FALSE))
+    return word in _TRUE
+
+
+def _integer_parser(minimum: int) -> Callable[[str], int]:
+    return _parser(int, lambda value: value >= minimum, f"a whole number, {minimum} or more")
+
+
+def _number_parser(above: float) -> Callable[[str], float]:
+    return _parser(float, lambda value: above < value < math.inf, f"a number above {above:g}")
+
+
+def _parser(convert: Callable[[str], N], is_in_range: Callable[[N], bool], expected: str) -> Callable[[str], N]:
+    def parse(raw: str) -> N:
+        try:
+            value = convert(raw)
+        except ValueError as err:
+            raise InvalidValueError(expected) from err
+        if not is_in_range(value):
+            raise InvalidValueError(expected)
+        return value
+
+    return parse
+
+
+def _choice_parser(choices: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(raw: str) -> str:
+        if raw not in choices:
+            raise InvalidValueError("one of " + ", ".join(choices), hint=did_you_mean(raw, choices))
+        return raw
+
+    return parse
+
+
+def parse_duration(text: str) -> float:
+    """Seconds; raises ValueError for another text, and for less than a second."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    seconds = float(match[1]) * _FACTORS[match[2]] if match else 0.0
+    if seconds < 1:
+        raise ValueError(EXPECTED_DURATION)
+    return seconds
+
+
+def spell_duration(seconds: float) -> str:
+    """In the largest unit of which it is a whole number: `10m`."""
+    for unit in ("d", "h", "m"):
+        if seconds >= _FACTORS[unit] and seconds % _FACTORS[unit] == 0:
+            return f"{seconds / _FACTORS[unit]:g}{unit}"
+    return f"{seconds:g}s"

@@ -37,6 +37,7 @@ from startup.crash.output_record import OutputRecord
 from startup.download.endpoints import use_first_endpoint
 from startup.download.obtain import finish_download
 from startup.engine import process as engine_process
+from startup.engine.process import use_start_method
 from startup.engine.starter import EngineStarter
 from startup.errors import EngineBootError, PortInUseError
 from startup.hooks.hook import names_without
@@ -51,7 +52,6 @@ from startup.processes import group_signals
 from startup.processes.library_state import update_hub
 from startup.processes.new_program import discard_dormant
 from startup.session import ListenAddress, StartSession
-from startup.start_method import use_start_method
 from startup.temp_folder import ensure_temp_folder
 from startup.timeline import start_origin
 from startup.timeline.subject import StartSubject

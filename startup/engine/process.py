@@ -21,6 +21,7 @@ from server.machine.processes import EndWatch, process_start_ns
 from server.wording import signal_name
 from startup.crash.output_record import OutputRecord
 from startup.engine.torch_environment import set_torch_variables
+from startup.errors import StartupError
 from startup.imports.heavy import import_engine
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
@@ -220,3 +221,35 @@ def _close_other_sockets(keep: socket.socket) -> None:
             continue
         if is_socket and fd not in (keep.fileno(), *_STANDARD_FDS):
             os.close(fd)
+
+
+def use_start_method(wanted: str) -> BaseContext:
+    """Sets the process-wide start method and returns a context with the wanted one.
+
+    multiprocessing allows setting the method only once: if another one was set before, a warning is logged,
+    and the returned context still starts processes with the wanted method.
+
+    Raises:
+        StartupError: `fork` is wanted, but CUDA is initialised here: a forked process could not use it.
+    """
+    if wanted == "fork" and _uses_cuda():
+        raise StartupError(
+            "the start method 'fork' cannot be used once CUDA is initialised in this process: "
+            "set VLLM_WORKER_MULTIPROC_METHOD to forkserver or spawn"
+        )
+    with suppress(RuntimeError):
+        multiprocessing.set_start_method(wanted)
+    in_force = multiprocessing.get_start_method()
+    if in_force != wanted:
+        logger.warning(
+            "the multiprocessing start method was already %r; the engine is started with %r nevertheless",
+            in_force,
+            wanted,
+        )
+    return multiprocessing.get_context(wanted)
+
+
+def _uses_cuda() -> bool:
+    """Whether CUDA is initialised in this process; without torch it is not."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())

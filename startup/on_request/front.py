@@ -16,8 +16,8 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from envs.duration import spell_duration
 from envs.registry import env
+from envs.variable import spell_duration
 from server.exit_codes import OK
 from server.machine.processes import pss_bytes
 from startup.errors import StartupError

@@ -31,7 +31,7 @@ FORKED_LIBRARIES: Final = Hook(
 
 
 def refresh_libraries(changed: Mapping[str, str]) -> None:
-    """Updates the imported libraries, except OpenMP (`openmp_state`); starts no thread.
+    """Updates the imported libraries, except OpenMP (`startup.vllm.fork.child_state`); starts no thread.
 
     Args:
         changed: variables that differ from those at the time of the imports; a removed one is empty.

@@ -1,8 +1,10 @@
 """Phases of a start: spans on the clock that all processes share, and in seconds since the start began."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from itertools import pairwise
+from typing import Final, NamedTuple
 
 API: Final = "api"
 """The process that the user started; all others are its children."""
@@ -17,6 +19,12 @@ UNEXPLAINED: Final = "unexplained"
 """Name of the time that no span covers."""
 
 _NS: Final = 1_000_000_000
+
+_SHORT_GAP_NS: Final = 200_000
+"""A shorter gap is the time between ending one span and beginning the next; it belongs to the former."""
+
+_START_TIME_NS: Final = 20_000_000
+"""The kernel counts the start of a process in ticks of 10 ms, from which its first span begins."""
 
 
 @dataclass(frozen=True)
@@ -87,3 +95,168 @@ def sum_phases(path: Sequence[Stretch]) -> list[PhaseTotal]:
         share = took_s / total_s if total_s else 0.0
         totals[stretch.key] = PhaseTotal(stretch.process, stretch.name, begin_s, took_s, share)
     return list(totals.values())
+
+
+def find_critical_path(spans: Iterable[PhaseSpan], *, begin_ns: int, end_ns: int) -> list[PhaseSpan]:
+    """Adjoining spans from `begin_ns` to `end_ns`, in order of time; gaps are named `unexplained`."""
+    walk = _Walk(_build_lanes(spans, begin_ns, end_ns), begin_ns, end_ns)
+    while walk.time_ns > begin_ns:
+        walk.step()
+    return _merge(reversed(walk.pieces))
+
+
+class _Segment(NamedTuple):
+    """The part of a span in which no inner span of the same process runs."""
+
+    begin_ns: int
+    end_ns: int
+    span: PhaseSpan
+
+
+class _Lane:
+    """The innermost spans of one process, in order of time."""
+
+    def __init__(self, spans: list[PhaseSpan]) -> None:
+        times = sorted({time for span in spans for time in (span.begin_ns, span.end_ns)})
+        self.segments: list[_Segment] = []
+        for begin, end in pairwise(times):
+            covering = [span for span in spans if span.begin_ns <= begin and span.end_ns >= end]
+            if covering:
+                self.segments.append(_Segment(begin, end, max(covering, key=lambda s: (s.begin_ns, -s.end_ns))))
+        self._begins = [segment.begin_ns for segment in self.segments]
+
+    def last_before(self, time_ns: int) -> _Segment | None:
+        """The last segment that begins before a time."""
+        index = bisect_left(self._begins, time_ns)
+        return self.segments[index - 1] if index else None
+
+    def last_finished_before(self, time_ns: int, *, except_waits_for: str) -> _Segment | None:
+        """The last segment that ended by a time, except those that waited for the given process."""
+        over = (s for s in reversed(self.segments) if s.end_ns <= time_ns and s.span.waits_for != except_waits_for)
+        return next(over, None)
+
+
+class _Walk:
+    """Position on the way back: a time, and the process that the start waited for at that time."""
+
+    def __init__(self, lanes: dict[str, _Lane], begin_ns: int, end_ns: int) -> None:
+        self._lanes = lanes
+        self._begin_ns = begin_ns
+        self.time_ns = end_ns
+        self._process = API
+        self._seen_now: set[str] = set()
+        """Processes visited at this time, so that two that wait for each other do not loop for ever."""
+        self.pieces: list[PhaseSpan] = []
+
+    def step(self) -> None:
+        """Explains some time, or changes to another process."""
+        lane = self._lanes.get(self._process)
+        segment = lane.last_before(self.time_ns) if lane else None
+        if segment is None:
+            self._leave_first_span()
+        elif segment.end_ns < self.time_ns:
+            self._cross_gap(segment)
+        else:
+            self._follow(segment)
+
+    def _leave_first_span(self) -> None:
+        """Before its first span a process did not exist: the path continues in its parent (API).
+
+        A process that API requested early, while it went on working, began once the forkserver had finished.
+        """
+        if self._process != FORKSERVER and (before := self._forked_after()) is not None:
+            if before.end_ns < self.time_ns:
+                self._explain(before.span.name, FORKSERVER, before.end_ns)
+            if self._change_to(FORKSERVER):
+                return
+        if not self._change_to(API):
+            self._explain(UNEXPLAINED, API, self._begin_ns)
+
+    def _forked_after(self) -> _Segment | None:
+        """The forkserver's work just before this time, unless API waited then and explains the time."""
+        api = self._busy_after(API, self.time_ns - 1)
+        if api is None or api.span.waits_for is not None:
+            return None
+        return self._busy_after(FORKSERVER, self.time_ns - _START_TIME_NS)
+
+    def _follow(self, segment: _Segment) -> None:
+        target = segment.span.waits_for
+        busy = self._busy_after(target, segment.begin_ns) if target else None
+        if target is None or busy is None:
+            self._explain(segment.span.name, self._process, segment.begin_ns)
+            return
+        if busy.end_ns < self.time_ns:
+            self._explain(segment.span.name, self._process, busy.end_ns)
+        if not self._change_to(target):
+            self._explain(segment.span.name, self._process, segment.begin_ns)
+
+    def _cross_gap(self, before: _Segment) -> None:
+        if self.time_ns - before.end_ns < _SHORT_GAP_NS:
+            self._explain(before.span.name, self._process, before.end_ns)
+        elif self._process == API:
+            self._explain_api_gap(before.end_ns)
+        else:
+            self._find_cause(before.end_ns)
+
+    def _explain_api_gap(self, gap_begin_ns: int) -> None:
+        """A gap in the API process is explained by the work of another process during the gap, if any."""
+        busy = {name: found for name in self._lanes if (found := self._busy_after(name, gap_begin_ns))}
+        working = [name for name in sorted(busy) if name != API and busy[name].span.waits_for is None]
+        if not working:
+            self._explain(UNEXPLAINED, API, gap_begin_ns)
+            return
+        latest = max(working, key=lambda name: busy[name].end_ns)
+        segment = busy[latest]
+        if segment.end_ns < self.time_ns:
+            self._explain(UNEXPLAINED, API, segment.end_ns)
+        self._explain(segment.span.name, latest, max(segment.begin_ns, gap_begin_ns))
+
+    def _find_cause(self, gap_begin_ns: int) -> None:
+        """A gap in a child: it waited for the work that the API process finished during the gap, if any."""
+        api = self._lanes.get(API)
+        finished = api.last_finished_before(self.time_ns, except_waits_for=self._process) if api else None
+        if finished is None or finished.end_ns <= gap_begin_ns:
+            self._explain(UNEXPLAINED, self._process, gap_begin_ns)
+            return
+        if finished.end_ns < self.time_ns:
+            self._explain(UNEXPLAINED, self._process, finished.end_ns)
+        if not self._change_to(API):
+            self._explain(UNEXPLAINED, self._process, gap_begin_ns)
+
+    def _busy_after(self, process: str, time_ns: int) -> _Segment | None:
+        lane = self._lanes.get(process)
+        segment = lane.last_before(self.time_ns) if lane else None
+        return segment if segment and segment.end_ns > time_ns else None
+
+    def _change_to(self, process: str) -> bool:
+        self._seen_now.add(self._process)
+        if process in self._seen_now:
+            return False
+        self._process = process
+        return True
+
+    def _explain(self, name: str, process: str, since_ns: int) -> None:
+        self.pieces.append(PhaseSpan(process, name, since_ns, self.time_ns))
+        self.time_ns = since_ns
+        self._seen_now.clear()
+
+
+def _build_lanes(spans: Iterable[PhaseSpan], begin_ns: int, end_ns: int) -> dict[str, _Lane]:
+    by_process: dict[str, list[PhaseSpan]] = {}
+    for span in spans:
+        begin, end = max(span.begin_ns, begin_ns), min(span.end_ns, end_ns)
+        if begin < end and span.process not in BACKGROUND:
+            clipped = PhaseSpan(span.process, span.name, begin, end, span.waits_for)
+            by_process.setdefault(span.process, []).append(clipped)
+    return {process: _Lane(members) for process, members in by_process.items()}
+
+
+def _merge(pieces: Iterable[PhaseSpan]) -> list[PhaseSpan]:
+    merged: list[PhaseSpan] = []
+    for piece in pieces:
+        last = merged[-1] if merged else None
+        if last and (last.process, last.name) == (piece.process, piece.name):
+            merged[-1] = PhaseSpan(last.process, last.name, last.begin_ns, piece.end_ns)
+        else:
+            merged.append(piece)
+    return merged

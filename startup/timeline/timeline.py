@@ -8,8 +8,7 @@ from typing import Any
 
 from server.machine.processes import process_start_ns
 from startup.timeline import start_origin
-from startup.timeline.critical_path import find_critical_path
-from startup.timeline.spans import API, PhaseSpan, Stretch
+from startup.timeline.spans import API, PhaseSpan, Stretch, find_critical_path
 
 _NS = 1_000_000_000
 

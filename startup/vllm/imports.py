@@ -1,18 +1,26 @@
-"""Imports modules of vLLM one after the other on the main thread, without those that serving does not use."""
+"""Imports modules of vLLM one after the other on the main thread, without those that serving does not use.
 
+What vLLM's modules call again and again while they are imported is made cheaper, too.
+"""
+
+import functools
 import importlib
+import logging
+import logging.config
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from typing import Any, Final
 
-from startup.hooks.hook import Hook, Name
+from startup.hooks.hook import Hook, Name, Text
+from startup.imports.finder import after_import, replace, stop_replacing
 from startup.imports.heavy import importing
 from startup.imports.scan_cache import cached_scans
-from startup.vllm.patches.cheap_calls import make_calls_cheap
 from startup.vllm.patches.compiler import compiler_imported
 from startup.vllm.patches.late_imports import late_imports
-from startup.vllm.patches.unused_commands import stub_unused_commands
 
 API_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve", "vllm.v1.engine.async_llm")
 API_SERVER: Final = Hook(
@@ -27,6 +35,38 @@ LATER_MODULES: Final = ("vllm.kernels",)
 """vLLM imports these once the engine is ready; the launcher, while the engine loads its model."""
 SERVING_MODULES: Final = ("vllm.entrypoints.launchers.app", "vllm.entrypoints.launchers.api_server.app_state")
 """The launcher imports these, too, while the engine loads its model; new in 0.31 and 0.32."""
+
+_GET_SOURCE: Final = Name("torch._library.utils", "get_source", ("stacklevel",))
+CHEAP_CALLS: Final = Hook(
+    "cheap calls",
+    does="notes the source of torch's operators, and configures logs, in less time",
+    without="both take a tenth of the imports",
+    needs=(
+        _GET_SOURCE,
+        Name("logging.config", "dictConfig", ("config",)),
+        Name("logging", "Manager._clear_cache", ()),
+    ),
+)
+
+UNUSED_COMMANDS: Final = Hook(
+    "unused subcommands",
+    does="leaves out the modules of vLLM's other subcommands",
+    without="they are imported to list their names, and `vllm preload` imports torch's compiler",
+    needs=(Text(("vllm.entrypoints.cli.main",), r"\.cmd_init\(", "cmd_init()"),),
+)
+
+_ROOT: Final = "vllm.entrypoints.cli."
+_UNUSED: Final = {
+    "benchmark.main": ("bench",),
+    "collect_env": ("collect-env",),
+    "download_kernels": ("download-kernels",),
+    "launch": ("launch",),
+    "openai": ("chat", "complete"),
+    "preload": ("preload",),
+    "run_batch": ("run-batch",),
+    "snapshot": ("snapshot",),
+}
+"""Modules and their commands, whose names appear in vLLM's messages about unknown commands."""
 
 
 def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapping[str, str]:
@@ -69,3 +109,73 @@ def import_leniently(modules: Iterable[str]) -> dict[str, str]:
             except Exception as err:  # noqa: BLE001 - a module may raise any error
                 failed[name] = f"{type(err).__name__}: {err}"
     return failed
+
+
+def make_calls_cheap() -> None:
+    """From now on; a second call does nothing."""
+    if not CHEAP_CALLS.applies:
+        return
+    after_import(_GET_SOURCE.module, lambda utils: _GET_SOURCE.replace(utils, _get_source))
+    if not hasattr(logging.config.dictConfig, "__wrapped__"):
+        logging.config.dictConfig = _with_one_clearing(logging.config.dictConfig)
+
+
+def _get_source(stacklevel: int) -> str:
+    """torch notes the file and line of each operator: `inspect` resolves the paths of all modules for it."""
+    frame = sys._getframe(stacklevel)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _with_one_clearing(configure: Any) -> Any:
+    """logging clears the caches of all loggers for each logger that it configures."""
+
+    @functools.wraps(configure)
+    def configure_and_clear_once(config: Any) -> None:
+        with _clearing_once():
+            configure(config)
+
+    return configure_and_clear_once
+
+
+@contextmanager
+def _clearing_once() -> Iterator[None]:
+    manager: Any = logging.root.manager
+    manager._clear_cache = lambda: None
+    try:
+        yield
+    finally:
+        del manager._clear_cache
+        manager._clear_cache()
+
+
+def stub_unused_commands() -> None:
+    """From now on, importing the module of another subcommand gives a stub; a second call does nothing."""
+    if UNUSED_COMMANDS.applies:
+        stop_replacing(_find_stub)
+        replace(_find_stub)
+
+
+def _find_stub(fullname: str) -> ModuleSpec | None:
+    root, _, module = fullname.partition(_ROOT)
+    return ModuleSpec(fullname, _StubLoader()) if not root and module in _UNUSED else None
+
+
+class _StubLoader(Loader):
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _StubModule(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """A stub has no code."""
+
+
+class _StubModule(ModuleType):
+    def cmd_init(self, **_: Any) -> list[Any]:
+        """The commands that vLLM adds to its parser: names that it does not dispatch to."""
+        return list(map(_stub_command, _UNUSED[self.__name__.removeprefix(_ROOT)]))
+
+    def maybe_exec_rust_bench(self) -> None:
+        """Runs nothing: the command is `serve`."""
+
+
+def _stub_command(name: str) -> SimpleNamespace:
+    return SimpleNamespace(name=name, cmd=None, subparser_init=lambda subparsers: subparsers.add_parser(name))

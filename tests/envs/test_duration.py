@@ -1,6 +1,6 @@
 import pytest
 
-from envs.duration import parse_duration, spell_duration
+from envs.variable import parse_duration, spell_duration
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def _run(code: str) -> subprocess.CompletedProcess[str]:
 def test_method_is_in_force_afterwards(method: str) -> None:
     out = _run(
         "import multiprocessing\n"
-        "from startup.start_method import use_start_method\n"
+        "from startup.engine.process import use_start_method\n"
         f"context = use_start_method({method!r})\n"
         "print(multiprocessing.get_start_method(), context.get_start_method())\n"
     ).stdout
@@ -28,7 +28,7 @@ def test_method_that_was_set_before_stays_and_is_logged() -> None:
         "import logging, multiprocessing\n"
         "logging.basicConfig()\n"
         "multiprocessing.set_start_method('spawn')\n"
-        "from startup.start_method import use_start_method\n"
+        "from startup.engine.process import use_start_method\n"
         "context = use_start_method('forkserver')\n"
         "print(multiprocessing.get_start_method(), context.get_start_method())\n"
     )
@@ -41,7 +41,7 @@ def test_fork_is_rejected_once_cuda_is_initialised() -> None:
     code = (
         "import torch\n"
         "from startup.errors import StartupError\n"
-        "from startup.start_method import use_start_method\n"
+        "from startup.engine.process import use_start_method\n"
         "torch.cuda._initialized = True  # what the first use of a GPU sets\n"
         "use_start_method('spawn')\n"
         "try:\n"

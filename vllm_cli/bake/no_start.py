@@ -12,7 +12,7 @@ from startup.errors import StartupError
 from startup.serve_words import ServeWords
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
-from startup.vllm.launch.learn_imports import learn_imports
+from startup.vllm.launch.shared_imports import learn_imports
 from vllm_cli.bake.subject import Subject
 from vllm_cli.errors import InputError
 from vllm_cli.flags.engine_choice import choose_engine

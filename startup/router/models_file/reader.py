@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from envs.duration import parse_duration
+from envs.variable import parse_duration
 from startup.router.model_entry import Fault, ForeignCommand, ModelEntry, ModelsFile
 from startup.router.models_file import commands
 from startup.router.models_file.document import DocumentError, Findings, KeyPath, parse, read_text, show

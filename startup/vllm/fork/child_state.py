@@ -10,23 +10,31 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import context
 from multiprocessing.reduction import DupFd
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from envs import foreign
 from server.machine.descriptors import is_open
 from startup.processes.library_state import refresh_libraries
-from startup.vllm.fork.openmp_state import record_openmp, update_openmp
 
 _STREAMS: Final = (1, 2)
 _LIMITS: Final = tuple(
     getattr(resource, name) for name in sorted(vars(resource)) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 )
 _at_exec: dict[str, str] = {}
+
+_NUMBERS: Final = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
+_DYNAMIC: Final = "MKL_DYNAMIC"
+_AFFINITY: Final = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES")
+_NAMES: Final = (*_NUMBERS, _DYNAMIC, *_AFFINITY)
+_FALSE: Final = ("0", "false", "no", "off")
+_CPUS: Final = Path("/sys/devices/system/cpu")
+_SEPARATORS: Final = str.maketrans("{},", "   ")
 
 
 def record_environment_at_exec() -> None:
@@ -106,3 +114,96 @@ def _umask() -> int | None:
     with suppress(OSError), open("/proc/self/status") as file:  # noqa: PTH123
         lines = file.readlines()
     return next((int(line.split()[1], 8) for line in lines if line.startswith("Umask:")), None)
+
+
+class _State(NamedTuple):
+    """What OpenMP and MKL read when they are loaded."""
+
+    variables: dict[str, str]
+    cpus: set[int]
+
+    @classmethod
+    def of_this_process(cls) -> "_State":
+        return cls({name: foreign.text_of(name) for name in _NAMES}, os.sched_getaffinity(0))
+
+
+_at_import: _State | None = None
+
+
+def record_openmp() -> None:
+    """Called before torch is imported, in a process whose forks call `update_openmp`; the first counts."""
+    global _at_import
+    _at_import = _at_import or _State.of_this_process()
+
+
+def update_openmp() -> None:
+    """Sets torch's number of threads and the CPUs that OpenMP's threads will inherit from this one.
+
+    torch starts a thread if the number changes: to be called in processes that no longer fork themselves.
+    """
+    now = _State.of_this_process()
+    if _at_import is None or now == _at_import:
+        return
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        _set_num_threads(torch, now.cpus)
+    changed = (now.variables[name] for name in _AFFINITY if now.variables[name] != _at_import.variables[name])
+    places = next(filter(None, map(parse_cpus, changed)), None)
+    if places is not None:
+        with suppress(OSError):  # a CPU that does not exist or is not allowed for this process
+            os.sched_setaffinity(0, places)
+
+
+def _set_num_threads(torch: Any, cpus: set[int]) -> None:
+    has_mkl = torch.backends.mkl.is_available()
+    wanted = num_threads_at_import(cpus, has_mkl=has_mkl)
+    if wanted != torch.get_num_threads():
+        torch.set_num_threads(wanted)
+
+
+def num_threads_at_import(cpus: Collection[int], *, has_mkl: bool) -> int:
+    """What torch would use if it were imported now.
+
+    MKL uses at most one thread per core unless MKL_DYNAMIC is false, and its own variable has precedence. A
+    number in a variable may exceed the cores that the process may use, but not those of the machine. Builds
+    without MKL use one thread per CPU, and OpenMP's variable has precedence.
+    """
+    numbers = [_first_number(foreign.text_of(name)) for name in (_NUMBERS if has_mkl else reversed(_NUMBERS))]
+    wanted = next(filter(None, numbers), None)
+    if not has_mkl:
+        return wanted or len(cpus)
+    if wanted is None:
+        return _num_cores(cpus)
+    is_limited = foreign.text_of(_DYNAMIC).lower() not in _FALSE
+    return min(wanted, _num_cores(range(os.cpu_count() or wanted))) if is_limited else wanted
+
+
+def _num_cores(cpus: Collection[int]) -> int:
+    return len({_siblings(cpu) for cpu in cpus})
+
+
+def _first_number(text: str) -> int | None:
+    """Of a list with one number per level of nesting; None if it is none."""
+    first = text.partition(",")[0].strip()
+    return int(first) if first.isdigit() else None
+
+
+def _siblings(cpu: int) -> str:
+    """The CPUs of one core; the CPU itself where the kernel does not report them."""
+    try:
+        return (_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip()
+    except OSError:
+        return str(cpu)
+
+
+def parse_cpus(text: str) -> set[int]:
+    """The CPUs in an OpenMP variable: `0 2-5`, `{0},{1}` or `...proclist=[0,1]`; empty if there are none."""
+    _, found, listed = text.partition("proclist=[")
+    words = (listed.partition("]")[0] if found else text).translate(_SEPARATORS).split()
+    cpus: set[int] = set()
+    for word in words:
+        first, _, last = word.partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            return set()
+        cpus.update(range(int(first), int(last or first) + 1))
+    return cpus

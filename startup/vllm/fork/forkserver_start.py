@@ -13,8 +13,7 @@ from startup.hooks.hook import Hook, Text
 from startup.processes import new_program
 from startup.processes.new_program import ensure_forkserver
 from startup.vllm.fork.forkserver import READ_AT_EXEC, redirect_spawn
-from startup.vllm.fork.preload_plan import PreloadPlan
-from startup.vllm.fork.preload_profile import PreloadProfile
+from startup.vllm.fork.preload_profile import PreloadPlan, PreloadProfile
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal
 from startup.vllm.probes.serving_events import ChildPipes

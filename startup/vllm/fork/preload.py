@@ -26,12 +26,11 @@ from startup.imports.learned_imports import learned_imports  # noqa: E402
 from startup.processes import group_signals  # noqa: E402
 from startup.processes.death_pipe import follow_parent  # noqa: E402
 from startup.vllm.fork.forkserver import redirect_spawn  # noqa: E402
-from startup.vllm.fork.preload_plan import PreloadPlan  # noqa: E402
+from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
 from startup.vllm.fork.recorded_ends import record_forks  # noqa: E402
-from startup.vllm.imports import import_leniently  # noqa: E402
+from startup.vllm.imports import import_leniently, make_calls_cheap  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.logs import log_as  # noqa: E402
-from startup.vllm.patches.cheap_calls import make_calls_cheap  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
 from startup.vllm.patches.json_logs import omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402

@@ -7,14 +7,17 @@ a copy of a small file, because vLLM rewrites those in place, and a link to a la
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Final
 
 from envs.registry import env
-from startup.caches import CACHE, Hardware, Manifest, cache_folder, find_baked
+from server.machine.files import why_changeable
+from startup.caches import CACHE, PREFIX, Hardware, Manifest, cache_folder, find_baked
 
 COPIED_BYTES: Final = 64 << 10
 """Files up to this size are copied."""
@@ -24,6 +27,8 @@ _RECORD: Final = "baked.json"
 
 FOR_ANY_HARDWARE: Final = ("modelinfos",)
 """vLLM's caches that do not depend on the hardware; compiled code does."""
+
+_PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")
 
 
 @dataclass(frozen=True)
@@ -129,3 +134,42 @@ def _describe_difference(baked: Hardware, cache: Path) -> str | None:
     here = Hardware.present()
     what = "processor" if baked.cpu != here.cpu else "GPU"
     return f"the baked compile caches are not used: they were made on another {what}"
+
+
+def keep_bytecode(package: Path) -> str | None:
+    """Sets the bytecode cache for this process and for processes started after this call.
+
+    Args:
+        package: vLLM's folder.
+
+    Returns:
+        A warning for the user; None if the bytecode exists or can be written in place.
+    """
+    if sys.pycache_prefix is not None or all(path.exists() for path in _compiled(package)):
+        return None
+    if sys.dont_write_bytecode:
+        return (
+            f"{package} has no compiled modules and PYTHONDONTWRITEBYTECODE is set, so that every start compiles "
+            "them again: unset it, or run `python -m compileall` when the image is built"
+        )
+    if os.access(package, os.W_OK):
+        return None
+    folder = cache_folder() / "bytecode"
+    if (reason := _why_unusable(folder)) is not None:
+        return f"{package} has no compiled modules and cannot be written to, so every start compiles them: {reason}"
+    sys.pycache_prefix = os.environ[PREFIX] = str(folder)
+    return f"{package} has no compiled modules and cannot be written to: they are kept in {folder}"
+
+
+def _why_unusable(folder: Path) -> str | None:
+    """Python executes what is in the folder, so it is closed to other users."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        reason = f"{folder} is a link" if folder.is_symlink() else why_changeable(folder.lstat(), folder)
+    except OSError as err:
+        return f"{folder}: {err.strerror}"
+    return reason and f"{reason}: remove it"
+
+
+def _compiled(package: Path) -> Iterator[Path]:
+    return (Path(cache_from_source(str(path))) for name in _PROBES if (path := package / name).exists())

@@ -23,13 +23,11 @@ from startup.hooks.sources import Finding, Sources, check_hooks, installed_packa
 from startup.imports import lean, scan_cache
 from startup.processes import library_state, new_program
 from startup.vllm import command_line, imports
-from startup.vllm.fork import forkserver, forkserver_start, preload_plan, preload_profile
+from startup.vllm.fork import forkserver, forkserver_start, preload_profile
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.patches import (
-    cheap_calls,
     compiler,
     early_engine,
-    engine_death,
     json_logs,
     late_imports,
     model_caches,
@@ -38,17 +36,15 @@ from startup.vllm.patches import (
     spans,
     temp_files,
     tokenizers,
-    unused_commands,
 )
 from startup.vllm.probes import serving_events
 
 logger = logging.getLogger(__name__)
 
 _PLACED_IN: Final = (
-    command_line, imports, preload_plan, forkserver, port, serving_events, early_engine, tokenizers, late_imports,
-    spans, model_registry, unused_commands, compiler, json_logs, model_caches,
-    forkserver_start, preload_profile, new_program, cheap_calls, scan_cache, lean, library_state, engine_death,
-    temp_files,
+    command_line, imports, preload_profile, forkserver, port, serving_events, early_engine, tokenizers, late_imports,
+    spans, model_registry, compiler, json_logs, model_caches, forkserver_start, new_program, scan_cache, lean,
+    library_state, temp_files,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

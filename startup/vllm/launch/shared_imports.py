@@ -5,6 +5,8 @@ imported. Only the time of the compiler's import separates starts that compile f
 """
 
 import gc
+import importlib
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,14 +15,21 @@ from typing import Final, NamedTuple
 
 from envs.registry import env
 from startup.errors import StartupError
-from startup.imports.learned_imports import learned_imports
+from startup.imports.learned_imports import learn, learned_imports
 from startup.model.file_plan import plan_files
 from startup.model.request import ModelRequest
 from startup.serve_words import ServeWords, is_eager
 from startup.vllm.command_line import CommandLine
 from startup.vllm.fork.forkserver_start import forkserver_environment
-from startup.vllm.fork.preload_plan import compiler_time, platform_modules
-from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_all_profiles, load_profile
+from startup.vllm.fork.preload_profile import (
+    PreloadProfile,
+    StartKind,
+    compiler_time,
+    load_all_profiles,
+    load_profile,
+    plan_preload,
+    platform_modules,
+)
 from startup.vllm.imports import LATER_MODULES, import_api_server, import_leniently
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.launch.hooks import leave_out_unfit
@@ -28,7 +37,7 @@ from startup.vllm.launch.plain_start import plain_start_reason
 from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_defer_compiler
 from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
-from startup.vllm.patches.model_registry import model_modules
+from startup.vllm.patches.model_registry import inspect_models, model_modules
 from startup.vllm.patches.spans import prepare_spans
 from startup.vllm.patches.temp_files import prepare_temp_files
 
@@ -36,6 +45,9 @@ _LAUNCHER: Final = ("startup.vllm.launch.start",)
 _CHANGING_TOKENIZERS: Final = ("--enable-prompt-embeds", "--renderer-num-workers")
 _MAX_STARTED_MODELS: Final = 2
 """Number of models whose tokenizers are kept because they were started, beyond those named."""
+
+_FORKSERVER: Final = "forkserver"
+_API: Final = "api"
 
 
 class SharedImports:
@@ -180,3 +192,42 @@ def _modules_of(profiles: Iterable[PreloadProfile]) -> _Modules:
         api=tuple(dict.fromkeys(name for profile in profiles for name in profile.api_modules)),
         engine=tuple(dict.fromkeys(name for profile in profiles for name in profile.engine_modules)),
     )
+
+
+def learn_imports(
+    vllm: InstalledVllm, words: Sequence[str], model: Path | None, *, folder: Path, environment: Mapping[str, str]
+) -> None:
+    """Runs the two programs.
+
+    Args:
+        vllm: the installed vLLM.
+        words: vLLM's command line.
+        model: the model's folder, whose class is imported and inspected too.
+        folder: for temporary files.
+        environment: the programs' variables, with the cache folder.
+
+    Raises:
+        CalledProcessError: vLLM cannot be imported here.
+    """
+    plan = plan_preload(folder, vllm, words, PreloadProfile(StartKind.of(vllm, words, model)), model)
+    variables = {**environment, env.VCLI_PRELOAD_PLAN.name: str(plan.write())}
+    for role in (_FORKSERVER, _API):
+        command = [sys.executable, "-m", __name__, role, str(model or "")]
+        subprocess.run(command, env=variables, check=True, capture_output=True, text=True)
+
+
+def _main(role: str, model: str) -> None:
+    if role == _FORKSERVER:
+        importlib.import_module("startup.vllm.fork.preload")  # does the work
+        if model:
+            inspect_models(model_modules(Path(model)))
+    else:
+        with learned_imports():
+            failed = import_api_server(LATER_MODULES)
+        if failed:
+            sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
+        learn()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

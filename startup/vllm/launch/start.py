@@ -40,18 +40,15 @@ from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from startup.vllm.command_line import CommandLine, run_plain_vllm, run_vllm
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
-from startup.vllm.fork.preload_plan import plan_preload
-from startup.vllm.fork.preload_profile import StartKind, load_profile
+from startup.vllm.fork.preload_profile import StartKind, load_profile, plan_preload
 from startup.vllm.fork.recorded_ends import record_spawns
 from startup.vllm.imports import LATER_MODULES, SERVING_MODULES, import_api_server, import_rest
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
-from startup.vllm.launch.address_words import fetch_before_start, with_folders
-from startup.vllm.launch.baked_caches import add_baked_caches
-from startup.vllm.launch.bytecode import keep_bytecode
+from startup.vllm.launch.baked_caches import add_baked_caches, keep_bytecode
 from startup.vllm.launch.crash_digest import CrashDigest
 from startup.vllm.launch.hooks import leave_out_unfit, log_left_out
-from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline
+from startup.vllm.launch.hub_requests import fetch_before_start, forbid_requests, is_caused_by_offline, with_folders
 from startup.vllm.launch.plain_start import (
     PlainReason,
     exec_again,
@@ -63,8 +60,7 @@ from startup.vllm.logs import log_as
 from startup.vllm.options import VllmOptions
 from startup.vllm.patches import port
 from startup.vllm.patches.compiler import may_defer_compiler
-from startup.vllm.patches.early_engine import EngineWait, start_engine_early
-from startup.vllm.patches.engine_death import notice_engine_death
+from startup.vllm.patches.early_engine import EngineWait, notice_engine_death, start_engine_early
 from startup.vllm.patches.json_logs import log_as_json, omit_prefixes_in_json, undo_log_as_json
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans

@@ -55,6 +55,18 @@ _RENDERER: Final = _RENDERER_FACTORY.path
 _PROCESSOR: Final = _INPUT_PROCESSOR.path
 _CLIENT: Final = _ENGINE_CLIENT.path
 
+_LAUNCHER: Final = "vllm.entrypoints.launchers.launcher"
+_TERMINATE: Final = Name(_LAUNCHER, "terminate_if_errored", ("server", "engine"))
+_WATCH: Final = Name(_LAUNCHER, "watchdog_loop", ("server", "engine"))
+ENGINE_DEATH: Final = Hook(
+    "engine's death",
+    does="ends the API server half a second after its engine has died, with an exit code that tells it",
+    without="the server ends up to five seconds later, with exit code 0",
+    needs=(_TERMINATE, _WATCH),
+    since=(0, 29),
+)
+_INTERVAL_S: Final = 0.25
+
 
 def start_engine_early(wait: "EngineWait") -> None:
     """From now on, vLLM's asynchronous client starts its engine first."""
@@ -216,3 +228,29 @@ class _Waiting:
             self._wait()
         except BaseException as err:  # noqa: BLE001 - raised by `join`
             self.error = err
+
+
+def notice_engine_death(on_death: Callable[[], None]) -> None:
+    """From now on, `on_death` is called when the API server ends because its engine has died."""
+    if ENGINE_DEATH.applies:
+        after_import(_LAUNCHER, lambda module: _replace_watch(module, on_death))
+
+
+def _replace_watch(module: Any, on_death: Callable[[], None]) -> None:
+    import asyncio  # noqa: PLC0415 - vLLM has imported it by now
+
+    terminate = _TERMINATE.get(module)
+
+    def terminate_and_notice(server: Any, engine: Any) -> None:
+        is_stopped = server.should_exit  # by a signal: its engine then ends, too
+        terminate(server, engine)
+        if server.should_exit and engine.errored and not is_stopped:
+            on_death()
+
+    async def watch(server: Any, engine: Any) -> None:
+        while True:
+            await asyncio.sleep(_INTERVAL_S)
+            terminate_and_notice(server, engine)
+
+    _TERMINATE.replace(module, terminate_and_notice)
+    _WATCH.replace(module, watch)

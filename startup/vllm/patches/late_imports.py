@@ -1,11 +1,18 @@
 """The import statements of vLLM whose names few requests use: they are delayed until a name is used."""
 
-from collections.abc import Iterator
+import builtins
+import functools
+import importlib
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from importlib.util import find_spec, resolve_name
+from types import ModuleType, SimpleNamespace
+from typing import Any, Final, NamedTuple
 
 from startup.hooks.hook import Hook, Text
-from startup.imports.late_names import LateImport, late_names
+from startup.imports.finder import before_import, cancel
 
 LATE_NAMES: Final = Hook(
     "late imports",
@@ -18,6 +25,16 @@ LATE_NAMES: Final = Hook(
         ),
     ),
 )
+
+
+class LateImport(NamedTuple):
+    """An import statement outside of functions, whose names are not used while its module is imported."""
+
+    importer: str
+    module: str
+    requires: str | None = None
+    """For a statement in a `try`: a package without which it is executed, and raises ImportError."""
+
 
 _OTEL: Final = "vllm.tracing.otel"
 _EXPORTER: Final = "opentelemetry.exporter.otlp.proto"
@@ -55,3 +72,99 @@ def late_imports(*, in_engine: bool = False) -> Iterator[None]:
         return
     with late_names((*_EVERYWHERE, *(_IN_ENGINES if in_engine else ()))):
         yield
+
+
+@contextmanager
+def late_names(late: Iterable[LateImport]) -> Iterator[None]:
+    """While open, these import statements give stand-ins, unless their module is loaded already."""
+    statements: dict[str, dict[str, str | None]] = defaultdict(dict)
+    for entry in late:
+        statements[entry.importer][entry.module] = entry.requires
+    actions = [(name, functools.partial(_delay_imports, modules)) for name, modules in statements.items()]
+    for name, action in actions:
+        before_import(name, action)
+    try:
+        yield
+    finally:
+        for name, action in actions:
+            cancel(name, action)
+
+
+def _delay_imports(late: Mapping[str, str | None], importer: ModuleType) -> None:
+    """Gives the module's own code, until it ends, an `__import__` that returns stand-ins.
+
+    Python looks up `__import__` among the built-in names of the running code, which it takes from the
+    module's `__builtins__` when the code begins. The functions that this code defines get the usual ones.
+    """
+    namespace = vars(importer)
+
+    def import_late(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        namespace["__builtins__"] = vars(builtins)  # for functions that are defined from now on
+        wanted = resolve_name("." * level + name, namespace["__package__"]) if level else name
+        if wanted not in late or wanted in sys.modules or not _is_installed(late[wanted]):
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        if not fromlist:
+            return LateName(wanted, None, namespace)
+        return SimpleNamespace(**{name: LateName(wanted, name, namespace) for name in fromlist})
+
+    namespace["__builtins__"] = {**vars(builtins), "__import__": import_late}
+
+
+class LateName:
+    """Stands for a module or one of its objects; any use of it imports the module.
+
+    An instance check needs no import: a module that is not loaded has no instances. A union with it is an
+    annotation of a function, which is not evaluated further.
+    """
+
+    def __init__(self, module: str, name: str | None, importer: dict[str, Any]) -> None:
+        self.__late = (module, name, importer)
+
+    def real(self) -> Any:
+        """The object that it stands for, which takes its place in the importing module."""
+        module, name, importer = self.__late
+        value: Any = importlib.import_module(module)
+        if name is not None:
+            value = getattr(value, name)
+        for key in [key for key, current in importer.items() if current is self]:
+            importer[key] = value
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        module, own_name, importer = self.__late
+        if own_name is None and importer["__spec__"]._initializing:  # an annotation in the importing module
+            return LateName(module, name, importer)
+        return getattr(self.real(), name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.real()(*args, **kwargs)
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return self.__late[0] in sys.modules and isinstance(instance, self.real())
+
+    def __subclasscheck__(self, subclass: type) -> bool:
+        return self.__late[0] in sys.modules and issubclass(subclass, self.real())
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.real(),)
+
+    def __reduce__(self) -> Any:
+        module, name, _ = self.__late
+        return _real_object, (module, name)
+
+    def __or__(self, other: Any) -> Any:
+        return Any
+
+    __ror__ = __or__
+
+
+def _real_object(module: str, name: str | None) -> Any:
+    imported = importlib.import_module(module)
+    return imported if name is None else getattr(imported, name)
+
+
+def _is_installed(package: str | None) -> bool:
+    try:
+        return package is None or find_spec(package) is not None
+    except ImportError:
+        return False

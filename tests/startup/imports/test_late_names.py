@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from startup.imports.late_names import LateImport, late_names
+from startup.vllm.patches.late_imports import LateImport, late_names
 from tests.startup.toy_package import ToyPackages
 
 _HEAVY = """

@@ -5,8 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from startup.timeline.critical_path import find_critical_path
-from startup.timeline.spans import PhaseSpan
+from startup.timeline.spans import PhaseSpan, find_critical_path
 
 MS = 1_000_000
 

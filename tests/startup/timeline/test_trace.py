@@ -4,10 +4,9 @@ import json
 from collections import defaultdict
 from itertools import combinations
 
-from startup.timeline.report import StartFacts, build_report
+from startup.timeline.report import StartFacts, build_report, build_trace
 from startup.timeline.spans import PhaseSpan
 from startup.timeline.timeline import PhaseTimeline
-from startup.timeline.trace import build_trace
 from tests.startup.timeline.start_reports import report_of
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from startup.vllm.command_line import CommandLine
-from startup.vllm.launch.address_words import with_folders
+from startup.vllm.launch.hub_requests import with_folders
 from tests.s3_server import s3_server
 from tests.startup.vllm.fake_start import FakeStart, environment
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.vllm.launch.bytecode import keep_bytecode
+from startup.vllm.launch.baked_caches import keep_bytecode
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from startup.vllm.patches.cheap_calls import make_calls_cheap
+from startup.vllm.imports import make_calls_cheap
 from tests.startup.toy_package import ToyPackages
 
 _UTILS = """

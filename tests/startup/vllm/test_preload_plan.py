@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from startup.vllm.fork.forkserver_start import forkserver_environment
-from startup.vllm.fork.preload_plan import COMPILER, PreloadPlan, plan_preload
-from startup.vllm.fork.preload_profile import PreloadProfile, StartKind
+from startup.vllm.fork.preload_profile import COMPILER, PreloadPlan, PreloadProfile, StartKind, plan_preload
 from startup.vllm.installed import InstalledVllm
 
 _CPU = InstalledVllm("0.32.0+cpu", Path("/nowhere/vllm"))

@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-from startup.vllm.patches.unused_commands import stub_unused_commands
+from startup.vllm.imports import stub_unused_commands
 from tests.startup.toy_package import ToyPackages
 
 
