@@ -9,8 +9,7 @@ from envs.registry import env
 from envs.suggestion import did_you_mean
 from server.wording import format_bytes, list_some
 from startup.download.endpoints import hub_endpoints
-from startup.download.errors import DownloadError
-from startup.download.messages import STALL_S
+from startup.download.messages import STALL_S, DownloadError
 from startup.model.location import ModelPlace, dangling_links, find_snapshot, is_offline
 from startup.model.object_address import is_streamed, missing_package
 from startup.preflight.report import Finding, error, info, warning
