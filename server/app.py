@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from server.apis.messages.response import failure_format
+from server.apis.messages.errors import failure_format
 from server.errors import ServerError
 from server.http_body.errors import ErrorResponse, describe_failure, error_response
 from server.operation.availability import UnavailableError

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import msgspec
 from msgspec import Meta
 
 from server.engine.process_link.client import EngineClient
@@ -55,26 +54,11 @@ class TokenizeRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
         yield Counted("max_tools", "tools", len(self.tools or ()))
 
 
-class TokenizeResponse(msgspec.Struct, kw_only=True):
-    """Token ids of the rendered prompt."""
-
-    count: int
-    max_model_len: int
-    tokens: list[int]
-    token_strs: list[str] | None = None
-
-
 class DetokenizeRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
     """Token ids to turn back into text."""
 
     model: str | None = None
     tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKENS)]
-
-
-class DetokenizeResponse(msgspec.Struct):
-    """The text."""
-
-    prompt: str
 
 
 class TokenizationServing:
@@ -85,7 +69,7 @@ class TokenizationServing:
         self._renderer = renderer
         self._engine = engine
 
-    async def tokenize(self, request: TokenizeRequest, context: RequestContext) -> TokenizeResponse:
+    async def tokenize(self, request: TokenizeRequest, context: RequestContext) -> dict[str, Any]:
         """The token ids of the prompt that a completion of the same input would have.
 
         Raises:
@@ -95,14 +79,14 @@ class TokenizationServing:
         with context.times.rendering():
             token_ids = (await self._render(request, context)).token_ids
             pieces = await self._renderer.token_pieces_async(token_ids) if request.return_token_strs else None
-        return TokenizeResponse(
-            count=len(token_ids),
-            max_model_len=self._engine.info.max_model_len,
-            tokens=token_ids,
-            token_strs=pieces,
-        )
+        return {
+            "count": len(token_ids),
+            "max_model_len": self._engine.info.max_model_len,
+            "tokens": token_ids,
+            "token_strs": pieces,
+        }
 
-    async def detokenize(self, request: DetokenizeRequest, context: RequestContext) -> DetokenizeResponse:
+    async def detokenize(self, request: DetokenizeRequest, context: RequestContext) -> dict[str, Any]:
         """The text of token ids.
 
         Raises:
@@ -110,7 +94,7 @@ class TokenizationServing:
         """
         self._models.check(request.model)
         with context.times.rendering():
-            return DetokenizeResponse(await self._renderer.detokenize_async(request.tokens))
+            return {"prompt": await self._renderer.detokenize_async(request.tokens)}
 
     async def _render(self, request: TokenizeRequest, context: RequestContext) -> RenderedPrompt:
         if request.messages is not None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType, structs
@@ -76,8 +76,8 @@ def error_response(message: str, *, type: str, code: int, param: str | None = No
 class FailureFormat:
     """How an API writes errors."""
 
-    to_body: Callable[[ErrorResponse], msgspec.Struct]
-    encode_event: Callable[[msgspec.Struct], bytes]
+    to_body: Callable[[ErrorResponse], Any]
+    encode_event: Callable[[Any], bytes]
     end: bytes
     """The last event of every stream, failed or not."""
 

@@ -46,9 +46,9 @@ class BinaryResponse(NamedTuple):
     content_type: bytes
 
 
-def encode_named_event(payload: msgspec.Struct) -> bytes:
-    """One event with its struct's tag as its name."""
-    name = str(payload.__struct_config__.tag)
+def encode_named_event(payload: dict[str, Any]) -> bytes:
+    """One event with its type as its name."""
+    name: str = payload["type"]
     return b"event: " + name.encode() + b"\n" + encode_event(payload)
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=RequestBody)
 
-ResponseBody = msgspec.Struct | bytes | BinaryResponse | AsyncGenerator[bytes, None]
+ResponseBody = dict[str, Any] | bytes | BinaryResponse | AsyncGenerator[bytes, None]
 """A body to encode, encoded JSON, bytes, or events."""
 Handler = Callable[[T, RequestContext], Awaitable[ResponseBody]]
 
@@ -119,9 +119,9 @@ class JsonEndpoint(Generic[T]):
             return
         finally:
             self._parts.metrics.loop.record_render(context.times.render_s)
-        if isinstance(response, msgspec.Struct) and not context.is_small:
+        if isinstance(response, dict) and not context.is_small:
             response = await self._parts.renderer.run_in_pool(msgspec.json.encode, response)
-        if isinstance(response, msgspec.Struct | bytes):
+        if isinstance(response, dict | bytes):
             await send_json(send, response, headers=headers())
         elif isinstance(response, BinaryResponse):
             await send_bytes(send, response.body, content_type=response.content_type, headers=headers())

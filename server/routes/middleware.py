@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.apis.messages.response import failure_format, is_anthropic
+from server.apis.messages.errors import failure_format, is_anthropic
 from server.http_body.errors import error_response
 from server.metrics.server_metrics import HttpMetrics
 from server.routes.asgi import read_header, read_request_id, send_json

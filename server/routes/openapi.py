@@ -1,4 +1,4 @@
-"""The OpenAPI description, generated from the request and response models."""
+"""The OpenAPI description, generated from the request models."""
 
 import re
 from functools import partial
@@ -7,91 +7,77 @@ from typing import Any
 import msgspec
 
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
-from server.apis.messages.response import CountTokensResponse, MessagesResponse, StreamEvent
-from server.apis.openai.bodies import ChatChunk, ChatResponse, CompletionChunk, CompletionResponse
-from server.apis.pooling.embedding import EmbeddingRequest, EmbeddingResponse
-from server.apis.pooling.pooling import ClassificationRequest, ClassificationResponse, PoolingRequest, PoolingResponse
-from server.apis.pooling.scoring import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
-from server.apis.responses.events import ResponseStreamEvent
+from server.apis.pooling.embedding import EmbeddingRequest
+from server.apis.pooling.pooling import ClassificationRequest, PoolingRequest
+from server.apis.pooling.scoring import RerankRequest, ScoreRequest
 from server.apis.responses.request import ResponsesRequest
-from server.apis.responses.response import Response
-from server.apis.tokenization import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from server.apis.tokenization import DetokenizeRequest, TokenizeRequest
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.http_body.errors import ErrorResponse, UnavailableResponse
-from server.operation.models import ModelCard, ModelList
 
-Model = Any
-"""A struct, or a union of structs."""
-Schemas = dict[Model, dict[str, Any]]
+Schemas = dict[type, dict[str, Any]]
 
-_POSTS: dict[str, tuple[Model, Model, Model | None]] = {
-    "/v1/completions": (CompletionRequest, CompletionResponse, CompletionChunk),
-    "/v1/chat/completions": (ChatRequest, ChatResponse, ChatChunk),
-    "/v1/responses": (ResponsesRequest, Response, ResponseStreamEvent),
-    "/v1/messages": (MessagesRequest, MessagesResponse, StreamEvent),
-    "/v1/messages/count_tokens": (CountTokensRequest, CountTokensResponse, None),
-    "/v1/embeddings": (EmbeddingRequest, EmbeddingResponse, None),
-    "/pooling": (PoolingRequest, PoolingResponse, None),
-    "/classify": (ClassificationRequest, ClassificationResponse, None),
-    "/score": (ScoreRequest, ScoreResponse, None),
-    "/v1/score": (ScoreRequest, ScoreResponse, None),
-    "/rerank": (RerankRequest, RerankResponse, None),
-    "/v1/rerank": (RerankRequest, RerankResponse, None),
-    "/v2/rerank": (RerankRequest, RerankResponse, None),
-    "/tokenize": (TokenizeRequest, TokenizeResponse, None),
-    "/detokenize": (DetokenizeRequest, DetokenizeResponse, None),
+_POSTS: dict[str, type] = {
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatRequest,
+    "/v1/responses": ResponsesRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": CountTokensRequest,
+    "/v1/embeddings": EmbeddingRequest,
+    "/pooling": PoolingRequest,
+    "/classify": ClassificationRequest,
+    "/score": ScoreRequest,
+    "/v1/score": ScoreRequest,
+    "/rerank": RerankRequest,
+    "/v1/rerank": RerankRequest,
+    "/v2/rerank": RerankRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
 }
-"""Path -> models of request, response and stream event."""
+"""Path -> model of the request."""
 
 _PATH_PARAMETER = re.compile(r"{(\w+)}")
 
-_GETS: dict[str, Model | None] = {
-    "/v1/models": ModelList,
-    "/v1/models/{model}": ModelCard,
-    "/v1/responses/{response_id}": Response,
-    "/health": None,
-    "/ping": None,
-    "/version": None,
-    "/load": None,
-    "/metrics": None,
-}
-
+_GETS = (
+    "/v1/models",
+    "/v1/models/{model}",
+    "/v1/responses/{response_id}",
+    "/health",
+    "/ping",
+    "/version",
+    "/load",
+    "/metrics",
+)
 
 _QUERIES = {"/v1/responses/{response_id}": {"stream": "boolean", "starting_after": "integer"}}
 """Path -> type of each query parameter."""
 
-_ACTIONS: dict[str, type] = {"/v1/responses/{response_id}/cancel": Response}
-"""Path of a POST without a body -> model of the response."""
+_ACTIONS = ("/v1/responses/{response_id}/cancel",)
+"""Paths of POSTs without a body."""
 
 
 def build_openapi(version: str) -> dict[str, Any]:
-    """The whole document."""
-    used = [ErrorResponse, UnavailableResponse, *_GETS.values(), *_ACTIONS.values()]
-    used += (model for post in _POSTS.values() for model in post)
-    models = [model for model in used if model is not None]
+    """The whole document; responses other than errors have no schema, as in vLLM's."""
+    models = [ErrorResponse, UnavailableResponse, *_POSTS.values()]
     found, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(models, found, strict=True))
     return {
         "openapi": "3.1.0",
         "info": {"title": "vllm-cli", "version": version},
-        "paths": {path: {"post": _post(schemas, *models)} for path, models in _POSTS.items()}
-        | {path: {"get": _without_body(schemas, path, answer)} for path, answer in _GETS.items()}
-        | {path: {"post": _without_body(schemas, path, answer)} for path, answer in _ACTIONS.items()},
+        "paths": {path: {"post": _post(schemas, model)} for path, model in _POSTS.items()}
+        | {path: {"get": _without_body(schemas, path)} for path in _GETS}
+        | {path: {"post": _without_body(schemas, path)} for path in _ACTIONS},
         "components": {"schemas": components},
     }
 
 
-def _post(schemas: Schemas, request: Model, answer: Model, event: Model | None) -> dict[str, Any]:
-    content = {"application/json": {"schema": schemas[answer]}}
-    if event is not None:
-        content["text/event-stream"] = {"schema": schemas[event]}
+def _post(schemas: Schemas, request: type) -> dict[str, Any]:
     failure = partial(_failure, schemas)
-
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schemas[request]}}},
         "responses": {
-            "200": {"description": "The response", "content": content},
+            "200": {"description": "The response"},
             "400": failure("The request is invalid"),
             "404": failure("The model is not served here, or does not support this endpoint"),
             "413": failure("The body is too large"),
@@ -102,15 +88,12 @@ def _post(schemas: Schemas, request: Model, answer: Model, event: Model | None) 
     }
 
 
-def _failure(schemas: Schemas, description: str, model: Model = ErrorResponse) -> dict[str, Any]:
+def _failure(schemas: Schemas, description: str, model: type = ErrorResponse) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schemas[model]}}}
 
 
-def _without_body(schemas: Schemas, path: str, answer: Model | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"description": "The response"}
-    if answer is not None:
-        found["content"] = {"application/json": {"schema": schemas[answer]}}
-    operation: dict[str, Any] = {"responses": {"200": found}}
+def _without_body(schemas: Schemas, path: str) -> dict[str, Any]:
+    operation: dict[str, Any] = {"responses": {"200": {"description": "The response"}}}
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in _PATH_PARAMETER.findall(path)

@@ -2,8 +2,8 @@
 
 from starlette.routing import Route
 
+from server.apis.messages.errors import ANTHROPIC
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
-from server.apis.messages.response import ANTHROPIC
 from server.apis.messages.serving import MessagesServing
 from server.apis.openai.chat import ChatServing
 from server.apis.openai.completions import CompletionServing

@@ -3,23 +3,9 @@
 from typing import Any
 from uuid import uuid4
 
-from server.apis.messages.response import (
-    BlockDelta,
-    ContentBlockDelta,
-    ContentBlockStart,
-    ContentBlockStop,
-    InputJsonDelta,
-    ResponseBlock,
-    SignatureDelta,
-    StopDelta,
-    StreamEvent,
-    TextBlock,
-    TextDelta,
-    ThinkingBlock,
-    ThinkingDelta,
-    ToolUseBlock,
-)
 from server.parsers.json_text import read_json
+
+StreamEvent = dict[str, Any]
 
 
 class BlockStream:
@@ -29,40 +15,38 @@ class BlockStream:
     """
 
     def __init__(self) -> None:
-        self._index = -1
-        self._open: type[ResponseBlock] | None = None
+        self.blocks: list[dict[str, Any]] = []
+        """The blocks so far; an open one is still empty."""
+        self._open: str | None = None
+        """The type of the open block."""
+        self._texts: list[str] = []
         self._held: list[str] = []
-        self._arguments: list[str] = []
         self.has_calls = False
-
-    @property
-    def is_call_complete(self) -> bool:
-        """Whether the latest call's arguments are complete."""
-        return self.has_calls and parse_arguments("".join(self._arguments)) is not None
+        self.is_call_complete = False
+        """Whether the arguments of the latest call that has been closed are complete."""
 
     def add_thinking(self, text: str) -> list[StreamEvent]:
         """More of the reasoning."""
-        events = self._open_block(ThinkingBlock(thinking=""))
-        return [*events, self._delta(ThinkingDelta(text))]
+        events = self._open_block({"type": "thinking", "thinking": ""})
+        return [*events, self._add({"type": "thinking_delta", "thinking": text}, text)]
 
     def add_text(self, text: str) -> list[StreamEvent]:
         """More of the answer's text."""
-        if self._open is ToolUseBlock:
+        if self._open == "tool_use":
             self._held.append(text)
             return []
-        events = self._open_block(TextBlock(text=""))
-        return [*events, self._delta(TextDelta(text))]
+        events = self._open_block({"type": "text", "text": ""})
+        return [*events, self._add({"type": "text_delta", "text": text}, text)]
 
     def add_call(self, call_id: str, name: str) -> list[StreamEvent]:
         """A new call without arguments yet."""
+        self.has_calls = True
         events = self.close()
-        self.has_calls, self._arguments = True, []
-        return events + self._open_block(ToolUseBlock(id=call_id, name=name, input={}))
+        return events + self._open_block({"type": "tool_use", "id": call_id, "name": name, "input": {}})
 
     def add_arguments(self, text: str) -> list[StreamEvent]:
         """More of the latest call's arguments."""
-        self._arguments.append(text)
-        return [self._delta(InputJsonDelta(text))]
+        return [self._add({"type": "input_json_delta", "partial_json": text}, text)]
 
     def close(self) -> list[StreamEvent]:
         """The end of the open block, then the text that was held back."""
@@ -70,33 +54,40 @@ class BlockStream:
         events = self._close_block()
         return [*events, *self.add_text(held), *self._close_block()] if held else events
 
-    def _open_block(self, block: ResponseBlock) -> list[StreamEvent]:
-        if self._open is type(block):
+    def _open_block(self, block: dict[str, Any]) -> list[StreamEvent]:
+        if self._open == block["type"]:
             return []
         events = self.close()
-        self._index += 1
-        self._open = type(block)
-        return [*events, ContentBlockStart(block, self._index)]
+        self._open = block["type"]
+        self.blocks.append(block)
+        return [*events, self._event("content_block_start", content_block=block)]
 
     def _close_block(self) -> list[StreamEvent]:
-        events: list[StreamEvent] = []
-        if self._open is ThinkingBlock:
-            events.append(self._delta(SignatureDelta(create_signature())))
-        if self._open is not None:
-            events.append(ContentBlockStop(self._index))
-        self._open = None
-        return events
+        if self._open is None:
+            return []
+        events, text = [], "".join(self._texts)
+        whole: dict[str, Any] = {"text": text}
+        if self._open == "thinking":
+            whole = {"thinking": text, "signature": uuid4().hex}  # clients send it back, and it is not checked
+            delta = {"type": "signature_delta", "signature": whole["signature"]}
+            events.append(self._event("content_block_delta", delta=delta))
+        elif self._open == "tool_use":
+            arguments = _parse_arguments(text)
+            self.is_call_complete = arguments is not None
+            whole = {"input": arguments or {}}
+        self.blocks[-1] = self.blocks[-1] | whole
+        self._open, self._texts = None, []
+        return [*events, self._event("content_block_stop")]
 
-    def _delta(self, delta: BlockDelta) -> ContentBlockDelta:
-        return ContentBlockDelta(delta, self._index)
+    def _add(self, delta: dict[str, Any], text: str) -> StreamEvent:
+        self._texts.append(text)
+        return self._event("content_block_delta", delta=delta)
+
+    def _event(self, type: str, **fields: Any) -> StreamEvent:
+        return {"type": type, **fields, "index": len(self.blocks) - 1}
 
 
-def create_signature() -> str:
-    """The signature of a thinking block; clients send it back, and it is not checked."""
-    return uuid4().hex
-
-
-def parse_arguments(text: str) -> dict[str, Any] | None:
+def _parse_arguments(text: str) -> dict[str, Any] | None:
     """A call's arguments; None if they are incomplete."""
     try:
         arguments = read_json(text)
@@ -107,14 +98,18 @@ def parse_arguments(text: str) -> dict[str, Any] | None:
 
 def create_stop(
     finish_reason: str | None, stop_reason: int | str | None, *, has_calls: bool, is_call_complete: bool
-) -> StopDelta:
+) -> dict[str, str | None]:
     """Why a message ends. A stop sequence counts more than a call that it has cut short."""
     if finish_reason == "length":
-        return StopDelta("max_tokens")
+        return _stop("max_tokens")
     if finish_reason not in ("stop", "tool_calls"):
-        return StopDelta()
+        return _stop(None)
     if is_call_complete:
-        return StopDelta("tool_use")
+        return _stop("tool_use")
     if isinstance(stop_reason, str):
-        return StopDelta("stop_sequence", stop_reason)
-    return StopDelta("tool_use" if has_calls or finish_reason == "tool_calls" else "end_turn")
+        return _stop("stop_sequence", stop_reason)
+    return _stop("tool_use" if has_calls or finish_reason == "tool_calls" else "end_turn")
+
+
+def _stop(reason: str | None, sequence: str | None = None) -> dict[str, str | None]:
+    return {"stop_reason": reason, "stop_sequence": sequence}

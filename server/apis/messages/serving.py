@@ -2,25 +2,12 @@
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from typing import Any
 
-from server.apis.messages.blocks import BlockStream, create_signature, create_stop, parse_arguments
+from server.apis.messages.blocks import BlockStream, StreamEvent, create_stop
 from server.apis.messages.conversion import to_chat_request
+from server.apis.messages.errors import ANTHROPIC
 from server.apis.messages.request import CountTokensRequest, MessagesRequest, ThinkingDisabled
-from server.apis.messages.response import (
-    ANTHROPIC,
-    ContextManagement,
-    CountTokensResponse,
-    MessageDelta,
-    MessagesResponse,
-    MessageStart,
-    MessageStop,
-    MessagesUsage,
-    ResponseBlock,
-    StreamEvent,
-    TextBlock,
-    ThinkingBlock,
-    ToolUseBlock,
-)
 from server.apis.messages.template_probe import TemplateProbe
 from server.generation.chat_request import ChatRequest
 from server.generation.chat_run import ChatRun, ChatRunner, render_chat_request
@@ -42,7 +29,7 @@ class MessagesServing:
 
     async def create(
         self, request: MessagesRequest, context: RequestContext
-    ) -> MessagesResponse | AsyncGenerator[bytes, None]:
+    ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
         """The message, or its events. Every fault of the request is found before the first event.
 
         Raises:
@@ -53,8 +40,8 @@ class MessagesServing:
         message = _Message(self._inference, await self._runner.start(chat, context))
         return end_stream(message.stream(), ANTHROPIC) if request.stream else await message.complete()
 
-    async def count_tokens(self, request: CountTokensRequest, context: RequestContext) -> CountTokensResponse:
-        """The number of tokens of the prompt that a message would have.
+    async def count_tokens(self, request: CountTokensRequest, context: RequestContext) -> dict[str, Any]:
+        """The number of tokens of the prompt that a message would have; its context is not managed here.
 
         Raises:
             RequestError: the request is invalid, or the model does not generate.
@@ -63,7 +50,7 @@ class MessagesServing:
         with context.times.rendering():
             prompt = await render_chat_request(self._inference, chat, context)
         num_tokens = len(prompt.token_ids)
-        return CountTokensResponse(input_tokens=num_tokens, context_management=ContextManagement(num_tokens))
+        return {"input_tokens": num_tokens, "context_management": {"original_input_tokens": num_tokens}}
 
     async def _convert(self, request: CountTokensRequest, context: RequestContext) -> ChatRequest:
         """The chat request with the same meaning.
@@ -91,31 +78,15 @@ class _Message:
         self._model = inference.models.response_name(run.request.model)
         self._has_prefix_cache = inference.engine.info.has_prefix_cache
 
-    async def complete(self) -> MessagesResponse:
+    async def complete(self) -> dict[str, Any]:
         """The whole message: the reasoning, the text, and the calls."""
         (choice,) = await self._run.collect()
-        content: list[ResponseBlock] = []
-        if choice.reasoning:
-            content.append(ThinkingBlock(thinking=choice.reasoning, signature=create_signature()))
-        if choice.content:
-            content.append(TextBlock(text=choice.content))
-        inputs = [parse_arguments(call.arguments) for call in choice.tool_calls]
-        for call, arguments in zip(choice.tool_calls, inputs, strict=True):
-            content.append(ToolUseBlock(id=str(call.id), name=str(call.name), input=arguments or {}))
-        stop = create_stop(
-            choice.finish_reason,
-            choice.sequence.stop_reason,
-            has_calls=bool(inputs),
-            is_call_complete=bool(inputs) and inputs[-1] is not None,
-        )
-        return MessagesResponse(
-            id=self._run.id,
-            content=content or [TextBlock(text="")],
-            model=self._model,
-            stop_reason=stop.stop_reason,
-            stop_sequence=stop.stop_sequence,
-            usage=self._usage(),
-        )
+        blocks = BlockStream()
+        parts: list[Part] = [Reasoning(choice.reasoning), Content(choice.content), *choice.tool_calls]
+        for part in parts:
+            _add(blocks, part)
+        blocks.close()
+        return self._body(blocks.blocks or [{"type": "text", "text": ""}], _stop(blocks, choice), self._usage())
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The message as events; the first two are sent with the first token, in one write."""
@@ -131,28 +102,40 @@ class _Message:
                     yield _encode(events)
         assert last is not None
         closing = blocks.close()
-        stop = create_stop(
-            last.finish_reason,
-            last.sequence.stop_reason,
-            has_calls=blocks.has_calls,
-            is_call_complete=blocks.is_call_complete,
-        )
-        yield _encode([*opening, *closing, MessageDelta(stop, self._usage()), MessageStop()])
+        end = {"type": "message_delta", "delta": _stop(blocks, last), "usage": self._usage()}
+        yield _encode([*opening, *closing, end, {"type": "message_stop"}])
 
-    def _start(self) -> MessageStart:
-        usage = MessagesUsage(input_tokens=self._run.generation.num_prompt_tokens, output_tokens=0)
-        return MessageStart(MessagesResponse(id=self._run.id, content=[], model=self._model, usage=usage))
+    def _start(self) -> StreamEvent:
+        usage = {"input_tokens": self._run.generation.num_prompt_tokens, "output_tokens": 0}
+        message = self._body([], {"stop_reason": None, "stop_sequence": None}, usage)
+        return {"type": "message_start", "message": message}
 
-    def _usage(self) -> MessagesUsage:
+    def _body(self, content: list[dict[str, Any]], stop: dict[str, Any], usage: dict[str, int]) -> dict[str, Any]:
+        head = {"id": self._run.id, "type": "message", "role": "assistant", "content": content, "model": self._model}
+        return head | stop | {"usage": usage}
+
+    def _usage(self) -> dict[str, int]:
         """Tokens of the cache are reported with `--enable-prompt-tokens-details`, as in chat completions."""
         total = self._run.meter.total()
-        usage = MessagesUsage(input_tokens=total.prompt_tokens, output_tokens=total.completion_tokens)
-        if (details := total.prompt_tokens_details) is not None:
-            num_new = total.prompt_tokens - details.cached_tokens
-            usage.cache_read_input_tokens = details.cached_tokens
-            usage.cache_creation_input_tokens = num_new if self._has_prefix_cache else 0
-            usage.input_tokens = num_new - usage.cache_creation_input_tokens
-        return usage
+        if (details := total.prompt_tokens_details) is None:
+            return {"input_tokens": total.prompt_tokens, "output_tokens": total.completion_tokens}
+        num_new = total.prompt_tokens - details.cached_tokens
+        num_cached = num_new if self._has_prefix_cache else 0
+        return {
+            "input_tokens": num_new - num_cached,
+            "output_tokens": total.completion_tokens,
+            "cache_creation_input_tokens": num_cached,
+            "cache_read_input_tokens": details.cached_tokens,
+        }
+
+
+def _stop(blocks: BlockStream, last: ChoiceDelta) -> dict[str, Any]:
+    return create_stop(
+        last.finish_reason,
+        last.sequence.stop_reason,
+        has_calls=blocks.has_calls,
+        is_call_complete=blocks.is_call_complete,
+    )
 
 
 def _add(blocks: BlockStream, part: Part) -> list[StreamEvent]:

@@ -2,33 +2,20 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Any
 
-from msgspec import UNSET
-
-from server.apis.openai.bodies import (
-    ChatChoice,
-    ChatChunk,
-    ChatChunkChoice,
-    ChatDelta,
-    ChatMessage,
-    ChatResponse,
-    DeltaFunctionCall,
-    DeltaToolCall,
-    FunctionCall,
-    ToolCall,
-)
 from server.generation.chat_request import ChatRequest
 from server.generation.chat_run import ChatRun, ChatRunner
 from server.generation.logprobs import ChatLogprobs, LogprobFormatter
 from server.generation.output_parsing import ChoiceDelta, ToolCallPart
 from server.generation.usage import UsageReporting
 from server.http_body.errors import end_stream
-from server.http_body.response_parts import encode_event
+from server.http_body.response_parts import Usage, encode_event
 from server.operation.concurrently import take_turns
 from server.operation.inference import Inference
 from server.operation.models import unix_time
 from server.operation.request_context import RequestContext
-from server.parsers.events import Reasoning
+from server.parsers.events import Content, Reasoning
 
 
 class ChatServing:
@@ -38,7 +25,9 @@ class ChatServing:
         self._inference = inference
         self._runner = runner
 
-    async def create(self, request: ChatRequest, context: RequestContext) -> ChatResponse | AsyncGenerator[bytes, None]:
+    async def create(
+        self, request: ChatRequest, context: RequestContext
+    ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
         """The response, or its events. Every fault of the request is found before the first event.
 
         Raises:
@@ -67,20 +56,24 @@ class ChatBodies:
         self._echo = self._find_echo()
         self._logprobs = LogprobFormatter(inference, request)
 
-    async def complete(self, choices: Sequence[ChoiceDelta]) -> ChatResponse:
+    async def complete(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
         """The whole response, of one delta per choice."""
         prompt = self._run.prompt
         prompt_logprobs = choices[0].sequence.prompt_logprobs
-        return ChatResponse(
-            id=self._run.id,
-            created=self._created,
-            model=self._model,
-            choices=[await self._choice(choice) async for choice in take_turns(choices)],
-            usage=self._run.meter.total(),
-            prompt_logprobs=None if prompt_logprobs is None else await self._logprobs.prompt(prompt_logprobs),
-            prompt_token_ids=prompt.token_ids if self._request.return_token_ids else None,
-            prompt_text=prompt.text if self._request.return_prompt_text else None,
-        )
+        return {
+            "id": self._run.id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [await self._choice(choice) async for choice in take_turns(choices)],
+            "service_tier": None,
+            "system_fingerprint": None,
+            "usage": self._run.meter.total(),
+            "kv_transfer_params": None,
+            "prompt_logprobs": None if prompt_logprobs is None else await self._logprobs.prompt(prompt_logprobs),
+            "prompt_token_ids": prompt.token_ids if self._request.return_token_ids else None,
+            "prompt_text": prompt.text if self._request.return_prompt_text else None,
+        }
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The response as events. The opening chunks are sent with the first token, in one write."""
@@ -94,9 +87,7 @@ class ChatBodies:
                 if event:
                     yield event
         if reporting.at_end:
-            chunk = self._chunk([])
-            chunk.usage = self._run.meter.total()
-            yield encode_event(chunk)
+            yield encode_event(self._chunk([], self._run.meter.total()))
 
     async def _opening(self, *, in_chunks: bool) -> bytes:
         """The opening chunks: for each choice its role, then the echoed message."""
@@ -104,68 +95,68 @@ class ChatBodies:
         for content in filter(None, ("role", self._echo)):
             async for index in take_turns(range(self._run.num_choices)):
                 is_role = content == "role"
-                delta = ChatDelta(role=self._role, content="") if is_role else ChatDelta(content=content)
-                chunk = self._chunk([ChatChunkChoice(index=index, delta=delta)])
-                if is_role:
-                    self._add_prompt(chunk)
-                if in_chunks:
-                    chunk.usage = self._run.meter.of_choice(index)
-                events.append(encode_event(chunk))
+                delta = {"role": self._role, "content": ""} if is_role else {"content": content}
+                choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+                chunk = self._chunk([choice], self._run.meter.of_choice(index) if in_chunks else None)
+                events.append(encode_event(chunk | self._shown_prompt() if is_role else chunk))
         return b"".join(events)
 
-    def _add_prompt(self, chunk: ChatChunk) -> None:
+    def _shown_prompt(self) -> dict[str, Any]:
         prompt = self._run.prompt
+        shown: dict[str, Any] = {}
         if self._request.return_token_ids:
-            chunk.prompt_token_ids = prompt.token_ids
+            shown["prompt_token_ids"] = prompt.token_ids
         if self._request.return_prompt_text and prompt.text is not None:
-            chunk.prompt_text = prompt.text
+            shown["prompt_text"] = prompt.text
+        return shown
 
     async def _event(self, delta: ChoiceDelta, *, in_chunks: bool) -> bytes:
         """One chunk; empty when the tokens are only markers, or held back."""
         is_silent = not delta.parts and delta.finish_reason is None
         if is_silent and not self._shows_logprobs and not self._shows_token_ids:
             return b""
-        choice = ChatChunkChoice(
-            index=delta.choice,
-            delta=_delta(delta),
-            logprobs=await self._show_logprobs(delta),
-            finish_reason=delta.finish_reason,
-        )
+        choice = {
+            "index": delta.choice,
+            "delta": _delta(delta),
+            "logprobs": await self._show_logprobs(delta),
+            "finish_reason": delta.finish_reason,
+        }
         if delta.finish_reason is not None:
-            choice.stop_reason = delta.sequence.stop_reason
+            choice["stop_reason"] = delta.sequence.stop_reason
         if self._shows_token_ids:
-            choice.token_ids = delta.sequence.token_ids
-        chunk = self._chunk([choice])
-        if in_chunks:
-            chunk.usage = self._run.meter.of_choice(delta.choice)
-        return encode_event(chunk)
+            choice["token_ids"] = delta.sequence.token_ids
+        return encode_event(self._chunk([choice], self._run.meter.of_choice(delta.choice) if in_chunks else None))
 
-    async def _choice(self, choice: ChoiceDelta) -> ChatChoice:
-        return ChatChoice(
-            index=choice.choice,
-            message=self._message(choice),
-            logprobs=await self._show_logprobs(choice),
-            finish_reason=choice.finish_reason,
-            stop_reason=choice.sequence.stop_reason,
-            token_ids=choice.sequence.token_ids if self._shows_token_ids else None,
-        )
+    async def _choice(self, choice: ChoiceDelta) -> dict[str, Any]:
+        return {
+            "index": choice.choice,
+            "message": self._message(choice),
+            "logprobs": await self._show_logprobs(choice),
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.sequence.stop_reason,
+            "token_ids": choice.sequence.token_ids if self._shows_token_ids else None,
+        }
 
-    def _message(self, choice: ChoiceDelta) -> ChatMessage:
+    def _message(self, choice: ChoiceDelta) -> dict[str, Any]:
         content: str | None = self._echo + choice.content
         calls = [
-            ToolCall(id=str(call.id), function=FunctionCall(str(call.name), call.arguments))
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in choice.tool_calls
         ]
         has_reasoning = self._run.generation.reasoning_of(choice.choice) is not None
         is_empty = not str(content).strip() if calls else has_reasoning and not content
         if is_empty and not self._request.forces_call:
             content = None
-        return ChatMessage(
-            role=self._role,
-            content=content,
-            tool_calls=calls or UNSET,
-            reasoning=choice.reasoning or None,
-        )
+        return {
+            "role": self._role,
+            "content": content,
+            "refusal": None,
+            "annotations": None,
+            "audio": None,
+            "function_call": None,
+            **({"tool_calls": calls} if calls else {}),
+            "reasoning": choice.reasoning or None,
+        }
 
     async def _show_logprobs(self, delta: ChoiceDelta) -> ChatLogprobs | None:
         return await self._logprobs.chat(delta.sequence.logprobs or ()) if self._shows_logprobs else None
@@ -185,29 +176,32 @@ class ChatBodies:
             return content
         return "\n".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
 
-    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
-        return ChatChunk(id=self._run.id, created=self._created, model=self._model, choices=choices)
+    def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
+        chunk = {
+            "id": self._run.id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model,
+            "choices": choices,
+        }
+        return chunk if usage is None else chunk | {"usage": usage}
 
 
-def _delta(delta: ChoiceDelta) -> ChatDelta:
-    result = ChatDelta()
-    for part in delta.parts:
-        if isinstance(part, ToolCallPart):
-            result.tool_calls = [] if result.tool_calls is UNSET else result.tool_calls
-            result.tool_calls.append(_delta_call(part))
-        elif isinstance(part, Reasoning):
-            result.reasoning = part.text if result.reasoning is UNSET else result.reasoning + part.text
-        else:
-            result.content = part.text if result.content is UNSET else result.content + part.text
-    return result
+def _delta(delta: ChoiceDelta) -> dict[str, Any]:
+    kinds = {type(part) for part in delta.parts}
+    shown: dict[str, Any] = {}
+    if Reasoning in kinds:
+        shown["reasoning"] = delta.reasoning
+    if Content in kinds:
+        shown["content"] = delta.content
+    if ToolCallPart in kinds:
+        shown["tool_calls"] = [_delta_call(part) for part in delta.tool_calls]
+    return shown
 
 
-def _delta_call(part: ToolCallPart) -> DeltaToolCall:
+def _delta_call(part: ToolCallPart) -> dict[str, Any]:
+    """Id, type and name are in the call's first chunk only."""
     if part.name is None:
-        return DeltaToolCall(index=part.position, function=DeltaFunctionCall(arguments=part.arguments))
-    return DeltaToolCall(
-        index=part.position,
-        id=str(part.id),
-        type="function",
-        function=DeltaFunctionCall(name=part.name, arguments=part.arguments),
-    )
+        return {"index": part.position, "function": {"arguments": part.arguments}}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {"index": part.position, "id": part.id, "type": "function", "function": function}

@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from server.apis.openai.bodies import CompletionChoice, CompletionChunk, CompletionChunkChoice, CompletionResponse
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import Generation, GenerationBuilder, SequenceDelta
 from server.generation.logprobs import CompletionLogprobs, LogprobFormatter
@@ -28,7 +27,7 @@ class CompletionServing:
 
     async def create(
         self, request: CompletionRequest, context: RequestContext
-    ) -> CompletionResponse | AsyncGenerator[bytes, None]:
+    ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
         """The response, or its events. Every fault of the request is found before the first event.
 
         Raises:
@@ -85,19 +84,18 @@ class CompletionBodies:
         self._logprobs = LogprobFormatter(inference, request)
         self._meter = UsageMeter(generation, inference.config.generation, counts_output=not request.is_echo_only)
 
-    async def complete(self, deltas: Sequence[SequenceDelta]) -> CompletionResponse:
+    async def complete(self, deltas: Sequence[SequenceDelta]) -> dict[str, Any]:
         """The whole response, of one delta per choice."""
         choices = []
         async for delta in take_turns(deltas):
             self._meter.add(delta)
             choices.append(await self._choice(delta))
-        return CompletionResponse(
-            id=self._generation.request_id,
-            created=self._created,
-            model=self._model,
-            choices=choices,
-            usage=self._meter.total(),
-        )
+        return self._body(choices) | {
+            "service_tier": None,
+            "system_fingerprint": None,
+            "usage": self._meter.total(),
+            "kv_transfer_params": None,
+        }
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The response as events."""
@@ -105,28 +103,33 @@ class CompletionBodies:
         async with aclosing(generate(self._inference, self._generation)) as deltas:
             async for delta in deltas:
                 self._meter.add(delta)
-                chunk = self._chunk([CompletionChunkChoice(**await self._shown_fields(delta))])
+                chunk = self._body([await self._part(delta)])
                 if reporting.in_chunks:
-                    chunk.usage = self._meter.of_choice(delta.choice)
+                    chunk["usage"] = self._meter.of_choice(delta.choice)
                 yield encode_event(chunk)
         if reporting.at_end:
-            chunk = self._chunk([])
-            chunk.usage = self._meter.total()
-            yield encode_event(chunk)
+            yield encode_event(self._body([]) | {"usage": self._meter.total()})
 
-    def _chunk(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
-        return CompletionChunk(
-            id=self._generation.request_id, created=self._created, model=self._model, choices=choices
-        )
+    def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the response and the chunks of a stream have."""
+        return {
+            "id": self._generation.request_id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": choices,
+        }
 
-    async def _choice(self, delta: SequenceDelta) -> CompletionChoice:
-        prompt_logprobs = delta.prompt_logprobs
-        return CompletionChoice(
-            **await self._shown_fields(delta),
-            prompt_logprobs=None if prompt_logprobs is None else await self._logprobs.prompt(prompt_logprobs),
-        )
+    async def _choice(self, delta: SequenceDelta) -> dict[str, Any]:
+        choice, entries = await self._part(delta), delta.prompt_logprobs
+        prompt_token_ids = choice.pop("prompt_token_ids", None)
+        return choice | {
+            "token_ids": choice.get("token_ids"),
+            "prompt_logprobs": None if entries is None else await self._logprobs.prompt(entries),
+            "prompt_token_ids": prompt_token_ids,
+        }
 
-    async def _shown_fields(self, delta: SequenceDelta) -> dict[str, Any]:
+    async def _part(self, delta: SequenceDelta) -> dict[str, Any]:
         """The fields of a choice or of its next part; ids only if the request asks for them."""
         is_first = not self._has_begun[delta.choice]
         shown = self._show(delta)

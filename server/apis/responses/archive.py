@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from server.apis.responses.conversion import Message, extend_conversation
-from server.apis.responses.events import LifecycleEvent, ResponseEvent
+from server.apis.responses.output import ResponseEvent
 from server.apis.responses.run import ResponseRun
 from server.apis.responses.store import MemoryStore, ResponseStore, StoreBounds, StoredResponse
 from server.errors import RequestError
@@ -53,11 +53,11 @@ class ResponseArchive:
         if self._store is None or not run.request.store:
             return
         stored = await self._renderer.run_unless(run.is_small, _encode, run, events)
-        await self._store.put(run.response.id, stored)
+        await self._store.put(run.response["id"], stored)
 
     async def encode_event(self, run: ResponseRun, event: ResponseEvent) -> bytes:
         """An event as bytes; those with the whole response repeat large parts of the request."""
-        is_small = run.is_small or not isinstance(event, LifecycleEvent)
+        is_small = run.is_small or "response" not in event
         return await self._renderer.run_unless(is_small, encode_named_event, event)
 
     async def find(self, response_id: str) -> StoredResponse:
@@ -78,7 +78,7 @@ def invalid_response(message: str, param: str, *, status: int = 400) -> RequestE
 
 
 def _encode(run: ResponseRun, events: tuple[bytes, ...] | None) -> StoredResponse:
-    history = extend_conversation(run.messages, run.response.output)
+    history = extend_conversation(run.messages, run.response["output"])
     return StoredResponse(msgspec.json.encode(run.response), msgspec.json.encode(history), events)
 
 

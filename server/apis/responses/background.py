@@ -6,8 +6,7 @@ from contextlib import aclosing
 from typing import Any
 
 from server.apis.responses.archive import ResponseArchive
-from server.apis.responses.response import Response
-from server.apis.responses.run import ResponseRun
+from server.apis.responses.run import Response, ResponseRun
 from server.operation.drain import RunningRequests
 from server.operation.request_context import Deadline, RequestContext
 
@@ -28,7 +27,7 @@ class BackgroundResponse:
     def response(self) -> Response:
         """The response as others see it: `queued` until it has ended, as in vLLM."""
         current = self.run.response
-        return self._queued if current.status == "in_progress" else current
+        return self._queued if current["status"] == "in_progress" else current
 
     async def start(self, generate: Callable[["BackgroundResponse"], Coroutine[Any, Any, None]]) -> None:
         """Returns once the task runs: a task that is cancelled earlier would not execute at all."""
@@ -93,11 +92,11 @@ class BackgroundResponses:
                 finally:
                     response.end()
                     context.lease.release()
-                    del self._responses[run.response.id]
+                    del self._responses[run.response["id"]]
 
         context.lease = context.lease.hand_over()  # without an `await` before the task that releases it
         response = BackgroundResponse(run, keeps_events=keeps_events)
-        self._responses[run.response.id] = response
+        self._responses[run.response["id"]] = response
         await response.start(generate)
         return response
 

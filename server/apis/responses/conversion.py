@@ -5,14 +5,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from server.apis.responses.output import OutputItem
 from server.apis.responses.request import Content, InputItem, InputPart, ResponsesRequest, TextFormat
-from server.apis.responses.response import (
-    CustomToolCallItem,
-    FunctionCallItem,
-    MessageItem,
-    OutputItem,
-    ReasoningItem,
-)
 from server.apis.responses.tools import CUSTOM_INPUT, ResponseTools, flat_name
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
@@ -94,8 +88,8 @@ def extend_conversation(messages: list[Message], output: list[OutputItem]) -> li
 
     Reasoning is kept only if a tool call follows from it.
     """
-    has_calls = any(isinstance(item, FunctionCallItem | CustomToolCallItem) for item in output)
-    kept = [item for item in output if has_calls or not isinstance(item, ReasoningItem)]
+    has_calls = any("call_id" in item for item in output)
+    kept = [item for item in output if has_calls or item["type"] != "reasoning"]
     history = [message for message in messages if message["role"] != "system"]
     return history + _merge(map(_from_output, kept))
 
@@ -122,15 +116,12 @@ def _to_message(item: InputItem) -> Message:
 
 
 def _from_output(item: OutputItem) -> Message:
-    match item:
-        case MessageItem():
-            return {"role": "assistant", "content": "".join(part.text for part in item.content)}
-        case ReasoningItem():
-            return {"role": "assistant", "reasoning": "".join(part.text for part in item.content or ())}
-        case FunctionCallItem():
-            return _call(item.call_id, flat_name(item.namespace, item.name), item.arguments)
-        case CustomToolCallItem():
-            return _custom_call(item.call_id, item.name, item.input)
+    if item["type"] == "function_call":
+        return _call(item["call_id"], flat_name(item["namespace"], item["name"]), item["arguments"])
+    if item["type"] == "custom_tool_call":
+        return _custom_call(item["call_id"], item["name"], item["input"])
+    key = "reasoning" if item["type"] == "reasoning" else "content"
+    return {"role": "assistant", key: "".join(part["text"] for part in item["content"] or ())}
 
 
 def _call(call_id: str | None, name: str, arguments: str | None) -> Message:

@@ -1,42 +1,40 @@
 """Turns the parts of a model's output into output items, one after the other, and their events."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from server.apis.responses.events import (
-    ArgumentsDelta,
-    ArgumentsDone,
-    CustomInputDelta,
-    CustomInputDone,
-    InsideItemEvent,
-    ItemAdded,
-    ItemDone,
-    PartAdded,
-    PartDone,
-    ReasoningDelta,
-    ReasoningDone,
-    ResponseEvent,
-    StreamLogprob,
-    StreamTopLogprob,
-    TextDelta,
-    TextDone,
-)
-from server.apis.responses.response import (
-    CustomToolCallItem,
-    FunctionCallItem,
-    MessageItem,
-    OutputItem,
-    OutputStatus,
-    OutputText,
-    ReasoningItem,
-    ReasoningText,
-)
-from server.apis.responses.tools import CalledTool, CustomInputReader, ResponseTools
+from server.apis.responses.tools import CustomInputReader, ResponseTools
 from server.generation.logprobs import ChatLogprob
 from server.generation.output_parsing import Part, ToolCallPart
 from server.parsers.events import Content, Reasoning
+
+OutputItem = dict[str, Any]
+ResponseEvent = dict[str, Any]
+
+
+class Kind(NamedTuple):
+    """One kind of output items."""
+
+    type: str
+    id_prefix: str
+    event: str
+    """Begins the names of the events with its text."""
+    text: str
+    """The key of its whole text."""
+    part: str | None = None
+    """The type of its only part, if it has one."""
+
+
+MESSAGE: Final = Kind("message", "msg", "response.output_text", "text", "output_text")
+REASONING: Final = Kind("reasoning", "rs", "response.reasoning_text", "text", "reasoning_text")
+CALL: Final = Kind("function_call", "fc", "response.function_call_arguments", "arguments")
+CUSTOM_CALL: Final = Kind("custom_tool_call", "ctc", "response.custom_tool_call_input", "input")
+
+
+def create_event(type: str, **fields: Any) -> ResponseEvent:
+    """An event; the stream sets its number."""
+    return {"type": type, "sequence_number": -1, **fields}
 
 
 class OutputWriter:
@@ -66,39 +64,36 @@ class OutputWriter:
     def finish(self) -> list[ResponseEvent]:
         """The events that end the last item."""
         if self._spaces and self._open is None:
-            return [*self._switch_to(OpenMessage(0)), *self._extend("".join(self._spaces)), *self._close()]
+            return [*self._switch_to(MESSAGE), *self._extend("".join(self._spaces)), *self._close()]
         return self._close()
 
     def _add_content(self, text: str) -> list[ResponseEvent]:
-        if isinstance(self._open, OpenMessage):
+        if self._open is not None and self._open.kind is MESSAGE:
             return self._extend(text)
         if text:
             self._spaces.append(text)
         if not text or text.isspace():
             return []
-        return [*self._switch_to(OpenMessage(self._next_index)), *self._extend("".join(self._spaces))]
+        return [*self._switch_to(MESSAGE), *self._extend("".join(self._spaces))]
 
     def _add_reasoning(self, part: Reasoning) -> list[ResponseEvent]:
-        if isinstance(self._open, OpenReasoning) or not part.text:
+        if (self._open is not None and self._open.kind is REASONING) or not part.text:
             return self._extend(part.text)
-        return [*self._switch_to(OpenReasoning(self._next_index)), *self._extend(part.text)]
+        return [*self._switch_to(REASONING), *self._extend(part.text)]
 
     def _add_call(self, part: ToolCallPart) -> list[ResponseEvent]:
         if part.name is None:
             return self._extend(part.arguments)
         tool = self._tools.called(part.name)
-        kind = OpenCustomCall if tool.is_custom else OpenFunctionCall
-        call = kind(self._next_index, str(part.id), tool)
-        return [*self._switch_to(call), *self._extend(part.arguments)]
+        called = {"call_id": part.id, "name": tool.name}
+        if tool.is_custom:
+            return [*self._switch_to(CUSTOM_CALL, called), *self._extend(part.arguments)]
+        return [*self._switch_to(CALL, called | {"namespace": tool.namespace}), *self._extend(part.arguments)]
 
-    @property
-    def _next_index(self) -> int:
-        return len(self.items) + (self._open is not None)
-
-    def _switch_to(self, item: "OpenItem") -> list[ResponseEvent]:
+    def _switch_to(self, kind: Kind, called: dict[str, Any] | None = None) -> list[ResponseEvent]:
         closing = self._close()
-        self._open = item
-        return closing + item.begin()
+        self._open = OpenItem(kind, len(self.items), called or {})
+        return closing + self._open.begin()
 
     def _extend(self, text: str) -> list[ResponseEvent]:
         self._spaces = []
@@ -112,162 +107,90 @@ class OutputWriter:
             return []
         events = self._open.end()
         self._open = None
-        self.items += [event.item for event in events if isinstance(event, ItemDone)]
+        self.items.append(events[-1]["item"])
         return events
 
 
-class OpenItem(ABC):
-    """Base of the kinds; `begin`, `extend` and `end` return events."""
+class OpenItem:
+    """An item whose text arrives; `begin`, `extend` and `end` return events."""
 
-    id_prefix: ClassVar[str]
-
-    def __init__(self, index: int) -> None:
-        """`index` is the position in the response's output."""
+    def __init__(self, kind: Kind, index: int, called: dict[str, Any]) -> None:
+        """`index` is the position in the response's output, `called` what a call has besides its text."""
+        self.kind = kind
         self._index = index
-        self._id = f"{self.id_prefix}_{uuid4().hex}"
+        self._id = f"{kind.id_prefix}_{uuid4().hex}"
+        self._called = called
+        self._input = CustomInputReader()
+        """The text for a custom tool, inside the arguments of the function that stands for it."""
         self._texts: list[str] = []
+        self._logprobs: list[ChatLogprob] = []
 
     def begin(self) -> list[ResponseEvent]:
-        return [ItemAdded(output_index=self._index, item=self.item("in_progress"))]
+        """The events before the first text."""
+        added = create_event("response.output_item.added", output_index=self._index, item=self._item("in_progress"))
+        if self.kind.part is None:
+            return [added]
+        return [added, self._event("response.content_part.added", part=self._part([]))]
 
-    @abstractmethod
     def extend(self, text: str, logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
         """Adds text, which is not empty."""
+        if self.kind is CUSTOM_CALL:
+            text = self._input.read(text)
+        return self._add(text, logprobs)
 
     def end(self) -> list[ResponseEvent]:
-        return [ItemDone(output_index=self._index, item=self.item("completed"))]
+        """The events after the last text; the last one has the whole item."""
+        events = []
+        if self.kind is CUSTOM_CALL:
+            rest, whole = self._input.finish()
+            events = self._add(rest, [])
+            self._texts = [whole]
+        fields: dict[str, Any] = {"name": self._called["name"]} if self.kind is CALL else {}
+        fields[self.kind.text] = self._text
+        if self.kind is MESSAGE:
+            fields["logprobs"] = []
+        events.append(self._event(f"{self.kind.event}.done", **fields))
+        if self.kind.part is not None:
+            events.append(self._event("response.content_part.done", part=self._part(self._logprobs or None)))
+        item = self._item("completed")
+        return [*events, create_event("response.output_item.done", output_index=self._index, item=item)]
 
-    @abstractmethod
-    def item(self, status: OutputStatus) -> OutputItem:
-        """The item so far."""
+    def _add(self, text: str, logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
+        if not text:
+            return []
+        self._texts.append(text)
+        self._logprobs += logprobs
+        shown = {"logprobs": [_shown_logprob(entry) for entry in logprobs]} if self.kind is MESSAGE else {}
+        return [self._event(f"{self.kind.event}.delta", delta=text, **shown)]
 
     @property
     def _text(self) -> str:
         return "".join(self._texts)
 
-    def _event(self, kind: type[InsideItemEvent], **fields: Any) -> ResponseEvent:
-        return kind(item_id=self._id, output_index=self._index, **fields)
+    def _item(self, status: str) -> OutputItem:
+        """The item so far."""
+        head: OutputItem = {"type": self.kind.type, "id": self._id}
+        if self.kind is not CUSTOM_CALL:
+            head["status"] = status
+        if self._called:
+            return {**head, **self._called, self.kind.text: self._text}
+        content = [self._part(self._logprobs or None)] if self._texts else None
+        if self.kind is REASONING:
+            return {**head, "summary": [], "content": content}
+        return {**head, "role": "assistant", "content": content or []}
+
+    def _part(self, logprobs: list[ChatLogprob] | None) -> dict[str, Any]:
+        part = {"type": self.kind.part, "text": self._text}
+        return part | {"annotations": [], "logprobs": logprobs} if self.kind is MESSAGE else part
+
+    def _event(self, type: str, **fields: Any) -> ResponseEvent:
+        """An event about something inside the item."""
+        place: dict[str, Any] = {"item_id": self._id, "output_index": self._index}
+        if self.kind.part is not None:
+            place["content_index"] = 0
+        return create_event(type, **place, **fields)
 
 
-class OpenMessage(OpenItem):
-    """Text for the user."""
-
-    id_prefix = "msg"
-
-    def __init__(self, index: int) -> None:
-        super().__init__(index)
-        self._logprobs: list[ChatLogprob] = []
-
-    def begin(self) -> list[ResponseEvent]:
-        part = OutputText(text="", logprobs=[])
-        return [*super().begin(), self._event(PartAdded, part=part)]
-
-    def extend(self, text: str, logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
-        self._texts.append(text)
-        self._logprobs += logprobs
-        shown = [_stream_logprob(entry) for entry in logprobs]
-        return [self._event(TextDelta, delta=text, logprobs=shown)]
-
-    def end(self) -> list[ResponseEvent]:
-        return [
-            self._event(TextDone, text=self._text),
-            self._event(PartDone, part=self._part),
-            *super().end(),
-        ]
-
-    def item(self, status: OutputStatus) -> MessageItem:
-        return MessageItem(id=self._id, status=status, content=[self._part] if self._texts else [])
-
-    @property
-    def _part(self) -> OutputText:
-        return OutputText(text=self._text, logprobs=self._logprobs or None)
-
-
-class OpenReasoning(OpenItem):
-    """Text of the reasoning."""
-
-    id_prefix = "rs"
-
-    def begin(self) -> list[ResponseEvent]:
-        part = ReasoningText(text="")
-        return [*super().begin(), self._event(PartAdded, part=part)]
-
-    def extend(self, text: str, logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
-        self._texts.append(text)
-        return [self._event(ReasoningDelta, delta=text)]
-
-    def end(self) -> list[ResponseEvent]:
-        part = ReasoningText(text=self._text)
-        return [
-            self._event(ReasoningDone, text=self._text),
-            self._event(PartDone, part=part),
-            *super().end(),
-        ]
-
-    def item(self, status: OutputStatus) -> ReasoningItem:
-        content = [ReasoningText(text=self._text)] if self._texts else None
-        return ReasoningItem(id=self._id, status=status, content=content)
-
-
-class OpenCall(OpenItem):
-    """Base of calls."""
-
-    def __init__(self, index: int, call_id: str, tool: CalledTool) -> None:
-        super().__init__(index)
-        self._call_id = call_id
-        self._tool = tool
-
-
-class OpenFunctionCall(OpenCall):
-    """The arguments of a call."""
-
-    id_prefix = "fc"
-
-    def extend(self, text: str, logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
-        self._texts.append(text)
-        return [self._event(ArgumentsDelta, delta=text)]
-
-    def end(self) -> list[ResponseEvent]:
-        name = self._tool.name
-        done = self._event(ArgumentsDone, name=name, arguments=self._text)
-        return [done, *super().end()]
-
-    def item(self, status: OutputStatus) -> FunctionCallItem:
-        return FunctionCallItem(
-            id=self._id,
-            status=status,
-            call_id=self._call_id,
-            name=self._tool.name,
-            namespace=self._tool.namespace,
-            arguments=self._text,
-        )
-
-
-class OpenCustomCall(OpenCall):
-    """The text for a custom tool, inside the arguments of the function that stands for it."""
-
-    id_prefix = "ctc"
-
-    def __init__(self, index: int, call_id: str, tool: CalledTool) -> None:
-        super().__init__(index, call_id, tool)
-        self._reader = CustomInputReader()
-
-    def extend(self, text: str, logprobs: list[ChatLogprob]) -> list[ResponseEvent]:
-        return self._show(self._reader.read(text))
-
-    def end(self) -> list[ResponseEvent]:
-        rest, whole = self._reader.finish()
-        self._texts = [whole]
-        done = self._event(CustomInputDone, input=whole)
-        return [*self._show(rest), done, *super().end()]
-
-    def item(self, status: OutputStatus) -> CustomToolCallItem:
-        return CustomToolCallItem(id=self._id, call_id=self._call_id, name=self._tool.name, input=self._text)
-
-    def _show(self, text: str) -> list[ResponseEvent]:
-        return [self._event(CustomInputDelta, delta=text)] if text else []
-
-
-def _stream_logprob(entry: ChatLogprob) -> StreamLogprob:
-    top = [StreamTopLogprob(candidate.token, candidate.logprob) for candidate in entry.top_logprobs]
-    return StreamLogprob(entry.token, entry.logprob, top)
+def _shown_logprob(entry: ChatLogprob) -> dict[str, Any]:
+    top = [{"token": candidate.token, "logprob": candidate.logprob} for candidate in entry.top_logprobs]
+    return {"token": entry.token, "logprob": entry.logprob, "top_logprobs": top}

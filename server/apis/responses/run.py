@@ -3,29 +3,11 @@
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any, Literal
 from uuid import uuid4
 
-import msgspec
-
-from server.apis.responses.events import (
-    ResponseCompleted,
-    ResponseCreated,
-    ResponseEvent,
-    ResponseFailed,
-    ResponseInProgress,
-)
-from server.apis.responses.output import OutputWriter
+from server.apis.responses.output import OutputItem, OutputWriter, ResponseEvent, create_event
 from server.apis.responses.request import ResponsesRequest
-from server.apis.responses.response import (
-    FailureDetails,
-    FunctionCallItem,
-    IncompleteDetails,
-    InputTokensDetails,
-    OutputTokensDetails,
-    Response,
-    ResponseStatus,
-    ResponseUsage,
-)
 from server.apis.responses.tools import ResponseTools
 from server.generation.chat_run import ChatRun
 from server.generation.logprobs import ChatLogprob, LogprobFormatter
@@ -33,6 +15,11 @@ from server.generation.output_parsing import ChoiceDelta
 from server.http_body.errors import describe_failure
 from server.operation.inference import Inference
 from server.operation.models import unix_time
+from server.types import SamplingParams
+
+Response = dict[str, Any]
+"""The body of a response, complete or not."""
+ResponseStatus = Literal["queued", "in_progress", "completed", "incomplete", "cancelled", "failed"]
 
 
 class ResponseRun:
@@ -42,7 +29,8 @@ class ResponseRun:
         self.request = request
         self.messages = chat.request.messages
         """The conversation that the response continues."""
-        self.response = _empty_response(request, chat, inference.models.response_name(chat.request.model))
+        (params,) = chat.generation.params
+        self.response = empty_response(request, params, inference.models.response_name(chat.request.model))
         """The response so far."""
         self.chat = chat
         """The request in the engine."""
@@ -73,27 +61,26 @@ class ResponseRun:
             EngineError: the engine failed.
         """
         self.set_status("in_progress")
-        for kind in (ResponseCreated, ResponseInProgress):
-            yield self._numbered(kind(response=self.response))
+        for kind in ("response.created", "response.in_progress"):
+            yield self._numbered(create_event(kind, response=self.response))
         async with aclosing(self._output()) as events:
             async for event in events:
                 yield self._numbered(event)
 
     def last_event(self) -> ResponseEvent:
-        """The event with the final response."""
-        kind = ResponseFailed if self.response.status == "failed" else ResponseCompleted
-        return self._numbered(kind(response=self.response))
+        """The event with the final response; as in vLLM `completed`, too, if its status is `incomplete`."""
+        kind = "response.failed" if self.response["status"] == "failed" else "response.completed"
+        return self._numbered(create_event(kind, response=self.response))
 
     def set_status(self, status: ResponseStatus) -> None:
         """Changes the response's status; `response` is a new object afterwards."""
-        self.response = msgspec.structs.replace(self.response, status=status)
+        self.response = self.response | {"status": status}
 
     def fail(self, error: Exception) -> None:
         """Ends the response with an error."""
-        details = FailureDetails("server_error", describe_failure(error).error.message)
-        self.response = msgspec.structs.replace(
-            self.response, status="failed", error=details, output=list(self._writer.items)
-        )
+        details = {"code": "server_error", "message": describe_failure(error).error.message}
+        head = {name: self.response[name] for name in ("id", "created_at")} | {"error": details}
+        self.response = head | self.response | {"status": "failed", "output": list(self._writer.items)}
 
     async def _output(self) -> AsyncGenerator[ResponseEvent, None]:
         finish_reason = None
@@ -115,71 +102,85 @@ class ResponseRun:
         output = self._writer.items
         if is_incomplete and not self.request.stream and output and _is_cut_off(output[-1]):
             output = output[:-1]
-        self.response = msgspec.structs.replace(
-            self.response,
-            status="incomplete" if is_incomplete else "completed",
-            incomplete_details=IncompleteDetails("max_output_tokens") if is_incomplete else None,
-            output=output,
-            usage=self._usage(),
-        )
+        self.response = self.response | {
+            "incomplete_details": {"reason": "max_output_tokens"} if is_incomplete else None,
+            "output": output,
+            "status": "incomplete" if is_incomplete else "completed",
+            "usage": self._usage(),
+        }
 
-    def _usage(self) -> ResponseUsage:
+    def _usage(self) -> dict[str, Any]:
+        """The tokens of the response; the lists are empty, because no tools run in the server."""
         total = self.chat.meter.total()
         details, prompt_details = total.completion_tokens_details, total.prompt_tokens_details
-        return ResponseUsage(
-            input_tokens=total.prompt_tokens,
-            input_tokens_details=InputTokensDetails(
-                cached_tokens=0 if prompt_details is None else prompt_details.cached_tokens
-            ),
-            output_tokens=total.completion_tokens,
-            output_tokens_details=OutputTokensDetails(
-                reasoning_tokens=0 if details is None else details.reasoning_tokens
-            ),
-            total_tokens=total.total_tokens,
-        )
+        return {
+            "input_tokens": total.prompt_tokens,
+            "input_tokens_details": {
+                "cached_tokens": 0 if prompt_details is None else prompt_details.cached_tokens,
+                "cache_write_tokens": 0,
+                "input_tokens_per_turn": [],
+                "cached_tokens_per_turn": [],
+            },
+            "output_tokens": total.completion_tokens,
+            "output_tokens_details": {
+                "reasoning_tokens": 0 if details is None else details.reasoning_tokens,
+                "tool_output_tokens": 0,
+                "output_tokens_per_turn": [],
+                "tool_output_tokens_per_turn": [],
+            },
+            "total_tokens": total.total_tokens,
+        }
 
     def _numbered(self, event: ResponseEvent) -> ResponseEvent:
-        event.sequence_number = self._num_events
+        event["sequence_number"] = self._num_events
         self._num_events += 1
         return event
 
 
-def _empty_response(request: ResponsesRequest, chat: ChatRun, model: str) -> Response:
+def empty_response(request: ResponsesRequest, params: SamplingParams, model: str) -> Response:
     """The response before the first token, with the sampling parameters that are in effect."""
-    (params,) = chat.generation.params
-    return Response(
-        id=f"resp_{uuid4().hex}",
-        created_at=unix_time(),
-        instructions=request.instructions,
-        metadata=request.metadata,
-        model=model,
-        parallel_tool_calls=request.parallel_tool_calls is not False,
-        temperature=params.temperature,
-        tool_choice=request.tool_choice if request.tools else "none",
-        tools=request.tools or [],
-        top_p=params.top_p,
-        background=bool(request.background),
-        max_output_tokens=params.max_tokens,
-        max_tool_calls=request.max_tool_calls,
-        previous_response_id=request.previous_response_id,
-        reasoning=request.reasoning,
-        service_tier=request.service_tier,
-        status="queued",
-        text=request.text,
-        top_logprobs=request.num_logprobs,
-        truncation=request.truncation or "disabled",
-        user=request.user,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-    )
+    return {
+        "id": f"resp_{uuid4().hex}",
+        "created_at": unix_time(),
+        "incomplete_details": None,
+        "instructions": request.instructions,
+        "metadata": request.metadata,
+        "model": model,
+        "object": "response",
+        "output": [],
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
+        "temperature": params.temperature,
+        "tool_choice": request.tool_choice if request.tools else "none",
+        "tools": request.tools or [],
+        "top_p": params.top_p,
+        "background": bool(request.background),
+        "max_output_tokens": params.max_tokens,
+        "max_tool_calls": request.max_tool_calls,
+        "previous_response_id": request.previous_response_id,
+        "prompt": None,
+        "reasoning": request.reasoning,
+        "service_tier": request.service_tier,
+        "status": "queued",
+        "text": request.text,
+        "top_logprobs": request.num_logprobs,
+        "truncation": request.truncation or "disabled",
+        "usage": None,
+        "user": request.user,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+        "kv_transfer_params": None,
+        "ec_transfer_params": None,
+        "input_messages": None,
+        "output_messages": None,
+    }
 
 
-def _is_cut_off(item: object) -> bool:
+def _is_cut_off(item: OutputItem) -> bool:
     """Whether an item is a call whose arguments are not complete."""
-    if not isinstance(item, FunctionCallItem):
+    if item["type"] != "function_call":
         return False
     try:
-        json.loads(item.arguments)
+        json.loads(item["arguments"])
     except (ValueError, RecursionError):
         return True
     return False

@@ -10,8 +10,7 @@ from server.apis.responses.archive import LARGE_BYTES, ResponseArchive, invalid_
 from server.apis.responses.background import BackgroundResponses
 from server.apis.responses.conversion import Message, build_conversation, own_field_names, to_chat_request
 from server.apis.responses.request import ResponsesRequest
-from server.apis.responses.response import Response
-from server.apis.responses.run import ResponseRun
+from server.apis.responses.run import Response, ResponseRun
 from server.apis.responses.tools import ResponseTools
 from server.generation.chat_request import ChatRequest
 from server.generation.chat_run import ChatRunner
@@ -98,7 +97,7 @@ class ResponsesServing:
         current = self._background.find(response_id)
         if current is None:
             await self._archive.find(response_id)
-        if current is None or current.response.status != "queued":
+        if current is None or current.response["status"] != "queued":
             raise invalid_response("Cannot cancel a synchronous response.", "response_id")
         await current.cancel()
         return msgspec.json.encode(current.response)

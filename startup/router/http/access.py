@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
-from server.apis.messages.response import is_anthropic
+from server.apis.messages.errors import is_anthropic
 from server.security.api_keys import KEY_NEEDED, ApiKeys
 from server.security.open_paths import find_open_paths
 from startup.router.http.answers import FailedRequestError

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from server.apis.messages.response import ANTHROPIC, failure_format
+from server.apis.messages.errors import ANTHROPIC, failure_format
 from server.http_body.errors import ErrorResponse, FailureFormat, error_response
 from server.http_body.response_parts import encode_event
 from startup.router.model_pool import ModelRefused

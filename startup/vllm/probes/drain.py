@@ -15,7 +15,7 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from envs import foreign
-from server.apis.messages.response import failure_format
+from server.apis.messages.errors import failure_format
 from server.errors import EngineError
 from server.http_body.errors import UnavailableInfo, UnavailableResponse
 from server.lifecycle import Lifecycle

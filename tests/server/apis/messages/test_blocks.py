@@ -2,15 +2,13 @@
 
 from typing import Any
 
-import msgspec
 import pytest
 
 from server.apis.messages.blocks import BlockStream, create_stop
-from server.apis.messages.response import StopDelta
 
 
-def builtins(*steps: list[Any]) -> list[dict[str, Any]]:
-    return [msgspec.to_builtins(event) for step in steps for event in step]
+def joined(*steps: list[Any]) -> list[dict[str, Any]]:
+    return [event for step in steps for event in step]
 
 
 def start(index: int, **block: Any) -> dict[str, Any]:
@@ -27,7 +25,7 @@ def stop(index: int) -> dict[str, Any]:
 
 def test_reasoning_text_and_two_calls_are_blocks_of_their_own() -> None:
     stream = BlockStream()
-    events = builtins(
+    events = joined(
         stream.add_thinking("Hm"),
         stream.add_thinking("m."),
         stream.add_text("I "),
@@ -65,7 +63,7 @@ def test_text_within_a_call_follows_the_call() -> None:
     stream = BlockStream()
     stream.add_call("a", "f")
     assert stream.add_text("and ") == []
-    events = builtins(stream.add_arguments("{}"), stream.add_text("text"), stream.close(), stream.close())
+    events = joined(stream.add_arguments("{}"), stream.add_text("text"), stream.close(), stream.close())
     assert events == [
         delta(0, type="input_json_delta", partial_json="{}"),
         stop(0),
@@ -87,6 +85,7 @@ def test_a_call_is_complete_with_an_object_of_arguments(arguments: str, is_compl
     stream = BlockStream()
     stream.add_call("a", "f")
     stream.add_arguments(arguments)
+    stream.close()
     assert stream.has_calls
     assert stream.is_call_complete is is_complete
 
@@ -94,18 +93,23 @@ def test_a_call_is_complete_with_an_object_of_arguments(arguments: str, is_compl
 @pytest.mark.parametrize(
     ("finish_reason", "stop_reason", "has_calls", "is_call_complete", "expected"),
     [
-        ("stop", None, False, False, StopDelta("end_turn")),
-        ("stop", 7, False, False, StopDelta("end_turn")),
-        ("stop", "###", False, False, StopDelta("stop_sequence", "###")),
-        ("stop", "###", True, False, StopDelta("stop_sequence", "###")),
-        ("stop", "###", True, True, StopDelta("tool_use")),
-        ("stop", None, True, False, StopDelta("tool_use")),
-        ("tool_calls", None, True, True, StopDelta("tool_use")),
-        ("length", "###", True, True, StopDelta("max_tokens")),
-        ("abort", None, False, False, StopDelta()),
+        ("stop", None, False, False, ("end_turn", None)),
+        ("stop", 7, False, False, ("end_turn", None)),
+        ("stop", "###", False, False, ("stop_sequence", "###")),
+        ("stop", "###", True, False, ("stop_sequence", "###")),
+        ("stop", "###", True, True, ("tool_use", None)),
+        ("stop", None, True, False, ("tool_use", None)),
+        ("tool_calls", None, True, True, ("tool_use", None)),
+        ("length", "###", True, True, ("max_tokens", None)),
+        ("abort", None, False, False, (None, None)),
     ],
 )
 def test_why_a_message_ends(
-    finish_reason: str, stop_reason: Any, has_calls: bool, is_call_complete: bool, expected: StopDelta
+    finish_reason: str,
+    stop_reason: Any,
+    has_calls: bool,
+    is_call_complete: bool,
+    expected: tuple[str | None, str | None],
 ) -> None:
-    assert create_stop(finish_reason, stop_reason, has_calls=has_calls, is_call_complete=is_call_complete) == expected
+    stop = create_stop(finish_reason, stop_reason, has_calls=has_calls, is_call_complete=is_call_complete)
+    assert (stop["stop_reason"], stop["stop_sequence"]) == expected

@@ -5,7 +5,6 @@ import pytest
 
 from server.apis.responses.conversion import build_conversation, continues_message, extend_conversation
 from server.apis.responses.request import InputItem
-from server.apis.responses.response import FunctionCallItem, MessageItem, OutputText, ReasoningItem, ReasoningText
 from server.errors import RequestError
 
 USER = {"role": "user", "content": "Hi"}
@@ -88,8 +87,8 @@ def test_a_result_needs_its_call():
 
 def test_the_history_has_the_output_but_no_instructions():
     output = [
-        ReasoningItem(id="r", status="completed", content=[ReasoningText(text="Hm")]),
-        MessageItem(id="m", status="completed", content=[OutputText(text="Hello")]),
+        THOUGHT,
+        {"type": "message", "id": "m", "role": "assistant", "content": [{"type": "output_text", "text": "Hello"}]},
     ]
     history = extend_conversation(build(USER, instructions="Be brief."), output)
     assert history == [USER, {"role": "assistant", "content": "Hello"}]
@@ -97,10 +96,7 @@ def test_the_history_has_the_output_but_no_instructions():
 
 
 def test_reasoning_before_a_call_is_part_of_the_history():
-    output = [
-        ReasoningItem(id="r", status="completed", content=[ReasoningText(text="Hm")]),
-        FunctionCallItem(id="f", status="completed", call_id="1", name="f", arguments="{}"),
-    ]
+    output = [THOUGHT, call("1") | {"namespace": None}]
     assert extend_conversation([], output) == [{"role": "assistant", "reasoning": "Hm", "tool_calls": [chat_call("1")]}]
 
 
