@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
-from server.apis.pooling.embedding import EmbeddingRequest
-from server.apis.pooling.pooling import ClassificationRequest, PoolingRequest
+from server.apis.pooling.endpoints import ClassificationRequest, EmbeddingRequest, PoolingRequest
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
 from server.apis.responses.request import ResponsesRequest
 from server.apis.tokenization import DetokenizeRequest, TokenizeRequest

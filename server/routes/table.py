@@ -1,5 +1,7 @@
 """The table of routes, and the objects that answer them."""
 
+from functools import partial
+
 from starlette.routing import Route
 
 from server.apis.messages.errors import ANTHROPIC
@@ -7,9 +9,16 @@ from server.apis.messages.request import CountTokensRequest, MessagesRequest
 from server.apis.messages.serving import MessagesServing
 from server.apis.openai.chat import ChatServing
 from server.apis.openai.completions import CompletionServing
-from server.apis.pooling.embedding import EmbeddingRequest, EmbeddingServing
-from server.apis.pooling.pooling import ClassificationRequest, ClassificationServing, PoolingRequest, PoolingServing
-from server.apis.pooling.scoring import RerankRequest, RerankServing, ScoreRequest, ScoreServing
+from server.apis.pooling.endpoints import (
+    CLASSIFICATION,
+    EMBEDDINGS,
+    POOLING,
+    ClassificationRequest,
+    EmbeddingRequest,
+    PoolingRequest,
+)
+from server.apis.pooling.scoring import RERANK, SCORE, RerankRequest, ScoreRequest
+from server.apis.pooling.serving import PoolingServing
 from server.apis.responses.archive import ResponseArchive
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.serving import ResponsesServing
@@ -99,13 +108,13 @@ def _text_routes(parts: AppParts, post: _PostRoutes) -> list[Route]:
 
 
 def _pooling_routes(parts: AppParts, post: _PostRoutes) -> list[Route]:
-    score, rerank = ScoreServing(parts).create, RerankServing(parts).create
+    create = PoolingServing(parts).create
     return [
-        post("/v1/embeddings", EmbeddingRequest, EmbeddingServing(parts).create),
-        post("/pooling", PoolingRequest, PoolingServing(parts).create),
-        post("/classify", ClassificationRequest, ClassificationServing(parts).create),
-        *(post(path, ScoreRequest, score) for path in ("/score", "/v1/score")),
-        *(post(path, RerankRequest, rerank) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
+        post("/v1/embeddings", EmbeddingRequest, partial(create, EMBEDDINGS)),
+        post("/pooling", PoolingRequest, partial(create, POOLING)),
+        post("/classify", ClassificationRequest, partial(create, CLASSIFICATION)),
+        *(post(path, ScoreRequest, partial(create, SCORE)) for path in ("/score", "/v1/score")),
+        *(post(path, RerankRequest, partial(create, RERANK)) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
     ]
 
 

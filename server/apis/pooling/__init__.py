@@ -1,1 +1,1 @@
-"""/v1/embeddings, /pooling, /classify, /score, /rerank. Begin with `base.py`."""
+"""/v1/embeddings, /pooling, /classify, /score, /rerank. Begin with `serving.py`."""

@@ -32,6 +32,8 @@ class PromptReader:
                 "truncate_prompt_tokens value is greater than max_model_len. Please request a smaller truncation size.",
                 param="truncate_prompt_tokens",
             )
+        self.has_template = renderer.config.chat_template is not None
+        """Whether the operator has given a chat template."""
         self._renderer = renderer
         self._tokenizer = renderer.tokenizer
         self._max_tokens = most

@@ -1,9 +1,8 @@
 """What the bodies of all pooling endpoints share, with vLLM's names and defaults."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta
 
 from server.errors import RequestError
@@ -20,9 +19,6 @@ from server.http_body.fields import (
     check_unsupported,
     count_conversations,
 )
-from server.http_body.response_parts import Usage
-
-D = TypeVar("D")
 
 EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]
 Message = dict[str, Any]
@@ -127,17 +123,6 @@ class VectorFields(InputFields, kw_only=True):
                 "base64.",
                 param="encoding_format",
             )
-
-
-class ListResponse(msgspec.Struct, Generic[D], kw_only=True):
-    """Base of responses with one member per input, in the order of the inputs."""
-
-    id: str
-    object: Literal["list"] = "list"
-    created: int
-    model: str
-    data: list[D]
-    usage: Usage
 
 
 def _check_alike(given: Any, name: str) -> None:

@@ -1,18 +1,17 @@
 """Answers /score and /rerank: the relevance of texts to a query, by three kinds of model.
 
-A cross-encoder reads both texts at once. A bi-encoder makes one vector per text. Late interaction makes one
-vector per token. The engine, which keeps the query's vectors, compares them, or else this module does.
+A cross-encoder reads both texts at once. A bi-encoder makes one vector per text, late interaction one per
+token; this module compares them.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Final
 
-import msgspec
 from msgspec import Meta
 
-from server.apis.pooling.base import PoolingServeContext, PoolingServingBase
 from server.apis.pooling.prompts import PromptReader
-from server.apis.pooling.request import ListResponse, PoolingFields
+from server.apis.pooling.request import PoolingFields
+from server.apis.pooling.serving import Endpoint, Pooled
 from server.apis.pooling.vectors import cosine, max_similarity, values_of
 from server.errors import RequestError
 from server.http_body.fields import Counted, Hint
@@ -120,49 +119,6 @@ class RerankRequest(ScoringFields, kw_only=True):
         return ("query", "documents")
 
 
-class ScoreData(msgspec.Struct, kw_only=True):
-    """One pair's score."""
-
-    index: int
-    object: Literal["score"] = "score"
-    score: float
-
-
-class ScoreResponse(ListResponse[ScoreData], kw_only=True):
-    """The response."""
-
-
-class RerankDocument(msgspec.Struct, kw_only=True):
-    """A document from the request."""
-
-    text: str | None = None
-    multi_modal: None = None
-
-
-class RerankResult(msgspec.Struct, kw_only=True):
-    """One document's index and score."""
-
-    index: int
-    document: RerankDocument
-    relevance_score: float
-
-
-class RerankUsage(msgspec.Struct, kw_only=True):
-    """Token counts."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class RerankResponse(msgspec.Struct, kw_only=True):
-    """The response, with the most relevant document first."""
-
-    id: str
-    model: str
-    usage: RerankUsage
-    results: list[RerankResult]
-
-
 def _texts(given: ScoreInputs, name: str) -> list[str]:
     members = given if isinstance(given, list) else [given]
     for member in members:
@@ -181,86 +137,71 @@ def _check_lengths(first: list[str], second: list[str], names: tuple[str, str]) 
         )
 
 
-S = TypeVar("S", bound=ScoreRequest | RerankRequest)
+def _fits(info: PoolingInfo) -> bool:
+    """Whether the model scores pairs: the class of a classifier is a score only if it has no other."""
+    return info.task in ("embed", "token_embed") or (info.task == "classify" and info.num_labels == 1)
 
 
-class ScoringServingBase(PoolingServingBase[S]):
-    """The base of both endpoints that score pairs."""
-
-    request_id_prefix: ClassVar[str] = "score"
-
-    def _is_supported(self, info: PoolingInfo) -> bool:
-        """Whether the model scores pairs: the class of a classifier is a score only if it has no other."""
-        return info.task in ("embed", "token_embed") or (info.task == "classify" and info.num_labels == 1)
-
-    def _pooling_params(self, request: S, info: PoolingInfo) -> PoolingParams:
-        return PoolingParams(task=info.task, use_activation=request.use_activation)
-
-    def _read_prompts(self, ctx: PoolingServeContext[S], reader: PromptReader) -> None:
-        request = ctx.request
-        names = request.names
-        first = [
-            reader.cut_text(text, request.max_tokens_per_query, param="max_tokens_per_query") for text in request.first
-        ]
-        second = [
-            reader.cut_text(text, request.max_tokens_per_doc, param="max_tokens_per_doc") for text in request.second
-        ]
-        if ctx.pooling_params.task == "classify":
-            firsts = first * len(second) if len(first) == 1 else first
-            pairs = zip(firsts, second, strict=True)
-            ctx.prompts = [self._read_pair(reader, ctx, one, other) for one, other in pairs]
-            return
-        ctx.num_queries = len(first)
-        ctx.prompts = [reader.read(text, param=names[0]) for text in first]
-        ctx.prompts += [reader.read(text, param=names[1]) for text in second]
-
-    def _read_pair(self, reader: PromptReader, ctx: PoolingServeContext[S], first: str, second: str) -> Encoded:
-        """Uses the operator's chat template only: the model's own is often meant for something else."""
-        param = ctx.request.names[1]
-        if self._renderer.config.chat_template is not None:
-            return reader.read_by_template(first, second, ctx.request.template_kwargs)
-        if not ctx.info.uses_sep_token:
-            return reader.read(first + second, param=param)
-        return reader.read_pair(first, second, param=param)
-
-    def _scores(self, ctx: PoolingServeContext[S]) -> list[float]:
-        """One score per pair."""
-        task, outputs = ctx.pooling_params.task, ctx.outputs
-        if task == "classify":
-            return [float(values_of(output)[0]) for output in outputs]
-        queries, documents = outputs[: ctx.num_queries], outputs[ctx.num_queries :]
-        compare = cosine if task == "embed" else max_similarity
-        pairs = zip(queries * len(documents) if len(queries) == 1 else queries, documents, strict=True)
-        return [compare(query, document) for query, document in pairs]
+def _params(request: ScoringFields, info: PoolingInfo) -> PoolingParams:
+    return PoolingParams(task=info.task, use_activation=request.use_activation)
 
 
-class ScoreServing(ScoringServingBase[ScoreRequest]):
-    """Answers /score."""
+def _read(request: ScoringFields, reader: PromptReader, info: PoolingInfo) -> list[Encoded]:
+    """Pairs for a cross-encoder, otherwise the first texts and then the second ones."""
+    first, second = (
+        [reader.cut_text(text, getattr(request, limit), param=limit) for text in texts]
+        for texts, limit in ((request.first, "max_tokens_per_query"), (request.second, "max_tokens_per_doc"))
+    )
+    if info.task == "classify":
+        firsts = first * len(second) if len(first) == 1 else first
+        return [_read_pair(request, reader, info, *pair) for pair in zip(firsts, second, strict=True)]
+    named = zip(request.names, (first, second), strict=True)
+    return [reader.read(text, param=name) for name, texts in named for text in texts]
 
-    api_name = "Score"
 
-    def _build_response(self, ctx: PoolingServeContext[ScoreRequest]) -> bytes:
-        return ctx.encode(ScoreResponse, [ScoreData(index=i, score=score) for i, score in enumerate(self._scores(ctx))])
+def _read_pair(request: ScoringFields, reader: PromptReader, info: PoolingInfo, first: str, second: str) -> Encoded:
+    """Uses the operator's chat template only: the model's own is often meant for something else."""
+    param = request.names[1]
+    if reader.has_template:
+        return reader.read_by_template(first, second, request.template_kwargs)
+    if not info.uses_sep_token:
+        return reader.read(first + second, param=param)
+    return reader.read_pair(first, second, param=param)
 
 
-class RerankServing(ScoringServingBase[RerankRequest]):
-    """Answers /rerank."""
+def _scores(pooled: Pooled[Any]) -> list[float]:
+    """One score per pair."""
+    task, outputs = pooled.info.task, pooled.outputs
+    if task == "classify":
+        return [float(values_of(output)[0]) for output in outputs]
+    num_queries = len(pooled.request.first)
+    queries, documents = outputs[:num_queries], outputs[num_queries:]
+    compare = cosine if task == "embed" else max_similarity
+    pairs = zip(queries * len(documents) if len(queries) == 1 else queries, documents, strict=True)
+    return [compare(query, document) for query, document in pairs]
 
-    api_name = "Rerank (Score)"
 
-    def _build_response(self, ctx: PoolingServeContext[RerankRequest]) -> bytes:
-        scored = zip(self._scores(ctx), ctx.request.second, strict=True)
-        results = [
-            RerankResult(index=index, document=RerankDocument(text=text), relevance_score=score)
-            for index, (score, text) in enumerate(scored)
-        ]
-        results.sort(key=lambda result: result.relevance_score, reverse=True)
-        usage = ctx.usage
-        return msgspec.json.encode(
-            RerankResponse(
-                id=ctx.request_id,
-                model=ctx.model_name,
-                usage=RerankUsage(prompt_tokens=usage.prompt_tokens, total_tokens=usage.total_tokens),
-                results=results[: ctx.request.top_n or None],
-            )
-        )
+def _scored(pooled: Pooled[ScoreRequest]) -> dict[str, Any]:
+    scores = enumerate(_scores(pooled))
+    return pooled.list_of([{"index": index, "object": "score", "score": score} for index, score in scores])
+
+
+def _ranked(pooled: Pooled[RerankRequest]) -> dict[str, Any]:
+    """The documents, the most relevant one first."""
+    results: list[dict[str, Any]] = [
+        {"index": index, "document": {"text": text, "multi_modal": None}, "relevance_score": score}
+        for index, (score, text) in enumerate(zip(_scores(pooled), pooled.request.second, strict=True))
+    ]
+    results.sort(key=lambda result: result["relevance_score"], reverse=True)
+    return {
+        "id": pooled.id,
+        "model": pooled.model_name,
+        "usage": {"prompt_tokens": pooled.num_tokens, "total_tokens": pooled.num_tokens},
+        "results": results[: pooled.request.top_n or None],
+    }
+
+
+SCORE: Final = Endpoint(api_name="Score", id_prefix="score", fits=_fits, params=_params, read=_read, body=_scored)
+RERANK: Final = Endpoint(
+    api_name="Rerank (Score)", id_prefix="score", fits=_fits, params=_params, read=_read, body=_ranked
+)

@@ -15,8 +15,7 @@ from server.apis.messages.request import (
     ToolChoice,
     ToolDefinition,
 )
-from server.apis.pooling.embedding import EmbeddingRequest
-from server.apis.pooling.pooling import ClassificationRequest, PoolingRequest
+from server.apis.pooling.endpoints import ClassificationRequest, EmbeddingRequest, PoolingRequest
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
 from server.apis.responses.request import ResponsesRequest
 from server.apis.tokenization import DetokenizeRequest, TokenizeRequest

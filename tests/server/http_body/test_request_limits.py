@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
-from server.apis.pooling.embedding import EmbeddingRequest
+from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.scoring import RerankRequest
 from server.apis.tokenization import TokenizeRequest
 from server.errors import RequestError

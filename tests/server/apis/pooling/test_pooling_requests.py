@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.apis.pooling.embedding import EmbeddingRequest
+from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
 from server.errors import RequestError
 from server.http_body.decoding import RequestDecoder

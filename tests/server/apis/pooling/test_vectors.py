@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from server.apis.pooling.embedding import EmbeddingRequest
+from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.vectors import to_json
 from server.types import EngineOutput, TensorData
 

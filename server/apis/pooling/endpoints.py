@@ -1,0 +1,142 @@
+"""/v1/embeddings, /pooling and /classify: their requests, and what they make of the model's output."""
+
+from typing import Any, Final
+
+from server.apis.pooling.prompts import PromptReader
+from server.apis.pooling.request import Dimensions, InputFields, VectorFields
+from server.apis.pooling.serving import Endpoint, Pooled
+from server.apis.pooling.vectors import to_json, values_of
+from server.errors import RequestError
+from server.renderers.prompts import ChatOptions
+from server.renderers.tokenizers.tokenizer import Encoded
+from server.types import PoolingInfo, PoolingParams
+
+_REMOVED: Final = {
+    "score": "`score` task was removed; use `classify` instead.",
+    "encode": "`encode` task was removed; use `token_embed` or `token_classify` instead.",
+}
+
+
+class EmbeddingRequest(VectorFields, kw_only=True):
+    """Texts, token ids or conversations to embed."""
+
+    dimensions: Dimensions | None = None
+    """Truncate embeddings to this length; only for models that were trained for it."""
+    use_activation: bool | None = None
+    """Whether to normalize embeddings to length one; null is the model's default."""
+
+
+class PoolingRequest(VectorFields, kw_only=True):
+    """Prompts to pool as `task` specifies."""
+
+    task: str | None = None
+    dimensions: int | None = None
+    use_activation: bool | None = None
+
+
+class ClassificationRequest(InputFields, kw_only=True):
+    """Texts, token ids or conversations to classify."""
+
+    use_activation: bool | None = None
+    """Whether to return probabilities; false returns logits."""
+
+
+def _embedding_params(request: EmbeddingRequest, info: PoolingInfo) -> PoolingParams:
+    """Raises RequestError if the model's embeddings cannot be cut to the length."""
+    dimensions, problem = request.dimensions, None
+    if dimensions is None:
+        pass
+    elif not info.is_matryoshka:
+        problem = f"does not support Matryoshka embeddings; dimensions must be unset (received dimensions={dimensions})"
+    elif not 1 <= dimensions <= info.embedding_size:
+        problem = f"only supports dimensions in range [1, {info.embedding_size}], got {dimensions}"
+    elif info.matryoshka_dimensions and dimensions not in info.matryoshka_dimensions:
+        problem = f"only supports Matryoshka dimensions {list(info.matryoshka_dimensions)}, got {dimensions}"
+    if problem is not None:
+        raise RequestError(f"This model {problem}.", param="dimensions")
+    return PoolingParams(task="embed", use_activation=request.use_activation, dimensions=dimensions)
+
+
+def _embeddings(pooled: Pooled[EmbeddingRequest]) -> dict[str, Any]:
+    return pooled.list_of(
+        [
+            {"index": index, "object": "embedding", "embedding": to_json(output, pooled.request)}
+            for index, output in enumerate(pooled.outputs)
+        ]
+    )
+
+
+def _pooling_params(request: PoolingRequest, info: PoolingInfo) -> PoolingParams:
+    if request.dimensions is not None:
+        raise RequestError("dimensions is currently not supported", param="dimensions")
+    if request.task in _REMOVED:
+        raise RequestError(_REMOVED[request.task], param="task")
+    if request.task not in (None, info.task):
+        raise RequestError(_why_not(request.task, info), param="task")
+    return PoolingParams(task=info.task, use_activation=request.use_activation)
+
+
+def _why_not(task: str | None, info: PoolingInfo) -> str:
+    """Why a task is not the one that the model was started for."""
+    if task == "plugin":
+        return "No IOProcessor plugin installed. This engine has none; use `--engine vllm`."
+    if task in info.supported_tasks:
+        return f"Try switching the model's pooling_task via --pooler-config.task {task}."
+    return f"Unsupported task: {task!r} Supported tasks: {', '.join(info.supported_tasks)}"
+
+
+def _pooled_data(pooled: Pooled[PoolingRequest]) -> dict[str, Any]:
+    return pooled.list_of(
+        [
+            {"index": index, "object": "pooling", "data": to_json(output, pooled.request)}
+            for index, output in enumerate(pooled.outputs)
+        ]
+    )
+
+
+def _classes(pooled: Pooled[ClassificationRequest]) -> dict[str, Any]:
+    """The most likely class of each input, and the probability of each class."""
+    data = []
+    for index, values in enumerate(map(values_of, pooled.outputs)):
+        label = pooled.info.id2label.get(int(values.argmax()))
+        data.append({"index": index, "label": label, "probs": values.tolist(), "num_classes": len(values)})
+    return pooled.list_of(data)
+
+
+def _read_inputs(request: InputFields, reader: PromptReader, info: PoolingInfo) -> list[Encoded]:
+    if not request.conversations:
+        return [reader.read(prompt) for prompt in request.prompts]
+    options = ChatOptions(
+        add_generation_prompt=request.add_generation_prompt,
+        continue_final_message=request.continue_final_message,
+        chat_template=request.chat_template,
+        chat_template_kwargs=request.chat_template_kwargs or {},
+    )
+    return [reader.read_conversation(messages, options) for messages in request.conversations]
+
+
+EMBEDDINGS: Final = Endpoint(
+    api_name="Embeddings",
+    id_prefix="embd",
+    fits=lambda info: info.task == "embed",
+    params=_embedding_params,
+    read=_read_inputs,
+    body=_embeddings,
+    may_chunk=True,
+)
+POOLING: Final = Endpoint(
+    api_name="Pooling",
+    id_prefix="pooling",
+    fits=lambda info: True,
+    params=_pooling_params,
+    read=_read_inputs,
+    body=_pooled_data,
+)
+CLASSIFICATION: Final = Endpoint(
+    api_name="Classification",
+    id_prefix="classify",
+    fits=lambda info: info.task == "classify",
+    params=lambda request, info: PoolingParams(task="classify", use_activation=request.use_activation),
+    read=_read_inputs,
+    body=_classes,
+)

@@ -1,0 +1,181 @@
+"""Answers all pooling endpoints: the order of the steps, and the thread in which each runs."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Generic, TypeVar
+from uuid import uuid4
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+
+from server.apis.pooling.prompts import PromptReader
+from server.apis.pooling.request import PoolingFields
+from server.apis.pooling.vectors import values_of
+from server.errors import EngineError, UnsupportedApiError
+from server.generation.sequences import SequenceRecorder
+from server.http_body.response_parts import Usage
+from server.operation.concurrently import run_concurrently
+from server.operation.inference import Inference
+from server.operation.models import unix_time
+from server.operation.request_context import RequestContext
+from server.renderers.tokenizers.tokenizer import Encoded
+from server.request_ids import set_request_id
+from server.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams, TensorData
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=PoolingFields)
+
+_NORM_TOLERANCE = 1e-2
+"""bfloat16 rounds the length of a normalized embedding by less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled(Generic[T]):
+    """A request and its result."""
+
+    id: str
+    model_name: str
+    request: T
+    info: PoolingInfo
+    num_tokens: int
+    """Those of all prompts."""
+    outputs: list[EngineOutput]
+    """One per prompt."""
+
+    def list_of(self, data: list[dict[str, Any]]) -> dict[str, Any]:
+        """The response with one member per input, in the order of the inputs."""
+        return {
+            "id": self.id,
+            "object": "list",
+            "created": unix_time(),
+            "model": self.model_name,
+            "data": data,
+            "usage": Usage.of(self.num_tokens),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint(Generic[T]):
+    """What differs between the endpoints; `params` and `read` raise RequestError."""
+
+    api_name: str
+    id_prefix: str
+    fits: Callable[[PoolingInfo], bool]
+    """Whether it supports a model."""
+    params: Callable[[T, PoolingInfo], PoolingParams]
+    """The pooling parameters of all prompts."""
+    read: Callable[[T, PromptReader, PoolingInfo], list[Encoded]]
+    """Tokenizes the prompts; runs in the renderer pool."""
+    body: Callable[[Pooled[T]], dict[str, Any]]
+    """The response; runs in the renderer pool."""
+    may_chunk: bool = False
+    """Whether `enable_chunked_processing` has an effect."""
+
+
+class PoolingServing:
+    """One per server; `create` runs on the event loop."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._config = inference.config
+        self._models = inference.models
+        self._renderer = inference.renderer
+        self._engine = inference.engine
+        self._metrics = inference.metrics
+
+    async def create(self, endpoint: Endpoint[T], request: T, context: RequestContext) -> bytes:
+        """The whole response, encoded.
+
+        Raises:
+            RequestError: the request is invalid, or does not fit the model.
+            EngineError: the engine failed.
+        """
+        self._models.check(request.model)
+        info = self._engine.info.pooling
+        if info is None or not endpoint.fits(info):
+            raise UnsupportedApiError(endpoint.api_name)
+        request_id = f"{endpoint.id_prefix}-{context.header_id or request.request_id or uuid4().hex}"
+        set_request_id(request_id)
+        if context.trace is not None:
+            context.trace.request_id = request_id
+        params = endpoint.params(request, info)
+        with context.times.rendering():
+            prompts = await self._renderer.run_in_pool(self._read, endpoint, request, info)
+        num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        context.lease.queue_tokens(num_tokens)
+        most_tokens = self._engine.info.max_model_len if endpoint.may_chunk and info.chunks_prompts else sys.maxsize
+        parts = [_split(prompt, most_tokens) for prompt in prompts]
+        outputs = await self._pool(request_id, [part for members in parts for part in members], params, context)
+
+        def encode() -> bytes:
+            found = iter(outputs)
+            pooled = Pooled(
+                id=request_id,
+                model_name=self._models.default_name,
+                request=request,
+                info=info,
+                num_tokens=num_tokens,
+                outputs=[_join(list(islice(found, len(members))), members) for members in parts],
+            )
+            return msgspec.json.encode(endpoint.body(pooled))
+
+        return await self._renderer.run_in_pool(encode)
+
+    def _read(self, endpoint: Endpoint[T], request: T, info: PoolingInfo) -> list[Encoded]:
+        most = None
+        if endpoint.may_chunk:
+            most = info.max_embed_len or (sys.maxsize if info.chunks_prompts else None)
+        reader = PromptReader(self._renderer, request, self._engine.info, max_input_len=most)
+        return endpoint.read(request, reader, info)
+
+    async def _pool(
+        self, request_id: str, prompts: Sequence[Encoded], params: PoolingParams, context: RequestContext
+    ) -> list[EngineOutput]:
+        """Runs prompts concurrently; the first failure, or a client that disconnects, aborts them all."""
+        if self._config.logging.enable_log_requests:
+            for prompt in prompts:
+                logger.info("request %s: %d prompt tokens, %s", request_id, len(prompt.token_ids), params)
+        unique = f"{request_id}-{uuid4().hex[:8]}"  # clients may choose their ids
+        return await run_concurrently(
+            self._pool_one(f"{unique}-{index}", prompt, params, context) for index, prompt in enumerate(prompts)
+        )
+
+    async def _pool_one(
+        self, engine_id: str, prompt: Encoded, params: PoolingParams, context: RequestContext
+    ) -> EngineOutput:
+        recorder = SequenceRecorder(self._metrics.engine, context, len(prompt.token_ids), max_tokens=None)
+        reason: FinishReason = "abort"
+        try:
+            output = await self._engine.pool(engine_id, prompt.token_ids, params, token_type_ids=prompt.token_type_ids)
+            recorder.record(output)
+            reason = "stop"
+            return output
+        except EngineError:
+            reason = "error"
+            raise
+        finally:
+            recorder.finish(reason)
+
+
+def _split(prompt: Encoded, most_tokens: int) -> list[Encoded]:
+    """The prompt in parts of at most so many tokens."""
+    if len(prompt.token_ids) <= most_tokens:
+        return [prompt]
+    starts = range(0, len(prompt.token_ids), most_tokens)
+    return [Encoded(prompt.token_ids[start : start + most_tokens]) for start in starts]
+
+
+def _join(outputs: Sequence[EngineOutput], parts: Sequence[Encoded]) -> EngineOutput:
+    """The average of the parts' embeddings by their number of tokens; normalized if all parts are."""
+    if len(outputs) == 1:
+        return outputs[0]
+    vectors = np.stack([values_of(output) for output in outputs])
+    average = np.average(vectors, axis=0, weights=[len(part.token_ids) for part in parts])
+    if np.allclose(np.linalg.norm(vectors, axis=1), 1, rtol=_NORM_TOLERANCE):
+        average /= max(float(np.linalg.norm(average)), 1e-12)
+    data = np.ascontiguousarray(average, np.float32)
+    return replace(outputs[0], data=TensorData("float32", data.shape, memoryview(data.tobytes())))
