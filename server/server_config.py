@@ -70,11 +70,6 @@ class GenerationConfig:
     exclude_tools_when_tool_choice_none: bool = setting(
         False, "--exclude-tools-when-tool-choice-none", 'Leave tools out of the prompt when `tool_choice` is "none".'
     )
-    reject_unknown_fields: bool = setting(
-        False,
-        "--reject-unknown-fields",
-        "Answer 400 to a request with a field that is unknown or without effect, instead of logging it once.",
-    )
     enable_responses_store: bool = from_variable(env.VLLM_ENABLE_RESPONSES_API_STORE)
     responses_store_file: str | None = setting(
         None,

@@ -27,7 +27,7 @@ MAX_TOKENS = 1 << 20
 """Limit of /detokenize, larger than any model's context."""
 
 
-class TokenizeRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
+class TokenizeRequest(RequestBody, kw_only=True):
     """A text or a conversation; the fields below `messages` apply to conversations only."""
 
     model: str | None = None
@@ -54,7 +54,7 @@ class TokenizeRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
         yield Counted("max_tools", "tools", len(self.tools or ()))
 
 
-class DetokenizeRequest(RequestBody, kw_only=True, forbid_unknown_fields=True):
+class DetokenizeRequest(RequestBody, kw_only=True):
     """Token ids to turn back into text."""
 
     model: str | None = None

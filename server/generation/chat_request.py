@@ -9,9 +9,8 @@ from msgspec import UNSET, Meta, UnsetType
 from server.errors import RequestError
 from server.generation.request import GenerationRequest
 from server.http_body.fields import (
-    INEFFECTIVE,
     Counted,
-    Hint,
+    Ignored,
     Messages,
     NumLogprobs,
     TokenCount,
@@ -20,7 +19,7 @@ from server.http_body.fields import (
 )
 
 
-class FunctionDefinition(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class FunctionDefinition(msgspec.Struct, kw_only=True):
     """A function that the model may call."""
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]
@@ -31,7 +30,7 @@ class FunctionDefinition(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     """For templates that show a tool only once it is referred to."""
 
 
-class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Tool(msgspec.Struct, kw_only=True):
     """One member of `tools`."""
 
     type: Literal["function"] = "function"
@@ -43,13 +42,13 @@ class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             self.function.defer_loading = self.defer_loading
 
 
-class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
+class NamedFunction(msgspec.Struct):
     """The name in a named tool choice."""
 
     name: str
 
 
-class NamedToolChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NamedToolChoice(msgspec.Struct, kw_only=True):
     """A `tool_choice` that requires one function."""
 
     type: Literal["function"] = "function"
@@ -86,13 +85,10 @@ class ChatRequest(GenerationRequest, kw_only=True):
     return_prompt_text: bool | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
 
-    modalities: Hint = None
-    audio: Annotated[Any, INEFFECTIVE] = None
-    functions: Annotated[Any, INEFFECTIVE] = None
-    function_call: Annotated[Any, INEFFECTIVE] = "none"
-    prediction: Annotated[Any, INEFFECTIVE] = None
-    verbosity: Annotated[Any, INEFFECTIVE] = "medium"
-    web_search_options: Annotated[Any, INEFFECTIVE] = None
+    audio: Ignored = None
+    functions: Ignored = None
+    function_call: Ignored = "none"
+    web_search_options: Ignored = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,18 +8,16 @@ from msgspec import Meta
 
 from server.errors import RequestError
 from server.http_body.fields import (
-    INEFFECTIVE,
     INT32_MAX,
     BadWords,
     CacheSalt,
     Counted,
-    Hint,
+    Ignored,
     LogitBias,
     MinP,
     NumChoices,
     NumLogprobs,
     Penalty,
-    Priority,
     RepetitionPenalty,
     RequestBody,
     RequestId,
@@ -36,15 +34,14 @@ from server.http_body.fields import (
 )
 
 
-class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class StreamOptions(msgspec.Struct, kw_only=True):
     """What a stream reports in addition to the text."""
 
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
-    include_obfuscation: Hint = None
 
 
-class JsonSchemaFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class JsonSchemaFormat(msgspec.Struct, kw_only=True):
     """`response_format.json_schema`."""
 
     name: str
@@ -53,7 +50,7 @@ class JsonSchemaFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     strict: bool | None = None
 
 
-class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ResponseFormat(msgspec.Struct, kw_only=True):
     """OpenAI's field for guided decoding."""
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
@@ -70,7 +67,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             )
 
 
-class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class StructuredOutputs(msgspec.Struct, kw_only=True):
     """vLLM's field for guided decoding."""
 
     json: str | dict[str, Any] | None = None
@@ -80,19 +77,10 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     json_object: bool | None = None
     disable_any_whitespace: bool = False
     whitespace_pattern: str | None = None
-    disable_additional_properties: Hint = False
     structural_tag: str | None = None
 
 
-class RepetitionDetection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """When repeated tokens end the output."""
-
-    max_pattern_size: TokenCount = 0
-    min_pattern_size: TokenCount = 0
-    min_count: TokenCount = 0
-
-
-class SamplingFields(RequestBody, kw_only=True, forbid_unknown_fields=True):
+class SamplingFields(RequestBody, kw_only=True):
     """Fields with the same meaning in completions, chats and /v1/responses."""
 
     model: str | None = None
@@ -113,25 +101,18 @@ class SamplingFields(RequestBody, kw_only=True, forbid_unknown_fields=True):
     skip_special_tokens: bool = True
     cache_salt: CacheSalt | None = None
     structured_outputs: StructuredOutputs | None = None
-    kv_transfer_params: Annotated[dict[str, Any] | None, INEFFECTIVE] = None
-    safety_identifier: Hint = None
-    session_id: Hint = None
-    prompt_cache_key: Hint = None
-    prompt_cache_retention: Hint = None
-    mm_payload: Hint = None
-    return_mm_kwargs: Hint = None
     media_io_kwargs: Unsupported = None
-    watermarking: Annotated[bool | None, INEFFECTIVE] = None
-    priority: Annotated[Priority, INEFFECTIVE] = 0
-    """Sequences are scheduled in the order of their arrival."""
-    ec_transfer_params: Annotated[dict[str, Any] | None, INEFFECTIVE] = None
-    vllm_xargs: Annotated[dict[str, str | int | float | list[str | int | float]] | None, INEFFECTIVE] = None
+
+    guided_json: Ignored = None
+    guided_regex: Ignored = None
+    guided_choice: Ignored = None
+    guided_grammar: Ignored = None
 
     def __post_init__(self) -> None:
         check_unsupported(self)
 
 
-class GenerationRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
+class GenerationRequest(SamplingFields, kw_only=True):
     """Base of completion and chat completion requests.
 
     `max_tokens`, `logprobs` and `echo` differ between the two; `num_logprobs` and similar properties unify
@@ -156,23 +137,11 @@ class GenerationRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     """Most tokens of reasoning, checked by `__post_init__`; -1 sets no limit."""
     response_format: ResponseFormat | None = None
 
-    user: Hint = None
-    metadata: Hint = None
-    store: Hint = None
-    service_tier: Hint = None
-    return_token_offsets: Hint = False
-    """Concerns vLLM's render routes only."""
-
     use_beam_search: Unsupported = False
 
     logprob_token_ids: Unsupported = None
     truncation_side: Literal["left", "right"] | None = None
     """The side on which tokens are cut off; `left`, the default here, keeps the last ones."""
-
-    best_of: Annotated[Any, INEFFECTIVE] = None
-    stream_interval: Annotated[Any, INEFFECTIVE] = None
-    repetition_detection: Annotated[RepetitionDetection | None, INEFFECTIVE] = None
-    routed_experts_prompt_start: Annotated[int, Meta(ge=0), INEFFECTIVE] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,13 +9,11 @@ from server.errors import RequestError
 from server.http_body.fields import RequestBody
 from server.http_body.long_texts import shorten
 from server.http_body.nesting import NestingCheck
-from server.http_body.unused_fields import UnusedFields
 from server.limits import LimitsConfig, flag_of
 
 T = TypeVar("T", bound=RequestBody)
 
 _PATH = re.compile(r"(?:`key` in )?`\$\.?(.*)`", re.DOTALL)
-_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _BOUND = re.compile(r"Expected `(?:int|float)` (?P<relation>[<>]=?) .*")
 _ERROR_OF_BOUND = {"<": "less_than", "<=": "less_than_equal", ">": "greater_than", ">=": "greater_than_equal"}
@@ -35,30 +33,21 @@ class RequestDecoder(Generic[T]):
         long_field: a field whose texts may be tens of megabytes; these are decoded as memoryviews of the
             body.
         limits: the operator's limits of one request.
-        unused: what to do with fields without effect.
     """
 
-    def __init__(
-        self,
-        model: type[T],
-        long_field: str | None = None,
-        limits: LimitsConfig | None = None,
-        unused: UnusedFields | None = None,
-    ) -> None:
+    def __init__(self, model: type[T], long_field: str | None = None, limits: LimitsConfig | None = None) -> None:
         self.model = model
-        self._unused = unused or UnusedFields()
         self._long_field = long_field
         self._limits = limits or LimitsConfig()
         self._nesting = NestingCheck(self._limits)
         self._decoder = msgspec.json.Decoder(model)
-        self._lenient = msgspec.json.Decoder(model, strict=False)
 
     def decode(self, body: bytes) -> T:
         """Decodes a body.
 
         Raises:
-            RequestError: the body is not JSON or exceeds a limit, or a field is missing, of another type,
-                out of range, or without effect where such fields are rejected.
+            RequestError: the body is not JSON or exceeds a limit, or a field is missing, of another type or
+                out of range.
         """
         if self._long_field is None or len(body) < _LARGE_BYTES:
             return self._decode(body)
@@ -71,37 +60,31 @@ class RequestDecoder(Generic[T]):
     def _decode(self, body: bytes) -> T:
         self._nesting.check(body)
         try:
-            request = self._decode_known(body)
+            request = self._decode_values(body)
         except msgspec.ValidationError as err:
             raise self._explain(str(err), body) from err
         except (msgspec.DecodeError, UnicodeDecodeError) as err:
             raise RequestError(f"The request body is not valid JSON: {err}") from err
         except RecursionError as err:
             raise RequestError("The request body is nested too deeply.") from err
-        self._unused.check(request)
         check_limits(request, self._limits)
         return request
 
-    def _decode_known(self, body: bytes) -> T:
-        """Decodes a body.
-
-        If that fails, again as vLLM does: without its unknown fields, and with numbers written as texts or
-        booleans.
-        """
+    def _decode_values(self, body: bytes) -> T:
+        """Decodes a body; if that fails, again as vLLM does, whose numbers may be texts or booleans."""
         try:
             return self._decoder.decode(body)
         except msgspec.ValidationError:
-            if self._unused.is_rejecting:
+            members = msgspec.json.decode(body)
+            if not isinstance(members, dict):
                 raise
-        return self._lenient.decode(self._unused.repair(body, self.model))
+        numbers = {name: int(value) if isinstance(value, bool) else value for name, value in members.items()}
+        return msgspec.convert(numbers, self.model, strict=False)
 
     def _explain(self, error: str, body: bytes) -> RequestError:
         what, _, place = error.rpartition(" - at ")
         located = _PATH.fullmatch(place)
         what, path = (what, located[1]) if located else (error, "")
-        if unknown := _UNKNOWN_FIELD.fullmatch(what):
-            name = _shorten(_join(path, unknown[1]))
-            return RequestError(f"Unrecognized request argument supplied: {name}", param=name)
         if missing := _MISSING_FIELD.fullmatch(what):
             name = _join(path, missing[1])
             return RequestError(f"Missing required parameter: '{name}'.", param=name)

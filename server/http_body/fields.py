@@ -1,5 +1,6 @@
-"""What all requests share: their base, the ranges of fields, marks for fields without effect or support."""
+"""What all requests share: their base, the ranges of fields, marks for fields without support."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Annotated, Any, NamedTuple
@@ -9,17 +10,18 @@ from msgspec import Meta
 
 from server.errors import RequestError
 
+logger = logging.getLogger(__name__)
+
 INT32_MAX = 2**31 - 1
 _EMPTY: tuple[Any, ...] = ([], {})
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD_CHARS = 1024
 
-Hint = Annotated[Any, Meta(extra={"support": "hint"})]
-"""A field that is only a hint (routing, billing, caching): any value is accepted and has no effect."""
+Ignored = Annotated[Any, Meta(extra={"support": "ignored"})]
+"""A field that vLLM ignores, too, but whose sender expects another answer: a value is logged once.
 
-INEFFECTIVE = Meta(extra={"support": "ineffective"})
-"""Marks a field that vLLM has and this server does not implement: a value is logged once, or rejected with
-`--reject-unknown-fields`."""
+Fields that are not declared are ignored in silence.
+"""
 
 Unsupported = Annotated[Any, Meta(extra={"support": "unsupported"})]
 """A field without which the answer would be wrong: any value except null, empty or the default is a 400."""
@@ -39,7 +41,6 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Meta(gt=0)]
 LogitBias = float
 """Limited to -100 to 100 when it is used, as in vLLM."""
-Priority = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 Stop = Text | list[Text]
@@ -77,15 +78,24 @@ class RequestBody(msgspec.Struct):
 
 def check_unsupported(request: msgspec.Struct) -> None:
     """Raises RequestError for the first unsupported field whose value is not null, empty or its default."""
-    for name, default in _unsupported_fields(type(request)):
+    for name, default, is_ignored in _marked_fields(type(request)):
         value = getattr(request, name)
-        if value is not None and value != default and value not in _EMPTY:
+        if value is None or value == default or value in _EMPTY:
+            continue
+        if not is_ignored:
             raise RequestError(f"`{name}` needs `--engine vllm`; leave it out for the embedded engine.", param=name)
+        _warn(name)
 
 
 @cache
-def _unsupported_fields(model: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
-    return tuple((field.name, field.default) for field in msgspec.structs.fields(model) if field.type == Unsupported)
+def _marked_fields(model: type[msgspec.Struct]) -> tuple[tuple[str, Any, bool], ...]:
+    fields = msgspec.structs.fields(model)
+    return tuple((f.name, f.default, f.type == Ignored) for f in fields if f.type in (Ignored, Unsupported))
+
+
+@cache
+def _warn(name: str) -> None:
+    logger.warning("the request field %r has no effect, as in vLLM; this is logged once", name)
 
 
 Messages = Annotated[list[dict[str, Any]], Meta(min_length=1)]

@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from server.apis.responses.store import ResponseStore
-from server.http_body.unused_fields import UnusedFields
 from server.lifecycle import Lifecycle, StartView
 from server.operation.admission import Admission
 from server.operation.availability import Availability
@@ -37,11 +36,6 @@ class AppParts(Inference):
     def availability(self) -> Availability:
         """Whether requests are accepted."""
         return Availability(self.lifecycle, self.start)
-
-    @cached_property
-    def unused_fields(self) -> UnusedFields:
-        """What to do with request fields without effect."""
-        return UnusedFields(is_rejecting=self.config.generation.reject_unknown_fields)
 
     def max_body_bytes(self, *, takes_embeds: bool) -> int:
         """The largest body; what `prompt_embeds` may add to it follows from the model."""

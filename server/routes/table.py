@@ -71,7 +71,7 @@ class _PostRoutes:
     ) -> Route:
         """The route that passes requests of this kind to the handler."""
         long_field = "prompt_embeds" if takes_embeds else None
-        decoder = RequestDecoder(model, long_field, self._parts.admission.limits, self._parts.unused_fields)
+        decoder = RequestDecoder(model, long_field, self._parts.admission.limits)
         endpoint = JsonEndpoint(self._parts, decoder.decode, handle, takes_embeds=takes_embeds, failures=failures)
         return Route(path, endpoint, methods=["POST"])
 

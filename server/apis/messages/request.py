@@ -205,10 +205,6 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
     metadata: dict[str, Any] | None = None
 
     cache_salt: CacheSalt | None = None
-    watermarking: bool | None = None
-    kv_transfer_params: dict[str, Any] | None = None
-    ec_transfer_params: dict[str, Any] | None = None
-    vllm_xargs: dict[str, str | int | float | list[str | int | float]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

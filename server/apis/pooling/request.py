@@ -7,10 +7,7 @@ from msgspec import Meta
 
 from server.errors import RequestError
 from server.http_body.fields import (
-    INEFFECTIVE,
     Counted,
-    Hint,
-    Priority,
     RequestBody,
     RequestId,
     Truncation,
@@ -28,7 +25,7 @@ AnyTokenId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """Compared with the model's vocabulary later."""
 
 
-class PoolingFields(RequestBody, kw_only=True, forbid_unknown_fields=True):
+class PoolingFields(RequestBody, kw_only=True):
     """Base of every request whose prompts are pooled."""
 
     model: str | None = None
@@ -38,9 +35,6 @@ class PoolingFields(RequestBody, kw_only=True, forbid_unknown_fields=True):
     padding: Literal["max_length", "do_not_pad"] | None = None
     """`max_length` appends padding tokens, which count as the model's other tokens do."""
     request_id: RequestId | None = None
-    user: Hint = None
-    cache_salt: Hint = None
-    priority: Annotated[Priority, INEFFECTIVE] = 0
     mm_processor_kwargs: Unsupported = None
     normalize: Any = None
 

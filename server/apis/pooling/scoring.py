@@ -14,7 +14,7 @@ from server.apis.pooling.request import PoolingFields
 from server.apis.pooling.serving import Endpoint, Pooled
 from server.apis.pooling.vectors import cosine, max_similarity, values_of
 from server.errors import RequestError
-from server.http_body.fields import Counted, Hint
+from server.http_body.fields import Counted
 from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import PoolingInfo, PoolingParams
 
@@ -106,9 +106,6 @@ class RerankRequest(ScoringFields, kw_only=True):
     documents: ScoreInputs
     top_n: Annotated[int, Meta(ge=0)] = 0
     """Return only this many documents; 0 returns all."""
-    return_documents: Hint = None
-    max_chunks_per_doc: Hint = None
-    rank_fields: Hint = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from msgspec import Meta
 from server.errors import RequestError
 from server.generation.chat_request import ReasoningEffort
 from server.generation.request import SamplingFields
-from server.http_body.fields import Counted, Hint, NumLogprobs, TokenCount, Unsupported
+from server.http_body.fields import Counted, NumLogprobs, TokenCount, Unsupported
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -102,8 +102,8 @@ class ReasoningOptions(msgspec.Struct, kw_only=True, omit_defaults=True):
     """How much the model reasons; no summary of the reasoning is written."""
 
     effort: ReasoningEffort | None = None
-    summary: Hint = None
-    generate_summary: Hint = None
+    summary: Any = None
+    generate_summary: Any = None
 
 
 class TextFormat(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -130,7 +130,7 @@ class TextOptions(msgspec.Struct, kw_only=True, omit_defaults=True):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ResponsesRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
+class ResponsesRequest(SamplingFields, kw_only=True):
     """An input to answer, possibly after an earlier response."""
 
     input: str | Annotated[list[InputItem], Meta(min_length=1)]
@@ -160,7 +160,6 @@ class ResponsesRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True)
     service_tier: ServiceTier = "auto"
     user: str | None = None
     prompt: Any = None
-    stream_options: Hint = None
 
     request_id: Unsupported = None
     enable_response_messages: Unsupported = False

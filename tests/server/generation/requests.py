@@ -7,7 +7,6 @@ import msgspec
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.http_body.decoding import RequestDecoder
-from server.http_body.unused_fields import UnusedFields
 from server.limits import LimitsConfig
 
 Model = type[CompletionRequest] | type[ChatRequest]
@@ -28,7 +27,7 @@ TIME: dict[str, Any] = {"type": "function", "function": {"name": "get_time"}}
 NAMED: dict[str, Any] = {"type": "function", "function": {"name": "get_weather"}}
 
 
-def decode(model: Model, unused: UnusedFields | None = None, limits: LimitsConfig | None = None, **fields: Any) -> Any:
+def decode(model: Model, limits: LimitsConfig | None = None, **fields: Any) -> Any:
     """A request whose prompt is `a`, unless the fields have another one."""
     content = {"prompt": "a"} if model is CompletionRequest else {"messages": [{"role": "user", "content": "a"}]}
-    return RequestDecoder(model, limits=limits, unused=unused).decode(msgspec.json.encode(content | fields))
+    return RequestDecoder(model, limits=limits).decode(msgspec.json.encode(content | fields))

@@ -7,7 +7,7 @@ import pytest
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.http_body.unused_fields import UnusedFields
+from server.http_body.fields import _warn
 from tests.server.generation.requests import Model, decode
 
 BAD_VALUES = [
@@ -51,45 +51,29 @@ BAD_VALUES = [
     ("media_io_kwargs", {"a": {}}),
     ("truncation_side", "middle"),
     ("logprob_token_ids", [1]),
-    ("priority", "high"),
-    ("priority", 2**63),
     ("use_beam_search", True),
-    ("vllm_xargs", {"a": {}}),
-    ("kv_transfer_params", 1),
-    ("repetition_detection", 3),
     ("thinking_token_budget", -2),
     ("thinking_token_budget", 1.0),
     ("thinking_token_budget", True),
     ("thinking_token_budget", "10"),
 ]
 
-WITHOUT_EFFECT = [
-    ("best_of", 2),
-    ("stream_interval", 3),
-    ("kv_transfer_params", {"prompt_token_ids": [1]}),
-    ("watermarking", True),
-    ("priority", 1),
-    ("ec_transfer_params", {"a": 1}),
-    ("vllm_xargs", {"a": 1}),
-    ("repetition_detection", {"max_pattern_size": 3, "min_count": 2}),
-    ("routed_experts_prompt_start", 1),
+IGNORED = [
+    ("guided_json", {"type": "object"}),
+    ("guided_choice", ["a"]),
 ]
 
-WITHOUT_EFFECT_IN_CHAT = [
+IGNORED_IN_CHAT = [
     ("audio", {"voice": "alloy"}),
     ("functions", [{"name": "f"}]),
     ("function_call", "auto"),
-    ("prediction", {"type": "content", "content": "x"}),
-    ("verbosity", "high"),
     ("web_search_options", {"a": 1}),
 ]
 
-REJECTING = UnusedFields(is_rejecting=True)
 
-
-def assert_rejects(model: Model, param: str, unused: UnusedFields | None = None, **fields: Any) -> None:
+def assert_rejects(model: Model, param: str, **fields: Any) -> None:
     with pytest.raises(RequestError) as caught:
-        decode(model, unused, **fields)
+        decode(model, **fields)
     assert caught.value.status == 400
     assert caught.value.param == param
     assert caught.value.message
@@ -100,19 +84,18 @@ def test_bad_value_is_rejected_with_the_name_of_its_field(model: Model, name: st
     assert_rejects(model, name, **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), WITHOUT_EFFECT)
-def test_field_without_effect_is_accepted_and_logged_unless_such_fields_are_rejected(
+@pytest.mark.parametrize(
+    ("model", "name", "value"),
+    [(kind, *field) for kind in (CompletionRequest, ChatRequest) for field in IGNORED]
+    + [(ChatRequest, *field) for field in IGNORED_IN_CHAT],
+)
+def test_field_that_vllm_ignores_too_is_logged_once(
     model: Model, name: str, value: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    decode(model, **{name: value})
-    assert f"{name!r} is not supported by this server" in caplog.text
-    assert_rejects(model, name, REJECTING, **{name: value})
-
-
-@pytest.mark.parametrize(("name", "value"), WITHOUT_EFFECT_IN_CHAT)
-def test_chats_own_fields_without_effect_are_accepted(name: str, value: Any) -> None:
-    decode(ChatRequest, **{name: value})
-    assert_rejects(ChatRequest, name, REJECTING, **{name: value})
+    _warn.cache_clear()
+    for _ in range(2):
+        decode(model, **{name: value})
+    assert [record.args for record in caplog.records] == [(name,)]
 
 
 @pytest.mark.parametrize(("name", "value"), [("suffix", " end"), ("use_beam_search", True)])

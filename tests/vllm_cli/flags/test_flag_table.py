@@ -21,7 +21,7 @@ HELP = {"-h", "--help"}
 INTERNAL = {f"prefetch.{name}" for name in ("num_threads", "block_bytes", "memory_bytes", "progress_interval_s")}
 OWN_PREFIXES = (
     *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight", "--json", "--log-format"),
-    *("--drain-grace", "--standby", "--reject-unknown-", "--responses-store-"),
+    *("--drain-grace", "--standby", "--responses-store-"),
     "--download-timeout",
     "--idle-",
     *("--models", "--memory-budget", "--max-running", "--max-wait"),
