@@ -1,7 +1,7 @@
 """Decodes a request's body and checks the limits of one request; every failure is a 400 that names it."""
 
 import re
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -13,13 +13,10 @@ from server.limits import LimitsConfig, flag_of
 
 T = TypeVar("T", bound=RequestBody)
 
-_PATH = re.compile(r"(?:`key` in )?`\$\.?(.*)`", re.DOTALL)
+_PLACE = re.compile(r"(?:`key` in )?`\$\.?(.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
-_BOUND = re.compile(r"Expected `(?:int|float)` (?P<relation>[<>]=?) .*")
-_ERROR_OF_BOUND = {"<": "less_than", "<=": "less_than_equal", ">": "greater_than", ">=": "greater_than_equal"}
-"""Pydantic's names of errors, which vLLM's messages have."""
-_STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
-_MAX_SHOWN = 100
+_NUMBERS = {b"true": msgspec.Raw(b"1"), b"false": msgspec.Raw(b"0")}
+_MAX_SHOWN = 200
 
 _LARGE_BYTES = 1 << 20
 """Decoding a body of this size takes less than a millisecond."""
@@ -41,6 +38,7 @@ class RequestDecoder(Generic[T]):
         self._limits = limits or LimitsConfig()
         self._nesting = NestingCheck(self._limits)
         self._decoder = msgspec.json.Decoder(model)
+        self._lenient = msgspec.json.Decoder(model, strict=False)
 
     def decode(self, body: bytes) -> T:
         """Decodes a body.
@@ -62,7 +60,7 @@ class RequestDecoder(Generic[T]):
         try:
             request = self._decode_values(body)
         except msgspec.ValidationError as err:
-            raise self._explain(str(err), body) from err
+            raise _explain(str(err)) from err
         except (msgspec.DecodeError, UnicodeDecodeError) as err:
             raise RequestError(f"The request body is not valid JSON: {err}") from err
         except RecursionError as err:
@@ -75,36 +73,9 @@ class RequestDecoder(Generic[T]):
         try:
             return self._decoder.decode(body)
         except msgspec.ValidationError:
-            members = msgspec.json.decode(body)
-            if not isinstance(members, dict):
-                raise
-        numbers = {name: int(value) if isinstance(value, bool) else value for name, value in members.items()}
-        return msgspec.convert(numbers, self.model, strict=False)
-
-    def _explain(self, error: str, body: bytes) -> RequestError:
-        what, _, place = error.rpartition(" - at ")
-        located = _PATH.fullmatch(place)
-        what, path = (what, located[1]) if located else (error, "")
-        if missing := _MISSING_FIELD.fullmatch(what):
-            name = _join(path, missing[1])
-            return RequestError(f"Missing required parameter: '{name}'.", param=name)
-        if not path:
-            return RequestError(f"The request body must be a JSON object: {_uncapitalize(what)}.")
-        if what.startswith("Invalid enum value"):
-            what = f"Expected one of {', '.join(self._choices(path))} (literal_error)"
-        elif bound := _BOUND.fullmatch(what):
-            what = f"{what} ({_ERROR_OF_BOUND[bound['relation']]})"
-        return RequestError(
-            f"Invalid value for `{path}`: {_uncapitalize(what)}{_describe_value(what, path, body)}.",
-            param=path.partition("[")[0],
-        )
-
-    def _choices(self, path: str) -> list[str]:
-        """The allowed values of an enum field, from the struct's schema."""
-        (schema,), components = msgspec.json.schema_components([self.model])
-        for name, _ in _STEP.findall(path):
-            schema = next(found for part in _alternatives(schema, components) if (found := _member(part, name)))
-        return [f"'{word}'" for part in _alternatives(schema, components) for word in part.get("enum", ())]
+            members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        numbers = {name: _NUMBERS.get(bytes(value), value) for name, value in members.items()}
+        return self._lenient.decode(msgspec.json.encode(numbers))
 
 
 def check_limits(request: RequestBody, limits: LimitsConfig) -> None:
@@ -116,40 +87,15 @@ def check_limits(request: RequestBody, limits: LimitsConfig) -> None:
             raise RequestError(f"`{param}` {what.format(most)}, got {number} ({flag_of(limit)}).", param=param)
 
 
-def _alternatives(schema: dict[str, Any], components: dict[str, Any]) -> list[dict[str, Any]]:
-    """The members of a union, with references resolved."""
-    if "$ref" in schema:
-        schema = components[schema["$ref"].rpartition("/")[2]]
-    if "anyOf" in schema:
-        return [part for member in schema["anyOf"] for part in _alternatives(member, components)]
-    return [schema]
-
-
-def _member(schema: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """The schema of an object's field, or of a list's members if `name` is empty."""
-    found = schema.get("properties", {}).get(name) if name else schema.get("items")
-    return found if isinstance(found, dict) else None
-
-
-def _describe_value(what: str, path: str, body: bytes) -> str:
-    """The invalid value, found by decoding the body again, which happens for errors only."""
-    try:
-        value: Any = msgspec.json.decode(body)
-        for name, index in _STEP.findall(path):
-            value = value[name] if name else value[int(index)]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
-        return ""  # the rest of the body may be invalid JSON, and members of a mapping have no path
-    shown = _shorten(msgspec.json.encode(value).decode())
-    return f" {shown}" if "got `" in what else f", got {shown}"
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
-
-
-def _uncapitalize(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _explain(error: str) -> RequestError:
+    """msgspec's sentence, and the field that it is about."""
+    what, _, place = error.rpartition(" - at ")
+    located = _PLACE.fullmatch(place)
+    what, path = (what, located[1]) if located else (error, "")
+    if missing := _MISSING_FIELD.fullmatch(what):
+        name = f"{path}.{missing[1]}" if path else missing[1]
+        return RequestError(f"Missing required parameter: '{name}'.", param=name)
+    shown = what if len(what) <= _MAX_SHOWN else what[:_MAX_SHOWN] + "…"
+    if not path:
+        return RequestError(f"The request body must be a JSON object: {shown}.")
+    return RequestError(f"Invalid value for `{path}`: {shown}.", param=path.partition("[")[0])

@@ -125,9 +125,9 @@ def test_names_and_schemas_of_strict_tools_may_be_strange(accepts: Accepts) -> N
         ({"tool_choice": "required"}, "`tools` must be set"),
         ({"tool_choice": NAMED}, "`tools` must be set"),
         ({"tools": [TIME], "tool_choice": NAMED}, "'get_weather', which is not in `tools`"),
-        ({"tools": [TIME], "tool_choice": "any"}, "expected one of"),
+        ({"tools": [TIME], "tool_choice": "any"}, "Invalid enum value"),
         ({"tools": [TIME], "tool_choice": {"type": "function"}}, "Missing required parameter"),
-        ({"tools": [{"type": "web"}], "tool_choice": "none"}, "expected one of 'function'"),
+        ({"tools": [{"type": "web"}], "tool_choice": "none"}, "Invalid enum value"),
         (
             {"tools": [WEATHER], "tool_choice": NAMED, "structured_outputs": {"regex": "a"}},
             "either use constraints for structured outputs or tools, not both",

@@ -235,7 +235,7 @@ def test_effective_parameters_are_reported(client):
         ({"tools": [WEATHER, {"type": "function"}]}, "tools", "tools[1]"),
         ({"tools": [{"type": "custom", "name": "x", "format": {"type": "grammar"}}]}, "tools", "grammar format"),
         ({"max_output_tokens": 100_000}, "max_output_tokens", "max_output_tokens=100000"),
-        ({"include": ["x"]}, "include", "message.output_text.logprobs"),
+        ({"include": ["x"]}, "include", "Invalid enum value"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format", "text.format.schema"),
         (
             {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": 3}}}},

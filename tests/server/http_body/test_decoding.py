@@ -41,29 +41,19 @@ def test_missing_field_is_named():
 @pytest.mark.parametrize(
     ("body", "shown"),
     [
-        (b'{"prompt": "a", "temperature": 3}', "expected `float` <= 2.0 (less_than_equal), got 3."),
-        (b'{"prompt": "a", "n": 1.5}', "expected `int | null`, got `float` 1.5."),
-        (b'{"prompt": "a", "stop": ["x", ""]}', 'expected `str` of length >= 1, got "".'),
-        (b'{"prompt": [3, -1]}', "expected `int` >= 0 (greater_than_equal), got -1."),
+        (b'{"prompt": "a", "temperature": 3}', "`temperature`: Expected `float` <= 2.0."),
+        (b'{"prompt": "a", "n": 1.5}', "`n`: Expected `int | null`, got `float`."),
+        (b'{"prompt": "a", "stop": ["x", ""]}', "`stop[1]`: Expected `str` of length >= 1."),
+        (b'{"prompt": [3, -1]}', "`prompt[1]`: Expected `int` >= 0."),
+        (b'{"prompt": "a", "response_format": {"type": "xml"}}', "`response_format.type`: Invalid enum value 'xml'."),
     ],
 )
-def test_error_shows_the_wrong_value_and_the_expected_type(body, shown):
-    assert fail(body).message.endswith(shown)
-
-
-def test_error_for_a_wrong_enum_value_lists_the_choices():
-    error = fail(b'{"messages": [{}], "tool_choice": "maybe"}', ChatRequest)
-    assert "expected one of 'auto', 'none', 'required' (literal_error), got \"maybe\"" in error.message
-
-
-def test_error_for_a_wrong_enum_value_in_a_list_of_objects_lists_the_choices():
-    error = fail(b'{"messages": [{}], "tools": [{"type": "x", "function": {"name": "f"}}]}', ChatRequest)
-    assert "expected one of 'function'" in error.message
-    assert error.param == "tools"
+def test_error_names_the_place_and_the_expected_type(body, shown):
+    assert fail(body).message == f"Invalid value for {shown}"
 
 
 def test_huge_value_is_truncated_in_the_message():
-    assert len(fail(b'{"prompt": "a", "n": "' + b"x" * 10_000 + b'"}').message) < 300
+    assert len(fail(b'{"prompt": "a", "truncation_side": "' + b"x" * 10_000 + b'"}').message) < 300
 
 
 @pytest.mark.parametrize(
@@ -132,10 +122,11 @@ def test_tokenize_requires_either_a_prompt_or_messages(body):
     assert fail(body, TokenizeRequest).message == "Give either `prompt` or `messages`."
 
 
-def test_wrong_nested_enum_value_is_named_with_its_path():
-    error = fail(b'{"prompt": "a", "response_format": {"type": "xml"}}')
-    assert error.param == "response_format.type"
-    assert "'json_object', 'json_schema', 'structural_tag', 'text'" in error.message
+def test_wrong_nested_value_is_named_with_its_path():
+    assert fail(b'{"prompt": "a", "response_format": {"type": "xml"}}').param == "response_format.type"
+    assert (
+        fail(b'{"messages": [{}], "tools": [{"type": "x", "function": {"name": "f"}}]}', ChatRequest).param == "tools"
+    )
 
 
 def test_numbers_may_be_written_as_booleans_as_in_vllm():
