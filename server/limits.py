@@ -83,10 +83,6 @@ class LimitsConfig:
         syntax="size",
         minimum=1,
     )
-    request_timeout_s: float = setting(
-        3600.0, "--http-request-timeout", "Time for a response; then 504. 0 is no limit.", minimum=0
-    )
-    """From the end of the request's body to the end of its response."""
     max_json_depth: int = setting(
         128, "--http-max-json-depth", "Deepest nesting of a body; else 400.", syntax="count", minimum=1
     )
@@ -106,10 +102,6 @@ class LimitsConfig:
         syntax="count",
         minimum=1,
     )
-    max_messages: int = setting(
-        2048, "--http-max-messages", "Most messages of a conversation; else 400.", syntax="count", minimum=1
-    )
-    max_tools: int = setting(256, "--http-max-tools", "Most tools of a request; else 400.", syntax="count", minimum=1)
     max_stop_strings: int = from_variable(
         env.VLLM_MAX_STOP_STRINGS,
         "--http-max-stop-strings",

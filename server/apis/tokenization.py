@@ -1,6 +1,5 @@
 """Answers /tokenize and /detokenize."""
 
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -9,7 +8,6 @@ from server.engine.process_link.client import EngineClient
 from server.errors import RequestError
 from server.generation.chat_request import Tool, shown_tools
 from server.http_body.fields import (
-    Counted,
     Messages,
     RequestBody,
     TokenId,
@@ -48,10 +46,6 @@ class TokenizeRequest(RequestBody, kw_only=True):
         if (self.prompt is None) == (self.messages is None):
             raise RequestError("Give either `prompt` or `messages`.", param="prompt")
         check_generation_prompt(self.add_generation_prompt, self.continue_final_message)
-
-    def counted(self) -> Iterator[Counted]:
-        yield Counted("max_messages", "messages", len(self.messages or ()))
-        yield Counted("max_tools", "tools", len(self.tools or ()))
 
 
 class DetokenizeRequest(RequestBody, kw_only=True):

@@ -1,6 +1,5 @@
 """Bodies of /v1/chat/completions: the request and its tools."""
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -9,7 +8,6 @@ from msgspec import UNSET, Meta, UnsetType
 from server.errors import RequestError
 from server.generation.request import GenerationRequest
 from server.http_body.fields import (
-    Counted,
     Ignored,
     Messages,
     NumLogprobs,
@@ -109,11 +107,6 @@ class ChatRequest(GenerationRequest, kw_only=True):
                 f"`tool_choice` names the function '{self.named_function}', which is not in `tools`.",
                 param="tool_choice",
             )
-
-    def counted(self) -> Iterator[Counted]:
-        yield from super().counted()
-        yield Counted("max_messages", "messages", len(self.messages))
-        yield Counted("max_tools", "tools", len(self.tools or ()))
 
     @property
     def named_function(self) -> str | None:

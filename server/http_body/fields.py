@@ -1,7 +1,7 @@
 """What all requests share: their base, the ranges of fields, marks for fields without support."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from functools import cache
 from typing import Annotated, Any, NamedTuple
 
@@ -109,13 +109,6 @@ def check_generation_prompt(add_generation_prompt: bool | None, continue_final_m
             "Cannot set both `continue_final_message` and `add_generation_prompt` to true.",
             param="add_generation_prompt",
         )
-
-
-def count_conversations(param: str, conversations: Sequence[Sequence[Any]]) -> Iterator[Counted]:
-    """The conversations of a request, and the messages of each."""
-    yield Counted("max_prompts", param, len(conversations))
-    for messages in conversations:
-        yield Counted("max_messages", param, len(messages))
 
 
 def opens_message(add_generation_prompt: bool | None, continue_final_message: bool) -> bool:

@@ -1,14 +1,11 @@
-"""What the server records about a request besides its body: id, arrival, times, deadline, lease and trace."""
+"""What the server records about a request besides its body: id, arrival, times, lease and trace."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from server.errors import RequestError
-from server.limits import flag_of
 from server.operation.admission import Lease, unbounded_lease
 
 if TYPE_CHECKING:
@@ -59,35 +56,6 @@ class RequestTimes:
             ("decode", self.decode_s),
         )
         return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in named if seconds is not None)
-
-
-class RequestTimeoutError(RequestError):
-    """The response took too long; its work in the engine is cancelled."""
-
-    def __init__(self, limit_s: float) -> None:
-        message = f"The answer took longer than {limit_s:g} s ({flag_of('request_timeout_s')})."
-        super().__init__(message, status=504, type="TimeoutError")
-
-
-class Deadline:
-    """The time limit of a request (`--http-request-timeout`), which runs from its creation."""
-
-    def __init__(self, limit_s: float) -> None:
-        """0 sets no limit."""
-        self._limit_s = limit_s
-        self._when_s = asyncio.get_running_loop().time() + limit_s if limit_s else None
-
-    @asynccontextmanager
-    async def bound(self) -> AsyncIterator[None]:
-        """Cancels the block when the time is up and raises RequestTimeoutError."""
-        timeout = asyncio.timeout_at(self._when_s)
-        try:
-            async with timeout:
-                yield
-        except TimeoutError as err:
-            if not timeout.expired():
-                raise
-            raise RequestTimeoutError(self._limit_s) from err
 
 
 @dataclass

@@ -13,7 +13,6 @@ from server.http_body.errors import OPENAI, FailureFormat, UnavailableResponse, 
 from server.http_body.response_parts import EVENTS_TYPE
 from server.limits import flag_of
 from server.operation.admission import Lease
-from server.operation.request_context import Deadline, RequestTimeoutError
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 
@@ -24,9 +23,8 @@ _HEADERS_OF_STATUS: dict[int, Headers] = {
     413: ((b"connection", b"close"),),
     415: ((b"accept-encoding", b"identity"),),
     503: _RETRY_AFTER,
-    504: ((b"x-should-retry", b"false"),),
 }
-"""413: the body is not read. 504: OpenAI's clients would repeat a request that takes too long."""
+"""413: the body is not read."""
 
 _END: Message = {"type": "http.response.body", "body": b""}
 
@@ -128,33 +126,18 @@ async def send_unavailable(send: Send, problem: UnavailableResponse, failures: F
     await send_json(send, body, status=503, headers=_RETRY_AFTER if problem.may_retry else ())
 
 
-async def send_events(
-    send: Send,
-    events: AsyncGenerator[bytes, None],
-    headers: Callable[[], Headers],
-    deadline: Deadline,
-    failures: FailureFormat,
-) -> None:
+async def send_events(send: Send, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers]) -> None:
     """Sends a stream of server-sent events; closing the stream early closes the generator.
 
     The headers are sent with the first event, because they contain its timing.
-
-    Raises:
-        RequestError: the deadline has passed before the first event.
     """
     has_begun = False
-    try:
-        async with deadline.bound(), aclosing(events):
-            async for event in events:
-                if not has_begun:
-                    has_begun = True
-                    await send(_stream_start(headers()))
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-    except RequestTimeoutError as err:
-        if not has_begun:
-            raise
-        last = failures.event(err) + failures.end
-        await send({"type": "http.response.body", "body": last, "more_body": True})
+    async with aclosing(events):
+        async for event in events:
+            if not has_begun:
+                has_begun = True
+                await send(_stream_start(headers()))
+            await send({"type": "http.response.body", "body": event, "more_body": True})
     await send(_END)
 
 

@@ -11,7 +11,7 @@ from server.errors import RequestError
 from server.http_body.errors import OPENAI, FailureFormat
 from server.http_body.fields import RequestBody
 from server.http_body.response_parts import BinaryResponse
-from server.operation.request_context import Deadline, RequestContext
+from server.operation.request_context import RequestContext
 from server.request_ids import set_request_id
 from server.routes.asgi import (
     ClientGoneError,
@@ -110,10 +110,8 @@ class JsonEndpoint(Generic[T]):
             timing = context.times.server_timing
             return ((b"server-timing", timing.encode()),) if timing else ()
 
-        deadline = Deadline(self._parts.admission.limits.request_timeout_s)
         try:
-            async with deadline.bound():
-                response = await self._handle_body(body, context)
+            response = await self._handle_body(body, context)
         except Exception as err:  # noqa: BLE001
             await send_failure(send, err, self._failures)
             return
@@ -127,8 +125,8 @@ class JsonEndpoint(Generic[T]):
             await send_bytes(send, response.body, content_type=response.content_type, headers=headers())
         else:
             try:
-                await send_events(send, response, headers, deadline, self._failures)
-            except RequestError as err:
+                await send_events(send, response, headers)
+            except RequestError as err:  # raised before the first event
                 await send_failure(send, err, self._failures)
 
     async def _handle_body(self, body: list[bytes], context: RequestContext) -> ResponseBody:

@@ -81,7 +81,6 @@ def _post(schemas: Schemas, request: type) -> dict[str, Any]:
             "404": failure("The model is not served here, or does not support this endpoint"),
             "413": failure("The body is too large"),
             "415": failure("The body is compressed"),
-            "504": failure("The response took too long"),
             "503": failure("No requests are accepted at the moment", UnavailableResponse),
         },
     }

@@ -175,10 +175,6 @@ class CountTokensRequest(RequestBody, kw_only=True):
             )
         self._check_results()
 
-    def counted(self) -> Iterator[Counted]:
-        yield Counted("max_messages", "messages", len(self.messages))
-        yield Counted("max_tools", "tools", len(self.tools or ()))
-
     def _check_results(self) -> None:
         call_ids: set[str | None] = set()
         for index, message in enumerate(self.messages):
@@ -212,7 +208,6 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
             self._check_thinking_budget(self.thinking.budget_tokens)
 
     def counted(self) -> Iterator[Counted]:
-        yield from super().counted()
         yield Counted("max_stop_strings", "stop_sequences", len(self.stop_sequences or ()))
 
     def _check_thinking_budget(self, budget_tokens: int) -> None:

@@ -14,7 +14,6 @@ from server.http_body.fields import (
     Unsupported,
     check_generation_prompt,
     check_unsupported,
-    count_conversations,
 )
 
 EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]
@@ -76,8 +75,7 @@ class InputFields(PoolingFields, kw_only=True):
 
     def counted(self) -> Iterator[Counted]:
         name = "input" if self.messages is None else "messages"
-        yield Counted("max_prompts", name, len(self.prompts))
-        yield from count_conversations(name, self.conversations)
+        yield Counted("max_prompts", name, self.num_sequences)
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 from server.apis.responses.archive import ResponseArchive
 from server.apis.responses.run import Response, ResponseRun
 from server.operation.drain import RunningRequests
-from server.operation.request_context import Deadline, RequestContext
+from server.operation.request_context import RequestContext
 
 
 class BackgroundResponse:
@@ -71,11 +71,10 @@ class BackgroundResponse:
 class BackgroundResponses:
     """The responses in the background that have not ended; one per server, used on the event loop."""
 
-    def __init__(self, running: RunningRequests, archive: ResponseArchive, *, timeout_s: float) -> None:
-        """The drain waits for those in `running`; `timeout_s` is the limit of one response, 0 none."""
+    def __init__(self, running: RunningRequests, archive: ResponseArchive) -> None:
+        """The drain waits for those in `running`."""
         self._running = running
         self._archive = archive
-        self._timeout_s = timeout_s
         self._responses: dict[str, BackgroundResponse] = {}
 
     def find(self, response_id: str) -> BackgroundResponse | None:
@@ -103,7 +102,7 @@ class BackgroundResponses:
     async def _generate(self, response: BackgroundResponse) -> None:
         run = response.run
         try:
-            async with Deadline(self._timeout_s).bound(), aclosing(run.events()) as events:
+            async with aclosing(run.events()) as events:
                 async for event in events:
                     if response.events is not None:
                         response.publish(await self._archive.encode_event(run, event))

@@ -1,6 +1,5 @@
 """Bodies of /v1/responses: the request, with vLLM's fields, ranges and defaults."""
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -9,7 +8,7 @@ from msgspec import Meta
 from server.errors import RequestError
 from server.generation.chat_request import ReasoningEffort
 from server.generation.request import SamplingFields
-from server.http_body.fields import Counted, NumLogprobs, TokenCount, Unsupported
+from server.http_body.fields import NumLogprobs, TokenCount, Unsupported
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -174,10 +173,6 @@ class ResponsesRequest(SamplingFields, kw_only=True):
             raise RequestError("background can only be used when `store` is true", param="background")
         if self.structured_outputs is not None and self.text is not None and self.text.format is not None:
             raise RequestError("Cannot specify both structured_outputs and text.format", param="structured_outputs")
-
-    def counted(self) -> Iterator[Counted]:
-        yield Counted("max_messages", "input", len(self.items))
-        yield Counted("max_tools", "tools", len(self.tools or ()))
 
     @property
     def items(self) -> list[InputItem]:

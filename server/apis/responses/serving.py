@@ -36,7 +36,7 @@ class ResponsesServing:
         self._runner = runner
         self._archive = archive
         self._limits = limits
-        self._background = BackgroundResponses(running, archive, timeout_s=limits.request_timeout_s)
+        self._background = BackgroundResponses(running, archive)
 
     async def create(
         self, request: ResponsesRequest, context: RequestContext

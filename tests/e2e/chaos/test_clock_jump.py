@@ -49,7 +49,7 @@ def _durations(url: str) -> list[tuple[str, float]]:
 
 @pytest.mark.slow
 def test_requests_probes_metrics_and_logs_continue_when_the_clock_jumps(model_path: Path, clock: JumpingClock) -> None:
-    words = [str(model_path), "--engine-watchdog-timeout", "60", "--http-request-timeout", "1800"]
+    words = [str(model_path), "--engine-watchdog-timeout", "60"]
     with ServerProcess(words, environment=dict(clock.environment)) as server:
         clients = LoadClients(server.port, num_clients=2)
         clients.start()

@@ -1,6 +1,5 @@
 """Limits of one request and of all together: rejections name the limit, the value and the flag."""
 
-import json
 from contextlib import ExitStack
 
 import httpx
@@ -51,32 +50,6 @@ def test_a_chunked_body_is_counted_as_it_arrives(serve):
     server = serve(limits=LimitsConfig(max_body_bytes=1000))
     pieces = iter([b'{"prompt": "a", "user": "', b"x" * 2000, b'"}'])
     assert "(--http-max-body-size)" in error_of(server.post_bytes("/v1/completions", pieces), 413)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_response_that_takes_too_long_is_a_504(serve, engine, wait_until, stream):
-    engine.holds_after = 0
-    server = serve(limits=LimitsConfig(request_timeout_s=0.5))
-    response = server.complete(stream=stream)
-    assert "longer than 0.5 s (--http-request-timeout)" in error_of(response, 504)
-    assert response.headers["x-should-retry"] == "false"
-    wait_until(lambda: len(engine.aborted) == len(engine.requests))
-    wait_until(lambda: server.parts.admission.num_sequences == 0)
-
-
-def test_a_stream_that_takes_too_long_ends_with_an_error(serve, engine, wait_until):
-    """The time limit must leave time for the first event; a busy machine gets a longer one."""
-    engine.holds_after = 2
-    for limit_s in (0.5, 4, 32):
-        response = serve(limits=LimitsConfig(request_timeout_s=limit_s)).complete(stream=True)
-        events = [event.removeprefix("data: ") for event in response.text.split("\n\n") if event]
-        if len(events) == 4:
-            break
-    *chunks, error, done = events
-    assert len(chunks) == 2
-    assert json.loads(error)["error"]["code"] == 504
-    assert done == "[DONE]"
-    wait_until(lambda: len(engine.aborted) == len(engine.requests))
 
 
 def test_waiting_requests_are_bounded_in_number(serve, engine, wait_until):

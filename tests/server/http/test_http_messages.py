@@ -11,7 +11,6 @@ import pytest
 from server.apis.messages.errors import ANTHROPIC
 from server.config import ModelFiles, RendererConfig
 from server.http_body.errors import error_response
-from server.limits import LimitsConfig
 from server.renderers.hf import HfRenderer
 from tests.server.http.conftest import MODEL, PATIENT_S, LiveServer, ScriptedEngine
 
@@ -225,13 +224,6 @@ def test_a_failure_ends_the_stream_with_an_error_event(server: LiveServer, engin
     assert (name, data["type"]) == ("error", "error")
     assert data["error"]["message"] == "the grammar became too large"
     assert [name for name, _ in events if name.startswith("message")] == ["message_start"]
-
-
-def test_a_stream_that_takes_too_long_ends_with_an_error_event(serve: Any, engine: ScriptedEngine) -> None:
-    engine.holds_after = 3
-    events = stream_events(serve(limits=LimitsConfig(request_timeout_s=0.5)))
-    assert events[-1][0] == "error"
-    assert "--http-request-timeout" in events[-1][1]["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -121,15 +121,6 @@ def test_a_failed_response_says_why(client, engine, wait_until):
     assert "grammar became too large" in client.responses.retrieve(response.id).error.message
 
 
-@pytest.mark.thorough
-def test_a_response_in_the_background_has_no_more_time_than_others(serve, engine, wait_until):
-    client = serve(limits=LimitsConfig(request_timeout_s=5)).client()
-    engine.holds_after = 2
-    response = create(client, background=True)
-    wait_for_status(client, response.id, "failed", wait_until)
-    assert "took longer than 5 s" in client.responses.retrieve(response.id).error.message
-
-
 def test_a_stream_in_the_background_outlives_its_client(client, engine):
     engine.holds_after = 3
     with create(client, background=True, stream=True) as stream:

@@ -5,12 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.apis.messages.request import CountTokensRequest, MessagesRequest
+from server.apis.messages.request import MessagesRequest
 from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.scoring import RerankRequest
-from server.apis.tokenization import TokenizeRequest
 from server.errors import RequestError
-from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.http_body.decoding import RequestDecoder
 from server.limits import LimitsConfig
@@ -28,12 +26,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ("max_prompts", CompletionRequest, {"prompt": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
         ("max_prompts", EmbeddingRequest, {"input": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
         ("max_prompts", RerankRequest, {"query": "a", "documents": ["a"] * 3}, "got 3 (--http-max-prompts)"),
-        ("max_messages", ChatRequest, {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
-        ("max_messages", TokenizeRequest, {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
-        ("max_messages", CountTokensRequest, {"model": "a", "messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
         ("max_stop_strings", MessagesRequest, MESSAGES | {"stop_sequences": ["a"] * 3}, "`stop_sequences` may have"),
-        ("max_messages", EmbeddingRequest, {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
-        ("max_tools", TokenizeRequest, {"messages": [MESSAGE], "tools": [TOOL] * 3}, "got 3 (--http-max-tools)"),
         ("max_stop_strings", CompletionRequest, {"prompt": "a", "stop": ["a", "b", "c"]}, "(--http-max-stop-strings)"),
     ],
 )
