@@ -47,10 +47,9 @@ class BaseRenderer(ABC):
     Images are processed in a separate single thread, `_mm_executor`. So the image processor and its cache are
     never used by two threads at once, and text does not queue behind images.
 
-    Tokenizers are not thread-safe: each thread, including the event loop's, has its own. The `..._async`
-    methods are called on the event loop. They run their sync twin in the pool, or directly on the loop if the
-    prompt is short and the loop has time for it (`LoopShare`). `create_detokenizer`, `token_text`,
-    `token_bytes` and the properties are cheap and run on the loop itself.
+    The `..._async` methods are called on the event loop. They run their sync twin in the pool, or directly on
+    the loop if the prompt is short and the loop has time for it (`LoopShare`). `create_detokenizer`,
+    `token_text`, `token_bytes` and the properties are cheap and run on the loop itself.
     """
 
     max_model_len: int | None = None
@@ -277,11 +276,9 @@ class BaseRenderer(ABC):
         if info.embeds_width is not None:
             self.embeds_limits = EmbedsLimits(info.max_model_len, info.embeds_width, info.dtype)
 
+    @abstractmethod
     def warm_up(self) -> None:
         """Runs the one-time work that would delay the first requests; may hold the GIL for 0.1 s."""
-        self.tokenizer.warm_up()
-        if "text" in self.pools:
-            self.pools["text"].run_in_each_thread(self.tokenizer.warm_up)
 
     def close(self) -> None:
         """Stops the pools and cancels the work that they have not begun."""

@@ -20,8 +20,7 @@ from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 class HfRenderer(BaseRenderer):
     """Renders the operator's template, or else the model's.
 
-    The event loop uses the loaded tokenizer; each thread of the pool has a copy of it. Build it on the main
-    thread: loading may import torch.
+    Build it on the main thread: loading may import torch.
     """
 
     image_token: str | None = None
@@ -46,10 +45,9 @@ class HfRenderer(BaseRenderer):
     def warm_up(self) -> None:
         if self.chat_template is not None:
             detect_content_format(self.chat_template)
-        super().warm_up()
 
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
-        tokenizer = self._hf.for_this_thread
+        tokenizer = self._hf.loaded
         template = resolve_chat_template(tokenizer, self.config.chat_template, options.tools or None)
         content_format = resolve_content_format(template, self.config.chat_template_content_format)
         return safe_apply_chat_template(

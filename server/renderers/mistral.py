@@ -34,7 +34,7 @@ _CALL_ID_CHARS = 9
 
 
 class MistralRenderer(BaseRenderer):
-    """All threads share one `MistralTokenizer`."""
+    """Renders with mistral-common."""
 
     def __init__(self, files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> None:
         _check_config(config)
@@ -57,7 +57,6 @@ class MistralRenderer(BaseRenderer):
 
     def warm_up(self) -> None:
         self.render_messages([{"role": "user", "content": "Hello"}], ChatOptions())
-        super().warm_up()
 
     def _settings(self, options: ChatOptions) -> dict[str, Any]:
         """The settings that the tokenizer can write into a prompt; older tokenizer versions ignore them."""

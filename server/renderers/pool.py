@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from time import perf_counter
@@ -40,17 +39,6 @@ class RendererPool(ThreadPoolExecutor):
             return fn(*args, **kwargs)
 
         return super().submit(run)
-
-    def run_in_each_thread(self, func: Callable[[], object]) -> None:
-        """Runs `func` once in each thread and starts all threads; the pool must have no other work."""
-        together = threading.Barrier(self.num_workers)
-
-        def run() -> None:
-            together.wait()
-            func()
-
-        for future in [self.submit(run) for _ in range(self.num_workers)]:
-            future.result()
 
 
 def make_async(func: Callable[P, R], executor: Executor) -> Callable[P, Coroutine[Any, Any, R]]:

@@ -91,7 +91,7 @@ class VisionRenderer(HfRenderer):
         process_image = partial(self._images.warm_up, Image.fromarray(np.zeros((64, 64, 3), np.uint8)))
         process_image()
         if "mm" in self.pools:
-            self.pools["mm"].run_in_each_thread(process_image)
+            self.pools["mm"].submit(process_image).result()
 
     @property
     def _token(self) -> str:

@@ -23,10 +23,7 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class MistralTokenizer:
-    """Implements `Tokenizer`. All threads share one object, which does not change after loading.
-
-    tiktoken and SentencePiece encode batches on several threads themselves and keep no state between calls.
-    """
+    """Implements `Tokenizer`; tiktoken and SentencePiece keep no state between calls."""
 
     def __init__(self, loaded: LoadedTokenizer[Any, Any, Any, Any, Any]) -> None:
         self.loaded = loaded
@@ -109,9 +106,6 @@ class MistralTokenizer:
 
     def pieces(self, token_ids: list[int]) -> list[str]:
         return [self._raw.id_to_piece(token_id) for token_id in token_ids]
-
-    def warm_up(self) -> None:
-        self.encode("Hello", add_special_tokens=True)
 
     def _decode(self, token_ids: Sequence[int], written: Set[int]) -> str:
         """Writes the special tokens in `written` by name and decodes each run of ordinary tokens separately.

@@ -32,10 +32,7 @@ class Cut(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """`encode` and `decode` may be called on any thread.
-
-    Implementations whose library is not thread-safe keep a copy for each thread.
-    """
+    """`encode`, `decode` and `pieces` may be called on any thread."""
 
     @property
     def vocab_size(self) -> int:
@@ -75,9 +72,6 @@ class Tokenizer(Protocol):
 
     def pieces(self, token_ids: list[int]) -> list[str]:
         """The tokens as the vocabulary writes them, such as `Ġworld`; the caller has checked the ids."""
-
-    def warm_up(self) -> None:
-        """Makes the calling thread's copy, which may hold the GIL for 0.1 s."""
 
 
 @runtime_checkable

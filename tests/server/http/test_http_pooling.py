@@ -45,6 +45,7 @@ def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **opti
     files = ModelFiles(folder, folder)
     with HfRenderer(files, RendererConfig(**({"chat_template": None} | (renderer or {})))) as hf:
         hf.warm_up()
+        hf.executor.submit(int).result()  # starts the thread, which stays until the server ends
         with run_app(config, hf, engine) as server:
             yield server
 

@@ -1,4 +1,4 @@
-"""The pool: the loop stays responsive, threads do not share a tokenizer, and closing stops all threads."""
+"""The pool: the loop stays responsive, work waits and is cancelled, and closing stops all threads."""
 
 import asyncio
 import threading
@@ -13,7 +13,6 @@ from server.config import ModelFiles, RendererConfig
 from server.errors import ConfigError, RequestError
 from server.machine.processors import usable_count
 from server.renderers.base import _is_small
-from server.renderers.hf import HfRenderer
 from server.renderers.pool import make_async
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.registry import build_renderer
@@ -74,15 +73,6 @@ async def test_waiting_times_are_reported(model_path: Path) -> None:
         assert released_s - in_line_s <= waits[1] <= begun_s - before_s
 
 
-def test_each_thread_has_a_tokenizer_after_the_warm_up(model_path: Path) -> None:
-    with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=4)) as renderer:
-        assert isinstance(renderer, HfRenderer)
-        renderer.warm_up()
-        seen = {id(renderer._hf.for_this_thread)}
-        renderer.pools["text"].run_in_each_thread(lambda: seen.add(id(renderer._hf.for_this_thread)))
-        assert len(seen) == 5
-
-
 @pytest.mark.parametrize("number", [-1, 0, 4 * usable_count() + 1 if usable_count() > 1 else 5])
 def test_an_invalid_number_of_workers_is_rejected(number: int) -> None:
     with pytest.raises(ConfigError, match=rf"--renderer-num-workers must be from 1 to \d+: .*got {number}$"):
@@ -117,8 +107,8 @@ def test_closing_stops_the_threads(model_path: Path) -> None:
         return [thread.name for thread in started if thread.name.startswith("renderer")]
 
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=2)) as renderer:
-        renderer.warm_up()
-        assert len(names()) == 2
+        asyncio.run(renderer.run_in_pool(print))
+        assert len(names()) == 1
     assert names() == []
     with pytest.raises(RuntimeError):
         asyncio.run(renderer.run_in_pool(print))
