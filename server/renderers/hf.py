@@ -9,7 +9,6 @@ from server.renderers.chat_template import (
     check_chat_template,
     detect_content_format,
     resolve_chat_template,
-    resolve_content_format,
     safe_apply_chat_template,
 )
 from server.renderers.messages import to_conversation
@@ -44,12 +43,13 @@ class HfRenderer(BaseRenderer):
 
     def warm_up(self) -> None:
         if self.chat_template is not None:
-            detect_content_format(self.chat_template)
+            detect_content_format(self._hf.loaded, self.chat_template)
 
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
         tokenizer = self._hf.loaded
         template = resolve_chat_template(tokenizer, self.config.chat_template, options.tools or None)
-        content_format = resolve_content_format(template, self.config.chat_template_content_format)
+        wanted = self.config.chat_template_content_format
+        content_format = detect_content_format(tokenizer, template) if wanted == "auto" else wanted
         return safe_apply_chat_template(
             tokenizer,
             to_conversation(messages, content_format, self.image_token),

@@ -3,6 +3,8 @@
 import pytest
 
 from server.renderers.chat_template import detect_content_format
+from server.renderers.hf import HfRenderer
+from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 
 MESSAGES = "{% for message in messages %}BODY{% endfor %}"
 PARTS = "{% for part in message.content %}{{ part.text }}{% endfor %}"
@@ -36,18 +38,21 @@ OPENAI = {
     "variable named content": MESSAGES.replace("BODY", "{% set content = message.content %}PARTS").replace(
         "PARTS", PARTS.replace("message.content", "content")
     ),
-    "macro": "{% macro show(x) %}{% for part in x %}{{ part }}{% endfor %}{% endmacro %}"
+    "macro": "{% macro show(x) %}{% for part in x %}{{ part.text }}{% endfor %}{% endmacro %}"
     + MESSAGES.replace("BODY", "{{ show(message['content']) }}"),
-    "macro with keyword": "{% macro show(y, x=none) %}{% for part in x %}{{ part }}{% endfor %}{% endmacro %}"
+    "macro with keyword": "{% macro show(y, x=none) %}{% for part in x %}{{ part.text }}{% endfor %}{% endmacro %}"
     + MESSAGES.replace("BODY", "{{ show(1, x=message['content']) }}"),
 }
 
 
-@pytest.mark.parametrize("template", STRING.values(), ids=STRING.keys())
-def test_contents_are_text(template: str) -> None:
-    assert detect_content_format(template) == "string"
-
-
-@pytest.mark.parametrize("template", OPENAI.values(), ids=OPENAI.keys())
-def test_contents_are_parts(template: str) -> None:
-    assert detect_content_format(template) == "openai"
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        *(pytest.param(template, "string", id=name) for name, template in STRING.items()),
+        *(pytest.param(template, "openai", id=name) for name, template in OPENAI.items()),
+    ],
+)
+def test_the_format_is_found(template: str, expected: str, renderers: dict[str, HfRenderer]) -> None:
+    tokenizer = renderers["byte_level"].tokenizer
+    assert isinstance(tokenizer, HfTokenizer)
+    assert detect_content_format(tokenizer.loaded, template) == expected
