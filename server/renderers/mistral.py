@@ -6,10 +6,9 @@ from concurrent.futures import Executor
 from typing import Any
 
 from mistral_common.exceptions import InvalidToolException, InvalidToolSchemaException, MistralCommonException
-from mistral_common.protocol.instruct.chunk import TextChunk, ThinkChunk
-from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, ToolMessage, UserMessage
+from mistral_common.protocol.instruct.chunk import ThinkChunk
+from mistral_common.protocol.instruct.messages import AssistantMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from mistral_common.protocol.instruct.tool_calls import Function, FunctionCall, Tool, ToolCall
 from pydantic import ValidationError
 
 from server.config import ModelFiles, RendererConfig
@@ -24,10 +23,6 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ERRORS = (MistralCommonException, ValueError, AssertionError)
 """The errors with which mistral-common rejects a conversation."""
-
-_Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
-_Content = str | list[Any]
-"""Text, or chunks of text and of reasoning."""
 
 _CALL_ID_CHARS = 9
 """Length of Mistral's call ids; of longer ids from other sources, the random end is kept."""
@@ -108,15 +103,52 @@ def _to_request(messages: list[Message], options: ChatOptions, **settings: Any) 
 
     Raises:
         RequestError: a message is malformed, or holds something other than text.
-        ValidationError: a field has the wrong type (pydantic's).
+        ValueError, MistralCommonException: mistral-common rejects a field.
     """
     checked = to_conversation(messages, "openai")
     _check_last(checked[-1]["role"], options)
     converted = [_to_message(*pair) for pair in zip(messages, checked, strict=True)]
-    if options.continue_final_message:
-        converted[-1] = converted[-1].model_copy(update={"prefix": True})
-    tools = [_to_tool(tool["function"]) for tool in options.tools or ()]
-    return ChatCompletionRequest[Any](messages=converted, tools=tools or None, **settings)
+    is_continued = options.continue_final_message
+    return ChatCompletionRequest.from_openai(
+        converted, options.tools or None, continue_final_message=is_continued, **settings
+    )
+
+
+def _to_message(message: Message, checked: Message) -> Message:
+    """The message with the parts and call ids that mistral-common knows.
+
+    `checked` is the same message from `to_conversation`, which has rejected malformed ones.
+    """
+    role, content = checked["role"], message.get("content")
+    if content is None and role != "assistant":
+        raise RequestError(f"a message of role {role!r} needs content", param="messages")
+    if isinstance(content, list):
+        content = [_to_part(part) for part in content]
+    converted = checked | {"role": "system" if role == "developer" else role, "content": content}
+    if role == "tool":
+        converted["tool_call_id"] = _to_call_id(message.get("tool_call_id"))
+    elif calls := checked.get("tool_calls"):
+        converted["tool_calls"] = [_to_call(call) for call in calls]
+    return converted
+
+
+def _to_part(part: Any) -> Message:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind = part["type"]
+    if kind == "thinking":
+        return {"type": kind, "thinking": part["thinking"], "closed": part.get("closed", True)}
+    return {"type": "text", "text": part[TEXT_KEYS[kind]]}
+
+
+def _to_call(call: Message) -> Message:
+    function = {"name": call["function"].get("name"), "arguments": call["function"]["arguments"]}
+    call_id = _to_call_id(call.get("id"))
+    return {"function": function} if call_id is None else {"id": call_id, "function": function}
+
+
+def _to_call_id(call_id: Any) -> Any:
+    return call_id[-_CALL_ID_CHARS:] if isinstance(call_id, str) else call_id
 
 
 def _texts_of(request: ChatCompletionRequest[Any]) -> Iterator[str]:
@@ -149,68 +181,3 @@ def _check_last(role: str, options: ChatOptions) -> None:
             "false to have it continued",
             param="messages",
         )
-
-
-def _to_message(message: Message, checked: Message) -> _Message:
-    """`checked` is the same message from `to_conversation`, which has rejected malformed ones."""
-    role, content = checked["role"], _to_content(message.get("content"))
-    if role == "assistant":
-        calls = [_to_call(call) for call in checked.get("tool_calls", ())]
-        return AssistantMessage(content=_with_reasoning(message, content), tool_calls=calls or None)
-    if content is None:
-        raise RequestError(f"a message of role {role!r} needs content", param="messages")
-    if role == "user":
-        return UserMessage(content=content)
-    if role in ("system", "developer"):
-        return SystemMessage(content=content)
-    if role == "tool":
-        call_id = _to_call_id(message.get("tool_call_id"))
-        return ToolMessage(content=content, tool_call_id=call_id, name=checked.get("name"))
-    raise RequestError(
-        f"messages must be of role 'system', 'developer', 'user', 'assistant' or 'tool', got {role!r}", param="messages"
-    )
-
-
-def _to_content(content: Any) -> _Content | None:
-    return content if content is None or isinstance(content, str) else [_to_chunk(part) for part in content]
-
-
-def _to_chunk(part: Any) -> TextChunk | ThinkChunk:
-    if isinstance(part, str):
-        return TextChunk(text=part)
-    kind = part["type"]
-    if kind == "thinking":
-        return ThinkChunk(thinking=part.get("thinking") or "", closed=part.get("closed", True))
-    return TextChunk(text=part.get(TEXT_KEYS[kind]) or "")
-
-
-def _with_reasoning(message: Message, content: _Content | None) -> _Content | None:
-    """The content, preceded by the reasoning if the message has it in a field of its own."""
-    fields = (message.get("reasoning"), message.get("reasoning_content"))
-    reasoning = next((text for text in fields if text is not None), None)
-    if reasoning is None:
-        return content
-    chunks: list[Any] = [TextChunk(text=content)] if isinstance(content, str) else content or []
-    if any(isinstance(chunk, ThinkChunk) for chunk in chunks):
-        raise RequestError(
-            "a message must give its reasoning either as 'thinking' content or as 'reasoning', not both",
-            param="messages",
-        )
-    return [ThinkChunk(thinking=reasoning), *chunks]
-
-
-def _to_call(call: Message) -> ToolCall:
-    call_id = _to_call_id(call.get("id"))
-    function = FunctionCall(name=call["function"].get("name"), arguments=call["function"]["arguments"])
-    return ToolCall(function=function) if call_id is None else ToolCall(id=call_id, function=function)
-
-
-def _to_call_id(call_id: Any) -> Any:
-    return call_id[-_CALL_ID_CHARS:] if isinstance(call_id, str) else call_id
-
-
-def _to_tool(function: dict[str, Any]) -> Tool:
-    parameters = function.get("parameters") or {}
-    return Tool(
-        function=Function(name=function["name"], description=function.get("description") or "", parameters=parameters)
-    )

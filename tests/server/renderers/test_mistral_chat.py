@@ -1,4 +1,4 @@
-"""Conversations for Mistral's tokenizers, compared with mistral-common itself and with vLLM."""
+"""Conversations for Mistral's tokenizers, compared with vLLM."""
 
 import random
 from collections.abc import Callable
@@ -8,16 +8,13 @@ from typing import Any
 
 import mistral_common
 import pytest
-from mistral_common.protocol.instruct.messages import AssistantMessage
-from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.detokenizer import PromptTail
 from server.renderers.mistral import MistralRenderer
 from server.renderers.prompts import ChatOptions, TextOptions
-from server.renderers.tokenizers.files import TokenizerLoadError, find_mistral_file
+from server.renderers.tokenizers.files import TokenizerLoadError
 from tests.peer_vllm import ask_vllm, needs_vllm
 from tests.server.inline_executor import InlineExecutor
 
@@ -142,45 +139,6 @@ def options_of(body: dict[str, Any]) -> ChatOptions:
     return ChatOptions(**{name: value for name, value in body.items() if name != "messages"})
 
 
-def reference_tokens(tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], body: dict[str, Any]) -> list[int]:
-    """mistral-common's tokens for the body, from messages in its own format."""
-    request = ChatCompletionRequest.from_openai([to_mistral(m) for m in body["messages"]], body.get("tools"))
-    if body["continue_final_message"]:
-        last = request.messages[-1]
-        assert isinstance(last, AssistantMessage)
-        last.prefix = True
-    return tokenizer.encode_chat_completion(request).tokens
-
-
-def to_mistral(message: dict[str, Any]) -> dict[str, Any]:
-    result = {key: value for key, value in message.items() if not key.startswith("reasoning")}
-    if message["role"] == "developer":
-        result["role"] = "system"
-    if "tool_call_id" in message:
-        result["tool_call_id"] = message["tool_call_id"][-9:]
-    if "tool_calls" in message:
-        result["tool_calls"] = [call | {"id": call["id"][-9:]} for call in message["tool_calls"]]
-    if reasoning := message.get("reasoning") or message.get("reasoning_content"):
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-        result["content"] = [{"type": "thinking", "thinking": reasoning}, *parts]
-    return result
-
-
-@pytest.mark.thorough
-def test_conversations_render_as_with_mistral_common(
-    mistral: MistralRenderer, mistral_kind: str, mistral_folders: dict[str, Path]
-) -> None:
-    file = find_mistral_file(mistral_folders[mistral_kind])
-    assert file is not None
-    tokenizer = MistralTokenizer.from_file(file)
-    for seed in range(60):
-        body = Writer(mistral_kind, seed).write()
-        prompt = mistral.render_chat(body["messages"], options_of(body))
-        assert prompt.token_ids == reference_tokens(tokenizer, body), body
-        assert prompt.text is None
-
-
 @pytest.mark.parametrize("kind", ["v3", "v7", "tekken_v3", "tekken_v11", "tekken_v13"])
 def test_a_tool_call_s_id_is_cut_to_mistral_s_length(kind: str, build_mistral: Build) -> None:
     mistral = build_mistral(kind)
@@ -285,7 +243,7 @@ def test_the_operator_s_reasoning_effort_is_the_default(
     ("messages", "words"),
     [
         ([], "at least one"),
-        ([{"role": "narrator", "content": "x"}], "got 'narrator'"),
+        ([{"role": "narrator", "content": "x"}], "role: narrator"),
         ([{"role": "user"}], "role 'user' needs content"),
         ([{"role": "system", "content": None}, USER], "role 'system' must not be null"),
         ([USER, CALLING, RESULT | {"content": None}], "role 'tool' must not be null"),
