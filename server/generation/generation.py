@@ -22,7 +22,6 @@ from server.operation.request_context import RequestContext
 from server.renderers.base import PROMPTS_PER_TURN
 from server.renderers.detokenizer import PromptTail
 from server.renderers.prompts import RenderedPrompt
-from server.renderers.stop_strings import StopString
 from server.request_ids import set_request_id
 from server.types import EnginePrompt, FinishReason, SamplingParams, TokenLogprob
 
@@ -61,11 +60,6 @@ class Generation:
     def num_choices(self) -> int:
         """Number of choices of the whole request."""
         return len(self.prompts) * self.request.num_choices
-
-    @cached_property
-    def stop_strings(self) -> tuple[StopString, ...]:
-        """Those of the request, for all of its choices."""
-        return tuple(map(StopString, self.request.stop_strings))
 
     @property
     def num_prompt_tokens(self) -> int:

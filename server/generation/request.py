@@ -32,6 +32,7 @@ from server.http_body.fields import (
     Unsupported,
     check_unsupported,
 )
+from server.renderers.stop_strings import MAX_STOP_CHARS
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -146,6 +147,11 @@ class GenerationRequest(SamplingFields, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_thinking_budget()
+        if sum(map(len, self.stop_strings)) > MAX_STOP_CHARS:
+            raise RequestError(
+                f"The stop strings may have {MAX_STOP_CHARS} characters together; `--engine vllm` has no such limit.",
+                param="stop",
+            )
         if self.stream_options is not None and not self.stream:
             raise RequestError("Stream options can only be defined when `stream=True`.", param="stream_options")
         if self.stream and self.prompt_logprobs:

@@ -118,7 +118,7 @@ class _Sequence:
         self._detokenizer = inference.renderer.create_detokenizer(
             skip_special_tokens=request.skip_special_tokens,
             spaces_between_special_tokens=request.spaces_between_special_tokens,
-            stop=generation.stop_strings,
+            stop=request.stop_strings,
             include_stop_str_in_output=request.include_stop_str_in_output,
             min_tokens=request.min_tokens or 0,
             prompt=generation.prompt_tails[index // request.num_choices],

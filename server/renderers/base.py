@@ -25,7 +25,7 @@ from server.renderers.prompts import (
     check_token_ids,
     check_unicode,
 )
-from server.renderers.stop_strings import StopScanner, StopString
+from server.renderers.stop_strings import StopScanner
 from server.renderers.tokenizers.tokenizer import Cut, Side, Tokenizer
 from server.types import EngineInfo, PromptInputs, TensorData
 
@@ -235,7 +235,7 @@ class BaseRenderer(ABC):
         *,
         skip_special_tokens: bool = True,
         spaces_between_special_tokens: bool = True,
-        stop: Sequence[StopString] = (),
+        stop: Sequence[str] = (),
         include_stop_str_in_output: bool = False,
         min_tokens: int = 0,
         prompt: PromptTail | None = None,

@@ -1,13 +1,10 @@
-"""Finds stop strings in a text that arrives in pieces, by the algorithm of Knuth, Morris and Pratt.
+"""Finds stop strings in a text that arrives in pieces."""
 
-Every character is compared with one position of each stop string, and with a few more where a beginning
-ends, whatever the length of the stop string and of what is held back.
-"""
-
-from array import array
-from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
+
+MAX_STOP_CHARS = 1024
+"""Of all stop strings of a request: what a piece of text costs at most grows with them."""
 
 
 class TextDelta(NamedTuple):
@@ -18,95 +15,45 @@ class TextDelta(NamedTuple):
     """The stop string that ended the output."""
 
 
-class StopString:
-    """What one stop string's matches share; one per request, whatever the number of its choices."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self._fallbacks = array("i", (-1,))
-        """Characters that matched -> those that still do if the next one differs; -1 if it begins no match.
-
-        The table grows with the longest match so far; its last entry is for a complete match.
-        """
-        self._border = 0
-        """Length of the longest beginning at the end of the part in the table, and not all of it."""
-
-    def match(self, piece: str, start: int, num_matched: int) -> tuple[int, int]:
-        """Where the first match ends behind `start`, -1 if none does, and the characters matched there."""
-        text, fallbacks, position = self.text, self._fallbacks, start
-        while position < len(piece):
-            if not num_matched:
-                position = piece.find(text[0], position)
-                if position < 0:
-                    return -1, 0
-            character = piece[position]
-            while num_matched >= 0 and text[num_matched] != character:
-                num_matched = fallbacks[num_matched]
-            num_matched += 1
-            position += 1
-            if num_matched == len(fallbacks):
-                self._extend()
-            if num_matched == len(text):
-                return position, fallbacks[num_matched]
-        return -1, num_matched
-
-    def _extend(self) -> None:
-        text, fallbacks, border = self.text, self._fallbacks, self._border
-        size = len(fallbacks)
-        if size == len(text):
-            fallbacks.append(border)
-        elif text[size] == text[border]:
-            fallbacks.append(fallbacks[border])
-            self._border = border + 1
-        else:
-            fallbacks.append(border)
-            while border >= 0 and text[size] != text[border]:
-                border = fallbacks[border]
-            self._border = border + 1
-
-
 class StopScanner:
     """Holds back text that may be the beginning of a stop string, and cuts the text at a complete one.
 
     One scanner serves one output, on one thread.
     """
 
-    def __init__(self, stops: Iterable[StopString], include_in_output: bool = False) -> None:
-        self._stops = [stop for stop in stops if stop.text]
+    def __init__(self, stops: Iterable[str], include_in_output: bool = False) -> None:
+        self._stops = [stop for stop in stops if stop]
         self._include = include_in_output
-        self._num_matched = [0] * len(self._stops)
-        self._held: deque[str] = deque()
-        self._num_held = 0
+        self._begun = ""
+        """The end of the text as far as it may begin a stop string; held back unless those are included."""
 
     def scan(self, piece: str, can_stop: bool = True) -> TextDelta:
         """Scans the next piece; with `can_stop` false, stop strings that end in it are ignored."""
-        first_end, first = len(piece) + 1, None
-        for index, stop in enumerate(self._stops):
-            end, num_matched = stop.match(piece, 0, self._num_matched[index])
-            while end >= 0 and not can_stop:
-                end, num_matched = stop.match(piece, end, num_matched)
-            self._num_matched[index] = num_matched
-            if 0 <= end < first_end:
-                first_end, first = end, stop.text
-        self._held.append(piece[:first_end])
-        self._num_held += min(len(piece), first_end)
-        if first is not None:
-            return TextDelta(self._take(self._num_held - (0 if self._include else len(first))), first)
-        keep = 0 if self._include else max(self._num_matched, default=0)
-        return TextDelta(self._take(self._num_held - keep))
+        num_begun = len(self._begun)
+        start = num_begun if self._include else 0
+        text = self._begun + piece
+        ends = [(end, stop) for stop in self._stops if (end := _end_of(stop, text, num_begun)) >= 0] if can_stop else []
+        if ends:
+            end, stop = min(ends, key=lambda found: found[0])
+            return TextDelta(text[start : end if self._include else end - len(stop)], stop)
+        num_begun = max((_num_begun(stop, text) for stop in self._stops), default=0)
+        self._begun = text[len(text) - num_begun :]
+        return TextDelta(text[start : len(text) if self._include else len(text) - num_begun])
 
     def release(self) -> str:
         """Returns the held-back text at the end of the output."""
-        return self._take(self._num_held)
+        return "" if self._include else self._begun
 
-    def _take(self, num_characters: int) -> str:
-        """Removes this many characters from the front of the held-back text."""
-        taken = []
-        self._num_held -= num_characters
-        while num_characters > 0:
-            piece = self._held.popleft()
-            if len(piece) > num_characters:
-                self._held.appendleft(piece[num_characters:])
-            taken.append(piece[:num_characters])
-            num_characters -= len(piece)
-        return "".join(taken)
+
+def _end_of(stop: str, text: str, num_scanned: int) -> int:
+    """Where the first match ends that is not within the scanned characters; -1 if there is none."""
+    position = text.find(stop, max(0, num_scanned - len(stop) + 1))
+    return position if position < 0 else position + len(stop)
+
+
+def _num_begun(stop: str, text: str) -> int:
+    """The characters at the end of the text that are the beginning of the stop string, but not all of it."""
+    position = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while position >= 0 and not stop.startswith(text[position:]):
+        position = text.find(stop[0], position + 1)
+    return 0 if position < 0 else len(text) - position

@@ -40,7 +40,7 @@ from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt
 from server.renderers.images.fetcher import MediaFetcher
 from server.renderers.images.loader import decode_data_url
 from server.renderers.messages import to_conversation
-from server.renderers.stop_strings import StopScanner, StopString
+from server.renderers.stop_strings import MAX_STOP_CHARS, StopScanner
 from server.routes.asgi import read_announced_bytes, read_request_id
 from server.routes.middleware import ApiKeyMiddleware
 from server.security.api_keys import ApiKeys
@@ -112,8 +112,7 @@ def _headers(text: str) -> None:
 
 
 def _stop(text: str) -> None:
-    half = len(text) // 2
-    scanner = StopScanner([StopString(text[:half] + end) for end in "bcd"])
+    scanner = StopScanner([text[: MAX_STOP_CHARS // 3 - 1] + end for end in "bcd"])
     _in_pieces(text, scanner.scan)
     scanner.release()
 

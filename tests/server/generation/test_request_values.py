@@ -34,7 +34,11 @@ def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, 
     return params
 
 
-@pytest.mark.parametrize(("name", "value"), [("n", 16_385), ("stop", ["a"] * 65)], ids=["n", "stop"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n", 16_385), ("stop", ["a"] * 65), ("stop", ["a" * 1000, "b" * 25])],
+    ids=["n", "stop", "characters of stop"],
+)
 def test_request_above_the_limits_is_rejected(model: Model, name: str, value: Any) -> None:
     with pytest.raises(RequestError) as caught:
         decode(model, **{name: value})

@@ -10,7 +10,6 @@ from server.errors import RequestError
 from server.renderers.detokenizer import PromptTail
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions, TextOptions
-from server.renderers.stop_strings import StopString
 from server.renderers.tokenizers.loading import needs_torch
 
 TEXT = "Größe 你好 😀 x"
@@ -44,5 +43,5 @@ def test_it_decodes_token_by_token(slow_renderer: HfRenderer) -> None:
 
 def test_it_stops_at_a_stop_string(slow_renderer: HfRenderer) -> None:
     token_ids = slow_renderer.render_text(TEXT, TextOptions(add_special_tokens=False)).token_ids
-    detokenizer = slow_renderer.create_detokenizer(stop=[StopString("😀")], prompt=PromptTail(token_ids[:3]))
+    detokenizer = slow_renderer.create_detokenizer(stop=["😀"], prompt=PromptTail(token_ids[:3]))
     assert detokenizer.append(token_ids[3:]) == (TEXT[2:].partition("😀")[0], "😀")
