@@ -93,7 +93,7 @@ class TokenizationServing:
     async def _render(self, request: TokenizeRequest, context: RequestContext) -> RenderedPrompt:
         if request.messages is not None:
             chat = await self._renderer.run_unless(context.is_small, _chat_options, request)
-            return await self._renderer.render_chat_async(request.messages, chat)
+            return await self._renderer.render_chat_async(request.messages, chat, context.lease)
         options = TextOptions(add_special_tokens=request.add_special_tokens is not False)
         return await self._renderer.render_text_async(request.prompt or "", options)
 

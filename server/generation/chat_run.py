@@ -123,7 +123,7 @@ async def render_chat_request(inference: Inference, request: ChatRequest, contex
     run_unless = inference.renderer.run_unless
     options = await run_unless(context.is_small, chat_options, request, inference.config.generation)
     context.hold(options)
-    prompt = await inference.renderer.render_chat_async(request.messages, options)
+    prompt = await inference.renderer.render_chat_async(request.messages, options, context.lease)
     if request.prompt_logprobs is not None and prompt.inputs is not None and prompt.inputs.embeds is not None:
         raise RequestError(
             "`prompt_logprobs` is not compatible with `prompt_embeds`: they have no tokens.", param="prompt_logprobs"

@@ -94,10 +94,10 @@ class Lease:
         self._admission.num_held_bytes += num_bytes
         self.num_bytes += num_bytes
 
-    def drop_bytes(self) -> None:
-        """Returns all bytes that the request holds."""
-        self._admission.num_held_bytes -= self.num_bytes
-        self.num_bytes = 0
+    def remove_bytes(self, num_bytes: int) -> None:
+        """Subtracts bytes that the request holds no more."""
+        self._admission.num_held_bytes -= num_bytes
+        self.num_bytes -= num_bytes
 
     def widen(self, num_sequences: int) -> None:
         """Sets the number of sequences once the request is decoded.
@@ -138,7 +138,7 @@ class Lease:
 
     def release(self) -> None:
         """Returns the whole share; called when the request has ended."""
-        self.drop_bytes()
+        self.remove_bytes(self.num_bytes)
         self.finish_prefill(self._num_tokens)
         self._admission.num_sequences -= self.num_sequences
         self.num_sequences = 0

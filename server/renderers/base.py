@@ -18,6 +18,7 @@ from server.renderers.pool import LoopShare, RendererPool, make_async
 from server.renderers.prompts import (
     ChatOptions,
     EmbedsPrompt,
+    HeldBytes,
     Prompt,
     RenderedPrompt,
     TextOptions,
@@ -92,8 +93,10 @@ class BaseRenderer(ABC):
         """Runs work in the pool unless it is small enough for the event loop."""
         return func(*args, **kwargs) if is_small else await self.run_in_pool(func, *args, **kwargs)
 
-    async def render_chat_async(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
-        """`render_chat` off the loop."""
+    async def render_chat_async(
+        self, messages: list[dict[str, Any]], options: ChatOptions, held: HeldBytes | None = None
+    ) -> RenderedPrompt:
+        """`render_chat` off the loop; `held` counts the bytes of images."""
         self._check_mm_settings(options)
         is_small = _is_small(messages, options)
         if not is_small:

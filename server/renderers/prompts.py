@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from server.errors import RequestError
 from server.renderers.tokenizers.tokenizer import Side
@@ -19,6 +19,16 @@ class EmbedsPrompt:
 
 Prompt = str | list[int] | EmbedsPrompt
 """A completion's prompt: text, token ids or embeddings."""
+
+
+class HeldBytes(Protocol):
+    """Counts the bytes that a request holds."""
+
+    def add_bytes(self, num_bytes: int) -> None:
+        """Raises RequestError if all requests together hold too many."""
+
+    def remove_bytes(self, num_bytes: int) -> None:
+        """Subtracts bytes that the request holds no more."""
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from server.renderers.embeds.chat_embeds import has_few_parts
 from server.renderers.hf import HfRenderer
 from server.renderers.images.decoding import import_decoders
 from server.renderers.images.errors import MediaError
-from server.renderers.images.load_budget import LoadBudget, LoadLease
-from server.renderers.images.loader import MediaLoader
+from server.renderers.images.fetcher import TakeRoom
+from server.renderers.images.loader import MediaLoader, room_for_images
 from server.renderers.images.processor import ImageFile, ImageProcessor, load_processor
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.messages import is_image
 from server.renderers.pool import make_async
-from server.renderers.prompts import ChatOptions, RenderedPrompt
+from server.renderers.prompts import ChatOptions, HeldBytes, RenderedPrompt
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 from server.renderers.tokenizers.loading import load_tokenizer
 from server.types import PromptInputs
@@ -56,13 +56,14 @@ class VisionRenderer(HfRenderer):
         cache = self.mm_cache = ProcessorCache(_cache_bytes(config))
         self._images = ImageProcessor(processor, cache, max_pixels=config.max_image_pixels)
         self._media = MediaLoader(config, self._mm_executor)
-        self._budget = LoadBudget()
         self.image_token = self._images.image_token
 
-    async def render_chat_async(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
+    async def render_chat_async(
+        self, messages: list[dict[str, Any]], options: ChatOptions, held: HeldBytes | None = None
+    ) -> RenderedPrompt:
         parts = await self.run_unless(has_few_parts(messages), _image_parts, messages)
         if not parts:
-            return await super().render_chat_async(messages, options)
+            return await super().render_chat_async(messages, options, held)
         self._check_num_images(parts)
         self._check_mm_settings(options)
         settings = self.config.mm_processor_kwargs | (options.mm_processor_kwargs or {})
@@ -75,8 +76,8 @@ class VisionRenderer(HfRenderer):
                 f"{len(parts)} images: no text may contain {self._token}, and tool messages may hold text only",
                 param="messages",
             )
-        async with self._budget.hold() as lease:
-            images = await self._process(await self._load(parts, lease), settings)
+        with room_for_images(held) as take_room:
+            images = await self._process(await self._load(parts, take_room), settings)
         return await self.run_in_pool(self._expand_images, text, images, options)
 
     def render_chat(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
@@ -122,13 +123,13 @@ class VisionRenderer(HfRenderer):
                 )
         return await make_async(self._images.join, self._mm_executor)(images, files, settings)
 
-    async def _load(self, parts: list[ImagePart], lease: LoadLease) -> list[ImageFile]:
+    async def _load(self, parts: list[ImagePart], take_room: TakeRoom) -> list[ImageFile]:
         turns = asyncio.Semaphore(_NUM_LOADS)
 
         async def load(part: ImagePart) -> ImageFile:
             async with turns:
                 try:
-                    return ImageFile(part.name, await self._media.load(part.url, lease))
+                    return ImageFile(part.name, await self._media.load(part.url, take_room))
                 except MediaError as err:
                     raise RequestError(f"{part.name}: {err}", param="messages") from err
 

@@ -39,7 +39,7 @@ class CompletionServing:
             prompts = await self._render(request)
         if request.prompt_embeds is not None:
             request.prompt_embeds = None  # frees up to a hundred megabytes
-            context.lease.drop_bytes()
+            context.lease.remove_bytes(context.lease.num_bytes)
         generation = await self._builder.build(request, prompts, context, id_prefix="cmpl")
         echoes = [await self._echo_text(prompt, request) async for prompt in take_turns(prompts)]
         if request.echo and generation.num_choices > 1:

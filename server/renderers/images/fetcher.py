@@ -1,8 +1,7 @@
 """Fetches an image over HTTP, only from hosts that the operator allows."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 
 import aiohttp
 from yarl import URL
@@ -11,8 +10,8 @@ from server.config import RendererConfig
 from server.renderers.images.addresses import PublicResolver, check_public, is_private_by_name, literal_address
 from server.renderers.images.errors import MediaError, MediaTooLargeError
 
-TakeRoom = Callable[[int], Awaitable[None]]
-"""Returns once there is memory for so many bytes."""
+TakeRoom = Callable[[int], None]
+"""Counts bytes that a request holds; raises if all requests hold too many."""
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -33,8 +32,6 @@ class MediaFetcher:
     async def fetch(self, url: str, take_room: TakeRoom) -> bytes:
         """The image's bytes; room is taken for each part as it arrives.
 
-        Waiting for room does not count towards the time limit.
-
         Raises:
             MediaError: the host is not allowed, times out, answers with an error or with too many bytes.
         """
@@ -42,7 +39,7 @@ class MediaFetcher:
         resolver = PublicResolver(self._private_hosts)
         try:
             async with (
-                asyncio.timeout(timeout_s) as limit,
+                asyncio.timeout(timeout_s),
                 aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True),
                     cookie_jar=aiohttp.DummyCookieJar(),
@@ -51,7 +48,7 @@ class MediaFetcher:
                     trust_env=False,
                 ) as session,
             ):
-                return await self._follow(session, self._parse(url), partial(_take_outside, limit, take_room))
+                return await self._follow(session, self._parse(url), take_room)
         except TimeoutError as err:
             raise MediaError(f"the image did not come within {timeout_s:g} s (VLLM_IMAGE_FETCH_TIMEOUT)") from err
         except MediaError:
@@ -85,7 +82,7 @@ class MediaFetcher:
                 num_bytes += len(part)
                 if num_bytes > max_bytes:
                     break
-                await take_room(len(part))
+                take_room(len(part))
                 parts.append(part)
         if num_bytes > max_bytes:
             raise MediaTooLargeError(max_bytes)
@@ -115,15 +112,6 @@ class MediaFetcher:
             raise MediaError(f"the host {host[:100]!r} is not among --allowed-media-domains")
         if (address := literal_address(host)) is not None and host not in self._private_hosts:
             check_public(address)
-
-
-async def _take_outside(limit: asyncio.Timeout, take_room: TakeRoom, num_bytes: int) -> None:
-    """Takes room while the time limit is stopped."""
-    end_s, loop = limit.when(), asyncio.get_running_loop()
-    begin_s = loop.time()
-    limit.reschedule(None)
-    await take_room(num_bytes)
-    limit.reschedule(None if end_s is None else end_s + loop.time() - begin_s)
 
 
 def _media_errors(err: BaseException) -> Iterator[MediaError]:

@@ -1,7 +1,9 @@
 """Loads an image's bytes from its URL: `data:`, `file:`, `http:` or `https:`."""
 
 import binascii
+from collections.abc import Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple
@@ -9,12 +11,34 @@ from urllib.parse import unquote, urlsplit
 
 from server.config import RendererConfig
 from server.renderers.images.errors import MediaError, MediaTooLargeError
-from server.renderers.images.fetcher import MediaFetcher
-from server.renderers.images.load_budget import LoadLease
+from server.renderers.images.fetcher import MediaFetcher, TakeRoom
 from server.renderers.pool import make_async
+from server.renderers.prompts import HeldBytes
 
 _SLICE_CHARS = 1 << 18
 """Decoded per step, which holds the GIL for 0.3 ms. A multiple of four."""
+MAX_PROMPT_BYTES = 256 << 20
+"""Of all images of a prompt."""
+
+
+@contextmanager
+def room_for_images(held: HeldBytes | None) -> Iterator[TakeRoom]:
+    """Takes room for the images of one prompt, which are in memory until the block ends."""
+    num_bytes = 0
+
+    def take_room(num_more: int) -> None:
+        nonlocal num_bytes
+        if num_bytes + num_more > MAX_PROMPT_BYTES:
+            raise MediaError(f"the images of a prompt are larger than {MAX_PROMPT_BYTES} bytes together")
+        if held is not None:
+            held.add_bytes(num_more)
+        num_bytes += num_more
+
+    try:
+        yield take_room
+    finally:
+        if held is not None:
+            held.remove_bytes(num_bytes)
 
 
 class MediaLoader:
@@ -27,21 +51,21 @@ class MediaLoader:
         self._fetcher = MediaFetcher(config)
         self._executor = executor
 
-    async def load(self, url: str, lease: LoadLease) -> bytes:
-        """The image's bytes, unchecked; the lease takes room for them.
+    async def load(self, url: str, take_room: TakeRoom) -> bytes:
+        """The image's bytes, unchecked.
 
         Raises:
             MediaError: the URL is malformed or not allowed, or loading fails.
         """
         scheme, most = url[:5].lower(), self._max_bytes
         if scheme == "data:":
-            await lease.grow(min(len(url) * 3 // 4, most))
+            take_room(min(len(url) * 3 // 4, most))
             return await make_async(decode_data_url, self._executor)(url, max_bytes=most)
         if scheme == "file:":
             file = await make_async(find_file, self._executor)(url, self._folder)
-            await lease.grow(min(file.num_bytes, most))
+            take_room(min(file.num_bytes, most))
             return await make_async(read_file, self._executor)(file.path, max_bytes=most)
-        return await self._fetcher.fetch(url, lease.grow)
+        return await self._fetcher.fetch(url, take_room)
 
 
 def decode_data_url(url: str, *, max_bytes: int) -> bytes:

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from server.config import ModelFiles, RendererConfig
-from server.errors import RequestError
+from server.errors import OverloadedError, RequestError
+from server.limits import LimitsConfig
+from server.operation.admission import Admission
 from server.renderers.images.processor import ProcessorLoadError
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.prompts import ChatOptions, RenderedPrompt
@@ -196,6 +198,17 @@ async def test_a_client_that_leaves_ends_the_processing_of_its_images(build: Bui
     rendering.cancel()
     await asyncio.wait([rendering])
     assert renderer.mm_cache.num_queries < 20
+
+
+async def test_images_are_held_bytes_until_they_are_processed(build: Build) -> None:
+    admission = Admission(LimitsConfig(max_held_bytes=1000))
+    messages = [_message(image(56, 56))]
+    with admission.hold(0) as lease:
+        assert await build().render_chat_async(messages, ChatOptions(), lease)
+        assert admission.num_held_bytes == 0
+        with admission.hold(999), pytest.raises(OverloadedError, match="of at most 1000 bytes"):
+            await build().render_chat_async(messages, ChatOptions(), lease)
+        assert admission.num_held_bytes == 0
 
 
 def test_images_that_are_processed_together_are_limited_together(build: Build) -> None:
