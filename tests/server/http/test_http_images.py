@@ -25,6 +25,7 @@ def vision_renderer(vlm: Path) -> Iterator[VisionRenderer]:
     with VisionRenderer(ModelFiles(vlm, vlm), config) as renderer:
         renderer.max_model_len = MAX_MODEL_LEN
         renderer.warm_up()
+        renderer.executor.submit(int).result()  # starts the thread, which stays until the server ends
         yield renderer
 
 
