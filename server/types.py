@@ -22,6 +22,10 @@ class GuidedDecoding(msgspec.Struct, frozen=True):
     """The JSON schema or tag, the regular expression, the JSON list of choices or the Lark grammar."""
 
 
+UNUSABLE_GRAMMAR = "the grammar cannot be used: "
+"""Begins the error of a sequence whose grammar does not compile."""
+
+
 class ReasoningMarker(msgspec.Struct, frozen=True, array_like=True):
     """A text in the output that begins or ends the model's reasoning."""
 

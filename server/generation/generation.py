@@ -11,10 +11,9 @@ from uuid import uuid4
 import msgspec
 
 from envs.redaction import MASK
-from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.generation.guided import Constraint, check_constraint, find_constraint, tool_constraints
+from server.generation.guided import Constraint, find_constraint
 from server.generation.reasoning import ModelReasoning, PromptReasoning
 from server.generation.sampling import Constraints, SamplingBuilder, SamplingDefaults
 from server.operation.inference import Inference
@@ -54,6 +53,8 @@ class Generation:
     """One per prompt."""
     reasoning: Sequence[PromptReasoning | None]
     """One per prompt; None if the model does not reason."""
+    constraint_param: str | None
+    """The request's field with the constraint of guided decoding."""
     context: RequestContext
 
     @property
@@ -113,7 +114,7 @@ class GenerationBuilder:
         `strict_tools` applies unless the request has a constraint of its own.
 
         Raises:
-            RequestError: the request does not fit the model, or its constraint does not compile.
+            RequestError: the request does not fit the model.
             OverloadedError: other requests hold too many bytes already.
         """
         is_small = context.is_small and len(prompts) <= PROMPTS_PER_TURN
@@ -128,6 +129,7 @@ class GenerationBuilder:
             prompts=prompts,
             params=params,
             reasoning=built.reasoning,
+            constraint_param=constraints.param,
             context=context,
         )
         set_request_id(generation.request_id)
@@ -157,11 +159,10 @@ class GenerationBuilder:
         self, request: CompletionRequest | ChatRequest, strict_tools: Constraint | None, *, is_small: bool
     ) -> Constraints:
         constraint = await self._renderer.run_unless(is_small, find_constraint, request) or strict_tools
-        if constraint is not None:
-            await self._renderer.run_in_pool(_check, constraint, request)
         words = request.bad_words
         return Constraints(
             guided=None if constraint is None else constraint.guided,
+            param=None if constraint is None else constraint.param,
             bad_words_ids=await self._renderer.encode_words_async(words) if words else (),
         )
 
@@ -199,14 +200,3 @@ def _admit(generation: Generation) -> None:
     if num_bytes:
         lease.add_bytes(num_bytes)
     lease.queue_tokens(generation.num_prompt_tokens * generation.request.num_choices)
-
-
-def _check(constraint: Constraint, request: CompletionRequest | ChatRequest) -> None:
-    """Compiles the constraint; an error in a tool's schema names the tool."""
-    try:
-        check_constraint(constraint)
-    except RequestError:
-        if isinstance(request, ChatRequest) and constraint.param == "tools":
-            for each in tool_constraints(request):
-                check_constraint(each)
-        raise

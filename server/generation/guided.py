@@ -1,8 +1,7 @@
-"""Guided decoding: finds the constraint of a request's text, and compiles it before the engine has it."""
+"""Guided decoding: finds the constraint of a request's text, which the engine compiles."""
 
 import json
-from collections.abc import Iterator, Sequence
-from hashlib import blake2b
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema
@@ -70,40 +69,6 @@ def find_strict_constraint(
     for function in strict:
         _json_schema(function.parameters or {}, "tools")
     return Constraint("tools", GuidedDecoding("grammar", _strict_grammar(functions, call_format, trigger_id)))
-
-
-def tool_constraints(request: ChatRequest) -> Iterator[Constraint]:
-    """The schema of each tool by itself, to find out which one does not compile."""
-    for index, tool in enumerate(request.tools or ()):
-        param = f"tools[{index}].function.parameters"
-        yield Constraint(param, _json_schema(tool.function.parameters or {}, param))
-
-
-_MOST_CHECKED = 1024
-_checked: set[bytes] = set()
-"""Digests of constraints that compile, which may have megabytes themselves; used by the pool's threads."""
-
-
-def check_constraint(constraint: Constraint) -> None:
-    """Compiles the grammar to find its errors; blocks for up to a second, so it runs in the renderer pool.
-
-    Raises:
-        RequestError: the grammar does not compile.
-    """
-    # llguidance takes 40 ms to import, and most servers never receive a constraint
-    from server.engine.sampling.grammar import GrammarError, build_grammar  # noqa: PLC0415
-
-    digest = blake2b(f"{constraint.guided.kind} {constraint.guided.spec}".encode(errors="surrogatepass")).digest()
-    if digest in _checked:
-        return
-    try:
-        build_grammar(constraint.guided)
-    except GrammarError as err:
-        message = f"The constraint in `{constraint.param}` cannot be used: {err}"
-        raise RequestError(message, param=constraint.param) from err
-    if len(_checked) >= _MOST_CHECKED:
-        _checked.clear()
-    _checked.add(digest)
 
 
 def _from_response_format(request: CompletionRequest | ChatRequest) -> list[Constraint]:

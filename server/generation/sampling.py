@@ -77,6 +77,8 @@ class Constraints:
 
     bad_words_ids: Sequence[Sequence[int]] = ()
     guided: GuidedDecoding | None = None
+    param: str | None = None
+    """The request's field with the guided decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from server.metrics.server_metrics import EngineMetrics
 from server.operation.concurrently import take_turns
 from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
-from server.types import EngineOutput, FinishReason
+from server.types import UNUSABLE_GRAMMAR, EngineOutput, FinishReason
 
 _MANY_ENTRIES = 4096
 """Tokens and candidates in a response; encoding this many takes about a millisecond."""
@@ -112,6 +112,7 @@ class _Sequence:
         request = generation.request
         self.recorder = _create_recorder(inference, generation, index)
         self._index = index
+        self._constraint_param = generation.constraint_param
         self._ignores_eos = request.ignore_eos
         self._keeps_stop_token = request.include_stop_str_in_output
         self._eos_token_id = inference.renderer.eos_token_id
@@ -133,7 +134,7 @@ class _Sequence:
         """
         self.recorder.record(output)
         if output.finish_reason in ("error", "abort"):
-            raise _failure(output)
+            raise _failure(output, self._constraint_param)
         token_ids = output.token_ids
         is_stop_hidden = output.stop_token_id is not None and not self._keeps_stop_token
         text, stop = self._detokenizer.append(token_ids[:-1] if is_stop_hidden else token_ids)
@@ -170,8 +171,12 @@ def _create_recorder(inference: Inference, generation: Generation, index: int) -
     )
 
 
-def _failure(output: EngineOutput) -> EngineError | RequestError:
+def _failure(output: EngineOutput, constraint_param: str | None) -> EngineError | RequestError:
     if output.is_request_fault:
+        begin, is_grammar, fault = (output.error or "").partition(UNUSABLE_GRAMMAR)
+        if is_grammar and not begin:
+            message = f"The constraint in `{constraint_param}` cannot be used: {fault}"
+            return RequestError(message, param=constraint_param)
         return RequestError(f"The request cannot be completed: {output.error}.")
     return EngineError(output.error or "The engine aborted the request.")
 

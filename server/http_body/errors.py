@@ -108,12 +108,20 @@ def describe_failure(error: Exception) -> ErrorResponse:
 async def end_stream(
     events: AsyncGenerator[bytes, None], failures: FailureFormat = OPENAI
 ) -> AsyncGenerator[bytes, None]:
-    """The stream followed by its end, if its API has one; an exception becomes an error event before it."""
+    """The stream followed by its end, if its API has one; an exception becomes an error event before it.
+
+    Raises:
+        RequestError: the engine has rejected the request before the first event.
+    """
+    has_begun = False
     try:
         async with aclosing(events):
             async for event in events:
+                has_begun = True
                 yield event
-    except Exception as err:  # noqa: BLE001
+    except Exception as err:
+        if isinstance(err, RequestError) and not has_begun:
+            raise
         yield failures.event(err)
     if failures.end:
         yield failures.end

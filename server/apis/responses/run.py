@@ -1,7 +1,7 @@
 """Generates one response: the chat's deltas become output items, events and the final body."""
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 from uuid import uuid4
@@ -57,13 +57,14 @@ class ResponseRun:
     async def events(self) -> AsyncGenerator[ResponseEvent, None]:
         """All events but the last, which `last_event` returns once the response is stored.
 
+        The opening events come with the first token: until then, the engine may reject the request.
+
         Raises:
             EngineError: the engine failed.
         """
         self.set_status("in_progress")
-        for kind in ("response.created", "response.in_progress"):
-            yield self._numbered(create_event(kind, response=self.response))
-        async with aclosing(self._output()) as events:
+        opening = [create_event(kind, response=self.response) for kind in ("response.created", "response.in_progress")]
+        async with aclosing(self._output(opening)) as events:
             async for event in events:
                 yield self._numbered(event)
 
@@ -82,11 +83,14 @@ class ResponseRun:
         head = {name: self.response[name] for name in ("id", "created_at")} | {"error": details}
         self.response = head | self.response | {"status": "failed", "output": list(self._writer.items)}
 
-    async def _output(self) -> AsyncGenerator[ResponseEvent, None]:
+    async def _output(self, opening: Sequence[ResponseEvent] = ()) -> AsyncGenerator[ResponseEvent, None]:
         finish_reason = None
         async with aclosing(self.chat.stream()) as deltas:
             async for delta in deltas:
                 finish_reason = delta.finish_reason
+                for event in opening:
+                    yield event
+                opening = ()
                 for event in self._writer.add(delta.parts, await self._show_logprobs(delta)):
                     yield event
         for event in self._writer.finish():

@@ -12,6 +12,7 @@ from server.apis.responses.conversion import Message, build_conversation, own_fi
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.run import Response, ResponseRun
 from server.apis.responses.tools import ResponseTools
+from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.chat_run import ChatRunner
 from server.http_body.decoding import check_limits
@@ -53,7 +54,8 @@ class ResponsesServing:
         run = await self._prepare(request, context)
         if request.stream:
             return self._stream(run)
-        await run.complete()
+        with own_field_names():
+            await run.complete()
         await self._archive.keep(run)
         return run.response
 
@@ -149,12 +151,17 @@ class ResponsesServing:
         return response.follow(0) if request.stream else response.response
 
     async def _stream(self, run: ResponseRun) -> AsyncGenerator[bytes, None]:
+        has_begun = False
         try:
-            async with aclosing(run.events()) as events:
-                async for event in events:
-                    yield await self._archive.encode_event(run, event)
+            with own_field_names():
+                async with aclosing(run.events()) as events:
+                    async for event in events:
+                        has_begun = True
+                        yield await self._archive.encode_event(run, event)
             await self._archive.keep(run)
-        except Exception as err:  # noqa: BLE001
+        except Exception as err:
+            if isinstance(err, RequestError) and not has_begun:
+                raise
             run.fail(err)
         yield await self._archive.encode_event(run, run.last_event())
 

@@ -13,6 +13,7 @@ from server.engine.sampling.grammar import GrammarError
 from server.engine.sampling.grammar_compiler import Grammar, GrammarCompiler
 from server.engine.sampling.reasoning import FoundMarker, ReasoningState
 from server.engine.sequence import Sequence
+from server.types import UNUSABLE_GRAMMAR
 
 _MOST_COPIED_CHARS = 1 << 26
 """Limit for the texts of grammars that sequences have copies of; further sequences wait."""
@@ -74,8 +75,9 @@ class GuidedStates:
         try:
             sequence.grammar.compiled.result()
         except GrammarError as err:
-            subject = "thinking budget" if sequence.params.guided is None else "grammar"
-            raise GuidedDecodingError(f"the {subject} cannot be used: {err}") from err
+            has_grammar = sequence.params.guided is not None
+            begin = UNUSABLE_GRAMMAR if has_grammar else "the thinking budget cannot be used: "
+            raise GuidedDecodingError(f"{begin}{err}") from err
         self._num_copied_chars += sequence.grammar.num_chars
         sequence.has_grammar_copy = True
 

@@ -17,6 +17,7 @@ import uvicorn
 from server.apis.responses.archive import build_response_store
 from server.app import build_app
 from server.config import ModelFiles, RendererConfig
+from server.engine.sampling.grammar import GrammarError, build_grammar
 from server.errors import EngineDeadError
 from server.lifecycle import Lifecycle
 from server.limits import LimitsConfig
@@ -31,7 +32,16 @@ from server.security.api_keys import ApiKeys
 from server.server_config import ServerConfig
 from server.transport import lingering_transport
 from server.transport.connection import bounded_connections
-from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PromptInputs, SamplingParams, TokenLogprob
+from server.types import (
+    UNUSABLE_GRAMMAR,
+    EngineInfo,
+    EngineOutput,
+    EnginePrompt,
+    EngineStats,
+    PromptInputs,
+    SamplingParams,
+    TokenLogprob,
+)
 from tests.server.server_config import server_config
 from tests.waiting import wait_until as poll
 
@@ -141,7 +151,7 @@ class ScriptedEngine:
         self.inputs[request_id] = prompt.inputs
         finished = False
         try:
-            for output in self._outputs(request_id, prompt.token_ids, params):
+            for output in _refusal(request_id, params) or self._outputs(request_id, prompt.token_ids, params):
                 await asyncio.sleep(self.step_s)
                 while (limit := self.holds_after) is not None and self._sent(request_id) >= limit:
                     await asyncio.sleep(_POLL_S)
@@ -191,6 +201,16 @@ class ScriptedEngine:
             )
             if stops or is_full:
                 return
+
+
+def _refusal(request_id: str, params: SamplingParams) -> list[EngineOutput]:
+    try:
+        if params.guided is not None:
+            build_grammar(params.guided)
+    except GrammarError as err:
+        error = f"{UNUSABLE_GRAMMAR}{err}"
+        return [EngineOutput(request_id=request_id, finish_reason="error", error=error, is_request_fault=True)]
+    return []
 
 
 def _logprob(token_id: int, num_top: int | None) -> TokenLogprob:

@@ -237,6 +237,7 @@ class InstantPooling:
 
 def _measure(config: ServerConfig, renderer: HfRenderer, engine: Any) -> Iterator[Send]:
     renderer.warm_up()
+    renderer.executor.submit(int).result()  # starts the thread, which stays until the server ends
     renderer.max_model_len = engine.info.max_model_len
     loop = MeasuredLoop()
     switch_interval_s = sys.getswitchinterval()

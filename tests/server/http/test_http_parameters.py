@@ -39,7 +39,6 @@ IGNORED = {
         pytest.param({"media_io_kwargs": {"image": {}}}, id="field without support"),
         pytest.param({"n": 16_385}, id="limit of the server"),
         pytest.param({"stop_token_ids": [49152]}, id="vocabulary of the model"),
-        pytest.param({"structured_outputs": {"regex": "("}}, id="grammar"),
     ],
 )
 def test_bad_value_is_a_400_that_names_its_field_at_both_endpoints(server, engine, fields):
@@ -48,6 +47,13 @@ def test_bad_value_is_a_400_that_names_its_field_at_both_endpoints(server, engin
     assert_rejected(server.complete(**fields), name)
     assert_rejected(server.chat(**fields), name)
     assert not engine.requests
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_constraint_that_the_engine_rejects_is_a_400_that_names_its_field(server, stream):
+    fields = {"structured_outputs": {"regex": "("}, "stream": stream}
+    assert_rejected(server.complete(**fields), "structured_outputs")
+    assert_rejected(server.chat(**fields), "structured_outputs")
 
 
 @pytest.mark.parametrize(

