@@ -19,7 +19,8 @@ from server.http_body.fields import (
 from server.operation.models import ServedModels
 from server.operation.request_context import RequestContext
 from server.renderers.base import BaseRenderer
-from server.renderers.prompts import ChatOptions, RenderedPrompt, TextOptions
+from server.renderers.images.processor_cache import ProcessedImages
+from server.renderers.prompts import ChatOptions, TextOptions
 
 MAX_TOKENS = 1 << 20
 """Limit of /detokenize, larger than any model's context."""
@@ -71,14 +72,10 @@ class TokenizationServing:
         """
         self._models.check(request.model)
         with context.times.rendering():
-            token_ids = (await self._render(request, context)).token_ids
-            pieces = await self._renderer.token_pieces_async(token_ids) if request.return_token_strs else None
-        return {
-            "count": len(token_ids),
-            "max_model_len": self._engine.info.max_model_len,
-            "tokens": token_ids,
-            "token_strs": pieces,
-        }
+            images = await self._renderer.load_images(
+                request.messages or [], request.mm_processor_kwargs, context.lease
+            )
+            return await self._renderer.run_in_pool(self._tokenize, request, images)
 
     async def detokenize(self, request: DetokenizeRequest, context: RequestContext) -> dict[str, Any]:
         """The text of token ids.
@@ -88,14 +85,20 @@ class TokenizationServing:
         """
         self._models.check(request.model)
         with context.times.rendering():
-            return {"prompt": await self._renderer.detokenize_async(request.tokens)}
+            return {"prompt": await self._renderer.run_in_pool(self._renderer.detokenize, request.tokens)}
 
-    async def _render(self, request: TokenizeRequest, context: RequestContext) -> RenderedPrompt:
+    def _tokenize(self, request: TokenizeRequest, images: ProcessedImages | None) -> dict[str, Any]:
         if request.messages is not None:
-            chat = await self._renderer.run_unless(context.is_small, _chat_options, request)
-            return await self._renderer.render_chat_async(request.messages, chat, context.lease)
-        options = TextOptions(add_special_tokens=request.add_special_tokens is not False)
-        return await self._renderer.render_text_async(request.prompt or "", options)
+            prompt = self._renderer.render_chat(request.messages, _chat_options(request), images)
+        else:
+            options = TextOptions(add_special_tokens=request.add_special_tokens is not False)
+            prompt = self._renderer.render_text(request.prompt or "", options)
+        return {
+            "count": len(prompt.token_ids),
+            "max_model_len": self._engine.info.max_model_len,
+            "tokens": prompt.token_ids,
+            "token_strs": self._renderer.tokenizer.pieces(prompt.token_ids) if request.return_token_strs else None,
+        }
 
 
 def _chat_options(request: TokenizeRequest) -> ChatOptions:
@@ -106,5 +109,4 @@ def _chat_options(request: TokenizeRequest) -> ChatOptions:
         chat_template=request.chat_template,
         chat_template_kwargs=request.chat_template_kwargs or {},
         add_special_tokens=bool(request.add_special_tokens),
-        mm_processor_kwargs=request.mm_processor_kwargs,
     )

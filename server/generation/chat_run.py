@@ -24,6 +24,7 @@ from server.generation.usage import UsageMeter
 from server.operation.concurrently import take_turns
 from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
+from server.renderers.images.processor_cache import ProcessedImages
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.server_config import GenerationConfig
 
@@ -43,14 +44,22 @@ class ChatRunner:
             RequestError: the request is invalid.
         """
         self._parsing.check(request)
+        renderer = self._inference.renderer
         with context.times.rendering():
-            prompt = await render_chat_request(self._inference, request, context)
+            images = await renderer.load_images(request.messages, request.mm_processor_kwargs, context.lease)
+            generation = await renderer.run_in_pool(self._build, request, images, context, id_prefix=id_prefix)
+        self._builder.admit(generation)
+        return ChatRun(self._inference, generation, self._parsing)
+
+    def _build(
+        self, request: ChatRequest, images: ProcessedImages | None, context: RequestContext, *, id_prefix: str
+    ) -> Generation:
+        """Everything that blocks, in one call in the renderer pool."""
+        prompt = _render(self._inference, request, images)
         if self._parsing.keeps_special_tokens(request):
             request = msgspec.structs.replace(request, skip_special_tokens=False)
-        run_unless = self._inference.renderer.run_unless
-        strict = await run_unless(context.is_small, self._parsing.find_constraint, request)
-        generation = await self._builder.build(request, [prompt], context, id_prefix=id_prefix, strict_tools=strict)
-        return ChatRun(self._inference, generation, self._parsing)
+        strict = self._parsing.find_constraint(request)
+        return self._builder.build(request, [prompt], context, id_prefix=id_prefix, strict_tools=strict)
 
 
 class ChatRun:
@@ -120,10 +129,14 @@ async def render_chat_request(inference: Inference, request: ChatRequest, contex
     Raises:
         RequestError: the conversation is invalid.
     """
-    run_unless = inference.renderer.run_unless
-    options = await run_unless(context.is_small, chat_options, request, inference.config.generation)
-    context.hold(options)
-    prompt = await inference.renderer.render_chat_async(request.messages, options, context.lease)
+    renderer = inference.renderer
+    images = await renderer.load_images(request.messages, request.mm_processor_kwargs, context.lease)
+    return await renderer.run_in_pool(_render, inference, request, images)
+
+
+def _render(inference: Inference, request: ChatRequest, images: ProcessedImages | None) -> RenderedPrompt:
+    options = chat_options(request, inference.config.generation)
+    prompt = inference.renderer.render_chat(request.messages, options, images)
     if request.prompt_logprobs is not None and prompt.inputs is not None and prompt.inputs.embeds is not None:
         raise RequestError(
             "`prompt_logprobs` is not compatible with `prompt_embeds`: they have no tokens.", param="prompt_logprobs"
@@ -144,5 +157,4 @@ def chat_options(request: ChatRequest, config: GenerationConfig) -> ChatOptions:
         add_special_tokens=request.add_special_tokens,
         truncate_prompt_tokens=request.truncate_prompt_tokens,
         truncation_side=request.truncation_side,
-        mm_processor_kwargs=request.mm_processor_kwargs,
     )

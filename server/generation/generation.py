@@ -15,10 +15,9 @@ from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.guided import Constraint, find_constraint
 from server.generation.reasoning import ModelReasoning, PromptReasoning
-from server.generation.sampling import Constraints, SamplingBuilder, SamplingDefaults
+from server.generation.sampling import SamplingBuilder, SamplingDefaults
 from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
-from server.renderers.base import PROMPTS_PER_TURN
 from server.renderers.detokenizer import PromptTail
 from server.renderers.prompts import RenderedPrompt
 from server.request_ids import set_request_id
@@ -100,7 +99,7 @@ class GenerationBuilder:
         self._models = inference.models
         self._defaults = SamplingDefaults.from_config(inference.config.generation, inference.renderer.files)
 
-    async def build(
+    def build(
         self,
         request: CompletionRequest | ChatRequest,
         prompts: Sequence[RenderedPrompt],
@@ -109,62 +108,59 @@ class GenerationBuilder:
         id_prefix: str,
         strict_tools: Constraint | None = None,
     ) -> Generation:
-        """The generation of a request; `id_prefix` names the API in the response's id.
+        """The generation of a request; blocks, so it runs in the renderer pool.
 
-        `strict_tools` applies unless the request has a constraint of its own.
+        `id_prefix` names the API in the response's id. `strict_tools` applies unless the request has a
+        constraint of its own.
 
         Raises:
             RequestError: the request does not fit the model.
-            OverloadedError: other requests hold too many bytes already.
         """
-        is_small = context.is_small and len(prompts) <= PROMPTS_PER_TURN
-        constraints = await self._find_constraints(request, strict_tools, is_small=is_small)
-        built = await self._renderer.run_unless(is_small, self._build_params, request, prompts, constraints)
-        params = built.sampling
-        if adapter_id := self._models.adapter_id(request.model):
-            params = [msgspec.structs.replace(each, adapter_id=adapter_id) for each in params]
-        generation = Generation(
-            request=request,
-            request_id=f"{id_prefix}-{context.header_id or request.request_id or uuid4().hex}",
-            prompts=prompts,
-            params=params,
-            reasoning=built.reasoning,
-            constraint_param=constraints.param,
-            context=context,
-        )
-        set_request_id(generation.request_id)
-        if context.trace is not None:
-            context.trace.request_id = generation.request_id
-            context.trace.num_choices = request.num_choices
-            context.trace.params = params[0]
-        _admit(generation)
-        self._log(generation)
-        return generation
-
-    def _build_params(
-        self, request: CompletionRequest | ChatRequest, prompts: Sequence[RenderedPrompt], constraints: Constraints
-    ) -> "_PromptParams":
+        constraint = find_constraint(request) or strict_tools
+        reasoning = [
+            self._reasoning.of_prompt(request, prompt, has_grammar=constraint is not None) for prompt in prompts
+        ]
         sampling = SamplingBuilder(
             defaults=self._defaults,
             info=self._engine.info,
             max_logprobs=self._config.generation.max_logprobs,
         )
-        has_grammar = constraints.guided is not None
-        reasoning = [self._reasoning.of_prompt(request, prompt, has_grammar=has_grammar) for prompt in prompts]
-        nums_tokens = [len(prompt.token_ids) for prompt in prompts]
-        params = sampling.build_all(request, nums_tokens, constraints=constraints, reasoning=reasoning)
-        return _PromptParams(reasoning, params)
-
-    async def _find_constraints(
-        self, request: CompletionRequest | ChatRequest, strict_tools: Constraint | None, *, is_small: bool
-    ) -> Constraints:
-        constraint = await self._renderer.run_unless(is_small, find_constraint, request) or strict_tools
-        words = request.bad_words
-        return Constraints(
+        params = sampling.build_all(
+            request,
+            [len(prompt.token_ids) for prompt in prompts],
             guided=None if constraint is None else constraint.guided,
-            param=None if constraint is None else constraint.param,
-            bad_words_ids=await self._renderer.encode_words_async(words) if words else (),
+            bad_words_ids=self._renderer.encode_words(request.bad_words or ()),
+            reasoning=reasoning,
         )
+        if adapter_id := self._models.adapter_id(request.model):
+            params = [msgspec.structs.replace(each, adapter_id=adapter_id) for each in params]
+        return Generation(
+            request=request,
+            request_id=f"{id_prefix}-{context.header_id or request.request_id or uuid4().hex}",
+            prompts=prompts,
+            params=params,
+            reasoning=reasoning,
+            constraint_param=None if constraint is None else constraint.param,
+            context=context,
+        )
+
+    def admit(self, generation: Generation) -> None:
+        """Adds the prompts to the request's lease, trace and log; on the event loop.
+
+        Raises:
+            OverloadedError: other requests hold too many bytes already.
+        """
+        set_request_id(generation.request_id)
+        trace, lease = generation.context.trace, generation.context.lease
+        if trace is not None:
+            trace.request_id = generation.request_id
+            trace.num_choices = generation.request.num_choices
+            trace.params = generation.params[0]
+        num_bytes = sum(prompt.inputs.num_bytes for prompt in generation.prompts if prompt.inputs is not None)
+        if num_bytes:
+            lease.add_bytes(num_bytes)
+        lease.queue_tokens(generation.num_prompt_tokens * generation.request.num_choices)
+        self._log(generation)
 
     def _log(self, generation: Generation) -> None:
         if not self._config.logging.enable_log_requests:
@@ -184,19 +180,3 @@ def _show(params: SamplingParams) -> str:
         if isinstance(value, tuple | dict):
             shown[name] = reprlib.repr(value)
     return ", ".join(f"{name}={value}" for name, value in shown.items())
-
-
-class _PromptParams(NamedTuple):
-    """The reasoning and the sampling parameters of each prompt."""
-
-    reasoning: list[PromptReasoning | None]
-    sampling: list[SamplingParams]
-
-
-def _admit(generation: Generation) -> None:
-    """Adds the prompts' tensors and tokens to the request's lease."""
-    lease = generation.context.lease
-    num_bytes = sum(prompt.inputs.num_bytes for prompt in generation.prompts if prompt.inputs is not None)
-    if num_bytes:
-        lease.add_bytes(num_bytes)
-    lease.queue_tokens(generation.num_prompt_tokens * generation.request.num_choices)

@@ -72,16 +72,6 @@ class SamplingDefaults:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constraints:
-    """The forbidden words and the guided decoding of a request, in the engine's terms."""
-
-    bad_words_ids: Sequence[Sequence[int]] = ()
-    guided: GuidedDecoding | None = None
-    param: str | None = None
-    """The request's field with the guided decoding."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SamplingBuilder:
     """Combines the server's defaults and the model's limits with a request."""
 
@@ -94,7 +84,8 @@ class SamplingBuilder:
         request: AnyRequest,
         nums_prompt_tokens: Sequence[int],
         *,
-        constraints: Constraints,
+        guided: GuidedDecoding | None = None,
+        bad_words_ids: Sequence[Sequence[int]] = (),
         reasoning: Sequence[PromptReasoning | None],
     ) -> list[SamplingParams]:
         """The parameters of each prompt, which share whatever does not depend on the prompt.
@@ -105,16 +96,17 @@ class SamplingBuilder:
         budgets = [_output_budget(request, n, self.defaults, self.info.max_model_len) for n in nums_prompt_tokens]
         _check_token_ids(request, self.info.vocab_size)
         _check_min_tokens(request, budgets)
-        shared = self._shared_params(request, constraints)
-        has_grammar = constraints.guided is not None
+        shared = self._shared_params(request, guided, bad_words_ids)
         return [
             msgspec.structs.replace(
-                shared, max_tokens=budget, reasoning=found and found.rules(request, has_grammar=has_grammar)
+                shared, max_tokens=budget, reasoning=found and found.rules(request, has_grammar=guided is not None)
             )
             for budget, found in zip(budgets, reasoning, strict=True)
         ]
 
-    def _shared_params(self, request: AnyRequest, constraints: Constraints) -> SamplingParams:
+    def _shared_params(
+        self, request: AnyRequest, guided: GuidedDecoding | None, bad_words_ids: Sequence[Sequence[int]]
+    ) -> SamplingParams:
         """The parameters but for those that differ between prompts: `max_tokens` and `reasoning`."""
         return SamplingParams(
             max_tokens=1,
@@ -123,11 +115,11 @@ class SamplingBuilder:
             stop_token_ids=tuple(dict.fromkeys(request.stop_token_ids or ())),
             ignore_eos=request.ignore_eos,
             logit_bias={token: min(100.0, max(-100.0, bias)) for token, bias in (request.logit_bias or {}).items()},
-            bad_words_ids=tuple(map(tuple, constraints.bad_words_ids)),
+            bad_words_ids=tuple(map(tuple, bad_words_ids)),
             allowed_token_ids=tuple(dict.fromkeys(request.allowed_token_ids or ())),
             logprobs=self._num_logprobs(request.num_logprobs, "logprobs"),
             prompt_logprobs=self._num_logprobs(request.num_prompt_logprobs, "prompt_logprobs"),
-            guided=constraints.guided,
+            guided=guided,
             cache_salt=request.cache_salt,
             **_effective(request, self.defaults.values),
         )

@@ -11,10 +11,10 @@ from typing import Any, ParamSpec, Self, TypeVar
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.detokenizer import AddedTokensJoined, DecodeWindow, IncrementalDetokenizer, PromptTail
-from server.renderers.embeds.chat_embeds import MarkedConversation, has_embeds, has_few_parts, join, mark
+from server.renderers.embeds.chat_embeds import MarkedConversation, has_embeds, join, mark
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
-from server.renderers.images.processor_cache import ProcessorCache
-from server.renderers.pool import LoopShare, RendererPool, make_async
+from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
+from server.renderers.pool import RendererPool
 from server.renderers.prompts import (
     ChatOptions,
     EmbedsPrompt,
@@ -33,14 +33,6 @@ from server.types import EngineInfo, PromptInputs, TensorData
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SMALL_CHARS = 1024
-"""Tokenizing a text of this length takes half a millisecond."""
-SMALL_MESSAGES = 8
-_SMALL_SIZE = SMALL_CHARS + 16 * SMALL_MESSAGES
-"""Of a conversation: also counts keys and roles."""
-PROMPTS_PER_TURN = 32
-"""Handing a prompt to the pool takes up to 50 µs."""
-
 
 class BaseRenderer(ABC):
     """Owns the pool (`--renderer-num-workers`) that runs templates, tokenizers and decoding.
@@ -48,8 +40,7 @@ class BaseRenderer(ABC):
     Images are processed in a separate single thread, `_mm_executor`. So the image processor and its cache are
     never used by two threads at once, and text does not queue behind images.
 
-    The `..._async` methods are called on the event loop. They run their sync twin in the pool, or directly on
-    the loop if the prompt is short and the loop has time for it (`LoopShare`). `create_detokenizer`,
+    A prompt is rendered in the pool, in one call per request (`run_in_pool`). `create_detokenizer`,
     `token_text`, `token_bytes` and the properties are cheap and run on the loop itself.
     """
 
@@ -74,11 +65,6 @@ class BaseRenderer(ABC):
             self.pools["mm"] = RendererPool(1, name="renderer-mm")
         self._executor = executor or self.pools["text"]
         self._mm_executor = executor or self.pools["mm"]
-        self._loop_share = LoopShare()
-        self.detokenize_async = make_async(self.detokenize, self._executor)
-        self.token_pieces_async = make_async(tokenizer.pieces, self._executor)
-        self.encode_words_async = make_async(self.encode_words, self._executor)
-        self._safe_load_prompt_embeds_async = make_async(safe_load_prompt_embeds, self._executor)
 
     @property
     def executor(self) -> Executor:
@@ -86,87 +72,28 @@ class BaseRenderer(ABC):
         return self._executor
 
     async def run_in_pool(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs other work that would block the event loop in the pool, such as compiling a grammar."""
-        return await make_async(func, self._executor)(*args, **kwargs)
+        """Runs work in the pool that would block the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(func, *args, **kwargs))
 
     async def run_unless(self, is_small: bool, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs work in the pool unless it is small enough for the event loop."""
+        """Runs work that grows with a body in the pool, unless the body is small."""
         return func(*args, **kwargs) if is_small else await self.run_in_pool(func, *args, **kwargs)
 
-    async def render_chat_async(
-        self, messages: list[dict[str, Any]], options: ChatOptions, held: HeldBytes | None = None
-    ) -> RenderedPrompt:
-        """`render_chat` off the loop; `held` counts the bytes of images."""
-        self._check_mm_settings(options)
-        is_small = _is_small(messages, options)
-        if not is_small:
-            has_few = has_few_parts(messages)
-            if await self.run_unless(has_few, has_embeds, messages):
-                marked = await self.run_unless(has_few, mark, messages)
-                return await self._render_chat_with_embeds(marked, options)
-        return await self._run(partial(self.render_chat, messages, options), is_small=is_small)
-
-    async def render_prompts_async(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
-        """Renders all prompts of a request concurrently.
+    async def load_images(
+        self, messages: list[dict[str, Any]], mm_processor_kwargs: dict[str, Any] | None, held: HeldBytes
+    ) -> ProcessedImages | None:
+        """The images of a conversation, for `render_chat`; `held` counts the bytes of their files.
 
         Raises:
-            ValueError: `prompts` is empty.
-            RequestError: as `render_text`.
+            RequestError: an image cannot be loaded, or the settings are not allowed.
         """
-        if not prompts:
-            raise ValueError("You must pass at least one prompt")
-        rendered: list[RenderedPrompt] = []
-        for begin in range(0, len(prompts), PROMPTS_PER_TURN):
-            some = prompts[begin : begin + PROMPTS_PER_TURN]
-            rendered += await asyncio.gather(*(self._render_prompt_async(prompt, options) for prompt in some))
-        return rendered
-
-    async def render_text_async(self, prompt: str | list[int], options: TextOptions) -> RenderedPrompt:
-        """`render_text` off the loop."""
-        return await self._run(partial(self.render_text, prompt, options), is_small=len(prompt) <= SMALL_CHARS)
-
-    async def _render_chat_with_embeds(self, chat: MarkedConversation, options: ChatOptions) -> RenderedPrompt:
-        limits = self._require_embeds()
-        if options.truncate_prompt_tokens is not None:
-            message = "truncate_prompt_tokens cannot be combined with prompt_embeds"
-            raise RequestError(message, param="truncate_prompt_tokens")
-        rendered = await self.run_in_pool(self.render_messages, chat.messages, options)
-        texts = rendered.split(chat.marker) if isinstance(rendered, str) else []
-        if len(texts) != len(chat.payloads) + 1:
-            raise RequestError("the model's chat template does not support prompt_embeds here", param="messages")
-        tensors: list[TensorData] = []
-        num_rows = 0
-        for payload in chat.payloads:
-            tensors.append(await self._safe_load_prompt_embeds_async(payload, limits))
-            num_rows += tensors[-1].shape[0]
-            if num_rows >= limits.max_model_len:
-                raise RequestError(
-                    f"the prompt_embeds have {num_rows} rows or more, but the model's maximum context length is "
-                    f"{limits.max_model_len} tokens (--max-model-len)",
-                    param="messages",
-                )
-
-        def encode(index: int, text: str) -> list[int]:
-            self._check_length(text, "messages")
-            return self.tokenizer.encode(text, add_special_tokens=options.add_special_tokens and index == 0)
-
-        return await self.run_in_pool(join, texts, tensors, encode, max_model_len=limits.max_model_len)
-
-    def _require_embeds(self) -> EmbedsLimits:
-        if self.embeds_limits is None:
+        if mm_processor_kwargs and not self.config.trust_request_mm_kwargs:
             raise RequestError(
-                "`prompt_embeds` are only accepted when the server runs with --enable-prompt-embeds",
-                param="prompt_embeds",
+                "mm_processor_kwargs in the request are only accepted when the server runs with "
+                "--trust-request-mm-kwargs",
+                param="mm_processor_kwargs",
             )
-        return self.embeds_limits
-
-    async def _render_prompt_async(self, prompt: Prompt, options: TextOptions) -> RenderedPrompt:
-        if not isinstance(prompt, EmbedsPrompt):
-            return await self.render_text_async(prompt, options)
-        rows = await self._safe_load_prompt_embeds_async(
-            prompt.embeds, self._require_embeds(), truncate_to=self._token_limit(options), side=options.truncation_side
-        )
-        return RenderedPrompt([0] * rows.shape[0], text=None, inputs=PromptInputs(embeds=rows))
+        return None
 
     @abstractmethod
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str | list[int]:
@@ -177,16 +104,36 @@ class BaseRenderer(ABC):
             RequestError: the messages or options are invalid, or the template failed.
         """
 
-    def render_chat(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
+    def render_chat(
+        self, messages: list[dict[str, Any]], options: ChatOptions, images: ProcessedImages | None = None
+    ) -> RenderedPrompt:
         """Renders and tokenizes a conversation in OpenAI's form.
 
         Raises:
             RequestError: the messages or options are invalid, or the template failed.
         """
+        if has_embeds(messages):
+            return self._render_embeds(mark(messages), options)
         rendered = self.render_messages(messages, options)
         if isinstance(rendered, str):
-            return self._tokenized(rendered, options, param="messages")
+            return self._tokenize_chat(rendered, options, images)
         return RenderedPrompt(self._keep_tokens(rendered, options, param="messages"), text=None)
+
+    def render_prompts(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
+        """Renders all prompts of a request.
+
+        Raises:
+            ValueError: `prompts` is empty.
+            RequestError: as `render_text`.
+        """
+        if not prompts:
+            raise ValueError("You must pass at least one prompt")
+        return [
+            self._load_embeds(prompt, options)
+            if isinstance(prompt, EmbedsPrompt)
+            else self.render_text(prompt, options)
+            for prompt in prompts
+        ]
 
     def render_text(self, prompt: str | list[int], options: TextOptions) -> RenderedPrompt:
         """Tokenizes a plain text, or checks token ids against the vocabulary.
@@ -208,7 +155,7 @@ class BaseRenderer(ABC):
         check_token_ids(token_ids, vocab_size=self.vocab_size, param="tokens")
         return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-    def encode_words(self, texts: list[str]) -> list[list[int]]:
+    def encode_words(self, texts: Sequence[str]) -> list[list[int]]:
         """The token sequences of these words, at the start of a text and after a space (`bad_words`).
 
         Raises:
@@ -296,18 +243,49 @@ class BaseRenderer(ABC):
     ) -> None:
         self.close()
 
-    async def _run(self, work: Callable[[], R], *, is_small: bool) -> R:
-        if is_small and not self._loop_share.is_used_up:
-            return self._loop_share.run(work)
-        return await make_async(work, self._executor)()
+    def _tokenize_chat(self, text: str, options: ChatOptions, images: ProcessedImages | None) -> RenderedPrompt:
+        return self._tokenized(text, options, param="messages")
 
-    def _check_mm_settings(self, options: ChatOptions) -> None:
-        if options.mm_processor_kwargs and not self.config.trust_request_mm_kwargs:
+    def _render_embeds(self, chat: MarkedConversation, options: ChatOptions) -> RenderedPrompt:
+        limits = self._require_embeds()
+        if options.truncate_prompt_tokens is not None:
+            message = "truncate_prompt_tokens cannot be combined with prompt_embeds"
+            raise RequestError(message, param="truncate_prompt_tokens")
+        rendered = self.render_messages(chat.messages, options)
+        texts = rendered.split(chat.marker) if isinstance(rendered, str) else []
+        if len(texts) != len(chat.payloads) + 1:
+            raise RequestError("the model's chat template does not support prompt_embeds here", param="messages")
+        tensors: list[TensorData] = []
+        num_rows = 0
+        for payload in chat.payloads:
+            tensors.append(safe_load_prompt_embeds(payload, limits))
+            num_rows += tensors[-1].shape[0]
+            if num_rows >= limits.max_model_len:
+                raise RequestError(
+                    f"the prompt_embeds have {num_rows} rows or more, but the model's maximum context length is "
+                    f"{limits.max_model_len} tokens (--max-model-len)",
+                    param="messages",
+                )
+
+        def encode(index: int, text: str) -> list[int]:
+            self._check_length(text, "messages")
+            return self.tokenizer.encode(text, add_special_tokens=options.add_special_tokens and index == 0)
+
+        return join(texts, tensors, encode, max_model_len=limits.max_model_len)
+
+    def _load_embeds(self, prompt: EmbedsPrompt, options: TextOptions) -> RenderedPrompt:
+        rows = safe_load_prompt_embeds(
+            prompt.embeds, self._require_embeds(), truncate_to=self._token_limit(options), side=options.truncation_side
+        )
+        return RenderedPrompt([0] * rows.shape[0], text=None, inputs=PromptInputs(embeds=rows))
+
+    def _require_embeds(self) -> EmbedsLimits:
+        if self.embeds_limits is None:
             raise RequestError(
-                "mm_processor_kwargs in the request are only accepted when the server runs with "
-                "--trust-request-mm-kwargs",
-                param="mm_processor_kwargs",
+                "`prompt_embeds` are only accepted when the server runs with --enable-prompt-embeds",
+                param="prompt_embeds",
             )
+        return self.embeds_limits
 
     def _tokenized(self, text: str, options: ChatOptions | TextOptions, *, param: str) -> RenderedPrompt:
         limit, side = self._token_limit(options), options.truncation_side
@@ -350,28 +328,3 @@ class BaseRenderer(ABC):
     def _check_length(self, text: str, param: str) -> None:
         if (most := self.max_model_len) is not None:
             check_text_length(text, max_model_len=most, max_token_chars=self.tokenizer.max_token_chars, param=param)
-
-
-def _is_small(messages: list[dict[str, Any]], options: ChatOptions) -> bool:
-    """Whether rendering takes about 0.5 ms: few messages of plain, short text and nothing else."""
-    if len(messages) > SMALL_MESSAGES or options.tools or options.documents:
-        return False
-    if not all(isinstance(message.get("content"), str) for message in messages):
-        return False
-    return _is_short([messages, options.chat_template_kwargs])
-
-
-def _is_short(value: Any) -> bool:
-    """Whether all texts, keys and other values together are small; looks at no more than that."""
-    waiting, size = [value], 0
-    while waiting:
-        value = waiting.pop()
-        size += len(value) if isinstance(value, str | list | dict) else 1
-        if size > _SMALL_SIZE:
-            return False
-        if isinstance(value, dict):
-            waiting += value.keys()
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return True

@@ -1,17 +1,12 @@
-"""The thread pool for a renderer's blocking work, and the event loop's share of that work."""
+"""The thread pool for a renderer's blocking work."""
 
-import asyncio
-import functools
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_LOOP_SHARE_S = 0.002
-"""Most time that small work may take on the event loop per turn of the loop."""
 
 
 class RendererPool(ThreadPoolExecutor):
@@ -39,43 +34,3 @@ class RendererPool(ThreadPoolExecutor):
             return fn(*args, **kwargs)
 
         return super().submit(run)
-
-
-def make_async(func: Callable[P, R], executor: Executor) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Returns a coroutine function with `func`'s signature that runs `func` in `executor`."""
-
-    @functools.wraps(func)
-    async def run_in_pool(*args: P.args, **kwargs: P.kwargs) -> R:
-        call = functools.partial(func, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(executor, call)
-
-    return run_in_pool
-
-
-class LoopShare:
-    """The time per turn of the event loop that small work may spend on the loop itself.
-
-    Switching threads costs as much as rendering a short prompt, so short prompts run on the loop. The limit
-    exists because hundreds of them may arrive in one turn.
-    """
-
-    def __init__(self) -> None:
-        self._spent_s = 0.0
-
-    @property
-    def is_used_up(self) -> bool:
-        """Whether more work must wait for the loop's next turn."""
-        return self._spent_s >= _LOOP_SHARE_S
-
-    def run(self, func: Callable[[], R]) -> R:
-        """Runs `func` on the event loop and counts its time."""
-        if not self._spent_s:
-            asyncio.get_running_loop().call_soon(self._renew)
-        begin_s = perf_counter()
-        try:
-            return func()
-        finally:
-            self._spent_s += perf_counter() - begin_s
-
-    def _renew(self) -> None:
-        self._spent_s = 0.0

@@ -64,8 +64,6 @@ class ChatOptions:
     truncate_prompt_tokens: int | None = None
     truncation_side: Side | None = None
     """None keeps the last tokens, and the special ones at the beginning."""
-    mm_processor_kwargs: dict[str, Any] | None = None
-    """Only accepted with `--trust-request-mm-kwargs`."""
 
     def __post_init__(self) -> None:
         if self.chat_template is not None:

@@ -21,7 +21,6 @@ from server.renderers.images.loader import MediaLoader, room_for_images
 from server.renderers.images.processor import ImageFile, ImageProcessor, load_processor
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.messages import is_image
-from server.renderers.pool import make_async
 from server.renderers.prompts import ChatOptions, HeldBytes, RenderedPrompt
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 from server.renderers.tokenizers.loading import load_tokenizer
@@ -58,32 +57,17 @@ class VisionRenderer(HfRenderer):
         self._media = MediaLoader(config, self._mm_executor)
         self.image_token = self._images.image_token
 
-    async def render_chat_async(
-        self, messages: list[dict[str, Any]], options: ChatOptions, held: HeldBytes | None = None
-    ) -> RenderedPrompt:
-        parts = await self.run_unless(has_few_parts(messages), _image_parts, messages)
+    async def load_images(
+        self, messages: list[dict[str, Any]], mm_processor_kwargs: dict[str, Any] | None, held: HeldBytes
+    ) -> ProcessedImages | None:
+        await super().load_images(messages, mm_processor_kwargs, held)
+        parts = _image_parts(messages) if has_few_parts(messages) else await self.run_in_pool(_image_parts, messages)
         if not parts:
-            return await super().render_chat_async(messages, options, held)
+            return None
         self._check_num_images(parts)
-        self._check_mm_settings(options)
-        settings = self.config.mm_processor_kwargs | (options.mm_processor_kwargs or {})
-        if options.truncate_prompt_tokens is not None:
-            raise RequestError("truncate_prompt_tokens cannot be combined with images", param="truncate_prompt_tokens")
-        text = await self.run_in_pool(self.render_messages, messages, options)
-        if text.count(self._token) != len(parts):
-            raise RequestError(
-                f"the prompt has {text.count(self._token)} placeholders for images ({self._token}) but "
-                f"{len(parts)} images: no text may contain {self._token}, and tool messages may hold text only",
-                param="messages",
-            )
+        settings = self.config.mm_processor_kwargs | (mm_processor_kwargs or {})
         with room_for_images(held) as take_room:
-            images = await self._process(await self._load(parts, take_room), settings)
-        return await self.run_in_pool(self._expand_images, text, images, options)
-
-    def render_chat(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
-        """The prompt of a conversation without images."""
-        rendered = self.render_messages(messages, options)
-        return self._tokenized(rendered, self._with_bos(rendered, options), param="messages")
+            return await self._process(await self._load(parts, take_room), settings)
 
     def warm_up(self) -> None:
         """Processes an image, so that the image thread imports nothing for the first request."""
@@ -98,22 +82,34 @@ class VisionRenderer(HfRenderer):
     def _token(self) -> str:
         return self._images.image_token
 
-    def _expand_images(self, text: str, images: ProcessedImages, options: ChatOptions) -> RenderedPrompt:
+    def _tokenize_chat(self, text: str, options: ChatOptions, images: ProcessedImages | None) -> RenderedPrompt:
         """Replaces each image's token by the tokens of the processed image, and tokenizes the text."""
+        with_bos = self._with_bos(text, options)
+        if images is None:
+            return self._tokenized(text, with_bos, param="messages")
+        if options.truncate_prompt_tokens is not None:
+            raise RequestError("truncate_prompt_tokens cannot be combined with images", param="truncate_prompt_tokens")
         first, *others = text.split(self._token)
+        if len(others) != len(images.placeholders):
+            raise RequestError(
+                f"the prompt has {len(others)} placeholders for images ({self._token}) but "
+                f"{len(images.placeholders)} images: no text may contain {self._token}, and tool messages may hold "
+                "text only",
+                param="messages",
+            )
         expanded = "".join([first, *(a + b for a, b in zip(images.placeholders, others, strict=True))])
-        prompt = self._tokenized(expanded, self._with_bos(text, options), param="messages")
+        prompt = self._tokenized(expanded, with_bos, param="messages")
         types = self._images.token_types(prompt.token_ids)
         tensors = images.tensors if types is None else {**images.tensors, "mm_token_type_ids": types}
         return RenderedPrompt(prompt.token_ids, prompt.text, PromptInputs(mm=tensors))
 
     async def _process(self, files: list[ImageFile], settings: dict[str, Any]) -> ProcessedImages:
         """One image after the other: other prompts get their turn, and a client that leaves ends it."""
-        process = make_async(self._images.process, self._mm_executor)
+        run_in_executor = partial(asyncio.get_running_loop().run_in_executor, self._mm_executor)
         images: list[ProcessedImages] = []
         num_tokens = 0
         for file in files:
-            images.append(await process(file, settings))
+            images.append(await run_in_executor(self._images.process, file, settings))
             num_tokens += images[-1].placeholders[0].count(self._token)
             if self.max_model_len is not None and num_tokens >= self.max_model_len:
                 raise RequestError(
@@ -121,7 +117,7 @@ class VisionRenderer(HfRenderer):
                     f"context length is {self.max_model_len} tokens (--max-model-len).",
                     param="messages",
                 )
-        return await make_async(self._images.join, self._mm_executor)(images, files, settings)
+        return await run_in_executor(self._images.join, images, files, settings)
 
     async def _load(self, parts: list[ImagePart], take_room: TakeRoom) -> list[ImageFile]:
         turns = asyncio.Semaphore(_NUM_LOADS)

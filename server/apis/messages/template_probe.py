@@ -70,6 +70,6 @@ class TemplateProbe:
 
     async def _render(self, messages: list[dict[str, Any]], options: ChatOptions) -> list[int] | None:
         try:
-            return (await self._renderer.render_chat_async(messages, options)).token_ids
+            return (await self._renderer.run_in_pool(self._renderer.render_chat, messages, options)).token_ids
         except RequestError:
             return None

@@ -36,33 +36,35 @@ class CompletionServing:
         """
         self._inference.models.check_generative("Completions", request.model)
         with context.times.rendering():
-            prompts = await self._render(request)
+            bodies = await self._inference.renderer.run_in_pool(self._prepare, request, context)
         if request.prompt_embeds is not None:
             request.prompt_embeds = None  # frees up to a hundred megabytes
             context.lease.remove_bytes(context.lease.num_bytes)
-        generation = await self._builder.build(request, prompts, context, id_prefix="cmpl")
-        echoes = [await self._echo_text(prompt, request) async for prompt in take_turns(prompts)]
+        generation = bodies.generation
+        self._builder.admit(generation)
         if request.echo and generation.num_choices > 1:
             context.is_small = False  # n repeats the prompt in the response
-        bodies = CompletionBodies(self._inference, generation, echoes)
         if request.stream:
             return end_stream(bodies.stream())
         return await bodies.complete(await collect(self._inference, generation))
 
-    async def _render(self, request: CompletionRequest) -> list[RenderedPrompt]:
+    def _prepare(self, request: CompletionRequest, context: RequestContext) -> "CompletionBodies":
+        """Everything that blocks, in one call in the renderer pool."""
         options = TextOptions(
             add_special_tokens=request.add_special_tokens,
             truncate_prompt_tokens=request.truncate_prompt_tokens,
             truncation_side=request.truncation_side,
         )
-        return await self._inference.renderer.render_prompts_async(request.prompts, options)
+        prompts = self._inference.renderer.render_prompts(request.prompts, options)
+        generation = self._builder.build(request, prompts, context, id_prefix="cmpl")
+        return CompletionBodies(self._inference, generation, [self._echo_text(prompt, request) for prompt in prompts])
 
-    async def _echo_text(self, prompt: RenderedPrompt, request: CompletionRequest) -> str:
+    def _echo_text(self, prompt: RenderedPrompt, request: CompletionRequest) -> str:
         """The prompt's text; detokenized if the prompt was sent as token ids or truncated."""
         if not request.echo:
             return ""
         if prompt.text is None or request.truncate_prompt_tokens is not None:
-            return await self._inference.renderer.detokenize_async(prompt.token_ids)
+            return self._inference.renderer.detokenize(prompt.token_ids)
         return prompt.text
 
 
@@ -76,7 +78,7 @@ class CompletionBodies:
         self._inference = inference
         self._model = inference.models.response_name(request.model)
         self._request = request
-        self._generation = generation
+        self.generation = generation
         self._echoes = echoes
         self._created = unix_time()
         self._has_begun = [False] * generation.num_choices
@@ -100,7 +102,7 @@ class CompletionBodies:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The response as events."""
         reporting = UsageReporting(self._request.stream_options, self._inference.config.generation)
-        async with aclosing(generate(self._inference, self._generation)) as deltas:
+        async with aclosing(generate(self._inference, self.generation)) as deltas:
             async for delta in deltas:
                 self._meter.add(delta)
                 chunk = self._body([await self._part(delta)])
@@ -113,7 +115,7 @@ class CompletionBodies:
     def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """What the response and the chunks of a stream have."""
         return {
-            "id": self._generation.request_id,
+            "id": self.generation.request_id,
             "object": "text_completion",
             "created": self._created,
             "model": self._model,
@@ -171,4 +173,4 @@ class CompletionBodies:
         return body
 
     def _prompt_token_ids(self, delta: SequenceDelta) -> list[int]:
-        return self._generation.prompt_of(delta.choice).token_ids
+        return self.generation.prompt_of(delta.choice).token_ids

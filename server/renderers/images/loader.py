@@ -1,9 +1,11 @@
 """Loads an image's bytes from its URL: `data:`, `file:`, `http:` or `https:`."""
 
+import asyncio
 import binascii
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple
@@ -12,7 +14,6 @@ from urllib.parse import unquote, urlsplit
 from server.config import RendererConfig
 from server.renderers.images.errors import MediaError, MediaTooLargeError
 from server.renderers.images.fetcher import MediaFetcher, TakeRoom
-from server.renderers.pool import make_async
 from server.renderers.prompts import HeldBytes
 
 _SLICE_CHARS = 1 << 18
@@ -22,7 +23,7 @@ MAX_PROMPT_BYTES = 256 << 20
 
 
 @contextmanager
-def room_for_images(held: HeldBytes | None) -> Iterator[TakeRoom]:
+def room_for_images(held: HeldBytes) -> Iterator[TakeRoom]:
     """Takes room for the images of one prompt, which are in memory until the block ends."""
     num_bytes = 0
 
@@ -30,15 +31,13 @@ def room_for_images(held: HeldBytes | None) -> Iterator[TakeRoom]:
         nonlocal num_bytes
         if num_bytes + num_more > MAX_PROMPT_BYTES:
             raise MediaError(f"the images of a prompt are larger than {MAX_PROMPT_BYTES} bytes together")
-        if held is not None:
-            held.add_bytes(num_more)
+        held.add_bytes(num_more)
         num_bytes += num_more
 
     try:
         yield take_room
     finally:
-        if held is not None:
-            held.remove_bytes(num_bytes)
+        held.remove_bytes(num_bytes)
 
 
 class MediaLoader:
@@ -58,13 +57,14 @@ class MediaLoader:
             MediaError: the URL is malformed or not allowed, or loading fails.
         """
         scheme, most = url[:5].lower(), self._max_bytes
+        run_in_executor = partial(asyncio.get_running_loop().run_in_executor, self._executor)
         if scheme == "data:":
             take_room(min(len(url) * 3 // 4, most))
-            return await make_async(decode_data_url, self._executor)(url, max_bytes=most)
+            return await run_in_executor(partial(decode_data_url, url, max_bytes=most))
         if scheme == "file:":
-            file = await make_async(find_file, self._executor)(url, self._folder)
+            file = await run_in_executor(find_file, url, self._folder)
             take_room(min(file.num_bytes, most))
-            return await make_async(read_file, self._executor)(file.path, max_bytes=most)
+            return await run_in_executor(partial(read_file, file.path, max_bytes=most))
         return await self._fetcher.fetch(url, take_room)
 
 

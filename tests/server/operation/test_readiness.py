@@ -36,7 +36,10 @@ class Recorded:
         assert read_stats() is self.stats
         self.calls.append("register")
 
-    async def render_text_async(self, text: str, options: Any) -> Any:
+    async def run_in_pool(self, func: Any, *args: Any) -> Any:
+        return func(*args)
+
+    def render_text(self, text: str, options: Any) -> Any:
         self.calls.append("render")
         return SimpleNamespace(token_ids=[1])
 

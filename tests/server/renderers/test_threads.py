@@ -50,12 +50,13 @@ def test_many_clients_share_four_threads(kind: str, files_of: Files) -> None:
 
         async def check(i: int) -> None:
             short = TextOptions(add_special_tokens=False, truncate_prompt_tokens=3 + i)
+            run: Any = renderer.run_in_pool
             results = await asyncio.gather(
-                renderer.render_text_async(text_of(i), plain),
-                renderer.render_text_async(text_of(i), short),
-                renderer.render_chat_async(chats[i], options),
-                renderer.detokenize_async(expected[i]),
-                renderer.encode_words_async(["Paris", f"word{i}"]),
+                run(renderer.render_text, text_of(i), plain),
+                run(renderer.render_text, text_of(i), short),
+                run(renderer.render_chat, chats[i], options),
+                run(renderer.detokenize, expected[i]),
+                run(renderer.encode_words, ["Paris", f"word{i}"]),
             )
             assert results[0].token_ids == expected[i]
             assert results[1].token_ids == expected[i][-(3 + i) :]
@@ -77,7 +78,7 @@ async def test_the_loop_turns_while_a_large_prompt_is_rendered(kind: str, files_
     files, mode = files_of[kind]
     with build_renderer(files, RendererConfig(tokenizer_mode=mode)) as renderer:
         renderer.warm_up()
-        assert await count_turns(renderer.render_chat_async(LARGE, ChatOptions())) > FREE_TURNS
+        assert await count_turns(renderer.run_in_pool(renderer.render_chat, LARGE, ChatOptions())) > FREE_TURNS
 
 
 @pytest.mark.alone
@@ -85,7 +86,7 @@ async def test_the_inline_executor_blocks_the_loop(files_of: Files, build_inline
     """Shows that the test above would fail if the work ran on the loop."""
     with build_inline(files_of["real"][0].path) as renderer:
         renderer.warm_up()
-        assert await count_turns(renderer.render_chat_async(LARGE, ChatOptions())) <= BLOCKED_TURNS
+        assert await count_turns(renderer.run_in_pool(renderer.render_chat, LARGE, ChatOptions())) <= BLOCKED_TURNS
 
 
 @pytest.mark.thorough
@@ -98,9 +99,10 @@ from server.renderers.registry import build_renderer
 path, mode = Path(sys.argv[1]), sys.argv[2]
 tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}
 async def main(renderer):
-    await renderer.render_chat_async([{'role': 'user', 'content': 'hi' * 1000}], ChatOptions(tools=[tool]))
-    await renderer.render_text_async('hi' * 1000, TextOptions(truncate_prompt_tokens=5))
-    await renderer.detokenize_async([1, 2, 3])
+    run = renderer.run_in_pool
+    await run(renderer.render_chat, [{'role': 'user', 'content': 'hi' * 1000}], ChatOptions(tools=[tool]))
+    await run(renderer.render_text, 'hi' * 1000, TextOptions(truncate_prompt_tokens=5))
+    await run(renderer.detokenize, [1, 2, 3])
 with build_renderer(ModelFiles(path, path), RendererConfig(tokenizer_mode=mode)) as renderer:
     renderer.warm_up()
     asyncio.run(main(renderer))

@@ -17,7 +17,7 @@ from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.vision import VisionRenderer
 from server.types import PromptInputs, TensorData
 from tests.server.engine.features.tiny_vlm import FAMILIES, load_reference, save_vlm
-from tests.server.engine.features.vlm_reference import generate_answer, image_url, writable
+from tests.server.engine.features.vlm_reference import generate_answer, image_url, render_with_images, writable
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.inline_executor import InlineExecutor
 from tests.tiers import thorough_but_for
@@ -41,7 +41,7 @@ class VisionCase:
         """Texts, and images as (width, height, seed)."""
         content = [{"type": "text", "text": p} if isinstance(p, str) else _part(*p) for p in parts]
         messages = [{"role": "user", "content": content}]
-        return asyncio.run(self.renderer.render_chat_async(messages, ChatOptions()))
+        return asyncio.run(render_with_images(self.renderer, messages, ChatOptions()))
 
     def expected(self, prompt: RenderedPrompt, num_tokens: int = _NUM_TOKENS) -> list[int]:
         return generate_answer(self.reference, prompt, num_tokens)

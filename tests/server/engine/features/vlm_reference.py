@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from server.config import ModelFiles, RendererConfig
 from server.engine.features.prompt_features import to_tensor
+from server.operation.admission import unbounded_lease
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.vision import VisionRenderer
 from server.types import TensorData
@@ -28,10 +29,18 @@ def image_messages(*urls: str) -> list[Any]:
     return [{"role": "user", "content": [{"type": "text", "text": "Look: "}, *parts]}]
 
 
+async def render_with_images(
+    renderer: VisionRenderer, messages: list[Any], options: ChatOptions, settings: dict[str, Any] | None = None
+) -> RenderedPrompt:
+    """The prompt of a request with these settings of the image processor."""
+    images = await renderer.load_images(messages, settings, unbounded_lease())
+    return await renderer.run_in_pool(renderer.render_chat, messages, options, images)
+
+
 def expected_answer(folder: Path, messages: list[Any], num_tokens: int, *, device: str = "cpu") -> list[int]:
     """The tokens that the saved model generates for the conversation."""
     renderer = VisionRenderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
-    prompt = asyncio.run(renderer.render_chat_async(messages, ChatOptions()))
+    prompt = asyncio.run(render_with_images(renderer, messages, ChatOptions()))
     assert prompt.inputs is not None
     return generate_answer(load_reference(folder).to(device), prompt, num_tokens)
 

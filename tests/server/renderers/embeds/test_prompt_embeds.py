@@ -425,22 +425,22 @@ async def test_the_loop_turns_while_embeddings_are_loaded(
     for executor in (None, inline_executor):
         with HfRenderer(files, RendererConfig(num_workers=2), executor=executor) as renderer:
             renderer.embeds_limits = LARGE
-            rendering = asyncio.ensure_future(renderer.render_prompts_async(large_prompts, TextOptions()))
+            rendering = asyncio.ensure_future(
+                renderer.run_in_pool(renderer.render_prompts, large_prompts, TextOptions())
+            )
             turns.append(await count_turns(rendering, every_s=0))
         assert [prompt.inputs and prompt.inputs.embeds.shape for prompt in rendering.result()] == [(2048, 4096)] * 3
     assert turns[0] > 100
     assert turns[1] < 10, "without a pool the loop stands still"
 
 
-async def test_prompts_of_all_kinds_are_rendered_in_order(renderer: HfRenderer) -> None:
+def test_prompts_of_all_kinds_are_rendered_in_order(renderer: HfRenderer) -> None:
     renderer.embeds_limits = LIMITS
     embeds = EmbedsPrompt(pybase64.b64encode(saved(NORMAL)))
     try:
-        rendered = await renderer.render_prompts_async(
-            [embeds, "hello world", [5, 6]], TextOptions(truncate_prompt_tokens=3)
-        )
+        rendered = renderer.render_prompts([embeds, "hello world", [5, 6]], TextOptions(truncate_prompt_tokens=3))
         with pytest.raises(ValueError, match="You must pass at least one prompt"):
-            await renderer.render_prompts_async([], TextOptions())
+            renderer.render_prompts([], TextOptions())
     finally:
         renderer.embeds_limits = None
     assert rendered[0].token_ids == [0, 0, 0]
@@ -450,7 +450,7 @@ async def test_prompts_of_all_kinds_are_rendered_in_order(renderer: HfRenderer) 
     assert rendered[1].text == "hello world"
     assert rendered[2].known_token_ids == [5, 6]
     with pytest.raises(RequestError, match="--enable-prompt-embeds"):
-        await renderer.render_prompts_async([embeds], TextOptions())
+        renderer.render_prompts([embeds], TextOptions())
 
 
 @pytest.mark.thorough
@@ -465,7 +465,7 @@ with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=
     renderer.warm_up()
     renderer.embeds_limits = EmbedsLimits(64, 16, 'bfloat16')
     prompts = [EmbedsPrompt(text) for text in sys.argv[2:]]
-    rendered = asyncio.run(renderer.render_prompts_async(prompts, TextOptions()))
+    rendered = asyncio.run(renderer.run_in_pool(renderer.render_prompts, prompts, TextOptions()))
 print([len(prompt.token_ids) for prompt in rendered], seen, 'torch' in sys.modules)
 """
     texts = torch_payload(NORMAL), torch_payload(NORMAL.to_sparse()), safetensors_payload(NORMAL)

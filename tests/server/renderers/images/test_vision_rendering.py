@@ -23,6 +23,7 @@ from server.renderers.registry import build_renderer
 from server.renderers.vision import VisionRenderer
 from server.types import TensorData
 from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, image, save_vlm
+from tests.server.engine.features.vlm_reference import render_with_images
 from tests.server.inline_executor import InlineExecutor
 from tests.server.renderers.loop_turns import FREE_TURNS, count_turns
 from tests.server.renderers.thread_imports import run_watched
@@ -61,7 +62,8 @@ def _message(*parts: str | Image.Image) -> dict[str, Any]:
 
 
 def _render(renderer: VisionRenderer, *messages: dict[str, Any], **options: Any) -> RenderedPrompt:
-    return asyncio.run(renderer.render_chat_async(list(messages), ChatOptions(**options)))
+    settings = options.pop("mm_processor_kwargs", None)
+    return asyncio.run(render_with_images(renderer, list(messages), ChatOptions(**options), settings))
 
 
 def _tensors(prompt: RenderedPrompt) -> dict[str, np.ndarray[Any, Any]]:
@@ -191,7 +193,7 @@ def test_images_beyond_the_models_context_are_not_processed(build: Build) -> Non
 async def test_a_client_that_leaves_ends_the_processing_of_its_images(build: Build) -> None:
     renderer = build(limit_mm_per_prompt={"image": 20})
     images = [image(56, 56, seed=seed) for seed in range(20)]
-    rendering = asyncio.create_task(renderer.render_chat_async([_message(*images)], ChatOptions()))
+    rendering = asyncio.create_task(render_with_images(renderer, [_message(*images)], ChatOptions()))
     assert renderer.mm_cache is not None
     while not renderer.mm_cache.num_queries:
         await asyncio.sleep(0)
@@ -204,10 +206,10 @@ async def test_images_are_held_bytes_until_they_are_processed(build: Build) -> N
     admission = Admission(LimitsConfig(max_held_bytes=1000))
     messages = [_message(image(56, 56))]
     with admission.hold(0) as lease:
-        assert await build().render_chat_async(messages, ChatOptions(), lease)
+        assert await build().load_images(messages, None, lease)
         assert admission.num_held_bytes == 0
         with admission.hold(999), pytest.raises(OverloadedError, match="of at most 1000 bytes"):
-            await build().render_chat_async(messages, ChatOptions(), lease)
+            await build().load_images(messages, None, lease)
         assert admission.num_held_bytes == 0
 
 
@@ -285,6 +287,7 @@ def test_threads_import_no_modules_after_a_lean_start(folders: dict[str, Path]) 
     """Loads as a launcher does, where only the main thread imports; then renders images in every format."""
     code = """
 from server.config import ModelFiles, RendererConfig
+from server.operation.admission import unbounded_lease
 from server.renderers.registry import build_renderer
 from server.renderers.prompts import ChatOptions
 from startup.imports.heavy import import_vision
@@ -293,7 +296,11 @@ path = Path(sys.argv[1])
 with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
     renderer.warm_up()
     parts = [{"type": "image_url", "image_url": url} for url in sys.argv[2:]]
-    asyncio.run(renderer.render_chat_async([{"role": "user", "content": parts}], ChatOptions()))
+    messages = [{"role": "user", "content": parts}]
+    async def main():
+        images = await renderer.load_images(messages, None, unbounded_lease())
+        await renderer.run_in_pool(renderer.render_chat, messages, ChatOptions(), images)
+    asyncio.run(main())
 print(seen, "torch._dynamo" in sys.modules, "sympy" in sys.modules)
 """
     urls = [_url(image(), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
@@ -361,6 +368,6 @@ async def test_the_loop_turns_while_images_are_decoded_and_processed(folders: di
     for executor in (None, InlineExecutor()):
         with VisionRenderer(ModelFiles(path, path), RendererConfig(), executor=executor) as renderer:
             renderer.warm_up()
-            turns.append(await count_turns(renderer.render_chat_async([large], ChatOptions())))
+            turns.append(await count_turns(render_with_images(renderer, [large], ChatOptions())))
     assert turns[0] > 5 * FREE_TURNS
     assert turns[1] <= FREE_TURNS, "a few steps, each of which holds the loop"
