@@ -8,17 +8,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import uvicorn
-from prometheus_client import CollectorRegistry
 
 from server.apis.responses.archive import build_response_store
-from server.apis.responses.store import ResponseStore
 from server.app import ServerApp, build_app
 from server.engine.process_link.client import EngineClient
 from server.lifecycle import Lifecycle, StartView
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.admission import Admission
-from server.operation.drain import ERROR_DELIVERY_S, Drain, RunningRequests
+from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.operation.engine_monitor import EngineHandle, EngineMonitor
 from server.operation.lora import LoraAdapters
 from server.operation.models import ServedModels
@@ -69,20 +67,16 @@ class RunOptions:
 class Server:
     """The objects that `server.run` starts, uses and closes."""
 
+    parts: AppParts
     http: GracefulServer
     probes: ProbeProcess | None
     is_probe_seen: bool
     """Whether probes go through the middleware, too."""
-    running: RunningRequests
-    registry: CollectorRegistry
     access: Access
-    engine: EngineClient
     readiness: EngineReadiness
     monitor: EngineMonitor
     drain: Drain
     telemetry: Telemetry
-    tracer: "Tracer | None"
-    response_store: ResponseStore | None
 
 
 def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> Server:
@@ -125,19 +119,15 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     )
     drain = Drain(lifecycle, parts.running, engine, config.lifecycle, http.announce_close)
     return Server(
+        parts=parts,
         http=http,
         probes=probes,
         is_probe_seen=app.is_probe_seen,
-        running=parts.running,
-        registry=metrics.registry,
         access=access,
-        engine=engine,
         readiness=readiness,
         monitor=monitor,
         drain=drain,
         telemetry=Telemetry(config.logging, engine, metrics, monitor.poll),
-        tracer=parts.tracer,
-        response_store=parts.response_store,
     )
 
 

@@ -58,10 +58,10 @@ class ServerRun:
             with closing(self._main()) as main:
                 return int(uvloop.run(main))
         finally:
-            if self._server.tracer is not None:
-                self._server.tracer.close()
-            if self._server.response_store is not None:
-                self._server.response_store.close()
+            if self._server.parts.tracer is not None:
+                self._server.parts.tracer.close()
+            if self._server.parts.response_store is not None:
+                self._server.parts.response_store.close()
 
     async def _main(self) -> int:
         server = self._server
@@ -91,7 +91,7 @@ class ServerRun:
         return exit_code
 
     async def _open(self) -> None:
-        await self._server.engine.start()
+        await self._server.parts.engine.start()
         self._server.telemetry.start()
         self._server.access.start()
         bound_unsent_bytes(self._options.listener, self._options.limits.send_buffer_bytes)
@@ -122,7 +122,7 @@ class ServerRun:
     @property
     def registry(self) -> CollectorRegistry:
         """Implements `ProbedServer`."""
-        return self._server.registry
+        return self._server.parts.metrics.registry
 
     @property
     def is_probe_seen(self) -> bool:
@@ -131,12 +131,12 @@ class ServerRun:
 
     def unused_s(self) -> float:
         """Implements `ProbedServer`."""
-        return self._server.running.unused_s()
+        return self._server.parts.running.unused_s()
 
     async def _close(self) -> None:
         self._server.telemetry.close()
         self._server.access.close()
-        await self._server.engine.close()
+        await self._server.parts.engine.close()
 
     async def _follow_engine(self) -> None:
         """Makes the server ready; returns when the engine has ended for good.
@@ -150,7 +150,7 @@ class ServerRun:
             if lifecycle.state == "dead":  # its process is ending, although it sent the token
                 raise EngineStartError(lifecycle.reason)
         except EngineStartError as err:
-            if self._server.engine.dead.is_set():
+            if self._server.parts.engine.dead.is_set():
                 await monitor.run()  # finds the reason
                 raise EngineStartError(lifecycle.reason) from err
             if lifecycle.state != "dead":
@@ -169,8 +169,8 @@ class ServerRun:
         gc.freeze()  # objects that exist by now stay; collecting them takes 30 ms each time
         self._options.on_ready(info)
         self._server.telemetry.start_stats()
-        if self._server.tracer is not None:
-            self._server.tracer.record_start(self._options.start.report())
+        if self._server.parts.tracer is not None:
+            self._server.parts.tracer.record_start(self._options.start.report())
         trim_heap()  # imports have freed 25 MiB, which takes 2 ms
 
     def _on_signal(self) -> None:
