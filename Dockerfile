@@ -12,7 +12,7 @@ ARG PYTHON_VERSION=3.12
 FROM python:${PYTHON_VERSION}-slim AS build
 # Where pip looks beside its default index; with an index of PyTorch's CPU builds, pip prefers those.
 ARG PIP_EXTRA_INDEX_URL=""
-# Further extras of pyproject.toml, separated by spaces: `otel` for --otlp-traces-endpoint.
+# Further extras of pyproject.toml, separated by spaces: `objectstore` for models in object stores.
 ARG EXTRAS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src

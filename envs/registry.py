@@ -117,7 +117,6 @@ class Environment:
         "tried in this order."
     )
 
-    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL = text("Protocol of --otlp-traces-endpoint: grpc or http/protobuf.")
     OPENAI_API_KEY = text("Key that clients such as `chat` and `bench` send if --api-key is not given.")
     OMP_NUM_THREADS = optional_integer(
         "Threads of the forward pass on a CPU; if unset, as many as other processes leave processors.", minimum=1

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -31,9 +30,6 @@ from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
 from server.transport.probe_process import ProbeProcess
 from server.types import EngineInfo
-
-if TYPE_CHECKING:
-    from server.tracing.tracer import Tracer
 
 _DISTRIBUTION = "vllm-cli-server"
 
@@ -82,7 +78,6 @@ class Server:
 def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> Server:
     """All objects of one server; nothing runs yet."""
     lifecycle = options.lifecycle
-    server_version = version(_DISTRIBUTION)
     metrics = ServerMetrics(config.served_model_names[0], options.start, renderer)
     metrics.lifecycle.read_up_from(lambda: lifecycle.has_engine)
     engine = EngineClient(options.engine.connection, on_death=lifecycle.engine_ended)
@@ -99,8 +94,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         adapters=adapters,
         api_keys=ApiKeys.from_config(config.network),
         response_store=build_response_store(config.generation, options.limits),
-        tracer=_build_tracer(config, server_version),
-        version=server_version,
+        version=version(_DISTRIBUTION),
     )
     access = Access(config, parts.api_keys)
     app = build_app(parts)
@@ -129,15 +123,6 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         drain=drain,
         telemetry=Telemetry(config.logging, engine, metrics, monitor.poll),
     )
-
-
-def _build_tracer(config: ServerConfig, version: str) -> "Tracer | None":
-    """Without `--otlp-traces-endpoint`, nothing of OpenTelemetry is imported."""
-    if config.logging.otlp_traces_endpoint is None:
-        return None
-    from server.tracing.tracer import Tracer  # noqa: PLC0415
-
-    return Tracer(config, version)
 
 
 def _uvicorn_config(

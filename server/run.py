@@ -58,8 +58,6 @@ class ServerRun:
             with closing(self._main()) as main:
                 return int(uvloop.run(main))
         finally:
-            if self._server.parts.tracer is not None:
-                self._server.parts.tracer.close()
             if self._server.parts.response_store is not None:
                 self._server.parts.response_store.close()
 
@@ -169,8 +167,6 @@ class ServerRun:
         gc.freeze()  # objects that exist by now stay; collecting them takes 30 ms each time
         self._options.on_ready(info)
         self._server.telemetry.start_stats()
-        if self._server.parts.tracer is not None:
-            self._server.parts.tracer.record_start(self._options.start.report())
         trim_heap()  # imports have freed 25 MiB, which takes 2 ms
 
     def _on_signal(self) -> None:

@@ -222,7 +222,7 @@ class LifecycleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """What the server logs and traces."""
+    """What the server logs."""
 
     help_group: ClassVar[Group] = "Logging"
 
@@ -247,14 +247,6 @@ class LoggingConfig:
         "Do not log throughput, requests and cache use every ten seconds (VLLM_LOG_STATS_INTERVAL).",
     )
     log_stats_interval_s: float = from_variable(env.VLLM_LOG_STATS_INTERVAL)
-    otlp_traces_endpoint: str | None = setting(
-        None,
-        "--otlp-traces-endpoint",
-        "Send OpenTelemetry traces to this URL, such as http://collector:4318/v1/traces; needs the extra `otel`.",
-        metavar="URL",
-    )
-    otlp_traces_protocol: str | None = from_variable(env.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL)
-    """`grpc` or `http/protobuf`; None derives it from the endpoint."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -129,7 +129,7 @@ def test_each_tier_selects_tests_by_their_marks(target: str, selected: str, clon
 def test_the_newest_releases_are_installed_in_their_own_environment_at_every_run(clone):
     torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
     pip = "-m pip --disable-pip-version-check install"
-    upgrade = f"{pip} --upgrade --upgrade-strategy eager {{}} -e .[embedded,dev,otel]"
+    upgrade = f"{pip} --upgrade --upgrade-strategy eager {{}} -e .[embedded,dev]"
     rest = [
         f"{pip} --upgrade uvicorn",
         "-m startup.download",

@@ -145,17 +145,13 @@ class GenerationBuilder:
         )
 
     def admit(self, generation: Generation) -> None:
-        """Adds the prompts to the request's lease, trace and log; on the event loop.
+        """Adds the prompts to the request's lease and log; on the event loop.
 
         Raises:
             OverloadedError: other requests hold too many bytes already.
         """
         set_request_id(generation.request_id)
-        trace, lease = generation.context.trace, generation.context.lease
-        if trace is not None:
-            trace.request_id = generation.request_id
-            trace.num_choices = generation.request.num_choices
-            trace.params = generation.params[0]
+        lease = generation.context.lease
         num_bytes = sum(prompt.inputs.num_bytes for prompt in generation.prompts if prompt.inputs is not None)
         if num_bytes:
             lease.add_bytes(num_bytes)

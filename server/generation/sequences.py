@@ -224,7 +224,6 @@ class SequenceRecorder:
 
     def finish(self, reason: FinishReason) -> None:
         """Records the end of the sequence."""
-        self._describe(reason)
         metrics = self._metrics
         metrics.finished[reason].inc()
         metrics.e2e_latency.observe(perf_counter() - self._context.arrival_s)
@@ -243,18 +242,3 @@ class SequenceRecorder:
         if self._num_tokens:
             self._context.times.record_decode(decode_s)
             metrics.time_per_output_token.observe(decode_s / (self._num_tokens - 1) if self._num_tokens > 1 else 0.0)
-
-    def _describe(self, reason: FinishReason) -> None:
-        if self._context.trace is None:
-            return
-        first = self._first or EngineOutput("")
-        self._context.trace.add_sequence(
-            num_prompt_tokens=self._num_prompt_tokens,
-            num_cached_tokens=first.num_cached_tokens,
-            num_tokens=self._num_tokens,
-            queue_s=first.queue_s,
-            prefill_s=first.prefill_s,
-            first_s=self._first_s,
-            last_s=self._last_s,
-            reason=reason,
-        )

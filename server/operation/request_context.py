@@ -1,23 +1,18 @@
-"""What the server records about a request besides its body: id, arrival, times, lease and trace."""
+"""What the server records about a request besides its body: id, arrival, times and lease."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from server.operation.admission import Lease, unbounded_lease
-
-if TYPE_CHECKING:
-    from server.tracing.span import RequestTrace
 
 
 @dataclass
 class RequestTimes:
     """The durations of a request's stages in seconds; of several sequences the longest of each stage."""
 
-    render_begin_s: float = 0.0
-    """When rendering began, by `perf_counter`."""
     render_s: float | None = None
     """From the decoded body to the prompt's tokens, including the wait for a thread."""
     queue_s: float | None = None
@@ -31,7 +26,6 @@ class RequestTimes:
     def rendering(self) -> Iterator[None]:
         """Times the block as rendering."""
         begin_s = perf_counter()
-        self.render_begin_s = self.render_begin_s or begin_s
         try:
             yield
         finally:
@@ -75,8 +69,6 @@ class RequestContext:
     """Whether work that grows with the body or the response may run on the event loop, not in the pool."""
     held: list[Any] = field(default_factory=list)
     """What a large request has created; freed in the pool, because a million objects take 30 ms."""
-    trace: "RequestTrace | None" = None
-    """None without `--otlp-traces-endpoint`."""
 
     def hold(self, *created: Any) -> None:
         """Keeps what may be large until the response has ended."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -18,7 +18,6 @@ from server.routes.asgi import (
     Headers,
     read_announced_bytes,
     read_body,
-    read_header,
     read_request_id,
     send_bytes,
     send_events,
@@ -27,9 +26,6 @@ from server.routes.asgi import (
     send_unavailable,
 )
 from server.routes.parts import AppParts
-
-if TYPE_CHECKING:
-    from server.tracing.span import RequestTrace
 
 T = TypeVar("T", bound=RequestBody)
 
@@ -70,11 +66,7 @@ class JsonEndpoint(Generic[T]):
             max_bytes = self._parts.max_body_bytes(takes_embeds=self._takes_embeds)
             announced = read_announced_bytes(scope, max_bytes=max_bytes)
             with self._parts.admission.hold(announced) as lease, self._parts.running.hold():
-                context = RequestContext(
-                    header_id=read_request_id(scope),
-                    lease=lease,
-                    trace=self._begin_trace(scope),
-                )
+                context = RequestContext(header_id=read_request_id(scope), lease=lease)
                 try:
                     body = await read_body(receive, lease, announced_bytes=announced, max_bytes=max_bytes)
                     await self._serve(body, context, receive, send)
@@ -92,7 +84,6 @@ class JsonEndpoint(Generic[T]):
         try:
             await _run_while_connected(self._respond(body, context, send), receive)
         finally:
-            self._end_trace(context)
             if context.held:
                 self._parts.renderer.executor.submit(context.held.clear)
 
@@ -134,16 +125,6 @@ class JsonEndpoint(Generic[T]):
         context.hold(request)
         context.lease.widen(request.num_sequences)
         return await self._handle(request, context)
-
-    def _begin_trace(self, scope: Scope) -> "RequestTrace | None":
-        tracer = self._parts.tracer
-        return None if tracer is None else tracer.begin_request(lambda name: read_header(scope, name))
-
-    def _end_trace(self, context: RequestContext) -> None:
-        tracer, trace = self._parts.tracer, context.trace
-        if tracer is not None and trace is not None:
-            trace.render_begin_s, trace.render_s = context.times.render_begin_s, context.times.render_s or 0.0
-            tracer.end_request(trace)
 
     def _decode(self, parts: list[bytes]) -> T:
         body = b"".join(parts)

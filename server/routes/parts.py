@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from server.apis.responses.store import ResponseStore
 from server.lifecycle import Lifecycle, StartView
@@ -12,9 +11,6 @@ from server.operation.drain import RunningRequests
 from server.operation.inference import Inference
 from server.operation.lora import LoraAdapters
 from server.security.api_keys import ApiKeys
-
-if TYPE_CHECKING:
-    from server.tracing.tracer import Tracer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +24,6 @@ class AppParts(Inference):
     running: RunningRequests = field(default_factory=RunningRequests)
     api_keys: ApiKeys
     response_store: ResponseStore | None
-    tracer: "Tracer | None"
-    """None without `--otlp-traces-endpoint`."""
     version: str
 
     @cached_property

@@ -6,16 +6,12 @@ Imports only the standard library and msgspec, but for `asks_hub`.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Final
 
 from envs.home import expand_home
 from envs.registry import undeclared_names, unknown_variables, validate_all
-from server.errors import ConfigError
 from server.machine.memory import MemoryState, read_memory
-from server.server_config import LoggingConfig
 from server.wording import list_some
 from startup.config import StartupConfig
 from startup.model.checkpoint_folder import tokenizer_problem
@@ -32,11 +28,6 @@ from startup.preflight.memory_fit import check_memory
 from startup.preflight.model_shape import ModelShape, read_model_shape
 from startup.preflight.places import check_hub, check_place, snapshot_findings
 from startup.preflight.report import CheckGroup, Finding, PreflightReport, error, info, run_checks, warning
-
-_TRACE_EXPORTERS: Final = {
-    "grpc": "opentelemetry.exporter.otlp.proto.grpc",
-    "http/protobuf": "opentelemetry.exporter.otlp.proto.http",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,32 +75,6 @@ def _check_environment() -> Iterator[Finding]:
         yield info("environment", f"the embedded engine does not read {listed}: set for vLLM, no effect here")
 
 
-def check_tracing(config: LoggingConfig) -> Iterator[Finding]:
-    """Checks that traces can be sent: the address is valid, and OpenTelemetry is installed."""
-    if config.otlp_traces_endpoint is None:
-        return
-    from server.tracing.tracer import read_endpoint
-
-    try:
-        endpoint = read_endpoint(config.otlp_traces_endpoint, config.otlp_traces_protocol)
-    except ConfigError as err:
-        yield error("tracing", str(err))
-        return
-    if not all(map(_is_installed, ("opentelemetry.sdk", _TRACE_EXPORTERS[endpoint.protocol]))):
-        yield error(
-            "tracing",
-            f"--otlp-traces-endpoint {config.otlp_traces_endpoint.partition('?')[0]}: OpenTelemetry is not installed; "
-            "pip install '.[otel]' in a clone of vllm-cli",
-        )
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ImportError:
-        return False
-
-
 class _Preflight:
     """One run; caches what several checks need."""
 
@@ -126,7 +91,6 @@ class _Preflight:
             yield "address", lambda: check_address(server.network)
         yield "tls", lambda: check_tls(server.tls)
         yield "api_keys", lambda: check_api_keys(server.network)
-        yield "tracing", lambda: check_tracing(server.logging)
         yield "checkpoint", self._check_checkpoint
         yield "tokenizer", self._check_tokenizer
         yield "generation_config", self._check_generation_config

@@ -56,7 +56,7 @@ def test_the_image_contains_every_package_and_nothing_else() -> None:
         assert any(fnmatch(source, line[1:]) for line in ignored if line.startswith("!")), source
 
 
-@pytest.mark.parametrize("extras", ["", "otel"])
+@pytest.mark.parametrize("extras", ["", "objectstore"])
 def test_the_image_installs_the_chosen_extras(extras: str, tmp_path: Path) -> None:
     [step] = [step for step in read_stages()[0] if step.name == "RUN" and "requirements.txt" in step.value]
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())

@@ -42,8 +42,6 @@ def test_it_starts_vllm(name: str, root: ContainerRoot) -> None:
 @pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if "vllm-cli serve" in example.script])
 def test_what_an_example_starts_passes_the_preflight(name: str, root: ContainerRoot) -> None:
     example = EXAMPLES[name]
-    if "--otlp-traces-endpoint" in example.script:
-        pytest.importorskip("opentelemetry.sdk")
     for certificate in re.findall(r"([\w-]+)\.crt", example.script):
         make_certificate(root.home, certificate)
     root.write({"keys.txt": SECRETS["api-key"], **example.files})

@@ -42,7 +42,6 @@ OTHER_TEXT: Final = {
     "server.generation.reasoning": "the last characters of a prompt, a fixed number",
     "server.apis.responses": "look-ups by id; one json.loads of a call",
     "server.generation.sampling": "files of the model",
-    "server.tracing": "settings of the operator; the launcher's own report",
     "server.transport.connection": "one partition of a path; its length is limited",
 }
 """Module or package -> what it reads instead, or why one pass is all that it does."""

@@ -280,6 +280,7 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         value("--max-num-active-seqs"),
     ),
     "traces, profiles or another logging configuration": (
+        value("--otlp-traces-endpoint"),
         values("--collect-detailed-traces"),
         value("--profiler-config"),
         value("--custom-histogram-buckets"),

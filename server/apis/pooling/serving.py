@@ -100,8 +100,6 @@ class PoolingServing:
             raise UnsupportedApiError(endpoint.api_name)
         request_id = f"{endpoint.id_prefix}-{context.header_id or request.request_id or uuid4().hex}"
         set_request_id(request_id)
-        if context.trace is not None:
-            context.trace.request_id = request_id
         params = endpoint.params(request, info)
         with context.times.rendering():
             prompts = await self._renderer.run_in_pool(self._read, endpoint, request, info)

@@ -145,7 +145,7 @@ class ResponsesServing:
                 "This server does not support `store=True` and therefore does not support the background mode.",
                 "background",
             )
-        own_context = replace(context, trace=None, held=[])  # the request's trace ends with its HTTP response
+        own_context = replace(context, held=[])
         run = await self._prepare(request, own_context)
         response = await self._background.start(run, own_context, keeps_events=bool(request.stream))
         return response.follow(0) if request.stream else response.response

@@ -327,11 +327,10 @@ def _start(renderer: HfRenderer, _shared_engine: ScriptedEngine) -> Callable[...
         renderer: BaseRenderer = renderer,
         limits: LimitsConfig | None = None,
         lifecycle: Lifecycle | None = None,
-        tracer: Any = None,
         **options: Any,
     ) -> Any:
         config = server_config(**({"served_model_names": (MODEL,)} | options))
-        return run_app(config, renderer, _shared_engine, limits=limits, lifecycle=lifecycle, tracer=tracer)
+        return run_app(config, renderer, _shared_engine, limits=limits, lifecycle=lifecycle)
 
     return start
 
@@ -376,7 +375,6 @@ def run_app(
     *,
     limits: LimitsConfig | None = None,
     lifecycle: Lifecycle | None = None,
-    tracer: Any = None,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> Iterator[LiveServer]:
     """Serves the application over a fake engine in a thread; it is ready unless a lifecycle is given."""
@@ -395,7 +393,6 @@ def run_app(
         adapters=adapters,
         api_keys=ApiKeys.from_config(config.network),
         response_store=build_response_store(config.generation, limits or LimitsConfig()),
-        tracer=tracer,
         version="1.2.3",
     )
     listener = socket.create_server(("127.0.0.1", 0))

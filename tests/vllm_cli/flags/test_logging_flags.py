@@ -1,4 +1,4 @@
-"""Flags for logs, statistics and traces in the configuration."""
+"""Flags for logs and statistics in the configuration."""
 
 import json
 from pathlib import Path
@@ -33,15 +33,6 @@ def test_an_interval_must_be_a_number_above_0(monkeypatch, capsys, value: str) -
     monkeypatch.setenv("VLLM_LOG_STATS_INTERVAL", value)
     assert main(["serve", "--preflight-only"]) == 2
     assert f"VLLM_LOG_STATS_INTERVAL must be a number above 0, got '{value}'" in capsys.readouterr().err
-
-
-def test_traces_are_sent_to_the_given_endpoint(parse, monkeypatch) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
-    logging = parse("m", "--otlp-traces-endpoint", "http://collector:4318").server.logging
-    assert (logging.otlp_traces_endpoint, logging.otlp_traces_protocol) == (
-        "http://collector:4318",
-        "grpc",
-    )
 
 
 @pytest.mark.parametrize("place", ["flag", "variable", "file"])

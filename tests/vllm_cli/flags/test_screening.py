@@ -57,6 +57,7 @@ def test_an_ignored_flag_is_accepted_with_one_notice(words: str, notice: str) ->
         ("-sc.model x", "requests speculative"),
         ("--tool-server demo", "--tool-server demo requests parsers of tool calls"),
         ("--load-format dummy", "--load-format dummy requests another way of loading"),
+        ("--otlp-traces-endpoint http://c:4318", "--otlp-traces-endpoint http://c:4318 requests traces"),
     ],
 )
 def test_a_rejected_flag_is_an_error_of_one_line_that_names_the_other_engine(words: str, message: str) -> None:
