@@ -262,7 +262,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "prompt_embeds",
-        ("server.renderers.embeds.torch_file", "server.renderers.embeds.tensor_pickle"),
+        ("server.renderers.embeds.torch_file",),
         _embeds,
         [*_units("A", "=", "{", '{"a":', "[", "PK\x01\x02", "PK\x03\x04"), Text("q\x00h\x00", "PK\x03\x04")],
     ),

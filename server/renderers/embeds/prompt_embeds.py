@@ -75,7 +75,7 @@ def safe_load_prompt_embeds(
         RequestError: `embeds` is not a matrix of finite numbers that fits the model.
     """
     try:
-        tensor = _read(memoryview(_decode(embeds, limits)))
+        tensor = _read(_decode(embeds, limits))
         dense = _select_rows(tensor, limits, truncate_to, side)
         rows = convert_rows(dense, limits.dtype)
     except TensorFileError as err:
@@ -102,9 +102,9 @@ def _decode(embeds: str | bytes | memoryview, limits: EmbedsLimits) -> bytes:
     return payload
 
 
-def _read(payload: memoryview) -> StoredTensor:
-    if is_safetensors(payload):
-        return read_safetensors(payload, name=PARAM)
+def _read(payload: bytes) -> StoredTensor:
+    if is_safetensors(memoryview(payload)):
+        return read_safetensors(memoryview(payload), name=PARAM)
     if is_torch_file(payload):
         return read_torch_file(payload)
     raise TensorFileError(

@@ -5,9 +5,13 @@ importing torch takes seconds, the reader had vulnerabilities (CVE-2025-32434, C
 sparse tensors by a setting that all threads share. This reader accepts only what `torch.save(tensor)` writes.
 """
 
+import io
+import pickle
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -21,17 +25,17 @@ from server.renderers.embeds.stored_tensor import (
     TensorFileError,
     check_shape,
 )
-from server.renderers.embeds.tensor_pickle import Call, Storage, read_tensor_pickle
 
 _MAGIC = b"PK\x03\x04"
 _OLD_MAGIC = (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02c", b"\x80\x02}")
 _PICKLE = "/data.pkl"
-_STORED, _ENCRYPTED = 0, 1
-_END = struct.Struct("<4s6x H 4x L 2x")
-_RECORD = struct.Struct("<4s4x2H8x2L3H8xL")
-_LOCAL_HEADER = struct.Struct("<4s22x2H")
-_MAX_ENTRIES = 64
+_BYTE_ORDER = b"little"
+_ENCRYPTED = 1
+_LOCAL_HEADER = struct.Struct("<26x2H")
+"""Of an entry (APPNOTE.TXT 4.3.7): the lengths of its name and of its extra field, which follow."""
+_MAX_DIRECTORY_BYTES = 1 << 14
 _MAX_PICKLE_BYTES = 1 << 14
+_NO_TENSOR = "holds no plain tensor: save the tensor itself, `torch.save(tensor, file)`"
 _STORAGES = {
     "torch.HalfStorage": "float16",
     "torch.BFloat16Storage": "bfloat16",
@@ -41,49 +45,59 @@ _STORAGES = {
 }
 
 
-def is_torch_file(payload: memoryview) -> bool:
+def is_torch_file(payload: bytes) -> bool:
     """Whether `torch.save` wrote this, in the current format or in the one before version 1.6."""
-    return bytes(payload[:4]) == _MAGIC or _is_old(payload)
+    return payload.startswith((_MAGIC, *_OLD_MAGIC))
 
 
-def read_torch_file(payload: memoryview) -> StoredTensor:
+def read_torch_file(payload: bytes) -> StoredTensor:
     """The tensor, as views of the payload.
 
     Raises:
         TensorFileError: the file is broken or does not hold exactly one tensor.
     """
-    if _is_old(payload):
+    if payload.startswith(_OLD_MAGIC):
         raise TensorFileError("is in the format of torch before 1.6: save it again with torch.save, or as safetensors")
     archive = _Archive(payload)
     try:
-        return _Tensors(archive).build(read_tensor_pickle(bytes(archive.pickle)))
-    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as err:
-        raise TensorFileError("holds no plain tensor: save the tensor itself, `torch.save(tensor, file)`") from err
+        tensor = _TensorUnpickler(archive).load()
+    except (ArithmeticError, EOFError, LookupError, TypeError, ValueError, struct.error, pickle.PickleError) as err:
+        raise TensorFileError(_NO_TENSOR) from err
+    if not isinstance(tensor, StoredTensor):
+        raise TensorFileError(_NO_TENSOR)
+    return tensor
 
 
-def _is_old(payload: memoryview) -> bool:
-    return bytes(payload[:16]).startswith(_OLD_MAGIC)
+class _File(io.BytesIO):
+    """The payload, of which zipfile reads the directory at its end: no more than a few entries have."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(_MAX_DIRECTORY_BYTES if size is None or size < 0 else min(size, _MAX_DIRECTORY_BYTES))
 
 
 class _Archive:
     """The zip archive; only uncompressed entries are accepted, so none can expand."""
 
-    def __init__(self, payload: memoryview) -> None:
+    def __init__(self, payload: bytes) -> None:
+        self._payload = memoryview(payload)
         try:
-            self._entries = dict(_read_directory(payload))
-        except (struct.error, UnicodeDecodeError) as err:
-            raise TensorFileError("is a broken torch.save file: its zip directory cannot be read") from err
+            with zipfile.ZipFile(_File(payload)) as file:
+                self._entries = {entry.filename: entry for entry in file.infolist()}
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as err:
+            why = "is a broken torch.save file: it is cut short, or holds more than one tensor"
+            raise TensorFileError(why) from err
         pickles = [name for name in self._entries if name.endswith(_PICKLE)]
         if len(pickles) != 1:
             raise TensorFileError("is a zip archive that torch.save did not write")
         self._folder = pickles[0].removesuffix(_PICKLE)
-        if bytes(self._entries.get(f"{self._folder}/byteorder", b"little")) != b"little":
+        order = self._entries.get(f"{self._folder}/byteorder")
+        if order is not None and self._view(order) != _BYTE_ORDER:
             raise TensorFileError("is in big-endian byte order: save it on a little-endian machine, or as safetensors")
 
     @property
     def pickle(self) -> memoryview:
         """The pickle that describes the tensor."""
-        found = self._entries[self._folder + _PICKLE]
+        found = self._view(self._entries[self._folder + _PICKLE])
         if len(found) > _MAX_PICKLE_BYTES:
             raise TensorFileError("holds more than one tensor: save the tensor itself, `torch.save(tensor, file)`")
         return found
@@ -93,93 +107,94 @@ class _Archive:
         found = self._entries.get(f"{self._folder}/data/{key}")
         if found is None:
             raise TensorFileError("is a broken torch.save file: the tensor's numbers are missing")
+        return self._view(found)
+
+    def _view(self, entry: zipfile.ZipInfo) -> memoryview:
+        """The entry's bytes; nothing is decompressed or copied."""
+        is_stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
+        if not is_stored or entry.flag_bits & _ENCRYPTED:
+            raise TensorFileError("is a compressed zip archive: send the file exactly as torch.save writes it")
+        header = self._payload[max(entry.header_offset, 0) :]
+        if len(header) < _LOCAL_HEADER.size or header[: len(_MAGIC)] != _MAGIC:
+            raise TensorFileError("is a broken torch.save file: it is cut short")
+        begin = _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack_from(header))
+        found = header[begin : begin + entry.file_size]
+        if len(found) < entry.file_size:
+            raise TensorFileError("is a broken torch.save file: it is cut short")
         return found
 
 
-class _Record(NamedTuple):
-    """The fields used of a zip directory entry (APPNOTE.TXT 4.3.12)."""
-
-    signature: bytes
-    flags: int
-    method: int
-    compressed_bytes: int
-    num_bytes: int
-    name_bytes: int
-    extra_bytes: int
-    comment_bytes: int
-    header: int
-    """Offset of the entry's local header."""
+_INSTRUCTIONS: Final = b"".join(
+    (
+        pickle.PROTO, pickle.FRAME, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE,
+        pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINUNICODE, pickle.SHORT_BINUNICODE,
+        pickle.MARK, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3,
+        pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET,
+        pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BINPERSID, pickle.STOP,
+    )
+)  # fmt: skip
+"""What a tensor needs in protocols 2 to 5. Others set attributes, fill containers, or reserve memory."""
 
 
-def _read_directory(payload: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """Names and bytes of the entries; torch writes the end record last, without a comment."""
-    signature, num_entries, position = _END.unpack_from(payload, max(len(payload) - _END.size, 0))
-    if signature != b"PK\x05\x06" or num_entries > _MAX_ENTRIES:
-        raise TensorFileError("is a broken torch.save file: it is cut short, or holds more than one tensor")
-    for _ in range(num_entries):
-        record = _Record(*_RECORD.unpack_from(payload, position))
-        if record.signature != b"PK\x01\x02":
-            raise TensorFileError("is a broken torch.save file: its zip directory cannot be read")
-        begin = position + _RECORD.size
-        name = bytes(payload[begin : begin + record.name_bytes]).decode()
-        yield name, _read_entry(payload, record)
-        position = begin + record.name_bytes + record.extra_bytes + record.comment_bytes
+@dataclass(frozen=True)
+class _Storage:
+    """All numbers of an entry, which tensors are views of."""
+
+    dtype: str
+    numbers: Array
 
 
-def _read_entry(payload: memoryview, record: _Record) -> memoryview:
-    """A view of the entry's bytes; nothing is decompressed."""
-    if record.method != _STORED or record.flags & _ENCRYPTED or record.compressed_bytes != record.num_bytes:
-        raise TensorFileError("is a compressed zip archive: send the file exactly as torch.save writes it")
-    signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(payload, record.header)
-    begin = record.header + _LOCAL_HEADER.size + name_bytes + extra_bytes
-    if signature != _MAGIC or begin + record.num_bytes > len(payload):
-        raise TensorFileError("is a broken torch.save file: it is cut short")
-    return payload[begin : begin + record.num_bytes]
+class _TensorUnpickler(pickle._Unpickler):
+    """Builds tensors as views of the archive's numbers; the pickle's names are looked up, never imported.
 
+    It is Python's own reader in Python: that of C reserves memory for the largest index that a pickle names.
+    """
 
-class _Tensors:
-    """Builds tensors as views of the archive's numbers, from the pickle's description."""
+    dispatch = {code: pickle._Unpickler.dispatch[code] for code in _INSTRUCTIONS}
 
     def __init__(self, archive: _Archive) -> None:
+        super().__init__(io.BytesIO(archive.pickle))
         self._archive = archive
 
-    def build(self, call: Any) -> StoredTensor:
-        """The tensor that a recorded call would build.
+    def find_class(self, module: str, name: str) -> str | Callable[..., object]:
+        """The function that stands for one of torch's; a type of storage is its name."""
+        known = f"{module}.{name}"
+        return known if name.endswith("Storage") else _FUNCTIONS[known]
 
-        A broken one raises ArithmeticError, LookupError, RecursionError, TypeError or ValueError.
-        """
-        function, args = _as_call(call)
-        match function:
-            case "torch._utils._rebuild_parameter":
-                return self.build(args[0])
-            case "torch._utils._rebuild_sparse_tensor":
-                return self._build_sparse(*args)
-            case _:
-                return self._build_dense(call)
-
-    def _build_dense(self, call: Any) -> DenseTensor:
-        function, args = _as_call(call)
-        if function != "torch._utils._rebuild_tensor_v2":
-            raise ValueError(function)
-        storage, offset, size, strides = args[:4]
-        if not isinstance(storage, Storage):
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, storage, key, *_ = pid
+        if kind != "storage" or type(storage) is not str or type(key) is not str:
             raise TypeError("no storage")
-        dtype = _STORAGES.get(storage.type)
+        dtype = _STORAGES.get(storage)
         if dtype is None:
-            raise TensorFileError(f"has numbers of type {storage.type[:40]!r}: they must be floating point")
-        numbers = np.frombuffer(self._archive.numbers(storage.key), NUMPY_TYPES[dtype])
-        shape, steps = check_shape(_as_ints(size)), _as_ints(strides)
-        return DenseTensor(dtype, _strided(numbers, offset, shape, steps))
+            raise TensorFileError(f"has numbers of type {storage[:40]!r}: they must be floating point")
+        return _Storage(dtype, np.frombuffer(self._archive.numbers(key), NUMPY_TYPES[dtype]))
 
-    def _build_sparse(self, layout: Any, parts: Any) -> SparseTensor:
-        if _as_call(layout).args != ("torch.sparse_coo",):
-            raise TensorFileError("is sparse in a layout other than COO: send `tensor.to_dense()`")
-        indices, values, size = parts[:3]
-        shape = size.args[0] if isinstance(size, Call) else size
-        places = self._build_dense(indices)
-        if places.dtype != "int64":
-            raise TensorFileError(f"is sparse with indices of type {places.dtype}")
-        return SparseTensor(check_shape(_as_ints(shape)), places.array, self._build_dense(values))
+
+def _build_dense(storage: Any, offset: Any, size: Any, strides: Any, *_: Any) -> DenseTensor:
+    if not isinstance(storage, _Storage):
+        raise TypeError("no storage")
+    return DenseTensor(storage.dtype, _strided(storage.numbers, offset, check_shape(_as_ints(size)), _as_ints(strides)))
+
+
+def _build_sparse(layout: Any, parts: Any) -> SparseTensor:
+    if layout != "torch.sparse_coo":
+        raise TensorFileError("is sparse in a layout other than COO: send `tensor.to_dense()`")
+    places, values, size = _as_dense(parts[0]), _as_dense(parts[1]), parts[2]
+    if places.dtype != "int64":
+        raise TensorFileError(f"is sparse with indices of type {places.dtype}")
+    return SparseTensor(check_shape(_as_ints(size)), places.array, values)
+
+
+_FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
+    "torch._utils._rebuild_tensor_v2": _build_dense,
+    "torch._utils._rebuild_sparse_tensor": _build_sparse,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch.serialization._get_layout": lambda name: name,
+    "torch.Size": lambda lengths: lengths,
+    "collections.OrderedDict": lambda: None,
+}
+"""torch's functions and classes -> what is called instead. Each call takes time as its arguments are long."""
 
 
 def _strided(numbers: Array, offset: Any, shape: tuple[int, ...], strides: Sequence[int]) -> Array:
@@ -194,9 +209,9 @@ def _strided(numbers: Array, offset: Any, shape: tuple[int, ...], strides: Seque
     return as_strided(numbers[offset:], shape, [stride * numbers.itemsize for stride in strides], writeable=False)
 
 
-def _as_call(value: Any) -> Call:
-    if not isinstance(value, Call):
-        raise TypeError("no call")
+def _as_dense(value: Any) -> DenseTensor:
+    if not isinstance(value, DenseTensor):
+        raise TypeError("no tensor")
     return value
 
 

@@ -254,6 +254,9 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, monkeypatch: pytest.Monke
             id="nested",
         ),
         pytest.param(b"\x80\x02" + b"(" * 16_000 + b"t" * 16_000, id="too long"),
+        pytest.param(b"\x80\x02\x8b\xff\xff\xff\x7f.", id="huge number"),
+        pytest.param(b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.", id="huge array"),
+        pytest.param(b"\x80\x02})" + b"q\x00h\x00\x86" * 64 + b"K\x01s.", id="key of endless hash"),
         pytest.param(bytes(range(256)), id="noise"),
     ],
 )
@@ -304,6 +307,13 @@ def test_the_unchanged_pickle_of_the_following_tests_is_accepted() -> None:
 )
 def test_a_tensor_cannot_reach_outside_its_storage(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
     rejection(with_pickle(tensor_pickle(offset, size, stride)))
+
+
+def test_a_tensor_is_no_storage_of_another_one() -> None:
+    """A view repeats its numbers: it is longer than the memory behind it."""
+    view = tensor_pickle(0, (2**40,), (0,))[2:-1]
+    rest = pickle.dumps(0, 2)[2:-1] + b"(K\x05K\x10t(K\x10K\x01t\x89N"
+    rejection(with_pickle(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + view + rest + b"tR."))
 
 
 def test_a_missing_storage_is_rejected() -> None:
