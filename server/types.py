@@ -4,6 +4,7 @@ They are msgspec structs because the engine runs in a separate process: these ty
 (MessagePack, see `server.engine.process_link.messages`).
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -138,6 +139,13 @@ class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """
     mm: dict[str, TensorData] | None = None
     """The HF processor's outputs except `input_ids`."""
+
+    def replace_tensors(self, change: Callable[[TensorData], TensorData]) -> "PromptInputs":
+        """Other inputs with what `change` returns for each tensor, in a fixed order."""
+        return PromptInputs(
+            embeds=None if self.embeds is None else change(self.embeds),
+            mm=None if self.mm is None else {name: change(tensor) for name, tensor in self.mm.items()},
+        )
 
     @property
     def num_bytes(self) -> int:

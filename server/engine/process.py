@@ -29,20 +29,16 @@ from server.engine.phases import Phases
 from server.engine.process_link.channel import BlockingChannel, ChannelClosedError
 from server.engine.process_link.messages import (
     Abort,
-    DropUpload,
     Failed,
     FromEngine,
     Generate,
-    Piece,
     Ping,
     Pong,
     Pool,
     Ready,
-    Request,
     Step,
     ToEngine,
 )
-from server.engine.process_link.uploads import Uploads
 from server.errors import EngineMemoryError, EngineStartError
 from server.machine.processors import affinity_count, read_processor_time, usable_count
 from server.model_files.kind import read_model_kind
@@ -119,7 +115,7 @@ def _is_memory_failure(err: Exception) -> bool:
     return isinstance(err, RuntimeError) and any(sign in str(err).lower() for sign in _SIGNS_OF_MEMORY_FAILURE)
 
 
-def _is_plain(message: Request) -> bool:
+def _is_plain(message: ToEngine) -> bool:
     """Whether it needs no more of torch than the API process's own request has needed.
 
     What else is imported then would be imported in an order that torch does not support.
@@ -182,7 +178,7 @@ class _EngineLoop:
     def __init__(self, connection: socket.socket) -> None:
         self._channel = BlockingChannel(connection)
         self._encoder = msgspec.msgpack.Encoder()
-        self._inbox: queue.SimpleQueue[Request | Exception | _WorkIsReady] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[ToEngine | Exception | _WorkIsReady] = queue.SimpleQueue()
         self._is_loaded = False
 
     def run(self, files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> NoReturn:
@@ -233,7 +229,7 @@ class _EngineLoop:
         threads.record(stats.num_iteration_tokens, step_s)
         return step_s
 
-    def _handle(self, message: Request, core: BaseCore) -> None:
+    def _handle(self, message: ToEngine, core: BaseCore) -> None:
         rejected: list[EngineOutput] = []
         match message:
             case Generate():
@@ -263,7 +259,7 @@ class _EngineLoop:
     def _send(self, message: FromEngine) -> None:
         self._channel.send(self._encoder.encode(message))
 
-    def _receive(self, *, until_s: float) -> Iterator[Request]:
+    def _receive(self, *, until_s: float) -> Iterator[ToEngine]:
         """Received messages; waits for the first one until a time on the monotonic clock, which may be over.
 
         Raises the receiver's errors.
@@ -282,14 +278,14 @@ class _EngineLoop:
 
     def _receive_all(self) -> None:
         decoder = msgspec.msgpack.Decoder(ToEngine)
-        uploads = Uploads()
         try:
             while True:
                 message = decoder.decode(self._channel.receive())
-                if isinstance(message, Piece | DropUpload):
-                    uploads.handle(message)
-                else:
-                    self._inbox.put(uploads.complete(message) if isinstance(message, Generate) else message)
+                if isinstance(message, Generate):
+                    parts = map(self._channel.receive_bytes, message.part_sizes)
+                    prompts = [prompt.attach(parts) for prompt in message.prompts]
+                    message = msgspec.structs.replace(message, prompts=prompts)
+                self._inbox.put(message)
         except Exception as err:  # noqa: BLE001 - the main thread raises it
             if isinstance(err, ChannelClosedError) and not self._is_loaded:
                 # The main thread may be loading the model for minutes, and no process waits for it.

@@ -1,5 +1,6 @@
 """Frames over a stream socket: four bytes of length (little endian), then a MessagePack message."""
 
+import io
 import socket
 import struct
 
@@ -15,7 +16,7 @@ def frame(payload: bytes) -> bytes:
     return _LENGTH.pack(len(payload)) + payload
 
 
-def read_length(header: bytes) -> int:
+def read_length(header: bytes | memoryview) -> int:
     """The message's length from the first `HEADER_BYTES` of its frame."""
     return int(_LENGTH.unpack(header)[0])
 
@@ -29,7 +30,7 @@ class BlockingChannel:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._connection.setblocking(True)
-        self._reader = connection.makefile("rb", buffering=1 << 16)
+        self._reader = io.BufferedReader(connection.makefile("rb", buffering=0), 1 << 16)
 
     def send(self, payload: bytes) -> None:
         """Sends one message; raises ChannelClosedError once the API process has closed the connection."""
@@ -38,19 +39,21 @@ class BlockingChannel:
         except OSError as err:
             raise ChannelClosedError("the API process closed the connection") from err
 
-    def receive(self) -> bytes:
+    def receive(self) -> memoryview:
         """The next message; raises ChannelClosedError at the end of the stream."""
-        return self._read(read_length(self._read(HEADER_BYTES)))
+        return self.receive_bytes(read_length(self.receive_bytes(HEADER_BYTES)))
+
+    def receive_bytes(self, num_bytes: int) -> memoryview:
+        """What follows a message, in memory of its own: aligned for tensors, and writable, or torch warns."""
+        data = memoryview(bytearray(num_bytes))
+        try:
+            is_complete = self._reader.readinto(data) == num_bytes
+        except OSError as err:
+            raise ChannelClosedError("the connection to the API process broke") from err
+        if not is_complete:
+            raise ChannelClosedError("the API process closed the connection")
+        return data
 
     def close(self) -> None:
         """Closes both directions, which also unblocks a receiving thread."""
         self._connection.close()
-
-    def _read(self, num_bytes: int) -> bytes:
-        try:
-            data: bytes = self._reader.read(num_bytes)
-        except OSError as err:
-            raise ChannelClosedError("the connection to the API process broke") from err
-        if len(data) < num_bytes:
-            raise ChannelClosedError("the API process closed the connection")
-        return data

@@ -1,5 +1,8 @@
 """Messages between the API process and the engine process, as MessagePack (msgspec tagged structs)."""
 
+from array import array
+from collections.abc import Iterator
+
 import msgspec
 
 from server.types import (
@@ -10,16 +13,8 @@ from server.types import (
     PromptInputs,
     ReasoningRules,
     SamplingParams,
+    TensorData,
 )
-
-
-class TensorLayout(msgspec.Struct, frozen=True, array_like=True):
-    """One tensor of a prompt's inputs, whose bytes are sent in pieces."""
-
-    name: str | None
-    """The processor's name of the output; None for the prompt's embeddings."""
-    dtype: str
-    shape: tuple[int, ...]
 
 
 class Prompt(msgspec.Struct, frozen=True, array_like=True):
@@ -28,13 +23,30 @@ class Prompt(msgspec.Struct, frozen=True, array_like=True):
     token_ids: list[int]
     max_tokens: int
     reasoning: ReasoningRules | None = None
-    layout: list[TensorLayout] = []
     inputs: PromptInputs | None = None
-    """Set by the receiving thread, never sent."""
+
+    def detach(self) -> tuple["Prompt", list[memoryview]]:
+        """What is sent in the message, and what follows it: as it stands in memory, and not copied."""
+        parts = [memoryview(array("q", self.token_ids)).cast("B")]
+
+        def take(tensor: TensorData) -> TensorData:
+            parts.append(tensor.data)
+            return msgspec.structs.replace(tensor, data=memoryview(b""))
+
+        inputs = None if self.inputs is None else self.inputs.replace_tensors(take)
+        return msgspec.structs.replace(self, token_ids=[], inputs=inputs), parts
+
+    def attach(self, parts: Iterator[memoryview]) -> "Prompt":
+        """The prompt as it was before `detach`."""
+        token_ids = next(parts).cast("q").tolist()
+        inputs = self.inputs
+        if inputs is not None:
+            inputs = inputs.replace_tensors(lambda tensor: msgspec.structs.replace(tensor, data=next(parts)))
+        return msgspec.structs.replace(self, token_ids=token_ids, inputs=inputs)
 
 
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
-    """To the engine: a new request. Whatever is long is sent once, in pieces before this message.
+    """To the engine: a new request. Token ids and tensors follow the message, and are empty in it.
 
     Its sequences are named `{request_id}-0` and so on; those of the first prompt come first.
     """
@@ -44,10 +56,8 @@ class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
     params: SamplingParams
     num_choices: int = 1
     """Sequences per prompt."""
-    upload_id: int | None = None
-    """The upload that contains grammar, token ids and tensors, which are empty in this message."""
     part_sizes: list[int] = []
-    """Sizes of these parts in bytes: the grammar, then the token ids and tensors of each prompt."""
+    """Sizes in bytes of what follows the message."""
 
 
 class Pool(msgspec.Struct, frozen=True, array_like=True, tag="pool"):
@@ -64,19 +74,6 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
     """To the engine: end these requests without further output."""
 
     request_ids: list[str]
-
-
-class Piece(msgspec.Struct, frozen=True, array_like=True, tag="piece"):
-    """To the engine: the next bytes of an upload."""
-
-    upload_id: int
-    data: memoryview
-
-
-class DropUpload(msgspec.Struct, frozen=True, array_like=True, tag="drop_upload"):
-    """To the engine: the request of these pieces will not follow."""
-
-    upload_id: int
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
@@ -136,6 +133,5 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
 
 Command = LoadAdapter | UnloadAdapter
 """Each is answered by a `Done` with its `command_id`."""
-Request = Generate | Pool | Abort | Command | Ping
-ToEngine = Request | Piece | DropUpload
+ToEngine = Generate | Pool | Abort | Command | Ping
 FromEngine = Ready | Failed | Step | Done | Pong

@@ -44,10 +44,16 @@ class Engine:
 
     def __init__(self, connection: socket.socket, imports: RecordedImports) -> None:
         self._channel = BlockingChannel(connection)
+        self._connection = connection
         self.imports = imports
 
     def send(self, message: Any) -> None:
         self._channel.send(msgspec.msgpack.encode(message))
+
+    def generate(self, name: str, token_ids: list[int], **params: Any) -> None:
+        prompt, [following] = Prompt(token_ids, 1).detach()
+        self.send(Generate(name, [prompt], SamplingParams(max_tokens=1, **params), part_sizes=[len(following)]))
+        self._connection.sendall(following)
 
     def receive(self) -> FromEngine:
         message: FromEngine = msgspec.msgpack.decode(self._channel.receive(), type=FromEngine)
@@ -84,7 +90,7 @@ def test_idle_work_begins_after_the_first_request_though_pings_come_before(engin
         engine.send(Ping())
         assert isinstance(engine.receive(), Pong)
     assert not engine.imports.restored.is_set()
-    engine.send(Generate("a", [Prompt([1, 2], 1)], SamplingParams(max_tokens=1)))
+    engine.generate("a", [1, 2])
     assert isinstance(engine.receive(), Step)
     assert engine.imports.restored.wait(TIMEOUT_S)
 
@@ -95,7 +101,7 @@ def test_a_client_that_waited_for_readiness_is_served_before_idle_work(
     monkeypatch.setattr(idle_work, "_DELAY_S", float(TIMEOUT_S))
     assert isinstance(engine.receive(), Ready)
     for name in ("the API process", "a client"):
-        engine.send(Generate(name, [Prompt([1, 2], 1)], SamplingParams(max_tokens=1)))
+        engine.generate(name, [1, 2])
         assert isinstance(engine.receive(), Step)
     assert not engine.imports.restored.is_set()
 
@@ -106,7 +112,7 @@ def test_an_engine_without_work_trims_its_heap_once(engine: Engine, monkeypatch:
     monkeypatch.setattr(idle_work, "_TRIM_DELAY_S", 0.0)
     assert isinstance(engine.receive(), Ready)
     for name in ("one", "two"):
-        engine.send(Generate(name, [Prompt([1, 2], 1)], SamplingParams(max_tokens=1)))
+        engine.generate(name, [1, 2])
         assert isinstance(engine.receive(), Step)
         trimmed.get(timeout=TIMEOUT_S)
         for _ in range(3):
@@ -122,7 +128,7 @@ def test_an_engine_under_lasting_load_trims_its_heap(engine: Engine, monkeypatch
     monkeypatch.setattr(idle_work, "_TRIM_INTERVAL_S", 0.0)
     assert isinstance(engine.receive(), Ready)
     for name in ("one", "two"):
-        engine.send(Generate(name, [Prompt([1, 2], 1)], SamplingParams(max_tokens=1)))
+        engine.generate(name, [1, 2])
         assert isinstance(engine.receive(), Step)
         trimmed.get(timeout=TIMEOUT_S)
 
@@ -134,9 +140,8 @@ def test_a_grammar_is_compiled_beside_the_loop(engine: Engine, monkeypatch: pyte
         GrammarCompiler, "_compile", lambda *given: go_on.wait(TIMEOUT_S) and compile_grammar(*given), raising=True
     )
     assert isinstance(engine.receive(), Ready)
-    guided = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x"))
-    engine.send(Generate("guided", [Prompt([1], 1)], guided))
-    engine.send(Generate("free", [Prompt([1, 2], 1)], SamplingParams(max_tokens=1)))
+    engine.generate("guided", [1], guided=GuidedDecoding("regex", "x"))
+    engine.generate("free", [1, 2])
     engine.send(Ping())
     received = [engine.receive(), engine.receive()]
     [step] = [message for message in received if isinstance(message, Step)]
