@@ -1,15 +1,15 @@
 """One start of the server while an image is built: it answers a request and is stopped."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from http.client import HTTPException
 from typing import Any, Final
 
 from startup.errors import StartupError
 from vllm_cli.client.reporter import Reporter
+from vllm_cli.client.server import Server
 from vllm_cli.client.waiting import Readiness
+from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.private_server import PrivateServer
 from vllm_cli.supervised_command import CommandEndedError
 
@@ -44,15 +44,16 @@ def wait_ready(server: PrivateServer, timeout_s: float, reporter: Reporter) -> N
 
 def ask(server: PrivateServer) -> str:
     """Has one request answered; returns the endpoint's path."""
+    client = Server(server.address)
     refusals = []
     try:
-        model = json.loads(_send(server, "GET", "/v1/models")[1])["data"][0]["id"]
+        model = client.first_model()
         for path, body in _REQUESTS:
-            status, answer = _send(server, "POST", path, {"model": model, **body})
-            if status == 200:
+            answer = client.request("POST", path, {"model": model, **body}, timeout_s=_REQUEST_TIMEOUT_S)
+            if answer.status == 200:
                 return path
-            refusals.append(f"  {path}: {status} {answer[:200].decode(errors='replace')}")
-    except (OSError, HTTPException, ValueError, LookupError) as err:
+            refusals.append(f"  {path}: {answer.status} {answer.content[:200].decode(errors='replace')}")
+    except (OSError, HTTPException, ConnectionFailedError) as err:
         raise StartupError(f"the server does not answer ({err})\n{server.command.log_tail}") from err
     raise StartupError("no endpoint answers:\n" + "\n".join(refusals))
 
@@ -66,11 +67,3 @@ def wait_saved(server: PrivateServer, is_saved: Callable[[], bool]) -> None:
         except CommandEndedError as err:
             raise StartupError(err.message) from err
         time.sleep(_POLL_S)
-
-
-def _send(server: PrivateServer, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
-    with closing(server.address.connect(_REQUEST_TIMEOUT_S)) as connection:
-        content = None if body is None else json.dumps(body)
-        connection.request(method, path, content, {"Content-Type": "application/json", "Connection": "close"})
-        response = connection.getresponse()
-        return response.status, response.read()

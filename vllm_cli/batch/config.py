@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vllm_cli.client.server_address import ServerAddress
+from vllm_cli.client.server import Server
 
 OWN_SERVER_CONCURRENCY: Final = 256
 """More than the engine runs at once, so that it always has a waiting request."""
@@ -21,13 +21,12 @@ class BatchConfig:
     """A path, or an http(s) URL that takes PUT."""
     output_tmp_dir: Path | None = None
     """The folder of the results for an output URL until they are uploaded."""
-    address: ServerAddress | None = None
+    server: Server | None = None
     """A running server; None starts one."""
     serve_words: tuple[str, ...] = ()
     """MODEL and flags of the started server."""
     model: str | None = None
     """The model of requests to a running server that name none."""
-    api_key: str | None = None
     max_concurrency: int | None = None
     retry_timeout_s: float = 600.0
     """How long one request is retried."""
@@ -44,4 +43,4 @@ class BatchConfig:
         """The maximum of concurrent requests."""
         if self.max_concurrency is not None:
             return self.max_concurrency
-        return OTHER_SERVER_CONCURRENCY if self.address else OWN_SERVER_CONCURRENCY
+        return OTHER_SERVER_CONCURRENCY if self.server else OWN_SERVER_CONCURRENCY

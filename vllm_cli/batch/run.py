@@ -15,7 +15,7 @@ from vllm_cli.batch.output_file import OutputFile, ResultWriter, check_same_batc
 from vllm_cli.batch.progress import Ending, Tally, describe
 from vllm_cli.batch.sender import Sender
 from vllm_cli.client.reporter import Reporter
-from vllm_cli.client.server_address import ServerAddress
+from vllm_cli.client.server import Server, explain_failures
 from vllm_cli.client.waiting import Readiness
 from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.interruption import Interrupted, run_interruptibly
@@ -111,10 +111,10 @@ class _Run:
 
     def _serve_and_send(self, places: list[LinePlace]) -> None:
         config = self._config
-        if config.address is not None:
-            _check_reachable(config.address)
-            self._reporter.note(f"Sending {len(places)} requests to {config.address}")
-            run_interruptibly(self._send_all(places, config.address, lambda: None))
+        if config.server is not None:
+            _check_reachable(config.server)
+            self._reporter.note(f"Sending {len(places)} requests to {config.server.address}")
+            run_interruptibly(self._send_all(places, config.server, lambda: None))
             return
         words = config.serve_words
         with start_private_server(words, {}, flags=default_flags(words), keeps_log=False) as server:
@@ -122,11 +122,9 @@ class _Run:
             if server.wait_ready(_READY_TIMEOUT_S, _ignore).ending != "ready":
                 raise ServerStartError(server.command.wait())
             self._reporter.note(f"Sending {len(places)} requests to it")
-            run_interruptibly(self._send_all(places, server.address, server.command.ensure_alive))
+            run_interruptibly(self._send_all(places, Server(server.address), server.command.ensure_alive))
 
-    async def _send_all(
-        self, places: list[LinePlace], address: ServerAddress, ensure_server: Callable[[], None]
-    ) -> None:
+    async def _send_all(self, places: list[LinePlace], server: Server, ensure_server: Callable[[], None]) -> None:
         """Sends the requests without a result; written results are kept if that ends early.
 
         Raises:
@@ -134,7 +132,7 @@ class _Run:
             CommandEndedError: from `ensure_server`, if the server has exited.
         """
         self._tally.begin()
-        async with Sender(address, self._config) as sender:
+        async with Sender(server, self._config) as sender:
             writer = ResultWriter(self._output, self._on_written)
             left = iter(places)
             num_workers = min(self._config.num_in_flight, len(places))
@@ -182,14 +180,10 @@ def default_flags(serve_words: Sequence[str]) -> tuple[str, ...]:
     return _DEFAULTS if engine in (None, _EMBEDDED) else ()
 
 
-def _check_reachable(address: ServerAddress) -> None:
+def _check_reachable(server: Server) -> None:
     """Before the first request, a server that does not answer is an error: the address is probably wrong."""
-    with closing(address.connect(_CONNECT_TIMEOUT_S)) as connection:
-        try:
-            connection.connect()
-        except OSError as err:
-            reason = (err.strerror or str(err)).lower()
-            raise ConnectionFailedError(f"No server answers at {address} ({reason}).") from err
+    with explain_failures(server.address), closing(server.address.connect(_CONNECT_TIMEOUT_S)) as connection:
+        connection.connect()
 
 
 def _ignore(_: Readiness, __: float) -> None:

@@ -14,6 +14,7 @@ import aiohttp
 
 from vllm_cli.batch.config import BatchConfig
 from vllm_cli.batch.lines import BatchRequest, LinePlace, Result, answered, lost, rejected, request_id
+from vllm_cli.client.server import Server
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError
 
@@ -57,14 +58,14 @@ def _parse_retry_after(text: str | None) -> float | None:
 class Sender:
     """Sends to one server; a pause before the retry of one request delays all requests."""
 
-    def __init__(self, address: ServerAddress, config: BatchConfig) -> None:
+    def __init__(self, server: Server, config: BatchConfig) -> None:
         self.num_retries = 0
-        self._address = address
+        self._address = server.address
         self._config = config
         self._resume_at_s = 0.0
-        headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
+        headers = {"Authorization": f"Bearer {server.api_key}"} if server.api_key else {}
         self._session = aiohttp.ClientSession(
-            connector=_connector(address, config.num_in_flight),
+            connector=_connector(server.address, config.num_in_flight),
             headers={**headers, "Content-Type": "application/json"},
             timeout=aiohttp.ClientTimeout(total=config.request_timeout_s, sock_connect=_CONNECT_TIMEOUT_S),
         )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 
-from vllm_cli.client.response_body import END, EventReader, error_message
+from vllm_cli.client.server import END, EventReader, error_message
 
 
 class Usage(msgspec.Struct, frozen=True):

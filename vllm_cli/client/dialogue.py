@@ -8,10 +8,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from envs.registry import env
 from startup.logs.formatters import escape_controls
-from vllm_cli.client.api_client import ApiClient, Piece
-from vllm_cli.client.server_address import parse_url
+from vllm_cli.client.server import Piece, server_options, take_server
 from vllm_cli.errors import ConnectionFailedError
 
 with suppress(ImportError):  # some Pythons are built without it, then input lines cannot be edited
@@ -62,8 +60,8 @@ CLEAR: Final = "/clear"
 EXIT: Final = "/exit"
 
 
-def server_options(command: F) -> F:
-    """The options for server, model and sampling; server and model are named as in `vllm chat`."""
+def dialogue_options(command: F) -> F:
+    """The options for server, model and sampling; the model is named as in `vllm chat`."""
     for option in (
         click.option(
             "--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate; the server decides if not given."
@@ -74,16 +72,10 @@ def server_options(command: F) -> F:
             help="0 always takes the likeliest token, higher is more random; the server decides if not given.",
         ),
         click.option("--stats", is_flag=True, help="Show time to first token and tokens per second of each answer."),
-        click.option("--api-key", help="Key to send; OPENAI_API_KEY or VLLM_API_KEY if not given."),
         click.option(
             *("--model-name", "--model"), help="Model that answers; the first that the server lists if not given."
         ),
-        click.option(
-            "--url",
-            default="http://localhost:8000",
-            show_default=True,
-            help="Address of the server: http(s)://… or unix:/path; /v1 at its end is optional.",
-        ),
+        server_options,
     ):
         command = option(command)
     return command
@@ -92,25 +84,17 @@ def server_options(command: F) -> F:
 class Dialogue:
     """Requests to one model on one server."""
 
-    def __init__(  # noqa: PLR0913 - the options of the commands
-        self,
-        *,
-        url: str,
-        model_name: str | None,
-        api_key: str | None,
-        stats: bool,
-        temperature: float | None,
-        max_tokens: int | None,
-    ) -> None:
-        self._client = ApiClient(parse_url(url), api_key or env.OPENAI_API_KEY.get() or env.VLLM_API_KEY.get())
-        self._stats = stats
-        wanted = {"temperature": temperature, "max_tokens": max_tokens}
+    def __init__(self, options: dict[str, Any]) -> None:
+        """Takes the options that `dialogue_options` adds."""
+        self._server = take_server(options)
+        self._stats = options["stats"]
+        wanted = {name: options[name] for name in ("temperature", "max_tokens")}
         self._parameters = {name: value for name, value in wanted.items() if value is not None}
-        self.model = model_name or self._client.first_model()
+        self.model = options["model_name"] or self._server.first_model()
 
     def ask(self, path: str, body: dict[str, Any], answer: Answer) -> None:
         """Sends one request and prints the answer."""
-        with closing(self._client.stream(path, {"model": self.model, **self._parameters, **body})) as pieces:
+        with closing(self._server.stream(path, {"model": self.model, **self._parameters, **body})) as pieces:
             answer.write(pieces)
         if self._stats:
             click.echo(answer.stats(), err=True)

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Final
 
 from server.status_page.page import DATA_PATH
+from vllm_cli.client.server import Server
 from vllm_cli.client.server_address import ServerAddress
 
 _MAX_BODY_BYTES: Final = 4 << 20
@@ -37,13 +37,11 @@ class RouterModel:
 
 def read_models(address: ServerAddress) -> tuple[RouterModel, ...] | None:
     """The models in the order of the router's file; None if it does not tell them, as without its key."""
-    with closing(address.connect(_TIMEOUT_S)) as connection:
-        try:
-            connection.request("GET", address.path + DATA_PATH, headers={"Connection": "close"})
-            response = connection.getresponse()
-            data = json.loads(response.read(_MAX_BODY_BYTES)) if response.status == 200 else None
-        except (OSError, HTTPException, ValueError, RecursionError):
-            return None
+    try:
+        answer = Server(address).request("GET", DATA_PATH, timeout_s=_TIMEOUT_S, max_bytes=_MAX_BODY_BYTES)
+        data = json.loads(answer.content) if answer.status == 200 else None
+    except (OSError, HTTPException, ValueError, RecursionError):
+        return None
     return parse_models(data)
 
 

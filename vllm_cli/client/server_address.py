@@ -1,15 +1,23 @@
-"""The address of a server, from a URL or from the flags of the server itself."""
+"""The address of a server, from a URL or from the address flags of `serve`."""
 
 import os
 import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPSConnection
+from pathlib import Path
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
+
+import click
 
 from vllm_cli.errors import InputError
 
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}
+F = TypeVar("F", bound=Callable[..., Any])
+
+_CERTIFICATE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}
 """Wildcard addresses that a server binds to -> an address that clients can connect to."""
 
 
@@ -87,3 +95,59 @@ class _UnixConnection(HTTPConnection):
             self.sock.connect(f"/proc/self/fd/{file}")
         finally:
             os.close(file)
+
+
+def address_options(command: F) -> F:
+    """Adds the address flags of `serve`; the command itself declares `url`, as an argument or an option."""
+    for option in (
+        click.option("--insecure", is_flag=True, help="Use HTTPS and accept any certificate."),
+        click.option(
+            "--ssl-certfile", type=_CERTIFICATE, help="Use HTTPS and trust this certificate, as given to `serve`."
+        ),
+        click.option("--ssl", "is_tls", is_flag=True, help="The server speaks HTTPS."),
+        click.option("--uds", metavar="PATH", help="UNIX domain socket of the server."),
+        click.option("--port", type=click.IntRange(1, 65535), show_default="8000", help="Port of the server."),
+        click.option("--host", show_default="localhost", help="Host of the server, as given to `serve`."),
+    ):
+        command = option(command)
+    return command
+
+
+def take_address(options: dict[str, Any]) -> ServerAddress:
+    """Removes `url` and the address flags from the parameters of a command; returns their address.
+
+    Raises:
+        InputError: two of them exclude each other, or one is not valid.
+    """
+    url, host, port, uds = (options.pop(name) for name in ("url", "host", "port", "uds"))
+    certificate, is_insecure = options.pop("ssl_certfile"), options.pop("insecure")
+    is_tls = options.pop("is_tls") or is_insecure or certificate is not None
+    given = [f"--{name}" for name, value in (("host", host), ("port", port), ("uds", uds)) if value is not None]
+    if url is not None and given:
+        raise InputError(f"Give URL or {', '.join(given)}, not both.")
+    if uds is not None and len(given) > 1:
+        raise InputError("Give --uds or --host and --port, not both.")
+    if url is not None:
+        url = f"https://{url}" if is_tls and ":/" not in url else url
+        return parse_url(url, _build_tls(certificate, is_insecure) if url.startswith("https:") else None)
+    return ServerAddress(
+        host=reachable_host(host or "localhost"),
+        port=port or 8000,
+        uds=uds,
+        tls=_build_tls(certificate, is_insecure) if is_tls else None,
+    )
+
+
+def _build_tls(certificate: Path | None, is_insecure: bool) -> ssl.SSLContext:
+    """A certificate named by the caller is the server's own, so its host name need not match."""
+    context = ssl.create_default_context()
+    if is_insecure or certificate is not None:
+        context.check_hostname = False
+    if is_insecure:
+        context.verify_mode = ssl.CERT_NONE
+    elif certificate is not None:
+        try:
+            context.load_verify_locations(certificate)
+        except ssl.SSLError as err:
+            raise InputError(f"--ssl-certfile: {certificate} is not a certificate ({err.reason}).") from err
+    return context

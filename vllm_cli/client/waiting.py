@@ -5,14 +5,14 @@ import math
 import ssl
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from typing import Any, Final, Literal
 
 from server.machine.processes import is_alive
 from startup.probes.probe_http import MODEL_STATE_HEADER
 from startup.timeline.live_line import draw_bar
+from vllm_cli.client.server import Answer, Server
 from vllm_cli.client.server_address import ServerAddress
 
 State = Literal["ready", "starting", "absent", "failed"]
@@ -52,32 +52,30 @@ class Readiness:
 
 def poll_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Readiness:
     """Sends one GET; failures are part of the result."""
-    with closing(address.connect(timeout_s)) as connection:
-        try:
-            connection.request("GET", address.path + path, headers={"Connection": "close"})
-            response = connection.getresponse()
-            return _read_response(response, address.path + path)
-        except ssl.SSLCertVerificationError as err:
-            return Readiness("failed", f"its certificate is not trusted ({err.verify_message})")
-        except TimeoutError:
-            return Readiness("absent", f"no answer within {timeout_s:.3g} s", is_late=True)
-        except HTTPException as err:
-            return Readiness("absent", f"it does not speak HTTP ({type(err).__name__})")
-        except OSError as err:
-            return Readiness("absent", (err.strerror or str(err)).lower())
+    try:
+        answer = Server(address).request("GET", path, timeout_s=timeout_s, max_bytes=_MAX_BODY_BYTES)
+    except ssl.SSLCertVerificationError as err:
+        return Readiness("failed", f"its certificate is not trusted ({err.verify_message})")
+    except TimeoutError:
+        return Readiness("absent", f"no answer within {timeout_s:.3g} s", is_late=True)
+    except HTTPException as err:
+        return Readiness("absent", f"it does not speak HTTP ({type(err).__name__})")
+    except OSError as err:
+        return Readiness("absent", (err.strerror or str(err)).lower())
+    return _read_answer(answer, address.path + path)
 
 
-def _read_response(response: HTTPResponse, path: str) -> Readiness:
-    if response.status < 300:
-        return Readiness("ready", status=response.getheader(MODEL_STATE_HEADER))
-    if response.status < 500 and response.status not in _NOT_YET:
-        reason = f"{path} answers {response.status} {response.reason}, so it does not report readiness"
+def _read_answer(answer: Answer, path: str) -> Readiness:
+    if answer.status < 300:
+        return Readiness("ready", status=answer.headers.get(MODEL_STATE_HEADER))
+    if answer.status < 500 and answer.status not in _NOT_YET:
+        reason = f"{path} answers {answer.status} {answer.reason}, so it does not report readiness"
         return Readiness("failed", reason)
     try:
-        body = json.loads(response.read(_MAX_BODY_BYTES))
+        body = json.loads(answer.content)
     except (ValueError, RecursionError):
         body = None
-    return _read_body(body if isinstance(body, dict) else {}, f"it answers {response.status}")
+    return _read_body(body if isinstance(body, dict) else {}, f"it answers {answer.status}")
 
 
 def _read_body(body: dict[str, Any], otherwise: str) -> Readiness:

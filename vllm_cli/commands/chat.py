@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from vllm_cli.client.dialogue import CLEAR, EXIT, Answer, Dialogue, input_lines, server_options
+from vllm_cli.client.dialogue import CLEAR, EXIT, Answer, Dialogue, dialogue_options, input_lines
 
 _PATH = "/v1/chat/completions"
 
@@ -12,10 +12,10 @@ Message = dict[str, str]
 
 
 @click.command()
-@server_options
+@dialogue_options
 @click.option("--system-prompt", "--system", help="System message before the first message.")
 @click.option("-q", "--quick", metavar="MESSAGE", help="Send one message, print the answer and exit.")
-def chat(*, system_prompt: str | None, quick: str | None, **server: Any) -> None:
+def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> None:
     """Chat with a model on a running server.
 
     /clear starts a new conversation, /exit exits. Ctrl-C stops an answer; between answers it exits.
@@ -29,7 +29,7 @@ def chat(*, system_prompt: str | None, quick: str | None, **server: Any) -> None
 
     Exit codes: 0 answered, or /exit; 1 no response, or the request was rejected; 2 usage; 130 Ctrl-C.
     """
-    dialogue = Dialogue(**server)
+    dialogue = Dialogue(options)
     beginning = [_message("system", system_prompt)] if system_prompt else []
     if quick is None:
         _converse(dialogue, beginning)

@@ -4,15 +4,15 @@ from typing import Any
 
 import click
 
-from vllm_cli.client.dialogue import EXIT, Answer, Dialogue, input_lines, server_options
+from vllm_cli.client.dialogue import EXIT, Answer, Dialogue, dialogue_options, input_lines
 
 _PATH = "/v1/completions"
 
 
 @click.command()
-@server_options
+@dialogue_options
 @click.option("-q", "--quick", metavar="PROMPT", help="Complete one prompt, print the text and exit.")
-def complete(*, quick: str | None, **server: Any) -> None:
+def complete(*, quick: str | None, **options: Any) -> None:
     """Complete a text with a model on a running server.
 
     /exit exits. Ctrl-C stops a text; between texts it exits.
@@ -25,7 +25,7 @@ def complete(*, quick: str | None, **server: Any) -> None:
 
     Exit codes: 0 answered, or /exit; 1 no response, or the request was rejected; 2 usage; 130 Ctrl-C.
     """
-    dialogue = Dialogue(**server)
+    dialogue = Dialogue(options)
     if quick is not None:
         dialogue.ask(_PATH, {"prompt": quick}, Answer())
         return

@@ -11,12 +11,10 @@ from urllib.parse import quote
 
 import click
 
-from envs.registry import env
 from server.status_page.page import DATA_PATH
 from startup.logs.formatters import escape_controls
-from vllm_cli.client.address_options import ADDRESS_NAMES, address_options, build_address
-from vllm_cli.client.api_client import ApiClient
 from vllm_cli.client.reporter import Reporter
+from vllm_cli.client.server import Server, server_options, take_server
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import poll_readiness
 from vllm_cli.errors import ConnectionFailedError
@@ -44,9 +42,7 @@ def _router_options(command: F) -> F:
             metavar="SECONDS",
             help="Longest wait.",
         ),
-        click.option("--api-key", help="Key to send; OPENAI_API_KEY or VLLM_API_KEY if not given."),
-        address_options,
-        click.option("--url", help="Address of the router: http(s)://… or unix:/path; /v1 at its end is optional."),
+        server_options,
         click.argument("model"),
     ):
         command = option(command)
@@ -88,11 +84,10 @@ def unload(*, model: str, **options: Any) -> int:
 
 
 def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
-    address = build_address({name: options[name] for name in ADDRESS_NAMES})
-    key = options["api_key"] or env.OPENAI_API_KEY.get() or env.VLLM_API_KEY.get()
-    request = _Request(ApiClient(address, key), verb, model)
+    server = take_server(options)
+    request = _Request(server, verb, model)
     with closing(Reporter(is_quiet=options["is_quiet"])) as reporter:
-        outcome = _follow(request, address, reporter, options["timeout_s"])
+        outcome = _follow(request, server.address, reporter, options["timeout_s"])
     if options["is_json"]:
         click.echo(json.dumps(outcome.to_dict()))
     if not options["is_quiet"]:
@@ -135,11 +130,11 @@ class _Outcome:
 class _Request:
     """One POST in a thread of its own; it is answered once the model has started or stopped."""
 
-    def __init__(self, client: ApiClient, verb: Verb, model: str) -> None:
+    def __init__(self, server: Server, verb: Verb, model: str) -> None:
         self.verb = verb
         self.model = model
         self.error: ConnectionFailedError | None = None
-        self._client = client
+        self._server = server
         self._thread = threading.Thread(target=self._send, name=f"{verb}-model", daemon=True)
         self._thread.start()
 
@@ -150,7 +145,7 @@ class _Request:
 
     def _send(self) -> None:
         try:
-            self._client.post(f"/v1/models/{quote(self.model, safe='/:@')}/{self.verb}")
+            self._server.ask("POST", f"/v1/models/{quote(self.model, safe='/:@')}/{self.verb}")
         except ConnectionFailedError as err:
             self.error = err
 
@@ -190,5 +185,5 @@ def _explain(error: ConnectionFailedError, address: ServerAddress) -> str:
 def _is_router(address: ServerAddress) -> bool:
     """Whether it has several models; a server that does not tell counts as one."""
     with suppress(ConnectionFailedError):
-        return "models" in ApiClient(address, None).get(DATA_PATH)
+        return "models" in Server(address).ask("GET", DATA_PATH)
     return True

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
-from envs.registry import env
 from startup.serve_words import help_topic, split
+from vllm_cli.client.server import Server, choose_key
 from vllm_cli.client.server_address import parse_url
 from vllm_cli.errors import InputError
 from vllm_cli.flags.help import write_topic
@@ -178,5 +178,4 @@ def _build_config(options: dict[str, Any]) -> "BatchConfig":
         return BatchConfig(serve_words=(*named, *words), **options)
     if words:
         raise InputError(f"{' '.join(words)}: with --url, run-batch starts no server that could use this.")
-    key = api_key or env.OPENAI_API_KEY.get() or env.VLLM_API_KEY.get()
-    return BatchConfig(address=parse_url(url), model=model, api_key=key, **options)
+    return BatchConfig(server=Server(parse_url(url), choose_key(api_key)), model=model, **options)

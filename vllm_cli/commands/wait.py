@@ -6,9 +6,8 @@ from typing import Any, Final
 
 import click
 
-from vllm_cli.client.address_options import address_options, build_address
 from vllm_cli.client.reporter import Reporter
-from vllm_cli.client.server_address import ServerAddress
+from vllm_cli.client.server_address import ServerAddress, address_options, take_address
 from vllm_cli.client.waiting import Ending, Readiness, WaitOptions, WaitResult, wait_for_server
 from vllm_cli.errors import InputError
 
@@ -69,7 +68,7 @@ def _build_options(options: dict[str, Any]) -> WaitOptions:
     if not path.startswith("/"):
         raise InputError(f"--path must begin with /, got {path!r}.")
     return WaitOptions(
-        address=build_address(options),
+        address=take_address(options),
         path=path,
         timeout_s=options["timeout_s"],
         interval_s=options["interval_s"],

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.http_server import LocalServer, QuietHandler, serving
-from tests.ports import free_port
 
 _NEAR = "The model `qwem` does not exist. Did you mean `qwen`?"
 _FAILED = {"error": {"message": "qwen failed: \x1b[2Jnot enough memory", "type": "unavailable_error", "code": 503}}
@@ -83,13 +82,6 @@ def test_a_server_with_one_model_is_named_as_such(status: int, start: Any, invok
     assert "has one model" in done.stderr
 
 
-def test_without_a_router_the_address_is_named(invoke: Any) -> None:
-    port = free_port()
-    done = invoke("load", "qwen", "--port", port)
-    assert done.returncode == 1
-    assert f"No server answers at http://localhost:{port}" in done.stderr
-
-
 def test_a_load_that_takes_too_long_ends_with_a_code_of_its_own(start: Any, invoke: Any) -> None:
     server = start(200, {})
     server.is_done.clear()
@@ -103,9 +95,3 @@ def test_quiet_prints_nothing(start: Any, invoke: Any) -> None:
     server = start(503, _FAILED)
     done = invoke("load", "qwen", "--url", server.url, "-q")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
-
-
-def test_url_and_port_exclude_each_other(invoke: Any) -> None:
-    done = invoke("load", "qwen", "--url", "http://localhost:1", "--port", "2")
-    assert done.returncode == 2
-    assert "not both" in done.stderr

@@ -256,6 +256,8 @@ def test_ctrl_c_ends_with_130() -> None:
     ("words", "message"),
     [
         (["ftp://x"], "is not an address"),
+        (["http://"], "is not an address"),
+        (["unix://"], "'unix://' names no socket"),
         (["http://x:99999"], "has no port between 0 and 65535"),
         (["http://x", "--port", "1"], "Give URL or --port, not both"),
         (["--uds", "/x", "--port", "1"], "Give --uds or --host and --port"),

@@ -1,0 +1,197 @@
+"""The client of a server, of this program or another one with the OpenAI API; standard library only."""
+
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse, IncompleteRead
+from typing import Any, Final, NamedTuple, TypeVar
+
+import click
+
+from envs.registry import env
+from startup.logs.formatters import escape_controls
+from vllm_cli.client.server_address import ServerAddress, address_options, take_address
+from vllm_cli.errors import ConnectionFailedError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_CONNECT_TIMEOUT_S: Final = 10.0
+_LONGEST_MESSAGE: Final = 400
+
+END: Final = b"[DONE]"
+"""The data of the last event of a stream."""
+
+
+def server_options(command: F) -> F:
+    """Adds the options that `take_server` reads."""
+    for option in (
+        click.option("--api-key", help="Key to send; OPENAI_API_KEY or VLLM_API_KEY if not given."),
+        address_options,
+        click.option("--url", help="Address of the server: http(s)://… or unix:/path; /v1 at its end is optional."),
+    ):
+        command = option(command)
+    return command
+
+
+def take_server(options: dict[str, Any]) -> "Server":
+    """Removes the options of the server from the parameters of a command; raises InputError."""
+    return Server(take_address(options), choose_key(options.pop("api_key")))
+
+
+def choose_key(given: str | None) -> str | None:
+    """The key to send: as given, else that of a variable."""
+    return given or env.OPENAI_API_KEY.get() or env.VLLM_API_KEY.get()
+
+
+class Answer(NamedTuple):
+    """A server's answer, of any status."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    content: bytes
+
+
+class Piece(NamedTuple):
+    """A part of a streamed answer."""
+
+    text: str
+    num_tokens: int | None = None
+    """Tokens of the whole answer; only the last piece has them."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """An address and a key; each request makes a new connection. Raises ConnectionFailedError."""
+
+    address: ServerAddress
+    api_key: str | None = None
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        max_bytes: int | None = None,
+    ) -> Answer:
+        """Sends one request, with the body as JSON; raises OSError or HTTPException if there is no answer."""
+        with self._open(method, path, body, timeout_s) as response:
+            return Answer(response.status, response.reason, response.headers, response.read(max_bytes))
+
+    def ask(self, method: str, path: str) -> dict[str, Any]:
+        """The JSON of a successful answer, which may take any time."""
+        with explain_failures(self.address):
+            answer = self.request(method, path)
+        _raise_for_status(answer.status, answer.reason, answer.content)
+        return _decode(answer.content)
+
+    def first_model(self) -> str:
+        """The name of the model that the server lists first."""
+        body = self.ask("GET", "/v1/models")
+        if not body.get("data"):
+            raise ConnectionFailedError(f"The server at {self.address} lists no model.")
+        return str(body["data"][0]["id"])
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> Generator[Piece, None, None]:
+        """Posts a request and yields the answer; closing the generator aborts the request."""
+        streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        with explain_failures(self.address), self._open("POST", path, streamed) as response:
+            if response.status >= 400:
+                _raise_for_status(response.status, response.reason, response.read())
+            yield from map(_read_piece, _read_events(response))
+
+    @contextmanager
+    def _open(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_s: float | None = None
+    ) -> Iterator[HTTPResponse]:
+        """An answer whose body is not read yet; the timeout is that of each operation on the connection."""
+        content = None if body is None else json.dumps(body)
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        with closing(self.address.connect(timeout_s or _CONNECT_TIMEOUT_S)) as connection:
+            connection.connect()
+            connection.sock.settimeout(timeout_s)
+            connection.request(method, self.address.path + path, content, headers)
+            yield connection.getresponse()
+
+
+@contextmanager
+def explain_failures(address: ServerAddress) -> Iterator[None]:
+    """Raises ConnectionFailedError for a connection that fails."""
+    try:
+        yield
+    except (ConnectionResetError, BrokenPipeError, IncompleteRead) as err:  # RemoteDisconnected is one
+        raise ConnectionFailedError(f"The server at {address} closed the connection.") from err
+    except HTTPException as err:
+        raise ConnectionFailedError(f"The server at {address} does not speak HTTP ({_reason(err)}).") from err
+    except OSError as err:
+        message = f"No server answers at {address} ({_reason(err)}). Is `vllm-cli serve` running?"
+        raise ConnectionFailedError(message) from err
+
+
+class EventReader:
+    """Splits the bytes of server-sent events into the data of the events."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The data of the events that are complete; a line may be spread over several calls."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [line[5:].strip() for line in lines if line.startswith(b"data:")]
+
+
+def error_message(data: bytes) -> str:
+    """The message on one line: from OpenAI's, vLLM's or FastAPI's envelope, or the whole body."""
+    body: Any = data.decode(errors="replace")
+    with suppress(ValueError, RecursionError):
+        body = json.loads(body)
+    for name in ("error", "message", "detail"):
+        if isinstance(body, dict) and name in body:
+            body = body[name]
+    return _on_one_line(body)[:_LONGEST_MESSAGE]
+
+
+def _raise_for_status(status: int, reason: str, content: bytes) -> None:
+    if status >= 400:
+        raise ConnectionFailedError(f"The server answered {status}: {error_message(content) or reason}", status)
+
+
+def _read_events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
+    reader = EventReader()
+    for line in response:
+        for data in reader.feed(line):
+            if data == END:
+                return
+            yield _decode(data)
+    raise ConnectionFailedError("The server ended its answer before it was complete.")
+
+
+def _decode(data: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(data)
+    except ValueError as err:
+        raise ConnectionFailedError("The server does not respond as an OpenAI server does.") from err
+    return body if isinstance(body, dict) else {}
+
+
+def _read_piece(event: dict[str, Any]) -> Piece:
+    if error := event.get("error"):
+        raise ConnectionFailedError(f"The server failed: {_on_one_line(error.get('message', error))}")
+    usage = event.get("usage") or {}
+    choices = event.get("choices") or [{}]
+    text = choices[0].get("text") or (choices[0].get("delta") or {}).get("content") or ""
+    return Piece(text, usage.get("completion_tokens"))
+
+
+def _on_one_line(message: object) -> str:
+    """A server's message, safe for a terminal."""
+    return escape_controls(" ".join(str(message).split()))
+
+
+def _reason(err: Exception) -> str:
+    return str(getattr(err, "strerror", None) or err or type(err).__name__).lower()
