@@ -33,6 +33,7 @@ from startup.probes.responder_process import OpenChannel, open_plain
 from startup.probes.start_state import StartState
 from startup.processes import group_signals
 from startup.processes.stop_signals import StopSignals
+from startup.run_record import RunRecord, recorded
 from startup.timeline import start_origin
 from startup.timeline.progress import LiveProgress
 from startup.timeline.subject import StartSubject
@@ -139,6 +140,7 @@ class StartSession:
             listening = self.stack.enter_context(bound)
         self.timeline.mark("listening")
         self._address = listener.describe(listening, is_tls=address.is_tls)
+        self.record()
         answers = ProbeAnswers(self.state, is_private=self._is_private)
         self._responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
         return listening
@@ -147,9 +149,16 @@ class StartSession:
         listening = self.stack.enter_context(front.listener)
         self.timeline.mark("listening")
         self._address = listener.describe(listening)
+        self.record()
         self._responder = self.stack.enter_context(front)
         self._publish()
         return listening
+
+    def record(self) -> None:
+        """Has `vllm-cli ps` list this process; called by `listen`, and by a start that listens nowhere."""
+        subject = self.state.subject
+        record = RunRecord(engine=subject.engine, model=subject.model, address=self._address or None)
+        self.stack.enter_context(recorded(record))
 
     def limit_time(self, timeout_s: float | None) -> None:
         """Ends this process if the start takes longer; None sets no limit."""

@@ -32,6 +32,7 @@ from startup.on_request.own_standby import OwnStandby
 from startup.probes import listener
 from startup.probes.front_link import FrontOffer
 from startup.processes.quick_end import end_like
+from startup.run_record import RunRecord, recorded
 from startup.session import ListenAddress
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def run_front(options: FrontOptions) -> int:
     host, port, uds, _ = options.address
     with (
         passed or listener.listen(host=host, port=port, uds=uds) as listening,
+        recorded(RunRecord(engine="auto", model=options.model_name, address=listener.describe(listening))),
         closing(OwnStandby(options.standby_kind, options.find_model)) as standby,
     ):
         return end_like(_Front(options, listening, standby).run())

@@ -1,6 +1,7 @@
 """Binds the server's socket and listens, before anything slow happens."""
 
 import errno
+import os
 import socket
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def listen(*, host: str | None, port: int, uds: str | None) -> socket.socket:
 def describe(listener: socket.socket, *, is_tls: bool = False) -> str:
     """The address as a client writes it: a URL, or `unix:` and the path."""
     if listener.family == socket.AF_UNIX:
-        return f"unix:{listener.getsockname()}"
+        return f"unix:{os.path.abspath(listener.getsockname())}"  # noqa: PTH100 - links stay
     host, port = listener.getsockname()[:2]
     scheme = "https" if is_tls else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -43,6 +43,7 @@ from startup.router.model_memory import MemoryMeter
 from startup.router.model_pool import ModelPool, ModelRefused
 from startup.router.scheduler_terms import SchedulerLimits
 from startup.router.standbys import Standbys
+from startup.run_record import ROUTER, RunRecord, recorded
 from startup.session import ListenAddress
 from startup.systemd.service_manager import ServiceManager, take_socket
 from startup.temp_folder import ensure_temp_folder
@@ -101,6 +102,8 @@ def run_router(options: RouterOptions) -> int:
         places = stack.enter_context(closing(ChildPlaces(options.logs)))
         stack.enter_context(closing(Guard.start(places.folder)))
         listening = stack.enter_context(take_socket() or listener.listen(host=host, port=port, uds=uds))
+        address = listener.describe(listening, is_tls=options.tls.ssl_certfile is not None)
+        stack.enter_context(recorded(RunRecord(engine=ROUTER, model=", ".join(options.entries), address=address)))
         secrets = _Secrets.of(options)
         standbys = stack.enter_context(closing(Standbys(options.find_model)))
         gc.freeze()

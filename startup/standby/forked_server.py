@@ -126,6 +126,7 @@ def take_over(
     except (OSError, MessageError):  # the front process has gone or is not one of ours
         os._exit(0)
     start_origin.warm = start_origin.WarmOrigin(
+        front_pid=front_pid,
         front_begin_ns=process_start_ns(front_pid),
         request_ns=request.begin_ns,
         forked_ns=time.monotonic_ns(),

@@ -19,6 +19,7 @@ from startup.errors import StartupError
 from startup.model.file_plan import plan_files
 from startup.model.request import ModelRequest
 from startup.prefetch.process import PrefetchHandle, start_prefetch
+from startup.run_record import STANDBY, RunRecord, recorded
 from startup.standby import places
 from startup.standby.places import peer_of
 from startup.standby.status import STATUS, STOP, StandbyStatus
@@ -57,11 +58,13 @@ def run_standby(options: StandbyOptions) -> int:
             folder_fd = places.create_folder()
         except (OSError, places.UnsafeFolderError) as err:
             raise StartupError(f"the standby's folder {places.socket_folder()} cannot be used: {err}") from err
-        if env.VCLI_STANDBY_FOLDER.get() is not None:  # a front's own, which nobody else uses
+        is_owned = env.VCLI_STANDBY_FOLDER.get() is not None  # by a front or a router; nobody else uses it
+        if is_owned:
             stack.callback(shutil.rmtree, places.socket_folder(), ignore_errors=True)
         stack.callback(os.close, folder_fd)
         lock_fd = _lock(folder_fd)
         stack.callback(os.close, lock_fd)
+        stack.enter_context(recorded(RunRecord(engine=STANDBY, owner_pid=os.getppid() if is_owned else None)))
         return _Standby(options, folder_fd, stack).run()
 
 

@@ -7,8 +7,10 @@ from typing import NamedTuple, NoReturn
 class WarmOrigin(NamedTuple):
     """A warm start; times in monotonic nanoseconds."""
 
+    front_pid: int
+    """The process that the user started."""
     front_begin_ns: int
-    """When the kernel started the process that the user started."""
+    """When the kernel started it."""
     request_ns: int
     """When it requested the fork."""
     forked_ns: int

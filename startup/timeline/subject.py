@@ -15,6 +15,7 @@ class StartSubject:
     """One start of any engine."""
 
     model: str
+    engine: str = "embedded"
     start_method: str
     packages: tuple[str, ...]
     """Distributions whose versions influence the duration of the start."""

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 
 from tests.certificates import make_certificate, needs_openssl
 from tests.cli import CLI, run_cli
-from tests.containers import as_user, own_processes
+from tests.containers import own_processes
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
 from tests.processes import GONE_S, assert_gone
@@ -21,8 +20,8 @@ from tests.startup.vllm.fake_start import short_folder
 from tests.waiting import wait_listening, wait_until
 
 
-def _find(pid: int, launcher: tuple[str, ...] = ()) -> dict[str, Any] | None:
-    entries = [e for e in json.loads(run_cli("ps", "--json", launcher=launcher).stdout) if e["pid"] == pid]
+def _find(pid: int) -> dict[str, Any] | None:
+    entries = [e for e in json.loads(run_cli("ps", "--json").stdout) if e["pid"] == pid]
     assert len(entries) <= 1
     return dict(entries[0]) if entries else None
 
@@ -33,18 +32,16 @@ def _entry(server: Any) -> dict[str, Any]:
     return entry
 
 
-def _wait_ready(pid: int, launcher: tuple[str, ...] = ()) -> dict[str, Any]:
+def _wait_ready(pid: int) -> dict[str, Any]:
     """Polls `ps` until it reports the server as ready; on a busy machine a probe may time out before."""
     found: list[dict[str, Any]] = []
 
     def is_ready() -> bool:
-        entry = _find(pid, launcher)
-        assert entry is not None
-        found.append(entry)
-        return bool(entry["state"] == "ready")
+        found[:] = [entry for entry in [_find(pid)] if entry is not None]
+        return bool(found and found[0]["state"] == "ready")
 
     wait_until(is_ready, 240.0)
-    return found[-1]
+    return found[0]
 
 
 def _pids(server: Any) -> set[int]:
@@ -108,45 +105,15 @@ def test_server_with_tls_is_found_and_probed(start_tiny_server: Any, tmp_path: P
         assert _wait_ready(server.process.pid)["address"] == f"https://127.0.0.1:{server.port}"
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root to change the user")
-def test_server_of_another_user_is_shown_but_not_stopped(start_tiny_server: Any, model_path: Path) -> None:
-    user = as_user(12345, 12345, Path(sys.executable), model_path / "model.safetensors")
-    if user is None:
-        pytest.skip("another user cannot read the interpreter here")
-    with start_tiny_server() as server:
-        entry = _wait_ready(server.process.pid, user)
-        assert (entry["port"], entry["model"]) == (server.port, "smol")
-        for which in (str(server.port), str(server.process.pid)):
-            run = run_cli("stop", which, launcher=user)
-            assert run.returncode == 1
-            assert "this user may not stop" in run.stderr
-        assert server.health() == 200
-        assert server.terminate() == 0
-
-
 def test_server_that_is_process_1_of_a_container_is_stopped_from_outside(tiny_llama: Path) -> None:
     launcher = own_processes()
     if launcher is None:
         pytest.skip("process namespaces cannot be created")
     with ServerProcess([str(tiny_llama)], launcher=launcher) as server:
         (init,) = psutil.Process(server.process.pid).children()
-        assert _wait_ready(init.pid)["port"] == server.port
+        (serving,) = init.children()
+        assert _wait_ready(serving.pid)["port"] == server.port
         assert run_cli("stop", server.port).returncode == 0
-        assert server.process.wait(GONE_S) == 0
-
-
-def test_server_in_another_network_namespace_is_not_found_by_its_port(tiny_llama: Path) -> None:
-    launcher = own_processes("--net")
-    if launcher is None:
-        pytest.skip("process namespaces cannot be created")
-    with ServerProcess([str(tiny_llama), "--host", "0.0.0.0"], launcher=launcher, wait=False) as server:
-        server.wait_logged("ready after")
-        (init,) = psutil.Process(server.process.pid).children()
-        entry = _find(init.pid)
-        assert entry is not None
-        assert (entry["state"], entry["port"], entry["address"]) == ("elsewhere", None, None)
-        assert run_cli("stop", server.port).returncode == 1
-        assert run_cli("stop", str(init.pid)).returncode == 0
         assert server.process.wait(GONE_S) == 0
 
 

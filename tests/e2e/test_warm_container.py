@@ -83,7 +83,7 @@ def test_a_server_that_is_started_in_the_container_is_warm_and_stops(container: 
         assert "warm start: forked from the standby's process" in server.log
         entries = container.entries()
         assert (entries["server"]["port"], entries["server"]["state"]) == (server.port, "ready")
-        assert (entries["standby"]["pid"], entries["standby"]["state"]) == (1, "ready")
+        assert entries["standby"]["state"] == "ready"
         assert container.cli("stop").endswith("has stopped\n")
         assert server.process.wait(GONE_S) == 0
     assert container.is_ready()

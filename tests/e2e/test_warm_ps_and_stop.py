@@ -3,15 +3,12 @@
 import json
 import os
 import signal
-import sys
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from tests.cli import run_cli
-from tests.containers import as_user
 from tests.e2e.conftest import StartServer
 from tests.e2e.server_process import ServerProcess
 from tests.processes import GONE_S
@@ -90,20 +87,6 @@ def test_the_standby_is_listed_after_the_servers_and_stop_all_leaves_it(
         done = run_cli("stop", pid)
         assert (done.returncode, "`vllm-cli standby stop`" in done.stderr) == (1, True)
     assert standby.process.poll() is None
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root to change the user")
-def test_a_forked_server_of_another_user_is_shown_as_one(
-    start_tiny_server: StartServer, standby: StandbyProcess, model_path: Path
-) -> None:
-    user = as_user(12345, 12345, Path(sys.executable), model_path / "model.safetensors")
-    if user is None:
-        pytest.skip("another user cannot read the interpreter here")
-    with start_tiny_server(environment=standby.environment) as server:
-        entry = _entry(server, launcher=user)
-        assert (entry["pid"], entry["port"], entry["model"]) == (server.process.pid, server.port, "smol")
-        assert run_cli("stop", entry["forked_pid"], launcher=user).returncode == 1
-        assert server.health() == 200
 
 
 @pytest.mark.parametrize("method", ["forkserver", "fork", "spawn"])

@@ -1,44 +1,37 @@
-"""Finds the servers that run on this machine from /proc, which is never out of date."""
+"""Finds the servers and standbys of this user that run on this machine, by the records that they keep."""
 
 import contextlib
-import os
 import ssl
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from server.machine.processes import process_age_s, pss_bytes
-from startup.config import DEFAULT_MODEL_ID
+from server.machine.processes import child_pids, descendants, process_age_s, pss_bytes
+from startup.run_record import ROUTER, STANDBY, RunRecord, read_records
+from startup.standby.status import STATUS, NoStandbyError, ask
 from vllm_cli.client.router_status import RouterModel, describe, read_models
-from vllm_cli.client.server_address import ServerAddress, reachable_host
-from vllm_cli.client.server_processes import TEMPLATE_COMMAND, command_words, find_forked_servers
+from vllm_cli.client.server_address import ServerAddress, parse_url
 from vllm_cli.client.waiting import poll_readiness
-from vllm_cli.errors import InputError
-from vllm_cli.flags.arguments import Arguments
-from vllm_cli.flags.config_file import read_config_file
 
 _ANSWER_TIMEOUT_S: Final = 2.0
-_PRELOADS: Final = {"startup.engine.preload": "embedded", "startup.vllm.fork.preload": "vllm"}
 _STATES: Final = {"ready": "ready", "starting": "not ready", "absent": "silent", "failed": "dead"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """One server: the process tree of `vllm-cli serve`, with the servers that were forked for it.
+    """One server: the process that the user started, and all that belong to it.
 
     A router (`serve` with several models) is one server; its models' processes belong to it.
     """
 
     pid: int
     port: int | None
-    """None for a UNIX socket, and before the server listens."""
+    """None for a UNIX socket, and for a process that does not listen (`--headless`)."""
     address: str | None
     model: str
     engine: str
-    """`embedded`, `vllm` or `router`; `auto` if the server chose it, invisibly from outside."""
+    """`embedded`, `vllm` or `router`."""
     state: str
-    """`ready`, the server's own `status`, `silent`, or `elsewhere`: in another network namespace.
+    """`ready`, the server's own `status`, or `silent`.
 
     `stopped` if it starts its model at the next request (`--idle-stop`).
     """
@@ -66,113 +59,92 @@ class RunningServer:
         return entry if models is None else entry | {"models": [model.to_dict() for model in models]}
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunningStandby:
+    """`vllm-cli standby` with its template processes, without the servers that were forked from them."""
+
+    pid: int
+    state: str
+    """`importing`, `ready` or `failed`, as it reports; `running` for those of other environments."""
+    uptime_s: float
+    memory_bytes: int
+    """PSS: pages that it shares with servers count in part."""
+    pids: tuple[int, ...]
+    """The process that was started first."""
+    owner_pid: int | None = None
+    """The `vllm-cli serve` (`--idle-stop`, or with several models) that alone uses it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The output of `ps --json`: the fields of a server, null where a standby has none."""
+        return {
+            "kind": STANDBY,
+            "pid": self.pid,
+            **dict.fromkeys(("port", "address", "model", "engine")),
+            "state": self.state,
+            "uptime_s": round(self.uptime_s, 1),
+            "memory_bytes": self.memory_bytes,
+            "pids": list(self.pids),
+            "forked_pid": None,
+            "owner_pid": self.owner_pid,
+        }
+
+
 def find_servers(*, with_state: bool = True) -> list[RunningServer]:
-    """All servers that this user may see, oldest first.
+    """All servers, oldest first.
 
     Args:
         with_state: also determine state and memory, which takes some milliseconds per server.
     """
-    import psutil
-
-    mains = {p.pid: p for p in psutil.process_iter() if command_words(p, "serve") is not None}
-    forked = find_forked_servers(mains.values())
-    found = []
-    for process in mains.values():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.pid not in forked and not any(parent.pid in mains for parent in process.parents()):
-                started = {process.pid, *(child.pid for child in process.children(recursive=True))}
-                trees = [process, *(mains[pid] for pid, client_pid in forked.items() if client_pid in started)]
-                found.append((process.create_time(), _describe(trees, with_state)))
-    return [server for _, server in sorted(found, key=lambda pair: pair[0])]
+    every = read_records()
+    records = [record for record in every if record.engine != STANDBY]
+    standbys = {pid for record in every if record.engine == STANDBY for pid in _pids_of_standby(record)}
+    members = {record.pid: _members(record, records, standbys) for record in records}
+    inner = {pid for first, *others in members.values() for pid in others if pid != first}
+    outer = [record for record in records if members[record.pid][0] not in inner]
+    found = [_describe(record, members[record.pid], with_state) for record in outer]
+    return sorted(found, key=lambda server: -server.uptime_s)
 
 
-def _describe(trees: list[Any], with_state: bool) -> RunningServer:
-    """
-    Args:
-        trees: the process that the user started, and the servers that were forked for it: in a warm start
-            one, for a router one for each model that runs.
-        with_state: see `find_servers`.
-    """
-    process = trees[0]
-    arguments = _parse(process, command_words(process, "serve") or [])
-    processes = _members(trees)
-    is_elsewhere = has_own_network(process)
-    listening = None if is_elsewhere else find_socket(processes, arguments)
-    is_tls = arguments.last_value("--ssl-certfile") is not None
-    address = address_of(listening, is_tls=is_tls) if listening else None
-    is_router = _is_router(arguments)
-    models = read_models(address) if is_router and with_state and address is not None else None
+def find_standbys() -> list[RunningStandby]:
+    """All standbys, oldest first."""
+    found = [_describe_standby(record) for record in read_records() if record.engine == STANDBY]
+    return sorted(found, key=lambda standby: -standby.uptime_s)
+
+
+def _members(record: RunRecord, records: list[RunRecord], standbys: set[int]) -> tuple[int, ...]:
+    """The process that the user started, then all that belong to it, without a standby of its own."""
+    found = {record.front_pid or record.pid: None, record.pid: None} | dict.fromkeys(descendants(record.pid))
+    for other in records:
+        if other.front_pid in found:  # it was forked for a child of this server
+            found |= dict.fromkeys((other.pid, *descendants(other.pid)))
+    return tuple(pid for pid in found if pid not in standbys)
+
+
+def _describe(record: RunRecord, pids: tuple[int, ...], with_state: bool) -> RunningServer:
+    address = _address_of(record)
+    models = read_models(address) if record.engine == ROUTER and with_state and address is not None else None
     return RunningServer(
-        pid=process.pid,
-        port=listening[1] if isinstance(listening, tuple) else None,
-        address=str(address) if address else None,
-        model=_router_name(arguments, models) if is_router else _model(arguments),
-        engine="router" if is_router else _engine(processes, arguments),
-        state=("elsewhere" if is_elsewhere else _poll_state(address)) if with_state else "",
-        uptime_s=process_age_s(process.pid) or 0.0,
-        memory_bytes=sum(pss_bytes(p.pid) for p in processes) if with_state else 0,
-        pids=tuple(p.pid for p in processes),
-        forked_pid=trees[1].pid if len(trees) > 1 and not is_router else None,
+        pid=pids[0],
+        port=address.port if address is not None and address.uds is None else None,
+        address=str(address) if address is not None else None,
+        model=(record.model or "") if models is None else describe(models),
+        engine=record.engine,
+        state=_poll_state(address) if with_state else "",
+        uptime_s=process_age_s(pids[0]) or 0.0,
+        memory_bytes=sum(map(pss_bytes, pids)) if with_state else 0,
+        pids=pids,
+        forked_pid=record.pid if record.front_pid is not None else None,
         models=models,
     )
 
 
-def _members(trees: list[Any]) -> list[Any]:
-    """All processes of the trees, once, without a standby of the server's own: that is listed by itself."""
-    found = {member.pid: member for root in trees for member in (root, *root.children(recursive=True))}
-    commands = ("standby", TEMPLATE_COMMAND)
-    return [p for p in found.values() if all(command_words(p, command) is None for command in commands)]
-
-
-def _parse(process: Any, words: list[str]) -> Arguments:
-    """Empty if the words are not valid here: the server may be another version with other rules.
-
-    The file of another user's process is not read: its content could be anything.
-    """
-    try:
-        given = Arguments.parse(words)
-        path = Path(f"/proc/{process.pid}/cwd", given.last_value("--config") or "")
-        is_readable = process.uids().real == os.geteuid() and path.is_file()  # opening a pipe would wait for a writer
-        in_file = read_config_file(path) if is_readable else Arguments()
-    except InputError:
-        return Arguments()
-    in_file.flags.update(given.flags)
-    in_file.positionals = given.positionals or in_file.positionals
-    return in_file
-
-
-def _model(arguments: Arguments) -> str:
-    served = arguments.flags.get("--served-model-name")
-    named = served.values[0] if served else None
-    model = arguments.positionals[0] if arguments.positionals else arguments.last_value("--model")
-    return named or model or DEFAULT_MODEL_ID
-
-
-def _is_router(arguments: Arguments) -> bool:
-    return arguments.last_value("--models") is not None or len(arguments.positionals) > 1
-
-
-def _router_name(arguments: Arguments, models: tuple[RouterModel, ...] | None) -> str:
-    """How many models it has; without an answer of the router, the words that named them."""
-    if models is not None:
-        return describe(models)
-    return arguments.last_value("--models") or ", ".join(arguments.positionals)
-
-
-def _engine(processes: list[Any], arguments: Arguments) -> str:
-    """As given by --engine, else by the module that the forkserver's command line names."""
-    import psutil
-
-    named = arguments.last_value("--engine") or "auto"
-    if named != "auto":
-        return named
-    for process in processes[1:]:
-        with contextlib.suppress(psutil.Error, OSError):
-            words = " ".join(process.cmdline())
-            for preload, engine in _PRELOADS.items():
-                if preload in words:
-                    return engine
-    return named
+def _address_of(record: RunRecord) -> ServerAddress | None:
+    if record.address is None:
+        return None
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the process is known; nothing secret is sent
+    return parse_url(record.address, context)
 
 
 def _poll_state(address: ServerAddress | None) -> str:
@@ -182,55 +154,27 @@ def _poll_state(address: ServerAddress | None) -> str:
     return readiness.status or _STATES[readiness.state]
 
 
-Socket = tuple[str, int] | str
-"""Host and port, or the path of a UNIX domain socket."""
+def _describe_standby(record: RunRecord) -> RunningStandby:
+    pids = _pids_of_standby(record)
+    return RunningStandby(
+        pid=record.pid,
+        state=_state_of_standby(record.pid),
+        uptime_s=process_age_s(record.pid) or 0.0,
+        memory_bytes=sum(map(pss_bytes, pids)),
+        pids=pids,
+        owner_pid=record.owner_pid,
+    )
 
 
-def has_own_network(process: Any) -> bool:
-    """Whether the process has another network namespace, as in a container; False if unknown."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{process.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
-    return False
+def _pids_of_standby(record: RunRecord) -> tuple[int, ...]:
+    """The standby and its template processes, whose children are servers."""
+    return (record.pid, *child_pids(record.pid))
 
 
-def find_socket(processes: list[Any], arguments: Arguments) -> Socket | None:
-    """Where a server and its children listen; for other users' servers, where their flags say."""
-    import psutil
-
-    uds = arguments.last_value("--uds")
-    try:
-        found = _listening(processes)
-        if uds is not None and found:
-            return str((Path(processes[0].cwd()) / uds).resolve())
-        return found[0] if found else None
-    except psutil.AccessDenied:
-        port = arguments.last_value("--port") or "8000"
-        return uds or ((arguments.last_value("--host") or "0.0.0.0", int(port)) if port.isdecimal() else None)
-
-
-def address_of(listening: Socket, *, is_tls: bool) -> ServerAddress:
-    """The address to connect to a server that listens there."""
-    context = None
-    if is_tls:
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # the process is known; nothing secret is sent
-    if isinstance(listening, str):
-        return ServerAddress(uds=listening, tls=context)
-    return ServerAddress(host=reachable_host(listening[0]), port=listening[1], tls=context)
-
-
-def _listening(processes: Iterable[Any]) -> list[Socket]:
-    """Where the processes listen: addresses first, then UNIX sockets with a file."""
-    import psutil
-
-    ports: list[tuple[str, int]] = []
-    files: list[str] = []
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            connections = process.net_connections("tcp")
-            ports += [tuple(c.laddr) for c in connections if c.status == psutil.CONN_LISTEN]
-            files += [c.laddr for c in process.net_connections("unix") if c.laddr]
-        if ports:
-            break
-    return [*dict.fromkeys(ports), *(f for f in dict.fromkeys(files) if f[0] != "@" and "/pymp-" not in f)]
+def _state_of_standby(pid: int) -> str:
+    with contextlib.suppress(NoStandbyError):
+        status = ask(STATUS)
+        if status.pid == pid:
+            states = {template.state for template in status.templates}
+            return next((state for state in ("importing", "ready") if state in states), "failed")
+    return "running"

@@ -1,4 +1,4 @@
-"""`vllm-cli ps`: the servers and standbys that run on this machine, with address, state and memory."""
+"""`vllm-cli ps`: the servers and standbys of this user, with address, state and memory."""
 
 import json
 
@@ -6,15 +6,14 @@ import click
 
 from startup.logs.formatters import escape_controls
 from vllm_cli.client.router_status import RouterModel
-from vllm_cli.client.running_servers import RunningServer, find_servers
-from vllm_cli.client.running_standbys import RunningStandby, find_standbys
+from vllm_cli.client.running_servers import RunningServer, RunningStandby, find_servers, find_standbys
 from vllm_cli.text_table import align
 
 
 @click.command("ps")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 def ps(*, is_json: bool) -> int:
-    """Show the servers that run on this machine, oldest first, then the standbys.
+    """Show the servers of this user that run on this machine, oldest first, then the standbys.
 
     MEMORY is that of all processes of a server; shared memory counts once. STATE is what the server reports.
     A server that was forked from a standby has the process id of the process that was started. A server whose
@@ -52,7 +51,7 @@ def _table(servers: list[RunningServer], standbys: list[RunningStandby]) -> list
 
 
 def _escaped(row: tuple[str, ...]) -> tuple[str, ...]:
-    """Escapes control characters: command lines and responses of other users' servers are not trusted."""
+    """Escapes control characters: names of models and responses of servers are not trusted."""
     return tuple(escape_controls(cell).replace("\n", "\\n") for cell in row)
 
 

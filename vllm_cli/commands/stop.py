@@ -8,8 +8,7 @@ import click
 
 from server.machine.processes import is_alive
 from vllm_cli.client.reporter import Reporter
-from vllm_cli.client.running_servers import RunningServer, find_servers
-from vllm_cli.client.running_standbys import find_standbys
+from vllm_cli.client.running_servers import RunningServer, find_servers, find_standbys
 from vllm_cli.errors import InputError
 
 STOPPED: Final = 0
@@ -26,7 +25,7 @@ _AFTER_KILL_S: Final = 10.0
     "--all",
     "is_all",
     is_flag=True,
-    help="Stop every server on this machine that this user may stop. Standbys stay.",
+    help="Stop every server of this user on this machine. Standbys stay.",
 )
 @click.option(
     "--timeout",
@@ -49,7 +48,7 @@ def stop(*, which: int | None, is_all: bool, timeout_s: float, is_quiet: bool) -
       vllm-cli stop 8001 --timeout 10
       vllm-cli stop --all
 
-    Exit codes: 0 all have stopped, 1 no such server, or this user may not stop it, 2 usage, 4 one was killed.
+    Exit codes: 0 all have stopped, 1 no such server, 2 usage, 4 one was killed.
     """
     if is_all and which is not None:
         raise InputError(f"Give {which} or --all, not both.")
@@ -59,19 +58,16 @@ def stop(*, which: int | None, is_all: bool, timeout_s: float, is_quiet: bool) -
         click.echo(_describe_absence(which), err=True)
         return NOT_STOPPED
     stopping = [_StoppingServer(server) for server in servers]
-    if is_all:
-        stopping = [server for server in stopping if server.code != NOT_STOPPED] or stopping
     with closing(Reporter(is_quiet=is_quiet)) as reporter:
         _wait(stopping, timeout_s, reporter)
     if not is_quiet:
         for server in stopping:
-            click.echo(server.describe(), err=server.code == NOT_STOPPED)
+            click.echo(server.describe())
         for successor in _find_successors(known, {server.model for server in servers}):
             click.echo(
                 f"Notice: {successor.model} is served again by process {successor.pid}: stop its supervisor.", err=True
             )
-    codes = {server.code for server in stopping}
-    return NOT_STOPPED if NOT_STOPPED in codes else max(codes)
+    return KILLED if any(server.is_killed for server in stopping) else STOPPED
 
 
 def _choose(servers: list[RunningServer], which: int | None) -> list[RunningServer]:
@@ -120,7 +116,7 @@ class _StoppingServer:
         import psutil
 
         self.name = f"{server.model} on {server.address or f'process {server.pid}'}"
-        self.code = STOPPED
+        self.is_killed = False
         self._processes: list[Any] = []
         for pid in server.pids:
             try:
@@ -132,18 +128,16 @@ class _StoppingServer:
                 self._processes[0].terminate()
         except psutil.NoSuchProcess:
             pass
-        except psutil.AccessDenied:
-            self.code = NOT_STOPPED
 
     def is_done(self) -> bool:
-        """Whether all processes have ended, or this user may not stop them."""
-        return self.code == NOT_STOPPED or not self._alive()
+        """Whether all processes have ended."""
+        return not self._alive()
 
     def kill(self) -> None:
         """Kills the remaining processes."""
         import psutil
 
-        self.code = KILLED
+        self.is_killed = True
         for process in self._alive():
             try:
                 process.kill()
@@ -155,13 +149,9 @@ class _StoppingServer:
 
     def describe(self) -> str:
         """The outcome as text."""
-        match self.code:
-            case 0:
-                return f"{self.name} has stopped"
-            case 1:
-                return f"Error: this user may not stop {self.name}"
-            case _:
-                return f"{self.name} did not stop in time and was killed"
+        if self.is_killed:
+            return f"{self.name} did not stop in time and was killed"
+        return f"{self.name} has stopped"
 
     def _alive(self) -> list[Any]:
         return [process for process in self._processes if process.is_running() and is_alive(process.pid)]

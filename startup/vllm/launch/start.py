@@ -34,6 +34,7 @@ from startup.preflight.run import PreflightOptions
 from startup.processes import group_signals
 from startup.processes.new_program import discard_dormant, start_resource_tracker
 from startup.processes.quick_end import end_without_finalizing
+from startup.run_record import RunRecord, recorded
 from startup.session import ListenAddress, StartSession
 from startup.timeline import start_origin
 from startup.timeline.subject import StartSubject
@@ -102,12 +103,23 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     if line.is_for_help and uses("lean imports"):
         import_api_server()
     gc.enable()
-    if not line.is_for_help:
-        if vllm.is_new_enough and options.preflight != "off" and not env.VCLI_PLAIN_VLLM.get():
-            run_preflight(vllm, line, PreflightOptions()).apply(options.preflight)
-        line = fetch_before_start(line, options.download_timeout_s)
-        report_plain_start(options.log_format)
-    return run_plain_vllm(line.words)
+    if line.is_for_help:
+        return run_plain_vllm(line.words)
+    if vllm.is_new_enough and options.preflight != "off" and not env.VCLI_PLAIN_VLLM.get():
+        run_preflight(vllm, line, PreflightOptions()).apply(options.preflight)
+    line = fetch_before_start(line, options.download_timeout_s)
+    report_plain_start(options.log_format)
+    with recorded(RunRecord(engine="vllm", model=line.served_name, address=_address_of(line))):
+        return run_plain_vllm(line.words)
+
+
+def _address_of(line: CommandLine) -> str | None:
+    """Where vLLM will listen, as far as its words tell."""
+    if line.uds is not None:
+        return f"unix:{Path(line.uds).absolute()}"
+    host = f"[{line.host}]" if line.host and ":" in line.host else line.host
+    scheme = "https" if line.has("--ssl-certfile") else "http"
+    return f"{scheme}://{host or '0.0.0.0'}:{line.port}" if line.listens else None
 
 
 class _VllmStart:
@@ -188,6 +200,8 @@ class _VllmStart:
             address = ListenAddress(line.host, line.port or 0, line.uds, is_tls=line.has("--ssl-certfile"))
             listening = self._session.listen(address)
             self._session.stack.enter_context(port.reuse_listener(listening))
+        else:
+            self._session.record()
 
     def _begin_download(self) -> None:
         """Downloads what is not on disk while this process and the forkserver import."""
@@ -350,6 +364,7 @@ class _VllmStart:
     def _subject(self) -> StartSubject:
         return StartSubject(
             model=self._line.served_name,
+            engine="vllm",
             start_method=self._options.start_method,
             packages=_PACKAGES,
             key=lambda versions: self._profile.kind.key,
