@@ -32,11 +32,13 @@ class BatchConfig:
     """How long one request is retried."""
     request_timeout_s: float | None = None
     is_overwriting: bool = False
-    retries_failed: bool = False
-    """Send requests again that failed in an earlier run."""
     fails_on_error: bool = False
     """Whether failed requests change the exit code."""
     is_quiet: bool = False
+
+    @property
+    def has_output_url(self) -> bool:
+        return self.output_file.startswith(("http://", "https://"))
 
     @property
     def num_in_flight(self) -> int:

@@ -1,23 +1,27 @@
 """Runs `run-batch`: opens the files, starts the server, sends the requests, returns the summary."""
 
 import asyncio
+import shutil
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from http.client import HTTPException
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Final, NamedTuple
 
 from envs.registry import env
 from startup.serve_words import ServeWords
 from vllm_cli.batch.config import BatchConfig
 from vllm_cli.batch.input_file import InputFile, open_input
-from vllm_cli.batch.lines import LinePlace, Result
-from vllm_cli.batch.output_destination import OutputDestination
-from vllm_cli.batch.output_file import OutputFile, ResultWriter, check_same_batch
+from vllm_cli.batch.lines import LinePlace
+from vllm_cli.batch.output_file import OutputFile, check_same_batch
 from vllm_cli.batch.progress import Ending, Tally, describe
 from vllm_cli.batch.sender import Sender
 from vllm_cli.client.reporter import Reporter
 from vllm_cli.client.server import Server, explain_failures
 from vllm_cli.client.waiting import Readiness
-from vllm_cli.errors import ConnectionFailedError
+from vllm_cli.errors import ConnectionFailedError, InputError
 from vllm_cli.interruption import Interrupted, run_interruptibly
 from vllm_cli.private_server import start_private_server
 from vllm_cli.supervised_command import CommandEndedError
@@ -26,6 +30,7 @@ SOME_FAILED: Final = 5
 """Only with --fail-on-error: by default, scripts under `set -e` use the answers that exist."""
 NOT_COMPLETE: Final = 1
 _CONNECT_TIMEOUT_S: Final = 30.0
+_UPLOAD_TIMEOUT_S: Final = 1000.0
 _POLL_S: Final = 0.2
 _INTERVAL_S: Final = 10.0
 """Between two lines of progress, without a terminal."""
@@ -57,21 +62,28 @@ def run_batch(config: BatchConfig) -> BatchOutcome:
     """Sends every request of the input that has no result in the output."""
     with ExitStack() as stack:
         batch = stack.enter_context(open_input(config.input_file))
-        destination = stack.enter_context(closing(OutputDestination.of(config)))
-        output = stack.enter_context(OutputFile(destination.path, is_overwriting=config.is_overwriting))
-        return _Run(config, batch, output, destination).run()
+        output = stack.enter_context(OutputFile(_output_path(config), is_overwriting=config.is_overwriting))
+        return _Run(config, batch, output).run()
+
+
+def _output_path(config: BatchConfig) -> Path:
+    """The file that gets the results; for a URL, one in a new folder, which is uploaded at the end."""
+    if config.has_output_url:
+        return Path(mkdtemp(prefix="vllm-cli-batch-", dir=config.output_tmp_dir), "answers.jsonl")
+    path = Path(config.output_file)
+    if config.output_file in ("", "-") or (path.exists() and not path.is_file()):
+        message = "must be a file, so that a second run can continue it."
+        raise InputError(f"--output-file {config.output_file!r} {message}")
+    return path
 
 
 class _Run:
     """One run; on the main thread."""
 
-    def __init__(
-        self, config: BatchConfig, batch: InputFile, output: OutputFile, destination: OutputDestination
-    ) -> None:
+    def __init__(self, config: BatchConfig, batch: InputFile, output: OutputFile) -> None:
         self._config = config
         self._batch = batch
         self._output = output
-        self._destination = destination
 
     def run(self) -> BatchOutcome:
         places = self._plan()
@@ -101,12 +113,9 @@ class _Run:
         return self._end("completed", SOME_FAILED if has_failed and self._config.fails_on_error else 0)
 
     def _plan(self) -> list[LinePlace]:
-        """The requests to send; with --retry-failed, removes failed results from the output first."""
-        ids = {place.custom_id: place.id for place in self._batch.places}
-        check_same_batch(self._output.path, self._output.recorded, ids)
-        if self._config.retries_failed:
-            self._output.keep([c for c, result in self._output.recorded.items() if not result.is_failed])
+        """The requests that have no result yet."""
         recorded = self._output.recorded
+        check_same_batch(self._output.path, recorded, {place.custom_id: place.id for place in self._batch.places})
         return [place for place in self._batch.places if place.custom_id not in recorded]
 
     def _serve_and_send(self, places: list[LinePlace]) -> None:
@@ -133,10 +142,9 @@ class _Run:
         """
         self._tally.begin()
         async with Sender(server, self._config) as sender:
-            writer = ResultWriter(self._output, self._on_written)
             left = iter(places)
             num_workers = min(self._config.num_in_flight, len(places))
-            working = asyncio.gather(*(self._work(left, sender, writer) for _ in range(num_workers)))
+            working = asyncio.gather(*(self._work(left, sender) for _ in range(num_workers)))
             watching = asyncio.create_task(_watch(ensure_server), name="watch-server")
             both: set[asyncio.Future[Any]] = {working, watching}
             try:
@@ -145,22 +153,22 @@ class _Run:
                 working.cancel()
                 watching.cancel()
                 outcomes = await asyncio.gather(working, watching, return_exceptions=True)
-                await writer.close()
                 self._tally.num_retries = sender.num_retries
         _raise_first(outcomes)
 
-    async def _work(self, left: Iterator[LinePlace], sender: Sender, writer: ResultWriter) -> None:
+    async def _work(self, left: Iterator[LinePlace], sender: Sender) -> None:
         for place in left:
-            await writer.write(await sender.send(self._batch.read(place), place))
-
-    def _on_written(self, result: Result) -> None:
-        self._tally.count(result)
-        self._reporter.update(describe(self._tally))
+            result = await sender.send(self._batch.read(place), place)
+            self._output.append(result)
+            self._tally.count(result)
+            self._reporter.update(describe(self._tally))
 
     def _finish(self) -> None:
         """Sorts the results in the order of the requests, as vLLM does, and uploads them."""
-        self._output.keep(place.custom_id for place in self._batch.places)
-        self._destination.deliver()
+        self._output.sort(place.custom_id for place in self._batch.places)
+        if self._config.has_output_url:
+            _upload(self._output.path, self._config.output_file)
+            shutil.rmtree(self._output.path.parent)
 
     def _end(self, ending: Ending, exit_code: int) -> BatchOutcome:
         tally = self._tally
@@ -168,6 +176,8 @@ class _Run:
         text = f"{tally.num_total - tally.num_left} of {tally.num_total} requests are done, {failed} of them failed"
         if ending == "completed":
             self._reporter.note(f"{text}: {self._config.output_file}")
+        elif self._config.has_output_url:
+            self._reporter.note(f"{text}: the results are in {self._output.path}")
         else:
             self._reporter.note(f"{text}; run the same command again to continue")
         summary = {**tally.to_dict(ending), "output_file": self._config.output_file}
@@ -178,6 +188,16 @@ def default_flags(serve_words: Sequence[str]) -> tuple[str, ...]:
     """Flags of the embedded engine, with fewer log lines; none if the user chose another engine."""
     engine = ServeWords(serve_words).own.get("--engine") or env.VCLI_ENGINE.raw
     return _DEFAULTS if engine in (None, _EMBEDDED) else ()
+
+
+def _upload(path: Path, url: str) -> None:
+    with path.open("rb") as file:
+        headers = {"Content-Length": str(path.stat().st_size), "Content-Type": "application/jsonl"}
+        request = urllib.request.Request(url, data=file, headers=headers, method="PUT")
+        try:
+            urllib.request.urlopen(request, timeout=_UPLOAD_TIMEOUT_S).close()
+        except (HTTPException, OSError) as err:
+            raise ConnectionFailedError(f"{url} does not take the results ({err}).") from err
 
 
 def _check_reachable(server: Server) -> None:

@@ -95,7 +95,7 @@ answer is a line of OUTPUT with the same custom_id. Without --url, the command s
 socket and accepts every flag of `vllm-cli serve` (`--help=all`). With --url, it sends the requests to a running
 server, of this program or another one with the OpenAI API.
 
-Each answer is written to disk at once. The same command, run again, continues where the last run ended or was
+Each answer is written at once. The same command, run again, continues where the last run ended or was
 killed, and repeats no request. At the end the answers are in the order of the requests.
 
 \b
@@ -107,7 +107,7 @@ Examples:
   vllm-cli run-batch -i requests.jsonl -o answers.jsonl
   vllm-cli run-batch -i requests.jsonl -o answers.jsonl --model Qwen/Qwen3-0.6B --max-model-len 4k
   vllm-cli run-batch -i requests.jsonl -o answers.jsonl --url https://llm.example.org/v1 --max-concurrency 8
-  vllm-cli run-batch -i requests.jsonl -o answers.jsonl --retry-failed --fail-on-error --json > summary.json
+  vllm-cli run-batch -i requests.jsonl -o answers.jsonl --fail-on-error --json > summary.json
 
 Exit codes: 0 every request is done, and OUTPUT lists the failed ones, if any; 1 the server was lost or the disk is
 full, run it again to continue; 2 usage, or a file that is not a batch; 3 the server did not start; 5 with
@@ -147,7 +147,6 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
     metavar="SECONDS",
     help="How long one answer may take; then the request has failed. Unlimited if not given.",
 )
-@click.option("--retry-failed", "retries_failed", is_flag=True, help="Repeat requests that OUTPUT lists as failed.")
 @click.option(
     "--fail-on-error", "fails_on_error", is_flag=True, help="Exit with code 5 if OUTPUT lists a failed request."
 )

@@ -1,6 +1,5 @@
-"""Input and output files that `run-batch` rejects, repairs or locks."""
+"""Input and output files that `run-batch` rejects or repairs."""
 
-import fcntl
 import json
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def test_an_output_file_of_other_requests_is_rejected(tmp_path: Path) -> None:
     with open_input(str(write_lines(tmp_path / "in.jsonl", [request_line(0)]))) as batch:
         [place] = batch.places
     with OutputFile(tmp_path / "out.jsonl") as output:
-        output.append([answered(place, 200, b"{}")])
+        output.append(answered(place, 200, b"{}"))
         check_same_batch(output.path, output.recorded, {place.custom_id: place.id})
         with pytest.raises(InputError, match="1 requests that are not in the input: request-0"):
             check_same_batch(output.path, output.recorded, {})
@@ -80,25 +79,15 @@ def test_an_output_file_of_other_requests_is_rejected(tmp_path: Path) -> None:
             check_same_batch(output.path, output.recorded, {place.custom_id: "vllm-other"})
 
 
-def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
-    with OutputFile(tmp_path / "out.jsonl"), pytest.raises(InputError, match="is being written by another run"):
-        OutputFile(tmp_path / "out.jsonl")
-    with (tmp_path / "out.jsonl").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def test_an_incomplete_last_line_is_repaired_wherever_it_ends(tmp_path: Path) -> None:
-    """The line is removed, or completed if only the line break is missing."""
+def test_an_incomplete_last_line_is_removed_wherever_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     lines = [answered(LinePlace(name, f"vllm-{name}", 0, 0), 200, b'{"a": "\xc3\xa9"}').line for name in ("one", "two")]
     whole = b"".join(lines)
     for length in range(len(lines[0]) + 1, len(whole)):
         path.write_bytes(whole[:length])
         with OutputFile(path) as output:
-            names = list(output.recorded)
-        is_kept = length == len(whole) - 1
-        assert names == (["one", "two"] if is_kept else ["one"])
-        assert path.read_bytes() == (whole if is_kept else lines[0])
+            assert list(output.recorded) == ["one"]
+        assert path.read_bytes() == lines[0]
 
 
 @pytest.mark.parametrize(

@@ -80,12 +80,10 @@ def test_fail_on_error_exits_with_5_for_failed_requests(server, run_batch, tmp_p
     assert run_batch("--url", server.url, "--fail-on-error").returncode == 5
     assert run_batch("--url", server.url, "--fail-on-error").returncode == 5
     assert run_batch("--url", server.url).returncode == 0
-    server.decide = ok
-    assert run_batch("--url", server.url, "--fail-on-error", "--retry-failed").returncode == 0
-    assert server.asked == {"request-0": 1, "request-1": 2}
+    assert server.asked == {"request-0": 1, "request-1": 1}
 
 
-def test_a_second_run_sends_missing_requests_and_with_retry_failed_the_failed_ones(server, run_batch, tmp_path: Path):
+def test_a_second_run_sends_the_requests_without_a_line(server, run_batch, tmp_path: Path):
     server.decide = lambda body: error(400, "no") if body["prompt"] == "request-1" else ok(body)
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(3)])
     assert run_batch("--url", server.url).returncode == 0
@@ -95,7 +93,8 @@ def test_a_second_run_sends_missing_requests_and_with_retry_failed_the_failed_on
     assert (summary["skipped"], summary["skipped_failed"]) == (3, 1)
     assert server.asked == {f"request-{number}": 1 for number in range(4)}
     server.decide = ok
-    assert run_batch("--url", server.url, "--retry-failed").returncode == 0
+    write_lines(tmp_path / "out.jsonl", [line for line in read_lines(tmp_path / "out.jsonl") if not line["error"]])
+    assert run_batch("--url", server.url).returncode == 0
     assert server.asked == {"request-0": 1, "request-1": 2, "request-2": 1, "request-3": 1}
     lines = read_lines(tmp_path / "out.jsonl")
     assert [line["custom_id"] for line in lines] == [f"request-{number}" for number in range(4)]
@@ -265,7 +264,7 @@ def test_the_model_and_the_key_are_sent(server: BatchServer, run_batch, tmp_path
 
 
 def test_files_may_be_on_a_web_server(server: BatchServer, start_batch, tmp_path: Path):
-    """The last --input-file counts; the folder keeps the results until the upload."""
+    """The last --input-file counts; the folder keeps the results until the upload, and if it fails."""
     source = write_lines(tmp_path / "source.jsonl", [request_line(number) for number in range(3)])
     server.files["/in.jsonl"] = source.read_bytes()
     folder = tmp_path / "meanwhile"
@@ -277,17 +276,22 @@ def test_files_may_be_on_a_web_server(server: BatchServer, start_batch, tmp_path
     lines = [json.loads(line) for line in server.puts["/out.jsonl"].splitlines()]
     assert [line["custom_id"] for line in lines] == ["request-0", "request-1", "request-2"]
     assert list(folder.iterdir()) == []
+    process = start_batch(*words, "--output-file", "http://127.0.0.1:1/out.jsonl")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    (answers,) = folder.glob("*/answers.jsonl")
+    assert f"the results are in {answers}" in err
 
 
 def test_the_mode_of_the_output_is_kept(server: BatchServer, run_batch, tmp_path: Path):
     out = tmp_path / "out.jsonl"
     out.touch(0o600)
     out.chmod(0o600)
-    write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(9)])
-    server.decide = lambda body: error(400, "no") if body["prompt"] == "request-3" else ok(body)
+    write_lines(tmp_path / "in.jsonl", [request_line(number) for number in (0, 2)])
+    assert run_batch("--url", server.url, "--max-concurrency", "1").returncode == 0
+    write_lines(tmp_path / "in.jsonl", [request_line(number) for number in (2, 1, 0)])
     assert run_batch("--url", server.url).returncode == 0
-    server.decide = ok
-    assert run_batch("--url", server.url, "--retry-failed").returncode == 0
+    assert [line["custom_id"] for line in read_lines(out)] == ["request-2", "request-1", "request-0"]
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
