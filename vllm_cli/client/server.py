@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse, IncompleteRead
+from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 from typing import Any, Final, NamedTuple, TypeVar
 
 import click
@@ -49,7 +49,7 @@ class Answer(NamedTuple):
 
     status: int
     reason: str
-    headers: Mapping[str, str]
+    headers: HTTPMessage
     content: bytes
 
 

@@ -29,12 +29,11 @@ class GivenFlag:
     """`true` or `false` for a switch. The last value counts, except for lists."""
 
     @property
-    def words(self) -> list[str]:
-        """The flag as click parses it."""
-        name = self.flag.name
+    def value(self) -> str | bool | list[str]:
+        """What click converts."""
         if self.flag.shape is Shape.SWITCH:
-            return [name if self.values[-1] == "true" else self.flag.opposite]
-        return [f"{name}={value}" for value in self.values]
+            return self.values[-1] == "true"
+        return self.values if self.flag.shape is Shape.LIST else self.values[-1]
 
 
 @dataclass
@@ -63,11 +62,6 @@ class Arguments:
         """The value of a flag, None if it is not given."""
         given = self.flags.get(name)
         return given.values[-1] if given else None
-
-    def words_of(self, kind: type[Flag]) -> list[str]:
-        """The command line for click, with only the flags of one kind."""
-        words = [word for given in self.flags.values() if isinstance(given.flag, kind) for word in given.words]
-        return [*words, "--", *self.positionals]
 
 
 class _Parser:

@@ -1,4 +1,4 @@
-"""A supported flag as an option of click, which converts values and applies the order of precedence."""
+"""A supported flag as an option of click, which converts its values."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +9,7 @@ from click.shell_completion import CompletionItem
 
 from envs.registry import env
 from envs.variable import EnvError
+from vllm_cli.flags.arguments import Arguments
 from vllm_cli.flags.flag import Shape, SupportedFlag
 
 _MODELS: Final = ("--model", "--tokenizer")
@@ -17,7 +18,7 @@ _KINDS: Final = {"FILE": "file", "PATH": "file", "FOLDER": "dir"}
 
 
 class FlagOption(click.Option):
-    """Precedence: option, variable, file, default. `envs` reads the variable, not click."""
+    """A flag with its type, help and completion."""
 
     def __init__(self, flag: SupportedFlag) -> None:
         name = flag.name.removeprefix("--")
@@ -40,13 +41,15 @@ class FlagOption(click.Option):
             return [CompletionItem(incomplete, type=kind)]
         return super().shell_complete(ctx, incomplete)
 
-    def value_from_envvar(self, ctx: click.Context) -> Any:
-        """The variable's typed value, None if it is not set."""
-        variable = self.flag.variable
-        if variable is None or variable.raw is None:
-            return None
-        value = variable.get()
-        return (value,) if self.multiple else value
+    def find_value(self, given: Arguments, in_file: Arguments) -> Any:
+        """Precedence: option, variable, file; None if none of them has a value."""
+        name, variable = self.flag.name, self.flag.variable
+        if name in given.flags:
+            return given.flags[name].value
+        if variable is not None and variable.raw is not None:
+            value = variable.get()
+            return (value,) if self.multiple else value
+        return in_file.flags[name].value if name in in_file.flags else None
 
 
 _PREFIX: Final = "models--"

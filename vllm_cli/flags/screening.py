@@ -45,7 +45,7 @@ def _is_same(value: str, other: str) -> bool:
 
 def _spell(given: GivenFlag) -> str:
     if given.flag.shape is Shape.SWITCH:
-        return given.words[0]
+        return given.flag.name if given.value else given.flag.opposite
     return " ".join(hide_in_words((given.flag.name, *given.values)))
 
 

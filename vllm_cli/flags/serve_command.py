@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import click
-from click.core import ParameterSource
 
 from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
 from envs.variable import EnvError
@@ -50,12 +49,12 @@ class SeveralModels(NamedTuple):
 
 
 class ServeCommand(click.Command):
-    """Accepts every flag of `vllm serve`; click itself parses only the supported ones."""
+    """Accepts every flag of `vllm serve`; click converts and completes the supported ones."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Precedence: options, variables, `--config`, defaults."""
         if ctx.resilient_parsing:  # shell completion: no checks, no output
-            return super().parse_args(ctx, _words_so_far(args))
+            return super().parse_args(ctx, args)
         ctx.meta[WORDS] = tuple(args)
         if has_several_models(args):
             return self._parse_several(ctx, args)
@@ -76,12 +75,11 @@ class ServeCommand(click.Command):
         config_path = given.last_value(CONFIG.name)
         in_file = read_config_file(Path(config_path)) if config_path else Arguments()
         log_format = _screen(args, given, in_file, is_quiet=IS_QUIET in ctx.meta)
-        ctx.default_map = _defaults(in_file)
-        rest = super().parse_args(ctx, given.words_of(SupportedFlag))
-        ctx.meta[CONFIG_OF_START] = build_startup_config(_given_settings(ctx))
+        ctx.params = self._settings(ctx, given, in_file)
+        ctx.meta[CONFIG_OF_START] = build_startup_config(ctx.params)
         if IS_QUIET not in ctx.meta:
             show_notices(notices((in_file.flags | given.flags).values()), log_format)  # of values that are valid
-        return rest
+        return []
 
     def _parse_several(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Reads the router's own flags; those of models are checked with each model."""
@@ -91,8 +89,8 @@ class ServeCommand(click.Command):
         _raise_all(validate_all())
         words = split_router_words(args)
         given = Arguments.parse(words.own)
-        rest = super().parse_args(ctx, given.words_of(SupportedFlag))
-        config = build_startup_config(_given_settings(ctx))
+        ctx.params = self._settings(ctx, given, Arguments())
+        config = build_startup_config(ctx.params)
         if not words.models and config.several.models is None:
             raise InputError("--models must name a file.")
         if config.standby == "require":
@@ -102,7 +100,19 @@ class ServeCommand(click.Command):
         secrets = secret_notices(args, has_key_file=True)
         empty = empty_key_notices(given.flags.values())
         show_notices((*_unknown_variables(), *secrets, *empty), config.log_format)
-        return rest
+        return []
+
+    def _settings(self, ctx: click.Context, given: Arguments, in_file: Arguments) -> dict[str, Any]:
+        """The values of flags, variables and file, converted; those that are not given are left out."""
+        if len(given.positionals) > 1:
+            raise click.UsageError(f"Got unexpected extra arguments ({' '.join(given.positionals[1:])})", ctx)
+        settings = {}
+        for option in self.params:
+            if isinstance(option, FlagOption) and (value := option.find_value(given, in_file)) is not None:
+                settings[option.flag.parameter] = option.type_cast_value(ctx, value)
+        if given.positionals and given.positionals[0]:
+            settings["model"] = given.positionals[0]
+        return settings
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The supported flags; `--help=all` shows the rest."""
@@ -122,25 +132,6 @@ _MODEL: Final = click.Argument(["model_tag"], required=False, metavar="[MODEL]",
 def serve_parameters() -> list[click.Parameter]:
     """MODEL and the supported flags."""
     return [_MODEL, *map(FlagOption, SUPPORTED)]
-
-
-def _given_settings(ctx: click.Context) -> dict[str, Any]:
-    """Values from flags, variables and file, without click's own defaults; MODEL is `model`."""
-    settings = {
-        name: value
-        for name, value in ctx.params.items()
-        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
-    if model := settings.pop("model_tag", None):
-        settings["model"] = model
-    return settings
-
-
-def _words_so_far(args: Sequence[str]) -> list[str]:
-    try:
-        return Arguments.parse(args).words_of(SupportedFlag)
-    except InputError:
-        return []
 
 
 def _raise_all(errors: Iterable[EnvError]) -> None:
@@ -184,18 +175,6 @@ def _screen(words: Sequence[str], given: Arguments, in_file: Arguments, *, is_qu
         secrets = secret_notices(words, has_key_file=True)
         show_notices((*_unknown_variables(), *secrets, *empty_key_notices(flags)), log_format)
     return log_format
-
-
-def _defaults(in_file: Arguments) -> dict[str, Any]:
-    defaults: dict[str, Any] = {}
-    for given in in_file.flags.values():
-        if given.flag.shape is Shape.SWITCH:
-            defaults[given.flag.parameter] = given.values[-1] == "true"
-        elif given.flag.shape is Shape.LIST:
-            defaults[given.flag.parameter] = given.values
-        else:
-            defaults[given.flag.parameter] = given.values[-1]
-    return defaults
 
 
 def build_startup_config(settings: Mapping[str, Any]) -> StartupConfig:

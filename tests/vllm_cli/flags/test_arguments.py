@@ -6,7 +6,6 @@ import pytest
 
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
-from vllm_cli.flags.flag import SupportedFlag
 
 
 def values_of(*words: str) -> dict[str, list[str]]:
@@ -97,11 +96,3 @@ def test_dotted_lists_are_extended() -> None:
 def test_dotted_keys_after_invalid_json_are_an_error() -> None:
     with pytest.raises(InputError, match="--default-chat-template-kwargs: '{' is not JSON"):
         Arguments.parse(["--default-chat-template-kwargs", "{", "--default-chat-template-kwargs.a", "1"])
-
-
-def test_click_gets_only_the_supported_flags() -> None:
-    arguments = Arguments.parse(
-        ["m", "--enforce-eager", "--no-allow-credentials", "--port", "1", "--api-key", "a", "b"]
-    )
-    expected = ["--no-allow-credentials", "--port=1", "--api-key=a", "--api-key=b", "--", "m"]
-    assert arguments.words_of(SupportedFlag) == expected
