@@ -14,7 +14,7 @@ import pytest
 
 from tests.standby_process import OFF, StandbyProcess
 
-pytest_plugins = ("tests.cpu_costs", "tests.tiers", "tests.machine_lock", "pytester")
+pytest_plugins = ("tests.tiers", "pytester")
 
 _SETTLE_S = 60.0
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()

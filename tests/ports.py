@@ -1,10 +1,10 @@
 """Free ports for servers in other processes that cannot use port 0."""
 
+import os
 import socket
 
 import pytest
 
-from tests.machine_lock import worker_number
 from vllm_cli.bench.target import find_free_port, list_server_ports
 
 _SHARES = 8
@@ -24,4 +24,5 @@ needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv
 
 def free_port() -> int:
     """A port that no process uses and the kernel assigns to none; each test worker takes other ones."""
-    return find_free_port(list_server_ports()[worker_number() % _SHARES :: _SHARES])
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return find_free_port(list_server_ports()[worker % _SHARES :: _SHARES])

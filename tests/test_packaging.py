@@ -34,6 +34,15 @@ def test_the_wheel_holds_every_package_and_no_test() -> None:
     assert set(find_packages(str(ROOT), include=include)) == folders
 
 
+@pytest.mark.parametrize("extra", ["", "embedded", "dev"])
+def test_every_dependency_of_the_project_is_pinned(extra: str) -> None:
+    project = _project()["project"]
+    wanted = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    names = {Requirement(word).name.lower() for word in wanted}
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert names <= pinned
+
+
 def test_the_check_for_the_embedded_engine_covers_the_extra() -> None:
     project = _project()["project"]
     base, extra = (
