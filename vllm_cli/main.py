@@ -29,9 +29,7 @@ _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 COMMANDS: Final = (
     CommandEntry("serve", "vllm_cli.commands.serve:serve", "Serve a model with the OpenAI API."),
     CommandEntry("chat", "vllm_cli.commands.chat:chat", "Chat with a model on a running server."),
-    CommandEntry(
-        "complete", "vllm_cli.commands.complete:complete", "Complete a text with a model on a running server."
-    ),
+    CommandEntry("complete", "vllm_cli.commands.chat:complete", "Complete a text with a model on a running server."),
     CommandEntry("run-batch", "vllm_cli.commands.run_batch:run_batch", "Answer a file of requests; can be resumed."),
     CommandEntry("wait", "vllm_cli.commands.wait:wait", "Wait until a server is ready, and show its phase."),
     CommandEntry("load", "vllm_cli.commands.load:load", "Start one model of a server that has several."),

@@ -17,16 +17,32 @@ from startup.caches import BYTECODE, CACHE, MANIFEST, OFF, OWN, PAGES, PREFIX, H
 from startup.hooks.hook import uses
 from startup.prefetch.survey import FileRanges, whole_file, write_pages
 from startup.timeline.subject import installed_versions
+from startup.vllm.launch.baked_caches import FOR_ANY_HARDWARE
 from vllm_cli.bake.mapped_pages import used_pages
-from vllm_cli.bake.no_start import bake_imports, why_no_start
-from vllm_cli.bake.parts import BYTECODES, COMPILED, NO_START, Part, parts_of
-from vllm_cli.bake.start import ask, wait_ready, wait_saved
+from vllm_cli.bake.start import ask, bake_imports, wait_ready, wait_saved, why_no_start
 from vllm_cli.bake.subject import Subject, has_own_bytecode, subject_of, without_addresses
 from vllm_cli.client.reporter import Reporter
 from vllm_cli.errors import InputError
 from vllm_cli.flags.secret_flags import secrets_as_variables
 from vllm_cli.private_server import start_private_server
 
+HISTORY: Final = "start history"
+PROFILES: Final = "preload profile"
+SCANS: Final = "package scan"
+IMPORTS: Final = "import file"
+INSPECTIONS: Final = "model inspection"
+COMPILED: Final = "compile caches"
+BYTECODES: Final = "bytecode"
+READ_PAGES: Final = "pages to prefetch"
+NO_START: Final = "a start with a request"
+
+_OWN_PARTS: Final = {
+    HISTORY: "history.jsonl",
+    PROFILES: "preload/*.json",
+    SCANS: "imports/*.json",
+    IMPORTS: "imports/*.code",
+}
+"""Patterns of files."""
 _TEMPORARY: Final = ("*.lock", "standby", "baked.json", "imports/*.missed")
 _IMPORT_FILES: Final = "imports/*.code"
 
@@ -41,6 +57,24 @@ class BakeConfig:
     timeout_s: float
     no_start: bool = False
     """Whether vLLM is only imported."""
+
+
+class Part(NamedTuple):
+    """One part of a baked folder."""
+
+    name: str
+    paths: tuple[Path, ...]
+
+    @property
+    def files(self) -> list[Path]:
+        """Its files; none if it is missing."""
+        found = (file for path in self.paths for file in ((path,) if path.is_file() else sorted(path.rglob("*"))))
+        return [file for file in found if file.is_file()]
+
+    @property
+    def num_bytes(self) -> int:
+        """The files' sizes."""
+        return sum(file.stat().st_size for file in self.files)
 
 
 class BakeResult(NamedTuple):
@@ -75,12 +109,24 @@ def run_bake(config: BakeConfig) -> BakeResult:
         if subject.model is None:  # the start has downloaded it
             subject = subject_of(words)
         _finish_reads(folder, pages, subject.model)
-        if not any(part.files for part in parts_of(folder) if part.name == COMPILED):
+        if not any(part.files for part in _parts_of(folder) if part.name == COMPILED):
             left_out[COMPILED] = "nothing was compiled"
         manifest = _describe(words, subject, left_out)
         manifest.save(folder)
-    parts = tuple(part for part in parts_of(config.output) if part.files)
+    parts = tuple(part for part in _parts_of(config.output) if part.files)
     return BakeResult(manifest, parts, time.monotonic() - begin_s)
+
+
+def _parts_of(folder: Path) -> Iterator[Part]:
+    """All parts, also those that are missing."""
+    cache = folder / CACHE
+    for name, pattern in _OWN_PARTS.items():
+        yield Part(name, tuple(sorted((cache / OWN).glob(pattern))))
+    yield Part(INSPECTIONS, tuple(cache / name for name in FOR_ANY_HARDWARE))
+    others = cache.iterdir() if cache.is_dir() else ()
+    yield Part(COMPILED, tuple(sorted(path for path in others if path.name not in (OWN, *FOR_ANY_HARDWARE))))
+    yield Part(BYTECODES, (folder / BYTECODE,))
+    yield Part(READ_PAGES, (folder / PAGES,))
 
 
 def _start(

@@ -1,18 +1,35 @@
-"""One start of the server while an image is built: it answers a request and is stopped."""
+"""One start of the server while an image is built: it answers a request and is stopped.
 
+Where the GPU that vLLM is built for is not there, vLLM is only imported.
+"""
+
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+from envs import foreign
+from startup.engine.torch_environment import has_gpu
 from startup.errors import StartupError
+from startup.serve_words import ServeWords
+from startup.vllm.command_line import CommandLine
+from startup.vllm.installed import require_vllm
+from startup.vllm.launch.shared_imports import learn_imports
+from vllm_cli.bake.subject import Subject
 from vllm_cli.client.reporter import Reporter
 from vllm_cli.client.server import Server
 from vllm_cli.client.waiting import Readiness
-from vllm_cli.errors import ConnectionFailedError
+from vllm_cli.errors import ConnectionFailedError, InputError
+from vllm_cli.flags.engine_choice import choose_engine
 from vllm_cli.private_server import PrivateServer
 from vllm_cli.supervised_command import CommandEndedError
 
+_OTHER_PLATFORMS: Final = ("cpu", "rocm", "xpu", "tpu", "gaudi", "neuron")
+"""Local parts of vLLM's version; builds for CUDA have none, or `cu` and a number."""
+_LOG_LINES: Final = 20
 _POLL_S: Final = 0.1
 _REQUEST_TIMEOUT_S: Final = 300.0
 _SAVED_TIMEOUT_S: Final = 60.0
@@ -67,3 +84,33 @@ def wait_saved(server: PrivateServer, is_saved: Callable[[], bool]) -> None:
         except CommandEndedError as err:
             raise StartupError(err.message) from err
         time.sleep(_POLL_S)
+
+
+def why_no_start(subject: Subject) -> str | None:
+    """Why the server cannot start on this machine; None if it can be tried."""
+    if subject.engine != "vllm":
+        return None
+    vllm = require_vllm()
+    local = vllm.version.partition("+")[2]
+    if vllm.is_for_cpu or local.startswith(_OTHER_PLATFORMS) or has_gpu():
+        return None
+    return f"vLLM {vllm.version} is built for CUDA, and there is no GPU here"
+
+
+def bake_imports(words: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Raises StartupError with vLLM's own error if it cannot be imported."""
+    if choose_engine(words) != "vllm":
+        raise InputError("--no-start is for --engine vllm; the embedded engine also runs without a GPU.")
+    line = CommandLine.of(ServeWords(words).engine_words)
+    with TemporaryDirectory(prefix="vllm-cli-bake-") as folder:
+        try:
+            learn_imports(
+                require_vllm(),
+                line.words,
+                line.model_folder,
+                folder=Path(folder),
+                environment={**foreign.snapshot(), **environment},
+            )
+        except subprocess.CalledProcessError as err:
+            lines = "\n".join(f"  {line}" for line in err.stderr.splitlines()[-_LOG_LINES:])
+            raise StartupError(f"vLLM cannot be imported\n{lines}") from err

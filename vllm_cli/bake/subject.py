@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from startup.model.file_plan import plan_files
-from vllm_cli.flags.model_request import request_of
 from vllm_cli.flags.secret_flags import without_flags
+from vllm_cli.flags.serve_command import request_of
 
 _LEAST_SHARE: Final = 0.5
 """Share of a folder's modules that must be compiled; some never are, and this program has compiled a few."""

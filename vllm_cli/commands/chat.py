@@ -1,12 +1,13 @@
-"""`vllm-cli chat`: a conversation with a model on a running server."""
+"""`vllm-cli chat` and `vllm-cli complete`: requests to a model on a running server, typed by a user."""
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from vllm_cli.client.dialogue import CLEAR, EXIT, Answer, Dialogue, dialogue_options, input_lines
 
-_PATH = "/v1/chat/completions"
+_CHAT: Final = "/v1/chat/completions"
+_COMPLETIONS: Final = "/v1/completions"
 
 Message = dict[str, str]
 
@@ -34,7 +35,31 @@ def chat(*, system_prompt: str | None, quick: str | None, **options: Any) -> Non
     if quick is None:
         _converse(dialogue, beginning)
     else:
-        dialogue.ask(_PATH, {"messages": [*beginning, _message("user", quick)]}, Answer())
+        dialogue.ask(_CHAT, {"messages": [*beginning, _message("user", quick)]}, Answer())
+
+
+@click.command()
+@dialogue_options
+@click.option("-q", "--quick", metavar="PROMPT", help="Complete one prompt, print the text and exit.")
+def complete(*, quick: str | None, **options: Any) -> None:
+    """Complete a text with a model on a running server.
+
+    /exit exits. Ctrl-C stops a text; between texts it exits.
+
+    \b
+    Examples:
+      vllm-cli complete
+      vllm-cli complete --max-tokens 32 --temperature 0 --quick "The capital of France is"
+      vllm-cli complete --url unix:/run/vllm.sock --temperature 0 --quick "Hi" --stats
+
+    Exit codes: 0 answered, or /exit; 1 no response, or the request was rejected; 2 usage; 130 Ctrl-C.
+    """
+    dialogue = Dialogue(options)
+    if quick is not None:
+        dialogue.ask(_COMPLETIONS, {"prompt": quick}, Answer())
+        return
+    for line in input_lines(f"Completing with {dialogue.model}; {EXIT} exits, Ctrl-C stops a text."):
+        dialogue.ask_interruptibly(_COMPLETIONS, {"prompt": line})
 
 
 def _converse(dialogue: Dialogue, beginning: list[Message]) -> None:
@@ -46,7 +71,7 @@ def _converse(dialogue: Dialogue, beginning: list[Message]) -> None:
             history = list(beginning)
             continue
         question = _message("user", line)
-        answer = dialogue.ask_interruptibly(_PATH, {"messages": [*history, question]})
+        answer = dialogue.ask_interruptibly(_CHAT, {"messages": [*history, question]})
         if answer and answer.text:
             history += [question, _message("assistant", answer.text)]
 

@@ -21,8 +21,8 @@ from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.timeline.live_line import LiveLine, draw_bar
 from vllm_cli.client.reporter import Reporter
 from vllm_cli.errors import InputError
-from vllm_cli.flags.model_request import request_of
 from vllm_cli.flags.option import complete_model
+from vllm_cli.flags.serve_command import request_of
 
 _DEFAULTS: Final = PrefetchOptions()
 _PROGRESS_S: Final = 0.1

@@ -5,8 +5,7 @@ import json
 import click
 
 from startup.logs.formatters import escape_controls
-from vllm_cli.client.router_status import RouterModel
-from vllm_cli.client.running_servers import RunningServer, RunningStandby, find_servers, find_standbys
+from vllm_cli.client.running_servers import RouterModel, RunningServer, RunningStandby, find_servers, find_standbys
 from vllm_cli.text_table import align
 
 

@@ -10,6 +10,7 @@ import click
 from envs.registry import OWN_PREFIX, env, unknown_variables, validate_all
 from envs.variable import EnvError
 from startup.config import DEFAULT_MODEL_ID, StartupConfig
+from startup.model.request import ModelRequest
 from startup.serve_words import LAUNCHER_FLAGS, has_several_models, help_topic, is_flag_like, split
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
@@ -132,6 +133,27 @@ _MODEL: Final = click.Argument(["model_tag"], required=False, metavar="[MODEL]",
 def serve_parameters() -> list[click.Parameter]:
     """MODEL and the supported flags."""
     return [_MODEL, *map(FlagOption, SUPPORTED)]
+
+
+def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
+    """What `vllm-cli serve` with these words reads, for commands that take serve's flags.
+
+    Args:
+        words: MODEL and flags, of either engine.
+        command: the name in usage errors.
+
+    Raises:
+        ClickException: `serve` would reject the words.
+    """
+    serve = ServeCommand(name="serve", params=serve_parameters())
+    with serve.make_context(command, list(words)) as ctx:
+        if SEVERAL_MODELS in ctx.meta:
+            raise InputError(f"{command} is for one model: name one of them.")
+        if (options := ctx.meta.get(VLLM)) is not None:
+            from startup.vllm.command_line import CommandLine
+
+            return CommandLine.of(options.words).request
+        return ModelRequest.of_start(ctx.meta[CONFIG_OF_START])
 
 
 def _raise_all(errors: Iterable[EnvError]) -> None:

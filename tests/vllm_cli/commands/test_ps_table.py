@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cli.client.router_status import describe, parse_models
-from vllm_cli.client.running_servers import RunningServer
+from vllm_cli.client.running_servers import RunningServer, describe, parse_models
 from vllm_cli.commands.ps import _table
 
 _SERVER = RunningServer(
