@@ -63,10 +63,10 @@ bench: $(DEFAULT_MODEL)
 	@exec $(BIN)/vllm-cli bench serve --cmd "$(BIN)/vllm-cli serve" $(ARGS)
 
 test: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(call run,not slow and not thorough)
+	$(call run,not slow and (smoke or not thorough))
 
 test-thorough: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(call run,thorough and not slow,$(WITH_TOOLS))
+	$(call run,thorough and not slow and not smoke,$(WITH_TOOLS))
 
 test-all: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(call run,not slow,$(WITH_TOOLS))

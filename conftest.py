@@ -14,8 +14,6 @@ import pytest
 
 from tests.standby_process import OFF, StandbyProcess
 
-pytest_plugins = ("tests.tiers", "pytester")
-
 _SETTLE_S = 60.0
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
 _SHARED_PROCESSES = ("resource_tracker", "forkserver")

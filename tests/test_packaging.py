@@ -52,6 +52,7 @@ def test_the_check_for_the_embedded_engine_covers_the_extra() -> None:
     assert {name.replace("-", "_") for name in extra - base - {"oss-harmony"}} == set(MODULES)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "words", [[], ["--engine", "embedded"], ["--preflight-only"]], ids=["auto", "named", "preflight"]
 )
@@ -63,12 +64,14 @@ def test_without_the_extra_serve_names_it_in_one_line(words: list[str], base: Ba
     assert _EXTRA in line
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", [entry.name for entry in COMMANDS])
 def test_without_the_extra_every_command_explains_itself(command: str, base: BaseEnvironment) -> None:
     done = base.run(command, "--help")
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("words", "exit_code"),
     [
@@ -89,6 +92,7 @@ def test_without_the_extra_other_commands_work(words: list[str], exit_code: int,
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough
 def test_another_distribution_with_a_package_of_our_name_is_reported_in_one_line(tmp_path: Path) -> None:
     environment = BaseEnvironment(tmp_path)
     (environment.site_packages / "vllm_cli-0.2.5.dist-info").mkdir()

@@ -13,7 +13,7 @@ from tests.server.engine.features.vlm_reference import expected_answer, image_me
 from tests.server.engine.pooling.small_pooling import hidden_states, unit
 from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 
-pytestmark = pytest.mark.cuda
+pytestmark = [pytest.mark.cuda, pytest.mark.thorough]
 
 _NUM_TOKENS = 12
 

@@ -24,6 +24,7 @@ def arguments(llama_folder: Path) -> list[str]:
     return [str(llama_folder), "--served-model-name", "tiny", "--max-num-seqs", "8"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", START_METHODS)
 def test_only_the_engine_initializes_cuda(arguments: list[str], method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
@@ -32,6 +33,7 @@ def test_only_the_engine_initializes_cuda(arguments: list[str], method: str, mon
         assert [process for process in server.family() if uses_cuda(process)] == [wait_process(server, "engine")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", START_METHODS)
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
 def test_memory_is_freed_when_the_server_ends(
@@ -48,6 +50,7 @@ def test_memory_is_freed_when_the_server_ends(
     wait_until(lambda: used_mib() < before + _CONTEXT_MIB)
 
 
+@pytest.mark.thorough
 def test_with_a_hidden_gpu_the_engine_runs_on_the_cpu(arguments: list[str]) -> None:
     with ServerProcess(arguments, environment={"CUDA_VISIBLE_DEVICES": ""}) as server:
         assert server.complete(max_tokens=2) == 200

@@ -14,7 +14,7 @@ from tests.cuda.gpu import DEVICE
 from tests.e2e.server_process import ServerProcess
 from tests.server.engine.tiny_models import greedy_outputs
 
-pytestmark = pytest.mark.cuda
+pytestmark = [pytest.mark.cuda, pytest.mark.thorough]
 
 _NUM_TOKENS = 24
 _PROMPTS = ["Paris", "Once upon a time there was", "x", "All that is gold does not glitter, " * 7]

@@ -12,6 +12,8 @@ from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.startup.vllm.fake_start import FakeStart, environment
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("name", [name for name in STARTS if name not in STARTS_OF_VLLM])
 def test_it_serves_its_models_to_clients_with_the_key(name: str, root: ContainerRoot) -> None:
@@ -38,7 +40,6 @@ def test_it_starts_vllm(name: str, root: ContainerRoot) -> None:
         assert start.end() == 0, start.text
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if "vllm-cli serve" in example.script])
 def test_what_an_example_starts_passes_the_preflight(name: str, root: ContainerRoot) -> None:
     example = EXAMPLES[name]

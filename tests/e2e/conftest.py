@@ -21,6 +21,13 @@ class StartServer(Protocol):
     ) -> AbstractContextManager[ServerProcess]: ...
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks all tests here as thorough; those marked smoke stay in `make test`."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.thorough)
+
+
 def _starter(model: Path) -> StartServer:
     def start(
         *arguments: str, wait: bool = True, environment: Mapping[str, str] | None = None

@@ -15,7 +15,6 @@ from tests.e2e.server_process import ServerProcess
 from tests.page_cache import evict
 
 pytestmark = [
-    pytest.mark.thorough,
     pytest.mark.alone,  # evicts files, which takes long while others read
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount"),
 ]

@@ -15,8 +15,6 @@ from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.thorough
-
 
 @pytest.fixture
 def hub(tiny_llama: Path) -> Iterator[HubServer]:

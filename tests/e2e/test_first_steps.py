@@ -18,7 +18,6 @@ _STOP = "vllm-cli stop 8000\n"
 _LIMIT_S = 300
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("title", ["Serve a model and chat with it", "Start in a fraction of a second"])
 def test_the_commands_of_a_section_work(title: str, tmp_path: Path) -> None:
     request = _commands(_ROOT / "README.md", "Use")

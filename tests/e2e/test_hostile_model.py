@@ -8,8 +8,6 @@ import pytest
 from tests.cli import run_cli
 from tests.hostile.checkpoints import pickles, write_code
 
-pytestmark = pytest.mark.thorough
-
 SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 

@@ -26,8 +26,6 @@ from tests.processes import assert_gone
 from tests.tiers import slow_but_for
 from tests.waiting import is_gone, wait_until
 
-pytestmark = pytest.mark.thorough
-
 _ENGINE = ("--engine", "embedded", "--max-model-len", "256", "--idle-stop")
 _BODY = {"prompt": "a", "max_tokens": 2}
 _PROBES = ("/health", "/ping", "/livez", "/readyz", "/readyz?model", "/metrics", "/v1/models", "/", "/status.json")

@@ -89,6 +89,7 @@ EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "complete": {0, 1}, "wait": {0, 1
               "bench serve": {0, 1, 3}}  # fmt: skip
 
 
+@pytest.mark.smoke
 def test_every_command_is_run() -> None:
     found = {
         name

@@ -13,8 +13,6 @@ from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.thorough
-
 PROMPT = "Foxes, hens and 3 other animals lived by the river. " * 5
 FLAGS = ("--log-format", "json", "--enable-log-requests", "--disable-access-log-for-endpoints", "/health, /metrics")
 

@@ -25,6 +25,7 @@ def _imported(folder: Path) -> list[str]:
     return [name for name in _NAMES if (folder / name).exists()]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "command",
     [[str(Path(sys.executable).with_name("vllm-cli"))], [sys.executable, "-m", "vllm_cli"]],

@@ -105,7 +105,6 @@ def test_only_the_api_process_acts_on_signals_to_the_process_group(start_tiny_se
         assert "Traceback" not in server.log
 
 
-@pytest.mark.thorough
 def test_ctrl_c_while_the_command_is_imported_prints_no_traceback(tmp_path: Path) -> None:
     importing = StopPoint(tmp_path, "import", "click._compat", signal_number=signal.SIGINT)
     done = run_cli("env", environment=importing.environment)

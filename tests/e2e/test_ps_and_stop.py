@@ -150,7 +150,6 @@ def test_port_of_two_servers_stops_neither(start_tiny_server: Any) -> None:
         assert first.process.poll() is None
 
 
-@pytest.mark.thorough
 def test_number_without_a_server_is_an_error() -> None:
     run = run_cli("stop", 4_200_000_000)
     assert run.returncode == 1

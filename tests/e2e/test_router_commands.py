@@ -13,8 +13,6 @@ from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.waiting import is_gone, wait_until
 
-pytestmark = pytest.mark.thorough
-
 
 @pytest.fixture(scope="module")
 def words(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:

@@ -10,8 +10,6 @@ import pytest
 from tests.cli import CLI, run_cli
 from tests.waiting import is_gone, wait_until
 
-pytestmark = pytest.mark.thorough
-
 _NUM_SHORT, _NUM_LONG = 4, 8
 
 

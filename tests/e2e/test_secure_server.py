@@ -16,7 +16,7 @@ from tests.e2e.process_tree import for_each_process
 from tests.e2e.server_process import ServerProcess
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.thorough, needs_openssl]
+pytestmark = needs_openssl
 
 ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 

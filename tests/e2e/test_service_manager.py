@@ -7,14 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.http_answer import ask
 from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
 from tests.waiting import wait_until
-
-pytestmark = pytest.mark.thorough
 
 _EXEC = """
 import os, sys

@@ -131,6 +131,7 @@ def test_start_that_exceeds_its_timeout_ends_with_its_phase_and_stacks(start_ser
         assert "Thread 0x" in server.log
 
 
+@pytest.mark.smoke
 def test_preflight_reports_all_faults_at_once_before_heavy_imports(tmp_path: Path, model_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

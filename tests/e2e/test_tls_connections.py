@@ -12,7 +12,7 @@ from tests.e2e.raw_client import RawAnswer, RawClient, request_bytes
 from tests.e2e.server_process import ServerProcess
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.thorough, needs_openssl]
+pytestmark = needs_openssl
 
 MAX_CONNECTIONS = 40
 GET = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -237,7 +237,6 @@ def test_ctrl_c_does_not_reach_a_background_command_of_a_script(warm: dict[str, 
     assert shell.returncode == 0
 
 
-@pytest.mark.thorough
 def test_the_terminal_shows_progress_in_its_width(job: _Job) -> None:
     """A warm start of this model ends before the first line is due."""
     with Shell({"VCLI_STANDBY": "off"}, num_columns=60) as shell:

@@ -109,7 +109,6 @@ def test_an_edited_source_of_the_launcher_is_imported_again(tiny_llama: Path, tm
         assert "the folder of this program differs" in error
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("is_detached", [False, True], ids=["foreground", "detached"])
 def test_a_standby_started_in_a_source_tree_runs_the_installed_program(
     is_detached: bool, tiny_llama: Path, tmp_path: Path

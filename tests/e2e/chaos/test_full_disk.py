@@ -18,8 +18,6 @@ from tests.ports import free_port
 from tests.startup.vllm.fake_start import ROOT, command, environment
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.thorough
-
 _ENDS_S = 200.0
 _NUM_REQUESTS = 40
 _APPEND_LOG = ("sh", "-c", 'exec "$@" >>"$0" 2>&1')

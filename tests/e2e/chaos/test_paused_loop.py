@@ -21,8 +21,6 @@ from server.limits import LimitsConfig
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
 
-pytestmark = pytest.mark.thorough
-
 _TIMEOUT_S = 1
 _PAUSE_S = 2.0
 _ANSWER_S = 60.0

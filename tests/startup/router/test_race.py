@@ -6,10 +6,13 @@ import random
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from envs.registry import env
 from tests.startup.router.router_process import RouterProcess, embedded
 from tests.waiting import wait_until
+
+pytestmark = pytest.mark.thorough
 
 _PROMPTS = ("Once", "upon a time", "there was", "a port", "with many models")
 _NUM_REQUESTS = 500

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
+import pytest
 
 from envs.registry import env
 from tests.e2e.stream_reader import StreamReader
@@ -17,6 +18,8 @@ from tests.http_answer import Answer, ask
 from tests.processes import GONE_S, assert_gone
 from tests.startup.router.router_process import RouterProcess, embedded, foreign
 from tests.waiting import is_gone, wait_until
+
+pytestmark = pytest.mark.thorough
 
 _ONE = ("--max-running", "1")
 

@@ -20,6 +20,8 @@ from tests.processes import GONE_S
 from tests.startup.router.router_process import RouterProcess, foreign
 from tests.waiting import wait_listening, wait_until
 
+pytestmark = pytest.mark.thorough
+
 
 @needs_openssl
 def test_a_renewed_certificate_counts_for_new_connections(tmp_path: Path) -> None:
@@ -83,7 +85,6 @@ def test_a_port_in_use_is_an_error_and_leaves_no_folder(tmp_path: Path) -> None:
         assert not list(Path(short).glob("vllm-cli-router-*"))
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
 def test_models_of_the_command_line_end_by_signals_that_end_a_server(
     number: signal.Signals, tiny_llama: Path, tmp_path: Path

@@ -108,6 +108,7 @@ def _send_random(connection: socket.socket, rng: random.Random) -> None:
             os.close(fd)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("num_requests", _MANY)
 def test_a_template_survives_any_request(num_requests: int, standby: StandbyProcess, tiny_llama: Path) -> None:
     template = standby.template()
@@ -134,6 +135,7 @@ def test_a_template_survives_any_request(num_requests: int, standby: StandbyProc
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 def test_the_control_socket_survives_any_request(standby: StandbyProcess) -> None:
     rng = random.Random(0)
     num_fds = psutil.Process(standby.process.pid).num_fds()

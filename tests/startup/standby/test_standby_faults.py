@@ -94,10 +94,12 @@ def _wait_warm(standby: StandbyProcess, model: Path) -> None:
     wait_until(lambda: _ask(standby, model).exit_code == 0)
 
 
+@pytest.mark.thorough
 def test_a_start_with_a_working_standby_is_warm(standby: StandbyProcess, tiny_llama: Path) -> None:
     _wait_warm(standby, tiny_llama)
 
 
+@pytest.mark.thorough
 def test_a_stopped_template_leads_to_a_cold_start(standby: StandbyProcess, tiny_llama: Path) -> None:
     with stopped(standby.template().pid):
         assert "does not answer in 40 ms" in _why_cold(standby, tiny_llama)
@@ -105,11 +107,13 @@ def test_a_stopped_template_leads_to_a_cold_start(standby: StandbyProcess, tiny_
     standby.wait_no_server()
 
 
+@pytest.mark.thorough
 def test_a_stopped_standby_does_not_matter_to_its_template(standby: StandbyProcess, tiny_llama: Path) -> None:
     with stopped(standby.process.pid):
         _wait_warm(standby, tiny_llama)
 
 
+@pytest.mark.thorough
 def test_a_template_that_imports_is_not_waited_for(tiny_llama: Path) -> None:
     with StandbyProcess(is_awaited=False) as starting:
         asked = _ask(starting, tiny_llama)
@@ -119,6 +123,7 @@ def test_a_template_that_imports_is_not_waited_for(tiny_llama: Path) -> None:
         _wait_warm(starting, tiny_llama)
 
 
+@pytest.mark.thorough
 def test_leftover_sockets_of_a_killed_standby(tiny_llama: Path) -> None:
     with StandbyProcess() as killed:
         template = killed.template()
@@ -131,6 +136,7 @@ def test_leftover_sockets_of_a_killed_standby(tiny_llama: Path) -> None:
         _wait_warm(killed, tiny_llama)
 
 
+@pytest.mark.thorough
 def test_no_standby_at_all(tmp_path: Path, standby: StandbyProcess) -> None:
     asked = _ask(standby, extra={"XDG_RUNTIME_DIR": str(tmp_path)})
     assert asked.exit_code is None
@@ -138,6 +144,7 @@ def test_no_standby_at_all(tmp_path: Path, standby: StandbyProcess) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o701], ids=oct)
 def test_a_folder_that_others_may_enter_is_not_used(mode: int, standby: StandbyProcess, tiny_llama: Path) -> None:
     standby.folder.chmod(mode)
@@ -146,11 +153,13 @@ def test_a_folder_that_others_may_enter_is_not_used(mode: int, standby: StandbyP
     assert "mode 0700" in reason
 
 
+@pytest.mark.thorough
 def test_a_link_to_a_folder_is_not_used(standby: StandbyProcess, tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "vllm-cli").symlink_to(standby.folder)
     assert _ask(standby, tiny_llama, extra={"XDG_RUNTIME_DIR": str(tmp_path)}).exit_code is None
 
 
+@pytest.mark.thorough
 @needs_root
 def test_another_users_folder_is_not_used(standby: StandbyProcess, tiny_llama: Path) -> None:
     os.chown(standby.folder, NOBODY, NOBODY)
@@ -159,6 +168,7 @@ def test_another_users_folder_is_not_used(standby: StandbyProcess, tiny_llama: P
     assert "must belong to this user" in reason
 
 
+@pytest.mark.thorough
 @needs_root
 def test_another_users_socket_in_the_folder_is_not_used(standby: StandbyProcess, tiny_llama: Path) -> None:
     """SO_PEERCRED of a listening socket names the process that called listen(2)."""
@@ -185,6 +195,7 @@ def test_another_users_socket_in_the_folder_is_not_used(standby: StandbyProcess,
     os.close(write_fd)
 
 
+@pytest.mark.thorough
 @needs_root
 def test_another_user_gets_no_fork(standby: StandbyProcess, tiny_llama: Path) -> None:
     """Even if the files' modes let the user in."""
@@ -261,6 +272,7 @@ def _after_request(*sections: list[bytes]) -> Answer:
     return answer
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "answer",
     [
@@ -295,6 +307,7 @@ def test_the_documentation_says_how_long_a_hung_standby_delays_a_start() -> None
     assert front_process._ACK_S < 0.05
 
 
+@pytest.mark.thorough
 def test_a_template_with_too_many_waiting_starts_is_not_waited_for(standby: StandbyProcess, tiny_llama: Path) -> None:
     with stopped(standby.template().pid):
         waiting = []
@@ -313,6 +326,7 @@ def test_a_template_with_too_many_waiting_starts_is_not_waited_for(standby: Stan
     _wait_warm(standby, tiny_llama)
 
 
+@pytest.mark.thorough
 def test_a_start_that_must_be_warm_fails_with_the_reason(standby: StandbyProcess, tiny_llama: Path) -> None:
     standby.folder.chmod(0o755)
     done = run_cli("serve", tiny_llama, "--standby", "require", environment=standby.environment)
@@ -321,6 +335,7 @@ def test_a_start_that_must_be_warm_fails_with_the_reason(standby: StandbyProcess
     assert "--standby require: the standby cannot be used" in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_second_standby_is_an_error_and_leaves_the_first_alone(standby: StandbyProcess, tiny_llama: Path) -> None:
     done = run_cli("standby", "--for", "embedded", environment=standby.environment)
     assert done.returncode == 3
@@ -328,6 +343,7 @@ def test_a_second_standby_is_an_error_and_leaves_the_first_alone(standby: Standb
     _wait_warm(standby, tiny_llama)
 
 
+@pytest.mark.thorough
 def test_a_killed_template_is_replaced(tiny_llama: Path) -> None:
     with StandbyProcess() as standby:
         template = standby.template()
@@ -337,6 +353,7 @@ def test_a_killed_template_is_replaced(tiny_llama: Path) -> None:
         _wait_warm(standby, tiny_llama)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
 def test_a_signal_ends_the_standby_and_removes_its_sockets(number: int) -> None:
     """Of one whose imports are done, and of those that still import."""
@@ -356,6 +373,7 @@ def _has_template(standby: StandbyProcess) -> bool:
         return False
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("launcher", "reason"),
     [
@@ -392,12 +410,14 @@ def test_a_process_of_an_outer_process_namespace_is_refused() -> None:
             assert "is not within the standby's" in inside.stdout.read()
 
 
+@pytest.mark.thorough
 @needs_root
 def test_another_user_starts_cold(standby: StandbyProcess) -> None:
     asked = _ask(standby, launcher=("setpriv", f"--reuid={NOBODY}"))
     assert asked.exit_code is None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -414,6 +434,7 @@ def test_what_a_fork_takes_over_stays_warm(
     assert asked.exit_code == 0, asked
 
 
+@pytest.mark.thorough
 def test_a_deleted_working_folder(standby: StandbyProcess, tiny_llama: Path, tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()

@@ -9,6 +9,8 @@ import pytest
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, rewrite, variant, without_forks
 from tests.waiting import is_gone, wait_until
 
+pytestmark = pytest.mark.thorough
+
 _REFUSES_THE_FORKSERVER = """
 import os
 from pathlib import Path

@@ -14,6 +14,8 @@ from tests.http_answer import ask
 from tests.startup.vllm.fake_start import FakeStart
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 _ENDLESS = 1_000_000
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.startup.vllm.fake_start import FakeStart, environment, short_folder
 
+pytestmark = pytest.mark.thorough
+
 _OF_WORKERS = ("OMP_NUM_THREADS", "GOMP_CPU_AFFINITY")
 
 
@@ -116,7 +118,6 @@ def test_other_subcommands_import_nothing_into_the_api_server(seen: Seen) -> Non
     assert "vllm.model_executor.model_loader" not in seen.server["modules"]
 
 
-@pytest.mark.thorough
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="binds two workers to two processors")
 def test_a_workers_openmp_variables_apply_although_the_forkserver_imported_torch(folder: Path) -> None:
     cpus = sorted(os.sched_getaffinity(0))

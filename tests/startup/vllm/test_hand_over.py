@@ -13,6 +13,8 @@ from tests.startup.vllm.fake_start import FakeStart, environment, exchange, run_
 from tests.startup.vllm.repeating_clients import RepeatingClients
 from tests.waiting import is_gone, wait_until
 
+pytestmark = pytest.mark.thorough
+
 _IN_ORDER = (0, 503, 200)
 """The answers to a client: refused, starting, serving."""
 

@@ -13,6 +13,8 @@ from tests.startup.vllm.fake_start import FakeStart, environment, short_folder
 from tests.startup.vllm.test_serving_probes import _ask, _connect, _post
 from tests.waiting import is_gone, wait_until
 
+pytestmark = pytest.mark.thorough
+
 _MIDDLEWARE = '''
 class Middleware:
     """Its own answer to /health."""

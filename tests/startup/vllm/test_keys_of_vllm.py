@@ -8,6 +8,8 @@ import pytest
 
 from tests.startup.vllm.fake_start import FakeStart, environment, variant, without_forks
 
+pytestmark = pytest.mark.thorough
+
 _SECRETS = ("sesame-one", "sesame-two", "sesame-three")
 _WORDS = ("model", "--api-key", *_SECRETS[:2], "--hf-token=sesame-three", "--enforce-eager")
 

@@ -40,6 +40,7 @@ def _preload(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_the_second_start_preloads_what_the_first_imported_late(folder: Path) -> None:
     assert _importer(folder, num_starts=1) == "worker"
     assert _LATE in _profile(folder)["engine_modules"]
@@ -54,6 +55,7 @@ def test_the_second_start_preloads_what_the_first_imported_late(folder: Path) ->
     assert "No profile is recorded" in _preload(folder, "show")
 
 
+@pytest.mark.thorough
 def test_a_module_of_the_profile_that_cannot_be_imported_is_dropped(folder: Path) -> None:
     _importer(folder, num_starts=1)
     (path,) = _profiles(folder)
@@ -80,6 +82,7 @@ def test_an_invalid_profile_counts_as_none(content: str, folder: Path) -> None:
         assert load_profile(kind) == PreloadProfile(kind)
 
 
+@pytest.mark.thorough
 def test_a_start_works_if_no_profile_can_be_written(folder: Path) -> None:
     (folder / "file").touch()
     with FakeStart(folder, *_WORDS, env=environment(folder, VLLM_CACHE_ROOT=str(folder / "file"))) as start:
@@ -100,6 +103,7 @@ def model(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.thorough
 def test_the_first_start_preloads_the_models_class_and_inspects_it_without_a_new_program(
     model: Path, folder: Path
 ) -> None:

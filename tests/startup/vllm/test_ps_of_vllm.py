@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.startup.vllm.fake_start import FakeStart
 from tests.waiting import wait_until
+
+pytestmark = pytest.mark.thorough
 
 
 def _cli(*words: str) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,8 @@ from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 _OFF = "WATCHDOG_USEC=0"
 
 
@@ -42,7 +44,6 @@ def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder: P
         assert _OFF not in manager.lines
 
 
-@pytest.mark.thorough
 def test_a_phase_of_seconds_is_logged_meanwhile(folder: Path) -> None:
     gate = folder / "gate"
     with FakeStart(folder, "--gate", str(gate)) as start:

@@ -17,6 +17,8 @@ from tests.startup.vllm.repeating_clients import RepeatingClients
 from tests.stopped import stopped
 from tests.waiting import is_gone, wait_until
 
+pytestmark = pytest.mark.thorough
+
 _PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 _LAST_PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 _OLD_PROBE = b"GET /health HTTP/1.0\r\n\r\n"

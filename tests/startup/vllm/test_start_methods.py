@@ -6,6 +6,8 @@ import pytest
 
 from tests.startup.vllm.fake_start import FakeStart, environment, variant
 
+pytestmark = pytest.mark.thorough
+
 _FOR_GPU = {"_version": '__version__ = "0.32.0"\n'}
 
 

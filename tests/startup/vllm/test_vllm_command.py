@@ -22,6 +22,7 @@ def _run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "words",
     [
@@ -37,6 +38,7 @@ def test_help_and_errors_are_vllms_own(words: tuple[str, ...], folder: Path) -> 
     assert (ours.returncode, ours.stdout, ours.stderr) == (plain.returncode, plain.stdout, plain.stderr)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("error", ["ValueError", "BrokenPipeError"])
 def test_an_error_that_vllm_raises_is_vllms_own_exit_in_a_plain_start(error: str, folder: Path) -> None:
     words = ("--raises", error, "--host", "127.0.0.1", "--port", str(free_port()))
@@ -47,6 +49,7 @@ def test_an_error_that_vllm_raises_is_vllms_own_exit_in_a_plain_start(error: str
     assert ours.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1] == f"{error}: as vLLM does"
 
 
+@pytest.mark.thorough
 def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder: Path) -> None:
     words = ("model", "--served-model-name", "a", "b", "--startup-timeout=100", "--enforce-eager", "--", "-tp", "1")
     with FakeStart(folder, *words) as start:
@@ -70,6 +73,7 @@ def test_a_signal_stops_a_serving_vllm_in_order(number: int, folder: Path) -> No
         assert start.lines_with("Traceback", "Error", "WARNING") == []
 
 
+@pytest.mark.thorough
 def test_signal_reaches_a_main_thread_that_only_waits(folder: Path) -> None:
     """The kernel may deliver a signal to another thread, as in a stopped process; no handler runs there."""
     with FakeStart(folder, "--headless") as start:
@@ -89,6 +93,7 @@ def test_signal_reaches_a_main_thread_that_only_waits(folder: Path) -> None:
         start.wait_until_tree_is_gone()
 
 
+@pytest.mark.thorough
 def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder: Path) -> None:
     waits = "import sys, time\nwhile sys.argv[0] == '-c':\n    print('forkserver imports', flush=True)\n"
     fake = prepend(variant(folder), "v1/engine/core", f"{waits}    time.sleep(0.1)\n")
@@ -101,12 +106,14 @@ def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder: Path) -
         assert start.lines_with("Traceback", "KeyboardInterrupt") == []
 
 
+@pytest.mark.thorough
 def test_an_engine_that_cannot_start_ends_the_start(folder: Path) -> None:
     with FakeStart(folder, "--engine-fails") as start:
         assert start.process.wait(60) == 3
         assert len(start.lines_with("RuntimeError: the engine cannot be initialised")) == 2  # with its digest
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_a_missing_vllm_is_a_clear_error(folder: Path) -> None:
     done = run_fake(folder, "model", env=environment(folder, fake=None))

@@ -57,6 +57,7 @@ def _environment(folder: Path, standby: StandbyProcess) -> dict[str, str]:
     return {**environment(folder), **flags, **standby.environment}
 
 
+@pytest.mark.thorough
 def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(
     standby: StandbyProcess, folder: Path
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(
         assert start.end() == 0
 
 
+@pytest.mark.thorough
 def test_phases_of_all_processes_are_recorded(standby: StandbyProcess, folder: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     with WarmStart(standby, folder, "--enforce-eager", "--startup-report", str(report)) as start:
@@ -106,6 +108,7 @@ def test_ctrl_c_ends_a_warm_start_like_a_cold_one(standby: StandbyProcess, folde
         assert start.wait_until_ready().end(signal.SIGINT) == code
 
 
+@pytest.mark.thorough
 def test_without_a_forkserver_no_process_waits_for_one(standby: StandbyProcess, folder: Path) -> None:
     changes = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VCLI_PROBE_PROCESS": "0"}
     with WarmStart(standby, folder, "--enforce-eager", **changes) as start:
@@ -134,6 +137,7 @@ def test_starts_that_need_other_imports_are_cold(standby: StandbyProcess, folder
         assert reason in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_warm_start_without_a_profile_saves_no_complete_one(folder: Path) -> None:
     words = ("--enforce-eager", "--worker-imports", "vllm.lazy")
     with StandbyProcess("--for", "vllm-eager", environment=_variables(folder)) as standby:

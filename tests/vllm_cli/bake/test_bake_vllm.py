@@ -9,6 +9,8 @@ import pytest
 
 from tests.startup.vllm.fake_start import FakeStart, environment
 
+pytestmark = pytest.mark.thorough
+
 _WORDS = ("model", "--enforce-eager")
 
 
@@ -31,7 +33,6 @@ def test_the_first_start_continues_the_profile_of_the_build(tmp_path: Path) -> N
     assert json.loads(baked.read_bytes())["num_starts"] == 1
 
 
-@pytest.mark.thorough
 def test_without_a_start_vllm_is_imported_and_the_report_says_so(tmp_path: Path) -> None:
     done = _bake(tmp_path, "--no-start", "--json")
     assert done.returncode == 0, done.stderr
@@ -39,7 +40,6 @@ def test_without_a_start_vllm_is_imported_and_the_report_says_so(tmp_path: Path)
     assert (tmp_path / "baked" / "manifest.json").exists()
 
 
-@pytest.mark.thorough
 def test_a_failed_start_keeps_the_earlier_folder(tmp_path: Path) -> None:
     assert _bake(tmp_path, "--no-start").returncode == 0
     before = (tmp_path / "baked" / "manifest.json").read_bytes()

@@ -149,6 +149,7 @@ def test_an_idle_standby_ends() -> None:
         assert "no server was started for 0.5 s" in standby.log
 
 
+@pytest.mark.thorough
 def test_imports_that_exceed_the_memory_limit_are_dropped() -> None:
     with StandbyProcess("--max-memory", "1M", is_awaited=False) as standby:
         wait_until(lambda: list(standby.folder.glob("*-standby.sock")))
