@@ -41,19 +41,11 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, st
     return {name: after.get(name, "") for name in names}
 
 
-def has_front() -> bool:
-    """Whether VCLI_FRONT is addressed to this process (`startup.probes.front_link`)."""
-    return text_of("VCLI_FRONT").partition(" ")[0] == str(os.getpid())
-
-
 def readdress(old_pid: int, new_pid: int) -> None:
-    """Makes variables that a service manager or a front has addressed to one process address another one."""
+    """Makes variables that a service manager has addressed to one process address another one."""
     for name in ("LISTEN_PID", "WATCHDOG_PID"):  # sd_listen_fds(3), sd_watchdog_enabled(3)
         if os.environ.get(name) == str(old_pid):
             os.environ[name] = str(new_pid)
-    pid, separator, rest = os.environ.get("VCLI_FRONT", "").partition(" ")
-    if pid == str(old_pid):
-        os.environ["VCLI_FRONT"] = f"{new_pid}{separator}{rest}"
 
 
 @contextmanager

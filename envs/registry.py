@@ -59,9 +59,10 @@ class Environment:
     VCLI_STANDBY = choice("auto", STANDBY_MODES, "Whether a running standby is used if --standby is not given.")
     VCLI_IDLE_STOP = optional_duration("After how long without a request `serve` stops the model; see --idle-stop.")
     VCLI_MODELS = text("File of the models of `serve` if the command line names no model; see --models.")
-    VCLI_FRONT = text("A server's connection to the `serve --idle-stop` that has started it; set by that process.")
-    VCLI_ROUTER = text("Socket of this process, which `serve` of several models has started; set by that process.")
-    VCLI_STANDBY_FOLDER = text("Folder of a standby's sockets, of `serve --idle-stop` alone; set by that process.")
+    VCLI_ROUTER = text(
+        "Socket of this process, which a router (`serve --idle-stop`, several models) has started; set by it."
+    )
+    VCLI_STANDBY_FOLDER = text("Folder of the sockets of a router's own standby; set by that process.")
     VCLI_PREFLIGHT = choice("auto", PREFLIGHT_MODES, "What the preflight does if --preflight is not given.")
     VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")
     VCLI_PROBE_PROCESS = boolean(True, "Answer probes in a process of its own, also while the server is busy.")

@@ -55,8 +55,6 @@ class RunOptions:
     """Called once, when the first real token has been generated."""
     probes: ProbeProcess | None = None
     """Answers probes, too, while the server is ready; then `on_serving` is not called."""
-    is_behind_front: bool = False
-    """Whether `probes` accepts for the server, which itself never does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +64,6 @@ class Server:
     parts: AppParts
     http: GracefulServer
     probes: ProbeProcess | None
-    is_probe_seen: bool
-    """Whether probes go through the middleware, too."""
     access: Access
     readiness: EngineReadiness
     monitor: EngineMonitor
@@ -100,7 +96,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     app = build_app(parts)
     has_tls = access.tls_context is not None
     is_probe_missed = has_tls or app.is_probe_seen
-    probes = None if is_probe_missed and not options.is_behind_front else options.probes
+    probes = None if is_probe_missed else options.probes
     http = GracefulServer(_uvicorn_config(app, config, options.limits, access, probes))
     readiness = EngineReadiness(engine, renderer, metrics, adapters, timeout_s=options.engine_ready_timeout_s)
     monitor = EngineMonitor(
@@ -116,7 +112,6 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         parts=parts,
         http=http,
         probes=probes,
-        is_probe_seen=app.is_probe_seen,
         access=access,
         readiness=readiness,
         monitor=monitor,

@@ -10,8 +10,8 @@ import time
 from contextlib import AsyncExitStack, closing
 
 import uvloop
-from prometheus_client import CollectorRegistry
 
+from envs.registry import env
 from server import exit_codes
 from server.build import RunOptions, build_server
 from server.errors import EngineStartError
@@ -19,7 +19,7 @@ from server.machine.heap import trim_heap
 from server.operation.drain import SAME_SIGNAL_S
 from server.renderers.base import BaseRenderer
 from server.server_config import ServerConfig
-from server.transport.graceful_server import GracefulServer, bound_unsent_bytes
+from server.transport.graceful_server import bound_unsent_bytes
 from server.types import EngineInfo
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ class ServerRun:
     async def _main(self) -> int:
         server = self._server
         await self._open()
-        listeners = [] if self._options.is_behind_front else [self._options.listener]
-        serving = asyncio.create_task(server.http.serve(sockets=listeners), name="http")
+        serving = asyncio.create_task(server.http.serve(sockets=[self._options.listener]), name="http")
         engine = asyncio.create_task(self._follow_engine(), name="engine")
         stopping = asyncio.create_task(self._is_stopped.wait(), name="stop")
         trimming = asyncio.create_task(_trim_heap_regularly(), name="trim-heap")
@@ -110,26 +109,7 @@ class ServerRun:
 
     async def adopt(self, client: socket.socket) -> None:
         """Implements `ProbedServer`."""
-        await self.http.adopt(client)
-
-    @property
-    def http(self) -> GracefulServer:
-        """Implements `ProbedServer`."""
-        return self._server.http
-
-    @property
-    def registry(self) -> CollectorRegistry:
-        """Implements `ProbedServer`."""
-        return self._server.parts.metrics.registry
-
-    @property
-    def is_probe_seen(self) -> bool:
-        """Implements `ProbedServer`."""
-        return self._server.is_probe_seen
-
-    def unused_s(self) -> float:
-        """Implements `ProbedServer`."""
-        return self._server.parts.running.unused_s()
+        await self._server.http.adopt(client)
 
     async def _close(self) -> None:
         self._server.telemetry.close()
@@ -172,7 +152,8 @@ class ServerRun:
     def _on_signal(self) -> None:
         """Drains; a second signal ends the server without waiting for requests."""
         now = time.monotonic()
-        if self._is_stopped.is_set() and not (self._options.is_behind_front and now - self._stopped_s < SAME_SIGNAL_S):
+        is_same = bool(env.VCLI_ROUTER.get()) and now - self._stopped_s < SAME_SIGNAL_S
+        if self._is_stopped.is_set() and not is_same:
             self._server.http.force_exit = True
             self._server.drain.stop_waiting()
         if not self._is_stopped.is_set():

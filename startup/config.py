@@ -119,7 +119,7 @@ class StartOptions:
         syntax="duration",
         metavar="DURATION",
     )
-    """With it, this process is the front (`startup.on_request.front`), which starts the server."""
+    """With it, this process is a router (`startup.router`), which starts the model's server."""
     idle_warm: IdleWarmMode = setting(
         "auto",
         "--idle-warm",

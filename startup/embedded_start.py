@@ -269,7 +269,6 @@ class _EmbeddedStart:
             on_serving=self._session.hand_over,
             on_ready=self._on_ready,
             probes=self._prepare_probes(),
-            is_behind_front=self._session.is_behind_front,
         )
         return ServerRun(renderer, self._config.server, options)
 
@@ -277,7 +276,7 @@ class _EmbeddedStart:
         from startup.probes.embedded_probes import EmbeddedProbes  # noqa: PLC0415 - imports asyncio
 
         responder = self._session.responder
-        if responder is None or not (responder.offer is not None or env.VCLI_PROBE_PROCESS.get()):
+        if responder is None or not env.VCLI_PROBE_PROCESS.get():
             return None
         return EmbeddedProbes(responder, self._config.server, PROBE_PATHS)
 

@@ -26,7 +26,6 @@ from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.preflight.report import PreflightReport
 from startup.probes import listener
-from startup.probes.front_link import FrontLink
 from startup.probes.probe_answers import ProbeAnswers
 from startup.probes.responder import StartupResponder
 from startup.probes.responder_process import OpenChannel, open_plain
@@ -73,7 +72,7 @@ class StartSession:
         self._is_private = is_private
         self._address = ""
         self._manager: ServiceManager | None = None
-        self._responder: StartupResponder | FrontLink | None = None
+        self._responder: StartupResponder | None = None
         self.stop_signals = StopSignals(self._report_stop)
         self._deadline = StartDeadline(None, self.phase)
         self._live: LiveProgress | None = None
@@ -99,14 +98,9 @@ class StartSession:
                 self._fail(str(err))
 
     @property
-    def responder(self) -> StartupResponder | FrontLink | None:
-        """The responder, or the front; None before `listen`."""
+    def responder(self) -> StartupResponder | None:
+        """None before `listen`."""
         return self._responder
-
-    @property
-    def is_behind_front(self) -> bool:
-        """Whether a front has started this process, so that it accepts nothing itself."""
-        return self._responder is not None and self._responder.offer is not None
 
     def phase(self) -> str:
         """The current phase, for log lines; may be called on any thread."""
@@ -121,8 +115,6 @@ class StartSession:
     ) -> socket.socket:
         """Binds and listens, and starts the responder; to be called before this process has a second thread.
 
-        A process that was started by a front has its listener and answers through it.
-
         Args:
             address: ignored if the service manager has passed a socket and `accepts_activation` is set.
             prepare_channels: see `StartupResponder`.
@@ -132,8 +124,6 @@ class StartSession:
             PortInUseError: another process listens there.
             StartupError: the address or the passed socket cannot be used.
         """
-        if (front := FrontLink.of_environment()) is not None:
-            return self._listen_behind(front)
         with self.timeline.span("listen"):
             passed = _take_socket() if accepts_activation else None
             bound = passed or listener.listen(host=address.host, port=address.port, uds=address.uds)
@@ -143,15 +133,6 @@ class StartSession:
         self.record()
         answers = ProbeAnswers(self.state, is_private=self._is_private)
         self._responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
-        return listening
-
-    def _listen_behind(self, front: FrontLink) -> socket.socket:
-        listening = self.stack.enter_context(front.listener)
-        self.timeline.mark("listening")
-        self._address = listener.describe(listening)
-        self.record()
-        self._responder = self.stack.enter_context(front)
-        self._publish()
         return listening
 
     def record(self) -> None:

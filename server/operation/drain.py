@@ -19,7 +19,7 @@ ERROR_DELIVERY_S = 2
 _SHORT_DELIVERY_S = 0.25
 """The same after a second signal, and for requests that have to be cancelled."""
 SAME_SIGNAL_S = 0.5
-"""A service manager signals the front and its server, and the front forwards: the server gets it twice."""
+"""A service manager signals a router and its models' servers, and the router forwards: they get it twice."""
 _QUIET_S = 0.25
 """The port closes once no request has arrived for this long: a connection not yet accepted would be lost.
 A router (VCLI_ROUTER), the only client of its models' servers, sends none to a server that it ends."""
@@ -38,7 +38,6 @@ class RunningRequests:
         """Whether `cancel` was called: from then on, a cancelled request may still have its client."""
         self._running: set[asyncio.Task[Any]] = set()
         self._last_activity_s = -inf
-        self._last_use_s = -inf
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -52,17 +51,9 @@ class RunningRequests:
         """Seconds since a request last began, ended or was rejected."""
         return 0.0 if self.num_running else time.monotonic() - self._last_activity_s
 
-    def unused_s(self) -> float:
-        """Seconds since a request that counts as use ended, infinite without one; 0 while any runs."""
-        return 0.0 if self.num_running else time.monotonic() - self._last_use_s
-
     @contextmanager
-    def hold(self, *, is_use: bool = True) -> Iterator[asyncio.Task[Any]]:
-        """Counts the request that this task, which is returned, answers for as long as it runs.
-
-        Args:
-            is_use: False for a request that asks about the server and not for its model's work.
-        """
+    def hold(self) -> Iterator[asyncio.Task[Any]]:
+        """Counts the request that this task, which is returned, answers for as long as it runs."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
@@ -71,8 +62,6 @@ class RunningRequests:
             yield task
         finally:
             self._last_activity_s = time.monotonic()
-            if is_use:
-                self._last_use_s = self._last_activity_s
             self._running.discard(task)
             if not self._running:
                 self._idle.set()

@@ -47,8 +47,7 @@
   function showTitle(status) {
     $("model").textContent = status.model;
     document.title = `${status.status} – ${status.model}`;
-    const asleep = status.stopped ? `for ${age(status.stopped.for_s)}; the next request starts the model` : "";
-    $("note").textContent = status.error ?? (status.live ? `up ${age(status.live.uptime_s)}` : asleep);
+    $("note").textContent = status.error ?? (status.live ? `up ${age(status.live.uptime_s)}` : "");
   }
 
   function showProgress(status) {
@@ -64,15 +63,8 @@
 
   const card = (name, value, more = "") => element("div", { className: "card" }, element("span", {}, name), element("b", {}, value), element("small", {}, more));
 
-  const showStopped = (stopped) => $("figures").replaceChildren(
-    card("Memory", bytes(stopped.front_bytes + stopped.standby_bytes), `standby ${bytes(stopped.standby_bytes)}`),
-    card("Stopped", `${stopped.num_idle_stops} ×`, "because no request came"),
-    card("Started", `${stopped.num_wakes} ×`, "by a request"),
-  );
-
-  function showFigures(live, stopped) {
-    if (stopped) { showStopped(stopped); earlier = null; return; }
-    if (!live) { $("figures").replaceChildren(); return; }
+  function showFigures(live) {
+    if (!live) { $("figures").replaceChildren(); earlier = null; return; }
     const took = earlier ? live.time_s - earlier.time_s : 0;
     const rate = (name) => took > 0 ? round(Math.max(0, live[name] - earlier[name]) / took) : "–";
     const hits = live.prefix_cache_queries ? `${round(100 * live.prefix_cache_hits / live.prefix_cache_queries)} % prefix hits` : "no prefix looked up yet";
@@ -89,11 +81,12 @@
 
   const BUTTONS = { stopped: "load", failed: "load", starting: "unload", ready: "unload" };
 
-  // A server with several models: one row for each.
+  // A router: one row for each model. Of its only model, the page is that of the model's server while that runs.
   function showModels(status) {
     const router = status.router, models = status.models, memory = models.reduce((sum, model) => sum + (model.memory_bytes ?? 0), 0);
     const count = (state) => models.filter((model) => model.status === state).length;
-    $("model").textContent = `${models.length} models`;
+    $("model").textContent = models.length === 1 ? models[0].id : `${models.length} models`;
+    earlier = null;
     $("note").textContent = `${count("ready")} ready, up ${age(router.uptime_s)}`;
     document.title = `${count("ready")} of ${models.length} ready – vllm-cli`;
     $("figures").replaceChildren(
@@ -258,6 +251,7 @@
       const isRouter = status.models !== undefined;
       $("models").hidden = !isRouter;
       $("start").hidden = isRouter;
+      $("progress").hidden = true;
       showState(status);
       if (isRouter) {
         showModels(status);
@@ -265,7 +259,7 @@
       } else {
         showTitle(status);
         showProgress(status);
-        showFigures(status.live, status.stopped);
+        showFigures(status.live);
         showTimeline(status.start);
         if (status.status === "starting") pause = 400;
       }

@@ -1,7 +1,7 @@
 """The interface of another process that answers probes while the event loop is busy."""
 
 import socket
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class LentConnection(Protocol):
@@ -22,21 +22,6 @@ class ProbedServer(Protocol):
 
     async def adopt(self, client: socket.socket) -> None:
         """Serves an accepted connection."""
-
-    @property
-    def http(self) -> Any:
-        """uvicorn's server."""
-
-    @property
-    def registry(self) -> Any:
-        """The server's metrics: a registry of prometheus_client."""
-
-    @property
-    def is_probe_seen(self) -> bool:
-        """Whether each probe must reach the server, so that its middleware sees it."""
-
-    def unused_s(self) -> float:
-        """Seconds since the last request for the model ended: 0 while one runs, infinite without one."""
 
 
 class ProbeProcess(Protocol):

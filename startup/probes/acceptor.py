@@ -68,9 +68,6 @@ class Leftover(Protocol):
 class Acceptor:
     """Owns the listener until the API process takes it back."""
 
-    _lends_duplicates = True
-    """Whether the API process holds a duplicate of each connection that waits here."""
-
     def __init__(
         self,
         listener: socket.socket,
@@ -266,7 +263,7 @@ class Acceptor:
     def _wait(self, client: "Client", clients: "OrderedDict[int, Client]", timeout_s: float) -> None:
         """Waits for the client's next bytes; the API process holds the connection meanwhile, if it can."""
         if not client.is_waiting:
-            if self._lends_duplicates and not client.is_held and not self._reports:
+            if not client.is_held and not self._reports:
                 client.is_held = self._reports.try_send(Report(Kind.HOLD, client.id), client.connection)
             client.is_waiting = True
             self._selector.register(client.connection, selectors.EVENT_READ, client)
@@ -274,9 +271,6 @@ class Acceptor:
         self._silent.pop(client.id, None)
         clients[client.id] = client
         clients.move_to_end(client.id)
-        self._limit_waiting()
-
-    def _limit_waiting(self) -> None:
         if len(self._answered) > _MAX_KEPT:
             self._pass_on(next(iter(self._answered.values())))
 

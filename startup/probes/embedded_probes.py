@@ -11,7 +11,8 @@ from typing import Final
 from server.server_config import ServerConfig
 from server.transport.probe_process import ProbedServer
 from startup.hooks.hook import uses
-from startup.probes.probe_link import ProbeLink, Responder
+from startup.probes.probe_link import ProbeLink
+from startup.probes.responder import StartupResponder
 from startup.probes.serving_messages import HealthAnswer, ServingSettings
 
 _ACCEPT_DELAY_S: Final = 0.001
@@ -20,14 +21,14 @@ _ACCEPT_DELAY_S: Final = 0.001
 class EmbeddedProbes(ProbeLink):
     """Implements `server.transport.probe_process.ProbeProcess`."""
 
-    def __init__(self, responder: Responder, config: ServerConfig, paths: Sequence[str]) -> None:
+    def __init__(self, responder: StartupResponder, config: ServerConfig, paths: Sequence[str]) -> None:
         super().__init__(responder, "the server")
         self._settings = ServingSettings(
             keep_alive_s=config.timeout_keep_alive_s,
             reports_probes=not config.logging.disable_access_log,
             wants_realtime=uses("real-time probes"),
             paths=paths,
-            accept_delay_s=_ACCEPT_DELAY_S if responder.offer is None else 0.0,
+            accept_delay_s=_ACCEPT_DELAY_S,
         )
         self._server: ProbedServer
 
@@ -46,9 +47,7 @@ class EmbeddedProbes(ProbeLink):
 
     def _current(self) -> HealthAnswer | None:
         head = self._server.find_healthy_head()
-        if head is not None and self._offer is not None and self._idle_stop is None:
-            self.begin_serving(self._server.http, self._server.unused_s, self._server.registry)
-        return None if head is None or self._server.is_probe_seen else HealthAnswer(200, head, b"")
+        return None if head is None else HealthAnswer(200, head, b"")
 
     async def _connect(self, connection: socket.socket) -> None:
         await self._server.adopt(connection)

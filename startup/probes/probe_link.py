@@ -9,24 +9,16 @@ import logging
 import socket
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from server.transport.probe_process import LentConnection
-from startup.probes import front_metrics
-from startup.probes.front_link import FrontOffer
-from startup.probes.idle_stop import IdleStop
+from startup.probes.responder import StartupResponder
 from startup.probes.responder_process import HAND_OVER
 from startup.probes.serving_messages import (
     BEAT,
     FIRST_LENT_ID,
-    GIVE,
-    PAUSE,
-    READY,
-    RESUME,
-    STOPPING,
     AnsweredProbe,
     HealthAnswer,
     Kind,
@@ -46,32 +38,12 @@ _MAX_REPORTS_PER_TURN: Final = 64
 _MAX_MESSAGE_BYTES: Final = 1 << 12
 
 
-class Responder(Protocol):
-    """The process that accepts, as the API process knows it.
-
-    It is a `StartupResponder`, which the API process has started, or the front that has started the API
-    process (`startup.probes.front_link`).
-    """
-
-    @property
-    def offer(self) -> FrontOffer | None:
-        """That of a front, which accepts for as long as it lives: the HTTP server never does."""
-
-    @property
-    def address(self) -> Any: ...
-    def update(self, message: bytes) -> None: ...
-    def hand_over(self) -> None: ...
-    def keep(self, settings: ServingSettings) -> socket.socket | None: ...
-    def kill(self) -> None: ...
-
-
 class ProbeLink(ABC):
     """Connects one HTTP server to the responder; all methods run on its event loop."""
 
-    def __init__(self, responder: Responder, server_name: str) -> None:
+    def __init__(self, responder: StartupResponder, server_name: str) -> None:
         """`server_name` is for log lines."""
         self._responder = responder
-        self._offer = responder.offer
         self._server_name = server_name
         self._link: socket.socket
         self._held: dict[int, socket.socket] = {}
@@ -85,9 +57,6 @@ class ProbeLink(ABC):
         """Whether the responder has an answer to repeat."""
         self._has_replied = asyncio.Event()
         self._has_ended = asyncio.Event()
-        self._has_paused = asyncio.Event()
-        self._idle_stop: asyncio.Task[None] | None = None
-        """Behind a front, once the model is ready."""
         self._is_ending = False
 
     @abstractmethod
@@ -124,7 +93,7 @@ class ProbeLink(ABC):
 
     def lend(self, connection: LentConnection, fd: int, client: str) -> bool:
         """Lets the responder wait for the next request on a connection; False if it cannot now."""
-        if self._is_ending or not self._repeats_answer or self._offer is not None:
+        if self._is_ending or not self._repeats_answer:
             return False
         connection_id = next(self._lent_ids)
         try:
@@ -134,55 +103,8 @@ class ProbeLink(ABC):
         self._lent[connection_id] = connection
         return True
 
-    def begin_serving(self, http: Any, unused_s: Callable[[], float], registry: Any) -> None:
-        """The model is ready: the front passes connections on, until the server has been idle for a while.
-
-        Args:
-            http: uvicorn's server.
-            unused_s: see `IdleStop`.
-            registry: the server's metrics, of prometheus_client.
-        """
-        assert self._offer is not None
-        front_metrics.register(registry, self._offer)
-        self._tell(READY)
-        idle_stop = IdleStop(self, http, unused_s, self._offer)
-        self._idle_stop = asyncio.get_running_loop().create_task(idle_stop.run(), name="idle-stop")
-
-    async def pause(self) -> None:
-        """Returns once the front passes no more connections on, and the HTTP server has those before."""
-        self._has_paused.clear()
-        self._tell(PAUSE)
-        await self._has_paused.wait()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
-    def resume(self) -> None:
-        """The front passes connections on again."""
-        self._tell(RESUME)
-
-    def give(self, fd: int, client: str) -> bool:
-        """Gives the front an idle connection, which the caller only closes; False if it cannot now."""
-        try:
-            socket.send_fds(self._link, [GIVE + Loan(0, client).encode()], [fd])
-        except OSError:  # its queue is full
-            return False
-        return True
-
-    def announce_stop(self, answers_fd: int) -> bool:
-        """The front learns that this process ends because it is idle; False if it cannot now."""
-        try:
-            socket.send_fds(self._link, [STOPPING], [answers_fd])
-        except OSError:  # its queue is full
-            return False
-        return True
-
     async def end(self) -> None:
-        """Returns once the HTTP server has all connections and accepts itself; a front accepts on instead."""
-        if self._offer is not None:
-            if self._idle_stop is not None:
-                self._idle_stop.cancel()
-            await self.pause()
-            return
+        """Returns once the HTTP server has all connections and accepts itself."""
         self._is_ending = True
         if not self._has_ended.is_set():
             with suppress(OSError):
@@ -199,7 +121,7 @@ class ProbeLink(ABC):
         while True:
             self._send_beat(await self._find_answer())
             self._num_unanswered += 1
-            if self._num_unanswered == _MAX_UNANSWERED and self._offer is None:
+            if self._num_unanswered == _MAX_UNANSWERED:
                 self._kill()
             await asyncio.sleep(_BEAT_S)
 
@@ -229,8 +151,6 @@ class ProbeLink(ABC):
             case Kind.ECHO:
                 self._num_unanswered = 0
                 self._has_replied.set()
-            case Kind.PAUSED:
-                self._has_paused.set()
             case Kind.ANSWERED if report.probe is not None:
                 self._log(report.probe)
             case _:
@@ -273,15 +193,6 @@ class ProbeLink(ABC):
         line = '%s - "%s %s HTTP/%s" %d'
         path = self._path_prefix + probe.path
         logging.getLogger("uvicorn.access").info(line, probe.client, "GET", path, probe.http_version, probe.status)
-
-    def _tell(self, message: bytes) -> None:
-        """Sends a message that must arrive: the link has room for it unless the front is stopped."""
-        try:
-            self._link.send(message)
-        except BlockingIOError:
-            asyncio.get_running_loop().call_later(_BEAT_S, self._tell, message)
-        except OSError:  # the front has ended, and this process ends with it
-            return
 
     def _kill(self) -> None:
         if not self._is_ending:

@@ -78,10 +78,6 @@ class StartupResponder:
         self._pid = pid
 
     @property
-    def offer(self) -> None:
-        """This is no front (`startup.probes.probe_link.Responder`)."""
-
-    @property
     def address(self) -> Any:
         """The listener's address."""
         return self._listener.getsockname()

@@ -4,8 +4,7 @@ Each is one packet of their SOCK_SEQPACKET pair. Both processes run the same pro
 """
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple, Self
@@ -18,16 +17,6 @@ BEAT: Final = b"beat "
 """From the API process, with `HealthAnswer`: the event loop runs. The responder replies `Kind.ECHO`."""
 LEND: Final = b"lend "
 """From the API process, with `Loan` and a duplicate: the responder waits for the next probe."""
-READY: Final = b"ready"
-"""From an API process that a front has started: the model can answer requests, so connections may come."""
-PAUSE: Final = b"pause"
-"""From such a process: the front passes no more connections. It replies `Kind.PAUSED`."""
-RESUME: Final = b"resume"
-"""From such a process: connections may come again."""
-GIVE: Final = b"give "
-"""From such a process, with `Loan` and a connection: the front waits for its next request, and owns it."""
-STOPPING: Final = b"stopping"
-"""From such a process, with a file of `LastAnswers`: it ends because it is idle."""
 FIRST_LENT_ID: Final = 1 << 63
 """Numbers of lent connections begin here; the responder numbers those that it accepts from 1."""
 
@@ -109,36 +98,6 @@ class Kind(IntEnum):
     """The reply to a `BEAT`."""
     ANSWERED = 5
     """A probe was answered; the message has an `AnsweredProbe`."""
-    PAUSED = 6
-    """The reply to a `PAUSE`: all connections that were passed on are in earlier messages."""
-
-
-class LastAnswer(NamedTuple):
-    """What a path answered last, without a key."""
-
-    content_type: str
-    body: bytes
-
-
-LastAnswers = Mapping[str, LastAnswer]
-"""Answers by path, which a front repeats while no API process runs."""
-
-
-def write_answers(answers: LastAnswers) -> int:
-    """A file in memory with the answers; the caller closes the descriptor."""
-    fd = os.memfd_create("last-answers")
-    with os.fdopen(os.dup(fd), "wb") as file:
-        content = {path: (each.content_type, each.body.decode("latin-1")) for path, each in answers.items()}
-        file.write(json.dumps(content).encode())
-    return fd
-
-
-def read_answers(fd: int) -> dict[str, LastAnswer]:
-    """The answers in such a file, which is closed."""
-    with os.fdopen(fd, "rb") as file:
-        file.seek(0)
-        content = json.load(file)
-    return {path: LastAnswer(content_type, body.encode("latin-1")) for path, (content_type, body) in content.items()}
 
 
 class AnsweredProbe(NamedTuple):

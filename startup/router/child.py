@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Final, NamedTuple, NoReturn
 import aiohttp
 
 from server.machine.processes import descendants
-from startup.on_request.child_process import ChildProcess, describe_end
 from startup.router.child_log import ChildLog, LogRelay
+from startup.router.child_process import ChildProcess, describe_end
 from startup.router.child_server import ERRORS_S, STOP_S, ChildProgress, ForeignServer, OwnServer, execute_words
 from startup.router.leftovers import find_marked, remove_temp_folders
 from startup.router.model_entry import ModelEntry
@@ -54,6 +54,8 @@ class Child:
         self.entry = entry
         self.progress = ChildProgress("starting")
         self.process: ChildProcess | None = None
+        self.exit_code: int | None = None
+        """-N after signal N; None until the process has ended, and if there was none."""
         self.place = place
         self._server = _server_of(entry, place)
         self._environment = {**place.environment, **entry.env}
@@ -81,22 +83,25 @@ class Child:
         first = 0 if self.process is None else self.process.pid
         return tuple(pid for pid in dict.fromkeys((first, self._listener_pid)) if pid)
 
-    async def run(self, on_ready: Callable[[], None]) -> str | None:
+    async def run(
+        self, on_ready: Callable[[], None], before_stop: "Callable[[Child], Awaitable[None]] | None" = None
+    ) -> str | None:
         """Lives from the start to the end of its last process.
 
         Must not be cancelled: `stop` and `kill` end it.
 
         Args:
             on_ready: called once requests are answered.
+            before_stop: awaited when it answers requests and is to end.
 
         Returns:
             Why it has failed; None if it was asked to end.
         """
         try:
-            reason = await self._live(on_ready)
+            reason = await self._live(on_ready, before_stop)
         finally:
-            code = await self._finish()
-        self._reason.set_result(self._describe(reason, code))
+            self.exit_code = await self._finish()
+        self._reason.set_result(self._describe(reason, self.exit_code))
         return None if self._wants_stop.is_set() else self._reason.result()
 
     async def end_reason(self) -> str:
@@ -120,17 +125,23 @@ class Child:
         loop.call_later(STOP_S, self.stop)
         loop.call_later(STOP_S + ERRORS_S, self.kill)
 
+    def signal_group(self, number: int) -> None:
+        """Sends a signal to the process group of its first process."""
+        if self.process is not None and self._watch.is_running(self.process.pid):
+            self.process.signal_group(number)
+
     def kill(self) -> None:
         """Ends it at once."""
         self._is_killed = True
         self._wants_stop.set()
-        if self.process is not None and self._watch.is_running(self.process.pid):
-            self.process.signal_group(signal.SIGKILL)
+        self.signal_group(signal.SIGKILL)
         self._watch.signal(signal.SIGKILL)
 
     # Its life
 
-    async def _live(self, on_ready: Callable[[], None]) -> str | None:
+    async def _live(
+        self, on_ready: Callable[[], None], before_stop: "Callable[[Child], Awaitable[None]] | None"
+    ) -> str | None:
         """Returns when it has ended, or is to end; why, if it is not its own end or a request."""
         try:
             if (obstacle := await self._server.find_obstacle()) is not None or self._wants_stop.is_set():
@@ -151,6 +162,8 @@ class Child:
                 ready.result()
                 on_ready()
                 await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if before_stop is not None and not ended.done() and not self._is_killed:
+                    await before_stop(self)
             return None
         finally:
             for task in (ended, stopped, ready):
@@ -195,7 +208,6 @@ class Child:
             await self._kill_all(self.process)
             await self._log.close(_OUTPUT_S)
             code = self.process.poll()
-            self.process.close()
             if code != 0 and not self._server.is_foreign:
                 await asyncio.to_thread(remove_temp_folders, self._watch.known)
         await self.connector.close()
@@ -242,7 +254,6 @@ class Child:
         command.signal_group(signal.SIGKILL)
         await self._watch.wait(command.pid, _KILL_S)
         command.poll()
-        command.close()
 
     async def _kill_all(self, process: ChildProcess) -> None:
         process.signal_group(signal.SIGKILL)  # before it is reaped: the group's number is still its own

@@ -28,8 +28,10 @@ _LAST_LINES_CHARACTERS: Final = 600
 class LogRelay:
     """Writes lines of all models on its own thread, so that a standard error that blocks delays nothing."""
 
-    def __init__(self, log_format: LogFormat, fd: int = 2) -> None:
+    def __init__(self, log_format: LogFormat, fd: int = 2, *, has_names: bool = True) -> None:
+        """`has_names` is False for the only model, whose lines need no name."""
         self.log_format = log_format
+        self.has_names = has_names
         self._fd = fd
         self._waiting: deque[bytes] = deque()
         self._num_bytes = 0
@@ -84,7 +86,7 @@ class ChildLog:
     """The output of one process, read from a pipe on the event loop; owns the pipe's read end."""
 
     def __init__(self, model: str, relay: LogRelay) -> None:
-        self._model = escape_controls(model)
+        self._model = escape_controls(model) if relay.has_names else ""
         self._relay = relay
         self._read_fd = -1
         self._rest = b""
@@ -171,14 +173,14 @@ class ChildLog:
 
 
 def encode_line(line: str, model: str, log_format: LogFormat) -> bytes:
-    """A line of output with the name of its model in front; JSON gets it as the member `model`."""
+    """A line of output with the name of its model, if any, in front; JSON gets it as the member `model`."""
     if log_format == "text":
-        return f"[{model}] {line}\n".encode(errors="replace")
+        return (f"[{model}] {line}\n" if model else f"{line}\n").encode(errors="replace")
     record = _parse(line)
     if record is None:
         when = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         record = {"time": when, "level": "INFO", "logger": "output", "message": escape_controls(line)}
-    text = json.dumps({**record, "model": model}, ensure_ascii=False)
+    text = json.dumps({**record, "model": model} if model else record, ensure_ascii=False)
     return CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode(errors="replace") + b"\n"
 
 

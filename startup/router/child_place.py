@@ -13,7 +13,7 @@ from typing import Final
 from envs import foreign
 from envs.registry import env
 from startup.logs.options import LogOptions
-from startup.on_request.child_process import OF_THE_MANAGER
+from startup.router.child_process import OF_THE_MANAGER
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,6 @@ _OWN: Final = (
     env.LISTEN_FDS,
     env.LISTEN_FDNAMES,
     env.VLLM_API_KEY,
-    env.VCLI_FRONT,
     env.VCLI_IDLE_STOP,
     env.VCLI_MODELS,
 )

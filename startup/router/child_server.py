@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from startup.on_request.child_process import execute_serve
+from startup.router.child_process import execute_serve
 from startup.router.model_entry import ForeignCommand
 from startup.serve_words import split
 from startup.standby.places import peer_of

@@ -6,11 +6,12 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from server.exit_codes import START_FAILED
 from startup.router.child import Child, ChildPlace
 from startup.router.child_server import ChildProgress
 from startup.router.memory_watch import MemoryWatch
@@ -18,6 +19,7 @@ from startup.router.model_entry import ModelEntry
 from startup.router.model_memory import MemoryMeter
 from startup.router.scheduler import Scheduler
 from startup.router.scheduler_terms import (
+    NOTHING,
     Action,
     Admit,
     MeasureFree,
@@ -82,25 +84,35 @@ class ModelPool:
     """Owns the scheduler and the models' processes; all methods run on the event loop of the main thread."""
 
     def __init__(
-        self, limits: SchedulerLimits, meter: MemoryMeter, place: Callable[[ModelEntry, int], ChildPlace]
+        self,
+        limits: SchedulerLimits,
+        meter: MemoryMeter,
+        place: Callable[[ModelEntry, int], ChildPlace],
+        *,
+        only: str | None = None,
     ) -> None:
         """
         Args:
             place: what a child gets; called with its entry and a number that no other child has.
+            only: the model of a router that never has another one, so that memory decides nothing.
         """
         self.entries: Mapping[str, ModelEntry] = {}
         """By name, in the order of the file."""
         self.starts: deque[dict[str, Any]] = deque(maxlen=_NUM_STARTS)
         """The last starts, oldest first."""
         self.is_draining = False
+        self.before_stop: Callable[[Child], Awaitable[None]] | None = None
+        """Awaited before a process that answers requests, and has none, is asked to end."""
+        self._only = only
         self._limits = limits
         self._meter = meter
         self._place = place
-        self._scheduler = Scheduler(limits, meter.free())
+        self._scheduler = Scheduler(limits, meter.free() if only is None else None)
         self._names: dict[str, ModelEntry] = {}
         self._children: dict[str, Child] = {}
         self._lives: dict[str, asyncio.Task[None]] = {}
         self._last_start_s: dict[str, float] = {}
+        self._exit_codes: dict[str, int] = {}
         self._waiters: dict[int, _Waiter] = {}
         self._numbers = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
@@ -166,6 +178,14 @@ class ModelPool:
     def child_of(self, name: str) -> Child | None:
         """Its process if that answers requests, without a lease: it may be stopped at any time."""
         return self._children[name] if self.is_ready(name) else None
+
+    def process_of(self, name: str) -> Child | None:
+        """Its process in whatever state: one that starts may answer what it knows already."""
+        return self._children.get(name)
+
+    def exit_code(self, name: str) -> int:
+        """How its last process has ended: its exit code, or -N after signal N."""
+        return self._exit_codes.get(name, START_FAILED)
 
     def progress(self, name: str) -> str:
         """What a request for this model waits for."""
@@ -248,6 +268,11 @@ class ModelPool:
         if self._timer is not None:
             self._timer.cancel()
 
+    def signal_groups(self, number: int) -> None:
+        """Sends a signal to the process groups of all models."""
+        for child in self._children.values():
+            child.signal_group(number)
+
     def kill(self) -> None:
         """Ends all processes at once."""
         for child in self._children.values():
@@ -318,12 +343,14 @@ class ModelPool:
         reason: str | None = "The router failed to start it"
         try:
             logger.info("%s starts", name)
-            reason = await self._children[name].run(note_ready)
+            reason = await self._children[name].run(note_ready, self.before_stop)
         except Exception as err:
             logger.exception("the process of %s cannot be followed", name)
             reason = f"The router failed: {err}"
         finally:
-            self._children.pop(name, None)
+            child = self._children.pop(name)
+            if child.exit_code is not None:
+                self._exit_codes[name] = child.exit_code
             del self._lives[name]
             if record["took_s"] is None:
                 record.update(
@@ -335,7 +362,7 @@ class ModelPool:
     def _end(self, name: str, reason: str | None) -> None:
         if reason is None:
             logger.info("%s has stopped", name)
-        else:
+        elif name != self._only or name in self._last_start_s:  # else its own lines tell why the router ends
             logger.error("%s has failed: %s", name, reason)
         self._apply(self._scheduler.ended(name, reason, time.monotonic()))
 
@@ -345,7 +372,7 @@ class ModelPool:
             pinned=entry.pinned,
             concurrency=entry.concurrency,
             excludes=entry.excludes,
-            need=self._meter.need_of(entry),
+            need=self._meter.need_of(entry) if self._only is None else NOTHING,
         )
 
 

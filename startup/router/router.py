@@ -1,4 +1,4 @@
-"""`vllm-cli serve --models FILE` and `vllm-cli serve A B C`: owns the port and the models' processes.
+"""`serve --models FILE`, `serve A B` and `serve MODEL --idle-stop`: owns the port and the models' processes.
 
 The router is a light process: it imports no torch. It runs one event loop on its main thread, because the
 kernel ends a child with the *thread* that has forked it.
@@ -7,6 +7,7 @@ kernel ends a child with the *thread* that has forked it.
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -58,6 +59,7 @@ _SWITCH_INTERVAL_S: Final = 0.0005
 """How long a thread may hold the interpreter; Python's 5 ms would delay probes."""
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _IGNORED: Final = (signal.SIGUSR1, signal.SIGUSR2)
+_STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,8 @@ class RouterOptions:
     find_model: Callable[[str], str | None]
     """The folder of a model that is on disk, by the entry's name."""
     version: str
+    only: str | None = None
+    """The model of `serve MODEL --idle-stop`, for all requests; the router ends if its first start fails."""
 
 
 def run_router(options: RouterOptions) -> int:
@@ -144,12 +148,14 @@ class _Router:
         self._secrets = secrets
         self._places = places
         self._standbys = standbys
-        self._relay = LogRelay(options.logs.format)
-        self._pool = ModelPool(options.limits, MemoryMeter(options.find_model), self._place)
+        self._relay = LogRelay(options.logs.format, has_names=options.only is None)
+        self._pool = ModelPool(options.limits, MemoryMeter(options.find_model), self._place, only=options.only)
         self._manager = ServiceManager.from_environment()
         self._stopped = asyncio.Event()
         self._stopped_s = 0.0
         self._exit_code = OK
+        self._is_ready = False
+        """Whether all models with `preload` have started, or have failed to."""
         self._reloading: asyncio.Task[None] | None = None
         self._wants_reload = False
         self._status = ""
@@ -161,18 +167,14 @@ class _Router:
         async with AsyncExitStack() as stack:
             await self._listen(stack)
             self._pool.begin(self._standbys.memory_bytes)
+            starting = asyncio.create_task(self._preload_all(), name="preload")
             tending = asyncio.create_task(self._tend_regularly(), name="tend")
-            preloads = [
-                asyncio.create_task(self._preload(name), name=f"preload {name}")
-                for name, entry in self._options.entries.items()
-                if entry.preload
-            ]
             await self._stopped.wait()
             self._manager.notify_stopping("stopping")
             await self._pool.drain()
-            for task in (tending, *preloads):
+            for task in (tending, starting):
                 task.cancel()
-            await asyncio.gather(tending, *preloads, return_exceptions=True)
+            await asyncio.gather(tending, starting, return_exceptions=True)
         self._manager.close()
         self._relay.close()
         return self._exit_code
@@ -185,6 +187,7 @@ class _Router:
             version=options.version,
             is_access_logged=options.is_access_logged,
             unlogged_paths=options.unlogged_paths,
+            has_only_model=options.only is not None,
         )
         runner = create_runner(create_app(self._pool, app_options), app_options)
         await runner.setup()
@@ -197,9 +200,11 @@ class _Router:
             self._watch(stack, tls_files(options.tls), site.renew)
         if options.path is not None:
             self._watch(stack, [options.path], self._request_reload)
-        address = listener.describe(self._listener, is_tls=tls is not None)
-        logger.info("%d models on %s", len(options.entries), address)
-        self._manager.notify_ready(f"ready: {address}")
+        logger.info("%s on %s", options.only or f"{len(options.entries)} models", self._address)
+
+    @property
+    def _address(self) -> str:
+        return listener.describe(self._listener, is_tls=self._secrets.tls is not None)
 
     def _watch(
         self, stack: AsyncExitStack, paths: list[str] | list[Path] | list[str | Path], on_change: Callable[[], None]
@@ -215,16 +220,32 @@ class _Router:
             relay=self._relay,
         )
 
+    async def _preload_all(self) -> None:
+        """The router is ready when these starts have ended, as a server is when its model is."""
+        entries = self._options.entries.values()
+        await asyncio.gather(*(self._preload(entry.name) for entry in entries if entry.preload))
+        if not self._stopped.is_set():
+            self._is_ready = True
+            self._standbys.tend()
+            self._manager.notify_ready(f"ready: {self._address}")
+
     async def _preload(self, name: str) -> None:
         try:
             await self._pool.load(name)
         except ModelRefused as err:
-            logger.warning("%s was not loaded: %s", name, err.message)
+            if name != self._options.only:
+                logger.warning("%s was not loaded: %s", name, err.message)
+            elif not self._stopped.is_set():
+                self._manager.notify_failure(err.message)
+                self._exit_code = self._pool.exit_code(name)
+                self._stopped.set()
 
     async def _tend_regularly(self) -> None:
+        """A standby would compete with the first starts for the processor."""
         while True:
             await asyncio.sleep(_TEND_S)
-            self._standbys.tend()
+            if self._is_ready:
+                self._standbys.tend()
             states = [status.state for status in self._pool.view()]
             status = f"{sum(state == 'ready' for state in states)} of {len(states)} models run"
             if status != self._status:
@@ -250,6 +271,18 @@ class _Router:
             loop.add_signal_handler(signal.SIGHUP, self._request_reload)
         for number in _IGNORED:
             loop.add_signal_handler(number, logger.debug, "signal %d has no effect", number)
+        for number in _STOPS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                loop.add_signal_handler(number, self._suspend, number)
+
+    def _suspend(self, number: int) -> None:
+        """Job control: stops the models' process groups and this process; returns once it is continued."""
+        loop = asyncio.get_running_loop()
+        self._pool.signal_groups(number)
+        loop.remove_signal_handler(number)
+        os.kill(os.getpid(), number)  # returns at once without job control
+        loop.add_signal_handler(number, self._suspend, number)
+        self._pool.signal_groups(signal.SIGCONT)
 
     def _end(self, number: int) -> None:
         now = time.monotonic()
@@ -257,7 +290,8 @@ class _Router:
             logger.info("stopping: running requests are answered, all others are refused")
             self._stopped.set()
             self._stopped_s = now
-            self._exit_code = OK if number in (signal.SIGTERM, signal.SIGINT) else -number
+            is_usual = self._is_ready and number in (signal.SIGTERM, signal.SIGINT)
+            self._exit_code = OK if is_usual else -number
         elif now - self._stopped_s > _SAME_SIGNAL_S:
             logger.info("stopping at once")
             self._exit_code = -number

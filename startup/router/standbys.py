@@ -1,12 +1,34 @@
 """The router's own standbys, one for each kind of server among its models: they make its starts warm."""
 
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from pathlib import Path
+from typing import Final
 
-from startup.on_request.own_standby import OwnStandby
+from envs import foreign
+from envs.registry import env
+from server.machine.processes import child_pids, pss_bytes
+from startup.processes import death_pipe
+from startup.processes.back_off import LONGEST_S, BackOff
+from startup.router.child_process import OF_THE_MANAGER
 from startup.router.model_entry import ModelEntry
 from startup.serve_words import ServeWords
+from startup.standby import places
 from startup.standby.kinds import kind_for
+
+logger = logging.getLogger(__name__)
+
+_END_S: Final = 5.0
+_MEMORY_AGE_S: Final = 10.0
 
 
 class Standbys:
@@ -20,8 +42,8 @@ class Standbys:
         self._find_model = find_model
         self._standbys: dict[str, OwnStandby] = {}
 
-    def follow(self, kinds: Collection[str], entries: Iterable[ModelEntry]) -> list[OwnStandby]:
-        """Starts those that are missing; returns those of kinds that are not needed any more, to be closed.
+    def follow(self, kinds: Collection[str], entries: Iterable[ModelEntry]) -> "list[OwnStandby]":
+        """Has those that are missing started; returns those that are not needed any more, to be closed.
 
         Args:
             entries: of each kind, the first model's class and tokenizer are kept, too.
@@ -33,7 +55,6 @@ class Standbys:
         for kind in kinds:
             if kind not in self._standbys:
                 self._standbys[kind] = OwnStandby(kind, partial(self._find_model, names.get(kind, "")))
-        self.tend()
         return unneeded
 
     def tend(self) -> None:
@@ -54,6 +75,116 @@ class Standbys:
         """Ends them."""
         for standby in self._standbys.values():
             standby.close()
+
+
+class OwnStandby:
+    """`vllm-cli standby` for one kind of server, in a folder of its own; it ends with the router."""
+
+    def __init__(self, kind: str, find_model: Callable[[], str | None]) -> None:
+        """
+        Args:
+            kind: of the template process (`startup.standby.kinds`).
+            find_model: the folder of the model whose class and tokenizer it keeps, too.
+        """
+        self._kind = kind
+        self._find_model = find_model
+        self._folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._back_off = BackOff()
+        self._due_s = 0.0
+        self._started_s = 0.0
+        self._memory = (0.0, 0)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """With these, a start uses it; empty if it does not run."""
+        if self._process is None or self._folder is None:
+            return {}
+        return {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
+
+    def tend(self) -> None:
+        """Starts it if it is due, unless the user's own standby has this kind; called regularly."""
+        now = time.monotonic()
+        if self._process is not None:
+            if (code := self._process.poll()) is not None:
+                self._note_end(code, now)
+        elif now >= self._due_s:
+            self._due_s = now + LONGEST_S  # looks again for the user's own
+            if not _is_served(self._kind):
+                self._try_start(self._kind, now)
+
+    def memory_bytes(self) -> int:
+        """Its PSS and that of its template process, a few seconds old."""
+        now = time.monotonic()
+        if self._process is None:
+            return 0
+        if now - self._memory[0] > _MEMORY_AGE_S:
+            pids = (self._process.pid, *child_pids(self._process.pid))
+            self._memory = (now, sum(map(pss_bytes, pids)))
+        return self._memory[1]
+
+    def close(self) -> None:
+        """Ends it; its folder is gone afterwards."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _try_start(self, kind: str, now: float) -> None:
+        try:
+            self._start(kind, now)
+        except OSError as err:
+            logger.warning("the standby of --idle-warm cannot be started, starts are cold: %s", err)
+
+    def _start(self, kind: str, now: float) -> None:
+        """It ends by SIGTERM if the router is killed, so that it removes its folder."""
+        self._folder = self._folder or Path(tempfile.mkdtemp(prefix="vllm-cli-standby-"))
+        folder = self._find_model()
+        model = () if folder is None else ("--model", folder)
+        router_pid = os.getpid()
+        environment = foreign.snapshot() | {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
+        if env.VLLM_LOGGING_LEVEL.get() == "INFO":  # its lines would be among those of the server
+            environment[env.VLLM_LOGGING_LEVEL.name] = "WARNING"
+        for variable in (*OF_THE_MANAGER, env.VCLI_IDLE_STOP):
+            environment.pop(variable.name, None)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "vllm_cli", "standby", "--for", kind, *model],
+            cwd=places.module_folder(),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=lambda: death_pipe.follow_parent(router_pid, signal.SIGTERM),
+        )
+        self._started_s = now
+
+    def _note_end(self, code: int, now: float) -> None:
+        self._process = None
+        if now - self._started_s > LONGEST_S:
+            self._back_off.reset()
+        logger.warning("the standby of --idle-warm ended with exit code %d; it is started again", code)
+        self._due_s = now + self._back_off.take_s()
+
+
+def _is_served(kind: str) -> bool:
+    """Whether a standby that the user has started forks servers of this kind."""
+    try:
+        folder_fd = places.open_folder()
+    except (OSError, places.UnsafeFolderError):
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.setblocking(False)
+            connection.connect(places.socket_path(folder_fd, places.CONTROL))
+            return os.path.exists(places.socket_path(folder_fd, kind))  # noqa: PTH110
+    except OSError:
+        return False
+    finally:
+        os.close(folder_fd)
 
 
 def kind_of_entry(entry: ModelEntry) -> str:

@@ -42,11 +42,9 @@ def serve_warm(words: list[str]) -> int | None:
     Returns:
         The exit code of the server; a server that was killed by a signal ends this process by that signal.
     """
-    if has_several_models(words):
-        return None  # a router is a light process, whose servers may be forked
     own = ServeWords(words).own
-    if (own.get("--idle-stop") or foreign.text_of("VCLI_IDLE_STOP")) and not foreign.has_front():
-        return None  # this process is to be the front, a light process, whose servers may be forked
+    if has_several_models(words) or own.get("--idle-stop") or foreign.text_of("VCLI_IDLE_STOP"):
+        return None  # a router is a light process, whose servers may be forked
     mode = own.get("--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
     kind = kind_of(words) if mode in ("auto", "require") else None
     if kind is None:

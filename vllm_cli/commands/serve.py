@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envs import foreign
 from envs.registry import env
 from server.exit_codes import OK, START_FAILED, USAGE
 from startup.config import StandbyMode, StartupConfig
@@ -26,8 +25,8 @@ from vllm_cli.flags.serve_command import (
 )
 
 if TYPE_CHECKING:
-    from startup.on_request.front import FrontOptions
     from startup.preflight.report import PreflightReport
+    from startup.router.router import RouterOptions
 
 _HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API of `vllm serve`.
 
@@ -55,18 +54,20 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     if (several := ctx.meta.get(SEVERAL_MODELS)) is not None:
         return _serve_several(several, ctx.params)
     if (options := ctx.meta.get(VLLM)) is not None:
-        if _is_front(options.idle_stop_s) and not options.is_preflight_only:
-            from vllm_cli.flags.front_options import vllm_front
+        if options.idle_stop_s is not None and not options.is_preflight_only:
+            from vllm_cli.flags.one_model import vllm_router
 
-            return _serve_on_request(vllm_front(options, ctx.meta[WORDS]))
+            return _route(vllm_router(options, ctx.meta[WORDS]))
         _apply_standby_mode(options.standby)
         return _serve_with_vllm(options)
     require_embedded_engine()
     config: StartupConfig = ctx.meta[CONFIG_OF_START]
-    if _is_front(config.idle_stop_s) and not ctx.params.get("preflight_only"):
-        from vllm_cli.flags.front_options import embedded_front
+    if config.idle_stop_s is not None and not ctx.params.get("preflight_only"):
+        if start_origin.start_again is not None:  # of a `--config` file: a standby has forked this process already
+            start_origin.start_again(env.VCLI_IDLE_STOP.name, f"{config.idle_stop_s:g}")
+        from vllm_cli.flags.one_model import embedded_router
 
-        return _serve_on_request(embedded_front(config, ctx.meta[WORDS]))
+        return _route(embedded_router(config, ctx.meta[WORDS]))
     _apply_standby_mode("off" if config.engine.trust_remote_code else config.standby)
     if ctx.params.get("preflight_only"):
         return _check(config, as_json=bool(ctx.params.get("json")))
@@ -86,25 +87,13 @@ def _serve_several(several: SeveralModels, given: Mapping[str, object]) -> int:
         code = _print(report, as_json=bool(given.get("json")))
         return USAGE if report.has_usage_error else code
     show_notices(map(str, checked.notices), several.config.log_format)
-    options = router_options(several, reader, checked)
+    return _route(router_options(several, reader, checked))
+
+
+def _route(options: "RouterOptions") -> int:
     from startup.router.router import run_router
 
     return run_router(options)
-
-
-def _is_front(idle_stop_s: float | None) -> bool:
-    """Whether this process is to start the server, instead of being it (`startup.on_request`)."""
-    if idle_stop_s is None or foreign.has_front():
-        return False
-    if start_origin.start_again is not None:  # of a `--config` file, read only after a standby has forked this process
-        start_origin.start_again(env.VCLI_IDLE_STOP.name, f"{idle_stop_s:g}")
-    return True
-
-
-def _serve_on_request(options: "FrontOptions") -> int:
-    from startup.on_request.front import run_front
-
-    return run_front(options)
 
 
 def _apply_standby_mode(mode: StandbyMode) -> None:

@@ -87,10 +87,15 @@ def fault_of_model(flag: Flag) -> str | None:
     return _ONE_SERVER if flag.name in _ELSEWHERE else None
 
 
+def is_elsewhere(name: str, values: Sequence[str]) -> bool:
+    """Whether a server with this flag would not be on this machine alone, behind one socket."""
+    return name in _ELSEWHERE and tuple(values) != ("1",)
+
+
 def _reject(name: str, values: Sequence[str]) -> None:
     if name in _OF_ONE_MODEL:
         raise InputError(f"{name} does not go with several models: {_OF_ONE_MODEL[name]}.")
-    if name in _ELSEWHERE and tuple(values) != ("1",):
+    if is_elsewhere(name, values):
         raise InputError(f"{name} does not go with several models: of each, {_ONE_SERVER}.")
     if name == "--standby" and tuple(values) == ("require",):
         raise InputError(

@@ -17,6 +17,7 @@ from startup.router.http.access import Access
 from startup.router.http.answers import SERVER, FailedRequestError, error_answer, shown
 from startup.router.http.cors import CorsPolicy
 from startup.router.http.model_choice import ModelChoice
+from startup.router.http.only_model import OnlyModelAnswers
 from startup.router.http.own_answers import OwnAnswers
 from startup.router.http.proxy import Call, Proxy
 from startup.router.http.request_body import MOST_BYTES, BodyTooLongError, RequestBody
@@ -60,6 +61,8 @@ class AppOptions:
     is_access_logged: bool
     unlogged_paths: tuple[str, ...] = ()
     """Paths whose requests are left out of the access log."""
+    has_only_model: bool = False
+    """Whether there will never be another model: it gets all requests, whatever they name."""
 
 
 def create_app(pool: ModelPool, options: AppOptions) -> web.Application:
@@ -127,8 +130,10 @@ class _Front:
         self._access = Access(options.api_keys, self.cors, is_key_everywhere=network.api_key_everywhere)
         self._choice = ModelChoice(pool)
         self._proxy = Proxy(pool)
+        self._has_only_model = options.has_only_model
+        create_own = OnlyModelAnswers if options.has_only_model else OwnAnswers
         needs_key = self._access.needs_key
-        self._own = OwnAnswers(pool, self._proxy, self._choice, version=options.version, needs_key=needs_key)
+        self._own = create_own(pool, self._proxy, self._choice, version=options.version, needs_key=needs_key)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The response to any request."""
@@ -169,6 +174,8 @@ class _Front:
         if path.startswith(_UPSTREAM):
             entry, rest = self._choice.by_path(raw_path.removeprefix(_UPSTREAM))
             return await self._relay(request, rest, entry)
+        if self._has_only_model:
+            return await self._relay(request, raw_path, next(iter(self._pool.entries.values())))
         if path.startswith(_RESPONSES) and "model" not in request.query:
             return await self._relay(request, raw_path, await self._model_of_response(raw_path))
         return await self._relay(request, raw_path, None)

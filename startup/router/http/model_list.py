@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelPool, ModelStatus
+from startup.serve_words import is_flag_like
 
 if TYPE_CHECKING:
     from startup.router.child import Child
@@ -57,7 +58,7 @@ class ModelList:
 
     def model(self, entry: ModelEntry, requested: str) -> dict[str, Any]:
         """The body of GET /v1/models/{id}, for any of the model's names."""
-        cards = self._cards(self._status_of(entry.name))
+        cards = self._cards(self.status_of(entry.name))
         return next((card for card in cards if card["id"] == requested), cards[0])
 
     def running(self) -> dict[str, Any]:
@@ -70,16 +71,16 @@ class ModelList:
 
     def last_start_s(self, entry: ModelEntry) -> float | None:
         """How long the model's last start took."""
-        return self._status_of(entry.name).last_start_s
+        return self.status_of(entry.name).last_start_s
 
     async def unload_all(self) -> None:
         """Returns when no model runs."""
         running = [status.entry.name for status in self._pool.view() if status.state in _RUNNING]
         await asyncio.gather(*map(self._pool.unload, running))
 
-    def readiness(self, entry: ModelEntry) -> dict[str, Any] | None:
+    def readiness(self, name: str) -> dict[str, Any] | None:
         """Why the model is not ready, with how far its start is; None if it is."""
-        status = self._status_of(entry.name)
+        status = self.status_of(name)
         if status.state == "ready":
             return None
         message = status.reason or f"The model is {status.state}"
@@ -108,7 +109,8 @@ class ModelList:
         encode, content_type = choose_encoder(accept or "")
         return Exposition(encode(self._registry), content_type)
 
-    def _status_of(self, name: str) -> ModelStatus:
+    def status_of(self, name: str) -> ModelStatus:
+        """The model of this name."""
         return next(status for status in self._pool.view() if status.entry.name == name)
 
     def _knows(self, entry: ModelEntry) -> bool:
@@ -117,7 +119,7 @@ class ModelList:
     def _cards(self, status: ModelStatus) -> list[dict[str, Any]]:
         """The model itself, then its adapters."""
         entry = status.entry
-        root = entry.words[0] if entry.words else entry.name
+        root = entry.name if not entry.words or is_flag_like(entry.words[0]) else entry.words[0]
         card = {
             "id": entry.name,
             "object": "model",

@@ -93,7 +93,10 @@ class OwnAnswers:
             return await self._health(request)
         if (entry := self._pool.resolve(requested)) is None:  # without the names of others: no key is needed
             raise FailedRequestError(404, f"The model `{shown(requested)}` does not exist.", param="model")
-        problem = self._list.readiness(entry)
+        return self._tell_readiness(entry.name)
+
+    def _tell_readiness(self, name: str) -> web.StreamResponse:
+        problem = self._list.readiness(name)
         return json_answer({"status": "ready"} if problem is None else problem, status=503 if problem else 200)
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -53,6 +53,14 @@ class Call:
     """Whether comments may be sent while it waits: the response will be a stream of events."""
     dropped: frozenset[str]
     """Further headers that are not passed on, in lower case: the router's own keys."""
+
+
+class Fetched(NamedTuple):
+    """What a model's server has answered to the router itself."""
+
+    status: int
+    content_type: str
+    body: bytes
 
 
 class Proxy:
@@ -118,13 +126,18 @@ class Proxy:
 
     async def ask(self, child: Child, path: str) -> bytes | None:
         """The body of a server's short answer to a question of the router; None if it is no success."""
+        answer = await self.fetch(child, path)
+        return answer.body if answer is not None and answer.status == 200 else None
+
+    async def fetch(self, child: Child, path: str) -> Fetched | None:
+        """A server's short answer to a GET of the router, without a lease; None without an answer."""
         headers = {hdrs.ACCEPT_ENCODING: "identity"}
         try:
             async with (
                 asyncio.timeout(_ANSWER_S),
                 self._session_of(child).get(_target(child, path, ""), headers=headers) as answer,
             ):
-                return await answer.read() if answer.status == 200 else None
+                return Fetched(answer.status, answer.headers.get(hdrs.CONTENT_TYPE, ""), await answer.read())
         except (TimeoutError, aiohttp.ClientError, OSError) as err:
             logger.debug("%s %s is not answered: %s", child.base_url, path, err)
             return None

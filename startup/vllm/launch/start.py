@@ -18,14 +18,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from envs import foreign
 from envs.registry import env
 from server.machine.processes import descendants
 from startup.caches import use_baked_bytecode
 from startup.crash.output_record import OutputRecord
 from startup.download.endpoints import use_first_endpoint
 from startup.download.messages import DownloadError
-from startup.errors import StartupError
 from startup.hooks.hook import names_without, uses
 from startup.imports.learned_imports import learn, learned_imports
 from startup.model.file_plan import plan_files
@@ -96,8 +94,6 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         reason = start.disabled_reason
         if reason is None:
             return end_without_finalizing(start.run())
-    if foreign.has_front():
-        raise StartupError(f"--idle-stop: vLLM {vllm.version} would start without preloading: {reason.text}")
     if not reason.is_requested:
         logger.warning("vLLM %s starts without preloading: %s", vllm.version, reason.text)
     if line.is_for_help and uses("lean imports"):
@@ -173,7 +169,7 @@ class _VllmStart:
             on_ready=self._on_ready,
             on_stopping=session.drain,
             signals=session.stop_signals,
-            responder=session.responder if session.is_behind_front or env.VCLI_PROBE_PROCESS.get() else None,
+            responder=session.responder if env.VCLI_PROBE_PROCESS.get() else None,
         )
         self._configure_vllm_logs()
         use_baked_bytecode()

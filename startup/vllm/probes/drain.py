@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from envs import foreign
+from envs.registry import env
 from server.apis.messages.errors import failure_format
 from server.errors import EngineError
 from server.http_body.errors import UnavailableInfo, UnavailableResponse
@@ -83,7 +83,7 @@ class DrainedApp:
         self.running.interrupt()
 
     async def _serve(self, request: "_Request", receive: Receive) -> None:
-        with self.running.hold(is_use=_is_use(request.scope)) as task:
+        with self.running.hold() as task:
             try:
                 await self._app(request.scope, receive, request.send)
             except asyncio.CancelledError:
@@ -169,7 +169,7 @@ class _Shutdown:
         begin_s = time.monotonic()
 
         def stop_waiting() -> None:
-            if not foreign.has_front() or time.monotonic() - begin_s >= SAME_SIGNAL_S:
+            if not env.VCLI_ROUTER.get() or time.monotonic() - begin_s >= SAME_SIGNAL_S:
                 self._drain.stop_waiting()
                 if self._signals is not None:
                     self._signals.end_soon()
@@ -177,11 +177,6 @@ class _Shutdown:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stop_waiting)
         await self._drain.run()
-
-
-def _is_use(scope: Scope) -> bool:
-    """Whether the request keeps the model from being stopped (`--idle-stop`): probes and reports do not."""
-    return scope["type"] == "websocket" or bool(scope["method"] == "POST" and scope["path"] != "/ping")
 
 
 def _is_rejected(scope: Scope) -> bool:

@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from startup.errors import StartupError
 from startup.hooks.hook import Hook, Name, Text
 from startup.imports.finder import wrap_after_import
-from startup.probes.probe_link import Responder
+from startup.probes.responder import StartupResponder
 from startup.processes import group_signals
 from startup.processes.stop_signals import StopSignals
 
@@ -100,7 +99,7 @@ class ServingEvents:
         on_ready: Callable[[], None],
         on_stopping: Callable[[], None],
         signals: StopSignals,
-        responder: Responder | None,
+        responder: StartupResponder | None,
     ) -> None:
         """
         Args:
@@ -156,7 +155,7 @@ def _hook_uvicorn(
     on_ready: Callable[[], None],
     on_stopping: Callable[[], None],
     signals: StopSignals | None = None,
-    responder: Responder | None = None,
+    responder: StartupResponder | None = None,
 ) -> None:
     """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops.
 
@@ -170,8 +169,6 @@ def _hook_uvicorn(
         from startup.vllm.probes.serving_probes import ServingProbes
 
         async def startup_and_notify(self: Any, sockets: Any = None) -> None:
-            if responder is not None and responder.offer is not None and not (DRAIN.applies and SERVING_PROBES.applies):
-                raise StartupError("--idle-stop: the code of this vLLM is unexpected; see the warnings above")
             if DRAIN.applies:
                 drain_before_shutdown(self, stopping, signals)
             probes = ServingProbes(responder) if responder is not None and SERVING_PROBES.applies else None

@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from http.client import responses
 from typing import Any, Final, NamedTuple
 
-from prometheus_client import REGISTRY
-
 from startup.hooks.hook import uses
 from startup.probes.app_request import AppAnswer, ask_app
 from startup.probes.probe_http import PATH
-from startup.probes.probe_link import ProbeLink, Responder
+from startup.probes.probe_link import ProbeLink
+from startup.probes.responder import StartupResponder
 from startup.probes.serving_messages import HealthAnswer, ServingSettings
 
 logger = logging.getLogger(__name__)
@@ -42,17 +41,15 @@ class CreatedServer(NamedTuple):
 class ServingProbes(ProbeLink):
     """Connects one uvicorn server to the responder; all methods run on its event loop."""
 
-    def __init__(self, responder: Responder) -> None:
+    def __init__(self, responder: StartupResponder) -> None:
         super().__init__(responder, "vLLM")
         self._created: CreatedServer
         self._sampler: HealthSampler
-        self._is_probe_seen = False
 
     def can_serve(self, server: Any, sockets: list[socket.socket] | None) -> bool:
         """Whether the responder may accept for this uvicorn server.
 
-        Not with TLS or several API servers, and not if vLLM must see each probe, unless the responder is a
-        front, which accepts all the same.
+        Not with TLS or several API servers, and not if vLLM must see each probe.
         """
         return (
             sockets is not None
@@ -60,7 +57,7 @@ class ServingProbes(ProbeLink):
             and sockets[0].getsockname() == self._responder.address
             and not server.config.is_ssl
             and getattr(server, "peer_loads", None) is None
-            and (self._offer is not None or not _is_probe_seen(server))
+            and not _is_probe_seen(server)
         )
 
     async def start(self, server: Any, startup: Startup, accept_without: Callable[[], None]) -> None:
@@ -80,7 +77,6 @@ class ServingProbes(ProbeLink):
             return
         self._created = created[0]
         self._sampler = HealthSampler(server)
-        self._is_probe_seen = _is_probe_seen(server)
         settings = ServingSettings(
             keep_alive_s=server.config.timeout_keep_alive,
             reports_probes=_has_access_log(),
@@ -91,9 +87,6 @@ class ServingProbes(ProbeLink):
             await _start_serving(created)
             return
         server.main_loop = self._ending_after(server.main_loop)
-        if self._offer is not None:
-            drained_app = server.config.loaded_app
-            self.begin_serving(server, drained_app.running.unused_s, REGISTRY)
 
     def _ending_after(self, main_loop: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """uvicorn's main loop; after it, uvicorn accepts itself until it shuts down."""
@@ -107,8 +100,6 @@ class ServingProbes(ProbeLink):
         return run
 
     async def _find_answer(self) -> HealthAnswer | None:
-        if self._is_probe_seen:
-            return None
         try:
             return await self._sampler.current()
         except Exception:  # the loop runs: without a heartbeat it would count as blocked

@@ -54,20 +54,3 @@ async def test_running_requests_are_waited_for():
         await asyncio.sleep(0)
         assert not waiting.done()
     assert await waiting
-
-
-def test_only_requests_that_count_as_use_keep_a_server_in_use(running: RunningRequests) -> None:
-    async def run() -> None:
-        assert running.unused_s() == float("inf")
-        with running.hold():
-            assert running.unused_s() == 0
-        unused_s = running.unused_s()
-        with running.hold(is_use=False):
-            assert running.unused_s() == 0
-        assert unused_s <= running.unused_s() < float("inf")
-        running._last_use_s -= 1000
-        with running.hold(is_use=False):
-            pass
-        assert running.unused_s() >= 1000
-
-    asyncio.run(run())

@@ -28,8 +28,6 @@ class _Server:
 
     def __init__(self, listener: socket.socket, responder: StartupResponder, limits: LimitsConfig) -> None:
         self.is_ready = True
-        self.is_probe_seen = False
-        self.registry = None
         self.paths: list[str] = []
         self._listener = listener
         self.probes = EmbeddedProbes(responder, ServerConfig(served_model_names=("m",)), PROBE_PATHS)
@@ -49,9 +47,6 @@ class _Server:
 
     async def adopt(self, client: socket.socket) -> None:
         await self.http.adopt(client)
-
-    def unused_s(self) -> float:
-        return 0.0
 
     def set_ready(self, is_ready: bool) -> None:
         self.is_ready = is_ready

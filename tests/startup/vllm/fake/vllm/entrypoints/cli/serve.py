@@ -68,6 +68,7 @@ class ServeSubcommand:
         parser.add_argument("--log-level")
         parser.add_argument("--log-config-file")
         parser.add_argument("--disable-access-log-for-endpoints")
+        parser.add_argument("--disable-uvicorn-access-log", action="store_true")
         parser.add_argument("--distributed-executor-backend")
         parser.add_argument("--worker-imports", nargs="*", default=[])
         parser.add_argument("--raises")

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 
-from startup.on_request.child_process import ChildProcess, describe_end
+from startup.router.child_process import ChildProcess, describe_end
 from tests.waiting import wait_until
 
 _ROUNDS = 20
@@ -36,7 +36,6 @@ def sleep() -> NoReturn:
 def end_of(process: ChildProcess) -> int:
     codes: list[int] = []
     wait_until(lambda: (code := process.poll()) is not None and not codes.append(code))
-    process.close()
     return codes[0]
 
 

@@ -1,38 +1,23 @@
 """A process that ends with the one that starts it, however that ends: a server, or another program."""
 
-import fcntl
 import os
 import resource
 import signal
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple, NoReturn, Self
+from typing import Final, NoReturn, Self
 
-from envs import foreign
 from envs.registry import env
 from server.wording import signal_name
-from startup.probes.front_link import FrontOffer
 from startup.processes import death_pipe
 
-_LOWEST_FD: Final = 64
-"""The numbers of inherited descriptors begin here, where neither users nor libraries have any."""
 OF_THE_MANAGER: Final = (env.NOTIFY_SOCKET, env.WATCHDOG_USEC, env.WATCHDOG_PID)
-"""Variables for the front, whose process the service manager knows."""
+"""Variables for the router, whose process the service manager knows."""
 _RESET: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 """Python ignores them; a program that is executed gets their default actions, as from a shell."""
 _CANNOT_EXECUTE: Final = 127
 """The exit code that shells use."""
-
-
-class ServerCommand(NamedTuple):
-    """How a server is started."""
-
-    words: Sequence[str]
-    """The words after `serve`."""
-    variables: dict[str, str]
-    """Environment variables beyond those of the front."""
 
 
 class ChildProcess:
@@ -40,8 +25,6 @@ class ChildProcess:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
-        """Readable once the process has ended."""
 
     @classmethod
     def fork(cls, become: Callable[[], NoReturn]) -> Self:
@@ -87,30 +70,6 @@ class ChildProcess:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
-    def close(self) -> None:
-        """Releases what belongs to a process that has ended."""
-        os.close(self.pidfd)
-
-
-class ServerProcess(ChildProcess):
-    """A server behind a front."""
-
-    link: socket.socket
-
-    @classmethod
-    def start(cls, command: ServerCommand, listener: socket.socket, offer: FrontOffer) -> Self:
-        """Starts it; to be called on the main thread. Process and descriptors of the offer are set here."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            server = cls.fork(lambda: _execute(command, theirs, listener, offer))
-        server.link = ours
-        return server
-
-    def close(self) -> None:
-        """Releases what belongs to a process that has ended."""
-        super().close()
-        self.link.close()
-
 
 _FILES_LIMIT: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
 """As this process was started with it, before it raises its own."""
@@ -127,16 +86,6 @@ def _restore_signals(mask: set[int]) -> None:
         if number in _RESET or callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _execute(command: ServerCommand, link: socket.socket, listener: socket.socket, offer: FrontOffer) -> NoReturn:
-    """Becomes `serve` behind this front."""
-    link_fd, listener_fd = (fcntl.fcntl(each, fcntl.F_DUPFD, _LOWEST_FD) for each in (link, listener))
-    offer = offer._replace(pid=os.getpid(), link_fd=link_fd, listener_fd=listener_fd)
-    environment = foreign.snapshot() | command.variables | {env.VCLI_FRONT.name: offer.encode()}
-    for variable in OF_THE_MANAGER:
-        environment.pop(variable.name, None)
-    execute_serve(command.words, environment)
 
 
 def execute_serve(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:

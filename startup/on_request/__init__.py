@@ -1,1 +1,0 @@
-"""The front of `vllm-cli serve --idle-stop`, which starts the server on request. Begin with `front.py`."""

@@ -1,0 +1,148 @@
+"""The settings of a router with one model (`serve MODEL --idle-stop`), for both engines."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import click
+
+from envs.registry import env
+from startup.config import StartOptions, StartupConfig
+from startup.errors import StartupError
+from startup.model.file_plan import plan_files
+from startup.model.request import ModelRequest
+from startup.router.model_entry import ModelEntry
+from startup.router.router import RouterOptions
+from startup.router.scheduler_terms import SchedulerLimits
+from startup.serve_words import ServeWords
+from startup.session import ListenAddress
+from startup.standby.kinds import kind_for
+from startup.vllm.command_line import CommandLine
+from startup.vllm.options import VllmOptions
+from vllm_cli.errors import InputError
+from vllm_cli.flags.arguments import Arguments, GivenFlag
+from vllm_cli.flags.config_file import read_config_file
+from vllm_cli.flags.flag import Shape
+from vllm_cli.flags.router_words import ADDRESS, OF_ROUTER_ALONE, OWN, TLS, is_elsewhere
+from vllm_cli.flags.secret_flags import secrets_as_variables, split_flags
+from vllm_cli.flags.serve_command import CONFIG_OF_START, IS_QUIET, ServeCommand, serve_parameters
+from vllm_cli.flags.supported import CONFIG
+from vllm_cli.version import VERSION
+
+_MAX_WAITING: Final = 1024
+_QUIET_FLAG: Final = "--disable-uvicorn-access-log"
+"""The router logs the requests, and knows the client."""
+
+
+def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
+    """The router of the embedded engine's model."""
+    entry = _entry(config, _without_config_file(words), "embedded", config.server.served_model_names)
+    has_standby = not config.engine.trust_remote_code
+    return _router(config, config, entry, lambda: ModelRequest.of_start(config), has_standby=has_standby)
+
+
+def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
+    """The router of vLLM's model; raises InputError for what it cannot have."""
+    line = CommandLine.of(options.words)
+    if (name := next(filter(line.has, sorted(TLS)), None)) is not None and not _is_given(name, words):
+        raise InputError(f"--idle-stop does not go with {name.removeprefix('--')} in --config: write it as a flag.")
+    in_file = [f"{name}={line.values[name]}" for name in sorted(ADDRESS) if name in line.values]
+    own = [word for flag, given in split_flags(words) if flag and flag.name in OWN for word in given.words]
+    config = _parse([line.served_name, *in_file, *own, "--engine", "embedded"])
+    names = line.lists.get("--served-model-name") or (line.served_name,)
+    entry = _entry(options, words, "vllm", names)
+    return _router(config, options, entry, lambda: line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
+
+
+def _is_given(name: str, words: Iterable[str]) -> bool:
+    return any(flag is not None and flag.name == name for flag, _ in split_flags(words))
+
+
+def _parse(words: Sequence[str]) -> StartupConfig:
+    """The settings of these flags, and of the variables, by the embedded engine's rules."""
+    parent = click.Context(click.Command("serve"))
+    parent.meta[IS_QUIET] = True
+    command = ServeCommand(name="serve", params=serve_parameters())
+    with command.make_context("serve", list(words), parent=parent) as ctx:
+        config: StartupConfig = ctx.meta[CONFIG_OF_START]
+        return config
+
+
+def _without_config_file(words: Sequence[str]) -> Sequence[str]:
+    """The words with the settings of the file of --config as flags: some of them are the router's."""
+    given = Arguments.parse(words)
+    if (path := given.last_value(CONFIG.name)) is None:
+        return words
+    in_file = read_config_file(Path(path))
+    merged = Arguments(flags={**in_file.flags, **given.flags}, positionals=given.positionals)
+    del merged.flags[CONFIG.name]
+    return [*(word for each in merged.flags.values() for word in _words_of(each)), "--", *merged.positionals]
+
+
+def _words_of(given: GivenFlag) -> list[str]:
+    if given.flag.shape is Shape.SWITCH:
+        return [given.flag.name if given.value else given.flag.opposite]
+    return [f"{given.flag.name}={value}" for value in given.values]
+
+
+def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequence[str]) -> ModelEntry:
+    """The model with its own command line, on which there are no keys: others can read it."""
+    kept: list[str] = []
+    for flag, given in split_flags(words):
+        name = given.flag if flag is None else flag.name
+        if is_elsewhere(name, given.values):
+            raise InputError(f"{name} does not go with --idle-stop: all its processes are on this machine.")
+        if name not in OF_ROUTER_ALONE:
+            kept += given.words[1:] if given.words[0] == "--" else given.words
+    kept, variables = secrets_as_variables(kept)
+    return ModelEntry(
+        name=names[0],
+        aliases=tuple(names[1:]),
+        words=(*kept, "--engine", engine, _QUIET_FLAG),
+        engine=engine,
+        env=variables,
+        ttl_s=options.idle_stop_s,
+        preload=True,
+    )
+
+
+def _router(
+    config: StartupConfig,
+    options: StartOptions,
+    entry: ModelEntry,
+    request: Callable[[], ModelRequest],
+    *,
+    has_standby: bool,
+) -> RouterOptions:
+    """
+    Args:
+        config: what the router's own flags say.
+        options: how the model is started.
+    """
+    network, logging = config.server.network, config.server.logging
+    is_warm = has_standby and options.idle_warm == "auto" and options.standby != "off"
+    kinds = (kind_for(entry.engine, ServeWords(entry.words)),) if is_warm else ()
+    return RouterOptions(
+        address=ListenAddress(network.host, network.port, network.uds, config.server.tls.ssl_certfile is not None),
+        tls=config.server.tls,
+        network=network,
+        logs=config.logs,
+        is_access_logged=not logging.disable_access_log,
+        entries={entry.name: entry},
+        reload=None,
+        path=None,
+        limits=SchedulerLimits(max_waiting=_MAX_WAITING),
+        find_standby_kinds=lambda: kinds,
+        find_model=lambda _: _folder(request),
+        version=VERSION,
+        only=entry.name,
+    )
+
+
+def _folder(request: Callable[[], ModelRequest]) -> str | None:
+    """The model's folder, if it is on disk."""
+    with suppress(StartupError, OSError, ValueError):
+        folder = plan_files(request()).model_folder
+        return None if folder is None else str(folder)
+    return None
