@@ -8,7 +8,7 @@ from server.errors import ConfigError
 from server.limits import LimitsConfig, flag_of
 from vllm_cli.flags.supported import GROUPS
 
-DOCS = (Path(__file__).parents[3] / "docs" / "limits.md").read_text()
+DOCS = (Path(__file__).parents[3] / "docs" / "api.md").read_text().partition("\n## Limits\n")[2]
 
 
 @pytest.mark.parametrize("flag", GROUPS["Limits"], ids=lambda flag: flag.name)
