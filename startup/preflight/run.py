@@ -6,6 +6,7 @@ Imports only the standard library and msgspec, but for `asks_hub`.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -73,6 +74,14 @@ def _check_environment() -> Iterator[Finding]:
     if ignored := undeclared_names("VLLM_"):
         listed = list_some(ignored)
         yield info("environment", f"the embedded engine does not read {listed}: set for vLLM, no effect here")
+
+
+def is_importable(module: str) -> bool:
+    """Whether the module is found; imports the packages that it lies in, but not itself."""
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 class _Preflight:

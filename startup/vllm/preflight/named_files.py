@@ -2,16 +2,15 @@
 
 import json
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 from envs.home import expand_home
-from server.machine.files import write_problem
 from server.server_config import TlsConfig
 from startup.model.json_file import read_json_object
 from startup.preflight.access import check_tls
 from startup.preflight.report import Finding, error, warning
+from startup.preflight.run import is_importable
 from startup.vllm.preflight.arguments import CheckedStart
 
 _TEMPLATE_CHARACTERS: Final = "{}\n"
@@ -31,7 +30,6 @@ def file_findings(start: CheckedStart) -> Iterator[Finding]:
     yield from _check_imports(start)
     yield from _check_adapters(start)
     yield from _check_log_config(start)
-    yield from _check_download_folder(start)
 
 
 def _check_template(start: CheckedStart) -> Iterator[Finding]:
@@ -74,7 +72,7 @@ def _check_imports(start: CheckedStart) -> Iterator[Finding]:
             package = name.partition(":")[0].partition(".")[0]
             if "." not in name and ":" not in name:
                 yield warning("imports", f"{flag} {name} is no import path such as package.module.name")
-            elif package.isidentifier() and not start.facts.plugins and not _is_importable(package):
+            elif package.isidentifier() and not start.facts.plugins and not is_importable(package):
                 yield error("imports", f"{flag} {name}: there is no module {package}; install it, or set PYTHONPATH")
 
 
@@ -127,16 +125,3 @@ def _check_log_config(start: CheckedStart) -> Iterator[Finding]:
     name = start.value("--log-config-file")
     if name and (problem := read_json_object(Path(name)).problem):
         yield warning("log_config", f"--log-config-file: {problem}")
-
-
-def _check_download_folder(start: CheckedStart) -> Iterator[Finding]:
-    folder = start.value("--download-dir")
-    if folder and Path(folder).is_dir() and (problem := write_problem(folder)):
-        yield warning("disk", f"--download-dir {folder} cannot be written to ({problem})")
-
-
-def _is_importable(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except (ImportError, ValueError):
-        return False
