@@ -11,8 +11,8 @@
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-vllm-versions [VERSIONS="0.28.0 0.31.0"]   the launcher's real tests with several versions of vLLM
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/dev/changing.md
-#   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost; result in build/
-#   make test-swaps [ARGS="--swaps 200"]   1000 random swaps of models with kills and file edits; result in build/
+#   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost
+#   make test-swaps [ARGS="--swaps 200"]   1000 random swaps of models with kills and file edits
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
 #   make audit                             known vulnerabilities of what is installed
 #   make install | install-dev | clean
@@ -96,17 +96,11 @@ test-vllm-suite: $(INSTALLED_DEV)
 	@test -n "$(VLLM_SOURCE)" || { echo "VLLM_SOURCE=PATH must name a source tree of vLLM; see docs/dev/changing.md" >&2; exit 2; }
 	@exec $(BIN)/python -m tools.vllm_suite $(VLLM_SOURCE) $(ARGS)
 
-# Small caches are full after the warm-up; bursts overflow a short queue.
-SOAKED := $(BIN)/vllm-cli serve --kv-cache-memory-bytes 256M --max-num-queued-reqs 48 --max-logprobs -1
-
-test-soak: $(DEFAULT_MODEL)
-	@mkdir -p build
-	@exec $(BIN)/python -m tools.soak --cmd "$(SOAKED)" --json build/soak.json $(ARGS)
+test-soak: $(INSTALLED_DEV) $(DEFAULT_MODEL)
+	$(BIN)/python -m pytest -s tests/soak/test_soak.py --minutes 30 $(ARGS)
 
 test-swaps: $(INSTALLED_DEV)
-	@mkdir -p build
-	@exec $(BIN)/python -m tools.random_swaps --json build/random-swaps.json \
-	  --log build/random-swaps.log $(ARGS)
+	$(BIN)/python -m pytest -s tests/soak/test_swaps.py --swaps 1000 $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

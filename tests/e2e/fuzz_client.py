@@ -41,8 +41,13 @@ class FuzzCounts:
             )
 
 
-def send_all(port: int, make: Callable[[int], FuzzedRequest], seeds: Iterable[int]) -> FuzzCounts:
-    """Sends one request per seed; on each connection one after another."""
+def send_all(
+    port: int, make: Callable[[int], FuzzedRequest], seeds: Iterable[int], *, shed: tuple[int, ...] = ()
+) -> FuzzCounts:
+    """Sends one request per seed; on each connection one after another.
+
+    `shed` are statuses with which an overloaded server may refuse any of them.
+    """
     counts, own = FuzzCounts(), local()
     connections: list[http.client.HTTPConnection] = []
 
@@ -56,7 +61,8 @@ def send_all(port: int, make: Callable[[int], FuzzedRequest], seeds: Iterable[in
 
     with ThreadPoolExecutor(_NUM_CLIENTS, initializer=connect) as clients:
         for sent in clients.map(send, seeds):
-            counts.note(*sent)
+            if sent[2] not in shed:
+                counts.note(*sent)
     for connection in connections:
         connection.close()
     return counts
