@@ -1,8 +1,7 @@
-"""Llama folders with random weights; `python -m tests.llamas long|billion|shards TOKENIZER OUT` writes one.
+"""Llama folders with random weights; `python -m tests.llamas TOKENIZER OUT` writes the billion.
 
-`tiny` loads in a second and has a token per byte; `small` can be split between two ranks; `long` has a
-context of 16384 tokens and the width of SmolLM2-135M, for `vllm-cli bench liveness --kind prompt_embeds`;
-`billion` is for measurements on a GPU; `shards` has 3 GB in four files, for measurements of downloads.
+`tiny` loads in a second and has a token per byte; `small` can be split between two ranks; `billion` is for
+measurements on a GPU.
 """
 
 import argparse
@@ -61,22 +60,6 @@ def save_small_llama(folder: Path, tokenizer: Path) -> Path:
     return _copy_tokenizer(tokenizer, folder)
 
 
-def save_long_llama(folder: Path, tokenizer: Path) -> Path:
-    """One layer in bfloat16, so that prompts of thousands of embedding rows are cheap to compute."""
-    _save(
-        folder,
-        hidden_size=576,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=9,
-        num_key_value_heads=1,
-        max_position_embeddings=16384,
-        tie_word_embeddings=True,
-        dtype="bfloat16",
-    )
-    return _copy_tokenizer(tokenizer, folder)
-
-
 def save_billion_llama(folder: Path, tokenizer: Path, num_layers: int = 16) -> Path:
     """1.1 billion weights in bfloat16, in shards of 600 MB."""
     import torch
@@ -96,33 +79,7 @@ def save_billion_llama(folder: Path, tokenizer: Path, num_layers: int = 16) -> P
     return _copy_tokenizer(tokenizer, folder)
 
 
-def save_four_shards(folder: Path, tokenizer: Path) -> Path:
-    """1.5 billion weights in bfloat16, 3.0 GB in four files; needs 3 GB of memory and half a minute."""
-    import torch
-
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)  # otherwise the weights are made in float32, in twice the memory
-    try:
-        _save(
-            folder,
-            max_shard_size="800MB",
-            hidden_size=2048,
-            intermediate_size=8192,
-            num_hidden_layers=23,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            dtype="bfloat16",
-        )
-    finally:
-        torch.set_default_dtype(default)
-    return _copy_tokenizer(tokenizer, folder)
-
-
-def _save(
-    folder: Path, *, dtype: str = "float32", device: str = "cpu", max_shard_size: str = "600MB", **shape: Any
-) -> None:
+def _save(folder: Path, *, dtype: str = "float32", device: str = "cpu", **shape: Any) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -130,7 +87,7 @@ def _save(
     torch.manual_seed(0)
     with torch.device(device):
         model = LlamaForCausalLM(LlamaConfig(**others | shape, dtype=dtype)).to(getattr(torch, dtype))
-    model.cpu().save_pretrained(folder, max_shard_size=max_shard_size)
+    model.cpu().save_pretrained(folder, max_shard_size="600MB")
 
 
 def _copy_tokenizer(tokenizer: Path, folder: Path) -> Path:
@@ -143,9 +100,7 @@ def _copy_tokenizer(tokenizer: Path, folder: Path) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("long", "billion", "shards"))
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    save = {"long": save_long_llama, "billion": save_billion_llama, "shards": save_four_shards}[options.kind]
-    print(save(options.out, options.tokenizer))
+    print(save_billion_llama(options.out, options.tokenizer))

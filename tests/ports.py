@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from vllm_cli.bench.target import find_free_port, list_server_ports
+from vllm_cli.server_ports import find_free_port, list_server_ports
 
 _SHARES = 8
 

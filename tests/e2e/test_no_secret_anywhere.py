@@ -75,7 +75,6 @@ RUNS: dict[str, list[str]] = {
         f"--url LOGIN {LOAD} --api-key KEY --ready-timeout 1",
     ],
     "bench startup": [f"--cmd SERVE {BENCH} --api-key KEY --pause 0"],
-    "bench liveness": [f"--url URL {LOAD} --kind chat --turns 2 --turn-chars 8 --api-key KEY"],
     "env": ["", "--json"],
     "probes": ["MODEL"],
     "completion": ["bash"],

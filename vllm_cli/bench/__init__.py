@@ -1,1 +1,1 @@
-"""Benchmarks of servers: begin at benchmark.py; serve, liveness and startup say only what differs."""
+"""Benchmarks of servers: begin at serve.py and startup.py; report.py makes the result of both."""

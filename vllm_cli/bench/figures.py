@@ -2,23 +2,29 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, median
-from typing import NamedTuple
+from statistics import median
+from typing import Any, NamedTuple
 
-from vllm_cli.bench.results import Spread
+Figures = Mapping[str, Any]
+"""What one round measured, by name; a figure that could not be measured is None or missing."""
 
 
 class Metric(NamedTuple):
     """A figure that is shown; most are also compared between sides."""
 
     name: str
-    """Its field in the figures of a round."""
     label: str
     is_higher_better: bool = False
-    is_judged: bool = False
-    """Whether --fail-over applies to it: the others follow from these, or are too noisy to fail a build."""
     is_compared: bool = True
-    """False for a count that may be 0, and for the benchmark's own cost."""
+    """False for a count that may be 0."""
+
+
+class Spread(NamedTuple):
+    """A figure over the rounds."""
+
+    median: float
+    min: float
+    max: float
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
@@ -31,15 +37,11 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
-def mean_ms(values_ns: Sequence[float]) -> float | None:
-    """The mean of nanoseconds, in milliseconds."""
-    return fmean(values_ns) / 1e6 if values_ns else None
-
-
-def percentile_ms(values_ns: Sequence[float], percent: float) -> float | None:
-    """The percentile of nanoseconds, in milliseconds."""
-    value_ns = percentile(values_ns, percent)
-    return None if value_ns is None else value_ns / 1e6
+def percentiles_ms(name: str, values_ns: Sequence[float], *percents: int) -> dict[str, float | None]:
+    """Figures such as `ttft_p50_ms`; the one of 100 percent is the maximum."""
+    names = (f"{name}_max_ms" if percent == 100 else f"{name}_p{percent}_ms" for percent in percents)
+    values = (percentile(values_ns, percent) for percent in percents)
+    return {name: None if value is None else value / 1e6 for name, value in zip(names, values, strict=True)}
 
 
 def spread_of(values: Iterable[float | None]) -> Spread | None:
@@ -48,13 +50,13 @@ def spread_of(values: Iterable[float | None]) -> Spread | None:
     return Spread(median(present), min(present), max(present)) if present else None
 
 
-def summarize_rounds(metrics: Iterable[Metric], rounds: Sequence[object]) -> dict[str, Spread]:
-    """The spread of every figure that at least one round has; each metric names a field of the rounds."""
+def summarize_rounds(metrics: Iterable[Metric], rounds: Sequence[Figures]) -> dict[str, Spread]:
+    """The spread of every figure that at least one round has."""
     spreads = {metric.name: spread_of(_values(rounds, metric)) for metric in metrics}
     return {name: spread for name, spread in spreads.items() if spread}
 
 
-def compare_rounds(metrics: Iterable[Metric], ours: Sequence[object], theirs: Sequence[object]) -> dict[str, Spread]:
+def compare_rounds(metrics: Iterable[Metric], ours: Sequence[Figures], theirs: Sequence[Figures]) -> dict[str, Spread]:
     """The ratios of one side's figures to another side's, round by round: median and spread."""
     ratios = {}
     for metric in metrics:
@@ -65,17 +67,5 @@ def compare_rounds(metrics: Iterable[Metric], ours: Sequence[object], theirs: Se
     return ratios
 
 
-def find_worse(
-    metrics: Iterable[Metric], ratios: Mapping[str, Spread], *, where: str, against: str, tolerance: float
-) -> list[str]:
-    """One line for each judged figure that is worse by more than the tolerance."""
-    return [
-        f"{where}: {metric.label} is {ratio.median:.2f}x that of {against}"
-        for metric in metrics
-        if metric.is_judged and (ratio := ratios.get(metric.name)) is not None
-        if (ratio.median < 1 - tolerance if metric.is_higher_better else ratio.median > 1 + tolerance)
-    ]
-
-
-def _values(rounds: Sequence[object], metric: Metric) -> list[float | None]:
-    return [getattr(figures, metric.name) for figures in rounds]
+def _values(rounds: Sequence[Figures], metric: Metric) -> list[float | None]:
+    return [figures.get(metric.name) for figures in rounds]

@@ -1,130 +1,154 @@
-"""The report of a benchmark as text: settings, a table for each condition, problems."""
+"""The result of a benchmark: as text, as JSON, and as an exit code."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TextIO, TypeVar
+import os
+import platform
+import sys
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
 
-from vllm_cli.bench.figures import Metric
-from vllm_cli.bench.results import Spread
+import msgspec
+import psutil
+
+from server.machine.hardware import cpu_model
+from vllm_cli.bench.figures import Figures, Metric, Spread, compare_rounds, summarize_rounds
+from vllm_cli.interruption import Interrupted, run_interruptibly
 from vllm_cli.text_table import align
 
-C = TypeVar("C")
-
-_MISSING = "-"
+_SCHEMA_VERSION = 4
 
 
-@dataclass(frozen=True)
-class FigureTable:
-    """A row for each figure, a column for each side and each ratio."""
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """A measured server, and the figures of its rounds by condition: a load, or a state of the caches."""
 
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-
-
-class Report(ABC, Generic[C]):
-    """Describes results; `C` is a condition under which rounds are measured."""
-
-    metrics: ClassVar[tuple[Metric, ...]]
-    """Fields of the figures of a round."""
-
-    @abstractmethod
-    def name_condition(self, condition: C) -> str:
-        """A few words for messages."""
-
-    def title(self, condition: C) -> str:
-        """What a round measures under a condition."""
-        return self.name_condition(condition)
-
-    @abstractmethod
-    def describe_settings(self) -> Iterator[str]:
-        """Lines about what is measured."""
-
-    @abstractmethod
-    def describe_rounds(self, result: Any) -> Iterator[str]:
-        """Lines about how the rounds were measured."""
-
-    def describe_side(self, side: Any) -> str:
-        """What follows the model's name in the line of a side."""
-        return ""
-
-    def more_rows(self, measured: Sequence[Any]) -> list[list[str]]:
-        """Rows below the figures: a name, and a cell for each side."""
-        return []
-
-    def more_tables(self, result: Any, index: int) -> Iterator[FigureTable]:
-        """Tables after the one of the condition with this index."""
-        return iter(())
-
-    def find_problems(self, side: Any, measured: Any) -> Iterator[str]:
-        """Signs that the figures of a side under one condition are unreliable."""
-        return iter(())
-
-    def write_report(self, result: Any, stream: TextIO) -> None:
-        """Writes the whole report."""
-        write_sections(self.describe_run(result), self.tables(result), self.describe_problems(result), stream)
-
-    def describe_run(self, result: Any) -> Iterator[str]:
-        """The machine, the settings, the sides and the rounds."""
-        yield f"{result.machine.description}, {result.created_at}"
-        yield from self.describe_settings()
-        for side in result.sides:
-            version = f" {side.version}" if side.version else ""
-            yield f"{side.name}: {side.target}{version}; model {side.model}{self.describe_side(side)}"
-        yield from self.describe_rounds(result)
-
-    def tables(self, result: Any) -> Iterator[FigureTable]:
-        """One table of figures for each condition, and more."""
-        first, *others = (side.name for side in result.sides)
-        header = ["", first, *others, *(f"{first}/{other}" for other in others)]
-        for index, condition in enumerate(each.condition for each in result.sides[0].conditions):
-            measured = [side.conditions[index] for side in result.sides]
-            ratios = [ratio.ratios for ratio in result.ratios if ratio.condition == condition]
-            rows = compare_figures(self.metrics, [each.summary for each in measured], ratios)
-            rows += [[*row, *("" for _ in ratios)] for row in self.more_rows(measured)]
-            yield FigureTable(f"{self.title(condition)}, rounds: {len(measured[0].rounds)}", header, rows)
-            yield from self.more_tables(result, index)
-
-    def describe_problems(self, result: Any) -> Iterator[str]:
-        """Signs that the figures are unreliable."""
-        for side in result.sides:
-            for measured in side.conditions:
-                where = f"{side.name}, {self.name_condition(measured.condition)}"
-                yield from (f"{where}: {problem}" for problem in self.find_problems(side, measured))
+    name: str
+    target: str
+    """The URL or the command, without secrets."""
+    model: str
+    version: str | None
+    rounds: Mapping[str, Sequence[Figures]]
+    note: str = ""
+    """Follows the model's name in the report."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields in JSON."""
 
 
-def compare_figures(
-    metrics: Iterable[Metric], summaries: Sequence[Mapping[str, Spread]], ratios: Sequence[Mapping[str, Spread]]
-) -> list[list[str]]:
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one run measured, and how."""
+
+    benchmark: str
+    metrics: tuple[Metric, ...]
+    settings: Mapping[str, Any]
+    description: Sequence[str]
+    """Lines about what was measured and how."""
+    sides: Sequence[Side]
+    """The first is compared with each of the others."""
+    problems: Sequence[str]
+    """Signs that the figures are unreliable."""
+    has_failed: bool = False
+    """Whether the exit code is 1."""
+
+    def compare(self, condition: str) -> list[dict[str, Spread]]:
+        """Ratios of the first side to each other one, by figure."""
+        first, *others = (side.rounds[condition] for side in self.sides)
+        return [compare_rounds(self.metrics, first, other) for other in others]
+
+
+def run_and_publish(work: Coroutine[Any, Any, Result], json_path: Path | None) -> int:
+    """Measures, writes the report and JSON; returns 0, 1 (requests failed), or 128 + signal."""
+    try:
+        result = run_interruptibly(work)
+    except Interrupted as interrupted:
+        return interrupted.exit_code
+    is_piped = json_path == Path("-")
+    _write_report(result, sys.stderr if is_piped else sys.stdout)
+    if json_path is not None:
+        text = encode_result(result)
+        sys.stdout.write(text) if is_piped else json_path.write_text(text, encoding="utf-8")
+    return 1 if result.has_failed else 0
+
+
+def encode_result(result: Result) -> str:
+    """The result as indented JSON."""
+    content = {
+        "schema": f"vllm-cli/bench-{result.benchmark}",
+        "schema_version": _SCHEMA_VERSION,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": _describe_machine(),
+        "settings": result.settings,
+        "sides": [_encode_side(side, result.metrics) for side in result.sides],
+        "ratios": [
+            {"against": other.name, "condition": condition, "ratios": _encode_spreads(ratios)}
+            for condition in result.sides[0].rounds
+            for other, ratios in zip(result.sides[1:], result.compare(condition), strict=True)
+        ],
+        "problems": result.problems,
+    }
+    return msgspec.json.format(msgspec.json.encode(content, enc_hook=str), indent=2).decode() + "\n"
+
+
+def _encode_side(side: Side, metrics: tuple[Metric, ...]) -> dict[str, Any]:
+    conditions = [
+        {"condition": condition, "summary": _encode_spreads(summarize_rounds(metrics, rounds)), "rounds": rounds}
+        for condition, rounds in side.rounds.items()
+    ]
+    known = {"name": side.name, "target": side.target, "model": side.model, "version": side.version}
+    return {**known, **side.facts, "conditions": conditions}
+
+
+def _encode_spreads(spreads: Mapping[str, Spread]) -> dict[str, dict[str, float]]:
+    return {name: spread._asdict() for name, spread in spreads.items()}
+
+
+def _describe_machine() -> dict[str, Any]:
+    """What influences figures; those of different machines cannot be compared."""
+    return {
+        "system": platform.platform(terse=True),
+        "processor": cpu_model(),
+        "num_cpus": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+
+
+def _write_report(result: Result, stream: TextIO) -> None:
+    machine = _describe_machine()
+    lines = [f"{machine['processor']}, {machine['num_cpus']} CPUs, {machine['memory_gib']:g} GiB", *result.description]
+    for side in result.sides:
+        version = f" {side.version}" if side.version else ""
+        lines.append(f"{side.name}: {side.target}{version}; model {side.model}{side.note}")
+    if len(result.sides) > 1:
+        lines.append("Rounds alternate. Figures and ratios are medians over rounds (min-max).")
+    for condition in result.sides[0].rounds:
+        num_rounds = len(result.sides[0].rounds[condition])
+        lines += ["", f"{condition}, rounds: {num_rounds}", *align(_table(result, condition), are_figures=True)]
+    stream.writelines(f"{line}\n" for line in (*lines, "", *result.problems))
+
+
+def _table(result: Result, condition: str) -> list[list[str]]:
     """A row for each figure that at least one side has: all sides, then the ratios of the first to others."""
-    rows = []
-    for metric in metrics:
-        spreads = [summary.get(metric.name) for summary in summaries]
-        quotients = [ratio.get(metric.name) for ratio in ratios]
-        if any(spreads):
-            rows.append([metric.label, *map(format_spread, spreads), *map(format_spread, quotients)])
+    first, *others = (side.name for side in result.sides)
+    rows = [["", first, *others, *(f"{first}/{other}" for other in others)]]
+    summaries = [summarize_rounds(result.metrics, side.rounds[condition]) for side in result.sides]
+    ratios = result.compare(condition)
+    for metric in result.metrics:
+        if any(metric.name in summary for summary in summaries):
+            cells = [_format_spread(spreads.get(metric.name)) for spreads in (*summaries, *ratios)]
+            rows.append([metric.label, *cells])
     return rows
 
 
-def write_sections(above: Iterable[str], tables: Iterable[FigureTable], below: Iterable[str], stream: TextIO) -> None:
-    """Writes a report: lines above the tables, the tables, lines below them."""
-    stream.writelines(f"{line}\n" for line in above)
-    for table in tables:
-        lines = (table.title, *align([table.header, *table.rows], are_figures=True))
-        stream.writelines(f"{line}\n" for line in ("", *lines))
-    stream.writelines(f"{line}\n" for line in ("", *below))
-
-
-def format_spread(spread: Spread | None) -> str:
+def _format_spread(spread: Spread | None) -> str:
     """`median (min-max)`."""
     if spread is None:
-        return _MISSING
-    if spread.min == spread.max:
-        return format_figure(spread.median)
-    return f"{format_figure(spread.median)} ({format_figure(spread.min)}-{format_figure(spread.max)})"
+        return "-"
+    middle, least, most = map(_format_figure, spread)
+    return middle if spread.min == spread.max else f"{middle} ({least}-{most})"
 
 
-def format_figure(value: float) -> str:
+def _format_figure(value: float) -> str:
     """About three digits, no exponent."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

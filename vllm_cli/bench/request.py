@@ -1,14 +1,74 @@
-"""Sends one request and records its start, the arrival of each piece of text, and its end."""
+"""Streamed completions: reproducible prompts, the fields of a request, and its times."""
 
-from dataclasses import dataclass
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from time import perf_counter_ns
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 import msgspec
 
 from vllm_cli.client.server import END, EventReader, error_message
+
+REQUEST_TIMEOUT_S = 600.0
+_TASKS = (
+    "Write a short story about",
+    "Explain to a child the meaning of",
+    "List the most important facts about",
+    "Give a friend some good advice about",
+    "Describe in plain words the history of",
+    "Compare the past and the future of",
+    "Write a letter to the city about",
+    "Tell me what people think about",
+)
+_NOUNS = (
+    "river house morning market winter garden music teacher window ocean road letter kitchen mountain paper engine "
+    "light family doctor science village history summer animal bridge water school book colour story table night "
+    "language forest number island picture train money weather question office friend ship farmer country king star"
+)
+_VERBS = "finds keeps loves shows builds takes sees opens follows leaves brings meets"
+_NUM_DIGITS = 6
+
+
+def build_prompt(num_tokens: int, *, seed: str) -> str:
+    """A prompt of about `num_tokens` tokens, determined by the seed; it differs from its first word on.
+
+    Uses no tokenizer: most vocabularies hold the words as one token each, and the digits of the number at the
+    front count one token each.
+    """
+    source = random.Random(seed)
+    nouns, verbs = _NOUNS.split(), _VERBS.split()
+    number = f"{source.randrange(10**_NUM_DIGITS):0{_NUM_DIGITS}}:"
+    words = [*source.choice(_TASKS).split(), source.choice(nouns), "."]
+    num_words = max(1, num_tokens - _NUM_DIGITS - 1)
+    while len(words) < num_words:
+        words += ["The", source.choice(nouns), source.choice(verbs), "the", source.choice(nouns), "."]
+    return " ".join([number, *words[:num_words]]).replace(" .", ".")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionFormat:
+    """How completions are requested from one server."""
+
+    base_url: str
+    path: str
+    model: str
+    headers: Mapping[str, str]
+    optional: Mapping[str, Any] = field(default_factory=dict)
+    """Optional fields that the server accepts."""
+
+    @property
+    def url(self) -> str:
+        return self.base_url + self.path
+
+    def encode(self, prompt: str, *, max_tokens: int) -> bytes:
+        """The body of one greedy streamed request; encoded before the clock starts."""
+        is_chat = self.path.endswith("/chat/completions")
+        content = {"messages": [{"role": "user", "content": prompt}]} if is_chat else {"prompt": prompt}
+        common = {"model": self.model, "max_tokens": max_tokens, "temperature": 0, "stream": True}
+        return msgspec.json.encode({**common, **content, **self.optional})
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -18,15 +78,6 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
 
 
-class EncodedRequest(NamedTuple):
-    """A request as it is sent; encoded before the clock starts."""
-
-    url: str
-    headers: dict[str, str]
-    body: bytes
-    is_stream: bool
-
-
 @dataclass(frozen=True, kw_only=True)
 class RequestSample:
     """The times of one request, as `perf_counter_ns`, and its outcome."""
@@ -34,19 +85,15 @@ class RequestSample:
     start_ns: int
     end_ns: int
     text_times_ns: tuple[int, ...] = ()
-    """Arrival times of pieces of text; empty unless streamed."""
+    """Arrival times of pieces of text."""
     usage: Usage | None = None
     error: str | None = None
     status: int | None = None
     """HTTP status; None without a response."""
 
     @property
-    def num_chunks(self) -> int:
-        return len(self.text_times_ns)
-
-    @property
     def num_output_tokens(self) -> int:
-        return self.usage.completion_tokens if self.usage else self.num_chunks
+        return self.usage.completion_tokens if self.usage else len(self.text_times_ns)
 
     @property
     def ttft_ns(self) -> int | None:
@@ -68,20 +115,38 @@ class RequestSample:
         return self.end_ns - self.start_ns
 
 
-async def send_request(session: aiohttp.ClientSession, request: EncodedRequest) -> RequestSample:
-    """Sends one request and reads its response to the end; errors are in the sample's `error`."""
+def open_session() -> aiohttp.ClientSession:
+    """A session without connection limits and without cookies; a request fails after ten minutes."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S),
+    )
+
+
+async def send_request(session: aiohttp.ClientSession, form: CompletionFormat, body: bytes) -> RequestSample:
+    """Sends one request and reads its stream to the end; errors are in the sample's `error`."""
     start_ns = perf_counter_ns()
-    status = None
+    reader, status = ChunkReader(), None
     try:
-        async with session.post(request.url, data=request.body, headers=request.headers) as response:
+        async with session.post(form.url, data=body, headers=form.headers) as response:
             status = response.status
-            if status != 200:
-                return _failed(start_ns, f"HTTP {status}: {error_message(await response.read())}", status)
-            if request.is_stream:
-                return await _read_stream(response, start_ns)
-            return await _read_body(response, start_ns)
-    except (TimeoutError, aiohttp.ClientError, msgspec.DecodeError) as error:
-        return _failed(start_ns, f"{type(error).__name__}: {error}".rstrip(": "), status)
+            if status == 200:
+                async for data in response.content.iter_any():
+                    reader.feed(data, perf_counter_ns())
+                error = reader.find_error()
+            else:
+                error = f"HTTP {status}: {error_message(await response.read())}"
+    except (TimeoutError, aiohttp.ClientError, msgspec.DecodeError) as err:
+        error = f"{type(err).__name__}: {err}".rstrip(": ")
+    return RequestSample(
+        start_ns=start_ns,
+        end_ns=perf_counter_ns(),
+        text_times_ns=tuple(reader.text_times_ns),
+        usage=reader.usage,
+        error=error,
+        status=status,
+    )
 
 
 class _Delta(msgspec.Struct, frozen=True):
@@ -92,13 +157,13 @@ class _Delta(msgspec.Struct, frozen=True):
 
 class _Choice(msgspec.Struct, frozen=True):
     text: str | None = None
-    delta: _Delta | None = None
+    delta: _Delta = _Delta()
     finish_reason: str | None = None
 
     @property
     def has_text(self) -> bool:
         delta = self.delta
-        return bool(self.text or (delta and (delta.content or delta.reasoning or delta.reasoning_content)))
+        return bool(self.text or delta.content or delta.reasoning or delta.reasoning_content)
 
 
 class _Chunk(msgspec.Struct, frozen=True):
@@ -128,6 +193,10 @@ class ChunkReader:
         for event in self._events.feed(data):
             self._read_event(event, now_ns)
 
+    def find_error(self) -> str | None:
+        """After the last byte: the error event, or that the stream is not complete."""
+        return self.error or (None if self.is_finished else "the stream ended without a finish reason")
+
     def _read_event(self, payload: bytes, now_ns: int) -> None:
         if payload == END:
             self.is_finished = True
@@ -142,31 +211,3 @@ class ChunkReader:
                 self.text_times_ns.append(now_ns)
             if choice.finish_reason is not None:
                 self.is_finished = True
-
-
-async def _read_stream(response: aiohttp.ClientResponse, start_ns: int) -> RequestSample:
-    reader = ChunkReader()
-    async for data in response.content.iter_any():
-        reader.feed(data, perf_counter_ns())
-    error = reader.error
-    if error is None and not reader.is_finished:
-        error = "the stream ended without a finish reason"
-    return RequestSample(
-        start_ns=start_ns,
-        end_ns=perf_counter_ns(),
-        text_times_ns=tuple(reader.text_times_ns),
-        usage=reader.usage,
-        error=error,
-        status=response.status,
-    )
-
-
-async def _read_body(response: aiohttp.ClientResponse, start_ns: int) -> RequestSample:
-    data = await response.read()
-    end_ns = perf_counter_ns()
-    usage = _decoder.decode(data).usage
-    return RequestSample(start_ns=start_ns, end_ns=end_ns, usage=usage, status=response.status)
-
-
-def _failed(start_ns: int, error: str, status: int | None) -> RequestSample:
-    return RequestSample(start_ns=start_ns, end_ns=perf_counter_ns(), error=error, status=status)

@@ -9,17 +9,15 @@ from vllm_cli.lazy_group import CommandEntry, LazyGroup
 BENCHMARKS: Final = (
     CommandEntry("serve", "vllm_cli.commands.bench_serve:serve", "Throughput and latency of OpenAI servers."),
     CommandEntry("startup", "vllm_cli.commands.bench_startup:startup", "From exec to the first token."),
-    CommandEntry("liveness", "vllm_cli.commands.bench_liveness:liveness", "How fast /health answers under load."),
 )
 
 
 @click.group("bench", cls=LazyGroup, table=BENCHMARKS)
 def bench() -> None:
-    """Measure servers: throughput and latency, time to the first token after exec, and /health under load.
+    """Measure servers: throughput, latency and /health under load, and starts up to the first token.
 
     \b
     Examples:
       vllm-cli bench serve --url http://127.0.0.1:8000
       vllm-cli bench startup --cmd "vllm-cli serve"
-      vllm-cli bench liveness --cmd "vllm-cli serve"
     """

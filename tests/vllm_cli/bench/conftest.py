@@ -63,14 +63,8 @@ def run_bench_serve(run_bench) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def run_bench_liveness(run_bench) -> Callable[..., Any]:
-    """Runs `vllm-cli bench liveness` to its end."""
-    return partial(run_bench, "liveness")
-
-
-@pytest.fixture
 def run_startup() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `vllm-cli bench startup` to its end, in a process: it may enter a mount namespace."""
+    """Runs `vllm-cli bench startup` to its end, in a process."""
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "vllm_cli", "bench", "startup", *map(str, words)]

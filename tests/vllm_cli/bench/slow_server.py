@@ -98,7 +98,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--log-file", type=Path, help="each start appends a line")
     parser.add_argument("--log-name", default="")
     parser.add_argument("--pid-file", type=Path)
-    parser.add_argument("--cache", type=Path, help="a folder that the start creates if it is missing")
     return parser.parse_args()
 
 
@@ -112,10 +111,6 @@ def main() -> None:
         child = subprocess.Popen([sys.executable, "-S", "-c", STUBBORN_CHILD], start_new_session=True)
         options.pid_file.write_text(f"{child.pid} {os.getpid()}")
     line = {"name": options.log_name, "begin_ns": begin_ns, "port": options.port}
-    if options.cache:
-        line["cache"] = sorted(path.name for path in options.cache.glob("*"))
-        options.cache.mkdir(exist_ok=True)
-        (options.cache / "made-by-server").write_text("")
     time.sleep(options.listen_ms / 1000)
     Server.options = options
     line["bound_ns"] = time.monotonic_ns()  # a lower bound

@@ -1,7 +1,6 @@
 """`bench startup` as a process, against real servers with delays in their start."""
 
 import json
-import os
 import re
 import shlex
 import signal
@@ -9,15 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import pytest
 
-from tests.hub.server import HubServer
 from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.probe import STARTING_INTERVAL_S
-from vllm_cli.bench.results import BenchResult
-from vllm_cli.bench.startup.results import StartupSide
 
 pytestmark = pytest.mark.thorough
 
@@ -32,9 +28,9 @@ def slow_command() -> Callable[..., str]:
     return lambda *flags: shlex.join([sys.executable, str(SLOW_SERVER), *map(str, flags)])
 
 
-def read_result(text: str) -> BenchResult[StartupSide]:
-    """Decoding is strict: an unknown or missing field fails."""
-    return msgspec.json.decode(text, type=BenchResult[StartupSide])
+def rounds_of(text: str, side: int = 0, state: int = 0) -> list[dict[str, Any]]:
+    rounds: list[dict[str, Any]] = json.loads(text)["sides"][side]["conditions"][state]["rounds"]
+    return rounds
 
 
 def test_each_moment_comes_after_its_delay_and_counts_from_exec(slow_command, run_startup, tmp_path) -> None:
@@ -42,33 +38,32 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(slow_command, ru
     command = slow_command("--listen-ms", 200, "--ready-ms", 300, "--token-ms", 100, "--log-file", log)
     done = run_startup("--cmd", command, *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
-    result = read_result(done.stdout)
-    (state,) = result.sides[0].conditions
+    (state,) = json.loads(done.stdout)["sides"][0]["conditions"]
     starts = [json.loads(line) for line in log.read_text().splitlines()]
-    assert (len(starts), len(state.rounds)) == (3, 2)
-    for figures, start in zip(state.rounds, starts[1:], strict=True):
+    assert (len(starts), len(state["rounds"])) == (3, 2)
+    for figures, start in zip(state["rounds"], starts[1:], strict=True):
         script_s = (start["bound_ns"] - start["begin_ns"]) / 1e9
-        assert 0.2 <= script_s <= figures.listening_ms / 1000 <= figures.healthy_s
-        assert figures.healthy_s >= script_s + 0.3
-        assert figures.first_token_s >= figures.healthy_s + 0.1
-    assert state.summary["first_token_s"].min == min(figures.first_token_s for figures in state.rounds)
+        assert 0.2 <= script_s <= figures["listening_ms"] / 1000 <= figures["healthy_s"]
+        assert figures["healthy_s"] >= script_s + 0.3
+        assert figures["first_token_s"] >= figures["healthy_s"] + 0.1
+    assert state["summary"]["first_token_s"]["min"] == min(figures["first_token_s"] for figures in state["rounds"])
 
 
 @pytest.mark.slow
 def test_probes_are_refused_first_and_answered_later(slow_command, run_startup) -> None:
     done = run_startup("--cmd", slow_command("--listen-ms", 1000, "--ready-ms", 1000), *QUICK, "--json", "-")
-    for figures in read_result(done.stdout).sides[0].conditions[0].rounds:
-        assert 1 <= figures.num_refused <= figures.listening_ms / 1000 / STARTING_INTERVAL_S + 2
-        assert figures.num_probes >= 1
-        assert figures.num_lost == 0
-        assert 0 < figures.probe_p50_ms <= figures.probe_p99_ms <= figures.probe_max_ms
+    for figures in rounds_of(done.stdout):
+        assert 1 <= figures["num_refused"] <= figures["listening_ms"] / 1000 / STARTING_INTERVAL_S + 2
+        assert figures["num_probes"] >= 1
+        assert figures["num_lost"] == 0
+        assert 0 < figures["probe_p50_ms"] <= figures["probe_p99_ms"] <= figures["probe_max_ms"]
 
 
 def test_dropped_probes_are_reported(slow_command, run_startup) -> None:
     """Drops come in long series, so that some are probes and not only polls of the benchmark itself."""
     done = run_startup("--cmd", slow_command("--ready-ms", 600, "--drops-runs-of", 6), *QUICK)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"A, from warm: \d+ probes got no response after an earlier one had a response", done.stdout)
+    assert re.search(r"^probes lost later +[1-9]", done.stdout, re.MULTILINE)
 
 
 def test_rounds_alternate_and_every_other_round_reverses_the_sides(slow_command, run_startup, tmp_path) -> None:
@@ -78,32 +73,30 @@ def test_rounds_alternate_and_every_other_round_reverses_the_sides(slow_command,
     starts = [json.loads(line) for line in log.read_text().splitlines()]
     assert "".join(start["name"] for start in starts) == "xy" + "xyyx"
     assert len({start["port"] for start in starts}) > 1
-    (ratio,) = read_result(done.stdout).ratios
-    assert ratio.against == "B"
-    assert set(ratio.ratios) >= {"listening_ms", "healthy_s", "first_token_s"}
+    (ratio,) = json.loads(done.stdout)["ratios"]
+    assert ratio["against"] == "B"
+    assert set(ratio["ratios"]) >= {"listening_ms", "healthy_s", "first_token_s"}
 
 
 def test_phases_are_reported_for_servers_with_startupz(slow_command, run_startup) -> None:
     done = run_startup("--cmd", slow_command("--reports-phases"), "--vs", slow_command(), *QUICK, "--json", "-")
-    one, other = (side.conditions[0] for side in read_result(done.stdout).sides)
-    assert one.phases["api:listen"].median == 0.25
-    assert other.phases == {}
-    assert re.search(r"A from warm: what the start waited for\n +s\napi:listen +0\.25", done.stderr)
+    assert {figures["phases"]["api:listen"] for figures in rounds_of(done.stdout)} == {0.25}
+    assert {len(figures["phases"]) for figures in rounds_of(done.stdout, side=1)} == {0}
 
 
 def test_a_server_without_health_is_measured(slow_command, run_startup) -> None:
     done = run_startup("--cmd", slow_command("--has-no-health", "--ready-ms", 300), *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
-    for figures in read_result(done.stdout).sides[0].conditions[0].rounds:
-        assert figures.healthy_s is None
-        assert figures.first_token_s >= 0.3
+    for figures in rounds_of(done.stdout):
+        assert figures["healthy_s"] is None
+        assert figures["first_token_s"] >= 0.3
 
 
 def test_a_server_with_a_broken_list_of_models_needs_a_model_option(slow_command, run_startup) -> None:
     command = slow_command("--has-broken-list")
-    done = run_startup("--cmd", command, *QUICK)
-    assert done.returncode == 2
-    assert "/v1/models answers 503: name the model with --request-model" in done.stderr
+    done = run_startup("--cmd", command, *QUICK, "--ready-timeout", 2)
+    assert done.returncode == 3
+    assert "was not ready after 2 s: /v1/models answers 503" in done.stderr
     assert run_startup("--cmd", command, *QUICK, "--request-model", "slow").returncode == 0
 
 
@@ -176,13 +169,11 @@ def test_a_cold_page_cache_is_verified_and_reported(slow_command, run_startup, t
     states = ("--state", "warm", "--state", "cold-pages", "--evict", weights)
     done = run_startup("--cmd", slow_command(), *QUICK, *states, "--json", "-")
     assert done.returncode == 0, done.stderr
-    warm, cold = read_result(done.stdout).sides[0].conditions
-    assert {figures.evicted_bytes for figures in warm.rounds} == {0}
-    assert {figures.evicted_bytes for figures in cold.rounds} == {3_000_000}
-    if any(figures.resident_bytes for figures in cold.rounds):
-        assert "so it was not cold" in done.stderr
-    else:
-        assert "3 MB evicted before each start, at most 0.0% still in memory" in done.stderr
+    warm, cold = rounds_of(done.stdout), rounds_of(done.stdout, state=1)
+    assert not any("evicted_bytes" in figures for figures in warm)
+    assert {figures["evicted_bytes"] for figures in cold} == {3_000_000}
+    is_reported = "of what was evicted stayed in memory" in done.stderr
+    assert is_reported == any(figures["resident_share"] > 0.01 for figures in cold)
 
 
 def test_the_models_files_are_evicted_by_default(slow_command, run_startup, tmp_path) -> None:
@@ -191,85 +182,10 @@ def test_the_models_files_are_evicted_by_default(slow_command, run_startup, tmp_
     command = f"{slow_command()} --log-name {tmp_path}"
     done = run_startup("--cmd", command, *QUICK, "--state", "cold-pages", "--json", "-")
     assert done.returncode == 0, done.stderr
-    assert read_result(done.stdout).sides[0].conditions[0].rounds[0].evicted_bytes == 1002
-
-
-def test_a_cold_compile_cache_is_empty_during_the_start_and_restored(slow_command, run_startup, tmp_path) -> None:
-    cache, log = tmp_path / "cache", tmp_path / "log"
-    cache.mkdir()
-    (cache / "precious").touch()
-    states = ("--state", "cold-compile", "--state", "warm", "--compile-cache", cache)
-    done = run_startup("--cmd", slow_command("--cache", cache, "--log-file", log), *QUICK, *states)
-    assert done.returncode == 0, done.stderr
-    _, *found = [json.loads(line)["cache"] for line in log.read_text().splitlines()]
-    assert found == [[], ["made-by-server", "precious"]] * 2
-    assert sorted(path.name for path in cache.iterdir()) == ["made-by-server", "precious"]
-
-
-def test_a_cold_download_has_an_empty_cache_and_is_compared_with_the_transfer_alone(
-    slow_command, run_startup, tmp_path
-) -> None:
-    log = tmp_path / "log"
-    script = "import os; print(os.listdir(os.environ['HF_HOME'])); from huggingface_hub import snapshot_download as get"
-    script = f"{sys.executable} -c \"{script}; get('org/model')\" >> {log} && exec {slow_command()} --port $0"
-    command = shlex.join(["sh", "-c", script, "{port}"])
-    with HubServer().serving() as hub:
-        files = {"config.json": b"{}", "model.safetensors": bytes(1_000_000)}
-        hub.add("org/model", files)
-        words = ("--state", "cold-download", "--hub", hub.url, "--link", "16Mbit")
-        done = run_startup("--cmd", command, *QUICK, *words, "--json", "-")
-    assert done.returncode == 0, done.stderr
-    assert log.read_text().splitlines() == ["[]"] * 3
-    for figures in read_result(done.stdout).sides[0].conditions[0].rounds:
-        assert figures.download_mb == 1.000002
-        assert figures.hub_requests == 2 + 2 * 2 + 1  # listing and tree; a HEAD and a GET per file, and a redirect
-        assert figures.transfer_s >= 0.45
-        assert figures.transfer_ratio == pytest.approx(figures.first_token_s / figures.transfer_s)
-    assert "first token ÷ transfer" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ([], "--hub must be given for --state cold-download"),
-        (["--hub", "http://127.0.0.1:9"], "http://127.0.0.1:9 is no stand-in for the hub, it does not answer"),
-        (["--hub", "{hub}", "--link", "fast"], "--link: a rate is written like 100Mbit"),
-    ],
-    ids=["none", "closed", "rate"],
-)
-def test_a_cold_download_needs_a_stand_in_for_the_hub(words, expected, slow_command, run_startup) -> None:
-    with HubServer().serving() as hub:
-        given = [word.format(hub=hub.url) for word in words]
-        done = run_startup("--cmd", slow_command(), *QUICK, "--state", "cold-download", *given)
-    assert done.returncode == 2
-    assert expected in done.stderr
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
-@pytest.mark.slow
-def test_first_starts_in_new_roots_are_compared_with_the_tenth(slow_command, run_startup, tmp_path) -> None:
-    log = tmp_path / "log"
-    states = ("--state", "tenth-root", "--state", "fresh-root")
-    done = run_startup("--cmd", slow_command("--log-file", log), *QUICK, *states, "--json", tmp_path / "result")
-    assert done.returncode == 0, done.stderr
-    assert "A: first token from fresh-root ÷ from tenth-root: " in done.stdout
-    states = read_result((tmp_path / "result").read_text()).sides[0].conditions
-    assert [(state.condition, len(state.rounds)) for state in states] == [("tenth-root", 2), ("fresh-root", 2)]
-    assert not log.exists()  # what a server writes stays in its root
-
-
-@pytest.mark.slow
-def test_the_bare_script_is_a_side_and_a_different_token_is_reported(slow_command, run_startup, model_path) -> None:
-    done = run_startup("--cmd", slow_command(), "--floor", "--model", model_path, "--rounds", 1, "--json", "-")
-    assert done.returncode == 0, done.stderr
-    server, floor = read_result(done.stdout).sides
-    assert (server.first_text, floor.first_text) == (" Rome", " Paris")
-    assert "The sides' first tokens differ: A ' Rome', bare script ' Paris'" in done.stderr
-    assert floor.conditions[0].rounds[0].listening_ms is None
-    assert set(read_result(done.stdout).ratios[0].ratios) == {"first_token_s"}
+    assert rounds_of(done.stdout)[0]["evicted_bytes"] == 1002
 
 
 def test_a_missing_model_exits_with_3(run_startup) -> None:
-    done = run_startup("--floor", "--model", "/no/such/model")
+    done = run_startup("--model", "/no/such/model", "--state", "cold-pages")
     assert done.returncode == 3
     assert "/no/such/model" in done.stderr

@@ -1,6 +1,5 @@
 """The probe process of the benchmarks, against real servers."""
 
-import itertools
 import os
 import signal
 import socket
@@ -80,26 +79,6 @@ def test_probes_that_were_due_while_the_server_was_blocked_count_from_their_due_
     assert min(samples.latencies_ns) < 60 * MS
     assert len(samples.latencies_ns) >= 20
     assert sum(latency >= 100 * MS for latency in samples.latencies_ns) >= len(samples.latencies_ns) // 3
-
-
-def test_samples_hold_due_times_and_the_delays_of_wake_ups():
-    begin_ns = time.perf_counter_ns()
-    with serving(HealthServer(0.05)) as server:
-        samples = probe_until(lambda: server.num_asked > 4, server.url)
-    assert len(samples.due_ns) == len(samples.latencies_ns) > len(samples.wakes_ns) >= 3
-    assert begin_ns < samples.due_ns[0]
-    assert {later - earlier for earlier, later in itertools.pairwise(samples.due_ns)} == {20 * MS}
-    assert all(late_ns >= 0 for _, late_ns in samples.wakes_ns)
-    assert {due_ns for due_ns, _ in samples.wakes_ns} <= set(samples.due_ns)
-
-
-def test_samples_record_whether_the_process_had_real_time_priority(tiny_server):
-    server = tiny_server()
-    assert not probe_for(0.1, server.url).is_realtime
-    with HealthProbe(wants_realtime=True) as health:
-        health.start(server.url)
-        policy = os.sched_getscheduler(health._process.pid)
-        assert health.finish().is_realtime == (policy == os.SCHED_FIFO)
 
 
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])

@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import Tokenizer
 
-from vllm_cli.bench.request_format import build_prompt
+from vllm_cli.bench.request import build_prompt
 
 
 def test_the_same_seed_gives_the_same_prompt():

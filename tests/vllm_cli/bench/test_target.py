@@ -10,14 +10,13 @@ import pytest
 
 from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.target import CommandTarget, build_target, find_free_port, list_server_ports
+from vllm_cli.bench.target import Target
+from vllm_cli.server_ports import find_free_port, list_server_ports
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
 
-def command_target(command: str) -> CommandTarget:
-    target = build_target(TargetSpec(name="A", command=command))
-    assert isinstance(target, CommandTarget)
-    return target
+def command_target(command: str) -> Target:
+    return Target(TargetSpec(name="A", command=command))
 
 
 @pytest.fixture
@@ -113,8 +112,7 @@ def test_the_port_is_inserted_or_appended(command, expected, tmp_path):
 
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
 def test_an_address_may_end_in_v1(url):
-    target = build_target(TargetSpec(name="A", url=url))
-    assert not isinstance(target, CommandTarget)
+    target = Target(TargetSpec(name="A", url=url))
     assert target.base_url == "http://h:1"
 
 

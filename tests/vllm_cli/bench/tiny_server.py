@@ -8,14 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 from aiohttp import web
 
-HEARTBEAT_S = 0.02
 MAX_BYTES = 64 << 20
-LAG_BOUNDS_S = (0.01, 0.05, 0.3, 2.0)
 STUBBORN_CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
@@ -25,8 +22,6 @@ class TinyServer:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.bodies: list[dict] = []
-        self.paths: list[str] = []
-        self.lags_s: list[float] = [0.0]
         self.num_running = self.max_running = 0
 
     def app(self) -> web.Application:
@@ -37,44 +32,20 @@ class TinyServer:
         app.router.add_get("/seen", self.seen)
         app.router.add_post("/v1/completions", self.complete)
         app.router.add_post("/v1/chat/completions", self.complete)
-        app.router.add_post("/tokenize", self.tokenize)
-        app.router.add_post("/v1/embeddings", self.embed)
-        if self.options.reports_lag:
-            app.router.add_get("/metrics", self.metrics)
-            app.cleanup_ctx.append(self.measure_lag)
         return app
-
-    async def measure_lag(self, app: web.Application) -> AsyncIterator[None]:
-        """Records the delays of the event loop while the server runs."""
-        measuring = asyncio.create_task(self.beat())
-        yield
-        measuring.cancel()
-
-    async def beat(self) -> None:
-        while True:
-            due_s = time.monotonic() + HEARTBEAT_S
-            await asyncio.sleep(HEARTBEAT_S)
-            self.lags_s.append(time.monotonic() - due_s)
-
-    async def metrics(self, request: web.Request) -> web.Response:
-        name = "vllm_cli:event_loop_lag_seconds_bucket"
-        counts = {bound: sum(lag_s <= bound for lag_s in self.lags_s) for bound in LAG_BOUNDS_S}
-        lines = [f'{name}{{le="{bound}"}} {count}' for bound, count in counts.items()]
-        lines += [f'{name}{{le="+Inf"}} {len(self.lags_s)}', f"vllm_cli:event_loop_max_lag_seconds {max(self.lags_s)}"]
-        return web.Response(text="\n".join(lines) + "\n")
 
     async def models(self, request: web.Request) -> web.Response:
         names = [] if self.options.lists_no_model else ["tiny"]
         return web.json_response({"data": [{"id": name} for name in names]})
 
     async def health(self, request: web.Request) -> web.Response:
-        return web.Response(status=404 if self.options.has_no_health else 200)
+        return web.Response()
 
     async def version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": "1.2.3"})
 
     async def seen(self, request: web.Request) -> web.Response:
-        return web.json_response({"bodies": self.bodies, "paths": self.paths, "max_running": self.max_running})
+        return web.json_response({"bodies": self.bodies, "max_running": self.max_running})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await self.read(request)
@@ -93,21 +64,10 @@ class TinyServer:
         finally:
             self.num_running -= 1
 
-    async def tokenize(self, request: web.Request) -> web.Response:
-        await self.read(request)
-        return web.json_response({"count": 3, "max_model_len": 64, "tokens": [1, 2, 3]})
-
-    async def embed(self, request: web.Request) -> web.Response:
-        body = await self.read(request)
-        return web.json_response({"data": [{"embedding": [0.5]} for _ in body["input"]], "usage": {"prompt_tokens": 1}})
-
     async def read(self, request: web.Request) -> dict:
         """Reads the body and blocks the event loop, like a server that prepares requests on it."""
         body = await request.json()
         self.bodies.append(body)
-        self.paths.append(request.path)
-        if request.path in self.options.lacks:
-            raise web.HTTPNotFound
         time.sleep(self.options.blocks_ms / 1000)
         return body
 
@@ -150,9 +110,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--first-ms", type=float, default=0)
     parser.add_argument("--gap-ms", type=float, default=0)
     parser.add_argument("--blocks-ms", type=float, default=0, help="how long each request blocks the event loop")
-    parser.add_argument("--reports-lag", action="store_true")
-    parser.add_argument("--has-no-health", action="store_true")
-    parser.add_argument("--lacks", nargs="*", default=[], help="paths")
     parser.add_argument("--tokens-per-chunk", type=int, default=1)
     parser.add_argument("--stops-after", type=int)
     parser.add_argument("--fails-every", type=int)

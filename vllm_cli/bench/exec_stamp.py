@@ -1,0 +1,44 @@
+"""The moment at which a command was executed.
+
+Runs as a script, too (`python -I -S exec_stamp.py STAMP_FILE WORD...`), which writes the time to a file and
+executes the command: the time before the command's exec, in which the supervisor and this interpreter start,
+must not count as the command's. The stamp is in monotonic nanoseconds, a clock that all processes share.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_CANNOT_RUN = 127
+"""Exit status when the command cannot be executed; the same as a shell's."""
+_POLL_S = 0.001
+
+
+def stamp_words(stamp: Path) -> tuple[str, ...]:
+    """The words to put in front of the command's words."""
+    return (sys.executable, "-I", "-S", __file__, str(stamp))
+
+
+async def wait_for_stamp(stamp: Path, ensure_alive: Callable[[], None]) -> int:
+    """The moment of exec; `ensure_alive` raises if the command has exited."""
+    while not (text := stamp.read_text() if stamp.exists() else "").endswith("\n"):
+        ensure_alive()
+        await asyncio.sleep(_POLL_S)
+    return int(text)
+
+
+def _main() -> int:
+    stamp, *words = sys.argv[1:]
+    try:
+        Path(stamp).write_text(f"{time.monotonic_ns()}\n")
+        os.execvp(words[0], words)
+    except OSError as error:
+        sys.stderr.write(f"{words[0]}: {error.strerror}\n")
+    return _CANNOT_RUN
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,94 @@
+"""The standby that a measured `vllm-cli serve` forks its servers from, in the state `standby`."""
+
+import asyncio
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from envs import foreign
+from startup.serve_words import ServeWords
+from startup.standby.kinds import kind_for
+from vllm_cli.bench.target import TargetStartError
+from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
+
+NO_STANDBY: Final = {"VCLI_STANDBY": "off"}
+"""Variables of starts from all other states: a standby that the user runs must not make them warm."""
+_POLL_S: Final = 0.1
+
+
+class BenchStandby:
+    """Runs in the command's Python environment, with the command's variables and with sockets of its own."""
+
+    def __init__(self, command: str, model: str | None) -> None:
+        """`model` is the standby's --model; the command is one of this program."""
+        self._prefix, words = split_own_command(command)
+        self._words = ["--for", kind] if (kind := find_kind(self._prefix, words)) else []
+        self._words += ["--model", model] if model else []
+        self._folder = tempfile.TemporaryDirectory(prefix="vllm-cli-bench-")
+        self._place = {"XDG_RUNTIME_DIR": self._folder.name}
+        self._process = SupervisedCommand(self._place)
+        self.environment: Final = {**self._place, "VCLI_STANDBY": "require"}
+        """Variables with which a start is warm or fails."""
+
+    async def start(self, timeout_s: float) -> None:
+        """Returns once the imports are done; raises TargetStartError if they fail or take too long."""
+        self._process.run([*self._prefix, "standby", *self._words])
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (states := {each["state"] for each in (await self._ask()).get("templates", [])}) != {"ready"}:
+                    self._process.ensure_alive()
+                    if not states <= {"ready", "importing"}:
+                        raise CommandEndedError("Its imports have failed.")
+                    await asyncio.sleep(_POLL_S)
+        except (CommandEndedError, TimeoutError) as err:
+            reason = err.message if isinstance(err, CommandEndedError) else f"It was not ready after {timeout_s:g} s."
+            text = reason if "\n" in reason else f"{reason}\n{self._process.log_tail}".rstrip()
+            raise TargetStartError(f"The standby of {shlex.join(self._prefix)}: {text}") from err
+
+    async def measure(self) -> dict[str, Any]:
+        """Its memory (PSS) while no server runs, the time of its imports, and the number of forks."""
+        status = await self._ask()
+        templates = status.get("templates", [])
+        return {
+            "memory_bytes": status.get("memory_bytes", 0),
+            "import_s": sum(template["import_s"] or 0.0 for template in templates),
+            "num_starts": sum(template["num_starts"] for template in templates),
+        }
+
+    def close(self) -> None:
+        """Stops it."""
+        self._process.close()
+        self._folder.cleanup()
+
+    async def _ask(self) -> dict[str, Any]:
+        """What `standby status` shows; empty while it does not answer."""
+        words = [*self._prefix, "standby", "status", "--json"]
+        environment = {**foreign.snapshot(), **self._place}
+        done = await asyncio.to_thread(subprocess.run, words, capture_output=True, env=environment)
+        return msgspec.json.decode(done.stdout, type=dict[str, Any]) if done.returncode == 0 else {}
+
+
+def split_own_command(command: str) -> tuple[list[str], list[str]]:
+    """The words before `serve`, which run other commands of that installation, and those after it.
+
+    Of a command of another program, no words and all.
+    """
+    words = shlex.split(command)
+    words = ["env", *words] if "=" in words[0] else words
+    for index, word in enumerate(words):
+        is_own = Path(words[index - 1]).name == "vllm-cli" or words[index - 2 : index] == ["-m", "vllm_cli"]
+        if word == "serve" and is_own:
+            return words[:index], words[index + 1 :]
+    return [], words
+
+
+def find_kind(prefix: list[str], words: list[str]) -> str | None:
+    """The template of the engine that the command names; None leaves the choice to the standby."""
+    values = [word.partition("=")[2] for word in prefix if word.startswith("VCLI_ENGINE=")]
+    given = ServeWords(words)
+    engine = given.own.get("--engine") or (values or [foreign.text_of("VCLI_ENGINE")])[-1]
+    return kind_for(engine, given) if engine in ("embedded", "vllm") else None

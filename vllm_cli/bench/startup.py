@@ -1,0 +1,186 @@
+"""`bench startup`: alternating starts of all sides from all states, timed from exec to the first token."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from vllm_cli.bench.config import BenchConfig, TargetSpec
+from vllm_cli.bench.eviction import evict_files, list_files
+from vllm_cli.bench.exec_stamp import stamp_words, wait_for_stamp
+from vllm_cli.bench.figures import Figures, Metric, percentiles_ms
+from vllm_cli.bench.moments import wait_first_token, wait_healthy
+from vllm_cli.bench.probe import HealthProbe
+from vllm_cli.bench.readiness import ReadyServer, ask_phases, wait_until_ready
+from vllm_cli.bench.report import Result, Side
+from vllm_cli.bench.standby import NO_STANDBY, BenchStandby, split_own_command
+from vllm_cli.bench.target import Target, TargetStartError, describe
+from vllm_cli.client.reporter import Reporter
+from vllm_cli.supervised_command import CommandEndedError
+
+STARTUP_METRICS: Final = (
+    Metric("listening_ms", "listening ms"),
+    Metric("healthy_s", "healthy s"),
+    Metric("first_token_s", "first token s"),
+    *(Metric(f"probe_{which}_ms", f"probe {which} ms") for which in ("p50", "p99", "max")),
+    Metric("num_refused", "probes refused", is_compared=False),
+    Metric("num_lost", "probes lost later", is_compared=False),
+    Metric("resident_share", "evicted, still in memory", is_compared=False),
+)
+_COLD_ENOUGH: Final = 0.01
+"""With more than this share still in memory, the page cache was not cold."""
+_FORK_PHASE: Final = "fork_from_standby"
+"""The phase of /startupz that only warm starts have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartupConfig(BenchConfig):
+    """The states of the caches before the starts of commands."""
+
+    states: tuple[str, ...]
+    """`warm`: caches of earlier starts; `cold-pages`: files are evicted; `standby`: warm, with one."""
+    evict_paths: tuple[Path, ...] = ()
+    """Files and folders whose pages are evicted for a cold page cache."""
+    standby_model: str | None = None
+    """The model that the standby keeps too (its --model)."""
+    pause_s: float = 1.0
+    """Time between the end of one server and the start of the next."""
+
+
+async def measure_startup(config: StartupConfig) -> Result:
+    """Sides alternate; every other round reverses them, so that no side always follows the same one."""
+    evicted = list_files(config.evict_paths)
+    with ExitStack() as stack:
+        reporter = stack.enter_context(closing(Reporter()))
+        sides = [stack.enter_context(closing(_StartedSide(spec, config))) for spec in config.targets]
+        for side in sides:
+            reporter.note(f"{side.spec.name}: one start that does not count: {describe(side.spec)}")
+            await side.prepare()
+        for number in range(config.num_rounds):
+            for state in config.states:
+                for side in sides[:: -1 if number % 2 else 1]:
+                    text = f"{side.spec.name}: from {state}, round {number + 1} of {config.num_rounds}"
+                    reporter.update(text, text)
+                    await asyncio.sleep(config.pause_s)
+                    residency = evict_files(evicted) if state == "cold-pages" else None
+                    figures = await side.measure(state)
+                    if residency is not None:
+                        share = residency.resident_bytes / max(residency.total_bytes, 1)
+                        figures |= {"evicted_bytes": residency.total_bytes, "resident_share": share}
+                    side.rounds[f"from {state}"].append(figures)
+        measured = [await side.build_side() for side in sides]
+    return Result(
+        benchmark="startup",
+        metrics=STARTUP_METRICS,
+        settings=config.settings,
+        description=[f"{config.path}; times count from exec"],
+        sides=measured,
+        problems=[line for side in measured for line in _find_problems(side)],
+    )
+
+
+class _StartedSide:
+    """A command; each start has a port of its own and ends with the server stopped."""
+
+    def __init__(self, spec: TargetSpec, config: StartupConfig) -> None:
+        self.spec = spec
+        self.rounds: defaultdict[str, list[Figures]] = defaultdict(list)
+        self._config = config
+        self._standby: BenchStandby | None = None
+        self._server: ReadyServer
+        """As it was found by the first start."""
+
+    async def prepare(self) -> None:
+        """One start that is not measured: checks the command, warms caches, finds the request format.
+
+        A standby is started after it, because a first start records what a template process imports; then
+        its first fork is not measured either.
+        """
+        with self._started(NO_STANDBY) as (target, _):
+            target.start()
+            self._server = await wait_until_ready(target, self._config)
+        if "standby" in self._config.states and split_own_command(self.spec.command or "")[0]:
+            self._standby = BenchStandby(self.spec.command or "", self._config.standby_model)
+            await self._standby.start(self._config.ready_timeout_s)
+            await self.measure("standby")
+
+    async def measure(self, state: str) -> dict[str, Any]:
+        """One measured start; all its processes have exited on return."""
+        environment = self._standby.environment if self._standby and state == "standby" else NO_STANDBY
+        with HealthProbe(is_starting=True) as probe, self._started(environment) as (target, stamp):
+            async with asyncio.timeout(self._config.ready_timeout_s):
+                return await self._time_start(target, stamp, probe)
+
+    async def build_side(self) -> Side:
+        """The result, once all starts are measured."""
+        facts, note = {}, ""
+        if self._standby is not None:
+            facts["standby"] = standby = await self._standby.measure()
+            note = f"; standby: {standby['memory_bytes'] / 1e6:.0f} MB (PSS), imports {standby['import_s']:.1f} s"
+        return Side(
+            name=self.spec.name,
+            target=describe(self.spec),
+            model=self._server.form.model,
+            version=self._server.version,
+            rounds=self.rounds,
+            note=note,
+            facts=facts,
+        )
+
+    def close(self) -> None:
+        """Stops the standby."""
+        if self._standby is not None:
+            self._standby.close()
+
+    @contextmanager
+    def _started(self, environment: dict[str, str]) -> Iterator[tuple[Target, Path]]:
+        """The server of one start, stopped at the end of the block, and the file for its moment of exec."""
+        with TemporaryDirectory(prefix="vllm-cli-bench-") as folder:
+            stamp = Path(folder, "stamp")
+            prefix = stamp_words(stamp)
+            with closing(Target(self.spec, prefix=prefix, environment=environment)) as target:
+                try:
+                    yield target, stamp
+                except (CommandEndedError, TargetStartError) as err:
+                    text = err.message.replace(" ".join(prefix) + " ", "")
+                except TimeoutError:
+                    text = f"{self.spec.name} was not ready after {self._config.ready_timeout_s:g} s"
+                else:
+                    return
+                raise TargetStartError(text if "\n" in text else f"{text}\n{target.log_tail}".rstrip())
+
+    async def _time_start(self, target: Target, stamp: Path, probe: HealthProbe) -> dict[str, Any]:
+        target.start()
+        host, _, port = target.base_url.removeprefix("http://").partition(":")
+        exec_ns = await wait_for_stamp(stamp, target.ensure_alive)
+        probe.start(target.base_url)
+        listening_ns, healthy_ns = await wait_healthy(host, int(port), target.ensure_alive)
+        form = replace(self._server.form, base_url=target.base_url)
+        first_token_ns = await wait_first_token(form, target.ensure_alive)
+        samples = await asyncio.to_thread(probe.finish)
+        return {
+            "listening_ms": (listening_ns - exec_ns) / 1e6,
+            "healthy_s": (healthy_ns - exec_ns) / 1e9 if healthy_ns else None,
+            "first_token_s": (first_token_ns - exec_ns) / 1e9,
+            **percentiles_ms("probe", samples.latencies_ns, 50, 99, 100),
+            "num_probes": len(samples.latencies_ns),
+            "num_refused": samples.num_refused,
+            "num_lost": samples.num_lost,
+            "phases": await ask_phases(form),
+        }
+
+
+def _find_problems(side: Side) -> Iterator[str]:
+    """Caches that were not cold, and servers that were warm or cold against the state's name."""
+    for condition, rounds in side.rounds.items():
+        where = f"{side.name}, {condition}"
+        if (stayed := max(figures.get("resident_share", 0) for figures in rounds)) > _COLD_ENOUGH:
+            yield f"{where}: {stayed:.1%} of what was evicted stayed in memory; does a process map it?"
+        num_warm = sum(any(name.endswith(_FORK_PHASE) for name in figures["phases"]) for figures in rounds)
+        wanted = len(rounds) if "standby" in side.facts and condition == "from standby" else 0
+        if num_warm != wanted:
+            yield f"{where}: {num_warm} of {len(rounds)} servers were forked from a standby, not {wanted}"

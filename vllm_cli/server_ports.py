@@ -1,0 +1,31 @@
+"""Free ports for servers in other processes that cannot use port 0."""
+
+import contextlib
+import random
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+_CLIENT_PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT: Final = 10_000
+
+
+def find_free_port(ports: Sequence[int]) -> int:
+    """A port among these that no process uses."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.choice(ports)))
+            port: int = probe.getsockname()[1]
+            return port
+
+
+def list_server_ports() -> Sequence[int]:
+    """Ports below those that the kernel assigns to clients and to servers on port 0; 0 if unknown.
+
+    The kernel cannot assign such a port to another process before the server listens. A client that polls for
+    the server cannot be connected to itself there either.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        return range(_FIRST_PORT, int(_CLIENT_PORTS.read_text().split()[0])) or (0,)
+    return (0,)
