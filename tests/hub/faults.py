@@ -2,11 +2,9 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any, Final
-
-from tests.hub.link import parse_size
+from typing import Final
 
 BODY_FAULTS: Final = ("stall", "cut", "short", "wrong")
 """Faults of the body of a file; `status` replaces any answer."""
@@ -40,24 +38,6 @@ class Fault:
             raise ValueError(f"a fault is one of {', '.join(BODY_FAULTS)} or status, got {self.kind!r}")
         if self.kind in BODY_FAULTS:
             self.method = "GET"
-
-    @classmethod
-    def parse(cls, text: str) -> "Fault":
-        """A fault written like `stall,after=60MB,times=always` or `status,status=429,retry_after=2`."""
-        kind, *settings = text.split(",")
-        given = dict(setting.partition("=")[::2] for setting in settings)
-        if unknown := given.keys() - {field.name for field in fields(cls)}:
-            raise ValueError(f"a fault has no {', '.join(sorted(unknown))}")
-        values: dict[str, Any] = {name: _READERS.get(name, str)(value) for name, value in given.items()}
-        return cls(kind, **values)
-
-
-_READERS: Final[dict[str, Callable[[str], Any]]] = {
-    "times": lambda text: None if text == "always" else int(text),
-    "after": parse_size,
-    "status": int,
-    "retry_after": int,
-}
 
 
 class Faults:

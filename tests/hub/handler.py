@@ -1,4 +1,4 @@
-"""The answers of the stand-in for the hub: listings, files, refusals, and its own counters."""
+"""The answers of the stand-in for the hub: listings, files and refusals."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from tests.http_server import QuietHandler
 from tests.hub.faults import Fault
-from tests.hub.link import parse_rate
 from tests.hub.repository import HubCommit, HubFile
 
 if TYPE_CHECKING:
@@ -75,20 +74,12 @@ class HubHandler(QuietHandler):
     def do_POST(self) -> None:
         self._answer_request()
 
-    def do_DELETE(self) -> None:
-        self._answer_request()
-
     def _answer_request(self) -> None:
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
         self._body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        if path in ("/stats", "/link", "/faults"):
-            self._control(path)
-            return
         self._seen = self._note_request(path)
         hub = self.server.hub
         hub.may_answer.wait()
-        if hub.latency_s:
-            hub.closing.wait(hub.latency_s)
         try:
             if fault := hub.faults.take_status(self.command, path.strip("/")):
                 after = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
@@ -323,24 +314,6 @@ class HubHandler(QuietHandler):
         return commit
 
     # Answers
-
-    def _control(self, path: str) -> None:
-        """Reads and resets counters, sets the link's rate and faults; not counted as a request."""
-        hub = self.server.hub
-        try:
-            if path == "/link" and self.command == "POST":
-                hub.link.bytes_per_s = parse_rate(json.loads(self._body)["rate"])
-            elif path == "/faults" and self.command == "POST":
-                hub.faults.add(Fault.parse(json.loads(self._body)["fault"]))
-            elif path == "/faults" and self.command == "DELETE":
-                hub.faults.clear()
-        except ValueError as err:
-            self.answer(400, {"error": str(err)})
-            return
-        stats = hub.stats()
-        if path == "/stats" and self.command == "DELETE":
-            hub.reset()
-        self.answer(200, stats, {"Content-Type": "application/json"})
 
     def _answer_json(self, body: Any) -> None:
         self._answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})

@@ -1,13 +1,8 @@
 """A network link of limited rate that all connections share, and what went over it."""
 
-import re
 import threading
 import time
 from typing import Final
-
-_RATE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]?)(bit|B)")
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?")
-_FACTORS: Final = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 
 _PIECE_S: Final = 0.01
 """A piece takes this long at the link's rate, so that connections alternate a hundred times a second."""
@@ -24,10 +19,10 @@ class Link:
     of files count, not headers.
     """
 
-    def __init__(self, bytes_per_s: float | None = None) -> None:
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free_from_s = 0.0
-        self.bytes_per_s = bytes_per_s
+        self.bytes_per_s: float | None = None
         """None: unlimited. May be changed at any time."""
 
     @property
@@ -48,21 +43,3 @@ class Link:
             wait_s = self._free_from_s - now
         if wait_s > 0:
             time.sleep(wait_s)
-
-
-def parse_rate(text: str) -> float | None:
-    """Bytes per second of `100Mbit`, `1Gbit` or `12MB`; None of `unlimited`."""
-    if text == "unlimited":
-        return None
-    match = _RATE.fullmatch(text.removesuffix("/s"))
-    if match is None or not float(match[1]):
-        raise ValueError(f"a rate is written like 100Mbit, 1Gbit, 12MB or unlimited, got {text!r}")
-    return float(match[1]) * _FACTORS[match[2]] / (8 if match[3] == "bit" else 1)
-
-
-def parse_size(text: str) -> int:
-    """Bytes of `60MB` or `4096`."""
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise ValueError(f"a size is written like 60MB or 4096, got {text!r}")
-    return int(float(match[1]) * _FACTORS[match[2]])

@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face hub: real repositories over HTTP for the real hub's client.
 
 Two addresses, as at the real hub: one for the API and small files, one that holds what is in LFS. A third
-one accepts connections for Xet and never answers. `python -m tools.hub` starts it as a program.
+one accepts connections for Xet and never answers.
 """
 
 import socket
@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from tests.http_server import LocalServer, serving
 from tests.hub.faults import Faults
 from tests.hub.handler import HubHandler, SeenRequest
-from tests.hub.link import Link, parse_rate
+from tests.hub.link import Link
 from tests.hub.repository import HubCommit, HubFile
 
 CDN_HOST: Final = "127.0.0.2"
@@ -25,9 +25,7 @@ CDN_HOST: Final = "127.0.0.2"
 class HubServer:
     """Repositories, faults and counters; the fields may be changed while it serves."""
 
-    def __init__(
-        self, *, rate: str = "unlimited", port: int = 0, host: str = "127.0.0.1", cdn_host: str | None = None
-    ) -> None:
+    def __init__(self) -> None:
         self.revisions: dict[str, dict[str, HubCommit]] = {}
         """Commits by repository and branch; each is found by its hash, too."""
         self.gated: set[str] = set()
@@ -39,20 +37,17 @@ class HubServer:
         self.renamed: dict[str, str] = {}
         self.is_xet = False
         """Whether files in LFS are announced for Xet, whose server accepts connections and never answers."""
-        self.latency_s = 0.0
-        """How long each answer waits."""
         self.may_answer = threading.Event()
         """While it is cleared, no request is answered."""
         self.may_answer.set()
-        self.link = Link(parse_rate(rate))
+        self.link = Link()
         self.faults = Faults()
         self.requests: list[SeenRequest] = []
         self.sent: Counter[str] = Counter()
         """Bytes of files by `repository/file`."""
-        self.num_connections = 0
         self.closing = threading.Event()
-        self._servers = [HubListener(self, "hub", host, port), HubListener(self, "cdn", cdn_host or _cdn_host(host), 0)]
-        self.xet = _SilentServer(host)
+        self._servers = [HubListener(self, "hub", "127.0.0.1"), HubListener(self, "cdn", CDN_HOST)]
+        self.xet = _SilentServer()
 
     @property
     def url(self) -> str:
@@ -111,25 +106,10 @@ class HubServer:
         """The tokens that each host received; None of a request without one."""
         return {host: {seen.token for seen in self.requests if seen.host == host} for host in ("hub", "cdn")}
 
-    def stats(self) -> dict[str, Any]:
-        """The counters as JSON; of tokens only how many requests had one."""
-        return {
-            "file_bytes": self.sent.total(),
-            "files": dict(self.sent),
-            "downloads": dict(Counter(self.downloads)),
-            "requests": len(self.requests),
-            "by_request": dict(Counter(f"{seen.status} {seen.method} {seen.path}" for seen in self.requests)),
-            "with_token": dict(Counter(seen.host for seen in self.requests if seen.token)),
-            "connections": self.num_connections,
-            "xet_connections": self.xet.num_connections,
-            "bytes_per_s": self.link.bytes_per_s,
-        }
-
     def reset(self) -> None:
-        """Sets the counters to zero."""
+        """Forgets what was requested and sent."""
         self.requests.clear()
         self.sent.clear()
-        self.num_connections = self.xet.num_connections = 0
 
     @contextmanager
     def serving(self) -> Iterator["HubServer"]:
@@ -145,25 +125,20 @@ class HubServer:
                 self.may_answer.set()
 
 
-def _cdn_host(host: str) -> str:
-    return CDN_HOST if host == "127.0.0.1" else host
-
-
 class HubListener(LocalServer):
     """One of the two addresses; a thread for each connection."""
 
     daemon_threads = False
     request_queue_size = 256
 
-    def __init__(self, hub: HubServer, role: Literal["hub", "cdn"], host: str, port: int) -> None:
+    def __init__(self, hub: HubServer, role: Literal["hub", "cdn"], host: str) -> None:
         self.hub = hub
         self.role = role
         self._connections: set[socket.socket] = set()
-        super().__init__(HubHandler, port, host=host)
+        super().__init__(HubHandler, 0, host=host)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._connections.add(request)
-        self.hub.num_connections += 1
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
@@ -181,11 +156,11 @@ class HubListener(LocalServer):
 class _SilentServer:
     """Accepts connections and never answers: Xet's server, when its clients wait for ever."""
 
-    def __init__(self, host: str) -> None:
-        self._socket = socket.create_server((host, 0), backlog=256)
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=256)
         self._accepted: list[socket.socket] = []
         self.num_connections = 0
-        self.url = f"http://{host}:{self._socket.getsockname()[1]}"
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
 
     @contextmanager
     def serving(self) -> Iterator[None]:

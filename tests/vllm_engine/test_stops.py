@@ -25,7 +25,7 @@ _READY_S = 600.0
 _NO_REPEAT_S = 0.6
 """A signal that comes sooner is taken for the same one, sent twice."""
 _NUM_ROUNDS = 2
-_RATE = "10MB/s"
+_BYTES_PER_S = 10e6
 
 
 class _Phase(NamedTuple):
@@ -53,7 +53,8 @@ _PHASES = {
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubServer]:
-    with HubServer(rate=_RATE).serving() as server:
+    with HubServer().serving() as server:
+        server.link.bytes_per_s = _BYTES_PER_S
         server.add("org/model", PEER_MODEL)
         yield server
 
