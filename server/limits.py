@@ -83,13 +83,10 @@ class LimitsConfig:
         syntax="size",
         minimum=1,
     )
-    max_json_depth: int = setting(
-        128, "--http-max-json-depth", "Deepest nesting of a body; else 400.", syntax="count", minimum=1
-    )
     max_json_values: int = setting(
         1_000_000,
         "--http-max-json-values",
-        "Most objects, lists, texts and numbers in a body, keys included; else 400.",
+        "Most objects, lists, texts and numbers in a body; else 400.",
         syntax="count",
         minimum=1,
     )

@@ -26,7 +26,7 @@ from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.guided import find_constraint
 from server.generation.request import StructuredOutputs
-from server.http_body.decoding import RequestDecoder
+from server.http_body.decoding import RequestDecoder, check_num_values
 from server.http_body.long_texts import shorten
 from server.parsers.base import OutputParser, PromptEnd
 from server.parsers.events import Content
@@ -238,7 +238,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "bodies",
-        ("server.http_body.decoding", "server.http_body.nesting", "server.http_body.long_texts"),
+        ("server.http_body.decoding", "server.http_body.long_texts"),
         _body,
         [
             *_units(*_BRACKETS),
@@ -249,7 +249,15 @@ SCANNERS: Final = [
             Text('"a": 1, ', "{", '"b": 1}'),
             Text('{"role": "user", "content": 0},', '{"messages": [', "0]}"),
         ],
-        smallest=1 << 16,  # smaller bodies are checked in another way
+    ),
+    Scanner(
+        "number of values",
+        ("server.http_body.decoding",),
+        lambda text: check_num_values(text.encode(), 10),
+        [
+            *_units('\\"', "\\", "a", ",", begin='[",,,,,,,,,,,,'),
+            *_units(" ", "1", "]", begin='[",,,,,,,,,,,,"'),
+        ],
     ),
     Scanner(
         "long texts",

@@ -1,8 +1,10 @@
 """Limits of one request and of all together: rejections name the limit, the value and the flag."""
 
 from contextlib import ExitStack
+from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import torch
 
@@ -28,12 +30,12 @@ def error_of(response: httpx.Response, status: int) -> str:
     ("limits", "fields", "message"),
     [
         ({"max_choices": 2}, {"n": 3}, "together, got 3 (VLLM_MAX_N_SEQUENCES)"),
-        ({"max_json_depth": 3}, {"user": [[[1]]]}, "3 levels (--http-max-json-depth)"),
+        ({"max_json_values": 9}, {"user": [1] * 99}, "more than 9 objects, lists, texts and numbers"),
         ({"max_queued_requests": 2}, {"prompt": ["a"] * 3}, "at most 2 at once (--max-num-queued-reqs)"),
     ],
 )
 def test_a_request_above_a_limit_is_a_400(serve, engine, wait_until, limits, fields, message):
-    """One limit per layer; the others: http_body/test_request_limits.py and test_nesting.py."""
+    """One limit per layer; the others: http_body/test_request_limits.py."""
     server = serve(limits=LimitsConfig(**limits))
     assert message in error_of(server.complete(**fields), 400)
     assert not engine.requests
@@ -138,3 +140,35 @@ def test_a_failed_request_returns_its_lease(serve, engine, wait_until):
     assert server.complete().status_code == 500
     admission = server.parts.admission
     wait_until(lambda: not (admission.num_sequences or admission.num_held_bytes or admission.num_queued_tokens))
+
+
+@pytest.mark.parametrize("levels", [100, 300, 600, 900])
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/chat/completions", "chat_template_kwargs"),
+        ("/v1/chat/completions", "messages"),
+        ("/v1/chat/completions", "tools"),
+        ("/v1/chat/completions", "response_format"),
+        ("/v1/responses", "tools"),
+        ("/v1/messages", "tools"),
+        ("/tokenize", "messages"),
+    ],
+)
+def test_deeply_nested_values_are_never_a_fault_of_the_server(server, path, field, levels):
+    nested: Any = {}
+    for _ in range(levels):
+        nested = {"a": nested}
+    schema = {"type": "object", "properties": nested}
+    values = {
+        "chat_template_kwargs": nested,
+        "messages": [{"role": "user", "content": "a", "tool_calls": [nested], "x": nested}],
+        "tools": [{"type": "function", "name": "f", "input_schema": schema, "function": {"name": "f"}}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    }
+    values["tools"][0] |= {"parameters": schema, "function": {"name": "f", "parameters": schema}}
+    body = {"model": "smol", "max_tokens": 9, "messages": [{"role": "user", "content": "a"}], "input": "a"}
+    text = msgspec.json.encode(
+        body | {field: values[field]} | ({"tool_choice": "required"} if field == "tools" else {})
+    )
+    assert server.post_bytes(path, text).status_code in (200, 400)

@@ -6,7 +6,7 @@ from server.apis.tokenization import TokenizeRequest
 from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.http_body.decoding import RequestDecoder
+from server.http_body.decoding import RequestDecoder, check_num_values
 
 
 def fail(body: bytes, model: type = CompletionRequest) -> RequestError:
@@ -83,8 +83,38 @@ def test_json_that_is_not_an_object_is_rejected(body):
 
 
 def test_endless_nesting_is_rejected():
-    error = fail(b'{"prompt": "a", "metadata": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
-    assert error.message == "The request body is nested too deeply: more than 128 levels (--http-max-json-depth)."
+    error = fail(b'{"messages": [{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]}", ChatRequest)
+    assert error.message == "The request body is nested too deeply."
+
+
+def has_at_most(body: bytes, most: int) -> bool:
+    try:
+        check_num_values(body, most)
+    except RequestError as error:
+        assert f"more than {most} objects, lists, texts and numbers (--http-max-json-values)" in error.message
+        return False
+    return True
+
+
+@pytest.mark.parametrize("gap", ["", " " * 40_000, " " * (1 << 20)], ids=["short", "long", "very long"])
+@pytest.mark.parametrize(
+    ("body", "num_values"),
+    [
+        ("[%s1,2,%s[true,%s3]]", 6),
+        ('{"a,,,[":%s1,"b":%s["\\"[,"],"c":null}%s', 5),
+        ('["a%s","b",%s"c","d",%s[1]]', 7),
+        ('["%s\\\\",1,"%s\\",",2,%s3]', 6),
+    ],
+)
+def test_values_are_counted_outside_of_texts(body, num_values, gap):
+    encoded = (body % (gap, gap, gap)).encode()
+    assert has_at_most(encoded, num_values)
+    assert not has_at_most(encoded, num_values - 1)
+
+
+@pytest.mark.parametrize("body", [b'"', b'"\\', b"]" * 100, b'["', b"\xff" * 40_000, b"", b'[",,,,,\\'])
+def test_invalid_json_is_left_to_the_decoder(body):
+    assert has_at_most(body, 2)
 
 
 @pytest.mark.parametrize(
