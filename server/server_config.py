@@ -290,9 +290,6 @@ class ServerConfig:
     enable_request_id_headers: bool = setting(
         False, "--enable-request-id-headers", "Send an X-Request-Id header with every response."
     )
-    enable_tokenizer_info_endpoint: bool = setting(
-        False, "--enable-tokenizer-info-endpoint", "Answer GET /tokenizer_info with the tokenizer's settings."
-    )
     timeout_keep_alive_s: int = from_variable(env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE)
     lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -33,12 +33,12 @@ class TokenizeRequest(RequestBody, kw_only=True):
     prompt: str | None = None
     messages: Messages | None = None
     add_special_tokens: bool | None = None
-    return_token_strs: bool | None = False
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: list[Tool] | None = None
+    return_token_strs: Unsupported = False
     media_io_kwargs: Unsupported = None
     mm_processor_kwargs: dict[str, Any] | None = None
 
@@ -97,7 +97,7 @@ class TokenizationServing:
             "count": len(prompt.token_ids),
             "max_model_len": self._engine.info.max_model_len,
             "tokens": prompt.token_ids,
-            "token_strs": self._renderer.tokenizer.pieces(prompt.token_ids) if request.return_token_strs else None,
+            "token_strs": None,
         }
 
 

@@ -56,7 +56,7 @@ class InfoEndpoints:
 
 
 class ModelEndpoints:
-    """The model and its names, once the engine has loaded it; its tokenizer from the beginning."""
+    """The model and its names, once the engine has loaded it."""
 
     def __init__(self, parts: AppParts) -> None:
         self._parts = parts
@@ -70,14 +70,6 @@ class ModelEndpoints:
         """GET /v1/models/{model}."""
         self._parts.availability.check()
         return json_response(self._parts.models.get(request.path_params["model"]))
-
-    async def tokenizer(self, request: Request) -> Response:
-        """GET /tokenizer_info, with `--enable-tokenizer-info-endpoint`."""
-        renderer = self._parts.renderer
-        info = renderer.tokenizer.describe()
-        if renderer.config.chat_template is not None:
-            info["chat_template"] = renderer.config.chat_template
-        return json_response(info)
 
 
 def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

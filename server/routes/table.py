@@ -121,7 +121,6 @@ def _pooling_routes(parts: AppParts, post: _PostRoutes) -> list[Route]:
 def _model_routes(parts: AppParts) -> list[Route]:
     models = ModelEndpoints(parts)
     return [
-        *([Route("/tokenizer_info", models.tokenizer)] if parts.config.enable_tokenizer_info_endpoint else []),
         Route("/v1/models", models.list),
         Route("/v1/models/{model:path}", models.get),
     ]

@@ -240,6 +240,7 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
     ),
     "another protocol, endpoint or middleware": (
         value("--middleware"),
+        switch("--enable-tokenizer-info-endpoint"),
         switch("--enable-scale-out"),
         switch("--tokens-only"),
         switch("--grpc"),

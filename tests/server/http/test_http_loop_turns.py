@@ -166,7 +166,7 @@ FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "messages: tools": lambda: message(tools=_flat_tools("input_schema", 200), tool_choice={"type": "none"}),
     "messages: system": lambda: message(system=PARTS),
     "count_tokens: parts": lambda: (f"{MESSAGES}/count_tokens", {"messages": user(PARTS)}),
-    "tokenize: text": lambda: ("/tokenize", {"prompt": LONG, "return_token_strs": True}),
+    "tokenize: text": lambda: ("/tokenize", {"prompt": LONG}),
     "tokenize: tools": lambda: ("/tokenize", {"messages": HELLO, "tools": _tools(100)}),
     "detokenize": lambda: ("/detokenize", {"tokens": IDS}),
 }
