@@ -105,6 +105,7 @@ IGNORED: Final[dict[str, tuple[Flag, ...]]] = {
         value("--fingerprint-value"),
     ),
     "the embedded server has no such endpoint or parser": (
+        switch("--enable-tokenizer-info-endpoint"),
         switch("--disable-fastapi-docs"),
         switch("--enable-offline-docs"),
         switch("--cohere-is-reasoning-model", neutral=True),
@@ -240,7 +241,6 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
     ),
     "another protocol, endpoint or middleware": (
         value("--middleware"),
-        switch("--enable-tokenizer-info-endpoint"),
         switch("--enable-scale-out"),
         switch("--tokens-only"),
         switch("--grpc"),
