@@ -16,8 +16,7 @@ from server.apis.messages.errors import failure_format
 from server.errors import ServerError
 from server.http_body.errors import ErrorResponse, describe_failure, error_response
 from server.operation.availability import UnavailableError
-from server.routes.health import HealthEndpoint
-from server.routes.info import json_response
+from server.routes.info import HealthEndpoint, json_response
 from server.routes.middleware import build_middleware, route_path
 from server.routes.parts import AppParts
 from server.routes.table import build_routes

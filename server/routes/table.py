@@ -33,10 +33,8 @@ from server.http_body.decoding import RequestDecoder
 from server.http_body.errors import OPENAI, FailureFormat
 from server.operation.lora import LoadLoraAdapterRequest, LoraAdapters, UnloadLoraAdapterRequest
 from server.routes.endpoint import Handler, JsonEndpoint, T
-from server.routes.health import HealthEndpoint
-from server.routes.info import InfoEndpoints, ModelEndpoints
+from server.routes.info import HealthEndpoint, InfoEndpoints, ModelEndpoints, ResponseEndpoints
 from server.routes.parts import AppParts
-from server.routes.responses import ResponseEndpoints
 from server.routes.status import StatusEndpoints
 from server.status_page.page import DATA_PATH
 

@@ -1,15 +1,17 @@
 """/v1/embeddings, /pooling and /classify: their requests, and what they make of the model's output."""
 
+import base64
 from typing import Any, Final
+
+import msgspec
 
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import Dimensions, InputFields, VectorFields
-from server.apis.pooling.serving import Endpoint, Pooled
-from server.apis.pooling.vectors import to_json, values_of
+from server.apis.pooling.serving import Endpoint, Pooled, tensor_of, values_of
 from server.errors import RequestError
 from server.renderers.prompts import ChatOptions
 from server.renderers.tokenizers.tokenizer import Encoded
-from server.types import PoolingInfo, PoolingParams
+from server.types import EngineOutput, PoolingInfo, PoolingParams
 
 _REMOVED: Final = {
     "score": "`score` task was removed; use `classify` instead.",
@@ -101,6 +103,16 @@ def _classes(pooled: Pooled[ClassificationRequest]) -> dict[str, Any]:
         label = pooled.info.id2label.get(int(values.argmax()))
         data.append({"index": index, "label": label, "probs": values.tolist(), "num_classes": len(values)})
     return pooled.list_of(data)
+
+
+def to_json(output: EngineOutput, request: VectorFields) -> Any:
+    """A list of numbers, or base64; encoded row by row, so that the event loop can run in between."""
+    if request.encoding_format == "base64":
+        return base64.b64encode(tensor_of(output).data).decode()
+    values = values_of(output)
+    if values.ndim == 1:
+        return msgspec.Raw(msgspec.json.encode(values.tolist()))
+    return msgspec.Raw(b"[" + b",".join(msgspec.json.encode(row.tolist()) for row in values) + b"]")
 
 
 def _read_inputs(request: InputFields, reader: PromptReader, info: PoolingInfo) -> list[Encoded]:

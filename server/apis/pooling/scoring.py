@@ -4,6 +4,7 @@ A cross-encoder reads both texts at once. A bi-encoder makes one vector per text
 token; this module compares them.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Final
 
@@ -11,12 +12,11 @@ from msgspec import Meta
 
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import PoolingFields
-from server.apis.pooling.serving import Endpoint, Pooled
-from server.apis.pooling.vectors import cosine, max_similarity, values_of
+from server.apis.pooling.serving import Endpoint, Pooled, values_of
 from server.errors import RequestError
 from server.http_body.fields import Counted
 from server.renderers.tokenizers.tokenizer import Encoded
-from server.types import PoolingInfo, PoolingParams
+from server.types import EngineOutput, PoolingInfo, PoolingParams
 
 ScoreInput = str | dict[str, Any]
 ScoreInputs = ScoreInput | list[ScoreInput]
@@ -173,9 +173,20 @@ def _scores(pooled: Pooled[Any]) -> list[float]:
         return [float(values_of(output)[0]) for output in outputs]
     num_queries = len(pooled.request.first)
     queries, documents = outputs[:num_queries], outputs[num_queries:]
-    compare = cosine if task == "embed" else max_similarity
+    compare = _cosine if task == "embed" else _max_similarity
     pairs = zip(queries * len(documents) if len(queries) == 1 else queries, documents, strict=True)
     return [compare(query, document) for query, document in pairs]
+
+
+def _cosine(first: EngineOutput, second: EngineOutput) -> float:
+    one, other = values_of(first), values_of(second)
+    lengths = math.sqrt(float(one @ one) * float(other @ other))
+    return float(one @ other) / max(lengths, 1e-8)
+
+
+def _max_similarity(query: EngineOutput, document: EngineOutput) -> float:
+    """The sum over the query's tokens of the highest similarity with a token of the document."""
+    return float((values_of(query) @ values_of(document).T).max(axis=-1).sum())
 
 
 def _scored(pooled: Pooled[ScoreRequest]) -> dict[str, Any]:

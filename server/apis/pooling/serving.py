@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from msgspec.structs import replace
 
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import PoolingFields
-from server.apis.pooling.vectors import values_of
 from server.errors import EngineError, UnsupportedApiError
 from server.generation.sequences import SequenceRecorder
 from server.http_body.response_parts import Usage
@@ -157,6 +157,18 @@ class PoolingServing:
             raise
         finally:
             recorder.finish(reason)
+
+
+def values_of(output: EngineOutput) -> npt.NDArray[np.float32]:
+    """A result of the engine as an array."""
+    data = tensor_of(output)
+    return np.frombuffer(data.data, np.float32).reshape(data.shape)
+
+
+def tensor_of(output: EngineOutput) -> TensorData:
+    """The tensor of a result, which must have one."""
+    assert output.data is not None, "the engine sent no numbers"
+    return output.data
 
 
 def _split(prompt: Encoded, most_tokens: int) -> list[Encoded]:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from server.apis.pooling.endpoints import EmbeddingRequest
-from server.apis.pooling.vectors import to_json
+from server.apis.pooling.endpoints import EmbeddingRequest, to_json
 from server.types import EngineOutput, TensorData
 
 
