@@ -13,7 +13,6 @@ from server.http_body.fields import (
     CacheSalt,
     Counted,
     Ignored,
-    LogitBias,
     MinP,
     NumChoices,
     NumLogprobs,
@@ -98,7 +97,8 @@ class SamplingFields(RequestBody, kw_only=True):
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    logit_bias: dict[int, LogitBias] | None = None
+    logit_bias: dict[int, float] | None = None
+    """Limited to -100 to 100 when it is used, as in vLLM."""
     skip_special_tokens: bool = True
     cache_salt: CacheSalt | None = None
     structured_outputs: StructuredOutputs | None = None

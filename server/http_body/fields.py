@@ -27,7 +27,7 @@ Unsupported = Annotated[Any, Meta(extra={"support": "unsupported"})]
 """A field without which the answer would be wrong: any value except null, empty or the default is a 400."""
 
 TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
-TokenCount = Annotated[int, Meta(ge=0, le=INT32_MAX)]
+TokenCount = TokenId
 NumChoices = Annotated[int, Meta(ge=1, le=INT32_MAX)]
 """The operator's limit is checked later (`RequestBody.counted`)."""
 NumLogprobs = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
@@ -39,8 +39,6 @@ TopK = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Meta(gt=0)]
-LogitBias = float
-"""Limited to -100 to 100 when it is used, as in vLLM."""
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 Stop = Text | list[Text]

@@ -73,11 +73,8 @@ class ContentBlock(msgspec.Struct, kw_only=True):
     name: str | None = None
     input: dict[str, Any] | None = None
     content: str | list[ResultPart] | None = None
-    is_error: bool | None = None
     tool_name: str | None = None
     thinking: str | None = None
-    signature: str | None = None
-    data: str | None = None
 
     def __post_init__(self) -> None:
         if self.type in ("tool_addition", "tool_removal"):
@@ -128,15 +125,10 @@ class OutputConfig(msgspec.Struct, kw_only=True):
     format: JsonOutputFormat | None = None
 
 
-ThinkingDisplay = Literal["summarized", "omitted", "updates"]
-"""Accepted without effect: the reasoning is always returned."""
-
-
 class ThinkingEnabled(msgspec.Struct, kw_only=True, tag_field="type", tag="enabled"):
     """Thinking with a limit of its tokens."""
 
     budget_tokens: Annotated[int, Meta(ge=MIN_THINKING_TOKENS)]
-    display: ThinkingDisplay | None = None
 
 
 class ThinkingDisabled(msgspec.Struct, kw_only=True, tag_field="type", tag="disabled"):
@@ -145,8 +137,6 @@ class ThinkingDisabled(msgspec.Struct, kw_only=True, tag_field="type", tag="disa
 
 class ThinkingAdaptive(msgspec.Struct, kw_only=True, tag_field="type", tag="adaptive"):
     """Thinking as much as the model chooses."""
-
-    display: ThinkingDisplay | None = None
 
 
 Thinking = ThinkingEnabled | ThinkingDisabled | ThinkingAdaptive
@@ -198,8 +188,6 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
     temperature: Temperature | None = None
     top_k: TopK | None = None
     top_p: TopP | None = None
-    metadata: dict[str, Any] | None = None
-
     cache_salt: CacheSalt | None = None
 
     def __post_init__(self) -> None:

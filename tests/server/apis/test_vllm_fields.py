@@ -63,6 +63,7 @@ IGNORED = frozenset(
     include_obfuscation stream_options cache_salt return_token_offsets mm_payload return_mm_kwargs watermarking
     priority kv_transfer_params ec_transfer_params vllm_xargs repetition_detection stream_interval best_of
     routed_experts_prompt_start return_documents max_chunks_per_doc rank_fields disable_additional_properties
+    is_error signature data
     """.split()  # noqa: SIM905
 )
 """Hints, and settings of what the embedded engine does not have: ignored wherever they are not declared."""

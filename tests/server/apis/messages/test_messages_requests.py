@@ -43,7 +43,6 @@ def decode(kind: type[Any] = MessagesRequest, **fields: Any) -> Any:
         ("thinking", {"type": "deep"}),
         ("output_config", {"effort": "minimal"}),
         ("cache_salt", ""),
-        ("metadata", "me"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
