@@ -39,7 +39,6 @@ class RequestDecoder(Generic[T]):
     """
 
     def __init__(self, model: type[T], long_field: str | None = None, limits: LimitsConfig | None = None) -> None:
-        self.model = model
         self._long_field = long_field
         self._limits = limits or LimitsConfig()
         self._decoder = msgspec.json.Decoder(model)
