@@ -119,7 +119,7 @@ class RendererConfig:
     help_group: ClassVar[Group] = "Requests and answers"
 
     num_workers: int = setting(
-        1,
+        2,
         "--renderer-num-workers",
         "Threads of the renderer pool, which turn text into tokens and back.",
         group="Memory and scheduling",

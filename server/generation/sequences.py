@@ -173,9 +173,9 @@ def _create_recorder(inference: Inference, generation: Generation, index: int) -
 
 def _failure(output: EngineOutput, constraint_param: str | None) -> EngineError | RequestError:
     if output.is_request_fault:
-        begin, is_grammar, fault = (output.error or "").partition(UNUSABLE_GRAMMAR)
-        if is_grammar and not begin:
-            message = f"The constraint in `{constraint_param}` cannot be used: {fault}"
+        error = output.error or ""
+        if error.startswith(UNUSABLE_GRAMMAR):
+            message = f"The constraint in `{constraint_param}` cannot be used: {error.removeprefix(UNUSABLE_GRAMMAR)}"
             return RequestError(message, param=constraint_param)
         return RequestError(f"The request cannot be completed: {output.error}.")
     return EngineError(output.error or "The engine aborted the request.")

@@ -17,6 +17,8 @@ from server.operation.models import unix_time
 from server.operation.request_context import RequestContext
 from server.renderers.prompts import RenderedPrompt, TextOptions
 
+_PROMPTS_PER_CALL = 32
+
 
 class CompletionServing:
     """One per server; every method runs on the event loop."""
@@ -36,7 +38,7 @@ class CompletionServing:
         """
         self._inference.models.check_generative("Completions", request.model)
         with context.times.rendering():
-            bodies = await self._inference.renderer.run_in_pool(self._prepare, request, context)
+            bodies = await self._prepare(request, context)
         if request.prompt_embeds is not None:
             request.prompt_embeds = None  # frees up to a hundred megabytes
             context.lease.remove_bytes(context.lease.num_bytes)
@@ -48,14 +50,27 @@ class CompletionServing:
             return end_stream(bodies.stream())
         return await bodies.complete(await collect(self._inference, generation))
 
-    def _prepare(self, request: CompletionRequest, context: RequestContext) -> "CompletionBodies":
-        """Everything that blocks, in one call in the renderer pool."""
+    async def _prepare(self, request: CompletionRequest, context: RequestContext) -> "CompletionBodies":
+        """Calls the renderer pool once; for a long list more often, so that other requests get their turn."""
+        renderer, prompts = self._inference.renderer, request.prompts
+        rendered: list[RenderedPrompt] = []
         options = TextOptions(
             add_special_tokens=request.add_special_tokens,
             truncate_prompt_tokens=request.truncate_prompt_tokens,
             truncation_side=request.truncation_side,
         )
-        prompts = self._inference.renderer.render_prompts(request.prompts, options)
+        while len(prompts) > _PROMPTS_PER_CALL:
+            rendered += await renderer.run_in_pool(renderer.render_prompts, prompts[:_PROMPTS_PER_CALL], options)
+            prompts = prompts[_PROMPTS_PER_CALL:]
+
+        def build() -> CompletionBodies:
+            return self._build(request, [*rendered, *renderer.render_prompts(prompts, options)], context)
+
+        return await renderer.run_in_pool(build)
+
+    def _build(
+        self, request: CompletionRequest, prompts: list[RenderedPrompt], context: RequestContext
+    ) -> "CompletionBodies":
         generation = self._builder.build(request, prompts, context, id_prefix="cmpl")
         return CompletionBodies(self._inference, generation, [self._echo_text(prompt, request) for prompt in prompts])
 

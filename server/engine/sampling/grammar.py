@@ -1,4 +1,4 @@
-"""Converts a request's grammar to llguidance's format; the API process checks it, the engine applies it."""
+"""Converts a request's grammar to the format of llguidance, which compiles it in the engine."""
 
 import json
 

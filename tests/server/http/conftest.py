@@ -277,7 +277,7 @@ def assert_rejected(response: httpx.Response, param: str | None, words: str = ""
 
 @pytest.fixture(scope="session")
 def renderer(model_path: Any) -> Iterator[HfRenderer]:
-    with HfRenderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
+    with HfRenderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
         renderer.warm_up()
         renderer.executor.submit(int).result()  # starts the thread, which stays until the session ends
         renderer.max_model_len = MAX_MODEL_LEN

@@ -21,7 +21,7 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vision_renderer(vlm: Path) -> Iterator[VisionRenderer]:
-    config = RendererConfig(limit_mm_per_prompt={"image": 3})
+    config = RendererConfig(limit_mm_per_prompt={"image": 3}, num_workers=1)
     with VisionRenderer(ModelFiles(vlm, vlm), config) as renderer:
         renderer.max_model_len = MAX_MODEL_LEN
         renderer.warm_up()

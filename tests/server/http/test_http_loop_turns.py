@@ -188,7 +188,7 @@ def send(model_path: Path) -> Iterator[Send]:
     engine = InstantEngine([260, 260])
     engine.info = msgspec.structs.replace(engine.info, max_model_len=MAX_LEN)
     config = server_config(served_model_names=(MODEL,), enable_auto_tool_choice=True, tool_call_parser="hermes")
-    with HfRenderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
+    with HfRenderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
         yield from _measure(config, renderer, engine)
 
 
@@ -198,7 +198,7 @@ def send_pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Send]:
     folder = tmp_path_factory.mktemp("bert")
     save_pooler(folder, "bert")
     template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    with HfRenderer(ModelFiles(folder, folder), RendererConfig(chat_template=template)) as renderer:
+    with HfRenderer(ModelFiles(folder, folder), RendererConfig(chat_template=template, num_workers=1)) as renderer:
         yield from _measure(
             ServerConfig(served_model_names=(MODEL,)), renderer, InstantPooling(PooledEngine(folder).info)
         )

@@ -37,9 +37,9 @@ def busy_pool(renderer, server, wait_until):
     wait_until(lambda: server.parts.running.num_running == renderer.pools["text"].num_waiting == 0)
 
 
-def test_a_small_request_does_not_use_the_pool(server, pool_waits):
+def test_a_small_request_is_one_call_in_the_pool(server, pool_waits):
     assert server.chat().status_code == server.complete().status_code == 200
-    assert pool_waits == []
+    assert len(pool_waits) == 2
 
 
 def test_a_large_body_is_decoded_and_rendered_in_the_pool(server, pool_waits):
@@ -69,7 +69,6 @@ def test_probes_are_answered_while_the_pool_is_busy(server, renderer, wait_until
     with send(server, "/v1/chat/completions", {"messages": [{"role": "user", "content": LARGE}]}):
         wait_until(lambda: renderer.pools["text"].num_waiting == 1)
         assert server.get("/health").status_code == 200
-        assert server.chat().status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize"])

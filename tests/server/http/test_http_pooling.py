@@ -43,7 +43,7 @@ def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **opti
     engine = PooledEngine(folder, **engine_options)
     config = server_config(**({"served_model_names": (NAME,)} | options))
     files = ModelFiles(folder, folder)
-    with HfRenderer(files, RendererConfig(**({"chat_template": None} | (renderer or {})))) as hf:
+    with HfRenderer(files, RendererConfig(**({"chat_template": None, "num_workers": 1} | (renderer or {})))) as hf:
         hf.warm_up()
         hf.executor.submit(int).result()  # starts the thread, which stays until the server ends
         with run_app(config, hf, engine) as server:

@@ -54,7 +54,7 @@ def test_rendering_and_waiting_are_metrics(serve):
         "vllm_cli:request_render_time_seconds_count 2.0"
     ]
     assert samples(own, "vllm_cli:renderer_queue_time_seconds_count") == [
-        'vllm_cli:renderer_queue_time_seconds_count{pool="text"} 1.0',
+        'vllm_cli:renderer_queue_time_seconds_count{pool="text"} 2.0',
         'vllm_cli:renderer_queue_time_seconds_count{pool="mm"} 0.0',
     ]
     assert samples(own, "vllm_cli:renderer_queue_depth") == [

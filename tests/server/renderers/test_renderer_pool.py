@@ -15,7 +15,7 @@ from server.renderers.registry import build_renderer
 
 
 async def test_work_that_is_cancelled_while_it_waits_does_not_run(model_path: Path) -> None:
-    with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
+    with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
         renderer.warm_up()
         pool = renderer.pools["text"]
         release = threading.Event()
@@ -34,7 +34,7 @@ async def test_work_that_is_cancelled_while_it_waits_does_not_run(model_path: Pa
 
 
 async def test_waiting_times_are_reported(model_path: Path) -> None:
-    with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
+    with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
         pool = renderer.pools["text"]
         waits: list[float] = []
         pool.subscribe_waits(waits.append)
@@ -63,7 +63,7 @@ def test_an_invalid_number_of_workers_is_rejected(number: int) -> None:
 
 async def test_a_request_error_reaches_the_caller_through_the_pool(model_path: Path) -> None:
     with (
-        build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer,
+        build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer,
         pytest.raises(RequestError, match="Token id -1 "),
     ):
         await renderer.run_in_pool(renderer.render_text, [-1], TextOptions())

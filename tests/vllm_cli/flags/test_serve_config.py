@@ -20,7 +20,7 @@ def test_without_words_every_setting_has_its_default(parse) -> None:
     assert (config.start_method, config.engine_ready_timeout_s, config.logging_level) == ("forkserver", 600, "INFO")
     assert (config.server.network.port, config.server.network.api_keys) == (8000, ())
     assert config.engine.enable_prefix_caching is True
-    assert config.renderer.num_workers == 1
+    assert config.renderer.num_workers == 2
 
 
 def test_the_served_name_is_the_model_unless_another_is_given(parse) -> None:
