@@ -10,7 +10,7 @@ from server.errors import ConfigError
 from server.limits import LimitsConfig
 from server.server_config import ServerConfig
 from server.setting import Group, check_ranges, from_variable, setting
-from startup.logs.options import LogFormat, LogOptions
+from startup.logs.setup import LogFormat, LogOptions
 from startup.prefetch.options import PrefetchOptions
 
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -201,3 +201,15 @@ class StartupConfig(StartOptions):
         check_ranges(self)
         if self.server.lora_modules and not self.engine.lora.enable_lora:
             raise ConfigError("--lora-modules", self.server.lora_modules[0].name, "given with --enable-lora")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmOptions(StartOptions):
+    """The launcher's settings for a start of vLLM; all other words are passed to vLLM unchanged."""
+
+    words: tuple[str, ...]
+    """The command line for `vllm serve`, unchanged and in order."""
+    start_method: str = "forkserver"
+    """`forkserver` replaces the `spawn` that vLLM would use; the other methods are left to vLLM."""
+    is_preflight_only: bool = False
+    is_json: bool = False

@@ -130,7 +130,7 @@ def _is_interruption(err: BaseException | None) -> bool:
 def _fail_start(err: StartupError) -> int:
     if not isinstance(err, CrashError) or err.json_line is None:
         return _fail(err, err.exit_code if isinstance(err, CrashError) else START_FAILED)
-    from startup.logs.formatters import real_stderr  # noqa: PLC0415 - only after a crash
+    from startup.logs.setup import real_stderr  # noqa: PLC0415 - only after a crash
 
     with suppress(OSError):
         click.echo(hide_quoted(err.json_line, sys.argv), file=real_stderr())

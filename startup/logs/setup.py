@@ -1,19 +1,44 @@
-"""Sets up the log of a process: one format, to standard error, or as a configuration file demands."""
+"""Sets up the log of a process: one format, to standard error, or as a configuration file demands.
+
+Imports nothing heavy; lines of JSON are in `json_lines`.
+"""
 
 import copy
 import logging
+import re
 import sys
 from collections.abc import Callable
-from typing import Any, Final, TextIO, cast
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TextIO, cast
 
 from envs.registry import env
 from server.errors import ConfigError
-from startup.logs.formatters import RoleFormatter, TextFormatter, real_stderr
-from startup.logs.options import PACKAGES, LogFormat, LogOptions
 
 _VLLM: Final = "vllm"
 _VLLM_FORMATTER: Final = "NewLineFormatter"
 """A class of vLLM, which only splits lines."""
+
+CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Characters that move a cursor, change colours or reverse the text direction; not tab and newline."""
+
+_LINE_BREAK: Final = re.compile(r"\n(?=[^\n])")
+_CONTINUATION: Final = "\n  "
+_TEXT: Final = "%(levelname)s %(asctime)s (%(role)s) %(name)s: %(message)s"
+
+LogFormat = Literal["text", "json"]
+
+PACKAGES: Final = ("vllm_cli", "startup", "server", "envs")
+"""Roots of this project's loggers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """Passed on to child processes."""
+
+    level: str
+    format: LogFormat = "text"
+    config: dict[str, Any] | None = None
+    """Argument of `logging.config.dictConfig`, from `--log-config-file`; takes precedence over both."""
 
 
 def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str] = lambda: "") -> None:
@@ -119,3 +144,42 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
             del formatter["class"]
     config.setdefault("disable_existing_loggers", False)
     return config
+
+
+class RoleFormatter(logging.Formatter):
+    """Adds the role of this process, which log records do not contain."""
+
+    def __init__(self, role: str, layout: str | None = None, *, datefmt: str | None = None) -> None:
+        super().__init__(layout, datefmt=datefmt)
+        self.role = role
+
+
+class TextFormatter(RoleFormatter):
+    """Level, time, role of the process, module, message.
+
+    Messages and tracebacks may contain text of clients and models. Continuation lines of a record are
+    indented, so that no such text can look like a record of its own; control characters are escaped.
+    """
+
+    def __init__(self, role: str) -> None:
+        super().__init__(role, _TEXT, datefmt="%m-%d %H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record; only its first line begins at the left margin."""
+        return _LINE_BREAK.sub(_CONTINUATION, escape_controls(super().format(record)))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        """Adds the role."""
+        record.role = self.role
+        return super().formatMessage(record)
+
+
+def escape_controls(text: str) -> str:
+    """Replaces control characters by Python's escapes, such as `\\x1b`."""
+    return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def real_stderr() -> TextIO:
+    """Standard error itself, not the `LineStream` that may have replaced `sys.stderr`."""
+    stream: TextIO = getattr(sys.stderr, "below", sys.stderr)
+    return stream

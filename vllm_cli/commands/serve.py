@@ -8,11 +8,10 @@ import click
 
 from envs.registry import env
 from server.exit_codes import OK, START_FAILED, USAGE
-from startup.config import StandbyMode, StartupConfig
+from startup.config import StandbyMode, StartupConfig, VllmOptions
 from startup.engine.installed import require_embedded_engine
 from startup.errors import StartupError
 from startup.timeline import start_origin
-from startup.vllm.options import VllmOptions
 from vllm_cli.flags.screening import show_notices
 from vllm_cli.flags.serve_command import (
     CONFIG_OF_START,

@@ -7,9 +7,9 @@ import click
 
 from envs.registry import ENGINES, env
 from envs.suggestion import did_you_mean
+from startup.config import VllmOptions
 from startup.prefetch.options import PrefetchOptions
 from startup.serve_words import LAUNCHER_FLAGS, ServeWords
-from startup.vllm.options import VllmOptions
 from vllm_cli.errors import InputError
 from vllm_cli.flags.flag import SupportedFlag
 from vllm_cli.flags.supported import ENGINE, GROUPS, LOG_FORMAT, SUPPORTED

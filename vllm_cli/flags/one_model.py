@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from envs.registry import env
-from startup.config import StartOptions, StartupConfig
+from startup.config import StartOptions, StartupConfig, VllmOptions
 from startup.errors import StartupError
 from startup.model.file_plan import plan_files
 from startup.model.request import ModelRequest
@@ -19,7 +19,6 @@ from startup.serve_words import ServeWords
 from startup.session import ListenAddress
 from startup.standby.kinds import kind_for
 from startup.vllm.command_line import CommandLine
-from startup.vllm.options import VllmOptions
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments, GivenFlag
 from vllm_cli.flags.config_file import read_config_file

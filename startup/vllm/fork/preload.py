@@ -30,9 +30,8 @@ from startup.vllm.fork.preload_profile import PreloadPlan  # noqa: E402
 from startup.vllm.fork.recorded_ends import record_forks  # noqa: E402
 from startup.vllm.imports import import_leniently, make_calls_cheap  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
-from startup.vllm.logs import log_as  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
-from startup.vllm.patches.json_logs import omit_prefixes_in_json  # noqa: E402
+from startup.vllm.patches.json_logs import log_as, omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
 from startup.vllm.patches.model_registry import inspect_models_in_forks, model_modules  # noqa: E402
 from startup.vllm.patches.spans import record_spans  # noqa: E402

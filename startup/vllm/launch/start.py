@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from envs.registry import env
 from server.machine.processes import descendants
 from startup.caches import use_baked_bytecode
+from startup.config import VllmOptions
 from startup.crash.output_record import OutputRecord
 from startup.download.endpoints import use_first_endpoint
 from startup.download.messages import DownloadError
@@ -55,12 +56,10 @@ from startup.vllm.launch.plain_start import (
     plain_start_reason,
     report_plain_start,
 )
-from startup.vllm.logs import log_as
-from startup.vllm.options import VllmOptions
 from startup.vllm.patches import port
 from startup.vllm.patches.compiler import may_defer_compiler
 from startup.vllm.patches.early_engine import EngineWait, notice_engine_death, start_engine_early
-from startup.vllm.patches.json_logs import log_as_json, omit_prefixes_in_json, undo_log_as_json
+from startup.vllm.patches.json_logs import log_as, log_as_json, omit_prefixes_in_json, undo_log_as_json
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files

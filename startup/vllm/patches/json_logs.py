@@ -17,8 +17,8 @@ from envs.registry import env
 from server.access_log import ACCESS_LOGGER
 from startup.hooks.hook import Hook, Name, Text
 from startup.imports.finder import wrap_after_import
-from startup.logs.formatters import real_stderr
 from startup.logs.json_lines import JsonFormatter, log_everything_as_json
+from startup.logs.setup import RoleFormatter, TextFormatter, real_stderr
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
 
@@ -161,3 +161,20 @@ def _json_formatters() -> list[VllmJsonFormatter]:
     loggers = (logging.getLogger(name) for name in (None, "vllm", "uvicorn", "uvicorn.access"))
     formatters = {handler.formatter for logger in loggers for handler in logger.handlers}
     return [formatter for formatter in formatters if isinstance(formatter, VllmJsonFormatter)]
+
+
+def log_as(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:
+    """Sends the records of our packages to standard error; the root logger and vLLM's stay unchanged."""
+    handler = logging.StreamHandler(real_stderr())
+    handler.setFormatter(_create_formatter(role, log_format, phase))
+    for package in ("startup", "server"):
+        ours = logging.getLogger(package)
+        ours.handlers[:] = [handler]
+        ours.propagate = False
+        ours.setLevel(env.VLLM_LOGGING_LEVEL.get())
+
+
+def _create_formatter(role: str, log_format: str, phase: Callable[[], str]) -> RoleFormatter:
+    if log_format == "json":
+        return JsonFormatter(role, phase)
+    return TextFormatter(role)

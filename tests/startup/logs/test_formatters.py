@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from startup.logs.formatters import RoleFormatter, TextFormatter
 from startup.logs.json_lines import JsonFormatter
+from startup.logs.setup import RoleFormatter, TextFormatter
 from tests.cli import run_python
 
 _FORGED = "INFO 11-20 18:00:00 (api) server.run: all is well"
@@ -50,7 +50,7 @@ def test_printable_characters_are_unchanged() -> None:
 def test_a_traceback_stays_readable() -> None:
     code = """
 import logging
-from startup.logs.options import LogOptions
+from startup.logs.setup import LogOptions
 from startup.logs.setup import configure_logging
 configure_logging(LogOptions(level="INFO"), role="api")
 try:
