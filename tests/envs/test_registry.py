@@ -1,4 +1,4 @@
-"""The registry: typed values, errors with a suggestion, and all errors at once."""
+"""The registry: typed values, errors with a suggestion, and all errors at once; durations."""
 
 import os
 import re
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from envs.registry import LOGGING_LEVELS, START_METHODS, Environment, env, unknown_variables, validate_all, variables
-from envs.variable import EnvError
+from envs.suggestion import did_you_mean
+from envs.variable import EnvError, parse_duration, spell_duration
 
 PACKAGES = ("vllm_cli", "startup", "server", "envs")
 ROOT = Path(__file__).parents[2]
@@ -147,3 +148,35 @@ def test_only_envs_reads_the_environment() -> None:
     sources = [path for package in PACKAGES if package != "envs" for path in (ROOT / package).rglob("*.py")]
     assert len(sources) > 20
     assert [path for path in sources if reading.search(path.read_text())] == []
+
+
+def test_the_most_similar_choice_is_suggested_in_any_case() -> None:
+    assert did_you_mean("SPWAN", ("spawn", "fork", "forkserver")) == " (did you mean 'spawn'?)"
+
+
+def test_the_dashes_of_a_flag_make_no_words_similar() -> None:
+    assert did_you_mean("--prot", ("--model", "--port")) == " (did you mean '--port'?)"
+    assert did_you_mean("--xyz", ("--abc", "--x")) == ""
+
+
+def test_a_word_unlike_any_choice_gets_no_suggestion() -> None:
+    assert did_you_mean("thread", ("spawn", "fork")) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1", 1), ("90", 90), ("90s", 90), ("10m", 600), ("1h", 3600), ("1.5H", 5400), (" 2d ", 172800)],
+)
+def test_a_duration_is_a_number_with_a_unit(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0.5", "-1", "10 minutes", "1h30m", "m", "nan", "inf", "1e3", "9" * 400])
+def test_other_texts_and_less_than_a_second_are_rejected(text: str) -> None:
+    with pytest.raises(ValueError, match="at least 1 s such as 90s, 10m or 1h"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["90s", "10m", "1h", "2d", "1.5s"])
+def test_a_duration_is_spelt_as_it_was_given(text: str) -> None:
+    assert spell_duration(parse_duration(text)) == text

@@ -1,16 +1,34 @@
-"""The record has all that processes write."""
+"""The record has all that processes write, and how they end."""
 
 import logging
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from startup.causes.first_cause import find_cause
 from startup.crash import output_record
-from startup.crash.output_record import OutputRecord
+from startup.crash.output_record import OutputRecord, ProcessEnds
+from tests.waiting import is_gone, wait_until
 
 _TRACEBACK = "Traceback (most recent call last):\n  File 'x.py', line 1, in load_model\nValueError: no weights\n"
 _FATAL = f"(EngineCore pid=1) ERROR EngineCore failed to start.\n{_TRACEBACK}"
+
+_PID = 77
+_STACK = """\
+Phase: loading_cpu
+Fatal Python error: Segmentation fault
+
+Current thread 0x00007f0000000000 (most recent call first):
+  File "/vllm/loader.py", line 9 in get_model
+  File "/vllm/worker.py", line 5 in worker_main
+
+Thread 0x00007f0000000001 (most recent call first):
+  File "/lib/threading.py", line 1 in wait
+"""
 
 
 def test_everything_is_recorded_before_readiness(tmp_path: Path) -> None:
@@ -62,3 +80,51 @@ def test_handlers_that_hold_the_stream_write_to_the_record(tmp_path: Path, monke
         record.begin_process("test")  # as in a fork: nothing is written twice
         handler.emit(logging.LogRecord("x", logging.INFO, "", 0, "a line", (), None))
     assert record.file.read_text() == (tmp_path / "shown").read_text() == "a line\n"
+
+
+def _describe(folder: Path, code: int, state: str = "", *, parent_pid: int = 0) -> str:
+    (folder / f"{_PID}.state").write_text(f"VllmWorker-0\n{parent_pid}\n{state}")
+    record = OutputRecord(folder)
+    ProcessEnds(record).add(_PID, code)
+    return record.file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "phase"),
+    [
+        (-signal.SIGSEGV, "native-crash", "while it loaded the model"),
+        (-signal.SIGILL, "illegal-instruction", "while it loaded the model"),
+        (-signal.SIGKILL, "killed-from-outside", "while it loaded the model"),
+        (3, "process-vanished", "while it loaded the model"),
+    ],
+)
+def test_the_cause_is_found_in_the_lines(code: int, name: str, phase: str, tmp_path: Path) -> None:
+    cause = find_cause(_describe(tmp_path, code, _STACK).splitlines())
+    assert cause is not None
+    assert cause.known is not None
+    assert (cause.process, cause.known.name, cause.phase) == (f"VllmWorker-0 pid={_PID}", name, phase)
+
+
+def test_the_stack_of_the_thread_with_the_signal_is_a_traceback(tmp_path: Path) -> None:
+    text = _describe(tmp_path, -signal.SIGSEGV, _STACK)
+    assert text.index("in worker_main") < text.index("in get_model")
+    assert "threading" not in text
+
+
+@pytest.mark.parametrize("code", [0, -signal.SIGTERM])
+def test_a_process_that_was_asked_to_end_has_not_failed(code: int, tmp_path: Path) -> None:
+    assert find_cause(_describe(tmp_path, code).splitlines()) is None
+
+
+def test_a_process_that_ended_with_its_parent_is_not_the_cause(tmp_path: Path) -> None:
+    child = subprocess.Popen(["true"])  # not reaped, so that its number is not used again
+    wait_until(lambda: is_gone(child.pid))
+    assert find_cause(_describe(tmp_path, -signal.SIGKILL, parent_pid=child.pid).splitlines()) is None
+    assert find_cause(_describe(tmp_path, -signal.SIGKILL, parent_pid=os.getpid()).splitlines()) is not None
+    child.wait()
+
+
+def test_a_process_without_a_record_is_not_one_of_the_server(tmp_path: Path) -> None:
+    record = OutputRecord(tmp_path)
+    ProcessEnds(record).add(os.getpid(), 1)
+    assert record.file.read_text() == ""

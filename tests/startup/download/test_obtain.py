@@ -1,6 +1,7 @@
-"""The model comes from a folder, the hub's cache, or the hub, for which an HTTP server stands in."""
+"""The model comes from a folder, the hub's cache, or the hub or its mirrors, for which a server stands in."""
 
 import json
+import os
 import socket
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from startup.config import DEFAULT_MODEL_ID
 from startup.download import hub_client
+from startup.download.endpoints import hub_endpoints, use_first_endpoint
 from startup.download.obtain import resolve_model
 from startup.errors import ModelNotFoundError
 from startup.model.request import ModelRequest
@@ -208,3 +210,24 @@ def test_a_request_has_a_deadline_beyond_its_timeout() -> None:
     with pytest.raises(TimeoutError, match="no answer within 0.05 s"):
         hub_client._within_deadline(released.wait, 0.05)
     released.set()
+
+
+def test_the_hub_itself_is_used_without_a_mirror() -> None:
+    assert hub_endpoints() == ("https://huggingface.co",)
+
+
+def test_libraries_see_the_first_of_several_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://a.example/, https://b.example,,https://a.example")
+    assert hub_endpoints() == ("https://a.example", "https://b.example")
+    use_first_endpoint()
+    assert os.environ["HF_ENDPOINT"] == "https://a.example"
+    assert hub_endpoints() == ("https://a.example", "https://b.example")
+    use_first_endpoint()
+    assert hub_endpoints() == ("https://a.example", "https://b.example")
+
+
+def test_a_variable_that_was_changed_since_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://a.example,https://b.example")
+    use_first_endpoint()
+    monkeypatch.setenv("HF_ENDPOINT", "https://c.example")
+    assert hub_endpoints() == ("https://c.example",)

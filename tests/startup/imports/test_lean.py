@@ -1,9 +1,11 @@
-"""Lean imports give the same tokens for every architecture, and do not load the left out modules."""
+"""Lean imports give the same tokens for every architecture, on the main thread, without left out modules."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import threading
 from itertools import product
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from startup.imports import lean
+from startup.imports.heavy import importing
 from startup.imports.lean import SHAPE_FUNCTIONS, import_lean
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model
 
@@ -97,3 +100,29 @@ def test_other_symbolic_shapes_are_the_real_ones() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
+
+
+def test_another_thread_is_rejected() -> None:
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with importing():
+                pass
+        except RuntimeError as err:
+            errors.append(err)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(errors[0])
+
+
+def test_collector_is_off_during_the_imports_and_on_afterwards() -> None:
+    try:
+        with importing():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

@@ -17,7 +17,7 @@ import pytest
 from server.machine.page_cache import is_cheap
 from startup.prefetch.messages import PrefetchReport
 from startup.prefetch.options import PrefetchOptions
-from startup.prefetch.process import PrefetchHandle, start_prefetch
+from startup.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.processes.group_signals import GROUP_SIGNALS
 from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost, resident_bytes
 from tests.processes import disturbing
@@ -282,3 +282,14 @@ def test_the_helper_imports_little_and_no_third_party_module() -> None:
     loaded = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert [name for name, file in loaded.items() if "site-packages" in file] == []
     assert loaded.keys() & HEAVY == set()
+
+
+def test_libraries_of_torch_are_found_without_importing_it() -> None:
+    script = (
+        "import sys; from startup.prefetch.process import plan_libraries; print(*plan_libraries());"
+        "assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    found = [Path(word).name for word in result.stdout.split()]
+    assert "libtorch_cpu.so" in found
+    assert all(path.is_file() for path in plan_libraries())

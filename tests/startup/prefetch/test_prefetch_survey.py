@@ -1,11 +1,28 @@
-"""The budget of a prefetch: missing pages that fit into memory, and nothing if that helps too little."""
+"""The budget of a prefetch: missing pages that fit into memory, those that a record names first."""
+
+from pathlib import Path
 
 import pytest
 
 from startup.prefetch.messages import Job
-from startup.prefetch.survey import RESERVE_BYTES, Block, Survey, decide
+from startup.prefetch.options import PrefetchOptions
+from startup.prefetch.process import start_prefetch
+from startup.prefetch.survey import (
+    RESERVE_BYTES,
+    Block,
+    FileRanges,
+    Survey,
+    decide,
+    read_pages,
+    survey_files,
+    whole_file,
+    write_pages,
+)
+from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost, resident_bytes
 
 MB = 10**6
+
+_MIB = 1 << 20
 
 
 def job(*, room_mb: int | None, is_forced: bool = False) -> Job:
@@ -78,3 +95,54 @@ def test_this_machines_memory_is_the_default() -> None:
 def test_a_job_is_read_from_its_argument_unchanged() -> None:
     sent = job(room_mb=None)._replace(progress_interval_s=0.5)
     assert Job.from_argument(sent.to_argument()) == sent
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    path = tmp_path / "library.so"
+    path.write_bytes(bytes(8 * _MIB))
+    return path
+
+
+def _record(folder: Path, *files: FileRanges) -> str:
+    write_pages(str(folder / "pages.json"), files)
+    return str(folder / "pages.json")
+
+
+def test_a_record_moves_with_its_folder(tmp_path: Path, library: Path) -> None:
+    folder = tmp_path / "baked"
+    folder.mkdir()
+    (folder / "code").write_bytes(b"12345")
+    _record(folder, whole_file(str(folder / "code")), FileRanges(str(library), 8 * _MIB, ((_MIB, 10),)))
+    moved = folder.rename(tmp_path / "moved")
+    assert read_pages(str(moved / "pages.json")) == [
+        FileRanges(str(moved / "code"), 5, ((0, 5),)),
+        FileRanges(str(library), 8 * _MIB, ((_MIB, 10),)),
+    ]
+
+
+def test_files_that_have_changed_are_left_out(tmp_path: Path, library: Path) -> None:
+    gone = FileRanges(str(tmp_path / "gone"), 1, ((0, 1),))
+    record = _record(tmp_path, gone, FileRanges(str(library), _MIB, ((0, _MIB),)))
+    assert read_pages(record) == []
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[["a", 1]]', "null"])
+def test_a_damaged_record_is_empty(text: str, tmp_path: Path) -> None:
+    (tmp_path / "pages.json").write_text(text)
+    assert read_pages(str(tmp_path / "pages.json")) == []
+
+
+@repeated_if_pages_are_lost
+def test_only_the_recorded_parts_are_read(tmp_path: Path, library: Path) -> None:
+    record = _record(tmp_path, FileRanges(str(library), 8 * _MIB, ((0, _MIB), (6 * _MIB, _MIB))))
+    evict(library)
+    assert survey_files([], _MIB, record).due_bytes == 2 * _MIB
+    with start_prefetch([], PrefetchOptions(mode="on"), Path(record)) as prefetch:
+        report = prefetch.result(60)
+    assert report is not None
+    assert (report.state, report.total_bytes) == ("done", 2 * _MIB)
+    for offset in (0, 6 * _MIB):
+        assert resident_bytes(library, offset, _MIB) == _MIB
+    assert resident_bytes(library) < 6 * _MIB  # with the kernel's read-ahead
+    expect_resident(library, 2 * _MIB)

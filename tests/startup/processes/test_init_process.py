@@ -1,10 +1,11 @@
-"""Process 1 of a container reaps orphans, forwards signals, and exits with the program's code."""
+"""Process 1 of a container reaps orphans, forwards signals, and exits with the program's code; quick ends."""
 
 import os
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -122,3 +123,26 @@ def test_the_program_is_not_process_1_of_its_namespace() -> None:
                 assert unshare.wait(_SOON_S) == 128 + signal.SIGTERM
             finally:
                 unshare.kill()
+
+
+def test_exit_functions_run_and_objects_are_not_freed() -> None:
+    program = textwrap.dedent(
+        """
+        import atexit, sys, threading, time
+        from startup.processes.quick_end import end_without_finalizing
+
+        class Reports:
+            def __del__(self):
+                print("freed")
+
+        kept = Reports()
+        atexit.register(print, "exit function")
+        threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+        code = end_without_finalizing(7)
+        print("afterwards", end="")
+        sys.exit(code)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (7, "")
+    assert done.stdout == "exit function\nafterwardsthread\n"

@@ -1,10 +1,11 @@
-"""Random requests: the template survives all of them, its forks exit, and no descriptor stays open."""
+"""Messages arrive whole; the template survives random ones, its forks exit, and no descriptor stays open."""
 
 import json
 import os
 import random
 import socket
 import sys
+import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,9 @@ from tests.standby_process import StandbyProcess
 from tests.waiting import wait_until
 
 _MANY = [pytest.param(40, id="some"), pytest.param(300, id="many", marks=pytest.mark.thorough)]
+
+DEVNULL = Path(os.devnull)
+NUM_MESSAGES = 300
 
 
 @cache
@@ -173,3 +177,51 @@ def test_reading_a_message_raises_only_its_own_errors_and_closes_descriptors() -
                 with suppress(messages.MessageError):
                     messages.dictionary(section)
     assert len(list(Path("/proc/self/fd").iterdir())) == num_fds
+
+
+def test_a_receiver_may_close_as_soon_as_it_has_the_message() -> None:
+    for _ in range(NUM_MESSAGES):  # a second, empty send fails if the receiver is faster
+        ours, theirs = socket.socketpair()
+        received: list[list[list[bytes]]] = []
+        receiver = threading.Thread(target=_receive_and_close, args=(theirs, received))
+        receiver.start()
+        with ours, DEVNULL.open("rb") as file:
+            messages.send(ours, [b"words"], fds=[file.fileno()])
+        receiver.join()
+        assert received == [[[b"words"]]]
+
+
+def test_a_message_that_was_sent_whole_is_not_followed_by_an_empty_send() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # each send is a packet, even an empty one
+    with ours, theirs, DEVNULL.open("rb") as file:
+        messages.send(ours, [b"words"], fds=[file.fileno()])
+        content, fds, _, _ = socket.recv_fds(theirs, 4096, messages.MAX_FDS)
+        messages.close_all(fds)
+        assert content == messages.encode([b"words"])
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [[], [[]], [[b""]], [[b"", b""], [b"a"]], [[b"\xff" * 1000] * 1000], [[b"x"]] * 16, [[b"x" * (4 << 20)]]],
+    ids=["none", "empty", "one-empty", "empties", "long", "most", "longer than the socket's buffer"],
+)
+def test_a_message_arrives_as_it_was_sent(sections: list[list[bytes]]) -> None:
+    ours, theirs = socket.socketpair()
+    received: list[list[list[bytes]]] = []
+    receiver = threading.Thread(target=_receive_and_close, args=(theirs, received))
+    receiver.start()
+    with ours, DEVNULL.open("rb") as file:
+        messages.send(ours, *sections, fds=[file.fileno(), file.fileno()])
+    receiver.join()
+    assert received == [sections]
+
+
+def _receive_and_close(connection: socket.socket, received: list[list[list[bytes]]]) -> None:
+    with connection:
+        sections, fds = messages.receive(connection)
+        assert len(fds) in (1, 2)
+        messages.close_all(fds)
+        received.append(sections)

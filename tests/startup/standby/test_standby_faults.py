@@ -17,11 +17,14 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
+from envs.registry import env
 from startup.processes import messages
 from startup.standby import front_process
+from startup.standby.places import socket_folder
 from tests.cli import run_cli, run_python
 from tests.ports import free_port
 from tests.standby_process import StandbyProcess
+from tests.startup.vllm.fake_start import short_folder
 from tests.stopped import stopped
 from tests.waiting import wait_until
 
@@ -56,6 +59,30 @@ with socket.socket(socket.AF_UNIX) as listener:
             pass
     except forked_server._ColdStartError as err:
         print(err)
+"""
+
+_DYING = """
+import os, selectors, signal, sys
+from startup.standby import standby
+
+class SignalsFirst(selectors.DefaultSelector):
+    has_killed = False
+
+    def select(self, timeout=None):
+        if self.has_killed:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().select(timeout)
+        self.has_killed = True
+        for key in self.get_map().values():
+            if key.data is not None:
+                key.data._process.kill()
+                os.waitid(os.P_PID, key.data._process.pid, os.WEXITED | os.WNOWAIT)
+        events = super().select(0)
+        assert len(events) == 3
+        return sorted(events, key=lambda event: event[0].data is not None)
+
+selectors.DefaultSelector = SignalsFirst
+sys.exit(standby.run_standby(standby.StandbyOptions(kinds=("embedded", "vllm-eager"))))
 """
 
 
@@ -441,3 +468,51 @@ def test_a_deleted_working_folder(standby: StandbyProcess, tiny_llama: Path, tmp
     script = f'cd {folder} && rmdir {folder} && exec "$@"'
     asked = _ask(standby, tiny_llama, launcher=("sh", "-c", script, "sh"))
     assert asked.exit_code in (0, None)
+
+
+def test_a_signal_and_the_end_of_a_channel_may_report_the_same_end() -> None:
+    with short_folder() as folder:
+        done = run_python(_DYING, environment={"XDG_RUNTIME_DIR": str(folder)})
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"VLLM_CACHE_ROOT": "~/cc"},
+        {"VLLM_CACHE_ROOT": "/cc"},
+        {"VLLM_CACHE_ROOT": "cc"},
+        {"VLLM_CACHE_ROOT": "~root/cc"},
+        {"VLLM_CACHE_ROOT": "~nobody-of-this-name/cc"},
+        {"VLLM_CACHE_ROOT": ""},
+        {"XDG_CACHE_HOME": "~/xdg"},
+        {"XDG_CACHE_HOME": ""},
+        {"HOME": ""},
+        {"HOME": "/else"},
+        {"HOME": "/else/", "VLLM_CACHE_ROOT": "~"},
+        {"HOME": None},
+        {"HOME": None, "VLLM_CACHE_ROOT": "~/cc"},
+        {"HOME": None, "XDG_CACHE_HOME": "~/xdg"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("has_name", [True, False], ids=["named", "nameless"])
+def test_the_folder_is_in_the_cache_folder(
+    variables: dict[str, str | None], has_name: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_name:  # a user id without an entry, as in containers
+        monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    for name in ("XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert Path(socket_folder()) == env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "standby"
+
+
+def test_the_runtime_folder_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
+    assert socket_folder() == "/run/user/1/vllm-cli"

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,10 @@ from startup.timeline.history import (
     read_history,
     record_start,
 )
+from startup.timeline.subject import installed_versions
 from tests.startup.timeline.start_reports import report_of
+
+PACKAGES = ("torch", "transformers", "huggingface-hub", "click", "no-such-package")
 
 
 @pytest.fixture
@@ -199,3 +203,18 @@ def test_a_slow_start_is_explained(path, earlier, now, expected) -> None:
     for import_s in earlier["import_times"]:
         record_start(record_of(import_s=import_s, resident_share=earlier.get("resident_share", 1.0)), path)
     assert explain_slowness(report_of(**now), read_history("k", path)) == expected
+
+
+def test_versions_are_those_of_the_metadata() -> None:
+    assert installed_versions(PACKAGES) == {name: version(name) for name in PACKAGES[:-1]}
+
+
+def test_reading_versions_imports_no_package() -> None:
+    code = (
+        "import sys\n"
+        "from startup.timeline.subject import installed_versions\n"
+        "assert installed_versions(['torch'])\n"
+        "print({'torch', 'importlib.metadata'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()"

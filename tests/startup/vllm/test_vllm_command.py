@@ -1,6 +1,7 @@
-"""`serve --engine vllm` is `vllm serve`: its words, help, errors, exit codes and signals are vLLM's own."""
+"""`serve --engine vllm`, and a link named `vllm`, are `vllm serve`: words, help, errors, exit codes."""
 
 import importlib.util
+import json
 import signal
 import subprocess
 import sys
@@ -14,6 +15,12 @@ from tests.ports import free_port
 from tests.processes import disturbing
 from tests.startup.vllm.fake_start import ROOT, FakeStart, environment, prepend, run_fake, variant
 from tests.waiting import wait_until
+
+_SCRIPT = f"""#!{sys.executable}
+import sys
+from vllm_cli.__main__ import main
+sys.exit(main())
+"""
 
 
 def _run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -128,3 +135,36 @@ def test_the_help_is_that_of_the_engine(engine: str, folder: Path) -> None:
     done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert (done.stdout == "fake vLLM's help about port\n") is (engine == "vllm")
+
+
+def _run_link(folder: Path, *words: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
+    script = folder / "vllm-cli"
+    script.write_text(_SCRIPT)
+    script.chmod(0o755)
+    link = folder / "vllm"
+    link.symlink_to(script)
+    variables = environment(folder, **changes)
+    variables["PATH"] = f"{folder}:{variables['PATH']}"  # a program that vLLM looks up by name is the link itself
+    return subprocess.run(["vllm", *words], env=variables, capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+
+def test_serve_starts_through_the_launcher(folder: Path) -> None:
+    """The flag is the launcher's own."""
+    done = _run_link(folder, "serve", "--preflight-only", "--json", "--port", str(free_port()))
+    assert "unrecognized arguments" not in done.stderr
+    assert json.loads(done.stdout)["findings"] is not None
+
+
+@pytest.mark.parametrize("words", [("--version",), ("bench", "--help"), ()], ids=" ".join)
+def test_other_commands_are_the_installed_vllms(words: tuple[str, ...], folder: Path) -> None:
+    plain = [sys.executable, "-m", "vllm.entrypoints.cli.main", *words]
+    wanted = subprocess.run(plain, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = _run_link(folder, *words)
+    assert (done.returncode, done.stdout, done.stderr) == (wanted.returncode, wanted.stdout, wanted.stderr)
+
+
+def test_without_vllm_an_error_names_the_environment(folder: Path) -> None:
+    done = _run_link(folder, "bench", PYTHONPATH=str(ROOT))
+    assert done.returncode == 2
+    assert "whose environment has no vLLM" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,5 +1,6 @@
-"""Text in a record cannot forge a line of the log or control a terminal."""
+"""Text in a record cannot forge a line or control a terminal; lines that cannot be written are counted."""
 
+import io
 import logging
 import re
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from startup.logs.json_lines import JsonFormatter
-from startup.logs.setup import RoleFormatter, TextFormatter
+from startup.logs.setup import RoleFormatter, SteadyHandler, TextFormatter
 from tests.cli import run_python
 
 _FORGED = "INFO 11-20 18:00:00 (api) server.run: all is well"
@@ -63,3 +64,55 @@ except ValueError:
     assert re.fullmatch(r"ERROR \d\d-\d\d \d\d:\d\d:\d\d \(api\) server: it failed", first)
     assert rest[0] == "  Traceback (most recent call last):"
     assert rest[-1].startswith("  ValueError: invalid literal for int()")
+
+
+class _Disk(io.StringIO):
+    """Raises on each write while it is full."""
+
+    is_full = False
+
+    def write(self, text: str) -> int:
+        if self.is_full:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+@pytest.fixture
+def disk() -> _Disk:
+    return _Disk()
+
+
+@pytest.fixture
+def handler(disk: _Disk) -> SteadyHandler:
+    return SteadyHandler(disk)
+
+
+def _log(handler: SteadyHandler, message: str, *args: object) -> None:
+    handler.handle(logging.LogRecord("steady", logging.INFO, __file__, 1, message, args, None))
+
+
+def test_lost_lines_are_counted_until_the_stream_can_be_written(
+    disk: _Disk, handler: SteadyHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _log(handler, "before")
+    disk.is_full = True
+    for number in range(3):
+        _log(handler, "lost %d", number)
+    disk.is_full = False
+    _log(handler, "after")
+    _log(handler, "and later")
+    assert disk.getvalue().splitlines() == [
+        "before",
+        "3 lines of this log were lost: standard error could not be written (No space left on device)",
+        "after",
+        "and later",
+    ]
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_in_the_program_is_still_shown(
+    disk: _Disk, handler: SteadyHandler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _log(handler, "%d", "no number")
+    assert "TypeError" in capsys.readouterr().err
+    assert disk.getvalue() == ""

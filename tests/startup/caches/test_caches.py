@@ -1,4 +1,4 @@
-"""Look-ups see the cache folder first, then the baked one; only the cache folder is written to."""
+"""Look-ups see the cache folder first, then the baked one, if nobody else can have changed that."""
 
 import json
 import os
@@ -7,12 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches import BYTECODE, CACHE, OWN, layers, use_baked_bytecode
+from startup import caches as baked_module
+from startup.caches import (
+    BYTECODE,
+    CACHE,
+    OWN,
+    BakedFolder,
+    _examine,
+    find_baked,
+    layers,
+    use_baked_bytecode,
+    why_not_trusted,
+)
 from startup.imports.scan_cache import _Cache
 from startup.timeline.history import StartRecord, history_path, read_history, read_starts, record_start
 from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_all_profiles, load_profile
 
 _KIND = StartKind("0.32.0", "LlamaForCausalLM", ("--enforce-eager",))
+
+_STRANGER = 4711
 
 
 def _record(total_s: float) -> StartRecord:
@@ -88,3 +101,53 @@ def test_a_bytecode_cache_of_the_users_own_stays(baked: Path, monkeypatch: pytes
     (baked / BYTECODE).mkdir()
     monkeypatch.setattr(sys, "pycache_prefix", "/own")
     assert not use_baked_bytecode()
+
+
+def test_the_folder_that_the_variable_names_is_used(baked: Path) -> None:
+    assert find_baked() == BakedFolder(baked)
+
+
+def test_the_fixed_path_is_used_without_the_variable(baked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VCLI_BAKED")
+    monkeypatch.setattr(baked_module, "FIXED_PATH", baked)
+    assert find_baked() == BakedFolder(baked)
+
+
+@pytest.mark.parametrize("value", ["off", ""])
+def test_without_a_baked_folder_there_is_no_warning(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCLI_BAKED", value)
+    monkeypatch.setattr(baked_module, "FIXED_PATH", Path("/nonexistent/baked"))
+    assert find_baked() == BakedFolder()
+
+
+def test_a_named_folder_that_was_not_baked_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCLI_BAKED", str(tmp_path))
+    found = find_baked()
+    assert found.folder is None
+    assert "was not written by `vllm-cli bake`" in str(found.problem)
+
+
+@pytest.mark.parametrize("part", [".", "manifest.json", CACHE, BYTECODE])
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_part_that_others_can_write_to_is_not_trusted(baked: Path, part: str, mode: int) -> None:
+    (baked / BYTECODE).mkdir()
+    (baked / part).chmod(mode)
+    _examine.cache_clear()
+    found = find_baked()
+    assert found.folder is None
+    assert f"other users can write to {(baked / part).resolve()} (mode {mode:04o})" in str(found.problem)
+
+
+def test_a_parent_that_others_can_write_to_is_not_trusted(baked: Path) -> None:
+    baked.parent.chmod(0o777)
+    assert "other users can write to" in str(why_not_trusted(baked, os.geteuid()))
+    baked.parent.chmod(0o1777)  # as /tmp: nobody can rename the entries of others
+    assert why_not_trusted(baked, os.geteuid()) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_the_owner_must_be_root_or_this_user(baked: Path) -> None:
+    assert why_not_trusted(baked, _STRANGER) is None  # root's
+    os.chown(baked, _STRANGER, -1)
+    assert why_not_trusted(baked, _STRANGER) is None
+    assert f"belongs to another user ({_STRANGER})" in str(why_not_trusted(baked, 0))
