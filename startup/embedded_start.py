@@ -54,7 +54,7 @@ from startup.processes.new_program import discard_dormant
 from startup.session import ListenAddress, StartSession
 from startup.temp_folder import ensure_temp_folder
 from startup.timeline import start_origin
-from startup.timeline.subject import StartSubject
+from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from typing import Final
 from server.types import EngineInfo
 from startup.prefetch.messages import PrefetchReport
 from startup.probes.start_state import StartState
-from startup.timeline.history import EarlierStarts, StartRecord, record_start
+from startup.timeline.history import EarlierStarts, StartRecord, StartSubject, record_start
 from startup.timeline.report import StartReport, build_trace, save_file
-from startup.timeline.subject import StartSubject
 
 logger = logging.getLogger(__name__)
 

@@ -34,8 +34,8 @@ from startup.processes import group_signals
 from startup.processes.stop_signals import StopSignals
 from startup.run_record import RunRecord, recorded
 from startup.timeline import start_origin
+from startup.timeline.history import StartSubject
 from startup.timeline.progress import LiveProgress
-from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 
 if TYPE_CHECKING:

@@ -8,10 +8,9 @@ from typing import Any
 
 from startup.prefetch.messages import PrefetchReport
 from startup.timeline import start_origin
-from startup.timeline.history import EarlierStarts, read_history
+from startup.timeline.history import EarlierStarts, StartSubject, installed_versions, read_history
 from startup.timeline.progress import ProgressMeter
 from startup.timeline.report import PageCacheFacts, StartFacts, StartReport, build_report
-from startup.timeline.subject import StartSubject, installed_versions
 from startup.timeline.timeline import PhaseTimeline
 
 

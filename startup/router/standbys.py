@@ -23,7 +23,7 @@ from startup.router.child_process import OF_THE_MANAGER
 from startup.router.model_entry import ModelEntry
 from startup.serve_words import ServeWords
 from startup.standby import places
-from startup.standby.kinds import kind_for
+from startup.standby.places import kind_for
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class OwnStandby:
     def __init__(self, kind: str, find_model: Callable[[], str | None]) -> None:
         """
         Args:
-            kind: of the template process (`startup.standby.kinds`).
+            kind: of the template process (`startup.standby.places`).
             find_model: the folder of the model whose class and tokenizer it keeps, too.
         """
         self._kind = kind

@@ -13,8 +13,7 @@ from envs import foreign
 from startup.processes import messages
 from startup.serve_words import ServeWords, has_several_models
 from startup.standby import places
-from startup.standby.kinds import kind_of
-from startup.standby.places import peer_of
+from startup.standby.places import kind_of, peer_of
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
 if TYPE_CHECKING:

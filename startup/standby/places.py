@@ -14,13 +14,18 @@ from contextlib import suppress
 from envs import foreign
 from envs.home import expand_home
 from startup.processes import messages
+from startup.serve_words import ServeWords, is_eager, is_for_information
 
 CONTROL = "standby"
 """Name of the socket on which the standby itself answers; templates have the names of their kinds."""
 
-
 ACK = b"\x06"
 """A template process's first byte on a connection; the process that it forks sends the rest."""
+
+EMBEDDED = "embedded"
+VLLM_EAGER = "vllm-eager"
+VLLM_COMPILED = "vllm-compiled"
+KINDS = (EMBEDDED, VLLM_EAGER, VLLM_COMPILED)
 
 
 class UnsafeFolderError(Exception):
@@ -92,3 +97,20 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
     """Process and user at the other end when it connected or began to listen (unix(7), SO_PEERCRED)."""
     pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid, uid
+
+
+def kind_of(words: list[str]) -> str | None:
+    """The kind of template for the words after `serve`; None if a start does without slow imports."""
+    if is_for_information(words):
+        return None
+    given = ServeWords(words)
+    kind = kind_for(given.engine(), given)
+    # With vLLM it imports nothing; what vLLM's libraries write when a process ends is not part of its output.
+    return None if kind != EMBEDDED and "--preflight-only" in given.own else kind
+
+
+def kind_for(engine: str, given: ServeWords) -> str:
+    """The kind of template for an engine; only the compiler must not be imported needlessly."""
+    if engine == "embedded":
+        return EMBEDDED
+    return VLLM_EAGER if is_eager(given.engine_words) else VLLM_COMPILED

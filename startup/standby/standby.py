@@ -38,7 +38,7 @@ class StandbyOptions:
     """The settings of a standby."""
 
     kinds: tuple[str, ...]
-    """Kinds of template processes (`startup.standby.kinds`)."""
+    """Kinds of template processes (`startup.standby.places`)."""
     models: tuple[str, ...] = ()
     """Folders or hub ids: class imported, tokenizer loaded, weights kept in the page cache."""
     idle_exit_s: float | None = None

@@ -31,8 +31,7 @@ from startup.standby import places
 from startup.standby.forked_server import FrontLink, TemplateFacts, take_over
 from startup.standby.freshness import InstalledFiles
 from startup.standby.import_environment import ImportEnvironment, execute_with, recorded_reads, written_since
-from startup.standby.kinds import EMBEDDED, VLLM_EAGER
-from startup.standby.places import peer_of
+from startup.standby.places import EMBEDDED, VLLM_EAGER, peer_of
 
 if TYPE_CHECKING:
     from startup.vllm.launch.shared_imports import SharedImports

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,12 +15,11 @@ from typing import Any, Final
 from server.exit_codes import INTERRUPTED, USAGE
 from startup.hooks.hook import Hook, Name
 from startup.model.file_plan import FilePlan, plan_files
-from startup.model.request import ModelRequest
+from startup.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
 from startup.serve_words import is_flag_like, is_for_information, normalise, split
 from startup.vllm.facts.installed_facts import read_facts
 from startup.vllm.facts.vllm_facts import FlagFact
 from startup.vllm.installed import find_vllm
-from startup.vllm.model_request import LISTS, read_model_request
 
 _MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())
 COMMAND_LINE: Final = Hook(
@@ -52,6 +51,13 @@ _SHUTDOWN_TIMEOUT: Final = "--shutdown-timeout"
 _SERVED_NAME: Final = "--served-model-name"
 _DEFAULT_SHUTDOWN_TIMEOUT_S: Final = 30
 """vLLM's own default, 0, breaks running requests off."""
+
+LISTS: Final[tuple[str, ...]] = ("--lora-modules", "--ignore-patterns")
+"""Flags that take several values."""
+
+_SPECULATIVE: Final = ("--speculative-config", "-sc")
+_NO_DRAFTS: Final = ("ngram", "ngram_gpu", "[ngram]", "suffix", "extract_hidden_states", "mtp", "custom_class")
+"""Values of `model` and `method` of --speculative-config with which no draft model is read."""
 
 
 @dataclass(frozen=True)
@@ -251,3 +257,76 @@ def _find_main() -> Callable[[], Any]:
             raise
         other: Callable[[], Any] = script.load()
         return other
+
+
+def read_model_request(
+    model: str | None, values: Mapping[str, str], lists: Mapping[str, Sequence[str]]
+) -> ModelRequest:
+    """The request of a start of vLLM.
+
+    Args:
+        model: MODEL.
+        values: flags and their last values, with dashes; those of the file of `--config` too.
+        lists: the values of the flags in LISTS.
+    """
+
+    def value(*names: str) -> str | None:
+        return next((values[name] for name in names if values.get(name)), None)
+
+    return ModelRequest(
+        engine="vllm",
+        model=model,
+        revision=value("--revision"),
+        tokenizer=value("--tokenizer"),
+        tokenizer_revision=value("--tokenizer-revision"),
+        has_tokenizer=values.get("--skip-tokenizer-init", "false").lower() == "false",
+        hf_config_path=value("--hf-config-path"),
+        generation_config=value("--generation-config") or "auto",
+        download_dir=value("--download-dir"),
+        hf_token=value("--hf-token"),
+        load_format=(value("--load-format") or "auto").lower(),
+        ignore_patterns=tuple(lists.get("--ignore-patterns", (LLAMA_ORIGINALS,))),
+        adapters=tuple(_adapters(lists.get("--lora-modules", ()), values)),
+        draft=_draft(_settings(values, *_SPECULATIVE)),
+    )
+
+
+def _settings(values: Mapping[str, str], *flags: str) -> dict[str, Any]:
+    """The content of a flag that takes JSON, with the values of `--flag.key`."""
+    found: dict[str, Any] = {}
+    for flag in flags:
+        with suppress(ValueError):
+            content = json.loads(values.get(flag) or "{}")
+            found |= content if isinstance(content, dict) else {}
+        prefix = f"{flag}."
+        found |= {name.removeprefix(prefix): text for name, text in values.items() if name.startswith(prefix)}
+    return found
+
+
+def _draft(settings: Mapping[str, Any]) -> DraftModel | None:
+    source = _text(settings.get("model"))
+    if source is None or source in _NO_DRAFTS or settings.get("method") in _NO_DRAFTS:
+        return None
+    load = settings.get("draft_load_config")
+    load_format = _text(load.get("load_format")) if isinstance(load, dict) else None
+    return DraftModel(source, _text(settings.get("revision")), load_format.lower() if load_format else None)
+
+
+def _adapters(texts: Iterable[str], values: Mapping[str, str]) -> Iterator[Adapter]:
+    """The adapters of --lora-modules, as NAME=PATH or JSON, and those of --default-mm-loras."""
+    for text in texts:
+        if "=" in text and "," not in text:
+            name, _, path = text.partition("=")
+            yield Adapter(name, path)
+            continue
+        with suppress(ValueError):
+            content = json.loads(text)
+            if isinstance(content, dict) and (source := _text(content.get("path"))) is not None:
+                yield Adapter(str(content.get("name", source)), source)
+    for modality, path in _settings(values, "--default-mm-loras").items():
+        if (source := _text(path)) is not None:
+            yield Adapter(modality, source)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None

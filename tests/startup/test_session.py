@@ -13,7 +13,7 @@ from startup.errors import StartupError
 from startup.prefetch.options import PrefetchOptions
 from startup.preflight.report import Finding, PreflightReport, error, warning
 from startup.session import ListenAddress, StartSession
-from startup.timeline.subject import StartSubject
+from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from tests.startup.systemd.notify_socket import NotifySocket
 from tests.waiting import wait_until

@@ -16,7 +16,7 @@ from envs.registry import env
 from startup.caches import BYTECODE, CACHE, MANIFEST, OFF, OWN, PAGES, PREFIX, Hardware, Manifest
 from startup.hooks.hook import uses
 from startup.prefetch.survey import FileRanges, whole_file, write_pages
-from startup.timeline.subject import installed_versions
+from startup.timeline.history import installed_versions
 from startup.vllm.launch.baked_caches import FOR_ANY_HARDWARE
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.start import ask, bake_imports, wait_ready, wait_saved, why_no_start

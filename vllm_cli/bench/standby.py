@@ -11,7 +11,7 @@ import msgspec
 
 from envs import foreign
 from startup.serve_words import ServeWords
-from startup.standby.kinds import kind_for
+from startup.standby.places import kind_for
 from vllm_cli.bench.target import TargetStartError
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 

@@ -13,7 +13,7 @@ from startup.errors import StartupError
 from startup.logs.setup import configure_logging, log_options_of_environment
 from startup.serve_words import is_vllm_installed
 from startup.standby import places
-from startup.standby.kinds import EMBEDDED, KINDS, VLLM_COMPILED, VLLM_EAGER
+from startup.standby.places import EMBEDDED, KINDS, VLLM_COMPILED, VLLM_EAGER
 from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
 from vllm_cli.client.reporter import Reporter
 from vllm_cli.errors import InputError

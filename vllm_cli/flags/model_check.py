@@ -32,7 +32,7 @@ from startup.preflight.run import PreflightOptions, run_preflight
 from startup.router.child_place import inherited_environment
 from startup.router.model_entry import Fault, ModelEntry
 from startup.serve_words import ServeWords, is_flag_like
-from startup.standby.kinds import kind_for
+from startup.standby.places import kind_for
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.run import run_preflight as run_vllm_preflight

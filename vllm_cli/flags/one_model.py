@@ -17,7 +17,7 @@ from startup.router.router import RouterOptions
 from startup.router.scheduler_terms import SchedulerLimits
 from startup.serve_words import ServeWords
 from startup.session import ListenAddress
-from startup.standby.kinds import kind_for
+from startup.standby.places import kind_for
 from startup.vllm.command_line import CommandLine
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments, GivenFlag

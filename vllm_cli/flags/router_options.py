@@ -21,7 +21,7 @@ from startup.router.models_file.reader import Defaults, read_models_file
 from startup.router.router import RouterOptions
 from startup.router.scheduler_terms import SchedulerLimits
 from startup.session import ListenAddress
-from startup.standby.kinds import KINDS
+from startup.standby.places import KINDS
 from vllm_cli.errors import InputError
 from vllm_cli.flags.model_check import CheckedModel, ModelCheck, key_of
 from vllm_cli.flags.serve_command import SeveralModels

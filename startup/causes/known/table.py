@@ -2,10 +2,9 @@
 
 from typing import Final
 
-from startup.causes.known.devices import DEVICES
+from startup.causes.known.devices import DEVICES, MEMORY
 from startup.causes.known.files import FILES
 from startup.causes.known.installation import INSTALLATION
-from startup.causes.known.memory import MEMORY
 from startup.causes.known.model import MODEL
 from startup.causes.known.processes import PROCESSES
 

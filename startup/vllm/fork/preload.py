@@ -33,10 +33,10 @@ from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.patches.compiler import compiler_imported, repair_loading  # noqa: E402
 from startup.vllm.patches.json_logs import log_as, omit_prefixes_in_json  # noqa: E402
 from startup.vllm.patches.late_imports import late_imports  # noqa: E402
+from startup.vllm.patches.model_caches import load_tokenizer_late  # noqa: E402
 from startup.vllm.patches.model_registry import inspect_models_in_forks, model_modules  # noqa: E402
 from startup.vllm.patches.spans import record_spans  # noqa: E402
 from startup.vllm.patches.temp_files import keep_temp_files  # noqa: E402
-from startup.vllm.patches.tokenizers import load_tokenizer_late  # noqa: E402
 
 
 def _preload(plan: PreloadPlan) -> None:

@@ -35,15 +35,14 @@ from startup.vllm.patches import (
     port,
     spans,
     temp_files,
-    tokenizers,
 )
 from startup.vllm.probes import serving_events
 
 logger = logging.getLogger(__name__)
 
 _PLACED_IN: Final = (
-    command_line, imports, preload_profile, forkserver, port, serving_events, early_engine, tokenizers, late_imports,
-    spans, model_registry, compiler, json_logs, model_caches, forkserver_start, new_program, scan_cache, lean,
+    command_line, imports, preload_profile, forkserver, port, serving_events, early_engine, model_caches, late_imports,
+    spans, model_registry, compiler, json_logs, forkserver_start, new_program, scan_cache, lean,
     library_state, temp_files,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""

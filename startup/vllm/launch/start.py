@@ -36,7 +36,7 @@ from startup.processes.quick_end import end_without_finalizing
 from startup.run_record import RunRecord, recorded
 from startup.session import ListenAddress, StartSession
 from startup.timeline import start_origin
-from startup.timeline.subject import StartSubject
+from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from startup.vllm.command_line import CommandLine, run_plain_vllm, run_vllm
 from startup.vllm.fork.forkserver_start import forkserver_environment, start_forkserver
@@ -60,10 +60,10 @@ from startup.vllm.patches import port
 from startup.vllm.patches.compiler import may_defer_compiler
 from startup.vllm.patches.early_engine import EngineWait, notice_engine_death, start_engine_early
 from startup.vllm.patches.json_logs import log_as, log_as_json, omit_prefixes_in_json, undo_log_as_json
+from startup.vllm.patches.model_caches import reuse_tokenizer
 from startup.vllm.patches.model_registry import inspect_models_in_forks
 from startup.vllm.patches.spans import record_spans
 from startup.vllm.patches.temp_files import keep_temp_files
-from startup.vllm.patches.tokenizers import reuse_tokenizer
 from startup.vllm.preflight.run import run_preflight
 from startup.vllm.probes.serving_events import DRAIN, ServingEvents
 

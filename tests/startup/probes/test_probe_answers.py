@@ -13,7 +13,7 @@ from startup.probes.probe_answers import ProbeAnswers
 from startup.probes.probe_http import Answer
 from startup.probes.responder import StartupResponder
 from startup.probes.start_state import StartState
-from startup.timeline.subject import StartSubject
+from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from tests.waiting import wait_until
 

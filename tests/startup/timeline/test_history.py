@@ -20,10 +20,10 @@ from startup.timeline.history import (
     EarlierStarts,
     StartRecord,
     history_path,
+    installed_versions,
     read_history,
     record_start,
 )
-from startup.timeline.subject import installed_versions
 from tests.startup.timeline.start_reports import report_of
 
 PACKAGES = ("torch", "transformers", "huggingface-hub", "click", "no-such-package")
@@ -212,7 +212,7 @@ def test_versions_are_those_of_the_metadata() -> None:
 def test_reading_versions_imports_no_package() -> None:
     code = (
         "import sys\n"
-        "from startup.timeline.subject import installed_versions\n"
+        "from startup.timeline.history import installed_versions\n"
         "assert installed_versions(['torch'])\n"
         "print({'torch', 'importlib.metadata'} & set(sys.modules))"
     )

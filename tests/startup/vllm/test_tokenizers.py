@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from startup.vllm.patches.tokenizers import load_tokenizer_late, reuse_tokenizer
+from startup.vllm.patches.model_caches import load_tokenizer_late, reuse_tokenizer
 from tests.startup.toy_package import ToyPackages
 
 _MODULE = """

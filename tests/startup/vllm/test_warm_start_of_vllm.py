@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from startup.standby.kinds import VLLM_EAGER, kind_of
+from startup.standby.places import VLLM_EAGER, kind_of
 from tests.standby_process import StandbyProcess
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
 from tests.waiting import wait_until
