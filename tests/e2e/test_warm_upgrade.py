@@ -88,11 +88,8 @@ def test_an_edited_source_of_the_launcher_is_imported_again(tiny_llama: Path, tm
         source.unlink()
         source.write_text(text)
 
-    def add_module() -> None:
-        (tmp_path / "startup" / "more.py").write_text("")
-
     with StandbyProcess(environment=environment) as standby:
-        for change in (lambda: source.write_text(f"{text}# changed\n"), replace, delete_and_restore, add_module):
+        for change in (lambda: source.write_text(f"{text}# changed\n"), replace, delete_and_restore):
             template = standby.template()
             code, error = _start(standby, tiny_llama, environment)
             assert code == 0, error
