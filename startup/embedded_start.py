@@ -289,8 +289,8 @@ class _EmbeddedStart:
         if self._record is not None:
             self._record.keeps_only_errors = True
         self._session.timeline.add("engine", info.spans)
-        self._session.finish(info)
         self._session.notify_ready()
+        self._session.finish(info)
         group_signals.start_thread(threading.Thread(target=learn, name="learn-imports", daemon=True))
 
 
