@@ -30,15 +30,3 @@ class CallArguments(NamedTuple):
 
 
 Event = Reasoning | Content | CallStart | CallArguments
-
-
-class EventBuffer:
-    """Base of readers that collect events until these are taken."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-
-    def take_events(self) -> list[Event]:
-        """The events since the last call of this method."""
-        events, self._events = self._events, []
-        return events

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from server.parsers.events import CallArguments, CallStart, Event
+from server.parsers.incoming_text import Waiting
 from server.parsers.json_calls import CallArray, CallStyle
+from server.parsers.text_parser import TextReader
 
 
 class NamedCallParser:
@@ -25,15 +27,9 @@ class NamedCallParser:
         return []
 
 
-class RequiredCallsParser:
+class RequiredCallsParser(TextReader):
     """The text is an array of `{"name": …, "parameters": …}`."""
 
-    def __init__(self) -> None:
-        self._array = CallArray(CallStyle(argument_keys=("parameters",)))
-
-    def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
-        self._array.feed(text)
-        return self._array.take_events()
-
-    def finish(self) -> list[Event]:
-        return []
+    def read(self) -> Waiting[None]:
+        yield from CallArray(self.text, CallStyle(argument_keys=("parameters",)), self.add_event).read()
+        yield from self.text.pass_rest(lambda text: None)

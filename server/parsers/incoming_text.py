@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator
 from functools import cache
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import regex
 
@@ -11,6 +11,8 @@ Waiting = Generator[None, None, Result]
 """A step that yields whenever it needs more text."""
 
 Found = regex.Match[str]
+
+BLANKS: Final = regex.compile(r"\s{1,64}")
 
 
 @cache
@@ -91,3 +93,10 @@ class IncomingText:
                 self._position = found.end()
                 return found
             yield
+
+    def expect_all(self, pattern: regex.Pattern[str]) -> Waiting[str]:
+        """Consumes all matches that follow each other, from here on."""
+        found: list[str] = []
+        while match := (yield from self.expect(pattern)):
+            found.append(match[0])
+        return "".join(found)

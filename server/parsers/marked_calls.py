@@ -2,39 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar
 
 import regex
 
 from server.parsers.base import CallFormat, FunctionDefinition
-from server.parsers.events import Content, Event
-from server.parsers.incoming_text import Waiting, any_of
-from server.parsers.json_calls import CallArray, CallObject, CallStyle
+from server.parsers.events import Content
+from server.parsers.incoming_text import BLANKS, Waiting, any_of
+from server.parsers.json_calls import CallArray, CallObject, CallReader, CallStyle
 from server.parsers.text_parser import TextReader
-
-BLANKS: Final = regex.compile(r"\s{1,64}")
-
-
-class CallBody(Protocol):
-    """Reads what follows a marker: one call or several, see `CallObject`."""
-
-    @property
-    def has_started(self) -> bool:
-        """Whether a call has started."""
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the calls are complete, or the text cannot be a call."""
-
-    @property
-    def raw_text(self) -> str:
-        """The text that has been read and is no part of a call."""
-
-    def feed(self, text: str) -> str:
-        """Reads the next piece; returns the text behind the body once it is done."""
-
-    def take_events(self) -> list[Event]:
-        """The events since the last call of this method."""
 
 
 class MarkedCalls(TextReader):
@@ -68,19 +44,15 @@ class MarkedCalls(TextReader):
 
     def read_calls(self, start: str) -> Waiting[bool]:
         """Reads what follows the marker `start`; returns whether a call has started."""
-        return (yield from self.read_body(CallObject(self.style), start))
+        return (yield from self.read_body(CallObject, self.style, start))
 
-    def read_body(self, body: CallBody, start: str) -> Waiting[bool]:
-        """Reads calls with `body`. Text that is no call becomes content, with `start` if there is no call."""
-        while not body.is_done and (text := (yield from self.text.take())):
-            self.text.give_back(body.feed(text))
-            self.add_calls(body.take_events())
-        self.pass_on(body.raw_text if body.has_started else start + body.raw_text)
+    def read_body(self, reader: type[CallReader], style: CallStyle, start: str) -> Waiting[bool]:
+        """Reads calls with `reader`. Text that is no call becomes content, with `start`."""
+        body = reader(self.text, style, self.add_event)
+        yield from body.read()
+        if not body.has_started:
+            self.pass_on(start + body.raw_text)
         return body.has_started
-
-    def add_calls(self, events: list[Event]) -> None:
-        """Adds the events of calls."""
-        self._events += events
 
     def pass_on(self, text: str) -> None:
         """Adds text that is no call."""
@@ -98,24 +70,17 @@ class MarkedCalls(TextReader):
 
     def _read_gap(self, end: str) -> Waiting[None]:
         """Reads blanks, the end marker and separators."""
-        gap = yield from self.read_all(BLANKS)
+        gap = yield from self.text.expect_all(BLANKS)
         if end and (yield from self.text.expect(any_of(end))):
             gap = ""
-        self._gap = gap + (yield from self.read_all(_characters(self.separators + " \t\r\n")))
-
-    def read_all(self, pattern: regex.Pattern[str]) -> Waiting[str]:
-        """Reads all matches that follow each other; each is of bounded length."""
-        found: list[str] = []
-        while match := (yield from self.text.expect(pattern)):
-            found.append(match[0])
-        return "".join(found)
+        self._gap = gap + (yield from self.text.expect_all(_characters(self.separators + " \t\r\n")))
 
 
 class MarkedArray(MarkedCalls):
     """The marker is followed by a list of calls."""
 
     def read_calls(self, start: str) -> Waiting[bool]:
-        return (yield from self.read_body(CallArray(self.style), start))
+        return (yield from self.read_body(CallArray, self.style, start))
 
 
 @cache

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from server.parsers.base import CallFormat
-from server.parsers.events import CallArguments, CallStart, Content, Event, EventBuffer, Reasoning
+from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
 from server.parsers.incoming_text import IncomingText, Waiting
 
 
-class TextReader(EventBuffer):
+class TextReader:
     """Runs `read`, which consumes `self.text` and adds events, whenever text arrives."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._events: list[Event] = []
         self.text = IncomingText()
         self._reading = self.read()
         next(self._reading)
@@ -24,14 +24,21 @@ class TextReader(EventBuffer):
     def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
         """The events that the next piece of text completes."""
         self.text.add(text)
-        next(self._reading, None)
-        return self.take_events()
+        return self._go_on()
 
     def finish(self) -> list[Event]:
         """The events of the text that was held back."""
         self.text.is_complete = True
+        return self._go_on()
+
+    def _go_on(self) -> list[Event]:
         next(self._reading, None)
-        return self.take_events()
+        events, self._events = self._events, []
+        return events
+
+    def add_event(self, event: Event) -> None:
+        """Adds an event of its own."""
+        self._events.append(event)
 
     def add_text(self, event: Reasoning | Content | CallArguments) -> None:
         """Joins what is adjacent and of one kind."""
@@ -77,7 +84,7 @@ class TextParser(TextReader):
         """A call begins."""
         self.num_calls += 1
         self._blanks.clear()
-        self._events.append(CallStart(name))
+        self.add_event(CallStart(name))
 
     def add_arguments(self, text: str) -> None:
         """JSON text of the latest call."""

@@ -29,7 +29,7 @@ class DeepseekV31Parser(MarkedCalls):
         if head is None:
             self.pass_on(start)
             return False
-        self.add_calls([CallStart(head["name"])])
+        self.add_event(CallStart(head["name"]))
         yield from self.text.find(self.end, lambda text: self.add_text(CallArguments(text)), keeps_incomplete=False)
         return True
 

@@ -7,10 +7,10 @@ from typing import Final
 import regex
 
 from server.parsers.events import CallArguments, CallStart, Event
-from server.parsers.incoming_text import Waiting
+from server.parsers.incoming_text import BLANKS, Waiting
 from server.parsers.json_calls import CallArray, CallObject, CallStyle
 from server.parsers.json_value import JsonValueEnd
-from server.parsers.marked_calls import BLANKS, MarkedCalls
+from server.parsers.marked_calls import MarkedCalls
 
 _ID_CHARS: Final = ascii_letters + digits
 _ID_LENGTH: Final = 9
@@ -31,16 +31,16 @@ class MistralParser(MarkedCalls):
     markers = {"[TOOL_CALLS]": ""}
 
     def read_calls(self, start: str) -> Waiting[bool]:
-        start += yield from self.read_all(BLANKS)
+        start += yield from self.text.expect_all(BLANKS)
         if (yield from self.text.expect(_LIST)):
-            return (yield from self.read_body(CallArray(_STYLE), start))
+            return (yield from self.read_body(CallArray, _STYLE, start))
         if (yield from self.text.expect(_OBJECT)):
-            return (yield from self.read_body(CallObject(_STYLE), start))
+            return (yield from self.read_body(CallObject, _STYLE, start))
         head = yield from self.text.expect(_HEAD)
         if head is None:
             self.pass_on(start)
             return False
-        self.add_calls([CallStart(head["name"].strip(), head["id"])])
+        self.add_event(CallStart(head["name"].strip(), head["id"]))
         yield from self._read_arguments()
         return True
 
@@ -53,10 +53,8 @@ class MistralParser(MarkedCalls):
         if end is not None:
             self.text.give_back(text[end:])
 
-    def add_calls(self, events: list[Event]) -> None:
-        super().add_calls(
-            [event._replace(id=event.id or _make_id()) if isinstance(event, CallStart) else event for event in events]
-        )
+    def add_event(self, event: Event) -> None:
+        super().add_event(event._replace(id=event.id or _make_id()) if isinstance(event, CallStart) else event)
 
 
 def _make_id() -> str:
