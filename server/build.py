@@ -16,10 +16,9 @@ from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.admission import Admission
 from server.operation.drain import ERROR_DELIVERY_S, Drain
-from server.operation.engine_monitor import EngineHandle, EngineMonitor
+from server.operation.engine_monitor import EngineHandle, EngineMonitor, EngineReadiness
 from server.operation.lora import LoraAdapters
 from server.operation.models import ServedModels
-from server.operation.readiness import EngineReadiness
 from server.operation.telemetry import Telemetry
 from server.renderers.base import BaseRenderer
 from server.routes.parts import AppParts

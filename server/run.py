@@ -15,7 +15,7 @@ from envs.registry import env
 from server import exit_codes
 from server.build import RunOptions, build_server
 from server.errors import EngineStartError
-from server.machine.heap import trim_heap
+from server.machine.libc import trim_heap
 from server.operation.drain import SAME_SIGNAL_S
 from server.renderers.base import BaseRenderer
 from server.server_config import ServerConfig

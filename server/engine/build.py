@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from server.config import EngineConfig, ModelFiles
 from server.engine.base_core import PromptLimits
 from server.engine.compute.attention import UnsupportedAttentionError
+from server.engine.compute.batch import Runner
 from server.engine.compute.packed_runner import PackedRunner
-from server.engine.compute.runner import Runner
 from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
 from server.engine.features.prompt_features import FeatureBuilder, check_takes_embeds, embeds_width

@@ -10,7 +10,7 @@ from time import monotonic
 import torch
 
 from server.engine.base_core import BaseCore, failed
-from server.engine.compute.runner import Runner
+from server.engine.compute.batch import Runner
 from server.engine.lora.adapter import AdapterError, AdapterMissingError
 from server.engine.lora.adapters import Adapters
 from server.engine.pending import PendingSequences

@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Protocol
 
 from server.engine.base_core import BaseCore
-from server.machine.heap import HeapTrimmer
+from server.machine.libc import HeapTrimmer
 
 _DELAY_S = 0.5
 """From the first request, the API process's own, to the first idle work, a part of which takes 0.4 s: a

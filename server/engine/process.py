@@ -26,9 +26,10 @@ from server.engine.base_core import BaseCore
 from server.engine.compute.thread_count import ThreadCount
 from server.engine.idle_work import IdleWork, Imports
 from server.engine.phases import Phases
-from server.engine.process_link.channel import BlockingChannel, ChannelClosedError
 from server.engine.process_link.messages import (
     Abort,
+    BlockingChannel,
+    ChannelClosedError,
     Failed,
     FromEngine,
     Generate,
@@ -160,7 +161,7 @@ def _find_build(
 ) -> Callable[[ModelFiles, EngineConfig, Phases], _Built]:
     kind = read_model_kind(files.path, config)
     if kind.is_pooling:
-        from server.engine.pooling.build import build_pooling_core
+        from server.engine.pooling.core import build_pooling_core
 
         return partial(build_pooling_core, kind)
     from server.engine.build import build_core

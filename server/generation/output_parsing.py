@@ -10,12 +10,11 @@ from server.generation.generation import SequenceDelta
 from server.generation.guided import Constraint, find_strict_constraint
 from server.generation.reasoning import ModelReasoning, PromptReasoning, read_model_facts, read_model_type
 from server.parsers.base import CallFormat, OutputParser, ToolParser
-from server.parsers.chain import ParserChain
+from server.parsers.chain import ParserChain, WholeCalls
 from server.parsers.detection import FALLBACK, detect_tool_format
 from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
 from server.parsers.forced import NamedCallParser, RequiredCallsParser
 from server.parsers.registry import AUTO, load_tool_parser
-from server.parsers.whole_calls import WholeCalls
 from server.renderers.base import BaseRenderer
 from server.renderers.registry import find_tokenizer_mode
 from server.renderers.tokenizers.tokenizer import Tokenizer

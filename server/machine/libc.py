@@ -1,7 +1,10 @@
-"""The C library, for system calls that Python does not have."""
+"""The C library, for system calls that Python does not have, and its heap, which keeps freed memory."""
 
 import os
+from contextlib import suppress
 from functools import cache
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,3 +48,33 @@ def last_error(call: str) -> OSError:
 def prctl(option: int, *arguments: Any) -> None:
     """Changes a property of this process (prctl(2)); raises OSError."""
     check(load_libc().prctl(option, *arguments, *[None] * (4 - len(arguments))), "prctl")
+
+
+def trim_heap() -> None:
+    """Gives freed memory back to the system; takes some milliseconds. Only glibc needs it and can do it."""
+    with suppress(AttributeError):
+        load_libc().malloc_trim(0)
+
+
+class HeapTrimmer:
+    """Trims the heap some time after the last work, and at intervals under lasting work."""
+
+    def __init__(self, delay_s: float, interval_s: float) -> None:
+        self._delay_s = delay_s
+        self._interval_s = interval_s
+        self._latest_s = inf
+        """When work that goes on no longer postpones it."""
+        self.due_s = inf
+        """On the monotonic clock."""
+
+    def postpone(self) -> None:
+        """Called after work."""
+        now_s = monotonic()
+        self._latest_s = min(self._latest_s, now_s + self._interval_s)
+        self.due_s = min(now_s + self._delay_s, self._latest_s)
+
+    def trim_if_due(self) -> None:
+        """Blocks while it trims."""
+        if monotonic() >= self.due_s:
+            trim_heap()
+            self.due_s = self._latest_s = inf

@@ -1,9 +1,10 @@
-"""Joins a parser of reasoning and a parser of tool calls."""
+"""Parsers around others: reasoning, then tool calls; the calls of an answer that is sent as a whole."""
 
 from collections.abc import Sequence
 
 from server.parsers.base import OutputParser
-from server.parsers.events import Content, Event
+from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
+from server.parsers.json_text import read_json
 
 
 class ParserChain:
@@ -24,3 +25,43 @@ class ParserChain:
         for event in events:
             passed += self._second.feed(event.text, token_ids) if isinstance(event, Content) else (event,)
         return passed
+
+
+class WholeCalls:
+    """Gives the text back as content if the arguments of any call are not JSON.
+
+    Not for texts in which the parser finds reasoning, too: their markup is not for the user.
+    """
+
+    def __init__(self, parser: OutputParser) -> None:
+        self._parser = parser
+        self._text: list[str] = []
+        self._events: list[Event] = []
+
+    def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
+        self._text.append(text)
+        self._events += self._parser.feed(text, token_ids)
+        return []
+
+    def finish(self) -> list[Event]:
+        self._events += self._parser.finish()
+        return self._events if self._are_complete() else [Content("".join(self._text))]
+
+    def _are_complete(self) -> bool:
+        arguments: list[list[str]] = []
+        for event in self._events:
+            if isinstance(event, Reasoning):
+                return True
+            if isinstance(event, CallStart):
+                arguments.append([])
+            elif isinstance(event, CallArguments):
+                arguments[-1].append(event.text)
+        return all(_is_json("".join(parts)) for parts in arguments)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        read_json(text)
+    except ValueError:
+        return False
+    return True

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from server.parsers.events import CallArguments, CallStart, Event
-from server.parsers.incoming_text import Waiting
 from server.parsers.json_calls import CallArray, CallStyle
-from server.parsers.text_parser import TextReader
+from server.parsers.text_parser import TextReader, Waiting
 
 
 class NamedCallParser:

@@ -8,9 +8,8 @@ import regex
 
 from server.parsers.base import CallFormat, FunctionDefinition
 from server.parsers.events import Content
-from server.parsers.incoming_text import BLANKS, Waiting, any_of
 from server.parsers.json_calls import CallArray, CallObject, CallReader, CallStyle
-from server.parsers.text_parser import TextReader
+from server.parsers.text_parser import BLANKS, TextReader, Waiting, any_of
 
 
 class MarkedCalls(TextReader):

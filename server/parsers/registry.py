@@ -17,8 +17,8 @@ class ParserPath(NamedTuple):
 
 
 TOOL_PARSERS: Final[Mapping[str, ParserPath]] = {
-    "deepseek_v3": ParserPath("tools.deepseek", "DeepseekV3Parser"),
-    "deepseek_v31": ParserPath("tools.deepseek", "DeepseekV31Parser"),
+    "deepseek_v3": ParserPath("tools.json_formats", "DeepseekV3Parser"),
+    "deepseek_v31": ParserPath("tools.json_formats", "DeepseekV31Parser"),
     "ernie45": ParserPath("tools.json_formats", "HermesParser"),
     "functiongemma": ParserPath("tools.markup_formats", "FunctionGemmaParser"),
     "gemma4": ParserPath("tools.gemma4", "Gemma4Parser"),

@@ -286,7 +286,7 @@ _EMBEDDED: Final = (
     "server.renderers.hf",
     "server.renderers.vision",
     "server.renderers.mistral",
-    "server.engine.pooling.build",
+    "server.engine.pooling.core",
     "startup.probes.tls_channel",
     "startup.logs.json_lines",
     "multiprocessing.popen_forkserver",

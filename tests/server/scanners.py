@@ -28,13 +28,13 @@ from server.generation.guided import find_constraint
 from server.generation.request import StructuredOutputs
 from server.http_body.decoding import RequestDecoder, check_num_values
 from server.http_body.long_texts import shorten
+from server.parsers.arguments import text_to_value
 from server.parsers.base import OutputParser, PromptEnd
+from server.parsers.chain import WholeCalls
 from server.parsers.events import Content
 from server.parsers.forced import RequiredCallsParser
 from server.parsers.json_text import read_json
 from server.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
-from server.parsers.schema_values import text_to_value
-from server.parsers.whole_calls import WholeCalls
 from server.renderers.detokenizer import UNFINISHED, DecodeWindow, PromptTail
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.images.fetcher import MediaFetcher
@@ -270,7 +270,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "prompt_embeds",
-        ("server.renderers.embeds.torch_file",),
+        ("server.renderers.embeds.tensor_file",),
         _embeds,
         [*_units("A", "=", "{", '{"a":', "[", "PK\x01\x02", "PK\x03\x04"), Text("q\x00h\x00", "PK\x03\x04")],
     ),
@@ -315,7 +315,7 @@ SCANNERS: Final = [
     Scanner("response output", ("server.apis.responses.output",), _response, _units(" ", "a", "\n ")),
     Scanner(
         "values",
-        ("server.parsers.json_text", "server.parsers.schema_values"),
+        ("server.parsers.json_text", "server.parsers.arguments"),
         lambda text: (
             suppress_errors(read_json, text),
             text_to_value(text, frozenset(("integer", "number", "object"))),
@@ -331,13 +331,12 @@ def suppress_errors(read: Callable[[str], object], text: str) -> None:
 
 
 PARSER_MODULES: Final = (
-    "server.parsers.incoming_text",
+    "server.parsers.text_parser",
     "server.parsers.json_calls",
-    "server.parsers.json_value",
     "server.parsers.marked_calls",
-    "server.parsers.reasoning.tags",
-    "server.parsers.tools.markup",
-    "server.parsers.whole_calls",
+    "server.parsers.reasoning.formats",
+    "server.parsers.tools.markup_formats",
+    "server.parsers.chain",
 )
 """What the parsers of all formats use."""
 

@@ -1,13 +1,15 @@
 """The input of one step: chunks of sequences, laid out as one packed row of tokens."""
 
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
 from server.engine.compute.fused_attention import additive_mask
 from server.engine.features.prompt_features import PlacedRows
+from server.engine.lora.layers import AdaptedLayers
 from server.engine.sequence import Chunk, Sequence
 
 _CALL_COST_TOKENS = 256
@@ -210,3 +212,28 @@ def _decode_group(
         lengths=keys,
         num_shared_tokens=num_shared,
     )
+
+
+class StepLogits(NamedTuple):
+    """Logits of one step, shape [rows, vocab]; `rows[i]` are those of `chunks[i]`."""
+
+    chunks: list[Chunk]
+    logits: torch.Tensor
+    rows: list[slice]
+
+
+class Runner(Protocol):
+    """Computes chunks of sequences. There are two: `packed` and `sequential`."""
+
+    name: str
+    can_split_prompts: bool
+    """Whether a prompt may be computed in several chunks."""
+
+    def use_adapters(self, adapted: AdaptedLayers) -> None:
+        """Sets the layers that LoRA adapters change; without them, sequences must not name an adapter."""
+
+    def step(self, chunks: Seq[Chunk]) -> StepLogits:
+        """Logits of each chunk's last token; of all its tokens for prompt log-probabilities."""
+
+    def do_idle_work(self) -> bool:
+        """Does a small piece of deferrable work; True while there is more."""

@@ -15,9 +15,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, PreTrainedModel
 
 from server.engine.compute.attention import PackedAttention, UnsupportedAttentionError
-from server.engine.compute.batch import pack
+from server.engine.compute.batch import StepLogits, pack
 from server.engine.compute.linear import LinearPacker
-from server.engine.compute.runner import StepLogits
 from server.engine.features.prompt_features import PlacedRows, embed
 from server.engine.features.vision import language_model
 from server.engine.lora.layers import AdaptedLayers

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.compute.runner import StepLogits
+from server.engine.compute.batch import StepLogits
 from server.engine.features.prompt_features import PlacedRows, embed
 from server.engine.lora.layers import AdaptedLayers
 from server.engine.sequence import Chunk

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from server.engine.pooling.encoder import Encoder, HiddenStates
-from server.engine.pooling.sequence import PoolingSequence
+from server.engine.pooling.encoder import Encoder, HiddenStates, PoolingSequence
 from server.pooler_config import PoolingTask, SeqPoolingType
 
 Activation = Callable[[Tensor], Tensor]

@@ -20,7 +20,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from server.config import EngineConfig, ModelFiles
 from server.engine.model.model_loading import derive_max_model_len, load_config, load_weights
-from server.engine.pooling.activations import classifier_activation
 from server.engine.pooling.encoder import Encoder
 from server.engine.pooling.heads import (
     Calibration,
@@ -30,7 +29,7 @@ from server.engine.pooling.heads import (
     PoolingHead,
     TokenClassifierHead,
 )
-from server.engine.pooling.projection import Projection, load_colbert, load_dense
+from server.engine.pooling.projection import Projection, classifier_activation, load_colbert, load_dense
 from server.errors import EngineStartError
 from server.model_files.kind import ModelKind
 from server.model_files.sentence_files import SentenceFiles, read_sentence_files

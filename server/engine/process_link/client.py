@@ -10,8 +10,8 @@ from itertools import count
 
 import msgspec
 
-from server.engine.process_link.channel import HEADER_BYTES, frame, read_length
 from server.engine.process_link.messages import (
+    HEADER_BYTES,
     Abort,
     Command,
     Done,
@@ -27,6 +27,8 @@ from server.engine.process_link.messages import (
     Step,
     ToEngine,
     UnloadAdapter,
+    frame,
+    read_length,
 )
 from server.errors import EngineDeadError, EngineError, EngineStartError
 from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PoolingParams

@@ -3,7 +3,7 @@
 from typing import ClassVar, Final
 
 from server.parsers.base import OutputParser, PromptEnd
-from server.parsers.reasoning.tags import TemplateKwargs
+from server.parsers.reasoning.formats import TemplateKwargs
 from server.parsers.tools.openai import HarmonyParser
 
 

@@ -5,11 +5,9 @@ from typing import Any, Final
 
 import regex
 
-from server.parsers.arguments import ArgumentsWriter, argument_schemas
+from server.parsers.arguments import ArgumentsWriter, SchemaValues, argument_schemas
 from server.parsers.base import FunctionDefinition
-from server.parsers.incoming_text import Found, Waiting
-from server.parsers.schema_values import SchemaValues
-from server.parsers.text_parser import StrayText, TextParser
+from server.parsers.text_parser import Found, StrayText, TextParser, Waiting
 
 _CALL: Final = regex.compile(r"<\|tool_call>\s{0,16}call:\s{0,16}(?P<name>[^\s<>{}()]{1,256})[{(]")
 _QUOTE: Final = regex.compile(r'<\|"\|>')

@@ -7,10 +7,9 @@ from typing import Final
 import regex
 
 from server.parsers.events import CallArguments, CallStart, Event
-from server.parsers.incoming_text import BLANKS, Waiting
-from server.parsers.json_calls import CallArray, CallObject, CallStyle
-from server.parsers.json_value import JsonValueEnd
+from server.parsers.json_calls import CallArray, CallObject, CallStyle, JsonValueEnd
 from server.parsers.marked_calls import MarkedCalls
+from server.parsers.text_parser import BLANKS, Waiting
 
 _ID_CHARS: Final = ascii_letters + digits
 _ID_LENGTH: Final = 9

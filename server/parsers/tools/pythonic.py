@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Final, NamedTuple
 import regex
 
 from server.parsers.base import FunctionDefinition
-from server.parsers.incoming_text import Waiting
 from server.parsers.json_text import write_json
-from server.parsers.text_parser import TextParser
+from server.parsers.text_parser import TextParser, Waiting
 
 _IN_LIST: Final = regex.compile(r"""["'()\[\]{},]""")
 _IN_LINES: Final = regex.compile(r"""["'()\[\]{},\n]|</function_calls>""")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import pybase64
 
 from server.errors import RequestError
-from server.renderers.embeds.safetensors_file import is_safetensors, read_safetensors
 from server.renderers.embeds.stored_tensor import (
     FLOAT_TYPES,
     DenseTensor,
@@ -20,7 +19,7 @@ from server.renderers.embeds.stored_tensor import (
     TensorFileError,
     convert_rows,
 )
-from server.renderers.embeds.torch_file import is_torch_file, read_torch_file
+from server.renderers.embeds.tensor_file import is_safetensors, is_torch_file, read_safetensors, read_torch_file
 from server.types import TensorData
 
 PARAM = "prompt_embeds"

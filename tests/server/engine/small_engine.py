@@ -10,8 +10,8 @@ from weakref import WeakSet
 from transformers import PreTrainedModel
 
 from server.engine.base_core import PromptLimits
+from server.engine.compute.batch import StepLogits
 from server.engine.compute.packed_runner import PackedRunner
-from server.engine.compute.runner import StepLogits
 from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
 from server.engine.features.prompt_features import FeatureBuilder

@@ -16,10 +16,19 @@ import torch
 from server.config import EngineConfig, ModelFiles
 from server.engine import idle_work, process
 from server.engine.phases import Phases
-from server.engine.process_link.channel import BlockingChannel, ChannelClosedError
-from server.engine.process_link.messages import FromEngine, Generate, Ping, Pong, Prompt, Ready, Step
+from server.engine.process_link.messages import (
+    BlockingChannel,
+    ChannelClosedError,
+    FromEngine,
+    Generate,
+    Ping,
+    Pong,
+    Prompt,
+    Ready,
+    Step,
+)
 from server.engine.sampling.grammar_compiler import GrammarCompiler
-from server.machine import heap
+from server.machine import libc
 from server.types import GuidedDecoding, SamplingParams
 
 TIMEOUT_S = 60
@@ -108,7 +117,7 @@ def test_a_client_that_waited_for_readiness_is_served_before_idle_work(
 
 def test_an_engine_without_work_trims_its_heap_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     trimmed: queue.SimpleQueue[None] = queue.SimpleQueue()
-    monkeypatch.setattr(heap, "trim_heap", lambda: trimmed.put(None))
+    monkeypatch.setattr(libc, "trim_heap", lambda: trimmed.put(None))
     monkeypatch.setattr(idle_work, "_TRIM_DELAY_S", 0.0)
     assert isinstance(engine.receive(), Ready)
     for name in ("one", "two"):
@@ -123,7 +132,7 @@ def test_an_engine_without_work_trims_its_heap_once(engine: Engine, monkeypatch:
 
 def test_an_engine_under_lasting_load_trims_its_heap(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     trimmed: queue.SimpleQueue[None] = queue.SimpleQueue()
-    monkeypatch.setattr(heap, "trim_heap", lambda: trimmed.put(None))
+    monkeypatch.setattr(libc, "trim_heap", lambda: trimmed.put(None))
     monkeypatch.setattr(idle_work, "_TRIM_DELAY_S", float(TIMEOUT_S))
     monkeypatch.setattr(idle_work, "_TRIM_INTERVAL_S", 0.0)
     assert isinstance(engine.receive(), Ready)

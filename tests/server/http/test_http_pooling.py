@@ -509,7 +509,7 @@ def test_prompts_are_counted(serve: Serve, bert_folder: Path, bert: PreTrainedMo
 def test_warm_up_pools_one_prompt(serve: Serve, tmp_path: Path) -> None:
     import asyncio
 
-    from server.operation.readiness import warm_up
+    from server.operation.engine_monitor import warm_up
 
     save_colbert(tmp_path)
     server = serve(tmp_path)

@@ -5,7 +5,7 @@ import ctypes
 import psutil
 import pytest
 
-from server.machine.heap import trim_heap
+from server.machine.libc import trim_heap
 
 _BLOCK = 16 << 10
 """Less than malloc maps separately."""

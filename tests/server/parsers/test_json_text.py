@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from server.parsers.chain import WholeCalls
 from server.parsers.events import CallArguments
 from server.parsers.json_text import read_json, write_json
 from server.parsers.registry import load_tool_parser
-from server.parsers.whole_calls import WholeCalls
 
 HALF = "\\ud83d"
 OBJECT = SimpleNamespace(name="f", parameters={"properties": {"a": {"type": "string"}, "b": {"type": "object"}}})

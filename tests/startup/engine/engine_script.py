@@ -10,8 +10,8 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from server.config import EngineConfig, ModelFiles
-from server.engine.process_link.channel import frame
 from server.engine.process_link.client import EngineClient
+from server.engine.process_link.messages import frame
 from server.errors import EngineStartError
 from server.types import EnginePrompt, SamplingParams
 from startup.crash.output_record import OutputRecord

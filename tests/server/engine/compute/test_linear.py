@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from server.engine.compute import linear as linear_module
-from server.engine.compute import linear_products
-from server.engine.compute.linear import LinearPacker
-from server.engine.compute.linear_products import FbgemmProduct, choose_product
+from server.engine.compute.linear import FbgemmProduct, LinearPacker, choose_product
 from tests.server.engine.tiny_models import PACKED, build_model, pack_layers
 
 HAS_BF16_KERNELS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -89,7 +87,7 @@ def test_fbgemm_keeps_weights_that_float16_cannot_represent(scale: float, fbgemm
 
 @needs_fbgemm
 def test_fbgemm_packs_large_weights_in_parts(monkeypatch: pytest.MonkeyPatch, fbgemm: None) -> None:
-    monkeypatch.setattr(linear_products, "_PART_ELEMENTS", 64 * 40)
+    monkeypatch.setattr(linear_module, "_PART_ELEMENTS", 64 * 40)
     torch.manual_seed(0)
     layer = torch.nn.Linear(40, 150, dtype=torch.bfloat16)
     packer = LinearPacker(layer)

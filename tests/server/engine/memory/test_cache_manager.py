@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from server.engine.memory.cache_manager import CacheManager
-from server.engine.memory.copied_slots import CopiedSlots
-from server.engine.memory.kv_cache import KVCache, LayerShape
+from server.engine.memory.kv_cache import CopiedSlots, KVCache, LayerShape
 from server.engine.memory.prefix_cache import PrefixCache
 from tests.server.engine.teacher_forcing import as_sequences
 from tests.server.engine.tiny_models import random_prompts

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.engine.memory.copied_slots import CopiedSlots
-from server.engine.memory.kv_cache import KVCache, LayerShape
+from server.engine.memory.kv_cache import CopiedSlots, KVCache, LayerShape
 from server.engine.memory.shared_slots import SharedSlots
 
 MIB = 1 << 20

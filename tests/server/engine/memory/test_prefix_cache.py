@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from server.engine.compute import attention
 from server.engine.compute.fused_attention import AttentionPart, attend_to_part
-from server.engine.memory.copied_slots import CopiedSlots
+from server.engine.memory.kv_cache import CopiedSlots
 from server.engine.memory.prefix_cache import PrefixCache, PrefixMatch
 from server.engine.sequence import Sequence
 from server.types import SamplingParams

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.engine.model import device
-from server.engine.model.device import avoid_cudnn_attention, choose_device, describe_lack
+from server.engine.model import model_loading
+from server.engine.model.model_loading import avoid_cudnn_attention, choose_device, describe_lack
 from server.errors import EngineStartError
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that CUDA can use")
@@ -30,8 +30,8 @@ def test_without_a_gpu_the_engine_uses_the_cpu(caplog: pytest.LogCaptureFixture)
 def test_a_gpu_that_this_torch_cannot_use_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(device, "_GPU_DEVICE", tmp_path)
-    with caplog.at_level(logging.WARNING, logger="server.engine.model.device"):
+    monkeypatch.setattr(model_loading, "_GPU_DEVICE", tmp_path)
+    with caplog.at_level(logging.WARNING, logger="server.engine.model.model_loading"):
         assert choose_device() == torch.device("cpu")
     assert f"torch {torch.__version__} cannot use it: computing on the CPU" in caplog.text
 

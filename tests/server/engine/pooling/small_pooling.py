@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from server.config import EngineConfig, ModelFiles
 from server.engine.phases import Phases
-from server.engine.pooling.build import build_pooling_core
+from server.engine.pooling.core import build_pooling_core
 from server.model_files.kind import read_model_kind
 from server.types import EngineOutput, PoolingParams
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from server.config import EngineConfig
-from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
+from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
 from server.errors import EngineStartError
 from server.pooler_config import PoolerConfig
 from server.types import PoolingParams

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 import pytest
 
-from server.engine.process_link.channel import BlockingChannel
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import (
     Abort,
+    BlockingChannel,
     Done,
     FromEngine,
     LoadAdapter,

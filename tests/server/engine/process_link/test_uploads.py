@@ -10,9 +10,16 @@ import pytest
 import uvloop
 
 from server.engine.features.prompt_features import to_tensor
-from server.engine.process_link.channel import BlockingChannel, ChannelClosedError
 from server.engine.process_link.client import EngineClient
-from server.engine.process_link.messages import Abort, Generate, Prompt, Step, ToEngine
+from server.engine.process_link.messages import (
+    Abort,
+    BlockingChannel,
+    ChannelClosedError,
+    Generate,
+    Prompt,
+    Step,
+    ToEngine,
+)
 from server.errors import EngineDeadError, EngineStartError
 from server.types import (
     EngineOutput,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from server.engine.sampling.penalties import Penalties
+from server.engine.sampling.sampler import Penalties
 from server.engine.sequence import Sequence
 from tests.server.engine.sampling.small_sampler import create_sequence, random_logits
 
