@@ -39,7 +39,7 @@ STANDBY_MODES: Final = ("auto", "off", "require")
 """Whether a start is forked from a standby process."""
 
 IDLE_WARM_MODES: Final = ("auto", "off")
-"""Whether a front keeps a standby of its own."""
+"""Whether a router keeps standbys of its own."""
 
 LOGGING_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 

@@ -4,6 +4,8 @@ from typing import Final
 
 _FIRST_S: Final = 1.0
 LONGEST_S: Final = 60.0
+_STABLE_S: Final = 10.0
+"""What has worked for so long has recovered: its next failure counts as the first one."""
 
 
 class BackOff:
@@ -12,11 +14,17 @@ class BackOff:
     def __init__(self) -> None:
         self._next_s = _FIRST_S
 
-    def take_s(self) -> float:
-        """The pause after this failure; the one after the next failure is twice as long."""
+    def take_s(self, worked_s: float = 0.0) -> float:
+        """The pause after this failure; the one after the next failure is twice as long.
+
+        Args:
+            worked_s: how long it has worked before it failed.
+        """
+        if worked_s >= _STABLE_S:
+            self.reset()
         pause_s, self._next_s = self._next_s, min(2 * self._next_s, LONGEST_S)
         return pause_s
 
     def reset(self) -> None:
-        """What has failed works again."""
+        """Earlier failures do not count any more."""
         self._next_s = _FIRST_S

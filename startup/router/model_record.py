@@ -5,13 +5,9 @@ Standard library only; no decisions about other models.
 
 import math
 from collections import OrderedDict
-from typing import Final
 
 from startup.processes.back_off import BackOff
 from startup.router.scheduler_terms import NOTHING, ModelRules, ModelView, Need, State
-
-_STABLE_S: Final = 10.0
-"""A process that was ready for so long has recovered: its end is delayed as the first one is."""
 
 
 class ModelRecord:
@@ -175,10 +171,8 @@ class ModelRecord:
         if was == "draining":
             self._enter("stopped", now)
             return
-        if was == "ready" and now - since_s >= _STABLE_S:
-            self._back_off.reset()
         self.reason = reason or "Its process has ended without being asked to."
-        self.retry_s = now + self._back_off.take_s()
+        self.retry_s = now + self._back_off.take_s(now - since_s if was == "ready" else 0.0)
         self._enter("failed", now)
 
     def replace(self, rules: ModelRules, now: float) -> None:

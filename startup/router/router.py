@@ -103,7 +103,8 @@ def run_router(options: RouterOptions) -> int:
     host, port, uds, _ = options.address
     with ExitStack() as stack:
         places = stack.enter_context(closing(ChildPlaces(options.logs)))
-        stack.enter_context(closing(Guard.start(places.folder)))
+        if options.only is None:  # a server of ours ends its processes itself
+            stack.enter_context(closing(Guard.start(places.folder)))
         listening = stack.enter_context(take_socket() or listener.listen(host=host, port=port, uds=uds))
         address = listener.describe(listening, is_tls=options.tls.ssl_certfile is not None)
         stack.enter_context(recorded(RunRecord(engine=ROUTER, model=", ".join(options.entries), address=address)))

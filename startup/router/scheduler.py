@@ -290,13 +290,13 @@ class Scheduler:
         has_changed = True
         while has_changed:
             self._due_s = None
-            hungry = self._hungry(now)
+            hungry = self._collect_hungry(now)
             self._release_claims({record.name for record in hungry})
             has_changed = bool(hungry) and not self._is_ending and self._place(hungry, now)
         return self._take_actions()
 
-    def _hungry(self, now: float) -> list[ModelRecord]:
-        """The models that wait for a start, longest first; not those that pause after a failure."""
+    def _collect_hungry(self, now: float) -> list[ModelRecord]:
+        """The models that wait for a start, longest first; notes when the pause of the others ends."""
         hungry = []
         for record in self._models.values():
             if record.is_hungry:

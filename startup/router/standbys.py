@@ -164,10 +164,9 @@ class OwnStandby:
 
     def _note_end(self, code: int, now: float) -> None:
         self._process = None
-        if now - self._started_s > LONGEST_S:
-            self._back_off.reset()
-        logger.warning("the standby of --idle-warm ended with exit code %d; it is started again", code)
-        self._due_s = now + self._back_off.take_s()
+        pause_s = self._back_off.take_s(now - self._started_s)
+        self._due_s = now + pause_s
+        logger.warning("the standby's process ended with exit code %d; it is started again in %g s", code, pause_s)
 
 
 def _is_served(kind: str) -> bool:

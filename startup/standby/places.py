@@ -35,7 +35,7 @@ class UnsafeFolderError(Exception):
 def socket_folder() -> str:
     """`$XDG_RUNTIME_DIR/vllm-cli`; without that variable, a folder in vLLM's cache folder.
 
-    A front's own standby has another one, which VCLI_STANDBY_FOLDER names.
+    A router's own standby has another one, which VCLI_STANDBY_FOLDER names.
     """
     if own := foreign.text_of("VCLI_STANDBY_FOLDER"):
         return own

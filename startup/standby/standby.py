@@ -58,7 +58,7 @@ def run_standby(options: StandbyOptions) -> int:
             folder_fd = places.create_folder()
         except (OSError, places.UnsafeFolderError) as err:
             raise StartupError(f"the standby's folder {places.socket_folder()} cannot be used: {err}") from err
-        is_owned = env.VCLI_STANDBY_FOLDER.get() is not None  # by a front or a router; nobody else uses it
+        is_owned = env.VCLI_STANDBY_FOLDER.get() is not None  # a router's own, which nobody else uses
         if is_owned:
             stack.callback(shutil.rmtree, places.socket_folder(), ignore_errors=True)
         stack.callback(os.close, folder_fd)

@@ -41,6 +41,8 @@ class TemplateProcess:
         self._import_s: float | None = None
         self._error: str | None = None
         self._due_s = 0.0
+        self._ready_s: float | None = None
+        """When the process became ready."""
         self._back_off = BackOff()
 
     @property
@@ -78,7 +80,7 @@ class TemplateProcess:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self._state, self._import_s, self._error = "importing", None, None
+        self._state, self._import_s, self._error, self._ready_s = "importing", None, None, None
         self.channel.setblocking(False)
         return self.channel
 
@@ -94,7 +96,7 @@ class TemplateProcess:
             word, _, detail = message.partition(b" ")
             if word == READY:
                 self._state, self._import_s = "ready", float(detail)
-                self._back_off.reset()
+                self._ready_s = time.monotonic()
                 logger.info("%s: imported in %.1f s", self.kind, self._import_s)
                 self._retire_predecessor()
             elif word == STARTED:
@@ -155,8 +157,9 @@ class TemplateProcess:
         code = process.wait(_END_S)
         self._state, self._error = "failed", f"its process ended with exit code {code}"
         self._servers.clear()
-        pause_s = self._back_off.take_s()
-        self._due_s = time.monotonic() + pause_s
+        now = time.monotonic()
+        pause_s = self._back_off.take_s(0.0 if self._ready_s is None else now - self._ready_s)
+        self._due_s = now + pause_s
         logger.warning("%s: %s; it is started again in %g s", self.kind, self._error, pause_s)
 
     def _retire_predecessor(self) -> None:

@@ -55,7 +55,7 @@ def test_a_service_takes_its_socket_and_notifies_its_state(
         assert notified.lines.index("READY=1") < notified.lines.index("STOPPING=1")
 
 
-def test_a_front_keeps_the_socket_of_its_service(tiny_llama: Path) -> None:
+def test_a_router_keeps_the_socket_of_its_service(tiny_llama: Path) -> None:
     """The server never has the variables of the service manager, and the socket outlives it."""
     words = ("--port", "1", "--max-model-len", "256", "--idle-stop", "1s", "--idle-warm", "off")
     with socket.create_server(("127.0.0.1", 0)) as listener:

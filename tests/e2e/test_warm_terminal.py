@@ -100,7 +100,7 @@ class _SlowStart:
         return self._fd >= 0
 
 
-@pytest.mark.parametrize("flags", ["", " --idle-stop 1h --idle-warm off"], ids=["", "front"])
+@pytest.mark.parametrize("flags", ["", " --idle-stop 1h --idle-warm off"], ids=["", "router"])
 def test_ctrl_z_stops_all_processes_and_fg_and_bg_continue_them(
     flags: str, cold_or_warm: dict[str, str], job: _Job
 ) -> None:

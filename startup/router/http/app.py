@@ -68,11 +68,11 @@ class AppOptions:
 def create_app(pool: ModelPool, options: AppOptions) -> web.Application:
     """The application; needs the arguments that `create_runner` passes to aiohttp's server."""
     app = web.Application()
-    front = _Front(pool, options)
+    handler = _Handler(pool, options)
     # one route: aiohttp's table is slower than a dictionary, and decodes paths before it matches
-    app.router.add_route("*", "/{path:.*}", front.handle, expect_handler=_expect_later)
-    if front.cors.is_on:
-        app.on_response_prepare.append(front.add_cors_headers)
+    app.router.add_route("*", "/{path:.*}", handler.handle, expect_handler=_expect_later)
+    if handler.cors.is_on:
+        app.on_response_prepare.append(handler.add_cors_headers)
     return app
 
 
@@ -119,7 +119,7 @@ class AccessLog(AbstractAccessLogger):
         self.logger.info('%s - "%s %s HTTP/%s" %d', *arguments)
 
 
-class _Front:
+class _Handler:
     """Answers every request; on the event loop."""
 
     def __init__(self, pool: ModelPool, options: AppOptions) -> None:

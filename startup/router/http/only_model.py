@@ -18,6 +18,11 @@ from startup.router.model_pool import ModelPool
 _KEPT: Final = ("/metrics", "/startupz", "/v1/models", "/version")
 """The last answers of these are repeated while the model does not run."""
 
+_SILENT: Final = {
+    "error": {"code": 503, "message": "The model's server does not answer /health.", "type": "unavailable_error"},
+    "status": "silent",
+}
+
 
 class OnlyModelAnswers(OwnAnswers):
     """None but that of `load` starts the model, and none counts as its use."""
@@ -39,7 +44,7 @@ class OnlyModelAnswers(OwnAnswers):
         if (answer := await self._fetch("/health")) is not None:
             return _as_response(answer)
         after_s = str(max(1, math.ceil(status.retry_after_s or 0)))
-        return json_answer(self._list.readiness(self._name), status=503, headers={"Retry-After": after_s})
+        return json_answer(self._list.readiness(self._name) or _SILENT, status=503, headers={"Retry-After": after_s})
 
     async def _readyz(self, request: web.Request) -> web.StreamResponse:
         """With `?model`, whether the model itself is ready."""

@@ -191,8 +191,12 @@ def test_a_service_manager_is_told_of_the_start_and_the_end(tmp_path: Path) -> N
         manager.bind(f"{folder}/notify")
         manager.settimeout(GONE_S)
         environment = {env.NOTIFY_SOCKET.name: f"{folder}/notify"}
-        with RouterProcess(tmp_path, {"a": foreign("has-children")}, environment=environment) as router:
-            assert manager.recv(4096).startswith(b"READY=1\nSTATUS=ready: http://")
+        models = {"a": foreign("has-children", preload=True), "b": foreign("dies", preload=True)}
+        with RouterProcess(tmp_path, models, environment=environment) as router:
+            while (message := manager.recv(4096)).startswith(b"STATUS="):
+                pass
+            assert message.startswith(b"READY=1\nSTATUS=ready: http://")
+            assert (router.state("a"), router.state("b")) == ("ready", "failed")
             variables = ask(f"{router.url}/upstream/a/env").json["variables"]
             assert env.NOTIFY_SOCKET.name not in variables
             assert router.terminate() == 0

@@ -45,6 +45,7 @@ class SmallPool:
         self.children: dict[str, SmallChild] = {}
         self.refused: ModelRefused | None = None
         self.is_draining = False
+        self.before_stop: Callable[[SmallChild], Awaitable[None]] | None = None
         self.starts: deque[dict[str, Any]] = deque()
         self.num_leases = 0
         self.num_waiting = 0
@@ -61,6 +62,8 @@ class SmallPool:
 
     def child_of(self, name: str) -> SmallChild | None:
         return self.children.get(name)
+
+    process_of = child_of
 
     def progress(self, name: str) -> str:
         return "starting, load_weights 42 %,\n1.3 s left"
@@ -144,12 +147,21 @@ class SmallRouter:
         return f"http://127.0.0.1:{self.port}"
 
     async def serve(
-        self, *names: str, entries: Sequence[ModelEntry] = (), keys: Sequence[str] = (), **network: Any
+        self,
+        *names: str,
+        entries: Sequence[ModelEntry] = (),
+        keys: Sequence[str] = (),
+        has_only_model: bool = False,
+        **network: Any,
     ) -> None:
         """Serves models of these names; none of them runs."""
         self.pool = SmallPool([*entries, *(ModelEntry(name=name) for name in names)])
         options = AppOptions(
-            network=NetworkConfig(**network), api_keys=ApiKeys(tuple(keys)), version="9.9", is_access_logged=True
+            network=NetworkConfig(**network),
+            api_keys=ApiKeys(tuple(keys)),
+            version="9.9",
+            is_access_logged=True,
+            has_only_model=has_only_model,
         )
         app = create_app(self.pool, options)  # type: ignore[arg-type]
         runner = create_runner(app, options)
