@@ -130,16 +130,15 @@ class StartSession:
             listening = self.stack.enter_context(bound)
         self.timeline.mark("listening")
         self._address = listener.describe(listening, is_tls=address.is_tls)
-        self.record()
+        self.record(self._address)
         answers = ProbeAnswers(self.state, is_private=self._is_private)
         self._responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
         return listening
 
-    def record(self) -> None:
-        """Has `vllm-cli ps` list this process; called by `listen`, and by a start that listens nowhere."""
+    def record(self, address: str | None) -> None:
+        """Has `vllm-cli ps` list this process; called by `listen`, and by a start that listens later."""
         subject = self.state.subject
-        record = RunRecord(engine=subject.engine, model=subject.model, address=self._address or None)
-        self.stack.enter_context(recorded(record))
+        self.stack.enter_context(recorded(RunRecord(engine=subject.engine, model=subject.model, address=address)))
 
     def limit_time(self, timeout_s: float | None) -> None:
         """Ends this process if the start takes longer; None sets no limit."""

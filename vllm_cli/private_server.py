@@ -14,6 +14,7 @@ from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import Readiness, WaitOptions, WaitResult, wait_for_server
 from vllm_cli.errors import InputError
 from vllm_cli.flags.engine_choice import choose_engine
+from vllm_cli.flags.router_words import TLS
 from vllm_cli.flags.secret_flags import secrets_as_variables, without_flags
 from vllm_cli.supervised_command import SupervisedCommand
 
@@ -22,9 +23,6 @@ _MAX_PATH_BYTES: Final = 100
 """A little below the longest address of a Unix socket (unix(7))."""
 _PREFIX: Final = "vllm-cli-server-"
 _SOCKET: Final = "server.sock"
-_TLS: Final = (
-    "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--ssl-cert-reqs", "--ssl-ciphers", "--enable-ssl-refresh",
-)  # fmt: skip
 
 
 class PrivateServer:
@@ -56,7 +54,7 @@ def start_private_server(
     """
     parent = _socket_folder()
     _remove_stale_sockets(Path(parent))
-    given, secrets = secrets_as_variables(without_flags(words, _TLS))
+    given, secrets = secrets_as_variables(without_flags(words, TLS))
     variables = {**environment, env.VLLM_API_KEY.name: "", **secrets}
     with (
         TemporaryDirectory(prefix=_PREFIX, dir=parent) as folder,

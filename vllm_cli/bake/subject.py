@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from startup.model.file_plan import plan_files
+from vllm_cli.flags.router_words import ADDRESS, KEYS, TLS
 from vllm_cli.flags.secret_flags import without_flags
 from vllm_cli.flags.serve_command import request_of
 
@@ -36,10 +37,7 @@ def subject_of(words: Sequence[str]) -> Subject:
     return Subject(request.engine, folder)
 
 
-_LEFT_OUT: Final = (
-    "--host", "--port", "--uds", "--api-key", "--api-key-file", "--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs",
-    "--ssl-cert-reqs", "--startup-report", "--startup-trace",
-)  # fmt: skip
+_LEFT_OUT: Final = ADDRESS | KEYS | TLS | {"--startup-report", "--startup-trace"}
 
 
 def without_addresses(words: Iterable[str]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from vllm_cli.client.server_address import parse_url
 from vllm_cli.errors import InputError
 from vllm_cli.flags.help import write_topic
 from vllm_cli.flags.option import complete_model
+from vllm_cli.flags.router_words import ADDRESS
 from vllm_cli.flags.supported import SUPPORTED
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 SERVE_WORDS: Final = "serve_words"
 """The parameter with the words that are not options of `run-batch`."""
 
-_ADDRESS_FLAGS: Final = ("--host", "--port", "--uds", "--enable-metrics")
+_ADDRESS_FLAGS: Final = (*ADDRESS, "--enable-metrics")
 
 
 class RunBatchCommand(click.Command):

@@ -110,11 +110,13 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
 
 def _address_of(line: CommandLine) -> str | None:
     """Where vLLM will listen, as far as its words tell."""
+    if line.has("--headless") or not line.port:
+        return None
     if line.uds is not None:
         return f"unix:{Path(line.uds).absolute()}"
     host = f"[{line.host}]" if line.host and ":" in line.host else line.host
     scheme = "https" if line.has("--ssl-certfile") else "http"
-    return f"{scheme}://{host or '0.0.0.0'}:{line.port}" if line.listens else None
+    return f"{scheme}://{host or '0.0.0.0'}:{line.port}"
 
 
 class _VllmStart:
@@ -196,7 +198,7 @@ class _VllmStart:
             listening = self._session.listen(address)
             self._session.stack.enter_context(port.reuse_listener(listening))
         else:
-            self._session.record()
+            self._session.record(_address_of(line))
 
     def _begin_download(self) -> None:
         """Downloads what is not on disk while this process and the forkserver import."""

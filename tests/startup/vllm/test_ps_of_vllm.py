@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart
+from tests.certificates import make_certificate, needs_openssl
+from tests.startup.vllm.fake_start import FakeStart, environment
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -23,9 +24,8 @@ def _entry(start: FakeStart, state: str) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
 
     def is_so() -> bool:
-        (entry,) = (e for e in json.loads(_cli("ps", "--json").stdout) if e["pid"] == start.process.pid)
-        found[:] = [entry]
-        return bool(entry["state"] == state)
+        found[:] = [e for e in json.loads(_cli("ps", "--json").stdout) if e["pid"] == start.process.pid]
+        return bool(found and found[0]["state"] == state)
 
     wait_until(is_so)
     return found[0]
@@ -41,6 +41,25 @@ def test_vllm_is_found_and_stopped_with_all_its_processes(folder: Path) -> None:
         assert _cli("stop", str(start.port)).returncode == 0
         assert start.process.wait(60) == 0
         start.wait_until_tree_is_gone()
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "state"),
+    [((), {"VCLI_PLAIN_VLLM": "1"}, "ready"), (("--headless",), {}, "not listening")],
+    ids=["plain", "headless"],
+)
+def test_a_vllm_that_has_no_early_port_is_listed(
+    words: tuple[str, ...], variables: dict[str, str], state: str, folder: Path
+) -> None:
+    with FakeStart(folder, *words, env=environment(folder, **variables)) as start:
+        entry = _entry(start, state)
+        assert (entry["port"], entry["engine"]) == (None if words else start.port, "vllm")
+
+
+@needs_openssl
+def test_a_vllm_with_tls_is_listed(folder: Path) -> None:
+    with FakeStart(folder, *make_certificate(folder, "server").flags) as start:
+        assert _entry(start, "ready")["address"] == f"https://127.0.0.1:{start.port}"
 
 
 def test_a_starting_vllm_is_listed_as_starting(folder: Path) -> None:
