@@ -154,6 +154,7 @@ def test_a_streaming_loader_that_is_installed_is_vllms_default(monkeypatch: pyte
     assert replaced(MODEL) == (MODEL,)
 
 
+@pytest.mark.thorough
 def test_vllm_starts_with_the_folder_of_the_download(tmp_path: Path) -> None:
     files = {
         "config.json": b'{"architectures": ["FakeForCausalLM"]}',
