@@ -10,7 +10,7 @@ from server.errors import ConfigError
 from server.limits import LimitsConfig
 from server.server_config import ServerConfig
 from server.setting import Group, check_ranges, from_variable, setting
-from startup.logs.setup import LogFormat, LogOptions
+from startup.logs.options import LogFormat, LogOptions
 from startup.prefetch.options import PrefetchOptions
 
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -12,7 +12,8 @@ from contextlib import suppress
 from envs.registry import env
 from server.machine.processes import process_start_ns
 from startup.imports.heavy import import_engine
-from startup.logs.setup import LogOptions, configure_logging
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging
 from startup.processes import death_pipe, group_signals
 
 _BEGIN_NS = time.monotonic_ns()

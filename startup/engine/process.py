@@ -23,7 +23,8 @@ from startup.crash.output_record import OutputRecord
 from startup.engine.torch_environment import set_torch_variables
 from startup.errors import StartupError
 from startup.imports.heavy import import_engine
-from startup.logs.setup import LogOptions, configure_logging
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging
 from startup.model.checkpoint_folder import modeling_module
 from startup.processes import death_pipe, group_signals, new_program
 from startup.processes.new_program import OWN_PACKAGES_MODULE, without_group_signals, without_main_module

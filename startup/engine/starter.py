@@ -15,7 +15,7 @@ from server.errors import EngineStartError
 from startup.crash.output_record import OutputRecord, ProcessEnds
 from startup.engine import process as engine_process
 from startup.engine.process import EngineProcess
-from startup.logs.setup import LogOptions
+from startup.logs.options import LogOptions
 from startup.processes import group_signals
 
 logger = logging.getLogger(__name__)

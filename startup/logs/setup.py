@@ -8,11 +8,11 @@ import logging
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TextIO, cast
+from typing import Any, Final, TextIO, cast
 
 from envs.registry import env
 from server.errors import ConfigError
+from startup.logs.options import LogFormat, LogOptions
 
 _VLLM: Final = "vllm"
 _VLLM_FORMATTER: Final = "NewLineFormatter"
@@ -25,20 +25,8 @@ _LINE_BREAK: Final = re.compile(r"\n(?=[^\n])")
 _CONTINUATION: Final = "\n  "
 _TEXT: Final = "%(levelname)s %(asctime)s (%(role)s) %(name)s: %(message)s"
 
-LogFormat = Literal["text", "json"]
-
 PACKAGES: Final = ("vllm_cli", "startup", "server", "envs")
 """Roots of this project's loggers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogOptions:
-    """Passed on to child processes."""
-
-    level: str
-    format: LogFormat = "text"
-    config: dict[str, Any] | None = None
-    """Argument of `logging.config.dictConfig`, from `--log-config-file`; takes precedence over both."""
 
 
 def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str] = lambda: "") -> None:

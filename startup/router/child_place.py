@@ -12,7 +12,7 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import env
-from startup.logs.setup import LogOptions
+from startup.logs.options import LogOptions
 from startup.router.child_process import OF_THE_MANAGER
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,8 @@ from server.security.tls import RenewableTls, tls_files
 from server.server_config import NetworkConfig, TlsConfig
 from server.transport.connection_table import raise_file_limit
 from startup.errors import StartupError
-from startup.logs.setup import LogOptions, configure_logging
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging
 from startup.probes import listener
 from startup.processes.quick_end import end_like
 from startup.router.child import ChildPlace

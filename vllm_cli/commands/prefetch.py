@@ -12,7 +12,8 @@ from envs.registry import env
 from server.exit_codes import NO_ACCESS, NO_SPACE, OK, START_FAILED
 from startup.download.obtain import resolve_model
 from startup.errors import ModelNotFoundError, NoAccessError, NoSpaceError
-from startup.logs.setup import LogOptions, configure_logging
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging
 from startup.model.file_plan import FilePlan, plan_files
 from startup.prefetch.messages import PrefetchProgress, PrefetchReport
 from startup.prefetch.options import PrefetchOptions

@@ -10,7 +10,7 @@ from server.exit_codes import ENGINE_DIED, START_FAILED, USAGE
 from startup.causes.phase import phase_of_functions
 from startup.crash.output_record import OutputRecord
 from startup.errors import CrashError
-from startup.logs.setup import LogFormat
+from startup.logs.options import LogFormat
 from startup.processes.quick_end import end_without_finalizing
 
 _API_SERVER: Final = "APIServer"

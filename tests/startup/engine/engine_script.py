@@ -17,7 +17,7 @@ from server.types import EnginePrompt, SamplingParams
 from startup.crash.output_record import OutputRecord
 from startup.engine import process as engine_process
 from startup.engine.process import use_start_method
-from startup.logs.setup import LogOptions
+from startup.logs.options import LogOptions
 
 
 def main(model: Path, method: str, mode: str | None) -> int:

@@ -34,7 +34,7 @@ def test_the_given_configuration_is_not_changed() -> None:
 def test_a_file_written_for_vllm_is_applied() -> None:
     code = f"""
 import logging
-from startup.logs.setup import LogOptions
+from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 configure_logging(LogOptions(level="ERROR", format="json", config={VLLM_FILE!r}), role="api")
 logging.getLogger("server.run").debug("hello")

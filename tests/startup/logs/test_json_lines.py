@@ -13,7 +13,7 @@ from tests.cli import run_python
 
 _BEGIN = """
 import logging, sys, threading, warnings
-from startup.logs.setup import LogOptions
+from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging, rename_process
 configure_logging(LogOptions(level="INFO", format="json"), role="api", phase=lambda: "load_weights")
 logger = logging.getLogger("server.run")

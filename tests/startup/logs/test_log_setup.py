@@ -51,7 +51,7 @@ def test_printable_characters_are_unchanged() -> None:
 def test_a_traceback_stays_readable() -> None:
     code = """
 import logging
-from startup.logs.setup import LogOptions
+from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 configure_logging(LogOptions(level="INFO"), role="api")
 try:

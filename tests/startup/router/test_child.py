@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from envs.registry import env
-from startup.logs.setup import LogOptions
+from startup.logs.options import LogOptions
 from startup.router import child_server
 from startup.router.child import Child, ChildPlace
 from startup.router.child_log import LogRelay

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.logs.setup import LogOptions
+from startup.logs.options import LogOptions
 from startup.router import child as child_module
 from startup.router.child import ChildPlace
 from startup.router.child_log import LogRelay

@@ -329,7 +329,7 @@ def test_wrong_answers_lead_to_a_cold_start(answer: Answer, standby: StandbyProc
 
 
 def test_the_documentation_says_how_long_a_hung_standby_delays_a_start() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "standby.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "fast-starts.md").read_text()
     assert f"50 ms; one that hangs while it forks the server, {front_process._VERDICT_S:g} s." in text
     assert front_process._ACK_S < 0.05
 

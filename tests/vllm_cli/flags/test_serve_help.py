@@ -64,7 +64,7 @@ def test_defaults_are_those_of_the_fields(help_of) -> None:
     assert "Port to listen on. [8000]" in text
     assert "--[no-]enable-prefix-caching" in text
     flags = {flag.name: flag for flag in SUPPORTED}
-    assert flags["--renderer-num-workers"].default == 1
+    assert flags["--renderer-num-workers"].default == 2
     assert flags["--engine"].default == "auto"
 
 
