@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.apis.messages.errors import failure_format, is_anthropic
+from server.apis.messages.errors import failure_format
 from server.http_body.errors import error_response
 from server.metrics.server_metrics import HttpMetrics
 from server.routes.asgi import read_header, read_request_id, send_json
@@ -56,19 +56,15 @@ class ApiKeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = route_path(scope)
-        if scope["method"] == "OPTIONS" or path in self._open_paths or self._has_key(scope, path):
+        if scope["method"] == "OPTIONS" or path in self._open_paths or self._has_key(scope):
             await self._app(scope, receive, send)
             return
         body = error_response(KEY_NEEDED, type="Unauthorized", code=401)
         headers = ((b"www-authenticate", b"Bearer"),)
         await send_json(send, failure_format(path).to_body(body), status=401, headers=headers)
 
-    def _has_key(self, scope: Scope, path: str) -> bool:
-        scheme, _, key = (read_header(scope, b"authorization") or "").partition(" ")
-        if scheme.lower() == "bearer" and self._api_keys.is_valid(key.encode("latin-1")):
-            return True
-        given = read_header(scope, b"x-api-key") if is_anthropic(path) else None
-        return given is not None and self._api_keys.is_valid(given.encode("latin-1"))
+    def _has_key(self, scope: Scope) -> bool:
+        return self._api_keys.admit(lambda name: (read_header(scope, name.encode()) or "").encode("latin-1"))
 
 
 class RequestIdMiddleware:

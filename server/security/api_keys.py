@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
@@ -39,6 +40,14 @@ class ApiKeys:
 
     def __len__(self) -> int:
         return len(self._digests)
+
+    def admit(self, read_header: Callable[[str], bytes]) -> bool:
+        """Whether a request has a key: `Authorization: Bearer KEY`, or `X-Api-Key`, as of Anthropic's clients.
+
+        `read_header` returns a header's bytes, none if it is missing.
+        """
+        scheme, _, bearer = read_header("authorization").partition(b" ")
+        return (scheme.lower() == b"bearer" and self.is_valid(bearer)) or self.is_valid(read_header("x-api-key"))
 
     def is_valid(self, key: bytes) -> bool:
         """Whether this is one of the keys; takes the same time for every key."""

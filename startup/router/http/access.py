@@ -5,14 +5,12 @@ from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
-from server.apis.messages.errors import is_anthropic
 from server.security.api_keys import KEY_NEEDED, ApiKeys
 from server.security.open_paths import find_open_paths
 from startup.router.http.answers import FailedRequestError
 from startup.router.http.cors import CorsPolicy
 from startup.router.http.own_answers import OwnAnswer
 
-_KEY_HEADER: Final = "X-Api-Key"
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -24,7 +22,7 @@ class Access:
         self._keys = api_keys
         self._cors = cors
         self._open_paths = find_open_paths(is_key_everywhere=is_key_everywhere)
-        self.key_headers = frozenset({"authorization", _KEY_HEADER.lower()} if self.needs_key else ())
+        self.key_headers = frozenset({"authorization", "x-api-key"} if self.needs_key else ())
         """The headers, in lower case, that may hold a key of the router: models' servers do not get them."""
 
     @property
@@ -41,19 +39,14 @@ class Access:
         Args:
             own: the router's answer; None if a model has to answer.
         """
-        if self.needs_key and (own is None or path not in self._open_paths):
-            self._check_key(request, path)
+        if self.needs_key and (own is None or path not in self._open_paths) and not self._has_key(request):
+            raise FailedRequestError(401, KEY_NEEDED, headers={"WWW-Authenticate": "Bearer"})
         if own is None or not own.is_read:
             self._check_site(request)
 
-    def _check_key(self, request: web.Request, path: str) -> None:
-        scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-        if scheme.lower() == "bearer" and self._is_valid(key):
-            return
-        given = request.headers.get(_KEY_HEADER) if is_anthropic(path) else None
-        if given is not None and self._is_valid(given):
-            return
-        raise FailedRequestError(401, KEY_NEEDED, headers={"WWW-Authenticate": "Bearer"})
+    def _has_key(self, request: web.Request) -> bool:
+        headers = request.headers
+        return self._keys.admit(lambda name: headers.get(name, "").encode("utf-8", "surrogateescape"))
 
     def _check_site(self, request: web.Request) -> None:
         """A page of another site may send some requests without asking before.
@@ -67,9 +60,6 @@ class Access:
         is_other = origin is not None and not _is_of_host(origin, request.headers.get(hdrs.HOST, ""))
         if is_other or site not in (None, "none"):
             raise FailedRequestError(403, "Pages of other sites may not use the models: see --allowed-origins.")
-
-    def _is_valid(self, key: str) -> bool:
-        return self._keys.is_valid(key.encode("utf-8", "surrogateescape"))
 
 
 def _is_of_host(origin: str, host: str) -> bool:
