@@ -27,6 +27,7 @@ RUN python -c "import os, tomllib; p = tomllib.load(open('pyproject.toml', 'rb')
 
 COPY README.md LICENSE ./
 COPY envs envs
+COPY base base
 COPY server server
 COPY startup startup
 COPY vllm_cli vllm_cli

@@ -1,6 +1,6 @@
 """What counts as a secret, and how it is hidden in words and addresses before these are shown or stored.
 
-Every command runs this first (`server.machine.command_line`), so `re` is imported only for what needs it.
+Every command runs this first (`base.machine.command_line`), so `re` is imported only for what needs it.
 """
 
 from collections.abc import Callable, Iterable

@@ -12,15 +12,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from base.errors import ServerError
+from base.security.open_paths import READINESS_PATHS
 from server.apis.messages.errors import failure_format
-from server.errors import ServerError
 from server.http_body.errors import ErrorResponse, describe_failure, error_response
 from server.operation.availability import UnavailableError
 from server.routes.info import HealthEndpoint, json_response
 from server.routes.middleware import build_middleware, route_path
 from server.routes.parts import AppParts
 from server.routes.table import build_routes
-from server.security.open_paths import READINESS_PATHS
 
 _REQUESTS_PER_TURN = 4
 """The beginning of a request takes about half a millisecond, a piece of a body (256 KB) half of that."""

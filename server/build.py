@@ -8,10 +8,12 @@ from importlib.metadata import version
 
 import uvicorn
 
+from base.lifecycle import Lifecycle, StartView
+from base.security.access import Access
+from base.security.api_keys import ApiKeys
 from server.apis.responses.archive import build_response_store
 from server.app import ServerApp, build_app
 from server.engine.process_link.client import EngineClient
-from server.lifecycle import Lifecycle, StartView
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.admission import Admission
@@ -22,8 +24,6 @@ from server.operation.models import ServedModels
 from server.operation.telemetry import Telemetry
 from server.renderers.base import BaseRenderer
 from server.routes.parts import AppParts
-from server.security.access import Access
-from server.security.api_keys import ApiKeys
 from server.server_config import ServerConfig
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
@@ -91,7 +91,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         response_store=build_response_store(config.generation, options.limits),
         version=version(_DISTRIBUTION),
     )
-    access = Access(config, parts.api_keys)
+    access = Access(config.network, config.tls, parts.api_keys)
     app = build_app(parts)
     has_tls = access.tls_context is not None
     is_probe_missed = has_tls or app.is_probe_seen

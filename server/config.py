@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from base.errors import ConfigError
+from base.machine.processors import usable_count
+from base.setting import Group, Setting, check_ranges, from_variable, setting
 from envs.registry import env
-from server.errors import ConfigError
 from server.lora_config import LoraConfig
-from server.machine.processors import usable_count
 from server.pooler_config import PoolerConfig
-from server.setting import Group, Setting, check_ranges, from_variable, setting
 
 TokenizerMode = Literal["auto", "hf", "mistral"]
 """Format of tokenizer files and chat encoding; `auto` decides by the files."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import ClassVar
 
+from base.setting import Group, check_ranges, from_variable, option_name, setting
 from envs.registry import env
-from server.setting import Group, check_ranges, from_variable, option_name, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
-from server.errors import ConfigError
-from server.setting import Group, check_ranges, setting
+from base.errors import ConfigError
+from base.setting import Group, check_ranges, setting
 
 LoraDtype = Literal["auto", "float16", "bfloat16"]
 

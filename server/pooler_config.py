@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from server.errors import ConfigError
+from base.errors import ConfigError
 
 SeqPoolingType = Literal["CLS", "LAST", "MEAN"]
 PoolingTask = Literal["embed", "classify", "token_embed", "token_classify"]

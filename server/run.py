@@ -11,11 +11,11 @@ from contextlib import AsyncExitStack, closing
 
 import uvloop
 
+from base import exit_codes
+from base.errors import EngineStartError
+from base.machine.libc import trim_heap
 from envs.registry import env
-from server import exit_codes
 from server.build import RunOptions, build_server
-from server.errors import EngineStartError
-from server.machine.libc import trim_heap
 from server.operation.drain import SAME_SIGNAL_S
 from server.renderers.base import BaseRenderer
 from server.server_config import ServerConfig

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
+from base.machine.files import why_changeable
 from envs.home import expand_home
 from envs.registry import env
-from server.machine.files import why_changeable
 
 FIXED_PATH: Final = Path("/opt/vllm-cli/baked")
 OFF: Final = "off"
@@ -124,7 +124,7 @@ class Hardware:
     @classmethod
     def present(cls) -> Self:
         """The hardware of this machine."""
-        from server.machine.hardware import cpu_features, gpu_kinds  # noqa: PLC0415 - few starts read a manifest
+        from base.machine.hardware import cpu_features, gpu_kinds  # noqa: PLC0415 - few starts read a manifest
 
         return cls(cpu_features(), gpu_kinds())
 

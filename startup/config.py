@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from base.errors import ConfigError
+from base.setting import Group, check_ranges, from_variable, setting
 from envs.registry import IDLE_WARM_MODES, LOGGING_LEVELS, PREFLIGHT_MODES, STANDBY_MODES, env
 from server.config import EngineConfig, RendererConfig
-from server.errors import ConfigError
 from server.limits import LimitsConfig
 from server.server_config import ServerConfig
-from server.setting import Group, check_ranges, from_variable, setting
 from startup.logs.options import LogFormat, LogOptions
 from startup.prefetch.options import PrefetchOptions
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from server.exit_codes import START_FAILED
+from base.exit_codes import START_FAILED
 from startup.processes import group_signals
 
 logger = logging.getLogger(__name__)

@@ -21,14 +21,14 @@ from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
+from base.errors import EngineError, ServerError
+from base.exit_codes import ENGINE_DIED, START_FAILED
+from base.lifecycle import Lifecycle, State
+from base.security.open_paths import PROBE_PATHS
 from envs.home import expand_home
 from envs.registry import env
 from server.config import ModelFiles
-from server.errors import EngineError, ServerError
-from server.exit_codes import ENGINE_DIED, START_FAILED
-from server.lifecycle import Lifecycle, State
 from server.model_files.kind import accepts_images
-from server.security.open_paths import PROBE_PATHS
 from server.types import EngineInfo
 from startup.caches import use_baked_bytecode
 from startup.causes.phase import SERVING

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from base.machine.files import write_problem
 from envs.registry import env
-from server.machine.files import write_problem
 from startup.errors import StartupError
 
 logger = logging.getLogger(__name__)

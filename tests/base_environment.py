@@ -25,7 +25,7 @@ class BaseEnvironment:
         )
         for path in _top_level_paths(_closure(_base_requirements())):
             (site_packages / path.name).symlink_to(path)
-        for name in ("vllm_cli", "startup", "server", "envs"):
+        for name in ("vllm_cli", "startup", "server", "base", "envs"):
             (site_packages / name).symlink_to(ROOT / name)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:

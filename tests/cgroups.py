@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from server.machine import cgroups
+from base.machine import cgroups
 
 
 @contextmanager

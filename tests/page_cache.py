@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from server.machine.page_cache import ResidencyProbe, by_mincore
+from base.machine.page_cache import ResidencyProbe, by_mincore
 
 _ATTEMPTS = 3
 _EVICTED_AFTER_S = 60.0

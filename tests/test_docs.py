@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from server.security.open_paths import OPEN_PATHS, STATUS_PATHS
+from base.security.open_paths import OPEN_PATHS, STATUS_PATHS
 from tests.generated_docs import MAX_CHARS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 _MAX_CELL_CHARS = 200
-_PACKAGES = ("vllm_cli", "startup", "server", "envs", "tests", "tools")
+_PACKAGES = ("vllm_cli", "startup", "server", "base", "envs", "tests", "tools")
 _MODULES = [f"/{path.relative_to(ROOT)}" for package in _PACKAGES for path in (ROOT / package).rglob("*.py")]
 
 

@@ -28,7 +28,7 @@ def test_the_wheel_holds_every_package_and_no_test() -> None:
     include = _project()["tool"]["setuptools"]["packages"]["find"]["include"]
     folders = {
         ".".join(path.parent.relative_to(ROOT).parts)
-        for top in ("vllm_cli", "startup", "server", "envs")
+        for top in ("vllm_cli", "startup", "server", "base", "envs")
         for path in (ROOT / top).rglob("__init__.py")
     }
     assert set(find_packages(str(ROOT), include=include)) == folders

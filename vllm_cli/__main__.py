@@ -16,7 +16,7 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH
 
 def main() -> int:
     """Runs the command; as process 1 of a container, runs it in a child and acts as its init."""
-    from server.machine.command_line import mask_command_line
+    from base.machine.command_line import mask_command_line
     from startup.vllm.link import is_called_as_vllm, use_vllm_engine
 
     mask_command_line()
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def _run() -> int:
-    from server.exit_codes import INTERRUPTED
+    from base.exit_codes import INTERRUPTED
     from vllm_cli.main import main as run_command
 
     if (conflict := describe_conflict()) is not None:

@@ -2,7 +2,7 @@
 
 import click
 
-from server.exit_codes import USAGE
+from base.exit_codes import USAGE
 
 
 class InputError(click.ClickException):

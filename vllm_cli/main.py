@@ -13,12 +13,12 @@ from typing import Final
 
 import click
 
+from base.errors import ConfigError
+from base.exit_codes import INTERRUPTED, START_FAILED, USAGE
 from envs.redaction import hide_quoted
 from envs.registry import env
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError
-from server.errors import ConfigError
-from server.exit_codes import INTERRUPTED, START_FAILED, USAGE
 from startup.engine.installed import INSTALL_COMMAND, MODULES
 from startup.errors import CommandLineError, CrashError, StartupError
 from vllm_cli.lazy_group import CommandEntry, LazyGroup

@@ -1,9 +1,9 @@
 """Imports this program's packages instead of a user's modules of the same names.
 
-`server`, `startup` and `envs` are common names: with `PYTHONPATH=.` and a `server.py` in that folder, Python
-would import the user's file. The console script, `python -m vllm_cli`, the forkserver and spawned processes
-therefore import this module before any other package of this program; forks inherit it. The prefetch helper
-runs isolated (`python -I`), without the user's folders.
+`server`, `startup`, `base` and `envs` are common names: with `PYTHONPATH=.` and a `server.py` in that folder,
+Python would import the user's file. The console script, `python -m vllm_cli`, the forkserver and spawned
+processes therefore import this module before any other package of this program; forks inherit it. The
+prefetch helper runs isolated (`python -I`), without the user's folders.
 
 This finder is not the one of `startup.imports`: it is what makes `startup` importable.
 """
@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-_PACKAGES = frozenset({"vllm_cli", "startup", "server", "envs"})
+_PACKAGES = frozenset({"vllm_cli", "startup", "server", "base", "envs"})
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib takes 7 ms
 
 
 class OwnPackagesFinder:
-    """A meta-path finder that looks for the four top-level packages only where this module is installed."""
+    """A meta-path finder that looks for the five top-level packages only where this module is installed."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from base.errors import RequestError
 from server.engine.process_link.client import EngineClient
-from server.errors import RequestError
 from server.generation.chat_request import Tool, shown_tools
 from server.http_body.fields import (
     Messages,

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from transformers import PreTrainedModel
 
+from base.machine.processors import usable_count
 from server.config import EngineConfig, ModelFiles
 from server.engine.base_core import PromptLimits
 from server.engine.compute.attention import UnsupportedAttentionError
@@ -36,7 +37,6 @@ from server.engine.sampling.guided import GuidedStates
 from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.step_pace import StepPace
-from server.machine.processors import usable_count
 from server.types import EngineInfo
 
 logger = logging.getLogger(__name__)

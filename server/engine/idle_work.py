@@ -5,8 +5,8 @@ from math import inf
 from time import monotonic
 from typing import Protocol
 
+from base.machine.libc import HeapTrimmer
 from server.engine.base_core import BaseCore
-from server.machine.libc import HeapTrimmer
 
 _DELAY_S = 0.5
 """From the first request, the API process's own, to the first idle work, a part of which takes 0.4 s: a

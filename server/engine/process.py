@@ -20,7 +20,9 @@ from typing import NoReturn
 
 import msgspec
 
-from server import exit_codes
+from base import exit_codes
+from base.errors import EngineMemoryError, EngineStartError
+from base.machine.processors import affinity_count, read_processor_time, usable_count
 from server.config import EngineConfig, ModelFiles
 from server.engine.base_core import BaseCore
 from server.engine.compute.thread_count import ThreadCount
@@ -40,8 +42,6 @@ from server.engine.process_link.messages import (
     Step,
     ToEngine,
 )
-from server.errors import EngineMemoryError, EngineStartError
-from server.machine.processors import affinity_count, read_processor_time, usable_count
 from server.model_files.kind import read_model_kind
 from server.types import EngineInfo, EngineOutput, EnginePrompt
 

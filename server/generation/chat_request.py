@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.generation.request import GenerationRequest
 from server.http_body.fields import (
     Ignored,

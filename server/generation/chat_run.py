@@ -15,7 +15,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.generation.chat_request import ChatRequest, shown_tools
 from server.generation.generation import Generation, GenerationBuilder, SequenceDelta
 from server.generation.output_parsing import ChoiceDelta, ChoiceReader, OutputParsing

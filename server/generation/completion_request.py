@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.generation.request import GenerationRequest
 from server.http_body.fields import Counted, NumLogprobs, TokenCount, TokenId, Unsupported
 from server.renderers.prompts import EmbedsPrompt, Prompt

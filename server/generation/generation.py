@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import msgspec
 
+from base.request_ids import set_request_id
 from envs.redaction import MASK
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
@@ -20,7 +21,6 @@ from server.operation.inference import Inference
 from server.operation.request_context import RequestContext
 from server.renderers.detokenizer import PromptTail
 from server.renderers.prompts import RenderedPrompt
-from server.request_ids import set_request_id
 from server.types import EnginePrompt, FinishReason, SamplingParams, TokenLogprob
 
 logger = logging.getLogger(__name__)

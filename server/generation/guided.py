@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from base.errors import RequestError
 from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema
-from server.errors import RequestError
 from server.generation.chat_request import ChatRequest, FunctionDefinition
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import StructuredOutputs

@@ -4,7 +4,7 @@ import logging
 from typing import Literal, NamedTuple
 from uuid import uuid4
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.generation import SequenceDelta
 from server.generation.guided import Constraint, find_strict_constraint

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from base.errors import RequestError
 from server.engine.sampling.reasoning import MarkerFinder
-from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.parsers.base import OutputParser, PromptEnd, ReasoningFormat

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.http_body.fields import (
     INT32_MAX,
     BadWords,

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
+from base.errors import ConfigError, RequestError
 from server.config import ModelFiles
-from server.errors import ConfigError, RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.reasoning import PromptReasoning

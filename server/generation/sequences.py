@@ -5,7 +5,7 @@ from contextlib import aclosing
 from time import perf_counter
 from uuid import uuid4
 
-from server.errors import EngineError, RequestError
+from base.errors import EngineError, RequestError
 from server.generation.generation import Generation, SequenceDelta
 from server.metrics.server_metrics import EngineMetrics
 from server.operation.concurrently import take_turns

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.http_body.fields import RequestBody
 from server.http_body.long_texts import shorten
 from server.limits import LimitsConfig, flag_of

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType, structs
 
-from server.errors import CodedRequestError, EngineError, RequestError, UnsupportedApiError
+from base.errors import CodedRequestError, EngineError, RequestError, UnsupportedApiError
 from server.http_body.response_parts import LAST_EVENT, encode_event
 
 logger = logging.getLogger(__name__)

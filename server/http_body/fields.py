@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from server.errors import RequestError
+from base.errors import RequestError
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from server.lifecycle import StartView
+from base.lifecycle import StartView
 from server.renderers.images.processor_cache import ProcessorCache
 from server.renderers.pool import RendererPool
 from server.types import EngineStats

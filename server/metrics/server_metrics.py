@@ -19,7 +19,7 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from server.lifecycle import StartView
+from base.lifecycle import StartView
 from server.metrics.collectors import (
     ENGINE,
     LABELS,

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
-from server.errors import OverloadedError, RequestError
+from base.errors import OverloadedError, RequestError
+from base.machine.memory import available_bytes
 from server.limits import LimitsConfig, flag_of
-from server.machine.memory import available_bytes
 
 _MEMORY_SHARE = 8
 """The divisor of free memory: by default requests may hold an eighth of it."""

@@ -1,8 +1,8 @@
 """Whether requests are accepted: the 503 body of each state of the lifecycle."""
 
-from server.errors import ServerError
+from base.errors import ServerError
+from base.lifecycle import Lifecycle, StartView
 from server.http_body.errors import UnavailableInfo, UnavailableResponse
-from server.lifecycle import Lifecycle, StartView
 
 
 class UnavailableError(ServerError):

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from math import inf
 from typing import Any, Protocol
 
+from base.lifecycle import Lifecycle
+from base.server_settings import LifecycleConfig
 from envs.registry import env
-from server.lifecycle import Lifecycle
-from server.server_config import LifecycleConfig
 
 logger = logging.getLogger(__name__)
 

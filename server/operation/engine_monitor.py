@@ -7,9 +7,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, Protocol
 
+from base.errors import EngineDeadError, EngineError, EngineStartError
+from base.lifecycle import Lifecycle, State
 from server.engine.process_link.client import EngineClient
-from server.errors import EngineDeadError, EngineError, EngineStartError
-from server.lifecycle import Lifecycle, State
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.lora import LoraAdapters
 from server.renderers.base import BaseRenderer

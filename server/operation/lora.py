@@ -7,10 +7,10 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from base.errors import EngineStartError, RequestError
 from envs.home import expand_home
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import Done
-from server.errors import EngineStartError, RequestError
 from server.http_body.fields import RequestBody
 from server.http_body.response_parts import BinaryResponse
 from server.operation.request_context import RequestContext

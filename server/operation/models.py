@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from base.errors import RequestError, UnsupportedApiError
 from server.engine.process_link.client import EngineClient
-from server.errors import RequestError, UnsupportedApiError
 from server.operation.lora import LoraAdapters
 
 

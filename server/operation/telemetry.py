@@ -5,10 +5,10 @@ import logging
 from collections.abc import Callable
 from time import monotonic
 
-from server.access_log import set_up_access_log
+from base.access_log import set_up_access_log
+from base.server_settings import LoggingConfig
 from server.engine.process_link.client import EngineClient
 from server.metrics.server_metrics import ServerMetrics
-from server.server_config import LoggingConfig
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final, NamedTuple, cast
 
-from server.errors import ServerError
+from base.errors import ServerError
 from server.parsers.base import ReasoningFormat, ToolParser
 
 

@@ -8,8 +8,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
+from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
-from server.errors import RequestError
 from server.renderers.detokenizer import AddedTokensJoined, DecodeWindow, IncrementalDetokenizer, PromptTail
 from server.renderers.embeds.chat_embeds import MarkedConversation, has_embeds, join, mark
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds

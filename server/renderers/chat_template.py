@@ -11,7 +11,7 @@ import jinja2
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.renderers.messages import ContentFormat, Message, without_developer
 from server.renderers.prompts import ChatOptions
 from server.renderers.tokenizers.files import TokenizerLoadError

@@ -5,7 +5,7 @@ import logging
 from functools import cache
 from typing import Any, Literal
 
-from server.errors import RequestError
+from base.errors import RequestError
 
 logger = logging.getLogger(__name__)
 

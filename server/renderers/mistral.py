@@ -11,8 +11,8 @@ from mistral_common.protocol.instruct.messages import AssistantMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from pydantic import ValidationError
 
+from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
-from server.errors import RequestError
 from server.renderers.base import BaseRenderer
 from server.renderers.messages import TEXT_KEYS, Message, to_conversation
 from server.renderers.prompts import ChatOptions, check_unicode

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.renderers.tokenizers.tokenizer import Side
 from server.types import PromptInputs
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from base.errors import RequestError
+from base.machine.memory import available_bytes
 from server.config import ModelFiles, RendererConfig
-from server.errors import RequestError
-from server.machine.memory import available_bytes
 from server.renderers.embeds.chat_embeds import has_few_parts
 from server.renderers.hf import HfRenderer
 from server.renderers.images.decoding import import_decoders

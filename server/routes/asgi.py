@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.http_body.errors import OPENAI, FailureFormat, UnavailableResponse, describe_failure, error_response
 from server.http_body.response_parts import EVENTS_TYPE
 from server.limits import flag_of

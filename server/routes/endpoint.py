@@ -7,12 +7,12 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from server.errors import RequestError
+from base.errors import RequestError
+from base.request_ids import set_request_id
 from server.http_body.errors import OPENAI, FailureFormat
 from server.http_body.fields import RequestBody
 from server.http_body.response_parts import BinaryResponse
 from server.operation.request_context import RequestContext
-from server.request_ids import set_request_id
 from server.routes.asgi import (
     ClientGoneError,
     Headers,

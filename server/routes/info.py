@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from base.errors import RequestError
 from server.apis.responses.serving import ResponsesServing
-from server.errors import RequestError
 from server.http_body.response_parts import EVENTS_TYPE
 from server.metrics.server_metrics import CONTENT_TYPE
 from server.operation.availability import Availability

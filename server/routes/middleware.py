@@ -11,12 +11,12 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from base.security.api_keys import KEY_NEEDED, ApiKeys
+from base.security.open_paths import OPEN_PATHS, STATUS_PATHS, find_open_paths
 from server.apis.messages.errors import failure_format
 from server.http_body.errors import error_response
 from server.metrics.server_metrics import HttpMetrics
 from server.routes.asgi import read_header, read_request_id, send_json
-from server.security.api_keys import KEY_NEEDED, ApiKeys
-from server.security.open_paths import OPEN_PATHS, STATUS_PATHS, find_open_paths
 from server.server_config import ServerConfig
 
 UNCOUNTED_PATHS = OPEN_PATHS | STATUS_PATHS - {"/openapi.json"}

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from base.lifecycle import Lifecycle, StartView
+from base.security.api_keys import ApiKeys
 from server.apis.responses.store import ResponseStore
-from server.lifecycle import Lifecycle, StartView
 from server.operation.admission import Admission
 from server.operation.availability import Availability
 from server.operation.drain import RunningRequests
 from server.operation.inference import Inference
 from server.operation.lora import LoraAdapters
-from server.security.api_keys import ApiKeys
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from base.status_page.page import read_page
 from server.routes.info import json_response
 from server.routes.parts import AppParts
-from server.status_page.page import read_page
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 

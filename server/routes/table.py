@@ -4,6 +4,7 @@ from functools import partial
 
 from starlette.routing import Route
 
+from base.status_page.page import DATA_PATH
 from server.apis.messages.errors import ANTHROPIC
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
 from server.apis.messages.serving import MessagesServing
@@ -36,7 +37,6 @@ from server.routes.endpoint import Handler, JsonEndpoint, T
 from server.routes.info import HealthEndpoint, InfoEndpoints, ModelEndpoints, ResponseEndpoints
 from server.routes.parts import AppParts
 from server.routes.status import StatusEndpoints
-from server.status_page.page import DATA_PATH
 
 
 def build_routes(parts: AppParts) -> list[Route]:

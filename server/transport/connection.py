@@ -18,8 +18,8 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from base.security.open_paths import PROBE_PATHS
 from server.limits import LimitsConfig, flag_of
-from server.security.open_paths import PROBE_PATHS
 from server.transport.connection_table import ConnectionTable, raise_file_limit
 from server.transport.lingering_transport import LingeringTransport
 from server.transport.probe_process import ProbeProcess

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from base.machine.files import write_whole
 from envs.redaction import hide_in_command, hide_quoted
 from envs.registry import env
-from server.machine.files import write_whole
 from startup.caches import cache_folder
 from startup.causes.digest import digest_to_dict, write_digest
 from startup.causes.first_cause import Cause, find_cause

@@ -17,10 +17,10 @@ from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from server.machine.descriptors import move_up
-from server.machine.memory import OomWatch
-from server.machine.processes import EndWatch, is_alive
-from server.wording import signal_name
+from base.machine.descriptors import move_up
+from base.machine.memory import OomWatch
+from base.machine.processes import EndWatch, is_alive
+from base.wording import signal_name
 from startup.causes.phase import LAST_PHASE
 
 _FILE: Final = "output.log"

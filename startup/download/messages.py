@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from server.wording import format_bytes
+from base.wording import format_bytes
 from startup.errors import ModelNotFoundError, NoAccessError, NoSpaceError
 from startup.model.file_plan import Download
 

@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from base.wording import format_bytes
 from envs import foreign
 from envs.redaction import without_login
 from envs.registry import env
-from server.wording import format_bytes
 from startup.download.endpoints import hub_endpoints
 from startup.download.import_path import import_path
 from startup.download.messages import (

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from server.wording import format_bytes
+from base.wording import format_bytes
 from startup.download.messages import DownloadError
 from startup.model.checkpoint_folder import read_index
 from startup.model.location import repository_name, unfinished_marker

@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from base.wording import format_bytes
 from envs.redaction import without_login
-from server.wording import format_bytes
 from startup.download.fetch import NO_ROOM, Fetch
 from startup.download.hub_client import HubClient
 from startup.download.messages import DownloadError, DownloadProgress, DownloadReport, Job, to_line

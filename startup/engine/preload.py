@@ -9,8 +9,8 @@ import os
 import time
 from contextlib import suppress
 
+from base.machine.processes import process_start_ns
 from envs.registry import env
-from server.machine.processes import process_start_ns
 from startup.imports.heavy import import_engine
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging

@@ -14,11 +14,11 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from base.machine.memory import OomWatch
+from base.machine.processes import EndWatch, process_start_ns
+from base.wording import signal_name
 from envs.registry import env
 from server.config import EngineConfig, ModelFiles
-from server.machine.memory import OomWatch
-from server.machine.processes import EndWatch, process_start_ns
-from server.wording import signal_name
 from startup.crash.output_record import OutputRecord
 from startup.engine.torch_environment import set_torch_variables
 from startup.errors import StartupError

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from typing import Final
 
+from base.errors import EngineStartError
 from server.config import EngineConfig, ModelFiles
-from server.errors import EngineStartError
 from startup.crash.output_record import OutputRecord, ProcessEnds
 from startup.engine import process as engine_process
 from startup.engine.process import EngineProcess

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Final
 
-from server.machine.file_stamps import read_stamp
+from base.machine.file_stamps import read_stamp
 
 _METADATA: Final = ".dist-info"
 _RECORD: Final = "RECORD"

@@ -24,8 +24,8 @@ from importlib.util import MAGIC_NUMBER
 from types import CodeType, ModuleType
 from typing import Any, Final, NamedTuple
 
-from server.machine.file_stamps import StoredStamp, read_stamp
-from server.machine.files import why_changeable
+from base.machine.file_stamps import StoredStamp, read_stamp
+from base.machine.files import why_changeable
 from startup.imports.distributions import distribution_stamps
 from startup.imports.finder import serve, stop_serving
 

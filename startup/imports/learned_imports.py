@@ -17,8 +17,8 @@ from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-from server.machine.file_stamps import StoredStamp, read_stamp
-from server.machine.files import MODE
+from base.machine.file_stamps import StoredStamp, read_stamp
+from base.machine.files import MODE
 from startup.caches import layers
 from startup.hooks.hook import uses
 from startup.imports import import_file

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, TypeAlias
 
-from server.machine.files import MODE, read_own, write_whole
+from base.machine.files import MODE, read_own, write_whole
 from startup.caches import layers
 from startup.hooks.hook import Hook, Name
 from startup.imports.distributions import distribution_stamps

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, TextIO
 
-from server.access_log import ACCESS_LOGGER
-from server.request_ids import current_request_id
+from base.access_log import ACCESS_LOGGER
+from base.request_ids import current_request_id
 from startup.logs.setup import CONTROL_CHARACTERS, RoleFormatter
 
 _ACCESS_FIELDS: Final = ("client", "method", "path", "http_version", "status")

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, TextIO, cast
 
+from base.errors import ConfigError
 from envs.registry import env
-from server.errors import ConfigError
 from startup.logs.options import LogFormat, LogOptions
 
 _VLLM: Final = "vllm"
@@ -25,7 +25,7 @@ _LINE_BREAK: Final = re.compile(r"\n(?=[^\n])")
 _CONTINUATION: Final = "\n  "
 _TEXT: Final = "%(levelname)s %(asctime)s (%(role)s) %(name)s: %(message)s"
 
-PACKAGES: Final = ("vllm_cli", "startup", "server", "envs")
+PACKAGES: Final = ("vllm_cli", "startup", "server", "base", "envs")
 """Roots of this project's loggers."""
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from server.wording import list_some
+from base.wording import list_some
 from startup.model.json_file import read_json_object
 
 _CHOICES: Final = (

@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from base.machine.files import write_whole
 from envs.registry import env
-from server.machine.files import write_whole
 from startup.caches import cache_folder
 from startup.errors import ModelNotFoundError
 from startup.model.checkpoint_folder import model_problem

@@ -10,8 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+from base.machine.page_cache import memory_devices
 from server.config import ModelFiles
-from server.machine.page_cache import memory_devices
 from startup.config import DEFAULT_MODEL_ID
 from startup.model.location import FolderListing, ModelPlace, find_place
 from startup.model.object_address import is_streamed, objects_cache

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from server.setting import Group, setting
+from base.setting import Group, setting
 
 PrefetchMode = Literal["auto", "on", "off"]
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from server.machine.page_cache import is_cheap
+from base.machine.page_cache import is_cheap
 from startup.prefetch.messages import Job, PrefetchProgress, PrefetchReport
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.survey import reason_to_skip, survey_files

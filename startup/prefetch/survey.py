@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from server.machine.memory import read_memory
-from server.machine.page_cache import ResidencyProbe, memory_devices
+from base.machine.memory import read_memory
+from base.machine.page_cache import ResidencyProbe, memory_devices
 from startup.prefetch.messages import Job
 
 RESERVE_BYTES = 1 << 30

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from server.machine.page_cache import ResidencyProbe
+from base.machine.page_cache import ResidencyProbe
 from startup.prefetch.messages import MAX_PROBLEMS, Job, PrefetchProgress, PrefetchReport
 from startup.prefetch.survey import RESERVE_BYTES, Block, Survey, available_bytes, decide, survey_files
 from startup.processes import death_pipe, group_signals

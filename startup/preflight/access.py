@@ -4,8 +4,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from server.security.api_keys import KeyFileError, read_key_file
-from server.server_config import NetworkConfig, TlsConfig
+from base.security.api_keys import KeyFileError, read_key_file
+from base.server_settings import NetworkConfig, TlsConfig
 from startup.preflight.report import Finding, error, warning
 
 
@@ -35,7 +35,7 @@ def check_tls(config: TlsConfig) -> Iterator[Finding]:
     if config.ssl_certfile is None:
         yield from _check_settings_without_certificate(config)
         return
-    from server.security.tls import TlsError, create_tls_context  # noqa: PLC0415 - only with a certificate
+    from base.security.tls import TlsError, create_tls_context  # noqa: PLC0415 - only with a certificate
 
     try:
         create_tls_context(config)

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from base.server_settings import NetworkConfig
 from envs.redaction import hide_in_words
-from server.server_config import NetworkConfig
 from startup.errors import PortInUseError, StartupError
 from startup.preflight.report import Finding, error, info
 from startup.probes.listener import is_listened_on, listen

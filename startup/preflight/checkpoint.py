@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from server.wording import list_some
+from base.wording import list_some
 from startup.model.checkpoint_folder import WeightFiles, find_weight_files, folder_problems
 from startup.model.json_file import JsonFile, json_problem, read_json_object, unread_lfs_problem
 from startup.preflight.report import Finding, error

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from base.machine.files import write_problem
+from base.wording import format_bytes
 from envs.registry import env
-from server.machine.files import write_problem
-from server.wording import format_bytes
 from startup.caches import cache_folder
 from startup.model.checkpoint_folder import find_weight_files
 from startup.model.location import ModelPlace

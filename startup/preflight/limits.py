@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from base.wording import format_bytes
 from server.config import EngineConfig
-from server.wording import format_bytes
 from startup.engine.torch_environment import expects_gpu
 from startup.preflight.model_shape import ModelShape
 from startup.preflight.report import Finding, error, warning

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
+from base.machine.memory import MemoryState
+from base.wording import format_bytes
 from server.config import EngineConfig
-from server.machine.memory import MemoryState
-from server.wording import format_bytes
 from startup.engine.torch_environment import expects_gpu
 from startup.preflight.model_shape import ModelShape
 from startup.preflight.report import Finding, Severity, error, warning

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from base.wording import format_bytes, list_some
 from envs.home import expand_home
 from envs.redaction import without_login
 from envs.registry import env
 from envs.suggestion import did_you_mean
-from server.wording import format_bytes, list_some
 from startup.download.endpoints import hub_endpoints
 from startup.download.messages import STALL_S, DownloadError
 from startup.model.location import ModelPlace, dangling_links, find_snapshot, is_offline

@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
+from base.machine.memory import MemoryState, read_memory
+from base.wording import list_some
 from envs.home import expand_home
 from envs.registry import undeclared_names, unknown_variables, validate_all
-from server.machine.memory import MemoryState, read_memory
-from server.wording import list_some
 from startup.config import StartupConfig
 from startup.model.checkpoint_folder import tokenizer_problem
 from startup.model.file_plan import FilePlan, plan_files

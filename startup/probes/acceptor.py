@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
-from server.machine.realtime import RealtimePriority
+from base.machine.realtime import RealtimePriority
 from startup.probes.probe_http import MAX_HEAD_BYTES, Answer, ProbeRequest, parse_probe
 from startup.probes.report_queue import ReportQueue
 from startup.probes.serving_messages import (

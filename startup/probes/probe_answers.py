@@ -2,7 +2,7 @@
 
 import json
 
-from server.status_page.page import DATA_PATH, read_page
+from base.status_page.page import DATA_PATH, read_page
 from startup.probes.probe_http import Answer
 from startup.probes.start_state import StartState
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn, Protocol
 
-from server.errors import ServerError
+from base.errors import ServerError
 from startup.logs.setup import rename_process
 from startup.probes.acceptor import Acceptor
 from startup.probes.probe_http import Answer, Answers

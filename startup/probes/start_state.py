@@ -15,7 +15,7 @@ from startup.timeline.timeline import PhaseTimeline
 
 
 class StartState:
-    """Implements `server.lifecycle.StartView`; changed by the main thread, read from any thread.
+    """Implements `base.lifecycle.StartView`; changed by the main thread, read from any thread.
 
     The responder's process has a copy, which follows this one by its messages (`to_message`).
     """

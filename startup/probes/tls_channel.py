@@ -8,8 +8,8 @@ import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from server.security.tls import create_tls_context
-from server.server_config import TlsConfig
+from base.security.tls import create_tls_context
+from base.server_settings import TlsConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ import os
 import select
 import signal
 
-from server.machine.libc import prctl
+from base.machine.libc import prctl
 
 _PR_SET_PDEATHSIG = 1
 

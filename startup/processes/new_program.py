@@ -15,8 +15,8 @@ from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
+from base.machine.command_line import replace_command_line
 from envs import foreign
-from server.machine.command_line import replace_command_line
 from startup.hooks.hook import Hook, Name, Text
 from startup.processes import death_pipe, group_signals
 from startup.processes.library_state import refresh_libraries

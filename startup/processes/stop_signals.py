@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from server.exit_codes import INTERRUPTED
-from server.machine.processes import kill_descendants
+from base.exit_codes import INTERRUPTED
+from base.machine.processes import kill_descendants
 from startup.processes.group_signals import GROUP_SIGNALS, set_handler
 from startup.processes.quick_end import end_like
 

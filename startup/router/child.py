@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, NoReturn
 
 import aiohttp
 
-from server.machine.processes import descendants
+from base.machine.processes import descendants
 from startup.router.child_log import ChildLog, LogRelay
 from startup.router.child_process import ChildProcess, describe_end
 from startup.router.child_server import ERRORS_S, STOP_S, ChildProgress, ForeignServer, OwnServer, execute_words

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NoReturn, Self
 
+from base.wording import signal_name
 from envs.registry import env
-from server.wording import signal_name
 from startup.processes import death_pipe
 
 OF_THE_MANAGER: Final = (env.NOTIFY_SOCKET, env.WATCHDOG_USEC, env.WATCHDOG_PID)

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn, Self
 
+from base.machine.command_line import replace_command_line
 from envs.registry import env
-from server.machine.command_line import replace_command_line
 
 _NUM_SCANS: Final = 50
 _BETWEEN_SCANS_S: Final = 0.02

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
-from server.machine.processes import pss_bytes
+from base.machine.processes import pss_bytes
 from startup.router.model_memory import MemoryMeter
 from startup.router.scheduler import Scheduler
 from startup.router.scheduler_terms import Action, Need

@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from base.machine.memory import read_memory
+from base.machine.processes import descendants, pss_bytes
 from envs import foreign
-from server.machine.memory import read_memory
-from server.machine.processes import descendants, pss_bytes
 from startup.engine.torch_environment import expects_gpu
 from startup.model.checkpoint_folder import find_weight_files
 from startup.model.json_file import read_json_object

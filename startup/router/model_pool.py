@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from server.exit_codes import START_FAILED
+from base.exit_codes import START_FAILED
 from startup.router.child import Child, ChildPlace
 from startup.router.child_server import ChildProgress
 from startup.router.memory_watch import MemoryWatch

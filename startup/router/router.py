@@ -22,12 +22,12 @@ from typing import Final, NamedTuple, Self
 import uvloop
 from aiohttp import web
 
-from server.errors import ServerError
-from server.exit_codes import OK
-from server.security.access import FileWatch
-from server.security.api_keys import ApiKeys
-from server.security.tls import RenewableTls, tls_files
-from server.server_config import NetworkConfig, TlsConfig
+from base.errors import ServerError
+from base.exit_codes import OK
+from base.security.access import FileWatch
+from base.security.api_keys import ApiKeys
+from base.security.tls import RenewableTls, tls_files
+from base.server_settings import NetworkConfig, TlsConfig
 from server.transport.connection_table import raise_file_limit
 from startup.errors import StartupError
 from startup.logs.options import LogOptions

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from base.machine.processes import child_pids, pss_bytes
 from envs import foreign
 from envs.registry import env
-from server.machine.processes import child_pids, pss_bytes
 from startup.processes import death_pipe
 from startup.processes.back_off import LONGEST_S, BackOff
 from startup.router.child_process import OF_THE_MANAGER

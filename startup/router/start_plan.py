@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from server.wording import format_bytes
+from base.wording import format_bytes
 from startup.router.memory_room import READING_VALID_S, FreeMemory, Ledger
 from startup.router.model_record import ModelRecord
 from startup.router.scheduler_terms import NOTHING, UNLIMITED, Need, SchedulerLimits

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple, NoReturn
 
+from base.machine.command_line import masked_words, replace_command_line
+from base.machine.descriptors import is_open, move_socket_up, move_up
+from base.machine.processes import process_start_ns
 from envs import foreign
-from server.machine.command_line import masked_words, replace_command_line
-from server.machine.descriptors import is_open, move_socket_up, move_up
-from server.machine.processes import process_start_ns
 from startup.processes import death_pipe, messages, new_program
 from startup.processes.library_state import refresh_libraries, renew_authentication_key
 from startup.processes.messages import MessageError

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any, Final
 
-from server.machine.file_stamps import MISSING, FileStamp, read_stamp
+from base.machine.file_stamps import MISSING, FileStamp, read_stamp
 from startup.imports.distributions import distribution_files
 
 _DELETED: Final = " (deleted)"

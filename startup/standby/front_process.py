@@ -63,7 +63,7 @@ def serve_warm(words: list[str]) -> int | None:
         reason = f"no standby runs for this kind of start ({kind})"
     if mode == "require":
         sys.stderr.write(f"Error: --standby require: {reason}. Start one with `vllm-cli standby`.\n")
-        from server.exit_codes import START_FAILED  # noqa: PLC0415 - slow to import for a warm start
+        from base.exit_codes import START_FAILED  # noqa: PLC0415 - slow to import for a warm start
 
         return START_FAILED
     from startup.timeline import start_origin  # noqa: PLC0415 - slow to import for a warm start

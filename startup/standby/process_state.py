@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import psutil  # noqa: TID253 - in the template process, so that its forks need not import it
 
-from server.machine import cgroups
+from base.machine import cgroups
 
 _STATUS: Final = (
     "Uid",

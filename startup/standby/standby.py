@@ -12,9 +12,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
+from base.machine.processes import pss_bytes
+from base.wording import format_bytes
 from envs.registry import env
-from server.machine.processes import pss_bytes
-from server.wording import format_bytes
 from startup.errors import StartupError
 from startup.model.file_plan import plan_files
 from startup.model.request import ModelRequest

@@ -17,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from base.machine.descriptors import move_socket_up, move_up
+from base.machine.libc import load_libc
 from envs import foreign
-from server.machine.descriptors import move_socket_up, move_up
-from server.machine.libc import load_libc
 from startup.engine.torch_environment import set_torch_variables
 from startup.errors import StartupError
 from startup.imports.heavy import import_engine

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Final
 
-from server.machine.processes import pss_bytes
+from base.machine.processes import pss_bytes
 from startup.processes.back_off import BackOff
 from startup.standby.places import module_folder
 from startup.standby.status import TemplateState, TemplateStatus

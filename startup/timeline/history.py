@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from server.machine.files import write_whole
+from base.machine.files import write_whole
 from startup.caches import cache_folder, layers
 from startup.timeline.report import StartReport
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from server.machine.files import write_whole
+from base.machine.files import write_whole
 from startup.timeline.spans import UNEXPLAINED, PhaseTotal, Stretch, sum_phases
 from startup.timeline.timeline import PhaseTimeline
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, replace
 from typing import Any
 
-from server.machine.processes import process_start_ns
+from base.machine.processes import process_start_ns
 from startup.timeline import start_origin
 from startup.timeline.spans import API, PhaseSpan, Stretch, find_critical_path
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from server.exit_codes import INTERRUPTED, USAGE
+from base.exit_codes import INTERRUPTED, USAGE
 from startup.hooks.hook import Hook, Name
 from startup.model.file_plan import FilePlan, plan_files
 from startup.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest

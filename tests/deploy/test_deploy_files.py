@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.server_config import LifecycleConfig
+from base.server_settings import LifecycleConfig
 from tests.deploy.dockerfile import ROOT, last, read_stages
 from vllm_cli.commands.probes import ProbeTarget, StartTimes, build_probes
 from vllm_cli.commands.standby import standby

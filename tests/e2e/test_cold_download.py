@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.status_page.page import DATA_PATH
+from base.status_page.page import DATA_PATH
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.hub.faults import Fault

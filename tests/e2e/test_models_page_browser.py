@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.status_page.page import DATA_PATH, read_page
+from base.status_page.page import DATA_PATH, read_page
 from tests.e2e.browser import EXECUTABLE, Browser
 from tests.http_server import LocalServer, QuietHandler, serving
 

@@ -10,7 +10,7 @@ from envs.registry import LOGGING_LEVELS, START_METHODS, Environment, env, unkno
 from envs.suggestion import did_you_mean
 from envs.variable import EnvError, parse_duration, spell_duration
 
-PACKAGES = ("vllm_cli", "startup", "server", "envs")
+PACKAGES = ("vllm_cli", "startup", "server", "base", "envs")
 ROOT = Path(__file__).parents[2]
 
 

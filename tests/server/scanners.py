@@ -13,7 +13,9 @@ from typing import Any, Final, NamedTuple
 
 import pybase64
 
-from server.access_log import QueryMask
+from base.access_log import QueryMask
+from base.errors import ServerError
+from base.security.api_keys import ApiKeys
 from server.apis.messages.blocks import BlockStream
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.request import ResponsesRequest
@@ -21,7 +23,6 @@ from server.apis.responses.tools import CustomInputReader, ResponseTools
 from server.config import RendererConfig
 from server.engine.sampling.grammar import GrammarError, build_grammar
 from server.engine.sampling.reasoning import MarkerFinder
-from server.errors import ServerError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.guided import find_constraint
@@ -43,7 +44,6 @@ from server.renderers.messages import to_conversation
 from server.renderers.stop_strings import MAX_STOP_CHARS, StopScanner
 from server.routes.asgi import read_announced_bytes, read_request_id
 from server.routes.middleware import ApiKeyMiddleware
-from server.security.api_keys import ApiKeys
 from server.types import GuidedDecoding, ReasoningMarker
 from startup.probes.probe_http import parse_probe
 from tests.server.parsers.formats import FORMATS
@@ -211,13 +211,13 @@ _BRACKETS: Final = ("[", "{", '{"a":', "[[],", '"', '\\"', "\\", ",", '"",', '{"
 SCANNERS: Final = [
     Scanner(
         "access log",
-        ("server.access_log",),
+        ("base.access_log",),
         _log_access,
         _units("?key", "key", "&key", "=", "key=", "&", "?"),
     ),
     Scanner(
         "headers",
-        ("server.routes.asgi", "server.routes.middleware", "server.security.api_keys"),
+        ("server.routes.asgi", "server.routes.middleware", "base.security.api_keys"),
         _headers,
         [
             *_units("a", " ", ",", ";"),

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from server.errors import ConfigError
-from server.server_config import GenerationConfig, NetworkConfig, TlsConfig
+from base.errors import ConfigError
+from base.server_settings import NetworkConfig, TlsConfig
+from server.server_config import GenerationConfig
 
 
 @pytest.mark.parametrize("path", ["api", " /api", "/a b", "/a\r\nX: y", "/ä"])

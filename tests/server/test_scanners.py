@@ -24,7 +24,7 @@ OTHER_TEXT: Final = {
     "server.server_config": "settings of the operator",
     "server.engine": "tokens, tensors and files of the model: the engine has no text but grammars and markers",
     "server.lora_config": "settings of the operator",
-    "server.machine": "files of the kernel",
+    "base.machine": "files of the kernel",
     "server.model_files": "files of the model",
     "server.renderers.base": "one split at a marker of its own; look-ups",
     "server.renderers.images.processor": "look-ups by an image's digest; names in the model's files",

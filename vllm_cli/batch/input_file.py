@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryFile
 from typing import BinaryIO, Final
 
-from server.wording import list_some
+from base.wording import list_some
 from vllm_cli.batch.lines import BatchRequest, LineError, LinePlace
 from vllm_cli.errors import ConnectionFailedError, InputError
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from server.machine.page_cache import ResidencyProbe
+from base.machine.page_cache import ResidencyProbe
 from vllm_cli.errors import InputError
 
 

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import msgspec
 import psutil
 
-from server.machine.hardware import cpu_model
+from base.machine.hardware import cpu_model
 from vllm_cli.bench.figures import Figures, Metric, Spread, compare_rounds, summarize_rounds
 from vllm_cli.interruption import Interrupted, run_interruptibly
 from vllm_cli.text_table import align

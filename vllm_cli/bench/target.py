@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import click
 
+from base.exit_codes import START_FAILED
 from envs.redaction import hide_in_command
-from server.exit_codes import START_FAILED
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.server_ports import find_free_port, list_server_ports
 from vllm_cli.supervised_command import SupervisedCommand

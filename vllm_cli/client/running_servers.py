@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Final
 
-from server.machine.processes import child_pids, descendants, process_age_s, pss_bytes
-from server.status_page.page import DATA_PATH
+from base.machine.processes import child_pids, descendants, process_age_s, pss_bytes
+from base.status_page.page import DATA_PATH
 from startup.run_record import ROUTER, STANDBY, RunRecord, read_records
 from startup.standby.status import STATUS, NoStandbyError, ask
 from vllm_cli.client.server import Server

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Final, Literal
 
-from server.machine.processes import is_alive
+from base.machine.processes import is_alive
 from startup.probes.probe_http import MODEL_STATE_HEADER
 from startup.timeline.live_line import draw_bar
 from vllm_cli.client.server import Answer, Server

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from base.wording import format_bytes
 from envs.home import expand_home
 from envs.registry import env
-from server.wording import format_bytes
 from startup.caches import FIXED_PATH, OFF
 from vllm_cli.errors import InputError
 from vllm_cli.flags.option import complete_model

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import click
 
+from base.machine.hardware import cpu_model
 from envs.registry import variables
-from server.machine.hardware import cpu_model
 from vllm_cli.version import VERSION
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import click
 
-from server.status_page.page import DATA_PATH
+from base.status_page.page import DATA_PATH
 from startup.logs.setup import escape_controls
 from vllm_cli.client.reporter import Reporter
 from vllm_cli.client.server import Server, server_options, take_server

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import click
 
+from base.exit_codes import NO_ACCESS, NO_SPACE, OK, START_FAILED
 from envs.registry import env
-from server.exit_codes import NO_ACCESS, NO_SPACE, OK, START_FAILED
 from startup.download.obtain import resolve_model
 from startup.errors import ModelNotFoundError, NoAccessError, NoSpaceError
 from startup.logs.options import LogOptions

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from base.exit_codes import OK, START_FAILED, USAGE
 from envs.registry import env
-from server.exit_codes import OK, START_FAILED, USAGE
 from startup.config import StandbyMode, StartupConfig, VllmOptions
 from startup.engine.installed import require_embedded_engine
 from startup.errors import StartupError

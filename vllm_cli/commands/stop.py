@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from server.machine.processes import is_alive
+from base.machine.processes import is_alive
 from vllm_cli.client.reporter import Reporter
 from vllm_cli.client.running_servers import RunningServer, find_servers, find_standbys
 from vllm_cli.errors import InputError

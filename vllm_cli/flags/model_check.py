@@ -17,12 +17,12 @@ from typing import Final, NamedTuple
 
 import click
 
+from base.errors import ConfigError
+from base.machine.memory import read_memory
 from envs.redaction import is_secret_flag
 from envs.registry import env
 from envs.variable import EnvError
-from server.errors import ConfigError
 from server.lora_config import LoraModule
-from server.machine.memory import read_memory
 from startup.config import StartupConfig
 from startup.engine.installed import require_embedded_engine
 from startup.errors import StartupError

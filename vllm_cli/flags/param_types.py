@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import click
 
+from base.errors import ConfigError
 from envs.home import expand_home
 from envs.suggestion import did_you_mean
 from envs.variable import EXPECTED_DURATION, parse_duration
-from server.errors import ConfigError
 from server.lora_config import LoraModule
 from server.pooler_config import PoolerConfig
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from server.wording import format_bytes, list_some
+from base.wording import format_bytes, list_some
 from startup.config import StartupConfig
 from startup.errors import CommandLineError, StartupError
 from startup.model.file_plan import plan_files

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Iterable, Iterator
 
+from base.machine.command_line import is_visible
 from envs.redaction import is_secret_flag
-from server.machine.command_line import is_visible
 from startup.serve_words import Given, split
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import GivenFlag

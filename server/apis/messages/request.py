@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from server.errors import CodedRequestError, RequestError
+from base.errors import CodedRequestError, RequestError
 from server.http_body.fields import CacheSalt, Counted, RequestBody, Temperature, Text, TopK, TopP
 
 MIN_THINKING_TOKENS = 1024

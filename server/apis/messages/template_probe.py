@@ -6,8 +6,8 @@ Two of vLLM's rules for /v1/messages depend on them. Each is found with the firs
 import logging
 from typing import Any, Final, get_args
 
+from base.errors import RequestError
 from server.apis.messages.request import Effort
-from server.errors import RequestError
 from server.generation.chat_request import ChatRequest, ReasoningEffort
 from server.generation.chat_run import chat_options
 from server.operation.inference import Inference

@@ -5,10 +5,10 @@ from typing import Any, Final
 
 import msgspec
 
+from base.errors import RequestError
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import Dimensions, InputFields, VectorFields
 from server.apis.pooling.serving import Endpoint, Pooled, tensor_of, values_of
-from server.errors import RequestError
 from server.renderers.prompts import ChatOptions
 from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, PoolingInfo, PoolingParams

@@ -5,8 +5,8 @@ Blocks; runs in the renderer pool.
 
 from typing import Any
 
+from base.errors import RequestError
 from server.apis.pooling.request import InputFields, Message, PoolingFields
-from server.errors import RequestError
 from server.renderers.base import BaseRenderer
 from server.renderers.prompts import ChatOptions, check_text_length, check_token_ids, check_unicode
 from server.renderers.tokenizers.tokenizer import Cut, Encoded, PairTokenizer

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.http_body.fields import (
     Counted,
     RequestBody,

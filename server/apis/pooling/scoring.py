@@ -10,10 +10,10 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
+from base.errors import RequestError
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import PoolingFields
 from server.apis.pooling.serving import Endpoint, Pooled, values_of
-from server.errors import RequestError
 from server.http_body.fields import Counted
 from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, PoolingInfo, PoolingParams

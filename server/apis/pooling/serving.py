@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
+from base.errors import EngineError, UnsupportedApiError
+from base.request_ids import set_request_id
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import PoolingFields
-from server.errors import EngineError, UnsupportedApiError
 from server.generation.sequences import SequenceRecorder
 from server.http_body.response_parts import Usage
 from server.operation.concurrently import run_concurrently
@@ -23,7 +24,6 @@ from server.operation.inference import Inference
 from server.operation.models import unix_time
 from server.operation.request_context import RequestContext
 from server.renderers.tokenizers.tokenizer import Encoded
-from server.request_ids import set_request_id
 from server.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams, TensorData
 
 logger = logging.getLogger(__name__)

@@ -5,11 +5,11 @@ from typing import Final
 
 import msgspec
 
+from base.errors import RequestError
 from server.apis.responses.conversion import Message, extend_conversation
 from server.apis.responses.output import ResponseEvent
 from server.apis.responses.run import ResponseRun
 from server.apis.responses.store import MemoryStore, ResponseStore, StoreBounds, StoredResponse
-from server.errors import RequestError
 from server.http_body.response_parts import encode_named_event
 from server.limits import LimitsConfig
 from server.renderers.base import BaseRenderer

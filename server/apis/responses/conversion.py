@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from base.errors import RequestError
 from server.apis.responses.output import OutputItem
 from server.apis.responses.request import Content, InputItem, InputPart, ResponsesRequest, TextFormat
 from server.apis.responses.tools import CUSTOM_INPUT, ResponseTools, flat_name
-from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.request import JsonSchemaFormat, ResponseFormat, SamplingFields
 

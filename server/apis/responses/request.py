@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.generation.chat_request import ReasoningEffort
 from server.generation.request import SamplingFields
 from server.http_body.fields import NumLogprobs, TokenCount, Unsupported

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import msgspec
 
+from base.errors import RequestError
 from server.apis.responses.archive import LARGE_BYTES, ResponseArchive, invalid_response
 from server.apis.responses.background import BackgroundResponses
 from server.apis.responses.conversion import Message, build_conversation, own_field_names, to_chat_request
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.run import Response, ResponseRun
 from server.apis.responses.tools import ResponseTools
-from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.chat_run import ChatRunner
 from server.http_body.decoding import check_limits

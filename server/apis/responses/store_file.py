@@ -12,8 +12,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from base.errors import ConfigError
 from server.apis.responses.store import StoreBounds, StoredResponse
-from server.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta
 
+from base.errors import RequestError
 from server.apis.responses.request import ResponsesRequest
-from server.errors import RequestError
 from server.generation.chat_request import FunctionDefinition, NamedFunction, NamedToolChoice, Tool, ToolChoice
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from typing import Protocol, TypeGuard
 
 import torch
 
-from server.machine.memory import available_bytes
+from base.machine.memory import available_bytes
 
 _PART_ELEMENTS = 1 << 21
 """Weights that are packed in one piece: 20 ms for float16, for which a new request may have to wait."""

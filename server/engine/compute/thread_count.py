@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from time import monotonic
 
-from server.machine.processors import ProcessorTime
+from base.machine.processors import ProcessorTime
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from server.errors import EngineStartError
+from base.errors import EngineStartError
 from server.types import PromptInputs, TensorData
 
 _PROBE_TOKENS = 4

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from base.wording import list_some
 from server.lora_config import LoraConfig
 from server.model_files.kind import VISION_MODEL_TYPES
-from server.wording import list_some
 
 _SAFETENSORS: Final = "adapter_model.safetensors"
 _TORCH_FILES: Final = ("adapter_model.bin", "adapter_model.pt")

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import torch
 
+from base.errors import EngineMemoryError
 from server.engine.memory.memory_file import reserve_pages
 from server.engine.memory.shared_slots import SharedSlots
-from server.errors import EngineMemoryError
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 from weakref import finalize
 
-from server.errors import EngineStartError
-from server.machine.libc import check, last_error, load_libc
+from base.errors import EngineStartError
+from base.machine.libc import check, last_error, load_libc
 
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000

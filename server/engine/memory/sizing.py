@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from base.errors import EngineMemoryError
+from base.machine.memory import available_bytes
 from server.config import EngineConfig
 from server.engine.memory.kv_cache import LayerShape
-from server.errors import EngineMemoryError
-from server.machine.memory import available_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
+from base.errors import EngineMemoryError, EngineStartError
 from server.config import EngineConfig
-from server.errors import EngineMemoryError, EngineStartError
 from server.model_files.kind import VISION_MODEL_TYPES
 
 logger = logging.getLogger(__name__)

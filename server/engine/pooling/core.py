@@ -5,6 +5,7 @@ from time import monotonic
 import torch
 from msgspec.structs import replace
 
+from base.errors import EngineStartError
 from server.config import EngineConfig, ModelFiles
 from server.engine.base_core import BaseCore, PromptLimits, failed
 from server.engine.compute.linear import LinearPacker
@@ -12,7 +13,6 @@ from server.engine.phases import Phases
 from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
 from server.engine.pooling.heads import PoolingHead
 from server.engine.pooling.loading import load_pooling_model
-from server.errors import EngineStartError
 from server.model_files.kind import ModelKind
 from server.pooler_config import PoolerConfig
 from server.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, TensorData

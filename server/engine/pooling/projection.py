@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import linear
 
-from server.errors import EngineStartError
+from base.errors import EngineStartError
 
 _PREFIX = "torch.nn.modules."
 

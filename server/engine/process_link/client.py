@@ -10,6 +10,7 @@ from itertools import count
 
 import msgspec
 
+from base.errors import EngineDeadError, EngineError, EngineStartError
 from server.engine.process_link.messages import (
     HEADER_BYTES,
     Abort,
@@ -30,7 +31,6 @@ from server.engine.process_link.messages import (
     frame,
     read_length,
 )
-from server.errors import EngineDeadError, EngineError, EngineStartError
 from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PoolingParams
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from secrets import token_hex
 from typing import Any, NamedTuple
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.renderers.prompts import RenderedPrompt
 from server.types import PromptInputs, TensorData
 

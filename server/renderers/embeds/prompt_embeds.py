@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pybase64
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.renderers.embeds.stored_tensor import (
     FLOAT_TYPES,
     DenseTensor,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from server.errors import ServerError
+from base.errors import ServerError
 
 Array = npt.NDArray[Any]
 

@@ -1,6 +1,6 @@
 """The errors of images that cannot be loaded."""
 
-from server.errors import ServerError
+from base.errors import ServerError
 
 
 class MediaError(ServerError):

@@ -16,7 +16,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.renderers.images.decoding import decode_image
 from server.renderers.images.errors import MediaError
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from server.errors import ServerError
+from base.errors import ServerError
 
 _TEKKEN = re.compile(r"tekken.*\.json")
 _SENTENCEPIECE = re.compile(r".+\.model\.v(\d+)(?:m(\d+))?")

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from server.machine.file_stamps import FolderStamps, read_folder
+from base.machine.file_stamps import FolderStamps, read_folder
 from server.renderers.tokenizers.files import TokenizerLoadError, read_json_object
 
 if TYPE_CHECKING:

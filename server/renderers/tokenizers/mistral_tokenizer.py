@@ -12,7 +12,7 @@ from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, SpecialTok
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as LoadedTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.renderers.detokenizer import Decode
 from server.renderers.tokenizers.files import TokenizerLoadError, find_mistral_file
 

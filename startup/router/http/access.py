@@ -5,8 +5,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
-from server.security.api_keys import KEY_NEEDED, ApiKeys
-from server.security.open_paths import find_open_paths
+from base.security.api_keys import KEY_NEEDED, ApiKeys
+from base.security.open_paths import find_open_paths
 from startup.router.http.answers import FailedRequestError
 from startup.router.http.cors import CorsPolicy
 from startup.router.http.own_answers import OwnAnswer

@@ -9,10 +9,10 @@ from aiohttp import hdrs, web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http_exceptions import HttpProcessingError
 
-from server.access_log import ACCESS_LOGGER, set_up_access_log
-from server.request_ids import set_request_id
-from server.security.api_keys import ApiKeys
-from server.server_config import NetworkConfig
+from base.access_log import ACCESS_LOGGER, set_up_access_log
+from base.request_ids import set_request_id
+from base.security.api_keys import ApiKeys
+from base.server_settings import NetworkConfig
 from startup.router.http.access import Access
 from startup.router.http.answers import SERVER, FailedRequestError, error_answer, shown
 from startup.router.http.cors import CorsPolicy

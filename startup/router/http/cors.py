@@ -3,7 +3,7 @@
 from collections.abc import Mapping, MutableMapping
 from typing import Final, NamedTuple
 
-from server.server_config import NetworkConfig
+from base.server_settings import NetworkConfig
 
 _ALL_METHODS: Final = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY")
 _SAFE_HEADERS: Final = frozenset({"Accept", "Accept-Language", "Content-Language", "Content-Type"})

@@ -6,7 +6,7 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from server.status_page.page import DATA_PATH
+from base.status_page.page import DATA_PATH
 from startup.probes.probe_http import MODEL_STATE_HEADER
 from startup.router.child import Child
 from startup.router.http.answers import SERVER, json_answer

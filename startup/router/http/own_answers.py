@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from aiohttp import hdrs, web
 
-from server.status_page.page import DATA_PATH, read_page
+from base.status_page.page import DATA_PATH, read_page
 from startup.router.http.answers import SERVER, FailedRequestError, json_answer, shown
 from startup.router.http.model_choice import ModelChoice
 from startup.router.http.model_list import ModelList

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from base.wording import list_some
 from envs.suggestion import did_you_mean
-from server.wording import list_some
 from startup.router.model_entry import ModelEntry
 from startup.router.models_file.document import Findings, show
 

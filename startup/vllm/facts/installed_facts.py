@@ -11,8 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from server.machine.file_stamps import are_unchanged, store_stamps
-from server.machine.files import write_whole
+from base.machine.file_stamps import are_unchanged, store_stamps
+from base.machine.files import write_whole
 from startup.caches import layers
 from startup.hooks.sources import Sources, installed_package
 from startup.vllm.facts.plugins import plugin_folders

@@ -18,8 +18,8 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from base.machine.descriptors import is_open
 from envs import foreign
-from server.machine.descriptors import is_open
 from startup.processes.library_state import refresh_libraries
 
 _STREAMS: Final = (1, 2)

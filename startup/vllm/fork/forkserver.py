@@ -18,8 +18,8 @@ from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
 from typing import Any, Final
 
+from base.machine.processes import is_alive
 from envs import foreign
-from server.machine.processes import is_alive
 from startup.crash.output_record import OutputRecord
 from startup.hooks.hook import Hook, Name, Text
 from startup.processes.death_pipe import arm

@@ -18,8 +18,8 @@ record_environment_at_exec()
 
 from pathlib import Path  # noqa: E402
 
+from base.machine.processes import process_start_ns  # noqa: E402
 from envs.registry import env  # noqa: E402
-from server.machine.processes import process_start_ns  # noqa: E402
 from startup.crash.output_record import OutputRecord  # noqa: E402
 from startup.hooks.hook import leave_out, uses  # noqa: E402
 from startup.imports.learned_imports import learned_imports  # noqa: E402

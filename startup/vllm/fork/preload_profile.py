@@ -14,8 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from base.machine.files import MODE, read_own, write_whole
 from envs.redaction import hide_in_words
-from server.machine.files import MODE, read_own, write_whole
 from startup.caches import cache_folder, layers
 from startup.hooks.hook import Hook, Name, Text, left_out
 from startup.serve_words import is_eager, normalise, split

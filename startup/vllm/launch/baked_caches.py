@@ -15,8 +15,8 @@ from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Final
 
+from base.machine.files import why_changeable
 from envs.registry import env
-from server.machine.files import why_changeable
 from startup.caches import CACHE, PREFIX, Hardware, Manifest, cache_folder, find_baked
 
 COPIED_BYTES: Final = 64 << 10

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from traceback import extract_tb
 from typing import Final, Literal
 
-from server.exit_codes import ENGINE_DIED, START_FAILED, USAGE
+from base.exit_codes import ENGINE_DIED, START_FAILED, USAGE
 from startup.causes.phase import phase_of_functions
 from startup.crash.output_record import OutputRecord
 from startup.errors import CrashError

@@ -14,9 +14,9 @@ from functools import cache
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, get_args
 
+from base.machine.file_stamps import are_unchanged, store_stamps
+from base.machine.files import write_whole
 from envs.registry import env
-from server.machine.file_stamps import are_unchanged, store_stamps
-from server.machine.files import write_whole
 from startup.caches import layers
 from startup.hooks.hook import Hook, Part, leave_out
 from startup.hooks.sources import Finding, Sources, check_hooks, installed_package, packages_beside

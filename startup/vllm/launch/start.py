@@ -18,8 +18,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from base.machine.processes import descendants
 from envs.registry import env
-from server.machine.processes import descendants
 from startup.caches import use_baked_bytecode
 from startup.config import VllmOptions
 from startup.crash.output_record import OutputRecord

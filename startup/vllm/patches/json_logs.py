@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from base.access_log import ACCESS_LOGGER
 from envs import foreign
 from envs.registry import env
-from server.access_log import ACCESS_LOGGER
 from startup.hooks.hook import Hook, Name, Text
 from startup.imports.finder import wrap_after_import
 from startup.logs.json_lines import JsonFormatter, log_everything_as_json
@@ -128,7 +128,7 @@ def _configuration(line: CommandLine) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": f"{__name__}.{VllmJsonFormatter.__name__}"}},
-        "filters": {"paths": {"()": "server.access_log.PathFilter", "paths": [path for path in paths if path]}},
+        "filters": {"paths": {"()": "base.access_log.PathFilter", "paths": [path for path in paths if path]}},
         "handlers": {"records": records, "access": access, "errors": errors},
         "loggers": {
             "vllm": {"handlers": ["records"], "level": level.upper(), "propagate": False},

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-from server.machine.file_stamps import FolderStamps, read_folder
+from base.machine.file_stamps import FolderStamps, read_folder
 from startup.hooks.hook import Hook, Name, Reads, Text
 from startup.imports.finder import after_import, wrap_after_import
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, NamedTuple, NoReturn
 
+from base.wording import list_some
 from envs.suggestion import did_you_mean
-from server.wording import list_some
 from startup.model.file_plan import FilePlan, plan_files
 from startup.model.request import ModelRequest
 from startup.vllm.facts.vllm_facts import FlagFact, VllmFacts

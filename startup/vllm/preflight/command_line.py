@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from base.wording import list_some
 from envs.suggestion import did_you_mean
-from server.wording import list_some
 from startup.preflight.report import USAGE, Finding, error, warning
 from startup.vllm.preflight.arguments import CheckedStart, GivenFlag, describe_unknown
 from startup.vllm.preflight.flag_values import FlagValueError, is_range_certain, parse_value, range_problem

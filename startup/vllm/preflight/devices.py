@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+from base.machine.memory import MemoryState, read_memory
+from base.wording import format_bytes, list_some
 from envs import foreign
-from server.machine.memory import MemoryState, read_memory
-from server.wording import format_bytes, list_some
 from startup.preflight.address import describe_process
 from startup.preflight.report import Finding, error, warning
 from startup.vllm.preflight.arguments import CheckedStart

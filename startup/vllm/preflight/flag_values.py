@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
+from base.wording import list_some
 from envs.suggestion import did_you_mean
-from server.wording import list_some
 from startup.vllm.facts.vllm_facts import Bounds, FlagFact
 from startup.vllm.preflight.words import expand_sizes, parse_size
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from base.server_settings import TlsConfig
 from envs.home import expand_home
-from server.server_config import TlsConfig
 from startup.model.json_file import read_json_object
 from startup.preflight.access import check_tls
 from startup.preflight.report import Finding, error, warning

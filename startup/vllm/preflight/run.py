@@ -6,7 +6,7 @@ may change is a warning. Names and flags are those of the installed vLLM (`start
 
 from collections.abc import Iterator
 
-from server.server_config import NetworkConfig
+from base.server_settings import NetworkConfig
 from startup.preflight.address import check_address
 from startup.preflight.disk import check_cache_folder
 from startup.preflight.report import CheckGroup, Finding, PreflightReport, run_checks

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from base.machine.files import write_problem
+from base.wording import format_bytes
 from envs import foreign
 from envs.home import expand_home
 from envs.redaction import is_secret_name
 from envs.suggestion import did_you_mean
-from server.machine.files import write_problem
-from server.wording import format_bytes
 from startup.preflight.disk import free_bytes, nearest_existing
 from startup.preflight.limits import SHM, check_num_files, check_shared_memory
 from startup.preflight.report import Finding, error, warning

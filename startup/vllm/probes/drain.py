@@ -14,14 +14,14 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from base.errors import EngineError
+from base.lifecycle import Lifecycle
+from base.server_settings import LifecycleConfig
 from envs.registry import env
 from server.apis.messages.errors import failure_format
-from server.errors import EngineError
 from server.http_body.errors import UnavailableInfo, UnavailableResponse
-from server.lifecycle import Lifecycle
 from server.operation.drain import ERROR_DELIVERY_S, SAME_SIGNAL_S, Drain, RunningRequests
 from server.routes.asgi import send_unavailable
-from server.server_config import LifecycleConfig
 from startup.processes.stop_signals import StopSignals
 
 _REJECTED_GETS: Final = ("/health", "/ping", "/load")

@@ -7,7 +7,7 @@ from typing import Final, Self
 
 import pytest
 
-from server.machine.cgroups import own_cgroups
+from base.machine.cgroups import own_cgroups
 from tests.waiting import wait_until
 
 _ENTER: Final = ("sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"')

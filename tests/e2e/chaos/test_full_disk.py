@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.wording import format_bytes
+from base.wording import format_bytes
 from tests.cli import run_cli
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.e2e.server_process import ServerProcess

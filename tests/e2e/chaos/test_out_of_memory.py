@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from server.wording import format_bytes
+from base.wording import format_bytes
 from tests.e2e.chaos.memory_group import MemoryGroup
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess

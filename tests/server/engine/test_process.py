@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import torch
 
+from base.machine import libc
 from server.config import EngineConfig, ModelFiles
 from server.engine import idle_work, process
 from server.engine.phases import Phases
@@ -28,7 +29,6 @@ from server.engine.process_link.messages import (
     Step,
 )
 from server.engine.sampling.grammar_compiler import GrammarCompiler
-from server.machine import libc
 from server.types import GuidedDecoding, SamplingParams
 
 TIMEOUT_S = 60

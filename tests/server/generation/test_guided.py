@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from base.errors import RequestError
 from server.engine.sampling.grammar import GrammarError, build_grammar
-from server.errors import RequestError
 from server.generation.guided import find_constraint
 from server.types import GuidedDecoding
 from tests.server.generation.requests import Model, decode

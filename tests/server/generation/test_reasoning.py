@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
+from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
-from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.generation import SequenceDelta
 from server.generation.output_parsing import OutputParsing

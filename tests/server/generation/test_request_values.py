@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.sampling import SamplingBuilder, SamplingDefaults

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from base.errors import ConfigError
 from server.config import ModelFiles
-from server.errors import ConfigError
 from server.generation.sampling import SamplingDefaults
 from server.server_config import GenerationConfig
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
+from base.errors import RequestError
 from server.engine.sampling.grammar import build_grammar
-from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.guided import Constraint, find_constraint, find_strict_constraint
 from server.parsers.registry import load_tool_parser

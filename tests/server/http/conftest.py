@@ -14,12 +14,13 @@ import openai
 import pytest
 import uvicorn
 
+from base.errors import EngineDeadError
+from base.lifecycle import Lifecycle
+from base.security.api_keys import ApiKeys
 from server.apis.responses.archive import build_response_store
 from server.app import build_app
 from server.config import ModelFiles, RendererConfig
 from server.engine.sampling.grammar import GrammarError, build_grammar
-from server.errors import EngineDeadError
-from server.lifecycle import Lifecycle
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.admission import Admission
@@ -28,7 +29,6 @@ from server.operation.models import ServedModels
 from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.routes.parts import AppParts
-from server.security.api_keys import ApiKeys
 from server.server_config import ServerConfig
 from server.transport import lingering_transport
 from server.transport.connection import bounded_connections

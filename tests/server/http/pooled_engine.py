@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from base.errors import EngineError
 from server.config import EngineConfig, ModelFiles
 from server.engine.phases import Phases
 from server.engine.pooling.core import build_pooling_core
-from server.errors import EngineError
 from server.model_files.kind import read_model_kind
 from server.types import EngineOutput, EngineStats, PoolingParams
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from server.lifecycle import Lifecycle
+from base.lifecycle import Lifecycle
 
 LOADING = {
     "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"},

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from server.lifecycle import Lifecycle
+from base.lifecycle import Lifecycle
 from server.types import EngineStats
 
 

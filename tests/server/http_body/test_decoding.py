@@ -2,8 +2,8 @@
 
 import pytest
 
+from base.errors import RequestError
 from server.apis.tokenization import TokenizeRequest
-from server.errors import RequestError
 from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.http_body.decoding import RequestDecoder, check_num_values

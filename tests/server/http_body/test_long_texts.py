@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.generation.completion_request import CompletionRequest
 from server.http_body import long_texts
 from server.http_body.decoding import RequestDecoder

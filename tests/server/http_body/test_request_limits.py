@@ -5,10 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from base.errors import RequestError
 from server.apis.messages.request import MessagesRequest
 from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.scoring import RerankRequest
-from server.errors import RequestError
 from server.generation.completion_request import CompletionRequest
 from server.http_body.decoding import RequestDecoder
 from server.limits import LimitsConfig

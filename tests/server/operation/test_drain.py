@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from server.lifecycle import Lifecycle
+from base.lifecycle import Lifecycle
+from base.server_settings import LifecycleConfig
 from server.operation import drain
 from server.operation.drain import Drain, RunningRequests
-from server.server_config import LifecycleConfig
 
 GRACE_S = 0.3
 QUIET_S = 0.05

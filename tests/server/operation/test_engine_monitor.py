@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from server.errors import EngineStartError
-from server.lifecycle import Lifecycle, State
+from base.errors import EngineStartError
+from base.lifecycle import Lifecycle, State
 from server.operation.engine_monitor import EngineMonitor
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.errors import EngineStartError
+from base.errors import EngineStartError
 from server.operation.engine_monitor import EngineReadiness
 from server.types import EngineOutput, EngineStats
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
-from server.errors import RequestError
 from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions
 from server.renderers.tokenizers.files import TokenizerLoadError

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.renderers import messages
 from server.renderers.messages import to_conversation, without_developer
 

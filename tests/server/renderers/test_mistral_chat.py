@@ -9,8 +9,8 @@ from typing import Any
 import mistral_common
 import pytest
 
+from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
-from server.errors import RequestError
 from server.renderers.detokenizer import PromptTail
 from server.renderers.mistral import MistralRenderer
 from server.renderers.prompts import ChatOptions, TextOptions

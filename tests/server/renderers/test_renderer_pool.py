@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from base.errors import ConfigError, RequestError
+from base.machine.processors import usable_count
 from server.config import ModelFiles, RendererConfig
-from server.errors import ConfigError, RequestError
-from server.machine.processors import usable_count
 from server.renderers.prompts import TextOptions
 from server.renderers.registry import build_renderer
 

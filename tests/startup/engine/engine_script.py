@@ -9,10 +9,10 @@ from multiprocessing import forkserver, util
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
+from base.errors import EngineStartError
 from server.config import EngineConfig, ModelFiles
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import frame
-from server.errors import EngineStartError
 from server.types import EnginePrompt, SamplingParams
 from startup.crash.output_record import OutputRecord
 from startup.engine import process as engine_process

@@ -89,7 +89,7 @@ def test_lines_of_a_request_have_its_id() -> None:
     line, other = lines_of(
         """
 import asyncio
-from server.request_ids import set_request_id
+from base.request_ids import set_request_id
 async def serve(name):
     set_request_id(name)
     await asyncio.create_task(work())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.machine.page_cache import memory_devices
+from base.machine.page_cache import memory_devices
 from tests.page_cache import evict
 
 MIB = 1 << 20

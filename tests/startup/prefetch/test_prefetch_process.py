@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.machine.page_cache import is_cheap
+from base.machine.page_cache import is_cheap
 from startup.prefetch.messages import PrefetchReport
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch

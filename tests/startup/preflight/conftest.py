@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from base.machine.memory import MemoryState
 from server.config import EngineConfig, RendererConfig
-from server.machine.memory import MemoryState
 from startup.config import ModelConfig, StartupConfig
 from startup.preflight.report import PreflightReport
 from startup.preflight.run import PreflightOptions, run_preflight

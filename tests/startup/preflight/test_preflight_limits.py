@@ -17,8 +17,9 @@ Preflight = Callable[..., PreflightReport]
 SCRIPT = """
 import resource, sys
 from server.config import EngineConfig, RendererConfig
-from server.server_config import NetworkConfig, ServerConfig
-from server.machine.memory import MemoryState
+from base.server_settings import NetworkConfig
+from server.server_config import ServerConfig
+from base.machine.memory import MemoryState
 from startup.config import ModelConfig, StartupConfig
 from startup.preflight.run import PreflightOptions, run_preflight
 name, value, model = sys.argv[1:]

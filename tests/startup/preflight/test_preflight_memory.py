@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.machine.memory import MemoryState
+from base.machine.memory import MemoryState
 from startup.preflight.report import PreflightReport
 
 Preflight = Callable[..., PreflightReport]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from base.machine.memory import MemoryState
 from server.config import EngineConfig
-from server.machine.memory import MemoryState
 from startup.preflight.checkpoint import read_checkpoint
 from startup.preflight.model_shape import read_model_shape
 from startup.preflight.report import PreflightReport

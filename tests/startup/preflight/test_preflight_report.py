@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.machine.memory import MemoryState
+from base.machine.memory import MemoryState
 from startup.config import StartupConfig
 from startup.preflight.report import PreflightReport
 from startup.preflight.run import PreflightOptions, run_preflight
@@ -24,8 +24,9 @@ Preflight = Callable[..., PreflightReport]
 BUDGET = """
 import sys
 from server.config import EngineConfig, RendererConfig
-from server.server_config import NetworkConfig, ServerConfig
-from server.machine.memory import MemoryState
+from base.server_settings import NetworkConfig
+from server.server_config import ServerConfig
+from base.machine.memory import MemoryState
 from startup.config import ModelConfig, StartupConfig
 from startup.preflight.run import PreflightOptions, run_preflight
 config = StartupConfig(

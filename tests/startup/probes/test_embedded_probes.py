@@ -12,8 +12,8 @@ import pytest
 import uvicorn
 import uvloop
 
+from base.security.open_paths import PROBE_PATHS
 from server.limits import LimitsConfig
-from server.security.open_paths import PROBE_PATHS
 from server.server_config import ServerConfig
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.status_page.page import read_page
+from base.status_page.page import read_page
 from startup.probes.listener import listen
 from startup.probes.probe_answers import ProbeAnswers
 from startup.probes.probe_http import Answer

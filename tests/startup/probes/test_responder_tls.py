@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.server_config import TlsConfig
+from base.server_settings import TlsConfig
 from startup.probes.responder import StartupResponder
 from startup.probes.responder_process import OpenChannel
 from startup.probes.tls_channel import open_tls

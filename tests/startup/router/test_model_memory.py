@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.machine.memory import MemoryState, read_memory
+from base.machine.memory import MemoryState, read_memory
 from startup.preflight.memory_fit import PROGRAM_BYTES
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from startup.router.model_memory import MemoryMeter, converted_bytes, default_budget, estimate, weight_bytes

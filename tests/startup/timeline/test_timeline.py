@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from server.machine.processes import process_start_ns
+from base.machine.processes import process_start_ns
 from startup.timeline.report import StartFacts, build_report
 from startup.timeline.spans import PhaseSpan
 from startup.timeline.timeline import PhaseTimeline
@@ -21,7 +21,7 @@ TICK = 20_000_000
 def test_process_start_is_before_the_first_line_of_python() -> None:
     code = (
         "import time; begin = time.monotonic_ns()\n"
-        "from server.machine.processes import process_start_ns\n"
+        "from base.machine.processes import process_start_ns\n"
         "print(process_start_ns(), begin)"
     )
     called = time.monotonic_ns()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.machine.page_cache import by_mincore, memory_devices
+from base.machine.page_cache import by_mincore, memory_devices
 from tests.page_cache import expect_resident, repeated_if_pages_are_lost
 from tests.waiting import wait_until
 from vllm_cli.bench.eviction import Residency, evict_files, list_files, measure_residency

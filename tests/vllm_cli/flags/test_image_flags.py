@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from base.errors import ConfigError
 from server.config import RendererConfig
-from server.errors import ConfigError
 
 
 def test_variables_reach_the_renderer(parse, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.errors import ConfigError
+from base.errors import ConfigError
 from server.limits import LimitsConfig, flag_of
 from vllm_cli.flags.supported import GROUPS
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import pytest
 
-from server.errors import ConfigError
+from base.errors import ConfigError
 from server.lora_config import LoraConfig, LoraModule
 
 _MODULE = "--lora-modules"

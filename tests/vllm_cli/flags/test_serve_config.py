@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
-from server.errors import ConfigError
+from base.errors import ConfigError
 from startup.config import DEFAULT_MODEL_ID
 from vllm_cli.commands.serve import serve
 from vllm_cli.errors import InputError

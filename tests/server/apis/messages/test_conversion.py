@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from base.errors import RequestError
 from server.apis.messages.conversion import to_chat_request
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
-from server.errors import RequestError
 from server.generation.chat_request import ChatRequest, NamedToolChoice
 from server.http_body.decoding import RequestDecoder
 

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from base.errors import RequestError
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
-from server.errors import RequestError
 from server.http_body.decoding import RequestDecoder
 
 USER = {"role": "user", "content": "Hello"}

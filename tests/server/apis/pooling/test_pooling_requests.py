@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from base.errors import RequestError
 from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
-from server.errors import RequestError
 from server.http_body.decoding import RequestDecoder
 
 MESSAGE = {"role": "user", "content": "hello"}

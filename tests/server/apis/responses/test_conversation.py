@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
+from base.errors import RequestError
 from server.apis.responses.conversion import build_conversation, continues_message, extend_conversation
 from server.apis.responses.request import InputItem
-from server.errors import RequestError
 
 USER = {"role": "user", "content": "Hi"}
 THOUGHT = {"type": "reasoning", "id": "r", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm"}]}

@@ -2,9 +2,9 @@
 
 import pytest
 
+from base.errors import RequestError
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import CalledTool, ResponseTools
-from server.errors import RequestError
 from server.generation.chat_request import NamedFunction, NamedToolChoice
 
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}

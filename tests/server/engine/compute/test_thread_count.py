@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
+from base.machine.processors import ProcessorTime, ThreadTime
 from server.engine.compute.thread_count import ThreadCount
-from server.machine.processors import ProcessorTime, ThreadTime
 
 _NS = 1_000_000_000
 

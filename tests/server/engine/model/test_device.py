@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from base.errors import EngineStartError
 from server.engine.model import model_loading
 from server.engine.model.model_loading import avoid_cudnn_attention, choose_device, describe_lack
-from server.errors import EngineStartError
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that CUDA can use")
 

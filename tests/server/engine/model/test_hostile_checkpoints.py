@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from base.errors import EngineStartError
 from server.config import EngineConfig
 from server.engine.model.model_loading import load_config, load_model
 from server.engine.pooling import projection
-from server.errors import EngineStartError
 from server.renderers.tokenizers.files import TokenizerLoadError
 from server.renderers.tokenizers.loading import load_tokenizer
 from tests.hostile.checkpoints import pickles, write_code

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from base.errors import EngineStartError
 from server.config import EngineConfig, ModelFiles
 from server.engine import build, process
 from server.engine.phases import Phases
-from server.errors import EngineStartError
 from tests.server.engine.tiny_models import PACKED, build_model
 
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from base.errors import EngineStartError
 from server.config import EngineConfig
 from server.engine.model import model_loading
 from server.engine.model.model_loading import derive_max_model_len, find_eos_token_ids, load_config, load_model
-from server.errors import EngineStartError
 from tests.server.engine.tiny_models import PACKED, build_model
 
 WEIGHTS = "model.safetensors"

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 import pytest
 
+from base.errors import EngineDeadError, EngineError
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import (
     Abort,
@@ -20,7 +21,6 @@ from server.engine.process_link.messages import (
     ToEngine,
     UnloadAdapter,
 )
-from server.errors import EngineDeadError, EngineError
 from server.types import EngineOutput, EngineStats, PoolingParams, TensorData
 
 PARAMS = PoolingParams(task="embed", dimensions=2)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import uvloop
 
+from base.errors import EngineDeadError, EngineStartError
 from server.engine.features.prompt_features import to_tensor
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import (
@@ -20,7 +21,6 @@ from server.engine.process_link.messages import (
     Step,
     ToEngine,
 )
-from server.errors import EngineDeadError, EngineStartError
 from server.types import (
     EngineOutput,
     EnginePrompt,

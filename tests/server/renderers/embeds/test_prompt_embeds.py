@@ -17,8 +17,8 @@ import pybase64
 import pytest
 import torch
 
+from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
-from server.errors import RequestError
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import EmbedsPrompt, TextOptions

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from base.errors import OverloadedError, RequestError
 from server.config import ModelFiles, RendererConfig
-from server.errors import OverloadedError, RequestError
 from server.limits import LimitsConfig
 from server.operation.admission import Admission
 from server.renderers.images.processor import ProcessorLoadError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.renderers.mistral import MistralRenderer
 from server.renderers.prompts import TextOptions
 from server.renderers.tokenizers.files import TokenizerLoadError, find_mistral_file, is_mistral_format

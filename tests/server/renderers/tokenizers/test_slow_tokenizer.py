@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.errors import RequestError
+from base.errors import RequestError
 from server.renderers.detokenizer import PromptTail
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions, TextOptions

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from server.security.api_keys import ApiKeys
-from server.server_config import NetworkConfig
+from base.security.api_keys import ApiKeys
+from base.server_settings import NetworkConfig
 from startup.router.child import ChildProgress
 from startup.router.http.app import AppOptions, create_app, create_runner
 from startup.router.model_entry import ModelEntry

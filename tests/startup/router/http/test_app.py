@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from server.access_log import ACCESS_LOGGER
+from base.access_log import ACCESS_LOGGER
 from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelRefused
 from tests.ports import free_port

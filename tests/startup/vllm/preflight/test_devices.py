@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import pytest
 
-from server.machine.memory import MemoryState
+from base.machine.memory import MemoryState
 from startup.preflight.report import Finding
 from startup.vllm.preflight import devices, nvml
 from startup.vllm.preflight.devices import TorchBuild, device_findings

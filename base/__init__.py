@@ -1,0 +1,1 @@
+"""What launcher, router and embedded engine share: the machine, settings, errors, keys and words."""

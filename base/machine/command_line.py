@@ -1,0 +1,98 @@
+"""This process's command line as `ps` and /proc/PID/cmdline show it: masks secrets, or replaces it."""
+
+import os
+import sys
+from collections.abc import Iterable
+
+from envs.redaction import hide_in_words
+
+_ARG_START = 48
+"""Number of the field in /proc/PID/stat (proc(5)); the first one after the command's name is number 3."""
+
+
+def mask_command_line() -> None:
+    """Overwrites the secrets in the command line with stars, for this process and later forks.
+
+    Between `exec` and this call every user of the machine can read them. The kernel may forbid the process to
+    overwrite them (`is_visible`).
+    """
+    if masked_words(sys.orig_argv) == b"".join(os.fsencode(word) + b"\0" for word in sys.orig_argv):
+        return
+    try:
+        words = read_command_line().removesuffix(b"\0").split(b"\0")
+        overwrite_command_line(masked_words(map(os.fsdecode, words)))
+    except (OSError, ValueError, IndexError):
+        return
+
+
+def masked_words(words: Iterable[str]) -> bytes:
+    """The words with stars in place of secrets, each followed by NUL."""
+    hidden = hide_in_words(words, lambda secret: "*" * len(os.fsencode(secret)))
+    return b"".join(os.fsencode(word) + b"\0" for word in hidden)
+
+
+def is_visible(secrets: Iterable[str]) -> bool:
+    """Whether one of the secrets can be read in the command line."""
+    hidden = tuple(os.fsencode(secret) for secret in secrets if secret)
+    shown = read_command_line().split(b"\0")
+    return any(word == secret or word.endswith(b"=" + secret) for word in shown for secret in hidden)
+
+
+def read_command_line() -> bytes:
+    """The words, each followed by NUL."""
+    with open("/proc/self/cmdline", "rb") as file:  # noqa: PTH123 - a client's start waits for pathlib
+        return file.read()
+
+
+def overwrite_command_line(content: bytes) -> None:
+    """Overwrites the beginning of this process's words, which must be at least as long; raises OSError."""
+    from base.machine.processes import stat_fields  # noqa: PLC0415 - few command lines have secrets
+
+    begin = int(stat_fields("self")[_ARG_START - 3])
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:  # noqa: PTH123
+        memory.seek(begin)
+        memory.write(content)
+
+
+def replace_command_line(content: bytes) -> None:
+    """Makes `content`, of any length, this process's words.
+
+    They are in memory of their own, to which the kernel is referred (prctl(2), PR_SET_MM_MAP). Without that
+    call (CONFIG_CHECKPOINT_RESTORE) the old words stay.
+    """
+    try:
+        _refer_kernel_to(content)
+    except (OSError, ValueError, IndexError):
+        return
+
+
+def _refer_kernel_to(content: bytes) -> None:
+    import ctypes  # noqa: PLC0415 - slow to import for a client
+    import mmap  # noqa: PLC0415
+    import struct  # noqa: PLC0415
+
+    from base.machine.libc import load_libc, prctl  # noqa: PLC0415
+    from base.machine.processes import stat_fields  # noqa: PLC0415
+
+    number = [0, 0, 0, 0, *map(int, stat_fields("self")[1:])]
+    with open("/proc/self/auxv", "rb") as file:  # noqa: PTH123
+        vector = file.read()
+    area = mmap.mmap(-1, max(len(content), 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area.write(content)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    auxiliary = ctypes.create_string_buffer(vector, len(vector))
+    # struct prctl_mm_map: code, data, brk, stack, arguments, environment, auxiliary vector, executable
+    layout = struct.pack(
+        "=11QQIi",
+        number[26], number[27], number[45], number[46], number[47], load_libc().sbrk(0),
+        number[28], begin, begin + len(content), number[50], number[51],
+        ctypes.addressof(auxiliary), len(vector), -1,
+    )  # fmt: skip
+    prctl(_PR_SET_MM, _PR_SET_MM_MAP, layout, len(layout))
+    _kept.append(area)
+
+
+_PR_SET_MM = 35
+_PR_SET_MM_MAP = 14
+_kept: list[object] = []
+"""The memory that contains the words."""

@@ -1,0 +1,46 @@
+"""Facts about the hardware that compiled code depends on, read from the kernel in less than a millisecond."""
+
+import platform
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from base.machine.cgroups import PROC
+
+_CPUINFO_BYTES: Final = 16 << 10
+"""Enough for the first processor; the file has an entry for each one."""
+_GPUS: Final = Path("/proc/driver/nvidia/gpus")
+
+
+def cpu_features(proc: Path = PROC) -> str:
+    """The machine's architecture and a hash of its instruction sets."""
+    value = _of_first_processor(proc, "flags", "Features")
+    if value is None:
+        return platform.machine()
+    names = " ".join(sorted(set(value.split())))
+    return f"{platform.machine()} {sha256(names.encode()).hexdigest()[:16]}"
+
+
+def cpu_model(proc: Path = PROC) -> str:
+    """The processor's name, as the kernel reports it."""
+    return _of_first_processor(proc, "model name") or platform.processor() or platform.machine()
+
+
+def _of_first_processor(proc: Path, *names: str) -> str | None:
+    with suppress(OSError), (proc / "cpuinfo").open("rb") as file:
+        for line in file.read(_CPUINFO_BYTES).decode(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in names:
+                return value.strip()
+    return None
+
+
+def gpu_kinds(folder: Path = _GPUS) -> tuple[str, ...]:
+    """The names of the GPUs that the driver provides here, each kind once."""
+    kinds: set[str] = set()
+    for path in folder.glob("*/information"):
+        with suppress(OSError):
+            lines = (line.partition(":") for line in path.read_text(errors="replace").splitlines())
+            kinds.update(value.strip() for name, _, value in lines if name.strip() == "Model")
+    return tuple(sorted(kinds))

@@ -1,0 +1,128 @@
+"""The memory that is still available, of the machine or of a containing cgroup, and kills for lack of it.
+
+Standard library only; the prefetch's helper process uses it too.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+from base.machine.cgroups import PROC, own_cgroups, read_lines
+from base.wording import format_bytes
+
+_NO_LIMIT: Final = 1 << 60
+"""Version 1 of cgroups writes a number near 2**63 for no limit."""
+
+
+_KILLS_FILES: Final[dict[Literal[1, 2], str]] = {1: "memory.oom_control", 2: "memory.events"}
+_KILLS_FIELD: Final = "oom_kill"
+
+
+class MemoryState(NamedTuple):
+    """Memory under one limit, in bytes."""
+
+    available_bytes: int
+    """Bytes that can be allocated without swapping; clean page cache counts, because the kernel evicts it."""
+    total_bytes: int
+    is_cgroup: bool = False
+    """Whether the limit is a container's (or another cgroup's) instead of the machine's."""
+
+
+def read_memory(proc: Path = PROC) -> MemoryState | None:
+    """The tightest limit that applies to this process; None if the system does not report any."""
+    states = [*_machine(proc), *_cgroups(proc)]
+    return min(states, key=lambda state: state.available_bytes, default=None)
+
+
+def available_bytes() -> int:
+    """Bytes available under the tightest limit; 0 if the system does not report it."""
+    state = read_memory()
+    return state.available_bytes if state else 0
+
+
+class OomWatch:
+    """Detects whether the kernel killed a process because memory ran out, by the cgroup's counter of kills.
+
+    Created when the watched process starts, in a process of the same cgroup.
+    """
+
+    def __init__(self, proc: Path = PROC) -> None:
+        self._proc = proc
+        self._num_before = _num_kills(proc)
+
+    @property
+    def has_killed(self) -> bool | None:
+        """Whether the kernel has killed a process of this cgroup since; None if it counts no kills."""
+        return None if self._num_before is None else _num_kills(self._proc) != self._num_before
+
+    def describe_kill(self) -> str:
+        """The end of a message about a SIGKILL: its cause and advice."""
+        if not self.has_killed:
+            return ", as the kernel does when memory runs out"
+        memory = read_memory(self._proc)
+        whose = "this container" if memory and memory.is_cgroup else "this machine"
+        limit = f" ({format_bytes(memory.total_bytes)})" if memory else ""
+        return (
+            f": the kernel killed it because the memory of {whose}{limit} ran out; lower --max-num-seqs, "
+            "--max-model-len or --kv-cache-memory-bytes, or provide more memory"
+        )
+
+
+class _Version(NamedTuple):
+    """File names of one version of cgroups."""
+
+    limits: tuple[str, ...]
+    usage: str
+    cache_keys: tuple[str, ...]
+    """Lines of memory.stat that add up to the page cache."""
+
+
+_V1: Final = _Version(("memory.limit_in_bytes",), "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
+_V2: Final = _Version(("memory.max", "memory.high"), "memory.current", ("inactive_file", "active_file"))
+
+
+def _machine(proc: Path) -> Iterator[MemoryState]:
+    fields = _numbers(proc / "meminfo")
+    if "MemAvailable:" in fields and "MemTotal:" in fields:
+        yield MemoryState(fields["MemAvailable:"] << 10, fields["MemTotal:"] << 10)
+
+
+def _cgroups(proc: Path) -> Iterator[MemoryState]:
+    for cgroup in own_cgroups("memory", proc):
+        yield from _state(_V2 if cgroup.version == 2 else _V1, cgroup.folder)
+
+
+def _state(version: _Version, folder: Path) -> Iterator[MemoryState]:
+    usage = _number(folder / version.usage)
+    limits = [limit for name in version.limits if (limit := _number(folder / name)) is not None and limit < _NO_LIMIT]
+    if usage is None or not limits:
+        return
+    statistics = _numbers(folder / "memory.stat")
+    cache = sum(statistics.get(key, 0) for key in version.cache_keys)
+    yield MemoryState(max(min(limits) - usage + cache, 0), min(limits), is_cgroup=True)
+
+
+def _number(path: Path) -> int | None:
+    text = "".join(read_lines(path))
+    return int(text) if text.isdigit() else None
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    words = (line.split() for line in read_lines(path))
+    return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}
+
+
+def _num_kills(proc: Path) -> int | None:
+    """Out-of-memory kills in the cgroup so far, without a cgroup of the machine; None if not counted."""
+    for cgroup in own_cgroups("memory", proc):
+        if (num := _read_kills(cgroup.folder / _KILLS_FILES[cgroup.version])) is not None:
+            return num
+    return _read_kills(proc / "vmstat")
+
+
+def _read_kills(path: Path) -> int | None:
+    for line in read_lines(path):
+        name, _, number = line.partition(" ")
+        if name == _KILLS_FIELD and number.isdigit():
+            return int(number)
+    return None

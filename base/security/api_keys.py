@@ -1,0 +1,90 @@
+"""The accepted API keys: kept as digests, reloaded when their file changes. Standard library only."""
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Self
+
+from base.errors import ServerError
+from base.server_settings import NetworkConfig
+
+logger = logging.getLogger(__name__)
+
+KEY_NEEDED: Final = "Send one of the server's API keys as 'Authorization: Bearer KEY'."
+"""The message of the error for a request without a valid key."""
+
+
+class KeyFileError(ServerError):
+    """The key file cannot be used; the message names the file and never its content."""
+
+
+class ApiKeys:
+    """Checks keys; used on the event loop."""
+
+    def __init__(self, given: tuple[str, ...] = (), file: Path | None = None) -> None:
+        """`given` keys are always valid, keys in `file` as long as the file contains them.
+
+        Raises:
+            KeyFileError: the file cannot be read, or holds no key.
+        """
+        self._given = [_digest(key.encode("utf-8", "surrogateescape")) for key in given]
+        self._file = file
+        self._digests = [*self._given, *self._read_file()]
+
+    @classmethod
+    def from_config(cls, config: NetworkConfig) -> Self:
+        """The keys of flags, variables and file."""
+        return cls(config.api_keys, Path(config.api_key_file) if config.api_key_file else None)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def admit(self, read_header: Callable[[str], bytes]) -> bool:
+        """Whether a request has a key: `Authorization: Bearer KEY`, or `X-Api-Key` (Anthropic's clients).
+
+        `read_header` returns a header's bytes, none if it is missing.
+        """
+        scheme, _, bearer = read_header("authorization").partition(b" ")
+        return (scheme.lower() == b"bearer" and self.is_valid(bearer)) or self.is_valid(read_header("x-api-key"))
+
+    def is_valid(self, key: bytes) -> bool:
+        """Whether this is one of the keys; takes the same time for every key."""
+        digest = _digest(key)
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return any(matches)
+
+    def reload(self) -> None:
+        """Reloads the file; if it cannot be used, the keys do not change."""
+        try:
+            self._digests = [*self._given, *self._read_file()]
+        except KeyFileError as err:
+            logger.error("%s; the previous keys stay valid", err)
+        else:
+            logger.info("%s was reloaded: %d keys are valid now", self._file, len(self))
+
+    def _read_file(self) -> list[bytes]:
+        return [] if self._file is None else [_digest(key) for key in read_key_file(self._file)]
+
+
+def read_key_file(path: Path) -> list[bytes]:
+    """One key per line; blank lines and lines that begin with # are ignored.
+
+    Raises:
+        KeyFileError: the file cannot be read, or holds no key.
+    """
+    if path.exists() and not path.is_file():
+        raise KeyFileError(f"--api-key-file {path} is not a regular file, so it could not be reloaded")
+    try:
+        lines = [line.strip() for line in path.read_bytes().splitlines()]
+    except OSError as err:
+        raise KeyFileError(f"--api-key-file {path} cannot be read: {err.strerror}") from err
+    keys = [line for line in lines if line and not line.startswith(b"#")]
+    if not keys:
+        raise KeyFileError(f"--api-key-file {path} holds no key: write one key per line")
+    return keys
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

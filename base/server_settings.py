@@ -1,0 +1,152 @@
+"""Settings of any HTTP server of this program, by what they are about; standard library only."""
+
+import re
+from dataclasses import dataclass
+from math import inf
+from typing import ClassVar
+
+from base.errors import ConfigError
+from base.setting import Group, check_ranges, from_variable, setting
+from envs.registry import env
+
+_ROOT_PATH = re.compile(r"/[!-~]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Where the server listens, and whom it answers."""
+
+    help_group: ClassVar[Group] = "HTTP server"
+
+    host: str | None = setting(None, "--host", "Address to listen on; all addresses if not given.")
+    port: int = setting(8000, "--port", "Port to listen on.", minimum=0, maximum=65535)
+    uds: str | None = setting(None, "--uds", "Unix socket to listen on, instead of host and port.", metavar="PATH")
+    api_keys: tuple[str, ...] = setting(
+        (),
+        "--api-key",
+        "Keys of which a request must contain one. Other users cannot read the variable or --api-key-file.",
+        variable=env.VLLM_API_KEY,
+        metavar="KEY...",
+    )
+    api_key_file: str | None = setting(
+        None, "--api-key-file", "Further keys, one per line; changes take effect within two seconds.", metavar="FILE"
+    )
+    api_key_everywhere: bool = setting(
+        False,
+        "--api-key-everywhere",
+        "Also require a key for /metrics, /status.json and all other routes except probes.",
+    )
+    root_path: str = setting("", "--root-path", "Path under which a proxy exposes the server.")
+    allowed_origins: tuple[str, ...] = setting((), "--allowed-origins", "Origins allowed by CORS.", syntax="JSON list")
+    allowed_methods: tuple[str, ...] = setting(
+        ("*",), "--allowed-methods", "Methods allowed by CORS.", syntax="JSON list"
+    )
+    allowed_headers: tuple[str, ...] = setting(
+        ("*",), "--allowed-headers", "Headers allowed by CORS.", syntax="JSON list"
+    )
+    allow_credentials: bool = setting(False, "--allow-credentials", "Allow credentials by CORS.")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):
+            raise ConfigError("--root-path", self.root_path, "a path that begins with /, such as /api")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsConfig:
+    """HTTPS; none without a certificate."""
+
+    help_group: ClassVar[Group] = "HTTP server"
+
+    ssl_keyfile: str | None = setting(None, "--ssl-keyfile", "Private key for HTTPS.", metavar="FILE")
+    ssl_certfile: str | None = setting(None, "--ssl-certfile", "Certificate for HTTPS.", metavar="FILE")
+    ssl_ca_certs: str | None = setting(None, "--ssl-ca-certs", "CAs of client certificates.", metavar="FILE")
+    ssl_cert_reqs: int = setting(
+        0,
+        "--ssl-cert-reqs",
+        "Whether clients present a certificate: 0 no, 1 optional, 2 required.",
+        metavar="0|1|2",
+        minimum=0,
+        maximum=2,
+        expected="0 (none), 1 (optional) or 2 (required)",
+    )
+    """Values of `ssl.CERT_*`."""
+    ssl_ciphers: str | None = setting(
+        None, "--ssl-ciphers", "Ciphers of TLS 1.2 in OpenSSL's syntax; Python's if not given."
+    )
+    enable_ssl_refresh: bool = setting(
+        False, "--enable-ssl-refresh", "Reload changed certificate files within two seconds, without a restart."
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.ssl_cert_reqs and self.ssl_ca_certs is None:
+            expected = "0 without --ssl-ca-certs, which names the trusted CAs"
+            raise ConfigError("--ssl-cert-reqs", self.ssl_cert_reqs, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LifecycleConfig:
+    """The end of the server, and of its engine."""
+
+    help_group: ClassVar[Group] = "HTTP server"
+
+    shutdown_timeout_s: float = setting(
+        30.0, "--shutdown-timeout", "How long running requests may take to finish after SIGTERM.", minimum=0
+    )
+    drain_grace_s: float = setting(
+        0.0,
+        "--drain-grace",
+        "After SIGTERM, keep the port open for at least this time, for load balancers; requests get 503.",
+        minimum=0,
+        below=inf,
+    )
+    engine_restarts: int = setting(
+        0,
+        "--engine-restarts",
+        "Restart a dead engine up to N times behind the same port; after that, the server exits.",
+        metavar="N",
+        minimum=0,
+    )
+    engine_watchdog_timeout_s: float = setting(
+        300.0,
+        "--engine-watchdog-timeout",
+        "Declare the engine dead when its loop is silent for this time; 0 disables the watchdog.",
+        minimum=0,
+        below=inf,
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What the server logs."""
+
+    help_group: ClassVar[Group] = "Logging"
+
+    uvicorn_log_level: str = setting(
+        "info",
+        "--uvicorn-log-level",
+        "Least severe level that the HTTP server logs.",
+        choices=("critical", "error", "warning", "info", "debug", "trace"),
+    )
+    enable_log_requests: bool = setting(False, "--enable-log-requests", "Log every request.")
+    disable_access_log: bool = setting(False, "--disable-uvicorn-access-log", "Do not log a line per request.")
+    disable_access_log_for_endpoints: tuple[str, ...] = setting(
+        (),
+        "--disable-access-log-for-endpoints",
+        "Paths whose requests are not logged, such as /health,/metrics.",
+        syntax="comma list",
+        metavar="PATH,...",
+    )
+    disable_log_stats: bool = setting(
+        False,
+        "--disable-log-stats",
+        "Do not log throughput, requests and cache use every ten seconds (VLLM_LOG_STATS_INTERVAL).",
+    )
+    log_stats_interval_s: float = from_variable(env.VLLM_LOG_STATS_INTERVAL)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)

@@ -1,0 +1,110 @@
+"""Settings: dataclass fields whose metadata declares flag, help, environment variable and range.
+
+`vllm_cli.flags` derives the options of `serve` from this metadata, so nothing here imports click.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import Field, field, fields
+from operator import ge, gt, le, lt
+from typing import Any, Final, Literal, TypedDict, TypeVar, Unpack, cast
+
+from base.errors import ConfigError
+from envs.variable import EnvVar
+
+T = TypeVar("T")
+
+Group = Literal[
+    "Start",
+    "Several models",
+    "Model",
+    "LoRA adapters",
+    "Memory and scheduling",
+    "Requests and answers",
+    "Images",
+    "HTTP server",
+    "Limits",
+    "Logging",
+]
+"""Sections of the help of `serve`, in this order."""
+
+Syntax = Literal[
+    "count",
+    "size",
+    "duration",
+    "token limit",
+    "optional text",
+    "JSON list",
+    "comma list",
+    "template",
+    "log config",
+    "tokenizer mode",
+]
+"""How a value is written where the field's type does not decide it; `count` and `size` take units."""
+
+
+class Setting(TypedDict, total=False):
+    """Metadata of a field. A field with `variable` and without `flag` is set by the variable alone."""
+
+    flag: str
+    aliases: tuple[str, ...]
+    help: str
+    group: Group
+    """Where the flag's help is shown; without it, the dataclass's `help_group`."""
+    after: str
+    """The flag that precedes this one in the help; without it, the order of the fields counts."""
+    filled_by: str
+    """The flag of another field; this field gets the same value."""
+    variable: EnvVar[Any]
+    metavar: str
+    choices: tuple[str, ...]
+    """For text; choices in capitals are accepted in any case."""
+    syntax: Syntax
+    minimum: float
+    above: float
+    maximum: float
+    below: float
+    expected: str
+    """Replaces the description of the range in the message `--x must be <expected>, got 0`."""
+
+
+_COMPARISONS: Final[dict[str, Callable[[Any, Any], bool]]] = {"minimum": ge, "above": gt, "maximum": le, "below": lt}
+
+
+def setting(default: T, flag: str = "", help: str = "", /, **metadata: Unpack[Setting]) -> T:
+    """A field with a default and metadata; a dict is copied for each instance."""
+    if flag:
+        metadata["flag"], metadata["help"] = flag, help
+    if isinstance(default, dict):
+        return cast("T", field(default_factory=default.copy, metadata=metadata))
+    return field(default=default, metadata=metadata)
+
+
+def from_variable(variable: EnvVar[T], flag: str = "", help: str = "", /, **metadata: Unpack[Setting]) -> T:
+    """A field whose default is the default of its environment variable."""
+    metadata["variable"] = variable
+    return setting(variable.default, flag, help, **metadata)
+
+
+def check_ranges(config: Any) -> None:
+    """Raises ConfigError for the first field whose value is out of its declared range."""
+    for declared in fields(config):
+        value = getattr(config, declared.name)
+        limits = [
+            (compare, declared.metadata[key]) for key, compare in _COMPARISONS.items() if key in declared.metadata
+        ]
+        if value is not None and not all(compare(value, limit) for compare, limit in limits):
+            raise ConfigError(option_name(declared), value, _describe_range(declared.metadata))
+
+
+def option_name(declared: Field[Any]) -> str:
+    """The flag that sets the field, else its environment variable."""
+    return str(declared.metadata.get("flag") or declared.metadata["variable"].name)
+
+
+def _describe_range(metadata: Mapping[str, Any]) -> str:
+    if "expected" in metadata:
+        return str(metadata["expected"])
+    if "minimum" in metadata and "maximum" in metadata:
+        return f"between {metadata['minimum']} and {metadata['maximum']}"
+    texts = {"minimum": "{} or more", "above": "above {}", "maximum": "at most {}"}
+    return " and ".join(text.format(metadata[key]) for key, text in texts.items() if key in metadata)

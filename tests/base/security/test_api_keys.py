@@ -1,0 +1,57 @@
+"""API keys from a file."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from base.security.api_keys import ApiKeys, KeyFileError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_bytes(b"# people\nfirst\n\n  second  \r\n#third\nschl\xc3\xbcssel")
+    return path
+
+
+def test_each_line_of_the_file_is_a_key_except_blanks_and_comments(file: Path) -> None:
+    keys = ApiKeys(("given",), file)
+    assert all(keys.is_valid(key) for key in (b"given", b"first", b"second", "schlüssel".encode()))
+    assert not any(keys.is_valid(key) for key in (b"", b"#third", b"third", b"people", b"first\n", b"  second  "))
+
+
+def test_keys_are_added_and_removed_with_the_file(file: Path) -> None:
+    keys = ApiKeys(("given",), file)
+    file.write_text("new")
+    assert keys.is_valid(b"first")
+    keys.reload()
+    assert [keys.is_valid(key) for key in (b"given", b"first", b"new")] == [True, False, True]
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing\n", None])
+def test_a_file_without_keys_does_not_change_the_keys(
+    file: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = ApiKeys((), file)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    keys.reload()
+    assert keys.is_valid(b"first")
+    assert not keys.is_valid(b"")
+    assert "the previous keys stay valid" in caplog.text
+    with pytest.raises(KeyFileError):
+        ApiKeys((), file)
+
+
+def test_no_key_is_logged(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    keys = ApiKeys(("given",), file)
+    file.write_text("new-key")
+    keys.reload()
+    file.write_text("")
+    keys.reload()
+    assert len(caplog.records) == 2
+    assert not any(key in caplog.text for key in ("given", "first", "second", "new-key"))

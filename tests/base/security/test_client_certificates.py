@@ -1,0 +1,112 @@
+"""Client certificates: clients with untrusted issuers are rejected, even with an earlier TLS session."""
+
+import shutil
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from base.security.tls import RenewableTls
+from base.server_settings import TlsConfig
+from tests.certificates import Certificate, make_certificate, needs_openssl
+
+pytestmark = needs_openssl
+
+Connect = Callable[[ssl.SSLContext, ssl.SSLSession | None], ssl.SSLSession | None]
+"""Opens and closes one connection and returns its session for resumption; SSLError if rejected."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Certificate:
+    return make_certificate(tmp_path, "server")
+
+
+@pytest.fixture
+def trusted(tmp_path: Path) -> Path:
+    """The file of trusted issuers."""
+    return tmp_path / "trusted.crt"
+
+
+@pytest.fixture
+def issuers(tmp_path: Path, trusted: Path) -> Iterator[tuple[Certificate, Certificate]]:
+    """Two issuers, the first of which is trusted."""
+    issuers = make_certificate(tmp_path, "one"), make_certificate(tmp_path, "two")
+    shutil.copyfile(issuers[0].certificate, trusted)
+    yield issuers
+
+
+@pytest.fixture
+def tls(server: Certificate, trusted: Path, issuers: object) -> RenewableTls:
+    files = {
+        "ssl_certfile": str(server.certificate),
+        "ssl_keyfile": str(server.key),
+        "ssl_ca_certs": str(trusted),
+    }
+    return RenewableTls(TlsConfig(ssl_cert_reqs=2, enable_ssl_refresh=True, **files))
+
+
+@pytest.fixture
+def connect(tls: RenewableTls) -> Iterator[Connect]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=_serve, args=(listener, tls))
+        thread.start()
+
+        def connect(context: ssl.SSLContext, session: ssl.SSLSession | None) -> ssl.SSLSession:
+            plain = socket.create_connection(listener.getsockname(), timeout=60)
+            with context.wrap_socket(plain, server_hostname="localhost", session=session) as client:
+                client.sendall(b"x")
+                if client.recv(1) != b"y":
+                    raise ssl.SSLError("rejected after the client's part of the handshake")
+                session = client.session
+                client.unwrap()
+                return session
+
+        yield connect
+        socket.create_connection(listener.getsockname()).close()  # a connection without data ends the server
+        thread.join()
+
+
+def _serve(listener: socket.socket, tls: RenewableTls) -> None:
+    """Serves until a client connects and sends nothing."""
+    while True:
+        plain, _ = listener.accept()
+        with plain:
+            if not plain.recv(1, socket.MSG_PEEK):
+                return
+            try:
+                with tls.context.wrap_socket(plain, server_side=True) as client:
+                    client.sendall(b"y" * len(client.recv(1)))
+                    client.unwrap()
+            except OSError:
+                continue
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+def test_a_client_whose_issuer_is_no_longer_trusted_is_rejected(
+    version: ssl.TLSVersion,
+    connect: Connect,
+    tls: RenewableTls,
+    server: Certificate,
+    issuers: tuple[Certificate, Certificate],
+    trusted: Path,
+    tmp_path: Path,
+) -> None:
+    contexts = []
+    for index, issuer in enumerate(issuers):
+        context = server.client_context(make_certificate(tmp_path, f"client-{index}", signer=issuer))
+        context.minimum_version = context.maximum_version = version
+        contexts.append(context)
+    former, later = contexts
+    session = connect(former, None)
+    with pytest.raises(OSError):
+        connect(later, None)
+    shutil.copyfile(issuers[1].certificate, trusted)
+    tls.reload()
+    connect(later, None)
+    with pytest.raises(OSError):
+        connect(former, None)
+    with pytest.raises(OSError):
+        connect(former, session)
