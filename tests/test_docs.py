@@ -24,14 +24,14 @@ def _prose(path: Path) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("|")]
 
 
-def test_readme_is_short() -> None:
+def test_readme_is_short():
     lines = README.read_text().splitlines()
     assert len(lines) <= 150
     assert [line for line in lines if len(line) > MAX_CHARS] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_lines_and_table_cells_are_short(page: Path) -> None:
+def test_lines_and_table_cells_are_short(page):
     assert [line for line in _prose(page) if len(line) > MAX_CHARS] == []
     rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
     cells = [cell for row in rows for cell in re.split(r"(?<!\\)\|", row)]
@@ -39,7 +39,7 @@ def test_lines_and_table_cells_are_short(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [README, *PAGES, ROOT / "tests" / "README.md"], ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         path, _, anchor = link.partition("#")
         if path.startswith("http"):
@@ -55,12 +55,12 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
+def test_every_page_is_linked_from_the_readme():
     text = README.read_text()
     assert [page.name for page in PAGES if f"({page.relative_to(ROOT)}" not in text] == []
 
 
-def test_nothing_tells_to_install_this_project_from_a_package_index() -> None:
+def test_nothing_tells_to_install_this_project_from_a_package_index():
     """None has it: `pip install .` in a clone works. The changelog keeps what it said of a release."""
     name = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -70,7 +70,7 @@ def test_nothing_tells_to_install_this_project_from_a_package_index() -> None:
     assert [f"{page}: {found}" for page, text in texts.items() for found in told.findall(text)] == []
 
 
-def test_figures_of_the_readme_are_on_the_page_of_figures() -> None:
+def test_figures_of_the_readme_are_on_the_page_of_figures():
     table = README.read_text().partition("## Figures")[2].partition("## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line]
     figures = {cell for row in rows[2:] for cell in row[1:] if re.search(r"\d", cell)}
@@ -79,7 +79,7 @@ def test_figures_of_the_readme_are_on_the_page_of_figures() -> None:
     assert [figure for figure in figures if figure not in page] == []
 
 
-def test_the_page_of_security_lists_the_paths_that_need_no_key() -> None:
+def test_the_page_of_security_lists_the_paths_that_need_no_key():
     text = (ROOT / "docs" / "security.md").read_text()
     [open_paths] = re.findall(r"\*\*No key is needed\*\* for (.*?), nor for", text, re.DOTALL)
     [status_paths] = re.findall(r"\*\*Nor is one needed\*\* for (.*?): ", text, re.DOTALL)
@@ -88,7 +88,7 @@ def test_the_page_of_security_lists_the_paths_that_need_no_key() -> None:
 
 
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
-def test_modules_that_a_page_names_exist(page: Path) -> None:
+def test_modules_that_a_page_names_exist(page):
     """`startup/session.py` is that file, `session.py` any of that name, with the end of its path."""
     named = re.findall(r"`([\w/]+\.py)`", page.read_text())
     assert [name for name in named if not any(module.endswith(f"/{name}") for module in _MODULES)] == []

@@ -4,7 +4,6 @@ import re
 import shlex
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 
 import click
 import pytest
@@ -62,9 +61,7 @@ _EXAMPLES += [
 
 
 @pytest.mark.parametrize("words", _EXAMPLES)
-def test_the_program_accepts_the_words_of_an_example(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_program_accepts_the_words_of_an_example(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "new").mkdir()  # an unpacked wheel
     for word in words:
@@ -79,23 +76,23 @@ def test_the_program_accepts_the_words_of_an_example(
 
 
 @pytest.mark.parametrize("words", [example for example in _EXAMPLES if "--quick" in example.values[0]])
-def test_a_question_of_an_example_has_the_same_answer_each_time(words: list[str]) -> None:
+def test_a_question_of_an_example_has_the_same_answer_each_time(words):
     assert " --temperature 0 " in " ".join(words)
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in COMMANDS] + [f"bench {entry.name}" for entry in BENCHMARKS])
-def test_the_help_of_a_command_or_of_its_members_has_an_example(name: str) -> None:
+def test_the_help_of_a_command_or_of_its_members_has_an_example(name):
     assert any(examples for words, examples in _IN_HELP.items() if f"{words} ".startswith(f"{name} "))
 
 
-def test_an_unknown_flag_in_an_example_is_found() -> None:
+def test_an_unknown_flag_in_an_example_is_found():
     [words] = commands("```sh\nFOO=1 vllm-cli wait --prot 8000 && true\n```\n")
     assert words == ["wait", "--prot", "8000"]
     with pytest.raises(click.UsageError, match="--prot"):
         _find_command(words)[0].make_context("wait", words[1:])
 
 
-def test_an_unknown_subcommand_in_an_example_is_found() -> None:
+def test_an_unknown_subcommand_in_an_example_is_found():
     with pytest.raises(AssertionError, match="no such command"):
         _find_command(["bench", "start"])
 

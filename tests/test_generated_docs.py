@@ -2,7 +2,6 @@
 
 import re
 
-import click
 import pytest
 from click.testing import CliRunner
 
@@ -11,7 +10,7 @@ from tests.generated_docs import DOCS, PAGES
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_generated_page_is_up_to_date(name: str) -> None:
+def test_a_generated_page_is_up_to_date(name):
     assert (DOCS / name).read_text(encoding="utf-8") == PAGES[name](), "stale: run `make docs`"
 
 
@@ -27,7 +26,7 @@ def _documented(words: str) -> str:
 
 
 @pytest.mark.parametrize(("words", "command"), [pytest.param(*each, id=each[0]) for each in walk_commands()])
-def test_the_page_of_commands_has_every_option_that_help_shows(words: str, command: click.Command) -> None:
+def test_the_page_of_commands_has_every_option_that_help_shows(words, command):
     if words == "serve":
         pytest.skip("its flags are in docs/flags.md")
     shown = CliRunner().invoke(command, ["--help"], terminal_width=200).output
@@ -36,7 +35,7 @@ def test_the_page_of_commands_has_every_option_that_help_shows(words: str, comma
     assert [option for option in sorted(options) if option not in documented] == []
 
 
-def test_the_pages_do_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_do_not_depend_on_the_environment(monkeypatch):
     before = {name: build() for name, build in PAGES.items()}
     for name in ("HF_HOME", "XDG_CACHE_HOME", "VLLM_API_KEY", "NO_COLOR", "COLUMNS"):
         monkeypatch.setenv(name, "/elsewhere")

@@ -16,12 +16,12 @@ def _spend(duration_ns: int) -> None:
         pass
 
 
-def test_only_a_quadratic_cost_is_reported() -> None:
+def test_only_a_quadratic_cost_is_reported():
     assert growth(lambda n: lambda: _spend(1000 * n)) is None
     assert growth(lambda n: lambda: _spend(n * n), patience_s=0.1) is not None
 
 
-def test_a_slow_first_call_hides_no_quadratic_cost() -> None:
+def test_a_slow_first_call_hides_no_quadratic_cost():
     calls: list[int] = []
 
     def prepare(n: int) -> Callable[[], None]:

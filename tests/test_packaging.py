@@ -24,7 +24,7 @@ def _project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_the_wheel_holds_every_package_and_no_test() -> None:
+def test_the_wheel_holds_every_package_and_no_test():
     include = _project()["tool"]["setuptools"]["packages"]["find"]["include"]
     folders = {
         ".".join(path.parent.relative_to(ROOT).parts)
@@ -35,7 +35,7 @@ def test_the_wheel_holds_every_package_and_no_test() -> None:
 
 
 @pytest.mark.parametrize("extra", ["", "embedded", "dev"])
-def test_every_dependency_of_the_project_is_pinned(extra: str) -> None:
+def test_every_dependency_of_the_project_is_pinned(extra):
     project = _project()["project"]
     wanted = project["optional-dependencies"][extra] if extra else project["dependencies"]
     names = {Requirement(word).name.lower() for word in wanted}
@@ -43,7 +43,7 @@ def test_every_dependency_of_the_project_is_pinned(extra: str) -> None:
     assert names <= pinned
 
 
-def test_the_check_for_the_embedded_engine_covers_the_extra() -> None:
+def test_the_check_for_the_embedded_engine_covers_the_extra():
     project = _project()["project"]
     base, extra = (
         {Requirement(word).name for word in words}
@@ -56,7 +56,7 @@ def test_the_check_for_the_embedded_engine_covers_the_extra() -> None:
 @pytest.mark.parametrize(
     "words", [[], ["--engine", "embedded"], ["--preflight-only"]], ids=["auto", "named", "preflight"]
 )
-def test_without_the_extra_serve_names_it_in_one_line(words: list[str], base: BaseEnvironment) -> None:
+def test_without_the_extra_serve_names_it_in_one_line(words, base):
     done = base.run("serve", "some/model", *words)
     assert (done.returncode, done.stdout) == (3, "")
     [line] = done.stderr.splitlines()
@@ -66,7 +66,7 @@ def test_without_the_extra_serve_names_it_in_one_line(words: list[str], base: Ba
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("command", [entry.name for entry in COMMANDS])
-def test_without_the_extra_every_command_explains_itself(command: str, base: BaseEnvironment) -> None:
+def test_without_the_extra_every_command_explains_itself(command, base):
     done = base.run(command, "--help")
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -86,14 +86,14 @@ def test_without_the_extra_every_command_explains_itself(command: str, base: Bas
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_without_the_extra_other_commands_work(words: list[str], exit_code: int, base: BaseEnvironment) -> None:
+def test_without_the_extra_other_commands_work(words, exit_code, base):
     done = base.run(*words)
     assert done.returncode == exit_code, done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.thorough
-def test_another_distribution_with_a_package_of_our_name_is_reported_in_one_line(tmp_path: Path) -> None:
+def test_another_distribution_with_a_package_of_our_name_is_reported_in_one_line(tmp_path):
     environment = BaseEnvironment(tmp_path)
     (environment.site_packages / "vllm_cli-0.2.5.dist-info").mkdir()
     done = environment.run("--version")

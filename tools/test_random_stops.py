@@ -36,7 +36,7 @@ def _run_with_stops(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
-def test_running_processes_are_stopped_and_continued_and_stopped_ones_stay_stopped() -> None:
+def test_running_processes_are_stopped_and_continued_and_stopped_ones_stay_stopped():
     done = _run_with_stops(sys.executable, "-c", _PROGRAM)
     assert done.stdout == "T\n", done.stderr
     assert int(re.findall(r"random_stops: (\d+) stops", done.stderr)[0]) >= 3
@@ -45,5 +45,5 @@ def test_running_processes_are_stopped_and_continued_and_stopped_ones_stay_stopp
 @pytest.mark.parametrize(
     ("program", "code"), [("raise SystemExit(7)", 7), (f"import os; os.kill(os.getpid(), {int(signal.SIGTERM)})", 143)]
 )
-def test_exit_code_is_that_of_the_command(program: str, code: int) -> None:
+def test_exit_code_is_that_of_the_command(program, code):
     assert _run_with_stops(sys.executable, "-S", "-c", program).returncode == code

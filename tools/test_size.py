@@ -30,13 +30,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(("allowed", "code"), [("3 2", 0), ("2 2", 1), ("3 1", 1), ("9 9", 0)])
-def test_more_lines_or_files_than_in_the_table_fail(run, allowed: str, code: int) -> None:
+def test_more_lines_or_files_than_in_the_table_fail(run, allowed, code):
     done, _ = run(f"package lines files\nenvs {allowed}\ndocs 2 1\n")
     assert done.exit_code == code
     assert ("too large: envs" in done.output) == bool(code)
 
 
-def test_the_table_is_only_lowered(run) -> None:
+def test_the_table_is_only_lowered(run):
     done, written = run("package lines files\nenvs 9 1\ndocs 9 9\n", "--lower")
     assert done.exit_code == 1
     assert size.read_table(written) == {"envs": (3, 1), "docs": (2, 1)}

@@ -24,7 +24,7 @@ def _line(logger: logging.Logger, path: str, caplog: pytest.LogCaptureFixture) -
     return caplog.records[0].getMessage() if caplog.records else None
 
 
-def test_excluded_paths_are_not_logged_with_any_query(logger: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
+def test_excluded_paths_are_not_logged_with_any_query(logger, caplog):
     set_up_access_log(("/health",))
     assert _line(logger, "/health", caplog) is None
     assert _line(logger, "/health?x=/v1", caplog) is None
@@ -48,14 +48,12 @@ def test_excluded_paths_are_not_logged_with_any_query(logger: logging.Logger, ca
         ("", ""),
     ],
 )
-def test_secrets_in_urls_are_masked(
-    query: str, shown: str, logger: logging.Logger, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_secrets_in_urls_are_masked(query, shown, logger, caplog):
     set_up_access_log(())
     assert _line(logger, f"/v1/models{query}", caplog) == f'127.0.0.1:5 - "GET /v1/models{shown} HTTP/1.1" 200'
 
 
-def test_a_long_query_is_cut_and_still_masked(logger: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_query_is_cut_and_still_masked(logger, caplog):
     set_up_access_log(())
     line = _line(logger, "/health?x=" + "?key" * 500 + "&key=sesame" * 5000, caplog)
     assert line is not None

@@ -52,7 +52,7 @@ def _send(lifecycle: Lifecycle, event: str) -> None:
 
 
 @pytest.mark.parametrize(("state", "event", "following"), LEGAL)
-def test_legal_event_leads_to_the_following_state(state: State, event: str, following: State) -> None:
+def test_legal_event_leads_to_the_following_state(state, event, following):
     lifecycle = _in_state(state)
     seen: list[State] = []
     lifecycle.subscribe(seen.append)
@@ -63,7 +63,7 @@ def test_legal_event_leads_to_the_following_state(state: State, event: str, foll
 
 
 @pytest.mark.parametrize(("state", "event"), ILLEGAL)
-def test_illegal_event_raises_and_changes_nothing(state: State, event: str) -> None:
+def test_illegal_event_raises_and_changes_nothing(state, event):
     lifecycle = _in_state(state)
     seen: list[State] = []
     lifecycle.subscribe(seen.append)
@@ -74,7 +74,7 @@ def test_illegal_event_raises_and_changes_nothing(state: State, event: str) -> N
     assert not seen
 
 
-def test_the_tables_name_every_state_and_event_once() -> None:
+def test_the_tables_name_every_state_and_event_once():
     assert set(TRANSITIONS) == set(STATES)
     events = ("engine_ready", "engine_ended", "begin_restart", "drain")
     pairs = [(state, event) for state, event, _ in LEGAL] + ILLEGAL
@@ -82,7 +82,7 @@ def test_the_tables_name_every_state_and_event_once() -> None:
 
 
 @pytest.mark.parametrize("state", ["ready", "restarting"])
-def test_engine_that_ends_without_restarts_left_leaves_a_dead_server(state: State) -> None:
+def test_engine_that_ends_without_restarts_left_leaves_a_dead_server(state):
     lifecycle = _in_state(state)
     lifecycle.num_restarts_left = 0
     lifecycle.engine_ended("killed for good")
@@ -91,7 +91,7 @@ def test_engine_that_ends_without_restarts_left_leaves_a_dead_server(state: Stat
         lifecycle.begin_restart()
 
 
-def test_drain_forbids_restarts() -> None:
+def test_drain_forbids_restarts():
     lifecycle = _in_state("restarting")
     lifecycle.begin_restart()
     lifecycle.drain()
@@ -100,7 +100,7 @@ def test_drain_forbids_restarts() -> None:
     assert lifecycle.state == "dead"
 
 
-def test_restart_time_runs_from_the_restart_s_begin_until_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restart_time_runs_from_the_restart_s_begin_until_readiness(monkeypatch):
     lifecycle = _in_state("restarting")
     assert lifecycle.restart_elapsed_s == 0.0
     monkeypatch.setattr("time.monotonic", lambda: 100.0)
@@ -111,7 +111,7 @@ def test_restart_time_runs_from_the_restart_s_begin_until_readiness(monkeypatch:
     assert lifecycle.restart_elapsed_s == 0.0
 
 
-def test_reason_lasts_from_the_engine_s_end_until_the_next_one_is_ready() -> None:
+def test_reason_lasts_from_the_engine_s_end_until_the_next_one_is_ready():
     lifecycle = _in_state("ready")
     assert lifecycle.reason is None
     lifecycle.engine_ended("its process is ending")
@@ -122,7 +122,7 @@ def test_reason_lasts_from_the_engine_s_end_until_the_next_one_is_ready() -> Non
     assert lifecycle.reason is None
 
 
-def test_there_is_an_engine_from_its_readiness_to_its_end_also_in_a_drain() -> None:
+def test_there_is_an_engine_from_its_readiness_to_its_end_also_in_a_drain():
     assert [state for state in STATES if _in_state(state).has_engine] == ["ready"]
     lifecycle = _in_state("ready")
     lifecycle.drain()
@@ -131,7 +131,7 @@ def test_there_is_an_engine_from_its_readiness_to_its_end_also_in_a_drain() -> N
     assert not lifecycle.has_engine
 
 
-def test_subscribers_are_called_in_order_and_see_the_new_state() -> None:
+def test_subscribers_are_called_in_order_and_see_the_new_state():
     lifecycle = Lifecycle()
     seen: list[tuple[str, State, State]] = []
     lifecycle.subscribe(lambda state: seen.append(("first", state, lifecycle.state)))

@@ -40,23 +40,23 @@ class Example:
         ("by_variable", 0, "VLLM_MAX_N_SEQUENCES must be 1 or more, got 0"),
     ],
 )
-def test_a_value_out_of_range_is_an_error_with_range_and_value(name: str, value: float, message: str) -> None:
+def test_a_value_out_of_range_is_an_error_with_range_and_value(name, value, message):
     with pytest.raises(ConfigError) as caught:
         Example(**{name: value})
     assert str(caught.value) == message
 
 
-def test_values_at_the_limits_and_none_are_accepted() -> None:
+def test_values_at_the_limits_and_none_are_accepted():
     assert Example(at_least=None, share=1, between=9, worded=2).at_least is None
     assert Example(more_than=math.inf).more_than == math.inf
 
 
-def test_a_setting_without_a_flag_has_default_and_name_of_its_variable() -> None:
+def test_a_setting_without_a_flag_has_default_and_name_of_its_variable():
     assert Example().by_variable == env.VLLM_MAX_N_SEQUENCES.default
     assert (
         option_name(next(field for field in fields(Example) if field.name == "by_variable")) == "VLLM_MAX_N_SEQUENCES"
     )
 
 
-def test_every_instance_has_its_own_dict() -> None:
+def test_every_instance_has_its_own_dict():
     assert Example().options is not Example().options

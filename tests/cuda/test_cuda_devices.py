@@ -30,7 +30,7 @@ def _claimed_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt2", "opt", "qwen3"])
-def test_step_stays_on_the_gpu(architecture: str, dtype: torch.dtype) -> None:
+def test_step_stays_on_the_gpu(architecture, dtype):
     config = CONFIG_MAPPING[architecture](**({"vocab_size": VOCAB} | PACKED[architecture]))
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     runner = PackedRunner(model)

@@ -1,6 +1,5 @@
 """Images and pooling on a GPU."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ _NUM_TOKENS = 12
 
 
 @pytest.mark.parametrize("family", ["smolvlm", "qwen2_vl"])
-def test_answers_about_images_equal_those_of_transformers(family: str, tmp_path: Path) -> None:
+def test_answers_about_images_equal_those_of_transformers(family, tmp_path):
     folder = save_vlm(tmp_path, family)
     messages = image_messages(image_url(1))
     arguments = [str(folder), "--served-model-name", "seer", "--dtype", "float32", "--max-num-seqs", "4"]
@@ -34,7 +33,7 @@ def test_answers_about_images_equal_those_of_transformers(family: str, tmp_path:
     assert answer.choices[0].token_ids == expected_answer(folder, messages, _NUM_TOKENS, device=DEVICE)
 
 
-def test_embeddings_equal_those_of_the_model(tmp_path: Path) -> None:
+def test_embeddings_equal_those_of_the_model(tmp_path):
     save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path)
     words = [str(tmp_path), "--served-model-name", "tiny", "--runner", "pooling"]

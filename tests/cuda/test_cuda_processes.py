@@ -26,7 +26,7 @@ def arguments(llama_folder: Path) -> list[str]:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("method", START_METHODS)
-def test_only_the_engine_initializes_cuda(arguments: list[str], method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_engine_initializes_cuda(arguments, method, monkeypatch):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
     with ServerProcess(arguments) as server:
         assert server.complete(max_tokens=2) == 200
@@ -36,9 +36,7 @@ def test_only_the_engine_initializes_cuda(arguments: list[str], method: str, mon
 @pytest.mark.thorough
 @pytest.mark.parametrize("method", START_METHODS)
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
-def test_memory_is_freed_when_the_server_ends(
-    arguments: list[str], method: str, signal_number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_freed_when_the_server_ends(arguments, method, signal_number, monkeypatch):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
     before = used_mib()
     with ServerProcess(arguments) as server:
@@ -51,13 +49,13 @@ def test_memory_is_freed_when_the_server_ends(
 
 
 @pytest.mark.thorough
-def test_with_a_hidden_gpu_the_engine_runs_on_the_cpu(arguments: list[str]) -> None:
+def test_with_a_hidden_gpu_the_engine_runs_on_the_cpu(arguments):
     with ServerProcess(arguments, environment={"CUDA_VISIBLE_DEVICES": ""}) as server:
         assert server.complete(max_tokens=2) == 200
         assert not any(uses_cuda(process) for process in server.family())
 
 
-def test_cache_larger_than_the_gpu_fails_the_start_with_one_line(arguments: list[str]) -> None:
+def test_cache_larger_than_the_gpu_fails_the_start_with_one_line(arguments):
     huge = ["--max-num-seqs", "10000000", "--kv-cache-memory-bytes", str(1 << 50)]
     run = run_cli("serve", *arguments, *huge, "--port", "0")
     assert run.returncode == 3
@@ -65,6 +63,6 @@ def test_cache_larger_than_the_gpu_fails_the_start_with_one_line(arguments: list
     assert "Traceback" not in run.stderr
 
 
-def test_bug_report_names_the_gpu() -> None:
+def test_bug_report_names_the_gpu():
     (line,) = [line for line in run_cli("collect-env").stdout.splitlines() if line.startswith("gpus: ")]
     assert "MiB" in line

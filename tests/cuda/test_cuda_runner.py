@@ -18,18 +18,18 @@ _LENGTHS = (80, 5, 33, 62, 1, 400)
 
 
 @pytest.mark.parametrize("architecture", [pytest.param(name, id=name) for name in PACKED])
-def test_chunks_of_scattered_sequences_have_the_plain_models_logits(architecture: str) -> None:
+def test_chunks_of_scattered_sequences_have_the_plain_models_logits(architecture):
     errors = _errors(architecture, torch.float32)
     assert errors.runner < 1e-3
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen3", "gemma2"])
-def test_half_precision_is_as_close_to_float32_as_the_plain_model(architecture: str) -> None:
+def test_half_precision_is_as_close_to_float32_as_the_plain_model(architecture):
     errors = _errors(architecture, torch.bfloat16)
     assert 0 < errors.runner < 2 * errors.plain
 
 
-def test_attention_never_uses_the_plain_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_never_uses_the_plain_kernel(monkeypatch):
     """A long prompt in chunks, with heads that share keys: the plain kernel would materialise all scores."""
     calls = []
     attend = fused_attention.attend
@@ -47,7 +47,7 @@ def test_attention_never_uses_the_plain_kernel(monkeypatch: pytest.MonkeyPatch) 
     assert set(calls) == {True, False}
 
 
-def test_greedy_output_of_a_batch_equals_generate() -> None:
+def test_greedy_output_of_a_batch_equals_generate():
     model = build_model("llama", PACKED["llama"])
     prompts = random_prompts(3, 17, 40, 5, 33, 90)
     expected = greedy_outputs(model, prompts, 40)
@@ -58,7 +58,7 @@ def test_greedy_output_of_a_batch_equals_generate() -> None:
     engine.assert_nothing_leaked()
 
 
-def test_every_sampling_parameter_works_on_the_gpu() -> None:
+def test_every_sampling_parameter_works_on_the_gpu():
     engine = SmallEngine(build_model("llama", PACKED["llama"]).to(DEVICE), eos_token_ids=(2,))
     prompts = random_prompts(9, 12)
     options = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "seed": 7, "min_tokens": 5}

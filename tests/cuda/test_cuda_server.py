@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from openai import OpenAI
-from transformers import PreTrainedModel
 
 from tests.cuda.gpu import DEVICE
 from tests.e2e.server_process import ServerProcess
@@ -31,7 +30,7 @@ def client(llama_folder: Path) -> Iterator[OpenAI]:
             yield openai
 
 
-def test_greedy_tokens_equal_generate(client: OpenAI, llama_on_gpu: PreTrainedModel) -> None:
+def test_greedy_tokens_equal_generate(client, llama_on_gpu):
     prompts = [list(prompt.encode()) for prompt in _PROMPTS]
     expected = greedy_outputs(llama_on_gpu, prompts, _NUM_TOKENS)
     assert all(len(set(output)) > 4 for output in expected), "the model repeats itself: nothing would be tested"
@@ -40,7 +39,7 @@ def test_greedy_tokens_equal_generate(client: OpenAI, llama_on_gpu: PreTrainedMo
     assert [answer.choices[0].token_ids for answer in answers] == expected * 2
 
 
-def test_logprobs_equal_those_of_the_model(client: OpenAI, llama_on_gpu: PreTrainedModel) -> None:
+def test_logprobs_equal_those_of_the_model(client, llama_on_gpu):
     answer = _complete(client, _PROMPTS[1], logprobs=4, tokens_as_ids=True).choices[0]
     prompt = list(_PROMPTS[1].encode())
     with torch.inference_mode():
@@ -52,12 +51,12 @@ def test_logprobs_equal_those_of_the_model(client: OpenAI, llama_on_gpu: PreTrai
     assert best == pytest.approx(rows.amax(-1).tolist(), abs=1e-3)
 
 
-def test_seed_draws_the_same_tokens_again(client: OpenAI) -> None:
+def test_seed_draws_the_same_tokens_again(client):
     drawn = [_complete(client, "Paris", temperature=1.0, seed=seed).choices[0].token_ids for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_bias_decides_the_token(client: OpenAI) -> None:
+def test_bias_decides_the_token(client):
     answer = _complete(client, "Paris", logit_bias={"65": 100})
     assert answer.choices[0].text == "A" * _NUM_TOKENS
 

@@ -44,7 +44,7 @@ def _service(path: Path = SERVICE) -> configparser.SectionProxy:
     return unit["Service"]
 
 
-def test_the_image_contains_every_package_and_nothing_else() -> None:
+def test_the_image_contains_every_package_and_nothing_else():
     build = read_stages()[0]
     sources = [word for copy in build if copy.name == "COPY" for word in copy.words[:-1]]
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
@@ -57,7 +57,7 @@ def test_the_image_contains_every_package_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("extras", ["", "objectstore"])
-def test_the_image_installs_the_chosen_extras(extras: str, tmp_path: Path) -> None:
+def test_the_image_installs_the_chosen_extras(extras, tmp_path):
     [step] = [step for step in read_stages()[0] if step.name == "RUN" and "requirements.txt" in step.value]
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     list_command = re.sub(r"^python ", f"{sys.executable} ", step.value.partition("&&")[0])
@@ -70,7 +70,7 @@ def test_the_image_installs_the_chosen_extras(extras: str, tmp_path: Path) -> No
     assert (tmp_path / "requirements.txt").read_text().splitlines() == wanted
 
 
-def test_the_image_runs_as_an_unprivileged_user_and_has_a_health_check() -> None:
+def test_the_image_runs_as_an_unprivileged_user_and_has_a_health_check():
     final = read_stages()[-1]
     uid, _, gid = last(final, "USER").value.partition(":")
     assert int(uid) > 0 == int(gid)
@@ -82,7 +82,7 @@ def test_the_image_runs_as_an_unprivileged_user_and_has_a_health_check() -> None
     assert limit and timeout_s < int(limit[1])
 
 
-def test_the_baked_image_serves_with_the_flags_that_it_was_baked_with() -> None:
+def test_the_baked_image_serves_with_the_flags_that_it_was_baked_with():
     [stage] = read_stages(ROOT / "deploy" / "docker" / "baked.Dockerfile")
     program, command, *baked = last(stage, "RUN").words
     assert (program, command) == ("vllm-cli", "bake")
@@ -93,7 +93,7 @@ def test_the_baked_image_serves_with_the_flags_that_it_was_baked_with() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_no_file_names_a_registry(path: Path) -> None:
+def test_no_file_names_a_registry(path):
     assert "://" not in path.read_text()
     assert (
         re.findall(
@@ -104,20 +104,20 @@ def test_no_file_names_a_registry(path: Path) -> None:
     )
 
 
-def test_the_root_in_compose_is_read_only() -> None:
+def test_the_root_in_compose_is_read_only():
     service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["llm"]
     assert service["read_only"]
     assert service["tmpfs"] == ["/tmp"]
     assert float(service["stop_grace_period"].removesuffix("s")) > DRAIN_S
 
 
-def test_the_manifest_has_the_probes_that_the_command_prints() -> None:
+def test_the_manifest_has_the_probes_that_the_command_prints():
     [container] = _pod()["containers"]
     printed = build_probes(ProbeTarget(), StartTimes(seconds=[], factor=4))
     assert {name: probe for name, probe in container.items() if name.endswith("Probe")} == printed
 
 
-def test_the_manifest_matches_the_server() -> None:
+def test_the_manifest_matches_the_server():
     pod = _pod()
     [container] = pod["containers"]
     assert pod["terminationGracePeriodSeconds"] > DRAIN_S
@@ -131,7 +131,7 @@ def test_the_manifest_matches_the_server() -> None:
     assert claim == _manifest("PersistentVolumeClaim")["metadata"]["name"]
 
 
-def test_the_unit_waits_for_readiness_and_for_the_drain() -> None:
+def test_the_unit_waits_for_readiness_and_for_the_drain():
     service = _service()
     assert service["Type"] == "notify"
     assert float(service["TimeoutStopSec"]) > DRAIN_S
@@ -139,7 +139,7 @@ def test_the_unit_waits_for_readiness_and_for_the_drain() -> None:
     assert service["CacheDirectory"] == "vllm-cli"
 
 
-def test_the_unit_of_the_standby_leaves_servers_alone_and_waits_for_the_imports() -> None:
+def test_the_unit_of_the_standby_leaves_servers_alone_and_waits_for_the_imports():
     service = _service(STANDBY)
     program, command, *words = shlex.split(service["ExecStart"])
     assert (Path(program).name, command) == ("vllm-cli", "standby")
@@ -150,7 +150,7 @@ def test_the_unit_of_the_standby_leaves_servers_alone_and_waits_for_the_imports(
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd")
-def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(tmp_path):
     program = tmp_path / "vllm-cli"
     program.touch(0o755)
     for unit in SERVICE.parent.iterdir():
@@ -163,7 +163,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     assert "vllm-cli" not in done.stderr, done.stderr
 
 
-def test_the_unit_grants_no_more_than_the_server_needs() -> None:
+def test_the_unit_grants_no_more_than_the_server_needs():
     service = _service()
     assert service["DynamicUser"] == service["NoNewPrivileges"] == "yes"
     assert service["ProtectSystem"] == "strict"

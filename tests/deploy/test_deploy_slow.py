@@ -19,14 +19,14 @@ from tests.ports import free_port
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
-def test_hadolint_reports_nothing(linters: Path) -> None:
+def test_hadolint_reports_nothing(linters):
     """Except for two consecutive RUNs, which are separate for their comments."""
     command = [str(linters / "hadolint"), "--ignore", "DL3059", str(ROOT / "Dockerfile")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_manifests_fit_the_schema_of_kubernetes(linters: Path, tmp_path: Path) -> None:
+def test_the_manifests_fit_the_schema_of_kubernetes(linters, tmp_path):
     good = _validate(linters, MANIFEST)
     assert good.returncode == 0, good.stdout + good.stderr
     wrong = tmp_path / "wrong.yaml"
@@ -37,7 +37,7 @@ def test_the_manifests_fit_the_schema_of_kubernetes(linters: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     "words", [[], ["--uds", "/run/vllm.sock"], ["--ssl", "--port", "9000", "--engine", "vllm"]], ids=" ".join
 )
-def test_printed_probes_fit_the_schema_of_kubernetes(words: list[str], linters: Path, tmp_path: Path) -> None:
+def test_printed_probes_fit_the_schema_of_kubernetes(words, linters, tmp_path):
     printed = subprocess.run(
         [sys.executable, "-m", "vllm_cli", "probes", *words], check=True, capture_output=True, text=True, timeout=200
     )
@@ -60,14 +60,14 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_installed_bytecode_is_used_without_a_check_of_its_source(image: Path) -> None:
+def test_installed_bytecode_is_used_without_a_check_of_its_source(image):
     package = next((image / "opt" / "vllm-cli" / "lib").glob("python*/site-packages/vllm_cli"))
     compiled = next((package / "__pycache__").glob("main.*.pyc")).read_bytes()
     assert int.from_bytes(compiled[4:8], "little") == 1  # by hash, never checked (PEP 552)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to change the user")
-def test_the_image_s_program_serves_as_any_user_on_a_read_only_root(image: Path, model_path: Path) -> None:
+def test_the_image_s_program_serves_as_any_user_on_a_read_only_root(image, model_path):
     """With the image's variables; only /cache is writable."""
     cache, port = image / "cache", str(free_port())
     user = as_user(4711, 0, Path(sys.executable), model_path / "model.safetensors")

@@ -10,14 +10,14 @@ _POD = ROOT / "deploy" / "kubernetes" / "many-models.yaml"
 _PAGE = ROOT / "docs" / "many-models.md"
 
 
-def test_the_first_line_names_the_schema() -> None:
+def test_the_first_line_names_the_schema():
     of_page = _PAGE.read_text().partition("```yaml\n")[2]
     for file, text in ((_EXAMPLE, _EXAMPLE.read_text()), (_PAGE, of_page)):
         schema = text.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
         assert (file.parent / schema).resolve() == ROOT / "startup" / "router" / "models.schema.json"
 
 
-def test_the_pod_has_the_printed_probes_its_volumes_and_a_service() -> None:
+def test_the_pod_has_the_printed_probes_its_volumes_and_a_service():
     documents = {document["kind"]: document for document in yaml.safe_load_all(_POD.read_text())}
     pod = documents["Deployment"]["spec"]["template"]["spec"]
     [container] = pod["containers"]

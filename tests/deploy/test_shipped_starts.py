@@ -6,7 +6,6 @@ import signal
 import pytest
 
 from tests.certificates import make_certificate
-from tests.deploy.container_root import ContainerRoot
 from tests.deploy.shipped import EXAMPLES, SECRETS, STARTS, STARTS_OF_VLLM
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.thorough
 
 
 @pytest.mark.parametrize("name", [name for name in STARTS if name not in STARTS_OF_VLLM])
-def test_it_serves_its_models_to_clients_with_the_key(name: str, root: ContainerRoot) -> None:
+def test_it_serves_its_models_to_clients_with_the_key(name, root):
     start = STARTS[name]
     words, variables = root.prepare(start)
     key = variables.get("VLLM_API_KEY")
@@ -30,7 +29,7 @@ def test_it_serves_its_models_to_clients_with_the_key(name: str, root: Container
 
 
 @pytest.mark.parametrize("name", STARTS_OF_VLLM)
-def test_it_starts_vllm(name: str, root: ContainerRoot) -> None:
+def test_it_starts_vllm(name, root):
     words, variables = root.prepare(STARTS[name])
     with FakeStart(root.home, *words, env=environment(root.home, **variables)) as start:
         if "--headless" in words:
@@ -41,7 +40,7 @@ def test_it_starts_vllm(name: str, root: ContainerRoot) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if "vllm-cli serve" in example.script])
-def test_what_an_example_starts_passes_the_preflight(name: str, root: ContainerRoot) -> None:
+def test_what_an_example_starts_passes_the_preflight(name, root):
     example = EXAMPLES[name]
     for certificate in re.findall(r"([\w-]+)\.crt", example.script):
         make_certificate(root.home, certificate)

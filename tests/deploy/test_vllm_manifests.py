@@ -86,7 +86,7 @@ def _words(pod: str) -> list[str]:
     return STARTS[name].serve_words
 
 
-def test_the_worker_set_fits_the_api_reference() -> None:
+def test_the_worker_set_fits_the_api_reference():
     document = _documents(WORKER_SET)["LeaderWorkerSet"]
     Draft202012Validator(LEADER_WORKER_SET).validate(document)
     wrong = copy.deepcopy(document)
@@ -96,7 +96,7 @@ def test_the_worker_set_fits_the_api_reference() -> None:
 
 
 @pytest.mark.parametrize("pod", ["deployment", "leader", "worker"])
-def test_its_arguments_are_vllm_s_flags(pod: str) -> None:
+def test_its_arguments_are_vllm_s_flags(pod):
     assert choose_engine(_words(pod)) == "vllm"
     line = CommandLine.of(ServeWords(_words(pod)).engine_words)
     known = {word for text in VLLM_FLAGS.read_text().splitlines() for word in text.split()}
@@ -105,7 +105,7 @@ def test_its_arguments_are_vllm_s_flags(pod: str) -> None:
     assert line.listens == (pod != "worker")
 
 
-def test_leader_and_workers_form_one_group() -> None:
+def test_leader_and_workers_form_one_group():
     lines = {pod: dict(CommandLine.of(ServeWords(_words(pod)).engine_words).values) for pod in ("leader", "worker")}
     leader, worker = lines["leader"], lines["worker"]
     assert (leader.pop("--node-rank"), worker.pop("--node-rank")) == ("0", "1")
@@ -118,7 +118,7 @@ def test_leader_and_workers_form_one_group() -> None:
 
 
 @pytest.mark.parametrize("pod", ["deployment", "leader", "worker"])
-def test_pods_have_time_for_the_drain_and_shared_memory_for_the_ranks(pod: str) -> None:
+def test_pods_have_time_for_the_drain_and_shared_memory_for_the_ranks(pod):
     spec = _pods()[pod]["spec"]
     [container] = spec["containers"]
     timeout_s = CommandLine.of(_words(pod)).values["--shutdown-timeout"]
@@ -132,14 +132,14 @@ def test_pods_have_time_for_the_drain_and_shared_memory_for_the_ranks(pod: str) 
 
 
 @pytest.mark.parametrize("pod", ["deployment", "leader"])
-def test_probes_use_vllm_s_health_route(pod: str) -> None:
+def test_probes_use_vllm_s_health_route(pod):
     [container] = _pods()[pod]["spec"]["containers"]
     probes = [probe for name, probe in container.items() if name.endswith("Probe")]
     assert [probe["httpGet"] for probe in probes] == [{"path": "/health", "port": 8000}] * 3
 
 
 @pytest.mark.parametrize("path", [DEPLOYMENT, WORKER_SET], ids=lambda path: path.stem)
-def test_services_select_pods_that_listen(path: Path) -> None:
+def test_services_select_pods_that_listen(path):
     selector = _documents(path)["Service"]["spec"]["selector"]
     pods = {name: pod for name, pod in _pods().items() if (name == "deployment") == (path == DEPLOYMENT)}
     chosen = [name for name, pod in pods.items() if selector.items() <= pod["metadata"]["labels"].items()]
@@ -148,7 +148,7 @@ def test_services_select_pods_that_listen(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_vllm_manifests_fit_the_schema_of_kubernetes(linters: Path, tmp_path: Path) -> None:
+def test_the_vllm_manifests_fit_the_schema_of_kubernetes(linters, tmp_path):
     command = [str(linters / "kubernetes-validate"), "--strict", "--kubernetes-version", "1.33"]
     templates = [
         {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": pod}

@@ -25,7 +25,7 @@ def anthropic(server: ServerProcess) -> Iterator[Anthropic]:
         yield client
 
 
-def test_capital_of_france_is_paris(anthropic: Anthropic) -> None:
+def test_capital_of_france_is_paris(anthropic):
     message = anthropic.messages.create(**ASKED, max_tokens=32, extra_body=GREEDY)
     (block,) = message.content
     assert block.type == "text"
@@ -34,7 +34,7 @@ def test_capital_of_france_is_paris(anthropic: Anthropic) -> None:
     assert anthropic.messages.count_tokens(**ASKED).input_tokens == message.usage.input_tokens
 
 
-def test_a_stream_stops_at_a_sequence(anthropic: Anthropic) -> None:
+def test_a_stream_stops_at_a_sequence(anthropic):
     with anthropic.messages.stream(**ASKED, max_tokens=32, extra_body=GREEDY, stop_sequences=["Paris"]) as stream:
         text = "".join(stream.text_stream)
         message = stream.get_final_message()

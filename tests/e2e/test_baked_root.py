@@ -54,9 +54,7 @@ def memory() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("is_root", [True, False], ids=["root", "user"])
-def test_a_first_start_uses_the_baked_folder_and_writes_only_to_its_cache(
-    is_root: bool, baked: Path, memory: Path, own_model: Path
-) -> None:
+def test_a_first_start_uses_the_baked_folder_and_writes_only_to_its_cache(is_root, baked, memory, own_model):
     root = overlay_root(memory, read_only=baked)
     if root is None:
         pytest.skip("no overlay can be mounted here")

@@ -14,7 +14,7 @@ _HOMELESS = ("env", "-u", "HOME", "-u", "XDG_CACHE_HOME", "-u", "TMPDIR", "-u", 
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to change the user")
-def test_server_runs_as_an_arbitrary_user_without_a_writable_folder(model_path: Path) -> None:
+def test_server_runs_as_an_arbitrary_user_without_a_writable_folder(model_path):
     user = as_user(12345, 12345, Path(sys.executable), model_path / "model.safetensors")
     if user is None:
         pytest.skip("another user cannot read the interpreter or the model here")

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -31,7 +30,7 @@ def _wait_threads(server: ServerProcess, number: int) -> None:
 
 @needs_two_processors
 @pytest.mark.slow  # on a machine that nothing else uses: with other busy processes, one thread may stay the best
-def test_a_thread_leaves_a_busy_processor_and_returns(model_path: Path) -> None:
+def test_a_thread_leaves_a_busy_processor_and_returns(model_path):
     busy, other = sorted(os.sched_getaffinity(0))[:2]
     words = [str(model_path), "--max-model-len", "256"]
     with ServerProcess(words, launcher=("taskset", "-c", f"{busy},{other}")) as server:
@@ -48,7 +47,7 @@ def test_a_thread_leaves_a_busy_processor_and_returns(model_path: Path) -> None:
 
 @needs_two_processors
 @pytest.mark.alone
-def test_the_users_number_of_threads_stays(model_path: Path) -> None:
+def test_the_users_number_of_threads_stays(model_path):
     words = [str(model_path), "--max-model-len", "256"]
     busy = min(os.sched_getaffinity(0))
     neighbour = subprocess.Popen([sys.executable, "-c", _BURN, str(busy)])

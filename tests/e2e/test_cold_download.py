@@ -28,7 +28,7 @@ def settings(hub: HubServer, folder: Path) -> dict[str, str]:
     return {**offline, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder), "HF_HUB_CACHE": str(folder / "hub")}
 
 
-def test_an_empty_cache_gives_a_first_token_and_the_next_start_sends_no_request(hub: HubServer, tmp_path: Path) -> None:
+def test_an_empty_cache_gives_a_first_token_and_the_next_start_sends_no_request(hub, tmp_path):
     hub.link.bytes_per_s = 5_000
     with short_folder() as folder, NotifySocket(str(folder / "notify")) as notified:
         environment = settings(hub, tmp_path) | {"NOTIFY_SOCKET": notified.address}
@@ -50,7 +50,7 @@ def test_an_empty_cache_gives_a_first_token_and_the_next_start_sends_no_request(
     assert hub.requests == []
 
 
-def test_a_gated_model_ends_the_start_with_one_line(hub: HubServer, tmp_path: Path) -> None:
+def test_a_gated_model_ends_the_start_with_one_line(hub, tmp_path):
     hub.gated.add("org/model")
     with ServerProcess(["org/model"], environment=settings(hub, tmp_path), wait=False) as server:
         assert server.process.wait(120) == 3
@@ -58,9 +58,7 @@ def test_a_gated_model_ends_the_start_with_one_line(hub: HubServer, tmp_path: Pa
     assert "org/model is gated: ask for access at" in line
 
 
-def test_a_stop_during_the_download_leaves_no_process_and_the_next_start_goes_on(
-    hub: HubServer, tmp_path: Path
-) -> None:
+def test_a_stop_during_the_download_leaves_no_process_and_the_next_start_goes_on(hub, tmp_path):
     hub.link.bytes_per_s = 20_000
     with ServerProcess(["org/model"], environment=settings(hub, tmp_path), wait=False) as server:
         wait_until(lambda: hub.sent["org/model/model.safetensors"] > 20_000)
@@ -72,7 +70,7 @@ def test_a_stop_during_the_download_leaves_no_process_and_the_next_start_goes_on
     assert [first for first in hub.ranges if first], "the second download began where the first one ended"
 
 
-def test_the_second_address_of_the_hub_is_used(hub: HubServer, tmp_path: Path) -> None:
+def test_the_second_address_of_the_hub_is_used(hub, tmp_path):
     environment = settings(hub, tmp_path) | {"HF_ENDPOINT": f"http://127.0.0.1:9,{hub.url}"}
     with ServerProcess(["org/model"], environment=environment) as server:
         assert server.complete(max_tokens=1) == 200

@@ -65,7 +65,7 @@ def slow_clients(impatient: ServerProcess) -> Iterator[dict[str, RawClient]]:
         yield clients
 
 
-def test_slow_headers_time_out(slow_clients: dict[str, RawClient]) -> None:
+def test_slow_headers_time_out(slow_clients):
     client = slow_clients["headers"]
     answer = client.read()
     assert (answer.status, answer.headers["connection"]) == (408, "close")
@@ -73,13 +73,13 @@ def test_slow_headers_time_out(slow_clients: dict[str, RawClient]) -> None:
     assert client.is_closed()
 
 
-def test_trickling_headers_time_out_as_well(slow_clients: dict[str, RawClient]) -> None:
+def test_trickling_headers_time_out_as_well(slow_clients):
     """The time-out is for all headers together, not for the time between two bytes."""
     assert slow_clients["trickle"].read().status == 408
 
 
 @pytest.mark.parametrize(("name", "num_bytes"), [("body", 1), ("burst", 10_000_000)])
-def test_a_slow_body_times_out(slow_clients: dict[str, RawClient], name: str, num_bytes: int) -> None:
+def test_a_slow_body_times_out(slow_clients, name, num_bytes):
     """A fast first part does not extend the time-out for the rest."""
     client = slow_clients[name]
     answer = client.read()
@@ -89,12 +89,12 @@ def test_a_slow_body_times_out(slow_clients: dict[str, RawClient], name: str, nu
     assert client.is_closed()
 
 
-def test_the_body_of_a_rejected_request_times_out(slow_clients: dict[str, RawClient]) -> None:
+def test_the_body_of_a_rejected_request_times_out(slow_clients):
     assert slow_clients["refused"].read().status == 404
     assert slow_clients["refused"].is_closed()
 
 
-def test_a_connection_without_a_request_is_closed(slow_clients: dict[str, RawClient]) -> None:
+def test_a_connection_without_a_request_is_closed(slow_clients):
     assert slow_clients["nothing"].is_closed()
 
 
@@ -103,7 +103,7 @@ def test_a_connection_without_a_request_is_closed(slow_clients: dict[str, RawCli
     [GET[:-2] + b"x: " + b"a" * 70_000, GET[:-2] + b"x: " + b"a" * 70_000 + b"\r\n\r\n", b"GET /" + b"a" * 70_000],
     ids=["header", "header with its end", "line"],
 )
-def test_too_large_headers_are_rejected(server: ServerProcess, head: bytes) -> None:
+def test_too_large_headers_are_rejected(server, head):
     with RawClient(server.port) as client:
         answer = client.send(head).read()
         assert answer.status == 431
@@ -111,7 +111,7 @@ def test_too_large_headers_are_rejected(server: ServerProcess, head: bytes) -> N
 
 
 @pytest.mark.parametrize("num", [255, 256])
-def test_too_many_headers_are_rejected(server: ServerProcess, num: int) -> None:
+def test_too_many_headers_are_rejected(server, num):
     with RawClient(server.port) as client:
         answer = client.send(GET[:-2] + b"x: 1\r\n" * num + b"\r\n").read()
         assert answer.status == (200 if num == 255 else 431)
@@ -119,13 +119,13 @@ def test_too_many_headers_are_rejected(server: ServerProcess, num: int) -> None:
 
 
 @pytest.mark.parametrize("trailer", [b"x: " + b"a" * (1 << 20), b"x: 1\r\n" * 300], ids=["long", "many"])
-def test_endless_trailers_are_rejected(server: ServerProcess, trailer: bytes) -> None:
+def test_endless_trailers_are_rejected(server, trailer):
     with RawClient(server.port) as client:
         client.send(f"{HEAD}transfer-encoding: chunked\r\n\r\n1\r\n{{\r\n0\r\n".encode() + trailer)
         assert client.read().status == 431
 
 
-def test_chunks_with_kilobytes_of_framing_are_rejected(server: ServerProcess) -> None:
+def test_chunks_with_kilobytes_of_framing_are_rejected(server):
     with RawClient(server.port) as client:
         client.send(f"{HEAD}transfer-encoding: chunked\r\n\r\n".encode())
         for _ in range(200):
@@ -136,7 +136,7 @@ def test_chunks_with_kilobytes_of_framing_are_rejected(server: ServerProcess) ->
         assert "(--h11-max-incomplete-event-size)" in answer.error["message"]
 
 
-def test_trailers_are_not_treated_as_headers(server: ServerProcess) -> None:
+def test_trailers_are_not_treated_as_headers(server):
     """A proxy that filters headers does not filter trailers."""
     head = f"{HEAD}transfer-encoding: chunked\r\n\r\n".encode()
     body = b'{"prompt": "a", "max_tokens": 1}'
@@ -147,13 +147,13 @@ def test_trailers_are_not_treated_as_headers(server: ServerProcess) -> None:
     assert "theirs" not in json.loads(answer.body)["id"]
 
 
-def test_a_large_body_with_expect_continue_is_rejected_before_it_is_sent(server: ServerProcess) -> None:
+def test_a_large_body_with_expect_continue_is_rejected_before_it_is_sent(server):
     with RawClient(server.port) as client:
         client.send(f"{HEAD}expect: 100-continue\r\ncontent-length: 50000000\r\n\r\n".encode())
         assert client.read().status == 413
 
 
-def test_a_compressed_body_is_rejected(server: ServerProcess) -> None:
+def test_a_compressed_body_is_rejected(server):
     with RawClient(server.port) as client:
         answer = client.post("/v1/completions", SHORT, content_encoding="gzip").read()
         assert (answer.status, answer.headers["accept-encoding"]) == (415, "identity")
@@ -162,9 +162,7 @@ def test_a_compressed_body_is_rejected(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 40])
 @pytest.mark.parametrize("may_read", [False, True], ids=["disconnects", "stops sending"])
-def test_a_client_that_ends_within_its_body_leaves_nothing_behind(
-    server: ServerProcess, size: int, may_read: bool
-) -> None:
+def test_a_client_that_ends_within_its_body_leaves_nothing_behind(server, size, may_read):
     with RawClient(server.port) as client:
         client.send(f"{HEAD}content-length: 50\r\n\r\n".encode() + b"{" * size)
         if may_read:
@@ -182,7 +180,7 @@ def test_a_client_that_ends_within_its_body_leaves_nothing_behind(
     ],
     ids=repr,
 )
-def test_invalid_http_is_a_400_in_the_api_s_error_format(server: ServerProcess, data: bytes) -> None:
+def test_invalid_http_is_a_400_in_the_api_s_error_format(server, data):
     """More of it is in `test_hostile_requests.py`."""
     with RawClient(server.port) as client:
         answer = client.send(data).read()
@@ -190,7 +188,7 @@ def test_invalid_http_is_a_400_in_the_api_s_error_format(server: ServerProcess, 
         assert client.is_closed()
 
 
-def test_pipelined_requests_are_answered_in_order(server: ServerProcess) -> None:
+def test_pipelined_requests_are_answered_in_order(server):
     bodies = [{"prompt": "a", "max_tokens": number} for number in (3, 1, 2)]
     with RawClient(server.port) as client:
         client.send(b"".join(request_bytes("/v1/completions", str(body).replace("'", '"').encode()) for body in bodies))
@@ -200,7 +198,7 @@ def test_pipelined_requests_are_answered_in_order(server: ServerProcess) -> None
         assert client.read().status == 200
 
 
-def test_garbage_after_a_request_does_not_change_its_response(server: ServerProcess) -> None:
+def test_garbage_after_a_request_does_not_change_its_response(server):
     with RawClient(server.port) as client:
         client.send(
             request_bytes("/v1/completions", b'{"prompt": "a", "max_tokens": 50, "stream": true}') + b"garbage\r\n\r\n"
@@ -210,7 +208,7 @@ def test_garbage_after_a_request_does_not_change_its_response(server: ServerProc
         assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
-def test_too_many_pipelined_requests_end_the_connection(server: ServerProcess) -> None:
+def test_too_many_pipelined_requests_end_the_connection(server):
     with RawClient(server.port) as client:
         client.send(request_bytes("/v1/completions", b'{"prompt": "a"}') + GET * 1000)
         num_answers = client.read_to_end().count(b"HTTP/1.1 200")
@@ -218,7 +216,7 @@ def test_too_many_pipelined_requests_end_the_connection(server: ServerProcess) -
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_disconnects_frees_all_its_pipelined_requests(server: ServerProcess, stream: bool) -> None:
+def test_a_client_that_disconnects_frees_all_its_pipelined_requests(server, stream):
     aborted, body = _num_aborted(server), LONG | {"stream": stream}
     with RawClient(server.port) as client:
         client.post("/v1/completions", body).post("/v1/completions", body)
@@ -227,7 +225,7 @@ def test_a_client_that_disconnects_frees_all_its_pipelined_requests(server: Serv
 
 
 @pytest.mark.parametrize("protocol", ["websocket", "WebSocket"])
-def test_websockets_are_rejected(server: ServerProcess, protocol: str) -> None:
+def test_websockets_are_rejected(server, protocol):
     with RawClient(server.port) as client:
         client.send(
             f"GET /v1/realtime HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: {protocol}\r\n\r\n".encode()
@@ -237,7 +235,7 @@ def test_websockets_are_rejected(server: ServerProcess, protocol: str) -> None:
         assert "upgrade to websocket" in answer.error["message"]
 
 
-def test_a_client_that_offers_http2_gets_http1(server: ServerProcess) -> None:
+def test_a_client_that_offers_http2_gets_http1(server):
     """Java's HttpClient and `curl --http2` send such requests."""
     with RawClient(server.port) as client:
         client.post("/v1/completions", SHORT, connection="Upgrade, HTTP2-Settings", upgrade="h2c", http2_settings="AA")
@@ -245,7 +243,7 @@ def test_a_client_that_offers_http2_gets_http1(server: ServerProcess) -> None:
         assert (answer.status, answer.headers["connection"]) == (200, "close")
 
 
-def test_a_client_that_does_not_read_is_disconnected_and_its_request_cancelled(impatient: ServerProcess) -> None:
+def test_a_client_that_does_not_read_is_disconnected_and_its_request_cancelled(impatient):
     aborted = _num_aborted(impatient)
     with RawClient(impatient.port, receive_buffer=4096) as client:
         client.post("/v1/completions", LOUD)
@@ -253,13 +251,13 @@ def test_a_client_that_does_not_read_is_disconnected_and_its_request_cancelled(i
         impatient.wait_logged("has read nothing for 2 s (--http-send-timeout)")
 
 
-def test_a_client_that_reads_slowly_gets_everything(server: ServerProcess) -> None:
+def test_a_client_that_reads_slowly_gets_everything(server):
     with RawClient(server.port) as client:
         client.post("/v1/completions", LOUD | {"max_tokens": 50})
         assert client.read_stream().endswith(b"data: [DONE]\n\n")
 
 
-def test_idle_connections_make_room_for_new_ones(server: ServerProcess) -> None:
+def test_idle_connections_make_room_for_new_ones(server):
     with ExitStack() as stack:
         clients = [stack.enter_context(RawClient(server.port)) for _ in range(MAX_CONNECTIONS + 50)]
         assert clients[-1].send(GET).read().status == 200
@@ -267,7 +265,7 @@ def test_idle_connections_make_room_for_new_ones(server: ServerProcess) -> None:
         assert server.health() == 200
 
 
-def test_health_is_answered_when_all_connections_are_busy(server: ServerProcess) -> None:
+def test_health_is_answered_when_all_connections_are_busy(server):
     """An unfinished body keeps its connection busy."""
     with ExitStack() as stack:
         for _ in range(MAX_CONNECTIONS):

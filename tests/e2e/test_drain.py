@@ -3,7 +3,6 @@
 import http.client
 import json
 import signal
-from typing import Any
 
 import pytest
 
@@ -22,7 +21,7 @@ def _exchange(connection: http.client.HTTPConnection, method: str, path: str) ->
     return response
 
 
-def test_port_stays_open_for_the_grace_and_answers_503_with_retry_after(start_tiny_server: Any) -> None:
+def test_port_stays_open_for_the_grace_and_answers_503_with_retry_after(start_tiny_server):
     with start_tiny_server("--drain-grace", "600", environment={"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}) as server:
         kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         assert _exchange(kept, "GET", "/health").getheader("connection") is None
@@ -53,7 +52,7 @@ def _begin_request(port: int) -> http.client.HTTPConnection:
     return slow
 
 
-def test_request_whose_body_is_still_being_sent_is_answered(start_tiny_server: Any) -> None:
+def test_request_whose_body_is_still_being_sent_is_answered(start_tiny_server):
     with start_tiny_server("--shutdown-timeout", "200") as server:
         slow = _begin_request(server.port)
         server.wait_load(1)
@@ -68,8 +67,8 @@ def test_request_whose_body_is_still_being_sent_is_answered(start_tiny_server: A
 
 @pytest.mark.parametrize("timeout_s, num_signals", [("0.5", 1), ("100000", 2)], ids=["time-out", "second signal"])
 def test_request_whose_body_never_ends_gets_a_503_and_does_not_delay_the_exit(
-    start_tiny_server: Any, timeout_s: str, num_signals: int
-) -> None:
+    start_tiny_server, timeout_s, num_signals
+):
     with start_tiny_server("--shutdown-timeout", timeout_s, "--http-body-timeout", "100000") as server:
         slow = _begin_request(server.port)
         server.wait_load(1)
@@ -84,7 +83,7 @@ def test_request_whose_body_never_ends_gets_a_503_and_does_not_delay_the_exit(
         assert "Traceback" not in server.log
 
 
-def test_engine_that_dies_in_a_drain_is_reported_and_not_restarted(start_server: Any) -> None:
+def test_engine_that_dies_in_a_drain_is_reported_and_not_restarted(start_server):
     with start_server("--shutdown-timeout", "100000", "--engine-restarts", "1") as server:
         reader = StreamReader(server.url, 4000)
         server.process.send_signal(signal.SIGTERM)

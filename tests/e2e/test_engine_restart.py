@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -42,7 +41,7 @@ def _hold_sockets(pid: int) -> Iterator[None]:
         yield
 
 
-def test_probes_report_the_dead_engine_before_its_socket_is_closed(start_tiny_server: Any) -> None:
+def test_probes_report_the_dead_engine_before_its_socket_is_closed(start_tiny_server):
     with start_tiny_server("--engine-restarts", "1") as server:
         engine = wait_process(server, "engine")
         with _hold_sockets(engine.pid):
@@ -63,9 +62,7 @@ def test_probes_report_the_dead_engine_before_its_socket_is_closed(start_tiny_se
     "method",
     [pytest.param(name, marks=() if name == "forkserver" else pytest.mark.slow) for name in START_METHODS],
 )
-def test_dead_engine_is_restarted_as_often_as_configured(
-    start_server: Any, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dead_engine_is_restarted_as_often_as_configured(start_server, method, monkeypatch):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
     with start_server("--engine-restarts", "1") as server:
         reader = StreamReader(server.url, 4000)
@@ -86,7 +83,7 @@ def test_dead_engine_is_restarted_as_often_as_configured(
         assert "Traceback" not in server.log
 
 
-def test_killed_forkserver_is_restarted_with_the_engine(start_tiny_server: Any) -> None:
+def test_killed_forkserver_is_restarted_with_the_engine(start_tiny_server):
     with start_tiny_server("--engine-restarts", "1") as server:
         forkserver = wait_process(server, "forkserver")
         forkserver.kill()
@@ -96,7 +93,7 @@ def test_killed_forkserver_is_restarted_with_the_engine(start_tiny_server: Any) 
         assert server.terminate() == 0
 
 
-def test_probes_report_the_restart_while_it_runs(start_tiny_server: Any, tmp_path: Path) -> None:
+def test_probes_report_the_restart_while_it_runs(start_tiny_server, tmp_path):
     environment = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", **stop_environment(tmp_path)}
     with start_tiny_server("--engine-restarts", "1", environment=environment) as server:
         loading = StopPoint(tmp_path, *ENGINE_LOADS)  # keeps the restart running

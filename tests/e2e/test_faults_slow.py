@@ -23,7 +23,7 @@ _VITAL = ("api", "engine")
 
 
 @pytest.mark.timeout(3600)
-def test_no_request_is_lost_in_many_drains_under_load(start_server: Any) -> None:
+def test_no_request_is_lost_in_many_drains_under_load(start_server):
     for number in range(_NUM_DRAINS):
         with start_server("--shutdown-timeout", "300") as server:
             clients = LoadClients(server.port, num_clients=8)
@@ -42,7 +42,7 @@ def test_no_request_is_lost_in_many_drains_under_load(start_server: Any) -> None
 
 
 @pytest.mark.timeout(3600)
-def test_no_process_is_left_after_many_kills_of_any_role(start_server: Any) -> None:
+def test_no_process_is_left_after_many_kills_of_any_role(start_server):
     for number in range(_NUM_KILLS):
         dice = random.Random(number)
         role = _ROLES[number % len(_ROLES)]

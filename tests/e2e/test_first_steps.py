@@ -19,7 +19,7 @@ _LIMIT_S = 300
 
 
 @pytest.mark.parametrize("title", ["Serve a model and chat with it", "Start in a fraction of a second"])
-def test_the_commands_of_a_section_work(title: str, tmp_path: Path) -> None:
+def test_the_commands_of_a_section_work(title, tmp_path):
     request = _commands(_ROOT / "README.md", "Use")
     commands = _commands(_PAGE, title).replace(_STOP, request + _STOP)
     port = free_port()

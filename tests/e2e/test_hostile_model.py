@@ -1,7 +1,6 @@
 """The start of a model that contains code fails, and the code does not run."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "token
 
 
 @pytest.mark.parametrize("evil", ["weights", "code"])
-def test_a_model_that_contains_code_fails_the_start(model_path: Path, tmp_path: Path, evil: str) -> None:
+def test_a_model_that_contains_code_fails_the_start(model_path, tmp_path, evil):
     folder, marker = tmp_path / "model", tmp_path / "evil-was-here"
     folder.mkdir()
     for name in SMALL_FILES:

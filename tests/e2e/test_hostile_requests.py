@@ -24,16 +24,14 @@ def exchange(server: ServerProcess, request: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("request_bytes", AMBIGUOUS.values(), ids=AMBIGUOUS)
-def test_a_request_with_ambiguous_length_is_rejected_and_ends_the_connection(
-    server: ServerProcess, request_bytes: bytes
-) -> None:
+def test_a_request_with_ambiguous_length_is_rejected_and_ends_the_connection(server, request_bytes):
     received = exchange(server, request_bytes)
     assert [int(status) for status in _STATUS.findall(received)] in ([400], [])
     assert server.health() == 200
 
 
 @pytest.mark.parametrize("request_bytes", GARBAGE.values(), ids=GARBAGE)
-def test_garbage_is_rejected_or_not_found(server: ServerProcess, request_bytes: bytes) -> None:
+def test_garbage_is_rejected_or_not_found(server, request_bytes):
     received = exchange(server, request_bytes)
     assert all(status in (b"200", b"400", b"404") for status in _STATUS.findall(received)), received
     assert b"root:" not in received
@@ -41,7 +39,7 @@ def test_garbage_is_rejected_or_not_found(server: ServerProcess, request_bytes: 
     assert server.health() == 200
 
 
-def test_paths_cannot_write_lines_or_colours_into_the_log(server: ServerProcess) -> None:
+def test_paths_cannot_write_lines_or_colours_into_the_log(server):
     exchange(server, b"GET /one%0aERROR%20forged%1b[31m%e2%80%a8two HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     wait_until(lambda: "/one" in server.log)
     [line] = [line for line in server.log.split("\n") if "forged" in line]

@@ -53,19 +53,19 @@ def pooling_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerP
         yield server
 
 
-def test_fuzzed_requests_for_text_are_answered(text_server: ServerProcess) -> None:
+def test_fuzzed_requests_for_text_are_answered(text_server):
     fuzz(text_server, range(300), TEXT_ROUTES)
 
 
-def test_fuzzed_requests_whose_output_is_parsed_are_answered(parsing_server: ServerProcess) -> None:
+def test_fuzzed_requests_whose_output_is_parsed_are_answered(parsing_server):
     fuzz(parsing_server, range(300, 600), TEXT_ROUTES)
 
 
-def test_fuzzed_requests_for_vectors_are_answered(pooling_server: ServerProcess) -> None:
+def test_fuzzed_requests_for_vectors_are_answered(pooling_server):
     fuzz(pooling_server, range(200), POOLING_ROUTES)
 
 
-def test_a_request_that_excludes_every_token_is_a_400(text_server: ServerProcess) -> None:
+def test_a_request_that_excludes_every_token_is_a_400(text_server):
     """Found by fuzzing."""
     body = {"prompt": "a", "structured_outputs": {"choice": ["x"]}, "allowed_token_ids": [ord("y")]}
     with RawClient(text_server.port) as client:
@@ -75,7 +75,7 @@ def test_a_request_that_excludes_every_token_is_a_400(text_server: ServerProcess
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_very_many_fuzzed_requests_are_answered(text_server: ServerProcess, pooling_server: ServerProcess) -> None:
+def test_very_many_fuzzed_requests_are_answered(text_server, pooling_server):
     print(fuzz(text_server, range(1000, 101_000), TEXT_ROUTES))
     print(fuzz(pooling_server, range(1000, 21_000), POOLING_ROUTES))
 

@@ -68,7 +68,7 @@ def server(tiny_llama: Path) -> Iterator[_Server]:
         yield running
 
 
-def test_an_idle_model_stops_and_a_request_starts_it(server: _Server) -> None:
+def test_an_idle_model_stops_and_a_request_starts_it(server):
     server.wait_stopped()
     assert not server.children()
     num_starts = server.metric("vllm_cli:model_starts_total")
@@ -79,7 +79,7 @@ def test_an_idle_model_stops_and_a_request_starts_it(server: _Server) -> None:
     assert ask(f"{server.url}/readyz?model").json == {"status": "ready"}
 
 
-def test_probes_and_reports_of_a_stopped_model_do_not_start_it(server: _Server) -> None:
+def test_probes_and_reports_of_a_stopped_model_do_not_start_it(server):
     server.wait_stopped()
     for _ in range(3):
         statuses = {path: ask(server.url + path).status for path in _PROBES}
@@ -92,7 +92,7 @@ def test_probes_and_reports_of_a_stopped_model_do_not_start_it(server: _Server) 
     assert server.state() == "stopped"
 
 
-def test_many_requests_start_it_once(server: _Server) -> None:
+def test_many_requests_start_it_once(server):
     server.wait_stopped()
     num_starts = server.metric("vllm_cli:model_starts_total")
     with ThreadPoolExecutor(50) as pool:
@@ -101,7 +101,7 @@ def test_many_requests_start_it_once(server: _Server) -> None:
     assert server.metric("vllm_cli:model_starts_total") == num_starts + 1
 
 
-def test_ps_and_wait_know_a_stopped_model(server: _Server) -> None:
+def test_ps_and_wait_know_a_stopped_model(server):
     server.wait_stopped()
     (entry,) = [each for each in json.loads(run_cli("ps", "--json").stdout) if each["port"] == server.port]
     assert (entry["state"], entry["pid"], entry["engine"]) == ("stopped", server.process.pid, "embedded")
@@ -109,7 +109,7 @@ def test_ps_and_wait_know_a_stopped_model(server: _Server) -> None:
     assert run_cli("wait", f"{server.url}", "--path", "/readyz?model", "--timeout", "0.5").returncode == 4
 
 
-def test_requests_around_the_idle_limit_are_all_answered(server: _Server) -> None:
+def test_requests_around_the_idle_limit_are_all_answered(server):
     """Half of the clients keep their connections, on which the server is stopped in between."""
     rng = random.Random(25)
     pauses_s = [[rng.choice((0.0, rng.uniform(0.9, 1.6))) for _ in range(10)] for _ in range(8)]
@@ -131,7 +131,7 @@ def test_requests_around_the_idle_limit_are_all_answered(server: _Server) -> Non
         assert [status for statuses in pool.map(run, range(8)) for status in statuses] == [200] * 80
 
 
-def test_a_kept_connection_outlives_the_server(server: _Server) -> None:
+def test_a_kept_connection_outlives_the_server(server):
     server.wait_stopped()
     with RawClient(server.port) as client:
         assert client.post("/v1/completions", _BODY).read().status == 200
@@ -140,7 +140,7 @@ def test_a_kept_connection_outlives_the_server(server: _Server) -> None:
         assert client.post("/v1/completions", _BODY).read().status == 200
 
 
-def test_a_failing_start_is_reported_and_tried_again_later(tmp_path: Path, tiny_llama: Path) -> None:
+def test_a_failing_start_is_reported_and_tried_again_later(tmp_path, tiny_llama):
     model = save_tiny_llama(tmp_path / "model")
     with _Server(model) as server:
         server.wait_stopped()
@@ -154,7 +154,7 @@ def test_a_failing_start_is_reported_and_tried_again_later(tmp_path: Path, tiny_
         wait_until(lambda: server.ask_model() == 200)
 
 
-def test_a_failing_first_start_ends_the_router_as_a_plain_start(tmp_path: Path) -> None:
+def test_a_failing_first_start_ends_the_router_as_a_plain_start(tmp_path):
     with _Server(tmp_path / "nowhere", wait=False) as server:
         assert server.process.wait(60) == 3
         assert "nowhere" in server.log.splitlines()[-1]
@@ -162,7 +162,7 @@ def test_a_failing_first_start_ends_the_router_as_a_plain_start(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("moment", slow_but_for(["stopped", "starting"], "starting"))
-def test_sigterm_ends_router_and_model(tiny_llama: Path, moment: str) -> None:
+def test_sigterm_ends_router_and_model(tiny_llama, moment):
     with _Server(tiny_llama) as server:
         server.wait_stopped()
         if moment == "starting":
@@ -178,7 +178,7 @@ def test_sigterm_ends_router_and_model(tiny_llama: Path, moment: str) -> None:
             client.socket.close()
 
 
-def test_sigterm_finishes_a_running_request(tiny_llama: Path) -> None:
+def test_sigterm_finishes_a_running_request(tiny_llama):
     with _Server(tiny_llama, idle="10m") as server:
         reader = StreamReader(server.url, max_tokens=200)
         os.kill(server.process.pid, signal.SIGTERM)
@@ -187,7 +187,7 @@ def test_sigterm_finishes_a_running_request(tiny_llama: Path) -> None:
         assert server.process.wait(60) == 0
 
 
-def test_sigterm_during_the_first_start(tiny_llama: Path) -> None:
+def test_sigterm_during_the_first_start(tiny_llama):
     with _Server(tiny_llama, wait=False) as server:
         server.wait_listening()
         family = server.family()
@@ -195,14 +195,14 @@ def test_sigterm_during_the_first_start(tiny_llama: Path) -> None:
         assert_gone(family)
 
 
-def test_the_router_is_a_light_process(server: _Server) -> None:
+def test_the_router_is_a_light_process(server):
     server.wait_stopped()
     maps = Path(f"/proc/{server.process.pid}/maps").read_text()
     assert "libtorch" not in maps
     assert find_process(server, "engine") is None
 
 
-def test_unix_sockets_and_keys_are_the_router_s(tiny_llama: Path, tmp_path: Path) -> None:
+def test_unix_sockets_and_keys_are_the_router_s(tiny_llama, tmp_path):
     path = tmp_path / "s"
     words = [str(tiny_llama), *_ENGINE, "1s", "--uds", str(path), "--api-key", "secret", "second"]
     with ServerProcess(words, wait=False) as server:
@@ -254,13 +254,13 @@ def _own_sockets(folder: Path) -> list[Path]:
     return list(folder.glob("vllm-cli-standby-*/*-embedded.sock"))
 
 
-def test_later_starts_are_warm(warm: _Server) -> None:
+def test_later_starts_are_warm(warm):
     assert "warm start" not in warm.log
     assert warm.ask_model() == 200
     warm.wait_logged("warm start: forked from the standby's process")
 
 
-def test_ps_shows_the_own_standby_in_a_line_of_its_own(warm: _Server) -> None:
+def test_ps_shows_the_own_standby_in_a_line_of_its_own(warm):
     entries = json.loads(run_cli("ps", "--json").stdout)
     (server,) = [each for each in entries if each["port"] == warm.port]
     (standby,) = [each for each in entries if each.get("owner_pid") == warm.process.pid]
@@ -269,9 +269,7 @@ def test_ps_shows_the_own_standby_in_a_line_of_its_own(warm: _Server) -> None:
 
 
 @pytest.mark.parametrize("victim", ["standby", "router"])
-def test_a_killed_standby_is_replaced_and_a_killed_router_leaves_none(
-    tiny_llama: Path, tmp_path: Path, victim: str
-) -> None:
+def test_a_killed_standby_is_replaced_and_a_killed_router_leaves_none(tiny_llama, tmp_path, victim):
     with _Server(tiny_llama, environment=_own_folders(tmp_path)) as server:
         wait_until(lambda: _own_sockets(tmp_path), 240)
         if victim == "standby":

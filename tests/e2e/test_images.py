@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI
 
 from tests.e2e.server_process import ServerProcess
 from tests.server.engine.features.tiny_vlm import as_bytes, image, save_vlm
@@ -37,13 +37,13 @@ def server(vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
         yield server
 
 
-def test_a_data_url_gives_the_tokens_of_transformers(client: OpenAI, vlm: Path) -> None:
+def test_a_data_url_gives_the_tokens_of_transformers(client, vlm):
     messages = image_messages(image_url(1), image_url(2, 100, 80))
     answer = client.chat.completions.create(messages=messages, **_EXACT)
     assert answer.choices[0].token_ids == expected_answer(vlm, messages, _NUM_TOKENS)  # type: ignore[attr-defined]
 
 
-def test_a_local_file_gives_the_same_text_as_its_data_url(client: OpenAI, server: ServerProcess) -> None:
+def test_a_local_file_gives_the_same_text_as_its_data_url(client, server):
     by_file = f"file://{server.folder}/cat.png"  # type: ignore[attr-defined]
     by_data = image_url(4, 56, 56)
     texts = [
@@ -53,7 +53,7 @@ def test_a_local_file_gives_the_same_text_as_its_data_url(client: OpenAI, server
     assert texts[0] == texts[1]
 
 
-def test_thirty_two_concurrent_images_give_the_text_of_each_alone(server: ServerProcess, client: OpenAI) -> None:
+def test_thirty_two_concurrent_images_give_the_text_of_each_alone(server, client):
     conversations = [image_messages(image_url(seed)) for seed in range(4)]
     alone = [
         client.chat.completions.create(messages=messages, **_EXACT).choices[0].message.content

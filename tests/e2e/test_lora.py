@@ -79,9 +79,7 @@ def _error(answer: Answer) -> tuple[int, str, str]:
     return answer.status, error["type"], error["param"]
 
 
-def test_requests_select_adapters_of_the_start_and_of_a_request(
-    server: ServerProcess, client: OpenAI, adapters: _Adapters
-) -> None:
+def test_requests_select_adapters_of_the_start_and_of_a_request(server, client, adapters):
     loaded = _load(server, "blue", "blue")
     assert (loaded.status, loaded.body) == (200, b"Success: LoRA adapter 'blue' added successfully.")
     with ThreadPoolExecutor(6) as threads:
@@ -100,7 +98,7 @@ def test_requests_select_adapters_of_the_start_and_of_a_request(
         _complete(client, "blue")
 
 
-def test_chat_and_streams_name_the_adapter(client: OpenAI) -> None:
+def test_chat_and_streams_name_the_adapter(client):
     message = {"role": "user", "content": "Hello"}
     options: Any = {"model": "red", "messages": [message], "max_tokens": 4, "temperature": 0}
     whole = client.chat.completions.create(**options)
@@ -114,7 +112,7 @@ def test_chat_and_streams_name_the_adapter(client: OpenAI) -> None:
     assert base.choices[0].message.content != whole.choices[0].message.content
 
 
-def test_an_adapter_is_replaced_in_place(server: ServerProcess, client: OpenAI, adapters: _Adapters) -> None:
+def test_an_adapter_is_replaced_in_place(server, client, adapters):
     assert _load(server, "changing", "red").status == 200
     assert _complete(client, "changing") == adapters.expected("red")
     refused = _load(server, "changing", "blue")
@@ -125,7 +123,7 @@ def test_an_adapter_is_replaced_in_place(server: ServerProcess, client: OpenAI, 
     assert _unload(server, "changing").status == 200
 
 
-def test_bad_requests_name_the_field(server: ServerProcess, adapters: _Adapters, tmp_path: Path) -> None:
+def test_bad_requests_name_the_field(server, adapters, tmp_path):
     broken = adapters.folder / "broken"
     broken.mkdir()
     (broken / "adapter_config.json").write_text("this is not json")
@@ -147,11 +145,11 @@ def test_bad_requests_name_the_field(server: ServerProcess, adapters: _Adapters,
         assert _error(answer) == expected, answer.body
 
 
-def test_metrics_report_the_limit(server: ServerProcess) -> None:
+def test_metrics_report_the_limit(server):
     assert server.metric("vllm:lora_requests_info", max_lora="2", running_lora_adapters="") > 0
 
 
-def test_a_restarted_engine_has_the_adapters(server: ServerProcess, client: OpenAI, adapters: _Adapters) -> None:
+def test_a_restarted_engine_has_the_adapters(server, client, adapters):
     assert _load(server, "dynamic", "blue").status == 200
     wait_process(server, "engine").kill()
     server.wait_unready()
@@ -161,7 +159,7 @@ def test_a_restarted_engine_has_the_adapters(server: ServerProcess, client: Open
     assert _unload(server, "dynamic").status == 200
 
 
-def test_a_faulty_adapter_ends_the_start_with_its_name(adapters: _Adapters, tmp_path: Path) -> None:
+def test_a_faulty_adapter_ends_the_start_with_its_name(adapters, tmp_path):
     folder = save_adapter(adapters.model, tmp_path, r=32)
     with adapters.serve("--lora-modules", f"large={folder}", wait=False) as server:
         assert server.process.wait(120) == 3

@@ -60,7 +60,7 @@ def server(tiny_llama: Path) -> Iterator[ServerProcess]:
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_choices_share_a_large_grammar(server: ServerProcess, name: str) -> None:
+def test_choices_share_a_large_grammar(server, name):
     processes = {role: wait_process(server, role) for role in ("api", "engine")}
     request = {"prompt": "a", "temperature": 1, "max_tokens": 1}
     warm = request | {"n": 200, "structured_outputs": {"json": {"type": "object"}}}

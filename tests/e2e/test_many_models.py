@@ -59,7 +59,7 @@ def forced(text: str) -> dict[str, Any]:
     return {"max_tokens": 300, "temperature": 0, "extra_body": {"structured_outputs": {"regex": re.escape(text)}}}
 
 
-def test_two_models_take_turns_in_one_conversation_with_tools(client: OpenAI) -> None:
+def test_two_models_take_turns_in_one_conversation_with_tools(client):
     """The first model calls the tool, the second one reads its result, in streams and in whole answers."""
     for number in range(3):
         messages: list[Any] = [QUESTION]
@@ -78,7 +78,7 @@ def test_two_models_take_turns_in_one_conversation_with_tools(client: OpenAI) ->
         assert answer.choices[0].message.content == f"It is sunny {number}."
 
 
-def test_streams_of_two_models_at_once(client: OpenAI) -> None:
+def test_streams_of_two_models_at_once(client):
     def read(number: int) -> str:
         model = ("org/alpha", "org/beta")[number % 2]
         chunks = client.completions.create(
@@ -91,7 +91,7 @@ def test_streams_of_two_models_at_once(client: OpenAI) -> None:
     assert texts == [f"upon a time {number} of {('org/alpha', 'org/beta')[number % 2]}" for number in range(16)]
 
 
-def test_embeddings_beside_text(client: OpenAI) -> None:
+def test_embeddings_beside_text(client):
     alone = client.embeddings.create(model="bert", input="hello world").data[0].embedding
     texts = ["hello world"] * 200
     assert [item.embedding for item in client.embeddings.create(model="bert", input=texts).data] == [
@@ -99,7 +99,7 @@ def test_embeddings_beside_text(client: OpenAI) -> None:
     ] * 200
 
 
-def test_names_of_models(client: OpenAI) -> None:
+def test_names_of_models(client):
     assert [model.id for model in client.models.list()] == ["org/alpha", "org/beta", "bert", "echo"]
     assert client.models.retrieve("org/alpha").id == "org/alpha"
     assert client.completions.create(model="alpha", prompt="Once", max_tokens=1).choices
@@ -107,7 +107,7 @@ def test_names_of_models(client: OpenAI) -> None:
         client.completions.create(model="org/alpah", prompt="Once")
 
 
-def test_responses_are_stored_where_they_were_made(client: OpenAI) -> None:
+def test_responses_are_stored_where_they_were_made(client):
     made = [
         client.responses.create(model=model, input="Hello", max_output_tokens=4) for model in ("org/alpha", "org/beta")
     ]
@@ -118,7 +118,7 @@ def test_responses_are_stored_where_they_were_made(client: OpenAI) -> None:
         client.responses.retrieve("resp_none")
 
 
-def test_an_error_of_a_model_is_passed_on(client: OpenAI, router: RouterProcess) -> None:
+def test_an_error_of_a_model_is_passed_on(client, router):
     async def send() -> tuple[int, Any]:
         async with (
             aiohttp.ClientSession() as session,
@@ -131,14 +131,14 @@ def test_an_error_of_a_model_is_passed_on(client: OpenAI, router: RouterProcess)
     assert body["error"]["type"] == "BadRequestError"
 
 
-def test_a_form_with_a_file_of_50_mb(client: OpenAI) -> None:
+def test_a_form_with_a_file_of_50_mb(client):
     file = b"RIFF" + bytes(range(256)) * (200 * 1024)
     answer: Any = client.audio.transcriptions.create(model="echo", file=("a.wav", file))
     assert answer.size > len(file)
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["first", "last"])
-def test_a_body_of_50_mb(router: RouterProcess, is_first: bool) -> None:
+def test_a_body_of_50_mb(router, is_first):
     image = "data:image/png;base64," + "QUJD" * (12 * MB)
     name = {"model": "echo"}
     body = json.dumps(name | {"image": image} if is_first else {"image": image} | name).encode()
@@ -155,7 +155,7 @@ def test_a_body_of_50_mb(router: RouterProcess, is_first: bool) -> None:
     assert answer["target"] == "/v1/chat/completions?a=%2F"
 
 
-def test_thousands_of_waiting_clients_cost_little_and_leave_nothing(tmp_path: Path) -> None:
+def test_thousands_of_waiting_clients_cost_little_and_leave_nothing(tmp_path):
     words = ("--max-waiting", "10000", "--max-wait", "600", "--startup-timeout", "600")
     with RouterProcess(tmp_path, {"slow": foreign("never-listens")}, *words) as router:
         process = psutil.Process(router.process.pid)
@@ -172,7 +172,7 @@ def test_thousands_of_waiting_clients_cost_little_and_leave_nothing(tmp_path: Pa
         wait_until(lambda: process.num_fds() < 100)
 
 
-def test_a_websocket(router: RouterProcess) -> None:
+def test_a_websocket(router):
     async def talk() -> list[str]:
         async with (
             aiohttp.ClientSession() as session,

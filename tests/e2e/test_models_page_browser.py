@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,7 +81,7 @@ def router() -> Iterator[_Router]:
         yield server
 
 
-async def test_each_model_has_a_row_and_each_start_a_line(router: _Router, tmp_path: Path) -> None:
+async def test_each_model_has_a_row_and_each_start_a_line(router, tmp_path):
     async with Browser() as browser:
         await browser.open(router.url)
         await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
@@ -101,7 +100,7 @@ async def test_each_model_has_a_row_and_each_start_a_line(router: _Router, tmp_p
         await browser.take_screenshot(tmp_path / "models.png")
 
 
-async def test_buttons_load_and_unload_and_show_why_not(router: _Router) -> None:
+async def test_buttons_load_and_unload_and_show_why_not(router):
     async with Browser() as browser:
         await browser.open(router.url)
         await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
@@ -117,7 +116,7 @@ async def test_buttons_load_and_unload_and_show_why_not(router: _Router) -> None
         assert await browser.evaluate("document.querySelectorAll('img').length") == 0
 
 
-async def test_buttons_are_hidden_where_a_key_is_needed(router: _Router) -> None:
+async def test_buttons_are_hidden_where_a_key_is_needed(router):
     router.status["router"]["needs_key"] = True
     async with Browser() as browser:
         await browser.open(router.url)

@@ -89,7 +89,7 @@ EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "complete": {0, 1}, "wait": {0, 1
 
 
 @pytest.mark.smoke
-def test_every_command_is_run() -> None:
+def test_every_command_is_run():
     found = {
         name
         for name, command in walk_commands()
@@ -134,9 +134,7 @@ def server(sandbox: _Sandbox, watch: SecretWatch, tiny_llama: Path) -> Iterator[
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_command_shows_no_secret(
-    name: str, sandbox: _Sandbox, watch: SecretWatch, server: ServerProcess, tiny_llama: Path
-) -> None:
+def test_a_command_shows_no_secret(name, sandbox, watch, server, tiny_llama):
     body = {"model": ask(f"{server.url}/v1/models", key=KEYS[0]).json["data"][0]["id"], "prompt": "a", "max_tokens": 2}
     request = {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": body}
     (sandbox.work / "requests.jsonl").write_text(json.dumps(request) + "\n")
@@ -160,7 +158,7 @@ def test_a_command_shows_no_secret(
     watch.check(sandbox.root)
 
 
-def test_no_answer_and_no_log_line_shows_a_secret(server: ServerProcess, watch: SecretWatch) -> None:
+def test_no_answer_and_no_log_line_shows_a_secret(server, watch):
     for path in (f"/v1/models?api_key={MARK}", f"/nowhere?x=1&access_token={MARK}", "/v1/completions"):
         for key in (KEYS[0], f"{MARK}-wrong"):
             assert MARK not in ask(f"{server.url}{path}", key=key).body.decode()
@@ -171,7 +169,7 @@ def test_no_answer_and_no_log_line_shows_a_secret(server: ServerProcess, watch: 
     watch.check()
 
 
-def test_a_warm_start_shows_no_secret(sandbox: _Sandbox, watch: SecretWatch, tiny_llama: Path) -> None:
+def test_a_warm_start_shows_no_secret(sandbox, watch, tiny_llama):
     """Nor do the standby, the template process and the dormant forkserver."""
     words = [str(tiny_llama), *EMBEDDED.split(), *SECRETS]
     watch.allow(words)
@@ -182,9 +180,7 @@ def test_a_warm_start_shows_no_secret(sandbox: _Sandbox, watch: SecretWatch, tin
         watch.check(sandbox.root, standby.runtime_folder)
 
 
-def test_a_router_and_its_models_show_no_secret(
-    sandbox: _Sandbox, watch: SecretWatch, tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_a_router_and_its_models_show_no_secret(sandbox, watch, tiny_llama, tmp_path):
     """Keys and tokens are on its command line and in its file."""
     model = {"model": str(tiny_llama), "env": {"WANDB_API_KEY": f"{MARK}-8"}, "args": f"--hf-token {MARK}-9"}
     file = tmp_path / "models.yaml"
@@ -202,7 +198,7 @@ def test_a_router_and_its_models_show_no_secret(
         watch.check(sandbox.root)
 
 
-def test_a_start_of_vllm_shows_no_secret(sandbox: _Sandbox, watch: SecretWatch) -> None:
+def test_a_start_of_vllm_shows_no_secret(sandbox, watch):
     """It writes a profile and a journal."""
     words = ["model", "--enforce-eager", *SECRETS]
     watch.allow(words)

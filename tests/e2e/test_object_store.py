@@ -1,12 +1,10 @@
 """`vllm-cli serve s3://…` downloads the model and serves it by its address."""
 
-from pathlib import Path
-
 from tests.e2e.server_process import ServerProcess
 from tests.s3_server import SECRET, s3_server
 
 
-def test_a_model_in_an_object_store_is_served_by_its_address(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_model_in_an_object_store_is_served_by_its_address(tiny_llama, tmp_path):
     address = "s3://models/team/llama"
     with s3_server() as s3:
         s3.put_folder(tiny_llama, "team/llama")

@@ -53,7 +53,7 @@ def increases(before: Samples, after: Samples) -> Callable[..., float]:
     return increase
 
 
-def test_every_log_line_is_json_with_the_process_s_role(server: ServerProcess) -> None:
+def test_every_log_line_is_json_with_the_process_s_role(server):
     server.wait_logged("ready after")
     lines = records(server.log)
     assert all({"time", "level", "logger", "message", "phase", "pid", "role"} <= line.keys() for line in lines)
@@ -63,7 +63,7 @@ def test_every_log_line_is_json_with_the_process_s_role(server: ServerProcess) -
     assert ready["time"].endswith("Z")
 
 
-def test_log_lines_of_a_request_carry_its_id(server: ServerProcess) -> None:
+def test_log_lines_of_a_request_carry_its_id(server):
     answer = complete(server, max_tokens=2, extra_headers={"X-Request-Id": "fox-1"})
     assert answer.id == "cmpl-fox-1"
 
@@ -76,7 +76,7 @@ def test_log_lines_of_a_request_carry_its_id(server: ServerProcess) -> None:
     assert (lines[1]["path"], lines[1]["status"]) == ("/v1/completions", 200)
 
 
-def test_metrics_count_a_request_exactly(server: ServerProcess) -> None:
+def test_metrics_count_a_request_exactly(server):
     before = samples(server)
     usage = complete(server, n=2, max_tokens=7, extra_body={"ignore_eos": True, "cache_salt": "mine"}).usage
     assert (usage.completion_tokens, usage.prompt_tokens > 3) == (14, True)
@@ -109,7 +109,7 @@ def test_metrics_count_a_request_exactly(server: ServerProcess) -> None:
     assert increase("num_preemptions_total") == 0
 
 
-def test_prefix_cache_hits_are_counted(server: ServerProcess) -> None:
+def test_prefix_cache_hits_are_counted(server):
     complete(server, max_tokens=1)
     before = samples(server)
     usage = complete(server, max_tokens=1).usage
@@ -122,7 +122,7 @@ def test_prefix_cache_hits_are_counted(server: ServerProcess) -> None:
     assert increase("prompt_tokens_by_source_total", source="local_compute") == usage.prompt_tokens - hits
 
 
-def test_the_status_page_shows_the_same_figures(server: ServerProcess) -> None:
+def test_the_status_page_shows_the_same_figures(server):
     assert b"<!doctype html>" in ask(server.url).body
     status = ask(f"{server.url}/status.json").json
     assert (status["status"], status["model"], status["start"]["outcome"]) == ("ready", "smol", "ready")
@@ -130,7 +130,7 @@ def test_the_status_page_shows_the_same_figures(server: ServerProcess) -> None:
     assert status["live"]["engine_rss_bytes"] > 50 << 20
 
 
-def test_a_start_that_times_out_logs_json(model_path: Path) -> None:
+def test_a_start_that_times_out_logs_json(model_path):
     """The stacks of all threads are one line."""
     run = run_cli("serve", model_path, "--port", "0", "--startup-timeout", "0.05", "--log-format", "json")
     assert run.returncode == 3
@@ -139,7 +139,7 @@ def test_a_start_that_times_out_logs_json(model_path: Path) -> None:
     assert any("Thread 0x" in line["message"] for line in lines)
 
 
-def test_a_missing_model_is_an_error_in_json(tmp_path: Path) -> None:
+def test_a_missing_model_is_an_error_in_json(tmp_path):
     run = run_cli("serve", tmp_path / "no", "--port", "0", "--log-format", "json")
     assert run.returncode == 3
     last = records(run.stderr)[-1]

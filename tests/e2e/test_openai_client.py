@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI
 
 MODEL = "smol"
 IGNORE_EOS = {"ignore_eos": True}
@@ -12,7 +12,7 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.mark.smoke
-def test_capital_of_france_is_paris(client: OpenAI) -> None:
+def test_capital_of_france_is_paris(client):
     answer = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=32)
     assert "Paris" in (answer.choices[0].message.content or "")
     assert answer.choices[0].finish_reason == "stop"
@@ -20,7 +20,7 @@ def test_capital_of_france_is_paris(client: OpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-def test_stream_has_the_same_text_as_the_unstreamed_answer(exact_client: OpenAI) -> None:
+def test_stream_has_the_same_text_as_the_unstreamed_answer(exact_client):
     client = exact_client
     whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=24)
     chunks = list(
@@ -38,7 +38,7 @@ def test_stream_has_the_same_text_as_the_unstreamed_answer(exact_client: OpenAI)
     assert chunks[-1].usage == whole.usage
 
 
-def test_thirty_two_concurrent_streams_give_the_text_of_each_alone(exact_client: OpenAI) -> None:
+def test_thirty_two_concurrent_streams_give_the_text_of_each_alone(exact_client):
     client = exact_client
     prompts = [f"Question {i}: what is {i} plus {i}? Answer:" for i in range(32)]
 
@@ -63,7 +63,7 @@ def test_thirty_two_concurrent_streams_give_the_text_of_each_alone(exact_client:
     assert concurrent[::4] == alone
 
 
-def test_logprobs_come_with_the_tokens(client: OpenAI) -> None:
+def test_logprobs_come_with_the_tokens(client):
     answer = client.chat.completions.create(
         model=MODEL, messages=QUESTION, temperature=0, max_tokens=5, logprobs=True, top_logprobs=3
     )
@@ -76,7 +76,7 @@ def test_logprobs_come_with_the_tokens(client: OpenAI) -> None:
 
 
 @pytest.mark.smoke
-def test_json_schema_is_followed(client: OpenAI) -> None:
+def test_json_schema_is_followed(client):
     schema = {
         "type": "object",
         "properties": {
@@ -98,7 +98,7 @@ def test_json_schema_is_followed(client: OpenAI) -> None:
     assert isinstance(answered["population"], int)
 
 
-def test_more_requests_than_slots_wait_and_all_finish(client: OpenAI) -> None:
+def test_more_requests_than_slots_wait_and_all_finish(client):
     async def run() -> list[int]:
         async with AsyncOpenAI(base_url=client.base_url, api_key="none", max_retries=0) as aclient:
             answers = await asyncio.gather(

@@ -31,7 +31,7 @@ def _imported(folder: Path) -> list[str]:
     [[str(Path(sys.executable).with_name("vllm-cli"))], [sys.executable, "-m", "vllm_cli"]],
     ids=["script", "module"],
 )
-def test_command_line(command: list[str], decoys: Path) -> None:
+def test_command_line(command, decoys):
     done = subprocess.run(
         [*command, "serve", "--help"],
         env={"PYTHONPATH": "."},
@@ -45,7 +45,7 @@ def test_command_line(command: list[str], decoys: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
-def test_processes_of_a_server(method: str, decoys: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_a_server(method, decoys, tiny_llama, monkeypatch):
     monkeypatch.chdir(decoys)
     environment = {"PYTHONPATH": ".", "VLLM_WORKER_MULTIPROC_METHOD": method}
     with ServerProcess([str(tiny_llama)], environment=environment):

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from openai import OpenAI
 
 from tests.e2e.server_process import ServerProcess
 from tests.server.engine.pooling.small_pooling import hidden_states, unit
@@ -28,7 +27,7 @@ def server(folder: Path) -> Iterator[ServerProcess]:
         yield running
 
 
-def test_embeddings_equal_transformers(client: OpenAI, folder: Path) -> None:
+def test_embeddings_equal_transformers(client, folder):
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(folder).eval()
@@ -37,7 +36,7 @@ def test_embeddings_equal_transformers(client: OpenAI, folder: Path) -> None:
     assert embedding == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_hundreds_of_inputs_keep_their_order(client: OpenAI, server: ServerProcess) -> None:
+def test_hundreds_of_inputs_keep_their_order(client, server):
     inputs = [TEXTS[index % 4] for index in range(300)]
     alone = [client.embeddings.create(model=NAME, input=text).data[0].embedding for text in TEXTS]
     answer = client.embeddings.create(model=NAME, input=inputs)

@@ -1,8 +1,6 @@
 """Each process of a server is killed: no process is left, and the server exits or logs it and continues."""
 
 import signal
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,7 +29,7 @@ union.__hash__ = interrupted
 
 
 @pytest.mark.parametrize("role", ["engine", "forkserver"])
-def test_server_exits_when_its_engine_or_forkserver_is_killed(start_server: Any, role: Role) -> None:
+def test_server_exits_when_its_engine_or_forkserver_is_killed(start_server, role):
     with start_server() as server:
         family, reader = server.family(), StreamReader(server.url, 2000)
         wait_process(server, role).kill()
@@ -44,9 +42,7 @@ def test_server_exits_when_its_engine_or_forkserver_is_killed(start_server: Any,
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_no_process_outlives_an_api_process_that_is_killed_during_the_start(
-    start_tiny_server: Any, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_process_outlives_an_api_process_that_is_killed_during_the_start(start_tiny_server, method, monkeypatch):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
     with start_tiny_server(wait=False) as server:
         wait_until(server.health)
@@ -56,7 +52,7 @@ def test_no_process_outlives_an_api_process_that_is_killed_during_the_start(
         assert_gone(family)
 
 
-def test_forkserver_that_is_killed_while_it_forks_fails_the_start(start_tiny_server: Any, tmp_path: Path) -> None:
+def test_forkserver_that_is_killed_while_it_forks_fails_the_start(start_tiny_server, tmp_path):
     forking = StopPoint(tmp_path, *FORKSERVER_FORKS, signal_number=signal.SIGKILL)
     with start_tiny_server(wait=False, environment=forking.environment) as server:
         wait_process(server, "forkserver")
@@ -67,7 +63,7 @@ def test_forkserver_that_is_killed_while_it_forks_fails_the_start(start_tiny_ser
         assert "Traceback" not in server.log
 
 
-def test_start_succeeds_without_helper_processes_that_are_killed(start_tiny_server: Any, tmp_path: Path) -> None:
+def test_start_succeeds_without_helper_processes_that_are_killed(start_tiny_server, tmp_path):
     checking = StopPoint(tmp_path, *API_READS_TOKENIZER)
     with start_tiny_server(wait=False, environment=checking.environment) as server:
         api = checking.wait_stopped()
@@ -84,7 +80,7 @@ def test_start_succeeds_without_helper_processes_that_are_killed(start_tiny_serv
         assert "Traceback" not in server.log
 
 
-def test_stopped_engine_exits_when_the_api_process_is_killed(start_tiny_server: Any) -> None:
+def test_stopped_engine_exits_when_the_api_process_is_killed(start_tiny_server):
     """The kernel kills the engine, which cannot run Python code."""
     with start_tiny_server() as server:
         family = server.family()
@@ -93,7 +89,7 @@ def test_stopped_engine_exits_when_the_api_process_is_killed(start_tiny_server: 
         assert_gone(family)
 
 
-def test_only_the_api_process_acts_on_signals_to_the_process_group(start_tiny_server: Any) -> None:
+def test_only_the_api_process_acts_on_signals_to_the_process_group(start_tiny_server):
     with start_tiny_server() as server:
         roles = [find_process(server, role) for role in ("engine", "forkserver", "resource_tracker")]
         for process in roles:
@@ -105,14 +101,14 @@ def test_only_the_api_process_acts_on_signals_to_the_process_group(start_tiny_se
         assert "Traceback" not in server.log
 
 
-def test_ctrl_c_while_the_command_is_imported_prints_no_traceback(tmp_path: Path) -> None:
+def test_ctrl_c_while_the_command_is_imported_prints_no_traceback(tmp_path):
     importing = StopPoint(tmp_path, "import", "click._compat", signal_number=signal.SIGINT)
     done = run_cli("env", environment=importing.environment)
     assert done.returncode in (-signal.SIGINT, 130)
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_that_msgspec_discards_ends_the_start(start_tiny_server: Any, tmp_path: Path) -> None:
+def test_ctrl_c_that_msgspec_discards_ends_the_start(start_tiny_server, tmp_path):
     """Its C code calls `hash` on a message's types, and drops every error of it."""
     (tmp_path / "sitecustomize.py").write_text(_INTERRUPT_DECODER)
     with start_tiny_server(wait=False, environment=stop_environment(tmp_path)) as server:

@@ -50,9 +50,7 @@ def continue_greedily(client: OpenAI, **fields: Any) -> list[str]:
 
 @pytest.mark.parametrize("write", [pytest.param(torch_payload, marks=pytest.mark.slow), safetensors_payload])
 @pytest.mark.parametrize("text", [PROMPT, STORY], ids=["short", "in chunks"])
-def test_embeddings_of_a_text_continue_as_the_text_does(
-    exact: OpenAI, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, write: Any, text: str
-) -> None:
+def test_embeddings_of_a_text_continue_as_the_text_does(exact, model, tokenizer, write, text):
     rows = embed(model, tokenizer, text)
     (expected,) = continue_greedily(exact, prompt=text)
     assert continue_greedily(exact, prompt_embeds=write(rows)) == [expected]
@@ -60,9 +58,7 @@ def test_embeddings_of_a_text_continue_as_the_text_does(
     assert [both[0], both[2]] == [expected] * 2
 
 
-def test_embeddings_work_with_choices_and_streams(
-    exact: OpenAI, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_embeddings_work_with_choices_and_streams(exact, model, tokenizer):
     embeds = torch_payload(embed(model, tokenizer, PROMPT))
     (expected,) = continue_greedily(exact, prompt_embeds=embeds)
     stream = exact.completions.create(
@@ -89,9 +85,7 @@ def test_embeddings_work_with_choices_and_streams(
     assert len({choice.text for choice in answer.choices}) > 1
 
 
-def test_a_bfloat16_server_takes_rows_of_other_types_and_layouts(
-    start_server: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_a_bfloat16_server_takes_rows_of_other_types_and_layouts(start_server, model, tokenizer):
     rows = embed(model, tokenizer, PROMPT)
     with start_server("--enable-prompt-embeds", "--max-model-len", "512") as server, server.openai() as client:
         for given in (rows, rows.bfloat16(), rows.to_sparse()):

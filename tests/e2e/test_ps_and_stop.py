@@ -48,7 +48,7 @@ def _pids(server: Any) -> set[int]:
     return {process.pid for process in server.family()}
 
 
-def test_server_is_found_and_stopped_by_its_port(start_tiny_server: Any) -> None:
+def test_server_is_found_and_stopped_by_its_port(start_tiny_server):
     with start_tiny_server() as server:
         before = _pids(server)
         entry = _wait_ready(server.process.pid)
@@ -75,7 +75,7 @@ def test_server_is_found_and_stopped_by_its_port(start_tiny_server: Any) -> None
         assert server.process.pid not in [e["pid"] for e in json.loads(run_cli("ps", "--json").stdout)]
 
 
-def test_server_that_does_not_stop_in_time_is_killed(start_tiny_server: Any) -> None:
+def test_server_that_does_not_stop_in_time_is_killed(start_tiny_server):
     with start_tiny_server(wait=False) as server:
         server.wait_listening()
         assert _entry(server)["state"] in ("starting", "not listening", "silent", "ready")
@@ -88,7 +88,7 @@ def test_server_that_does_not_stop_in_time_is_killed(start_tiny_server: Any) -> 
         assert_gone(family)
 
 
-def test_server_on_a_unix_socket_is_found_and_stopped(start_tiny_server: Any) -> None:
+def test_server_on_a_unix_socket_is_found_and_stopped(start_tiny_server):
     with short_folder() as folder, start_tiny_server("--uds", os.path.relpath(folder / "uds"), wait=False) as server:
         entry = _wait_ready(server.process.pid)
         assert entry["port"] is None
@@ -100,12 +100,12 @@ def test_server_on_a_unix_socket_is_found_and_stopped(start_tiny_server: Any) ->
 
 
 @needs_openssl
-def test_server_with_tls_is_found_and_probed(start_tiny_server: Any, tmp_path: Path) -> None:
+def test_server_with_tls_is_found_and_probed(start_tiny_server, tmp_path):
     with start_tiny_server(*make_certificate(tmp_path, "server").flags, wait=False) as server:
         assert _wait_ready(server.process.pid)["address"] == f"https://127.0.0.1:{server.port}"
 
 
-def test_server_that_is_process_1_of_a_container_is_stopped_from_outside(tiny_llama: Path) -> None:
+def test_server_that_is_process_1_of_a_container_is_stopped_from_outside(tiny_llama):
     launcher = own_processes()
     if launcher is None:
         pytest.skip("process namespaces cannot be created")
@@ -117,7 +117,7 @@ def test_server_that_is_process_1_of_a_container_is_stopped_from_outside(tiny_ll
         assert server.process.wait(GONE_S) == 0
 
 
-def test_stop_names_the_server_that_replaces_the_stopped_one(start_tiny_server: Any) -> None:
+def test_stop_names_the_server_that_replaces_the_stopped_one(start_tiny_server):
     """The new server starts before the old one has exited, as a service manager may do."""
     with start_tiny_server() as server:
         server.process.send_signal(signal.SIGSTOP)
@@ -137,7 +137,7 @@ def _pending(pid: int) -> set[int]:
     return {number for number in range(1, 65) if int(fields["ShdPnd"], 16) >> (number - 1) & 1}
 
 
-def test_port_of_two_servers_stops_neither(start_tiny_server: Any) -> None:
+def test_port_of_two_servers_stops_neither(start_tiny_server):
     with (
         start_tiny_server(wait=False) as first,
         start_tiny_server("--host", "127.0.0.2", "--port", str(first.port), wait=False),
@@ -150,7 +150,7 @@ def test_port_of_two_servers_stops_neither(start_tiny_server: Any) -> None:
         assert first.process.poll() is None
 
 
-def test_number_without_a_server_is_an_error() -> None:
+def test_number_without_a_server_is_an_error():
     run = run_cli("stop", 4_200_000_000)
     assert run.returncode == 1
     assert "4200000000" in run.stderr

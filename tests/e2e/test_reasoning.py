@@ -44,7 +44,7 @@ def connect(model: Path, *words: str) -> Iterator[OpenAI]:
         yield openai
 
 
-def test_a_budget_ends_the_reasoning_and_the_answer_follows_its_schema(client: OpenAI) -> None:
+def test_a_budget_ends_the_reasoning_and_the_answer_follows_its_schema(client):
     schema: Any = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}}
     answer = client.chat.completions.create(**QUESTION, n=4, seed=3, response_format=schema)
     messages = [choice.message for choice in answer.choices]
@@ -57,7 +57,7 @@ def test_a_budget_ends_the_reasoning_and_the_answer_follows_its_schema(client: O
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}], ids=["any", "named"])
-def test_a_forced_tool_call_is_streamed_after_the_reasoning(client: OpenAI, choice: Any) -> None:
+def test_a_forced_tool_call_is_streamed_after_the_reasoning(client, choice):
     fields: Any = {"tools": [TOOL], "tool_choice": choice, "parallel_tool_calls": False, "stream": True}
     stream = client.chat.completions.create(**QUESTION, **fields, seed=5)
     kinds, arguments = [], ""
@@ -71,7 +71,7 @@ def test_a_forced_tool_call_is_streamed_after_the_reasoning(client: OpenAI, choi
     assert json.loads(arguments)["city"] in ("Rome", "Oslo")
 
 
-def test_a_strict_call_may_end_the_reasoning(tiny_llama: Path) -> None:
+def test_a_strict_call_may_end_the_reasoning(tiny_llama):
     """The budget makes the model begin a call; the grammar then contains the call's tag."""
     parsers = ["--reasoning-parser", "qwen3", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     strict = {"type": "function", "function": {"name": "f", "strict": True, "parameters": SCHEMA}}

@@ -47,7 +47,7 @@ def _states(router: ServerProcess) -> dict[str, str]:
     return {each["model"]: each["state"] for each in _entry(router)["models"]}
 
 
-def test_a_model_is_loaded_shown_and_unloaded(router: ServerProcess) -> None:
+def test_a_model_is_loaded_shown_and_unloaded(router):
     done = run_cli("load", "alpha", "--port", str(router.port), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "ready"
@@ -67,14 +67,14 @@ def test_a_model_is_loaded_shown_and_unloaded(router: ServerProcess) -> None:
     assert is_gone(alpha["pid"])
 
 
-def test_unknown_models_are_answered_with_near_ones(router: ServerProcess) -> None:
+def test_unknown_models_are_answered_with_near_ones(router):
     done = run_cli("load", "alfa", "--port", str(router.port))
     assert done.returncode == 1
     assert "alpha" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_wait_follows_one_model(router: ServerProcess) -> None:
+def test_wait_follows_one_model(router):
     path = ("--path", "/readyz?model=beta")
     assert run_cli("wait", router.url).returncode == 0
     assert run_cli("wait", router.url, *path, "--timeout", "0.5").returncode == 4
@@ -83,7 +83,7 @@ def test_wait_follows_one_model(router: ServerProcess) -> None:
     assert run_cli("wait", router.url, "--path", "/readyz?model=gamma", "--timeout", "5").returncode == 1
 
 
-def test_chat_asks_the_first_model_or_the_named_one(router: ServerProcess) -> None:
+def test_chat_asks_the_first_model_or_the_named_one(router):
     words = ["chat", "--url", router.url, "--quick", "Hello", "--max-tokens", "2"]
     assert run_cli(*words).returncode == 0
     assert _states(router) == {"alpha": "ready", "beta": "stopped"}
@@ -91,7 +91,7 @@ def test_chat_asks_the_first_model_or_the_named_one(router: ServerProcess) -> No
     assert _states(router)["beta"] == "ready"
 
 
-def test_stop_ends_the_router_with_its_models(words: list[str]) -> None:
+def test_stop_ends_the_router_with_its_models(words):
     with ServerProcess(words) as router:
         assert run_cli("load", "alpha", "--port", str(router.port)).returncode == 0
         entry = _entry(router)
@@ -103,7 +103,7 @@ def test_stop_ends_the_router_with_its_models(words: list[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(EXECUTABLE is None, reason="there is no chromium")
-async def test_the_status_page_loads_and_unloads(router: ServerProcess) -> None:
+async def test_the_status_page_loads_and_unloads(router):
     state = "document.querySelector('#models tbody tr .state')?.textContent"
     button = "document.querySelector('#models button')"
     async with Browser() as browser:

@@ -14,7 +14,7 @@ _NUM_SHORT, _NUM_LONG = 4, 8
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_batch_leaves_no_process_and_the_next_run_finishes_it(model_path: Path, tmp_path: Path) -> None:
+def test_a_killed_batch_leaves_no_process_and_the_next_run_finishes_it(model_path, tmp_path):
     """The first run is killed with many requests left; the second run has short versions of them."""
     batch, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     _write(batch, [_request(n, max_tokens=4 if n < _NUM_SHORT else 400) for n in range(_NUM_SHORT + _NUM_LONG)])
@@ -47,7 +47,7 @@ def test_a_killed_batch_leaves_no_process_and_the_next_run_finishes_it(model_pat
     assert all(answer["response"]["body"]["choices"][0]["message"]["content"] for answer in answers)
 
 
-def test_a_failed_start_shows_the_servers_error_and_exit_code(tmp_path: Path) -> None:
+def test_a_failed_start_shows_the_servers_error_and_exit_code(tmp_path):
     (tmp_path / "in.jsonl").write_text(json.dumps(_request(0)))
     command = ("run-batch", "-i", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "--model", tmp_path / "no-model")
     done = run_cli(*command)
@@ -58,7 +58,7 @@ def test_a_failed_start_shows_the_servers_error_and_exit_code(tmp_path: Path) ->
     assert "--max-num-seqs" in wrong.stderr
 
 
-def test_its_server_needs_no_key_and_no_tls_of_a_config_file(tiny_llama: Path, tmp_path: Path) -> None:
+def test_its_server_needs_no_key_and_no_tls_of_a_config_file(tiny_llama, tmp_path):
     keys, config, batch = (tmp_path / name for name in ("keys", "config.yaml", "in.jsonl"))
     keys.write_text("sesame-1\n")
     tls = "ssl-certfile: /missing.pem\nssl-ca-certs: /missing.pem\nssl-cert-reqs: 2\n"

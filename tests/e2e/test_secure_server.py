@@ -70,7 +70,7 @@ def server(model_path: Path, files: Path) -> Iterator[SecureServer]:
         yield running
 
 
-def test_tls_and_keys_hold_from_the_first_response_on_and_are_renewed(server: SecureServer, files: Path) -> None:
+def test_tls_and_keys_hold_from_the_first_response_on_and_are_renewed(server, files):
     _wait_answer_over_tls(server)
     server.wait_ready()
     command_lines = for_each_process(server, lambda process: " ".join(process.cmdline()))
@@ -107,7 +107,7 @@ def test_tls_and_keys_hold_from_the_first_response_on_and_are_renewed(server: Se
     assert not any(key in server.log for key in ("given-key-1", "given-key-2", "filed-key", "Traceback"))
 
 
-def test_an_encrypted_key_fails_the_start_without_a_prompt(model_path: Path, tmp_path: Path) -> None:
+def test_an_encrypted_key_fails_the_start_without_a_prompt(model_path, tmp_path):
     certificate = make_certificate(tmp_path, "server")
     encrypt_key(certificate.key)
     serve = [sys.executable, "-m", "vllm_cli", "serve", str(model_path), "--port", "0", *certificate.flags]

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 from tests.http_answer import ask
 from tests.startup.systemd.notify_socket import NotifySocket
@@ -20,9 +19,7 @@ os.execv(sys.executable, [sys.executable, "-m", "vllm_cli", "serve", *sys.argv[2
 """
 
 
-def test_a_service_takes_its_socket_and_notifies_its_state(
-    tiny_llama: Path, tmp_path: Path, cold_or_warm: dict[str, str]
-) -> None:
+def test_a_service_takes_its_socket_and_notifies_its_state(tiny_llama, tmp_path, cold_or_warm):
     environment = cold_or_warm | {"WATCHDOG_USEC": "200000", "LISTEN_FDS": "1"}
     with (
         short_folder() as folder,
@@ -55,7 +52,7 @@ def test_a_service_takes_its_socket_and_notifies_its_state(
         assert notified.lines.index("READY=1") < notified.lines.index("STOPPING=1")
 
 
-def test_a_router_keeps_the_socket_of_its_service(tiny_llama: Path) -> None:
+def test_a_router_keeps_the_socket_of_its_service(tiny_llama):
     """The server never has the variables of the service manager, and the socket outlives it."""
     words = ("--port", "1", "--max-model-len", "256", "--idle-stop", "1s", "--idle-warm", "off")
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -76,7 +73,7 @@ def test_a_router_keeps_the_socket_of_its_service(tiny_llama: Path) -> None:
         process.wait()
 
 
-def test_a_descriptor_that_is_no_socket_fails_the_start(tmp_path: Path) -> None:
+def test_a_descriptor_that_is_no_socket_fails_the_start(tmp_path):
     with (tmp_path / "file").open("w") as file:
         done = subprocess.run(
             _service(file.fileno(), str(tmp_path)),

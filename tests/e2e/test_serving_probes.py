@@ -49,9 +49,7 @@ def _status_of_stopped(server: ServerProcess, path: str) -> int:
 
 
 @pytest.mark.parametrize("path", _PATHS)
-def test_probes_are_answered_while_the_event_loop_is_held_and_503_after_two_seconds(
-    path: str, shared: ServerProcess
-) -> None:
+def test_probes_are_answered_while_the_event_loop_is_held_and_503_after_two_seconds(path, shared):
     def is_answered() -> bool:
         with stopped(shared.process.pid):
             return _status_of_stopped(shared, path) == 200
@@ -62,7 +60,7 @@ def test_probes_are_answered_while_the_event_loop_is_held_and_503_after_two_seco
     wait_until(lambda: shared.health() == 200)
 
 
-def test_answers_have_the_bytes_of_the_servers_own(shared: ServerProcess, tiny_llama: Path) -> None:
+def test_answers_have_the_bytes_of_the_servers_own(shared, tiny_llama):
     with ServerProcess([str(tiny_llama)], environment={"VCLI_PROBE_PROCESS": "0"}) as other:
         assert find_process(other, "responder") is None
         expected = [_bytes(other, path, headers) for path in _PATHS for headers in ("", "Connection: close\r\n")]
@@ -89,7 +87,7 @@ def _bytes(server: ServerProcess, path: str, headers: str) -> bytes:
     return re.sub(rb"date: [^\r]*", b"date: D", received)
 
 
-def test_every_probe_is_in_the_access_log(shared: ServerProcess) -> None:
+def test_every_probe_is_in_the_access_log(shared):
     with RawClient(shared.port) as client:
         address = "{}:{}".format(*client.socket.getsockname())
         for path in (*_PATHS, *_PATHS):
@@ -98,7 +96,7 @@ def test_every_probe_is_in_the_access_log(shared: ServerProcess) -> None:
         wait_until(lambda path=path: shared.log.count(f'{address} - "GET {path} HTTP/1.1" 200') == 2)  # type: ignore[misc]
 
 
-def test_a_killed_engine_is_503_at_once_on_every_connection(server: ServerProcess) -> None:
+def test_a_killed_engine_is_503_at_once_on_every_connection(server):
     with RawClient(server.port) as client:
         for _ in range(3):
             assert _ask(client).status == 200
@@ -110,7 +108,7 @@ def test_a_killed_engine_is_503_at_once_on_every_connection(server: ServerProces
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_the_server_goes_on_without_the_responder(number: int, server: ServerProcess) -> None:
+def test_the_server_goes_on_without_the_responder(number, server):
     responder = wait_process(server, "responder")
     with RawClient(server.port) as client:
         for _ in range(3):
@@ -124,7 +122,7 @@ def test_the_server_goes_on_without_the_responder(number: int, server: ServerPro
     assert server.terminate() == 0
 
 
-def test_there_is_no_responder_if_answers_depend_on_the_request(tiny_llama: Path) -> None:
+def test_there_is_no_responder_if_answers_depend_on_the_request(tiny_llama):
     with ServerProcess([str(tiny_llama), "--enable-request-id-headers"]) as server:
         wait_until(lambda: find_process(server, "responder") is None)
         assert psutil.pid_exists(server.process.pid)

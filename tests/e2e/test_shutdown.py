@@ -1,8 +1,6 @@
 """Ends of a server: drained, cut short, or failed at the start; `test_process_tree.py` kills processes."""
 
 import signal
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,9 +14,7 @@ from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_server_answers_and_exits_cleanly_with_each_start_method(
-    start_server: Any, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_answers_and_exits_cleanly_with_each_start_method(start_server, method, monkeypatch):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
     with start_server() as server:
         family = server.family()
@@ -29,7 +25,7 @@ def test_server_answers_and_exits_cleanly_with_each_start_method(
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_running_stream_finishes_before_the_server_exits(start_server: Any, signal_number: int) -> None:
+def test_running_stream_finishes_before_the_server_exits(start_server, signal_number):
     with start_server("--shutdown-timeout", "200") as server:
         reader = StreamReader(server.url, 60)
         code = server.terminate(signal_number)
@@ -39,7 +35,7 @@ def test_running_stream_finishes_before_the_server_exits(start_server: Any, sign
     assert events[-2]["choices"][0]["finish_reason"] == "length"
 
 
-def test_stream_that_outlasts_the_drain_ends_with_an_error_event(start_server: Any) -> None:
+def test_stream_that_outlasts_the_drain_ends_with_an_error_event(start_server):
     with start_server("--shutdown-timeout", "0.5") as server:
         reader = StreamReader(server.url, 4000)
         assert server.terminate() == 0
@@ -51,7 +47,7 @@ def test_stream_that_outlasts_the_drain_ends_with_an_error_event(start_server: A
 
 
 @pytest.mark.smoke
-def test_second_signal_ends_the_drain_at_once(start_server: Any) -> None:
+def test_second_signal_ends_the_drain_at_once(start_server):
     with start_server("--shutdown-timeout", "600") as server:
         reader = StreamReader(server.url, 6000)
         server.process.send_signal(signal.SIGINT)
@@ -63,9 +59,7 @@ def test_second_signal_ends_the_drain_at_once(start_server: Any) -> None:
 @pytest.mark.parametrize("to", ["process", "group"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("point", [FORKSERVER_IMPORTS, ENGINE_LOADS], ids=["imports", "load"])
-def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(
-    start_tiny_server: Any, tmp_path: Path, point: tuple[str, str, str], number: int, code: int, to: str
-) -> None:
+def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(start_tiny_server, tmp_path, point, number, code, to):
     waiting = StopPoint(tmp_path, *point)
     with (
         short_folder() as temp,
@@ -85,7 +79,7 @@ def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(
 
 
 @pytest.mark.smoke
-def test_missing_model_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
+def test_missing_model_is_one_line_and_exit_code_3(tmp_path):
     run = run_cli("serve", tmp_path / "nowhere", "--port", "0")
     assert run.returncode == 3, run.stderr
     (error,) = [line for line in run.stderr.splitlines() if line.startswith("Error: ")]
@@ -93,7 +87,7 @@ def test_missing_model_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
     assert "Traceback" not in run.stderr
 
 
-def test_engine_that_is_killed_while_it_loads_fails_the_start(start_server: Any, tmp_path: Path) -> None:
+def test_engine_that_is_killed_while_it_loads_fails_the_start(start_server, tmp_path):
     loading = StopPoint(tmp_path, *ENGINE_LOADS)
     with start_server(wait=False, environment=loading.environment) as server:
         loading.wait_stopped().kill()

@@ -60,7 +60,7 @@ class _Prober(threading.Thread):
         self.join()
 
 
-def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server: Any) -> None:
+def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server):
     with start_server(wait=False) as server:
         probers = [_Prober(server.port) for _ in range(4)]
         for prober in probers:
@@ -83,7 +83,7 @@ def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server: An
 
 
 @pytest.mark.alone  # time without a processor between two phases belongs to no phase
-def test_report_and_trace_explain_the_start(start_server: Any, tmp_path: Path) -> None:
+def test_report_and_trace_explain_the_start(start_server, tmp_path):
     report, trace = tmp_path / "report.json", tmp_path / "trace.json"
     with start_server("--startup-report", str(report), "--startup-trace", str(trace)) as server:
         answered = ask(f"{server.url}/startupz").json
@@ -104,9 +104,7 @@ def test_report_and_trace_explain_the_start(start_server: Any, tmp_path: Path) -
         *((signal.SIGINT, delay_s) for delay_s in (0.0, 1.2)),  # handled by the same code, except at the beginning
     ],
 )
-def test_signal_in_any_phase_ends_the_start_and_leaves_nothing(
-    start_server: Any, signal_number: int, delay_s: float
-) -> None:
+def test_signal_in_any_phase_ends_the_start_and_leaves_nothing(start_server, signal_number, delay_s):
     begin = time.monotonic()
     with start_server(wait=False) as server:
         wait_listening(server.port)  # earlier, the interpreter handles the signal
@@ -122,7 +120,7 @@ def test_signal_in_any_phase_ends_the_start_and_leaves_nothing(
             assert signalled_after_s > float(ready[1]) / 2
 
 
-def test_start_that_exceeds_its_timeout_ends_with_its_phase_and_stacks(start_server: Any) -> None:
+def test_start_that_exceeds_its_timeout_ends_with_its_phase_and_stacks(start_server):
     with start_server("--startup-timeout", "0.6", wait=False) as server:
         family = server.family()
         assert server.process.wait(GONE_S) == 3
@@ -132,7 +130,7 @@ def test_start_that_exceeds_its_timeout_ends_with_its_phase_and_stacks(start_ser
 
 
 @pytest.mark.smoke
-def test_preflight_reports_all_faults_at_once_before_heavy_imports(tmp_path: Path, model_path: Path) -> None:
+def test_preflight_reports_all_faults_at_once_before_heavy_imports(tmp_path, model_path):
     model = tmp_path / "model"
     model.mkdir()
     for file in model_path.iterdir():
@@ -152,14 +150,14 @@ def test_preflight_reports_all_faults_at_once_before_heavy_imports(tmp_path: Pat
 
 
 @pytest.mark.smoke
-def test_preflight_only_checks_and_exits(model_path: Path) -> None:
+def test_preflight_only_checks_and_exits(model_path):
     run = run_cli("serve", model_path, "--preflight-only", "--json", "--port", free_port())
     assert run.returncode == 0, run.stdout
     assert json.loads(run.stdout)["ok"] is True
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_only_main_threads_import_heavy_modules(model_path: Path, tmp_path: Path, method: str) -> None:
+def test_only_main_threads_import_heavy_modules(model_path, tmp_path, method):
     """With `forkserver` only the engine's processes load torch, which would take 1.5 s of the API process."""
     environment = _audit_environment(tmp_path, "others") | {"VLLM_WORKER_MULTIPROC_METHOD": method}
     with ServerProcess([str(model_path), "--prefetch", "on"], environment=environment) as server:
@@ -185,7 +183,7 @@ def _seconds_without_processor(process: psutil.Process) -> float:
         return 0.0
 
 
-def test_starts_that_read_the_import_file_of_earlier_ones_serve(model_path: Path, tmp_path: Path) -> None:
+def test_starts_that_read_the_import_file_of_earlier_ones_serve(model_path, tmp_path):
     """The first start writes the file, the second one completes it, the third one only reads it."""
     environment = {"VLLM_CACHE_ROOT": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "", "VCLI_STANDBY": "off"}
     for _ in range(3):

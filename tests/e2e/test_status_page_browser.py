@@ -1,8 +1,5 @@
 """The status page in a real browser: its script runs and shows the server's state."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from tests.e2e.browser import EXECUTABLE, Browser
@@ -15,7 +12,7 @@ _CARDS = (
 )
 
 
-async def test_the_page_shows_state_start_and_figures(start_server: Any, tmp_path: Path) -> None:
+async def test_the_page_shows_state_start_and_figures(start_server, tmp_path):
     with start_server(wait=False) as server:
         async with Browser() as browser:
             wait_until(server.health)  # 503: the responder answers
@@ -37,7 +34,7 @@ async def test_the_page_shows_state_start_and_figures(start_server: Any, tmp_pat
             await browser.wait_for("document.querySelector('#state').textContent === 'unreachable'")
 
 
-async def test_the_page_shows_a_stopped_model_and_its_next_start(start_tiny_server: Any) -> None:
+async def test_the_page_shows_a_stopped_model_and_its_next_start(start_tiny_server):
     words = ("--engine", "embedded", "--max-model-len", "256", "--idle-stop", "1s", "--idle-warm", "off")
     with start_tiny_server(*words) as server:
         async with Browser() as browser:

@@ -63,7 +63,7 @@ def server(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01\x00"], ids=["silent", "half a hello"])
-def test_handshakes_that_stall_make_room_for_others(server: TlsServer, hello: bytes) -> None:
+def test_handshakes_that_stall_make_room_for_others(server, hello):
     with ExitStack() as stack:
         stalled = [stack.enter_context(RawClient(server.port)).send(hello) for _ in range(3 * MAX_CONNECTIONS)]
         assert server.health() == 200
@@ -71,7 +71,7 @@ def test_handshakes_that_stall_make_room_for_others(server: TlsServer, hello: by
         assert all(client.is_closed() for client in stalled[: 2 * MAX_CONNECTIONS - 1])
 
 
-def test_clients_that_do_not_close_make_room(server: TlsServer) -> None:
+def test_clients_that_do_not_close_make_room(server):
     """They got their response with `Connection: close`, but keep the connection open."""
     with ExitStack() as stack:
         for _ in range(3 * MAX_CONNECTIONS):
@@ -80,13 +80,13 @@ def test_clients_that_do_not_close_make_room(server: TlsServer) -> None:
         assert server.num_open() <= MAX_CONNECTIONS + 1
 
 
-def test_a_client_that_sends_a_large_body_anyway_can_read_the_error(server: TlsServer) -> None:
+def test_a_client_that_sends_a_large_body_anyway_can_read_the_error(server):
     with server.connect() as client:
         client.send(request_bytes("/v1/completions", b" " * 50_000_000))
         assert client.read().status == 413
 
 
-def test_a_client_that_does_not_read_is_disconnected_and_its_request_cancelled(server: TlsServer) -> None:
+def test_a_client_that_does_not_read_is_disconnected_and_its_request_cancelled(server):
     with server.connect(receive_buffer=4096) as client:
         client.post("/v1/completions", LONG | {"temperature": 1.0})
         server.wait_logged("has read nothing for 2 s (--http-send-timeout)")

@@ -43,14 +43,14 @@ def forced(text: str) -> dict[str, Any]:
     return {"model": MODEL_NAME, "tools": [WEATHER], "max_tokens": 300, "temperature": 0, "extra_body": outputs}
 
 
-def test_calls_of_a_response(agent: OpenAI) -> None:
+def test_calls_of_a_response(agent):
     (choice,) = agent.chat.completions.create(messages=[QUESTION], **forced(TEXT)).choices
     assert [call.function.arguments for call in choice.message.tool_calls] == [ARGUMENTS, ARGUMENTS]
     assert choice.message.content == "Let me look.\n"
     assert choice.finish_reason == "tool_calls"
 
 
-def test_calls_of_a_stream(agent: OpenAI) -> None:
+def test_calls_of_a_stream(agent):
     with agent.chat.completions.stream(messages=[QUESTION], **forced(TEXT)) as stream:
         kinds = [event.type for event in stream]
         (choice,) = stream.get_final_completion().choices
@@ -62,7 +62,7 @@ def test_calls_of_a_stream(agent: OpenAI) -> None:
     assert kinds.count("tool_calls.function.arguments.done") == 2
 
 
-def test_results_of_calls_reach_the_model(agent: OpenAI) -> None:
+def test_results_of_calls_reach_the_model(agent):
     call = agent.chat.completions.create(messages=[QUESTION], **forced(CALL)).choices[0].message
     result: Any = {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "sunny"}
     messages: Any = [QUESTION, call, result]
@@ -75,7 +75,7 @@ def test_results_of_calls_reach_the_model(agent: OpenAI) -> None:
 @pytest.mark.parametrize(
     "choice", ["required", {"type": "function", "function": {"name": "pick"}}], ids=["required", "named"]
 )
-def test_forced_calls_follow_the_schema(agent: OpenAI, choice: Any) -> None:
+def test_forced_calls_follow_the_schema(agent, choice):
     parameters = {"type": "object", "properties": {"city": {"enum": ["Rome", "Zürich"]}}, "required": ["city"]}
     tool: Any = {"type": "function", "function": {"name": "pick", "parameters": parameters | {"maxProperties": 1}}}
     stream = agent.chat.completions.create(

@@ -78,7 +78,7 @@ def _running(command: list[str], variables: dict[str, str]) -> Iterator["subproc
     assert not left, f"left behind: {left}"
 
 
-def test_a_server_that_is_started_in_the_container_is_warm_and_stops(container: _Container, model_path: Path) -> None:
+def test_a_server_that_is_started_in_the_container_is_warm_and_stops(container, model_path):
     with ServerProcess([str(model_path)], launcher=container.exec, environment=container.variables) as server:
         assert "warm start: forked from the standby's process" in server.log
         entries = container.entries()
@@ -89,7 +89,7 @@ def test_a_server_that_is_started_in_the_container_is_warm_and_stops(container: 
     assert container.is_ready()
 
 
-def test_the_end_of_the_container_ends_its_servers(container: _Container, model_path: Path) -> None:
+def test_the_end_of_the_container_ends_its_servers(container, model_path):
     with ServerProcess([str(model_path)], launcher=container.exec, environment=container.variables) as server:
         family = psutil.Process(container.process.pid).children(recursive=True)
         assert container.stop() == 0
@@ -97,7 +97,7 @@ def test_the_end_of_the_container_ends_its_servers(container: _Container, model_
         server.process.wait(GONE_S)
 
 
-def test_a_killed_front_process_leaves_no_process_in_the_container(container: _Container, model_path: Path) -> None:
+def test_a_killed_front_process_leaves_no_process_in_the_container(container, model_path):
     with ServerProcess([str(model_path)], launcher=container.exec, environment=container.variables) as server:
         forked = psutil.Process(container.process.pid).children(recursive=True)
         (front,) = psutil.Process(server.process.pid).children()

@@ -67,7 +67,7 @@ def _outside(process: psutil.Process) -> dict[str, Any]:
     }
 
 
-def test_a_forked_server_equals_an_executed_one(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_forked_server_equals_an_executed_one(tiny_llama, tmp_path):
     with StandbyProcess(environment=_DESCRIBING) as standby:
         environment = {**_DESCRIBING, **standby.environment}
         warm = _describe(tiny_llama, environment, tmp_path / "warm", standby)
@@ -100,9 +100,7 @@ def _differences(warm: dict[str, Any], cold: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_a_console_script_has_the_same_name_in_a_warm_start(
-    tiny_llama: Path, standby: StandbyProcess, tmp_path: Path
-) -> None:
+def test_a_console_script_has_the_same_name_in_a_warm_start(tiny_llama, standby, tmp_path):
     script = Path(sys.executable).with_name("vllm-cli")
     if not script.exists():
         pytest.skip("the console script is not installed")

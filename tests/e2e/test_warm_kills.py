@@ -121,7 +121,7 @@ def stopping(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     ],
     indirect=["stopping"],
 )
-def test_the_start_ends_with_a_process_of_it(stopping: _Stopping, role: str, tiny_llama: Path) -> None:
+def test_the_start_ends_with_a_process_of_it(stopping, role, tiny_llama):
     with stopping.start(tiny_llama) as start:
         template = start.standby.template()
         family = [psutil.Process(start.front.pid), start.server, *start.server.children(recursive=True)]
@@ -140,7 +140,7 @@ def test_the_start_ends_with_a_process_of_it(stopping: _Stopping, role: str, tin
 
 @pytest.mark.parametrize("phase", slow_but_for(["ready", "load", "take-over"], "load"))
 @pytest.mark.parametrize("role", ["template", "standby"])
-def test_a_server_outlives_what_it_was_forked_from(phase: str, role: str, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_server_outlives_what_it_was_forked_from(phase, role, tiny_llama, tmp_path):
     with _stopping(tmp_path, phase) as own, own.start(tiny_llama) as start:
         template = start.standby.template()
         family = [psutil.Process(start.front.pid), start.server, *start.server.children(recursive=True)]
@@ -174,9 +174,7 @@ def _assert_next_start_is_warm(environment: Mapping[str, str], model: Path) -> N
     assert done.returncode == 0, done.stderr
 
 
-def test_a_front_process_that_is_killed_before_the_template_accepts_it(
-    standby: StandbyProcess, tiny_llama: Path
-) -> None:
+def test_a_front_process_that_is_killed_before_the_template_accepts_it(standby, tiny_llama):
     template = standby.template()
     num_fds = template.num_fds()
     template.suspend()
@@ -214,7 +212,7 @@ def _start_that_stops_before_it_agrees(standby: StandbyProcess, model: Path) -> 
 
 
 @pytest.mark.parametrize("role", ["front", "server"])
-def test_a_kill_before_the_front_process_agrees(role: str, tiny_llama: Path, standby: StandbyProcess) -> None:
+def test_a_kill_before_the_front_process_agrees(role, tiny_llama, standby):
     template = standby.template()
     num_fds = template.num_fds()
     with _start_that_stops_before_it_agrees(standby, tiny_llama) as start:
@@ -234,7 +232,7 @@ def test_a_kill_before_the_front_process_agrees(role: str, tiny_llama: Path, sta
 
 
 @pytest.mark.parametrize("role", ["template", "standby"])
-def test_a_kill_of_the_standby_before_the_front_process_agrees(role: str, tiny_llama: Path) -> None:
+def test_a_kill_of_the_standby_before_the_front_process_agrees(role, tiny_llama):
     with StandbyProcess() as standby, _start_that_stops_before_it_agrees(standby, tiny_llama) as start:
         template = standby.template()
         start.victim(role).kill()

@@ -9,10 +9,8 @@ import psutil
 import pytest
 
 from tests.cli import run_cli
-from tests.e2e.conftest import StartServer
 from tests.e2e.server_process import ServerProcess
 from tests.processes import GONE_S
-from tests.standby_process import StandbyProcess
 from tests.waiting import is_gone, wait_until
 
 
@@ -28,9 +26,7 @@ def _entry(server: ServerProcess, **options: Any) -> dict[str, Any]:
     return entry
 
 
-def test_a_forked_server_is_one_server_of_the_process_that_the_user_started(
-    start_tiny_server: StartServer, standby: StandbyProcess
-) -> None:
+def test_a_forked_server_is_one_server_of_the_process_that_the_user_started(start_tiny_server, standby):
     with start_tiny_server(environment=standby.environment) as server:
         entry = _entry(server)
         assert (entry["pid"], entry["kind"], entry["engine"]) == (server.process.pid, "server", "embedded")
@@ -43,9 +39,7 @@ def test_a_forked_server_is_one_server_of_the_process_that_the_user_started(
 
 
 @pytest.mark.parametrize("which", ["port", "pid", "forked_pid"])
-def test_a_forked_server_is_stopped_by_port_and_by_both_processes(
-    which: str, start_tiny_server: StartServer, standby: StandbyProcess
-) -> None:
+def test_a_forked_server_is_stopped_by_port_and_by_both_processes(which, start_tiny_server, standby):
     with start_tiny_server(environment=standby.environment) as server:
         entry = _entry(server)
         done = run_cli("stop", entry[which])
@@ -56,9 +50,7 @@ def test_a_forked_server_is_stopped_by_port_and_by_both_processes(
 
 
 @pytest.mark.parametrize("which", ["pid", "forked_pid"])
-def test_a_stopped_process_of_a_forked_server_is_killed_with_all_others(
-    which: str, start_tiny_server: StartServer, standby: StandbyProcess
-) -> None:
+def test_a_stopped_process_of_a_forked_server_is_killed_with_all_others(which, start_tiny_server, standby):
     with start_tiny_server(environment=standby.environment) as server:
         entry = _entry(server)
         os.kill(entry[which], signal.SIGSTOP)
@@ -68,9 +60,7 @@ def test_a_stopped_process_of_a_forked_server_is_killed_with_all_others(
         wait_until(lambda: all(map(is_gone, entry["pids"])))
 
 
-def test_the_standby_is_listed_after_the_servers_and_stop_all_leaves_it(
-    start_tiny_server: StartServer, standby: StandbyProcess
-) -> None:
+def test_the_standby_is_listed_after_the_servers_and_stop_all_leaves_it(start_tiny_server, standby):
     with start_tiny_server(environment=standby.environment):
         kinds = [entry["kind"] for entry in _entries()]
         assert kinds == sorted(kinds)
@@ -90,9 +80,7 @@ def test_the_standby_is_listed_after_the_servers_and_stop_all_leaves_it(
 
 
 @pytest.mark.parametrize("method", ["forkserver", "fork", "spawn"])
-def test_a_key_on_the_command_line_is_masked_in_all_processes(
-    method: str, start_tiny_server: StartServer, standby: StandbyProcess
-) -> None:
+def test_a_key_on_the_command_line_is_masked_in_all_processes(method, start_tiny_server, standby):
     environment = standby.environment | {"VLLM_WORKER_MULTIPROC_METHOD": method}
     with start_tiny_server("--api-key", "s3cret-key", environment=environment) as server:
         entry = _entry(server)

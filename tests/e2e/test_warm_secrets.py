@@ -11,7 +11,6 @@ import pytest
 
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
-from tests.standby_process import StandbyProcess
 
 
 def _writable_memory(pid: int) -> Iterator[bytes]:
@@ -32,7 +31,7 @@ def _contains(pid: int, secret: str) -> bool:
     return any(secret.encode() in part for part in _writable_memory(pid))
 
 
-def test_secrets_of_a_start_are_only_in_its_own_processes(tiny_llama: Path, standby: StandbyProcess) -> None:
+def test_secrets_of_a_start_are_only_in_its_own_processes(tiny_llama, standby):
     key, token = f"key-{uuid4().hex}", f"token-{uuid4().hex}"
     environment = {**standby.environment, "A_TOKEN": token}
     with ServerProcess([str(tiny_llama), "--api-key", key], environment=environment) as server:
@@ -53,7 +52,7 @@ def test_secrets_of_a_start_are_only_in_its_own_processes(tiny_llama: Path, stan
     assert key not in standby.log
 
 
-def test_the_next_start_does_not_see_the_variables_of_the_last(tiny_llama: Path, standby: StandbyProcess) -> None:
+def test_the_next_start_does_not_see_the_variables_of_the_last(tiny_llama, standby):
     with ServerProcess([str(tiny_llama), "--api-key", "of-the-first"], environment=standby.environment):
         pass
     with ServerProcess([str(tiny_llama)], environment=standby.environment) as server:

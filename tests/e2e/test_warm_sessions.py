@@ -59,7 +59,7 @@ def standby(cgroup: Path | None) -> Iterator[StandbyProcess]:
         yield running
 
 
-def test_starts_of_all_sessions_are_warm(standby: StandbyProcess, cgroup: Path | None, tiny_llama: Path) -> None:
+def test_starts_of_all_sessions_are_warm(standby, cgroup, tiny_llama):
     serve = (*CLI, "serve", str(tiny_llama), "--preflight-only", "--port", str(free_port()))
     place = [f"{name}={value}" for name, value in standby.environment.items()]
     for session in _SESSIONS:

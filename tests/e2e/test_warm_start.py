@@ -74,7 +74,7 @@ def _chat(server: ServerProcess, content: Any = "Hi") -> str:
 
 
 @pytest.mark.smoke
-def test_a_warm_server_is_forked_from_the_template_and_answers(tiny_llama: Path, standby: StandbyProcess) -> None:
+def test_a_warm_server_is_forked_from_the_template_and_answers(tiny_llama, standby):
     num_starts = standby.num_starts()
     with _serve(tiny_llama, standby) as server:
         assert server.complete(max_tokens=3) == 200
@@ -86,7 +86,7 @@ def test_a_warm_server_is_forked_from_the_template_and_answers(tiny_llama: Path,
     standby.wait_no_server()
 
 
-def test_cold_starts_are_not_compared_with_warm_ones(tiny_llama: Path, standby: StandbyProcess, tmp_path: Path) -> None:
+def test_cold_starts_are_not_compared_with_warm_ones(tiny_llama, standby, tmp_path):
     """The history of starts gives the remaining time, and reports a start that was much slower."""
     cache = {"VLLM_CACHE_ROOT": str(tmp_path)}
     for environment in (standby.environment, standby.environment, standby.environment, OFF):
@@ -96,9 +96,7 @@ def test_cold_starts_are_not_compared_with_warm_ones(tiny_llama: Path, standby: 
     assert keys[0] == keys[1] == keys[2] != keys[3]
 
 
-def test_report_trace_timeline_and_startupz_show_the_fork(
-    tiny_llama: Path, standby: StandbyProcess, tmp_path: Path
-) -> None:
+def test_report_trace_timeline_and_startupz_show_the_fork(tiny_llama, standby, tmp_path):
     report, trace = tmp_path / "report.json", tmp_path / "trace.json"
     with _serve(tiny_llama, standby, "--startup-report", str(report), "--startup-trace", str(trace)) as server:
         answered = ask(f"{server.url}/startupz").json
@@ -127,9 +125,7 @@ def test_report_trace_timeline_and_startupz_show_the_fork(
     ],
     ids=" ".join,
 )
-def test_a_start_that_ends_by_itself_ends_as_a_cold_one(
-    words: tuple[str, ...], tiny_llama: Path, standby: StandbyProcess
-) -> None:
+def test_a_start_that_ends_by_itself_ends_as_a_cold_one(words, tiny_llama, standby):
     port = () if "--port" in words else ("--port", str(free_port()))
     everything = (str(tiny_llama), *port, *words)
     environment = {**standby.environment, "VCLI_STANDBY": "auto" if "vllm" in words else "require"}
@@ -137,7 +133,7 @@ def test_a_start_that_ends_by_itself_ends_as_a_cold_one(
     standby.wait_no_server()
 
 
-def test_a_taken_port_ends_with_3_and_names_its_owner(tiny_llama: Path, standby: StandbyProcess) -> None:
+def test_a_taken_port_ends_with_3_and_names_its_owner(tiny_llama, standby):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         words = (str(tiny_llama), "--host", "127.0.0.1", "--port", str(taken.getsockname()[1]))
         warm, cold = _run(words, standby.environment), _run(words, OFF)
@@ -148,7 +144,7 @@ def test_a_taken_port_ends_with_3_and_names_its_owner(tiny_llama: Path, standby:
 @pytest.mark.parametrize(
     "number", slow_but_for(["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGKILL"], "SIGTERM", "SIGKILL")
 )
-def test_a_signal_ends_a_ready_server_as_a_cold_one(number: str, tiny_llama: Path, standby: StandbyProcess) -> None:
+def test_a_signal_ends_a_ready_server_as_a_cold_one(number, tiny_llama, standby):
     ends = []
     for environment in (standby.environment, OFF):
         with ServerProcess([str(tiny_llama)], environment=environment) as server:
@@ -168,9 +164,7 @@ def test_a_signal_ends_a_ready_server_as_a_cold_one(number: str, tiny_llama: Pat
         *(("listening", delay_s) for delay_s in (0.0, 0.02, 0.05, 0.1, 0.2)),
     ],
 )
-def test_a_signal_in_any_phase_ends_the_start_and_leaves_nothing(
-    number: int, after: str, delay_s: float, tiny_llama: Path, standby: StandbyProcess
-) -> None:
+def test_a_signal_in_any_phase_ends_the_start_and_leaves_nothing(number, after, delay_s, tiny_llama, standby):
     """The front process or the forked one receives it."""
     with _serve(tiny_llama, standby, wait=False) as server:
         if after == "listening":
@@ -183,14 +177,14 @@ def test_a_signal_in_any_phase_ends_the_start_and_leaves_nothing(
     standby.wait_no_server()
 
 
-def test_wait_by_process_id_ends_with_a_failed_start(tiny_llama: Path, standby: StandbyProcess) -> None:
+def test_wait_by_process_id_ends_with_a_failed_start(tiny_llama, standby):
     with _serve(tiny_llama, standby, "--max-model-len", "1000000", wait=False) as server:
         assert run_cli("wait", "--port", server.port, "--pid", server.process.pid).returncode == 1
         assert server.process.wait(60) == 3
 
 
 @needs_openssl
-def test_tls(tiny_llama: Path, standby: StandbyProcess, tmp_path: Path) -> None:
+def test_tls(tiny_llama, standby, tmp_path):
     certificate = make_certificate(tmp_path, "server")
     with _serve(tiny_llama, standby, *certificate.flags, wait=False) as server:
         context = certificate.client_context()
@@ -206,7 +200,7 @@ def test_tls(tiny_llama: Path, standby: StandbyProcess, tmp_path: Path) -> None:
         wait_until(is_ready)
 
 
-def test_a_unix_socket_relative_to_the_working_folder(tiny_llama: Path, standby: StandbyProcess) -> None:
+def test_a_unix_socket_relative_to_the_working_folder(tiny_llama, standby):
     folder = standby.runtime_folder
     words = [*CLI, "serve", str(tiny_llama), "--uds", "relative.sock"]
     with subprocess.Popen(words, env={**os.environ, **standby.environment}, cwd=folder) as server:
@@ -218,7 +212,7 @@ def test_a_unix_socket_relative_to_the_working_folder(tiny_llama: Path, standby:
             server.wait(60)
 
 
-def test_a_dead_engine_is_restarted_behind_the_port(tiny_llama: Path, standby: StandbyProcess) -> None:
+def test_a_dead_engine_is_restarted_behind_the_port(tiny_llama, standby):
     with _serve(tiny_llama, standby, "--engine-restarts", "1") as server:
         engine = standby.wait_engine()
         engine.kill()
@@ -231,9 +225,7 @@ def test_a_dead_engine_is_restarted_behind_the_port(tiny_llama: Path, standby: S
 
 
 @pytest.mark.parametrize("kind", slow_but_for(["text", "images", "pooling"], "images"))
-def test_each_kind_of_model_answers_as_in_a_cold_start(
-    kind: str, model_path: Path, tmp_path: Path, standby: StandbyProcess
-) -> None:
+def test_each_kind_of_model_answers_as_in_a_cold_start(kind, model_path, tmp_path, standby):
     from tests.server.engine.features.tiny_vlm import save_vlm
     from tests.server.engine.features.vlm_reference import image_messages, image_url
     from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
@@ -261,7 +253,7 @@ def test_each_kind_of_model_answers_as_in_a_cold_start(
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_each_start_method_works(method: str, tiny_llama: Path, standby: StandbyProcess) -> None:
+def test_each_start_method_works(method, tiny_llama, standby):
     environment = {**standby.environment, "VLLM_WORKER_MULTIPROC_METHOD": method}
     with ServerProcess([str(tiny_llama)], environment=environment) as server:
         assert server.complete(max_tokens=2) == 200
@@ -269,7 +261,7 @@ def test_each_start_method_works(method: str, tiny_llama: Path, standby: Standby
     standby.wait_no_server()
 
 
-def test_twenty_concurrent_starts_all_answer(tiny_llama: Path, standby: StandbyProcess) -> None:
+def test_twenty_concurrent_starts_all_answer(tiny_llama, standby):
     num_starts = standby.num_starts()
     servers = [_serve(tiny_llama, standby, wait=False) for _ in range(20)]
     try:
@@ -289,7 +281,7 @@ def test_twenty_concurrent_starts_all_answer(tiny_llama: Path, standby: StandbyP
 
 @pytest.mark.timeout(1200)
 @pytest.mark.slow
-def test_two_hundred_starts_leave_nothing_behind(tiny_llama: Path, standby: StandbyProcess) -> None:
+def test_two_hundred_starts_leave_nothing_behind(tiny_llama, standby):
     template = standby.template()
     words = (str(tiny_llama), "--preflight-only", "--port", str(free_port()))
 

@@ -102,9 +102,7 @@ class _SlowStart:
 
 
 @pytest.mark.parametrize("flags", ["", " --idle-stop 1h --idle-warm off"], ids=["", "router"])
-def test_ctrl_z_stops_all_processes_and_fg_and_bg_continue_them(
-    flags: str, cold_or_warm: dict[str, str], job: _Job
-) -> None:
+def test_ctrl_z_stops_all_processes_and_fg_and_bg_continue_them(flags, cold_or_warm, job):
     with Shell(cold_or_warm) as shell:
         pids = job.start(shell, after=flags).pids
         for resume in ("bg", "fg"):
@@ -125,7 +123,7 @@ def test_ctrl_z_stops_all_processes_and_fg_and_bg_continue_them(
 
 
 @pytest.mark.parametrize(("key", "code"), [(INTERRUPT, 130), (QUIT, 131)], ids=["interrupt", "quit"])
-def test_keys_end_a_start(key: str, code: int, cold_or_warm: dict[str, str], job: _Job, tmp_path: Path) -> None:
+def test_keys_end_a_start(key, code, cold_or_warm, job, tmp_path):
     with _SlowStart(tmp_path) as start, Shell(cold_or_warm) as shell:
         shell.type(f"ulimit -c 0; {job.command} {start.flag}\n")
         start.wait_reading()
@@ -135,9 +133,7 @@ def test_keys_end_a_start(key: str, code: int, cold_or_warm: dict[str, str], job
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL])
-def test_a_signal_ends_a_start_as_a_shell_reports_it(
-    number: signal.Signals, cold_or_warm: dict[str, str], job: _Job, tmp_path: Path
-) -> None:
+def test_a_signal_ends_a_start_as_a_shell_reports_it(number, cold_or_warm, job, tmp_path):
     """For the parent, the process that it started has ended by the signal, or with the code for Ctrl-C."""
     with _SlowStart(tmp_path) as start:
         process = subprocess.Popen(
@@ -152,9 +148,7 @@ def test_a_signal_ends_a_start_as_a_shell_reports_it(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-def test_a_server_that_is_killed_ends_its_front_process_by_the_same_signal(
-    number: signal.Signals, cold_or_warm: dict[str, str], job: _Job
-) -> None:
+def test_a_server_that_is_killed_ends_its_front_process_by_the_same_signal(number, cold_or_warm, job):
     with job.running(cold_or_warm) as process:
         server = job.find()
         os.kill(server.entry_pids[-1], number)
@@ -162,7 +156,7 @@ def test_a_server_that_is_killed_ends_its_front_process_by_the_same_signal(
         wait_until(lambda: all(map(is_gone, server.pids)))
 
 
-def test_a_closed_terminal_ends_the_server(warm: dict[str, str], job: _Job) -> None:
+def test_a_closed_terminal_ends_the_server(warm, job):
     with Shell(warm) as shell:
         pids = job.start(shell).pids
         shell.close_terminal()
@@ -170,9 +164,7 @@ def test_a_closed_terminal_ends_the_server(warm: dict[str, str], job: _Job) -> N
 
 
 @pytest.mark.parametrize("launcher", ["nohup", "setsid"])
-def test_a_detached_server_survives_its_terminal(
-    launcher: str, warm: dict[str, str], job: _Job, tmp_path: Path
-) -> None:
+def test_a_detached_server_survives_its_terminal(launcher, warm, job, tmp_path):
     with Shell(warm) as shell:
         shell.type(f"{launcher} {job.command} > {tmp_path}/log 2>&1 < /dev/null &\n")
         wait_until(lambda: job.health() == 200, 240)
@@ -185,7 +177,7 @@ def test_a_detached_server_survives_its_terminal(
         wait_until(lambda: all(map(is_gone, server.pids)))
 
 
-def test_a_stop_signal_without_job_control_changes_nothing(warm: dict[str, str], job: _Job) -> None:
+def test_a_stop_signal_without_job_control_changes_nothing(warm, job):
     """The kernel ignores it for processes whose session has no shell that could continue them."""
     with job.running(warm, start_new_session=True) as process:
         for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
@@ -195,7 +187,7 @@ def test_a_stop_signal_without_job_control_changes_nothing(warm: dict[str, str],
         assert process.wait(GONE_S) == 0
 
 
-def test_timeout_ends_the_server_with_its_own_code(warm: dict[str, str], job: _Job) -> None:
+def test_timeout_ends_the_server_with_its_own_code(warm, job):
     with Shell(warm) as shell:
         server = job.start(shell, "timeout 600 ")
         (launcher,) = [p for p in psutil.Process(shell.process.pid).children() if p.name() == "timeout"]
@@ -204,7 +196,7 @@ def test_timeout_ends_the_server_with_its_own_code(warm: dict[str, str], job: _J
         wait_until(lambda: all(map(is_gone, server.pids)))
 
 
-def test_a_pipe_ends_with_the_server(warm: dict[str, str], job: _Job, tmp_path: Path) -> None:
+def test_a_pipe_ends_with_the_server(warm, job, tmp_path):
     with Shell(warm) as shell:
         server = job.start(shell, after=f" 2>&1 | tee {tmp_path}/log; (exit ${{PIPESTATUS[0]}})")
         os.kill(server.pid, signal.SIGTERM)
@@ -214,13 +206,13 @@ def test_a_pipe_ends_with_the_server(warm: dict[str, str], job: _Job, tmp_path: 
 
 
 @pytest.mark.parametrize("redirection", ["<&-", ">&-", "<&- >&-"], ids=["stdin", "stdout", "both"])
-def test_a_server_runs_with_closed_streams(redirection: str, warm: dict[str, str], job: _Job) -> None:
+def test_a_server_runs_with_closed_streams(redirection, warm, job):
     with job.running(warm, ("sh", "-c", f'exec "$@" {redirection}', "sh"), stdin=None) as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(GONE_S) == 0
 
 
-def test_ctrl_c_does_not_reach_a_background_command_of_a_script(warm: dict[str, str], job: _Job) -> None:
+def test_ctrl_c_does_not_reach_a_background_command_of_a_script(warm, job):
     """A shell without job control starts background commands with SIGINT ignored."""
     script = f"{job.command} & echo $!; wait"
     shell = subprocess.Popen(
@@ -238,7 +230,7 @@ def test_ctrl_c_does_not_reach_a_background_command_of_a_script(warm: dict[str, 
     assert shell.returncode == 0
 
 
-def test_the_terminal_shows_progress_in_its_width(job: _Job) -> None:
+def test_the_terminal_shows_progress_in_its_width(job):
     """A warm start of this model ends before the first line is due."""
     with Shell({"VCLI_STANDBY": "off"}, num_columns=60) as shell:
         job.start(shell)

@@ -54,7 +54,7 @@ def _renewed(standby: StandbyProcess, old_pid: int) -> int:
     return standby.template().pid
 
 
-def test_an_upgraded_package_is_imported_again(tiny_llama: Path, tmp_path: Path) -> None:
+def test_an_upgraded_package_is_imported_again(tiny_llama, tmp_path):
     _install(tmp_path, "1.0")
     (tmp_path / "sitecustomize.py").write_text("import tiny_thing\n")
     environment = {"PYTHONPATH": str(tmp_path)}
@@ -75,7 +75,7 @@ def test_an_upgraded_package_is_imported_again(tiny_llama: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_an_edited_source_of_the_launcher_is_imported_again(tiny_llama: Path, tmp_path: Path) -> None:
+def test_an_edited_source_of_the_launcher_is_imported_again(tiny_llama, tmp_path):
     environment = _copy_program(tmp_path)
     source = tmp_path / "startup" / "outcome.py"
     text = source.read_text()
@@ -107,9 +107,7 @@ def test_an_edited_source_of_the_launcher_is_imported_again(tiny_llama: Path, tm
 
 
 @pytest.mark.parametrize("is_detached", [False, True], ids=["foreground", "detached"])
-def test_a_standby_started_in_a_source_tree_runs_the_installed_program(
-    is_detached: bool, tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_a_standby_started_in_a_source_tree_runs_the_installed_program(is_detached, tiny_llama, tmp_path):
     """Its template processes start with `python -m`, which would prefer the tree."""
     (tmp_path / "vllm_cli").mkdir()
     (tmp_path / "vllm_cli" / "__init__.py").write_text("raise RuntimeError('the tree was imported')")

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
         ("name@host", "name@host"),
     ],
 )
-def test_a_login_before_the_host_is_masked(text: str, shown: str) -> None:
+def test_a_login_before_the_host_is_masked(text, shown):
     assert without_login(text) == shown
 
 
@@ -46,7 +46,7 @@ def test_a_login_before_the_host_is_masked(text: str, shown: str) -> None:
         ("--allow-credentials --spec-tokens 8 --tokenizer t", "--allow-credentials --spec-tokens 8 --tokenizer t"),
     ],
 )  # fmt: skip
-def test_secrets_among_words_are_hidden_and_nothing_else_is(words: str, shown: str) -> None:
+def test_secrets_among_words_are_hidden_and_nothing_else_is(words, shown):
     assert hide_in_words(words.split(), lambda _: "*") == shown.split()
 
 
@@ -63,12 +63,12 @@ def test_secrets_among_words_are_hidden_and_nothing_else_is(words: str, shown: s
         ("it's --hf-token SECRET", "it's --hf-token *"),
     ],
 )  # fmt: skip
-def test_secrets_within_one_word_are_hidden(word: str, shown: str) -> None:
+def test_secrets_within_one_word_are_hidden(word, shown):
     assert hide_in_words([word], lambda _: "*") == [shown]
     assert hide_in_command(word, lambda _: "*") == shown
 
 
-def test_words_that_name_no_secret_are_shown_without_the_import_of_re() -> None:
+def test_words_that_name_no_secret_are_shown_without_the_import_of_re():
     """A warm client's start would wait for the import."""
     words = [
         '--hf-overrides={"max_tokens": 8, "tokenizer": "t"}', "--chat-template={{ a }} b", "it's", "http://h/?a=b",
@@ -83,13 +83,13 @@ assert "re" not in sys.modules
     subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, check=True, timeout=60)
 
 
-def test_masks_of_the_same_length_keep_the_length_of_every_word() -> None:
+def test_masks_of_the_same_length_keep_the_length_of_every_word():
     command = "A_KEY=secret vllm 'x y' --api-key  secret"
     words = ["--cmd", command, '{"token": "secret"}', "http://a:b@c", "--api-k", "s", ""]
     assert [len(word) for word in hide_in_words(words, lambda text: "*" * len(text))] == [len(word) for word in words]
 
 
-def test_every_secret_flag_and_variable_is_recognised_and_no_other() -> None:
+def test_every_secret_flag_and_variable_is_recognised_and_no_other():
     flags = {flag.name for flag in FLAGS if flag.is_secret}
     assert flags == {"--api-key", "--hf-token"}
     names = {variable.name for variable in variables() if variable.is_secret}
@@ -104,11 +104,11 @@ def test_every_secret_flag_and_variable_is_recognised_and_no_other() -> None:
         "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "Authorization", "X-Amz-Signature", "--ssl-keyfile-password",
     ],
 )  # fmt: skip
-def test_secrets_of_other_programs_are_recognised(name: str) -> None:
+def test_secrets_of_other_programs_are_recognised(name):
     assert is_secret_name(name)
 
 
 @pytest.mark.alone
 @pytest.mark.parametrize("text", ['{"', '{"a":"', "'", '" ', "http://@?", "--api-key a ", "?a=&", "\\", '"\\"', "keys"])
-def test_the_cost_is_linear_in_the_text(text: str) -> None:
+def test_the_cost_is_linear_in_the_text(text):
     assert growth(lambda n: lambda: hide_in_command("{x " + text * n)) is None

@@ -20,15 +20,15 @@ def no_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable.name, raising=False)
 
 
-def test_the_attribute_is_the_variable() -> None:
+def test_the_attribute_is_the_variable():
     assert all(getattr(Environment, variable.name) is variable for variable in variables())
 
 
-def test_every_variable_has_one_sentence_of_description() -> None:
+def test_every_variable_has_one_sentence_of_description():
     assert all(re.fullmatch(r"[A-Z].*\.", variable.description) for variable in variables())
 
 
-def test_an_unset_variable_has_its_default() -> None:
+def test_an_unset_variable_has_its_default():
     assert env.VLLM_WORKER_MULTIPROC_METHOD.get() == "forkserver"
     assert env.VLLM_ENGINE_READY_TIMEOUT_S.get() == 600
     assert env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.get() == 5
@@ -36,20 +36,20 @@ def test_an_unset_variable_has_its_default() -> None:
     assert env.VLLM_API_KEY.source == "default"
 
 
-def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "")
     assert env.VLLM_ENGINE_READY_TIMEOUT_S.get() == 600
     assert env.VLLM_ENGINE_READY_TIMEOUT_S.source == "default"
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_each_start_method_is_accepted(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+def test_each_start_method_is_accepted(monkeypatch, method):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
     assert env.VLLM_WORKER_MULTIPROC_METHOD.get() == method
     assert env.VLLM_WORKER_MULTIPROC_METHOD.source == "environment"
 
 
-def test_the_error_for_a_wrong_start_method_lists_the_choices_and_suggests_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_wrong_start_method_lists_the_choices_and_suggests_one(monkeypatch):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fokserver")
     with pytest.raises(EnvError) as caught:
         env.VLLM_WORKER_MULTIPROC_METHOD.get()
@@ -60,7 +60,7 @@ def test_the_error_for_a_wrong_start_method_lists_the_choices_and_suggests_one(m
 
 
 @pytest.mark.parametrize("level", LOGGING_LEVELS)
-def test_a_logging_level_may_be_in_lower_case(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+def test_a_logging_level_may_be_in_lower_case(monkeypatch, level):
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", level.lower())
     assert env.VLLM_LOGGING_LEVEL.get() == level
 
@@ -68,41 +68,41 @@ def test_a_logging_level_may_be_in_lower_case(monkeypatch: pytest.MonkeyPatch, l
 @pytest.mark.parametrize(
     ("words", "value"), [(("1", "TRUE", "yes", "on"), True), (("0", "False", "no", "OFF"), False)], ids=["on", "off"]
 )
-def test_a_boolean_has_four_spellings(words: tuple[str, ...], value: bool) -> None:
+def test_a_boolean_has_four_spellings(words, value):
     for word in words:
         with env.HF_HUB_OFFLINE.override(word):
             assert env.HF_HUB_OFFLINE.get() is value
 
 
-def test_a_boolean_rejects_maybe() -> None:
+def test_a_boolean_rejects_maybe():
     with env.HF_HUB_OFFLINE.override("maybe"), pytest.raises(EnvError, match="one of 1, true, yes, on, 0, false"):
         env.HF_HUB_OFFLINE.get()
 
 
 @pytest.mark.parametrize("raw", ["soon", "-1", "1.5"])
-def test_a_count_rejects_a_value_that_is_not_a_whole_number_in_range(raw: str) -> None:
+def test_a_count_rejects_a_value_that_is_not_a_whole_number_in_range(raw):
     with env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.override(raw), pytest.raises(EnvError, match="whole number, 0 or more"):
         env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.get()
 
 
-def test_no_color_is_true_with_any_value() -> None:
+def test_no_color_is_true_with_any_value():
     with env.NO_COLOR.override("0"):
         assert env.NO_COLOR.get() is True
 
 
-def test_cache_folders_are_below_xdg_cache_home(tmp_path: Path) -> None:
+def test_cache_folders_are_below_xdg_cache_home(tmp_path):
     with env.XDG_CACHE_HOME.override(str(tmp_path)):
         assert env.VLLM_CACHE_ROOT.get() == tmp_path / "vllm"
         assert env.HF_HUB_CACHE.get() == tmp_path / "huggingface" / "hub"
 
 
-def test_a_path_may_begin_with_a_tilde() -> None:
+def test_a_path_may_begin_with_a_tilde():
     with env.VLLM_CACHE_ROOT.override("~/somewhere"):
         assert env.VLLM_CACHE_ROOT.get() == Path.home() / "somewhere"
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/cache", "~"])
-def test_an_unknown_home_is_no_error(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_home_is_no_error(path, monkeypatch):
     """Of a user without a name and HOME, as in containers, or of an unknown user."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
@@ -110,17 +110,17 @@ def test_an_unknown_home_is_no_error(path: str, monkeypatch: pytest.MonkeyPatch)
         assert env.VLLM_CACHE_ROOT.get() == Path({"~": "/"}.get(path, path))
 
 
-def test_secrets_are_masked_and_so_are_logins_in_urls() -> None:
+def test_secrets_are_masked_and_so_are_logins_in_urls():
     assert "hf_abc" not in env.HF_TOKEN.show("hf_abc")
     assert env.HF_ENDPOINT.show("https://me:word@mirror:8080/hub") == "https://********@mirror:8080/hub"
     assert env.VLLM_LOGGING_LEVEL.show("INFO") == "INFO"
 
 
-def test_every_key_and_token_is_a_secret() -> None:
+def test_every_key_and_token_is_a_secret():
     assert all(variable.is_secret for variable in variables() if re.search("KEY|TOKEN", variable.name))
 
 
-def test_override_restores_the_former_value_even_after_an_error() -> None:
+def test_override_restores_the_former_value_even_after_an_error():
     with env.HF_TOKEN.override("outer"):
         with pytest.raises(RuntimeError), env.HF_TOKEN.override(None):
             assert env.HF_TOKEN.get() is None
@@ -129,37 +129,37 @@ def test_override_restores_the_former_value_even_after_an_error() -> None:
     assert "HF_TOKEN" not in os.environ
 
 
-def test_validation_reports_all_errors_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_reports_all_errors_at_once(monkeypatch):
     assert validate_all() == []
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "thread")
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "LOUD")
     assert {error.name for error in validate_all()} == {"VLLM_WORKER_MULTIPROC_METHOD", "VLLM_LOGGING_LEVEL"}
 
 
-def test_unknown_variables_with_our_prefix_are_reported_with_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_variables_with_our_prefix_are_reported_with_a_suggestion(monkeypatch):
     monkeypatch.setenv("VCLI_LOGGING_LEVEL", "DEBUG")
     monkeypatch.setenv("VLLM_SOMETHING_OF_VLLM", "1")
     (unknown,) = unknown_variables()
     assert unknown == "VCLI_LOGGING_LEVEL is not a variable of vllm-cli (did you mean 'VLLM_LOGGING_LEVEL'?)"
 
 
-def test_only_envs_reads_the_environment() -> None:
+def test_only_envs_reads_the_environment():
     reading = re.compile(r"environ\.get|environ\[[^\]]+\](?!\s*=)|\bgetenv\b")
     sources = [path for package in PACKAGES if package != "envs" for path in (ROOT / package).rglob("*.py")]
     assert len(sources) > 20
     assert [path for path in sources if reading.search(path.read_text())] == []
 
 
-def test_the_most_similar_choice_is_suggested_in_any_case() -> None:
+def test_the_most_similar_choice_is_suggested_in_any_case():
     assert did_you_mean("SPWAN", ("spawn", "fork", "forkserver")) == " (did you mean 'spawn'?)"
 
 
-def test_the_dashes_of_a_flag_make_no_words_similar() -> None:
+def test_the_dashes_of_a_flag_make_no_words_similar():
     assert did_you_mean("--prot", ("--model", "--port")) == " (did you mean '--port'?)"
     assert did_you_mean("--xyz", ("--abc", "--x")) == ""
 
 
-def test_a_word_unlike_any_choice_gets_no_suggestion() -> None:
+def test_a_word_unlike_any_choice_gets_no_suggestion():
     assert did_you_mean("thread", ("spawn", "fork")) == ""
 
 
@@ -167,16 +167,16 @@ def test_a_word_unlike_any_choice_gets_no_suggestion() -> None:
     ("text", "seconds"),
     [("1", 1), ("90", 90), ("90s", 90), ("10m", 600), ("1h", 3600), ("1.5H", 5400), (" 2d ", 172800)],
 )
-def test_a_duration_is_a_number_with_a_unit(text: str, seconds: float) -> None:
+def test_a_duration_is_a_number_with_a_unit(text, seconds):
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "0.5", "-1", "10 minutes", "1h30m", "m", "nan", "inf", "1e3", "9" * 400])
-def test_other_texts_and_less_than_a_second_are_rejected(text: str) -> None:
+def test_other_texts_and_less_than_a_second_are_rejected(text):
     with pytest.raises(ValueError, match="at least 1 s such as 90s, 10m or 1h"):
         parse_duration(text)
 
 
 @pytest.mark.parametrize("text", ["90s", "10m", "1h", "2d", "1.5s"])
-def test_a_duration_is_spelt_as_it_was_given(text: str) -> None:
+def test_a_duration_is_spelt_as_it_was_given(text):
     assert spell_duration(parse_duration(text)) == text

@@ -46,7 +46,7 @@ def read_tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_hubs_client_downloads_files_in_memory_and_on_disk(hub: HubServer, cache: Path, tmp_path: Path) -> None:
+def test_the_hubs_client_downloads_files_in_memory_and_on_disk(hub, cache, tmp_path):
     for name, content in FILES.items():
         (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / name).write_bytes(content)
@@ -59,14 +59,14 @@ def test_the_hubs_client_downloads_files_in_memory_and_on_disk(hub: HubServer, c
     assert hub.sent.total() == 2 * on_disk.size
 
 
-def test_blobs_are_named_as_the_hubs_own(hub: HubServer, cache: Path) -> None:
+def test_blobs_are_named_as_the_hubs_own(hub, cache):
     """Git's hash of a small file, SHA-256 of one in LFS."""
     blobs = {path.name for path in (download(hub, cache).parents[1] / "blobs").iterdir()}
     assert "9e26dfeeb6e641a33dae4961196235bdb965b21b" in blobs  # git hash-object of {}
     assert "fbbab289f7f94b25736c58be46a994c441fd02552cc6022352e3d86d2fab7c83" in blobs  # sha256 of WEIGHTS
 
 
-def test_no_token_is_sent_to_the_host_of_large_files(hub: HubServer, cache: Path) -> None:
+def test_no_token_is_sent_to_the_host_of_large_files(hub, cache):
     hub.token = "hf_right"
     hub.private.add("org/model")
     download(hub, cache, token="hf_right")
@@ -85,9 +85,7 @@ def test_no_token_is_sent_to_the_host_of_large_files(hub: HubServer, cache: Path
     ids=["gated", "private", "unknown", "revision", "token"],
 )
 @pytest.mark.parametrize("token", [False, "hf_wrong"], ids=["anonymous", "token"])
-def test_refusals_have_the_hubs_meanings(
-    hub: HubServer, cache: Path, change: dict[str, Any], error: str, token: str | bool
-) -> None:
+def test_refusals_have_the_hubs_meanings(hub, cache, change, error, token):
     for name, value in change.items():
         setattr(hub, name, value)
     if "token" in change and not token:
@@ -99,12 +97,12 @@ def test_refusals_have_the_hubs_meanings(
     assert error in names
 
 
-def test_a_renamed_model_is_found_under_its_old_name(hub: HubServer, cache: Path) -> None:
+def test_a_renamed_model_is_found_under_its_old_name(hub, cache):
     hub.renamed["old/name"] = "org/model"
     assert read_tree(download(hub, cache, "old/name")) == FILES
 
 
-def test_a_branch_and_a_commit_are_revisions(hub: HubServer, cache: Path) -> None:
+def test_a_branch_and_a_commit_are_revisions(hub, cache):
     commit = hub.add("org/model", {"config.json": b"[]"}, revision="refs/pr/1")
     for revision in ("refs/pr/1", commit.id):
         assert read_tree(download(hub, cache, revision=revision)) == {"config.json": b"[]"}
@@ -120,13 +118,13 @@ def test_a_branch_and_a_commit_are_revisions(hub: HubServer, cache: Path) -> Non
     ],
     ids=["middle", "end", "last", "all"],
 )
-def test_a_range_is_a_part(hub: HubServer, text: str, status: int, expected: bytes) -> None:
+def test_a_range_is_a_part(hub, text, status, expected):
     with fetch(hub, "org/model/resolve/main/model.safetensors", Range=text) as answer:
         assert (answer.status, answer.read()) == (status, expected)
         assert answer.url.startswith(hub.cdn_url)
 
 
-def test_an_interrupted_transfer_is_continued(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_transfer_is_continued(hub, cache, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 16)
     hub.faults.add(Fault("cut", after=600_000))
     assert read_tree(download(hub, cache)) == FILES
@@ -134,7 +132,7 @@ def test_an_interrupted_transfer_is_continued(hub: HubServer, cache: Path, monke
 
 
 @pytest.mark.parametrize("kind", ["short", "wrong", "stall"])
-def test_a_fault_changes_the_body(hub: HubServer, kind: str) -> None:
+def test_a_fault_changes_the_body(hub, kind):
     hub.faults.add(Fault(kind, after=1000, path="*.safetensors"))
     with fetch(hub, "org/model/resolve/main/model.safetensors") as answer:
         if kind == "stall":
@@ -152,7 +150,7 @@ def test_a_fault_changes_the_body(hub: HubServer, kind: str) -> None:
         assert [index for index, pair in enumerate(zip(body, WEIGHTS, strict=True)) if len({*pair}) > 1] == [1000]
 
 
-def test_errors_are_answered_as_often_as_wanted(hub: HubServer, cache: Path) -> None:
+def test_errors_are_answered_as_often_as_wanted(hub, cache):
     hub.faults.add(Fault("status", status=429, retry_after=1, path="*.safetensors", method="GET"))
     begin_s = time.monotonic()
     assert read_tree(download(hub, cache)) == FILES
@@ -160,7 +158,7 @@ def test_errors_are_answered_as_often_as_wanted(hub: HubServer, cache: Path) -> 
     assert [seen.status for seen in hub.requests].count(429) == 1
 
 
-def test_xet_is_announced_and_never_answers(hub: HubServer) -> None:
+def test_xet_is_announced_and_never_answers(hub):
     from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils._xet import refresh_xet_connection_info
 
@@ -179,7 +177,7 @@ def test_xet_is_announced_and_never_answers(hub: HubServer) -> None:
             client.recv(1)
 
 
-def test_all_connections_share_the_link(hub: HubServer) -> None:
+def test_all_connections_share_the_link(hub):
     """Four files at once take as long as their sum; other work on the machine can only lengthen it."""
     from concurrent.futures import ThreadPoolExecutor
 

@@ -1,7 +1,5 @@
 """Settings that the configuration of the HTTP server rejects."""
 
-from typing import Any
-
 import pytest
 
 from base.errors import ConfigError
@@ -10,12 +8,12 @@ from server.server_config import GenerationConfig
 
 
 @pytest.mark.parametrize("path", ["api", " /api", "/a b", "/a\r\nX: y", "/ä"])
-def test_invalid_root_paths_are_rejected(path: str) -> None:
+def test_invalid_root_paths_are_rejected(path):
     with pytest.raises(ConfigError, match="--root-path"):
         NetworkConfig(root_path=path)
 
 
-def test_requiring_client_certificates_needs_a_ca_file() -> None:
+def test_requiring_client_certificates_needs_a_ca_file():
     with pytest.raises(ConfigError, match="--ssl-ca-certs"):
         TlsConfig(ssl_cert_reqs=2)
     with pytest.raises(ConfigError, match="0 .none., 1 .optional. or 2 .required."):
@@ -32,6 +30,6 @@ def test_requiring_client_certificates_needs_a_ca_file() -> None:
         ({"tool_call_parser": "hermess"}, "--tool-call-parser must be one of auto, .*hermes.*, got 'hermess'"),
     ],
 )
-def test_parsers_are_known_and_complete(options: dict[str, Any], message: str) -> None:
+def test_parsers_are_known_and_complete(options, message):
     with pytest.raises(ConfigError, match=message):
         GenerationConfig(**options)

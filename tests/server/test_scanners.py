@@ -62,7 +62,7 @@ def without_collector() -> Iterator[None]:
 @pytest.mark.parametrize(
     "kind", ["others", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("tools", "reasoning"))]
 )
-def test_costs_are_linear(kind: str) -> None:
+def test_costs_are_linear(kind):
     measured = {"others": SCANNERS, "tools": scanners.tool_parsers(), "reasoning": scanners.reasoning_parsers()}[kind]
     faults = [
         f"{scanner.name}, {text!r}: {fault}"
@@ -75,7 +75,7 @@ def test_costs_are_linear(kind: str) -> None:
 
 @pytest.mark.alone
 @pytest.mark.slow
-def test_costs_of_long_texts_are_linear() -> None:
+def test_costs_of_long_texts_are_linear():
     faults = [
         f"{scanner.name}, {text!r}: {fault}"
         for scanner in (*SCANNERS, *scanners.tool_parsers(are_all=True), *scanners.reasoning_parsers())
@@ -85,19 +85,19 @@ def test_costs_of_long_texts_are_linear() -> None:
     assert faults == []
 
 
-def test_every_module_that_reads_text_is_in_the_list() -> None:
+def test_every_module_that_reads_text_is_in_the_list():
     reading = {module for module, source in _sources() if _reads_text(source)}
     missing = {module for module in reading - _listed() - MEASURED_ELSEWHERE.keys() if not _other_text(module)}
     assert missing == set(), "name a scanner for it in scanners.py, or what it reads in OTHER_TEXT"
 
 
-def test_the_list_names_no_module_that_is_gone() -> None:
+def test_the_list_names_no_module_that_is_gone():
     modules = {module for module, _ in _sources()}
     assert _listed() - {"startup.probes.probe_http"} <= modules
     assert all(any(m == name or m.startswith(name + ".") for m in modules) for name in OTHER_TEXT)
 
 
-def test_a_new_expression_or_search_is_noticed() -> None:
+def test_a_new_expression_or_search_is_noticed():
     assert _reads_text("import re\n")
     assert _reads_text("from regex import compile\n")
     assert _reads_text("def f(text):\n    return text.find('a')\n")

@@ -22,13 +22,13 @@ REST = Held(200 * MIB, 40, 12, 3)
     ],
     ids=["equal", "one percent", "memory", "a file", "a thread and a process"],
 )
-def test_more_than_in_every_earlier_pause_is_growth(last: Held, grown: list[str]) -> None:
+def test_more_than_in_every_earlier_pause_is_growth(last, grown):
     filling = Held(150 * MIB, 30, 8, 3)
     found = find_growth([filling, REST, REST._replace(memory_bytes=190 * MIB), last])
     assert [line.partition(":")[0] for line in found] == grown
 
 
-def test_the_resources_of_a_process_are_counted() -> None:
+def test_the_resources_of_a_process_are_counted():
     this = psutil.Process()
     before = measure([this])
     descriptor = os.open("/", os.O_RDONLY)

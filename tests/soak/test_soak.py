@@ -4,7 +4,6 @@ Four times, a quarter of the time is load of all kinds, and then comes a pause.
 """
 
 import time
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +25,7 @@ NUM_QUARTERS = 4
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-def test_nothing_grows_under_mixed_load_and_nothing_is_lost(model_path: Path, pytestconfig: pytest.Config) -> None:
+def test_nothing_grows_under_mixed_load_and_nothing_is_lost(model_path, pytestconfig):
     minutes, seed = pytestconfig.getoption("--minutes", 0.7), pytestconfig.getoption("--seed", 0)
     rests: list[Held] = []
     with ServerProcess([str(model_path), *SETTINGS]) as server:

@@ -165,7 +165,7 @@ class Swaps:
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-def test_random_swaps_lose_and_leave_nothing(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_random_swaps_lose_and_leave_nothing(tmp_path, pytestconfig):
     num_swaps, seed = pytestconfig.getoption("--swaps", 30), pytestconfig.getoption("--seed", 0)
     temporary = tmp_path / "tmp"
     temporary.mkdir()

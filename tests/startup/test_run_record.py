@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "records"
 
 
-def test_a_record_ends_with_its_process_also_by_sigkill(folder: Path) -> None:
+def test_a_record_ends_with_its_process_also_by_sigkill(folder):
     with subprocess.Popen([sys.executable, "-c", _KEEP, folder], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"kept\n"
         (record,) = read_records()
@@ -39,7 +39,7 @@ def test_a_record_ends_with_its_process_also_by_sigkill(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_record_is_private_and_is_removed_at_the_end(folder: Path) -> None:
+def test_a_record_is_private_and_is_removed_at_the_end(folder):
     with recorded(_RECORD):
         (file,) = folder.iterdir()
         assert (folder.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
@@ -47,9 +47,7 @@ def test_a_record_is_private_and_is_removed_at_the_end(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("is_elsewhere", [False, True])
-def test_a_process_in_another_network_namespace_is_not_listed(
-    is_elsewhere: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_in_another_network_namespace_is_not_listed(is_elsewhere, folder, tmp_path, monkeypatch):
     """Its address means another server here."""
     if is_elsewhere:
         monkeypatch.setattr(run_record, "_NETWORK", tmp_path / "net")
@@ -61,9 +59,7 @@ def test_a_process_in_another_network_namespace_is_not_listed(
 
 
 @pytest.mark.parametrize("problem", ["read-only", "open to others"])
-def test_without_a_private_folder_a_server_runs_without_a_record(
-    problem: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_private_folder_a_server_runs_without_a_record(problem, folder, monkeypatch):
     if problem == "read-only":
         monkeypatch.setattr(run_record, "_FOLDER", "/proc/none")
     else:

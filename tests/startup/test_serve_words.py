@@ -10,40 +10,40 @@ from vllm_cli.flags.supported import GROUPS, LOG_FORMAT
 VLLM_FLAGS = set((Path(__file__).parents[1] / "vllm_cli" / "vllm_0_32_flags.txt").read_text().split())
 
 
-def test_the_launchers_flags_are_those_of_the_start_and_the_logs_format() -> None:
+def test_the_launchers_flags_are_those_of_the_start_and_the_logs_format():
     declared = [flag for flag in (*GROUPS["Start"], *GROUPS["Several models"], LOG_FORMAT) if flag.name != "--config"]
     assert {name: flag.shape.value for flag in declared for name in flag.names} == LAUNCHER_FLAGS
 
 
-def test_no_flag_of_the_launcher_is_a_flag_of_vllm() -> None:
+def test_no_flag_of_the_launcher_is_a_flag_of_vllm():
     assert set(LAUNCHER_FLAGS) & VLLM_FLAGS == set()
     assert set(LAUNCHER_FLAGS) & {name.partition(".")[0] for name in VLLM_FLAGS} == set()
 
 
-def test_no_flag_of_vllm_begins_with_a_flag_of_the_launcher() -> None:
+def test_no_flag_of_vllm_begins_with_a_flag_of_the_launcher():
     """vLLM's parser accepts abbreviations."""
     assert [(name, theirs) for name in LAUNCHER_FLAGS for theirs in VLLM_FLAGS if theirs.startswith(name)] == []
 
 
-def test_words_of_vllm_stay_unchanged_and_in_order() -> None:
+def test_words_of_vllm_stay_unchanged_and_in_order():
     words = "model --unknown=a\tb -x --engine vllm -1 --a_b --startup-report r.json --hf_overrides {} --json -- last"
     split = ServeWords(words.split(" "))
     assert split.engine_words == ["model", "--unknown=a\tb", "-x", "-1", "--a_b", "--hf_overrides", "{}", "last"]
     assert split.own == {"--engine": "vllm", "--startup-report": "r.json", "--json": "true"}
 
 
-def test_every_word_after_two_dashes_is_vllms() -> None:
+def test_every_word_after_two_dashes_is_vllms():
     split = ServeWords(["--", "--engine", "x", "--", "--json"])
     assert split.engine_words == ["--engine", "x", "--", "--json"]
     assert split.own == {}
 
 
 @pytest.mark.parametrize("word", ["--startup-timeout=3", "--startup_timeout=3"])
-def test_a_flag_of_the_launcher_may_have_dashes_or_underscores(word: str) -> None:
+def test_a_flag_of_the_launcher_may_have_dashes_or_underscores(word):
     assert ServeWords([word]).own == {"--startup-timeout": "3"}
 
 
-def test_the_last_value_of_a_flag_counts() -> None:
+def test_the_last_value_of_a_flag_counts():
     assert ServeWords(["--engine", "vllm", "--engine=embedded"]).own == {"--engine": "embedded"}
 
 
@@ -62,12 +62,12 @@ def test_the_last_value_of_a_flag_counts() -> None:
         ("--one.some_key a", ["--one.some_key a"]),
     ],
 )
-def test_a_flag_has_as_many_words_as_its_values(line: str, pieces: list[str]) -> None:
+def test_a_flag_has_as_many_words_as_its_values(line, pieces):
     known: dict[str, int | str] = {"--one": 1, "--many": "+", "--maybe": "?"}
     assert [" ".join(given.words) for given in split(line.split(), known.get)] == pieces
 
 
-def test_names_have_dashes_and_keys_stay() -> None:
+def test_names_have_dashes_and_keys_stay():
     (given,) = split(["--max_model_len.some_key=1=2"])
     assert (given.flag, given.keys, given.name, given.values) == (
         "--max-model-len", "some_key", "--max-model-len.some_key", ("1=2",),
@@ -77,6 +77,6 @@ def test_names_have_dashes_and_keys_stay() -> None:
 @pytest.mark.parametrize(
     ("words", "topic"), [("m --help", ""), ("-h m", ""), ("--help=all", "all"), ("m --port 1", None), ("-- -h", None)]
 )
-def test_help_is_found_with_its_topic(words: str, topic: str | None) -> None:
+def test_help_is_found_with_its_topic(words, topic):
     assert help_topic(words.split()) == topic
     assert is_for_information(words.split()) == (topic is not None)

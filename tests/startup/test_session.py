@@ -39,9 +39,7 @@ def _preflight(*findings: Finding) -> Callable[[], PreflightReport]:
     return lambda: PreflightReport(findings, 0.1)
 
 
-def test_a_ready_start_is_saved_and_reported(
-    session: StartSession, manager: NotifySocket, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_ready_start_is_saved_and_reported(session, manager, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     with session:
         listening = session.listen(ListenAddress("127.0.0.1", 0, None))
@@ -67,7 +65,7 @@ def test_a_ready_start_is_saved_and_reported(
     assert len((tmp_path / "vllm_cli" / "history.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_failed_start_is_reported_and_closed(session: StartSession, manager: NotifySocket, tmp_path: Path) -> None:
+def test_a_failed_start_is_reported_and_closed(session, manager, tmp_path):
     with pytest.raises(StartupError, match="2 faults:\n  no weights\n  no memory"), session:
         listening = session.listen(ListenAddress("127.0.0.1", 0, None))
         session.check(_preflight(error("weights", "no weights"), error("memory", "no memory")), "auto")
@@ -78,13 +76,13 @@ def test_a_failed_start_is_reported_and_closed(session: StartSession, manager: N
     assert not (tmp_path / "vllm_cli" / "history.jsonl").exists()
 
 
-def test_errors_of_the_preflight_may_be_warnings(session: StartSession, caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_of_the_preflight_may_be_warnings(session, caplog):
     with session:
         session.check(_preflight(error("weights", "no weights")), "warn")
     assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", "no weights")]
 
 
-def test_no_status_follows_readiness(session: StartSession, manager: NotifySocket) -> None:
+def test_no_status_follows_readiness(session, manager):
     with session:
         session.notify_ready("ready, address unknown")
         with session.timeline.span("vllm"):

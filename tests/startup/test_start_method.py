@@ -13,7 +13,7 @@ def _run(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_method_is_in_force_afterwards(method: str) -> None:
+def test_method_is_in_force_afterwards(method):
     out = _run(
         "import multiprocessing\n"
         "from startup.engine.process import use_start_method\n"
@@ -23,7 +23,7 @@ def test_method_is_in_force_afterwards(method: str) -> None:
     assert out.split() == [method, method]
 
 
-def test_method_that_was_set_before_stays_and_is_logged() -> None:
+def test_method_that_was_set_before_stays_and_is_logged():
     run = _run(
         "import logging, multiprocessing\n"
         "logging.basicConfig()\n"
@@ -37,7 +37,7 @@ def test_method_that_was_set_before_stays_and_is_logged() -> None:
 
 
 @pytest.mark.thorough
-def test_fork_is_rejected_once_cuda_is_initialised() -> None:
+def test_fork_is_rejected_once_cuda_is_initialised():
     code = (
         "import torch\n"
         "from startup.errors import StartupError\n"

@@ -25,7 +25,7 @@ def no_folder_is_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pa
     return missing
 
 
-def test_a_usable_folder_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_usable_folder_is_kept(monkeypatch):
     with short_folder() as folder:
         monkeypatch.setenv("TMPDIR", str(folder))
         ensure_temp_folder()
@@ -33,9 +33,7 @@ def test_a_usable_folder_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("num_bytes", "is_too_long"), [(75, False), (76, True)])
-def test_a_folder_whose_path_is_too_long_for_sockets_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, num_bytes: int, is_too_long: bool
-) -> None:
+def test_a_folder_whose_path_is_too_long_for_sockets_is_not_used(monkeypatch, caplog, num_bytes, is_too_long):
     with short_folder() as short:
         long = short / ("l" * (num_bytes - 1 - len(str(short))))
         long.mkdir()
@@ -50,16 +48,14 @@ def test_a_folder_whose_path_is_too_long_for_sockets_is_not_used(
             listener.bind(tempfile.mktemp(prefix="listener-", dir=folder))
 
 
-def test_shared_memory_is_used_if_no_folder_is_writable(
-    no_folder_is_writable: Path, caplog, monkeypatch, tmp_path: Path
-) -> None:
+def test_shared_memory_is_used_if_no_folder_is_writable(no_folder_is_writable, caplog, monkeypatch, tmp_path):
     monkeypatch.setattr(temp_folder, "SHM", tmp_path)
     ensure_temp_folder()
     assert os.environ["TMPDIR"] == str(tmp_path)
     assert str(no_folder_is_writable) in caplog.text
 
 
-def test_no_folder_at_all_ends_the_start(no_folder_is_writable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_folder_at_all_ends_the_start(no_folder_is_writable, monkeypatch):
     monkeypatch.setattr(temp_folder, "SHM", no_folder_is_writable)
     with pytest.raises(StartupError, match="mount a tmpfs on /tmp, or set TMPDIR"):
         ensure_temp_folder()

@@ -56,13 +56,13 @@ def _assert_interrupted(done: "subprocess.CompletedProcess[str]") -> None:
 
 
 @pytest.mark.parametrize("point", [1, 3, 9, 27])
-def test_at_the_beginning(point: int, run_to: Run) -> None:
+def test_at_the_beginning(point, run_to):
     _assert_interrupted(run_to(point, "--version"))
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("words", [("env",), ("serve", "MODEL", "--preflight-only")], ids=" ".join)
-def test_at_any_point(words: tuple[str, ...], run_to: Run, tiny_llama: Path) -> None:
+def test_at_any_point(words, run_to, tiny_llama):
     words = tuple(word.replace("MODEL", str(tiny_llama)) for word in words)
     whole = run_to(0, *words)
     assert whole.returncode == 0, whole.stderr

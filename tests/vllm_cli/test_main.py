@@ -55,7 +55,7 @@ LIGHT_CALLS = [
 @pytest.mark.parametrize(
     ("words", "code"), LIGHT_CALLS, ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
 )
-def test_help_and_usage_errors_import_only_click(words: tuple[str, ...], code: int, tmp_path: Path) -> None:
+def test_help_and_usage_errors_import_only_click(words, code, tmp_path):
     script = _REPORT.format(words=list(words), ours=OURS)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -65,7 +65,7 @@ def test_help_and_usage_errors_import_only_click(words: tuple[str, ...], code: i
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--version",), ("serve", "--nonsense")], ids=" ".join)
-def test_help_version_and_usage_errors_import_no_slow_module_of_the_standard_library(words: tuple[str, ...]) -> None:
+def test_help_version_and_usage_errors_import_no_slow_module_of_the_standard_library(words):
     report = 'print("\\nLOADED", *sys.modules)'
     script = f"import sys; from vllm_cli.main import main; main({list(words)!r}); {report}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, cwd=ROOT)
@@ -74,7 +74,7 @@ def test_help_version_and_usage_errors_import_no_slow_module_of_the_standard_lib
     assert SLOW_MODULES & set(loaded) == set()
 
 
-def test_help_imports_no_command() -> None:
+def test_help_imports_no_command():
     report = 'print("COMMANDS", any(".commands" in name for name in sys.modules))'
     script = f'import sys; from vllm_cli.main import main; main(["--help"]); {report}'
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, cwd=ROOT)
@@ -82,18 +82,18 @@ def test_help_imports_no_command() -> None:
 
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
-def test_every_command_of_the_table_exists_under_its_name(entry) -> None:
+def test_every_command_of_the_table_exists_under_its_name(entry):
     command = load_command(entry)
     assert command.name == entry.name
     assert command.get_short_help_str()
 
 
-def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_shown(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"vllm-cli {VERSION}\n"
 
 
-def test_an_unknown_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_gets_a_suggestion(capsys):
     assert main(["srve"]) == 2
     assert "No such command 'srve' (did you mean 'serve'?)" in capsys.readouterr().err
 
@@ -110,15 +110,13 @@ def test_an_unknown_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]
     ],
     ids=lambda value: value[-2] if isinstance(value, list) else None,
 )
-def test_every_suggestion_is_worded_alike(words: list[str], suggested: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_suggestion_is_worded_alike(words, suggested, capsys):
     assert main(words) == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("Error:"))
     assert f" (did you mean '{suggested}'?)" in line
 
 
-def test_all_errors_of_the_environment_are_printed_with_exit_code_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_errors_of_the_environment_are_printed_with_exit_code_2(monkeypatch, capsys):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "frok")
     monkeypatch.setenv("HF_HUB_OFFLINE", "maybe")
     assert main(["serve"]) == 2
@@ -130,7 +128,7 @@ def test_all_errors_of_the_environment_are_printed_with_exit_code_2(
     assert "did you mean 'fork'?" in lines[0]
 
 
-def test_a_start_that_fails_is_one_line_and_exit_code_3(run_cli, tmp_path: Path) -> None:
+def test_a_start_that_fails_is_one_line_and_exit_code_3(run_cli, tmp_path):
     done = run_cli("serve", str(tmp_path / "no-such-model"), "--port", "0", cwd=ROOT)
     assert done.returncode == 3
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
@@ -138,7 +136,7 @@ def test_a_start_that_fails_is_one_line_and_exit_code_3(run_cli, tmp_path: Path)
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_is_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_is_exit_code_130(capsys):
     @click.command("interrupted")
     def interrupted() -> None:
         signal.raise_signal(signal.SIGINT)
@@ -148,9 +146,7 @@ def test_ctrl_c_is_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["env"]) == 130
 
 
-def test_ctrl_c_during_the_creation_of_a_class_is_exit_code_130_and_other_errors_are_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_ctrl_c_during_the_creation_of_a_class_is_exit_code_130_and_other_errors_are_not(monkeypatch):
     class Member:
         def __set_name__(self, owner: type, name: str) -> None:
             raise error
@@ -167,7 +163,7 @@ def test_ctrl_c_during_the_creation_of_a_class_is_exit_code_130_and_other_errors
         main(["env"])
 
 
-def test_a_closed_pipe_causes_no_traceback() -> None:
+def test_a_closed_pipe_causes_no_traceback():
     done = subprocess.run(
         f"{sys.executable} -c 'import sys; from vllm_cli.main import main; sys.exit(main([\"env\"]))' | true",
         shell=True,
@@ -184,7 +180,7 @@ def test_a_closed_pipe_causes_no_traceback() -> None:
     [[str(Path(sys.executable).with_name("vllm-cli"))], [sys.executable, "-m", "vllm_cli"]],
     ids=["script", "module"],
 )
-def test_modules_of_our_names_in_the_working_folder_are_not_imported(command: list[str], tmp_path: Path) -> None:
+def test_modules_of_our_names_in_the_working_folder_are_not_imported(command, tmp_path):
     for name in ("server", "startup", "base", "envs", "click"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('decoy {name}')")
     done = subprocess.run(

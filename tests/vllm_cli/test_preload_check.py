@@ -24,7 +24,7 @@ def wheel(tmp_path: Path) -> Path:
     return tmp_path / "wheel"
 
 
-def test_all_hooks_fit_that_can_be_checked(wheel: Path) -> None:
+def test_all_hooks_fit_that_can_be_checked(wheel):
     done = _check("--vllm", wheel)
     assert done.returncode == 0, done.stdout
     assert f"vLLM 0.32.1.dev7+gabc in {wheel / 'vllm'}" in done.stdout
@@ -32,7 +32,7 @@ def test_all_hooks_fit_that_can_be_checked(wheel: Path) -> None:
     assert done.stdout.rstrip().endswith("All hooks that could be checked fit this version.")
 
 
-def test_a_changed_name_is_reported_with_what_is_lost(wheel: Path) -> None:
+def test_a_changed_name_is_reported_with_what_is_lost(wheel):
     tracing = wheel / "vllm" / "tracing.py"
     tracing.write_text(tracing.read_text().replace("def instrument", "def mark"))
     done = _check("--vllm", wheel)
@@ -41,7 +41,7 @@ def test_a_changed_name_is_reported_with_what_is_lost(wheel: Path) -> None:
     assert "- spans: the report of the start has no phases inside vLLM" in done.stdout
 
 
-def test_json_has_every_hook(wheel: Path) -> None:
+def test_json_has_every_hook(wheel):
     (wheel / "vllm" / "v1" / "engine" / "core.py").unlink()
     done = _check("--vllm", wheel, "--json")
     assert done.returncode == 1
@@ -56,7 +56,7 @@ def test_json_has_every_hook(wheel: Path) -> None:
 @pytest.mark.parametrize(
     "words", [("--vllm", "."), ("--vllm", "/absent"), ("--unknown",)], ids=["empty", "absent", "flag"]
 )
-def test_usage_errors(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_usage_errors(words, tmp_path):
     (tmp_path / "empty").mkdir()
     done = _check(*(tmp_path if word == "." else word for word in words))
     assert done.returncode == 2

@@ -29,16 +29,14 @@ def short_path() -> Iterator[Path]:
         (("--engine", "auto"), None, False),
     ],
 )
-def test_flags_of_the_embedded_engine_are_not_passed_to_another_engine(
-    words: tuple[str, ...], variable: str | None, is_quiet: bool
-) -> None:
+def test_flags_of_the_embedded_engine_are_not_passed_to_another_engine(words, variable, is_quiet):
     with env.VCLI_ENGINE.override(variable):
         flags = default_flags(words)
     assert bool(flags) == is_quiet
     assert ("embedded" in flags) == is_quiet
 
 
-def test_sockets_of_killed_processes_are_removed_and_no_others(short_path: Path) -> None:
+def test_sockets_of_killed_processes_are_removed_and_no_others(short_path):
     stale, alive, starting = (short_path / f"vllm-cli-server-{name}" for name in ("stale", "alive", "starting"))
     for folder in (stale, alive, starting):
         folder.mkdir()

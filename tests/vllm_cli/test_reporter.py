@@ -2,19 +2,17 @@
 
 import time
 
-import pytest
-
 from vllm_cli.client.reporter import Reporter
 
 
-def test_a_change_of_state_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_change_of_state_is_a_line(capsys):
     reporter = Reporter()
     for text, state in (("1 s importing", "importing"), ("2 s importing", "importing"), ("3 s loading", "loading")):
         reporter.update(text, state)
     assert capsys.readouterr().err == "1 s importing\n3 s loading\n"
 
 
-def test_progress_is_a_line_after_the_interval(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_a_line_after_the_interval(capsys):
     reporter = Reporter(interval_s=0.05)
     reporter.update("10 %")
     time.sleep(0.06)
@@ -23,7 +21,7 @@ def test_progress_is_a_line_after_the_interval(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "20 %\n"
 
 
-def test_a_quiet_command_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quiet_command_shows_nothing(capsys):
     reporter = Reporter(is_quiet=True, interval_s=0)
     reporter.update("importing", "importing")
     reporter.note("ready")

@@ -21,7 +21,7 @@ SECRETS = {
 }
 
 
-def test_a_hub_address_is_shown_without_its_login(run_cli, tmp_path) -> None:
+def test_a_hub_address_is_shown_without_its_login(run_cli, tmp_path):
     words = ["serve", "somebody/something", "--api-key", "sesame-6", "sesame-7", "--hf-token=sesame-8", "--port=0"]
     done = run_cli(*words, env=os.environ | SECRETS | {"HF_HOME": str(tmp_path)})
     assert done.returncode == 3, done.stderr
@@ -38,7 +38,7 @@ def test_a_hub_address_is_shown_without_its_login(run_cli, tmp_path) -> None:
     ],
     ids=["several-keys", "token", "json"],
 )
-def test_usage_errors_quote_no_secret(run_cli, words) -> None:
+def test_usage_errors_quote_no_secret(run_cli, words):
     done = run_cli(*words)
     assert done.returncode == 2, done.stderr
     assert "sesame-6" not in done.stderr
@@ -56,7 +56,7 @@ def test_usage_errors_quote_no_secret(run_cli, words) -> None:
         ([], []),
     ],
 )
-def test_a_secret_on_the_command_line_gets_one_notice_with_a_safer_place(run_cli, tmp_path, words, notices) -> None:
+def test_a_secret_on_the_command_line_gets_one_notice_with_a_safer_place(run_cli, tmp_path, words, notices):
     (tmp_path / "config.yaml").write_text("api-key: [one, two]\n")
     done = run_cli("serve", "nowhere/m", "--port=0", *words, cwd=tmp_path)
     lines = [line for line in done.stderr.splitlines() if line.startswith("Notice:")]
@@ -64,7 +64,7 @@ def test_a_secret_on_the_command_line_gets_one_notice_with_a_safer_place(run_cli
     assert all(notice in lines[0] for notice in notices)
 
 
-def test_a_server_shows_no_key_in_its_command_line(tmp_path) -> None:
+def test_a_server_shows_no_key_in_its_command_line(tmp_path):
     """The server blocks while it writes its notice to a pipe that is full."""
     with _unread_pipe() as writer:
         words = ["serve", str(tmp_path / "nowhere"), "--port=0", "--api-key", "sesame", "--hf-token=open"]
@@ -72,7 +72,7 @@ def test_a_server_shows_no_key_in_its_command_line(tmp_path) -> None:
         _wait_masked(child, b"--api-key\0******\0--hf-token=****\0")
 
 
-def test_a_client_shows_no_key_in_its_command_line() -> None:
+def test_a_client_shows_no_key_in_its_command_line():
     """The client waits for a server that does not respond."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

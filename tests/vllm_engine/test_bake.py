@@ -45,9 +45,7 @@ def _times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_the_first_start_has_what_the_build_has_learned(
-    baked: Path, small_model: Path, expected_text: str, tmp_path: Path
-) -> None:
+def test_the_first_start_has_what_the_build_has_learned(baked, small_model, expected_text, tmp_path):
     before = _times(baked)
     with VllmServer("ours", small_model, *SMALL, folder=tmp_path, environment={"VCLI_BAKED": str(baked)}) as server:
         server.wait_ready()
@@ -62,9 +60,7 @@ def test_the_first_start_has_what_the_build_has_learned(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
 @pytest.mark.parametrize("user", [0, 12345], ids=["root", "user"])
-def test_a_fresh_root_starts_from_a_read_only_folder(
-    user: int, image: Path, small_model: Path, expected_text: str, tmp_path: Path
-) -> None:
+def test_a_fresh_root_starts_from_a_read_only_folder(user, image, small_model, expected_text, tmp_path):
     """With evicted weights; everything that is written is in the new root."""
     with tempfile.TemporaryDirectory(prefix="vllm-cli-root-", dir="/dev/shm") as memory:
         Path(memory).chmod(0o755)
@@ -87,7 +83,7 @@ def test_a_fresh_root_starts_from_a_read_only_folder(
         assert not list((home / "cache" / "vllm_cli" / "imports").glob("*.json"))  # the build's scan is used
 
 
-def test_without_a_start_the_model_is_inspected_and_packages_are_scanned(small_model: Path, tmp_path: Path) -> None:
+def test_without_a_start_the_model_is_inspected_and_packages_are_scanned(small_model, tmp_path):
     output = tmp_path / "baked"
     _bake(small_model, "--no-start", "--output", output)
     assert list((output / CACHE / "modelinfos").glob("*LlamaForCausalLM.json"))

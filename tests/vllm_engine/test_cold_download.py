@@ -18,7 +18,7 @@ def hub(small_model: Path) -> Iterator[HubServer]:
         yield hub
 
 
-def test_the_launcher_downloads_and_vllm_sends_no_request(hub: HubServer, tmp_path: Path, expected_text: str) -> None:
+def test_the_launcher_downloads_and_vllm_sends_no_request(hub, tmp_path, expected_text):
     cache = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
     environment = {**cache, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
     words = ("--enforce-eager", "--max-model-len", "256", "--dtype", "float32")

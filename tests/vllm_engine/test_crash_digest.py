@@ -50,9 +50,7 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", CRASHES)
-def test_a_crash_ends_with_its_cause(
-    name: str, folders: StartFolders, plugins: Path, small_model: Path, two_ranks: dict[str, str]
-) -> None:
+def test_a_crash_ends_with_its_cause(name, folders, plugins, small_model, two_ranks):
     crash = CRASHES[name]
     end = _provoke(crash, folders, plugins, small_model, two_ranks if crash.num_workers == 2 else {})
     first, second, *others = end.digest

@@ -8,7 +8,6 @@ import pytest
 
 from tests.e2e.stream_reader import StreamReader
 from tests.http_answer import ask
-from tests.vllm_engine.conftest import StartVllm
 from tests.waiting import wait_until
 
 _NUM_STREAMS = 20
@@ -19,7 +18,7 @@ _GONE_S = 60.0
 
 @pytest.mark.parametrize("topology", _TOPOLOGIES)
 @pytest.mark.parametrize("launcher", ["ours", "warm"])
-def test_running_streams_finish_and_new_requests_get_503(start_vllm: StartVllm, launcher: str, topology: str) -> None:
+def test_running_streams_finish_and_new_requests_get_503(start_vllm, launcher, topology):
     with start_vllm(launcher, "--max-num-seqs", "32", *_TOPOLOGIES[topology]) as server:
         server.wait_ready()
         streams = [StreamReader(server.url, _NUM_TOKENS) for _ in range(_NUM_STREAMS)]
@@ -41,7 +40,7 @@ def test_running_streams_finish_and_new_requests_get_503(start_vllm: StartVllm, 
 
 
 @pytest.mark.parametrize("by", ["time-out", "second signal", "--shutdown-timeout 0"])
-def test_what_is_left_ends_with_an_error_event(start_vllm: StartVllm, by: str) -> None:
+def test_what_is_left_ends_with_an_error_event(start_vllm, by):
     timeout_s = {"time-out": "1", "second signal": "600", "--shutdown-timeout 0": "0"}[by]
     with start_vllm("ours", "--shutdown-timeout", timeout_s) as server:
         server.wait_ready()
@@ -61,7 +60,7 @@ def test_what_is_left_ends_with_an_error_event(start_vllm: StartVllm, by: str) -
 
 @pytest.mark.versions
 @pytest.mark.parametrize("engine", ["running", "dead"])
-def test_the_drain_in_every_version(start_vllm: StartVllm, engine: str) -> None:
+def test_the_drain_in_every_version(start_vllm, engine):
     """A dead engine fails its requests, so that nothing is left to wait for."""
     with start_vllm("ours", "--shutdown-timeout", "600") as server:
         server.wait_ready()

@@ -18,7 +18,7 @@ _LATER: Final = ("lora", "package", "memory")
 """Checks of what vLLM reads after everything that `vllm_starts.py` runs."""
 
 
-def test_what_vllm_accepts_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_vllm_accepts_is_not_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "CRITICAL")
     (site,) = ENVIRONMENT.glob("lib/python*/site-packages")
     starts = generate(_SEED, _NUMBER, read_facts_in(site), site)

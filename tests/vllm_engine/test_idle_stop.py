@@ -3,12 +3,10 @@
 import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from tests.cli import run_cli
 from tests.e2e.raw_client import RawClient
 from tests.http_answer import ask
-from tests.vllm_engine.conftest import StartVllm
 from tests.vllm_engine.vllm_server import VllmServer
 from tests.waiting import wait_until
 
@@ -29,7 +27,7 @@ def _texts(server: VllmServer, number: int) -> list[str]:
         return list(pool.map(ask_model, range(number)))
 
 
-def test_vllm_stops_and_is_started_warm_by_requests(start_vllm: StartVllm, expected_text: str, tmp_path: Path) -> None:
+def test_vllm_stops_and_is_started_warm_by_requests(start_vllm, expected_text, tmp_path):
     tmp_path.chmod(0o700)
     environment = {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
     with start_vllm("ours", "--idle-stop", "2s", environment=environment) as server:

@@ -10,7 +10,7 @@ from tests.peer_vllm import PYTHON, ROOT
 _SOURCES = ("vllm_cli", "startup", "server", "envs", "pyproject.toml", "README.md", "LICENSE")
 
 
-def test_vllms_packages_stay_as_they_are(tmp_path: Path) -> None:
+def test_vllms_packages_stay_as_they_are(tmp_path):
     """Uses a new environment that sees all of vLLM's packages, so that the peer stays unchanged."""
     python = _environment_on_top_of_vllm(tmp_path / "venv")
     before = _freeze(python)

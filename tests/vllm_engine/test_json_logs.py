@@ -4,12 +4,10 @@ import json
 
 import pytest
 
-from tests.vllm_engine.conftest import StartVllm
-
 pytestmark = pytest.mark.versions
 
 
-def test_log_records_are_json_with_the_names_of_their_processes(start_vllm: StartVllm) -> None:
+def test_log_records_are_json_with_the_names_of_their_processes(start_vllm):
     with start_vllm("ours", "--log-format", "json") as server:
         server.wait_ready().generate()
         lines = server.log.splitlines()

@@ -48,17 +48,17 @@ def starts(start_vllm: StartVllm, small_model: Path, tmp_path_factory: pytest.Te
     return starts
 
 
-def test_the_second_start_preloads_what_the_first_has_recorded(starts: Starts) -> None:
+def test_the_second_start_preloads_what_the_first_has_recorded(starts):
     first, second = starts.profiles
     assert (first["num_starts"], second["num_starts"]) == (1, 2)
     assert len(first["engine_modules"]) > 20
     assert len(second["engine_modules"]) - len(first["engine_modules"]) < 20
 
 
-def test_the_compiled_model_is_loaded_in_the_second_start(starts: Starts) -> None:
+def test_the_compiled_model_is_loaded_in_the_second_start(starts):
     assert "saved AOT compiled function" in starts.logs[0]
     assert "Directly load AOT compilation" in starts.logs[1]
 
 
-def test_the_text_of_compiled_models_is_right(starts: Starts, expected_text: str) -> None:
+def test_the_text_of_compiled_models_is_right(starts, expected_text):
     assert starts.texts == [expected_text] * 2

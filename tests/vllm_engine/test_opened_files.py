@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,13 +101,7 @@ def _snapshot(formats: Path, root: Path) -> Layout:
 
 
 @pytest.mark.parametrize("write", [_single, _torch, _consolidated, _dummy, _snapshot])
-def test_vllm_opens_the_planned_files(
-    write: Callable[[Path, Path], Layout],
-    formats: Path,
-    tmp_path: Path,
-    workplace: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_vllm_opens_the_planned_files(write, formats, tmp_path, workplace, monkeypatch):
     layout = write(formats, tmp_path / "model")
     for name, value in layout.environment.items():
         monkeypatch.setenv(name, value)

@@ -47,7 +47,7 @@ def _ask(server: VllmServer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("what", ["embeddings", "similarity"])
-def test_numbers_equal_those_of_vllm_serve(answers: dict[str, dict[str, Any]], what: str) -> None:
+def test_numbers_equal_those_of_vllm_serve(answers, what):
     expected = answers["plain"][what]
     assert len(expected) >= len(TEXTS) - 1
     for mine, theirs in zip(answers["ours"][what], expected, strict=True):
@@ -55,5 +55,5 @@ def test_numbers_equal_those_of_vllm_serve(answers: dict[str, dict[str, Any]], w
 
 
 @pytest.mark.parametrize("what", ["usage", "openapi", "exit code"])
-def test_usage_schema_and_exit_code_are_equal(answers: dict[str, dict[str, Any]], what: str) -> None:
+def test_usage_schema_and_exit_code_are_equal(answers, what):
     assert answers["ours"][what] == answers["plain"][what]

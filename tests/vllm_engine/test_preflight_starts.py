@@ -59,9 +59,7 @@ def _preflight(
 
 
 @pytest.mark.parametrize("name", VALID_STARTS)
-def test_a_valid_start_is_not_refused(
-    folders: StartFolders, folder: Path, stages: dict[str, dict[str, str]], name: str
-) -> None:
+def test_a_valid_start_is_not_refused(folders, folder, stages, name):
     start = VALID_STARTS[name]
     report = _preflight(folders, folder, start.words, start.variables)
     errors = [finding["message"] for finding in report["findings"] if finding["severity"] == "error"]
@@ -70,9 +68,7 @@ def test_a_valid_start_is_not_refused(
 
 
 @pytest.mark.parametrize("name", FAULTY_STARTS)
-def test_a_faulty_start_is_refused(
-    folders: StartFolders, folder: Path, stages: dict[str, dict[str, str]], name: str
-) -> None:
+def test_a_faulty_start_is_refused(folders, folder, stages, name):
     start = FAULTY_STARTS[name]
     report = _preflight(folders, folder, start.words, start.variables)
     messages = [finding["message"] for finding in report["findings"] if finding["severity"] == "error"]

@@ -65,7 +65,7 @@ def router(small_model: Path, tmp_path: Path) -> Iterator[_Router]:
         end_server(router.process, [])
 
 
-def test_two_vllm_models_swap_and_their_starts_are_warm(router: _Router, expected_text: str, tmp_path: Path) -> None:
+def test_two_vllm_models_swap_and_their_starts_are_warm(router, expected_text, tmp_path):
     wait_until(lambda: list(tmp_path.glob("vllm-cli-standby-*/*-vllm-eager.sock")), _START_S)
     for name in ("a", "b", "second", "a"):
         answer = router.complete(name)

@@ -97,7 +97,7 @@ def _ask(server: VllmServer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["completions", "chats"])
-def test_texts_tokens_and_logprobs_are_equal(plain: Recording, ours: Recording, kind: str) -> None:
+def test_texts_tokens_and_logprobs_are_equal(plain, ours, kind):
     assert len(plain.answers[kind]) == {"completions": len(PROMPTS), "chats": len(CHATS)}[kind]
     for one, other in zip(plain.answers[kind], ours.answers[kind], strict=True):
         _assert_same(one, other)
@@ -122,17 +122,17 @@ def _assert_same(one: Any, other: Any) -> None:
 @pytest.mark.parametrize(
     "what", ["usage", "drawn", "streamed", "streamed chat", "openapi", "tokens", "models", "statuses"]
 )
-def test_answers_are_equal(plain: Recording, ours: Recording, what: str) -> None:
+def test_answers_are_equal(plain, ours, what):
     assert plain.answers[what]
     assert ours.answers[what] == plain.answers[what]
 
 
-def test_a_stream_has_the_text_of_the_whole_answer(ours: Recording) -> None:
+def test_a_stream_has_the_text_of_the_whole_answer(ours):
     assert ours.answers["streamed"] == ours.answers["completions"][2]["text"]
     assert ours.answers["streamed chat"] == ours.answers["chats"][0]["message"]["content"]
 
 
-def test_metrics_have_the_same_names_types_and_labels(plain: Recording, ours: Recording) -> None:
+def test_metrics_have_the_same_names_types_and_labels(plain, ours):
     assert ["vllm:num_requests_running", "gauge"] in ours.answers["metrics"]
     assert ours.answers["metrics"] == plain.answers["metrics"]
     assert _names(ours.answers["samples"]) == _names(plain.answers["samples"])
@@ -143,11 +143,11 @@ def _names(samples: set[str]) -> set[str]:
     return {sample for sample in samples if "_bucket" not in sample and "_config_info" not in sample}
 
 
-def test_processes_have_the_same_titles(plain: Recording, ours: Recording) -> None:
+def test_processes_have_the_same_titles(plain, ours):
     assert ours.titles == plain.titles == {"EngineCore", "Worker"}
 
 
-def test_log_lines_come_from_the_same_places_and_processes(plain: Recording, ours: Recording) -> None:
+def test_log_lines_come_from_the_same_places_and_processes(plain, ours):
     assert {process for process, _, _ in ours.lines} >= {"APIServer", "EngineCore", "Worker"}
     assert _untimed(ours) == _untimed(plain)
 
@@ -156,7 +156,7 @@ def _untimed(recording: Recording) -> set[tuple[str, str, str]]:
     return {line for line in recording.lines if not line[2].startswith((*_TIMED_LINES, *_IMPORT_LINES))}
 
 
-def test_the_exit_code_is_equal(plain: Recording, ours: Recording) -> None:
+def test_the_exit_code_is_equal(plain, ours):
     assert ours.exit_code == plain.exit_code == 0
 
 
@@ -180,12 +180,12 @@ def test_the_exit_code_is_equal(plain: Recording, ours: Recording) -> None:
         "gc_threshold",
     ],
 )
-def test_settings_are_equal_in_each_process(plain: Recording, ours: Recording, process: str, setting: str) -> None:
+def test_settings_are_equal_in_each_process(plain, ours, process, setting):
     assert ours.settings[process][setting] == plain.settings[process][setting]
 
 
 @pytest.mark.parametrize("process", ["MainProcess", "EngineCore", "VllmWorker-0"])
-def test_the_environment_is_equal_in_each_process(plain: Recording, ours: Recording, process: str) -> None:
+def test_the_environment_is_equal_in_each_process(plain, ours, process):
     environment = _environment(ours, process)
     assert environment == _environment(plain, process)
     assert environment["USER_OWN"] == "kept"
@@ -204,14 +204,14 @@ def _environment(recording: Recording, process: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("process", ["MainProcess", "EngineCore", "VllmWorker-0"])
-def test_standard_streams_are_the_launchers(ours: Recording, process: str) -> None:
+def test_standard_streams_are_the_launchers(ours, process):
     stdin, stdout, stderr = ours.settings[process]["streams"]
     assert stdin == "/dev/null"
     assert stdout == stderr == ours.settings["MainProcess"]["streams"][1]
     assert stdout.endswith(".log")
 
 
-def test_probes_are_answered_before_vllm_serves(ours: Recording) -> None:
+def test_probes_are_answered_before_vllm_serves(ours):
     status, body = ours.answers["while starting"]
     assert status == 503
     assert body["phase"]

@@ -40,7 +40,7 @@ def _probe(server: VllmServer) -> int:
     return ask(f"{server.url}/health", timeout_s=_FAST_S).status
 
 
-def test_a_blocked_event_loop_is_503_within_two_seconds_and_200_afterwards(server: VllmServer) -> None:
+def test_a_blocked_event_loop_is_503_within_two_seconds_and_200_afterwards(server):
     stopped = server.main_process()
     stopped.suspend()
     begin_s = time.perf_counter()
@@ -55,7 +55,7 @@ def test_a_blocked_event_loop_is_503_within_two_seconds_and_200_afterwards(serve
     wait_until(lambda: _probe(server) == 200)
 
 
-def test_a_dead_engine_is_503_at_once(start_vllm: StartVllm) -> None:
+def test_a_dead_engine_is_503_at_once(start_vllm):
     with start_vllm("ours", environment={"VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "1"}) as server:
         server.wait_ready()
         (engine,) = server.titled("EngineCore")
@@ -67,7 +67,7 @@ def test_a_dead_engine_is_503_at_once(start_vllm: StartVllm) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_vllm_goes_on_without_the_responder(server: VllmServer, expected_text: str, number: int) -> None:
+def test_vllm_goes_on_without_the_responder(server, expected_text, number):
     responder = _responder(server)
     with ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(1000)]
@@ -92,7 +92,7 @@ def _stream(server: VllmServer) -> None:
     assert events
 
 
-def test_answers_equal_those_of_plain_vllm(start_vllm: StartVllm) -> None:
+def test_answers_equal_those_of_plain_vllm(start_vllm):
     answers = {}
     for launcher in ("plain", "ours"):
         with start_vllm(launcher) as server:
@@ -113,7 +113,7 @@ def _bytes(server: VllmServer, extra: bytes) -> list[bytes]:
     return [line for line in received.split(b"\r\n") if not line.startswith(b"date:")]
 
 
-def test_no_answer_is_lost_at_a_shutdown(server: VllmServer) -> None:
+def test_no_answer_is_lost_at_a_shutdown(server):
     family = [title_of(process) for process in server.family()]
     assert len(family) > 2
     answers: list[list[int]] = [[] for _ in range(8)]

@@ -15,7 +15,7 @@ from tests.startup.vllm.fake_start import short_folder
 from tests.vllm_engine.vllm_server import VllmServer
 
 
-def test_the_pod_on_one_node_serves(small_model: Path, two_ranks: dict[str, str]) -> None:
+def test_the_pod_on_one_node_serves(small_model, two_ranks):
     with short_folder() as folder:
         root = ContainerRoot(folder / "root", small_model)
         [_, _, model, *words], variables = root.prepare(STARTS["vllm-deployment"])
@@ -26,7 +26,7 @@ def test_the_pod_on_one_node_serves(small_model: Path, two_ranks: dict[str, str]
 
 
 @pytest.mark.parametrize("name", STARTS_OF_VLLM)
-def test_the_preflight_accepts_a_pod(name: str, small_model: Path) -> None:
+def test_the_preflight_accepts_a_pod(name, small_model):
     with short_folder() as folder:
         root = ContainerRoot(folder / "root", small_model, num_attention_heads=8)
         words, variables = root.prepare(STARTS[name])

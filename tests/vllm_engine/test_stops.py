@@ -14,7 +14,7 @@ from tests.e2e.stream_reader import StreamReader
 from tests.hub.server import HubServer
 from tests.processes import shared_memory
 from tests.startup.vllm.fake_start import short_folder
-from tests.vllm_engine.conftest import PEER_MODEL, StartVllm
+from tests.vllm_engine.conftest import PEER_MODEL
 from tests.vllm_engine.vllm_server import VllmServer
 from tests.waiting import is_gone, wait_until
 
@@ -62,16 +62,7 @@ def hub() -> Iterator[HubServer]:
 @pytest.mark.parametrize("to", ["process", "group"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("phase", _PHASES)
-def test_a_stopped_start_is_gone_within_a_second(
-    start_vllm: StartVllm,
-    small_model: Path,
-    two_ranks: dict[str, str],
-    hub: HubServer,
-    phase: str,
-    number: int,
-    code: int,
-    to: str,
-) -> None:
+def test_a_stopped_start_is_gone_within_a_second(start_vllm, small_model, two_ranks, hub, phase, number, code, to):
     line, words, since_s = _PHASES[phase]
     for _ in range(_NUM_ROUNDS):
         with short_folder() as folder:
@@ -101,7 +92,7 @@ def test_a_stopped_start_is_gone_within_a_second(
 
 
 @pytest.mark.parametrize("words", [(), ("--api-server-count", "2")], ids=["one API server", "two"])
-def test_a_second_signal_ends_the_drain_within_a_second(start_vllm: StartVllm, words: tuple[str, ...]) -> None:
+def test_a_second_signal_ends_the_drain_within_a_second(start_vllm, words):
     with start_vllm("ours", "--max-model-len", "4096", "--enforce-eager", *words, model=PEER_MODEL) as server:
         server.wait_ready()
         streams = [StreamReader(server.url, 4000) for _ in range(4)]

@@ -1,13 +1,11 @@
 """Topologies of several processes and nodes serve the right text, and all their processes end together."""
 
 import signal
-from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.ports import free_port
-from tests.vllm_engine.conftest import StartVllm
 from tests.vllm_engine.ray_node import RAY, RayNode
 from tests.vllm_engine.vllm_server import VllmServer, title_of
 from tests.waiting import is_gone, wait_until
@@ -25,9 +23,7 @@ def _is_forked(process: psutil.Process, server: VllmServer) -> bool:
 
 
 @pytest.mark.versions
-def test_tensor_parallel_ranks_end_with_a_killed_launcher(
-    start_vllm: StartVllm, two_ranks: dict[str, str], expected_text: str
-) -> None:
+def test_tensor_parallel_ranks_end_with_a_killed_launcher(start_vllm, two_ranks, expected_text):
     with start_vllm("ours", "--tensor-parallel-size", "2", environment=two_ranks) as server:
         assert server.wait_ready().generate() == expected_text
         workers = server.titled("Worker")
@@ -40,7 +36,7 @@ def test_tensor_parallel_ranks_end_with_a_killed_launcher(
         wait_until(lambda: all(is_gone(process.pid) for process in family), GONE_S)
 
 
-def test_pipeline_stages_start_and_end(start_vllm: StartVllm, two_ranks: dict[str, str]) -> None:
+def test_pipeline_stages_start_and_end(start_vllm, two_ranks):
     """vLLM 0.32 for CPU cannot generate with them under any launcher: a KeyError in its scheduler."""
     with start_vllm("ours", "--pipeline-parallel-size", "2", environment=two_ranks) as server:
         server.wait_ready()
@@ -52,7 +48,7 @@ def test_pipeline_stages_start_and_end(start_vllm: StartVllm, two_ranks: dict[st
 
 
 @pytest.mark.versions
-def test_a_killed_worker_stops_the_server_as_in_vllm(start_vllm: StartVllm, two_ranks: dict[str, str]) -> None:
+def test_a_killed_worker_stops_the_server_as_in_vllm(start_vllm, two_ranks):
     with start_vllm("ours", "--tensor-parallel-size", "2", environment=two_ranks) as server:
         server.wait_ready()
         server.titled("Worker_TP1")[0].kill()
@@ -60,9 +56,7 @@ def test_a_killed_worker_stops_the_server_as_in_vllm(start_vllm: StartVllm, two_
         assert "Worker proc VllmWorker-1 died unexpectedly (exit code: -9)" in server.log
 
 
-def test_data_parallel_engines_with_an_api_server_each(
-    start_vllm: StartVllm, two_ranks: dict[str, str], expected_text: str
-) -> None:
+def test_data_parallel_engines_with_an_api_server_each(start_vllm, two_ranks, expected_text):
     with start_vllm("ours", "--data-parallel-size", "2", environment=two_ranks) as server:
         server.wait_ready()
         assert {server.generate() for _ in range(4)} == {expected_text}
@@ -71,9 +65,7 @@ def test_data_parallel_engines_with_an_api_server_each(
         assert server.end_with(signal.SIGTERM) == 0
 
 
-def test_two_api_servers_share_port_and_engine_and_outlive_the_forkserver(
-    start_vllm: StartVllm, expected_text: str
-) -> None:
+def test_two_api_servers_share_port_and_engine_and_outlive_the_forkserver(start_vllm, expected_text):
     with start_vllm("ours", "--api-server-count", "2") as server:
         server.wait_ready()
         apis = server.titled("APIServer")
@@ -87,7 +79,7 @@ def test_two_api_servers_share_port_and_engine_and_outlive_the_forkserver(
         assert server.end_with(signal.SIGTERM) == 0
 
 
-def test_a_headless_node_and_its_head(start_vllm: StartVllm, two_ranks: dict[str, str], expected_text: str) -> None:
+def test_a_headless_node_and_its_head(start_vllm, two_ranks, expected_text):
     nodes = ("--tensor-parallel-size", "2", "--nnodes", "2", "--master-addr", "127.0.0.1")
     first, _, second = two_ranks["VLLM_CPU_OMP_THREADS_BIND"].partition("|")
     common = (*nodes, "--master-port", str(free_port()))
@@ -101,9 +93,7 @@ def test_a_headless_node_and_its_head(start_vllm: StartVllm, two_ranks: dict[str
         assert worker.status("/health") == 0, "a headless node has no port"
 
 
-def test_a_headless_node_with_an_engine_of_its_own(
-    start_vllm: StartVllm, two_ranks: dict[str, str], expected_text: str
-) -> None:
+def test_a_headless_node_with_an_engine_of_its_own(start_vllm, two_ranks, expected_text):
     port = str(free_port())
     ranks = ("--data-parallel-size", "2", "--data-parallel-size-local", "1")
     common = (*ranks, "--data-parallel-address", "127.0.0.1", "--data-parallel-rpc-port", port)
@@ -125,7 +115,7 @@ def _bound(cpus: str) -> dict[str, str]:
 
 
 @pytest.mark.skipif(not RAY.exists(), reason="Ray is not installed in .peers/ray")
-def test_one_node_of_ray(start_vllm: StartVllm, tmp_path: Path, expected_text: str) -> None:
+def test_one_node_of_ray(start_vllm, tmp_path, expected_text):
     backend = ("--distributed-executor-backend", "ray")
     with RayNode(tmp_path / "ray") as node, start_vllm("ours", *backend, environment=node.environment) as server:
         assert server.wait_ready().generate() == expected_text

@@ -43,17 +43,17 @@ def _by_options(facts: VllmFacts) -> dict[frozenset[str], FlagFact]:
     return {frozenset(_options(flag)): flag for flag in facts.flags}
 
 
-def test_flags_and_options(facts: VllmFacts, real: dict[str, Any]) -> None:
+def test_flags_and_options(facts, real):
     assert facts.has_all_flags
     assert set(_by_options(facts)) == {frozenset(flag["options"]) for flag in real["flags"]}
 
 
-def test_numbers_of_values(facts: VllmFacts, real: dict[str, Any]) -> None:
+def test_numbers_of_values(facts, real):
     ours = {options: flag.nargs for options, flag in _by_options(facts).items()}
     assert ours == {frozenset(flag["options"]): flag["nargs"] for flag in real["flags"]}
 
 
-def test_choices(facts: VllmFacts, real: dict[str, Any]) -> None:
+def test_choices(facts, real):
     flags = _by_options(facts)
     for flag in real["flags"]:
         ours = flags[frozenset(flag["options"])]
@@ -61,7 +61,7 @@ def test_choices(facts: VllmFacts, real: dict[str, Any]) -> None:
             assert (None if ours.choices is None else sorted(map(str, ours.choices))) == flag["choices"], ours.name
 
 
-def test_accepted_values(facts: VllmFacts, real: dict[str, Any]) -> None:
+def test_accepted_values(facts, real):
     """Nothing that vLLM accepts is rejected; of plain values nothing else is accepted."""
     flags = _by_options(facts)
     for flag in real["flags"]:
@@ -74,18 +74,18 @@ def test_accepted_values(facts: VllmFacts, real: dict[str, Any]) -> None:
             assert accepted == flag["accepted"], ours.name
 
 
-def test_few_flags_are_not_understood(facts: VllmFacts) -> None:
+def test_few_flags_are_not_understood(facts):
     assert len([flag.name for flag in facts.flags if flag.kind == "unknown" and flag.nargs != 0]) <= 8
 
 
-def test_names_of_registries(facts: VllmFacts, real: dict[str, Any]) -> None:
+def test_names_of_registries(facts, real):
     for registry, names in real["registries"].items():
         ours = set(getattr(facts.registries, registry))
         assert set(names) <= ours, registry
         assert len(ours) - len(set(names)) <= 2, registry
 
 
-def test_variables(facts: VllmFacts, real: dict[str, Any]) -> None:
+def test_variables(facts, real):
     assert {variable.name for variable in facts.variables} == set(real["variables"])
     for variable in facts.variables:
         readable = real["variables"][variable.name]

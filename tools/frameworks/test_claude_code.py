@@ -3,18 +3,16 @@
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from tests.e2e.server_process import ServerProcess
 from tools.frameworks.clients.scenario import MODEL, NOTE, NOTE_ANSWER, READ_NOTE
 from tools.frameworks.environment import install_claude_code
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def test_claude_code_reads_a_file(server: ServerProcess, tmp_path: Path) -> None:
+def test_claude_code_reads_a_file(server, tmp_path):
     claude = install_claude_code()
     (tmp_path / "note.txt").write_text(NOTE)
     environment = {

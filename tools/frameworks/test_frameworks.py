@@ -51,14 +51,14 @@ def results_of(server: ServerProcess) -> Callable[[str], Results]:
     return run
 
 
-def test_every_client_is_tested() -> None:
+def test_every_client_is_tested():
     assert {path.stem for path in CLIENTS.glob("use_*.py")} == set(FEATURES)
 
 
 @pytest.mark.parametrize(
     ("client", "feature"), [(client, feature) for client, features in FEATURES.items() for feature in features]
 )
-def test_a_client_works_with_its_defaults(results_of: Callable[[str], Results], client: str, feature: str) -> None:
+def test_a_client_works_with_its_defaults(results_of, client, feature):
     result = results_of(client)[feature]
     assert "error" not in result, result["error"]
     value = result["value"]

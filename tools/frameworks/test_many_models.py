@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 _CLIENT = Path(__file__).parent / "clients" / "switch_models.py"
 
 
-def test_agents_switch_models_within_a_conversation(tmp_path: Path) -> None:
+def test_agents_switch_models_within_a_conversation(tmp_path):
     python = install_clients()
     first = save_agent_model(tmp_path / "first", MEMORY)
     second = shutil.copytree(first, tmp_path / "second")

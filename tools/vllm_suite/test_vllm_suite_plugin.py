@@ -129,7 +129,7 @@ def run(suite: Path, server: str) -> dict[str, str]:
 
 
 @pytest.mark.thorough
-def test_tests_that_start_a_server_are_kept_and_failures_with_a_reason_do_not_count(suite: Path) -> None:
+def test_tests_that_start_a_server_are_kept_and_failures_with_a_reason_do_not_count(suite):
     name = "tests/entrypoints/test_it.py::test_that_vllm_fails"
     (suite / "vllm-0.32-cpu.json").write_text(json.dumps({name: "failed"}))
     assert run(suite, "ours") == {
@@ -141,7 +141,7 @@ def test_tests_that_start_a_server_are_kept_and_failures_with_a_reason_do_not_co
 
 
 @pytest.mark.thorough
-def test_the_results_of_plain_vllm_are_kept(suite: Path) -> None:
+def test_the_results_of_plain_vllm_are_kept(suite):
     (suite / "vllm-0.32-cpu.json").write_text('{"tests/entrypoints/test_other.py::test_it": "passed"}')
     failed = ("test_not_built", "test_that_vllm_fails", "test_wrong")
     outcomes = dict.fromkeys(_KEPT, "passed") | dict.fromkeys(failed, "failure")
@@ -152,7 +152,7 @@ def test_the_results_of_plain_vllm_are_kept(suite: Path) -> None:
     assert {outcome for test, outcome in kept.items() if "not_built" in test or "wrong" in test} == {"failed"}
 
 
-def test_words_that_name_no_test_are_options_of_pytest(suite: Path) -> None:
+def test_words_that_name_no_test_are_options_of_pytest(suite):
     assert choose_tests(suite, ["llm", "-k", "chat", "tests/entrypoints/test_it.py::test_name"]) == (
         ["tests/entrypoints/llm", "tests/entrypoints/test_it.py::test_name"],
         ["-k", "chat"],
@@ -160,13 +160,13 @@ def test_words_that_name_no_test_are_options_of_pytest(suite: Path) -> None:
     assert choose_tests(suite, []) == (["tests/entrypoints"], [])
 
 
-def test_every_listed_pattern_has_one_reason() -> None:
+def test_every_listed_pattern_has_one_reason():
     lists = yaml.safe_load((HERE / "not_applicable.yaml").read_text())
     patterns = [pattern for group in lists.values() for names in group.values() for pattern in names]
     assert len(patterns) == len(set(patterns))
 
 
-def test_results_of_plain_vllm_name_tests() -> None:
+def test_results_of_plain_vllm_name_tests():
     for test, outcome in json.loads((HERE / "vllm-0.32-cpu.json").read_text()).items():
         assert "::" in test
         assert outcome in ("passed", "failed")

@@ -14,7 +14,7 @@ sys.stdin.read()
 """
 
 
-def test_secrets_are_masked_in_proc_cmdline(tmp_path: Path) -> None:
+def test_secrets_are_masked_in_proc_cmdline(tmp_path):
     words = ["MODEL", "--api-key", "one", "ключ", "--hf-tok", "two", "twofold", "one-more", "", "--x_key=one"]
     child = subprocess.Popen(
         [sys.executable, "-c", _SCRIPT, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

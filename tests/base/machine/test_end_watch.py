@@ -22,7 +22,7 @@ def process() -> Iterator["subprocess.Popen[bytes]"]:
         started.kill()
 
 
-def test_an_exit_is_detected_before_and_after_the_process_is_reaped(process: "subprocess.Popen[bytes]") -> None:
+def test_an_exit_is_detected_before_and_after_the_process_is_reaped(process):
     watch = EndWatch(process.pid)
     assert not watch.is_exiting()
     process.kill()
@@ -35,7 +35,7 @@ def test_an_exit_is_detected_before_and_after_the_process_is_reaped(process: "su
     watch.close()
 
 
-def test_a_stopped_process_is_not_exiting(process: "subprocess.Popen[bytes]") -> None:
+def test_a_stopped_process_is_not_exiting(process):
     watch = EndWatch(process.pid)
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
@@ -43,7 +43,7 @@ def test_a_stopped_process_is_not_exiting(process: "subprocess.Popen[bytes]") ->
     watch.close()
 
 
-def test_a_process_that_was_reaped_before_is_not_watched(process: "subprocess.Popen[bytes]") -> None:
+def test_a_process_that_was_reaped_before_is_not_watched(process):
     process.kill()
     process.wait()
     watch = EndWatch(process.pid)

@@ -13,7 +13,7 @@ _NUM_BLOCKS = 4096
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
-def test_freed_blocks_below_a_used_one_go_back_to_the_system() -> None:
+def test_freed_blocks_below_a_used_one_go_back_to_the_system():
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     libc.free.argtypes = [ctypes.c_void_p]

@@ -16,42 +16,42 @@ def system(tmp_path: Path) -> FakeSystem:
     return FakeSystem(tmp_path)
 
 
-def test_this_machine_reports_its_memory() -> None:
+def test_this_machine_reports_its_memory():
     state = read_memory()
     assert state is not None
     assert 0 < state.available_bytes <= state.total_bytes
 
 
-def test_without_cgroups_the_machines_memory_is_the_limit(system: FakeSystem) -> None:
+def test_without_cgroups_the_machines_memory_is_the_limit(system):
     assert read_memory(system.proc) == MACHINE
 
 
-def test_available_is_the_cgroups_limit_minus_its_use_without_page_cache(system: FakeSystem) -> None:
+def test_available_is_the_cgroups_limit_minus_its_use_without_page_cache(system):
     system.mount("cgroup2", "rw", root="/", path="0::/box")
     system.limit("box", max=5_000_000, current=3_000_000, stat="anon 1\ninactive_file 500000\nactive_file 200000")
     assert read_memory(system.proc) == MemoryState(2_700_000, 5_000_000, is_cgroup=True)
 
 
-def test_the_smallest_of_nested_cgroups_counts(system: FakeSystem) -> None:
+def test_the_smallest_of_nested_cgroups_counts(system):
     system.mount("cgroup2", "rw", root="/", path="0::/pod/box")
     system.limit("pod", max=3_000_000, current=2_500_000)
     system.limit("pod/box", max=5_000_000, current=1_000_000)
     assert read_memory(system.proc) == MemoryState(500_000, 3_000_000, is_cgroup=True)
 
 
-def test_memory_high_is_a_limit_too(system: FakeSystem) -> None:
+def test_memory_high_is_a_limit_too(system):
     system.mount("cgroup2", "rw", root="/", path="0::/box")
     system.limit("box", max="max", high=1_000_000, current=400_000)
     assert read_memory(system.proc) == MemoryState(600_000, 1_000_000, is_cgroup=True)
 
 
-def test_a_cgroup_without_a_limit_leaves_the_machines_memory(system: FakeSystem) -> None:
+def test_a_cgroup_without_a_limit_leaves_the_machines_memory(system):
     system.mount("cgroup2", "rw", root="/", path="0::/box")
     system.limit("box", max="max", high="max", current=1)
     assert read_memory(system.proc) == MACHINE
 
 
-def test_cgroup_version_1_has_other_names_and_a_number_for_no_limit(system: FakeSystem) -> None:
+def test_cgroup_version_1_has_other_names_and_a_number_for_no_limit(system):
     system.mount("cgroup", "rw,memory", root="/", path="4:cpu,memory:/box")
     system.limit("", limit_in_bytes=9223372036854771712, usage_in_bytes=1)
     system.limit(
@@ -60,17 +60,17 @@ def test_cgroup_version_1_has_other_names_and_a_number_for_no_limit(system: Fake
     assert read_memory(system.proc) == MemoryState(600_000, 2_000_000, is_cgroup=True)
 
 
-def test_a_container_that_sees_only_its_own_cgroup_is_supported(system: FakeSystem) -> None:
+def test_a_container_that_sees_only_its_own_cgroup_is_supported(system):
     system.mount("cgroup", "rw,memory", root="/docker/abc", path="4:memory:/docker/abc")
     system.limit("", limit_in_bytes=2_000_000, usage_in_bytes=500_000)
     assert read_memory(system.proc) == MemoryState(1_500_000, 2_000_000, is_cgroup=True)
 
 
-def test_a_full_cgroup_leaves_nothing(system: FakeSystem) -> None:
+def test_a_full_cgroup_leaves_nothing(system):
     system.mount("cgroup2", "rw", root="/", path="0::/box")
     system.limit("box", max=1_000, current=2_000)
     assert read_memory(system.proc) == MemoryState(0, 1_000, is_cgroup=True)
 
 
-def test_a_system_without_proc_has_unknown_memory(tmp_path: Path) -> None:
+def test_a_system_without_proc_has_unknown_memory(tmp_path):
     assert read_memory(tmp_path) is None

@@ -49,7 +49,7 @@ def read(path: Path, offset: int, length: int) -> None:
 
 @methods
 @repeated_if_pages_are_lost
-def test_a_file_that_was_just_written_is_resident(make_file: MakeFile, method: Method) -> None:
+def test_a_file_that_was_just_written_is_resident(make_file, method):
     path = make_file("f", 8)
     expect_resident(path, least_share=1.0)
     with ResidencyProbe(str(path), method) as probe:
@@ -57,14 +57,14 @@ def test_a_file_that_was_just_written_is_resident(make_file: MakeFile, method: M
 
 
 @methods
-def test_evicted_file_is_not_resident(make_file: MakeFile, method: Method) -> None:
+def test_evicted_file_is_not_resident(make_file, method):
     with ResidencyProbe(str(make_file("f", 8, is_cold=True)), method) as probe:
         assert is_cold(method, probe.resident_bytes(), 8 * MIB)
 
 
 @methods
 @repeated_if_pages_are_lost
-def test_the_half_that_was_read_is_resident(make_file: MakeFile, method: Method) -> None:
+def test_the_half_that_was_read_is_resident(make_file, method):
     path = make_file("f", 8, is_cold=True)
     read(path, 4 * MIB, 4 * MIB)
     expect_resident(path, 4 * MIB, least_share=1.0)
@@ -74,7 +74,7 @@ def test_the_half_that_was_read_is_resident(make_file: MakeFile, method: Method)
 
 
 @methods
-def test_the_last_page_counts_only_up_to_the_files_end(tmp_path: Path, method: Method) -> None:
+def test_the_last_page_counts_only_up_to_the_files_end(tmp_path, method):
     path = tmp_path / "f"
     path.write_bytes(b"x" * 5000)
     with ResidencyProbe(str(path), method) as probe:
@@ -83,20 +83,20 @@ def test_the_last_page_counts_only_up_to_the_files_end(tmp_path: Path, method: M
 
 
 @methods
-def test_empty_file_has_nothing_resident(tmp_path: Path, method: Method) -> None:
+def test_empty_file_has_nothing_resident(tmp_path, method):
     (tmp_path / "f").touch()
     with ResidencyProbe(str(tmp_path / "f"), method) as probe:
         assert probe.resident_bytes() == 0
 
 
-def test_samples_read_only_the_tested_pages(make_file: MakeFile) -> None:
+def test_samples_read_only_the_tested_pages(make_file):
     path = make_file("f", 64, is_cold=True)
     with ResidencyProbe(str(path), by_samples) as probe:
         assert is_cold(by_samples, probe.resident_bytes(), 64 * MIB)
     assert resident_bytes(path) <= 2 * MIB
 
 
-def test_a_read_only_file_of_another_user_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_file_of_another_user_is_sampled(tmp_path, monkeypatch):
     (tmp_path / "f").touch()
 
     def refuse(fd: int, offset: int, length: int) -> int:

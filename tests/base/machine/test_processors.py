@@ -28,12 +28,12 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_reads_threads_and_usable_processors(proc: Path) -> None:
+def test_reads_threads_and_usable_processors(proc):
     threads = {"7": ThreadTime(5000, 300), "8": ThreadTime(100, 40)}
     assert read_processor_time(proc) == ProcessorTime(threads, 2, idle_s=95, busy_s=29, stolen_s=10)
 
 
-def test_a_kernel_without_these_files_reports_nothing(proc: Path) -> None:
+def test_a_kernel_without_these_files_reports_nothing(proc):
     (proc / "stat").unlink()
     (proc / "self" / "task" / "7" / "schedstat").unlink()
     (proc / "self" / "task" / "8" / "schedstat").write_text("")
@@ -42,7 +42,7 @@ def test_a_kernel_without_these_files_reports_nothing(proc: Path) -> None:
     assert nothing.since(nothing).lost_share == nothing.since(nothing).num_left == 0
 
 
-def test_use_counts_threads_of_both_moments() -> None:
+def test_use_counts_threads_of_both_moments():
     before = ProcessorTime({"7": ThreadTime(10**9, 0), "8": ThreadTime(10**9, 0)}, 2, idle_s=1, busy_s=5, stolen_s=1)
     after = ProcessorTime({"7": ThreadTime(3 * 10**9, 10**9), "9": ThreadTime(10**9, 0)}, 2, 2, busy_s=8, stolen_s=2)
     use = after.since(before)
@@ -50,7 +50,7 @@ def test_use_counts_threads_of_both_moments() -> None:
     assert use.num_left == pytest.approx(2 * 3 / 5), "others used a second, the hypervisor took another, of five"
 
 
-def test_this_process_uses_processor_time() -> None:
+def test_this_process_uses_processor_time():
     before = read_processor_time()
     end_s = thread_time() + 0.05
     while thread_time() < end_s:

@@ -31,12 +31,12 @@ def _may_have_priority() -> bool:
     return run_python("import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))").returncode == 0
 
 
-def test_a_process_that_needs_little_has_priority_again() -> None:
+def test_a_process_that_needs_little_has_priority_again():
     if not _may_have_priority():
         pytest.skip("needs CAP_SYS_NICE")
     policies = [os.SCHED_FIFO, os.SCHED_OTHER, os.SCHED_FIFO]
     assert _policies(is_wanted=True) == str([policy | os.SCHED_RESET_ON_FORK for policy in policies])
 
 
-def test_priority_is_not_taken_unless_wanted() -> None:
+def test_priority_is_not_taken_unless_wanted():
     assert _policies(is_wanted=False) == str([os.SCHED_OTHER] * 3)

@@ -15,13 +15,13 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_each_line_of_the_file_is_a_key_except_blanks_and_comments(file: Path) -> None:
+def test_each_line_of_the_file_is_a_key_except_blanks_and_comments(file):
     keys = ApiKeys(("given",), file)
     assert all(keys.is_valid(key) for key in (b"given", b"first", b"second", "schlüssel".encode()))
     assert not any(keys.is_valid(key) for key in (b"", b"#third", b"third", b"people", b"first\n", b"  second  "))
 
 
-def test_keys_are_added_and_removed_with_the_file(file: Path) -> None:
+def test_keys_are_added_and_removed_with_the_file(file):
     keys = ApiKeys(("given",), file)
     file.write_text("new")
     assert keys.is_valid(b"first")
@@ -30,9 +30,7 @@ def test_keys_are_added_and_removed_with_the_file(file: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"# nothing\n", None])
-def test_a_file_without_keys_does_not_change_the_keys(
-    file: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_without_keys_does_not_change_the_keys(file, content, caplog):
     keys = ApiKeys((), file)
     if content is None:
         file.unlink()
@@ -46,7 +44,7 @@ def test_a_file_without_keys_does_not_change_the_keys(
         ApiKeys((), file)
 
 
-def test_no_key_is_logged(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_key_is_logged(file, caplog):
     caplog.set_level(logging.DEBUG)
     keys = ApiKeys(("given",), file)
     file.write_text("new-key")

@@ -86,14 +86,8 @@ def _serve(listener: socket.socket, tls: RenewableTls) -> None:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 def test_a_client_whose_issuer_is_no_longer_trusted_is_rejected(
-    version: ssl.TLSVersion,
-    connect: Connect,
-    tls: RenewableTls,
-    server: Certificate,
-    issuers: tuple[Certificate, Certificate],
-    trusted: Path,
-    tmp_path: Path,
-) -> None:
+    version, connect, tls, server, issuers, trusted, tmp_path
+):
     contexts = []
     for index, issuer in enumerate(issuers):
         context = server.client_context(make_certificate(tmp_path, f"client-{index}", signer=issuer))

@@ -1,7 +1,6 @@
 """Detection of changed files."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ TIMEOUT_S = 60.0
 
 
 @pytest.mark.parametrize("way", ["in place", "by a rename", "behind a link", "away and back"])
-async def test_every_way_to_change_a_file_is_detected(tmp_path: Path, way: str) -> None:
+async def test_every_way_to_change_a_file_is_detected(tmp_path, way):
     file, changed = tmp_path / "file", asyncio.Event()
     if way == "behind a link":  # as Kubernetes replaces secrets
         (tmp_path / "1").write_text("old")

@@ -48,7 +48,7 @@ def _durations(url: str) -> list[tuple[str, float]]:
 
 
 @pytest.mark.slow
-def test_requests_probes_metrics_and_logs_continue_when_the_clock_jumps(model_path: Path, clock: JumpingClock) -> None:
+def test_requests_probes_metrics_and_logs_continue_when_the_clock_jumps(model_path, clock):
     words = [str(model_path), "--engine-watchdog-timeout", "60"]
     with ServerProcess(words, environment=dict(clock.environment)) as server:
         clients = LoadClients(server.port, num_clients=2)
@@ -74,9 +74,7 @@ def test_requests_probes_metrics_and_logs_continue_when_the_clock_jumps(model_pa
 
 
 @pytest.mark.slow
-def test_start_and_its_history_have_right_durations_when_the_clock_jumps(
-    model_path: Path, tmp_path: Path, clock: JumpingClock
-) -> None:
+def test_start_and_its_history_have_right_durations_when_the_clock_jumps(model_path, tmp_path, clock):
     settings = {**clock.environment, "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
     for jump_s in (_BACK_S, _FORWARD_S):
         report_file = tmp_path / f"report{jump_s}.json"
@@ -98,9 +96,7 @@ def test_start_and_its_history_have_right_durations_when_the_clock_jumps(
 
 
 @pytest.mark.slow
-def test_keys_are_reloaded_and_the_drain_keeps_its_time_when_the_clock_jumps(
-    model_path: Path, tmp_path: Path, clock: JumpingClock
-) -> None:
+def test_keys_are_reloaded_and_the_drain_keeps_its_time_when_the_clock_jumps(model_path, tmp_path, clock):
     keys = tmp_path / "keys"
     keys.write_text("first\n")
     words = [str(model_path), "--api-key-file", str(keys), "--shutdown-timeout", "600"]

@@ -5,7 +5,6 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -41,9 +40,7 @@ def disk(folder: Path) -> Iterator[SmallDisk]:
 @pytest.mark.parametrize(
     "bytecode", [{}, pytest.param({"PYTHONPYCACHEPREFIX": "bytecode"}, marks=pytest.mark.slow)], ids=["", "bytecode"]
 )
-def test_server_starts_serves_and_stops_with_all_its_files_on_a_full_disk(
-    model_path: Path, folder: Path, disk: SmallDisk, bytecode: dict[str, str]
-) -> None:
+def test_server_starts_serves_and_stops_with_all_its_files_on_a_full_disk(model_path, folder, disk, bytecode):
     log = disk.path_inside(folder / "log")
     disk.fill()
     words = [str(model_path), "--startup-report", f"{folder}/report.json", "--startup-trace", f"{folder}/trace.json"]
@@ -65,8 +62,8 @@ def test_server_starts_serves_and_stops_with_all_its_files_on_a_full_disk(
 
 
 def test_files_of_a_start_that_cannot_be_written_are_reported_and_no_part_is_left(
-    start_server: Any, folder: Path, disk: SmallDisk, model_path: Path
-) -> None:
+    start_server, folder, disk, model_path
+):
     old = disk.path_inside(folder / "report.json")
     old.write_text("of an earlier start")
     disk.fill()
@@ -91,11 +88,11 @@ def test_files_of_a_start_that_cannot_be_written_are_reported_and_no_part_is_lef
         (["wait", "--timeout", "x"], 2),
     ],
 )
-def test_exit_codes_do_not_depend_on_room_for_the_message(words: list[str], exit_code: int) -> None:
+def test_exit_codes_do_not_depend_on_room_for_the_message(words, exit_code):
     assert run_cli(*words, launcher=_FULL_SCREEN).returncode == exit_code
 
 
-def test_output_that_cannot_be_written_is_an_error() -> None:
+def test_output_that_cannot_be_written_is_an_error():
     with Path("/dev/full").open("wb") as full:
         done = run_cli("env", stdout=full)
     assert done.returncode == 1
@@ -104,7 +101,7 @@ def test_output_that_cannot_be_written_is_an_error() -> None:
     )
 
 
-def test_batch_resumes_where_the_disk_became_full(server: Any, tmp_path: Path, folder: Path, disk: SmallDisk) -> None:
+def test_batch_resumes_where_the_disk_became_full(server, tmp_path, folder, disk):
     lines = [
         {"custom_id": f"r{n}", "method": "POST", "url": "/v1/completions", "body": {"prompt": f"{n}", "max_tokens": 2}}
         for n in range(_NUM_REQUESTS)
@@ -135,7 +132,7 @@ def test_batch_resumes_where_the_disk_became_full(server: Any, tmp_path: Path, f
     assert done() == [line["custom_id"] for line in lines]
 
 
-def test_download_without_room_names_its_size_and_folder(model_path: Path, folder: Path, disk: SmallDisk) -> None:
+def test_download_without_room_names_its_size_and_folder(model_path, folder, disk):
     files: dict[str, bytes | Path] = {"model.safetensors": os.urandom(4 << 20)}
     files |= {name: model_path / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")}
     with HubServer().serving() as hub:
@@ -152,7 +149,7 @@ def test_download_without_room_names_its_size_and_folder(model_path: Path, folde
     assert "free space, or give another --download-dir" in line
 
 
-def test_vllm_starts_with_its_cache_folder_on_a_full_disk(tmp_path: Path, folder: Path, disk: SmallDisk) -> None:
+def test_vllm_starts_with_its_cache_folder_on_a_full_disk(tmp_path, folder, disk):
     disk.fill()
     port, log = free_port(), tmp_path / "log"
     words = [*disk.launcher, *command("--host", "127.0.0.1", "--port", str(port))]
@@ -167,9 +164,7 @@ def test_vllm_starts_with_its_cache_folder_on_a_full_disk(tmp_path: Path, folder
     assert "Traceback" not in log.read_text()
 
 
-def test_start_uses_another_folder_if_those_for_temporary_files_are_full(
-    model_path: Path, folder: Path, disk: SmallDisk
-) -> None:
+def test_start_uses_another_folder_if_those_for_temporary_files_are_full(model_path, folder, disk):
     if any(str(path).startswith(("/tmp/", "/var/tmp/")) for path in (ROOT, model_path)):
         pytest.skip("the program or the model is in a folder that this test fills")
     disk.fill()

@@ -14,7 +14,7 @@ _SHM = Path("/dev/shm")
     "method",
     ["forkserver", pytest.param("spawn", marks=pytest.mark.slow), pytest.param("fork", marks=pytest.mark.slow)],
 )
-def test_server_starts_and_serves_without_shared_memory(model_path: Path, method: str) -> None:
+def test_server_starts_and_serves_without_shared_memory(model_path, method):
     with SmallDisk(_SHM, 4096, num_files=1) as disk:
         disk.fill()
         environment = {"VLLM_WORKER_MULTIPROC_METHOD": method}

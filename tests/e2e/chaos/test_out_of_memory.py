@@ -4,7 +4,6 @@ import resource
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -51,7 +50,7 @@ class _LargeRequests:
 
 
 @pytest.mark.slow
-def test_engine_that_the_kernel_kills_for_memory_is_restarted_and_the_reason_logged(model_path: Path) -> None:
+def test_engine_that_the_kernel_kills_for_memory_is_restarted_and_the_reason_logged(model_path):
     with (
         MemoryGroup("vllm-cli-chaos-kill") as group,
         ServerProcess([str(model_path), "--engine-restarts", "1"], launcher=group.launcher) as server,
@@ -75,7 +74,7 @@ def test_engine_that_the_kernel_kills_for_memory_is_restarted_and_the_reason_log
 
 
 @pytest.mark.slow
-def test_server_whose_engine_the_kernel_kills_exits_with_the_reason(model_path: Path) -> None:
+def test_server_whose_engine_the_kernel_kills_exits_with_the_reason(model_path):
     with (
         MemoryGroup("vllm-cli-chaos-end") as group,
         ServerProcess([str(model_path)], launcher=group.launcher) as server,
@@ -92,7 +91,7 @@ def test_server_whose_engine_the_kernel_kills_exits_with_the_reason(model_path: 
 
 
 @pytest.mark.slow
-def test_server_in_a_small_container_serves_many_long_requests_within_its_limit(model_path: Path) -> None:
+def test_server_in_a_small_container_serves_many_long_requests_within_its_limit(model_path):
     with MemoryGroup("vllm-cli-chaos-fit") as group:
         group.set_limit(1600 << 20)
         with ServerProcess([str(model_path)], launcher=group.launcher) as server:
@@ -102,7 +101,7 @@ def test_server_in_a_small_container_serves_many_long_requests_within_its_limit(
             assert server.terminate() == 0
 
 
-def test_start_in_a_container_that_is_too_small_names_the_needed_memory(model_path: Path) -> None:
+def test_start_in_a_container_that_is_too_small_names_the_needed_memory(model_path):
     with MemoryGroup("vllm-cli-chaos-start") as group:
         group.set_limit(500 << 20)
         with ServerProcess([str(model_path)], launcher=group.launcher, wait=False) as server:
@@ -114,7 +113,7 @@ def test_start_in_a_container_that_is_too_small_names_the_needed_memory(model_pa
 
 
 @pytest.mark.parametrize("num_restarts", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_engine_whose_allocation_fails_reports_the_reason(start_server: Any, num_restarts: int) -> None:
+def test_engine_whose_allocation_fails_reports_the_reason(start_server, num_restarts):
     with start_server("--engine-restarts", str(num_restarts), "--engine-watchdog-timeout", "60") as server:
         engine = wait_process(server, "engine")
         _wait_idle(engine)

@@ -135,13 +135,13 @@ async def _pause(begin_s: float, act: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize("is_kept", [False, True], ids=["new connection", "kept connection"])
-def test_request_that_arrived_in_a_pause_is_read_before_its_timeout_counts(is_kept: bool) -> None:
+def test_request_that_arrived_in_a_pause_is_read_before_its_timeout_counts(is_kept):
     while (answer := uvloop.run(_send_in_a_pause(is_kept=is_kept))) is None:
         pass  # there was no pause
     assert answer.startswith(b"HTTP/1.1 200")
 
 
-def test_client_that_read_in_a_pause_is_not_disconnected() -> None:
+def test_client_that_read_in_a_pause_is_not_disconnected():
     while (num_bytes := uvloop.run(_read_in_a_pause())) is None:
         pass  # there was no pause
     assert num_bytes == _NUM_CHUNKS * len(_CHUNK)

@@ -8,7 +8,6 @@ import http.client
 import json
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -48,9 +47,7 @@ def _read_status(connection: http.client.HTTPConnection) -> int:
 
 
 @pytest.mark.slow
-def test_api_process_that_was_stopped_blames_neither_engine_nor_clients(
-    start_server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_api_process_that_was_stopped_blames_neither_engine_nor_clients(start_server, monkeypatch):
     """Neither the watchdog nor the time-outs of connections count the time in which it was stopped."""
     monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "10")
     with start_server("--engine-watchdog-timeout", "10", "--http-header-timeout", "10") as server:
@@ -81,7 +78,7 @@ def test_api_process_that_was_stopped_blames_neither_engine_nor_clients(
         assert "Traceback" not in server.log
 
 
-def test_streams_continue_after_an_engine_was_stopped_for_less_than_the_watchdog_s_timeout(server: Any) -> None:
+def test_streams_continue_after_an_engine_was_stopped_for_less_than_the_watchdog_s_timeout(server):
     readers = [StreamReader(server.url, 40) for _ in range(3)]
     engine = wait_process(server, "engine")
     engine.suspend()
@@ -93,7 +90,7 @@ def test_streams_continue_after_an_engine_was_stopped_for_less_than_the_watchdog
 
 
 @pytest.mark.slow
-def test_engine_that_is_stopped_for_too_long_is_restarted(start_server: Any) -> None:
+def test_engine_that_is_stopped_for_too_long_is_restarted(start_server):
     with start_server("--engine-watchdog-timeout", "10", "--engine-restarts", "1") as server:
         reader = StreamReader(server.url, 1500)
         engine = wait_process(server, "engine")
@@ -113,7 +110,7 @@ def test_engine_that_is_stopped_for_too_long_is_restarted(start_server: Any) -> 
 
 
 @pytest.mark.slow
-def test_stopped_forkserver_does_not_delay_the_restart(start_server: Any) -> None:
+def test_stopped_forkserver_does_not_delay_the_restart(start_server):
     with start_server("--engine-restarts", "1") as server:
         forkserver = wait_process(server, "forkserver")
         forkserver.suspend()
@@ -128,7 +125,7 @@ def test_stopped_forkserver_does_not_delay_the_restart(start_server: Any) -> Non
 
 
 @pytest.mark.slow
-def test_server_exits_although_its_forkserver_is_stopped_in_a_restart(start_server: Any) -> None:
+def test_server_exits_although_its_forkserver_is_stopped_in_a_restart(start_server):
     with start_server("--engine-restarts", "1") as server:
         family = server.family()
         wait_process(server, "forkserver").suspend()
@@ -141,7 +138,7 @@ def test_server_exits_although_its_forkserver_is_stopped_in_a_restart(start_serv
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["engine", "forkserver"])
-def test_server_exits_although_one_of_its_processes_is_stopped(start_server: Any, role: Role) -> None:
+def test_server_exits_although_one_of_its_processes_is_stopped(start_server, role):
     with start_server("--shutdown-timeout", "3") as server:
         family = server.family()
         reader = StreamReader(server.url, 4000 if role == "engine" else 20)
@@ -153,7 +150,7 @@ def test_server_exits_although_one_of_its_processes_is_stopped(start_server: Any
 
 
 @pytest.mark.slow
-def test_stopped_helper_processes_delay_neither_the_start_nor_the_exit(start_server: Any) -> None:
+def test_stopped_helper_processes_delay_neither_the_start_nor_the_exit(start_server):
     with start_server("--prefetch", "on", wait=False) as server:
         roles: tuple[Role, ...] = ("prefetch", "responder")
         stopped = [wait_process(server, role) for role in roles]
@@ -169,9 +166,7 @@ def test_stopped_helper_processes_delay_neither_the_start_nor_the_exit(start_ser
 
 
 @pytest.mark.parametrize("role", ["responder", "forkserver", "engine"])
-def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(
-    start_tiny_server: Any, tmp_path: Path, role: Role
-) -> None:
+def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(start_tiny_server, tmp_path, role):
     """The process is stopped once it has its death pipe, some milliseconds after its fork."""
     stop_points = {"responder": API_READS_TOKENIZER, "forkserver": FORKSERVER_IMPORTS, "engine": ENGINE_LOADS}
     stop_point = StopPoint(tmp_path, *stop_points[role])
@@ -186,7 +181,7 @@ def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(
         assert "Traceback" not in server.log
 
 
-def test_a_start_that_waits_logs_its_phase_meanwhile(start_tiny_server: Any, tmp_path: Path) -> None:
+def test_a_start_that_waits_logs_its_phase_meanwhile(start_tiny_server, tmp_path):
     loading = StopPoint(tmp_path, *ENGINE_LOADS)
     with start_tiny_server(wait=False, environment=loading.environment) as server:
         stopped = loading.wait_stopped()
@@ -195,7 +190,7 @@ def test_a_start_that_waits_logs_its_phase_meanwhile(start_tiny_server: Any, tmp
         server.wait_ready()
 
 
-def test_ctrl_c_ends_the_start_although_the_forkserver_is_stopped(start_tiny_server: Any, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_start_although_the_forkserver_is_stopped(start_tiny_server, tmp_path):
     importing = StopPoint(tmp_path, *FORKSERVER_IMPORTS)
     with start_tiny_server(wait=False, environment=importing.environment) as server:
         importing.wait_stopped()
@@ -206,7 +201,7 @@ def test_ctrl_c_ends_the_start_although_the_forkserver_is_stopped(start_tiny_ser
         assert "Traceback" not in server.log
 
 
-def test_start_fails_with_its_error_although_the_forkserver_is_stopped(tmp_path: Path, model_path: Path) -> None:
+def test_start_fails_with_its_error_although_the_forkserver_is_stopped(tmp_path, model_path):
     model, hook = tmp_path / "model", tmp_path / "hook"
     model.mkdir()
     hook.mkdir()
@@ -224,7 +219,7 @@ def test_start_fails_with_its_error_although_the_forkserver_is_stopped(tmp_path:
 
 
 @pytest.mark.slow
-def test_start_with_a_stopped_forkserver_ends_at_its_timeout(start_tiny_server: Any, tmp_path: Path) -> None:
+def test_start_with_a_stopped_forkserver_ends_at_its_timeout(start_tiny_server, tmp_path):
     importing = StopPoint(tmp_path, *FORKSERVER_IMPORTS)
     with start_tiny_server("--startup-timeout", "12", wait=False, environment=importing.environment) as server:
         importing.wait_stopped()

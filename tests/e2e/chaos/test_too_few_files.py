@@ -43,7 +43,7 @@ def _allow(process: psutil.Process, num_files: int) -> None:
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (num_files, hard))
 
 
-def test_start_with_too_few_files_names_the_needed_number(model_path: Path) -> None:
+def test_start_with_too_few_files_names_the_needed_number(model_path):
     with ServerProcess([str(model_path)], launcher=("prlimit", "--nofile=64:80"), wait=False) as server:
         assert server.process.wait(_ANSWER_S) == 3
         assert (
@@ -52,7 +52,7 @@ def test_start_with_too_few_files_names_the_needed_number(model_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_probes_are_answered_and_streams_finish_while_clients_use_up_all_files(model_path: Path) -> None:
+def test_probes_are_answered_and_streams_finish_while_clients_use_up_all_files(model_path):
     launcher = ("prlimit", f"--nofile={_FEW}:{_FEW}")
     words = [str(model_path), "--http-header-timeout", "600", "--disable-uvicorn-access-log"]
     lasting = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
@@ -96,7 +96,7 @@ def test_probes_are_answered_and_streams_finish_while_clients_use_up_all_files(m
 
 
 @pytest.mark.slow
-def test_probes_during_the_start_are_answered_with_any_number_of_connections(model_path: Path) -> None:
+def test_probes_during_the_start_are_answered_with_any_number_of_connections(model_path):
     launcher = ("prlimit", f"--nofile={_FEW}:{_FEW}")
     with ServerProcess([str(model_path)], launcher=launcher, wait=False) as server, ExitStack() as stack:
         server.wait_listening()

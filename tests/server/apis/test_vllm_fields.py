@@ -80,7 +80,7 @@ WITHOUT = {
 
 @pytest.mark.slow
 @needs_vllm
-def test_every_field_of_vllm_s_requests_is_declared(tmp_path: Path) -> None:
+def test_every_field_of_vllm_s_requests_is_declared(tmp_path):
     theirs = ask_vllm(SCRIPT, list(PAIRS), tmp_path)
     missing = {}
     for (_, name), ours in PAIRS.items():

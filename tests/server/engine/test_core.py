@@ -11,14 +11,14 @@ from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import SEQUENTIAL, build_model, greedy_outputs, random_prompts
 
 
-def test_a_batch_gives_each_request_its_output_alone(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_a_batch_gives_each_request_its_output_alone(plain_llama, llama):
     prompts = random_prompts(1, 40, 3, 90, 17, 60, 5, 33)
     engine = SmallEngine(llama)
     assert engine.generate(prompts, max_tokens=30) == greedy_outputs(plain_llama, prompts, 30)
     engine.assert_nothing_leaked()
 
 
-def test_waiting_choices_share_the_prompts_tokens(llama: PreTrainedModel) -> None:
+def test_waiting_choices_share_the_prompts_tokens(llama):
     engine = SmallEngine(llama)
     prompt = EnginePrompt([5] * 30, SamplingParams(max_tokens=3, seed=7))
     assert not engine.core.add((f"a-{index}" for index in range(40)), prompt)
@@ -32,7 +32,7 @@ def test_waiting_choices_share_the_prompts_tokens(llama: PreTrainedModel) -> Non
     engine.assert_nothing_leaked()
 
 
-def test_sequential_models_run_in_the_same_core() -> None:
+def test_sequential_models_run_in_the_same_core():
     model = build_model("mamba", SEQUENTIAL["mamba"])
     prompts = random_prompts(1, 40, 3, 90)
     expected = greedy_outputs(model, prompts, 12)
@@ -41,12 +41,12 @@ def test_sequential_models_run_in_the_same_core() -> None:
     engine.assert_nothing_leaked()
 
 
-def test_max_tokens_limits_the_output(llama: PreTrainedModel) -> None:
+def test_max_tokens_limits_the_output(llama):
     [completion] = SmallEngine(llama).complete(random_prompts(5), max_tokens=7)
     assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
 
 
-def test_the_models_context_limits_the_output(llama: PreTrainedModel) -> None:
+def test_the_models_context_limits_the_output(llama):
     engine = SmallEngine(llama, max_model_len=40)
     [completion] = engine.complete(random_prompts(33), max_tokens=100)
     assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
@@ -54,7 +54,7 @@ def test_the_models_context_limits_the_output(llama: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 40, 41, 1000])
-def test_a_prompt_without_room_for_a_token_is_rejected(llama: PreTrainedModel, length: int) -> None:
+def test_a_prompt_without_room_for_a_token_is_rejected(llama, length):
     engine = SmallEngine(llama, max_model_len=40)
     completion = engine.add("a", random_prompts(length)[0] if length else [])
     assert completion.finish_reason == "error"
@@ -62,16 +62,14 @@ def test_a_prompt_without_room_for_a_token_is_rejected(llama: PreTrainedModel, l
     engine.assert_nothing_leaked()
 
 
-def test_a_prompt_larger_than_the_cache_is_rejected(llama: PreTrainedModel) -> None:
+def test_a_prompt_larger_than_the_cache_is_rejected(llama):
     engine = SmallEngine(llama, max_model_len=200, kv_cache_tokens=100)
     [too_long, fitting] = engine.complete(random_prompts(100, 99), max_tokens=50)
     assert too_long.finish_reason == "error"
     assert (fitting.finish_reason, len(fitting.token_ids)) == ("length", 1)
 
 
-def test_an_end_of_sequence_token_ends_the_request_and_is_reported(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel
-) -> None:
+def test_an_end_of_sequence_token_ends_the_request_and_is_reported(plain_llama, llama):
     [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
     eos = next(t for t in expected[3:] if expected.count(t) == 1)
     [completion] = SmallEngine(llama, eos_token_ids=(1, eos)).complete(random_prompts(9), max_tokens=20)
@@ -79,9 +77,7 @@ def test_an_end_of_sequence_token_ends_the_request_and_is_reported(
     assert (completion.finish_reason, completion.stop_token_id) == ("stop", eos)
 
 
-def test_ignore_eos_ignores_the_end_token_but_not_stop_tokens(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel
-) -> None:
+def test_ignore_eos_ignores_the_end_token_but_not_stop_tokens(plain_llama, llama):
     [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
     eos, stop = [t for t in expected[3:] if expected.count(t) == 1][:2]
     engine = SmallEngine(llama, eos_token_ids=(eos,))
@@ -93,7 +89,7 @@ def test_ignore_eos_ignores_the_end_token_but_not_stop_tokens(
     assert (stopping.finish_reason, stopping.stop_token_id) == ("stop", stop)
 
 
-def test_min_tokens_delays_the_end_token(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_min_tokens_delays_the_end_token(plain_llama, llama):
     [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
     engine = SmallEngine(llama, eos_token_ids=(expected[2],))
     [short, long] = [engine.add(str(n), random_prompts(9)[0], max_tokens=20, min_tokens=n) for n in (0, 10)]
@@ -104,14 +100,14 @@ def test_min_tokens_delays_the_end_token(plain_llama: PreTrainedModel, llama: Pr
     assert len(long.token_ids) >= 10
 
 
-def test_a_stop_on_the_last_token_counts_as_a_stop(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_a_stop_on_the_last_token_counts_as_a_stop(plain_llama, llama):
     [expected] = greedy_outputs(plain_llama, random_prompts(9), 1)
     [completion] = SmallEngine(llama, eos_token_ids=(expected[0],)).complete(random_prompts(9), max_tokens=1)
     assert completion.finish_reason == "stop"
 
 
 @pytest.mark.parametrize("budget", [512, 16])
-def test_prompt_logprobs_equal_the_models(plain_llama: PreTrainedModel, llama: PreTrainedModel, budget: int) -> None:
+def test_prompt_logprobs_equal_the_models(plain_llama, llama, budget):
     [prompt] = random_prompts(70)
     raw = _logprobs(plain_llama, prompt)
     [completion] = SmallEngine(llama, max_num_batched_tokens=budget).complete([prompt], prompt_logprobs=2)
@@ -125,7 +121,7 @@ def test_prompt_logprobs_equal_the_models(plain_llama: PreTrainedModel, llama: P
         assert [t for t, _ in found.top] == raw[position].topk(2).indices.tolist()
 
 
-def test_logprobs_are_reported_for_every_token(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_logprobs_are_reported_for_every_token(plain_llama, llama):
     [prompt] = random_prompts(20)
     [completion] = SmallEngine(llama).complete([prompt], logprobs=1, max_tokens=10)
     raw = _logprobs(plain_llama, prompt + completion.token_ids)
@@ -137,7 +133,7 @@ def test_logprobs_are_reported_for_every_token(plain_llama: PreTrainedModel, lla
         assert found.top == [(found.token_id, found.logprob)]
 
 
-def test_stats_count_requests_tokens_and_the_cache_exactly(llama: PreTrainedModel) -> None:
+def test_stats_count_requests_tokens_and_the_cache_exactly(llama):
     engine = SmallEngine(llama, num_slots=2, max_model_len=50, max_num_batched_tokens=12)
     assert engine.stats == EngineStats(num_threads=1)
     for i, prompt in enumerate(random_prompts(10, 4, 3)):
@@ -161,7 +157,7 @@ def _logprobs(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
     return logprobs
 
 
-def test_the_first_output_reports_queue_and_prefill_times(llama: PreTrainedModel) -> None:
+def test_the_first_output_reports_queue_and_prefill_times(llama):
     engine = SmallEngine(llama, num_slots=1)
     arrivals: dict[str, tuple[float, float]] = {}
     for name, num_tokens in (("first", 5), ("second", 2)):
@@ -185,7 +181,7 @@ def test_the_first_output_reports_queue_and_prefill_times(llama: PreTrainedModel
     assert later == [(0, 0)] * (4 + 1)
 
 
-def test_a_token_beyond_the_vocabulary_fails_only_its_request(llama: PreTrainedModel) -> None:
+def test_a_token_beyond_the_vocabulary_fails_only_its_request(llama):
     engine = SmallEngine(llama)
     bad, good = engine.complete([[5, llama.config.vocab_size], [5, 6]], max_tokens=2)
     assert bad.finish_reason == "error"

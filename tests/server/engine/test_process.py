@@ -93,7 +93,7 @@ def engine(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine
     gc.collect()  # ends the threads that compile grammars
 
 
-def test_idle_work_begins_after_the_first_request_though_pings_come_before(engine: Engine) -> None:
+def test_idle_work_begins_after_the_first_request_though_pings_come_before(engine):
     assert isinstance(engine.receive(), Ready)
     for _ in range(3):
         engine.send(Ping())
@@ -104,9 +104,7 @@ def test_idle_work_begins_after_the_first_request_though_pings_come_before(engin
     assert engine.imports.restored.wait(TIMEOUT_S)
 
 
-def test_a_client_that_waited_for_readiness_is_served_before_idle_work(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_that_waited_for_readiness_is_served_before_idle_work(engine, monkeypatch):
     monkeypatch.setattr(idle_work, "_DELAY_S", float(TIMEOUT_S))
     assert isinstance(engine.receive(), Ready)
     for name in ("the API process", "a client"):
@@ -115,7 +113,7 @@ def test_a_client_that_waited_for_readiness_is_served_before_idle_work(
     assert not engine.imports.restored.is_set()
 
 
-def test_an_engine_without_work_trims_its_heap_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_without_work_trims_its_heap_once(engine, monkeypatch):
     trimmed: queue.SimpleQueue[None] = queue.SimpleQueue()
     monkeypatch.setattr(libc, "trim_heap", lambda: trimmed.put(None))
     monkeypatch.setattr(idle_work, "_TRIM_DELAY_S", 0.0)
@@ -130,7 +128,7 @@ def test_an_engine_without_work_trims_its_heap_once(engine: Engine, monkeypatch:
         assert trimmed.empty()
 
 
-def test_an_engine_under_lasting_load_trims_its_heap(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_under_lasting_load_trims_its_heap(engine, monkeypatch):
     trimmed: queue.SimpleQueue[None] = queue.SimpleQueue()
     monkeypatch.setattr(libc, "trim_heap", lambda: trimmed.put(None))
     monkeypatch.setattr(idle_work, "_TRIM_DELAY_S", float(TIMEOUT_S))
@@ -142,7 +140,7 @@ def test_an_engine_under_lasting_load_trims_its_heap(engine: Engine, monkeypatch
         trimmed.get(timeout=TIMEOUT_S)
 
 
-def test_a_grammar_is_compiled_beside_the_loop(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grammar_is_compiled_beside_the_loop(engine, monkeypatch):
     go_on = threading.Event()
     compile_grammar = GrammarCompiler._compile
     monkeypatch.setattr(

@@ -4,7 +4,6 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from transformers import PreTrainedModel
 
 from server.engine.compute import batch
 from tests.server.engine.small_engine import Completion, SmallEngine
@@ -55,9 +54,7 @@ class _RandomLoad:
 
 
 @pytest.mark.parametrize("prefix_tokens", [0, 120], ids=["no prefix cache", "prefix cache"])
-def test_random_requests_and_aborts_on_little_memory(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel, prefix_tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_requests_and_aborts_on_little_memory(plain_llama, llama, prefix_tokens, monkeypatch):
     for name in ("_MIN_SHARED_TOKENS", "_MIN_SAVED_TOKENS"):
         monkeypatch.setattr(batch, name, 32)  # so that short prefixes are attended to once, too
     rng = random.Random(prefix_tokens)

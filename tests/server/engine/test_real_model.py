@@ -88,12 +88,7 @@ def generated(plain_float32: PreTrainedModel, prompts: list[list[int]]) -> list[
 
 
 @pytest.mark.thorough
-def test_twenty_prompts_together_give_the_output_of_generate(
-    float32: PreTrainedModel,
-    plain_float32: PreTrainedModel,
-    prompts: list[list[int]],
-    generated: list[list[int]],
-) -> None:
+def test_twenty_prompts_together_give_the_output_of_generate(float32, plain_float32, prompts, generated):
     outputs = SmallEngine(float32, num_slots=20, max_model_len=300).generate(prompts, max_tokens=NUM_TOKENS)
     assert [output[:NUM_TOKENS_OF_GENERATE] for output in outputs] == generated
     for prompt, output in zip(prompts, outputs, strict=True):
@@ -101,17 +96,13 @@ def test_twenty_prompts_together_give_the_output_of_generate(
 
 
 @pytest.mark.slow
-def test_twenty_prompts_one_by_one_give_the_output_of_generate(
-    float32: PreTrainedModel, prompts: list[list[int]], generated: list[list[int]]
-) -> None:
+def test_twenty_prompts_one_by_one_give_the_output_of_generate(float32, prompts, generated):
     engine = SmallEngine(float32, num_slots=1, max_model_len=300)
     assert [engine.generate([p], max_tokens=NUM_TOKENS_OF_GENERATE)[0] for p in prompts] == generated
 
 
 @pytest.mark.slow
-def test_long_outputs_one_by_one_equal_those_of_generate(
-    float32: PreTrainedModel, plain_float32: PreTrainedModel, prompts: list[list[int]]
-) -> None:
+def test_long_outputs_one_by_one_equal_those_of_generate(float32, plain_float32, prompts):
     engine = SmallEngine(float32, num_slots=1, max_model_len=300)
     outputs = [engine.generate([p], max_tokens=NUM_TOKENS)[0] for p in prompts]
     assert outputs == greedy_outputs(plain_float32, prompts, NUM_TOKENS)
@@ -120,8 +111,8 @@ def test_long_outputs_one_by_one_equal_those_of_generate(
 @pytest.mark.thorough
 @pytest.mark.parametrize("num_slots", [20, pytest.param(1, marks=pytest.mark.slow)], ids=["together", "one by one"])
 def test_in_bfloat16_every_token_is_within_rounding_of_the_plain_models_best(
-    real_model: PreTrainedModel, plain_bfloat16: PreTrainedModel, prompts: list[list[int]], num_slots: int
-) -> None:
+    real_model, plain_bfloat16, prompts, num_slots
+):
     chosen_prompts = prompts if num_slots > 1 else prompts[::5]
     outputs = SmallEngine(real_model, num_slots=num_slots, max_model_len=300).generate(
         chosen_prompts, max_tokens=NUM_TOKENS
@@ -137,7 +128,7 @@ def test_in_bfloat16_every_token_is_within_rounding_of_the_plain_models_best(
 
 
 @pytest.mark.thorough
-def test_cached_prompts_give_the_same_output(float32: PreTrainedModel, prompts: list[list[int]]) -> None:
+def test_cached_prompts_give_the_same_output(float32, prompts):
     engine = SmallEngine(float32, num_slots=8, max_model_len=300, prefix_tokens=2000)
     first, second = [engine.complete(prompts[:4] + prompts[10:11], max_tokens=8) for _ in range(2)]
     assert [c.token_ids for c in second] == [c.token_ids for c in first]
@@ -145,9 +136,7 @@ def test_cached_prompts_give_the_same_output(float32: PreTrainedModel, prompts: 
 
 
 @pytest.mark.thorough
-def test_the_capital_of_france_is_paris(
-    real_model: PreTrainedModel, real_tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]
-) -> None:
+def test_the_capital_of_france_is_paris(real_model, real_tokenizer, prompts):
     engine = SmallEngine(real_model, max_model_len=300, eos_token_ids=(2,))
     [completion] = engine.complete(prompts[:1], max_tokens=40)
     assert "Paris" in real_tokenizer.decode(completion.token_ids)

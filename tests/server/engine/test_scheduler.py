@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import pytest
-from transformers import PreTrainedModel
 
 from server.engine.sequence import SequenceState
 from server.types import EnginePrompt, SamplingParams
@@ -12,7 +11,7 @@ from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 
 
-def test_more_requests_than_slots_wait_and_all_finish(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_more_requests_than_slots_wait_and_all_finish(plain_llama, llama):
     prompts = random_prompts(*range(1, 40, 3))
     engine = SmallEngine(llama, num_slots=3)
     expected = greedy_outputs(plain_llama, prompts, 9)
@@ -24,7 +23,7 @@ def test_more_requests_than_slots_wait_and_all_finish(plain_llama: PreTrainedMod
     engine.assert_nothing_leaked()
 
 
-def test_requests_start_in_order_of_arrival(llama: PreTrainedModel) -> None:
+def test_requests_start_in_order_of_arrival(llama):
     engine = SmallEngine(llama, num_slots=2, max_num_batched_tokens=16)
     names = ["first", "second", "third", "fourth", "fifth"]
     for name, prompt in zip(names, random_prompts(20, 3, 14, 1, 9), strict=True):
@@ -34,22 +33,20 @@ def test_requests_start_in_order_of_arrival(llama: PreTrainedModel) -> None:
     assert started == names
 
 
-def test_a_step_computes_no_more_than_its_budget(llama: PreTrainedModel) -> None:
+def test_a_step_computes_no_more_than_its_budget(llama):
     engine = SmallEngine(llama, max_num_batched_tokens=10)
     engine.generate(random_prompts(35, 4, 18, 10, 11, 1), max_tokens=20)
     assert max(sum(step.values()) for step in engine.steps) == 10
     assert [step["0"] for step in engine.steps if "0" in step][:4] == [10, 10, 10, 5]
 
 
-def test_a_budget_below_the_number_of_requests_completes_all(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel
-) -> None:
+def test_a_budget_below_the_number_of_requests_completes_all(plain_llama, llama):
     prompts = random_prompts(9, 4, 18, 2)
     engine = SmallEngine(llama, max_num_batched_tokens=2)
     assert engine.generate(prompts, max_tokens=5) == greedy_outputs(plain_llama, prompts, 5)
 
 
-def test_decodes_continue_while_a_long_prompt_is_computed(llama: PreTrainedModel) -> None:
+def test_decodes_continue_while_a_long_prompt_is_computed(llama):
     engine = SmallEngine(llama, max_num_batched_tokens=20)
     short = [engine.add(f"short {i}", p, max_tokens=60) for i, p in enumerate(random_prompts(3, 4, 5))]
     engine.step()
@@ -63,7 +60,7 @@ def test_decodes_continue_while_a_long_prompt_is_computed(llama: PreTrainedModel
     assert num_steps == -(-200 // 17)
 
 
-def test_a_prompt_is_not_split_beside_another_prompt(llama: PreTrainedModel) -> None:
+def test_a_prompt_is_not_split_beside_another_prompt(llama):
     engine = SmallEngine(llama, max_num_batched_tokens=20)
     for name, prompt in zip("abc", random_prompts(12, 10, 8), strict=True):
         engine.add(name, prompt, max_tokens=3)
@@ -71,9 +68,7 @@ def test_a_prompt_is_not_split_beside_another_prompt(llama: PreTrainedModel) -> 
     assert engine.steps[:2] == [{"a": 12}, {"a": 1, "b": 10, "c": 8}]
 
 
-def test_lack_of_memory_preempts_the_youngest_and_changes_no_output(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel
-) -> None:
+def test_lack_of_memory_preempts_the_youngest_and_changes_no_output(plain_llama, llama):
     prompts = random_prompts(20, 21, 22, 23)
     expected = greedy_outputs(plain_llama, prompts, 60)
     engine = SmallEngine(llama, num_slots=4, max_model_len=100, kv_cache_tokens=150)
@@ -90,7 +85,7 @@ def test_lack_of_memory_preempts_the_youngest_and_changes_no_output(
     engine.assert_nothing_leaked()
 
 
-def test_a_preempted_request_resumes_before_later_arrivals(llama: PreTrainedModel) -> None:
+def test_a_preempted_request_resumes_before_later_arrivals(llama):
     engine = SmallEngine(llama, num_slots=2, max_model_len=100, kv_cache_tokens=100)
     for name, prompt in zip(("old", "young", "late"), random_prompts(40, 41, 5), strict=True):
         engine.add(name, prompt, max_tokens=50)
@@ -103,7 +98,7 @@ def test_a_preempted_request_resumes_before_later_arrivals(llama: PreTrainedMode
     assert resumed == ["old", "young", "late"]
 
 
-def test_prompt_logprobs_are_complete_after_a_preemption_within_the_prompt(llama: PreTrainedModel) -> None:
+def test_prompt_logprobs_are_complete_after_a_preemption_within_the_prompt(llama):
     engine = SmallEngine(llama, num_slots=2, max_model_len=120, kv_cache_tokens=120, max_num_batched_tokens=8)
     engine.add("old", random_prompts(10)[0], max_tokens=60)
     engine.step()
@@ -116,7 +111,7 @@ def test_prompt_logprobs_are_complete_after_a_preemption_within_the_prompt(llama
     engine.assert_nothing_leaked()
 
 
-def test_a_request_that_needs_the_whole_cache_runs_alone(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_a_request_that_needs_the_whole_cache_runs_alone(plain_llama, llama):
     prompts = random_prompts(50, 10, 99)
     engine = SmallEngine(llama, max_model_len=100, kv_cache_tokens=100)
     expected = [o[: 100 - len(p)] for o, p in zip(greedy_outputs(plain_llama, prompts, 60), prompts, strict=True)]
@@ -125,7 +120,7 @@ def test_a_request_that_needs_the_whole_cache_runs_alone(plain_llama: PreTrained
 
 
 @pytest.mark.parametrize("phase", ["waiting", "prefilling", "decoding", "preempted"])
-def test_an_aborted_request_releases_its_slot_and_memory_at_once(llama: PreTrainedModel, phase: str) -> None:
+def test_an_aborted_request_releases_its_slot_and_memory_at_once(llama, phase):
     engine = SmallEngine(llama, num_slots=2, max_model_len=100, kv_cache_tokens=120, max_num_batched_tokens=16)
     [old] = random_prompts(10)
     engine.add("old", old, max_tokens=80)
@@ -148,7 +143,7 @@ def test_an_aborted_request_releases_its_slot_and_memory_at_once(llama: PreTrain
 
 
 @pytest.mark.alone
-def test_aborting_a_request_costs_as_much_as_it_has_sequences(llama: PreTrainedModel) -> None:
+def test_aborting_a_request_costs_as_much_as_it_has_sequences(llama):
     engine = SmallEngine(llama)
     prompt = EnginePrompt([1], SamplingParams(max_tokens=1))
 
@@ -165,14 +160,14 @@ def test_aborting_a_request_costs_as_much_as_it_has_sequences(llama: PreTrainedM
     engine.assert_nothing_leaked()
 
 
-def test_an_abort_after_the_end_has_no_effect(llama: PreTrainedModel) -> None:
+def test_an_abort_after_the_end_has_no_effect(llama):
     engine = SmallEngine(llama)
     engine.generate(random_prompts(5))
     engine.core.abort(["0"])
     engine.assert_nothing_leaked()
 
 
-def test_a_freed_slot_is_reused_in_the_same_step(llama: PreTrainedModel) -> None:
+def test_a_freed_slot_is_reused_in_the_same_step(llama):
     engine = SmallEngine(llama, num_slots=1)
     engine.add("running", random_prompts(5)[0])
     engine.add("next", random_prompts(6)[0])

@@ -36,9 +36,7 @@ class _Steps:
 
 @pytest.mark.parametrize(("token_s", "limit"), [(0.002, 10000), (0.02, 1000), (0.5, 512)], ids=str)
 @pytest.mark.parametrize("num_decodes", [0, 3], ids=["alone", "beside fewer sequences"])
-def test_prompts_for_which_most_sequences_wait_take_twenty_seconds_or_few_tokens(
-    num_decodes: int, token_s: float, limit: int
-) -> None:
+def test_prompts_for_which_most_sequences_wait_take_twenty_seconds_or_few_tokens(num_decodes, token_s, limit):
     steps = _Steps()
     steps.take(0.020, num_decodes=max(1, num_decodes))
     assert steps.pace.max_prompt_tokens(num_decodes, [1000] * 4) == 512
@@ -47,7 +45,7 @@ def test_prompts_for_which_most_sequences_wait_take_twenty_seconds_or_few_tokens
     assert num_decodes == 0 or steps.pace.max_prompt_tokens(num_decodes, [100] * num_decodes) <= 75
 
 
-def test_prompts_beside_sequences_are_limited_as_those_alone() -> None:
+def test_prompts_beside_sequences_are_limited_as_those_alone():
     steps = _Steps()
     steps.take(0.020, num_decodes=4)
     steps.take(0.020 + 100 * 0.020, num_decodes=4, num_prompt_tokens=100)
@@ -55,7 +53,7 @@ def test_prompts_beside_sequences_are_limited_as_those_alone() -> None:
     assert steps.pace.max_prompt_tokens(4, [8000] * 4) == pytest.approx(1000, abs=1)
 
 
-def test_the_first_step_beside_prompts_is_measured_without_them() -> None:
+def test_the_first_step_beside_prompts_is_measured_without_them():
     steps = _Steps()
     assert steps.limit(num_decodes=8) == 0
     steps.take(0.02, num_decodes=8)
@@ -63,14 +61,14 @@ def test_the_first_step_beside_prompts_is_measured_without_them() -> None:
     assert steps.limit(num_decodes=16) == 0
 
 
-def test_prompts_double_the_time_of_a_step() -> None:
+def test_prompts_double_the_time_of_a_step():
     steps = _Steps()
     steps.take(0.020, num_decodes=8)
     steps.take(0.020 + 32 * 0.0002, num_decodes=8, num_prompt_tokens=32)
     assert steps.limit(num_decodes=8) == pytest.approx(100, abs=1)
 
 
-def test_the_limit_follows_what_prompt_tokens_cost() -> None:
+def test_the_limit_follows_what_prompt_tokens_cost():
     steps = _Steps()
     steps.take(0.020, num_decodes=1)
     limits: list[int] = []
@@ -80,7 +78,7 @@ def test_the_limit_follows_what_prompt_tokens_cost() -> None:
     assert limits == pytest.approx([200] * 7 + [50] * 3, abs=1)
 
 
-def test_one_slow_step_changes_no_limit() -> None:
+def test_one_slow_step_changes_no_limit():
     steps = _Steps()
     for seconds in (0.020, 0.020, 3.0):
         steps.take(seconds, num_decodes=4)
@@ -92,23 +90,21 @@ def test_one_slow_step_changes_no_limit() -> None:
 @pytest.mark.parametrize(
     ("prompt_lens", "limit"), [([10], 32), ([128], 32), ([400], 100), ([400, 400], 200), ([8000], 512)], ids=str
 )
-def test_expensive_prompts_still_make_progress(prompt_lens: list[int], limit: int) -> None:
+def test_expensive_prompts_still_make_progress(prompt_lens, limit):
     steps = _Steps()
     steps.take(0.001, num_decodes=2)
     steps.take(5.0, num_decodes=2, num_prompt_tokens=32)
     assert steps.pace.max_prompt_tokens(2, prompt_lens) == limit
 
 
-def test_prompts_that_cost_nothing_are_not_limited() -> None:
+def test_prompts_that_cost_nothing_are_not_limited():
     steps = _Steps()
     steps.take(0.020, num_decodes=1)
     steps.take(0.019, num_decodes=1, num_prompt_tokens=32)
     assert steps.limit(num_decodes=1) > 1_000_000
 
 
-def test_a_long_prompt_lets_all_others_generate_between_its_chunks(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel
-) -> None:
+def test_a_long_prompt_lets_all_others_generate_between_its_chunks(plain_llama, llama):
     engine = _engine(llama, token_s=0.0002, max_model_len=512)
     prompts = random_prompts(3, 4, 5, 400)
     short = [engine.add(str(i), prompt, max_tokens=40) for i, prompt in enumerate(prompts[:3])]
@@ -126,7 +122,7 @@ def test_a_long_prompt_lets_all_others_generate_between_its_chunks(
     assert [c.token_ids for c in (*short, long)] == expected
 
 
-def test_short_prompts_within_the_limit_share_a_step(llama: PreTrainedModel) -> None:
+def test_short_prompts_within_the_limit_share_a_step(llama):
     engine = _engine(llama, token_s=0.001)
     decoding = _decode(engine, 5)
     engine.add("measured", random_prompts(30)[0], max_tokens=1)
@@ -137,7 +133,7 @@ def test_short_prompts_within_the_limit_share_a_step(llama: PreTrainedModel) -> 
     assert engine.steps[-1] == {**decoding, "a": 10, "b": 10, "c": 10}
 
 
-def test_a_prompt_is_computed_as_a_whole_if_half_of_it_is_within_the_limit(llama: PreTrainedModel) -> None:
+def test_a_prompt_is_computed_as_a_whole_if_half_of_it_is_within_the_limit(llama):
     engine = _engine(llama, token_s=1.0)
     decoding = _decode(engine, 2)
     for name, prompt in zip(("short", "long"), random_prompts(63, 70), strict=True):
@@ -147,7 +143,7 @@ def test_a_prompt_is_computed_as_a_whole_if_half_of_it_is_within_the_limit(llama
     assert [step for step in beside if step] == [{"short": 63}, {"long": 32}, {"long": 38}]
 
 
-def test_the_users_limit_stays(llama: PreTrainedModel) -> None:
+def test_the_users_limit_stays(llama):
     engine = _engine(llama, token_s=0.0, max_num_batched_tokens=20)
     engine.add("first", random_prompts(3)[0], max_tokens=100)
     for _ in range(3):
@@ -157,7 +153,7 @@ def test_the_users_limit_stays(llama: PreTrainedModel) -> None:
     assert {step["long"] for step in engine.steps if "long" in step} == {19, 5}
 
 
-def test_prompts_are_computed_together_while_more_wait_than_decode(llama: PreTrainedModel) -> None:
+def test_prompts_are_computed_together_while_more_wait_than_decode(llama):
     engine = _engine(llama, token_s=1.0)
     decoding = _decode(engine, 1)
     for name, prompt in zip("ab", random_prompts(90, 70), strict=True):
@@ -166,7 +162,7 @@ def test_prompts_are_computed_together_while_more_wait_than_decode(llama: PreTra
     assert engine.steps[-1] == {**decoding, "a": 90, "b": 70}
 
 
-def test_requests_without_a_free_slot_do_not_count_as_waiting(llama: PreTrainedModel) -> None:
+def test_requests_without_a_free_slot_do_not_count_as_waiting(llama):
     engine = _engine(llama, token_s=1.0, num_slots=2)
     decoding = _decode(engine, 1)
     for name, prompt in zip("abc", random_prompts(100, 70, 70), strict=True):
@@ -175,7 +171,7 @@ def test_requests_without_a_free_slot_do_not_count_as_waiting(llama: PreTrainedM
     assert engine.steps[-1] == {**decoding, "a": 32}
 
 
-def test_no_request_starves_while_others_keep_arriving(llama: PreTrainedModel) -> None:
+def test_no_request_starves_while_others_keep_arriving(llama):
     engine = _engine(llama, token_s=1.0)
     names = itertools.count()
     long = engine.add("long", random_prompts(150)[0], max_tokens=3)

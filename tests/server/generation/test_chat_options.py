@@ -31,12 +31,12 @@ def options_of(*, excludes_tools: bool = False, **fields: Any) -> ChatOptions:
     ],
     ids=["given", "none", "high", "both"],
 )
-def test_the_reasoning_effort_is_a_variable_of_the_template(fields: dict[str, Any], variables: dict[str, Any]) -> None:
+def test_the_reasoning_effort_is_a_variable_of_the_template(fields, variables):
     assert options_of(**fields).chat_template_kwargs == variables
 
 
 @pytest.mark.parametrize(("choice", "excludes_tools", "shown"), [("none", False, True), ("none", True, False)])
-def test_tools_are_shown_as_vllm_writes_them(choice: Any, excludes_tools: bool, shown: bool) -> None:
+def test_tools_are_shown_as_vllm_writes_them(choice, excludes_tools, shown):
     tools = [Tool(function=FunctionDefinition(name="f"))]
     found = options_of(tools=tools, tool_choice=choice, excludes_tools=excludes_tools).tools
     assert found == ([SHOWN] if shown else None)
@@ -46,5 +46,5 @@ def test_tools_are_shown_as_vllm_writes_them(choice: Any, excludes_tools: bool, 
     ("fields", "opens"),
     [({}, True), ({"continue_final_message": True}, False), ({"add_generation_prompt": False}, False)],
 )
-def test_a_message_is_opened_unless_one_is_continued(fields: dict[str, Any], opens: bool) -> None:
+def test_a_message_is_opened_unless_one_is_continued(fields, opens):
     assert options_of(**fields).add_generation_prompt is opens

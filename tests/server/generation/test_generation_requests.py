@@ -80,7 +80,7 @@ def assert_rejects(model: Model, param: str, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_VALUES)
-def test_bad_value_is_rejected_with_the_name_of_its_field(model: Model, name: str, value: Any) -> None:
+def test_bad_value_is_rejected_with_the_name_of_its_field(model, name, value):
     assert_rejects(model, name, **{name: value})
 
 
@@ -89,9 +89,7 @@ def test_bad_value_is_rejected_with_the_name_of_its_field(model: Model, name: st
     [(kind, *field) for kind in (CompletionRequest, ChatRequest) for field in IGNORED]
     + [(ChatRequest, *field) for field in IGNORED_IN_CHAT],
 )
-def test_field_that_vllm_ignores_too_is_logged_once(
-    model: Model, name: str, value: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_field_that_vllm_ignores_too_is_logged_once(model, name, value, caplog):
     _warn.cache_clear()
     for _ in range(2):
         decode(model, **{name: value})
@@ -99,7 +97,7 @@ def test_field_that_vllm_ignores_too_is_logged_once(
 
 
 @pytest.mark.parametrize(("name", "value"), [("suffix", " end"), ("use_beam_search", True)])
-def test_what_only_vllm_has_is_rejected_with_the_flag_for_it(name: str, value: Any) -> None:
+def test_what_only_vllm_has_is_rejected_with_the_flag_for_it(name, value):
     with pytest.raises(RequestError, match="--engine vllm") as caught:
         decode(CompletionRequest, **{name: value})
     assert caught.value.param == name
@@ -118,21 +116,21 @@ def test_what_only_vllm_has_is_rejected_with_the_flag_for_it(name: str, value: A
     ],
     ids=str,
 )
-def test_chat_checks_its_own_fields(fields: dict[str, Any], param: str) -> None:
+def test_chat_checks_its_own_fields(fields, param):
     assert_rejects(ChatRequest, param, **fields)
 
 
-def test_prompt_logprobs_cannot_be_streamed(model: Model) -> None:
+def test_prompt_logprobs_cannot_be_streamed(model):
     assert_rejects(model, "prompt_logprobs", stream=True, prompt_logprobs=1)
 
 
 @pytest.mark.parametrize("request_id", ["a\nERROR forged", "a\rb", "a\x1b[31m", "a\u2028b", "a\n"])
-def test_request_id_with_control_characters_is_rejected(model: Model, request_id: str) -> None:
+def test_request_id_with_control_characters_is_rejected(model, request_id):
     """The id is logged: it must not forge a line of the log."""
     assert_rejects(model, "request_id", request_id=request_id)
 
 
 @pytest.mark.parametrize("salt", ["", "a" * 129, "a/b", "a@b", "a\\b", "a\x00"], ids=ascii)
-def test_cache_salts_are_checked_as_in_vllm(model: Model, salt: str) -> None:
+def test_cache_salts_are_checked_as_in_vllm(model, salt):
     assert_rejects(model, "cache_salt", cache_salt=salt)
     decode(model, cache_salt="a" * 128)

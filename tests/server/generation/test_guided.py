@@ -9,7 +9,7 @@ from base.errors import RequestError
 from server.engine.sampling.grammar import GrammarError, build_grammar
 from server.generation.guided import find_constraint
 from server.types import GuidedDecoding
-from tests.server.generation.requests import Model, decode
+from tests.server.generation.requests import decode
 
 _STRUCTURES = [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}]
 
@@ -53,7 +53,7 @@ _STRUCTURES = [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}]
     ],
     ids=str,
 )
-def test_constraint_is_found_and_compiles(model: Model, fields: dict[str, Any], guided: GuidedDecoding | None) -> None:
+def test_constraint_is_found_and_compiles(model, fields, guided):
     constraint = find_constraint(decode(model, **fields))
     assert (constraint and constraint.guided) == guided
     if constraint is not None:
@@ -84,7 +84,7 @@ def test_constraint_is_found_and_compiles(model: Model, fields: dict[str, Any], 
     ],
     ids=str,
 )
-def test_constraint_that_cannot_be_used_is_rejected_with_its_field(model: Model, fields: dict[str, Any]) -> None:
+def test_constraint_that_cannot_be_used_is_rejected_with_its_field(model, fields):
     with pytest.raises((RequestError, GrammarError)) as caught:
         constraint = find_constraint(decode(model, **fields))
         assert constraint is not None
@@ -93,7 +93,7 @@ def test_constraint_that_cannot_be_used_is_rejected_with_its_field(model: Model,
     assert isinstance(caught.value, GrammarError) or caught.value.param
 
 
-def test_schema_nested_too_deeply_is_rejected(model: Model) -> None:
+def test_schema_nested_too_deeply_is_rejected(model):
     schema: dict[str, Any] = {"type": "integer"}
     for _ in range(70):
         schema = {"type": "array", "items": schema}

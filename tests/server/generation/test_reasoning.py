@@ -72,9 +72,7 @@ def encode(renderer: HfRenderer, text: str) -> list[int]:
         ("openai_gptoss", "<|start|>assistant", PromptEnd.SILENT, 0),
     ],
 )
-def test_the_prompts_last_marker_tells_whether_reasoning_is_open(
-    look: Any, name: str, prompt: str, end: PromptEnd, num_spent: int
-) -> None:
+def test_the_prompts_last_marker_tells_whether_reasoning_is_open(look, name, prompt, end, num_spent):
     found = look(name, prompt, thinking_token_budget=None if name == "openai_gptoss" else 5)
     assert (found.prompt_end, found.num_spent_tokens) == (end, num_spent)
 
@@ -92,9 +90,7 @@ def test_the_prompts_last_marker_tells_whether_reasoning_is_open(
     ],
 )
 @pytest.mark.parametrize("is_whole", [True, False])
-def test_only_tokens_of_the_reasoning_are_counted(
-    renderer: HfRenderer, look: Any, name: str, output: str, number: int, is_whole: bool
-) -> None:
+def test_only_tokens_of_the_reasoning_are_counted(renderer, look, name, output, number, is_whole):
     counter = look(name, "<|im_start|>").create_counter()
     token_ids = encode(renderer, output)
     for piece in [token_ids] if is_whole else [[token_id] for token_id in token_ids]:
@@ -103,11 +99,11 @@ def test_only_tokens_of_the_reasoning_are_counted(
 
 
 @pytest.mark.parametrize(("name", "keeps"), [("mistral", True), ("qwen3", False)])
-def test_special_tokens_are_kept_if_a_marker_is_one(renderer: HfRenderer, name: str, keeps: bool) -> None:
+def test_special_tokens_are_kept_if_a_marker_is_one(renderer, name, keeps):
     assert ModelReasoning(config(name), renderer).keeps_special_tokens is keeps
 
 
-def test_a_grammar_applies_at_once_to_models_that_may_leave_the_reasoning_out(renderer: HfRenderer, look: Any) -> None:
+def test_a_grammar_applies_at_once_to_models_that_may_leave_the_reasoning_out(renderer, look):
     request = look("mistral", "Hi", has_grammar=True)
     rules = request.rules(ChatRequest(messages=[]), has_grammar=True)
     assert (rules.is_optional, rules.delays_grammar) == (True, False)
@@ -116,7 +112,7 @@ def test_a_grammar_applies_at_once_to_models_that_may_leave_the_reasoning_out(re
     assert (opened.is_optional, opened.delays_grammar) == (False, True)
 
 
-def test_gpt_oss_is_constrained_in_its_final_channel_and_has_no_budget(look: Any) -> None:
+def test_gpt_oss_is_constrained_in_its_final_channel_and_has_no_budget(look):
     rules = look("openai_gptoss", "<|start|>", has_grammar=True).rules(ChatRequest(messages=[]), has_grammar=True)
     assert rules.delays_grammar
     assert "<|channel|>final<|message|>" in [marker.text for marker in rules.ends]
@@ -125,7 +121,7 @@ def test_gpt_oss_is_constrained_in_its_final_channel_and_has_no_budget(look: Any
 
 
 @pytest.mark.parametrize("choice", ["auto", "required", "none"])
-def test_gpt_oss_reasoning_and_calls_are_read_by_one_parser(renderer: HfRenderer, look: Any, choice: str) -> None:
+def test_gpt_oss_reasoning_and_calls_are_read_by_one_parser(renderer, look, choice):
     encoding = pytest.importorskip("openai_harmony").load_harmony_encoding("HarmonyGptOss")
     settings = {"enable_auto_tool_choice": True, "tool_call_parser": "openai", "reasoning_parser": "openai_gptoss"}
     server = GenerationConfig(**settings)  # type: ignore[arg-type]
@@ -145,5 +141,5 @@ def test_gpt_oss_reasoning_and_calls_are_read_by_one_parser(renderer: HfRenderer
     assert "".join(call.arguments for call in calls) == ("{}" if choice == "required" else "")
 
 
-def test_auto_tells_the_format_from_the_models_files(look: Any) -> None:
+def test_auto_tells_the_format_from_the_models_files(look):
     assert look("auto", "Hi").format is load_reasoning_format("mistral"), "the vocabulary has [THINK]"

@@ -39,7 +39,7 @@ def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, 
     [("n", 16_385), ("stop", ["a"] * 65), ("stop", ["a" * 1000, "b" * 25])],
     ids=["n", "stop", "characters of stop"],
 )
-def test_request_above_the_limits_is_rejected(model: Model, name: str, value: Any) -> None:
+def test_request_above_the_limits_is_rejected(model, name, value):
     with pytest.raises(RequestError) as caught:
         decode(model, **{name: value})
     assert (caught.value.status, caught.value.param) == (400, name)
@@ -60,7 +60,7 @@ def test_request_above_the_limits_is_rejected(model: Model, name: str, value: An
     ],
     ids=str,
 )
-def test_value_that_does_not_fit_the_model_is_rejected(model: Model, name: str, value: Any) -> None:
+def test_value_that_does_not_fit_the_model_is_rejected(model, name, value):
     with pytest.raises(RequestError) as caught:
         sample(model, **({"max_tokens": 16} | {name: value}))
     assert (caught.value.status, caught.value.param) == (400, name)
@@ -78,14 +78,14 @@ def test_value_that_does_not_fit_the_model_is_rejected(model: Model, name: str, 
     ],
     ids=str,
 )
-def test_value_is_rejected_with_the_field_it_comes_from(model: Model, fields: dict[str, Any], param: str) -> None:
+def test_value_is_rejected_with_the_field_it_comes_from(model, fields, param):
     with pytest.raises(RequestError) as caught:
         sample(model, **fields)
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
 @pytest.mark.parametrize("length", [512, 513, 5000])
-def test_prompt_that_leaves_no_room_for_output_is_rejected_with_the_limit(model: Model, length: int) -> None:
+def test_prompt_that_leaves_no_room_for_output_is_rejected_with_the_limit(model, length):
     with pytest.raises(RequestError, match="512") as caught:
         sample(model, num_prompt_tokens=length)
     assert caught.value.status == 400
@@ -105,25 +105,25 @@ def test_prompt_that_leaves_no_room_for_output_is_rejected_with_the_limit(model:
     ],
     ids=str,
 )
-def test_values_are_normalised_as_in_vllm(fields: dict[str, Any], name: str, expected: Any) -> None:
+def test_values_are_normalised_as_in_vllm(fields, name, expected):
     assert getattr(sample(CompletionRequest, **fields), name) == expected
 
 
-def test_minus_one_asks_for_the_log_probabilities_of_the_whole_vocabulary() -> None:
+def test_minus_one_asks_for_the_log_probabilities_of_the_whole_vocabulary():
     assert sample(CompletionRequest, logprobs=-1, max_logprobs=-1).logprobs == INFO.vocab_size
 
 
-def test_output_limit_is_lowered_to_the_rest_of_the_context(model: Model) -> None:
+def test_output_limit_is_lowered_to_the_rest_of_the_context(model):
     assert sample(model, num_prompt_tokens=500, max_tokens=100).max_tokens == 12
 
 
-def test_duplicate_token_ids_count_once(model: Model) -> None:
+def test_duplicate_token_ids_count_once(model):
     names = ("stop_token_ids", "allowed_token_ids")
     params = sample(model, **{name: [7, 5, 7] * 30 for name in names})
     assert [getattr(params, name) for name in names] == [(7, 5)] * 2
 
 
-def test_prompts_of_a_request_share_its_lists(model: Model) -> None:
+def test_prompts_of_a_request_share_its_lists(model):
     builder = SamplingBuilder(defaults=SamplingDefaults(), info=INFO, max_logprobs=20)
     request = decode(model, max_tokens=505, allowed_token_ids=list(range(1000)), logit_bias={5: 1.0})
     first, second = builder.build_all(request, [5, 12], reasoning=[None, None])

@@ -78,9 +78,7 @@ CALL_TIME = '{"name": "get_time", "parameters": {}}'
         ),
     ],
 )
-def test_a_forced_call_follows_its_schema(
-    accepts: Accepts, fields: dict[str, Any], accepted: list[str], rejected: list[str]
-) -> None:
+def test_a_forced_call_follows_its_schema(accepts, fields, accepted, rejected):
     constraint = find_constraint(decode(ChatRequest, **fields))
     assert [text for text in accepted + rejected if accepts(constraint, text)] == accepted
 
@@ -93,7 +91,7 @@ def strict_constraint(*tools: dict[str, Any]) -> Constraint | None:
     return find_strict_constraint(decode(ChatRequest, tools=[first, *tools[1:]]), call_format, trigger_id=None)
 
 
-def test_chosen_calls_of_strict_tools_follow_their_schema(accepts: Accepts) -> None:
+def test_chosen_calls_of_strict_tools_follow_their_schema(accepts):
     constraint = strict_constraint(WEATHER, TIME)
 
     def calls(name: str, arguments: str) -> bool:
@@ -108,7 +106,7 @@ def test_chosen_calls_of_strict_tools_follow_their_schema(accepts: Accepts) -> N
     assert not calls("other", "{}")
 
 
-def test_names_and_schemas_of_strict_tools_may_be_strange(accepts: Accepts) -> None:
+def test_names_and_schemas_of_strict_tools_may_be_strange(accepts):
     constraint = strict_constraint({"function": {"name": 'a"NAME\\', "parameters": {"type": "object"}}})
     assert accepts(constraint, '<tool_call>{"name": "a\\"NAME\\\\", "arguments": {}}</tool_call>')
     deep: dict[str, Any] = {"type": "object"}
@@ -152,7 +150,7 @@ def test_names_and_schemas_of_strict_tools_may_be_strange(accepts: Accepts) -> N
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_tool_choice_that_cannot_be_forced_is_rejected(fields: dict[str, Any], part: str) -> None:
+def test_a_tool_choice_that_cannot_be_forced_is_rejected(fields, part):
     with pytest.raises(RequestError) as caught:
         find_constraint(decode(ChatRequest, **fields))
     assert caught.value.status == 400

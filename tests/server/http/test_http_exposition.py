@@ -54,13 +54,13 @@ def series(family: Any) -> list[tuple[str, frozenset[Any]]]:
     return [(sample.name, frozenset(sample.labels.items())) for sample in family.samples]
 
 
-def test_the_families_of_vllm_are_there_with_its_type(served) -> None:
+def test_the_families_of_vllm_are_there_with_its_type(served):
     found = families(served)
     assert {name: found[name].type for name in VLLM_TYPES if name in found} == VLLM_TYPES
     assert {"process_resident_memory_bytes", "process_cpu_seconds", "python_info"} <= found.keys()
 
 
-def test_labels_are_vllms(served) -> None:
+def test_labels_are_vllms(served):
     found = families(served)
     for name in VLLM_TYPES.keys() - {"vllm:cache_config_info"}:
         extra = EXTRA_LABELS.get(name, {})
@@ -71,7 +71,7 @@ def test_labels_are_vllms(served) -> None:
             assert {sample.labels[label] for sample in found[name].samples} == values
 
 
-def test_the_text_follows_the_rules_of_the_format(served) -> None:
+def test_the_text_follows_the_rules_of_the_format(served):
     lines = served.get("/metrics").text.splitlines()
     headers = [line.split()[1:3] for line in lines if line.startswith("#")]
     assert max(Counter(map(tuple, headers)).values()) == 1, "a family is announced twice"
@@ -86,7 +86,7 @@ def test_the_text_follows_the_rules_of_the_format(served) -> None:
             assert re.match(rf"{re.escape(seen)}(_total|_bucket|_sum|_count|_info)?[{{ ]", line), line
 
 
-def test_no_series_is_repeated_and_buckets_add_up(served) -> None:
+def test_no_series_is_repeated_and_buckets_add_up(served):
     everything = [one for family in families(served).values() for one in series(family)]
     assert len(everything) == len(set(everything))
     for family in families(served).values():
@@ -109,7 +109,7 @@ def _check_buckets(family: Any) -> None:
         assert steps[-1] == (float("inf"), counts[labels]), family.name
 
 
-def test_sizes_of_bodies_are_counted_as_announced(served, wait_until) -> None:
+def test_sizes_of_bodies_are_counted_as_announced(served, wait_until):
     before = families(served)["http_request_size_bytes"]
     num_before = _of_completions(before, "_count")
     body = b'{"prompt": "The capital of France is", "max_tokens": 3}'
@@ -127,7 +127,7 @@ def _of_completions(family: Any, suffix: str) -> float:
     return next(s.value for s in family.samples if s.name.endswith(suffix) and s.labels["handler"] == "/v1/completions")
 
 
-def test_rejected_requests_are_counted_by_the_limit(serve, engine, wait_until) -> None:
+def test_rejected_requests_are_counted_by_the_limit(serve, engine, wait_until):
     server = serve(limits=LimitsConfig(max_queued_requests=1))
 
     def rejected() -> dict[str, float]:
@@ -144,7 +144,7 @@ def test_rejected_requests_are_counted_by_the_limit(serve, engine, wait_until) -
         engine.holds_after = None
 
 
-def test_prompt_tokens_are_counted_by_source(serve, engine, encode) -> None:
+def test_prompt_tokens_are_counted_by_source(serve, engine, encode):
     server = serve()
     engine.num_cached_tokens = 3
     server.complete()
@@ -157,7 +157,7 @@ def test_prompt_tokens_are_counted_by_source(serve, engine, encode) -> None:
     assert [s.value for s in found["vllm:prompt_tokens_cached"].samples if s.name.endswith("_total")] == [3]
 
 
-def test_every_query_of_the_dashboard_names_metrics_that_exist(served) -> None:
+def test_every_query_of_the_dashboard_names_metrics_that_exist(served):
     names = {sample.name for family in families(served).values() for sample in family.samples}
     dashboard = json.loads(DASHBOARD.read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
@@ -169,7 +169,7 @@ def test_every_query_of_the_dashboard_names_metrics_that_exist(served) -> None:
         assert set(metrics) <= names, query
 
 
-def test_the_dashboard_is_complete() -> None:
+def test_the_dashboard_is_complete():
     panels = json.loads(DASHBOARD.read_text())["panels"]
     ids = [panel["id"] for panel in panels]
     assert len(ids) == len(set(ids))

@@ -45,7 +45,7 @@ def _messages(*urls: str, text: str = "What is it?") -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
-def test_an_image_reaches_the_engine_with_its_tokens(vision: Any) -> None:
+def test_an_image_reaches_the_engine_with_its_tokens(vision):
     answer = vision.client().chat.completions.create(model="smol", messages=_messages(_url()))
     assert answer.choices[0].message.content == "a cat"
     ((token_ids, _),) = vision.engine.requests.values()
@@ -57,7 +57,7 @@ def test_an_image_reaches_the_engine_with_its_tokens(vision: Any) -> None:
 
 
 @pytest.mark.parametrize("is_result", [False, True], ids=["message", "tool result"])
-def test_an_image_of_a_message_is_that_of_a_chat(vision: Any, is_result: bool) -> None:
+def test_an_image_of_a_message_is_that_of_a_chat(vision, is_result):
     source = {"type": "base64", "media_type": "image/png", "data": _url().partition(",")[2]}
     blocks: list[dict[str, Any]] = [{"type": "image", "source": source}]
     messages: list[dict[str, Any]] = [{"role": "user", "content": blocks}]
@@ -75,7 +75,7 @@ def test_an_image_of_a_message_is_that_of_a_chat(vision: Any, is_result: bool) -
     assert counted["input_tokens"] == message["usage"]["input_tokens"]
 
 
-def test_an_image_of_a_response_stays_in_the_conversation(vision: Any) -> None:
+def test_an_image_of_a_response_stays_in_the_conversation(vision):
     client = vision.client()
     content: Any = [{"type": "input_image", "image_url": _url()}, {"type": "input_text", "text": "What is it?"}]
     first = client.responses.create(model="smol", input=[{"role": "user", "content": content}])
@@ -85,20 +85,20 @@ def test_an_image_of_a_response_stays_in_the_conversation(vision: Any) -> None:
     assert one.mm["pixel_values"].data == other.mm["pixel_values"].data
 
 
-def test_choices_of_one_request_share_the_images(vision: Any) -> None:
+def test_choices_of_one_request_share_the_images(vision):
     vision.chat(messages=_messages(_url()), n=3)
     assert len(vision.engine.inputs) == 3
     assert len({id(inputs) for inputs in vision.engine.inputs.values()}) == 1
 
 
-def test_tokenize_counts_the_images_tokens(vision: Any) -> None:
+def test_tokenize_counts_the_images_tokens(vision):
     found = vision.post("/tokenize", {"messages": _messages(_url())}).json()
     vision.chat(messages=_messages(_url()))
     ((token_ids, _),) = vision.engine.requests.values()
     assert (found["tokens"], found["count"]) == (token_ids, len(token_ids))
 
 
-def test_text_without_images_has_no_image_inputs(vision: Any) -> None:
+def test_text_without_images_has_no_image_inputs(vision):
     assert vision.chat().status_code == 200
     assert list(vision.engine.inputs.values()) == [None]
 
@@ -113,7 +113,7 @@ def test_text_without_images_has_no_image_inputs(vision: Any) -> None:
         ([_url(0, 1000), _url(1, 1000), _url(2, 1000)], ""),
     ],
 )
-def test_a_faulty_image_is_rejected(vision: Any, urls: list[str], message: str) -> None:
+def test_a_faulty_image_is_rejected(vision, urls, message):
     for body in ({}, {"stream": True}):
         answer = vision.chat(messages=_messages(*urls), **body)
         if message:
@@ -123,13 +123,13 @@ def test_a_faulty_image_is_rejected(vision: Any, urls: list[str], message: str) 
     assert all(len(token_ids) < MAX_MODEL_LEN for token_ids, _ in vision.engine.requests.values())
 
 
-def test_a_text_model_rejects_images(server: Any) -> None:
+def test_a_text_model_rejects_images(server):
     answer = server.chat(messages=_messages(_url()))
     assert answer.status_code == 400
     assert "this model is served for text only" in answer.json()["error"]["message"]
 
 
-def test_the_image_cache_has_metrics(vision: Any) -> None:
+def test_the_image_cache_has_metrics(vision):
     for _ in range(2):
         vision.chat(messages=_messages(_url(seed=77)))
     metrics = vision.get("/metrics").text

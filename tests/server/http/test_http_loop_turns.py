@@ -266,17 +266,17 @@ def _assert_short_turns(send: Send, path: str, body: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_no_turn_of_the_loop_is_long(send: Send, name: str) -> None:
+def test_no_turn_of_the_loop_is_long(send, name):
     _assert_short_turns(send, *BODIES[name]())
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", FURTHER_BODIES)
-def test_no_turn_of_the_loop_is_long_for_any_field(send: Send, name: str) -> None:
+def test_no_turn_of_the_loop_is_long_for_any_field(send, name):
     _assert_short_turns(send, *FURTHER_BODIES[name]())
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", POOLING_BODIES)
-def test_no_turn_of_the_loop_is_long_for_pooled_prompts(send_pooled: Send, name: str) -> None:
+def test_no_turn_of_the_loop_is_long_for_pooled_prompts(send_pooled, name):
     _assert_short_turns(send_pooled, *POOLING_BODIES[name])

@@ -1,7 +1,7 @@
 """/v1/messages and /v1/messages/count_tokens through the Anthropic SDK: bodies, events, stops and errors."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -53,7 +53,7 @@ def client(server: LiveServer) -> Iterator[anthropic.Anthropic]:
         yield client
 
 
-def test_a_message(client: anthropic.Anthropic, encode: Callable[[str], list[int]]) -> None:
+def test_a_message(client, encode):
     message = create(client)
     assert message.id.startswith("chatcmpl-")
     assert (message.type, message.role, message.model) == ("message", "assistant", MODEL)
@@ -64,7 +64,7 @@ def test_a_message(client: anthropic.Anthropic, encode: Callable[[str], list[int
     assert message.usage.cache_read_input_tokens is None
 
 
-def test_a_streams_events_are_those_of_vllm(server: LiveServer, engine: ScriptedEngine) -> None:
+def test_a_streams_events_are_those_of_vllm(server, engine):
     engine.tokens_per_step = 4
     events = stream_events(server)
     assert all(name == data["type"] for name, data in events)
@@ -92,7 +92,7 @@ def test_a_streams_events_are_those_of_vllm(server: LiveServer, engine: Scripted
     assert events[-1][1] == {"type": "message_stop"}
 
 
-def test_the_sdk_joins_a_stream_to_the_message(client: anthropic.Anthropic) -> None:
+def test_the_sdk_joins_a_stream_to_the_message(client):
     with client.messages.stream(model=MODEL, max_tokens=100, messages=[USER]) as stream:
         assert "".join(stream.text_stream) == REPLY
         message = stream.get_final_message()
@@ -108,9 +108,7 @@ def test_the_sdk_joins_a_stream_to_the_message(client: anthropic.Anthropic) -> N
     ],
     ids=["limit", "sequence"],
 )
-def test_why_a_message_stops(
-    client: anthropic.Anthropic, fields: dict[str, Any], text: str, stop: tuple[str, Any], streams: bool
-) -> None:
+def test_why_a_message_stops(client, fields, text, stop, streams):
     if streams:
         with client.messages.stream(**{"model": MODEL, "max_tokens": 100, "messages": [USER]} | fields) as stream:
             message = stream.get_final_message()
@@ -120,16 +118,14 @@ def test_why_a_message_stops(
     assert (message.stop_reason, message.stop_sequence) == stop
 
 
-def test_an_empty_answer_is_an_empty_text(client: anthropic.Anthropic, engine: ScriptedEngine) -> None:
+def test_an_empty_answer_is_an_empty_text(client, engine):
     engine.reply = []
     assert [block.text for block in create(client).content] == [""]
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 1000])
 @pytest.mark.parametrize("reasons", [False, True], ids=["tools", "thinking and tools"])
-def test_thinking_text_and_calls_are_blocks_in_this_order(
-    serve: Any, engine: ScriptedEngine, encode: Callable[[str], list[int]], tokens_per_step: int, reasons: bool
-) -> None:
+def test_thinking_text_and_calls_are_blocks_in_this_order(serve, engine, encode, tokens_per_step, reasons):
     engine.reply, engine.tokens_per_step = (
         encode(f"<think>\nHmm.</think>\n\n{CALLS}" if reasons else CALLS),
         tokens_per_step,
@@ -151,9 +147,7 @@ def test_thinking_text_and_calls_are_blocks_in_this_order(
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}], ids=["any", "tool"])
-def test_tools_that_the_request_forces(
-    client: anthropic.Anthropic, engine: ScriptedEngine, encode: Callable[[str], list[int]], choice: dict[str, str]
-) -> None:
+def test_tools_that_the_request_forces(client, engine, encode, choice):
     arguments = '{"city": "Paris"}'
     is_named = choice["type"] == "tool"
     engine.reply = encode(arguments if is_named else f'[{{"name": "get_weather", "parameters": {arguments}}}]')
@@ -163,9 +157,7 @@ def test_tools_that_the_request_forces(
     assert message.stop_reason == "tool_use"
 
 
-def test_a_call_that_the_limit_cuts_has_no_input(
-    client: anthropic.Anthropic, engine: ScriptedEngine, encode: Callable[[str], list[int]]
-) -> None:
+def test_a_call_that_the_limit_cuts_has_no_input(client, engine, encode):
     engine.reply = encode('{"city": "Paris"}')
     choice = {"type": "tool", "name": "get_weather"}
     message = create(client, tools=[WEATHER], tool_choice=choice, max_tokens=3)
@@ -173,7 +165,7 @@ def test_a_call_that_the_limit_cuts_has_no_input(
     assert message.stop_reason == "max_tokens"
 
 
-def test_counting_gives_the_tokens_of_the_message(client: anthropic.Anthropic) -> None:
+def test_counting_gives_the_tokens_of_the_message(client):
     conversation: dict[str, Any] = {"system": "Be short.", "messages": [USER], "tools": [TIME]}
     counted = client.messages.count_tokens(model=MODEL, **conversation)
     message = create(client, **conversation, tool_choice={"type": "none"})
@@ -182,7 +174,7 @@ def test_counting_gives_the_tokens_of_the_message(client: anthropic.Anthropic) -
 
 
 @pytest.mark.parametrize("has_prefix_cache", [False, True])
-def test_tokens_of_the_cache_are_counted_apart(serve: Any, engine: ScriptedEngine, has_prefix_cache: bool) -> None:
+def test_tokens_of_the_cache_are_counted_apart(serve, engine, has_prefix_cache):
     engine.num_cached_tokens = 4
     engine.info = msgspec.structs.replace(engine.info, has_prefix_cache=has_prefix_cache)
     with connect(serve(enable_prompt_tokens_details=True)) as client:
@@ -205,9 +197,7 @@ def test_tokens_of_the_cache_are_counted_apart(serve: Any, engine: ScriptedEngin
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
-def test_an_error_names_the_field(
-    client: anthropic.Anthropic, fields: dict[str, Any], error: type[anthropic.APIStatusError], param: str
-) -> None:
+def test_an_error_names_the_field(client, fields, error, param):
     with pytest.raises(error) as caught:
         create(client, **fields)
     body: Any = caught.value.body
@@ -217,7 +207,7 @@ def test_an_error_names_the_field(
     assert body["error"]["type"] == ("not_found_error" if is_missing else "invalid_request_error")
 
 
-def test_a_failure_ends_the_stream_with_an_error_event(server: LiveServer, engine: ScriptedEngine) -> None:
+def test_a_failure_ends_the_stream_with_an_error_event(server, engine):
     engine.fails_after = 3
     events = stream_events(server)
     name, data = events[-1]
@@ -239,9 +229,7 @@ def test_a_failure_ends_the_stream_with_an_error_event(server: LiveServer, engin
         ("/v1/chat/completions", {"x-api-key": "secret"}, 200),
     ],
 )
-def test_a_key_may_be_in_the_header_of_anthropics_api(
-    serve: Any, path: str, headers: dict[str, str], status: int
-) -> None:
+def test_a_key_may_be_in_the_header_of_anthropics_api(serve, path, headers, status):
     body = {"model": MODEL, "max_tokens": 1, "messages": [USER]}
     response = serve(api_keys=("secret",)).post(path, body, headers=headers)
     assert response.status_code == status
@@ -251,7 +239,7 @@ def test_a_key_may_be_in_the_header_of_anthropics_api(
 
 
 @pytest.mark.parametrize("prefix", ["", "/api"])
-def test_errors_outside_of_the_route_have_anthropics_format(serve: Any, prefix: str) -> None:
+def test_errors_outside_of_the_route_have_anthropics_format(serve, prefix):
     """415: before the body is decoded; 405: the method."""
     server = serve(root_path="/api")
     path = prefix + "/v1/messages"
@@ -266,7 +254,7 @@ def test_errors_outside_of_the_route_have_anthropics_format(serve: Any, prefix: 
     ("status", "type"),
     [(400, "invalid_request_error"), (413, "request_too_large"), (429, "rate_limit_error"), (500, "api_error")],
 )
-def test_every_status_has_anthropics_type(status: int, type: str) -> None:
+def test_every_status_has_anthropics_type(status, type):
     body = ANTHROPIC.to_body(error_response("m", type="T", code=status))
     assert (body["type"], body["error"].type) == ("error", type)
 
@@ -280,12 +268,10 @@ class TestSystemMessagesWithinTheConversation:
         ((token_ids, _),) = engine.requests.values()
         return str(server.parts.renderer.detokenize(token_ids))
 
-    def test_they_stay_if_the_template_accepts_them(self, server: LiveServer, engine: ScriptedEngine) -> None:
+    def test_they_stay_if_the_template_accepts_them(self, server, engine):
         assert self.prompt(server, engine).count("<|im_start|>system\n") == 2
 
-    def test_they_move_to_the_start_if_not(
-        self, server: LiveServer, engine: ScriptedEngine, model_path: Any, serve: Any
-    ) -> None:
+    def test_they_move_to_the_start_if_not(self, server, engine, model_path, serve):
         template = (model_path / "chat_template.jinja").read_text()
         guard = "{% if message.role == 'system' and not loop.first %}{{ raise_exception('first') }}{% endif %}"
         strict = template.replace("{% for message in messages %}", "{% for message in messages %}" + guard)
@@ -296,9 +282,7 @@ class TestSystemMessagesWithinTheConversation:
         assert prompt.startswith("<|im_start|>system\nYou help. Be short.<|im_end|>\n<|im_start|>user")
 
 
-def test_a_loop_of_tools_sends_the_whole_conversation(
-    serve: Any, engine: ScriptedEngine, encode: Callable[[str], list[int]], renderer: HfRenderer
-) -> None:
+def test_a_loop_of_tools_sends_the_whole_conversation(serve, engine, encode, renderer):
     """The SDK asks for a kept conversation; were that ignored, the model would see the last turn only."""
     engine.reply = encode('<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>')
 
@@ -315,7 +299,7 @@ def test_a_loop_of_tools_sends_the_whole_conversation(
     assert prompt.index("capital of France") < prompt.index("sunny in Paris")
 
 
-def test_a_coding_agents_request(serve: Any, engine: ScriptedEngine) -> None:
+def test_a_coding_agents_request(serve, engine):
     """The fields, headers and query that Claude Code sends."""
     cached = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
     body = {
@@ -365,8 +349,8 @@ def test_a_coding_agents_request(serve: Any, engine: ScriptedEngine) -> None:
     ids=["known", "switch", "ignored", "rejected", "set by the operator"],
 )
 def test_disabled_thinking_is_the_least_effort_that_the_template_knows(
-    serve: Any, engine: ScriptedEngine, model_path: Any, template: str, options: dict[str, Any], prompt: str
-) -> None:
+    serve, engine, model_path, template, options, prompt
+):
     with HfRenderer(ModelFiles(model_path, model_path), RendererConfig(chat_template=template)) as renderer:
         with connect(serve(renderer=renderer, **options)) as client:
             create(client, thinking={"type": "disabled"})

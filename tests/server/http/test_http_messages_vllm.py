@@ -1,7 +1,6 @@
 """/v1/messages and vLLM's own code: the same chat requests, messages and events."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ from server.apis.messages.conversion import to_chat_request
 from server.apis.messages.request import MessagesRequest
 from server.http_body.decoding import RequestDecoder
 from tests.peer_vllm import ask_vllm, needs_vllm
-from tests.server.http.conftest import MODEL, ScriptedEngine
+from tests.server.http.conftest import MODEL
 
 pytestmark = [pytest.mark.slow, needs_vllm]
 
@@ -98,7 +97,7 @@ def without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def test_chat_requests_are_those_of_vllm(tmp_path: Path) -> None:
+def test_chat_requests_are_those_of_vllm(tmp_path):
     requests = [
         {"body": body_of({"max_tokens": 2000} | fields), "merges_system": merges}
         for fields in REQUESTS
@@ -114,9 +113,7 @@ def test_chat_requests_are_those_of_vllm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 5])
-def test_messages_and_events_are_those_of_vllm(
-    serve: Any, engine: ScriptedEngine, encode: Callable[[str], list[int]], tmp_path: Path, tokens_per_step: int
-) -> None:
+def test_messages_and_events_are_those_of_vllm(serve, engine, encode, tmp_path, tokens_per_step):
     """vLLM's code gets what /v1/chat/completions answers here."""
     server = serve(
         enable_auto_tool_choice=True,

@@ -94,7 +94,7 @@ def _assert_close(result: Any, expected: torch.Tensor) -> None:
     torch.testing.assert_close(torch.tensor(result), expected, atol=2e-5, rtol=1e-4)
 
 
-def test_each_text_has_an_embedding(embedder: LiveServer, bert: PreTrainedModel) -> None:
+def test_each_text_has_an_embedding(embedder, bert):
     answer = embedder.post("/v1/embeddings", {"model": NAME, "input": TEXTS}).json()
     assert [item["index"] for item in answer["data"]] == [0, 1, 2, 3]
     for text, item in zip(TEXTS, answer["data"], strict=True):
@@ -102,7 +102,7 @@ def test_each_text_has_an_embedding(embedder: LiveServer, bert: PreTrainedModel)
         _assert_close(item["embedding"], _embedding(embedder, bert, text))
 
 
-def test_body_has_the_fields_of_vllm(embedder: LiveServer) -> None:
+def test_body_has_the_fields_of_vllm(embedder):
     answer = embedder.post("/v1/embeddings", {"input": "hello world", "request_id": "mine"}).json()
     assert list(answer) == ["id", "object", "created", "model", "data", "usage"]
     assert answer["id"] == "embd-mine"
@@ -112,14 +112,14 @@ def test_body_has_the_fields_of_vllm(embedder: LiveServer) -> None:
     assert answer["usage"]["completion_tokens"] == 0
 
 
-def test_inputs_of_a_request_are_one_batch(embedder: LiveServer) -> None:
+def test_inputs_of_a_request_are_one_batch(embedder):
     engine = embedder.engine
     engine.batches.clear()  # type: ignore[attr-defined]
     embedder.post("/v1/embeddings", {"input": TEXTS})
     assert engine.batches == [4]  # type: ignore[attr-defined]
 
 
-def test_openai_client_reads_base64_and_floats(client: openai.OpenAI, embedder: LiveServer, bert: Any) -> None:
+def test_openai_client_reads_base64_and_floats(client, embedder, bert):
     default = client.embeddings.create(model=NAME, input=TEXTS)
     floats = client.embeddings.create(model=NAME, input=TEXTS, encoding_format="float")
     for text, one, other in zip(TEXTS, default.data, floats.data, strict=True):
@@ -137,11 +137,11 @@ def test_openai_client_reads_base64_and_floats(client: openai.OpenAI, embedder: 
     ],
     ids=str,
 )
-def test_encodings_that_only_vllm_has_are_rejected(embedder: LiveServer, fields: dict[str, Any]) -> None:
+def test_encodings_that_only_vllm_has_are_rejected(embedder, fields):
     assert_rejected(embedder.post("/v1/embeddings", {"input": "a", **fields}), list(fields)[-1], "--engine vllm")
 
 
-def test_token_ids_are_not_changed(embedder: LiveServer, bert: PreTrainedModel) -> None:
+def test_token_ids_are_not_changed(embedder, bert):
     ids = _encode(embedder, TEXTS[1])["input_ids"]
     one = embedder.post("/v1/embeddings", {"input": ids}).json()
     many = embedder.post("/v1/embeddings", {"input": [ids, [2, 3]]}).json()
@@ -150,7 +150,7 @@ def test_token_ids_are_not_changed(embedder: LiveServer, bert: PreTrainedModel) 
     assert many["usage"]["prompt_tokens"] == len(ids) + 2
 
 
-def test_special_tokens_may_be_left_out(embedder: LiveServer, bert: PreTrainedModel) -> None:
+def test_special_tokens_may_be_left_out(embedder, bert):
     answer = embedder.post("/v1/embeddings", {"input": "hello world", "add_special_tokens": False}).json()
     assert answer["usage"]["prompt_tokens"] == 2
     ids = _encode(embedder, "hello world")["input_ids"][1:-1]
@@ -158,7 +158,7 @@ def test_special_tokens_may_be_left_out(embedder: LiveServer, bert: PreTrainedMo
 
 
 @pytest.mark.parametrize("field", ["messages", "input"])
-def test_a_conversation_is_rendered_by_the_template(embedder: LiveServer, bert: PreTrainedModel, field: str) -> None:
+def test_a_conversation_is_rendered_by_the_template(embedder, bert, field):
     messages = [{"role": "user", "content": "hello world"}]
     ids = _encode(embedder, "user hello world ")["input_ids"]
     answer = embedder.post("/v1/embeddings", {field: messages, "add_special_tokens": True}).json()
@@ -168,15 +168,13 @@ def test_a_conversation_is_rendered_by_the_template(embedder: LiveServer, bert: 
     assert batch["usage"]["prompt_tokens"] == 2 * (len(ids) - 2)
 
 
-def test_use_activation_false_does_not_normalize_embeddings(embedder: LiveServer, bert: PreTrainedModel) -> None:
+def test_use_activation_false_does_not_normalize_embeddings(embedder, bert):
     answer = embedder.post("/v1/embeddings", {"input": "hello world", "use_activation": False}).json()
     _assert_close(answer["data"][0]["embedding"], hidden_states(bert, _encode(embedder, "hello world")["input_ids"])[0])
 
 
 @pytest.mark.parametrize(("side", "kept"), [(None, "the capital"), ("right", "the capital"), ("left", "is paris")])
-def test_truncation_keeps_special_tokens_and_the_requested_side(
-    embedder: LiveServer, bert: PreTrainedModel, side: str | None, kept: str
-) -> None:
+def test_truncation_keeps_special_tokens_and_the_requested_side(embedder, bert, side, kept):
     body = {"input": TEXTS[1], "truncate_prompt_tokens": 4} | ({"truncation_side": side} if side else {})
     answer = embedder.post("/v1/embeddings", body).json()
     assert answer["usage"]["prompt_tokens"] == 4
@@ -184,20 +182,20 @@ def test_truncation_keeps_special_tokens_and_the_requested_side(
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-def test_truncation_keeps_at_most_the_requested_tokens(embedder: LiveServer, limit: int) -> None:
+def test_truncation_keeps_at_most_the_requested_tokens(embedder, limit):
     for given in (TEXTS[1], _encode(embedder, TEXTS[1])["input_ids"]):
         body = {"input": given, "truncate_prompt_tokens": limit}
         assert embedder.post("/v1/embeddings", body).json()["usage"]["prompt_tokens"] == limit
     assert embedder.post("/v1/embeddings", {"input": TEXTS[1], "truncate_prompt_tokens": 0}).status_code == 400
 
 
-def test_a_model_without_a_template_rejects_conversations(serve: Serve, bert_folder: Path, bert: Any) -> None:
+def test_a_model_without_a_template_rejects_conversations(serve, bert_folder, bert):
     response = serve(bert_folder).post("/v1/embeddings", {"messages": [{"role": "user", "content": "hello"}]})
     assert response.status_code == 400
     assert "chat template" in response.json()["error"]["message"]
 
 
-def test_minus_one_truncates_to_the_context_length(embedder: LiveServer) -> None:
+def test_minus_one_truncates_to_the_context_length(embedder):
     long = "cat " * 200
     assert embedder.post("/v1/embeddings", {"input": long}).status_code == 400
     answer = embedder.post("/v1/embeddings", {"input": long, "truncate_prompt_tokens": -1}).json()
@@ -226,11 +224,11 @@ def test_minus_one_truncates_to_the_context_length(embedder: LiveServer) -> None
         ({"messages": [{"role": "user", "content": "b"}], "chat_template": "{{ x }}"}, "chat_template", "--trust"),
     ],
 )  # fmt: skip
-def test_bad_requests_name_the_field(embedder: LiveServer, body: dict[str, Any], param: str, words: str) -> None:
+def test_bad_requests_name_the_field(embedder, body, param, words):
     assert_rejected(embedder.post("/v1/embeddings", body), param, words)
 
 
-def test_padding_fills_the_context(embedder: LiveServer) -> None:
+def test_padding_fills_the_context(embedder):
     sizes = {}
     for padding in ("max_length", "do_not_pad"):
         answer = embedder.post("/v1/embeddings", {"input": "hello world", "padding": padding}).json()
@@ -238,7 +236,7 @@ def test_padding_fills_the_context(embedder: LiveServer) -> None:
     assert sizes == {"max_length": MAX_LEN, "do_not_pad": 4}
 
 
-def test_long_texts_are_embedded_in_chunks(serve: Serve, bert_folder: Path, bert: PreTrainedModel) -> None:
+def test_long_texts_are_embedded_in_chunks(serve, bert_folder, bert):
     server = serve(bert_folder, pooler=PoolerConfig(enable_chunked_processing=True, max_embed_len=200))
     long, short = "cat " * 100, "hello world"
     answer = server.post("/v1/embeddings", {"input": [long, short]}).json()
@@ -252,20 +250,20 @@ def test_long_texts_are_embedded_in_chunks(serve: Serve, bert_folder: Path, bert
     assert "maximum context length is 200" in server.post("/v1/embeddings", {"input": "cat " * 300}).text
 
 
-def test_dimensions_are_rejected_without_matryoshka(serve: Serve, tmp_path: Path) -> None:
+def test_dimensions_are_rejected_without_matryoshka(serve, tmp_path):
     save_pooler(tmp_path, "bert")
     response = serve(tmp_path).post("/v1/embeddings", {"input": "a", "dimensions": 8})
     assert_rejected(response, "dimensions", "does not support Matryoshka")
 
 
-def test_hf_overrides_replace_entries_of_the_configuration(serve: Serve, tmp_path: Path) -> None:
+def test_hf_overrides_replace_entries_of_the_configuration(serve, tmp_path):
     save_pooler(tmp_path, "bert")
     server = serve(tmp_path, hf_overrides={"matryoshka_dimensions": [4]})
     answer = server.post("/v1/embeddings", {"input": "a", "dimensions": 4}).json()
     assert len(answer["data"][0]["embedding"]) == 4
 
 
-def test_another_model_is_a_404(embedder: LiveServer) -> None:
+def test_another_model_is_a_404(embedder):
     response = embedder.post("/v1/embeddings", {"input": "a", "model": "other"})
     assert response.status_code == 404
     assert response.json()["error"]["param"] == "model"
@@ -279,7 +277,7 @@ def test_another_model_is_a_404(embedder: LiveServer) -> None:
         ("/classify", {"input": "a"}, "Classification"),
     ],
 )
-def test_an_embedder_has_no_other_endpoints(embedder: LiveServer, path: str, body: dict[str, Any], api: str) -> None:
+def test_an_embedder_has_no_other_endpoints(embedder, path, body, api):
     response = embedder.post(path, body)
     assert response.status_code == 404
     assert response.json()["error"]["message"] == f"The model does not support {api} API"
@@ -295,15 +293,13 @@ def test_an_embedder_has_no_other_endpoints(embedder: LiveServer, path: str, bod
         ("/rerank", {"query": "a", "documents": ["b"]}, "Rerank (Score)"),
     ],
 )
-def test_a_generative_model_has_no_pooling_endpoints(
-    server: LiveServer, path: str, body: dict[str, Any], api: str
-) -> None:
+def test_a_generative_model_has_no_pooling_endpoints(server, path, body, api):
     response = server.post(path, body)
     assert response.status_code == 404
     assert response.json()["error"]["message"] == f"The model does not support {api} API"
 
 
-def test_sentence_transformers_length_limit_applies(serve: Serve, tmp_path: Path) -> None:
+def test_sentence_transformers_length_limit_applies(serve, tmp_path):
     save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path, max_seq_length=8)
     server = serve(tmp_path)
@@ -311,9 +307,7 @@ def test_sentence_transformers_length_limit_applies(serve: Serve, tmp_path: Path
     assert server.get("/v1/models").json()["data"][0]["max_model_len"] == 8
 
 
-def test_pooling_returns_vectors_of_texts_and_of_tokens(
-    embedder: LiveServer, bert_folder: Path, bert: PreTrainedModel, serve: Serve
-) -> None:
+def test_pooling_returns_vectors_of_texts_and_of_tokens(embedder, bert_folder, bert, serve):
     whole = embedder.post("/pooling", {"input": TEXTS}).json()
     assert whole["id"].startswith("pooling-")
     assert whole["data"][0]["object"] == "pooling"
@@ -336,13 +330,11 @@ def test_pooling_returns_vectors_of_texts_and_of_tokens(
         ({"dimensions": 8}, "dimensions", "dimensions is currently not supported"),
     ],
 )
-def test_pooling_rejects_unsupported_tasks(
-    embedder: LiveServer, fields: dict[str, Any], param: str, words: str
-) -> None:
+def test_pooling_rejects_unsupported_tasks(embedder, fields, param, words):
     assert_rejected(embedder.post("/pooling", {"input": "a"} | fields), param, words)
 
 
-def test_classes_have_labels_and_probabilities(serve: Serve, tmp_path: Path) -> None:
+def test_classes_have_labels_and_probabilities(serve, tmp_path):
     labels = {0: "good", 1: "bad", 2: "ugly"}
     model = save_pooler(tmp_path, "bert", "classify", id2label=labels)
     server = serve(tmp_path)
@@ -373,7 +365,7 @@ def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Li
 
 
 @pytest.mark.parametrize("path", ["/score", "/v1/score"])
-def test_a_cross_encoder_scores_one_text_against_many(cross_encoder: Any, path: str) -> None:
+def test_a_cross_encoder_scores_one_text_against_many(cross_encoder, path):
     server, model = cross_encoder
     answer = server.post(path, {"text_1": TEXTS[0], "text_2": TEXTS[1:]}).json()
     assert answer["id"].startswith("score-")
@@ -384,7 +376,7 @@ def test_a_cross_encoder_scores_one_text_against_many(cross_encoder: Any, path: 
 
 
 @pytest.mark.parametrize("names", [("queries", "documents"), ("queries", "items"), ("data_1", "data_2")])
-def test_a_cross_encoder_scores_texts_pairwise(cross_encoder: Any, names: tuple[str, str]) -> None:
+def test_a_cross_encoder_scores_texts_pairwise(cross_encoder, names):
     server, model = cross_encoder
     answer = server.post("/score", {names[0]: TEXTS[:2], names[1]: TEXTS[2:]}).json()
     expected = [_cross_score(server, model, *pair) for pair in zip(TEXTS[:2], TEXTS[2:], strict=True)]
@@ -392,7 +384,7 @@ def test_a_cross_encoder_scores_texts_pairwise(cross_encoder: Any, names: tuple[
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
-def test_rerank_puts_the_most_relevant_first(cross_encoder: Any, path: str) -> None:
+def test_rerank_puts_the_most_relevant_first(cross_encoder, path):
     server, model = cross_encoder
     body = {"query": TEXTS[0], "documents": TEXTS[1:], "return_documents": True}
     answer = server.post(path, body).json()
@@ -408,7 +400,7 @@ def test_rerank_puts_the_most_relevant_first(cross_encoder: Any, path: str) -> N
     assert set(answer["usage"]) == {"prompt_tokens", "total_tokens"}
 
 
-def test_documents_may_be_cut_before_they_are_paired(cross_encoder: Any) -> None:
+def test_documents_may_be_cut_before_they_are_paired(cross_encoder):
     server, model = cross_encoder
     answer = server.post("/score", {"text_1": "hello", "text_2": TEXTS[2], "max_tokens_per_doc": 3}).json()
     assert answer["data"][0]["score"] == pytest.approx(_cross_score(server, model, "hello", "the weather is"), abs=1e-5)
@@ -428,11 +420,11 @@ def test_documents_may_be_cut_before_they_are_paired(cross_encoder: Any) -> None
         ("/rerank", {"query": "a", "documents": ["b"], "top_n": -1}, "top_n"),
     ],
 )
-def test_bad_scores_name_the_field(cross_encoder: Any, path: str, body: dict[str, Any], param: str) -> None:
+def test_bad_scores_name_the_field(cross_encoder, path, body, param):
     assert_rejected(cross_encoder[0].post(path, body), param)
 
 
-def test_the_operators_template_builds_the_pairs(serve: Serve, tmp_path: Path) -> None:
+def test_the_operators_template_builds_the_pairs(serve, tmp_path):
     model = save_pooler(tmp_path, "llama", "classify", num_labels=1)
     template = "{{ instruction or 'no' }} {{ messages[0]['content'] }} and {{ messages[1]['content'] }}"
     server = serve(tmp_path, renderer={"chat_template": template})
@@ -442,7 +434,7 @@ def test_the_operators_template_builds_the_pairs(serve: Serve, tmp_path: Path) -
     assert score == pytest.approx(float(model.score(hidden).detach().sigmoid()), abs=1e-5)
 
 
-def test_a_bi_encoder_scores_by_cosine_similarity(embedder: LiveServer, bert: PreTrainedModel) -> None:
+def test_a_bi_encoder_scores_by_cosine_similarity(embedder, bert):
     answer = embedder.post("/score", {"text_1": TEXTS[0], "text_2": TEXTS[1:]}).json()
     vectors = [_embedding(embedder, bert, text) for text in TEXTS]
     assert [item["score"] for item in answer["data"]] == pytest.approx(
@@ -452,7 +444,7 @@ def test_a_bi_encoder_scores_by_cosine_similarity(embedder: LiveServer, bert: Pr
 
 
 @pytest.mark.parametrize("path", ["/score", "/rerank"])
-def test_late_interaction_returns_scores(serve: Serve, tmp_path: Path, path: str) -> None:
+def test_late_interaction_returns_scores(serve, tmp_path, path):
     model, linear = save_colbert(tmp_path)
     server = serve(tmp_path)
     names = ("text_1", "text_2") if path == "/score" else ("query", "documents")
@@ -470,14 +462,14 @@ def test_late_interaction_returns_scores(serve: Serve, tmp_path: Path, path: str
     assert body["usage"]["prompt_tokens"] == sum(len(_encode(server, text)["input_ids"]) for text in TEXTS)
 
 
-def test_late_interaction_scores_texts_pairwise(serve: Serve, tmp_path: Path) -> None:
+def test_late_interaction_scores_texts_pairwise(serve, tmp_path):
     save_colbert(tmp_path)
     bodies = [{"text_1": TEXTS[:2], "text_2": TEXTS[2:]}, {"text_1": TEXTS[1], "text_2": TEXTS[3]}]
     both, one = (serve(tmp_path).post("/score", body).json()["data"] for body in bodies)
     assert both[1]["score"] == pytest.approx(one[0]["score"], abs=1e-4)
 
 
-def test_a_disconnected_client_aborts_all_its_prompts(embedder: LiveServer, wait_until: Callable[..., None]) -> None:
+def test_a_disconnected_client_aborts_all_its_prompts(embedder, wait_until):
     engine: Any = embedder.engine
     engine.is_held, engine.aborted = True, []
     num_before = len(engine.requests)
@@ -491,7 +483,7 @@ def test_a_disconnected_client_aborts_all_its_prompts(embedder: LiveServer, wait
         engine.is_held = False
 
 
-def test_prompts_are_counted(serve: Serve, bert_folder: Path, bert: PreTrainedModel) -> None:
+def test_prompts_are_counted(serve, bert_folder, bert):
     server = serve(bert_folder)
     response = server.post("/v1/embeddings", {"input": TEXTS})
     lines = dict(line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines() if line[0] != "#")
@@ -506,7 +498,7 @@ def test_prompts_are_counted(serve: Serve, bert_folder: Path, bert: PreTrainedMo
     }
 
 
-def test_warm_up_pools_one_prompt(serve: Serve, tmp_path: Path) -> None:
+def test_warm_up_pools_one_prompt(serve, tmp_path):
     import asyncio
 
     from server.operation.engine_monitor import warm_up

@@ -29,7 +29,7 @@ def _of_the_line(caplog) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.name == "server.operation.telemetry"]
 
 
-async def test_figures_are_logged_until_the_server_is_idle(serve, caplog) -> None:
+async def test_figures_are_logged_until_the_server_is_idle(serve, caplog):
     caplog.set_level(logging.DEBUG, logger="server.operation.telemetry")
     parts = serve().parts
     begin_s = monotonic()
@@ -42,7 +42,7 @@ async def test_figures_are_logged_until_the_server_is_idle(serve, caplog) -> Non
     assert first.getMessage().startswith("Engine 000: Avg prompt throughput: ")
 
 
-def test_disable_log_stats_turns_the_line_off(serve) -> None:
+def test_disable_log_stats_turns_the_line_off(serve):
     for is_disabled in (True, False):
         parts = serve(disable_log_stats=is_disabled).parts
         assert (Telemetry(parts.config.logging, parts.engine, parts.metrics)._stats is None) == is_disabled

@@ -20,7 +20,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def test_the_policy_allows_only_the_page_s_own_style_and_script(server) -> None:
+def test_the_policy_allows_only_the_page_s_own_style_and_script(server):
     answer = server.get("/")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
@@ -32,14 +32,14 @@ def test_the_policy_allows_only_the_page_s_own_style_and_script(server) -> None:
     assert "frame-ancestors" in policy
 
 
-def test_the_page_refers_to_no_other_address(server) -> None:
+def test_the_page_refers_to_no_other_address(server):
     text = server.get("/").text
     addresses = set(re.findall(r"https?://[^\s\"'`]+", text))
     assert addresses <= {"http://www.w3.org/2000/svg"}, "except the name of the SVG namespace"
     assert not re.findall(r"\bon\w+=|style=\"|@import|url\(", text)
 
 
-def test_figures_come_from_the_engine_and_the_metrics(serve, engine) -> None:
+def test_figures_come_from_the_engine_and_the_metrics(serve, engine):
     server = serve()
     before = server.get("/status.json").json()["live"]
     server.complete(max_tokens=3)
@@ -56,7 +56,7 @@ def test_figures_come_from_the_engine_and_the_metrics(serve, engine) -> None:
     assert live["uptime_s"] == 60.0
 
 
-def test_memory_of_the_engine_is_reported_if_its_process_is_known(server, engine, monkeypatch) -> None:
+def test_memory_of_the_engine_is_reported_if_its_process_is_known(server, engine, monkeypatch):
     import msgspec
 
     assert server.get("/status.json").json()["live"]["engine_rss_bytes"] is None
@@ -65,7 +65,7 @@ def test_memory_of_the_engine_is_reported_if_its_process_is_known(server, engine
 
 
 @pytest.mark.parametrize(("reason", "status"), [(None, "starting"), ("it ended unexpectedly", "dead")])
-def test_there_are_no_live_figures_without_an_engine(serve, reason, status) -> None:
+def test_there_are_no_live_figures_without_an_engine(serve, reason, status):
     lifecycle = Lifecycle()
     if reason is not None:
         lifecycle.engine_ended(reason)
@@ -77,13 +77,13 @@ def test_there_are_no_live_figures_without_an_engine(serve, reason, status) -> N
     assert server.get("/").status_code == 200
 
 
-def test_requests_for_the_page_are_not_counted(serve) -> None:
+def test_requests_for_the_page_are_not_counted(serve):
     server = serve()
     assert server.get("/status.json").status_code == 200
     assert "/status.json" not in server.get("/metrics").text
 
 
-def test_the_page_works_below_a_root_path(serve) -> None:
+def test_the_page_works_below_a_root_path(serve):
     server = serve(root_path="/llm")
     assert server.get("/llm/status.json").json()["status"] == "ready"
     assert 'fetch("status.json"' in server.get("/llm/").text

@@ -47,7 +47,7 @@ def restored(value: Any, short: ShortBody) -> Any:
     ],
 )
 @pytest.mark.parametrize("indent", [None, 2])
-def test_restored_bodies_equal_the_original(body: dict[str, Any], num_texts: int, indent: int | None) -> None:
+def test_restored_bodies_equal_the_original(body, num_texts, indent):
     encoded = json.dumps(body, indent=indent).encode()
     short = shorten(encoded, FIELD)
     assert len(short.texts) == num_texts
@@ -55,7 +55,7 @@ def test_restored_bodies_equal_the_original(body: dict[str, Any], num_texts: int
     assert restored(json.loads(short.body), short) == body
 
 
-def test_restored_random_json_equals_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restored_random_json_equals_the_original(monkeypatch):
     monkeypatch.setattr(long_texts, "_LONG_BYTES", 3)
     rng = random.Random(1)
     parts = [f'"{FIELD}"', FIELD, "\\", '\\"', ":", "[", ",", '"', "AAAA", " "]
@@ -96,12 +96,12 @@ def test_restored_random_json_equals_the_original(monkeypatch: pytest.MonkeyPatc
         b'{"prompt_embeds" "' + LONG.encode() + b'"}',
     ],
 )
-def test_invalid_json_stays_invalid(body: bytes) -> None:
+def test_invalid_json_stays_invalid(body):
     with pytest.raises(json.JSONDecodeError):
         json.loads(shorten(body, FIELD).body)
 
 
-def test_a_stand_in_sent_by_a_client_is_an_ordinary_text() -> None:
+def test_a_stand_in_sent_by_a_client_is_an_ordinary_text():
     short = shorten(json.dumps({FIELD: ["#0", "#7", "#", LONG, "#-1", "#²"]}).encode(), FIELD)
     assert restored(json.loads(short.body), short)[FIELD] == [LONG, "#7", "#", LONG, "#-1", "#²"]
 
@@ -115,7 +115,7 @@ def test_a_stand_in_sent_by_a_client_is_an_ordinary_text() -> None:
         pytest.param(b'{"prompt_embeds":' + b'"prompt_embeds":' * 600_000 + b"}", id="many keys"),
     ],
 )
-def test_the_number_of_scanning_steps_is_bounded(body: bytes) -> None:
+def test_the_number_of_scanning_steps_is_bounded(body):
     """Counts steps, which do not depend on the machine; the time limit only bounds one step."""
     num_calls = 0
 
@@ -138,7 +138,7 @@ def decode(body: dict[str, Any]) -> CompletionRequest:
     return RequestDecoder(CompletionRequest, FIELD).decode(json.dumps(body).encode())
 
 
-def test_a_long_text_becomes_a_view_and_a_short_one_stays_a_string() -> None:
+def test_a_long_text_becomes_a_view_and_a_short_one_stays_a_string():
     request = decode({FIELD: [BIG, "AAAA"], "prompt": "Hello"})
     first, second, text = request.prompts
     assert isinstance(first, EmbedsPrompt) and bytes(first.embeds) == BIG.encode()  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ def test_a_long_text_becomes_a_view_and_a_short_one_stays_a_string() -> None:
     assert decode({FIELD: "AAAA"}).prompts == [EmbedsPrompt("AAAA")]
 
 
-def test_errors_in_a_body_with_a_long_text_are_unchanged() -> None:
+def test_errors_in_a_body_with_a_long_text_are_unchanged():
     with pytest.raises(RequestError, match="<= 2.0") as caught:
         decode({FIELD: BIG, "temperature": 5})
     assert caught.value.param == "temperature"
@@ -157,5 +157,5 @@ def test_errors_in_a_body_with_a_long_text_are_unchanged() -> None:
         decode({FIELD: BIG, "x": 1, "temperature": 5})
 
 
-def test_an_unknown_field_beside_a_long_text_is_ignored() -> None:
+def test_an_unknown_field_beside_a_long_text_is_ignored():
     assert bytes(decode({FIELD: BIG, "x": 1}).prompts[0].embeds).decode() == BIG

@@ -1,7 +1,5 @@
 """Limits of one request: the rejection names limit, value and flag."""
 
-from typing import Any
-
 import msgspec
 import pytest
 
@@ -30,7 +28,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ("max_stop_strings", CompletionRequest, {"prompt": "a", "stop": ["a", "b", "c"]}, "(--http-max-stop-strings)"),
     ],
 )
-def test_a_request_above_a_limit_is_rejected(limit: str, model: Any, body: dict[str, Any], message: str) -> None:
+def test_a_request_above_a_limit_is_rejected(limit, model, body, message):
     encoded = msgspec.json.encode(body)
     assert RequestDecoder(model).decode(encoded) is not None
     with pytest.raises(RequestError) as caught:

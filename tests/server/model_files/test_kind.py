@@ -43,7 +43,7 @@ def _write_modules(folder: Path, *kinds: str, package: str = "sentence_transform
         ("HF_ColBERT", ModelKind("pooling", "colbert")),
     ],
 )
-def test_the_architecture_determines_the_kind(tmp_path: Path, architecture: str, kind: ModelKind) -> None:
+def test_the_architecture_determines_the_kind(tmp_path, architecture, kind):
     assert _kind(tmp_path, architecture) == kind
 
 
@@ -59,16 +59,16 @@ def test_the_architecture_determines_the_kind(tmp_path: Path, architecture: str,
         ("BertForSequenceClassification", {"convert": "none"}, ModelKind("pooling", "classify")),
     ],
 )
-def test_flags_override_the_kind(tmp_path: Path, architecture: str, options: dict[str, Any], kind: ModelKind) -> None:
+def test_flags_override_the_kind(tmp_path, architecture, options, kind):
     assert _kind(tmp_path, architecture, **options) == kind
 
 
-def test_sentence_transformers_files_make_a_language_model_an_embedder(tmp_path: Path) -> None:
+def test_sentence_transformers_files_make_a_language_model_an_embedder(tmp_path):
     _write_modules(tmp_path, "Transformer", "Pooling")
     assert _kind(tmp_path, "Qwen2ForCausalLM") == ModelKind("pooling", "embed")
 
 
-def test_a_folder_that_cannot_be_read_raises_no_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_read_raises_no_error(tmp_path):
     assert read_model_kind(tmp_path / "nowhere", EngineConfig()) == GENERATE
     (tmp_path / "config.json").write_text("[1")
     (tmp_path / "modules.json").write_text("{")
@@ -87,14 +87,14 @@ def test_a_folder_that_cannot_be_read_raises_no_error(tmp_path: Path) -> None:
         ({}, None),
     ],
 )
-def test_the_pooling_type_is_read_from_its_module(tmp_path: Path, config: dict[str, Any], kind: str | None) -> None:
+def test_the_pooling_type_is_read_from_its_module(tmp_path, config, kind):
     _write_modules(tmp_path, "Transformer", "Pooling")
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
     assert read_sentence_files(tmp_path).pooling_type == kind
 
 
-def test_module_names_of_newer_and_other_packages_are_recognized(tmp_path: Path) -> None:
+def test_module_names_of_newer_and_other_packages_are_recognized(tmp_path):
     _write_modules(tmp_path, "pooling.Pooling", "normalize.Normalize", package="sentence_transformers.base.modules")
     files = read_sentence_files(tmp_path)
     assert files.has_pooling
@@ -106,7 +106,7 @@ def test_module_names_of_newer_and_other_packages_are_recognized(tmp_path: Path)
     assert read_sentence_files(tmp_path).unknown_modules == ("mine.Thing",)
 
 
-def test_limits_of_texts_are_read(tmp_path: Path) -> None:
+def test_limits_of_texts_are_read(tmp_path):
     (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 256, "do_lower_case": true}')
     files = read_sentence_files(tmp_path)
     assert (files.max_seq_length, files.does_lower_case) == (256, True)
@@ -115,7 +115,7 @@ def test_limits_of_texts_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", sorted(VISION_MODEL_TYPES))
-def test_tested_vision_models_accept_images(tmp_path: Path, model_type: str) -> None:
+def test_tested_vision_models_accept_images(tmp_path, model_type):
     _write_config(tmp_path, {"model_type": model_type, "vision_config": {}})
     assert accepts_images(tmp_path)
 
@@ -135,12 +135,12 @@ def test_tested_vision_models_accept_images(tmp_path: Path, model_type: str) -> 
         {},
     ],
 )
-def test_other_models_do_not_accept_images(tmp_path: Path, config: Any) -> None:
+def test_other_models_do_not_accept_images(tmp_path, config):
     _write_config(tmp_path, config)
     assert not accepts_images(tmp_path)
 
 
-def test_a_broken_folder_does_not_accept_images(tmp_path: Path) -> None:
+def test_a_broken_folder_does_not_accept_images(tmp_path):
     assert not accepts_images(tmp_path)
     (tmp_path / "config.json").write_text("{")
     assert not accepts_images(tmp_path)

@@ -23,7 +23,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> RunningRequests:
     return RunningRequests()
 
 
-def test_a_long_grace_ends_with_quiet_too(running: RunningRequests) -> None:
+def test_a_long_grace_ends_with_quiet_too(running):
     """A client that sends requests to the end of the grace gets its last 503 before the port closes."""
 
     async def reject_until_grace_ends() -> None:

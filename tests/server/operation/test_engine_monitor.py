@@ -115,9 +115,7 @@ async def _run(monitored: Monitored) -> None:
 
 
 @pytest.mark.parametrize(("state", "num_restarts"), [("ready", 0), ("starting", 3), ("draining", 3)])
-async def test_engine_that_is_not_restarted_leaves_a_dead_server_with_its_own_reason(
-    state: State, num_restarts: int
-) -> None:
+async def test_engine_that_is_not_restarted_leaves_a_dead_server_with_its_own_reason(state, num_restarts):
     one = Monitored(num_restarts)
     if state != "starting":
         one.lifecycle.engine_ready()
@@ -128,7 +126,7 @@ async def test_engine_that_is_not_restarted_leaves_a_dead_server_with_its_own_re
     assert (one.lifecycle.state, one.lifecycle.reason, one.restarts) == ("dead", "out of memory", [])
 
 
-async def test_silent_end_is_described_by_the_kernel_s_report() -> None:
+async def test_silent_end_is_described_by_the_kernel_s_report():
     one = Monitored()
     one.lifecycle.engine_ready()
     one.client.die("it ended unexpectedly", silently=True)
@@ -140,7 +138,7 @@ async def test_silent_end_is_described_by_the_kernel_s_report() -> None:
     assert one.lifecycle.reason == "killed by SIGKILL"
 
 
-async def test_engine_that_dies_is_restarted_once_per_restart_left() -> None:
+async def test_engine_that_dies_is_restarted_once_per_restart_left():
     one = Monitored(num_restarts=2)
     one.lifecycle.engine_ready()
     running = asyncio.create_task(_run(one))
@@ -155,7 +153,7 @@ async def test_engine_that_dies_is_restarted_once_per_restart_left() -> None:
     assert (one.restarts, one.process.num_starts) == ([1, 0], 3)
 
 
-async def test_restart_that_fails_is_repeated_until_none_is_left() -> None:
+async def test_restart_that_fails_is_repeated_until_none_is_left():
     one = Monitored(num_restarts=2)
     one.readiness.failures = ["no memory", "still no memory"]
     one.lifecycle.engine_ready()
@@ -166,7 +164,7 @@ async def test_restart_that_fails_is_repeated_until_none_is_left() -> None:
 
 
 @pytest.mark.parametrize("failures", [[], ["no memory"]], ids=["restart succeeds", "restart fails"])
-async def test_server_that_drains_during_a_restart_is_dead_only_if_the_restart_fails(failures: list[str]) -> None:
+async def test_server_that_drains_during_a_restart_is_dead_only_if_the_restart_fails(failures):
     one = Monitored(num_restarts=2)
     one.readiness.failures = list(failures)
     one.readiness.may_return.clear()
@@ -200,9 +198,7 @@ async def test_server_that_drains_during_a_restart_is_dead_only_if_the_restart_f
         ("draining", 1, "dead"),
     ],
 )
-async def test_process_that_is_ending_is_detected_by_the_next_poll(
-    state: State, num_restarts: int, following: State
-) -> None:
+async def test_process_that_is_ending_is_detected_by_the_next_poll(state, num_restarts, following):
     one = Monitored(num_restarts=num_restarts)
     if state == "ready":
         one.lifecycle.engine_ready()
@@ -219,7 +215,7 @@ async def test_process_that_is_ending_is_detected_by_the_next_poll(
     assert one.lifecycle.reason == "killed by SIGKILL"
 
 
-async def test_process_is_not_polled_during_a_restart() -> None:
+async def test_process_is_not_polled_during_a_restart():
     one = Monitored(num_restarts=1)
     one.readiness.may_return.clear()
     one.lifecycle.engine_ready()
@@ -234,7 +230,7 @@ async def test_process_is_not_polled_during_a_restart() -> None:
     running.cancel()
 
 
-async def test_watchdog_gives_up_an_engine_that_sends_nothing() -> None:
+async def test_watchdog_gives_up_an_engine_that_sends_nothing():
     one = Monitored(watchdog_timeout_s=0.05)
     one.lifecycle.engine_ready()
     await _run(one)
@@ -242,7 +238,7 @@ async def test_watchdog_gives_up_an_engine_that_sends_nothing() -> None:
     assert (one.lifecycle.state, one.process.num_kills) == ("dead", 1)
 
 
-async def test_watchdog_does_not_bound_the_loading() -> None:
+async def test_watchdog_does_not_bound_the_loading():
     one = Monitored(watchdog_timeout_s=0.05)
     running = asyncio.create_task(_run(one))
     await asyncio.sleep(0.3)

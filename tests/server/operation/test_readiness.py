@@ -63,7 +63,7 @@ def _readiness(recorded: Any) -> EngineReadiness:
     return EngineReadiness(recorded, recorded, recorded, recorded, timeout_s=5)
 
 
-async def test_renderer_and_metrics_are_configured_before_the_first_token() -> None:
+async def test_renderer_and_metrics_are_configured_before_the_first_token():
     recorded = Recorded()
     assert await _readiness(recorded).wait(recorded.span) is recorded.info
     assert recorded.calls == [
@@ -85,6 +85,6 @@ async def test_renderer_and_metrics_are_configured_before_the_first_token() -> N
     [({"error": "no memory"}, "the first token could not be generated: no memory"), ({"dies": True}, "killed")],
     ids=["the token fails", "the engine dies after its token"],
 )
-async def test_engine_without_a_first_token_is_not_ready(options: dict[str, Any], message: str) -> None:
+async def test_engine_without_a_first_token_is_not_ready(options, message):
     with pytest.raises(EngineStartError, match=message):
         await _readiness(Recorded(**options)).wait()

@@ -33,7 +33,7 @@ GLM45 = "<tool_call>run_code\n<arg_key>"
         ("glm45", "<tool_call>run_code", " "),
     ],
 )
-def test_no_token_costs_many_times_an_ordinary_one(name: str, start: str, hostile: str) -> None:
+def test_no_token_costs_many_times_an_ordinary_one(name, start, hostile):
     ordinary = cost_ns(name, ["x = 1\n"] * NUM_TOKENS)
     text = hostile * (TOKEN * NUM_TOKENS // len(hostile))
     tokens = [text[at : at + TOKEN] for at in range(0, len(text), TOKEN)]

@@ -11,7 +11,6 @@ from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions
 from tests.peer_vllm import ask_vllm, needs_vllm
-from tests.server.inline_executor import InlineExecutor
 from tests.server.renderers.sample_conversations import Conversations
 
 pytestmark = [pytest.mark.slow, needs_vllm]
@@ -63,7 +62,7 @@ def compare(cases: list[dict[str, Any]], renderers: dict[str | None, BaseRendere
     assert num_equal > NUM_CASES / 2
 
 
-def test_prompts_of_templates_are_the_same(tmp_path: Path, model_path: Path, inline_executor: InlineExecutor) -> None:
+def test_prompts_of_templates_are_the_same(tmp_path, model_path, inline_executor):
     conversations = Conversations(seed=7)
     cases: list[dict[str, Any]] = []
     for _ in range(NUM_CASES // len(TEMPLATES)):

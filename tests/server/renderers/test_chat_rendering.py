@@ -1,6 +1,5 @@
 """Conversations rendered with chat templates, compared with transformers' own rendering."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ import pytest
 from transformers import AutoTokenizer
 
 from base.errors import RequestError
-from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions
 from server.renderers.tokenizers.files import TokenizerLoadError
 
@@ -45,12 +43,8 @@ def references(tokenizer_folders: dict[str, Path]) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["real", "byte_level", "llama", "unigram", "wordpiece"])
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_a_conversation_renders_as_with_auto_tokenizer(
-    kind: str,
-    conversation: list[dict[str, Any]],
-    add_generation_prompt: bool,
-    renderers: dict[str, HfRenderer],
-    references: dict[str, Any],
-) -> None:
+    kind, conversation, add_generation_prompt, renderers, references
+):
     prompt = renderers[kind].render_chat(conversation, ChatOptions(add_generation_prompt=add_generation_prompt))
     apply = references[kind].apply_chat_template
     assert prompt.text == apply(conversation, add_generation_prompt=add_generation_prompt, tokenize=False)
@@ -58,7 +52,7 @@ def test_a_conversation_renders_as_with_auto_tokenizer(
     assert prompt.token_ids == expected
 
 
-def test_a_final_message_is_continued(renderers: dict[str, HfRenderer], references: dict[str, Any]) -> None:
+def test_a_final_message_is_continued(renderers, references):
     conversation = [USER, {"role": "assistant", "content": "The capital of"}]
     options = ChatOptions(add_generation_prompt=False, continue_final_message=True)
     prompt = renderers["real"].render_chat(conversation, options)
@@ -68,9 +62,7 @@ def test_a_final_message_is_continued(renderers: dict[str, HfRenderer], referenc
     assert prompt.token_ids == apply(conversation, continue_final_message=True, return_dict=False)
 
 
-def test_tools_calls_and_documents_reach_the_template(
-    model_path: Path, build_inline: Callable[..., HfRenderer]
-) -> None:
+def test_tools_calls_and_documents_reach_the_template(model_path, build_inline):
     renderer = build_inline(model_path, chat_template=TOOL_TEMPLATE + "{{ documents[0].title }}")
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "it"}'}}
     messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
@@ -80,7 +72,7 @@ def test_tools_calls_and_documents_reach_the_template(
     assert prompt.text.endswith("assistant:look(at=it)\nT")
 
 
-def test_a_template_that_expects_parts_gets_parts(model_path: Path, build_inline: Callable[..., HfRenderer]) -> None:
+def test_a_template_that_expects_parts_gets_parts(model_path, build_inline):
     template = "{% for m in messages %}{% for c in m.content %}[{{ c.text }}]{% endfor %}{% endfor %}"
     messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
     assert build_inline(model_path, chat_template=template).render_chat(messages, ChatOptions()).text == "[a][b]"
@@ -92,21 +84,19 @@ def test_a_template_that_expects_parts_gets_parts(model_path: Path, build_inline
     assert forced.text == str(messages[0]["content"])
 
 
-def test_template_variables_of_the_request_override_the_servers(
-    model_path: Path, build_inline: Callable[..., HfRenderer]
-) -> None:
+def test_template_variables_of_the_request_override_the_servers(model_path, build_inline):
     renderer = build_inline(model_path, chat_template="{{ a }}{{ b }}", default_chat_template_kwargs={"a": 1, "b": 2})
     assert renderer.render_chat([USER], ChatOptions(chat_template_kwargs={"b": 3})).text == "13"
 
 
 @pytest.mark.parametrize("name", ["chat_template", "tokenize", "messages", "conversation", "tools", "return_dict"])
-def test_reserved_template_variables_are_rejected(renderer: HfRenderer, name: str) -> None:
+def test_reserved_template_variables_are_rejected(renderer, name):
     with pytest.raises(RequestError, match=name) as raised:
         renderer.render_chat([USER], ChatOptions(chat_template_kwargs={name: "x"}))
     assert (raised.value.status, raised.value.param) == (400, "chat_template_kwargs")
 
 
-def test_a_template_in_the_request_is_rejected() -> None:
+def test_a_template_in_the_request_is_rejected():
     with pytest.raises(RequestError, match="--engine vllm with --trust-request-chat-template") as raised:
         ChatOptions(chat_template="{{ 1 }}")
     assert (raised.value.status, raised.value.param) == (400, "chat_template")
@@ -124,18 +114,14 @@ def test_a_template_in_the_request_is_rejected() -> None:
         ("{{ range(10 ** 9) | list }}", "OverflowError"),
     ],
 )
-def test_a_template_that_fails_is_a_bad_request(
-    model_path: Path, build_inline: Callable[..., HfRenderer], template: str, reason: str
-) -> None:
+def test_a_template_that_fails_is_a_bad_request(model_path, build_inline, template, reason):
     renderer = build_inline(model_path, chat_template=template)
     with pytest.raises(RequestError, match=reason) as raised:
         renderer.render_chat([USER], ChatOptions())
     assert raised.value.status == 400
 
 
-def test_a_model_without_a_template_is_a_bad_request(
-    tokenizer_folders: dict[str, Path], tmp_path: Path, build_inline: Callable[..., HfRenderer]
-) -> None:
+def test_a_model_without_a_template_is_a_bad_request(tokenizer_folders, tmp_path, build_inline):
     (tmp_path / "tokenizer.json").write_bytes((tokenizer_folders["byte_level"] / "tokenizer.json").read_bytes())
     renderer = build_inline(tmp_path)
     assert renderer.chat_template is None
@@ -143,14 +129,12 @@ def test_a_model_without_a_template_is_a_bad_request(
         renderer.render_chat([USER], ChatOptions())
 
 
-def test_a_broken_template_of_the_operator_fails_the_start(
-    model_path: Path, build_inline: Callable[..., HfRenderer]
-) -> None:
+def test_a_broken_template_of_the_operator_fails_the_start(model_path, build_inline):
     with pytest.raises(TokenizerLoadError, match="--chat-template is not a Jinja template: line 2"):
         build_inline(model_path, chat_template="fine\n{% for %}")
 
 
-def test_tools_select_the_named_template(model_path: Path, build_inline: Callable[..., HfRenderer]) -> None:
+def test_tools_select_the_named_template(model_path, build_inline):
     renderer = build_inline(model_path)
     renderer._hf.loaded.chat_template = {"default": "plain", "tool_use": "tools"}
     assert renderer.chat_template == "plain"
@@ -160,8 +144,8 @@ def test_tools_select_the_named_template(model_path: Path, build_inline: Callabl
 
 @pytest.mark.parametrize(("name", "text"), [(None, "a\nb"), ("parts", "[a][b]"), ("roles", "yes")])
 def test_an_operator_who_names_one_of_the_models_templates_gets_its_content_format_and_roles(
-    model_path: Path, build_inline: Callable[..., HfRenderer], name: str | None, text: str
-) -> None:
+    model_path, build_inline, name, text
+):
     renderer = build_inline(model_path, chat_template=name)
     renderer._hf.loaded.chat_template = {
         "default": "{{ messages[0].content }}",
@@ -173,8 +157,8 @@ def test_an_operator_who_names_one_of_the_models_templates_gets_its_content_form
 
 
 def test_a_developer_message_becomes_a_system_message_if_the_template_has_no_developer_role(
-    renderers: dict[str, HfRenderer], model_path: Path, build_inline: Callable[..., HfRenderer]
-) -> None:
+    renderers, model_path, build_inline
+):
     messages = [{"role": "developer", "content": "Be terse."}, USER]
     as_system = [{"role": "system", "content": "Be terse."}, USER]
     real = renderers["real"]

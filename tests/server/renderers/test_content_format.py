@@ -3,7 +3,6 @@
 import pytest
 
 from server.renderers.chat_template import detect_content_format
-from server.renderers.hf import HfRenderer
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 
 MESSAGES = "{% for message in messages %}BODY{% endfor %}"
@@ -52,7 +51,7 @@ OPENAI = {
         *(pytest.param(template, "openai", id=name) for name, template in OPENAI.items()),
     ],
 )
-def test_the_format_is_found(template: str, expected: str, renderers: dict[str, HfRenderer]) -> None:
+def test_the_format_is_found(template, expected, renderers):
     tokenizer = renderers["byte_level"].tokenizer
     assert isinstance(tokenizer, HfTokenizer)
     assert detect_content_format(tokenizer.loaded, template) == expected

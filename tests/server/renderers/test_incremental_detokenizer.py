@@ -19,14 +19,14 @@ def token_of(renderer: BaseRenderer, content: bytes) -> int:
     return next(i for i in range(renderer.vocab_size) if renderer.token_bytes(i) == content)
 
 
-def test_text_is_the_full_decode(any_renderer: BaseRenderer) -> None:
+def test_text_is_the_full_decode(any_renderer):
     for text in TEXTS:
         token_ids = encode(any_renderer, text)
         assert feed(any_renderer.create_detokenizer(), token_ids) == full_decode(any_renderer, token_ids), text
 
 
 @pytest.mark.parametrize("skip_special_tokens", [True, False])
-def test_random_tokens_give_the_full_decode(any_renderer: BaseRenderer, skip_special_tokens: bool) -> None:
+def test_random_tokens_give_the_full_decode(any_renderer, skip_special_tokens):
     for seed in range(100):
         token_ids = random_tokens(any_renderer, random.Random(seed), length=40)
         detokenizer = any_renderer.create_detokenizer(skip_special_tokens=skip_special_tokens)
@@ -34,7 +34,7 @@ def test_random_tokens_give_the_full_decode(any_renderer: BaseRenderer, skip_spe
         assert feed(detokenizer, token_ids) == expected, f"seed {seed}"
 
 
-def test_random_tokens_after_a_prompt_give_the_full_decode(any_renderer: BaseRenderer) -> None:
+def test_random_tokens_after_a_prompt_give_the_full_decode(any_renderer):
     for seed in range(100):
         rng = random.Random(seed)
         prompt = encode(any_renderer, rng.choice(TEXTS[:4]) * rng.randint(1, 3))
@@ -46,7 +46,7 @@ def test_random_tokens_after_a_prompt_give_the_full_decode(any_renderer: BaseRen
         assert feed(detokenizer, output) == whole[len(before) :], f"seed {seed}"
 
 
-def test_the_choices_of_a_prompt_decode_its_end_once() -> None:
+def test_the_choices_of_a_prompt_decode_its_end_once():
     decoded: list[int] = []
 
     def decode(token_ids: Sequence[int]) -> str:
@@ -60,7 +60,7 @@ def test_the_choices_of_a_prompt_decode_its_end_once() -> None:
     assert windows[1]._pending == []
 
 
-def test_single_bytes_that_are_not_characters_give_the_full_decode(any_renderer: BaseRenderer) -> None:
+def test_single_bytes_that_are_not_characters_give_the_full_decode(any_renderer):
     if _withdraws_text(any_renderer):
         pytest.skip("broken bytes have no stable full decode")
     single = [i for i in range(any_renderer.vocab_size) if len(any_renderer.token_bytes(i)) == 1]
@@ -69,19 +69,19 @@ def test_single_bytes_that_are_not_characters_give_the_full_decode(any_renderer:
         assert feed(any_renderer.create_detokenizer(), token_ids) == full_decode(any_renderer, token_ids), seed
 
 
-def test_a_character_is_released_only_when_complete(any_renderer: BaseRenderer) -> None:
+def test_a_character_is_released_only_when_complete(any_renderer):
     detokenizer = any_renderer.create_detokenizer()
     pieces = [detokenizer.append([token_id]).text for token_id in encode(any_renderer, "你好 😀 👍🏽")]
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_several_tokens_at_once_give_the_same_text(any_renderer: BaseRenderer) -> None:
+def test_several_tokens_at_once_give_the_same_text(any_renderer):
     token_ids = encode(any_renderer, TEXTS[2])
     detokenizer = any_renderer.create_detokenizer()
     assert detokenizer.append(token_ids).text + detokenizer.finish() == full_decode(any_renderer, token_ids)
 
 
-def test_the_first_word_after_a_prompt_keeps_its_space(any_renderer: BaseRenderer) -> None:
+def test_the_first_word_after_a_prompt_keeps_its_space(any_renderer):
     whole = encode(any_renderer, "the capital of")
     cut = len(encode(any_renderer, "the capital"))
     before, expected = full_decode(any_renderer, whole[:cut]), full_decode(any_renderer, whole)
@@ -89,14 +89,14 @@ def test_the_first_word_after_a_prompt_keeps_its_space(any_renderer: BaseRendere
     assert feed(detokenizer, whole[cut:]) == expected[len(before) :] == " of"
 
 
-def test_an_incomplete_character_is_released_at_the_end(renderers: dict[str, HfRenderer]) -> None:
+def test_an_incomplete_character_is_released_at_the_end(renderers):
     token_ids = encode(renderers["real"], "ok 你")[:-1]
     detokenizer = renderers["real"].create_detokenizer()
     assert "".join(detokenizer.append([token_id]).text for token_id in token_ids) == "ok "
     assert detokenizer.finish() == "\ufffd"
 
 
-def test_a_character_that_the_prompt_began_is_part_of_the_output(any_renderer: BaseRenderer) -> None:
+def test_a_character_that_the_prompt_began_is_part_of_the_output(any_renderer):
     token_ids = encode(any_renderer, "ok 好 😀")
     whole = full_decode(any_renderer, token_ids)
     for cut in range(1, len(token_ids)):
@@ -105,7 +105,7 @@ def test_a_character_that_the_prompt_began_is_part_of_the_output(any_renderer: B
         assert before + text == whole, cut
 
 
-def test_broken_bytes_of_a_byte_fallback_vocabulary_withdraw_no_text(renderers: dict[str, HfRenderer]) -> None:
+def test_broken_bytes_of_a_byte_fallback_vocabulary_withdraw_no_text(renderers):
     renderer = renderers["llama"]
     ids = renderer._hf.loaded.convert_tokens_to_ids
     token_ids = ids(["▁the", "<0xC3>", "<0xA9>", "<0xFF>", "▁the", "<0xE4>", "▁the"])
@@ -114,7 +114,7 @@ def test_broken_bytes_of_a_byte_fallback_vocabulary_withdraw_no_text(renderers: 
 
 
 @pytest.mark.parametrize("any_renderer", ["byte_level", "v3", "tekken_v3"], indirect=True)
-def test_endless_broken_bytes_and_skipped_tokens_are_released(any_renderer: BaseRenderer) -> None:
+def test_endless_broken_bytes_and_skipped_tokens_are_released(any_renderer):
     broken = token_of(any_renderer, b"\xff")
     detokenizer = any_renderer.create_detokenizer()
     pieces = []
@@ -124,13 +124,13 @@ def test_endless_broken_bytes_and_skipped_tokens_are_released(any_renderer: Base
     assert "".join(pieces) + detokenizer.finish() == "\ufffd" * 10 * MAX_HELD_TOKENS
 
 
-def test_a_space_is_kept_after_many_skipped_tokens(any_renderer: BaseRenderer) -> None:
+def test_a_space_is_kept_after_many_skipped_tokens(any_renderer):
     word = encode(any_renderer, "the of")
     token_ids = [word[0], *[any_renderer.eos_token_id or 0] * 3 * MAX_HELD_TOKENS, *word[1:]]
     assert feed(any_renderer.create_detokenizer(), token_ids) == "the of"
 
 
-def test_special_tokens_are_written_with_or_without_spaces_between(renderers: dict[str, HfRenderer]) -> None:
+def test_special_tokens_are_written_with_or_without_spaces_between(renderers):
     renderer = renderers["wordpiece"]
     token_ids = [1, 1, *encode(renderer, "the"), 2, 2]
     assert feed(renderer.create_detokenizer(skip_special_tokens=False), token_ids) == "<s> <s> the </s> </s>"

@@ -17,41 +17,41 @@ def converted(message: dict[str, Any], content_format: str = "string") -> dict[s
     return result
 
 
-def test_text_parts_are_joined_for_string_templates() -> None:
+def test_text_parts_are_joined_for_string_templates():
     assert converted({"role": "user", "content": TWO_PARTS}) == {"role": "user", "content": "one\ntwo"}
 
 
-def test_text_becomes_a_part_for_openai_templates() -> None:
+def test_text_becomes_a_part_for_openai_templates():
     one, two = {"type": "text", "text": "one"}, {"type": "text", "text": "two"}
     assert converted({"role": "user", "content": "one"}, "openai")["content"] == [one]
     assert converted({"role": "user", "content": TWO_PARTS}, "openai")["content"] == [one, two | {"cache_control": {}}]
 
 
-def test_refusals_and_bare_strings_are_text() -> None:
+def test_refusals_and_bare_strings_are_text():
     content = [{"type": "refusal", "refusal": "no"}, "never"]
     assert converted({"role": "assistant", "content": content})["content"] == "no\nnever"
 
 
-def test_fields_that_only_a_template_knows_are_kept() -> None:
+def test_fields_that_only_a_template_knows_are_kept():
     part = {"type": "text", "text": "Hi", "source_lang_code": "en", "uuid": "u"}
     kept = {"type": "text", "text": "Hi", "source_lang_code": "en"}
     assert converted({"role": "user", "content": [part]}, "openai")["content"] == [kept]
 
 
 @pytest.mark.parametrize("role", ["user", "system", "tool", "developer", "narrator"])
-def test_null_content_is_rejected(role: str) -> None:
+def test_null_content_is_rejected(role):
     with pytest.raises(RequestError, match=f"role '{role}' must not be null") as raised:
         converted({"role": role, "content": None})
     assert raised.value.param == "messages"
 
 
 @pytest.mark.parametrize("part", [{"type": "text"}, {"type": "text", "text": None}, {"type": "refusal", "text": "x"}])
-def test_a_text_part_without_text_is_rejected(part: dict[str, Any]) -> None:
+def test_a_text_part_without_text_is_rejected(part):
     with pytest.raises(RequestError, match="must be text, got None"):
         converted({"role": "user", "content": [part]})
 
 
-def test_missing_content_is_empty() -> None:
+def test_missing_content_is_empty():
     assert converted({"role": "assistant", "content": None}) == {"role": "assistant", "content": ""}
     assert converted({"role": "assistant"}, "openai") == {"role": "assistant", "content": []}
 
@@ -66,7 +66,7 @@ def test_missing_content_is_empty() -> None:
         3,
     ],
 )
-def test_other_parts_are_rejected(part: Any) -> None:
+def test_other_parts_are_rejected(part):
     with pytest.raises(RequestError, match="text only") as raised:
         converted({"role": "user", "content": [{"type": "text", "text": "look"}, part]})
     assert (raised.value.status, raised.value.param) == (400, "messages")
@@ -83,17 +83,17 @@ def test_other_parts_are_rejected(part: Any) -> None:
         ({"role": "assistant", "tool_calls": [{"type": "custom", "function": {}}]}, "type 'function'"),
     ],
 )
-def test_malformed_messages_are_rejected(message: dict[str, Any], words: str) -> None:
+def test_malformed_messages_are_rejected(message, words):
     with pytest.raises(RequestError, match=words):
         converted(message)
 
 
-def test_an_empty_list_of_messages_is_rejected() -> None:
+def test_an_empty_list_of_messages_is_rejected():
     with pytest.raises(RequestError, match="at least one"):
         to_conversation([], "string")
 
 
-def test_arguments_of_tool_calls_become_objects() -> None:
+def test_arguments_of_tool_calls_become_objects():
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
     before = copy.deepcopy(message)
@@ -102,13 +102,13 @@ def test_arguments_of_tool_calls_become_objects() -> None:
 
 
 @pytest.mark.parametrize("arguments", [None, "", "{oops", "[1]", "3", pytest.param("[" * 100_000, id="deep")])
-def test_unusable_arguments_become_an_empty_object(arguments: str | None) -> None:
+def test_unusable_arguments_become_an_empty_object(arguments):
     call = {"function": {"name": "f", "arguments": arguments}}
     [result] = converted({"role": "assistant", "tool_calls": [call]})["tool_calls"]
     assert result["function"]["arguments"] == {}
 
 
-def test_unusable_arguments_are_logged_once_per_process(caplog: pytest.LogCaptureFixture) -> None:
+def test_unusable_arguments_are_logged_once_per_process(caplog):
     messages._warn_of_malformed_arguments.cache_clear()
     for _ in range(3):
         converted({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{oops"}}] * 2})
@@ -116,7 +116,7 @@ def test_unusable_arguments_are_logged_once_per_process(caplog: pytest.LogCaptur
     assert "not a JSON object" in record.getMessage()
 
 
-def test_the_fields_that_templates_use_are_kept() -> None:
+def test_the_fields_that_templates_use_are_kept():
     assert converted(
         {"role": "tool", "content": TWO_PARTS, "tool_call_id": "1", "name": "f", "extra": 1}, "openai"
     ) == {
@@ -130,7 +130,7 @@ def test_the_fields_that_templates_use_are_kept() -> None:
     assert converted({"role": "developer", "content": "x", "tools": [{}]})["tools"] == [{}]
 
 
-def test_developer_messages_become_one_system_message_at_the_start() -> None:
+def test_developer_messages_become_one_system_message_at_the_start():
     conversation = to_conversation(
         [
             {"role": "system", "content": "a"},
@@ -145,11 +145,11 @@ def test_developer_messages_become_one_system_message_at_the_start() -> None:
     ]
 
 
-def test_a_developer_message_at_the_start_becomes_a_system_message() -> None:
+def test_a_developer_message_at_the_start_becomes_a_system_message():
     conversation = to_conversation([{"role": "developer", "content": "c", "tools": [{}]}], "openai")
     assert without_developer(conversation) == [{"role": "system", "content": [{"type": "text", "text": "c"}]}]
 
 
-def test_without_developer_messages_system_messages_stay_in_place() -> None:
+def test_without_developer_messages_system_messages_stay_in_place():
     conversation = [{"role": "user", "content": "b"}, {"role": "system", "content": "a"}]
     assert without_developer(conversation) == conversation

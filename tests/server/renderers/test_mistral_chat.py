@@ -16,7 +16,6 @@ from server.renderers.mistral import MistralRenderer
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.tokenizers.files import TokenizerLoadError
 from tests.peer_vllm import ask_vllm, needs_vllm
-from tests.server.inline_executor import InlineExecutor
 
 Build = Callable[[str], MistralRenderer]
 
@@ -140,14 +139,14 @@ def options_of(body: dict[str, Any]) -> ChatOptions:
 
 
 @pytest.mark.parametrize("kind", ["v3", "v7", "tekken_v3", "tekken_v11", "tekken_v13"])
-def test_a_tool_call_s_id_is_cut_to_mistral_s_length(kind: str, build_mistral: Build) -> None:
+def test_a_tool_call_s_id_is_cut_to_mistral_s_length(kind, build_mistral):
     mistral = build_mistral(kind)
     long = [USER, CALLING | {"tool_calls": [CALL | {"id": "call_abcdefghi"}]}, RESULT | {"tool_call_id": "_abcdefghi"}]
     short = mistral.render_chat([USER, CALLING, RESULT], ChatOptions())
     assert mistral.render_chat(long, ChatOptions()) == short
 
 
-def test_arguments_may_be_an_object_and_broken_ones_become_empty(build_mistral: Build) -> None:
+def test_arguments_may_be_an_object_and_broken_ones_become_empty(build_mistral):
     renderer = build_mistral("tekken_v3")
 
     def rendered(arguments: Any) -> list[int]:
@@ -159,7 +158,7 @@ def test_arguments_may_be_an_object_and_broken_ones_become_empty(build_mistral: 
     assert rendered("{") == rendered("") == rendered(None) == rendered({})
 
 
-def test_a_tool_without_description_or_parameters_has_no_parameters(build_mistral: Build) -> None:
+def test_a_tool_without_description_or_parameters_has_no_parameters(build_mistral):
     renderer = build_mistral("tekken_v3")
 
     def rendered(**fields: Any) -> list[int]:
@@ -170,12 +169,12 @@ def test_a_tool_without_description_or_parameters_has_no_parameters(build_mistra
     assert rendered() == rendered(description="", parameters={})
 
 
-def test_unknown_fields_of_messages_are_ignored(mistral: MistralRenderer) -> None:
+def test_unknown_fields_of_messages_are_ignored(mistral):
     more = USER | {"name": "Ann", "cache_control": {}}
     assert mistral.render_chat([more], ChatOptions()) == mistral.render_chat([USER], ChatOptions())
 
 
-def test_text_parts_of_other_apis_are_accepted(mistral: MistralRenderer) -> None:
+def test_text_parts_of_other_apis_are_accepted(mistral):
     def rendered(*parts: Any) -> list[int]:
         return mistral.render_chat([{"role": "user", "content": list(parts)}], ChatOptions()).token_ids
 
@@ -184,7 +183,7 @@ def test_text_parts_of_other_apis_are_accepted(mistral: MistralRenderer) -> None
     assert rendered({"type": "refusal", "refusal": "a"}, {"type": "output_text", "text": "b"}) == expected
 
 
-def test_a_continued_message_has_no_end_marker(mistral: MistralRenderer) -> None:
+def test_a_continued_message_has_no_end_marker(mistral):
     answer = {"role": "assistant", "content": "The capital of"}
     prompt = mistral.render_chat(
         [USER, answer], ChatOptions(add_generation_prompt=False, continue_final_message=True)
@@ -193,7 +192,7 @@ def test_a_continued_message_has_no_end_marker(mistral: MistralRenderer) -> None
     assert again[: len(prompt) + 1] == [*prompt, mistral.eos_token_id]
 
 
-def test_reasoning_is_written_if_the_tokenizer_supports_it(mistral: MistralRenderer, mistral_kind: str) -> None:
+def test_reasoning_is_written_if_the_tokenizer_supports_it(mistral, mistral_kind):
     answer = {"role": "assistant", "content": "sunny", "reasoning": "It rains never."}
     messages = [USER, answer, USER]
     if mistral_kind in ("tekken_v13", "tekken_v15"):
@@ -205,13 +204,13 @@ def test_reasoning_is_written_if_the_tokenizer_supports_it(mistral: MistralRende
     assert raised.value.param == "messages"
 
 
-def test_reasoning_in_two_places_is_rejected(build_mistral: Build) -> None:
+def test_reasoning_in_two_places_is_rejected(build_mistral):
     answer = {"role": "assistant", "content": [{"type": "thinking", "thinking": "a"}], "reasoning": "b"}
     with pytest.raises(RequestError, match="both"):
         build_mistral("tekken_v13").render_chat([USER, answer, USER], ChatOptions())
 
 
-def test_reasoning_may_be_left_unclosed(build_mistral: Build) -> None:
+def test_reasoning_may_be_left_unclosed(build_mistral):
     renderer = build_mistral("tekken_v13")
     thought = {"type": "thinking", "thinking": "a", "closed": False}
     options = ChatOptions(add_generation_prompt=False, continue_final_message=True)
@@ -219,16 +218,14 @@ def test_reasoning_may_be_left_unclosed(build_mistral: Build) -> None:
     assert renderer.detokenize(prompt.token_ids).endswith("[/INST][THINK]a")
 
 
-def test_reasoning_effort_is_written_if_the_tokenizer_supports_it(mistral: MistralRenderer, mistral_kind: str) -> None:
+def test_reasoning_effort_is_written_if_the_tokenizer_supports_it(mistral, mistral_kind):
     options = ChatOptions(chat_template_kwargs={"reasoning_effort": "high", "enable_thinking": True})
     text = mistral.detokenize(mistral.render_chat([USER], options).token_ids)
     plain = mistral.detokenize(mistral.render_chat([USER], ChatOptions()).token_ids)
     assert (text != plain) == (mistral_kind == "tekken_v15")
 
 
-def test_the_operator_s_reasoning_effort_is_the_default(
-    mistral_folders: dict[str, Path], inline_executor: InlineExecutor
-) -> None:
+def test_the_operator_s_reasoning_effort_is_the_default(mistral_folders, inline_executor):
     if "tekken_v15" not in mistral_folders:
         pytest.skip("this mistral-common does not know version 15")
     path = mistral_folders["tekken_v15"]
@@ -259,22 +256,20 @@ def test_the_operator_s_reasoning_effort_is_the_default(
         ([{"role": "user", "content": "a\ud800b"}], "lone surrogate"),
     ],
 )
-def test_invalid_conversations_are_bad_requests(
-    messages: list[dict[str, Any]], words: str, build_mistral: Build
-) -> None:
+def test_invalid_conversations_are_bad_requests(messages, words, build_mistral):
     with pytest.raises(RequestError, match=words) as raised:
         build_mistral("tekken_v3").render_chat(messages, ChatOptions())
     assert (raised.value.status, raised.value.param) == (400, "messages")
 
 
-def test_the_first_version_does_not_support_tools(build_mistral: Build) -> None:
+def test_the_first_version_does_not_support_tools(build_mistral):
     with pytest.raises(RequestError, match="Tools not implemented") as raised:
         build_mistral("v1").render_chat([USER, CALLING, RESULT], ChatOptions())
     assert raised.value.param == "messages"
 
 
 @pytest.mark.parametrize("function", [{"name": "a b"}, {"name": "a", "parameters": {"type": 3}}])
-def test_an_invalid_tool_is_a_bad_request(function: dict[str, Any], build_mistral: Build) -> None:
+def test_an_invalid_tool_is_a_bad_request(function, build_mistral):
     with pytest.raises(RequestError, match="a b|[Ii]nvalid tool schema") as raised:
         build_mistral("tekken_v3").render_chat([USER], ChatOptions(tools=[{"type": "function", "function": function}]))
     assert raised.value.param == "tools"
@@ -288,28 +283,26 @@ def test_an_invalid_tool_is_a_bad_request(function: dict[str, Any], build_mistra
         ({"continue_final_message": True, "add_generation_prompt": False}, "continue_final_message"),
     ],
 )
-def test_options_without_effect_are_rejected(settings: dict[str, Any], param: str, build_mistral: Build) -> None:
+def test_options_without_effect_are_rejected(settings, param, build_mistral):
     with pytest.raises(RequestError) as raised:
         build_mistral("tekken_v3").render_chat([USER], ChatOptions(**settings))
     assert (raised.value.status, raised.value.param) == (400, param)
 
 
-def test_a_template_of_the_operator_fails_the_start(mistral_folders: dict[str, Path]) -> None:
+def test_a_template_of_the_operator_fails_the_start(mistral_folders):
     path = mistral_folders["v3"]
     with pytest.raises(TokenizerLoadError, match="--tokenizer-mode hf"):
         MistralRenderer(ModelFiles(path, path), RendererConfig(chat_template="{{ 1 }}"))
 
 
-def test_truncation_keeps_the_last_tokens(mistral: MistralRenderer) -> None:
+def test_truncation_keeps_the_last_tokens(mistral):
     whole = mistral.render_chat([USER], ChatOptions()).token_ids
     assert mistral.render_chat([USER], ChatOptions(truncate_prompt_tokens=4)).token_ids == whole[-4:]
     with pytest.raises(RequestError, match="no tokens"):
         mistral.render_chat([USER], ChatOptions(truncate_prompt_tokens=0))
 
 
-def test_a_conversation_that_cannot_fit_is_rejected_before_tokenization(
-    mistral_folders: dict[str, Path], inline_executor: InlineExecutor
-) -> None:
+def test_a_conversation_that_cannot_fit_is_rejected_before_tokenization(mistral_folders, inline_executor):
     path = mistral_folders["v3"]
     renderer = MistralRenderer(ModelFiles(path, path), RendererConfig(), executor=inline_executor)
     renderer.max_model_len = 10
@@ -321,9 +314,7 @@ def test_a_conversation_that_cannot_fit_is_rejected_before_tokenization(
 
 @pytest.mark.slow
 @needs_vllm
-def test_prompts_and_streams_equal_vllm_s(
-    mistral_folders: dict[str, Path], build_mistral: Build, tmp_path: Path
-) -> None:
+def test_prompts_and_streams_equal_vllm_s(mistral_folders, build_mistral, tmp_path):
     work = {kind: vllm_cases(kind, build_mistral(kind)) for kind in mistral_folders}
     version, answers = ask_vllm(Path(__file__).with_name("vllm_mistral.py"), work, tmp_path)
     print(f"mistral-common {mistral_common.__version__} here, {version} in vLLM")

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from server.renderers.prompts import TextOptions
 from server.renderers.registry import build_renderer
 
 
-async def test_work_that_is_cancelled_while_it_waits_does_not_run(model_path: Path) -> None:
+async def test_work_that_is_cancelled_while_it_waits_does_not_run(model_path):
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
         renderer.warm_up()
         pool = renderer.pools["text"]
@@ -33,7 +32,7 @@ async def test_work_that_is_cancelled_while_it_waits_does_not_run(model_path: Pa
         assert (pool.num_waiting, ran) == (0, [])
 
 
-async def test_waiting_times_are_reported(model_path: Path) -> None:
+async def test_waiting_times_are_reported(model_path):
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
         pool = renderer.pools["text"]
         waits: list[float] = []
@@ -56,12 +55,12 @@ async def test_waiting_times_are_reported(model_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [-1, 0, 4 * usable_count() + 1 if usable_count() > 1 else 5])
-def test_an_invalid_number_of_workers_is_rejected(number: int) -> None:
+def test_an_invalid_number_of_workers_is_rejected(number):
     with pytest.raises(ConfigError, match=rf"--renderer-num-workers must be from 1 to \d+: .*got {number}$"):
         RendererConfig(num_workers=number)
 
 
-async def test_a_request_error_reaches_the_caller_through_the_pool(model_path: Path) -> None:
+async def test_a_request_error_reaches_the_caller_through_the_pool(model_path):
     with (
         build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer,
         pytest.raises(RequestError, match="Token id -1 "),
@@ -69,7 +68,7 @@ async def test_a_request_error_reaches_the_caller_through_the_pool(model_path: P
         await renderer.run_in_pool(renderer.render_text, [-1], TextOptions())
 
 
-def test_closing_stops_the_threads(model_path: Path) -> None:
+def test_closing_stops_the_threads(model_path):
     before = set(threading.enumerate())
 
     def names() -> list[str]:

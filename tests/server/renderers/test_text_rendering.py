@@ -1,16 +1,12 @@
 """Plain prompts, token ids, bad words and detokenization."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
 from base.errors import RequestError
-from server.renderers.base import BaseRenderer
-from server.renderers.hf import HfRenderer
 from server.renderers.prompts import TextOptions
 from tests.server.renderers.conftest import ALL_KINDS
 
@@ -25,7 +21,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("add_special_tokens", [True, False])
-def test_text_encodes_and_decodes_as_with_auto_tokenizer(renderer: HfRenderer, add_special_tokens: bool) -> None:
+def test_text_encodes_and_decodes_as_with_auto_tokenizer(renderer, add_special_tokens):
     reference = AutoTokenizer.from_pretrained(renderer.files.tokenizer_path)
     for text in TEXTS:
         expected = reference.encode(text, add_special_tokens=add_special_tokens)
@@ -37,7 +33,7 @@ def test_text_encodes_and_decodes_as_with_auto_tokenizer(renderer: HfRenderer, a
             assert renderer.detokenize(expected, skip) == reference.decode(expected, skip_special_tokens=skip)
 
 
-def test_token_ids_of_the_vocabulary_are_passed_unchanged(any_renderer: BaseRenderer) -> None:
+def test_token_ids_of_the_vocabulary_are_passed_unchanged(any_renderer):
     last = any_renderer.vocab_size - 1
     prompt = any_renderer.render_text([0, last, 5], TextOptions())
     assert (prompt.token_ids, prompt.text) == ([0, last, 5], None)
@@ -49,20 +45,20 @@ def test_token_ids_of_the_vocabulary_are_passed_unchanged(any_renderer: BaseRend
 
 
 @pytest.mark.parametrize("prompt", ["", []])
-def test_an_empty_prompt_is_rejected(any_renderer: BaseRenderer, prompt: Any) -> None:
+def test_an_empty_prompt_is_rejected(any_renderer, prompt):
     with pytest.raises(RequestError, match="no tokens") as raised:
         any_renderer.render_text(prompt, TextOptions(add_special_tokens=False))
     assert (raised.value.status, raised.value.param) == (400, "prompt")
 
 
-def test_a_lone_surrogate_is_rejected(any_renderer: BaseRenderer) -> None:
+def test_a_lone_surrogate_is_rejected(any_renderer):
     with pytest.raises(RequestError, match="surrogate"):
         any_renderer.render_text("a\ud800b", TextOptions())
     with pytest.raises(UnicodeEncodeError):
         any_renderer.tokenizer.encode("a\ud800b", add_special_tokens=False)
 
 
-def test_truncation_keeps_the_last_tokens_and_the_begin_of_text_token(any_renderer: BaseRenderer) -> None:
+def test_truncation_keeps_the_last_tokens_and_the_begin_of_text_token(any_renderer):
     def rendered(prompt: str | list[int], limit: int | None, **options: Any) -> list[int]:
         return any_renderer.render_text(prompt, TextOptions(truncate_prompt_tokens=limit, **options)).token_ids
 
@@ -80,9 +76,7 @@ def test_truncation_keeps_the_last_tokens_and_the_begin_of_text_token(any_render
             rendered(prompt, 0)
 
 
-def test_a_prompt_leaves_room_for_one_token_of_the_model_s_context(
-    any_renderer: BaseRenderer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prompt_leaves_room_for_one_token_of_the_model_s_context(any_renderer, monkeypatch):
     everything = TextOptions(truncate_prompt_tokens=-1)
     assert len(any_renderer.render_text([5] * 20, everything).token_ids) == 20
     monkeypatch.setattr(any_renderer, "max_model_len", 8)
@@ -92,9 +86,7 @@ def test_a_prompt_leaves_room_for_one_token_of_the_model_s_context(
         any_renderer.render_text("the", TextOptions(truncate_prompt_tokens=9))
 
 
-def test_a_text_that_cannot_fit_is_rejected_before_tokenization(
-    any_renderer: BaseRenderer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_that_cannot_fit_is_rejected_before_tokenization(any_renderer, monkeypatch):
     monkeypatch.setattr(any_renderer, "max_model_len", 8)
     most_chars = 8 * any_renderer.tokenizer.max_token_chars
     assert any_renderer.render_text("x" * most_chars, TextOptions()).token_ids
@@ -104,12 +96,12 @@ def test_a_text_that_cannot_fit_is_rejected_before_tokenization(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("any_renderer", [kind for kind in ALL_KINDS if kind != "wordpiece"], indirect=True)
-def test_no_token_is_longer_than_the_longest(any_renderer: BaseRenderer) -> None:
+def test_no_token_is_longer_than_the_longest(any_renderer):
     ordinary = set(range(any_renderer.vocab_size)) - any_renderer.tokenizer.added_tokens.keys()
     assert max(len(any_renderer.token_text(i)) for i in ordinary) <= any_renderer.tokenizer.max_token_chars
 
 
-def test_bad_words_are_encoded_alone_and_after_a_space(renderers: dict[str, HfRenderer]) -> None:
+def test_bad_words_are_encoded_alone_and_after_a_space(renderers):
     renderer = renderers["real"]
     encode = renderer._hf.loaded.encode
     assert renderer.encode_words(["Paris"]) == [encode("Paris"), encode(" Paris")]
@@ -118,21 +110,19 @@ def test_bad_words_are_encoded_alone_and_after_a_space(renderers: dict[str, HfRe
     assert renderer.encode_words(["zebra"]) == [encode("zebra")]
 
 
-def test_a_bad_word_without_tokens_is_rejected(renderers: dict[str, HfRenderer]) -> None:
+def test_a_bad_word_without_tokens_is_rejected(renderers):
     with pytest.raises(RequestError, match="bad_words") as raised:
         renderers["real"].encode_words(["fine", "  "])
     assert raised.value.param == "bad_words"
 
 
-def test_tokenizer_properties(renderers: dict[str, HfRenderer]) -> None:
+def test_tokenizer_properties(renderers):
     real = renderers["real"]
     assert (real.vocab_size, real.eos_token_id) == (49152, 2)
     assert real.chat_template == (real.files.tokenizer_path / "chat_template.jinja").read_text()
 
 
-def test_the_vocabulary_size_follows_from_the_highest_id(
-    tokenizer_folders: dict[str, Path], tmp_path: Path, build_inline: Callable[..., HfRenderer]
-) -> None:
+def test_the_vocabulary_size_follows_from_the_highest_id(tokenizer_folders, tmp_path, build_inline):
     content = json.loads((tokenizer_folders["wordpiece"] / "tokenizer.json").read_text())
     content["model"]["vocab"]["far"] = 9000
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))

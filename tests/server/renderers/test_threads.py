@@ -1,7 +1,6 @@
 """Many clients share the threads of a renderer's pool, which import nothing; the event loop stays free."""
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 
 from server.config import ModelFiles, RendererConfig, TokenizerMode
 from server.renderers.detokenizer import PromptTail
-from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.registry import build_renderer
 from tests.server.renderers.loop_turns import BLOCKED_TURNS, FREE_TURNS, count_turns
@@ -36,7 +34,7 @@ def conversation(i: int, *, has_calls: bool) -> list[dict[str, Any]]:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["real", "byte_level", "v3", "tekken_v3"])
-def test_many_clients_share_four_threads(kind: str, files_of: Files) -> None:
+def test_many_clients_share_four_threads(kind, files_of):
     """A Hugging Face tokenizer that truncated by itself would fail here with "Already borrowed"."""
     files, mode = files_of[kind]
     with build_renderer(files, RendererConfig(tokenizer_mode=mode, num_workers=4)) as renderer:
@@ -74,7 +72,7 @@ def test_many_clients_share_four_threads(kind: str, files_of: Files) -> None:
 
 @pytest.mark.alone
 @pytest.mark.parametrize("kind", ["real", "v3", "tekken_v3"])
-async def test_the_loop_turns_while_a_large_prompt_is_rendered(kind: str, files_of: Files) -> None:
+async def test_the_loop_turns_while_a_large_prompt_is_rendered(kind, files_of):
     files, mode = files_of[kind]
     with build_renderer(files, RendererConfig(tokenizer_mode=mode)) as renderer:
         renderer.warm_up()
@@ -82,7 +80,7 @@ async def test_the_loop_turns_while_a_large_prompt_is_rendered(kind: str, files_
 
 
 @pytest.mark.alone
-async def test_the_inline_executor_blocks_the_loop(files_of: Files, build_inline: Callable[..., HfRenderer]) -> None:
+async def test_the_inline_executor_blocks_the_loop(files_of, build_inline):
     """Shows that the test above would fail if the work ran on the loop."""
     with build_inline(files_of["real"][0].path) as renderer:
         renderer.warm_up()
@@ -91,7 +89,7 @@ async def test_the_inline_executor_blocks_the_loop(files_of: Files, build_inline
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["real", "v3"])
-def test_the_pool_s_threads_import_no_modules(kind: str, files_of: Files) -> None:
+def test_the_pool_s_threads_import_no_modules(kind, files_of):
     code = """
 from server.config import ModelFiles, RendererConfig
 from server.renderers.prompts import ChatOptions, TextOptions

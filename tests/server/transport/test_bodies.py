@@ -46,14 +46,14 @@ def chunk(data: bytes) -> bytes:
         ),
     ],
 )
-async def test_a_body_is_complete(framing: bytes, body: bytes) -> None:
+async def test_a_body_is_complete(framing, body):
     reader = BodyReader()
     async with serve(LimitsConfig(), application=reader) as served:
         assert (await served.exchange(HEAD + framing, tls=False)).startswith(b"HTTP/1.1 200")
     assert b"".join(reader.pieces) == body
 
 
-async def test_pieces_of_a_body_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pieces_of_a_body_are_not_copied(monkeypatch):
     parsed: list[bytes] = []
     on_body = BoundedConnection.on_body
 

@@ -75,13 +75,13 @@ def long_linger(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("how", CLIENT_CASES)
-def test_a_plain_connection_is_freed_without_the_collector(how: str) -> None:
+def test_a_plain_connection_is_freed_without_the_collector(how):
     uvloop.run(_check_freed(None, CLIENT_CASES[how], tls=False))
 
 
 @needs_openssl
 @pytest.mark.parametrize("how", CLIENT_CASES)
-def test_a_tls_connection_is_freed_without_the_collector(certificate: Certificate, how: str) -> None:
+def test_a_tls_connection_is_freed_without_the_collector(certificate, how):
     uvloop.run(_check_freed(certificate, CLIENT_CASES[how], tls=True))
 
 
@@ -91,7 +91,7 @@ def test_a_tls_connection_is_freed_without_the_collector(certificate: Certificat
     [ClientCase(b"\0" * 1000, asyncio.StreamReader.read), ClientCase(HALF_A_HELLO)],
     ids=["no tls", "half a hello"],
 )
-def test_a_failed_handshake_is_freed_without_the_collector(certificate: Certificate, case: ClientCase) -> None:
+def test_a_failed_handshake_is_freed_without_the_collector(certificate, case):
     uvloop.run(_check_freed(certificate, case, tls=False))
 
 

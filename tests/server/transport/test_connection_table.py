@@ -17,7 +17,7 @@ class Client:
         return self.is_evicted
 
 
-def test_the_longest_idle_connection_is_evicted() -> None:
+def test_the_longest_idle_connection_is_evicted():
     table = ConnectionTable(3)
     clients = [Client() for _ in range(3)]
     assert all(map(table.add, clients))
@@ -27,7 +27,7 @@ def test_the_longest_idle_connection_is_evicted() -> None:
     assert [client.is_evicted for client in clients] == [False, True, False]
 
 
-def test_each_new_connection_evicts_one_before_earlier_ones_have_closed() -> None:
+def test_each_new_connection_evicts_one_before_earlier_ones_have_closed():
     table = ConnectionTable(3)
     clients = [Client() for _ in range(3)]
     assert all(map(table.add, [*clients, Client(), Client()]))
@@ -38,7 +38,7 @@ def test_each_new_connection_evicts_one_before_earlier_ones_have_closed() -> Non
     assert clients[2].is_evicted
 
 
-def test_a_handshake_that_becomes_a_connection_evicts_no_second_one() -> None:
+def test_a_handshake_that_becomes_a_connection_evicts_no_second_one():
     """Even if the first evicted connection has not closed by then."""
     table = ConnectionTable(3)
     clients, handshake = [Client() for _ in range(3)], Client()
@@ -49,7 +49,7 @@ def test_a_handshake_that_becomes_a_connection_evicts_no_second_one() -> None:
 
 
 @pytest.mark.parametrize("num_sending", [2, 200])
-def test_connections_with_unsent_bytes_are_not_evicted(num_sending: int) -> None:
+def test_connections_with_unsent_bytes_are_not_evicted(num_sending):
     """There may be many of them; each new connection asks only a few."""
     table = ConnectionTable(num_sending + 1)
     sending, idle = [Client(is_sending=True) for _ in range(num_sending)], Client()
@@ -60,7 +60,7 @@ def test_connections_with_unsent_bytes_are_not_evicted(num_sending: int) -> None
     assert not any(client.is_evicted for client in sending + new_clients)
 
 
-def test_busy_connections_are_not_evicted() -> None:
+def test_busy_connections_are_not_evicted():
     table = ConnectionTable(2)
     clients = [Client() for _ in range(2)]
     for client in clients:
@@ -70,7 +70,7 @@ def test_busy_connections_are_not_evicted() -> None:
     assert not any(client.is_evicted for client in clients)
 
 
-def test_a_closed_connection_does_not_become_idle_again() -> None:
+def test_a_closed_connection_does_not_become_idle_again():
     """Its last response may complete after the connection has closed."""
     table = ConnectionTable(1)
     gone, busy = Client(), Client()

@@ -4,7 +4,6 @@ import asyncio
 import socket
 import ssl
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +25,7 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
 
 @needs_openssl
 @pytest.mark.parametrize("hello", [b"", HALF_A_HELLO], ids=["silent", "half a hello"])
-def test_handshakes_of_unaccepted_clients_do_not_delay_the_shutdown(tmp_path: Path, hello: bytes) -> None:
+def test_handshakes_of_unaccepted_clients_do_not_delay_the_shutdown(tmp_path, hello):
     """They are accepted when the port closes.
 
     If served one after the other, each could take its whole timeout.

@@ -23,7 +23,7 @@ def certificate(tmp_path: Path) -> Certificate:
 
 
 @pytest.mark.parametrize("data", [b"", HALF_A_HELLO], ids=["silent", "half a hello"])
-def test_a_handshake_has_the_timeout_of_headers(certificate: Certificate, data: bytes) -> None:
+def test_a_handshake_has_the_timeout_of_headers(certificate, data):
     async def run() -> None:
         async with serve(LimitsConfig(header_timeout_s=0.3), certificate) as served:
             assert await served.exchange(data, tls=False) == b""
@@ -32,7 +32,7 @@ def test_a_handshake_has_the_timeout_of_headers(certificate: Certificate, data: 
     uvloop.run(run())
 
 
-def test_headers_after_a_handshake_have_their_own_timeout(certificate: Certificate) -> None:
+def test_headers_after_a_handshake_have_their_own_timeout(certificate):
     """The handshake has the same limit, so the test retries with a longer one on a busy machine."""
 
     async def run(limit_s: float) -> list[bytes]:
@@ -52,9 +52,7 @@ def test_headers_after_a_handshake_have_their_own_timeout(certificate: Certifica
 
 
 @pytest.mark.parametrize("data", [HEAD + b"\r\n", b"\0" * 1000, b"\x16\x03\x01\x00\x04\xff\0\0\0"])
-def test_a_connection_that_is_not_tls_is_closed_and_freed(
-    certificate: Certificate, caplog: pytest.LogCaptureFixture, data: bytes
-) -> None:
+def test_a_connection_that_is_not_tls_is_closed_and_freed(certificate, caplog, data):
     async def run() -> None:
         async with serve(PATIENT, certificate) as served:
             assert b"HTTP" not in await served.exchange(data, tls=False)
@@ -64,7 +62,7 @@ def test_a_connection_that_is_not_tls_is_closed_and_freed(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_a_request_sent_with_the_end_of_the_handshake_is_answered(certificate: Certificate) -> None:
+def test_a_request_sent_with_the_end_of_the_handshake_is_answered(certificate):
     async def run() -> None:
         async with serve(PATIENT, certificate) as served:
             answers = await asyncio.gather(

@@ -46,12 +46,12 @@ def _snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_without_a_baked_folder_there_is_one_layer(baked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_baked_folder_there_is_one_layer(baked, monkeypatch):
     monkeypatch.setenv("VCLI_BAKED", "off")
     assert layers("x") == (Path(os.environ["VLLM_CACHE_ROOT"]) / "vllm_cli" / "x",)
 
 
-def test_a_baked_profile_is_used_until_the_user_has_one(baked: Path) -> None:
+def test_a_baked_profile_is_used_until_the_user_has_one(baked):
     _write_in_baked(baked, PreloadProfile(_KIND, engine_modules=("a",)).save)
     before = _snapshot(baked)
     assert load_profile(_KIND).engine_modules == ("a",)
@@ -61,7 +61,7 @@ def test_a_baked_profile_is_used_until_the_user_has_one(baked: Path) -> None:
     assert _snapshot(baked) == before
 
 
-def test_baked_starts_are_the_history_until_the_user_has_started(baked: Path) -> None:
+def test_baked_starts_are_the_history_until_the_user_has_started(baked):
     _write_in_baked(baked, lambda: record_start(_record(9.0)))
     before = _snapshot(baked)
     assert read_history("k").total_s == 9.0  # type: ignore[union-attr]
@@ -72,7 +72,7 @@ def test_baked_starts_are_the_history_until_the_user_has_started(baked: Path) ->
     assert _snapshot(baked) == before
 
 
-def test_a_baked_package_scan_is_used(baked: Path) -> None:
+def test_a_baked_package_scan_is_used(baked):
     def scan() -> None:
         cache = _Cache()
         cache.distributions(lambda: {"torch": ["torch"]})
@@ -85,7 +85,7 @@ def test_a_baked_package_scan_is_used(baked: Path) -> None:
     assert _Cache().distributions(dict) == {}
 
 
-def test_baked_bytecode_is_read_and_nothing_is_written(baked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baked_bytecode_is_read_and_nothing_is_written(baked, monkeypatch):
     monkeypatch.setattr(sys, "pycache_prefix", None)
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
@@ -97,30 +97,30 @@ def test_baked_bytecode_is_read_and_nothing_is_written(baked: Path, monkeypatch:
     assert os.environ["PYTHONDONTWRITEBYTECODE"] == "1"
 
 
-def test_a_bytecode_cache_of_the_users_own_stays(baked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bytecode_cache_of_the_users_own_stays(baked, monkeypatch):
     (baked / BYTECODE).mkdir()
     monkeypatch.setattr(sys, "pycache_prefix", "/own")
     assert not use_baked_bytecode()
 
 
-def test_the_folder_that_the_variable_names_is_used(baked: Path) -> None:
+def test_the_folder_that_the_variable_names_is_used(baked):
     assert find_baked() == BakedFolder(baked)
 
 
-def test_the_fixed_path_is_used_without_the_variable(baked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fixed_path_is_used_without_the_variable(baked, monkeypatch):
     monkeypatch.delenv("VCLI_BAKED")
     monkeypatch.setattr(baked_module, "FIXED_PATH", baked)
     assert find_baked() == BakedFolder(baked)
 
 
 @pytest.mark.parametrize("value", ["off", ""])
-def test_without_a_baked_folder_there_is_no_warning(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_baked_folder_there_is_no_warning(value, monkeypatch):
     monkeypatch.setenv("VCLI_BAKED", value)
     monkeypatch.setattr(baked_module, "FIXED_PATH", Path("/nonexistent/baked"))
     assert find_baked() == BakedFolder()
 
 
-def test_a_named_folder_that_was_not_baked_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_folder_that_was_not_baked_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.setenv("VCLI_BAKED", str(tmp_path))
     found = find_baked()
     assert found.folder is None
@@ -129,7 +129,7 @@ def test_a_named_folder_that_was_not_baked_is_a_problem(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("part", [".", "manifest.json", CACHE, BYTECODE])
 @pytest.mark.parametrize("mode", [0o770, 0o707])
-def test_a_part_that_others_can_write_to_is_not_trusted(baked: Path, part: str, mode: int) -> None:
+def test_a_part_that_others_can_write_to_is_not_trusted(baked, part, mode):
     (baked / BYTECODE).mkdir()
     (baked / part).chmod(mode)
     _examine.cache_clear()
@@ -138,7 +138,7 @@ def test_a_part_that_others_can_write_to_is_not_trusted(baked: Path, part: str, 
     assert f"other users can write to {(baked / part).resolve()} (mode {mode:04o})" in str(found.problem)
 
 
-def test_a_parent_that_others_can_write_to_is_not_trusted(baked: Path) -> None:
+def test_a_parent_that_others_can_write_to_is_not_trusted(baked):
     baked.parent.chmod(0o777)
     assert "other users can write to" in str(why_not_trusted(baked, os.geteuid()))
     baked.parent.chmod(0o1777)  # as /tmp: nobody can rename the entries of others
@@ -146,7 +146,7 @@ def test_a_parent_that_others_can_write_to_is_not_trusted(baked: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
-def test_the_owner_must_be_root_or_this_user(baked: Path) -> None:
+def test_the_owner_must_be_root_or_this_user(baked):
     assert why_not_trusted(baked, _STRANGER) is None  # root's
     os.chown(baked, _STRANGER, -1)
     assert why_not_trusted(baked, _STRANGER) is None

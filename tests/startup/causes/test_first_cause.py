@@ -68,7 +68,7 @@ def _name(cause: Cause) -> str | None:
     return cause.known and cause.known.name
 
 
-def test_an_exception_without_a_message_is_known_by_the_function_that_raised_it() -> None:
+def test_an_exception_without_a_message_is_known_by_the_function_that_raised_it():
     damaged = _find(_traceback("create_model_config", "parse_safetensors_file_metadata", error="MemoryError"))
     assert (_name(damaged), _name(_find(_traceback("load", error="MemoryError")))) == (
         "weights-damaged",
@@ -76,7 +76,7 @@ def test_an_exception_without_a_message_is_known_by_the_function_that_raised_it(
     )
 
 
-def test_an_exception_that_makes_the_server_stop_its_engine_comes_before_the_signal() -> None:
+def test_an_exception_that_makes_the_server_stop_its_engine_comes_before_the_signal():
     label = "(APIServer pid=1) "
     again = [f"{label}Process APIServer:", *_log(label, _traceback("run_server", error="ValueError: no tokenizer"))]
     stopped = (
@@ -86,7 +86,7 @@ def test_an_exception_that_makes_the_server_stop_its_engine_comes_before_the_sig
     assert cause.text == "ValueError: no tokenizer"
 
 
-def test_the_engine_fails_and_the_server_only_says_so() -> None:
+def test_the_engine_fails_and_the_server_only_says_so():
     cause = _find(
         _VERSION,
         _CORE + "EngineCore failed to start.",
@@ -101,7 +101,7 @@ def test_the_engine_fails_and_the_server_only_says_so() -> None:
     assert cause.text.startswith("ValueError: Free memory")
 
 
-def test_a_worker_fails_before_its_engine() -> None:
+def test_a_worker_fails_before_its_engine():
     cause = _find(
         _WORKER + "WorkerProc failed to start.",
         _log(_WORKER, _traceback("worker_main", "load_model", error="KeyError: 'layers.0.mlp.experts.w13_bias'")),
@@ -113,7 +113,7 @@ def test_a_worker_fails_before_its_engine() -> None:
     assert cause.phase == "while it loaded the model"
 
 
-def test_lines_of_processes_alternate() -> None:
+def test_lines_of_processes_alternate():
     first = _log(_WORKER, _traceback("load_model", error=_OUT_OF_MEMORY))
     other = _WORKER.replace("TP1 pid=52", "TP0 pid=51")
     second = _log(
@@ -124,7 +124,7 @@ def test_lines_of_processes_alternate() -> None:
     assert (_name(cause), cause.process) == ("gpu-out-of-memory", "Worker_TP1 pid=52")
 
 
-def test_the_first_rank_counts_and_what_follows_it_does_not() -> None:
+def test_the_first_rank_counts_and_what_follows_it_does_not():
     cause = _find(
         _WORKER + "WorkerProc hit an exception.",
         _log(_WORKER, _traceback("worker_busy_loop", "execute_model", error=f"RuntimeError: {_ILLEGAL_ACCESS}")),
@@ -136,13 +136,13 @@ def test_the_first_rank_counts_and_what_follows_it_does_not() -> None:
     assert (_name(cause), cause.process) == ("illegal-memory-access", "Worker_TP1 pid=52")
 
 
-def test_the_engine_quotes_a_worker_whose_own_lines_are_missing() -> None:
+def test_the_engine_quotes_a_worker_whose_own_lines_are_missing():
     cause = _find(_log(_CORE, _traceback("run", error=_quoted("LoRA rank 32 is greater than max_lora_rank 16."))))
     assert _name(cause) == "lora-rank"
     assert cause.text == "LoRA rank 32 is greater than max_lora_rank 16."
 
 
-def test_a_direct_cause_explains_what_it_caused() -> None:
+def test_a_direct_cause_explains_what_it_caused():
     cause = _find(
         _traceback("makedirs", error="PermissionError: [Errno 13] Permission denied: '/.cache'"),
         ["", "The above exception was the direct cause of the following exception:", ""],
@@ -152,7 +152,7 @@ def test_a_direct_cause_explains_what_it_caused() -> None:
     assert "'/.cache'" in cause.text
 
 
-def test_an_exception_while_another_one_is_handled_says_more() -> None:
+def test_an_exception_while_another_one_is_handled_says_more():
     cause = _find(
         _traceback("from_pretrained", error="KeyError: 'new_model'"),
         ["", "During handling of the above exception, another exception occurred:", ""],
@@ -162,14 +162,14 @@ def test_an_exception_while_another_one_is_handled_says_more() -> None:
     assert cause.text == "RuntimeError: this type of model is not known here"
 
 
-def test_pydantics_message_is_in_its_second_line() -> None:
+def test_pydantics_message_is_in_its_second_line():
     cause = _find(_VERSION, _log(_API, _traceback("create_model_config", error=_VALIDATION_ERROR)))
     assert _name(cause) == "max-model-len-too-long"
     assert cause.text == _TOO_LONG
     assert cause.phase == "while it read its configuration"
 
 
-def test_an_unknown_cause_still_has_process_phase_and_exception() -> None:
+def test_an_unknown_cause_still_has_process_phase_and_exception():
     cause = _find(
         "(EngineCore_DP0 pid=40) INFO 09-03 11:03:30 [gpu_model_runner.py:2] Starting to load model x",
         _log(_CORE, _traceback("run_engine_core", error="RuntimeError: Error Internal")),
@@ -183,7 +183,7 @@ def test_an_unknown_cause_still_has_process_phase_and_exception() -> None:
     ]
 
 
-def test_an_error_of_the_code_is_named_so_if_nothing_else_is_known() -> None:
+def test_an_error_of_the_code_is_named_so_if_nothing_else_is_known():
     error = "AttributeError: 'NoneType' object has no attribute 'seed'"
     assert _name(_find(_log(_CORE, _traceback("run_engine_core", error=error)))) == "error-in-code"
     cause = _find(
@@ -194,11 +194,11 @@ def test_an_error_of_the_code_is_named_so_if_nothing_else_is_known() -> None:
     assert _name(cause) == "model-code-broken"
 
 
-def test_an_exception_without_message_names_its_function() -> None:
+def test_an_exception_without_message_names_its_function():
     assert _find(_traceback("main", "split_heads", error="AssertionError")).text == "AssertionError in split_heads()"
 
 
-def test_the_function_is_the_one_that_raised_the_exception() -> None:
+def test_the_function_is_the_one_that_raised_the_exception():
     cause = _find(
         _traceback("warm_up", "all_reduce", error="AssertionError"),
         ["", "During handling of the above exception, another exception occurred:", ""],
@@ -209,7 +209,7 @@ def test_the_function_is_the_one_that_raised_the_exception() -> None:
     assert cause.text == "AssertionError in all_reduce()"
 
 
-def test_the_line_that_tells_most_is_quoted() -> None:
+def test_the_line_that_tells_most_is_quoted():
     error = """\
 huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. (Request ID: 7)
 
@@ -221,14 +221,14 @@ Invalid username or password."""
     assert cause.text == "Repository Not Found for url: https://huggingface.co/x/y/resolve/main/config.json."
 
 
-def test_a_log_that_has_lost_its_indentation() -> None:
+def test_a_log_that_has_lost_its_indentation():
     lines = _traceback("run_engine_core", "load_model", error="KeyError: 'layers.0.mlp.experts.w13_bias'")
     lines[2:2] = ['File "/x/vllm/y.py", line 7, in f', "else:"]
     cause = _find(_log(_CORE, [line.lstrip() for line in lines]))
     assert (_name(cause), cause.phase) == ("weights-do-not-match", "while it loaded the model")
 
 
-def test_an_exception_can_quote_the_traceback_of_another_process() -> None:
+def test_an_exception_can_quote_the_traceback_of_another_process():
     quoted = _traceback("initialize", "load_model", error=_OUT_OF_MEMORY)
     cause = _find(
         "Traceback (most recent call last):",
@@ -242,7 +242,7 @@ def test_an_exception_can_quote_the_traceback_of_another_process() -> None:
     assert _name(_find(indented)) == "gpu-out-of-memory"
 
 
-def test_an_import_that_fails_in_the_code_for_requests_ends_the_server() -> None:
+def test_an_import_that_fails_in_the_code_for_requests_ends_the_server():
     cause = _find(
         "Traceback (most recent call last):",
         '  File "/x/vllm/entrypoints/openai/serving_chat.py", line 7, in <module>',
@@ -252,7 +252,7 @@ def test_an_import_that_fails_in_the_code_for_requests_ends_the_server() -> None
     assert _name(cause) == "package-of-model-missing"
 
 
-def test_the_servers_own_output_handler_can_end_it() -> None:
+def test_the_servers_own_output_handler_can_end_it():
     place = f"{_API}ERROR 09-03 11:03:37 [async_llm.py:524] "
     cause = _find(
         _READY,
@@ -262,7 +262,7 @@ def test_the_servers_own_output_handler_can_end_it() -> None:
     assert cause.text == "IndexError: list index out of range"
 
 
-def test_the_compilers_message_tells_what_an_exception_does_not() -> None:
+def test_the_compilers_message_tells_what_an_exception_does_not():
     cause = _find(
         "/tmp/x/cuda_utils.c:6:10: fatal error: Python.h: No such file or directory",
         _log(_CORE, _traceback("_build", error=_GCC)),
@@ -271,7 +271,7 @@ def test_the_compilers_message_tells_what_an_exception_does_not() -> None:
     assert "Python.h" in cause.text
 
 
-def test_a_special_line_says_more_than_a_general_exception() -> None:
+def test_a_special_line_says_more_than_a_general_exception():
     lines = [
         "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.hpp:317, unhandled system error",
         "ncclSystemError: System call or external library call failed or device error.",
@@ -282,7 +282,7 @@ def test_a_special_line_says_more_than_a_general_exception() -> None:
     assert _name(_find(lines[:2])) == "nccl-failed"
 
 
-def test_the_models_code_is_imported_in_a_process_of_its_own() -> None:
+def test_the_models_code_is_imported_in_a_process_of_its_own():
     place = "ERROR 01-14 23:14:12 [registry.py:297] "
     cause = _find(
         _log(place, _traceback("_run_in_subprocess", error="RuntimeError: Error raised in subprocess:")),
@@ -310,22 +310,22 @@ def test_the_models_code_is_imported_in_a_process_of_its_own() -> None:
         ("slurmstepd: error: *** JOB 5930 ON gpu11 CANCELLED AT 2025-12-22T15:50:04 ***", "job-cancelled"),
     ],
 )
-def test_lines_that_end_a_process_without_an_exception(line: str, name: str) -> None:
+def test_lines_that_end_a_process_without_an_exception(line, name):
     assert _name(_find(_VERSION, line)) == name
 
 
-def test_a_process_that_is_killed_because_another_one_failed_is_not_the_cause() -> None:
+def test_a_process_that_is_killed_because_another_one_failed_is_not_the_cause():
     cause = _find(_log(_WORKER, _traceback("x", error="RuntimeError: NCCL error: invalid usage")), "Killed")
     assert _name(cause) == "nccl-invalid-usage"
 
 
-def test_of_lines_that_end_a_process_the_first_special_one_counts() -> None:
+def test_of_lines_that_end_a_process_the_first_special_one_counts():
     vanished = f"{_API}ERROR 04-27 18:09:47 [core_client.py:600] {_DIED}, shutting down client."
     cancelled = "slurmstepd: error: *** JOB 5930 ON gpu11 CANCELLED AT 2025-12-22T15:50:04 ***"
     assert _name(_find(_VERSION, vanished, cancelled, "server exited with code 137")) == "job-cancelled"
 
 
-def test_a_log_that_only_refers_to_the_cause() -> None:
+def test_a_log_that_only_refers_to_the_cause():
     cause = _find(_log(_API, _traceback("main", error=_SEE_ABOVE)))
     assert _name(cause) == "cause-not-in-log"
     assert write_digest(cause)[0] == "APIServer (pid 1) failed."
@@ -344,7 +344,7 @@ _SIGTERM = f"{_API}INFO 08-21 10:24:34 [launcher.py:99] [shutdown] API server: t
         ),
     ],
 )
-def test_a_server_that_was_stopped_did_not_fail(lines: list[str]) -> None:
+def test_a_server_that_was_stopped_did_not_fail(lines):
     cause = _find(_VERSION, lines)
     assert _name(cause) == "stopped"
     assert " was stopped" in write_digest(cause)[0]
@@ -369,12 +369,12 @@ ValueError: wrong"""
         pytest.param(_MIDDLEWARE.split("\n"), id="request in the middleware"),
     ],
 )
-def test_a_server_that_goes_on_did_not_fail(lines: list[str]) -> None:
+def test_a_server_that_goes_on_did_not_fail(lines):
     assert find_cause([_VERSION, *lines, _READY]) is None
     assert find_cause([_VERSION, _READY, *lines]) is None
 
 
-def test_a_failure_of_the_embedded_engine() -> None:
+def test_a_failure_of_the_embedded_engine():
     lines = [
         "INFO 09-03 11:03:30 (main) startup.session: Listening on 0.0.0.0:8000",
         "ERROR 09-03 11:03:37 (engine) server.engine.process: The engine failed",
@@ -385,7 +385,7 @@ def test_a_failure_of_the_embedded_engine() -> None:
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter("engine"), JsonFormatter("engine", None)], ids=["text", "JSON"])
-def test_the_formats_of_our_own_logs(formatter: logging.Formatter) -> None:
+def test_the_formats_of_our_own_logs(formatter):
     record = logging.LogRecord("server.engine.process", logging.ERROR, "process.py", 7, "The engine failed", None, None)
     try:
         raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
@@ -395,14 +395,14 @@ def test_the_formats_of_our_own_logs(formatter: logging.Formatter) -> None:
     assert _name(cause) == "gpu-out-of-memory"
 
 
-def test_a_message_of_the_command_line_is_the_cause_if_nothing_else_is() -> None:
+def test_a_message_of_the_command_line_is_the_cause_if_nothing_else_is():
     cause = _find("INFO 09-03 11:03:30 (main) startup.session: Listening", "Error: 0.0.0.0:8000 is in use by pid 7.")
     assert cause.known is None
     assert cause.text == "Error: 0.0.0.0:8000 is in use by pid 7."
 
 
 @pytest.mark.parametrize("begin", [_VERSION, f"{_API}INFO 11-22 16:33:06 [api_utils.py:347]  ▄▄ ▄█ █  version 0.32.0"])
-def test_of_several_runs_the_last_one_counts(begin: str) -> None:
+def test_of_several_runs_the_last_one_counts(begin):
     failed = _log(_API, _traceback("main", error=_HEADS))
     later = _log(_API, _traceback("main", error="OSError: You are trying to access a gated repo."))
     assert _name(_find(begin, failed, begin, later)) == "gated-repo"
@@ -410,14 +410,14 @@ def test_of_several_runs_the_last_one_counts(begin: str) -> None:
     assert _name(_find(begin, failed, begin)) == "not-divisible"
 
 
-def test_secrets_and_control_characters_of_the_log_are_not_shown() -> None:
+def test_secrets_and_control_characters_of_the_log_are_not_shown():
     cause = _find("vllm: error: unrecognized arguments: --api-key sesame --\x1b]0;titlex")
     assert "sesame" not in "".join(write_digest(cause))
     assert "sesame" not in str(digest_to_dict(cause))
     assert "\x1b" not in "".join(write_digest(cause))
 
 
-def test_a_digest_has_at_most_three_lines() -> None:
+def test_a_digest_has_at_most_three_lines():
     cause = _find("Killed")
     digest = write_digest(cause)
     assert len(digest) <= 3
@@ -446,7 +446,7 @@ def test_a_digest_has_at_most_three_lines() -> None:
         pytest.param('{"log": "error"}', id="json"),
     ],
 )
-def test_the_cost_is_linear_in_the_number_of_lines(line: str) -> None:
+def test_the_cost_is_linear_in_the_number_of_lines(line):
     assert growth(lambda lines: lambda: find_cause([line] * lines)) is None
 
 
@@ -454,11 +454,11 @@ def test_the_cost_is_linear_in_the_number_of_lines(line: str) -> None:
 @pytest.mark.parametrize(
     "part", ["x", "[", "(", "(pid=1) ", "[0m", "| ", "error ", "a.", "1:", "ERROR 0", "]", " " * 9]
 )
-def test_the_cost_is_linear_in_the_length_of_a_line(part: str) -> None:
+def test_the_cost_is_linear_in_the_length_of_a_line(part):
     assert growth(lambda size: lambda: find_cause(["Traceback (most recent call last):", part * size])) is None
 
 
-def test_processes_without_end_take_bounded_memory() -> None:
+def test_processes_without_end_take_bounded_memory():
     """Labels of processes and messages of exceptions come from the log."""
     texts = ("Traceback (most recent call last):", f"ValueError: {'x' * 2_000}")
     tracemalloc.start()

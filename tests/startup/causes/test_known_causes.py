@@ -18,14 +18,14 @@ def _sample(text: str) -> str:
     return f"deploy.sh: line 17: 11440{sample}" if sample.startswith(" ") else sample
 
 
-def test_there_are_many_causes_and_their_names_are_anchors() -> None:
+def test_there_are_many_causes_and_their_names_are_anchors():
     names = [cause.name for cause in KNOWN]
     assert len(names) >= 40
     assert len(set(names)) == len(names)
     assert [name for name in names if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)] == []
 
 
-def test_titles_and_advice_are_short() -> None:
+def test_titles_and_advice_are_short():
     for cause in KNOWN:
         assert not cause.title.endswith("."), cause
         assert len(cause.title) <= 90, cause
@@ -33,7 +33,7 @@ def test_titles_and_advice_are_short() -> None:
 
 
 @pytest.mark.parametrize("cause", KNOWN, ids=lambda cause: cause.name)
-def test_each_text_is_recognised_as_its_cause(cause: KnownCause) -> None:
+def test_each_text_is_recognised_as_its_cause(cause):
     """No cause that stands before it in the table takes its text."""
     for text in cause.texts:
         _assert_recognised(cause, text)
@@ -52,12 +52,12 @@ def _assert_recognised(cause: KnownCause, text: str) -> None:
     assert found.known is cause, text
 
 
-def test_a_line_with_a_text_is_read() -> None:
+def test_a_line_with_a_text_is_read():
     texts = [text for cause in KNOWN if cause.where != "exception" for text in cause.texts]
     assert [text for text in texts if not any(part in text for part in INTERESTING)] == []
 
 
-def test_a_text_can_have_gaps_and_ends() -> None:
+def test_a_text_can_have_gaps_and_ends():
     cause = KnownCause("x", "x", ("^Killed$", "one … two"), "x")
     assert cause.matches("Killed")
     assert not cause.matches("Killed by")
@@ -66,6 +66,6 @@ def test_a_text_can_have_gaps_and_ends() -> None:
     assert not cause.matches("two one")
 
 
-def test_stopping_is_the_last_in_the_table() -> None:
+def test_stopping_is_the_last_in_the_table():
     """Else a shutdown with an error would be a stop."""
     assert KNOWN[-1] is STOPPED

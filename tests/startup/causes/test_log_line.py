@@ -34,7 +34,7 @@ READ = LogLine("EngineCore_DP0 pid=123", "ERROR", "core.py", "    raise ValueErr
         pytest.param("│ ", id="frame of a terminal"),
     ],
 )
-def test_the_prefixes_of_other_programs_are_left_out(prefix: str) -> None:
+def test_the_prefixes_of_other_programs_are_left_out(prefix):
     assert list(read_line(prefix + VLLM)) == [READ]
 
 
@@ -77,11 +77,11 @@ def test_the_prefixes_of_other_programs_are_left_out(prefix: str) -> None:
         pytest.param("    a | b", LogLine("", "", "", "    a | b"), id="code with a bar"),
     ],
 )
-def test_lines_in_other_forms(raw: str, read: LogLine) -> None:
+def test_lines_in_other_forms(raw, read):
     assert list(read_line(raw)) == [read]
 
 
-def test_a_json_record_gives_its_message_and_its_traceback() -> None:
+def test_a_json_record_gives_its_message_and_its_traceback():
     record = {
         "level": "error",
         "role": "engine",
@@ -97,45 +97,45 @@ def test_a_json_record_gives_its_message_and_its_traceback() -> None:
     ]
 
 
-def test_a_line_of_dockers_json_files() -> None:
+def test_a_line_of_dockers_json_files():
     assert list(read_line(json.dumps({"log": VLLM + "\n", "stream": "stderr"}))) == [READ]
 
 
 @pytest.mark.parametrize("raw", ["{", "{" * 5000])
-def test_what_is_cut_within_json_is_a_text(raw: str) -> None:
+def test_what_is_cut_within_json_is_a_text(raw):
     assert [line.text for line in read_line(raw)] == [raw[:LONGEST_LINE]]
 
 
 @pytest.mark.parametrize("raw", ["{}", '{"a": 1}', '{"message": 3}'])
-def test_json_that_is_no_record_says_nothing(raw: str) -> None:
+def test_json_that_is_no_record_says_nothing(raw):
     assert not any(line.text for line in read_line(raw))
 
 
-def test_only_the_begin_of_a_long_line_is_read() -> None:
+def test_only_the_begin_of_a_long_line_is_read():
     [line] = read_line(VLLM + "x" * 100_000)
     assert len(line.text) < LONGEST_LINE
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 1000])
-def test_lines_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_lines_do_not_depend_on_the_pieces(monkeypatch, chunk):
     monkeypatch.setattr(log_line, "_CHUNK", chunk)
     assert [*read_lines(io.BytesIO(b"one\n\nt\xc3\xa9n\n10%\r20%\rdone\nlast"))] == [
         "one", "", "tén", "10%\r", "20%\r", "done", "last",
     ]  # fmt: skip
 
 
-def test_bytes_that_are_not_text_are_replaced() -> None:
+def test_bytes_that_are_not_text_are_replaced():
     assert [*read_lines(io.BytesIO(b"a\xff\xfeb\n"))] == ["a\ufffd\ufffdb"]
 
 
-def test_windows_line_ends_and_progress_bars_do_not_change_the_number_of_a_line() -> None:
+def test_windows_line_ends_and_progress_bars_do_not_change_the_number_of_a_line():
     log = b"Loading\r\n10%\r20%\r30%\nTraceback (most recent call last):\r\n  x\r\nValueError: wrong\r\n"
     cause = find_cause(read_lines(io.BytesIO(log)))
     assert cause is not None
     assert cause.line == 5
 
 
-def test_a_line_without_end_takes_bounded_memory() -> None:
+def test_a_line_without_end_takes_bounded_memory():
     class Endless(io.RawIOBase):
         """Sixty-four megabytes without a line break."""
 

@@ -31,14 +31,14 @@ Thread 0x00007f0000000001 (most recent call first):
 """
 
 
-def test_everything_is_recorded_before_readiness(tmp_path: Path) -> None:
+def test_everything_is_recorded_before_readiness(tmp_path):
     record = OutputRecord(tmp_path)
     record.add_output("loading\n")
     assert record.file.read_text() == "loading\n"
     assert record.file.stat().st_mode & 0o777 == 0o600
 
 
-def test_only_errors_are_recorded_while_the_server_runs(tmp_path: Path) -> None:
+def test_only_errors_are_recorded_while_the_server_runs(tmp_path):
     record = OutputRecord(tmp_path)
     record.keeps_only_errors = True
     for text in ("GET /health 200\n", "ERROR: out of memory\n"):
@@ -46,7 +46,7 @@ def test_only_errors_are_recorded_while_the_server_runs(tmp_path: Path) -> None:
     assert record.file.read_text() == "ERROR: out of memory\n"
 
 
-def test_an_exception_that_was_logged_is_not_shown_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_exception_that_was_logged_is_not_shown_again(tmp_path, capsys):
     record = OutputRecord(tmp_path)
     record.add_output(_FATAL)
     record.add_exception(ValueError("no weights"), "EngineCore")
@@ -57,7 +57,7 @@ def test_an_exception_that_was_logged_is_not_shown_again(tmp_path: Path, capsys:
     assert shown.endswith(") ValueError: another\n")
 
 
-def test_a_record_that_is_too_long_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_is_too_long_begins_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(output_record, "_MOST_BYTES", 10)
     record = OutputRecord(tmp_path)
     for number in range(5):
@@ -65,13 +65,13 @@ def test_a_record_that_is_too_long_begins_anew(tmp_path: Path, monkeypatch: pyte
     assert record.file.read_text() == "line 4\n"
 
 
-def test_a_full_disk_or_a_missing_folder_does_not_matter(tmp_path: Path) -> None:
+def test_a_full_disk_or_a_missing_folder_does_not_matter(tmp_path):
     record = OutputRecord(tmp_path / "missing")
     record.add_output("loading\n")
     assert record.read_state(1).name == ""
 
 
-def test_handlers_that_hold_the_stream_write_to_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handlers_that_hold_the_stream_write_to_the_record(tmp_path, monkeypatch):
     with (tmp_path / "shown").open("w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
         handler = logging.StreamHandler(stream)
@@ -98,25 +98,25 @@ def _describe(folder: Path, code: int, state: str = "", *, parent_pid: int = 0) 
         (3, "process-vanished", "while it loaded the model"),
     ],
 )
-def test_the_cause_is_found_in_the_lines(code: int, name: str, phase: str, tmp_path: Path) -> None:
+def test_the_cause_is_found_in_the_lines(code, name, phase, tmp_path):
     cause = find_cause(_describe(tmp_path, code, _STACK).splitlines())
     assert cause is not None
     assert cause.known is not None
     assert (cause.process, cause.known.name, cause.phase) == (f"VllmWorker-0 pid={_PID}", name, phase)
 
 
-def test_the_stack_of_the_thread_with_the_signal_is_a_traceback(tmp_path: Path) -> None:
+def test_the_stack_of_the_thread_with_the_signal_is_a_traceback(tmp_path):
     text = _describe(tmp_path, -signal.SIGSEGV, _STACK)
     assert text.index("in worker_main") < text.index("in get_model")
     assert "threading" not in text
 
 
 @pytest.mark.parametrize("code", [0, -signal.SIGTERM])
-def test_a_process_that_was_asked_to_end_has_not_failed(code: int, tmp_path: Path) -> None:
+def test_a_process_that_was_asked_to_end_has_not_failed(code, tmp_path):
     assert find_cause(_describe(tmp_path, code).splitlines()) is None
 
 
-def test_a_process_that_ended_with_its_parent_is_not_the_cause(tmp_path: Path) -> None:
+def test_a_process_that_ended_with_its_parent_is_not_the_cause(tmp_path):
     child = subprocess.Popen(["true"])  # not reaped, so that its number is not used again
     wait_until(lambda: is_gone(child.pid))
     assert find_cause(_describe(tmp_path, -signal.SIGKILL, parent_pid=child.pid).splitlines()) is None
@@ -124,7 +124,7 @@ def test_a_process_that_ended_with_its_parent_is_not_the_cause(tmp_path: Path) -
     child.wait()
 
 
-def test_a_process_without_a_record_is_not_one_of_the_server(tmp_path: Path) -> None:
+def test_a_process_without_a_record_is_not_one_of_the_server(tmp_path):
     record = OutputRecord(tmp_path)
     ProcessEnds(record).add(os.getpid(), 1)
     assert record.file.read_text() == ""

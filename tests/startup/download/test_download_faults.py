@@ -9,12 +9,12 @@ import pytest
 
 from tests.hub.faults import Fault
 from tests.hub.server import HubServer
-from tests.startup.download.downloads import MODEL, WEIGHTS, Downloads
+from tests.startup.download.downloads import MODEL, WEIGHTS
 
 MIB = 1 << 20
 
 
-def test_the_files_are_where_the_hubs_client_finds_them(downloads: Downloads) -> None:
+def test_the_files_are_where_the_hubs_client_finds_them(downloads):
     from huggingface_hub import hf_hub_download, snapshot_download
 
     report = downloads.run()
@@ -30,7 +30,7 @@ def test_the_files_are_where_the_hubs_client_finds_them(downloads: Downloads) ->
     ]
 
 
-def test_nothing_is_fetched_twice(downloads: Downloads) -> None:
+def test_nothing_is_fetched_twice(downloads):
     assert downloads.run().fetched_bytes == sum(map(len, MODEL.values()))
     second = downloads.run()
     assert second.fetched_bytes == 0
@@ -38,7 +38,7 @@ def test_nothing_is_fetched_twice(downloads: Downloads) -> None:
     assert len(downloads.hub.downloads) == len(MODEL)
 
 
-def test_a_connection_that_stalls_is_replaced_where_it_ended(downloads: Downloads) -> None:
+def test_a_connection_that_stalls_is_replaced_where_it_ended(downloads):
     downloads.hub.faults.add(Fault("stall", path="*.safetensors", after=600_000))
     begin_s = time.monotonic()
     report = downloads.run(stall_s=1.0)
@@ -48,7 +48,7 @@ def test_a_connection_that_stalls_is_replaced_where_it_ended(downloads: Download
     assert report.fetched_bytes == sum(map(len, MODEL.values()))
 
 
-def test_a_connection_that_is_cut_is_replaced_where_it_ended(downloads: Downloads) -> None:
+def test_a_connection_that_is_cut_is_replaced_where_it_ended(downloads):
     for after in (1000, 70_000):
         downloads.hub.faults.add(Fault("cut", path="*.safetensors", after=after))
     assert downloads.content(downloads.run()) == MODEL
@@ -56,14 +56,14 @@ def test_a_connection_that_is_cut_is_replaced_where_it_ended(downloads: Download
 
 
 @pytest.mark.parametrize("path", ["api/*", "*/resolve/*"], ids=["listing", "files"])
-def test_a_hub_that_answers_504_five_times_is_asked_again(downloads: Downloads, path: str) -> None:
+def test_a_hub_that_answers_504_five_times_is_asked_again(downloads, path):
     downloads.hub.faults.add(Fault("status", status=504, times=5, path=path))
     assert downloads.content(downloads.run()) == MODEL
     assert [seen.status for seen in downloads.hub.requests].count(504) == 5
 
 
 @pytest.mark.parametrize("path", ["api/*", "*/resolve/*.safetensors"], ids=["listing", "files"])
-def test_retry_after_is_obeyed(downloads: Downloads, path: str) -> None:
+def test_retry_after_is_obeyed(downloads, path):
     downloads.hub.faults.add(Fault("status", status=429, retry_after=1, path=path))
     begin_s = time.monotonic()
     assert downloads.content(downloads.run()) == MODEL
@@ -71,7 +71,7 @@ def test_retry_after_is_obeyed(downloads: Downloads, path: str) -> None:
     assert "the hub answers 429, waiting 1 s" in downloads.notes
 
 
-def test_a_hub_that_always_answers_503_is_an_error(downloads: Downloads) -> None:
+def test_a_hub_that_always_answers_503_is_an_error(downloads):
     downloads.hub.faults.add(Fault("status", status=503, times=None, path="*/resolve/*.safetensors"))
     report = downloads.run()
     assert report.failure == "unreachable"
@@ -80,20 +80,20 @@ def test_a_hub_that_always_answers_503_is_an_error(downloads: Downloads) -> None
     assert "\n" not in report.reason
 
 
-def test_a_file_that_is_shorter_than_the_hub_lists_is_not_kept(downloads: Downloads) -> None:
+def test_a_file_that_is_shorter_than_the_hub_lists_is_not_kept(downloads):
     downloads.hub.faults.add(Fault("short", path="*.safetensors", after=500_000))
     report = downloads.run()
     assert downloads.content(report) == MODEL
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_wrong_content_is_fetched_again(downloads: Downloads, name: str) -> None:
+def test_wrong_content_is_fetched_again(downloads, name):
     """Known by SHA-256, or by git's hash of a small file."""
     downloads.hub.faults.add(Fault("wrong", path=f"*/{name}", after=3))
     assert downloads.content(downloads.run()) == MODEL
 
 
-def test_content_that_is_always_wrong_is_an_error_and_not_kept(downloads: Downloads) -> None:
+def test_content_that_is_always_wrong_is_an_error_and_not_kept(downloads):
     downloads.hub.faults.add(Fault("wrong", path="*.safetensors", after=3, times=None))
     report = downloads.run()
     assert report.failure == "wrong"
@@ -106,7 +106,7 @@ def test_content_that_is_always_wrong_is_an_error_and_not_kept(downloads: Downlo
     assert downloads.content(downloads.run()) == MODEL
 
 
-def test_a_part_of_other_content_does_not_spoil_the_file(downloads: Downloads) -> None:
+def test_a_part_of_other_content_does_not_spoil_the_file(downloads):
     blobs = downloads.cache / "models--org--model" / "blobs"
     blobs.mkdir(parents=True)
     oid = downloads.hub.revisions["org/model"]["main"].files["model.safetensors"].sha256
@@ -114,7 +114,7 @@ def test_a_part_of_other_content_does_not_spoil_the_file(downloads: Downloads) -
     assert downloads.content(downloads.run()) == MODEL
 
 
-def test_a_part_that_is_a_link_is_not_followed(downloads: Downloads, tmp_path: Path) -> None:
+def test_a_part_that_is_a_link_is_not_followed(downloads, tmp_path):
     blobs = downloads.cache / "models--org--model" / "blobs"
     blobs.mkdir(parents=True)
     (tmp_path / "precious").write_bytes(b"mine")
@@ -125,14 +125,14 @@ def test_a_part_that_is_a_link_is_not_followed(downloads: Downloads, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["../outside.json", "/etc/outside.json", "a/../../b.json", "a\\b.json", "a//b.json"])
-def test_names_that_leave_the_folder_are_refused(name: str) -> None:
+def test_names_that_leave_the_folder_are_refused(name):
     from startup.download.repository import is_safe_name
 
     assert not is_safe_name(name)
     assert is_safe_name("1_Pooling/config.json")
 
 
-def test_a_mirror_with_dangerous_names_and_commits_is_refused(downloads: Downloads) -> None:
+def test_a_mirror_with_dangerous_names_and_commits_is_refused(downloads):
     downloads.hub.add("org/model", {**MODEL, "../../outside.json": b"{}"})
     assert downloads.content(downloads.run()) == MODEL
     assert not list(downloads.cache.rglob("outside.json"))
@@ -142,7 +142,7 @@ def test_a_mirror_with_dangerous_names_and_commits_is_refused(downloads: Downloa
     assert "is not a commit" in report.reason
 
 
-def test_the_next_mirror_is_tried(downloads: Downloads) -> None:
+def test_the_next_mirror_is_tried(downloads):
     with HubServer().serving() as mirror:
         mirror.add("org/model", MODEL)
         downloads.hub.faults.add(Fault("status", status=502, times=None, path="*/resolve/*"))
@@ -151,7 +151,7 @@ def test_the_next_mirror_is_tried(downloads: Downloads) -> None:
         assert sorted(mirror.downloads) == sorted(f"org/model/{name}" for name in MODEL)
 
 
-def test_a_mirror_that_does_not_have_the_model_is_skipped(downloads: Downloads) -> None:
+def test_a_mirror_that_does_not_have_the_model_is_skipped(downloads):
     with HubServer().serving() as mirror:
         report = downloads.run(endpoints=("http://127.0.0.1:1", mirror.url, downloads.hub.url))
         assert downloads.content(report) == MODEL
@@ -160,7 +160,7 @@ def test_a_mirror_that_does_not_have_the_model_is_skipped(downloads: Downloads) 
         assert f"{mirror.url}/org/nothing does not exist" in refused.reason
 
 
-def test_a_connection_that_is_refused_is_told_at_once(downloads: Downloads) -> None:
+def test_a_connection_that_is_refused_is_told_at_once(downloads):
     report = downloads.run(endpoints=("http://127.0.0.1:1",))
     assert report.failure == "unreachable"
     assert "org/model is not cached, and the hub at http://127.0.0.1:1 cannot be reached" in report.reason
@@ -177,9 +177,7 @@ def test_a_connection_that_is_refused_is_told_at_once(downloads: Downloads) -> N
     ],
     ids=["gated", "gated-token", "private", "revision", "token"],
 )
-def test_a_refusal_is_one_line_at_once(
-    downloads: Downloads, change: dict[str, object], token: str | None, expected: str
-) -> None:
+def test_a_refusal_is_one_line_at_once(downloads, change, token, expected):
     for name, value in change.items():
         setattr(downloads.hub, name, value)
     report = downloads.run(token=token)
@@ -189,14 +187,14 @@ def test_a_refusal_is_one_line_at_once(
     assert not downloads.notes, "no request is repeated"
 
 
-def test_a_renamed_model_is_downloaded_with_a_warning(downloads: Downloads, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_renamed_model_is_downloaded_with_a_warning(downloads, caplog):
     downloads.hub.renamed["old/name"] = "org/model"
     with caplog.at_level(logging.WARNING, logger="startup"):
         assert downloads.content(downloads.run("old/name")) == MODEL
     assert "old/name is named org/model now" in caplog.text
 
 
-def test_the_token_goes_to_the_hub_only(downloads: Downloads) -> None:
+def test_the_token_goes_to_the_hub_only(downloads):
     """The stand-in's large files are on another host, as the hub's are."""
     downloads.hub.token = "hf_right"
     downloads.hub.private.add("org/model")
@@ -204,7 +202,7 @@ def test_the_token_goes_to_the_hub_only(downloads: Downloads) -> None:
     assert downloads.hub.tokens == {"hub": {"Bearer hf_right"}, "cdn": {None}}
 
 
-def test_a_limit_of_time_ends_the_download(downloads: Downloads) -> None:
+def test_a_limit_of_time_ends_the_download(downloads):
     downloads.hub.link.bytes_per_s = 200_000
     report = downloads.run(timeout_s=1.0)
     assert report.failure == "timeout"
@@ -213,7 +211,7 @@ def test_a_limit_of_time_ends_the_download(downloads: Downloads) -> None:
     assert downloads.run().fetched_bytes < sum(map(len, MODEL.values()))
 
 
-def test_only_the_shards_of_the_index_are_fetched(downloads: Downloads) -> None:
+def test_only_the_shards_of_the_index_are_fetched(downloads):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     files = {
         "config.json": b"{}",
@@ -229,7 +227,7 @@ def test_only_the_shards_of_the_index_are_fetched(downloads: Downloads) -> None:
     assert sorted(content) == sorted(set(files) - {"consolidated.safetensors", "onnx/model.onnx"})
 
 
-def test_an_incomplete_snapshot_is_completed_and_marked_until_then(downloads: Downloads) -> None:
+def test_an_incomplete_snapshot_is_completed_and_marked_until_then(downloads):
     from startup.model.location import unfinished_marker
 
     folder = downloads.run().paths[0]
@@ -243,14 +241,14 @@ def test_an_incomplete_snapshot_is_completed_and_marked_until_then(downloads: Do
     assert not unfinished_marker(folder).exists()
 
 
-def test_a_content_of_wrong_size_is_replaced(downloads: Downloads) -> None:
+def test_a_content_of_wrong_size_is_replaced(downloads):
     """After a power failure, a file system may have the name of a file without all of its content."""
     folder = downloads.run().paths[0]
     (folder / "model.safetensors").resolve().write_bytes(b"")
     assert downloads.content(downloads.run()) == MODEL
 
 
-def test_progress_has_bytes_rate_and_time_left(downloads: Downloads) -> None:
+def test_progress_has_bytes_rate_and_time_left(downloads):
     from startup.download.messages import DownloadProgress
 
     downloads.hub.link.bytes_per_s = MIB

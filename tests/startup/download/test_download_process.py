@@ -40,7 +40,7 @@ def read(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.smoke
-def test_a_helper_downloads_and_reports(big: Downloads) -> None:
+def test_a_helper_downloads_and_reports(big):
     big.hub.link.bytes_per_s = 16 << 20
     shown: list[str] = []
     with start(big, shown) as handle:
@@ -53,7 +53,7 @@ def test_a_helper_downloads_and_reports(big: Downloads) -> None:
     assert shown[-1] == ""
 
 
-def test_a_refusal_reaches_the_launcher_and_the_token_no_command_line(big: Downloads) -> None:
+def test_a_refusal_reaches_the_launcher_and_the_token_no_command_line(big):
     big.hub.private.add("org/model")
     big.hub.may_answer.clear()
     options = DownloadOptions(endpoints=(big.hub.url,))
@@ -68,7 +68,7 @@ def test_a_refusal_reaches_the_launcher_and_the_token_no_command_line(big: Downl
         assert caught.value.kind == "refused"
 
 
-def test_the_helper_ends_with_its_owner(big: Downloads) -> None:
+def test_the_helper_ends_with_its_owner(big):
     big.hub.may_answer.clear()
     handle = start(big)
     wait_until(lambda: bool(big.hub.requests))
@@ -108,19 +108,19 @@ def _assert_nothing_is_half(cache: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_ten_kills_leave_no_wrong_file_and_waste_little(big: Downloads) -> None:
+def test_ten_kills_leave_no_wrong_file_and_waste_little(big):
     """Lost are bytes on their way: up to 512 KiB for each of four files."""
     assert _kill_and_start_again(big, 10) < 10 * 4 * (512 << 10)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_hundred_kills_leave_no_wrong_file(big: Downloads) -> None:
+def test_a_hundred_kills_leave_no_wrong_file(big):
     _kill_and_start_again(big, 100)
 
 
 @pytest.mark.thorough
-def test_ten_starts_at_once_fetch_one_model(big: Downloads) -> None:
+def test_ten_starts_at_once_fetch_one_model(big):
     big.hub.link.bytes_per_s = 4 << 20
     shown: list[list[str]] = [[] for _ in range(10)]
     handles = [start(big, texts) for texts in shown]
@@ -134,7 +134,7 @@ def test_ten_starts_at_once_fetch_one_model(big: Downloads) -> None:
     assert len(waiting) >= 8, "those that wait show the progress of the one that downloads"
 
 
-def test_the_lock_of_a_dead_owner_is_free(big: Downloads) -> None:
+def test_the_lock_of_a_dead_owner_is_free(big):
     lock = big.cache / ".locks" / "models--org--model" / "vllm-cli.lock"
     lock.parent.mkdir(parents=True)
     script = (
@@ -160,9 +160,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
         yield disk
 
 
-def test_a_disk_without_room_is_told_before_anything_is_fetched(
-    big: Downloads, disk: SmallDisk, tmp_path: Path
-) -> None:
+def test_a_disk_without_room_is_told_before_anything_is_fetched(big, disk, tmp_path):
     big.cache = disk.path_inside(tmp_path / "disk") / "hub"
     report = big.run()
     assert report.failure == "disk"
@@ -171,9 +169,7 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(
     assert not big.hub.downloads
 
 
-def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file(
-    downloads: Downloads, disk: SmallDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file(downloads, disk, tmp_path, monkeypatch):
     downloads.cache = disk.path_inside(tmp_path / "disk") / "hub"
     downloads.hub.link.bytes_per_s = 1 << 20
     take = downloads._take
@@ -196,9 +192,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_no_half_file(
     assert second.fetched_bytes < len(MODEL["model.safetensors"])
 
 
-def test_a_read_only_cache_is_named_and_a_complete_model_in_it_is_used(
-    downloads: Downloads, disk: SmallDisk, tmp_path: Path
-) -> None:
+def test_a_read_only_cache_is_named_and_a_complete_model_in_it_is_used(downloads, disk, tmp_path):
     downloads.cache = disk.path_inside(tmp_path / "disk") / "hub"
     folder = downloads.run().folders
     subprocess.run([*disk.launcher, "mount", "-o", "remount,ro", str(tmp_path / "disk")], check=True)
@@ -209,7 +203,7 @@ def test_a_read_only_cache_is_named_and_a_complete_model_in_it_is_used(
     assert "cannot be written to (Read-only file system): give another --download-dir" in report.reason
 
 
-def test_xet_that_never_answers_is_left_for_plain_http(downloads: Downloads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xet_that_never_answers_is_left_for_plain_http(downloads, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
     monkeypatch.setattr("startup.download.xet._LEAST_BYTES", 1)
     downloads.hub.is_xet = True

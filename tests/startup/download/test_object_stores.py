@@ -122,9 +122,7 @@ def problem(address: str) -> str:
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", pytest.param("az", marks=pytest.mark.slow)])
-def test_the_files_that_a_start_reads_are_downloaded_once(
-    scheme: str, cache: Path, request: pytest.FixtureRequest
-) -> None:
+def test_the_files_that_a_start_reads_are_downloaded_once(scheme, cache, request):
     put_model(request.getfixturevalue(f"put_{scheme}"))
     asked = ModelRequest(model=f"{scheme}://models/team/llama/")
     folder = resolve_model(asked).path
@@ -135,7 +133,7 @@ def test_the_files_that_a_start_reads_are_downloaded_once(
         assert again.report.fetched_bytes == 0
 
 
-def test_a_changed_object_makes_a_new_folder_and_only_it_is_fetched(put_s3: Put) -> None:
+def test_a_changed_object_makes_a_new_folder_and_only_it_is_fetched(put_s3):
     put_model(put_s3)
     put_s3({"team/llama/../escape.json": b"{}"})  # a name that leaves the folder is not used
     asked = ModelRequest(model="s3://models/team/llama")
@@ -148,7 +146,7 @@ def test_a_changed_object_makes_a_new_folder_and_only_it_is_fetched(put_s3: Put)
     assert read_tree(before) == FILES
 
 
-def test_a_killed_download_is_continued(put_s3: Put, cache: Path) -> None:
+def test_a_killed_download_is_continued(put_s3, cache):
     put_model(put_s3)
     asked = ModelRequest(model="s3://models/team/llama")
     folder = resolve_model(asked).path
@@ -162,9 +160,7 @@ def test_a_killed_download_is_continued(put_s3: Put, cache: Path) -> None:
         assert again.report.fetched_bytes == len(WEIGHTS) - 5_000_000
 
 
-def test_what_is_on_disk_is_used_while_the_store_cannot_be_reached(
-    put_s3: Put, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_on_disk_is_used_while_the_store_cannot_be_reached(put_s3, monkeypatch, caplog):
     put_model(put_s3)
     asked = ModelRequest(model="s3://models/team/llama")
     folder = resolve_model(asked).path
@@ -175,20 +171,20 @@ def test_what_is_on_disk_is_used_while_the_store_cannot_be_reached(
     assert problem("s3://models/team/other").startswith("s3://models/team/other cannot be read: ")
 
 
-def test_a_wrong_address_is_one_line(put_s3: Put) -> None:
+def test_a_wrong_address_is_one_line(put_s3):
     put_s3({"team/llama/config.json": b"{}"})
     assert problem("s3://models/nothing") == "s3://models/nothing has no files: correct the address"
     assert problem("s3://nothing/llama").startswith("s3://nothing/llama does not exist: correct the address")
     assert "has no weights" in problem("s3://models/team/llama")
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("startup.model.object_address.find_spec", lambda _: None)
     expected = "s3://models/llama needs the package s3fs: pip install '.[objectstore]' in a clone of vllm-cli"
     assert problem("s3://models/llama") == expected
 
 
-def test_a_file_address_is_the_folder_itself(tmp_path: Path) -> None:
+def test_a_file_address_is_the_folder_itself(tmp_path):
     for name, body in FILES.items():
         (tmp_path / "my model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "my model" / name).write_bytes(body)

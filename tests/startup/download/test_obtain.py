@@ -14,7 +14,6 @@ from startup.download.endpoints import hub_endpoints, use_first_endpoint
 from startup.download.obtain import resolve_model
 from startup.errors import ModelNotFoundError
 from startup.model.request import ModelRequest
-from tests.hub.server import HubServer
 from tests.startup.download.conftest import COMMIT, MODEL
 
 
@@ -46,17 +45,17 @@ def problem(model: str | Path, **settings: str) -> str:
     return message
 
 
-def test_the_real_models_folder_is_used_in_place(model_path: Path) -> None:
+def test_the_real_models_folder_is_used_in_place(model_path):
     files = resolve_model(ModelRequest(model=str(model_path)))
     assert files.path == files.tokenizer_path == model_path
 
 
-def test_a_relative_folder_becomes_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_folder_becomes_absolute(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     assert resolve_model(ModelRequest(model="model")).path == folder
 
 
-def test_the_tokenizer_may_be_in_another_folder(folder: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_may_be_in_another_folder(folder, tmp_path):
     (folder / "tokenizer.json").unlink()
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
@@ -65,13 +64,13 @@ def test_the_tokenizer_may_be_in_another_folder(folder: Path, tmp_path: Path) ->
     assert (files.path, files.tokenizer_path) == (folder, tokenizer)
 
 
-def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path):
     assert (
         problem(tmp_path / "missing") == f"{tmp_path}/missing is neither a folder nor a model of the Hugging Face hub"
     )
 
 
-def test_a_file_is_not_a_model(tmp_path: Path) -> None:
+def test_a_file_is_not_a_model(tmp_path):
     (tmp_path / "model.gguf").touch()
     assert problem(tmp_path / "model.gguf") == f"{tmp_path}/model.gguf cannot be read: Not a directory"
 
@@ -89,20 +88,20 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_fault_of_a_folder_is_reported(tmp_path: Path, changes: dict[str, bytes | None], expected: str) -> None:
+def test_the_fault_of_a_folder_is_reported(tmp_path, changes, expected):
     """See tests/startup/preflight/test_preflight_checkpoint.py for all faults."""
     folder = write_model(tmp_path / "model", **changes)
     assert expected.format(folder) in problem(folder)
 
 
-def test_a_cached_snapshot_needs_no_network(cache: Path, hub_server: HubServer) -> None:
+def test_a_cached_snapshot_needs_no_network(cache, hub_server):
     snapshot = write_snapshot(cache, "org/model")
     assert resolve_model(ModelRequest(model="org/model")).path == snapshot
     assert resolve_model(ModelRequest(model="org/model", revision=COMMIT)).path == snapshot
     assert hub_server.requests == []
 
 
-def test_the_cached_snapshot_is_the_one_that_the_hubs_client_finds(cache: Path) -> None:
+def test_the_cached_snapshot_is_the_one_that_the_hubs_client_finds(cache):
     from huggingface_hub import snapshot_download
 
     write_snapshot(cache, "org/model")
@@ -110,13 +109,13 @@ def test_the_cached_snapshot_is_the_one_that_the_hubs_client_finds(cache: Path) 
     assert resolve_model(ModelRequest(model="org/model")).path == Path(theirs)
 
 
-def test_the_default_model_is_taken_from_the_cache(cache: Path, hub_server: HubServer) -> None:
+def test_the_default_model_is_taken_from_the_cache(cache, hub_server):
     snapshot = write_snapshot(cache, DEFAULT_MODEL_ID)
     assert resolve_model(ModelRequest()).path == snapshot
     assert hub_server.requests == []
 
 
-def test_the_prepared_default_model_takes_precedence(tmp_path: Path, cache: Path) -> None:
+def test_the_prepared_default_model_takes_precedence(tmp_path, cache):
     write_snapshot(cache, DEFAULT_MODEL_ID)
     prepared = write_model(tmp_path / "vllm" / "vllm_cli" / "models" / "SmolLM2-135M-Instruct")
     assert resolve_model(ModelRequest()).path == prepared
@@ -130,9 +129,7 @@ def test_the_prepared_default_model_takes_precedence(tmp_path: Path, cache: Path
     ],
     ids=["none", "own"],
 )
-def test_a_prepared_default_model_without_sampling_values_gets_those_of_its_authors(
-    before: dict[str, float], after: dict[str, float], tmp_path: Path
-) -> None:
+def test_a_prepared_default_model_without_sampling_values_gets_those_of_its_authors(before, after, tmp_path):
     prepared = write_model(tmp_path / "vllm" / "vllm_cli" / "models" / "SmolLM2-135M-Instruct")
     file = prepared / "generation_config.json"
     file.write_text(json.dumps(before))
@@ -140,14 +137,14 @@ def test_a_prepared_default_model_without_sampling_values_gets_those_of_its_auth
     assert json.loads(file.read_text()) == after
 
 
-def test_the_default_model_is_downloaded_if_the_hub_is_reachable(hub_server: HubServer, cache: Path) -> None:
+def test_the_default_model_is_downloaded_if_the_hub_is_reachable(hub_server, cache):
     hub_server.add(DEFAULT_MODEL_ID, MODEL)
     path = resolve_model(ModelRequest()).path
     assert path.is_relative_to(cache)
     assert (path / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_a_model_is_downloaded_once_and_then_found_in_the_cache(hub_server: HubServer, cache: Path) -> None:
+def test_a_model_is_downloaded_once_and_then_found_in_the_cache(hub_server, cache):
     path = resolve_model(ModelRequest(model="org/model")).path
     assert {file.name: file.read_bytes() for file in path.iterdir()} == MODEL
     num_requests = len(hub_server.requests)
@@ -155,46 +152,44 @@ def test_a_model_is_downloaded_once_and_then_found_in_the_cache(hub_server: HubS
     assert len(hub_server.requests) == num_requests
 
 
-def test_an_incomplete_snapshot_is_completed(hub_server: HubServer, cache: Path) -> None:
+def test_an_incomplete_snapshot_is_completed(hub_server, cache):
     (write_snapshot(cache, "org/model") / "model.safetensors").unlink()
     assert (resolve_model(ModelRequest(model="org/model")).path / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_only_needed_files_are_downloaded(hub_server: HubServer) -> None:
+def test_only_needed_files_are_downloaded(hub_server):
     extras = {"pytorch_model.bin": b"x", "onnx/model.onnx": b"x", "README.md": b"x", "original/params.json": b"x"}
     hub_server.add("org/model", MODEL | extras)
     resolve_model(ModelRequest(model="org/model"))
     assert sorted(hub_server.downloads) == [f"org/model/{name}" for name in sorted(MODEL)]
 
 
-def test_a_tokenizer_is_downloaded_without_weights(hub_server: HubServer, folder: Path) -> None:
+def test_a_tokenizer_is_downloaded_without_weights(hub_server, folder):
     files = resolve_model(ModelRequest(model=str(folder), tokenizer="org/model"))
     assert sorted(hub_server.downloads) == ["org/model/config.json", "org/model/tokenizer.json"]
     assert (files.tokenizer_path / "tokenizer.json").exists()
 
 
-def test_the_token_and_the_download_folder_are_used(hub_server: HubServer, tmp_path: Path) -> None:
+def test_the_token_and_the_download_folder_are_used(hub_server, tmp_path):
     config = ModelRequest(model="org/model", hf_token="hf_secret", download_dir=str(tmp_path / "elsewhere"))
     assert resolve_model(config).path.is_relative_to(tmp_path / "elsewhere")
     assert hub_server.tokens == {"hub": {"Bearer hf_secret"}, "cdn": {None}}
 
 
-def test_a_hub_model_without_weights_is_reported(hub_server: HubServer) -> None:
+def test_a_hub_model_without_weights_is_reported(hub_server):
     hub_server.add("org/model", {name: data for name, data in MODEL.items() if name != "model.safetensors"})
     assert "has no weights" in problem("org/model")
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
-def test_offline_mode_sends_no_request(
-    hub_server: HubServer, cache: Path, variable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_mode_sends_no_request(hub_server, cache, variable, monkeypatch):
     monkeypatch.setenv(variable, "1")
     assert problem("org/model") == f"org/model is not in {cache}, and HF_HUB_OFFLINE forbids the download"
     assert hub_server.requests == []
 
 
 @pytest.mark.thorough
-def test_a_hub_that_never_answers_gets_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_never_answers_gets_one_request(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "cannot be reached" in problem("org/model")
@@ -205,18 +200,18 @@ def test_a_hub_that_never_answers_gets_one_request(monkeypatch: pytest.MonkeyPat
             silent.accept()
 
 
-def test_a_request_has_a_deadline_beyond_its_timeout() -> None:
+def test_a_request_has_a_deadline_beyond_its_timeout():
     released = threading.Event()
     with pytest.raises(TimeoutError, match="no answer within 0.05 s"):
         hub_client._within_deadline(released.wait, 0.05)
     released.set()
 
 
-def test_the_hub_itself_is_used_without_a_mirror() -> None:
+def test_the_hub_itself_is_used_without_a_mirror():
     assert hub_endpoints() == ("https://huggingface.co",)
 
 
-def test_libraries_see_the_first_of_several_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libraries_see_the_first_of_several_mirrors(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "https://a.example/, https://b.example,,https://a.example")
     assert hub_endpoints() == ("https://a.example", "https://b.example")
     use_first_endpoint()
@@ -226,7 +221,7 @@ def test_libraries_see_the_first_of_several_mirrors(monkeypatch: pytest.MonkeyPa
     assert hub_endpoints() == ("https://a.example", "https://b.example")
 
 
-def test_a_variable_that_was_changed_since_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_was_changed_since_is_obeyed(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "https://a.example,https://b.example")
     use_first_endpoint()
     monkeypatch.setenv("HF_ENDPOINT", "https://c.example")

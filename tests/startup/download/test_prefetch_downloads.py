@@ -5,12 +5,10 @@ Its exit code for a full disk: tests/e2e/chaos/test_full_disk.py.
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.hub.server import HubServer
 from tests.startup.download.conftest import MODEL
 from vllm_cli.commands.prefetch import prefetch
 
@@ -35,9 +33,7 @@ def report(run: Run, *words: str) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("engine", ["embedded", "vllm"])
-def test_the_files_are_those_of_the_revision_and_engine(
-    engine: str, run: Run, hub_server: HubServer, tmp_path: Path
-) -> None:
+def test_the_files_are_those_of_the_revision_and_engine(engine, run, hub_server, tmp_path):
     extras = {"pytorch_model.bin": b"x", "README.md": b"x", "onnx/model.onnx": b"x"}
     hub_server.add("org/model", MODEL | extras, revision="v2", commit="b" * 40)
     for revision in ("main", "v2"):  # vLLM takes the model's revision for the tokenizer, too
@@ -53,7 +49,7 @@ def test_the_files_are_those_of_the_revision_and_engine(
     assert len(hub_server.requests) == num_requests
 
 
-def test_adapters_and_the_draft_model_are_downloaded_for_vllm(run: Run, hub_server: HubServer) -> None:
+def test_adapters_and_the_draft_model_are_downloaded_for_vllm(run, hub_server):
     hub_server.add("org/adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", "notes.txt": b"x"})
     hub_server.add("org/draft", MODEL)
     flags = ("--lora-modules", "a=org/adapter", "--speculative-config", '{"model": "org/draft"}')
@@ -63,7 +59,7 @@ def test_adapters_and_the_draft_model_are_downloaded_for_vllm(run: Run, hub_serv
     assert "org/adapter/notes.txt" not in hub_server.downloads
 
 
-def test_a_model_without_access_has_its_own_exit_code(run: Run, hub_server: HubServer) -> None:
+def test_a_model_without_access_has_its_own_exit_code(run, hub_server):
     hub_server.gated.add("org/model")
     code, fields = report(run, "org/model", "--engine", "embedded")
     assert (code, fields["state"]) == (5, "no_access")
@@ -74,14 +70,14 @@ def test_a_model_without_access_has_its_own_exit_code(run: Run, hub_server: HubS
     assert err == "Error: org/model has no revision 'v9': correct --revision\n"
 
 
-def test_files_that_cannot_be_had_are_incomplete(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_cannot_be_had_are_incomplete(run, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, fields = report(run, "org/model", "--engine", "embedded")
     assert (code, fields["state"]) == (3, "incomplete")
     assert "HF_HUB_OFFLINE forbids the download" in fields["reason"]
 
 
-def test_a_model_that_vllm_streams_needs_nothing(run: Run) -> None:
+def test_a_model_that_vllm_streams_needs_nothing(run):
     words = ("s3://bucket/model", "--engine", "vllm", "--load-format", "runai_streamer")
     assert report(run, *words) == (
         0,
@@ -89,6 +85,6 @@ def test_a_model_that_vllm_streams_needs_nothing(run: Run) -> None:
     )
 
 
-def test_vllm_needs_the_name_of_the_model(run: Run) -> None:
+def test_vllm_needs_the_name_of_the_model(run):
     with pytest.raises(Exception, match="MODEL is missing"):
         run("--engine", "vllm")

@@ -28,7 +28,7 @@ def _run(model: Path, method: str, *arguments: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_the_real_model_generates_with_each_start_method(model_path: Path, method: str) -> None:
+def test_the_real_model_generates_with_each_start_method(model_path, method):
     run = _run(model_path, method)
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
@@ -38,20 +38,20 @@ def test_the_real_model_generates_with_each_start_method(model_path: Path, metho
     assert run.stderr == ""
 
 
-def test_the_forkserver_imports_the_models_class_before_it_forks(model_path: Path) -> None:
+def test_the_forkserver_imports_the_models_class_before_it_forks(model_path):
     run = _run(model_path, "forkserver", "--modules")
     assert json.loads(run.stdout) == ["torch", "server.engine.build", "transformers.models.llama.modeling_llama"]
 
 
 @pytest.mark.parametrize("config", [None, "{", "[]", "{}", '{"model_type": 3}', '{"model_type": "../x"}'])
-def test_an_unusable_config_has_no_model_class(tmp_path: Path, config: str | None) -> None:
+def test_an_unusable_config_has_no_model_class(tmp_path, config):
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     assert modeling_module(tmp_path) is None
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_a_killed_api_process_leaves_no_engine(model_path: Path, method: str) -> None:
+def test_a_killed_api_process_leaves_no_engine(model_path, method):
     with subprocess.Popen(
         [sys.executable, _SCRIPT, model_path, method, "--hang"], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -63,7 +63,7 @@ def test_a_killed_api_process_leaves_no_engine(model_path: Path, method: str) ->
     wait_until(lambda: all(is_gone(member.pid) for member in family))
 
 
-def test_an_api_process_that_exits_while_the_model_loads_leaves_no_engine(model_path: Path) -> None:
+def test_an_api_process_that_exits_while_the_model_loads_leaves_no_engine(model_path):
     with subprocess.Popen(
         [sys.executable, _SCRIPT, model_path, "spawn", "--leave-early"], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -74,7 +74,7 @@ def test_an_api_process_that_exits_while_the_model_loads_leaves_no_engine(model_
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_processes_ignore_group_signals_from_their_start_on(tmp_path: Path, method: str) -> None:
+def test_processes_ignore_group_signals_from_their_start_on(tmp_path, method):
     run = _run(tmp_path, method, "--statuses")
     assert run.returncode == 0, run.stderr
     *new, parent = (disturbing(status, GROUP_SIGNALS) for status in json.loads(run.stdout))
@@ -82,13 +82,13 @@ def test_processes_ignore_group_signals_from_their_start_on(tmp_path: Path, meth
     assert parent == disturbing(Path("/proc/thread-self/status").read_text(), GROUP_SIGNALS)  # unchanged: see nohup(1)
 
 
-def test_an_engine_that_cannot_read_its_requests_exits(model_path: Path) -> None:
+def test_an_engine_that_cannot_read_its_requests_exits(model_path):
     run = _run(model_path, "spawn", "--garble")
     assert json.loads(run.stdout) == {"exitcode": 4}
     assert "the engine failed" in run.stderr
 
 
-def test_a_folder_without_weights_fails_with_one_line(tmp_path: Path, model_path: Path) -> None:
+def test_a_folder_without_weights_fails_with_one_line(tmp_path, model_path):
     (tmp_path / "config.json").write_bytes((model_path / "config.json").read_bytes())
     run = _run(tmp_path, "spawn")
     assert run.returncode == 1

@@ -12,7 +12,7 @@ def _fail() -> EngineProcess:
     raise OSError("no process")
 
 
-def test_the_switch_interval_is_restored_after_a_start() -> None:
+def test_the_switch_interval_is_restored_after_a_start():
     before = sys.getswitchinterval()
     start = BackgroundStart(_fail)
     assert sys.getswitchinterval() < before
@@ -21,7 +21,7 @@ def test_the_switch_interval_is_restored_after_a_start() -> None:
     assert sys.getswitchinterval() == before
 
 
-def test_the_switch_interval_is_restored_after_an_abandoned_start() -> None:
+def test_the_switch_interval_is_restored_after_an_abandoned_start():
     before = sys.getswitchinterval()
     assert BackgroundStart(_fail).abandon() is None
     assert sys.getswitchinterval() == before

@@ -52,20 +52,18 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("visible", "is_expected"), [(None, True), ("0", True), ("GPU-1a2b", True), ("", False), ("-1", False)]
 )
-def test_a_gpu_is_expected_unless_it_is_hidden(
-    gpu: Path, visible: str | None, is_expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_is_expected_unless_it_is_hidden(gpu, visible, is_expected, monkeypatch):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert expects_gpu() is is_expected
 
 
-def test_no_gpu_is_expected_without_its_device(gpu: Path) -> None:
+def test_no_gpu_is_expected_without_its_device(gpu):
     gpu.unlink()
     assert not expects_gpu()
 
 
-def test_no_gpu_is_expected_of_a_torch_without_cuda(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gpu_is_expected_of_a_torch_without_cuda(gpu, monkeypatch):
     import torch
 
     monkeypatch.undo()
@@ -90,9 +88,7 @@ _DEFAULTS = {
         ("DNNL_PRIMITIVE_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"),
     ],
 )
-def test_variables_are_set_for_children_unless_the_user_has_set_them(
-    name: str, replaced: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variables_are_set_for_children_unless_the_user_has_set_them(name, replaced, monkeypatch):
     for other in (*_DEFAULTS, "OMP_WAIT_POLICY", "DNNL_PRIMITIVE_CACHE_CAPACITY"):
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, "5")
@@ -101,7 +97,7 @@ def test_variables_are_set_for_children_unless_the_user_has_set_them(
     assert now == _DEFAULTS | {replaced: "5" if name == replaced else None}
 
 
-def test_the_forkservers_imports_do_not_initialise_cuda(tmp_path: Path) -> None:
+def test_the_forkservers_imports_do_not_initialise_cuda(tmp_path):
     import torch
 
     if torch.version.cuda is None:
@@ -123,7 +119,7 @@ def _initialises_cuda(code: str, log: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_new_shapes_of_matrices_take_no_more_memory_once_the_bound_is_reached() -> None:
+def test_new_shapes_of_matrices_take_no_more_memory_once_the_bound_is_reached():
     """oneDNN caches kernels. From the 300th shape to the 450th: above the bound, below the default."""
     import torch
 

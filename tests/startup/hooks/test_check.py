@@ -107,7 +107,7 @@ CALL = _in_module("call", "first", "third")
     ],
     ids=str,
 )
-def test_what_is_there_applies(need: Need, sources: Sources) -> None:
+def test_what_is_there_applies(need, sources):
     assert _check(need, sources) == Finding("planted", "applies")
 
 
@@ -130,42 +130,40 @@ def test_what_is_there_applies(need: Need, sources: Sources) -> None:
     ],
     ids=str,
 )
-def test_what_is_missing_or_changed_is_named(need: Need, reason: str, sources: Sources) -> None:
+def test_what_is_missing_or_changed_is_named(need, reason, sources):
     finding = _check(need, sources)
     assert finding.state == "does not fit"
     assert finding.reasons[0].startswith(reason)
 
 
-def test_a_package_that_is_not_there_is_not_checked(sources: Sources) -> None:
+def test_a_package_that_is_not_there_is_not_checked(sources):
     finding = _check(Name("absent.module", "name"), sources)
     assert finding == Finding("planted", "not checked", ("absent is not installed here",))
 
 
 @pytest.mark.parametrize("limits", [{"until": (0, 31)}, {"since": (0, 33)}], ids=["older", "newer"])
-def test_a_release_that_does_not_need_the_hook_is_not_checked(
-    limits: dict[str, tuple[int, int]], sources: Sources
-) -> None:
+def test_a_release_that_does_not_need_the_hook_is_not_checked(limits, sources):
     assert _check(Name("package.absent"), sources, **limits) == Finding("planted", "not needed")
 
 
-def test_what_is_known_not_to_apply_has_its_reason(sources: Sources) -> None:
+def test_what_is_known_not_to_apply_has_its_reason(sources):
     hook = Hook("planted", does="it", without="nothing", needs=(Name("other"),), not_in={(0, 32): "a reason"})
     assert check_hooks([hook], sources, (0, 32)) == [Finding("planted", "does not apply", ("a reason",))]
     assert check_hooks([hook], sources, (0, 33))[0].state == "not checked"
 
 
-def test_all_files_are_known_that_a_result_depends_on(sources: Sources, tmp_path: Path) -> None:
+def test_all_files_are_known_that_a_result_depends_on(sources, tmp_path):
     _check(Name("package.inner", "moved"), sources)
     assert tmp_path / "package" / "inner.py" in sources.looked_at
     assert tmp_path / "package" / "inner" / "__init__.py" in sources.looked_at
 
 
-def test_names_are_unique_and_every_hook_is_described() -> None:
+def test_names_are_unique_and_every_hook_is_described():
     assert [name for name, number in Counter(hook.name for hook in HOOKS).items() if number > 1] == []
     assert [hook.name for hook in HOOKS if not (hook.does and hook.without and hook.needs)] == []
 
 
-def test_the_installed_libraries_fit() -> None:
+def test_the_installed_libraries_fit():
     """Of those that this environment has; vLLM is not among them."""
     others = [
         hook for hook in HOOKS if all(isinstance(n, Name) and not n.module.startswith("vllm") for n in hook.needs)
@@ -175,13 +173,13 @@ def test_the_installed_libraries_fit() -> None:
     assert [finding for finding in findings if finding.state == "does not fit"] == []
 
 
-def test_a_variable_leaves_hooks_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_leaves_hooks_out(monkeypatch):
     monkeypatch.setenv("VCLI_LEAVE_OUT", "spans, late imports")
     assert [hook.name for hook in HOOKS if not hook.applies] == ["late imports", "spans"]
     assert names_that_cannot_be_left_out({"spans", "port", "early", "import file"}) == ["early", "port"]
 
 
-def test_the_internals_of_multiprocessing_that_the_forkserver_uses_are_declared() -> None:
+def test_the_internals_of_multiprocessing_that_the_forkserver_uses_are_declared():
     declared = {part for need in MULTIPROCESSING.needs if isinstance(need, Name) for part in need.path.split(".")}
     tree = ast.parse(Path(forkserver.__file__).read_text())
     used = {
@@ -194,12 +192,12 @@ def test_the_internals_of_multiprocessing_that_the_forkserver_uses_are_declared(
     assert used - declared == set()
 
 
-def test_every_declared_hook_is_in_the_table() -> None:
+def test_every_declared_hook_is_in_the_table():
     texts = [path.read_text() for path in (ROOT / "startup").rglob("*.py")]
     assert sum(text.count(": Final = Hook(") for text in texts) == len(HOOKS)
 
 
-def test_hooks_are_declared_without_importing_what_they_are_about() -> None:
+def test_hooks_are_declared_without_importing_what_they_are_about():
     code = (
         "import startup.vllm.launch.hooks, sys; print(*{'torch', 'transformers', 'vllm', 'uvicorn'} & {*sys.modules})"
     )

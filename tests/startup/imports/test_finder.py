@@ -13,7 +13,7 @@ from startup.imports.finder import after_import, before_import, cancel, delay_im
 from tests.startup.toy_package import ToyPackages
 
 
-def test_hook_runs_once_right_after_the_import(toys: ToyPackages) -> None:
+def test_hook_runs_once_right_after_the_import(toys):
     toys.write("toy.part", "value = 1\n")
     seen: list[int] = []
     after_import("toy.part", lambda module: seen.append(module.value))
@@ -25,7 +25,7 @@ def test_hook_runs_once_right_after_the_import(toys: ToyPackages) -> None:
     assert "Acting" not in type(module.__loader__).__name__
 
 
-def test_hook_runs_at_once_for_a_loaded_module(toys: ToyPackages) -> None:
+def test_hook_runs_at_once_for_a_loaded_module(toys):
     toys.write("toy", "value = 2\n")
     importlib.import_module("toy")
     seen: list[int] = []
@@ -33,7 +33,7 @@ def test_hook_runs_at_once_for_a_loaded_module(toys: ToyPackages) -> None:
     assert seen == [2]
 
 
-def test_finding_the_module_without_importing_it_keeps_the_hook(toys: ToyPackages) -> None:
+def test_finding_the_module_without_importing_it_keeps_the_hook(toys):
     toys.write("toy.part", "value = 3\n")
     seen: list[int] = []
     after_import("toy.part", lambda module: seen.append(module.value))
@@ -45,7 +45,7 @@ def test_finding_the_module_without_importing_it_keeps_the_hook(toys: ToyPackage
     assert seen == [3]
 
 
-def test_the_loader_gives_the_modules_own_source(toys: ToyPackages) -> None:
+def test_the_loader_gives_the_modules_own_source(toys):
     toys.write("toy.part", "value = 4\n")
     after_import("toy.part", lambda module: None)
     spec = find_spec("toy.part")
@@ -53,7 +53,7 @@ def test_the_loader_gives_the_modules_own_source(toys: ToyPackages) -> None:
     assert spec.loader.get_source("toy.part") == "value = 4\n"
 
 
-def test_several_hooks_on_one_module_all_run(toys: ToyPackages) -> None:
+def test_several_hooks_on_one_module_all_run(toys):
     toys.write("toy")
     seen: list[str] = []
     after_import("toy", lambda module: seen.append("first"))
@@ -62,7 +62,7 @@ def test_several_hooks_on_one_module_all_run(toys: ToyPackages) -> None:
     assert sorted(seen) == ["first", "second"]
 
 
-def test_a_failed_import_keeps_the_hook_for_the_next_one(toys: ToyPackages) -> None:
+def test_a_failed_import_keeps_the_hook_for_the_next_one(toys):
     toys.write("toy", "raise ValueError('not yet')\n")
     seen: list[str] = []
     after_import("toy", lambda module: seen.append(module.__name__))
@@ -74,7 +74,7 @@ def test_a_failed_import_keeps_the_hook_for_the_next_one(toys: ToyPackages) -> N
     assert seen == ["toy"]
 
 
-def test_a_hook_that_raises_is_a_warning(toys: ToyPackages, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hook_that_raises_is_a_warning(toys, caplog):
     toys.write("toy")
     after_import("toy", lambda module: module.is_not_there)
     assert importlib.import_module("toy").__name__ == "toy"
@@ -83,13 +83,13 @@ def test_a_hook_that_raises_is_a_warning(toys: ToyPackages, caplog: pytest.LogCa
     assert "toy is not as expected" in record.getMessage()
 
 
-def test_a_missing_module_is_the_importers_error(toys: ToyPackages) -> None:
+def test_a_missing_module_is_the_importers_error(toys):
     after_import("toy_that_is_not_there", lambda module: None)
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("toy_that_is_not_there")
 
 
-def test_an_action_before_the_import_can_set_names_for_the_modules_code(toys: ToyPackages) -> None:
+def test_an_action_before_the_import_can_set_names_for_the_modules_code(toys):
     toys.write("toy", "value = given + 1\n")
     toys.write("other", "given = None\n")
     seen: list[str] = []
@@ -107,7 +107,7 @@ def test_an_action_before_the_import_can_set_names_for_the_modules_code(toys: To
     cancel("toy", give)
 
 
-def test_the_finder_is_there_only_while_it_has_something_to_do(toys: ToyPackages) -> None:
+def test_the_finder_is_there_only_while_it_has_something_to_do(toys):
     toys.write("toy")
     finders = list(sys.meta_path)
     after_import("toy", lambda module: None)
@@ -136,20 +136,20 @@ def packages(toys: ToyPackages) -> ToyPackages:
     return toys
 
 
-def test_a_late_import_is_patched(packages: ToyPackages) -> None:
+def test_a_late_import_is_patched(packages):
     delay_import("heavy.part", patched_by=PATCH)
     importlib.import_module("light.override")
     assert "heavy.part" not in sys.modules
     assert importlib.import_module("heavy.part").is_patched
 
 
-def test_without_the_delay_the_module_is_imported_at_once(packages: ToyPackages) -> None:
+def test_without_the_delay_the_module_is_imported_at_once(packages):
     importlib.import_module("light.override")
     assert sys.modules["heavy.part"].is_patched
 
 
 @pytest.mark.parametrize("first", ["heavy.part", "light.override"])
-def test_nothing_is_delayed_if_one_of_the_modules_is_loaded(packages: ToyPackages, first: str) -> None:
+def test_nothing_is_delayed_if_one_of_the_modules_is_loaded(packages, first):
     importlib.import_module(first)
     finders = list(sys.meta_path)
     delay_import("heavy.part", patched_by=PATCH)

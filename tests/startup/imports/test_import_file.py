@@ -87,14 +87,14 @@ def served() -> set[str]:
     return set().union(*(file.served for file in finder._finder.files))
 
 
-def test_all_modules_come_from_the_file(folder: Path) -> None:
+def test_all_modules_come_from_the_file(folder):
     assert install(written(folder))
     for name in NAMES:
         importlib.import_module(name)
     assert served() == set(NAMES)
 
 
-def test_a_module_from_the_file_looks_like_one_from_its_source(folder: Path) -> None:
+def test_a_module_from_the_file_looks_like_one_from_its_source(folder):
     path = written(folder)
     looks = []
     for is_from_file in (False, True):
@@ -112,7 +112,7 @@ def test_a_module_from_the_file_looks_like_one_from_its_source(folder: Path) -> 
     assert served() == set(NAMES)
 
 
-def test_source_resources_tracebacks_and_reload_work(folder: Path) -> None:
+def test_source_resources_tracebacks_and_reload_work(folder):
     install(written(folder))
     parcel = importlib.import_module("parcel")
     leaf = importlib.import_module("parcel.sub.leaf")
@@ -127,7 +127,7 @@ def test_source_resources_tracebacks_and_reload_work(folder: Path) -> None:
     assert importlib.reload(leaf).VALUE == 1
 
 
-def test_a_traceback_through_an_import_names_no_file_of_ours(folder: Path) -> None:
+def test_a_traceback_through_an_import_names_no_file_of_ours(folder):
     put(folder / "lone.py", "1 / 0\n")
     path = folder.parent / "imports.code"
     write(path, ["lone"])
@@ -138,7 +138,7 @@ def test_a_traceback_through_an_import_names_no_file_of_ours(folder: Path) -> No
     assert not [file for file in files if "startup/imports/" in file and "tests/" not in file]
 
 
-def test_an_edited_module_runs_its_new_code(folder: Path) -> None:
+def test_an_edited_module_runs_its_new_code(folder):
     path = written(folder)
     put(folder / "parcel/sub/leaf.py", "VALUE = 2\n", age_s=30)  # the same size, a folder that does not change
     install(path)
@@ -147,14 +147,14 @@ def test_an_edited_module_runs_its_new_code(folder: Path) -> None:
     assert "parcel.sub.leaf" in uninstall()
 
 
-def test_a_module_edited_after_install_runs_its_new_code(folder: Path) -> None:
+def test_a_module_edited_after_install_runs_its_new_code(folder):
     install(written(folder))
     importlib.import_module("parcel")
     put(folder / "parcel/sub/leaf.py", "VALUE = 2\n", age_s=30)
     assert importlib.import_module("parcel.sub.leaf").VALUE == 2
 
 
-def test_a_removed_module_is_not_imported(folder: Path) -> None:
+def test_a_removed_module_is_not_imported(folder):
     path = written(folder)
     (folder / "lone.py").unlink()
     install(path)
@@ -162,7 +162,7 @@ def test_a_removed_module_is_not_imported(folder: Path) -> None:
         importlib.import_module("lone")
 
 
-def test_an_earlier_folder_on_the_path_wins(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_earlier_folder_on_the_path_wins(folder, tmp_path, monkeypatch):
     path = written(folder)
     first = tmp_path / "first"
     first.mkdir()
@@ -174,7 +174,7 @@ def test_an_earlier_folder_on_the_path_wins(folder: Path, tmp_path: Path, monkey
     assert {"parcel", "parcel.sub.leaf"} <= served()
 
 
-def test_an_earlier_finder_wins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_earlier_finder_wins(folder, monkeypatch):
     install(written(folder))
 
     class Other:
@@ -187,7 +187,7 @@ def test_an_earlier_finder_wins(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert importlib.import_module("lone").VALUE == 1
 
 
-def test_a_file_with_other_path_hooks_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_other_path_hooks_is_not_used(folder, monkeypatch):
     path = written(folder)
     monkeypatch.setattr(sys, "path_hooks", [lambda _: None, *sys.path_hooks])
     assert not install(path)
@@ -195,7 +195,7 @@ def test_a_file_with_other_path_hooks_is_not_used(folder: Path, monkeypatch: pyt
         ImportFile(str(path))
 
 
-def test_a_file_of_other_distributions_is_not_used(folder: Path) -> None:
+def test_a_file_of_other_distributions_is_not_used(folder):
     path = written(folder)
     (folder / "parcel-1.2.1.dist-info" / "RECORD").write_text("parcel/__init__.py,,\nmore,,\n")
     distribution_stamps.cache_clear()
@@ -205,7 +205,7 @@ def test_a_file_of_other_distributions_is_not_used(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 10, 100, 0.5, 0.99])
-def test_a_truncated_file_is_not_used(folder: Path, keep: float) -> None:
+def test_a_truncated_file_is_not_used(folder, keep):
     path = written(folder)
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data)) if keep < 1 else int(keep)])
@@ -215,7 +215,7 @@ def test_a_truncated_file_is_not_used(folder: Path, keep: float) -> None:
 
 
 @pytest.mark.thorough
-def test_each_damaged_byte_is_harmless(folder: Path) -> None:
+def test_each_damaged_byte_is_harmless(folder):
     path = written(folder)
     data = path.read_bytes()
     for position in range(0, len(data), 97):
@@ -233,7 +233,7 @@ def normalise(folder: Path) -> None:
         os.utime(path, (1_700_000_000, 1_700_000_000))
 
 
-def test_a_patch_release_with_normalised_times_replaces_the_earlier_one(folder: Path) -> None:
+def test_a_patch_release_with_normalised_times_replaces_the_earlier_one(folder):
     normalise(folder)
     path = written(folder)
     normalise(folder)
@@ -249,7 +249,7 @@ def test_a_patch_release_with_normalised_times_replaces_the_earlier_one(folder: 
     assert "parcel.sub.leaf" in uninstall()  # the file is written again
 
 
-def test_a_module_that_no_installer_has_written_is_left_out(folder: Path) -> None:
+def test_a_module_that_no_installer_has_written_is_left_out(folder):
     shutil.rmtree(folder / "parcel-1.2.1.dist-info")
     install(written(folder))
     assert importlib.import_module("lone").VALUE == "lone"
@@ -258,7 +258,7 @@ def test_a_module_that_no_installer_has_written_is_left_out(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
-def test_a_file_that_others_can_write_is_not_used(folder: Path, mode: int) -> None:
+def test_a_file_that_others_can_write_is_not_used(folder, mode):
     path = written(folder)
     path.chmod(mode)
     assert not install(path)
@@ -267,7 +267,7 @@ def test_a_file_that_others_can_write_is_not_used(folder: Path, mode: int) -> No
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_a_file_of_another_user_is_not_used(folder: Path) -> None:
+def test_a_file_of_another_user_is_not_used(folder):
     path = written(folder)
     os.chown(path, 12345, 12345)
     assert not install(path)
@@ -275,13 +275,13 @@ def test_a_file_of_another_user_is_not_used(folder: Path) -> None:
         ImportFile(str(path))
 
 
-def test_a_pipe_in_its_place_is_not_read(folder: Path) -> None:
+def test_a_pipe_in_its_place_is_not_read(folder):
     path = folder.parent / "pipe"
     os.mkfifo(path)
     assert not install(path)
 
 
-def test_the_writer_ignores_the_umask(folder: Path) -> None:
+def test_the_writer_ignores_the_umask(folder):
     before = os.umask(0)
     try:
         assert written(folder).stat().st_mode & 0o777 == 0o644
@@ -289,7 +289,7 @@ def test_the_writer_ignores_the_umask(folder: Path) -> None:
         os.umask(before)
 
 
-def test_of_two_writers_one_writes(folder: Path) -> None:
+def test_of_two_writers_one_writes(folder):
     path = written(folder)
     threads = [threading.Thread(target=write, args=(path, NAMES)) for _ in range(4)]
     for thread in threads:
@@ -300,14 +300,14 @@ def test_of_two_writers_one_writes(folder: Path) -> None:
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["imports.code", "site"]
 
 
-def test_what_a_killed_writer_left_is_written_over(folder: Path) -> None:
+def test_what_a_killed_writer_left_is_written_over(folder):
     (folder.parent / "imports.code.new").write_bytes(b"x" * 1_000_000)
     path = written(folder)
     assert install(path)
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["imports.code", "site"]
 
 
-def test_a_link_in_the_place_of_the_new_file_is_not_followed(folder: Path) -> None:
+def test_a_link_in_the_place_of_the_new_file_is_not_followed(folder):
     target = folder.parent / "target"
     target.write_text("untouched")
     (folder.parent / "imports.code.new").symlink_to(target)
@@ -316,7 +316,7 @@ def test_a_link_in_the_place_of_the_new_file_is_not_followed(folder: Path) -> No
     assert target.read_text() == "untouched"
 
 
-def test_a_folder_that_cannot_be_written_keeps_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_keeps_the_old_file(folder, monkeypatch):
     path = written(folder)
     before = path.read_bytes()
 
@@ -330,7 +330,7 @@ def test_a_folder_that_cannot_be_written_keeps_the_old_file(folder: Path, monkey
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["imports.code", "site"]
 
 
-def test_a_source_that_was_changed_just_now_is_left_out(folder: Path) -> None:
+def test_a_source_that_was_changed_just_now_is_left_out(folder):
     put(folder / "lone.py", "VALUE = 'new'\n", age_s=0)
     path = written(folder)
     file = ImportFile(str(path))
@@ -338,7 +338,7 @@ def test_a_source_that_was_changed_just_now_is_left_out(folder: Path) -> None:
     assert "lone" not in file.index.modules
 
 
-def test_modules_imported_after_uninstall_come_from_their_sources(folder: Path) -> None:
+def test_modules_imported_after_uninstall_come_from_their_sources(folder):
     install(written(folder))
     importlib.import_module("parcel")
     spec = importlib.util.find_spec("lone")
@@ -352,7 +352,7 @@ def test_modules_imported_after_uninstall_come_from_their_sources(folder: Path) 
     assert importlib.import_module("parcel.sub.leaf").VALUE == 1
 
 
-def test_missing_modules_are_those_that_a_new_file_would_add(folder: Path) -> None:
+def test_missing_modules_are_those_that_a_new_file_would_add(folder):
     path = written(folder)
     put(folder / "parcel/late.py", "")
     install(path)
@@ -361,7 +361,7 @@ def test_missing_modules_are_those_that_a_new_file_would_add(folder: Path) -> No
     assert [name for name in uninstall() if name.startswith("parcel")] == ["parcel.late"]
 
 
-def test_a_module_in_nested_namespace_packages_is_left_out_where_these_are_not_imported(folder: Path) -> None:
+def test_a_module_in_nested_namespace_packages_is_left_out_where_these_are_not_imported(folder):
     (folder / "parcel_space" / "inner").mkdir(parents=True)
     put(folder / "parcel_space" / "inner" / "leaf.py", "VALUE = 1\n")
     path = folder.parent / "imports.code"

@@ -34,7 +34,7 @@ def _run(models: list[Path], *, lean: bool = True) -> list[object]:
 
 
 @pytest.mark.slow
-def test_the_real_model_generates_the_same_without_the_left_out_modules(model_path: Path) -> None:
+def test_the_real_model_generates_the_same_without_the_left_out_modules(model_path):
     lean, loaded, is_real = _run([model_path])
     assert loaded == []
     assert is_real is True
@@ -42,7 +42,7 @@ def test_the_real_model_generates_the_same_without_the_left_out_modules(model_pa
 
 
 @pytest.mark.slow
-def test_every_architecture_generates_the_tokens_of_transformers(tmp_path: Path) -> None:
+def test_every_architecture_generates_the_tokens_of_transformers(tmp_path):
     prompt = torch.tensor([list(range(5, 45))])
     models, expected = [], []
     for name, options in (PACKED | SEQUENTIAL).items():
@@ -62,9 +62,7 @@ def test_every_architecture_generates_the_tokens_of_transformers(tmp_path: Path)
     assert {name for name, same in equal.items() if not same} <= ends_early
 
 
-def test_a_module_that_a_stand_in_breaks_is_imported_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_module_that_a_stand_in_breaks_is_imported_without_it(tmp_path, monkeypatch):
     (tmp_path / "left_out_module.py").write_text("VALUE = 1\n")
     (tmp_path / "picky_module.py").write_text("import left_out_module\nRESULT = left_out_module.VALUE + 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -74,7 +72,7 @@ def test_a_module_that_a_stand_in_breaks_is_imported_without_it(
     assert sys.modules["left_out_module"].VALUE == 1
 
 
-def test_plain_shapes_agree_with_torch_on_numbers() -> None:
+def test_plain_shapes_agree_with_torch_on_numbers():
     import torch.fx.experimental.symbolic_shapes as real
 
     calls: list[tuple[str, tuple[object, ...]]] = [
@@ -91,7 +89,7 @@ def test_plain_shapes_agree_with_torch_on_numbers() -> None:
 
 
 @pytest.mark.thorough
-def test_other_symbolic_shapes_are_the_real_ones() -> None:
+def test_other_symbolic_shapes_are_the_real_ones():
     script = (
         "import torch, sys; from startup.imports.lean import LEFT_OUT, SHAPES, SHAPE_FUNCTIONS, StandIns;"
         "StandIns(LEFT_OUT, functions={SHAPES: SHAPE_FUNCTIONS}).install();"
@@ -102,7 +100,7 @@ def test_other_symbolic_shapes_are_the_real_ones() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_another_thread_is_rejected() -> None:
+def test_another_thread_is_rejected():
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -118,7 +116,7 @@ def test_another_thread_is_rejected() -> None:
     assert "main thread" in str(errors[0])
 
 
-def test_collector_is_off_during_the_imports_and_on_afterwards() -> None:
+def test_collector_is_off_during_the_imports_and_on_afterwards():
     try:
         with importing():
             assert not gc.isenabled()

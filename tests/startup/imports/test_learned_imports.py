@@ -65,52 +65,52 @@ def written_at() -> int:
     return import_file_paths()[0].stat().st_mtime_ns
 
 
-def test_the_second_start_imports_from_the_file_and_does_not_write_it(folder: Path) -> None:
+def test_the_second_start_imports_from_the_file_and_does_not_write_it(folder):
     assert start(*MODULES) == []
     before = written_at()
     assert start(*MODULES) == sorted(MODULES)
     assert written_at() == before
 
 
-def test_a_start_that_imports_more_adds_to_the_file(folder: Path) -> None:
+def test_a_start_that_imports_more_adds_to_the_file(folder):
     start("parcel.inner")
     assert start(*MODULES) == ["parcel", "parcel.inner"]
     assert start("parcel.other") == ["parcel", "parcel.other"]
     assert start(*MODULES) == sorted(MODULES)
 
 
-def test_an_edited_module_is_replaced_in_the_file(folder: Path) -> None:
+def test_an_edited_module_is_replaced_in_the_file(folder):
     start(*MODULES)
     put(folder / "inner.py", "VALUE = 2\n", age_s=30)
     assert start(*MODULES) == ["parcel", "parcel.other"]
     assert start(*MODULES) == sorted(MODULES)
 
 
-def test_the_switch_turns_it_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_switch_turns_it_off(folder, monkeypatch):
     monkeypatch.setenv("VCLI_LEAVE_OUT", "import file")
     assert start(*MODULES) == []
     assert not import_file_paths()[0].exists()
 
 
-def test_nothing_is_written_if_python_may_not_write_bytecode(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_if_python_may_not_write_bytecode(folder, monkeypatch):
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert start(*MODULES) == []
     assert not import_file_paths()[0].exists()
 
 
-def test_optimized_bytecode_is_not_mixed_with_other_bytecode(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_optimized_bytecode_is_not_mixed_with_other_bytecode(folder, monkeypatch):
     start(*MODULES)
     monkeypatch.setenv("PYTHONOPTIMIZE", "1")
     assert start(*MODULES) == []
 
 
-def test_a_cache_folder_that_cannot_be_created_is_harmless(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_folder_that_cannot_be_created_is_harmless(folder, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", "/proc/nowhere")
     assert start(*MODULES) == []
 
 
 @pytest.mark.thorough
-def test_many_first_starts_at_once_leave_one_whole_file(folder: Path) -> None:
+def test_many_first_starts_at_once_leave_one_whole_file(folder):
     command = [sys.executable, "-c", START, *MODULES]
     programs = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(6)]
     assert [program.wait() for program in programs] == [0] * 6
@@ -123,7 +123,7 @@ def test_many_first_starts_at_once_leave_one_whole_file(folder: Path) -> None:
     assert start(*MODULES) == sorted(MODULES)
 
 
-def test_a_baked_file_serves_below_the_users(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baked_file_serves_below_the_users(folder, tmp_path, monkeypatch):
     tmp_path.chmod(0o755)
     start("parcel", "parcel.inner")
     (tmp_path / "cache").rename(tmp_path / "baked-cache")
@@ -137,7 +137,7 @@ def test_a_baked_file_serves_below_the_users(folder: Path, tmp_path: Path, monke
     assert start(*MODULES) == sorted(MODULES)
 
 
-def test_reset_removes_file_and_notes(folder: Path) -> None:
+def test_reset_removes_file_and_notes(folder):
     start(*MODULES)
     assert (
         printed("from startup.imports.learned_imports import read_learned; print(read_learned().num_modules > 3)")
@@ -148,6 +148,6 @@ def test_reset_removes_file_and_notes(folder: Path) -> None:
     assert list(import_file_paths()[0].parent.iterdir()) == []
 
 
-def test_modules_that_other_processes_will_import_are_added_unseen(folder: Path) -> None:
+def test_modules_that_other_processes_will_import_are_added_unseen(folder):
     printed("from startup.imports.learned_imports import learn; learn(['parcel', 'parcel.inner'])")
     assert start("parcel.inner") == ["parcel", "parcel.inner"]

@@ -58,7 +58,7 @@ def _kept(cache: Path) -> Path:
 
 
 @pytest.mark.thorough
-def test_the_second_import_uses_the_cache_and_gives_the_same(cache: Path) -> None:
+def test_the_second_import_uses_the_cache_and_gives_the_same(cache):
     expected = (_import(cache, "plain")[0], True)
     assert not cache.exists()
     assert _import(cache) == expected
@@ -66,7 +66,7 @@ def test_the_second_import_uses_the_cache_and_gives_the_same(cache: Path) -> Non
 
 
 @pytest.mark.thorough
-def test_changed_packages_cause_a_new_scan(cache: Path) -> None:
+def test_changed_packages_cause_a_new_scan(cache):
     known, _ = _import(cache)
     file = _kept(cache)
     content = json.loads(file.read_text())
@@ -78,7 +78,7 @@ def test_changed_packages_cause_a_new_scan(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"key": 1}', ""])
-def test_a_broken_file_causes_a_new_scan(broken: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_file_causes_a_new_scan(broken, cache, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(cache))
     found = {"torch": ["torch"]}
     scans: list[dict[str, list[str]]] = []
@@ -97,6 +97,6 @@ def test_a_broken_file_causes_a_new_scan(broken: str, cache: Path, monkeypatch: 
 
 
 @pytest.mark.thorough
-def test_a_read_only_folder_only_disables_the_cache(cache: Path) -> None:
+def test_a_read_only_folder_only_disables_the_cache(cache):
     cache.write_text("a file where the folder should be")
     assert _import(cache) == (_import(cache, "plain")[0], True)

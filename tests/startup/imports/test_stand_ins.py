@@ -67,18 +67,18 @@ def user(toys: ToyPackages) -> Any:
     return module
 
 
-def test_deferred_decorators_change_nothing(user: Any) -> None:
+def test_deferred_decorators_change_nothing(user):
     assert (user.one(), user.two(), user.four()) == (1, 2, 4)
 
 
-def test_only_using_a_name_imports_the_module(user: Any) -> None:
+def test_only_using_a_name_imports_the_module(user):
     assert not user.is_thing(1), "no instance of a class can exist before its module"
     assert "heavy.part" not in sys.modules
     assert user.takes(None).kind == "real"
     assert "heavy.part" in sys.modules
 
 
-def test_names_are_the_real_objects_after_the_imports(user: Any) -> None:
+def test_names_are_the_real_objects_after_the_imports(user):
     real = importlib.import_module("heavy.part")
     assert isinstance(user.Thing(), real.Thing)
     assert user.part.Thing.kind == "real"
@@ -90,7 +90,7 @@ def test_names_are_the_real_objects_after_the_imports(user: Any) -> None:
     assert not user.is_thing(1)
 
 
-def test_submodules_are_deferred_too(toys: ToyPackages) -> None:
+def test_submodules_are_deferred_too(toys):
     toys.write("heavy.part.deeper", "raise RuntimeError('imported')\n")
     toys.write("user", "from heavy.part.deeper import Deep\nimport heavy.part.deeper as deeper\n")
     with _deferred():
@@ -102,7 +102,7 @@ def test_submodules_are_deferred_too(toys: ToyPackages) -> None:
     assert not any(name.startswith("heavy.part") for name in sys.modules)
 
 
-def test_a_loaded_module_is_not_deferred(toys: ToyPackages) -> None:
+def test_a_loaded_module_is_not_deferred(toys):
     toys.write("heavy.part", _HEAVY)
     real = importlib.import_module("heavy.part")
     with _deferred():
@@ -110,7 +110,7 @@ def test_a_loaded_module_is_not_deferred(toys: ToyPackages) -> None:
     assert sys.modules["heavy.part"] is real
 
 
-def test_a_stand_in_is_a_decorator_without_effect_and_a_class_without_instances() -> None:
+def test_a_stand_in_is_a_decorator_without_effect_and_a_class_without_instances():
     stand_ins = StandIns(("no_such_module",))
     stand_ins.install()
     try:

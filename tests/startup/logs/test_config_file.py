@@ -1,7 +1,6 @@
 """The file of `--log-config-file`: files for vLLM work here, invalid ones are reported with their path."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,19 +18,19 @@ VLLM_FILE: dict[str, Any] = {
 }
 
 
-def test_settings_of_vllms_logger_apply_to_ours_unless_named() -> None:
+def test_settings_of_vllms_logger_apply_to_ours_unless_named():
     loggers = translate(VLLM_FILE | {"loggers": VLLM_FILE["loggers"] | {"server": {"level": "ERROR"}}})["loggers"]
     assert loggers["startup"] == loggers["vllm"]
     assert loggers["server"] == {"level": "ERROR"}
 
 
-def test_the_given_configuration_is_not_changed() -> None:
+def test_the_given_configuration_is_not_changed():
     before = json.dumps(VLLM_FILE)
     translate(VLLM_FILE)
     assert json.dumps(VLLM_FILE) == before
 
 
-def test_a_file_written_for_vllm_is_applied() -> None:
+def test_a_file_written_for_vllm_is_applied():
     code = f"""
 import logging
 from startup.logs.options import LogOptions
@@ -52,7 +51,7 @@ logging.getLogger("server.run").debug("hello")
         ("{}", '"version": 1 is missing'),
     ],
 )
-def test_an_invalid_file_is_a_usage_error(tmp_path: Path, content: str | None, complaint: str) -> None:
+def test_an_invalid_file_is_a_usage_error(tmp_path, content, complaint):
     path = tmp_path / "logs.json"
     if content is not None:
         path.write_text(content)
@@ -63,7 +62,7 @@ def test_an_invalid_file_is_a_usage_error(tmp_path: Path, content: str | None, c
     assert "Traceback" not in run.stderr
 
 
-def test_a_configuration_that_cannot_be_applied_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_configuration_that_cannot_be_applied_is_a_usage_error(tmp_path):
     path = tmp_path / "logs.json"
     path.write_text(json.dumps({"version": 1, "handlers": {"out": {"class": "nowhere.Handler"}}}))
     run = run_cli("serve", "--log-config-file", str(path), "--port", "0")
@@ -73,7 +72,7 @@ def test_a_configuration_that_cannot_be_applied_is_a_usage_error(tmp_path: Path)
     assert "Traceback" not in run.stderr
 
 
-def test_the_variable_names_the_file_without_the_flag(tmp_path: Path, monkeypatch) -> None:
+def test_the_variable_names_the_file_without_the_flag(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", str(tmp_path / "nothing.json"))
     run = run_cli("serve", "--preflight-only")
     assert run.returncode == 2

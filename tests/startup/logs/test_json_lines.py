@@ -27,7 +27,7 @@ def lines_of(code: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.stderr.splitlines()]
 
 
-def test_a_line_has_time_level_logger_phase_role_and_message() -> None:
+def test_a_line_has_time_level_logger_phase_role_and_message():
     (line,) = lines_of("logger.info('%d tokens\\nof \\u00e9', 3)")
     assert line["message"] == "3 tokens\nof é"
     assert (line["level"], line["logger"], line["phase"], line["role"]) == (
@@ -44,14 +44,14 @@ def test_a_line_has_time_level_logger_phase_role_and_message() -> None:
     assert "request_id" not in line
 
 
-def test_a_traceback_is_part_of_its_line() -> None:
+def test_a_traceback_is_part_of_its_line():
     (line,) = lines_of("try:\n    1 / 0\nexcept ZeroDivisionError:\n    logger.exception('it failed')")
     assert line["message"] == "it failed"
     assert line["exception"].startswith("Traceback (most recent call last):\n")
     assert line["exception"].endswith("ZeroDivisionError: division by zero")
 
 
-def test_uncaught_exceptions_warnings_and_prints_are_lines_too() -> None:
+def test_uncaught_exceptions_warnings_and_prints_are_lines_too():
     lines = lines_of(
         """
 print("a library says\\nsomething", file=sys.stderr)
@@ -74,7 +74,7 @@ raise ValueError("at last")
     assert plain == ["a library says\nsomething", "without an end, now"]
 
 
-def test_records_of_a_library_with_its_own_handler_become_json() -> None:
+def test_records_of_a_library_with_its_own_handler_become_json():
     (line,) = lines_of(
         """
 library = logging.getLogger("transformers")
@@ -85,7 +85,7 @@ library.warning("look out")
     assert (line["logger"], line["message"]) == ("stderr", "look out")
 
 
-def test_lines_of_a_request_have_its_id() -> None:
+def test_lines_of_a_request_have_its_id():
     line, other = lines_of(
         """
 import asyncio
@@ -103,7 +103,7 @@ asyncio.run(main())
     assert {line["request_id"], other["request_id"]} == {"cmpl-1", "cmpl-2"}
 
 
-def test_a_forked_process_has_its_own_role_and_pid() -> None:
+def test_a_forked_process_has_its_own_role_and_pid():
     child, parent = lines_of(
         """
 import os
@@ -116,7 +116,7 @@ os.wait(); logger.info("hello")
     assert child["pid"] != parent["pid"]
 
 
-def test_text_format_leaves_other_output_alone() -> None:
+def test_text_format_leaves_other_output_alone():
     code = _BEGIN.replace('format="json"', 'format="text"') + "logger.warning('careful'); print('raw', file=sys.stderr)"
     run = run_python(code)
     assert run.stderr.splitlines()[0].startswith("WARNING ")
@@ -125,7 +125,7 @@ def test_text_format_leaves_other_output_alone() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", '/"quoted"'])
-def test_access_log_lines_have_method_path_status_and_client(path: str) -> None:
+def test_access_log_lines_have_method_path_status_and_client(path):
     record = logging.LogRecord(
         "uvicorn.access",
         logging.INFO,

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from startup.logs.json_lines import JsonFormatter
-from startup.logs.setup import RoleFormatter, SteadyHandler, TextFormatter
+from startup.logs.setup import SteadyHandler, TextFormatter
 from tests.cli import run_python
 
 _FORGED = "INFO 11-20 18:00:00 (api) server.run: all is well"
@@ -31,24 +31,24 @@ def _record(message: str, *args: object, is_exception: bool = False) -> logging.
 
 @FORMATTERS
 @pytest.mark.parametrize("is_exception", [False, True], ids=["message", "traceback"])
-def test_a_record_has_no_control_characters(formatter: RoleFormatter, is_exception: bool) -> None:
+def test_a_record_has_no_control_characters(formatter, is_exception):
     text = formatter.format(_record("%s", _HOSTILE, is_exception=is_exception))
     assert [c for c in text if not c.isprintable() and c != "\n"] == []
     assert "x1b[2J" in text or "u001b[2J" in text
 
 
 @FORMATTERS
-def test_continuation_lines_are_indented(formatter: RoleFormatter) -> None:
+def test_continuation_lines_are_indented(formatter):
     _, *others = formatter.format(_record("%s", _HOSTILE, is_exception=True)).splitlines()
     assert [line for line in others if line and not line.startswith("  ")] == []
 
 
-def test_printable_characters_are_unchanged() -> None:
+def test_printable_characters_are_unchanged():
     text = TextFormatter("api").format(_record("größe\t日本 %s", "🙂 \\x1b"))
     assert text.endswith("(api) server.x: größe\t日本 🙂 \\x1b")
 
 
-def test_a_traceback_stays_readable() -> None:
+def test_a_traceback_stays_readable():
     code = """
 import logging
 from startup.logs.options import LogOptions
@@ -91,9 +91,7 @@ def _log(handler: SteadyHandler, message: str, *args: object) -> None:
     handler.handle(logging.LogRecord("steady", logging.INFO, __file__, 1, message, args, None))
 
 
-def test_lost_lines_are_counted_until_the_stream_can_be_written(
-    disk: _Disk, handler: SteadyHandler, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lost_lines_are_counted_until_the_stream_can_be_written(disk, handler, capsys):
     _log(handler, "before")
     disk.is_full = True
     for number in range(3):
@@ -110,9 +108,7 @@ def test_lost_lines_are_counted_until_the_stream_can_be_written(
     assert capsys.readouterr().err == ""
 
 
-def test_an_error_in_the_program_is_still_shown(
-    disk: _Disk, handler: SteadyHandler, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_in_the_program_is_still_shown(disk, handler, capsys):
     _log(handler, "%d", "no number")
     assert "TypeError" in capsys.readouterr().err
     assert disk.getvalue() == ""

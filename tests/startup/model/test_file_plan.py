@@ -49,19 +49,19 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("engine", ["embedded", "vllm"])
-def test_the_configuration_comes_first_and_weights_last(model: Path, engine: str) -> None:
+def test_the_configuration_comes_first_and_weights_last(model, engine):
     plan = plan_files(ModelRequest(model=str(model), engine=engine))  # type: ignore[arg-type]
     assert read(plan) == read(plan, prefetched=True) == ["config.json", *TOKENIZER, "model.safetensors"]
     assert plan.downloads == ()
     assert plan.is_on_disk
 
 
-def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_shards_are_read_in_the_order_of_their_numbers(tmp_path):
     names = [f"model-{i}-of-11.safetensors" for i in range(1, 12)]
     assert weights_of(make(tmp_path, *reversed(names))) == names
 
 
-def test_vllm_reads_only_the_files_of_the_index(tmp_path: Path) -> None:
+def test_vllm_reads_only_the_files_of_the_index(tmp_path):
     make(tmp_path, *SHARDS, "model.safetensors", "extra.safetensors", weight_map={"a": SHARDS[0], "b": SHARDS[2]})
     assert weights_of(tmp_path) == [SHARDS[0], SHARDS[2]]
     assert weights_of(tmp_path, load_format="runai_streamer") == ["extra.safetensors", *SHARDS, "model.safetensors"]
@@ -82,7 +82,7 @@ def test_vllm_reads_only_the_files_of_the_index(tmp_path: Path) -> None:
         ("tensorizer", []),
     ],
 )
-def test_a_load_format_reads_its_own_files(tmp_path: Path, load_format: str, expected: list[str]) -> None:
+def test_a_load_format_reads_its_own_files(tmp_path, load_format, expected):
     names = ("consolidated.safetensors", "model.pt", "pytorch_model.bin", "training_args.bin", "optimizer.pt")
     make(tmp_path, *names, *SHARDS, weight_map=dict(zip("abc", SHARDS, strict=True)))
     assert weights_of(tmp_path, load_format=load_format) == expected
@@ -91,12 +91,12 @@ def test_a_load_format_reads_its_own_files(tmp_path: Path, load_format: str, exp
 @pytest.mark.parametrize(
     "load_format", ["ipc_cache", "runai_streamer", "fastsafetensors", "instanttensor", "runai_streamer_sharded"]
 )
-def test_weights_that_are_not_read_through_the_page_cache_are_not_prefetched(model: Path, load_format: str) -> None:
+def test_weights_that_are_not_read_through_the_page_cache_are_not_prefetched(model, load_format):
     plan = plan_files(ModelRequest(model=str(model), engine="vllm", load_format=load_format))
     assert read(plan, prefetched=True) == ["config.json", *TOKENIZER]
 
 
-def test_files_in_memory_are_not_prefetched(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_in_memory_are_not_prefetched(model, monkeypatch):
     device = (model / "config.json").stat().st_dev
     monkeypatch.setattr("startup.model.file_plan.memory_devices", lambda: {device})
     plan = plan_files(ModelRequest(model=str(model)))
@@ -115,30 +115,28 @@ def test_files_in_memory_are_not_prefetched(model: Path, monkeypatch: pytest.Mon
         ("dummy", ["model.safetensors"], []),
     ],
 )
-def test_the_files_to_download_are_chosen_by_the_listing(
-    load_format: str, names: list[str], expected: list[str], cache: Path
-) -> None:
+def test_the_files_to_download_are_chosen_by_the_listing(load_format, names, expected, cache):
     (download,) = plan_files(ModelRequest(model="org/model", engine="vllm", load_format=load_format)).downloads
     chosen = download.wanted.choose([*names, "config.json", "README.md", "LICENSE.txt"])
     assert [name for name in chosen if not name.endswith(".json")] == expected
     assert "config.json" in chosen
 
 
-def test_the_index_is_named_and_its_content_decides(cache: Path) -> None:
+def test_the_index_is_named_and_its_content_decides(cache):
     (download,) = plan_files(ModelRequest(model="org/model", engine="vllm")).downloads
     names = [*SHARDS, "other.safetensors", "model.safetensors.index.json"]
     assert download.wanted.index_of(names) == "model.safetensors.index.json"
     assert download.wanted.choose(names, {"a": "other.safetensors"}) == [names[-1], "other.safetensors"]
 
 
-def test_patterns_of_ignored_files_apply_to_downloads_alone(cache: Path, tmp_path: Path) -> None:
+def test_patterns_of_ignored_files_apply_to_downloads_alone(cache, tmp_path):
     settings = {"engine": "vllm", "ignore_patterns": ("*.safetensors",)}
     (download,) = plan_files(ModelRequest(model="org/model", **settings)).downloads  # type: ignore[arg-type]
     assert download.wanted.choose(["model.safetensors", "model.bin"]) == ["model.bin"]
     assert weights_of(make(tmp_path, "model.safetensors"), ignore_patterns=("*.safetensors",)) == ["model.safetensors"]
 
 
-def test_a_snapshot_of_the_given_revision_is_read(cache: Path) -> None:
+def test_a_snapshot_of_the_given_revision_is_read(cache):
     snapshot(cache, "org/model", "config.json", "tokenizer.json", "model.safetensors")
     other = snapshot(cache, "org/model", *TOKENIZER, "config.json", "model.safetensors", ref="v2", commit="b" * 40)
     plan = plan_files(ModelRequest(model="org/model", revision="v2", engine="vllm"))
@@ -147,7 +145,7 @@ def test_a_snapshot_of_the_given_revision_is_read(cache: Path) -> None:
     assert plan_files(ModelRequest(model="org/model", revision="v3", engine="vllm")).downloads[0].revision == "v3"
 
 
-def test_a_snapshot_without_what_its_index_names_is_incomplete(cache: Path) -> None:
+def test_a_snapshot_without_what_its_index_names_is_incomplete(cache):
     folder = snapshot(cache, "org/model", "config.json", "tokenizer.json", SHARDS[0])
     make(folder, weight_map={"a": SHARDS[0], "b": SHARDS[1]})
     assert not plan_files(ModelRequest(model="org/model", engine="vllm")).is_on_disk
@@ -155,21 +153,21 @@ def test_a_snapshot_without_what_its_index_names_is_incomplete(cache: Path) -> N
     assert plan_files(ModelRequest(model="org/model", engine="vllm")).is_on_disk
 
 
-def test_a_large_index_is_read_unless_the_shards_are_one_complete_set(tmp_path: Path) -> None:
+def test_a_large_index_is_read_unless_the_shards_are_one_complete_set(tmp_path):
     make(tmp_path, *SHARDS, "stray.safetensors", weight_map={f"{i:09}": SHARDS[0] for i in range(20_000)})
     assert weights_of(tmp_path) == SHARDS
     (tmp_path / SHARDS[2]).unlink()
     assert weights_of(tmp_path) == [SHARDS[0]]
 
 
-def test_a_snapshot_whose_download_is_not_finished_is_incomplete(cache: Path) -> None:
+def test_a_snapshot_whose_download_is_not_finished_is_incomplete(cache):
     folder = snapshot(cache, "org/model", "config.json", "tokenizer.json", "model.safetensors")
     unfinished_marker(folder).touch()
     plan = plan_files(ModelRequest(model="org/model"))
     assert (plan.model.kind, plan.model.folder, plan.files) == ("hub", folder, None)
 
 
-def test_each_place_has_its_own_files(cache: Path, tmp_path: Path, model: Path) -> None:
+def test_each_place_has_its_own_files(cache, tmp_path, model):
     request = ModelRequest(
         engine="vllm",
         model=str(model),
@@ -207,26 +205,24 @@ def test_each_place_has_its_own_files(cache: Path, tmp_path: Path, model: Path) 
         ("org/model", "VLLM_MODEL_REDIRECT_PATH", "/table"),
     ],
 )
-def test_what_only_vllm_finds_is_left_to_it(
-    name: str, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_only_vllm_finds_is_left_to_it(name, variable, value, monkeypatch):
     monkeypatch.setenv(variable, value)
     plan = plan_files(ModelRequest(model=name, engine="vllm"))
     assert (plan.model.kind, plan.read_order, plan.downloads, plan.is_on_disk) == ("vllm", (), (), False)
 
 
-def test_a_local_folder_is_read_where_it_is_with_modelscope(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_folder_is_read_where_it_is_with_modelscope(model, monkeypatch):
     monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
     assert plan_files(ModelRequest(model=str(model), engine="vllm")).model_folder == model
 
 
 @pytest.mark.parametrize(("load_format", "num_downloads"), [("auto", 1), ("hf", 1), ("runai_streamer", 0)])
-def test_an_object_store_is_downloaded_unless_vllm_streams_it(load_format: str, num_downloads: int) -> None:
+def test_an_object_store_is_downloaded_unless_vllm_streams_it(load_format, num_downloads):
     plan = plan_files(ModelRequest(model="s3://bucket/model", engine="vllm", load_format=load_format))
     assert (plan.model.kind, len(plan.downloads), plan.is_on_disk) == ("object_store", num_downloads, False)
 
 
-def test_flags_and_files_of_vllm_make_a_request(tmp_path: Path) -> None:
+def test_flags_and_files_of_vllm_make_a_request(tmp_path):
     file = tmp_path / "vllm.yaml"
     file.write_text("model: org/model\nrevision: v1\nload-format: SAFETENSORS\nlora-modules: [b=org/b]\n")
     words = (
@@ -261,24 +257,24 @@ def test_flags_and_files_of_vllm_make_a_request(tmp_path: Path) -> None:
         ("m --lora-modules {oops", ()),
     ],
 )
-def test_adapters_are_read_from_vllm_s_flags(words: str, adapters: tuple[Adapter, ...]) -> None:
+def test_adapters_are_read_from_vllm_s_flags(words, adapters):
     assert CommandLine.of(words.split()).request.adapters == adapters
 
 
 @pytest.mark.parametrize(
     "settings", ['{"method":"ngram"}', '{"model":"ngram"}', '{"method":"mtp","model":"org/x"}', "oops", "[]"]
 )
-def test_some_speculation_needs_no_draft_model(settings: str) -> None:
+def test_some_speculation_needs_no_draft_model(settings):
     assert CommandLine.of(["m", "--speculative-config", settings]).request.draft is None
 
 
-def test_each_file_of_the_real_model_is_planned_once(model_path: Path) -> None:
+def test_each_file_of_the_real_model_is_planned_once(model_path):
     planned = plan_files(ModelRequest(model=str(model_path))).read_order
     assert len(planned) == len(set(planned))
     assert planned[-1].name == "model.safetensors"
     assert model_path / "tokenizer.json" in planned
 
 
-def test_a_missing_folder_has_nothing_to_read(tmp_path: Path) -> None:
+def test_a_missing_folder_has_nothing_to_read(tmp_path):
     plan = plan_files(ModelRequest(model=str(tmp_path / "gone")))
     assert (plan.model.kind, plan.read_order, plan.downloads) == ("nowhere", (), ())

@@ -19,11 +19,11 @@ from startup.model.wanted_files import WantedFiles
         (["tf_model.h5"], []),
     ],
 )
-def test_weights_are_downloaded_in_one_format(names: list[str], weights: list[str]) -> None:
+def test_weights_are_downloaded_in_one_format(names, weights):
     assert WantedFiles(role="model").choose([*names, "config.json"]) == ["config.json", *weights]
 
 
-def test_all_modules_of_an_embedder_are_downloaded() -> None:
+def test_all_modules_of_an_embedder_are_downloaded():
     wanted = [
         "config.json",
         "modules.json",

@@ -42,7 +42,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.alone
 @repeated_if_pages_are_lost
-def test_the_model_is_resident_after_the_command(model: Path) -> None:
+def test_the_model_is_resident_after_the_command(model):
     evict(model / "model.safetensors")
     result = run(str(model), "--threads", "2")
     assert result.returncode == 0
@@ -53,7 +53,7 @@ def test_the_model_is_resident_after_the_command(model: Path) -> None:
 
 @pytest.mark.alone
 @repeated_if_pages_are_lost
-def test_report_as_json_has_bytes_share_and_rate(model: Path) -> None:
+def test_report_as_json_has_bytes_share_and_rate(model):
     evict(model / "model.safetensors")
     report = json.loads(run(str(model), "--json").stdout)
     assert report["state"] == "done"
@@ -66,7 +66,7 @@ def test_report_as_json_has_bytes_share_and_rate(model: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_progress_bar_is_drawn_on_a_terminal(model: Path, make_file: MakeFile) -> None:
+def test_a_progress_bar_is_drawn_on_a_terminal(model, make_file):
     make_file("model.safetensors", 1 << 10, is_sparse=True)
     ours, theirs = pty.openpty()
     arguments = [sys.executable, "-c", RUN, str(model), "--threads", "1"]
@@ -79,7 +79,7 @@ def test_a_progress_bar_is_drawn_on_a_terminal(model: Path, make_file: MakeFile)
     assert "GB/s" in shown
 
 
-def test_progress_is_printed_as_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_printed_as_lines_without_a_terminal(capsys):
     class Handle:
         def progress(self) -> Iterator[PrefetchProgress]:
             yield PrefetchProgress(0, 4 * 10**9, 0.05)
@@ -93,7 +93,7 @@ def test_progress_is_printed_as_lines_without_a_terminal(capsys: pytest.CaptureF
     assert capsys.readouterr().err == "prefetch [#####---------------]  25% 1.00 of 4.00 GB, 0.20 GB/s, 15 s left\n"
 
 
-def test_an_invalid_value_is_a_usage_error() -> None:
+def test_an_invalid_value_is_a_usage_error():
     result = CliRunner().invoke(prefetch, ["--threads", "0"])
     assert result.exit_code == 2
     assert "0 is not in the range 1<=x<=64" in result.output
@@ -110,5 +110,5 @@ def test_an_invalid_value_is_a_usage_error() -> None:
         ("4096B", 4096),
     ],
 )
-def test_sizes_are_accepted_with_units(text: str, num_bytes: int) -> None:
+def test_sizes_are_accepted_with_units(text, num_bytes):
     assert ByteSize().convert(text, None, None) == num_bytes

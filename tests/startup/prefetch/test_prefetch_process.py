@@ -70,7 +70,7 @@ def slow_prefetch(make_file: MakeFile) -> PrefetchHandle:
 
 @pytest.mark.alone
 @repeated_if_pages_are_lost
-def test_cold_files_are_resident_afterwards(make_file: MakeFile) -> None:
+def test_cold_files_are_resident_afterwards(make_file):
     files = [make_file("a", 40, is_cold=True), make_file("b", 3, is_cold=True)]
     report = prefetch(files)
     assert (report.state, report.reason) == ("done", None)
@@ -83,7 +83,7 @@ def test_cold_files_are_resident_afterwards(make_file: MakeFile) -> None:
 
 @pytest.mark.alone
 @repeated_if_pages_are_lost
-def test_only_missing_pages_are_read(make_file: MakeFile) -> None:
+def test_only_missing_pages_are_read(make_file):
     path = make_file("f", 32)
     evict(path, 8 * MIB, 16 * MIB)
     expect_resident(path, 16 * MIB, least_share=1.0)
@@ -97,14 +97,14 @@ def test_only_missing_pages_are_read(make_file: MakeFile) -> None:
 
 @pytest.mark.alone
 @repeated_if_pages_are_lost
-def test_resident_files_are_not_read(make_file: MakeFile) -> None:
+def test_resident_files_are_not_read(make_file):
     path = make_file("f", 8)
     expect_resident(path, least_share=1.0)
     report = prefetch([path])
     assert (report.state, report.reason, report.read_bytes) == ("off", "all files are resident", 0)
 
 
-def test_phases_use_the_monotonic_clock(make_file: MakeFile) -> None:
+def test_phases_use_the_monotonic_clock(make_file):
     begin_ns = time.monotonic_ns()
     report = prefetch([make_file("f", 8, is_cold=True)])
     assert [name for name, _, _ in report.spans] == ["prefetch_start", "prefetch_survey", "prefetch_read"]
@@ -115,7 +115,7 @@ def test_phases_use_the_monotonic_clock(make_file: MakeFile) -> None:
 
 
 @pytest.mark.alone
-def test_no_more_is_read_than_fits_into_memory(make_file: MakeFile) -> None:
+def test_no_more_is_read_than_fits_into_memory(make_file):
     path = make_file("f", 120, is_cold=True)
     report = prefetch([path], mode="on", memory_bytes=(1024 + 80) * MIB, block_bytes=4 * MIB, num_threads=2)
     assert report.state == "done"
@@ -125,7 +125,7 @@ def test_no_more_is_read_than_fits_into_memory(make_file: MakeFile) -> None:
     assert resident_bytes(path) < 120 * MIB, "only a part is resident, though the kernel reads ahead a little"
 
 
-def test_files_in_memory_turn_it_off() -> None:
+def test_files_in_memory_turn_it_off():
     shm = Path("/dev/shm")
     if not shm.is_dir():
         pytest.skip("there is no /dev/shm")
@@ -138,7 +138,7 @@ def test_files_in_memory_turn_it_off() -> None:
     assert (report.state, report.reason) == ("off", "the files are on a file system in memory")
 
 
-def test_evicted_pages_stop_the_prefetch() -> None:
+def test_evicted_pages_stop_the_prefetch():
     path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not path.exists():
         pytest.skip("there is no such file here; those of sysfs are never in the page cache")
@@ -148,7 +148,7 @@ def test_evicted_pages_stop_the_prefetch() -> None:
 
 @pytest.mark.alone
 @repeated_if_pages_are_lost
-def test_resident_files_need_no_helper(make_file: MakeFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resident_files_need_no_helper(make_file, monkeypatch):
     path = make_file("weights.safetensors", 1)
     if not is_cheap(str(path)):
         pytest.skip("measuring residency is slow on this kernel")
@@ -161,9 +161,7 @@ def test_resident_files_need_no_helper(make_file: MakeFile, monkeypatch: pytest.
 
 @pytest.mark.alone
 @repeated_if_pages_are_lost
-def test_unreadable_files_are_reported_and_the_others_read(
-    make_file: MakeFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unreadable_files_are_reported_and_the_others_read(make_file, tmp_path, caplog):
     good = make_file("good", 4, is_cold=True)
     with caplog.at_level(logging.WARNING):
         report = prefetch([tmp_path / "missing", good, tmp_path])
@@ -175,7 +173,7 @@ def test_unreadable_files_are_reported_and_the_others_read(
     assert "missing: No such file or directory" in caplog.text
 
 
-def test_file_names_with_unusual_characters_are_read(make_file: MakeFile, tmp_path: Path) -> None:
+def test_file_names_with_unusual_characters_are_read(make_file, tmp_path):
     path = make_file("plain", 1)
     odd = tmp_path / os.fsdecode(b"a b\n\xff\xc3\xa9")
     path.rename(odd)
@@ -183,13 +181,13 @@ def test_file_names_with_unusual_characters_are_read(make_file: MakeFile, tmp_pa
     odd.unlink()
 
 
-def test_mode_off_starts_no_process(tmp_path: Path) -> None:
+def test_mode_off_starts_no_process(tmp_path):
     with start_prefetch([tmp_path], PrefetchOptions(mode="off")) as handle:
         assert handle.pid is None
         assert handle.result() == PrefetchReport("off", "it is switched off")
 
 
-def test_a_pending_result_is_none_and_close_stops_the_process(make_file: MakeFile) -> None:
+def test_a_pending_result_is_none_and_close_stops_the_process(make_file):
     handle = slow_prefetch(make_file)
     assert handle.pid is not None
     pid = handle.pid
@@ -202,7 +200,7 @@ def test_a_pending_result_is_none_and_close_stops_the_process(make_file: MakeFil
 
 
 @pytest.mark.thorough
-def test_progress_grows_up_to_the_report(make_file: MakeFile) -> None:
+def test_progress_grows_up_to_the_report(make_file):
     path = make_file("f", 2 << 10, is_sparse=True)
     with start_prefetch([path], small_steps()) as handle:
         steps = list(handle.progress())
@@ -215,7 +213,7 @@ def test_progress_grows_up_to_the_report(make_file: MakeFile) -> None:
     assert steps[-1].due_bytes == 2 << 30
 
 
-def test_the_helper_ends_when_its_parent_is_killed(make_file: MakeFile) -> None:
+def test_the_helper_ends_when_its_parent_is_killed(make_file):
     command = [sys.executable, "-c", PARENT, str(make_file("slow", SLOW_MIB, is_sparse=True))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
@@ -224,7 +222,7 @@ def test_the_helper_ends_when_its_parent_is_killed(make_file: MakeFile) -> None:
     wait_until(lambda: is_gone(pid))
 
 
-def test_the_helper_ignores_group_signals_from_its_start_on(make_file: MakeFile) -> None:
+def test_the_helper_ignores_group_signals_from_its_start_on(make_file):
     with start_prefetch([make_file("f", 128, is_sparse=True)], small_steps()) as handle:
         status = Path(f"/proc/{handle.pid}/status")
         assert not disturbing(status.read_text(), GROUP_SIGNALS)
@@ -239,7 +237,7 @@ def test_the_helper_ignores_group_signals_from_its_start_on(make_file: MakeFile)
     assert report.state == "done"
 
 
-def test_a_killed_helper_is_only_a_warning(make_file: MakeFile, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_helper_is_only_a_warning(make_file, caplog):
     with slow_prefetch(make_file) as handle, caplog.at_level(logging.WARNING):
         assert handle.pid
         os.kill(handle.pid, signal.SIGKILL)
@@ -248,9 +246,7 @@ def test_a_killed_helper_is_only_a_warning(make_file: MakeFile, caplog: pytest.L
     assert "no prefetch: the helper process ended without a report" in caplog.text
 
 
-def test_an_interpreter_that_cannot_be_started_is_only_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_interpreter_that_cannot_be_started_is_only_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     with caplog.at_level(logging.WARNING), start_prefetch([tmp_path]) as handle:
         report = handle.result()
@@ -259,7 +255,7 @@ def test_an_interpreter_that_cannot_be_started_is_only_a_warning(
     assert "no prefetch: the helper process cannot be started" in caplog.text
 
 
-def test_the_launchers_descriptors_are_closed(make_file: MakeFile) -> None:
+def test_the_launchers_descriptors_are_closed(make_file):
     before = open_descriptors()
     prefetch([make_file("f", 1, is_cold=True)])
     assert open_descriptors() <= before
@@ -273,7 +269,7 @@ def open_descriptors() -> set[tuple[str, str]]:
     return found
 
 
-def test_the_helper_imports_little_and_no_third_party_module() -> None:
+def test_the_helper_imports_little_and_no_third_party_module():
     code = (
         "import json, sys; sys.path.append(sys.argv[1]); import startup.prefetch.worker;"
         "print(json.dumps({m.__name__: str(getattr(m, '__file__', '')) for m in sys.modules.values()}))"
@@ -284,7 +280,7 @@ def test_the_helper_imports_little_and_no_third_party_module() -> None:
     assert loaded.keys() & HEAVY == set()
 
 
-def test_libraries_of_torch_are_found_without_importing_it() -> None:
+def test_libraries_of_torch_are_found_without_importing_it():
     script = (
         "import sys; from startup.prefetch.process import plan_libraries; print(*plan_libraries());"
         "assert 'torch' not in sys.modules"

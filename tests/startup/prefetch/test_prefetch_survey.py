@@ -43,56 +43,56 @@ def survey(*, missing_mb: int, resident_mb: int = 0) -> Survey:
     return Survey(1, (missing_mb + resident_mb) * MB, resident_mb * MB, 0, blocks, ())
 
 
-def test_everything_is_read_if_memory_suffices() -> None:
+def test_everything_is_read_if_memory_suffices():
     decision = decide(survey(missing_mb=500), job(room_mb=500))
     assert (decision.is_off, decision.reason) == (False, None)
     assert decision.survey.due_bytes == 500 * MB
 
 
-def test_resident_pages_reduce_the_available_memory() -> None:
+def test_resident_pages_reduce_the_available_memory():
     decision = decide(survey(missing_mb=500, resident_mb=200), job(room_mb=500))
     assert decision.survey.due_bytes == 300 * MB
     assert decision.survey.blocks[0].offset == 0
     assert "300 MB of 500 MB fit" in str(decision.reason)
 
 
-def test_auto_is_off_if_less_than_half_fits_and_on_reads_it() -> None:
+def test_auto_is_off_if_less_than_half_fits_and_on_reads_it():
     assert decide(survey(missing_mb=500), job(room_mb=200)).is_off
     decision = decide(survey(missing_mb=500), job(room_mb=200, is_forced=True))
     assert not decision.is_off
     assert decision.survey.due_bytes == 200 * MB
 
 
-def test_on_reads_what_fits_however_little_that_is() -> None:
+def test_on_reads_what_fits_however_little_that_is():
     decision = decide(survey(missing_mb=500), job(room_mb=20, is_forced=True))
     assert not decision.is_off
     assert decision.survey.due_bytes == 20 * MB
 
 
 @pytest.mark.parametrize("is_forced", [False, True])
-def test_too_little_memory_is_off_in_every_mode(is_forced: bool) -> None:
+def test_too_little_memory_is_off_in_every_mode(is_forced):
     decision = decide(survey(missing_mb=500), job(room_mb=-100, is_forced=is_forced))
     assert decision.is_off
     assert "0 MB of 500 MB fit" in str(decision.reason)
 
 
-def test_the_last_percent_is_read_only_with_mode_on() -> None:
+def test_the_last_percent_is_read_only_with_mode_on():
     nearly_all = survey(missing_mb=10, resident_mb=9990)
     assert decide(nearly_all, job(room_mb=19_000)).reason == "99.9% of the bytes are resident"
     assert not decide(nearly_all, job(room_mb=19_000, is_forced=True)).is_off
 
 
-def test_no_readable_file_is_off() -> None:
+def test_no_readable_file_is_off():
     decision = decide(Survey(0, 0, 0, 0, (), ("f: gone",)), job(room_mb=None))
     assert decision.reason == "none of the files can be read"
 
 
-def test_this_machines_memory_is_the_default() -> None:
+def test_this_machines_memory_is_the_default():
     huge = Block("f", 0, 1 << 60, 1 << 60)
     assert "fit" in str(decide(Survey(1, huge.length, 0, 0, (huge,), ()), job(room_mb=None)).reason)
 
 
-def test_a_job_is_read_from_its_argument_unchanged() -> None:
+def test_a_job_is_read_from_its_argument_unchanged():
     sent = job(room_mb=None)._replace(progress_interval_s=0.5)
     assert Job.from_argument(sent.to_argument()) == sent
 
@@ -109,7 +109,7 @@ def _record(folder: Path, *files: FileRanges) -> str:
     return str(folder / "pages.json")
 
 
-def test_a_record_moves_with_its_folder(tmp_path: Path, library: Path) -> None:
+def test_a_record_moves_with_its_folder(tmp_path, library):
     folder = tmp_path / "baked"
     folder.mkdir()
     (folder / "code").write_bytes(b"12345")
@@ -121,20 +121,20 @@ def test_a_record_moves_with_its_folder(tmp_path: Path, library: Path) -> None:
     ]
 
 
-def test_files_that_have_changed_are_left_out(tmp_path: Path, library: Path) -> None:
+def test_files_that_have_changed_are_left_out(tmp_path, library):
     gone = FileRanges(str(tmp_path / "gone"), 1, ((0, 1),))
     record = _record(tmp_path, gone, FileRanges(str(library), _MIB, ((0, _MIB),)))
     assert read_pages(record) == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '[["a", 1]]', "null"])
-def test_a_damaged_record_is_empty(text: str, tmp_path: Path) -> None:
+def test_a_damaged_record_is_empty(text, tmp_path):
     (tmp_path / "pages.json").write_text(text)
     assert read_pages(str(tmp_path / "pages.json")) == []
 
 
 @repeated_if_pages_are_lost
-def test_only_the_recorded_parts_are_read(tmp_path: Path, library: Path) -> None:
+def test_only_the_recorded_parts_are_read(tmp_path, library):
     record = _record(tmp_path, FileRanges(str(library), 8 * _MIB, ((0, _MIB), (6 * _MIB, _MIB))))
     evict(library)
     assert survey_files([], _MIB, record).due_bytes == 2 * _MIB

@@ -37,12 +37,12 @@ def hub_finding(report: PreflightReport) -> Finding:
     return finding
 
 
-def test_a_start_leaves_the_requests_to_the_download(hub: HubServer, preflight: Preflight) -> None:
+def test_a_start_leaves_the_requests_to_the_download(hub, preflight):
     preflight("team/nothing")
     assert hub.requests == []
 
 
-def test_an_available_model_is_told(hub: HubServer, check: Preflight) -> None:
+def test_an_available_model_is_told(hub, check):
     finding = hub_finding(check("team/model", hf_token="secret"))
     assert (finding.severity, finding.message) == ("info", f"team/model is to be downloaded from {hub.url}")
     assert hub.tokens["hub"] == {"Bearer secret"}
@@ -57,16 +57,14 @@ def test_an_available_model_is_told(hub: HubServer, check: Preflight) -> None:
     ],
     ids=["gated", "unknown", "revision"],
 )
-def test_a_refusal_is_an_error_with_the_fix(
-    hub: HubServer, check: Preflight, fault: Fault, token: str | None, expected: str
-) -> None:
+def test_a_refusal_is_an_error_with_the_fix(hub, check, fault, token, expected):
     hub.faults.add(fault)
     finding = hub_finding(check("team/model", hf_token=token))
     assert finding.severity == "error"
     assert expected.format(url=hub.url) in finding.message
 
 
-def test_an_error_that_may_pass_is_a_warning(hub: HubServer, check: Preflight) -> None:
+def test_an_error_that_may_pass_is_a_warning(hub, check):
     hub.faults.add(Fault("status", status=503))
     finding = hub_finding(check("team/model"))
     assert finding.severity == "warning"
@@ -75,29 +73,27 @@ def test_an_error_that_may_pass_is_a_warning(hub: HubServer, check: Preflight) -
 
 @pytest.mark.parametrize(("model", "severity"), [("team/model", "error"), (None, "warning")], ids=["named", "default"])
 def test_an_unreachable_hub_is_an_error_unless_the_model_is_available_elsewhere(
-    check: Preflight, monkeypatch: pytest.MonkeyPatch, hub: HubServer, model: str | None, severity: str
-) -> None:
+    check, monkeypatch, hub, model, severity
+):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     finding = hub_finding(check(model))
     assert finding.severity == severity
     assert "the hub at http://127.0.0.1:9 cannot be reached" in finding.message
 
 
-def test_a_local_folder_needs_no_network(hub: HubServer, check: Preflight, model_path: Path) -> None:
+def test_a_local_folder_needs_no_network(hub, check, model_path):
     assert check(model_path).errors == ()
     assert hub.requests == []
 
 
-def test_offline_mode_sends_no_request(hub: HubServer, check: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_sends_no_request(hub, check, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (finding,) = check("team/model").errors
     assert "HF_HUB_OFFLINE forbids the download" in finding.message
     assert hub.requests == []
 
 
-def test_a_full_disk_is_reported_with_the_remaining_bytes(
-    hub: HubServer, preflight: Preflight, tmp_path: Path, folder
-) -> None:
+def test_a_full_disk_is_reported_with_the_remaining_bytes(hub, preflight, tmp_path, folder):
     repository = tmp_path / "hf" / "hub" / "models--team--model"
     snapshot = repository / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)

@@ -40,7 +40,7 @@ def findings_under(limit: str, value: int, model: Path) -> list[dict[str, Any]]:
     return findings
 
 
-def test_few_open_files_are_a_warning_and_very_few_an_error(model_path: Path) -> None:
+def test_few_open_files_are_a_warning_and_very_few_an_error(model_path):
     (some,) = findings_under("RLIMIT_NOFILE", 256, model_path)
     (few,) = findings_under("RLIMIT_NOFILE", 32, model_path)
     assert (some["check"], some["severity"]) == ("nofile", "warning")
@@ -50,24 +50,24 @@ def test_few_open_files_are_a_warning_and_very_few_an_error(model_path: Path) ->
 
 
 @pytest.mark.parametrize(("limit", "check"), [("RLIMIT_AS", "address_space"), ("RLIMIT_DATA", "data_segment")])
-def test_a_small_address_space_is_reported_with_the_need(model_path: Path, limit: str, check: str) -> None:
+def test_a_small_address_space_is_reported_with_the_need(model_path, limit, check):
     (finding,) = [f for f in findings_under(limit, 600 << 20, model_path) if f["check"] == check]
     assert finding["severity"] == "error"
     assert "allows 600.0 MiB" in finding["message"]
     assert "22.5 GiB for the KV cache" in finding["message"]
 
 
-def test_unlimited_process_has_no_findings(model_path: Path) -> None:
+def test_unlimited_process_has_no_findings(model_path):
     assert findings_under("RLIMIT_AS", resource.RLIM_INFINITY, model_path) == []
 
 
-def test_missing_shared_memory_is_an_error(tmp_path: Path, model_path: Path, preflight: Preflight) -> None:
+def test_missing_shared_memory_is_an_error(tmp_path, model_path, preflight):
     (finding,) = preflight(model_path, shm=tmp_path / "shm").errors
     assert finding.check == "shm"
     assert "mount a tmpfs there" in finding.message
 
 
-def test_shared_memory_of_a_container_may_be_small_but_not_full(model_path: Path, preflight: Preflight) -> None:
+def test_shared_memory_of_a_container_may_be_small_but_not_full(model_path, preflight):
     assert preflight(model_path, shm=Path("/dev/shm")).errors == ()
     (finding,) = preflight(model_path, shm=Path("/proc")).findings
     assert finding.check == "shm"

@@ -48,27 +48,23 @@ def plan_of(config: StartupConfig) -> FilePlan:
     return plan_files(ModelRequest.of_start(config))
 
 
-def test_a_local_folder_needs_no_download(model_path: Path, make_config: MakeConfig) -> None:
+def test_a_local_folder_needs_no_download(model_path, make_config):
     assert plan_of(make_config(model_path)).files == ModelFiles(model_path, model_path)
 
 
-def test_a_complete_snapshot_needs_no_download_and_has_no_findings(
-    snapshot: Snapshot, make_config: MakeConfig, preflight: Preflight
-) -> None:
+def test_a_complete_snapshot_needs_no_download_and_has_no_findings(snapshot, make_config, preflight):
     config = make_config("team/model")
     assert plan_of(config).files == ModelFiles(snapshot.folder, snapshot.folder)
     assert resolve_model(ModelRequest.of_start(config)).path == snapshot.folder
     assert preflight("team/model").findings == ()
 
 
-def test_a_snapshot_without_a_shard_needs_a_download(snapshot: Snapshot, make_config: MakeConfig) -> None:
+def test_a_snapshot_without_a_shard_needs_a_download(snapshot, make_config):
     (snapshot.folder / "model-00002-of-00003.safetensors").unlink()
     assert plan_of(make_config("team/model")).files is None
 
 
-def test_a_snapshot_with_a_dangling_link_needs_a_download(
-    snapshot: Snapshot, make_config: MakeConfig, preflight: Preflight
-) -> None:
+def test_a_snapshot_with_a_dangling_link_needs_a_download(snapshot, make_config, preflight):
     (snapshot.blobs / "blob-model-00002-of-00003.safetensors").unlink()
     (snapshot.blobs / "abc.incomplete").write_bytes(b"x" * 2048)
     assert plan_of(make_config("team/model")).files is None
@@ -77,43 +73,41 @@ def test_a_snapshot_with_a_dangling_link_needs_a_download(
     assert "1 unfinished files (2.0 KiB) of a download that was killed" in messages[1]
 
 
-def test_a_local_model_with_a_tokenizer_of_the_hub_needs_a_download(model_path: Path, make_config: MakeConfig) -> None:
+def test_a_local_model_with_a_tokenizer_of_the_hub_needs_a_download(model_path, make_config):
     assert plan_of(make_config(model_path, tokenizer="team/words")).files is None
 
 
-def test_a_broken_file_of_an_incomplete_snapshot_is_an_error(snapshot: Snapshot, preflight: Preflight) -> None:
+def test_a_broken_file_of_an_incomplete_snapshot_is_an_error(snapshot, preflight):
     (snapshot.folder / "model-00002-of-00003.safetensors").unlink()
     (snapshot.blobs / "blob-model-00001-of-00003.safetensors").write_bytes(b"cut")
     assert [f.check for f in preflight("team/model").errors] == ["weights"]
 
 
-def test_an_incomplete_snapshot_is_an_error_in_offline_mode(
-    snapshot: Snapshot, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_incomplete_snapshot_is_an_error_in_offline_mode(snapshot, preflight, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (snapshot.folder / "model-00002-of-00003.safetensors").unlink()
     (finding,) = [f for f in preflight("team/model").errors if f.check == "model"]
     assert "is only in part in" in finding.message
 
 
-def test_a_leftover_of_a_completed_download_is_information(snapshot: Snapshot, preflight: Preflight) -> None:
+def test_a_leftover_of_a_completed_download_is_information(snapshot, preflight):
     (snapshot.blobs / "abc.incomplete").write_bytes(b"x")
     (finding,) = preflight("team/model").findings
     assert (finding.severity, finding.check) == ("info", "download")
 
 
-def test_a_misspelt_folder_is_reported_with_a_suggestion(tmp_path: Path, preflight: Preflight) -> None:
+def test_a_misspelt_folder_is_reported_with_a_suggestion(tmp_path, preflight):
     (tmp_path / "Qwen3-0.6B").mkdir()
     (finding,) = preflight(tmp_path / "Qwen3-0.6b").errors
     assert "is neither a folder nor a name on the Hugging Face hub (did you mean 'Qwen3-0.6B'?)" in finding.message
 
 
-def test_a_file_instead_of_a_folder_is_an_error(model_path: Path, preflight: Preflight) -> None:
+def test_a_file_instead_of_a_folder_is_an_error(model_path, preflight):
     (finding,) = preflight(model_path / "model.safetensors").errors
     assert "is a file: give the folder" in finding.message
 
 
-def test_a_model_and_a_tokenizer_in_two_folders_are_both_checked(folder, preflight: Preflight, tmp_path: Path) -> None:
+def test_a_model_and_a_tokenizer_in_two_folders_are_both_checked(folder, preflight, tmp_path):
     folder.shards[0].unlink()
     words = tmp_path / "words"
     words.mkdir()

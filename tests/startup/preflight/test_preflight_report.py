@@ -6,12 +6,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
-
-import pytest
 
 from base.machine.memory import MemoryState
-from startup.config import StartupConfig
 from startup.preflight.report import PreflightReport
 from startup.preflight.run import PreflightOptions, run_preflight
 from tests.bytes_read import counting_bytes_read
@@ -41,9 +37,7 @@ print(*sorted(heavy & set(sys.modules)))
 """
 
 
-def test_faults_of_every_kind_are_reported_at_once(
-    folder, preflight: Preflight, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_faults_of_every_kind_are_reported_at_once(folder, preflight, monkeypatch, tmp_path):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "thread")
     folder.shards[0].unlink()
     with folder.shards[1].open("r+b") as file:
@@ -74,7 +68,7 @@ def test_faults_of_every_kind_are_reported_at_once(
     }
 
 
-def test_preflight_of_the_real_model_reads_only_headers_and_small_files(model_path: Path, preflight: Preflight) -> None:
+def test_preflight_of_the_real_model_reads_only_headers_and_small_files(model_path, preflight):
     with counting_bytes_read() as read:
         assert preflight(model_path).errors == ()
     small = sum(path.stat().st_size for path in model_path.iterdir() if path.suffix != ".safetensors")
@@ -82,13 +76,13 @@ def test_preflight_of_the_real_model_reads_only_headers_and_small_files(model_pa
     assert read.num_bytes < sum(path.stat().st_size for path in model_path.glob("*.safetensors")) / 10
 
 
-def test_preflight_of_a_local_model_imports_nothing_heavy(model_path: Path) -> None:
+def test_preflight_of_a_local_model_imports_nothing_heavy(model_path):
     command = [sys.executable, "-c", BUDGET, str(model_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert result.stdout.strip() == ""
 
 
-def test_json_contains_findings_and_the_duration_of_each_group(preflight: Preflight) -> None:
+def test_json_contains_findings_and_the_duration_of_each_group(preflight):
     content = json.loads(preflight("/no/such/model").to_json())
     assert content["schema"] == 1
     assert content["ok"] is False
@@ -97,16 +91,14 @@ def test_json_contains_findings_and_the_duration_of_each_group(preflight: Prefli
     assert {"environment", "checkpoint", "memory"} <= {check["name"] for check in content["checks"]}
 
 
-def test_text_has_a_line_per_finding_errors_first_and_a_summary(
-    preflight: Preflight, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_has_a_line_per_finding_errors_first_and_a_summary(preflight, monkeypatch):
     monkeypatch.setenv("VCLI_NO_SUCH_THING", "1")
     lines = preflight("/no/such/model").to_text().splitlines()
     assert [line.split()[0] for line in lines] == ["error", "warning", "Preflight:"]
     assert re.fullmatch(r"Preflight: 1 error, 1 warning after \d+\.\d\d s", lines[-1])
 
 
-def test_an_error_inside_a_check_is_a_warning(model_path: Path, make_config: Callable[..., StartupConfig]) -> None:
+def test_an_error_inside_a_check_is_a_warning(model_path, make_config):
     options = PreflightOptions(shm=42.5, memory=ROOMY)  # type: ignore[arg-type]
     (finding,) = run_preflight(make_config(model_path), options=options).findings
     assert finding.severity == "warning"

@@ -102,7 +102,7 @@ def _is_open(client: socket.socket) -> bool:
     return True
 
 
-def test_probes_are_answered_while_nothing_can_be_passed_on(held: _Responder) -> None:
+def test_probes_are_answered_while_nothing_can_be_passed_on(held):
     for _ in range(30):
         held.connect(_POST)
     kept = held.connect(_PROBE)
@@ -115,7 +115,7 @@ def test_probes_are_answered_while_nothing_can_be_passed_on(held: _Responder) ->
     assert held.take(30) == [_POST] * 30
 
 
-def test_the_oldest_answered_client_is_closed_if_no_descriptor_is_free(stack: ExitStack) -> None:
+def test_the_oldest_answered_client_is_closed_if_no_descriptor_is_free(stack):
     responder = _Responder(stack)
     responder.leave_descriptors(8)
     clients = []
@@ -127,7 +127,7 @@ def test_the_oldest_answered_client_is_closed_if_no_descriptor_is_free(stack: Ex
     assert 0 < sum(is_open) < len(clients)
 
 
-def test_no_client_is_closed_for_one_that_the_server_may_accept(stack: ExitStack) -> None:
+def test_no_client_is_closed_for_one_that_the_server_may_accept(stack):
     responder = _Responder(stack, accept_delay_s=0.001)
     responder.leave_descriptors(8)
     clients = []
@@ -146,7 +146,7 @@ def test_no_client_is_closed_for_one_that_the_server_may_accept(stack: ExitStack
     assert accepted.recv(1 << 12) == _PROBE
 
 
-def test_the_process_sleeps_while_every_descriptor_waits_to_be_passed_on(held: _Responder) -> None:
+def test_the_process_sleeps_while_every_descriptor_waits_to_be_passed_on(held):
     held.leave_descriptors(8)
     for _ in range(40):
         held.connect(_POST)

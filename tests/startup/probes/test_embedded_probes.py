@@ -127,7 +127,7 @@ async def _serving(
 
 
 @pytest.mark.parametrize("path", PROBE_PATHS)
-def test_a_new_connection_is_accepted_and_answered_while_the_loop_is_held(path: str) -> None:
+def test_a_new_connection_is_accepted_and_answered_while_the_loop_is_held(path):
     async def test(server: _Server) -> None:
         address = server._listener.getsockname()
         while (answer := _ask_held(lambda: _Client(address).ask_now(path))).status == 503:
@@ -140,7 +140,7 @@ def test_a_new_connection_is_accepted_and_answered_while_the_loop_is_held(path: 
 
 
 @pytest.mark.parametrize("path", PROBE_PATHS)
-def test_a_client_that_probes_again_is_answered_while_the_loop_is_held(path: str) -> None:
+def test_a_client_that_probes_again_is_answered_while_the_loop_is_held(path):
     async def test(server: _Server) -> None:
         client = await server.ask_lent(path)
         for _ in range(3):
@@ -150,7 +150,7 @@ def test_a_client_that_probes_again_is_answered_while_the_loop_is_held(path: str
     _run(test)
 
 
-def test_any_other_request_on_a_lent_connection_reaches_the_server_and_ends_the_lending() -> None:
+def test_any_other_request_on_a_lent_connection_reaches_the_server_and_ends_the_lending():
     async def test(server: _Server) -> None:
         client = await server.ask_lent()
         for path in ("/version", "/health", "/health"):
@@ -162,7 +162,7 @@ def test_any_other_request_on_a_lent_connection_reaches_the_server_and_ends_the_
     _run(test)
 
 
-def test_the_server_answers_probes_itself_from_the_moment_it_is_not_ready() -> None:
+def test_the_server_answers_probes_itself_from_the_moment_it_is_not_ready():
     async def test(server: _Server) -> None:
         client = await server.ask_lent()
         server.set_ready(False)
@@ -178,7 +178,7 @@ def test_the_server_answers_probes_itself_from_the_moment_it_is_not_ready() -> N
     _run(test)
 
 
-def test_a_lent_connection_makes_room_for_a_new_one() -> None:
+def test_a_lent_connection_makes_room_for_a_new_one():
     async def test(server: _Server) -> None:
         client = await server.ask_lent()
         other = await server.connect()
@@ -190,7 +190,7 @@ def test_a_lent_connection_makes_room_for_a_new_one() -> None:
 
 
 @pytest.mark.parametrize("number", ["kill", "suspend"])
-def test_lent_connections_are_served_if_the_responder_ends_or_hangs(number: str) -> None:
+def test_lent_connections_are_served_if_the_responder_ends_or_hangs(number):
     async def test(server: _Server) -> None:
         client = await server.ask_lent()
         (process,) = psutil.Process().children()
@@ -203,7 +203,7 @@ def test_lent_connections_are_served_if_the_responder_ends_or_hangs(number: str)
     _run(test)
 
 
-def test_all_lent_connections_are_taken_back_at_the_end() -> None:
+def test_all_lent_connections_are_taken_back_at_the_end():
     async def test(server: _Server) -> None:
         client = await server.ask_lent()
         await server.probes.end()
@@ -216,7 +216,7 @@ def test_all_lent_connections_are_taken_back_at_the_end() -> None:
     _run(test)
 
 
-def test_a_client_that_leaves_is_forgotten() -> None:
+def test_a_client_that_leaves_is_forgotten():
     async def test(server: _Server) -> None:
         client = await server.ask_lent()
         client.socket.close()

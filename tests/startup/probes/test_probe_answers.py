@@ -38,7 +38,7 @@ def starting() -> Iterator[Any]:
             yield state, get
 
 
-def test_the_page_is_the_same_as_that_of_the_http_server(starting) -> None:
+def test_the_page_is_the_same_as_that_of_the_http_server(starting):
     _, get = starting
     with get("/") as answer:
         assert answer.read() == read_page().body
@@ -46,7 +46,7 @@ def test_the_page_is_the_same_as_that_of_the_http_server(starting) -> None:
         assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
 
 
-def test_status_json_has_progress_and_spans_of_the_start(starting) -> None:
+def test_status_json_has_progress_and_spans_of_the_start(starting):
     _, get = starting
 
     def status() -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_status_json_has_progress_and_spans_of_the_start(starting) -> None:
     assert any(span["name"] == "load_weights" for span in content["start"]["spans"])
 
 
-def test_metrics_of_a_start_can_be_parsed(starting) -> None:
+def test_metrics_of_a_start_can_be_parsed(starting):
     from prometheus_client.parser import text_string_to_metric_families
 
     _, get = starting
@@ -70,14 +70,14 @@ def test_metrics_of_a_start_can_be_parsed(starting) -> None:
     assert families["vllm_cli:startup_phase_seconds"].samples
 
 
-def test_the_phase_for_the_log_is_the_running_span_and_then_the_outcome(starting) -> None:
+def test_the_phase_for_the_log_is_the_running_span_and_then_the_outcome(starting):
     state, _ = starting
     assert state.phase == "load_weights"
     state.fail("no memory")
     assert state.phase == "failed"
 
 
-def test_a_private_start_answers_only_what_probes_need() -> None:
+def test_a_private_start_answers_only_what_probes_need():
     timeline = PhaseTimeline.from_process_start()
     subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
     answers = ProbeAnswers(StartState(subject, timeline), is_private=True)
@@ -89,5 +89,5 @@ def test_a_private_start_answers_only_what_probes_need() -> None:
     assert answers.answer("/livez").status == 200
 
 
-def test_an_answer_is_encoded_with_its_headers() -> None:
+def test_an_answer_is_encoded_with_its_headers():
     assert b"\r\nX-One: 1\r\n" in Answer(200, b"{}", headers=(("X-One", "1"),)).encode()

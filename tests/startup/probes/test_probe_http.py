@@ -18,14 +18,14 @@ _KUBELET = b"GET /health HTTP/1.1\r\nHost: 10.0.0.1:8000\r\nUser-Agent: kube-pro
         pytest.param(b"GET /health HTTP/1.1\r\nAuthorization: Bearer k\r\n\r\n", True, id="with-a-key"),
     ],
 )
-def test_a_probe_is_recognized(request_bytes: bytes, keeps_alive: bool) -> None:
+def test_a_probe_is_recognized(request_bytes, keeps_alive):
     probe = parse_probe(request_bytes)
     assert probe is not None
     assert probe.keeps_alive is keeps_alive
     assert probe.num_bytes == len(request_bytes)
 
 
-def test_only_the_first_of_several_requests_is_consumed() -> None:
+def test_only_the_first_of_several_requests_is_consumed():
     probe = parse_probe(_CURL + b"POST /v1/completions HTTP/1.1\r\n")
     assert probe is not None
     assert probe.num_bytes == len(_CURL)
@@ -53,5 +53,5 @@ def test_only_the_first_of_several_requests_is_consumed() -> None:
         pytest.param(b"G", id="first-byte"),
     ],
 )
-def test_any_other_request_is_left_to_the_http_server(request_bytes: bytes) -> None:
+def test_any_other_request_is_left_to_the_http_server(request_bytes):
     assert parse_probe(request_bytes) is None

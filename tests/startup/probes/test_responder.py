@@ -34,7 +34,7 @@ def _get(address: tuple[str, int], path: str, method: str = "GET", body: bytes |
         connection.close()
 
 
-def test_each_path_is_answered(listener: socket.socket) -> None:
+def test_each_path_is_answered(listener):
     with StartupResponder(listener, Answers()):
         assert _get(listener.getsockname(), "/livez") == (200, b"")
         assert _get(listener.getsockname(), "/health?x=1") == (503, STARTING)
@@ -44,18 +44,18 @@ def test_each_path_is_answered(listener: socket.socket) -> None:
         connection.close()
 
 
-def test_body_of_a_post_is_read_before_the_answer(listener: socket.socket) -> None:
+def test_body_of_a_post_is_read_before_the_answer(listener):
     with StartupResponder(listener, Answers()):
         assert _get(listener.getsockname(), "/v1/completions", "POST", b"x" * 300_000)[0] == 503
 
 
-def test_silent_client_delays_no_other(listener: socket.socket) -> None:
+def test_silent_client_delays_no_other(listener):
     with StartupResponder(listener, Answers()), socket.create_connection(listener.getsockname()) as silent:
         silent.sendall(b"GET /he")
         assert _get(listener.getsockname(), "/livez")[0] == 200
 
 
-def test_garbage_is_answered_and_does_not_stop_the_responder(listener: socket.socket) -> None:
+def test_garbage_is_answered_and_does_not_stop_the_responder(listener):
     with StartupResponder(listener, Answers()):
         with socket.create_connection(listener.getsockname()) as client:
             client.sendall(b"\x16\x03\x01\r\n\r\n")
@@ -63,9 +63,7 @@ def test_garbage_is_answered_and_does_not_stop_the_responder(listener: socket.so
         assert _get(listener.getsockname(), "/livez")[0] == 200
 
 
-def test_client_accepted_before_the_hand_over_is_answered_after_it(
-    listener: socket.socket, new_process: NewProcess
-) -> None:
+def test_client_accepted_before_the_hand_over_is_answered_after_it(listener, new_process):
     with (
         StartupResponder(listener, Answers()) as responder,
         socket.create_connection(listener.getsockname()) as client,
@@ -84,9 +82,7 @@ def _is_listening(process: psutil.Process, port: int) -> bool:
     return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in process.net_connections("tcp"))
 
 
-def test_no_client_is_accepted_after_the_hand_over_has_returned(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, new_process: NewProcess
-) -> None:
+def test_no_client_is_accepted_after_the_hand_over_has_returned(listener, monkeypatch, new_process):
     """Otherwise a client could get "ready" from the HTTP server and then "not ready" from the responder."""
     monkeypatch.setattr(responder_module, "_GIVE_UP_S", 120.0)
     with StartupResponder(listener, Answers()) as responder:
@@ -102,7 +98,7 @@ def test_no_client_is_accepted_after_the_hand_over_has_returned(
             assert not _is_listening(process, listener.getsockname()[1])
 
 
-def test_an_answer_contains_the_latest_state(listener: socket.socket) -> None:
+def test_an_answer_contains_the_latest_state(listener):
     with StartupResponder(listener, Answers()) as responder:
         responder.update(b"{}")
         responder.update(b'{"status":"failed"}')
@@ -110,7 +106,7 @@ def test_an_answer_contains_the_latest_state(listener: socket.socket) -> None:
 
 
 @pytest.mark.thorough
-def test_responder_whose_queue_is_full_still_hands_over(listener: socket.socket, new_process: NewProcess) -> None:
+def test_responder_whose_queue_is_full_still_hands_over(listener, new_process):
     with StartupResponder(listener, Answers()) as responder:
         process = new_process()
         process.suspend()
@@ -121,7 +117,7 @@ def test_responder_whose_queue_is_full_still_hands_over(listener: socket.socket,
         process.wait(timeout=60)
 
 
-def test_process_exits_after_the_hand_over_and_is_reaped(listener: socket.socket, new_process: NewProcess) -> None:
+def test_process_exits_after_the_hand_over_and_is_reaped(listener, new_process):
     with StartupResponder(listener, Answers()) as responder:
         process = new_process()
         responder.hand_over()
@@ -129,7 +125,7 @@ def test_process_exits_after_the_hand_over_and_is_reaped(listener: socket.socket
     assert not process.is_running()
 
 
-def test_no_probe_is_lost_during_the_hand_over(listener: socket.socket) -> None:
+def test_no_probe_is_lost_during_the_hand_over(listener):
     """Ten clients probe without a pause during the hand-over to a threaded HTTP server."""
     failures: list[str] = []
     statuses: list[int] = []
@@ -187,9 +183,7 @@ def api_process() -> Iterator[tuple[psutil.Process, tuple[str, int]]]:
         process.kill()
 
 
-def test_responder_ends_with_its_parent_even_if_that_is_killed(
-    api_process: tuple[psutil.Process, tuple[str, int]],
-) -> None:
+def test_responder_ends_with_its_parent_even_if_that_is_killed(api_process):
     process, address = api_process
     (responder,) = process.children()
     responder.send_signal(signal.SIGTERM)  # service managers signal the whole group
@@ -200,9 +194,7 @@ def test_responder_ends_with_its_parent_even_if_that_is_killed(
         socket.create_connection(address)
 
 
-def test_probes_are_answered_while_the_api_process_is_stopped(
-    api_process: tuple[psutil.Process, tuple[str, int]],
-) -> None:
+def test_probes_are_answered_while_the_api_process_is_stopped(api_process):
     """Answers do not depend on the interpreter lock of the API process, as those of a thread in it would."""
     process, address = api_process
     process.suspend()

@@ -5,7 +5,6 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -41,7 +40,7 @@ def _get(listener: socket.socket, path: str, context: ssl.SSLContext, body: byte
         connection.close()
 
 
-def test_each_path_is_answered_over_tls(listener: socket.socket, pair: Certificate) -> None:
+def test_each_path_is_answered_over_tls(listener, pair):
     with StartupResponder(listener, Answers(BODY), _tls(pair)):
         assert _get(listener, "/livez", pair.client_context()) == (200, b"")
         assert _get(listener, "/health", pair.client_context()) == (503, BODY)
@@ -49,9 +48,7 @@ def test_each_path_is_answered_over_tls(listener: socket.socket, pair: Certifica
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x00", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"\0" * 70_000])
-def test_a_client_without_tls_delays_no_other_and_gets_no_http(
-    listener: socket.socket, pair: Certificate, sent: bytes
-) -> None:
+def test_a_client_without_tls_delays_no_other_and_gets_no_http(listener, pair, sent):
     with (
         StartupResponder(listener, Answers(BODY), _tls(pair)),
         socket.create_connection(listener.getsockname(), timeout=60) as client,
@@ -66,16 +63,14 @@ def test_a_client_without_tls_delays_no_other_and_gets_no_http(
         assert b"HTTP" not in received
 
 
-def test_clients_without_a_certificate_are_rejected_if_one_is_required(
-    listener: socket.socket, pair: Certificate
-) -> None:
+def test_clients_without_a_certificate_are_rejected_if_one_is_required(listener, pair):
     with StartupResponder(listener, Answers(BODY), _tls(pair, ssl_cert_reqs=2, ssl_ca_certs=str(pair.certificate))):
         assert _get(listener, "/livez", pair.client_context(client=pair))[0] == 200
         with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
             _get(listener, "/livez", pair.client_context())
 
 
-def test_accepted_connections_are_answered_after_the_hand_over(listener: socket.socket, pair: Certificate) -> None:
+def test_accepted_connections_are_answered_after_the_hand_over(listener, pair):
     with StartupResponder(listener, Answers(BODY), _tls(pair)) as responder:
         plain = socket.create_connection(listener.getsockname(), timeout=60)
         with pair.client_context().wrap_socket(plain, server_hostname="localhost") as client:
@@ -84,9 +79,7 @@ def test_accepted_connections_are_answered_after_the_hand_over(listener: socket.
             assert client.recv(4096).startswith(b"HTTP/1.1 200")
 
 
-def test_unusable_certificate_files_end_the_responder_and_not_the_start(
-    listener: socket.socket, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_unusable_certificate_files_end_the_responder_and_not_the_start(listener, tmp_path, capfd):
     nothing = Certificate(tmp_path / "none", tmp_path / "none")
     with StartupResponder(listener, Answers(BODY), _tls(nothing)) as responder:
         responder.update(b"{}")

@@ -43,7 +43,7 @@ def _line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def test_a_process_stuck_in_c_ends_when_the_write_end_is_closed(pipe: tuple[int, int]) -> None:
+def test_a_process_stuck_in_c_ends_when_the_write_end_is_closed(pipe):
     with _start(f"death_pipe.arm({pipe[0]})\n{_STUCK}", pipe[0]) as process:
         assert _line(process) == "stuck"
         assert process.poll() is None
@@ -51,7 +51,7 @@ def test_a_process_stuck_in_c_ends_when_the_write_end_is_closed(pipe: tuple[int,
         assert process.wait(_SOON_S) == -signal.SIGKILL
 
 
-def test_a_process_of_another_parent_ends_too(pipe: tuple[int, int]) -> None:
+def test_a_process_of_another_parent_ends_too(pipe):
     forks = "if os.fork():\n    os.wait()\n    print('child has ended', flush=True)\n    os._exit(0)\n"
     with _start(f"{forks}death_pipe.arm({pipe[0]})\n{_STUCK}", pipe[0]) as process:
         assert _line(process) == "stuck"
@@ -60,7 +60,7 @@ def test_a_process_of_another_parent_ends_too(pipe: tuple[int, int]) -> None:
         assert process.wait(_SOON_S) == 0
 
 
-def test_processes_that_share_the_read_end_all_end(pipe: tuple[int, int]) -> None:
+def test_processes_that_share_the_read_end_all_end(pipe):
     with _start(f"os.fork()\ndeath_pipe.arm({pipe[0]})\n{_STUCK}", pipe[0]) as process:
         assert [_line(process), _line(process)] == ["stuck", "stuck"]
         os.close(pipe[1])
@@ -68,14 +68,14 @@ def test_processes_that_share_the_read_end_all_end(pipe: tuple[int, int]) -> Non
         assert process.wait(_SOON_S) == -signal.SIGKILL
 
 
-def test_a_parent_that_has_exited_before_ends_the_process_at_once(pipe: tuple[int, int]) -> None:
+def test_a_parent_that_has_exited_before_ends_the_process_at_once(pipe):
     os.close(pipe[1])
     with _start(f"death_pipe.arm({pipe[0]})\nprint('still running')", pipe[0]) as process:
         assert process.communicate(timeout=_SOON_S)[0] == ""
         assert process.returncode == -signal.SIGKILL
 
 
-def test_a_process_ends_with_the_one_that_forked_it() -> None:
+def test_a_process_ends_with_the_one_that_forked_it():
     code = (
         f"parent = os.getpid()\nif os.fork() == 0:\n    death_pipe.follow_parent(parent)\n    {_STUCK}\nsignal.pause()"
     )
@@ -85,7 +85,7 @@ def test_a_process_ends_with_the_one_that_forked_it() -> None:
         assert _line(process) == ""  # no process holds standard output any more
 
 
-def test_a_process_with_an_unexpected_parent_ends_at_once() -> None:
+def test_a_process_with_an_unexpected_parent_ends_at_once():
     with _start("death_pipe.follow_parent(os.getpid())\nprint('still running')") as process:
         assert process.communicate(timeout=_SOON_S)[0] == ""
         assert process.returncode == -signal.SIGKILL

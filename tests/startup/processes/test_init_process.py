@@ -50,13 +50,13 @@ def _line(process: subprocess.Popen[str]) -> str:
         ("os.kill(os.getpid(), signal.SIGTERM)", 128 + signal.SIGTERM),
     ],
 )
-def test_init_exits_with_the_programs_code(code: str, expected: int) -> None:
+def test_init_exits_with_the_programs_code(code, expected):
     with _start(code) as process:
         assert process.wait(_SOON_S) == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_signals_are_forwarded(number: signal.Signals) -> None:
+def test_signals_are_forwarded(number):
     code = f"signal.signal({number:d}, lambda *_: sys.exit(7))\nprint('ready', flush=True)\n{_STAY}"
     with _start(code) as process:
         assert _line(process) == "ready"
@@ -64,14 +64,14 @@ def test_signals_are_forwarded(number: signal.Signals) -> None:
         assert process.wait(_SOON_S) == 7
 
 
-def test_a_signal_without_a_handler_ends_the_program() -> None:
+def test_a_signal_without_a_handler_ends_the_program():
     with _start("print('ready', flush=True)\nsignal.pause()") as process:
         assert _line(process) == "ready"
         process.send_signal(signal.SIGTERM)
         assert process.wait(_SOON_S) == 128 + signal.SIGTERM
 
 
-def test_orphans_are_reaped() -> None:
+def test_orphans_are_reaped():
     code = (
         "if os.fork() == 0:\n"
         "    pid = os.fork()\n"
@@ -88,7 +88,7 @@ def test_orphans_are_reaped() -> None:
         process.wait(_SOON_S)
 
 
-def test_the_service_managers_variables_for_process_1_refer_to_the_program() -> None:
+def test_the_service_managers_variables_for_process_1_refer_to_the_program():
     code = (
         "from envs.registry import env\n"
         "print(env.LISTEN_PID.get() == env.WATCHDOG_PID.get() == os.getpid() != os.getppid(), flush=True)"
@@ -103,7 +103,7 @@ def test_the_service_managers_variables_for_process_1_refer_to_the_program() -> 
         assert _line(other) == "7"
 
 
-def test_the_program_is_not_process_1_of_its_namespace() -> None:
+def test_the_program_is_not_process_1_of_its_namespace():
     launcher = own_processes()
     if launcher is None:
         pytest.skip("no namespaces of processes here")
@@ -125,7 +125,7 @@ def test_the_program_is_not_process_1_of_its_namespace() -> None:
                 unshare.kill()
 
 
-def test_exit_functions_run_and_objects_are_not_freed() -> None:
+def test_exit_functions_run_and_objects_are_not_freed():
     program = textwrap.dedent(
         """
         import atexit, sys, threading, time

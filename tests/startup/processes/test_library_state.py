@@ -51,21 +51,21 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("source", ["random", "numpy", "torch", "seed", "uuid4", "session", "name", "key"])
-def test_forks_draw_different_numbers(forks: list[dict[str, Any]], source: str) -> None:
+def test_forks_draw_different_numbers(forks, source):
     first, second = forks
     assert first[source] != second[source]
 
 
-def test_fork_has_its_own_time_zone_and_folder_for_temporary_files(forks: list[dict[str, Any]]) -> None:
+def test_fork_has_its_own_time_zone_and_folder_for_temporary_files(forks):
     assert {(fork["zone"], "other" in fork["folder"]) for fork in forks} == {("XYZ", True)}
 
 
-def test_refreshing_starts_no_thread(forks: list[dict[str, Any]]) -> None:
+def test_refreshing_starts_no_thread(forks):
     """A fork of the fork follows."""
     assert {fork["threads"] for fork in forks} == {1}
 
 
-def test_the_hub_is_offline_after_its_import() -> None:
+def test_the_hub_is_offline_after_its_import():
     code = (
         "import os, huggingface_hub.constants\n"
         "from startup.processes.library_state import update_hub\n"
@@ -82,7 +82,7 @@ def test_the_hub_is_offline_after_its_import() -> None:
 
 @pytest.mark.slow
 @needs_vllm
-def test_the_log_of_older_vllm_follows_the_environment() -> None:
+def test_the_log_of_older_vllm_follows_the_environment():
     """They called on import what this script calls."""
     code = (
         "import logging, os, vllm.logger\n"

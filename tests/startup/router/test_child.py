@@ -81,7 +81,7 @@ async def running(place: ChildPlace) -> AsyncIterator[Running]:
     await found.life
 
 
-async def test_a_child_that_is_asked_to_stop_leaves_no_process_behind(running: Running) -> None:
+async def test_a_child_that_is_asked_to_stop_leaves_no_process_behind(running):
     family = running.family()
     marked = [process.pid for process in psutil.process_iter() if _is_marked(process, running.child)]
     running.child.stop()
@@ -90,7 +90,7 @@ async def test_a_child_that_is_asked_to_stop_leaves_no_process_behind(running: R
     assert all(is_gone(pid) for pid in (*marked, *(process.pid for process in family)))
 
 
-async def test_a_child_that_crashes_tells_how_and_leaves_no_process_behind(running: Running) -> None:
+async def test_a_child_that_crashes_tells_how_and_leaves_no_process_behind(running):
     marked = [process.pid for process in psutil.process_iter() if _is_marked(process, running.child)]
     running.family()[0].kill()
     assert await running.life == "The server was ended by SIGKILL."
@@ -98,32 +98,32 @@ async def test_a_child_that_crashes_tells_how_and_leaves_no_process_behind(runni
     assert all(map(is_gone, marked))
 
 
-async def test_a_child_gets_its_own_variables_and_none_of_the_routers_secrets(running: Running) -> None:
+async def test_a_child_gets_its_own_variables_and_none_of_the_routers_secrets(running):
     variables = (await running.get("/env"))["variables"]
     assert variables["FLAVOUR"] == "salty"
     assert env.VLLM_API_KEY.name not in variables
 
 
-async def test_a_killed_child_ends_at_once(running: Running) -> None:
+async def test_a_killed_child_ends_at_once(running):
     running.child.kill()
     assert await running.life is None
     assert is_gone(running.child.pids[0])
 
 
-async def test_a_command_that_dies_at_once_tells_its_last_lines(place: ChildPlace) -> None:
+async def test_a_command_that_dies_at_once_tells_its_last_lines(place):
     reason = await Child(entry_of("dies"), place).run(lambda: None)
     assert reason is not None
     assert reason.startswith("The server ended with exit code 3: ")
     assert "RuntimeError: the disk is on fire" in reason
 
 
-async def test_a_command_that_does_not_exist_is_named(place: ChildPlace) -> None:
+async def test_a_command_that_does_not_exist_is_named(place):
     reason = await Child(entry_of(words=("/no/such/program",)), place).run(lambda: None)
     assert reason is not None
     assert "/no/such/program cannot be executed: No such file or directory" in reason
 
 
-async def test_a_command_that_never_listens_is_ended_after_its_time(place: ChildPlace) -> None:
+async def test_a_command_that_never_listens_is_ended_after_its_time(place):
     child = Child(entry_of("never-listens", start_timeout_s=0.5), place)
     reason = await child.run(lambda: None)
     assert reason is not None
@@ -132,7 +132,7 @@ async def test_a_command_that_never_listens_is_ended_after_its_time(place: Child
     assert is_gone(child.pids[0])
 
 
-async def test_a_command_that_ignores_sigterm_is_killed(place: ChildPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_command_that_ignores_sigterm_is_killed(place, monkeypatch):
     monkeypatch.setattr(ForeignServer, "stop_s", 0.2)
     found = await start(entry_of("ignores-sigterm", "has-children"), place)
     found.child.stop()
@@ -140,7 +140,7 @@ async def test_a_command_that_ignores_sigterm_is_killed(place: ChildPlace, monke
     assert is_gone(found.child.pids[0])
 
 
-async def test_a_stop_during_the_start_ends_it(place: ChildPlace) -> None:
+async def test_a_stop_during_the_start_ends_it(place):
     child = Child(entry_of("never-listens"), place)
     life = asyncio.create_task(child.run(lambda: None))
     while not child.pids:
@@ -150,9 +150,7 @@ async def test_a_stop_during_the_start_ends_it(place: ChildPlace) -> None:
     assert is_gone(child.pids[0])
 
 
-async def test_a_start_of_ours_that_does_not_end_is_killed_soon(
-    place: ChildPlace, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_start_of_ours_that_does_not_end_is_killed_soon(place, tiny_llama, monkeypatch):
     monkeypatch.setattr(child_server, "ERRORS_S", 0.2)
     child = Child(ModelEntry(name="m", words=(str(tiny_llama),)), place)
     life = asyncio.create_task(child.run(lambda: None))
@@ -165,7 +163,7 @@ async def test_a_start_of_ours_that_does_not_end_is_killed_soon(
     assert is_gone(child.pids[0])
 
 
-async def test_a_stop_before_the_first_turn_starts_nothing(place: ChildPlace) -> None:
+async def test_a_stop_before_the_first_turn_starts_nothing(place):
     child = Child(entry_of(), place)
     life = asyncio.create_task(child.run(lambda: None))
     child.stop()
@@ -173,7 +171,7 @@ async def test_a_stop_before_the_first_turn_starts_nothing(place: ChildPlace) ->
     assert not child.pids
 
 
-async def test_a_port_of_another_process_is_an_error_and_not_its_server(place: ChildPlace) -> None:
+async def test_a_port_of_another_process_is_an_error_and_not_its_server(place):
     found = await start(entry_of(), place)
     port = int(found.child.base_url.rpartition(":")[2])
     reason = await Child(entry_of(port=port), place).run(lambda: None)
@@ -182,7 +180,7 @@ async def test_a_port_of_another_process_is_an_error_and_not_its_server(place: C
     assert reason == f"Another process listens on http://127.0.0.1:{port}."
 
 
-async def test_a_stop_command_gets_the_pid(place: ChildPlace, tmp_path: Path) -> None:
+async def test_a_stop_command_gets_the_pid(place, tmp_path):
     told = tmp_path / "told"
     script = f"echo $0 > {told}; kill -TERM $0"
     found = await start(entry_of(stop_words=("sh", "-c", script, "${PID}")), place)
@@ -191,14 +189,14 @@ async def test_a_stop_command_gets_the_pid(place: ChildPlace, tmp_path: Path) ->
     assert told.read_text().strip() == str(found.child.pids[0])
 
 
-async def test_without_an_endpoint_a_command_is_ready_when_it_listens(place: ChildPlace) -> None:
+async def test_without_an_endpoint_a_command_is_ready_when_it_listens(place):
     found = await start(entry_of(check_endpoint="none"), place)
     found.child.stop()
     assert await found.life is None
 
 
 @pytest.mark.thorough
-async def test_a_hundred_megabytes_of_output_are_relayed_in_bounded_memory(place: ChildPlace, output: Path) -> None:
+async def test_a_hundred_megabytes_of_output_are_relayed_in_bounded_memory(place, output):
     before = psutil.Process().memory_info().rss
     found = await start(entry_of("prints"), place)
     grown = psutil.Process().memory_info().rss - before

@@ -46,37 +46,37 @@ def _write(fd: int, text: bytes) -> None:
         file.write(text)
 
 
-async def test_each_line_gets_the_name_also_a_last_one_without_an_end(relay: LogRelay, output: Path) -> None:
+async def test_each_line_gets_the_name_also_a_last_one_without_an_end(relay, output):
     await written(b"one\n\ntwo", relay)
     assert output.read_bytes() == b"[qwen] one\n[qwen] \n[qwen] two\n"
 
 
-async def test_of_a_progress_bar_the_last_state_is_relayed(relay: LogRelay, output: Path) -> None:
+async def test_of_a_progress_bar_the_last_state_is_relayed(relay, output):
     await written(b"\r10 %\r50 %\r100 %\r\nnext\n", relay)
     assert output.read_bytes() == b"[qwen] 100 %\n[qwen] next\n"
 
 
-async def test_a_line_without_an_end_is_cut_and_not_kept_whole(relay: LogRelay, output: Path) -> None:
+async def test_a_line_without_an_end_is_cut_and_not_kept_whole(relay, output):
     log = await written(b"x" * 1_000_000, relay)
     lines = output.read_bytes().splitlines()
     assert max(map(len, lines)) <= 1 << 15
     assert len(log.explain_failure()) < 1000
 
 
-async def test_a_failure_is_explained_as_by_vllm_cli_explain(relay: LogRelay) -> None:
+async def test_a_failure_is_explained_as_by_vllm_cli_explain(relay):
     trace = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n'
     log = await written(f"{trace}torch.OutOfMemoryError: CUDA out of memory. Tried\n".encode() + b"bye\n", relay)
     told = log.explain_failure()
     assert "CUDA out of memory" in told
 
 
-async def test_last_lines_tell_a_failure_that_is_not_known_without_secrets(relay: LogRelay) -> None:
+async def test_last_lines_tell_a_failure_that_is_not_known_without_secrets(relay):
     log = await written(b"a\nb\nserver --api-key sk-123 failed\nred \x1b[31m and k3y-of-words\n", relay)
     told = log.explain_failure(["serve", "--hf-token", "k3y-of-words"])
     assert told == f"b / server --api-key {_MASK} {_MASK} / red \\x1b[31m and {_MASK}"
 
 
-async def test_a_standard_error_that_nobody_reads_delays_nothing_and_lines_are_counted() -> None:
+async def test_a_standard_error_that_nobody_reads_delays_nothing_and_lines_are_counted():
     read_fd, write_fd = os.pipe()
     relay = LogRelay("text", write_fd)
     for _ in range(100):
@@ -93,20 +93,20 @@ async def test_a_standard_error_that_nobody_reads_delays_nothing_and_lines_are_c
     assert len(text) < 16 << 20
 
 
-def test_a_record_of_json_gets_the_model_and_other_lines_become_records() -> None:
+def test_a_record_of_json_gets_the_model_and_other_lines_become_records():
     assert json.loads(encode_line('{"level": "INFO", "message": "x"}', "qwen", "json"))["model"] == "qwen"
     record = json.loads(encode_line("plain \x1b[31m", "qwen", "json"))
     assert (record["message"], record["model"], record["level"]) == ("plain \\x1b[31m", "qwen", "INFO")
 
 
-def test_what_a_record_has_escaped_stays_escaped() -> None:
+def test_what_a_record_has_escaped_stays_escaped():
     line = encode_line(json.dumps({"message": "\u202e \x9b"}), "qwen", "json")
     assert line.isascii()
     assert json.loads(line)["message"] == "\u202e \x9b"
 
 
 @pytest.mark.parametrize("line", ["{not json", "[1]", '{"a": 1} rest', "{" * 5000])
-def test_no_line_breaks_the_json(line: str) -> None:
+def test_no_line_breaks_the_json(line):
     assert json.loads(encode_line(line, "qwen", "json"))["message"] == line
 
 

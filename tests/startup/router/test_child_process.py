@@ -39,7 +39,7 @@ def end_of(process: ChildProcess) -> int:
     return codes[0]
 
 
-def test_a_signal_to_a_new_process_ends_it_and_is_not_taken_for_one_of_its_parent(told: socket.socket) -> None:
+def test_a_signal_to_a_new_process_ends_it_and_is_not_taken_for_one_of_its_parent(told):
     for _ in range(_ROUNDS):
         process = ChildProcess.fork(sleep)
         assert os.getpgid(process.pid) == process.pid
@@ -52,5 +52,5 @@ def test_a_signal_to_a_new_process_ends_it_and_is_not_taken_for_one_of_its_paren
 @pytest.mark.parametrize(
     ("code", "text"), [(3, "The server ended with exit code 3"), (-9, "The server was ended by SIGKILL")]
 )
-def test_an_end_is_described(code: int, text: str) -> None:
+def test_an_end_is_described(code, text):
     assert describe_end(code) == text

@@ -73,7 +73,7 @@ hooks:
 """
 
 
-def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch) -> None:
+def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch):
     monkeypatch.setenv("KEY_OF_TEST", "sk-two")
     content, faults = read(EXAMPLE)
     assert (faults, content.notices) == ([], ())
@@ -124,7 +124,7 @@ def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch) -> None:
         ("env", None, "", {}),
     ],
 )
-def test_a_command_of_our_engines_is_recognised(command, engine, words, env) -> None:
+def test_a_command_of_our_engines_is_recognised(command, engine, words, env):
     found = recognise(split_command(command))
     if engine is None:
         assert found is None
@@ -133,7 +133,7 @@ def test_a_command_of_our_engines_is_recognised(command, engine, words, env) -> 
         assert (found.engine, found.words, found.env) == (engine, words.split(), env)
 
 
-def test_a_vllm_of_another_environment_is_another_server(tmp_path: Path, monkeypatch) -> None:
+def test_a_vllm_of_another_environment_is_another_server(tmp_path, monkeypatch):
     other = tmp_path / "vllm"
     other.touch(mode=0o755)
     assert recognise([str(other), "serve", "a/b"]) is None
@@ -142,7 +142,7 @@ def test_a_vllm_of_another_environment_is_another_server(tmp_path: Path, monkeyp
     assert (recognise(["vllm", "serve", "a/b"]) is None) is not is_vllm_installed()
 
 
-def test_a_recognised_command_gives_words_variables_and_engine(read) -> None:
+def test_a_recognised_command_gives_words_variables_and_engine(read):
     content, faults = read(
         "models:\n  q:\n    cmd: env A=1 B=2 vllm serve x --port ${PORT} --dtype auto\n    env: {B: 3}\n"
         "    proxy: http://x:1\n"
@@ -173,13 +173,13 @@ MACROS = {
 
 
 @pytest.mark.parametrize(("text", "fault"), MACROS.items(), ids=range(len(MACROS)))
-def test_a_macro_that_cannot_be_replaced_is_a_fault(read, text: str, fault: str) -> None:
+def test_a_macro_that_cannot_be_replaced_is_a_fault(read, text, fault):
     _, faults = read(text)
     assert len(faults) == 1, faults
     assert fault in faults[0]
 
 
-def test_macros_are_replaced_in_all_texts_of_a_model(read) -> None:
+def test_macros_are_replaced_in_all_texts_of_a_model(read):
     content, faults = read(
         "macros: {dir: /models, len: 8k, on: true}\nmodels:\n  m:\n    model: ${dir}/${MODEL_ID}\n"
         "    args: {max-model-len: '${len}', seed: 1}\n    env: ['DEBUG=${on}']\n"
@@ -189,7 +189,7 @@ def test_macros_are_replaced_in_all_texts_of_a_model(read) -> None:
     assert content.entries["m"].env == {"DEBUG": "true"}
 
 
-def test_macros_that_double_each_other_are_cut_off() -> None:
+def test_macros_that_double_each_other_are_cut_off():
     texts = {f"a{n}": f"${{a{n + 1}}}${{a{n + 1}}}" for n in range(64)} | {"a64": "x" * 100}
     with pytest.raises(MacroError, match="has more than 65536 characters with its macros"):
         Macros(texts).expand("${a0}")
@@ -215,7 +215,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(("keys", "fault"), COMMANDS.items(), ids=range(len(COMMANDS)))
-def test_a_command_that_cannot_run_is_a_fault(read, keys: str, fault: str) -> None:
+def test_a_command_that_cannot_run_is_a_fault(read, keys, fault):
     text = f"models: {{m: {keys}}}" if keys.startswith("{") else f"models:\n  m:\n    {keys}\n"
     _, faults = read(text)
     assert len(faults) == 1, faults
@@ -242,14 +242,14 @@ def _excludes(content: ModelsFile) -> dict[str, str]:
     ],
     ids=["no groups", "together", "one at a time", "exclusive", "persistent"],
 )
-def test_groups_are_those_of_llama_swap(read, groups: str, excludes: dict[str, str]) -> None:
+def test_groups_are_those_of_llama_swap(read, groups, excludes):
     content, faults = read(_servers("a", "b", "c") + f"  o: {{model: x}}\ngroups: {{{groups}}}\n")
     assert faults == []
     assert _excludes(content) == excludes
     assert len(content.notices) == (not groups)
 
 
-def test_a_pinned_model_is_stopped_by_no_group(read) -> None:
+def test_a_pinned_model_is_stopped_by_no_group(read):
     text = _servers("a") + "  o: {model: x, pinned: true}\ngroups: {g: {members: [a]}}\n"
     content, faults = read(text)
     assert (faults, _excludes(content)) == ([], {"a": "", "o": ""})
@@ -270,13 +270,13 @@ GROUPS = {
 
 
 @pytest.mark.parametrize(("text", "fault"), GROUPS.items(), ids=range(len(GROUPS)))
-def test_a_wrong_group_or_hook_is_a_fault(read, text: str, fault: str) -> None:
+def test_a_wrong_group_or_hook_is_a_fault(read, text, fault):
     _, faults = read(_servers("a") + f"  b: {{model: x, pinned: {str('x-p' in text).lower()}}}\n{text}\n")
     assert len(faults) == 1, faults
     assert fault in faults[0]
 
 
-def test_two_servers_with_one_port_must_exclude_each_other(read) -> None:
+def test_two_servers_with_one_port_must_exclude_each_other(read):
     text = "models:\n  a: {cmd: x, proxy: 'http://127.0.0.1:8999'}\n  b: {cmd: y, proxy: 'http://localhost:8999/v1'}\n"
     assert read(text)[1] == []
     _, faults = read(text + "groups: {g: {members: [a, b], swap: false}}\n")
@@ -287,7 +287,7 @@ def test_two_servers_with_one_port_must_exclude_each_other(read) -> None:
     assert read(text.replace("127.0.0.1", "10.0.0.9") + "groups: {g: {members: [a, b], swap: false}}\n")[1] == []
 
 
-def test_what_is_not_supported_is_named_once_with_its_remedy(read) -> None:
+def test_what_is_not_supported_is_named_once_with_its_remedy(read):
     keys = "filters: {stripParams: temperature}, sendLoadingState: true, useModelName: y, timeouts: {connect: 5}"
     content, faults = read(
         f"models:\n  a: {{model: x, {keys}}}\n  b: {{model: y, {keys}}}\nmatrix: {{sets: {{}}}}\npeers: {{p: {{}}}}\n"

@@ -4,8 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -53,7 +51,7 @@ def entry(*words: str, **values: object) -> ModelEntry:
 # Measured
 
 
-def test_a_measurement_has_the_whole_process_tree(tree: Tree) -> None:
+def test_a_measurement_has_the_whole_process_tree(tree):
     meter = MemoryMeter(lambda name: None)
 
     memory = meter.measure("m", [tree.pid])
@@ -63,7 +61,7 @@ def test_a_measurement_has_the_whole_process_tree(tree: Tree) -> None:
     assert meter.measured_bytes("m") == memory.ram_bytes
 
 
-def test_roots_that_are_in_one_tree_count_once(tree: Tree) -> None:
+def test_roots_that_are_in_one_tree_count_once(tree):
     import psutil
 
     (child,) = psutil.Process(tree.pid).children()
@@ -72,7 +70,7 @@ def test_roots_that_are_in_one_tree_count_once(tree: Tree) -> None:
     assert meter.measure("m", [tree.pid, child.pid]).ram_bytes < 160 * MIB
 
 
-def test_ended_processes_need_nothing(tree: Tree) -> None:
+def test_ended_processes_need_nothing(tree):
     tree.communicate()
     meter = MemoryMeter(lambda name: None)
 
@@ -81,7 +79,7 @@ def test_ended_processes_need_nothing(tree: Tree) -> None:
     assert meter.measured_bytes("m") is None
 
 
-def test_free_memory_falls_by_what_a_process_takes() -> None:
+def test_free_memory_falls_by_what_a_process_takes():
     meter = MemoryMeter(lambda name: None)
     before = meter.free()
     script = _CHILD.format(size=300 * MIB)
@@ -96,7 +94,7 @@ def test_free_memory_falls_by_what_a_process_takes() -> None:
     assert 0 < during.ram_bytes < before.ram_bytes + 2 * GIB, "other programs use memory, too"
 
 
-def test_the_default_budget_is_what_the_machine_has() -> None:
+def test_the_default_budget_is_what_the_machine_has():
     state = read_memory()
     assert state is not None
     assert default_budget() == state.total_bytes
@@ -105,21 +103,21 @@ def test_the_default_budget_is_what_the_machine_has() -> None:
 # Sizes on disk
 
 
-def test_the_size_of_a_model_is_that_of_the_weights_that_are_loaded(tmp_path: Path) -> None:
+def test_the_size_of_a_model_is_that_of_the_weights_that_are_loaded(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x" * 3000)
     (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 5000)
     (tmp_path / "tokenizer.json").write_bytes(b"x" * 700)
     assert weight_bytes(tmp_path) == 3000
 
 
-def test_the_size_of_a_gguf_file_or_its_folder(tmp_path: Path) -> None:
+def test_the_size_of_a_gguf_file_or_its_folder(tmp_path):
     file = tmp_path / "model.gguf"
     file.write_bytes(b"x" * 4000)
     assert weight_bytes(file) == 4000
     assert weight_bytes(tmp_path) == 4000
 
 
-def test_a_size_is_read_once_and_again_after_a_download(tmp_path: Path) -> None:
+def test_a_size_is_read_once_and_again_after_a_download(tmp_path):
     places: list[str | None] = [None]
     meter = MemoryMeter(lambda name: places[0])
     assert meter.size_bytes("m") is None
@@ -132,7 +130,7 @@ def test_a_size_is_read_once_and_again_after_a_download(tmp_path: Path) -> None:
     assert meter.size_bytes("m") == 3000
 
 
-def test_a_changed_entry_may_be_another_model(tmp_path: Path) -> None:
+def test_a_changed_entry_may_be_another_model(tmp_path):
     file = tmp_path / "model.gguf"
     file.write_bytes(b"x" * 1000)
     meter = MemoryMeter(lambda name: str(file))
@@ -160,9 +158,7 @@ def test_a_changed_entry_may_be_another_model(tmp_path: Path) -> None:
         ("--config {folder}/settings.yaml", "vllm", {"dtype": "float32"}, 40),
     ],
 )
-def test_weights_are_converted_while_they_are_loaded(
-    tmp_path: Path, words: str, engine: str, config: dict[str, Any], size: int | None
-) -> None:
+def test_weights_are_converted_while_they_are_loaded(tmp_path, words, engine, config, size):
     """Eight bytes that are not converted, and eight elements of float32; None if nothing is converted."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
     (tmp_path / "settings.yaml").write_text("dtype: float32\n")
@@ -177,7 +173,7 @@ def test_weights_are_converted_while_they_are_loaded(
 # Estimates
 
 
-def test_an_embedded_model_needs_its_weights_and_the_program() -> None:
+def test_an_embedded_model_needs_its_weights_and_the_program():
     assert estimate(entry(), GIB) == Need(int(1.1 * GIB) + PROGRAM_BYTES)
 
 
@@ -191,11 +187,11 @@ def test_an_embedded_model_needs_its_weights_and_the_program() -> None:
         pytest.param(("--kv-cache-memory-bytes",), 0, id="no value"),
     ],
 )
-def test_the_kv_cache_counts_if_its_size_is_given(words: tuple[str, ...], added: int) -> None:
+def test_the_kv_cache_counts_if_its_size_is_given(words, added):
     assert estimate(entry(*words), GIB).ram_bytes - estimate(entry(), GIB).ram_bytes == added
 
 
-def test_vllm_without_a_gpu_needs_a_share_of_the_machine_for_every_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_without_a_gpu_needs_a_share_of_the_machine_for_every_start(monkeypatch):
     monkeypatch.setattr("startup.router.model_memory.read_memory", lambda: MemoryState(80 * GIB, 100 * GIB))
     meter = MemoryMeter(lambda name: None)
 
@@ -205,13 +201,13 @@ def test_vllm_without_a_gpu_needs_a_share_of_the_machine_for_every_start(monkeyp
     assert meter.measured_bytes("m") == 0
 
 
-def test_vllm_does_not_know_the_limit_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_does_not_know_the_limit_of_a_container(monkeypatch):
     state = MemoryState(80 * GIB, 100 * GIB, is_cgroup=True)
     monkeypatch.setattr("startup.router.model_memory.read_memory", lambda: state)
     assert estimate(entry(engine="vllm"), GIB).ram_bytes < 4 * GIB
 
 
-def test_vllm_on_a_cpu_with_a_size_of_its_kv_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_on_a_cpu_with_a_size_of_its_kv_cache(monkeypatch):
     by_entry = estimate(entry(engine="vllm", env={"VLLM_CPU_KVCACHE_SPACE": "3"}), GIB)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
     by_environment = estimate(entry(engine="vllm"), GIB)
@@ -221,7 +217,7 @@ def test_vllm_on_a_cpu_with_a_size_of_its_kv_cache(monkeypatch: pytest.MonkeyPat
     assert 4 * GIB < by_entry.ram_bytes < 7 * GIB
 
 
-def test_on_gpus_a_share_of_as_many_as_the_model_takes() -> None:
+def test_on_gpus_a_share_of_as_many_as_the_model_takes():
     gpus = [gpu(0), gpu(1)]
     assert estimate(entry(engine="vllm"), GIB, gpus).gpu_bytes == 90 * GIB
     assert estimate(entry("-tp", "2", "--gpu-memory-utilization", "0.5"), GIB, gpus).gpu_bytes == 100 * GIB
@@ -230,11 +226,11 @@ def test_on_gpus_a_share_of_as_many_as_the_model_takes() -> None:
     assert sized.ram_bytes == PROGRAM_BYTES
 
 
-def test_a_model_that_sees_no_gpu_needs_none() -> None:
+def test_a_model_that_sees_no_gpu_needs_none():
     assert estimate(entry(env={"CUDA_VISIBLE_DEVICES": ""}), GIB, [gpu(0)]).gpu_bytes == 0
 
 
-def test_another_server_needs_the_gguf_files_that_it_names(tmp_path: Path) -> None:
+def test_another_server_needs_the_gguf_files_that_it_names(tmp_path):
     file = tmp_path / "model.gguf"
     file.write_bytes(b"x" * 1000)
     words = ("llama-server", "-m", str(file), "--mmproj", "missing.gguf")
@@ -243,7 +239,7 @@ def test_another_server_needs_the_gguf_files_that_it_names(tmp_path: Path) -> No
     assert estimate(ModelEntry(name="m", foreign=foreign, engine="other"), 0) == Need((256 << 20) + 1100)
 
 
-def test_where_the_driver_hides_who_uses_a_gpu_the_estimate_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_driver_hides_who_uses_a_gpu_the_estimate_stands(monkeypatch):
     monkeypatch.setattr("startup.router.model_memory.read_gpus_here", lambda: (gpu(0),))
     meter = MemoryMeter(lambda name: None)
     needed = meter.need_of(entry(engine="vllm"))

@@ -53,7 +53,7 @@ async def pool(tmp_path: Path) -> AsyncIterator[ModelPool]:
 
 
 @pytest.mark.thorough
-async def test_leases_that_are_cancelled_at_any_moment_leave_nothing(pool: ModelPool) -> None:
+async def test_leases_that_are_cancelled_at_any_moment_leave_nothing(pool):
     rng = random.Random(3)
     entries = [entry_of(name) for name in "abc"]
     pool.set_entries(by_name(*entries))
@@ -77,7 +77,7 @@ async def test_leases_that_are_cancelled_at_any_moment_leave_nothing(pool: Model
     assert is_gone(pid)
 
 
-async def test_a_start_that_fails_refuses_with_its_reason_and_then_at_once(pool: ModelPool) -> None:
+async def test_a_start_that_fails_refuses_with_its_reason_and_then_at_once(pool):
     pool.set_entries(by_name(entry_of("a", "dies")))
     for _ in range(2):
         with pytest.raises(ModelRefused, match="the disk is on fire") as refused:
@@ -89,7 +89,7 @@ async def test_a_start_that_fails_refuses_with_its_reason_and_then_at_once(pool:
     assert (status.state, status.num_starts) == ("failed", 1)
 
 
-async def test_more_waiters_than_allowed_are_refused(pool: ModelPool) -> None:
+async def test_more_waiters_than_allowed_are_refused(pool):
     pool.set_entries(by_name(entry_of("a", "never-listens")))
 
     async def use() -> int:
@@ -107,7 +107,7 @@ async def test_more_waiters_than_allowed_are_refused(pool: ModelPool) -> None:
     assert {await user for user in users[:30]} == {404}
 
 
-async def test_a_model_keeps_its_process_if_only_the_router_reads_what_changed(pool: ModelPool) -> None:
+async def test_a_model_keeps_its_process_if_only_the_router_reads_what_changed(pool):
     pool.set_entries(by_name(entry_of("a")))
     async with pool.lease("a") as before:
         pool.set_entries(by_name(entry_of("a", ttl_s=60.0, aliases=("b",))))
@@ -120,7 +120,7 @@ async def test_a_model_keeps_its_process_if_only_the_router_reads_what_changed(p
         assert is_gone(before.pids[0])
 
 
-async def test_near_names_are_found_in_bounded_time(pool: ModelPool) -> None:
+async def test_near_names_are_found_in_bounded_time(pool):
     pool.set_entries(by_name(entry_of("qwen-small"), entry_of("hidden", unlisted=True)))
     assert pool.near_names("qwen-smal") == ["qwen-small"]
     assert pool.near_names("hiden") == []
@@ -128,7 +128,7 @@ async def test_near_names_are_found_in_bounded_time(pool: ModelPool) -> None:
 
 
 @pytest.mark.parametrize("stop", ["drain", "cmdStop", "unload", "for another", "ttl"])
-async def test_a_command_is_stopped_when_its_last_lease_has_ended(pool: ModelPool, stop: str) -> None:
+async def test_a_command_is_stopped_when_its_last_lease_has_ended(pool, stop):
     words = ("sh", "-c", "kill -TERM $0", "${PID}") if stop == "cmdStop" else ()
     entry = entry_of("a", stop_words=words, ttl_s=0.01 if stop == "ttl" else None)
     pool.set_entries(by_name(entry, entry_of("b", excludes=frozenset("a"))))
@@ -149,9 +149,7 @@ async def _stop(pool: ModelPool, how: str) -> None:
         await (pool.unload("a") if how == "unload" else pool.drain())
 
 
-async def test_a_drain_of_commands_takes_no_longer_than_that_of_our_servers(
-    pool: ModelPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_drain_of_commands_takes_no_longer_than_that_of_our_servers(pool, monkeypatch):
     monkeypatch.setattr(child_module, "STOP_S", 0.2)
     monkeypatch.setattr(child_module, "ERRORS_S", 0.2)
     pool.set_entries(by_name(entry_of("a"), entry_of("b", "ignores-sigterm")))
@@ -161,7 +159,7 @@ async def test_a_drain_of_commands_takes_no_longer_than_that_of_our_servers(
         assert is_gone(stays.pids[0])
 
 
-async def test_a_drained_pool_has_no_process_and_refuses(pool: ModelPool) -> None:
+async def test_a_drained_pool_has_no_process_and_refuses(pool):
     pool.set_entries(by_name(entry_of("a", "ignores-nothing")))
     async with pool.lease("a") as child:
         pass

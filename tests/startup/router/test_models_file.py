@@ -36,7 +36,7 @@ def entry_of(read: Any, text: str, defaults: Defaults = NO_DEFAULTS) -> ModelEnt
     return next(iter(content.entries.values()))
 
 
-def test_a_model_has_what_the_file_says(read) -> None:
+def test_a_model_has_what_the_file_says(read):
     entry = entry_of(
         read,
         """
@@ -83,7 +83,7 @@ models:
     ],
     ids=["text", "list", "a list", "JSON", "negated", "nothing"],
 )
-def test_flags_are_a_text_a_list_or_a_mapping(read, args: str, words: tuple[str, ...]) -> None:
+def test_flags_are_a_text_a_list_or_a_mapping(read, args, words):
     assert entry_of(read, f"models: {{m: {{args: {args if args[:1] in '[{' else repr(args)}}}}}").words == ("m", *words)
 
 
@@ -91,27 +91,27 @@ def test_flags_are_a_text_a_list_or_a_mapping(read, args: str, words: tuple[str,
     ("keys", "ttl_s"),
     [("", 30), ("ttl: 0", None), ("ttl: -1", 30), ("ttl: 1h", 3600), ("ttl: '0'", None), ("pinned: true", None)],
 )
-def test_the_time_without_requests_has_a_default(read, keys: str, ttl_s: float | None) -> None:
+def test_the_time_without_requests_has_a_default(read, keys, ttl_s):
     assert entry_of(read, f"models: {{m: {{{keys}}}}}", Defaults(ttl_s=30)).ttl_s == ttl_s
 
 
-def test_the_files_defaults_are_stronger_than_those_of_the_command_line(read) -> None:
+def test_the_files_defaults_are_stronger_than_those_of_the_command_line(read):
     entry = entry_of(read, "globalTTL: 60\nhealthCheckTimeout: 20\nmodels: {m: }", Defaults(30, 10))
     assert (entry.ttl_s, entry.start_timeout_s, entry.words) == (60, 20, ("m",))
 
 
-def test_names_are_what_is_written(read) -> None:
+def test_names_are_what_is_written(read):
     content, faults = read("models:\n  no:\n  1.0: {aliases: ['2']}\n  ~x:\n")
     assert (list(content.entries), faults) == (["no", "1.0", "~x"], [])
 
 
-def test_the_example_of_the_repository_is_right() -> None:
+def test_the_example_of_the_repository_is_right():
     content, faults = read_models_file(Path(__file__).parents[3] / "deploy" / "models.yaml", NO_DEFAULTS)
     assert (faults, content.notices) == ((), ())
     assert len(content.entries) >= 3
 
 
-def test_anchors_and_merges_save_repetition(read) -> None:
+def test_anchors_and_merges_save_repetition(read):
     content, faults = read("x-base: &b {ttl: 60, unlisted: true}\nmodels:\n  m: {<<: *b, ttl: 5}\n  n: *b\n")
     assert faults == []
     assert [(e.ttl_s, e.unlisted) for e in content.entries.values()] == [(5, True), (60, True)]
@@ -170,7 +170,7 @@ STRUCTURE = {
 
 
 @pytest.mark.parametrize(("text", "fault"), STRUCTURE.items(), ids=range(len(STRUCTURE)))
-def test_what_does_not_fit_is_named_with_line_and_key(read, text: str, fault: str) -> None:
+def test_what_does_not_fit_is_named_with_line_and_key(read, text, fault):
     content, faults = read(text)
     assert any(fault in each for each in faults), faults
     assert all(each.startswith("models.yaml") for each in faults)
@@ -198,14 +198,14 @@ YAML = {
 
 
 @pytest.mark.parametrize(("text", "fault"), YAML.items(), ids=range(len(YAML)))
-def test_what_is_no_yaml_is_one_fault_with_its_line(read, text: str, fault: str) -> None:
+def test_what_is_no_yaml_is_one_fault_with_its_line(read, text, fault):
     content, faults = read(text)
     assert len(faults) == 1
     assert fault in faults[0]
     assert not content.entries
 
 
-def test_aliases_are_counted_as_often_as_they_are_used(read) -> None:
+def test_aliases_are_counted_as_often_as_they_are_used(read):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     _, faults = read("\n".join(lines))
@@ -221,15 +221,15 @@ def test_aliases_are_counted_as_often_as_they_are_used(read) -> None:
     ],
     ids=["latin", "utf-16", "large"],
 )
-def test_the_files_bytes_are_limited_and_utf_8(read, content: bytes, fault: str) -> None:
+def test_the_files_bytes_are_limited_and_utf_8(read, content, fault):
     assert fault in read(content)[1][0]
 
 
-def test_a_byte_order_mark_changes_nothing(read) -> None:
+def test_a_byte_order_mark_changes_nothing(read):
     assert read(b"\xef\xbb\xbfmodels: {m: }")[1] == []
 
 
-def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+def test_what_is_no_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, fault in (("", "is a folder"), ("pipe", "is no regular file"), ("none", "cannot be read: No such file")):
         _, faults = read_models_file(tmp_path / name, Defaults())
@@ -237,7 +237,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     assert "cannot be read" in str(read_models_file(Path("a\0b"), Defaults())[1][0])
 
 
-def test_all_faults_are_reported_at_once_in_the_order_of_the_file(read) -> None:
+def test_all_faults_are_reported_at_once_in_the_order_of_the_file(read):
     content, faults = read(
         "models:\n  a: {ttl: x}\n  b: {modle: y}\n  c:\n  d: {aliases: [c]}\ngroups: {g: {members: [e]}}\nextra: 1\n"
     )
@@ -245,7 +245,7 @@ def test_all_faults_are_reported_at_once_in_the_order_of_the_file(read) -> None:
     assert list(content.entries) == ["c"]
 
 
-def test_secrets_are_not_shown(read) -> None:
+def test_secrets_are_not_shown(read):
     text = (
         "apiKeys: [{a: s3cret}]\nmodels:\n  a: {env: {MY_TOKEN: [s3cret]}}\n  b: {env: [MY_TOKEN=s3cret, x]}\n"
         "  c: {args: --hf-token s3cret '}\n  d: {cmd: foo --api-key s3cret '}\n  e: {proxy: 5, cmd: x}\n"
@@ -255,14 +255,14 @@ def test_secrets_are_not_shown(read) -> None:
     assert "s3cret" not in "\n".join(faults)
 
 
-def test_many_models_and_many_faults_are_limited(read) -> None:
+def test_many_models_and_many_faults_are_limited(read):
     text = "models:\n" + "".join(f"  m{number}:\n" for number in range(1001))
     assert read(text)[1] == ["models.yaml:1: models: must have at most 1000 keys, got 1001"]
     lines = str(ModelsFileError([Fault(f"is wrong: {number}") for number in range(250)])).splitlines()
     assert (len(lines), lines[-1]) == (101, "and 150 more faults")
 
 
-def test_the_error_lists_every_fault_on_a_line_of_its_own() -> None:
+def test_the_error_lists_every_fault_on_a_line_of_its_own():
     faults = [Fault("is wrong", 3, "models.a"), Fault("is missing", check="model")]
     err = ModelsFileError(faults)
     assert str(err) == "models.yaml:3: models.a: is wrong\nmodels.yaml: is missing"
@@ -270,7 +270,7 @@ def test_the_error_lists_every_fault_on_a_line_of_its_own() -> None:
     assert not ModelsFileError([replace(faults[0], check="model")]).has_usage_error
 
 
-def test_the_schema_is_valid_and_describes_every_key_to_editors() -> None:
+def test_the_schema_is_valid_and_describes_every_key_to_editors():
     schema = load_schema()
     Draft202012Validator.check_schema(schema)
 
@@ -294,7 +294,7 @@ def test_the_schema_is_valid_and_describes_every_key_to_editors() -> None:
     assert [name for name, key in keys if not (key.get("title") and key.get("description"))] == []
 
 
-def test_random_changes_of_a_file_are_faults_or_accepted(read) -> None:
+def test_random_changes_of_a_file_are_faults_or_accepted(read):
     """Nothing but faults comes of any content."""
     text = json.dumps(
         {

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -20,7 +19,7 @@ _NUM_CLIENTS = 40
 _OPTIONS = ("--max-running", "1", "--max-wait", "2", "--max-waiting", "500")
 
 
-def test_every_request_that_stays_is_answered_right_and_nothing_is_left(tiny_llama: Path, tmp_path: Path) -> None:
+def test_every_request_that_stays_is_answered_right_and_nothing_is_left(tiny_llama, tmp_path):
     models = {"a": embedded(tiny_llama), "b": embedded(tiny_llama)}
     with RouterProcess(tmp_path, models, *_OPTIONS, environment={env.VCLI_STANDBY.name: "auto"}) as router:
         answered, left = asyncio.run(_race(router.url))

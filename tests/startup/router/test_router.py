@@ -24,7 +24,7 @@ pytestmark = pytest.mark.thorough
 _ONE = ("--max-running", "1")
 
 
-def test_room_for_one_swaps_models_and_leaves_nothing_of_the_first(tmp_path: Path) -> None:
+def test_room_for_one_swaps_models_and_leaves_nothing_of_the_first(tmp_path):
     with RouterProcess(tmp_path, {"a": foreign("has-children"), "b": foreign("b")}, *_ONE) as router:
         assert router.post("a").status == 200
         family = router.tree("a")
@@ -33,7 +33,7 @@ def test_room_for_one_swaps_models_and_leaves_nothing_of_the_first(tmp_path: Pat
         assert router.state("a") == "stopped"
 
 
-def test_a_failed_start_answers_all_who_wait_with_its_cause_and_harms_no_other(tmp_path: Path) -> None:
+def test_a_failed_start_answers_all_who_wait_with_its_cause_and_harms_no_other(tmp_path):
     with RouterProcess(tmp_path, {"good": foreign("slow"), "bad": foreign("dies")}) as router:
         assert router.post("good").status == 200
         pid = router.pid("good")
@@ -50,7 +50,7 @@ def test_a_failed_start_answers_all_who_wait_with_its_cause_and_harms_no_other(t
         assert "[bad] RuntimeError: the disk is on fire\n" in router.log
 
 
-def test_a_model_that_crashed_is_started_again_on_request(tmp_path: Path) -> None:
+def test_a_model_that_crashed_is_started_again_on_request(tmp_path):
     with RouterProcess(tmp_path, {"a": foreign()}) as router:
         first = router.post("a").json["pid"]
         os.kill(first, signal.SIGKILL)
@@ -59,14 +59,14 @@ def test_a_model_that_crashed_is_started_again_on_request(tmp_path: Path) -> Non
         assert router.post("a").json["pid"] != first
 
 
-def test_a_model_that_dies_in_a_request_answers_it_with_its_end(tmp_path: Path) -> None:
+def test_a_model_that_dies_in_a_request_answers_it_with_its_end(tmp_path):
     with RouterProcess(tmp_path, {"a": foreign("dies-in-request")}) as router:
         answer = router.post("a")
         assert answer.status == 503
         assert "The server ended with exit code 9" in answer.json["error"]["message"]
 
 
-def test_a_killed_router_leaves_no_process_and_no_folder_behind(tmp_path: Path) -> None:
+def test_a_killed_router_leaves_no_process_and_no_folder_behind(tmp_path):
     with RouterProcess(tmp_path, {"a": foreign("has-children"), "b": foreign()}) as router:
         assert router.post("a").status == router.post("b").status == 200
         folder = Path(psutil.Process(router.pid("a")).environ()[env.VCLI_ROUTER.name]).parent
@@ -77,7 +77,7 @@ def test_a_killed_router_leaves_no_process_and_no_folder_behind(tmp_path: Path) 
         wait_until(lambda: not folder.exists())
 
 
-def test_sigterm_lets_running_requests_end_and_breaks_starts_off(tiny_llama: Path, tmp_path: Path) -> None:
+def test_sigterm_lets_running_requests_end_and_breaks_starts_off(tiny_llama, tmp_path):
     models = {"a": foreign("slow"), "b": foreign("never-listens"), "c": embedded(tiny_llama)}
     with RouterProcess(tmp_path, models) as router:
         assert router.post("a").status == 200
@@ -94,7 +94,7 @@ def test_sigterm_lets_running_requests_end_and_breaks_starts_off(tiny_llama: Pat
         assert_gone(starting)
 
 
-def test_a_running_stream_ends_before_its_router_does(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_running_stream_ends_before_its_router_does(tiny_llama, tmp_path):
     with RouterProcess(tmp_path, {"a": embedded(tiny_llama, args=["--max-model-len", "4096"])}) as router:
         assert router.post("a").status == 200
         stream = StreamReader(router.url, 1500)
@@ -105,7 +105,7 @@ def test_a_running_stream_ends_before_its_router_does(tiny_llama: Path, tmp_path
         assert router.process.wait(GONE_S) == 0
 
 
-def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
+def test_a_second_signal_ends_all_at_once(tmp_path):
     with RouterProcess(tmp_path, {"a": foreign("ignores-sigterm", "has-children")}) as router:
         assert router.post("a").status == 200
         family = router.tree("a")
@@ -116,7 +116,7 @@ def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
         assert_gone(family)
 
 
-def test_a_hundred_changes_of_the_file_touch_no_model_that_stays_the_same(tmp_path: Path) -> None:
+def test_a_hundred_changes_of_the_file_touch_no_model_that_stays_the_same(tmp_path):
     rng = random.Random(5)
     same = {"same": foreign("same"), "other": foreign("other")}
     with RouterProcess(tmp_path, same) as router:
@@ -137,7 +137,7 @@ def test_a_hundred_changes_of_the_file_touch_no_model_that_stays_the_same(tmp_pa
         assert len(_children(router)) == 2
 
 
-def test_a_faulty_file_is_named_and_the_old_one_stays(tmp_path: Path) -> None:
+def test_a_faulty_file_is_named_and_the_old_one_stays(tmp_path):
     with RouterProcess(tmp_path, {"a": foreign()}) as router:
         pid = router.post("a").json["pid"]
         router.file.write_text("models:\n  a:\n    comand: x\n")
@@ -146,7 +146,7 @@ def test_a_faulty_file_is_named_and_the_old_one_stays(tmp_path: Path) -> None:
         assert router.post("a").json["pid"] == pid
 
 
-def test_a_removed_model_answers_404_once_its_running_request_has_ended(tmp_path: Path) -> None:
+def test_a_removed_model_answers_404_once_its_running_request_has_ended(tmp_path):
     with RouterProcess(tmp_path, {"a": foreign("slow"), "b": foreign()}) as router:
         pid = router.post("a").json["pid"]
         with ThreadPoolExecutor() as pool:
@@ -159,7 +159,7 @@ def test_a_removed_model_answers_404_once_its_running_request_has_ended(tmp_path
         wait_until(lambda: is_gone(pid))
 
 
-def test_an_unload_breaks_a_start_off(tmp_path: Path) -> None:
+def test_an_unload_breaks_a_start_off(tmp_path):
     with RouterProcess(tmp_path, {"a": foreign("never-listens")}) as router, ThreadPoolExecutor() as pool:
         loading: Future[Answer] = pool.submit(ask, f"{router.url}/v1/models/a/load", {})
         wait_until(lambda: router.models()["a"]["pid"])
@@ -171,13 +171,13 @@ def test_an_unload_breaks_a_start_off(tmp_path: Path) -> None:
         unloading.result()
 
 
-def test_a_preloaded_model_runs_before_the_first_request(tmp_path: Path) -> None:
+def test_a_preloaded_model_runs_before_the_first_request(tmp_path):
     with RouterProcess(tmp_path, {"a": foreign(preload=True), "b": foreign()}) as router:
         router.wait_state("a", "ready")
         assert router.state("b") == "stopped"
 
 
-def test_lines_of_models_are_records_with_their_name(tmp_path: Path) -> None:
+def test_lines_of_models_are_records_with_their_name(tmp_path):
     with RouterProcess(tmp_path, {"a": foreign("dies")}, "--log-format", "json") as router:
         assert router.post("a").status == 503
         router.wait_logged("RuntimeError: the disk is on fire")
@@ -186,7 +186,7 @@ def test_lines_of_models_are_records_with_their_name(tmp_path: Path) -> None:
         assert record["model"] == "a"
 
 
-def test_a_service_manager_is_told_of_the_start_and_the_end(tmp_path: Path) -> None:
+def test_a_service_manager_is_told_of_the_start_and_the_end(tmp_path):
     with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"{folder}/notify")
         manager.settimeout(GONE_S)
@@ -205,7 +205,7 @@ def test_a_service_manager_is_told_of_the_start_and_the_end(tmp_path: Path) -> N
                 messages.append(manager.recv(4096))
 
 
-def test_two_embedded_models_answer_and_their_starts_are_warm(tiny_llama: Path, tmp_path: Path) -> None:
+def test_two_embedded_models_answer_and_their_starts_are_warm(tiny_llama, tmp_path):
     models = {"a": embedded(tiny_llama), "b": embedded(tiny_llama, aliases=["second"])}
     with RouterProcess(tmp_path, models, *_ONE, environment={env.VCLI_STANDBY.name: "auto"}) as router:
         for name, shown in (("a", "a"), ("second", "b")):

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.thorough
 
 
 @needs_openssl
-def test_a_renewed_certificate_counts_for_new_connections(tmp_path: Path) -> None:
+def test_a_renewed_certificate_counts_for_new_connections(tmp_path):
     used = make_certificate(tmp_path, "used")
     first, second = used.certificate.read_bytes(), make_certificate(tmp_path, "second")
     words = (*used.flags, "--enable-ssl-refresh")
@@ -38,7 +38,7 @@ def test_a_renewed_certificate_counts_for_new_connections(tmp_path: Path) -> Non
         assert _health(router, second) == 200
 
 
-def test_requests_need_a_key_which_the_models_do_not_get(tmp_path: Path) -> None:
+def test_requests_need_a_key_which_the_models_do_not_get(tmp_path):
     environment = {env.VLLM_API_KEY.name: "sk-of-the-router"}
     with RouterProcess(tmp_path, {"a": foreign()}, environment=environment) as router:
         assert router.post("a").status == 401
@@ -48,7 +48,7 @@ def test_requests_need_a_key_which_the_models_do_not_get(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("flag", ["--ssl-certfile", "--api-key-file"])
-def test_a_file_that_cannot_be_used_is_named(flag: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_used_is_named(flag, tmp_path):
     broken = tmp_path / "broken"
     broken.touch()
     with RouterProcess(tmp_path, {"a": foreign()}, flag, str(broken), wait=False) as router:
@@ -57,7 +57,7 @@ def test_a_file_that_cannot_be_used_is_named(flag: str, tmp_path: Path) -> None:
         assert f"{flag} {broken} holds no" in router.log
 
 
-def test_a_folder_of_a_killed_router_is_removed_and_that_of_a_running_one_stays(tmp_path: Path) -> None:
+def test_a_folder_of_a_killed_router_is_removed_and_that_of_a_running_one_stays(tmp_path):
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         stale = Path(short) / "vllm-cli-router-stale"
         stale.mkdir()
@@ -73,7 +73,7 @@ def test_a_folder_of_a_killed_router_is_removed_and_that_of_a_running_one_stays(
         assert not list(Path(short).glob("vllm-cli-router-*"))
 
 
-def test_a_port_in_use_is_an_error_and_leaves_no_folder(tmp_path: Path) -> None:
+def test_a_port_in_use_is_an_error_and_leaves_no_folder(tmp_path):
     with tempfile.TemporaryDirectory(dir="/tmp") as short, socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -86,9 +86,7 @@ def test_a_port_in_use_is_an_error_and_leaves_no_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
-def test_models_of_the_command_line_end_by_signals_that_end_a_server(
-    number: signal.Signals, tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_models_of_the_command_line_end_by_signals_that_end_a_server(number, tiny_llama, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tiny_llama, other)
     port = free_port()

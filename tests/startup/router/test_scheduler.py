@@ -116,14 +116,14 @@ def refusals(actions: list[Action]) -> dict[int, str]:
 # Leases
 
 
-def test_a_request_starts_its_model_and_is_admitted_when_it_is_ready(one_fits: Story) -> None:
+def test_a_request_starts_its_model_and_is_admitted_when_it_is_ready(one_fits):
     assert one_fits.arrive(1, "a") == [Start("a")]
     assert one_fits.arrive(2, "a") == []
     assert one_fits.ready("a", 1.0) == [Admit(1), Admit(2)]
     assert one_fits.arrive(3, "a") == [Admit(3)]
 
 
-def test_a_lease_lasts_from_admission_to_the_last_byte(one_fits: Story) -> None:
+def test_a_lease_lasts_from_admission_to_the_last_byte(one_fits):
     """llama.cpp #28698: a model was evicted between its start and the request for which it was started."""
     one_fits.arrive(1, "a")
     one_fits.arrive(2, "b")
@@ -134,7 +134,7 @@ def test_a_lease_lasts_from_admission_to_the_last_byte(one_fits: Story) -> None:
 
 
 @pytest.mark.parametrize("leaves", ["while it waits", "before readiness", "when admitted"])
-def test_a_client_that_leaves_gives_its_place_up_in_every_state(one_fits: Story, leaves: str) -> None:
+def test_a_client_that_leaves_gives_its_place_up_in_every_state(one_fits, leaves):
     """llama-swap's design.md: a counter that stayed above 0 kept a model for ever."""
     if leaves == "while it waits":
         one_fits.run_model("b", 9)
@@ -154,14 +154,14 @@ def test_a_client_that_leaves_gives_its_place_up_in_every_state(one_fits: Story,
     assert one_fits.arrive(2, "b") == [Stop("a")]
 
 
-def test_a_ticket_may_leave_twice_or_be_unknown(one_fits: Story) -> None:
+def test_a_ticket_may_leave_twice_or_be_unknown(one_fits):
     one_fits.run_model("a", 1)
     one_fits.leave(1)
     assert one_fits.leave(1) == []
     assert one_fits.leave(77) == []
 
 
-def test_leases_of_a_dead_process_do_not_count_for_the_next_one(one_fits: Story) -> None:
+def test_leases_of_a_dead_process_do_not_count_for_the_next_one(one_fits):
     one_fits.model("a", 6, concurrency=1)
     one_fits.run_model("a", 1)
     one_fits.ended("a", "killed")
@@ -172,7 +172,7 @@ def test_leases_of_a_dead_process_do_not_count_for_the_next_one(one_fits: Story)
     assert one_fits.scheduler.view()["a"].num_leases == 1
 
 
-def test_requests_beyond_the_concurrency_wait_in_order() -> None:
+def test_requests_beyond_the_concurrency_wait_in_order():
     story = Story()
     story.model("a", concurrency=2)
     for ticket in (1, 2, 3, 4):
@@ -182,7 +182,7 @@ def test_requests_beyond_the_concurrency_wait_in_order() -> None:
     assert story.leave(1) == [Admit(4)]
 
 
-def test_requests_above_max_waiting_are_refused(one_fits: Story) -> None:
+def test_requests_above_max_waiting_are_refused(one_fits):
     story = Story(max_waiting=2)
     story.model("a")
     story.arrive(1, "a")
@@ -196,7 +196,7 @@ def test_requests_above_max_waiting_are_refused(one_fits: Story) -> None:
 # Victims
 
 
-def test_an_idle_model_is_stopped_only_if_the_sums_say_so() -> None:
+def test_an_idle_model_is_stopped_only_if_the_sums_say_so():
     """Ollama #13227: models were evicted with 498 GiB free."""
     story = Story(memory_budget_bytes=12 * GIB)
     story.model("a", 6)
@@ -207,7 +207,7 @@ def test_an_idle_model_is_stopped_only_if_the_sums_say_so() -> None:
     assert story.arrive(2, "b") == [Start("b")]
 
 
-def test_a_starting_model_is_no_victim(one_fits: Story) -> None:
+def test_a_starting_model_is_no_victim(one_fits):
     """llama.cpp #25528."""
     one_fits.arrive(1, "a")
     one_fits.leave(1)
@@ -217,7 +217,7 @@ def test_a_starting_model_is_no_victim(one_fits: Story) -> None:
     assert one_fits.wait(2.0) == [Stop("a")], "after its minimum stay"
 
 
-def test_a_pinned_model_is_no_victim_and_the_refusal_names_it(one_fits: Story) -> None:
+def test_a_pinned_model_is_no_victim_and_the_refusal_names_it(one_fits):
     one_fits.model("a", 6, pinned=True, ttl_s=1.0)
     one_fits.run_model("a", 1)
     one_fits.leave(1)
@@ -230,7 +230,7 @@ def test_a_pinned_model_is_no_victim_and_the_refusal_names_it(one_fits: Story) -
     )
 
 
-def test_two_waiting_models_do_not_count_on_the_same_victim() -> None:
+def test_two_waiting_models_do_not_count_on_the_same_victim():
     """llama.cpp #28443: both counted on it, one waited for ever."""
     story = Story(memory_budget_bytes=10 * GIB)
     for name in ("a", "b", "c", "d"):
@@ -246,7 +246,7 @@ def test_two_waiting_models_do_not_count_on_the_same_victim() -> None:
     assert story.ended("a") == [Start("d")]
 
 
-def test_two_waiting_models_stop_the_streams_of_two_victims() -> None:
+def test_two_waiting_models_stop_the_streams_of_two_victims():
     story = Story(max_running=2)
     for name in ("a", "b", "c", "d"):
         story.model(name)
@@ -262,7 +262,7 @@ def test_two_waiting_models_stop_the_streams_of_two_victims() -> None:
     assert story.arrive(8, "b") == []
 
 
-def test_a_model_that_was_stopped_for_another_one_waits_behind_it() -> None:
+def test_a_model_that_was_stopped_for_another_one_waits_behind_it():
     """Its waiters are older, because they have waited for its limit of concurrency."""
     story = Story(max_running=1)
     story.model("a", concurrency=1)
@@ -276,7 +276,7 @@ def test_a_model_that_was_stopped_for_another_one_waits_behind_it() -> None:
     assert story.ended("a") == [Start("b")]
 
 
-def test_a_later_small_model_does_not_take_the_room_of_an_earlier_large_one() -> None:
+def test_a_later_small_model_does_not_take_the_room_of_an_earlier_large_one():
     story = Story(memory_budget_bytes=10 * GIB)
     story.model("a", 6)
     story.model("large", 10)
@@ -289,7 +289,7 @@ def test_a_later_small_model_does_not_take_the_room_of_an_earlier_large_one() ->
     assert story.ended("a") == [Start("large")]
 
 
-def test_the_victim_is_the_one_that_costs_least() -> None:
+def test_the_victim_is_the_one_that_costs_least():
     story = Story(max_running=2)
     for name in ("slow", "fast", "new"):
         story.model(name)
@@ -303,7 +303,7 @@ def test_the_victim_is_the_one_that_costs_least() -> None:
     assert story.arrive(3, "new") == [Stop("fast")], "both are idle for equally long"
 
 
-def test_of_equal_victims_the_one_that_was_used_longest_ago_is_stopped() -> None:
+def test_of_equal_victims_the_one_that_was_used_longest_ago_is_stopped():
     story = Story(max_running=2)
     for name in ("a", "b", "c"):
         story.model(name)
@@ -316,7 +316,7 @@ def test_of_equal_victims_the_one_that_was_used_longest_ago_is_stopped() -> None
     assert story.arrive(3, "c") == [Stop("b")]
 
 
-def test_no_more_models_are_stopped_than_are_needed() -> None:
+def test_no_more_models_are_stopped_than_are_needed():
     story = Story(memory_budget_bytes=10 * GIB)
     for name, gib in (("small", 2), ("large", 8), ("new", 7)):
         story.model(name, gib)
@@ -330,7 +330,7 @@ def test_no_more_models_are_stopped_than_are_needed() -> None:
     assert story.arrive(3, "new") == [Stop("large")], "the cheap small one does not suffice, and is not needed"
 
 
-def test_a_model_stays_for_a_minimum() -> None:
+def test_a_model_stays_for_a_minimum():
     story = Story(max_running=1, min_stay_s=3.0)
     story.model("a")
     story.model("b")
@@ -341,7 +341,7 @@ def test_a_model_stays_for_a_minimum() -> None:
     assert story.wait(0.2) == [Stop("a")]
 
 
-def test_waiters_of_a_ready_model_are_served_before_a_swap() -> None:
+def test_waiters_of_a_ready_model_are_served_before_a_swap():
     """llama-swap #612: A B A A C becomes A A A B C."""
     story = Story(max_running=1)
     for name in ("a", "b", "c"):
@@ -356,7 +356,7 @@ def test_waiters_of_a_ready_model_are_served_before_a_swap() -> None:
     assert story.ended("a") == [Start("b")]
 
 
-def test_after_max_wait_new_requests_for_the_victim_wait_behind_the_swap() -> None:
+def test_after_max_wait_new_requests_for_the_victim_wait_behind_the_swap():
     story = Story(max_running=1, max_wait_s=10.0)
     story.model("a")
     story.model("b")
@@ -376,7 +376,7 @@ def test_after_max_wait_new_requests_for_the_victim_wait_behind_the_swap() -> No
     assert story.ready("a", 1.0) == [Admit(4)]
 
 
-def test_a_victim_admits_again_if_nobody_waits_for_its_room() -> None:
+def test_a_victim_admits_again_if_nobody_waits_for_its_room():
     story = Story(max_running=1)
     story.model("a")
     story.model("b")
@@ -387,7 +387,7 @@ def test_a_victim_admits_again_if_nobody_waits_for_its_room() -> None:
     assert story.leave(2) == [Admit(3)]
 
 
-def test_a_victim_that_was_claimed_by_a_later_model_goes_to_the_first() -> None:
+def test_a_victim_that_was_claimed_by_a_later_model_goes_to_the_first():
     """Found by a random world: both waited for ever when the oldest waiter of the claiming model left."""
     story = Story(max_running=1, max_wait_s=5.0)
     for name in ("a", "b", "c"):
@@ -404,7 +404,7 @@ def test_a_victim_that_was_claimed_by_a_later_model_goes_to_the_first() -> None:
 
 
 @pytest.mark.parametrize(("gap_s", "most_starts"), [(0.0, 2 * (200 / 10 + 1)), (0.5, 2 * (200 / 2 + 1))])
-def test_streams_for_two_models_swap_seldom_and_nobody_starves(gap_s: float, most_starts: float) -> None:
+def test_streams_for_two_models_swap_seldom_and_nobody_starves(gap_s, most_starts):
     """200 s of requests of 0.4 s for both, with room for one; start and stop take 0.5 s together."""
     max_wait_s, lease_s, start_s = 10.0, 0.4, 0.5
     story = Story(max_running=1, max_wait_s=max_wait_s, max_waiting=10_000)
@@ -447,7 +447,7 @@ def test_streams_for_two_models_swap_seldom_and_nobody_starves(gap_s: float, mos
 # Exclusions and limits
 
 
-def test_an_excluded_model_is_stopped_first() -> None:
+def test_an_excluded_model_is_stopped_first():
     story = Story()
     story.model("a")
     story.model("b", excludes=frozenset({"a"}))
@@ -458,7 +458,7 @@ def test_an_excluded_model_is_stopped_first() -> None:
     assert story.ended("a") == [Start("b")]
 
 
-def test_exclusion_has_a_direction() -> None:
+def test_exclusion_has_a_direction():
     story = Story()
     story.model("a")
     story.model("b", excludes=frozenset({"a"}))
@@ -466,7 +466,7 @@ def test_exclusion_has_a_direction() -> None:
     assert story.arrive(2, "a") == [Start("a")]
 
 
-def test_models_that_exclude_each_other_start_one_after_the_other() -> None:
+def test_models_that_exclude_each_other_start_one_after_the_other():
     story = Story()
     story.model("a", excludes=frozenset({"b"}))
     story.model("b", excludes=frozenset({"a"}))
@@ -478,7 +478,7 @@ def test_models_that_exclude_each_other_start_one_after_the_other() -> None:
     assert story.ended("a") == [Start("b")]
 
 
-def test_a_model_waits_for_an_earlier_one_that_excludes_it() -> None:
+def test_a_model_waits_for_an_earlier_one_that_excludes_it():
     story = Story()
     for name in ("a", "c"):
         story.model(name)
@@ -492,7 +492,7 @@ def test_a_model_waits_for_an_earlier_one_that_excludes_it() -> None:
     assert story.ended("a") == [Start("b"), Start("c")]
 
 
-def test_draining_models_count_for_max_running() -> None:
+def test_draining_models_count_for_max_running():
     story = Story(max_running=1)
     story.model("a")
     story.model("b")
@@ -506,7 +506,7 @@ def test_draining_models_count_for_max_running() -> None:
 # Memory
 
 
-def test_a_start_waits_until_the_memory_is_really_free() -> None:
+def test_a_start_waits_until_the_memory_is_really_free():
     """FMA #709: the memory of a stopped model comes back late."""
     story = Story(free=10 * GIB, memory_budget_bytes=10 * GIB)
     story.model("a", 6)
@@ -522,7 +522,7 @@ def test_a_start_waits_until_the_memory_is_really_free() -> None:
     assert story.wait(0.2) == [Start("b")]
 
 
-def test_the_wait_for_memory_ends_with_the_sums() -> None:
+def test_the_wait_for_memory_ends_with_the_sums():
     story = Story(free=5 * GIB, memory_budget_bytes=100 * GIB, memory_wait_s=10.0)
     story.model("a", 1, pinned=True)
     story.model("b", 6)
@@ -542,7 +542,7 @@ def test_the_wait_for_memory_ends_with_the_sums() -> None:
     assert story.readings == readings, "nobody waits: nothing is read"
 
 
-def test_a_model_is_stopped_if_other_programs_have_taken_the_memory() -> None:
+def test_a_model_is_stopped_if_other_programs_have_taken_the_memory():
     """The budget has room, the machine has not."""
     story = Story(free=10 * GIB, memory_budget_bytes=100 * GIB)
     story.model("a", 6)
@@ -554,7 +554,7 @@ def test_a_model_is_stopped_if_other_programs_have_taken_the_memory() -> None:
     assert story.arrive(2, "b") == [Stop("a")]
 
 
-def test_late_memory_of_one_model_does_not_stop_another() -> None:
+def test_late_memory_of_one_model_does_not_stop_another():
     story = Story(free=20 * GIB)
     story.model("a", 6)
     story.model("b", 6)
@@ -572,7 +572,7 @@ def test_late_memory_of_one_model_does_not_stop_another() -> None:
     assert story.wait(0.2) == [Start("c")]
 
 
-def test_memory_that_a_starting_model_has_not_taken_is_not_free() -> None:
+def test_memory_that_a_starting_model_has_not_taken_is_not_free():
     story = Story(free=10 * GIB)
     for name in ("a", "b"):
         story.model(name, 6)
@@ -584,7 +584,7 @@ def test_memory_that_a_starting_model_has_not_taken_is_not_free() -> None:
     assert story.measured("a", 6) == [Start("b")]
 
 
-def test_memory_that_a_stopped_start_may_still_take_is_not_free() -> None:
+def test_memory_that_a_stopped_start_may_still_take_is_not_free():
     """Found by a random world: the process took it between the reading and its end."""
     story = Story(free=10 * GIB)
     for name in ("a", "b"):
@@ -597,7 +597,7 @@ def test_memory_that_a_stopped_start_may_still_take_is_not_free() -> None:
     assert story.ended("a") == [Start("b")]
 
 
-def test_the_measurement_replaces_the_estimate() -> None:
+def test_the_measurement_replaces_the_estimate():
     """llama-swap #158: memory was guessed."""
     story = Story(memory_budget_bytes=10 * GIB)
     story.model("a", 8)
@@ -610,7 +610,7 @@ def test_the_measurement_replaces_the_estimate() -> None:
     assert story.scheduler.view()["a"].need == Need(5 * GIB), "the most that was seen"
 
 
-def test_a_measurement_during_the_start_does_not_lower_the_need() -> None:
+def test_a_measurement_during_the_start_does_not_lower_the_need():
     story = Story()
     story.model("a", 8)
     story.arrive(1, "a")
@@ -618,7 +618,7 @@ def test_a_measurement_during_the_start_does_not_lower_the_need() -> None:
     assert story.scheduler.view()["a"].need == Need(8 * GIB)
 
 
-def test_a_model_that_grew_above_the_budget_runs_alone() -> None:
+def test_a_model_that_grew_above_the_budget_runs_alone():
     story = Story(memory_budget_bytes=10 * GIB)
     story.model("a", 8)
     story.run_model("a", 1)
@@ -629,7 +629,7 @@ def test_a_model_that_grew_above_the_budget_runs_alone() -> None:
     assert story.arrive(2, "a") == [Start("a")]
 
 
-def test_memory_of_gpus_counts_like_that_of_the_machine() -> None:
+def test_memory_of_gpus_counts_like_that_of_the_machine():
     scheduler = Scheduler(SchedulerLimits(), Need(100 * GIB, 80 * GIB), 0.0)
     rules = {name: ModelRules(need=Need(GIB, 70 * GIB)) for name in ("a", "b")}
     scheduler.set_models(rules, 0.0)
@@ -641,7 +641,7 @@ def test_memory_of_gpus_counts_like_that_of_the_machine() -> None:
 # Failures
 
 
-def test_a_failed_start_answers_all_waiters_and_harms_no_other_model(one_fits: Story) -> None:
+def test_a_failed_start_answers_all_waiters_and_harms_no_other_model(one_fits):
     """llama-swap #92, FMA #444, ray #63065."""
     one_fits.arrive(1, "a")
     one_fits.arrive(2, "a")
@@ -653,7 +653,7 @@ def test_a_failed_start_answers_all_waiters_and_harms_no_other_model(one_fits: S
     assert refusal == Refuse(4, "failed", "no weights", 1)
 
 
-def test_the_pause_doubles_up_to_a_minute_and_a_load_by_hand_ends_it(one_fits: Story) -> None:
+def test_the_pause_doubles_up_to_a_minute_and_a_load_by_hand_ends_it(one_fits):
     pauses = []
     for ticket in range(8):
         one_fits.arrive(ticket, "a")
@@ -669,7 +669,7 @@ def test_the_pause_doubles_up_to_a_minute_and_a_load_by_hand_ends_it(one_fits: S
     assert one_fits.ready("a") == [Admit(22)]
 
 
-def test_a_model_that_ends_by_itself_is_started_again_on_request() -> None:
+def test_a_model_that_ends_by_itself_is_started_again_on_request():
     story = Story()
     story.model("a", concurrency=1)
     story.run_model("a", 1)
@@ -681,7 +681,7 @@ def test_a_model_that_ends_by_itself_is_started_again_on_request() -> None:
     assert story.ready("a") == [Admit(2)]
 
 
-def test_a_model_that_dies_soon_after_each_start_pauses_longer() -> None:
+def test_a_model_that_dies_soon_after_each_start_pauses_longer():
     story = Story()
     story.model("a")
     for ticket, pause_s in enumerate((1, 2, 4), start=1):
@@ -697,7 +697,7 @@ def test_a_model_that_dies_soon_after_each_start_pauses_longer() -> None:
 # By hand, idle, reload, drain
 
 
-def test_ttl_counts_from_the_end_of_the_last_request_and_never_during_a_start() -> None:
+def test_ttl_counts_from_the_end_of_the_last_request_and_never_during_a_start():
     """llama-swap #289."""
     story = Story()
     story.model("a", ttl_s=10.0)
@@ -713,7 +713,7 @@ def test_ttl_counts_from_the_end_of_the_last_request_and_never_during_a_start() 
     assert story.wait(0.2) == [Stop("a")]
 
 
-def test_unload_waits_for_leases_and_requests_that_wait_start_it_again() -> None:
+def test_unload_waits_for_leases_and_requests_that_wait_start_it_again():
     story = Story()
     story.model("a")
     story.run_model("a", 1)
@@ -726,7 +726,7 @@ def test_unload_waits_for_leases_and_requests_that_wait_start_it_again() -> None
     assert story.ready("a") == [Admit(2)]
 
 
-def test_a_loaded_model_is_an_ordinary_victim(one_fits: Story) -> None:
+def test_a_loaded_model_is_an_ordinary_victim(one_fits):
     """LM Studio #2051."""
     one_fits.load(1, "a")
     assert one_fits.ready("a", 1.0) == [Admit(1)]
@@ -735,7 +735,7 @@ def test_a_loaded_model_is_an_ordinary_victim(one_fits: Story) -> None:
     assert one_fits.arrive(2, "b") == [Stop("a")]
 
 
-def test_a_load_is_not_delayed_by_limits_of_requests() -> None:
+def test_a_load_is_not_delayed_by_limits_of_requests():
     story = Story(max_waiting=1)
     story.model("a", concurrency=1)
     story.arrive(1, "a")
@@ -745,7 +745,7 @@ def test_a_load_is_not_delayed_by_limits_of_requests() -> None:
     assert story.load(3, "a") == [Admit(3)]
 
 
-def test_a_reload_touches_only_what_changed() -> None:
+def test_a_reload_touches_only_what_changed():
     """llama-swap #281: edits duplicated processes."""
     story = Story()
     for name in ("same", "changed", "removed"):
@@ -770,7 +770,7 @@ def test_a_reload_touches_only_what_changed() -> None:
     assert "removed" not in story.scheduler.view()
 
 
-def test_a_removed_model_refuses_its_waiters_and_may_come_back_before_its_process_ends() -> None:
+def test_a_removed_model_refuses_its_waiters_and_may_come_back_before_its_process_ends():
     story = Story()
     story.model("a")
     story.arrive(1, "a")
@@ -784,7 +784,7 @@ def test_a_removed_model_refuses_its_waiters_and_may_come_back_before_its_proces
     assert story.ended("a") == [Start("a")]
 
 
-def test_a_hundred_edits_of_a_running_model_leave_one_process() -> None:
+def test_a_hundred_edits_of_a_running_model_leave_one_process():
     story = Story()
     story.model("a")
     story.run_model("a", 1)
@@ -796,7 +796,7 @@ def test_a_hundred_edits_of_a_running_model_leave_one_process() -> None:
     assert story.starts == ["a"]
 
 
-def test_a_changed_model_has_no_pause() -> None:
+def test_a_changed_model_has_no_pause():
     """The file was repaired."""
     story = Story()
     story.model("a")
@@ -806,7 +806,7 @@ def test_a_changed_model_has_no_pause() -> None:
     assert story.arrive(2, "a") == [Start("a")]
 
 
-def test_drain_refuses_what_waits_and_stops_all_after_their_leases(one_fits: Story) -> None:
+def test_drain_refuses_what_waits_and_stops_all_after_their_leases(one_fits):
     one_fits.run_model("a", 1)
     one_fits.arrive(2, "b")
     assert refusals(one_fits.drain()) == {2: "shutting_down"}
@@ -821,7 +821,7 @@ def test_drain_refuses_what_waits_and_stops_all_after_their_leases(one_fits: Sto
 
 @pytest.mark.alone
 @pytest.mark.parametrize("ends", ["admitted", "failed", "left"])
-def test_waiting_requests_cost_the_same_each(ends: str) -> None:
+def test_waiting_requests_cost_the_same_each(ends):
     def prepare(number: int) -> Callable[[], object]:
         def work() -> None:
             story = Story(max_waiting=number)

@@ -34,11 +34,11 @@ def run(seed: int, num_steps: int, options: WorldOptions | None = None) -> World
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_books_agree_in_a_random_world(seed: int) -> None:
+def test_the_books_agree_in_a_random_world(seed):
     run(seed, 250)
 
 
-def test_a_random_world_does_everything() -> None:
+def test_a_random_world_does_everything():
     """Else the proofs of random worlds would hold because nothing happens."""
     world = run(1, 1200, WorldOptions(num_models=5, budget=10, total=8, max_waiting=3))
 
@@ -47,7 +47,7 @@ def test_a_random_world_does_everything() -> None:
 
 
 @pytest.mark.parametrize("max_running", [1, 2])
-def test_no_request_waits_longer_than_the_bound(max_running: int) -> None:
+def test_no_request_waits_longer_than_the_bound(max_running):
     options = WorldOptions(
         num_models=4, budget=None, total=None, max_running=max_running, max_waiting=1000, is_plain=True,
         has_failures=False, has_edits=False,
@@ -61,7 +61,7 @@ def test_no_request_waits_longer_than_the_bound(max_running: int) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("first", [pytest.param(number * 100, id=f"part{number}") for number in range(5)])
-def test_the_books_agree_in_275_random_worlds(first: int) -> None:
+def test_the_books_agree_in_275_random_worlds(first):
     """110 000 steps in all parts."""
     for seed in range(1000 + first, 1055 + first):
         try:

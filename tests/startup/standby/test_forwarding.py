@@ -54,13 +54,13 @@ def _finish(front: "subprocess.Popen[str]") -> str:
     return front.communicate(timeout=60)[0]
 
 
-def test_without_a_signal_the_start_goes_on_cold() -> None:
+def test_without_a_signal_the_start_goes_on_cold():
     with _front({}) as (front, _):
         assert _finish(front) == "cold\n"
         assert front.returncode == 0
 
 
-def test_a_signal_that_the_ending_server_did_not_act_on() -> None:
+def test_a_signal_that_the_ending_server_did_not_act_on():
     with _front({}) as (front, _):
         wait_until(lambda: _catches(front.pid, signal.SIGCONT))  # the last one
         front.send_signal(signal.SIGTERM)
@@ -68,7 +68,7 @@ def test_a_signal_that_the_ending_server_did_not_act_on() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_signal_just_before_the_program_is_executed_again(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_just_before_the_program_is_executed_again(tmp_path, number):
     stop = StopPoint(tmp_path, "os.exec", "")
     environment = {"PYTHONPATH": os.pathsep.join([*stop.environment.values(), str(Path(__file__).parents[3])])}
     with _front(environment) as (front, _):
@@ -82,7 +82,7 @@ def test_a_signal_just_before_the_program_is_executed_again(tmp_path: Path, numb
         assert (_finish(front), front.returncode) == ("", -number)
 
 
-def test_ctrl_c_just_before_a_cold_start_is_executed_again(tmp_path: Path) -> None:
+def test_ctrl_c_just_before_a_cold_start_is_executed_again(tmp_path):
     """A handler of Python's would record the signal, and the new program knows nothing of it."""
     stop = StopPoint(tmp_path, "os.exec", "")
     code = "from startup.vllm.launch.plain_start import exec_again; exec_again('VCLI_PLAIN_VLLM', '1')"

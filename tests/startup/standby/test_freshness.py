@@ -103,21 +103,21 @@ def site_of(python: Path) -> Path:
     return next(python.parents[1].glob("lib/python*/site-packages"))
 
 
-def test_nothing_has_changed(folder: Path) -> None:
+def test_nothing_has_changed(folder):
     with running("pack.inner.part", "single", "json", "ssl", path=folder) as template:
         assert template.find_change() == "none"
         assert template.find_change() == "none"
 
 
 @pytest.mark.parametrize("text", ["VALUE = 2\n", None], ids=["edited", "removed"])
-def test_another_source_is_a_change(folder: Path, text: str | None) -> None:
+def test_another_source_is_a_change(folder, text):
     source = folder / "pack" / "inner" / "part.py"
     with running("pack.inner.part", "single", path=folder) as template:
         source.unlink() if text is None else source.write_text(text)
         assert "part.py was changed" in template.find_change()
 
 
-def test_a_source_edited_during_the_imports_is_a_change(folder: Path) -> None:
+def test_a_source_edited_during_the_imports_is_a_change(folder):
     (folder / "edits.py").write_text(
         "import pathlib, pack.inner.part as part\npathlib.Path(part.__file__).write_text('VALUE = 2\\n')\n"
     )
@@ -125,7 +125,7 @@ def test_a_source_edited_during_the_imports_is_a_change(folder: Path) -> None:
         assert "part.py was changed" in template.find_change()
 
 
-def test_a_module_that_the_imports_generate_is_no_change(folder: Path, tmp_path: Path) -> None:
+def test_a_module_that_the_imports_generate_is_no_change(folder, tmp_path):
     """As transformers does with a model's own code: otherwise each new template would be stale at once."""
     (folder / "generates.py").write_text(
         "import pathlib, sys\n"
@@ -141,7 +141,7 @@ def test_a_module_that_the_imports_generate_is_no_change(folder: Path, tmp_path:
         assert "generated.py was changed" in template.find_change()
 
 
-def test_bytecode_is_no_change(folder: Path) -> None:
+def test_bytecode_is_no_change(folder):
     with running("pack.inner.part", path=folder) as template:
         for package in (folder, folder / "pack", folder / "pack" / "inner"):
             shutil.rmtree(package / "__pycache__", ignore_errors=True)
@@ -150,7 +150,7 @@ def test_bytecode_is_no_change(folder: Path) -> None:
         assert template.find_change() == "none"
 
 
-def test_a_replaced_library_is_a_change(folder: Path) -> None:
+def test_a_replaced_library_is_a_change(folder):
     import _json
 
     library = folder / Path(_json.__file__).name.replace("_json", "_copied")
@@ -164,7 +164,7 @@ def test_a_replaced_library_is_a_change(folder: Path) -> None:
         assert template.find_change() == f"{library} was changed"
 
 
-def test_a_library_replaced_during_the_imports_is_a_change(folder: Path) -> None:
+def test_a_library_replaced_during_the_imports_is_a_change(folder):
     import _json
 
     library = folder / Path(_json.__file__).name.replace("_json", "_copied")
@@ -180,7 +180,7 @@ def test_a_library_replaced_during_the_imports_is_a_change(folder: Path) -> None
         assert template.find_change() == f"{library} (deleted) was changed"
 
 
-def test_a_package_that_only_a_finder_finds_is_checked(folder: Path, tmp_path: Path) -> None:
+def test_a_package_that_only_a_finder_finds_is_checked(folder, tmp_path):
     """As the finders that editable installations add."""
     package = tmp_path / "elsewhere" / "editable"
     package.mkdir(parents=True)
@@ -200,7 +200,7 @@ def test_a_package_that_only_a_finder_finds_is_checked(folder: Path, tmp_path: P
         assert template.find_change() == f"{package}/__init__.py was changed"
 
 
-def test_an_upgrade_is_a_change_even_of_a_distribution_that_is_not_loaded(python: Path, tmp_path: Path) -> None:
+def test_an_upgrade_is_a_change_even_of_a_distribution_that_is_not_loaded(python, tmp_path):
     with running(python=python) as template:
         assert template.find_change() == "none"
         pip(python, "install", "--no-index", "--no-deps", str(wheel(tmp_path, "1.1")))
@@ -208,21 +208,21 @@ def test_an_upgrade_is_a_change_even_of_a_distribution_that_is_not_loaded(python
 
 
 @pytest.mark.parametrize("is_reinstalled", [True, False], ids=["reinstalled", "removed"])
-def test_a_reinstalled_or_removed_version_is_a_change(is_reinstalled: bool, python: Path, tmp_path: Path) -> None:
+def test_a_reinstalled_or_removed_version_is_a_change(is_reinstalled, python, tmp_path):
     words = ["install", "--no-index", "--no-deps", "--force-reinstall", str(wheel(tmp_path, "1.0"))]
     with running("smallpack", python=python) as template:
         pip(python, *(words if is_reinstalled else ["uninstall", "--yes", "smallpack"]))
         assert "smallpack-1.0.dist-info" in template.find_change()
 
 
-def test_the_first_file_that_an_upgrade_writes_is_a_change(python: Path) -> None:
+def test_the_first_file_that_an_upgrade_writes_is_a_change(python):
     source = site_of(python) / "smallpack" / "rest.py"
     with running("smallpack", python=python) as template:
         source.write_text("VERSION = '1.1'\n")
         assert template.find_change() == f"{source} was changed"
 
 
-def test_another_interpreter_is_a_change(python: Path, tmp_path: Path) -> None:
+def test_another_interpreter_is_a_change(python, tmp_path):
     with running(python=python) as template:
         copy = tmp_path / "copied-python"
         shutil.copy2(python.resolve(), copy)
@@ -231,7 +231,7 @@ def test_another_interpreter_is_a_change(python: Path, tmp_path: Path) -> None:
         assert "python was changed" in template.find_change()
 
 
-def test_a_path_file_is_a_change(python: Path, tmp_path: Path) -> None:
+def test_a_path_file_is_a_change(python, tmp_path):
     site = site_of(python)
     with running(python=python) as template:
         (site / "__editable__.other-1.0.pth").write_text(str(tmp_path))

@@ -1,7 +1,5 @@
 """A template's memory is in huge pages; what it contains, and what forks of it do, stays the same."""
 
-from pathlib import Path
-
 import pytest
 
 from startup.standby import template
@@ -25,7 +23,7 @@ print(status, num_pages, int(huge.split()[1]) // 2048, "hg" in flags)
 """
 
 
-def test_memory_moves_and_keeps_its_content_here_and_in_forks() -> None:
+def test_memory_moves_and_keeps_its_content_here_and_in_forks():
     done = run_python(SCRIPT, check=True)
     status, num_pages, num_huge, is_marked = done.stdout.split()
     assert status == "0"
@@ -36,9 +34,7 @@ def test_memory_moves_and_keeps_its_content_here_and_in_forks() -> None:
 
 
 @pytest.mark.parametrize("setting", ["always madvise [never]\n", None])
-def test_the_administrators_setting_is_obeyed(
-    tmp_path: Path, setting: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_administrators_setting_is_obeyed(tmp_path, setting, monkeypatch):
     path = tmp_path / "enabled"
     if setting is not None:
         path.write_text(setting)

@@ -14,7 +14,7 @@ from tests.cli import run_python
     ["os.environ['NAME'] or 1", "os.environ.get('NAME')", "os.getenv('NAME')", "'NAME' in os.environ",
      "os.environ.setdefault('NAME', '1')", "os.environb.get(b'NAME')", "os.path.expandvars('$NAME')"],
 )  # fmt: skip
-def test_a_read_by_name_is_recorded(expression: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_by_name_is_recorded(expression, monkeypatch):
     monkeypatch.setenv("NAME", "value")
     with recorded_reads() as names:
         eval(expression)
@@ -26,13 +26,13 @@ def test_a_read_by_name_is_recorded(expression: str, monkeypatch: pytest.MonkeyP
     "expression",
     ["dict(os.environ)", "os.environ.copy()", "list(os.environ)", "{**os.environ}", "list(os.environ.items())"],
 )
-def test_a_listing_is_no_read(expression: str) -> None:
+def test_a_listing_is_no_read(expression):
     with recorded_reads() as names:
         eval(expression)
     assert names == set()
 
 
-def test_recording_ends_after_an_error() -> None:
+def test_recording_ends_after_an_error():
     with pytest.raises(ValueError, match="wrong"), recorded_reads():
         raise ValueError("wrong")
     assert type(os.environ) is os._Environ
@@ -42,18 +42,18 @@ def environment(given: dict[str, str], *read: str, **written: str | None) -> Imp
     return ImportEnvironment(given, frozenset(read), written)
 
 
-def test_equal_environments_are_warm() -> None:
+def test_equal_environments_are_warm():
     assert environment({"READ": "1", "LD_PRELOAD": "a"}, "READ").why_cold({"READ": "1", "LD_PRELOAD": "a"}) is None
 
 
 @pytest.mark.parametrize("value", ["secret-2", "", None], ids=["changed", "empty", "removed"])
-def test_a_variable_that_was_read_must_be_equal(value: str | None) -> None:
+def test_a_variable_that_was_read_must_be_equal(value):
     start = {} if value is None else {"READ": value}
     assert environment({"READ": "secret"}, "READ").why_cold(start) == "READ differs, which was read on import"
     assert environment(start, "READ").why_cold({"READ": "secret"}) == "READ differs, which was read on import"
 
 
-def test_a_variable_that_was_not_read_may_differ() -> None:
+def test_a_variable_that_was_not_read_may_differ():
     assert environment({"OTHER": "1"}, "READ").why_cold({"MORE": "2"}) is None
 
 
@@ -61,14 +61,14 @@ def test_a_variable_that_was_not_read_may_differ() -> None:
     "name", ["LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHASHSEED", "PYTHONPATH", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES",
              "OMP_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "LRU_CACHE_CAPACITY", "PYTORCH_ALLOC_CONF"]
 )  # fmt: skip
-def test_a_variable_of_the_loader_or_of_a_library_must_be_equal(name: str) -> None:
+def test_a_variable_of_the_loader_or_of_a_library_must_be_equal(name):
     assert environment({}).why_cold({name: "1"}) == f"{name} differs, which libraries read when they are loaded"
 
 
 @pytest.mark.parametrize(
     "name", ["LANG", "LC_TIME", "HF_TOKEN", "TZ", "PATH", "VLLM_LOGGING_LEVEL", "COLUMNS", "PYTHONSTARTUP"]
 )
-def test_a_variable_that_is_read_again_may_differ(name: str) -> None:
+def test_a_variable_that_is_read_again_may_differ(name):
     assert environment({}, name).why_cold({name: "1"}) is None
     assert environment({name: "1"}, name).why_cold({name: "2"}) is None
 
@@ -80,24 +80,24 @@ def test_a_variable_that_is_read_again_may_differ(name: str) -> None:
         (None, "", False), ("0", "-1", False), ("", "0", False),
     ],
 )  # fmt: skip
-def test_other_gpus_are_warm_but_not_none(before: str | None, after: str | None, is_warm: bool) -> None:
+def test_other_gpus_are_warm_but_not_none(before, after, is_warm):
     old, new = ({} if value is None else {"CUDA_VISIBLE_DEVICES": value} for value in (before, after))
     assert (environment(old, "CUDA_VISIBLE_DEVICES").why_cold(new) is None) == is_warm
 
 
-def test_variables_that_imports_set_are_kept() -> None:
+def test_variables_that_imports_set_are_kept():
     imported = environment({"GIVEN": "1", "GONE": "3"}, SET="2", GONE=None)
     assert imported.why_cold({"OTHER": "4", "GONE": "3"}) is None
     assert imported.applied_to({"OTHER": "4", "GONE": "3"}) == {"SET": "2", "OTHER": "4"}
 
 
-def test_a_variable_that_imports_set_must_be_equal() -> None:
+def test_a_variable_that_imports_set_must_be_equal():
     """It may be a default, which a given value would have replaced."""
     reason = environment({}, DEFAULT="default").why_cold({"DEFAULT": "given"})
     assert reason == "DEFAULT differs, which the standby's imports have set"
 
 
-def test_what_imports_have_set_or_removed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_imports_have_set_or_removed_is_found(monkeypatch):
     monkeypatch.setenv("REMOVED", "1")
     before = dict(os.environ)
     monkeypatch.setenv("SET", "2")
@@ -105,7 +105,7 @@ def test_what_imports_have_set_or_removed_is_found(monkeypatch: pytest.MonkeyPat
     assert written_since(before) == {"SET": "2", "REMOVED": None}
 
 
-def test_real_imports_are_recorded() -> None:
+def test_real_imports_are_recorded():
     code = (
         "from startup.standby.import_environment import ImportEnvironment, recorded_reads\n"
         "with recorded_reads() as names:\n    import huggingface_hub.constants\n"

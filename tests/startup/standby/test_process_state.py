@@ -64,21 +64,21 @@ _SYSTEM_CALLS = {
     "change",
     [pytest.param(change, id=name) for name, change in (_TAKEN_OVER | _TAKEN_OVER_IN_ONE_DIRECTION).items()],
 )
-def test_a_fork_equals_the_executed_process_in_everything_that_proc_shows(change: str) -> None:
+def test_a_fork_equals_the_executed_process_in_everything_that_proc_shows(change):
     with started(*after(change)) as executed:
         fork = forked(executed.pid)
     assert fork == (None, executed.shown)
 
 
 @pytest.mark.parametrize("change", _TAKEN_OVER.values(), ids=_TAKEN_OVER.keys())
-def test_the_templates_own_settings_do_not_remain(change: str) -> None:
+def test_the_templates_own_settings_do_not_remain(change):
     with started() as executed:
         fork = forked(executed.pid, *after(change))
     assert fork == (None, executed.shown)
 
 
 @pytest.mark.parametrize(("name", "change"), _EQUAL_OR_COLD.items(), ids=_EQUAL_OR_COLD.keys())
-def test_what_is_not_taken_over_is_named(name: str, change: str) -> None:
+def test_what_is_not_taken_over_is_named(name, change):
     launcher = after(change)
     _skip_without(*launcher)
     with started(*launcher) as executed:
@@ -87,7 +87,7 @@ def test_what_is_not_taken_over_is_named(name: str, change: str) -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of system calls")
 @pytest.mark.parametrize(("name", "change"), _SYSTEM_CALLS.items(), ids=_SYSTEM_CALLS.keys())
-def test_what_a_system_call_has_changed_is_named(name: str, change: str) -> None:
+def test_what_a_system_call_has_changed_is_named(name, change):
     test_what_is_not_taken_over_is_named(name, change)
 
 
@@ -107,14 +107,14 @@ def test_what_a_system_call_has_changed_is_named(name: str, change: str) -> None
         pytest.param(("strace", "-o", "/dev/null"), "TracerPid differs", id="tracer"),
     ],
 )
-def test_a_difference_that_only_exec_can_make_is_named(launcher: tuple[str, ...], reason: str) -> None:
+def test_a_difference_that_only_exec_can_make_is_named(launcher, reason):
     _skip_without(*launcher)
     with started(*launcher) as executed:
         found = forked(executed.pid).reason or ""
     assert found.startswith(reason)
 
 
-def test_a_process_that_has_ended_has_no_state() -> None:
+def test_a_process_that_has_ended_has_no_state():
     with subprocess.Popen(["true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
         for read in (process_state.take_over, process_state.why_not_equal):
@@ -122,12 +122,12 @@ def test_a_process_that_has_ended_has_no_state() -> None:
                 read(process.pid)
 
 
-def test_another_user_is_named() -> None:
+def test_another_user_is_named():
     with started(*_user()) as executed:
         assert (forked(executed.pid).reason or "").startswith("Uid differs: 12345")
 
 
-def test_another_root_directory_is_named(tmp_path: Path) -> None:
+def test_another_root_directory_is_named(tmp_path):
     """A bind mount has the device and inode of the folder it shows."""
     _skip_without("unshare", "-m")
     holder = subprocess.Popen(
@@ -151,7 +151,7 @@ def test_another_root_directory_is_named(tmp_path: Path) -> None:
         pytest.param(("choom", "-n", "300", "--"), None, id="oom_score_stays_higher"),
     ],
 )
-def test_a_setting_that_needs_privileges(launcher: tuple[str, ...], reason: str | None) -> None:
+def test_a_setting_that_needs_privileges(launcher, reason):
     user = _user()
     _skip_without(*launcher)
     with started(*user) as executed:
@@ -169,14 +169,14 @@ def test_a_setting_that_needs_privileges(launcher: tuple[str, ...], reason: str 
         pytest.param(("env", "LC_ALL=C.UTF-8"), None, id="locale"),
     ],
 )
-def test_another_interpreter_is_named(launcher: tuple[str, ...], reason: str | None) -> None:
+def test_another_interpreter_is_named(launcher, reason):
     _skip_without(*launcher)
     with started() as usual, started(*launcher) as executed:
         found = process_state.first_difference(executed.interpreter, usual.interpreter)
     assert (found or "").startswith(reason or "") and bool(found) == bool(reason)
 
 
-def test_the_state_of_an_interpreter_equals_itself() -> None:
+def test_the_state_of_an_interpreter_equals_itself():
     assert process_state.first_difference(interpreter_state(), interpreter_state()) is None
 
 
@@ -188,20 +188,20 @@ def new_cgroup() -> Iterator[Path]:
         yield folder
 
 
-def test_a_fork_moves_into_the_cgroup_of_the_started_process(new_cgroup: Path) -> None:
+def test_a_fork_moves_into_the_cgroup_of_the_started_process(new_cgroup):
     with started(*_inside(new_cgroup)) as executed:
         fork = forked(executed.pid)
     assert fork == (None, executed.shown)
     assert new_cgroup.name in fork.shown["cgroup"]
 
 
-def test_a_fork_leaves_the_cgroup_of_its_template(new_cgroup: Path) -> None:
+def test_a_fork_leaves_the_cgroup_of_its_template(new_cgroup):
     with started() as executed:
         fork = forked(executed.pid, *_inside(new_cgroup))
     assert fork == (None, executed.shown)
 
 
-def test_a_fork_that_must_not_move_stays_in_a_cgroup_with_the_same_limits(new_cgroup: Path) -> None:
+def test_a_fork_that_must_not_move_stays_in_a_cgroup_with_the_same_limits(new_cgroup):
     user = _user()
     with started(*_inside(new_cgroup), *user) as executed:
         fork = forked(executed.pid, *user)
@@ -223,9 +223,7 @@ def test_a_fork_that_must_not_move_stays_in_a_cgroup_with_the_same_limits(new_cg
         pytest.param({"a/pids.max": "max"}, {"b/c/pids.max": "4915"}, None, id="number_of_threads"),
     ],
 )
-def test_limits_of_all_ancestors_count(
-    own: dict[str, str], theirs: dict[str, str], differing: str | None, tmp_path: Path
-) -> None:
+def test_limits_of_all_ancestors_count(own, theirs, differing, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b" / "c").mkdir(parents=True)
     for name, text in (own | theirs).items():

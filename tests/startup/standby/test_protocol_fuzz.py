@@ -114,7 +114,7 @@ def _send_random(connection: socket.socket, rng: random.Random) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("num_requests", _MANY)
-def test_a_template_survives_any_request(num_requests: int, standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_a_template_survives_any_request(num_requests, standby, tiny_llama):
     template = standby.template()
     num_fds = template.num_fds()
     answers = b""
@@ -140,7 +140,7 @@ def test_a_template_survives_any_request(num_requests: int, standby: StandbyProc
 
 
 @pytest.mark.thorough
-def test_the_control_socket_survives_any_request(standby: StandbyProcess) -> None:
+def test_the_control_socket_survives_any_request(standby):
     rng = random.Random(0)
     num_fds = psutil.Process(standby.process.pid).num_fds()
     for number in range(200):
@@ -157,7 +157,7 @@ def test_the_control_socket_survives_any_request(standby: StandbyProcess) -> Non
     wait_until(lambda: psutil.Process(standby.process.pid).num_fds() == num_fds)
 
 
-def test_reading_a_message_raises_only_its_own_errors_and_closes_descriptors() -> None:
+def test_reading_a_message_raises_only_its_own_errors_and_closes_descriptors():
     num_fds = len(list(Path("/proc/self/fd").iterdir()))
     for seed in range(2000):
         rng = random.Random(seed)
@@ -179,7 +179,7 @@ def test_reading_a_message_raises_only_its_own_errors_and_closes_descriptors() -
     assert len(list(Path("/proc/self/fd").iterdir())) == num_fds
 
 
-def test_a_receiver_may_close_as_soon_as_it_has_the_message() -> None:
+def test_a_receiver_may_close_as_soon_as_it_has_the_message():
     for _ in range(NUM_MESSAGES):  # a second, empty send fails if the receiver is faster
         ours, theirs = socket.socketpair()
         received: list[list[list[bytes]]] = []
@@ -191,7 +191,7 @@ def test_a_receiver_may_close_as_soon_as_it_has_the_message() -> None:
         assert received == [[[b"words"]]]
 
 
-def test_a_message_that_was_sent_whole_is_not_followed_by_an_empty_send() -> None:
+def test_a_message_that_was_sent_whole_is_not_followed_by_an_empty_send():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # each send is a packet, even an empty one
     with ours, theirs, DEVNULL.open("rb") as file:
         messages.send(ours, [b"words"], fds=[file.fileno()])
@@ -208,7 +208,7 @@ def test_a_message_that_was_sent_whole_is_not_followed_by_an_empty_send() -> Non
     [[], [[]], [[b""]], [[b"", b""], [b"a"]], [[b"\xff" * 1000] * 1000], [[b"x"]] * 16, [[b"x" * (4 << 20)]]],
     ids=["none", "empty", "one-empty", "empties", "long", "most", "longer than the socket's buffer"],
 )
-def test_a_message_arrives_as_it_was_sent(sections: list[list[bytes]]) -> None:
+def test_a_message_arrives_as_it_was_sent(sections):
     ours, theirs = socket.socketpair()
     received: list[list[list[bytes]]] = []
     receiver = threading.Thread(target=_receive_and_close, args=(theirs, received))

@@ -122,12 +122,12 @@ def _wait_warm(standby: StandbyProcess, model: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_start_with_a_working_standby_is_warm(standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_a_start_with_a_working_standby_is_warm(standby, tiny_llama):
     _wait_warm(standby, tiny_llama)
 
 
 @pytest.mark.thorough
-def test_a_stopped_template_leads_to_a_cold_start(standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_a_stopped_template_leads_to_a_cold_start(standby, tiny_llama):
     with stopped(standby.template().pid):
         assert "does not answer in 40 ms" in _why_cold(standby, tiny_llama)
     _wait_warm(standby, tiny_llama)
@@ -135,13 +135,13 @@ def test_a_stopped_template_leads_to_a_cold_start(standby: StandbyProcess, tiny_
 
 
 @pytest.mark.thorough
-def test_a_stopped_standby_does_not_matter_to_its_template(standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_a_stopped_standby_does_not_matter_to_its_template(standby, tiny_llama):
     with stopped(standby.process.pid):
         _wait_warm(standby, tiny_llama)
 
 
 @pytest.mark.thorough
-def test_a_template_that_imports_is_not_waited_for(tiny_llama: Path) -> None:
+def test_a_template_that_imports_is_not_waited_for(tiny_llama):
     with StandbyProcess(is_awaited=False) as starting:
         asked = _ask(starting, tiny_llama)
         if asked.exit_code is None:
@@ -151,7 +151,7 @@ def test_a_template_that_imports_is_not_waited_for(tiny_llama: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_leftover_sockets_of_a_killed_standby(tiny_llama: Path) -> None:
+def test_leftover_sockets_of_a_killed_standby(tiny_llama):
     with StandbyProcess() as killed:
         template = killed.template()
         killed.process.kill()
@@ -164,7 +164,7 @@ def test_leftover_sockets_of_a_killed_standby(tiny_llama: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_no_standby_at_all(tmp_path: Path, standby: StandbyProcess) -> None:
+def test_no_standby_at_all(tmp_path, standby):
     asked = _ask(standby, extra={"XDG_RUNTIME_DIR": str(tmp_path)})
     assert asked.exit_code is None
     assert asked.reason.startswith("no standby runs")
@@ -173,7 +173,7 @@ def test_no_standby_at_all(tmp_path: Path, standby: StandbyProcess) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o701], ids=oct)
-def test_a_folder_that_others_may_enter_is_not_used(mode: int, standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_a_folder_that_others_may_enter_is_not_used(mode, standby, tiny_llama):
     standby.folder.chmod(mode)
     reason = _why_cold(standby, tiny_llama)
     standby.folder.chmod(0o700)
@@ -181,14 +181,14 @@ def test_a_folder_that_others_may_enter_is_not_used(mode: int, standby: StandbyP
 
 
 @pytest.mark.thorough
-def test_a_link_to_a_folder_is_not_used(standby: StandbyProcess, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_link_to_a_folder_is_not_used(standby, tiny_llama, tmp_path):
     (tmp_path / "vllm-cli").symlink_to(standby.folder)
     assert _ask(standby, tiny_llama, extra={"XDG_RUNTIME_DIR": str(tmp_path)}).exit_code is None
 
 
 @pytest.mark.thorough
 @needs_root
-def test_another_users_folder_is_not_used(standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_another_users_folder_is_not_used(standby, tiny_llama):
     os.chown(standby.folder, NOBODY, NOBODY)
     reason = _why_cold(standby, tiny_llama)
     os.chown(standby.folder, 0, 0)
@@ -197,7 +197,7 @@ def test_another_users_folder_is_not_used(standby: StandbyProcess, tiny_llama: P
 
 @pytest.mark.thorough
 @needs_root
-def test_another_users_socket_in_the_folder_is_not_used(standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_another_users_socket_in_the_folder_is_not_used(standby, tiny_llama):
     """SO_PEERCRED of a listening socket names the process that called listen(2)."""
     read_fd, write_fd = os.pipe()
     with _without_template(standby) as path:
@@ -224,7 +224,7 @@ def test_another_users_socket_in_the_folder_is_not_used(standby: StandbyProcess,
 
 @pytest.mark.thorough
 @needs_root
-def test_another_user_gets_no_fork(standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_another_user_gets_no_fork(standby, tiny_llama):
     """Even if the files' modes let the user in."""
     num_starts = standby.num_starts()
     paths = [standby.socket_path(), standby.socket_path("standby")]
@@ -321,21 +321,21 @@ def _after_request(*sections: list[bytes]) -> Answer:
         pytest.param(_after_request(), id="nothing"),
     ],
 )
-def test_wrong_answers_lead_to_a_cold_start(answer: Answer, standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_wrong_answers_lead_to_a_cold_start(answer, standby, tiny_llama):
     with _impostor(standby, answer):
         asked = _ask(standby, tiny_llama)
     assert asked.exit_code is None
     assert asked.reason
 
 
-def test_the_documentation_says_how_long_a_hung_standby_delays_a_start() -> None:
+def test_the_documentation_says_how_long_a_hung_standby_delays_a_start():
     text = (Path(__file__).parents[3] / "docs" / "fast-starts.md").read_text()
     assert f"50 ms; one that hangs while it forks the server, {front_process._VERDICT_S:g} s." in text
     assert front_process._ACK_S < 0.05
 
 
 @pytest.mark.thorough
-def test_a_template_with_too_many_waiting_starts_is_not_waited_for(standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_a_template_with_too_many_waiting_starts_is_not_waited_for(standby, tiny_llama):
     with stopped(standby.template().pid):
         waiting = []
         try:
@@ -354,7 +354,7 @@ def test_a_template_with_too_many_waiting_starts_is_not_waited_for(standby: Stan
 
 
 @pytest.mark.thorough
-def test_a_start_that_must_be_warm_fails_with_the_reason(standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_a_start_that_must_be_warm_fails_with_the_reason(standby, tiny_llama):
     standby.folder.chmod(0o755)
     done = run_cli("serve", tiny_llama, "--standby", "require", environment=standby.environment)
     standby.folder.chmod(0o700)
@@ -363,7 +363,7 @@ def test_a_start_that_must_be_warm_fails_with_the_reason(standby: StandbyProcess
 
 
 @pytest.mark.thorough
-def test_a_second_standby_is_an_error_and_leaves_the_first_alone(standby: StandbyProcess, tiny_llama: Path) -> None:
+def test_a_second_standby_is_an_error_and_leaves_the_first_alone(standby, tiny_llama):
     done = run_cli("standby", "--for", "embedded", environment=standby.environment)
     assert done.returncode == 3
     assert "a standby runs already" in done.stderr
@@ -371,7 +371,7 @@ def test_a_second_standby_is_an_error_and_leaves_the_first_alone(standby: Standb
 
 
 @pytest.mark.thorough
-def test_a_killed_template_is_replaced(tiny_llama: Path) -> None:
+def test_a_killed_template_is_replaced(tiny_llama):
     with StandbyProcess() as standby:
         template = standby.template()
         template.kill()
@@ -382,7 +382,7 @@ def test_a_killed_template_is_replaced(tiny_llama: Path) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
-def test_a_signal_ends_the_standby_and_removes_its_sockets(number: int) -> None:
+def test_a_signal_ends_the_standby_and_removes_its_sockets(number):
     """Of one whose imports are done, and of those that still import."""
     with StandbyProcess(is_awaited=number == signal.SIGTERM) as standby:
         wait_until(lambda: _has_template(standby))
@@ -411,16 +411,14 @@ def _has_template(standby: StandbyProcess) -> bool:
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else "",
 )
-def test_what_a_fork_does_not_take_over_leads_to_a_cold_start(
-    launcher: tuple[str, ...], reason: str, standby: StandbyProcess, tiny_llama: Path
-) -> None:
+def test_what_a_fork_does_not_take_over_leads_to_a_cold_start(launcher, reason, standby, tiny_llama):
     if subprocess.run([*launcher, "true"], capture_output=True, timeout=60).returncode != 0:
         pytest.skip(f"{launcher[0]} does not work here")
     assert reason in _why_cold(standby, tiny_llama, launcher=launcher)
 
 
 @needs_root
-def test_a_process_of_an_outer_process_namespace_is_refused() -> None:
+def test_a_process_of_an_outer_process_namespace_is_refused():
     """The kernel gives it the process number 0, of which /proc shows nothing."""
     launcher = ("unshare", "--pid", "--fork")
     if subprocess.run([*launcher, "true"], capture_output=True, timeout=60).returncode != 0:
@@ -439,7 +437,7 @@ def test_a_process_of_an_outer_process_namespace_is_refused() -> None:
 
 @pytest.mark.thorough
 @needs_root
-def test_another_user_starts_cold(standby: StandbyProcess) -> None:
+def test_another_user_starts_cold(standby):
     asked = _ask(standby, launcher=("setpriv", f"--reuid={NOBODY}"))
     assert asked.exit_code is None
 
@@ -454,15 +452,13 @@ def test_another_user_starts_cold(standby: StandbyProcess) -> None:
     ],
     ids=" ".join,
 )
-def test_what_a_fork_takes_over_stays_warm(
-    launcher: tuple[str, ...], standby: StandbyProcess, tiny_llama: Path
-) -> None:
+def test_what_a_fork_takes_over_stays_warm(launcher, standby, tiny_llama):
     asked = _ask(standby, tiny_llama, launcher=launcher)
     assert asked.exit_code == 0, asked
 
 
 @pytest.mark.thorough
-def test_a_deleted_working_folder(standby: StandbyProcess, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_deleted_working_folder(standby, tiny_llama, tmp_path):
     folder = tmp_path / "gone"
     folder.mkdir()
     script = f'cd {folder} && rmdir {folder} && exec "$@"'
@@ -470,7 +466,7 @@ def test_a_deleted_working_folder(standby: StandbyProcess, tiny_llama: Path, tmp
     assert asked.exit_code in (0, None)
 
 
-def test_a_signal_and_the_end_of_a_channel_may_report_the_same_end() -> None:
+def test_a_signal_and_the_end_of_a_channel_may_report_the_same_end():
     with short_folder() as folder:
         done = run_python(_DYING, environment={"XDG_RUNTIME_DIR": str(folder)})
     assert done.returncode == 0, done.stderr
@@ -498,9 +494,7 @@ def test_a_signal_and_the_end_of_a_channel_may_report_the_same_end() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("has_name", [True, False], ids=["named", "nameless"])
-def test_the_folder_is_in_the_cache_folder(
-    variables: dict[str, str | None], has_name: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_is_in_the_cache_folder(variables, has_name, monkeypatch):
     if not has_name:  # a user id without an entry, as in containers
         monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
     for name in ("XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "VLLM_CACHE_ROOT"):
@@ -513,6 +507,6 @@ def test_the_folder_is_in_the_cache_folder(
     assert Path(socket_folder()) == env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "standby"
 
 
-def test_the_runtime_folder_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runtime_folder_comes_first(monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1")
     assert socket_folder() == "/run/user/1/vllm-cli"

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -30,7 +29,7 @@ def _send(address: str, *messages: str) -> int:
 
 
 @pytest.mark.parametrize("is_abstract", [False, True], ids=["path", "abstract"])
-def test_messages_of_the_server_arrive_as_this_processes_own(is_abstract: bool) -> None:
+def test_messages_of_the_server_arrive_as_this_processes_own(is_abstract):
     with short_folder() as folder:
         address = f"@vllm-cli-{os.getpid()}" if is_abstract else str(folder / "notify")
         with NotifySocket(address) as notified:
@@ -43,7 +42,7 @@ def test_messages_of_the_server_arrive_as_this_processes_own(is_abstract: bool) 
             relay.close()
 
 
-def test_messages_of_other_processes_are_dropped() -> None:
+def test_messages_of_other_processes_are_dropped():
     with short_folder() as folder, NotifySocket(str(folder / "notify")) as notified:
         relay = NotifyRelay(notified.address)
         _send(relay.address, "MAINPID=1")
@@ -54,7 +53,7 @@ def test_messages_of_other_processes_are_dropped() -> None:
         relay.close()
 
 
-def test_a_manager_that_has_ended_is_no_error() -> None:
+def test_a_manager_that_has_ended_is_no_error():
     with short_folder() as folder:
         with NotifySocket(str(folder / "notify")) as notified:
             relay = NotifyRelay(notified.address)
@@ -63,12 +62,12 @@ def test_a_manager_that_has_ended_is_no_error() -> None:
         relay.close()
 
 
-def test_a_manager_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+def test_a_manager_that_does_not_exist_is_an_error(tmp_path):
     with pytest.raises(OSError):
         NotifyRelay(str(tmp_path / "notify"))
 
 
-def test_a_message_that_may_be_lost_does_not_wait_for_a_busy_manager() -> None:
+def test_a_message_that_may_be_lost_does_not_wait_for_a_busy_manager():
     with short_folder() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(folder / "notify"))
         relay = NotifyRelay(str(folder / "notify"))

@@ -43,7 +43,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path):
         yield notify_socket
 
 
-def test_each_change_of_status_is_sent_once(manager: NotifySocket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_change_of_status_is_sent_once(manager, monkeypatch):
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     with closing(ServiceManager.from_environment()) as service:
         for status in ("load weights", "load weights", "first\ntoken"):
@@ -61,9 +61,7 @@ def test_each_change_of_status_is_sent_once(manager: NotifySocket, monkeypatch: 
     ]
 
 
-async def test_the_watchdog_gets_a_heartbeat_from_the_event_loop(
-    manager: NotifySocket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_watchdog_gets_a_heartbeat_from_the_event_loop(manager, monkeypatch):
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
@@ -74,7 +72,7 @@ async def test_the_watchdog_gets_a_heartbeat_from_the_event_loop(
     assert len(asyncio.all_tasks()) == 1  # this test: the timer ends with the manager
 
 
-async def test_the_watchdog_of_another_process_gets_no_heartbeat(manager: NotifySocket, monkeypatch) -> None:
+async def test_the_watchdog_of_another_process_gets_no_heartbeat(manager, monkeypatch):
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     monkeypatch.setenv("WATCHDOG_USEC", "1000")
     monkeypatch.setenv("WATCHDOG_PID", "1")
@@ -85,7 +83,7 @@ async def test_the_watchdog_of_another_process_gets_no_heartbeat(manager: Notify
     assert "WATCHDOG=1" not in manager.lines
 
 
-def test_without_a_manager_nothing_is_sent_or_logged(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+def test_without_a_manager_nothing_is_sent_or_logged(caplog, monkeypatch):
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     with closing(ServiceManager.from_environment()) as service:
         service.notify_status("x")
@@ -95,7 +93,7 @@ def test_without_a_manager_nothing_is_sent_or_logged(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("address", ["/nowhere/notify", "@vllm-cli-nobody", "vsock:2:1234"])
-def test_a_manager_that_cannot_be_notified_is_a_warning(address: str, caplog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manager_that_cannot_be_notified_is_a_warning(address, caplog, monkeypatch):
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     with caplog.at_level(logging.WARNING), closing(ServiceManager.from_environment()) as service:
         service.notify_ready("ready")
@@ -116,7 +114,7 @@ def listeners():
         yield first, second
 
 
-def test_the_first_socket_is_used_and_no_child_inherits_any(listeners) -> None:
+def test_the_first_socket_is_used_and_no_child_inherits_any(listeners):
     done = _take(*listeners)
     taken = json.loads(done.stdout)
     assert taken["fd"] == 3
@@ -126,14 +124,14 @@ def test_the_first_socket_is_used_and_no_child_inherits_any(listeners) -> None:
     assert "2 sockets were passed: the first is used" in done.stderr
 
 
-def test_sockets_of_another_process_are_left_alone(listeners) -> None:
+def test_sockets_of_another_process_are_left_alone(listeners):
     taken = json.loads(_take(*listeners, pid="1").stdout)
     assert taken["fd"] is None
     assert len(taken["variables"]) == 3
 
 
 @pytest.mark.parametrize("kind", ["datagrams", "not listening"])
-def test_a_socket_that_accepts_no_connections_is_an_error(kind: str) -> None:
+def test_a_socket_that_accepts_no_connections_is_an_error(kind):
     type_ = socket.SOCK_DGRAM if kind == "datagrams" else socket.SOCK_STREAM
     with socket.socket(socket.AF_INET, type_) as bound:
         bound.bind(("127.0.0.1", 0))

@@ -56,7 +56,7 @@ def config_of(model: str | None = "some/model", **engine: object) -> StartupConf
     )
 
 
-def test_medians_come_from_the_starts_with_the_same_key(path) -> None:
+def test_medians_come_from_the_starts_with_the_same_key(path):
     for import_s in (1.0, 1.2, 5.0):
         record_start(record_of(import_s=import_s), path)
     record_start(record_of("other", import_s=90), path)
@@ -67,14 +67,14 @@ def test_medians_come_from_the_starts_with_the_same_key(path) -> None:
     assert earlier.spans["engine:load_weights"].begin_s == pytest.approx(1.4)
 
 
-def test_the_file_lies_in_the_cache_folder(monkeypatch, tmp_path) -> None:
+def test_the_file_lies_in_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     record_start(record_of())
     assert history_path() == tmp_path / "vllm_cli" / "history.jsonl"
     assert read_history("k") is not None
 
 
-def test_a_model_that_is_started_often_does_not_displace_the_others(path) -> None:
+def test_a_model_that_is_started_often_does_not_displace_the_others(path):
     path.parent.mkdir()
     lines = [record_of("rare").to_line(), *[record_of("busy").to_line()] * (2 * MAX_RECORDS)]
     path.write_text("\n".join(lines))
@@ -83,7 +83,7 @@ def test_a_model_that_is_started_often_does_not_displace_the_others(path) -> Non
     assert read_history("rare", path) is not None
 
 
-def test_the_file_never_grows_beyond_twice_what_it_keeps(path) -> None:
+def test_the_file_never_grows_beyond_twice_what_it_keeps(path):
     for _ in range(2 * MAX_RECORDS + 10):
         record_start(record_of("a"), path)
         assert len(path.read_text().splitlines()) <= 2 * MAX_RECORDS
@@ -108,7 +108,7 @@ def test_the_file_never_grows_beyond_twice_what_it_keeps(path) -> None:
     ],
     ids=["empty", "zeros", "no text", "other", "negative", "nan", "list", "spans", "version", "deep", "huge"],
 )
-def test_a_damaged_file_counts_as_empty_and_is_replaced(path, damage) -> None:
+def test_a_damaged_file_counts_as_empty_and_is_replaced(path, damage):
     path.parent.mkdir()
     path.write_bytes(damage)
     assert read_history("k", path) is None
@@ -117,7 +117,7 @@ def test_a_damaged_file_counts_as_empty_and_is_replaced(path, damage) -> None:
     assert len(earlier.records) == 1
 
 
-def test_whole_lines_around_a_damaged_one_still_count(path) -> None:
+def test_whole_lines_around_a_damaged_one_still_count(path):
     path.parent.mkdir()
     line = record_of().to_line()
     path.write_text(f"{line}\n{line[:40]}\n{line}")
@@ -126,7 +126,7 @@ def test_whole_lines_around_a_damaged_one_still_count(path) -> None:
 
 
 @pytest.mark.parametrize("obstacle", ["folder", "fifo", "file for folder"])
-def test_a_path_where_no_file_can_be_written_does_no_harm(path, obstacle) -> None:
+def test_a_path_where_no_file_can_be_written_does_no_harm(path, obstacle):
     if obstacle == "file for folder":
         path.parent.write_text("")
     else:
@@ -138,7 +138,7 @@ def test_a_path_where_no_file_can_be_written_does_no_harm(path, obstacle) -> Non
 
 
 @pytest.mark.thorough
-def test_concurrent_starts_leave_only_complete_lines(path) -> None:
+def test_concurrent_starts_leave_only_complete_lines(path):
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
         "from pathlib import Path\n"
@@ -154,7 +154,7 @@ def test_concurrent_starts_leave_only_complete_lines(path) -> None:
     assert all(StartRecord.from_line(line.encode()) for line in lines)
 
 
-def test_the_key_depends_on_model_versions_and_engine_settings(tmp_path, monkeypatch) -> None:
+def test_the_key_depends_on_model_versions_and_engine_settings(tmp_path, monkeypatch):
     key = start_key(config_of(), {"torch": "2"})
     assert key == start_key(config_of(), {"torch": "2"})
     assert key != start_key(config_of("other/model"), {"torch": "2"})
@@ -165,7 +165,7 @@ def test_the_key_depends_on_model_versions_and_engine_settings(tmp_path, monkeyp
     assert start_key(config_of("model"), {}) == start_key(config_of(str(tmp_path / "model")), {})
 
 
-def test_a_record_is_the_same_after_writing_and_reading_its_line() -> None:
+def test_a_record_is_the_same_after_writing_and_reading_its_line():
     record = record_of(resident_share=0.5)
     assert StartRecord.from_line(record.to_line().encode()) == record
     assert json.loads(record.to_line())["resident_share"] == 0.5
@@ -199,17 +199,17 @@ def test_a_record_is_the_same_after_writing_and_reading_its_line() -> None:
         pytest.param({"import_times": ()}, {"import_s": 9}, None, id="the first start"),
     ],
 )
-def test_a_slow_start_is_explained(path, earlier, now, expected) -> None:
+def test_a_slow_start_is_explained(path, earlier, now, expected):
     for import_s in earlier["import_times"]:
         record_start(record_of(import_s=import_s, resident_share=earlier.get("resident_share", 1.0)), path)
     assert explain_slowness(report_of(**now), read_history("k", path)) == expected
 
 
-def test_versions_are_those_of_the_metadata() -> None:
+def test_versions_are_those_of_the_metadata():
     assert installed_versions(PACKAGES) == {name: version(name) for name in PACKAGES[:-1]}
 
 
-def test_reading_versions_imports_no_package() -> None:
+def test_reading_versions_imports_no_package():
     code = (
         "import sys\n"
         "from startup.timeline.history import installed_versions\n"

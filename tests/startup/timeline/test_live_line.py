@@ -33,7 +33,7 @@ def _read_all(ours: int, theirs: int) -> str:
     return received.removesuffix(_END).decode()
 
 
-def test_on_a_terminal_the_line_is_replaced(terminal) -> None:
+def test_on_a_terminal_the_line_is_replaced(terminal):
     line, read = terminal
     line.show("one")
     line.show("two")
@@ -41,13 +41,13 @@ def test_on_a_terminal_the_line_is_replaced(terminal) -> None:
     assert read() == "\r\x1b[Kone\r\x1b[Ktwo\r\x1b[K"
 
 
-def test_a_line_that_is_too_long_is_cut_off(terminal) -> None:
+def test_a_line_that_is_too_long_is_cut_off(terminal):
     line, read = terminal
     line.show("x" * 10_000)
     assert len(read()) < 500
 
 
-def test_nothing_is_written_to_a_file(tmp_path) -> None:
+def test_nothing_is_written_to_a_file(tmp_path):
     with (tmp_path / "log").open("w") as stream:
         line = LiveLine(stream)
         line.show("one")
@@ -55,7 +55,7 @@ def test_nothing_is_written_to_a_file(tmp_path) -> None:
     assert (tmp_path / "log").read_text() == ""
 
 
-def test_the_line_is_erased_before_a_log_record_is_written(terminal) -> None:
+def test_the_line_is_erased_before_a_log_record_is_written(terminal):
     line, read = terminal
     handler = logging.StreamHandler(line._stream)
     line.erase_for(handler)
@@ -64,7 +64,7 @@ def test_the_line_is_erased_before_a_log_record_is_written(terminal) -> None:
     assert read() == "\r\x1b[Kprogress\r\x1b[Krecord\r\n"
 
 
-def test_no_line_is_shown_between_its_erasure_and_the_record(terminal) -> None:
+def test_no_line_is_shown_between_its_erasure_and_the_record(terminal):
     line, read = terminal
     handler = logging.StreamHandler(line._stream)
     line.erase_for(handler)
@@ -81,7 +81,7 @@ def test_no_line_is_shown_between_its_erasure_and_the_record(terminal) -> None:
     assert read() == "record\r\n\r\x1b[Kprogress"
 
 
-def test_a_process_forked_while_a_line_is_written_can_log(terminal) -> None:
+def test_a_process_forked_while_a_line_is_written_can_log(terminal):
     line, _ = terminal
     is_held, is_done = Event(), Event()
 
@@ -100,7 +100,7 @@ def test_a_process_forked_while_a_line_is_written_can_log(terminal) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_closed_terminal_is_no_error() -> None:
+def test_a_closed_terminal_is_no_error():
     ours, theirs = pty.openpty()
     stream = os.fdopen(theirs, "w")
     line = LiveLine(stream)
@@ -117,5 +117,5 @@ def test_a_closed_terminal_is_no_error() -> None:
     ("progress", "expected"),
     [(0.0, "[" + "-" * 20 + "]   0%"), (0.5, "[" + "#" * 10 + "-" * 10 + "]  50%"), (1.0, "[" + "#" * 20 + "] 100%")],
 )
-def test_the_bar_is_as_full_as_the_progress(progress, expected) -> None:
+def test_the_bar_is_as_full_as_the_progress(progress, expected):
     assert draw_bar(progress) == expected

@@ -21,7 +21,7 @@ def timeline() -> PhaseTimeline:
     return PhaseTimeline.from_process_start()
 
 
-def test_a_long_phase_is_logged_once_while_it_runs(timeline: PhaseTimeline, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_phase_is_logged_once_while_it_runs(timeline, caplog):
     caplog.set_level(logging.INFO)
     meter = ProgressMeter(timeline)
     with LiveProgress(meter, long_phase_s=0.02):
@@ -41,7 +41,7 @@ def test_a_long_phase_is_logged_once_while_it_runs(timeline: PhaseTimeline, capl
     ]
 
 
-def test_short_phases_are_not_logged(timeline: PhaseTimeline, caplog: pytest.LogCaptureFixture) -> None:
+def test_short_phases_are_not_logged(timeline, caplog):
     caplog.set_level(logging.INFO)
     with LiveProgress(ProgressMeter(timeline)):
         for number in range(100):

@@ -53,7 +53,7 @@ def timeline_at(elapsed_s: float) -> PhaseTimeline:
     return PhaseTimeline(NOW_NS - round(elapsed_s * NS))
 
 
-def test_without_history_only_the_phase_is_known() -> None:
+def test_without_history_only_the_phase_is_known():
     timeline = timeline_at(0.5)
     with timeline.span("import_server"):
         current = ProgressMeter(timeline).read()
@@ -62,11 +62,11 @@ def test_without_history_only_the_phase_is_known() -> None:
     assert current.to_dict() == {"phase": "import_server", "progress": None, "elapsed_s": 0.5, "eta_s": None}
 
 
-def test_between_two_phases_the_phase_is_starting() -> None:
+def test_between_two_phases_the_phase_is_starting():
     assert ProgressMeter(timeline_at(0.5)).read().phase == "starting"
 
 
-def test_remaining_time_is_the_rest_of_the_phase_and_the_usual_time_after_it(clock: Clock) -> None:
+def test_remaining_time_is_the_rest_of_the_phase_and_the_usual_time_after_it(clock):
     timeline = timeline_at(0.3)
     with clock.span(timeline, "import_server", since_s=0.2):
         current = meter_of(timeline).read()
@@ -74,27 +74,27 @@ def test_remaining_time_is_the_rest_of_the_phase_and_the_usual_time_after_it(clo
     assert current.progress == pytest.approx(0.3 / 1.7)
 
 
-def test_a_phase_that_begins_late_moves_the_end(clock: Clock) -> None:
+def test_a_phase_that_begins_late_moves_the_end(clock):
     timeline = timeline_at(3.0)
     with clock.span(timeline, "import_server", since_s=2.9):
         current = meter_of(timeline).read()
     assert current.eta_s == pytest.approx(0.2 + 1.2)
 
 
-def test_a_phase_that_exceeds_its_usual_time_leaves_the_time_after_it(clock: Clock) -> None:
+def test_a_phase_that_exceeds_its_usual_time_leaves_the_time_after_it(clock):
     timeline = timeline_at(8.0)
     with clock.span(timeline, "import_server", since_s=0.2):
         assert meter_of(timeline).read().eta_s == pytest.approx(1.2)
 
 
-def test_an_unknown_phase_is_estimated_from_the_total() -> None:
+def test_an_unknown_phase_is_estimated_from_the_total():
     timeline = timeline_at(0.7)
     with timeline.span("never_seen"):
         current = meter_of(timeline).read()
     assert current.eta_s == pytest.approx(1.0)
 
 
-def test_progress_never_falls_and_stays_below_one_until_ready(clock: Clock) -> None:
+def test_progress_never_falls_and_stays_below_one_until_ready(clock):
     timeline = timeline_at(1.6)
     meter = meter_of(timeline)
     with clock.span(timeline, "wait_for_engine", since_s=0.5):
@@ -107,7 +107,7 @@ def test_progress_never_falls_and_stays_below_one_until_ready(clock: Clock) -> N
     assert meter_of(timeline_at(900)).read().progress == 0.99
 
 
-def test_progress_never_falls_below_the_value_that_the_responder_reported(clock: Clock) -> None:
+def test_progress_never_falls_below_the_value_that_the_responder_reported(clock):
     """Its clients become clients of the HTTP server."""
     timeline = timeline_at(1.6)
     meter = meter_of(timeline)
@@ -126,14 +126,14 @@ def test_progress_never_falls_below_the_value_that_the_responder_reported(clock:
     assert 0.8 < high <= low < 1
 
 
-def test_a_finished_start_is_ready() -> None:
+def test_a_finished_start_is_ready():
     timeline = timeline_at(1.0)
     timeline.finish()
     current = meter_of(timeline).read()
     assert (current.phase, current.progress, current.eta_s) == ("ready", 1.0, 0.0)
 
 
-def test_the_line_for_a_terminal_has_phase_bar_and_time_left(clock: Clock) -> None:
+def test_the_line_for_a_terminal_has_phase_bar_and_time_left(clock):
     timeline = timeline_at(0.5)
     with clock.span(timeline, "wait_for_engine", since_s=0.5):
         line = str(meter_of(timeline).read())

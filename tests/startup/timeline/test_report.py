@@ -22,7 +22,7 @@ from startup.timeline.timeline import PhaseTimeline
 from tests.startup.timeline.start_reports import report_of
 
 
-def test_phases_partition_the_total() -> None:
+def test_phases_partition_the_total():
     content = report_of().to_dict()
     assert sum(phase["took_s"] for phase in content["phases"]) == pytest.approx(content["total_s"])
     assert sum(phase["share"] for phase in content["phases"]) == pytest.approx(1)
@@ -30,7 +30,7 @@ def test_phases_partition_the_total() -> None:
     assert [phase["name"] for phase in content["phases"]] == ["boot", "import_torch", "load_weights"]
 
 
-def test_the_report_has_versions_marks_waits_and_the_page_cache() -> None:
+def test_the_report_has_versions_marks_waits_and_the_page_cache():
     content = report_of(resident_share=0.25).to_dict()
     assert content["schema_version"] == SCHEMA_VERSION == 1
     assert content["versions"] == {"torch": "2.13.0"}
@@ -42,26 +42,26 @@ def test_the_report_has_versions_marks_waits_and_the_page_cache() -> None:
 
 
 @pytest.mark.parametrize("resident_share", [None, 0.25])
-def test_a_report_read_back_is_the_same(resident_share: float | None) -> None:
+def test_a_report_read_back_is_the_same(resident_share):
     report = report_of(resident_share=resident_share)
     again = read_report(report.to_json())
     assert again.to_dict() == report.to_dict()
     assert again.table() == report.table()
 
 
-def test_members_of_a_later_version_are_ignored() -> None:
+def test_members_of_a_later_version_are_ignored():
     content = report_of().to_dict() | {"unknown": 1}
     assert read_report(json.dumps(content)).facts.model == "tiny"
 
 
-def test_the_report_of_a_failed_start_has_the_reason() -> None:
+def test_the_report_of_a_failed_start_has_the_reason():
     timeline = PhaseTimeline.from_process_start()
     facts = StartFacts(model="m", start_method="spawn", outcome="failed", error="no such folder")
     again = read_report(build_report(timeline, facts).to_json())
     assert (again.facts.outcome, again.facts.error) == ("failed", "no such folder")
 
 
-def test_a_running_start_is_reported_up_to_now() -> None:
+def test_a_running_start_is_reported_up_to_now():
     timeline = PhaseTimeline.from_process_start()
     with timeline.span("running_span"):
         time.sleep(0.02)
@@ -88,19 +88,19 @@ def test_a_running_start_is_reported_up_to_now() -> None:
     ],
     ids=str,
 )
-def test_a_file_that_is_no_report_is_rejected_with_one_line(change: dict[str, object], message: str) -> None:
+def test_a_file_that_is_no_report_is_rejected_with_one_line(change, message):
     with pytest.raises(ReportError, match=message) as caught:
         read_report(json.dumps(report_of().to_dict() | change))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000], ids=["empty", "list", "cut", "null", "deep"])
-def test_text_that_is_no_report_is_rejected(text: str) -> None:
+def test_text_that_is_no_report_is_rejected(text):
     with pytest.raises(ReportError):
         read_report(text)
 
 
-def test_saving_replaces_the_file_as_a_whole(tmp_path) -> None:
+def test_saving_replaces_the_file_as_a_whole(tmp_path):
     path = tmp_path / "report.json"
     path.write_text("old")
     save_file(path, report_of().to_json(), "start-up report")
@@ -108,14 +108,14 @@ def test_saving_replaces_the_file_as_a_whole(tmp_path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
 
 
-def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, caplog) -> None:
+def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         save_file(tmp_path / "no-such-folder" / "report.json", "{}", "start-up report")
     assert "could not be written" in caplog.text
     assert "No such file" in caplog.text
 
 
-def test_every_event_has_the_members_of_the_format() -> None:
+def test_every_event_has_the_members_of_the_format():
     trace = json.loads(json.dumps(build_trace(report_of())))
     kinds = defaultdict(list)
     for event in trace["traceEvents"]:
@@ -131,7 +131,7 @@ def test_every_event_has_the_members_of_the_format() -> None:
     assert all(event["s"] == "g" for event in kinds["i"])
 
 
-def test_each_process_has_a_named_track_and_the_critical_path_comes_first() -> None:
+def test_each_process_has_a_named_track_and_the_critical_path_comes_first():
     events = build_trace(report_of())["traceEvents"]
     tracks = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
     assert tracks[0] == "critical path"
@@ -140,7 +140,7 @@ def test_each_process_has_a_named_track_and_the_critical_path_comes_first() -> N
     assert [(event["ts"], event["dur"]) for event in loads] == [(1_200_000, 500_000)]
 
 
-def test_spans_that_overlap_without_nesting_get_rows_of_their_own() -> None:
+def test_spans_that_overlap_without_nesting_get_rows_of_their_own():
     timeline = PhaseTimeline(0)
     times = {"outer": (0, 100), "inner": (10, 50), "crossing": (40, 120), "later": (130, 140), "same": (0, 100)}
     timeline.spans = [PhaseSpan("api", name, begin * 1000, end * 1000) for name, (begin, end) in times.items()]

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import pytest
-
 from base.machine.processes import process_start_ns
 from startup.timeline.report import StartFacts, build_report
 from startup.timeline.spans import PhaseSpan
@@ -18,7 +16,7 @@ TICK = 20_000_000
 """Tolerance: the kernel counts in ticks of 10 ms, and two clocks are read one after the other."""
 
 
-def test_process_start_is_before_the_first_line_of_python() -> None:
+def test_process_start_is_before_the_first_line_of_python():
     code = (
         "import time; begin = time.monotonic_ns()\n"
         "from base.machine.processes import process_start_ns\n"
@@ -30,9 +28,7 @@ def test_process_start_is_before_the_first_line_of_python() -> None:
     assert called - TICK <= start <= first_line + TICK
 
 
-def test_a_delay_between_two_readings_of_the_clocks_does_not_change_the_result(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_delay_between_two_readings_of_the_clocks_does_not_change_the_result(monkeypatch):
     expected = process_start_ns()
     waits = iter([0.2])
 
@@ -45,7 +41,7 @@ def test_a_delay_between_two_readings_of_the_clocks_does_not_change_the_result(
     assert abs(process_start_ns() - expected) < TICK
 
 
-def test_span_is_recorded_even_when_the_block_raises() -> None:
+def test_span_is_recorded_even_when_the_block_raises():
     timeline = PhaseTimeline(time.monotonic_ns())
     try:
         with timeline.span("fails"):
@@ -55,7 +51,7 @@ def test_span_is_recorded_even_when_the_block_raises() -> None:
     assert [s.name for s in timeline.spans] == ["fails"]
 
 
-def test_table_shows_share_and_bar_of_each_phase_of_the_critical_path() -> None:
+def test_table_shows_share_and_bar_of_each_phase_of_the_critical_path():
     timeline = PhaseTimeline(0)
     timeline.add("api", [("listen", 0, SECOND), ("idle_import", SECOND, 2 * SECOND)])
     timeline.spans.append(PhaseSpan("api", "wait", 2 * SECOND, 4 * SECOND, waits_for="engine"))
@@ -69,13 +65,13 @@ def test_table_shows_share_and_bar_of_each_phase_of_the_critical_path() -> None:
     assert hidden.split() == ["1.000", "1.000", "api", "idle_import"]
 
 
-def test_a_name_may_contain_its_process() -> None:
+def test_a_name_may_contain_its_process():
     timeline = PhaseTimeline(0)
     timeline.add("engine", [("forkserver:preload_imports", 0, 1), ("load_weights", 1, 2)])
     assert [span.key for span in timeline.spans] == ["forkserver:preload_imports", "engine:load_weights"]
 
 
-def test_running_is_the_innermost_open_span() -> None:
+def test_running_is_the_innermost_open_span():
     timeline = PhaseTimeline(time.monotonic_ns())
     assert timeline.running is None
     with timeline.span("outer"), timeline.span("inner"):
@@ -84,7 +80,7 @@ def test_running_is_the_innermost_open_span() -> None:
     assert timeline.running is None
 
 
-def test_the_first_mark_of_a_name_counts() -> None:
+def test_the_first_mark_of_a_name_counts():
     timeline = PhaseTimeline(0)
     timeline.mark("listening")
     first = timeline.marks["listening"]
@@ -92,7 +88,7 @@ def test_the_first_mark_of_a_name_counts() -> None:
     assert timeline.marks == {"listening": first}
 
 
-def test_elapsed_time_is_constant_once_the_start_is_finished() -> None:
+def test_elapsed_time_is_constant_once_the_start_is_finished():
     timeline = PhaseTimeline.from_process_start()
     timeline.finish()
     elapsed_s = timeline.elapsed_s
@@ -101,7 +97,7 @@ def test_elapsed_time_is_constant_once_the_start_is_finished() -> None:
     assert timeline.elapsed_s == elapsed_s
 
 
-def test_timeline_begins_with_the_interpreter() -> None:
+def test_timeline_begins_with_the_interpreter():
     timeline = PhaseTimeline.from_process_start()
     assert timeline.spans[0].begin_ns == timeline.origin_ns < time.monotonic_ns()
     assert timeline.spans[0].duration_s > 0

@@ -50,12 +50,12 @@ def starts(model_path, tmp_path_factory) -> list[RealStart]:
     return [RealStart(model_path, folder) for _ in range(2)]
 
 
-def test_startupz_equals_the_report_file(starts) -> None:
+def test_startupz_equals_the_report_file(starts):
     for start in starts:
         assert read_report(json.dumps(start.startupz)).phases == start.report.phases
 
 
-def test_the_first_start_reports_its_phase_and_the_second_also_its_progress(starts) -> None:
+def test_the_first_start_reports_its_phase_and_the_second_also_its_progress(starts):
     first, second = starts
     assert {answer["phase"] for answer in first.answers} & {span.name for span in first.report.spans}
     assert {answer["progress"] for answer in first.answers} == {None}
@@ -66,6 +66,6 @@ def test_the_first_start_reports_its_phase_and_the_second_also_its_progress(star
     assert all(answer["eta_s"] >= 0 for answer in known)
 
 
-def test_the_table_is_in_the_log(starts) -> None:
+def test_the_table_is_in_the_log(starts):
     for start in starts:
         assert all(line in start.log for line in start.report.table().splitlines() if "#" in line)

@@ -31,14 +31,14 @@ def root(filled: Path) -> Path:
     return filled.parent / "cache"
 
 
-def test_small_files_are_copied_and_large_ones_are_linked(filled: Path, root: Path, tmp_path: Path) -> None:
+def test_small_files_are_copied_and_large_ones_are_linked(filled, root, tmp_path):
     assert add_baked_caches(tmp_path) is None
     assert (root / _SMALL).read_bytes() == b"{}"
     assert not (root / _SMALL).is_symlink()
     assert (root / _LARGE).readlink() == filled / CACHE / _LARGE
 
 
-def test_what_the_user_has_stays_and_baked_files_are_never_written(filled: Path, root: Path, tmp_path: Path) -> None:
+def test_what_the_user_has_stays_and_baked_files_are_never_written(filled, root, tmp_path):
     (root / _SMALL).parent.mkdir(parents=True)
     (root / _SMALL).write_text("mine")
     add_baked_caches(tmp_path)
@@ -50,14 +50,14 @@ def test_what_the_user_has_stays_and_baked_files_are_never_written(filled: Path,
     assert (filled / CACHE / _LARGE).read_bytes() == _LARGE_BYTES
 
 
-def test_a_second_start_looks_at_nothing(filled: Path, root: Path, tmp_path: Path) -> None:
+def test_a_second_start_looks_at_nothing(filled, root, tmp_path):
     add_baked_caches(tmp_path)
     (root / _SMALL).unlink()  # the user has deleted it
     add_baked_caches(tmp_path)
     assert not (root / _SMALL).exists()
 
 
-def test_a_new_image_lays_its_own_and_removes_dead_links(filled: Path, root: Path, tmp_path: Path) -> None:
+def test_a_new_image_lays_its_own_and_removes_dead_links(filled, root, tmp_path):
     add_baked_caches(tmp_path)
     (filled / CACHE / _LARGE).unlink()
     (filled / CACHE / "modelinfos/qwen.json").write_text("{}")
@@ -67,9 +67,7 @@ def test_a_new_image_lays_its_own_and_removes_dead_links(filled: Path, root: Pat
     assert (root / "modelinfos/qwen.json").exists()
 
 
-def test_without_the_image_dead_links_are_removed(
-    filled: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_image_dead_links_are_removed(filled, root, tmp_path, monkeypatch):
     add_baked_caches(tmp_path)
     filled.rename(tmp_path / "gone")
     monkeypatch.setenv("VCLI_BAKED", "off")
@@ -87,9 +85,7 @@ def test_without_the_image_dead_links_are_removed(
     ],
     ids=["processor", "gpu"],
 )
-def test_compiled_code_of_other_hardware_is_not_used(
-    hardware: Hardware, what: str, filled: Path, root: Path, tmp_path: Path
-) -> None:
+def test_compiled_code_of_other_hardware_is_not_used(hardware, what, filled, root, tmp_path):
     write_manifest(filled, hardware)
     notice = add_baked_caches(tmp_path)
     assert notice == f"the baked compile caches are not used: they were made on another {what}"
@@ -97,9 +93,7 @@ def test_compiled_code_of_other_hardware_is_not_used(
     assert not os.path.lexists(root / _LARGE)
 
 
-def test_without_a_writable_cache_folder_the_start_has_one_of_its_own(
-    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_writable_cache_folder_the_start_has_one_of_its_own(filled, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "file" / "cache"))
     session = tmp_path / "session"
@@ -108,7 +102,7 @@ def test_without_a_writable_cache_folder_the_start_has_one_of_its_own(
     assert (session / "cache" / _LARGE).read_bytes() == _LARGE_BYTES
 
 
-def test_an_unreadable_manifest_is_a_warning(filled: Path, tmp_path: Path) -> None:
+def test_an_unreadable_manifest_is_a_warning(filled, tmp_path):
     (filled / "manifest.json").write_text("{")
     assert "are not used" in str(add_baked_caches(tmp_path))
 
@@ -125,7 +119,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_writable_package_needs_no_cache_folder(package: Path) -> None:
+def test_a_writable_package_needs_no_cache_folder(package):
     assert keep_bytecode(package) is None
     assert sys.pycache_prefix is None
 
@@ -137,7 +131,7 @@ def place(package: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return package.parent / "cache" / "vllm_cli" / "bytecode"
 
 
-def test_bytecode_of_a_read_only_package_goes_to_the_cache_folder(package: Path, place: Path) -> None:
+def test_bytecode_of_a_read_only_package_goes_to_the_cache_folder(package, place):
     assert str(place) in (keep_bytecode(package) or "")
     assert sys.pycache_prefix == os.environ["PYTHONPYCACHEPREFIX"] == str(place)
     assert place.stat().st_mode & 0o777 == 0o700
@@ -145,7 +139,7 @@ def test_bytecode_of_a_read_only_package_goes_to_the_cache_folder(package: Path,
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o777])
-def test_a_cache_folder_that_others_can_write_to_is_not_used(mode: int, package: Path, place: Path) -> None:
+def test_a_cache_folder_that_others_can_write_to_is_not_used(mode, package, place):
     place.mkdir(parents=True)
     place.chmod(mode)
     assert f"other users can write to {place} (mode {mode:04o}): remove it" in (keep_bytecode(package) or "")
@@ -153,19 +147,19 @@ def test_a_cache_folder_that_others_can_write_to_is_not_used(mode: int, package:
     assert "PYTHONPYCACHEPREFIX" not in os.environ
 
 
-def test_the_warning_names_a_link_in_place_of_the_cache_folder(package: Path, place: Path) -> None:
+def test_the_warning_names_a_link_in_place_of_the_cache_folder(package, place):
     place.parent.mkdir(parents=True)
     place.symlink_to(package.parent)
     assert f"{place} is a link: remove it" in (keep_bytecode(package) or "")
     assert sys.pycache_prefix is None
 
 
-def test_the_warning_names_pythondontwritebytecode(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_warning_names_pythondontwritebytecode(package, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     assert "PYTHONDONTWRITEBYTECODE" in (keep_bytecode(package) or "")
 
 
-def test_a_compiled_package_needs_no_warning(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_package_needs_no_warning(package, monkeypatch):
     py_compile.compile(str(package / "__init__.py"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     assert keep_bytecode(package) is None

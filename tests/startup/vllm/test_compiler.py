@@ -10,7 +10,6 @@ import pytest
 
 from startup.vllm.patches import compiler
 from startup.vllm.patches.compiler import compiler_imported
-from tests.startup.toy_package import ToyPackages
 
 pytestmark = pytest.mark.thorough
 
@@ -51,7 +50,7 @@ print(json.dumps(result))
 """
 
 
-def test_torch_compiles_a_function_on_its_first_call() -> None:
+def test_torch_compiles_a_function_on_its_first_call():
     done = subprocess.run([sys.executable, "-c", _WITH_TORCH], capture_output=True, text=True, timeout=250, cwd=_ROOT)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
@@ -66,7 +65,7 @@ def test_torch_compiles_a_function_on_its_first_call() -> None:
     }
 
 
-def test_the_stand_ins_are_removed_if_the_imports_fail(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stand_ins_are_removed_if_the_imports_fail(toys, monkeypatch):
     monkeypatch.setattr(compiler, "_DEFERRED_MODULES", ("heavy.part",))
     toys.write("heavy.part", "class Thing:\n    kind = 'real'\n")
     with pytest.raises(ValueError, match="broken"), compiler_imported("deferred"):

@@ -47,9 +47,7 @@ def _digest(text: str) -> list[str]:
         ("worker 0:SIGSEGV", ("spawn",), "VllmWorker-0 (pid ", "crashed with SIGSEGV"),
     ],
 )
-def test_a_failed_start_ends_with_the_first_cause(
-    crash: str, words: tuple[str, ...], process: str, cause: str, folder: Path
-) -> None:
+def test_a_failed_start_ends_with_the_first_cause(crash, words, process, cause, folder):
     method = "spawn" if words == ("spawn",) else "forkserver"
     done = _run(folder, crash, *(words if method == "forkserver" else ()), VLLM_WORKER_MULTIPROC_METHOD=method)
     assert done.returncode == _FAILED, done.stderr
@@ -61,7 +59,7 @@ def test_a_failed_start_ends_with_the_first_cause(
 
 
 @pytest.mark.parametrize(("crash", "cause"), [("request:SIGKILL", _KILLED), ("request:no such key", "no such key")])
-def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash: str, cause: str, folder: Path) -> None:
+def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash, cause, folder):
     with FakeStart(folder, env=environment(folder, **{_CRASH: crash})) as start:
         start.wait_until_ready()
         with suppress(OSError):
@@ -73,7 +71,7 @@ def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash: str, c
         assert cause in second
 
 
-def test_a_node_without_an_api_server_tells_the_end_of_its_engine(folder: Path) -> None:
+def test_a_node_without_an_api_server_tells_the_end_of_its_engine(folder):
     with FakeStart(folder, "--headless") as start:
         start.wait_for_line("headless engine")
         start.named("VLLM::EngineCor").kill()
@@ -83,14 +81,14 @@ def test_a_node_without_an_api_server_tells_the_end_of_its_engine(folder: Path) 
         assert _KILLED in second
 
 
-def test_a_stopped_server_has_no_digest(folder: Path) -> None:
+def test_a_stopped_server_has_no_digest(folder):
     with FakeStart(folder) as start:
         start.wait_until_ready()
         assert start.end() == 0
         assert start.lines_with("Error: ") == []
 
 
-def test_kubernetes_and_probes_get_the_digest(folder: Path) -> None:
+def test_kubernetes_and_probes_get_the_digest(folder):
     termination_log, gate = folder / "termination-log", folder / "gate"
     termination_log.write_text("")
     given = environment(folder, VCLI_TERMINATION_LOG=str(termination_log), **{_CRASH: "engine:out of luck"})
@@ -109,7 +107,7 @@ def test_kubernetes_and_probes_get_the_digest(folder: Path) -> None:
     assert any(b"Loading" in body for body in bodies)
 
 
-def test_the_kept_log_has_no_secrets(folder: Path) -> None:
+def test_the_kept_log_has_no_secrets(folder):
     done = _run(folder, "engine:the key is sk-very-secret", "--api-key", "sk-very-secret", "--log-format", "json")
     record = json.loads(done.stderr.splitlines()[-1])
     assert "sk-very-secret" not in Path(record["digest"]["log"]).read_text() + done.stderr.splitlines()[-1]

@@ -35,9 +35,7 @@ def _serves(start: FakeStart) -> bool:
     ],
     ids=["too-old", "no-version", "numa-bind", "torchrun", "asked-for"],
 )
-def test_a_start_that_cannot_or_must_not_preload_is_plain(
-    version: str, variables: dict[str, str], words: tuple[str, ...], warning: str | None, folder: Path
-) -> None:
+def test_a_start_that_cannot_or_must_not_preload_is_plain(version, variables, words, warning, folder):
     fake = variant(folder, _version=f'__version__ = "{version}"\n')
     env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD="spawn", **variables)
     with FakeStart(folder, *words, env=env) as start:
@@ -50,7 +48,7 @@ def test_a_start_that_cannot_or_must_not_preload_is_plain(
         assert warning is None or warning in warnings[0]
 
 
-def test_vllm_with_another_tracing_function_is_preloaded(folder: Path) -> None:
+def test_vllm_with_another_tracing_function_is_preloaded(folder):
     fake = rewrite(variant(folder), "instrument", "mark_as_worth_timing")
     with FakeStart(folder, env=environment(folder, fake)) as start:
         state = start.wait_until_ready().state()
@@ -61,7 +59,7 @@ def test_vllm_with_another_tracing_function_is_preloaded(folder: Path) -> None:
         assert start.lines_with("Traceback") == []
 
 
-def test_vllm_with_another_uvicorn_starts_plain(folder: Path) -> None:
+def test_vllm_with_another_uvicorn_starts_plain(folder):
     spec = find_spec("uvicorn")
     assert spec is not None and spec.origin is not None
     fake = variant(folder)
@@ -81,7 +79,7 @@ def test_vllm_with_another_uvicorn_starts_plain(folder: Path) -> None:
         assert start.lines_with("Traceback") == []
 
 
-def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(folder: Path) -> None:
+def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(folder):
     gate = folder / "gate"
     with FakeStart(folder, "--tensor-parallel-size", "2", "--config-gate", str(gate)) as start:
         start.wait_until_answered(503)
@@ -100,7 +98,7 @@ def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(fol
         start.wait_until_tree_is_gone()
 
 
-def test_a_newer_vllm_that_fails_starts_without_preloading_from_then_on(folder: Path) -> None:
+def test_a_newer_vllm_that_fails_starts_without_preloading_from_then_on(folder):
     env = environment(folder, without_forks(folder, "0.99.0+cpu"))
     for expected in ("vLLM 0.99.0+cpu starts again without preloading", "vLLM 0.99.0+cpu starts without preloading"):
         with FakeStart(folder, env=env) as start:
@@ -113,7 +111,7 @@ def test_a_newer_vllm_that_fails_starts_without_preloading_from_then_on(folder: 
             assert "Engine core initialization failed" in warnings[0]
 
 
-def test_a_tested_vllm_that_fails_exits_with_its_own_error(folder: Path) -> None:
+def test_a_tested_vllm_that_fails_exits_with_its_own_error(folder):
     with FakeStart(folder, env=environment(folder, without_forks(folder, "0.32.0+cpu"))) as start:
         assert start.process.wait(60) == 3
         assert start.lines_with("Cause: ")
@@ -121,7 +119,7 @@ def test_a_tested_vllm_that_fails_exits_with_its_own_error(folder: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["v1/worker/cpu_worker", "v1/executor/multiproc_executor", "__init__"])
-def test_a_module_that_cannot_be_preloaded_is_imported_by_the_process_that_needs_it(name: str, folder: Path) -> None:
+def test_a_module_that_cannot_be_preloaded_is_imported_by_the_process_that_needs_it(name, folder):
     fake = prepend(variant(folder), name, _REFUSES_THE_FORKSERVER)
     with FakeStart(folder, env=environment(folder, fake)) as start:
         state = start.wait_until_ready().state()
@@ -131,7 +129,7 @@ def test_a_module_that_cannot_be_preloaded_is_imported_by_the_process_that_needs
         assert start.lines_with("WARNING", "Traceback") == []
 
 
-def test_a_forkserver_that_cannot_be_started_is_replaced_by_spawn(folder: Path) -> None:
+def test_a_forkserver_that_cannot_be_started_is_replaced_by_spawn(folder):
     """The forkserver's socket is in the folder for temporary files, whose path is too long here."""
     too_deep = folder / ("x" * 100)
     too_deep.mkdir()

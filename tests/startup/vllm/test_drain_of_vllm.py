@@ -48,7 +48,7 @@ def _begin_to_read(start: FakeStart, prompt: str) -> socket.socket:
 
 
 @pytest.mark.parametrize("start", [None], indirect=True)
-def test_a_running_stream_finishes(start: FakeStart) -> None:
+def test_a_running_stream_finishes(start):
     stream = StreamReader(_url(start), 150)
     _stop(start)
     rejected = ask(f"{_url(start)}/v1/completions", {"prompt": "a"})
@@ -61,7 +61,7 @@ def test_a_running_stream_finishes(start: FakeStart) -> None:
 
 
 @pytest.mark.parametrize("start", [1], indirect=True)
-def test_a_client_that_does_not_read_holds_nothing_up(start: FakeStart) -> None:
+def test_a_client_that_does_not_read_holds_nothing_up(start):
     with closing(_begin_to_read(start, "x" * 1_000_000)):  # more than the sockets hold
         _stop(start)
         assert start.process.wait(60) == 0
@@ -69,7 +69,7 @@ def test_a_client_that_does_not_read_holds_nothing_up(start: FakeStart) -> None:
 
 
 @pytest.mark.parametrize("start", [600], indirect=True)
-def test_a_second_signal_ends_what_runs(start: FakeStart) -> None:
+def test_a_second_signal_ends_what_runs(start):
     stream = StreamReader(_url(start), _ENDLESS)
     _stop(start)
     start.process.send_signal(signal.SIGTERM)
@@ -80,7 +80,7 @@ def test_a_second_signal_ends_what_runs(start: FakeStart) -> None:
 
 
 @pytest.mark.parametrize("start", [600], indirect=True)
-def test_an_engine_that_dies_ends_the_drain(start: FakeStart) -> None:
+def test_an_engine_that_dies_ends_the_drain(start):
     """Its requests fail, so that nothing is left to wait for."""
     engine = start.named("VLLM::EngineCor")
     with closing(_begin_to_read(start, "a")) as client:

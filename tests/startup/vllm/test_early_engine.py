@@ -3,7 +3,6 @@
 import importlib
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -71,37 +70,37 @@ def vllm(toys: ToyPackages) -> Any:
     return importlib.import_module("vllm.v1.engine.async_llm")
 
 
-def test_the_renderer_is_made_while_the_engine_starts(vllm: Any) -> None:
+def test_the_renderer_is_made_while_the_engine_starts(vllm):
     llm = vllm.AsyncLLM("config", object, False)
     assert vllm.steps == _EARLY
     assert llm.engine_core._renderer is llm.renderer
     assert isinstance(llm.processor, vllm.InputProcessor)
 
 
-def test_the_engine_gets_what_vllm_has_decided(vllm: Any) -> None:
+def test_the_engine_gets_what_vllm_has_decided(vllm):
     llm = vllm.AsyncLLM("own loggers", object, log_stats=False, client_index=2)
     assert llm.engine_core.arguments == {"config": "own loggers", "log_stats": True, "index": 2}
 
 
-def test_the_module_is_unchanged_afterwards(vllm: Any) -> None:
+def test_the_module_is_unchanged_afterwards(vllm):
     before = dict(vars(vllm))
     vllm.AsyncLLM("config", object, False)
     assert vars(vllm) == before
 
 
-def test_an_engine_for_other_arguments_is_replaced(vllm: Any) -> None:
+def test_an_engine_for_other_arguments_is_replaced(vllm):
     llm = vllm.AsyncLLM("other arguments", object, False)
     assert llm.engine_core.arguments["index"] == 7
     assert vllm.steps == [*_EARLY, "shutdown", "engine", "ready"]
 
 
-def test_an_error_after_the_engine_was_started_stops_it(vllm: Any) -> None:
+def test_an_error_after_the_engine_was_started_stops_it(vllm):
     with pytest.raises(ValueError, match="after the renderer"):
         vllm.AsyncLLM("later error", object, False)
     assert vllm.steps == [*_EARLY, "shutdown"]
 
 
-def test_an_error_of_the_renderer_is_raised_from_the_wait(vllm: Any) -> None:
+def test_an_error_of_the_renderer_is_raised_from_the_wait(vllm):
     with pytest.raises(ValueError, match="no tokenizer"):
         vllm.AsyncLLM("invalid", object, False)
     assert "ready" not in vllm.steps
@@ -143,7 +142,7 @@ def _fail() -> None:
     raise ValueError("the work fails")
 
 
-def test_work_is_done_on_the_main_thread_while_another_one_waits(wait: EngineWait) -> None:
+def test_work_is_done_on_the_main_thread_while_another_one_waits(wait):
     threads: list[threading.Thread] = []
     wait.add(lambda: threads.append(threading.current_thread()))
     seen: list[Any] = []
@@ -152,27 +151,27 @@ def test_work_is_done_on_the_main_thread_while_another_one_waits(wait: EngineWai
     assert seen == [False]
 
 
-def test_without_work_vllm_waits_on_the_main_thread(wait: EngineWait) -> None:
+def test_without_work_vllm_waits_on_the_main_thread(wait):
     seen: list[Any] = []
     _wait_for_engine(seen)
     assert seen == [True]
 
 
-def test_a_failed_engine_raises_vllms_error(wait: EngineWait) -> None:
+def test_a_failed_engine_raises_vllms_error(wait):
     wait.add(lambda: None)
     with pytest.raises(RuntimeError, match="the engine has failed"):
         _wait_for_engine([], fails=True)
 
 
 @pytest.mark.parametrize("error", [_fail, lambda: (_ for _ in ()).throw(KeyboardInterrupt())], ids=["error", "ctrl-c"])
-def test_an_error_of_the_work_stops_the_engine_and_the_wait(wait: EngineWait, error: Callable[[], None]) -> None:
+def test_an_error_of_the_work_stops_the_engine_and_the_wait(wait, error):
     wait.add(error)
     with pytest.raises((ValueError, KeyboardInterrupt)):
         _wait_for_engine(["waits"])
     assert not [thread for thread in threading.enumerate() if thread.name == "vllm-engine-wait"]
 
 
-def test_work_without_a_wait_is_done_on_demand() -> None:
+def test_work_without_a_wait_is_done_on_demand():
     wait = EngineWait()
     done: list[int] = []
     wait.add(lambda: done.append(1))
@@ -181,7 +180,7 @@ def test_work_without_a_wait_is_done_on_demand() -> None:
     assert done == [1]
 
 
-def test_another_vllm_is_left_as_it_is(toys: ToyPackages, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_vllm_is_left_as_it_is(toys, caplog):
     toys.write("vllm.v1.engine.utils", "")
     EngineWait().hook()
     importlib.import_module("vllm.v1.engine.utils")

@@ -45,7 +45,7 @@ def seen() -> Iterator[Seen]:
             yield Seen(start, state["server"], state["engine"], state["workers"], stdout, forkserver)
 
 
-def test_children_get_their_parents_current_environment(seen: Seen) -> None:
+def test_children_get_their_parents_current_environment(seen):
     assert "FAKE_VLLM_CHANGED" not in seen.forkserver.environ()
     assert seen.forkserver.environ()["FAKE_VLLM_REMOVED"] == "at first"
     assert seen.server["environment"]["FAKE_VLLM_CHANGED"] == "since the start"
@@ -56,7 +56,7 @@ def test_children_get_their_parents_current_environment(seen: Seen) -> None:
         assert worker["environment"] == seen.engine["environment"]
 
 
-def test_children_get_their_parents_current_streams(seen: Seen) -> None:
+def test_children_get_their_parents_current_streams(seen):
     for process in (seen.server, *seen.children):
         assert process["streams"] == [str(seen.stdout), str(seen.start.log)]
     text = seen.stdout.read_text()
@@ -64,7 +64,7 @@ def test_children_get_their_parents_current_streams(seen: Seen) -> None:
     assert "prints a line" not in seen.start.text
 
 
-def test_children_get_their_parents_limits_umask_and_cpus(seen: Seen) -> None:
+def test_children_get_their_parents_limits_umask_and_cpus(seen):
     assert len(os.sched_getaffinity(seen.forkserver.pid)) == len(os.sched_getaffinity(0))
     for process in seen.children:
         assert process["umask"] == "0027"
@@ -73,55 +73,55 @@ def test_children_get_their_parents_limits_umask_and_cpus(seen: Seen) -> None:
         assert process["blocked_signals"] == []
 
 
-def test_offline_mode_that_the_hubs_client_read_at_import_is_updated(seen: Seen) -> None:
+def test_offline_mode_that_the_hubs_client_read_at_import_is_updated(seen):
     worker_module = "vllm.v1.worker.cpu_worker"
     for process in seen.children:
         assert process["imported_in"][worker_module] == seen.forkserver.pid
         assert process["libraries"]["hub_is_offline"] is True
 
 
-def test_forkserver_detects_gpus_without_initialising_cuda(seen: Seen) -> None:
+def test_forkserver_detects_gpus_without_initialising_cuda(seen):
     assert seen.forkserver.environ()["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
     assert psutil.Process(seen.server["pid"]).environ().get("PYTORCH_NVML_BASED_CUDA_CHECK") is None
 
 
-def test_a_childs_parent_is_the_process_that_started_it(seen: Seen) -> None:
+def test_a_childs_parent_is_the_process_that_started_it(seen):
     assert seen.engine["parent"] == seen.server["pid"]
     assert [worker["parent"] for worker in seen.workers] == [seen.engine["pid"]] * 2
     assert [process["name"] for process in seen.children] == ["EngineCore", "VllmWorker-0", "VllmWorker-1"]
 
 
-def test_checks_of_the_forkserver_open_no_connection(seen: Seen) -> None:
+def test_checks_of_the_forkserver_open_no_connection(seen):
     """A connection without a request would end it."""
     assert seen.forkserver.is_running()
     assert seen.forkserver.status() != psutil.STATUS_ZOMBIE
     assert seen.start.lines_with("has exited", "EOFError") == []
 
 
-def test_nested_children_come_from_the_same_forkserver(seen: Seen) -> None:
+def test_nested_children_come_from_the_same_forkserver(seen):
     assert [process["ppid"] for process in seen.children] == [seen.forkserver.pid] * 3
     assert psutil.Process(seen.engine["pid"]).children() == []
     assert seen.forkserver.ppid() == seen.server["pid"]
     assert seen.start.forkservers() == [seen.forkserver]
 
 
-def test_modules_of_engine_and_worker_are_imported_before_the_fork(seen: Seen) -> None:
+def test_modules_of_engine_and_worker_are_imported_before_the_fork(seen):
     for process in seen.children:
         assert set(process["imported_in"].values()) == {seen.forkserver.pid}
 
 
-def test_processes_keep_their_titles(seen: Seen) -> None:
+def test_processes_keep_their_titles(seen):
     assert seen.engine["title"] == "VLLM::EngineCor"
     assert [worker["title"] for worker in seen.workers] == ["VLLM::Worker_0", "VLLM::Worker_1"]
 
 
-def test_other_subcommands_import_nothing_into_the_api_server(seen: Seen) -> None:
+def test_other_subcommands_import_nothing_into_the_api_server(seen):
     assert "vllm.entrypoints.cli.preload" in seen.server["modules"]
     assert "vllm.model_executor.model_loader" not in seen.server["modules"]
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="binds two workers to two processors")
-def test_a_workers_openmp_variables_apply_although_the_forkserver_imported_torch(folder: Path) -> None:
+def test_a_workers_openmp_variables_apply_although_the_forkserver_imported_torch(folder):
     cpus = sorted(os.sched_getaffinity(0))
     env = environment(folder, FAKE_VLLM_TORCH="1")
     words = ("--tensor-parallel-size", "2", "--enforce-eager")
@@ -149,9 +149,7 @@ def test_a_workers_openmp_variables_apply_although_the_forkserver_imported_torch
     ],
     ids=["forkserver", "spawn", "fork-on-cpu", "default-on-gpu", "fork-on-gpu"],
 )
-def test_children_are_started_with_the_configured_method(
-    wanted: str | None, found: str, files: dict[str, str], folder: Path
-) -> None:
+def test_children_are_started_with_the_configured_method(wanted, found, files, folder):
     """Modules of our packages' names that are found first on the path are not imported by any of them."""
     fake = variant(folder, **files)
     for name in ("server", "startup", "base", "envs"):
@@ -169,7 +167,7 @@ def test_children_are_started_with_the_configured_method(
         assert not (folder / "imported").exists()
 
 
-def test_a_variable_that_only_a_new_program_can_apply_starts_one(folder: Path) -> None:
+def test_a_variable_that_only_a_new_program_can_apply_starts_one(folder):
     changes = "\n_prepare = prepare_environment\n\n\ndef prepare_environment():\n    _prepare()\n"
     platforms = (Path(__file__).with_name("fake") / "vllm" / "platforms" / "cpu.py").read_text()
     fake = variant(folder, platforms__cpu=f"{platforms}{changes}    os.environ['PYTHONHASHSEED'] = '7'\n")

@@ -2,7 +2,6 @@
 
 import json
 import socket
-from pathlib import Path
 
 import psutil
 import pytest
@@ -20,7 +19,7 @@ _IN_ORDER = (0, 503, 200)
 
 
 @pytest.mark.parametrize("num_servers", [1, 2], ids=["one-server", "two-servers"])
-def test_every_connection_during_a_start_is_answered(num_servers: int, folder: Path) -> None:
+def test_every_connection_during_a_start_is_answered(num_servers, folder):
     gate = folder / "gate"
     port = free_port()
     words = ("--gate", str(gate), "--api-server-count", str(num_servers))
@@ -37,7 +36,7 @@ def test_every_connection_during_a_start_is_answered(num_servers: int, folder: P
 
 
 @pytest.mark.smoke
-def test_probes_get_the_phase_until_vllm_serves(folder: Path) -> None:
+def test_probes_get_the_phase_until_vllm_serves(folder):
     gate = folder / "gate"
     with FakeStart(folder, "some/model", "--gate", str(gate)) as start:
         start.wait_until_answered(503)
@@ -52,7 +51,7 @@ def test_probes_get_the_phase_until_vllm_serves(folder: Path) -> None:
         assert start.get("/livez")[0] == 404  # only vLLM's own routes are left
 
 
-def test_the_responder_exits_when_vllm_serves_and_answers_its_probes_itself(folder: Path) -> None:
+def test_the_responder_exits_when_vllm_serves_and_answers_its_probes_itself(folder):
     gate = folder / "gate"
     with FakeStart(folder, "--gate", str(gate), env=environment(folder, VCLI_PROBE_PROCESS="0")) as start:
         start.wait_for_line("EngineCore prints a line")
@@ -62,7 +61,7 @@ def test_the_responder_exits_when_vllm_serves_and_answers_its_probes_itself(fold
         wait_until(lambda: is_gone(responder.pid))
 
 
-def test_preflight_only_starts_nothing_and_reports_faults(folder: Path) -> None:
+def test_preflight_only_starts_nothing_and_reports_faults(folder):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         done = run_fake(folder, "--preflight-only", "--json", "--host", "127.0.0.1", "--port", port)
@@ -71,7 +70,7 @@ def test_preflight_only_starts_nothing_and_reports_faults(folder: Path) -> None:
     assert json.loads(done.stdout)
 
 
-def test_unix_socket_is_handed_over(folder: Path) -> None:
+def test_unix_socket_is_handed_over(folder):
     gate = folder / "gate"
     path = folder / "socket"
 
@@ -91,14 +90,14 @@ def test_unix_socket_is_handed_over(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", ""], ids=["name", "empty"])
-def test_every_spelling_of_the_host_matches_the_listener(host: str, folder: Path) -> None:
+def test_every_spelling_of_the_host_matches_the_listener(host, folder):
     port = free_port()
     with FakeStart(folder, f"--host={host}", "--port", str(port), host=None, port=port) as start:
         start.wait_until_ready()
         assert start.complete("A text") == "A text was read by worker 0"
 
 
-def test_port_zero_is_left_to_vllm(folder: Path) -> None:
+def test_port_zero_is_left_to_vllm(folder):
     with FakeStart(folder, "--gate", str(folder / "gate"), port=0) as start:
         start.wait_for_line("EngineCore prints a line")
         assert start.responders() == []
@@ -107,7 +106,7 @@ def test_port_zero_is_left_to_vllm(folder: Path) -> None:
         start.wait_for_line("Application startup complete")
 
 
-def test_a_headless_start_opens_no_port_and_has_no_deadline(folder: Path) -> None:
+def test_a_headless_start_opens_no_port_and_has_no_deadline(folder):
     with FakeStart(folder, "--headless", "--startup-timeout", "0.001") as start:
         start.wait_for_line("headless engine")
         assert [c for c in start.launcher.net_connections("tcp") if c.status == "LISTEN"] == []
@@ -117,7 +116,7 @@ def test_a_headless_start_opens_no_port_and_has_no_deadline(folder: Path) -> Non
 
 
 @needs_openssl
-def test_port_with_tls_is_left_to_vllm(folder: Path) -> None:
+def test_port_with_tls_is_left_to_vllm(folder):
     certificate = make_certificate(folder, "server")
     port = free_port()
     with FakeStart(folder, *certificate.flags, port=port) as start:
@@ -131,7 +130,7 @@ def test_port_with_tls_is_left_to_vllm(folder: Path) -> None:
             assert exchange(client, "/health")[0] == 200
 
 
-def test_several_api_servers_share_the_port_and_the_forkserver(folder: Path) -> None:
+def test_several_api_servers_share_the_port_and_the_forkserver(folder):
     with FakeStart(folder, "--api-server-count", "2") as start:
         start.wait_until_ready()
         wait_until(lambda: start.responders() == [])
@@ -149,7 +148,7 @@ def test_several_api_servers_share_the_port_and_the_forkserver(folder: Path) -> 
         start.wait_until_tree_is_gone()
 
 
-def test_report_and_trace_contain_vllms_instrumented_functions(folder: Path) -> None:
+def test_report_and_trace_contain_vllms_instrumented_functions(folder):
     report, trace = folder / "report.json", folder / "trace.json"
     words = ("--startup-report", str(report), "--startup-trace", str(trace))
     with FakeStart(folder, *words, env=environment(folder)) as start:

@@ -23,6 +23,6 @@ def _server(status: int) -> Any:
 
 
 @pytest.mark.parametrize(("status", "is_repeated"), [(200, True), (503, True), (401, False), (404, False)])
-def test_only_200_and_503_are_repeated(status: int, is_repeated: bool) -> None:
+def test_only_200_and_503_are_repeated(status, is_repeated):
     answer = asyncio.run(HealthSampler(_server(status)).current())
     assert (answer is not None and answer.status == status) == is_repeated

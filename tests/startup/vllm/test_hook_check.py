@@ -39,9 +39,7 @@ def _state(vllm: InstalledVllm, hook: str) -> str:
 
 
 @pytest.mark.thorough
-def test_the_result_is_kept_until_a_source_changes(
-    vllm: InstalledVllm, monkeypatch: pytest.MonkeyPatch, folder: Path
-) -> None:
+def test_the_result_is_kept_until_a_source_changes(vllm, monkeypatch, folder):
     assert _state(vllm, "spans") == "applies"
     with monkeypatch.context() as patched:
         patched.setattr(hooks, "check_hooks", lambda *_: pytest.fail("checked again"))
@@ -53,7 +51,7 @@ def test_the_result_is_kept_until_a_source_changes(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("content", ["", "{}", '{"files": [], "findings": 1}'], ids=["empty", "no-fields", "other"])
-def test_a_damaged_file_is_replaced(vllm: InstalledVllm, folder: Path, content: str) -> None:
+def test_a_damaged_file_is_replaced(vllm, folder, content):
     assert _state(vllm, "spans") == "applies"
     (path,) = (folder / "cache" / "vllm_cli" / "hooks").iterdir()
     path.write_text(content)
@@ -62,12 +60,12 @@ def test_a_damaged_file_is_replaced(vllm: InstalledVllm, folder: Path, content: 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
-def test_a_read_only_cache_folder_does_not_matter(vllm: InstalledVllm, folder: Path) -> None:
+def test_a_read_only_cache_folder_does_not_matter(vllm, folder):
     (folder / "cache").mkdir(mode=0o500)
     assert _state(vllm, "spans") == "applies"
 
 
-def test_hooks_that_do_not_fit_are_left_out_and_told_in_one_line() -> None:
+def test_hooks_that_do_not_fit_are_left_out_and_told_in_one_line():
     left_out = ["spans", "late tokenizer of the engine", "prefixes of streams"]
     assert hooks._hooks_to_leave_out(FINDINGS) == left_out
     assert describe_unfit(FINDINGS) == (
@@ -81,6 +79,6 @@ def test_hooks_that_do_not_fit_are_left_out_and_told_in_one_line() -> None:
     assert describe_known(FINDINGS[2:]) is None
 
 
-def test_an_essential_hook_is_an_obstacle() -> None:
+def test_an_essential_hook_is_an_obstacle():
     obstacle = find_obstacle([Finding("port", "does not fit", ("no bind",))])
     assert obstacle == "the hook 'port' does not fit this version (no bind); `vllm-cli preload check` shows all"

@@ -47,11 +47,11 @@ def is_forbidden(*words: str) -> bool:
     return forbidden
 
 
-def test_a_plain_model_on_disk_needs_no_request() -> None:
+def test_a_plain_model_on_disk_needs_no_request():
     assert is_forbidden("--max-model-len", "512")
 
 
-def test_a_model_keeps_its_name_without_requests() -> None:
+def test_a_model_keeps_its_name_without_requests():
     words = CommandLine.of(("org/model", "-tp", "1")).with_served_name().words
     assert words == ("org/model", "--served-model-name", "org/model", "-tp", "1")
     named = CommandLine.of(("org/model", "--served-model-name", "mine"))
@@ -70,23 +70,23 @@ def test_a_model_keeps_its_name_without_requests() -> None:
     ],
     ids=["code", "revision", "tokenizer", "adapter", "draft", "folder"],
 )
-def test_flags_that_may_need_more_leave_requests_allowed(words: tuple[str, ...]) -> None:
+def test_flags_that_may_need_more_leave_requests_allowed(words):
     assert not is_forbidden(*words)
 
 
 @pytest.mark.parametrize("name", ["VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_LORA_RESOLVER_HF_REPO_LIST"])
-def test_adapters_that_clients_name_leave_requests_allowed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_that_clients_name_leave_requests_allowed(name, monkeypatch):
     monkeypatch.setenv(name, "1")
     assert not is_forbidden()
 
 
 @pytest.mark.parametrize("part", [{"auto_map": {"AutoModel": "org/code--m.M"}}, {"vision_config": {}}], ids=str)
-def test_models_with_code_or_parts_leave_requests_allowed(part: dict[str, object], snapshot: Path) -> None:
+def test_models_with_code_or_parts_leave_requests_allowed(part, snapshot):
     write_config(snapshot, **part)
     assert not is_forbidden()
 
 
-def test_plugins_leave_requests_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_leave_requests_allowed(tmp_path, monkeypatch):
     metadata = tmp_path / "site" / "plugin-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nmine = plugin:register\n")
@@ -94,17 +94,17 @@ def test_plugins_leave_requests_allowed(tmp_path: Path, monkeypatch: pytest.Monk
     assert not is_forbidden()
 
 
-def test_an_incomplete_snapshot_leaves_requests_allowed(snapshot: Path) -> None:
+def test_an_incomplete_snapshot_leaves_requests_allowed(snapshot):
     (snapshot / "model.safetensors").unlink()
     assert not is_forbidden()
 
 
-def test_the_variable_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_switches_it_off(monkeypatch):
     monkeypatch.setenv("VCLI_LEAVE_OUT", "offline hub")
     assert not is_forbidden()
 
 
-def test_errors_of_missing_files_are_known_wherever_they_were_raised() -> None:
+def test_errors_of_missing_files_are_known_wherever_they_were_raised():
     inner = FileNotFoundError("Cannot find the requested files in the disk cache; offline mode is enabled")
     outer = ValueError("the configuration cannot be loaded")
     outer.__cause__ = inner
@@ -133,29 +133,29 @@ def replaced(*words: str) -> tuple[str, ...]:
         (("org/model", "--served-model-name", MODEL), ("org/model", *NAMED)),
     ],
 )
-def test_only_words_that_name_files_are_replaced(words: tuple[str, ...], expected: tuple[str, ...]) -> None:
+def test_only_words_that_name_files_are_replaced(words, expected):
     assert replaced(*words) == expected
 
 
-def test_a_model_of_the_config_file_becomes_the_first_word(tmp_path: Path) -> None:
+def test_a_model_of_the_config_file_becomes_the_first_word(tmp_path):
     (tmp_path / "config.yaml").write_text(f"model: {MODEL}\n")
     words = ("--config", f"{tmp_path}/config.yaml")
     assert replaced(*words) == ("/m", *NAMED, *words)
 
 
-def test_a_file_address_is_a_path(tmp_path: Path) -> None:
+def test_a_file_address_is_a_path(tmp_path):
     (tmp_path / "a b").mkdir()
     address = f"file://{tmp_path}/a%20b"
     assert replaced(address) == (f"{tmp_path}/a b", "--served-model-name", address)
 
 
-def test_a_streaming_loader_that_is_installed_is_vllms_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_streaming_loader_that_is_installed_is_vllms_default(monkeypatch):
     monkeypatch.setattr("startup.model.object_address.find_spec", lambda name: object())
     assert replaced(MODEL) == (MODEL,)
 
 
 @pytest.mark.thorough
-def test_vllm_starts_with_the_folder_of_the_download(tmp_path: Path) -> None:
+def test_vllm_starts_with_the_folder_of_the_download(tmp_path):
     files = {
         "config.json": b'{"architectures": ["FakeForCausalLM"]}',
         "model.safetensors": b"x",

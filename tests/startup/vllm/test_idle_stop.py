@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import pytest
@@ -36,7 +35,7 @@ def _vllm(start: FakeStart) -> list[psutil.Process]:
     return [each for each in start.launcher.children() if "--uds" in each.cmdline()]
 
 
-def test_vllm_ends_without_requests_and_the_next_one_starts_it(start: FakeStart) -> None:
+def test_vllm_ends_without_requests_and_the_next_one_starts_it(start):
     _wait_stopped(start)
     wait_until(lambda: not _vllm(start))
     assert start.get("/readyz?model")[0] == 503
@@ -45,14 +44,14 @@ def test_vllm_ends_without_requests_and_the_next_one_starts_it(start: FakeStart)
     assert start.get("/state")[0] == 200
 
 
-def test_a_kept_connection_outlives_vllm(start: FakeStart) -> None:
+def test_a_kept_connection_outlives_vllm(start):
     with RawClient(start.port) as client:
         for _ in range(2):
             assert client.post("/v1/completions", {"prompt": "one"}).read().status == 200
             _wait_stopped(start)
 
 
-def test_a_killed_vllm_is_started_by_a_later_request(start: FakeStart) -> None:
+def test_a_killed_vllm_is_started_by_a_later_request(start):
     start.complete("one")
     (child,) = _vllm(start)
     child.kill()
@@ -66,7 +65,7 @@ def test_a_killed_vllm_is_started_by_a_later_request(start: FakeStart) -> None:
     wait_until(is_answered)
 
 
-def test_later_starts_are_warm_with_its_own_standby(folder: Path) -> None:
+def test_later_starts_are_warm_with_its_own_standby(folder):
     runtime = folder / "runtime"
     runtime.mkdir(mode=0o700)
     with FakeStart(folder, *_WORDS, env=environment(folder, XDG_RUNTIME_DIR=str(runtime))) as start:

@@ -22,7 +22,7 @@ def _lines(start: FakeStart) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_every_line_is_an_object(method: str, folder: Path) -> None:
+def test_every_line_is_an_object(method, folder):
     env = environment(folder, VLLM_WORKER_MULTIPROC_METHOD=method)
     with FakeStart(folder, "--log-format", "json", "--worker-prints-error", env=env) as start:
         start.wait_until_ready()
@@ -45,7 +45,7 @@ def test_every_line_is_an_object(method: str, folder: Path) -> None:
         assert own == [], "vLLM's processes have no variable of vllm-cli in their environment"
 
 
-def test_the_variable_sets_the_format_and_the_flag_excludes_paths_from_the_access_log(folder: Path) -> None:
+def test_the_variable_sets_the_format_and_the_flag_excludes_paths_from_the_access_log(folder):
     env = environment(folder, VCLI_LOG_FORMAT="json")
     words = ("--disable-access-log-for-endpoints", "/health, /metrics")
     with FakeStart(folder, *words, env=env) as start:
@@ -56,7 +56,7 @@ def test_the_variable_sets_the_format_and_the_flag_excludes_paths_from_the_acces
     assert paths == {"/nowhere"}
 
 
-def test_the_error_of_an_engine_is_one_line(folder: Path) -> None:
+def test_the_error_of_an_engine_is_one_line(folder):
     with FakeStart(folder, "--log-format=json", "--engine-fails") as start:
         assert start.process.wait(60) == 3
         [failure] = [line for line in _lines(start) if line["role"] == "EngineCore" and "exception" in line]
@@ -78,9 +78,7 @@ def test_the_error_of_an_engine_is_one_line(folder: Path) -> None:
     ],
     ids=["own-file", "left-alone", "ray", "older"],
 )
-def test_a_reason_explains_why_vllm_does_not_log_json(
-    words: str, variables: dict[str, str], version: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reason_explains_why_vllm_does_not_log_json(words, variables, version, reason, tmp_path, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     notice = log_as_json(InstalledVllm(version, tmp_path), CommandLine.of(words.split()), tmp_path)
@@ -88,7 +86,7 @@ def test_a_reason_explains_why_vllm_does_not_log_json(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_attempt_has_no_log_configuration_of_the_first(folder: Path) -> None:
+def test_a_second_attempt_has_no_log_configuration_of_the_first(folder):
     """The configuration of the first attempt is not taken for the user's own."""
     env = environment(folder, without_forks(folder, "0.99.0+cpu"))
     with FakeStart(folder, "--log-format", "json", env=env) as start:

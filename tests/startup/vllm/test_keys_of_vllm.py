@@ -1,7 +1,6 @@
 """Keys and tokens on the command line reach vLLM unchanged, and no process shows them."""
 
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import pytest
@@ -25,7 +24,7 @@ def _shown(start: FakeStart) -> str:
 
 
 @pytest.mark.parametrize("method", ["forkserver", "fork", "spawn"])
-def test_secrets_reach_vllm_and_are_masked_elsewhere(method: str, folder: Path) -> None:
+def test_secrets_reach_vllm_and_are_masked_elsewhere(method, folder):
     fake = variant(folder, _version='__version__ = "0.32.0"\n')
     env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD=method)
     gate = folder / "gate"
@@ -48,7 +47,7 @@ def test_secrets_reach_vllm_and_are_masked_elsewhere(method: str, folder: Path) 
         assert "sesame" not in start.text
 
 
-def test_a_second_attempt_has_the_unmasked_words(folder: Path) -> None:
+def test_a_second_attempt_has_the_unmasked_words(folder):
     """The program executes itself again with the original words, not with the masked ones."""
     with FakeStart(folder, *_WORDS, env=environment(folder, without_forks(folder, "0.99.0+cpu"))) as start:
         server = start.wait_until_ready().state()["server"]
@@ -58,7 +57,7 @@ def test_a_second_attempt_has_the_unmasked_words(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["--api_key", "--api-k"])
-def test_a_secret_flag_is_masked_in_every_spelling_of_vllm(spelling: str, folder: Path) -> None:
+def test_a_secret_flag_is_masked_in_every_spelling_of_vllm(spelling, folder):
     with FakeStart(folder, spelling, "sesame-one", "--headless") as start:
         start.wait_for_line("headless engine")
         assert "sesame" not in _shown(start)

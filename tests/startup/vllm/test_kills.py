@@ -1,7 +1,6 @@
 """After a process is killed, its descendants exit, and all processes that do not depend on it go on."""
 
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ _ENGINE_DIED = 1
 
 
 @pytest.mark.parametrize("words", [(), ("--api-server-count", "2"), ("--headless",)], ids=["one", "several", "none"])
-def test_a_killed_launcher_leaves_no_process(words: tuple[str, ...], folder: Path) -> None:
+def test_a_killed_launcher_leaves_no_process(words, folder):
     with FakeStart(folder, "--tensor-parallel-size", "2", *words) as start:
         if "--headless" in words:
             start.wait_for_line("headless engine")
@@ -25,7 +24,7 @@ def test_a_killed_launcher_leaves_no_process(words: tuple[str, ...], folder: Pat
         start.wait_until_tree_is_gone()
 
 
-def test_a_launcher_killed_while_the_engine_starts_leaves_no_process(folder: Path) -> None:
+def test_a_launcher_killed_while_the_engine_starts_leaves_no_process(folder):
     with FakeStart(folder, "--gate", str(folder / "gate")) as start:
         start.wait_for_line("VllmWorker-0 prints a line")
         assert len(start.responders()) == 1
@@ -34,7 +33,7 @@ def test_a_launcher_killed_while_the_engine_starts_leaves_no_process(folder: Pat
         start.wait_until_tree_is_gone()
 
 
-def test_a_launcher_killed_while_the_forkserver_imports_leaves_no_process(folder: Path) -> None:
+def test_a_launcher_killed_while_the_forkserver_imports_leaves_no_process(folder):
     fake = variant(folder, v1__worker__cpu_worker="import time\nwhile True:\n    time.sleep(0.01)\n")
     with FakeStart(folder, env=environment(folder, fake)) as start:
         start.wait_until_answered(503)
@@ -44,7 +43,7 @@ def test_a_launcher_killed_while_the_forkserver_imports_leaves_no_process(folder
         start.wait_until_tree_is_gone()
 
 
-def test_a_launcher_that_is_stopped_while_it_imports_leaves_no_folder(folder: Path) -> None:
+def test_a_launcher_that_is_stopped_while_it_imports_leaves_no_folder(folder):
     fake = prepend(variant(folder), "entrypoints/cli/main", "import time\nwhile True:\n    time.sleep(0.01)\n")
     with FakeStart(folder, env=environment(folder, fake)) as start:
         wait_until(lambda: start.forkservers() and list(folder.glob("vllm-cli-*")))
@@ -53,7 +52,7 @@ def test_a_launcher_that_is_stopped_while_it_imports_leaves_no_folder(folder: Pa
         assert list(folder.glob("vllm-cli-*")) == []
 
 
-def test_a_start_that_times_out_leaves_no_process(folder: Path) -> None:
+def test_a_start_that_times_out_leaves_no_process(folder):
     with FakeStart(folder, "--gate", str(folder / "gate"), "--startup-timeout", "2") as start:
         wait_until(lambda: (start.record_tree(), start.process.poll())[1] is not None)
         assert start.process.returncode == 3
@@ -62,7 +61,7 @@ def test_a_start_that_times_out_leaves_no_process(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("has_forkserver", [True, False], ids=["forkserver", "no-forkserver"])
-def test_workers_end_with_their_engine_and_vllm_exits(has_forkserver: bool, folder: Path) -> None:
+def test_workers_end_with_their_engine_and_vllm_exits(has_forkserver, folder):
     with FakeStart(folder, "--tensor-parallel-size", "2") as start:
         engine = start.wait_until_ready().named("VLLM::EngineCor")
         if not has_forkserver:
@@ -74,7 +73,7 @@ def test_workers_end_with_their_engine_and_vllm_exits(has_forkserver: bool, fold
         start.wait_until_tree_is_gone()
 
 
-def test_the_engine_outlives_the_forkserver(folder: Path) -> None:
+def test_the_engine_outlives_the_forkserver(folder):
     with FakeStart(folder, "--tensor-parallel-size", "2") as start:
         engine = start.wait_until_ready().named("VLLM::EngineCor")
         _kill_forkserver(start)

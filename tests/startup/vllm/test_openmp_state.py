@@ -27,7 +27,7 @@ from startup.vllm.fork.child_state import parse_cpus
         ("false", set()),
     ],
 )
-def test_cpus_of_an_openmp_variable_are_parsed(text: str, cpus: set[int]) -> None:
+def test_cpus_of_an_openmp_variable_are_parsed(text, cpus):
     assert parse_cpus(text) == cpus
 
 
@@ -60,7 +60,7 @@ _VARIABLES: list[dict[str, str]] = [
 
 
 @pytest.mark.slow
-def test_forks_have_as_many_threads_as_an_import_and_one_on_one_processor() -> None:
+def test_forks_have_as_many_threads_as_an_import_and_one_on_one_processor():
     imported = [_run(_IMPORT, env=os.environ | variables) for variables in _VARIABLES]
     assert _run(_FORKS, json.dumps(_VARIABLES)).splitlines() == [*imported, "1"]
 

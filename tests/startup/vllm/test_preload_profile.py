@@ -41,7 +41,7 @@ def _preload(folder: Path, *words: str) -> str:
 
 
 @pytest.mark.thorough
-def test_the_second_start_preloads_what_the_first_imported_late(folder: Path) -> None:
+def test_the_second_start_preloads_what_the_first_imported_late(folder):
     assert _importer(folder, num_starts=1) == "worker"
     assert _LATE in _profile(folder)["engine_modules"]
     assert _importer(folder, num_starts=2) == "forkserver"
@@ -56,7 +56,7 @@ def test_the_second_start_preloads_what_the_first_imported_late(folder: Path) ->
 
 
 @pytest.mark.thorough
-def test_a_module_of_the_profile_that_cannot_be_imported_is_dropped(folder: Path) -> None:
+def test_a_module_of_the_profile_that_cannot_be_imported_is_dropped(folder):
     _importer(folder, num_starts=1)
     (path,) = _profiles(folder)
     profile = _profile(folder)
@@ -68,7 +68,7 @@ def test_a_module_of_the_profile_that_cannot_be_imported_is_dropped(folder: Path
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"kind": 1}', '{"engine_modules": [1]}'], ids=repr)
-def test_an_invalid_profile_counts_as_none(content: str, folder: Path) -> None:
+def test_an_invalid_profile_counts_as_none(content, folder):
     from startup.vllm.fork.preload_profile import PreloadProfile, StartKind, load_profile
     from startup.vllm.installed import InstalledVllm
 
@@ -83,7 +83,7 @@ def test_an_invalid_profile_counts_as_none(content: str, folder: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_start_works_if_no_profile_can_be_written(folder: Path) -> None:
+def test_a_start_works_if_no_profile_can_be_written(folder):
     (folder / "file").touch()
     with FakeStart(folder, *_WORDS, env=environment(folder, VLLM_CACHE_ROOT=str(folder / "file"))) as start:
         start.wait_until_ready()
@@ -104,9 +104,7 @@ def model(folder: Path) -> Path:
 
 
 @pytest.mark.thorough
-def test_the_first_start_preloads_the_models_class_and_inspects_it_without_a_new_program(
-    model: Path, folder: Path
-) -> None:
+def test_the_first_start_preloads_the_models_class_and_inspects_it_without_a_new_program(model, folder):
     name = "vllm.model_executor.models.fake_llama"
     with FakeStart(folder, str(model)) as start:
         state = start.wait_until_ready().state()

@@ -21,7 +21,6 @@ from startup.vllm.fork.preload_profile import (
 )
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
-from tests.startup.toy_package import ToyPackages
 
 _VLLM = InstalledVllm("0.32.0", Path("/nowhere"))
 
@@ -48,7 +47,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "--enforce-eager another/model --dtype=bfloat16 word",
     ],
 )
-def test_kind_ignores_spelling_and_flags_that_change_no_import(words: str) -> None:
+def test_kind_ignores_spelling_and_flags_that_change_no_import(words):
     assert _key(words) == _key("--enforce-eager --dtype bfloat16")
 
 
@@ -56,11 +55,11 @@ def test_kind_ignores_spelling_and_flags_that_change_no_import(words: str) -> No
     "words",
     ["", "--enforce-eager", "--dtype float16 --enforce-eager", "-tp 2", "--tensor-parallel-size=4", "-O3"],
 )
-def test_kind_depends_on_flags_that_change_imports(words: str) -> None:
+def test_kind_depends_on_flags_that_change_imports(words):
     assert _key(words) != _key("--enforce-eager --dtype bfloat16")
 
 
-def test_kind_depends_on_version_and_architecture(tmp_path: Path) -> None:
+def test_kind_depends_on_version_and_architecture(tmp_path):
     def model(architecture: str) -> Path:
         folder = tmp_path / architecture
         folder.mkdir()
@@ -72,7 +71,7 @@ def test_kind_depends_on_version_and_architecture(tmp_path: Path) -> None:
     assert len(keys) == 4
 
 
-def test_new_modules_come_after_the_known_ones() -> None:
+def test_new_modules_come_after_the_known_ones():
     profile = PreloadProfile(StartKind.of(_VLLM, (), None), engine_modules=("a", "b"), api_modules=("x",))
     recordings = StartRecordings(
         modules={"EngineCore": ["b", "c"], "VllmWorker-0": ["d", "c"], "MainProcess": ["y", "x"], "ApiServer_1": ["z"]},
@@ -88,7 +87,7 @@ def test_new_modules_come_after_the_known_ones() -> None:
     assert "b" not in after.updated_with(StartRecordings(modules={"EngineCore": ["b"]})).engine_modules
 
 
-def test_a_saved_profile_is_loaded_unchanged() -> None:
+def test_a_saved_profile_is_loaded_unchanged():
     kind = StartKind.of(_VLLM, ("-tp", "2"), None)
     profile = PreloadProfile(kind, ("a",), ("b",), {"TORCH_X": "1"}, {"c": "no"}, {"aot": "hit"}, 3, "for a reason")
     profile.save()
@@ -97,9 +96,7 @@ def test_a_saved_profile_is_loaded_unchanged() -> None:
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o646], ids=["group", "others"])
-def test_a_profile_that_others_can_write_to_is_not_used(
-    mode: int, cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_profile_that_others_can_write_to_is_not_used(mode, cache, caplog):
     """It names modules and libraries that a start loads."""
     kind = StartKind.of(_VLLM, (), None)
     before = os.umask(0)
@@ -115,21 +112,21 @@ def test_a_profile_that_others_can_write_to_is_not_used(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_a_profile_of_another_user_is_not_used(cache: Path) -> None:
+def test_a_profile_of_another_user_is_not_used(cache):
     kind = StartKind.of(_VLLM, (), None)
     PreloadProfile(kind, ("a",)).save()
     os.chown(next((cache / "vllm_cli" / "preload").iterdir()), 12345, 12345)
     assert load_profile(kind) == PreloadProfile(kind)
 
 
-def test_a_kind_of_start_contains_no_secret() -> None:
+def test_a_kind_of_start_contains_no_secret():
     words = ("--kv-transfer-config", '{"kv_connector_extra_config": {"access_key": "sesame"}}')
     dotted = ("--kv-transfer-config.kv_connector_extra_config.access_key", "sesame", "-tp", "2")
     for given in (words, dotted):
         assert "sesame" not in str(StartKind.of(_VLLM, given, None))
 
 
-def test_all_profiles_are_loaded_and_deleted(cache: Path) -> None:
+def test_all_profiles_are_loaded_and_deleted(cache):
     kinds = [StartKind.of(_VLLM, words, None) for words in ((), ("-tp", "2"))]
     for kind in kinds:
         PreloadProfile(kind, num_starts=1).save()
@@ -140,7 +137,7 @@ def test_all_profiles_are_loaded_and_deleted(cache: Path) -> None:
     assert delete_all_profiles() == 0
 
 
-def test_a_journal_records_modules_spans_and_no_secrets(tmp_path: Path, toys: ToyPackages) -> None:
+def test_a_journal_records_modules_spans_and_no_secrets(tmp_path, toys):
     toys.write("toy_of_a_phase")
     journal = Journal(tmp_path)
     journal.mark_loaded_modules()
@@ -159,7 +156,7 @@ def test_a_journal_records_modules_spans_and_no_secrets(tmp_path: Path, toys: To
     assert recordings.environment == {"TORCH_X": "1"}
 
 
-def test_a_journal_without_a_folder_does_not_raise(tmp_path: Path) -> None:
+def test_a_journal_without_a_folder_does_not_raise(tmp_path):
     with Journal(tmp_path / "gone").span("a phase"):
         pass
     assert StartRecordings.read(tmp_path / "gone").spans == []
@@ -173,7 +170,7 @@ def _plan(words: str = "", vllm: InstalledVllm = _CPU, *modules: str, model: Pat
     return plan_preload(Path("/folder"), vllm, words.split(), _profile(vllm, *modules), model)
 
 
-def test_a_first_start_preloads_engine_and_worker_of_its_platform() -> None:
+def test_a_first_start_preloads_engine_and_worker_of_its_platform():
     assert "vllm.v1.worker.cpu_worker" in _plan(vllm=_CPU).modules
     assert "vllm.v1.worker.gpu_worker" in _plan(vllm=_GPU).modules
     assert "vllm.v1.worker.cpu_worker" not in _plan(vllm=_GPU).modules
@@ -181,18 +178,18 @@ def test_a_first_start_preloads_engine_and_worker_of_its_platform() -> None:
 
 
 @pytest.mark.parametrize("word", ["--api-server-count=2", "--api_server_count 2", "-asc 2"])
-def test_several_api_servers_are_preloaded_too(word: str) -> None:
+def test_several_api_servers_are_preloaded_too(word):
     assert "vllm.entrypoints.cli.serve" in _plan(word).modules
     assert "vllm.entrypoints.cli.serve" not in _plan().modules
 
 
-def test_the_profiles_modules_come_in_order_and_once() -> None:
+def test_the_profiles_modules_come_in_order_and_once():
     modules = _plan("", _CPU, "b", "vllm.v1.engine.core", "a").modules
     assert modules[-2:] == ("b", "a")
     assert len(set(modules)) == len(modules)
 
 
-def test_the_models_class_is_preloaded_without_a_profile() -> None:
+def test_the_models_class_is_preloaded_without_a_profile():
     assert _plan(model=Path("/model")).model == "/model"
     assert _plan("", _CPU, "a", model=Path("/model")).model is None
 
@@ -208,18 +205,16 @@ def test_the_models_class_is_preloaded_without_a_profile() -> None:
     ],
     ids=["compiles", "eager", "eager-and-learnt", "eager-on-gpu", "eager-and-needed"],
 )
-def test_the_compiler_is_delayed_in_starts_that_compile_nothing(
-    words: str, vllm: InstalledVllm, modules: tuple[str, ...], compiler: str
-) -> None:
+def test_the_compiler_is_delayed_in_starts_that_compile_nothing(words, vllm, modules, compiler):
     assert _plan(words, vllm, *modules).compiler == compiler
 
 
-def test_a_written_plan_is_read_unchanged(tmp_path: Path) -> None:
+def test_a_written_plan_is_read_unchanged(tmp_path):
     plan = replace(_plan("", _CPU, "a"), folder=str(tmp_path))
     assert PreloadPlan.read(plan.write()) == plan
 
 
-def test_the_forkserver_gets_vllms_variables_but_not_over_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_forkserver_gets_vllms_variables_but_not_over_the_users_own(monkeypatch):
     monkeypatch.setenv("TORCH_SET", "by the user")
     profile = replace(_profile(), environment={"TORCH_SET": "by vLLM", "TORCH_OTHER": "by vLLM"})
     environment = forkserver_environment(_CPU, profile)
@@ -228,7 +223,7 @@ def test_the_forkserver_gets_vllms_variables_but_not_over_the_users_own(monkeypa
     assert "TORCH_SET" not in environment
 
 
-def test_ld_preload_has_vllms_libraries_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ld_preload_has_vllms_libraries_in_its_order(tmp_path, monkeypatch):
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     for path in ("torch.libs/libgomp-1.so.1", "vllm/libs/libtcmalloc_minimal.so.4"):
         (tmp_path / path).parent.mkdir(parents=True)

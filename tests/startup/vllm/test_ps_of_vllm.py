@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +30,7 @@ def _entry(start: FakeStart, state: str) -> dict[str, Any]:
     return found[0]
 
 
-def test_vllm_is_found_and_stopped_with_all_its_processes(folder: Path) -> None:
+def test_vllm_is_found_and_stopped_with_all_its_processes(folder):
     with FakeStart(folder, "model", "--served-model-name", "fake") as start:
         start.wait_until_ready()
         entry = _entry(start, "ready")
@@ -48,21 +47,19 @@ def test_vllm_is_found_and_stopped_with_all_its_processes(folder: Path) -> None:
     [((), {"VCLI_PLAIN_VLLM": "1"}, "ready"), (("--headless",), {}, "not listening")],
     ids=["plain", "headless"],
 )
-def test_a_vllm_that_has_no_early_port_is_listed(
-    words: tuple[str, ...], variables: dict[str, str], state: str, folder: Path
-) -> None:
+def test_a_vllm_that_has_no_early_port_is_listed(words, variables, state, folder):
     with FakeStart(folder, *words, env=environment(folder, **variables)) as start:
         entry = _entry(start, state)
         assert (entry["port"], entry["engine"]) == (None if words else start.port, "vllm")
 
 
 @needs_openssl
-def test_a_vllm_with_tls_is_listed(folder: Path) -> None:
+def test_a_vllm_with_tls_is_listed(folder):
     with FakeStart(folder, *make_certificate(folder, "server").flags) as start:
         assert _entry(start, "ready")["address"] == f"https://127.0.0.1:{start.port}"
 
 
-def test_a_starting_vllm_is_listed_as_starting(folder: Path) -> None:
+def test_a_starting_vllm_is_listed_as_starting(folder):
     with FakeStart(folder, "--gate", str(folder / "gate")) as start:
         start.wait_until_answered(503)
         assert _entry(start, "starting")["port"] == start.port

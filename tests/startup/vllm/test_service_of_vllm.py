@@ -23,7 +23,7 @@ def _environment(folder: Path, manager: NotifySocket, **changes: str) -> dict[st
     return environment(folder, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="200000", **changes)
 
 
-def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder: Path) -> None:
+def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder):
     gate = folder / "gate"
     with (
         NotifySocket(_address()) as manager,
@@ -44,7 +44,7 @@ def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder: P
         assert _OFF not in manager.lines
 
 
-def test_a_phase_of_seconds_is_logged_meanwhile(folder: Path) -> None:
+def test_a_phase_of_seconds_is_logged_meanwhile(folder):
     gate = folder / "gate"
     with FakeStart(folder, "--gate", str(gate)) as start:
         start.wait_for_line("s: vllm")
@@ -64,9 +64,7 @@ def test_a_phase_of_seconds_is_logged_meanwhile(folder: Path) -> None:
     ],
     ids=["several-servers", "headless", "plain"],
 )
-def test_the_watchdog_is_disabled_if_this_process_has_no_event_loop(
-    words: tuple[str, ...], changes: dict[str, str], status: str, folder: Path
-) -> None:
+def test_the_watchdog_is_disabled_if_this_process_has_no_event_loop(words, changes, status, folder):
     with (
         NotifySocket(_address()) as manager,
         FakeStart(folder, *words, env=_environment(folder, manager, **changes)) as start,
@@ -79,7 +77,7 @@ def test_the_watchdog_is_disabled_if_this_process_has_no_event_loop(
         assert "WATCHDOG=1" not in manager.lines
 
 
-def test_a_port_in_use_is_an_error_and_the_last_status(folder: Path) -> None:
+def test_a_port_in_use_is_an_error_and_the_last_status(folder):
     with NotifySocket(_address()) as manager, socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         done = run_fake(folder, "--host", "127.0.0.1", "--port", port, env=_environment(folder, manager))
@@ -88,13 +86,13 @@ def test_a_port_in_use_is_an_error_and_the_last_status(folder: Path) -> None:
         wait_until(lambda: any(line.startswith(f"STATUS=failed: {error}") for line in manager.lines))
 
 
-def test_help_sends_no_notification(folder: Path) -> None:
+def test_help_sends_no_notification(folder):
     with NotifySocket(_address()) as manager:
         assert run_fake(folder, "--help", env=_environment(folder, manager)).returncode == 0
     assert manager.messages == []
 
 
-def test_an_engine_that_cannot_start_is_never_ready(folder: Path) -> None:
+def test_an_engine_that_cannot_start_is_never_ready(folder):
     with NotifySocket(_address()) as manager:
         assert run_fake(folder, "--engine-fails", "--port", "0", env=_environment(folder, manager)).returncode == 3
         wait_until(lambda: any(line.startswith("STATUS=failed: EngineCore (pid ") for line in manager.lines))

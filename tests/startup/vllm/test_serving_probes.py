@@ -98,7 +98,7 @@ def _ask_held(start: FakeStart, request: bytes, *, is_new: bool) -> bytes:
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("is_new", [True, False], ids=["new", "kept"])
-def test_probes_are_answered_while_the_event_loop_is_held(is_new: bool, serving: FakeStart) -> None:
+def test_probes_are_answered_while_the_event_loop_is_held(is_new, serving):
     assert _ask_held(serving, _PROBE, is_new=is_new).startswith(b"HTTP/1.1 200 ")
 
 
@@ -110,14 +110,14 @@ def _probe_held(start: FakeStart) -> tuple[int, bytes]:
     return 0, b""
 
 
-def test_an_event_loop_held_for_two_seconds_is_503_until_it_runs_again(serving: FakeStart) -> None:
+def test_an_event_loop_held_for_two_seconds_is_503_until_it_runs_again(serving):
     with stopped(serving.process.pid):
         wait_until(lambda: _probe_held(serving)[0] == 503)
         wait_until(lambda: b"has not run for" in _probe_held(serving)[1])
     wait_until(lambda: _probe_held(serving)[0] == 200)
 
 
-def test_no_time_passes_while_all_processes_are_frozen(serving: FakeStart) -> None:
+def test_no_time_passes_while_all_processes_are_frozen(serving):
     (responder,) = serving.responders()
     _ask_held(serving, _PROBE, is_new=True)
     with _connect(serving) as client:
@@ -133,7 +133,7 @@ def test_no_time_passes_while_all_processes_are_frozen(serving: FakeStart) -> No
 
 
 @pytest.mark.parametrize("request_bytes", [_PROBE, _LAST_PROBE, _OLD_PROBE], ids=["keep-alive", "close", "http-1.0"])
-def test_answers_have_the_bytes_of_uvicorns_own(request_bytes: bytes, serving: FakeStart, plain: FakeStart) -> None:
+def test_answers_have_the_bytes_of_uvicorns_own(request_bytes, serving, plain):
     with _connect(plain) as client:
         expected = _ask(client, request_bytes)
     answer = _ask_held(serving, request_bytes, is_new=True)
@@ -141,7 +141,7 @@ def test_answers_have_the_bytes_of_uvicorns_own(request_bytes: bytes, serving: F
     assert b"date: " in answer
 
 
-def test_requests_after_a_probe_on_one_connection_reach_vllm(serving: FakeStart) -> None:
+def test_requests_after_a_probe_on_one_connection_reach_vllm(serving):
     with _connect(serving) as client:
         assert _ask(client, _PROBE + _PROBE).startswith(b"HTTP/1.1 200 ")
         assert _read_head(client).startswith(b"HTTP/1.1 200 ")
@@ -151,7 +151,7 @@ def test_requests_after_a_probe_on_one_connection_reach_vllm(serving: FakeStart)
     assert b"A text was read by worker 0" in answers
 
 
-def test_slow_and_unusual_clients_reach_vllm(serving: FakeStart) -> None:
+def test_slow_and_unusual_clients_reach_vllm(serving):
     with _connect(serving) as silent, _connect(serving) as slow, _connect(serving) as early:
         slow.sendall(b"GET /hea")
         time.sleep(0.5)
@@ -167,12 +167,12 @@ def test_slow_and_unusual_clients_reach_vllm(serving: FakeStart) -> None:
             assert _ask(nonsense, b"\x16\x03\x01nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_large_body_arrives_whole(serving: FakeStart) -> None:
+def test_a_large_body_arrives_whole(serving):
     text = "x" * (8 << 20)
     assert serving.complete(text) == f"{text} was read by worker 0"
 
 
-def test_idle_connections_neither_block_nor_are_lost(serving: FakeStart) -> None:
+def test_idle_connections_neither_block_nor_are_lost(serving):
     idle = [_connect(serving) for _ in range(400)]
     try:
         assert serving.get("/health")[0] == 200
@@ -186,7 +186,7 @@ def test_idle_connections_neither_block_nor_are_lost(serving: FakeStart) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_burst_that_the_event_loop_has_not_received_is_not_lost(number: int, start: FakeStart) -> None:
+def test_a_burst_that_the_event_loop_has_not_received_is_not_lost(number, start):
     (responder,) = start.responders()
     with ExitStack() as stack:
         with stopped(start.process.pid):
@@ -206,7 +206,7 @@ def _is_served(client: socket.socket, request: bytes) -> bool:
         return False
 
 
-def test_probes_are_answered_however_many_are_not_logged_yet(serving: FakeStart) -> None:
+def test_probes_are_answered_however_many_are_not_logged_yet(serving):
     _ask_held(serving, _PROBE, is_new=True)
     with _connect(serving) as client:
         _ask(client, _PROBE)
@@ -220,7 +220,7 @@ def test_probes_are_answered_however_many_are_not_logged_yet(serving: FakeStart)
     assert serving.complete("A text") == "A text was read by worker 0"
 
 
-def test_every_probe_is_in_the_access_log(serving: FakeStart) -> None:
+def test_every_probe_is_in_the_access_log(serving):
     with _connect(serving) as client:
         address = "{}:{}".format(*client.getsockname())
         _ask(client, _PROBE)
@@ -228,7 +228,7 @@ def test_every_probe_is_in_the_access_log(serving: FakeStart) -> None:
     wait_until(lambda: serving.text.count(f'{address} - "GET /health HTTP/1.1" 200') == 2)
 
 
-def test_a_kept_connection_is_closed_after_the_keep_alive_time(serving: FakeStart) -> None:
+def test_a_kept_connection_is_closed_after_the_keep_alive_time(serving):
     with _connect(serving) as client:
         _ask(client, _PROBE)
         assert client.recv(1) == b""  # uvicorn's default: 5 s
@@ -238,7 +238,7 @@ _PATHS = ("/health", "/nothing") * 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_vllm_accepts_itself_within_a_second_without_the_responder(number: int, start: FakeStart) -> None:
+def test_vllm_accepts_itself_within_a_second_without_the_responder(number, start):
     (responder,) = start.responders()
     with _connect(start) as kept, _connect(start), RepeatingClients(start.port, *_PATHS) as clients:
         clients.wait_for_more(300, 200, 404)
@@ -254,7 +254,7 @@ def test_vllm_accepts_itself_within_a_second_without_the_responder(number: int, 
     assert start.end() == 0
 
 
-def test_no_connection_is_reset_before_vllm_stops_accepting(start: FakeStart) -> None:
+def test_no_connection_is_reset_before_vllm_stops_accepting(start):
     with RepeatingClients(start.port, *_PATHS) as clients:
         clients.wait_for_more(300, 200, 404)
         start.record_tree()
@@ -271,7 +271,7 @@ def test_no_connection_is_reset_before_vllm_stops_accepting(start: FakeStart) ->
     assert not start.lines_with("responder process")
 
 
-def test_a_unix_socket_is_served_the_same_way(folder: Path) -> None:
+def test_a_unix_socket_is_served_the_same_way(folder):
     path = folder / "socket"
 
     def connect() -> socket.socket:
@@ -308,7 +308,7 @@ class KeyMiddleware:
 """
 
 
-def test_a_middleware_sees_every_probe(folder: Path) -> None:
+def test_a_middleware_sees_every_probe(folder):
     (folder / "keys.py").write_text(_KEY_OF_A_USER)
     env = environment(folder)
     env["PYTHONPATH"] += f":{folder}"

@@ -63,9 +63,7 @@ _STAGES = {
 @pytest.mark.parametrize("to", ["process", "group"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("stage", _STAGES)
-def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(
-    folder: Path, stage: str, number: int, code: int, to: str
-) -> None:
+def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(folder, stage, number, code, to):
     phase, words, change, line = _STAGES[stage]
     fake = variant(folder)
     change(fake)
@@ -87,7 +85,7 @@ def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("words", [(), ("--api-server-count", "2")], ids=["one API server", "two"])
-def test_a_second_signal_ends_a_server_whose_engine_hangs(folder: Path, words: tuple[str, ...]) -> None:
+def test_a_second_signal_ends_a_server_whose_engine_hangs(folder, words):
     fake = variant(folder)
     _hang(fake)
     with FakeStart(folder, "--shutdown-timeout", "600", *words, env=environment(folder, fake)) as start:

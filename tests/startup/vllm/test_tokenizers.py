@@ -30,18 +30,18 @@ def module(toys: ToyPackages) -> Any:
     return importlib.import_module("vllm.v1.structured_output")
 
 
-def test_the_tokenizer_is_loaded_once_when_it_is_used(module: Any) -> None:
+def test_the_tokenizer_is_loaded_once_when_it_is_used(module):
     manager = module.StructuredOutputManager("a model")
     assert module.calls == []
     assert [manager.tokenizer, manager.tokenizer] == ["the tokenizer of a model"] * 2
     assert module.calls == ["a model"]
 
 
-def test_a_manager_without_a_tokenizer_has_none(module: Any) -> None:
+def test_a_manager_without_a_tokenizer_has_none(module):
     assert not hasattr(module.StructuredOutputManager(None), "tokenizer")
 
 
-def test_another_tokenizer_can_be_set(module: Any) -> None:
+def test_another_tokenizer_can_be_set(module):
     manager = module.StructuredOutputManager("a model")
     manager.tokenizer = "another"
     assert manager.tokenizer == "another"
@@ -74,17 +74,17 @@ def renderer(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("vllm.renderers.hf")
 
 
-def test_a_model_without_a_processor_has_the_given_tokenizer(renderer: Any) -> None:
+def test_a_model_without_a_processor_has_the_given_tokenizer(renderer):
     assert renderer._try_get_processor_chat_template("text", revision="main") == ("text", "main")
 
 
-def test_a_processor_is_found_as_before(renderer: Any) -> None:
+def test_a_processor_is_found_as_before(renderer):
     found, _ = renderer._try_get_processor_chat_template("vision", revision=None)
     assert found == "the processor of vision"
 
 
 @pytest.mark.parametrize("name", ["text", "invalid"])
-def test_the_search_leaves_transformers_as_it_was(renderer: Any, name: str) -> None:
+def test_the_search_leaves_transformers_as_it_was(renderer, name):
     before = vars(renderer.processing_auto).copy()
     try:
         renderer._try_get_processor_chat_template(name, revision=None)

@@ -39,7 +39,7 @@ def _run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     ],
     ids=" ".join,
 )
-def test_help_and_errors_are_vllms_own(words: tuple[str, ...], folder: Path) -> None:
+def test_help_and_errors_are_vllms_own(words, folder):
     address = ("--host", "127.0.0.1", "--port", str(free_port()))
     ours, plain = run_fake(folder, *address, *words), _run_plain(folder, *address, *words)
     assert (ours.returncode, ours.stdout, ours.stderr) == (plain.returncode, plain.stdout, plain.stderr)
@@ -47,7 +47,7 @@ def test_help_and_errors_are_vllms_own(words: tuple[str, ...], folder: Path) -> 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("error", ["ValueError", "BrokenPipeError"])
-def test_an_error_that_vllm_raises_is_vllms_own_exit_in_a_plain_start(error: str, folder: Path) -> None:
+def test_an_error_that_vllm_raises_is_vllms_own_exit_in_a_plain_start(error, folder):
     words = ("--raises", error, "--host", "127.0.0.1", "--port", str(free_port()))
     ours = run_fake(folder, *words, env=environment(folder, VCLI_PLAIN_VLLM="1"))
     plain = _run_plain(folder, *words)
@@ -57,7 +57,7 @@ def test_an_error_that_vllm_raises_is_vllms_own_exit_in_a_plain_start(error: str
 
 
 @pytest.mark.thorough
-def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder: Path) -> None:
+def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder):
     words = ("model", "--served-model-name", "a", "b", "--startup-timeout=100", "--enforce-eager", "--", "-tp", "1")
     with FakeStart(folder, *words) as start:
         server = start.wait_until_ready().state()["server"]
@@ -71,7 +71,7 @@ def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder: Path) -> No
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_stops_a_serving_vllm_in_order(number: int, folder: Path) -> None:
+def test_a_signal_stops_a_serving_vllm_in_order(number, folder):
     with FakeStart(folder) as start:
         start.wait_until_ready()
         assert start.end(number) == 0
@@ -81,7 +81,7 @@ def test_a_signal_stops_a_serving_vllm_in_order(number: int, folder: Path) -> No
 
 
 @pytest.mark.thorough
-def test_signal_reaches_a_main_thread_that_only_waits(folder: Path) -> None:
+def test_signal_reaches_a_main_thread_that_only_waits(folder):
     """The kernel may deliver a signal to another thread, as in a stopped process; no handler runs there."""
     with FakeStart(folder, "--headless") as start:
         start.wait_for_line("headless engine")
@@ -101,7 +101,7 @@ def test_signal_reaches_a_main_thread_that_only_waits(folder: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder: Path) -> None:
+def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder):
     waits = "import sys, time\nwhile sys.argv[0] == '-c':\n    print('forkserver imports', flush=True)\n"
     fake = prepend(variant(folder), "v1/engine/core", f"{waits}    time.sleep(0.1)\n")
     with FakeStart(folder, env=environment(folder, fake)) as start:
@@ -114,7 +114,7 @@ def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder: Path) -
 
 
 @pytest.mark.thorough
-def test_an_engine_that_cannot_start_ends_the_start(folder: Path) -> None:
+def test_an_engine_that_cannot_start_ends_the_start(folder):
     with FakeStart(folder, "--engine-fails") as start:
         assert start.process.wait(60) == 3
         assert len(start.lines_with("RuntimeError: the engine cannot be initialised")) == 2  # with its digest
@@ -122,14 +122,14 @@ def test_an_engine_that_cannot_start_ends_the_start(folder: Path) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
-def test_a_missing_vllm_is_a_clear_error(folder: Path) -> None:
+def test_a_missing_vllm_is_a_clear_error(folder):
     done = run_fake(folder, "model", env=environment(folder, fake=None))
     assert done.returncode == 3
     assert done.stderr == "Error: --engine vllm: vLLM is not installed in this environment (pip install vllm)\n"
 
 
 @pytest.mark.parametrize("engine", ["vllm", "embedded"])
-def test_the_help_is_that_of_the_engine(engine: str, folder: Path) -> None:
+def test_the_help_is_that_of_the_engine(engine, folder):
     words = ("--engine", engine) if engine == "embedded" else ()
     command = [sys.executable, "-m", "vllm_cli", "serve", *words, "--help=port"]
     done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
@@ -148,7 +148,7 @@ def _run_link(folder: Path, *words: str, **changes: str | None) -> subprocess.Co
     return subprocess.run(["vllm", *words], env=variables, capture_output=True, text=True, timeout=120, cwd=ROOT)
 
 
-def test_serve_starts_through_the_launcher(folder: Path) -> None:
+def test_serve_starts_through_the_launcher(folder):
     """The flag is the launcher's own."""
     done = _run_link(folder, "serve", "--preflight-only", "--json", "--port", str(free_port()))
     assert "unrecognized arguments" not in done.stderr
@@ -156,14 +156,14 @@ def test_serve_starts_through_the_launcher(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [("--version",), ("bench", "--help"), ()], ids=" ".join)
-def test_other_commands_are_the_installed_vllms(words: tuple[str, ...], folder: Path) -> None:
+def test_other_commands_are_the_installed_vllms(words, folder):
     plain = [sys.executable, "-m", "vllm.entrypoints.cli.main", *words]
     wanted = subprocess.run(plain, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
     done = _run_link(folder, *words)
     assert (done.returncode, done.stdout, done.stderr) == (wanted.returncode, wanted.stdout, wanted.stderr)
 
 
-def test_without_vllm_an_error_names_the_environment(folder: Path) -> None:
+def test_without_vllm_an_error_names_the_environment(folder):
     done = _run_link(folder, "bench", PYTHONPATH=str(ROOT))
     assert done.returncode == 2
     assert "whose environment has no vLLM" in done.stderr

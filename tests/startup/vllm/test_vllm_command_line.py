@@ -1,7 +1,5 @@
 """The launcher reads model and address from vLLM's command line, and whether it has a port to listen on."""
 
-from pathlib import Path
-
 import pytest
 
 from startup.vllm.command_line import CommandLine
@@ -22,7 +20,7 @@ def _line(text: str) -> CommandLine:
         ("", None),
     ],
 )
-def test_model_is_the_first_word_or_the_flags_value(words: str, model: str | None) -> None:
+def test_model_is_the_first_word_or_the_flags_value(words, model):
     assert _line(words).model == model
 
 
@@ -39,25 +37,23 @@ def test_model_is_the_first_word_or_the_flags_value(words: str, model: str | Non
         ("--headless --model m", "--headless --model m"),
     ],
 )
-def test_the_model_may_follow_flags_of_the_installed_vllm(
-    words: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_may_follow_flags_of_the_installed_vllm(words, expected, tmp_path, monkeypatch):
     write_small_vllm(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
     assert " ".join(_line(words).words) == expected
 
 
-def test_the_last_value_of_a_flag_counts_in_every_spelling() -> None:
+def test_the_last_value_of_a_flag_counts_in_every_spelling():
     line = _line("m --port 1 --host=h --uds /a --uds=/b --port=2 --served_model_name one two")
     assert (line.host, line.port, line.uds, line.served_name) == ("h", 2, "/b", "one")
 
 
-def test_words_after_two_dashes_are_not_flags() -> None:
+def test_words_after_two_dashes_are_not_flags():
     assert _line("m -- --port 9").port == 8000
 
 
-def test_port_is_vllms_default_or_none_if_invalid() -> None:
+def test_port_is_vllms_default_or_none_if_invalid():
     assert _line("m").port == 8000
     assert _line("m --port nonsense").port is None
 
@@ -78,17 +74,17 @@ def test_port_is_vllms_default_or_none_if_invalid() -> None:
         ("m --api-server-count 4", True),
     ],
 )
-def test_a_start_without_a_plain_http_port_does_not_listen(words: str, listens: bool) -> None:
+def test_a_start_without_a_plain_http_port_does_not_listen(words, listens):
     assert _line(words).listens is listens
 
 
 @pytest.mark.parametrize("word", ["-h", "--help", "--help=all", "-v", "--version"])
-def test_help_and_version_are_not_a_start(word: str) -> None:
+def test_help_and_version_are_not_a_start(word):
     assert _line(f"m {word}").is_for_help
     assert not _line("m --helpful").is_for_help
 
 
-def test_flags_take_precedence_over_the_config_file(tmp_path: Path) -> None:
+def test_flags_take_precedence_over_the_config_file(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("model: org/name\nport: 9000\nhost: h\nheadless: true\nuds: null\n")
     line = _line(f"--config {path} --port 1")
@@ -96,7 +92,7 @@ def test_flags_take_precedence_over_the_config_file(tmp_path: Path) -> None:
     assert CommandLine.of(["other", "--config", str(path)]).model == "other"
 
 
-def test_null_in_the_config_file_means_not_given(tmp_path: Path) -> None:
+def test_null_in_the_config_file_means_not_given(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("uds: null\nhost: null\nheadless: false\nssl_keyfile: null\n")
     line = _line(f"m --config {path}")
@@ -104,7 +100,7 @@ def test_null_in_the_config_file_means_not_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "- a list\n", "just text", "{", "a: [1"], ids=repr)
-def test_an_invalid_config_file_is_left_to_vllm(content: str, tmp_path: Path) -> None:
+def test_an_invalid_config_file_is_left_to_vllm(content, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(content)
     assert _line(f"m --config {path}").port == 8000

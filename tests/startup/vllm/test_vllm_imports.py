@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from startup.vllm.imports import make_calls_cheap, stub_unused_commands
-from tests.startup.toy_package import ToyPackages
 
 _UTILS = """
 import inspect, sys
@@ -28,7 +27,7 @@ def _keep_logging() -> Iterator[None]:
     logging.config.dictConfig = configure
 
 
-def test_an_operators_source_is_the_same(toys: ToyPackages) -> None:
+def test_an_operators_source_is_the_same(toys):
     toys.write("torch._library.utils", _UTILS)
     toys.write("plain.utils", _UTILS)
     plain: Any = importlib.import_module("plain.utils")
@@ -38,7 +37,7 @@ def test_an_operators_source_is_the_same(toys: ToyPackages) -> None:
     assert cheap.get_source is not plain.get_source
 
 
-def test_loggers_are_configured_as_before() -> None:
+def test_loggers_are_configured_as_before():
     make_calls_cheap()
     parent, child = logging.getLogger("cheap"), logging.getLogger("cheap.child")
     child.setLevel(logging.ERROR)
@@ -51,21 +50,21 @@ def test_loggers_are_configured_as_before() -> None:
     assert "_clear_cache" not in vars(logging.root.manager)
 
 
-def test_a_configuration_that_fails_leaves_logging_as_it_was() -> None:
+def test_a_configuration_that_fails_leaves_logging_as_it_was():
     make_calls_cheap()
     with pytest.raises(ValueError, match="version"):
         logging.config.dictConfig({"version": 2})
     assert "_clear_cache" not in vars(logging.root.manager)
 
 
-def test_functions_are_replaced_once() -> None:
+def test_functions_are_replaced_once():
     make_calls_cheap()
     configure = logging.config.dictConfig
     make_calls_cheap()
     assert logging.config.dictConfig is configure
 
 
-def test_modules_of_other_subcommands_contain_only_names(toys: ToyPackages) -> None:
+def test_modules_of_other_subcommands_contain_only_names(toys):
     raises = "raise RuntimeError('imported')\n"
     for name in ("preload", "openai", "benchmark.main", "launch"):
         toys.write(f"vllm.entrypoints.cli.{name}", raises)
@@ -83,7 +82,7 @@ def test_modules_of_other_subcommands_contain_only_names(toys: ToyPackages) -> N
     assert importlib.import_module("vllm.entrypoints.cli.something_new").value == 2
 
 
-def test_stubs_accept_any_options(toys: ToyPackages) -> None:
+def test_stubs_accept_any_options(toys):
     toys.write("vllm.entrypoints.cli.snapshot")
     toys.write("vllm.entrypoints.cli.benchmark.other")
     stub_unused_commands()

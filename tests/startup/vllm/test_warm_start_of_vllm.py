@@ -58,9 +58,7 @@ def _environment(folder: Path, standby: StandbyProcess) -> dict[str, str]:
 
 
 @pytest.mark.thorough
-def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(
-    standby: StandbyProcess, folder: Path
-) -> None:
+def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(standby, folder):
     with WarmStart(standby, folder, "--enforce-eager", "--tensor-parallel-size", "2") as start:
         state = start.wait_until_ready().state()
         template = standby.template("vllm-eager").pid
@@ -76,7 +74,7 @@ def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(
 
 
 @pytest.mark.thorough
-def test_phases_of_all_processes_are_recorded(standby: StandbyProcess, folder: Path, tmp_path: Path) -> None:
+def test_phases_of_all_processes_are_recorded(standby, folder, tmp_path):
     report = tmp_path / "report.json"
     with WarmStart(standby, folder, "--enforce-eager", "--startup-report", str(report)) as start:
         start.wait_until_ready()
@@ -87,7 +85,7 @@ def test_phases_of_all_processes_are_recorded(standby: StandbyProcess, folder: P
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("victim", ["front", "server", "template"])
-def test_a_killed_process_leaves_no_process_of_the_start(victim: str, standby: StandbyProcess, folder: Path) -> None:
+def test_a_killed_process_leaves_no_process_of_the_start(victim, standby, folder):
     with WarmStart(standby, folder, "--enforce-eager", "--tensor-parallel-size", "2") as start:
         (server,) = start.wait_until_ready().servers
         if victim == "template":
@@ -101,7 +99,7 @@ def test_a_killed_process_leaves_no_process_of_the_start(victim: str, standby: S
 
 
 @pytest.mark.thorough
-def test_ctrl_c_ends_a_warm_start_like_a_cold_one(standby: StandbyProcess, folder: Path) -> None:
+def test_ctrl_c_ends_a_warm_start_like_a_cold_one(standby, folder):
     with FakeStart(folder, "--enforce-eager") as cold:
         code = cold.wait_until_ready().end(signal.SIGINT)
     with WarmStart(standby, folder, "--enforce-eager") as start:
@@ -109,7 +107,7 @@ def test_ctrl_c_ends_a_warm_start_like_a_cold_one(standby: StandbyProcess, folde
 
 
 @pytest.mark.thorough
-def test_without_a_forkserver_no_process_waits_for_one(standby: StandbyProcess, folder: Path) -> None:
+def test_without_a_forkserver_no_process_waits_for_one(standby, folder):
     changes = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VCLI_PROBE_PROCESS": "0"}
     with WarmStart(standby, folder, "--enforce-eager", **changes) as start:
         state = start.wait_until_ready().state()
@@ -119,7 +117,7 @@ def test_without_a_forkserver_no_process_waits_for_one(standby: StandbyProcess, 
 
 
 @pytest.mark.thorough
-def test_starts_that_need_other_imports_are_cold(standby: StandbyProcess, folder: Path) -> None:
+def test_starts_that_need_other_imports_are_cold(standby, folder):
     starts: list[tuple[tuple[str, ...], dict[str, str], str]] = [
         ((), {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, "the start method fork"),
         ((), {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}, "needs the compiler"),
@@ -138,7 +136,7 @@ def test_starts_that_need_other_imports_are_cold(standby: StandbyProcess, folder
 
 
 @pytest.mark.thorough
-def test_a_warm_start_without_a_profile_saves_no_complete_one(folder: Path) -> None:
+def test_a_warm_start_without_a_profile_saves_no_complete_one(folder):
     words = ("--enforce-eager", "--worker-imports", "vllm.lazy")
     with StandbyProcess("--for", "vllm-eager", environment=_variables(folder)) as standby:
         with WarmStart(standby, folder, *words) as start:
@@ -155,6 +153,6 @@ def test_a_warm_start_without_a_profile_saves_no_complete_one(folder: Path) -> N
 
 
 @pytest.mark.parametrize("word", ["--preflight-only", "--preflight_only", "--help", "--version"])
-def test_commands_that_do_not_start_vllm_need_no_template(word: str) -> None:
+def test_commands_that_do_not_start_vllm_need_no_template(word):
     assert kind_of(["--engine", "vllm", "--enforce-eager", word]) is None
     assert kind_of(["--engine", "vllm", "--enforce-eager"]) == VLLM_EAGER

@@ -47,22 +47,20 @@ def baked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_manifest_has_the_flags_of_later_starts_and_no_key(baked: Path) -> None:
+def test_the_manifest_has_the_flags_of_later_starts_and_no_key(baked):
     words = json.loads((baked / "manifest.json").read_text())["words"]
     assert words == [words[0], "--engine", "embedded", "--config", str(baked.with_name("config.yaml"))]
     assert [path for path in baked.rglob("*") if path.is_file() and b"s3same" in path.read_bytes()] == []
 
 
-def test_the_folder_is_complete_and_only_its_owner_can_write_to_it(baked: Path) -> None:
+def test_the_folder_is_complete_and_only_its_owner_can_write_to_it(baked):
     assert sorted(path.name for path in baked.parent.iterdir()) == ["baked", "config.yaml", "keys"]
     assert sorted(path.name for path in baked.iterdir()) == ["cache", "manifest.json", "pages.json"]
     assert _modes(baked) == {0o755, 0o644}
 
 
 @pytest.mark.thorough
-def test_a_later_start_uses_it_and_writes_only_to_the_cache_folder(
-    baked: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_later_start_uses_it_and_writes_only_to_the_cache_folder(baked, model, tmp_path, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in baked.rglob("*")}
     variables = {"VCLI_BAKED": str(baked), "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
     with ServerProcess([str(model), "--engine", "embedded"], environment=variables):
@@ -78,7 +76,7 @@ def test_a_later_start_uses_it_and_writes_only_to_the_cache_folder(
 
 
 @pytest.mark.thorough
-def test_an_untrusted_folder_is_one_warning(model: Path, tmp_path: Path) -> None:
+def test_an_untrusted_folder_is_one_warning(model, tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     tmp_path.chmod(0o777)
     variables = {"VCLI_BAKED": str(tmp_path), "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
@@ -87,7 +85,7 @@ def test_an_untrusted_folder_is_one_warning(model: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.thorough
-def test_a_failed_start_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_start_leaves_nothing(tmp_path):
     broken = save_tiny_llama(tmp_path / "model")
     (broken / "model.safetensors").write_bytes(b"x")
     done = _bake(broken, "--engine", "embedded", "--output", tmp_path / "out" / "baked")
@@ -101,13 +99,13 @@ def test_a_failed_start_leaves_nothing(tmp_path: Path) -> None:
     [("model", "--no-such-flag"), ("--engine", "nonsense"), ("--max-model-len", "much"), ("--timeout", "0")],
     ids=" ".join,
 )
-def test_wrong_words_are_exit_code_2(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_wrong_words_are_exit_code_2(words, tmp_path):
     done = _bake(*words, "--output", tmp_path / "baked", VCLI_ENGINE="embedded")
     assert done.returncode == 2, done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_a_baked_folder_is_replaced(tmp_path: Path, model: Path) -> None:
+def test_only_a_baked_folder_is_replaced(tmp_path, model):
     (tmp_path / "mine").touch()
     done = _bake(model, "--engine", "embedded", "--output", tmp_path)
     assert done.returncode == 2

@@ -19,7 +19,7 @@ def _bake(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120)
 
 
-def test_the_first_start_continues_the_profile_of_the_build(tmp_path: Path) -> None:
+def test_the_first_start_continues_the_profile_of_the_build(tmp_path):
     done = _bake(tmp_path, *_WORDS, "--json")
     assert done.returncode == 0, done.stderr
     assert {"preload profile", "start history"} <= {part["name"] for part in json.loads(done.stdout)["parts"]}
@@ -33,14 +33,14 @@ def test_the_first_start_continues_the_profile_of_the_build(tmp_path: Path) -> N
     assert json.loads(baked.read_bytes())["num_starts"] == 1
 
 
-def test_without_a_start_vllm_is_imported_and_the_report_says_so(tmp_path: Path) -> None:
+def test_without_a_start_vllm_is_imported_and_the_report_says_so(tmp_path):
     done = _bake(tmp_path, "--no-start", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["left_out"]["a start with a request"] == "--no-start"
     assert (tmp_path / "baked" / "manifest.json").exists()
 
 
-def test_a_failed_start_keeps_the_earlier_folder(tmp_path: Path) -> None:
+def test_a_failed_start_keeps_the_earlier_folder(tmp_path):
     assert _bake(tmp_path, "--no-start").returncode == 0
     before = (tmp_path / "baked" / "manifest.json").read_bytes()
     done = _bake(tmp_path, "model", "--no-such-flag")

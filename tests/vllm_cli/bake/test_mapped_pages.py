@@ -2,14 +2,13 @@
 
 import mmap
 import os
-from pathlib import Path
 
 from vllm_cli.bake.mapped_pages import used_pages
 
 _MIB = 1 << 20
 
 
-def test_only_the_used_parts_of_a_mapped_file_are_recorded(tmp_path: Path) -> None:
+def test_only_the_used_parts_of_a_mapped_file_are_recorded(tmp_path):
     path = tmp_path / "library"
     path.write_bytes(bytes(32 * _MIB))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
@@ -24,7 +23,7 @@ def test_only_the_used_parts_of_a_mapped_file_are_recorded(tmp_path: Path) -> No
     assert sum(length for _, length in found.ranges) < 16 * _MIB  # the kernel maps up to a huge page around each
 
 
-def test_the_end_of_a_file_is_not_exceeded(tmp_path: Path) -> None:
+def test_the_end_of_a_file_is_not_exceeded(tmp_path):
     path = tmp_path / "library"
     path.write_bytes(bytes(5000))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:

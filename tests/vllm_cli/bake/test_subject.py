@@ -1,7 +1,6 @@
 """What is baked: the words of the start at build time, and whether packages have bytecode of their own."""
 
 import compileall
-from pathlib import Path
 
 import pytest
 
@@ -22,13 +21,11 @@ from vllm_cli.bake.subject import has_own_bytecode, without_addresses
     ],
     ids=["port", "attached", "certificate", "no-value", "others", "several-keys", "abbreviated", "after-dashes"],
 )
-def test_addresses_and_keys_are_left_out(words: tuple[str, ...], kept: tuple[str, ...]) -> None:
+def test_addresses_and_keys_are_left_out(words, kept):
     assert without_addresses(words) == kept
 
 
-def test_a_package_counts_as_compiled_if_most_of_its_modules_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_counts_as_compiled_if_most_of_its_modules_are(tmp_path, monkeypatch):
     package = tmp_path / "parcel"
     package.mkdir()
     for name in ("__init__", "a", "b"):
@@ -39,7 +36,7 @@ def test_a_package_counts_as_compiled_if_most_of_its_modules_are(
     assert has_own_bytecode(("parcel",))
 
 
-def test_a_package_that_is_not_installed_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_installed_does_not_count(tmp_path, monkeypatch):
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     assert has_own_bytecode(("no-such-package",))
     (tmp_path / "a.py").touch()

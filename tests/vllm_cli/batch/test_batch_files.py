@@ -1,7 +1,6 @@
 """Input and output files that `run-batch` rejects or repairs."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -26,9 +25,7 @@ from vllm_cli.main import main
     ],
     ids=["JSON", "object", "missing", "type", "body", "twice", "many"],
 )
-def test_an_invalid_input_file_is_rejected_before_any_request(
-    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_invalid_input_file_is_rejected_before_any_request(text, message, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text(text)
     words = ["-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--url", "http://127.0.0.1:1"]
     assert main(["run-batch", *words]) == 2
@@ -51,7 +48,7 @@ def test_an_invalid_input_file_is_rejected_before_any_request(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_usage_errors(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors(words, message, tmp_path, capsys):
     given = {"-i": str(write_lines(tmp_path / "in.jsonl", [request_line(0)])), "-o": str(tmp_path / "out.jsonl")}
     missing = [word for name in given if name not in words for word in (name, given[name])]
     assert main(["run-batch", *missing, *words]) == 2
@@ -59,7 +56,7 @@ def test_usage_errors(words: list[str], message: str, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("text", ["a note\n", '{"id": "other"}\n', "x", f"{BEGINNING.decode()}\n{BEGINNING.decode()}"])
-def test_an_output_file_with_other_content_is_rejected_and_unchanged(text: str, tmp_path: Path) -> None:
+def test_an_output_file_with_other_content_is_rejected_and_unchanged(text, tmp_path):
     path = tmp_path / "notes"
     path.write_text(text)
     with pytest.raises(InputError, match="is not a result of a batch"):
@@ -67,7 +64,7 @@ def test_an_output_file_with_other_content_is_rejected_and_unchanged(text: str, 
     assert path.read_text() == text
 
 
-def test_an_output_file_of_other_requests_is_rejected(tmp_path: Path) -> None:
+def test_an_output_file_of_other_requests_is_rejected(tmp_path):
     with open_input(str(write_lines(tmp_path / "in.jsonl", [request_line(0)]))) as batch:
         [place] = batch.places
     with OutputFile(tmp_path / "out.jsonl") as output:
@@ -79,7 +76,7 @@ def test_an_output_file_of_other_requests_is_rejected(tmp_path: Path) -> None:
             check_same_batch(output.path, output.recorded, {place.custom_id: "vllm-other"})
 
 
-def test_an_incomplete_last_line_is_removed_wherever_it_ends(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_removed_wherever_it_ends(tmp_path):
     path = tmp_path / "out.jsonl"
     lines = [answered(LinePlace(name, f"vllm-{name}", 0, 0), 200, b'{"a": "\xc3\xa9"}').line for name in ("one", "two")]
     whole = b"".join(lines)
@@ -100,7 +97,7 @@ def test_an_incomplete_last_line_is_removed_wherever_it_ends(tmp_path: Path) -> 
         (500, b"oh\nno", True, None),
     ],
 )
-def test_every_answer_becomes_one_line(status: int, content: bytes, is_failed: bool, expected: object) -> None:
+def test_every_answer_becomes_one_line(status, content, is_failed, expected):
     result = answered(LinePlace("a\n\u2028\ud800", "vllm-1", 0, 0), status, content)
     assert result.line.count(b"\n") == 1
     assert result.recorded.is_failed == is_failed

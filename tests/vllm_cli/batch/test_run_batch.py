@@ -6,20 +6,19 @@ import stat
 import threading
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.certificates import make_certificate, needs_openssl
 from tests.llamas import save_tiny_llama
-from tests.vllm_cli.batch.batch_server import BatchServer, error, ok, read_lines, request_line, write_lines
+from tests.vllm_cli.batch.batch_server import error, ok, read_lines, request_line, write_lines
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
 
 
-def test_answers_have_vllms_format_and_the_order_of_the_requests(server: BatchServer, run_batch, tmp_path: Path):
+def test_answers_have_vllms_format_and_the_order_of_the_requests(server, run_batch, tmp_path):
     last_has_come = threading.Event()
 
     def decide(body: dict[str, Any]):
@@ -49,7 +48,7 @@ def test_answers_have_vllms_format_and_the_order_of_the_requests(server: BatchSe
     assert (summary["prompt_tokens"], summary["completion_tokens"]) == (10, 15)
 
 
-def test_a_failed_request_has_an_error_in_its_line(server: BatchServer, run_batch, tmp_path: Path):
+def test_a_failed_request_has_an_error_in_its_line(server, run_batch, tmp_path):
     server.decide = lambda body: error(400, "too long") if body.get("prompt") == "request-1" else ok(body)
     lines = [
         request_line(0),
@@ -73,7 +72,7 @@ def test_a_failed_request_has_an_error_in_its_line(server: BatchServer, run_batc
     assert server.paths == ["/v1/completions"] * 2
 
 
-def test_fail_on_error_exits_with_5_for_failed_requests(server, run_batch, tmp_path: Path):
+def test_fail_on_error_exits_with_5_for_failed_requests(server, run_batch, tmp_path):
     """Also for those of an earlier run. The default, 0, is vLLM's: scripts under `set -e` continue."""
     server.decide = lambda body: error(400, "no") if body["prompt"] == "request-1" else ok(body)
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(2)])
@@ -83,7 +82,7 @@ def test_fail_on_error_exits_with_5_for_failed_requests(server, run_batch, tmp_p
     assert server.asked == {"request-0": 1, "request-1": 1}
 
 
-def test_a_second_run_sends_the_requests_without_a_line(server, run_batch, tmp_path: Path):
+def test_a_second_run_sends_the_requests_without_a_line(server, run_batch, tmp_path):
     server.decide = lambda body: error(400, "no") if body["prompt"] == "request-1" else ok(body)
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(3)])
     assert run_batch("--url", server.url).returncode == 0
@@ -101,7 +100,7 @@ def test_a_second_run_sends_the_requests_without_a_line(server, run_batch, tmp_p
     assert not any(line["error"] for line in lines)
 
 
-def test_kills_lose_no_result_and_repeat_none_in_the_file(server: BatchServer, start_batch, tmp_path: Path):
+def test_kills_lose_no_result_and_repeat_none_in_the_file(server, start_batch, tmp_path):
     """Five runs are killed; requests with a result in the file at that moment are never sent again."""
     num_requests, out = 120, tmp_path / "out.jsonl"
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(num_requests)])
@@ -136,9 +135,7 @@ def test_kills_lose_no_result_and_repeat_none_in_the_file(server: BatchServer, s
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_and_keeps_its_results(
-    server: BatchServer, start_batch, run_batch, tmp_path: Path, number
-):
+def test_a_signal_ends_the_run_and_keeps_its_results(server, start_batch, run_batch, tmp_path, number):
     blocks = threading.Event()
     server.decide = lambda body: ok(body) if body["prompt"] == "request-0" or blocks.wait(60) else ok(body)
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(4)])
@@ -154,7 +151,7 @@ def test_a_signal_ends_the_run_and_keeps_its_results(
     assert server.asked["request-0"] == 1
 
 
-def test_no_more_requests_than_allowed_are_in_flight(server: BatchServer, run_batch, tmp_path: Path):
+def test_no_more_requests_than_allowed_are_in_flight(server, run_batch, tmp_path):
     are_three = threading.Event()
 
     def decide(body: dict[str, Any]):
@@ -176,9 +173,7 @@ def _in_a_moment() -> str:
 @pytest.mark.parametrize(
     ("status", "retry_after"), [(429, _in_a_moment), (503, lambda: None)], ids=["429 date", "503 unsaid"]
 )
-def test_a_request_is_retried_after_a_status_that_asks_to_wait(
-    server, run_batch, tmp_path: Path, status: int, retry_after
-):
+def test_a_request_is_retried_after_a_status_that_asks_to_wait(server, run_batch, tmp_path, status, retry_after):
     def decide(body: dict[str, Any]):
         if server.asked[body["prompt"]] > 2:
             return ok(body)
@@ -193,14 +188,14 @@ def test_a_request_is_retried_after_a_status_that_asks_to_wait(
     assert server.asked == {"request-0": 3}
 
 
-def test_a_request_fails_if_its_retries_time_out(server: BatchServer, run_batch, tmp_path: Path):
+def test_a_request_fails_if_its_retries_time_out(server, run_batch, tmp_path):
     server.decide = lambda body: error(503, "never", **{"Retry-After": "3600"})
     write_lines(tmp_path / "in.jsonl", [request_line(0)])
     assert run_batch("--url", server.url, "--retry-timeout", "5").returncode == 0
     assert read_lines(tmp_path / "out.jsonl")[0]["response"]["status_code"] == 503
 
 
-def test_a_request_answered_500_is_sent_three_times(server: BatchServer, run_batch, tmp_path: Path):
+def test_a_request_answered_500_is_sent_three_times(server, run_batch, tmp_path):
     server.decide = lambda body: ok(body) if server.asked["request-1"] == 3 else error(500, "oh no")
     write_lines(tmp_path / "in.jsonl", [request_line(0), request_line(1)])
     assert run_batch("--url", server.url, "--max-concurrency", "1").returncode == 0
@@ -208,7 +203,7 @@ def test_a_request_answered_500_is_sent_three_times(server: BatchServer, run_bat
     assert [bool(line["error"]) for line in read_lines(tmp_path / "out.jsonl")] == [True, False]
 
 
-def test_a_rejected_key_ends_the_run(server: BatchServer, run_batch, tmp_path: Path):
+def test_a_rejected_key_ends_the_run(server, run_batch, tmp_path):
     server.decide = lambda body: error(401, "who are you?")
     write_lines(tmp_path / "in.jsonl", [request_line(0)])
     done = run_batch("--url", server.url)
@@ -217,7 +212,7 @@ def test_a_rejected_key_ends_the_run(server: BatchServer, run_batch, tmp_path: P
     assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 
-def test_an_answer_beyond_its_time_out_has_no_response(server: BatchServer, run_batch, tmp_path: Path):
+def test_an_answer_beyond_its_time_out_has_no_response(server, run_batch, tmp_path):
     is_over = threading.Event()
     server.decide = lambda body: ok(body) if is_over.wait(60) else ok(body)
     write_lines(tmp_path / "in.jsonl", [request_line(0)])
@@ -228,7 +223,7 @@ def test_an_answer_beyond_its_time_out_has_no_response(server: BatchServer, run_
     assert line["error"] == {"code": "timeout", "message": "The server took longer than 0.2 s."}
 
 
-def test_without_a_server_nothing_is_written_and_the_exit_code_is_1(run_batch, tmp_path: Path):
+def test_without_a_server_nothing_is_written_and_the_exit_code_is_1(run_batch, tmp_path):
     write_lines(tmp_path / "in.jsonl", [request_line(0)])
     done = run_batch("--url", f"unix:{tmp_path}/no.sock")
     assert done.returncode == 1
@@ -236,7 +231,7 @@ def test_without_a_server_nothing_is_written_and_the_exit_code_is_1(run_batch, t
     assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 
-def test_a_full_disk_ends_the_run_and_keeps_whole_lines(server: BatchServer, run_batch, tmp_path: Path):
+def test_a_full_disk_ends_the_run_and_keeps_whole_lines(server, run_batch, tmp_path):
     """A limit on the file size simulates the full disk: a write that does not fit is truncated."""
     import resource
 
@@ -254,7 +249,7 @@ def test_a_full_disk_ends_the_run_and_keeps_whole_lines(server: BatchServer, run
     assert len(read_lines(tmp_path / "out.jsonl")) == 60
 
 
-def test_the_model_and_the_key_are_sent(server: BatchServer, run_batch, tmp_path: Path):
+def test_the_model_and_the_key_are_sent(server, run_batch, tmp_path):
     asked: list[dict[str, Any]] = []
     server.decide = lambda body: asked.append(body) or ok(body)  # type: ignore[func-returns-value]
     write_lines(tmp_path / "in.jsonl", [request_line(0), request_line(1, body={"prompt": "x", "model": "own"})])
@@ -263,7 +258,7 @@ def test_the_model_and_the_key_are_sent(server: BatchServer, run_batch, tmp_path
     assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret"}
 
 
-def test_files_may_be_on_a_web_server(server: BatchServer, start_batch, tmp_path: Path):
+def test_files_may_be_on_a_web_server(server, start_batch, tmp_path):
     """The last --input-file counts; the folder keeps the results until the upload, and if it fails."""
     source = write_lines(tmp_path / "source.jsonl", [request_line(number) for number in range(3)])
     server.files["/in.jsonl"] = source.read_bytes()
@@ -283,7 +278,7 @@ def test_files_may_be_on_a_web_server(server: BatchServer, start_batch, tmp_path
     assert f"the results are in {answers}" in err
 
 
-def test_the_mode_of_the_output_is_kept(server: BatchServer, run_batch, tmp_path: Path):
+def test_the_mode_of_the_output_is_kept(server, run_batch, tmp_path):
     out = tmp_path / "out.jsonl"
     out.touch(0o600)
     out.chmod(0o600)
@@ -297,7 +292,7 @@ def test_the_mode_of_the_output_is_kept(server: BatchServer, run_batch, tmp_path
 
 
 @needs_openssl
-def test_a_server_of_its_own_has_no_tls_whatever_flags_and_file_say(run_batch, tmp_path: Path):
+def test_a_server_of_its_own_has_no_tls_whatever_flags_and_file_say(run_batch, tmp_path):
     made = make_certificate(tmp_path, "server")
     file = tmp_path / "serve.yaml"
     file.write_text(f"ssl-certfile: {made.certificate}\nssl-keyfile: {made.key}\nssl-ca-certs: {made.certificate}\n")
@@ -310,9 +305,7 @@ def test_a_server_of_its_own_has_no_tls_whatever_flags_and_file_say(run_batch, t
 
 
 @needs_openssl
-def test_requests_go_over_tls_if_the_certificate_is_trusted(
-    server: BatchServer, run_batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_requests_go_over_tls_if_the_certificate_is_trusted(server, run_batch, tmp_path, monkeypatch):
     made = make_certificate(tmp_path, "server")
     server.use_tls(made)
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(3)])

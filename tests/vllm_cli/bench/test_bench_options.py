@@ -28,15 +28,13 @@ HEAVY = {"aiohttp", "uvloop", "msgspec", "psutil", "asyncio", "PIL", "torch", "p
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else "",
 )
-def test_invalid_options_are_a_usage_error(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch
-) -> None:
+def test_invalid_options_are_a_usage_error(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["bench", *words]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_help_and_usage_errors_import_nothing_heavy() -> None:
+def test_help_and_usage_errors_import_nothing_heavy():
     code = f"""if True:
         import sys
         from vllm_cli.main import main

@@ -31,7 +31,7 @@ def evict_all(file: Path) -> None:
 
 
 @repeated_if_pages_are_lost
-def test_read_files_are_in_memory_and_evicted_files_are_not(disk_folder) -> None:
+def test_read_files_are_in_memory_and_evicted_files_are_not(disk_folder):
     file = disk_folder / "weights"
     size = 8 * MEGABYTE + 100
     file.write_bytes(random.Random(0).randbytes(size))
@@ -45,7 +45,7 @@ def test_read_files_are_in_memory_and_evicted_files_are_not(disk_folder) -> None
     assert measure_residency([file]).resident_bytes == MEGABYTE
 
 
-def test_mapped_pages_stay_and_are_reported(disk_folder) -> None:
+def test_mapped_pages_stay_and_are_reported(disk_folder):
     file = disk_folder / "library"
     file.write_bytes(bytes(4 * MEGABYTE))
     evict_all(file)
@@ -57,7 +57,7 @@ def test_mapped_pages_stay_and_are_reported(disk_folder) -> None:
 
 
 @repeated_if_pages_are_lost
-def test_mincore_agrees(disk_folder) -> None:
+def test_mincore_agrees(disk_folder):
     file = disk_folder / "weights"
     file.write_bytes(bytes(4 * MEGABYTE))
     expect_resident(file, least_share=1.0)
@@ -67,12 +67,12 @@ def test_mincore_agrees(disk_folder) -> None:
         assert by_mincore(opened.fileno(), 0, 4 * MEGABYTE) == measure_residency([file]).resident_bytes == 0
 
 
-def test_an_empty_file_can_be_evicted(tmp_path) -> None:
+def test_an_empty_file_can_be_evicted(tmp_path):
     (tmp_path / "empty").touch()
     assert evict_files([tmp_path / "empty"]) == Residency(0, 0)
 
 
-def test_files_are_listed_once_and_links_are_followed(tmp_path) -> None:
+def test_files_are_listed_once_and_links_are_followed(tmp_path):
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "b").touch()
     (tmp_path / "snapshot").mkdir()

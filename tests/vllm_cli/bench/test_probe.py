@@ -60,7 +60,7 @@ def probe_for(seconds: float, url: str) -> ProbeSamples:
 
 
 @pytest.mark.parametrize("is_starting", [False, True], ids=["ready", "starting"])
-def test_probes_are_sent_at_the_interval_and_none_is_faster_than_the_server(is_starting: bool):
+def test_probes_are_sent_at_the_interval_and_none_is_faster_than_the_server(is_starting):
     """Any response of a starting server counts."""
     interval_s = probe.STARTING_INTERVAL_S if is_starting else probe.INTERVAL_S
     with serving(HealthServer(0.004, status=503 if is_starting else 200)) as server:
@@ -140,7 +140,7 @@ def test_the_probe_process_imports_only_the_standard_library():
     assert set(done.stdout.split()) <= sys.stdlib_module_names | {"__main__"}
 
 
-def test_refused_connections_before_the_first_response_are_not_lost() -> None:
+def test_refused_connections_before_the_first_response_are_not_lost():
     begin_s = time.monotonic()
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -151,14 +151,14 @@ def test_refused_connections_before_the_first_response_are_not_lost() -> None:
     assert samples.num_lost == 0
 
 
-def test_probes_without_a_response_after_the_first_one_are_lost() -> None:
+def test_probes_without_a_response_after_the_first_one_are_lost():
     with serving(HealthServer(num_answers=2)) as server:
         samples = probe_until(lambda: server.num_asked > 8, server.url, is_starting=True)
     assert len(samples.latencies_ns) >= 2
     assert samples.num_lost >= 6
 
 
-def test_a_probe_that_was_never_started_leaves_no_process() -> None:
+def test_a_probe_that_was_never_started_leaves_no_process():
     with HealthProbe() as prober:
         pid = prober._process.pid
     assert not psutil.pid_exists(pid)

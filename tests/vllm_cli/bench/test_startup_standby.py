@@ -29,7 +29,7 @@ def own_command(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, run_startup) -> None:
+def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, run_startup):
     done = run_startup("--cmd", own_command, "--vs", OTHER, *QUICK, "--state", "warm", "--json", "-")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -47,21 +47,21 @@ def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, ru
 
 
 @pytest.mark.slow
-def test_variables_of_the_command_are_the_standbys_too(own_command, run_startup) -> None:
+def test_variables_of_the_command_are_the_standbys_too(own_command, run_startup):
     """Otherwise the starts would be cold: OpenBLAS reads this one when it is loaded."""
     done = run_startup("--cmd", f"OPENBLAS_NUM_THREADS=1 {own_command}", *QUICK, "--standby-model", "/no/such/model")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-def test_a_command_that_is_never_warm_is_reported(own_command, run_startup) -> None:
+def test_a_command_that_is_never_warm_is_reported(own_command, run_startup):
     done = run_startup("--cmd", f"{own_command} --standby off", *QUICK)
     assert done.returncode == 0, done.stderr
     assert "A, from standby: 0 of 1 servers were forked from a standby, not 1" in done.stdout
 
 
 @pytest.mark.slow
-def test_a_start_that_cannot_be_warm_exits_with_3_and_the_reason(own_command, run_startup, tmp_path) -> None:
+def test_a_start_that_cannot_be_warm_exits_with_3_and_the_reason(own_command, run_startup, tmp_path):
     flag = tmp_path / "flag"
     script = f'[ $1 = serve ] && export OMP_DYNAMIC=true; exec {sys.executable} -m vllm_cli "$@"'
     wrapper = tmp_path / "vllm-cli"
@@ -73,7 +73,7 @@ def test_a_start_that_cannot_be_warm_exits_with_3_and_the_reason(own_command, ru
 
 
 @pytest.mark.thorough
-def test_a_standby_that_cannot_start_exits_with_3_and_its_output(own_command, run_startup, tmp_path) -> None:
+def test_a_standby_that_cannot_start_exits_with_3_and_its_output(own_command, run_startup, tmp_path):
     script = f"[ $1 = standby ] && [ $2 = --for ] && echo no imports today && exit 3; exec {sys.executable} -m vllm_cli"
     wrapper = tmp_path / "vllm-cli"
     wrapper.write_text(f'#!/bin/sh\n{script} "$@"\n')
@@ -94,7 +94,7 @@ def test_a_standby_that_cannot_start_exits_with_3_and_its_output(own_command, ru
     ],
     ids=["ctrl-c", "term", "kill"],
 )
-def test_an_interrupted_run_stops_the_standby_and_its_servers(number: int, own_command: str, tmp_path: Path) -> None:
+def test_an_interrupted_run_stops_the_standby_and_its_servers(number, own_command, tmp_path):
     words = [sys.executable, "-m", "vllm_cli", "bench", "startup", "--cmd", own_command, *QUICK, "--rounds", "1000"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment) as bench:
@@ -133,7 +133,7 @@ def _is_forked(process: psutil.Process) -> bool:
     ],
     ids=["vllm", "transformers", "wait", "module", "variable", "nice"],
 )  # fmt: skip
-def test_commands_of_this_program_are_recognised(command: str, prefix: list[str] | None) -> None:
+def test_commands_of_this_program_are_recognised(command, prefix):
     assert split_own_command(command)[0] == (prefix or [])
 
 
@@ -148,6 +148,6 @@ def test_commands_of_this_program_are_recognised(command: str, prefix: list[str]
     ],
     ids=["default", "option", "eager", "variable", "both"],
 )
-def test_the_template_is_that_of_the_command(command: str, kind: str | None) -> None:
+def test_the_template_is_that_of_the_command(command, kind):
     """A command that names no engine leaves the choice to the standby."""
     assert find_kind(*split_own_command(command)) == kind

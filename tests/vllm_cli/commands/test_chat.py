@@ -35,7 +35,7 @@ def unix_server() -> Iterator[FakeApiServer]:
         yield server
 
 
-def test_quick_prints_the_answer_while_it_streams(fake_server, capfd: pytest.CaptureFixture[str]) -> None:
+def test_quick_prints_the_answer_while_it_streams(fake_server, capfd):
     fake_server.queue_chat("Par", "is", ".")
     assert main(["chat", "--url", fake_server.url, "--system", "Be brief.", "--quick", "Capital?"]) == 0
     assert capfd.readouterr().out == "Paris.\n"
@@ -48,7 +48,7 @@ def test_quick_prints_the_answer_while_it_streams(fake_server, capfd: pytest.Cap
     ]
 
 
-def test_complete_continues_a_prompt(fake_server, capfd: pytest.CaptureFixture[str]) -> None:
+def test_complete_continues_a_prompt(fake_server, capfd):
     fake_server.queue_completion(" in", " France.")
     words = ["complete", "--url", f"{fake_server.url}/v1", "--model-name", "mine", "--max-tokens", "5"]
     assert main([*words, "-q", "Paris is"]) == 0
@@ -59,7 +59,7 @@ def test_complete_continues_a_prompt(fake_server, capfd: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("command", ["chat", "complete"])
-def test_sampling_parameters_are_sent_only_if_given(fake_server, command: str) -> None:
+def test_sampling_parameters_are_sent_only_if_given(fake_server, command):
     for words, sent in (([], {}), (["--temperature", "0", "--max-tokens", "9"], {"temperature": 0.0, "max_tokens": 9})):
         fake_server.queue_chat("Hi")
         assert main([command, "--url", fake_server.url, *words, "-q", "Hi"]) == 0
@@ -68,7 +68,7 @@ def test_sampling_parameters_are_sent_only_if_given(fake_server, command: str) -
 
 
 @pytest.mark.parametrize("prefix", ["unix:", "unix://"])
-def test_a_server_on_a_unix_socket_answers(unix_server, prefix: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_server_on_a_unix_socket_answers(unix_server, prefix, capfd):
     url = unix_server.url.replace("unix:", prefix)
     unix_server.queue_chat("Par", "is.")
     assert main(["chat", "--url", url, "--api-key", "secret", "--quick", "Capital?"]) == 0
@@ -79,7 +79,7 @@ def test_a_server_on_a_unix_socket_answers(unix_server, prefix: str, capfd: pyte
     assert {headers["Authorization"] for headers in unix_server.headers} == {"Bearer secret"}
 
 
-def test_stats_show_time_to_first_token_and_rate(fake_server, capfd: pytest.CaptureFixture[str]) -> None:
+def test_stats_show_time_to_first_token_and_rate(fake_server, capfd):
     fake_server.queue_chat("Hi")
     assert main(["chat", "--url", fake_server.url, "--stats", "-q", "Hi"]) == 0
     err = capfd.readouterr().err
@@ -88,7 +88,7 @@ def test_stats_show_time_to_first_token_and_rate(fake_server, capfd: pytest.Capt
 
 
 @pytest.mark.parametrize("command", ["chat", "complete"])
-def test_the_key_is_sent_from_option_or_variable(fake_server, command: str, monkeypatch) -> None:
+def test_the_key_is_sent_from_option_or_variable(fake_server, command, monkeypatch):
     for variables, words, key in (
         ({"VLLM_API_KEY": "server's"}, [], "server's"),
         ({"VLLM_API_KEY": "server's", "OPENAI_API_KEY": "openai's"}, [], "openai's"),
@@ -102,7 +102,7 @@ def test_the_key_is_sent_from_option_or_variable(fake_server, command: str, monk
         fake_server.headers.clear()
 
 
-def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server, run_cli) -> None:
+def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server, run_cli):
     fake_server.queue_chat("Hello!")
     fake_server.queue_chat("Fine.")
     fake_server.queue_chat("Again.")
@@ -120,7 +120,7 @@ def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server,
     ]
 
 
-def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_server, run_cli) -> None:
+def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_server, run_cli):
     fake_server.queue_response(400, {"error": {"message": "too long", "type": "BadRequestError"}})
     fake_server.queue_chat("Hello!")
     done = run_cli("chat", "--url", fake_server.url, input="hi\nhello\n", cwd=ROOT)
@@ -129,7 +129,7 @@ def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_
     assert [message["content"] for message in fake_server.requests[1]["messages"]] == ["hello"]
 
 
-def test_no_server_is_one_line_and_exit_code_1(capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_server_is_one_line_and_exit_code_1(capfd):
     with socket.socket() as taken:  # bound by this test, without a listener
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -140,9 +140,7 @@ def test_no_server_is_one_line_and_exit_code_1(capfd: pytest.CaptureFixture[str]
 
 
 @needs_openssl
-def test_https_requires_a_trusted_certificate(
-    fake_server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_https_requires_a_trusted_certificate(fake_server, tmp_path, monkeypatch, capfd):
     made = make_certificate(tmp_path, "fake-model")
     fake_server.use_tls(made)
     url = fake_server.url
@@ -162,21 +160,19 @@ def test_https_requires_a_trusted_certificate(
         (502, b"<html>bad\ngateway</html>", "The server answered 502: <html>bad gateway</html>"),
     ],
 )
-def test_an_error_of_the_server_is_one_line(
-    fake_server, status: int, body: object, line: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_of_the_server_is_one_line(fake_server, status, body, line, capfd):
     fake_server.queue_response(status, body)
     assert main(["chat", "--url", fake_server.url, "-q", "hi"]) == 1
     assert capfd.readouterr().err == f"Error: {line}\n"
 
 
-def test_an_error_in_the_stream_is_one_line(fake_server, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_error_in_the_stream_is_one_line(fake_server, capfd):
     fake_server.queue_stream_error("engine died")
     assert main(["chat", "--url", fake_server.url, "-q", "hi"]) == 1
     assert capfd.readouterr().err == "Error: The server failed: engine died\n"
 
 
-def test_an_incomplete_answer_is_an_error(fake_server, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_incomplete_answer_is_an_error(fake_server, capfd):
     fake_server.queue_incomplete_answer("Par")
     assert main(["chat", "--url", fake_server.url, "-q", "hi"]) == 1
     captured = capfd.readouterr()
@@ -185,7 +181,7 @@ def test_an_incomplete_answer_is_an_error(fake_server, capfd: pytest.CaptureFixt
     assert len(captured.err.splitlines()) == 1
 
 
-def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(fake_server) -> None:
+def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(fake_server):
     fake_server.queue_endless_answer("on and ")
     terminal, child_side = pty.openpty()
     chat = subprocess.Popen(
@@ -213,7 +209,7 @@ def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(fake_server) -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "pipe"])
-def test_control_characters_of_an_answer_are_escaped_on_a_terminal(fake_server, is_terminal: bool) -> None:
+def test_control_characters_of_an_answer_are_escaped_on_a_terminal(fake_server, is_terminal):
     fake_server.queue_chat("a\x1b]0;title\x07", "\x9b2J\n", "b\u202e")
     words = [sys.executable, "-m", "vllm_cli", "chat", "--url", fake_server.url, "--quick", "hi"]
     if is_terminal:

@@ -53,13 +53,13 @@ def complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_commands_are_completed_from_the_table(complete) -> None:
+def test_commands_are_completed_from_the_table(complete):
     assert complete("") == [f"plain,{entry.name}" for entry in COMMANDS]
     assert complete("comp") == ["plain,complete", "plain,completion"]
     assert complete("bench", "st") == ["plain,startup"]
 
 
-def test_flags_of_serve_are_completed_after_any_words(complete) -> None:
+def test_flags_of_serve_are_completed_after_any_words(complete):
     expected = [f"plain,{flag.name}" for flag in SUPPORTED if flag.name.startswith("--max-num")]
     assert len(expected) >= 2
     assert complete("serve", "--max-num") == expected
@@ -67,13 +67,13 @@ def test_flags_of_serve_are_completed_after_any_words(complete) -> None:
     assert "plain,--no-enable-prefix-caching" in complete("serve", "--no-")
 
 
-def test_values_of_flags_are_completed(complete) -> None:
+def test_values_of_flags_are_completed(complete):
     assert complete("serve", "--dtype", "b") == ["plain,bfloat16"]
     assert complete("serve", "--config", "x") == ["file,x"]
     assert complete("serve", "--allowed-local-media-path", "x") == ["dir,x"]
 
 
-def test_models_in_the_cache_folder_are_completed_or_else_folders(complete) -> None:
+def test_models_in_the_cache_folder_are_completed_or_else_folders(complete):
     assert complete("serve", "") == ["plain,gpt2", "plain,org/llama", "plain,org/qwen"]
     assert complete("serve", "org/l") == ["plain,org/llama"]
     assert complete("serve", "--model", "g") == ["plain,gpt2"]
@@ -82,7 +82,7 @@ def test_models_in_the_cache_folder_are_completed_or_else_folders(complete) -> N
     assert complete("serve", "./mod") == ["dir,./mod"]
 
 
-def test_run_batch_completes_its_own_options_and_those_of_the_server(complete) -> None:
+def test_run_batch_completes_its_own_options_and_those_of_the_server(complete):
     found = complete("run-batch", "--max-")
     assert "plain,--max-concurrency" in found
     assert "plain,--max-model-len" in found
@@ -91,7 +91,7 @@ def test_run_batch_completes_its_own_options_and_those_of_the_server(complete) -
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_every_shell_gets_its_script(shell: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_shell_gets_its_script(shell, capfd):
     assert main(["completion", shell]) == 0
     assert f"_VLLM_CLI_COMPLETE={shell}_complete" in capfd.readouterr().out
 
@@ -109,7 +109,7 @@ _SHELLS = {
 
 
 @pytest.mark.parametrize("shell", _SHELLS)
-def test_a_real_shell_completes_a_command_line(shell: str, tmp_path: Path) -> None:
+def test_a_real_shell_completes_a_command_line(shell, tmp_path):
     """Types a TAB in a terminal."""
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")

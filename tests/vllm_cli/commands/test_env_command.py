@@ -9,7 +9,7 @@ from vllm_cli.main import main
 from vllm_cli.version import VERSION
 
 
-def test_env_shows_every_variable_with_its_source(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_env_shows_every_variable_with_its_source(monkeypatch, capsys):
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "debug")
     assert main(["env", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
@@ -27,7 +27,7 @@ def test_env_shows_every_variable_with_its_source(monkeypatch, capsys: pytest.Ca
     }
 
 
-def test_env_as_text_names_value_default_and_source(capsys: pytest.CaptureFixture[str]) -> None:
+def test_env_as_text_names_value_default_and_source(capsys):
     assert main(["env"]) == 0
     assert "VLLM_ENGINE_READY_TIMEOUT_S = 600\n" in capsys.readouterr().out
 
@@ -35,7 +35,7 @@ def test_env_as_text_names_value_default_and_source(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     "words", [["env"], ["env", "--json"], ["collect-env"], ["collect-env", "--json"]], ids=" ".join
 )
-def test_secrets_are_never_shown(words: list[str], monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_secrets_are_never_shown(words, monkeypatch, capsys):
     for name in ("VLLM_API_KEY", "HF_TOKEN", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "tell-nobody")
     monkeypatch.setenv("HF_ENDPOINT", "https://user:tell-nobody@mirror")
@@ -45,7 +45,7 @@ def test_secrets_are_never_shown(words: list[str], monkeypatch, capsys: pytest.C
     assert "VLLM_API_KEY" in captured.out
 
 
-def test_env_shows_errors_and_exits_with_2(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_env_shows_errors_and_exits_with_2(monkeypatch, capsys):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "thread")
     monkeypatch.setenv("VCLI_XYZZY", "1")
     assert main(["env"]) == 2
@@ -57,7 +57,7 @@ def test_env_shows_errors_and_exits_with_2(monkeypatch, capsys: pytest.CaptureFi
     ]
 
 
-def test_collect_env_describes_the_machine(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_collect_env_describes_the_machine(monkeypatch, capsys):
     from importlib.metadata import version
 
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")
@@ -70,7 +70,7 @@ def test_collect_env_describes_the_machine(monkeypatch, capsys: pytest.CaptureFi
     assert facts["environment"]["VLLM_LOGGING_LEVEL"] == "INFO"
 
 
-def test_collect_env_imports_none_of_the_packages_that_it_describes(run_cli) -> None:
+def test_collect_env_imports_none_of_the_packages_that_it_describes(run_cli):
     done = run_cli("collect-env")
     assert done.returncode == 0
     assert "transformers: " in done.stdout

@@ -31,7 +31,7 @@ def log(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_file_is_explained_in_three_lines(log: str) -> None:
+def test_a_file_is_explained_in_three_lines(log):
     result = _run(log)
     assert result.return_value == 0
     process, cause, advice = result.stdout.splitlines()
@@ -41,11 +41,11 @@ def test_a_file_is_explained_in_three_lines(log: str) -> None:
 
 
 @pytest.mark.parametrize("args", [(), ("-",)])
-def test_standard_input_is_the_default(args: tuple[str, ...], log: str) -> None:
+def test_standard_input_is_the_default(args, log):
     assert _run(*args, text=LOG).stdout == _run(log).stdout
 
 
-def test_json_has_the_same_for_programs(log: str) -> None:
+def test_json_has_the_same_for_programs(log):
     found = json.loads(_run(log, "--json").stdout)
     assert found["failed"] is True
     assert found["cause"] == "no-room-for-kv-cache"
@@ -54,7 +54,7 @@ def test_json_has_the_same_for_programs(log: str) -> None:
     assert found["line"] == 5
 
 
-def test_a_log_in_which_nothing_failed() -> None:
+def test_a_log_in_which_nothing_failed():
     result = _run(text="INFO: Application startup complete.\n")
     assert result.return_value == 1
     assert result.stdout == ""
@@ -62,19 +62,19 @@ def test_a_log_in_which_nothing_failed() -> None:
     assert json.loads(_run("--json", text="").stdout) == {"failed": False}
 
 
-def test_a_file_that_does_not_exist_is_a_usage_error(run_cli, tmp_path: Path) -> None:
+def test_a_file_that_does_not_exist_is_a_usage_error(run_cli, tmp_path):
     done = run_cli("explain", str(tmp_path / "missing.log"))
     assert done.returncode == 2
     assert "missing.log" in done.stderr
 
 
 @pytest.mark.smoke
-def test_the_exit_code_of_the_program(run_cli, log: str) -> None:
+def test_the_exit_code_of_the_program(run_cli, log):
     assert run_cli("explain", log).returncode == 0
     assert run_cli("explain", "/dev/null").returncode == 1
 
 
-def test_all_known_causes_are_listed_without_a_log() -> None:
+def test_all_known_causes_are_listed_without_a_log():
     listed = _run("--list").stdout.split("\n\n")
     assert len(listed) > 50
     assert [text for text in listed if not re.match(r"[a-z0-9-]+: .+\nDo: .+", text)] == []

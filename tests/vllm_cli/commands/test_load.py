@@ -47,7 +47,7 @@ def start() -> Iterator[Callable[..., _Router]]:
 
 
 @pytest.mark.parametrize(("verb", "ending"), [("load", "ready"), ("unload", "stopped")])
-def test_a_model_is_named_in_the_path_and_the_outcome_is_told(verb: str, ending: str, start: Any, invoke: Any) -> None:
+def test_a_model_is_named_in_the_path_and_the_outcome_is_told(verb, ending, start, invoke):
     server = start(200, {"status": ending})
     done = invoke(verb, "org/model:tag", "--port", server.server_port, "--json", "--api-key", "secret")
     assert done.returncode == 0
@@ -58,14 +58,14 @@ def test_a_model_is_named_in_the_path_and_the_outcome_is_told(verb: str, ending:
     assert done.stderr.startswith("org/model:tag ")
 
 
-def test_near_names_of_the_router_are_shown(start: Any, invoke: Any) -> None:
+def test_near_names_of_the_router_are_shown(start, invoke):
     server = start(404, {"error": {"message": _NEAR, "code": 404}})
     done = invoke("load", "qwem", "--url", f"{server.url}/v1")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"Error: The server answered 404: {_NEAR}\n"
 
 
-def test_the_reason_of_a_failure_is_shown_without_control_characters(start: Any, invoke: Any) -> None:
+def test_the_reason_of_a_failure_is_shown_without_control_characters(start, invoke):
     server = start(503, _FAILED)
     done = invoke("load", "qwen", "--url", server.url, "--json")
     assert done.returncode == 1
@@ -75,14 +75,14 @@ def test_the_reason_of_a_failure_is_shown_without_control_characters(start: Any,
 
 
 @pytest.mark.parametrize("status", [404, 405])
-def test_a_server_with_one_model_is_named_as_such(status: int, start: Any, invoke: Any) -> None:
+def test_a_server_with_one_model_is_named_as_such(status, start, invoke):
     server = start(status, {"error": {"message": "Not Found"}}, is_router=False)
     done = invoke("unload", "smol", "--url", server.url)
     assert done.returncode == 1
     assert "has one model" in done.stderr
 
 
-def test_a_load_that_takes_too_long_ends_with_a_code_of_its_own(start: Any, invoke: Any) -> None:
+def test_a_load_that_takes_too_long_ends_with_a_code_of_its_own(start, invoke):
     server = start(200, {})
     server.is_done.clear()
     done = invoke("load", "qwen", "--url", server.url, "--timeout", "0.3", "--json")
@@ -91,7 +91,7 @@ def test_a_load_that_takes_too_long_ends_with_a_code_of_its_own(start: Any, invo
     assert json.loads(done.stdout)["status"] == "timed out"
 
 
-def test_quiet_prints_nothing(start: Any, invoke: Any) -> None:
+def test_quiet_prints_nothing(start, invoke):
     server = start(503, _FAILED)
     done = invoke("load", "qwen", "--url", server.url, "-q")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")

@@ -27,7 +27,7 @@ def _probes(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     return dict(json.loads(capsys.readouterr().out))
 
 
-def test_without_starts_ten_minutes_are_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_starts_ten_minutes_are_allowed(capsys):
     probe = _probes(capsys)["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] == 600
     assert probe["httpGet"] == {"path": "/readyz", "port": 8000}
@@ -43,16 +43,14 @@ def test_without_starts_ten_minutes_are_allowed(capsys: pytest.CaptureFixture[st
         ((33.0, 90.3), (), 3, 363),  # 361.2 s, in whole periods
     ],
 )
-def test_a_start_may_take_a_multiple_of_the_slowest(
-    seconds: tuple[float, ...], words: tuple[str, ...], period_s: int, allowed_s: int, capsys
-) -> None:
+def test_a_start_may_take_a_multiple_of_the_slowest(seconds, words, period_s, allowed_s, capsys):
     _record_starts("llama", *seconds)
     probe = _probes(capsys, *words)["startupProbe"]
     assert probe["periodSeconds"] == period_s
     assert probe["periodSeconds"] * probe["failureThreshold"] == allowed_s
 
 
-def test_probes_may_follow_from_the_starts_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_probes_may_follow_from_the_starts_of_one_model(capsys):
     _record_starts("small", 3.0)
     _record_starts("large", 100.0)
     assert _probes(capsys, "small")["startupProbe"]["failureThreshold"] == 60
@@ -60,14 +58,14 @@ def test_probes_may_follow_from_the_starts_of_one_model(capsys: pytest.CaptureFi
     assert _probes(capsys) == _probes(capsys) != _probes(capsys, "small")
 
 
-def test_the_probes_have_the_address_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_probes_have_the_address_of_the_server(capsys):
     over_tls = _probes(capsys, "--port", "9000", "--ssl")
     assert over_tls["livenessProbe"]["httpGet"] == {"path": "/livez", "port": 9000, "scheme": "HTTPS"}
     by_command = _probes(capsys, "--uds", "/run/vllm.sock")["readinessProbe"]["exec"]["command"]
     assert by_command[:5] == ["vllm-cli", "wait", "--quiet", "--uds", "/run/vllm.sock"]
 
 
-def test_a_probe_command_exits_before_the_kubelet_kills_it_and_keeps_the_allowed_time(capsys) -> None:
+def test_a_probe_command_exits_before_the_kubelet_kills_it_and_keeps_the_allowed_time(capsys):
     """For a server that is not ready, a probe takes the whole timeout of `wait`."""
     _record_starts("llama", 20.0)
     for probe in _probes(capsys, "--uds", "/run/vllm.sock").values():
@@ -78,11 +76,11 @@ def test_a_probe_command_exits_before_the_kubelet_kills_it_and_keeps_the_allowed
     assert startup["periodSeconds"] * startup["failureThreshold"] == 80
 
 
-def test_probes_of_vllm_use_its_health_route(capsys: pytest.CaptureFixture[str]) -> None:
+def test_probes_of_vllm_use_its_health_route(capsys):
     assert {probe["httpGet"]["path"] for probe in _probes(capsys, "--engine", "vllm").values()} == {"/health"}
 
 
-def test_yaml_names_the_starts_behind_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_yaml_names_the_starts_behind_its_figures(capsys):
     _record_starts("llama", 10.0, 20.0)
     assert main(["probes", "llama"]) == 0
     text = capsys.readouterr().out
@@ -90,7 +88,7 @@ def test_yaml_names_the_starts_behind_its_figures(capsys: pytest.CaptureFixture[
     assert yaml.safe_load(text) == _probes(capsys, "llama")
 
 
-def test_an_unreadable_history_counts_as_empty(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_history_counts_as_empty(capsys):
     history_path().parent.mkdir(parents=True)
     history_path().write_bytes(b"\xff{nonsense\n")
     assert _probes(capsys)["startupProbe"]["periodSeconds"] == 10

@@ -1,7 +1,6 @@
 """The table of `vllm-cli ps` with names of servers that other users chose."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -23,14 +22,14 @@ _SERVER = RunningServer(
 _HOSTILE = "x\n1  http://127.0.0.1:1  ready\x1b[2J"
 
 
-def test_control_characters_in_names_of_servers_are_escaped() -> None:
+def test_control_characters_in_names_of_servers_are_escaped():
     head, row = _table([replace(_SERVER, model=_HOSTILE, state=_HOSTILE)], [])
     assert head.startswith("PID")
     assert row.endswith("x\\n1  http://127.0.0.1:1  ready\\x1b[2J")
     assert row.isprintable()
 
 
-def test_the_models_of_a_router_follow_it_one_line_each() -> None:
+def test_the_models_of_a_router_follow_it_one_line_each():
     data = {
         "models": [
             {"id": "qwen", "status": "ready", "for_s": 61.5, "memory_bytes": 1 << 29, "engine": "vllm", "pid": 7},
@@ -53,11 +52,11 @@ def test_the_models_of_a_router_follow_it_one_line_each() -> None:
 
 
 @pytest.mark.parametrize("data", [None, [], {}, {"models": "x"}, {"models": {"id": 1}}, {"model": "smol"}])
-def test_a_server_without_a_list_of_models_is_no_router(data: Any) -> None:
+def test_a_server_without_a_list_of_models_is_no_router(data):
     assert parse_models(data) is None
 
 
-def test_values_of_wrong_types_are_left_out() -> None:
+def test_values_of_wrong_types_are_left_out():
     wrong = {"id": [1], "status": {}, "for_s": True, "memory_bytes": -1, "pid": "7", "engine": None, "reason": 1}
     (model,) = parse_models({"models": [wrong, "x"]}) or ()
     assert set(vars(model).values()) == {"?", None}

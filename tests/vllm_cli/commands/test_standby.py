@@ -42,7 +42,7 @@ def _status(runtime_folder: Path) -> dict[str, Any]:
     return dict(json.loads(_cli(runtime_folder, "standby", "status", "--json").stdout))
 
 
-def test_the_table_shows_each_template() -> None:
+def test_the_table_shows_each_template():
     templates = (
         TemplateStatus(
             kind="embedded", state="ready", pid=12, import_s=2.04, num_starts=3, memory_bytes=256 * _MIB, error=None
@@ -68,12 +68,12 @@ def test_the_table_shows_each_template() -> None:
         ("vllm-eager,embedded,vllm-eager", ("vllm-eager", "embedded")),
     ],
 )
-def test_engines_are_kinds_of_templates(wanted: str, kinds: tuple[str, ...]) -> None:
+def test_engines_are_kinds_of_templates(wanted, kinds):
     assert _parse_kinds(wanted) == kinds
 
 
 @pytest.mark.parametrize("wanted", ["nonsense", "embedded,", "embedded,tgi"])
-def test_an_unknown_engine_is_a_usage_error(wanted: str) -> None:
+def test_an_unknown_engine_is_a_usage_error(wanted):
     with pytest.raises(InputError, match="is not one of vllm, embedded, vllm-eager, vllm-compiled"):
         _parse_kinds(wanted)
 
@@ -83,20 +83,20 @@ def test_an_unknown_engine_is_a_usage_error(wanted: str) -> None:
     [("--for", "nonsense"), ("--idle-exit", "0"), ("--idle-exit", "soon"), ("--max-memory", "much"), ("nonsense",)],
     ids=" ".join,
 )
-def test_wrong_words_are_exit_code_2(words: tuple[str, ...], runtime_folder: Path) -> None:
+def test_wrong_words_are_exit_code_2(words, runtime_folder):
     done = _cli(runtime_folder, "standby", *words)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["status", "stop"])
-def test_without_a_standby_the_exit_code_is_1(command: str, runtime_folder: Path) -> None:
+def test_without_a_standby_the_exit_code_is_1(command, runtime_folder):
     done = _cli(runtime_folder, "standby", command)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "No standby runs for this user and Python environment.\n"
 
 
-def test_a_folder_that_others_may_enter_is_not_used(runtime_folder: Path) -> None:
+def test_a_folder_that_others_may_enter_is_not_used(runtime_folder):
     (runtime_folder / "vllm-cli").mkdir()
     (runtime_folder / "vllm-cli").chmod(0o755)
     for words in ((), ("--detach",)):
@@ -107,7 +107,7 @@ def test_a_folder_that_others_may_enter_is_not_used(runtime_folder: Path) -> Non
 
 
 @pytest.mark.thorough
-def test_a_detached_standby_is_ready_refuses_a_second_one_and_stops(runtime_folder: Path) -> None:
+def test_a_detached_standby_is_ready_refuses_a_second_one_and_stops(runtime_folder):
     done = _cli(runtime_folder, "standby", "--for", "embedded", "--detach")
     assert done.returncode == 0, done.stderr
     found = _status(runtime_folder)
@@ -134,7 +134,7 @@ def test_a_detached_standby_is_ready_refuses_a_second_one_and_stops(runtime_fold
 
 
 @pytest.mark.thorough
-def test_the_templates_end_with_a_killed_standby() -> None:
+def test_the_templates_end_with_a_killed_standby():
     with StandbyProcess() as standby:
         template = standby.template()
         standby.process.kill()
@@ -143,14 +143,14 @@ def test_the_templates_end_with_a_killed_standby() -> None:
 
 
 @pytest.mark.thorough
-def test_an_idle_standby_ends() -> None:
+def test_an_idle_standby_ends():
     with StandbyProcess("--idle-exit", "0.5", is_awaited=False) as standby:
         assert standby.process.wait(120) == 0
         assert "no server was started for 0.5 s" in standby.log
 
 
 @pytest.mark.thorough
-def test_imports_that_exceed_the_memory_limit_are_dropped() -> None:
+def test_imports_that_exceed_the_memory_limit_are_dropped():
     with StandbyProcess("--max-memory", "1M", is_awaited=False) as standby:
         wait_until(lambda: list(standby.folder.glob("*-standby.sock")))
         wait_until(lambda: standby.status()["templates"][0]["state"] == "over the memory limit", 120)
@@ -159,7 +159,7 @@ def test_imports_that_exceed_the_memory_limit_are_dropped() -> None:
 
 
 @pytest.mark.thorough
-def test_the_service_manager_is_notified_once_the_imports_are_done() -> None:
+def test_the_service_manager_is_notified_once_the_imports_are_done():
     with short_folder() as folder, NotifySocket(str(folder / "notify")) as notified:
         with StandbyProcess(environment={"NOTIFY_SOCKET": notified.address}) as standby:
             wait_until(lambda: "READY=1" in notified.lines)

@@ -4,15 +4,13 @@ import subprocess
 import sys
 from math import inf
 
-import pytest
-
 from vllm_cli.client.running_servers import RunningServer
 from vllm_cli.commands import stop
 
 _STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
 
 
-def test_a_killed_process_has_ended_although_its_parent_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_has_ended_although_its_parent_does_not_wait_for_it(monkeypatch):
     monkeypatch.setattr(stop, "_AFTER_KILL_S", inf)
     with subprocess.Popen([sys.executable, "-c", _STUBBORN], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline()

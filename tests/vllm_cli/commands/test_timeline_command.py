@@ -24,7 +24,7 @@ def after(tmp_path) -> Path:
     return path
 
 
-def test_one_report_is_shown_as_a_table(before, invoke) -> None:
+def test_one_report_is_shown_as_a_table(before, invoke):
     done = invoke("timeline", str(before))
     assert done.returncode == 0, done.stderr
     head, *table = done.stdout.splitlines()
@@ -33,12 +33,12 @@ def test_one_report_is_shown_as_a_table(before, invoke) -> None:
     assert "\n".join(table) == report_of().table()
 
 
-def test_a_report_on_standard_input_is_shown_as_json(before, run_cli) -> None:
+def test_a_report_on_standard_input_is_shown_as_json(before, run_cli):
     done = run_cli("timeline", "-", "--json", input=before.read_text())
     assert read_report(done.stdout).to_dict() == json.loads(before.read_text())
 
 
-def test_two_reports_are_compared_phase_by_phase(before, after, invoke) -> None:
+def test_two_reports_are_compared_phase_by_phase(before, after, invoke):
     done = invoke("timeline", str(before), str(after))
     assert done.returncode == 0, done.stderr
     assert re.search(r"1\.000 +0\.400 +-0\.600 +engine +import_torch", done.stdout)
@@ -46,7 +46,7 @@ def test_two_reports_are_compared_phase_by_phase(before, after, invoke) -> None:
     assert re.search(r"1\.700 +1\.100 +-0\.600 +total", done.stdout)
 
 
-def test_the_differences_of_the_phases_add_up_to_that_of_the_totals(before, after, invoke) -> None:
+def test_the_differences_of_the_phases_add_up_to_that_of_the_totals(before, after, invoke):
     content = json.loads(invoke("timeline", str(before), str(after), "--json").stdout)
     assert content["total_s"]["difference"] == pytest.approx(-0.6)
     assert sum(phase["difference_s"] for phase in content["phases"]) == pytest.approx(-0.6)
@@ -65,7 +65,7 @@ def test_the_differences_of_the_phases_add_up_to_that_of_the_totals(before, afte
     ],
     ids=["empty", "object", "binary", "version"],
 )
-def test_an_invalid_report_is_one_line_and_exit_code_2(content, message, invoke, tmp_path) -> None:
+def test_an_invalid_report_is_one_line_and_exit_code_2(content, message, invoke, tmp_path):
     path = tmp_path / "report.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     done = invoke("timeline", str(path))
@@ -74,13 +74,13 @@ def test_an_invalid_report_is_one_line_and_exit_code_2(content, message, invoke,
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_missing_report_is_a_usage_error(invoke) -> None:
+def test_a_missing_report_is_a_usage_error(invoke):
     done = invoke("timeline", "no-such-file.json")
     assert done.returncode == 2
     assert "no-such-file.json" in done.stderr
 
 
-def test_a_start_of_zero_duration_can_be_shown(invoke, tmp_path) -> None:
+def test_a_start_of_zero_duration_can_be_shown(invoke, tmp_path):
     content = report_of().to_dict() | {"spans": [], "critical_path": [], "total_s": 0, "marks": {}}
     report = tmp_path / "report.json"
     report.write_text(json.dumps(content))

@@ -76,7 +76,7 @@ def free_port() -> int:
     return find_free_port()
 
 
-def test_a_ready_server_ends_the_wait_at_once(serve, invoke) -> None:
+def test_a_ready_server_ends_the_wait_at_once(serve, invoke):
     server = serve((200, b""))
     done = invoke("wait", server.url)
     assert done.returncode == 0
@@ -84,7 +84,7 @@ def test_a_ready_server_ends_the_wait_at_once(serve, invoke) -> None:
     assert server.paths == ["/health"]
 
 
-def test_the_phase_is_shown_until_the_server_is_ready(serve, invoke) -> None:
+def test_the_phase_is_shown_until_the_server_is_ready(serve, invoke):
     server = serve((503, STARTING), (503, STARTING | {"phase": "load_weights"}), (200, b""))
     done = invoke("wait", server.url, "--interval", "0.01")
     assert done.returncode == 0
@@ -94,7 +94,7 @@ def test_the_phase_is_shown_until_the_server_is_ready(serve, invoke) -> None:
     assert "is ready" in last
 
 
-def test_a_server_that_does_not_listen_yet_is_waited_for(serve, free_port) -> None:
+def test_a_server_that_does_not_listen_yet_is_waited_for(serve, free_port):
     words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(free_port), "--host", "0.0.0.0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting:
         assert waiting.stderr is not None
@@ -104,21 +104,21 @@ def test_a_server_that_does_not_listen_yet_is_waited_for(serve, free_port) -> No
 
 
 @pytest.mark.parametrize("status", ["failed", "dead"])
-def test_a_failed_start_or_a_dead_engine_ends_with_1_and_its_reason(status: str, serve, invoke) -> None:
+def test_a_failed_start_or_a_dead_engine_ends_with_1_and_its_reason(status, serve, invoke):
     done = invoke("wait", serve((503, STARTING), (503, FAILED | {"status": status})).url, "--interval", "0.01")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("will not become ready: no such model")
 
 
 @pytest.mark.thorough
-def test_a_timeout_exits_with_4_and_names_the_phase(serve, invoke) -> None:
+def test_a_timeout_exits_with_4_and_names_the_phase(serve, invoke):
     done = invoke("wait", serve((503, STARTING)).url, "--timeout", "3")
     assert done.returncode == 4
     assert "was not ready after 3 s: its phase is import_server" in done.stderr
 
 
 @pytest.mark.thorough
-def test_a_last_request_cut_short_by_the_timeout_does_not_hide_the_phase(serve, invoke) -> None:
+def test_a_last_request_cut_short_by_the_timeout_does_not_hide_the_phase(serve, invoke):
     """The server reports its phase once and does not respond again."""
     is_over = threading.Event()
     server = serve((503, STARTING))
@@ -130,7 +130,7 @@ def test_a_last_request_cut_short_by_the_timeout_does_not_hide_the_phase(serve, 
     assert json.loads(done.stdout)["num_requests"] == 2
 
 
-def test_the_timeout_holds_for_a_server_that_accepts_and_never_responds(silent_port, invoke) -> None:
+def test_the_timeout_holds_for_a_server_that_accepts_and_never_responds(silent_port, invoke):
     begin_s = time.monotonic()
     done = invoke("wait", "--port", str(silent_port), "--timeout", "1")
     assert done.returncode == 4
@@ -143,12 +143,12 @@ def test_the_timeout_holds_for_a_server_that_accepts_and_never_responds(silent_p
     [(503, b"busy"), (500, b""), (502, b"<html>"), (503, [1]), (429, b""), (503, {"error": 1, "progress": "much"})],
     ids=["plain", "empty", "proxy", "list", "later", "odd"],
 )
-def test_the_wait_continues_after_responses_without_readiness(answer, serve, invoke) -> None:
+def test_the_wait_continues_after_responses_without_readiness(answer, serve, invoke):
     assert invoke("wait", serve(answer, answer, (200, b"")).url, "--interval", "0.01").returncode == 0
 
 
 @pytest.mark.thorough
-def test_the_wait_continues_while_the_port_does_not_speak_http(invoke) -> None:
+def test_the_wait_continues_while_the_port_does_not_speak_http(invoke):
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def send_garbage() -> None:
@@ -169,19 +169,19 @@ def test_the_wait_continues_while_the_port_does_not_speak_http(invoke) -> None:
     assert "does not speak HTTP" in done.stderr
 
 
-def test_a_server_without_the_path_will_never_be_ready(serve, invoke) -> None:
+def test_a_server_without_the_path_will_never_be_ready(serve, invoke):
     done = invoke("wait", serve((404, b"")).url)
     assert done.returncode == 1
     assert "/health answers 404" in done.stderr
 
 
-def test_another_path_can_be_polled(serve, invoke) -> None:
+def test_another_path_can_be_polled(serve, invoke):
     server = serve((200, b""))
     assert invoke("wait", f"{server.url}/base/v1/", "--path", "/readyz").returncode == 0
     assert server.paths == ["/base/readyz"]
 
 
-def test_json_prints_the_outcome_and_quiet_prints_nothing(serve, invoke) -> None:
+def test_json_prints_the_outcome_and_quiet_prints_nothing(serve, invoke):
     done = invoke("wait", serve((503, STARTING), (503, FAILED)).url, "--json", "--quiet", "--interval", "0.01")
     content = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (1, "")
@@ -189,7 +189,7 @@ def test_json_prints_the_outcome_and_quiet_prints_nothing(serve, invoke) -> None
     assert (content["status"], content["reason"], content["num_requests"]) == ("failed", "no such model", 2)
 
 
-def test_a_unix_socket_may_have_a_path_of_any_length(tmp_path, invoke, monkeypatch) -> None:
+def test_a_unix_socket_may_have_a_path_of_any_length(tmp_path, invoke, monkeypatch):
     folder = tmp_path / ("x" * 120)  # longer than a socket address may be; the server binds it from inside the folder
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -199,7 +199,7 @@ def test_a_unix_socket_may_have_a_path_of_any_length(tmp_path, invoke, monkeypat
             assert done.returncode == 0, done.stderr
 
 
-def test_the_wait_ends_with_the_process_even_if_it_is_a_zombie(free_port, invoke) -> None:
+def test_the_wait_ends_with_the_process_even_if_it_is_a_zombie(free_port, invoke):
     with subprocess.Popen([sys.executable, "-S", "-c", "pass"]) as process:
         while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "Z":
             time.sleep(0.01)
@@ -208,12 +208,12 @@ def test_the_wait_ends_with_the_process_even_if_it_is_a_zombie(free_port, invoke
     assert f"process {process.pid} has ended" in done.stderr
 
 
-def test_the_wait_continues_while_the_process_runs(free_port, invoke) -> None:
+def test_the_wait_continues_while_the_process_runs(free_port, invoke):
     assert invoke("wait", "--port", str(free_port), "--pid", str(os.getpid()), "--timeout", "0.3").returncode == 4
 
 
 @needs_openssl
-def test_https_works_with_the_servers_own_certificate_or_without_verification(serve, tmp_path, invoke) -> None:
+def test_https_works_with_the_servers_own_certificate_or_without_verification(serve, tmp_path, invoke):
     """Whatever host the certificate names."""
     made = make_certificate(tmp_path, "server", names="DNS:somewhere-else")
     server = serve((200, b""))
@@ -227,7 +227,7 @@ def test_https_works_with_the_servers_own_certificate_or_without_verification(se
     assert invoke("wait", f"127.0.0.1:{server.server_port}", "--ssl", *own).returncode == 0
 
 
-def test_on_a_terminal_one_line_is_rewritten(serve) -> None:
+def test_on_a_terminal_one_line_is_rewritten(serve):
     server = serve((503, STARTING), (503, STARTING), (200, b""))
     ours, theirs = pty.openpty()
     words = [sys.executable, "-m", "vllm_cli", "wait", server.url, "--interval", "0.2"]
@@ -240,7 +240,7 @@ def test_on_a_terminal_one_line_is_rewritten(serve) -> None:
     assert "import server" in text
 
 
-def test_ctrl_c_ends_with_130() -> None:
+def test_ctrl_c_ends_with_130():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(silent.getsockname()[1])]
         with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting:
@@ -267,14 +267,14 @@ def test_ctrl_c_ends_with_130() -> None:
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else "",
 )
-def test_invalid_input_is_a_usage_error(words, message, invoke) -> None:
+def test_invalid_input_is_a_usage_error(words, message, invoke):
     done = invoke("wait", *words)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_wait_imports_only_the_standard_library_and_click(serve) -> None:
+def test_wait_imports_only_the_standard_library_and_click(serve):
     code = (
         "import sys; from vllm_cli.main import main; code = main(['wait', sys.argv[1]]);"
         "print(*{name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names); sys.exit(code)"

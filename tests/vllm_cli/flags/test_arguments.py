@@ -17,63 +17,63 @@ def values_of(*words: str) -> dict[str, list[str]]:
     [("--tensor-parallel-size", "2"), ("--tensor_parallel_size=2",), ("-tp", "2"), ("-tp=2",)],
     ids=" ".join,
 )
-def test_a_flag_has_several_spellings(words: tuple[str, ...]) -> None:
+def test_a_flag_has_several_spellings(words):
     assert values_of(*words) == {"--tensor-parallel-size": ["2"]}
 
 
 @pytest.mark.parametrize("words", [("-O3",), ("-O=3",), ("-O", "3"), ("--optimization-level", "3")], ids=" ".join)
-def test_the_optimization_level_has_spellings_of_its_own(words: tuple[str, ...]) -> None:
+def test_the_optimization_level_has_spellings_of_its_own(words):
     assert values_of(*words) == {"--optimization-level": ["3"]}
 
 
-def test_a_switch_can_be_negated() -> None:
+def test_a_switch_can_be_negated():
     assert values_of("--enable-prefix-caching") == {"--enable-prefix-caching": ["true"]}
     assert values_of("--no_enable_prefix_caching") == {"--enable-prefix-caching": ["false"]}
     assert values_of("--enforce-eager", "--no-enforce-eager") == {"--enforce-eager": ["false"]}
 
 
-def test_a_switch_takes_no_value() -> None:
+def test_a_switch_takes_no_value():
     with pytest.raises(InputError, match="--enforce-eager takes no value: write --enforce-eager or --no-enforce-eager"):
         Arguments.parse(["--enforce-eager=true"])
 
 
-def test_a_list_takes_every_word_up_to_the_next_flag_and_may_be_repeated() -> None:
+def test_a_list_takes_every_word_up_to_the_next_flag_and_may_be_repeated():
     words = ("model", "--api-key", "a", "b", "--port", "1", "--api-key", "c")
     assert values_of(*words) == {"--api-key": ["a", "b", "c"], "--port": ["1"]}
 
 
-def test_the_last_of_several_values_counts() -> None:
+def test_the_last_of_several_values_counts():
     assert values_of("--port", "1", "--port", "2") == {"--port": ["2"]}
 
 
-def test_a_list_that_may_contain_the_model_is_recorded() -> None:
+def test_a_list_that_may_contain_the_model_is_recorded():
     assert Arguments.parse(["--served-model-name", "a", "model"]).greedy_flag == "--served-model-name"
     assert Arguments.parse(["--served-model-name", "a"]).greedy_flag is None
 
 
-def test_an_optional_value_may_be_left_out() -> None:
+def test_an_optional_value_may_be_left_out():
     assert values_of("--hf-token", "--port", "1") == {"--hf-token": [""], "--port": ["1"]}
     assert values_of("--hf-token", "abc") == {"--hf-token": ["abc"]}
 
 
 @pytest.mark.parametrize("words", [("--host",), ("--host", "--port", "1"), ("--api-key", "--port=1")], ids=" ".join)
-def test_a_missing_value_is_an_error(words: tuple[str, ...]) -> None:
+def test_a_missing_value_is_an_error(words):
     with pytest.raises(InputError, match="requires an argument"):
         Arguments.parse(words)
 
 
-def test_a_value_may_begin_with_a_dash() -> None:
+def test_a_value_may_begin_with_a_dash():
     assert values_of("--max-model-len", "-1") == {"--max-model-len": ["-1"]}
     assert values_of("--chat-template", "-{{x}}") == {"--chat-template": ["-{{x}}"]}
 
 
-def test_words_after_two_dashes_are_positional() -> None:
+def test_words_after_two_dashes_are_positional():
     arguments = Arguments.parse(["--port", "1", "--", "--host"])
     assert arguments.positionals == ["--host"]
     assert list(arguments.flags) == ["--port"]
 
 
-def test_dotted_keys_form_one_json_value() -> None:
+def test_dotted_keys_form_one_json_value():
     words = (
         "--override-generation-config.temperature=0.5",
         "--override-generation-config",
@@ -86,13 +86,13 @@ def test_dotted_keys_form_one_json_value() -> None:
     assert json.loads(value) == {"top_k": 1, "temperature": 0.5, "deep": {"max_new_tokens": 8000}}
 
 
-def test_dotted_lists_are_extended() -> None:
+def test_dotted_lists_are_extended():
     words = ("-cc.sizes+", "1,2", "-cc.sizes+=4", "-cc.backend", "eager")
     ((name, (value,)),) = values_of(*words).items()
     assert name == "--compilation-config"
     assert json.loads(value) == {"sizes": [1, 2, 4], "backend": "eager"}
 
 
-def test_dotted_keys_after_invalid_json_are_an_error() -> None:
+def test_dotted_keys_after_invalid_json_are_an_error():
     with pytest.raises(InputError, match="--default-chat-template-kwargs: '{' is not JSON"):
         Arguments.parse(["--default-chat-template-kwargs", "{", "--default-chat-template-kwargs.a", "1"])

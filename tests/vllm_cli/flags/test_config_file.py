@@ -17,7 +17,7 @@ def write(tmp_path: Path):
     return write_text
 
 
-def test_keys_are_flag_names_and_the_model(parse, write) -> None:
+def test_keys_are_flag_names_and_the_model(parse, write):
     file = write(
         """
         model: org/model
@@ -43,16 +43,16 @@ def test_keys_are_flag_names_and_the_model(parse, write) -> None:
     assert config.renderer.default_chat_template_kwargs == {"thinking": False}
 
 
-def test_an_empty_file_sets_nothing(parse, write) -> None:
+def test_an_empty_file_sets_nothing(parse, write):
     assert parse("m", "--config", write("# nothing\n")).server.network.port == 8000
 
 
-def test_a_rejected_flag_in_a_file_is_an_error(parse, write) -> None:
+def test_a_rejected_flag_in_a_file_is_an_error(parse, write):
     with pytest.raises(InputError, match="--tensor-parallel-size 2 requests several devices.*--engine vllm"):
         parse("m", "--config", write("tensor-parallel-size: 2\n"))
 
 
-def test_an_option_replaces_the_value_in_the_file(parse, write) -> None:
+def test_an_option_replaces_the_value_in_the_file(parse, write):
     assert parse("m", "--config", write("tensor-parallel-size: 2\n"), "-tp", "1").model.model == "m"
 
 
@@ -68,7 +68,7 @@ def test_an_option_replaces_the_value_in_the_file(parse, write) -> None:
         ("enforce-eager: 3\n", "--enforce-eager takes no value"),
     ],
 )
-def test_an_invalid_file_is_an_error_of_one_line_with_its_name(parse, write, text, message: str) -> None:
+def test_an_invalid_file_is_an_error_of_one_line_with_its_name(parse, write, text, message):
     file = write(text)
     with pytest.raises(InputError, match=message) as caught:
         parse("m", "--config", file)
@@ -76,6 +76,6 @@ def test_an_invalid_file_is_an_error_of_one_line_with_its_name(parse, write, tex
     assert "\n" not in caught.value.message
 
 
-def test_a_missing_file_is_an_error_of_one_line_with_its_name(parse, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_of_one_line_with_its_name(parse, tmp_path):
     with pytest.raises(InputError, match="missing.yaml: cannot be read: No such file"):
         parse("m", "--config", str(tmp_path / "missing.yaml"))

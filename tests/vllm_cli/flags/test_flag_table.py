@@ -30,16 +30,16 @@ OWN_PREFIXES = (
 """Beginnings of the names of flags that vLLM does not have."""
 
 
-def test_every_flag_of_vllm_is_known() -> None:
+def test_every_flag_of_vllm_is_known():
     assert VLLM_NAMES - HELP - {name for flag in FLAGS for name in spellings(flag)} == set()
 
 
-def test_every_other_flag_begins_as_no_flag_of_vllm_does() -> None:
+def test_every_other_flag_begins_as_no_flag_of_vllm_does():
     assert [name for flag in FLAGS if not _is_own(flag) for name in flag.names if name not in VLLM_NAMES] == []
     assert [name for name in VLLM_NAMES if name.startswith(OWN_PREFIXES)] == []
 
 
-def test_a_flag_is_a_switch_if_and_only_if_vllm_can_negate_it() -> None:
+def test_a_flag_is_a_switch_if_and_only_if_vllm_can_negate_it():
     only_on = {
         "--headless",
         "--grpc",
@@ -52,29 +52,29 @@ def test_a_flag_is_a_switch_if_and_only_if_vllm_can_negate_it() -> None:
     assert switches == negatable | only_on
 
 
-def test_every_spelling_belongs_to_one_flag() -> None:
+def test_every_spelling_belongs_to_one_flag():
     names = [name for flag in FLAGS for name in spellings(flag)]
     assert len(names) == len(set(names))
 
 
-def test_every_flag_is_of_one_kind() -> None:
+def test_every_flag_is_of_one_kind():
     kinds = [set(SUPPORTED), *(set(flags) for table in (IGNORED, REJECTED) for flags in table.values())]
     assert sum(map(len, kinds)) == len(FLAGS)
 
 
-def test_every_declared_flag_is_derived_once() -> None:
+def test_every_declared_flag_is_derived_once():
     declared = [field.metadata["flag"] for _, field, _ in CONFIG_FIELDS if "flag" in field.metadata]
     without_field = {"--engine", "--config", "--preflight-only", "--json"}
     assert {flag.name for flag in SUPPORTED if not flag.fields} == without_field
     assert sorted(flag.name for flag in SUPPORTED) == sorted([*declared, *without_field])
 
 
-def test_every_field_can_be_set() -> None:
+def test_every_field_can_be_set():
     settable = {path for flag in SUPPORTED for path in flag.fields} | set(VARIABLES)
     assert {path for path, *_ in CONFIG_FIELDS} - settable == INTERNAL
 
 
-def test_fields_filled_by_one_flag_have_one_default() -> None:
+def test_fields_filled_by_one_flag_have_one_default():
     defaults = {path: field.default for path, field, _ in CONFIG_FIELDS}
     shared = {flag.name: {defaults[path] for path in flag.fields} for flag in SUPPORTED if len(flag.fields) > 1}
     assert shared == {
@@ -85,12 +85,12 @@ def test_fields_filled_by_one_flag_have_one_default() -> None:
     }
 
 
-def test_a_variable_without_a_flag_has_the_default_of_its_field() -> None:
+def test_a_variable_without_a_flag_has_the_default_of_its_field():
     defaults = {path: field.default for path, field, _ in CONFIG_FIELDS if field.default is not MISSING}
     assert {path: variable.default for path, variable in VARIABLES.items()}.items() <= defaults.items()
 
 
-def test_a_flag_follows_the_one_that_its_field_names() -> None:
+def test_a_flag_follows_the_one_that_its_field_names():
     names = [flag.name for flag in GROUPS["Model"]]
     assert names[:4] == ["--model", "--served-model-name", "--tokenizer", "--tokenizer-mode"]
 
@@ -103,22 +103,22 @@ def test_a_flag_follows_the_one_that_its_field_names() -> None:
         ("--log-level", LOGGING_LEVELS),
     ],
 )
-def test_choices_are_those_of_the_field(flag: str, choices: tuple[str, ...]) -> None:
+def test_choices_are_those_of_the_field(flag, choices):
     declared = find_flag(flag).flag.type
     assert isinstance(declared, click.Choice)
     assert tuple(declared.choices) == tuple(choices)
 
 
-def test_every_supported_flag_has_a_sentence_of_help() -> None:
+def test_every_supported_flag_has_a_sentence_of_help():
     assert [flag.name for flag in SUPPORTED if not re.fullmatch(r"\S.*\.", flag.help)] == []
 
 
-def test_dashes_and_underscores_are_the_same() -> None:
+def test_dashes_and_underscores_are_the_same():
     assert find_flag("--max_model_len") == find_flag("--max-model-len")
     assert find_flag("--no_enable_prefix_caching").is_negated
 
 
-def test_a_name_may_be_cut_off_where_one_flag_begins_so() -> None:
+def test_a_name_may_be_cut_off_where_one_flag_begins_so():
     assert find_flag("--lora_mod") == find_flag("--lora-modules")
     assert find_flag("--enable-lor").flag.name == "--enable-lora"
     assert find_flag("--no-enable-lor").is_negated
@@ -128,7 +128,7 @@ def test_a_name_may_be_cut_off_where_one_flag_begins_so() -> None:
         find_flag("--e")
 
 
-def test_a_word_unlike_any_flag_gets_no_suggestion() -> None:
+def test_a_word_unlike_any_flag_gets_no_suggestion():
     with pytest.raises(InputError, match="No such option: --xyzzy$"):
         find_flag("--xyzzy")
 

@@ -1,14 +1,12 @@
 """Flags and variables for images in the renderer's configuration."""
 
-from typing import Any
-
 import pytest
 
 from base.errors import ConfigError
 from server.config import RendererConfig
 
 
-def test_variables_reach_the_renderer(parse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_reach_the_renderer(parse, monkeypatch):
     monkeypatch.setenv("VLLM_IMAGE_FETCH_TIMEOUT", "9")
     monkeypatch.setenv("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
     monkeypatch.setenv("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "2")
@@ -21,7 +19,7 @@ def test_variables_reach_the_renderer(parse, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("limit", "most"), [({}, 999), ({"image": 0}, 0), ({"image": {"count": 3, "width": 9}}, 3), ({"video": 1}, 999)]
 )
-def test_limits_have_two_spellings(limit: dict[str, Any], most: int) -> None:
+def test_limits_have_two_spellings(limit, most):
     assert RendererConfig(limit_mm_per_prompt=limit).max_images == most
 
 
@@ -35,6 +33,6 @@ def test_limits_have_two_spellings(limit: dict[str, Any], most: int) -> None:
         ({"allowed_local_media_path": "/does/not/exist"}, "--allowed-local-media-path"),
     ],
 )
-def test_invalid_settings_are_errors_that_name_the_flag(setting: dict[str, Any], option: str) -> None:
+def test_invalid_settings_are_errors_that_name_the_flag(setting, option):
     with pytest.raises(ConfigError, match=option):
         RendererConfig(**setting)

@@ -12,7 +12,7 @@ DOCS = (Path(__file__).parents[3] / "docs" / "api.md").read_text().partition("\n
 
 
 @pytest.mark.parametrize("flag", GROUPS["Limits"], ids=lambda flag: flag.name)
-def test_messages_and_docs_name_the_flag_of_the_field(flag) -> None:
+def test_messages_and_docs_name_the_flag_of_the_field(flag):
     (path,) = flag.fields
     assert flag_of(path.removeprefix("limits.")) == flag.name
     assert f"`{flag.name}`" in DOCS
@@ -26,7 +26,7 @@ def test_messages_and_docs_name_the_flag_of_the_field(flag) -> None:
         ("VLLM_MAX_STOP_STRINGS", "max_stop_strings"),
     ],
 )
-def test_variables_of_vllm_set_limits(parse, monkeypatch, variable: str, field: str) -> None:
+def test_variables_of_vllm_set_limits(parse, monkeypatch, variable, field):
     assert getattr(parse("m").limits, field) == getattr(LimitsConfig(), field)
     monkeypatch.setenv(variable, "16384")
     assert getattr(parse("m").limits, field) == 16384
@@ -42,6 +42,6 @@ def test_variables_of_vllm_set_limits(parse, monkeypatch, variable: str, field: 
         ("--max-num-queued-reqs", "-1", "0 or more, got -1"),
     ],
 )
-def test_a_limit_out_of_range_names_the_flag(parse, flag: str, value: str, expected: str) -> None:
+def test_a_limit_out_of_range_names_the_flag(parse, flag, value, expected):
     with pytest.raises(ConfigError, match=f"{flag} must be {expected}"):
         parse("m", f"{flag}={value}")

@@ -1,7 +1,5 @@
 """`serve MODEL --idle-stop`: what is the router's, what its model gets, and what is refused."""
 
-from pathlib import Path
-
 import click
 import pytest
 
@@ -35,7 +33,7 @@ def _only(options: RouterOptions) -> ModelEntry:
 
 
 @pytest.mark.parametrize("run", [_embedded, _vllm], ids=["embedded", "vllm"])
-def test_address_tls_and_keys_are_the_router_s(run: object) -> None:
+def test_address_tls_and_keys_are_the_router_s(run):
     words = ["--port", "0", "--ssl-certfile", "a", "--ssl-keyfile=b", "--api-key", "one", "two", "--dtype", "float32"]
     options = run(*words) if run is _vllm else run("m", *words)  # type: ignore[operator]
     assert (options.address.port, options.address.is_tls, options.tls.ssl_keyfile) == (0, True, "b")
@@ -44,14 +42,14 @@ def test_address_tls_and_keys_are_the_router_s(run: object) -> None:
     assert "--port" not in " ".join(_only(options).words)
 
 
-def test_the_model_gets_all_other_words_without_secrets() -> None:
+def test_the_model_gets_all_other_words_without_secrets():
     words = ("m", "--served-model-name", "a", "b", "--startup-timeout", "30", "--hf-token", "secret")
     entry = _only(_embedded(*words, "--log-level", "DEBUG"))
     assert entry.words == (*words[:6], "--log-level", "DEBUG", *_END)
     assert (entry.name, entry.aliases, entry.ttl_s, dict(entry.env)) == ("a", ("b",), 600, {"HF_TOKEN": "secret"})
 
 
-def test_a_config_file_is_split_as_the_words_are(tmp_path: Path) -> None:
+def test_a_config_file_is_split_as_the_words_are(tmp_path):
     file = tmp_path / "serve.yaml"
     file.write_text("model: m\nport: 1\napi-key: key\nidle-stop: 1h\nmax-model-len: 8\nseed: 1\n")
     options = _embedded("--config", str(file), "--seed", "2")
@@ -59,7 +57,7 @@ def test_a_config_file_is_split_as_the_words_are(tmp_path: Path) -> None:
     assert _only(options).words == ("--model=m", "--max-model-len=8", "--seed=2", *_END)
 
 
-def test_vllm_reads_its_config_file_itself_but_for_the_address(tmp_path: Path) -> None:
+def test_vllm_reads_its_config_file_itself_but_for_the_address(tmp_path):
     file = tmp_path / "serve.yaml"
     file.write_text("port: 1\nmax-model-len: 8\n")
     options = _vllm("--config", str(file))
@@ -71,7 +69,7 @@ def test_vllm_reads_its_config_file_itself_but_for_the_address(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("words", [["--headless"], ["--nnodes=2"], ["--grpc"], ["--node-rank", "0"]], ids=" ".join)
-def test_a_server_of_several_machines_is_refused(words: list[str]) -> None:
+def test_a_server_of_several_machines_is_refused(words):
     with pytest.raises(InputError, match="does not go with --idle-stop"):
         _vllm(*words)
 
@@ -81,14 +79,12 @@ def test_a_server_of_several_machines_is_refused(words: list[str]) -> None:
     [((), ("embedded",)), (("--idle-warm", "off"), ()), (("--standby", "off"), ()), (("--trust-remote-code",), ())],
     ids=str,
 )
-def test_a_standby_is_kept_unless_it_cannot_be_used(
-    words: tuple[str, ...], kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_standby_is_kept_unless_it_cannot_be_used(words, kinds, monkeypatch):
     monkeypatch.setenv("VCLI_STANDBY", "auto")
     assert _embedded("m", *words).find_standby_kinds() == kinds
 
 
-def test_a_model_on_disk_is_found_for_the_standby(tiny_llama: Path) -> None:
+def test_a_model_on_disk_is_found_for_the_standby(tiny_llama):
     options = _embedded(str(tiny_llama))
     assert options.find_model(str(options.only)) == str(tiny_llama)
     assert _embedded("nowhere").find_model("nowhere") is None

@@ -1,7 +1,5 @@
 """Types of flag values."""
 
-from pathlib import Path
-
 import click
 import pytest
 
@@ -21,27 +19,27 @@ from vllm_cli.flags.param_types import ChatTemplate, HumanInt, JsonObject, JsonS
         ("-3", -3),
     ],
 )
-def test_a_whole_number_may_have_a_suffix(text: str, value: int) -> None:
+def test_a_whole_number_may_have_a_suffix(text, value):
     assert HumanInt().convert(text, None, None) == value
 
 
 @pytest.mark.parametrize("text", ["", "k", "1.5", "1.5K", "8kb", "many"])
-def test_a_value_that_is_not_a_whole_number_is_rejected(text: str) -> None:
+def test_a_value_that_is_not_a_whole_number_is_rejected(text):
     with pytest.raises(click.BadParameter):
         HumanInt().convert(text, None, None)
 
 
 @pytest.mark.parametrize(("text", "value"), [("auto", None), ("AUTO", None), ("-1", None), ("1k", 1000), (7, 7)])
-def test_auto_is_the_limit_of_the_model(text: str, value: int | None) -> None:
+def test_auto_is_the_limit_of_the_model(text, value):
     assert TokenLimit().convert(text, None, None) == value
 
 
-def test_a_tokenizer_mode_that_only_vllm_has_is_rejected(parse) -> None:
+def test_a_tokenizer_mode_that_only_vllm_has_is_rejected(parse):
     with pytest.raises(click.BadParameter, match="'grok2' is not one of auto, .*; others need --engine vllm"):
         parse("m", "--tokenizer-mode", "grok2")
 
 
-def test_json_must_have_the_expected_type() -> None:
+def test_json_must_have_the_expected_type():
     assert JsonObject().convert('{"a": 1}', None, None) == {"a": 1}
     assert JsonStrings().convert('["a"]', None, None) == ("a",)
     for type_, text in ((JsonObject(), "[]"), (JsonObject(), "{"), (JsonStrings(), "{}"), (JsonStrings(), "[1]")):
@@ -49,7 +47,7 @@ def test_json_must_have_the_expected_type() -> None:
             type_.convert(text, None, None)
 
 
-def test_a_template_is_a_file_or_a_text_with_braces_or_lines(tmp_path: Path) -> None:
+def test_a_template_is_a_file_or_a_text_with_braces_or_lines(tmp_path):
     file = tmp_path / "template.jinja"
     file.write_text("{{ messages }}", encoding="utf-8")
     assert ChatTemplate().convert(str(file), None, None) == "{{ messages }}"
@@ -57,6 +55,6 @@ def test_a_template_is_a_file_or_a_text_with_braces_or_lines(tmp_path: Path) -> 
     assert ChatTemplate().convert("{{ x }}" * 2000, None, None) == "{{ x }}" * 2000
 
 
-def test_any_other_template_is_rejected_with_the_reason(tmp_path: Path) -> None:
+def test_any_other_template_is_rejected_with_the_reason(tmp_path):
     with pytest.raises(click.BadParameter, match="No such file or directory"):
         ChatTemplate().convert(str(tmp_path / "missing.jinja"), None, None)

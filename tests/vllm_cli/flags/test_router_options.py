@@ -75,25 +75,25 @@ def entry(read, tiny_llama: Path) -> Callable[..., ModelEntry]:
         ("a --model b", False), ("--model a b", False), ("a --chat-template b c", False),
     ],
 )  # fmt: skip
-def test_two_words_before_all_flags_or_a_file_are_several_models(words: str, is_router: bool) -> None:
+def test_two_words_before_all_flags_or_a_file_are_several_models(words, is_router):
     assert has_several_models(words.split()) is is_router
 
 
 @pytest.mark.parametrize(
     ("words", "is_router"), [("", True), ("--port 1", True), ("a", False), ("--model a", False), ("--config c", False)]
 )
-def test_the_variable_names_a_file_if_the_words_name_no_model(words: str, is_router: bool, monkeypatch) -> None:
+def test_the_variable_names_a_file_if_the_words_name_no_model(words, is_router, monkeypatch):
     monkeypatch.setenv("VCLI_MODELS", "models.yaml")
     assert has_several_models(words.split()) is is_router
 
 
 @pytest.mark.parametrize("words", ["a b", "--models f"])
-def test_a_router_is_not_forked_from_a_standby(words: str, monkeypatch) -> None:
+def test_a_router_is_not_forked_from_a_standby(words, monkeypatch):
     monkeypatch.setenv("VCLI_STANDBY", "require")
     assert serve_warm(words.split()) is None
 
 
-def test_the_routers_flags_are_its_own_and_all_others_are_defaults() -> None:
+def test_the_routers_flags_are_its_own_and_all_others_are_defaults():
     words = (
         "a b --host h --port=1 --max_model_len 8k --api-key x y --uvicorn-log-level debug --idle-stop 5m --engine vllm "
         "--enforce-eager --preflight warn --unknown-flag 5 --max-running 2 --ssl-keyf k -tp 2 --hf-token t"
@@ -137,13 +137,13 @@ REJECTED = {
 
 
 @pytest.mark.parametrize(("words", "message"), REJECTED.items(), ids=REJECTED)
-def test_what_several_models_cannot_have_is_a_usage_error(words: str, message: str, invoke) -> None:
+def test_what_several_models_cannot_have_is_a_usage_error(words, message, invoke):
     done = invoke("serve", *words.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
 
 
-def test_flags_become_options(write, tiny_llama: Path) -> None:
+def test_flags_become_options(write, tiny_llama):
     file = write(models={"m": {"model": str(tiny_llama)}}, apiKeys=["of-file"], logLevel="error")
     options = options_of(
         *("--models", file, *COMMON, "--port", "1", "--host", "h", "--api-key", "own", "--max-running", "2"),
@@ -163,12 +163,12 @@ def test_flags_become_options(write, tiny_llama: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [("--idle-warm", "off"), ("--standby", "off"), ("--trust-remote-code",)], ids=str)
-def test_without_a_use_there_is_no_standby(words: tuple[str, ...], write, tiny_llama: Path) -> None:
+def test_without_a_use_there_is_no_standby(words, write, tiny_llama):
     file = write(models={"m": {"model": str(tiny_llama)}})
     assert options_of("--models", file, *COMMON, *words).find_standby_kinds() == ()
 
 
-def test_a_models_flags_come_after_the_defaults(entry, tiny_llama: Path) -> None:
+def test_a_models_flags_come_after_the_defaults(entry, tiny_llama):
     found = entry({"args": {"max-model-len": 128}, "aliases": ["x"]}, "--max-model-len", "256", "--seed", "1")
     assert found.words == (
         *(str(tiny_llama), "--max-model-len", "256", "--seed", "1", "--max-model-len=128", "--engine", "embedded"),
@@ -187,20 +187,20 @@ def test_a_models_flags_come_after_the_defaults(entry, tiny_llama: Path) -> None
         ("", ("m", "x")),
     ],
 )
-def test_the_served_names_are_the_users_and_those_of_the_file(entry, args: str, names: tuple[str, ...]) -> None:
+def test_the_served_names_are_the_users_and_those_of_the_file(entry, args, names):
     found = entry({"args": args, "aliases": ["x"]})
     assert found.words[found.words.index("--served-model-name") + 1 :] == names
     assert set(found.request_names) == {*names}
     assert found.name == "m"
 
 
-def test_adapters_are_names_for_requests(entry, tmp_path: Path) -> None:
+def test_adapters_are_names_for_requests(entry, tmp_path):
     modules = [f"one={tmp_path}", json.dumps({"name": "two", "path": str(tmp_path)})]
     found = entry({"args": {"enable-lora": True, "lora-modules": modules}}, "--preflight", "off")
     assert found.adapters == ("one", "two")
 
 
-def test_secrets_are_variables_of_the_process_and_not_words(entry) -> None:
+def test_secrets_are_variables_of_the_process_and_not_words(entry):
     found = entry({"args": "--hf-token inner"}, "--hf-token", "outer")
     assert not {"inner", "outer"} & set(found.words)
     assert found.env["HF_TOKEN"] == "inner"
@@ -228,7 +228,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("keys", "message"), FAULTS.values(), ids=FAULTS)
-def test_a_fault_of_a_model_has_its_line(keys: dict[str, Any], message: str, read, tiny_llama: Path) -> None:
+def test_a_fault_of_a_model_has_its_line(keys, message, read, tiny_llama):
     given = {key: value for key, value in ({"model": str(tiny_llama)} | keys).items() if value is not None}
     checked = read({"m": given})
     assert len(checked.faults) == 1
@@ -237,7 +237,7 @@ def test_a_fault_of_a_model_has_its_line(keys: dict[str, Any], message: str, rea
     assert (fault.line, fault.key) == (1, "models.m")
 
 
-def test_faults_of_the_file_and_of_all_models_are_reported_at_once(read, tiny_llama: Path) -> None:
+def test_faults_of_the_file_and_of_all_models_are_reported_at_once(read, tiny_llama):
     model = {"model": str(tiny_llama)}
     checked = read(
         {
@@ -254,13 +254,13 @@ def test_faults_of_the_file_and_of_all_models_are_reported_at_once(read, tiny_ll
     assert "answers to 'e', as does d" in checked.faults[-1].text
 
 
-def test_a_model_that_never_fits_is_refused(read, tiny_llama: Path) -> None:
+def test_a_model_that_never_fits_is_refused(read, tiny_llama):
     checked = read({"m": {"model": str(tiny_llama)}}, "--memory-budget", "1MiB")
     assert [fault.check for fault in checked.faults] == ["memory"]
     assert "of memory, and --memory-budget is 1" in checked.faults[0].text
 
 
-def test_pinned_models_must_leave_room_for_the_others(read, tiny_llama: Path) -> None:
+def test_pinned_models_must_leave_room_for_the_others(read, tiny_llama):
     model = {"model": str(tiny_llama)}
     models = {"a": model | {"pinned": True}, "b": model}
     assert read(models, "--max-running", "2").faults == ()
@@ -270,9 +270,7 @@ def test_pinned_models_must_leave_room_for_the_others(read, tiny_llama: Path) ->
 
 @pytest.mark.parametrize("setting", ["api-key: s3cret", "api-key-file: keys.txt", "api-key-everywhere: true"])
 @pytest.mark.parametrize("variable", ["", "sk-of-the-router"])
-def test_a_models_config_file_has_no_key(
-    setting: str, variable: str, read, tiny_llama: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_models_config_file_has_no_key(setting, variable, read, tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", variable)
     config = tmp_path / "config.yaml"
     config.write_text(setting)
@@ -280,7 +278,7 @@ def test_a_models_config_file_has_no_key(
     assert f"its --config must not have {setting.partition(':')[0]}" in fault.text
 
 
-def test_keys_of_the_router_are_no_keys_of_its_models(read, tiny_llama: Path, tmp_path: Path, monkeypatch) -> None:
+def test_keys_of_the_router_are_no_keys_of_its_models(read, tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "sk-of-the-router")
     keys = tmp_path / "keys.txt"
     keys.write_text("one\ntwo\n")
@@ -300,9 +298,7 @@ def cached(tiny_llama: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("has_it", ["model", "router"])
-def test_a_model_is_checked_with_its_own_variables(
-    has_it: str, read, cached: Path, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_model_is_checked_with_its_own_variables(has_it, read, cached, tmp_path, monkeypatch):
     folders = {"model": str(tmp_path / "none"), "router": str(tmp_path / "none")} | {has_it: str(cached)}
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", folders["router"])
@@ -311,15 +307,15 @@ def test_a_model_is_checked_with_its_own_variables(
     assert checked.models["m"].standby_kind == "embedded"
 
 
-def test_a_wrong_variable_of_a_model_is_its_fault(read, tiny_llama: Path) -> None:
+def test_a_wrong_variable_of_a_model_is_its_fault(read, tiny_llama):
     (fault,) = read({"m": {"model": str(tiny_llama), "env": {"VLLM_LOG_STATS_INTERVAL": "often"}}}).faults
     assert "VLLM_LOG_STATS_INTERVAL must be a number" in fault.text
     assert (fault.line, fault.check) == (1, "usage")
 
 
 def test_the_check_has_the_variables_of_the_model_and_no_secret_in_its_command_line(
-    read, tiny_llama: Path, tmp_path: Path, monkeypatch
-) -> None:
+    read, tiny_llama, tmp_path, monkeypatch
+):
     monkeypatch.setenv("VLLM_API_KEY", "sk-of-the-router")
     seen = tmp_path / "seen"
     (tmp_path / "sitecustomize.py").write_text(
@@ -333,19 +329,19 @@ def test_the_check_has_the_variables_of_the_model_and_no_secret_in_its_command_l
     assert "sk-of-the-router" not in environment.values()
 
 
-def test_an_environment_without_python_is_a_fault(read, tiny_llama: Path, capfd) -> None:
+def test_an_environment_without_python_is_a_fault(read, tiny_llama, capfd):
     (fault,) = read({"m": {"model": str(tiny_llama), "env": {"PYTHONHOME": "/nowhere"}}}).faults
     assert fault.text == "cannot be checked with its env: Python ends with exit code 1"
 
 
-def test_without_a_preflight_only_the_words_are_checked(read) -> None:
+def test_without_a_preflight_only_the_words_are_checked(read):
     assert read({"m": {"model": "/nowhere"}}, "--preflight", "off").faults == ()
     checked = read({"m": {"model": "/nowhere"}}, "--preflight", "warn")
     assert checked.faults == ()
     assert [finding.severity for finding in checked.report(0.1).findings] == ["warning"]
 
 
-def test_the_flags_of_vllm_are_checked_with_the_installed_one(read, monkeypatch) -> None:
+def test_the_flags_of_vllm_are_checked_with_the_installed_one(read, monkeypatch):
     monkeypatch.syspath_prepend(FAKE)
     command = {"cmd": "vllm serve org/model --port ${PORT} --enforce-eager --served-model-name other"}
     checked = read({"m": command, "n": {"model": "org/n", "engine": "vllm", "args": "--lora-modules a=/b"}}, *OFFLINE)
@@ -359,7 +355,7 @@ def test_the_flags_of_vllm_are_checked_with_the_installed_one(read, monkeypatch)
 OFFLINE = ("--preflight", "off")
 
 
-def test_names_of_words_are_the_last_part_of_a_folder(tiny_llama: Path, tmp_path: Path) -> None:
+def test_names_of_words_are_the_last_part_of_a_folder(tiny_llama, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tiny_llama, other)
     options = options_of(tiny_llama, f"{other}/", *COMMON, "--idle-stop", "90s")
@@ -369,24 +365,24 @@ def test_names_of_words_are_the_last_part_of_a_folder(tiny_llama: Path, tmp_path
     assert options.entries["other"].words[0] == f"{other}/"
 
 
-def test_hub_ids_stay_as_they_are() -> None:
+def test_hub_ids_stay_as_they_are():
     assert list(options_of("org/a", "other/a", "--preflight", "off", *COMMON).entries) == ["org/a", "other/a"]
 
 
 @pytest.mark.parametrize("words", ["org/a org/a", "./x/a ../y/a"])
-def test_two_models_of_one_name_are_a_usage_error(words: str) -> None:
+def test_two_models_of_one_name_are_a_usage_error(words):
     with pytest.raises(InputError, match=r"for names of your own, write a file for --models"):
         options_of(*words.split(), *COMMON)
 
 
-def test_a_model_of_words_is_named_in_its_fault(invoke) -> None:
+def test_a_model_of_words_is_named_in_its_fault(invoke):
     done = invoke("serve", "/nowhere/a", "/nowhere/b", *COMMON)
     assert done.returncode == 3
     assert "Error: a: MODEL /nowhere/a is neither a folder nor" in done.stderr
     assert "\nb: MODEL /nowhere/b is neither a folder nor" in done.stderr
 
 
-def test_the_file_is_read_again_and_checked(write, tiny_llama: Path) -> None:
+def test_the_file_is_read_again_and_checked(write, tiny_llama):
     model = {"model": str(tiny_llama)}
     options = options_of("--models", write(models={"m": model}), *COMMON)
     assert options.reload is not None
@@ -409,7 +405,7 @@ def test_the_file_is_read_again_and_checked(write, tiny_llama: Path) -> None:
     [({"m": {}}, 0, None), ({"m": {"model": "/nowhere"}}, 3, "model"), ({"m": {"args": "--nonsense"}}, 2, "usage")],
     ids=["right", "no model", "wrong flag"],
 )
-def test_preflight_only_reports_on_all_models(models, code: int, check: str | None, write, invoke, tiny_llama) -> None:
+def test_preflight_only_reports_on_all_models(models, code, check, write, invoke, tiny_llama):
     models = {name: {"model": str(tiny_llama)} | keys for name, keys in models.items()}
     file = write(models=models | {"n": {"model": str(tiny_llama)}}, peers={})
     done = invoke("serve", "--models", file, *COMMON, "--preflight-only", "--json")
@@ -422,12 +418,12 @@ def test_preflight_only_reports_on_all_models(models, code: int, check: str | No
 
 
 @pytest.mark.parametrize("command", ["prefetch", "bake"])
-def test_commands_for_one_model_say_so(command: str, invoke) -> None:
+def test_commands_for_one_model_say_so(command, invoke):
     done = invoke(command, "a", "b")
     assert (done.returncode, done.stderr) == (2, f"Error: vllm-cli {command} is for one model: name one of them.\n")
 
 
-def test_models_that_did_not_change_are_not_checked_again(write, tiny_llama: Path, tmp_path: Path) -> None:
+def test_models_that_did_not_change_are_not_checked_again(write, tiny_llama, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(tiny_llama, copy)
     models = {"m": {"model": str(tiny_llama)}, "n": {"model": str(copy)}}
@@ -441,18 +437,18 @@ def test_models_that_did_not_change_are_not_checked_again(write, tiny_llama: Pat
         options.reload()
 
 
-def test_a_standby_cannot_be_required(invoke, monkeypatch) -> None:
+def test_a_standby_cannot_be_required(invoke, monkeypatch):
     monkeypatch.setenv("VCLI_STANDBY", "require")
     assert "VCLI_STANDBY=require does not go with several models" in invoke("serve", "a", "b").stderr
 
 
-def test_help_of_a_router_is_that_of_serve(invoke) -> None:
+def test_help_of_a_router_is_that_of_serve(invoke):
     done = invoke("serve", "a", "b", "--help")
     assert done.returncode == 0
     assert "--max-running" in done.stdout
 
 
-def test_a_context_of_a_check_leaves_nothing_behind(read, tiny_llama: Path) -> None:
+def test_a_context_of_a_check_leaves_nothing_behind(read, tiny_llama):
     read({"m": {"model": str(tiny_llama)}})
     assert click.get_current_context(silent=True) is None
     assert "vllm" not in sys.modules

@@ -24,7 +24,7 @@ NEUTRAL = [
 
 
 @pytest.mark.parametrize("words", NEUTRAL)
-def test_a_neutral_value_is_accepted_without_a_notice(words: str) -> None:
+def test_a_neutral_value_is_accepted_without_a_notice(words):
     flags = Arguments.parse(words.split()).flags.values()
     reject_unsupported(flags)
     assert list(notices(flags)) == []
@@ -40,7 +40,7 @@ def test_a_neutral_value_is_accepted_without_a_notice(words: str) -> None:
         ("--enable-chunked-prefill", "--enable-chunked-prefill has no effect"),
     ],
 )
-def test_an_ignored_flag_is_accepted_with_one_notice(words: str, notice: str) -> None:
+def test_an_ignored_flag_is_accepted_with_one_notice(words, notice):
     flags = Arguments.parse(words.split()).flags.values()
     reject_unsupported(flags)
     (line,) = notices(flags)
@@ -60,7 +60,7 @@ def test_an_ignored_flag_is_accepted_with_one_notice(words: str, notice: str) ->
         ("--otlp-traces-endpoint http://c:4318", "--otlp-traces-endpoint http://c:4318 requests traces"),
     ],
 )
-def test_a_rejected_flag_is_an_error_of_one_line_that_names_the_other_engine(words: str, message: str) -> None:
+def test_a_rejected_flag_is_an_error_of_one_line_that_names_the_other_engine(words, message):
     with pytest.raises(InputError) as caught:
         reject_unsupported(Arguments.parse(words.split()).flags.values())
     assert message in caught.value.message
@@ -69,13 +69,13 @@ def test_a_rejected_flag_is_an_error_of_one_line_that_names_the_other_engine(wor
     assert caught.value.exit_code == 2
 
 
-def test_all_rejected_flags_are_named_in_one_error() -> None:
+def test_all_rejected_flags_are_named_in_one_error():
     with pytest.raises(InputError, match="--tensor-parallel-size 4 .*; --grpc "):
         reject_unsupported(Arguments.parse(["-tp", "4", "--grpc"]).flags.values())
 
 
 @pytest.mark.parametrize("has_gpu", [True, False])
-def test_the_share_of_gpu_memory_has_no_effect_without_a_gpu(has_gpu: bool, tmp_path, monkeypatch) -> None:
+def test_the_share_of_gpu_memory_has_no_effect_without_a_gpu(has_gpu, tmp_path, monkeypatch):
     device = tmp_path / "device"
     if has_gpu:
         device.touch()
@@ -86,13 +86,13 @@ def test_the_share_of_gpu_memory_has_no_effect_without_a_gpu(has_gpu: bool, tmp_
     )
 
 
-def test_a_value_out_of_range_is_only_an_error(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_a_value_out_of_range_is_only_an_error(capsys, monkeypatch):
     monkeypatch.setattr("startup.engine.torch_environment._GPU_DEVICES", ())
     assert main(["serve", "m", "--gpu-memory-utilization", "5", "--enforce-eager"]) == 2
     assert capsys.readouterr().err == "Error: --gpu-memory-utilization must be above 0 and at most 1, got 5.0\n"
 
 
-def test_serve_shows_notices_and_continues(parse, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_serve_shows_notices_and_continues(parse, capsys, monkeypatch):
     monkeypatch.setenv("VCLI_XYZZY", "1")
     assert parse("m", "--enforce-eager").model.model == "m"
     lines = capsys.readouterr().err.splitlines()

@@ -4,7 +4,7 @@ from envs.redaction import hide_in_words
 from vllm_cli.flags.secret_flags import secret_notices, secrets_as_variables
 
 
-def test_a_secret_becomes_a_variable_of_the_child() -> None:
+def test_a_secret_becomes_a_variable_of_the_child():
     words = ["m", "--hf_tok=sesame", "--api-key", "sesame2", "--no-such-flag", "x", "--", "--hf-token", "y"]
     assert secrets_as_variables(words) == (
         ["m", "--no-such-flag", "x", "--", "--hf-token", "y"],
@@ -12,12 +12,12 @@ def test_a_secret_becomes_a_variable_of_the_child() -> None:
     )
 
 
-def test_a_secret_that_no_variable_can_hold_stays() -> None:
+def test_a_secret_that_no_variable_can_hold_stays():
     words = ["m", "--api-key", "a", "b", "--hf-token", "--port", "1"]
     assert secrets_as_variables(words) == (words, {})
 
 
-def test_each_secret_flag_gets_one_notice() -> None:
+def test_each_secret_flag_gets_one_notice():
     words = ["m", "--api-key", "a", "b", "--hf-token=c", "--port", "1"]
     both = list(secret_notices(words, has_key_file=True))
     assert [notice.partition(" ")[0] for notice in both] == ["--api-key", "--hf-token"]

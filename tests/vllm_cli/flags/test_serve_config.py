@@ -1,7 +1,6 @@
 """From the command line to the typed configuration: names, defaults and precedence."""
 
 import shlex
-from pathlib import Path
 
 import click
 import pytest
@@ -13,7 +12,7 @@ from vllm_cli.errors import InputError
 from vllm_cli.flags.serve_command import CONFIG_OF_START, SEVERAL_MODELS
 
 
-def test_without_words_every_setting_has_its_default(parse) -> None:
+def test_without_words_every_setting_has_its_default(parse):
     config = parse()
     assert config.model.model is None
     assert config.server.served_model_names == (DEFAULT_MODEL_ID,)
@@ -23,23 +22,23 @@ def test_without_words_every_setting_has_its_default(parse) -> None:
     assert config.renderer.num_workers == 2
 
 
-def test_the_served_name_is_the_model_unless_another_is_given(parse) -> None:
+def test_the_served_name_is_the_model_unless_another_is_given(parse):
     assert parse("org/model").server.served_model_names == ("org/model",)
     assert parse("org/model", "--served-model-name", "a", "b").server.served_model_names == ("a", "b")
 
 
-def test_the_positional_model_takes_precedence_over_the_flag(parse) -> None:
+def test_the_positional_model_takes_precedence_over_the_flag(parse):
     assert parse("--model", "flagged").model.model == "flagged"
     assert parse("positional", "--model", "flagged").model.model == "positional"
 
 
-def test_a_setting_of_several_layers_reaches_all_of_them(parse) -> None:
+def test_a_setting_of_several_layers_reaches_all_of_them(parse):
     config = parse("m", "--trust-remote-code", "--max-logprobs", "5")
     assert config.engine.trust_remote_code and config.renderer.trust_remote_code
     assert (config.engine.max_logprobs, config.server.generation.max_logprobs) == (5, 5)
 
 
-def test_values_are_typed(parse) -> None:
+def test_values_are_typed(parse):
     config = parse(
         *("m", "--max-model-len", "8K", "--kv-cache-memory-bytes", "1.5g", "--shutdown-timeout", "2"),
         *("--http-max-body-size", "1MiB", "--max-num-queued-reqs", "1k", "--allowed-media-domains", "a.example", "b"),
@@ -59,12 +58,12 @@ def test_values_are_typed(parse) -> None:
     assert config.logging_level == "DEBUG"
 
 
-def test_a_chat_template_is_read_from_its_file(parse, tmp_path: Path) -> None:
+def test_a_chat_template_is_read_from_its_file(parse, tmp_path):
     (tmp_path / "t.jinja").write_text("{{ messages }}", encoding="utf-8")
     assert parse("m", "--chat-template", str(tmp_path / "t.jinja")).renderer.chat_template == "{{ messages }}"
 
 
-def test_the_key_is_taken_from_option_then_variable_then_file(parse, monkeypatch, tmp_path: Path) -> None:
+def test_the_key_is_taken_from_option_then_variable_then_file(parse, monkeypatch, tmp_path):
     file = tmp_path / "serve.yaml"
     file.write_text("api-key: [filed]\nport: 1\n", encoding="utf-8")
     words = ("m", "--config", str(file))
@@ -75,21 +74,21 @@ def test_the_key_is_taken_from_option_then_variable_then_file(parse, monkeypatch
     assert parse("m").server.network.api_keys == ("set",)
 
 
-def test_only_the_option_takes_precedence_over_a_switch_in_the_file(parse, tmp_path: Path) -> None:
+def test_only_the_option_takes_precedence_over_a_switch_in_the_file(parse, tmp_path):
     file = tmp_path / "serve.yaml"
     file.write_text("enable-prefix-caching: false\n", encoding="utf-8")
     assert parse("m", "--config", str(file)).engine.enable_prefix_caching is False
     assert parse("m", "--config", str(file), "--enable-prefix-caching").engine.enable_prefix_caching is True
 
 
-def test_auto_on_the_command_line_replaces_the_limit_in_the_file(parse, tmp_path: Path) -> None:
+def test_auto_on_the_command_line_replaces_the_limit_in_the_file(parse, tmp_path):
     file = tmp_path / "serve.yaml"
     file.write_text("max-model-len: 1k\n", encoding="utf-8")
     assert parse("m", "--config", str(file)).engine.max_model_len == 1000
     assert parse("m", "--config", str(file), "--max-model-len", "auto").engine.max_model_len is None
 
 
-def test_variables_without_a_flag_reach_their_fields(parse, monkeypatch) -> None:
+def test_variables_without_a_flag_reach_their_fields(parse, monkeypatch):
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "7")
     monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "9")
@@ -101,16 +100,16 @@ def test_variables_without_a_flag_reach_their_fields(parse, monkeypatch) -> None
     assert config.model.hf_token == "secret"
 
 
-def test_a_token_without_a_value_leaves_the_choice_to_the_hub(parse, monkeypatch) -> None:
+def test_a_token_without_a_value_leaves_the_choice_to_the_hub(parse, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     assert parse("m", "--hf-token").model.hf_token is None
 
 
-def test_empty_keys_are_no_keys(parse) -> None:
+def test_empty_keys_are_no_keys(parse):
     assert parse("m", "--api-key", "").server.network.api_keys == ()
 
 
-def test_a_value_out_of_range_names_the_flag(parse) -> None:
+def test_a_value_out_of_range_names_the_flag(parse):
     with pytest.raises(ConfigError, match="--max-num-seqs must be 1 or more, got 0"):
         parse("m", "--max-num-seqs", "0")
 
@@ -120,19 +119,19 @@ def test_a_value_out_of_range_names_the_flag(parse) -> None:
     [("--port", "http"), ("--dtype", "int8"), ("--max-model-len", "long"), ("--allowed-origins", "*")],
     ids=" ".join,
 )
-def test_a_value_of_the_wrong_type_is_a_usage_error(parse, words: tuple[str, ...]) -> None:
+def test_a_value_of_the_wrong_type_is_a_usage_error(parse, words):
     with pytest.raises(click.BadParameter) as caught:
         parse("m", *words)
     assert f"Invalid value for '{words[0]}'" in caught.value.format_message()
 
 
-def test_a_list_that_contains_the_model_is_an_error(parse) -> None:
+def test_a_list_that_contains_the_model_is_an_error(parse):
     with pytest.raises(InputError, match="MODEL must come before --served-model-name"):
         parse("--served-model-name", "name", "model")
     assert parse("--served-model-name", "a", "--served-model-name", "b").server.served_model_names == ("a", "b")
 
 
-def test_every_example_in_the_help_is_a_valid_command_line() -> None:
+def test_every_example_in_the_help_is_a_valid_command_line():
     examples = [line.strip() for line in (serve.help or "").splitlines() if line.strip().startswith("vllm-cli serve")]
     assert len(examples) >= 4
     for example in examples:

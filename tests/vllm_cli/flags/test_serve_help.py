@@ -17,24 +17,24 @@ def help_of(capsys: pytest.CaptureFixture[str]):
     return run
 
 
-def test_help_shows_the_supported_flags_in_groups(help_of) -> None:
+def test_help_shows_the_supported_flags_in_groups(help_of):
     text = help_of("--help")
     assert [title for title in GROUPS if f"\n{title}:\n" not in text] == []
     assert [flag.name for flag in SUPPORTED if flag.name.removeprefix("--") not in text] == []
     assert "--tensor-parallel-size" not in text
 
 
-def test_help_may_follow_other_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_may_follow_other_words(capsys):
     assert main(["serve", "model", "--config", "missing.yaml", "-h"]) == 0
     assert capsys.readouterr().out.startswith("Usage: vllm-cli serve [OPTIONS] [MODEL]")
 
 
-def test_help_all_shows_every_flag(help_of) -> None:
+def test_help_all_shows_every_flag(help_of):
     text = help_of("--help=all")
     assert [flag.name for flag in FLAGS if flag.name.removeprefix("--") not in text] == []
 
 
-def test_help_with_a_word_shows_the_flags_that_contain_it(help_of) -> None:
+def test_help_with_a_word_shows_the_flags_that_contain_it(help_of):
     text = help_of("--help=max_num")
     assert "--max-num-seqs" in text
     assert "--max-num-queued-reqs" in text
@@ -42,24 +42,24 @@ def test_help_with_a_word_shows_the_flags_that_contain_it(help_of) -> None:
 
 
 @pytest.mark.parametrize("topic", ["max_model_len", "--max-model-len", "MAX-MODEL-LEN"])
-def test_help_with_a_flag_shows_it(help_of, topic: str) -> None:
+def test_help_with_a_flag_shows_it(help_of, topic):
     text = help_of(f"--help={topic}")
     assert "--max-model-len" in text
     assert "Most tokens of prompt and answer together" in text
 
 
-def test_help_with_a_word_shows_flags_of_vllm_alone_with_their_aliases(help_of) -> None:
+def test_help_with_a_word_shows_flags_of_vllm_alone_with_their_aliases(help_of):
     refused = help_of("--help=tensor-parallel-size")
     assert "Only with --engine vllm" in refused
     assert "-tp" in refused
 
 
-def test_help_with_an_unknown_word_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_with_an_unknown_word_is_an_error(capsys):
     assert main(["serve", "--help=xyzzy"]) == 2
     assert "No flag has 'xyzzy' in its name" in capsys.readouterr().err
 
 
-def test_defaults_are_those_of_the_fields(help_of) -> None:
+def test_defaults_are_those_of_the_fields(help_of):
     text = help_of("--help")
     assert "Port to listen on. [8000]" in text
     assert "--[no-]enable-prefix-caching" in text
@@ -68,7 +68,7 @@ def test_defaults_are_those_of_the_fields(help_of) -> None:
     assert flags["--engine"].default == "auto"
 
 
-def test_defaults_are_written_with_their_units(help_of) -> None:
+def test_defaults_are_written_with_their_units(help_of):
     text = " ".join(help_of("--help").split())
     assert "Largest body without prompt_embeds; else 413. [32MiB]" in text
     assert "How long running requests may take to finish after SIGTERM. [30]" in text
@@ -82,5 +82,5 @@ def test_defaults_are_written_with_their_units(help_of) -> None:
     ("num_bytes", "spelling"),
     [(0, "0"), (1000, "1000"), (1024, "1KiB"), (1536, "1536"), (3 << 29, "1536MiB"), (1 << 40, "1TiB")],
 )
-def test_sizes_are_spelt_in_the_largest_unit_that_divides_them(num_bytes: int, spelling: str) -> None:
+def test_sizes_are_spelt_in_the_largest_unit_that_divides_them(num_bytes, spelling):
     assert spell_size(num_bytes) == spelling

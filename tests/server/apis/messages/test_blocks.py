@@ -23,7 +23,7 @@ def stop(index: int) -> dict[str, Any]:
     return {"type": "content_block_stop", "index": index}
 
 
-def test_reasoning_text_and_two_calls_are_blocks_of_their_own() -> None:
+def test_reasoning_text_and_two_calls_are_blocks_of_their_own():
     stream = BlockStream()
     events = joined(
         stream.add_thinking("Hm"),
@@ -59,7 +59,7 @@ def test_reasoning_text_and_two_calls_are_blocks_of_their_own() -> None:
     ]
 
 
-def test_text_within_a_call_follows_the_call() -> None:
+def test_text_within_a_call_follows_the_call():
     stream = BlockStream()
     stream.add_call("a", "f")
     assert stream.add_text("and ") == []
@@ -73,7 +73,7 @@ def test_text_within_a_call_follows_the_call() -> None:
     ]
 
 
-def test_an_empty_message_has_no_events() -> None:
+def test_an_empty_message_has_no_events():
     assert BlockStream().close() == []
 
 
@@ -81,7 +81,7 @@ def test_an_empty_message_has_no_events() -> None:
     ("arguments", "is_complete"),
     [("{}", True), ('{"a": 1', False), ("[]", False), pytest.param("[" * 100_000, False, id="deep")],
 )
-def test_a_call_is_complete_with_an_object_of_arguments(arguments: str, is_complete: bool) -> None:
+def test_a_call_is_complete_with_an_object_of_arguments(arguments, is_complete):
     stream = BlockStream()
     stream.add_call("a", "f")
     stream.add_arguments(arguments)
@@ -104,12 +104,6 @@ def test_a_call_is_complete_with_an_object_of_arguments(arguments: str, is_compl
         ("abort", None, False, False, (None, None)),
     ],
 )
-def test_why_a_message_ends(
-    finish_reason: str,
-    stop_reason: Any,
-    has_calls: bool,
-    is_call_complete: bool,
-    expected: tuple[str | None, str | None],
-) -> None:
+def test_why_a_message_ends(finish_reason, stop_reason, has_calls, is_call_complete, expected):
     stop = create_stop(finish_reason, stop_reason, has_calls=has_calls, is_call_complete=is_call_complete)
     assert (stop["stop_reason"], stop["stop_sequence"]) == expected

@@ -40,7 +40,7 @@ def result(content: Any) -> dict[str, Any]:
     return {"type": "tool_result", "tool_use_id": "call_1", "content": content}
 
 
-def test_all_fields_of_generation_are_passed_on() -> None:
+def test_all_fields_of_generation_are_passed_on():
     request = convert(
         stream=True,
         stop_sequences=["###"],
@@ -64,7 +64,7 @@ def test_all_fields_of_generation_are_passed_on() -> None:
     )
 
 
-def test_counting_converts_the_same_conversation() -> None:
+def test_counting_converts_the_same_conversation():
     fields = {"system": "Be short.", "tools": [{"name": "bash", "input_schema": {}}]}
     counted, generated = convert(kind=CountTokensRequest, **fields), convert(**fields)
     assert counted.messages == generated.messages
@@ -80,12 +80,12 @@ def test_counting_converts_the_same_conversation() -> None:
     ],
     ids=["base64", "no-type", "url"],
 )
-def test_images(source: dict[str, str], url: str) -> None:
+def test_images(source, url):
     request = convert(user(text("What is this?"), {"type": "image", "source": source}))
     assert request.messages == [{"role": "user", "content": [text("What is this?"), image(url)]}]
 
 
-def test_a_message_of_one_text_has_it_as_its_content() -> None:
+def test_a_message_of_one_text_has_it_as_its_content():
     assert convert(user(text("Hi"))).messages == [{"role": "user", "content": "Hi"}]
 
 
@@ -96,7 +96,7 @@ def results_of(*blocks: dict[str, Any]) -> list[dict[str, Any]]:
     return messages[1:]
 
 
-def test_the_results_of_tools_come_before_the_text_of_their_message() -> None:
+def test_the_results_of_tools_come_before_the_text_of_their_message():
     assert results_of(text("Go on."), result("sunny"), result([text("a"), text("b")]), result(None)) == [
         {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
         {"role": "tool", "tool_call_id": "call_1", "content": "a\nb"},
@@ -105,7 +105,7 @@ def test_the_results_of_tools_come_before_the_text_of_their_message() -> None:
     ]
 
 
-def test_images_and_names_of_tools_in_a_result_follow_it() -> None:
+def test_images_and_names_of_tools_in_a_result_follow_it():
     parts = [text("see"), {"type": "image", "source": PNG}, {"type": "tool_reference", "tool_name": "bash"}]
     assert results_of(result(parts)) == [
         {"role": "tool", "tool_call_id": "call_1", "content": "see"},
@@ -114,7 +114,7 @@ def test_images_and_names_of_tools_in_a_result_follow_it() -> None:
     ]
 
 
-def test_an_answer_with_reasoning_text_and_calls() -> None:
+def test_an_answer_with_reasoning_text_and_calls():
     blocks = [
         {"type": "thinking", "thinking": "First. ", "signature": "x"},
         {"type": "redacted_thinking", "data": "x"},
@@ -131,13 +131,13 @@ def test_an_answer_with_reasoning_text_and_calls() -> None:
     assert json.loads(call["function"]["arguments"]) == {"command": "ls"}
 
 
-def test_an_answer_of_calls_alone_has_no_content() -> None:
+def test_an_answer_of_calls_alone_has_no_content():
     block = {"type": "tool_use", "id": "call_1", "name": "bash", "input": {}}
     (message,) = convert({"role": "assistant", "content": [block]}).messages
     assert "content" not in message
 
 
-def test_system_blocks_become_one_message_without_the_attribution_header() -> None:
+def test_system_blocks_become_one_message_without_the_attribution_header():
     cached = text("You are an agent.") | {"cache_control": {"type": "ephemeral"}}
     request = convert(system=[HEADER, cached, text(" Be short.")])
     assert request.messages == [{"role": "system", "content": "You are an agent. Be short."}, USER]
@@ -145,7 +145,7 @@ def test_system_blocks_become_one_message_without_the_attribution_header() -> No
     assert convert(system="").messages == [USER]
 
 
-def test_system_messages_stay_in_their_place_or_move_to_the_start() -> None:
+def test_system_messages_stay_in_their_place_or_move_to_the_start():
     messages = (USER, {"role": "system", "content": [HEADER, text("Now plan.")]}, {"role": "system", "content": ""})
     request = convert(*messages, system="Be short.")
     assert request.messages == [
@@ -167,7 +167,7 @@ def test_system_messages_stay_in_their_place_or_move_to_the_start() -> None:
     ],
     ids=lambda value: str(value and value["type"]) if isinstance(value, dict) else None,
 )
-def test_tools_and_their_choice(choice: Any, expected: Any) -> None:
+def test_tools_and_their_choice(choice, expected):
     tool = {"name": "bash", "description": "Runs", "input_schema": {"properties": {"command": {}}}, "strict": True}
     request = convert(tools=[tool], tool_choice=choice)
     (converted,) = msgspec.to_builtins(request.tools)
@@ -180,7 +180,7 @@ def test_tools_and_their_choice(choice: Any, expected: Any) -> None:
     assert request.tool_choice == expected
 
 
-def test_a_named_tool_alone() -> None:
+def test_a_named_tool_alone():
     choice = {"type": "tool", "name": "bash", "disable_parallel_tool_use": True}
     request = convert(tools=[{"name": "bash", "input_schema": {}}], tool_choice=choice)
     assert isinstance(request.tool_choice, NamedToolChoice)
@@ -189,13 +189,13 @@ def test_a_named_tool_alone() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"tools": []}, {"tools": [], "tool_choice": {"type": "auto"}}, {}])
-def test_no_tools(fields: dict[str, Any]) -> None:
+def test_no_tools(fields):
     request = convert(**fields)
     assert request.tools is None
     assert request.tool_choice == "none"
 
 
-def test_a_call_cannot_be_required_without_tools() -> None:
+def test_a_call_cannot_be_required_without_tools():
     with pytest.raises(RequestError) as caught:
         convert(tool_choice={"type": "any"})
     assert caught.value.param == "tool_choice"
@@ -211,19 +211,19 @@ def test_a_call_cannot_be_required_without_tools() -> None:
     ],
     ids=["absent", "disabled", "enabled", "adaptive"],
 )
-def test_thinking(fields: dict[str, Any], effort: str | None, budget: int | None) -> None:
+def test_thinking(fields, effort, budget):
     request = convert(**fields)
     assert (request.reasoning_effort, request.thinking_token_budget) == (effort, budget)
 
 
-def test_a_schema_of_the_answer() -> None:
+def test_a_schema_of_the_answer():
     schema = {"type": "object", "properties": {"city": {"type": "string"}}}
     request = convert(output_config={"format": {"type": "json_schema", "schema": schema}})
     assert request.response_format.json_schema.schema == schema
     assert convert(output_config={"format": {"schema": None}}).response_format is None
 
 
-def test_deferred_tools_are_marked() -> None:
+def test_deferred_tools_are_marked():
     tools = [{"name": "bash", "input_schema": {}}, {"name": "search", "input_schema": {}, "defer_loading": True}]
     deferred = [tool.function.defer_loading is True for tool in convert(USER, tools=tools).tools]
     assert deferred == [False, True]

@@ -46,13 +46,13 @@ def decode(kind: type[Any] = MessagesRequest, **fields: Any) -> Any:
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_a_wrong_value_is_rejected_and_named(field: str, value: Any) -> None:
+def test_a_wrong_value_is_rejected_and_named(field, value):
     with pytest.raises(RequestError) as caught:
         decode(**{field: value})
     assert re.split(r"[.[]", caught.value.param or "")[0] == field
 
 
-def test_the_result_of_a_tool_follows_its_call() -> None:
+def test_the_result_of_a_tool_follows_its_call():
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "bash", "input": {}}]}
     result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "x"}]}
     assert len(decode(messages=[USER, call, result]).messages) == 3
@@ -62,7 +62,7 @@ def test_the_result_of_a_tool_follows_its_call() -> None:
         assert caught.value.param == "messages"
 
 
-def test_fields_of_betas_and_cache_control_have_no_effect() -> None:
+def test_fields_of_betas_and_cache_control_have_no_effect():
     text = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}, "citations": []}
     request = decode(
         messages=[{"role": "user", "content": [text]}],
@@ -74,13 +74,13 @@ def test_fields_of_betas_and_cache_control_have_no_effect() -> None:
     assert request.tools[0].name == "bash"
 
 
-def test_counting_needs_no_limit_of_tokens() -> None:
+def test_counting_needs_no_limit_of_tokens():
     body = {"model": "smol", "messages": [USER]}
     assert RequestDecoder(CountTokensRequest).decode(msgspec.json.encode(body)).messages[0].content == "Hello"
 
 
 @pytest.mark.parametrize("kind", ["tool_addition", "tool_removal"])
-def test_changes_of_the_tools_within_a_conversation_name_the_engine_that_has_them(kind: str) -> None:
+def test_changes_of_the_tools_within_a_conversation_name_the_engine_that_has_them(kind):
     change = {"type": kind, "tool": {"type": "tool_reference", "name": "bash"}}
     with pytest.raises(RequestError, match="--engine vllm"):
         decode(messages=[USER, {"role": "system", "content": [change]}])

@@ -21,7 +21,7 @@ def _embedding(**fields: Any) -> EmbeddingRequest:
     ("given", "prompts"),
     [("a", ["a"]), ("", [""]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1, 2], [3]], [[1, 2], [3]])],
 )
-def test_texts_and_token_ids_may_be_single_or_in_lists(given: Any, prompts: list[Any]) -> None:
+def test_texts_and_token_ids_may_be_single_or_in_lists(given, prompts):
     request = _embedding(input=given)
     assert request.prompts == prompts
     assert request.conversations == []
@@ -31,7 +31,7 @@ def test_texts_and_token_ids_may_be_single_or_in_lists(given: Any, prompts: list
 @pytest.mark.parametrize(
     ("given", "conversations"), [([MESSAGE], [[MESSAGE]]), ([[MESSAGE], [MESSAGE] * 2], [[MESSAGE], [MESSAGE] * 2])]
 )
-def test_conversations_may_be_single_or_in_lists(field: str, given: Any, conversations: list[Any]) -> None:
+def test_conversations_may_be_single_or_in_lists(field, given, conversations):
     request = _embedding(**{field: given})
     assert request.conversations == conversations
     assert request.prompts == []
@@ -40,7 +40,7 @@ def test_conversations_may_be_single_or_in_lists(field: str, given: Any, convers
 @pytest.mark.parametrize(
     "given", [["a", 1], ["a", [1]], [[1], 2], [[1, MESSAGE]], [MESSAGE, "a"], [[MESSAGE], []], [[1, "a"]], [1.5], {}]
 )
-def test_a_mix_of_input_types_is_rejected(given: Any) -> None:
+def test_a_mix_of_input_types_is_rejected(given):
     with pytest.raises(RequestError) as caught:
         _embedding(input=given)
     assert caught.value.param == "input"
@@ -49,7 +49,7 @@ def test_a_mix_of_input_types_is_rejected(given: Any) -> None:
 @pytest.mark.parametrize(
     "pair", [("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2")]
 )
-def test_the_two_inputs_have_four_pairs_of_names(pair: tuple[str, str]) -> None:
+def test_the_two_inputs_have_four_pairs_of_names(pair):
     request = RequestDecoder(ScoreRequest).decode(msgspec.json.encode({pair[0]: "a", pair[1]: ["b", "c"]}))
     assert (request.first, request.second, request.names) == (["a"], ["b", "c"], pair)
 
@@ -57,12 +57,12 @@ def test_the_two_inputs_have_four_pairs_of_names(pair: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     "given", [{}, {"text_1": "a"}, {"text_1": "a", "data_2": "b"}, {"queries": "a", "documents": "b", "items": "c"}]
 )
-def test_other_combinations_of_names_are_rejected(given: dict[str, Any]) -> None:
+def test_other_combinations_of_names_are_rejected(given):
     with pytest.raises(RequestError, match="Give `queries` with"):
         RequestDecoder(ScoreRequest).decode(msgspec.json.encode(given))
 
 
-def test_an_instruction_is_a_variable_of_the_template() -> None:
+def test_an_instruction_is_a_variable_of_the_template():
     def kwargs(**fields: Any) -> dict[str, Any]:
         body = msgspec.json.encode({"query": "a", "documents": ["b"]} | fields)
         return RequestDecoder(RerankRequest).decode(body).template_kwargs

@@ -11,7 +11,7 @@ from server.apis.pooling.endpoints import EmbeddingRequest, to_json
 from server.types import EngineOutput, TensorData
 
 
-def test_json_has_the_numbers_or_their_bytes_in_base64() -> None:
+def test_json_has_the_numbers_or_their_bytes_in_base64():
     rows = torch.randn(2, 3)
     data = TensorData("float32", (2, 3), memoryview(rows.numpy().tobytes()))
     result = EngineOutput("a", data=data)

@@ -94,14 +94,14 @@ def without_nulls(value: Any, ids: dict[str, str]) -> Any:
 @pytest.mark.slow
 @needs_vllm
 @pytest.mark.parametrize("number", range(len(OUTPUTS)))
-def test_events_are_the_same(theirs: Any, number: int) -> None:
+def test_events_are_the_same(theirs, number):
     assert without_nulls(events_of(OUTPUTS[number]), {}) == without_nulls(theirs["events"][number], {})
 
 
 @pytest.mark.slow
 @needs_vllm
 @pytest.mark.parametrize("number", range(len(INPUTS)))
-def test_messages_are_the_same(theirs: Any, number: int) -> None:
+def test_messages_are_the_same(theirs, number):
     given = INPUTS[number]
     items = (
         [InputItem(role="user", content=given)] if isinstance(given, str) else msgspec.convert(given, list[InputItem])
@@ -119,7 +119,7 @@ def _with_text(message: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.slow
 @needs_vllm
-def test_functions_are_the_same(theirs: Any) -> None:
+def test_functions_are_the_same(theirs):
     ours = [msgspec.to_builtins(tool) for tool in ResponseTools(ResponsesRequest(input="a", tools=TOOLS)).functions]
     for tool in (*ours, *theirs["tools"]):
         tool["function"].get("parameters", {}) and tool["function"]["parameters"].pop("properties", None)
@@ -128,7 +128,7 @@ def test_functions_are_the_same(theirs: Any) -> None:
 
 @pytest.mark.slow
 @needs_vllm
-def test_responses_have_all_fields(theirs: Any) -> None:
+def test_responses_have_all_fields(theirs):
     ours = set(empty_response(ResponsesRequest(input="a"), SamplingParams(max_tokens=1), "m"))
     assert set(theirs["fields"]) - ours == {"metrics"}  # with --enable-per-request-metrics only
     assert ours <= set(theirs["fields"])

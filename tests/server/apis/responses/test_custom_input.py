@@ -11,23 +11,23 @@ def read(*pieces: str) -> tuple[list[str], str]:
     return [*shown, last], whole
 
 
-def test_the_text_is_shown_as_it_arrives() -> None:
+def test_the_text_is_shown_as_it_arrives():
     assert read('{"inp', 'ut": "a', "\\", "nb\\ud83d", '\\ude42"', "}") == (
         ["", "a", "", "\nb", "🙂", "", ""],
         "a\nb🙂",
     )
 
 
-def test_what_follows_the_text_is_not_shown() -> None:
+def test_what_follows_the_text_is_not_shown():
     assert read('{"input": "a"', "}", " ", "b") == (["a", "", "", "", '{"input": "a"} b'], '{"input": "a"} b')
 
 
-def test_an_escape_that_json_does_not_have_ends_what_is_shown() -> None:
+def test_an_escape_that_json_does_not_have_ends_what_is_shown():
     pieces = ('{"input": "a', "\\ux", *["y"] * 20)
     shown, whole = read(*pieces)
     assert "".join(shown[:-1]) == "a"
     assert whole == "".join(pieces)
 
 
-def test_a_text_behind_many_blanks_is_shown_at_the_end() -> None:
+def test_a_text_behind_many_blanks_is_shown_at_the_end():
     assert read(" " * 1000, '{"input": "a"}') == (["", "", "a"], "a")

@@ -11,7 +11,7 @@ SLOT_LEN = 4096
 CPU = torch.device("cpu")
 
 
-def test_decodes_come_first_in_slot_order_then_prompt_chunks_as_given() -> None:
+def test_decodes_come_first_in_slot_order_then_prompt_chunks_as_given():
     chunks = [_chunk(slot=5, computed=4, new=3), _chunk(slot=7, computed=9, new=1), _chunk(slot=2, computed=6, new=1)]
     batch = _pack([chunks[1], chunks[0], chunks[2]])
     assert batch.chunks == [chunks[2], chunks[1], chunks[0]]
@@ -27,26 +27,26 @@ def test_decodes_come_first_in_slot_order_then_prompt_chunks_as_given() -> None:
     ]
 
 
-def test_a_single_token_prompt_is_a_prefill_not_a_decode() -> None:
+def test_a_single_token_prompt_is_a_prefill_not_a_decode():
     batch = _pack([_chunk(slot=0, computed=0, new=1)])
     assert not batch.decode_groups
     assert [(p.begin, p.end) for p in batch.prefills] == [(0, 1)]
 
 
-def test_neighbours_of_equal_length_share_a_call_without_a_mask() -> None:
+def test_neighbours_of_equal_length_share_a_call_without_a_mask():
     [group] = _pack([_chunk(slot=s, computed=9, new=1) for s in (3, 4, 5)]).decode_groups
     assert (group.first_slot, group.last_slot, group.length) == (3, 6, 10)
     assert group.mask is None
     assert group.slot_rows is None
 
 
-def test_shorter_members_are_masked_to_their_own_length() -> None:
+def test_shorter_members_are_masked_to_their_own_length():
     [group] = _pack([_chunk(slot=0, computed=1, new=1), _chunk(slot=1, computed=3, new=1)]).decode_groups
     assert group.mask is not None
     assert (group.mask[:, 0, 0] == 0).tolist() == [[True, True, False, False], [True, True, True, True]]
 
 
-def test_free_slots_in_a_group_use_another_members_row() -> None:
+def test_free_slots_in_a_group_use_another_members_row():
     [group] = _pack([_chunk(slot=s, computed=9, new=1) for s in (1, 4)]).decode_groups
     assert group.slot_rows is not None
     assert group.row_slots is not None
@@ -55,7 +55,7 @@ def test_free_slots_in_a_group_use_another_members_row() -> None:
     assert group.lengths.tolist() == [10, 1, 1, 10]
 
 
-def test_a_much_longer_neighbour_gets_its_own_call() -> None:
+def test_a_much_longer_neighbour_gets_its_own_call():
     batch = _pack([_chunk(slot=s, computed=c, new=1) for s, c in enumerate((10, 12, 3000, 11, 3001))])
     groups = batch.decode_groups
     assert [(g.first_slot, g.last_slot, g.length) for g in groups] == [
@@ -67,12 +67,12 @@ def test_a_much_longer_neighbour_gets_its_own_call() -> None:
     assert [g.rows for g in groups] == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 5)]
 
 
-def test_a_distant_slot_gets_its_own_call() -> None:
+def test_a_distant_slot_gets_its_own_call():
     groups = _pack([_chunk(slot=s, computed=99, new=1) for s in (0, 1, 60)]).decode_groups
     assert [(g.first_slot, g.last_slot) for g in groups] == [(0, 2), (60, 61)]
 
 
-def test_neighbours_with_a_long_shared_prefix_are_a_group_that_attends_to_it_once() -> None:
+def test_neighbours_with_a_long_shared_prefix_are_a_group_that_attends_to_it_once():
     chunks = [_chunk(slot=s, computed=c, new=1) for s, c in enumerate((900, 900, 840, 1100, 850, 900))]
     prefixes = {2: ("a", 840), 3: ("a", 800), 4: ("a", 850)}
     groups = _pack(chunks, prefixes).decode_groups
@@ -85,7 +85,7 @@ def test_neighbours_with_a_long_shared_prefix_are_a_group_that_attends_to_it_onc
     assert (groups[1].mask[:, 0, 0] == 0).sum(1).tolist() == [841, 1101, 851]
 
 
-def test_different_shared_prefixes_are_different_groups() -> None:
+def test_different_shared_prefixes_are_different_groups():
     chunks = [_chunk(slot=s, computed=1700, new=1) for s in range(4)]
     prefixes = {0: ("a", 1640), 1: ("a", 1640), 2: ("b", 1600), 3: ("b", 1600)}
     groups = _pack(chunks, prefixes).decode_groups
@@ -93,14 +93,14 @@ def test_different_shared_prefixes_are_different_groups() -> None:
 
 
 @pytest.mark.parametrize(("num_sequences", "length"), [(9, 511), (3, 767), (2, 1535)])
-def test_a_short_shared_prefix_needs_no_call_of_its_own(num_sequences: int, length: int) -> None:
+def test_a_short_shared_prefix_needs_no_call_of_its_own(num_sequences, length):
     chunks = [_chunk(slot=s, computed=1600, new=1) for s in range(num_sequences)]
     for shared, expected in ((length, 0), (length + 1, length + 1)):
         [group] = _pack(chunks, dict.fromkeys(range(num_sequences), ("a", shared))).decode_groups
         assert group.num_shared_tokens == expected
 
 
-def test_a_free_slot_does_not_split_a_group_with_a_shared_prefix() -> None:
+def test_a_free_slot_does_not_split_a_group_with_a_shared_prefix():
     chunks = [_chunk(slot=s, computed=3000, new=1) for s in (0, 1, 3)]
     [group] = _pack(chunks, dict.fromkeys((0, 1, 3), ("a", 2900))).decode_groups
     assert (group.num_shared_tokens, group.lengths.tolist()) == (2900, [3001, 3001, 2901, 3001])

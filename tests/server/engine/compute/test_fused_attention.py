@@ -8,7 +8,7 @@ from server.engine.compute.fused_attention import attend, attend_in_parts, atten
 
 
 @pytest.mark.parametrize("has_mask", [True, False])
-def test_repeated_heads_give_the_same_result_as_groups(has_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_heads_give_the_same_result_as_groups(has_mask, monkeypatch):
     torch.manual_seed(0)
     query, keys, values = torch.randn(1, 8, 5, 16), torch.randn(1, 2, 9, 16), torch.randn(1, 2, 9, 16)
     mask = torch.zeros(1, 1, 5, 9).masked_fill_(torch.ones(5, 9).triu(5).bool(), float("-inf")) if has_mask else None
@@ -17,12 +17,12 @@ def test_repeated_heads_give_the_same_result_as_groups(has_mask: bool, monkeypat
     assert torch.allclose(attend(query, keys, values, scale=0.3, mask=mask), grouped, atol=1e-6)
 
 
-def test_each_head_is_repeated_for_its_own_group() -> None:
+def test_each_head_is_repeated_for_its_own_group():
     heads = torch.arange(3.0)[None, :, None, None]
     assert repeat_heads(heads, 6).flatten().tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_ungrouped_heads_are_not_repeated() -> None:
+def test_ungrouped_heads_are_not_repeated():
     torch.manual_seed(0)
     query, keys, values = torch.randn(3, 1, 4, 7, 16).unbind(0)
     expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, is_causal=True)
@@ -30,7 +30,7 @@ def test_ungrouped_heads_are_not_repeated() -> None:
 
 
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_merged_parts_are_the_attention_to_all_keys(scale: float | None) -> None:
+def test_merged_parts_are_the_attention_to_all_keys(scale):
     torch.manual_seed(0)
     query, keys, values = torch.randn(2, 8, 5, 16) * 4, torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
     mask = torch.zeros(5, 40).masked_fill_(torch.ones(5, 40).triu(36).bool(), float("-inf"))
@@ -41,7 +41,7 @@ def test_merged_parts_are_the_attention_to_all_keys(scale: float | None) -> None
     assert torch.allclose(merge_attention(own, earlier), expected, atol=1e-5)
 
 
-def test_parts_of_very_different_weight_are_merged_without_overflow() -> None:
+def test_parts_of_very_different_weight_are_merged_without_overflow():
     query = torch.full((1, 1, 1, 16), 100.0)
     keys, values = torch.full((1, 1, 2, 16), 100.0), torch.ones(1, 1, 2, 16)
     heavy = attend_to_part(query, keys, values, scale=1.0)
@@ -49,7 +49,7 @@ def test_parts_of_very_different_weight_are_merged_without_overflow() -> None:
     assert torch.equal(merge_attention(heavy, light), values[:, :, :1])
 
 
-def test_merged_parts_in_bfloat16_are_rounded_like_the_attention_to_all_keys() -> None:
+def test_merged_parts_in_bfloat16_are_rounded_like_the_attention_to_all_keys():
     torch.manual_seed(0)
     query, keys, values = (torch.randn(1, 4, n, 16, dtype=torch.bfloat16) for n in (3, 64, 64))
     parts = [attend_to_part(query, keys[:, :, s], values[:, :, s], scale=None) for s in (slice(48), slice(48, 64))]
@@ -60,7 +60,7 @@ def test_merged_parts_in_bfloat16_are_rounded_like_the_attention_to_all_keys() -
 
 @pytest.mark.parametrize("num_parts", [1, 2, 3, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_attention_in_parts_is_the_attention_to_all_keys(dtype: torch.dtype, num_parts: int) -> None:
+def test_attention_in_parts_is_the_attention_to_all_keys(dtype, num_parts):
     torch.manual_seed(0)
     query = torch.randn(1, 3, 4, 16, dtype=dtype) * 4
     keys, values = (torch.randn(64, 3, 16, dtype=dtype)[:43].transpose(0, 1)[None] for _ in range(2))

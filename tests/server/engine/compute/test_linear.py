@@ -32,7 +32,7 @@ SIZES = pytest.mark.parametrize(
 @needs_bf16_kernels
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @SIZES
-def test_packed_layer_is_bit_equal_for_every_batch_size(in_features: int, out_features: int, bias: bool) -> None:
+def test_packed_layer_is_bit_equal_for_every_batch_size(in_features, out_features, bias):
     torch.manual_seed(in_features * out_features)
     layer = torch.nn.Linear(in_features, out_features, bias=bias, dtype=torch.bfloat16)
     pack_layers(layer)
@@ -52,9 +52,7 @@ def fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @SIZES
-def test_fbgemm_rounds_float32_sums_once(
-    in_features: int, out_features: int, bias: bool, dtype: torch.dtype, fbgemm: None
-) -> None:
+def test_fbgemm_rounds_float32_sums_once(in_features, out_features, bias, dtype, fbgemm):
     torch.manual_seed(in_features * out_features)
     layer = torch.nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
     pack_layers(layer)
@@ -63,7 +61,7 @@ def test_fbgemm_rounds_float32_sums_once(
 
 
 @needs_fbgemm
-def test_fbgemm_takes_inputs_of_any_layout(fbgemm: None) -> None:
+def test_fbgemm_takes_inputs_of_any_layout(fbgemm):
     torch.manual_seed(0)
     layer = torch.nn.Linear(40, 96, dtype=torch.bfloat16)
     pack_layers(layer)
@@ -76,7 +74,7 @@ def test_fbgemm_takes_inputs_of_any_layout(fbgemm: None) -> None:
 
 @needs_fbgemm
 @pytest.mark.parametrize("scale", [2.0**-90, 2.0**-20, 2.0**60], ids=["tiny", "small", "huge"])
-def test_fbgemm_keeps_weights_that_float16_cannot_represent(scale: float, fbgemm: None) -> None:
+def test_fbgemm_keeps_weights_that_float16_cannot_represent(scale, fbgemm):
     torch.manual_seed(0)
     layer = torch.nn.Linear(64, 96, bias=False, dtype=torch.bfloat16)
     with torch.no_grad():
@@ -86,7 +84,7 @@ def test_fbgemm_keeps_weights_that_float16_cannot_represent(scale: float, fbgemm
 
 
 @needs_fbgemm
-def test_fbgemm_packs_large_weights_in_parts(monkeypatch: pytest.MonkeyPatch, fbgemm: None) -> None:
+def test_fbgemm_packs_large_weights_in_parts(monkeypatch, fbgemm):
     monkeypatch.setattr(linear_module, "_PART_ELEMENTS", 64 * 40)
     torch.manual_seed(0)
     layer = torch.nn.Linear(40, 150, dtype=torch.bfloat16)
@@ -100,7 +98,7 @@ def test_fbgemm_packs_large_weights_in_parts(monkeypatch: pytest.MonkeyPatch, fb
 
 @needs_fbgemm
 @pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=["inf", "nan"])
-def test_weights_that_are_not_finite_show_in_the_output(value: float, fbgemm: None) -> None:
+def test_weights_that_are_not_finite_show_in_the_output(value, fbgemm):
     layer = torch.nn.Linear(40, 64, dtype=torch.bfloat16)
     with torch.no_grad():
         layer.weight[3, 4] = value
@@ -111,7 +109,7 @@ def test_weights_that_are_not_finite_show_in_the_output(value: float, fbgemm: No
 
 @needs_packing
 @pytest.mark.parametrize("model_type", PACKED)
-def test_packing_moves_no_logit_far_and_none_with_bfloat16_kernels(model_type: str) -> None:
+def test_packing_moves_no_logit_far_and_none_with_bfloat16_kernels(model_type):
     model = build_model(model_type, PACKED[model_type], dtype=torch.bfloat16)
     ids = torch.arange(3, 40)[None]
     with torch.inference_mode():
@@ -123,7 +121,7 @@ def test_packing_moves_no_logit_far_and_none_with_bfloat16_kernels(model_type: s
 
 
 @needs_packing
-def test_layers_are_packed_in_the_models_order_siblings_together() -> None:
+def test_layers_are_packed_in_the_models_order_siblings_together():
     model = build_model("llama", PACKED["llama"], dtype=torch.bfloat16)
     packer = LinearPacker(model)
     packed = []
@@ -138,7 +136,7 @@ def test_layers_are_packed_in_the_models_order_siblings_together() -> None:
 
 
 @needs_packing
-def test_siblings_with_different_inputs_give_correct_results() -> None:
+def test_siblings_with_different_inputs_give_correct_results():
     torch.manual_seed(0)
     module = torch.nn.Module()
     for name in ("gate_proj", "up_proj"):
@@ -152,7 +150,7 @@ def test_siblings_with_different_inputs_give_correct_results() -> None:
 
 
 @needs_packing
-def test_tied_embeddings_stay_tied() -> None:
+def test_tied_embeddings_stay_tied():
     options = {**PACKED["llama"], "tie_word_embeddings": True}
     model = build_model("llama", options, dtype=torch.bfloat16)
     pack_layers(model)
@@ -162,14 +160,14 @@ def test_tied_embeddings_stay_tied() -> None:
 
 
 @needs_packing
-def test_small_layers_are_not_packed() -> None:
+def test_small_layers_are_not_packed():
     layer = torch.nn.Linear(64, 31, dtype=torch.bfloat16)
     assert LinearPacker(layer).pack_next() is False
     assert not _is_packed(layer)
 
 
 @needs_packing
-def test_nothing_is_packed_without_room_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_packed_without_room_for_a_copy(monkeypatch):
     layer = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
     product = choose_product(layer)
     assert product is not None
@@ -185,7 +183,7 @@ def test_nothing_is_packed_without_room_for_a_copy(monkeypatch: pytest.MonkeyPat
 @needs_onednn
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @SIZES
-def test_onednn_rounds_float32_sums_once(in_features: int, out_features: int, bias: bool) -> None:
+def test_onednn_rounds_float32_sums_once(in_features, out_features, bias):
     torch.manual_seed(in_features * out_features)
     layer = torch.nn.Linear(in_features, out_features, bias=bias)
     pack_layers(layer)
@@ -195,7 +193,7 @@ def test_onednn_rounds_float32_sums_once(in_features: int, out_features: int, bi
 
 
 @needs_onednn
-def test_onednn_takes_float32_inputs_of_any_layout() -> None:
+def test_onednn_takes_float32_inputs_of_any_layout():
     torch.manual_seed(0)
     layer = torch.nn.Linear(40, 96)
     pack_layers(layer)
@@ -205,14 +203,14 @@ def test_onednn_takes_float32_inputs_of_any_layout() -> None:
 
 
 @needs_packing
-def test_float32_layers_of_a_half_precision_model_are_not_packed() -> None:
+def test_float32_layers_of_a_half_precision_model_are_not_packed():
     model = torch.nn.Sequential(torch.nn.Linear(64, 64, dtype=torch.bfloat16), torch.nn.Linear(64, 64))
     pack_layers(model)
     assert [_is_packed(layer) for layer in model] == [True, False]
 
 
 @needs_packing
-def test_packing_takes_one_copy_of_the_weights() -> None:
+def test_packing_takes_one_copy_of_the_weights():
     layer = torch.nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16)
     before = _own_bytes()
     pack_layers(layer)
@@ -222,7 +220,7 @@ def test_packing_takes_one_copy_of_the_weights() -> None:
 
 @needs_fbgemm
 @pytest.mark.parametrize(("in_features", "out_features"), [(576, 1000), (1536, 576), (33, 8000)])
-def test_the_size_of_a_packed_copy_is_known(in_features: int, out_features: int, fbgemm: None) -> None:
+def test_the_size_of_a_packed_copy_is_known(in_features, out_features, fbgemm):
     layers = [torch.nn.Linear(in_features, out_features, bias=False, dtype=torch.bfloat16) for _ in range(6)]
     pack_layers(layers[0])  # allocates what all layers share
     before = _allocated_bytes()

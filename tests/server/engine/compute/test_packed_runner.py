@@ -24,7 +24,7 @@ SLOT_LEN = 448
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_chunks_of_scattered_sequences_give_the_plain_models_logits(architecture: str) -> None:
+def test_chunks_of_scattered_sequences_give_the_plain_models_logits(architecture):
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(80, 5, 33, 62, 1, 400)
     references = reference_logits(model, prompts)
@@ -35,7 +35,7 @@ def test_chunks_of_scattered_sequences_give_the_plain_models_logits(architecture
 
 @pytest.mark.parametrize("is_idle_first", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_half_precision_is_as_close_to_float32_as_the_plain_model(dtype: torch.dtype, is_idle_first: bool) -> None:
+def test_half_precision_is_as_close_to_float32_as_the_plain_model(dtype, is_idle_first):
     model = build_model("llama", PACKED["llama"], dtype=dtype)
     prompts = random_prompts(80, 5, 33, 300)
     exact = reference_logits(copy.deepcopy(model).float(), prompts)
@@ -50,7 +50,7 @@ def test_half_precision_is_as_close_to_float32_as_the_plain_model(dtype: torch.d
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt_oss"])
-def test_decoding_beside_a_much_longer_sequence_is_split_into_groups(architecture: str) -> None:
+def test_decoding_beside_a_much_longer_sequence_is_split_into_groups(architecture):
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(7, 430, 6, 8, 429, 9)
     references = reference_logits(model, prompts)
@@ -68,9 +68,7 @@ def test_decoding_beside_a_much_longer_sequence_is_split_into_groups(architectur
 
 
 @pytest.mark.parametrize(("architecture", "num_shared"), [("llama", 3), ("mistral", 0), ("gemma2", 0), ("gpt_oss", 0)])
-def test_threads_share_the_keys_of_one_long_sequence(
-    architecture: str, num_shared: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_share_the_keys_of_one_long_sequence(architecture, num_shared, monkeypatch):
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(430)
     [expected] = reference_logits(model, prompts)
@@ -89,7 +87,7 @@ def test_threads_share_the_keys_of_one_long_sequence(
 
 
 @pytest.mark.parametrize("architecture", thorough_but_for(GENERATING, "llama", "gemma2", "gpt2"))
-def test_greedy_output_equals_that_of_generate(architecture: str) -> None:
+def test_greedy_output_equals_that_of_generate(architecture):
     model = build_model(architecture, PACKED[architecture])
     if architecture == "gemma2":
         model.set_attn_implementation("eager")
@@ -100,7 +98,7 @@ def test_greedy_output_equals_that_of_generate(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
-def test_prompt_logprobs_return_the_logits_of_every_prompt_token(architecture: str) -> None:
+def test_prompt_logprobs_return_the_logits_of_every_prompt_token(architecture):
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(80, 5, 33)
     references = reference_logits(model, prompts)
@@ -113,12 +111,12 @@ def test_prompt_logprobs_return_the_logits_of_every_prompt_token(architecture: s
     assert [span.stop - span.start for span in result.rows] == [80, 5, 33]
 
 
-def test_probe_returns_different_sizes_of_keys_and_values() -> None:
+def test_probe_returns_different_sizes_of_keys_and_values():
     shapes = PackedRunner(build_model("deepseek_v3", PACKED["deepseek_v3"])).probe()
     assert {(s.num_kv_heads, s.key_dim, s.value_dim) for s in shapes.values()} == {(4, 24, 12)}
 
 
-def test_probe_returns_the_shapes_of_grouped_heads() -> None:
+def test_probe_returns_the_shapes_of_grouped_heads():
     shapes = PackedRunner(build_model("llama", PACKED["llama"])).probe()
     assert {layer: (s.num_kv_heads, s.key_dim, s.value_dim) for layer, s in shapes.items()} == {
         0: (2, 16, 16),
@@ -128,7 +126,7 @@ def test_probe_returns_the_shapes_of_grouped_heads() -> None:
 
 
 @pytest.mark.parametrize("architecture", PACKED)
-def test_probe_finds_the_shapes_of_a_whole_forward_pass(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_finds_the_shapes_of_a_whole_forward_pass(architecture, monkeypatch):
     model = build_model(architecture, PACKED[architecture])
     shapes = PackedRunner(model).probe()
     monkeypatch.setattr(packed_runner_module, "_LightForward", nullcontext)

@@ -20,7 +20,7 @@ ARCHITECTURES = [pytest.param(name, id=name) for name in SEQUENTIAL]
 
 
 @pytest.mark.parametrize("architecture", thorough_but_for(SEQUENTIAL, "mamba", "rwkv"))
-def test_greedy_output_of_interleaved_sequences_equals_that_of_generate(architecture: str) -> None:
+def test_greedy_output_of_interleaved_sequences_equals_that_of_generate(architecture):
     model = build_model(architecture, SEQUENTIAL[architecture])
     prompts = random_prompts(3, 17, 40, 2)
     expected = greedy_outputs(model, prompts, 24)
@@ -36,7 +36,7 @@ def test_greedy_output_of_interleaved_sequences_equals_that_of_generate(architec
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_probe_rejects_the_model_and_does_not_change_it(architecture: str) -> None:
+def test_probe_rejects_the_model_and_does_not_change_it(architecture):
     model = build_model(architecture, SEQUENTIAL[architecture])
     before, implementation = _forward(model), model.config._attn_implementation
     with pytest.raises(UnsupportedAttentionError):
@@ -45,7 +45,7 @@ def test_probe_rejects_the_model_and_does_not_change_it(architecture: str) -> No
     assert torch.equal(_forward(model), before)
 
 
-def test_probe_restores_a_model_with_unsupported_attention() -> None:
+def test_probe_restores_a_model_with_unsupported_attention():
     model = build_model("llama", PACKED["llama"])
     model.model.layers[2].self_attn.layer_idx = 1
     before, implementation = _forward(model), model.config._attn_implementation
@@ -55,7 +55,7 @@ def test_probe_restores_a_model_with_unsupported_attention() -> None:
     assert torch.equal(_forward(model), before)
 
 
-def test_a_preempted_sequence_is_computed_again_from_its_first_token() -> None:
+def test_a_preempted_sequence_is_computed_again_from_its_first_token():
     model = build_model("mamba", SEQUENTIAL["mamba"])
     [expected] = greedy_outputs(model, random_prompts(17), 12)
     runner = SequentialRunner(model)
@@ -71,7 +71,7 @@ def test_a_preempted_sequence_is_computed_again_from_its_first_token() -> None:
     assert sequence.output_token_ids == expected
 
 
-def test_every_prompt_token_has_logits_if_prompt_logprobs_are_requested() -> None:
+def test_every_prompt_token_has_logits_if_prompt_logprobs_are_requested():
     model = build_model("mamba", SEQUENTIAL["mamba"])
     [sequence] = as_sequences(random_prompts(17), prompt_logprobs=1)
     result = SequentialRunner(model).step([Chunk(sequence, 17)])
@@ -82,9 +82,7 @@ def test_every_prompt_token_has_logits_if_prompt_logprobs_are_requested() -> Non
 
 
 @pytest.mark.parametrize(("architecture", "is_logged"), [("mamba", False), ("rwkv", True), ("recurrent_gemma", True)])
-def test_a_model_without_a_usable_cache_is_logged(
-    architecture: str, is_logged: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_without_a_usable_cache_is_logged(architecture, is_logged, caplog):
     model = build_model(architecture, SEQUENTIAL[architecture])
     with caplog.at_level(logging.WARNING, logger="server.engine.compute.sequential_runner"):
         SequentialRunner(model)
@@ -92,7 +90,7 @@ def test_a_model_without_a_usable_cache_is_logged(
     assert [r.getMessage() for r in caplog.records] == (expected if is_logged else [])
 
 
-def test_release_drops_the_sequences_model_cache() -> None:
+def test_release_drops_the_sequences_model_cache():
     runner = SequentialRunner(build_model("mamba", SEQUENTIAL["mamba"]))
     sequence = Sequence("a", [5, 6, 7], SamplingParams(max_tokens=4))
     cache = CacheManager(num_slots=1, max_tokens=100)

@@ -92,13 +92,13 @@ class Machine:
         self._stolen_s += pace.stolen * step_s
 
 
-def test_an_engine_alone_keeps_all_threads() -> None:
+def test_an_engine_alone_keeps_all_threads():
     machine = Machine(QUIET)
     machine.run(machine.count(2), 600)
     assert machine.changes == [2]
 
 
-def test_a_busy_neighbour_takes_a_thread_within_half_a_second() -> None:
+def test_a_busy_neighbour_takes_a_thread_within_half_a_second():
     machine = Machine(QUIET)
     count = machine.count(2)
     machine.run(count, 10)
@@ -107,7 +107,7 @@ def test_a_busy_neighbour_takes_a_thread_within_half_a_second() -> None:
     assert machine.num_threads == 1
 
 
-def test_the_thread_comes_back_with_the_processor() -> None:
+def test_the_thread_comes_back_with_the_processor():
     machine = Machine(BUSY_NEIGHBOUR)
     count = machine.count(2)
     machine.run(count, 300)
@@ -119,26 +119,26 @@ def test_the_thread_comes_back_with_the_processor() -> None:
     assert machine.changes[-1] == 2
 
 
-def test_a_neighbour_that_stays_leaves_the_number_as_it_is() -> None:
+def test_a_neighbour_that_stays_leaves_the_number_as_it_is():
     machine = Machine(BUSY_NEIGHBOUR)
     machine.run(machine.count(2), 600)
     assert machine.changes == [2, 1]
 
 
 @pytest.mark.parametrize("quota", [QUOTA, QUOTA_WORTH_TWO], ids=["slower", "faster"])
-def test_a_quota_of_one_and_a_half_processors_counts_as_two(quota: Load) -> None:
+def test_a_quota_of_one_and_a_half_processors_counts_as_two(quota):
     machine = Machine(quota)
     machine.run(machine.count(2), 600)
     assert machine.changes == [2]
 
 
-def test_a_processor_that_is_idle_only_without_the_second_thread_is_taken_ever_more_rarely() -> None:
+def test_a_processor_that_is_idle_only_without_the_second_thread_is_taken_ever_more_rarely():
     machine = Machine({1: QUIET[1], 2: BUSY_NEIGHBOUR[2]})
     machine.run(machine.count(2), 600)
     assert 8 <= machine.changes.count(2) <= 16
 
 
-def test_one_busy_processor_of_four_takes_one_thread_of_four() -> None:
+def test_one_busy_processor_of_four_takes_one_thread_of_four():
     machine = Machine(NEIGHBOUR_OF_FOUR)
     count = machine.count(4)
     machine.run(count, 5)
@@ -148,7 +148,7 @@ def test_one_busy_processor_of_four_takes_one_thread_of_four() -> None:
     assert machine.num_threads == 4
 
 
-def test_all_threads_come_back_at_once() -> None:
+def test_all_threads_come_back_at_once():
     machine = Machine({n: Pace(0.1, 1, n - 1) for n in range(1, 9)})
     count = machine.count(8)
     machine.run(count, 10)
@@ -158,25 +158,25 @@ def test_all_threads_come_back_at_once() -> None:
     assert machine.num_threads == 8
 
 
-def test_time_that_the_hypervisor_takes_counts_as_waiting() -> None:
+def test_time_that_the_hypervisor_takes_counts_as_waiting():
     machine = Machine(STOLEN)
     machine.run(machine.count(2), 2)
     assert machine.num_threads == 1
 
 
-def test_without_accounting_the_number_stays() -> None:
+def test_without_accounting_the_number_stays():
     machine = Machine(UNACCOUNTED)
     machine.run(machine.count(2), 60)
     assert machine.changes == [2]
 
 
-def test_a_number_that_the_user_chose_stays() -> None:
+def test_a_number_that_the_user_chose_stays():
     machine = Machine(BUSY_NEIGHBOUR)
     machine.run(machine.count(2, is_fixed=True), 60)
     assert machine.changes == [2]
 
 
-def test_short_bursts_of_requests_are_enough() -> None:
+def test_short_bursts_of_requests_are_enough():
     machine = Machine(BUSY_NEIGHBOUR)
     count = machine.count(2)
     machine.run(count, 10, gap_s=0.5)
@@ -186,7 +186,7 @@ def test_short_bursts_of_requests_are_enough() -> None:
     assert machine.num_threads == 2
 
 
-def test_changes_are_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_are_logged_once_a_minute(caplog):
     caplog.set_level(logging.INFO)
     machine = Machine(QUIET)
     count = machine.count(2)

@@ -3,7 +3,6 @@
 import copy
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -46,7 +45,7 @@ def add(engine: SmallEngine, name: str, model: PreTrainedModel, prompt: list[int
 
 
 @pytest.mark.parametrize("architecture", thorough_but_for(FAMILIES, "llama", "gemma3_text", "gpt2", "opt"))
-def test_embeddings_give_the_output_of_their_text_alone_and_in_a_batch(architecture: str) -> None:
+def test_embeddings_give_the_output_of_their_text_alone_and_in_a_batch(architecture):
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(7, 40, 1, 23)
     expected = greedy_outputs(model, prompts, NUM_TOKENS)
@@ -65,7 +64,7 @@ def test_embeddings_give_the_output_of_their_text_alone_and_in_a_batch(architect
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "opt"])
-def test_rows_of_nan_have_the_embeddings_of_their_tokens(architecture: str) -> None:
+def test_rows_of_nan_have_the_embeddings_of_their_tokens(architecture):
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(9, 20)
     expected = greedy_outputs(model, prompts, NUM_TOKENS)
@@ -83,7 +82,7 @@ def test_rows_of_nan_have_the_embeddings_of_their_tokens(architecture: str) -> N
 
 
 @pytest.mark.parametrize("architecture", thorough_but_for(FAMILIES, "llama", "gemma3_text", "gpt2", "opt"))
-def test_arbitrary_rows_give_the_output_of_generate(architecture: str) -> None:
+def test_arbitrary_rows_give_the_output_of_generate(architecture):
     model = build_model(architecture, PACKED[architecture])
     rows = torch.randn(19, rows_of(model, [1]).shape[-1], generator=torch.Generator().manual_seed(3)) * 0.5
     output = model.generate(
@@ -101,7 +100,7 @@ def test_arbitrary_rows_give_the_output_of_generate(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", [pytest.param(name, id=name) for name in SEQUENTIAL])
-def test_the_sequential_runner_supports_embeddings(architecture: str) -> None:
+def test_the_sequential_runner_supports_embeddings(architecture):
     model = build_model(architecture, SEQUENTIAL[architecture])
     prompts = random_prompts(9, 24)
     expected = greedy_outputs(model, prompts, NUM_TOKENS)
@@ -113,7 +112,7 @@ def test_the_sequential_runner_supports_embeddings(architecture: str) -> None:
     assert text.token_ids == expected[0]
 
 
-def test_a_prompt_of_embeddings_may_be_computed_in_chunks(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_a_prompt_of_embeddings_may_be_computed_in_chunks(plain_llama, llama):
     prompts = random_prompts(90, 5, 61)
     expected = greedy_outputs(plain_llama, prompts, NUM_TOKENS)
     engine = SmallEngine(llama, max_num_batched_tokens=16)
@@ -123,9 +122,7 @@ def test_a_prompt_of_embeddings_may_be_computed_in_chunks(plain_llama: PreTraine
     assert [c.token_ids for c in completions] == expected
 
 
-def test_a_preempted_prompt_is_computed_again_from_its_rows(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel
-) -> None:
+def test_a_preempted_prompt_is_computed_again_from_its_rows(plain_llama, llama):
     prompts = random_prompts(30, 30, 30)
     expected = greedy_outputs(plain_llama, prompts, 40)
     engine = SmallEngine(llama, kv_cache_tokens=130, prefix_tokens=60)
@@ -136,9 +133,7 @@ def test_a_preempted_prompt_is_computed_again_from_its_rows(
     engine.assert_nothing_leaked()
 
 
-def test_placeholder_ids_match_nothing_in_the_prefix_cache(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel
-) -> None:
+def test_placeholder_ids_match_nothing_in_the_prefix_cache(plain_llama, llama):
     """All placeholder ids are equal, and equal to a text of that token."""
     one, other = random_prompts(40, 40)
     zeros = [0] * 40
@@ -159,7 +154,7 @@ def test_placeholder_ids_match_nothing_in_the_prefix_cache(
     assert [c.num_cached_tokens for c in later] == [32, 32, 32], "each matches its own rows"
 
 
-def test_prompts_with_equal_first_rows_share_them(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_prompts_with_equal_first_rows_share_them(plain_llama, llama):
     [one] = random_prompts(60)
     other = [*one[:45], *reversed(one[45:])]
     expected = greedy_outputs(plain_llama, [one, other], NUM_TOKENS)
@@ -173,9 +168,7 @@ def test_prompts_with_equal_first_rows_share_them(plain_llama: PreTrainedModel, 
     assert [c.num_cached_tokens for c in (first, second, salted)] == [0, 32, 0]
 
 
-def test_equal_prompts_that_arrive_together_are_computed_once(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel
-) -> None:
+def test_equal_prompts_that_arrive_together_are_computed_once(plain_llama, llama):
     [prompt] = random_prompts(60)
     engine = SmallEngine(llama, prefix_tokens=500)
     completions = [add(engine, f"{i}", plain_llama, prompt) for i in range(3)]
@@ -184,7 +177,7 @@ def test_equal_prompts_that_arrive_together_are_computed_once(
     assert [c.token_ids for c in completions] == greedy_outputs(plain_llama, [prompt], NUM_TOKENS) * 3
 
 
-def test_choices_of_one_prompt_compute_its_rows_once(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_choices_of_one_prompt_compute_its_rows_once(plain_llama, llama):
     (prompt,) = random_prompts(50)
     expected = greedy_outputs(plain_llama, [prompt], NUM_TOKENS)[0]
     engine = SmallEngine(llama, prefix_tokens=500)
@@ -195,7 +188,7 @@ def test_choices_of_one_prompt_compute_its_rows_once(plain_llama: PreTrainedMode
     assert [c.num_cached_tokens for c in choices] == [0, 48, 48]
 
 
-def test_placeholder_ids_are_not_penalised(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_placeholder_ids_are_not_penalised(plain_llama, llama):
     """Token 0 is not in the prompt; a penalty that counts the placeholders would ban it here."""
     (prompt,) = random_prompts(20)
     engine = SmallEngine(llama)
@@ -207,7 +200,7 @@ def test_placeholder_ids_are_not_penalised(plain_llama: PreTrainedModel, llama: 
     assert text.token_ids != [0]
 
 
-def test_rows_are_converted_to_the_models_type(llama: PreTrainedModel) -> None:
+def test_rows_are_converted_to_the_models_type(llama):
     (prompt,) = random_prompts(12)
     rows = rows_of(llama, prompt).bfloat16()
     engine = SmallEngine(llama)
@@ -227,9 +220,7 @@ def test_rows_are_converted_to_the_models_type(llama: PreTrainedModel) -> None:
         pytest.param(torch.zeros(3, 64), {"prompt_logprobs": 1}, "no tokens", id="prompt logprobs"),
     ],
 )
-def test_rows_of_the_wrong_shape_fail_only_their_request(
-    llama: PreTrainedModel, rows: torch.Tensor, params: dict[str, int], message: str
-) -> None:
+def test_rows_of_the_wrong_shape_fail_only_their_request(llama, rows, params, message):
     engine = SmallEngine(llama)
     rejected = engine.add("bad", [0, 0, 0], as_inputs(rows), **params)
     text = engine.add("text", [5, 6, 7], max_tokens=2)
@@ -242,11 +233,11 @@ def test_rows_of_the_wrong_shape_fail_only_their_request(
 
 
 @pytest.mark.parametrize("architecture", SEQUENTIAL)
-def test_unpacked_models_take_embeddings(architecture: str) -> None:
+def test_unpacked_models_take_embeddings(architecture):
     check_takes_embeds(build_model(architecture, SEQUENTIAL[architecture]))
 
 
-def test_a_model_that_also_uses_token_ids_fails_the_start(plain_llama: PreTrainedModel) -> None:
+def test_a_model_that_also_uses_token_ids_fails_the_start(plain_llama):
     class UsesTokenIds(type(plain_llama)):  # type: ignore[misc]
         def forward(self, input_ids=None, inputs_embeds=None, **kwargs):
             output = super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
@@ -260,7 +251,7 @@ def test_a_model_that_also_uses_token_ids_fails_the_start(plain_llama: PreTraine
         check_takes_embeds(model)
 
 
-def test_positions_with_several_axes_are_used_and_continue_after_the_prompt(llama: PreTrainedModel) -> None:
+def test_positions_with_several_axes_are_used_and_continue_after_the_prompt(llama):
     plain = Sequence("plain", [5, 6, 7], SamplingParams(max_tokens=1))
     placed = Sequence("placed", [0] * 4, SamplingParams(max_tokens=4))
     own = torch.tensor([[0, 1, 1, 1], [0, 1, 2, 1], [0, 1, 1, 2]])
@@ -281,7 +272,7 @@ def test_positions_with_several_axes_are_used_and_continue_after_the_prompt(llam
     assert positions(Chunk(placed, 1)) == [[4]]
 
 
-def test_engine_info_has_the_row_width_with_enable_prompt_embeds(tmp_path: Path) -> None:
+def test_engine_info_has_the_row_width_with_enable_prompt_embeds(tmp_path):
     save_model(tmp_path, "opt", {**PACKED["opt"], "word_embed_proj_dim": 32})
     config = EngineConfig(enable_prompt_embeds=True, max_num_seqs=2)
     _, info = build_core(ModelFiles(tmp_path, tmp_path), config, Phases())

@@ -9,7 +9,7 @@ KEY = b"k" * 16
 
 
 @pytest.mark.parametrize(("width", "dtype"), [(8, torch.float32), (576, torch.bfloat16), (7, torch.bfloat16)])
-def test_equal_rows_have_equal_ids_and_different_rows_do_not(width: int, dtype: torch.dtype) -> None:
+def test_equal_rows_have_equal_ids_and_different_rows_do_not(width, dtype):
     rows = torch.randn(500, width, generator=torch.Generator().manual_seed(0)).to(dtype)
     ids = identify_rows(rows, None, KEY)
     assert ids.shape == (500,)
@@ -18,7 +18,7 @@ def test_equal_rows_have_equal_ids_and_different_rows_do_not(width: int, dtype: 
     assert (identify_rows(rows.flip(0).contiguous(), None, KEY)[::-1] == ids).all()
 
 
-def test_a_single_bit_changes_the_id() -> None:
+def test_a_single_bit_changes_the_id():
     rows = torch.zeros(64, 4)
     flat = rows.view(torch.int32)
     for i in range(32):
@@ -27,14 +27,14 @@ def test_a_single_bit_changes_the_id() -> None:
     assert len(set(identify_rows(rows, None, KEY).tolist())) == 64
 
 
-def test_the_position_changes_the_id() -> None:
+def test_the_position_changes_the_id():
     rows = torch.ones(3, 4)
     ids = identify_rows(rows, torch.tensor([[0, 0, 1], [0, 0, 0], [0, 1, 0]]), KEY)
     assert len(set(ids.tolist())) == 3
     assert identify_rows(rows[:1], torch.tensor([[0], [0], [0]]), KEY)[0] == ids[0]
 
 
-def test_each_engine_has_its_own_random_key() -> None:
+def test_each_engine_has_its_own_random_key():
     first, second = (FeatureBuilder(torch.nn.Identity())._key for _ in range(2))  # type: ignore[arg-type]
     rows = torch.randn(5, 4)
     assert first and second

@@ -81,13 +81,13 @@ def _add(engine: SmallEngine, name: str, prompt: RenderedPrompt, **params: Any) 
     )
 
 
-def test_the_output_depends_on_the_image(vision: VisionCase) -> None:
+def test_the_output_depends_on_the_image(vision):
     a, b = (vision.prompt("Look: ", (60, 60, seed)) for seed in (1, 2))
     assert a.token_ids == b.token_ids
     assert vision.expected(a) != vision.expected(b)
 
 
-def test_one_image_gives_the_output_of_transformers(vision: VisionCase) -> None:
+def test_one_image_gives_the_output_of_transformers(vision):
     engine, prompt = vision.engine(), vision.prompt("Look: ", (60, 60, 1), " What is it?")
     completion = _add(engine, "a", prompt)
     engine.run()
@@ -96,7 +96,7 @@ def test_one_image_gives_the_output_of_transformers(vision: VisionCase) -> None:
     engine.assert_nothing_leaked()
 
 
-def test_prompts_with_images_and_texts_share_batches(vision: VisionCase) -> None:
+def test_prompts_with_images_and_texts_share_batches(vision):
     engine = vision.engine()
     prompts = [
         vision.prompt("Look: ", (60, 60, 1)),
@@ -116,7 +116,7 @@ def test_prompts_with_images_and_texts_share_batches(vision: VisionCase) -> None
     engine.assert_nothing_leaked()
 
 
-def test_a_prompt_with_images_may_be_computed_in_chunks(vision: VisionCase) -> None:
+def test_a_prompt_with_images_may_be_computed_in_chunks(vision):
     engine = vision.engine(max_num_batched_tokens=16)
     prompts = [vision.prompt("Look: ", (100, 60, 1), "?"), vision.prompt("Hello there"), vision.prompt((80, 80, 2))]
     completions = [_add(engine, str(i), prompt) for i, prompt in enumerate(prompts)]
@@ -126,7 +126,7 @@ def test_a_prompt_with_images_may_be_computed_in_chunks(vision: VisionCase) -> N
         assert completion.token_ids == vision.expected(prompt)
 
 
-def test_a_preempted_sequence_keeps_its_images(vision: VisionCase) -> None:
+def test_a_preempted_sequence_keeps_its_images(vision):
     prompts = [vision.prompt("Look: ", (60, 60, seed)) for seed in (1, 2)]
     room = sum(len(prompt.token_ids) for prompt in prompts) + 10
     engine = vision.engine(kv_cache_tokens=room, max_model_len=room)
@@ -137,7 +137,7 @@ def test_a_preempted_sequence_keeps_its_images(vision: VisionCase) -> None:
         assert completion.token_ids == vision.expected(prompt)
 
 
-def test_another_image_does_not_match_the_prefix_cache(vision: VisionCase) -> None:
+def test_another_image_does_not_match_the_prefix_cache(vision):
     engine = vision.engine(prefix_tokens=2000)
     prompts = [vision.prompt("Look at this image of mine: ", (60, 60, seed), "What is it?") for seed in (1, 2, 1)]
     for i, prompt in enumerate(prompts):
@@ -146,7 +146,7 @@ def test_another_image_does_not_match_the_prefix_cache(vision: VisionCase) -> No
         assert completion.token_ids == vision.expected(prompt)
 
 
-def test_the_choices_of_one_prompt_encode_its_images_once(vision: VisionCase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choices_of_one_prompt_encode_its_images_once(vision, monkeypatch):
     engine, prompt = vision.engine(prefix_tokens=2000), vision.prompt("Look: ", (60, 60, 1))
     num_encoded = 0
     images = engine.features._images
@@ -168,7 +168,7 @@ def test_the_choices_of_one_prompt_encode_its_images_once(vision: VisionCase, mo
     assert [c.token_ids for c in completions] == [vision.expected(prompt)] * 3
 
 
-def test_the_images_of_a_conversation_are_encoded_once(vision: VisionCase) -> None:
+def test_the_images_of_a_conversation_are_encoded_once(vision):
     engine, encoded = vision.engine(), []
     _vision_tower(engine.features._model).register_forward_hook(lambda *_: encoded.append(True))
     images = ((60, 60, 1), (60, 60, 2))
@@ -185,7 +185,7 @@ def test_the_images_of_a_conversation_are_encoded_once(vision: VisionCase) -> No
     assert len(encoded) == 2
 
 
-def test_the_oldest_images_are_dropped_when_memory_is_used_up(vision: VisionCase) -> None:
+def test_the_oldest_images_are_dropped_when_memory_is_used_up(vision):
     model = load_model(vision.path, EngineConfig(dtype="float32"))
     prompts = [vision.prompt((60, 60, seed)) for seed in (1, 2, 1)]
     encoder = VisionEncoder(model)
@@ -200,7 +200,7 @@ def test_the_oldest_images_are_dropped_when_memory_is_used_up(vision: VisionCase
     assert cache._num_bytes == cache._max_bytes
 
 
-def test_prompt_logprobs_work_with_images(vision: VisionCase) -> None:
+def test_prompt_logprobs_work_with_images(vision):
     engine, prompt = vision.engine(), vision.prompt("Look: ", (60, 60, 1), " What?")
     completion = _add(engine, "a", prompt, prompt_logprobs=1)
     engine.run()
@@ -209,7 +209,7 @@ def test_prompt_logprobs_work_with_images(vision: VisionCase) -> None:
     assert completion.token_ids == vision.expected(prompt)
 
 
-def test_tensors_that_do_not_fit_fail_only_their_request(vision: VisionCase) -> None:
+def test_tensors_that_do_not_fit_fail_only_their_request(vision):
     engine = vision.engine()
     good, other = vision.prompt("Look: ", (60, 60, 1)), vision.prompt((60, 60, 1), (60, 60, 2))
     kept = _add(engine, "good", good)
@@ -223,7 +223,7 @@ def test_tensors_that_do_not_fit_fail_only_their_request(vision: VisionCase) -> 
     engine.assert_nothing_leaked()
 
 
-def test_a_request_can_be_aborted_before_its_images_are_encoded(vision: VisionCase) -> None:
+def test_a_request_can_be_aborted_before_its_images_are_encoded(vision):
     engine = vision.engine()
     _add(engine, "a", vision.prompt((60, 60, 1)))
     assert (engine.stats.num_waiting, engine.core.has_work) == (1, True)
@@ -231,7 +231,7 @@ def test_a_request_can_be_aborted_before_its_images_are_encoded(vision: VisionCa
     assert (engine.stats.num_waiting, engine.core.has_work) == (0, False)
 
 
-def test_half_precision_features_are_close_to_float32(vision: VisionCase) -> None:
+def test_half_precision_features_are_close_to_float32(vision):
     inputs = _inputs(prompt := vision.prompt("Look: ", (60, 60, 1), "?"))
     assert inputs is not None
     features = []
@@ -247,16 +247,14 @@ def test_half_precision_features_are_close_to_float32(vision: VisionCase) -> Non
     assert len(completion.token_ids) == _NUM_TOKENS
 
 
-def test_only_the_language_model_uses_packed_attention(vision: VisionCase) -> None:
+def test_only_the_language_model_uses_packed_attention(vision):
     model = load_model(vision.path, EngineConfig(dtype="float32"))
     SmallEngine(model)
     assert model.config.vision_config._attn_implementation in ("sdpa", "eager")
     assert language_model(model).config._attn_implementation == "vllm_cli_packed"
 
 
-def test_a_language_model_with_further_arguments_is_rejected(
-    vision: VisionCase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_language_model_with_further_arguments_is_rejected(vision, monkeypatch):
     model = load_model(vision.path, EngineConfig(dtype="float32"))
     encoder, prompt = VisionEncoder(model), vision.prompt((60, 60, 1))
     run = encoder._run
@@ -267,7 +265,7 @@ def test_a_language_model_with_further_arguments_is_rejected(
         encoder.encode(prompt.token_ids, inputs.mm or {})
 
 
-def test_a_text_model_rejects_images(llama: PreTrainedModel) -> None:
+def test_a_text_model_rejects_images(llama):
     assert image_encoder(llama) is None
     engine = SmallEngine(llama)
     rejected = engine.add("a", [5, 6, 7], PromptInputs(mm={"pixel_values": _floats(3)}))

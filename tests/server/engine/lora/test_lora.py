@@ -48,9 +48,7 @@ def engine(llama: PreTrainedModel) -> SmallEngine:
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-def test_each_kind_of_adapter_equals_peft(
-    kind: str, engine: SmallEngine, plain_llama: PreTrainedModel, tmp_path: Path
-) -> None:
+def test_each_kind_of_adapter_equals_peft(kind, engine, plain_llama, tmp_path):
     folder = save_adapter(plain_llama, tmp_path, **_KINDS[kind])
     assert engine.load_adapter(1, folder) is None
     expected = adapted_outputs(plain_llama, folder, PROMPTS, 12)
@@ -61,14 +59,14 @@ def test_each_kind_of_adapter_equals_peft(
 @pytest.mark.parametrize(
     "architecture", [pytest.param(n, marks=[] if n in ("llama", "gpt2") else pytest.mark.thorough) for n in PACKED]
 )
-def test_a_mixed_batch_equals_peft(architecture: str, tmp_path: Path) -> None:
+def test_a_mixed_batch_equals_peft(architecture, tmp_path):
     _check_mixed_batch(architecture, build_model(architecture, PACKED[architecture]), tmp_path)
 
 
 @pytest.mark.parametrize(
     "architecture", [pytest.param(n, marks=[] if n == "mamba" else pytest.mark.thorough) for n in SEQUENTIAL]
 )
-def test_a_mixed_batch_of_a_sequential_model_equals_peft(architecture: str, tmp_path: Path) -> None:
+def test_a_mixed_batch_of_a_sequential_model_equals_peft(architecture, tmp_path):
     model = build_model(architecture, SEQUENTIAL[architecture])
     _check_mixed_batch(architecture, model, tmp_path, sequential=True)
 
@@ -93,9 +91,7 @@ def _check_mixed_batch(architecture: str, model: PreTrainedModel, folder: Path, 
         assert [added[adapter_id, p].token_ids for p in positions] == expected
 
 
-def test_prompt_logprobs_and_sampled_rows_see_the_adapter(
-    engine: SmallEngine, plain_llama: PreTrainedModel, tmp_path: Path
-) -> None:
+def test_prompt_logprobs_and_sampled_rows_see_the_adapter(engine, plain_llama, tmp_path):
     """The head computes the rows of the whole prompt for one sequence, and one row for the other."""
     folder = save_adapter(plain_llama, tmp_path, target_modules=["lm_head", "v_proj"])
     assert engine.load_adapter(1, folder) is None
@@ -109,7 +105,7 @@ def test_prompt_logprobs_and_sampled_rows_see_the_adapter(
     assert base.token_ids == adapted_outputs(plain_llama, None, [PROMPTS[0]], 3)[0]
 
 
-def test_an_adapter_changes_packed_layers(tmp_path: Path) -> None:
+def test_an_adapter_changes_packed_layers(tmp_path):
     model = build_model("llama", PACKED["llama"], dtype=torch.bfloat16)
     folder = save_adapter(model, tmp_path)
     engine = SmallEngine(model, lora=_LIMITS)
@@ -126,14 +122,14 @@ def test_an_adapter_changes_packed_layers(tmp_path: Path) -> None:
     assert logprobs(0) != pytest.approx(plain, abs=0.3)
 
 
-def test_a_long_prompt_in_chunks_equals_peft(plain_llama: PreTrainedModel, adapter: Path) -> None:
+def test_a_long_prompt_in_chunks_equals_peft(plain_llama, adapter):
     prompts = random_prompts(90, 70)
     engine = SmallEngine(copy.deepcopy(plain_llama), lora=_LIMITS, max_num_batched_tokens=32)
     assert engine.load_adapter(1, adapter) is None
     assert engine.generate(prompts, adapter_id=1) == adapted_outputs(plain_llama, adapter, prompts, 16)
 
 
-def test_adapters_do_not_share_cached_prefixes(plain_llama: PreTrainedModel, adapter: Path) -> None:
+def test_adapters_do_not_share_cached_prefixes(plain_llama, adapter):
     engine = SmallEngine(copy.deepcopy(plain_llama), lora=_LIMITS, prefix_tokens=512)
     other = save_adapter(plain_llama, adapter.parent / "other", seed=5)
     assert engine.load_adapter(1, adapter) is None
@@ -145,7 +141,7 @@ def test_adapters_do_not_share_cached_prefixes(plain_llama: PreTrainedModel, ada
         assert first.token_ids == again.token_ids == adapted_outputs(plain_llama, folder, prompt, 16)[0]
 
 
-def test_running_sequences_share_prefixes_only_with_their_adapter(plain_llama: PreTrainedModel, adapter: Path) -> None:
+def test_running_sequences_share_prefixes_only_with_their_adapter(plain_llama, adapter):
     engine = SmallEngine(copy.deepcopy(plain_llama), lora=_LIMITS, prefix_tokens=512)
     assert engine.load_adapter(1, adapter) is None
     prompt = random_prompts(60)[0]
@@ -156,7 +152,7 @@ def test_running_sequences_share_prefixes_only_with_their_adapter(plain_llama: P
     assert [c.token_ids for c in added] == expected * 2
 
 
-def test_a_batch_has_at_most_max_loras_adapters(plain_llama: PreTrainedModel, adapter: Path) -> None:
+def test_a_batch_has_at_most_max_loras_adapters(plain_llama, adapter):
     engine = SmallEngine(copy.deepcopy(plain_llama), lora=LoraConfig(enable_lora=True, max_loras=1, max_cpu_loras=2))
     for adapter_id in (1, 2):
         assert engine.load_adapter(adapter_id, adapter) is None
@@ -170,7 +166,7 @@ def test_a_batch_has_at_most_max_loras_adapters(plain_llama: PreTrainedModel, ad
     assert all(c.finish_reason == "length" for c in engine.completions.values())
 
 
-def test_adapters_beyond_max_cpu_loras_are_refused(plain_llama: PreTrainedModel, adapter: Path) -> None:
+def test_adapters_beyond_max_cpu_loras_are_refused(plain_llama, adapter):
     engine = SmallEngine(copy.deepcopy(plain_llama), lora=LoraConfig(enable_lora=True, max_cpu_loras=2))
     assert [engine.load_adapter(adapter_id, adapter) for adapter_id in (1, 2)] == [None, None]
     assert "--max-cpu-loras 2 adapters are in memory; only `--engine vllm`" in (engine.load_adapter(3, adapter) or "")
@@ -178,7 +174,7 @@ def test_adapters_beyond_max_cpu_loras_are_refused(plain_llama: PreTrainedModel,
     assert engine.load_adapter(3, adapter) is None
 
 
-def test_a_replaced_adapter_does_not_count(plain_llama: PreTrainedModel, adapter: Path) -> None:
+def test_a_replaced_adapter_does_not_count(plain_llama, adapter):
     engine = SmallEngine(copy.deepcopy(plain_llama), lora=LoraConfig(enable_lora=True, max_cpu_loras=1))
     assert engine.adapters is not None
     for adapter_id in (1, 2):
@@ -187,7 +183,7 @@ def test_a_replaced_adapter_does_not_count(plain_llama: PreTrainedModel, adapter
     assert engine.adapters.num_in_memory == 1
 
 
-def test_an_unloaded_adapter_is_freed_after_its_last_sequence(engine: SmallEngine, adapter: Path) -> None:
+def test_an_unloaded_adapter_is_freed_after_its_last_sequence(engine, adapter):
     assert engine.load_adapter(1, adapter) is None
     expected = engine.generate([PROMPTS[0]], adapter_id=1)[0]
     running = engine.add("running", PROMPTS[0], adapter_id=1)
@@ -204,7 +200,7 @@ def test_an_unloaded_adapter_is_freed_after_its_last_sequence(engine: SmallEngin
     assert engine.generate([PROMPTS[0]]) != [expected]
 
 
-def test_an_aborted_sequence_frees_its_unloaded_adapter(engine: SmallEngine, adapter: Path) -> None:
+def test_an_aborted_sequence_frees_its_unloaded_adapter(engine, adapter):
     assert engine.load_adapter(1, adapter) is None
     engine.add("aborted", PROMPTS[0], adapter_id=1)
     engine.unload_adapter(1)
@@ -213,7 +209,7 @@ def test_an_aborted_sequence_frees_its_unloaded_adapter(engine: SmallEngine, ada
     assert engine.adapters.num_in_memory == 0
 
 
-def test_steps_without_adapters_have_no_hooks(engine: SmallEngine, adapter: Path) -> None:
+def test_steps_without_adapters_have_no_hooks(engine, adapter):
     assert engine.load_adapter(1, adapter) is None
     engine.generate([PROMPTS[0]], adapter_id=1)
     assert engine.adapted._handles
@@ -221,9 +217,7 @@ def test_steps_without_adapters_have_no_hooks(engine: SmallEngine, adapter: Path
     assert not engine.adapted._handles
 
 
-def test_torch_files_are_read_without_unpickling_code(
-    engine: SmallEngine, plain_llama: PreTrainedModel, adapter: Path
-) -> None:
+def test_torch_files_are_read_without_unpickling_code(engine, plain_llama, adapter):
     expected = adapted_outputs(plain_llama, adapter, PROMPTS, 16)
     tensors = load_file(adapter / "adapter_model.safetensors")
     (adapter / "adapter_model.safetensors").unlink()
@@ -234,7 +228,7 @@ def test_torch_files_are_read_without_unpickling_code(
     assert "adapter_model.bin cannot be loaded: UnpicklingError" in str(engine.load_adapter(2, adapter))
 
 
-def test_the_weights_are_rounded_to_the_adapters_type(plain_llama: PreTrainedModel, adapter: Path) -> None:
+def test_the_weights_are_rounded_to_the_adapters_type(plain_llama, adapter):
     limits = LoraConfig(enable_lora=True, lora_dtype="bfloat16")
     engine = SmallEngine(copy.deepcopy(plain_llama), lora=limits)
     assert engine.load_adapter(1, adapter) is None
@@ -303,7 +297,7 @@ _FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", _FAULTS)
-def test_a_faulty_adapter_is_refused(fault: str, engine: SmallEngine, adapter: Path) -> None:
+def test_a_faulty_adapter_is_refused(fault, engine, adapter):
     spoil, message = _FAULTS[fault]
     spoil(adapter)
     error = engine.load_adapter(1, adapter)
@@ -313,12 +307,12 @@ def test_a_faulty_adapter_is_refused(fault: str, engine: SmallEngine, adapter: P
     assert engine.add("0", PROMPTS[0], adapter_id=1).error == "its LoRA adapter has been unloaded"
 
 
-def test_an_adapter_of_experts_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_of_experts_is_refused(tmp_path):
     model = build_model("qwen3_moe", PACKED["qwen3_moe"])
     engine = SmallEngine(copy.deepcopy(model), lora=_LIMITS)
     assert "experts" in str(engine.load_adapter(1, save_adapter(model, tmp_path)))
 
 
-def test_without_enable_lora_no_adapter_is_loaded(llama: PreTrainedModel, adapter: Path) -> None:
+def test_without_enable_lora_no_adapter_is_loaded(llama, adapter):
     engine = SmallEngine(llama)
     assert engine.load_adapter(1, adapter) == "LoRA is not enabled: start with --enable-lora"

@@ -2,7 +2,6 @@
 
 import logging
 
-import pytest
 import torch
 
 from server.engine.memory.cache_manager import CacheManager
@@ -12,7 +11,7 @@ from tests.server.engine.teacher_forcing import as_sequences
 from tests.server.engine.tiny_models import random_prompts
 
 
-def test_a_sequence_is_admitted_with_a_free_slot_and_memory_for_one_more_token() -> None:
+def test_a_sequence_is_admitted_with_a_free_slot_and_memory_for_one_more_token():
     cache = CacheManager(num_slots=2, max_tokens=50)
     first, fitting, too_long = as_sequences(random_prompts(20, 28, 29))
     cache.admit(first)
@@ -24,7 +23,7 @@ def test_a_sequence_is_admitted_with_a_free_slot_and_memory_for_one_more_token()
     assert cache.can_admit(first)
 
 
-def test_a_sequence_without_a_free_slot_is_not_admitted() -> None:
+def test_a_sequence_without_a_free_slot_is_not_admitted():
     cache = CacheManager(num_slots=1, max_tokens=50)
     first, second = as_sequences(random_prompts(5, 6))
     cache.admit(first)
@@ -33,7 +32,7 @@ def test_a_sequence_without_a_free_slot_is_not_admitted() -> None:
     assert cache.can_admit(second)
 
 
-def test_the_next_tokens_memory_comes_from_the_prefix_cache_until_the_budget_is_exceeded() -> None:
+def test_the_next_tokens_memory_comes_from_the_prefix_cache_until_the_budget_is_exceeded():
     kv_cache = _kv_cache()
     prefixes = PrefixCache(kv_cache.slots, max_tokens=60)
     cache = CacheManager(num_slots=2, max_tokens=100, kv_cache=kv_cache, prefixes=prefixes)
@@ -64,7 +63,7 @@ class _SmallGpuSlots(CopiedSlots):
         return super().keep(slot, length)
 
 
-def test_a_gpu_without_room_for_an_ended_sequence_empties_the_prefix_cache(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_gpu_without_room_for_an_ended_sequence_empties_the_prefix_cache(caplog):
     kv_cache = _kv_cache()
     kv_cache.slots = slots = _SmallGpuSlots(
         num_slots=2, slot_len=100, part_sizes=[4, 4], dtype=torch.float32, device=torch.device("cpu")
@@ -83,7 +82,7 @@ def test_a_gpu_without_room_for_an_ended_sequence_empties_the_prefix_cache(caplo
     assert cache.num_held_tokens == 0
 
 
-def test_a_shared_beginning_counts_once() -> None:
+def test_a_shared_beginning_counts_once():
     kv_cache = _kv_cache()  # of blocks of 32 tokens
     cache = CacheManager(
         num_slots=3, max_tokens=142, kv_cache=kv_cache, prefixes=PrefixCache(kv_cache.slots, max_tokens=150)
@@ -102,7 +101,7 @@ def test_a_shared_beginning_counts_once() -> None:
     assert cache.can_admit(third)
 
 
-def test_prefixes_that_running_sequences_hold_are_evicted_last() -> None:
+def test_prefixes_that_running_sequences_hold_are_evicted_last():
     kv_cache = _kv_cache()
     prefixes = PrefixCache(kv_cache.slots, max_tokens=120)
     cache = CacheManager(num_slots=3, max_tokens=300, kv_cache=kv_cache, prefixes=prefixes)

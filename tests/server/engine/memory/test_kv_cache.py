@@ -29,7 +29,7 @@ def slots_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     return request.param  # type: ignore[no-any-return]
 
 
-def test_reserved_slots_cost_no_memory(slots_class: type[SharedSlots | CopiedSlots]) -> None:
+def test_reserved_slots_cost_no_memory(slots_class):
     cache = KVCache(
         {layer: LayerShape(8, 128, 128) for layer in range(8)},
         num_slots=128,
@@ -43,7 +43,7 @@ def test_reserved_slots_cost_no_memory(slots_class: type[SharedSlots | CopiedSlo
     assert _committed(cache) < MIB
 
 
-def test_a_closed_slots_pages_are_freed() -> None:
+def test_a_closed_slots_pages_are_freed():
     cache = KVCache({0: LayerShape(8, 64, 64)}, num_slots=3, slot_len=16384, dtype=torch.float32, device=CPU)
     tokens = torch.randn(16384, 8, 64)
     for slot in (0, 1):
@@ -60,7 +60,7 @@ def test_a_closed_slots_pages_are_freed() -> None:
 
 @pytest.mark.parametrize("length", [1, 37, 1000])
 @pytest.mark.parametrize("slot", [0, 1, 2])
-def test_a_closed_slot_reads_as_zeros_and_others_do_not_change(slot: int, length: int) -> None:
+def test_a_closed_slot_reads_as_zeros_and_others_do_not_change(slot, length):
     cache = _cache(num_slots=3, slot_len=1000)
     for i in range(3):
         cache.slots.open(i)
@@ -72,7 +72,7 @@ def test_a_closed_slot_reads_as_zeros_and_others_do_not_change(slot: int, length
     assert not any(part.any() for part in _read(cache, slot, 1000))
 
 
-def test_a_slot_reads_as_stored() -> None:
+def test_a_slot_reads_as_stored():
     cache = _cache()
     stride = cache.slot_len
     index = torch.tensor([stride + 5, 2 * stride + 0, stride + 6])
@@ -89,9 +89,7 @@ def test_a_slot_reads_as_stored() -> None:
 @pytest.mark.parametrize("is_running", [True, False], ids=["running", "kept"])
 @pytest.mark.parametrize("length", [1, 40, 64, 300])
 @pytest.mark.parametrize(("source", "target"), [(0, 2), (2, 0)])
-def test_a_slot_begins_with_exactly_the_tokens_of_another(
-    is_running: bool, length: int, source: int, target: int
-) -> None:
+def test_a_slot_begins_with_exactly_the_tokens_of_another(is_running, length, source, target):
     cache = _cache(slot_len=400)
     for slot in (source, 1):
         cache.slots.open(slot)
@@ -106,7 +104,7 @@ def test_a_slot_begins_with_exactly_the_tokens_of_another(
         assert all(torch.equal(a, b) for a, b in zip(before, _read(cache, slot, 400), strict=True))
 
 
-def test_a_kept_beginning_outlives_its_slot() -> None:
+def test_a_kept_beginning_outlives_its_slot():
     cache = _cache(slot_len=400)
     cache.slots.open(1)
     _fill(cache, 1, 300)
@@ -120,7 +118,7 @@ def test_a_kept_beginning_outlives_its_slot() -> None:
     assert all(torch.equal(a, b) for a, b in zip(expected, _read(cache, 0, 250), strict=True))
 
 
-def test_a_new_cache_is_zero() -> None:
+def test_a_new_cache_is_zero():
     cache = _cache()
     assert not any(part.any() for part in (*cache.keys.values(), *cache.values.values()))
 

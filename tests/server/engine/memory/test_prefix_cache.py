@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from server.engine.compute import attention
 from server.engine.compute.fused_attention import AttentionPart, attend_to_part
@@ -17,7 +16,7 @@ from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 
 
-def test_outputs_and_logprobs_are_equal_with_and_without_the_cache(llama: PreTrainedModel) -> None:
+def test_outputs_and_logprobs_are_equal_with_and_without_the_cache(llama):
     [shared] = random_prompts(70)
     prompts = [shared + tail for tail in random_prompts(9, 1, 40, 9, 17, seed=3)] + [shared[:50], shared]
     runs = []
@@ -33,7 +32,7 @@ def test_outputs_and_logprobs_are_equal_with_and_without_the_cache(llama: PreTra
     assert [c.num_cached_tokens for c in runs[1]][2:] == [64, 64, 64, 48, 64]
 
 
-def test_hits_and_queries_are_counted_in_tokens(llama: PreTrainedModel) -> None:
+def test_hits_and_queries_are_counted_in_tokens(llama):
     [first, other] = random_prompts(40, 35)
     engine = SmallEngine(llama, prefix_tokens=500)
     found = []
@@ -50,7 +49,7 @@ def test_hits_and_queries_are_counted_in_tokens(llama: PreTrainedModel) -> None:
     ]
 
 
-def test_a_conversations_next_turn_reuses_the_last(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_a_conversations_next_turn_reuses_the_last(plain_llama, llama):
     engine = SmallEngine(llama, prefix_tokens=500)
     [history, question, last_question] = random_prompts(40, 6, 7)
     for tail, num_cached in ((question, 0), (last_question, 48), ([5], 64)):
@@ -61,7 +60,7 @@ def test_a_conversations_next_turn_reuses_the_last(plain_llama: PreTrainedModel,
         history += completion.token_ids
 
 
-def test_several_choices_compute_their_prompt_once(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_several_choices_compute_their_prompt_once(plain_llama, llama):
     [prompt] = random_prompts(90)
     engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=32)
     choices = [engine.add(f"choice {i}", prompt, max_tokens=5) for i in range(4)]
@@ -74,7 +73,7 @@ def test_several_choices_compute_their_prompt_once(plain_llama: PreTrainedModel,
 
 
 @pytest.mark.parametrize(("length", "prefix_tokens"), [(32, 500), (90, 0)], ids=["short prompt", "no cache"])
-def test_choices_that_cannot_share_start_together(llama: PreTrainedModel, length: int, prefix_tokens: int) -> None:
+def test_choices_that_cannot_share_start_together(llama, length, prefix_tokens):
     engine = SmallEngine(llama, prefix_tokens=prefix_tokens)
     [prompt] = random_prompts(length)
     for i in range(3):
@@ -83,7 +82,7 @@ def test_choices_that_cannot_share_start_together(llama: PreTrainedModel, length
     assert engine.steps == [{"0": length, "1": length, "2": length}]
 
 
-def test_prompts_that_are_mostly_cached_start_together(llama: PreTrainedModel) -> None:
+def test_prompts_that_are_mostly_cached_start_together(llama):
     engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=32)
     [shared, *tails] = random_prompts(96, 5, 6, 7)
     engine.complete([shared])
@@ -94,7 +93,7 @@ def test_prompts_that_are_mostly_cached_start_together(llama: PreTrainedModel) -
     assert engine.steps[num_before:] == [{"late 0": 5, "late 1": 6, "late 2": 7}]
 
 
-def test_a_running_sequences_prompt_is_reused(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_a_running_sequences_prompt_is_reused(plain_llama, llama):
     engine = SmallEngine(llama, prefix_tokens=500)
     [shared, tail] = random_prompts(60, 10)
     running = engine.add("running", shared, max_tokens=40)
@@ -108,7 +107,7 @@ def test_a_running_sequences_prompt_is_reused(plain_llama: PreTrainedModel, llam
     assert running.token_ids == greedy_outputs(plain_llama, [shared], 40)[0]
 
 
-def test_the_computed_part_of_a_running_prompt_is_reused(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_the_computed_part_of_a_running_prompt_is_reused(plain_llama, llama):
     engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=50)
     [shared, tail] = random_prompts(120, 10)
     first = engine.add("first", shared, max_tokens=4)
@@ -119,9 +118,7 @@ def test_the_computed_part_of_a_running_prompt_is_reused(plain_llama: PreTrained
     assert [first.token_ids, second.token_ids] == greedy_outputs(plain_llama, [shared, shared[:100] + tail], 4)
 
 
-def test_sequences_that_share_a_long_prefix_hold_and_read_it_once(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sequences_that_share_a_long_prefix_hold_and_read_it_once(plain_llama, llama, monkeypatch):
     engine = SmallEngine(llama, prefix_tokens=2000, max_model_len=800)
     shared_parts = []
 
@@ -144,7 +141,7 @@ def test_sequences_that_share_a_long_prefix_hold_and_read_it_once(
     assert (num_rows, 576) in shared_parts
 
 
-def test_prompt_logprobs_compute_every_prompt_token(llama: PreTrainedModel) -> None:
+def test_prompt_logprobs_compute_every_prompt_token(llama):
     engine = SmallEngine(llama, prefix_tokens=500)
     [prompt] = random_prompts(50)
     engine.complete([prompt])
@@ -155,7 +152,7 @@ def test_prompt_logprobs_compute_every_prompt_token(llama: PreTrainedModel) -> N
     assert engine.stats.prefix_cache_queries == 50
 
 
-def test_running_sequences_evict_cached_prefixes(llama: PreTrainedModel) -> None:
+def test_running_sequences_evict_cached_prefixes(llama):
     engine = SmallEngine(llama, num_slots=2, max_model_len=130, kv_cache_tokens=200, prefix_tokens=100)
     assert engine.prefixes is not None
     [ended, long] = random_prompts(80, 120)
@@ -171,7 +168,7 @@ def test_running_sequences_evict_cached_prefixes(llama: PreTrainedModel) -> None
     assert engine.stats.prefix_cache_hits == 0
 
 
-def test_a_preempted_request_reuses_its_prefix_without_counting_a_hit(llama: PreTrainedModel) -> None:
+def test_a_preempted_request_reuses_its_prefix_without_counting_a_hit(llama):
     engine = SmallEngine(
         llama, num_slots=2, max_model_len=260, kv_cache_tokens=300, max_num_batched_tokens=40, prefix_tokens=100
     )
@@ -188,7 +185,7 @@ def test_a_preempted_request_reuses_its_prefix_without_counting_a_hit(llama: Pre
     assert preempted.num_cached_tokens == 0
 
 
-def test_an_aborted_prompts_computed_part_is_cached(llama: PreTrainedModel) -> None:
+def test_an_aborted_prompts_computed_part_is_cached(llama):
     engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=40)
     [prompt] = random_prompts(100)
     engine.add("aborted", prompt)
@@ -198,7 +195,7 @@ def test_an_aborted_prompts_computed_part_is_cached(llama: PreTrainedModel) -> N
     assert completion.num_cached_tokens == 32
 
 
-def test_the_least_recently_used_entry_is_evicted_first() -> None:
+def test_the_least_recently_used_entry_is_evicted_first():
     cache = _cache(max_tokens=120)
     a, b, c, d = random_prompts(40, 40, 40, 40)
     for tokens in (a, b, c):
@@ -209,7 +206,7 @@ def test_the_least_recently_used_entry_is_evicted_first() -> None:
     assert cache.num_tokens == 120
 
 
-def test_a_longer_entry_replaces_the_entries_it_continues() -> None:
+def test_a_longer_entry_replaces_the_entries_it_continues():
     cache = _cache()
     [tokens] = random_prompts(100)
     _put(cache, tokens[:40])
@@ -220,11 +217,11 @@ def test_a_longer_entry_replaces_the_entries_it_continues() -> None:
 
 
 @pytest.mark.parametrize(("length", "is_wanted"), [(31, False), (32, True), (100, True), (101, False)])
-def test_too_short_and_too_long_prefixes_are_not_cached(length: int, is_wanted: bool) -> None:
+def test_too_short_and_too_long_prefixes_are_not_cached(length, is_wanted):
     assert _cache(max_tokens=100).wants(np.array(random_prompts(length)[0])) is is_wanted
 
 
-def test_the_longest_beginning_is_matched_in_ended_and_running_sequences() -> None:
+def test_the_longest_beginning_is_matched_in_ended_and_running_sequences():
     cache = _cache()
     [tokens] = random_prompts(90)
     kept = _put(cache, tokens[:50] + [7])
@@ -236,7 +233,7 @@ def test_the_longest_beginning_is_matched_in_ended_and_running_sequences() -> No
     assert cache.match(_sequence(tokens), [running]) == PrefixMatch(48, kept)
 
 
-def test_shrinking_to_zero_drops_all_entries() -> None:
+def test_shrinking_to_zero_drops_all_entries():
     cache = _cache()
     for tokens in random_prompts(40, 50, 60):
         _put(cache, tokens)
@@ -267,7 +264,7 @@ def _sequence(token_ids: list[int], num_computed: int = 0) -> Sequence:
 
 
 @pytest.mark.parametrize("is_running", [False, True], ids=["ended", "running"])
-def test_a_longer_common_beginning_shows_only_with_a_whole_block(llama: PreTrainedModel, is_running: bool) -> None:
+def test_a_longer_common_beginning_shows_only_with_a_whole_block(llama, is_running):
     """Otherwise a client could guess the prompts of others token by token."""
     engine = SmallEngine(llama, prefix_tokens=500)
     [secret, other] = random_prompts(64, 30)
@@ -282,7 +279,7 @@ def test_a_longer_common_beginning_shows_only_with_a_whole_block(llama: PreTrain
     assert engine.stats.prefix_cache_hits == 3 * 32 + 2 * 48
 
 
-def test_prompts_share_only_with_prompts_of_the_same_salt(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_prompts_share_only_with_prompts_of_the_same_salt(plain_llama, llama):
     engine = SmallEngine(llama, num_slots=2, prefix_tokens=400)
     prompt = list(range(3, 60))
     expected = greedy_outputs(plain_llama, [prompt], 4)[0]
@@ -292,7 +289,7 @@ def test_prompts_share_only_with_prompts_of_the_same_salt(plain_llama: PreTraine
     assert [completion.token_ids for completion in completions] == [expected] * 6
 
 
-def test_running_prompts_share_only_with_prompts_of_the_same_salt(llama: PreTrainedModel) -> None:
+def test_running_prompts_share_only_with_prompts_of_the_same_salt(llama):
     engine = SmallEngine(llama, num_slots=4, prefix_tokens=400)
     prompt = list(range(3, 60))
     salts = (None, "mine", None, "mine")
@@ -301,7 +298,7 @@ def test_running_prompts_share_only_with_prompts_of_the_same_salt(llama: PreTrai
     assert [completion.num_cached_tokens for completion in completions] == [0, 0, 48, 48]
 
 
-def test_equal_prompts_with_different_salts_do_not_wait_for_each_other(llama: PreTrainedModel) -> None:
+def test_equal_prompts_with_different_salts_do_not_wait_for_each_other(llama):
     engine = SmallEngine(llama, num_slots=4, prefix_tokens=400)
     prompt = list(range(3, 60))
     for name, salt in (("salted", "mine"), ("plain", None), ("other", "yours"), ("waits", "mine")):

@@ -14,12 +14,12 @@ _BLOCK = 64
 _SLOT_LEN = 8 * _BLOCK
 
 
-def test_a_block_fills_whole_pages_of_each_part() -> None:
+def test_a_block_fills_whole_pages_of_each_part():
     assert SharedSlots(num_slots=1, slot_len=100, token_bytes=[384, 384]).block_len == 32
     assert SharedSlots(num_slots=1, slot_len=100, token_bytes=[64, 4096]).slot_len == 128
 
 
-def test_a_common_beginning_is_held_once() -> None:
+def test_a_common_beginning_is_held_once():
     memory = _Memory(num_slots=16)
     memory.open(0)
     memory.write(0, 0, 400)
@@ -31,7 +31,7 @@ def test_a_common_beginning_is_held_once() -> None:
     assert memory.slots.num_shared_tokens == 15 * 6 * _BLOCK
 
 
-def test_a_kept_beginning_costs_nothing_and_is_freed_when_it_is_dropped() -> None:
+def test_a_kept_beginning_costs_nothing_and_is_freed_when_it_is_dropped():
     memory = _Memory()
     memory.open(0)
     memory.write(0, 0, 300)
@@ -46,7 +46,7 @@ def test_a_kept_beginning_costs_nothing_and_is_freed_when_it_is_dropped() -> Non
     assert (memory.slots.num_kept_tokens, memory.slots.memory.num_committed_bytes) == (0, 0)
 
 
-def test_memory_is_freed_up_to_what_others_hold() -> None:
+def test_memory_is_freed_up_to_what_others_hold():
     memory = _Memory()
     memory.open(0)
     memory.write(0, 0, 8 * _BLOCK)
@@ -56,7 +56,7 @@ def test_memory_is_freed_up_to_what_others_hold() -> None:
     memory.check()
 
 
-def test_reading_closed_slots_takes_no_memory() -> None:
+def test_reading_closed_slots_takes_no_memory():
     """As steps do whose sequences have closed slots between them."""
     memory = _Memory(num_slots=4)
     for slot in range(4):
@@ -83,7 +83,7 @@ def test_reading_closed_slots_takes_no_memory() -> None:
     memory.check()
 
 
-def test_closed_slots_stay_mapped_where_no_more_mappings_are_permitted() -> None:
+def test_closed_slots_stay_mapped_where_no_more_mappings_are_permitted():
     memory = _Memory(num_slots=16)
     memory.slots.memory._max_mappings = 10
     for slot in range(16):
@@ -96,7 +96,7 @@ def test_closed_slots_stay_mapped_where_no_more_mappings_are_permitted() -> None
     memory.check()
 
 
-def test_a_sequence_that_continues_an_ended_one_needs_no_memory_of_its_own() -> None:
+def test_a_sequence_that_continues_an_ended_one_needs_no_memory_of_its_own():
     memory = _Memory()
     memory.open(0)
     memory.write(0, 0, 100)
@@ -111,7 +111,7 @@ def test_a_sequence_that_continues_an_ended_one_needs_no_memory_of_its_own() -> 
     assert memory.slots.memory.num_committed_bytes == 8 * _BLOCK * sum(_TOKEN_BYTES)
 
 
-def test_only_one_sequence_continues_an_ended_one() -> None:
+def test_only_one_sequence_continues_an_ended_one():
     memory = _Memory()
     memory.open(0)
     memory.write(0, 0, 100)
@@ -124,7 +124,7 @@ def test_only_one_sequence_continues_an_ended_one() -> None:
     memory.check()
 
 
-def test_beginnings_are_copied_when_too_many_mappings_are_in_use() -> None:
+def test_beginnings_are_copied_when_too_many_mappings_are_in_use():
     memory = _Memory(num_slots=16)
     memory.slots.memory._max_mappings = 10  # of two parts and two ranges each: two slots
     memory.open(0)
@@ -139,7 +139,7 @@ def test_beginnings_are_copied_when_too_many_mappings_are_in_use() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("max_mappings", [20, 1000])
-def test_slots_always_contain_what_was_written_to_them(seed: int, max_mappings: int) -> None:
+def test_slots_always_contain_what_was_written_to_them(seed, max_mappings):
     memory = _Memory(num_slots=6)
     memory.slots.memory._max_mappings = max_mappings
     rng = random.Random(seed)

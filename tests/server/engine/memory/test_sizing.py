@@ -18,22 +18,22 @@ BYTES_PER_TOKEN = 30 * 3 * 128 * 2
 CPU = torch.device("cpu")
 
 
-def test_kv_cache_memory_bytes_sets_the_number_of_tokens() -> None:
+def test_kv_cache_memory_bytes_sets_the_number_of_tokens():
     size = _size(EngineConfig(kv_cache_memory_bytes=10_000 * BYTES_PER_TOKEN + 17, max_num_seqs=4))
     assert size == CacheSize(num_slots=4, slot_len=8192, num_tokens=10_000, num_bytes=10_000 * BYTES_PER_TOKEN)
 
 
-def test_the_budget_is_at_most_the_slots_capacity() -> None:
+def test_the_budget_is_at_most_the_slots_capacity():
     size = _size(EngineConfig(kv_cache_memory_bytes=1 << 40, max_num_seqs=2), max_model_len=100)
     assert (size.num_tokens, size.num_bytes) == (200, 200 * BYTES_PER_TOKEN)
 
 
-def test_a_share_of_the_free_memory_is_used_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_of_the_free_memory_is_used_by_default(monkeypatch):
     monkeypatch.setattr(sizing, "available_bytes", lambda: 50_000 * BYTES_PER_TOKEN)
     assert _size(EngineConfig()).num_tokens == 20_000
 
 
-def test_a_fixed_length_that_does_not_fit_is_rejected_with_the_sizes() -> None:
+def test_a_fixed_length_that_does_not_fit_is_rejected_with_the_sizes():
     config = EngineConfig(kv_cache_memory_bytes=5000 * BYTES_PER_TOKEN, max_model_len=8192)
     with pytest.raises(EngineStartError) as caught:
         _size(config)
@@ -43,7 +43,7 @@ def test_a_fixed_length_that_does_not_fit_is_rejected_with_the_sizes() -> None:
     )
 
 
-def test_the_models_own_length_is_lowered_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_models_own_length_is_lowered_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING, logger="server.engine.memory.sizing"):
         size = _size(EngineConfig(kv_cache_memory_bytes=5000 * BYTES_PER_TOKEN))
     assert (size.slot_len, size.num_tokens) == (5000, 5000)
@@ -52,18 +52,18 @@ def test_the_models_own_length_is_lowered_with_a_warning(caplog: pytest.LogCaptu
     ]
 
 
-def test_memory_for_less_than_one_token_is_rejected() -> None:
+def test_memory_for_less_than_one_token_is_rejected():
     with pytest.raises(EngineStartError, match="0 GiB are free: raise --kv-cache-memory-bytes"):
         _size(EngineConfig(kv_cache_memory_bytes=1))
 
 
-def test_exactly_one_sequence_fits() -> None:
+def test_exactly_one_sequence_fits():
     size = _size(EngineConfig(kv_cache_memory_bytes=8192 * BYTES_PER_TOKEN, max_model_len=8192, max_num_seqs=128))
     assert (size.num_slots, size.num_tokens) == (128, 8192)
 
 
 @pytest.mark.parametrize(("has_prefix_cache", "num_slots"), [(False, 2), (True, 1)])
-def test_on_a_gpu_every_slot_has_its_memory(has_prefix_cache: bool, num_slots: int) -> None:
+def test_on_a_gpu_every_slot_has_its_memory(has_prefix_cache, num_slots):
     config = EngineConfig(
         kv_cache_memory_bytes=20_000 * BYTES_PER_TOKEN, max_num_seqs=128, enable_prefix_caching=has_prefix_cache
     )
@@ -71,7 +71,7 @@ def test_on_a_gpu_every_slot_has_its_memory(has_prefix_cache: bool, num_slots: i
     assert _size_on_gpu(config) == CacheSize(num_slots, 8192, num_tokens, num_tokens * BYTES_PER_TOKEN)
 
 
-def test_fewer_slots_than_requested_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_fewer_slots_than_requested_are_logged(caplog):
     with caplog.at_level(logging.WARNING, logger="server.engine.memory.sizing"):
         _size_on_gpu(EngineConfig(kv_cache_memory_bytes=20_000 * BYTES_PER_TOKEN, max_num_seqs=128))
     assert [r.getMessage() for r in caplog.records] == [
@@ -80,20 +80,20 @@ def test_fewer_slots_than_requested_are_logged(caplog: pytest.LogCaptureFixture)
     ]
 
 
-def test_a_gpu_keeps_room_for_the_largest_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_keeps_room_for_the_largest_step(monkeypatch):
     monkeypatch.setattr(sizing, "_free_bytes", lambda config, device: 20_000 * BYTES_PER_TOKEN)
     config = EngineConfig(enable_prefix_caching=False, max_num_seqs=1)
     working = WorkingMemory(10_000 * BYTES_PER_TOKEN, BYTES_PER_TOKEN)
     assert _size_on_gpu(config, working).slot_len == 5_000
 
 
-def test_lack_of_memory_on_a_gpu_names_gpu_memory_utilization(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_on_a_gpu_names_gpu_memory_utilization(monkeypatch):
     monkeypatch.setattr(sizing, "_free_bytes", lambda config, device: 5_000 * BYTES_PER_TOKEN)
     with pytest.raises(EngineMemoryError, match=r"lower --max-model-len to 4000 or raise --gpu-memory-utilization"):
         _size_on_gpu(EngineConfig(max_model_len=8192))
 
 
-def test_working_memory_grows_with_the_step_and_the_vocabulary() -> None:
+def test_working_memory_grows_with_the_step_and_the_vocabulary():
     llama = LlamaConfig(
         hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8, vocab_size=32_000
     )
@@ -107,7 +107,7 @@ def test_working_memory_grows_with_the_step_and_the_vocabulary() -> None:
     assert wider.num_bytes - few.num_bytes == 128 * 32_000 * 32
 
 
-def test_too_little_address_space_is_reported_in_one_line() -> None:
+def test_too_little_address_space_is_reported_in_one_line():
     with pytest.raises(EngineStartError, match=r"cannot reserve .* GiB of address space .*lower --max-num-seqs"):
         KVCache(SHAPES, num_slots=1 << 20, slot_len=1 << 20, dtype=torch.bfloat16, device=CPU)
 

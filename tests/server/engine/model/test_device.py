@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,14 +21,12 @@ def _cudnn_attention() -> Iterator[None]:
 
 
 @NO_GPU
-def test_without_a_gpu_the_engine_uses_the_cpu(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_gpu_the_engine_uses_the_cpu(caplog):
     assert choose_device() == torch.device("cpu")
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built for GPUs")
-def test_a_gpu_that_this_torch_cannot_use_is_logged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_gpu_that_this_torch_cannot_use_is_logged(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(model_loading, "_GPU_DEVICE", tmp_path)
     with caplog.at_level(logging.WARNING, logger="server.engine.model.model_loading"):
         assert choose_device() == torch.device("cpu")
@@ -38,7 +35,7 @@ def test_a_gpu_that_this_torch_cannot_use_is_logged(
 
 @NO_GPU
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
-def test_a_driver_failure_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_failure_is_reported_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as NVML reports
     with pytest.raises(EngineStartError, match="CUDA cannot use it .*CUDA_VISIBLE_DEVICES set to nothing") as caught:
         choose_device()
@@ -46,13 +43,13 @@ def test_a_driver_failure_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("_cudnn_attention")
-def test_cudnn_attention_is_disabled() -> None:
+def test_cudnn_attention_is_disabled():
     torch.backends.cuda.enable_cudnn_sdp(True)
     avoid_cudnn_attention()
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
-def test_lack_of_memory_is_described_with_the_sizes() -> None:
+def test_lack_of_memory_is_described_with_the_sizes():
     assert describe_lack("the weights take", 16 << 30, 5 << 30, 24 << 30).startswith(
         "the weights take 16 GiB, and 5 of the GPU's 24 GiB are free: "
     )

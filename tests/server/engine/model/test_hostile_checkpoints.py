@@ -27,7 +27,7 @@ def marker(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_pickles_run_code_when_loaded_without_protection(marker: Path, kind: str, tmp_path: Path) -> None:
+def test_the_pickles_run_code_when_loaded_without_protection(marker, kind, tmp_path):
     """Shows that the other tests can fail."""
     (tmp_path / "file").write_bytes(pickles(marker)[kind])
     try:
@@ -39,7 +39,7 @@ def test_the_pickles_run_code_when_loaded_without_protection(marker: Path, kind:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", ["whole", "sharded", "sharded elsewhere"])
-def test_weights_run_no_code(llama_copy: Path, marker: Path, kind: str, place: str) -> None:
+def test_weights_run_no_code(llama_copy, marker, kind, place):
     (llama_copy / "model.safetensors").unlink()
     name = {"whole": "pytorch_model.bin", "sharded": "weights-1.bin", "sharded elsewhere": "../weights.bin"}[place]
     (llama_copy / name).write_bytes(pickles(marker)[kind])
@@ -53,7 +53,7 @@ def test_weights_run_no_code(llama_copy: Path, marker: Path, kind: str, place: s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_dense_layer_of_sentence_transformers_runs_no_code(tmp_path: Path, marker: Path, kind: str) -> None:
+def test_a_dense_layer_of_sentence_transformers_runs_no_code(tmp_path, marker, kind):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(pickles(marker)[kind])
     with pytest.raises(EngineStartError, match="cannot load the weights"):
@@ -61,9 +61,7 @@ def test_a_dense_layer_of_sentence_transformers_runs_no_code(tmp_path: Path, mar
     assert not marker.exists()
 
 
-def test_code_beside_a_model_runs_only_with_trust_remote_code(
-    llama_copy: Path, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_beside_a_model_runs_only_with_trust_remote_code(llama_copy, marker, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     write_code(llama_copy, marker)
     for load in (load_config, load_model):
@@ -76,7 +74,7 @@ def test_code_beside_a_model_runs_only_with_trust_remote_code(
     assert marker.exists(), "the code must run here, or this test proves nothing"
 
 
-def test_code_beside_a_tokenizer_does_not_run(model_path: Path, tmp_path: Path, marker: Path) -> None:
+def test_code_beside_a_tokenizer_does_not_run(model_path, tmp_path, marker):
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
@@ -92,7 +90,7 @@ def test_code_beside_a_tokenizer_does_not_run(model_path: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     "named", ["os.system", "../../evil", "hostile.HostileTokenizer", "builtins.exec", "__import__"]
 )
-def test_class_names_in_files_load_no_code(model_path: Path, tmp_path: Path, named: str, marker: Path) -> None:
+def test_class_names_in_files_load_no_code(model_path, tmp_path, named, marker):
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     shutil.copy(model_path / "tokenizer.json", folder)

@@ -35,9 +35,7 @@ def files(tmp_path: Path) -> ModelFiles:
     return ModelFiles(tmp_path, tmp_path)
 
 
-def test_a_load_that_fails_with_lean_imports_is_repeated_with_all_modules(
-    files: ModelFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_load_that_fails_with_lean_imports_is_repeated_with_all_modules(files, monkeypatch):
     imports = _Imports(is_lean=True)
     load = build.load_model
 
@@ -51,7 +49,7 @@ def test_a_load_that_fails_with_lean_imports_is_repeated_with_all_modules(
     assert info.model_type == "llama"
 
 
-def test_a_faulty_model_is_reported_after_the_second_load(files: ModelFiles) -> None:
+def test_a_faulty_model_is_reported_after_the_second_load(files):
     (files.path / "config.json").write_text("{")
     imports = _Imports(is_lean=True)
     with pytest.raises(EngineStartError, match="config"):
@@ -59,7 +57,7 @@ def test_a_faulty_model_is_reported_after_the_second_load(files: ModelFiles) -> 
     assert imports.is_whole
 
 
-def test_a_load_with_all_modules_is_not_repeated(files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_with_all_modules_is_not_repeated(files, monkeypatch):
     tries: list[object] = []
 
     def fail(*arguments: object) -> object:

@@ -32,25 +32,25 @@ WEIGHTS = "model.safetensors"
         ("half", torch.float16),
     ],
 )
-def test_every_parameter_has_the_requested_dtype(saved_llama: Path, name: str, dtype: torch.dtype) -> None:
+def test_every_parameter_has_the_requested_dtype(saved_llama, name, dtype):
     model = load_model(saved_llama, EngineConfig(dtype=name))  # type: ignore[arg-type]
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert not model.training
 
 
-def test_auto_uses_the_checkpoints_dtype(tmp_path: Path) -> None:
+def test_auto_uses_the_checkpoints_dtype(tmp_path):
     build_model("llama", PACKED["llama"], dtype=torch.bfloat16).save_pretrained(tmp_path)
     assert load_model(tmp_path, EngineConfig()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "gpt2"])  # with merged tensors, renamed
-def test_other_architectures_load(architecture: str, tmp_path: Path) -> None:
+def test_other_architectures_load(architecture, tmp_path):
     model = build_model(architecture, PACKED[architecture])
     model.save_pretrained(tmp_path)
     _assert_same_logits(load_model(tmp_path, EngineConfig()), model)
 
 
-def test_no_weight_is_read(saved_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_weight_is_read(saved_llama, monkeypatch):
     read: list[int] = []
     original: Any = torch.UntypedStorage.__getitem__
 
@@ -67,7 +67,7 @@ def test_no_weight_is_read(saved_llama: Path, monkeypatch: pytest.MonkeyPatch) -
     assert read, "the libraries themselves read the first bytes no more: nothing is left to skip"
 
 
-def test_other_arrays_are_made_by_torch() -> None:
+def test_other_arrays_are_made_by_torch():
     before = torch.asarray
     storage = torch.tensor([1.0, 2.0]).untyped_storage()
     with pytest.raises(ValueError, match="alias"), model_loading._views_without_reading():
@@ -77,24 +77,24 @@ def test_other_arrays_are_made_by_torch() -> None:
     assert torch.asarray is before
 
 
-def test_sharded_weights_load(llama_copy: Path, plain_llama: PreTrainedModel) -> None:
+def test_sharded_weights_load(llama_copy, plain_llama):
     _shard(llama_copy)
     assert len(list(llama_copy.glob("model-*.safetensors"))) > 3
     _assert_same_logits(load_model(llama_copy, EngineConfig()), plain_llama)
 
 
-def test_pickled_weights_load(llama_copy: Path, plain_llama: PreTrainedModel) -> None:
+def test_pickled_weights_load(llama_copy, plain_llama):
     torch.save(load_file(llama_copy / WEIGHTS), llama_copy / "pytorch_model.bin")
     (llama_copy / WEIGHTS).unlink()
     _assert_same_logits(load_model(llama_copy, EngineConfig()), plain_llama)
 
 
-def test_unknown_tensors_are_ignored(llama_copy: Path, plain_llama: PreTrainedModel) -> None:
+def test_unknown_tensors_are_ignored(llama_copy, plain_llama):
     _change_weights(llama_copy, lambda tensors: tensors | {"model.rotary.inv_freq": torch.ones(3)})
     _assert_same_logits(load_model(llama_copy, EngineConfig()), plain_llama)
 
 
-def test_tied_weights_that_are_stored_once_load(tmp_path: Path) -> None:
+def test_tied_weights_that_are_stored_once_load(tmp_path):
     model = build_model("llama", {**PACKED["llama"], "tie_word_embeddings": True})
     model.save_pretrained(tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / WEIGHTS)
@@ -185,9 +185,7 @@ def _bring_own_code(folder: Path) -> None:
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )
-def test_a_damaged_folder_is_reported_in_one_line(
-    llama_copy: Path, damage: Callable[[Path], None], message: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_folder_is_reported_in_one_line(llama_copy, damage, message, capfd):
     damage(llama_copy)
     capfd.readouterr()
     with pytest.raises(EngineStartError, match=message) as caught:
@@ -200,23 +198,23 @@ def test_a_damaged_folder_is_reported_in_one_line(
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [(None, 512), (512, 512), (7, 7)])
-def test_max_model_len_is_the_models_own_or_less(saved_llama: Path, wanted: int | None, expected: int) -> None:
+def test_max_model_len_is_the_models_own_or_less(saved_llama, wanted, expected):
     assert derive_max_model_len(load_config(saved_llama, EngineConfig()), wanted) == expected
 
 
-def test_more_than_the_models_own_length_is_rejected(saved_llama: Path) -> None:
+def test_more_than_the_models_own_length_is_rejected(saved_llama):
     with pytest.raises(EngineStartError, match="--max-model-len 513 is more than the model's own limit of 512 tokens"):
         derive_max_model_len(load_config(saved_llama, EngineConfig()), 513)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "mamba"])
-def test_max_model_len_with_another_config_key_or_without_any(architecture: str) -> None:
+def test_max_model_len_with_another_config_key_or_without_any(architecture):
     config = CONFIG_MAPPING[architecture]()
     expected = {"gpt2": 1024, "mamba": 2048}[architecture]
     assert derive_max_model_len(config, None) == expected
 
 
-def test_eos_tokens_come_from_all_files_the_tokenizers_first(saved_llama: Path, llama_copy: Path) -> None:
+def test_eos_tokens_come_from_all_files_the_tokenizers_first(saved_llama, llama_copy):
     (llama_copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2, 9]}))
     (llama_copy / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<end>"}}))
     (llama_copy / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 9, "content": "<end>"}]}))
@@ -233,7 +231,7 @@ def test_eos_tokens_come_from_all_files_the_tokenizers_first(saved_llama: Path, 
     ],
     ids=["nested", "late", "quoted"],
 )
-def test_the_tokenizers_eos_is_found_wherever_the_file_has_it(saved_llama: Path, llama_copy: Path, before: str) -> None:
+def test_the_tokenizers_eos_is_found_wherever_the_file_has_it(saved_llama, llama_copy, before):
     (llama_copy / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
     tokens = [{"id": n, "content": f"<{n}>"} for n in range(50)] + [{"id": 99, "content": "<end>"}]
     (llama_copy / "tokenizer.json").write_text(f'{{{before}"added_tokens": {json.dumps(tokens)}}}', encoding="utf-8")
@@ -241,18 +239,18 @@ def test_the_tokenizers_eos_is_found_wherever_the_file_has_it(saved_llama: Path,
 
 
 @pytest.mark.parametrize("tokenizer_config", ["{", "[]", '{"eos_token": "<unknown>"}'])
-def test_eos_tokens_of_a_tokenizer_that_names_none(saved_llama: Path, llama_copy: Path, tokenizer_config: str) -> None:
+def test_eos_tokens_of_a_tokenizer_that_names_none(saved_llama, llama_copy, tokenizer_config):
     (llama_copy / "tokenizer_config.json").write_text(tokenizer_config)
     (llama_copy / "tokenizer.json").write_text("{}")
     assert find_eos_token_ids(load_model(saved_llama, EngineConfig()), llama_copy, llama_copy) == (2,)
 
 
-def test_the_real_models_eos_is_the_end_of_its_turn(saved_llama: Path, model_path: Path) -> None:
+def test_the_real_models_eos_is_the_end_of_its_turn(saved_llama, model_path):
     im_end = 2
     assert find_eos_token_ids(load_model(saved_llama, EngineConfig()), model_path, model_path) == (im_end,)
 
 
-def test_an_unreadable_generation_config_is_rejected(saved_llama: Path, llama_copy: Path) -> None:
+def test_an_unreadable_generation_config_is_rejected(saved_llama, llama_copy):
     (llama_copy / "generation_config.json").write_text("{")
     with pytest.raises(EngineStartError, match="cannot read generation_config.json"):
         find_eos_token_ids(load_model(saved_llama, EngineConfig()), llama_copy, llama_copy)

@@ -1,7 +1,5 @@
 """Batched pooling gives the same results as plain transformers with each prompt alone."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -24,7 +22,7 @@ from tests.server.engine.pooling.tiny_poolers import (
 
 
 @pytest.mark.parametrize("model_type", ENCODERS)
-def test_an_encoder_embeds_by_its_first_token(tmp_path: Path, model_type: str) -> None:
+def test_an_encoder_embeds_by_its_first_token(tmp_path, model_type):
     model = save_pooler(tmp_path, model_type)
     engine = SmallPooling(tmp_path)
     assert_close(engine.run(PROMPTS), [unit(hidden_states(model, prompt)[0]) for prompt in PROMPTS])
@@ -32,27 +30,27 @@ def test_an_encoder_embeds_by_its_first_token(tmp_path: Path, model_type: str) -
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
-def test_a_decoder_embeds_by_its_last_token(tmp_path: Path, model_type: str) -> None:
+def test_a_decoder_embeds_by_its_last_token(tmp_path, model_type):
     model = save_pooler(tmp_path, model_type)
     engine = SmallPooling(tmp_path)
     assert_close(engine.run(PROMPTS), [unit(hidden_states(model, prompt)[-1]) for prompt in PROMPTS])
 
 
-def test_a_language_model_embeds_with_runner_pooling(tmp_path: Path) -> None:
+def test_a_language_model_embeds_with_runner_pooling(tmp_path):
     model = save_pooler(tmp_path, "llama", "generate")
     engine = SmallPooling(tmp_path, runner="pooling")
     assert_close(engine.run(PROMPTS), [unit(hidden_states(model.model, prompt)[-1]) for prompt in PROMPTS])
 
 
 @pytest.mark.parametrize("kind", ["CLS", "MEAN", "LAST"])
-def test_pooler_config_sets_the_pooling_type(tmp_path: Path, kind: str) -> None:
+def test_pooler_config_sets_the_pooling_type(tmp_path, kind):
     model = save_pooler(tmp_path, "bert")
     engine = SmallPooling(tmp_path, pooler=PoolerConfig(pooling_type=kind, use_activation=False))
     ways = {"CLS": lambda rows: rows[0], "MEAN": lambda rows: rows.mean(0), "LAST": lambda rows: rows[-1]}
     assert_close(engine.run(PROMPTS), [ways[kind](hidden_states(model, prompt)) for prompt in PROMPTS])
 
 
-def test_a_batch_changes_an_embedding_only_by_rounding(tmp_path: Path) -> None:
+def test_a_batch_changes_an_embedding_only_by_rounding(tmp_path):
     save_pooler(tmp_path, "bert")
     engine = SmallPooling(tmp_path)
     together = engine.run(PROMPTS)
@@ -61,7 +59,7 @@ def test_a_batch_changes_an_embedding_only_by_rounding(tmp_path: Path) -> None:
         assert (one - other).abs().max() < 1e-6
 
 
-def test_bfloat16_is_pooled_in_float32(tmp_path: Path) -> None:
+def test_bfloat16_is_pooled_in_float32(tmp_path):
     model = save_pooler(tmp_path, "bert")
     engine = SmallPooling(tmp_path, dtype="bfloat16", pooler=PoolerConfig(pooling_type="MEAN"))
     for result, prompt in zip(engine.run(PROMPTS), PROMPTS, strict=True):
@@ -69,7 +67,7 @@ def test_bfloat16_is_pooled_in_float32(tmp_path: Path) -> None:
         assert result @ unit(hidden_states(model, prompt).mean(0)) > 0.99
 
 
-def test_packed_weights_do_not_change_results(tmp_path: Path) -> None:
+def test_packed_weights_do_not_change_results(tmp_path):
     save_pooler(tmp_path, "bert")
     engine = SmallPooling(tmp_path, dtype="bfloat16")
     before = engine.run(PROMPTS)
@@ -79,7 +77,7 @@ def test_packed_weights_do_not_change_results(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("normalizes", [True, False])
-def test_sentence_transformers_files_set_pooling_and_length(tmp_path: Path, normalizes: bool) -> None:
+def test_sentence_transformers_files_set_pooling_and_length(tmp_path, normalizes):
     model = save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path, mode="mean", normalizes=normalizes)
     engine = SmallPooling(tmp_path)
@@ -88,7 +86,7 @@ def test_sentence_transformers_files_set_pooling_and_length(tmp_path: Path, norm
     assert engine.info.max_model_len == 32
 
 
-def test_a_dense_layer_runs_between_pooling_and_normalizing(tmp_path: Path) -> None:
+def test_a_dense_layer_runs_between_pooling_and_normalizing(tmp_path):
     from safetensors.torch import load_file
 
     model = save_pooler(tmp_path, "bert")
@@ -104,7 +102,7 @@ def test_a_dense_layer_runs_between_pooling_and_normalizing(tmp_path: Path) -> N
     assert engine.info.pooling.embedding_size == 8
 
 
-def test_an_unknown_pooling_mode_fails_the_start(tmp_path: Path) -> None:
+def test_an_unknown_pooling_mode_fails_the_start(tmp_path):
     save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path, mode="max")
     with pytest.raises(EngineStartError, match=r"pools by max.*--pooler-config"):
@@ -112,7 +110,7 @@ def test_an_unknown_pooling_mode_fails_the_start(tmp_path: Path) -> None:
     SmallPooling(tmp_path, pooler=PoolerConfig(pooling_type="MEAN"))
 
 
-def test_a_missing_pooling_module_fails_the_start(tmp_path: Path) -> None:
+def test_a_missing_pooling_module_fails_the_start(tmp_path):
     save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path)
     (tmp_path / "1_Pooling" / "config.json").unlink()
@@ -120,7 +118,7 @@ def test_a_missing_pooling_module_fails_the_start(tmp_path: Path) -> None:
         SmallPooling(tmp_path)
 
 
-def test_dimensions_are_cut_before_normalizing(tmp_path: Path) -> None:
+def test_dimensions_are_cut_before_normalizing(tmp_path):
     model = save_pooler(tmp_path, "bert")
     edit_config(tmp_path, matryoshka_dimensions=[8, 16])
     engine = SmallPooling(tmp_path)
@@ -132,7 +130,7 @@ def test_dimensions_are_cut_before_normalizing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "modernbert"])
 @pytest.mark.parametrize("num_labels", [1, 3])
-def test_an_encoder_classifies(tmp_path: Path, model_type: str, num_labels: int) -> None:
+def test_an_encoder_classifies(tmp_path, model_type, num_labels):
     model = save_pooler(tmp_path, model_type, "classify", num_labels=num_labels)
     engine = SmallPooling(tmp_path)
     expected = [logits(model, prompt) for prompt in PROMPTS]
@@ -143,7 +141,7 @@ def test_an_encoder_classifies(tmp_path: Path, model_type: str, num_labels: int)
     assert engine.info.pooling.num_labels == num_labels
 
 
-def test_token_types_of_a_pair_change_the_result(tmp_path: Path) -> None:
+def test_token_types_of_a_pair_change_the_result(tmp_path):
     model = save_pooler(tmp_path, "bert", "classify", num_labels=1)
     engine = SmallPooling(tmp_path)
     types = [[0, 0, *[1] * (len(prompt) - 2)] for prompt in PROMPTS]
@@ -162,53 +160,53 @@ def test_token_types_of_a_pair_change_the_result(tmp_path: Path) -> None:
     ],
     ids=["regression", "multi_label", "identity", "tanh"],
 )
-def test_config_json_sets_the_activation(tmp_path: Path, settings: dict, activate) -> None:  # type: ignore[no-untyped-def,type-arg]
+def test_config_json_sets_the_activation(tmp_path, settings, activate):  # type: ignore[no-untyped-def,type-arg]
     model = save_pooler(tmp_path, "bert", "classify", num_labels=3)
     edit_config(tmp_path, **settings)
     assert_close(SmallPooling(tmp_path).run(PROMPTS), [activate(logits(model, prompt)) for prompt in PROMPTS])
 
 
-def test_an_activation_outside_of_torch_is_rejected(tmp_path: Path) -> None:
+def test_an_activation_outside_of_torch_is_rejected(tmp_path):
     save_pooler(tmp_path, "bert", "classify", num_labels=1)
     edit_config(tmp_path, sbert_ce_default_activation_function="os.system")
     with pytest.raises(EngineStartError, match=r"os\.system"):
         SmallPooling(tmp_path)
 
 
-def test_logits_are_calibrated(tmp_path: Path) -> None:
+def test_logits_are_calibrated(tmp_path):
     model = save_pooler(tmp_path, "bert", "classify", num_labels=1)
     engine = SmallPooling(tmp_path, pooler=PoolerConfig(logit_mean=0.5, logit_sigma=2.0))
     assert_close(engine.run(PROMPTS), [((logits(model, p) - 0.5) / 2).sigmoid() for p in PROMPTS])
 
 
-def test_a_decoder_classifies_its_last_token_even_if_it_is_the_padding_token(tmp_path: Path) -> None:
+def test_a_decoder_classifies_its_last_token_even_if_it_is_the_padding_token(tmp_path):
     model = save_pooler(tmp_path, "llama", "classify", num_labels=3)
     prompts = [[5, 6, 7, 0], [5, 6], [5, 0, 0]]
     expected = [(model.score(hidden_states(model.model, prompt)[-1])).detach().softmax(-1) for prompt in prompts]
     assert_close(SmallPooling(tmp_path).run(prompts), expected)
 
 
-def test_a_decoder_classifies_tokens_too(tmp_path: Path) -> None:
+def test_a_decoder_classifies_tokens_too(tmp_path):
     model = save_pooler(tmp_path, "llama", "classify", num_labels=3)
     expected = [model.score(hidden_states(model.model, prompt)).detach().softmax(-1) for prompt in PROMPTS]
     assert_close(SmallPooling(tmp_path).run(PROMPTS, task="token_classify"), expected)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "modernbert"])
-def test_an_encoders_linear_layer_classifies_tokens_too(tmp_path: Path, model_type: str) -> None:
+def test_an_encoders_linear_layer_classifies_tokens_too(tmp_path, model_type):
     model = save_pooler(tmp_path, model_type, "classify", num_labels=3)
     expected = [model.classifier(hidden_states(model.base_model, p)).detach().softmax(-1) for p in PROMPTS]
     assert_close(SmallPooling(tmp_path).run(PROMPTS, task="token_classify"), expected)
 
 
-def test_robertas_classifier_classifies_tokens_too(tmp_path: Path) -> None:
+def test_robertas_classifier_classifies_tokens_too(tmp_path):
     model = save_pooler(tmp_path, "roberta", "classify", num_labels=3)
     dense, project = model.classifier.dense, model.classifier.out_proj
     expected = [project(dense(hidden_states(model.roberta, p)).tanh()).detach().softmax(-1) for p in PROMPTS]
     assert_close(SmallPooling(tmp_path).run(PROMPTS, task="token_classify"), expected)
 
 
-def test_a_language_model_classifies_by_two_words(tmp_path: Path) -> None:
+def test_a_language_model_classifies_by_two_words(tmp_path):
     model = save_pooler(tmp_path, "qwen3", "generate")
     edit_config(tmp_path, classifier_from_token=["no", "yes"], is_original_qwen3_reranker=True)
     engine = SmallPooling(tmp_path, runner="pooling", convert="classify")
@@ -220,19 +218,19 @@ def test_a_language_model_classifies_by_two_words(tmp_path: Path) -> None:
     assert not engine.info.pooling.uses_sep_token
 
 
-def test_tokens_are_classified(tmp_path: Path) -> None:
+def test_tokens_are_classified(tmp_path):
     model = save_pooler(tmp_path, "bert", "token_classify", num_labels=3)
     engine = SmallPooling(tmp_path)
     assert_close(engine.run(PROMPTS), [logits(model, prompt).softmax(-1) for prompt in PROMPTS])
 
 
-def test_tokens_are_embedded(tmp_path: Path) -> None:
+def test_tokens_are_embedded(tmp_path):
     model = save_pooler(tmp_path, "bert")
     engine = SmallPooling(tmp_path)
     assert_close(engine.run(PROMPTS, task="token_embed"), [unit(hidden_states(model, prompt)) for prompt in PROMPTS])
 
 
-def test_colbert_uses_the_linear_layer_in_its_weights(tmp_path: Path) -> None:
+def test_colbert_uses_the_linear_layer_in_its_weights(tmp_path):
     model, linear = save_colbert(tmp_path)
     engine = SmallPooling(tmp_path)
     assert engine.info.pooling is not None
@@ -240,7 +238,7 @@ def test_colbert_uses_the_linear_layer_in_its_weights(tmp_path: Path) -> None:
     assert_close(engine.run(PROMPTS), [unit(hidden_states(model, prompt) @ linear.T) for prompt in PROMPTS])
 
 
-def test_prompts_that_do_not_fit_are_rejected_at_once(tmp_path: Path) -> None:
+def test_prompts_that_do_not_fit_are_rejected_at_once(tmp_path):
     save_pooler(tmp_path, "bert")
     engine = SmallPooling(tmp_path)
     assert engine.info.max_model_len == MAX_LEN
@@ -251,12 +249,12 @@ def test_prompts_that_do_not_fit_are_rejected_at_once(tmp_path: Path) -> None:
     assert unsupported.error == "this model does not support the task classify"
 
 
-def test_positions_that_begin_after_the_padding_token_shorten_the_longest_prompt(tmp_path: Path) -> None:
+def test_positions_that_begin_after_the_padding_token_shorten_the_longest_prompt(tmp_path):
     save_pooler(tmp_path, "roberta", max_position_embeddings=20)
     assert SmallPooling(tmp_path).info.max_model_len == 19
 
 
-def test_aborted_prompts_are_not_computed(tmp_path: Path) -> None:
+def test_aborted_prompts_are_not_computed(tmp_path):
     save_pooler(tmp_path, "bert")
     core = SmallPooling(tmp_path).core
     for index in range(3):
@@ -268,25 +266,25 @@ def test_aborted_prompts_are_not_computed(tmp_path: Path) -> None:
     assert core.stats.num_iteration_tokens == len(PROMPTS[1])
 
 
-def test_a_classifier_with_its_own_pooling_rejects_a_pooling_type(tmp_path: Path) -> None:
+def test_a_classifier_with_its_own_pooling_rejects_a_pooling_type(tmp_path):
     save_pooler(tmp_path, "bert", "classify")
     with pytest.raises(EngineStartError, match="pooling_type"):
         SmallPooling(tmp_path, pooler=PoolerConfig(pooling_type="MEAN"))
 
 
-def test_an_unsupported_task_fails_the_start(tmp_path: Path) -> None:
+def test_an_unsupported_task_fails_the_start(tmp_path):
     save_pooler(tmp_path, "bert")
     with pytest.raises(EngineStartError, match="classify does not fit the model"):
         SmallPooling(tmp_path, pooler=PoolerConfig(task="classify"))
 
 
-def test_a_checkpoint_without_a_head_cannot_classify(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_head_cannot_classify(tmp_path):
     save_pooler(tmp_path, "bert")
     with pytest.raises(EngineStartError, match=r"lack .* of the model's tensors: classifier"):
         SmallPooling(tmp_path, convert="classify")
 
 
-def test_max_model_len_may_be_lower_but_not_higher_than_the_models(tmp_path: Path) -> None:
+def test_max_model_len_may_be_lower_but_not_higher_than_the_models(tmp_path):
     save_pooler(tmp_path, "bert")
     assert SmallPooling(tmp_path, max_model_len=16).info.max_model_len == 16
     with pytest.raises(EngineStartError, match="own limit of 64"):
@@ -305,16 +303,14 @@ def test_max_model_len_may_be_lower_but_not_higher_than_the_models(tmp_path: Pat
         ([10, 1, 1, 1, 40], (8, 50), [1, 1, 1, 10]),
     ],
 )
-def test_a_batch_contains_the_oldest_prompt_and_those_of_similar_length(
-    lengths: list[int], limits: tuple[int, int], chosen: list[int]
-) -> None:
+def test_a_batch_contains_the_oldest_prompt_and_those_of_similar_length(lengths, limits, chosen):
     waiting = [PoolingSequence(str(i), [1] * n, PoolingParams(task="embed")) for i, n in enumerate(lengths)]
     batch = choose_batch(waiting, BatchLimits(max_num_seqs=limits[0], max_num_batched_tokens=limits[1]))
     assert [sequence.num_tokens for sequence in batch] == chosen
     assert waiting[0] in batch
 
 
-def test_all_of_many_prompts_are_computed_in_batches_of_limited_size(tmp_path: Path) -> None:
+def test_all_of_many_prompts_are_computed_in_batches_of_limited_size(tmp_path):
     save_pooler(tmp_path, "bert")
     engine = SmallPooling(tmp_path, max_num_seqs=4, max_num_batched_tokens=40)
     prompts = [[5] * (1 + 7 * i % 30) for i in range(23)]
@@ -323,5 +319,5 @@ def test_all_of_many_prompts_are_computed_in_batches_of_limited_size(tmp_path: P
     assert max(map(len, engine.batches)) <= 4
 
 
-def test_defaults_of_the_engine_pool_as_the_model_says() -> None:
+def test_defaults_of_the_engine_pool_as_the_model_says():
     assert EngineConfig().pooler == PoolerConfig()

@@ -19,7 +19,7 @@ SHAPE = {"hidden_size": 128, "num_attention_heads": 4}
 @pytest.mark.timeout(900)
 @needs_vllm
 @pytest.mark.parametrize("kind", ["embed", "score"])
-def test_results_equal_those_of_vllm(tmp_path: Path, kind: str) -> None:
+def test_results_equal_those_of_vllm(tmp_path, kind):
     folder = tmp_path / "model"
     folder.mkdir()
     if kind == "embed":

@@ -63,7 +63,7 @@ async def connected() -> AsyncIterator[tuple[EngineClient, FakeEngine]]:
             client._loaded.exception()
 
 
-async def test_a_prompt_is_sent_and_its_vector_is_returned() -> None:
+async def test_a_prompt_is_sent_and_its_vector_is_returned():
     async with connected() as (client, engine):
         pooling = asyncio.create_task(client.pool("a", [1, 2], PARAMS, token_type_ids=[0, 1]))
         assert await engine.receive() == Pool("a", [1, 2], [0, 1], PARAMS)
@@ -75,7 +75,7 @@ async def test_a_prompt_is_sent_and_its_vector_is_returned() -> None:
         assert (output.data.shape, bytes(output.data.data)) == ((2,), b"12345678")
 
 
-async def test_cancelling_aborts() -> None:
+async def test_cancelling_aborts():
     async with connected() as (client, engine):
         pooling = asyncio.create_task(client.pool("a", [1], PARAMS))
         await engine.receive()
@@ -85,7 +85,7 @@ async def test_cancelling_aborts() -> None:
             await pooling
 
 
-async def test_a_rejection_by_the_engine_raises_an_error() -> None:
+async def test_a_rejection_by_the_engine_raises_an_error():
     async with connected() as (client, engine):
         pooling = asyncio.create_task(client.pool("a", [1], PARAMS))
         await engine.receive()
@@ -94,7 +94,7 @@ async def test_a_rejection_by_the_engine_raises_an_error() -> None:
             await pooling
 
 
-async def test_the_engines_exit_ends_the_wait() -> None:
+async def test_the_engines_exit_ends_the_wait():
     async with connected() as (client, engine):
         pooling = asyncio.create_task(client.pool("a", [1], PARAMS))
         await engine.receive()
@@ -105,7 +105,7 @@ async def test_the_engines_exit_ends_the_wait() -> None:
             await client.pool("b", [1], PARAMS)
 
 
-async def test_a_commands_result_is_returned() -> None:
+async def test_a_commands_result_is_returned():
     async with connected() as (client, engine):
         loading = asyncio.create_task(client.load_adapter(3, "sql", "/adapters/sql"))
         assert await engine.receive() == LoadAdapter(1, 3, "sql", "/adapters/sql")
@@ -113,7 +113,7 @@ async def test_a_commands_result_is_returned() -> None:
         assert await loading == Done(1, False, "it is broken", is_missing=True)
 
 
-async def test_an_adapter_whose_request_is_cancelled_is_unloaded() -> None:
+async def test_an_adapter_whose_request_is_cancelled_is_unloaded():
     async with connected() as (client, engine):
         loading = asyncio.create_task(client.load_adapter(3, "sql", "/adapters/sql"))
         await engine.receive()
@@ -124,7 +124,7 @@ async def test_an_adapter_whose_request_is_cancelled_is_unloaded() -> None:
             await loading
 
 
-async def test_commands_fail_when_the_engine_ends() -> None:
+async def test_commands_fail_when_the_engine_ends():
     async with connected() as (client, engine):
         loading = asyncio.create_task(client.load_adapter(3, "a", "/a"))
         other = asyncio.create_task(client.load_adapter(4, "b", "/b"))

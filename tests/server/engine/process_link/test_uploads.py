@@ -115,7 +115,7 @@ async def tokens_of(
     return [t async for o in client.generate(request_id, prompts, num_choices) for t in o.token_ids]
 
 
-async def test_tensors_arrive_unchanged(sockets: Sockets) -> None:
+async def test_tensors_arrive_unchanged(sockets):
     client, engine = await connect(sockets)
     inputs = PromptInputs(embeds=tensor(700_001), mm={"pixels": tensor(5, 3), "none": tensor(0), "grid": tensor(24)})
     assert await tokens_of(client, "a", inputs) == [7]
@@ -129,7 +129,7 @@ async def test_tensors_arrive_unchanged(sockets: Sockets) -> None:
     assert "Abort" not in engine.kinds()
 
 
-async def test_tensors_are_aligned(sockets: Sockets) -> None:
+async def test_tensors_are_aligned(sockets):
     client, engine = await connect(sockets)
     params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x"))
     inputs = PromptInputs(embeds=tensor(700_001), mm={"pixels": tensor(5), "grid": tensor(24)})
@@ -143,7 +143,7 @@ async def test_tensors_are_aligned(sockets: Sockets) -> None:
     assert [to_tensor(each).data_ptr() % 8 for each in tensors] == [0, 0, 0]
 
 
-async def test_long_grammars_and_prompts_arrive_unchanged(sockets: Sockets) -> None:
+async def test_long_grammars_and_prompts_arrive_unchanged(sockets):
     client, engine = await connect(sockets)
     guided = GuidedDecoding("regex", "日本😀" * 200_000)
     shared = SamplingParams(max_tokens=1, guided=guided, allowed_token_ids=(1, 2), seed=-3)
@@ -162,7 +162,7 @@ async def test_long_grammars_and_prompts_arrive_unchanged(sockets: Sockets) -> N
 
 
 @pytest.mark.parametrize("part", ["grammar", "prompt", "inputs", "lists"])
-async def test_the_number_of_choices_does_not_change_what_is_sent(sockets: Sockets, part: str) -> None:
+async def test_the_number_of_choices_does_not_change_what_is_sent(sockets, part):
     client, engine = await connect(sockets)
     lists = tuple(range(50_000)) if part == "lists" else ()
     guided = GuidedDecoding("regex", "x" * 200_000) if part == "grammar" else None
@@ -180,7 +180,7 @@ async def test_the_number_of_choices_does_not_change_what_is_sent(sockets: Socke
     assert sent[1] < sent[0] + 100
 
 
-async def test_prompts_of_a_request_share_their_parameters(sockets: Sockets) -> None:
+async def test_prompts_of_a_request_share_their_parameters(sockets):
     client, engine = await connect(sockets)
     params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x" * 200_000))
     prompts = [EnginePrompt([i], msgspec.structs.replace(params, max_tokens=i + 1)) for i in range(64)]
@@ -190,7 +190,7 @@ async def test_prompts_of_a_request_share_their_parameters(sockets: Sockets) -> 
     assert engine.num_bytes < 210_000
 
 
-async def test_one_of_several_sequences_is_aborted(sockets: Sockets) -> None:
+async def test_one_of_several_sequences_is_aborted(sockets):
     client, engine = await connect(sockets)
     outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
     names = [(await anext(outputs)).request_id]
@@ -202,7 +202,7 @@ async def test_one_of_several_sequences_is_aborted(sockets: Sockets) -> None:
     assert not client._streams
 
 
-async def test_thousands_of_outputs_let_other_tasks_run(sockets: Sockets) -> None:
+async def test_thousands_of_outputs_let_other_tasks_run(sockets):
     client, engine = await connect(sockets)
     outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 4096)
     await anext(outputs)  # now all others have arrived
@@ -220,7 +220,7 @@ async def test_thousands_of_outputs_let_other_tasks_run(sockets: Sockets) -> Non
     assert num_turns > 100
 
 
-async def test_closing_a_stream_aborts_all_its_sequences_at_once(sockets: Sockets) -> None:
+async def test_closing_a_stream_aborts_all_its_sequences_at_once(sockets):
     client, engine = await connect(sockets)
     outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
     await anext(outputs)
@@ -230,7 +230,7 @@ async def test_closing_a_stream_aborts_all_its_sequences_at_once(sockets: Socket
     assert not client._streams
 
 
-def test_the_event_loop_continues_during_an_upload(sockets: Sockets) -> None:
+def test_the_event_loop_continues_during_an_upload(sockets):
     async def upload() -> int:
         client, engine = await connect(sockets)
         inputs = PromptInputs(embeds=TensorData("uint8", (48 << 20,), memoryview(bytes(48 << 20))))
@@ -245,7 +245,7 @@ def test_the_event_loop_continues_during_an_upload(sockets: Sockets) -> None:
     assert uvloop.run(upload()) > 100
 
 
-async def test_a_request_that_is_cancelled_during_its_upload_is_aborted(sockets: Sockets) -> None:
+async def test_a_request_that_is_cancelled_during_its_upload_is_aborted(sockets):
     client, engine = await connect(sockets)
     request = asyncio.create_task(tokens_of(client, "gone", PromptInputs(embeds=tensor(3_000_000)), num_choices=2))
     while not engine.messages:
@@ -258,7 +258,7 @@ async def test_a_request_that_is_cancelled_during_its_upload_is_aborted(sockets:
     assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [["gone-0", "gone-1"]]
 
 
-async def test_an_engine_exit_during_an_upload_raises_engine_dead_error(sockets: Sockets) -> None:
+async def test_an_engine_exit_during_an_upload_raises_engine_dead_error(sockets):
     client = EngineClient(sockets[0])
     await client.start()
     request = asyncio.create_task(tokens_of(client, "a", PromptInputs(embeds=tensor(3_000_000))))

@@ -36,7 +36,7 @@ LIMITS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
 @pytest.mark.parametrize("vocab_size", [150, 1000], ids=["all at once", "best first"])
-def test_shares_equal_those_of_transformers_processors(limits: dict[str, Any], vocab_size: int) -> None:
+def test_shares_equal_those_of_transformers_processors(limits, vocab_size):
     logits = random_logits(vocab_size, seed=vocab_size)
     expected = _expected(logits, limits)
     shares = _shares(logits, limits, num_draws=4000)
@@ -46,7 +46,7 @@ def test_shares_equal_those_of_transformers_processors(limits: dict[str, Any], v
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("limits", [{"top_p": 0.9}, {"top_p": 0.999}, {"top_k": 2500}, {"top_k": 300, "top_p": 0.95}])
-def test_flat_distributions_consider_more_than_the_first_best_tokens(limits: dict[str, Any]) -> None:
+def test_flat_distributions_consider_more_than_the_first_best_tokens(limits):
     logits = random_logits(3000, scale=0.05)
     expected = _expected(logits, limits)
     assert (expected > 0).sum() > 256
@@ -55,12 +55,12 @@ def test_flat_distributions_consider_more_than_the_first_best_tokens(limits: dic
     assert (shares - expected).abs().max() <= 1 / 9000 + 1e-6
 
 
-def test_all_tokens_as_likely_as_the_kth_are_kept() -> None:
+def test_all_tokens_as_likely_as_the_kth_are_kept():
     logits = torch.tensor([1.0, 3.0, 2.0, 2.0, 2.0, 2.0, 0.0])
     assert (_shares(logits, {"top_k": 3}) > 0).tolist() == [False, True, True, True, True, True, False]
 
 
-def test_a_thousand_equal_tokens_are_all_kept_by_top_k() -> None:
+def test_a_thousand_equal_tokens_are_all_kept_by_top_k():
     logits = torch.zeros(2000)
     logits[1000:] = 1.0
     shares = _shares(logits, {"top_k": 5}, num_draws=4000)
@@ -68,7 +68,7 @@ def test_a_thousand_equal_tokens_are_all_kept_by_top_k() -> None:
     assert not shares[:1000].any()
 
 
-def test_top_p_keeps_the_token_that_reaches_it_and_no_more() -> None:
+def test_top_p_keeps_the_token_that_reaches_it_and_no_more():
     logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
     assert [int((_shares(logits, {"top_p": p}) > 0).sum()) for p in (0.4, 0.5, 0.51, 0.75, 0.76, 0.9)] == [
         1,
@@ -80,14 +80,14 @@ def test_top_p_keeps_the_token_that_reaches_it_and_no_more() -> None:
     ]
 
 
-def test_top_p_counts_shares_among_the_tokens_that_top_k_keeps() -> None:
+def test_top_p_counts_shares_among_the_tokens_that_top_k_keeps():
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
     assert (_shares(logits, {"top_k": 2, "top_p": 0.57}) > 0).tolist() == [True, False, False, False]
     assert (_shares(logits, {"top_k": 2, "top_p": 0.58}) > 0).tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize("limits", [{}, {"top_p": 0.99}, {"top_k": 3}], ids=str)
-def test_excluded_tokens_are_never_drawn_at_either_end(limits: dict[str, Any]) -> None:
+def test_excluded_tokens_are_never_drawn_at_either_end(limits):
     logits = torch.full((500,), float("-inf"))
     logits[[3, 400]] = 0.0
     uniform = torch.tensor([0.0, 1e-300, 0.5, 1 - 2**-53], dtype=torch.float64)
@@ -95,12 +95,12 @@ def test_excluded_tokens_are_never_drawn_at_either_end(limits: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100, 1000, 4097])
-def test_the_largest_uniform_number_draws_the_last_token(size: int) -> None:
+def test_the_largest_uniform_number_draws_the_last_token(size):
     uniform = torch.tensor([1 - 2**-53], dtype=torch.float64)
     assert draw(random_logits(1, size, scale=0.1), [_params({})], uniform) == [size - 1]
 
 
-def test_a_rows_draw_does_not_depend_on_other_rows() -> None:
+def test_a_rows_draw_does_not_depend_on_other_rows():
     kinds = [_params(limits) for limits in LIMITS]
     logits = random_logits(len(kinds), 2000)
     uniform = torch.rand(len(kinds), dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -109,7 +109,7 @@ def test_a_rows_draw_does_not_depend_on_other_rows() -> None:
     assert together == alone
 
 
-def test_a_tiny_temperature_draws_the_most_likely_token() -> None:
+def test_a_tiny_temperature_draws_the_most_likely_token():
     logits = random_logits(64, 300)
     uniform = torch.linspace(0, 1 - 1e-9, 64, dtype=torch.float64)
     assert draw(logits, [_params({"temperature": 2e-5})] * 64, uniform) == logits.argmax(-1).tolist()

@@ -15,30 +15,30 @@ CHOICES = ["yes", 'say "hi"', "back\\slash", "tab\there", "new\nline", "naïve",
 
 
 @pytest.mark.parametrize("text", ["{}", '{"a": [1, {"b": null}], "c": "d"}', '{\n  "a": -1.5e3\n}', '{"ü": "\\"\\n"}'])
-def test_any_json_object_is_accepted(text: str) -> None:
+def test_any_json_object_is_accepted(text):
     assert _is_whole(GuidedDecoding("json_object"), text)
 
 
 @pytest.mark.parametrize("text", ["[1]", "1", '"a"', "{a: 1}", '{"a": 1,}', "{'a': 1}", "{}{}", "null"])
-def test_anything_but_a_json_object_is_rejected(text: str) -> None:
+def test_anything_but_a_json_object_is_rejected(text):
     assert not _is_whole(GuidedDecoding("json_object"), text)
 
 
-def test_choices_may_be_more_than_a_rule_can_have_alternatives() -> None:
+def test_choices_may_be_more_than_a_rule_can_have_alternatives():
     choices = [f"word {number * 7919 % 10007}" for number in range(5000)]
     guided = GuidedDecoding("choice", json.dumps(choices))
     assert accepted_texts(guided, [choices[0], choices[-1], "word"]) == [choices[0], choices[-1]]
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=ascii)
-def test_every_choice_is_accepted_exactly(choice: str) -> None:
+def test_every_choice_is_accepted_exactly(choice):
     guided = GuidedDecoding("choice", json.dumps(CHOICES))
     assert _is_whole(guided, choice)
     assert not _is_whole(guided, choice + "!")
 
 
 @pytest.mark.parametrize("text", ["ye", "no", "yes ", "YES", "re", "a", "b", "say hi", "\\u00ef"])
-def test_other_texts_are_rejected(text: str) -> None:
+def test_other_texts_are_rejected(text):
     assert not _is_whole(GuidedDecoding("choice", json.dumps(CHOICES)), text)
 
 
@@ -51,7 +51,7 @@ def test_other_texts_are_rejected(text: str) -> None:
         ("ä|😀+", ["ä", "😀😀"], ["a", "ä😀"]),
     ],
 )
-def test_a_regex_is_matched_as_a_whole(pattern: str, accepted: list[str], rejected: list[str]) -> None:
+def test_a_regex_is_matched_as_a_whole(pattern, accepted, rejected):
     guided = GuidedDecoding("regex", pattern)
     assert [text for text in accepted + rejected if _is_whole(guided, text)] == accepted
 
@@ -61,7 +61,7 @@ def test_a_regex_is_matched_as_a_whole(pattern: str, accepted: list[str], reject
     ['start: sum\nsum: NUM ("+" NUM)*\nNUM: /[0-9]+/', 'root ::= num ("+" num)*\nnum ::= [0-9]+'],
     ids=["lark", "gbnf"],
 )
-def test_lark_and_gbnf_grammars_are_supported(grammar: str) -> None:
+def test_lark_and_gbnf_grammars_are_supported(grammar):
     guided = GuidedDecoding("grammar", grammar)
     assert _is_whole(guided, "1+22+3")
     assert not _is_whole(guided, "1++2")
@@ -87,7 +87,7 @@ def test_lark_and_gbnf_grammars_are_supported(grammar: str) -> None:
     ],
     ids=lambda value: f"{value.kind} {value.spec}" if isinstance(value, GuidedDecoding) else "",
 )
-def test_an_invalid_grammar_is_rejected_with_its_position(guided: GuidedDecoding, message: str) -> None:
+def test_an_invalid_grammar_is_rejected_with_its_position(guided, message):
     with pytest.raises(GrammarError, match=message):
         build_grammar(guided)
 

@@ -54,7 +54,7 @@ def engine(tmp_path: Path, executor: HeldExecutor) -> SmallEngine:
     return _engine(tmp_path, executor)
 
 
-def test_other_sequences_run_while_a_grammar_is_compiled(engine: SmallEngine, executor: HeldExecutor) -> None:
+def test_other_sequences_run_while_a_grammar_is_compiled(engine, executor):
     waiting = engine.add("guided", [40], guided=YES)
     free = engine.add("free", [40], max_tokens=5)
     engine.run()
@@ -67,7 +67,7 @@ def test_other_sequences_run_while_a_grammar_is_compiled(engine: SmallEngine, ex
     engine.assert_nothing_leaked()
 
 
-def test_choices_and_later_requests_share_one_compilation(engine: SmallEngine, executor: HeldExecutor) -> None:
+def test_choices_and_later_requests_share_one_compilation(engine, executor):
     for name in "ab":
         choices = [engine.add(f"{name}{i}", [40], guided=GuidedDecoding("regex", "yes")) for i in range(20)]
         executor.run()
@@ -77,7 +77,7 @@ def test_choices_and_later_requests_share_one_compilation(engine: SmallEngine, e
     engine.assert_nothing_leaked()
 
 
-def test_a_copy_is_made_only_for_sequences_that_run(engine: SmallEngine, executor: HeldExecutor) -> None:
+def test_a_copy_is_made_only_for_sequences_that_run(engine, executor):
     for i in range(50):
         engine.add(str(i), [40], guided=WORDS, max_tokens=40)
     executor.run()
@@ -89,7 +89,7 @@ def test_a_copy_is_made_only_for_sequences_that_run(engine: SmallEngine, executo
     engine.assert_nothing_leaked()
 
 
-def test_an_abort_cancels_a_compilation_that_nobody_waits_for(engine: SmallEngine, executor: HeldExecutor) -> None:
+def test_an_abort_cancels_a_compilation_that_nobody_waits_for(engine, executor):
     for i in range(3):
         engine.add(str(i), [40], guided=YES)
     engine.core.abort(["0", "2"])
@@ -104,7 +104,7 @@ def test_an_abort_cancels_a_compilation_that_nobody_waits_for(engine: SmallEngin
     engine.assert_nothing_leaked()
 
 
-def test_a_grammar_that_does_not_compile_is_not_kept(engine: SmallEngine, executor: HeldExecutor) -> None:
+def test_a_grammar_that_does_not_compile_is_not_kept(engine, executor):
     refused = [engine.add(str(i), [40], guided=GuidedDecoding("regex", "(unclosed")) for i in range(3)]
     executor.run()
     engine.run()
@@ -113,7 +113,7 @@ def test_a_grammar_that_does_not_compile_is_not_kept(engine: SmallEngine, execut
     engine.assert_nothing_leaked()
 
 
-def test_unused_grammars_are_bounded_by_their_size() -> None:
+def test_unused_grammars_are_bounded_by_their_size():
     compiler = GrammarCompiler(InlineExecutor(), load_tokenizer=_no_tokenizer, wake=lambda: None)
     for i in range(20):
         compiler._compile = lambda guided: None  # type: ignore[method-assign]
@@ -124,9 +124,7 @@ def test_unused_grammars_are_bounded_by_their_size() -> None:
     assert sum(len(each.spec) for each in compiler._grammars if each is not None) <= grammar_compiler._MOST_KEPT_CHARS
 
 
-def test_sequences_wait_for_the_memory_of_their_copies(
-    engine: SmallEngine, executor: HeldExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sequences_wait_for_the_memory_of_their_copies(engine, executor, monkeypatch):
     monkeypatch.setattr(guided, "_MOST_COPIED_CHARS", 3 * len(WORDS.spec))
     completions = [engine.add(str(i), [40], guided=WORDS, max_tokens=40) for i in range(10)]
     executor.run()
@@ -139,9 +137,7 @@ def test_sequences_wait_for_the_memory_of_their_copies(
     engine.assert_nothing_leaked()
 
 
-def test_small_grammars_do_not_overtake_a_large_one_that_waits_for_memory(
-    engine: SmallEngine, executor: HeldExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_small_grammars_do_not_overtake_a_large_one_that_waits_for_memory(engine, executor, monkeypatch):
     monkeypatch.setattr(guided, "_MOST_COPIED_CHARS", 2 * grammar_compiler._LEAST_CHARS)
     assert len(WORDS.spec) > grammar_compiler._LEAST_CHARS
     engine.add("first", [40], guided=YES)
@@ -155,7 +151,7 @@ def test_small_grammars_do_not_overtake_a_large_one_that_waits_for_memory(
     engine.assert_nothing_leaked()
 
 
-def test_a_limit_of_llguidance_fails_only_the_sequence_that_exceeds_it(tmp_path: Path) -> None:
+def test_a_limit_of_llguidance_fails_only_the_sequence_that_exceeds_it(tmp_path):
     engine = _engine(tmp_path, InlineExecutor())
     [expected] = engine.generate([[40]], max_tokens=20)
     neighbour = engine.add("one", [40], max_tokens=20)

@@ -30,7 +30,7 @@ def engine(tmp_path: Path) -> SmallEngine:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
-def test_a_random_model_follows_its_schema(engine: SmallEngine, temperature: float) -> None:
+def test_a_random_model_follows_its_schema(engine, temperature):
     completions = [
         engine.add(str(i), [40 + i], max_tokens=400, temperature=temperature, seed=i, guided=PERSON) for i in range(20)
     ]
@@ -50,7 +50,7 @@ def test_a_random_model_follows_its_schema(engine: SmallEngine, temperature: flo
     ],
     ids=["regex", "choice", "lark"],
 )
-def test_a_random_model_follows_its_grammar(engine: SmallEngine, guided: GuidedDecoding, pattern: str) -> None:
+def test_a_random_model_follows_its_grammar(engine, guided, pattern):
     completions = [engine.add(str(i), [40], temperature=2.0, seed=i, max_tokens=60, guided=guided) for i in range(30)]
     engine.run()
     texts = [_text(c) for c in completions]
@@ -59,7 +59,7 @@ def test_a_random_model_follows_its_grammar(engine: SmallEngine, guided: GuidedD
     assert {(c.finish_reason, c.stop_token_id) for c in completions} == {("stop", None)}
 
 
-def test_an_open_ended_grammar_ends_with_the_end_token(engine: SmallEngine) -> None:
+def test_an_open_ended_grammar_ends_with_the_end_token(engine):
     guided = GuidedDecoding("regex", "[ab]+")
     completion = engine.add("a", [40], guided=guided, logit_bias={EOS: 100.0}, min_tokens=4, max_tokens=20)
     engine.run()
@@ -68,14 +68,14 @@ def test_an_open_ended_grammar_ends_with_the_end_token(engine: SmallEngine) -> N
     assert (completion.finish_reason, completion.stop_token_id) == ("stop", EOS)
 
 
-def test_max_tokens_truncates_a_grammar(engine: SmallEngine) -> None:
+def test_max_tokens_truncates_a_grammar(engine):
     completion = engine.add("a", [40], guided=PERSON, max_tokens=9)
     engine.run()
     assert (_text(completion), completion.finish_reason) == ('{"name":"', "length")
 
 
 @pytest.mark.parametrize(("pattern", "text"), [("yes", "yes"), ("(yes)?", "yes"), ("", "")])
-def test_a_complete_grammar_overrides_min_tokens(engine: SmallEngine, pattern: str, text: str) -> None:
+def test_a_complete_grammar_overrides_min_tokens(engine, pattern, text):
     guided = GuidedDecoding("regex", pattern)
     completion = engine.add("a", [40], guided=guided, min_tokens=10, max_tokens=20, logit_bias={EOS: 100.0})
     engine.run()
@@ -83,7 +83,7 @@ def test_a_complete_grammar_overrides_min_tokens(engine: SmallEngine, pattern: s
 
 
 @pytest.mark.parametrize("pattern", ["yes", "(yes)?", "yes|yes!*"])
-def test_ignore_eos_does_not_continue_after_a_complete_grammar(engine: SmallEngine, pattern: str) -> None:
+def test_ignore_eos_does_not_continue_after_a_complete_grammar(engine, pattern):
     guided = GuidedDecoding("regex", pattern)
     completion = engine.add("a", [40], guided=guided, ignore_eos=True, max_tokens=20, logit_bias={ord("!"): -100.0})
     engine.run()
@@ -91,13 +91,13 @@ def test_ignore_eos_does_not_continue_after_a_complete_grammar(engine: SmallEngi
     assert completion.finish_reason == "stop"
 
 
-def test_a_stop_token_ends_a_grammar_early(engine: SmallEngine) -> None:
+def test_a_stop_token_ends_a_grammar_early(engine):
     completion = engine.add("a", [40], guided=PERSON, stop_token_ids=(ord(":"),), max_tokens=50)
     engine.run()
     assert (_text(completion), completion.finish_reason, completion.stop_token_id) == ('{"name":', "stop", ord(":"))
 
 
-def test_logprobs_are_of_the_raw_distribution(engine: SmallEngine) -> None:
+def test_logprobs_are_of_the_raw_distribution(engine):
     completion = engine.add("a", [40], guided=GuidedDecoding("choice", '["yes"]'), logprobs=1)
     engine.run()
     assert [p.token_id for p in completion.logprobs] == list(b"yes")
@@ -108,7 +108,7 @@ def test_logprobs_are_of_the_raw_distribution(engine: SmallEngine) -> None:
 @pytest.mark.parametrize(
     "guided", [GuidedDecoding("regex", "(unclosed"), GuidedDecoding("json_schema", '{"type": "x"}')], ids=str
 )
-def test_an_invalid_grammar_fails_only_its_request(tmp_path: Path, guided: GuidedDecoding) -> None:
+def test_an_invalid_grammar_fails_only_its_request(tmp_path, guided):
     expected = _byte_engine(tmp_path).generate([[40], [50]], max_tokens=20)
     engine = _byte_engine(tmp_path)
     neighbours = [engine.add("one", [40], max_tokens=20), engine.add("two", [50], max_tokens=20)]
@@ -128,9 +128,7 @@ class Panic(BaseException):
 
 
 @pytest.mark.parametrize("error", [RecursionError("too deep"), Panic("too deep")], ids=["error", "panic"])
-def test_a_failure_of_the_compiler_fails_only_its_request(
-    engine: SmallEngine, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+def test_a_failure_of_the_compiler_fails_only_its_request(engine, monkeypatch, error):
     monkeypatch.setattr(grammar_compiler, "translate_grammar", Mock(side_effect=error))
     refused = engine.add("bad", [60], guided=GuidedDecoding("regex", "x"))
     neighbour = engine.add("one", [40], max_tokens=2)
@@ -141,7 +139,7 @@ def test_a_failure_of_the_compiler_fails_only_its_request(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_grammar_that_leaves_no_token_fails_only_its_request(tmp_path: Path, temperature: float) -> None:
+def test_a_grammar_that_leaves_no_token_fails_only_its_request(tmp_path, temperature):
     [expected] = _byte_engine(tmp_path).generate([[40]], max_tokens=20)
     engine = _byte_engine(tmp_path)
     neighbour = engine.add("one", [40], max_tokens=20)
@@ -159,7 +157,7 @@ def test_a_grammar_that_leaves_no_token_fails_only_its_request(tmp_path: Path, t
     engine.assert_nothing_leaked()
 
 
-def test_a_model_without_a_tokenizer_file_rejects_only_grammars(tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_file_rejects_only_grammars(tmp_path):
     engine = SmallEngine(_byte_model(), eos_token_ids=(EOS,), tokenizer_path=tmp_path)
     refused = engine.add("guided", [40], guided=GuidedDecoding("json_object"))
     [free] = engine.complete([[40]])
@@ -168,7 +166,7 @@ def test_a_model_without_a_tokenizer_file_rejects_only_grammars(tmp_path: Path) 
     assert free.finish_reason == "length"
 
 
-def test_choices_of_one_request_each_follow_the_grammar_from_its_start(engine: SmallEngine) -> None:
+def test_choices_of_one_request_each_follow_the_grammar_from_its_start(engine):
     choices = [
         engine.add(f"request-{i}", [40] * 40, temperature=1.0, seed=i, max_tokens=400, guided=PERSON) for i in range(6)
     ]
@@ -179,7 +177,7 @@ def test_choices_of_one_request_each_follow_the_grammar_from_its_start(engine: S
     assert len(set(texts)) > 3
 
 
-def test_a_preempted_request_continues_its_grammar(tmp_path: Path) -> None:
+def test_a_preempted_request_continues_its_grammar(tmp_path):
     engine = _byte_engine(tmp_path, num_slots=4, max_model_len=200, kv_cache_tokens=260)
     prompts = random_prompts(50, 51, 52, 53)
     people = [
@@ -194,7 +192,7 @@ def test_a_preempted_request_continues_its_grammar(tmp_path: Path) -> None:
     engine.assert_nothing_leaked()
 
 
-def test_logits_beyond_the_vocabulary_are_excluded(tmp_path: Path) -> None:
+def test_logits_beyond_the_vocabulary_are_excluded(tmp_path):
     states = GuidedStates(
         tokenizer_path=save_byte_tokenizer(tmp_path),
         vocab_size=VOCAB_SIZE,
@@ -208,7 +206,7 @@ def test_logits_beyond_the_vocabulary_are_excluded(tmp_path: Path) -> None:
     assert row.isfinite().nonzero()[:, 0].tolist() == [ord("x"), ord("y")]
 
 
-def test_an_aborted_requests_grammar_is_dropped(engine: SmallEngine) -> None:
+def test_an_aborted_requests_grammar_is_dropped(engine):
     engine.add("a", [40], guided=PERSON)
     engine.step()
     engine.core.abort(["a"])

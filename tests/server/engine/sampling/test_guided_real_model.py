@@ -20,7 +20,7 @@ def real_engine(real_model: PreTrainedModel, model_path: Path) -> SmallEngine:
     )
 
 
-def test_the_real_model_describes_people(real_engine: SmallEngine, real_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_real_model_describes_people(real_engine, real_tokenizer):
     completions = []
     for i, question in enumerate(("Describe a person.", "Who was the first on the moon?", "Beschreibe Oma.", "Hi!")):
         for temperature in (0.0, 0.9):
@@ -41,9 +41,7 @@ def test_the_real_model_describes_people(real_engine: SmallEngine, real_tokenize
     real_engine.assert_nothing_leaked()
 
 
-def test_the_real_model_adds_no_members_to_an_object(
-    real_engine: SmallEngine, real_tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_the_real_model_adds_no_members_to_an_object(real_engine, real_tokenizer):
     schema = {
         "type": "object",
         "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
@@ -57,9 +55,7 @@ def test_the_real_model_adds_no_members_to_an_object(
     assert completion.finish_reason == "stop"
 
 
-def test_the_real_model_answers_within_each_kind_of_grammar(
-    real_engine: SmallEngine, real_tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_the_real_model_answers_within_each_kind_of_grammar(real_engine, real_tokenizer):
     json_text = real_tokenizer('{"a": 1}\n{"b": 2}\n{"c": 3}\n')["input_ids"]
     question = _chat(real_tokenizer, "What is the capital of Japan?")
     found = {

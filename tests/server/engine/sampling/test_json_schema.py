@@ -130,7 +130,7 @@ SCHEMAS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_schema_allows_what_it_lists(name: str) -> None:
+def test_schema_allows_what_it_lists(name):
     schema, accepted, rejected = SCHEMAS[name]
     assert accepted_texts(GuidedDecoding("json_schema", json.dumps(schema)), accepted + rejected) == accepted
 
@@ -145,7 +145,7 @@ def _alternatives(size: int) -> str:
 
 @pytest.mark.alone
 @pytest.mark.parametrize("write", [_wide, _alternatives])
-def test_preparing_costs_as_much_as_the_schema_is_long(write: Callable[[int], str]) -> None:
+def test_preparing_costs_as_much_as_the_schema_is_long(write):
     def prepare(size: int) -> Callable[[], object]:
         text = write(size)
         return lambda: prepare_schema(text)
@@ -155,7 +155,7 @@ def test_preparing_costs_as_much_as_the_schema_is_long(write: Callable[[int], st
 
 @pytest.mark.alone
 @pytest.mark.parametrize("part", ["[", "[[:", "\\", "[a-", "--", "^$.", "\\u{"])
-def test_translating_costs_as_much_as_the_expression_is_long(part: str) -> None:
+def test_translating_costs_as_much_as_the_expression_is_long(part):
     def prepare(size: int) -> Callable[[], object]:
         pattern = part * size
         return lambda: translate_regex(pattern)

@@ -32,7 +32,7 @@ def engine(tmp_path: Path) -> SmallEngine:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_grammar_begins_after_the_markers_token(engine: SmallEngine, temperature: float) -> None:
+def test_a_grammar_begins_after_the_markers_token(engine, temperature):
     rules = ReasoningRules(ends=(END_MARKER,), delays_grammar=True, is_open=True, budget=7, forced_end=(END,))
     completions = [
         engine.add(
@@ -56,7 +56,7 @@ def test_a_grammar_begins_after_the_markers_token(engine: SmallEngine, temperatu
     engine.assert_nothing_leaked()
 
 
-def test_without_the_marker_the_grammar_never_begins(engine: SmallEngine) -> None:
+def test_without_the_marker_the_grammar_never_begins(engine):
     [free] = engine.generate([[40]], max_tokens=20)
     guided = engine.add("guided", [40], guided=DIGITS, reasoning=WAITS, max_tokens=20)
     engine.run()
@@ -64,7 +64,7 @@ def test_without_the_marker_the_grammar_never_begins(engine: SmallEngine) -> Non
     assert (guided.token_ids, guided.finish_reason) == (free, "length")
 
 
-def test_a_sampled_marker_begins_the_grammar(engine: SmallEngine) -> None:
+def test_a_sampled_marker_begins_the_grammar(engine):
     """The random model samples the marker itself, at a different position for each seed."""
     completions = [
         engine.add(
@@ -79,7 +79,7 @@ def test_a_sampled_marker_begins_the_grammar(engine: SmallEngine) -> None:
 
 
 @pytest.mark.parametrize("token_id", [None, END])
-def test_a_marker_of_ordinary_tokens_is_found_by_its_text(engine: SmallEngine, token_id: int | None) -> None:
+def test_a_marker_of_ordinary_tokens_is_found_by_its_text(engine, token_id):
     rules = ReasoningRules(ends=(ReasoningMarker("ab", token_id),), delays_grammar=True)
     bias = {ord("a"): 50.0, ord("b"): 50.0}
     completions = [
@@ -96,7 +96,7 @@ def test_a_marker_of_ordinary_tokens_is_found_by_its_text(engine: SmallEngine, t
 
 @pytest.mark.parametrize("budget", [0, 1, 5])
 @pytest.mark.parametrize("forced", [(END,), tuple(b"enough" + END_TEXT)], ids=["token", "phrase"])
-def test_the_budget_forces_the_end(engine: SmallEngine, budget: int, forced: tuple[int, ...]) -> None:
+def test_the_budget_forces_the_end(engine, budget, forced):
     [free] = engine.generate([[40]], max_tokens=30)
     rules = ReasoningRules(is_open=True, budget=budget, forced_end=forced, ends=(END_MARKER, ReasoningMarker("</t>")))
     limited = engine.add("limited", [40], reasoning=rules, max_tokens=30)
@@ -107,14 +107,14 @@ def test_the_budget_forces_the_end(engine: SmallEngine, budget: int, forced: tup
     engine.assert_nothing_leaked()
 
 
-def test_reasoning_in_the_prompt_counts_as_well(engine: SmallEngine) -> None:
+def test_reasoning_in_the_prompt_counts_as_well(engine):
     rules = ReasoningRules(is_open=True, budget=5, num_spent_tokens=3, forced_end=(END,), ends=(END_MARKER,))
     completion = engine.add("a", [40], reasoning=rules, max_tokens=20)
     engine.run()
     assert completion.token_ids.index(END) == 2
 
 
-def test_the_budget_overrides_all_other_restrictions(engine: SmallEngine) -> None:
+def test_the_budget_overrides_all_other_restrictions(engine):
     rules = ReasoningRules(is_open=True, budget=2, forced_end=(END,), ends=(END_MARKER,))
     completion = engine.add(
         "a",
@@ -136,7 +136,7 @@ def test_the_budget_overrides_all_other_restrictions(engine: SmallEngine) -> Non
     assert -60 < completion.logprobs[2].logprob < 0, "the log-probability is of the raw distribution"
 
 
-def test_a_limited_request_leaves_its_neighbours_and_their_seeds_alone(tmp_path: Path) -> None:
+def test_a_limited_request_leaves_its_neighbours_and_their_seeds_alone(tmp_path):
     options: dict[str, Any] = {"max_tokens": 30, "temperature": 1.0, "seed": 7}
     expected = _byte_engine(tmp_path).generate([[40], [50]], **options)
     engine = _byte_engine(tmp_path)
@@ -151,7 +151,7 @@ def test_a_limited_request_leaves_its_neighbours_and_their_seeds_alone(tmp_path:
 
 
 @pytest.mark.thorough
-def test_preemption_keeps_budget_and_grammar(tmp_path: Path) -> None:
+def test_preemption_keeps_budget_and_grammar(tmp_path):
     engine = _byte_engine(tmp_path, num_slots=4, max_model_len=200, kv_cache_tokens=260)
     prompts = random_prompts(50, 51, 52, 53)
     rules = ReasoningRules(
@@ -171,7 +171,7 @@ def test_preemption_keeps_budget_and_grammar(tmp_path: Path) -> None:
     engine.assert_nothing_leaked()
 
 
-def test_a_token_may_end_the_reasoning_and_begin_the_answer() -> None:
+def test_a_token_may_end_the_reasoning_and_begin_the_answer():
     """Tokenizers have tokens such as `>{`."""
     texts = {1: b"</t", 2: b'>{"', 3: b"x</t>", 4: b">\n\n"}
     ends = (ReasoningMarker("</t>"),)
@@ -192,9 +192,7 @@ def test_a_token_may_end_the_reasoning_and_begin_the_answer() -> None:
         pytest.param(ReasoningMarker("<call>", None, begins_answer=True), '"<call>"', tuple(b"<call>"), id="text"),
     ],
 )
-def test_the_grammar_contains_a_marker_that_belongs_to_the_answer(
-    engine: SmallEngine, marker: ReasoningMarker, symbol: str, forced: tuple[int, ...]
-) -> None:
+def test_the_grammar_contains_a_marker_that_belongs_to_the_answer(engine, marker, symbol, forced):
     guided = GuidedDecoding("grammar", f"start: {symbol} /[0-9]{{3}}/")
     rules = ReasoningRules(ends=(marker,), is_open=True, delays_grammar=True, budget=4, forced_end=forced)
     completion = engine.add("a", [40], guided=guided, reasoning=rules, max_tokens=40)
@@ -205,7 +203,7 @@ def test_the_grammar_contains_a_marker_that_belongs_to_the_answer(
 
 
 @pytest.mark.parametrize("reasons", [True, False])
-def test_optional_reasoning_is_decided_by_the_first_token(engine: SmallEngine, reasons: bool) -> None:
+def test_optional_reasoning_is_decided_by_the_first_token(engine, reasons):
     start = ReasoningMarker("<other>", END)
     rules = ReasoningRules(
         starts=(start,), ends=(ReasoningMarker("</t>"),), is_optional=True, budget=3, forced_end=tuple(END_TEXT)
@@ -220,7 +218,7 @@ def test_optional_reasoning_is_decided_by_the_first_token(engine: SmallEngine, r
     assert completion.finish_reason == "stop"
 
 
-def test_the_budget_begins_with_the_start_marker_in_the_output() -> None:
+def test_the_budget_begins_with_the_start_marker_in_the_output():
     rules = ReasoningRules(budget=2, forced_end=(9, 8), starts=(ReasoningMarker("<t>", 7),), ends=(END_MARKER,))
     state = ReasoningState(rules, lambda _: b"")
     assert _forced(state, [1, 1, 1, 7, 1]) == [None] * 5
@@ -229,7 +227,7 @@ def test_the_budget_begins_with_the_start_marker_in_the_output() -> None:
     assert _forced(state, [7, 1, 1]) == [None, None, 9]
 
 
-def test_a_text_marker_without_a_tokenizer_file_is_the_requests_fault(tmp_path: Path) -> None:
+def test_a_text_marker_without_a_tokenizer_file_is_the_requests_fault(tmp_path):
     model = build_model("llama", {**PACKED["llama"], "vocab_size": VOCAB_SIZE})
     engine = SmallEngine(model, eos_token_ids=(EOS,), tokenizer_path=tmp_path)
     refused = engine.add("text", [40], reasoning=ReasoningRules(budget=3, **TEXT_MARKERS))

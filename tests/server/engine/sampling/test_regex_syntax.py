@@ -90,20 +90,20 @@ OWN_SCHEMAS = {
 
 
 @pytest.mark.parametrize("pattern", [*ACCEPTED, *OWN], ids=ascii)
-def test_expression_matches_these_texts(pattern: str) -> None:
+def test_expression_matches_these_texts(pattern):
     accepted, rejected = (ACCEPTED | OWN)[pattern]
     assert accepted_texts(GuidedDecoding("regex", pattern), accepted + rejected) == accepted
 
 
 @pytest.mark.parametrize("pattern", REJECTED, ids=ascii)
-def test_what_no_backend_supports_is_rejected(pattern: str) -> None:
+def test_what_no_backend_supports_is_rejected(pattern):
     with pytest.raises(GrammarError):
         build_grammar(GuidedDecoding("regex", pattern))
 
 
 @pytest.mark.slow
 @needs_vllm
-def test_vllm_accepts_the_same_texts(tmp_path: Path) -> None:
+def test_vllm_accepts_the_same_texts(tmp_path):
     cases = [("regex", pattern, texts) for pattern, texts in ACCEPTED.items()]
     cases += [("regex", pattern, ([], [])) for pattern in REJECTED]
     cases += [("json", json.dumps(SCHEMAS[name][0]), SCHEMAS[name][1:]) for name in SCHEMAS.keys() - OWN_SCHEMAS]

@@ -1,7 +1,5 @@
 """Sampling parameters work as in vLLM and OpenAI, in vLLM's order, each for its own sequence only."""
 
-from typing import Any
-
 import pytest
 import torch
 from transformers import (
@@ -26,20 +24,20 @@ CHI_SQUARE_1_IN_10000 = 25.0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-6])
-def test_temperature_zero_takes_the_most_likely_token_with_any_other_parameter(temperature: float) -> None:
+def test_temperature_zero_takes_the_most_likely_token_with_any_other_parameter(temperature):
     logits = random_logits(6, VOCAB)
     sequences = [create_sequence([1], temperature=temperature, top_k=5, seed=i) for i in range(6)]
     assert _sample(create_sampler(vocab_size=VOCAB), sequences, logits) == logits.argmax(-1).tolist()
 
 
-def test_greedy_choice_among_equals_is_the_first() -> None:
+def test_greedy_choice_among_equals_is_the_first():
     logits = torch.zeros(3, 50_000)
     logits[:, 30_000:] = 1.0
     sequences = [create_sequence([1], temperature=0.0) for _ in range(3)]
     assert _sample(create_sampler(vocab_size=50_000), sequences, logits) == [30_000] * 3
 
 
-def test_draws_follow_the_distribution() -> None:
+def test_draws_follow_the_distribution():
     probabilities = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.07, 0.03])
     num_draws = 20_000
     sampler = create_sampler(vocab_size=6, seed=11)
@@ -51,7 +49,7 @@ def test_draws_follow_the_distribution() -> None:
     assert 0 < float(statistic) < CHI_SQUARE_1_IN_10000
 
 
-def test_draws_with_a_seed_follow_the_distribution() -> None:
+def test_draws_with_a_seed_follow_the_distribution():
     probabilities = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.07, 0.03])
     sampler = create_sampler(vocab_size=6)
     sequence = create_sequence([1], seed=3)
@@ -61,7 +59,7 @@ def test_draws_with_a_seed_follow_the_distribution() -> None:
     assert 0 < float(statistic) < CHI_SQUARE_1_IN_10000
 
 
-def test_a_seed_gives_the_same_tokens_in_any_batch() -> None:
+def test_a_seed_gives_the_same_tokens_in_any_batch():
     steps = random_logits(30, 1, 4000)
     alone = _run(create_sampler(vocab_size=4000, seed=1), [create_sequence([1], seed=42)], steps)
     crowd = [create_sequence([1], seed=42), create_sequence([1], top_p=0.5), create_sequence([1], seed=7, top_k=3)]
@@ -71,7 +69,7 @@ def test_a_seed_gives_the_same_tokens_in_any_batch() -> None:
 
 
 @pytest.mark.parametrize("limits", [{}, {"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.01}], ids=str)
-def test_seeds_decide_the_tokens(limits: dict[str, Any]) -> None:
+def test_seeds_decide_the_tokens(limits):
     steps = random_logits(20, 4, 1000)[:, :1].expand(-1, 4, -1)
     seeds = [5, 5, 6, -5]
     tokens = _run(create_sampler(vocab_size=1000), [create_sequence([1], seed=s, **limits) for s in seeds], steps)
@@ -80,7 +78,7 @@ def test_seeds_decide_the_tokens(limits: dict[str, Any]) -> None:
     assert len({first, other, negative}) == 3
 
 
-def test_the_engines_seed_decides_unseeded_draws() -> None:
+def test_the_engines_seed_decides_unseeded_draws():
     steps = random_logits(20, 1, 1000)
     runs = [
         tuple(row[0] for row in _run(create_sampler(vocab_size=1000, seed=seed), [create_sequence([1])], steps))
@@ -89,14 +87,14 @@ def test_the_engines_seed_decides_unseeded_draws() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_logit_bias_equals_that_of_transformers() -> None:
+def test_logit_bias_equals_that_of_transformers():
     logits = random_logits(VOCAB)
     bias = {3: 2.5, 10: -100.0, 59: 100.0}
     expected = SequenceBiasLogitsProcessor([[[t], b] for t, b in bias.items()])(torch.tensor([[1]]), logits[None])
     assert torch.equal(processed_logits(create_sequence([1], logit_bias=bias), logits), expected[0])
 
 
-def test_only_allowed_tokens_remain() -> None:
+def test_only_allowed_tokens_remain():
     logits = random_logits(VOCAB)
     processed = processed_logits(create_sequence([1], allowed_token_ids=(4, 9, 9)), logits)
     assert processed.isfinite().nonzero()[:, 0].tolist() == [4, 9]
@@ -104,14 +102,14 @@ def test_only_allowed_tokens_remain() -> None:
 
 
 @pytest.mark.parametrize("num_output", [0, 2, 3, 4])
-def test_no_stop_before_min_tokens(num_output: int) -> None:
+def test_no_stop_before_min_tokens(num_output):
     logits, output = random_logits(VOCAB), [5] * num_output
     sequence = create_sequence([1], output, min_tokens=3, stop_token_ids=(7, 8))
     expected = MinNewTokensLengthLogitsProcessor(1, 3, [EOS, 7, 8])(torch.tensor([[1, *output]]), logits[None].clone())
     assert torch.equal(processed_logits(sequence, logits), expected[0])
 
 
-def test_min_tokens_without_any_stop_token_bans_nothing() -> None:
+def test_min_tokens_without_any_stop_token_bans_nothing():
     logits = random_logits(1, VOCAB)
     sampler = create_sampler(vocab_size=VOCAB, eos_token_ids=())
     [sampled] = sampler.sample([create_sequence([1], min_tokens=3, temperature=0.0)], logits.clone())
@@ -119,7 +117,7 @@ def test_min_tokens_without_any_stop_token_bans_nothing() -> None:
 
 
 @pytest.mark.parametrize("output", [[], [4], [5], [4, 5], [5, 4], [3, 4, 5], [4, 5, 6]], ids=str)
-def test_bad_words_of_one_and_more_tokens_equal_those_of_transformers(output: list[int]) -> None:
+def test_bad_words_of_one_and_more_tokens_equal_those_of_transformers(output):
     logits = random_logits(VOCAB)
     words = [[9], [4, 5], [4, 5, 6], [5, 11]]
     ids = torch.tensor([output], dtype=torch.long)
@@ -129,12 +127,12 @@ def test_bad_words_of_one_and_more_tokens_equal_those_of_transformers(output: li
     assert torch.equal(processed_logits(sequence, logits), expected[0])
 
 
-def test_a_bad_word_that_begins_in_the_prompt_does_not_match() -> None:
+def test_a_bad_word_that_begins_in_the_prompt_does_not_match():
     logits = random_logits(VOCAB)
     assert torch.equal(processed_logits(create_sequence([1, 4], bad_words_ids=((4, 5),)), logits), logits)
 
 
-def test_bias_is_applied_before_penalties_and_does_not_lift_bans() -> None:
+def test_bias_is_applied_before_penalties_and_does_not_lift_bans():
     logits = torch.zeros(VOCAB)
     sequence = create_sequence(
         [1], [4], logit_bias={4: 3.0, 9: 50.0, EOS: 50.0}, repetition_penalty=2.0, bad_words_ids=((9,),), min_tokens=5
@@ -144,7 +142,7 @@ def test_bias_is_applied_before_penalties_and_does_not_lift_bans() -> None:
     assert processed[9] == processed[EOS] == float("-inf")
 
 
-def test_penalties_affect_the_greedy_choice() -> None:
+def test_penalties_affect_the_greedy_choice():
     logits = torch.zeros(1, VOCAB)
     logits[0, 4], logits[0, 5] = 2.0, 1.9
     sampler = create_sampler(vocab_size=VOCAB)
@@ -152,7 +150,7 @@ def test_penalties_affect_the_greedy_choice() -> None:
     assert _sample(sampler, [create_sequence([1], [4], temperature=0.0, presence_penalty=0.2)], logits) == [5]
 
 
-def test_neighbours_of_a_restricted_sequence_keep_their_logits() -> None:
+def test_neighbours_of_a_restricted_sequence_keep_their_logits():
     logits = random_logits(3, VOCAB)
     rows = logits.clone()
     sequences = [create_sequence([1]), create_sequence([1], [3], allowed_token_ids=(3,)), create_sequence([1])]
@@ -160,7 +158,7 @@ def test_neighbours_of_a_restricted_sequence_keep_their_logits() -> None:
     assert torch.equal(rows[[0, 2]], logits[[0, 2]])
 
 
-def test_logprobs_are_of_the_raw_distribution() -> None:
+def test_logprobs_are_of_the_raw_distribution():
     logits = random_logits(1, VOCAB)
     order = logits[0].argsort(descending=True).tolist()
     sequence = create_sequence(
@@ -176,7 +174,7 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
     assert [v for _, v in sampled.logprob.top] == pytest.approx(raw[order[:3]].tolist(), abs=1e-6)
 
 
-def test_logprobs_are_reported_only_where_requested() -> None:
+def test_logprobs_are_reported_only_where_requested():
     logits = random_logits(3, VOCAB)
     sequences = [create_sequence([1], logprobs=n, temperature=0.0) for n in (None, 0, 4)]
     found = [s.logprob for s in create_sampler(vocab_size=VOCAB).sample(sequences, logits)]
@@ -185,7 +183,7 @@ def test_logprobs_are_reported_only_where_requested() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
-def test_a_row_without_a_possible_token_fails_only_its_request(temperature: float, broken: float) -> None:
+def test_a_row_without_a_possible_token_fails_only_its_request(temperature, broken):
     logits = random_logits(3, VOCAB)
     logits[1] = broken
     sequences = [create_sequence([1], temperature=temperature, seed=i, logprobs=1) for i in range(3)]
@@ -197,7 +195,7 @@ def test_a_row_without_a_possible_token_fails_only_its_request(temperature: floa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_computed_in_inference_mode_are_accepted(dtype: torch.dtype) -> None:
+def test_logits_computed_in_inference_mode_are_accepted(dtype):
     with torch.inference_mode():
         logits = random_logits(1, VOCAB).to(dtype)
     [sampled] = create_sampler(vocab_size=VOCAB).sample([create_sequence([1], allowed_token_ids=(7,))], logits)

@@ -1,7 +1,6 @@
 """Structural tags accept the texts that they accept with vLLM's backend."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,31 +149,31 @@ LEGACY = {
 
 
 @pytest.mark.parametrize("name", TAGS)
-def test_structural_tag_accepts_these_texts(name: str) -> None:
+def test_structural_tag_accepts_these_texts(name):
     given, accepted, rejected = TAGS[name]
     guided = _structural_tag({"type": "structural_tag", "format": given})
     assert accepted_texts(guided, accepted + rejected) == accepted
 
 
-def test_older_form_is_supported() -> None:
+def test_older_form_is_supported():
     texts = ["", f"x{CALL}y{CALL}", "<f=b>", "<f=a>x</f>"]
     assert accepted_texts(_structural_tag(LEGACY), texts) == texts[:2]
 
 
 @pytest.mark.parametrize("name", INVALID)
-def test_invalid_format_is_rejected(name: str) -> None:
+def test_invalid_format_is_rejected(name):
     with pytest.raises(GrammarError):
         build_grammar(_structural_tag({"format": INVALID[name]}))
 
 
 @pytest.mark.parametrize("spec", [{}, {"structures": []}, {"structures": [{"begin": "a"}], "triggers": ["a"]}], ids=str)
-def test_incomplete_tag_is_rejected(spec: Format) -> None:
+def test_incomplete_tag_is_rejected(spec):
     with pytest.raises(GrammarError):
         build_grammar(_structural_tag(spec))
 
 
 @pytest.mark.parametrize("write", [nested_tags, ended_alternatives, excluding_triggers])
-def test_grammar_is_as_long_as_the_tag(write: Callable[[int], Format]) -> None:
+def test_grammar_is_as_long_as_the_tag(write):
     def length(size: int) -> int:
         return len(structural_tag_grammar(json.dumps({"format": write(size)})))
 
@@ -184,7 +183,7 @@ def test_grammar_is_as_long_as_the_tag(write: Callable[[int], Format]) -> None:
 
 @pytest.mark.slow
 @needs_vllm
-def test_vllm_accepts_the_same_texts(tmp_path: Path) -> None:
+def test_vllm_accepts_the_same_texts(tmp_path):
     cases = [(TAGS[name][0], *TAGS[name][1:]) for name in TAGS] + [(INVALID[name], [], []) for name in INVALID]
     tags = [json.dumps({"type": "structural_tag", "format": given}) for given, _, _ in cases]
     asked = [

@@ -8,8 +8,6 @@ import struct
 import tracemalloc
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,14 +50,14 @@ def rejection(payload: bytes, limits: EmbedsLimits = LIMITS) -> str:
 @pytest.mark.parametrize("target", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("source", DTYPES)
 @pytest.mark.parametrize("write", [saved, lambda t: as_safetensors(prompt_embeds=t)], ids=["torch", "safetensors"])
-def test_numbers_are_cast_as_by_torch(write: Callable[..., bytes], source: str, target: str) -> None:
+def test_numbers_are_cast_as_by_torch(write, source, target):
     tiny, large = NORMAL * 1e-6, NORMAL * 1e4
     rows = torch.cat([NORMAL, tiny, large, torch.arange(16.0)[None] / 3]).to(getattr(torch, source))
     expected = rows.to(getattr(torch, target))
     assert torch.equal(load(write(rows), EmbedsLimits(64, 16, target)), expected)
 
 
-def test_rounding_to_bfloat16_equals_torch_s_for_every_kind_of_number() -> None:
+def test_rounding_to_bfloat16_equals_torch_s_for_every_kind_of_number():
     bits = np.random.default_rng(0).integers(0, 2**32, 1 << 20, dtype=np.uint32)
     ties = (np.arange(1 << 14, dtype=np.uint32) << np.uint32(16)) + np.uint32(0x8000)
     numbers = torch.from_numpy(np.concatenate([bits, ties]).view(np.float32))
@@ -88,33 +86,33 @@ def test_rounding_to_bfloat16_equals_torch_s_for_every_kind_of_number() -> None:
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 5])
-def test_tensors_of_any_memory_layout_are_read(rows: torch.Tensor, protocol: int) -> None:
+def test_tensors_of_any_memory_layout_are_read(rows, protocol):
     expected = rows.detach().to_dense().reshape(-1, 16).float()
     assert torch.equal(load(saved(rows, pickle_protocol=protocol)), expected)
 
 
-def test_the_last_rows_are_kept() -> None:
+def test_the_last_rows_are_kept():
     assert torch.equal(load(saved(NORMAL), truncate_to=2), NORMAL[-2:])
     assert torch.equal(load(saved(NORMAL), truncate_to=99), NORMAL)
     many = torch.cat([NORMAL] * 13)
     assert torch.equal(load(saved(many), truncate_to=63), many[2:])
 
 
-def test_the_tensor_named_prompt_embeds_is_found_among_others() -> None:
+def test_the_tensor_named_prompt_embeds_is_found_among_others():
     payload = as_safetensors(prompt_embeds=NORMAL, other=torch.zeros(3))
     assert torch.equal(load(payload), NORMAL)
     assert torch.equal(load(as_safetensors(anything=NORMAL)), NORMAL)
     assert "holds 2 tensors" in rejection(as_safetensors(a=NORMAL, b=NORMAL + 1))
 
 
-def test_numbers_in_the_model_s_dtype_are_not_copied() -> None:
+def test_numbers_in_the_model_s_dtype_are_not_copied():
     payload = pybase64.b64encode(as_safetensors(prompt_embeds=torch.zeros(60, 16)))
     rows = safe_load_prompt_embeds(payload, LIMITS)
     assert not np.frombuffer(rows.data, np.float32).flags.owndata
     assert rows.data.readonly, "it is the decoded payload itself"
 
 
-def test_base64_may_be_a_string_bytes_or_a_view() -> None:
+def test_base64_may_be_a_string_bytes_or_a_view():
     text = pybase64.b64encode_as_string(saved(NORMAL))
     for embeds in (text, text.encode(), memoryview(b"x" + text.encode())[1:]):
         assert torch.equal(to_torch(safe_load_prompt_embeds(embeds, LIMITS)), NORMAL)
@@ -133,13 +131,13 @@ def test_base64_may_be_a_string_bytes_or_a_view() -> None:
         ("A" * 100_000, "send fewer rows"),
     ],
 )
-def test_error_for_invalid_base64_or_an_unknown_file_names_the_fault(text: str, message: str) -> None:
+def test_error_for_invalid_base64_or_an_unknown_file_names_the_fault(text, message):
     with pytest.raises(RequestError, match=message) as caught:
         safe_load_prompt_embeds(text, LIMITS)
     assert caught.value.param == "prompt_embeds"
 
 
-def test_too_much_base64_is_rejected_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_much_base64_is_rejected_before_decoding(monkeypatch):
     monkeypatch.setattr(pybase64, "b64decode", lambda *_, **__: pytest.fail("it was decoded"))
     with pytest.raises(RequestError, match="send fewer rows"):
         safe_load_prompt_embeds("A" * (LIMITS.max_base64_chars + 1), LIMITS)
@@ -166,12 +164,12 @@ def test_too_much_base64_is_rejected_before_decoding(monkeypatch: pytest.MonkeyP
         pytest.param("text", "plain tensor", id="text"),
     ],
 )
-def test_error_for_a_tensor_that_does_not_fit_names_the_fault(rows: Any, message: str) -> None:
+def test_error_for_a_tensor_that_does_not_fit_names_the_fault(rows, message):
     assert message in rejection(saved(rows))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool, torch.uint8])
-def test_safetensors_of_integers_are_rejected(dtype: torch.dtype) -> None:
+def test_safetensors_of_integers_are_rejected(dtype):
     assert "must be one of F16, BF16, F32, F64" in rejection(
         as_safetensors(prompt_embeds=torch.zeros(5, 16, dtype=dtype))
     )
@@ -180,18 +178,18 @@ def test_safetensors_of_integers_are_rejected(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("number", "target"), [(1e6, "float16"), (3.4e38, "bfloat16"), (1e300, "float32")], ids=["f16", "bf16", "f32"]
 )
-def test_numbers_that_become_infinite_are_rejected(number: float, target: str) -> None:
+def test_numbers_that_become_infinite_are_rejected(number, target):
     rows = torch.zeros(3, 16, dtype=torch.float64)
     rows[2, 5] = number
     assert f"too large for {target} in row 2" in rejection(saved(rows), EmbedsLimits(64, 16, target))
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
-def test_sparse_tensors_in_another_layout_are_rejected() -> None:
+def test_sparse_tensors_in_another_layout_are_rejected():
     assert "a layout other than COO" in rejection(saved(NORMAL.to_sparse_csr()))
 
 
-def test_the_old_format_of_torch_is_rejected_with_advice() -> None:
+def test_the_old_format_of_torch_is_rejected_with_advice():
     assert "before 1.6" in rejection(saved(NORMAL, _use_new_zipfile_serialization=False))
 
 
@@ -221,7 +219,7 @@ def with_pickle(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
-def test_code_in_a_pickle_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int) -> None:
+def test_code_in_a_pickle_does_not_run(tmp_path, monkeypatch, protocol):
     monkeypatch.chdir(tmp_path)
     for payload in (
         with_pickle(pickle.dumps(HostileObject(), protocol)),
@@ -260,7 +258,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, monkeypatch: pytest.Monke
         pytest.param(bytes(range(256)), id="noise"),
     ],
 )
-def test_broken_pickles_are_rejected(content: bytes) -> None:
+def test_broken_pickles_are_rejected(content):
     tracemalloc.start()
     try:
         rejection(with_pickle(content))
@@ -281,7 +279,7 @@ def tensor_pickle(offset: int, size: tuple[int, ...], stride: tuple[int, ...], k
     return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"\x89NtR."
 
 
-def test_the_unchanged_pickle_of_the_following_tests_is_accepted() -> None:
+def test_the_unchanged_pickle_of_the_following_tests_is_accepted():
     assert torch.equal(load(with_pickle(tensor_pickle(0, (5, 16), (16, 1)))), NORMAL)
 
 
@@ -305,29 +303,29 @@ def test_the_unchanged_pickle_of_the_following_tests_is_accepted() -> None:
         pytest.param(0, (2**70, 16), (0, 0), id="more than an address"),
     ],
 )
-def test_a_tensor_cannot_reach_outside_its_storage(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+def test_a_tensor_cannot_reach_outside_its_storage(offset, size, stride):
     rejection(with_pickle(tensor_pickle(offset, size, stride)))
 
 
-def test_a_tensor_is_no_storage_of_another_one() -> None:
+def test_a_tensor_is_no_storage_of_another_one():
     """A view repeats its numbers: it is longer than the memory behind it."""
     view = tensor_pickle(0, (2**40,), (0,))[2:-1]
     rest = pickle.dumps(0, 2)[2:-1] + b"(K\x05K\x10t(K\x10K\x01t\x89N"
     rejection(with_pickle(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + view + rest + b"tR."))
 
 
-def test_a_missing_storage_is_rejected() -> None:
+def test_a_missing_storage_is_rejected():
     for key in ("../../etc/passwd", "1", "", "0/../0", "\0"):
         assert "missing" in rejection(with_pickle(tensor_pickle(0, (5, 16), (16, 1), key)))
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_zip_bomb_is_not_decompressed(compression: int) -> None:
+def test_a_zip_bomb_is_not_decompressed(compression):
     bomb = rewritten(lambda name, old: bytes(1 << 20) if "data/0" in name else old, compression)
     assert "compressed" in rejection(bomb, EmbedsLimits(1 << 20, 16, "float32"))
 
 
-def test_an_archive_of_a_million_entries_is_rejected_without_reading_them() -> None:
+def test_an_archive_of_a_million_entries_is_rejected_without_reading_them():
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as file:
         for i in range(1000):
@@ -335,7 +333,7 @@ def test_an_archive_of_a_million_entries_is_rejected_without_reading_them() -> N
     assert "more than one tensor" in rejection(out.getvalue(), EmbedsLimits(1 << 20, 16, "float32"))
 
 
-def test_truncated_files_and_files_with_a_changed_byte_are_harmless() -> None:
+def test_truncated_files_and_files_with_a_changed_byte_are_harmless():
     for payload in (saved(NORMAL), as_safetensors(prompt_embeds=NORMAL), saved(NORMAL.to_sparse())):
         for end in range(0, len(payload), 7):
             rejection(payload[:end])
@@ -364,13 +362,13 @@ def sparse(indices: list[list[int]], values: list[float], size: tuple[int, ...])
         pytest.param([[0, 2**40], [0, 0]], (5, 16), id="far"),
     ],
 )
-def test_sparse_indices_cannot_write_out_of_bounds(indices: list[list[int]], size: tuple[int, ...]) -> None:
+def test_sparse_indices_cannot_write_out_of_bounds(indices, size):
     """CVE-2025-62164 was a write out of bounds in `to_dense`."""
     assert "with the index" in rejection(sparse(indices, [1.0, 2.0], size))
 
 
 @pytest.mark.parametrize("size", [(2**20, 2**20), (2**40, 16), (63, 2**40), (65, 16)])
-def test_a_sparse_tensor_is_not_expanded_before_its_size_is_checked(size: tuple[int, ...]) -> None:
+def test_a_sparse_tensor_is_not_expanded_before_its_size_is_checked(size):
     tracemalloc.start()
     try:
         rejection(sparse([[0], [0]], [1.0], size))
@@ -403,12 +401,12 @@ def test_a_sparse_tensor_is_not_expanded_before_its_size_is_checked(size: tuple[
         b"{" + b" " * 70_000 + b"}",
     ],
 )
-def test_broken_safetensors_are_rejected(header: bytes) -> None:
+def test_broken_safetensors_are_rejected(header):
     payload = struct.pack("<Q", len(header)) + header + bytes(320)
     rejection(payload, EmbedsLimits(4096, 16, "float32"))
 
 
-def test_a_safetensors_header_longer_than_the_file_is_rejected() -> None:
+def test_a_safetensors_header_longer_than_the_file_is_rejected():
     rejection(struct.pack("<Q", 2**63) + b"{" + bytes(100))
 
 
@@ -426,9 +424,7 @@ def large_prompts() -> list[EmbedsPrompt]:
 
 
 @pytest.mark.alone
-async def test_the_loop_turns_while_embeddings_are_loaded(
-    tokenizer_folders: dict[str, Path], inline_executor: Executor, large_prompts: list[EmbedsPrompt]
-) -> None:
+async def test_the_loop_turns_while_embeddings_are_loaded(tokenizer_folders, inline_executor, large_prompts):
     folder = tokenizer_folders["byte_level"]
     files = ModelFiles(folder, folder)
     turns = []
@@ -444,7 +440,7 @@ async def test_the_loop_turns_while_embeddings_are_loaded(
     assert turns[1] < 10, "without a pool the loop stands still"
 
 
-def test_prompts_of_all_kinds_are_rendered_in_order(renderer: HfRenderer) -> None:
+def test_prompts_of_all_kinds_are_rendered_in_order(renderer):
     renderer.embeds_limits = LIMITS
     embeds = EmbedsPrompt(pybase64.b64encode(saved(NORMAL)))
     try:
@@ -464,7 +460,7 @@ def test_prompts_of_all_kinds_are_rendered_in_order(renderer: HfRenderer) -> Non
 
 
 @pytest.mark.thorough
-def test_threads_import_no_modules_and_torch_is_not_imported(tokenizer_folders: dict[str, Path]) -> None:
+def test_threads_import_no_modules_and_torch_is_not_imported(tokenizer_folders):
     code = """
 from server.config import ModelFiles, RendererConfig
 from server.renderers.embeds.prompt_embeds import EmbedsLimits

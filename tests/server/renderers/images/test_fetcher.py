@@ -60,23 +60,23 @@ def _answers(**response: Any) -> Handler:
 _IMAGE = _answers(body=b"image", content_type="text/html")
 
 
-async def test_images_are_fetched_from_an_address_that_the_operator_allows(serve: Serve) -> None:
+async def test_images_are_fetched_from_an_address_that_the_operator_allows(serve):
     url = await serve(_IMAGE)
     assert await _fetcher("127.0.0.1").fetch(f"{url}/a.png") == b"image"
 
 
-async def test_localhost_may_be_allowed_by_name(serve: Serve) -> None:
+async def test_localhost_may_be_allowed_by_name(serve):
     url = await serve(_IMAGE)
     assert await _fetcher("localhost").fetch(url.replace("127.0.0.1", "LOCALHOST")) == b"image"
 
 
-async def test_hosts_are_compared_as_the_network_does(serve: Serve) -> None:
+async def test_hosts_are_compared_as_the_network_does(serve):
     url = await serve(_IMAGE)
     assert await _fetcher("LocalHost.").fetch(url.replace("127.0.0.1", "localhost")) == b"image"
     assert _fetcher("Example.COM.", "[::1]")._domains == {"example.com", "::1"}
 
 
-async def test_nothing_is_fetched_if_no_host_is_allowed() -> None:
+async def test_nothing_is_fetched_if_no_host_is_allowed():
     with pytest.raises(MediaError, match="--allowed-media-domains"):
         await _fetcher().fetch("https://example.com/a.png")
 
@@ -99,18 +99,18 @@ async def test_nothing_is_fetched_if_no_host_is_allowed() -> None:
         "http://example。com.evil.com/",
     ],
 )
-async def test_other_hosts_are_rejected(url: str) -> None:
+async def test_other_hosts_are_rejected(url):
     with pytest.raises(MediaError, match="not among --allowed-media-domains"):
         await _fetcher("example.com").fetch(url)
 
 
-async def test_a_long_url_is_not_read() -> None:
+async def test_a_long_url_is_not_read():
     with pytest.raises(MediaError, match="the limit is 65536"):
         await _fetcher("example.com").fetch("http://example.com/" + "a" * 65_536)
 
 
 @pytest.mark.parametrize("url", ["ftp://example.com/", "gopher://x/", "image.png", "//example.com/a", "http://", ""])
-async def test_urls_other_than_http_are_rejected(url: str) -> None:
+async def test_urls_other_than_http_are_rejected(url):
     with pytest.raises(MediaError, match=r"must be http|not a URL"):
         await _fetcher("example.com").fetch(url)
 
@@ -126,18 +126,18 @@ PRIVATE = (
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_addresses_that_are_not_public_are_rejected(address: str) -> None:
+def test_addresses_that_are_not_public_are_rejected(address):
     with pytest.raises(MediaError, match="not on the public internet"):
         check_public(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
-def test_public_addresses_are_accepted(address: str) -> None:
+def test_public_addresses_are_accepted(address):
     check_public(address)
 
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "017700000001", "127.1", "0177.0.0.1", "①②⑦.⓪.⓪.①"])
-async def test_other_spellings_of_a_private_address_are_rejected_even_if_allowed(serve: Serve, host: str) -> None:
+async def test_other_spellings_of_a_private_address_are_rejected_even_if_allowed(serve, host):
     """The operator allowed such a name, but it is neither an address nor `localhost`.
 
     A resolver may accept it.
@@ -154,7 +154,7 @@ async def test_other_spellings_of_a_private_address_are_rejected_even_if_allowed
     assert served == []
 
 
-async def test_a_name_is_resolved_and_checked_again_for_each_hop(serve: Serve, monkeypatch: Any) -> None:
+async def test_a_name_is_resolved_and_checked_again_for_each_hop(serve, monkeypatch):
     """DNS rebinding: the first address is public, the next one is not."""
 
     port = (await serve(_answers(status=302, headers={"Location": "/again"}))).rpartition(":")[2]
@@ -177,7 +177,7 @@ async def test_a_name_is_resolved_and_checked_again_for_each_hop(serve: Serve, m
     assert next(addresses, None) is None
 
 
-async def test_a_name_that_resolves_to_a_private_address_is_rejected(serve: Serve, monkeypatch: Any) -> None:
+async def test_a_name_that_resolves_to_a_private_address_is_rejected(serve, monkeypatch):
     url = await serve(_IMAGE)
     port = url.rpartition(":")[2]
     _resolve_to(monkeypatch, "8.8.8.8", "127.0.0.1")
@@ -185,7 +185,7 @@ async def test_a_name_that_resolves_to_a_private_address_is_rejected(serve: Serv
         await _fetcher("images.example").fetch(f"http://images.example:{port}/")
 
 
-async def test_the_connection_uses_the_checked_address(monkeypatch: Any) -> None:
+async def test_the_connection_uses_the_checked_address(monkeypatch):
     """There is no second look-up, for which an attacker could return another address."""
     lookups = _resolve_to(monkeypatch, "8.8.8.8")
     connected: list[str] = []
@@ -200,7 +200,7 @@ async def test_the_connection_uses_the_checked_address(monkeypatch: Any) -> None
     assert (lookups, connected) == (["images.example"], ["8.8.8.8"])
 
 
-async def test_an_allowed_private_address_does_not_allow_names_to_be_private(monkeypatch: Any) -> None:
+async def test_an_allowed_private_address_does_not_allow_names_to_be_private(monkeypatch):
     _resolve_to(monkeypatch, "127.0.0.1")
     resolver = PublicResolver(frozenset({"localhost"}))
     assert [result["host"] for result in await resolver.resolve("localhost")] == ["127.0.0.1"]
@@ -208,7 +208,7 @@ async def test_an_allowed_private_address_does_not_allow_names_to_be_private(mon
         await resolver.resolve("images.example")
 
 
-async def test_a_redirect_is_followed_to_an_allowed_host(serve: Serve) -> None:
+async def test_a_redirect_is_followed_to_an_allowed_host(serve):
     async def handler(request: web.Request) -> web.Response:
         if request.path == "/a":
             return web.Response(status=302, headers={"Location": "/b"})
@@ -232,26 +232,26 @@ async def test_a_redirect_is_followed_to_an_allowed_host(serve: Serve) -> None:
         ("/a", "redirects more than 5 times"),
     ],
 )
-async def test_a_redirect_to_another_host_is_rejected(serve: Serve, target: str, message: str) -> None:
+async def test_a_redirect_to_another_host_is_rejected(serve, target, message):
     url = await serve(_answers(status=307, headers={"Location": target} if target else {}))
     with pytest.raises(MediaError, match=message):
         await _fetcher("127.0.0.1").fetch(url + "/a")
 
 
-async def test_redirects_can_be_disabled(serve: Serve) -> None:
+async def test_redirects_can_be_disabled(serve):
     url = await serve(_answers(status=301, headers={"Location": "/b"}))
     with pytest.raises(MediaError, match="VLLM_MEDIA_URL_ALLOW_REDIRECTS"):
         await _fetcher("127.0.0.1", media_url_allow_redirects=False).fetch(url)
 
 
 @pytest.mark.parametrize("status", [204, 304, 403, 404, 500])
-async def test_an_http_error_of_the_other_server_is_reported(serve: Serve, status: int) -> None:
+async def test_an_http_error_of_the_other_server_is_reported(serve, status):
     url = await serve(_answers(status=status))
     with pytest.raises(MediaError, match=f"HTTP status {status}"):
         await _fetcher("127.0.0.1").fetch(url)
 
 
-async def test_fetching_from_a_slow_server_times_out(serve: Serve) -> None:
+async def test_fetching_from_a_slow_server_times_out(serve):
     """The timeout applies to the whole response, however often the server sends data."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -267,13 +267,13 @@ async def test_fetching_from_a_slow_server_times_out(serve: Serve) -> None:
             await _fetcher("127.0.0.1", image_fetch_timeout_s=1).fetch(url)
 
 
-async def test_a_response_with_a_too_large_content_length_is_not_read(serve: Serve) -> None:
+async def test_a_response_with_a_too_large_content_length_is_not_read(serve):
     url = await serve(_answers(body=bytes(1 + (1 << 20))))
     with pytest.raises(MediaError, match="larger than 1048576 bytes"):
         await _fetcher("127.0.0.1", max_media_mb=1).fetch(url)
 
 
-async def test_an_endless_response_is_cut_off(serve: Serve) -> None:
+async def test_an_endless_response_is_cut_off(serve):
     sent = 0
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -290,7 +290,7 @@ async def test_an_endless_response_is_cut_off(serve: Serve) -> None:
     assert sent < 1 << 26
 
 
-async def test_compressed_responses_are_not_decompressed(serve: Serve) -> None:
+async def test_compressed_responses_are_not_decompressed(serve):
     async def handler(request: web.Request) -> web.Response:
         assert request.headers["Accept-Encoding"] == "identity"
         return web.Response(body=b"packed", headers={"Content-Encoding": "gzip"})
@@ -298,7 +298,7 @@ async def test_compressed_responses_are_not_decompressed(serve: Serve) -> None:
     assert await _fetcher("127.0.0.1").fetch(await serve(handler)) == b"packed"
 
 
-async def test_an_aborted_connection_is_an_error(serve: Serve) -> None:
+async def test_an_aborted_connection_is_an_error(serve):
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "100"})
         await response.prepare(request)
@@ -311,7 +311,7 @@ async def test_an_aborted_connection_is_an_error(serve: Serve) -> None:
         await _fetcher("127.0.0.1").fetch(await serve(handler))
 
 
-async def test_a_refused_connection_is_an_error() -> None:
+async def test_a_refused_connection_is_an_error():
     with socket.socket() as taken:  # bound but not listening
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(MediaError, match="fetching the image failed"):

@@ -83,7 +83,7 @@ CONVERSATIONS = {
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_and_tensors_equal_those_of_transformers(build: Build, family: str, name: str) -> None:
+def test_tokens_and_tensors_equal_those_of_transformers(build, family, name):
     renderer = build(family)
     processor = renderer._images._processor
     if getattr(processor, "video_processor", processor) is None:
@@ -112,7 +112,7 @@ def test_tokens_and_tensors_equal_those_of_transformers(build: Build, family: st
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_without_images_has_the_processors_tokens_and_no_tensors(build: Build, family: str) -> None:
+def test_text_without_images_has_the_processors_tokens_and_no_tensors(build, family):
     renderer = build(family)
     prompt = _render(renderer, {"role": "user", "content": "Hello"})
     processor = renderer._images._processor
@@ -125,7 +125,7 @@ def test_text_without_images_has_the_processors_tokens_and_no_tensors(build: Bui
     assert prompt.token_ids == renderer.tokenizer.encode(text, add_special_tokens=True)
 
 
-def test_a_template_that_expects_text_gets_the_image_token_before_the_text(build: Build) -> None:
+def test_a_template_that_expects_text_gets_the_image_token_before_the_text(build):
     template = "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
     renderer = build("llava", chat_template=template)
     prompt = _render(renderer, _message("What?", image()))
@@ -140,7 +140,7 @@ def test_a_template_that_expects_text_gets_the_image_token_before_the_text(build
         {"type": "image_url", "image_url": {"url": _url(image()), "detail": "low"}},
     ],
 )
-def test_every_form_of_an_image_part_is_accepted(build: Build, part: dict[str, Any]) -> None:
+def test_every_form_of_an_image_part_is_accepted(build, part):
     assert _render(build(), {"role": "user", "content": [part]}).inputs is not None
 
 
@@ -161,26 +161,26 @@ def test_every_form_of_an_image_part_is_accepted(build: Build, part: dict[str, A
         ({"type": "text", "text": "<|image_pad|>"}, "no text may contain"),
     ],
 )
-def test_error_for_an_invalid_part_names_the_fault(build: Build, part: dict[str, Any], message: str) -> None:
+def test_error_for_an_invalid_part_names_the_fault(build, part, message):
     content = [part] if part["type"] != "text" else [part, _image_part(image())]
     with pytest.raises(RequestError, match=message) as caught:
         _render(build(), {"role": "user", "content": content})
     assert (caught.value.status, caught.value.param) == (400, "messages")
 
 
-def test_more_images_than_allowed_are_rejected(build: Build) -> None:
+def test_more_images_than_allowed_are_rejected(build):
     renderer = build(limit_mm_per_prompt={"image": 2})
     assert _render(renderer, _message(image(), image()))
     with pytest.raises(RequestError, match=r"At most 2 image\(s\)"):
         _render(renderer, _message(image(), image()), _message(image()))
 
 
-def test_images_of_too_many_pixels_are_rejected(build: Build) -> None:
+def test_images_of_too_many_pixels_are_rejected(build):
     with pytest.raises(RequestError, match=r"messages\[0\].content\[0\]: the image has 56x56 pixels"):
         _render(build(max_image_pixels=3000), _message(image()))
 
 
-def test_images_beyond_the_models_context_are_not_processed(build: Build) -> None:
+def test_images_beyond_the_models_context_are_not_processed(build):
     renderer = build(limit_mm_per_prompt={"image": 20})
     renderer.max_model_len = 10
     images = [image(56, 56, seed=seed) for seed in range(20)]
@@ -190,7 +190,7 @@ def test_images_beyond_the_models_context_are_not_processed(build: Build) -> Non
     assert renderer.mm_cache.num_queries == 3
 
 
-async def test_a_client_that_leaves_ends_the_processing_of_its_images(build: Build) -> None:
+async def test_a_client_that_leaves_ends_the_processing_of_its_images(build):
     renderer = build(limit_mm_per_prompt={"image": 20})
     images = [image(56, 56, seed=seed) for seed in range(20)]
     rendering = asyncio.create_task(render_with_images(renderer, [_message(*images)], ChatOptions()))
@@ -202,7 +202,7 @@ async def test_a_client_that_leaves_ends_the_processing_of_its_images(build: Bui
     assert renderer.mm_cache.num_queries < 20
 
 
-async def test_images_are_held_bytes_until_they_are_processed(build: Build) -> None:
+async def test_images_are_held_bytes_until_they_are_processed(build):
     admission = Admission(LimitsConfig(max_held_bytes=1000))
     messages = [_message(image(56, 56))]
     with admission.hold(0) as lease:
@@ -213,7 +213,7 @@ async def test_images_are_held_bytes_until_they_are_processed(build: Build) -> N
         assert admission.num_held_bytes == 0
 
 
-def test_images_that_are_processed_together_are_limited_together(build: Build) -> None:
+def test_images_that_are_processed_together_are_limited_together(build):
     """Those of different sizes; all of their pixels are in memory."""
     images = [image(100, 60), image(30, 300, seed=1)]
     with pytest.raises(RequestError, match="30x300 pixels, more than 4000 in all"):
@@ -221,17 +221,17 @@ def test_images_that_are_processed_together_are_limited_together(build: Build) -
     assert _tensors(_render(build("llava_next", max_image_pixels=15_000), _message(*images)))
 
 
-def test_proportions_that_the_processor_rejects_are_a_request_error(build: Build) -> None:
+def test_proportions_that_the_processor_rejects_are_a_request_error(build):
     with pytest.raises(RequestError, match="aspect ratio"):
         _render(build("qwen2_vl"), _message(Image.new("RGB", (2000, 4))))
 
 
-def test_images_cannot_be_combined_with_truncation(build: Build) -> None:
+def test_images_cannot_be_combined_with_truncation(build):
     with pytest.raises(RequestError, match="truncate_prompt_tokens"):
         _render(build(), _message(image()), truncate_prompt_tokens=5)
 
 
-def test_local_files_are_read_if_the_operator_allows_it(build: Build, tmp_path: Path) -> None:
+def test_local_files_are_read_if_the_operator_allows_it(build, tmp_path):
     (tmp_path / "a.png").write_bytes(as_bytes(image(seed=3)))
     part = {"type": "image_url", "image_url": {"url": f"file://{tmp_path}/a.png"}}
     renderer = build(allowed_local_media_path=str(tmp_path))
@@ -240,7 +240,7 @@ def test_local_files_are_read_if_the_operator_allows_it(build: Build, tmp_path: 
     assert renderer.mm_cache.num_hits == 1
 
 
-def test_settings_of_the_operator_and_of_trusted_requests_apply(build: Build) -> None:
+def test_settings_of_the_operator_and_of_trusted_requests_apply(build):
     size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}
     plain = len(_render(build(), _message(image(112, 112))).token_ids)
     by_operator = len(_render(build(mm_processor_kwargs={"size": size}), _message(image(112, 112))).token_ids)
@@ -253,7 +253,7 @@ def test_settings_of_the_operator_and_of_trusted_requests_apply(build: Build) ->
         _render(trusting, _message(image()), mm_processor_kwargs={"size": "large"})
 
 
-def test_an_image_is_processed_once_per_setting(build: Build) -> None:
+def test_an_image_is_processed_once_per_setting(build):
     renderer = build(trust_request_mm_kwargs=True)
     first = _render(renderer, _message(image(seed=1)))
     assert (renderer.mm_cache.num_queries, renderer.mm_cache.num_hits) == (1, 0)
@@ -264,14 +264,14 @@ def test_an_image_is_processed_once_per_setting(build: Build) -> None:
     assert renderer.mm_cache.num_hits == 1
 
 
-def test_without_cache_memory_no_image_is_kept(build: Build) -> None:
+def test_without_cache_memory_no_image_is_kept(build):
     renderer = build(mm_processor_cache_gb=0)
     for _ in range(2):
         _render(renderer, _message(image()))
     assert (len(renderer.mm_cache), renderer.mm_cache.num_hits) == (0, 0)
 
 
-def test_the_least_recently_used_image_is_evicted_first() -> None:
+def test_the_least_recently_used_image_is_evicted_first():
     cache = ProcessorCache(max_bytes=250)
     for name in "abc":
         cache.put(name, _images(100))
@@ -283,7 +283,7 @@ def test_the_least_recently_used_image_is_evicted_first() -> None:
 
 
 @pytest.mark.thorough
-def test_threads_import_no_modules_after_a_lean_start(folders: dict[str, Path]) -> None:
+def test_threads_import_no_modules_after_a_lean_start(folders):
     """Loads as a launcher does, where only the main thread imports; then renders images in every format."""
     code = """
 from server.config import ModelFiles, RendererConfig
@@ -307,9 +307,7 @@ print(seen, "torch._dynamo" in sys.modules, "sympy" in sys.modules)
     assert run_watched(code, folders["qwen2_vl"], *urls) == "[] False False\n"
 
 
-def test_processors_are_loaded_from_every_file_format_on_the_hub(
-    build: Build, folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_processors_are_loaded_from_every_file_format_on_the_hub(build, folders, tmp_path):
     """A template in chat_template.json, an older class name, and the files that transformers 5 writes."""
     plain = build("qwen2_vl")
     wanted = _render(plain, _message("Look: ", image(100, 60)))
@@ -336,7 +334,7 @@ def test_processors_are_loaded_from_every_file_format_on_the_hub(
         assert np.array_equal(_tensors(found)["pixel_values"], _tensors(wanted)["pixel_values"])
 
 
-def test_without_images_the_plain_renderer_is_used(folders: dict[str, Path]) -> None:
+def test_without_images_the_plain_renderer_is_used(folders):
     path = folders["qwen2_vl"]
     with build_renderer(ModelFiles(path, path), RendererConfig(limit_mm_per_prompt={"image": 0})) as renderer:
         assert not isinstance(renderer, VisionRenderer)
@@ -346,7 +344,7 @@ def test_without_images_the_plain_renderer_is_used(folders: dict[str, Path]) -> 
         assert isinstance(renderer, VisionRenderer)
 
 
-def test_a_missing_processor_fails_the_start(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_missing_processor_fails_the_start(folders, tmp_path):
     for file in folders["llava"].iterdir():
         if not file.name.startswith("preprocessor"):
             (tmp_path / file.name).symlink_to(file)
@@ -360,7 +358,7 @@ def _images(num_bytes: int) -> ProcessedImages:
 
 @pytest.mark.thorough
 @pytest.mark.alone
-async def test_the_loop_turns_while_images_are_decoded_and_processed(folders: dict[str, Path]) -> None:
+async def test_the_loop_turns_while_images_are_decoded_and_processed(folders):
     """The inline renderer shows that the test would fail if the work ran on the loop."""
     path = folders["llava"]
     large = _message("What is it?", *(image(2500, 2500, seed=seed) for seed in range(3)))

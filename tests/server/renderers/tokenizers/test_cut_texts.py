@@ -1,14 +1,13 @@
 """Long texts are cut as by transformers, without a change of the tokenizer that all threads share."""
 
 from itertools import product
-from pathlib import Path
 
 import pytest
 from tokenizers import processors
 
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 from server.renderers.tokenizers.loading import load_tokenizer
-from server.renderers.tokenizers.tokenizer import Cut, Side
+from server.renderers.tokenizers.tokenizer import Cut
 from tests.server.renderers.conftest import KINDS
 
 TEXTS = ["the quick brown fox", "a dog", "x", None]
@@ -16,7 +15,7 @@ TEXTS = ["the quick brown fox", "a dog", "x", None]
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", [*KINDS, "pairs"])
-def test_one_text_or_two_are_cut_as_by_transformers(kind: str, side: Side, tokenizer_folders: dict[str, Path]) -> None:
+def test_one_text_or_two_are_cut_as_by_transformers(kind, side, tokenizer_folders):
     folder = tokenizer_folders["wordpiece" if kind == "pairs" else kind]
     loaded, reference = load_tokenizer(folder), load_tokenizer(folder)
     reference.truncation_side = side

@@ -43,14 +43,14 @@ def folder(tokenizer_folders: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(tokenizer_folders["byte_level"], tmp_path / "model"))
 
 
-def test_a_kept_tokenizer_is_used_once(folder: Path) -> None:
+def test_a_kept_tokenizer_is_used_once(folder):
     keep_tokenizer(folder)
     kept = _kept[folder.resolve()][1]
     assert load_tokenizer(folder) is kept
     assert load_tokenizer(folder) is not kept
 
 
-def test_it_is_found_by_another_path_to_the_folder(folder: Path, tmp_path: Path) -> None:
+def test_it_is_found_by_another_path_to_the_folder(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     keep_tokenizer(folder)
     kept = _kept[folder.resolve()][1]
@@ -58,7 +58,7 @@ def test_it_is_found_by_another_path_to_the_folder(folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("change", ["write", "replace", "add", "remove", "template"])
-def test_it_is_not_used_after_a_change_of_its_folder(folder: Path, change: str) -> None:
+def test_it_is_not_used_after_a_change_of_its_folder(folder, change):
     keep_tokenizer(folder)
     kept = _kept[folder.resolve()][1]
     config = folder / "tokenizer_config.json"
@@ -80,21 +80,21 @@ def test_it_is_not_used_after_a_change_of_its_folder(folder: Path, change: str) 
     assert load_tokenizer(folder) is not kept
 
 
-def test_a_models_own_code_is_not_replaced_by_a_kept_tokenizer(folder: Path) -> None:
+def test_a_models_own_code_is_not_replaced_by_a_kept_tokenizer(folder):
     keep_tokenizer(folder)
     kept = _kept[folder.resolve()][1]
     assert load_tokenizer(folder, trust_remote_code=True) is not kept
     assert load_tokenizer(folder) is kept
 
 
-def test_a_broken_folder_keeps_nothing(tmp_path: Path) -> None:
+def test_a_broken_folder_keeps_nothing(tmp_path):
     with pytest.raises(TokenizerLoadError):
         keep_tokenizer_of(ModelFiles(tmp_path, tmp_path))
     assert tmp_path.resolve() not in _kept
 
 
 @pytest.mark.thorough
-def test_a_fork_uses_it_and_keeping_starts_no_thread(folder: Path) -> None:
+def test_a_fork_uses_it_and_keeping_starts_no_thread(folder):
     run = subprocess.run([sys.executable, "-c", _KEEP_AND_FORK, folder], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     before, after, token_ids = json.loads(run.stdout)

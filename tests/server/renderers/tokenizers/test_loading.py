@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -61,9 +60,7 @@ def assert_same_tokenizer(path: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_the_chosen_class_equals_auto_tokenizer_s(
-    model_type: str, tokenizer_folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_the_chosen_class_equals_auto_tokenizer_s(model_type, tokenizer_folders, tmp_path):
     for number, class_name in enumerate(NAMED):
         (folder := tmp_path / str(number)).mkdir()
         config = {"model_type": model_type}
@@ -90,12 +87,8 @@ def test_the_chosen_class_equals_auto_tokenizer_s(
     ],
 )
 def test_checkpoints_of_other_kinds_load_as_with_auto_tokenizer(
-    kind: str,
-    model_types: Iterable[str | None],
-    class_names: list[str | None],
-    tokenizer_folders: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+    kind, model_types, class_names, tokenizer_folders, tmp_path
+):
     for index, (model_type, class_name) in enumerate(product(model_types, class_names)):
         config = None if model_type is None else {"model_type": model_type}
         path = checkpoint(tokenizer_folders[kind], tmp_path / str(index), config, tokenizer_class=class_name)
@@ -107,20 +100,18 @@ def test_checkpoints_of_other_kinds_load_as_with_auto_tokenizer(
     ("model_type", "class_name"),
     [("lxmert", None), ("lxmert", "BertTokenizer"), ("wholly_new", None), ("siglip2", "TokenizersBackend")],
 )
-def test_types_missing_in_the_tables_are_loaded_by_auto_tokenizer(
-    model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_types_missing_in_the_tables_are_loaded_by_auto_tokenizer(model_type, class_name, tokenizer_folders, tmp_path):
     path = checkpoint(tokenizer_folders["wordpiece"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
     assert needs_torch(path)
     assert_same_tokenizer(path)
 
 
-def test_the_real_model_loads_as_with_auto_tokenizer(model_path: Path) -> None:
+def test_the_real_model_loads_as_with_auto_tokenizer(model_path):
     assert not needs_torch(model_path)
     assert_same_tokenizer(model_path)
 
 
-def test_every_model_type_that_overrides_a_generic_class_is_listed() -> None:
+def test_every_model_type_that_overrides_a_generic_class_is_listed():
     overruling = {
         model_type
         for model_type in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
@@ -129,7 +120,7 @@ def test_every_model_type_that_overrides_a_generic_class_is_listed() -> None:
     assert overruling <= tokenizer_loading._FIXED_CLASS.keys()
 
 
-def test_remote_code_and_other_formats_need_torch(tokenizer_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_remote_code_and_other_formats_need_torch(tokenizer_folders, tmp_path):
     source = tokenizer_folders["byte_level"]
     remote = checkpoint(source, tmp_path / "remote", {"model_type": "llama"}, auto_map={"AutoTokenizer": ["x.Y", None]})
     assert needs_torch(remote)
@@ -141,16 +132,14 @@ def test_remote_code_and_other_formats_need_torch(tokenizer_folders: dict[str, P
     assert needs_torch(slow)
 
 
-def test_a_byte_level_vocabulary_under_llama_s_name_keeps_its_spaces(
-    tokenizer_folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_byte_level_vocabulary_under_llama_s_name_keeps_its_spaces(tokenizer_folders, tmp_path):
     source = tokenizer_folders["byte_level"]
     path = checkpoint(source, tmp_path, {"model_type": "llama"}, tokenizer_class="LlamaTokenizerFast")
     tokenizer = load_tokenizer(path)
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
 
 
-def test_needs_torch_imports_only_the_standard_library(model_path: Path) -> None:
+def test_needs_torch_imports_only_the_standard_library(model_path):
     script = (
         "import sys\nfrom pathlib import Path\n"
         "from server.renderers.tokenizers.loading import needs_torch\n"
@@ -165,9 +154,7 @@ def test_needs_torch_imports_only_the_standard_library(model_path: Path) -> None
     ("name", "content"),
     [("tokenizer.json", "{oops"), ("tokenizer.json", "{}"), ("tokenizer_config.json", "{oops"), ("config.json", "[]")],
 )
-def test_a_corrupt_file_is_one_clear_line(
-    name: str, content: str, tokenizer_folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_corrupt_file_is_one_clear_line(name, content, tokenizer_folders, tmp_path):
     path = checkpoint(tokenizer_folders["byte_level"], tmp_path, {"model_type": "llama"})
     (path / name).write_text(content)
     with pytest.raises(TokenizerLoadError) as raised:
@@ -176,14 +163,14 @@ def test_a_corrupt_file_is_one_clear_line(
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_tokenizer_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_one_clear_line(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(TokenizerLoadError, match=str(path)) as raised:
             load_tokenizer(path)
         assert "\n" not in str(raised.value)
 
 
-def test_untrusted_remote_code_is_rejected(tokenizer_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_untrusted_remote_code_is_rejected(tokenizer_folders, tmp_path):
     source = tokenizer_folders["byte_level"]
     remote = {"auto_map": {"AutoTokenizer": ["code.Mine", None]}, "tokenizer_class": "MyTokenizer"}
     path = checkpoint(source, tmp_path, {"model_type": "wholly_new"}, **remote)
@@ -191,9 +178,7 @@ def test_untrusted_remote_code_is_rejected(tokenizer_folders: dict[str, Path], t
         load_tokenizer(path)
 
 
-def test_trusted_remote_code_is_loaded(
-    tokenizer_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trusted_remote_code_is_loaded(tokenizer_folders, tmp_path, monkeypatch):
     """Uses its own module cache: the default one below HOME is shared with other test runs."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     source = tokenizer_folders["byte_level"]

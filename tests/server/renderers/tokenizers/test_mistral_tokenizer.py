@@ -1,7 +1,6 @@
 """Mistral's tokenizers, compared with mistral-common itself, and the choice of the file."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
@@ -25,7 +24,7 @@ def named(renderer: MistralRenderer, name: str) -> int:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text_encodes_and_decodes_as_with_mistral_common(mistral: MistralRenderer, text: str) -> None:
+def test_text_encodes_and_decodes_as_with_mistral_common(mistral, text):
     raw = mistral._mistral.loaded.instruct_tokenizer.tokenizer
     for bos in (True, False):
         expected = raw.encode(text, bos=bos, eos=False)
@@ -35,29 +34,29 @@ def test_text_encodes_and_decodes_as_with_mistral_common(mistral: MistralRendere
         assert mistral.detokenize(expected) == "<s>" * bos + text
 
 
-def test_special_tokens_in_a_text_are_encoded_as_text(mistral: MistralRenderer) -> None:
+def test_special_tokens_in_a_text_are_encoded_as_text(mistral):
     assert not set(encode(mistral, "</s><s>[INST][TOOL_CALLS]")) & mistral.tokenizer.added_tokens.keys()
 
 
-def test_tokens_have_the_bytes_of_the_text(mistral: MistralRenderer, mistral_kind: str) -> None:
+def test_tokens_have_the_bytes_of_the_text(mistral, mistral_kind):
     before = "" if "tekken" in mistral_kind else " "
     for text in TEXTS:
         assert b"".join(map(mistral.token_bytes, encode(mistral, text))) == (before + text).encode()
 
 
-def test_tokenizer_properties(build_mistral: Build, mistral: MistralRenderer) -> None:
+def test_tokenizer_properties(build_mistral, mistral):
     assert mistral.token_bytes(mistral.eos_token_id or 0) == b"</s>"
     assert (build_mistral("v1").vocab_size, build_mistral("v3").vocab_size) == (32000, 32768)
     tekken = build_mistral("tekken_v3")
     assert (tekken.vocab_size, tekken.eos_token_id, len(tekken.tokenizer.added_tokens)) == (131072, 2, 1000)
 
 
-def test_more_spaces_than_tekken_can_encode_are_rejected(build_mistral: Build) -> None:
+def test_more_spaces_than_tekken_can_encode_are_rejected(build_mistral):
     with pytest.raises(RequestError, match="cannot be tokenized"):
         build_mistral("tekken_v3").render_text("x" + " " * 1_100_000 + "x", TextOptions())
 
 
-def test_special_tokens_are_skipped_except_those_that_delimit_calls_and_reasoning(mistral: MistralRenderer) -> None:
+def test_special_tokens_are_skipped_except_those_that_delimit_calls_and_reasoning(mistral):
     names = ("[THINK]", "[/THINK]", "[TOOL_CALLS]", "[ARGS]", "[INST]", "</s>")
     known = [name for name in names if name in mistral.tokenizer.added_tokens.values()]
     token_ids = [part for name in known for part in (named(mistral, name), *encode(mistral, "a b"))]
@@ -87,14 +86,14 @@ def test_special_tokens_are_skipped_except_those_that_delimit_calls_and_reasonin
         ([], None),
     ],
 )
-def test_the_newest_file_is_used(names: list[str], expected: str | None, tmp_path: Path) -> None:
+def test_the_newest_file_is_used(names, expected, tmp_path):
     for name in names:
         (tmp_path / name).touch()
     found = find_mistral_file(tmp_path)
     assert (found and found.name) == expected
 
 
-def test_the_path_may_be_the_file_itself(mistral_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_path_may_be_the_file_itself(mistral_folders, tmp_path):
     file = mistral_folders["v3"] / "mistral_instruct_tokenizer_240323.model.v3"
     assert find_mistral_file(file) == file
     assert MistralTokenizer.from_folder(file).version == 3
@@ -111,7 +110,7 @@ def test_the_path_may_be_the_file_itself(mistral_folders: dict[str, Path], tmp_p
         (["model.safetensors", "tekken.json"], False),
     ],
 )
-def test_mistral_s_own_releases_are_recognized(names: list[str], expected: bool, tmp_path: Path) -> None:
+def test_mistral_s_own_releases_are_recognized(names, expected, tmp_path):
     for name in names:
         (tmp_path / name).touch()
     assert is_mistral_format(tmp_path) is expected
@@ -128,7 +127,7 @@ def test_mistral_s_own_releases_are_recognized(names: list[str], expected: bool,
         ("tokenizer.model.v99", "", "tokenizer.model.v99: "),
     ],
 )
-def test_a_missing_or_broken_file_fails_the_start(name: str | None, content: str, words: str, tmp_path: Path) -> None:
+def test_a_missing_or_broken_file_fails_the_start(name, content, words, tmp_path):
     if name is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(TokenizerLoadError, match=words) as raised:

@@ -23,7 +23,7 @@ def slow_renderer(tmp_path: Path, build_inline: Callable[..., HfRenderer]) -> Hf
     return build_inline(tmp_path, chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
 
 
-def test_it_renders_and_decodes(slow_renderer: HfRenderer) -> None:
+def test_it_renders_and_decodes(slow_renderer):
     prompt = slow_renderer.render_chat([{"role": "user", "content": TEXT}], ChatOptions())
     assert prompt.text == "user: " + TEXT
     assert slow_renderer.detokenize(prompt.token_ids) == prompt.text
@@ -33,7 +33,7 @@ def test_it_renders_and_decodes(slow_renderer: HfRenderer) -> None:
         slow_renderer.detokenize([slow_renderer.vocab_size])
 
 
-def test_it_decodes_token_by_token(slow_renderer: HfRenderer) -> None:
+def test_it_decodes_token_by_token(slow_renderer):
     token_ids = slow_renderer.render_text(TEXT, TextOptions(add_special_tokens=False)).token_ids
     detokenizer = slow_renderer.create_detokenizer()
     pieces = [detokenizer.append([token_id]).text for token_id in token_ids]
@@ -41,7 +41,7 @@ def test_it_decodes_token_by_token(slow_renderer: HfRenderer) -> None:
     assert set(pieces) <= {"", *TEXT}
 
 
-def test_it_stops_at_a_stop_string(slow_renderer: HfRenderer) -> None:
+def test_it_stops_at_a_stop_string(slow_renderer):
     token_ids = slow_renderer.render_text(TEXT, TextOptions(add_special_tokens=False)).token_ids
     detokenizer = slow_renderer.create_detokenizer(stop=["😀"], prompt=PromptTail(token_ids[:3]))
     assert detokenizer.append(token_ids[3:]) == (TEXT[2:].partition("😀")[0], "😀")

@@ -46,15 +46,13 @@ async def server_of(response: aiohttp.ClientResponse) -> str:
 @pytest.mark.parametrize(
     ("model", "server"), [("org/first", "org/first"), ("one", "org/first"), ("lora", "org/first"), ("second", "second")]
 )
-async def test_the_body_names_the_model(
-    router: SmallRouter, client: aiohttp.ClientSession, model: str, server: str
-) -> None:
+async def test_the_body_names_the_model(router, client, model, server):
     await serve_two(router)
     async with client.post(router.url + CHAT, json={"model": model}) as response:
         assert await server_of(response) == server
 
 
-async def test_a_form_names_the_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_a_form_names_the_model(router, client):
     await serve_two(router)
     form = aiohttp.FormData()
     form.add_field("file", b"\r\n--" * 200_000, filename="a.wav")
@@ -63,7 +61,7 @@ async def test_a_form_names_the_model(router: SmallRouter, client: aiohttp.Clien
         assert await server_of(response) == "second"
 
 
-async def test_the_query_names_the_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_the_query_names_the_model(router, client):
     await serve_two(router)
     for method in ("GET", "POST", "DELETE"):
         async with client.request(method, router.url + "/tokenizer_info?model=org%2Ffirst") as response:
@@ -80,21 +78,19 @@ async def test_the_query_names_the_model(router: SmallRouter, client: aiohttp.Cl
         ("/upstream/one//health", "org/first", "//health"),
     ],
 )
-async def test_the_path_names_the_model(
-    router: SmallRouter, client: aiohttp.ClientSession, path: str, server: str, target: str
-) -> None:
+async def test_the_path_names_the_model(router, client, path, server, target):
     await serve_two(router)
     async with client.get(aiohttp.client.URL(router.url + path, encoded=True)) as response:
         assert await response.json() == {"server": server, "target": target}
 
 
-async def test_the_path_wins_over_the_body(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_the_path_wins_over_the_body(router, client):
     await serve_two(router)
     async with client.post(router.url + "/upstream/second/v1/x", json={"model": "unknown"}) as response:
         assert await server_of(response) == "second"
 
 
-async def test_the_only_model_needs_no_name(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_the_only_model_needs_no_name(router, client):
     await router.serve("m")
     await router.start_model("m", telling("m"))
     for body in (b"{}", b'{"model":null}', b"no json", b""):
@@ -102,7 +98,7 @@ async def test_the_only_model_needs_no_name(router: SmallRouter, client: aiohttp
             assert await server_of(response) == "m"
 
 
-async def test_what_a_browser_asks_for_starts_nothing(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_what_a_browser_asks_for_starts_nothing(router, client):
     await router.serve("m")
     async with client.get(router.url + "/favicon.ico") as response:
         assert response.status == 404
@@ -123,9 +119,7 @@ async def test_what_a_browser_asks_for_starts_nothing(router: SmallRouter, clien
         (b'["second"]', 400, "The request body is not valid JSON, or not an object."),
     ],
 )
-async def test_a_request_without_a_known_model(
-    router: SmallRouter, client: aiohttp.ClientSession, body: bytes, status: int, text: str
-) -> None:
+async def test_a_request_without_a_known_model(router, client, body, status, text):
     await serve_two(router)
     async with client.post(router.url + CHAT, data=body) as response:
         assert response.status == status
@@ -135,16 +129,14 @@ async def test_a_request_without_a_known_model(
     assert error == {"message": text, "type": kind, "param": param, "code": status}
 
 
-async def test_a_name_of_a_megabyte_is_shown_short(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_a_name_of_a_megabyte_is_shown_short(router, client):
     await serve_two(router)
     async with client.post(router.url + CHAT, json={"model": "x" * (1 << 20)}) as response:
         assert response.status == 404
         assert len(await response.read()) < 1000
 
 
-async def test_stored_responses_are_found_at_the_model_that_has_them(
-    router: SmallRouter, client: aiohttp.ClientSession
-) -> None:
+async def test_stored_responses_are_found_at_the_model_that_has_them(router, client):
     asked = []
 
     def keeping(*known: str) -> Any:
@@ -173,7 +165,7 @@ async def test_stored_responses_are_found_at_the_model_that_has_them(
 # The router's own answers
 
 
-async def test_models_are_listed_with_their_states(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_models_are_listed_with_their_states(router, client):
     await router.serve("starting", entries=ENTRIES)
     await router.start_model("org/first", echo)
     async with client.get(router.url + "/v1/models") as response:
@@ -197,9 +189,7 @@ async def test_models_are_listed_with_their_states(router: SmallRouter, client: 
         assert "Did you mean `org/first`?" in (await response.json())["error"]["message"]
 
 
-async def test_the_context_length_of_a_model_that_has_run_is_listed(
-    router: SmallRouter, client: aiohttp.ClientSession
-) -> None:
+async def test_the_context_length_of_a_model_that_has_run_is_listed(router, client):
     asked = 0
 
     async def list_one(request: web.BaseRequest) -> web.StreamResponse:
@@ -218,7 +208,7 @@ async def test_the_context_length_of_a_model_that_has_run_is_listed(
     assert asked == 1
 
 
-async def test_models_are_loaded_and_unloaded(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_models_are_loaded_and_unloaded(router, client):
     await router.serve(entries=ENTRIES)
     loading = asyncio.create_task(client.post(router.url + "/v1/models/org/first/load"))
     await asyncio.sleep(0.05)
@@ -242,7 +232,7 @@ async def test_models_are_loaded_and_unloaded(router: SmallRouter, client: aioht
         assert not router.pool.children
 
 
-async def test_a_load_that_fails_is_told(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_a_load_that_fails_is_told(router, client):
     await router.serve("m")
     await router.pool.refuse(ModelRefused(503, "no such file", 7.5))
     async with client.post(router.url + "/v1/models/m/load") as response:
@@ -297,9 +287,7 @@ async def statuses(client: aiohttp.ClientSession, router: SmallRouter, headers: 
     ],
     ids=str,
 )
-async def test_pages_of_other_sites_use_no_model(
-    router: SmallRouter, client: aiohttp.ClientSession, headers: dict[str, str]
-) -> None:
+async def test_pages_of_other_sites_use_no_model(router, client, headers):
     assert await statuses(client, router, headers) == {403}
     for path in READS:
         async with client.get(router.url + path, headers=headers) as response:
@@ -322,13 +310,11 @@ async def test_pages_of_other_sites_use_no_model(
     ],
     ids=str,
 )
-async def test_own_pages_friends_and_programs_use_the_models(
-    router: SmallRouter, client: aiohttp.ClientSession, headers: dict[str, str]
-) -> None:
+async def test_own_pages_friends_and_programs_use_the_models(router, client, headers):
     assert await statuses(client, router, headers) == {200}
 
 
-async def test_readiness_of_the_router_and_of_a_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_readiness_of_the_router_and_of_a_model(router, client):
     await router.serve("m", "starting", "stopped")
     await router.start_model("m", echo)
     for path in ("/health", "/ping", "/livez", "/readyz", "/readyz?model=m"):
@@ -350,7 +336,7 @@ async def test_readiness_of_the_router_and_of_a_model(router: SmallRouter, clien
         assert response.status == 200
 
 
-async def test_metrics_and_status(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_metrics_and_status(router, client):
     await router.serve("m", "n")
     await router.start_model("m", echo)
     async with client.get(router.url + "/metrics") as response:
@@ -369,7 +355,7 @@ async def test_metrics_and_status(router: SmallRouter, client: aiohttp.ClientSes
             assert await response.json() == answer
 
 
-async def test_another_method_is_a_405(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_another_method_is_a_405(router, client):
     await router.serve("m")
     for method, path in (
         ("POST", "/v1/models"),
@@ -382,7 +368,7 @@ async def test_another_method_is_a_405(router: SmallRouter, client: aiohttp.Clie
             assert response.headers["Allow"]
 
 
-async def test_the_head_of_an_answer_of_the_router(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_the_head_of_an_answer_of_the_router(router, client):
     await router.serve("m")
     async with client.head(router.url + "/v1/models") as response:
         assert (response.status, await response.read()) == (200, b"")
@@ -394,9 +380,7 @@ KEY = {"Authorization": "Bearer secret"}
 
 
 @pytest.mark.parametrize("is_everywhere", [False, True])
-async def test_keys_protect_the_same_paths_as_one_server(
-    router: SmallRouter, client: aiohttp.ClientSession, is_everywhere: bool
-) -> None:
+async def test_keys_protect_the_same_paths_as_one_server(router, client, is_everywhere):
     await router.serve("m", keys=("secret",), api_key_everywhere=is_everywhere)
     await router.start_model("m", echo)
     is_open = {
@@ -423,9 +407,7 @@ async def test_keys_protect_the_same_paths_as_one_server(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
-async def test_only_what_the_router_answers_itself_is_open(
-    router: SmallRouter, client: aiohttp.ClientSession, method: str
-) -> None:
+async def test_only_what_the_router_answers_itself_is_open(router, client, method):
     await router.serve("m", keys=("secret",))
     await router.start_model("m", echo)
     for path in ("/startupz", "/openapi.json", "/%6fpenapi.json", "/health/", "//health", "/livez%2f", "/upstream/m/"):
@@ -434,7 +416,7 @@ async def test_only_what_the_router_answers_itself_is_open(
             assert response.status == 401, path
 
 
-async def test_the_routers_key_does_not_reach_the_model(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_the_routers_key_does_not_reach_the_model(router, client):
     await router.serve("m", keys=("secret",))
     await router.start_model("m", echo)
     anthropic, both = {"X-Api-Key": "secret"}, {**KEY, "X-Api-Key": "secret"}
@@ -451,7 +433,7 @@ async def test_the_routers_key_does_not_reach_the_model(router: SmallRouter, cli
         assert headers_of(answer, "authorization") == headers_of(answer, "x-api-key") == []
 
 
-async def test_a_request_without_a_key_is_not_read(router: SmallRouter) -> None:
+async def test_a_request_without_a_key_is_not_read(router):
     await router.serve("m", keys=("secret",))
     reader, writer = await router.connect()
     writer.write(b"POST /v1/messages HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
@@ -463,7 +445,7 @@ async def test_a_request_without_a_key_is_not_read(router: SmallRouter) -> None:
 # CORS, paths, logs
 
 
-async def test_cors_as_one_server_does_it(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_cors_as_one_server_does_it(router, client):
     await router.serve("m", keys=("secret",), allowed_origins=("https://a.example",), allowed_methods=("POST",))
     await router.start_model("m", echo)
     ask = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
@@ -480,9 +462,7 @@ async def test_cors_as_one_server_does_it(router: SmallRouter, client: aiohttp.C
 
 
 @pytest.mark.parametrize("origins", [(), ("https://a.example",)])
-async def test_options_reaches_no_model_and_needs_no_key(
-    router: SmallRouter, client: aiohttp.ClientSession, origins: tuple[str, ...]
-) -> None:
+async def test_options_reaches_no_model_and_needs_no_key(router, client, origins):
     await router.serve("m", keys=("secret",), allowed_origins=origins)
     await router.start_model("m", echo)
     ask = {"Origin": "https://b.example", "Access-Control-Request-Method": "POST"}
@@ -495,9 +475,7 @@ async def test_options_reaches_no_model_and_needs_no_key(
 
 
 @pytest.mark.parametrize("size", [1, 300_000])
-async def test_the_policy_of_a_models_server_does_not_count(
-    router: SmallRouter, client: aiohttp.ClientSession, size: int
-) -> None:
+async def test_the_policy_of_a_models_server_does_not_count(router, client, size):
     async def allow_all(request: web.BaseRequest) -> web.StreamResponse:
         policy = {"Access-Control-Allow-Origin": "*", "access-control-allow-credentials": "true", "X-Own": "1"}
         return web.Response(body=b"x" * size, headers=policy)
@@ -519,7 +497,7 @@ async def test_the_policy_of_a_models_server_does_not_count(
         pytest.param([b"GET /hea", b"lth HTTP/1.1\r\n", b"Host: h\r\nConnection: close\r\n\r\n"], id="probe in parts"),
     ],
 )
-async def test_the_beginning_of_a_request_starts_nothing(router: SmallRouter, parts: list[bytes]) -> None:
+async def test_the_beginning_of_a_request_starts_nothing(router, parts):
     await router.serve("m")
     reader, writer = await router.connect()
     for part in parts:
@@ -532,7 +510,7 @@ async def test_the_beginning_of_a_request_starts_nothing(router: SmallRouter, pa
     assert router.pool.num_waiting == 0
 
 
-async def test_the_root_path_is_the_routers(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_the_root_path_is_the_routers(router, client):
     await router.serve("m", root_path="/llm/")
     await router.start_model("m", telling("m"))
     for path, target in (("/llm/v1/x%2F?model=m", "/v1/x%2F?model=m"), ("/llmv1/x?model=m", "/llmv1/x?model=m")):
@@ -542,16 +520,14 @@ async def test_the_root_path_is_the_routers(router: SmallRouter, client: aiohttp
         assert response.status == 200
 
 
-async def test_request_ids_pass(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_request_ids_pass(router, client):
     await router.serve("m")
     await router.start_model("m", echo)
     async with client.post(router.url + CHAT, data=body_of(), headers={"X-Request-Id": "r-1"}) as response:
         assert headers_of(await response.json(), "x-request-id") == ["r-1"]
 
 
-async def test_the_access_log_has_uvicorns_lines(
-    router: SmallRouter, client: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_access_log_has_uvicorns_lines(router, client, caplog):
     caplog.set_level(logging.INFO, logger=ACCESS_LOGGER)
     await router.serve("m")
     async with client.get(router.url + "/v1/models?a=%20&api_key=secret") as response:
@@ -563,7 +539,7 @@ async def test_the_access_log_has_uvicorns_lines(
     assert record.getMessage().endswith('- "GET /v1/models?a=%20&api_key=******** HTTP/1.1" 200')
 
 
-async def test_an_absolute_target_and_a_long_one(router: SmallRouter) -> None:
+async def test_an_absolute_target_and_a_long_one(router):
     await router.serve("m")
     await router.start_model("m", telling("m"))
     reader, writer = await router.connect()

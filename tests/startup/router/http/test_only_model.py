@@ -1,9 +1,7 @@
 """What the router of `serve MODEL --idle-stop` answers, with its model's server and without."""
 
-import aiohttp
 from aiohttp import web
 
-from tests.startup.router.http.small_router import SmallRouter
 from tests.startup.router.http.test_proxy import CHAT
 
 
@@ -12,9 +10,7 @@ async def answer(request: web.BaseRequest) -> web.StreamResponse:
     return web.Response(status=503 if request.path == "/health" else 200, text=f"server {request.raw_path}\n")
 
 
-async def test_its_server_gets_all_requests_and_answers_for_itself(
-    router: SmallRouter, client: aiohttp.ClientSession
-) -> None:
+async def test_its_server_gets_all_requests_and_answers_for_itself(router, client):
     await router.serve("m", has_only_model=True)
     await router.start_model("m", answer)
     async with client.post(router.url + CHAT, json={"model": "another"}) as response:
@@ -25,9 +21,7 @@ async def test_its_server_gets_all_requests_and_answers_for_itself(
         assert (response.status, await response.text()) == (503, "server /health\n")
 
 
-async def test_its_last_reports_are_repeated_while_it_is_stopped(
-    router: SmallRouter, client: aiohttp.ClientSession
-) -> None:
+async def test_its_last_reports_are_repeated_while_it_is_stopped(router, client):
     await router.serve("m", has_only_model=True)
     child = await router.start_model("m", answer)
     assert router.pool.before_stop is not None

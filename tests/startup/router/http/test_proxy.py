@@ -50,7 +50,7 @@ def headers_of(answer: dict[str, Any], name: str) -> list[str]:
 # Requests
 
 
-async def test_path_query_and_headers_arrive_as_they_were_written(router: SmallRouter) -> None:
+async def test_path_query_and_headers_arrive_as_they_were_written(router):
     await router.serve("m")
     await router.start_model("m", echo)
     reader, writer = await router.connect()
@@ -67,7 +67,7 @@ async def test_path_query_and_headers_arrive_as_they_were_written(router: SmallR
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"])
-async def test_any_method_is_passed_on(router: SmallRouter, client: aiohttp.ClientSession, method: str) -> None:
+async def test_any_method_is_passed_on(router, client, method):
     await router.serve("m", "n")
     await router.start_model("m", echo)
     async with client.request(method, f"{router.url}/v1/x?model=m") as response:
@@ -79,9 +79,7 @@ async def test_any_method_is_passed_on(router: SmallRouter, client: aiohttp.Clie
 
 @pytest.mark.parametrize("size", [0, 300_000, pytest.param(5 * MB, id="5 MB")])
 @pytest.mark.parametrize("is_chunked", [False, True])
-async def test_bodies_arrive_whole(
-    router: SmallRouter, client: aiohttp.ClientSession, size: int, is_chunked: bool
-) -> None:
+async def test_bodies_arrive_whole(router, client, size, is_chunked):
     await router.serve("m", "n")
     await router.start_model("m", echo)
     body = body_of(size=size)
@@ -97,7 +95,7 @@ async def test_bodies_arrive_whole(
     assert headers_of(answer, "transfer-encoding") == []
 
 
-async def test_chunks_may_end_anywhere(router: SmallRouter) -> None:
+async def test_chunks_may_end_anywhere(router):
     await router.serve("m", "n")
     await router.start_model("m", echo)
     reader, writer = await router.connect()
@@ -111,7 +109,7 @@ async def test_chunks_may_end_anywhere(router: SmallRouter) -> None:
     assert json.loads(await read_body(reader))["size"] == len(body)
 
 
-async def test_a_client_that_expects_100_is_asked_for_its_body(router: SmallRouter) -> None:
+async def test_a_client_that_expects_100_is_asked_for_its_body(router):
     await router.serve("m", "n")
     await router.start_model("m", echo)
     reader, writer = await router.connect()
@@ -125,7 +123,7 @@ async def test_a_client_that_expects_100_is_asked_for_its_body(router: SmallRout
     assert headers_of(answer, "expect") == []
 
 
-async def test_pipelined_requests_to_two_models_are_answered_in_order(router: SmallRouter) -> None:
+async def test_pipelined_requests_to_two_models_are_answered_in_order(router):
     await router.serve("a", "b")
 
     async def slow(request: web.BaseRequest) -> web.StreamResponse:
@@ -142,7 +140,7 @@ async def test_pipelined_requests_to_two_models_are_answered_in_order(router: Sm
     assert [await read_body(reader) for _ in range(4)] == [b"a", b"b", b"a", b"b"]
 
 
-async def test_a_broken_chunked_body_is_a_400(router: SmallRouter) -> None:
+async def test_a_broken_chunked_body_is_a_400(router):
     await router.serve("m", "n")
     await router.start_model("m", echo)
     reader, writer = await router.connect()
@@ -151,7 +149,7 @@ async def test_a_broken_chunked_body_is_a_400(router: SmallRouter) -> None:
 
 
 @pytest.mark.thorough
-async def test_nobody_waits_for_a_long_body(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_nobody_waits_for_a_long_body(router, client):
     await router.serve("m", "n")
     await router.start_model("m", echo)
     body = body_of(size=50 * MB)
@@ -168,7 +166,7 @@ async def test_nobody_waits_for_a_long_body(router: SmallRouter, client: aiohttp
 
 
 @pytest.mark.parametrize("way", ["announced", "chunked"])
-async def test_a_body_that_is_too_long_is_a_413(router: SmallRouter, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+async def test_a_body_that_is_too_long_is_a_413(router, monkeypatch, way):
     """What is announced is not asked for; the path may name the model."""
     monkeypatch.setattr(app, "MOST_BYTES", MB)
     monkeypatch.setattr(request_body, "MOST_BYTES", MB)
@@ -197,9 +195,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-async def test_what_waits_is_in_files_once_it_is_much(
-    router: SmallRouter, client: aiohttp.ClientSession, files: list[Any]
-) -> None:
+async def test_what_waits_is_in_files_once_it_is_much(router, client, files):
     await router.serve("m", "n")
     body = body_of(size=3 * MB)
     sending = asyncio.create_task(client.post(router.url + CHAT, data=body))
@@ -221,7 +217,7 @@ def answering(**kwargs: Any) -> Any:
     return answer
 
 
-async def test_a_compressed_body_stays_compressed(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_a_compressed_body_stays_compressed(router, client):
     await router.serve("m")
     packed = gzip.compress(b"text")
     await router.start_model("m", answering(body=packed, headers={"Content-Encoding": "gzip", "Vary": "a"}))
@@ -230,7 +226,7 @@ async def test_a_compressed_body_stays_compressed(router: SmallRouter, client: a
         assert response.headers["Content-Encoding"] == "gzip"
 
 
-async def test_headers_of_responses_are_passed_on(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_headers_of_responses_are_passed_on(router, client):
     await router.serve("m")
     headers = [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("Location", "/else"), ("Server", "theirs")]
     await router.start_model("m", answering(status=307, reason="Elsewhere", headers=headers))
@@ -242,7 +238,7 @@ async def test_headers_of_responses_are_passed_on(router: SmallRouter, client: a
             assert response.headers["Server"] == "theirs"
 
 
-async def test_cookies_are_not_kept(router: SmallRouter) -> None:
+async def test_cookies_are_not_kept(router):
     cookies = []
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -259,7 +255,7 @@ async def test_cookies_are_not_kept(router: SmallRouter) -> None:
 
 
 @pytest.mark.parametrize("status", [204, 304])
-async def test_responses_without_a_body(router: SmallRouter, status: int) -> None:
+async def test_responses_without_a_body(router, status):
     await router.serve("m")
     await router.start_model("m", answering(status=status))
     reader, writer = await router.connect()
@@ -270,7 +266,7 @@ async def test_responses_without_a_body(router: SmallRouter, status: int) -> Non
         assert b"transfer-encoding" not in head.lower()
 
 
-async def test_the_answer_to_head_has_the_length_and_no_body(router: SmallRouter) -> None:
+async def test_the_answer_to_head_has_the_length_and_no_body(router):
     await router.serve("m")
     await router.start_model("m", answering(body=b"x" * 1234))
     reader, writer = await router.connect()
@@ -279,7 +275,7 @@ async def test_the_answer_to_head_has_the_length_and_no_body(router: SmallRouter
         assert b"content-length: 1234" in (await reader.readuntil(b"\r\n\r\n")).lower()
 
 
-async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(router: SmallRouter) -> None:
+async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(router):
     await router.serve("m")
     await router.start_model("m", streaming(3))
     reader, writer = await router.connect()
@@ -302,7 +298,7 @@ def streaming(number: int, *, then: Any = None) -> Any:
     return stream
 
 
-async def test_each_event_arrives_when_it_is_written(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_each_event_arrives_when_it_is_written(router, client):
     go_on = asyncio.Semaphore(0)
 
     async def stream(request: web.BaseRequest) -> web.StreamResponse:
@@ -325,7 +321,7 @@ async def test_each_event_arrives_when_it_is_written(router: SmallRouter, client
 # Back-pressure
 
 
-async def test_a_client_that_does_not_read_stops_the_model(router: SmallRouter) -> None:
+async def test_a_client_that_does_not_read_stops_the_model(router):
     written = 0
 
     async def endless(request: web.BaseRequest) -> web.StreamResponse:
@@ -352,7 +348,7 @@ async def test_a_client_that_does_not_read_stops_the_model(router: SmallRouter) 
 
 
 @pytest.mark.parametrize("size", [0, 3 * MB])
-async def test_a_client_that_leaves_gives_its_place_up(router: SmallRouter, size: int) -> None:
+async def test_a_client_that_leaves_gives_its_place_up(router, size):
     await router.serve("m", "n")
     _, writer = await router.connect()
     writer.write(post(CHAT, b'{"model":"m","x":"' + b"x" * size + b'"}'))
@@ -362,7 +358,7 @@ async def test_a_client_that_leaves_gives_its_place_up(router: SmallRouter, size
 
 
 @pytest.mark.parametrize("num_events", [None, 0, 3])
-async def test_a_client_that_leaves_cancels_its_request(router: SmallRouter, num_events: int | None) -> None:
+async def test_a_client_that_leaves_cancels_its_request(router, num_events):
     """Before the head of the response, after it, and in the middle of the stream."""
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
@@ -388,9 +384,7 @@ async def test_a_client_that_leaves_cancels_its_request(router: SmallRouter, num
     await eventually(lambda: router.pool.num_leases == 0)
 
 
-async def test_a_client_that_leaves_while_it_sends_reaches_no_model(
-    router: SmallRouter, client: aiohttp.ClientSession, files: list[Any]
-) -> None:
+async def test_a_client_that_leaves_while_it_sends_reaches_no_model(router, client, files):
     await router.serve("m")
     await router.start_model("m", echo)
     _, writer = await router.connect()
@@ -405,9 +399,7 @@ async def test_a_client_that_leaves_while_it_sends_reaches_no_model(
 # Models' servers that end
 
 
-async def test_a_model_that_dies_before_it_answers_is_a_503_with_the_reason(
-    router: SmallRouter, client: aiohttp.ClientSession
-) -> None:
+async def test_a_model_that_dies_before_it_answers_is_a_503_with_the_reason(router, client):
     async def die(request: web.BaseRequest) -> web.StreamResponse:
         assert request.transport is not None
         request.transport.abort()
@@ -424,7 +416,7 @@ async def test_a_model_that_dies_before_it_answers_is_a_503_with_the_reason(
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-async def test_a_response_that_is_broken_off_never_looks_complete(router: SmallRouter, version: str) -> None:
+async def test_a_response_that_is_broken_off_never_looks_complete(router, version):
     async def die(request: web.BaseRequest) -> None:
         assert request.transport is not None
         await asyncio.sleep(0.05)
@@ -443,7 +435,7 @@ async def test_a_response_that_is_broken_off_never_looks_complete(router: SmallR
     assert not received.endswith(b"0\r\n\r\n")
 
 
-async def test_a_long_body_that_is_cut_is_cut_for_the_client(router: SmallRouter) -> None:
+async def test_a_long_body_that_is_cut_is_cut_for_the_client(router):
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000)
@@ -457,7 +449,7 @@ async def test_a_long_body_that_is_cut_is_cut_for_the_client(router: SmallRouter
     assert received.endswith(b"\r\n\r\n" + b"x" * 1000)
 
 
-async def test_an_early_answer_to_a_long_body_arrives(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_an_early_answer_to_a_long_body_arrives(router, client):
     async def reject(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
@@ -473,9 +465,7 @@ async def test_an_early_answer_to_a_long_body_arrives(router: SmallRouter, clien
 
 
 @pytest.mark.parametrize("size", [0, 3 * MB])
-async def test_a_request_that_was_not_sent_is_sent_to_the_next_process(
-    router: SmallRouter, client: aiohttp.ClientSession, size: int
-) -> None:
+async def test_a_request_that_was_not_sent_is_sent_to_the_next_process(router, client, size):
     await router.serve("m")
     pool = router.pool
 
@@ -502,7 +492,7 @@ def quick_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "_INTERVAL_S", 0.05)
 
 
-async def test_a_stream_gets_comments_after_a_second(router: SmallRouter) -> None:
+async def test_a_stream_gets_comments_after_a_second(router):
     loop = asyncio.get_running_loop()
     await router.serve("m")
     reader, writer = await router.connect()
@@ -513,7 +503,7 @@ async def test_a_stream_gets_comments_after_a_second(router: SmallRouter) -> Non
 
 
 @pytest.mark.usefixtures("quick_comments")
-async def test_a_stream_gets_comments_while_its_model_starts(router: SmallRouter) -> None:
+async def test_a_stream_gets_comments_while_its_model_starts(router):
     await router.serve("m")
     reader, writer = await router.connect()
     writer.write(post(CHAT, body_of(stream=True), "Accept-Encoding: gzip"))
@@ -528,9 +518,7 @@ async def test_a_stream_gets_comments_while_its_model_starts(router: SmallRouter
 
 
 @pytest.mark.usefixtures("quick_comments")
-async def test_a_request_that_is_no_stream_waits_without_comments(
-    router: SmallRouter, client: aiohttp.ClientSession
-) -> None:
+async def test_a_request_that_is_no_stream_waits_without_comments(router, client):
     await router.serve("m")
     sending = [
         asyncio.create_task(client.post(router.url + path, data=body_of(stream=stream)))
@@ -547,9 +535,7 @@ async def test_a_request_that_is_no_stream_waits_without_comments(
 @pytest.mark.usefixtures("quick_comments")
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
 @pytest.mark.parametrize("way", ["refused", "answered"])
-async def test_an_error_after_comments_is_an_event(
-    router: SmallRouter, client: aiohttp.ClientSession, path: str, way: str
-) -> None:
+async def test_an_error_after_comments_is_an_event(router, client, path, way):
     await router.serve("m")
     async with client.post(router.url + path, data=body_of(stream=True)) as response:
         assert response.status == 200
@@ -568,7 +554,7 @@ async def test_an_error_after_comments_is_an_event(
     assert json.loads(data)["error"]["message"] == "no memory"
 
 
-async def test_a_refused_request_is_an_error_of_its_api(router: SmallRouter, client: aiohttp.ClientSession) -> None:
+async def test_a_refused_request_is_an_error_of_its_api(router, client):
     await router.serve("m")
     await router.pool.refuse(ModelRefused(429, "too many wait", 1.2))
     async with client.post(router.url + CHAT, data=body_of(stream=True)) as response:
@@ -607,7 +593,7 @@ async def realtime(router: SmallRouter) -> str:
     return f"{router.url}/v1/realtime?model=m&x=%20"
 
 
-async def test_messages_of_websockets_pass_in_both_directions(client: aiohttp.ClientSession, realtime: str) -> None:
+async def test_messages_of_websockets_pass_in_both_directions(client, realtime):
     headers = {"Authorization": "Bearer theirs"}
     async with client.ws_connect(realtime, protocols=["other", "realtime"], headers=headers) as socket:
         assert socket.protocol == "realtime"
@@ -621,9 +607,7 @@ async def test_messages_of_websockets_pass_in_both_directions(client: aiohttp.Cl
         assert (message.type, socket.close_code) == (aiohttp.WSMsgType.CLOSE, 4001)
 
 
-async def test_the_end_of_a_websocket_by_the_client_reaches_the_model(
-    client: aiohttp.ClientSession, realtime: str, router: SmallRouter
-) -> None:
+async def test_the_end_of_a_websocket_by_the_client_reaches_the_model(client, realtime, router):
     async with client.ws_connect(realtime) as socket:
         await socket.receive_str()
         await socket.close(code=4002)
@@ -631,9 +615,7 @@ async def test_the_end_of_a_websocket_by_the_client_reaches_the_model(
     assert codes == [4002]
 
 
-async def test_a_client_of_a_websocket_that_vanishes_ends_it(
-    client: aiohttp.ClientSession, realtime: str, router: SmallRouter
-) -> None:
+async def test_a_client_of_a_websocket_that_vanishes_ends_it(client, realtime, router):
     socket = await client.ws_connect(realtime)
     await socket.receive_str()
     assert socket._response.connection is not None
@@ -643,9 +625,7 @@ async def test_a_client_of_a_websocket_that_vanishes_ends_it(
     await eventually(lambda: router.pool.num_leases == 0)
 
 
-async def test_a_handshake_that_the_model_rejects_is_its_status(
-    client: aiohttp.ClientSession, router: SmallRouter
-) -> None:
+async def test_a_handshake_that_the_model_rejects_is_its_status(client, router):
     await router.serve("m")
     await router.start_model("m", answering(status=403))
     with pytest.raises(aiohttp.WSServerHandshakeError) as caught:

@@ -62,7 +62,7 @@ def random_document(dice: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_finds_what_json_finds(seed: int) -> None:
+def test_finds_what_json_finds(seed):
     dice = random.Random(seed)
     for _ in range(200):
         body = random_document(dice)
@@ -70,7 +70,7 @@ def test_finds_what_json_finds(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_cut_or_changed_document_is_read_or_invalid(seed: int) -> None:
+def test_a_cut_or_changed_document_is_read_or_invalid(seed):
     """What is skipped may have bytes that are not UTF-8."""
     dice = random.Random(seed)
     for _ in range(200):
@@ -99,7 +99,7 @@ def test_a_cut_or_changed_document_is_read_or_invalid(seed: int) -> None:
         (b'{"model":"' + b"x" * 5000 + b'"}', "x" * 4096),
     ],
 )
-def test_the_model_of(body: bytes, model: str | None) -> None:
+def test_the_model_of(body, model):
     assert find_in_json(body) == RequestedModel(model)
 
 
@@ -118,21 +118,21 @@ def test_the_model_of(body: bytes, model: str | None) -> None:
         b"",
     ],
 )
-def test_what_is_no_json_object_has_no_model(body: bytes) -> None:
+def test_what_is_no_json_object_has_no_model(body):
     assert find_in_json(body) == RequestedModel(is_invalid=True)
 
 
 @pytest.mark.parametrize("value", ["5", "true", "[]", '{"a":"b"}', "NaN"])
-def test_a_model_that_is_no_text_is_told(value: str) -> None:
+def test_a_model_that_is_no_text_is_told(value):
     assert find_in_json(b'{"model":' + value.encode() + b"}") == RequestedModel(is_other_type=True)
 
 
 @pytest.mark.parametrize("value", ["false", "null", '"true"', "1", "[true]"])
-def test_only_true_asks_for_a_stream(value: str) -> None:
+def test_only_true_asks_for_a_stream(value):
     assert not find_in_json(b'{"stream":' + value.encode() + b"}").is_stream
 
 
-def test_a_long_body_is_not_read_in_the_slow_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_body_is_not_read_in_the_slow_way(monkeypatch):
     monkeypatch.setattr(requested_model, "_LOOSE_BYTES", 20)
     assert find_in_json(b'{"model":"x","a":NaN}').is_invalid
     assert find_in_json(b'{"model":"x","a":123456789}').name == "x"
@@ -162,11 +162,11 @@ AUDIO = bytes(random.Random(1).randbytes(200_000)) + b"\r\n--" * 50
         pytest.param([("model", b"no", ""), ("model", b"x/y", ""), ("stream", b"on", "")], id="twice"),
     ],
 )
-def test_finds_the_fields_of_a_form(fields: list[tuple[str, bytes, str]]) -> None:
+def test_finds_the_fields_of_a_form(fields):
     assert find_in_form(BytesIO(form(*fields)), BOUNDARY) == RequestedModel("x/y", is_stream=True)
 
 
-def test_a_form_is_bounded() -> None:
+def test_a_form_is_bounded():
     endless = b"--%b\r\n" % BOUNDARY + b"X-Header: " + b"a" * 100_000
     assert find_in_form(BytesIO(endless), BOUNDARY).is_invalid
     assert find_in_form(BytesIO(form(*[("a", b"", "")] * 2000)), BOUNDARY).is_invalid
@@ -174,12 +174,12 @@ def test_a_form_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("boundary", [BOUNDARY, b"b" * 900])
-def test_a_broken_form_has_no_model(boundary: bytes) -> None:
+def test_a_broken_form_has_no_model(boundary):
     body = b'--%b\r\nContent-Disposition; name="model"\n\nx' % boundary
     assert find_in_form(BytesIO(body), boundary) == RequestedModel(is_invalid=True)
 
 
-def test_a_form_is_told_by_its_media_type() -> None:
+def test_a_form_is_told_by_its_media_type():
     assert boundary_of('Multipart/Form-Data; boundary="a;b"') == b"a;b"
 
 
@@ -197,5 +197,5 @@ def test_a_form_is_told_by_its_media_type() -> None:
         pytest.param('multipart/form-data; boundary=a; b="' + ";" * 60_000, id="too long"),
     ],
 )
-def test_other_media_types_are_taken_for_json(media_type: str) -> None:
+def test_other_media_types_are_taken_for_json(media_type):
     assert boundary_of(media_type) is None

@@ -28,14 +28,14 @@ def _flag(facts: VllmFacts, name: str) -> FlagFact:
     return next(flag for flag in facts.flags if name in flag.names)
 
 
-def test_every_flag_is_found(facts: VllmFacts) -> None:
+def test_every_flag_is_found(facts):
     assert facts.has_all_flags
     names = {flag.name for flag in facts.flags}
     assert {"--headless", "--config", "--host", "--lora-modules", "--model", "--enable-log-requests"} <= names
     assert len(facts.flags) == 60
 
 
-def test_documentation_is_not_taken_for_a_field(facts: VllmFacts) -> None:
+def test_documentation_is_not_taken_for_a_field(facts):
     assert [flag.owner for flag in facts.flags if flag.name == "--model"] == ["ModelConfig"]
     assert not any(flag.name == "--size" for flag in facts.flags)
 
@@ -67,7 +67,7 @@ def test_documentation_is_not_taken_for_a_field(facts: VllmFacts) -> None:
         ("--optimization-level", "int", None),
     ],
 )
-def test_kind_and_number_of_values(facts: VllmFacts, name: str, kind: str, nargs: int | str | None) -> None:
+def test_kind_and_number_of_values(facts, name, kind, nargs):
     flag = _flag(facts, name)
     assert (flag.kind, flag.nargs) == (kind, nargs)
 
@@ -85,11 +85,11 @@ def test_kind_and_number_of_values(facts: VllmFacts, name: str, kind: str, nargs
         ("--load-format", None),
     ],
 )
-def test_choices(facts: VllmFacts, name: str, choices: tuple[object, ...] | None) -> None:
+def test_choices(facts, name, choices):
     assert _flag(facts, name).choices == choices
 
 
-def test_names_ranges_and_fields(facts: VllmFacts) -> None:
+def test_names_ranges_and_fields(facts):
     assert _flag(facts, "-q").names == ("--quantization", "-q")
     assert _flag(facts, "--device-memory-utilization").name == "--gpu-memory-utilization"
     assert _flag(facts, "--gpu-memory-utilization").bounds == Bounds(above=0, most=1)
@@ -102,7 +102,7 @@ def test_names_ranges_and_fields(facts: VllmFacts) -> None:
     assert not _flag(facts, "--port").is_optional
 
 
-def test_opposites_from_0_33_on(vllm: InstalledVllm) -> None:
+def test_opposites_from_0_33_on(vllm):
     """A parser that pairs the two beginnings of names."""
     path = vllm.folder / "utils" / "argparse_utils.py"
     prefixes = '{"--enable-": "--disable-", "--disable-": "--enable-"}'
@@ -114,7 +114,7 @@ def test_opposites_from_0_33_on(vllm: InstalledVllm) -> None:
     assert _flag(read_facts(vllm), "--enable-lora").opposites == ("--no-enable-lora", "--disable-lora"), "recorded"
 
 
-def test_names_of_registries(facts: VllmFacts) -> None:
+def test_names_of_registries(facts):
     names = facts.registries
     assert names.tool_parsers == ("hermes", "mistral")
     assert names.reasoning_parsers == ("qwen3",)
@@ -126,14 +126,14 @@ def test_names_of_registries(facts: VllmFacts) -> None:
     assert sorted(names.config_types) == ["RefinedWeb", "kimi_k2", "unlimited-ocr"]
 
 
-def test_quantization(facts: VllmFacts) -> None:
+def test_quantization(facts):
     """A class that computes its least capability tells nothing; a base class is not taken for it."""
     assert facts.quantization == QuantizationFacts(
         deprecated=("fp_quant",), min_capabilities={"fp8": 75}, on_rocm=("awq", "fp8")
     )
 
 
-def test_variables(facts: VllmFacts) -> None:
+def test_variables(facts):
     kinds = {variable.name: variable.kind for variable in facts.variables}
     assert kinds["VLLM_PORT"] == "int"
     assert kinds["VLLM_LOG_INTERVAL"] == "float"
@@ -143,7 +143,7 @@ def test_variables(facts: VllmFacts) -> None:
     assert (precision.kind, precision.choices, precision.is_case_free) == ("choice", ("highest", "high"), True)
 
 
-def test_rules_are_those_of_the_sources(facts: VllmFacts, tmp_path: Path) -> None:
+def test_rules_are_those_of_the_sources(facts, tmp_path):
     assert facts.has_rule("tool choice needs parser")
     assert not facts.has_rule("cpu adapters")
     package = write_small_vllm(tmp_path)
@@ -159,13 +159,13 @@ def test_rules_are_those_of_the_sources(facts: VllmFacts, tmp_path: Path) -> Non
     ],
     ids=["name", "function"],
 )
-def test_flags_that_are_added_in_an_unknown_way_make_the_list_incomplete(tmp_path: Path, old: str, new: str) -> None:
+def test_flags_that_are_added_in_an_unknown_way_make_the_list_incomplete(tmp_path, old, new):
     package = write_small_vllm(tmp_path)
     change(package, "entrypoints/launchers/cli_args.py", old, new)
     assert not read_facts_in(tmp_path).has_all_flags
 
 
-def test_an_unknown_type_leaves_the_values_unchecked(tmp_path: Path) -> None:
+def test_an_unknown_type_leaves_the_values_unchecked(tmp_path):
     package = write_small_vllm(tmp_path)
     change(package, "config/cache.py", "kv_cache_memory_bytes: int | None", "kv_cache_memory_bytes: Unknown")
     facts = read_facts_in(tmp_path)
@@ -173,12 +173,12 @@ def test_an_unknown_type_leaves_the_values_unchecked(tmp_path: Path) -> None:
     assert _flag(facts, "--kv-cache-memory-bytes").kind == "unknown"
 
 
-def test_a_folder_without_vllm_has_no_facts(tmp_path: Path) -> None:
+def test_a_folder_without_vllm_has_no_facts(tmp_path):
     facts = read_facts_in(tmp_path)
     assert (facts.flags, facts.has_all_flags, facts.variables, facts.rules) == ((), False, (), ())
 
 
-def test_plugins_of_other_packages_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plugins_of_other_packages_are_found(tmp_path, monkeypatch):
     write_small_vllm(tmp_path)
     for name, value in (("own", "own.plugin:register"), ("vllm", "vllm.plugins.lora:register")):
         metadata = tmp_path / f"{name}-1.0.dist-info"
@@ -201,7 +201,7 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstalledVllm:
     return InstalledVllm("0.32.0", package)
 
 
-def test_facts_are_recorded_and_read_again(vllm: InstalledVllm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_are_recorded_and_read_again(vllm, monkeypatch):
     first = read_facts(vllm)
     monkeypatch.setattr(source_reader, "read_sources", lambda *_: pytest.fail("read again"))
     again = read_facts(vllm)
@@ -209,14 +209,14 @@ def test_facts_are_recorded_and_read_again(vllm: InstalledVllm, monkeypatch: pyt
     assert _flag(again, "--gpu-memory-utilization").bounds == Bounds(above=0, most=1)
 
 
-def test_facts_are_read_again_when_a_source_changes(vllm: InstalledVllm) -> None:
+def test_facts_are_read_again_when_a_source_changes(vllm):
     assert "hermes" in read_facts(vllm).registries.tool_parsers
     change(vllm.folder, "tool_parsers/__init__.py", '"hermes"', '"another"')
     assert "another" in read_facts(vllm).registries.tool_parsers
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"files": {}, "facts": {"flags": 1}}', "[1]"])
-def test_a_damaged_record_is_replaced(vllm: InstalledVllm, tmp_path: Path, content: str) -> None:
+def test_a_damaged_record_is_replaced(vllm, tmp_path, content):
     first = read_facts(vllm)
     (path,) = (tmp_path / "cache" / "vllm_cli" / "vllm-facts").iterdir()
     path.write_text(content)

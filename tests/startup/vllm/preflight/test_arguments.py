@@ -28,24 +28,24 @@ def _given(facts: VllmFacts, words: str) -> dict[str, tuple[str, ...]]:
         ("m --device-memory 0.5", {"--gpu-memory-utilization": ("0.5",)}),
     ],
 )
-def test_flags(facts: VllmFacts, words: str, given: dict[str, tuple[str, ...]]) -> None:
+def test_flags(facts, words, given):
     assert _given(facts, words) == given
 
 
-def test_model_and_switches(facts: VllmFacts) -> None:
+def test_model_and_switches(facts):
     arguments = read_arguments(["--enable-prefix-caching", "--no-enable-prefix-caching", "m"], facts)
     assert arguments.model == "m"
     assert not arguments.has("--enable-prefix-caching")
     assert read_arguments(["m", "--enable-prefix"], facts).has("--enable-prefix-caching")
 
 
-def test_values_of_all_places(facts: VllmFacts) -> None:
+def test_values_of_all_places(facts):
     arguments = read_arguments(["m", "--middleware", "a.b", "--middleware", "c.d"], facts)
     assert arguments.all_values("--middleware") == ["a.b", "c.d"]
     assert arguments.value("--middleware") == "c.d"
 
 
-def test_unknown_flags_are_all_named(facts: VllmFacts) -> None:
+def test_unknown_flags_are_all_named(facts):
     arguments = read_arguments(["m", "--dtpe", "half", "--hedless=1", "--dtype", "half"], facts)
     assert list(describe_unknown(arguments.unknown, facts)) == [
         "vLLM has no flag --dtpe (did you mean '--dtype'?)",
@@ -53,7 +53,7 @@ def test_unknown_flags_are_all_named(facts: VllmFacts) -> None:
     ]
 
 
-def test_a_second_model_is_named(facts: VllmFacts) -> None:
+def test_a_second_model_is_named(facts):
     arguments = read_arguments(["m", "n"], facts)
     assert list(describe_unknown(arguments.unknown, facts)) == ["unexpected word 'n': MODEL is one word, given first"]
 
@@ -67,7 +67,7 @@ def test_a_second_model_is_named(facts: VllmFacts) -> None:
         ("m --max-num 1", "--max-num may stand for --max-num-seqs, --max-num-batched-tokens: write the whole name"),
     ],
 )
-def test_words_that_argparse_rejects(facts: VllmFacts, words: str, message: str) -> None:
+def test_words_that_argparse_rejects(facts, words, message):
     assert read_arguments(words.split(), facts).problems == [message]
 
 
@@ -94,7 +94,7 @@ def _parse(facts: VllmFacts, name: str, text: str) -> object:
         ("--device-ids", "a,b", "a,b"),
     ],
 )
-def test_values(facts: VllmFacts, name: str, text: str, value: object) -> None:
+def test_values(facts, name, text, value):
     assert _parse(facts, name, text) == value
 
 
@@ -112,7 +112,7 @@ def test_values(facts: VllmFacts, name: str, text: str, value: object) -> None:
         ("--max-lora-rank", "9", "is not one of 8, 16, 64"),
     ],
 )
-def test_values_that_vllm_rejects(facts: VllmFacts, name: str, text: str, message: str) -> None:
+def test_values_that_vllm_rejects(facts, name, text, message):
     with pytest.raises(FlagValueError, match=message):
         _parse(facts, name, text)
 
@@ -128,5 +128,5 @@ def test_values_that_vllm_rejects(facts: VllmFacts, name: str, text: str, messag
         ("--port", -1, None),
     ],
 )
-def test_ranges(facts: VllmFacts, name: str, value: float, problem: str | None) -> None:
+def test_ranges(facts, name, value, problem):
     assert range_problem(next(flag for flag in facts.flags if name in flag.names), value) == problem

@@ -28,7 +28,7 @@ def _found(start: CheckStart, words: str, **options: bool) -> list[tuple[str, st
         "m --gpu-memory-utilization 1",
     ],
 )
-def test_valid_words(start: CheckStart, words: str) -> None:
+def test_valid_words(start, words):
     assert _found(start, words) == []
 
 
@@ -49,24 +49,24 @@ def test_valid_words(start: CheckStart, words: str) -> None:
         ("m --sse-keep-alive-interval -1", "range", "must be 0 or more, got -1"),
     ],
 )
-def test_errors(start: CheckStart, words: str, check: str, message: str) -> None:
+def test_errors(start, words, check, message):
     ((found, severity, text),) = _found(start, words)
     assert (found, severity) == (check, "error")
     assert message in text
 
 
-def test_a_rule_that_this_vllm_has_not_is_not_applied(start: CheckStart) -> None:
+def test_a_rule_that_this_vllm_has_not_is_not_applied(start):
     checked = start("m", "--enable-auto-tool-choice")
     without = replace(checked, facts=checked.facts._replace(rules=()))
     assert list(command_line_findings(without)) == []
 
 
 @pytest.mark.parametrize("words", ["m --new-flag 1", "m --dtype new", "m --load-format new"])
-def test_what_a_plugin_may_know_is_no_error(start: CheckStart, words: str) -> None:
+def test_what_a_plugin_may_know_is_no_error(start, words):
     assert all(severity == "warning" for _, severity, _ in _found(start, words, has_plugin=True))
 
 
-def test_all_faults_are_told_at_once(start: CheckStart) -> None:
+def test_all_faults_are_told_at_once(start):
     found = command_line_findings(
         start(*["m", "--dtype", "hlf", "--port", "x", "--max-num-seqs", "0", "--gpu-memory-utilization", "2"])
     )
@@ -74,7 +74,7 @@ def test_all_faults_are_told_at_once(start: CheckStart) -> None:
     assert str(err).splitlines()[0] == "4 faults:"
 
 
-def test_a_config_file_that_vllm_would_not_read_is_a_warning(start: CheckStart) -> None:
+def test_a_config_file_that_vllm_would_not_read_is_a_warning(start):
     ((_, severity, text),) = _found(start, "m --config=settings.yaml")
     assert severity == "warning"
     assert "write `--config settings.yaml`" in text

@@ -53,7 +53,7 @@ def _findings(start: CheckStart, *words: str) -> list[Finding]:
     return list(device_findings(checked, ModelChecks(checked)))
 
 
-def test_what_the_driver_reports(set_gpus: SetGpus) -> None:
+def test_what_the_driver_reports(set_gpus):
     set_gpus(H200.format(0, 100 * GIB), H200.format(1, GIB), f"process 1 {os.getpid()} {139 * GIB}")
     state = read_gpus()
     assert state is not None
@@ -64,12 +64,12 @@ def test_what_the_driver_reports(set_gpus: SetGpus) -> None:
     assert [(process.pid, process.used_bytes) for process in second.processes] == [(os.getpid(), 139 * GIB)]
 
 
-def test_free_gpus(start: CheckStart, set_gpus: SetGpus) -> None:
+def test_free_gpus(start, set_gpus):
     set_gpus(*(H200.format(i, 139 * GIB) for i in range(4)))
     assert _findings(start, "-tp", "2", "-pp", "2") == []
 
 
-def test_too_few_gpus(start: CheckStart, set_gpus: SetGpus) -> None:
+def test_too_few_gpus(start, set_gpus):
     set_gpus(H200.format(0, 139 * GIB))
     (finding,) = _findings(start, "-tp", "2", "-dp", "2")
     assert finding.severity == "error"
@@ -79,29 +79,27 @@ def test_too_few_gpus(start: CheckStart, set_gpus: SetGpus) -> None:
 
 
 @pytest.mark.parametrize(("visible", "number"), [("0,1", 2), ("1", 1), ("GPU-1,GPU-0", 2), ("1,7,0", 1)])
-def test_visible_gpus(
-    start: CheckStart, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch, visible: str, number: int
-) -> None:
+def test_visible_gpus(start, set_gpus, monkeypatch, visible, number):
     set_gpus(H200.format(0, 139 * GIB), H200.format(1, 139 * GIB))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert _findings(start, "-tp", str(number)) == []
     assert "GPUs on this node" in _findings(start, "-tp", str(number + 1))[0].message
 
 
-def test_hidden_gpus(start: CheckStart, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_gpus(start, set_gpus, monkeypatch):
     set_gpus(H200.format(0, 139 * GIB))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (finding,) = _findings(start)
     assert (finding.severity, "unset it" in finding.message) == ("error", True)
 
 
-def test_parts_of_gpus_are_not_counted(start: CheckStart, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_gpus_are_not_counted(start, set_gpus, monkeypatch):
     set_gpus(H200.format(0, 139 * GIB))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2")
     assert _findings(start, "-tp", "2") == []
 
 
-def test_memory_that_others_hold(start: CheckStart, set_gpus: SetGpus) -> None:
+def test_memory_that_others_hold(start, set_gpus):
     set_gpus(H200.format(0, 20 * GIB), f"process 0 {os.getpid()} {119 * GIB}")
     (finding,) = _findings(start, "--gpu-memory-utilization", "0.9")
     assert finding.severity == "warning"
@@ -111,7 +109,7 @@ def test_memory_that_others_hold(start: CheckStart, set_gpus: SetGpus) -> None:
     assert finding.message.endswith("or give 0.13")
 
 
-def test_an_old_driver(start: CheckStart, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_driver(start, set_gpus, monkeypatch):
     set_gpus(H200.format(0, 139 * GIB), driver="470.1", cuda=11040)
     monkeypatch.setattr(devices, "_COMPATIBILITY", Path("/missing"))
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
@@ -122,25 +120,25 @@ def test_an_old_driver(start: CheckStart, set_gpus: SetGpus, monkeypatch: pytest
     assert _findings(start)[0].severity == "warning"
 
 
-def test_an_older_minor_version_works(start: CheckStart, set_gpus: SetGpus) -> None:
+def test_an_older_minor_version_works(start, set_gpus):
     set_gpus(H200.format(0, 139 * GIB), driver="535.1", cuda=12020)
     assert _findings(start) == []
 
 
-def test_a_driver_that_cannot_be_used(start: CheckStart, set_gpus: SetGpus) -> None:
+def test_a_driver_that_cannot_be_used(start, set_gpus):
     set_gpus("init 18")
     (finding,) = _findings(start)
     assert "no GPU can be used: Driver/library version mismatch" in finding.message
 
 
-def test_no_driver(start: CheckStart, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_driver(start, set_gpus, monkeypatch):
     monkeypatch.setattr(nvml, "_LIBRARIES", ("libno-such.so",))
     (finding,) = _findings(start)
     assert finding.severity == "error"
     assert "there is no NVIDIA driver here" in finding.message
 
 
-def test_a_vllm_for_cpus_needs_no_gpu(start: CheckStart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vllm_for_cpus_needs_no_gpu(start, monkeypatch):
     monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB))
     checked = start("m")
     assert list(device_findings(checked, ModelChecks(checked))) == []
@@ -150,16 +148,14 @@ def test_a_vllm_for_cpus_needs_no_gpu(start: CheckStart, monkeypatch: pytest.Mon
     ("size_gib", "is_cgroup", "severity"),
     [(4, False, None), (12, False, "warning"), (100, False, "error"), (100, True, "warning")],
 )
-def test_memory_of_a_cpu(
-    start: CheckStart, monkeypatch: pytest.MonkeyPatch, size_gib: int, severity: str | None, *, is_cgroup: bool
-) -> None:
+def test_memory_of_a_cpu(start, monkeypatch, size_gib, severity, *, is_cgroup):
     monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB, is_cgroup=is_cgroup))
     checked = start("m", "--kv-cache-memory-bytes", str(size_gib * GIB))
     found = list(device_findings(checked, ModelChecks(checked)))
     assert [finding.severity for finding in found] == ([severity] if severity else [])
 
 
-def test_the_variable_for_the_cache_counts_first(start: CheckStart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_for_the_cache_counts_first(start, monkeypatch):
     monkeypatch.setattr(devices, "read_memory", lambda: MemoryState(8 * GIB, 16 * GIB))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "40")
     checked = start("m", "--kv-cache-memory-bytes", "1")

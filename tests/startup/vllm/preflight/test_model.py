@@ -47,30 +47,28 @@ def _errors(start: CheckStart, *words: object, **options: bool) -> list[str]:
     return [finding.message for finding in _findings(start, *words, **options) if finding.severity == "error"]
 
 
-def test_a_good_folder(start: CheckStart, folder: Path) -> None:
+def test_a_good_folder(start, folder):
     assert _findings(start, folder) == []
 
 
-def test_a_folder_that_does_not_exist(start: CheckStart, folder: Path) -> None:
+def test_a_folder_that_does_not_exist(start, folder):
     (message,) = _errors(start, folder.with_name("modle"))
     assert "is neither a folder nor a name" in message
     assert "did you mean 'model'" in message
 
 
 @pytest.mark.parametrize("name", ["s3://bucket/model", "repo/name:Q4_K_M", "/models/file.gguf", "gs://b/m"])
-def test_other_places_are_left_to_vllm(start: CheckStart, name: str) -> None:
+def test_other_places_are_left_to_vllm(start, name):
     assert _findings(start, name) == []
 
 
 @pytest.mark.parametrize("variable", ["VLLM_MODEL_REDIRECT_PATH", "VLLM_USE_MODELSCOPE"])
-def test_names_of_others_are_left_to_vllm(
-    start: CheckStart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
-) -> None:
+def test_names_of_others_are_left_to_vllm(start, monkeypatch, tmp_path, variable):
     monkeypatch.setenv(variable, str(tmp_path / "map"))
     assert _findings(start, tmp_path / "missing") == []
 
 
-def test_offline_without_any_file(start: CheckStart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_without_any_file(start, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (message,) = _errors(start, "someone/model")
@@ -81,22 +79,20 @@ def test_offline_without_any_file(start: CheckStart, monkeypatch: pytest.MonkeyP
     assert any("has no config.json" in message for message in messages)
 
 
-def test_offline_with_the_weights_alone_in_the_download_folder(
-    start: CheckStart, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_offline_with_the_weights_alone_in_the_download_folder(start, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "models--someone--model" / "snapshots" / "main").mkdir(parents=True)
     assert _errors(start, "someone/model", "--download-dir", tmp_path) == []
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "version https://git-lfs.github.com/spec/v1\nsize 5\n"])
-def test_a_broken_configuration(start: CheckStart, folder: Path, content: str) -> None:
+def test_a_broken_configuration(start, folder, content):
     (folder / "config.json").write_text(content)
     (message,) = _errors(start, folder)
     assert str(folder / "config.json") in message
 
 
-def test_without_a_configuration(start: CheckStart, folder: Path) -> None:
+def test_without_a_configuration(start, folder):
     (folder / "config.json").unlink()
     (message,) = _errors(start, folder)
     assert "has no config.json" in message
@@ -105,7 +101,7 @@ def test_without_a_configuration(start: CheckStart, folder: Path) -> None:
     assert _errors(start, folder) == []
 
 
-def test_an_unknown_architecture(start: CheckStart, folder: Path) -> None:
+def test_an_unknown_architecture(start, folder):
     _configure(folder, architectures=["LlamoForCausalLM"])
     (message,) = _errors(start, folder)
     assert "no architecture 'LlamoForCausalLM' (did you mean 'LlamaForCausalLM'?)" in message
@@ -113,7 +109,7 @@ def test_an_unknown_architecture(start: CheckStart, folder: Path) -> None:
     assert _errors(start, folder, "--hf-overrides", '{"architectures": ["LlamaForCausalLM"]}') == []
 
 
-def test_a_former_architecture(start: CheckStart, folder: Path) -> None:
+def test_a_former_architecture(start, folder):
     _configure(folder, architectures=["OldForCausalLM"])
     (message,) = _errors(start, folder)
     assert "(supported until 0.20.0)" in message
@@ -123,12 +119,12 @@ def test_a_former_architecture(start: CheckStart, folder: Path) -> None:
     "name",
     ["LlamaForSequenceClassification", "LlamaModel", "GPT2Model", "GPT2ForTokenClassification", "GPT2DoubleHeadsModel"],
 )
-def test_other_ends_of_the_name_and_classes_of_transformers(start: CheckStart, folder: Path, name: str) -> None:
+def test_other_ends_of_the_name_and_classes_of_transformers(start, folder, name):
     _configure(folder, architectures=[name])
     assert _errors(start, folder) == []
 
 
-def test_code_of_the_model_needs_trust(start: CheckStart, folder: Path) -> None:
+def test_code_of_the_model_needs_trust(start, folder):
     _configure(folder, model_type="own_model", auto_map={"AutoConfig": "own.Config"})
     (message,) = _errors(start, folder)
     assert "--trust-remote-code" in message
@@ -136,17 +132,17 @@ def test_code_of_the_model_needs_trust(start: CheckStart, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["llama", "RefinedWeb", "kimi_k2", "unlimited-ocr"])
-def test_code_of_the_model_is_not_needed_for_a_known_type(start: CheckStart, folder: Path, model_type: str) -> None:
+def test_code_of_the_model_is_not_needed_for_a_known_type(start, folder, model_type):
     _configure(folder, model_type=model_type, auto_map={"AutoConfig": "own.Config"})
     assert _errors(start, folder) == []
 
 
-def test_an_unknown_model_type(start: CheckStart, folder: Path) -> None:
+def test_an_unknown_model_type(start, folder):
     _configure(folder, model_type="llamo", architectures=["LlamoForCausalLM"])
     assert any("model_type 'llamo'" in message for message in _errors(start, folder))
 
 
-def test_weights(start: CheckStart, folder: Path) -> None:
+def test_weights(start, folder):
     (folder / "model.safetensors").write_bytes(b"\x10")
     (message,) = _errors(start, folder)
     assert "is truncated" in message
@@ -157,7 +153,7 @@ def test_weights(start: CheckStart, folder: Path) -> None:
     assert _errors(start, folder, "--load-format", "dummy") == []
 
 
-def test_shards_of_the_index(start: CheckStart, folder: Path) -> None:
+def test_shards_of_the_index(start, folder):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     assert _errors(start, folder) == []  # without an index vLLM reads what there is
     shards = {"weight": "model-00001-of-00002.safetensors", "other": "model-00002-of-00002.safetensors"}
@@ -166,13 +162,13 @@ def test_shards_of_the_index(start: CheckStart, folder: Path) -> None:
     assert "lacks 1 of 2 shards" in message
 
 
-def test_files_that_vllm_does_not_read(start: CheckStart, folder: Path) -> None:
+def test_files_that_vllm_does_not_read(start, folder):
     (folder / "pytorch_model.bin").write_bytes(b"x")
     (folder / "optimizer.pt").write_bytes(b"x")
     assert _findings(start, folder) == []
 
 
-def test_tokenizer(start: CheckStart, folder: Path, tmp_path: Path) -> None:
+def test_tokenizer(start, folder, tmp_path):
     (folder / "tokenizer.json").write_text("{")
     (message,) = _errors(start, folder)
     assert "tokenizer.json is not JSON" in message
@@ -186,7 +182,7 @@ def test_tokenizer(start: CheckStart, folder: Path, tmp_path: Path) -> None:
     assert _findings(start, folder, "--tokenizer", other) == []
 
 
-def test_lengths(start: CheckStart, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lengths(start, folder, monkeypatch):
     assert _findings(start, folder, "--max-model-len", "8k") == []
     (message,) = _errors(start, folder, "--max-model-len", "9k")
     assert "--max-model-len 9000 is more than the model's own limit of 8192 tokens" in message
@@ -212,19 +208,19 @@ def test_lengths(start: CheckStart, folder: Path, monkeypatch: pytest.MonkeyPatc
     ],
     ids=["dynamic", "linear", "yarn", "llama3", "default", "default-with-factor", "no-type", "by-layer"],
 )
-def test_scaled_lengths(start: CheckStart, folder: Path, scaling: dict[str, Any], *, is_fault: bool) -> None:
+def test_scaled_lengths(start, folder, scaling, *, is_fault):
     _configure(folder, rope_scaling=scaling)
     assert bool(_errors(start, folder, "--max-model-len", "12k")) == is_fault
 
 
-def test_a_class_that_scales_lengths_by_default(start: CheckStart, folder: Path) -> None:
+def test_a_class_that_scales_lengths_by_default(start, folder):
     _configure(folder, model_type="gpt_oss")
     assert _errors(start, folder, "--max-model-len", "12k") == []
     _configure(folder, model_type="gpt_oss", rope_scaling={"rope_type": "default"})
     assert len(_errors(start, folder, "--max-model-len", "12k")) == 1
 
 
-def test_models_with_other_lengths_are_left_to_vllm(start: CheckStart, folder: Path) -> None:
+def test_models_with_other_lengths_are_left_to_vllm(start, folder):
     _configure(folder, model_max_length=20000)
     assert _errors(start, folder, "--max-model-len", "12k") == []
     _configure(folder, model_max_length=None, max_position_embeddings=None, n_ctx=1024)
@@ -233,17 +229,17 @@ def test_models_with_other_lengths_are_left_to_vllm(start: CheckStart, folder: P
     assert _errors(start, folder, "--max-model-len", "12k") == []
 
 
-def test_a_limit_of_sentence_transformers_is_left_to_vllm(start: CheckStart, folder: Path) -> None:
+def test_a_limit_of_sentence_transformers_is_left_to_vllm(start, folder):
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 12000}')
     assert _errors(start, folder, "--max-model-len", "12k") == []
 
 
 @pytest.mark.parametrize("length", ["0", "-2"])
-def test_lengths_below_one(start: CheckStart, folder: Path, length: str) -> None:
+def test_lengths_below_one(start, folder, length):
     assert _errors(start, folder, f"--max-model-len={length}")
 
 
-def test_heads(start: CheckStart, folder: Path) -> None:
+def test_heads(start, folder):
     assert _errors(start, folder, "-tp", "4") == []
     (message,) = _errors(start, folder, "-tp", "5")
     assert message.endswith("does not divide the model's 12 attention heads: give 4")
@@ -251,6 +247,6 @@ def test_heads(start: CheckStart, folder: Path) -> None:
     assert [finding.severity for finding in _findings(start, folder, "-tp", "5")] == ["warning"]
 
 
-def test_layers(start: CheckStart, folder: Path) -> None:
+def test_layers(start, folder):
     (finding,) = _findings(start, folder, "-pp", "5")
     assert finding.severity == "warning"

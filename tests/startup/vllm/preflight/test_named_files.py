@@ -21,7 +21,7 @@ def adapter(tmp_path: Path) -> Path:
     return folder
 
 
-def test_templates(start: CheckStart, tmp_path: Path) -> None:
+def test_templates(start, tmp_path):
     path = tmp_path / "template.jinja"
     path.write_text("{{ 1 }}")
     assert _found(start, "--chat-template", path) == []
@@ -30,7 +30,7 @@ def test_templates(start: CheckStart, tmp_path: Path) -> None:
     assert (severity, message) == ("error", "--chat-template missing.jinja: there is no such file")
 
 
-def test_certificates(start: CheckStart) -> None:
+def test_certificates(start):
     found = _found(start, "--ssl-certfile", "/missing.crt", "--ssl-keyfile", "/missing.key")
     assert [severity for severity, _ in found] == ["error", "error"]
     assert "--ssl-keyfile /missing.key" in found[1][1]
@@ -39,7 +39,7 @@ def test_certificates(start: CheckStart) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", None], ids=["broken", "missing"])
-def test_a_log_configuration_that_some_versions_ignore(start: CheckStart, tmp_path: Path, content: str | None) -> None:
+def test_a_log_configuration_that_some_versions_ignore(start, tmp_path, content):
     path = tmp_path / "logging.json"
     if content is not None:
         path.write_text(content)
@@ -48,7 +48,7 @@ def test_a_log_configuration_that_some_versions_ignore(start: CheckStart, tmp_pa
     assert str(path) in message
 
 
-def test_plugins(start: CheckStart, tmp_path: Path) -> None:
+def test_plugins(start, tmp_path):
     path = tmp_path / "plugin.py"
     path.touch()
     assert _found(start, "--tool-parser-plugin", path) == []
@@ -56,14 +56,14 @@ def test_plugins(start: CheckStart, tmp_path: Path) -> None:
     assert severity == "warning"
 
 
-def test_modules(start: CheckStart) -> None:
+def test_modules(start):
     assert _found(start, "--middleware", "json.JSONEncoder") == []
     ((severity, message),) = _found(start, "--middleware", "no_such_package.Class")
     assert severity == "error"
     assert "there is no module no_such_package" in message
 
 
-def test_adapters(start: CheckStart, adapter: Path, tmp_path: Path) -> None:
+def test_adapters(start, adapter, tmp_path):
     text = json.dumps({"name": "a", "path": str(adapter)})
     assert _found(start, "--enable-lora", "--lora-modules", f"a={adapter}", text, "", "None") == []
     assert _found(start, "--enable-lora", "--lora-modules", "a=someone/adapter") == []
@@ -77,7 +77,7 @@ def test_adapters(start: CheckStart, adapter: Path, tmp_path: Path) -> None:
     assert "neither NAME=PATH nor JSON" in message
 
 
-def test_the_rank_of_an_adapter(start: CheckStart, adapter: Path) -> None:
+def test_the_rank_of_an_adapter(start, adapter):
     (adapter / "adapter_config.json").write_text(json.dumps({"r": 64}))
     words = ("--enable-lora", "--lora-modules", f"a={adapter}")
     ((_, message),) = _found(start, *words)

@@ -38,7 +38,7 @@ def serve(site: Path) -> Serve:
     return run
 
 
-def test_words_that_vllm_rejects_end_with_code_2(serve: Serve) -> None:
+def test_words_that_vllm_rejects_end_with_code_2(serve):
     done = serve("m", "--dtpe", "half", "--max-num-seqs", "none", HF_HUB_OFFLINE="1")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-4:-1] == [
@@ -49,14 +49,14 @@ def test_words_that_vllm_rejects_end_with_code_2(serve: Serve) -> None:
     assert len(done.stderr.splitlines()) <= 6
 
 
-def test_other_faults_end_with_code_3(serve: Serve, tmp_path: Path) -> None:
+def test_other_faults_end_with_code_3(serve, tmp_path):
     done = serve(str(tmp_path), "--gpu-memory-utilization", "2")
     assert done.returncode == 3
     assert "--gpu-memory-utilization must be 1 or less, got 2.0" in done.stderr
     assert f"{tmp_path} has no config.json" in done.stderr
 
 
-def test_the_preflight_alone_reports_all(serve: Serve, tmp_path: Path) -> None:
+def test_the_preflight_alone_reports_all(serve, tmp_path):
     done = serve(str(tmp_path), "--preflight-only", "--json", "--gpu-memory-utilization", "2")
     assert done.returncode == 3
     checks = {finding["check"] for finding in json.loads(done.stdout)["findings"] if finding["severity"] == "error"}
@@ -64,20 +64,20 @@ def test_the_preflight_alone_reports_all(serve: Serve, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["warn", "off"])
-def test_a_start_may_go_on(serve: Serve, tmp_path: Path, mode: str) -> None:
+def test_a_start_may_go_on(serve, tmp_path, mode):
     """This vLLM cannot be imported, so that the start fails later."""
     done = serve(str(tmp_path), "--preflight", mode, "--gpu-memory-utilization", "2")
     assert ("must be 1 or less" in done.stderr) == (mode == "warn")
     assert "Error: 2 faults" not in done.stderr
 
 
-def test_the_mode_may_be_a_variable(serve: Serve, tmp_path: Path) -> None:
+def test_the_mode_may_be_a_variable(serve, tmp_path):
     done = serve(str(tmp_path), "--gpu-memory-utilization", "2", VCLI_PREFLIGHT="warn")
     assert "must be 1 or less" in done.stderr
     assert "Error: 2 faults" not in done.stderr
 
 
-def test_a_mode_that_does_not_exist_is_a_usage_error(serve: Serve) -> None:
+def test_a_mode_that_does_not_exist_is_a_usage_error(serve):
     done = serve("m", "--preflight", "of")
     assert done.returncode == 2
     assert "--preflight" in done.stderr

@@ -48,12 +48,12 @@ def _short(finding: Finding) -> tuple[str, str]:
         ("awq", "--hf-overrides {}"),
     ],
 )
-def test_what_vllm_takes(start: CheckStart, tmp_path: Path, method: str | None, words: str) -> None:
+def test_what_vllm_takes(start, tmp_path, method, words):
     folder = _folder(tmp_path, **({"quantization_config": {"quant_method": method}} if method else {}))
     assert _found(start, folder, *words.split()) == []
 
 
-def test_an_unknown_name(start: CheckStart, tmp_path: Path) -> None:
+def test_an_unknown_name(start, tmp_path):
     """Only without settings in the checkpoint, for which vLLM may choose a method of its own."""
     ((severity, message),) = _found(start, _folder(tmp_path), "-q", "fp9")
     assert (severity, message) == ("error", "this vLLM has no --quantization 'fp9' (did you mean 'fp8'?)")
@@ -63,7 +63,7 @@ def test_an_unknown_name(start: CheckStart, tmp_path: Path) -> None:
     assert [severity for severity, _ in _found(start, folder, "-q", "fp9")] == ["warning"]
 
 
-def test_a_flag_for_another_kind_of_checkpoint(start: CheckStart, tmp_path: Path) -> None:
+def test_a_flag_for_another_kind_of_checkpoint(start, tmp_path):
     folder = _folder(tmp_path, quantization_config={"quant_method": "gptq"})
     ((severity, message),) = _found(start, folder, "-q", "awq")
     assert severity == "error"
@@ -80,31 +80,29 @@ def test_a_flag_for_another_kind_of_checkpoint(start: CheckStart, tmp_path: Path
         ({"text_config": {"quantization_config": {"quant_method": "own"}}}, "awq"),
     ],
 )
-def test_where_other_code_may_decide_there_is_a_warning(
-    start: CheckStart, tmp_path: Path, config: dict[str, Any], given: str
-) -> None:
+def test_where_other_code_may_decide_there_is_a_warning(start, tmp_path, config, given):
     assert [severity for severity, _ in _found(start, _folder(tmp_path, **config), "-q", given)] == ["warning"]
 
 
 @pytest.mark.parametrize("method", ["fp_quant", "own"])
-def test_another_file_may_decide(start: CheckStart, tmp_path: Path, method: str) -> None:
+def test_another_file_may_decide(start, tmp_path, method):
     folder = _folder(tmp_path, compression_config={"quant_method": method})
     assert {severity for severity, _ in _found(start, folder)} == {"error"}
     (folder / "hf_quant_config.json").write_text("{}")
     assert {severity for severity, _ in _found(start, folder)} == {"warning"}
 
 
-def test_an_old_format_of_modelopt_is_left_to_vllm(start: CheckStart, tmp_path: Path) -> None:
+def test_an_old_format_of_modelopt_is_left_to_vllm(start, tmp_path):
     assert _found(start, _folder(tmp_path, quantization_config=LEGACY_MODELOPT), "-q", "modelopt") == []
 
 
-def test_a_method_that_this_vllm_does_not_have(start: CheckStart, tmp_path: Path) -> None:
+def test_a_method_that_this_vllm_does_not_have(start, tmp_path):
     ((severity, message),) = _found(start, _folder(tmp_path, quantization_config={"quant_method": "bitsandbytes"}))
     assert severity == "error"
     assert "quantized with 'bitsandbytes', which this vLLM does not have" in message
 
 
-def test_a_deprecated_method(start: CheckStart, tmp_path: Path) -> None:
+def test_a_deprecated_method(start, tmp_path):
     folder = _folder(tmp_path, quantization_config={"quant_method": "fp_quant"})
     assert _found(start, folder) == [
         ("error", "this vLLM reads fp_quant only with --allow-deprecated-quantization: add it")
@@ -113,7 +111,7 @@ def test_a_deprecated_method(start: CheckStart, tmp_path: Path) -> None:
     assert {severity for severity, _ in _found(start, folder, "-q", "fp_quant")} == {"warning"}
 
 
-def test_a_flag_for_a_checkpoint_that_is_not_quantized(start: CheckStart, tmp_path: Path) -> None:
+def test_a_flag_for_a_checkpoint_that_is_not_quantized(start, tmp_path):
     folder = _folder(tmp_path)
     ((severity, message),) = _found(start, folder, "-q", "gptq")
     assert severity == "error"
@@ -126,9 +124,7 @@ def test_a_flag_for_a_checkpoint_that_is_not_quantized(start: CheckStart, tmp_pa
     ("method", "capability", "severities"),
     [("fp8", (7, 0), ["error"]), ("fp8", (7, 5), []), ("fp8", (0, 0), []), ("gptq", (3, 5), []), ("mxfp4", (5, 0), [])],
 )
-def test_the_capability_of_a_gpu(
-    start: CheckStart, tmp_path: Path, method: str, capability: tuple[int, int], severities: list[str]
-) -> None:
+def test_the_capability_of_a_gpu(start, tmp_path, method, capability, severities):
     checked = start(str(_folder(tmp_path, quantization_config={"quant_method": method})))
     gpu = Gpu(0, "GPU-0", "V100", 1, 1, capability, ())
     found = list(device_quantization_findings(checked, ModelChecks(checked), gpu))
@@ -138,7 +134,7 @@ def test_the_capability_of_a_gpu(
 
 
 @pytest.mark.parametrize(("method", "severities"), [("fp8", []), ("torchao", ["warning"])])
-def test_methods_of_amd_gpus(start: CheckStart, tmp_path: Path, method: str, severities: list[str]) -> None:
+def test_methods_of_amd_gpus(start, tmp_path, method, severities):
     checked = start(str(_folder(tmp_path, quantization_config={"quant_method": method})))
     found = device_quantization_findings(checked, ModelChecks(checked), None)
     assert [finding.severity for finding in found] == severities

@@ -1,7 +1,6 @@
 """What a start needs beside model and devices."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +26,7 @@ def has_programs(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return set_programs
 
 
-def test_a_compiler_for_a_cpu(start: CheckStart, has_programs: Callable[..., None]) -> None:
+def test_a_compiler_for_a_cpu(start, has_programs):
     has_programs("g++")
     assert _found(start) == []
     has_programs()
@@ -35,9 +34,7 @@ def test_a_compiler_for_a_cpu(start: CheckStart, has_programs: Callable[..., Non
     assert _found(start, "-O0") == []
 
 
-def test_a_compiler_for_a_gpu(
-    start: CheckStart, has_programs: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_compiler_for_a_gpu(start, has_programs, monkeypatch, tmp_path):
     monkeypatch.setattr(surroundings, "built_for", lambda _: "cuda")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     has_programs()
@@ -49,7 +46,7 @@ def test_a_compiler_for_a_gpu(
     assert _found(start) == []
 
 
-def test_ranks_need_shared_memory(start: CheckStart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_need_shared_memory(start, monkeypatch):
     monkeypatch.setattr(surroundings, "free_bytes", lambda _: 64 << 20)
     (finding,) = [f for f in surroundings_findings(start("m", "-tp", "2"), ()) if f.check == "shm"]
     assert "has 64.0 MiB free, 2 ranks may need 2.0 GiB" in finding.message

@@ -2,7 +2,6 @@
 
 import pytest
 
-from startup.vllm.facts.vllm_facts import VllmFacts
 from startup.vllm.preflight.surroundings import variable_findings
 
 
@@ -18,7 +17,7 @@ from startup.vllm.preflight.surroundings import variable_findings
         ("https_proxy", "http://proxy:3128"),
     ],
 )
-def test_good_values(facts: VllmFacts, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_good_values(facts, monkeypatch, name, value):
     before = list(variable_findings(facts))
     monkeypatch.setenv(name, value)
     assert list(variable_findings(facts)) == before
@@ -40,9 +39,7 @@ def test_good_values(facts: VllmFacts, monkeypatch: pytest.MonkeyPatch, name: st
         ("https_proxy", "proxy", "warning", "https_proxy is no address"),
     ],
 )
-def test_faults(
-    facts: VllmFacts, monkeypatch: pytest.MonkeyPatch, name: str, value: str, severity: str, message: str
-) -> None:
+def test_faults(facts, monkeypatch, name, value, severity, message):
     before = set(variable_findings(facts))
     monkeypatch.setenv(name, value)
     (finding,) = set(variable_findings(facts)) - before
