@@ -1,4 +1,4 @@
-"""Keys, tokens and logins never appear in `ps`, messages or reports."""
+"""Keys, tokens and logins never appear in `ps`, messages or reports, in every spelling of their flags."""
 
 import os
 import socket
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from envs.redaction import hide_in_words
 from tests.waiting import wait_until
+from vllm_cli.flags.secret_flags import secret_notices, secrets_as_variables
 
 CLI = [sys.executable, "-m", "vllm_cli"]
 SECRETS = {
@@ -100,3 +102,25 @@ def _wait_masked(child: subprocess.Popen[bytes], words: bytes) -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_a_secret_becomes_a_variable_of_the_child():
+    words = ["m", "--hf_tok=sesame", "--api-key", "sesame2", "--no-such-flag", "x", "--", "--hf-token", "y"]
+    assert secrets_as_variables(words) == (
+        ["m", "--no-such-flag", "x", "--", "--hf-token", "y"],
+        {"HF_TOKEN": "sesame", "VLLM_API_KEY": "sesame2"},
+    )
+
+
+def test_a_secret_that_no_variable_can_hold_stays():
+    words = ["m", "--api-key", "a", "b", "--hf-token", "--port", "1"]
+    assert secrets_as_variables(words) == (words, {})
+
+
+def test_each_secret_flag_gets_one_notice():
+    words = ["m", "--api-key", "a", "b", "--hf-token=c", "--port", "1"]
+    both = list(secret_notices(words, has_key_file=True))
+    assert [notice.partition(" ")[0] for notice in both] == ["--api-key", "--hf-token"]
+    assert both[0].endswith("prefer VLLM_API_KEY or --api-key-file.")
+    assert next(secret_notices(words, has_key_file=False)).endswith("prefer VLLM_API_KEY.")
+    assert list(secret_notices(hide_in_words(["m", "--hf-token"]), has_key_file=True)) == []

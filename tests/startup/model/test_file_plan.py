@@ -1,4 +1,4 @@
-"""A plan names the files that a start reads, in its order, and what is to be downloaded.
+"""A plan names the files that a start reads, in its order, and what is to be downloaded, by names.
 
 tests/vllm_engine/test_opened_files.py compares plans with what real vLLM opens.
 """
@@ -11,6 +11,7 @@ import pytest
 from startup.model.file_plan import FilePlan, plan_files
 from startup.model.location import unfinished_marker
 from startup.model.request import Adapter, DraftModel, ModelRequest
+from startup.model.wanted_files import WantedFiles
 from startup.vllm.command_line import CommandLine
 
 SHARDS = [f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
@@ -278,3 +279,35 @@ def test_each_file_of_the_real_model_is_planned_once(model_path):
 def test_a_missing_folder_has_nothing_to_read(tmp_path):
     plan = plan_files(ModelRequest(model=str(tmp_path / "gone")))
     assert (plan.model.kind, plan.read_order, plan.downloads) == ("nowhere", (), ())
+
+
+@pytest.mark.parametrize(
+    ("names", "weights"),
+    [
+        (["model.safetensors", "model.fp16.safetensors"], ["model.safetensors"]),
+        (
+            ["model-1-of-2.safetensors", "model-2-of-2.safetensors", "consolidated.safetensors"],
+            ["model-1-of-2.safetensors", "model-2-of-2.safetensors"],
+        ),
+        (["weights.safetensors", "pytorch_model.bin"], ["pytorch_model.bin"]),
+        (["weights.safetensors", "notes.bin"], ["weights.safetensors"]),
+        (["pytorch_model.bin", "training_args.bin", "tf_model.h5"], ["pytorch_model.bin"]),
+        (["tf_model.h5"], []),
+    ],
+)
+def test_weights_are_downloaded_in_one_format(names, weights):
+    assert WantedFiles(role="model").choose([*names, "config.json"]) == ["config.json", *weights]
+
+
+def test_all_modules_of_an_embedder_are_downloaded():
+    wanted = [
+        "config.json",
+        "modules.json",
+        "1_Pooling/config.json",
+        "2_Dense/config.json",
+        "model.safetensors",
+        "2_Dense/model.safetensors",
+    ]
+    others = ["2_Dense/pytorch_model.bin", "onnx/model.onnx", "onnx/config.json", "1_Pooling/deep/config.json"]
+    assert WantedFiles(role="model").choose([*wanted, *others]) == wanted
+    assert WantedFiles(role="tokenizer").choose([*wanted, *others]) == ["config.json", "modules.json"]

@@ -7,7 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from base.machine.memory import MemoryState
+from server.config import EngineConfig
+from startup.preflight.checkpoint import read_checkpoint
+from startup.preflight.model_shape import read_model_shape
 from startup.preflight.report import PreflightReport
+from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 
 Preflight = Callable[..., PreflightReport]
 
@@ -118,3 +122,15 @@ def test_a_config_without_a_shape_checks_only_the_weights(folder, preflight):
     (folder.path / "config.json").write_text('{"model_type": "unusual"}')
     _, message = message_of(preflight(folder.path, memory=MemoryState(400 * MIB, 512 * MIB)), "memory")
     assert "KV cache" not in message
+
+
+def test_an_encoder_passes_every_check(tmp_path, preflight):
+    save_pooler(tmp_path, "bert")
+    save_sentence_files(tmp_path)
+    assert preflight(tmp_path, memory=MemoryState(600 * MIB, 800 * MIB)).findings == ()
+
+
+@pytest.mark.parametrize(("options", "has_cache"), [({}, True), ({"runner": "pooling"}, False)])
+def test_a_language_model_that_pools_needs_no_cache(model_path, options, has_cache):
+    shape = read_model_shape(read_checkpoint(model_path), EngineConfig(**options))  # type: ignore[arg-type]
+    assert bool(shape.kv_bytes_per_token) is has_cache

@@ -1,11 +1,13 @@
-"""One model's process: real processes with good and bad habits."""
+"""One model's process: real processes with good and bad habits; it ends with the one that starts it."""
 
 import asyncio
 import os
+import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import aiohttp
 import psutil
@@ -17,10 +19,13 @@ from startup.router import child_server
 from startup.router.child import Child, ChildPlace
 from startup.router.child_log import LogRelay
 from startup.router.child_place import ChildPlaces
+from startup.router.child_process import ChildProcess, describe_end
 from startup.router.child_server import ForeignServer
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from tests.startup.router.router_process import FOREIGN
 from tests.waiting import is_gone, wait_until
+
+_ROUNDS = 20
 
 
 @pytest.fixture
@@ -211,3 +216,44 @@ def _is_marked(process: psutil.Process, child: Child) -> bool:
         return process.environ().get(env.VCLI_ROUTER.name) == child.place.socket_path and not is_gone(process.pid)
     except psutil.Error:
         return False
+
+
+@pytest.fixture
+def told() -> Iterator[socket.socket]:
+    """What an event loop of this process would be told of its signals."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        handler = signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.set_wakeup_fd(theirs.fileno())
+        yield ours
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, handler)
+
+
+def sleep() -> NoReturn:
+    os.execv(sys.executable, [sys.executable, "-S", "-c", "import time; time.sleep(600)"])
+
+
+def end_of(process: ChildProcess) -> int:
+    codes: list[int] = []
+    wait_until(lambda: (code := process.poll()) is not None and not codes.append(code))
+    return codes[0]
+
+
+def test_a_signal_to_a_new_process_ends_it_and_is_not_taken_for_one_of_its_parent(told):
+    for _ in range(_ROUNDS):
+        process = ChildProcess.fork(sleep)
+        assert os.getpgid(process.pid) == process.pid
+        process.signal(signal.SIGTERM)
+        assert end_of(process) == -signal.SIGTERM
+    with pytest.raises(BlockingIOError):
+        told.recv(1)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"), [(3, "The server ended with exit code 3"), (-9, "The server was ended by SIGKILL")]
+)
+def test_an_end_is_described(code, text):
+    assert describe_end(code) == text

@@ -1,7 +1,8 @@
-"""The rules of the scheduler, one by one, in stories of a few events; the clock is a number."""
+"""The rules of the scheduler, one by one, in a table of stories of a few events; the clock is a number."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -34,9 +35,19 @@ class Story:
         self.starts: list[str] = []
         self.readings = 0
 
-    def model(self, name: str, gib: int = 0, **rules: object) -> None:
-        self.rules[name] = ModelRules(need=Need(gib * GIB), **rules)  # type: ignore[arg-type]
+    def model(self, name: str, gib: int = 0, excludes: str = "", **rules: object) -> None:
+        excluded = frozenset(excludes.split(",") if excludes else ())
+        self.rules[name] = ModelRules(need=Need(gib * GIB), excludes=excluded, **rules)  # type: ignore[arg-type]
         self.set_models()
+
+    def forget(self, name: str) -> None:
+        del self.rules[name]
+
+    def free_is(self, gib: int) -> None:
+        self.free = gib * GIB
+
+    def reload(self, *changed: str) -> list[Action]:
+        return self.set_models(restart=changed)
 
     def set_models(self, restart: tuple[str, ...] = ()) -> list[Action]:
         return self._act(self.scheduler.set_models(self.rules, self.now, restart))
@@ -67,7 +78,7 @@ class Story:
     def drain(self) -> list[Action]:
         return self._act(self.scheduler.drain(self.now))
 
-    def run_model(self, name: str, ticket: int) -> None:
+    def run(self, name: str, ticket: int) -> None:
         """A model that is ready, with one lease."""
         self.arrive(ticket, name)
         assert Admit(ticket) in self.ready(name, 1.0)
@@ -81,8 +92,14 @@ class Story:
         self.now = end_s
         return actions
 
-    def state(self, model: str) -> str:
-        return self.scheduler.view()[model].state
+    def view(self, model: str) -> str:
+        view = self.scheduler.view().get(model)
+        if view is None:
+            return "unknown"
+        return f"{view.state} {view.num_leases} leases {view.num_waiting} waiting {view.need.ram_bytes // GIB} GiB"
+
+    def next_tick(self) -> str:
+        return "none" if self.scheduler.next_tick_s(self.now) is None else "due"
 
     def _act(self, actions: list[Action]) -> list[Action]:
         done: list[Action] = []
@@ -100,6 +117,256 @@ class Story:
         return None if self.free is None else Need(self.free)
 
 
+STORIES = """
+a request starts its model and is admitted when it is ready
+budget=10 | a 6 | b 6
+arrive 1 a > start a; arrive 2 a > nothing; ready a 1 > admit 1, admit 2; arrive 3 a > admit 3
+
+a lease lasts from admission to the last byte, llama.cpp #28698
+budget=10 | a 6 | b 6
+arrive 1 a; arrive 2 b; ready a 5 > admit 1; wait 100 > nothing; leave 1 > stop a; ended a > start b
+
+a client that leaves while it waits gives its place up, llama-swap's design.md
+budget=10 | a 6 | b 6
+run b 9; arrive 1 a; leave 1; leave 9; wait 60 > nothing
+
+a client that leaves before readiness gives its place up
+budget=10 | a 6 | b 6
+arrive 1 a; leave 1; ready a 1; view a > ready 0 leases 0 waiting 6 GiB; wait 2; arrive 2 b > stop a
+
+a client that leaves when admitted gives its place up
+budget=10 | a 6 | b 6
+arrive 1 a; ready a 1; leave 1; ready a 1; view a > ready 0 leases 0 waiting 6 GiB; wait 2; arrive 2 b > stop a
+
+a ticket may leave twice or be unknown
+budget=10 | a 6 | b 6
+run a 1; leave 1; leave 1 > nothing; leave 77 > nothing
+
+leases of a dead process do not count for the next one
+budget=10 | a 6 concurrency=1 | b 6
+run a 1; ended a killed; wait 1; arrive 2 a; ready a 1 > admit 2; leave 1 > nothing
+view a > ready 1 leases 0 waiting 6 GiB
+
+requests beyond the concurrency wait in order
+| a concurrency=2
+arrive 1 a; arrive 2 a; arrive 3 a; arrive 4 a; ready a > admit 1, admit 2; leave 3 > nothing; leave 1 > admit 4
+
+an idle model is stopped only if the sums say so, Ollama #13227
+budget=12 | a 6 | b 6
+run a 1; leave 1; wait 60; arrive 2 b > start b
+
+a starting model is no victim before it is ready and has stayed for its minimum, llama.cpp #25528
+budget=10 | a 6 | b 6
+arrive 1 a; leave 1; arrive 2 b; wait 60 > nothing; ready a > nothing; wait 2 > stop a
+
+two waiting models do not count on the same victim, llama.cpp #28443
+budget=10 | a 5 | b 5 | c 5 | d 5
+run a 1; run b 2; leave 1; leave 2; wait 10; arrive 3 c > stop a; arrive 4 d > stop b
+ended b > start c; ended a > start d
+
+two waiting models stop the streams of two victims
+max_running=2 | a | b | c | d
+run a 1; run b 2; arrive 3 c; arrive 4 d; wait 9; arrive 5 a > admit 5; arrive 6 b > admit 6
+wait 1.1; arrive 7 a > nothing; arrive 8 b > nothing
+
+a model that was stopped for another one waits behind it, though its waiters at its limit are older
+max_running=1 | a concurrency=1 | b
+arrive 1 a; arrive 2 a; arrive 3 a; ready a 1; arrive 4 b; wait 10.1; leave 1 > stop a; ended a > start b
+
+a later small model does not take the room of an earlier large one
+budget=10 | a 6 | large 10 | small 4
+run a 1; arrive 2 large; arrive 3 small > nothing; wait 3; leave 1 > stop a; ended a > start large
+
+the victim is the one that costs least if both are idle for equally long
+max_running=2 | slow | fast | new
+arrive 1 slow; ready slow 60; arrive 2 fast; ready fast 1; leave 1; leave 2; wait 10; arrive 3 new > stop fast
+
+of equal victims the one that was used longest ago is stopped
+max_running=2 | a | b | c
+run a 1; run b 2; leave 2; wait 5; leave 1; wait 5; arrive 3 c > stop b
+
+no more models are stopped than are needed: a cheap small one does not suffice
+budget=10 | small 2 | large 8 | new 7
+arrive 1 small; ready small 1; arrive 2 large; ready large 9; leave 1; leave 2; wait 5; arrive 3 new > stop large
+
+a model stays for a minimum
+max_running=1 min_stay_s=3 | a | b
+run a 1; leave 1; arrive 2 b > nothing; wait 2.9 > nothing; wait 0.2 > stop a
+
+waiters of a ready model are served before a swap, llama-swap #612: A B A A C becomes A A A B C
+max_running=1 | a | b | c
+arrive 1 a; arrive 2 b; arrive 3 a; arrive 4 a; arrive 5 c; ready a > admit 1, admit 3, admit 4
+wait 3; leave 1 > nothing; leave 3 > nothing; leave 4 > stop a; ended a > start b
+
+after max_wait new requests for the victim wait behind the swap
+max_running=1 max_wait_s=10 | a | b
+run a 1; arrive 2 b; wait 9.9; arrive 3 a > admit 3; wait 0.2; arrive 4 a > nothing
+leave 1; leave 3 > stop a; ended a > start b; ready b 1 > admit 2
+wait 2; leave 2 > stop b; ended b > start a; ready a 1 > admit 4
+
+a victim admits again if nobody waits for its room
+max_running=1 | a | b
+run a 1; arrive 2 b; wait 10.1; arrive 3 a > nothing; leave 2 > admit 3
+
+a victim that was claimed by a later model (b) goes to the first (c), found by a random world
+max_running=1 max_wait_s=5 | a | b | c
+run a 1; arrive 2 b; wait 1; arrive 3 c; wait 4.5; arrive 4 b; leave 2; leave 1 > stop a; ended a > start c
+
+an excluded model is stopped first
+| a | b excludes=a
+run a 1; wait 5; arrive 2 b > nothing; leave 1 > stop a; ended a > start b
+
+exclusion has a direction
+| a | b excludes=a
+run b 1; arrive 2 a > start a
+
+models that exclude each other start one after the other
+| a excludes=b | b excludes=a
+arrive 1 a > start a; arrive 2 b > nothing; ready a; wait 2; leave 1 > stop a; ended a > start b
+
+a model waits for an earlier one that excludes it, else that one would wait for it, too
+| a | c | b excludes=a,c
+run a 1; arrive 2 b; wait 0.1; arrive 3 c > nothing; wait 2; leave 1 > stop a; ended a > start b, start c
+
+draining models count for max_running
+max_running=1 | a | b
+run a 1; leave 1; unload a > stop a; arrive 2 b > nothing; ended a > start b
+
+a start waits until the memory is really free, FMA #709
+free=10 budget=10 | a 6 | b 6
+run a 1; free_is 4; wait 5; arrive 2 b; leave 1 > stop a; ended a > nothing; wait 1.5 > nothing
+free_is 10; wait 0.2 > start b
+
+a model is stopped if other programs have taken the memory, though the budget has room
+free=10 budget=100 | a 6 | b 6
+run a 1; leave 1; free_is 4; wait 5; arrive 2 b > stop a
+
+late memory of one model does not stop another
+free=20 | a 6 | b 6 | c 10
+run a 1; run b 2; leave 1; leave 2; free_is 8; wait 5; arrive 3 c > stop a; ended a > nothing; wait 1 > nothing
+free_is 14; wait 0.2 > start c
+
+memory that a starting model has not taken is not free, until another program ends
+free=10 | a 6 | b 6
+arrive 1 a > start a; arrive 2 b > nothing; free_is 9; measured a 1 > nothing; free_is 6; measured a 6 > start b
+
+memory that a stopped start may take before its end is not free, found by a random world
+free=10 | a 6 | b 6
+arrive 1 a; leave 1; unload a > stop a; arrive 2 b > nothing; wait 5 > nothing; ended a > start b
+
+the most that was measured replaces the estimate, llama-swap #158
+budget=10 | a 8 | b 6
+run a 1; measured a 4; arrive 2 b > start b; measured a 5; measured a 3; view a > ready 1 leases 0 waiting 5 GiB
+
+a measurement during the start does not lower the need
+| a 8
+arrive 1 a; measured a 1; view a > starting 0 leases 1 waiting 8 GiB
+
+a model that grew above the budget runs alone
+budget=10 | a 8
+run a 1; measured a 11; leave 1; unload a; ended a; arrive 2 a > start a
+
+a model that ends by itself is started again for the one that waited
+| a concurrency=1
+run a 1; arrive 2 a; wait 60; ended a killed > nothing; view a > failed 0 leases 1 waiting 0 GiB
+arrive 3 a > refuse 3 failed; wait 1 > start a; ready a > admit 2
+
+ttl counts from the end of the last request and never during a start, llama-swap #289
+| a ttl_s=10
+arrive 1 a; wait 60 > nothing; ready a; wait 60 > nothing; leave 1; wait 9.9 > nothing
+arrive 2 a; leave 2; wait 9.9 > nothing; wait 0.2 > stop a
+
+unload waits for leases, and requests that wait start the model again
+| a
+run a 1; unload a > nothing; view a > draining 1 leases 0 waiting 0 GiB; arrive 2 a > nothing; unload a > nothing
+leave 1 > stop a; ended a > start a; ready a > admit 2
+
+a loaded model is an ordinary victim, LM Studio #2051
+budget=10 | a 6 | b 6
+load 1 a; ready a 1 > admit 1; leave 1; wait 2; arrive 2 b > stop a
+
+a load is not delayed by limits of requests
+max_waiting=1 | a concurrency=1
+arrive 1 a; load 2 a > nothing; ready a > admit 2; leave 2 > admit 1; load 3 a > admit 3
+
+a reload touches only what changed, llama-swap #281
+| same | changed | removed
+run same 1; run changed 2; run removed 3; forget removed; model added; reload changed > nothing
+view same > ready 1 leases 0 waiting 0 GiB; view changed > draining 1 leases 0 waiting 0 GiB
+view removed > draining 1 leases 0 waiting 0 GiB; view added > stopped 0 leases 0 waiting 0 GiB
+arrive 11 same > admit 11; arrive 12 changed > nothing; arrive 13 removed > refuse 13 removed
+leave 2 > stop changed; ended changed > start changed; leave 3 > stop removed; ended removed > nothing
+view removed > unknown
+
+a removed model refuses its waiters and may come back before its process ends
+| a
+arrive 1 a; forget a; reload > refuse 1 removed, stop a; model a; reload; arrive 2 a > nothing; ended a > start a
+
+a changed model has no pause, as its file was repaired
+| a
+arrive 1 a; ended a broken; reload a; arrive 2 a > start a
+
+drain refuses what waits and stops all after their leases
+budget=10 | a 6 | b 6
+run a 1; arrive 2 b; drain > refuse 2 shutting_down; arrive 3 a > refuse 3 shutting_down
+leave 1 > stop a; ended a > nothing; next_tick > none
+"""
+
+
+def begin(setup: str) -> Story:
+    """A story with the limits and, after each bar, a model with its GiB and rules."""
+    limits, *models = setup.split("|")
+    values = dict(read_word(word) for word in limits.split())
+    if "budget" in values:
+        values["memory_budget_bytes"] = values.pop("budget") * GIB
+    story = Story(values.pop("free") * GIB if "free" in values else None, **values)
+    for model in models:
+        happen(story, f"model {model}")
+    return story
+
+
+def read_word(word: str) -> tuple[str, Any]:
+    """The name ("" without one) and the value of a word; a value that looks like a number is one."""
+    name, _, value = word.rpartition("=")
+    if not value.replace(".", "").isdigit():
+        return name, value
+    return name, float(value) if "." in value else int(value)
+
+
+def happen(story: Story, step: str) -> str:
+    """Calls the method of the story that a step names, and says what followed."""
+    method, *words = step.split()
+    arguments = [read_word(word) for word in words]
+    unnamed = [value for name, value in arguments if not name]
+    followed = getattr(story, method)(*unnamed, **{name: value for name, value in arguments if name})
+    return followed if isinstance(followed, str) else ", ".join(map(words_of, followed or [])) or "nothing"
+
+
+def words_of(action: Action) -> str:
+    match action:
+        case Start(model) | Stop(model):
+            return f"{type(action).__name__.lower()} {model}"
+        case Admit(ticket):
+            return f"admit {ticket}"
+        case Refuse(ticket, kind):
+            return f"refuse {ticket} {kind}"
+    raise ValueError(action)
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=text.split("\n")[0]) for text in STORIES.strip().split("\n\n")])
+def test_story(text):
+    """Each step is followed by exactly what stands after its >; without one, by anything."""
+    _, setup, *lines = text.split("\n")
+    story = begin(setup)
+    for number, step in enumerate("; ".join(lines).split("; "), start=1):
+        words, _, expected = step.partition(" > ")
+        followed = happen(story, words)
+        assert followed == (expected or followed), f"step {number}: {step}"
+
+
+# What needs more than the words of a story
+
+
 @pytest.fixture
 def one_fits() -> Story:
     """Models a and b with room for one of them."""
@@ -113,75 +380,6 @@ def refusals(actions: list[Action]) -> dict[int, str]:
     return {action.ticket: action.kind for action in actions if isinstance(action, Refuse)}
 
 
-# Leases
-
-
-def test_a_request_starts_its_model_and_is_admitted_when_it_is_ready(one_fits):
-    assert one_fits.arrive(1, "a") == [Start("a")]
-    assert one_fits.arrive(2, "a") == []
-    assert one_fits.ready("a", 1.0) == [Admit(1), Admit(2)]
-    assert one_fits.arrive(3, "a") == [Admit(3)]
-
-
-def test_a_lease_lasts_from_admission_to_the_last_byte(one_fits):
-    """llama.cpp #28698: a model was evicted between its start and the request for which it was started."""
-    one_fits.arrive(1, "a")
-    one_fits.arrive(2, "b")
-    assert one_fits.ready("a", 5.0) == [Admit(1)]
-    assert one_fits.wait(100.0) == []
-    assert one_fits.leave(1) == [Stop("a")]
-    assert one_fits.ended("a") == [Start("b")]
-
-
-@pytest.mark.parametrize("leaves", ["while it waits", "before readiness", "when admitted"])
-def test_a_client_that_leaves_gives_its_place_up_in_every_state(one_fits, leaves):
-    """llama-swap's design.md: a counter that stayed above 0 kept a model for ever."""
-    if leaves == "while it waits":
-        one_fits.run_model("b", 9)
-        one_fits.arrive(1, "a")
-        one_fits.leave(1)
-        one_fits.leave(9)
-        assert one_fits.wait(60.0) == []
-        return
-    one_fits.arrive(1, "a")
-    if leaves == "when admitted":
-        one_fits.ready("a", 1.0)
-    one_fits.leave(1)
-    one_fits.ready("a", 1.0)
-    view = one_fits.scheduler.view()["a"]
-    assert (view.num_leases, view.num_waiting) == (0, 0)
-    one_fits.wait(2.0)
-    assert one_fits.arrive(2, "b") == [Stop("a")]
-
-
-def test_a_ticket_may_leave_twice_or_be_unknown(one_fits):
-    one_fits.run_model("a", 1)
-    one_fits.leave(1)
-    assert one_fits.leave(1) == []
-    assert one_fits.leave(77) == []
-
-
-def test_leases_of_a_dead_process_do_not_count_for_the_next_one(one_fits):
-    one_fits.model("a", 6, concurrency=1)
-    one_fits.run_model("a", 1)
-    one_fits.ended("a", "killed")
-    one_fits.wait(1.0)
-    one_fits.arrive(2, "a")
-    assert one_fits.ready("a", 1.0) == [Admit(2)]
-    assert one_fits.leave(1) == []
-    assert one_fits.scheduler.view()["a"].num_leases == 1
-
-
-def test_requests_beyond_the_concurrency_wait_in_order():
-    story = Story()
-    story.model("a", concurrency=2)
-    for ticket in (1, 2, 3, 4):
-        story.arrive(ticket, "a")
-    assert story.ready("a") == [Admit(1), Admit(2)]
-    assert story.leave(3) == []
-    assert story.leave(1) == [Admit(4)]
-
-
 def test_requests_above_max_waiting_are_refused(one_fits):
     story = Story(max_waiting=2)
     story.model("a")
@@ -193,33 +391,9 @@ def test_requests_above_max_waiting_are_refused(one_fits):
     assert "--max-waiting" in refusal.reason
 
 
-# Victims
-
-
-def test_an_idle_model_is_stopped_only_if_the_sums_say_so():
-    """Ollama #13227: models were evicted with 498 GiB free."""
-    story = Story(memory_budget_bytes=12 * GIB)
-    story.model("a", 6)
-    story.model("b", 6)
-    story.run_model("a", 1)
-    story.leave(1)
-    story.wait(60.0)
-    assert story.arrive(2, "b") == [Start("b")]
-
-
-def test_a_starting_model_is_no_victim(one_fits):
-    """llama.cpp #25528."""
-    one_fits.arrive(1, "a")
-    one_fits.leave(1)
-    one_fits.arrive(2, "b")
-    assert one_fits.wait(60.0) == []
-    assert one_fits.ready("a") == []
-    assert one_fits.wait(2.0) == [Stop("a")], "after its minimum stay"
-
-
 def test_a_pinned_model_is_no_victim_and_the_refusal_names_it(one_fits):
     one_fits.model("a", 6, pinned=True, ttl_s=1.0)
-    one_fits.run_model("a", 1)
+    one_fits.run("a", 1)
     one_fits.leave(1)
     one_fits.wait(60.0)
     (refusal,) = one_fits.arrive(2, "b")
@@ -228,179 +402,6 @@ def test_a_pinned_model_is_no_victim_and_the_refusal_names_it(one_fits):
     assert refusal.reason == (
         "b needs 6.0 GiB, which the budget of 10.0 GiB does not have beside a (6.0 GiB), which stay (--memory-budget)."
     )
-
-
-def test_two_waiting_models_do_not_count_on_the_same_victim():
-    """llama.cpp #28443: both counted on it, one waited for ever."""
-    story = Story(memory_budget_bytes=10 * GIB)
-    for name in ("a", "b", "c", "d"):
-        story.model(name, 5)
-    story.run_model("a", 1)
-    story.run_model("b", 2)
-    story.leave(1)
-    story.leave(2)
-    story.wait(10.0)
-    assert story.arrive(3, "c") == [Stop("a")]
-    assert story.arrive(4, "d") == [Stop("b")]
-    assert story.ended("b") == [Start("c")]
-    assert story.ended("a") == [Start("d")]
-
-
-def test_two_waiting_models_stop_the_streams_of_two_victims():
-    story = Story(max_running=2)
-    for name in ("a", "b", "c", "d"):
-        story.model(name)
-    story.run_model("a", 1)
-    story.run_model("b", 2)
-    story.arrive(3, "c")
-    story.arrive(4, "d")
-    story.wait(9.0)
-    assert story.arrive(5, "a") == [Admit(5)]
-    assert story.arrive(6, "b") == [Admit(6)]
-    story.wait(1.1)
-    assert story.arrive(7, "a") == []
-    assert story.arrive(8, "b") == []
-
-
-def test_a_model_that_was_stopped_for_another_one_waits_behind_it():
-    """Its waiters are older, because they have waited for its limit of concurrency."""
-    story = Story(max_running=1)
-    story.model("a", concurrency=1)
-    story.model("b")
-    for ticket in (1, 2, 3):
-        story.arrive(ticket, "a")
-    story.ready("a", 1.0)
-    story.arrive(4, "b")
-    story.wait(10.1)
-    assert story.leave(1) == [Stop("a")]
-    assert story.ended("a") == [Start("b")]
-
-
-def test_a_later_small_model_does_not_take_the_room_of_an_earlier_large_one():
-    story = Story(memory_budget_bytes=10 * GIB)
-    story.model("a", 6)
-    story.model("large", 10)
-    story.model("small", 4)
-    story.run_model("a", 1)
-    story.arrive(2, "large")
-    assert story.arrive(3, "small") == []
-    story.wait(3.0)
-    assert story.leave(1) == [Stop("a")]
-    assert story.ended("a") == [Start("large")]
-
-
-def test_the_victim_is_the_one_that_costs_least():
-    story = Story(max_running=2)
-    for name in ("slow", "fast", "new"):
-        story.model(name)
-    story.arrive(1, "slow")
-    story.ready("slow", 60.0)
-    story.arrive(2, "fast")
-    story.ready("fast", 1.0)
-    story.leave(1)
-    story.leave(2)
-    story.wait(10.0)
-    assert story.arrive(3, "new") == [Stop("fast")], "both are idle for equally long"
-
-
-def test_of_equal_victims_the_one_that_was_used_longest_ago_is_stopped():
-    story = Story(max_running=2)
-    for name in ("a", "b", "c"):
-        story.model(name)
-    story.run_model("a", 1)
-    story.run_model("b", 2)
-    story.leave(2)
-    story.wait(5.0)
-    story.leave(1)
-    story.wait(5.0)
-    assert story.arrive(3, "c") == [Stop("b")]
-
-
-def test_no_more_models_are_stopped_than_are_needed():
-    story = Story(memory_budget_bytes=10 * GIB)
-    for name, gib in (("small", 2), ("large", 8), ("new", 7)):
-        story.model(name, gib)
-    story.arrive(1, "small")
-    story.ready("small", 1.0)
-    story.arrive(2, "large")
-    story.ready("large", 9.0)
-    story.leave(1)
-    story.leave(2)
-    story.wait(5.0)
-    assert story.arrive(3, "new") == [Stop("large")], "the cheap small one does not suffice, and is not needed"
-
-
-def test_a_model_stays_for_a_minimum():
-    story = Story(max_running=1, min_stay_s=3.0)
-    story.model("a")
-    story.model("b")
-    story.run_model("a", 1)
-    story.leave(1)
-    assert story.arrive(2, "b") == []
-    assert story.wait(2.9) == []
-    assert story.wait(0.2) == [Stop("a")]
-
-
-def test_waiters_of_a_ready_model_are_served_before_a_swap():
-    """llama-swap #612: A B A A C becomes A A A B C."""
-    story = Story(max_running=1)
-    for name in ("a", "b", "c"):
-        story.model(name)
-    for ticket, name in enumerate("abaac", start=1):
-        story.arrive(ticket, name)
-    assert story.ready("a") == [Admit(1), Admit(3), Admit(4)]
-    story.wait(3.0)
-    for ticket in (1, 3):
-        assert story.leave(ticket) == []
-    assert story.leave(4) == [Stop("a")]
-    assert story.ended("a") == [Start("b")]
-
-
-def test_after_max_wait_new_requests_for_the_victim_wait_behind_the_swap():
-    story = Story(max_running=1, max_wait_s=10.0)
-    story.model("a")
-    story.model("b")
-    story.run_model("a", 1)
-    story.arrive(2, "b")
-    story.wait(9.9)
-    assert story.arrive(3, "a") == [Admit(3)]
-    story.wait(0.2)
-    assert story.arrive(4, "a") == []
-    story.leave(1)
-    assert story.leave(3) == [Stop("a")]
-    assert story.ended("a") == [Start("b")]
-    assert story.ready("b", 1.0) == [Admit(2)]
-    story.wait(2.0)
-    assert story.leave(2) == [Stop("b")]
-    assert story.ended("b") == [Start("a")]
-    assert story.ready("a", 1.0) == [Admit(4)]
-
-
-def test_a_victim_admits_again_if_nobody_waits_for_its_room():
-    story = Story(max_running=1)
-    story.model("a")
-    story.model("b")
-    story.run_model("a", 1)
-    story.arrive(2, "b")
-    story.wait(10.1)
-    assert story.arrive(3, "a") == []
-    assert story.leave(2) == [Admit(3)]
-
-
-def test_a_victim_that_was_claimed_by_a_later_model_goes_to_the_first():
-    """Found by a random world: both waited for ever when the oldest waiter of the claiming model left."""
-    story = Story(max_running=1, max_wait_s=5.0)
-    for name in ("a", "b", "c"):
-        story.model(name)
-    story.run_model("a", 1)
-    story.arrive(2, "b")
-    story.wait(1.0)
-    story.arrive(3, "c")
-    story.wait(4.5)  # b has claimed a
-    story.arrive(4, "b")
-    story.leave(2)  # now c waits longer than b
-    assert story.leave(1) == [Stop("a")]
-    assert story.ended("a") == [Start("c")]
 
 
 @pytest.mark.parametrize(("gap_s", "most_starts"), [(0.0, 2 * (200 / 10 + 1)), (0.5, 2 * (200 / 2 + 1))])
@@ -444,89 +445,11 @@ def test_streams_for_two_models_swap_seldom_and_nobody_starves(gap_s, most_start
     assert longest_s <= 2 * (max_wait_s + lease_s + start_s) + 0.5, "the bound of the docstring"
 
 
-# Exclusions and limits
-
-
-def test_an_excluded_model_is_stopped_first():
-    story = Story()
-    story.model("a")
-    story.model("b", excludes=frozenset({"a"}))
-    story.run_model("a", 1)
-    story.wait(5.0)
-    assert story.arrive(2, "b") == []
-    assert story.leave(1) == [Stop("a")]
-    assert story.ended("a") == [Start("b")]
-
-
-def test_exclusion_has_a_direction():
-    story = Story()
-    story.model("a")
-    story.model("b", excludes=frozenset({"a"}))
-    story.run_model("b", 1)
-    assert story.arrive(2, "a") == [Start("a")]
-
-
-def test_models_that_exclude_each_other_start_one_after_the_other():
-    story = Story()
-    story.model("a", excludes=frozenset({"b"}))
-    story.model("b", excludes=frozenset({"a"}))
-    assert story.arrive(1, "a") == [Start("a")]
-    assert story.arrive(2, "b") == []
-    story.ready("a")
-    story.wait(2.0)
-    assert story.leave(1) == [Stop("a")]
-    assert story.ended("a") == [Start("b")]
-
-
-def test_a_model_waits_for_an_earlier_one_that_excludes_it():
-    story = Story()
-    for name in ("a", "c"):
-        story.model(name)
-    story.model("b", excludes=frozenset({"a", "c"}))
-    story.run_model("a", 1)
-    story.arrive(2, "b")
-    story.wait(0.1)
-    assert story.arrive(3, "c") == [], "else b would wait for c, too"
-    story.wait(2.0)
-    assert story.leave(1) == [Stop("a")]
-    assert story.ended("a") == [Start("b"), Start("c")]
-
-
-def test_draining_models_count_for_max_running():
-    story = Story(max_running=1)
-    story.model("a")
-    story.model("b")
-    story.run_model("a", 1)
-    story.leave(1)
-    assert story.unload("a") == [Stop("a")]
-    assert story.arrive(2, "b") == []
-    assert story.ended("a") == [Start("b")]
-
-
-# Memory
-
-
-def test_a_start_waits_until_the_memory_is_really_free():
-    """FMA #709: the memory of a stopped model comes back late."""
-    story = Story(free=10 * GIB, memory_budget_bytes=10 * GIB)
-    story.model("a", 6)
-    story.model("b", 6)
-    story.run_model("a", 1)
-    story.free = 4 * GIB
-    story.wait(5.0)
-    story.arrive(2, "b")
-    assert story.leave(1) == [Stop("a")]
-    assert story.ended("a") == []
-    assert story.wait(1.5) == []
-    story.free = 10 * GIB
-    assert story.wait(0.2) == [Start("b")]
-
-
 def test_the_wait_for_memory_ends_with_the_sums():
     story = Story(free=5 * GIB, memory_budget_bytes=100 * GIB, memory_wait_s=10.0)
     story.model("a", 1, pinned=True)
     story.model("b", 6)
-    story.run_model("a", 1)
+    story.run("a", 1)
     story.free = 4 * GIB
     assert story.arrive(2, "b") == []
     assert story.wait(9.9) == []
@@ -542,93 +465,6 @@ def test_the_wait_for_memory_ends_with_the_sums():
     assert story.readings == readings, "nobody waits: nothing is read"
 
 
-def test_a_model_is_stopped_if_other_programs_have_taken_the_memory():
-    """The budget has room, the machine has not."""
-    story = Story(free=10 * GIB, memory_budget_bytes=100 * GIB)
-    story.model("a", 6)
-    story.model("b", 6)
-    story.run_model("a", 1)
-    story.leave(1)
-    story.free = 4 * GIB
-    story.wait(5.0)
-    assert story.arrive(2, "b") == [Stop("a")]
-
-
-def test_late_memory_of_one_model_does_not_stop_another():
-    story = Story(free=20 * GIB)
-    story.model("a", 6)
-    story.model("b", 6)
-    story.model("c", 10)
-    story.run_model("a", 1)
-    story.run_model("b", 2)
-    story.leave(1)
-    story.leave(2)
-    story.free = 8 * GIB
-    story.wait(5.0)
-    assert story.arrive(3, "c") == [Stop("a")]
-    assert story.ended("a") == []
-    assert story.wait(1.0) == []
-    story.free = 14 * GIB
-    assert story.wait(0.2) == [Start("c")]
-
-
-def test_memory_that_a_starting_model_has_not_taken_is_not_free():
-    story = Story(free=10 * GIB)
-    for name in ("a", "b"):
-        story.model(name, 6)
-    assert story.arrive(1, "a") == [Start("a")]
-    assert story.arrive(2, "b") == []
-    story.free = 9 * GIB
-    assert story.measured("a", 1) == []
-    story.free = 6 * GIB  # after the end of another program
-    assert story.measured("a", 6) == [Start("b")]
-
-
-def test_memory_that_a_stopped_start_may_still_take_is_not_free():
-    """Found by a random world: the process took it between the reading and its end."""
-    story = Story(free=10 * GIB)
-    for name in ("a", "b"):
-        story.model(name, 6)
-    story.arrive(1, "a")
-    story.leave(1)
-    assert story.unload("a") == [Stop("a")]
-    assert story.arrive(2, "b") == []
-    assert story.wait(5.0) == []
-    assert story.ended("a") == [Start("b")]
-
-
-def test_the_measurement_replaces_the_estimate():
-    """llama-swap #158: memory was guessed."""
-    story = Story(memory_budget_bytes=10 * GIB)
-    story.model("a", 8)
-    story.model("b", 6)
-    story.run_model("a", 1)
-    story.measured("a", 4)
-    assert story.arrive(2, "b") == [Start("b")]
-    story.measured("a", 5)
-    story.measured("a", 3)
-    assert story.scheduler.view()["a"].need == Need(5 * GIB), "the most that was seen"
-
-
-def test_a_measurement_during_the_start_does_not_lower_the_need():
-    story = Story()
-    story.model("a", 8)
-    story.arrive(1, "a")
-    story.measured("a", 1)
-    assert story.scheduler.view()["a"].need == Need(8 * GIB)
-
-
-def test_a_model_that_grew_above_the_budget_runs_alone():
-    story = Story(memory_budget_bytes=10 * GIB)
-    story.model("a", 8)
-    story.run_model("a", 1)
-    story.measured("a", 11)
-    story.leave(1)
-    story.unload("a")
-    story.ended("a")
-    assert story.arrive(2, "a") == [Start("a")]
-
-
 def test_memory_of_gpus_counts_like_that_of_the_machine():
     scheduler = Scheduler(SchedulerLimits(), Need(100 * GIB, 80 * GIB), 0.0)
     rules = {name: ModelRules(need=Need(GIB, 70 * GIB)) for name in ("a", "b")}
@@ -636,9 +472,6 @@ def test_memory_of_gpus_counts_like_that_of_the_machine():
     assert scheduler.arrive(1, "a", 0.1) == [Start("a")]
     assert scheduler.arrive(2, "b", 0.2) == []
     assert scheduler.view()["b"].state == "stopped"
-
-
-# Failures
 
 
 def test_a_failed_start_answers_all_waiters_and_harms_no_other_model(one_fits):
@@ -669,154 +502,29 @@ def test_the_pause_doubles_up_to_a_minute_and_a_load_by_hand_ends_it(one_fits):
     assert one_fits.ready("a") == [Admit(22)]
 
 
-def test_a_model_that_ends_by_itself_is_started_again_on_request():
-    story = Story()
-    story.model("a", concurrency=1)
-    story.run_model("a", 1)
-    story.arrive(2, "a")
-    assert story.ended("a", "killed by signal 9", after_s=60.0) == []
-    assert story.state("a") == "failed"
-    assert refusals(story.arrive(3, "a")) == {3: "failed"}
-    assert story.wait(1.0) == [Start("a")], "for the one that waited"
-    assert story.ready("a") == [Admit(2)]
-
-
 def test_a_model_that_dies_soon_after_each_start_pauses_longer():
     story = Story()
     story.model("a")
     for ticket, pause_s in enumerate((1, 2, 4), start=1):
-        story.run_model("a", ticket)
+        story.run("a", ticket)
         story.ended("a", "killed")
         assert story.scheduler.view()["a"].retry_at_s == story.now + pause_s
         story.wait(pause_s)
-    story.run_model("a", 9)
+    story.run("a", 9)
     story.ended("a", "killed", after_s=60.0)
     assert story.scheduler.view()["a"].retry_at_s == story.now + 1
-
-
-# By hand, idle, reload, drain
-
-
-def test_ttl_counts_from_the_end_of_the_last_request_and_never_during_a_start():
-    """llama-swap #289."""
-    story = Story()
-    story.model("a", ttl_s=10.0)
-    story.arrive(1, "a")
-    assert story.wait(60.0) == []
-    story.ready("a")
-    assert story.wait(60.0) == []
-    story.leave(1)
-    assert story.wait(9.9) == []
-    story.arrive(2, "a")
-    story.leave(2)
-    assert story.wait(9.9) == []
-    assert story.wait(0.2) == [Stop("a")]
-
-
-def test_unload_waits_for_leases_and_requests_that_wait_start_it_again():
-    story = Story()
-    story.model("a")
-    story.run_model("a", 1)
-    assert story.unload("a") == []
-    assert story.state("a") == "draining"
-    assert story.arrive(2, "a") == []
-    assert story.unload("a") == []
-    assert story.leave(1) == [Stop("a")]
-    assert story.ended("a") == [Start("a")]
-    assert story.ready("a") == [Admit(2)]
-
-
-def test_a_loaded_model_is_an_ordinary_victim(one_fits):
-    """LM Studio #2051."""
-    one_fits.load(1, "a")
-    assert one_fits.ready("a", 1.0) == [Admit(1)]
-    one_fits.leave(1)
-    one_fits.wait(2.0)
-    assert one_fits.arrive(2, "b") == [Stop("a")]
-
-
-def test_a_load_is_not_delayed_by_limits_of_requests():
-    story = Story(max_waiting=1)
-    story.model("a", concurrency=1)
-    story.arrive(1, "a")
-    assert story.load(2, "a") == []
-    assert story.ready("a") == [Admit(2)]
-    assert story.leave(2) == [Admit(1)]
-    assert story.load(3, "a") == [Admit(3)]
-
-
-def test_a_reload_touches_only_what_changed():
-    """llama-swap #281: edits duplicated processes."""
-    story = Story()
-    for name in ("same", "changed", "removed"):
-        story.model(name)
-        story.run_model(name, len(story.rules))
-    del story.rules["removed"]
-    story.rules["added"] = ModelRules()
-    assert story.set_models(restart=("changed",)) == []
-    assert {name: story.state(name) for name in ("same", "changed", "removed", "added")} == {
-        "same": "ready",
-        "changed": "draining",
-        "removed": "draining",
-        "added": "stopped",
-    }
-    assert story.arrive(11, "same") == [Admit(11)]
-    assert story.arrive(12, "changed") == []
-    assert refusals(story.arrive(13, "removed")) == {13: "removed"}
-    assert story.leave(2) == [Stop("changed")]
-    assert story.ended("changed") == [Start("changed")]
-    assert story.leave(3) == [Stop("removed")]
-    assert story.ended("removed") == []
-    assert "removed" not in story.scheduler.view()
-
-
-def test_a_removed_model_refuses_its_waiters_and_may_come_back_before_its_process_ends():
-    story = Story()
-    story.model("a")
-    story.arrive(1, "a")
-    rules = story.rules.pop("a")
-    actions = story.set_models()
-    assert refusals(actions) == {1: "removed"}
-    assert Stop("a") in actions
-    story.rules["a"] = rules
-    story.set_models()
-    assert story.arrive(2, "a") == []
-    assert story.ended("a") == [Start("a")]
 
 
 def test_a_hundred_edits_of_a_running_model_leave_one_process():
     story = Story()
     story.model("a")
-    story.run_model("a", 1)
+    story.run("a", 1)
     story.arrive(2, "a")
     for _ in range(100):
         assert story.set_models(restart=("a",)) == []
     assert story.leave(1) == []
     assert story.leave(2) == [Stop("a")]
     assert story.starts == ["a"]
-
-
-def test_a_changed_model_has_no_pause():
-    """The file was repaired."""
-    story = Story()
-    story.model("a")
-    story.arrive(1, "a")
-    story.ended("a", "no such file")
-    story.set_models(restart=("a",))
-    assert story.arrive(2, "a") == [Start("a")]
-
-
-def test_drain_refuses_what_waits_and_stops_all_after_their_leases(one_fits):
-    one_fits.run_model("a", 1)
-    one_fits.arrive(2, "b")
-    assert refusals(one_fits.drain()) == {2: "shutting_down"}
-    assert refusals(one_fits.arrive(3, "a")) == {3: "shutting_down"}
-    assert one_fits.leave(1) == [Stop("a")]
-    assert one_fits.ended("a") == []
-    assert one_fits.scheduler.next_tick_s(one_fits.now) is None
-
-
-# Costs
 
 
 @pytest.mark.alone

@@ -1,15 +1,22 @@
-"""From the command line to the typed configuration: names, defaults and precedence."""
+"""From the command line to the typed configuration: names, defaults, precedence, limits and logs."""
 
+import json
 import shlex
+from pathlib import Path
 
 import click
 import pytest
 
 from base.errors import ConfigError
+from server.limits import LimitsConfig, flag_of
 from startup.config import DEFAULT_MODEL_ID
 from vllm_cli.commands.serve import serve
 from vllm_cli.errors import InputError
 from vllm_cli.flags.serve_command import CONFIG_OF_START, SEVERAL_MODELS
+from vllm_cli.flags.supported import GROUPS
+from vllm_cli.main import main
+
+DOCS = (Path(__file__).parents[3] / "docs" / "api.md").read_text().partition("\n## Limits\n")[2]
 
 
 def test_without_words_every_setting_has_its_default(parse):
@@ -137,3 +144,86 @@ def test_every_example_in_the_help_is_a_valid_command_line():
     for example in examples:
         with serve.make_context("serve", shlex.split(example)[2:]) as ctx:
             assert not ctx.meta.keys().isdisjoint((CONFIG_OF_START, SEVERAL_MODELS))
+
+
+@pytest.mark.parametrize("flag", GROUPS["Limits"], ids=lambda flag: flag.name)
+def test_messages_and_docs_name_the_flag_of_the_field(flag):
+    (path,) = flag.fields
+    assert flag_of(path.removeprefix("limits.")) == flag.name
+    assert f"`{flag.name}`" in DOCS
+
+
+@pytest.mark.parametrize(
+    ("variable", "field"),
+    [
+        ("VLLM_MAX_N_SEQUENCES", "max_choices"),
+        ("VLLM_MAX_COMPLETION_PROMPTS", "max_prompts"),
+        ("VLLM_MAX_STOP_STRINGS", "max_stop_strings"),
+    ],
+)
+def test_variables_of_vllm_set_limits(parse, monkeypatch, variable, field):
+    assert getattr(parse("m").limits, field) == getattr(LimitsConfig(), field)
+    monkeypatch.setenv(variable, "16384")
+    assert getattr(parse("m").limits, field) == 16384
+    assert f"`{variable}`" in DOCS
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--http-max-prompts", "0", "1 or more, got 0"),
+        ("--http-header-timeout", "0", "above 0, got 0.0"),
+        ("--http-send-timeout", "-1", "above 0, got -1.0"),
+        ("--max-num-queued-reqs", "-1", "0 or more, got -1"),
+    ],
+)
+def test_a_limit_out_of_range_names_the_flag(parse, flag, value, expected):
+    with pytest.raises(ConfigError, match=f"{flag} must be {expected}"):
+        parse("m", f"{flag}={value}")
+
+
+def test_the_content_of_the_log_config_file_is_the_configuration(parse, tmp_path, monkeypatch):
+    path = tmp_path / "logs.json"
+    path.write_text(json.dumps({"version": 1}))
+    assert parse("m", "--log-config-file", str(path)).log_config == {"version": 1}
+    monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", str(path))
+    assert parse("m").logs.config == {"version": 1}
+
+
+@pytest.mark.parametrize("words", ["/health,/metrics", " /health , /metrics ,"])
+def test_paths_are_separated_by_commas(parse, words):
+    config = parse("m", "--disable-access-log-for-endpoints", words)
+    assert config.server.logging.disable_access_log_for_endpoints == ("/health", "/metrics")
+
+
+def test_statistics_have_an_interval_or_are_not_logged(parse, monkeypatch):
+    monkeypatch.setenv("VLLM_LOG_STATS_INTERVAL", "2.5")
+    config = parse("m", "--disable-log-stats")
+    assert (config.server.logging.disable_log_stats, config.server.logging.log_stats_interval_s) == (True, 2.5)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "nan", "soon"])
+def test_an_interval_must_be_a_number_above_0(monkeypatch, capsys, value):
+    monkeypatch.setenv("VLLM_LOG_STATS_INTERVAL", value)
+    assert main(["serve", "--preflight-only"]) == 2
+    assert f"VLLM_LOG_STATS_INTERVAL must be a number above 0, got '{value}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["flag", "variable", "file"])
+def test_notices_have_the_format_of_the_log(place, parse, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VCLI_XYZZY", "1")
+    words: tuple[str, ...] = ()
+    if place == "flag":
+        words = ("--log-format", "json")
+    elif place == "variable":
+        monkeypatch.setenv("VCLI_LOG_FORMAT", "json")
+    else:
+        (tmp_path / "config.yaml").write_text("log-format: json\n")
+        words = ("--config", str(tmp_path / "config.yaml"))
+    parse("m", "--enforce-eager", *words)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["message"] for line in lines] == [
+        "VCLI_XYZZY is not a variable of vllm-cli.",
+        "--enforce-eager has no effect: torch and transformers choose the kernels.",
+    ]
+    assert {(line["level"], line["role"], line["phase"]) for line in lines} == {("WARNING", "api", "command_line")}

@@ -1,4 +1,4 @@
-"""The router finds what json.loads finds, and the fields of a form, whatever the body."""
+"""The router finds the model of a body as json.loads and forms do; its only model gets all requests."""
 
 import json
 import random
@@ -6,9 +6,11 @@ from io import BytesIO
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from startup.router.http import requested_model
 from startup.router.http.requested_model import RequestedModel, boundary_of, find_in_form, find_in_json
+from tests.startup.router.http.test_proxy import CHAT
 
 SEEDS = range(10)
 TEXTS = ["", "m", "model", "stream", 'a"b', "\\", '\\"', "{", "}]", ",", ":", "é中🙂", "line\nbreak", "\u2028"]
@@ -199,3 +201,38 @@ def test_a_form_is_told_by_its_media_type():
 )
 def test_other_media_types_are_taken_for_json(media_type):
     assert boundary_of(media_type) is None
+
+
+async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    """A server that is ill, and says which path was asked."""
+    return web.Response(status=503 if request.path == "/health" else 200, text=f"server {request.raw_path}\n")
+
+
+async def test_its_server_gets_all_requests_and_answers_for_itself(router, client):
+    await router.serve("m", has_only_model=True)
+    await router.start_model("m", answer)
+    async with client.post(router.url + CHAT, json={"model": "another"}) as response:
+        assert await response.text() == f"server {CHAT}\n"
+    async with client.get(router.url + "/any?x=1") as response:
+        assert await response.text() == "server /any?x=1\n"
+    async with client.get(router.url + "/health") as response:
+        assert (response.status, await response.text()) == (503, "server /health\n")
+
+
+async def test_its_last_reports_are_repeated_while_it_is_stopped(router, client):
+    await router.serve("m", has_only_model=True)
+    child = await router.start_model("m", answer)
+    assert router.pool.before_stop is not None
+    await router.pool.before_stop(child)
+    await router.pool.unload("m")
+    for path in ("/startupz", "/version", "/v1/models"):
+        async with client.get(router.url + path) as response:
+            assert (response.status, await response.text()) == (200, f"server {path}\n")
+    async with client.get(router.url + "/metrics") as response:
+        text = await response.text()
+    assert 'vllm_cli:model_state{model="m",state="stopped"} 1.0\n' in text
+    assert text.endswith("server /metrics\n")
+    async with client.get(router.url + "/health") as response:
+        assert (response.status, response.headers["Model-State"]) == (200, "stopped")
+    async with client.get(router.url + "/readyz?model") as response:
+        assert response.status == 503
