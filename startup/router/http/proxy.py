@@ -12,19 +12,35 @@ from weakref import WeakKeyDictionary
 
 import aiohttp
 from aiohttp import hdrs, web
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from startup.router.child import Child
 from startup.router.http.answers import FailedRequestError, error_events, relayed_error_events
-from startup.router.http.passed_headers import headers_of_websocket, headers_to_client, headers_to_server
 from startup.router.http.request_body import RequestBody
 from startup.router.http.waiting import WaitingComments
-from startup.router.http.websocket_relay import exchange
 from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelPool, ModelRefused
 
 logger = logging.getLogger(__name__)
 
+_HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers about one connection, RFC 9110."""
+_NOT_REQUESTED: Final = _HOP_BY_HOP | {"host", "expect"}
+_HANDSHAKE: Final = "sec-websocket-"
+_CORS: Final = "access-control-"
 _SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
 """What aiohttp's client would add to a request without them."""
 _WHOLE_BYTES: Final = 64 << 10
@@ -38,6 +54,34 @@ _CLOSE_S: Final = 2.0
 """How long the end of a WebSocket may take."""
 _MOST_HEADER_BYTES: Final = 64 << 10
 _NO_LIMIT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_read=None, sock_connect=10.0)
+_WebSocket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+
+
+def headers_to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
+    """The headers of a request, in lower case: aiohttp's client keeps duplicates that are spelled alike."""
+    dropped = _NOT_REQUESTED | dropped | _named_by_connection(headers)
+    names = ((name.lower(), value) for name, value in headers.items())
+    return CIMultiDict((name, value) for name, value in names if name not in dropped)
+
+
+def headers_to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """The headers of a response; which pages may read it, only the router says (`cors.py`)."""
+    dropped = _HOP_BY_HOP | _named_by_connection(headers)
+    names = ((name, name.lower(), value) for name, value in headers.items())
+    return CIMultiDict((name, value) for name, low, value in names if low not in dropped and not low.startswith(_CORS))
+
+
+def headers_of_websocket(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
+    """The headers of a WebSocket's request; aiohttp's client writes those of its own handshake."""
+    handshake = frozenset(name.lower() for name in headers if name.lower().startswith(_HANDSHAKE))
+    return headers_to_server(headers, dropped | handshake)
+
+
+def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:
+    """Further headers that are about one connection only."""
+    if hdrs.CONNECTION not in headers:
+        return frozenset()
+    return frozenset(name.strip().lower() for name in ",".join(headers.getall(hdrs.CONNECTION)).split(","))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,3 +333,37 @@ def _target(child: Child, path: str, query: str) -> URL:
     return URL.build(
         scheme=base.scheme, authority=base.raw_authority, path=prefix + path, query_string=query, encoded=True
     )
+
+
+async def exchange(client: web.WebSocketResponse, server: aiohttp.ClientWebSocketResponse) -> None:
+    """Passes messages on until one side closes the WebSocket, which then closes the other one."""
+    tasks = {asyncio.create_task(_pump(client, server)), asyncio.create_task(_pump(server, client))}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await client.close()
+
+
+async def _pump(source: _WebSocket, drain: _WebSocket) -> None:
+    """Passes the messages of one direction on, the last one included."""
+    while True:
+        message = await source.receive()
+        match message.type:
+            case aiohttp.WSMsgType.TEXT:
+                await drain.send_str(message.data)
+            case aiohttp.WSMsgType.BINARY:
+                await drain.send_bytes(message.data)
+            case aiohttp.WSMsgType.PING:
+                await drain.ping(message.data)
+            case aiohttp.WSMsgType.PONG:
+                await drain.pong(message.data)
+            case aiohttp.WSMsgType.CLOSE:
+                text = message.extra or ""
+                await drain.close(code=message.data or aiohttp.WSCloseCode.OK, message=text.encode())
+                return
+            case _:
+                await drain.close(code=aiohttp.WSCloseCode.GOING_AWAY, message=b"The other side has ended")
+                return

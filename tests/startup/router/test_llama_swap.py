@@ -8,8 +8,7 @@ import pytest
 
 from startup.router.model_entry import ForeignCommand, ModelsFile
 from startup.router.models_file.commands import recognise, split_command
-from startup.router.models_file.macros import MacroError, Macros
-from startup.router.models_file.reader import Defaults, read_models_file
+from startup.router.models_file.reader import Defaults, MacroError, Macros, read_models_file
 from startup.serve_words import is_vllm_installed
 
 OURS = Path(sys.executable).parent
