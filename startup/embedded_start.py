@@ -212,8 +212,9 @@ class _EmbeddedStart:
         """Imports what nearly all models need meanwhile; the files are in the page cache afterwards."""
         with learned_imports():
             self._import_server()
-            with self._span("import_renderer"):
-                import server.renderers.hf  # noqa: F401
+            if self._download is None or self._download.failure is None:
+                with self._span("import_renderer"):
+                    import server.renderers.hf  # noqa: F401
         with self._span("resolve_model", waits_for="download"):
             files = finish_download(plan, self._download, self._session.state.set_detail)
         _forbid_requests()

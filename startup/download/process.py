@@ -67,14 +67,20 @@ class DownloadHandle:
                 self._changed.wait(60.0)
             report = self._report
         self.close()
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         return report.paths
 
     @property
     def report(self) -> DownloadReport | None:
         """The report, once the downloads have ended."""
         return self._report
+
+    @property
+    def failure(self) -> DownloadError | None:
+        """Why the downloads have failed; None while they run."""
+        report = self._report
+        return download_error(report.failure, without_login(report.reason)) if report and report.failure else None
 
     def close(self) -> None:
         """Ends the helper, if it is running."""
@@ -88,11 +94,6 @@ class DownloadHandle:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def _failure(self) -> DownloadError | None:
-        report = self._report
-        return download_error(report.failure, without_login(report.reason)) if report and report.failure else None
 
     def _receive(self) -> None:
         """Runs on the thread until the helper closes its output."""

@@ -8,7 +8,7 @@ import importlib
 import logging
 import logging.config
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
@@ -69,13 +69,16 @@ _UNUSED: Final = {
 """Modules and their commands, whose names appear in vLLM's messages about unknown commands."""
 
 
-def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapping[str, str]:
+def import_api_server(
+    more: Iterable[str] = (), *, is_lean: bool = True, before_each: Callable[[], None] = lambda: None
+) -> Mapping[str, str]:
     """Imports the API server and further modules.
 
     Args:
         more: further modules, in order of import; failures among them are ignored.
         is_lean: whether torch's compiler and what the engine's start does not need are left out; only valid
             if no model runs in this process.
+        before_each: called before each module; what it raises ends the imports.
 
     Returns:
         The API server's own modules that could not be imported, with the error.
@@ -86,8 +89,14 @@ def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapp
     stub_unused_commands()
     make_calls_cheap()
     with compiler_imported("deferred" if is_lean else "now"), late_imports() if is_lean else nullcontext():
-        failed = import_leniently((*API_MODULES, *more))
+        failed = import_leniently(_calling(before_each, (*API_MODULES, *more)))
     return {name: reason for name, reason in failed.items() if name in API_MODULES}
+
+
+def _calling(before_each: Callable[[], None], modules: Iterable[str]) -> Iterator[str]:
+    for name in modules:
+        before_each()
+        yield name
 
 
 def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:

@@ -216,13 +216,19 @@ class _VllmStart:
             try:
                 folders = self._download.result()
             except DownloadError as err:
-                is_vllms_turn = all(download.hub != "object_store" for download in self._download.downloads)
-                if not is_vllms_turn or err.kind not in ("unreachable", "failed"):
+                if not _may_vllm_find_it(self._download, err):
                     raise
                 logger.warning("%s; vLLM tries to find it", err)
                 return
         self._line = with_folders(self._line, dict(zip(self._download.downloads, folders, strict=True)))
         self._is_offline = forbid_requests(self._line, plan_files(self._line.request))
+
+    def _end_if_refused(self) -> None:
+        """Raises the download's failure as soon as it is known, unless vLLM may find the model."""
+        if self._download is None or (failure := self._download.failure) is None:
+            return
+        if not _may_vllm_find_it(self._download, failure):
+            raise failure
 
     def _open_journal(self) -> None:
         """Creates the journal's folder, which is removed with the session."""
@@ -272,7 +278,7 @@ class _VllmStart:
         omit_prefixes_in_json()
         is_lean = self._may_defer_compiler
         with self._span("import_vllm"), learned_imports():
-            failed = import_api_server(is_lean=is_lean)
+            failed = import_api_server(is_lean=is_lean, before_each=self._end_if_refused)
         if is_lean and failed:
             logger.warning("importing vLLM without torch's compiler failed (%s); restarting with the compiler", failed)
             self._start_anew(env.VCLI_LEAVE_OUT.name, names_without("lean imports"))
@@ -368,3 +374,8 @@ class _VllmStart:
             report_file=self._options.startup_report,
             trace_file=self._options.startup_trace,
         )
+
+
+def _may_vllm_find_it(handle: "DownloadHandle", err: DownloadError) -> bool:
+    is_in_store = any(download.hub == "object_store" for download in handle.downloads)
+    return not is_in_store and err.kind in ("unreachable", "failed")

@@ -10,12 +10,17 @@ from envs.registry import env
 from startup.model.file_plan import plan_files
 from startup.vllm.command_line import CommandLine
 from startup.vllm.launch.hub_requests import forbid_requests, is_caused_by_offline, with_folders
+from tests.hub.server import HubServer
 from tests.s3_server import s3_server
-from tests.startup.vllm.fake_start import FakeStart, environment
+from tests.startup.vllm.fake_start import FakeStart, environment, prepend, variant
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 MODEL, TOKENIZER = "s3://models/llama", "gs://models/words/"
+AFTER_THE_DOWNLOAD = """import threading, time
+while any(thread.name == "download-progress" for thread in threading.enumerate()):
+    time.sleep(0.01)
+"""
 NAMED = ("--served-model-name", MODEL)
 
 
@@ -169,3 +174,17 @@ def test_vllm_starts_with_the_folder_of_the_download(tmp_path):
             _, _, folder, *rest = start.state()["server"]["argv"]
             assert set(NAMED) <= set(rest)
             assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == files
+
+
+def test_a_refused_model_ends_the_start_between_the_imports(tmp_path):
+    fake = prepend(variant(tmp_path), "entrypoints/cli/main", AFTER_THE_DOWNLOAD)
+    prepend(fake, "entrypoints/cli/serve", "print('imported cli.serve')\n")
+    with HubServer().serving() as hub:
+        hub.add("org/gated", {"config.json": b"{}", "model.safetensors": b"x"})
+        hub.gated.add("org/gated")
+        variables = environment(tmp_path, fake, HF_ENDPOINT=hub.url, HF_HUB_CACHE=str(tmp_path / "hub"))
+        with FakeStart(tmp_path, "org/gated", env=variables) as start:
+            assert start.process.wait(60) == 3
+            (line,) = start.lines_with("Error:")
+    assert "org/gated is gated: ask for access at" in line
+    assert "imported cli.serve" not in start.text
