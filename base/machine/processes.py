@@ -133,7 +133,7 @@ def kill_descendants(*, spared: int | None = None) -> None:
         alive = list(filter(is_alive, known))
         if not alive or time.monotonic() >= end_s:
             return
-        for pid in alive:
+        for pid in sorted(alive):  # parents first, which would tell that their children have died
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(_KILL_POLL_S)

@@ -104,7 +104,7 @@ def test_many_requests_start_it_once(server):
 def test_ps_and_wait_know_a_stopped_model(server):
     server.wait_stopped()
     (entry,) = [each for each in json.loads(run_cli("ps", "--json").stdout) if each["port"] == server.port]
-    assert (entry["state"], entry["pid"], entry["engine"]) == ("stopped", server.process.pid, "embedded")
+    assert (entry["state"], entry["pid"], entry["engine"]) == ("stopped", server.process.pid, "router")
     assert run_cli("wait", server.url, "--timeout", "5").returncode == 0
     assert run_cli("wait", f"{server.url}", "--path", "/readyz?model", "--timeout", "0.5").returncode == 4
 
