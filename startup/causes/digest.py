@@ -24,6 +24,8 @@ def write_digest(cause: Cause) -> list[str]:
     """Which process failed in which phase; the cause; what to do, if a message of ours does not tell it."""
     happened = "was stopped" if cause.known is STOPPED else "failed"
     first = " ".join(part for part in (_name(cause.process), happened, cause.phase) if part)
+    if cause.is_mention:
+        first = f"Line {cause.line} names a cause; nothing else in this log tells what failed"
     if cause.known is None:
         advice = f"read the log around line {cause.line}; search vLLM's issues for this text; try its newest release."
         return [f"{first}.", f"Cause: {_shown(cause.text)}", *([f"Do: {advice}"] if cause.line else [])]

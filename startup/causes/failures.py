@@ -72,9 +72,9 @@ _REFERENCES: Final = (
 _PROCESS_HEADER: Final = re.compile(r"Process \S{1,80}:$")
 """What multiprocessing prints before the traceback that ends a process."""
 _REQUEST_PLACES: Final = re.compile(r"serving\w{0,60}\.py|protocol\.py|chat_utils\.py|api_router\.py|basic\.py")
-_HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
-_RAISED: Final = "raised:"
-"""torch's compiler writes the exception that it quotes into the next line."""
+HARMLESS_LEVELS: Final = ("DEBUG", "INFO", "WARNING")
+_QUOTES: Final = ("raised:", "TorchScript interpreter.")
+"""The end of a message that quotes another exception in a later line: torch's compiler and TorchScript."""
 _REQUEST_FILES: Final = re.compile(r"/(?:starlette|fastapi|uvicorn/protocols|entrypoints/openai/serving)")
 _ROLE_PLACES: Final[dict[str, Role]] = {
     "core.py": "engine core",
@@ -229,7 +229,7 @@ class FailureReader:
             self._end(next(iter(self._readings)))
         key = (line.process, line.place)
         failure = Failure(line.process, line.place, number, phase=phase, is_ending=key in self._endings)
-        failure.is_of_request = is_place_of_requests(line.place) or line.level in _HARMLESS_LEVELS
+        failure.is_of_request = is_place_of_requests(line.place) or line.level in HARMLESS_LEVELS
         reading = self._readings[key] = _Reading(failure)
         return reading
 
@@ -253,7 +253,7 @@ class FailureReader:
 
     def _begin_without_traceback(self, line: LogLine, number: int, phase: str) -> None:
         """A log can begin inside a traceback, and some programs print only the exception."""
-        if line.level not in _HARMLESS_LEVELS and _ERROR_NAME.match(line.text):
+        if line.level not in HARMLESS_LEVELS and _ERROR_NAME.match(line.text):
             self._add(self._open(line, number, phase), line.text, number)
 
     def _read_frame(self, reading: _Reading, line: LogLine, number: int) -> None:
@@ -268,7 +268,7 @@ class FailureReader:
             reading.is_source_next = text[0] == "F"
         elif text.strip() and text[0] not in " \t" and (not is_source or _ERROR_NAME.match(text)):
             reading.lines += 1
-            if _ANY_NAME.match(text) and line.level not in _HARMLESS_LEVELS:
+            if _ANY_NAME.match(text) and line.level not in HARMLESS_LEVELS:
                 self._add(reading, text, number)
             elif reading.lines > _MOST_STRANGE_LINES:
                 self._end((line.process, line.place))
@@ -283,11 +283,11 @@ class FailureReader:
             reading.state == "linked"
             or reading.lines >= _MOST_LINES
             or (line.level and not line.place)
-            or (_ERROR_NAME.match(text) and not reading.failure.texts[-1].endswith(_RAISED))
+            or (_ERROR_NAME.match(text) and not _is_quoted(reading))
         ):
             self._end((line.process, line.place))
             self._begin_without_traceback(line, number, phase)
-        else:
+        elif not (_is_quoted(reading) and text.startswith((" ", "Traceback of TorchScript"))):
             reading.lines += 1
             texts = reading.failure.texts
             texts[-1] = f"{texts[-1]}\n{text.strip()}"[:_LONGEST_TEXT]
@@ -304,6 +304,11 @@ class FailureReader:
         failure.functions.append("")
         failure.is_direct.append(reading.is_direct)
         reading.state, reading.is_direct, reading.lines = "message", False, 0
+
+
+def _is_quoted(reading: _Reading) -> bool:
+    """Whether the exception's message quotes another one, which later lines tell."""
+    return reading.failure.texts[-1].endswith(_QUOTES)
 
 
 def _outdent(line: LogLine, columns: int) -> LogLine:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from startup.causes.failures import Failure, FailureReader, is_place_of_requests
+from startup.causes.failures import HARMLESS_LEVELS, Failure, FailureReader, is_place_of_requests
 from startup.causes.known.installation import ERROR_IN_CODE
 from startup.causes.known.processes import NOT_IN_LOG, STOPPED
 from startup.causes.known.table import KNOWN
@@ -45,13 +45,15 @@ INTERESTING: Final = (
     "Illegal",
     "Process ",
     "not defined",
+    "fatal",
+    "reset by peer",
 )
 """A line without one of these, or without a phase's text, tells nothing unless an exception is being read."""
 
 _QUOTED: Final = re.compile(r"Worker failed with error '(.{1,600})', please check the stack trace", re.DOTALL)
 """The engine core quotes what a worker reported."""
 _PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
-_GOES_ON: Final = ("raised:", "output:")
+_GOES_ON: Final = ("raised:", "output:", "TorchScript interpreter.")
 """The end of a first line that says less than the next one."""
 _INNER: Final = ("worker", "engine core")
 _MODEL_INSPECTION: Final = "registry.py"
@@ -62,12 +64,15 @@ _LONGEST_QUOTE: Final = 400
 _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_CODE)
 
 _MOST_PHASES: Final = 1_000
+_LONGEST_EXCERPT: Final = 500
+"""Lines of a pasted excerpt; a longer log has the forms of vLLM."""
 _ENGINE_DEAD: Final = ("EngineDeadError", "EngineCore encountered an issue", "Engine loop is not running")
 _OWN_ERROR: Final = "Error: "
 """Begins the last line of `vllm-cli` when a start fails."""
 
 _HINTS: Final = tuple(known for known in KNOWN if known.where == "hint")
 _ENDS: Final = tuple(known for known in KNOWN if known.where == "end")
+_SPECIAL: Final = tuple(known for known in KNOWN if not known.is_general)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class Run:
     """A line that explains an exception."""
     error: Sign | None = None
     """The message of an error whose cause is known; it need not have ended anything."""
+    mention: Sign | None = None
+    """A line of whatever form that names a known cause; it may be all that was pasted of a log."""
     own_error: Sign | None = None
     """The last message of `vllm-cli` itself."""
     was_ready: bool = False
@@ -125,6 +132,14 @@ class Run:
         elif self.error is None and line.level in ("ERROR", "CRITICAL") and not is_place_of_requests(line.place):
             known = _match(line, KNOWN)
             self.error = Sign(line, number, phase, known) if known else None
+        if (
+            self.mention is None
+            and number <= _LONGEST_EXCERPT
+            and line.level not in HARMLESS_LEVELS
+            and not is_place_of_requests(line.place)
+        ):
+            known = _match(line, _SPECIAL)
+            self.mention = Sign(line, number, phase, known) if known else None
         if not line.level and line.text.startswith(_OWN_ERROR):
             self.own_error = Sign(line, number, phase, _match(line, KNOWN))
 
@@ -150,6 +165,8 @@ class Cause:
     known: KnownCause | None
     line: int
     """Number of that line, from 1."""
+    is_mention: bool = False
+    """Whether only this line names the cause, and the log does not tell that it ended something."""
 
 
 def find_cause(lines: Iterable[str]) -> Cause | None:
@@ -207,7 +224,11 @@ def _cause_of(run: Run) -> Cause | None:
         return None
     if sign := run.end or run.error or run.own_error:
         return _describe_sign(sign, run)
-    if (reference := run.exceptions.reference) and not reference.is_of_request:
+    if mention := run.mention:
+        return Cause(
+            mention.line.process, "", _shorten(mention.line.text), mention.known, mention.number, is_mention=True
+        )
+    if (reference := run.exceptions.reference) and (run.is_engine_dead or not reference.is_of_request):
         text = _shorten(reference.texts[-1])
         return Cause(reference.process or reference.role, reference.phase, text, NOT_IN_LOG, reference.line)
     return None
@@ -268,8 +289,11 @@ def _known(text: str, failure: Failure, *, is_general: bool) -> KnownCause | Non
 def _known_text(text: str, *, is_general: bool) -> KnownCause | None:
     """What is known of a text; a line that ends a process can only be its first."""
     flat, first = text.replace("\n", " "), text.partition("\n")[0]
+    joined = text.replace("\n", "")  # of a line that a terminal has wrapped
     for known in _OF_EXCEPTIONS:
-        if known.is_general == is_general and known.matches(first if known.where == "end" else flat):
+        if known.is_general != is_general:
+            continue
+        if known.matches(first) if known.where == "end" else known.matches(flat) or known.matches(joined):
             return known
     return None
 

@@ -19,8 +19,11 @@ _MOST_JSON_LINES: Final = 400
 
 _COLOUR: Final = re.compile(r"(?:\x1b|\^\[|\ufffd)?\[[0-9;]{1,16}m|\x1b\[[0-9;?]{0,16}[A-Za-z]")
 """Colours, also where a copy has lost or changed the escape character; other control sequences."""
-_PROCESS: Final = re.compile(r"\(([A-Za-z][^()=]{0,80}\bpid=\d{1,12})[^()]{0,80}\) ?")
-"""`(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=7, ip=10.0.0.2)`, `(x, pid=9)`."""
+_PROCESS: Final = re.compile(
+    r"\(([A-Za-z][^()=]{0,80}\bpid=\d{1,12}|(?:EngineCore|Worker|APIServer)\w{0,40}(?=\)))[^()]{0,80}\) ?"
+)
+"""`(EngineCore_DP0 pid=123)`, `(Worker_TP1 pid=5)`, `(RayWorkerWrapper pid=7, ip=10.0.0.2)`, `(x, pid=9)`;
+of older and newer versions `(EngineCore)`."""
 _RECORD: Final = re.compile(
     r"\b(DEBUG|INFO|WARNING|ERROR|CRITICAL) (?:\d\d-\d\d \d\d:\d\d:\d\d |\d{1,7} )?"
     r"\[?([\w./\\-]{1,80}\.pyx?):\d{1,6}\] ?"
@@ -49,7 +52,7 @@ _PREFIXES: Final = (
 `[pod/name/container]`; log formats with bars; frames of terminals; supervisors."""
 _PYTHON: Final = ("Traceback (most recent call last):", '  File "')
 
-_JSON_MESSAGES: Final = ("log", "message", "msg", "MESSAGE", "textPayload", "event")
+_JSON_MESSAGES: Final = ("log", "message", "msg", "MESSAGE", "textPayload", "event", "line")
 _JSON_TRACES: Final = ("exception", "exc_info", "stack_trace", "traceback", "stack")
 _JSON_LEVELS: Final = ("level", "levelname", "severity")
 

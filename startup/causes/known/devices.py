@@ -109,13 +109,31 @@ DEVICES: Final = (
         "if the text names a dtype, --dtype half.",
     ),
     KnownCause(
+        "attention-sinks-unsupported",
+        "no attention kernel for this GPU has the attention sinks that the model needs",
+        ("No valid attention backend found…has_sink=True",),
+        "Leave out --attention-backend; gpt-oss needs a Hopper or Blackwell GPU, or a newer vLLM.",
+    ),
+    KnownCause(
+        "kv-cache-dtype-unsupported",
+        "no attention kernel for this GPU reads this kind of KV cache",
+        ("No valid attention backend found…kv_cache_dtype not supported",),
+        "--kv-cache-dtype auto.",
+    ),
+    KnownCause(
+        "attention-backend-missing",
+        "no attention kernel computes this model on this GPU",
+        ("No valid attention backend found",),
+        "The line has the reasons of each kernel: `compute capability` is this GPU, `sparse` and `MLA` are the model, "
+        "which may need a newer vLLM; other words are flags: leave them out.",
+    ),
+    KnownCause(
         "gpu-too-old",
         "this GPU is too old for what the flags ask for",
         (
             "GPUs with compute capability below",
             "requires GPUs with sm",
             "only supports Ampere GPUs or newer",
-            "No valid attention backend found",
             "is not valid for this configuration. Reason",
         ),
         "Leave out --attention-backend and --kv-cache-dtype, or use an older vLLM or a newer GPU.",
@@ -131,6 +149,24 @@ DEVICES: Final = (
         "DeepGEMM cannot compute this model on this GPU",
         ("Unknown SF transformation",),
         "VLLM_USE_DEEP_GEMM=0, or a newer vLLM.",
+    ),
+    KnownCause(
+        "flashinfer-failed",
+        "FlashInfer cannot compute this model on this GPU",
+        (
+            "BatchPrefillWithPagedKVCache failed",
+            "BatchDecodeWithPagedKVCache failed",
+            "No supported CUDA architectures",
+        ),
+        "Another --attention-backend (TRITON_ATTN), no --kv-cache-dtype fp8, VLLM_USE_FLASHINFER_SAMPLER=0; "
+        "or the version of FlashInfer that vLLM asks for, with the CUDA toolkit of torch.",
+    ),
+    KnownCause(
+        "xpu-device-lost",
+        "the driver has lost the Intel GPU",
+        ("UR_RESULT_ERROR_DEVICE_LOST",),
+        "Lower --gpu-memory-utilization and --max-num-batched-tokens; update the kernel and the driver (Level Zero); "
+        "with several GPUs try one, or --tensor-parallel-size 1.",
     ),
     KnownCause(
         "no-pinned-memory",
@@ -247,6 +283,8 @@ MEMORY: Final = (
             "CUBLAS_STATUS_ALLOC_FAILED",
             "Ran out of memory in memory space",
             "RESOURCE_EXHAUSTED",
+            "UR_RESULT_ERROR_OUT_OF_RESOURCES",
+            "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
             "nrt_tensor_allocate…Allocation Failure",
         ),
         "Lower --gpu-memory-utilization if it happens in graphs, compilation or requests; else --max-model-len, "

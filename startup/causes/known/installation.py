@@ -60,8 +60,13 @@ INSTALLATION: Final = (
     KnownCause(
         "versions-do-not-fit",
         "versions of Python packages do not fit each other",
-        ("ImportError: cannot import name", "packaging.version.InvalidVersion", "VersionConflict"),
-        "Install vLLM into a new environment, so that it chooses the versions of torch and transformers.",
+        (
+            "ImportError: cannot import name",
+            "packaging.version.InvalidVersion",
+            "VersionConflict",
+            "'array.array' is not subscriptable",
+        ),
+        "Install vLLM into a new environment, so that it chooses the versions of torch, transformers and FlashInfer.",
     ),
     KnownCause(
         "no-python-headers",
@@ -93,7 +98,7 @@ INSTALLATION: Final = (
     KnownCause(
         "ptxas-too-old",
         "Triton's assembler does not know this GPU",
-        ("is not defined for option 'gpu-name'",),
+        ("is not defined for option 'gpu-name'", "ptxas fatal", "PTXASError"),
         "TRITON_PTXAS_PATH with the ptxas of a CUDA toolkit that knows it (13 for sm_121), or vLLM built for it.",
         where="hint",
     ),

@@ -36,6 +36,12 @@ MODEL: Final = (
         "the GPUs serve with --pipeline-parallel-size or --data-parallel-size.",
     ),
     KnownCause(
+        "transformers-too-new",
+        "this vLLM does not know the configuration of a newer transformers",
+        ("AmbiguousGlobalPerLayerAttributeError", "is a per-layer attribute and may vary across layers"),
+        "pip install 'transformers<5.15', or vLLM 0.28 and newer.",
+    ),
+    KnownCause(
         "transformers-too-old",
         "the installed transformers does not know this type of model",
         (
@@ -187,6 +193,12 @@ MODEL: Final = (
         "--chat-template names neither a file nor a template",
         ("The supplied chat template", "appears path-like, but doesn't exist"),
         "Give the path inside the container, or mount the file.",
+    ),
+    KnownCause(
+        "processor-cache-too-small",
+        "a processed image or video is larger than the whole cache of the multimodal processor",
+        ("ValueError: value too large",),
+        "Raise --mm-processor-cache-gb or set it to 0, or limit the size with --mm-processor-kwargs.",
     ),
     KnownCause(
         "encoder-cache-too-small",

@@ -468,3 +468,95 @@ def test_processes_without_end_take_bounded_memory():
     assert cause is not None
     assert cause.process == "Worker pid=0"
     assert most < 8 << 20
+
+
+_NO_BACKEND = (
+    "ValueError: No valid attention backend found for cuda with AttentionSelectorConfig(head_size=576, "
+    "kv_cache_dtype=auto, use_mla=True, has_sink={sink}, use_sparse=True). Reasons: {{{reasons}}}."
+)
+
+
+@pytest.mark.parametrize(
+    ("sink", "reasons", "name"),
+    [
+        (True, "FLASH_ATTN: [attention sinks not supported]", "attention-sinks-unsupported"),
+        (False, "FLASHINFER: [kv_cache_dtype not supported]", "kv-cache-dtype-unsupported"),
+        (False, "TRITON_MLA: [sparse not supported]", "attention-backend-missing"),
+    ],
+)
+def test_the_reasons_of_attention_kernels_are_read(sink, reasons, name):
+    assert _name(_find(_log(_CORE, _traceback("load", error=_NO_BACKEND.format(sink=sink, reasons=reasons))))) == name
+
+
+def test_a_label_without_a_process_id_ends_the_exception_before_it():
+    cause = _find(
+        _log("(EngineCore) ", _traceback("init_device", error=_FREE_MEMORY)),
+        "(APIServer) INFO 09-03 11:03:38 [utils.py:1] no more",
+        _log(_API, _traceback("main", error=_SEE_ABOVE)),
+    )
+    assert (_name(cause), cause.process) == ("gpu-memory-taken", "EngineCore")
+
+
+def test_the_last_line_of_torch_script_is_the_cause():
+    error = f"""\
+RuntimeError: The following operation failed in the TorchScript interpreter.
+Traceback of TorchScript, serialized code (most recent call last):
+  File "code/__torch__/m.py", line 7, in forward
+    x = y
+Traceback of TorchScript, original code (most recent call last):
+{"  ..." + chr(10) * 1}RuntimeError: CUDA error: an illegal memory access was encountered"""
+    cause = _find(_log(_CORE, _traceback("forward", error=error)))
+    assert (_name(cause), cause.text) == ("illegal-memory-access", f"RuntimeError: {_ILLEGAL_ACCESS}")
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        (f"Value error, {_TOO_LONG}", "max-model-len-too-long"),
+        ("ptxas fatal   : Value 'sm_121a' is unknown", "ptxas-too-old"),
+        ("x.y.EngineDeadError: EngineCore encountered an issue.", "cause-not-in-log"),
+        ("PTXASError", "ptxas-too-old"),
+    ],
+)
+def test_a_pasted_line_names_a_cause(line, name):
+    cause = _find(line)
+    assert _name(cause) == name
+    assert len(write_digest(cause)) <= 3
+
+
+def test_a_line_that_names_a_cause_counts_only_if_nothing_was_ready():
+    assert find_cause([_VERSION, "ptxas fatal   : Value 'sm_121a' is unknown", _READY]) is None
+    assert find_cause(["WARNING 09-03 11:03:37 [x.py:1] ptxas fatal"]) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (
+            "RuntimeError: UR backend failed. UR backend returns:40 (UR_RESULT_ERROR_OUT_OF_RESOURCES)",
+            "gpu-out-of-memory",
+        ),
+        ("RuntimeError: Native API failed. Native API returns: 20 (UR_RESULT_ERROR_DEVICE_LOST)", "xpu-device-lost"),
+        (
+            "transformers.x.AmbiguousGlobalPerLayerAttributeError:\n'head_dim' is a per-layer attribute and may vary",
+            "transformers-too-new",
+        ),
+        (
+            "tvm.error.InternalError: Check failed: (status == cudaSuccess) is false:\n"
+            "  BatchPrefillWithPagedKVCache failed with error invalid argument",
+            "flashinfer-failed",
+        ),
+        ("ValueError: value too large", "processor-cache-too-small"),
+        ("TypeError: type 'array.array' is not subscriptable", "versions-do-not-fit"),
+        ("ValueError: No available memory for the cac\nhe blocks.", "no-room-for-kv-cache"),
+    ],
+)
+def test_causes_of_users_reports(error, name):
+    assert _name(_find(_log(_CORE, _traceback("load", error=error)))) == name
+
+
+def test_a_record_of_loki_has_its_text_in_line():
+    assert (
+        _name(_find('{"line": "torch.OutOfMemoryError: CUDA out of memory", "labels": {"pod": "a"}}'))
+        == "gpu-out-of-memory"
+    )
