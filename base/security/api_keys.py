@@ -12,8 +12,8 @@ from base.server_settings import NetworkConfig
 
 logger = logging.getLogger(__name__)
 
-KEY_NEEDED: Final = "Send one of the server's API keys as 'Authorization: Bearer KEY'."
-"""The message of the error for a request without a valid key."""
+_KEY_NEEDED: Final = "Send one of the server's API keys as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
+_KEY_WRONG: Final = "The API key is not one of the server's."
 
 
 class KeyFileError(ServerError):
@@ -41,13 +41,17 @@ class ApiKeys:
     def __len__(self) -> int:
         return len(self._digests)
 
-    def admit(self, read_header: Callable[[str], bytes]) -> bool:
-        """Whether a request has a key: `Authorization: Bearer KEY`, or `X-Api-Key` (Anthropic's clients).
+    def refusal(self, read_header: Callable[[str], bytes]) -> str | None:
+        """Why a request is refused; None if it has a key, as `Authorization: Bearer KEY` or `X-Api-Key: KEY`.
 
         `read_header` returns a header's bytes, none if it is missing.
         """
         scheme, _, bearer = read_header("authorization").partition(b" ")
-        return (scheme.lower() == b"bearer" and self.is_valid(bearer)) or self.is_valid(read_header("x-api-key"))
+        given = bearer if scheme.lower() == b"bearer" else b"", read_header("x-api-key")
+        are_valid = [self.is_valid(key) for key in given]
+        if any(are_valid):
+            return None
+        return _KEY_WRONG if any(given) else _KEY_NEEDED
 
     def is_valid(self, key: bytes) -> bool:
         """Whether this is one of the keys; takes the same time for every key."""

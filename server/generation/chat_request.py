@@ -96,10 +96,11 @@ class ChatRequest(GenerationRequest, kw_only=True):
         self._check_tools()
 
     def _check_tools(self) -> None:
+        if self.tools == []:  # as agents send it that have no tools
+            self.tools = None
+            self.tool_choice = UNSET if self.tool_choice == "auto" else self.tool_choice
         if self.tool_choice is UNSET:
             self.tool_choice = "auto" if self.tools else "none"
-        if self.tools == []:
-            raise RequestError("`tools` must not be an empty array; leave it out instead.", param="tools")
         if self.tool_choice not in (None, "none") and not self.tools:
             raise RequestError("When using `tool_choice`, `tools` must be set.", param="tool_choice")
         if self.named_function is not None and self.named_function not in {t.function.name for t in self.tools or ()}:

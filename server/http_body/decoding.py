@@ -1,5 +1,7 @@
 """Decodes a request's body and checks the limits of one request; every failure is a 400 that names it."""
 
+import codecs
+import json
 import re
 from typing import Generic, TypeVar
 
@@ -16,6 +18,9 @@ _PLACE = re.compile(r"(?:`key` in )?`\$\.?(.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _NUMBERS = {b"true": msgspec.Raw(b"1"), b"false": msgspec.Raw(b"0")}
 _MAX_SHOWN = 200
+
+_OTHER_ENCODINGS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"\0")
+"""Begin JSON that is not plain UTF-8; so does a null behind the first character (RFC 4627, section 3)."""
 
 _PIECE_BYTES = 1 << 18
 """Between pieces of this size, the GIL is released."""
@@ -51,6 +56,8 @@ class RequestDecoder(Generic[T]):
             RequestError: the body is not JSON or exceeds a limit, or a field is missing, of another type or
                 out of range.
         """
+        if body.startswith(_OTHER_ENCODINGS) or body[1:2] == b"\0":
+            body = _to_utf8(body)
         if self._long_field is None or len(body) < _LARGE_BYTES:
             return self._decode(body)
         short = shorten(body, self._long_field)
@@ -80,6 +87,14 @@ class RequestDecoder(Generic[T]):
             members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         numbers = {name: _NUMBERS.get(bytes(value), value) for name, value in members.items()}
         return self._lenient.decode(msgspec.json.encode(numbers))
+
+
+def _to_utf8(body: bytes) -> bytes:
+    """The body in UTF-8, without a byte order mark."""
+    try:
+        return body.decode(json.detect_encoding(body)).encode()
+    except UnicodeError as err:
+        raise RequestError(f"The request body is not valid JSON: {err}") from err
 
 
 def check_num_values(body: bytes, most: int) -> None:

@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from base.security.api_keys import KEY_NEEDED, ApiKeys
+from base.security.api_keys import ApiKeys
 from base.security.open_paths import OPEN_PATHS, STATUS_PATHS, find_open_paths
 from server.apis.messages.errors import failure_format
 from server.http_body.errors import error_response
@@ -56,15 +56,17 @@ class ApiKeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = route_path(scope)
-        if scope["method"] == "OPTIONS" or path in self._open_paths or self._has_key(scope):
+        is_open = scope["method"] == "OPTIONS" or path in self._open_paths
+        refusal = None if is_open else self._refusal(scope)
+        if refusal is None:
             await self._app(scope, receive, send)
             return
-        body = error_response(KEY_NEEDED, type="Unauthorized", code=401)
+        body = error_response(refusal, type="Unauthorized", code=401)
         headers = ((b"www-authenticate", b"Bearer"),)
         await send_json(send, failure_format(path).to_body(body), status=401, headers=headers)
 
-    def _has_key(self, scope: Scope) -> bool:
-        return self._api_keys.admit(lambda name: (read_header(scope, name.encode()) or "").encode("latin-1"))
+    def _refusal(self, scope: Scope) -> str | None:
+        return self._api_keys.refusal(lambda name: (read_header(scope, name.encode()) or "").encode("latin-1"))
 
 
 class RequestIdMiddleware:

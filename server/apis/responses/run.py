@@ -114,7 +114,7 @@ class ResponseRun:
         }
 
     def _usage(self) -> dict[str, Any]:
-        """The tokens of the response; the lists are empty, because no tools run in the server."""
+        """The tokens, without vLLM's lists per turn: empty ones break OpenAI's agents in JavaScript."""
         total = self.chat.meter.total()
         details, prompt_details = total.completion_tokens_details, total.prompt_tokens_details
         return {
@@ -122,15 +122,11 @@ class ResponseRun:
             "input_tokens_details": {
                 "cached_tokens": 0 if prompt_details is None else prompt_details.cached_tokens,
                 "cache_write_tokens": 0,
-                "input_tokens_per_turn": [],
-                "cached_tokens_per_turn": [],
             },
             "output_tokens": total.completion_tokens,
             "output_tokens_details": {
                 "reasoning_tokens": 0 if details is None else details.reasoning_tokens,
                 "tool_output_tokens": 0,
-                "output_tokens_per_turn": [],
-                "tool_output_tokens_per_turn": [],
             },
             "total_tokens": total.total_tokens,
         }

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
-from base.security.api_keys import KEY_NEEDED, ApiKeys
+from base.security.api_keys import ApiKeys
 from base.security.open_paths import find_open_paths
 from startup.router.http.answers import FailedRequestError
 from startup.router.http.cors import CorsPolicy
@@ -39,14 +39,16 @@ class Access:
         Args:
             own: the router's answer; None if a model has to answer.
         """
-        if self.needs_key and (own is None or path not in self._open_paths) and not self._has_key(request):
-            raise FailedRequestError(401, KEY_NEEDED, headers={"WWW-Authenticate": "Bearer"})
+        if self.needs_key and (own is None or path not in self._open_paths):
+            self._check_key(request)
         if own is None or not own.is_read:
             self._check_site(request)
 
-    def _has_key(self, request: web.Request) -> bool:
+    def _check_key(self, request: web.Request) -> None:
         headers = request.headers
-        return self._keys.admit(lambda name: headers.get(name, "").encode("utf-8", "surrogateescape"))
+        refusal = self._keys.refusal(lambda name: headers.get(name, "").encode("utf-8", "surrogateescape"))
+        if refusal is not None:
+            raise FailedRequestError(401, refusal, headers={"WWW-Authenticate": "Bearer"})
 
     def _check_site(self, request: web.Request) -> None:
         """A page of another site may send some requests without asking before.

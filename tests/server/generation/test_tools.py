@@ -119,7 +119,7 @@ def test_names_and_schemas_of_strict_tools_may_be_strange(accepts):
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"tools": []}, "must not be an empty array"),
+        ({"tools": [], "tool_choice": "required"}, "`tools` must be set"),
         ({"tool_choice": "required"}, "`tools` must be set"),
         ({"tool_choice": NAMED}, "`tools` must be set"),
         ({"tools": [TIME], "tool_choice": NAMED}, "'get_weather', which is not in `tools`"),

@@ -33,6 +33,16 @@ def test_an_unknown_field_does_not_hide_other_errors():
     assert "not valid JSON" in fail(b'{"prompt": "\xff", "foo": 1}').message
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_json_may_have_any_of_its_encodings(encoding):
+    assert RequestDecoder(CompletionRequest).decode('{"prompt": "é"}'.encode(encoding)).prompt == "é"
+
+
+@pytest.mark.parametrize("body", [b'{\0"', b"\xff\xfe{", b"\xef\xbb\xbf\xff"])
+def test_a_body_that_is_not_in_its_encoding_is_an_error(body):
+    assert "not valid JSON" in fail(body).message
+
+
 def test_missing_field_is_named():
     error = fail(b"{}", ChatRequest)
     assert (error.message, error.param) == ("Missing required parameter: 'messages'.", "messages")

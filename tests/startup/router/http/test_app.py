@@ -399,9 +399,12 @@ async def test_keys_protect_the_same_paths_as_one_server(router, client, is_ever
     for path, may_be_read in is_open.items():
         async with client.get(router.url + path) as response:
             assert (response.status == 401) is not may_be_read, path
+    for wrong in ({"Authorization": "Bearer no"}, {"X-Api-Key": "no"}):
+        async with client.get(router.url + "/v1/models", headers=wrong) as response:
+            assert (await response.json())["error"]["message"] == "The API key is not one of the server's."
     async with client.get(router.url + "/v1/models") as response:
         assert response.headers["WWW-Authenticate"] == "Bearer"
-        text = "Send one of the server's API keys as 'Authorization: Bearer KEY'."
+        text = "Send one of the server's API keys as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
         error = {"message": text, "type": "Unauthorized", "param": None, "code": 401}
         assert await response.json() == {"error": error}
 
