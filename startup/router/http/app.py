@@ -193,6 +193,9 @@ class _Handler:
         if request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
             entry = entry or self._choice.by_query(request, path)
             return await self._proxy.relay_websocket(request, entry, path, dropped)
+        encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
+        if entry is None and encoding != "identity":
+            raise FailedRequestError(415, f"Content-Encoding {shown(encoding)!r} is not supported: send it without.")
         body = RequestBody()
         try:
             requested = await _read(request, body) if request.body_exists else RequestedModel()

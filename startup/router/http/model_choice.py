@@ -12,6 +12,29 @@ from startup.router.model_pool import ModelPool
 
 _WITHOUT_NAME: Final = ("/v1/", "/tokenizer_info")
 """GET requests that go to the only model without naming it; others, such as a browser's, would start it."""
+_POSTED: Final = frozenset(
+    f"/{path}"
+    for path in [
+        "v1/chat/completions",
+        "v1/completions",
+        "v1/responses",
+        "v1/messages",
+        "v1/messages/count_tokens",
+        "v1/embeddings",
+        "pooling",
+        "classify",
+        "score",
+        "v1/score",
+        "rerank",
+        "v1/rerank",
+        "v2/rerank",
+        "tokenize",
+        "detokenize",
+        "v1/audio/transcriptions",
+        "v1/audio/translations",
+    ]
+)
+"""Where bodies name a model. Other paths of a model's server are known to it alone."""
 _MOST_OFFERED: Final = 20
 """Names of models in a message."""
 _MOST_SEGMENTS: Final = 8
@@ -62,13 +85,17 @@ class ModelChoice:
 
     def _only(self, request: web.Request, path: str) -> ModelEntry:
         is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
+        if is_read and path in _POSTED:
+            raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": "POST"})
         if is_read and not path.startswith(_WITHOUT_NAME):
             raise FailedRequestError(404, "Not Found: the path of a model's server needs ?model=NAME.")
         entries = self._pool.entries
         if len(entries) == 1:
             return next(iter(entries.values()))
-        where = "the query" if is_read else "the request"
-        raise FailedRequestError(400, f"Missing required field `model` in {where}: {self._offer()}.", param="model")
+        if not is_read and path not in _POSTED:
+            raise FailedRequestError(404, "Not Found: a path that the router does not know needs `model`.")
+        where = "the query" if is_read else "the request" if request.body_exists else "the body, which is empty"
+        raise FailedRequestError(400, f"Missing required field `model` in {where}. {self._offer()}.", param="model")
 
     def _not_found(self, requested: str) -> FailedRequestError:
         near = self._pool.near_names(requested)

@@ -112,9 +112,9 @@ async def test_what_a_browser_asks_for_starts_nothing(router, client):
         (b'{"model":"\\ud800"}', 404, "The model `?` does not exist. Served here: org/first."),
         (b'{"model":5}', 400, "Invalid value for `model`: expected `str`."),
         (b'{"model":["second"]}', 400, "Invalid value for `model`: expected `str`."),
-        (b"{}", 400, "Missing required field `model` in the request: Served here: org/first."),
-        (b'{"model":""}', 400, "Missing required field `model` in the request: Served here: org/first."),
-        (b"", 400, "Missing required field `model` in the request: Served here: org/first."),
+        (b"{}", 400, "Missing required field `model` in the request. Served here: org/first."),
+        (b'{"model":""}', 400, "Missing required field `model` in the request. Served here: org/first."),
+        (b"", 400, "Missing required field `model` in the body, which is empty. Served here: org/first."),
         (b'{"model"', 400, "The request body is not valid JSON, or not an object."),
         (b'["second"]', 400, "The request body is not valid JSON, or not an object."),
     ],
@@ -127,6 +127,22 @@ async def test_a_request_without_a_known_model(router, client, body, status, tex
     kind = "NotFoundError" if status == 404 else "BadRequestError"
     param = None if "not valid JSON" in text else "model"
     assert error == {"message": text, "type": kind, "param": param, "code": status}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "text"),
+    [
+        ("GET", CHAT, {}, 405, "Method Not Allowed"),
+        ("HEAD", CHAT, {}, 405, ""),
+        ("POST", "/v1/nothing", {}, 404, "Not Found: a path that the router does not know needs `model`."),
+        ("POST", CHAT, {"Content-Encoding": "gzip"}, 415, "Content-Encoding 'gzip' is not supported: send it without."),
+    ],
+)
+async def test_the_true_reason_of_a_refusal_is_told(router, client, method, path, headers, status, text):
+    await serve_two(router)
+    async with client.request(method, router.url + path, data=b"{}", headers=headers) as response:
+        assert (response.status, response.headers.get("Allow")) == (status, "POST" if status == 405 else None)
+        assert method == "HEAD" or (await response.json())["error"]["message"] == text
 
 
 async def test_a_name_of_a_megabyte_is_shown_short(router, client):
