@@ -83,8 +83,7 @@ def _serve_several(several: SeveralModels, given: Mapping[str, object]) -> int:
     checked = reader.read()
     if given.get("preflight_only"):
         report = checked.report(time.perf_counter() - begin)
-        code = _print(report, as_json=bool(given.get("json")))
-        return USAGE if report.has_usage_error else code
+        return _print(report, as_json=bool(given.get("json")))
     show_notices(map(str, checked.notices), several.config.log_format)
     return _route(router_options(several, reader, checked))
 
@@ -129,5 +128,8 @@ def _check(config: StartupConfig, *, as_json: bool) -> int:
 
 
 def _print(report: "PreflightReport", *, as_json: bool) -> int:
+    """The exit code is that of a start with these findings."""
     click.echo(report.to_json() if as_json else report.to_text())
+    if report.has_usage_error:
+        return USAGE
     return START_FAILED if report.errors else OK

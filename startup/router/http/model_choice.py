@@ -13,26 +13,25 @@ from startup.router.model_pool import ModelPool
 _WITHOUT_NAME: Final = ("/v1/", "/tokenizer_info")
 """GET requests that go to the only model without naming it; others, such as a browser's, would start it."""
 _POSTED: Final = frozenset(
-    f"/{path}"
-    for path in [
-        "v1/chat/completions",
-        "v1/completions",
-        "v1/responses",
-        "v1/messages",
-        "v1/messages/count_tokens",
-        "v1/embeddings",
-        "pooling",
-        "classify",
-        "score",
-        "v1/score",
-        "rerank",
-        "v1/rerank",
-        "v2/rerank",
-        "tokenize",
-        "detokenize",
-        "v1/audio/transcriptions",
-        "v1/audio/translations",
-    ]
+    (
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/embeddings",
+        "/pooling",
+        "/classify",
+        "/score",
+        "/v1/score",
+        "/rerank",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/tokenize",
+        "/detokenize",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+    )
 )
 """Where bodies name a model. Other paths of a model's server are known to it alone."""
 _MOST_OFFERED: Final = 20

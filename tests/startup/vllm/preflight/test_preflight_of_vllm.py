@@ -47,6 +47,7 @@ def test_words_that_vllm_rejects_end_with_code_2(serve):
         "  --max-num-seqs 'none' is not a whole number",
     ]
     assert len(done.stderr.splitlines()) <= 6
+    assert serve("m", "--dtpe", "half", "--preflight-only", HF_HUB_OFFLINE="1").returncode == 2
 
 
 def test_other_faults_end_with_code_3(serve, tmp_path):
