@@ -21,6 +21,7 @@ MEASURED_ELSEWHERE: Final = {
 
 OTHER_TEXT: Final = {
     "server.config": "settings of the operator",
+    "base.server_settings": "settings of the operator",
     "server.server_config": "settings of the operator",
     "server.engine": "tokens, tensors and files of the model: the engine has no text but grammars and markers",
     "server.lora_config": "settings of the operator",
@@ -111,7 +112,7 @@ def _listed() -> set[str]:
 
 
 def _sources() -> Iterator[tuple[str, str]]:
-    for file in sorted(ROOT.glob("server/**/*.py")):
+    for file in sorted((*ROOT.glob("base/**/*.py"), *ROOT.glob("server/**/*.py"))):
         yield ".".join(file.relative_to(ROOT).with_suffix("").parts), file.read_text()
 
 
