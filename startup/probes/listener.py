@@ -7,7 +7,7 @@ from pathlib import Path
 
 from startup.errors import PortInUseError, StartupError
 
-_BACKLOG = 2048
+BACKLOG = 2048
 
 
 def listen(*, host: str | None, port: int, uds: str | None) -> socket.socket:
@@ -27,7 +27,7 @@ def listen(*, host: str | None, port: int, uds: str | None) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host or "0.0.0.0", port))
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except OSError as err:
         listener.close()
         raise _explain(err, f"{host or '0.0.0.0'}:{port}", "choose another --port") from err
@@ -49,7 +49,7 @@ def _listen_unix(path: Path) -> socket.socket:
         if path.is_socket() and not is_listened_on(path):
             path.unlink(missing_ok=True)  # its owner may remove it at this moment, too
         listener.bind(str(path))
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except OSError as err:
         listener.close()
         raise _explain(err, str(path), "choose another --uds") from err

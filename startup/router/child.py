@@ -53,6 +53,7 @@ class Child:
         """Raises OSError if no port is free."""
         self.entry = entry
         self.progress = ChildProgress("starting")
+        self._has_served = False
         self.process: ChildProcess | None = None
         self.exit_code: int | None = None
         """-N after signal N; None until the process has ended, and if there was none."""
@@ -160,6 +161,7 @@ class Child:
                 if not ready.done():
                     return f"The start took longer than {limit_s:g} s, its last phase was {self.progress}"
                 ready.result()
+                self._has_served = True
                 on_ready()
                 await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 if before_stop is not None and not ended.done() and not self._is_killed:
@@ -268,7 +270,8 @@ class Child:
         """Why it has ended; after a signal without lines that explain nothing."""
         text = reason or ("The process was stopped" if code is None else describe_end(code))
         is_signal = reason is None and code is not None and code < 0
-        told = self._log.explain_failure([*self.entry.words, *self._server.words], is_known_only=is_signal)
+        words = [*self.entry.words, *self._server.words]
+        told = self._log.explain_failure(words, is_known_only=is_signal, has_served=self._has_served)
         return f"{text}: {told}" if told else f"{text}."
 
 

@@ -115,17 +115,20 @@ class ChildLog:
         if not self._ended.is_set():
             self._end()
 
-    def explain_failure(self, words: Sequence[str] = (), *, is_known_only: bool = False) -> str:
+    def explain_failure(
+        self, words: Sequence[str] = (), *, is_known_only: bool = False, has_served: bool = False
+    ) -> str:
         """What has failed, as `vllm-cli explain` tells it; else its exception, or its last lines.
 
         Args:
             words: the process's command line, whose secrets may be quoted.
             is_known_only: whether lines that explain nothing, as before a signal, are left out.
+            has_served: whether lines may hold texts of requests, which others must not see.
         """
         lines = [line.decode(errors="replace") for line in self._kept]
         if (cause := find_cause(lines)) is not None and cause.known is not None:
-            return hide_quoted(" ".join(write_digest(cause)), words)
-        if is_known_only:
+            return cause.known.title if has_served else hide_quoted(" ".join(write_digest(cause)), words)
+        if is_known_only or has_served:
             return ""
         last = [line.strip() for line in lines if line.strip()][-_NUM_LAST_LINES:] if cause is None else [cause.text]
         text = " / ".join(escape_controls(hide_in_command(line)) for line in last)[-_LAST_LINES_CHARACTERS:]

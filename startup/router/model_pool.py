@@ -189,7 +189,7 @@ class ModelPool:
 
     def progress(self, name: str) -> str:
         """What a request for this model waits for."""
-        child, view = self._children.get(name), self._scheduler.view().get(name)
+        child, view = self._children.get(name), self._scheduler.view_of(name)
         if child is None or view is None:
             return "waiting for room"
         if view.state == "starting":

@@ -336,7 +336,7 @@ class _Site:
     async def open(self) -> None:
         """Accepts from now on."""
         before, context = self._site, self._context
-        self._site = web.SockSite(self._runner, self._listener.dup(), ssl_context=context)
+        self._site = web.SockSite(self._runner, self._listener.dup(), ssl_context=context, backlog=listener.BACKLOG)
         await self._site.start()
         if before is not None:
             await before.stop()

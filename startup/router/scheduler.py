@@ -202,6 +202,11 @@ class Scheduler:
         """All models, also those that were removed and still have a process."""
         return {name: record.view() for name, record in self._models.items()}
 
+    def view_of(self, model: str) -> ModelView | None:
+        """The model of this name; None if there is none."""
+        record = self._models.get(model)
+        return None if record is None else record.view()
+
     def is_admitting(self, model: str) -> bool:
         """Whether a request would reach the model at once, but for a limit of its own concurrency."""
         record = self._models.get(model)

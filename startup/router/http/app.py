@@ -39,6 +39,8 @@ _STREAM_PATHS: Final = frozenset(
 )
 """Endpoints whose `stream` asks for events."""
 _RESPONSES: Final = "/v1/responses/"
+_STORED: Final = f"{_RESPONSES}resp_"
+"""Begins the path of a response that a model has stored; others, such as `input_tokens`, name a model."""
 _UPSTREAM: Final = "/upstream/"
 _ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
 """Methods that models' servers may have."""
@@ -176,7 +178,7 @@ class _Handler:
             return await self._relay(request, rest, entry)
         if self._has_only_model:
             return await self._relay(request, raw_path, next(iter(self._pool.entries.values())))
-        if path.startswith(_RESPONSES) and "model" not in request.query:
+        if path.startswith(_STORED) and "model" not in request.query:
             return await self._relay(request, raw_path, await self._model_of_response(raw_path))
         return await self._relay(request, raw_path, None)
 

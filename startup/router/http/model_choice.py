@@ -62,7 +62,7 @@ class ModelChoice:
     def by_path(self, raw_rest: str) -> Upstream:
         """The model at the beginning of a path behind /upstream/; names contain slashes."""
         segments = raw_rest.split("/")
-        for number in range(1, min(len(segments), _MOST_SEGMENTS) + 1):
+        for number in range(min(len(segments), _MOST_SEGMENTS), 0, -1):  # `org/name` before `org`
             if (entry := self._pool.resolve(unquote("/".join(segments[:number])))) is not None:
                 return Upstream(entry, "/" + "/".join(segments[number:]))
         raise self._not_found(unquote(segments[0]))

@@ -40,6 +40,7 @@ _HOP_BY_HOP: Final = frozenset(
 """Headers about one connection, RFC 9110."""
 _NOT_REQUESTED: Final = _HOP_BY_HOP | {"host", "expect"}
 _HANDSHAKE: Final = "sec-websocket-"
+_OF_BODY: Final = frozenset({"content-length", "content-type", "content-encoding"})
 _CORS: Final = "access-control-"
 _SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
 """What aiohttp's client would add to a request without them."""
@@ -74,7 +75,7 @@ def headers_to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 def headers_of_websocket(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
     """The headers of a WebSocket's request; aiohttp's client writes those of its own handshake."""
     handshake = frozenset(name.lower() for name in headers if name.lower().startswith(_HANDSHAKE))
-    return headers_to_server(headers, dropped | handshake)
+    return headers_to_server(headers, dropped | handshake | _OF_BODY)  # it has no body
 
 
 def _named_by_connection(headers: CIMultiDictProxy[str]) -> frozenset[str]:

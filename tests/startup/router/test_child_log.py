@@ -70,6 +70,18 @@ async def test_a_failure_is_explained_as_by_vllm_cli_explain(relay):
     assert "CUDA out of memory" in told
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("slot 0: prompt: my secret prompt", ""),
+        ("torch.OutOfMemoryError: CUDA out of memory. prompt", "the GPU has not enough memory"),
+    ],
+)
+async def test_texts_of_requests_are_not_told(relay, line, told):
+    log = await written(f"{line}\n".encode(), relay)
+    assert log.explain_failure(has_served=True) == told
+
+
 async def test_last_lines_tell_a_failure_that_is_not_known_without_secrets(relay):
     log = await written(b"a\nb\nserver --api-key sk-123 failed\nred \x1b[31m and k3y-of-words\n", relay)
     told = log.explain_failure(["serve", "--hf-token", "k3y-of-words"])

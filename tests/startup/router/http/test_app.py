@@ -84,6 +84,22 @@ async def test_the_path_names_the_model(router, client, path, server, target):
         assert await response.json() == {"server": server, "target": target}
 
 
+async def test_the_longest_name_in_the_path_counts(router, client):
+    await router.serve("org", "org/first")
+    for name in ("org", "org/first"):
+        await router.start_model(name, telling(name))
+    for path, server in (("org/first/metrics", "org/first"), ("org/other", "org")):
+        async with client.get(f"{router.url}/upstream/{path}") as response:
+            assert await server_of(response) == server
+
+
+async def test_only_stored_responses_are_looked_for(router, client):
+    await serve_two(router)
+    for name in ("render", "input_tokens", "compact"):
+        async with client.post(f"{router.url}/v1/responses/{name}", json={"model": "second"}) as response:
+            assert await server_of(response) == "second"
+
+
 async def test_the_path_wins_over_the_body(router, client):
     await serve_two(router)
     async with client.post(router.url + "/upstream/second/v1/x", json={"model": "unknown"}) as response:
