@@ -106,7 +106,7 @@ def flags_of(words: Iterable[str]) -> set[str]:
 
 def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, findings: Findings) -> ForeignCommand:
     """The command of another server; what is wrong with its address is reported."""
-    address = keys.get("proxy") or f"http://localhost:{PORT}"
+    address = keys.get("proxy") or f"http://127.0.0.1:{PORT}"
     names_port = any(PORT in word for word in words)
     if PORT in address and not names_port:
         findings.fault(

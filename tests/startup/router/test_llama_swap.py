@@ -80,7 +80,7 @@ def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch):
     words = "/opt/llama/llama-server --port ${PORT} --model|a b.gguf|--ctx-size 16384 --alias gpt"
     assert gpt.foreign == ForeignCommand(
         words=tuple(word for part in words.split("|") for word in ([part] if part == "a b.gguf" else part.split())),
-        address="http://localhost:${PORT}",
+        address="http://127.0.0.1:${PORT}",
         port=None,
         check_endpoint="/ready",
     )
