@@ -1,6 +1,5 @@
 """ASGI messages: reads bodies, sends JSON and event streams. The hot path of every route."""
 
-import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -9,12 +8,11 @@ import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from base.errors import RequestError
+from base.request_ids import is_valid
 from server.http_body.errors import OPENAI, FailureFormat, UnavailableResponse, describe_failure, error_response
 from server.http_body.response_parts import EVENTS_TYPE
 from server.limits import flag_of
 from server.operation.admission import Lease
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 
 _encoder = msgspec.json.Encoder()
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -94,7 +92,7 @@ def read_header(scope: Scope, name: bytes) -> str | None:
 def read_request_id(scope: Scope) -> str | None:
     """The client's X-Request-Id; None if it is missing or unfit for logs, headers and bodies."""
     given = read_header(scope, b"x-request-id")
-    return given if given is not None and _REQUEST_ID.fullmatch(given) else None
+    return given if given is not None and is_valid(given) else None
 
 
 async def send_json(send: Send, body: Any, *, status: int = 200, headers: Headers = ()) -> None:

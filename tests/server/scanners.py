@@ -217,7 +217,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "headers",
-        ("server.routes.asgi", "server.routes.middleware", "base.security.api_keys"),
+        ("base.request_ids", "server.routes.asgi", "server.routes.middleware", "base.security.api_keys"),
         _headers,
         [
             *_units("a", " ", ",", ";"),

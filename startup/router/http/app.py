@@ -10,7 +10,7 @@ from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http_exceptions import HttpProcessingError
 
 from base.access_log import ACCESS_LOGGER, set_up_access_log
-from base.request_ids import set_request_id
+from base.request_ids import is_valid, set_request_id
 from base.security.api_keys import ApiKeys
 from base.server_settings import NetworkConfig
 from startup.router.http.access import Access
@@ -44,8 +44,6 @@ _STORED: Final = f"{_RESPONSES}resp_"
 _UPSTREAM: Final = "/upstream/"
 _ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
 """Methods that models' servers may have."""
-_LONGEST_ID: Final = 128
-"""Of a request's id that log lines show."""
 _CLIENT_GONE: Final = 499
 _MOST_HEADER_BYTES: Final = 64 << 10
 _MOST_HEADERS: Final = 256
@@ -142,7 +140,7 @@ class _Handler:
         raw_path = self._without_root(request.rel_url.raw_path)
         path = unquote(raw_path) if "%" in raw_path else raw_path
         request_id = request.headers.get("X-Request-Id")
-        if request_id is not None and len(request_id) <= _LONGEST_ID and request_id.isprintable():
+        if request_id is not None and is_valid(request_id):
             set_request_id(request_id)
         try:
             return await self._answer(request, path, raw_path)
