@@ -34,15 +34,25 @@ FILES: Final = (
         (
             "We couldn't connect to",
             "cannot find the requested files in the local cache",
+            "host='huggingface.co'",
+            "Failed to resolve 'huggingface.co'",
+            "SSLCertVerificationError",
+        ),
+        "Check the network, HTTPS_PROXY and HF_ENDPOINT; if the model is on disk, name its folder or set "
+        "HF_HUB_OFFLINE=1.",
+    ),
+    KnownCause(
+        "host-unreachable",
+        "a host cannot be reached, or its name is not known",
+        (
             "Max retries exceeded with url",
             "Failed to resolve",
             "Temporary failure in name resolution",
             "Name or service not known",
             "ConnectTimeout",
-            "SSLCertVerificationError",
         ),
-        "Check the network, HTTPS_PROXY and HF_ENDPOINT; if the model is on disk, name its folder or set "
-        "HF_HUB_OFFLINE=1.",
+        "If it is the hub's: check the network, HTTPS_PROXY and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 with the model on "
+        "disk. Else check --host, --master-addr and the address that the traceback names.",
     ),
     KnownCause(
         "hub-error",
@@ -95,15 +105,21 @@ FILES: Final = (
         "`df -h` for HF_HOME, VLLM_CACHE_ROOT, /tmp and /dev/shm; in Kubernetes a larger volume or ephemeral-storage.",
     ),
     KnownCause(
+        "port-not-permitted",
+        "this user may not listen on a port below 1024",
+        ("PermissionError: [Errno 13] Permission denied$", "bind on address…ermission denied"),
+        "Choose a --port from 1024 on; in a container map it to the other one.",
+    ),
+    KnownCause(
         "folder-not-writable",
-        "a folder cannot be written",
+        "a file or folder cannot be read or written",
         (
-            "PermissionError: [Errno 13] Permission denied",
+            "PermissionError: [Errno 13] Permission denied:",
             "Check cache directory permissions",
             "Read-only file system",
         ),
-        "For caches set HOME (or HF_HOME, VLLM_CACHE_ROOT, TRITON_CACHE_DIR, XDG_CONFIG_HOME) to a folder that the "
-        "container's user may write, such as an emptyDir.",
+        "Check owner and mode of what the line names. For caches set HOME (or HF_HOME, VLLM_CACHE_ROOT, "
+        "TRITON_CACHE_DIR, XDG_CONFIG_HOME) to a folder that the container's user may write, such as an emptyDir.",
     ),
     KnownCause(
         "too-many-open-files",
@@ -114,7 +130,12 @@ FILES: Final = (
     KnownCause(
         "too-many-processes",
         "the limit of processes and threads is too low",
-        ("can't start new thread", "Resource temporarily unavailable", "pthread_create failed"),
+        (
+            "can't start new thread",
+            "[Errno 11] Resource temporarily",
+            "Thread creation failed",
+            "pthread_create failed",
+        ),
         "Raise the pids limit of the container (docker run --pids-limit) or `ulimit -u`; OMP_NUM_THREADS=1 needs "
         "fewer threads.",
     ),
