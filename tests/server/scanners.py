@@ -108,7 +108,7 @@ def _headers(text: str) -> None:
         read_request_id(scope)
         with suppress(ServerError):
             read_announced_bytes(scope, max_bytes=1)
-        guard._has_key(scope, "/v1/messages")
+        guard._refusal(scope)
 
 
 def _stop(text: str) -> None:
