@@ -82,6 +82,14 @@ def cleaning_up() -> Iterator[None]:
             os.kill(os.getpid(), received[0])
 
 
+def leave_ctrl_c_to_parent() -> None:
+    """Ctrl-C does nothing here, nor in processes forked from this one until they set a handler.
+
+    Programs that they start are interrupted as usual, as they inherit no handler.
+    """
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+
+
 def ignore() -> None:
     """Ignores the signals and drops pending ones; called in a new process on its main thread."""
     for number in GROUP_SIGNALS:

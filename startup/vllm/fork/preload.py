@@ -81,3 +81,5 @@ def _read_plan() -> PreloadPlan | None:
 with group_signals.ignored():  # Ctrl-C ends the launcher, and its end ends this process
     if (_plan := _read_plan()) is not None:
         _preload(_plan)
+if _plan is not None:
+    group_signals.leave_ctrl_c_to_parent()

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.thorough
 _WAITS = "import time\nprint('waits here', flush=True)\nwhile True:\n    time.sleep(0.01)\n"
 _CATCHES = "import time\ntry:\n    print('waits here', flush=True)\n    time.sleep(60)\nexcept:\n    pass\n"
 _IN_CONFIGURATION = "    while args.config_gate and"
+_WORKER_MAIN = '        signal.signal(signal.SIGINT, signal.SIG_IGN)\n        set_process_title(f"Worker'
 _NO_REPEAT_S = 0.6
 """A signal that comes sooner is taken for the same one, sent twice."""
 
@@ -30,8 +31,8 @@ class _Stage(NamedTuple):
     words: tuple[str, ...] = ("--gate", "closed")
     change: Callable[[Path], Any] = str
     """Of the fake vLLM, so that it waits there."""
-    line: str = "VllmWorker-0 prints a line"
-    """The log has it when the start waits."""
+    lines: tuple[str, ...] = ("VllmWorker-0 prints a line",)
+    """The log has them when the start waits."""
 
 
 def _hang(fake: Path) -> None:
@@ -41,7 +42,7 @@ def _hang(fake: Path) -> None:
 
 
 def _importing(module: str, code: str, phase: str) -> _Stage:
-    return _Stage(phase, (), lambda fake: prepend(fake, module, code), "waits here")
+    return _Stage(phase, (), lambda fake: prepend(fake, module, code), ("waits here",))
 
 
 _STAGES = {
@@ -51,12 +52,20 @@ _STAGES = {
         "create config of APIServer",
         ("--config-gate", "closed"),
         lambda fake: rewrite(fake, _IN_CONFIGURATION, f"    print('waits here', flush=True)\n{_IN_CONFIGURATION}"),
-        "waits here",
+        ("waits here",),
     ),
     "engine": _Stage("asyncmpclient init of APIServer"),
     "engine that hangs": _Stage("asyncmpclient init of APIServer", change=_hang),
     "several API servers": _Stage("vllm", ("--gate", "closed", "--api-server-count", "2")),
-    "imports beside the engine": _importing("kernels", _WAITS, ""),
+    "imports beside the engine": _Stage(
+        "", (), lambda fake: prepend(fake, "kernels", _WAITS), ("waits here", "VllmWorker-0 prints a line")
+    ),
+    "worker that has no handlers yet": _Stage(
+        "",
+        (),
+        lambda fake: rewrite(fake, _WORKER_MAIN, f"        exec({_WAITS!r})\n{_WORKER_MAIN}"),
+        ("waits here",),
+    ),
 }
 
 
@@ -64,11 +73,12 @@ _STAGES = {
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("stage", _STAGES)
 def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(folder, stage, number, code, to):
-    phase, words, change, line = _STAGES[stage]
+    phase, words, change, lines = _STAGES[stage]
     fake = variant(folder)
     change(fake)
     with FakeStart(folder, *words, env=environment(folder, fake)) as start:
-        start.wait_for_line(line)
+        for line in lines:
+            start.wait_for_line(line)
         wait_until(lambda: start.get("/health")[0] == 503 and start.forkservers())
         memory = shared_memory(start.record_tree())
         before = len(start.text)
