@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from startup.download.messages import DownloadProgress
+from startup.download.hub_client import RetryableError, backoff_s
+from startup.download.messages import DownloadError, DownloadProgress
 from startup.download.repository import CachedRepository, HubFile, check_room, total_size
-from startup.download.transfer import Source, Transfer
+from startup.download.transfer import MAX_FAILURES, Source, Transfer
 from startup.download.xet import XetFetch
 
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -66,7 +67,16 @@ class Fetch:
         """With size and hash; a mirror's listing may lack them."""
         if file.oid and file.size is not None:
             return file
-        return self._source.client.describe(self._source.address(file), file)
+        failure = ""
+        for number in range(MAX_FAILURES):
+            try:
+                return self._source.client.describe(self._source.address(file, number), file)
+            except RetryableError as err:
+                failure = str(err)
+                self._show(0, 0, err.wait.reason or f"{err}, trying again")
+                self._source.pause(err.wait.seconds or backoff_s(number + 1))
+        reason = f"{file.name} of {self._source.repo_id} could not be downloaded: {failure}"
+        raise DownloadError("unreachable", f"{reason}, {MAX_FAILURES} times in a row")
 
     def _fetch_from_xet(self, files: Sequence[HubFile]) -> Sequence[HubFile]:
         """Fetches what Xet storage has; returns the other files, and those that Xet did not deliver."""

@@ -227,8 +227,14 @@ class HubClient:
         return Listing(commit, {file.name: file for file in files if is_safe_name(file.name)}, (endpoint,))
 
     def describe(self, address: FileAddress, file: HubFile) -> HubFile:
-        """The file with its size and hash from the headers of its address; some mirrors do not list them."""
+        """The file with its size and hash from the headers of its address; some mirrors do not list them.
+
+        Raises:
+            RetryableError: it cannot be reached, or answers with an error that passes.
+            DownloadError: it refuses, or does not tell the hash.
+        """
         answer = self._head(address)
+        self._check(answer, address)
         first = (answer.history or [answer])[0].headers
         etag = first.get("X-Linked-Etag") or first.get("ETag") or ""
         size = first.get("X-Linked-Size") or answer.headers.get("Content-Length") or ""
@@ -241,7 +247,7 @@ class HubClient:
         """Whether Xet storage has the file; False if that is not known."""
         try:
             answer = self._head(address)
-        except DownloadError:
+        except RetryableError:
             return False
         return "X-Xet-Hash" in (answer.history or [answer])[0].headers
 
@@ -251,7 +257,7 @@ class HubClient:
                 "HEAD", address.url, headers=self.headers, timeout=self._timeout, follow_redirects=True
             )
         except self._network_errors as err:
-            raise DownloadError("unreachable", f"{address} cannot be reached ({_line(err)})") from err
+            raise RetryableError(f"{address} cannot be reached ({_line(err)})") from err
 
     @contextmanager
     def stream(self, address: FileAddress, begin: int) -> Iterator[ByteStream]:

@@ -163,11 +163,14 @@ class CachedRepository:
         """Adds the files, whose contents are complete, to the snapshot; a new snapshot appears at once."""
         snapshot = self.snapshot(commit)
         if snapshot.exists() or not self._link_new(snapshot, files):
+            present = {file.oid: snapshot / file.name for file in files if self.is_linked(commit, file)}
             for file in files:
                 path = snapshot / file.name
                 if not _has_size(path, file.size):
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    self._link_one(path, file)
+                    if not self._link_one(path, file):
+                        self._move_content(path, file, present.get(file.oid))
+                    present[file.oid] = path
         unfinished_marker(snapshot).unlink(missing_ok=True)
 
     def write_ref(self, revision: str, commit: str) -> None:
@@ -182,13 +185,20 @@ class CachedRepository:
         os.replace(work, path)  # noqa: PTH105 - documented as atomic
 
     def _link_new(self, snapshot: Path, files: Sequence[HubFile]) -> bool:
-        """Builds the snapshot beside its place and renames it; False if another process has made one."""
+        """Builds the snapshot beside its place and renames it.
+
+        False if another process has made one, or if the file system has no links: then the snapshot is marked
+        as unfinished, as its files appear one after the other.
+        """
         work = self.folder / f"snapshot{PART_ENDING}"
         shutil.rmtree(work, ignore_errors=True)  # of a process that was killed: this one has the lock
         for file in files:
             path = work / file.name
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._link_one(path, file)
+            if not self._link_one(path, file):
+                unfinished_marker(snapshot).touch()
+                shutil.rmtree(work, ignore_errors=True)
+                return False
         try:
             work.rename(snapshot)
         except OSError:
@@ -196,8 +206,8 @@ class CachedRepository:
             return False
         return True
 
-    def _link_one(self, path: Path, file: HubFile) -> None:
-        """Replaces whatever has the name; a file system without links gets the content itself."""
+    def _link_one(self, path: Path, file: HubFile) -> bool:
+        """Replaces whatever has the name; False if the file system has no links."""
         target = "/".join([*[".."] * (2 + file.name.count("/")), "blobs", file.oid])
         work = path.with_name(f"{path.name}{PART_ENDING}")
         try:
@@ -207,7 +217,14 @@ class CachedRepository:
         except OSError as err:
             if err.errno not in _NO_LINKS:
                 raise
-            os.replace(self.blob(file), path)  # noqa: PTH105
+            return False
+        return True
+
+    def _move_content(self, path: Path, file: HubFile, twin: Path | None) -> None:
+        """Gives the name the content itself, or a copy of a file that has taken it already."""
+        if twin is not None and not self.has_content(file):
+            shutil.copyfile(twin, self.blob(file))
+        os.replace(self.blob(file), path)  # noqa: PTH105
 
 
 def is_safe_name(name: str) -> bool:

@@ -14,7 +14,7 @@ from startup.model.object_address import is_object_address
 if TYPE_CHECKING:
     from startup.download.object_store import ObjectStoreClient
 
-_MAX_FAILURES: Final = 8
+MAX_FAILURES: Final = 8
 """Attempts in a row without a byte, at one address, before the download fails."""
 _FAILURES_PER_ENDPOINT: Final = 2
 """Attempts in a row without a byte before the next address is tried, if there is one."""
@@ -157,7 +157,7 @@ class Transfer:
         if has_progressed and not self._num_wrong:
             self._num_failures = 0
         self._num_failures += 1
-        most = _MAX_FAILURES * len(self._source.endpoints)
+        most = MAX_FAILURES * len(self._source.endpoints)
         if self._num_failures >= most:
             reason = f"{self.file.name} of {self._source.repo_id} could not be downloaded: {err}"
             raise DownloadError("unreachable", f"{reason}, {most} times in a row; what has arrived is kept") from err

@@ -119,7 +119,9 @@ class HubHandler(QuietHandler):
         elif action == "paths-info":
             self._answer_json(list(self._describe_paths(commit)))
         else:
-            self._answer_json(self._model_info(model_id, commit, has_blobs="blobs" in query))
+            self._answer_json(
+                self._model_info(model_id, commit, has_blobs="blobs" in query and self.server.hub.lists_contents)
+            )
 
     def _model_info(self, model_id: str, commit: HubCommit, *, has_blobs: bool) -> dict[str, Any]:
         siblings: list[dict[str, Any]] = [{"rfilename": name} for name in commit.files]

@@ -35,6 +35,8 @@ class HubServer:
         self.token: str | None = None
         """If given, any other token is refused."""
         self.renamed: dict[str, str] = {}
+        self.lists_contents = True
+        """Whether listings have sizes and hashes; some mirrors leave them out."""
         self.is_xet = False
         """Whether files in LFS are announced for Xet, whose server accepts connections and never answers."""
         self.may_answer = threading.Event()

@@ -1,5 +1,6 @@
 """A download goes on after faults of the hub and of the network, and never keeps a wrong file."""
 
+import errno
 import json
 import logging
 import time
@@ -69,6 +70,28 @@ def test_retry_after_is_obeyed(downloads, path):
     assert downloads.content(downloads.run()) == MODEL
     assert time.monotonic() - begin_s >= 1.0
     assert "the hub answers 429, waiting 1 s" in downloads.notes
+
+
+def test_a_mirror_that_lists_no_hashes_is_asked_for_each_until_it_answers(downloads):
+    downloads.hub.lists_contents = False
+    downloads.hub.faults.add(Fault("status", method="HEAD", path="*/resolve/*", status=429, times=2, retry_after=0))
+    assert downloads.content(downloads.run()) == MODEL
+
+
+def test_a_file_system_without_links_gets_every_file_once(downloads, monkeypatch):
+    """Two files are equal, as tokenizers of Mistral's repositories are."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    files = {**MODEL, "copy.json": MODEL["tokenizer.json"]}
+    downloads.hub.add("org/twins", files)
+    assert downloads.content(downloads.run("org/twins")) == files
+    num_fetched = len(downloads.hub.downloads)
+    second = downloads.run("org/twins")
+    assert (second.fetched_bytes, len(downloads.hub.downloads)) == (0, num_fetched)
+    assert downloads.content(second) == files
 
 
 def test_a_hub_that_always_answers_503_is_an_error(downloads):
