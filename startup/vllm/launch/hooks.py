@@ -33,6 +33,7 @@ from startup.vllm.patches import (
     model_caches,
     model_registry,
     port,
+    process_titles,
     spans,
     temp_files,
 )
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 _PLACED_IN: Final = (
     command_line, imports, preload_profile, forkserver, port, serving_events, early_engine, model_caches, late_imports,
     spans, model_registry, compiler, json_logs, forkserver_start, new_program, scan_cache, lean,
-    library_state, temp_files,
+    library_state, temp_files, process_titles,
 )  # fmt: skip
 """The modules that declare hooks, in the order of the documentation."""
 

@@ -38,6 +38,7 @@ from startup.vllm.patches.compiler import CompilerTime, compiler_imported, may_d
 from startup.vllm.patches.json_logs import omit_prefixes_in_json
 from startup.vllm.patches.model_caches import ModelCaches, fill_compiler_keys
 from startup.vllm.patches.model_registry import inspect_models, model_modules
+from startup.vllm.patches.process_titles import show_titles
 from startup.vllm.patches.spans import prepare_spans
 from startup.vllm.patches.temp_files import prepare_temp_files
 
@@ -96,6 +97,7 @@ class SharedImports:
         leave_out_unfit(self._vllm)
         prepare_spans()
         prepare_temp_files()
+        show_titles()
         omit_prefixes_in_json()
         with ExitStack() as stack:
             stack.enter_context(learned_imports())

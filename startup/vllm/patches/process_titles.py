@@ -1,0 +1,35 @@
+"""Makes the titles that vLLM gives its processes visible in processes whose command line was replaced.
+
+`setproctitle` writes into the memory that held the words of `exec`; in forks of a standby's template process
+the kernel reads the words elsewhere (`base.machine.command_line`).
+"""
+
+import os
+from collections.abc import Callable
+from typing import Final
+
+from base.machine.command_line import replace_command_line
+from startup.hooks.hook import Hook, Name
+from startup.imports.finder import wrap_after_import
+
+_SET_TITLE: Final = Name("setproctitle", "setproctitle")
+PROCESS_TITLES: Final = Hook(
+    "process titles",
+    does="shows the titles of vLLM's processes in forks of a standby",
+    without="`ps` shows the command line of the standby",
+    needs=(_SET_TITLE,),
+)
+
+
+def show_titles() -> None:
+    """From now on, a title that this process or a fork of it sets also replaces its command line."""
+    if PROCESS_TITLES.applies:
+        wrap_after_import(_SET_TITLE, _show_title)
+
+
+def _show_title(set_title: Callable[[str], None]) -> Callable[[str], None]:
+    def set_and_show(title: str) -> None:
+        set_title(title)
+        replace_command_line(os.fsencode(title) + b"\0")
+
+    return set_and_show
