@@ -35,7 +35,7 @@ def read_facts(vllm: InstalledVllm) -> VllmFacts:
     for path in paths:
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             content = json.loads(path.read_bytes())
-            if are_unchanged(content["files"]):
+            if content["folders"] == folders and are_unchanged(content["files"]):
                 return _decode(content["facts"])
     from startup.vllm.facts.source_reader import read_sources
 
@@ -44,9 +44,8 @@ def read_facts(vllm: InstalledVllm) -> VllmFacts:
     files = [*map(str, (*sources.looked_at, *Path(__file__).parent.glob("*.py"))), *folders]
     with suppress(OSError):
         paths[0].parent.mkdir(parents=True, exist_ok=True)
-        write_whole(
-            paths[0], json.dumps({"files": store_stamps(files), "facts": facts._asdict()}, separators=(",", ":"))
-        )
+        record = {"folders": folders, "files": store_stamps(files), "facts": facts._asdict()}
+        write_whole(paths[0], json.dumps(record, separators=(",", ":")))
     return facts
 
 

@@ -215,7 +215,16 @@ def test_facts_are_read_again_when_a_source_changes(vllm):
     assert "another" in read_facts(vllm).registries.tool_parsers
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"files": {}, "facts": {"flags": 1}}', "[1]"])
+def test_facts_are_read_again_when_another_folder_has_a_plugin(vllm, tmp_path, monkeypatch):
+    assert read_facts(vllm).installed_plugins == ()
+    metadata = tmp_path / "plugins" / "own-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nown = own.plugin:register\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "plugins"))
+    assert [plugin.name for plugin in read_facts(vllm).installed_plugins] == ["own"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"folders": [], "files": {}, "facts": {"flags": 1}}', "[1]"])
 def test_a_damaged_record_is_replaced(vllm, tmp_path, content):
     first = read_facts(vllm)
     (path,) = (tmp_path / "cache" / "vllm_cli" / "vllm-facts").iterdir()
