@@ -117,7 +117,7 @@ class Run:
 
     def _follow_phase(self, line: LogLine) -> str:
         if begun := phase_of_message(line.text):
-            if len(self._phases) < _MOST_PHASES:
+            if line.process in self._phases or len(self._phases) < _MOST_PHASES:
                 self._phases[line.process] = begun
             self._phases[""] = begun
             self.was_ready |= begun == SERVING

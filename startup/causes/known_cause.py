@@ -46,9 +46,11 @@ def _contains(text: str, parts: tuple[str, ...], ends: str) -> bool:
     if "^" in ends and not text.startswith(parts[0]):
         return False
     start = 0
-    for part in parts:
+    for part in parts[:-1]:
         at = text.find(part, start)
         if at < 0:
             return False
         start = at + len(part)
-    return "$" not in ends or start == len(text)
+    if "$" in ends:
+        return text.endswith(parts[-1]) and len(text) - len(parts[-1]) >= start
+    return text.find(parts[-1], start) >= 0

@@ -101,6 +101,16 @@ def test_the_engine_fails_and_the_server_only_says_so():
     assert cause.text.startswith("ValueError: Free memory")
 
 
+def test_the_phases_of_many_processes_go_on():
+    loading, later = "INFO 09-03 11:03:36 [x.py:1] Starting to load model", "Available KV cache memory: 1 GiB"
+    cause = _find(
+        _log(_WORKER, [loading]),
+        [f"(Worker pid={number}) {loading}" for number in range(1_000, 2_200)],
+        _log(_WORKER, [f"INFO 09-03 11:03:37 [x.py:1] {later}", *_traceback("own", error="KeyError: 'x'")]),
+    )
+    assert cause.phase == "while it sized the KV cache"
+
+
 def test_a_worker_fails_before_its_engine():
     cause = _find(
         _WORKER + "WorkerProc failed to start.",

@@ -58,12 +58,14 @@ def test_a_line_with_a_text_is_read():
 
 
 def test_a_text_can_have_gaps_and_ends():
-    cause = KnownCause("x", "x", ("^Killed$", "one … two"), "x")
+    cause = KnownCause("x", "x", ("^Killed$", "one … two", "ends so$"), "x")
     assert cause.matches("Killed")
     assert not cause.matches("Killed by")
     assert not cause.matches("was Killed")
     assert cause.matches("zero one and two three")
     assert not cause.matches("two one")
+    assert cause.matches("it ends so, then ends so")
+    assert not cause.matches("it ends so.")
 
 
 def test_stopping_is_the_last_in_the_table():
