@@ -9,7 +9,7 @@
 #   make bench [ARGS="..."]
 #   make docs                              writes the generated pages docs/{cli,flags,environment}.md and docs/dev/vllm-hooks.md
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
-#   make test-vllm-versions [VERSIONS="0.28.0 0.31.0"]   the launcher's real tests with several versions of vLLM
+#   make test-vllm-versions [VERSIONS="0.29.0 0.31.0"]   the launcher's real tests with several versions of vLLM
 #   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/dev/changing.md
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost
 #   make test-swaps [ARGS="--swaps 200"]   1000 random swaps of models with kills and file edits
@@ -33,7 +33,7 @@ run = @failed=0; set -x; \
   $(PYTEST) $(2) -m "$(1) and not alone" $(ARGS) || [ $$? -eq 5 ] || failed=1; \
   $(PYTEST) -n 0 $(2) -m "$(1) and alone" $(ARGS) || [ $$? -eq 5 ] || failed=1; \
   exit $$failed
-VERSIONS ?= 0.28.0 0.29.0 0.30.0 0.31.0 0.32.0
+VERSIONS ?= 0.29.0 0.30.0 0.31.0 0.32.0 0.33.0
 
 VENV := .venv
 NEWEST_VENV := .venv-newest
@@ -92,7 +92,7 @@ test-newest:
 
 test-vllm-versions: $(INSTALLED_DEV)
 	@code=0; for version in $(VERSIONS); do \
-	  site=$$(dirname .peers/vllm*/lib/python3*/site-packages/vllm*-$$version.dist-info | head -1); \
+	  site=$$(dirname .peers/vllm*/lib/python3*/site-packages/vllm*-$$version*.dist-info | head -1); \
 	  [ -d $$site ] || { echo "vLLM $$version: skipped, it is not installed below .peers"; continue; }; \
 	  $(BIN)/vllm-cli preload check --vllm $$site; \
 	  PEER_VLLM=$$(echo $$site | cut -d/ -f2) $(BIN)/python -m pytest -q -m versions tests/vllm_engine $(ARGS) || code=1; \

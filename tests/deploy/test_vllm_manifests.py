@@ -19,7 +19,7 @@ from vllm_cli.flags.engine_choice import choose_engine
 FOLDER = ROOT / "deploy" / "kubernetes"
 DEPLOYMENT = FOLDER / "vllm-deployment.yaml"
 WORKER_SET = FOLDER / "vllm-leaderworkerset.yaml"
-VLLM_FLAGS = ROOT / "tests" / "vllm_cli" / "vllm_0_32_flags.txt"
+VLLM_FLAGS = ROOT / "tests" / "vllm_cli" / "vllm_flags.txt"
 
 _COUNT = {"type": "integer", "minimum": 0}
 _COUNT_OR_SHARE = {"anyOf": [_COUNT, {"type": "string", "pattern": "^[0-9]+%$"}]}

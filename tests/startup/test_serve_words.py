@@ -7,7 +7,7 @@ import pytest
 from startup.serve_words import LAUNCHER_FLAGS, ServeWords, help_topic, is_for_information, split
 from vllm_cli.flags.supported import GROUPS, LOG_FORMAT
 
-VLLM_FLAGS = set((Path(__file__).parents[1] / "vllm_cli" / "vllm_0_32_flags.txt").read_text().split())
+VLLM_FLAGS = set((Path(__file__).parents[1] / "vllm_cli" / "vllm_flags.txt").read_text().split())
 
 
 def test_the_launchers_flags_are_those_of_the_start_and_the_logs_format():

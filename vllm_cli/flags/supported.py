@@ -151,7 +151,7 @@ _WITHOUT_FIELD: Final = (
     SupportedFlag(
         "--preflight-only",
         shape=Shape.SWITCH,
-        help="Check everything that could make the start fail, report, and exit with 0, or with the code of that start (2 or 3).",
+        help="Check everything that could make the start fail, report, and exit with 0, 2 or 3, as the start would.",
     ),
     SupportedFlag("--json", shape=Shape.SWITCH, help="With --preflight-only: report as JSON."),
 )

@@ -18,11 +18,17 @@ class Spelling(NamedTuple):
 
 
 def spellings(flag: Flag) -> dict[str, Spelling]:
-    """Every way to write a flag."""
+    """Every way to write a flag.
+
+    The opposite of `--enable-x` is `--no-enable-x`; from vLLM 0.33 on also `--disable-x`, and the reverse.
+    """
     plain = {name: Spelling(flag) for name in flag.names}
     if flag.shape is not Shape.SWITCH:
         return plain
-    negated = {f"--no-{name.removeprefix('--')}" for name in flag.names if name.startswith("--")}
+    long_names = [name for name in flag.names if name.startswith("--")]
+    negated = [f"--no-{name.removeprefix('--')}" for name in long_names]
+    for begin, opposite in (("--enable-", "--disable-"), ("--disable-", "--enable-")):
+        negated += [opposite + name.removeprefix(begin) for name in long_names if name.startswith(begin)]
     return plain | {name: Spelling(flag, is_negated=True) for name in negated}
 
 

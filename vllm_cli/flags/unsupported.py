@@ -36,6 +36,7 @@ IGNORED: Final[dict[str, tuple[Flag, ...]]] = {
         switch("--specialize-active-lora"),
         value("--jit-monitor-mode", neutral=("warn",)),
         switch("--jit-monitor-verbose"),
+        switch("--monokernel"),
     ),
     "the embedded scheduler and its KV cache do not need this setting": (
         switch("--enable-chunked-prefill"),
@@ -87,6 +88,7 @@ IGNORED: Final[dict[str, tuple[Flag, ...]]] = {
         switch("--enable-flash-late-interaction", neutral=True),
     ),
     "the embedded server logs and exports the same either way": (
+        value("--watchdog-config"),
         switch("--enable-log-outputs"),
         switch("--enable-log-deltas", neutral=True),
         value("--max-log-len"),
@@ -216,6 +218,7 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         value("--tool-server"),
         value("--tool-parser-plugin"),
         value("--reasoning-parser-plugin"),
+        value("--reasoning-effort-map"),
     ),
     "offloaded or transferred weights and caches": (
         value("--kv-transfer-config"),
@@ -237,6 +240,7 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
     "sleep levels": (
         switch("--enable-sleep-mode"),
         switch("--sleep-mode-offload-cudagraph"),
+        value("--sleep-mode-backend", neutral=("cumem",)),
         values("--sleep-preserve-parameter-names"),
     ),
     "another protocol, endpoint or middleware": (

@@ -64,7 +64,8 @@ class Definitions:
         if value is not None:
             return Definition(module, value)
         if imported is None:
-            return None
+            sources = filter(None, map(self.module, module.star_imports)) if steps else ()
+            return next((found for source in sources if (found := self.find(source, name, steps=steps - 1))), None)
         if imported.module.partition(".")[0] != _PACKAGE:
             return Definition(module, imported)
         source = self.module(imported.module)

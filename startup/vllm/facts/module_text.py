@@ -141,6 +141,11 @@ class ModuleText:
         """The names that `from … import …` binds, also under `if TYPE_CHECKING`."""
         return dict(self._imported())
 
+    @cached_property
+    def star_imports(self) -> list[str]:
+        """The modules all of whose names it imports; absolute."""
+        return [imported.module for name, imported in self._imported() if name == "*"]
+
     def _imported(self) -> Iterator[tuple[str, ImportedName]]:
         for found in _IMPORT.finditer(self.text):
             if self._column(found.start()) not in (0, _BLOCK):

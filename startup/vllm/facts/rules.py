@@ -18,7 +18,9 @@ class RuleSource(NamedTuple):
     """A regular expression for the source of the check."""
 
 
-_CLI: Final = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
+_CLI: Final = ("vllm.entrypoints.common.cli_args", "vllm.entrypoints.launchers.cli_args")
+"""From vLLM 0.33 on, and before."""
+_SERVER: Final = ("vllm.entrypoints.launchers.launcher", "vllm.entrypoints.openai.api_server")
 _SERVE: Final = ("vllm.entrypoints.cli.serve",)
 _ENGINE: Final = ("vllm.engine.arg_utils",)
 
@@ -58,12 +60,8 @@ RULES: Final = {
     "quantization needs capability": RuleSource(
         ("vllm.config.vllm",), r"capability < quant_config\.get_min_capability\(\)"
     ),
-    "tool parser is known": RuleSource(
-        ("vllm.entrypoints.launchers.launcher", "vllm.entrypoints.openai.api_server"), r"invalid tool call parser"
-    ),
-    "reasoning parser is known": RuleSource(
-        ("vllm.entrypoints.launchers.launcher", "vllm.entrypoints.openai.api_server"), r"invalid reasoning parser"
-    ),
+    "tool parser is known": RuleSource((_CLI[0], *_SERVER), r"invalid tool call parser"),
+    "reasoning parser is known": RuleSource((_CLI[0], *_SERVER), r"invalid reasoning parser"),
     "memory of CPUs is reserved": RuleSource(
         ("vllm.v1.worker.cpu_worker",), r"less than desired CPU memory utilization"
     ),

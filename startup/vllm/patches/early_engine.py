@@ -63,7 +63,6 @@ ENGINE_DEATH: Final = Hook(
     does="ends the API server half a second after its engine has died, with an exit code that tells it",
     without="the server ends up to five seconds later, with exit code 0",
     needs=(_TERMINATE, _WATCH),
-    since=(0, 29),
 )
 _INTERVAL_S: Final = 0.25
 

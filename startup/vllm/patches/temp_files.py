@@ -20,7 +20,6 @@ TEMP_FILES: Final = Hook(
     does="puts the sockets and rendezvous files of vLLM's processes into a folder that is removed",
     without="they stay in TMPDIR",
     needs=(_SOCKET, _RENDEZVOUS),
-    since=(0, 29),
 )
 _FOLDER_OF_SOCKETS: Final = "VLLM_RPC_BASE_PATH"
 _MOST_ADDRESS_BYTES: Final = 107

@@ -27,8 +27,8 @@ def _serves(start: FakeStart) -> bool:
 @pytest.mark.parametrize(
     ("version", "variables", "words", "warning"),
     [
-        ("0.27.1+cpu", {}, (), "vLLM 0.27.1+cpu starts without preloading: it is older than 0.28"),
-        ("no version", {}, (), "vLLM no version starts without preloading: it is older than 0.28"),
+        ("0.27.1+cpu", {}, (), "vLLM 0.27.1+cpu starts without preloading: it is older than 0.29"),
+        ("no version", {}, (), "vLLM no version starts without preloading: it is older than 0.29"),
         ("0.32.0", {}, ("--numa-bind",), "--numa-bind needs new programs for its processes"),
         ("0.32.0", {"TORCHELASTIC_RUN_ID": "1"}, (), None),
         ("0.32.0", {"VCLI_PLAIN_VLLM": "1"}, (), None),

@@ -16,7 +16,7 @@ from vllm_cli.flags.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES
 from vllm_cli.flags.table import FLAGS, find_flag, spellings
 from vllm_cli.flags.unsupported import IGNORED, REJECTED
 
-VLLM_NAMES = set((Path(__file__).parents[1] / "vllm_0_32_flags.txt").read_text().split())
+VLLM_NAMES = set((Path(__file__).parents[1] / "vllm_flags.txt").read_text().split())
 HELP = {"-h", "--help"}
 INTERNAL = {f"prefetch.{name}" for name in ("num_threads", "block_bytes", "memory_bytes", "progress_interval_s")}
 OWN_PREFIXES = (
@@ -135,3 +135,11 @@ def test_a_word_unlike_any_flag_gets_no_suggestion():
 
 def _is_own(flag: Flag) -> bool:
     return flag.name.startswith(OWN_PREFIXES)
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [("--disable-prefix-caching", "--enable-prefix-caching"), ("--enable-cascade-attn", "--disable-cascade-attn")],
+)
+def test_opposites_as_vllm_writes_them_from_0_33_on(name, flag):
+    assert find_flag(name) == (find_flag(flag).flag, True)
