@@ -34,7 +34,7 @@ from startup.caches import use_baked_bytecode
 from startup.causes.phase import SERVING
 from startup.config import StartupConfig
 from startup.crash.output_record import OutputRecord
-from startup.download.endpoints import use_first_endpoint
+from startup.download.messages import use_first_endpoint
 from startup.download.obtain import finish_download
 from startup.engine import process as engine_process
 from startup.engine.process import use_start_method

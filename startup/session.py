@@ -26,10 +26,9 @@ from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, plan_libraries, start_prefetch
 from startup.preflight.report import PreflightReport
 from startup.probes import listener
-from startup.probes.probe_answers import ProbeAnswers
 from startup.probes.responder import StartupResponder
 from startup.probes.responder_process import OpenChannel, open_plain
-from startup.probes.start_state import StartState
+from startup.probes.start_state import ProbeAnswers, StartState
 from startup.processes import group_signals
 from startup.processes.stop_signals import StopSignals
 from startup.run_record import RunRecord, recorded

@@ -6,12 +6,17 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from startup.causes.failures import HARMLESS_LEVELS, Failure, FailureReader, is_place_of_requests
-from startup.causes.known.installation import ERROR_IN_CODE
-from startup.causes.known.processes import NOT_IN_LOG, STOPPED
-from startup.causes.known.table import KNOWN
+from startup.causes.known.devices import DEVICES, MEMORY
+from startup.causes.known.files import FILES
+from startup.causes.known.installation import ERROR_IN_CODE, INSTALLATION
+from startup.causes.known.model import MODEL
+from startup.causes.known.processes import NOT_IN_LOG, PROCESSES, STOPPED
 from startup.causes.known_cause import KnownCause
 from startup.causes.log_line import LogLine, read_line
 from startup.causes.phase import BANNER, OLD_BANNER, PHASE_TEXTS, SERVING, phase_of_functions, phase_of_message
+
+KNOWN: Final = (*MEMORY, *DEVICES, *MODEL, *FILES, *INSTALLATION, *PROCESSES)
+"""All known causes, in the order in which they are tried: a cause stands before more general ones."""
 
 INTERESTING: Final = (
     "ERROR",

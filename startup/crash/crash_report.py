@@ -17,9 +17,8 @@ from envs.redaction import hide_in_command, hide_quoted
 from envs.registry import env
 from startup.caches import cache_folder
 from startup.causes.digest import digest_to_dict, write_digest
-from startup.causes.first_cause import Cause, find_cause
+from startup.causes.first_cause import KNOWN, Cause, find_cause
 from startup.causes.known.processes import STOPPED
-from startup.causes.known.table import KNOWN
 from startup.causes.log_line import read_lines
 from startup.crash.output_record import OutputRecord
 from startup.errors import CrashError

@@ -1,11 +1,13 @@
-"""What launcher and download helper send each other: the job, the progress and the report."""
+"""What launcher and download helper send each other: the job, the hub's addresses, progress, report."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from base.wording import format_bytes
+from envs.registry import env
 from startup.errors import ModelNotFoundError, NoAccessError, NoSpaceError
 from startup.model.file_plan import Download
 
@@ -15,6 +17,7 @@ STALL_S: Final = 15.0
 FailureKind = Literal["refused", "unreachable", "disk", "cache", "timeout", "wrong", "failed"]
 """`refused`: the hub will not deliver; `disk`: there is no room; `cache`: its folder cannot be written to;
 `wrong`: the files are not what the hub lists."""
+_HUB: Final = "https://huggingface.co"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,3 +122,21 @@ def download_error(kind: FailureKind, reason: str) -> DownloadError:
     """The error of this kind, also as the start's own kinds of errors."""
     kinds: dict[str, type[DownloadError]] = {"refused": _RefusedError, "disk": _NoRoomError}
     return kinds.get(kind, DownloadError)(kind, reason)
+
+
+def hub_endpoints() -> tuple[str, ...]:
+    """The addresses in the order in which they are tried."""
+    listed, given = _split(env.VCLI_HUB_ENDPOINTS.get()), _split(env.HF_ENDPOINT.get())
+    return (listed if listed[:1] == given else given) or (_HUB,)
+
+
+def use_first_endpoint() -> None:
+    """Leaves only the first address in HF_ENDPOINT, which libraries of this process and its children read."""
+    listed = _split(env.HF_ENDPOINT.get())
+    if len(listed) > 1:
+        os.environ[env.VCLI_HUB_ENDPOINTS.name] = ",".join(listed)
+        os.environ[env.HF_ENDPOINT.name] = listed[0]
+
+
+def _split(text: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, (address.strip().rstrip("/") for address in (text or "").split(",")))))

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 from envs.home import expand_home
 from server.config import ModelFiles
-from startup.download.endpoints import hub_endpoints
-from startup.download.messages import DownloadError, DownloadOptions
+from startup.download.messages import DownloadError, DownloadOptions, hub_endpoints
 from startup.errors import ModelNotFoundError
 from startup.model.checkpoint_folder import tokenizer_problem
 from startup.model.file_plan import Download, FilePlan, plan_files
-from startup.model.location import ModelPlace, is_offline, place_problem
-from startup.model.object_address import missing_package
+from startup.model.location import ModelPlace, is_offline, missing_package, place_problem
 from startup.model.request import ModelRequest
 
 if TYPE_CHECKING:

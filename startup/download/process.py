@@ -17,7 +17,6 @@ from base.wording import format_bytes
 from envs import foreign
 from envs.redaction import without_login
 from envs.registry import env
-from startup.download.endpoints import hub_endpoints
 from startup.download.import_path import import_path
 from startup.download.messages import (
     DownloadError,
@@ -26,6 +25,7 @@ from startup.download.messages import (
     DownloadReport,
     Job,
     download_error,
+    hub_endpoints,
 )
 from startup.model.file_plan import Download
 from startup.processes import group_signals

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from startup.download.hub_client import FileAddress, HubClient, RetryableError, backoff_s
 from startup.download.messages import DownloadError
 from startup.download.repository import CachedRepository, HubFile
-from startup.model.object_address import is_object_address
+from startup.model.location import is_object_address
 
 if TYPE_CHECKING:
     from startup.download.object_store import ObjectStoreClient

@@ -13,8 +13,7 @@ from typing import Final, Literal, NamedTuple
 from base.machine.page_cache import memory_devices
 from server.config import ModelFiles
 from startup.config import DEFAULT_MODEL_ID
-from startup.model.location import FolderListing, ModelPlace, find_place
-from startup.model.object_address import is_streamed, objects_cache
+from startup.model.location import FolderListing, ModelPlace, find_place, is_streamed, objects_cache
 from startup.model.request import ModelRequest
 from startup.model.wanted_files import Role, WantedFiles
 

@@ -6,15 +6,16 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 from envs import foreign
 from envs.home import expand_home
 from envs.registry import env
+from startup.caches import cache_folder
 from startup.model.checkpoint_folder import adapter_problem, model_problem, read_shard_names, tokenizer_problem
-from startup.model.object_address import is_object_address, objects_cache, without_file_scheme
 from startup.model.wanted_files import Role, WantedFiles
 
 _DEFAULT_REVISION: Final = "main"
@@ -23,6 +24,10 @@ _LISTED_FOLDERS: Final = re.compile(r"\d+_[A-Za-z]+|additional_chat_templates")
 _LONGEST_NAME: Final = 200
 """Characters of a folder's name; file systems have room for 255."""
 _UNFINISHED: Final = ".vllm-cli-unfinished"
+PACKAGES: Final = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
+"""The schemes, and the packages that read them; all are in the extra `objectstore`."""
+_STREAMING_FORMATS: Final = ("runai_streamer", "runai_streamer_sharded", "modelexpress", "tensorizer")
+"""Values of --load-format with which vLLM reads the address itself."""
 
 
 class ModelPlace(NamedTuple):
@@ -211,3 +216,36 @@ def _commit_of(folder: Path, revision: str) -> str:
         return (folder / "refs" / revision).read_text(encoding="ascii").strip()
     except OSError:
         return revision
+
+
+def is_object_address(name: str) -> bool:
+    """Whether the name is an address of an object store."""
+    scheme, found, rest = name.partition("://")
+    return bool(found) and scheme.lower() in PACKAGES and bool(rest.strip("/"))
+
+
+def without_file_scheme(name: str) -> str:
+    """The path of `file:///path`; any other name as it is."""
+    if not name.lower().startswith("file://"):
+        return name
+    return unquote(urlsplit(name).path)
+
+
+def objects_cache() -> Path:
+    """The folder of models from object stores, in the layout of the hub's cache."""
+    return cache_folder() / "objects"
+
+
+def missing_package(address: str) -> str | None:
+    """Why the address cannot be read by this installation, in one line; None if it can."""
+    package = PACKAGES[address.partition("://")[0].lower()]
+    if find_spec("fsspec") is not None and find_spec(package) is not None:
+        return None
+    return f"{address} needs the package {package}: pip install '.[objectstore]' in a clone of vllm-cli"
+
+
+def is_streamed(load_format: str) -> bool:
+    """Whether vLLM reads the address itself: with its streaming loaders, by default if installed."""
+    if load_format == "auto":
+        return find_spec("runai_model_streamer") is not None
+    return load_format in _STREAMING_FORMATS

@@ -8,10 +8,8 @@ from envs.home import expand_home
 from envs.redaction import without_login
 from envs.registry import env
 from envs.suggestion import did_you_mean
-from startup.download.endpoints import hub_endpoints
-from startup.download.messages import STALL_S, DownloadError
-from startup.model.location import ModelPlace, dangling_links, find_snapshot, is_offline
-from startup.model.object_address import is_streamed, missing_package
+from startup.download.messages import STALL_S, DownloadError, hub_endpoints
+from startup.model.location import ModelPlace, dangling_links, find_snapshot, is_offline, is_streamed, missing_package
 from startup.preflight.report import Finding, error, info, warning
 
 

@@ -20,15 +20,12 @@ from startup.model.file_plan import FilePlan, plan_files
 from startup.model.json_file import read_json_object
 from startup.model.location import ModelPlace, is_offline
 from startup.model.request import ModelRequest
-from startup.preflight.access import check_api_keys, check_tls
-from startup.preflight.address import check_address
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
-from startup.preflight.disk import check_cache_folder, check_disk
-from startup.preflight.limits import SHM, check_limits, check_shared_memory
-from startup.preflight.memory_fit import check_memory
-from startup.preflight.model_shape import ModelShape, read_model_shape
+from startup.preflight.memory_fit import ModelShape, check_memory, read_model_shape
+from startup.preflight.network import check_address, check_api_keys, check_tls
 from startup.preflight.places import check_hub, check_place, snapshot_findings
 from startup.preflight.report import CheckGroup, Finding, PreflightReport, error, info, run_checks, warning
+from startup.preflight.resources import SHM, check_cache_folder, check_disk, check_limits, check_shared_memory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,7 @@ from startup.engine.torch_environment import expects_gpu
 from startup.model.checkpoint_folder import find_weight_files
 from startup.model.json_file import read_json_object
 from startup.preflight.checkpoint import read_checkpoint
-from startup.preflight.memory_fit import PROGRAM_BYTES
-from startup.preflight.model_shape import loaded_bytes
+from startup.preflight.memory_fit import PROGRAM_BYTES, loaded_bytes
 from startup.router.model_entry import ModelEntry
 from startup.router.scheduler_terms import Need
 from startup.vllm.preflight.nvml import Gpu, read_gpus

@@ -274,9 +274,6 @@ def _private_memory() -> Iterator[tuple[int, int]]:
             yield int(begin, 16), int(end, 16)
 
 
-if TYPE_CHECKING:
-    from startup.vllm.launch.shared_imports import SharedImports
-
 _EMBEDDED: Final = (
     "startup.embedded_start",
     "startup.engine.process",

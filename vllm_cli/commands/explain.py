@@ -8,8 +8,7 @@ from typing import Final
 import click
 
 from startup.causes.digest import digest_to_dict, write_digest
-from startup.causes.first_cause import Cause, find_cause
-from startup.causes.known.table import KNOWN
+from startup.causes.first_cause import KNOWN, Cause, find_cause
 from startup.causes.log_line import read_lines
 from vllm_cli.errors import InputError
 

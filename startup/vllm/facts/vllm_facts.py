@@ -110,7 +110,7 @@ class VllmFacts(NamedTuple):
     variables: tuple[VariableFact, ...]
     registries: Registries
     rules: tuple[str, ...]
-    """The rules of `startup.vllm.facts.rules` that this version has."""
+    """The rules of `startup.vllm.facts.source_reader` that this version has."""
     quantization: QuantizationFacts = QuantizationFacts()
     installed_plugins: tuple[Plugin, ...] = ()
 

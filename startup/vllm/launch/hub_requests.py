@@ -18,7 +18,7 @@ from startup.download.obtain import begin_download
 from startup.hooks.hook import uses
 from startup.model.file_plan import Download, FilePlan
 from startup.model.json_file import read_json_object
-from startup.model.object_address import without_file_scheme
+from startup.model.location import without_file_scheme
 from startup.processes.library_state import update_hub
 from startup.serve_words import normalise
 from startup.vllm.command_line import CommandLine

@@ -23,8 +23,7 @@ from envs.registry import env
 from startup.caches import use_baked_bytecode
 from startup.config import VllmOptions
 from startup.crash.output_record import OutputRecord
-from startup.download.endpoints import use_first_endpoint
-from startup.download.messages import DownloadError
+from startup.download.messages import DownloadError, use_first_endpoint
 from startup.hooks.hook import names_without, uses
 from startup.imports.learned_imports import learn, learned_imports
 from startup.model.file_plan import plan_files

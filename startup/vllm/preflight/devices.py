@@ -9,7 +9,7 @@ from typing import Final, Literal, NamedTuple
 from base.machine.memory import MemoryState, read_memory
 from base.wording import format_bytes, list_some
 from envs import foreign
-from startup.preflight.address import describe_process
+from startup.preflight.network import describe_process
 from startup.preflight.report import Finding, error, warning
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.model import ModelChecks

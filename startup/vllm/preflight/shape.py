@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from envs import foreign
-from startup.preflight.model_shape import LENGTH_KEYS
+from startup.preflight.memory_fit import LENGTH_KEYS
 from startup.preflight.report import Finding, error, warning
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.model import ModelChecks, read_sources

@@ -14,9 +14,8 @@ from envs import foreign
 from envs.home import expand_home
 from envs.redaction import is_secret_name
 from envs.suggestion import did_you_mean
-from startup.preflight.disk import free_bytes, nearest_existing
-from startup.preflight.limits import SHM, check_num_files, check_shared_memory
 from startup.preflight.report import Finding, error, warning
+from startup.preflight.resources import SHM, check_num_files, check_shared_memory, free_bytes, nearest_existing
 from startup.serve_words import is_eager
 from startup.vllm.facts.vllm_facts import VariableFact, VllmFacts
 from startup.vllm.preflight.arguments import CheckedStart

@@ -4,9 +4,8 @@ import re
 
 import pytest
 
-from startup.causes.first_cause import INTERESTING, find_cause
+from startup.causes.first_cause import INTERESTING, KNOWN, find_cause
 from startup.causes.known.processes import STOPPED
-from startup.causes.known.table import KNOWN
 from startup.causes.known_cause import KnownCause
 
 UNEXPLAINED = "WorkerError: something"

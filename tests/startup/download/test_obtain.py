@@ -10,7 +10,7 @@ import pytest
 
 from startup.config import DEFAULT_MODEL_ID
 from startup.download import hub_client
-from startup.download.endpoints import hub_endpoints, use_first_endpoint
+from startup.download.messages import hub_endpoints, use_first_endpoint
 from startup.download.obtain import resolve_model
 from startup.errors import ModelNotFoundError
 from startup.model.request import ModelRequest

@@ -9,7 +9,7 @@ import pytest
 from base.machine.memory import MemoryState
 from server.config import EngineConfig
 from startup.preflight.checkpoint import read_checkpoint
-from startup.preflight.model_shape import read_model_shape
+from startup.preflight.memory_fit import read_model_shape
 from startup.preflight.report import PreflightReport
 from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 

@@ -9,10 +9,9 @@ import pytest
 
 from base.status_page.page import read_page
 from startup.probes.listener import listen
-from startup.probes.probe_answers import ProbeAnswers
 from startup.probes.probe_http import Answer, parse_probe
 from startup.probes.responder import StartupResponder
-from startup.probes.start_state import StartState
+from startup.probes.start_state import ProbeAnswers, StartState
 from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from tests.waiting import wait_until

@@ -155,7 +155,7 @@ def test_a_file_address_is_a_path(tmp_path):
 
 
 def test_a_streaming_loader_that_is_installed_is_vllms_default(monkeypatch):
-    monkeypatch.setattr("startup.model.object_address.find_spec", lambda name: object())
+    monkeypatch.setattr("startup.model.location.find_spec", lambda name: object())
     assert replaced(MODEL) == (MODEL,)
 
 

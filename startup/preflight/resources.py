@@ -1,18 +1,24 @@
-"""Checks process limits and shared memory, which would otherwise stop a start late or a running server.
+"""Checks process limits, shared memory and disks, which would otherwise end a start late or a running server.
 
 RLIMIT_MEMLOCK is not checked, since nothing here locks memory.
 """
 
+import json
 import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from base.machine.files import write_problem
 from base.wording import format_bytes
+from envs.registry import env
 from server.config import EngineConfig
+from startup.caches import cache_folder
 from startup.engine.torch_environment import expects_gpu
-from startup.preflight.model_shape import ModelShape
+from startup.model.checkpoint_folder import find_weight_files
+from startup.model.location import ModelPlace
+from startup.preflight.memory_fit import ModelShape
 from startup.preflight.report import Finding, error, warning
 
 SHM: Final = Path("/dev/shm")
@@ -26,6 +32,8 @@ _MIN_NUM_FILES: Final = 96
 _GOOD_NUM_FILES: Final = 1024
 _MIN_SHM_BYTES: Final = 16 << 20
 """More than multiprocessing's semaphores and OpenMP's registrations need."""
+_MIN_DISK_BYTES: Final = 1 << 30
+"""Free space to require if the size of a download is unknown."""
 
 
 def check_limits(shape: ModelShape | None, config: EngineConfig) -> Iterator[Finding]:
@@ -89,3 +97,65 @@ def _check_bytes(check: str, option: str, limit: int, needed: int, cache: int) -
 def _reserved_bytes(shape: ModelShape, config: EngineConfig) -> int:
     """Address space of the KV cache on a CPU: all slots at full length, though pages are committed on use."""
     return config.max_num_seqs * shape.sequence_tokens(config.max_model_len) * shape.kv_bytes_per_token
+
+
+def check_disk(place: ModelPlace) -> Iterator[Finding]:
+    """Checks the cache folder before a download."""
+    folder = nearest_existing(place.cache_dir or env.HF_HUB_CACHE.get())
+    if problem := write_problem(str(folder)):
+        reason = f"{folder} cannot be written to ({problem})"
+        yield error("disk", f"{place.name} is to be downloaded, but {reason}: give --download-dir")
+        return
+    remaining = _remaining_bytes(place.folder) if place.folder else None
+    if problem := _disk_problem(folder, remaining):
+        yield error("disk", f"{place.name} is to be downloaded: {problem}")
+    elif remaining is None and (free := free_bytes(folder)) < _MIN_DISK_BYTES:
+        yield warning("disk", f"{place.name} is to be downloaded: {folder} has only {format_bytes(free)} free")
+
+
+def check_cache_folder() -> Iterator[Finding]:
+    """Warns if records and caches cannot be written below VLLM_CACHE_ROOT; a start works without them."""
+    folder = cache_folder()
+    if problem := write_problem(str(nearest_existing(folder))):
+        yield warning(
+            "cache",
+            f"nothing is cached between starts: {folder} cannot be written to ({problem}); "
+            f"mount a volume there, or set {env.VLLM_CACHE_ROOT.name}",
+        )
+
+
+def _disk_problem(folder: Path, needed_bytes: int | None) -> str | None:
+    """Why this many bytes do not fit on the folder's disk; None if they do, or if the number is unknown."""
+    folder = nearest_existing(folder)
+    free = free_bytes(folder)
+    if needed_bytes is None or needed_bytes <= free:
+        return None
+    missing = format_bytes(needed_bytes - free)
+    return (
+        f"{format_bytes(needed_bytes)} are needed and {format_bytes(free)} are free in {folder}: "
+        f"free {missing} more, or give another --download-dir"
+    )
+
+
+def _remaining_bytes(snapshot: Path) -> int | None:
+    """Bytes of the weights that are still to be downloaded, by the index; None if there is no index yet."""
+    weights = find_weight_files(snapshot)
+    if weights.index_path is None:
+        return None
+    try:
+        total = json.loads(weights.index_path.read_text(encoding="utf-8"))["metadata"]["total_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    present = sum(path.stat().st_size for path in weights.present)
+    return max(int(total) - present, 0)
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that this user can write to the folder's disk."""
+    state = os.statvfs(folder)
+    return state.f_bavail * state.f_frsize
+
+
+def nearest_existing(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
