@@ -86,7 +86,7 @@ test-newest:
 	  --upgrade --upgrade-strategy eager '$(TORCH)' -e '.[embedded,dev]'
 	# Beyond the upper bound of pyproject.toml, to learn whether it can be raised.
 	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check install --upgrade uvicorn
-	$(NEWEST_VENV)/bin/python -m startup.download
+	$(NEWEST_VENV)/bin/vllm-cli prefetch --engine embedded --download-only
 	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check list --outdated
 	$(call run,not slow)
 
@@ -165,5 +165,5 @@ $(INSTALLED_DEV): pyproject.toml constraints.txt | $(INSTALLED)
 	@touch $@
 
 $(DEFAULT_MODEL): | $(INSTALLED)
-	$(BIN)/python -m startup.download
+	$(BIN)/vllm-cli prefetch --engine embedded --download-only
 	@touch $@

@@ -1,9 +1,14 @@
 """The words after `vllm-cli serve`: flags with their values, the launcher's and the engine's, and the engine.
 
+A link named `vllm` to the console script behaves as vLLM's command, so that images and scripts need no edit:
+`vllm serve` starts through the launcher; every other subcommand is the installed vLLM's own
+(`startup.vllm.command_line.run_other_command`).
+
 The front process imports this, and the start waits for it: no imports beyond those of the interpreter's
 own start.
 """
 
+import os
 import sys
 
 from envs import foreign
@@ -138,17 +143,26 @@ class ServeWords:
             else:
                 self.incomplete = given.flag
 
-    def engine(self, variable: str | None = None, has_vllm: "Callable[[], bool] | None" = None) -> str:
+    def engine(self, variable: str | None = None) -> str:
         """`embedded` or `vllm`; any other value of --engine or VCLI_ENGINE counts as `auto`.
 
         Args:
             variable: the value of VCLI_ENGINE, if not this process's.
-            has_vllm: whether vLLM is installed, if not in this Python environment.
         """
         wanted = self.own.get("--engine") or (foreign.text_of("VCLI_ENGINE") if variable is None else variable)
         if wanted in _ENGINES:
             return wanted
-        return "vllm" if (has_vllm or is_vllm_installed)() else "embedded"
+        return "vllm" if is_vllm_installed() else "embedded"
+
+
+def is_called_as_vllm() -> bool:
+    """Whether this program was started under the name `vllm`."""
+    return os.path.basename(sys.argv[0]) == "vllm"  # noqa: PTH119 - pathlib would delay every start
+
+
+def use_vllm_engine() -> None:
+    """Makes vLLM the engine of `serve`; `--engine` and VCLI_ENGINE still take precedence."""
+    os.environ.setdefault("VCLI_ENGINE", "vllm")
 
 
 def is_vllm_installed() -> bool:

@@ -217,7 +217,7 @@ def _releases(hook: Hook) -> str:
     since, until = (release and ".".join(map(str, release)) for release in (hook.since, hook.until))
     if since or until:
         return f"{since} and newer" if since else f"until {until}"
-    return f"all but {', '.join('.'.join(map(str, release)) for release in hook.not_in)}" if hook.not_in else "all"
+    return "all"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH
 def main() -> int:
     """Runs the command; as process 1 of a container, runs it in a child and acts as its init."""
     from base.machine.command_line import mask_command_line
-    from startup.vllm.link import is_called_as_vllm, use_vllm_engine
+    from startup.serve_words import is_called_as_vllm, use_vllm_engine
 
     mask_command_line()
     if os.getpid() == 1:

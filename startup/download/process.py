@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,6 @@ from base.wording import format_bytes
 from envs import foreign
 from envs.redaction import without_login
 from envs.registry import env
-from startup.download.import_path import import_path
 from startup.download.messages import (
     DownloadError,
     DownloadOptions,
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 _CODE: Final = "import sys; sys.path += sys.argv[1:]; from startup.download.worker import main; main()"
 _LOGGED_EVERY_S: Final = 10.0
+_ROOT: Final = str(Path(__file__).parents[2])
+_INSTALLED: Final = ("site-packages", "dist-packages")
 
 
 class DownloadHandle:
@@ -158,6 +160,14 @@ def start_download(
     with suppress(BrokenPipeError), helper.stdin:
         pickle.dump(job, helper.stdin)
     return DownloadHandle(helper, downloads, show)
+
+
+def import_path() -> list[str]:
+    """Where the helper finds its modules, behind the standard library: this project and packages."""
+    installed = [path for path in sys.path if Path(path).name in _INSTALLED]
+    spec = find_spec("huggingface_hub")
+    own = [str(Path(spec.origin).parents[1])] if spec is not None and spec.origin is not None else []
+    return list(dict.fromkeys((_ROOT, *own, *installed)))
 
 
 def _start_helper(options: DownloadOptions) -> "subprocess.Popen[bytes]":

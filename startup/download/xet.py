@@ -21,7 +21,6 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from envs.redaction import without_login
-from startup.download.import_path import import_path
 from startup.download.repository import PART_ENDING, CachedRepository, HubFile
 from startup.download.transfer import Source
 from startup.processes import death_pipe, group_signals
@@ -139,6 +138,8 @@ class XetFetch:
             path.unlink(missing_ok=True)
 
     def _start_child(self) -> "subprocess.Popen[bytes]":
+        from startup.download.process import import_path
+
         source = self._source
         files = tuple((source.address(file).url, str(self._part(file)), file.size or 0) for file in self._files)
         job = _XetJob(files=files, headers=source.client.headers, endpoint=source.endpoints[0], parent_pid=os.getpid())

@@ -4,8 +4,8 @@ A module that places a hook declares it and takes the names from the declaration
 check` checks what the hook really uses. All hooks are listed in `startup.vllm.launch.hooks`.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final, Literal, TypeAlias
 
@@ -91,8 +91,6 @@ class Hook:
     """The first vLLM release that needs the hook; None if all supported ones do."""
     until: Release | None = None
     """The last vLLM release that needs the hook; None if the newest does."""
-    not_in: Mapping[Release, str] = field(default_factory=dict)
-    """Releases of vLLM that the hook is known not to fit, with the reason."""
 
     def is_for(self, release: Release) -> bool:
         """Whether this release of vLLM needs the hook."""

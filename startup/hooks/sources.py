@@ -23,8 +23,8 @@ _MAX_REEXPORTS: Final = 5
 _STATEMENT: Final = re.compile(r"^(?!else\b|elif\b|except\b|finally\b)[\w@'\"(\[{]", re.MULTILINE)
 """The begin of a statement or decorator at the top level of a module."""
 
-HookState: TypeAlias = Literal["applies", "does not apply", "does not fit", "not needed", "not checked"]
-"""`does not apply`: this is known of the release of vLLM. `not checked`: packages are missing."""
+HookState: TypeAlias = Literal["applies", "does not fit", "not needed", "not checked"]
+"""`not needed`: by this release of vLLM. `not checked`: packages are missing."""
 
 
 class Sources:
@@ -219,8 +219,6 @@ def check_hooks(hooks: Iterable[Hook], sources: Sources, release: Release) -> li
 def _check(hook: Hook, sources: Sources, release: Release) -> Finding:
     if not hook.is_for(release):
         return Finding(hook.name, "not needed")
-    if release in hook.not_in:
-        return Finding(hook.name, "does not apply", (hook.not_in[release],))
     absent = {root for need in hook.needs if sources.find_package(root := _root(need)) is None}
     present = [need for need in hook.needs if _root(need) not in absent]
     reasons = tuple(reason for need in present for reason in _reasons(need, sources))

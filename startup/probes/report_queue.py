@@ -73,12 +73,6 @@ class ReportQueue:
         while self._unsent:
             self.try_send(*self._unsent.popleft())
 
-    def take_back(self) -> list[socket.socket]:
-        """The connections that were not sent, oldest first; nothing waits afterwards."""
-        connections = [connection for _, connection in self._unsent if connection is not None]
-        self._unsent.clear()
-        return connections
-
     def _follow(self) -> None:
         wants_write = selectors.EVENT_WRITE if self._unsent and not self._waits_for_beat else 0
         self._selector.modify(self.api_process, selectors.EVENT_READ | wants_write)

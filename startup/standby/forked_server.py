@@ -22,9 +22,8 @@ from startup.processes import death_pipe, messages, new_program
 from startup.processes.library_state import refresh_libraries, renew_authentication_key
 from startup.processes.messages import MessageError
 from startup.standby import process_state
-from startup.standby.freshness import InstalledFiles
 from startup.standby.front_process import interpreter_state
-from startup.standby.import_environment import ImportEnvironment
+from startup.standby.import_state import ImportEnvironment, InstalledFiles
 from startup.timeline import start_origin
 
 _REQUEST_S = 5.0

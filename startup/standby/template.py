@@ -29,8 +29,7 @@ from startup.model.request import ModelRequest
 from startup.processes import death_pipe, messages
 from startup.standby import places
 from startup.standby.forked_server import FrontLink, TemplateFacts, take_over
-from startup.standby.freshness import InstalledFiles
-from startup.standby.import_environment import ImportEnvironment, execute_with, recorded_reads, written_since
+from startup.standby.import_state import ImportEnvironment, InstalledFiles, execute_with, recorded_reads, written_since
 from startup.standby.places import EMBEDDED, VLLM_EAGER, peer_of
 
 if TYPE_CHECKING:

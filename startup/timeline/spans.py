@@ -18,8 +18,6 @@ BACKGROUND: Final = frozenset({"prefetch"})
 UNEXPLAINED: Final = "unexplained"
 """Name of the time that no span covers."""
 
-_NS: Final = 1_000_000_000
-
 _SHORT_GAP_NS: Final = 200_000
 """A shorter gap is the time between ending one span and beginning the next; it belongs to the former."""
 
@@ -49,10 +47,6 @@ class PhaseSpan(Phase):
     end_ns: int
     waits_for: str | None = None
     """The process that this span only waits for."""
-
-    @property
-    def duration_s(self) -> float:
-        return (self.end_ns - self.begin_ns) / _NS
 
 
 @dataclass(frozen=True)

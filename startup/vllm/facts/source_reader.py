@@ -13,8 +13,7 @@ from startup.hooks.sources import Sources, packages_beside
 from startup.vllm.facts.definitions import Definitions, UnreadableError
 from startup.vllm.facts.flags import read_flags
 from startup.vllm.facts.module_text import ModuleText
-from startup.vllm.facts.plugins import read_plugins
-from startup.vllm.facts.vllm_facts import QuantizationFacts, Registries, VariableFact, VllmFacts
+from startup.vllm.facts.vllm_facts import QuantizationFacts, Registries, VariableFact, VllmFacts, read_plugins
 
 _ARCHITECTURE: Final = re.compile(r'^ {4}"(\w+)": *\(', re.MULTILINE)
 _FORMER: Final = re.compile(r'^ {4}"(\w+)": *"([^"]*)"', re.MULTILINE)

@@ -1,8 +1,24 @@
-"""What is known about an installed vLLM: plain data, recorded as JSON."""
+"""What is known about an installed vLLM: read from its sources once, later from a file; nothing is imported.
 
+The record is valid while the files that were read, the readers in this folder, and the folders that packages
+are installed in are the same.
+"""
+
+import configparser
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from base.machine.file_stamps import are_unchanged, store_stamps
+from base.machine.files import write_whole
 from envs import foreign
+from startup.caches import layers
+from startup.hooks.sources import Sources, installed_package
+from startup.vllm.installed import InstalledVllm
 
 _ALLOWED_PLUGINS: Final = "VLLM_PLUGINS"
 
@@ -12,6 +28,8 @@ ValueKind = Literal[
 """How vLLM reads a value: `size` is an integer with a suffix such as 8k, `object` JSON with known fields,
 `folded` a choice in any case and with dashes; a value of the kind `unknown` is not checked.
 """
+_GROUPS: Final = ("vllm.general_plugins", "vllm.platform_plugins")
+_METADATA: Final = ("*.dist-info", "*.egg-info")
 
 
 class Bounds(NamedTuple):
@@ -125,3 +143,62 @@ class VllmFacts(NamedTuple):
             return self.installed_plugins
         allowed = foreign.text_of(_ALLOWED_PLUGINS).split(",")
         return tuple(plugin for plugin in self.installed_plugins if plugin.name in allowed)
+
+
+def read_facts(vllm: InstalledVllm) -> VllmFacts:
+    """The facts about an installed vLLM."""
+    import msgspec
+
+    folders = plugin_folders()
+    paths = layers(f"vllm-facts/{_key(vllm)}.json")
+    for path in paths:
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, msgspec.MsgspecError):
+            content = msgspec.json.decode(path.read_bytes())
+            if content["folders"] == folders and are_unchanged(content["files"]):
+                return msgspec.convert(content["facts"], VllmFacts)
+    from startup.vllm.facts.source_reader import read_sources
+
+    sources = Sources(installed_package)
+    facts = read_sources(sources, folders)
+    files = [*map(str, (*sources.looked_at, *Path(__file__).parent.glob("*.py"))), *folders]
+    with suppress(OSError):
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        content = {"folders": folders, "files": store_stamps(files), "facts": facts}
+        write_whole(paths[0], json.dumps(content, separators=(",", ":")))
+    return facts
+
+
+def _key(vllm: InstalledVllm) -> str:
+    """The name of the file for this installation and program."""
+    return sha256(repr((sys.version, str(vllm.folder), vllm.version)).encode()).hexdigest()[:16]
+
+
+def plugin_folders() -> list[str]:
+    """The folders that packages are installed in: their stamps change with an installation."""
+    return [folder for folder in dict.fromkeys(sys.path) if folder and Path(folder).is_dir()]
+
+
+def read_plugins(folders: list[str]) -> tuple[Plugin, ...]:
+    """All plugins that are installed there, without vLLM's own; they may add flags, parsers and models.
+
+    Reads the lists of entry points themselves: `importlib.metadata` would parse those of all packages.
+    """
+    return tuple(plugin for folder in folders for plugin in _plugins_in(Path(folder)))
+
+
+def _plugins_in(folder: Path) -> Iterator[Plugin]:
+    for path in (found for pattern in _METADATA for found in folder.glob(f"{pattern}/entry_points.txt")):
+        with suppress(OSError, UnicodeDecodeError, configparser.Error):
+            text = path.read_text(encoding="utf-8")
+            if "[vllm." in text:
+                yield from _plugins_of(text)
+
+
+def _plugins_of(text: str) -> Iterator[Plugin]:
+    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]  # keeps the case of names
+    parser.read_string(text)
+    for group in filter(parser.has_section, _GROUPS):
+        for name, value in parser.items(group):
+            if not value.startswith("vllm."):
+                yield Plugin(group, name)

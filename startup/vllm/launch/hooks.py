@@ -82,14 +82,12 @@ def log_left_out(vllm: InstalledVllm) -> None:
     findings = check_installed(vllm)
     if (notice := describe_unfit(findings)) is not None:
         logger.warning("vLLM %s %s", vllm.version, notice)
-    if (notice := describe_known(findings)) is not None:
-        logger.info("vLLM %s %s", vllm.version, notice)
     if unknown := names_that_cannot_be_left_out(env.VCLI_LEAVE_OUT.get()):
         logger.warning("%s: no hooks that can be left out: %s", env.VCLI_LEAVE_OUT.name, ", ".join(unknown))
 
 
 def _hooks_to_leave_out(findings: Iterable[Finding]) -> list[str]:
-    return [finding.hook for finding in findings if finding.state in ("does not fit", "does not apply", "not needed")]
+    return [finding.hook for finding in findings if finding.state in ("does not fit", "not needed")]
 
 
 def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
@@ -111,12 +109,6 @@ def describe_unfit(findings: Sequence[Finding]) -> str | None:
     if not names:
         return None
     return f"starts without some speed-ups, since these hooks do not fit: {', '.join(names)}; {_COMMAND}"
-
-
-def describe_known(findings: Iterable[Finding]) -> str | None:
-    """One line about the hooks that are known not to apply, as `describe_unfit`."""
-    known = [f"{finding.hook!r} ({finding.reasons[0]})" for finding in findings if finding.state == "does not apply"]
-    return f"starts without some speed-ups: {', '.join(known)}" if known else None
 
 
 def _key(vllm: InstalledVllm) -> str:

@@ -94,7 +94,7 @@ LATE_TOKENIZER: Final = Hook(
             "its assignment to self.tokenizer",
         ),
     ),
-    not_in={(0, 29): "vLLM 0.29 wraps this tokenizer at once"},
+    since=(0, 30),
 )
 
 _PROCESSOR_LOADER: Final = Name("transformers.models.auto.processing_auto", "AutoTokenizer")

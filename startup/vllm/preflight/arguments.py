@@ -7,13 +7,11 @@ It converts no value: `flag_values` checks each, and all faults are found at onc
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Final, NamedTuple, NoReturn
 
 from base.wording import list_some
 from envs.suggestion import did_you_mean
-from startup.model.file_plan import FilePlan, plan_files
-from startup.model.request import ModelRequest
+from startup.model.file_plan import FilePlan
 from startup.vllm.facts.vllm_facts import FlagFact, VllmFacts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.flag_values import FlagValueError, parse_value
@@ -83,6 +81,8 @@ class CheckedStart:
     vllm: InstalledVllm
     facts: VllmFacts
     arguments: ServeArguments
+    plan: FilePlan | None
+    """Where model and tokenizer are; None if no model is named."""
 
     def value(self, name: str) -> Any:
         """The converted value of a flag; None if it is not given, or not valid."""
@@ -102,25 +102,6 @@ class CheckedStart:
     def has(self, *names: str) -> bool:
         """Whether one of the flags is given; a switch must be on."""
         return any(map(self.arguments.has, names))
-
-    @cached_property
-    def plan(self) -> FilePlan | None:
-        """Where model and tokenizer are; None if no model is named."""
-        if self.arguments.model is None:
-            return None
-        return plan_files(
-            ModelRequest(
-                engine="vllm",
-                model=self.arguments.model,
-                tokenizer=self.value("--tokenizer") or None,
-                revision=self.value("--revision") or None,
-                tokenizer_revision=self.value("--tokenizer-revision") or None,
-                has_tokenizer=not self.has("--skip-tokenizer-init"),
-                download_dir=self.value("--download-dir") or None,
-                hf_token=self.value("--hf-token") or None,
-                load_format=self.load_format,
-            )
-        )
 
     @property
     def load_format(self) -> str:

@@ -13,8 +13,8 @@ from startup.preflight.network import describe_process
 from startup.preflight.report import Finding, error, warning
 from startup.vllm.preflight.arguments import CheckedStart
 from startup.vllm.preflight.model import ModelChecks
+from startup.vllm.preflight.model_settings import device_quantization_findings
 from startup.vllm.preflight.nvml import Gpu, GpuState, read_gpus
-from startup.vllm.preflight.quantization import device_quantization_findings
 
 Device = Literal["cuda", "rocm", "cpu", "other"]
 

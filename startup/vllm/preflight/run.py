@@ -12,15 +12,14 @@ from startup.preflight.report import CheckGroup, Finding, PreflightReport, run_c
 from startup.preflight.resources import check_cache_folder
 from startup.preflight.run import PreflightOptions, download_checks
 from startup.vllm.command_line import CommandLine
-from startup.vllm.facts.installed_facts import read_facts
+from startup.vllm.facts.vllm_facts import read_facts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.arguments import CheckedStart, read_arguments
 from startup.vllm.preflight.command_line import command_line_findings
 from startup.vllm.preflight.devices import device_findings
 from startup.vllm.preflight.model import ModelChecks
+from startup.vllm.preflight.model_settings import quantization_findings, shape_findings
 from startup.vllm.preflight.named_files import file_findings
-from startup.vllm.preflight.quantization import quantization_findings
-from startup.vllm.preflight.shape import shape_findings
 from startup.vllm.preflight.surroundings import surroundings_findings, variable_findings
 
 
@@ -37,7 +36,7 @@ def _groups(vllm: InstalledVllm, line: CommandLine, options: PreflightOptions) -
         """Reads facts and words; without the flags of this vLLM, its words have no known meaning."""
         facts = read_facts(vllm)
         if facts.flags:
-            starts.append(CheckedStart(vllm, facts, read_arguments(line.words, facts)))
+            starts.append(CheckedStart(vllm, facts, read_arguments(line.words, facts), line.plan))
         return ()
 
     yield "words", read_words

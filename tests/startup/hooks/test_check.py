@@ -146,12 +146,6 @@ def test_a_release_that_does_not_need_the_hook_is_not_checked(limits, sources):
     assert _check(Name("package.absent"), sources, **limits) == Finding("planted", "not needed")
 
 
-def test_what_is_known_not_to_apply_has_its_reason(sources):
-    hook = Hook("planted", does="it", without="nothing", needs=(Name("other"),), not_in={(0, 32): "a reason"})
-    assert check_hooks([hook], sources, (0, 32)) == [Finding("planted", "does not apply", ("a reason",))]
-    assert check_hooks([hook], sources, (0, 33))[0].state == "not checked"
-
-
 def test_all_files_are_known_that_a_result_depends_on(sources, tmp_path):
     _check(Name("package.inner", "moved"), sources)
     assert tmp_path / "package" / "inner.py" in sources.looked_at

@@ -35,8 +35,21 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield {**os.environ, **own, "HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": ""}
 
 
+_PREPARE = """
+import logging, sys
+from startup.download.obtain import resolve_model
+from startup.errors import ModelNotFoundError
+from startup.model.request import ModelRequest
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+try:
+    print(resolve_model(ModelRequest()).path)
+except ModelNotFoundError as err:
+    sys.exit(f"Error: {err}")
+"""
+
+
 def prepare(environment: dict[str, str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "startup.download"]
+    command = [sys.executable, "-c", _PREPARE]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
     )

@@ -18,7 +18,7 @@ _TEMPLATE = """
 import sys
 sys.path.append({root!r})
 import importlib
-from startup.standby.freshness import InstalledFiles
+from startup.standby.import_state import InstalledFiles
 files = InstalledFiles()
 for name in {modules!r}:
     importlib.import_module(name)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.standby.import_environment import ImportEnvironment, recorded_reads, written_since
+from startup.standby.import_state import ImportEnvironment, recorded_reads, written_since
 from tests.cli import run_python
 
 
@@ -107,7 +107,7 @@ def test_what_imports_have_set_or_removed_is_found(monkeypatch):
 
 def test_real_imports_are_recorded():
     code = (
-        "from startup.standby.import_environment import ImportEnvironment, recorded_reads\n"
+        "from startup.standby.import_state import ImportEnvironment, recorded_reads\n"
         "with recorded_reads() as names:\n    import huggingface_hub.constants\n"
         "imported = ImportEnvironment({}, frozenset(names), {})\n"
         "names = ('HF_HOME', 'HF_ENDPOINT', 'HOME', 'HF_HUB_OFFLINE', 'HF_UNKNOWN', 'SSH_CLIENT')\n"

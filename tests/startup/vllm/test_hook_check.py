@@ -10,7 +10,6 @@ from startup.vllm.installed import InstalledVllm
 from startup.vllm.launch import hooks
 from startup.vllm.launch.hooks import (
     check_installed,
-    describe_known,
     describe_unfit,
     find_obstacle,
 )
@@ -18,7 +17,6 @@ from tests.startup.vllm.fake_start import variant
 
 FINDINGS = (
     Finding("spans", "does not fit", ("no instrument",)),
-    Finding("late tokenizer of the engine", "does not apply", ("a known reason",)),
     Finding("prefixes of streams", "not needed"),
     Finding("lazy torch.compile", "not checked", ("torch is not installed here",)),
     Finding("port", "applies"),
@@ -66,17 +64,13 @@ def test_a_read_only_cache_folder_does_not_matter(vllm, folder):
 
 
 def test_hooks_that_do_not_fit_are_left_out_and_told_in_one_line():
-    left_out = ["spans", "late tokenizer of the engine", "prefixes of streams"]
+    left_out = ["spans", "prefixes of streams"]
     assert hooks._hooks_to_leave_out(FINDINGS) == left_out
     assert describe_unfit(FINDINGS) == (
         "starts without some speed-ups, since these hooks do not fit: 'spans'; `vllm-cli preload check` shows all"
     )
-    assert describe_known(FINDINGS) == (
-        "starts without some speed-ups: 'late tokenizer of the engine' (a known reason)"
-    )
     assert find_obstacle(FINDINGS) is None
-    assert describe_unfit(FINDINGS[2:]) is None
-    assert describe_known(FINDINGS[2:]) is None
+    assert describe_unfit(FINDINGS[1:]) is None
 
 
 def test_an_essential_hook_is_an_obstacle():

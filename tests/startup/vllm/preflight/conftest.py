@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import pytest
 
+from startup.vllm.command_line import CommandLine
 from startup.vllm.facts.source_reader import read_facts_in
 from startup.vllm.facts.vllm_facts import Plugin, VllmFacts
 from startup.vllm.installed import InstalledVllm
@@ -33,6 +34,7 @@ def start(package: Path, facts: VllmFacts) -> CheckStart:
     def create(*words: str, has_plugin: bool = False, version: str = "0.32.0+cpu") -> CheckedStart:
         plugins = (Plugin("vllm.general_plugins", "own"),) if has_plugin else ()
         known = facts._replace(installed_plugins=plugins)
-        return CheckedStart(InstalledVllm(version, package), known, read_arguments(words, known))
+        plan = CommandLine.of(words).plan
+        return CheckedStart(InstalledVllm(version, package), known, read_arguments(words, known), plan)
 
     return create

@@ -8,7 +8,7 @@ import pytest
 
 from startup.preflight.report import Finding
 from startup.vllm.preflight.model import ModelChecks
-from startup.vllm.preflight.shape import shape_findings
+from startup.vllm.preflight.model_settings import shape_findings
 from tests.startup.preflight.conftest import write_safetensors
 from tests.startup.vllm.preflight.conftest import CheckStart
 

@@ -8,8 +8,8 @@ import pytest
 
 from startup.preflight.report import Finding
 from startup.vllm.preflight.model import ModelChecks
+from startup.vllm.preflight.model_settings import device_quantization_findings, quantization_findings
 from startup.vllm.preflight.nvml import Gpu
-from startup.vllm.preflight.quantization import device_quantization_findings, quantization_findings
 from tests.startup.vllm.preflight.conftest import CheckStart
 
 LEGACY_MODELOPT = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
