@@ -115,7 +115,7 @@ class Environment:
     HF_TOKEN = text("Token for gated and private models if --hf-token is not given.")
     HF_ENDPOINT = text(
         "Address of a mirror of the Hugging Face hub; the hub itself if unset. Several, with commas between them, are "
-        "tried in this order."
+        "tried in this order; each gets the token."
     )
 
     OPENAI_API_KEY = text("Key that clients such as `chat` and `bench` send if --api-key is not given.")

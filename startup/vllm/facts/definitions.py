@@ -65,7 +65,7 @@ class Definitions:
             return Definition(module, value)
         if imported is None:
             sources = filter(None, map(self.module, module.star_imports)) if steps else ()
-            return next((found for source in sources if (found := self.find(source, name, steps=steps - 1))), None)
+            return next(filter(None, (self.find(source, name, steps=steps - 1) for source in sources)), None)
         if imported.module.partition(".")[0] != _PACKAGE:
             return Definition(module, imported)
         source = self.module(imported.module)
