@@ -1,16 +1,60 @@
 """`--idle-stop` with real vLLM: stops, is started warm by a request, answers, shows its state."""
 
 import json
+import random
 import signal
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.cli import run_cli
 from tests.e2e.raw_client import RawClient
+from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.vllm_engine.vllm_server import VllmServer
 from tests.waiting import wait_until
 
 _BODY = {"model": "model", "prompt": VllmServer.PROMPT, "max_tokens": VllmServer.MAX_TOKENS, "temperature": 0}
+
+
+_IDLE_S = 1.0
+_NUM_CLIENTS = 10
+
+
+def _statuses_around_stops(server: ServerProcess | VllmServer, model: str, num_requests: int) -> Counter[int]:
+    """Statuses of requests that come up to 0.4 s before or after the limit, half of them on kept connections."""
+    rng = random.Random(33)
+    body = {"model": model, "prompt": "a", "max_tokens": 2}
+    kept = [RawClient(server.port) for _ in range(_NUM_CLIENTS // 2)]
+
+    def ask_model(client: int, delay_s: float) -> int:
+        time.sleep(delay_s)
+        if client < len(kept):
+            return kept[client].post("/v1/completions", body).read().status
+        return ask(f"{server.url}/v1/completions", body, timeout_s=600).status
+
+    statuses: Counter[int] = Counter()
+    with ThreadPoolExecutor(_NUM_CLIENTS) as pool:
+        for _ in range(num_requests // _NUM_CLIENTS):
+            delays_s = [_IDLE_S + rng.uniform(-0.4, 0.4) for _ in range(_NUM_CLIENTS)]
+            statuses.update(pool.map(ask_model, range(_NUM_CLIENTS), delays_s))
+    for client in kept:
+        client.socket.close()
+    return statuses
+
+
+def test_no_request_is_lost_around_a_stop_of_vllm(start_vllm, tmp_path):
+    tmp_path.chmod(0o700)
+    environment = {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
+    with start_vllm("ours", "--idle-stop", f"{_IDLE_S}s", environment=environment) as server:
+        server.wait_ready()
+        assert _statuses_around_stops(server, "model", 500) == {200: 500}
+
+
+def test_no_request_is_lost_around_a_stop_of_the_embedded_engine(tiny_llama):
+    words = [str(tiny_llama), "--engine", "embedded", "--max-model-len", "256", "--idle-stop", f"{_IDLE_S}s"]
+    with ServerProcess([*words, "--served-model-name", "m"]) as server:
+        assert _statuses_around_stops(server, "m", 500) == {200: 500}
 
 
 def _wait_stopped(server: VllmServer) -> None:
