@@ -189,12 +189,6 @@ class RendererConfig:
     mm_processor_kwargs: dict[str, Any] = setting(
         {}, "--mm-processor-kwargs", "Settings of the model's image processor.", group="Images"
     )
-    trust_request_mm_kwargs: bool = setting(
-        False,
-        "--trust-request-mm-kwargs",
-        "Allow a request to contain settings of the image processor.",
-        group="Images",
-    )
 
     @property
     def max_images(self) -> int:

@@ -26,10 +26,6 @@ class PoolerConfig:
     logit_mean: float | None = None
     logit_sigma: float | None = None
     """Logits are calibrated before their activation: (logit - mean) / sigma."""
-    enable_chunked_processing: bool = False
-    """Whether /v1/embeddings cuts longer prompts into parts, whose embeddings are averaged."""
-    max_embed_len: int | None = None
-    """Most tokens of a prompt for /v1/embeddings, instead of the model's context."""
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -38,7 +34,6 @@ class PoolerConfig:
             ("seq_pooling_type", get_args(SeqPoolingType)),
             ("tok_pooling_type", ("ALL",)),
             ("use_activation", (True, False)),
-            ("enable_chunked_processing", (True, False)),
         ):
             value = getattr(self, name)
             if value is not None and value not in choices:
@@ -47,10 +42,8 @@ class PoolerConfig:
             raise ConfigError(
                 "--pooler-config.pooling_type", self.pooling_type, "left out where seq_ or tok_pooling_type is given"
             )
-        for name in ("dimensions", "max_embed_len"):
-            value = getattr(self, name)
-            if value is not None and not _is_positive_int(value):
-                raise ConfigError(f"--pooler-config.{name}", value, "1 or more")
+        if self.dimensions is not None and not _is_positive_int(self.dimensions):
+            raise ConfigError("--pooler-config.dimensions", self.dimensions, "1 or more")
         for name in ("logit_mean", "logit_sigma"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int | float) or (name == "logit_sigma" and value == 0)):

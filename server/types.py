@@ -256,10 +256,6 @@ class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a cross-encoder's pairs are tokenized as pairs; otherwise the two texts are concatenated."""
     does_lower_case: bool = False
     """Whether texts are lower-cased before tokenization."""
-    chunks_prompts: bool = False
-    """Whether prompts for embeddings that are longer than the context are cut into parts."""
-    max_embed_len: int | None = None
-    """Most tokens of a prompt for embeddings, if that is not the model's context."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True):

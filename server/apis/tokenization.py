@@ -40,7 +40,7 @@ class TokenizeRequest(RequestBody, kw_only=True):
     tools: list[Tool] | None = None
     return_token_strs: Unsupported = False
     media_io_kwargs: Unsupported = None
-    mm_processor_kwargs: dict[str, Any] | None = None
+    mm_processor_kwargs: Unsupported = None
 
     def __post_init__(self) -> None:
         check_unsupported(self)
@@ -72,9 +72,7 @@ class TokenizationServing:
         """
         self._models.check(request.model)
         with context.times.rendering():
-            images = await self._renderer.load_images(
-                request.messages or [], request.mm_processor_kwargs, context.lease
-            )
+            images = await self._renderer.load_images(request.messages or [], context.lease)
             return await self._renderer.run_in_pool(self._tokenize, request, images)
 
     async def detokenize(self, request: DetokenizeRequest, context: RequestContext) -> dict[str, Any]:

@@ -81,7 +81,6 @@ class ChatRequest(GenerationRequest, kw_only=True):
     reasoning_effort: ReasoningEffort | None = None
     include_reasoning: bool = True
     return_prompt_text: bool | None = None
-    mm_processor_kwargs: dict[str, Any] | None = None
 
     audio: Ignored = None
     functions: Ignored = None

@@ -46,7 +46,7 @@ class ChatRunner:
         self._parsing.check(request)
         renderer = self._inference.renderer
         with context.times.rendering():
-            images = await renderer.load_images(request.messages, request.mm_processor_kwargs, context.lease)
+            images = await renderer.load_images(request.messages, context.lease)
             generation = await renderer.run_in_pool(self._build, request, images, context, id_prefix=id_prefix)
         self._builder.admit(generation)
         return ChatRun(self._inference, generation, self._parsing)
@@ -130,7 +130,7 @@ async def render_chat_request(inference: Inference, request: ChatRequest, contex
         RequestError: the conversation is invalid.
     """
     renderer = inference.renderer
-    images = await renderer.load_images(request.messages, request.mm_processor_kwargs, context.lease)
+    images = await renderer.load_images(request.messages, context.lease)
     return await renderer.run_in_pool(_render, inference, request, images)
 
 

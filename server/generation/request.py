@@ -103,6 +103,7 @@ class SamplingFields(RequestBody, kw_only=True):
     cache_salt: CacheSalt | None = None
     structured_outputs: StructuredOutputs | None = None
     media_io_kwargs: Unsupported = None
+    mm_processor_kwargs: Unsupported = None
 
     guided_json: Ignored = None
     guided_regex: Ignored = None
@@ -129,7 +130,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
     bad_words: BadWords | None = None
 
     truncate_prompt_tokens: Truncation | None = None
-    spaces_between_special_tokens: bool = True
+    spaces_between_special_tokens: Unsupported = True
     prompt_logprobs: NumLogprobs | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None

@@ -118,7 +118,6 @@ class _Sequence:
         self._eos_token_id = inference.renderer.eos_token_id
         self._detokenizer = inference.renderer.create_detokenizer(
             skip_special_tokens=request.skip_special_tokens,
-            spaces_between_special_tokens=request.spaces_between_special_tokens,
             stop=request.stop_strings,
             include_stop_str_in_output=request.include_stop_str_in_output,
             min_tokens=request.min_tokens or 0,

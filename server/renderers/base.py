@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
-from server.renderers.detokenizer import AddedTokensJoined, DecodeWindow, IncrementalDetokenizer, PromptTail
+from server.renderers.detokenizer import DecodeWindow, IncrementalDetokenizer, PromptTail
 from server.renderers.embeds.chat_embeds import MarkedConversation, has_embeds, join, mark
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
@@ -79,20 +79,12 @@ class BaseRenderer(ABC):
         """Runs work that grows with a body in the pool, unless the body is small."""
         return func(*args, **kwargs) if is_small else await self.run_in_pool(func, *args, **kwargs)
 
-    async def load_images(
-        self, messages: list[dict[str, Any]], mm_processor_kwargs: dict[str, Any] | None, held: HeldBytes
-    ) -> ProcessedImages | None:
+    async def load_images(self, messages: list[dict[str, Any]], held: HeldBytes) -> ProcessedImages | None:
         """The images of a conversation, for `render_chat`; `held` counts the bytes of their files.
 
         Raises:
-            RequestError: an image cannot be loaded, or the settings are not allowed.
+            RequestError: an image cannot be loaded.
         """
-        if mm_processor_kwargs and not self.config.trust_request_mm_kwargs:
-            raise RequestError(
-                "mm_processor_kwargs in the request are only accepted when the server runs with "
-                "--trust-request-mm-kwargs",
-                param="mm_processor_kwargs",
-            )
         return None
 
     @abstractmethod
@@ -180,11 +172,10 @@ class BaseRenderer(ABC):
         """The exact bytes that one token adds to a text."""
         return self.tokenizer.token_bytes(token_id)
 
-    def create_detokenizer(  # noqa: PLR0913 - these are the request's fields
+    def create_detokenizer(
         self,
         *,
         skip_special_tokens: bool = True,
-        spaces_between_special_tokens: bool = True,
         stop: Sequence[str] = (),
         include_stop_str_in_output: bool = False,
         min_tokens: int = 0,
@@ -192,13 +183,8 @@ class BaseRenderer(ABC):
     ) -> IncrementalDetokenizer:
         """Creates the detokenizer of one output; stop strings apply after `min_tokens` tokens."""
         decode = self.tokenizer.loop_decoder(skip_special_tokens=skip_special_tokens)
-        prompt = prompt or PromptTail()
-        if skip_special_tokens or spaces_between_special_tokens:
-            window = DecodeWindow(decode, prompt)
-        else:
-            window = AddedTokensJoined(decode, prompt, self.tokenizer.added_tokens)
         scanner = StopScanner(stop, include_stop_str_in_output) if stop else None
-        return IncrementalDetokenizer(window, scanner, min_tokens)
+        return IncrementalDetokenizer(DecodeWindow(decode, prompt or PromptTail()), scanner, min_tokens)
 
     @property
     def vocab_size(self) -> int:

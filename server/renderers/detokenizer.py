@@ -6,7 +6,7 @@ prompt first, and exists for fast tokenizers only. The same window over any `dec
 token.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from os.path import commonprefix
 
 from server.renderers.stop_strings import StopScanner, TextDelta
@@ -112,20 +112,6 @@ class DecodeWindow:
         if not self._shown[len(common) :].strip(UNFINISHED):
             return text[len(common) :]  # completes a character that the prompt left unfinished
         return self._decode(self._pending)
-
-
-class AddedTokensJoined(DecodeWindow):
-    """Writes adjacent added tokens without the space that some decoders put between them."""
-
-    def __init__(self, decode: Decode, prompt: PromptTail, added: Mapping[int, str]) -> None:
-        super().__init__(decode, prompt)
-        self._added = added
-        self._was_added = False
-
-    def step(self, token_id: int) -> str:
-        text = super().step(token_id)
-        was_added, self._was_added = self._was_added, token_id in self._added
-        return self._added[token_id] if was_added and self._was_added else text
 
 
 def _tail(decode: Decode, token_ids: Sequence[int]) -> list[int]:

@@ -53,21 +53,19 @@ class VisionRenderer(HfRenderer):
             loaded.chat_template = processor.chat_template
         super().__init__(files, config, executor=executor, tokenizer=HfTokenizer(loaded))
         cache = self.mm_cache = ProcessorCache(_cache_bytes(config))
-        self._images = ImageProcessor(processor, cache, max_pixels=config.max_image_pixels)
+        self._images = ImageProcessor(
+            processor, cache, max_pixels=config.max_image_pixels, settings=config.mm_processor_kwargs
+        )
         self._media = MediaLoader(config, self._mm_executor)
         self.image_token = self._images.image_token
 
-    async def load_images(
-        self, messages: list[dict[str, Any]], mm_processor_kwargs: dict[str, Any] | None, held: HeldBytes
-    ) -> ProcessedImages | None:
-        await super().load_images(messages, mm_processor_kwargs, held)
+    async def load_images(self, messages: list[dict[str, Any]], held: HeldBytes) -> ProcessedImages | None:
         parts = _image_parts(messages) if has_few_parts(messages) else await self.run_in_pool(_image_parts, messages)
         if not parts:
             return None
         self._check_num_images(parts)
-        settings = self.config.mm_processor_kwargs | (mm_processor_kwargs or {})
         with room_for_images(held) as take_room:
-            return await self._process(await self._load(parts, take_room), settings)
+            return await self._process(await self._load(parts, take_room))
 
     def warm_up(self) -> None:
         """Processes an image, so that the image thread imports nothing for the first request."""
@@ -103,13 +101,13 @@ class VisionRenderer(HfRenderer):
         tensors = images.tensors if types is None else {**images.tensors, "mm_token_type_ids": types}
         return RenderedPrompt(prompt.token_ids, prompt.text, PromptInputs(mm=tensors))
 
-    async def _process(self, files: list[ImageFile], settings: dict[str, Any]) -> ProcessedImages:
+    async def _process(self, files: list[ImageFile]) -> ProcessedImages:
         """One image after the other: other prompts get their turn, and a client that leaves ends it."""
         run_in_executor = partial(asyncio.get_running_loop().run_in_executor, self._mm_executor)
         images: list[ProcessedImages] = []
         num_tokens = 0
         for file in files:
-            images.append(await run_in_executor(self._images.process, file, settings))
+            images.append(await run_in_executor(self._images.process, file))
             num_tokens += images[-1].placeholders[0].count(self._token)
             if self.max_model_len is not None and num_tokens >= self.max_model_len:
                 raise RequestError(
@@ -117,7 +115,7 @@ class VisionRenderer(HfRenderer):
                     f"context length is {self.max_model_len} tokens (--max-model-len).",
                     param="messages",
                 )
-        return await run_in_executor(self._images.join, images, files, settings)
+        return await run_in_executor(self._images.join, images, files)
 
     async def _load(self, parts: list[ImagePart], take_room: TakeRoom) -> list[ImageFile]:
         turns = asyncio.Semaphore(_NUM_LOADS)

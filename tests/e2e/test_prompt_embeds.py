@@ -85,10 +85,10 @@ def test_embeddings_work_with_choices_and_streams(exact, model, tokenizer):
     assert len({choice.text for choice in answer.choices}) > 1
 
 
-def test_a_bfloat16_server_takes_rows_of_other_types_and_layouts(start_server, model, tokenizer):
+def test_a_bfloat16_server_takes_rows_of_other_types(start_server, model, tokenizer):
     rows = embed(model, tokenizer, PROMPT)
     with start_server("--enable-prompt-embeds", "--max-model-len", "512") as server, server.openai() as client:
-        for given in (rows, rows.bfloat16(), rows.to_sparse()):
+        for given in (rows, rows.bfloat16(), rows.double()):
             (text,) = continue_greedily(client, prompt_embeds=torch_payload(given))
             assert text.startswith(" Paris")
         assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text(), "the API process has no torch"

@@ -203,8 +203,8 @@ class LogConfigFile(click.ParamType):
         return content
 
 
-_UNSUPPORTED: Final = ("step_tag_id", "returned_token_ids")
-"""vLLM's other keys; null changes nothing."""
+_UNSUPPORTED: Final = ("step_tag_id", "returned_token_ids", "enable_chunked_processing", "max_embed_len")
+"""vLLM's other keys; null and false change nothing."""
 
 
 class PoolerOptions(click.ParamType):
@@ -224,8 +224,8 @@ class PoolerOptions(click.ParamType):
         for key in [key for key in given if key not in known]:
             if key not in _UNSUPPORTED:
                 self.fail(f"{key!r} is not one of its keys: {', '.join(known)}.", param, ctx)
-            if given.pop(key) is not None:
-                self.fail(f"the embedded engine does not support {key}.", param, ctx)
+            if given.pop(key) not in (None, False):
+                self.fail(f"the embedded engine does not support {key}; `--engine vllm` does.", param, ctx)
         try:
             return PoolerConfig(**given)
         except ConfigError as err:

@@ -213,6 +213,7 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         values("--kv-cache-dtype-skip-layers"),
     ),
     "chat templates in requests": (switch("--trust-request-chat-template"),),
+    "settings of images in requests": (switch("--trust-request-mm-kwargs"),),
     "parsers of tool calls or of reasoning": (
         value("--tool-strict-level", neutral=("auto",)),
         value("--tool-server"),

@@ -134,7 +134,6 @@ EMBEDDINGS: Final = Endpoint(
     params=_embedding_params,
     read=_read_inputs,
     body=_embeddings,
-    may_chunk=True,
 )
 POOLING: Final = Endpoint(
     api_name="Pooling",

@@ -19,14 +19,9 @@ class PromptReader:
     Every method raises RequestError for a prompt that is empty, too long or unsupported by the model.
     """
 
-    def __init__(
-        self, renderer: BaseRenderer, request: PoolingFields, info: EngineInfo, *, max_input_len: int | None = None
-    ) -> None:
-        """`max_input_len` is the most tokens of a prompt, if that is not the model's context.
-
-        Raises RequestError if `truncate_prompt_tokens` exceeds what the model accepts.
-        """
-        limit, most = request.truncate_prompt_tokens, max_input_len or info.max_model_len
+    def __init__(self, renderer: BaseRenderer, request: PoolingFields, info: EngineInfo) -> None:
+        """Raises RequestError if `truncate_prompt_tokens` exceeds what the model accepts."""
+        limit, most = request.truncate_prompt_tokens, info.max_model_len
         if limit is not None and limit > most:
             raise RequestError(
                 "truncate_prompt_tokens value is greater than max_model_len. Please request a smaller truncation size.",
@@ -41,7 +36,7 @@ class PromptReader:
         self._does_lower_case = info.pooling is not None and info.pooling.does_lower_case
         self._add_special_tokens = request.add_special_tokens if isinstance(request, InputFields) else None
         self._cut = None if limit is None else Cut(most if limit == -1 else limit, request.truncation_side or "right")
-        self._pad_to = min(most, info.max_model_len) if request.padding == "max_length" else 0
+        self._pad_to = most if request.padding == "max_length" else 0
         """Shorter prompts are padded to this length."""
 
     def read(self, prompt: str | list[int], *, param: str = "input") -> Encoded:

@@ -1,17 +1,14 @@
 """Answers all pooling endpoints: the order of the steps, and the thread in which each runs."""
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec.structs import replace
 
 from base.errors import EngineError, UnsupportedApiError
 from base.request_ids import set_request_id
@@ -29,9 +26,6 @@ from server.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams,
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=PoolingFields)
-
-_NORM_TOLERANCE = 1e-2
-"""bfloat16 rounds the length of a normalized embedding by less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +67,6 @@ class Endpoint(Generic[T]):
     """Tokenizes the prompts; runs in the renderer pool."""
     body: Callable[[Pooled[T]], dict[str, Any]]
     """The response; runs in the renderer pool."""
-    may_chunk: bool = False
-    """Whether `enable_chunked_processing` has an effect."""
 
 
 class PoolingServing:
@@ -105,30 +97,23 @@ class PoolingServing:
             prompts = await self._renderer.run_in_pool(self._read, endpoint, request, info)
         num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         context.lease.queue_tokens(num_tokens)
-        most_tokens = self._engine.info.max_model_len if endpoint.may_chunk and info.chunks_prompts else sys.maxsize
-        parts = [_split(prompt, most_tokens) for prompt in prompts]
-        outputs = await self._pool(request_id, [part for members in parts for part in members], params, context)
+        outputs = await self._pool(request_id, prompts, params, context)
 
         def encode() -> bytes:
-            found = iter(outputs)
             pooled = Pooled(
                 id=request_id,
                 model_name=self._models.default_name,
                 request=request,
                 info=info,
                 num_tokens=num_tokens,
-                outputs=[_join(list(islice(found, len(members))), members) for members in parts],
+                outputs=outputs,
             )
             return msgspec.json.encode(endpoint.body(pooled))
 
         return await self._renderer.run_in_pool(encode)
 
     def _read(self, endpoint: Endpoint[T], request: T, info: PoolingInfo) -> list[Encoded]:
-        most = None
-        if endpoint.may_chunk:
-            most = info.max_embed_len or (sys.maxsize if info.chunks_prompts else None)
-        reader = PromptReader(self._renderer, request, self._engine.info, max_input_len=most)
-        return endpoint.read(request, reader, info)
+        return endpoint.read(request, PromptReader(self._renderer, request, self._engine.info), info)
 
     async def _pool(
         self, request_id: str, prompts: Sequence[Encoded], params: PoolingParams, context: RequestContext
@@ -169,23 +154,3 @@ def tensor_of(output: EngineOutput) -> TensorData:
     """The tensor of a result, which must have one."""
     assert output.data is not None, "the engine sent no numbers"
     return output.data
-
-
-def _split(prompt: Encoded, most_tokens: int) -> list[Encoded]:
-    """The prompt in parts of at most so many tokens."""
-    if len(prompt.token_ids) <= most_tokens:
-        return [prompt]
-    starts = range(0, len(prompt.token_ids), most_tokens)
-    return [Encoded(prompt.token_ids[start : start + most_tokens]) for start in starts]
-
-
-def _join(outputs: Sequence[EngineOutput], parts: Sequence[Encoded]) -> EngineOutput:
-    """The average of the parts' embeddings by their number of tokens; normalized if all parts are."""
-    if len(outputs) == 1:
-        return outputs[0]
-    vectors = np.stack([values_of(output) for output in outputs])
-    average = np.average(vectors, axis=0, weights=[len(part.token_ids) for part in parts])
-    if np.allclose(np.linalg.norm(vectors, axis=1), 1, rtol=_NORM_TOLERANCE):
-        average /= max(float(np.linalg.norm(average)), 1e-12)
-    data = np.ascontiguousarray(average, np.float32)
-    return replace(outputs[0], data=TensorData("float32", data.shape, memoryview(data.tobytes())))

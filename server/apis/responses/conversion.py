@@ -43,7 +43,6 @@ def to_chat_request(request: ResponsesRequest, messages: list[Message], tools: R
         add_generation_prompt=not continues,
         continue_final_message=continues,
         chat_template_kwargs=request.chat_template_kwargs,
-        mm_processor_kwargs=request.mm_processor_kwargs,
     )
 
 

@@ -148,7 +148,6 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     reasoning: ReasoningOptions | None = None
     include_reasoning: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
-    mm_processor_kwargs: dict[str, Any] | None = None
 
     tools: list[dict[str, Any]] | None = None
     """Converted by `server.apis.responses.tools`; the response repeats them as they were given."""

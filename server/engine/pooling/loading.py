@@ -75,8 +75,6 @@ def load_pooling_model(files: ModelFiles, config: EngineConfig, kind: ModelKind)
             matryoshka_dimensions=tuple(int(dim) for dim in dims),
             uses_sep_token=loader.uses_sep_token,
             does_lower_case=loader.sentence.does_lower_case,
-            chunks_prompts=config.pooler.enable_chunked_processing,
-            max_embed_len=config.pooler.max_embed_len,
         ),
         defaults=loader.defaults,
         max_model_len=_max_model_len(files, config, model_config, loader.sentence),

@@ -11,10 +11,7 @@ import pybase64
 
 from base.errors import RequestError
 from server.renderers.embeds.stored_tensor import (
-    FLOAT_TYPES,
-    DenseTensor,
     NotFiniteError,
-    SparseTensor,
     StoredTensor,
     TensorFileError,
     convert_rows,
@@ -112,11 +109,9 @@ def _read(payload: bytes) -> StoredTensor:
     )
 
 
-def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | None, side: str | None) -> DenseTensor:
-    """The rows to use; checks the shape before a sparse tensor is expanded."""
+def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | None, side: str | None) -> StoredTensor:
+    """The rows to use."""
     shape = tensor.shape
-    if tensor.dtype not in FLOAT_TYPES:
-        raise _reject(f"holds numbers of type {tensor.dtype}: it must be one of {', '.join(FLOAT_TYPES)}")
     matrix = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
     if len(matrix) != 2:
         raise _reject(f"must be a 2D tensor of shape (num_tokens, hidden_size), got shape {list(shape)}")
@@ -125,14 +120,13 @@ def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | 
     num_kept = matrix[0] if truncate_to is None else min(matrix[0], truncate_to)
     if num_kept < 1:
         raise _reject("has no rows")
-    if num_kept >= limits.max_model_len or (isinstance(tensor, SparseTensor) and matrix[0] > limits.max_model_len):
+    if num_kept >= limits.max_model_len:
         raise _reject(
             f"has {matrix[0]} rows, but the model's maximum context length is {limits.max_model_len} tokens "
             "(--max-model-len) and one is needed for the output"
         )
-    dense = tensor.to_dense()
-    rows = dense.array.reshape(matrix)
-    return DenseTensor(dense.dtype, rows[:num_kept] if side == "right" else rows[matrix[0] - num_kept :])
+    rows = tensor.array.reshape(matrix)
+    return StoredTensor(tensor.dtype, rows[:num_kept] if side == "right" else rows[matrix[0] - num_kept :])
 
 
 def _reject(what: str) -> RequestError:

@@ -16,15 +16,12 @@ from base.errors import ServerError
 
 Array = npt.NDArray[Any]
 
-NUMPY_TYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8", "int64": "<i8"}
+NUMPY_TYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8"}
 """torch's types -> numpy's; bfloat16, which numpy does not have, is stored as its bits."""
-FLOAT_TYPES = ("float16", "bfloat16", "float32", "float64")
 
 _MAX_DIMENSIONS = 8
 _MAX_NUMBERS = 1 << 48
 """Far more than any file holds: numpy cannot address more than 2**63 bytes, not even in an empty array."""
-_VALUES_PER_STEP = 1 << 16
-"""Values added per call of `np.add.at`, which holds the GIL: this many take half a millisecond."""
 _PIECE_NUMBERS = 1 << 18
 """Numbers per piece: a megabyte of float32, so that temporary arrays stay small and in the CPU cache."""
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}
@@ -37,7 +34,7 @@ class TensorFileError(ServerError):
 
 
 @dataclass(frozen=True)
-class DenseTensor:
+class StoredTensor:
     """A tensor whose array holds bits for bfloat16, and numbers for all other types."""
 
     dtype: str
@@ -48,56 +45,6 @@ class DenseTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.array.shape
-
-    def to_dense(self) -> "DenseTensor":
-        return self
-
-
-@dataclass(frozen=True)
-class SparseTensor:
-    """A matrix in coordinate form; a small file may describe a large matrix."""
-
-    shape: tuple[int, ...]
-    indices: Array
-    """Shape [2, number of values]."""
-    values: DenseTensor
-
-    @property
-    def dtype(self) -> str:
-        return self.values.dtype
-
-    def to_dense(self) -> DenseTensor:
-        """The whole matrix as float32, or as float64 if the values are; values at the same position are
-        added.
-
-        The caller has checked that `shape` is small enough.
-
-        Raises:
-            TensorFileError: indices and values do not match, or an index is out of range.
-        """
-        rows, columns = self._checked_indices()
-        values = to_float32(self.values) if self.dtype != "float64" else self.values.array
-        dense = np.zeros(self.shape, dtype=values.dtype)
-        for begin in range(0, len(values), _VALUES_PER_STEP):
-            part = slice(begin, begin + _VALUES_PER_STEP)
-            np.add.at(dense, (rows[part], columns[part]), values[part])
-        return DenseTensor("float64" if self.dtype == "float64" else "float32", dense)
-
-    def _checked_indices(self) -> Array:
-        if len(self.shape) != 2 or self.indices.shape != (2, *self.values.shape) or self.values.array.ndim != 1:
-            raise TensorFileError(
-                f"is sparse with indices of shape {list(self.indices.shape)} and values of shape "
-                f"{list(self.values.shape)}, which make no matrix of shape {list(self.shape)}"
-            )
-        for axis, indices in enumerate(self.indices):
-            least, most = (int(indices.min()), int(indices.max())) if indices.size else (0, -1)
-            if least < 0 or most >= self.shape[axis]:
-                wrong = least if least < 0 else most
-                raise TensorFileError(f"is sparse with the index {wrong} in a dimension of {self.shape[axis]}")
-        return self.indices
-
-
-StoredTensor = DenseTensor | SparseTensor
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -113,7 +60,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def to_float32(tensor: DenseTensor) -> npt.NDArray[np.float32]:
+def to_float32(tensor: StoredTensor) -> npt.NDArray[np.float32]:
     """The numbers rounded to float32; a number that is too large becomes infinity."""
     if tensor.dtype == "bfloat16":
         return (tensor.array.astype("<u4") << np.uint32(16)).view("<f4")
@@ -131,7 +78,7 @@ class NotFiniteError(ValueError):
         """Whether the number is finite in its own type."""
 
 
-def convert_rows(tensor: DenseTensor, dtype: str) -> Array:
+def convert_rows(tensor: StoredTensor, dtype: str) -> Array:
     """The matrix in `dtype` with contiguous rows; shares the input's memory if no conversion is needed.
 
     Raises:
@@ -142,7 +89,7 @@ def convert_rows(tensor: DenseTensor, dtype: str) -> Array:
     rows = source if is_same else np.empty(source.shape, NUMPY_TYPES[dtype])
     step = max(1, _PIECE_NUMBERS // max(1, source.shape[1]))
     for begin in range(0, len(source), step):
-        part = DenseTensor(tensor.dtype, source[begin : begin + step])
+        part = StoredTensor(tensor.dtype, source[begin : begin + step])
         if not is_same:
             rows[begin : begin + step] = _convert(part, dtype)
         is_bad = ~_finite_rows(rows[begin : begin + step], dtype)
@@ -153,11 +100,11 @@ def convert_rows(tensor: DenseTensor, dtype: str) -> Array:
     return rows
 
 
-def _is_finite(tensor: DenseTensor) -> npt.NDArray[np.bool_]:
+def _is_finite(tensor: StoredTensor) -> npt.NDArray[np.bool_]:
     return np.isfinite(to_float32(tensor) if tensor.dtype == "bfloat16" else tensor.array)
 
 
-def _convert(tensor: DenseTensor, dtype: str) -> Array:
+def _convert(tensor: StoredTensor, dtype: str) -> Array:
     if tensor.dtype == dtype:
         return tensor.array
     numbers = to_float32(tensor)

@@ -1,9 +1,9 @@
 """Reads the one tensor of a `torch.save` or safetensors file without torch, and without running code from it.
 
-The first is a zip archive of a pickle and of the tensors' numbers. torch's own reader is not used:
-importing torch takes seconds, the reader had vulnerabilities (CVE-2025-32434, CVE-2025-62164), and it checks
-sparse tensors by a setting that all threads share. This reader accepts only what `torch.save(tensor)` writes.
-The other is eight bytes of header length, a JSON header and the numbers; safetensors' reader would copy them.
+The first is a zip archive of a pickle and of the tensors' numbers. torch's own reader is not used: importing
+torch takes seconds, and the reader had vulnerabilities (CVE-2025-32434, CVE-2025-62164). This reader accepts
+only what `torch.save(tensor)` writes of a dense tensor. The other is eight bytes of header length, a JSON
+header and the numbers; safetensors' reader would copy them.
 """
 
 import io
@@ -22,8 +22,6 @@ from numpy.lib.stride_tricks import as_strided
 from server.renderers.embeds.stored_tensor import (
     NUMPY_TYPES,
     Array,
-    DenseTensor,
-    SparseTensor,
     StoredTensor,
     TensorFileError,
     check_shape,
@@ -38,13 +36,13 @@ _LOCAL_HEADER = struct.Struct("<26x2H")
 """Of an entry (APPNOTE.TXT 4.3.7): the lengths of its name and of its extra field, which follow."""
 _MAX_DIRECTORY_BYTES = 1 << 14
 _MAX_PICKLE_BYTES = 1 << 14
+_SPARSE = "torch._utils._rebuild_sparse_tensor"
 _NO_TENSOR = "holds no plain tensor: save the tensor itself, `torch.save(tensor, file)`"
 _STORAGES = {
     "torch.HalfStorage": "float16",
     "torch.BFloat16Storage": "bfloat16",
     "torch.FloatStorage": "float32",
     "torch.DoubleStorage": "float64",
-    "torch.LongStorage": "int64",
 }
 
 
@@ -162,6 +160,8 @@ class _TensorUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> str | Callable[..., object]:
         """The function that stands for one of torch's; a type of storage is its name."""
         known = f"{module}.{name}"
+        if known == _SPARSE:
+            raise TensorFileError("is sparse, which needs `--engine vllm`: send `tensor.to_dense()`")
         return known if name.endswith("Storage") else _FUNCTIONS[known]
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -174,27 +174,17 @@ class _TensorUnpickler(pickle._Unpickler):
         return _Storage(dtype, np.frombuffer(self._archive.numbers(key), NUMPY_TYPES[dtype]))
 
 
-def _build_dense(storage: Any, offset: Any, size: Any, strides: Any, *_: Any) -> DenseTensor:
+def _build_dense(storage: Any, offset: Any, size: Any, strides: Any, *_: Any) -> StoredTensor:
     if not isinstance(storage, _Storage):
         raise TypeError("no storage")
-    return DenseTensor(storage.dtype, _strided(storage.numbers, offset, check_shape(_as_ints(size)), _as_ints(strides)))
-
-
-def _build_sparse(layout: Any, parts: Any) -> SparseTensor:
-    if layout != "torch.sparse_coo":
-        raise TensorFileError("is sparse in a layout other than COO: send `tensor.to_dense()`")
-    places, values, size = _as_dense(parts[0]), _as_dense(parts[1]), parts[2]
-    if places.dtype != "int64":
-        raise TensorFileError(f"is sparse with indices of type {places.dtype}")
-    return SparseTensor(check_shape(_as_ints(size)), places.array, values)
+    return StoredTensor(
+        storage.dtype, _strided(storage.numbers, offset, check_shape(_as_ints(size)), _as_ints(strides))
+    )
 
 
 _FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
     "torch._utils._rebuild_tensor_v2": _build_dense,
-    "torch._utils._rebuild_sparse_tensor": _build_sparse,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-    "torch.serialization._get_layout": lambda name: name,
-    "torch.Size": lambda lengths: lengths,
     "collections.OrderedDict": lambda: None,
 }
 """torch's functions and classes -> what is called instead. Each call takes time as its arguments are long."""
@@ -210,12 +200,6 @@ def _strided(numbers: Array, offset: Any, shape: tuple[int, ...], strides: Seque
     if last >= len(numbers):
         raise TensorFileError(f"is a broken torch.save file: shape {list(shape)} reaches beyond its numbers")
     return as_strided(numbers[offset:], shape, [stride * numbers.itemsize for stride in strides], writeable=False)
-
-
-def _as_dense(value: Any) -> DenseTensor:
-    if not isinstance(value, DenseTensor):
-        raise TypeError("no tensor")
-    return value
 
 
 def _as_int(value: Any) -> int:
@@ -247,7 +231,7 @@ def is_safetensors(payload: memoryview) -> bool:
     return bytes(header) == b"{" and _header_length(payload) <= len(payload) - _LENGTH_BYTES
 
 
-def read_safetensors(payload: memoryview, *, name: str) -> DenseTensor:
+def read_safetensors(payload: memoryview, *, name: str) -> StoredTensor:
     """The tensor named `name`, or the only tensor, as a view of the payload.
 
     Raises:
@@ -276,7 +260,7 @@ def _choose(entries: dict[str, Any], name: str) -> Any:
     return next(iter(entries.values()))
 
 
-def _view(entry: _Entry, data: memoryview) -> DenseTensor:
+def _view(entry: _Entry, data: memoryview) -> StoredTensor:
     dtype = _TYPES.get(entry.dtype)
     if dtype is None:
         raise TensorFileError(f"has numbers of type {entry.dtype[:20]!r}: it must be one of {', '.join(_TYPES)}")
@@ -287,7 +271,7 @@ def _view(entry: _Entry, data: memoryview) -> DenseTensor:
         raise TensorFileError(
             f"has a broken safetensors header: shape {list(shape)} and bytes {begin} to {end} of {len(data)}"
         )
-    return DenseTensor(dtype, np.frombuffer(data[begin:end], NUMPY_TYPES[dtype]).reshape(shape))
+    return StoredTensor(dtype, np.frombuffer(data[begin:end], NUMPY_TYPES[dtype]).reshape(shape))
 
 
 def _header_length(payload: memoryview) -> int:

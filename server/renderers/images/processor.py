@@ -1,7 +1,6 @@
 """A vision model's image processor: loads it, and turns images into tensors and into texts of the prompt."""
 
 import importlib
-import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -40,11 +39,15 @@ class ImageFile(NamedTuple):
 class ImageProcessor:
     """A model's image processor and its cache; every method runs in the renderer's image thread."""
 
-    def __init__(self, processor: ProcessorMixin, cache: ProcessorCache, *, max_pixels: int) -> None:
+    def __init__(
+        self, processor: ProcessorMixin, cache: ProcessorCache, *, max_pixels: int, settings: dict[str, Any]
+    ) -> None:
+        """`settings` are those of the operator (`--mm-processor-kwargs`)."""
         self._processor = processor
         self._images = processor.image_processor
         self._axis = 1 if type(processor).__name__ in _TILED else 0
         self._max_pixels = max_pixels
+        self._settings = settings
         self.cache = cache
 
     @property
@@ -52,27 +55,25 @@ class ImageProcessor:
         """The text that a chat template writes for an image."""
         return str(self._processor.image_token)
 
-    def process(self, file: ImageFile, settings: dict[str, Any]) -> ProcessedImages:
-        """Processes one image of a prompt with settings of the image processor (`mm_processor_kwargs`).
+    def process(self, file: ImageFile) -> ProcessedImages:
+        """Processes one image of a prompt.
 
         Raises:
-            RequestError: the image is broken or too large, or the settings are wrong.
+            RequestError: the image is broken or too large.
         """
-        return self._cached([file], settings)
+        return self._cached([file])
 
-    def join(
-        self, images: Sequence[ProcessedImages], files: Sequence[ImageFile], settings: dict[str, Any]
-    ) -> ProcessedImages:
+    def join(self, images: Sequence[ProcessedImages], files: Sequence[ImageFile]) -> ProcessedImages:
         """All images of a prompt; the result equals processing them at once.
 
         Raises:
             RequestError: images of different sizes have too many pixels together.
         """
-        return _join(images, self._axis) or self._cached(files, settings)
+        return _join(images, self._axis) or self._cached(files)
 
     def warm_up(self, image: Image.Image) -> None:
         """Processes an image without caching it, because transformers imports modules for the first image."""
-        self._compute([image], {})
+        self._compute([image])
 
     def token_types(self, token_ids: list[int]) -> TensorData | None:
         """Marks the tokens of a prompt that represent images, for models whose positions depend on it."""
@@ -90,11 +91,11 @@ class ImageProcessor:
             is_set = defaults.get("text_kwargs", {}).get("return_mm_token_type_ids")
         return bool(is_set)
 
-    def _cached(self, files: Sequence[ImageFile], settings: dict[str, Any]) -> ProcessedImages:
-        key = (*(sha256(file.data).digest() for file in files), json.dumps(settings, sort_keys=True, default=repr))
+    def _cached(self, files: Sequence[ImageFile]) -> ProcessedImages:
+        key = tuple(sha256(file.data).digest() for file in files)
         found = self.cache.find(key)
         if found is None:
-            found = self._compute(self._decode(files), settings)
+            found = self._compute(self._decode(files))
             self.cache.put(key, found)
         return found
 
@@ -109,14 +110,14 @@ class ImageProcessor:
                 raise RequestError(f"{file.name}: {err}", param="messages") from err
         return images
 
-    def _compute(self, images: list[Image.Image], settings: dict[str, Any]) -> ProcessedImages:
+    def _compute(self, images: list[Image.Image]) -> ProcessedImages:
         try:
-            kwargs = self._image_kwargs(settings)
+            kwargs = self._image_kwargs()
             outputs = self._images(images, **kwargs)
             placeholders = tuple(
                 self._processor.replace_image_token(outputs, image_idx=i, **kwargs) for i in range(len(images))
             )
-        except Exception as err:  # the client chooses the settings and the image's proportions
+        except Exception as err:  # the client chooses the image's proportions
             reason = str(err)[:300] or type(err).__name__
             raise RequestError(f"the image processor failed: {reason}", param="messages") from err
         wanted = self._images.model_input_names
@@ -125,10 +126,10 @@ class ImageProcessor:
             placeholders,
         )
 
-    def _image_kwargs(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def _image_kwargs(self) -> dict[str, Any]:
         processor = self._processor
         merged = processor._merge_kwargs(
-            processor.valid_processor_kwargs, tokenizer_init_kwargs=processor.tokenizer.init_kwargs, **settings
+            processor.valid_processor_kwargs, tokenizer_init_kwargs=processor.tokenizer.init_kwargs, **self._settings
         )
         kwargs: dict[str, Any] = merged["images_kwargs"]
         return {**kwargs, "return_tensors": "np"}

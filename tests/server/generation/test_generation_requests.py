@@ -49,6 +49,8 @@ BAD_VALUES = [
     ("response_format", {"type": "json_schema"}),
     ("response_format", {"type": "json_schema", "json_schema": {"name": "a"}}),
     ("media_io_kwargs", {"a": {}}),
+    ("mm_processor_kwargs", {"a": 1}),
+    ("spaces_between_special_tokens", False),
     ("truncation_side", "middle"),
     ("logprob_token_ids", [1]),
     ("use_beam_search", True),

@@ -108,13 +108,13 @@ def test_waiting_requests_are_bounded_in_bytes(serve, engine, wait_until):
 
 def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, monkeypatch, wait_until):
     """A small body may expand to many rows: the body is admitted, its tensors are not."""
-    few_values = torch_payload(torch.zeros(400, WIDTH).to_sparse())
-    assert len(few_values) < 400 * WIDTH * 2 / 3
+    one_row = torch_payload(torch.zeros(1, WIDTH).expand(400, WIDTH))
+    assert len(one_row) < 400 * WIDTH * 2 / 3
     monkeypatch.setattr(renderer, "embeds_limits", EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16"))
     engine.holds_after = 0
     server = serve(limits=LimitsConfig(max_held_bytes=20_000))
     admission = server.parts.admission
-    body = {"prompt_embeds": few_values, "max_tokens": 50}
+    body = {"prompt_embeds": one_row, "max_tokens": 50}
     with send(server, "/v1/completions", body):
         wait_until(lambda: len(engine.requests) == 1)
         assert admission.num_held_bytes == 400 * WIDTH * 2

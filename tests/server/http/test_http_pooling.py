@@ -236,20 +236,6 @@ def test_padding_fills_the_context(embedder):
     assert sizes == {"max_length": MAX_LEN, "do_not_pad": 4}
 
 
-def test_long_texts_are_embedded_in_chunks(serve, bert_folder, bert):
-    server = serve(bert_folder, pooler=PoolerConfig(enable_chunked_processing=True, max_embed_len=200))
-    long, short = "cat " * 100, "hello world"
-    answer = server.post("/v1/embeddings", {"input": [long, short]}).json()
-    ids = _encode(server, long)["input_ids"]
-    parts = [ids[:MAX_LEN], ids[MAX_LEN:]]
-    vectors = [unit(hidden_states(bert, part)[0]) for part in parts]
-    expected = unit(sum(vector * len(part) for vector, part in zip(vectors, parts, strict=True)))
-    _assert_close(answer["data"][0]["embedding"], expected)
-    _assert_close(answer["data"][1]["embedding"], _embedding(server, bert, short))
-    assert answer["usage"]["prompt_tokens"] == len(ids) + 4
-    assert "maximum context length is 200" in server.post("/v1/embeddings", {"input": "cat " * 300}).text
-
-
 def test_dimensions_are_rejected_without_matryoshka(serve, tmp_path):
     save_pooler(tmp_path, "bert")
     response = serve(tmp_path).post("/v1/embeddings", {"input": "a", "dimensions": 8})

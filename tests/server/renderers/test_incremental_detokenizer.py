@@ -130,12 +130,10 @@ def test_a_space_is_kept_after_many_skipped_tokens(any_renderer):
     assert feed(any_renderer.create_detokenizer(), token_ids) == "the of"
 
 
-def test_special_tokens_are_written_with_or_without_spaces_between(renderers):
+def test_special_tokens_are_written_or_skipped(renderers):
     renderer = renderers["wordpiece"]
     token_ids = [1, 1, *encode(renderer, "the"), 2, 2]
     assert feed(renderer.create_detokenizer(skip_special_tokens=False), token_ids) == "<s> <s> the </s> </s>"
-    together = renderer.create_detokenizer(skip_special_tokens=False, spaces_between_special_tokens=False)
-    assert feed(together, token_ids) == "<s><s> the </s></s>"
     assert feed(renderer.create_detokenizer(), token_ids) == "the"
 
 

@@ -29,11 +29,9 @@ def image_messages(*urls: str) -> list[Any]:
     return [{"role": "user", "content": [{"type": "text", "text": "Look: "}, *parts]}]
 
 
-async def render_with_images(
-    renderer: VisionRenderer, messages: list[Any], options: ChatOptions, settings: dict[str, Any] | None = None
-) -> RenderedPrompt:
-    """The prompt of a request with these settings of the image processor."""
-    images = await renderer.load_images(messages, settings, unbounded_lease())
+async def render_with_images(renderer: VisionRenderer, messages: list[Any], options: ChatOptions) -> RenderedPrompt:
+    """The prompt of a request."""
+    images = await renderer.load_images(messages, unbounded_lease())
     return await renderer.run_in_pool(renderer.render_chat, messages, options, images)
 
 

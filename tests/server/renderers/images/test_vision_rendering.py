@@ -62,8 +62,7 @@ def _message(*parts: str | Image.Image) -> dict[str, Any]:
 
 
 def _render(renderer: VisionRenderer, *messages: dict[str, Any], **options: Any) -> RenderedPrompt:
-    settings = options.pop("mm_processor_kwargs", None)
-    return asyncio.run(render_with_images(renderer, list(messages), ChatOptions(**options), settings))
+    return asyncio.run(render_with_images(renderer, list(messages), ChatOptions(**options)))
 
 
 def _tensors(prompt: RenderedPrompt) -> dict[str, np.ndarray[Any, Any]]:
@@ -206,10 +205,10 @@ async def test_images_are_held_bytes_until_they_are_processed(build):
     admission = Admission(LimitsConfig(max_held_bytes=1000))
     messages = [_message(image(56, 56))]
     with admission.hold(0) as lease:
-        assert await build().load_images(messages, None, lease)
+        assert await build().load_images(messages, lease)
         assert admission.num_held_bytes == 0
         with admission.hold(999), pytest.raises(OverloadedError, match="of at most 1000 bytes"):
-            await build().load_images(messages, None, lease)
+            await build().load_images(messages, lease)
         assert admission.num_held_bytes == 0
 
 
@@ -240,28 +239,22 @@ def test_local_files_are_read_if_the_operator_allows_it(build, tmp_path):
     assert renderer.mm_cache.num_hits == 1
 
 
-def test_settings_of_the_operator_and_of_trusted_requests_apply(build):
+def test_settings_of_the_operator_apply(build):
     size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}
     plain = len(_render(build(), _message(image(112, 112))).token_ids)
     by_operator = len(_render(build(mm_processor_kwargs={"size": size}), _message(image(112, 112))).token_ids)
-    trusting = build(trust_request_mm_kwargs=True)
-    by_request = len(_render(trusting, _message(image(112, 112)), mm_processor_kwargs={"size": size}).token_ids)
-    assert by_operator == by_request == plain - 15
-    with pytest.raises(RequestError, match="--trust-request-mm-kwargs"):
-        _render(build(), _message(image()), mm_processor_kwargs={"size": size})
+    assert by_operator == plain - 15
     with pytest.raises(RequestError, match="image processor failed"):
-        _render(trusting, _message(image()), mm_processor_kwargs={"size": "large"})
+        _render(build(mm_processor_kwargs={"size": "large"}), _message(image()))
 
 
-def test_an_image_is_processed_once_per_setting(build):
-    renderer = build(trust_request_mm_kwargs=True)
+def test_an_image_is_processed_once(build):
+    renderer = build()
     first = _render(renderer, _message(image(seed=1)))
     assert (renderer.mm_cache.num_queries, renderer.mm_cache.num_hits) == (1, 0)
     again = _render(renderer, _message("Again: ", image(seed=1), image(seed=2)))
     assert (renderer.mm_cache.num_queries, renderer.mm_cache.num_hits) == (3, 1)
     assert np.array_equal(_tensors(first)["pixel_values"], _tensors(again)["pixel_values"][:16])
-    _render(renderer, _message(image(seed=1)), mm_processor_kwargs={"do_normalize": False})
-    assert renderer.mm_cache.num_hits == 1
 
 
 def test_without_cache_memory_no_image_is_kept(build):
@@ -298,7 +291,7 @@ with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
     parts = [{"type": "image_url", "image_url": url} for url in sys.argv[2:]]
     messages = [{"role": "user", "content": parts}]
     async def main():
-        images = await renderer.load_images(messages, None, unbounded_lease())
+        images = await renderer.load_images(messages, unbounded_lease())
         await renderer.run_in_pool(renderer.render_chat, messages, ChatOptions(), images)
     asyncio.run(main())
 print(seen, "torch._dynamo" in sys.modules, "sympy" in sys.modules)
