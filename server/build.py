@@ -19,11 +19,10 @@ from server.metrics.server_metrics import ServerMetrics
 from server.operation.admission import Admission
 from server.operation.drain import ERROR_DELIVERY_S, Drain
 from server.operation.engine_monitor import EngineHandle, EngineMonitor, EngineReadiness
-from server.operation.lora import LoraAdapters
-from server.operation.models import ServedModels
+from server.operation.models import LoraAdapters, ServedModels
 from server.operation.telemetry import Telemetry
 from server.renderers.base import BaseRenderer
-from server.routes.parts import AppParts
+from server.routes.endpoint import AppParts
 from server.server_config import ServerConfig
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer

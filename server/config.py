@@ -1,23 +1,141 @@
 """Settings of engine and renderer; standard library only, built once by the command line."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal, get_args
 
 from base.errors import ConfigError
 from base.machine.processors import usable_count
 from base.setting import Group, Setting, check_ranges, from_variable, setting
 from envs.registry import env
-from server.lora_config import LoraConfig
-from server.pooler_config import PoolerConfig
 
+LoraDtype = Literal["auto", "float16", "bfloat16"]
+
+_MAX_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM allows."""
+_MODULE_FIELDS: Final = {"name", "path", "base_model_name", "is_3d_lora_weight"}
+
+SeqPoolingType = Literal["CLS", "LAST", "MEAN"]
+PoolingTask = Literal["embed", "classify", "token_embed", "token_classify"]
 TokenizerMode = Literal["auto", "hf", "mistral"]
 """Format of tokenizer files and chat encoding; `auto` decides by the files."""
 DTypeName = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 RunnerName = Literal["auto", "generate", "pooling"]
 ConvertName = Literal["auto", "none", "embed", "classify"]
-
 _MAX_ITEMS = 999
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """How many adapters the engine holds, and of which size."""
+
+    help_group: ClassVar[Group] = "LoRA adapters"
+
+    enable_lora: bool = setting(
+        False, "--enable-lora", "Serve LoRA adapters: a request selects one by its name in `model`."
+    )
+    max_loras: int = setting(1, "--max-loras", "Most different adapters in one batch.", minimum=1)
+    max_lora_rank: int = setting(
+        16, "--max-lora-rank", "Highest rank of an adapter: 1, 8, 16, 32, 64, 128, 256, 320 or 512."
+    )
+    max_cpu_loras: int | None = setting(
+        None,
+        "--max-cpu-loras",
+        "Most adapters in memory: a further one is refused. Without a limit if not given.",
+        minimum=1,
+    )
+    lora_dtype: LoraDtype = setting("auto", "--lora-dtype", "Type of adapters' weights; auto is the model's.")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.max_lora_rank not in _MAX_RANKS:
+            raise ConfigError("--max-lora-rank", self.max_lora_rank, f"one of {', '.join(map(str, _MAX_RANKS))}")
+        if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
+            raise ConfigError("--max-cpu-loras", self.max_cpu_loras, f"--max-loras ({self.max_loras}) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraModule:
+    """An adapter that is loaded at the start."""
+
+    name: str
+    path: str
+    base_model_name: str | None = None
+    """Its `parent` in /v1/models; the first served name if None or not served."""
+
+    @classmethod
+    def parse(cls, text: str) -> "LoraModule":
+        """Reads `NAME=PATH`, or the JSON object that vLLM takes; raises ConfigError."""
+        if "=" in text and "," not in text:
+            name, _, path = text.partition("=")
+            fields: Any = {"name": name, "path": path}
+        else:
+            try:
+                fields = json.loads(text)
+            except json.JSONDecodeError:
+                fields = None
+        if (
+            not isinstance(fields, dict)
+            or not {"name", "path"} <= fields.keys() <= _MODULE_FIELDS
+            or not all(isinstance(fields[key], str) and fields[key] for key in ("name", "path"))
+            or not isinstance(fields.get("base_model_name"), str | None)
+        ):
+            expected = 'NAME=PATH or {"name": "…", "path": "…", "base_model_name": "…"}'
+            raise ConfigError("--lora-modules", text, expected)
+        return cls(name=fields["name"], path=fields["path"], base_model_name=fields.get("base_model_name"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolerConfig:
+    """How a pooling model turns hidden states into vectors or scores; None leaves it to the model's files."""
+
+    task: PoolingTask | None = None
+    """The task of /pooling if the model supports several, and the basis of scores."""
+    pooling_type: SeqPoolingType | Literal["ALL"] | None = None
+    """Sets one of the next two."""
+    seq_pooling_type: SeqPoolingType | None = None
+    tok_pooling_type: Literal["ALL"] | None = None
+    use_activation: bool | None = None
+    """Whether embeddings are normalized, and logits become probabilities."""
+    dimensions: int | None = None
+    """Length of embeddings, for models whose embeddings may be shortened."""
+    logit_mean: float | None = None
+    logit_sigma: float | None = None
+    """Logits are calibrated before their activation: (logit - mean) / sigma."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("task", get_args(PoolingTask)),
+            ("pooling_type", (*get_args(SeqPoolingType), "ALL")),
+            ("seq_pooling_type", get_args(SeqPoolingType)),
+            ("tok_pooling_type", ("ALL",)),
+            ("use_activation", (True, False)),
+        ):
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise ConfigError(f"--pooler-config.{name}", value, f"one of {', '.join(map(str, choices))}")
+        if self.pooling_type is not None and (self.seq_pooling_type or self.tok_pooling_type):
+            raise ConfigError(
+                "--pooler-config.pooling_type", self.pooling_type, "left out where seq_ or tok_pooling_type is given"
+            )
+        if self.dimensions is not None and not _is_positive_int(self.dimensions):
+            raise ConfigError("--pooler-config.dimensions", self.dimensions, "1 or more")
+        for name in ("logit_mean", "logit_sigma"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int | float) or (name == "logit_sigma" and value == 0)):
+                raise ConfigError(f"--pooler-config.{name}", value, "a number, and logit_sigma not 0")
+
+    @property
+    def sequence_type(self) -> SeqPoolingType | None:
+        """How the vectors of all tokens become one; None if it is not given."""
+        if self.pooling_type is None or self.pooling_type == "ALL":
+            return self.seq_pooling_type
+        return self.pooling_type
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from base.errors import ConfigError
 from base.server_settings import LifecycleConfig, LoggingConfig, NetworkConfig, TlsConfig
 from base.setting import Group, Setting, check_ranges, from_variable, setting
 from envs.registry import env
-from server.lora_config import LoraModule
+from server.config import LoraModule
 
 DisabledThinkingEffort = Literal["auto", "none", "low", "medium", "high", "xhigh", "max"]
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from server.pooler_config import PoolingTask
+from server.config import PoolingTask
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 """Why a request ended, in vLLM's terms; `abort` and `error` never appear in an OpenAI body."""

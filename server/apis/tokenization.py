@@ -6,8 +6,8 @@ from msgspec import Meta
 
 from base.errors import RequestError
 from server.engine.process_link.client import EngineClient
-from server.generation.chat_request import Tool, shown_tools
-from server.http_body.fields import (
+from server.generation.request import Tool, shown_tools
+from server.http_body.request_body import (
     Messages,
     RequestBody,
     TokenId,

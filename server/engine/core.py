@@ -20,8 +20,7 @@ from server.engine.process_link.messages import (
     LoadAdapter,
     UnloadAdapter,
 )
-from server.engine.sampling.logprobs import add_prompt_logprobs
-from server.engine.sampling.sampler import Sampled, Sampler
+from server.engine.sampling.sampler import Sampled, Sampler, add_prompt_logprobs
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Chunk, Sequence
 from server.types import EngineOutput, EnginePrompt, EngineStats

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from server.engine.features.prompt_features import PromptFeatures
-    from server.engine.sampling.grammar_compiler import Grammar
+    from server.engine.sampling.grammar import Grammar
     from server.engine.sampling.reasoning import ReasoningState
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from base.errors import RequestError
 from server.generation.request import GenerationRequest
-from server.http_body.fields import Counted, NumLogprobs, TokenCount, TokenId, Unsupported
+from server.http_body.request_body import Counted, NumLogprobs, TokenCount, TokenId, Unsupported
 from server.renderers.prompts import EmbedsPrompt, Prompt
 
 DEFAULT_MAX_TOKENS = 16

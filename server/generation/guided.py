@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 from base.errors import RequestError
 from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema
-from server.generation.chat_request import ChatRequest, FunctionDefinition
 from server.generation.completion_request import CompletionRequest
-from server.generation.request import StructuredOutputs
+from server.generation.request import ChatRequest, FunctionDefinition, StructuredOutputs
 from server.parsers.base import CallFormat
 from server.parsers.json_text import is_nested_deeper
 from server.types import GuidedDecoding
@@ -144,7 +143,7 @@ def _with_whitespace(guided: GuidedDecoding, wanted: StructuredOutputs) -> Guide
 
 
 def _forced_schema(request: ChatRequest) -> dict[str, Any]:
-    """The schema of the text of a request that forces a call; `server.parsers.forced` reads it.
+    """The schema of the text of a request that forces a call; `server.parsers.chain` reads it.
 
     The text of a named tool is its arguments; with `required` it is an array of objects with `name` and
     `parameters`.

@@ -7,8 +7,8 @@ from functools import cached_property
 
 from base.errors import RequestError
 from server.engine.sampling.reasoning import MarkerFinder
-from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
+from server.generation.request import ChatRequest
 from server.parsers.base import OutputParser, PromptEnd, ReasoningFormat
 from server.parsers.detection import ModelFacts, detect_reasoning_format
 from server.parsers.registry import AUTO, load_reasoning_format

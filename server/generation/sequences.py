@@ -8,9 +8,8 @@ from uuid import uuid4
 from base.errors import EngineError, RequestError
 from server.generation.generation import Generation, SequenceDelta
 from server.metrics.server_metrics import EngineMetrics
-from server.operation.concurrently import take_turns
-from server.operation.inference import Inference
-from server.operation.request_context import RequestContext
+from server.operation.models import Inference
+from server.operation.request_context import RequestContext, take_turns
 from server.types import UNUSABLE_GRAMMAR, EngineOutput, FinishReason
 
 _MANY_ENTRIES = 4096

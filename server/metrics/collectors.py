@@ -7,8 +7,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from base.lifecycle import StartView
+from server.renderers.base import RendererPool
 from server.renderers.images.processor_cache import ProcessorCache
-from server.renderers.pool import RendererPool
 from server.types import EngineStats
 
 LABELS = ("model_name", "engine")

@@ -1,14 +1,21 @@
-"""Admission control: rejects requests above the configured limits of sequences, prompt tokens and held bytes.
+"""Which requests are accepted, by lifecycle and limits, and which are running.
 
-Checked when a request's headers have arrived, before its body is read, and again once its body is decoded.
+Admission control rejects those above the limits of sequences, prompt tokens and held bytes. It is checked
+when a request's headers have arrived, before its body is read, and again once its body is decoded.
 """
 
+import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from math import inf
+from typing import Any
 
-from base.errors import OverloadedError, RequestError
+from base.errors import OverloadedError, RequestError, ServerError
+from base.lifecycle import Lifecycle, StartView
 from base.machine.memory import available_bytes
+from server.http_body.response_body import UnavailableInfo, UnavailableResponse
 from server.limits import LimitsConfig, flag_of
 
 _MEMORY_SHARE = 8
@@ -147,3 +154,111 @@ class Lease:
 def unbounded_lease() -> Lease:
     """The lease of requests that the server makes itself."""
     return Lease(Admission(LimitsConfig(max_queued_requests=None)))
+
+
+class UnavailableError(ServerError):
+    """No requests are accepted at the moment; becomes a 503 with this body."""
+
+    def __init__(self, body: UnavailableResponse) -> None:
+        super().__init__(body.error.message)
+        self.body = body
+
+
+class Availability:
+    """Whether requests are accepted; read by every probe and request."""
+
+    def __init__(self, lifecycle: Lifecycle, start: StartView) -> None:
+        self._lifecycle = lifecycle
+        self._start = start
+
+    def check(self) -> None:
+        """Raises UnavailableError unless requests are accepted."""
+        if (problem := self.problem) is not None:
+            raise UnavailableError(problem)
+
+    @property
+    def problem(self) -> UnavailableResponse | None:
+        """The body of a 503; None while requests are accepted."""
+        lifecycle = self._lifecycle
+        match lifecycle.state:
+            case "ready":
+                return None
+            case "starting":
+                return UnavailableResponse(
+                    UnavailableInfo(message="Loading model"), "starting", **self._start.progress()
+                )
+            case "restarting":
+                return UnavailableResponse(
+                    UnavailableInfo(message=f"The engine died and is being started again: {lifecycle.reason}"),
+                    "restarting",
+                    phase="restart_engine",
+                    progress=None,
+                    elapsed_s=round(lifecycle.restart_elapsed_s, 3),
+                    eta_s=None,
+                )
+            case "draining":
+                return UnavailableResponse(UnavailableInfo(message="The server is shutting down"), "draining")
+            case "dead":
+                return UnavailableResponse(UnavailableInfo(message=f"The engine died: {lifecycle.reason}"), "dead")
+
+
+class RunningRequests:
+    """Those that are being answered: counted for /load, waited for and cancelled by the drain.
+
+    One per server; used on the event loop only.
+    """
+
+    def __init__(self) -> None:
+        self.is_cancelled = False
+        """Whether `cancel` was called: from then on, a cancelled request may still have its client."""
+        self._running: set[asyncio.Task[Any]] = set()
+        self._last_activity_s = -inf
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def num_running(self) -> int:
+        """How many requests are being answered."""
+        return len(self._running)
+
+    @property
+    def quiet_s(self) -> float:
+        """Seconds since a request last began, ended or was rejected."""
+        return 0.0 if self.num_running else time.monotonic() - self._last_activity_s
+
+    @contextmanager
+    def hold(self) -> Iterator[asyncio.Task[Any]]:
+        """Counts the request that this task, which is returned, answers for as long as it runs."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        self._idle.clear()
+        try:
+            yield task
+        finally:
+            self._last_activity_s = time.monotonic()
+            self._running.discard(task)
+            if not self._running:
+                self._idle.set()
+
+    def note_rejection(self) -> None:
+        """Records that a request came and was rejected."""
+        self._last_activity_s = time.monotonic()
+
+    def cancel(self) -> None:
+        """Cancels all running requests, such as those that wait for the rest of their body."""
+        self.is_cancelled = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Cancels the tasks of all running requests; a task may still answer its client."""
+        for task in self._running:
+            task.cancel()
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Waits until no request runs; returns False if some still do after the timeout."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True

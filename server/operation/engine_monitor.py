@@ -11,7 +11,7 @@ from base.errors import EngineDeadError, EngineError, EngineStartError
 from base.lifecycle import Lifecycle, State
 from server.engine.process_link.client import EngineClient
 from server.metrics.server_metrics import ServerMetrics
-from server.operation.lora import LoraAdapters
+from server.operation.models import LoraAdapters
 from server.renderers.base import BaseRenderer
 from server.renderers.prompts import TextOptions
 from server.types import EngineInfo, EnginePrompt, PoolingParams, SamplingParams

@@ -1,13 +1,193 @@
 """The names under which the model is served, and which endpoints fit it; answers /v1/models."""
 
-from collections.abc import Sequence
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from base.errors import RequestError, UnsupportedApiError
+from base.errors import EngineStartError, RequestError, UnsupportedApiError
+from envs.home import expand_home
 from server.engine.process_link.client import EngineClient
-from server.operation.lora import LoraAdapters
+from server.engine.process_link.messages import Done
+from server.http_body.request_body import RequestBody
+from server.http_body.response_body import BinaryResponse
+from server.metrics.server_metrics import ServerMetrics
+from server.operation.request_context import RequestContext
+from server.renderers.base import BaseRenderer
+from server.server_config import ServerConfig
+
+logger = logging.getLogger(__name__)
+
+
+class LoadLoraAdapterRequest(RequestBody, kw_only=True):
+    """Names and places an adapter."""
+
+    lora_name: str
+    lora_path: str
+    load_inplace: bool = False
+    """Whether the adapter replaces a loaded one of this name."""
+    is_3d_lora_weight: bool = False
+    """Accepted as in vLLM; layers of experts cannot be adapted here."""
+
+
+class UnloadLoraAdapterRequest(RequestBody, kw_only=True):
+    """Names a loaded adapter."""
+
+    lora_name: str
+    lora_int_id: int | None = None
+    """Accepted as in vLLM, which ignores it too."""
+
+
+class ServedAdapter(NamedTuple):
+    """An adapter that requests may name as their model."""
+
+    adapter_id: int
+    """In the engine; another one each time weights are loaded, so that cached prefixes are not mixed up."""
+    name: str
+    path: str
+    """As the user wrote it."""
+    folder: Path
+    parent: str
+    """The name of the base model."""
+
+
+class LoraAdapters:
+    """One per server; every method runs on the event loop."""
+
+    def __init__(self, config: ServerConfig, engine: EngineClient) -> None:
+        self._config = config
+        self._engine = engine
+        self._adapters: dict[str, ServedAdapter] = {}
+        self._ids = count(1)
+        self._changing = asyncio.Lock()
+        self._has_static = False
+
+    @property
+    def served(self) -> Iterable[ServedAdapter]:
+        """In the order in which they were loaded."""
+        return self._adapters.values()
+
+    def find(self, name: str | None) -> ServedAdapter | None:
+        """The adapter of that name; None if there is none, and for no name."""
+        return self._adapters.get(name) if name else None
+
+    async def prepare_engine(self) -> None:
+        """Loads the adapters of `--lora-modules` into the first engine, and all served ones into the next.
+
+        Raises:
+            EngineStartError: an adapter of `--lora-modules` cannot be loaded, or the engine died.
+        """
+        if self._has_static:
+            await self._reload()
+            return
+        for module in self._config.lora_modules:
+            try:
+                adapter = self._describe(module.name, module.path, module.base_model_name)
+                error = (await self._load(adapter)).error
+            except RequestError as err:
+                error = err.message
+            if error is not None:
+                raise EngineStartError(f"--lora-modules {module.name}={module.path}: {error}")
+        self._has_static = True
+
+    async def load(self, request: LoadLoraAdapterRequest, context: RequestContext) -> BinaryResponse:
+        """Loads an adapter or replaces one; running requests keep the weights with which they began.
+
+        Raises:
+            RequestError: the name is taken; the adapter is missing, broken, not allowed or not of this model.
+        """
+        name, path = request.lora_name, request.lora_path
+        async with self._changing:
+            self._check_load(request)
+            before = self.find(name)
+            report = await self._load(self._describe(name, path, None))
+            if report.is_missing:
+                message = f"Loading lora {name} failed: No adapter found for {path} ({report.error})."
+                raise RequestError(message, param="lora_path", status=404, type="NotFoundError")
+            if report.error is not None:
+                raise RequestError(f"Loading lora {name} failed: {report.error}.", param="lora_path")
+            if before is not None:
+                self._engine.unload_adapter(before.adapter_id)
+        return _plain(f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def unload(self, request: UnloadLoraAdapterRequest, context: RequestContext) -> BinaryResponse:
+        """Removes an adapter; requests that are running finish with it.
+
+        Raises:
+            RequestError: there is no adapter of that name.
+        """
+        name = request.lora_name
+        if not name:
+            message = "'lora_name' needs to be provided to unload a LoRA adapter."
+            raise RequestError(message, param="lora_name", type="InvalidUserInput")
+        async with self._changing:
+            adapter = self._adapters.pop(name, None)
+            if adapter is None:
+                message = f"The lora adapter '{name}' cannot be found."
+                raise RequestError(message, param="lora_name", status=404, type="NotFoundError")
+            self._engine.unload_adapter(adapter.adapter_id)
+        logger.info("LoRA adapter %s removed", name)
+        return _plain(f"Success: LoRA adapter '{name}' removed successfully.")
+
+    def _check_load(self, request: LoadLoraAdapterRequest) -> None:
+        name, path = request.lora_name, request.lora_path
+        if not name or not path:
+            raise RequestError(
+                "Both 'lora_name' and 'lora_path' must be provided.",
+                param="lora_path" if name else "lora_name",
+                type="InvalidUserInput",
+            )
+        if name in self._config.served_model_names:
+            message = f"The lora adapter '{name}' conflicts with a served base model."
+            raise RequestError(message, param="lora_name", type="InvalidUserInput")
+        if name in self._adapters and not request.load_inplace:
+            raise RequestError(
+                f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
+                "set 'load_inplace' to True.",
+                param="lora_name",
+                type="InvalidUserInput",
+            )
+        root = self._config.lora_adapter_root
+        if root is not None and not self._folder(path).is_relative_to(Path(root).resolve()):
+            message = f"The lora path '{path}' is outside of {root} (--lora-adapter-root)."
+            raise RequestError(message, param="lora_path", type="InvalidUserInput")
+
+    async def _load(self, adapter: ServedAdapter) -> Done:
+        """Loads the adapter into the engine and, if that succeeds, serves it."""
+        report = await self._engine.load_adapter(adapter.adapter_id, adapter.name, str(adapter.folder))
+        if report.error is None:
+            self._adapters[adapter.name] = adapter
+            logger.info("LoRA adapter %s loaded from %s", adapter.name, adapter.folder)
+        return report
+
+    async def _reload(self) -> None:
+        for adapter in list(self._adapters.values()):
+            report = await self._load(adapter)
+            if report.error is not None:
+                del self._adapters[adapter.name]
+                logger.error("LoRA adapter %s is lost with the engine: %s", adapter.name, report.error)
+
+    def _describe(self, name: str, path: str, base_model_name: str | None) -> ServedAdapter:
+        names = self._config.served_model_names
+        parent = base_model_name if base_model_name in names else names[0]
+        return ServedAdapter(next(self._ids), name, path, self._folder(path), parent)
+
+    def _folder(self, path: str) -> Path:
+        """Absolute and without links; a relative path begins at `--lora-adapter-root` if that is given."""
+        try:
+            return Path(self._config.lora_adapter_root or ".", expand_home(path)).resolve()
+        except (ValueError, OSError, RuntimeError) as err:  # a null byte, a circle of links, an unknown user
+            raise RequestError(f"The lora path {path!r} is not a path: {err}.", param="lora_path") from err
+
+
+def _plain(text: str) -> BinaryResponse:
+    return BinaryResponse(text.encode(), content_type=b"text/plain; charset=utf-8")
 
 
 class ModelCard(msgspec.Struct, kw_only=True):
@@ -100,3 +280,14 @@ class ServedModels:
 def unix_time() -> int:
     """Seconds since 1970, for the `created` of responses."""
     return int(datetime.now(UTC).timestamp())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """One per server; used on the event loop."""
+
+    config: ServerConfig
+    models: ServedModels
+    renderer: BaseRenderer
+    engine: EngineClient
+    metrics: ServerMetrics

@@ -9,11 +9,38 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from server.parsers.events import Event
+
+class Reasoning(NamedTuple):
+    """Text of the model's reasoning."""
+
+    text: str
+
+
+class Content(NamedTuple):
+    """Text for the user."""
+
+    text: str
+
+
+class CallStart(NamedTuple):
+    """A tool call begins."""
+
+    name: str
+    id: str | None = None
+    """Only if the format has ids; the server makes one for other calls."""
+
+
+class CallArguments(NamedTuple):
+    """Adds JSON text to the arguments of the latest call."""
+
+    text: str
+
+
+Event = Reasoning | Content | CallStart | CallArguments
 
 
 class FunctionDefinition(Protocol):
-    """A function of the request's `tools`; `server.generation.chat_request.FunctionDefinition` is one."""
+    """A function of the request's `tools`; `server.generation.request.FunctionDefinition` is one."""
 
     @property
     def name(self) -> str: ...
@@ -67,7 +94,7 @@ class PromptEnd(Enum):
 
 
 class ReasoningFormat(Protocol):
-    """How a kind of model marks its reasoning; one object per format in `server.parsers.reasoning`."""
+    """How a kind of model marks its reasoning; one object per format."""
 
     @property
     def starts(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple
 
 import regex
 
-from server.parsers.events import CallArguments, CallStart, Content, Event
+from server.parsers.base import CallArguments, CallStart, Content, Event
 from server.parsers.json_text import is_unicode, read_json
 from server.parsers.text_parser import BLANKS, Found, IncomingText, Waiting
 

@@ -6,8 +6,7 @@ from typing import ClassVar
 
 import regex
 
-from server.parsers.base import CallFormat, FunctionDefinition
-from server.parsers.events import Content
+from server.parsers.base import CallFormat, Content, FunctionDefinition
 from server.parsers.json_calls import CallArray, CallObject, CallReader, CallStyle
 from server.parsers.text_parser import BLANKS, TextReader, Waiting, any_of
 

@@ -6,8 +6,7 @@ from typing import ClassVar, Final, TypeVar
 
 import regex
 
-from server.parsers.base import CallFormat
-from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
+from server.parsers.base import CallArguments, CallFormat, CallStart, Content, Event, Reasoning
 
 Result = TypeVar("Result")
 Waiting = Generator[None, None, Result]

@@ -3,18 +3,23 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
+from time import perf_counter
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
-from server.renderers.detokenizer import DecodeWindow, IncrementalDetokenizer, PromptTail
-from server.renderers.embeds.chat_embeds import MarkedConversation, has_embeds, join, mark
-from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
+from server.renderers.detokenizer import DecodeWindow, IncrementalDetokenizer, PromptTail, StopScanner
+from server.renderers.embeds.prompt_embeds import (
+    EmbedsLimits,
+    MarkedConversation,
+    join,
+    mark,
+    safe_load_prompt_embeds,
+)
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
-from server.renderers.pool import RendererPool
 from server.renderers.prompts import (
     ChatOptions,
     EmbedsPrompt,
@@ -25,13 +30,40 @@ from server.renderers.prompts import (
     check_text_length,
     check_token_ids,
     check_unicode,
+    has_embeds,
 )
-from server.renderers.stop_strings import StopScanner
 from server.renderers.tokenizers.tokenizer import Cut, Side, Tokenizer
 from server.types import EngineInfo, PromptInputs, TensorData
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class RendererPool(ThreadPoolExecutor):
+    """A thread pool that reports how many work items wait, and how long each one waited."""
+
+    def __init__(self, num_workers: int, *, name: str) -> None:
+        super().__init__(num_workers, thread_name_prefix=name)
+        self.num_workers = num_workers
+        self._on_wait: Callable[[float], None] = lambda _: None
+
+    @property
+    def num_waiting(self) -> int:
+        """Work items that no thread has taken."""
+        return self._work_queue.qsize()
+
+    def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
+        """Calls `on_wait` with the seconds that a work item has waited, on the thread that begins it."""
+        self._on_wait = on_wait
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> "Future[R]":
+        submitted_s = perf_counter()
+
+        def run() -> R:
+            self._on_wait(perf_counter() - submitted_s)
+            return fn(*args, **kwargs)
+
+        return super().submit(run)
 
 
 class BaseRenderer(ABC):

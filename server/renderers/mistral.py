@@ -14,8 +14,7 @@ from pydantic import ValidationError
 from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
 from server.renderers.base import BaseRenderer
-from server.renderers.messages import TEXT_KEYS, Message, to_conversation
-from server.renderers.prompts import ChatOptions, check_unicode
+from server.renderers.prompts import TEXT_KEYS, ChatOptions, Message, check_unicode, to_conversation
 from server.renderers.tokenizers.files import TokenizerLoadError
 from server.renderers.tokenizers.mistral_tokenizer import MistralTokenizer
 

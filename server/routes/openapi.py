@@ -11,9 +11,9 @@ from server.apis.pooling.endpoints import ClassificationRequest, EmbeddingReques
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
 from server.apis.responses.request import ResponsesRequest
 from server.apis.tokenization import DetokenizeRequest, TokenizeRequest
-from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.http_body.errors import ErrorResponse, UnavailableResponse
+from server.generation.request import ChatRequest
+from server.http_body.response_body import ErrorResponse, UnavailableResponse
 
 Schemas = dict[type, dict[str, Any]]
 

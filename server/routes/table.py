@@ -5,7 +5,6 @@ from functools import partial
 from starlette.routing import Route
 
 from base.status_page.page import DATA_PATH
-from server.apis.messages.errors import ANTHROPIC
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
 from server.apis.messages.serving import MessagesServing
 from server.apis.openai.chat import ChatServing
@@ -24,19 +23,16 @@ from server.apis.responses.archive import ResponseArchive
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.serving import ResponsesServing
 from server.apis.tokenization import DetokenizeRequest, TokenizationServing, TokenizeRequest
-from server.generation.chat_request import ChatRequest
-from server.generation.chat_run import ChatRunner
+from server.generation.chat import ChatRunner, OutputParsing
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import GenerationBuilder
-from server.generation.output_parsing import OutputParsing
 from server.generation.reasoning import ModelReasoning
-from server.http_body.decoding import RequestDecoder
-from server.http_body.errors import OPENAI, FailureFormat
-from server.operation.lora import LoadLoraAdapterRequest, LoraAdapters, UnloadLoraAdapterRequest
-from server.routes.endpoint import Handler, JsonEndpoint, T
-from server.routes.info import HealthEndpoint, InfoEndpoints, ModelEndpoints, ResponseEndpoints
-from server.routes.parts import AppParts
-from server.routes.status import StatusEndpoints
+from server.generation.request import ChatRequest
+from server.http_body.request_body import RequestDecoder
+from server.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
+from server.operation.models import LoadLoraAdapterRequest, LoraAdapters, UnloadLoraAdapterRequest
+from server.routes.endpoint import AppParts, Handler, JsonEndpoint, T
+from server.routes.info import HealthEndpoint, InfoEndpoints, ModelEndpoints, ResponseEndpoints, StatusEndpoints
 
 
 def build_routes(parts: AppParts) -> list[Route]:

@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 import msgspec
 
-from server.http_body.errors import error_response
+from server.http_body.response_body import error_response
 from server.limits import LimitsConfig, flag_of
 
 READ_GRACE_S = 0.05

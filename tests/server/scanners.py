@@ -20,30 +20,26 @@ from server.apis.messages.blocks import BlockStream
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import CustomInputReader, ResponseTools
+from server.app import ApiKeyMiddleware
 from server.config import RendererConfig
 from server.engine.sampling.grammar import GrammarError, build_grammar
 from server.engine.sampling.reasoning import MarkerFinder
-from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.guided import find_constraint
-from server.generation.request import StructuredOutputs
-from server.http_body.decoding import RequestDecoder, check_num_values
+from server.generation.request import ChatRequest, StructuredOutputs
 from server.http_body.long_texts import shorten
+from server.http_body.request_body import RequestDecoder, check_num_values
 from server.parsers.arguments import text_to_value
-from server.parsers.base import OutputParser, PromptEnd
-from server.parsers.chain import WholeCalls
-from server.parsers.events import Content
-from server.parsers.forced import RequiredCallsParser
+from server.parsers.base import Content, OutputParser, PromptEnd
+from server.parsers.chain import RequiredCallsParser, WholeCalls
 from server.parsers.json_text import read_json
 from server.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
-from server.renderers.detokenizer import UNFINISHED, DecodeWindow, PromptTail
+from server.renderers.detokenizer import MAX_STOP_CHARS, UNFINISHED, DecodeWindow, PromptTail, StopScanner
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.images.fetcher import MediaFetcher
 from server.renderers.images.loader import decode_data_url
-from server.renderers.messages import to_conversation
-from server.renderers.stop_strings import MAX_STOP_CHARS, StopScanner
-from server.routes.asgi import read_announced_bytes, read_request_id
-from server.routes.middleware import ApiKeyMiddleware
+from server.renderers.prompts import to_conversation
+from server.routes.endpoint import read_announced_bytes, read_request_id
 from server.types import GuidedDecoding, ReasoningMarker
 from startup.probes.probe_http import parse_probe
 from tests.server.parsers.formats import FORMATS
@@ -217,7 +213,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "headers",
-        ("base.request_ids", "server.routes.asgi", "server.routes.middleware", "base.security.api_keys"),
+        ("base.request_ids", "server.routes.endpoint", "server.app", "base.security.api_keys"),
         _headers,
         [
             *_units("a", " ", ",", ";"),
@@ -231,14 +227,14 @@ SCANNERS: Final = [
         lambda text: parse_probe(text.encode()),
         _units("a:\r\n", "a:", "a", ":", "\r\n", begin="GET /health HTTP/1.1\r\n"),
     ),
-    Scanner("stop strings", ("server.renderers.stop_strings",), _stop, _units("a", "ab", "aab", "abaab")),
+    Scanner("stop strings", ("server.renderers.detokenizer",), _stop, _units("a", "ab", "aab", "abaab")),
     Scanner("detokenizer", ("server.renderers.detokenizer",), _detokenize, _units("a", UNFINISHED, UNFINISHED + "a")),
     Scanner(
         "reasoning markers", ("server.engine.sampling.reasoning",), _find_markers, _units("a", "<", "</thin", "aaa<")
     ),
     Scanner(
         "bodies",
-        ("server.http_body.decoding", "server.http_body.long_texts"),
+        ("server.http_body.request_body", "server.http_body.long_texts"),
         _body,
         [
             *_units(*_BRACKETS),
@@ -252,7 +248,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "number of values",
-        ("server.http_body.decoding",),
+        ("server.http_body.request_body",),
         lambda text: check_num_values(text.encode(), 10),
         [
             *_units('\\"', "\\", "a", ",", begin='[",,,,,,,,,,,,'),
@@ -276,7 +272,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "media",
-        ("server.renderers.images.loader", "server.renderers.images.addresses"),
+        ("server.renderers.images.loader", "server.renderers.images.fetcher"),
         _media,
         [
             *_units("a", "a.", "é", "%", "/", "[", ":", "@", "xn--", begin="http://"),
@@ -284,7 +280,7 @@ SCANNERS: Final = [
             *_units("a", ";", "/", begin="data:"),
         ],
     ),
-    Scanner("messages", ("server.renderers.messages",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
+    Scanner("messages", ("server.renderers.prompts",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
     Scanner("schemas", ("server.generation.guided",), _schema, _units("[", '{"a":', "0", "[],", '{"type":"object"},')),
     Scanner(
         "regex grammars",
@@ -334,7 +330,7 @@ PARSER_MODULES: Final = (
     "server.parsers.text_parser",
     "server.parsers.json_calls",
     "server.parsers.marked_calls",
-    "server.parsers.reasoning.formats",
+    "server.parsers.reasoning_formats",
     "server.parsers.tools.markup_formats",
     "server.parsers.chain",
 )
@@ -363,7 +359,7 @@ def tool_parsers(*, are_all: bool = False) -> list[Scanner]:
         scanners.append(_parser(f"tools {form.name}", f"server.parsers.{path.module}", create, texts, form.tokenize))
     required = '[{"name": "now", "parameters": '
     texts = [Text(required), *_units(*_FILLERS, begin=required), *_units(*_FILLERS, begin="[")]
-    return [*scanners, _parser("required calls", "server.parsers.forced", RequiredCallsParser, texts)]
+    return [*scanners, _parser("required calls", "server.parsers.chain", RequiredCallsParser, texts)]
 
 
 def reasoning_parsers() -> list[Scanner]:

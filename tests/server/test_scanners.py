@@ -16,7 +16,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 MEASURED_ELSEWHERE: Final = {
     "server.parsers.tools.openai": "openai_harmony, which reads tokens: in the slow test",
-    "server.renderers.chat_template": "templates of the model",
+    "server.renderers.hf": "templates of the model",
 }
 
 OTHER_TEXT: Final = {
@@ -24,7 +24,6 @@ OTHER_TEXT: Final = {
     "base.server_settings": "settings of the operator",
     "server.server_config": "settings of the operator",
     "server.engine": "tokens, tensors and files of the model: the engine has no text but grammars and markers",
-    "server.lora_config": "settings of the operator",
     "base.machine": "files of the kernel",
     "server.model_files": "files of the model",
     "server.renderers.base": "one split at a marker of its own; look-ups",
@@ -35,14 +34,13 @@ OTHER_TEXT: Final = {
     "server.renderers.tokenizers.loading": "files of the model",
     "server.renderers.vision": "one split at the model's image token",
     "server.routes.openapi": "paths of the server's own routes",
-    "server.routes.status": "files of the kernel",
-    "server.routes.middleware": "settings of the operator",
+    "server.routes.info": "files of the kernel",
+    "server.app": "settings of the operator",
     "server.apis.openai.chat": "look-ups",
-    "server.operation.lora": "look-ups by name",
     "server.operation.models": "look-ups by name",
     "server.generation.reasoning": "the last characters of a prompt, a fixed number",
     "server.apis.responses": "look-ups by id; one json.loads of a call",
-    "server.generation.sampling": "files of the model",
+    "server.generation.generation": "files of the model",
     "server.transport.connection": "one partition of a path; its length is limited",
 }
 """Module or package -> what it reads instead, or why one pass is all that it does."""

@@ -22,7 +22,7 @@ from base.machine.memory import read_memory
 from envs.redaction import is_secret_flag
 from envs.registry import env
 from envs.variable import EnvError
-from server.lora_config import LoraModule
+from server.config import LoraModule
 from startup.config import StartupConfig
 from startup.engine.installed import require_embedded_engine
 from startup.errors import StartupError

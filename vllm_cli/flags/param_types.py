@@ -12,8 +12,7 @@ from base.errors import ConfigError
 from envs.home import expand_home
 from envs.suggestion import did_you_mean
 from envs.variable import EXPECTED_DURATION, parse_duration
-from server.lora_config import LoraModule
-from server.pooler_config import PoolerConfig
+from server.config import LoraModule, PoolerConfig
 
 _MULTIPLIERS: dict[str, int] = {
     **{letter: 10 ** (3 * power) for power, letter in enumerate("kmgt", start=1)},

@@ -11,9 +11,7 @@ import click
 from base.setting import Group, Syntax
 from envs.registry import ENGINES, env
 from envs.variable import EnvVar
-from server.config import TokenizerMode
-from server.lora_config import LoraModule
-from server.pooler_config import PoolerConfig
+from server.config import LoraModule, PoolerConfig, TokenizerMode
 from startup.config import StartupConfig
 from vllm_cli.flags.flag import Shape, SupportedFlag
 from vllm_cli.flags.param_types import (

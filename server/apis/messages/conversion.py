@@ -14,16 +14,17 @@ from server.apis.messages.request import (
     ThinkingEnabled,
     ToolDefinition,
 )
-from server.generation.chat_request import (
+from server.generation.request import (
     ChatRequest,
     FunctionDefinition,
+    JsonSchemaFormat,
     NamedFunction,
     NamedToolChoice,
     ReasoningEffort,
+    ResponseFormat,
     Tool,
     ToolChoice,
 )
-from server.generation.request import JsonSchemaFormat, ResponseFormat
 
 _ATTRIBUTION_HEADER = "x-anthropic-billing-header"
 """Claude Code's first system block; it differs in every request, so no prefix would be found in the cache."""

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from base.errors import CodedRequestError, RequestError
-from server.http_body.fields import CacheSalt, Counted, RequestBody, Temperature, Text, TopK, TopP
+from server.http_body.request_body import CacheSalt, Counted, RequestBody, Temperature, Text, TopK, TopP
 
 MIN_THINKING_TOKENS = 1024
 

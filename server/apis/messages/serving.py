@@ -1,22 +1,25 @@
 """Answers /v1/messages and /v1/messages/count_tokens: the bodies of a `ChatRun`."""
 
+import logging
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final, get_args
 
+from base.errors import RequestError
 from server.apis.messages.blocks import BlockStream, StreamEvent, create_stop
 from server.apis.messages.conversion import to_chat_request
-from server.apis.messages.errors import ANTHROPIC
-from server.apis.messages.request import CountTokensRequest, MessagesRequest, ThinkingDisabled
-from server.apis.messages.template_probe import TemplateProbe
-from server.generation.chat_request import ChatRequest
-from server.generation.chat_run import ChatRun, ChatRunner, render_chat_request
-from server.generation.output_parsing import ChoiceDelta, Part
-from server.http_body.errors import end_stream
-from server.http_body.response_parts import encode_named_event
-from server.operation.inference import Inference
+from server.apis.messages.request import CountTokensRequest, Effort, MessagesRequest, ThinkingDisabled
+from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, Part, chat_options, render_chat_request
+from server.generation.request import ChatRequest, ReasoningEffort
+from server.http_body.response_body import ANTHROPIC, encode_named_event, end_stream
+from server.operation.models import Inference
 from server.operation.request_context import RequestContext
-from server.parsers.events import Content, Reasoning
+from server.parsers.base import Content, Reasoning
+from server.renderers.prompts import ChatOptions
+
+logger = logging.getLogger(__name__)
+_HI: Final = [{"role": "user", "content": "Hi"}]
+_TOOL: Final = {"type": "function", "function": {"name": "t", "parameters": {"type": "object", "properties": {}}}}
 
 
 class MessagesServing:
@@ -150,3 +153,61 @@ def _add(blocks: BlockStream, part: Part) -> list[StreamEvent]:
 
 def _encode(events: Iterable[StreamEvent]) -> bytes:
     return b"".join(encode_named_event(event) for event in events)
+
+
+_SYSTEM_TWICE: Final = [{"role": role, "content": "t"} for role in ("system", "user", "system", "user")]
+
+
+class TemplateProbe:
+    """One per server; used on the event loop."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._config = inference.config
+        self._renderer = inference.renderer
+        effort = inference.config.generation.anthropic_disabled_thinking_effort
+        self._disabled_effort: ReasoningEffort | None = None if effort == "auto" else effort
+        self._merges_system: bool | None = None
+
+    async def merges_system(self) -> bool:
+        """Whether system messages must be moved to the start, because the template rejects others."""
+        if self._merges_system is None:
+            self._merges_system = await self._rejects_later_system()
+            if self._merges_system:
+                logger.warning(
+                    "the chat template accepts system messages only at the start: /v1/messages moves later ones there"
+                )
+                logger.warning(
+                    "each moved system message makes the engine compute the whole prompt again; "
+                    "a --chat-template that accepts them anywhere avoids this"
+                )
+        return self._merges_system
+
+    async def disabled_effort(self) -> ReasoningEffort:
+        """The `reasoning_effort` for disabled thinking: `low` if the template ignores or rejects `none`."""
+        if self._disabled_effort is None:
+            self._disabled_effort = await self._find_disabled_effort()
+            logger.info("disabled thinking in /v1/messages is reasoning_effort '%s'", self._disabled_effort)
+        return self._disabled_effort
+
+    async def _rejects_later_system(self) -> bool:
+        for tools in (None, [_TOOL]):  # some models have a template for each
+            options = ChatOptions(add_generation_prompt=False, tools=tools)
+            if await self._render(_SYSTEM_TWICE, options) is None:
+                return True
+        return False
+
+    async def _find_disabled_effort(self) -> ReasoningEffort:
+        prompt = await self._render_effort("none")
+        if prompt is None or any([await self._render_effort(effort) == prompt for effort in get_args(Effort)]):
+            return "low"
+        return "none"
+
+    async def _render_effort(self, effort: ReasoningEffort) -> list[int] | None:
+        request = ChatRequest(messages=_HI, reasoning_effort=effort)
+        return await self._render(_HI, chat_options(request, self._config.generation))
+
+    async def _render(self, messages: list[dict[str, Any]], options: ChatOptions) -> list[int] | None:
+        try:
+            return (await self._renderer.run_in_pool(self._renderer.render_chat, messages, options)).token_ids
+        except RequestError:
+            return None

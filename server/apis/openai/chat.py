@@ -4,18 +4,13 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from server.generation.chat_request import ChatRequest
-from server.generation.chat_run import ChatRun, ChatRunner
-from server.generation.logprobs import ChatLogprobs, LogprobFormatter
-from server.generation.output_parsing import ChoiceDelta, ToolCallPart
-from server.generation.usage import UsageReporting
-from server.http_body.errors import end_stream
-from server.http_body.response_parts import Usage, encode_event
-from server.operation.concurrently import take_turns
-from server.operation.inference import Inference
-from server.operation.models import unix_time
-from server.operation.request_context import RequestContext
-from server.parsers.events import Content, Reasoning
+from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, ToolCallPart
+from server.generation.request import ChatRequest
+from server.generation.response_parts import ChatLogprobs, LogprobFormatter, Usage
+from server.http_body.response_body import encode_event, end_stream
+from server.operation.models import Inference, unix_time
+from server.operation.request_context import RequestContext, take_turns
+from server.parsers.base import Content, Reasoning
 
 
 class ChatServing:
@@ -77,19 +72,18 @@ class ChatBodies:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The response as events. The opening chunks are sent with the first token, in one write."""
-        reporting = UsageReporting(self._request.stream_options, self._inference.config.generation)
-        opening: bytes | None = await self._opening(in_chunks=reporting.in_chunks)
+        opening: bytes | None = await self._opening()
         async with aclosing(self._run.stream()) as deltas:
             async for delta in deltas:
-                event = await self._event(delta, in_chunks=reporting.in_chunks)
+                event = await self._event(delta)
                 if opening is not None:
                     event, opening = opening + event, None
                 if event:
                     yield event
-        if reporting.at_end:
+        if self._run.meter.is_sent_at_end:
             yield encode_event(self._chunk([], self._run.meter.total()))
 
-    async def _opening(self, *, in_chunks: bool) -> bytes:
+    async def _opening(self) -> bytes:
         """The opening chunks: for each choice its role, then the echoed message."""
         events = []
         for content in filter(None, ("role", self._echo)):
@@ -97,7 +91,7 @@ class ChatBodies:
                 is_role = content == "role"
                 delta = {"role": self._role, "content": ""} if is_role else {"content": content}
                 choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-                chunk = self._chunk([choice], self._run.meter.of_choice(index) if in_chunks else None)
+                chunk = self._chunk([choice], self._run.meter.of_chunk(index))
                 events.append(encode_event(chunk | self._shown_prompt() if is_role else chunk))
         return b"".join(events)
 
@@ -110,7 +104,7 @@ class ChatBodies:
             shown["prompt_text"] = prompt.text
         return shown
 
-    async def _event(self, delta: ChoiceDelta, *, in_chunks: bool) -> bytes:
+    async def _event(self, delta: ChoiceDelta) -> bytes:
         """One chunk; empty when the tokens are only markers, or held back."""
         is_silent = not delta.parts and delta.finish_reason is None
         if is_silent and not self._shows_logprobs and not self._shows_token_ids:
@@ -125,7 +119,7 @@ class ChatBodies:
             choice["stop_reason"] = delta.sequence.stop_reason
         if self._shows_token_ids:
             choice["token_ids"] = delta.sequence.token_ids
-        return encode_event(self._chunk([choice], self._run.meter.of_choice(delta.choice) if in_chunks else None))
+        return encode_event(self._chunk([choice], self._run.meter.of_chunk(delta.choice)))
 
     async def _choice(self, choice: ChoiceDelta) -> dict[str, Any]:
         return {

@@ -6,15 +6,11 @@ from typing import Any
 
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import Generation, GenerationBuilder, SequenceDelta
-from server.generation.logprobs import CompletionLogprobs, LogprobFormatter
+from server.generation.response_parts import CompletionLogprobs, LogprobFormatter, UsageMeter
 from server.generation.sequences import collect, generate
-from server.generation.usage import UsageMeter, UsageReporting
-from server.http_body.errors import end_stream
-from server.http_body.response_parts import encode_event
-from server.operation.concurrently import take_turns
-from server.operation.inference import Inference
-from server.operation.models import unix_time
-from server.operation.request_context import RequestContext
+from server.http_body.response_body import encode_event, end_stream
+from server.operation.models import Inference, unix_time
+from server.operation.request_context import RequestContext, take_turns
 from server.renderers.prompts import RenderedPrompt, TextOptions
 
 _PROMPTS_PER_CALL = 32
@@ -116,15 +112,14 @@ class CompletionBodies:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The response as events."""
-        reporting = UsageReporting(self._request.stream_options, self._inference.config.generation)
         async with aclosing(generate(self._inference, self.generation)) as deltas:
             async for delta in deltas:
                 self._meter.add(delta)
                 chunk = self._body([await self._part(delta)])
-                if reporting.in_chunks:
-                    chunk["usage"] = self._meter.of_choice(delta.choice)
+                if (usage := self._meter.of_chunk(delta.choice)) is not None:
+                    chunk["usage"] = usage
                 yield encode_event(chunk)
-        if reporting.at_end:
+        if self._meter.is_sent_at_end:
             yield encode_event(self._body([]) | {"usage": self._meter.total()})
 
     def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:

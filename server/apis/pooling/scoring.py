@@ -14,7 +14,7 @@ from base.errors import RequestError
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import PoolingFields
 from server.apis.pooling.serving import Endpoint, Pooled, values_of
-from server.http_body.fields import Counted
+from server.http_body.request_body import Counted
 from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, PoolingInfo, PoolingParams
 

@@ -14,12 +14,10 @@ from base.errors import EngineError, UnsupportedApiError
 from base.request_ids import set_request_id
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import PoolingFields
+from server.generation.response_parts import Usage
 from server.generation.sequences import SequenceRecorder
-from server.http_body.response_parts import Usage
-from server.operation.concurrently import run_concurrently
-from server.operation.inference import Inference
-from server.operation.models import unix_time
-from server.operation.request_context import RequestContext
+from server.operation.models import Inference, unix_time
+from server.operation.request_context import RequestContext, run_concurrently
 from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams, TensorData
 

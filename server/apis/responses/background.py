@@ -7,7 +7,7 @@ from typing import Any
 
 from server.apis.responses.archive import ResponseArchive
 from server.apis.responses.run import Response, ResponseRun
-from server.operation.drain import RunningRequests
+from server.operation.admission import RunningRequests
 from server.operation.request_context import RequestContext
 
 

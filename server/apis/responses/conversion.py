@@ -9,8 +9,7 @@ from base.errors import RequestError
 from server.apis.responses.output import OutputItem
 from server.apis.responses.request import Content, InputItem, InputPart, ResponsesRequest, TextFormat
 from server.apis.responses.tools import CUSTOM_INPUT, ResponseTools, flat_name
-from server.generation.chat_request import ChatRequest
-from server.generation.request import JsonSchemaFormat, ResponseFormat, SamplingFields
+from server.generation.request import ChatRequest, JsonSchemaFormat, ResponseFormat, SamplingFields
 
 Message = dict[str, Any]
 

@@ -5,9 +5,9 @@ from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from server.apis.responses.tools import CustomInputReader, ResponseTools
-from server.generation.logprobs import ChatLogprob
-from server.generation.output_parsing import Part, ToolCallPart
-from server.parsers.events import Content, Reasoning
+from server.generation.chat import Part, ToolCallPart
+from server.generation.response_parts import ChatLogprob
+from server.parsers.base import Content, Reasoning
 
 OutputItem = dict[str, Any]
 ResponseEvent = dict[str, Any]

@@ -6,9 +6,8 @@ import msgspec
 from msgspec import Meta
 
 from base.errors import RequestError
-from server.generation.chat_request import ReasoningEffort
-from server.generation.request import SamplingFields
-from server.http_body.fields import NumLogprobs, TokenCount, Unsupported
+from server.generation.request import ReasoningEffort, SamplingFields
+from server.http_body.request_body import NumLogprobs, TokenCount, Unsupported
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 

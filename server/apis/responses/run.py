@@ -9,12 +9,10 @@ from uuid import uuid4
 from server.apis.responses.output import OutputItem, OutputWriter, ResponseEvent, create_event
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
-from server.generation.chat_run import ChatRun
-from server.generation.logprobs import ChatLogprob, LogprobFormatter
-from server.generation.output_parsing import ChoiceDelta
-from server.http_body.errors import describe_failure
-from server.operation.inference import Inference
-from server.operation.models import unix_time
+from server.generation.chat import ChatRun, ChoiceDelta
+from server.generation.response_parts import ChatLogprob, LogprobFormatter
+from server.http_body.response_body import describe_failure
+from server.operation.models import Inference, unix_time
 from server.types import SamplingParams
 
 Response = dict[str, Any]

@@ -13,12 +13,12 @@ from server.apis.responses.conversion import Message, build_conversation, own_fi
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.run import Response, ResponseRun
 from server.apis.responses.tools import ResponseTools
-from server.generation.chat_request import ChatRequest
-from server.generation.chat_run import ChatRunner
-from server.http_body.decoding import check_limits
+from server.generation.chat import ChatRunner
+from server.generation.request import ChatRequest
+from server.http_body.request_body import check_limits
 from server.limits import LimitsConfig
-from server.operation.drain import RunningRequests
-from server.operation.inference import Inference
+from server.operation.admission import RunningRequests
+from server.operation.models import Inference
 from server.operation.request_context import RequestContext
 
 

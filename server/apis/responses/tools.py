@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from base.errors import RequestError
 from server.apis.responses.request import ResponsesRequest
-from server.generation.chat_request import FunctionDefinition, NamedFunction, NamedToolChoice, Tool, ToolChoice
+from server.generation.request import FunctionDefinition, NamedFunction, NamedToolChoice, Tool, ToolChoice
 
 T = TypeVar("T")
 

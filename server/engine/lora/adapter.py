@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from base.wording import list_some
-from server.lora_config import LoraConfig
+from server.config import LoraConfig
 from server.model_files.kind import VISION_MODEL_TYPES
 
 _SAFETENSORS: Final = "adapter_model.safetensors"

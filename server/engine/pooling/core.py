@@ -6,7 +6,7 @@ import torch
 from msgspec.structs import replace
 
 from base.errors import EngineStartError
-from server.config import EngineConfig, ModelFiles
+from server.config import EngineConfig, ModelFiles, PoolerConfig
 from server.engine.base_core import BaseCore, PromptLimits, failed
 from server.engine.compute.linear import LinearPacker
 from server.engine.phases import Phases
@@ -14,7 +14,6 @@ from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_b
 from server.engine.pooling.heads import PoolingHead
 from server.engine.pooling.loading import load_pooling_model
 from server.model_files.kind import ModelKind
-from server.pooler_config import PoolerConfig
 from server.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, TensorData
 
 

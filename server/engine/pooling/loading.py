@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from base.errors import EngineStartError
-from server.config import EngineConfig, ModelFiles
+from server.config import EngineConfig, ModelFiles, PoolerConfig, PoolingTask, SeqPoolingType
 from server.engine.model.model_loading import derive_max_model_len, load_config, load_weights
 from server.engine.pooling.encoder import Encoder
 from server.engine.pooling.heads import (
@@ -33,7 +33,6 @@ from server.engine.pooling.heads import (
 from server.engine.pooling.projection import Projection, classifier_activation, load_colbert, load_dense
 from server.model_files.kind import ModelKind
 from server.model_files.sentence_files import SentenceFiles, read_sentence_files
-from server.pooler_config import PoolerConfig, PoolingTask, SeqPoolingType
 from server.types import PoolingInfo
 
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")

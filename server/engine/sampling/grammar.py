@@ -1,15 +1,23 @@
 """Converts a request's grammar to the format of llguidance, which compiles it in the engine."""
 
 import json
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 
-from llguidance import LLMatcher, grammar_from
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
-from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema
-from server.engine.sampling.regex_syntax import translate_regex
+from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema, translate_regex
 from server.engine.sampling.structural_tag import structural_tag_grammar
 from server.types import GuidedDecoding
 
 _ANY_OBJECT = {"type": "object"}
+
+_MOST_KEPT_CHARS = 1 << 20
+"""Limit for unused grammars. Compiled, a list of words takes 40 bytes per character, others less."""
+_LEAST_CHARS = 1 << 12
+"""Every grammar counts as at least this long."""
+_LIMITS = LLParserLimits(verbose_errors=False)
+"""llguidance's own: a mask takes 15 ms at most, and whatever exceeds them fails its sequence."""
 
 
 class GrammarError(ValueError):
@@ -67,3 +75,70 @@ def _read_choices(spec: str) -> list[str]:
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
         raise ValueError(f"choices must be a list of one or more texts, got {spec}")
     return choices
+
+
+class Grammar:
+    """A compiled grammar, or the tokenizer alone; the sequences that use it share it."""
+
+    def __init__(self, num_chars: int, compiled: "Future[LLMatcher | None]") -> None:
+        self.num_chars = num_chars
+        self.compiled = compiled
+        self.num_users = 0
+
+    def copy(self) -> LLMatcher:
+        """A matcher for one sequence; it contains the grammar's text again."""
+        matcher = self.compiled.result()
+        assert matcher is not None
+        return matcher.deep_copy()
+
+
+class GrammarCompiler:
+    """One per engine. Methods run on the engine's thread; `load_tokenizer` is called on the executor's."""
+
+    def __init__(self, executor: Executor, load_tokenizer: Callable[[], LLTokenizer], wake: Callable[[], None]) -> None:
+        """`wake` is called on any thread whenever a grammar is ready; llguidance compiles without the GIL."""
+        self._executor = executor
+        self._load_tokenizer = load_tokenizer
+        self._wake = wake
+        self._grammars: dict[GuidedDecoding | None, Grammar] = {}
+        """The least recently used ones first."""
+
+    def acquire(self, guided: GuidedDecoding | None) -> Grammar:
+        """The grammar, which may still be compiled; without one, only the tokenizer is loaded."""
+        grammar = self._grammars.pop(guided, None)
+        if grammar is None:
+            compiled = self._executor.submit(self._compile, guided)
+            compiled.add_done_callback(lambda _: self._wake())
+            grammar = Grammar(max(len(guided.spec) if guided else 0, _LEAST_CHARS), compiled)
+        grammar.num_users += 1
+        self._grammars[guided] = grammar
+        return grammar
+
+    def release(self, grammar: Grammar) -> None:
+        """Ends a use. Without users, cancels a compilation that has not begun."""
+        grammar.num_users -= 1
+        if grammar.num_users:
+            return
+        if grammar.compiled.cancel() or (grammar.compiled.done() and grammar.compiled.exception() is not None):
+            self._grammars = {guided: each for guided, each in self._grammars.items() if each is not grammar}
+        unused = {guided: each for guided, each in self._grammars.items() if not each.num_users}
+        num_chars = sum(each.num_chars for each in unused.values())
+        for guided, each in unused.items():
+            if num_chars <= _MOST_KEPT_CHARS:
+                break
+            num_chars -= each.num_chars
+            del self._grammars[guided]
+
+    def _compile(self, guided: GuidedDecoding | None) -> LLMatcher | None:
+        try:
+            tokenizer = self._load_tokenizer()
+            if guided is None:
+                return None
+            matcher = LLMatcher(tokenizer, translate_grammar(guided), log_level=0, limits=_LIMITS)
+            if not matcher.is_error():
+                matcher.compute_bitmask()  # for all copies: of 40,000 words it takes 100 ms
+        except BaseException as err:  # whatever fails here fails the request; llguidance's panics are no Exception
+            raise GrammarError(str(err) or type(err).__name__) from err
+        if matcher.is_error():
+            raise GrammarError(matcher.get_error())
+        return matcher

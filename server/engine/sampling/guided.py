@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 
-from server.engine.sampling.grammar import GrammarError
-from server.engine.sampling.grammar_compiler import Grammar, GrammarCompiler
+from server.engine.sampling.grammar import Grammar, GrammarCompiler, GrammarError
 from server.engine.sampling.reasoning import FoundMarker, ReasoningState
 from server.engine.sequence import Sequence
 from server.types import UNUSABLE_GRAMMAR

@@ -5,8 +5,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from server.engine.sampling.regex_syntax import translate_regex
-
 Schema = dict[str, Any]
 
 SCHEMA_OPTIONS = {"coerce_one_of": True}
@@ -20,6 +18,23 @@ _APPLIED = frozenset(["$ref", *_BRANCHES])
 _OTHER_TYPES = frozenset(["type", "enum", "const", *_APPLIED])
 _IGNORED = ("not", "if", "then", "else", "dependentRequired", "dependentSchemas")
 """vLLM's backend ignores them, llguidance rejects them."""
+
+_ESCAPE = r"\\(?:u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|c[A-Za-z]|.)"
+_OUTSIDE = re.compile(_ESCAPE + r"|\[\^?\]?|.", re.DOTALL)
+_INSIDE = re.compile(_ESCAPE + r"|\[:\^?[a-z]{1,8}:\]|--|.", re.DOTALL)
+"""Tokens outside and inside of a character class."""
+_CLASSES = {
+    "d": "[0-9]",
+    "D": "[^0-9]",
+    "w": "[a-zA-Z0-9_]",
+    "W": "[^a-zA-Z0-9_]",
+    "s": r"[\t-\r \xa0]",
+    "S": r"[^\t-\r \xa0]",
+}
+_CONTROLS = {"0": r"\x00", "e": r"\x1b"}
+_KEPT_ESCAPES = frozenset("abfnprtuvxBPUk123456789")
+_ANCHORS = frozenset(["^", "$", r"\A", r"\z", r"\Z"])
+_EMPTY = "(?:)"
 
 
 def prepare_schema(text: str) -> str:
@@ -103,3 +118,38 @@ def _close(node: Schema, listed: tuple[str, ...], others: str, unevaluated: str,
         rest = False
     if rest is not None:
         node.setdefault(others, rest)
+
+
+def translate_regex(pattern: str, *, is_whole: bool = True) -> str:
+    """The expression for llguidance.
+
+    Args:
+        pattern: the request's expression.
+        is_whole: whether it describes a whole text; the pattern of a JSON schema is searched for.
+    """
+    parts: list[str] = []
+    position, is_in_class = 0, False
+    while (match := (_INSIDE if is_in_class else _OUTSIDE).match(pattern, position)) is not None:
+        token, position = match.group(), match.end()
+        if token in _ANCHORS and not is_in_class:
+            parts.append(_EMPTY if is_whole else token.replace("Z", "z"))
+        elif token[0] == "\\" and len(token) > 1:
+            parts.append(_escape(token[1:], is_in_class=is_in_class))
+        elif is_in_class:
+            is_in_class = token != "]"
+            parts.append("\\" + token if token in ("[", "--", "&", "~") else token)
+        else:
+            is_in_class = token[0] == "["
+            parts.append("(?s:.)" if is_whole and token == "." else token)
+    return "".join(parts)
+
+
+def _escape(name: str, *, is_in_class: bool) -> str:
+    if name[0] == "c" and len(name) == 2:
+        return f"\\x{ord(name[1]) % 32:02x}"
+    if name == "b" and is_in_class:
+        return r"\x08"
+    if name in _CLASSES or name in _CONTROLS:
+        return _CLASSES.get(name) or _CONTROLS[name]
+    is_kept = name[0] in _KEPT_ESCAPES or (name.isascii() and not name.isalnum() and name not in "<> ")
+    return "\\" + name if is_kept else name

@@ -12,8 +12,7 @@ import msgspec
 from llguidance import LLMatcher, grammar_from
 from msgspec import Meta, structs
 
-from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema
-from server.engine.sampling.regex_syntax import translate_regex
+from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema, translate_regex
 
 
 class Ends(NamedTuple):

@@ -1,14 +1,15 @@
 """Formats whose calls are JSON behind a marker."""
 
+from secrets import choice
+from string import ascii_letters, digits
 from typing import ClassVar, Final
 
 import regex
 
-from server.parsers.base import CallFormat
-from server.parsers.events import CallArguments, CallStart
-from server.parsers.json_calls import CallStyle
+from server.parsers.base import CallArguments, CallFormat, CallStart, Event
+from server.parsers.json_calls import CallArray, CallObject, CallStyle, JsonValueEnd
 from server.parsers.marked_calls import MarkedArray, MarkedCalls
-from server.parsers.text_parser import Waiting
+from server.parsers.text_parser import BLANKS, Waiting
 
 
 def _format(start: str, end: str) -> CallFormat:
@@ -125,3 +126,52 @@ class DeepseekV3Parser(DeepseekV31Parser):
     call_format = CallFormat(_CALL_BEGIN, (f"function{_SEPARATOR}NAME\n```json\n",), ("\n```" + _CALL_END,))
     head: ClassVar = regex.compile(rf"function{_SEPARATOR}(?P<name>[^<>\n]{{1,512}}+)\n```json\n")
     end: ClassVar = regex.compile(rf"\n```{_CALL_END}")
+
+
+_ID_CHARS: Final = ascii_letters + digits
+_ID_LENGTH: Final = 9
+_MISTRAL_STYLE: Final = CallStyle(unwraps_text=True, may_omit_arguments=True)
+_MISTRAL_LIST: Final = regex.compile(r"(?=\[)")
+_MISTRAL_OBJECT: Final = regex.compile(r"(?=\{)")
+_MISTRAL_HEAD: Final = regex.compile(r"(?P<name>[^\[\]{}]{1,512}+)(?:\[CALL_ID\](?P<id>\w{1,64}+))?(?:\[ARGS\]|(?=\{))")
+"""Without `[ARGS]`, the first brace ends the name."""
+_MISTRAL_NEXT_CALL: Final = regex.compile(r"\[TOOL_CALLS\]")
+
+
+class MistralParser(MarkedCalls):
+    """The text behind the marker tells which of the formats it is.
+
+    Each call gets an id with which mistral-common accepts it in a later request.
+    """
+
+    markers = {"[TOOL_CALLS]": ""}
+
+    def read_calls(self, start: str) -> Waiting[bool]:
+        start += yield from self.text.expect_all(BLANKS)
+        if (yield from self.text.expect(_MISTRAL_LIST)):
+            return (yield from self.read_body(CallArray, _MISTRAL_STYLE, start))
+        if (yield from self.text.expect(_MISTRAL_OBJECT)):
+            return (yield from self.read_body(CallObject, _MISTRAL_STYLE, start))
+        head = yield from self.text.expect(_MISTRAL_HEAD)
+        if head is None:
+            self.pass_on(start)
+            return False
+        self.add_event(CallStart(head["name"].strip(), head["id"]))
+        yield from self._read_arguments()
+        return True
+
+    def _read_arguments(self) -> Waiting[None]:
+        """Reads up to the end of the value, or to the next call if the value is damaged."""
+        value, end = JsonValueEnd(), None
+        while end is None and (text := (yield from self.text.take(_MISTRAL_NEXT_CALL))):
+            end = value.find(text)
+            self.add_text(CallArguments(text[:end]))
+        if end is not None:
+            self.text.give_back(text[end:])
+
+    def add_event(self, event: Event) -> None:
+        super().add_event(event._replace(id=event.id or _make_id()) if isinstance(event, CallStart) else event)
+
+
+def _make_id() -> str:
+    return "".join(choice(_ID_CHARS) for _ in range(_ID_LENGTH))

@@ -1,7 +1,7 @@
-"""gpt-oss's messages, `<|channel|>analysis<|message|>…<|end|>`, read by openai_harmony from token ids."""
+"""gpt-oss's messages, `<|channel|>analysis<|message|>…<|end|>`: calls and reasoning, by openai_harmony."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 from openai_harmony import (
     HarmonyEncodingName,
@@ -11,8 +11,17 @@ from openai_harmony import (
     load_harmony_encoding,
 )
 
-from server.parsers.base import CallFormat, FunctionDefinition
-from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
+from server.parsers.base import (
+    CallArguments,
+    CallFormat,
+    CallStart,
+    Content,
+    Event,
+    FunctionDefinition,
+    OutputParser,
+    PromptEnd,
+    Reasoning,
+)
 
 _MESSAGE: Final = 200008
 """The token `<|message|>`, which begins a message's text."""
@@ -87,3 +96,24 @@ def _is_function(recipient: str) -> bool:
     if not recipient or recipient.startswith("<|") or recipient in ("assistant", "functions."):
         return False
     return recipient.split(".", 1)[0] not in _BUILT_IN_TOOLS
+
+
+class GptOssFormat:
+    """A `ReasoningFormat`; its reasoning cannot be limited, as in vLLM, because calls may be a part of it."""
+
+    starts: ClassVar[tuple[str, ...]] = ("<|channel|>analysis<|message|>",)
+    ends: ClassVar[tuple[str, ...]] = ("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>")
+    pauses: ClassVar[tuple[str, ...]] = ("<|end|>",)
+    answer_starts: ClassVar[tuple[str, ...]] = ()
+    forced_end: ClassVar[str | None] = None
+    is_open_at_start: ClassVar[bool] = False
+    parses_calls: ClassVar[bool] = True
+
+    def is_used(self, template_kwargs: Mapping[str, Any]) -> bool:
+        return True
+
+    def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> OutputParser:
+        return HarmonyParser([])
+
+
+GPT_OSS: Final = GptOssFormat()

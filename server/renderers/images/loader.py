@@ -12,8 +12,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from server.config import RendererConfig
-from server.renderers.images.errors import MediaError, MediaTooLargeError
-from server.renderers.images.fetcher import MediaFetcher, TakeRoom
+from server.renderers.images.fetcher import MediaError, MediaFetcher, MediaTooLargeError, TakeRoom
 from server.renderers.prompts import HeldBytes
 
 _SLICE_CHARS = 1 << 18

@@ -3,29 +3,84 @@
 import importlib
 from collections.abc import Sequence
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import transformers
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from base.errors import RequestError
-from server.renderers.images.decoding import decode_image
-from server.renderers.images.errors import MediaError
+from server.renderers.images.fetcher import MediaError
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.tokenizers.files import TokenizerLoadError, read_json_object
 from server.types import TensorData
+
+_FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""Accepted formats, all decoded in this process; for others, such as EPS, Pillow runs external programs."""
+_PLUGINS: Final = ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP")
+"""Pillow's modules for these formats; JPEG files with several images are MPO."""
+
+_WHITE = (255, 255, 255)
 
 _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """Files that may name the processor's class."""
 _TILED = ("Idefics3Processor", "SmolVLMProcessor")
 """Processors that give one row of tiles per prompt, [1, tiles, ...]; the others give one entry per image."""
+
+
+def import_decoders() -> None:
+    """Imports every decoder, so that no thread imports one for its first image.
+
+    Call it on the main thread.
+    """
+    for plugin in _PLUGINS:
+        importlib.import_module(f"PIL.{plugin}ImagePlugin")
+    Image.preinit()
+
+
+def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
+    """The first frame in RGB, rotated upright, with transparent pixels white.
+
+    The size in the header is checked before any pixel is decoded.
+
+    Raises:
+        MediaError: the file is not an image, is broken, or has more than `max_pixels`.
+    """
+    try:
+        image: Image.Image = Image.open(BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+        width, height = image.size
+        if width * height > max_pixels:
+            raise MediaError(
+                f"the image has {width}x{height} pixels, more than {max_pixels} in all (VLLM_MAX_IMAGE_PIXELS)"
+            )
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except MediaError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
+        raise MediaError(f"the image is too large: {err}") from err
+    except UnidentifiedImageError as err:
+        raise MediaError(f"not an image in a known format ({', '.join(_FORMATS)})") from err
+    except Exception as err:  # decoders raise any kind of error for a broken file
+        raise MediaError(f"the image is broken: {str(err)[:200] or type(err).__name__}") from err
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    background = Image.new("RGB", layer.size, _WHITE)
+    background.paste(layer, mask=layer.getchannel("A"))
+    return background
 
 
 class ImageFile(NamedTuple):

@@ -7,9 +7,14 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from server.apis.messages.errors import ANTHROPIC, failure_format
-from server.http_body.errors import ErrorResponse, FailureFormat, error_response
-from server.http_body.response_parts import encode_event
+from server.http_body.response_body import (
+    ANTHROPIC,
+    ErrorResponse,
+    FailureFormat,
+    encode_event,
+    error_response,
+    failure_format,
+)
 from startup.router.model_pool import ModelRefused
 
 _TYPES: Final = {

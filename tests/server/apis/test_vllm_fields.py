@@ -19,9 +19,15 @@ from server.apis.pooling.endpoints import ClassificationRequest, EmbeddingReques
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
 from server.apis.responses.request import ResponsesRequest
 from server.apis.tokenization import DetokenizeRequest, TokenizeRequest
-from server.generation.chat_request import ChatRequest, FunctionDefinition, Tool
 from server.generation.completion_request import CompletionRequest
-from server.generation.request import JsonSchemaFormat, ResponseFormat, StreamOptions
+from server.generation.request import (
+    ChatRequest,
+    FunctionDefinition,
+    JsonSchemaFormat,
+    ResponseFormat,
+    StreamOptions,
+    Tool,
+)
 from tests.peer_vllm import ask_vllm, needs_vllm
 
 SCRIPT = Path(__file__).with_name("vllm_fields.py")

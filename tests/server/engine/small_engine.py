@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 from transformers import PreTrainedModel
 
+from server.config import LoraConfig
 from server.engine.base_core import PromptLimits
 from server.engine.compute.batch import StepLogits
 from server.engine.compute.packed_runner import PackedRunner
@@ -29,7 +30,6 @@ from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Chunk
 from server.engine.step_pace import StepPace
-from server.lora_config import LoraConfig
 from server.types import (
     EngineOutput,
     EnginePrompt,

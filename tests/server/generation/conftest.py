@@ -2,8 +2,8 @@
 
 import pytest
 
-from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
+from server.generation.request import ChatRequest
 from tests.server.generation.requests import Model
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
-from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.http_body.decoding import RequestDecoder
+from server.generation.request import ChatRequest
+from server.http_body.request_body import RequestDecoder
 from server.limits import LimitsConfig
 
 Model = type[CompletionRequest] | type[ChatRequest]

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from server.generation.chat_request import ChatRequest, FunctionDefinition, Tool
-from server.generation.chat_run import chat_options
+from server.generation.chat import chat_options
+from server.generation.request import ChatRequest, FunctionDefinition, Tool
 from server.renderers.prompts import ChatOptions
 from server.server_config import GenerationConfig
 

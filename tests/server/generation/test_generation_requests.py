@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from base.errors import RequestError
-from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.http_body.fields import _warn
+from server.generation.request import ChatRequest
+from server.http_body.request_body import _warn
 from tests.server.generation.requests import Model, decode
 
 BAD_VALUES = [

@@ -9,10 +9,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
-from server.generation.chat_request import ChatRequest
+from server.generation.chat import OutputParsing
 from server.generation.generation import SequenceDelta
-from server.generation.output_parsing import OutputParsing
 from server.generation.reasoning import ModelReasoning, PromptReasoning
+from server.generation.request import ChatRequest
 from server.parsers.base import PromptEnd
 from server.parsers.registry import load_reasoning_format
 from server.renderers.hf import HfRenderer

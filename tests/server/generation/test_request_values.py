@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from base.errors import RequestError
-from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.generation.sampling import SamplingBuilder, SamplingDefaults
+from server.generation.generation import SamplingDefaults
+from server.generation.request import ChatRequest
 from server.limits import LimitsConfig
 from server.types import EngineInfo, SamplingParams
 from tests.server.generation.requests import Model, decode
@@ -28,9 +28,9 @@ INFO = EngineInfo(
 
 
 def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, **fields: Any) -> SamplingParams:
-    builder = SamplingBuilder(defaults=SamplingDefaults(), info=INFO, max_logprobs=max_logprobs)
+    defaults = SamplingDefaults(max_logprobs=max_logprobs)
     request = decode(model, limits=LimitsConfig(max_choices=INFO.vocab_size), **fields)
-    [params] = builder.build_all(request, [num_prompt_tokens], reasoning=[None])
+    [params] = defaults.build_all(request, [num_prompt_tokens], INFO, reasoning=[None])
     return params
 
 
@@ -124,9 +124,8 @@ def test_duplicate_token_ids_count_once(model):
 
 
 def test_prompts_of_a_request_share_its_lists(model):
-    builder = SamplingBuilder(defaults=SamplingDefaults(), info=INFO, max_logprobs=20)
     request = decode(model, max_tokens=505, allowed_token_ids=list(range(1000)), logit_bias={5: 1.0})
-    first, second = builder.build_all(request, [5, 12], reasoning=[None, None])
+    first, second = SamplingDefaults().build_all(request, [5, 12], INFO, reasoning=[None, None])
     assert (first.max_tokens, second.max_tokens) == (505, 500)
     assert second.allowed_token_ids is first.allowed_token_ids
     assert second.logit_bias is first.logit_bias

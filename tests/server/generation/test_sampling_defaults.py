@@ -6,7 +6,7 @@ import pytest
 
 from base.errors import ConfigError
 from server.config import ModelFiles
-from server.generation.sampling import SamplingDefaults
+from server.generation.generation import SamplingDefaults
 from server.server_config import GenerationConfig
 
 

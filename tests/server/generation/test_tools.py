@@ -9,8 +9,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 from base.errors import RequestError
 from server.engine.sampling.grammar import build_grammar
-from server.generation.chat_request import ChatRequest
 from server.generation.guided import Constraint, find_constraint, find_strict_constraint
+from server.generation.request import ChatRequest
 from server.parsers.registry import load_tool_parser
 from tests.server.generation.requests import NAMED, TIME, WEATHER, decode
 

@@ -24,11 +24,10 @@ from server.engine.sampling.grammar import GrammarError, build_grammar
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.admission import Admission
-from server.operation.lora import LoraAdapters
-from server.operation.models import ServedModels
+from server.operation.models import LoraAdapters, ServedModels
 from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
-from server.routes.parts import AppParts
+from server.routes.endpoint import AppParts
 from server.server_config import ServerConfig
 from server.transport import lingering_transport
 from server.transport.connection import bounded_connections

@@ -8,9 +8,8 @@ import anthropic
 import msgspec
 import pytest
 
-from server.apis.messages.errors import ANTHROPIC
 from server.config import ModelFiles, RendererConfig
-from server.http_body.errors import error_response
+from server.http_body.response_body import ANTHROPIC, error_response
 from server.renderers.hf import HfRenderer
 from tests.server.http.conftest import MODEL, PATIENT_S, LiveServer, ScriptedEngine
 

@@ -9,7 +9,7 @@ import pytest
 
 from server.apis.messages.conversion import to_chat_request
 from server.apis.messages.request import MessagesRequest
-from server.http_body.decoding import RequestDecoder
+from server.http_body.request_body import RequestDecoder
 from tests.peer_vllm import ask_vllm, needs_vllm
 from tests.server.http.conftest import MODEL
 

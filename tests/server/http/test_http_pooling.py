@@ -10,8 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from server.config import ModelFiles, RendererConfig
-from server.pooler_config import PoolerConfig
+from server.config import ModelFiles, PoolerConfig, RendererConfig
 from server.renderers.hf import HfRenderer
 from tests.server.engine.pooling.small_pooling import hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (

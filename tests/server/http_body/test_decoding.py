@@ -4,9 +4,9 @@ import pytest
 
 from base.errors import RequestError
 from server.apis.tokenization import TokenizeRequest
-from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
-from server.http_body.decoding import RequestDecoder, check_num_values
+from server.generation.request import ChatRequest
+from server.http_body.request_body import RequestDecoder, check_num_values
 
 
 def fail(body: bytes, model: type = CompletionRequest) -> RequestError:

@@ -11,8 +11,8 @@ import pytest
 from base.errors import RequestError
 from server.generation.completion_request import CompletionRequest
 from server.http_body import long_texts
-from server.http_body.decoding import RequestDecoder
 from server.http_body.long_texts import ShortBody, shorten
+from server.http_body.request_body import RequestDecoder
 from server.renderers.prompts import EmbedsPrompt
 
 FIELD = "prompt_embeds"

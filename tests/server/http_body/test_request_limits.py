@@ -8,7 +8,7 @@ from server.apis.messages.request import MessagesRequest
 from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.scoring import RerankRequest
 from server.generation.completion_request import CompletionRequest
-from server.http_body.decoding import RequestDecoder
+from server.http_body.request_body import RequestDecoder
 from server.limits import LimitsConfig
 
 MESSAGE = {"role": "user", "content": "a"}

@@ -9,7 +9,8 @@ import pytest
 from base.lifecycle import Lifecycle
 from base.server_settings import LifecycleConfig
 from server.operation import drain
-from server.operation.drain import Drain, RunningRequests
+from server.operation.admission import RunningRequests
+from server.operation.drain import Drain
 
 GRACE_S = 0.3
 QUIET_S = 0.05

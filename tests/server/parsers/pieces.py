@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from server.parsers.base import OutputParser
-from server.parsers.events import CallStart, Event
+from server.parsers.base import CallStart, Event, OutputParser
 
 
 def parse(parser: OutputParser, pieces: list[str]) -> list[Event]:

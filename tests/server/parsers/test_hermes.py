@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from server.parsers.events import CallArguments, CallStart, Content
+from server.parsers.base import CallArguments, CallStart, Content
 from server.parsers.tools.json_formats import HermesParser
 from tests.server.parsers.pieces import parse_at_all_splits
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from server.parsers.events import CallArguments, CallStart, Content
+from server.parsers.base import CallArguments, CallStart, Content
 from server.parsers.registry import TOOL_PARSERS, load_tool_parser
 from tests.server.parsers.pieces import parse_at_all_splits
 

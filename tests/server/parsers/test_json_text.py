@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from server.parsers.base import CallArguments
 from server.parsers.chain import WholeCalls
-from server.parsers.events import CallArguments
 from server.parsers.json_text import read_json, write_json
 from server.parsers.registry import load_tool_parser
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from server.parsers.events import CallArguments, CallStart, Content
+from server.parsers.base import CallArguments, CallStart, Content
 from server.parsers.registry import load_tool_parser
 from tests.server.parsers.formats import FORMATS
 from tests.server.parsers.parsed import DEFINITIONS, join, parse

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.parsers.events import CallArguments, CallStart, Reasoning
+from server.parsers.base import CallArguments, CallStart, Reasoning
 from server.parsers.registry import load_tool_parser
 from tests.server.parsers.formats import FORMATS
 from tests.server.parsers.parsed import DEFINITIONS, join

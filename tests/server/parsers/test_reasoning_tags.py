@@ -2,14 +2,13 @@
 
 import pytest
 
-from server.parsers.base import PromptEnd
+from server.parsers.base import CallArguments, CallStart, Content, PromptEnd, Reasoning
 from server.parsers.chain import ParserChain
-from server.parsers.events import CallArguments, CallStart, Content, Reasoning
 from server.parsers.registry import REASONING_FORMATS, load_reasoning_format
 from server.parsers.tools.json_formats import HermesParser
 from tests.server.parsers.pieces import parse_at_all_splits
 
-TAG_FORMATS = [name for name, path in REASONING_FORMATS.items() if path.module == "reasoning.formats"]
+TAG_FORMATS = [name for name, path in REASONING_FORMATS.items() if path.module == "reasoning_formats"]
 THOUGHTS = "I <th </thin é 🎉\n1 < 2 "
 
 

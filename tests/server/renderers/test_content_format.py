@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.renderers.chat_template import detect_content_format
+from server.renderers.hf import detect_content_format
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 
 MESSAGES = "{% for message in messages %}BODY{% endfor %}"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server.renderers.stop_strings import MAX_STOP_CHARS, StopScanner
+from server.renderers.detokenizer import MAX_STOP_CHARS, StopScanner
 from tests.growth import growth
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.routes.asgi import read_request_id
+from server.routes.endpoint import read_request_id
 
 
 def read(given: str) -> str | None:

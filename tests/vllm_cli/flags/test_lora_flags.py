@@ -4,7 +4,7 @@ import click
 import pytest
 
 from base.errors import ConfigError
-from server.lora_config import LoraConfig, LoraModule
+from server.config import LoraConfig, LoraModule
 
 _MODULE = "--lora-modules"
 

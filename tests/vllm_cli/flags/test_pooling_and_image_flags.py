@@ -4,8 +4,7 @@ import click
 import pytest
 
 from base.errors import ConfigError
-from server.config import RendererConfig
-from server.pooler_config import PoolerConfig
+from server.config import PoolerConfig, RendererConfig
 
 
 def test_without_flags_the_files_of_the_model_decide(parse):

@@ -9,8 +9,8 @@ import pytest
 from base.errors import RequestError
 from server.apis.messages.conversion import to_chat_request
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
-from server.generation.chat_request import ChatRequest, NamedToolChoice
-from server.http_body.decoding import RequestDecoder
+from server.generation.request import ChatRequest, NamedToolChoice
+from server.http_body.request_body import RequestDecoder
 
 USER = {"role": "user", "content": "Hello"}
 HEADER = {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1; cch=d1d48;"}

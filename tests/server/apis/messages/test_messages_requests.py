@@ -8,7 +8,7 @@ import pytest
 
 from base.errors import RequestError
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
-from server.http_body.decoding import RequestDecoder
+from server.http_body.request_body import RequestDecoder
 
 USER = {"role": "user", "content": "Hello"}
 TOOL = {"name": "bash", "input_schema": {"type": "object"}}

@@ -8,7 +8,7 @@ import pytest
 from base.errors import RequestError
 from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
-from server.http_body.decoding import RequestDecoder
+from server.http_body.request_body import RequestDecoder
 
 MESSAGE = {"role": "user", "content": "hello"}
 

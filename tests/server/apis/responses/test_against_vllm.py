@@ -11,8 +11,8 @@ from server.apis.responses.output import OutputWriter
 from server.apis.responses.request import InputItem, ResponsesRequest
 from server.apis.responses.run import empty_response
 from server.apis.responses.tools import ResponseTools
-from server.generation.output_parsing import ToolCallPart
-from server.parsers.events import Content, Reasoning
+from server.generation.chat import ToolCallPart
+from server.parsers.base import Content, Reasoning
 from server.types import SamplingParams
 from tests.peer_vllm import ask_vllm, needs_vllm
 

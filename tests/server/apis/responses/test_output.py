@@ -8,9 +8,9 @@ from pydantic import TypeAdapter
 from server.apis.responses.output import OutputWriter
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
-from server.generation.logprobs import ChatLogprob
-from server.generation.output_parsing import ToolCallPart
-from server.parsers.events import Content, Reasoning
+from server.generation.chat import ToolCallPart
+from server.generation.response_parts import ChatLogprob
+from server.parsers.base import Content, Reasoning
 
 TOOLS = [{"type": "function", "name": "f", "parameters": {}}, {"type": "custom", "name": "run"}]
 SCHEMA = TypeAdapter(ResponseStreamEvent)

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from base.errors import EngineStartError
-from server.config import EngineConfig
+from server.config import EngineConfig, PoolerConfig
 from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
-from server.pooler_config import PoolerConfig
 from server.types import PoolingParams
 from tests.server.engine.pooling.small_pooling import PROMPTS, SmallPooling, assert_close, hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.sampling import grammar_compiler
+from server.engine.sampling import grammar
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sequence import Sequence
 from server.types import GuidedDecoding, SamplingParams
@@ -129,7 +129,7 @@ class Panic(BaseException):
 
 @pytest.mark.parametrize("error", [RecursionError("too deep"), Panic("too deep")], ids=["error", "panic"])
 def test_a_failure_of_the_compiler_fails_only_its_request(engine, monkeypatch, error):
-    monkeypatch.setattr(grammar_compiler, "translate_grammar", Mock(side_effect=error))
+    monkeypatch.setattr(grammar, "translate_grammar", Mock(side_effect=error))
     refused = engine.add("bad", [60], guided=GuidedDecoding("regex", "x"))
     neighbour = engine.add("one", [40], max_tokens=2)
     engine.run()

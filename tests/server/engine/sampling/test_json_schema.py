@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.engine.sampling.json_schema import prepare_schema
-from server.engine.sampling.regex_syntax import translate_regex
+from server.engine.sampling.json_schema import prepare_schema, translate_regex
 from server.types import GuidedDecoding
 from tests.growth import growth
 from tests.server.engine.sampling.grammar_texts import accepted_texts

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from server.engine.sampling.logprobs import describe
+from server.engine.sampling.sampler import describe
 from server.types import TokenLogprob
 from tests.server.engine.sampling.small_sampler import random_logits
 

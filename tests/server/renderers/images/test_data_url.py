@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from server.renderers.images.errors import MediaError
+from server.renderers.images.fetcher import MediaError
 from server.renderers.images.loader import decode_data_url
 
 _LARGE = 1 << 24

@@ -9,9 +9,7 @@ import pytest
 from aiohttp import web
 
 from server.config import RendererConfig
-from server.renderers.images.addresses import PublicResolver, check_public
-from server.renderers.images.errors import MediaError
-from server.renderers.images.fetcher import MediaFetcher, TakeRoom
+from server.renderers.images.fetcher import MediaError, MediaFetcher, PublicResolver, TakeRoom, check_public
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Serve = Callable[[Handler], Awaitable[str]]

@@ -7,8 +7,8 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from server.renderers.images.decoding import decode_image, import_decoders
-from server.renderers.images.errors import MediaError
+from server.renderers.images.fetcher import MediaError
+from server.renderers.images.processor import decode_image, import_decoders
 
 _PIXELS = 1 << 20
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.renderers.images.errors import MediaError
+from server.renderers.images.fetcher import MediaError
 from server.renderers.images.loader import find_file, read_file
 
 

@@ -1,20 +1,51 @@
-"""Errors as bodies: OpenAI's envelope, the 503 of a server that is not ready, events of a stream."""
+"""What the answers of all APIs share: events, errors as bodies, the 503 of a server that is not ready."""
 
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Literal
+from http import HTTPStatus
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType, structs
 
 from base.errors import CodedRequestError, EngineError, RequestError, UnsupportedApiError
-from server.http_body.response_parts import LAST_EVENT, encode_event
+
+EVENTS_TYPE: Final = b"text/event-stream; charset=utf-8"
+"""The media type of a stream of events."""
+LAST_EVENT: Final = b"data: [DONE]\n\n"
+
+_encoder = msgspec.json.Encoder()
 
 logger = logging.getLogger(__name__)
-
 ServerStatus = Literal["starting", "restarting", "draining", "dead"]
+_ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+class BinaryResponse(NamedTuple):
+    """A body of bytes, and its type."""
+
+    body: bytes
+    content_type: bytes
+
+
+def encode_named_event(payload: dict[str, Any]) -> bytes:
+    """One event with its type as its name."""
+    name: str = payload["type"]
+    return b"event: " + name.encode() + b"\n" + encode_event(payload)
+
+
+def encode_event(payload: Any) -> bytes:
+    """One event with a body as JSON."""
+    return b"data: " + _encoder.encode(payload) + b"\n\n"
 
 
 class ErrorDetails(msgspec.Struct):
@@ -127,3 +158,23 @@ async def end_stream(
         yield failures.event(err)
     if failures.end:
         yield failures.end
+
+
+def _to_messages_error(response: ErrorResponse) -> dict[str, Any]:
+    """With the fields of OpenAI's error, too."""
+    code = response.error.code
+    default = "invalid_request_error" if code < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
+    return {"type": "error", "error": structs.replace(response.error, type=_ERROR_TYPES.get(code, default))}
+
+
+ANTHROPIC = FailureFormat(to_body=_to_messages_error, encode_event=encode_named_event, end=b"")
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether a path belongs to Anthropic's API, which has errors and a header for keys of its own."""
+    return path in ("/v1/messages", "/v1/messages/count_tokens")
+
+
+def failure_format(path: str) -> FailureFormat:
+    """The format of errors of a path, for those that occur outside of its route."""
+    return ANTHROPIC if is_anthropic(path) else OPENAI

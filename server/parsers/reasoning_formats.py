@@ -7,8 +7,7 @@ from typing import Any, ClassVar, Final
 
 import regex
 
-from server.parsers.base import OutputParser, PromptEnd
-from server.parsers.events import Content, Reasoning
+from server.parsers.base import Content, OutputParser, PromptEnd, Reasoning
 from server.parsers.text_parser import TextReader, Waiting, any_of
 
 TemplateKwargs = Mapping[str, Any]
