@@ -19,10 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from base.errors import ServerError
 from base.security.api_keys import ApiKeys
 from base.security.open_paths import OPEN_PATHS, READINESS_PATHS, STATUS_PATHS, find_open_paths
-from server.http_body.response_body import ErrorResponse, describe_failure, error_response, failure_format
+from server.http_body.response_body import ErrorResponse, describe_failure, error_response, failure_format, send_json
 from server.metrics.server_metrics import HttpMetrics
 from server.operation.admission import UnavailableError
-from server.routes.endpoint import AppParts, read_header, read_request_id, send_json
+from server.routes.endpoint import AppParts, read_header, read_request_id
 from server.routes.info import HealthEndpoint, json_response
 from server.routes.table import build_routes
 from server.server_config import ServerConfig

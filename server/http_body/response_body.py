@@ -1,7 +1,7 @@
-"""What the answers of all APIs share: events, errors as bodies, the 503 of a server that is not ready."""
+"""What the answers of all APIs share: errors as bodies, events of streams, and sending them."""
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -19,6 +19,19 @@ LAST_EVENT: Final = b"data: [DONE]\n\n"
 _encoder = msgspec.json.Encoder()
 
 logger = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+"""As in starlette, which the router's environment need not have."""
+Headers = tuple[tuple[bytes, bytes], ...]
+_RETRY_AFTER: Headers = ((b"retry-after", b"1"),)
+_HEADERS_OF_STATUS: dict[int, Headers] = {
+    413: ((b"connection", b"close"),),
+    415: ((b"accept-encoding", b"identity"),),
+    503: _RETRY_AFTER,
+}
+"""413: the body is not read."""
+_END: Message = {"type": "http.response.body", "body": b""}
 ServerStatus = Literal["starting", "restarting", "draining", "dead"]
 _ERROR_TYPES = {
     401: "authentication_error",
@@ -178,3 +191,52 @@ def is_anthropic(path: str) -> bool:
 def failure_format(path: str) -> FailureFormat:
     """The format of errors of a path, for those that occur outside of its route."""
     return ANTHROPIC if is_anthropic(path) else OPENAI
+
+
+async def send_json(send: Send, body: Any, *, status: int = 200, headers: Headers = ()) -> None:
+    """Sends a whole response; bytes are sent as encoded JSON."""
+    payload = body if isinstance(body, bytes) else _encoder.encode(body)
+    await send_bytes(send, payload, content_type=b"application/json", status=status, headers=headers)
+
+
+async def send_bytes(
+    send: Send, payload: bytes, *, content_type: bytes, status: int = 200, headers: Headers = ()
+) -> None:
+    """Sends a whole response."""
+    fixed = ((b"content-type", content_type), (b"content-length", str(len(payload)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
+    await send({"type": "http.response.body", "body": payload})
+
+
+async def send_failure(send: Send, error: Exception, failures: FailureFormat = OPENAI) -> None:
+    """Sends the error body of a request that failed before its response began."""
+    described = describe_failure(error)
+    status = described.error.code
+    await send_json(send, failures.to_body(described), status=status, headers=_HEADERS_OF_STATUS.get(status, ()))
+
+
+async def send_unavailable(send: Send, problem: UnavailableResponse, failures: FailureFormat = OPENAI) -> None:
+    """Sends the 503 of a server that accepts no requests; clients may retry unless it is dead."""
+    error = problem.error
+    body = problem if failures is OPENAI else failures.to_body(error_response(error.message, type=error.type, code=503))
+    await send_json(send, body, status=503, headers=_RETRY_AFTER if problem.may_retry else ())
+
+
+async def send_events(send: Send, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers]) -> None:
+    """Sends a stream of server-sent events; closing the stream early closes the generator.
+
+    The headers are sent with the first event, because they contain its timing.
+    """
+    has_begun = False
+    async with aclosing(events):
+        async for event in events:
+            if not has_begun:
+                has_begun = True
+                await send(_stream_start(headers()))
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+    await send(_END)
+
+
+def _stream_start(headers: Headers) -> Message:
+    fixed = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
+    return {"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]}

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import msgspec
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from base.errors import RequestError
 from base.lifecycle import Lifecycle, StartView
@@ -17,13 +16,15 @@ from base.security.api_keys import ApiKeys
 from server.apis.responses.archive import ResponseStore
 from server.http_body.request_body import RequestBody
 from server.http_body.response_body import (
-    EVENTS_TYPE,
     OPENAI,
     BinaryResponse,
     FailureFormat,
-    UnavailableResponse,
-    describe_failure,
-    error_response,
+    Headers,
+    send_bytes,
+    send_events,
+    send_failure,
+    send_json,
+    send_unavailable,
 )
 from server.limits import flag_of
 from server.operation.admission import Admission, Availability, Lease, RunningRequests
@@ -36,16 +37,6 @@ ResponseBody = dict[str, Any] | bytes | BinaryResponse | AsyncGenerator[bytes, N
 Handler = Callable[[T, RequestContext], Awaitable[ResponseBody]]
 _LARGE_BODY_BYTES = 32 << 10
 """Decoding this much JSON takes about as long as handing it to a thread."""
-_encoder = msgspec.json.Encoder()
-Headers = tuple[tuple[bytes, bytes], ...]
-_RETRY_AFTER: Headers = ((b"retry-after", b"1"),)
-_HEADERS_OF_STATUS: dict[int, Headers] = {
-    413: ((b"connection", b"close"),),
-    415: ((b"accept-encoding", b"identity"),),
-    503: _RETRY_AFTER,
-}
-"""413: the body is not read."""
-_END: Message = {"type": "http.response.body", "body": b""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,52 +243,3 @@ def read_request_id(scope: Scope) -> str | None:
     """The client's X-Request-Id; None if it is missing or unfit for logs, headers and bodies."""
     given = read_header(scope, b"x-request-id")
     return given if given is not None and is_valid(given) else None
-
-
-async def send_json(send: Send, body: Any, *, status: int = 200, headers: Headers = ()) -> None:
-    """Sends a whole response; bytes are sent as encoded JSON."""
-    payload = body if isinstance(body, bytes) else _encoder.encode(body)
-    await send_bytes(send, payload, content_type=b"application/json", status=status, headers=headers)
-
-
-async def send_bytes(
-    send: Send, payload: bytes, *, content_type: bytes, status: int = 200, headers: Headers = ()
-) -> None:
-    """Sends a whole response."""
-    fixed = ((b"content-type", content_type), (b"content-length", str(len(payload)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
-    await send({"type": "http.response.body", "body": payload})
-
-
-async def send_failure(send: Send, error: Exception, failures: FailureFormat = OPENAI) -> None:
-    """Sends the error body of a request that failed before its response began."""
-    described = describe_failure(error)
-    status = described.error.code
-    await send_json(send, failures.to_body(described), status=status, headers=_HEADERS_OF_STATUS.get(status, ()))
-
-
-async def send_unavailable(send: Send, problem: UnavailableResponse, failures: FailureFormat = OPENAI) -> None:
-    """Sends the 503 of a server that accepts no requests; clients may retry unless it is dead."""
-    error = problem.error
-    body = problem if failures is OPENAI else failures.to_body(error_response(error.message, type=error.type, code=503))
-    await send_json(send, body, status=503, headers=_RETRY_AFTER if problem.may_retry else ())
-
-
-async def send_events(send: Send, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers]) -> None:
-    """Sends a stream of server-sent events; closing the stream early closes the generator.
-
-    The headers are sent with the first event, because they contain its timing.
-    """
-    has_begun = False
-    async with aclosing(events):
-        async for event in events:
-            if not has_begun:
-                has_begun = True
-                await send(_stream_start(headers()))
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-    await send(_END)
-
-
-def _stream_start(headers: Headers) -> Message:
-    fixed = ((b"content-type", EVENTS_TYPE), (b"cache-control", b"no-cache"))
-    return {"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]}

@@ -16,10 +16,10 @@ from starlette.types import Message, Receive, Scope, Send
 from base.errors import RequestError
 from base.status_page.page import read_page
 from server.apis.responses.serving import ResponsesServing
-from server.http_body.response_body import EVENTS_TYPE
+from server.http_body.response_body import EVENTS_TYPE, send_unavailable
 from server.metrics.server_metrics import CONTENT_TYPE
 from server.operation.admission import Availability
-from server.routes.endpoint import AppParts, send_unavailable
+from server.routes.endpoint import AppParts
 from server.routes.openapi import build_openapi
 
 _MAX_SHOWN = 100

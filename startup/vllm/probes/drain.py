@@ -18,10 +18,9 @@ from base.errors import EngineError
 from base.lifecycle import Lifecycle
 from base.server_settings import LifecycleConfig
 from envs.registry import env
-from server.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format
+from server.http_body.response_body import UnavailableInfo, UnavailableResponse, failure_format, send_unavailable
 from server.operation.admission import RunningRequests
 from server.operation.drain import ERROR_DELIVERY_S, SAME_SIGNAL_S, Drain
-from server.routes.endpoint import send_unavailable
 from startup.processes.stop_signals import StopSignals
 
 _REJECTED_GETS: Final = ("/health", "/ping", "/load")

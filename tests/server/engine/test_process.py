@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from server.engine.sampling.grammar_compiler import GrammarCompiler
 
 from base.machine import libc
 from server.config import EngineConfig, ModelFiles
@@ -29,6 +28,7 @@ from server.engine.process_link.messages import (
     Ready,
     Step,
 )
+from server.engine.sampling.grammar import GrammarCompiler
 from server.types import GuidedDecoding, SamplingParams
 
 TIMEOUT_S = 60
