@@ -255,7 +255,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     """Never unset after `__post_init__`: `auto` with tools, else `none`. With null the model chooses, too."""
     parallel_tool_calls: bool | None = True
 
-    echo: bool = False
+    echo: Unsupported = False
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     add_special_tokens: bool = False
@@ -264,7 +264,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: ReasoningEffort | None = None
     include_reasoning: bool = True
-    return_prompt_text: bool | None = None
+    return_prompt_text: Unsupported = None
 
     audio: Ignored = None
     functions: Ignored = None

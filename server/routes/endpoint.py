@@ -13,7 +13,7 @@ from base.errors import RequestError
 from base.lifecycle import Lifecycle, StartView
 from base.request_ids import is_valid, set_request_id
 from base.security.api_keys import ApiKeys
-from server.apis.responses.archive import ResponseStore
+from server.apis.responses.store import ResponseStore
 from server.http_body.request_body import RequestBody
 from server.http_body.response_body import (
     OPENAI,

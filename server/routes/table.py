@@ -30,54 +30,47 @@ from server.generation.reasoning import ModelReasoning
 from server.generation.request import ChatRequest
 from server.http_body.request_body import RequestDecoder
 from server.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
-from server.operation.models import LoadLoraAdapterRequest, LoraAdapters, UnloadLoraAdapterRequest
+from server.operation.models import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
 from server.routes.endpoint import AppParts, Handler, JsonEndpoint, T
 from server.routes.info import HealthEndpoint, InfoEndpoints, ModelEndpoints, ResponseEndpoints, StatusEndpoints
 
 
 def build_routes(parts: AppParts) -> list[Route]:
     """All routes."""
-    config = parts.config
-    post = _PostRoutes(parts)
     return [
-        *(_adapter_routes(parts.adapters, post) if config.allow_runtime_lora_updating else ()),
-        *_text_routes(parts, post),
-        *_pooling_routes(parts, post),
+        *(_adapter_routes(parts) if parts.config.allow_runtime_lora_updating else ()),
+        *_text_routes(parts),
+        *_pooling_routes(parts),
         *_model_routes(parts),
         *_info_routes(parts),
     ]
 
 
-class _PostRoutes:
-    """Makes the routes that accept JSON."""
-
-    def __init__(self, parts: AppParts) -> None:
-        self._parts = parts
-
-    def __call__(
-        self,
-        path: str,
-        model: type[T],
-        handle: Handler[T],
-        *,
-        takes_embeds: bool = False,
-        failures: FailureFormat = OPENAI,
-    ) -> Route:
-        """The route that passes requests of this kind to the handler."""
-        long_field = "prompt_embeds" if takes_embeds else None
-        decoder = RequestDecoder(model, long_field, self._parts.admission.limits)
-        endpoint = JsonEndpoint(self._parts, decoder.decode, handle, takes_embeds=takes_embeds, failures=failures)
-        return Route(path, endpoint, methods=["POST"])
+def _post(  # noqa: PLR0913 - what differs between routes
+    parts: AppParts,
+    path: str,
+    model: type[T],
+    handle: Handler[T],
+    *,
+    takes_embeds: bool = False,
+    failures: FailureFormat = OPENAI,
+) -> Route:
+    """The route that passes requests of this kind, as JSON, to the handler."""
+    decoder = RequestDecoder(model, "prompt_embeds" if takes_embeds else None, parts.admission.limits)
+    endpoint = JsonEndpoint(parts, decoder.decode, handle, takes_embeds=takes_embeds, failures=failures)
+    return Route(path, endpoint, methods=["POST"])
 
 
-def _adapter_routes(adapters: LoraAdapters, post: _PostRoutes) -> list[Route]:
+def _adapter_routes(parts: AppParts) -> list[Route]:
+    post, adapters = partial(_post, parts), parts.adapters
     return [
         post("/v1/load_lora_adapter", LoadLoraAdapterRequest, adapters.load),
         post("/v1/unload_lora_adapter", UnloadLoraAdapterRequest, adapters.unload),
     ]
 
 
-def _text_routes(parts: AppParts, post: _PostRoutes) -> list[Route]:
+def _text_routes(parts: AppParts) -> list[Route]:
+    post = partial(_post, parts)
     config, renderer = parts.config.generation, parts.renderer
     reasoning = ModelReasoning(config, renderer)
     builder = GenerationBuilder(parts, reasoning)
@@ -101,7 +94,8 @@ def _text_routes(parts: AppParts, post: _PostRoutes) -> list[Route]:
     ]
 
 
-def _pooling_routes(parts: AppParts, post: _PostRoutes) -> list[Route]:
+def _pooling_routes(parts: AppParts) -> list[Route]:
+    post = partial(_post, parts)
     create = PoolingServing(parts).create
     return [
         post("/v1/embeddings", EmbeddingRequest, partial(create, EMBEDDINGS)),

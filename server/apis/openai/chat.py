@@ -48,12 +48,10 @@ class ChatBodies:
         self._shows_logprobs = bool(request.logprobs) and not run.hides_tokens
         self._shows_token_ids = bool(request.return_token_ids) and not run.hides_tokens
         self._role = self._find_role()
-        self._echo = self._find_echo()
         self._logprobs = LogprobFormatter(inference, request)
 
     async def complete(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
         """The whole response, of one delta per choice."""
-        prompt = self._run.prompt
         prompt_logprobs = choices[0].sequence.prompt_logprobs
         return {
             "id": self._run.id,
@@ -66,8 +64,8 @@ class ChatBodies:
             "usage": self._run.meter.total(),
             "kv_transfer_params": None,
             "prompt_logprobs": None if prompt_logprobs is None else await self._logprobs.prompt(prompt_logprobs),
-            "prompt_token_ids": prompt.token_ids if self._request.return_token_ids else None,
-            "prompt_text": prompt.text if self._request.return_prompt_text else None,
+            "prompt_token_ids": self._run.prompt.token_ids if self._request.return_token_ids else None,
+            "prompt_text": None,
         }
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
@@ -84,25 +82,14 @@ class ChatBodies:
             yield encode_event(self._chunk([], self._run.meter.total()))
 
     async def _opening(self) -> bytes:
-        """The opening chunks: for each choice its role, then the echoed message."""
+        """The opening chunks: for each choice its role."""
+        shown = {"prompt_token_ids": self._run.prompt.token_ids} if self._request.return_token_ids else {}
         events = []
-        for content in filter(None, ("role", self._echo)):
-            async for index in take_turns(range(self._run.num_choices)):
-                is_role = content == "role"
-                delta = {"role": self._role, "content": ""} if is_role else {"content": content}
-                choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-                chunk = self._chunk([choice], self._run.meter.of_chunk(index))
-                events.append(encode_event(chunk | self._shown_prompt() if is_role else chunk))
+        async for index in take_turns(range(self._run.num_choices)):
+            delta = {"role": self._role, "content": ""}
+            choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+            events.append(encode_event(self._chunk([choice], self._run.meter.of_chunk(index)) | shown))
         return b"".join(events)
-
-    def _shown_prompt(self) -> dict[str, Any]:
-        prompt = self._run.prompt
-        shown: dict[str, Any] = {}
-        if self._request.return_token_ids:
-            shown["prompt_token_ids"] = prompt.token_ids
-        if self._request.return_prompt_text and prompt.text is not None:
-            shown["prompt_text"] = prompt.text
-        return shown
 
     async def _event(self, delta: ChoiceDelta) -> bytes:
         """One chunk; empty when the tokens are only markers, or held back."""
@@ -132,7 +119,7 @@ class ChatBodies:
         }
 
     def _message(self, choice: ChoiceDelta) -> dict[str, Any]:
-        content: str | None = self._echo + choice.content
+        content: str | None = choice.content
         calls = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in choice.tool_calls
@@ -159,16 +146,6 @@ class ChatBodies:
         if self._request.opens_message:
             return self._inference.config.generation.response_role
         return str(self._request.messages[-1]["role"])
-
-    def _find_echo(self) -> str:
-        """The text of the last message if `echo` repeats it before its continuation."""
-        last = self._request.messages[-1]
-        if not self._request.echo or last.get("role") != self._role:
-            return ""
-        content = last.get("content") or ""
-        if isinstance(content, str):
-            return content
-        return "\n".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
 
     def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
         chunk = {

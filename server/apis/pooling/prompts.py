@@ -36,8 +36,6 @@ class PromptReader:
         self._does_lower_case = info.pooling is not None and info.pooling.does_lower_case
         self._add_special_tokens = request.add_special_tokens if isinstance(request, InputFields) else None
         self._cut = None if limit is None else Cut(most if limit == -1 else limit, request.truncation_side or "right")
-        self._pad_to = most if request.padding == "max_length" else 0
-        """Shorter prompts are padded to this length."""
 
     def read(self, prompt: str | list[int], *, param: str = "input") -> Encoded:
         """Reads a text, or token ids."""
@@ -117,14 +115,4 @@ class PromptReader:
             )
         if not num_tokens:
             raise RequestError(f"`{param}` has no tokens", param=param)
-        return prompt if num_tokens >= self._pad_to else self._padded(prompt)
-
-    def _padded(self, prompt: Encoded) -> Encoded:
-        missing = self._pad_to - len(prompt.token_ids)
-        pad_token_id = self._pair_tokenizer("padding").pad_token_id
-        if pad_token_id is None:
-            raise RequestError("`padding` needs a tokenizer with a padding token", param="padding")
-        types = prompt.token_type_ids
-        return Encoded(
-            [*prompt.token_ids, *[pad_token_id] * missing], None if types is None else [*types, *[0] * missing]
-        )
+        return prompt

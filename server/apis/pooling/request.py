@@ -31,8 +31,7 @@ class PoolingFields(RequestBody, kw_only=True):
     truncate_prompt_tokens: Truncation | None = None
     truncation_side: Literal["left", "right"] | None = None
     """The side on which tokens are cut off; `right`, the default here, keeps the first ones."""
-    padding: Literal["max_length", "do_not_pad"] | None = None
-    """`max_length` appends padding tokens, which count as the model's other tokens do."""
+    padding: Unsupported = "do_not_pad"
     request_id: RequestId | None = None
     mm_processor_kwargs: Unsupported = None
     normalize: Any = None

@@ -46,7 +46,6 @@ class HfTokenizer:
         self.added_tokens = {token_id: str(token) for token_id, token in loaded.added_tokens_decoder.items()}
         self.vocab_size, self.max_token_chars = measure_vocabulary(loaded)
         self.eos_token_id: int | None = loaded.eos_token_id
-        self.pad_token_id: int | None = loaded.pad_token_id
         self._token_bytes = TokenBytes(loaded, self.loop_decoder(skip_special_tokens=False), self.added_tokens)
 
     @classmethod

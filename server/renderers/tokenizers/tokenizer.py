@@ -78,10 +78,6 @@ class Tokenizer(Protocol):
 class PairTokenizer(Protocol):
     """Further methods that pooling models need; not every kind of tokenizer supports them."""
 
-    @property
-    def pad_token_id(self) -> int | None:
-        """The token that fills a prompt up."""
-
     def encode_pair(self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None) -> Encoded:
         """The tokens of one text, or of two with special tokens between them, and the text each belongs to.
 

@@ -115,6 +115,8 @@ def test_what_only_vllm_has_is_rejected_with_the_flag_for_it(name, value):
         ({"reasoning_effort": "some"}, "reasoning_effort"),
         ({"messages": []}, "messages"),
         ({"messages": "Hello"}, "messages"),
+        ({"echo": True}, "echo"),
+        ({"return_prompt_text": True}, "return_prompt_text"),
     ],
     ids=str,
 )

@@ -218,21 +218,13 @@ def test_minus_one_truncates_to_the_context_length(embedder):
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", "Invalid enum value 'hex'"),
         ({"input": "a", "normalize": True}, "normalize", "use `use_activation` instead"),
         ({"input": "a", "truncate_prompt_tokens": 65}, "truncate_prompt_tokens", "greater than max_model_len"),
-        ({"input": "a", "padding": "longest"}, "padding", "Invalid enum value"),
+        ({"input": "a", "padding": "max_length"}, "padding", "--engine vllm"),
         ({"input": "a", "mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs", "--engine vllm"),
         ({"messages": [{"role": "user", "content": "b"}], "chat_template": "{{ x }}"}, "chat_template", "--trust"),
     ],
 )  # fmt: skip
 def test_bad_requests_name_the_field(embedder, body, param, words):
     assert_rejected(embedder.post("/v1/embeddings", body), param, words)
-
-
-def test_padding_fills_the_context(embedder):
-    sizes = {}
-    for padding in ("max_length", "do_not_pad"):
-        answer = embedder.post("/v1/embeddings", {"input": "hello world", "padding": padding}).json()
-        sizes[padding] = answer["usage"]["prompt_tokens"]
-    assert sizes == {"max_length": MAX_LEN, "do_not_pad": 4}
 
 
 def test_dimensions_are_rejected_without_matryoshka(serve, tmp_path):

@@ -5,7 +5,9 @@ import sqlite3
 import pytest
 
 from base.errors import ConfigError
-from server.apis.responses.archive import FileStore, MemoryStore, StoreBounds, StoredResponse, build_response_store
+from server.apis.responses.archive import build_response_store
+from server.apis.responses.store import MemoryStore, StoreBounds, StoredResponse
+from server.apis.responses.store_file import FileStore
 from server.limits import LimitsConfig
 from server.server_config import GenerationConfig
 

@@ -1,0 +1,67 @@
+"""The responses that may be retrieved and continued, within bounds; the oldest are dropped first."""
+
+from collections import OrderedDict
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+
+class StoredResponse(msgspec.Struct, frozen=True):
+    """A response that has ended."""
+
+    body: bytes
+    """The response as JSON."""
+    history: bytes
+    """The conversation up to and including the response, as JSON; instructions are not part of it."""
+    events: tuple[bytes, ...] | None = None
+    """The events of a response in the background that was streamed."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all parts."""
+        return len(self.body) + len(self.history) + sum(map(len, self.events or ()))
+
+
+class StoreBounds(NamedTuple):
+    """Beyond these, the oldest responses are dropped."""
+
+    max_responses: int
+    max_bytes: int
+
+
+class ResponseStore(Protocol):
+    """Keeps responses by id."""
+
+    async def put(self, response_id: str, response: StoredResponse) -> None:
+        """Keeps a response, unless it is too large or its id is taken; drops the oldest beyond the bounds."""
+
+    async def get(self, response_id: str) -> StoredResponse | None:
+        """A response; None if it is unknown or has been dropped."""
+
+    def close(self) -> None:
+        """Releases files and threads."""
+
+
+class MemoryStore:
+    """Keeps responses as long as this process lives; used on the event loop only."""
+
+    def __init__(self, bounds: StoreBounds) -> None:
+        self._bounds = bounds
+        self._responses: OrderedDict[str, StoredResponse] = OrderedDict()
+        self.num_bytes = 0
+        """Size of all responses."""
+
+    async def put(self, response_id: str, response: StoredResponse) -> None:
+        if response.num_bytes > self._bounds.max_bytes or response_id in self._responses:
+            return
+        self._responses[response_id] = response
+        self.num_bytes += response.num_bytes
+        while len(self._responses) > self._bounds.max_responses or self.num_bytes > self._bounds.max_bytes:
+            _, oldest = self._responses.popitem(last=False)
+            self.num_bytes -= oldest.num_bytes
+
+    async def get(self, response_id: str) -> StoredResponse | None:
+        return self._responses.get(response_id)
+
+    def close(self) -> None:
+        pass
