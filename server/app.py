@@ -1,4 +1,4 @@
-"""The ASGI application of the API process."""
+"""The ASGI application of the API process: probes, turns of the loop, middleware, errors of no route."""
 
 import asyncio
 from collections import deque

@@ -1,4 +1,4 @@
-"""Fields that requests for generated text share, with vLLM's names, ranges and defaults."""
+"""Bodies of requests for generated text, with vLLM's names and ranges: shared fields, chats, their tools."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""What all requests share: their base, the ranges of fields, marks for fields without support."""
+"""Bodies of requests: base, ranges of fields, decoding, limits. Every failure is a 400 that names it."""
 
 import codecs
 import json

@@ -1,4 +1,4 @@
-"""The names under which the model is served, and which endpoints fit it; answers /v1/models."""
+"""The served model: its names, LoRA adapters, and the objects that run prompts through it."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What the server records about a request besides its body: id, arrival, times and lease."""
+"""What the server records about a request besides its body, and how its work is spread over turns."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Parsers around others: reasoning, then tool calls; the calls of an answer that is sent as a whole."""
+"""Parsers of the server's own: forced calls, reasoning before calls, calls of a whole answer."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The routes without a JSON body: probes, the server, its model, and kept responses by their id."""
+"""The routes without a JSON body: probes, status page, the server, its model, kept responses by their id."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Fetches an image over HTTP, only from hosts that the operator allows."""
+"""Fetches an image over HTTP, only from hosts that the operator allows and whose address is public."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""A vision model's image processor: loads it, and turns images into tensors and into texts of the prompt."""
+"""Decodes images, and turns them into tensors and texts of the prompt with the model's image processor."""
 
 import importlib
 from collections.abc import Sequence
