@@ -1,7 +1,7 @@
 """What the server records about a request besides its body, and how its work is spread over turns."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -79,16 +79,6 @@ class RequestContext:
         """Keeps what may be large until the response has ended."""
         if not self.is_small:
             self.held += created
-
-
-async def run_concurrently(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Their results, in order; the first failure, or a client that disconnects, cancels all of them."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) async for work in take_turns(works)]
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 async def take_turns(members: Iterable[T]) -> AsyncIterator[T]:

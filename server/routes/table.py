@@ -7,7 +7,7 @@ from starlette.routing import Route
 from base.status_page.page import DATA_PATH
 from server.apis.messages.request import CountTokensRequest, MessagesRequest
 from server.apis.messages.serving import MessagesServing
-from server.apis.openai.chat import ChatServing
+from server.apis.openai.chat import create_chat_completion
 from server.apis.openai.completions import CompletionServing
 from server.apis.pooling.endpoints import (
     CLASSIFICATION,
@@ -75,7 +75,7 @@ def _text_routes(parts: AppParts) -> list[Route]:
     reasoning = ModelReasoning(config, renderer)
     builder = GenerationBuilder(parts, reasoning)
     runner = ChatRunner(parts, builder, OutputParsing(config, renderer, reasoning))
-    chat, messages = ChatServing(parts, runner), MessagesServing(parts, runner)
+    chat, messages = partial(create_chat_completion, parts, runner), MessagesServing(parts, runner)
     tokenization = TokenizationServing(parts.models, renderer, parts.engine)
     archive = ResponseArchive(parts.response_store, renderer)
     responses = ResponsesServing(parts, runner, archive, parts.running, parts.admission.limits)
@@ -83,7 +83,7 @@ def _text_routes(parts: AppParts) -> list[Route]:
     completions = CompletionServing(parts, builder)
     return [
         post("/v1/completions", CompletionRequest, completions.create, takes_embeds=True),
-        post("/v1/chat/completions", ChatRequest, chat.create),
+        post("/v1/chat/completions", ChatRequest, chat),
         post("/v1/messages", MessagesRequest, messages.create, failures=ANTHROPIC),
         post("/v1/messages/count_tokens", CountTokensRequest, messages.count_tokens, failures=ANTHROPIC),
         post("/v1/responses", ResponsesRequest, responses.create),

@@ -1,6 +1,6 @@
 """Answers /v1/chat/completions: the bodies of a `ChatRun`."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -13,26 +13,18 @@ from server.operation.request_context import RequestContext, take_turns
 from server.parsers.base import Content, Reasoning
 
 
-class ChatServing:
-    """One per server; every method runs on the event loop."""
+async def create_chat_completion(
+    inference: Inference, runner: ChatRunner, request: ChatRequest, context: RequestContext
+) -> dict[str, Any] | AsyncGenerator[bytes, None]:
+    """The response, or its events. Every fault of the request is found before the first event.
 
-    def __init__(self, inference: Inference, runner: ChatRunner) -> None:
-        self._inference = inference
-        self._runner = runner
-
-    async def create(
-        self, request: ChatRequest, context: RequestContext
-    ) -> dict[str, Any] | AsyncGenerator[bytes, None]:
-        """The response, or its events. Every fault of the request is found before the first event.
-
-        Raises:
-            RequestError: the request is invalid, or the model does not generate.
-            EngineError: the engine failed; in streams this is an event.
-        """
-        self._inference.models.check_generative("Chat Completions", request.model)
-        run = await self._runner.start(request, context)
-        bodies = ChatBodies(self._inference, run)
-        return end_stream(bodies.stream()) if request.stream else await bodies.complete(await run.collect())
+    Raises:
+        RequestError: the request is invalid, or the model does not generate.
+        EngineError: the engine failed; in streams this is an event.
+    """
+    inference.models.check_generative("Chat Completions", request.model)
+    bodies = ChatBodies(inference, await runner.start(request, context))
+    return end_stream(bodies.stream()) if request.stream else await bodies.complete()
 
 
 class ChatBodies:
@@ -50,8 +42,9 @@ class ChatBodies:
         self._role = self._find_role()
         self._logprobs = LogprobFormatter(inference, request)
 
-    async def complete(self, choices: Sequence[ChoiceDelta]) -> dict[str, Any]:
-        """The whole response, of one delta per choice."""
+    async def complete(self) -> dict[str, Any]:
+        """The whole response."""
+        choices = await self._run.collect()
         prompt_logprobs = choices[0].sequence.prompt_logprobs
         return {
             "id": self._run.id,

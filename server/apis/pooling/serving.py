@@ -1,7 +1,8 @@
 """Answers all pooling endpoints: the order of the steps, and the thread in which each runs."""
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
@@ -17,7 +18,7 @@ from server.apis.pooling.request import PoolingFields
 from server.generation.response_parts import Usage
 from server.generation.sequences import SequenceRecorder
 from server.operation.models import Inference, unix_time
-from server.operation.request_context import RequestContext, run_concurrently
+from server.operation.request_context import RequestContext, take_turns
 from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams, TensorData
 
@@ -121,7 +122,7 @@ class PoolingServing:
             for prompt in prompts:
                 logger.info("request %s: %d prompt tokens, %s", request_id, len(prompt.token_ids), params)
         unique = f"{request_id}-{uuid4().hex[:8]}"  # clients may choose their ids
-        return await run_concurrently(
+        return await _run_concurrently(
             self._pool_one(f"{unique}-{index}", prompt, params, context) for index, prompt in enumerate(prompts)
         )
 
@@ -152,3 +153,13 @@ def tensor_of(output: EngineOutput) -> TensorData:
     """The tensor of a result, which must have one."""
     assert output.data is not None, "the engine sent no numbers"
     return output.data
+
+
+async def _run_concurrently(works: Iterable[Coroutine[Any, Any, EngineOutput]]) -> list[EngineOutput]:
+    """Their results, in order; the first failure, or a client that disconnects, cancels all of them."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) async for work in take_turns(works)]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
