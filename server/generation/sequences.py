@@ -17,7 +17,7 @@ _MANY_ENTRIES = 4096
 
 
 async def generate(inference: Inference, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
-    """Yields the deltas of all choices in the order in which they arrive.
+    """Yields the deltas of all choices as they arrive, until the engine or a stop string has ended each.
 
     Closing the generator aborts the sequences that still run in the engine.
 
@@ -25,18 +25,40 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
         EngineError: the engine died or failed one of the sequences.
         RequestError: the request is the cause of the failure.
     """
+    engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
+    indexes = {f"{engine_id}-{index}": index for index in range(generation.num_choices)}
+    running: dict[str, _Sequence] = {}
+    """The sequences that have begun and not ended."""
     num_tokens = [0] * generation.num_choices
+    reason: FinishReason = "abort"
+    stream = inference.engine.generate(engine_id, generation.engine_prompts, generation.request.num_choices)
     try:
-        async with aclosing(_run_sequences(inference, generation)) as deltas:
-            async for delta in deltas:
+        async with aclosing(stream) as outputs:
+            async for output in outputs:
+                engine_name = output.request_id
+                if engine_name not in running:
+                    running[engine_name] = _Sequence(inference, generation, indexes[engine_name])
+                delta = running[engine_name].read(output)
+                if delta.finish_reason is not None:
+                    if output.finish_reason is None:
+                        inference.engine.abort([engine_name])
+                    running.pop(engine_name).recorder.finish(delta.finish_reason)
+                    del indexes[engine_name]
                 num_tokens[delta.choice] += len(delta.token_ids)
                 yield delta
+    except (EngineError, RequestError):
+        reason = "error"
+        raise
     finally:
         size = generation.request.num_choices
         for start in range(0, len(num_tokens), size):
             inference.metrics.engine.record_request(
                 num_choices=size, max_generation_tokens=max(num_tokens[start : start + size])
             )
+        async for engine_name, index in take_turns(indexes.items()):
+            begun = running.get(engine_name)
+            recorder = _create_recorder(inference, generation, index) if begun is None else begun.recorder
+            recorder.finish(reason)
 
 
 async def collect(inference: Inference, generation: Generation) -> list[SequenceDelta]:
@@ -64,44 +86,6 @@ def _join(deltas: list[SequenceDelta]) -> SequenceDelta:
         prompt_logprobs=first.prompt_logprobs,
         num_cached_tokens=first.num_cached_tokens,
     )
-
-
-async def _run_sequences(inference: Inference, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
-    """Yields the deltas of all choices as they arrive, until the engine or a stop string has ended each.
-
-    Closing the generator aborts those that still run.
-
-    Raises:
-        EngineError: the engine died or failed one of the sequences.
-        RequestError: the request is the cause of the failure.
-    """
-    engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
-    indexes = {f"{engine_id}-{index}": index for index in range(generation.num_choices)}
-    running: dict[str, _Sequence] = {}
-    """The sequences that have begun and not ended."""
-    reason: FinishReason = "abort"
-    stream = inference.engine.generate(engine_id, generation.engine_prompts, generation.request.num_choices)
-    try:
-        async with aclosing(stream) as outputs:
-            async for output in outputs:
-                engine_name = output.request_id
-                if engine_name not in running:
-                    running[engine_name] = _Sequence(inference, generation, indexes[engine_name])
-                delta = running[engine_name].read(output)
-                if delta.finish_reason is not None:
-                    if output.finish_reason is None:
-                        inference.engine.abort([engine_name])
-                    running.pop(engine_name).recorder.finish(delta.finish_reason)
-                    del indexes[engine_name]
-                yield delta
-    except (EngineError, RequestError):
-        reason = "error"
-        raise
-    finally:
-        async for engine_name, index in take_turns(indexes.items()):
-            begun = running.get(engine_name)
-            recorder = _create_recorder(inference, generation, index) if begun is None else begun.recorder
-            recorder.finish(reason)
 
 
 class _Sequence:
