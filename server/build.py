@@ -9,8 +9,8 @@ from importlib.metadata import version
 import uvicorn
 
 from base.lifecycle import Lifecycle, StartView
-from base.security.access import Access
 from base.security.api_keys import ApiKeys
+from base.security.credentials import Credentials
 from server.apis.responses.archive import build_response_store
 from server.app import ServerApp, build_app
 from server.engine.process_link.client import EngineClient
@@ -62,7 +62,7 @@ class Server:
     parts: AppParts
     http: GracefulServer
     probes: ProbeProcess | None
-    access: Access
+    credentials: Credentials
     readiness: EngineReadiness
     monitor: EngineMonitor
     drain: Drain
@@ -90,12 +90,12 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         response_store=build_response_store(config.generation, options.limits),
         version=version(_DISTRIBUTION),
     )
-    access = Access(config.network, config.tls, parts.api_keys)
+    credentials = Credentials(config.network, config.tls, parts.api_keys)
     app = build_app(parts)
-    has_tls = access.tls_context is not None
+    has_tls = credentials.tls_context is not None
     is_probe_missed = has_tls or app.is_probe_seen
     probes = None if is_probe_missed else options.probes
-    http = GracefulServer(_uvicorn_config(app, config, options.limits, access, probes))
+    http = GracefulServer(_uvicorn_config(app, config, options.limits, credentials, probes))
     readiness = EngineReadiness(engine, renderer, metrics, adapters, timeout_s=options.engine_ready_timeout_s)
     monitor = EngineMonitor(
         engine,
@@ -110,7 +110,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         parts=parts,
         http=http,
         probes=probes,
-        access=access,
+        credentials=credentials,
         readiness=readiness,
         monitor=monitor,
         drain=drain,
@@ -119,12 +119,12 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
 
 
 def _uvicorn_config(
-    app: ServerApp, config: ServerConfig, limits: LimitsConfig, access: Access, probes: ProbeProcess | None
+    app: ServerApp, config: ServerConfig, limits: LimitsConfig, credentials: Credentials, probes: ProbeProcess | None
 ) -> uvicorn.Config:
     uvicorn_config = uvicorn.Config(
         app,
         loop="none",
-        http=bounded_connections(limits, access.tls_context, probes),  # type: ignore[arg-type]
+        http=bounded_connections(limits, credentials.tls_context, probes),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         interface="asgi3",

@@ -90,7 +90,7 @@ class ServerRun:
     async def _open(self) -> None:
         await self._server.parts.engine.start()
         self._server.telemetry.start()
-        self._server.access.start()
+        self._server.credentials.start()
         bound_unsent_bytes(self._options.listener, self._options.limits.send_buffer_bytes)
         probes = self._server.probes
         if probes is not None and await probes.start(self):
@@ -113,7 +113,7 @@ class ServerRun:
 
     async def _close(self) -> None:
         self._server.telemetry.close()
-        self._server.access.close()
+        self._server.credentials.close()
         await self._server.parts.engine.close()
 
     async def _follow_engine(self) -> None:

@@ -24,8 +24,8 @@ from aiohttp import web
 
 from base.errors import ServerError
 from base.exit_codes import OK
-from base.security.access import FileWatch
 from base.security.api_keys import ApiKeys
+from base.security.credentials import FileWatch
 from base.security.tls import RenewableTls, tls_files
 from base.server_settings import NetworkConfig, TlsConfig
 from server.transport.connection_table import raise_file_limit

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from base.security.access import FileWatch
+from base.security.credentials import FileWatch
 
 TIMEOUT_S = 60.0
 

@@ -1,4 +1,4 @@
-"""Access to the server: TLS and API keys, and their renewal when their files change."""
+"""The credentials of the server: TLS and API keys, and their renewal when their files change."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _INTERVAL_S = 1.0
 
 
-class Access:
+class Credentials:
     """Holds the listening socket's TLS, and watches the TLS and key files for changes, on the event loop."""
 
     def __init__(self, network: NetworkConfig, tls: TlsConfig, api_keys: ApiKeys) -> None:
