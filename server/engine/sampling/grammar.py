@@ -1,4 +1,4 @@
-"""Converts a request's grammar to the format of llguidance, which compiles it in the engine."""
+"""Converts the grammars of requests to the format of llguidance, and compiles them on threads."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Prepares the JSON schemas of requests for llguidance, so that they allow what vLLM's backend allows."""
+"""Prepares JSON schemas and regular expressions of requests for llguidance, to mean what they do in vLLM."""
 
 import json
 import re
