@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from base.lifecycle import StartView
-from server.renderers.base import RendererPool
 from server.renderers.images.processor_cache import ProcessorCache
 from server.types import EngineStats
+
+if TYPE_CHECKING:  # the responder imports this module, and must not import libraries of the renderer
+    from server.renderers.base import RendererPool
 
 LABELS = ("model_name", "engine")
 ENGINE = "0"
@@ -37,7 +40,7 @@ def start_families(model_name: str, start: StartView) -> Iterator[Metric]:
     yield _gauge("vllm_cli:startup_phase_seconds", "What the start waited for, by phase.", phases, ("phase",))
 
 
-def pool_families(pools: Mapping[str, RendererPool]) -> Iterator[Metric]:
+def pool_families(pools: Mapping[str, "RendererPool"]) -> Iterator[Metric]:
     """The queue depth of the renderer's pools."""
     depths: Values = {(name,): pool.num_waiting for name, pool in pools.items()}
     yield _gauge(
