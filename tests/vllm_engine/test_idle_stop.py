@@ -22,7 +22,7 @@ _NUM_CLIENTS = 10
 
 
 def _statuses_around_stops(server: ServerProcess | VllmServer, model: str, num_requests: int) -> Counter[int]:
-    """Statuses of requests that come up to 0.4 s before or after the limit, half of them on kept connections."""
+    """Statuses of requests within 0.4 s of the limit, half of them on kept connections."""
     rng = random.Random(33)
     body = {"model": model, "prompt": "a", "max_tokens": 2}
     kept = [RawClient(server.port) for _ in range(_NUM_CLIENTS // 2)]
