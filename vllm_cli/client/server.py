@@ -1,6 +1,7 @@
 """The client of a server, of this program or another one with the OpenAI API; standard library only."""
 
 import json
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -81,10 +82,10 @@ class Server:
         with self._open(method, path, body, timeout_s) as response:
             return Answer(response.status, response.reason, response.headers, response.read(max_bytes))
 
-    def ask(self, method: str, path: str) -> dict[str, Any]:
-        """The JSON of a successful answer, which may take any time."""
+    def ask(self, method: str, path: str, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """The JSON of a successful answer, which may take any time if there is no timeout."""
         with explain_failures(self.address):
-            answer = self.request(method, path)
+            answer = self.request(method, path, timeout_s=timeout_s)
         _raise_for_status(answer.status, answer.reason, answer.content)
         return _decode(answer.content)
 
@@ -112,7 +113,7 @@ class Server:
         headers = {"Content-Type": "application/json", "Connection": "close"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
-        with closing(self.address.connect(timeout_s or _CONNECT_TIMEOUT_S)) as connection:
+        with closing(self.address.connect(min(timeout_s or math.inf, _CONNECT_TIMEOUT_S))) as connection:
             connection.connect()
             connection.sock.settimeout(timeout_s)
             connection.request(method, self.address.path + path, content, headers)

@@ -1,7 +1,6 @@
-"""`vllm-cli timeline` shows and compares reports of starts."""
+"""`vllm-cli timeline` shows reports of starts."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,6 @@ def before(tmp_path) -> Path:
     return path
 
 
-@pytest.fixture
-def after(tmp_path) -> Path:
-    path = tmp_path / "after.json"
-    path.write_text(report_of(import_s=0.4).to_json())
-    return path
-
-
 def test_one_report_is_shown_as_a_table(before, invoke):
     done = invoke("timeline", str(before))
     assert done.returncode == 0, done.stderr
@@ -36,20 +28,6 @@ def test_one_report_is_shown_as_a_table(before, invoke):
 def test_a_report_on_standard_input_is_shown_as_json(before, run_cli):
     done = run_cli("timeline", "-", "--json", input=before.read_text())
     assert read_report(done.stdout).to_dict() == json.loads(before.read_text())
-
-
-def test_two_reports_are_compared_phase_by_phase(before, after, invoke):
-    done = invoke("timeline", str(before), str(after))
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"1\.000 +0\.400 +-0\.600 +engine +import_torch", done.stdout)
-    assert re.search(r"0\.500 +0\.500 +\+0\.000 +engine +load_weights", done.stdout)
-    assert re.search(r"1\.700 +1\.100 +-0\.600 +total", done.stdout)
-
-
-def test_the_differences_of_the_phases_add_up_to_that_of_the_totals(before, after, invoke):
-    content = json.loads(invoke("timeline", str(before), str(after), "--json").stdout)
-    assert content["total_s"]["difference"] == pytest.approx(-0.6)
-    assert sum(phase["difference_s"] for phase in content["phases"]) == pytest.approx(-0.6)
 
 
 @pytest.mark.parametrize(
