@@ -10,7 +10,7 @@ import pytest
 
 from tests.command_tree import walk_commands
 from tests.test_docs import PAGES, README
-from vllm_cli.commands.bench import BENCHMARKS
+from vllm_cli.commands.bench import bench
 from vllm_cli.flags.arguments import Arguments
 from vllm_cli.main import COMMANDS, cli
 
@@ -80,7 +80,7 @@ def test_a_question_of_an_example_has_the_same_answer_each_time(words):
     assert " --temperature 0 " in " ".join(words)
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in COMMANDS] + [f"bench {entry.name}" for entry in BENCHMARKS])
+@pytest.mark.parametrize("name", [entry.name for entry in COMMANDS] + [f"bench {name}" for name in bench.commands])
 def test_the_help_of_a_command_or_of_its_members_has_an_example(name):
     assert any(examples for words, examples in _IN_HELP.items() if f"{words} ".startswith(f"{name} "))
 

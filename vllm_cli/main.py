@@ -9,9 +9,11 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from importlib import import_module
+from typing import Any, Final, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from base.errors import ConfigError
 from base.exit_codes import INTERRUPTED, START_FAILED, USAGE
@@ -21,10 +23,19 @@ from envs.suggestion import did_you_mean
 from envs.variable import EnvError
 from startup.engine.installed import INSTALL_COMMAND, MODULES
 from startup.errors import CommandLineError, CrashError, StartupError
-from vllm_cli.lazy_group import CommandEntry, LazyGroup
 from vllm_cli.version import VERSION
 
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class CommandEntry(NamedTuple):
+    """One line of the table of commands."""
+
+    name: str
+    target: str
+    """`package.module:attribute` of the click command."""
+    help: str
+
 
 COMMANDS: Final = (
     CommandEntry("serve", "vllm_cli.commands.serve:serve", "Serve a model with the OpenAI API."),
@@ -45,13 +56,59 @@ COMMANDS: Final = (
     CommandEntry("prefetch", "vllm_cli.commands.prefetch:prefetch", "Read a model into the page cache."),
     CommandEntry("bake", "vllm_cli.commands.bake:bake", "Keep in an image what makes its first start fast."),
     CommandEntry("bench", "vllm_cli.commands.bench:bench", "Measure servers and their starts."),
-    CommandEntry("env", "vllm_cli.commands.env:env_command", "Show the environment variables and their values."),
+    CommandEntry("env", "vllm_cli.commands.environment:env_command", "Show environment variables and their values."),
     CommandEntry("probes", "vllm_cli.commands.probes:probes", "Print Kubernetes probes for this machine."),
     CommandEntry(
         "completion", "vllm_cli.commands.completion:completion", "Print shell completion of commands and flags."
     ),
-    CommandEntry("collect-env", "vllm_cli.commands.collect_env:collect_env", "Describe this machine for a bug report."),
+    CommandEntry("collect-env", "vllm_cli.commands.environment:collect_env", "Describe this machine for a bug report."),
 )
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it runs; `--help` imports none of them."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._entries = {entry.name: entry for entry in COMMANDS}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the table."""
+        return list(self._entries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command."""
+        entry = self._entries.get(cmd_name)
+        return load_command(entry) if entry else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """An unknown command is a usage error with a suggestion."""
+        if args[0] not in self._entries and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], self._entries)}.")
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The names of the table, without importing the commands."""
+        fitting = [entry for entry in self._entries.values() if entry.name.startswith(incomplete)]
+        commands = [CompletionItem(entry.name, help=entry.help) for entry in fitting]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Prints the table."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(entry.name, entry.help) for entry in self._entries.values()])
+
+
+def load_command(entry: CommandEntry) -> click.Command:
+    """Imports the command of a table entry."""
+    module, _, attribute = entry.target.partition(":")
+    command = getattr(import_module(module), attribute)
+    if not isinstance(command, click.Command):
+        raise TypeError(f"{entry.target} is not a click command")
+    return command
+
 
 _HELP = """Serve language models with a fast start.
 
@@ -64,7 +121,6 @@ Examples:
 
 @click.group(
     cls=LazyGroup,
-    table=COMMANDS,
     name="vllm-cli",
     help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},

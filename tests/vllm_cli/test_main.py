@@ -9,8 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from vllm_cli.lazy_group import load_command
-from vllm_cli.main import COMMANDS, cli, main
+from vllm_cli.main import COMMANDS, cli, load_command, main
 from vllm_cli.version import VERSION
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from vllm_cli.bench.config import BenchConfig
 from vllm_cli.bench.request import CompletionFormat, build_prompt, open_session, send_request
-from vllm_cli.bench.target import Target, TargetStartError
+from vllm_cli.bench.target import BenchConfig, Target, TargetStartError
 from vllm_cli.errors import InputError
 from vllm_cli.supervised_command import CommandEndedError
 

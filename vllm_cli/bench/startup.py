@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from vllm_cli.bench.config import BenchConfig, TargetSpec
 from vllm_cli.bench.eviction import evict_files, list_files
 from vllm_cli.bench.exec_stamp import stamp_words, wait_for_stamp
 from vllm_cli.bench.figures import Figures, Metric, percentiles_ms
@@ -20,7 +19,7 @@ from vllm_cli.bench.readiness import ReadyServer, ask_phases, wait_until_ready
 from vllm_cli.bench.report import Result, Side
 from vllm_cli.bench.request import CompletionFormat, open_session, send_request
 from vllm_cli.bench.standby import NO_STANDBY, BenchStandby, split_own_command
-from vllm_cli.bench.target import Target, TargetStartError, describe
+from vllm_cli.bench.target import BenchConfig, Target, TargetSpec, TargetStartError, describe
 from vllm_cli.client.reporter import Reporter
 from vllm_cli.supervised_command import CommandEndedError
 

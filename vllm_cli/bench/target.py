@@ -1,16 +1,52 @@
-"""A measured server: running already, or started, frozen and stopped by the benchmark."""
+"""What is measured, and how: servers that run already, or that the benchmark starts, freezes and stops."""
 
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import click
 
 from base.exit_codes import START_FAILED
 from envs.redaction import hide_in_command
-from vllm_cli.bench.config import TargetSpec
 from vllm_cli.server_ports import find_free_port, list_server_ports
 from vllm_cli.supervised_command import SupervisedCommand
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSpec:
+    """A server to measure: the address of a running one, or the command that starts one."""
+
+    name: str
+    url: str | None = None
+    command: str | None = None
+    """Shell words; `{port}` is replaced by a free port, without it `--port N` is appended."""
+    model: str | None = None
+    """The model name to request; None takes the first one that the server lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """The servers to measure, and how completions are requested."""
+
+    targets: tuple[TargetSpec, ...]
+    """The first is side A; the others are compared with it."""
+    num_rounds: int
+    endpoint: str = "completions"
+    """`completions` or `chat`."""
+    api_key: str | None = None
+    ready_timeout_s: float = 600.0
+
+    @property
+    def path(self) -> str:
+        """The route of the requests."""
+        return "/v1/chat/completions" if self.endpoint == "chat" else "/v1/completions"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields for the result file, without commands and keys."""
+        return {name: value for name, value in asdict(self).items() if name not in ("targets", "api_key")}
 
 
 class TargetStartError(click.ClickException):

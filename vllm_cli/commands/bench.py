@@ -1,18 +1,29 @@
-"""The group `bench`; its commands are imported only when they run."""
+"""`vllm-cli bench`: the options of both benchmarks, which are imported only when they run."""
 
-from typing import Final
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from vllm_cli.lazy_group import CommandEntry, LazyGroup
+from envs.registry import env
+from startup.download.obtain import resolve_model
+from startup.model.request import ModelRequest
 
-BENCHMARKS: Final = (
-    CommandEntry("serve", "vllm_cli.commands.bench_serve:serve", "Throughput and latency of OpenAI servers."),
-    CommandEntry("startup", "vllm_cli.commands.bench_startup:startup", "From exec to the first token."),
-)
+if TYPE_CHECKING:
+    from vllm_cli.bench.target import TargetSpec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SECONDS: Final = click.FloatRange(0, min_open=True)
+_COUNT: Final = click.IntRange(1)
+_STATES: Final = ("warm", "cold-pages", "standby")
 
 
-@click.group("bench", cls=LazyGroup, table=BENCHMARKS)
+@click.group("bench")
 def bench() -> None:
     """Measure servers: throughput, latency and /health under load, and starts up to the first token.
 
@@ -21,3 +32,227 @@ def bench() -> None:
       vllm-cli bench serve --url http://127.0.0.1:8000
       vllm-cli bench startup --cmd "vllm-cli serve"
     """
+
+
+def _command(value: str) -> str:
+    """Shell words."""
+    with suppress(ValueError):
+        if shlex.split(value):
+            return value
+    raise click.BadParameter(f"{value!r} is not a command: it is empty, or a quote is not closed.")
+
+
+def _url(value: str) -> str:
+    """The address of a running server; without a scheme, http:// is added."""
+    address = value if "://" in value else f"http://{value}"
+    if address.startswith(("http://", "https://")):
+        return address
+    raise click.BadParameter(f"{value!r} is not an address such as http://127.0.0.1:8000.")
+
+
+def _file(value: str) -> Path:
+    """A file that is written at the end of the run; its folder is checked before."""
+    path = Path(value)
+    if path.is_dir() or not path.parent.is_dir():
+        raise click.BadParameter(f"{value!r} is not a file in an existing folder.")
+    return path
+
+
+def _shared_options(function: F) -> F:
+    """Options of all benchmarks: the commands to compare with, the requests, and the result."""
+    for option in reversed(
+        (
+            click.option(
+                *("--vs", "other_commands"), multiple=True, type=_command, help="Command of a server to compare with."
+            ),
+            click.option(
+                "--endpoint",
+                type=click.Choice(["completions", "chat"]),
+                default="completions",
+                help="Route of the requests: /v1/completions or /v1/chat/completions.",
+            ),
+            click.option("--api-key", show_default="OPENAI_API_KEY", help="Key to send."),
+            click.option(
+                "--ready-timeout",
+                "ready_timeout_s",
+                type=_SECONDS,
+                default=600,
+                metavar="SECONDS",
+                help="Longest wait for a server to become ready.",
+            ),
+            click.option("--json", "json_path", type=_file, help="Write the result as JSON; - is standard output."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _levels(value: str) -> tuple[int, ...]:
+    """Comma-separated numbers, each 1 or more; in ascending order, each once."""
+    with suppress(ValueError):
+        levels = tuple(sorted({int(part) for part in value.split(",")}))
+        if levels[0] >= 1:
+            return levels
+    raise click.BadParameter(f"{value!r} is not a list such as 1,8,32.")
+
+
+@bench.command("serve", context_settings={"max_content_width": 110, "show_default": True})
+@click.option("--cmd", "commands", multiple=True, type=_command, help="Command that starts a server to measure.")
+@click.option("--url", "urls", multiple=True, type=_url, help="Address of a running server to measure.")
+@click.option("--vs-url", "other_urls", multiple=True, type=_url, help="Address of a running server to compare with.")
+@click.option("--model", show_default="the first that the server lists", help="Model to request.")
+@click.option("--vs-model", show_default="--model", help="Model to request from the servers to compare with.")
+@click.option("--concurrency", "levels", type=_levels, default="1,8,32", metavar="N,N,...", help="Requests in flight.")
+@click.option(
+    *("--requests", "--num-prompts", "num_requests"),
+    type=_COUNT,
+    show_default="4 for each in flight, at least 8",
+    help="Requests per round.",
+)
+@click.option("--rounds", "num_rounds", type=_COUNT, default=3, help="Measured rounds of each --concurrency.")
+@click.option("--prompt-tokens", type=_COUNT, default=64, help="Approximate length of the prompts.")
+@click.option(
+    "--shared-prefix-tokens",
+    type=click.IntRange(0),
+    default=0,
+    help="Approximate length of a text that is put before all prompts, as a system prompt would be.",
+)
+@click.option("--max-tokens", type=_COUNT, default=64, help="Tokens to generate.")
+@click.option(
+    "--idle",
+    type=click.Choice(["pause", "run"]),
+    default="pause",
+    help="Freeze started servers while another one is measured, or leave them running.",
+)
+@click.option("--seed", type=int, default=0, help="Seed of the prompts.")
+@_shared_options
+def serve(**options: Any) -> int:
+    """Measure a server with the OpenAI API, alone or against others.
+
+    A fixed number of requests is kept in flight, level by level. The report has throughput, time to first
+    token (TTFT), time per output token (TPOT), inter-token and end-to-end latency, and the latency of /health
+    under that load, probed from a separate process.
+
+    Servers given as commands are started on a free port ({port} in the command, else --port is appended) and
+    always stopped at the end. With several servers, rounds alternate (A, B, A, B, ...). An idle server still
+    uses processor time, so servers started here are frozen while another one is measured.
+
+    \b
+    Examples:
+      vllm-cli bench serve --url http://127.0.0.1:8000
+      vllm-cli bench serve --cmd "vllm-cli serve" --vs "vllm serve MODEL --enforce-eager"
+      vllm-cli bench serve --url http://127.0.0.1:8000 --prompt-tokens 6000 --max-tokens 1 --concurrency 64
+
+    Exit codes: 0 fine; 1 requests failed, or a server exited; 2 usage; 3 a server did not start.
+    """
+    ours, theirs = (
+        [{"command": each} for each in options.pop(commands)] + [{"url": each} for each in options.pop(urls)]
+        for commands, urls in (("commands", "urls"), ("other_commands", "other_urls"))
+    )
+    if not ours:
+        raise click.UsageError("Name a server to measure: --cmd COMMAND or --url URL.")
+    targets = _build_targets(ours, theirs, (options.pop("model"), options.pop("vs_model")))
+    options["api_key"] = options["api_key"] or env.OPENAI_API_KEY.get()
+    json_path = options.pop("json_path")
+
+    from vllm_cli.bench.report import run_and_publish
+    from vllm_cli.bench.serve import ServeConfig, measure_serving
+
+    return run_and_publish(measure_serving(ServeConfig(targets=targets, **options)), json_path)
+
+
+@bench.command("startup", context_settings={"max_content_width": 110, "show_default": True})
+@click.option("--cmd", "command", type=_command, show_default="vllm-cli serve", help="Command that starts a server.")
+@click.option("--model", help="Folder or hub id of the model of the default command; its files are evicted.")
+@click.option("--request-model", show_default="the first that the server lists", help="Model to request.")
+@click.option(
+    "--vs-request-model", show_default="--request-model", help="Model to request from the servers to compare with."
+)
+@click.option("--rounds", "num_rounds", type=_COUNT, default=5, help="Measured starts of each server from each state.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(_STATES),
+    default=("warm",),
+    help="State of the caches before a start, or a standby that has the imports.",
+)
+@click.option("--standby-model", metavar="MODEL", help="Model that the standby keeps too: its --model.")
+@click.option(
+    "--evict",
+    "evict_paths",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    show_default="the models' files",
+    help="File or folder to evict from the page cache, for cold-pages.",
+)
+@click.option(
+    "--pause", "pause_s", type=click.FloatRange(0), default=1, metavar="SECONDS", help="Pause between two starts."
+)
+@_shared_options
+def startup(**options: Any) -> int:
+    """Time the start of a server, from the exec of its command to the first token at a client.
+
+    The report has the times until the server listens (a connection is accepted), is healthy (/health answers
+    200) and has sent the first token of a streamed completion, and the latency and refusals of probes that a
+    separate process sends 20 times a second; the JSON also has the phases from /startupz.
+
+    Each command is started on a free port ({port} in the command, else --port is appended) and always stopped
+    with all its processes. The first start of each server is not measured. Then rounds alternate, every other
+    round in the opposite order.
+
+    States: warm; cold-pages, where the model's files are evicted from the page cache and the report shows
+    what stayed; standby, with warm caches and a `vllm-cli standby` that the benchmark starts after the first
+    start, with the command's variables and Python environment, and stops at its end. A start that cannot be
+    forked from it ends the run with exit code 3. Commands of other programs start as from warm. All other
+    states use no standby.
+
+    \b
+    Examples:
+      vllm-cli bench startup
+      vllm-cli bench startup --model DIR --vs "vllm serve DIR --enforce-eager" --rounds 7
+      vllm-cli bench startup --model DIR --state warm --state cold-pages --state standby
+
+    Exit codes: 0 fine; 2 usage; 3 a command did not become ready.
+    """
+    model = options.pop("model")
+    ours = [{"command": options.pop("command") or _own_command(model)}]
+    theirs = [{"command": each} for each in options.pop("other_commands")]
+    models = (options.pop("request_model"), options.pop("vs_request_model"))
+    targets = _build_targets(ours, theirs, models)
+    options["api_key"] = options["api_key"] or env.OPENAI_API_KEY.get()
+    json_path = options.pop("json_path")
+    options["states"] = tuple(dict.fromkeys(options["states"]))
+    if "cold-pages" in options["states"] and not options["evict_paths"]:
+        options["evict_paths"] = tuple(_find_models(model, targets))
+
+    from vllm_cli.bench.report import run_and_publish
+    from vllm_cli.bench.startup import StartupConfig, measure_startup
+
+    return run_and_publish(measure_startup(StartupConfig(targets=targets, **options)), json_path)
+
+
+def _build_targets(
+    ours: list[dict[str, str]], theirs: list[dict[str, str]], models: tuple[str | None, str | None]
+) -> "tuple[TargetSpec, ...]":
+    """The sides, named A, B, ...; `models` are those to request from ours and from theirs."""
+    from vllm_cli.bench.target import TargetSpec  # noqa: PLC0415 - slow to import for --help
+
+    model, other_model = models
+    wanted = [model] * len(ours) + [other_model or model] * len(theirs)
+    sides = zip(wanted, ours + theirs, strict=True)
+    return tuple(TargetSpec(name=chr(ord("A") + i), model=model, **where) for i, (model, where) in enumerate(sides))
+
+
+def _own_command(model: str | None) -> str:
+    """`serve` with this installation's console script, which users start, else with the module."""
+    script = Path(sys.executable).with_name("vllm-cli")
+    words = [str(script)] if script.exists() else [sys.executable, "-m", "vllm_cli"]
+    return shlex.join([*words, "serve", *([model] if model else [])])
+
+
+def _find_models(model: str | None, targets: "tuple[TargetSpec, ...]") -> list[Path]:
+    """The model folders among the commands' words, and the model's own; raises ModelNotFoundError."""
+    words = [Path(word) for target in targets for word in shlex.split(target.command or "")]
+    named = [path for path in words if (path / "config.json").is_file()]
+    return named if named and model is None else [*named, resolve_model(ModelRequest(model=model)).path]

@@ -1,4 +1,4 @@
-"""`vllm-cli collect-env`: facts about this machine for a bug report."""
+"""`vllm-cli env`: all environment variables. `vllm-cli collect-env`: this machine, for a bug report."""
 
 import json
 import os
@@ -10,8 +10,54 @@ from typing import Any, Final
 import click
 
 from base.machine.hardware import cpu_model
-from envs.registry import variables
+from envs.registry import unknown_variables, variables
+from envs.variable import EnvError, EnvVar
+from vllm_cli.errors import InputError
 from vllm_cli.version import VERSION
+
+
+@click.command(name="env")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object per variable.")
+def env_command(*, as_json: bool) -> None:
+    """Show every environment variable: type, default, value and source. Secrets are masked.
+
+    \b
+    Examples:
+      vllm-cli env
+      VLLM_LOGGING_LEVEL=DEBUG vllm-cli env --json
+    """
+    rows = [_describe(variable) for variable in variables()]
+    click.echo(json.dumps(rows, indent=2) if as_json else "\n\n".join(map(_paragraph, rows)))
+    problems = [row["error"] for row in rows if row["error"]] + [f"{unknown}." for unknown in unknown_variables()]
+    if problems:
+        raise InputError("\nError: ".join(problems))
+
+
+def _describe(variable: EnvVar[Any]) -> dict[str, Any]:
+    """All facts about a variable, as JSON values."""
+    try:
+        value, error = variable.show(variable.get()), None
+    except EnvError as err:
+        value, error = variable.show(variable.raw), str(err)
+    return {
+        "name": variable.name,
+        "type": variable.kind,
+        "choices": list(variable.choices),
+        "default": variable.show(variable.default),
+        "value": value,
+        "source": variable.source,
+        "description": variable.description,
+        "error": error,
+    }
+
+
+def _paragraph(row: dict[str, Any]) -> str:
+    type_ = f"{row['type']}: {'|'.join(row['choices'])}" if row["type"] == "choice" else row["type"]
+    return (
+        f"{row['name']} = {row['value'] or '(unset)'}\n"
+        f"  {row['description']}\n"
+        f"  type {type_}, default {row['default'] or '(unset)'}, from the {row['source']}"
+    )
 
 
 @click.command(name="collect-env")
@@ -24,7 +70,7 @@ def collect_env(*, as_json: bool) -> None:
       vllm-cli collect-env
       vllm-cli collect-env --json
     """
-    facts = describe_machine()
+    facts = _describe_machine()
     click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
 
 
@@ -44,7 +90,7 @@ def _shown(value: object) -> str:
     return "not installed" if value is None else str(value)
 
 
-PACKAGES: Final = (
+_PACKAGES: Final = (
     "torch",
     "transformers",
     "tokenizers",
@@ -63,7 +109,7 @@ PACKAGES: Final = (
 _GPU_QUERY: Final = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
 
 
-def describe_machine() -> dict[str, Any]:
+def _describe_machine() -> dict[str, Any]:
     """All facts for a bug report; secrets are masked."""
     return {
         "vllm-cli": VERSION,
@@ -72,7 +118,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu": _cpu(),
         "memory": _memory(),
         "gpus": _gpus(),
-        "packages": {name: _version_of(name) for name in PACKAGES},
+        "packages": {name: _version_of(name) for name in _PACKAGES},
         "environment": {v.name: v.show(v.raw) for v in variables() if v.raw is not None},
     }
 
