@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from startup.timeline.live_line import draw_bar
-from vllm_cli.batch.lines import Result
+from vllm_cli.batch.results import Result
 
 Ending = Literal["completed", "incomplete", "interrupted"]
 

@@ -5,6 +5,7 @@ import shutil
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,11 +13,9 @@ from typing import Any, Final, NamedTuple
 
 from envs.registry import env
 from startup.serve_words import ServeWords
-from vllm_cli.batch.config import BatchConfig
-from vllm_cli.batch.input_file import InputFile, open_input
-from vllm_cli.batch.lines import LinePlace
-from vllm_cli.batch.output_file import OutputFile, check_same_batch
 from vllm_cli.batch.progress import Ending, Tally, describe
+from vllm_cli.batch.requests import InputFile, LinePlace, open_input
+from vllm_cli.batch.results import OutputFile
 from vllm_cli.batch.sender import Sender
 from vllm_cli.client.reporter import Reporter
 from vllm_cli.client.server import Server, explain_failures
@@ -29,6 +28,9 @@ from vllm_cli.supervised_command import CommandEndedError
 SOME_FAILED: Final = 5
 """Only with --fail-on-error: by default, scripts under `set -e` use the answers that exist."""
 NOT_COMPLETE: Final = 1
+_OWN_SERVER_CONCURRENCY: Final = 256
+"""More than the engine runs at once, so that it always has a waiting request."""
+_OTHER_SERVER_CONCURRENCY: Final = 32
 _CONNECT_TIMEOUT_S: Final = 30.0
 _UPLOAD_TIMEOUT_S: Final = 1000.0
 _POLL_S: Final = 0.2
@@ -41,6 +43,42 @@ _DEFAULTS: Final = (
     "--engine", _EMBEDDED, "--log-level", "WARNING", "--uvicorn-log-level", "warning", "--disable-uvicorn-access-log",
     "--shutdown-timeout", "2",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """The files, the server, and how requests are sent to it."""
+
+    input_file: str
+    """A path, `-` for standard input, or an http(s) URL."""
+    output_file: str
+    """A path, or an http(s) URL that takes PUT."""
+    output_tmp_dir: Path | None = None
+    """The folder of the results for an output URL until they are uploaded."""
+    server: Server | None = None
+    """A running server; None starts one."""
+    serve_words: tuple[str, ...] = ()
+    """MODEL and flags of the started server."""
+    model: str | None = None
+    """The model of requests to a running server that name none."""
+    max_concurrency: int | None = None
+    retry_timeout_s: float = 600.0
+    """How long one request is retried."""
+    is_overwriting: bool = False
+    fails_on_error: bool = False
+    """Whether failed requests change the exit code."""
+    is_quiet: bool = False
+
+    @property
+    def has_output_url(self) -> bool:
+        return self.output_file.startswith(("http://", "https://"))
+
+    @property
+    def num_in_flight(self) -> int:
+        """The maximum of concurrent requests."""
+        if self.max_concurrency is not None:
+            return self.max_concurrency
+        return _OTHER_SERVER_CONCURRENCY if self.server else _OWN_SERVER_CONCURRENCY
 
 
 class ServerStartError(Exception):
@@ -115,7 +153,7 @@ class _Run:
     def _plan(self) -> list[LinePlace]:
         """The requests that have no result yet."""
         recorded = self._output.recorded
-        check_same_batch(self._output.path, recorded, {place.custom_id: place.id for place in self._batch.places})
+        self._output.check_same_batch({place.custom_id: place.id for place in self._batch.places})
         return [place for place in self._batch.places if place.custom_id not in recorded]
 
     def _serve_and_send(self, places: list[LinePlace]) -> None:
@@ -141,9 +179,14 @@ class _Run:
             CommandEndedError: from `ensure_server`, if the server has exited.
         """
         self._tally.begin()
-        async with Sender(server, self._config) as sender:
+        num_workers = min(self._config.num_in_flight, len(places))
+        async with Sender(
+            server,
+            model=self._config.model,
+            max_concurrency=num_workers,
+            retry_timeout_s=self._config.retry_timeout_s,
+        ) as sender:
             left = iter(places)
-            num_workers = min(self._config.num_in_flight, len(places))
             working = asyncio.gather(*(self._work(left, sender) for _ in range(num_workers)))
             watching = asyncio.create_task(_watch(ensure_server), name="watch-server")
             both: set[asyncio.Future[Any]] = {working, watching}

@@ -12,8 +12,8 @@ from typing import Final, Self
 
 import aiohttp
 
-from vllm_cli.batch.config import BatchConfig
-from vllm_cli.batch.lines import BatchRequest, LinePlace, Result, answered, lost, rejected, request_id
+from vllm_cli.batch.requests import BatchRequest, LinePlace
+from vllm_cli.batch.results import Result, answered, lost, rejected
 from vllm_cli.client.server import Server
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError
@@ -58,16 +58,24 @@ def _parse_retry_after(text: str | None) -> float | None:
 class Sender:
     """Sends to one server; a pause before the retry of one request delays all requests."""
 
-    def __init__(self, server: Server, config: BatchConfig) -> None:
+    def __init__(self, server: Server, *, model: str | None, max_concurrency: int, retry_timeout_s: float) -> None:
+        """
+        Args:
+            server: where the requests are sent.
+            model: that of requests that name none; None leaves it to the server.
+            max_concurrency: the most requests at once.
+            retry_timeout_s: how long one request is retried.
+        """
         self.num_retries = 0
         self._address = server.address
-        self._config = config
+        self._model = model
+        self._retry_timeout_s = retry_timeout_s
         self._resume_at_s = 0.0
         headers = {"Authorization": f"Bearer {server.api_key}"} if server.api_key else {}
         self._session = aiohttp.ClientSession(
-            connector=_connector(server.address, config.num_in_flight),
+            connector=_connector(server.address, max_concurrency),
             headers={**headers, "Content-Type": "application/json"},
-            timeout=aiohttp.ClientTimeout(total=config.request_timeout_s, sock_connect=_CONNECT_TIMEOUT_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
         )
 
     async def __aenter__(self) -> Self:
@@ -84,7 +92,7 @@ class Sender:
         """
         if request.rejection is not None:
             return rejected(place, request.rejection)
-        tries = _Tries(time.monotonic() + self._config.retry_timeout_s)
+        tries = _Tries(time.monotonic() + self._retry_timeout_s)
         while True:
             await self._wait_for_pause()
             result = await self._try(request, place, tries)
@@ -102,8 +110,6 @@ class Sender:
                 return None
             reason = (err.os_error.strerror or str(err)).lower()
             raise ConnectionFailedError(f"No server answers at {self._address} ({reason}).") from err
-        except TimeoutError:
-            return lost(place, "timeout", f"The server took longer than {self._config.request_timeout_s:g} s.")
         except (aiohttp.ClientError, OSError) as err:
             if self._may_try_again(tries, None):
                 return None
@@ -125,11 +131,9 @@ class Sender:
         return True
 
     def _post(self, request: BatchRequest, place: LinePlace) -> "aiohttp.client._RequestContextManager":
-        body = request.body
-        if self._config.model is not None:
-            body = {"model": self._config.model, **body}
+        body = request.body if self._model is None else {"model": self._model, **request.body}
         url = f"{_base_url(self._address)}{request.url}"
-        headers = {"X-Request-Id": request_id(place)}
+        headers = {"X-Request-Id": place.request_id}
         return self._session.post(url, data=json.dumps(body).encode(), headers=headers, allow_redirects=False)
 
     async def _wait_for_pause(self) -> None:

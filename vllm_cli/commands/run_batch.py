@@ -18,9 +18,9 @@ from vllm_cli.flags.router_words import ADDRESS
 from vllm_cli.flags.supported import SUPPORTED
 
 if TYPE_CHECKING:
-    from vllm_cli.batch.config import BatchConfig
+    from vllm_cli.batch.run import BatchConfig
 
-SERVE_WORDS: Final = "serve_words"
+_SERVE_WORDS: Final = "serve_words"
 """The parameter with the words that are not options of `run-batch`."""
 
 _ADDRESS_FLAGS: Final = (*ADDRESS, "--enable-metrics")
@@ -40,7 +40,7 @@ class RunBatchCommand(click.Command):
         if not ctx.resilient_parsing:
             _reject_addresses(words.others)
         rest = super().parse_args(ctx, words.own)
-        ctx.params[SERVE_WORDS] = tuple(words.others)
+        ctx.params[_SERVE_WORDS] = tuple(words.others)
         return rest
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -80,14 +80,7 @@ def _reject_addresses(words: Sequence[str]) -> None:
             )
 
 
-def serve_words_of(params: dict[str, Any]) -> tuple[str, ...]:
-    """The words for `serve`."""
-    words: tuple[str, ...] = params.pop(SERVE_WORDS)
-    return words
-
-
 _FOLDER: Final = click.Path(exists=True, file_okay=False, writable=True, path_type=Path)
-_SECONDS: Final = click.FloatRange(0, min_open=True)
 
 _HELP = """Answer the requests of a file in OpenAI's batch format, as `vllm run-batch` does.
 
@@ -142,13 +135,6 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
     help="How long a request is repeated after 408, 425, 429, 502, 503, 504 or a lost connection.",
 )
 @click.option(
-    "--request-timeout",
-    "request_timeout_s",
-    type=_SECONDS,
-    metavar="SECONDS",
-    help="How long one answer may take; then the request has failed. Unlimited if not given.",
-)
-@click.option(
     "--fail-on-error", "fails_on_error", is_flag=True, help="Exit with code 5 if OUTPUT lists a failed request."
 )
 @click.option("--overwrite", "is_overwriting", is_flag=True, help="Start from the beginning and discard OUTPUT.")
@@ -167,9 +153,9 @@ def run_batch(*, is_json: bool, **options: Any) -> int:
 
 
 def _build_config(options: dict[str, Any]) -> "BatchConfig":
-    from vllm_cli.batch.config import BatchConfig
+    from vllm_cli.batch.run import BatchConfig
 
-    words = serve_words_of(options)
+    words: tuple[str, ...] = options.pop(_SERVE_WORDS)
     url, model, api_key = (options.pop(name) for name in ("url", "model", "api_key"))
     if url is None:
         if api_key is not None:

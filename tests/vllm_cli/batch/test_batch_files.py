@@ -5,9 +5,8 @@ import json
 import pytest
 
 from tests.vllm_cli.batch.batch_server import request_line, write_lines
-from vllm_cli.batch.input_file import open_input
-from vllm_cli.batch.lines import BEGINNING, LinePlace, answered
-from vllm_cli.batch.output_file import OutputFile, check_same_batch
+from vllm_cli.batch.requests import LinePlace, open_input
+from vllm_cli.batch.results import BEGINNING, OutputFile, answered
 from vllm_cli.errors import InputError
 from vllm_cli.main import main
 
@@ -69,11 +68,11 @@ def test_an_output_file_of_other_requests_is_rejected(tmp_path):
         [place] = batch.places
     with OutputFile(tmp_path / "out.jsonl") as output:
         output.append(answered(place, 200, b"{}"))
-        check_same_batch(output.path, output.recorded, {place.custom_id: place.id})
+        output.check_same_batch({place.custom_id: place.id})
         with pytest.raises(InputError, match="1 requests that are not in the input: request-0"):
-            check_same_batch(output.path, output.recorded, {})
+            output.check_same_batch({})
         with pytest.raises(InputError, match="1 requests that have changed since: request-0"):
-            check_same_batch(output.path, output.recorded, {place.custom_id: "vllm-other"})
+            output.check_same_batch({place.custom_id: "vllm-other"})
 
 
 def test_an_incomplete_last_line_is_removed_wherever_it_ends(tmp_path):

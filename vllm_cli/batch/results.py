@@ -1,0 +1,184 @@
+"""The results of a batch: each is appended at once, so that a second run continues where the first ended."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple, Self
+
+from base.wording import list_some
+from vllm_cli.batch.requests import LinePlace
+from vllm_cli.errors import ConnectionFailedError, InputError
+
+_NUM_SHOWN: Final = 3
+
+BEGINNING: Final = b'{"id":"vllm-'
+"""The beginning of every line, by which an output file is recognised."""
+
+
+class RecordedResult(NamedTuple):
+    """A line of an output file."""
+
+    custom_id: str
+    id: str
+    is_failed: bool
+
+
+class Result(NamedTuple):
+    """The outcome of one request."""
+
+    recorded: RecordedResult
+    line: bytes
+    usage: dict[str, Any]
+
+
+def answered(place: LinePlace, status: int, content: bytes) -> Result:
+    """The result for a response of the server, successful or not."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        text = " ".join(content.decode(errors="replace").split())[:1000]
+        return rejected(
+            place, text or f"The server answered {status} without a body.", status if status >= 400 else 502
+        )
+    # A body on one line is copied unchanged.
+    raw = content.strip().decode() if b"\n" not in content.strip() else json.dumps(body)
+    if status >= 400 or not isinstance(body, dict):
+        return _failed(place, _response(place, status, "null"), raw)
+    line = _line(place, _response(place, status, raw), "null")
+    return Result(RecordedResult(place.custom_id, place.id, is_failed=False), line, body.get("usage") or {})
+
+
+def rejected(place: LinePlace, message: str, status: int = 400) -> Result:
+    """The result for a request that is not sent, or whose response cannot be read; in vLLM's format."""
+    return _failed(place, _response(place, status, "null"), json.dumps(message))
+
+
+def lost(place: LinePlace, code: str, message: str) -> Result:
+    """The result for a request without a response."""
+    return _failed(place, "null", json.dumps({"code": code, "message": message}))
+
+
+def parse(line: bytes) -> RecordedResult | None:
+    """Reads a line of an output file; None if it is not a result."""
+    try:
+        fields = json.loads(line)
+        is_failed = fields["error"] is not None
+        recorded = RecordedResult(fields["custom_id"], fields["id"], is_failed)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return recorded if isinstance(recorded.custom_id, str) and isinstance(recorded.id, str) else None
+
+
+def _failed(place: LinePlace, response: str, error: str) -> Result:
+    recorded = RecordedResult(place.custom_id, place.id, is_failed=True)
+    return Result(recorded, _line(place, response, error), {})
+
+
+def _response(place: LinePlace, status: int, body: str) -> str:
+    return f'{{"status_code":{status},"request_id":"{place.request_id}","body":{body}}}'
+
+
+def _line(place: LinePlace, response: str, error: str) -> bytes:
+    custom_id = json.dumps(place.custom_id)
+    return f'{{"id":"{place.id}","custom_id":{custom_id},"response":{response},"error":{error}}}\n'.encode()
+
+
+class OutputFile:
+    """Written by one run at a time."""
+
+    def __init__(self, path: Path, *, is_overwriting: bool = False) -> None:
+        """Opens or creates the file, and removes a last line that a killed run left incomplete.
+
+        Raises:
+            InputError: the file cannot be used, or is not an output file.
+        """
+        self.path = Path(os.path.realpath(path))
+        self.recorded: dict[str, RecordedResult] = {}
+        """By custom_id, in the order of the file."""
+        self._ranges: dict[str, tuple[int, int]] = {}
+        """Offset and length of each line."""
+        self._num_bytes = 0
+        try:
+            self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115, PTH123 - a run's `with` closes it
+        except OSError as err:
+            raise InputError(f"--output-file {self.path} cannot be written: {err.strerror}.") from err
+        try:
+            if is_overwriting:
+                self._file.truncate(0)
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def check_same_batch(self, ids: Mapping[str, str]) -> None:
+        """Raises an InputError if a result has no request in the input, whose ids these are by custom_id."""
+        unknown = [custom_id for custom_id in self.recorded if custom_id not in ids]
+        changed = [custom_id for custom_id, known in self.recorded.items() if ids.get(custom_id, known.id) != known.id]
+        for what, found in (("are not in the input", unknown), ("have changed since", changed)):
+            if found:
+                raise InputError(
+                    f"--output-file {self.path} has results of {len(found)} requests that {what}: "
+                    f"{list_some(found, _NUM_SHOWN)}. Choose another file, or --overwrite to replace it."
+                )
+
+    def append(self, result: Result) -> None:
+        """Writes a whole line.
+
+        Raises:
+            ConnectionFailedError: it was not written; the file is unchanged.
+        """
+        try:
+            _write(self._file, result.line)
+        except OSError as err:
+            self._file.truncate(self._num_bytes)
+            raise ConnectionFailedError(f"{self.path} cannot be written: {err.strerror}.") from err
+        self._add(result.line, result.recorded)
+
+    def sort(self, custom_ids: Iterable[str]) -> None:
+        """Atomically replaces the file by one with the results in this order."""
+        replacement = self.path.with_name(f".{self.path.name}.sorted")
+        ranges = [self._ranges[custom_id] for custom_id in custom_ids if custom_id in self._ranges]
+        if ranges == list(self._ranges.values()):
+            return
+        try:
+            with replacement.open("wb") as file:
+                for offset, num_bytes in ranges:
+                    file.write(os.pread(self._file.fileno(), num_bytes, offset))
+            shutil.copymode(self.path, replacement)
+            replacement.replace(self.path)
+        except OSError as err:
+            replacement.unlink(missing_ok=True)
+            raise ConnectionFailedError(f"{self.path} cannot be rewritten: {err.strerror}.") from err
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _add(self, line: bytes, recorded: RecordedResult) -> None:
+        self.recorded[recorded.custom_id] = recorded
+        self._ranges[recorded.custom_id] = (self._num_bytes, len(line))
+        self._num_bytes += len(line)
+
+    def _read(self) -> None:
+        """Reads the lines; an incomplete last one is removed, any other that is not a result is an error."""
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                recorded = parse(line) if line.endswith(b"\n") else None
+                if recorded is not None:
+                    self._add(line, recorded)
+                elif line.endswith(b"\n") or line[: len(BEGINNING)] != BEGINNING[: len(line)]:
+                    raise InputError(
+                        f"--output-file {self.path}: line {number} is not a result of a batch. "
+                        "Choose another file, or --overwrite to replace it."
+                    )
+        self._file.truncate(self._num_bytes)
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) :]
