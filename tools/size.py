@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Self
 
 import click
 
-from vllm_cli.text_table import align
+from vllm_cli.terminal import align
 
 TABLE: Final = Path(__file__).with_name("size.txt")
 

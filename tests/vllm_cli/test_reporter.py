@@ -2,7 +2,7 @@
 
 import time
 
-from vllm_cli.client.reporter import Reporter
+from vllm_cli.terminal import Reporter
 
 
 def test_a_change_of_state_is_a_line(capsys):

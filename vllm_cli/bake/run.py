@@ -21,10 +21,10 @@ from startup.vllm.launch.baked_caches import FOR_ANY_HARDWARE
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.start import ask, bake_imports, wait_ready, wait_saved, why_no_start
 from vllm_cli.bake.subject import Subject, has_own_bytecode, subject_of, without_addresses
-from vllm_cli.client.reporter import Reporter
 from vllm_cli.errors import InputError
 from vllm_cli.flags.secret_flags import secrets_as_variables
 from vllm_cli.private_server import start_private_server
+from vllm_cli.terminal import Reporter
 
 HISTORY: Final = "start history"
 PROFILES: Final = "preload profile"

@@ -19,13 +19,13 @@ from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.launch.shared_imports import learn_imports
 from vllm_cli.bake.subject import Subject
-from vllm_cli.client.reporter import Reporter
 from vllm_cli.client.server import Server
 from vllm_cli.client.waiting import Readiness
 from vllm_cli.errors import ConnectionFailedError, InputError
 from vllm_cli.flags.engine_choice import choose_engine
 from vllm_cli.private_server import PrivateServer
 from vllm_cli.supervised_command import CommandEndedError
+from vllm_cli.terminal import Reporter
 
 _OTHER_PLATFORMS: Final = ("cpu", "rocm", "xpu", "tpu", "gaudi", "neuron")
 """Local parts of vLLM's version; builds for CUDA have none, or `cu` and a number."""

@@ -17,13 +17,13 @@ from vllm_cli.batch.progress import Ending, Tally, describe
 from vllm_cli.batch.requests import InputFile, LinePlace, open_input
 from vllm_cli.batch.results import OutputFile
 from vllm_cli.batch.sender import Sender
-from vllm_cli.client.reporter import Reporter
 from vllm_cli.client.server import Server, explain_failures
 from vllm_cli.client.waiting import Readiness
 from vllm_cli.errors import ConnectionFailedError, InputError
 from vllm_cli.interruption import Interrupted, run_interruptibly
 from vllm_cli.private_server import start_private_server
 from vllm_cli.supervised_command import CommandEndedError
+from vllm_cli.terminal import Reporter
 
 SOME_FAILED: Final = 5
 """Only with --fail-on-error: by default, scripts under `set -e` use the answers that exist."""

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from time import perf_counter_ns, process_time_ns
 from typing import Any
 
-from vllm_cli.bench.figures import Figures, Metric, percentiles_ms
 from vllm_cli.bench.probe import HealthProbe, ProbeSamples
 from vllm_cli.bench.readiness import ReadyServer, wait_until_ready
-from vllm_cli.bench.report import Result, Side
+from vllm_cli.bench.report import Figures, Metric, Result, Side, percentiles_ms
 from vllm_cli.bench.request import CompletionFormat, RequestSample, build_prompt, open_session, send_request
 from vllm_cli.bench.target import BenchConfig, Target, describe
-from vllm_cli.client.reporter import Reporter
 from vllm_cli.supervisor import EXIT_DELAY_S
+from vllm_cli.terminal import Reporter
 
 _NUM_ERROR_MESSAGES = 3
 

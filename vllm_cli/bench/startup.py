@@ -1,27 +1,28 @@
 """`bench startup`: alternating starts of all sides from all states, timed from exec to the first token."""
 
 import asyncio
+import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from vllm_cli.bench.eviction import evict_files, list_files
+from base.machine.page_cache import ResidencyProbe
 from vllm_cli.bench.exec_stamp import stamp_words, wait_for_stamp
-from vllm_cli.bench.figures import Figures, Metric, percentiles_ms
 from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.readiness import ReadyServer, ask_phases, wait_until_ready
-from vllm_cli.bench.report import Result, Side
+from vllm_cli.bench.report import Figures, Metric, Result, Side, percentiles_ms
 from vllm_cli.bench.request import CompletionFormat, open_session, send_request
 from vllm_cli.bench.standby import NO_STANDBY, BenchStandby, split_own_command
 from vllm_cli.bench.target import BenchConfig, Target, TargetSpec, TargetStartError, describe
-from vllm_cli.client.reporter import Reporter
+from vllm_cli.errors import InputError
 from vllm_cli.supervised_command import CommandEndedError
+from vllm_cli.terminal import Reporter
 
 _CONNECT_POLL_S: Final = 0.005
 _HEALTH_POLL_S: Final = 0.02
@@ -227,3 +228,53 @@ def _find_problems(side: Side) -> Iterator[str]:
         wanted = len(rounds) if "standby" in side.facts and condition == "from standby" else 0
         if num_warm != wanted:
             yield f"{where}: {num_warm} of {len(rounds)} servers were forked from a standby, not {wanted}"
+
+
+class Residency(NamedTuple):
+    """How much of some files is in memory."""
+
+    total_bytes: int
+    resident_bytes: int
+
+
+def list_files(paths: Iterable[Path]) -> list[Path]:
+    """The files among the paths and in the folders among them, each once and with links resolved."""
+    files = (file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
+    return list(dict.fromkeys(real for file in files if (real := file.resolve()).is_file()))
+
+
+def evict_files(files: Sequence[Path]) -> Residency:
+    """Drops the files' pages, and writes back those that are changed; returns what stayed in memory.
+
+    Pages that another process has mapped stay, and so do files on tmpfs. Writing back takes a millisecond per
+    file, whether or not it is changed. Raises InputError if a file cannot be opened.
+    """
+    try:
+        for file in files:
+            _drop(file)
+        for file in files:
+            if measure_residency([file]).resident_bytes:
+                _drop(file, writes_back=True)
+        return measure_residency(files)
+    except OSError as err:
+        raise InputError(f"The page cache cannot be emptied of {err.filename or 'the files'}: {err.strerror}") from err
+
+
+def measure_residency(files: Iterable[Path]) -> Residency:
+    """How much of the files is in memory, from cachestat(2) or mincore(2); reads no page."""
+    total_bytes = resident_bytes = 0
+    for file in files:
+        with ResidencyProbe(str(file)) as probe:
+            total_bytes += file.stat().st_size
+            resident_bytes += probe.resident_bytes()
+    return Residency(total_bytes, resident_bytes)
+
+
+def _drop(file: Path, *, writes_back: bool = False) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        if writes_back:
+            os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)

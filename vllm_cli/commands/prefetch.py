@@ -19,10 +19,10 @@ from startup.prefetch.messages import PrefetchProgress, PrefetchReport
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.timeline.live_line import LiveLine, draw_bar
-from vllm_cli.client.reporter import Reporter
 from vllm_cli.errors import InputError
 from vllm_cli.flags.option import complete_model
 from vllm_cli.flags.serve_command import request_of
+from vllm_cli.terminal import Reporter
 
 _DEFAULTS: Final = PrefetchOptions()
 _PROGRESS_S: Final = 0.1

@@ -10,7 +10,7 @@ import click
 
 from startup.errors import StartupError
 from startup.imports.learned_imports import delete_learned, read_learned
-from vllm_cli.text_table import align
+from vllm_cli.terminal import align
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ import click
 
 from startup.logs.setup import escape_controls
 from vllm_cli.client.running_servers import RouterModel, RunningServer, RunningStandby, find_servers, find_standbys
-from vllm_cli.text_table import align
+from vllm_cli.terminal import align
 
 
 @click.command("ps")

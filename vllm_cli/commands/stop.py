@@ -7,9 +7,9 @@ from typing import Any, Final
 import click
 
 from base.machine.processes import is_alive
-from vllm_cli.client.reporter import Reporter
 from vllm_cli.client.running_servers import RunningServer, find_servers, find_standbys
 from vllm_cli.errors import InputError
+from vllm_cli.terminal import Reporter
 
 STOPPED: Final = 0
 NOT_STOPPED: Final = 1

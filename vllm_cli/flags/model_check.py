@@ -37,7 +37,7 @@ from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm
 from startup.vllm.preflight.run import run_preflight as run_vllm_preflight
 from vllm_cli.errors import InputError
-from vllm_cli.flags.config_file import read_config_file
+from vllm_cli.flags.arguments import read_config_file
 from vllm_cli.flags.engine_choice import choose_engine
 from vllm_cli.flags.router_words import KEYS, RouterWords, fault_of_model
 from vllm_cli.flags.secret_flags import secrets_as_variables, split_flags, without_flags

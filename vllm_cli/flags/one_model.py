@@ -20,8 +20,7 @@ from startup.session import ListenAddress
 from startup.standby.places import kind_for
 from startup.vllm.command_line import CommandLine
 from vllm_cli.errors import InputError
-from vllm_cli.flags.arguments import Arguments, GivenFlag
-from vllm_cli.flags.config_file import read_config_file
+from vllm_cli.flags.arguments import Arguments, GivenFlag, read_config_file
 from vllm_cli.flags.flag import Shape
 from vllm_cli.flags.router_words import ADDRESS, OF_ROUTER_ALONE, OWN, TLS, is_elsewhere
 from vllm_cli.flags.secret_flags import secrets_as_variables, split_flags

@@ -13,8 +13,7 @@ from startup.config import DEFAULT_MODEL_ID, StartupConfig
 from startup.model.request import ModelRequest
 from startup.serve_words import LAUNCHER_FLAGS, has_several_models, help_topic, is_flag_like, split
 from vllm_cli.errors import InputError
-from vllm_cli.flags.arguments import Arguments
-from vllm_cli.flags.config_file import read_config_file
+from vllm_cli.flags.arguments import Arguments, read_config_file
 from vllm_cli.flags.engine_choice import choose_engine, vllm_options
 from vllm_cli.flags.flag import Shape, SupportedFlag
 from vllm_cli.flags.help import write_groups, write_topic

@@ -10,7 +10,7 @@ import pytest
 from base.machine.page_cache import by_mincore, memory_devices
 from tests.page_cache import expect_resident, repeated_if_pages_are_lost
 from tests.waiting import wait_until
-from vllm_cli.bench.eviction import Residency, evict_files, list_files, measure_residency
+from vllm_cli.bench.startup import Residency, evict_files, list_files, measure_residency
 from vllm_cli.errors import InputError
 
 pytestmark = pytest.mark.alone

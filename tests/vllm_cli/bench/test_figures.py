@@ -2,8 +2,8 @@
 
 import pytest
 
-from vllm_cli.bench.figures import compare_rounds, percentile, summarize_rounds
 from vllm_cli.bench.probe import ProbeSamples
+from vllm_cli.bench.report import compare_rounds, percentile, summarize_rounds
 from vllm_cli.bench.request import RequestSample, Usage
 from vllm_cli.bench.serve import SERVE_METRICS, LoadSamples, compute_round
 

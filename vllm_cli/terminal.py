@@ -1,8 +1,9 @@
-"""Shows on standard error what a command waits for: one line on a terminal, elsewhere a line now and then."""
+"""What commands show on a terminal: tables, and on standard error a line about what they wait for."""
 
 import math
 import sys
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import click
@@ -13,7 +14,10 @@ _REDRAW_S: Final = 0.1
 
 
 class Reporter:
-    """Used by one thread, and closed before the command prints its result."""
+    """One line on a terminal, elsewhere a line now and then.
+
+    Used by one thread, and closed before the command prints its result.
+    """
 
     def __init__(self, *, is_quiet: bool = False, interval_s: float = math.inf) -> None:
         """Without a terminal, lines that only bring news of progress are at least `interval_s` apart."""
@@ -44,3 +48,16 @@ class Reporter:
     def close(self) -> None:
         """Removes the line from the terminal."""
         self.line.close()
+
+
+def align(rows: Sequence[Sequence[str]], *, are_figures: bool = False) -> list[str]:
+    """One line per row; `are_figures` aligns all columns but the first at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(_padded(row, widths, are_figures=are_figures)).rstrip() for row in rows]
+
+
+def _padded(row: Sequence[str], widths: Sequence[int], *, are_figures: bool) -> list[str]:
+    cells = zip(row, widths, strict=True)
+    return [
+        cell.rjust(width) if are_figures and index else cell.ljust(width) for index, (cell, width) in enumerate(cells)
+    ]
