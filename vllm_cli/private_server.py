@@ -15,7 +15,7 @@ from vllm_cli.client.waiting import Readiness, WaitOptions, WaitResult, wait_for
 from vllm_cli.errors import InputError
 from vllm_cli.flags.engine_choice import choose_engine
 from vllm_cli.flags.router_words import TLS
-from vllm_cli.flags.secret_flags import secrets_as_variables, without_flags
+from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, without_flags
 from vllm_cli.supervised_command import SupervisedCommand
 
 _POLL_S: Final = 0.05
@@ -74,7 +74,7 @@ def _overrides(words: Sequence[str]) -> Iterator[str]:
     if choose_engine(words) == "embedded":
         yield from ("--api-key-file=", "--ssl-ca-certs=", "--ssl-ciphers=", "--ssl-cert-reqs=0")
         yield "--no-enable-ssl-refresh"
-    if len(without_flags(words, ("--config",))) < len(words):  # else even empty flags delay vLLM's listening
+    if find_values(words, "--config"):  # else even empty flags delay vLLM's listening
         yield from ("--ssl-keyfile=", "--ssl-certfile=")
 
 

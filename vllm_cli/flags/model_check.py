@@ -39,15 +39,13 @@ from startup.vllm.preflight.run import run_preflight as run_vllm_preflight
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import read_config_file
 from vllm_cli.flags.engine_choice import choose_engine
-from vllm_cli.flags.router_words import KEYS, RouterWords, fault_of_model
-from vllm_cli.flags.secret_flags import secrets_as_variables, split_flags, without_flags
-from vllm_cli.flags.serve_command import CONFIG_OF_START, IS_QUIET, VLLM, ServeCommand, serve_parameters
+from vllm_cli.flags.router_words import KEYS, QUIET_FLAG, RouterWords, fault_of_model
+from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags, without_flags
+from vllm_cli.flags.serve_command import CONFIG_OF_START, VLLM, parsed_quietly
 
 _ENGINE: Final = "--engine"
 _SERVED_NAME: Final = "--served-model-name"
 _LORA_MODULES: Final = "--lora-modules"
-_QUIET_FLAG: Final = "--disable-uvicorn-access-log"
-"""For each model: the router logs the requests, and knows the client."""
 _CONFIG: Final = "--config"
 _CODE: Final = (
     "import sys; sys.path.append(sys.argv[1]); import vllm_cli.own_packages; "
@@ -75,7 +73,7 @@ class ModelCheck:
     def __init__(self, config: StartupConfig, words: RouterWords, file: str) -> None:
         self._config = config
         self._defaults = words.defaults
-        self._engine = next((g.values[-1] for f, g in split_flags(words.own) if f and f.name == _ENGINE), None)
+        self._engine = _last_value(words.own, _ENGINE)
         self._file = file
 
     def run(self, entry: ModelEntry) -> CheckedModel:
@@ -122,11 +120,11 @@ class ModelCheck:
         words = [*own[:begin], *self._defaults, *own[begin:]]
         words, variables = secrets_as_variables(words)
         names = _served_names(words)
-        words = without_flags(words, (_ENGINE, _SERVED_NAME, _QUIET_FLAG))
+        words = without_flags(words, (_ENGINE, _SERVED_NAME, QUIET_FLAG))
         if any(is_secret_flag(given.flag) and any(given.values) for _, given in split_flags(words)):
             raise InputError("a key on the command line of a model can be read by others: use `env` for it")
         all_names = dict.fromkeys((*names, entry.name, *entry.aliases))
-        words += [_ENGINE, engine, _QUIET_FLAG, _SERVED_NAME, *all_names]
+        words += [_ENGINE, engine, QUIET_FLAG, _SERVED_NAME, *all_names]
         return replace(
             entry,
             words=tuple(words),
@@ -151,10 +149,7 @@ class ModelCheck:
         return checked
 
     def _check(self, entry: ModelEntry) -> CheckedModel:
-        parent = click.Context(click.Command("serve"))
-        parent.meta[IS_QUIET] = True
-        serve = ServeCommand(name="serve", params=serve_parameters())
-        with serve.make_context("serve", list(entry.words), parent=parent) as ctx:
+        with parsed_quietly(entry.words) as ctx:
             if (options := ctx.meta.get(VLLM)) is not None:
                 return self._check_vllm(entry, options.words, has_standby=options.standby != "off")
             return self._check_embedded(entry, ctx.meta[CONFIG_OF_START])
@@ -214,13 +209,13 @@ def _reject_keys(flags: Iterable[str]) -> None:
 
 
 def _last_value(words: Sequence[str], name: str) -> str | None:
-    values = [given.values[-1] for flag, given in split_flags(words) if flag and flag.name == name and given.values]
+    values = [values[-1] for values in find_values(words, name) if values]
     return values[-1] if values else None
 
 
 def _served_names(words: Sequence[str]) -> list[str]:
     """Those of the last --served-model-name, which is the one that counts with vLLM."""
-    given = [list(given.values) for flag, given in split_flags(words) if flag and flag.name == _SERVED_NAME]
+    given = find_values(words, _SERVED_NAME)
     return [name for name in given[-1] if name] if given else []
 
 

@@ -1,11 +1,9 @@
 """The settings of a router with one model (`serve MODEL --idle-stop`), for both engines."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
-
-import click
 
 from envs.registry import env
 from startup.config import StartOptions, StartupConfig, VllmOptions
@@ -22,15 +20,13 @@ from startup.vllm.command_line import CommandLine
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments, GivenFlag, read_config_file
 from vllm_cli.flags.flag import Shape
-from vllm_cli.flags.router_words import ADDRESS, OF_ROUTER_ALONE, OWN, TLS, is_elsewhere
-from vllm_cli.flags.secret_flags import secrets_as_variables, split_flags
-from vllm_cli.flags.serve_command import CONFIG_OF_START, IS_QUIET, ServeCommand, serve_parameters
+from vllm_cli.flags.router_words import ADDRESS, OF_ROUTER_ALONE, OWN, QUIET_FLAG, TLS, is_elsewhere
+from vllm_cli.flags.secret_flags import find_values, secrets_as_variables, split_flags
+from vllm_cli.flags.serve_command import CONFIG_OF_START, parsed_quietly
 from vllm_cli.flags.supported import CONFIG
 from vllm_cli.version import VERSION
 
 _MAX_WAITING: Final = 1024
-_QUIET_FLAG: Final = "--disable-uvicorn-access-log"
-"""The router logs the requests, and knows the client."""
 
 
 def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOptions:
@@ -43,7 +39,7 @@ def embedded_router(config: StartupConfig, words: Sequence[str]) -> RouterOption
 def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     """The router of vLLM's model; raises InputError for what it cannot have."""
     line = CommandLine.of(options.words)
-    if (name := next(filter(line.has, sorted(TLS)), None)) is not None and not _is_given(name, words):
+    if (name := next(filter(line.has, sorted(TLS)), None)) is not None and not find_values(words, name):
         raise InputError(f"--idle-stop does not go with {name.removeprefix('--')} in --config: write it as a flag.")
     in_file = [f"{name}={line.values[name]}" for name in sorted(ADDRESS) if name in line.values]
     own = [word for flag, given in split_flags(words) if flag and flag.name in OWN for word in given.words]
@@ -53,16 +49,9 @@ def vllm_router(options: VllmOptions, words: Sequence[str]) -> RouterOptions:
     return _router(config, options, entry, lambda: line.request, has_standby=not env.VCLI_PLAIN_VLLM.get())
 
 
-def _is_given(name: str, words: Iterable[str]) -> bool:
-    return any(flag is not None and flag.name == name for flag, _ in split_flags(words))
-
-
 def _parse(words: Sequence[str]) -> StartupConfig:
     """The settings of these flags, and of the variables, by the embedded engine's rules."""
-    parent = click.Context(click.Command("serve"))
-    parent.meta[IS_QUIET] = True
-    command = ServeCommand(name="serve", params=serve_parameters())
-    with command.make_context("serve", list(words), parent=parent) as ctx:
+    with parsed_quietly(words) as ctx:
         config: StartupConfig = ctx.meta[CONFIG_OF_START]
         return config
 
@@ -97,7 +86,7 @@ def _entry(options: StartOptions, words: Sequence[str], engine: str, names: Sequ
     return ModelEntry(
         name=names[0],
         aliases=tuple(names[1:]),
-        words=(*kept, "--engine", engine, _QUIET_FLAG),
+        words=(*kept, "--engine", engine, QUIET_FLAG),
         engine=engine,
         env=variables,
         ttl_s=options.idle_stop_s,

@@ -7,26 +7,30 @@ from typing import Final, NamedTuple
 from startup.serve_words import is_flag_like
 from vllm_cli.errors import InputError
 from vllm_cli.flags.flag import Flag
-from vllm_cli.flags.secret_flags import split_flags
-from vllm_cli.flags.supported import GROUPS
+from vllm_cli.flags.secret_flags import find_values, split_flags
+from vllm_cli.flags.supported import GROUPS, SUPPORTED
+
+
+def _flags_of(section: str) -> frozenset[str]:
+    return frozenset(flag.name for flag in SUPPORTED if flag.fields and flag.fields[0].startswith(f"{section}."))
+
 
 SEVERAL: Final = frozenset(flag.name for flag in GROUPS["Several models"])
 ADDRESS: Final = frozenset(("--host", "--port", "--uds"))
 KEYS: Final = frozenset(("--api-key", "--api-key-file", "--api-key-everywhere"))
-TLS: Final = frozenset(
-    ("--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--ssl-cert-reqs", "--ssl-ciphers", "--enable-ssl-refresh")
-)
-_CORS: Final = frozenset(("--allowed-origins", "--allowed-methods", "--allowed-headers", "--allow-credentials"))
+TLS: Final = _flags_of("server.tls")
 _LOGS: Final = frozenset(
     ("--log-level", "--log-format", "--log-config-file", "--uvicorn-log-level", "--disable-uvicorn-access-log")
 )
 _IDLE: Final = frozenset(("--idle-stop", "--idle-warm"))
 _START: Final = frozenset(("--engine", "--startup-timeout", "--preflight-only", "--json"))
 
-OWN: Final = SEVERAL | ADDRESS | KEYS | TLS | _CORS | _LOGS | _IDLE | _START | {"--root-path"}
+OWN: Final = SEVERAL | _flags_of("server.network") | TLS | _LOGS | _IDLE | _START
 """The router's flags; a model does not get them."""
 OF_ROUTER_ALONE: Final = OWN - {"--engine", "--startup-timeout", *_LOGS}
 """Those that a model cannot have, either."""
+QUIET_FLAG: Final = "--disable-uvicorn-access-log"
+"""For each model: the router logs the requests, and knows the client."""
 
 _FOR_BOTH: Final = ("--preflight",)
 _ELSEWHERE: Final = frozenset(
@@ -71,7 +75,7 @@ def split_router_words(words: Sequence[str]) -> RouterWords:
             own += given.words
         if name not in OWN:
             defaults += given.words
-    if models and any(flag is not None and flag.name == "--models" for flag, _ in split_flags(own)):
+    if models and find_values(own, "--models"):
         raise InputError(f"--models does not go with {models[0]}: name this model in the file.")
     return RouterWords(models, own, defaults)
 

@@ -1,6 +1,6 @@
 """Keys and tokens of a command line: recommends safer places, keeps them out of files and child processes."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from base.machine.command_line import is_visible
 from envs.redaction import is_secret_flag
@@ -16,6 +16,11 @@ def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
     """The words without these flags, in any spelling, and their values."""
     kept = (given for flag, given in split_flags(words) if flag is None or flag.name not in names)
     return [word for given in kept for word in given.words]
+
+
+def find_values(words: Iterable[str], name: str) -> list[Sequence[str]]:
+    """The values of a flag, in any spelling, for each time that it is given."""
+    return [given.values for flag, given in split_flags(words) if flag is not None and flag.name == name]
 
 
 def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:

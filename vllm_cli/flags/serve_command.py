@@ -1,6 +1,7 @@
 """The command line of `serve` as a click command: parses by vLLM's rules and checks all settings."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -30,7 +31,7 @@ CONFIG_OF_START: Final = "vllm_cli.startup_config"
 
 SEVERAL_MODELS: Final = "vllm_cli.several_models"
 """Key of the settings of a router."""
-IS_QUIET: Final = "vllm_cli.is_quiet"
+_IS_QUIET: Final = "vllm_cli.is_quiet"
 """Key that is set if no notices are to be shown."""
 
 WORDS: Final = "vllm_cli.words"
@@ -62,7 +63,7 @@ class ServeCommand(click.Command):
         if choose_engine(args) == "vllm":
             _raise_all(error for error in validate_all() if _is_read_for_vllm(error.name))
             options = vllm_options(ctx, args)
-            if IS_QUIET not in ctx.meta:
+            if _IS_QUIET not in ctx.meta:
                 secrets = secret_notices(options.words, has_key_file=False)
                 show_notices((*_unknown_variables(), *secrets), options.log_format)
             ctx.meta[VLLM] = options
@@ -74,10 +75,10 @@ class ServeCommand(click.Command):
         given = Arguments.parse(args)
         config_path = given.last_value(CONFIG.name)
         in_file = read_config_file(Path(config_path)) if config_path else Arguments()
-        log_format = _screen(args, given, in_file, is_quiet=IS_QUIET in ctx.meta)
+        log_format = _screen(args, given, in_file, is_quiet=_IS_QUIET in ctx.meta)
         ctx.params = self._settings(ctx, given, in_file)
         ctx.meta[CONFIG_OF_START] = build_startup_config(ctx.params)
-        if IS_QUIET not in ctx.meta:
+        if _IS_QUIET not in ctx.meta:
             show_notices(notices((in_file.flags | given.flags).values()), log_format)  # of values that are valid
         return []
 
@@ -132,6 +133,16 @@ _MODEL: Final = click.Argument(["model_tag"], required=False, metavar="[MODEL]",
 def serve_parameters() -> list[click.Parameter]:
     """MODEL and the supported flags."""
     return [_MODEL, *map(FlagOption, SUPPORTED)]
+
+
+@contextmanager
+def parsed_quietly(words: Sequence[str]) -> Iterator[click.Context]:
+    """The context of `serve` with these words, without notices; raises ClickException if it rejects them."""
+    parent = click.Context(click.Command("serve"))
+    parent.meta[_IS_QUIET] = True
+    serve = ServeCommand(name="serve", params=serve_parameters())
+    with serve.make_context("serve", list(words), parent=parent) as ctx:
+        yield ctx
 
 
 def request_of(words: Sequence[str], *, command: str) -> ModelRequest:
