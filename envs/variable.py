@@ -228,11 +228,3 @@ def parse_duration(text: str) -> float:
     if seconds < 1:
         raise ValueError(EXPECTED_DURATION)
     return seconds
-
-
-def spell_duration(seconds: float) -> str:
-    """In the largest unit of which it is a whole number: `10m`."""
-    for unit in ("d", "h", "m"):
-        if seconds >= _FACTORS[unit] and seconds % _FACTORS[unit] == 0:
-            return f"{seconds / _FACTORS[unit]:g}{unit}"
-    return f"{seconds:g}s"

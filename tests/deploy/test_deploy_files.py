@@ -17,7 +17,7 @@ import yaml
 
 from base.server_settings import LifecycleConfig
 from tests.deploy.dockerfile import ROOT, last, read_stages
-from vllm_cli.commands.probes import ProbeTarget, StartTimes, build_probes
+from vllm_cli.commands.probes import ProbeTarget, build_probes
 from vllm_cli.commands.standby import standby
 from vllm_cli.commands.wait import wait
 
@@ -113,7 +113,7 @@ def test_the_root_in_compose_is_read_only():
 
 def test_the_manifest_has_the_probes_that_the_command_prints():
     [container] = _pod()["containers"]
-    printed = build_probes(ProbeTarget(), StartTimes(seconds=[], factor=4))
+    printed = build_probes(ProbeTarget())
     assert {name: probe for name, probe in container.items() if name.endswith("Probe")} == printed
 
 

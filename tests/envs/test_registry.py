@@ -8,7 +8,7 @@ import pytest
 
 from envs.registry import LOGGING_LEVELS, START_METHODS, Environment, env, unknown_variables, validate_all, variables
 from envs.suggestion import did_you_mean
-from envs.variable import EnvError, parse_duration, spell_duration
+from envs.variable import EnvError, parse_duration
 
 PACKAGES = ("vllm_cli", "startup", "server", "base", "envs")
 ROOT = Path(__file__).parents[2]
@@ -175,8 +175,3 @@ def test_a_duration_is_a_number_with_a_unit(text, seconds):
 def test_other_texts_and_less_than_a_second_are_rejected(text):
     with pytest.raises(ValueError, match="at least 1 s such as 90s, 10m or 1h"):
         parse_duration(text)
-
-
-@pytest.mark.parametrize("text", ["90s", "10m", "1h", "2d", "1.5s"])
-def test_a_duration_is_spelt_as_it_was_given(text):
-    assert spell_duration(parse_duration(text)) == text

@@ -23,11 +23,8 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     num_retries: int = 0
-    _begin_s: float = field(default_factory=time.monotonic)
-
-    def begin(self) -> None:
-        """Starts the clock."""
-        self._begin_s = time.monotonic()
+    begin_s: float = field(default_factory=time.monotonic)
+    """When the first request was sent."""
 
     def count(self, result: Result) -> None:
         """Counts one result."""
@@ -49,12 +46,15 @@ class Tally:
 
     @property
     def elapsed_s(self) -> float:
-        return time.monotonic() - self._begin_s
+        return time.monotonic() - self.begin_s
 
-    @property
-    def eta_s(self) -> float | None:
-        """None before the first result."""
-        return self.elapsed_s / self.num_done * self.num_left if self.num_done else None
+    def describe(self) -> str:
+        """How far the run is."""
+        num_done = self.num_skipped + self.num_done
+        failed = f", {self.num_failed} failed" if self.num_failed else ""
+        rate = self.num_done / max(self.elapsed_s, 1e-9)
+        eta = f", about {self.num_left / rate:.0f} s left" if rate else ""
+        return f"{draw_bar(num_done / self.num_total)}  {num_done}/{self.num_total}{failed}, {rate:.1f}/s{eta}"
 
     def to_dict(self, ending: Ending) -> dict[str, Any]:
         """The summary that `--json` prints."""
@@ -79,12 +79,3 @@ class Tally:
 def _amount(usage: dict[str, Any], name: str) -> int:
     value = usage.get(name) if isinstance(usage, dict) else None
     return value if isinstance(value, int) else 0
-
-
-def describe(tally: Tally) -> str:
-    """How far the run is."""
-    num_done = tally.num_skipped + tally.num_done
-    failed = f", {tally.num_failed} failed" if tally.num_failed else ""
-    eta = f", about {tally.eta_s:.0f} s left" if tally.eta_s is not None else ""
-    rate = tally.num_done / max(tally.elapsed_s, 1e-9)
-    return f"{draw_bar(num_done / tally.num_total)}  {num_done}/{tally.num_total}{failed}, {rate:.1f}/s{eta}"

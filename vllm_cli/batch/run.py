@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -13,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from envs.registry import env
 from startup.serve_words import ServeWords
-from vllm_cli.batch.progress import Ending, Tally, describe
+from vllm_cli.batch.progress import Ending, Tally
 from vllm_cli.batch.requests import InputFile, LinePlace, open_input
 from vllm_cli.batch.results import OutputFile
 from vllm_cli.batch.sender import Sender
@@ -178,7 +179,7 @@ class _Run:
             ConnectionFailedError: the server is lost, or the disk is full.
             CommandEndedError: from `ensure_server`, if the server has exited.
         """
-        self._tally.begin()
+        self._tally.begin_s = time.monotonic()
         num_workers = min(self._config.num_in_flight, len(places))
         async with Sender(
             server,
@@ -204,7 +205,7 @@ class _Run:
             result = await sender.send(self._batch.read(place), place)
             self._output.append(result)
             self._tally.count(result)
-            self._reporter.update(describe(self._tally))
+            self._reporter.update(self._tally.describe())
 
     def _finish(self) -> None:
         """Sorts the results in the order of the requests, as vLLM does, and uploads them."""

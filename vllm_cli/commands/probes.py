@@ -51,40 +51,26 @@ class ProbeTarget:
         return {"httpGet": {"path": path, "port": self.port, **scheme}}
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartTimes:
-    """Durations of earlier starts."""
-
-    seconds: Sequence[float]
-    factor: float
-    """Allowed time of a start as a multiple of the slowest one."""
-
-    @property
-    def allowed_s(self) -> float:
-        """After this time the kubelet restarts the container."""
-        if not self.seconds:
-            return UNKNOWN_START_S
-        return max(self.factor * max(self.seconds), LEAST_ALLOWED_S)
-
-    @property
-    def period_s(self) -> int:
-        """At most a tenth of a start, so that a ready pod does not wait long for its next probe."""
-        usual_s = min(self.seconds) if self.seconds else UNKNOWN_START_S
-        return min(max(int(usual_s / 10), 1), 10)
+def allowed_start_s(starts_s: Sequence[float], factor: float) -> float:
+    """After this time the kubelet restarts the container; `starts_s` are the durations of earlier starts."""
+    return max(factor * max(starts_s), LEAST_ALLOWED_S) if starts_s else UNKNOWN_START_S
 
 
-def build_probes(target: ProbeTarget, times: StartTimes) -> dict[str, Any]:
+def build_probes(target: ProbeTarget, starts_s: Sequence[float] = (), factor: float = 4) -> dict[str, Any]:
     """The three probes of a container.
 
     `/livez` responds from the first tenth of a second on, under any load: a server that loads, drains or
-    restarts its engine is alive. `/readyz` is 200 once a real request has produced a token.
+    restarts its engine is alive. `/readyz` is 200 once a real request has produced a token. It is polled at
+    least ten times during a start, so that a ready pod does not wait long for its next probe.
     """
-    period_s = times.period_s if target.uds is None else max(times.period_s, _COMMAND_PERIOD_S)
+    period_s = min(max(int(min(starts_s, default=UNKNOWN_START_S) / 10), 1), 10)
+    if target.uds is not None:
+        period_s = max(period_s, _COMMAND_PERIOD_S)
     startup = {
         **target.action(target.ready_path, 5),
         "periodSeconds": period_s,
         "timeoutSeconds": 5,
-        "failureThreshold": math.ceil(times.allowed_s / period_s),
+        "failureThreshold": math.ceil(allowed_start_s(starts_s, factor) / period_s),
     }
     liveness = {**target.action(target.live_path, 5), "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 3}
     readiness = {**target.action(target.ready_path, 2), "periodSeconds": 5, "timeoutSeconds": 2, "failureThreshold": 2}
@@ -129,25 +115,23 @@ def probes(*, model: str | None, factor: float, form: str, engine: str, **target
       vllm-cli probes Qwen/Qwen3-0.6B --port 9000 --factor 6
       vllm-cli probes --uds /run/vllm.sock --format json | jq .startupProbe
     """
-    times = StartTimes(seconds=[start.total_s for start in read_starts(model)], factor=factor)
-    built = build_probes(ProbeTarget(is_vllm=engine == "vllm", **target), times)
+    starts_s = [start.total_s for start in read_starts(model)]
+    built = build_probes(ProbeTarget(is_vllm=engine == "vllm", **target), starts_s, factor)
     if form == "json":
         click.echo(json.dumps(built, indent=2))
         return
     import yaml
 
-    click.echo(_describe(times, model))
+    click.echo(f"# {_describe(starts_s, model)}: {allowed_start_s(starts_s, factor):.0f} s are allowed.")
+    click.echo(
+        f"# In the pod: terminationGracePeriodSeconds: {_GRACE_S} (--shutdown-timeout, 30 by default, and a margin)"
+    )
     click.echo(yaml.safe_dump(built, sort_keys=False), nl=False)
 
 
-def _describe(times: StartTimes, model: str | None) -> str:
+def _describe(starts_s: Sequence[float], model: str | None) -> str:
     subject = f" of {model}" if model else ""
-    if times.seconds:
-        starts = "1 start" if len(times.seconds) == 1 else f"{len(times.seconds)} starts"
-        known = f"{starts}{subject} took {median(times.seconds):.1f} s (median), {max(times.seconds):.1f} s at most"
-    else:
-        known = f"no start{subject} is recorded here"
-    return (
-        f"# {known}: {times.allowed_s:.0f} s are allowed.\n"
-        f"# In the pod: terminationGracePeriodSeconds: {_GRACE_S} (--shutdown-timeout, 30 by default, and a margin)"
-    )
+    if not starts_s:
+        return f"no start{subject} is recorded here"
+    starts = "1 start" if len(starts_s) == 1 else f"{len(starts_s)} starts"
+    return f"{starts}{subject} took {median(starts_s):.1f} s (median), {max(starts_s):.1f} s at most"

@@ -14,10 +14,8 @@ from envs.suggestion import did_you_mean
 from envs.variable import EXPECTED_DURATION, parse_duration
 from server.config import LoraModule, PoolerConfig
 
-_MULTIPLIERS: dict[str, int] = {
-    **{letter: 10 ** (3 * power) for power, letter in enumerate("kmgt", start=1)},
-    **{letter: 2 ** (10 * power) for power, letter in enumerate("KMGT", start=1)},
-}
+_FACTORS: Final[dict[str, int]] = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_DECIMAL_FACTORS: Final[dict[str, int]] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 class HumanInt(click.ParamType):
@@ -36,7 +34,8 @@ class HumanInt(click.ParamType):
         if suffix.isupper() and "." in number:
             decimal = f"{number}{suffix.lower()}"
             self.fail(f"{value!r} has a fraction and a binary suffix{did_you_mean(value, [decimal])}.", param, ctx)
-        return round(float(number) * _MULTIPLIERS[suffix])
+        factors = _FACTORS if suffix.isupper() else _DECIMAL_FACTORS
+        return round(float(number) * factors[suffix.lower()])
 
 
 class TokenLimit(click.ParamType):
@@ -124,8 +123,6 @@ def _load_json(type_: click.ParamType, value: Any, param: click.Parameter | None
         type_.fail(f"{value!r} is not JSON: {err}.", param, ctx)
 
 
-_FACTORS: Final[dict[str, int]] = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_DECIMAL_FACTORS: Final[dict[str, int]] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)")
 
 
