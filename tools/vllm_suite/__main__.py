@@ -1,14 +1,37 @@
-"""Runs vLLM's own tests of its entrypoints against this program: `make test-vllm-suite VLLM_SOURCE=PATH`."""
+"""Runs vLLM's own tests of its entrypoints against this program: `make test-vllm-suite VLLM_SOURCE=PATH`.
 
+What they run in is made once, in build/vllm-suite: a copy of the source's tests without the package `vllm`, a
+virtual environment that adds the tests' requirements to the packages of .peers/vllm, the local models, and a
+command `vllm` that runs this program.
+"""
+
+import hashlib
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import click
 
-from tools.vllm_suite.workspace import ENTRYPOINTS, prepare_workspace
+from tools.vllm_suite.models import prepare_models
 
+_ROOT: Final = Path(__file__).parents[2]
+HERE: Final = Path(__file__).parent
+_ENTRYPOINTS: Final = "tests/entrypoints"
+_PEER: Final = _ROOT / ".peers" / "vllm"
+_SMOLLM: Final = _ROOT / ".peers" / "model"
+_COPIED: Final = ("tests", "examples", "pyproject.toml")
+_COMMAND: Final = """#!/bin/sh
+# `vllm serve` of the tests: this program with its own engine.
+command="$1"
+shift
+[ "$command" = serve ] && set -- "$@" --engine embedded
+exec {vllm_cli} "$command" "$@"
+"""
 _OPTIONS: Final = ("-p", "vllm_suite_plugin", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-q", "-ra")
 _TEST_TIMEOUT_S: Final = 300
 
@@ -23,7 +46,7 @@ def main(*, server: str, vllm_source: Path, words: Sequence[str]) -> None:
     Other WORDS are options of pytest. With `--server vllm`, plain vLLM is tested instead, and its results are
     kept in the repository: tests that it does not pass are skipped with this program.
     """
-    workspace = prepare_workspace(vllm_source.resolve())
+    workspace = _prepare_workspace(vllm_source.resolve())
     tests, options = choose_tests(workspace.source, words)
     report = f"--junitxml={workspace.folder / f'{server}.xml'}"
     os.chdir(workspace.source)
@@ -33,9 +56,103 @@ def main(*, server: str, vllm_source: Path, words: Sequence[str]) -> None:
 
 def choose_tests(source: Path, words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Words that name tests, as paths from the source's root, else all tests; and the other words."""
-    names = {word: f"{ENTRYPOINTS}/{word.removeprefix(f'{ENTRYPOINTS}/')}" for word in words}
+    names = {word: f"{_ENTRYPOINTS}/{word.removeprefix(f'{_ENTRYPOINTS}/')}" for word in words}
     tests = [name for name in names.values() if (source / name.partition("::")[0]).exists()]
-    return tests or [ENTRYPOINTS], [word for word, name in names.items() if name not in tests]
+    return tests or [_ENTRYPOINTS], [word for word, name in names.items() if name not in tests]
+
+
+@dataclass(frozen=True)
+class _Workspace:
+    """Where everything is."""
+
+    folder: Path
+
+    @property
+    def source(self) -> Path:
+        """The copy that the tests run in."""
+        return self.folder / "source"
+
+    @property
+    def python(self) -> Path:
+        """vLLM's Python with the tests' requirements."""
+        return self.folder / "venv" / "bin" / "python"
+
+    @property
+    def hub_home(self) -> Path:
+        """The folder of the hub's cache; another one if the models are built in another way."""
+        digest = hashlib.sha256((HERE / "models.py").read_bytes()).hexdigest()
+        return self.folder / f"hf-{digest[:8]}"
+
+    def environment(self, server: str) -> dict[str, str]:
+        """The variables of a test process."""
+        programs = self.folder / "bin" if server == "ours" else _PEER / "bin"
+        return {
+            **os.environ,
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(HERE / "plugin"),
+            "VLLM_SUITE_LISTS": str(HERE),
+            "VLLM_SUITE_SERVER": server,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HF_HOME": str(self.hub_home),
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_CACHE_ROOT": str(self.folder / f"cache-{server}"),
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VCLI_STANDBY": "off",
+        }
+
+
+def _prepare_workspace(vllm_source: Path) -> _Workspace:
+    """Makes what is missing."""
+    if not (vllm_source / _ENTRYPOINTS).is_dir():
+        sys.exit(f"VLLM_SOURCE must be a source tree of vLLM with {_ENTRYPOINTS}, got {vllm_source}")
+    if not _PEER.is_dir():
+        sys.exit(f"{_PEER} must be a virtual environment with vLLM: its tests import vllm")
+    workspace = _Workspace(_ROOT / "build" / "vllm-suite")
+    workspace.folder.mkdir(parents=True, exist_ok=True)
+    _copy_source(vllm_source, workspace.source)
+    _write_command(workspace.folder / "bin")
+    _install_requirements(workspace)
+    click.echo("Preparing the models")
+    prepare_models(workspace.hub_home / "hub", _SMOLLM)
+    return workspace
+
+
+def _copy_source(vllm_source: Path, copy: Path) -> None:
+    """Without the package `vllm`, which would hide the installed one; once per source."""
+    stamp = copy / "copied-from"
+    if stamp.exists() and stamp.read_text() == str(vllm_source):
+        return
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir()
+    for name in _COPIED:
+        if (vllm_source / name).is_dir():
+            shutil.copytree(vllm_source / name, copy / name)
+        else:
+            shutil.copyfile(vllm_source / name, copy / name)
+    stamp.write_text(str(vllm_source))
+
+
+def _write_command(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    command = folder / "vllm"
+    command.write_text(_COMMAND.format(vllm_cli=Path(sys.executable).parent / "vllm-cli"))
+    command.chmod(0o755)
+
+
+def _install_requirements(workspace: _Workspace) -> None:
+    requirements = HERE / "requirements.txt"
+    installed = workspace.folder / "venv" / "requirements.txt"
+    if installed.exists() and installed.read_text() == requirements.read_text():
+        return
+    click.echo("Installing the tests' requirements")
+    subprocess.run([_PEER / "bin" / "python", "-m", "venv", "--without-pip", workspace.folder / "venv"], check=True)
+    [packages] = (workspace.folder / "venv").glob("lib/python*/site-packages")
+    [peers] = _PEER.glob("lib/python*/site-packages")
+    (packages / "vllm.pth").write_text(f"{peers.resolve()}\n")
+    pip = [workspace.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", requirements]
+    subprocess.run(pip, check=True)
+    shutil.copyfile(requirements, installed)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from tools.vllm_suite.__main__ import choose_tests
-from tools.vllm_suite.workspace import HERE
+from tools.vllm_suite.__main__ import HERE, choose_tests
 
 _UTILS = """
 class RemoteVLLMServer:

@@ -5,9 +5,8 @@ import json
 from typing import Any
 
 from agents import Agent, Model, Runner, ToolCallItem, function_tool, set_tracing_disabled
-from city import City, get_weather
 from openai.types.responses import ResponseTextDeltaEvent
-from scenario import DESCRIBE, QUESTION, WEATHER_QUESTION
+from scenario import DESCRIBE, QUESTION, WEATHER_QUESTION, City, get_weather
 
 set_tracing_disabled(disabled=True)
 

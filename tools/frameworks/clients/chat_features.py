@@ -4,8 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from city import City
-from scenario import DESCRIBE, QUESTION, WEATHER, WEATHER_QUESTION
+from scenario import DESCRIBE, QUESTION, WEATHER, WEATHER_QUESTION, City
 
 TOOL: Any = {
     "type": "function",

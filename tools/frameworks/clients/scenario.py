@@ -1,6 +1,6 @@
-"""What every client does with the server: the prompts, the model's answers, and the report of the results.
+"""What every client does with the server: prompts, the model's answers, a tool, and the report of results.
 
-Clients run in an environment of their own, so this module imports the standard library only.
+Clients run in an environment of their own; all of them bring pydantic.
 """
 
 import json
@@ -8,6 +8,8 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from pydantic import BaseModel
 
 MODEL = "agent"
 QUESTION, ANSWER = "What is the capital of France?", "Paris is the capital of France."
@@ -34,6 +36,18 @@ MEMORY = {
     f"user: {READ_NOTE}\ntool: {NOTE}": NOTE_ANSWER,
 }
 """The lines that the model reads -> what it writes."""
+
+
+class City(BaseModel):
+    """The structured answer that every client asks for."""
+
+    city: str
+    population: int
+
+
+def get_weather(city: str) -> str:
+    """Tells the weather."""
+    return WEATHER
 
 
 def base_url() -> str:

@@ -2,8 +2,7 @@
 
 import openai
 from agents import Agent, OpenAIChatCompletionsModel, Runner, function_tool, set_tracing_disabled
-from city import get_weather
-from scenario import QUESTION, WEATHER_QUESTION, base_url, report
+from scenario import QUESTION, WEATHER_QUESTION, base_url, get_weather, report
 
 set_tracing_disabled(disabled=True)
 client = openai.AsyncOpenAI(base_url=f"{base_url()}/v1", api_key="none")

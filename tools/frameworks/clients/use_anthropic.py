@@ -4,8 +4,7 @@ from typing import Any
 
 import anthropic
 from anthropic import beta_tool
-from city import City, get_weather
-from scenario import DESCRIBE, MODEL, QUESTION, WEATHER_QUESTION, base_url, report
+from scenario import DESCRIBE, MODEL, QUESTION, WEATHER_QUESTION, City, base_url, get_weather, report
 
 CLIENT = anthropic.Anthropic(base_url=base_url(), api_key="none")
 TOOL: Any = {

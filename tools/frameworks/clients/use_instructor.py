@@ -4,8 +4,7 @@ from typing import Any
 
 import instructor
 import openai
-from city import City
-from scenario import DESCRIBE, MODEL, base_url, report
+from scenario import DESCRIBE, MODEL, City, base_url, report
 
 CLIENT = instructor.from_openai(openai.OpenAI(base_url=f"{base_url()}/v1", api_key="none"))
 

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from city import City, get_weather
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from scenario import DESCRIBE, MODEL, QUESTION, WEATHER_QUESTION, base_url, report
+from scenario import DESCRIBE, MODEL, QUESTION, WEATHER_QUESTION, City, base_url, get_weather, report
 
 LLM = ChatOpenAI(model=MODEL, base_url=f"{base_url()}/v1", api_key="none")
 

@@ -3,12 +3,11 @@
 import asyncio
 from typing import Any
 
-from city import City, get_weather
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
-from scenario import CALL_CITY, MODEL, QUESTION, WEATHER_QUESTION, base_url, report
+from scenario import CALL_CITY, MODEL, QUESTION, WEATHER_QUESTION, City, base_url, get_weather, report
 
 LLM = OpenAILike(
     model=MODEL,

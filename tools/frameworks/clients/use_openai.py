@@ -6,8 +6,7 @@ from typing import Any
 
 import openai
 from chat_features import TOOL, Features, ask
-from city import City
-from scenario import DESCRIBE, MODEL, WEATHER_QUESTION, base_url, report
+from scenario import DESCRIBE, MODEL, WEATHER_QUESTION, City, base_url, report
 
 CLIENT = openai.OpenAI(base_url=f"{base_url()}/v1", api_key="none")
 FEATURES = Features(partial(CLIENT.chat.completions.create, model=MODEL))

@@ -5,8 +5,7 @@ import time
 from typing import Any
 
 import openai
-from city import City
-from scenario import DESCRIBE, MODEL, QUESTION, WEATHER, WEATHER_QUESTION, base_url, report
+from scenario import DESCRIBE, MODEL, QUESTION, WEATHER, WEATHER_QUESTION, City, base_url, report
 
 CLIENT = openai.OpenAI(base_url=f"{base_url()}/v1", api_key="none")
 TOOL: Any = {

@@ -3,12 +3,11 @@
 import asyncio
 from typing import Any
 
-from city import City, get_weather
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelResponse, ToolCallPart
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
-from scenario import CALL_FINAL_RESULT, MODEL, QUESTION, WEATHER_QUESTION, base_url, report
+from scenario import CALL_FINAL_RESULT, MODEL, QUESTION, WEATHER_QUESTION, City, base_url, get_weather, report
 
 LLM = OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=f"{base_url()}/v1", api_key="none"))
 
