@@ -11,7 +11,7 @@ from envs.home import expand_home
 from envs.registry import env
 from startup.caches import FIXED_PATH, OFF
 from vllm_cli.errors import InputError
-from vllm_cli.flags.option import complete_model
+from vllm_cli.flags.option import ServeFlagsCommand, complete_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 @click.command(
     "bake",
-    context_settings={"ignore_unknown_options": True, "max_content_width": 110},
+    cls=ServeFlagsCommand,
+    context_settings={"max_content_width": 110},
     options_metavar="[OPTIONS] [SERVE FLAGS]",
 )
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL]", shell_complete=complete_model)

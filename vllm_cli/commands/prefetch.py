@@ -20,7 +20,7 @@ from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.timeline.live_line import LiveLine, draw_bar
 from vllm_cli.errors import InputError
-from vllm_cli.flags.option import complete_model
+from vllm_cli.flags.option import ServeFlagsCommand, complete_model
 from vllm_cli.flags.serve_command import request_of
 from vllm_cli.terminal import Reporter
 
@@ -49,8 +49,9 @@ or MODEL is nowhere; 5 no access: gated, private, or no such model or revision; 
 
 @click.command(
     "prefetch",
+    cls=ServeFlagsCommand,
     help=_HELP,
-    context_settings={"ignore_unknown_options": True, "max_content_width": 120},
+    context_settings={"max_content_width": 120},
     options_metavar="[OPTIONS] [SERVE FLAGS]",
 )
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL]", shell_complete=complete_model)

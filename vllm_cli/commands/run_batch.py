@@ -1,85 +1,22 @@
 """`vllm-cli run-batch`: answers a file of requests; imports the work itself only when it runs."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-from click.shell_completion import CompletionItem
 
-from startup.serve_words import help_topic, split
+from startup.serve_words import split
 from vllm_cli.client.server import Server, choose_key
 from vllm_cli.client.server_address import parse_url
 from vllm_cli.errors import InputError
-from vllm_cli.flags.help import write_topic
-from vllm_cli.flags.option import complete_model
+from vllm_cli.flags.option import ServeFlagsCommand, complete_model
 from vllm_cli.flags.router_words import ADDRESS
-from vllm_cli.flags.supported import SUPPORTED
 
 if TYPE_CHECKING:
     from vllm_cli.batch.run import BatchConfig
 
-_SERVE_WORDS: Final = "serve_words"
-"""The parameter with the words that are not options of `run-batch`."""
-
 _ADDRESS_FLAGS: Final = (*ADDRESS, "--enable-metrics")
-
-
-class RunBatchCommand(click.Command):
-    """Takes its own options out of the words, at any position; keeps the order of the rest."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """`--help=WORD` shows flags of the server."""
-        if (topic := help_topic(args)) and not ctx.resilient_parsing:
-            formatter = ctx.make_formatter()
-            write_topic(formatter, topic)
-            click.echo(formatter.getvalue().strip("\n"))
-            ctx.exit()
-        words = self._split(args)
-        if not ctx.resilient_parsing:
-            _reject_addresses(words.others)
-        rest = super().parse_args(ctx, words.own)
-        ctx.params[_SERVE_WORDS] = tuple(words.others)
-        return rest
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Completes its own options and the server's flags."""
-        own = super().shell_complete(ctx, incomplete)
-        if not incomplete.startswith("-"):
-            return own
-        known = {item.value for item in own}
-        hidden = (*known, *_ADDRESS_FLAGS)
-        flags = [flag for flag in SUPPORTED if flag.name.startswith(incomplete) and flag.name not in hidden]
-        return [*own, *(CompletionItem(flag.name, help=flag.help) for flag in flags)]
-
-    def _split(self, args: Sequence[str]) -> "_Words":
-        options = {name: option for option in self.params if isinstance(option, click.Option) for name in option.opts}
-        num_values = {name: 0 if option.is_flag else 1 for name, option in options.items()} | {"--help": 0, "-h": 0}
-        words = _Words([], [])
-        for given in split(args, num_values.get):
-            if given.flag in num_values:
-                name, equals, value = given.words[0].partition("=")
-                words.own.extend([f"{given.flag}{equals}{value}", *given.words[1:]])
-            else:
-                words.others.extend(given.words)
-        return words
-
-
-class _Words(NamedTuple):
-    own: list[str]
-    others: list[str]
-
-
-def _reject_addresses(words: Sequence[str]) -> None:
-    for given in split(words):
-        if given.flag in _ADDRESS_FLAGS:
-            raise InputError(
-                f"{given.flag}: the server of run-batch has a private socket; "
-                "start `vllm-cli serve` and give its --url."
-            )
-
-
 _FOLDER: Final = click.Path(exists=True, file_okay=False, writable=True, path_type=Path)
 
 _HELP = """Answer the requests of a file in OpenAI's batch format, as `vllm run-batch` does.
@@ -109,7 +46,7 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
 """
 
 
-@click.command("run-batch", cls=RunBatchCommand, help=_HELP)
+@click.command("run-batch", cls=ServeFlagsCommand, hidden=_ADDRESS_FLAGS, help=_HELP)
 @click.option("-i", "--input-file", required=True, metavar="INPUT", help="File or URL of the requests, - for stdin.")
 @click.option(
     "-o", "--output-file", required=True, metavar="OUTPUT", help="File for the answers, or URL to PUT them to."
@@ -155,7 +92,11 @@ def run_batch(*, is_json: bool, **options: Any) -> int:
 def _build_config(options: dict[str, Any]) -> "BatchConfig":
     from vllm_cli.batch.run import BatchConfig
 
-    words: tuple[str, ...] = options.pop(_SERVE_WORDS)
+    words: tuple[str, ...] = options.pop("words")
+    for given in split(words):
+        if given.flag in _ADDRESS_FLAGS:
+            message = "the server of run-batch has a private socket; start `vllm-cli serve` and give its --url."
+            raise InputError(f"{given.flag}: {message}")
     url, model, api_key = (options.pop(name) for name in ("url", "model", "api_key"))
     if url is None:
         if api_key is not None:

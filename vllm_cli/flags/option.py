@@ -1,6 +1,6 @@
-"""A supported flag as an option of click, which converts its values."""
+"""Flags of `serve` for click: as options, and beside a command's own options."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,8 +9,11 @@ from click.shell_completion import CompletionItem
 
 from envs.registry import env
 from envs.variable import EnvError
+from startup.serve_words import help_topic, split
 from vllm_cli.flags.arguments import Arguments
 from vllm_cli.flags.flag import Shape, SupportedFlag
+from vllm_cli.flags.help import write_topic
+from vllm_cli.flags.supported import SUPPORTED
 
 _MODELS: Final = ("--model", "--tokenizer")
 _KINDS: Final = {"FILE": "file", "PATH": "file", "FOLDER": "dir"}
@@ -50,6 +53,48 @@ class FlagOption(click.Option):
             value = variable.get()
             return (value,) if self.multiple else value
         return in_file.flags[name].value if name in in_file.flags else None
+
+
+class ServeFlagsCommand(click.Command):
+    """Has options of its own at any position; all other words, in their order, are the parameter `words`.
+
+    Click itself would take `-cc.cudagraph_mode=NONE` for `-h` among other letters.
+    """
+
+    def __init__(self, *args: Any, hidden: Collection[str] = (), **attributes: Any) -> None:
+        """`hidden` flags of `serve` are not completed."""
+        super().__init__(*args, **attributes)
+        self._hidden = hidden
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`--help=WORD` shows flags of the server."""
+        if (topic := help_topic(args)) and not ctx.resilient_parsing:
+            formatter = ctx.make_formatter()
+            write_topic(formatter, topic)
+            click.echo(formatter.getvalue().strip("\n"))
+            ctx.exit()
+        options = {name: option for option in self.params if isinstance(option, click.Option) for name in option.opts}
+        num_values = {name: 0 if option.is_flag else 1 for name, option in options.items()} | {"--help": 0, "-h": 0}
+        own: list[str] = []
+        others: list[str] = []
+        for given in split(args, num_values.get):
+            if given.flag in num_values:
+                _, equals, value = given.words[0].partition("=")
+                own += [f"{given.flag}{equals}{value}", *given.words[1:]]
+            else:
+                others += given.words
+        rest = super().parse_args(ctx, own)
+        ctx.params["words"] = tuple(others)
+        return rest
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Completes its own options and the server's flags."""
+        own = super().shell_complete(ctx, incomplete)
+        if not incomplete.startswith("-"):
+            return own
+        left_out = {*self._hidden, *(item.value for item in own)}
+        flags = [flag for flag in SUPPORTED if flag.name.startswith(incomplete) and flag.name not in left_out]
+        return [*own, *(CompletionItem(flag.name, help=flag.help) for flag in flags)]
 
 
 _PREFIX: Final = "models--"

@@ -2,6 +2,9 @@
 
 import pytest
 
+from vllm_cli.commands.bake import bake
+from vllm_cli.commands.prefetch import prefetch
+from vllm_cli.commands.run_batch import run_batch
 from vllm_cli.flags.param_types import ByteSize, spell_size
 from vllm_cli.flags.supported import GROUPS, SUPPORTED
 from vllm_cli.flags.table import FLAGS
@@ -84,3 +87,12 @@ def test_defaults_are_written_with_their_units(help_of):
 )
 def test_sizes_are_spelt_in_the_largest_unit_that_divides_them(num_bytes, spelling):
     assert spell_size(num_bytes) == spelling
+
+
+@pytest.mark.parametrize("command", [bake, prefetch, run_batch], ids=lambda command: command.name)
+def test_commands_with_options_of_their_own_take_the_flags_of_the_server_as_they_are(command, capsys):
+    words = ["model", "-cc.cudagraph_mode=NONE", "--max_model_len", "8k"]
+    own = ["-i", "in", "-o", "out"] if command is run_batch else []
+    assert command.make_context("", [*own, *words, "--json"]).params["words"] == tuple(words)
+    assert main([str(command.name), "--help=cudagraph"]) == 0
+    assert "--max-cudagraph-capture-size" in capsys.readouterr().out
