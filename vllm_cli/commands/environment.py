@@ -70,24 +70,12 @@ def collect_env(*, as_json: bool) -> None:
       vllm-cli collect-env
       vllm-cli collect-env --json
     """
+    import yaml
+
     facts = _describe_machine()
-    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
-
-
-def _lines(facts: dict[str, Any]) -> list[str]:
-    lines = []
-    for name, fact in facts.items():
-        if isinstance(fact, dict):
-            lines += [f"{name}:", *(f"  {key}: {_shown(value)}" for key, value in fact.items())]
-        elif isinstance(fact, list):
-            lines.append(f"{name}: {', '.join(fact) or 'none'}")
-        else:
-            lines.append(f"{name}: {fact}")
-    return lines
-
-
-def _shown(value: object) -> str:
-    return "not installed" if value is None else str(value)
+    click.echo(
+        json.dumps(facts, indent=2) if as_json else yaml.safe_dump(facts, sort_keys=False, width=1000), nl=as_json
+    )
 
 
 _PACKAGES: Final = (
