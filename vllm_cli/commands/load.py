@@ -82,6 +82,8 @@ def _run(verb: Verb, model: str, options: dict[str, Any]) -> int:
     begin_s = time.monotonic()
     ending, reason = _send(server, verb, model, options["timeout_s"])
     took_s = time.monotonic() - begin_s
+    if ending == "timed out":
+        reason = f"the request for {escape_controls(model)} was not answered after {took_s:.3g} s"
     if options["is_json"]:
         outcome = {"model": model, "status": ending, "took_s": round(took_s, 3), "reason": reason or None}
         click.echo(json.dumps(outcome))
@@ -97,7 +99,7 @@ def _send(server: Server, verb: Verb, model: str, timeout_s: float) -> tuple[End
         server.ask("POST", f"/v1/models/{quote(model, safe='/:@')}/{verb}", timeout_s=timeout_s)
     except ConnectionFailedError as err:
         if isinstance(err.__cause__, TimeoutError):
-            return "timed out", f"the request for {escape_controls(model)} was not answered after {timeout_s:g} s"
+            return "timed out", ""
         return "failed", _explain(err, server.address)
     return _DONE[verb], ""
 
