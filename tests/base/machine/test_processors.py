@@ -1,13 +1,15 @@
-"""Processor time of this process's threads, and of the processors that they may use."""
+"""The processors that this process may use, their time, and what compiled code depends on."""
 
 import os
+import platform
 import threading
 from pathlib import Path
 from time import thread_time
 
 import pytest
 
-from base.machine.processors import ProcessorTime, ThreadTime, read_processor_time
+from base.machine.hardware import cpu_features, gpu_kinds
+from base.machine.processors import ProcessorTime, ThreadTime, affinity_count, read_processor_time, usable_count
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -58,3 +60,72 @@ def test_this_process_uses_processor_time():
     use = read_processor_time().since(before)
     assert str(threading.get_native_id()) in before.threads
     assert 0 <= use.lost_share < 1
+
+
+@pytest.fixture
+def system(system, monkeypatch):
+    """Eight CPUs, and cgroups that may limit them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    system.controller = "cpu"
+    return system
+
+
+def test_this_machine_has_usable_cpus():
+    assert 1 <= usable_count() <= affinity_count() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("max 100000", 8), ("200000 100000", 2), ("150000 100000", 2), ("1000 100000", 1), ("1600000 100000", 8), ("", 8)],
+)
+def test_quota_of_cgroup_version_2(system, quota, expected):
+    system.mount("cgroup2", "rw", root="/", path="0::/box")
+    system.limit("box", max=quota)
+    assert usable_count(system.proc) == expected
+
+
+def test_the_smallest_of_nested_quotas_counts(system):
+    system.mount("cgroup2", "rw", root="/", path="0::/pod/box")
+    system.limit("pod", max="300000 100000")
+    system.limit("pod/box", max="500000 100000")
+    assert usable_count(system.proc) == 3
+
+
+@pytest.mark.parametrize(("quota", "expected"), [(-1, 8), (250_000, 3)])
+def test_quota_of_cgroup_version_1(system, quota, expected):
+    system.mount("cgroup", "rw,cpu", root="/", path="4:cpu,cpuacct:/box")
+    system.limit("box", cfs_quota_us=quota, cfs_period_us=100_000)
+    assert usable_count(system.proc) == expected
+
+
+def test_a_machine_without_cgroups_has_no_quota(system):
+    assert usable_count(system.proc) == 8
+
+
+def _features(folder: Path, text: str) -> str:
+    (folder / "cpuinfo").write_text(text)
+    return cpu_features(folder)
+
+
+def test_the_order_of_features_and_the_number_of_processors_do_not_matter(tmp_path):
+    one = _features(tmp_path, "processor\t: 0\nflags\t\t: avx2 fma\n\n")
+    assert _features(tmp_path, "processor\t: 0\nflags\t\t: fma avx2\n\nprocessor\t: 1\nflags\t\t: fma avx2\n") == one
+    assert one.startswith(platform.machine())
+
+
+def test_another_instruction_set_differs(tmp_path):
+    assert _features(tmp_path, "flags : avx2\n") != _features(tmp_path, "flags : avx2 avx512f\n")
+    assert _features(tmp_path, "Features : asimd\n") != _features(tmp_path, "Features : asimd sve\n")
+
+
+@pytest.mark.parametrize("text", ["", "processor : 0\n"])
+def test_without_features_the_architecture_counts(text, tmp_path):
+    assert _features(tmp_path, text) == platform.machine()
+
+
+def test_each_kind_of_gpu_is_named_once(tmp_path):
+    for name, model in (("0000:01:00.0", "NVIDIA H100 80GB HBM3"), ("0000:02:00.0", "NVIDIA H100 80GB HBM3")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 11\n")
+    assert gpu_kinds(tmp_path) == ("NVIDIA H100 80GB HBM3",)
+    assert gpu_kinds(tmp_path / "none") == ()

@@ -11,7 +11,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from server.limits import LimitsConfig
-from tests.server.http.raw_request import send
 
 DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "vllm-cli.json"
 
@@ -137,7 +136,7 @@ def test_rejected_requests_are_counted_by_the_limit(serve, engine, wait_until):
 
     assert rejected() == {"max_num_queued_reqs": 0, "max_num_queued_tokens": 0}
     engine.holds_after = 1
-    with send(server, "/v1/completions", {"prompt": "a", "max_tokens": 8}):
+    with server.send("/v1/completions", {"prompt": "a", "max_tokens": 8}):
         wait_until(lambda: engine.requests)
         assert server.complete().status_code == 503
         assert rejected() == {"max_num_queued_reqs": 1, "max_num_queued_tokens": 0}

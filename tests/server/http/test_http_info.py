@@ -1,6 +1,14 @@
-"""Models, tokenization and the description of the API."""
+"""Models, tokenization, the description of the API, and the status page with its figures."""
+
+import base64
+import hashlib
+import os
+import re
 
 import pytest
+
+from base.lifecycle import Lifecycle
+from server.types import EngineStats
 
 
 def test_served_names_are_listed(serve):
@@ -117,3 +125,81 @@ def test_openapi_names_the_routes_that_exist(server):
 def test_models_name_the_model_that_the_operator_gave(serve):
     (card,) = serve(model="/models/smol-135m").get("/v1/models").json()["data"]
     assert (card["id"], card["root"]) == ("smol", "/models/smol-135m")
+
+
+def _policy(headers) -> dict[str, str]:
+    rules = (rule.split(" ", 1) for rule in headers["content-security-policy"].split("; "))
+    return dict(rules)
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_the_policy_allows_only_the_page_s_own_style_and_script(server):
+    answer = server.get("/")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = _policy(answer.headers)
+    (style,) = re.findall(r"<style>(.*?)</style>", answer.text, re.DOTALL)
+    (script,) = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
+    assert (policy["style-src"], policy["script-src"]) == (_hash(style), _hash(script))
+    assert (policy["default-src"], policy["connect-src"]) == ("'none'", "'self'")
+    assert "frame-ancestors" in policy
+
+
+def test_the_page_refers_to_no_other_address(server):
+    text = server.get("/").text
+    addresses = set(re.findall(r"https?://[^\s\"'`]+", text))
+    assert addresses <= {"http://www.w3.org/2000/svg"}, "except the name of the SVG namespace"
+    assert not re.findall(r"\bon\w+=|style=\"|@import|url\(", text)
+
+
+def test_figures_come_from_the_engine_and_the_metrics(serve, engine):
+    server = serve()
+    before = server.get("/status.json").json()["live"]
+    server.complete(max_tokens=3)
+    engine.stats = EngineStats(3, 4, 0.25, 100, 40)
+    body = server.get("/status.json").json()
+    live = body["live"]
+    assert (body["status"], body["model"], body["version"]) == ("ready", "smol", "1.2.3")
+    assert (live["num_running"], live["num_waiting"], live["kv_cache_usage"]) == (3, 4, 0.25)
+    assert (live["prefix_cache_queries"], live["prefix_cache_hits"]) == (100, 40)
+    assert live["generation_tokens"] - before["generation_tokens"] == 3
+    assert live["prompt_tokens"] - before["prompt_tokens"] == server.complete().json()["usage"]["prompt_tokens"]
+    assert live["time_s"] > before["time_s"]
+    assert live["rss_bytes"] > 1 << 20
+    assert live["uptime_s"] == 60.0
+
+
+def test_memory_of_the_engine_is_reported_if_its_process_is_known(server, engine, monkeypatch):
+    import msgspec
+
+    assert server.get("/status.json").json()["live"]["engine_rss_bytes"] is None
+    monkeypatch.setattr(engine, "info", msgspec.structs.replace(engine.info, pid=os.getpid()))
+    assert server.get("/status.json").json()["live"]["engine_rss_bytes"] > 1 << 20
+
+
+@pytest.mark.parametrize(("reason", "status"), [(None, "starting"), ("it ended unexpectedly", "dead")])
+def test_there_are_no_live_figures_without_an_engine(serve, reason, status):
+    lifecycle = Lifecycle()
+    if reason is not None:
+        lifecycle.engine_ended(reason)
+    server = serve(lifecycle=lifecycle)
+    body = server.get("/status.json").json()
+    assert (body["status"], body["live"]) == (status, None)
+    assert body["error"] == reason
+    assert body["progress"]["phase"] == "load_weights"
+    assert server.get("/").status_code == 200
+
+
+def test_requests_for_the_page_are_not_counted(serve):
+    server = serve()
+    assert server.get("/status.json").status_code == 200
+    assert "/status.json" not in server.get("/metrics").text
+
+
+def test_the_page_works_below_a_root_path(serve):
+    server = serve(root_path="/llm")
+    assert server.get("/llm/status.json").json()["status"] == "ready"
+    assert 'fetch("status.json"' in server.get("/llm/").text

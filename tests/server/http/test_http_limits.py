@@ -12,7 +12,6 @@ from server.limits import LimitsConfig
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
 from tests.embeds_payloads import torch_payload
 from tests.server.http.conftest import MAX_MODEL_LEN
-from tests.server.http.raw_request import send
 
 LONG = {"prompt": "a", "max_tokens": 400}
 WIDTH = 16
@@ -59,7 +58,7 @@ def test_waiting_requests_are_bounded_in_number(serve, engine, wait_until):
     server = serve(limits=LimitsConfig(max_queued_requests=3))
     with ExitStack() as stack:
         for body in (LONG, LONG | {"n": 2}):
-            stack.enter_context(send(server, "/v1/completions", body))
+            stack.enter_context(server.send("/v1/completions", body))
         wait_until(lambda: len(engine.requests) == 3)
         response = server.complete()
         assert "3 of at most 3 requests (--max-num-queued-reqs)" in error_of(response, 503)
@@ -73,7 +72,7 @@ def test_waiting_requests_are_bounded_in_number(serve, engine, wait_until):
 def test_a_request_of_several_sequences_counts_them_all(serve, engine, wait_until):
     engine.holds_after = 0
     server = serve(limits=LimitsConfig(max_queued_requests=3))
-    with send(server, "/v1/completions", LONG):
+    with server.send("/v1/completions", LONG):
         wait_until(lambda: len(engine.requests) == 1)
         assert error_of(server.complete(prompt=["a", "b", "c"]), 503).startswith("The server is busy: it has 1 of at")
         engine.holds_after = None
@@ -84,7 +83,7 @@ def test_a_request_of_several_sequences_counts_them_all(serve, engine, wait_unti
 def test_waiting_prompts_are_bounded_in_tokens(serve, engine, wait_until):
     engine.holds_after = 0
     server = serve(limits=LimitsConfig(max_queued_tokens=5))
-    with send(server, "/v1/completions", LONG | {"prompt": "one two three four five"}):
+    with server.send("/v1/completions", LONG | {"prompt": "one two three four five"}):
         wait_until(lambda: len(engine.requests) == 1)
         response = server.complete()
         assert "5 of at most 5 prompt tokens (--max-num-queued-tokens)" in error_of(response, 503)
@@ -97,7 +96,7 @@ def test_waiting_prompts_are_bounded_in_tokens(serve, engine, wait_until):
 def test_waiting_requests_are_bounded_in_bytes(serve, engine, wait_until):
     engine.holds_after = 0
     server = serve(limits=LimitsConfig(max_held_bytes=3000))
-    with send(server, "/v1/completions", LONG | {"user": "x" * 2000}):
+    with server.send("/v1/completions", LONG | {"user": "x" * 2000}):
         wait_until(lambda: len(engine.requests) == 1)
         assert "of at most 3000 bytes" in error_of(server.complete(user="x" * 2000), 503)
         assert server.parts.admission.num_held_bytes > 2000
@@ -114,8 +113,8 @@ def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, 
     engine.holds_after = 0
     server = serve(limits=LimitsConfig(max_held_bytes=20_000))
     admission = server.parts.admission
-    body = {"prompt_embeds": one_row, "max_tokens": 50}
-    with send(server, "/v1/completions", body):
+    body = {"prompt_embeds": few_values, "max_tokens": 50}
+    with server.send("/v1/completions", body):
         wait_until(lambda: len(engine.requests) == 1)
         assert admission.num_held_bytes == 400 * WIDTH * 2
         message = error_of(server.post("/v1/completions", body), 503)

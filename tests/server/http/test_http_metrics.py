@@ -1,12 +1,17 @@
-"""Prometheus metrics: names, labels and buckets as vLLM's, counted exactly."""
+"""What requests cost: metrics named as vLLM's, the Server-Timing header, the log line of figures."""
+
+import asyncio
+import logging
+import re
+from time import monotonic
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.metrics.server_metrics import ServerMetrics
+from server.operation.telemetry import StatsLine, Telemetry
 from server.types import EngineStats
 from tests.server.http.conftest import FinishedStart
-from tests.server.http.raw_request import send
 
 LABELS = {"model_name": "smol", "engine": "0"}
 
@@ -144,9 +149,108 @@ def test_start_is_reported_in_seconds(own):
 def test_requests_of_disconnected_clients_are_counted_as_aborted(own, engine, wait_until):
     engine.reply = engine.reply * 50
     engine.holds_after = 2
-    with send(own, "/v1/completions", {"prompt": "a", "max_tokens": 400}):
+    with own.send("/v1/completions", {"prompt": "a", "max_tokens": 400}):
         wait_until(lambda: engine.requests)
     labels = frozenset({"handler": "/v1/completions", "status": "4xx", "method": "POST"}.items())
     wait_until(lambda: samples(own).get(("http_requests_total", labels)) == 1)
     assert own.parts.running.num_running == 0
     assert value(own, "vllm:request_success_total", finished_reason="abort") == 1
+
+
+DURATION = re.compile(r"(\w+);dur=([\d.]+)")
+
+
+def timing(response):
+    return {name: float(milliseconds) for name, milliseconds in DURATION.findall(response.headers["server-timing"])}
+
+
+@pytest.mark.parametrize("kind", ["complete", "chat"])
+def test_a_response_reports_its_durations(server, engine, kind):
+    engine.queue_s, engine.prefill_s, engine.step_s = 2.0, 3.0, 0.01
+    spent = timing(getattr(server, kind)())
+    assert list(spent) == ["queue", "render", "prefill", "decode"]
+    assert (spent["queue"], spent["prefill"]) == (2000, 3000)
+    assert spent["render"] > 0
+    assert spent["decode"] >= 10
+
+
+def test_a_stream_reports_the_durations_until_its_first_event(server, engine):
+    engine.queue_s, engine.prefill_s = 2.0, 3.0
+    spent = timing(server.complete(stream=True))
+    assert list(spent) == ["queue", "render", "prefill"]
+    assert (spent["queue"], spent["prefill"]) == (2000, 3000)
+
+
+def test_the_longest_sequence_counts(server, engine):
+    engine.prefill_s = 0.5
+    assert timing(server.complete(n=3))["prefill"] == 500
+
+
+def test_tokenizing_reports_only_the_rendering(server):
+    response = server.post("/tokenize", {"messages": [{"role": "user", "content": "Hello"}]})
+    assert list(timing(response)) == ["render"]
+
+
+def test_a_rejected_request_reports_no_durations(server):
+    assert "server-timing" not in server.complete(temperature=9).headers
+
+
+def lines_of(server, name):
+    return [line for line in server.get("/metrics").text.splitlines() if line.startswith(name)]
+
+
+def test_rendering_and_waiting_are_metrics(serve):
+    own = serve()
+    own.complete()
+    own.complete(prompt="word " * 2000, truncate_prompt_tokens=8)
+    assert lines_of(own, "vllm_cli:request_render_time_seconds_count") == [
+        "vllm_cli:request_render_time_seconds_count 2.0"
+    ]
+    assert lines_of(own, "vllm_cli:renderer_queue_time_seconds_count") == [
+        'vllm_cli:renderer_queue_time_seconds_count{pool="text"} 2.0',
+        'vllm_cli:renderer_queue_time_seconds_count{pool="mm"} 0.0',
+    ]
+    assert lines_of(own, "vllm_cli:renderer_queue_depth") == [
+        'vllm_cli:renderer_queue_depth{pool="text"} 0.0',
+        'vllm_cli:renderer_queue_depth{pool="mm"} 0.0',
+    ]
+
+
+INTERVAL_S = 0.01
+
+
+async def _log_lines(parts, caplog, num_lines: int) -> list[logging.LogRecord]:
+    line = StatsLine(parts.engine, parts.metrics, INTERVAL_S)
+    line.start()
+    parts.metrics.engine.count_prompt(30, num_cached=10)
+    parts.metrics.engine.count_generated(7)
+    try:
+        async with asyncio.timeout(60):
+            while len(records := _of_the_line(caplog)) < num_lines:
+                await asyncio.sleep(0.005)
+    finally:
+        line.close()
+    return records
+
+
+def _of_the_line(caplog) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == "server.operation.telemetry"]
+
+
+async def test_figures_are_logged_until_the_server_is_idle(serve, caplog):
+    caplog.set_level(logging.DEBUG, logger="server.operation.telemetry")
+    parts = serve().parts
+    begin_s = monotonic()
+    first, second, third, *_ = await _log_lines(parts, caplog, 4)
+    prompt, generation, *_ = first.args
+    assert 20 / (monotonic() - begin_s) < prompt < 2 * 20 / INTERVAL_S
+    assert prompt / generation == pytest.approx(20 / 7), "what was cached was not computed"
+    assert (first.levelno, second.levelno, third.levelno) == (logging.INFO, logging.INFO, logging.DEBUG)
+    assert second.args[:2] == (0.0, 0.0)
+    assert first.getMessage().startswith("Engine 000: Avg prompt throughput: ")
+
+
+def test_disable_log_stats_turns_the_line_off(serve):
+    for is_disabled in (True, False):
+        parts = serve(disable_log_stats=is_disabled).parts
+        assert (Telemetry(parts.config.logging, parts.engine, parts.metrics)._stats is None) == is_disabled

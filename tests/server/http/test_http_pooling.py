@@ -22,7 +22,6 @@ from tests.server.engine.pooling.tiny_poolers import (
 )
 from tests.server.http.conftest import LiveServer, assert_rejected, run_app
 from tests.server.http.pooled_engine import PooledEngine
-from tests.server.http.raw_request import send
 from tests.server.server_config import server_config
 
 NAME = "tiny"
@@ -451,7 +450,7 @@ def test_a_disconnected_client_aborts_all_its_prompts(embedder, wait_until):
     engine.is_held, engine.aborted = True, []
     num_before = len(engine.requests)
     try:
-        with send(embedder, "/v1/embeddings", {"input": TEXTS}):
+        with embedder.send("/v1/embeddings", {"input": TEXTS}):
             wait_until(lambda: len(engine.requests) == num_before + 4)
             assert not engine.aborted
         wait_until(lambda: len(engine.aborted) == 4)

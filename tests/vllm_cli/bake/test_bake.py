@@ -1,6 +1,8 @@
-"""`vllm-cli bake` with the embedded engine: the folder, later starts with it, failures."""
+"""`vllm-cli bake` with both engines: the folder, later starts with it, failures, what is recorded."""
 
+import compileall
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -11,6 +13,9 @@ import pytest
 from startup.timeline.history import read_starts
 from tests.e2e.server_process import ServerProcess
 from tests.llamas import save_tiny_llama
+from tests.startup.vllm.fake_start import FakeStart, environment
+from vllm_cli.bake.mapped_pages import used_pages
+from vllm_cli.bake.subject import has_own_bytecode, without_addresses
 
 ROOT = Path(__file__).parents[3]
 
@@ -111,3 +116,108 @@ def test_only_a_baked_folder_is_replaced(tmp_path, model):
     assert done.returncode == 2
     assert "was not written by `vllm-cli bake`" in done.stderr
     assert (tmp_path / "mine").exists()
+
+
+_VLLM_WORDS = ("model", "--enforce-eager")
+
+
+def _bake_vllm(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", "vllm_cli", "bake", *words, "--engine", "vllm", "--output", str(folder / "baked"))
+    return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.thorough
+def test_the_first_start_continues_the_profile_of_the_build(tmp_path):
+    done = _bake_vllm(tmp_path, *_VLLM_WORDS, "--json")
+    assert done.returncode == 0, done.stderr
+    assert {"preload profile", "start history"} <= {part["name"] for part in json.loads(done.stdout)["parts"]}
+    (baked,) = (tmp_path / "baked" / "cache" / "vllm_cli" / "preload").glob("*.json")
+    variables = environment(tmp_path, VCLI_BAKED=str(tmp_path / "baked"))
+    with FakeStart(tmp_path, *_VLLM_WORDS, env=variables) as start:
+        start.wait_until_ready()
+        start.wait_for_line("ready after")
+    own = tmp_path / "cache" / "vllm_cli" / "preload" / baked.name
+    assert json.loads(own.read_bytes())["num_starts"] == 2
+    assert json.loads(baked.read_bytes())["num_starts"] == 1
+
+
+@pytest.mark.thorough
+def test_without_a_start_vllm_is_imported_and_the_report_says_so(tmp_path):
+    done = _bake_vllm(tmp_path, "--no-start", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["left_out"]["a start with a request"] == "--no-start"
+    assert (tmp_path / "baked" / "manifest.json").exists()
+
+
+@pytest.mark.thorough
+def test_a_failed_start_keeps_the_earlier_folder(tmp_path):
+    assert _bake_vllm(tmp_path, "--no-start").returncode == 0
+    before = (tmp_path / "baked" / "manifest.json").read_bytes()
+    done = _bake_vllm(tmp_path, "model", "--no-such-flag")
+    assert done.returncode == 3
+    assert "the start failed" in done.stderr
+    assert (tmp_path / "baked" / "manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if "baked" in path.name] == ["baked"]
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (("model", "--port", "8000", "--max-model-len", "4k"), ("model", "--max-model-len", "4k")),
+        (("--host=0.0.0.0", "model"), ("model",)),
+        (("model", "--ssl_keyfile", "k.pem", "--ssl-certfile=c.pem"), ("model",)),
+        (("model", "--api-key", "--enforce-eager"), ("model", "--enforce-eager")),
+        (("model", "--enforce-eager", "-tp", "2"), ("model", "--enforce-eager", "-tp", "2")),
+        (("model", "--api-key", "a", "b", "--dtype=auto"), ("model", "--dtype=auto")),
+        (("model", "--api_k=a", "--por", "1", "--no-such-flag", "x"), ("model", "--no-such-flag", "x")),
+        (("--dtype", "auto", "--", "--port"), ("--dtype", "auto", "--", "--port")),
+    ],
+    ids=["port", "attached", "certificate", "no-value", "others", "several-keys", "abbreviated", "after-dashes"],
+)
+def test_addresses_and_keys_are_left_out(words, kept):
+    assert without_addresses(words) == kept
+
+
+def test_a_package_counts_as_compiled_if_most_of_its_modules_are(tmp_path, monkeypatch):
+    package = tmp_path / "parcel"
+    package.mkdir()
+    for name in ("__init__", "a", "b"):
+        (package / f"{name}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not has_own_bytecode(("parcel",))
+    compileall.compile_dir(package, quiet=1)
+    assert has_own_bytecode(("parcel",))
+
+
+def test_a_package_that_is_not_installed_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert has_own_bytecode(("no-such-package",))
+    (tmp_path / "a.py").touch()
+    assert not has_own_bytecode(("no-such-package",))
+
+
+_MIB = 1 << 20
+
+
+def test_only_the_used_parts_of_a_mapped_file_are_recorded(tmp_path):
+    path = tmp_path / "library"
+    path.write_bytes(bytes(32 * _MIB))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        mapped.madvise(mmap.MADV_RANDOM)
+        assert mapped[0] == mapped[24 * _MIB] == 0
+        (found,) = (files for files in used_pages(os.getpid()) if files.path == str(path))
+        assert [files for files in used_pages(os.getpid(), but=(tmp_path,)) if files.path == str(path)] == []
+    assert found.size == 32 * _MIB
+    first, second = found.ranges
+    assert first[0] == 0
+    assert second[0] <= 24 * _MIB < sum(second)
+    assert sum(length for _, length in found.ranges) < 16 * _MIB  # the kernel maps up to a huge page around each
+
+
+def test_the_end_of_a_file_is_not_exceeded(tmp_path):
+    path = tmp_path / "library"
+    path.write_bytes(bytes(5000))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert not any(mapped[:])
+        (found,) = (files for files in used_pages(os.getpid()) if files.path == str(path))
+    assert found.ranges == ((0, 5000),)

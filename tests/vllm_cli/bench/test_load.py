@@ -1,9 +1,13 @@
-"""The load generator, against a real server."""
+"""Prompts, the reading of streams, and the load generator against a real server."""
 
 import asyncio
 
+import msgspec
+import pytest
+from tokenizers import Tokenizer
+
 from vllm_cli.bench import request as request_module
-from vllm_cli.bench.request import CompletionFormat, build_prompt
+from vllm_cli.bench.request import ChunkReader, CompletionFormat, build_prompt
 from vllm_cli.bench.serve import LoadSamples, generate_load
 
 MS = 10**6
@@ -78,3 +82,76 @@ def test_a_server_that_has_exited_gives_errors_and_no_exception(tiny_server):
     server.process.wait()
     load = load_server(server.url, num_requests=3, concurrency=2)
     assert [bool(sample.error) for sample in load.samples] == [True] * 3
+
+
+def read(*pieces: bytes) -> ChunkReader:
+    reader = ChunkReader()
+    for now_ns, piece in enumerate(pieces, start=1):
+        reader.feed(piece, now_ns)
+    return reader
+
+
+def test_the_arrival_of_every_chunk_with_text_is_recorded():
+    reader = read(
+        b'data: {"choices":[{"text":" one"}]}\n\n',
+        b'data: {"choices":[{"text":" two"}]}\n\ndata: {"choices":[{"text":" three"}]}\n\n',
+    )
+    assert reader.text_times_ns == [1, 2, 2]
+
+
+def test_an_event_may_be_split_anywhere():
+    whole = b'data: {"choices": [{"delta": {"content": "x"}}]}\r\n\r\ndata: [DONE]\r\n\r\n'
+    for cut in range(1, len(whole)):
+        reader = read(whole[:cut], whole[cut:])
+        assert len(reader.text_times_ns) == 1
+        assert reader.is_finished
+
+
+def test_chunks_without_text_are_not_tokens():
+    reader = read(
+        b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n',
+        b": keep-alive\n\n",
+        b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n',
+        b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n',
+    )
+    assert reader.text_times_ns == []
+    assert reader.usage is not None
+    assert (reader.usage.prompt_tokens, reader.usage.completion_tokens) == (3, 5)
+
+
+def test_reasoning_is_text():
+    assert len(read(b'data: {"choices":[{"delta":{"reasoning_content":"hm"}}]}\n').text_times_ns) == 1
+
+
+def test_an_error_event_is_kept():
+    reader = read(b'data: {"error":{"message":"no memory","code":500}}\n\n')
+    assert reader.error is not None
+    assert "no memory" in reader.error
+
+
+def test_a_stream_is_finished_by_a_finish_reason_or_by_done_only():
+    assert not read(b'data: {"choices":[{"text":"a"}]}\n\n').is_finished
+    assert read(b'data: {"choices":[{"text":"a","finish_reason":"length"}]}\n\n').is_finished
+    assert read(b"data: [DONE]\n\n").is_finished
+
+
+def test_invalid_json_is_an_error():
+    with pytest.raises(msgspec.DecodeError):
+        read(b"data: nonsense\n\n")
+
+
+def test_the_same_seed_gives_the_same_prompt():
+    """In every process: the text is written out here."""
+    assert build_prompt(20, seed="a") == "285243: Explain to a child the meaning of money. The money brings the"
+
+
+def test_prompts_differ_from_their_first_word_on():
+    beginnings = [build_prompt(64, seed=str(index))[:40] for index in range(500)]
+    assert len(set(beginnings)) == 500
+
+
+@pytest.mark.parametrize("num_tokens", [8, 16, 64, 400], ids=str)
+def test_prompts_have_about_the_requested_length(num_tokens, model_path):
+    tokenizer = Tokenizer.from_file(str(model_path / "tokenizer.json"))
+    lengths = [len(tokenizer.encode(build_prompt(num_tokens, seed=str(seed))).ids) for seed in range(20)]
+    assert num_tokens * 0.85 <= sum(lengths) / 20 <= num_tokens * 1.15

@@ -1,15 +1,21 @@
-"""Measured servers: start, stop, freeze, and the report of an exit."""
+"""Measured servers and their supervisor: start, stop, freeze, and the report of an exit."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.e2e.stop_point import StopPoint
 from tests.waiting import is_gone, wait_until
-from vllm_cli.bench.target import Target, TargetSpec
+from vllm_cli import supervisor
+from vllm_cli.bench.config import TargetSpec
+from vllm_cli.bench.target import Target
 from vllm_cli.server_ports import find_free_port, list_server_ports
 from vllm_cli.supervised_command import CommandEndedError, SupervisedCommand
 
@@ -124,3 +130,22 @@ def test_the_supervisor_shows_no_word_of_its_command_but_reports_them_without_se
             command.ensure_alive()
     assert "Cannot run: /nowhere/vllm serve --api-key" in died.value.message
     assert "sesame" not in died.value.message
+
+
+def test_a_sigterm_while_the_server_is_started_stops_it(tmp_path):
+    stop = StopPoint(tmp_path, "subprocess.Popen", "")
+    words = [sys.executable, supervisor.__file__, "1"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, env={**os.environ, **stop.environment}) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(["sleep", "600"]).encode() + b"\n")
+        process.stdin.flush()
+        stopped = stop.wait_stopped()
+        process.send_signal(signal.SIGTERM)
+        stopped.resume()
+        assert process.wait(60) == 128 + signal.SIGTERM  # the server's status
+
+
+def test_a_parent_that_ends_before_it_names_a_command_is_no_error():
+    words = [sys.executable, "-I", supervisor.__file__, "1"]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -1,4 +1,4 @@
-"""`vllm-cli wait` against real servers: absent, starting, ready, failed, silent."""
+"""`vllm-cli wait` against real servers, and what commands show while they wait."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from tests.http_server import LocalServer, QuietHandler, serving
 from tests.ports import free_port as find_free_port
 from tests.terminal import read_terminal
 from tests.vllm_cli.commands.fake_api_server import UnixFakeApiServer
+from vllm_cli.client.reporter import Reporter
 
 STARTING = {
     "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"},
@@ -284,3 +285,27 @@ def test_wait_imports_only_the_standard_library_and_click(serve):
     third_party = {name for name in done.stdout.split() if not name.startswith("__editable__")}
     ours = {"__main__", "base", "envs", "server", "startup", "vllm_cli"}
     assert third_party - ours <= {"click", "sitecustomize", "_distutils_hack"}
+
+
+def test_a_change_of_state_is_a_line(capsys):
+    reporter = Reporter()
+    for text, state in (("1 s importing", "importing"), ("2 s importing", "importing"), ("3 s loading", "loading")):
+        reporter.update(text, state)
+    assert capsys.readouterr().err == "1 s importing\n3 s loading\n"
+
+
+def test_progress_is_a_line_after_the_interval(capsys):
+    reporter = Reporter(interval_s=0.05)
+    reporter.update("10 %")
+    time.sleep(0.06)
+    for text in ("20 %", "30 %"):
+        reporter.update(text)
+    assert capsys.readouterr().err == "20 %\n"
+
+
+def test_a_quiet_command_shows_nothing(capsys):
+    reporter = Reporter(is_quiet=True, interval_s=0)
+    reporter.update("importing", "importing")
+    reporter.note("ready")
+    reporter.close()
+    assert capsys.readouterr().err == ""

@@ -1,14 +1,18 @@
-"""Pooling requests: the forms of `input`, and the names of the two inputs of a score."""
+"""Pooling requests: the forms of `input`, the names of the two inputs of a score; vectors as JSON."""
 
+import base64
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+import torch
 
 from base.errors import RequestError
-from server.apis.pooling.endpoints import EmbeddingRequest
+from server.apis.pooling.endpoints import EmbeddingRequest, to_json
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
-from server.http_body.request_body import RequestDecoder
+from server.http_body.decoding import RequestDecoder
+from server.types import EngineOutput, TensorData
 
 MESSAGE = {"role": "user", "content": "hello"}
 
@@ -70,3 +74,13 @@ def test_an_instruction_is_a_variable_of_the_template():
     assert kwargs() == {}
     assert kwargs(instruction="i") == {"instruction": "i"}
     assert kwargs(instruction="i", chat_template_kwargs={"instruction": "j", "k": 1}) == {"instruction": "j", "k": 1}
+
+
+def test_json_has_the_numbers_or_their_bytes_in_base64():
+    rows = torch.randn(2, 3)
+    data = TensorData("float32", (2, 3), memoryview(rows.numpy().tobytes()))
+    result = EngineOutput("a", data=data)
+    numbers = msgspec.json.decode(to_json(result, EmbeddingRequest(input="a")))
+    assert np.array(numbers) == pytest.approx(rows.numpy())
+    encoded = to_json(result, EmbeddingRequest(input="a", encoding_format="base64", embed_dtype="float32"))
+    assert base64.b64decode(encoded) == rows.numpy().tobytes()

@@ -1,11 +1,11 @@
-"""Tools of /v1/responses as functions of a chat, and the choice among them."""
+"""Tools of /v1/responses as functions of a chat, the choice among them, and the text of custom ones."""
 
 import pytest
 
 from base.errors import RequestError
 from server.apis.responses.request import ResponsesRequest
-from server.apis.responses.tools import CalledTool, ResponseTools
-from server.generation.request import NamedFunction, NamedToolChoice
+from server.apis.responses.tools import CalledTool, CustomInputReader, ResponseTools
+from server.generation.chat_request import NamedFunction, NamedToolChoice
 
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
 COMMAND = {"type": "custom", "name": "command"}
@@ -87,3 +87,33 @@ def test_malformed_choices_are_named(choice):
     with pytest.raises(RequestError) as error:
         read([WEATHER], choice)
     assert error.value.param == "tool_choice"
+
+
+def read_input(*pieces: str) -> tuple[list[str], str]:
+    """What is shown after each piece and at the end, and the whole text."""
+    reader = CustomInputReader()
+    shown = [reader.read(piece) for piece in pieces]
+    last, whole = reader.finish()
+    return [*shown, last], whole
+
+
+def test_the_text_is_shown_as_it_arrives():
+    assert read_input('{"inp', 'ut": "a', "\\", "nb\\ud83d", '\\ude42"', "}") == (
+        ["", "a", "", "\nb", "🙂", "", ""],
+        "a\nb🙂",
+    )
+
+
+def test_what_follows_the_text_is_not_shown():
+    assert read_input('{"input": "a"', "}", " ", "b") == (["a", "", "", "", '{"input": "a"} b'], '{"input": "a"} b')
+
+
+def test_an_escape_that_json_does_not_have_ends_what_is_shown():
+    pieces = ('{"input": "a', "\\ux", *["y"] * 20)
+    shown, whole = read_input(*pieces)
+    assert "".join(shown[:-1]) == "a"
+    assert whole == "".join(pieces)
+
+
+def test_a_text_behind_many_blanks_is_shown_at_the_end():
+    assert read_input(" " * 1000, '{"input": "a"}') == (["", "", "a"], "a")

@@ -1,14 +1,25 @@
-"""Input and output files that `run-batch` rejects or repairs."""
+"""Parts of `run-batch`: files that it rejects or repairs, pauses before retries, its own server."""
 
 import json
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 
+from envs.registry import env
+from tests.startup.vllm.fake_start import short_folder
 from tests.vllm_cli.batch.batch_server import request_line, write_lines
-from vllm_cli.batch.requests import LinePlace, open_input
-from vllm_cli.batch.results import BEGINNING, OutputFile, answered
+from vllm_cli.batch.input_file import open_input
+from vllm_cli.batch.lines import BEGINNING, LinePlace, answered
+from vllm_cli.batch.output_file import OutputFile, check_same_batch
+from vllm_cli.batch.run import default_flags
+from vllm_cli.batch.sender import pause_s
 from vllm_cli.errors import InputError
 from vllm_cli.main import main
+from vllm_cli.private_server import _remove_stale_sockets
 
 
 @pytest.mark.parametrize(
@@ -104,3 +115,65 @@ def test_every_answer_becomes_one_line(status, content, is_failed, expected):
     assert fields["custom_id"] == "a\n\u2028\ud800"
     assert fields["response"]["body"] == expected
     assert bool(fields["error"]) == is_failed
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "expected_s"),
+    [
+        ("0", 0.05),
+        (" 7 ", 7),
+        ("99999", 600),
+        pytest.param(format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True), 0.05, id="yesterday"),
+    ],
+)
+def test_the_pause_follows_retry_after_within_limits(retry_after, expected_s):
+    assert pause_s(5, retry_after) == pytest.approx(expected_s)
+
+
+@pytest.mark.parametrize("retry_after", [None, "", "soon", "-1", "1.5", "nan"])
+def test_without_retry_after_pauses_grow_up_to_30_seconds(retry_after):
+    assert 0.25 <= pause_s(0, retry_after) <= 0.5
+    assert 1 <= pause_s(2, retry_after) <= 2
+    assert 15 <= pause_s(5000, retry_after) <= 30
+
+
+def test_retry_after_may_be_a_date():
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=500), usegmt=True)
+    assert 0 < pause_s(0, later) <= 500
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder with a path short enough for a Unix socket in it."""
+    with short_folder() as folder:
+        yield folder
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "is_quiet"),
+    [
+        (("--model", "m"), None, True),
+        (("--engine", "embedded"), "vllm", True),
+        ((), "vllm", False),
+        (("--engine=vllm",), None, False),
+        (("--engine", "auto"), None, False),
+    ],
+)
+def test_flags_of_the_embedded_engine_are_not_passed_to_another_engine(words, variable, is_quiet):
+    with env.VCLI_ENGINE.override(variable):
+        flags = default_flags(words)
+    assert bool(flags) == is_quiet
+    assert ("embedded" in flags) == is_quiet
+
+
+def test_sockets_of_killed_processes_are_removed_and_no_others(short_path):
+    stale, alive, starting = (short_path / f"vllm-cli-server-{name}" for name in ("stale", "alive", "starting"))
+    for folder in (stale, alive, starting):
+        folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(stale / "server.sock"))
+        dead.close()
+        listener.bind(str(alive / "server.sock"))
+        listener.listen()
+        _remove_stale_sockets(short_path)
+    assert sorted(short_path.iterdir()) == [alive, starting]

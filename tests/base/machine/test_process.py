@@ -1,0 +1,178 @@
+"""What a process asks of the operating system: its words, heap, priority and files, the end of others."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from base.machine.files import write_whole
+from base.machine.libc import trim_heap
+from base.machine.processes import EndWatch
+from tests.cli import run_python
+from tests.waiting import wait_until
+
+_SCRIPT = """
+import sys
+from base.machine.command_line import mask_command_line
+mask_command_line()
+sys.stdout.write(open("/proc/self/cmdline").read())
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+def test_secrets_are_masked_in_proc_cmdline(tmp_path):
+    words = ["MODEL", "--api-key", "one", "ключ", "--hf-tok", "two", "twofold", "one-more", "", "--x_key=one"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    while "--x_key=***" not in Path(f"/proc/{child.pid}/cmdline").read_text():
+        assert child.poll() is None
+    shown = Path(f"/proc/{child.pid}/cmdline").read_text().split("\0")[3:-1]
+    child.stdin.close()
+    assert child.stdout.read().split("\0")[3:-1] == shown
+    assert child.wait() == 0
+    child.stdout.close()
+    stars = "*" * len("ключ".encode())
+    assert shown == ["MODEL", "--api-key", "***", stars, "--hf-tok", "***", "twofold", "one-more", "", "--x_key=***"]
+
+
+_BLOCK = 16 << 10
+"""Less than malloc maps separately."""
+_NUM_BLOCKS = 4096
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_freed_blocks_below_a_used_one_go_back_to_the_system():
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    blocks = [libc.malloc(_BLOCK) for _ in range(_NUM_BLOCKS)]
+    for block in blocks:
+        ctypes.memset(block, 1, _BLOCK)
+    highest = max(blocks)
+    for block in blocks:
+        if block != highest:
+            libc.free(block)
+    before = psutil.Process().memory_info().rss
+    trim_heap()
+    assert before - psutil.Process().memory_info().rss > 0.9 * _NUM_BLOCKS * _BLOCK
+    libc.free(highest)
+
+
+_PROGRAM = """
+import os, time
+from base.machine.realtime import RealtimePriority
+priority = RealtimePriority(is_wanted={is_wanted})
+policies = [os.sched_getscheduler(0)]
+while time.process_time() < 1:
+    pass
+priority.turn(time.monotonic() + 1)
+policies.append(os.sched_getscheduler(0))
+priority.turn(time.monotonic() + 60)
+policies.append(os.sched_getscheduler(0))
+print(policies)
+"""
+
+
+def _policies(*, is_wanted: bool) -> str:
+    return run_python(_PROGRAM.format(is_wanted=is_wanted), check=True).stdout.strip()
+
+
+def _may_have_priority() -> bool:
+    return run_python("import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))").returncode == 0
+
+
+@pytest.mark.thorough
+def test_a_process_that_needs_little_has_priority_again():
+    if not _may_have_priority():
+        pytest.skip("needs CAP_SYS_NICE")
+    policies = [os.SCHED_FIFO, os.SCHED_OTHER, os.SCHED_FIFO]
+    assert _policies(is_wanted=True) == str([policy | os.SCHED_RESET_ON_FORK for policy in policies])
+
+
+@pytest.mark.thorough
+def test_priority_is_not_taken_unless_wanted():
+    assert _policies(is_wanted=False) == str([os.SCHED_OTHER] * 3)
+
+
+@pytest.fixture
+def process() -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-c", "import signal; print(flush=True); signal.pause()"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        started.stdout.readline()
+        yield started
+        started.kill()
+
+
+def test_an_exit_is_detected_before_and_after_the_process_is_reaped(process):
+    watch = EndWatch(process.pid)
+    assert not watch.is_exiting()
+    process.kill()
+    wait_until(watch.is_exiting)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert watch.is_exiting()  # it has exited, but is not reaped yet
+    process.wait()
+    assert watch.is_exiting()
+    watch.close()
+    watch.close()
+
+
+def test_a_stopped_process_is_not_exiting(process):
+    watch = EndWatch(process.pid)
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    assert not watch.is_exiting()
+    watch.close()
+
+
+def test_a_process_that_was_reaped_before_is_not_watched(process):
+    process.kill()
+    process.wait()
+    watch = EndWatch(process.pid)
+    assert not watch.is_exiting()
+    watch.close()
+
+
+def test_a_new_file_has_ordinary_permissions(tmp_path):
+    (tmp_path / "plain").write_text("")
+    write_whole(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "\udc80")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    write_whole(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    write_whole(tmp_path / "pipe", "text")
+    reader.join(60)
+    assert read == ["text"]
