@@ -1,14 +1,16 @@
 """HTTP servers in the test's process that replace external ones."""
 
 import json
+import socket
 import ssl
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tests.certificates import Certificate
 
@@ -54,6 +56,68 @@ class QuietHandler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+class Request(NamedTuple):
+    """A request that a scripted server has received."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body, which is JSON."""
+        return json.loads(self.body)
+
+
+class ScriptedServer(LocalServer):
+    """Keeps each request, and answers it with what `decide` returns for it."""
+
+    request_queue_size = 128
+
+    def __init__(self, decide: Callable[[Request], Any], place: int | str = 0) -> None:
+        """Listens on a port or at the path of a UNIX socket.
+
+        `decide` returns status, body and headers, the last two optional, or a function of the handler.
+        """
+        if isinstance(place, str):
+            self.address_family = socket.AF_UNIX
+        address: Any = place if isinstance(place, str) else ("127.0.0.1", place)
+        ThreadingHTTPServer.__init__(self, address, _ScriptedHandler)
+        self.decide = decide
+        self.requests: list[Request] = []
+
+    def server_bind(self) -> None:
+        """HTTPServer's own method resolves a host name, which a UNIX socket does not have."""
+        TCPServer.server_bind(self)
+        self.server_port = 0 if self.address_family == socket.AF_UNIX else self.server_address[1]
+
+    @property
+    def url(self) -> str:
+        return f"unix:{self.server_address!s}" if self.address_family == socket.AF_UNIX else super().url
+
+    @property
+    def paths(self) -> list[str]:
+        return [request.path for request in self.requests]
+
+
+class _ScriptedHandler(QuietHandler):
+    server: ScriptedServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        request = Request(self.command, self.path, dict(self.headers), body)
+        self.server.requests.append(request)
+        answer = self.server.decide(request)
+        if callable(answer):
+            answer(self)
+        else:
+            self.answer(*answer)
+
+    do_POST = do_PUT = do_GET
 
 
 Server = TypeVar("Server", bound=LocalServer)

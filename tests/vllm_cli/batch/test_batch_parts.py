@@ -11,7 +11,7 @@ import pytest
 
 from envs.registry import env
 from tests.startup.vllm.fake_start import short_folder
-from tests.vllm_cli.batch.batch_server import request_line, write_lines
+from tests.vllm_cli.batch.conftest import request_line, write_lines
 from vllm_cli.batch.input_file import open_input
 from vllm_cli.batch.lines import BEGINNING, LinePlace, answered
 from vllm_cli.batch.output_file import OutputFile, check_same_batch

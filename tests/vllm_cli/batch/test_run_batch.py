@@ -12,7 +12,7 @@ import pytest
 
 from tests.certificates import make_certificate, needs_openssl
 from tests.llamas import save_tiny_llama
-from tests.vllm_cli.batch.batch_server import error, ok, read_lines, request_line, write_lines
+from tests.vllm_cli.batch.conftest import error, ok, read_lines, request_line, write_lines
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -29,7 +29,7 @@ def test_answers_have_vllms_format_and_the_order_of_the_requests(server, run_bat
             last_has_come.set()
         return ok(body)
 
-    server.decide = decide
+    server.decide_body = decide
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(5)])
     done = run_batch("--url", server.url, "--json")
     assert done.returncode == 0, done.stderr
@@ -41,7 +41,7 @@ def test_answers_have_vllms_format_and_the_order_of_the_requests(server, run_bat
         assert line["error"] is None
         assert line["response"]["status_code"] == 200
         assert line["response"]["body"]["choices"] == [{"text": line["custom_id"]}]
-    sent = {headers["X-Request-Id"] for headers in server.headers}
+    sent = {headers["X-Request-Id"] for _, _, headers, _ in server.requests}
     assert sent == {line["response"]["request_id"] for line in lines}
     summary = json.loads(done.stdout)
     assert (summary["status"], summary["succeeded"], summary["remaining"]) == ("completed", 5, 0)
@@ -49,7 +49,7 @@ def test_answers_have_vllms_format_and_the_order_of_the_requests(server, run_bat
 
 
 def test_a_failed_request_has_an_error_in_its_line(server, run_batch, tmp_path):
-    server.decide = lambda body: error(400, "too long") if body.get("prompt") == "request-1" else ok(body)
+    server.decide_body = lambda body: error(400, "too long") if body.get("prompt") == "request-1" else ok(body)
     lines = [
         request_line(0),
         request_line(1),
@@ -74,7 +74,7 @@ def test_a_failed_request_has_an_error_in_its_line(server, run_batch, tmp_path):
 
 def test_fail_on_error_exits_with_5_for_failed_requests(server, run_batch, tmp_path):
     """Also for those of an earlier run. The default, 0, is vLLM's: scripts under `set -e` continue."""
-    server.decide = lambda body: error(400, "no") if body["prompt"] == "request-1" else ok(body)
+    server.decide_body = lambda body: error(400, "no") if body["prompt"] == "request-1" else ok(body)
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(2)])
     assert run_batch("--url", server.url, "--fail-on-error").returncode == 5
     assert run_batch("--url", server.url, "--fail-on-error").returncode == 5
@@ -83,7 +83,7 @@ def test_fail_on_error_exits_with_5_for_failed_requests(server, run_batch, tmp_p
 
 
 def test_a_second_run_sends_the_requests_without_a_line(server, run_batch, tmp_path):
-    server.decide = lambda body: error(400, "no") if body["prompt"] == "request-1" else ok(body)
+    server.decide_body = lambda body: error(400, "no") if body["prompt"] == "request-1" else ok(body)
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(3)])
     assert run_batch("--url", server.url).returncode == 0
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(4)])
@@ -91,7 +91,7 @@ def test_a_second_run_sends_the_requests_without_a_line(server, run_batch, tmp_p
     summary = json.loads(again.stdout)
     assert (summary["skipped"], summary["skipped_failed"]) == (3, 1)
     assert server.asked == {f"request-{number}": 1 for number in range(4)}
-    server.decide = ok
+    server.decide_body = ok
     write_lines(tmp_path / "out.jsonl", [line for line in read_lines(tmp_path / "out.jsonl") if not line["error"]])
     assert run_batch("--url", server.url).returncode == 0
     assert server.asked == {"request-0": 1, "request-1": 2, "request-2": 1, "request-3": 1}
@@ -111,7 +111,7 @@ def test_kills_lose_no_result_and_repeat_none_in_the_file(server, start_batch, t
         allowed.acquire()
         return ok(body)
 
-    server.decide = decide
+    server.decide_body = decide
     for kill in range(1, 6):
         process = start_batch(*words)
         allowed.release(20)
@@ -137,7 +137,7 @@ def test_kills_lose_no_result_and_repeat_none_in_the_file(server, start_batch, t
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_and_keeps_its_results(server, start_batch, run_batch, tmp_path, number):
     blocks = threading.Event()
-    server.decide = lambda body: ok(body) if body["prompt"] == "request-0" or blocks.wait(60) else ok(body)
+    server.decide_body = lambda body: ok(body) if body["prompt"] == "request-0" or blocks.wait(60) else ok(body)
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(4)])
     process = start_batch("--url", server.url, "--json")
     wait_until(lambda: (tmp_path / "out.jsonl").exists() and (tmp_path / "out.jsonl").stat().st_size)
@@ -160,7 +160,7 @@ def test_no_more_requests_than_allowed_are_in_flight(server, run_batch, tmp_path
         assert are_three.wait(60)
         return ok(body)
 
-    server.decide = decide
+    server.decide_body = decide
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(20)])
     assert run_batch("--url", server.url, "--max-concurrency", "3").returncode == 0
     assert server.max_at_once == 3
@@ -180,7 +180,7 @@ def test_a_request_is_retried_after_a_status_that_asks_to_wait(server, run_batch
         value = retry_after()
         return error(status, "later", **({"Retry-After": value} if value else {}))
 
-    server.decide = decide
+    server.decide_body = decide
     write_lines(tmp_path / "in.jsonl", [request_line(0)])
     done = run_batch("--url", server.url, "--json")
     assert done.returncode == 0, done.stderr
@@ -189,14 +189,14 @@ def test_a_request_is_retried_after_a_status_that_asks_to_wait(server, run_batch
 
 
 def test_a_request_fails_if_its_retries_time_out(server, run_batch, tmp_path):
-    server.decide = lambda body: error(503, "never", **{"Retry-After": "3600"})
+    server.decide_body = lambda body: error(503, "never", **{"Retry-After": "3600"})
     write_lines(tmp_path / "in.jsonl", [request_line(0)])
     assert run_batch("--url", server.url, "--retry-timeout", "5").returncode == 0
     assert read_lines(tmp_path / "out.jsonl")[0]["response"]["status_code"] == 503
 
 
 def test_a_request_answered_500_is_sent_three_times(server, run_batch, tmp_path):
-    server.decide = lambda body: ok(body) if server.asked["request-1"] == 3 else error(500, "oh no")
+    server.decide_body = lambda body: ok(body) if server.asked["request-1"] == 3 else error(500, "oh no")
     write_lines(tmp_path / "in.jsonl", [request_line(0), request_line(1)])
     assert run_batch("--url", server.url, "--max-concurrency", "1").returncode == 0
     assert server.asked == {"request-0": 3, "request-1": 3}
@@ -204,12 +204,23 @@ def test_a_request_answered_500_is_sent_three_times(server, run_batch, tmp_path)
 
 
 def test_a_rejected_key_ends_the_run(server, run_batch, tmp_path):
-    server.decide = lambda body: error(401, "who are you?")
+    server.decide_body = lambda body: error(401, "who are you?")
     write_lines(tmp_path / "in.jsonl", [request_line(0)])
     done = run_batch("--url", server.url)
     assert done.returncode == 1
     assert "answers 401: give a valid --api-key" in done.stderr
     assert (tmp_path / "out.jsonl").read_bytes() == b""
+
+
+def test_an_answer_beyond_its_time_out_has_no_response(server, run_batch, tmp_path):
+    is_over = threading.Event()
+    server.decide_body = lambda body: ok(body) if is_over.wait(60) else ok(body)
+    write_lines(tmp_path / "in.jsonl", [request_line(0)])
+    assert run_batch("--url", server.url, "--request-timeout", "0.2").returncode == 0
+    is_over.set()
+    [line] = read_lines(tmp_path / "out.jsonl")
+    assert line["response"] is None
+    assert line["error"] == {"code": "timeout", "message": "The server took longer than 0.2 s."}
 
 
 def test_without_a_server_nothing_is_written_and_the_exit_code_is_1(run_batch, tmp_path):
@@ -240,11 +251,11 @@ def test_a_full_disk_ends_the_run_and_keeps_whole_lines(server, run_batch, tmp_p
 
 def test_the_model_and_the_key_are_sent(server, run_batch, tmp_path):
     asked: list[dict[str, Any]] = []
-    server.decide = lambda body: asked.append(body) or ok(body)  # type: ignore[func-returns-value]
+    server.decide_body = lambda body: asked.append(body) or ok(body)  # type: ignore[func-returns-value]
     write_lines(tmp_path / "in.jsonl", [request_line(0), request_line(1, body={"prompt": "x", "model": "own"})])
     assert run_batch("--url", server.url, "--model", "asked", "--api-key", "secret").returncode == 0
     assert sorted(body["model"] for body in asked) == ["asked", "own"]
-    assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret"}
+    assert {headers["Authorization"] for _, _, headers, _ in server.requests} == {"Bearer secret"}
 
 
 def test_files_may_be_on_a_web_server(server, start_batch, tmp_path):
@@ -257,7 +268,7 @@ def test_files_may_be_on_a_web_server(server, start_batch, tmp_path):
     process = start_batch(*words, "--output-file", f"{server.url}/out.jsonl")
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    lines = [json.loads(line) for line in server.puts["/out.jsonl"].splitlines()]
+    lines = [json.loads(line) for line in server.files["/out.jsonl"].splitlines()]
     assert [line["custom_id"] for line in lines] == ["request-0", "request-1", "request-2"]
     assert list(folder.iterdir()) == []
     process = start_batch(*words, "--output-file", "http://127.0.0.1:1/out.jsonl")
@@ -305,4 +316,4 @@ def test_requests_go_over_tls_if_the_certificate_is_trusted(server, run_batch, t
     done = run_batch("--url", server.url, "--api-key", "secret")
     assert done.returncode == 0, done.stderr
     assert len(read_lines(tmp_path / "out.jsonl")) == 3
-    assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret"}
+    assert {headers["Authorization"] for _, _, headers, _ in server.requests} == {"Bearer secret"}

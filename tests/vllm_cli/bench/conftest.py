@@ -16,11 +16,11 @@ from tests.http_answer import ask
 from tests.ports import free_port
 from tests.waiting import wait_until
 
-TINY_SERVER = Path(__file__).parent / "tiny_server.py"
+FAKE_SERVER = Path(__file__).parent / "fake_server.py"
 
 
 class RunningServer(NamedTuple):
-    """A tiny server that accepts connections."""
+    """A fake server that accepts connections."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -33,20 +33,20 @@ class RunningServer(NamedTuple):
 
 
 @pytest.fixture
-def tiny_command() -> Callable[..., str]:
-    """Shell words that run a tiny server, without the port."""
-    return lambda *flags: shlex.join([sys.executable, str(TINY_SERVER), *map(str, flags)])
+def fake_command() -> Callable[..., str]:
+    """Shell words that run a fake server, without the port."""
+    return lambda *flags: shlex.join([sys.executable, str(FAKE_SERVER), *map(str, flags)])
 
 
 @pytest.fixture
-def tiny_server() -> Iterator[Callable[..., RunningServer]]:
-    """Starts tiny servers with the given flags."""
+def fake_server() -> Iterator[Callable[..., RunningServer]]:
+    """Starts fake servers with the given flags."""
     servers: list[RunningServer] = []
 
     def start(*flags: object) -> RunningServer:
         port = free_port()
-        words = [sys.executable, str(TINY_SERVER), "--port", str(port), *map(str, flags)]
-        servers.append(RunningServer(f"http://127.0.0.1:{port}", subprocess.Popen(words)))
+        words = [sys.executable, str(FAKE_SERVER), "--port", str(port), *map(str, flags)]
+        servers.append(RunningServer(f"http://127.0.0.1:{port}", subprocess.Popen(words, stdout=subprocess.DEVNULL)))
         wait_until(lambda: ask(f"{servers[-1].url}/health").status)
         return servers[-1]
 
@@ -63,14 +63,9 @@ def run_bench_serve(run_bench) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def run_startup() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `vllm-cli bench startup` to its end, in a process."""
-
-    def run(*words: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "vllm_cli", "bench", "startup", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240)
-
-    return run
+def run_startup(run_bench) -> Callable[..., Any]:
+    """Runs `vllm-cli bench startup` to its end."""
+    return partial(run_bench, "startup")
 
 
 @pytest.fixture

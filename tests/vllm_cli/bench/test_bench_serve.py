@@ -19,6 +19,7 @@ from tests.waiting import is_gone
 pytestmark = pytest.mark.thorough
 
 QUICK = ("--concurrency", "1,2", "--requests", "4", "--rounds", "2", "--max-tokens", "3", "--prompt-tokens", "12")
+SHORT = (*QUICK, "--concurrency", "1", "--requests", "2", "--rounds", "1")
 
 
 def rounds_of(text: str) -> list[dict[str, Any]]:
@@ -27,8 +28,8 @@ def rounds_of(text: str) -> list[dict[str, Any]]:
     return [figures for condition in side["conditions"] for figures in condition["rounds"]]
 
 
-def test_a_running_server_is_measured_and_its_tokens_are_counted(tiny_server, run_bench_serve):
-    server = tiny_server("--first-ms", 30, "--gap-ms", 10)
+def test_a_running_server_is_measured_and_its_tokens_are_counted(fake_server, run_bench_serve):
+    server = fake_server("--first-ms", 30, "--gap-ms", 10)
     done = run_bench_serve("--url", server.url, *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -48,24 +49,19 @@ def test_a_running_server_is_measured_and_its_tokens_are_counted(tiny_server, ru
             assert figures["num_probes"] > 0
             assert figures["output_tokens_per_s"] <= 1000 * 3 * concurrency / 50
     assert server.process.poll() is None
+    prompts = [body["prompt"] for body in server.seen["bodies"] if body["max_tokens"] == 3]
+    num_warm_up, num_measured = 1 + 2, 2 * 2 * 4
+    assert len(prompts) == len(set(prompts)) == num_warm_up + num_measured
 
 
-def test_a_blocked_event_loop_shows_in_the_latency_of_health(tiny_server, run_bench_serve):
-    done = run_bench_serve("--url", tiny_server("--blocks-ms", 500).url, *QUICK, "--rounds", 1, "--json", "-")
+def test_a_blocked_event_loop_shows_in_the_latency_of_health(fake_server, run_bench_serve):
+    done = run_bench_serve("--url", fake_server("--blocks-ms", 500).url, *SHORT, "--json", "-")
     assert all(figures["health_max_ms"] >= 400 for figures in rounds_of(done.stdout))
     assert "/health p99 ms" in done.stderr
 
 
-def test_every_request_of_a_run_has_a_different_prompt(tiny_server, run_bench_serve):
-    server = tiny_server()
-    run_bench_serve("--url", server.url, *QUICK)
-    measured = [body["prompt"] for body in server.seen["bodies"] if body["max_tokens"] == 3]
-    num_warm_up, num_measured = 1 + 2, 2 * 2 * 4
-    assert len(measured) == len(set(measured)) == num_warm_up + num_measured
-
-
-def test_prompts_share_a_prefix_of_the_requested_length(tiny_server, run_bench_serve, tmp_path):
-    server, report = tiny_server(), tmp_path / "result.json"
+def test_prompts_share_a_prefix_of_the_requested_length(fake_server, run_bench_serve, tmp_path):
+    server, report = fake_server(), tmp_path / "result.json"
     done = run_bench_serve("--url", server.url, *QUICK, "--shared-prefix-tokens", "50", "--json", report)
     prompts = [body["prompt"] for body in server.seen["bodies"] if body["max_tokens"] == 3]
     assert len(set(prompts)) == len(prompts) > 1
@@ -75,8 +71,8 @@ def test_prompts_share_a_prefix_of_the_requested_length(tiny_server, run_bench_s
 
 
 @pytest.mark.alone
-def test_both_sides_get_the_same_prompts_in_alternating_rounds(tiny_server, run_bench_serve):
-    servers = [tiny_server(), tiny_server("--first-ms", 400)]
+def test_both_sides_get_the_same_prompts_in_alternating_rounds(fake_server, run_bench_serve):
+    servers = [fake_server(), fake_server("--first-ms", 150)]
     done = run_bench_serve("--url", servers[0].url, "--vs-url", servers[1].url, *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -94,11 +90,11 @@ def test_both_sides_get_the_same_prompts_in_alternating_rounds(tiny_server, run_
 
 
 @pytest.mark.parametrize("idle", ["pause", "run"])
-def test_started_servers_are_frozen_while_the_other_one_is_measured(idle, tiny_command, run_bench_serve, tmp_path):
+def test_started_servers_are_frozen_while_the_other_one_is_measured(idle, fake_command, run_bench_serve, tmp_path):
     """A frozen server cannot count the time."""
     pid_files = [tmp_path / "a", tmp_path / "b"]
-    ours, theirs = (tiny_command("--pid-file", file, "--gap-ms", 100) for file in pid_files)
-    words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--cmd", ours, "--vs", theirs, "--idle", idle, *QUICK]
+    ours, theirs = (fake_command("--pid-file", file, "--gap-ms", 100) for file in pid_files)
+    words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--cmd", ours, "--vs", theirs, "--idle", idle, *SHORT]
     seen = set()
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as bench:
         assert bench.stderr is not None
@@ -113,13 +109,13 @@ def test_started_servers_are_frozen_while_the_other_one_is_measured(idle, tiny_c
 
 
 def test_nothing_is_measured_if_the_other_side_crashes_and_its_output_is_shown(
-    tiny_server, tiny_command, run_bench_serve
+    fake_server, fake_command, run_bench_serve
 ):
-    server = tiny_server()
-    done = run_bench_serve("--url", server.url, "--vs", tiny_command("--crashes"), *QUICK)
+    server = fake_server()
+    done = run_bench_serve("--url", server.url, "--vs", fake_command("--crashes"), *QUICK)
     assert done.returncode == 3
     assert "exit status 1" in done.stderr
-    assert "the tiny server crashes" in done.stderr
+    assert "the fake server crashes" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(server.seen["bodies"]) == 1
 
@@ -136,14 +132,14 @@ def test_a_command_that_never_listens_exits_with_3_after_the_time_out(run_bench_
     assert "was not ready after 1 s" in done.stderr
 
 
-def test_a_server_that_exits_during_the_measurement_exits_with_1(tiny_command, run_bench_serve):
-    done = run_bench_serve("--cmd", tiny_command("--exits-after", 4), *QUICK)
+def test_a_server_that_exits_during_the_measurement_exits_with_1(fake_command, run_bench_serve):
+    done = run_bench_serve("--cmd", fake_command("--exits-after", 4), *QUICK)
     assert done.returncode == 1
     assert "exit status 9" in done.stderr
 
 
-def test_failed_requests_exit_with_1_and_are_reported(tiny_server, run_bench_serve):
-    server = tiny_server("--fails-every", 5)
+def test_failed_requests_exit_with_1_and_are_reported(fake_server, run_bench_serve):
+    server = fake_server("--fails-every", 5)
     done = run_bench_serve("--url", server.url, *QUICK)
     assert done.returncode == 1
     assert re.search(r"^failed requests +[1-9]", done.stdout, re.MULTILINE)
@@ -152,9 +148,9 @@ def test_failed_requests_exit_with_1_and_are_reported(tiny_server, run_bench_ser
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_an_interrupted_run_stops_its_servers_first(number, tiny_command, tmp_path):
+def test_an_interrupted_run_stops_its_servers_first(number, fake_command, tmp_path):
     pid_file = tmp_path / "pids"
-    command = tiny_command("--pid-file", pid_file, "--gap-ms", 200)
+    command = fake_command("--pid-file", pid_file, "--gap-ms", 200)
     words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--cmd", command, *QUICK, "--rounds", "50"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as bench:
         assert bench.stderr is not None
@@ -165,8 +161,8 @@ def test_an_interrupted_run_stops_its_servers_first(number, tiny_command, tmp_pa
         assert "Traceback" not in bench.stderr.read()
 
 
-def test_a_server_that_rejects_ignore_eos_is_measured_without_it(tiny_server, run_bench_serve):
-    server = tiny_server("--rejects", "ignore_eos", "--stops-after", 2)
+def test_a_server_that_rejects_ignore_eos_is_measured_without_it(fake_server, run_bench_serve):
+    server = fake_server("--rejects", "ignore_eos", "--stops-after", 2)
     done = run_bench_serve("--url", server.url, *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     (side,) = json.loads(done.stdout)["sides"]
@@ -177,8 +173,8 @@ def test_a_server_that_rejects_ignore_eos_is_measured_without_it(tiny_server, ru
 
 
 @pytest.mark.parametrize("flags", [["--rejects", "stream_options", "ignore_eos"], ["--counts-nothing"]], ids=" ".join)
-def test_tokens_are_counted_by_chunks_where_the_server_sends_no_usage(flags, tiny_server, run_bench_serve):
-    done = run_bench_serve("--url", tiny_server(*flags).url, *QUICK, "--json", "-")
+def test_tokens_are_counted_by_chunks_where_the_server_sends_no_usage(flags, fake_server, run_bench_serve):
+    done = run_bench_serve("--url", fake_server(*flags).url, *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     (side,) = json.loads(done.stdout)["sides"]
     assert side["token_source"] == "chunks"
@@ -186,17 +182,17 @@ def test_tokens_are_counted_by_chunks_where_the_server_sends_no_usage(flags, tin
     assert "tokens by chunks" in done.stderr
 
 
-def test_chats_are_measured_too(tiny_server, run_bench_serve):
-    server = tiny_server()
+def test_chats_are_measured_too(fake_server, run_bench_serve):
+    server = fake_server()
     done = run_bench_serve("--url", server.url, "--endpoint", "chat", *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     assert rounds_of(done.stdout)[0]["output_tokens"] == 12
     assert all("messages" in body for body in server.seen["bodies"])
 
 
-def test_the_api_key_is_sent_but_never_written_to_a_file(tiny_command, run_bench_serve, tmp_path):
+def test_the_api_key_is_sent_but_never_written_to_a_file(fake_command, run_bench_serve, tmp_path):
     json_file = tmp_path / "result.json"
-    command = f"MY_TOKEN=hush-hush {tiny_command()}"
+    command = f"MY_TOKEN=hush-hush {fake_command()}"
     done = run_bench_serve("--cmd", command, *QUICK, "--json", json_file, OPENAI_API_KEY="very-secret-key")
     assert done.returncode == 0, done.stderr
     for text in (done.stdout, done.stderr, json_file.read_text()):
@@ -204,8 +200,8 @@ def test_the_api_key_is_sent_but_never_written_to_a_file(tiny_command, run_bench
         assert "hush-hush" not in text
 
 
-def test_the_report_on_a_pipe_is_plain_aligned_text(tiny_server, run_bench_serve):
-    server = tiny_server()
+def test_the_report_on_a_pipe_is_plain_aligned_text(fake_server, run_bench_serve):
+    server = fake_server()
     done = run_bench_serve("--url", server.url, "--vs-url", server.url, *QUICK)
     assert done.stdout.isascii()
     table = done.stdout.split("1 at once")[1].split("\n\n")[0].splitlines()[1:]
@@ -216,9 +212,9 @@ def test_the_report_on_a_pipe_is_plain_aligned_text(tiny_server, run_bench_serve
     assert len({len(line) for line in table[1:-1]}) == 1
 
 
-def test_the_progress_on_a_terminal_is_one_line(tiny_server):
+def test_the_progress_on_a_terminal_is_one_line(fake_server):
     ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--url", tiny_server().url, *QUICK]
+    words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--url", fake_server().url, *QUICK]
     with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs) as bench:
         os.close(theirs)
         shown = read_terminal(ours)
@@ -227,15 +223,15 @@ def test_the_progress_on_a_terminal_is_one_line(tiny_server):
     assert "output tok/s" in shown
 
 
-def test_a_server_that_lists_no_model_needs_a_model_option(tiny_server, run_bench_serve):
-    server = tiny_server("--lists-no-model")
+def test_a_server_that_lists_no_model_needs_a_model_option(fake_server, run_bench_serve):
+    server = fake_server("--lists-no-model")
     done = run_bench_serve("--url", server.url, *QUICK)
     assert done.returncode == 2
     assert "--model" in done.stderr
     assert run_bench_serve("--url", server.url, *QUICK, "--model", "tiny").returncode == 0
 
 
-def test_a_model_that_the_server_does_not_have_exits_with_3(tiny_server, run_bench_serve):
-    done = run_bench_serve("--url", tiny_server().url, *QUICK, "--model", "huge")
+def test_a_model_that_the_server_does_not_have_exits_with_3(fake_server, run_bench_serve):
+    done = run_bench_serve("--url", fake_server().url, *QUICK, "--model", "huge")
     assert done.returncode == 3
     assert "no model huge" in done.stderr

@@ -6,8 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,15 +15,7 @@ from vllm_cli.bench.probe import STARTING_INTERVAL_S
 
 pytestmark = pytest.mark.thorough
 
-SLOW_SERVER = Path(__file__).parent / "slow_server.py"
 QUICK = ("--rounds", "2", "--pause", "0")
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def slow_command() -> Callable[..., str]:
-    return lambda *flags: shlex.join([sys.executable, str(SLOW_SERVER), *map(str, flags)])
 
 
 def rounds_of(text: str, side: int = 0, state: int = 0) -> list[dict[str, Any]]:
@@ -33,9 +23,9 @@ def rounds_of(text: str, side: int = 0, state: int = 0) -> list[dict[str, Any]]:
     return rounds
 
 
-def test_each_moment_comes_after_its_delay_and_counts_from_exec(slow_command, run_startup, tmp_path):
+def test_each_moment_comes_after_its_delay_and_counts_from_exec(fake_command, run_startup, tmp_path):
     log = tmp_path / "log"
-    command = slow_command("--listen-ms", 200, "--ready-ms", 300, "--token-ms", 100, "--log-file", log)
+    command = fake_command("--listen-ms", 200, "--ready-ms", 300, "--first-ms", 100, "--log-file", log)
     done = run_startup("--cmd", command, *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     (state,) = json.loads(done.stdout)["sides"][0]["conditions"]
@@ -50,8 +40,8 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(slow_command, ru
 
 
 @pytest.mark.slow
-def test_probes_are_refused_first_and_answered_later(slow_command, run_startup):
-    done = run_startup("--cmd", slow_command("--listen-ms", 1000, "--ready-ms", 1000), *QUICK, "--json", "-")
+def test_probes_are_refused_first_and_answered_later(fake_command, run_startup):
+    done = run_startup("--cmd", fake_command("--listen-ms", 1000, "--ready-ms", 1000), *QUICK, "--json", "-")
     for figures in rounds_of(done.stdout):
         assert 1 <= figures["num_refused"] <= figures["listening_ms"] / 1000 / STARTING_INTERVAL_S + 2
         assert figures["num_probes"] >= 1
@@ -59,16 +49,16 @@ def test_probes_are_refused_first_and_answered_later(slow_command, run_startup):
         assert 0 < figures["probe_p50_ms"] <= figures["probe_p99_ms"] <= figures["probe_max_ms"]
 
 
-def test_dropped_probes_are_reported(slow_command, run_startup):
+def test_dropped_probes_are_reported(fake_command, run_startup):
     """Drops come in long series, so that some are probes and not only polls of the benchmark itself."""
-    done = run_startup("--cmd", slow_command("--ready-ms", 600, "--drops-runs-of", 6), *QUICK)
+    done = run_startup("--cmd", fake_command("--ready-ms", 600, "--drops-runs-of", 6), *QUICK)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^probes lost later +[1-9]", done.stdout, re.MULTILINE)
 
 
-def test_rounds_alternate_and_every_other_round_reverses_the_sides(slow_command, run_startup, tmp_path):
+def test_rounds_alternate_and_every_other_round_reverses_the_sides(fake_command, run_startup, tmp_path):
     log = tmp_path / "log"
-    commands = [slow_command("--log-file", log, "--log-name", name) for name in "xy"]
+    commands = [fake_command("--log-file", log, "--log-name", name) for name in "xy"]
     done = run_startup("--cmd", commands[0], "--vs", commands[1], *QUICK, "--json", "-")
     starts = [json.loads(line) for line in log.read_text().splitlines()]
     assert "".join(start["name"] for start in starts) == "xy" + "xyyx"
@@ -78,78 +68,78 @@ def test_rounds_alternate_and_every_other_round_reverses_the_sides(slow_command,
     assert set(ratio["ratios"]) >= {"listening_ms", "healthy_s", "first_token_s"}
 
 
-def test_phases_are_reported_for_servers_with_startupz(slow_command, run_startup):
-    done = run_startup("--cmd", slow_command("--reports-phases"), "--vs", slow_command(), *QUICK, "--json", "-")
+def test_phases_are_reported_for_servers_with_startupz(fake_command, run_startup):
+    done = run_startup("--cmd", fake_command("--reports-phases"), "--vs", fake_command(), *QUICK, "--json", "-")
     assert {figures["phases"]["api:listen"] for figures in rounds_of(done.stdout)} == {0.25}
     assert {len(figures["phases"]) for figures in rounds_of(done.stdout, side=1)} == {0}
 
 
-def test_a_server_without_health_is_measured(slow_command, run_startup):
-    done = run_startup("--cmd", slow_command("--has-no-health", "--ready-ms", 300), *QUICK, "--json", "-")
+def test_a_server_without_health_is_measured(fake_command, run_startup):
+    done = run_startup("--cmd", fake_command("--has-no-health", "--ready-ms", 300), *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     for figures in rounds_of(done.stdout):
         assert figures["healthy_s"] is None
         assert figures["first_token_s"] >= 0.3
 
 
-def test_a_server_with_a_broken_list_of_models_needs_a_model_option(slow_command, run_startup):
-    command = slow_command("--has-broken-list")
+def test_a_server_with_a_broken_list_of_models_needs_a_model_option(fake_command, run_startup):
+    command = fake_command("--has-broken-list")
     done = run_startup("--cmd", command, *QUICK, "--ready-timeout", 2)
     assert done.returncode == 3
     assert "was not ready after 2 s: /v1/models answers 503" in done.stderr
-    assert run_startup("--cmd", command, *QUICK, "--request-model", "slow").returncode == 0
+    assert run_startup("--cmd", command, *QUICK, "--request-model", "tiny").returncode == 0
 
 
-def test_a_command_that_never_becomes_ready_exits_with_3_and_shows_its_output(slow_command, run_startup, tmp_path):
+def test_a_command_that_never_becomes_ready_exits_with_3_and_shows_its_output(fake_command, run_startup, tmp_path):
     pids = tmp_path / "pids"
-    done = run_startup("--cmd", slow_command("--never-ready", "--pid-file", pids), "--ready-timeout", 8, *QUICK)
+    done = run_startup("--cmd", fake_command("--never-ready", "--pid-file", pids), "--ready-timeout", 5, *QUICK)
     assert done.returncode == 3
-    assert "was not ready after 8 s" in done.stderr
-    assert "the slow server serves" in done.stderr
+    assert "was not ready after 5 s" in done.stderr
+    assert "the fake server serves" in done.stderr
     assert "Traceback" not in done.stderr
     assert all(is_gone(int(pid)) for pid in pids.read_text().split())
 
 
 @pytest.mark.slow
-def test_a_measured_start_that_never_becomes_ready_exits_with_3(run_startup, slow_command, tmp_path):
+def test_a_measured_start_that_never_becomes_ready_exits_with_3(run_startup, fake_command, tmp_path):
     flag, log = tmp_path / "flag", tmp_path / "log"
-    script = f"[ -e {flag} ] && exec sleep 600; touch {flag}; exec {slow_command('--log-file', log)} --port $1"
+    script = f"[ -e {flag} ] && exec sleep 600; touch {flag}; exec {fake_command('--log-file', log)} --port $1"
     command = shlex.join(["sh", "-c", script, "sh", "{port}"])
-    done = run_startup("--cmd", command, "--ready-timeout", 8, *QUICK)
+    done = run_startup("--cmd", command, "--ready-timeout", 5, *QUICK)
     assert done.returncode == 3
-    assert "A was not ready after 8 s" in done.stderr
+    assert "A was not ready after 5 s" in done.stderr
     assert len(log.read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize("flag", ["--crashes", "--crashes-if"])
-def test_a_command_that_crashes_exits_with_3_and_shows_its_output(flag, slow_command, run_startup, tmp_path):
+def test_a_command_that_crashes_exits_with_3_and_shows_its_output(flag, fake_command, run_startup, tmp_path):
     log = tmp_path / "log"
     flags = [flag] if flag == "--crashes" else ["--crashes-if", log, "--log-file", log]
-    done = run_startup("--cmd", slow_command(*flags), *QUICK)
+    done = run_startup("--cmd", fake_command(*flags), *QUICK)
     assert done.returncode == 3
     assert "exit status 1" in done.stderr
-    assert "the slow server crashes" in done.stderr
-    assert f"{sys.executable} {SLOW_SERVER} --crashes" in done.stderr
+    assert "the fake server crashes" in done.stderr
+    assert "fake_server.py --crashes" in done.stderr
     assert "exec_stamp.py" not in done.stderr
 
 
-def test_variables_in_front_of_a_command_are_set(run_startup, slow_command, tmp_path):
+def test_variables_in_front_of_a_command_are_set(run_startup, fake_command, tmp_path):
     log = tmp_path / "log"
-    command = shlex.join(["sh", "-c", f"exec {slow_command()} --log-file $LOG --port $0", "{port}"])
+    command = shlex.join(["sh", "-c", f"exec {fake_command()} --log-file $LOG --port $0", "{port}"])
     assert run_startup("--cmd", f"LOG={log} {command}", "--rounds", 1, "--pause", 0).returncode == 0
     assert len(log.read_text().splitlines()) == 2
 
 
-def test_an_answer_without_text_exits_with_3(slow_command, run_startup):
-    done = run_startup("--cmd", slow_command("--sends-no-text"), *QUICK)
+def test_an_answer_without_text_exits_with_3(fake_command, run_startup):
+    done = run_startup("--cmd", fake_command("--sends-no-text"), *QUICK)
     assert done.returncode == 3
     assert "/v1/completions gives no text" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "term", "kill"])
-def test_an_interrupted_run_leaves_no_process(number, slow_command, tmp_path):
+def test_an_interrupted_run_leaves_no_process(number, fake_command, tmp_path):
     pids = tmp_path / "pids"
-    command = slow_command("--pid-file", pids, "--ready-ms", 600_000)
+    command = fake_command("--pid-file", pids, "--ready-ms", 600_000)
     words = [sys.executable, "-m", "vllm_cli", "bench", "startup", "--cmd", command]
     with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as bench:
         wait_until(lambda: pids.exists() and pids.read_text().count(" ") == 1)
@@ -161,11 +151,11 @@ def test_an_interrupted_run_leaves_no_process(number, slow_command, tmp_path):
     wait_until(lambda: all(is_gone(int(pid)) for pid in pids.read_text().split()))
 
 
-def test_a_cold_page_cache_is_verified_and_reported(slow_command, run_startup, tmp_path):
+def test_a_cold_page_cache_is_verified_and_reported(fake_command, run_startup, tmp_path):
     weights = tmp_path / "weights"
     weights.write_bytes(bytes(3_000_000))
     states = ("--state", "warm", "--state", "cold-pages", "--evict", weights)
-    done = run_startup("--cmd", slow_command(), *QUICK, *states, "--json", "-")
+    done = run_startup("--cmd", fake_command(), *QUICK, *states, "--json", "-")
     assert done.returncode == 0, done.stderr
     warm, cold = rounds_of(done.stdout), rounds_of(done.stdout, state=1)
     assert not any("evicted_bytes" in figures for figures in warm)
@@ -174,10 +164,10 @@ def test_a_cold_page_cache_is_verified_and_reported(slow_command, run_startup, t
     assert is_reported == any(figures["resident_share"] > 0.01 for figures in cold)
 
 
-def test_the_models_files_are_evicted_by_default(slow_command, run_startup, tmp_path):
+def test_the_models_files_are_evicted_by_default(fake_command, run_startup, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
-    command = f"{slow_command()} --log-name {tmp_path}"
+    command = f"{fake_command()} --log-name {tmp_path}"
     done = run_startup("--cmd", command, *QUICK, "--state", "cold-pages", "--json", "-")
     assert done.returncode == 0, done.stderr
     assert rounds_of(done.stdout)[0]["evicted_bytes"] == 1002

@@ -25,8 +25,8 @@ def load_server(url: str, *, num_requests: int, concurrency: int, max_tokens: in
     return asyncio.run(generate_load(form, bodies, concurrency=concurrency))
 
 
-def test_every_request_is_sent_once_within_the_concurrency(tiny_server):
-    server = tiny_server("--first-ms", 200)
+def test_every_request_is_sent_once_within_the_concurrency(fake_server):
+    server = fake_server("--first-ms", 200)
     load = load_server(server.url, num_requests=10, concurrency=3)
     seen = server.seen
     assert len(load.samples) == len(seen["bodies"]) == 10
@@ -36,52 +36,24 @@ def test_every_request_is_sent_once_within_the_concurrency(tiny_server):
     assert [sample.num_output_tokens for sample in load.samples] == [5] * 10
 
 
-def test_latencies_are_at_least_the_delays_of_the_server(tiny_server):
-    server = tiny_server("--first-ms", 80, "--gap-ms", 20)
-    load = load_server(server.url, num_requests=4, concurrency=2)
-    for sample in load.samples:
-        assert sample.ttft_ns is not None
-        assert sample.ttft_ns >= 80 * MS
-        assert len(sample.gaps_ns) == 4
-        assert sample.ttft_ns + sum(sample.gaps_ns) >= 160 * MS
-        assert sample.e2e_ns >= 160 * MS
-    assert load.duration_ns >= 2 * 160 * MS
-
-
-def test_usage_counts_more_than_chunks_where_a_chunk_holds_several_tokens(tiny_server):
-    server = tiny_server("--tokens-per-chunk", 3)
+def test_usage_counts_more_than_chunks_where_a_chunk_holds_several_tokens(fake_server):
+    server = fake_server("--tokens-per-chunk", 3)
     (sample,) = load_server(server.url, num_requests=1, concurrency=1).samples
     assert (len(sample.text_times_ns), sample.num_output_tokens) == (5, 15)
 
 
-def test_rejected_requests_are_errors_with_the_servers_message(tiny_server):
-    server = tiny_server("--fails-every", 2)
-    load = load_server(server.url, num_requests=6, concurrency=1)
-    errors = [sample.error for sample in load.samples if sample.error]
-    assert len(errors) == 3
-    assert all("HTTP 400" in error and "deliberate error" in error for error in errors)
-
-
-def test_an_aborted_stream_is_an_error(tiny_server):
-    server = tiny_server("--aborts-streams")
+def test_an_aborted_stream_is_an_error(fake_server):
+    server = fake_server("--aborts-streams")
     (sample,) = load_server(server.url, num_requests=1, concurrency=1).samples
     assert sample.error is not None
 
 
-def test_a_request_beyond_its_time_out_is_an_error(tiny_server, monkeypatch):
+def test_a_request_beyond_its_time_out_is_an_error(fake_server, monkeypatch):
     monkeypatch.setattr(request_module, "REQUEST_TIMEOUT_S", 0.3)
-    server = tiny_server("--first-ms", 5000)
+    server = fake_server("--first-ms", 5000)
     (sample,) = load_server(server.url, num_requests=1, concurrency=1).samples
     assert sample.error is not None
     assert "Timeout" in sample.error
-
-
-def test_a_server_that_has_exited_gives_errors_and_no_exception(tiny_server):
-    server = tiny_server()
-    server.process.kill()
-    server.process.wait()
-    load = load_server(server.url, num_requests=3, concurrency=2)
-    assert [bool(sample.error) for sample in load.samples] == [True] * 3
 
 
 def read(*pieces: bytes) -> ChunkReader:

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import pytest
 
-from tests.http_server import LocalServer, QuietHandler, serving
+from tests.http_server import Request, ScriptedServer, serving
 from tests.waiting import is_gone, wait_until
 from vllm_cli.bench import probe
 from vllm_cli.bench.probe import HealthProbe, ProbeSamples
@@ -19,30 +20,21 @@ from vllm_cli.bench.probe import HealthProbe, ProbeSamples
 MS = 10**6
 
 
-class HealthServer(LocalServer):
-    """Answers each request after the same time and counts them; the first precedes the measurement."""
+def health_server(delay_s: float = 0.0, *, status: int = 200, num_answers: int | None = None) -> ScriptedServer:
+    """Answers each request after the same time; from the given number on, it answers none."""
 
-    def __init__(self, delay_s: float = 0.0, *, status: int = 200, num_answers: int | None = None) -> None:
-        """`num_answers`: later requests get none."""
-        super().__init__(HealthHandler)
-        self.delay_s = delay_s
-        self.status = status
-        self.num_answers = num_answers
-        self.num_asked = 0
+    def decide(request: Request) -> Any:
+        time.sleep(delay_s)
+        if num_answers is not None and len(server.requests) > num_answers:
+            return _close
+        return (status if request.path == "/health" else 404,)
+
+    server = ScriptedServer(decide)
+    return server
 
 
-class HealthHandler(QuietHandler):
-    protocol_version = "HTTP/1.1"
-    server: HealthServer
-
-    def do_GET(self) -> None:
-        server = self.server
-        server.num_asked += 1
-        time.sleep(server.delay_s)
-        if server.num_answers is not None and server.num_asked > server.num_answers:
-            self.close_connection = True
-            return
-        self.answer(server.status if self.path == "/health" else 404)
+def _close(handler: Any) -> None:
+    handler.close_connection = True
 
 
 def probe_until(
@@ -63,9 +55,9 @@ def probe_for(seconds: float, url: str) -> ProbeSamples:
 def test_probes_are_sent_at_the_interval_and_none_is_faster_than_the_server(is_starting):
     """Any response of a starting server counts."""
     interval_s = probe.STARTING_INTERVAL_S if is_starting else probe.INTERVAL_S
-    with serving(HealthServer(0.004, status=503 if is_starting else 200)) as server:
+    with serving(health_server(0.004, status=503 if is_starting else 200)) as server:
         begin_s = time.monotonic()
-        samples = probe_until(lambda: server.num_asked > 13, server.url, is_starting=is_starting)
+        samples = probe_until(lambda: len(server.requests) > 13, server.url, is_starting=is_starting)
     assert (samples.num_errors, samples.num_refused, samples.num_lost) == (0, 0, 0)
     most = (time.monotonic() - begin_s) / interval_s + 2  # the first one is due at once
     assert 12 <= len(samples.latencies_ns) <= most
@@ -74,8 +66,8 @@ def test_probes_are_sent_at_the_interval_and_none_is_faster_than_the_server(is_s
 
 
 def test_probes_that_were_due_while_the_server_was_blocked_count_from_their_due_times():
-    with serving(HealthServer(0.21)) as server:
-        samples = probe_until(lambda: server.num_asked > 4, server.url)
+    with serving(health_server(0.21)) as server:
+        samples = probe_until(lambda: len(server.requests) > 4, server.url)
     assert min(samples.latencies_ns) < 60 * MS
     assert len(samples.latencies_ns) >= 20
     assert sum(latency >= 100 * MS for latency in samples.latencies_ns) >= len(samples.latencies_ns) // 3
@@ -85,23 +77,18 @@ def test_probes_that_were_due_while_the_server_was_blocked_count_from_their_due_
 def test_bodies_are_read_to_their_end(is_chunked):
     body = b"4\r\nfine\r\n0\r\n\r\n" if is_chunked else b"fine"
     header = ("Transfer-Encoding", "chunked") if is_chunked else ("Content-Length", "4")
-    asked: list[str | None] = []
 
-    class Handler(QuietHandler):
-        protocol_version = "HTTP/1.1"
+    def send(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header(*header)
+        handler.end_headers()
+        handler.wfile.write(body)
 
-        def do_GET(self) -> None:
-            asked.append(self.headers["Authorization"])
-            self.send_response(200)
-            self.send_header(*header)
-            self.end_headers()
-            self.wfile.write(body)
-
-    with serving(LocalServer(Handler)) as server:
-        samples = probe_until(lambda: len(asked) > 6, server.url, api_key="sesame")
+    with serving(ScriptedServer(lambda _: send)) as server:
+        samples = probe_until(lambda: len(server.requests) > 6, server.url, api_key="sesame")
     assert samples.num_errors == 0
     assert len(samples.latencies_ns) >= 5
-    assert set(asked) == {"Bearer sesame"}
+    assert {request.headers["Authorization"] for request in server.requests} == {"Bearer sesame"}
 
 
 def test_an_address_without_a_server_gives_errors_only():
@@ -111,18 +98,18 @@ def test_an_address_without_a_server_gives_errors_only():
 
 
 def test_a_missing_route_is_an_error():
-    with serving(HealthServer()) as server:
-        samples = probe_until(lambda: server.num_asked > 4, server.url + "/nowhere")
+    with serving(health_server()) as server:
+        samples = probe_until(lambda: len(server.requests) > 4, server.url + "/nowhere")
     assert samples.latencies_ns == []
     assert samples.num_errors >= 3
 
 
-def test_the_probe_ends_when_its_parent_is_killed(tiny_server):
+def test_the_probe_ends_when_its_parent_is_killed(fake_server):
     code = f"""if True:
         import time
         from vllm_cli.bench.probe import HealthProbe, ProbeSamples
         health = HealthProbe()
-        health.start({tiny_server().url!r})
+        health.start({fake_server().url!r})
         print(health._process.pid, flush=True)
         time.sleep(60)"""
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
@@ -152,8 +139,8 @@ def test_refused_connections_before_the_first_response_are_not_lost():
 
 
 def test_probes_without_a_response_after_the_first_one_are_lost():
-    with serving(HealthServer(num_answers=2)) as server:
-        samples = probe_until(lambda: server.num_asked > 8, server.url, is_starting=True)
+    with serving(health_server(num_answers=2)) as server:
+        samples = probe_until(lambda: len(server.requests) > 8, server.url, is_starting=True)
     assert len(samples.latencies_ns) >= 2
     assert samples.num_lost >= 6
 

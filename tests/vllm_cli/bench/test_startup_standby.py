@@ -6,7 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
@@ -15,8 +14,6 @@ from tests.llamas import save_tiny_llama
 from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.standby import find_kind, split_own_command
 
-SLOW_SERVER = Path(__file__).parent / "slow_server.py"
-OTHER = shlex.join([sys.executable, str(SLOW_SERVER)])
 QUICK = ("--state", "standby", "--rounds", "1", "--pause", "0")
 SERVE = shlex.join([sys.executable, "-m", "vllm_cli", "serve"])
 
@@ -29,8 +26,8 @@ def own_command(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, run_startup):
-    done = run_startup("--cmd", own_command, "--vs", OTHER, *QUICK, "--state", "warm", "--json", "-")
+def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, fake_command, run_startup):
+    done = run_startup("--cmd", own_command, "--vs", fake_command(), *QUICK, "--state", "warm", "--json", "-")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     ours, theirs = result["sides"]
@@ -60,40 +57,33 @@ def test_a_command_that_is_never_warm_is_reported(own_command, run_startup):
     assert "A, from standby: 0 of 1 servers were forked from a standby, not 1" in done.stdout
 
 
+def _command_behind(script: str, command: str, folder) -> str:
+    """The command with a program in place of `vllm-cli` that runs this script first."""
+    wrapper = folder / "vllm-cli"
+    wrapper.write_text(f'#!/bin/sh\n{script}; exec {sys.executable} -m vllm_cli "$@"\n')
+    wrapper.chmod(0o755)
+    return command.replace(f"{sys.executable} -m vllm_cli", str(wrapper))
+
+
 @pytest.mark.slow
 def test_a_start_that_cannot_be_warm_exits_with_3_and_the_reason(own_command, run_startup, tmp_path):
-    flag = tmp_path / "flag"
-    script = f'[ $1 = serve ] && export OMP_DYNAMIC=true; exec {sys.executable} -m vllm_cli "$@"'
-    wrapper = tmp_path / "vllm-cli"
-    wrapper.write_text(f"#!/bin/sh\n{script}\n")
-    wrapper.chmod(0o755)
-    done = run_startup("--cmd", own_command.replace(f"{sys.executable} -m vllm_cli", str(wrapper)), *QUICK)
-    assert done.returncode == 3, (done.stdout, flag)
+    command = _command_behind("[ $1 = serve ] && export OMP_DYNAMIC=true", own_command, tmp_path)
+    done = run_startup("--cmd", command, *QUICK)
+    assert done.returncode == 3, done.stdout
     assert "OMP_DYNAMIC differs" in done.stderr
 
 
 @pytest.mark.thorough
 def test_a_standby_that_cannot_start_exits_with_3_and_its_output(own_command, run_startup, tmp_path):
-    script = f"[ $1 = standby ] && [ $2 = --for ] && echo no imports today && exit 3; exec {sys.executable} -m vllm_cli"
-    wrapper = tmp_path / "vllm-cli"
-    wrapper.write_text(f'#!/bin/sh\n{script} "$@"\n')
-    wrapper.chmod(0o755)
-    done = run_startup("--cmd", own_command.replace(f"{sys.executable} -m vllm_cli", str(wrapper)), *QUICK)
+    script = "[ $1 = standby ] && [ $2 = --for ] && echo no imports today && exit 3"
+    done = run_startup("--cmd", _command_behind(script, own_command, tmp_path), *QUICK)
     assert done.returncode == 3
     assert "The standby of " in done.stderr
     assert "no imports today" in done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGINT,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.thorough),
-        pytest.param(signal.SIGKILL, marks=pytest.mark.thorough),
-    ],
-    ids=["ctrl-c", "term", "kill"],
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "term", "kill"])
 def test_an_interrupted_run_stops_the_standby_and_its_servers(number, own_command, tmp_path):
     words = [sys.executable, "-m", "vllm_cli", "bench", "startup", "--cmd", own_command, *QUICK, "--rounds", "1000"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}

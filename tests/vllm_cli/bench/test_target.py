@@ -38,9 +38,9 @@ def pids_of(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [[], ["--ignores-sigterm"]], ids=["polite", "stubborn"])
-def test_stopping_a_server_also_stops_a_daemonized_child(flags, tiny_command, pids_of, monkeypatch):
+def test_stopping_a_server_also_stops_a_daemonized_child(flags, fake_command, pids_of, monkeypatch):
     monkeypatch.setattr("vllm_cli.supervised_command.STOP_GRACE_S", 1.0)
-    target = command_target(tiny_command("--pid-file", pids_of.file, *flags))
+    target = command_target(fake_command("--pid-file", pids_of.file, *flags))
     target.start()
     pids = pids_of()
     assert not any(map(is_gone, pids))
@@ -48,8 +48,8 @@ def test_stopping_a_server_also_stops_a_daemonized_child(flags, tiny_command, pi
     assert all(map(is_gone, pids))
 
 
-def test_a_paused_server_is_frozen_with_its_children_until_it_is_resumed(tiny_command, pids_of):
-    target = command_target(tiny_command("--pid-file", pids_of.file))
+def test_a_paused_server_is_frozen_with_its_children_until_it_is_resumed(fake_command, pids_of):
+    target = command_target(fake_command("--pid-file", pids_of.file))
     target.start()
     try:
         pids = pids_of()
@@ -63,9 +63,9 @@ def test_a_paused_server_is_frozen_with_its_children_until_it_is_resumed(tiny_co
     assert all(map(is_gone, pids))
 
 
-def test_a_poll_notices_at_once_that_a_server_has_exited(tiny_command, pids_of, monkeypatch):
+def test_a_poll_notices_at_once_that_a_server_has_exited(fake_command, pids_of, monkeypatch):
     monkeypatch.setattr("vllm_cli.supervised_command.STOP_GRACE_S", 1.0)
-    target = command_target(tiny_command("--pid-file", pids_of.file))
+    target = command_target(fake_command("--pid-file", pids_of.file))
     target.start()
     server = pids_of()[0]
     target.poll()

@@ -1,37 +1,102 @@
 """`vllm-cli chat` and `complete` against a real HTTP server that streams."""
 
+import json
 import os
 import pty
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.certificates import make_certificate, needs_openssl
-from tests.http_server import serving
+from tests.http_server import Request, ScriptedServer, serving
 from tests.startup.vllm.fake_start import short_folder
 from tests.terminal import read_terminal, read_until
-from tests.vllm_cli.commands.fake_api_server import FakeApiServer, UnixFakeApiServer
 from vllm_cli.main import main
 
 ROOT = Path(__file__).parents[3]
 
 
+class ChatServer(ScriptedServer):
+    """Lists two models, and answers POST requests with the queued replies, as an OpenAI server does."""
+
+    def __init__(self, place: int | str = 0) -> None:
+        super().__init__(self._decide, place)
+        self.replies: list[Any] = []
+        self.is_disconnected = threading.Event()
+
+    @property
+    def posts(self) -> list[dict[str, Any]]:
+        return [{"path": request.path, **request.json} for request in self.requests if request.method == "POST"]
+
+    @property
+    def keys(self) -> set[str | None]:
+        return {request.headers.get("Authorization") for request in self.requests}
+
+    def queue_chat(self, *texts: str) -> None:
+        first = {"delta": {"role": "assistant", "content": ""}}
+        self._queue_choices(first, *({"delta": {"content": text}} for text in texts))
+
+    def queue_completion(self, *texts: str) -> None:
+        self._queue_choices(*({"text": text} for text in texts))
+
+    def queue_stream(self, *events: dict[str, Any], ends: bool = True) -> None:
+        self.replies.append(lambda handler: _stream(handler, events, ends=ends))
+
+    def queue_endless_answer(self, text: str) -> None:
+        def stream(handler: Any) -> None:
+            events = iter(lambda: self.is_disconnected.wait(0.01), True)
+            with suppress(OSError):
+                _stream(handler, ({"choices": [{"delta": {"content": text}}]} for _ in events), ends=False)
+            self.is_disconnected.set()
+
+        self.replies.append(stream)
+
+    def _queue_choices(self, *choices: dict[str, Any]) -> None:
+        self.queue_stream(
+            *({"choices": [choice]} for choice in choices), {"choices": [], "usage": {"completion_tokens": 7}}
+        )
+
+    def _decide(self, request: Request) -> Any:
+        models = {"data": [{"id": "fake-model"}, {"id": "other"}]}
+        return (200, models) if request.method == "GET" else self.replies.pop(0)
+
+
+def _stream(handler: Any, events: Iterable[dict[str, Any]], *, ends: bool) -> None:
+    """Sends a comment and the events in chunks; `ends`: also what ends the stream."""
+
+    def send(text: str) -> None:
+        handler.wfile.write(f"{len(text.encode()):x}\r\n{text}\r\n".encode())
+
+    handler.close_connection = not ends
+    handler.send_response(200)
+    handler.send_header("Content-Type", "text/event-stream")
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    send(": a comment\n\n")
+    for event in events:
+        send(f"data: {json.dumps(event)}\n\n")
+    if ends:
+        send("data: [DONE]\n\n")
+        send("")
+
+
 @pytest.fixture
-def fake_server() -> Iterator[FakeApiServer]:
-    """A real HTTP server that streams prepared responses, as an OpenAI server does."""
-    with serving(FakeApiServer()) as server:
+def fake_server() -> Iterator[ChatServer]:
+    with serving(ChatServer()) as server:
         yield server
 
 
 @pytest.fixture
-def unix_server() -> Iterator[FakeApiServer]:
-    """The same on a UNIX domain socket."""
-    with short_folder() as folder, serving(UnixFakeApiServer(str(folder / "server.sock"))) as server:
+def unix_server() -> Iterator[ChatServer]:
+    with short_folder() as folder, serving(ChatServer(str(folder / "server.sock"))) as server:
         yield server
 
 
@@ -39,7 +104,7 @@ def test_quick_prints_the_answer_while_it_streams(fake_server, capfd):
     fake_server.queue_chat("Par", "is", ".")
     assert main(["chat", "--url", fake_server.url, "--system", "Be brief.", "--quick", "Capital?"]) == 0
     assert capfd.readouterr().out == "Paris.\n"
-    (request,) = fake_server.requests
+    (request,) = fake_server.posts
     assert request["path"] == "/v1/chat/completions"
     assert (request["model"], request["stream"]) == ("fake-model", True)
     assert request["messages"] == [
@@ -53,7 +118,7 @@ def test_complete_continues_a_prompt(fake_server, capfd):
     words = ["complete", "--url", f"{fake_server.url}/v1", "--model-name", "mine", "--max-tokens", "5"]
     assert main([*words, "-q", "Paris is"]) == 0
     assert capfd.readouterr().out == " in France.\n"
-    (request,) = fake_server.requests
+    (request,) = fake_server.posts
     assert request["path"] == "/v1/completions"
     assert (request["model"], request["prompt"], request["max_tokens"]) == ("mine", "Paris is", 5)
 
@@ -63,7 +128,7 @@ def test_sampling_parameters_are_sent_only_if_given(fake_server, command):
     for words, sent in (([], {}), (["--temperature", "0", "--max-tokens", "9"], {"temperature": 0.0, "max_tokens": 9})):
         fake_server.queue_chat("Hi")
         assert main([command, "--url", fake_server.url, *words, "-q", "Hi"]) == 0
-        request = fake_server.requests[-1]
+        request = fake_server.posts[-1]
         assert {name: request[name] for name in ("temperature", "max_tokens") if name in request} == sent
 
 
@@ -75,8 +140,8 @@ def test_a_server_on_a_unix_socket_answers(unix_server, prefix, capfd):
     unix_server.queue_completion(" in France.")
     assert main(["complete", "--url", url, "--api-key", "secret", "--quick", "Paris is"]) == 0
     assert capfd.readouterr().out == "Paris.\n in France.\n"
-    assert [request["path"] for request in unix_server.requests] == ["/v1/chat/completions", "/v1/completions"]
-    assert {headers["Authorization"] for headers in unix_server.headers} == {"Bearer secret"}
+    assert [request["path"] for request in unix_server.posts] == ["/v1/chat/completions", "/v1/completions"]
+    assert unix_server.keys == {"Bearer secret"}
 
 
 def test_stats_show_time_to_first_token_and_rate(fake_server, capfd):
@@ -98,8 +163,8 @@ def test_the_key_is_sent_from_option_or_variable(fake_server, command, monkeypat
             monkeypatch.setenv(name, value)
         fake_server.queue_chat("Hi")
         assert main([command, "--url", fake_server.url, *words, "-q", "Hi"]) == 0
-        assert {headers["Authorization"] for headers in fake_server.headers} == {f"Bearer {key}"}
-        fake_server.headers.clear()
+        assert fake_server.keys == {f"Bearer {key}"}
+        fake_server.requests.clear()
 
 
 def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server, run_cli):
@@ -113,7 +178,7 @@ def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server,
     )
     assert (done.returncode, done.stdout) == (0, "Hello!\nFine.\nAgain.\n")
     system = ("system", "S")
-    assert [[(m["role"], m["content"]) for m in request["messages"]] for request in fake_server.requests] == [
+    assert [[(m["role"], m["content"]) for m in request["messages"]] for request in fake_server.posts] == [
         [system, ("user", "hi")],
         [system, ("user", "hi"), ("assistant", "Hello!"), ("user", "how are you")],
         [system, ("user", "hi")],
@@ -121,12 +186,12 @@ def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server,
 
 
 def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_server, run_cli):
-    fake_server.queue_response(400, {"error": {"message": "too long", "type": "BadRequestError"}})
+    fake_server.replies.append((400, {"error": {"message": "too long", "type": "BadRequestError"}}))
     fake_server.queue_chat("Hello!")
     done = run_cli("chat", "--url", fake_server.url, input="hi\nhello\n", cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, "Hello!\n")
     assert done.stderr == "Error: The server answered 400: too long\n"
-    assert [message["content"] for message in fake_server.requests[1]["messages"]] == ["hello"]
+    assert [message["content"] for message in fake_server.posts[1]["messages"]] == ["hello"]
 
 
 def test_no_server_is_one_line_and_exit_code_1(capfd):
@@ -161,19 +226,19 @@ def test_https_requires_a_trusted_certificate(fake_server, tmp_path, monkeypatch
     ],
 )
 def test_an_error_of_the_server_is_one_line(fake_server, status, body, line, capfd):
-    fake_server.queue_response(status, body)
+    fake_server.replies.append((status, body))
     assert main(["chat", "--url", fake_server.url, "-q", "hi"]) == 1
     assert capfd.readouterr().err == f"Error: {line}\n"
 
 
 def test_an_error_in_the_stream_is_one_line(fake_server, capfd):
-    fake_server.queue_stream_error("engine died")
+    fake_server.queue_stream({"error": {"message": "engine died"}})
     assert main(["chat", "--url", fake_server.url, "-q", "hi"]) == 1
     assert capfd.readouterr().err == "Error: The server failed: engine died\n"
 
 
 def test_an_incomplete_answer_is_an_error(fake_server, capfd):
-    fake_server.queue_incomplete_answer("Par")
+    fake_server.queue_stream({"choices": [{"delta": {"content": "Par"}}]}, ends=False)
     assert main(["chat", "--url", fake_server.url, "-q", "hi"]) == 1
     captured = capfd.readouterr()
     assert captured.out == "Par\n"

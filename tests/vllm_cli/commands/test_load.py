@@ -8,42 +8,23 @@ from typing import Any
 
 import pytest
 
-from tests.http_server import LocalServer, QuietHandler, serving
+from tests.http_server import ScriptedServer, serving
 
 _NEAR = "The model `qwem` does not exist. Did you mean `qwen`?"
 _FAILED = {"error": {"message": "qwen failed: \x1b[2Jnot enough memory", "type": "unavailable_error", "code": 503}}
 
 
-class _Router(LocalServer):
-    """Gives the same answer to each POST, once `is_done` is set."""
-
-    def __init__(self, answer: tuple[int, Any], *, is_router: bool = True) -> None:
-        super().__init__(_Handler)
-        self.response = answer
-        self.is_router = is_router
-        self.is_done = threading.Event()
-        self.is_done.set()
-        self.posts: list[tuple[str, str | None]] = []
-        """Path and key."""
-
-
-class _Handler(QuietHandler):
-    server: _Router
-
-    def do_GET(self) -> None:
-        self.answer(200, {"models": []} if self.server.is_router else {"model": "smol"})
-
-    def do_POST(self) -> None:
-        self.server.posts.append((self.path, self.headers["Authorization"]))
-        self.server.is_done.wait(60)
-        self.answer(*self.server.response)
-
-
 @pytest.fixture
-def start() -> Iterator[Callable[..., _Router]]:
-    """Starts a server with the answer to each POST."""
+def start() -> Iterator[Callable[..., ScriptedServer]]:
+    """Starts a server with the answer to each POST; what it says of itself tells whether it is a router."""
+
+    def start_server(*answer: Any, is_router: bool = True) -> ScriptedServer:
+        own = {"models": []} if is_router else {"model": "smol"}
+        server = ScriptedServer(lambda request: answer if request.method == "POST" else (200, own))
+        return running.enter_context(serving(server))
+
     with ExitStack() as running:
-        yield lambda *answer, is_router=True: running.enter_context(serving(_Router(answer, is_router=is_router)))
+        yield start_server
 
 
 @pytest.mark.parametrize(("verb", "ending"), [("load", "ready"), ("unload", "stopped")])
@@ -51,7 +32,8 @@ def test_a_model_is_named_in_the_path_and_the_outcome_is_told(verb, ending, star
     server = start(200, {"status": ending})
     done = invoke(verb, "org/model:tag", "--port", server.server_port, "--json", "--api-key", "secret")
     assert done.returncode == 0
-    assert server.posts == [(f"/v1/models/org/model:tag/{verb}", "Bearer secret")]
+    (post,) = (request for request in server.requests if request.method == "POST")
+    assert (post.path, post.headers["Authorization"]) == (f"/v1/models/org/model:tag/{verb}", "Bearer secret")
     outcome = json.loads(done.stdout)
     assert (outcome["model"], outcome["status"], outcome["reason"]) == ("org/model:tag", ending, None)
     assert outcome["took_s"] >= 0
@@ -83,10 +65,11 @@ def test_a_server_with_one_model_is_named_as_such(status, start, invoke):
 
 
 def test_a_load_that_takes_too_long_ends_with_a_code_of_its_own(start, invoke):
+    is_over = threading.Event()
     server = start(200, {})
-    server.is_done.clear()
+    server.decide = lambda _: (200, {}) if is_over.wait(60) else ()
     done = invoke("load", "qwen", "--url", server.url, "--timeout", "0.3", "--json")
-    server.is_done.set()
+    is_over.set()
     assert done.returncode == 4
     assert json.loads(done.stdout)["status"] == "timed out"
 

@@ -18,10 +18,9 @@ from typing import Any
 import pytest
 
 from tests.certificates import make_certificate, needs_openssl
-from tests.http_server import LocalServer, QuietHandler, serving
+from tests.http_server import ScriptedServer, serving
 from tests.ports import free_port as find_free_port
 from tests.terminal import read_terminal
-from tests.vllm_cli.commands.fake_api_server import UnixFakeApiServer
 from vllm_cli.client.reporter import Reporter
 
 STARTING = {
@@ -34,33 +33,18 @@ STARTING = {
 }
 FAILED = STARTING | {"status": "failed", "error": {"message": "no such model"}}
 
-Answer = tuple[int, Any]
-
-
-class Server(LocalServer):
-    """Sends its responses in turn, then repeats the last one."""
-
-    def __init__(self, answers: list[Answer], port: int = 0) -> None:
-        super().__init__(Handler, port)
-        self.answers = answers
-        self.paths: list[str] = []
-        self.before_each: Callable[[], object] = lambda: None
-
-
-class Handler(QuietHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.paths.append(self.path)
-        self.server.before_each()
-        answers = self.server.answers
-        self.answer(*(answers.pop(0) if len(answers) > 1 else answers[0]))
-
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
+def serve() -> Iterator[Callable[..., ScriptedServer]]:
+    """Starts a server that sends its answers in turn, then repeats the last one."""
+
+    def start(*answers: tuple[int, Any], port: int = 0) -> ScriptedServer:
+        left = list(answers)
+        server = ScriptedServer(lambda _: left.pop(0) if len(left) > 1 else left[0], port)
+        return running.enter_context(serving(server))
+
     with ExitStack() as running:
-        yield lambda *answers, port=0: running.enter_context(serving(Server(list(answers), port)))
+        yield start
 
 
 @pytest.fixture
@@ -123,7 +107,7 @@ def test_a_last_request_cut_short_by_the_timeout_does_not_hide_the_phase(serve, 
     """The server reports its phase once and does not respond again."""
     is_over = threading.Event()
     server = serve((503, STARTING))
-    server.before_each = lambda: len(server.paths) > 1 and is_over.wait(120)
+    server.decide = lambda _: (503, STARTING) if len(server.requests) == 1 or is_over.wait(120) else ()
     done = invoke("wait", server.url, "--timeout", "3", "--interval", "0.01", "--json")
     is_over.set()
     assert done.returncode == 4
@@ -194,7 +178,7 @@ def test_a_unix_socket_may_have_a_path_of_any_length(tmp_path, invoke, monkeypat
     folder = tmp_path / ("x" * 120)  # longer than a socket address may be; the server binds it from inside the folder
     folder.mkdir()
     monkeypatch.chdir(folder)
-    with serving(UnixFakeApiServer("s.sock")):
+    with serving(ScriptedServer(lambda _: (200,), "s.sock")):
         for words in (("--uds", folder / "s.sock"), (f"unix:{folder}/s.sock",)):
             done = invoke("wait", *words, "--timeout", "60")
             assert done.returncode == 0, done.stderr
