@@ -8,7 +8,7 @@ def token_texts(renderer, engine):
 
 
 def test_completions_report_parallel_lists(server, engine, renderer):
-    logprobs = server.complete(logprobs=2).json()["choices"][0]["logprobs"]
+    logprobs = server.completion(logprobs=2)["choices"][0]["logprobs"]
     texts = token_texts(renderer, engine)
     assert logprobs["tokens"] == texts
     assert logprobs["token_logprobs"] == [-1.5] * 8
@@ -17,36 +17,29 @@ def test_completions_report_parallel_lists(server, engine, renderer):
 
 
 def test_completions_show_the_sampled_token_beside_the_best(server, engine, renderer):
-    assert server.complete(logprobs=0).json()["choices"][0]["logprobs"]["top_logprobs"][0] == {" Paris": -1.5}
+    assert server.completion(logprobs=0)["choices"][0]["logprobs"]["top_logprobs"][0] == {" Paris": -1.5}
     best = renderer.token_text(engine.reply[0] + 1)
-    assert server.complete(logprobs=1).json()["choices"][0]["logprobs"]["top_logprobs"][0] == {
+    assert server.completion(logprobs=1)["choices"][0]["logprobs"]["top_logprobs"][0] == {
         " Paris": -1.5,
         best: -0.25,
     }
 
 
 def test_minus_infinity_is_replaced_by_a_finite_number(server):
-    tops = server.complete(logprobs=3, max_tokens=1).json()["choices"][0]["logprobs"]["top_logprobs"]
+    tops = server.completion(logprobs=3, max_tokens=1)["choices"][0]["logprobs"]["top_logprobs"]
     assert sorted(tops[0].values()) == [-9999.0, -1.5, -0.25]
 
 
 def test_echo_reports_the_prompt_too(server, engine, renderer, encode):
-    logprobs = server.complete(logprobs=1, echo=True).json()["choices"][0]["logprobs"]
+    logprobs = server.completion(logprobs=1, echo=True)["choices"][0]["logprobs"]
     prompt = [renderer.token_text(token_id) for token_id in encode("The capital of France is")]
     assert logprobs["tokens"] == prompt + token_texts(renderer, engine)
     assert logprobs["token_logprobs"][0] is None
     assert logprobs["top_logprobs"][0] is None
 
 
-def test_stream_reports_the_same_lists_in_pieces(server):
-    whole = server.complete(logprobs=2, echo=True).json()["choices"][0]["logprobs"]
-    pieces = [chunk["choices"][0]["logprobs"] for chunk in server.stream_completion(logprobs=2, echo=True)]
-    for name, values in whole.items():
-        assert [value for piece in pieces for value in piece[name]] == values, name
-
-
 def test_chat_reports_tokens_with_their_bytes(server, engine, renderer):
-    content = server.chat(logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
+    content = server.chat_completion(logprobs=True, top_logprobs=2)["choices"][0]["logprobs"]["content"]
     assert [entry["token"] for entry in content] == token_texts(renderer, engine)
     best = renderer.token_text(engine.reply[0] + 1)
     assert content[0] == {
@@ -61,13 +54,13 @@ def test_chat_reports_tokens_with_their_bytes(server, engine, renderer):
 
 
 def test_chat_reports_no_candidates_unless_asked(server):
-    content = server.chat(logprobs=True).json()["choices"][0]["logprobs"]["content"]
+    content = server.chat_completion(logprobs=True)["choices"][0]["logprobs"]["content"]
     assert all(entry["top_logprobs"] == [] for entry in content)
 
 
 def test_bytes_of_split_characters_are_exact(server, engine, encode):
     engine.reply = encode("ꙮ")
-    content = server.chat(logprobs=True).json()["choices"][0]["logprobs"]["content"]
+    content = server.chat_completion(logprobs=True)["choices"][0]["logprobs"]["content"]
     assert bytes(byte for entry in content[:-1] for byte in entry["bytes"]) == "ꙮ".encode()
     assert all(len(entry["bytes"]) < 3 for entry in content[:-1])
 
@@ -89,26 +82,26 @@ def test_prompt_logprobs_are_keyed_by_token_id(server, encode, renderer):
 
 
 def test_chat_puts_prompt_logprobs_beside_the_choices(server, engine):
-    body = server.chat(prompt_logprobs=0, n=2).json()
+    body = server.chat_completion(prompt_logprobs=0, n=2)
     ((prompt, _), _) = engine.requests.values()
     assert [list(entry) for entry in body["prompt_logprobs"][1:]] == [[str(token_id)] for token_id in prompt[1:]]
 
 
 def test_tokens_are_shown_as_ids_on_request(server, engine):
     expected = [f"token_id:{token_id}" for token_id in [*engine.reply, 2]]
-    body = server.complete(logprobs=1, return_tokens_as_token_ids=True).json()
+    body = server.completion(logprobs=1, return_tokens_as_token_ids=True)
     assert body["choices"][0]["logprobs"]["tokens"] == expected
-    body = server.chat(logprobs=True, return_tokens_as_token_ids=True).json()
+    body = server.chat_completion(logprobs=True, return_tokens_as_token_ids=True)
     assert [entry["token"] for entry in body["choices"][0]["logprobs"]["content"]] == expected
 
 
 def test_request_overrides_the_servers_choice_of_token_ids(serve):
     server = serve(return_tokens_as_token_ids=True)
-    assert server.complete(logprobs=0).json()["choices"][0]["logprobs"]["tokens"][0].startswith("token_id:")
+    assert server.completion(logprobs=0)["choices"][0]["logprobs"]["tokens"][0].startswith("token_id:")
     answer = server.complete(logprobs=0, return_tokens_as_token_ids=False)
     assert answer.json()["choices"][0]["logprobs"]["tokens"][0] == " Paris"
 
 
 def test_long_prompt_with_logprobs_is_reported_completely(server, encode):
-    body = server.complete(prompt=[7] * 400, echo=True, logprobs=1, max_tokens=1).json()
+    body = server.completion(prompt=[7] * 400, echo=True, logprobs=1, max_tokens=1)
     assert len(body["choices"][0]["logprobs"]["tokens"]) == 401

@@ -26,11 +26,11 @@ def reasoner(_start, _shared_engine):
 
 @pytest.fixture
 def ask(reasoner, engine, encode):
-    """The message of a chat whose output is this text."""
+    """The choice of a chat whose output is this text."""
 
     def ask(text, **fields):
         engine.reply = encode(text)
-        return reasoner.chat(max_tokens=300, **fields).json()["choices"][0]
+        return reasoner.chat_completion(max_tokens=300, **fields)["choices"][0]
 
     return ask
 
@@ -53,32 +53,18 @@ def renderer_with(model_path, ending) -> Iterator[HfRenderer]:
     return HfRenderer(ModelFiles(model_path, model_path), RendererConfig(chat_template=template))
 
 
-def test_the_client_reads_reasoning_and_content(reasoner, engine, encode):
-    engine.reply = encode(f"<think>\n{THOUGHTS}\n</think>\n\nYes.")
-    with reasoner.client() as client:
-        answer = client.chat.completions.create(model="smol", messages=MESSAGES, n=2, temperature=1)
-    for choice in answer.choices:
-        assert choice.message.reasoning == f"\n{THOUGHTS}\n"
-        assert choice.message.content == "\n\nYes."
-        assert not hasattr(choice.message, "reasoning_content")
-    num_tokens = len(encode(f"\n{THOUGHTS}\n"))
-    assert answer.usage.completion_tokens_details.reasoning_tokens == pytest.approx(2 * num_tokens, abs=4)
-
-
 @pytest.mark.parametrize("tokens_per_step", [1, 2, 5, 1000])
-def test_the_client_streams_reasoning_and_content(reasoner, engine, encode, tokens_per_step):
-    engine.reply = encode(f"<think>{THOUGHTS}</think>Yes.")
-    engine.tokens_per_step = tokens_per_step
-    with reasoner.client() as client:
-        stream = client.chat.completions.create(
-            model="smol", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
-        )
-        chunks = list(stream)
-    deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
-    assert "".join(getattr(delta, "reasoning", None) or "" for delta in deltas) == THOUGHTS
-    assert "".join(delta.content or "" for delta in deltas) == "Yes."
-    assert "reasoning" not in json.loads(deltas[0].model_dump_json())
-    assert chunks[-1].usage.completion_tokens_details.reasoning_tokens > 5
+def test_reasoning_comes_before_the_content(reasoner, engine, encode, tokens_per_step):
+    engine.reply, engine.tokens_per_step = encode(f"<think>\n{THOUGHTS}\n</think>\n\nYes."), tokens_per_step
+    answer = reasoner.chat_completion(messages=MESSAGES, n=2, temperature=1)
+    for choice in answer["choices"]:
+        assert choice["message"]["reasoning"] == f"\n{THOUGHTS}\n"
+        assert choice["message"]["content"] == "\n\nYes."
+        assert "reasoning_content" not in choice["message"]
+    num_tokens = len(encode(f"\n{THOUGHTS}\n"))
+    spent = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert spent == pytest.approx(2 * num_tokens, abs=4)
+    assert "reasoning" not in reasoner.stream_chat(messages=MESSAGES)[0]["choices"][0]["delta"]
 
 
 def test_reasoning_without_an_answer_has_no_content(ask):

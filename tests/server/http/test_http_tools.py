@@ -16,64 +16,47 @@ def guided_of(engine):
     return params.guided
 
 
-def streamed_calls(server, **fields):
-    chunks = server.stream_chat(**({"max_tokens": 200} | fields))
-    calls = {}
-    for chunk in chunks:
-        for delta in chunk["choices"][0]["delta"].get("tool_calls", ()):
-            call = calls.setdefault(delta["index"], {"arguments": ""})
-            call.update({key: delta[key] for key in ("id", "type") if key in delta})
-            if "name" in delta["function"]:
-                call["name"] = delta["function"]["name"]
-            call["arguments"] += delta["function"]["arguments"]
-    return [calls[index] for index in sorted(calls)], chunks
+def calls_of(choice):
+    return [(call["function"]["name"], call["function"]["arguments"]) for call in choice["message"]["tool_calls"]]
+
+
+def call_deltas(server, **fields):
+    """The pieces of calls in the chunks of a stream, and all its deltas."""
+    deltas = [chunk["choices"][0]["delta"] for chunk in server.stream_chat(**fields)]
+    return [delta["tool_calls"] for delta in deltas if "tool_calls" in delta], deltas
 
 
 def test_named_tool_is_called_with_the_whole_text(server, engine, encode):
     engine.reply = encode(ARGUMENTS)
-    choice = server.chat(tools=[WEATHER, TIME], tool_choice=NAMED).json()["choices"][0]
+    (choice,) = server.chat_completion(tools=[WEATHER, TIME], tool_choice=NAMED)["choices"]
     (call,) = choice["message"]["tool_calls"]
     assert call["type"] == "function"
     assert call["id"].startswith("chatcmpl-tool-")
     assert call["function"] == {"name": "get_weather", "arguments": ARGUMENTS}
     assert choice["message"]["content"] == ""
     assert choice["finish_reason"] == "stop"
-
-
-def test_named_tool_streams_its_name_first_and_then_its_arguments(server, engine, encode):
-    engine.reply = encode(ARGUMENTS)
-    calls, chunks = streamed_calls(server, tools=[WEATHER], tool_choice=NAMED)
-    assert [(call["name"], call["arguments"]) for call in calls] == [("get_weather", ARGUMENTS)]
-    assert "name" in chunks[1]["choices"][0]["delta"]["tool_calls"][0]["function"]
-    assert "name" not in chunks[2]["choices"][0]["delta"]["tool_calls"][0]["function"]
-    assert len(chunks) > 5
-    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
-
-
-def test_required_tools_are_read_from_the_array(server, engine, encode):
-    engine.reply = encode(CALLS)
-    choice = server.chat(tools=[WEATHER, TIME], tool_choice="required").json()["choices"][0]
-    calls = [(call["function"]["name"], call["function"]["arguments"]) for call in choice["message"]["tool_calls"]]
-    assert calls == [("get_weather", ARGUMENTS), ("get_time", "{}")]
-    assert choice["finish_reason"] == "tool_calls"
+    pieces, _ = call_deltas(server, tools=[WEATHER], tool_choice=NAMED)
+    assert ["name" in call["function"] for (call,) in pieces] == [True] + [False] * (len(pieces) - 1)
+    assert len(pieces) > 4
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 2, 7, 1000])
-def test_required_tools_are_streamed_call_by_call(server, engine, encode, tokens_per_step):
-    engine.reply = encode(CALLS)
-    engine.tokens_per_step = tokens_per_step
-    calls, chunks = streamed_calls(server, tools=[WEATHER, TIME], tool_choice="required")
-    assert [(call["name"], call["arguments"]) for call in calls] == [("get_weather", ARGUMENTS), ("get_time", "{}")]
-    assert len({call["id"] for call in calls}) == 2
-    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
-    assert all("content" not in chunk["choices"][0]["delta"] for chunk in chunks[1:])
+def test_required_tools_are_read_from_the_array(server, engine, encode, tokens_per_step):
+    engine.reply, engine.tokens_per_step = encode(CALLS), tokens_per_step
+    fields = {"tools": [WEATHER, TIME], "tool_choice": "required"}
+    (choice,) = server.chat_completion(**fields)["choices"]
+    assert calls_of(choice) == [("get_weather", ARGUMENTS), ("get_time", "{}")]
+    assert choice["finish_reason"] == "tool_calls"
+    pieces, deltas = call_deltas(server, **fields)
+    assert len({call["id"] for piece in pieces for call in piece if "id" in call}) == 2
+    assert all("content" not in delta for delta in deltas[1:])
 
 
 def test_arguments_cut_by_the_limit_are_still_returned(server, engine, encode):
     engine.reply = encode(CALLS)
-    choice = server.chat(tools=[WEATHER, TIME], tool_choice="required", max_tokens=20).json()["choices"][0]
-    (call,) = choice["message"]["tool_calls"]
-    assert ARGUMENTS.startswith(call["function"]["arguments"])
+    (choice,) = server.chat_completion(tools=[WEATHER, TIME], tool_choice="required", max_tokens=20)["choices"]
+    ((_, arguments),) = calls_of(choice)
+    assert ARGUMENTS.startswith(arguments)
     assert choice["finish_reason"] == "length"
 
 
@@ -107,35 +90,23 @@ AUTO_CALLS = (
 )
 
 
-def test_the_model_chooses_tools(serve, engine, encode):
-    engine.reply = encode(AUTO_CALLS)
-    choice = serve(**HERMES).chat(tools=[WEATHER, TIME]).json()["choices"][0]
-    calls = [call["function"] for call in choice["message"]["tool_calls"]]
-    assert calls == [{"name": "get_weather", "arguments": ARGUMENTS}, {"name": "get_time", "arguments": "{}"}]
+@pytest.mark.parametrize("tokens_per_step", [1, 3, 1000])
+def test_the_model_chooses_tools(serve, engine, encode, tokens_per_step):
+    engine.reply, engine.tokens_per_step = encode(AUTO_CALLS), tokens_per_step
+    server = serve(**HERMES)
+    (choice,) = server.chat_completion(tools=[WEATHER, TIME])["choices"]
+    assert calls_of(choice) == [("get_weather", ARGUMENTS), ("get_time", "{}")]
     assert choice["message"]["content"] == "Let me look.\n"
     assert choice["finish_reason"] == "tool_calls"
-
-
-@pytest.mark.parametrize("tokens_per_step", [1, 3, 1000])
-def test_chosen_tools_are_streamed_after_the_content(serve, engine, encode, tokens_per_step):
-    engine.reply = encode(AUTO_CALLS)
-    engine.tokens_per_step = tokens_per_step
-    calls, chunks = streamed_calls(serve(**HERMES), tools=[WEATHER, TIME], tool_choice="auto")
-    assert [(call["name"], call["arguments"]) for call in calls] == [("get_weather", ARGUMENTS), ("get_time", "{}")]
-    for chunk in chunks:  # instructor and the client's stream helper expect it
-        indices = [part["index"] for part in chunk["choices"][0]["delta"].get("tool_calls", ())]
-        assert len(indices) == len(set(indices))
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "Let me look.\n"
-    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    pieces, _ = call_deltas(server, tools=[WEATHER, TIME], tool_choice="auto")
+    for indices in ([call["index"] for call in piece] for piece in pieces):
+        assert len(indices) == len(set(indices)), "instructor and the client's stream helper expect it"
 
 
 def test_only_the_first_call_is_sent_without_parallel_calls(serve, engine, encode):
     engine.reply = encode(AUTO_CALLS)
-    server = serve(**HERMES)
-    (call,) = server.chat(tools=[WEATHER], parallel_tool_calls=False).json()["choices"][0]["message"]["tool_calls"]
-    assert call["function"]["name"] == "get_weather"
-    calls, _ = streamed_calls(server, tools=[WEATHER], parallel_tool_calls=False)
-    assert [call["name"] for call in calls] == ["get_weather"]
+    (choice,) = serve(**HERMES).chat_completion(tools=[WEATHER], parallel_tool_calls=False)["choices"]
+    assert [name for name, _ in calls_of(choice)] == ["get_weather"]
 
 
 def test_special_tokens_reach_the_parser(serve, engine, encode, renderer):
@@ -200,13 +171,8 @@ def test_a_model_without_a_format_is_served_with_a_warning(serve, engine, encode
 
 def test_every_token_is_reported_also_those_of_markers(serve, engine, encode):
     engine.reply = encode(AUTO_CALLS)
-    _, chunks = streamed_calls(
-        serve(**HERMES), tools=[WEATHER, TIME], n=2, temperature=1, logprobs=True, return_token_ids=True, max_tokens=400
-    )
-    for index in (0, 1):
-        choices = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
-        token_ids = [token_id for choice in choices for token_id in choice.get("token_ids") or ()]
-        assert token_ids == [*engine.reply, 2]
-        entries = [entry for choice in choices if choice["logprobs"] for entry in choice["logprobs"]["content"]]
-        assert len(entries) == len(token_ids)
-        assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["tool_calls"]
+    fields = {"n": 2, "temperature": 1, "logprobs": True, "return_token_ids": True}
+    for choice in serve(**HERMES).chat_completion(tools=[WEATHER, TIME], **fields)["choices"]:
+        assert choice["token_ids"] == [*engine.reply, 2]
+        assert len(choice["logprobs"]["content"]) == len(choice["token_ids"])
+        assert choice["finish_reason"] == "tool_calls"
