@@ -43,7 +43,10 @@ def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         if input is not None:
             monkeypatch.setattr(sys, "stdin", io.StringIO(input))
         capsys.readouterr()
-        code = main([str(word) for word in words])
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as ended:
+            code = ended.code
         out, err = capsys.readouterr()
         return subprocess.CompletedProcess(words, code, out, err)
 

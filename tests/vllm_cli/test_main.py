@@ -1,5 +1,6 @@
 """The console script: its imports, its exit codes, and which modules it finds first."""
 
+import json
 import os
 import signal
 import subprocess
@@ -21,15 +22,25 @@ SLOW_MODULES = {
 """Modules of the standard library whose import would delay the help."""
 
 _REPORT = """
-import sys
-sys.argv = ["vllm-cli", *{words!r}]
+import json, sys
 before = set(sys.modules)
 from vllm_cli.main import main
-code = main()
-loaded = {{name.partition(".")[0] for name in set(sys.modules) - before}}
-strangers = sorted(loaded - set(sys.stdlib_module_names) - {ours!r})
-print("\\nSTRANGERS", strangers, "CODE", code)
+for words in json.loads(sys.argv[1]):
+    code = main(words)
+    loaded = sorted(set(sys.modules) - before)
+    print("\\nLOADED", json.dumps([words, code, loaded]))
 """
+
+
+def _loaded_by(calls, folder):
+    """Words, exit code, and all modules that are loaded after each of the calls, made in one process."""
+    words = [sys.executable, "-c", _REPORT, json.dumps(calls)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=folder, env=environment)
+    lines = [line.removeprefix("LOADED ") for line in done.stdout.splitlines() if line.startswith("LOADED ")]
+    assert len(lines) == len(calls), done.stdout + done.stderr
+    return [json.loads(line) for line in lines]
+
 
 LIGHT_CALLS = [
     ((), 2),
@@ -51,33 +62,19 @@ LIGHT_CALLS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("words", "code"), LIGHT_CALLS, ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
-)
-def test_help_and_usage_errors_import_only_click(words, code, tmp_path):
-    script = _REPORT.format(words=list(words), ours=OURS)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=200, cwd=tmp_path, env=environment
-    )
-    assert f"STRANGERS [] CODE {code}" in done.stdout, done.stdout + done.stderr
+def test_help_and_usage_errors_import_only_click(tmp_path):
+    known = OURS | set(sys.stdlib_module_names)
+    for (words, expected), (_, code, loaded) in zip(
+        LIGHT_CALLS, _loaded_by([words for words, _ in LIGHT_CALLS], tmp_path), strict=True
+    ):
+        assert (words, code, {name.partition(".")[0] for name in loaded} - known) == (words, expected, set())
 
 
-@pytest.mark.parametrize("words", [("--help",), ("--version",), ("serve", "--nonsense")], ids=" ".join)
-def test_help_version_and_usage_errors_import_no_slow_module_of_the_standard_library(words):
-    report = 'print("\\nLOADED", *sys.modules)'
-    script = f"import sys; from vllm_cli.main import main; main({list(words)!r}); {report}"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, cwd=ROOT)
-    loaded = done.stdout.rpartition("LOADED ")[2].split()
-    assert "vllm_cli.main" in loaded
-    assert SLOW_MODULES & set(loaded) == set()
-
-
-def test_help_imports_no_command():
-    report = 'print("COMMANDS", any(".commands" in name for name in sys.modules))'
-    script = f'import sys; from vllm_cli.main import main; main(["--help"]); {report}'
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, cwd=ROOT)
-    assert "COMMANDS False" in done.stdout
+def test_help_version_and_usage_errors_import_neither_a_command_nor_a_slow_module_of_the_standard_library(tmp_path):
+    for _, _, loaded in _loaded_by([("--version",), ("--help",), ("serve", "--nonsense")], tmp_path):
+        assert "vllm_cli.main" in loaded
+        assert SLOW_MODULES & set(loaded) == set()
+        assert [name for name in loaded if ".commands" in name and not name.endswith(("commands", "serve"))] == []
 
 
 @pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)

@@ -2,18 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 FAKE = Path(__file__).parents[1] / "startup" / "vllm" / "fake"
-
-
-def _check(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vllm_cli", "preload", "check", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture
@@ -24,26 +17,26 @@ def wheel(tmp_path: Path) -> Path:
     return tmp_path / "wheel"
 
 
-def test_all_hooks_fit_that_can_be_checked(wheel):
-    done = _check("--vllm", wheel)
+def test_all_hooks_fit_that_can_be_checked(invoke, wheel):
+    done = invoke("preload", "check", "--vllm", wheel)
     assert done.returncode == 0, done.stdout
     assert f"vLLM 0.32.1.dev7+gabc in {wheel / 'vllm'}" in done.stdout
     assert "torch is not installed here" in done.stdout
     assert done.stdout.rstrip().endswith("All hooks that could be checked fit this version.")
 
 
-def test_a_changed_name_is_reported_with_what_is_lost(wheel):
+def test_a_changed_name_is_reported_with_what_is_lost(invoke, wheel):
     tracing = wheel / "vllm" / "tracing.py"
     tracing.write_text(tracing.read_text().replace("def instrument", "def mark"))
-    done = _check("--vllm", wheel)
+    done = invoke("preload", "check", "--vllm", wheel)
     assert done.returncode == 1
     assert "vllm.tracing has no instrument" in done.stdout
     assert "- spans: the report of the start has no phases inside vLLM" in done.stdout
 
 
-def test_json_has_every_hook(wheel):
+def test_json_has_every_hook(invoke, wheel):
     (wheel / "vllm" / "v1" / "engine" / "core.py").unlink()
-    done = _check("--vllm", wheel, "--json")
+    done = invoke("preload", "check", "--vllm", wheel, "--json")
     assert done.returncode == 1
     report = json.loads(done.stdout)
     assert (report["version"], report["fits"]) == ("0.32.1.dev7+gabc", False)
@@ -56,8 +49,8 @@ def test_json_has_every_hook(wheel):
 @pytest.mark.parametrize(
     "words", [("--vllm", "."), ("--vllm", "/absent"), ("--unknown",)], ids=["empty", "absent", "flag"]
 )
-def test_usage_errors(words, tmp_path):
+def test_usage_errors(invoke, words, tmp_path):
     (tmp_path / "empty").mkdir()
-    done = _check(*(tmp_path if word == "." else word for word in words))
+    done = invoke("preload", "check", *(tmp_path if word == "." else word for word in words))
     assert done.returncode == 2
     assert done.stderr

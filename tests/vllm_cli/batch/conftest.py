@@ -84,10 +84,11 @@ def start_batch(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]
     """Starts `vllm-cli run-batch` on `in.jsonl` and `out.jsonl` of the test's folder."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*words: str, output: str = "out.jsonl") -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "vllm_cli", "run-batch", "-i", str(tmp_path / "in.jsonl")]
+    def start(*words: str, file_size: int | None = None) -> "subprocess.Popen[str]":
+        files = ("-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"))
+        limit = () if file_size is None else ("prlimit", f"--fsize={file_size}")
         process = subprocess.Popen(
-            [*command, "-o", str(tmp_path / output), *words],
+            [*limit, sys.executable, "-m", "vllm_cli", "run-batch", *files, *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -102,12 +103,7 @@ def start_batch(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]
 
 
 @pytest.fixture
-def run_batch(start_batch) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Runs `vllm-cli run-batch` to its end."""
-
-    def run(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":
-        process = start_batch(*words, **options)
-        out, err = process.communicate(timeout=200)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    return run
+def run_batch(invoke, tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Runs `run-batch` on the same files in this process."""
+    files = ("-i", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl")
+    return lambda *words: invoke("run-batch", *files, *words)

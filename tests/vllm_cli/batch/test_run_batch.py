@@ -231,19 +231,13 @@ def test_without_a_server_nothing_is_written_and_the_exit_code_is_1(run_batch, t
     assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 
-def test_a_full_disk_ends_the_run_and_keeps_whole_lines(server, run_batch, tmp_path):
+def test_a_full_disk_ends_the_run_and_keeps_whole_lines(server, start_batch, run_batch, tmp_path):
     """A limit on the file size simulates the full disk: a write that does not fit is truncated."""
-    import resource
-
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(60)])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
-    try:
-        done = run_batch("--url", server.url, "--max-concurrency", "2")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert done.returncode == 1
-    assert "out.jsonl cannot be written: File too large." in done.stderr
+    process = start_batch("--url", server.url, "--max-concurrency", "2", file_size=5000)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "out.jsonl cannot be written: File too large." in err
     assert 0 < len(read_lines(tmp_path / "out.jsonl")) < 60
     assert run_batch("--url", server.url).returncode == 0
     assert len(read_lines(tmp_path / "out.jsonl")) == 60
@@ -258,24 +252,22 @@ def test_the_model_and_the_key_are_sent(server, run_batch, tmp_path):
     assert {headers["Authorization"] for _, _, headers, _ in server.requests} == {"Bearer secret"}
 
 
-def test_files_may_be_on_a_web_server(server, start_batch, tmp_path):
+def test_files_may_be_on_a_web_server(server, run_batch, tmp_path):
     """The last --input-file counts; the folder keeps the results until the upload, and if it fails."""
     source = write_lines(tmp_path / "source.jsonl", [request_line(number) for number in range(3)])
     server.files["/in.jsonl"] = source.read_bytes()
     folder = tmp_path / "meanwhile"
     folder.mkdir()
     words = ("--url", server.url, "--input-file", f"{server.url}/in.jsonl", "--output-tmp-dir", str(folder))
-    process = start_batch(*words, "--output-file", f"{server.url}/out.jsonl")
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
+    done = run_batch(*words, "--output-file", f"{server.url}/out.jsonl")
+    assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in server.files["/out.jsonl"].splitlines()]
     assert [line["custom_id"] for line in lines] == ["request-0", "request-1", "request-2"]
     assert list(folder.iterdir()) == []
-    process = start_batch(*words, "--output-file", "http://127.0.0.1:1/out.jsonl")
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 1
+    done = run_batch(*words, "--output-file", "http://127.0.0.1:1/out.jsonl")
+    assert done.returncode == 1
     (answers,) = folder.glob("*/answers.jsonl")
-    assert f"the results are in {answers}" in err
+    assert f"the results are in {answers}" in done.stderr
 
 
 def test_the_mode_of_the_output_is_kept(server, run_batch, tmp_path):
