@@ -58,14 +58,14 @@ def test_a_failed_start_shows_the_servers_error_and_exit_code(tmp_path):
     assert "--max-num-seqs" in wrong.stderr
 
 
-def test_its_server_needs_no_key_and_no_tls_of_a_config_file(tiny_llama, tmp_path):
+def test_its_server_needs_no_key_and_no_tls_whatever_flags_and_file_say(tiny_llama, tmp_path):
     keys, config, batch = (tmp_path / name for name in ("keys", "config.yaml", "in.jsonl"))
     keys.write_text("sesame-1\n")
     tls = "ssl-certfile: /missing.pem\nssl-ca-certs: /missing.pem\nssl-cert-reqs: 2\n"
     config.write_text(f"api-key: [sesame-2]\napi-key-file: {keys}\nserved-model-name: smol\n{tls}")
     body = {"model": "smol", "prompt": "a", "max_tokens": 1}
     batch.write_text(json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}))
-    words = ("--model", tiny_llama, "--config", config, "--fail-on-error")
+    words = ("--model", tiny_llama, "--config", config, "--ssl_keyfile", "/missing.pem", "--fail-on-error")
     done = run_cli("run-batch", "-i", batch, "-o", tmp_path / "out.jsonl", *words)
     assert done.returncode == 0, done.stderr
     assert "Notice" not in done.stderr

@@ -11,6 +11,7 @@ import pytest
 
 from envs.registry import OWN_PREFIX, variables
 from startup.config import StartupConfig
+from tests import cli
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +57,4 @@ def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python -m vllm_cli WORDS...` in another process."""
-
-    def run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "vllm_cli", *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=200, **options)
-
-    return run
+    return cli.run_cli

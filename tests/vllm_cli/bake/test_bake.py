@@ -104,15 +104,16 @@ def test_a_failed_start_leaves_nothing(tmp_path):
     [("model", "--no-such-flag"), ("--engine", "nonsense"), ("--max-model-len", "much"), ("--timeout", "0")],
     ids=" ".join,
 )
-def test_wrong_words_are_exit_code_2(words, tmp_path):
-    done = _bake(*words, "--output", tmp_path / "baked", VCLI_ENGINE="embedded")
+def test_wrong_words_are_exit_code_2(words, tmp_path, invoke, monkeypatch):
+    monkeypatch.setenv("VCLI_ENGINE", "embedded")
+    done = invoke("bake", *words, "--output", tmp_path / "baked")
     assert done.returncode == 2, done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_a_baked_folder_is_replaced(tmp_path, model):
+def test_only_a_baked_folder_is_replaced(tmp_path, model, invoke):
     (tmp_path / "mine").touch()
-    done = _bake(model, "--engine", "embedded", "--output", tmp_path)
+    done = invoke("bake", model, "--engine", "embedded", "--output", tmp_path)
     assert done.returncode == 2
     assert "was not written by `vllm-cli bake`" in done.stderr
     assert (tmp_path / "mine").exists()

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests.certificates import make_certificate, needs_openssl
-from tests.llamas import save_tiny_llama
 from tests.vllm_cli.batch.conftest import error, ok, read_lines, request_line, write_lines
 from tests.waiting import wait_until
 
@@ -281,19 +280,6 @@ def test_the_mode_of_the_output_is_kept(server, run_batch, tmp_path):
     assert [line["custom_id"] for line in read_lines(out)] == ["request-2", "request-1", "request-0"]
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
-
-
-@needs_openssl
-def test_a_server_of_its_own_has_no_tls_whatever_flags_and_file_say(run_batch, tmp_path):
-    made = make_certificate(tmp_path, "server")
-    file = tmp_path / "serve.yaml"
-    file.write_text(f"ssl-certfile: {made.certificate}\nssl-keyfile: {made.key}\nssl-ca-certs: {made.certificate}\n")
-    model = save_tiny_llama(tmp_path / "tiny")
-    write_lines(tmp_path / "in.jsonl", [request_line(0, body={"model": "m", "prompt": "a", "max_tokens": 1})])
-    flags = ("--ssl-certfile", str(made.certificate), "--ssl_keyfile", str(made.key))
-    done = run_batch(str(model), "--served-model-name", "m", "--config", str(file), *flags)
-    assert done.returncode == 0, done.stderr
-    assert len(read_lines(tmp_path / "out.jsonl")) == 1
 
 
 @needs_openssl

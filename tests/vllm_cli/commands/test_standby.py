@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 
 from startup.standby.status import StandbyStatus, TemplateStatus
+from tests.cli import run_cli
 from tests.standby_process import OFF, StandbyProcess
 from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
@@ -23,23 +22,17 @@ _MIB = 1 << 20
 
 
 @pytest.fixture
-def runtime_folder() -> Iterator[Path]:
+def runtime_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder for sockets, whose paths must be short; a standby that a test leaves in it is stopped."""
     with tempfile.TemporaryDirectory(prefix="vs-", dir="/tmp") as path:
+        for name, value in (OFF | {"XDG_RUNTIME_DIR": path}).items():
+            monkeypatch.setenv(name, value)
         yield Path(path)
-        _cli(Path(path), "standby", "stop")
+        run_cli("standby", "stop")
 
 
-def _cli(runtime_folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vllm_cli", *words],
-        env=os.environ | OFF | {"XDG_RUNTIME_DIR": str(runtime_folder)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-
-def _status(runtime_folder: Path) -> dict[str, Any]:
-    return dict(json.loads(_cli(runtime_folder, "standby", "status", "--json").stdout))
+def _status(invoke) -> dict[str, Any]:
+    return dict(json.loads(invoke("standby", "status", "--json").stdout))
 
 
 def test_the_table_shows_each_template():
@@ -83,51 +76,51 @@ def test_an_unknown_engine_is_a_usage_error(wanted):
     [("--for", "nonsense"), ("--idle-exit", "0"), ("--idle-exit", "soon"), ("--max-memory", "much"), ("nonsense",)],
     ids=" ".join,
 )
-def test_wrong_words_are_exit_code_2(words, runtime_folder):
-    done = _cli(runtime_folder, "standby", *words)
+def test_wrong_words_are_exit_code_2(words, runtime_folder, invoke):
+    done = invoke("standby", *words)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["status", "stop"])
-def test_without_a_standby_the_exit_code_is_1(command, runtime_folder):
-    done = _cli(runtime_folder, "standby", command)
+def test_without_a_standby_the_exit_code_is_1(command, runtime_folder, invoke):
+    done = invoke("standby", command)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "No standby runs for this user and Python environment.\n"
 
 
-def test_a_folder_that_others_may_enter_is_not_used(runtime_folder):
+def test_a_folder_that_others_may_enter_is_not_used(runtime_folder, invoke):
     (runtime_folder / "vllm-cli").mkdir()
     (runtime_folder / "vllm-cli").chmod(0o755)
     for words in ((), ("--detach",)):
-        done = _cli(runtime_folder, "standby", "--for", "embedded", *words)
+        done = invoke("standby", "--for", "embedded", *words)
         assert done.returncode == 3
         assert "must belong to this user and have mode 0700" in done.stderr
-    assert "must belong to this user" in _cli(runtime_folder, "standby", "status").stderr
+    assert "must belong to this user" in invoke("standby", "status").stderr
 
 
 @pytest.mark.thorough
-def test_a_detached_standby_is_ready_refuses_a_second_one_and_stops(runtime_folder):
-    done = _cli(runtime_folder, "standby", "--for", "embedded", "--detach")
+def test_a_detached_standby_is_ready_refuses_a_second_one_and_stops(runtime_folder, invoke):
+    done = run_cli("standby", "--for", "embedded", "--detach")
     assert done.returncode == 0, done.stderr
-    found = _status(runtime_folder)
+    found = _status(invoke)
     assert done.stdout == f"The standby {found['pid']} is ready; its log is {runtime_folder}/vllm-cli/standby.log\n"
     (template,) = found["templates"]
     assert (template["kind"], template["state"], template["num_starts"]) == ("embedded", "ready", 0)
     assert template["import_s"] > 0
     assert found["memory_bytes"] >= template["memory_bytes"] > 50 * _MIB
     assert os.getsid(found["pid"]) == found["pid"]
-    table = _cli(runtime_folder, "standby", "status")
+    table = invoke("standby", "status")
     assert table.returncode == 0
     assert table.stdout.startswith(f"standby {found['pid']}, ")
 
     for words in (("--detach",), ()):
-        second = _cli(runtime_folder, "standby", "--for", "embedded", *words)
+        second = run_cli("standby", "--for", "embedded", *words)
         assert second.returncode == 3
     assert "a standby runs already: `vllm-cli standby status` shows it" in second.stderr  # else in the log
-    assert _status(runtime_folder)["pid"] == found["pid"]
+    assert _status(invoke)["pid"] == found["pid"]
 
-    stopped = _cli(runtime_folder, "standby", "stop")
+    stopped = invoke("standby", "stop")
     assert (stopped.returncode, stopped.stdout) == (0, f"The standby {found['pid']} has stopped.\n")
     wait_until(lambda: is_gone(found["pid"]) and is_gone(template["pid"]))
     assert [path.name for path in (runtime_folder / "vllm-cli").glob("*.sock")] == []
