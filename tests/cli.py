@@ -38,6 +38,7 @@ def run_python(
 def _run(
     words: Sequence[object], environment: Mapping[str, str] | None, timeout_s: float, options: Mapping[str, Any]
 ) -> "subprocess.CompletedProcess[str]":
-    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    stdin = None if "input" in options else subprocess.DEVNULL
+    pipes: dict[str, Any] = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     variables = os.environ | (environment or {})
     return subprocess.run([*map(str, words)], env=variables, text=True, timeout=timeout_s, **(pipes | options))

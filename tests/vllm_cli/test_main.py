@@ -42,6 +42,7 @@ def _loaded_by(calls, folder):
     return [json.loads(line) for line in lines]
 
 
+BENCHMARKS = [("bench", "serve"), ("bench", "startup")]
 LIGHT_CALLS = [
     ((), 2),
     (("--help",), 0),
@@ -49,6 +50,11 @@ LIGHT_CALLS = [
     (("--nonsense",), 2),
     (("nonsense",), 2),
     *((((entry.name, "--help"), 0)) for entry in COMMANDS),
+    *(
+        ((*command, *words), code)
+        for command in BENCHMARKS
+        for words, code in ((("--help",), 0), (("--rounds", "0"), 2))
+    ),
     (("serve", "--help=all"), 0),
     (("serve", "--help=port"), 0),
     (("serve", "--nonsense"), 2),

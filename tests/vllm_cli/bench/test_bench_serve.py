@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -13,7 +12,6 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.terminal import read_terminal
 from tests.waiting import is_gone
 
 pytestmark = pytest.mark.thorough
@@ -210,17 +208,6 @@ def test_the_report_on_a_pipe_is_plain_aligned_text(fake_server, run_bench_serve
     assert labels[0] == "output tok/s"
     assert labels[-2:] == ["/health max ms", "failed requests"]
     assert len({len(line) for line in table[1:-1]}) == 1
-
-
-def test_the_progress_on_a_terminal_is_one_line(fake_server):
-    ours, theirs = pty.openpty()
-    words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--url", fake_server().url, *QUICK]
-    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs) as bench:
-        os.close(theirs)
-        shown = read_terminal(ours)
-    assert bench.returncode == 0
-    assert "[4/4] A: 2 at once, round 2" in shown
-    assert "output tok/s" in shown
 
 
 def test_a_server_that_lists_no_model_needs_a_model_option(fake_server, run_bench_serve):

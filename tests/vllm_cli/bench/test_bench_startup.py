@@ -111,23 +111,14 @@ def test_a_measured_start_that_never_becomes_ready_exits_with_3(run_startup, fak
     assert len(log.read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("flag", ["--crashes", "--crashes-if"])
-def test_a_command_that_crashes_exits_with_3_and_shows_its_output(flag, fake_command, run_startup, tmp_path):
+def test_a_measured_start_that_crashes_exits_with_3_and_shows_its_output(fake_command, run_startup, tmp_path):
     log = tmp_path / "log"
-    flags = [flag] if flag == "--crashes" else ["--crashes-if", log, "--log-file", log]
-    done = run_startup("--cmd", fake_command(*flags), *QUICK)
+    done = run_startup("--cmd", fake_command("--crashes-if", log, "--log-file", log), *QUICK)
     assert done.returncode == 3
     assert "exit status 1" in done.stderr
     assert "the fake server crashes" in done.stderr
-    assert "fake_server.py --crashes" in done.stderr
+    assert "fake_server.py --crashes-if" in done.stderr
     assert "exec_stamp.py" not in done.stderr
-
-
-def test_variables_in_front_of_a_command_are_set(run_startup, fake_command, tmp_path):
-    log = tmp_path / "log"
-    command = shlex.join(["sh", "-c", f"exec {fake_command()} --log-file $LOG --port $0", "{port}"])
-    assert run_startup("--cmd", f"LOG={log} {command}", "--rounds", 1, "--pause", 0).returncode == 0
-    assert len(log.read_text().splitlines()) == 2
 
 
 def test_an_answer_without_text_exits_with_3(fake_command, run_startup):

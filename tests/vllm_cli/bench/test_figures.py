@@ -1,4 +1,4 @@
-"""The figures of `bench serve`, computed from samples."""
+"""Options of the benchmarks, and the figures of `bench serve`, computed from samples."""
 
 import pytest
 
@@ -6,6 +6,7 @@ from vllm_cli.bench.probe import ProbeSamples
 from vllm_cli.bench.report import compare_rounds, percentile, summarize_rounds
 from vllm_cli.bench.request import RequestSample, Usage
 from vllm_cli.bench.serve import SERVE_METRICS, LoadSamples, compute_round
+from vllm_cli.main import main
 
 MS = 10**6
 
@@ -109,3 +110,27 @@ def test_a_figure_that_one_side_lacks_has_no_ratio():
     ours, theirs = [{"ttft_p50_ms": None}], [{"ttft_p50_ms": 1.0}]
     assert "ttft_p50_ms" not in compare_rounds(SERVE_METRICS, ours, theirs)
     assert "ttft_p50_ms" not in compare_rounds(SERVE_METRICS, theirs, ours)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["serve"], "Name a server to measure"),
+        (["serve", "--url", "ftp://x"], "is not an address"),
+        (["serve", "--url", "x", "--concurrency", "1,0"], "is not a list such as 1,8,32"),
+        (["serve", "--url", "x", "--concurrency", "one"], "is not a list such as 1,8,32"),
+        (["serve", "--url", "x", "--rounds", "0"], "--rounds"),
+        (["serve", "--url", "x", "--json", "no-such-folder/result.json"], "is not a file in an existing folder"),
+        (["serve", "--cmd", "serve 'unbalanced"], "--cmd"),
+        (["startup", "--cmd", "x 'y"], "--cmd"),
+        (["startup", "--state", "lukewarm"], "lukewarm"),
+        (["startup", "--cmd", "x", "--rounds", "0"], "--rounds"),
+        (["startup", "--cmd", "x", "--evict", "no-such-file"], "no-such-file"),
+        (["startup", "--cmd", "x", "--json", "no-such-folder/x.json"], "is not a file in an existing folder"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+)
+def test_invalid_options_are_a_usage_error(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -96,23 +96,22 @@ def test_a_command_that_does_not_exist_is_reported():
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("serve x", ["serve", "x", "--port", "PORT"]),
-        ("serve --listen 'a b:{port}'", ["serve", "--listen", "a b:PORT"]),
-        ("A=1 B_2=x serve", ["env", "A=1", "B_2=x", "serve", "--port", "PORT"]),
+        ("serve x", ["x", "--port", "PORT", "variables::"]),
+        ("serve --listen 'a b:{port}'", ["--listen", "a b:PORT", "variables::"]),
+        ("A=1 B_2=x serve", ["--port", "PORT", "variables:1:x"]),
     ],
     ids=["appended", "placeholder", "environment"],
 )
-def test_the_port_is_inserted_or_appended(command, expected, tmp_path):
+def test_the_port_is_inserted_or_appended_and_variables_are_set(command, expected, tmp_path):
     words_file = tmp_path / "words"
-    (tmp_path / "serve").write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {words_file}\n")
+    (tmp_path / "serve").write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" variables:$A:$B_2 > {words_file}\n")
     (tmp_path / "serve").chmod(0o755)
     target = command_target(command.replace("serve", str(tmp_path / "serve"), 1))
     target.start()
     wait_until(lambda: words_file.exists() and words_file.read_text().endswith("\n"))
     target.close()
     port = target.base_url.rpartition(":")[2]
-    after_the_program = expected[expected.index("serve") + 1 :]
-    assert words_file.read_text().splitlines() == [word.replace("PORT", port) for word in after_the_program]
+    assert words_file.read_text().splitlines() == [word.replace("PORT", port) for word in expected]
 
 
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])

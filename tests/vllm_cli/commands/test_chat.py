@@ -15,9 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.certificates import make_certificate, needs_openssl
 from tests.http_server import Request, ScriptedServer, serving
-from tests.startup.vllm.fake_start import short_folder
 from tests.terminal import read_terminal, read_until
 from vllm_cli.main import main
 
@@ -94,12 +92,6 @@ def fake_server() -> Iterator[ChatServer]:
         yield server
 
 
-@pytest.fixture
-def unix_server() -> Iterator[ChatServer]:
-    with short_folder() as folder, serving(ChatServer(str(folder / "server.sock"))) as server:
-        yield server
-
-
 def test_quick_prints_the_answer_while_it_streams(fake_server, capfd):
     fake_server.queue_chat("Par", "is", ".")
     assert main(["chat", "--url", fake_server.url, "--system", "Be brief.", "--quick", "Capital?"]) == 0
@@ -130,18 +122,6 @@ def test_sampling_parameters_are_sent_only_if_given(fake_server, command):
         assert main([command, "--url", fake_server.url, *words, "-q", "Hi"]) == 0
         request = fake_server.posts[-1]
         assert {name: request[name] for name in ("temperature", "max_tokens") if name in request} == sent
-
-
-@pytest.mark.parametrize("prefix", ["unix:", "unix://"])
-def test_a_server_on_a_unix_socket_answers(unix_server, prefix, capfd):
-    url = unix_server.url.replace("unix:", prefix)
-    unix_server.queue_chat("Par", "is.")
-    assert main(["chat", "--url", url, "--api-key", "secret", "--quick", "Capital?"]) == 0
-    unix_server.queue_completion(" in France.")
-    assert main(["complete", "--url", url, "--api-key", "secret", "--quick", "Paris is"]) == 0
-    assert capfd.readouterr().out == "Paris.\n in France.\n"
-    assert [request["path"] for request in unix_server.posts] == ["/v1/chat/completions", "/v1/completions"]
-    assert unix_server.keys == {"Bearer secret"}
 
 
 def test_stats_show_time_to_first_token_and_rate(fake_server, capfd):
@@ -202,19 +182,6 @@ def test_no_server_is_one_line_and_exit_code_1(capfd):
     assert capfd.readouterr().err == (
         f"Error: No server answers at http://127.0.0.1:{port} (connection refused). Is `vllm-cli serve` running?\n"
     )
-
-
-@needs_openssl
-def test_https_requires_a_trusted_certificate(fake_server, tmp_path, monkeypatch, capfd):
-    made = make_certificate(tmp_path, "fake-model")
-    fake_server.use_tls(made)
-    url = fake_server.url
-    assert main(["chat", "--url", url, "-q", "Capital?"]) == 1
-    assert "certificate verify failed" in capfd.readouterr().err
-    monkeypatch.setenv("SSL_CERT_FILE", str(made.certificate))
-    fake_server.queue_chat("Paris.")
-    assert main(["chat", "--url", f"{url}/v1/", "-q", "Capital?"]) == 0
-    assert capfd.readouterr().out == "Paris.\n"
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_a_unix_socket_may_have_a_path_of_any_length(tmp_path, invoke, monkeypat
     folder.mkdir()
     monkeypatch.chdir(folder)
     with serving(ScriptedServer(lambda _: (200,), "s.sock")):
-        for words in (("--uds", folder / "s.sock"), (f"unix:{folder}/s.sock",)):
+        for words in (("--uds", folder / "s.sock"), (f"unix:{folder}/s.sock",), (f"unix://{folder}/s.sock",)):
             done = invoke("wait", *words, "--timeout", "60")
             assert done.returncode == 0, done.stderr
 
