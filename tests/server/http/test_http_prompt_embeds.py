@@ -51,8 +51,9 @@ def test_without_the_flag_the_error_names_it(server):
 @pytest.mark.parametrize("write", [torch_payload, safetensors_payload])
 @pytest.mark.parametrize("prompt", [None, "", []], ids=["none", "empty text", "empty list"])
 def test_rows_reach_the_engine_in_the_model_s_type(accepting, engine, write, prompt):
-    body = accepting.complete(prompt=prompt, prompt_embeds=write(rows(7))).json()
-    assert body["choices"][0]["text"] == TEXT
+    body = accepting.completion(prompt=prompt, prompt_embeds=write(rows(7)), return_token_ids=True)
+    (choice,) = body["choices"]
+    assert (choice["text"], choice["prompt_token_ids"]) == (TEXT, [0] * 7)
     assert body["usage"]["prompt_tokens"] == 7
     assert torch.equal(embeds_of(engine)["0"], rows(7).bfloat16())
     assert [prompt for prompt, _ in engine.requests.values()] == [[0] * 7]
@@ -84,13 +85,6 @@ def test_embeddings_come_before_texts(accepting, engine, encode):
 def test_choices_share_one_object(accepting, engine):
     accepting.complete(prompt=None, prompt_embeds=torch_payload(rows(4)), n=3, temperature=1.0)
     assert len({id(inputs) for inputs in engine.inputs.values()}) == 1
-
-
-def test_stream_has_the_same_text(accepting):
-    body = {"prompt_embeds": torch_payload(rows(4)), "return_token_ids": True}
-    chunks = accepting.stream("/v1/completions", body)
-    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == TEXT
-    assert chunks[0]["choices"][0]["prompt_token_ids"] == [0] * 4
 
 
 def test_the_last_rows_are_kept_on_request(accepting, engine):
@@ -164,23 +158,18 @@ def embeds_part(tensor: torch.Tensor) -> dict[str, str]:
 def test_chat_places_rows_between_its_texts(accepting, engine, renderer):
     one, two = rows(2), rows(3, seed=1)
     texts = [{"type": "text", "text": text} for text in ("Before", "after")]
-    body = chat_with(texts[0], embeds_part(one), texts[1], embeds_part(two))
-    response = accepting.post("/v1/chat/completions", body)
-    assert response.json()["choices"][0]["message"]["content"] == TEXT
+    answer = accepting.chat_completion(**chat_with(texts[0], embeds_part(one), texts[1], embeds_part(two)))
+    assert answer["choices"][0]["message"]["content"] == TEXT
     (received,) = embeds_of(engine).values()
     ((prompt, _),) = engine.requests.values()
     is_row = ~received.isnan().any(dim=-1)
     assert torch.equal(received[is_row], torch.cat([one, two]).bfloat16())
-    assert len(prompt) == len(received) == response.json()["usage"]["prompt_tokens"]
+    assert len(prompt) == len(received) == answer["usage"]["prompt_tokens"]
     ids = [token_id for token_id, row in zip(prompt, is_row.tolist(), strict=True) if not row]
     text = renderer.detokenize(ids)
     assert "user\nBefore\n\nafter\n<|im_end|>" in text
     first = is_row.tolist().index(True)
     assert renderer.detokenize(prompt[:first]).endswith("user\nBefore\n")
-
-
-def test_chat_streams_with_rows(accepting):
-    assert accepting.stream_lines("/v1/chat/completions", chat_with(embeds_part(rows(2))))[-1] == "[DONE]"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from base.machine.page_cache import by_mincore, memory_devices
+from base.machine.page_cache import memory_devices
 from tests.page_cache import expect_resident, repeated_if_pages_are_lost
 from tests.waiting import wait_until
 from vllm_cli.bench.startup import Residency, evict_files, list_files, measure_residency
@@ -54,17 +54,6 @@ def test_mapped_pages_stay_and_are_reported(disk_folder):
         assert mapped[0] == mapped[MEGABYTE] == 0
         stayed = evict_files([file])
     assert 2 * mmap.PAGESIZE <= stayed.resident_bytes < MEGABYTE
-
-
-@repeated_if_pages_are_lost
-def test_mincore_agrees(disk_folder):
-    file = disk_folder / "weights"
-    file.write_bytes(bytes(4 * MEGABYTE))
-    expect_resident(file, least_share=1.0)
-    with file.open("rb") as opened:
-        assert by_mincore(opened.fileno(), 0, 4 * MEGABYTE) == measure_residency([file]).resident_bytes == 4 * MEGABYTE
-        evict_all(file)
-        assert by_mincore(opened.fileno(), 0, 4 * MEGABYTE) == measure_residency([file]).resident_bytes == 0
 
 
 def test_an_empty_file_can_be_evicted(tmp_path):
