@@ -29,7 +29,6 @@ from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.routes.endpoint import AppParts
 from server.server_config import ServerConfig
-from server.transport import lingering_transport
 from server.transport.connection import bounded_connections
 from server.types import (
     UNUSABLE_GRAMMAR,
@@ -473,12 +472,6 @@ def run_app(
         listener.close()
         if parts.response_store is not None:
             parts.response_store.close()
-
-
-@pytest.fixture
-def long_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rejected clients may send for longer: a busy machine needs seconds for tens of megabytes."""
-    monkeypatch.setattr(lingering_transport, "_LINGER_S", PATIENT_S)
 
 
 @pytest.fixture

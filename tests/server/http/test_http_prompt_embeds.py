@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from server.limits import LimitsConfig
 from server.renderers.embeds import prompt_embeds
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.renderers.hf import HfRenderer
@@ -112,17 +113,17 @@ def test_faults_are_reported_with_their_field(accepting, engine, fields, param, 
     assert not engine.requests
 
 
-def test_the_body_limit_grows_with_the_model(accepting, renderer, engine, long_linger):
-    """500 rows of 32768 numbers are 44 MB of base64, above the limit of other bodies."""
-    renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, 32768, "bfloat16")
-    large = rows(500, width=32768).bfloat16()
-    answer = accepting.complete(prompt=None, prompt_embeds=safetensors_payload(large))
+def test_the_body_limit_grows_with_the_model(accepting, serve, renderer, engine):
+    """500 rows are above the limit of other bodies."""
+    server = serve(limits=LimitsConfig(max_body_bytes=1000))
+    large = rows(500).bfloat16()
+    answer = server.complete(prompt=None, prompt_embeds=safetensors_payload(large))
     assert answer.json()["usage"]["prompt_tokens"] == 500
     assert torch.equal(embeds_of(engine)["0"], large)
-    renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16")
-    too_large = accepting.complete(prompt=None, prompt_embeds="A" * (34 << 20))
+    most = 1000 + renderer.embeds_limits.max_base64_chars
+    too_large = server.complete(prompt=None, prompt_embeds="A" * most)
     assert too_large.status_code == 413
-    assert "larger than 3" in too_large.json()["error"]["message"]
+    assert f"larger than {most} bytes" in too_large.json()["error"]["message"]
 
 
 def test_other_requests_are_answered_while_rows_are_read(accepting, engine, monkeypatch):
