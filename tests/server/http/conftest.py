@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -328,6 +328,12 @@ def renderer(model_path: Any) -> Iterator[HfRenderer]:
         renderer.executor.submit(int).result()  # starts the thread, which stays until the session ends
         renderer.max_model_len = MAX_MODEL_LEN
         yield renderer
+
+
+@pytest.fixture
+def use_template(renderer: HfRenderer, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets the chat template of the renderer for one test."""
+    return lambda template: monkeypatch.setattr(renderer, "config", replace(renderer.config, chat_template=template))
 
 
 @pytest.fixture(scope="session")

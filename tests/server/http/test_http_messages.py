@@ -8,9 +8,8 @@ import anthropic
 import msgspec
 import pytest
 
-from server.config import ModelFiles, RendererConfig
-from server.http_body.response_body import ANTHROPIC, error_response
-from server.renderers.hf import HfRenderer
+from server.apis.messages.errors import ANTHROPIC
+from server.http_body.errors import error_response
 from tests.server.http.conftest import MODEL, PATIENT_S, LiveServer, ScriptedEngine
 
 REPLY = " Paris, the city of light."
@@ -267,14 +266,13 @@ class TestSystemMessagesWithinTheConversation:
     def test_they_stay_if_the_template_accepts_them(self, server, engine):
         assert self.prompt(server, engine).count("<|im_start|>system\n") == 2
 
-    def test_they_move_to_the_start_if_not(self, server, engine, model_path, serve):
+    def test_they_move_to_the_start_if_not(self, engine, model_path, serve, use_template):
         template = (model_path / "chat_template.jinja").read_text()
         guard = "{% if message.role == 'system' and not loop.first %}{{ raise_exception('first') }}{% endif %}"
         strict = template.replace("{% for message in messages %}", "{% for message in messages %}" + guard)
         assert strict != template
-        files = ModelFiles(model_path, model_path)
-        with HfRenderer(files, RendererConfig(chat_template=strict)) as renderer:
-            prompt = self.prompt(serve(renderer=renderer), engine)
+        use_template(strict)
+        prompt = self.prompt(serve(), engine)
         assert prompt.startswith("<|im_start|>system\nYou help. Be short.<|im_end|>\n<|im_start|>user")
 
 
@@ -345,10 +343,10 @@ def test_a_coding_agents_request(serve, engine):
     ids=["known", "switch", "ignored", "rejected", "set by the operator"],
 )
 def test_disabled_thinking_is_the_least_effort_that_the_template_knows(
-    serve, engine, model_path, template, options, prompt
+    serve, engine, renderer, use_template, template, options, prompt
 ):
-    with HfRenderer(ModelFiles(model_path, model_path), RendererConfig(chat_template=template)) as renderer:
-        with connect(serve(renderer=renderer, **options)) as client:
-            create(client, thinking={"type": "disabled"})
-        *_, (token_ids, _) = engine.requests.values()
-        assert renderer.detokenize(token_ids) == prompt
+    use_template(template)
+    with connect(serve(**options)) as client:
+        create(client, thinking={"type": "disabled"})
+    *_, (token_ids, _) = engine.requests.values()
+    assert renderer.detokenize(token_ids) == prompt

@@ -1,12 +1,9 @@
 """Reasoning in chat completions: apart from the content, with tools, grammars and a budget."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
-from server.config import ModelFiles, RendererConfig
-from server.renderers.hf import HfRenderer
 from server.types import ReasoningMarker
 from tests.server.http.conftest import assert_rejected
 
@@ -48,9 +45,7 @@ def rules_of(reasoner, engine):
     return rules_of
 
 
-def renderer_with(model_path, ending) -> Iterator[HfRenderer]:
-    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}" + ending
-    return HfRenderer(ModelFiles(model_path, model_path), RendererConfig(chat_template=template))
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
 @pytest.mark.parametrize("tokens_per_step", [1, 2, 5, 1000])
@@ -129,22 +124,20 @@ def test_an_answer_without_reasoning_follows_its_grammar_from_the_first_token(as
     assert ask('{"a": 1}', **fields)["message"]["content"] == '{"a": 1}'
 
 
-def test_the_prompt_may_have_opened_or_ended_the_reasoning(serve, engine, encode, model_path):
+def test_the_prompt_may_have_opened_or_ended_the_reasoning(serve, engine, encode, use_template):
     engine.reply = encode("Hm</think>Yes")
-    with renderer_with(model_path, "<|im_start|>assistant\n<think>So,") as renderer:
-        opened = serve(renderer=renderer, reasoning_parser="deepseek_r1")
-        fields = {"response_format": SCHEMA, "thinking_token_budget": 5}
-        assert opened.chat(**fields).json()["choices"][0]["message"]["content"] == "Yes"
-        ((_, params),) = engine.requests.values()
+    server = serve(reasoning_parser="deepseek_r1")
+    use_template(TEMPLATE + "<|im_start|>assistant\n<think>So,")
+    (choice,) = server.chat_completion(response_format=SCHEMA, thinking_token_budget=5)["choices"]
+    assert choice["message"]["content"] == "Yes"
+    ((_, params),) = engine.requests.values()
     assert params.reasoning.delays_grammar
     assert params.reasoning.is_open
     assert (params.reasoning.budget, params.reasoning.num_spent_tokens) == (5, len(encode("So,")))
     assert params.reasoning.forced_end == tuple(encode("</think>"))
-    engine.requests.clear()
-    with renderer_with(model_path, "<|im_start|>assistant\n<think>\n\n</think>\n\n") as renderer:
-        ended = serve(renderer=renderer, reasoning_parser="deepseek_r1")
-        message = ended.chat(response_format=SCHEMA).json()["choices"][0]["message"]
-        ((_, params),) = engine.requests.values()
+    use_template(TEMPLATE + "<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    message = server.chat_completion(response_format=SCHEMA)["choices"][0]["message"]
+    ((_, params),) = engine.requests.values()
     assert (message["reasoning"], message["content"]) == (None, "Hm</think>Yes")
     assert params.reasoning is None
 
