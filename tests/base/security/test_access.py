@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from base.security.access import FileWatch
 from base.security.api_keys import ApiKeys, KeyFileError
+from base.security.credentials import FileWatch
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, 
     engine.holds_after = 0
     server = serve(limits=LimitsConfig(max_held_bytes=20_000))
     admission = server.parts.admission
-    body = {"prompt_embeds": few_values, "max_tokens": 50}
+    body = {"prompt_embeds": one_row, "max_tokens": 50}
     with server.send("/v1/completions", body):
         wait_until(lambda: len(engine.requests) == 1)
         assert admission.num_held_bytes == 400 * WIDTH * 2

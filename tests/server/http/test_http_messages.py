@@ -8,8 +8,7 @@ import anthropic
 import msgspec
 import pytest
 
-from server.apis.messages.errors import ANTHROPIC
-from server.http_body.errors import error_response
+from server.http_body.response_body import ANTHROPIC, error_response
 from tests.server.http.conftest import MODEL, PATIENT_S, LiveServer, ScriptedEngine
 
 REPLY = " Paris, the city of light."

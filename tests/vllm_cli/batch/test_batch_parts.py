@@ -12,9 +12,8 @@ import pytest
 from envs.registry import env
 from tests.startup.vllm.fake_start import short_folder
 from tests.vllm_cli.batch.conftest import request_line, write_lines
-from vllm_cli.batch.input_file import open_input
-from vllm_cli.batch.lines import BEGINNING, LinePlace, answered
-from vllm_cli.batch.output_file import OutputFile, check_same_batch
+from vllm_cli.batch.requests import LinePlace, open_input
+from vllm_cli.batch.results import BEGINNING, OutputFile, answered
 from vllm_cli.batch.run import default_flags
 from vllm_cli.batch.sender import pause_s
 from vllm_cli.errors import InputError

@@ -21,7 +21,7 @@ from tests.certificates import make_certificate, needs_openssl
 from tests.http_server import ScriptedServer, serving
 from tests.ports import free_port as find_free_port
 from tests.terminal import read_terminal
-from vllm_cli.client.reporter import Reporter
+from vllm_cli.terminal import Reporter
 
 STARTING = {
     "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"},

@@ -4,9 +4,7 @@ import click
 import pytest
 
 from base.errors import ConfigError
-from server.config import RendererConfig
-from server.lora_config import LoraConfig, LoraModule
-from server.pooler_config import PoolerConfig
+from server.config import LoraConfig, LoraModule, PoolerConfig, RendererConfig
 
 _MODULE = "--lora-modules"
 

@@ -11,7 +11,7 @@ import torch
 from base.errors import RequestError
 from server.apis.pooling.endpoints import EmbeddingRequest, to_json
 from server.apis.pooling.scoring import RerankRequest, ScoreRequest
-from server.http_body.decoding import RequestDecoder
+from server.http_body.request_body import RequestDecoder
 from server.types import EngineOutput, TensorData
 
 MESSAGE = {"role": "user", "content": "hello"}

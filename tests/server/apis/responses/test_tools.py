@@ -5,7 +5,7 @@ import pytest
 from base.errors import RequestError
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import CalledTool, CustomInputReader, ResponseTools
-from server.generation.chat_request import NamedFunction, NamedToolChoice
+from server.generation.request import NamedFunction, NamedToolChoice
 
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
 COMMAND = {"type": "custom", "name": "command"}
