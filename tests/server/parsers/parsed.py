@@ -1,12 +1,13 @@
-"""What a parser makes of a text, and how it is compared."""
+"""What a parser makes of a text, whole or in pieces, and how it is compared."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Final
 
-from server.parsers.base import CallArguments, CallStart, Content, Event, Reasoning
+from server.parsers.base import OutputParser
+from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
 from server.parsers.registry import load_tool_parser
 from tests.server.parsers.raw_texts import FUNCTIONS, Format
 
@@ -79,3 +80,31 @@ def join(events: Iterable[Event]) -> Parsed:
         elif isinstance(event, CallArguments):
             parsed.calls[-1].arguments += event.text
     return parsed
+
+
+def joined_events(parser: OutputParser, pieces: list[str]) -> list[Event]:
+    """The events of a text, with adjacent events of a kind joined."""
+    joined: list[Event] = []
+    for event in [*(event for piece in pieces for event in parser.feed(piece, ())), *parser.finish()]:
+        last = joined[-1] if joined else None
+        if isinstance(event, CallStart) or isinstance(last, CallStart) or type(last) is not type(event):
+            joined.append(event)
+        else:
+            joined[-1] = event._replace(text=last.text + event.text)
+    return joined
+
+
+def parse_at_all_splits(
+    create: Callable[[], OutputParser], text: str, cuts: Iterable[int] | None = None
+) -> list[Event]:
+    """The events of the text, which must be the same for all splits in two and for all sizes of pieces.
+
+    Args:
+        cuts: the splits in two, if not all.
+    """
+    events = joined_events(create(), [text])
+    splits = [[text[:cut], text[cut:]] for cut in (range(len(text)) if cuts is None else cuts)]
+    sizes = [[text[start : start + size] for start in range(0, len(text), size)] for size in range(1, 9)]
+    for pieces in (*splits, *sizes):
+        assert joined_events(create(), pieces) == events, pieces
+    return events

@@ -6,7 +6,7 @@ from server.parsers.base import CallArguments, CallStart, Content, PromptEnd, Re
 from server.parsers.chain import ParserChain
 from server.parsers.registry import REASONING_FORMATS, load_reasoning_format
 from server.parsers.tools.json_formats import HermesParser
-from tests.server.parsers.pieces import parse_at_all_splits
+from tests.server.parsers.parsed import parse_at_all_splits
 
 TAG_FORMATS = [name for name, path in REASONING_FORMATS.items() if path.module == "reasoning_formats"]
 THOUGHTS = "I <th </thin é 🎉\n1 < 2 "

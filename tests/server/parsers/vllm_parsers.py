@@ -1,13 +1,15 @@
-"""Parses texts with vLLM's tool parsers; run by vLLM's own interpreter.
+"""Parses texts with vLLM's parsers; run by vLLM's own interpreter, for test_against_vllm.
 
-`python vllm_parsers.py QUESTION ANSWER`: the question holds `functions` and `formats`, which have `markers`
-and `texts` by the parser's name. The answer has vLLM's results for each text as a `whole` and, `streamed`,
-for one token after the other: `reasoning`, `content` and `calls`, or `error`.
+`python vllm_parsers.py QUESTION ANSWER`: the question has `tools` and `reasoning`, each with a task by the
+parser's name. A task has `tokens`, template `kwargs`, `functions` and `cases` of a text and the tokens that
+end its prompt. The answer has vLLM's results for each text as a `whole` (None behind a prompt) and,
+`streamed`, for one token after the other: `reasoning`, `content` and `calls`, or `error`.
 
-The tokenizer has one token per character, and one per marker as in the real models.
+The tokenizer has one token per character, and one per marker or tag as in the real models.
 """
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -16,55 +18,82 @@ from transformers import PreTrainedTokenizerFast
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.parser import ParserManager
 
+logging.disable(logging.WARNING)
+
+OLMO_TOKENS = ["Ġ</", "</", "think", ">"]
+"""Olmo's parser looks them up; the tokenizer never uses them."""
+
 
 def main(question: str, answer: str) -> None:
     asked = json.loads(Path(question).read_text())
-    written = {
-        name: answers(name, asked["functions"], texts["markers"], texts["texts"])
-        for name, texts in asked["formats"].items()
-    }
+    written = {kind: {name: Task(kind, name, **task).answers() for name, task in asked[kind].items()} for kind in asked}
     Path(answer).write_text(json.dumps(written))
 
 
-def answers(name: str, functions: list[dict], markers: list[str], texts: list[str]) -> list[dict]:
-    tokenizer = create_tokenizer(name, texts, markers)
-    parser = ParserManager.get_parser(
-        tool_parser_name=name,
-        reasoning_parser_name="openai_gptoss" if name == "openai" else None,
-        enable_auto_tools=True,
-        is_harmony=name == "openai",
-    )
+class Task:
+    """The texts of one parser."""
 
-    def both(text: str) -> dict:
-        return {"whole": attempt(parse_whole, text), "streamed": attempt(parse_streamed, text)}
+    def __init__(self, kind: str, name: str, tokens: list[str], kwargs: dict, functions: list, cases: list) -> None:
+        self._cases = cases
+        self._kwargs = kwargs
+        self._has_calls = kind == "tools"
+        self._tools = [{"type": "function", "function": function} for function in functions]
+        self._tokenizer = (
+            HarmonyTokenizer()
+            if name == "openai"
+            else create_tokenizer([text for text, _ in cases], tokens, are_special=self._has_calls)
+        )
+        parsers = {"reasoning_parser_name": name}
+        if self._has_calls:
+            parsers = {
+                "tool_parser_name": name,
+                "reasoning_parser_name": "openai_gptoss" if name == "openai" else None,
+                "enable_auto_tools": True,
+                "is_harmony": name == "openai",
+            }
+        self._create = ParserManager.get_parser(**parsers)
 
-    def attempt(parse, text: str) -> dict:
+    def answers(self) -> list[dict]:
+        return [
+            {
+                "whole": None if prompt else self._attempt(self._whole, text),
+                "streamed": self._attempt(self._streamed, text, prompt),
+            }
+            for text, prompt in self._cases
+        ]
+
+    def _attempt(self, parse, *args) -> dict:
+        choice = {"tools": self._tools, "tool_choice": "auto"} if self._has_calls else {}
         request = ChatCompletionRequest(
-            messages=[{"role": "user", "content": "?"}],
-            tools=[{"type": "function", "function": function} for function in functions],
-            tool_choice="auto",
+            messages=[{"role": "user", "content": "?"}], chat_template_kwargs=self._kwargs, **choice
         )
         try:
-            return parse(parser(tokenizer, request.tools), text, request)
+            if self._has_calls:
+                parser = self._create(self._tokenizer, request.tools)
+            else:
+                parser = self._create(self._tokenizer, None, chat_template_kwargs=dict(self._kwargs))
+            return parse(parser, request, *args)
         except Exception as err:  # noqa: BLE001 - any error of vLLM's is an answer
             return {"error": f"{type(err).__name__}: {err}"}
 
-    def parse_whole(one, text: str, request: ChatCompletionRequest) -> dict:
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-        reasoning, content, calls = one.parse(text, request, enable_auto_tools=True, model_output_token_ids=tokens)
+    def _whole(self, parser, request: ChatCompletionRequest, text: str) -> dict:
+        tokens = self._tokenizer.encode(text, add_special_tokens=False)
+        options = {"enable_auto_tools": True} if self._has_calls else {}
+        reasoning, content, calls = parser.parse(text, request, model_output_token_ids=tokens, **options)
         return {
             "reasoning": reasoning or "",
             "content": content or "",
             "calls": [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in calls or ()],
         }
 
-    def parse_streamed(one, text: str, request: ChatCompletionRequest) -> dict:
-        tokens = tokenizer.encode(text, add_special_tokens=False)
+    def _streamed(self, parser, request: ChatCompletionRequest, text: str, prompt: list[str]) -> dict:
+        tokens = self._tokenizer.encode(text, add_special_tokens=False)
+        prompt_ids = self._tokenizer.convert_tokens_to_ids(prompt) if prompt else []
         reasoning, content, calls = "", "", {}
         for index, token in enumerate(tokens):
-            delta = one.parse_delta(
-                tokenizer.decode([token]), [token], request, prompt_token_ids=[], finished=index == len(tokens) - 1
-            )
+            finished = index == len(tokens) - 1
+            piece = self._tokenizer.decode([token])
+            delta = parser.parse_delta(piece, [token], request, prompt_token_ids=prompt_ids, finished=finished)
             if delta is None:
                 continue
             reasoning += delta.reasoning or ""
@@ -76,22 +105,17 @@ def answers(name: str, functions: list[dict], markers: list[str], texts: list[st
                 call["arguments"] += (part.function and part.function.arguments) or ""
         return {"reasoning": reasoning, "content": content, "calls": list(calls.values())}
 
-    return [both(text) for text in texts]
 
-
-def create_tokenizer(name: str, texts: list[str], markers: list[str]):
-    if name == "openai":
-        return HarmonyTokenizer()
-    characters = sorted({character for text in texts for character in text})
-    tokenizer = Tokenizer(
-        models.WordLevel({character: index for index, character in enumerate(characters)}, characters[0])
-    )
+def create_tokenizer(texts: list[str], tokens: list[str], *, are_special: bool):
+    words = [*sorted({character for text in texts for character in text}), *OLMO_TOKENS]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, words[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([AddedToken(marker, special=True, normalized=False) for marker in markers])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, additional_special_tokens=markers, clean_up_tokenization_spaces=False
-    )
+    added = [AddedToken(token, special=are_special, normalized=False) for token in tokens]
+    (tokenizer.add_special_tokens if are_special else tokenizer.add_tokens)(added)
+    options = {"additional_special_tokens": tokens} if are_special else {}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **options)
 
 
 class HarmonyTokenizer:
