@@ -22,8 +22,11 @@ from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import CustomInputReader, ResponseTools
 from server.app import ApiKeyMiddleware
 from server.config import RendererConfig
-from server.engine.sampling.grammar import GrammarError, build_grammar
+from server.engine.sampling.grammar import GrammarError
+from server.engine.sampling.json_schema import prepare_schema
 from server.engine.sampling.reasoning import MarkerFinder
+from server.engine.sampling.regex_syntax import translate_regex
+from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.guided import find_constraint
 from server.generation.request import ChatRequest, StructuredOutputs
@@ -42,11 +45,12 @@ from server.renderers.prompts import to_conversation
 from server.routes.endpoint import read_announced_bytes, read_request_id
 from server.types import GuidedDecoding, ReasoningMarker
 from startup.probes.probe_http import parse_probe
+from tests.server.engine.sampling.grammar_texts import build_grammar
 from tests.server.parsers.formats import FORMATS
 from tests.server.parsers.parsed import DEFINITIONS
 from tests.server.parsers.raw_texts import Call
 
-_TOKEN: Final = 4
+TOKEN: Final = 4
 """Characters of the pieces in which a model's output arrives."""
 
 
@@ -88,8 +92,8 @@ def _units(*units: str, begin: str = "", end: str = "") -> list[Text]:
 
 
 def _in_pieces(text: str, read: Callable[[str], object]) -> None:
-    for at in range(0, len(text), _TOKEN):
-        read(text[at : at + _TOKEN])
+    for at in range(0, len(text), TOKEN):
+        read(text[at : at + TOKEN])
 
 
 def _log_access(text: str) -> None:
@@ -175,6 +179,14 @@ def _tags(text: str) -> None:
     for content in (either, calls | {"excludes": [text]}):
         tag = {"type": "tag", "begin": text, "content": content, "end": text}
         _grammar("structural_tag", json.dumps({"format": tag}))
+
+
+def _members(text: str) -> None:
+    """Properties and alternatives that grow together."""
+    members = {text[:3] + str(number): {"type": "integer"} for number in range(len(text) // 8)}
+    either = [{"type": "object", "properties": {"a": {"pattern": text[:8]}}}] * (len(text) // 8)
+    prepare_schema(json.dumps({"type": "object", "properties": members}))
+    prepare_schema(json.dumps({"anyOf": either}))
 
 
 def _schema(text: str) -> None:
@@ -288,6 +300,13 @@ SCANNERS: Final = [
         partial(_grammar, "regex"),
         _units("a", "(", "(a|b)", "a*", "["),
     ),
+    Scanner(
+        "regular expressions",
+        ("server.engine.sampling.regex_syntax",),
+        translate_regex,
+        _units("[", "[[:", "\\", "[a-", "--", "^$.", "\\u{"),
+    ),
+    Scanner("members of schemas", ("server.engine.sampling.json_schema",), _members, _units("a", "[a-z--b]")),
     Scanner(
         "schema grammars",
         ("server.engine.sampling.grammar",),

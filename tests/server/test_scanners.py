@@ -2,14 +2,17 @@
 
 import ast
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from time import thread_time_ns
 from typing import Final
 
 import pytest
 
+from server.parsers.registry import load_tool_parser
 from tests.growth import growth
 from tests.server import scanners
+from tests.server.parsers.parsed import DEFINITIONS
 from tests.server.scanners import PARSER_MODULES, SCANNERS
 
 ROOT: Final = Path(__file__).parents[2]
@@ -72,6 +75,37 @@ def test_costs_are_linear(kind):
     assert faults == []
 
 
+_MOST_TIMES = 25
+"""A hostile token may cost this many ordinary ones. It was 700."""
+_NUM_TOKENS = 300
+
+_FUNCTIONGEMMA = "<start_function_call>call:run_code{code:<escape>"
+_GEMMA4 = "<|tool_call>call:run_code{"
+_GLM45 = "<tool_call>run_code\n<arg_key>"
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("name", "start", "hostile"),
+    [
+        ("functiongemma", _FUNCTIONGEMMA, "0"),
+        ("functiongemma", _FUNCTIONGEMMA, "\n "),
+        ("gemma4", _GEMMA4, "é"),
+        ("gemma4", _GEMMA4, "a)"),
+        ("gemma4", _GEMMA4, "\n"),
+        ("gemma4", _GEMMA4 + "code:", ","),
+        ("glm45", _GLM45, " "),
+        ("glm45", _GLM45, "a "),
+        ("glm45", "<tool_call>run_code", " "),
+    ],
+)
+def test_no_token_costs_many_times_an_ordinary_one(name, start, hostile):
+    ordinary = _cost_ns(name, ["x = 1\n"] * _NUM_TOKENS)
+    text = hostile * (scanners.TOKEN * _NUM_TOKENS // len(hostile))
+    tokens = [text[at : at + scanners.TOKEN] for at in range(0, len(text), scanners.TOKEN)]
+    assert _cost_ns(name, [start, *tokens]) < _MOST_TIMES * ordinary
+
+
 @pytest.mark.alone
 @pytest.mark.slow
 def test_costs_of_long_texts_are_linear():
@@ -102,6 +136,18 @@ def test_a_new_expression_or_search_is_noticed():
     assert _reads_text("def f(text):\n    return text.find('a')\n")
     assert _reads_text("for part in text.split(','):\n    pass\n")
     assert not _reads_text("text = 'a'.upper()\n")
+
+
+def _cost_ns(name: str, tokens: Iterable[str]) -> int:
+    """The least processor time of three rounds."""
+    costs = []
+    for _ in range(3):
+        parser = load_tool_parser(name)(DEFINITIONS)
+        begin = thread_time_ns()
+        for token in tokens:
+            parser.feed(token, ())
+        costs.append(thread_time_ns() - begin)
+    return min(costs)
 
 
 def _listed() -> set[str]:

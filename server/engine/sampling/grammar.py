@@ -24,19 +24,6 @@ class GrammarError(ValueError):
     """The grammar does not compile; the message names the position."""
 
 
-def build_grammar(guided: GuidedDecoding) -> str:
-    """The grammar in llguidance's format, known to compile.
-
-    Raises:
-        GrammarError: the schema, expression or grammar is not valid.
-    """
-    grammar = translate_grammar(guided)
-    error = LLMatcher.validate_grammar(grammar)
-    if error:
-        raise GrammarError(error)
-    return grammar
-
-
 def translate_grammar(guided: GuidedDecoding) -> str:
     """The grammar in llguidance's format, which may not compile.
 

@@ -22,7 +22,6 @@ from server.engine.lora.layers import AdaptedLayers
 from server.engine.memory.cache_manager import CacheManager
 from server.engine.memory.kv_cache import KVCache
 from server.engine.memory.prefix_cache import PrefixCache
-from server.engine.memory.shared_slots import SharedSlots
 from server.engine.pending import PendingSequences
 from server.engine.process_link.messages import LoadAdapter, UnloadAdapter
 from server.engine.sampling.guided import GuidedStates
@@ -202,13 +201,6 @@ class SmallEngine:
             return compute(chunks)
 
         self.runner.step = step  # type: ignore[method-assign]
-
-    @property
-    def num_committed_bytes(self) -> int:
-        """Memory of the slots."""
-        assert self.cache._kv_cache is not None
-        assert isinstance(self.cache._kv_cache.slots, SharedSlots)
-        return self.cache._kv_cache.slots.memory.num_committed_bytes
 
     def assert_nothing_leaked(self) -> None:
         """Checks that no request, slot, token, grammar or model cache is held."""

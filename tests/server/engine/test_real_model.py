@@ -6,6 +6,7 @@ There the plain model's logit of every token must be within rounding of its best
 """
 
 import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from server.types import GuidedDecoding
+from tests.server.engine.sampling.guided_engine import PERSON, assert_is_person
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, pack_layers
 
@@ -96,12 +99,6 @@ def test_twenty_prompts_together_give_the_output_of_generate(float32, plain_floa
 
 
 @pytest.mark.slow
-def test_twenty_prompts_one_by_one_give_the_output_of_generate(float32, prompts, generated):
-    engine = SmallEngine(float32, num_slots=1, max_model_len=300)
-    assert [engine.generate([p], max_tokens=NUM_TOKENS_OF_GENERATE)[0] for p in prompts] == generated
-
-
-@pytest.mark.slow
 def test_long_outputs_one_by_one_equal_those_of_generate(float32, plain_float32, prompts):
     engine = SmallEngine(float32, num_slots=1, max_model_len=300)
     outputs = [engine.generate([p], max_tokens=NUM_TOKENS)[0] for p in prompts]
@@ -109,22 +106,16 @@ def test_long_outputs_one_by_one_equal_those_of_generate(float32, plain_float32,
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("num_slots", [20, pytest.param(1, marks=pytest.mark.slow)], ids=["together", "one by one"])
-def test_in_bfloat16_every_token_is_within_rounding_of_the_plain_models_best(
-    real_model, plain_bfloat16, prompts, num_slots
-):
-    chosen_prompts = prompts if num_slots > 1 else prompts[::5]
-    outputs = SmallEngine(real_model, num_slots=num_slots, max_model_len=300).generate(
-        chosen_prompts, max_tokens=NUM_TOKENS
-    )
+def test_in_bfloat16_every_token_is_within_rounding_of_the_plain_models_best(real_model, plain_bfloat16, prompts):
+    outputs = SmallEngine(real_model, num_slots=20, max_model_len=300).generate(prompts, max_tokens=NUM_TOKENS)
     num_best = 0
-    for prompt, output in zip(chosen_prompts, outputs, strict=True):
+    for prompt, output in zip(prompts, outputs, strict=True):
         logits = _logits_before_each(plain_bfloat16, prompt, output)
         best = logits.max(dim=-1)
         chosen = logits.gather(1, torch.tensor(output)[:, None])[:, 0]
         assert ((best.values - chosen) <= 4 * _BF16_STEP * best.values.abs()).all()
         num_best += int((best.indices == torch.tensor(output)).sum())
-    assert num_best > 0.95 * len(chosen_prompts) * NUM_TOKENS
+    assert num_best > 0.95 * len(prompts) * NUM_TOKENS
 
 
 @pytest.mark.thorough
@@ -148,3 +139,74 @@ def _logits_before_each(model: PreTrainedModel, prompt: list[int], output: list[
     """The plain model's logits for each output token, from one forward pass over everything."""
     logits: torch.Tensor = model(input_ids=torch.tensor([prompt + output[:-1]])).logits[0, len(prompt) - 1 :].float()
     return logits
+
+
+@pytest.fixture
+def real_engine(real_model: PreTrainedModel, model_path: Path) -> SmallEngine:
+    return SmallEngine(
+        real_model, num_slots=8, max_model_len=600, tokenizer_path=model_path, eos_token_ids=(2,), prefix_tokens=500
+    )
+
+
+@pytest.mark.thorough
+def test_the_real_model_describes_people(real_engine, real_tokenizer):
+    completions = []
+    for i, question in enumerate(("Describe a person.", "Who was the first on the moon?", "Beschreibe Oma.", "Hi!")):
+        for temperature in (0.0, 0.9):
+            completions.append(
+                real_engine.add(
+                    f"{i} {temperature}",
+                    _chat(real_tokenizer, question),
+                    temperature=temperature,
+                    seed=i,
+                    guided=PERSON,
+                    max_tokens=200,
+                )
+            )
+    real_engine.run()
+    for completion in completions:
+        assert completion.finish_reason == "stop"
+        assert_is_person(real_tokenizer.decode(completion.token_ids))
+    real_engine.assert_nothing_leaked()
+
+
+@pytest.mark.thorough
+def test_the_real_model_adds_no_members_to_an_object(real_engine, real_tokenizer):
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+    }
+    prompt = _chat(real_tokenizer, "Extract: Jason is 25 years old")
+    guided = GuidedDecoding("json_schema", json.dumps(schema))
+    [completion] = real_engine.complete([prompt], guided=guided, max_tokens=100)
+    assert json.loads(real_tokenizer.decode(completion.token_ids)) == {"name": "Jason", "age": 25}
+    assert completion.finish_reason == "stop"
+
+
+@pytest.mark.thorough
+def test_the_real_model_answers_within_each_kind_of_grammar(real_engine, real_tokenizer):
+    json_text = real_tokenizer('{"a": 1}\n{"b": 2}\n{"c": 3}\n')["input_ids"]
+    question = _chat(real_tokenizer, "What is the capital of Japan?")
+    found = {
+        name: real_engine.add(name, prompt, guided=guided, max_tokens=80)
+        for name, prompt, guided in (
+            ("object", json_text, GuidedDecoding("json_object")),
+            ("choice", question, GuidedDecoding("choice", '["Paris", "Tokyo", "Rome"]')),
+            ("regex", question, GuidedDecoding("regex", "The capital of Japan is [A-Z][a-z]{2,11}\\.")),
+            ("lark", question, GuidedDecoding("grammar", 'start: "I think: " CITY\nCITY: "Tokyo" | "Kyoto"')),
+        )
+    }
+    real_engine.run()
+    texts = {name: real_tokenizer.decode(c.token_ids) for name, c in found.items()}
+    assert isinstance(json.loads(texts["object"]), dict)
+    assert texts["choice"] in ("Paris", "Tokyo", "Rome")
+    assert texts["regex"] == "The capital of Japan is Tokyo."
+    assert texts["lark"] in ("I think: Tokyo", "I think: Kyoto")
+    assert {c.finish_reason for c in found.values()} == {"stop"}
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
+    messages = [{"role": "user", "content": question}]
+    token_ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    return token_ids

@@ -20,7 +20,7 @@ from base.security.api_keys import ApiKeys
 from server.apis.responses.archive import build_response_store
 from server.app import build_app
 from server.config import ModelFiles, RendererConfig
-from server.engine.sampling.grammar import GrammarError, build_grammar
+from server.engine.sampling.grammar import GrammarError
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
 from server.operation.admission import Admission
@@ -40,6 +40,7 @@ from server.types import (
     SamplingParams,
     TokenLogprob,
 )
+from tests.server.engine.sampling.grammar_texts import build_grammar
 from tests.server.server_config import server_config
 from tests.waiting import wait_until as poll
 

@@ -1,15 +1,39 @@
-"""Whether a grammar accepts a text."""
+"""Which texts a grammar accepts, and vLLM's."""
+
+from pathlib import Path
 
 from llguidance import LLMatcher, LLTokenizer
 
-from server.engine.sampling.grammar import build_grammar
+from server.engine.sampling.grammar import GrammarError, translate_grammar
 from server.types import GuidedDecoding
+from tests.peer_vllm import ask_vllm
+
+
+def build_grammar(guided: GuidedDecoding) -> str:
+    """The grammar in llguidance's format, known to compile.
+
+    Raises:
+        GrammarError: the schema, expression or grammar is not valid.
+    """
+    grammar = translate_grammar(guided)
+    if error := LLMatcher.validate_grammar(grammar):
+        raise GrammarError(error)
+    return grammar
 
 
 def accepted_texts(guided: GuidedDecoding, texts: list[str]) -> list[str]:
     """Those of the texts that the grammar accepts as a whole; one token is one byte."""
     grammar = build_grammar(guided)
     return [text for text in texts if _is_whole(grammar, text)]
+
+
+def assert_vllm_accepts(cases: list[tuple[str, str, list[str] | None, list[str]]], folder: Path) -> None:
+    """vLLM accepts and rejects these texts; without a list of accepted ones, it rejects the specification."""
+    asked = [[kind, specification, (accepted or []) + rejected] for kind, specification, accepted, rejected in cases]
+    answers = ask_vllm(Path(__file__).with_name("vllm_grammars.py"), asked, folder)
+    for (_, specification, accepted, rejected), answer in zip(cases, answers, strict=True):
+        expected = None if accepted is None else [True] * len(accepted) + [False] * len(rejected)
+        assert answer == expected, specification
 
 
 def _is_whole(grammar: str, text: str) -> bool:

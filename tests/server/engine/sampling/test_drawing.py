@@ -15,7 +15,6 @@ from transformers import (
 
 from server.engine.sampling.drawing import draw
 from server.types import SamplingParams
-from tests.server.engine.sampling.small_sampler import random_logits
 
 LIMITS: list[dict[str, Any]] = [
     {},
@@ -44,15 +43,14 @@ def test_shares_equal_those_of_transformers_processors(limits, vocab_size):
     assert not shares[expected == 0].any()
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("limits", [{"top_p": 0.9}, {"top_p": 0.999}, {"top_k": 2500}, {"top_k": 300, "top_p": 0.95}])
+@pytest.mark.parametrize("limits", [{"top_p": 0.9}, {"top_p": 0.999}, {"top_k": 700}, {"top_k": 300, "top_p": 0.95}])
 def test_flat_distributions_consider_more_than_the_first_best_tokens(limits):
-    logits = random_logits(3000, scale=0.05)
+    logits = random_logits(1000, scale=0.05)
     expected = _expected(logits, limits)
     assert (expected > 0).sum() > 256
-    shares = _shares(logits, limits, num_draws=9000)
+    shares = _shares(logits, limits, num_draws=3000)
     assert torch.equal(shares > 0, expected > 0)
-    assert (shares - expected).abs().max() <= 1 / 9000 + 1e-6
+    assert (shares - expected).abs().max() <= 1 / 3000 + 1e-6
 
 
 def test_all_tokens_as_likely_as_the_kth_are_kept():
@@ -113,6 +111,11 @@ def test_a_tiny_temperature_draws_the_most_likely_token():
     logits = random_logits(64, 300)
     uniform = torch.linspace(0, 1 - 1e-9, 64, dtype=torch.float64)
     assert draw(logits, [_params({"temperature": 2e-5})] * 64, uniform) == logits.argmax(-1).tolist()
+
+
+def random_logits(*shape: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
+    """Normally distributed logits."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 def _shares(logits: torch.Tensor, limits: dict[str, Any], num_draws: int = 2000) -> torch.Tensor:

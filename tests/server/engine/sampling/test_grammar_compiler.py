@@ -11,9 +11,8 @@ import pytest
 from server.engine.sampling import grammar, guided
 from server.engine.sampling.grammar import GrammarCompiler
 from server.types import GuidedDecoding
-from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, build_byte_tokenizer, save_byte_tokenizer
-from tests.server.engine.small_engine import Completion, SmallEngine
-from tests.server.engine.tiny_models import PACKED, build_model
+from tests.server.engine.sampling.guided_engine import byte_engine, text_of
+from tests.server.engine.small_engine import SmallEngine
 from tests.server.inline_executor import InlineExecutor
 
 YES = GuidedDecoding("regex", "yes")
@@ -51,19 +50,18 @@ def executor() -> HeldExecutor:
 
 @pytest.fixture
 def engine(tmp_path: Path, executor: HeldExecutor) -> SmallEngine:
-    return _engine(tmp_path, executor)
+    return byte_engine(tmp_path, max_model_len=100, executor=executor)
 
 
 def test_other_sequences_run_while_a_grammar_is_compiled(engine, executor):
     waiting = engine.add("guided", [40], guided=YES)
-    free = engine.add("free", [40], max_tokens=5)
-    engine.run()
+    [free] = engine.complete([[40]], max_tokens=5)
     assert free.finish_reason == "length"
     assert waiting.finish_reason is None
     assert engine.stats.num_waiting == 1
     executor.run()
     engine.run()
-    assert _text(waiting) == "yes"
+    assert text_of(waiting) == "yes"
     engine.assert_nothing_leaked()
 
 
@@ -72,7 +70,7 @@ def test_choices_and_later_requests_share_one_compilation(engine, executor):
         choices = [engine.add(f"{name}{i}", [40], guided=GuidedDecoding("regex", "yes")) for i in range(20)]
         executor.run()
         engine.run()
-        assert {_text(choice) for choice in choices} == {"yes"}
+        assert {text_of(choice) for choice in choices} == {"yes"}
     assert len(executor.jobs) == 1
     engine.assert_nothing_leaked()
 
@@ -100,7 +98,7 @@ def test_an_abort_cancels_a_compilation_that_nobody_waits_for(engine, executor):
     again = engine.add("again", [40], guided=YES)
     executor.run()
     engine.run()
-    assert _text(again) == "yes"
+    assert text_of(again) == "yes"
     engine.assert_nothing_leaked()
 
 
@@ -133,7 +131,7 @@ def test_sequences_wait_for_the_memory_of_their_copies(engine, executor, monkeyp
         engine.step()
         most = max(most, len(engine.guided._matchers))
     assert most == 3
-    assert all(json.loads(_text(each)).startswith("word") for each in completions)
+    assert all(json.loads(text_of(each)).startswith("word") for each in completions)
     engine.assert_nothing_leaked()
 
 
@@ -152,11 +150,10 @@ def test_small_grammars_do_not_overtake_a_large_one_that_waits_for_memory(engine
 
 
 def test_a_limit_of_llguidance_fails_only_the_sequence_that_exceeds_it(tmp_path):
-    engine = _engine(tmp_path, InlineExecutor())
+    engine = byte_engine(tmp_path, max_model_len=100)
     [expected] = engine.generate([[40]], max_tokens=20)
     neighbour = engine.add("one", [40], max_tokens=20)
-    ambiguous = engine.add("bad", [60], guided=AMBIGUOUS)
-    engine.run()
+    [ambiguous] = engine.complete([[60]], guided=AMBIGUOUS)
     assert ambiguous.finish_reason == "error"
     assert "max is 2000" in (ambiguous.error or "")
     assert neighbour.token_ids == expected
@@ -165,17 +162,3 @@ def test_a_limit_of_llguidance_fails_only_the_sequence_that_exceeds_it(tmp_path)
 
 def _no_tokenizer() -> Any:
     raise AssertionError
-
-
-def _engine(folder: Path, executor: Executor) -> SmallEngine:
-    return SmallEngine(
-        build_model("llama", {**PACKED["llama"], "vocab_size": VOCAB_SIZE}),
-        max_model_len=100,
-        eos_token_ids=(EOS,),
-        tokenizer_path=save_byte_tokenizer(folder),
-        executor=executor,
-    )
-
-
-def _text(completion: Completion) -> str:
-    return build_byte_tokenizer().decode(completion.token_ids, skip_special_tokens=True)

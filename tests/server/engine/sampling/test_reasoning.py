@@ -8,10 +8,10 @@ import pytest
 
 from server.engine.sampling.reasoning import ReasoningState
 from server.types import GuidedDecoding, ReasoningMarker, ReasoningRules
-from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
-from tests.server.engine.sampling.people import PERSON, assert_is_person
+from tests.server.engine.sampling.byte_tokenizer import EOS
+from tests.server.engine.sampling.guided_engine import PERSON, assert_is_person, byte_engine, byte_model
 from tests.server.engine.small_engine import Completion, SmallEngine
-from tests.server.engine.tiny_models import PACKED, build_model, random_prompts
+from tests.server.engine.tiny_models import random_prompts
 
 END = 257
 """The tokenizer's second special token."""
@@ -28,7 +28,7 @@ DIGITS = GuidedDecoding("regex", "[0-9]{3}")
 
 @pytest.fixture
 def engine(tmp_path: Path) -> SmallEngine:
-    return _byte_engine(tmp_path)
+    return byte_engine(tmp_path)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -45,7 +45,7 @@ def test_a_grammar_begins_after_the_markers_token(engine, temperature):
             temperature=temperature,
             seed=i,
         )
-        for i in range(8)
+        for i in range(3)
     ]
     engine.run()
     for completion in completions:
@@ -58,8 +58,7 @@ def test_a_grammar_begins_after_the_markers_token(engine, temperature):
 
 def test_without_the_marker_the_grammar_never_begins(engine):
     [free] = engine.generate([[40]], max_tokens=20)
-    guided = engine.add("guided", [40], guided=DIGITS, reasoning=WAITS, max_tokens=20)
-    engine.run()
+    [guided] = engine.complete([[40]], guided=DIGITS, reasoning=WAITS, max_tokens=20)
     assert END not in free
     assert (guided.token_ids, guided.finish_reason) == (free, "length")
 
@@ -99,8 +98,7 @@ def test_a_marker_of_ordinary_tokens_is_found_by_its_text(engine, token_id):
 def test_the_budget_forces_the_end(engine, budget, forced):
     [free] = engine.generate([[40]], max_tokens=30)
     rules = ReasoningRules(is_open=True, budget=budget, forced_end=forced, ends=(END_MARKER, ReasoningMarker("</t>")))
-    limited = engine.add("limited", [40], reasoning=rules, max_tokens=30)
-    engine.run()
+    [limited] = engine.complete([[40]], reasoning=rules, max_tokens=30)
     assert limited.token_ids[:budget] == free[:budget]
     assert tuple(limited.token_ids[budget:][: len(forced)]) == forced
     assert len(limited.token_ids) > budget + len(forced)
@@ -109,16 +107,14 @@ def test_the_budget_forces_the_end(engine, budget, forced):
 
 def test_reasoning_in_the_prompt_counts_as_well(engine):
     rules = ReasoningRules(is_open=True, budget=5, num_spent_tokens=3, forced_end=(END,), ends=(END_MARKER,))
-    completion = engine.add("a", [40], reasoning=rules, max_tokens=20)
-    engine.run()
+    [completion] = engine.complete([[40]], reasoning=rules, max_tokens=20)
     assert completion.token_ids.index(END) == 2
 
 
 def test_the_budget_overrides_all_other_restrictions(engine):
     rules = ReasoningRules(is_open=True, budget=2, forced_end=(END,), ends=(END_MARKER,))
-    completion = engine.add(
-        "a",
-        [40],
+    [completion] = engine.complete(
+        [[40]],
         reasoning=rules,
         max_tokens=8,
         temperature=1.0,
@@ -130,7 +126,6 @@ def test_the_budget_overrides_all_other_restrictions(engine):
         repetition_penalty=2.0,
         logprobs=0,
     )
-    engine.run()
     assert completion.token_ids[2] == END
     assert {*completion.token_ids} - {END} <= {50, 51}
     assert -60 < completion.logprobs[2].logprob < 0, "the log-probability is of the raw distribution"
@@ -138,8 +133,8 @@ def test_the_budget_overrides_all_other_restrictions(engine):
 
 def test_a_limited_request_leaves_its_neighbours_and_their_seeds_alone(tmp_path):
     options: dict[str, Any] = {"max_tokens": 30, "temperature": 1.0, "seed": 7}
-    expected = _byte_engine(tmp_path).generate([[40], [50]], **options)
-    engine = _byte_engine(tmp_path)
+    expected = byte_engine(tmp_path).generate([[40], [50]], **options)
+    engine = byte_engine(tmp_path)
     rules = ReasoningRules(is_open=True, budget=3, forced_end=tuple(END_TEXT), **TEXT_MARKERS)
     neighbours = [engine.add(str(i), [i], **options) for i in (40, 50)]
     limited = [engine.add(f"limited-{i}", [40], reasoning=rules, **options) for i in range(3)]
@@ -152,7 +147,7 @@ def test_a_limited_request_leaves_its_neighbours_and_their_seeds_alone(tmp_path)
 
 @pytest.mark.thorough
 def test_preemption_keeps_budget_and_grammar(tmp_path):
-    engine = _byte_engine(tmp_path, num_slots=4, max_model_len=200, kv_cache_tokens=260)
+    engine = byte_engine(tmp_path, num_slots=4, max_model_len=200, kv_cache_tokens=260)
     prompts = random_prompts(50, 51, 52, 53)
     rules = ReasoningRules(
         ends=(ReasoningMarker("</t>"),), is_open=True, delays_grammar=True, budget=20, forced_end=tuple(END_TEXT)
@@ -195,8 +190,7 @@ def test_a_token_may_end_the_reasoning_and_begin_the_answer():
 def test_the_grammar_contains_a_marker_that_belongs_to_the_answer(engine, marker, symbol, forced):
     guided = GuidedDecoding("grammar", f"start: {symbol} /[0-9]{{3}}/")
     rules = ReasoningRules(ends=(marker,), is_open=True, delays_grammar=True, budget=4, forced_end=forced)
-    completion = engine.add("a", [40], guided=guided, reasoning=rules, max_tokens=40)
-    engine.run()
+    [completion] = engine.complete([[40]], guided=guided, reasoning=rules, max_tokens=40)
     assert tuple(completion.token_ids[4:][: len(forced)]) == forced
     assert re.fullmatch(b"[0-9]{3}", bytes(completion.token_ids[4 + len(forced) :]))
     assert completion.finish_reason == "stop"
@@ -208,10 +202,9 @@ def test_optional_reasoning_is_decided_by_the_first_token(engine, reasons):
     rules = ReasoningRules(
         starts=(start,), ends=(ReasoningMarker("</t>"),), is_optional=True, budget=3, forced_end=tuple(END_TEXT)
     )
-    completion = engine.add(
-        "a", [40], guided=DIGITS, reasoning=rules, max_tokens=40, logit_bias={END: 100.0 if reasons else -100.0}
+    [completion] = engine.complete(
+        [[40]], guided=DIGITS, reasoning=rules, max_tokens=40, logit_bias={END: 100.0 if reasons else -100.0}
     )
-    engine.run()
     answer = bytes(completion.token_ids[-3:])
     assert re.fullmatch(b"[0-9]{3}", answer)
     assert len(completion.token_ids) == (1 + 3 + len(END_TEXT) + 3 if reasons else 3)
@@ -228,11 +221,9 @@ def test_the_budget_begins_with_the_start_marker_in_the_output():
 
 
 def test_a_text_marker_without_a_tokenizer_file_is_the_requests_fault(tmp_path):
-    model = build_model("llama", {**PACKED["llama"], "vocab_size": VOCAB_SIZE})
-    engine = SmallEngine(model, eos_token_ids=(EOS,), tokenizer_path=tmp_path)
+    engine = SmallEngine(byte_model(), eos_token_ids=(EOS,), tokenizer_path=tmp_path)
     refused = engine.add("text", [40], reasoning=ReasoningRules(budget=3, **TEXT_MARKERS))
-    limited = engine.add("token", [40], reasoning=ReasoningRules(ends=(END_MARKER,), budget=3, forced_end=(END,)))
-    engine.run()
+    [limited] = engine.complete([[40]], reasoning=ReasoningRules(ends=(END_MARKER,), budget=3, forced_end=(END,)))
     assert (refused.error or "").startswith("the thinking budget cannot be used: ")
     assert limited.finish_reason == "length"
 
@@ -250,10 +241,3 @@ def _split(completion: Completion) -> tuple[list[int], str]:
     """The tokens of the reasoning, and the text of the answer."""
     end = completion.token_ids.index(END)
     return completion.token_ids[:end], bytes(completion.token_ids[end + 1 :]).decode()
-
-
-def _byte_engine(folder: Path, **sizes: Any) -> SmallEngine:
-    model = build_model("llama", {**PACKED["llama"], "vocab_size": VOCAB_SIZE})
-    return SmallEngine(
-        model, **({"max_model_len": 500} | sizes), eos_token_ids=(EOS,), tokenizer_path=save_byte_tokenizer(folder)
-    )

@@ -1,22 +1,61 @@
 """Sampling parameters work as in vLLM and OpenAI, in vLLM's order, each for its own sequence only."""
 
+import gc
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
     MinNewTokensLengthLogitsProcessor,
     NoBadWordsLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
 )
 
-from server.engine.sampling.sampler import Sampler
+from server.engine.sampling.guided import GuidedStates
+from server.engine.sampling.logprobs import describe
+from server.engine.sampling.sampler import Penalties, Sampler
 from server.engine.sequence import Sequence
-from tests.server.engine.sampling.small_sampler import (
-    EOS,
-    create_sampler,
-    create_sequence,
-    processed_logits,
-    random_logits,
-)
+from server.types import SamplingParams, TokenLogprob
+from tests.server.inline_executor import InlineExecutor
+
+EOS = 2
+
+
+def create_sampler(*, vocab_size: int, seed: int = 0, eos_token_ids: tuple[int, ...] = (EOS,)) -> Sampler:
+    """A sampler without a tokenizer for grammars."""
+    guided = GuidedStates(
+        tokenizer_path=Path("nowhere"),
+        vocab_size=vocab_size,
+        eos_token_ids=eos_token_ids,
+        executor=InlineExecutor(),
+    )
+    return Sampler(
+        eos_token_ids=eos_token_ids, max_model_len=1 << 20, seed=seed, device=torch.device("cpu"), guided=guided
+    )
+
+
+def create_sequence(
+    prompt: list[int], output: list[int] | None = None, *, request_id: str = "a", **params: Any
+) -> Sequence:
+    """A sequence with `output` already generated."""
+    sequence = Sequence(request_id, prompt, SamplingParams(**({"max_tokens": 1000} | params)))
+    sequence.token_ids += output or []
+    return sequence
+
+
+def processed_logits(sequence: Sequence, logits: torch.Tensor) -> torch.Tensor:
+    """The logits from which the sampler chooses; it overwrites float32 logits in place."""
+    row = logits.clone()[None]
+    create_sampler(vocab_size=logits.shape[-1]).sample([sequence], row)
+    return row[0]
+
+
+def random_logits(*shape: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
+    """Normally distributed logits."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
 
 VOCAB = 60
 CHI_SQUARE_1_IN_10000 = 25.0
@@ -37,23 +76,14 @@ def test_greedy_choice_among_equals_is_the_first():
     assert _sample(create_sampler(vocab_size=50_000), sequences, logits) == [30_000] * 3
 
 
-def test_draws_follow_the_distribution():
+@pytest.mark.parametrize("seed", [None, 3])
+def test_draws_follow_the_distribution(seed):
     probabilities = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.07, 0.03])
-    num_draws = 20_000
     sampler = create_sampler(vocab_size=6, seed=11)
+    sequences = [create_sequence([1], seed=seed and seed + i) for i in range(100)]
     drawn: list[int] = []
-    for _ in range(num_draws // 200):
-        drawn += _sample(sampler, [create_sequence([1])] * 200, probabilities.log().repeat(200, 1))
-    expected = probabilities * num_draws
-    statistic = ((torch.bincount(torch.tensor(drawn), minlength=6) - expected) ** 2 / expected).sum()
-    assert 0 < float(statistic) < CHI_SQUARE_1_IN_10000
-
-
-def test_draws_with_a_seed_follow_the_distribution():
-    probabilities = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.07, 0.03])
-    sampler = create_sampler(vocab_size=6)
-    sequence = create_sequence([1], seed=3)
-    drawn = [_sample(sampler, [sequence], probabilities.log()[None])[0] for _ in range(5000)]
+    for _ in range(50):
+        drawn += _sample(sampler, sequences, probabilities.log().repeat(100, 1))
     expected = probabilities * len(drawn)
     statistic = ((torch.bincount(torch.tensor(drawn), minlength=6) - expected) ** 2 / expected).sum()
     assert 0 < float(statistic) < CHI_SQUARE_1_IN_10000
@@ -158,7 +188,7 @@ def test_neighbours_of_a_restricted_sequence_keep_their_logits():
     assert torch.equal(rows[[0, 2]], logits[[0, 2]])
 
 
-def test_logprobs_are_of_the_raw_distribution():
+def test_reported_logprobs_are_of_the_raw_distribution():
     logits = random_logits(1, VOCAB)
     order = logits[0].argsort(descending=True).tolist()
     sequence = create_sequence(
@@ -209,3 +239,110 @@ def _sample(sampler: Sampler, sequences: list[Sequence], logits: torch.Tensor) -
 def _run(sampler: Sampler, sequences: list[Sequence], steps: torch.Tensor) -> list[list[int]]:
     """The tokens of each step; `steps` has shape [steps, sequences, vocab]."""
     return [_sample(sampler, sequences, logits) for logits in steps]
+
+
+PROMPT = [5, 6, 7, 7, 8]
+OUTPUT = [7, 9, 9, 9, 10, 5]
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.2, 2.0])
+def test_repetition_penalty_equals_that_of_transformers_over_prompt_and_output(penalty):
+    logits = random_logits(40)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([PROMPT + OUTPUT]), logits[None].clone())[0]
+    assert torch.equal(_penalised(create_sequence(PROMPT, OUTPUT, repetition_penalty=penalty), logits), expected)
+
+
+def test_frequency_and_presence_follow_openais_formula_over_the_output():
+    logits = random_logits(40)
+    sequence = create_sequence(PROMPT, OUTPUT, frequency_penalty=0.7, presence_penalty=-0.3)
+    expected = [
+        float(logits[t]) - OUTPUT.count(t) * 0.7 - float(OUTPUT.count(t) > 0) * -0.3 for t in range(len(logits))
+    ]
+    assert torch.allclose(_penalised(sequence, logits), torch.tensor(expected), atol=1e-6)
+
+
+def test_repetition_comes_before_frequency_and_presence():
+    logits = torch.full((12,), 2.0)
+    sequence = create_sequence([3], [3, 3], repetition_penalty=2.0, frequency_penalty=0.25, presence_penalty=0.125)
+    assert _penalised(sequence, logits)[3] == 2.0 / 2 - 2 * 0.25 - 0.125
+
+
+def test_counts_grow_with_the_sequence():
+    penalties = Penalties()
+    sequence = create_sequence(list(range(300)), frequency_penalty=1.0)
+    for step in range(400):
+        logits = torch.zeros(1, 800)
+        penalties.apply([sequence], logits)
+        counts = torch.bincount(torch.tensor(sequence.token_ids[300:], dtype=torch.long), minlength=800)
+        assert torch.equal(logits[0], -counts.float())
+        sequence.token_ids.append(step * step % 700)
+
+
+def test_rows_are_penalised_for_their_own_tokens_only():
+    logits = random_logits(4, 40)
+    sequences = [
+        create_sequence([1], [2, 2], presence_penalty=1.0),
+        create_sequence([3], [4]),
+        create_sequence([5], [6], repetition_penalty=1.5),
+        create_sequence([1], [2, 2], frequency_penalty=1.0),
+    ]
+    together = logits.clone()
+    Penalties().apply(sequences, together)
+    for i, sequence in enumerate(sequences):
+        assert torch.equal(together[i], _penalised(sequence, logits[i]))
+    assert torch.equal(together[1], logits[1])
+
+
+def test_counts_are_freed_with_their_sequence():
+    penalties = Penalties()
+    sequence = create_sequence([1], [2], presence_penalty=1.0)
+    penalties.apply([sequence], torch.zeros(1, 10))
+    assert len(penalties._counts) == 1
+    del sequence
+    gc.collect()
+    assert len(penalties._counts) == 0
+
+
+def _penalised(sequence: Sequence, logits: torch.Tensor) -> torch.Tensor:
+    rows = logits.clone()[None]
+    Penalties().apply([sequence], rows)
+    return rows[0]
+
+
+@pytest.mark.parametrize("num_rows", [1, 64, 65, 150])
+def test_every_row_reports_its_own_distribution(num_rows):
+    logits = random_logits(num_rows, 90)
+    token_ids = [(7 * i) % 90 for i in range(num_rows)]
+    nums_top = [i % 6 for i in range(num_rows)]
+    expected = torch.log_softmax(logits, dim=-1)
+    described = describe(logits, token_ids, nums_top)
+    assert len(described) == num_rows
+    for row, token_id, num_top, found in zip(expected, token_ids, nums_top, described, strict=True):
+        order = row.argsort(descending=True).tolist()
+        assert found == TokenLogprob(
+            token_id, float(row[token_id]), order.index(token_id) + 1, [(t, float(row[t])) for t in order[:num_top]]
+        )
+
+
+def test_impossible_tokens_have_a_finite_logprob():
+    logits = torch.tensor([[0.0, float("-inf"), 0.0]])
+    [found] = describe(logits, [1], [3])
+    assert found.logprob == -9999.0
+    assert found.rank == 3
+    assert found.top[2] == (1, -9999.0)
+
+
+def test_equally_likely_tokens_share_a_rank():
+    [found] = describe(torch.tensor([[1.0, 2.0, 2.0, 0.0]]), [2], [0])
+    assert found.rank == 1
+
+
+def test_half_precision_logits_are_normalised_in_float32():
+    logits = random_logits(1, 5000).bfloat16()
+    [found] = describe(logits, [17], [0])
+    assert found.logprob == pytest.approx(float(torch.log_softmax(logits.float(), -1)[0, 17]), abs=1e-6)
+
+
+def test_more_top_tokens_than_the_vocabulary_report_all_tokens():
+    [found] = describe(random_logits(1, 5), [0], [20])
+    assert sorted(t for t, _ in found.top) == [0, 1, 2, 3, 4]

@@ -1,16 +1,15 @@
 """Structural tags accept the texts that they accept with vLLM's backend."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from server.engine.sampling.grammar import GrammarError, build_grammar
+from server.engine.sampling.grammar import GrammarError
 from server.engine.sampling.structural_tag import structural_tag_grammar
 from server.types import GuidedDecoding
-from tests.peer_vllm import ask_vllm, needs_vllm
-from tests.server.engine.sampling.grammar_texts import accepted_texts
+from tests.peer_vllm import needs_vllm
+from tests.server.engine.sampling.grammar_texts import accepted_texts, assert_vllm_accepts, build_grammar
 
 Format = dict[str, Any]
 
@@ -183,16 +182,10 @@ def test_grammar_is_as_long_as_the_tag(write):
 
 @pytest.mark.slow
 @needs_vllm
-def test_vllm_accepts_the_same_texts(tmp_path):
-    cases = [(TAGS[name][0], *TAGS[name][1:]) for name in TAGS] + [(INVALID[name], [], []) for name in INVALID]
-    tags = [json.dumps({"type": "structural_tag", "format": given}) for given, _, _ in cases]
-    asked = [
-        ["structural_tag", text, accepted + rejected] for text, (_, accepted, rejected) in zip(tags, cases, strict=True)
-    ]
-    answers = ask_vllm(Path(__file__).with_name("vllm_grammars.py"), asked, tmp_path)
-    for (given, accepted, rejected), answer in zip(cases, answers, strict=True):
-        is_invalid = given in INVALID.values()
-        assert answer == (None if is_invalid else [True] * len(accepted) + [False] * len(rejected)), given
+def test_vllms_structural_tags_accept_the_same_texts(tmp_path):
+    cases = [*TAGS.values(), *((given, None, []) for given in INVALID.values())]
+    asked = [("structural_tag", _structural_tag({"type": "structural_tag", "format": f}).spec, *t) for f, *t in cases]
+    assert_vllm_accepts(asked, tmp_path)
 
 
 def _structural_tag(spec: Format) -> GuidedDecoding:

@@ -1,10 +1,16 @@
-"""A JSON schema of a person, and a check of texts against it."""
+"""An engine whose tokens are bytes, for grammars; a schema of a person, and a check of texts against it."""
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from server.types import GuidedDecoding
+from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, build_byte_tokenizer, save_byte_tokenizer
+from tests.server.engine.small_engine import Completion, SmallEngine
+from tests.server.engine.tiny_models import PACKED, build_model
 
 _PLACE = {
     "type": "object",
@@ -43,3 +49,20 @@ def assert_is_person(text: str) -> None:
     assert all(isinstance(tag, str) and len(tag) <= 4 for tag in person["tags"])
     assert list(person["home"]) == ["zip"]
     assert re.fullmatch("[0-9]{5}", person["home"]["zip"])
+
+
+def byte_model() -> PreTrainedModel:
+    """A Llama with the vocabulary of the byte tokenizer."""
+    return build_model("llama", {**PACKED["llama"], "vocab_size": VOCAB_SIZE})
+
+
+def byte_engine(folder: Path, **options: Any) -> SmallEngine:
+    """An engine whose tokens are bytes; its tokenizer is saved in the folder."""
+    tokenizer_path = save_byte_tokenizer(folder)
+    options = {"max_model_len": 500} | options
+    return SmallEngine(byte_model(), eos_token_ids=(EOS,), tokenizer_path=tokenizer_path, **options)
+
+
+def text_of(completion: Completion) -> str:
+    """Without special tokens."""
+    return build_byte_tokenizer().decode(completion.token_ids, skip_special_tokens=True)
