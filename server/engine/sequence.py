@@ -80,10 +80,6 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
-    def output_token_ids(self) -> list[int]:
-        return self.token_ids[self.num_prompt_tokens :]
-
-    @property
     def num_unknown_tokens(self) -> int:
         """Leading tokens without meaningful ids: those of a prompt of embeddings."""
         return 0 if self.features is None or self.features.has_token_ids else self.num_prompt_tokens

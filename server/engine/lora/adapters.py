@@ -30,10 +30,6 @@ class Adapters:
         self._config = config
         self._registered: dict[int, _Registered] = {}
 
-    @property
-    def num_in_memory(self) -> int:
-        return len(self._registered)
-
     def add(self, adapter_id: int, name: str, folder: Path) -> None:
         """Reads and registers an adapter; it may replace another one of its name, which is unloaded later.
 

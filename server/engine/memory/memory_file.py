@@ -70,10 +70,6 @@ class MemoryFile:
         self.free(0, 0, slot_len)  # fails now where the system forbids it
 
     @property
-    def num_committed_bytes(self) -> int:
-        return os.fstat(self._file).st_blocks * 512
-
-    @property
     def num_mappings(self) -> int:
         """Mappings of slots whose ranges have changed; what `unmap` leaves is one more."""
         num_unmapped = sum(not ranges or ranges[-1].end < self._slot_len for ranges in self._mapped.values())

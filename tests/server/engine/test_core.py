@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from server.types import EnginePrompt, EngineStats, SamplingParams
 from tests.server.engine.small_engine import SmallEngine
-from tests.server.engine.tiny_models import SEQUENTIAL, build_model, greedy_outputs, random_prompts
+from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 
 
 def test_a_batch_gives_each_request_its_output_alone(plain_llama, llama):
@@ -29,15 +29,6 @@ def test_waiting_choices_share_the_prompts_tokens(llama):
         engine.core.step()
     assert prompt.token_ids == [5] * 30
     assert {len(each.token_ids) for each in sequences} == {33}
-    engine.assert_nothing_leaked()
-
-
-def test_sequential_models_run_in_the_same_core():
-    model = build_model("mamba", SEQUENTIAL["mamba"])
-    prompts = random_prompts(1, 40, 3, 90)
-    expected = greedy_outputs(model, prompts, 12)
-    engine = SmallEngine(model, num_slots=3, sequential=True)
-    assert engine.generate(prompts, max_tokens=12) == expected
     engine.assert_nothing_leaked()
 
 

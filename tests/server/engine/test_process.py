@@ -1,4 +1,4 @@
-"""The engine's loop on a real socket; here it runs in a thread."""
+"""The engine's loop on a real socket; here it runs in a thread. Loads with lean imports."""
 
 import gc
 import queue
@@ -13,9 +13,10 @@ import msgspec
 import pytest
 import torch
 
+from base.errors import EngineStartError
 from base.machine import libc
 from server.config import EngineConfig, ModelFiles
-from server.engine import idle_work, process
+from server.engine import build, idle_work, process
 from server.engine.phases import Phases
 from server.engine.process_link.messages import (
     BlockingChannel,
@@ -34,10 +35,11 @@ from server.types import GuidedDecoding, SamplingParams
 TIMEOUT_S = 60
 
 
-class RecordedImports:
-    """Lean imports that record when the loop restores the real modules, which is idle work."""
+class Imports:
+    """Lean imports that record when the real modules are restored: in idle time, or because a load failed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, are_lean: bool = False) -> None:
+        self._are_lean = are_lean
         self.restored = threading.Event()
 
     def end(self) -> None:
@@ -45,13 +47,13 @@ class RecordedImports:
 
     def restore(self) -> bool:
         self.restored.set()
-        return False
+        return self._are_lean
 
 
 class Engine:
     """The API process's end of the socket."""
 
-    def __init__(self, connection: socket.socket, imports: RecordedImports) -> None:
+    def __init__(self, connection: socket.socket, imports: Imports) -> None:
         self._channel = BlockingChannel(connection)
         self._connection = connection
         self.imports = imports
@@ -74,7 +76,7 @@ def engine(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine
     ours, theirs = socket.socketpair()
     ours.settimeout(TIMEOUT_S)
     monkeypatch.setattr(process.os, "_exit", lambda code: None)  # the receiver's, if loading fails
-    imports = RecordedImports()
+    imports = Imports()
     config = EngineConfig(num_threads=torch.get_num_threads(), max_num_seqs=2)
     arguments = (ModelFiles(tiny_llama, tiny_llama), config, Phases(), imports)
 
@@ -158,3 +160,43 @@ def test_a_grammar_is_compiled_beside_the_loop(engine, monkeypatch):
     step = engine.receive()
     assert isinstance(step, Step)
     assert [(output.request_id, output.token_ids) for output in step.outputs] == [("guided-0", [ord("x")])]
+
+
+@pytest.fixture
+def files(llama_copy: Path) -> ModelFiles:
+    return ModelFiles(llama_copy, llama_copy)
+
+
+def test_a_load_that_fails_with_lean_imports_is_repeated_with_all_modules(files, monkeypatch):
+    imports = Imports(are_lean=True)
+    load = build.load_model
+
+    def load_only_with_all_modules(*arguments: object) -> object:
+        if not imports.restored.is_set():
+            raise EngineStartError("cannot load the weights: NotImplementedError: aten::erfinv on the meta device")
+        return load(*arguments)
+
+    monkeypatch.setattr(build, "load_model", load_only_with_all_modules)
+    _, info = process._build(files, EngineConfig(max_num_seqs=1), Phases(), imports, wake=lambda: None)
+    assert info.model_type == "llama"
+
+
+def test_a_faulty_model_is_reported_after_the_second_load(files):
+    (files.path / "config.json").write_text("{")
+    imports = Imports(are_lean=True)
+    with pytest.raises(EngineStartError, match="config"):
+        process._build(files, EngineConfig(max_num_seqs=1), Phases(), imports, wake=lambda: None)
+    assert imports.restored.is_set()
+
+
+def test_a_load_with_all_modules_is_not_repeated(files, monkeypatch):
+    tries: list[object] = []
+
+    def fail(*arguments: object) -> object:
+        tries.append(arguments)
+        raise EngineStartError("no")
+
+    monkeypatch.setattr(build, "load_model", fail)
+    with pytest.raises(EngineStartError):
+        process._build(files, EngineConfig(max_num_seqs=1), Phases(), Imports(are_lean=False), wake=lambda: None)
+    assert len(tries) == 1

@@ -48,28 +48,38 @@ def fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_module, "choose_product", lambda model: FbgemmProduct)
 
 
-@needs_fbgemm
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.fixture(
+    params=[
+        pytest.param(torch.bfloat16, id="fbgemm, bfloat16", marks=needs_fbgemm),
+        pytest.param(torch.float16, id="fbgemm, float16", marks=needs_fbgemm),
+        pytest.param(torch.float32, id="onednn, float32", marks=needs_onednn),
+    ]
+)
+def rounding(request: pytest.FixtureRequest) -> torch.dtype:
+    """A type whose sums are rounded once, packed by the product that is made for it."""
+    if request.param is not torch.float32:
+        request.getfixturevalue("fbgemm")
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @SIZES
-def test_fbgemm_rounds_float32_sums_once(in_features, out_features, bias, dtype, fbgemm):
+def test_float32_sums_are_rounded_once(in_features, out_features, bias, rounding):
     torch.manual_seed(in_features * out_features)
-    layer = torch.nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
+    layer = torch.nn.Linear(in_features, out_features, bias=bias, dtype=rounding)
     pack_layers(layer)
+    assert _is_packed(layer)
     for batch in (1, 2, 3, 5, 8, 16, 33):
-        _assert_one_rounding(layer, torch.randn(1, batch, in_features, dtype=dtype))
+        _assert_one_rounding(layer, torch.randn(1, batch, in_features, dtype=rounding))
 
 
-@needs_fbgemm
-def test_fbgemm_takes_inputs_of_any_layout(fbgemm):
+def test_inputs_may_have_any_layout(rounding):
     torch.manual_seed(0)
-    layer = torch.nn.Linear(40, 96, dtype=torch.bfloat16)
+    layer = torch.nn.Linear(40, 96, dtype=rounding)
     pack_layers(layer)
-    x = torch.randn(40, 6, 5, dtype=torch.bfloat16).permute(2, 1, 0)
-    _assert_one_rounding(layer, x)
-    _assert_one_rounding(layer, x[:, ::2])
-    _assert_one_rounding(layer, x[:, :0])
-    _assert_one_rounding(layer, x[0, 0])
+    x = torch.randn(40, 6, 5, dtype=rounding).permute(2, 1, 0)
+    for inputs in (x, x[:, ::2], x[:, :0], x[0, 0]):
+        _assert_one_rounding(layer, inputs)
 
 
 @needs_fbgemm
@@ -178,28 +188,6 @@ def test_nothing_is_packed_without_room_for_a_copy(monkeypatch):
     monkeypatch.setattr(linear_module, "available_bytes", lambda: 2 * num_bytes + 1)
     LinearPacker(layer).pack_next()
     assert _is_packed(layer)
-
-
-@needs_onednn
-@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-@SIZES
-def test_onednn_rounds_float32_sums_once(in_features, out_features, bias):
-    torch.manual_seed(in_features * out_features)
-    layer = torch.nn.Linear(in_features, out_features, bias=bias)
-    pack_layers(layer)
-    assert _is_packed(layer)
-    for batch in (1, 2, 3, 5, 8, 16, 33):
-        _assert_one_rounding(layer, torch.randn(1, batch, in_features))
-
-
-@needs_onednn
-def test_onednn_takes_float32_inputs_of_any_layout():
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(40, 96)
-    pack_layers(layer)
-    x = torch.randn(40, 6, 5).permute(2, 1, 0)
-    for inputs in (x, x[:, ::2], x[:, :0], x[0, 0]):
-        _assert_one_rounding(layer, inputs)
 
 
 @needs_packing

@@ -12,18 +12,15 @@ from server.engine.compute import attention
 from server.engine.compute import packed_runner as packed_runner_module
 from server.engine.compute.fused_attention import attend_in_parts
 from server.engine.compute.packed_runner import PackedRunner
-from server.engine.sequence import Chunk, Sequence
-from server.types import SamplingParams
+from server.engine.sequence import Chunk
+from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.teacher_forcing import TeacherForcing, as_sequences, packed_runner, reference_logits
 from tests.server.engine.tiny_models import PACKED, build_model, greedy_outputs, random_prompts
-from tests.tiers import thorough_but_for
 
-ARCHITECTURES = [pytest.param(name, id=name) for name in PACKED]
-GENERATING = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2", "phi", "gpt_oss"]
 SLOT_LEN = 448
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", PACKED)
 def test_chunks_of_scattered_sequences_give_the_plain_models_logits(architecture):
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(80, 5, 33, 62, 1, 400)
@@ -86,7 +83,7 @@ def test_threads_share_the_keys_of_one_long_sequence(architecture, num_shared, m
     assert (result.logits[-1] - expected[-1]).abs().max() < 1e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize("architecture", thorough_but_for(GENERATING, "llama", "gemma2", "gpt2"))
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
 def test_greedy_output_equals_that_of_generate(architecture):
     model = build_model(architecture, PACKED[architecture])
     if architecture == "gemma2":
@@ -94,7 +91,8 @@ def test_greedy_output_equals_that_of_generate(architecture):
     prompts = random_prompts(3, 17, 40, 5, 33)
     expected = greedy_outputs(model, prompts, 40)
     assert all(len(set(output)) > 4 for output in expected), "a model that repeats itself proves nothing"
-    assert _greedy_by_runner(packed_runner(model, num_slots=5, slot_len=128), prompts, 40) == expected
+    engine = SmallEngine(model, num_slots=5, max_model_len=128, max_num_batched_tokens=36)
+    assert engine.generate(prompts, max_tokens=40) == expected
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
@@ -131,17 +129,3 @@ def test_probe_finds_the_shapes_of_a_whole_forward_pass(architecture, monkeypatc
     shapes = PackedRunner(model).probe()
     monkeypatch.setattr(packed_runner_module, "_LightForward", nullcontext)
     assert PackedRunner(model).probe() == shapes
-
-
-def _greedy_by_runner(runner: PackedRunner, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-    sequences = [Sequence(str(i), p, SamplingParams(max_tokens=num_tokens)) for i, p in enumerate(prompts)]
-    for slot, sequence in enumerate(sequences):
-        sequence.slot = slot
-    while unfinished := [s for s in sequences if s.num_output_tokens < num_tokens]:
-        result = runner.step([Chunk(s, min(s.num_new_tokens, 9)) for s in unfinished])
-        for chunk, span in zip(result.chunks, result.rows, strict=True):
-            is_last, end = chunk.is_last, chunk.end
-            chunk.sequence.num_computed_tokens = end
-            if is_last:
-                chunk.sequence.token_ids.append(int(result.logits[span.stop - 1].argmax()))
-    return [s.output_token_ids for s in sequences]

@@ -9,9 +9,8 @@ from transformers import PreTrainedModel
 from server.engine.compute.attention import UnsupportedAttentionError
 from server.engine.compute.packed_runner import PackedRunner
 from server.engine.compute.sequential_runner import SequentialRunner
-from server.engine.memory.cache_manager import CacheManager
-from server.engine.sequence import Chunk, Sequence
-from server.types import SamplingParams
+from server.engine.sequence import Chunk
+from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.teacher_forcing import as_sequences
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts
 from tests.tiers import thorough_but_for
@@ -25,14 +24,25 @@ def test_greedy_output_of_interleaved_sequences_equals_that_of_generate(architec
     prompts = random_prompts(3, 17, 40, 2)
     expected = greedy_outputs(model, prompts, 24)
     assert max(len(set(output)) for output in expected) > 4, "a model that repeats itself proves nothing"
-    runner = SequentialRunner(model)
-    sequences = as_sequences(prompts)
-    for step in range(100):
-        started = [s for i, s in enumerate(sequences) if i <= step // 5 and s.num_output_tokens < 24]
-        if not started:
-            break
-        _advance(runner, started)
-    assert [s.output_token_ids for s in sequences] == expected
+    engine = SmallEngine(model, sequential=True)
+    completions = []
+    for i, prompt in enumerate(prompts):
+        completions.append(engine.add(str(i), prompt, max_tokens=24))
+        for _ in range(5):
+            engine.step()
+    engine.run()
+    assert [completion.token_ids for completion in completions] == expected
+    engine.assert_nothing_leaked()
+
+
+def test_a_preempted_sequence_is_computed_again_from_its_first_token():
+    model = build_model("mamba", SEQUENTIAL["mamba"])
+    prompts = random_prompts(17, 16)
+    expected = greedy_outputs(model, prompts, 12)
+    engine = SmallEngine(model, sequential=True, num_slots=2, max_model_len=40, kv_cache_tokens=45)
+    assert engine.generate(prompts, max_tokens=12) == expected
+    assert engine.stats.num_preemptions > 0
+    engine.assert_nothing_leaked()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -55,22 +65,6 @@ def test_probe_restores_a_model_with_unsupported_attention():
     assert torch.equal(_forward(model), before)
 
 
-def test_a_preempted_sequence_is_computed_again_from_its_first_token():
-    model = build_model("mamba", SEQUENTIAL["mamba"])
-    [expected] = greedy_outputs(model, random_prompts(17), 12)
-    runner = SequentialRunner(model)
-    [sequence] = as_sequences(random_prompts(17))
-    cache = CacheManager(num_slots=1, max_tokens=100)
-    cache.admit(sequence)
-    for step in range(12):
-        if step == 5:
-            cache.release(sequence)
-            sequence.restart()
-            cache.admit(sequence)
-        _advance(runner, [sequence])
-    assert sequence.output_token_ids == expected
-
-
 def test_every_prompt_token_has_logits_if_prompt_logprobs_are_requested():
     model = build_model("mamba", SEQUENTIAL["mamba"])
     [sequence] = as_sequences(random_prompts(17), prompt_logprobs=1)
@@ -88,24 +82,6 @@ def test_a_model_without_a_usable_cache_is_logged(architecture, is_logged, caplo
         SequentialRunner(model)
     expected = [f"{type(model).__name__} is computed from the first token in every step"]
     assert [r.getMessage() for r in caplog.records] == (expected if is_logged else [])
-
-
-def test_release_drops_the_sequences_model_cache():
-    runner = SequentialRunner(build_model("mamba", SEQUENTIAL["mamba"]))
-    sequence = Sequence("a", [5, 6, 7], SamplingParams(max_tokens=4))
-    cache = CacheManager(num_slots=1, max_tokens=100)
-    cache.admit(sequence)
-    _advance(runner, [sequence])
-    assert sequence.model_cache is not None
-    cache.release(sequence)
-    assert sequence.model_cache is None
-
-
-def _advance(runner: SequentialRunner, sequences: list[Sequence]) -> None:
-    result = runner.step([Chunk(s, s.num_new_tokens) for s in sequences])
-    for chunk, span in zip(result.chunks, result.rows, strict=True):
-        chunk.sequence.num_computed_tokens = chunk.end
-        chunk.sequence.token_ids.append(int(result.logits[span.stop - 1].argmax()))
 
 
 def _forward(model: PreTrainedModel) -> torch.Tensor:

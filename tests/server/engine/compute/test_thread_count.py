@@ -92,10 +92,21 @@ class Machine:
         self._stolen_s += pace.stolen * step_s
 
 
-def test_an_engine_alone_keeps_all_threads():
-    machine = Machine(QUIET)
-    machine.run(machine.count(2), 600)
-    assert machine.changes == [2]
+@pytest.mark.parametrize(
+    ("load", "is_fixed", "changes"),
+    [
+        pytest.param(QUIET, False, [2], id="alone"),
+        pytest.param(BUSY_NEIGHBOUR, False, [2, 1], id="a neighbour that stays"),
+        pytest.param(BUSY_NEIGHBOUR, True, [2], id="a number that the user chose"),
+        pytest.param(QUOTA, False, [2], id="a quota of one and a half processors"),
+        pytest.param(QUOTA_WORTH_TWO, False, [2], id="such a quota, worth two threads"),
+        pytest.param(UNACCOUNTED, False, [2], id="without accounting"),
+    ],
+)
+def test_a_load_that_stays_changes_the_number_once_at_most(load, is_fixed, changes):
+    machine = Machine(load)
+    machine.run(machine.count(2, is_fixed=is_fixed), 600)
+    assert machine.changes == changes
 
 
 def test_a_busy_neighbour_takes_a_thread_within_half_a_second():
@@ -117,19 +128,6 @@ def test_the_thread_comes_back_with_the_processor():
     assert count.num_threads == machine.num_threads == 2
     machine.run(count, 60)
     assert machine.changes[-1] == 2
-
-
-def test_a_neighbour_that_stays_leaves_the_number_as_it_is():
-    machine = Machine(BUSY_NEIGHBOUR)
-    machine.run(machine.count(2), 600)
-    assert machine.changes == [2, 1]
-
-
-@pytest.mark.parametrize("quota", [QUOTA, QUOTA_WORTH_TWO], ids=["slower", "faster"])
-def test_a_quota_of_one_and_a_half_processors_counts_as_two(quota):
-    machine = Machine(quota)
-    machine.run(machine.count(2), 600)
-    assert machine.changes == [2]
 
 
 def test_a_processor_that_is_idle_only_without_the_second_thread_is_taken_ever_more_rarely():
@@ -162,18 +160,6 @@ def test_time_that_the_hypervisor_takes_counts_as_waiting():
     machine = Machine(STOLEN)
     machine.run(machine.count(2), 2)
     assert machine.num_threads == 1
-
-
-def test_without_accounting_the_number_stays():
-    machine = Machine(UNACCOUNTED)
-    machine.run(machine.count(2), 60)
-    assert machine.changes == [2]
-
-
-def test_a_number_that_the_user_chose_stays():
-    machine = Machine(BUSY_NEIGHBOUR)
-    machine.run(machine.count(2, is_fixed=True), 60)
-    assert machine.changes == [2]
 
 
 def test_short_bursts_of_requests_are_enough():

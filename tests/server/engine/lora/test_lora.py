@@ -16,6 +16,7 @@ from server.config import LoraConfig
 from tests.server.engine.lora.peft_adapters import adapted_outputs, save_adapter
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, random_prompts
+from tests.tiers import slow_but_for, thorough_but_for
 
 PROMPTS = [[5, 17, 99, 3, 42], [7, 7, 8], [64, 2, 33, 90, 11, 12, 80, 4], [100, 101]]
 _LIMITS = LoraConfig(enable_lora=True, max_loras=3, max_lora_rank=8)
@@ -35,6 +36,12 @@ _TARGETS = {
     "deepseek_v3": ["q_a_proj", "kv_b_proj", "o_proj"],
 }
 """Layers of models of which peft cannot adapt all linear layers, or adapts experts."""
+
+
+_ARCHITECTURES = {**PACKED, **SEQUENTIAL}
+_FAST = ("llama", "gpt2", "mamba")
+_THOROUGH = ("gemma2", "mixtral", "deepseek_v3", "falcon_h1")
+"""Those with other layers than these, or their own attention."""
 
 
 @pytest.fixture
@@ -57,25 +64,15 @@ def test_each_kind_of_adapter_equals_peft(kind, engine, plain_llama, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "architecture", [pytest.param(n, marks=[] if n in ("llama", "gpt2") else pytest.mark.thorough) for n in PACKED]
+    "architecture",
+    [*_FAST, *thorough_but_for(_THOROUGH), *slow_but_for(n for n in _ARCHITECTURES if n not in _FAST + _THOROUGH)],
 )
 def test_a_mixed_batch_equals_peft(architecture, tmp_path):
-    _check_mixed_batch(architecture, build_model(architecture, PACKED[architecture]), tmp_path)
-
-
-@pytest.mark.parametrize(
-    "architecture", [pytest.param(n, marks=[] if n == "mamba" else pytest.mark.thorough) for n in SEQUENTIAL]
-)
-def test_a_mixed_batch_of_a_sequential_model_equals_peft(architecture, tmp_path):
-    model = build_model(architecture, SEQUENTIAL[architecture])
-    _check_mixed_batch(architecture, model, tmp_path, sequential=True)
-
-
-def _check_mixed_batch(architecture: str, model: PreTrainedModel, folder: Path, *, sequential: bool = False) -> None:
-    engine = SmallEngine(copy.deepcopy(model), lora=_LIMITS, sequential=sequential)
+    model = build_model(architecture, _ARCHITECTURES[architecture])
+    engine = SmallEngine(copy.deepcopy(model), lora=_LIMITS, sequential=architecture in SEQUENTIAL)
     model.set_attn_implementation("eager")  # sdpa ignores Gemma 2's soft cap
     targets = {"target_modules": _TARGETS.get(architecture, "all-linear")}
-    folders = {i: save_adapter(model, folder / str(i), seed=i, r=4 * i, **targets) for i in (1, 2)}
+    folders = {i: save_adapter(model, tmp_path / str(i), seed=i, r=4 * i, **targets) for i in (1, 2)}
     for adapter_id, path in folders.items():
         assert engine.load_adapter(adapter_id, path) is None
     added = {}
@@ -180,7 +177,7 @@ def test_a_replaced_adapter_does_not_count(plain_llama, adapter):
     for adapter_id in (1, 2):
         engine.adapters.add(adapter_id, "same name", adapter)
     engine.unload_adapter(1)
-    assert engine.adapters.num_in_memory == 1
+    assert len(engine.adapters._registered) == 1
 
 
 def test_an_unloaded_adapter_is_freed_after_its_last_sequence(engine, adapter):
@@ -192,10 +189,10 @@ def test_an_unloaded_adapter_is_freed_after_its_last_sequence(engine, adapter):
     rejected = engine.add("late", PROMPTS[0], adapter_id=1)
     assert rejected.error == "its LoRA adapter has been unloaded"
     assert engine.adapters is not None
-    assert engine.adapters.num_in_memory == 1
+    assert len(engine.adapters._registered) == 1
     engine.run()
     assert running.token_ids == expected
-    assert engine.adapters.num_in_memory == 0
+    assert len(engine.adapters._registered) == 0
     assert not engine.adapted._updates
     assert engine.generate([PROMPTS[0]]) != [expected]
 
@@ -206,7 +203,7 @@ def test_an_aborted_sequence_frees_its_unloaded_adapter(engine, adapter):
     engine.unload_adapter(1)
     engine.core.abort(["aborted"])
     assert engine.adapters is not None
-    assert engine.adapters.num_in_memory == 0
+    assert len(engine.adapters._registered) == 0
 
 
 def test_steps_without_adapters_have_no_hooks(engine, adapter):

@@ -93,20 +93,6 @@ def test_prompts_that_are_mostly_cached_start_together(llama):
     assert engine.steps[num_before:] == [{"late 0": 5, "late 1": 6, "late 2": 7}]
 
 
-def test_a_running_sequences_prompt_is_reused(plain_llama, llama):
-    engine = SmallEngine(llama, prefix_tokens=500)
-    [shared, tail] = random_prompts(60, 10)
-    running = engine.add("running", shared, max_tokens=40)
-    for _ in range(5):
-        engine.step()
-    late = engine.add("late", shared + running.token_ids[:3] + tail, max_tokens=8)
-    expected = greedy_outputs(plain_llama, [shared + running.token_ids[:3] + tail], 8)[0]
-    engine.run()
-    assert late.num_cached_tokens == 48
-    assert late.token_ids == expected
-    assert running.token_ids == greedy_outputs(plain_llama, [shared], 40)[0]
-
-
 def test_the_computed_part_of_a_running_prompt_is_reused(plain_llama, llama):
     engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=50)
     [shared, tail] = random_prompts(120, 10)
@@ -231,16 +217,6 @@ def test_the_longest_beginning_is_matched_in_ended_and_running_sequences():
     assert cache.match(_sequence(tokens), [running]) == PrefixMatch(64, 3)
     running.num_computed_tokens = 45
     assert cache.match(_sequence(tokens), [running]) == PrefixMatch(48, kept)
-
-
-def test_shrinking_to_zero_drops_all_entries():
-    cache = _cache()
-    for tokens in random_prompts(40, 50, 60):
-        _put(cache, tokens)
-    cache.shrink_to(111)
-    assert cache.num_tokens == 110
-    cache.shrink_to(-5)
-    assert cache.num_tokens == 0
 
 
 def _cache(max_tokens: int = 500) -> PrefixCache:

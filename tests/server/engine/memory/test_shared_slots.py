@@ -1,5 +1,6 @@
 """Slots share memory: a common beginning is held once, freed when nothing holds it, and never changed."""
 
+import os
 import random
 from dataclasses import dataclass, field
 
@@ -23,11 +24,11 @@ def test_a_common_beginning_is_held_once():
     memory = _Memory(num_slots=16)
     memory.open(0)
     memory.write(0, 0, 400)
-    alone = memory.slots.memory.num_committed_bytes
+    alone = memory.num_committed_bytes
     for slot in range(1, 16):
         memory.open(slot, 0, 6 * _BLOCK)
         memory.check()
-    assert memory.slots.memory.num_committed_bytes == alone
+    assert memory.num_committed_bytes == alone
     assert memory.slots.num_shared_tokens == 15 * 6 * _BLOCK
 
 
@@ -35,15 +36,15 @@ def test_a_kept_beginning_costs_nothing_and_is_freed_when_it_is_dropped():
     memory = _Memory()
     memory.open(0)
     memory.write(0, 0, 300)
-    before = memory.slots.memory.num_committed_bytes
+    before = memory.num_committed_bytes
     kept = memory.keep(0, 300)
-    assert (memory.slots.num_kept_tokens, memory.slots.memory.num_committed_bytes) == (0, before)
+    assert (memory.slots.num_kept_tokens, memory.num_committed_bytes) == (0, before)
     memory.close(0)
-    assert (memory.slots.num_kept_tokens, memory.slots.memory.num_committed_bytes) == (300, before)
+    assert (memory.slots.num_kept_tokens, memory.num_committed_bytes) == (300, before)
     memory.open(1, kept, 290)
     memory.close(1)
     memory.drop(kept)
-    assert (memory.slots.num_kept_tokens, memory.slots.memory.num_committed_bytes) == (0, 0)
+    assert (memory.slots.num_kept_tokens, memory.num_committed_bytes) == (0, 0)
 
 
 def test_memory_is_freed_up_to_what_others_hold():
@@ -52,7 +53,7 @@ def test_memory_is_freed_up_to_what_others_hold():
     memory.write(0, 0, 8 * _BLOCK)
     memory.open(1, 0, 3 * _BLOCK + 5)
     memory.close(0)
-    assert memory.slots.memory.num_committed_bytes == 3 * _BLOCK * sum(_TOKEN_BYTES) + 2 * 4096
+    assert memory.num_committed_bytes == 3 * _BLOCK * sum(_TOKEN_BYTES) + 2 * 4096
     memory.check()
 
 
@@ -65,18 +66,18 @@ def test_reading_closed_slots_takes_no_memory():
     kept = memory.keep(1, 290)
     for slot in (1, 2):
         memory.close(slot)
-    before = memory.slots.memory.num_committed_bytes
+    before = memory.num_committed_bytes
     memory.slots.hide_closed(range(4))
     for part in memory.parts:
         assert part[1, :290].all(), "a kept beginning stays mapped"
         assert not part[1, 5 * _BLOCK :].any()
         assert not part[2].any()
     memory.check()
-    assert memory.slots.memory.num_committed_bytes == before
+    assert memory.num_committed_bytes == before
     memory.drop(kept)
     memory.slots.hide_closed(range(4))
     assert not any(part[1:3].any() for part in memory.parts)
-    assert memory.slots.memory.num_committed_bytes == 2 * 5 * _BLOCK * sum(_TOKEN_BYTES)
+    assert memory.num_committed_bytes == 2 * 5 * _BLOCK * sum(_TOKEN_BYTES)
     for slot in (1, 2):
         memory.open(slot, 0, 300)
         memory.write(slot, 300, 8 * _BLOCK)
@@ -108,7 +109,7 @@ def test_a_sequence_that_continues_an_ended_one_needs_no_memory_of_its_own():
         memory.drop(kept)
         memory.check()
     assert memory.slots.memory.num_mappings == 0
-    assert memory.slots.memory.num_committed_bytes == 8 * _BLOCK * sum(_TOKEN_BYTES)
+    assert memory.num_committed_bytes == 8 * _BLOCK * sum(_TOKEN_BYTES)
 
 
 def test_only_one_sequence_continues_an_ended_one():
@@ -154,7 +155,7 @@ def test_slots_always_contain_what_was_written_to_them(seed, max_mappings):
         memory.close(slot)
     while memory.kept:
         memory.drop(memory.kept[0][0])
-    assert memory.slots.memory.num_committed_bytes == 0
+    assert memory.num_committed_bytes == 0
     assert (memory.slots.num_kept_tokens, memory.slots.num_shared_tokens) == (0, 0)
     assert len(memory.slots._free_segments) == memory.slots._num_segments
 
@@ -175,6 +176,10 @@ class _Memory:
         pages = np.frombuffer(self.slots.memory.pages, np.uint8)
         first, second = np.split(pages, [self.num_slots * _SLOT_LEN * _TOKEN_BYTES[0]])
         self.parts = [part.reshape(self.num_slots, _SLOT_LEN, -1) for part in (first, second)]
+
+    @property
+    def num_committed_bytes(self) -> int:
+        return os.fstat(self.slots.memory._file).st_blocks * 512
 
     def open(self, slot: int, source: int | list[Reference] | None = None, length: int = 0) -> None:
         self.slots.open(slot, source, length)

@@ -1,7 +1,8 @@
-"""Models load completely or fail with a message of one line."""
+"""Models load completely or fail with a message of one line; the device that the engine computes on."""
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from base.errors import EngineStartError
 from server.config import EngineConfig
 from server.engine.model import model_loading
-from server.engine.model.model_loading import derive_max_model_len, find_eos_token_ids, load_config, load_model
+from server.engine.model.model_loading import (
+    avoid_cudnn_attention,
+    choose_device,
+    derive_max_model_len,
+    describe_lack,
+    find_eos_token_ids,
+    load_config,
+    load_model,
+)
 from tests.server.engine.tiny_models import PACKED, build_model
 
 WEIGHTS = "model.safetensors"
@@ -101,16 +110,16 @@ def test_tied_weights_that_are_stored_once_load(tmp_path):
     _assert_same_logits(load_model(tmp_path, EngineConfig()), model)
 
 
-def _truncate(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1000])
+def _with_weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    return lambda folder: _change_weights(folder, change)
 
 
-def _write_garbage(folder: Path) -> None:
-    (folder / WEIGHTS).write_bytes(b"garbage" * 100)
+def _with_config(**values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
-
-def _lose_weights(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
+    return change
 
 
 def _lose_shard(folder: Path) -> None:
@@ -124,69 +133,56 @@ def _break_index(folder: Path) -> None:
 
 
 def _write_bad_pickle(folder: Path) -> None:
-    _lose_weights(folder)
+    (folder / WEIGHTS).unlink()
     (folder / "pytorch_model.bin").write_bytes(b"no pickle" * 100)
 
 
-def _drop_a_layer(folder: Path) -> None:
-    _change_weights(folder, lambda tensors: {k: v for k, v in tensors.items() if "layers.1." not in k})
+_OWN_CODE = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+_NOT_CAUSAL = "is not a causal language model: config.json names "
+_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (
+        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-1000]),
+        "cannot load the weights in .*incomplete metadata",
+    ),
+    "garbage": (lambda f: (f / WEIGHTS).write_bytes(b"garbage" * 100), "cannot load the weights in .*header"),
+    "no weights": (
+        lambda f: (f / WEIGHTS).unlink(),
+        "cannot load the weights in .*no file named model.safetensors",
+    ),
+    "a shard lost": (_lose_shard, "cannot load the weights in .*model-00002-of-"),
+    "a broken index": (_break_index, "cannot load the weights in .*weight_map"),
+    "a bad pickle": (_write_bad_pickle, "cannot load the weights in "),
+    "a layer lost": (
+        _with_weights(lambda tensors: {k: v for k, v in tensors.items() if "layers.1." not in k}),
+        r"lack 9 of the model's tensors: model\.layers\.1\.input_layernorm\.weight, .*, …$",
+    ),
+    "another shape": (
+        _with_weights(lambda tensors: tensors | {"model.norm.weight": torch.ones(3)}),
+        r"do not fit config.json: model\.norm\.weight is \[3\] instead of \[64\]$",
+    ),
+    "no config": (lambda f: (f / "config.json").unlink(), "cannot read the model's configuration in "),
+    "a broken config": (
+        lambda f: (f / "config.json").write_text('{"model_type": '),
+        "cannot read the model's configuration in .*not a valid JSON file",
+    ),
+    "an unknown type": (_with_config(model_type="llama9"), "cannot read the model's configuration in .*`llama9`"),
+    "a masked model": (
+        _with_config(model_type="bert", architectures=["BertForMaskedLM"]),
+        _NOT_CAUSAL + "BertForMaskedLM$",
+    ),
+    "an encoder and decoder": (
+        _with_config(model_type="bart", architectures=["BartForConditionalGeneration"], is_encoder_decoder=True),
+        _NOT_CAUSAL + "BartForConditionalGeneration$",
+    ),
+    "a model without text": (_with_config(model_type="clip"), "CLIPConfig"),
+    "own code": (_with_config(model_type="own", auto_map=_OWN_CODE), r"runs code of its own .*--trust-remote-code"),
+}
 
 
-def _change_a_shape(folder: Path) -> None:
-    _change_weights(folder, lambda tensors: tensors | {"model.norm.weight": torch.ones(3)})
-
-
-def _lose_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
-def _break_config(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": ')
-
-
-def _invent_a_type(folder: Path) -> None:
-    _change_config(folder, model_type="llama9")
-
-
-def _name_a_masked_model(folder: Path) -> None:
-    _change_config(folder, model_type="bert", architectures=["BertForMaskedLM"])
-
-
-def _name_an_encoder_decoder(folder: Path) -> None:
-    _change_config(folder, model_type="bart", architectures=["BartForConditionalGeneration"], is_encoder_decoder=True)
-
-
-def _name_a_model_without_text(folder: Path) -> None:
-    _change_config(folder, model_type="clip")
-
-
-def _bring_own_code(folder: Path) -> None:
-    _change_config(folder, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (_truncate, "cannot load the weights in .*incomplete metadata"),
-        (_write_garbage, "cannot load the weights in .*header"),
-        (_lose_weights, "cannot load the weights in .*no file named model.safetensors"),
-        (_lose_shard, "cannot load the weights in .*model-00002-of-"),
-        (_break_index, "cannot load the weights in .*weight_map"),
-        (_write_bad_pickle, "cannot load the weights in "),
-        (_drop_a_layer, r"lack 9 of the model's tensors: model\.layers\.1\.input_layernorm\.weight, .*, …$"),
-        (_change_a_shape, r"do not fit config.json: model\.norm\.weight is \[3\] instead of \[64\]$"),
-        (_lose_config, "cannot read the model's configuration in "),
-        (_break_config, "cannot read the model's configuration in .*not a valid JSON file"),
-        (_invent_a_type, "cannot read the model's configuration in .*`llama9`"),
-        (_name_a_masked_model, "is not a causal language model: config.json names BertForMaskedLM$"),
-        (_name_an_encoder_decoder, "is not a causal language model: config.json names BartForConditionalGeneration$"),
-        (_name_a_model_without_text, "CLIPConfig"),
-        (_bring_own_code, r"runs code of its own .*--trust-remote-code"),
-    ],
-    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
-)
-def test_a_damaged_folder_is_reported_in_one_line(llama_copy, damage, message, capfd):
-    damage(llama_copy)
+@pytest.mark.parametrize("damage", _DAMAGES)
+def test_a_damaged_folder_is_reported_in_one_line(llama_copy, damage, capfd):
+    spoil, message = _DAMAGES[damage]
+    spoil(llama_copy)
     capfd.readouterr()
     with pytest.raises(EngineStartError, match=message) as caught:
         load_model(llama_copy, EngineConfig())
@@ -265,12 +261,52 @@ def _change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], di
     save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def _change_config(folder: Path, **values: object) -> None:
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
 @torch.inference_mode()
 def _assert_same_logits(model: PreTrainedModel, expected: PreTrainedModel) -> None:
     ids = torch.arange(3, 40)[None]
     assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
+
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that CUDA can use")
+
+
+@pytest.fixture
+def _cudnn_attention() -> Iterator[None]:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@NO_GPU
+def test_without_a_gpu_the_engine_uses_the_cpu(caplog):
+    assert choose_device() == torch.device("cpu")
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built for GPUs")
+def test_a_gpu_that_this_torch_cannot_use_is_logged(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(model_loading, "_GPU_DEVICE", tmp_path)
+    with caplog.at_level(logging.WARNING, logger="server.engine.model.model_loading"):
+        assert choose_device() == torch.device("cpu")
+    assert f"torch {torch.__version__} cannot use it: computing on the CPU" in caplog.text
+
+
+@NO_GPU
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
+def test_a_driver_failure_is_reported_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as NVML reports
+    with pytest.raises(EngineStartError, match="CUDA cannot use it .*CUDA_VISIBLE_DEVICES set to nothing") as caught:
+        choose_device()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("_cudnn_attention")
+def test_cudnn_attention_is_disabled():
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    avoid_cudnn_attention()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_lack_of_memory_is_described_with_the_sizes():
+    assert describe_lack("the weights take", 16 << 30, 5 << 30, 24 << 30).startswith(
+        "the weights take 16 GiB, and 5 of the GPU's 24 GiB are free: "
+    )

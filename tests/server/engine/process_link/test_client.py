@@ -1,6 +1,10 @@
-"""A request reaches the engine once for all its sequences; its token ids and tensors follow the message."""
+"""The engine client: requests, pooling and commands; a fake engine answers on the socket.
+
+A request reaches the engine once for all its sequences; its token ids and tensors follow the message.
+"""
 
 import asyncio
+import queue
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,23 +13,29 @@ import msgspec
 import pytest
 import uvloop
 
-from base.errors import EngineDeadError, EngineStartError
+from base.errors import EngineDeadError, EngineError, EngineStartError
 from server.engine.features.prompt_features import to_tensor
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import (
     Abort,
     BlockingChannel,
     ChannelClosedError,
+    Done,
+    FromEngine,
     Generate,
+    LoadAdapter,
+    Pool,
     Prompt,
     Step,
     ToEngine,
+    UnloadAdapter,
 )
 from server.types import (
     EngineOutput,
     EnginePrompt,
     EngineStats,
     GuidedDecoding,
+    PoolingParams,
     PromptInputs,
     ReasoningRules,
     SamplingParams,
@@ -33,6 +43,7 @@ from server.types import (
 )
 
 PARAMS = SamplingParams(max_tokens=1)
+POOLING = PoolingParams(task="embed", dimensions=2)
 
 Sockets = tuple[socket.socket, socket.socket]
 
@@ -43,16 +54,30 @@ def tensor(num_bytes: int, start: int = 0) -> TensorData:
 
 
 class FakeEngine:
-    """Answers every sequence with one token; keeps received messages, requests and the number of bytes."""
+    """Answers every sequence with one token, all other messages as the test says.
+
+    Keeps received messages, requests and the number of bytes.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._channel = BlockingChannel(connection)
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
+        self._unread: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         self.messages: list[ToEngine] = []
         self.requests: dict[str, Generate] = {}
         self.num_bytes = 0
         self._thread = threading.Thread(target=self._run, name="fake-engine")
         self._thread.start()
+
+    async def receive(self) -> ToEngine:
+        """The next message."""
+        return await asyncio.to_thread(self._unread.get, timeout=60)
+
+    def answer(self, *outputs: EngineOutput) -> None:
+        self.send(Step(list(outputs), EngineStats()))
+
+    def send(self, message: FromEngine) -> None:
+        self._channel.send(msgspec.msgpack.encode(message))
 
     def _run(self) -> None:
         try:
@@ -65,14 +90,14 @@ class FakeEngine:
 
     def _handle(self, message: ToEngine) -> None:
         self.messages.append(message)
+        self._unread.put(message)
         if isinstance(message, Generate):
             self.num_bytes += sum(message.part_sizes)
             parts = map(self._channel.receive_bytes, message.part_sizes)
             prompts = [prompt.attach(parts) for prompt in message.prompts]
             self.requests[message.request_id] = msgspec.structs.replace(message, prompts=prompts)
             names = [f"{message.request_id}-{i}" for i in range(len(prompts) * message.num_choices)]
-            outputs = [EngineOutput(name, [7], "length") for name in names]
-            self._channel.send(msgspec.msgpack.encode(Step(outputs, EngineStats())))
+            self.answer(*(EngineOutput(name, [7], "length") for name in names))
 
     def inputs_of(self, request_id: str) -> PromptInputs | None:
         return self.requests[request_id].prompts[0].inputs
@@ -271,3 +296,83 @@ async def test_an_engine_exit_during_an_upload_raises_engine_dead_error(sockets)
     with pytest.raises(EngineStartError):
         _ = client.info
     await client.close()
+
+
+async def test_a_prompt_is_sent_and_its_vector_is_returned(sockets):
+    client, engine = await connect(sockets)
+    pooling = asyncio.create_task(client.pool("a", [1, 2], POOLING, token_type_ids=[0, 1]))
+    assert await engine.receive() == Pool("a", [1, 2], [0, 1], POOLING)
+    data = TensorData("float32", (2,), memoryview(b"12345678"))
+    engine.answer(EngineOutput(request_id="a", finish_reason="stop", queue_s=0.5, data=data))
+    output = await pooling
+    assert output.queue_s == 0.5
+    assert output.data is not None
+    assert (output.data.shape, bytes(output.data.data)) == ((2,), b"12345678")
+    await end(client, engine)
+
+
+async def test_cancelling_aborts(sockets):
+    client, engine = await connect(sockets)
+    pooling = asyncio.create_task(client.pool("a", [1], POOLING))
+    await engine.receive()
+    pooling.cancel()
+    assert await engine.receive() == Abort(["a"])
+    with pytest.raises(asyncio.CancelledError):
+        await pooling
+    await end(client, engine)
+
+
+async def test_a_rejection_by_the_engine_raises_an_error(sockets):
+    client, engine = await connect(sockets)
+    pooling = asyncio.create_task(client.pool("a", [1], POOLING))
+    await engine.receive()
+    engine.answer(EngineOutput(request_id="a", finish_reason="error", error="too long"))
+    with pytest.raises(EngineError, match="too long"):
+        await pooling
+    await end(client, engine)
+
+
+async def test_the_engines_exit_ends_the_wait(sockets):
+    client, engine = await connect(sockets)
+    pooling = asyncio.create_task(client.pool("a", [1], POOLING))
+    await engine.receive()
+    sockets[1].shutdown(socket.SHUT_RDWR)
+    with pytest.raises(EngineDeadError):
+        await pooling
+    with pytest.raises(EngineDeadError):
+        await client.pool("b", [1], POOLING)
+    await end(client, engine)
+
+
+async def test_a_commands_result_is_returned(sockets):
+    client, engine = await connect(sockets)
+    loading = asyncio.create_task(client.load_adapter(3, "sql", "/adapters/sql"))
+    assert await engine.receive() == LoadAdapter(1, 3, "sql", "/adapters/sql")
+    engine.send(Done(1, False, "it is broken", is_missing=True))
+    assert await loading == Done(1, False, "it is broken", is_missing=True)
+    await end(client, engine)
+
+
+async def test_an_adapter_whose_request_is_cancelled_is_unloaded(sockets):
+    client, engine = await connect(sockets)
+    loading = asyncio.create_task(client.load_adapter(3, "sql", "/adapters/sql"))
+    await engine.receive()
+    loading.cancel()
+    assert await engine.receive() == UnloadAdapter(2, 3)
+    engine.send(Done(1))
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    await end(client, engine)
+
+
+async def test_commands_fail_when_the_engine_ends(sockets):
+    client, engine = await connect(sockets)
+    loading = asyncio.create_task(client.load_adapter(3, "a", "/a"))
+    other = asyncio.create_task(client.load_adapter(4, "b", "/b"))
+    for _ in range(2):
+        await engine.receive()
+    client.give_up("it is gone")
+    for task in (loading, other):
+        with pytest.raises(EngineDeadError, match="it is gone"):
+            await task
+    await end(client, engine)
