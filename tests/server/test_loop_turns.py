@@ -1,10 +1,12 @@
-"""A burst of requests is spread over iterations of the loop."""
+"""The event loop: a burst of requests is spread over its iterations; its lag is measured."""
 
 import asyncio
+import time
 
 from starlette.types import Message
 
 from server.app import LoopTurns
+from server.metrics.loop import LoopHeartbeat
 
 
 async def test_a_burst_begins_a_few_at_a_time_and_in_order():
@@ -92,3 +94,17 @@ async def test_a_body_of_one_piece_takes_no_turn():
                 pass
             else:
                 raise AssertionError("it waited")
+
+
+async def test_a_blocked_loop_shows_in_its_heartbeat():
+    beats: list[float] = []
+    heartbeat = LoopHeartbeat(beats.append)
+    heartbeat.start()
+    while not beats:
+        await asyncio.sleep(0.01)
+    time.sleep(0.2)
+    num_before = len(beats)
+    while len(beats) == num_before:
+        await asyncio.sleep(0.01)
+    heartbeat.close()
+    assert heartbeat.worst_lag_s == max(beats) >= 0.17

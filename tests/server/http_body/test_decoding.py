@@ -1,12 +1,16 @@
-"""Request bodies are decoded into structs, or into errors that name the field."""
+"""Request bodies are decoded into structs, or into errors that name the field, or a limit and its flag."""
 
+import msgspec
 import pytest
 
 from base.errors import RequestError
+from server.apis.messages.request import MessagesRequest
+from server.apis.pooling.endpoints import EmbeddingRequest
+from server.apis.pooling.scoring import RerankRequest
 from server.apis.tokenization import TokenizeRequest
 from server.generation.completion_request import CompletionRequest
-from server.generation.request import ChatRequest
-from server.http_body.request_body import RequestDecoder, check_num_values
+from server.http_body.decoding import RequestDecoder, check_num_values
+from server.limits import LimitsConfig
 
 
 def fail(body: bytes, model: type = CompletionRequest) -> RequestError:
@@ -181,3 +185,29 @@ def test_numbers_may_be_written_as_texts_as_in_vllm():
     request = RequestDecoder(CompletionRequest).decode(body)
     assert (request.temperature, request.n, request.stream, request.ignore_eos) == (0.5, 2, True, True)
     assert request.stop_strings == ("1",)
+
+
+MESSAGE = {"role": "user", "content": "a"}
+MESSAGES = {"model": "a", "max_tokens": 1, "messages": [MESSAGE]}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("limit", "model", "body", "message"),
+    [
+        ("max_choices", CompletionRequest, {"prompt": "a", "n": 3}, "together, got 3 (VLLM_MAX_N_SEQUENCES)"),
+        ("max_choices", CompletionRequest, {"prompt": ["a"] * 2, "n": 2}, "together, got 4 (VLLM_MAX_N_SEQUENCES)"),
+        ("max_prompts", CompletionRequest, {"prompt": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
+        ("max_prompts", EmbeddingRequest, {"input": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
+        ("max_prompts", RerankRequest, {"query": "a", "documents": ["a"] * 3}, "got 3 (--http-max-prompts)"),
+        ("max_stop_strings", MessagesRequest, MESSAGES | {"stop_sequences": ["a"] * 3}, "`stop_sequences` may have"),
+        ("max_stop_strings", CompletionRequest, {"prompt": "a", "stop": ["a", "b", "c"]}, "(--http-max-stop-strings)"),
+    ],
+)
+def test_a_request_above_a_limit_is_rejected(limit, model, body, message):
+    encoded = msgspec.json.encode(body)
+    assert RequestDecoder(model).decode(encoded) is not None
+    with pytest.raises(RequestError) as caught:
+        RequestDecoder(model, limits=LimitsConfig(**{limit: 2})).decode(encoded)
+    assert caught.value.status == 400
+    assert message in caught.value.message
