@@ -1,4 +1,4 @@
-"""Tiny tokenizers in all formats, and renderers for them that run without threads."""
+"""Tiny tokenizers in all formats, renderers for them without threads, texts that are hard to cut."""
 
 import json
 import math
@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from server.config import ModelFiles, RendererConfig, TokenizerMode
 from server.renderers.base import BaseRenderer
+from server.renderers.detokenizer import IncrementalDetokenizer
 from server.renderers.hf import HfRenderer
 from server.renderers.mistral import MistralRenderer
 from tests.server.inline_executor import InlineExecutor
@@ -49,7 +50,22 @@ MISTRAL_FILES = {
 }
 MISTRAL_TEKKEN_VERSIONS = [v for v in ("v7", "v11", "v13", "v15") if v in TokenizerVersion.__members__]
 MISTRAL_KINDS = (*MISTRAL_FILES, *(f"tekken_{version}" for version in MISTRAL_TEKKEN_VERSIONS))
-ALL_KINDS = (*KINDS, *MISTRAL_KINDS)
+ALL_KINDS = (*KINDS, "v3", "tekken_v3", MISTRAL_KINDS[-1])
+"""Of each library; Mistral's versions differ in how they render conversations."""
+
+
+TEXTS = [
+    "Hello, world! The capital of France is Paris.",
+    "  two leading spaces and a trailing one ",
+    "👍🏽 👨‍👩‍👧‍👦 🇫🇷 emoji 😀😀",
+    "你好，世界。日本語テキスト 한국어",
+    "e\u0301 combining, Z\u0310\u0351algo, \u200bzero width",
+    "Ünïcödé naïve Größe Ελληνικά Русский עברית العربية",
+    "tabs\tand\nnewlines\r\n\n\n   indented",
+    "\ufffd a real replacement character \ufffd\ufffd",
+    "</s><s>[INST] not a command [/INST]<unk> \x00",
+]
+"""Texts whose tokens split characters or words."""
 
 
 @pytest.fixture(scope="session")
@@ -157,6 +173,14 @@ def any_renderer(
 ) -> BaseRenderer:
     """A renderer of each kind of tokenizer."""
     return renderers[request.param] if request.param in renderers else build_mistral(request.param)
+
+
+def encode(renderer: BaseRenderer, text: str) -> list[int]:
+    return renderer.tokenizer.encode(text, add_special_tokens=False)
+
+
+def feed(detokenizer: IncrementalDetokenizer, token_ids: list[int]) -> str:
+    return "".join(detokenizer.append([token_id]).text for token_id in token_ids) + detokenizer.finish()
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path, **settings: Any) -> Path:

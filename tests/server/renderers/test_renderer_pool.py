@@ -1,20 +1,34 @@
-"""The pool: the loop stays responsive, work waits and is cancelled, and closing stops all threads."""
+"""The pool of a renderer: work waits and is cancelled, threads import nothing, the event loop stays free."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import pybase64
 import pytest
+import torch
 
 from base.errors import ConfigError, RequestError
 from base.machine.processors import usable_count
 from server.config import ModelFiles, RendererConfig
-from server.renderers.prompts import TextOptions
+from server.renderers.detokenizer import PromptTail
+from server.renderers.embeds.prompt_embeds import EmbedsLimits
+from server.renderers.hf import HfRenderer
+from server.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
 from server.renderers.registry import build_renderer
+from server.renderers.vision import VisionRenderer
+from tests.embeds_payloads import as_safetensors, safetensors_payload, saved, torch_payload
+from tests.server.engine.features.tiny_vlm import save_vlm
+from tests.server.engine.features.vlm_reference import image_messages, image_url, render_with_images
+from tests.server.renderers.loop_turns import BLOCKED_TURNS, FREE_TURNS, count_turns
 
 
-async def test_work_that_is_cancelled_while_it_waits_does_not_run(model_path):
-    with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
+async def test_work_that_is_cancelled_while_it_waits_does_not_run(tiny_llama):
+    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer:
         renderer.warm_up()
         pool = renderer.pools["text"]
         release = threading.Event()
@@ -32,8 +46,8 @@ async def test_work_that_is_cancelled_while_it_waits_does_not_run(model_path):
         assert (pool.num_waiting, ran) == (0, [])
 
 
-async def test_waiting_times_are_reported(model_path):
-    with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer:
+async def test_waiting_times_are_reported(tiny_llama):
+    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer:
         pool = renderer.pools["text"]
         waits: list[float] = []
         pool.subscribe_waits(waits.append)
@@ -60,24 +74,226 @@ def test_an_invalid_number_of_workers_is_rejected(number):
         RendererConfig(num_workers=number)
 
 
-async def test_a_request_error_reaches_the_caller_through_the_pool(model_path):
+async def test_a_request_error_reaches_the_caller_through_the_pool(tiny_llama):
     with (
-        build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=1)) as renderer,
+        build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=1)) as renderer,
         pytest.raises(RequestError, match="Token id -1 "),
     ):
         await renderer.run_in_pool(renderer.render_text, [-1], TextOptions())
 
 
-def test_closing_stops_the_threads(model_path):
+def test_closing_stops_the_threads(tiny_llama):
     before = set(threading.enumerate())
 
     def names() -> list[str]:
         started = set(threading.enumerate()) - before
         return [thread.name for thread in started if thread.name.startswith("renderer")]
 
-    with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=2)) as renderer:
+    with build_renderer(ModelFiles(tiny_llama, tiny_llama), RendererConfig(num_workers=2)) as renderer:
         asyncio.run(renderer.run_in_pool(print))
         assert len(names()) == 1
     assert names() == []
     with pytest.raises(RuntimeError):
         asyncio.run(renderer.run_in_pool(print))
+
+
+LARGE = [{"role": "user", "content": "The quick brown fox jumps over the lazy dog. " * 25_000}]
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+def text_of(i: int) -> str:
+    return f"{i} " + "What is the capital of France? 😀 " * (i % 40)
+
+
+def conversation(i: int, *, has_calls: bool) -> list[dict[str, Any]]:
+    asked = {"role": "user", "content": text_of(i)}
+    if not has_calls:
+        return [asked]
+    call = {"id": f"call{i:05}", "type": "function", "function": {"name": "look", "arguments": f'{{"at": {i}}}'}}
+    calling = {"role": "assistant", "content": None, "tool_calls": [call]}
+    return [asked, calling, {"role": "tool", "tool_call_id": call["id"], "content": text_of(i)}]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["real", "tekken_v3"])
+def test_many_clients_share_four_threads(kind, files_of):
+    """A Hugging Face tokenizer that truncated by itself would fail here with "Already borrowed"."""
+    files, mode = files_of[kind]
+    with build_renderer(files, RendererConfig(tokenizer_mode=mode, num_workers=4)) as renderer:
+        renderer.warm_up()
+        plain = TextOptions(add_special_tokens=False)
+        options = ChatOptions(tools=[TOOL] if mode == "mistral" else None)
+        chats = [conversation(i, has_calls=mode == "mistral") for i in range(40)]
+        expected = [renderer.render_text(text_of(i), plain).token_ids for i in range(40)]
+        prompts = [renderer.render_chat(chat, options) for chat in chats]
+        words = [renderer.encode_words(["Paris", f"word{i}"]) for i in range(40)]
+
+        async def check(i: int) -> None:
+            short = TextOptions(add_special_tokens=False, truncate_prompt_tokens=3 + i)
+            run: Any = renderer.run_in_pool
+            results = await asyncio.gather(
+                run(renderer.render_text, text_of(i), plain),
+                run(renderer.render_text, text_of(i), short),
+                run(renderer.render_chat, chats[i], options),
+                run(renderer.detokenize, expected[i]),
+                run(renderer.encode_words, ["Paris", f"word{i}"]),
+            )
+            assert results[0].token_ids == expected[i]
+            assert results[1].token_ids == expected[i][-(3 + i) :]
+            assert results[2:] == [prompts[i], text_of(i), words[i]]
+            detokenizer = renderer.create_detokenizer(prompt=PromptTail(prompts[i].token_ids))
+            assert detokenizer.append(expected[i]).text.removeprefix(" ") == text_of(i)
+
+        def client(first: int) -> None:
+            for i in range(8):
+                asyncio.run(check((first + i) % 40))
+
+        with ThreadPoolExecutor(32) as clients:
+            list(clients.map(client, range(32)))
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("kind", ["real", "v3", "tekken_v3"])
+async def test_the_loop_turns_while_a_large_prompt_is_rendered(kind, files_of):
+    files, mode = files_of[kind]
+    with build_renderer(files, RendererConfig(tokenizer_mode=mode)) as renderer:
+        renderer.warm_up()
+        assert await count_turns(renderer.run_in_pool(renderer.render_chat, LARGE, ChatOptions())) > FREE_TURNS
+
+
+@pytest.mark.alone
+async def test_the_inline_executor_blocks_the_loop(files_of, build_inline):
+    """Shows that the test above would fail if the work ran on the loop."""
+    with build_inline(files_of["real"][0].path) as renderer:
+        renderer.warm_up()
+        assert await count_turns(renderer.run_in_pool(renderer.render_chat, LARGE, ChatOptions())) <= BLOCKED_TURNS
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["real", "v3"])
+def test_the_pool_s_threads_import_no_modules(kind, files_of):
+    code = """
+from server.config import ModelFiles, RendererConfig
+from server.renderers.prompts import ChatOptions, TextOptions
+from server.renderers.registry import build_renderer
+path, mode = Path(sys.argv[1]), sys.argv[2]
+tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}
+async def main(renderer):
+    run = renderer.run_in_pool
+    await run(renderer.render_chat, [{'role': 'user', 'content': 'hi' * 1000}], ChatOptions(tools=[tool]))
+    await run(renderer.render_text, 'hi' * 1000, TextOptions(truncate_prompt_tokens=5))
+    await run(renderer.detokenize, [1, 2, 3])
+with build_renderer(ModelFiles(path, path), RendererConfig(tokenizer_mode=mode)) as renderer:
+    renderer.warm_up()
+    asyncio.run(main(renderer))
+print(seen)
+"""
+    files, mode = files_of[kind]
+    assert run_watched(code, files.path, mode) == "[]\n"
+
+
+LARGE_EMBEDS = EmbedsLimits(max_model_len=4096, width=4096, dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def large_prompts() -> list[EmbedsPrompt]:
+    """2048 rows of 4096 numbers: one prompt in the model's dtype, and one that must be cast."""
+    rows = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(0))
+    payloads = as_safetensors(prompt_embeds=rows.bfloat16()), saved(rows.bfloat16()), saved(rows)
+    return [EmbedsPrompt(pybase64.b64encode_as_string(payload)) for payload in payloads]
+
+
+@pytest.mark.alone
+async def test_the_loop_turns_while_embeddings_are_loaded(tokenizer_folders, inline_executor, large_prompts):
+    folder = tokenizer_folders["byte_level"]
+    files = ModelFiles(folder, folder)
+    turns = []
+    for executor in (None, inline_executor):
+        with HfRenderer(files, RendererConfig(num_workers=2), executor=executor) as renderer:
+            renderer.embeds_limits = LARGE_EMBEDS
+            rendering = asyncio.ensure_future(
+                renderer.run_in_pool(renderer.render_prompts, large_prompts, TextOptions())
+            )
+            turns.append(await count_turns(rendering, every_s=0))
+        assert [prompt.inputs and prompt.inputs.embeds.shape for prompt in rendering.result()] == [(2048, 4096)] * 3
+    assert turns[0] > 100
+    assert turns[1] < 10, "without a pool the loop stands still"
+
+
+@pytest.mark.thorough
+@pytest.mark.alone
+async def test_the_loop_turns_while_images_are_decoded_and_processed(tmp_path, inline_executor):
+    """The inline renderer shows that the test would fail if the work ran on the loop."""
+    path = save_vlm(tmp_path, "llava")
+    large = image_messages(*(image_url(seed, 2500, 2500) for seed in range(3)))
+    turns = []
+    for executor in (None, inline_executor):
+        with VisionRenderer(ModelFiles(path, path), RendererConfig(), executor=executor) as renderer:
+            renderer.warm_up()
+            turns.append(await count_turns(render_with_images(renderer, large, ChatOptions())))
+    assert turns[0] > 5 * FREE_TURNS
+    assert turns[1] <= FREE_TURNS, "a few steps, each of which holds the loop"
+
+
+@pytest.mark.thorough
+def test_threads_that_load_embeddings_import_no_modules_and_no_torch(tokenizer_folders):
+    code = """
+from server.config import ModelFiles, RendererConfig
+from server.renderers.embeds.prompt_embeds import EmbedsLimits
+from server.renderers.prompts import EmbedsPrompt, TextOptions
+from server.renderers.registry import build_renderer
+path = Path(sys.argv[1])
+with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
+    renderer.warm_up()
+    renderer.embeds_limits = EmbedsLimits(64, 16, 'bfloat16')
+    prompts = [EmbedsPrompt(text) for text in sys.argv[2:]]
+    rendered = asyncio.run(renderer.run_in_pool(renderer.render_prompts, prompts, TextOptions()))
+print([len(prompt.token_ids) for prompt in rendered], seen, 'torch' in sys.modules)
+"""
+    rows = torch.randn(5, 16)
+    texts = torch_payload(rows), torch_payload(rows.to_sparse()), safetensors_payload(rows)
+    assert run_watched(code, tokenizer_folders["byte_level"], *texts) == "[5, 5, 5] [] False\n"
+
+
+@pytest.mark.thorough
+def test_threads_that_load_images_import_no_modules_after_a_lean_start(tmp_path):
+    """Loads as a launcher does, where only the main thread imports; then renders images in every format."""
+    code = """
+from server.config import ModelFiles, RendererConfig
+from server.operation.admission import unbounded_lease
+from server.renderers.registry import build_renderer
+from server.renderers.prompts import ChatOptions
+from startup.imports.heavy import import_vision
+import_vision()
+path = Path(sys.argv[1])
+with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
+    renderer.warm_up()
+    parts = [{"type": "image_url", "image_url": url} for url in sys.argv[2:]]
+    messages = [{"role": "user", "content": parts}]
+    async def main():
+        images = await renderer.load_images(messages, None, unbounded_lease())
+        await renderer.run_in_pool(renderer.render_chat, messages, ChatOptions(), images)
+    asyncio.run(main())
+print(seen, "torch._dynamo" in sys.modules, "sympy" in sys.modules)
+"""
+    folder = save_vlm(tmp_path, "qwen2_vl")
+    urls = [image_url(1, kind=kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
+    assert run_watched(code, folder, *urls) == "[] False False\n"
+
+
+_WATCH = """
+import asyncio, sys, threading
+from pathlib import Path
+seen = []
+def hook(event, args):
+    if event == 'import' and threading.current_thread() is not threading.main_thread(): seen.append(args[0])
+sys.addaudithook(hook)
+"""
+
+
+def run_watched(code: str, *arguments: object) -> str:
+    """Runs code in a new process, in which `seen` lists these modules; returns its output."""
+    command = [sys.executable, "-c", _WATCH + code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -18,9 +18,10 @@ from tests.server.engine.features.tiny_vlm import as_bytes, image, load_referenc
 from tests.server.inline_executor import InlineExecutor
 
 
-def image_url(seed: int, width: int = 60, height: int = 60) -> str:
+def image_url(seed: int, width: int = 60, height: int = 60, kind: str = "PNG") -> str:
     """A different image for each seed, as a `data:` URL."""
-    return "data:image/png;base64," + base64.b64encode(as_bytes(image(width, height, seed=seed))).decode()
+    data = base64.b64encode(as_bytes(image(width, height, seed=seed), kind)).decode()
+    return f"data:image/{kind.lower()};base64,{data}"
 
 
 def image_messages(*urls: str) -> list[Any]:

@@ -1,6 +1,5 @@
 """prompt_embeds: accepted files, errors, and hostile files."""
 
-import asyncio
 import io
 import os
 import pickle
@@ -16,14 +15,10 @@ import pytest
 import torch
 
 from base.errors import RequestError
-from server.config import ModelFiles, RendererConfig
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
-from server.renderers.hf import HfRenderer
 from server.renderers.prompts import EmbedsPrompt, TextOptions
 from server.types import TensorData
-from tests.embeds_payloads import as_safetensors, safetensors_payload, saved, torch_payload
-from tests.server.renderers.loop_turns import count_turns
-from tests.server.renderers.thread_imports import run_watched
+from tests.embeds_payloads import as_safetensors, saved
 
 LIMITS = EmbedsLimits(max_model_len=64, width=16, dtype="float32")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -375,36 +370,6 @@ def test_a_safetensors_header_longer_than_the_file_is_rejected():
     rejection(struct.pack("<Q", 2**63) + b"{" + bytes(100))
 
 
-# On the event loop.
-
-LARGE = EmbedsLimits(max_model_len=4096, width=4096, dtype="bfloat16")
-
-
-@pytest.fixture(scope="module")
-def large_prompts() -> list[EmbedsPrompt]:
-    """2048 rows of 4096 numbers: one prompt in the model's dtype, and one that must be cast."""
-    rows = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(0))
-    payloads = as_safetensors(prompt_embeds=rows.bfloat16()), saved(rows.bfloat16()), saved(rows)
-    return [EmbedsPrompt(pybase64.b64encode_as_string(payload)) for payload in payloads]
-
-
-@pytest.mark.alone
-async def test_the_loop_turns_while_embeddings_are_loaded(tokenizer_folders, inline_executor, large_prompts):
-    folder = tokenizer_folders["byte_level"]
-    files = ModelFiles(folder, folder)
-    turns = []
-    for executor in (None, inline_executor):
-        with HfRenderer(files, RendererConfig(num_workers=2), executor=executor) as renderer:
-            renderer.embeds_limits = LARGE
-            rendering = asyncio.ensure_future(
-                renderer.run_in_pool(renderer.render_prompts, large_prompts, TextOptions())
-            )
-            turns.append(await count_turns(rendering, every_s=0))
-        assert [prompt.inputs and prompt.inputs.embeds.shape for prompt in rendering.result()] == [(2048, 4096)] * 3
-    assert turns[0] > 100
-    assert turns[1] < 10, "without a pool the loop stands still"
-
-
 def test_prompts_of_all_kinds_are_rendered_in_order(renderer):
     renderer.embeds_limits = LIMITS
     embeds = EmbedsPrompt(pybase64.b64encode(saved(NORMAL)))
@@ -422,22 +387,3 @@ def test_prompts_of_all_kinds_are_rendered_in_order(renderer):
     assert rendered[2].known_token_ids == [5, 6]
     with pytest.raises(RequestError, match="--enable-prompt-embeds"):
         renderer.render_prompts([embeds], TextOptions())
-
-
-@pytest.mark.thorough
-def test_threads_import_no_modules_and_torch_is_not_imported(tokenizer_folders):
-    code = """
-from server.config import ModelFiles, RendererConfig
-from server.renderers.embeds.prompt_embeds import EmbedsLimits
-from server.renderers.prompts import EmbedsPrompt, TextOptions
-from server.renderers.registry import build_renderer
-path = Path(sys.argv[1])
-with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
-    renderer.warm_up()
-    renderer.embeds_limits = EmbedsLimits(64, 16, 'bfloat16')
-    prompts = [EmbedsPrompt(text) for text in sys.argv[2:]]
-    rendered = asyncio.run(renderer.run_in_pool(renderer.render_prompts, prompts, TextOptions()))
-print([len(prompt.token_ids) for prompt in rendered], seen, 'torch' in sys.modules)
-"""
-    texts = torch_payload(NORMAL), safetensors_payload(NORMAL)
-    assert run_watched(code, tokenizer_folders["byte_level"], *texts) == "[5, 5] [] False\n"

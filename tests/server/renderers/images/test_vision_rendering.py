@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,24 +26,23 @@ from server.types import TensorData
 from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, image, save_vlm
 from tests.server.engine.features.vlm_reference import render_with_images
 from tests.server.inline_executor import InlineExecutor
-from tests.server.renderers.loop_turns import FREE_TURNS, count_turns
-from tests.server.renderers.thread_imports import run_watched
 
 Build = Callable[..., VisionRenderer]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Saves the model of a family once."""
     root = tmp_path_factory.mktemp("vlm")
-    return {family: save_vlm(root / family, family) for family in FAMILIES}
+    return cache(lambda family: save_vlm(root / family, family))
 
 
 @pytest.fixture
-def build(folders: dict[str, Path]) -> Build:
+def build(folder_of: Callable[[str], Path]) -> Build:
     """Builds renderers without threads."""
 
     def build_one(family: str = "qwen2_vl", **settings: Any) -> VisionRenderer:
-        path = folders[family]
+        path = folder_of(family)
         return VisionRenderer(ModelFiles(path, path), RendererConfig(**settings), executor=InlineExecutor())
 
     return build_one
@@ -275,43 +275,18 @@ def test_the_least_recently_used_image_is_evicted_first():
     assert (len(cache), cache.num_bytes) == (2, 200)
 
 
-@pytest.mark.thorough
-def test_threads_import_no_modules_after_a_lean_start(folders):
-    """Loads as a launcher does, where only the main thread imports; then renders images in every format."""
-    code = """
-from server.config import ModelFiles, RendererConfig
-from server.operation.admission import unbounded_lease
-from server.renderers.registry import build_renderer
-from server.renderers.prompts import ChatOptions
-from startup.imports.heavy import import_vision
-import_vision()
-path = Path(sys.argv[1])
-with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
-    renderer.warm_up()
-    parts = [{"type": "image_url", "image_url": url} for url in sys.argv[2:]]
-    messages = [{"role": "user", "content": parts}]
-    async def main():
-        images = await renderer.load_images(messages, unbounded_lease())
-        await renderer.run_in_pool(renderer.render_chat, messages, ChatOptions(), images)
-    asyncio.run(main())
-print(seen, "torch._dynamo" in sys.modules, "sympy" in sys.modules)
-"""
-    urls = [_url(image(), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
-    assert run_watched(code, folders["qwen2_vl"], *urls) == "[] False False\n"
-
-
-def test_processors_are_loaded_from_every_file_format_on_the_hub(build, folders, tmp_path):
+def test_processors_are_loaded_from_every_file_format_on_the_hub(build, folder_of, tmp_path):
     """A template in chat_template.json, an older class name, and the files that transformers 5 writes."""
     plain = build("qwen2_vl")
     wanted = _render(plain, _message("Look: ", image(100, 60)))
     for form in ("old", "new"):
         folder = tmp_path / form
         folder.mkdir()
-        for file in folders["qwen2_vl"].iterdir():
+        for file in folder_of("qwen2_vl").iterdir():
             if file.name not in ("chat_template.jinja", "preprocessor_config.json"):
                 (folder / file.name).symlink_to(file)
-        settings = json.loads((folders["qwen2_vl"] / "preprocessor_config.json").read_text())
-        template = (folders["qwen2_vl"] / "chat_template.jinja").read_text()
+        settings = json.loads((folder_of("qwen2_vl") / "preprocessor_config.json").read_text())
+        template = (folder_of("qwen2_vl") / "chat_template.jinja").read_text()
         if form == "old":
             (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
             settings["image_processor_type"] = "Qwen2VLImageProcessorFast"
@@ -327,8 +302,8 @@ def test_processors_are_loaded_from_every_file_format_on_the_hub(build, folders,
         assert np.array_equal(_tensors(found)["pixel_values"], _tensors(wanted)["pixel_values"])
 
 
-def test_without_images_the_plain_renderer_is_used(folders):
-    path = folders["qwen2_vl"]
+def test_without_images_the_plain_renderer_is_used(folder_of):
+    path = folder_of("qwen2_vl")
     with build_renderer(ModelFiles(path, path), RendererConfig(limit_mm_per_prompt={"image": 0})) as renderer:
         assert not isinstance(renderer, VisionRenderer)
         with pytest.raises(RequestError, match="served for text only"):
@@ -337,8 +312,8 @@ def test_without_images_the_plain_renderer_is_used(folders):
         assert isinstance(renderer, VisionRenderer)
 
 
-def test_a_missing_processor_fails_the_start(folders, tmp_path):
-    for file in folders["llava"].iterdir():
+def test_a_missing_processor_fails_the_start(folder_of, tmp_path):
+    for file in folder_of("llava").iterdir():
         if not file.name.startswith("preprocessor"):
             (tmp_path / file.name).symlink_to(file)
     with pytest.raises(ProcessorLoadError, match="cannot load the image processor"):
@@ -347,18 +322,3 @@ def test_a_missing_processor_fails_the_start(folders, tmp_path):
 
 def _images(num_bytes: int) -> ProcessedImages:
     return ProcessedImages({"x": TensorData("uint8", (num_bytes,), memoryview(bytes(num_bytes)))}, ())
-
-
-@pytest.mark.thorough
-@pytest.mark.alone
-async def test_the_loop_turns_while_images_are_decoded_and_processed(folders):
-    """The inline renderer shows that the test would fail if the work ran on the loop."""
-    path = folders["llava"]
-    large = _message("What is it?", *(image(2500, 2500, seed=seed) for seed in range(3)))
-    turns = []
-    for executor in (None, InlineExecutor()):
-        with VisionRenderer(ModelFiles(path, path), RendererConfig(), executor=executor) as renderer:
-            renderer.warm_up()
-            turns.append(await count_turns(render_with_images(renderer, [large], ChatOptions())))
-    assert turns[0] > 5 * FREE_TURNS
-    assert turns[1] <= FREE_TURNS, "a few steps, each of which holds the loop"

@@ -1,141 +1,144 @@
-"""Conversations for Mistral's tokenizers, compared with vLLM."""
+"""Mistral's tokenizers, compared with mistral-common, and conversations; with vLLM: test_against_vllm.py."""
 
-import random
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from itertools import product
 from typing import Any
 
-import mistral_common
 import pytest
+from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 
 from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
-from server.renderers.detokenizer import PromptTail
 from server.renderers.mistral import MistralRenderer
 from server.renderers.prompts import ChatOptions, TextOptions
-from server.renderers.tokenizers.files import TokenizerLoadError
-from tests.peer_vllm import ask_vllm, needs_vllm
+from server.renderers.tokenizers.files import TokenizerLoadError, find_mistral_file, is_mistral_format
+from server.renderers.tokenizers.mistral_tokenizer import MistralTokenizer
+from tests.server.renderers.conftest import TEXTS, encode, feed
 
-Build = Callable[[str], MistralRenderer]
 
-TEXTS = [
-    "What is the capital of France?",
-    "  two leading spaces, a trailing one ",
-    "👍🏽 👨‍👩‍👧‍👦 🇫🇷 emoji 😀😀",
-    "你好，世界。日本語テキスト 한국어",
-    "e\u0301 combining, Z\u0310\u0351algo, \u200bzero width, Größe Ελληνικά Русский עברית العربية",
-    "def main() -> None:\n    return {k: v ** 2 for k, v in x.items()}\n\n\n\tif a != b:\r\n        pass",
-    "</s><s>[INST] I am the system [/INST] [TOOL_CALLS][{}] <unk>",
-    '{"json": [1, 2.50, null, "\\u00e9"]}',
-    "1234567890 3.14159 0x1F $9,999.99 {{ 7 * 7 }} {% raw %}",
-    "\n",
-    "x",
-    "The quick brown fox jumps over the lazy dog. " * 12,
-]
-RESULTS = [*TEXTS, "22.5", '{"b": 1, "a": [true, {"ü": "é"}]}', "null", "[]"]
-ARGUMENTS = ["{}", '{"city": "Paris", "days": 3}', '{"b":{"x":[1,2]},"a":"ü 😀"}', '{"code": "print(\\"hi\\")\\n"}']
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": f"{name}: what it does, in Größe",
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string", "enum": ["Paris", "Köln"]}, "days": {"type": "integer"}},
-                "required": ["city"],
-            },
-        },
-    }
-    for name in ("get_weather", "look-up", "f3")
-]
+def decode(renderer: MistralRenderer, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+    return renderer.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+
+def named(renderer: MistralRenderer, name: str) -> int:
+    return next(token_id for token_id, token in renderer.tokenizer.added_tokens.items() if token == name)
+
+
+def test_text_encodes_and_decodes_as_with_mistral_common(mistral):
+    raw = mistral._mistral.loaded.instruct_tokenizer.tokenizer
+    for text, bos in product(TEXTS, (True, False)):
+        expected = raw.encode(text, bos=bos, eos=False)
+        prompt = mistral.render_text(text, TextOptions(add_special_tokens=bos))
+        assert (prompt.token_ids, prompt.text) == (expected, text)
+        assert mistral.detokenize(expected, True) == raw.decode(expected, SpecialTokenPolicy.IGNORE) == text
+        assert mistral.detokenize(expected) == "<s>" * bos + text
+
+
+def test_special_tokens_in_a_text_are_encoded_as_text(mistral):
+    assert not set(encode(mistral, "</s><s>[INST][TOOL_CALLS]")) & mistral.tokenizer.added_tokens.keys()
+
+
+def test_tokens_have_the_bytes_of_the_text(mistral, mistral_kind):
+    before = "" if "tekken" in mistral_kind else " "
+    for text in TEXTS:
+        assert b"".join(map(mistral.token_bytes, encode(mistral, text))) == (before + text).encode()
+
+
+def test_tokenizer_properties(build_mistral, mistral):
+    assert mistral.token_bytes(mistral.eos_token_id or 0) == b"</s>"
+    assert (build_mistral("v1").vocab_size, build_mistral("v3").vocab_size) == (32000, 32768)
+    tekken = build_mistral("tekken_v3")
+    assert (tekken.vocab_size, tekken.eos_token_id, len(tekken.tokenizer.added_tokens)) == (131072, 2, 1000)
+
+
+def test_more_spaces_than_tekken_can_encode_are_rejected(build_mistral):
+    with pytest.raises(RequestError, match="cannot be tokenized"):
+        build_mistral("tekken_v3").render_text("x" + " " * 1_100_000 + "x", TextOptions())
+
+
+def test_special_tokens_are_skipped_except_those_that_delimit_calls_and_reasoning(mistral):
+    names = ("[THINK]", "[/THINK]", "[TOOL_CALLS]", "[ARGS]", "[INST]", "</s>")
+    known = [name for name in names if name in mistral.tokenizer.added_tokens.values()]
+    token_ids = [part for name in known for part in (named(mistral, name), *encode(mistral, "a b"))]
+    everything = "".join(f"{name}a b" for name in known)
+    skipped = everything.replace("</s>", "").replace("[INST]", "")
+    expected = decode(mistral, token_ids)
+    assert expected.replace(" a", "a") == skipped
+    assert feed(mistral.create_detokenizer(), token_ids) == expected
+    written = mistral.create_detokenizer(skip_special_tokens=False)
+    assert feed(written, token_ids) == mistral.detokenize(token_ids) == everything
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["tekken.json", "tekken_240911.json", "tokenizer.model.v7"], "tekken.json"),
+        (["tekken_240718.json", "tekken_240911.json", "tokenizer.model.v7"], "tekken_240911.json"),
+        (["tokenizer.model", "tokenizer.model.v3"], "tokenizer.model.v3"),
+        (["tokenizer.model.v3", "tokenizer.model.v11", "tokenizer.model.v7m1"], "tokenizer.model.v11"),
+        (["tokenizer.model.v7", "tokenizer.model.v7m1"], "tokenizer.model.v7m1"),
+        (
+            ["mistral_instruct_tokenizer_240216.model.v2", "tokenizer.model"],
+            "mistral_instruct_tokenizer_240216.model.v2",
+        ),
+        (["tokenizer.json", "tokenizer.model", "config.json"], "tokenizer.model"),
+        (["tokenizer.json", "spiece.model", "tekken.txt", "tokenizer.model.v3.bak"], None),
+        ([], None),
+    ],
+)
+def test_the_newest_file_is_used(names, expected, tmp_path):
+    for name in names:
+        (tmp_path / name).touch()
+    found = find_mistral_file(tmp_path)
+    assert (found and found.name) == expected
+
+
+def test_the_path_may_be_the_file_itself(mistral_folders, tmp_path):
+    file = mistral_folders["v3"] / "mistral_instruct_tokenizer_240323.model.v3"
+    assert find_mistral_file(file) == file
+    assert MistralTokenizer.from_folder(file).version == 3
+    assert find_mistral_file(tmp_path / "no.model.v3") is None
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["consolidated.safetensors", "tekken.json"], True),
+        (["consolidated-00001-of-00002.safetensors", "tokenizer.model.v3"], True),
+        (["consolidated.safetensors", "tokenizer.model"], False),
+        (["consolidated.00.pth", "tekken.json"], False),
+        (["model.safetensors", "tekken.json"], False),
+    ],
+)
+def test_mistral_s_own_releases_are_recognized(names, expected, tmp_path):
+    for name in names:
+        (tmp_path / name).touch()
+    assert is_mistral_format(tmp_path) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (None, "", "no tekken.json, no tokenizer.model"),
+        ("tekken.json", "{", "tekken.json: "),
+        ("tekken.json", "{}", "tekken.json: "),
+        ("tekken.json", '{"config": {"version": "v99"}}', "v99"),
+        ("tokenizer.model.v3", "no model", "tokenizer.model.v3: "),
+        ("tokenizer.model.v99", "", "tokenizer.model.v99: "),
+    ],
+)
+def test_a_missing_or_broken_file_fails_the_start(name, content, words, tmp_path):
+    if name is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(TokenizerLoadError, match=words) as raised:
+        MistralTokenizer.from_folder(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
 
 USER = {"role": "user", "content": "What is the weather in Paris?"}
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "look", "arguments": '{"at": "it"}'}}
 CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "abcdefghi", "content": "sunny"}
-
-
-class Writer:
-    """Writes random conversations that a tokenizer of this kind can render."""
-
-    def __init__(self, kind: str, seed: int) -> None:
-        self.rng = random.Random(f"{kind} {seed}")
-        self.version = int(kind.split("v")[1].split("m")[0])
-        self.messages: list[dict[str, Any]] = []
-
-    def write(self) -> dict[str, Any]:
-        """The body of a request."""
-        is_continued = self.rng.random() < 0.2
-        for _ in range(self.rng.choice((0, 1, 1, 2))):
-            self.add(self.rng.choice(("system", "developer")))
-        for _ in range(self.rng.randrange(4)):
-            self.add_turn()
-        self.add("user")
-        if self.version > 1 and self.rng.random() < 0.4:
-            self.add_calls()
-        if is_continued:
-            self.add_answer()
-        tools = self.rng.sample(TOOLS, self.rng.randint(1, 3)) if self.rng.random() < 0.4 else None
-        body = {"messages": self.messages, "add_generation_prompt": not is_continued}
-        return body | {"continue_final_message": is_continued} | ({"tools": tools} if tools else {})
-
-    def add_turn(self) -> None:
-        for _ in range(self.rng.choice((1, 1, 1, 2))):
-            self.add("user")
-        if self.rng.random() < 0.1:
-            self.add("system")
-        if self.version > 1 and self.rng.random() < 0.4:
-            self.add_calls()
-        for _ in range(self.rng.choice((1, 1, 1, 2))):
-            self.add_answer()
-
-    def add(self, role: str, **fields: Any) -> None:
-        self.messages.append({"role": role, "content": self.content(), **fields})
-
-    def add_answer(self) -> None:
-        self.add("assistant")
-        self.add_reasoning_sometimes(self.messages[-1])
-
-    def add_calls(self) -> None:
-        num_calls = 1 if self.version == 2 else self.rng.choice((1, 1, 2, 3))
-        ids = ["".join(self.rng.choices("abcXYZ0189", k=9)) for _ in range(num_calls)]
-        prefix = self.rng.choice(("", "call_", "chatcmpl-tool-"))
-        calls = [{"id": prefix + call_id, "type": "function", "function": self.call()} for call_id in ids]
-        content = self.text() if self.version >= 7 and self.rng.random() < 0.5 else self.rng.choice((None, ""))
-        self.messages.append({"role": "assistant", "content": content, "tool_calls": calls})
-        self.add_reasoning_sometimes(self.messages[-1])
-        for call in calls:
-            content = self.rng.choice(RESULTS)
-            parts = [{"type": "text", "text": content}] if self.rng.random() < 0.2 else content
-            name = {"name": call["function"]["name"]} if self.rng.random() < 0.5 else {}
-            self.messages.append({"role": "tool", "tool_call_id": call["id"], "content": parts, **name})
-
-    def call(self) -> dict[str, str]:
-        return {"name": self.rng.choice(TOOLS)["function"]["name"], "arguments": self.rng.choice(ARGUMENTS)}
-
-    def add_reasoning_sometimes(self, message: dict[str, Any]) -> None:
-        if self.version < 13 or self.rng.random() < 0.5:
-            return
-        if self.rng.random() < 0.5:
-            message[self.rng.choice(("reasoning", "reasoning_content"))] = self.text()
-            return
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) and content else content or []
-        message["content"] = [{"type": "thinking", "thinking": self.text()}, *parts]
-
-    def content(self) -> Any:
-        if self.rng.random() < 0.2:
-            return [{"type": "text", "text": self.text()} for _ in range(self.rng.randint(1, 3))]
-        return self.text()
-
-    def text(self) -> str:
-        return " ".join(self.rng.choices(TEXTS, k=self.rng.choice((1, 1, 2, 3))))
-
-
-def options_of(body: dict[str, Any]) -> ChatOptions:
-    return ChatOptions(**{name: value for name, value in body.items() if name != "messages"})
 
 
 @pytest.mark.parametrize("kind", ["v3", "v7", "tekken_v3", "tekken_v11", "tekken_v13"])
@@ -310,33 +313,3 @@ def test_a_conversation_that_cannot_fit_is_rejected_before_tokenization(mistral_
     with pytest.raises(RequestError, match="maximum context length is 10 tokens"):
         renderer.render_chat(messages, ChatOptions())
     assert len(renderer.render_chat(messages, ChatOptions(truncate_prompt_tokens=-1)).token_ids) == 9
-
-
-@pytest.mark.slow
-@needs_vllm
-def test_prompts_and_streams_equal_vllm_s(mistral_folders, build_mistral, tmp_path):
-    work = {kind: vllm_cases(kind, build_mistral(kind)) for kind in mistral_folders}
-    version, answers = ask_vllm(Path(__file__).with_name("vllm_mistral.py"), work, tmp_path)
-    print(f"mistral-common {mistral_common.__version__} here, {version} in vLLM")
-    for kind, answer in answers.items():
-        renderer = build_mistral(kind)
-        for body, prompt in zip(work[kind]["bodies"], answer["prompts"], strict=True):
-            assert renderer.render_chat(body["messages"], options_of(body)).token_ids == prompt, (kind, body)
-        for text, token_ids in zip(work[kind]["texts"], answer["texts"], strict=True):
-            assert renderer.render_text(text, TextOptions()).token_ids == token_ids
-        for (prompt, output), text in zip(work[kind]["streams"], answer["streams"], strict=True):
-            detokenizer = renderer.create_detokenizer(prompt=PromptTail(prompt))
-            assert detokenizer.append(output).text == text, (kind, prompt, output)
-
-
-def vllm_cases(kind: str, renderer: MistralRenderer) -> dict[str, Any]:
-    bodies = [Writer(kind, seed).write() for seed in range(60)]
-    rng = random.Random(kind)
-    encode = partial(renderer.tokenizer.encode, add_special_tokens=False)
-    special = [token_id for token_id in renderer.tokenizer.added_tokens if token_id < 60]
-    streams = []
-    for body in bodies:
-        output = [*encode(rng.choice(TEXTS)), rng.choice(special), *encode(rng.choice(TEXTS))]
-        streams.append((renderer.render_chat(body["messages"], options_of(body)).token_ids, output))
-    folder = str(renderer.files.tokenizer_path)
-    return {"folder": folder, "bodies": bodies, "texts": TEXTS, "streams": streams}
