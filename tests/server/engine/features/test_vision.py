@@ -49,7 +49,18 @@ class VisionCase:
 
 @pytest.fixture(scope="module", params=thorough_but_for(FAMILIES, "llava", "smolvlm", "qwen2_vl"))
 def vision(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VisionCase:
-    path = save_vlm(tmp_path_factory.mktemp("vlm"), request.param)
+    """Each family, for what depends on the model."""
+    return _case(tmp_path_factory, request.param)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> VisionCase:
+    """One whose positions have several axes, for what the engine does with any model."""
+    return _case(tmp_path_factory, "qwen2_vl")
+
+
+def _case(tmp_path_factory: pytest.TempPathFactory, family: str) -> VisionCase:
+    path = save_vlm(tmp_path_factory.mktemp("vlm"), family)
     renderer = VisionRenderer(ModelFiles(path, path), RendererConfig(), executor=InlineExecutor())
     return VisionCase(renderer, path, load_reference(path))
 
@@ -81,23 +92,11 @@ def _add(engine: SmallEngine, name: str, prompt: RenderedPrompt, **params: Any) 
     )
 
 
-def test_the_output_depends_on_the_image(vision):
-    a, b = (vision.prompt("Look: ", (60, 60, seed)) for seed in (1, 2))
-    assert a.token_ids == b.token_ids
-    assert vision.expected(a) != vision.expected(b)
-
-
-def test_one_image_gives_the_output_of_transformers(vision):
-    engine, prompt = vision.engine(), vision.prompt("Look: ", (60, 60, 1), " What is it?")
-    completion = _add(engine, "a", prompt)
-    engine.run()
-    assert completion.token_ids == vision.expected(prompt)
-    assert engine.runner.name == "packed"
-    engine.assert_nothing_leaked()
-
-
 def test_prompts_with_images_and_texts_share_batches(vision):
     engine = vision.engine()
+    a, b = (vision.prompt("Look: ", (60, 60, seed)) for seed in (1, 2))
+    assert a.token_ids == b.token_ids
+    assert vision.expected(a) != vision.expected(b), "the output depends on the image"
     prompts = [
         vision.prompt("Look: ", (60, 60, 1)),
         vision.prompt("Hello"),
@@ -110,6 +109,7 @@ def test_prompts_with_images_and_texts_share_batches(vision):
         completions.append(_add(engine, str(i), prompt))
         engine.step()
     engine.run()
+    assert engine.runner.name == "packed"
     assert max(len(step) for step in engine.steps) == len(prompts)
     for prompt, completion in zip(prompts, completions, strict=True):
         assert completion.token_ids == vision.expected(prompt)
@@ -126,28 +126,28 @@ def test_a_prompt_with_images_may_be_computed_in_chunks(vision):
         assert completion.token_ids == vision.expected(prompt)
 
 
-def test_a_preempted_sequence_keeps_its_images(vision):
-    prompts = [vision.prompt("Look: ", (60, 60, seed)) for seed in (1, 2)]
+def test_a_preempted_sequence_keeps_its_images(qwen):
+    prompts = [qwen.prompt("Look: ", (60, 60, seed)) for seed in (1, 2)]
     room = sum(len(prompt.token_ids) for prompt in prompts) + 10
-    engine = vision.engine(kv_cache_tokens=room, max_model_len=room)
+    engine = qwen.engine(kv_cache_tokens=room, max_model_len=room)
     completions = [_add(engine, str(i), prompt) for i, prompt in enumerate(prompts)]
     engine.run()
     assert engine.stats.num_preemptions > 0
     for prompt, completion in zip(prompts, completions, strict=True):
-        assert completion.token_ids == vision.expected(prompt)
+        assert completion.token_ids == qwen.expected(prompt)
 
 
-def test_another_image_does_not_match_the_prefix_cache(vision):
-    engine = vision.engine(prefix_tokens=2000)
-    prompts = [vision.prompt("Look at this image of mine: ", (60, 60, seed), "What is it?") for seed in (1, 2, 1)]
+def test_another_image_does_not_match_the_prefix_cache(qwen):
+    engine = qwen.engine(prefix_tokens=2000)
+    prompts = [qwen.prompt("Look at this image of mine: ", (60, 60, seed), "What is it?") for seed in (1, 2, 1)]
     for i, prompt in enumerate(prompts):
         completion = _add(engine, str(i), prompt)
         engine.run()
-        assert completion.token_ids == vision.expected(prompt)
+        assert completion.token_ids == qwen.expected(prompt)
 
 
-def test_the_choices_of_one_prompt_encode_its_images_once(vision, monkeypatch):
-    engine, prompt = vision.engine(prefix_tokens=2000), vision.prompt("Look: ", (60, 60, 1))
+def test_the_choices_of_one_prompt_encode_its_images_once(qwen, monkeypatch):
+    engine, prompt = qwen.engine(prefix_tokens=2000), qwen.prompt("Look: ", (60, 60, 1))
     num_encoded = 0
     images = engine.features._images
     assert images is not None
@@ -165,29 +165,29 @@ def test_the_choices_of_one_prompt_encode_its_images_once(vision, monkeypatch):
     ]
     engine.run()
     assert num_encoded == 1
-    assert [c.token_ids for c in completions] == [vision.expected(prompt)] * 3
+    assert [c.token_ids for c in completions] == [qwen.expected(prompt)] * 3
 
 
-def test_the_images_of_a_conversation_are_encoded_once(vision):
-    engine, encoded = vision.engine(), []
+def test_the_images_of_a_conversation_are_encoded_once(qwen):
+    engine, encoded = qwen.engine(), []
     _vision_tower(engine.features._model).register_forward_hook(lambda *_: encoded.append(True))
     images = ((60, 60, 1), (60, 60, 2))
-    prompts = [vision.prompt("Look: ", *images), vision.prompt("Again: ", *images, "and what now?")]
+    prompts = [qwen.prompt("Look: ", *images), qwen.prompt("Again: ", *images, "and what now?")]
     for i, prompt in enumerate(prompts):
         completion = _add(engine, str(i), prompt)
         engine.run()
-        assert completion.token_ids == vision.expected(prompt)
+        assert completion.token_ids == qwen.expected(prompt)
     assert len(encoded) == 1
-    other = vision.prompt("Look: ", images[0], (60, 60, 3))
+    other = qwen.prompt("Look: ", images[0], (60, 60, 3))
     completion = _add(engine, "other", other)
     engine.run()
-    assert completion.token_ids == vision.expected(other)
+    assert completion.token_ids == qwen.expected(other)
     assert len(encoded) == 2
 
 
-def test_the_oldest_images_are_dropped_when_memory_is_used_up(vision):
-    model = load_model(vision.path, EngineConfig(dtype="float32"))
-    prompts = [vision.prompt((60, 60, seed)) for seed in (1, 2, 1)]
+def test_the_oldest_images_are_dropped_when_memory_is_used_up(qwen):
+    model = load_model(qwen.path, EngineConfig(dtype="float32"))
+    prompts = [qwen.prompt((60, 60, seed)) for seed in (1, 2, 1)]
     encoder = VisionEncoder(model)
     cache = encoder._cache
     encoder.encode(prompts[0].token_ids, _tensors(prompts[0]))
@@ -200,18 +200,18 @@ def test_the_oldest_images_are_dropped_when_memory_is_used_up(vision):
     assert cache._num_bytes == cache._max_bytes
 
 
-def test_prompt_logprobs_work_with_images(vision):
-    engine, prompt = vision.engine(), vision.prompt("Look: ", (60, 60, 1), " What?")
+def test_prompt_logprobs_work_with_images(qwen):
+    engine, prompt = qwen.engine(), qwen.prompt("Look: ", (60, 60, 1), " What?")
     completion = _add(engine, "a", prompt, prompt_logprobs=1)
     engine.run()
     assert completion.prompt_logprobs is not None
     assert len(completion.prompt_logprobs) == len(prompt.token_ids)
-    assert completion.token_ids == vision.expected(prompt)
+    assert completion.token_ids == qwen.expected(prompt)
 
 
-def test_tensors_that_do_not_fit_fail_only_their_request(vision):
-    engine = vision.engine()
-    good, other = vision.prompt("Look: ", (60, 60, 1)), vision.prompt((60, 60, 1), (60, 60, 2))
+def test_tensors_that_do_not_fit_fail_only_their_request(qwen):
+    engine = qwen.engine()
+    good, other = qwen.prompt("Look: ", (60, 60, 1)), qwen.prompt((60, 60, 1), (60, 60, 2))
     kept = _add(engine, "good", good)
     engine.step()
     wrong = engine.add("wrong", other.token_ids, _inputs(good))
@@ -219,13 +219,13 @@ def test_tensors_that_do_not_fit_fail_only_their_request(vision):
     engine.run()
     assert (wrong.finish_reason, nonsense.finish_reason) == ("error", "error")
     assert "do not fit" in str(wrong.error)
-    assert kept.token_ids == vision.expected(good)
+    assert kept.token_ids == qwen.expected(good)
     engine.assert_nothing_leaked()
 
 
-def test_a_request_can_be_aborted_before_its_images_are_encoded(vision):
-    engine = vision.engine()
-    _add(engine, "a", vision.prompt((60, 60, 1)))
+def test_a_request_can_be_aborted_before_its_images_are_encoded(qwen):
+    engine = qwen.engine()
+    _add(engine, "a", qwen.prompt((60, 60, 1)))
     assert (engine.stats.num_waiting, engine.core.has_work) == (1, True)
     engine.core.abort(["a"])
     assert (engine.stats.num_waiting, engine.core.has_work) == (0, False)
@@ -254,9 +254,9 @@ def test_only_the_language_model_uses_packed_attention(vision):
     assert language_model(model).config._attn_implementation == "vllm_cli_packed"
 
 
-def test_a_language_model_with_further_arguments_is_rejected(vision, monkeypatch):
-    model = load_model(vision.path, EngineConfig(dtype="float32"))
-    encoder, prompt = VisionEncoder(model), vision.prompt((60, 60, 1))
+def test_a_language_model_with_further_arguments_is_rejected(qwen, monkeypatch):
+    model = load_model(qwen.path, EngineConfig(dtype="float32"))
+    encoder, prompt = VisionEncoder(model), qwen.prompt((60, 60, 1))
     run = encoder._run
     monkeypatch.setattr(encoder, "_run", lambda *args: run(*args) | {"deepstack_visual_embeds": torch.zeros(1)})
     inputs = _inputs(prompt)

@@ -1,10 +1,5 @@
-"""Vision models with random weights, in the real formats, a few megabytes each.
+"""Vision models with random weights, in the real formats, a few megabytes each."""
 
-`python tests/server/engine/features/tiny_vlm.py OUT [--family qwen2_vl] [--image-size 512]` builds one for
-benchmarks: its images have a real model's size, the language model is small and takes 4096 tokens.
-"""
-
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -156,9 +151,6 @@ def _vision_config(width: int) -> dict[str, Any]:
     return {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-_CLIP_LOOKS = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "do_rescale": True}
-
-
 def _llava(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     size = parts.image_size
     config = {
@@ -180,12 +172,6 @@ def _llava(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]
         "processor_class": "LlavaProcessor",
         "size": {"shortest_edge": size},
         "crop_size": {"height": size, "width": size},
-        "do_center_crop": True,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_resize": True,
-        "resample": 3,
-        **_CLIP_LOOKS,
     }
     processor = {
         "processor_class": "LlavaProcessor",
@@ -206,7 +192,6 @@ def _llava_next(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str,
         "image_processor_type": "LlavaNextImageProcessor",
         "processor_class": "LlavaNextProcessor",
         "image_grid_pinpoints": pinpoints,
-        "do_pad": True,
     }
     return config, preprocessor, processor | {"processor_class": "LlavaNextProcessor"}
 
@@ -230,15 +215,6 @@ def _idefics3(parts: Parts, *, name: str = "Idefics3") -> tuple[dict[str, Any], 
         "processor_class": f"{name}Processor",
         "size": {"longest_edge": 4 * size},
         "max_image_size": {"longest_edge": size},
-        "do_image_splitting": True,
-        "do_pad": True,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "resample": 1,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
     }
     return (
         config,
@@ -264,14 +240,6 @@ def _internvl(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, A
         "image_processor_type": "GotOcr2ImageProcessor",
         "processor_class": "InternVLProcessor",
         "size": {"height": size, "width": size},
-        "crop_to_patches": False,
-        "min_patches": 1,
-        "max_patches": 6,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_resize": True,
-        "resample": 3,
-        **_CLIP_LOOKS,
     }
     return config, preprocessor, {"processor_class": "InternVLProcessor", "image_seq_length": (size // 14 // 2) ** 2}
 
@@ -328,7 +296,6 @@ def _qwen_preprocessor(parts: Parts, processor: str) -> dict[str, Any]:
         "patch_size": 14,
         "temporal_patch_size": 2,
         "merge_size": 2,
-        **_CLIP_LOOKS,
     }
 
 
@@ -360,25 +327,3 @@ def _build_model(family: str, config: dict[str, Any], seed: int) -> PreTrainedMo
     model.generation_config.eos_token_id = config["text_config"]["eos_token_id"]
     model.generation_config.pad_token_id = config["text_config"]["pad_token_id"]
     return model.eval()
-
-
-def main() -> None:
-    """Builds a model for benchmarks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen2_vl")
-    parser.add_argument("--image-size", type=int, default=504, help="what the image processor resizes to or splits by")
-    parser.add_argument("--width", type=int, default=128, help="of the hidden states")
-    parser.add_argument(
-        "--patch-size",
-        type=int,
-        default=14,
-        help="of llava, idefics3, smolvlm; a large one leaves the engine little to do",
-    )
-    options = parser.parse_args()
-    sizes = {"image_size": options.image_size, "width": options.width, "patch_size": options.patch_size}
-    print(save_vlm(options.out, options.family, **sizes))
-
-
-if __name__ == "__main__":
-    main()

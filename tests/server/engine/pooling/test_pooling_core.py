@@ -1,12 +1,15 @@
-"""Batched pooling gives the same results as plain transformers with each prompt alone."""
+"""Batched pooling gives the same results as plain transformers with each prompt alone, and as vLLM."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from base.errors import EngineStartError
-from server.config import EngineConfig, PoolerConfig
 from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
 from server.types import PoolingParams
+from tests.peer_vllm import ask_vllm, needs_vllm
 from tests.server.engine.pooling.small_pooling import PROMPTS, SmallPooling, assert_close, hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (
     DECODERS,
@@ -165,13 +168,6 @@ def test_config_json_sets_the_activation(tmp_path, settings, activate):  # type:
     assert_close(SmallPooling(tmp_path).run(PROMPTS), [activate(logits(model, prompt)) for prompt in PROMPTS])
 
 
-def test_an_activation_outside_of_torch_is_rejected(tmp_path):
-    save_pooler(tmp_path, "bert", "classify", num_labels=1)
-    edit_config(tmp_path, sbert_ce_default_activation_function="os.system")
-    with pytest.raises(EngineStartError, match=r"os\.system"):
-        SmallPooling(tmp_path)
-
-
 def test_logits_are_calibrated(tmp_path):
     model = save_pooler(tmp_path, "bert", "classify", num_labels=1)
     engine = SmallPooling(tmp_path, pooler=PoolerConfig(logit_mean=0.5, logit_sigma=2.0))
@@ -265,22 +261,21 @@ def test_aborted_prompts_are_not_computed(tmp_path):
     assert core.stats.num_iteration_tokens == len(PROMPTS[1])
 
 
-def test_a_classifier_with_its_own_pooling_rejects_a_pooling_type(tmp_path):
-    save_pooler(tmp_path, "bert", "classify")
-    with pytest.raises(EngineStartError, match="pooling_type"):
-        SmallPooling(tmp_path, pooler=PoolerConfig(pooling_type="MEAN"))
-
-
-def test_an_unsupported_task_fails_the_start(tmp_path):
-    save_pooler(tmp_path, "bert")
-    with pytest.raises(EngineStartError, match="classify does not fit the model"):
-        SmallPooling(tmp_path, pooler=PoolerConfig(task="classify"))
-
-
-def test_a_checkpoint_without_a_head_cannot_classify(tmp_path):
-    save_pooler(tmp_path, "bert")
-    with pytest.raises(EngineStartError, match=r"lack .* of the model's tensors: classifier"):
-        SmallPooling(tmp_path, convert="classify")
+@pytest.mark.parametrize(
+    ("head", "config", "options", "message"),
+    [
+        ("classify", {"sbert_ce_default_activation_function": "os.system"}, {}, r"os\.system"),
+        ("classify", {}, {"pooler": PoolerConfig(pooling_type="MEAN")}, "pooling_type"),
+        ("embed", {}, {"pooler": PoolerConfig(task="classify")}, "classify does not fit the model"),
+        ("embed", {}, {"convert": "classify"}, r"lack .* of the model's tensors: classifier"),
+    ],
+    ids=["an activation outside of torch", "a classifier pools by itself", "an unsupported task", "no head"],
+)
+def test_a_setting_that_does_not_fit_the_model_fails_the_start(tmp_path, head, config, options, message):
+    save_pooler(tmp_path, "bert", head)
+    edit_config(tmp_path, **config)
+    with pytest.raises(EngineStartError, match=message):
+        SmallPooling(tmp_path, **options)
 
 
 def test_max_model_len_may_be_lower_but_not_higher_than_the_models(tmp_path):
@@ -318,5 +313,30 @@ def test_all_of_many_prompts_are_computed_in_batches_of_limited_size(tmp_path):
     assert max(map(len, engine.batches)) <= 4
 
 
-def test_defaults_of_the_engine_pool_as_the_model_says():
-    assert EngineConfig().pooler == PoolerConfig()
+TEXTS = ["hello world", "the capital of france is paris", "the cat sat on the mat and the dog sat on the cat", "a"]
+SHAPE = {"hidden_size": 128, "num_attention_heads": 4}
+"""vLLM's attention on a CPU needs heads of 32 or more."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@needs_vllm
+@pytest.mark.parametrize("kind", ["embed", "score"])
+def test_results_equal_those_of_vllm(tmp_path, kind):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if kind == "embed":
+        save_pooler(folder, "bert", **SHAPE)
+        save_sentence_files(folder)
+    else:
+        save_pooler(folder, "bert", "classify", num_labels=1, **SHAPE)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoded = [tokenizer(text) for text in TEXTS]
+    if kind == "score":
+        encoded = [tokenizer(TEXTS[0], text) for text in TEXTS[1:]]
+    ours = SmallPooling(folder).run(
+        [one["input_ids"] for one in encoded],
+        [one["token_type_ids"] for one in encoded],
+    )
+    answers = ask_vllm(Path(__file__).with_name("vllm_pooling.py"), TEXTS, tmp_path, folder, kind, timeout_s=800)
+    assert_close(ours, [torch.tensor(values) for values in answers])
