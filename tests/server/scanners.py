@@ -112,9 +112,13 @@ def _headers(text: str) -> None:
 
 
 def _stop(text: str) -> None:
-    scanner = StopScanner([text[: MAX_STOP_CHARS // 3 - 1] + end for end in "bcd"])
-    _in_pieces(text, scanner.scan)
-    scanner.release()
+    few_long_ones = [text[: MAX_STOP_CHARS // 3 - 1] + end for end in "bcd"]
+    many = ["a" * num + "b" * (64 - num) for num in range(0, 64, 4)]
+    assert sum(map(len, many)) == MAX_STOP_CHARS
+    for stops in (few_long_ones, many):
+        scanner = StopScanner(stops)
+        _in_pieces(text, scanner.scan)
+        scanner.release()
 
 
 def _detokenize(text: str) -> None:

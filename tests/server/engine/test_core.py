@@ -32,11 +32,6 @@ def test_waiting_choices_share_the_prompts_tokens(llama):
     engine.assert_nothing_leaked()
 
 
-def test_max_tokens_limits_the_output(llama):
-    [completion] = SmallEngine(llama).complete(random_prompts(5), max_tokens=7)
-    assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
-
-
 def test_the_models_context_limits_the_output(llama):
     engine = SmallEngine(llama, max_model_len=40)
     [completion] = engine.complete(random_prompts(33), max_tokens=100)
@@ -78,17 +73,6 @@ def test_ignore_eos_ignores_the_end_token_but_not_stop_tokens(plain_llama, llama
     assert (ignoring.token_ids, ignoring.finish_reason) == (expected, "length")
     assert stopping.token_ids == expected[: expected.index(stop) + 1]
     assert (stopping.finish_reason, stopping.stop_token_id) == ("stop", stop)
-
-
-def test_min_tokens_delays_the_end_token(plain_llama, llama):
-    [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
-    engine = SmallEngine(llama, eos_token_ids=(expected[2],))
-    [short, long] = [engine.add(str(n), random_prompts(9)[0], max_tokens=20, min_tokens=n) for n in (0, 10)]
-    engine.run()
-    assert short.token_ids == expected[:3]
-    assert expected[2] not in long.token_ids[:10]
-    assert long.token_ids[:2] == expected[:2]
-    assert len(long.token_ids) >= 10
 
 
 def test_a_stop_on_the_last_token_counts_as_a_stop(plain_llama, llama):

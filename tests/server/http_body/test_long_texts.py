@@ -74,12 +74,12 @@ def test_restored_random_json_equals_the_original(monkeypatch):
                 return {rng.choice([FIELD, f'"{FIELD}', f"{FIELD}\\"]): value(depth + 1) for _ in range(3)}
 
     num_texts = 0
-    for _ in range(5000):
+    for _ in range(1500):
         body = {"a": value(0), FIELD: value(1), "b": value(0)}
         short = shorten(json.dumps(body, indent=rng.choice([None, 1])).encode(), FIELD)
         assert restored(json.loads(short.body), short) == body
         num_texts += len(short.texts)
-    assert num_texts > 500
+    assert num_texts > 150
 
 
 @pytest.mark.parametrize(

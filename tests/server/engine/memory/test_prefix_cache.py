@@ -265,19 +265,12 @@ def test_prompts_share_only_with_prompts_of_the_same_salt(plain_llama, llama):
     assert [completion.token_ids for completion in completions] == [expected] * 6
 
 
-def test_running_prompts_share_only_with_prompts_of_the_same_salt(llama):
+def test_running_prompts_share_and_wait_only_for_prompts_of_the_same_salt(llama):
     engine = SmallEngine(llama, num_slots=4, prefix_tokens=400)
     prompt = list(range(3, 60))
-    salts = (None, "mine", None, "mine")
-    completions = [engine.add(str(i), prompt, max_tokens=4, cache_salt=salt) for i, salt in enumerate(salts)]
-    engine.run()
-    assert [completion.num_cached_tokens for completion in completions] == [0, 0, 48, 48]
-
-
-def test_equal_prompts_with_different_salts_do_not_wait_for_each_other(llama):
-    engine = SmallEngine(llama, num_slots=4, prefix_tokens=400)
-    prompt = list(range(3, 60))
-    for name, salt in (("salted", "mine"), ("plain", None), ("other", "yours"), ("waits", "mine")):
-        engine.add(name, prompt, max_tokens=2, cache_salt=salt)
+    salts = {"salted": "mine", "plain": None, "other": "yours", "waits": "mine"}
+    completions = [engine.add(name, prompt, max_tokens=2, cache_salt=salt) for name, salt in salts.items()]
     engine.step()
     assert engine.steps == [{"salted": 57, "plain": 57, "other": 57}]
+    engine.run()
+    assert [completion.num_cached_tokens for completion in completions] == [0, 0, 0, 48]

@@ -1,14 +1,18 @@
-"""A grammar restricts the output of its own request, of a random model too, and of no other request."""
+"""A grammar restricts its own request; it is compiled beside the engine's steps, once for all sequences."""
 
 import json
 import re
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 
-from server.engine.sampling import grammar
+from server.engine.sampling import grammar_compiler, guided
+from server.engine.sampling.grammar_compiler import GrammarCompiler
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sequence import Sequence
 from server.types import GuidedDecoding, SamplingParams
@@ -24,19 +28,6 @@ CHOICES = ["yes", 'say "hi"', "naïve", "日本", "😀"]
 @pytest.fixture
 def engine(tmp_path: Path) -> SmallEngine:
     return byte_engine(tmp_path)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
-def test_a_random_model_follows_its_schema(engine, temperature):
-    completions = [
-        engine.add(str(i), [40 + i], max_tokens=400, temperature=temperature, seed=i, guided=PERSON) for i in range(20)
-    ]
-    engine.run()
-    for completion in completions:
-        assert_is_person(text_of(completion))
-        assert completion.finish_reason == "stop"
-    engine.assert_nothing_leaked()
 
 
 @pytest.mark.parametrize(
@@ -110,6 +101,7 @@ def test_an_invalid_grammar_fails_only_its_request(tmp_path, guided):
     assert refused.finish_reason == "error"
     assert refused.error is not None
     assert refused.error.startswith("the grammar cannot be used: ")
+    assert not engine.guided._compiler._grammars, "it is not kept"
     engine.run()
     assert [c.token_ids for c in neighbours] == expected
     engine.assert_nothing_leaked()
@@ -167,15 +159,13 @@ def test_choices_of_one_request_each_follow_the_grammar_from_its_start(engine):
 
 
 def test_a_preempted_request_continues_its_grammar(tmp_path):
-    engine = byte_engine(tmp_path, num_slots=4, max_model_len=200, kv_cache_tokens=260)
-    prompts = random_prompts(50, 51, 52, 53)
+    engine = byte_engine(tmp_path, num_slots=2, max_model_len=200, kv_cache_tokens=200)
     people = [
-        engine.add(str(i), p, max_tokens=145, guided=PERSON, temperature=1.0, seed=i) for i, p in enumerate(prompts)
+        engine.add(str(i), prompt, max_tokens=145, guided=PERSON, temperature=1.0, seed=i)
+        for i, prompt in enumerate(random_prompts(50, 51))
     ]
-    engine.step()
-    youngest = engine.scheduler._by_id["3"]
     engine.run()
-    assert youngest.num_preemptions > 0
+    assert engine.stats.num_preemptions > 0
     for person in people:
         assert_is_person(text_of(person))
     engine.assert_nothing_leaked()
@@ -200,3 +190,143 @@ def test_an_aborted_requests_grammar_is_dropped(engine):
     engine.step()
     engine.core.abort(["a"])
     engine.assert_nothing_leaked()
+
+
+YES = GuidedDecoding("regex", "yes")
+WORDS = GuidedDecoding("json_schema", json.dumps({"enum": [f"word{i}" for i in range(600)]}))
+AMBIGUOUS = GuidedDecoding("grammar", "start: " + " | ".join(f'"a{i}"' for i in range(2500)))
+"""After `a`, llguidance follows more alternatives than its limit."""
+
+
+class HeldExecutor(Executor):
+    """Runs what was submitted when the test says so."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self._num_run = 0
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self.jobs.append((future, lambda: fn(*args, **kwargs)))
+        return future
+
+    def run(self) -> None:
+        for future, job in self.jobs[self._num_run :]:
+            self._num_run += 1
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(job())
+                except Exception as err:  # noqa: BLE001
+                    future.set_exception(err)
+
+
+@pytest.fixture
+def executor() -> HeldExecutor:
+    return HeldExecutor()
+
+
+@pytest.fixture
+def held_engine(tmp_path: Path, executor: HeldExecutor) -> SmallEngine:
+    return byte_engine(tmp_path, max_model_len=100, executor=executor)
+
+
+def test_other_sequences_run_while_a_grammar_is_compiled(held_engine, executor):
+    waiting = held_engine.add("guided", [40], guided=YES)
+    [free] = held_engine.complete([[40]], max_tokens=5)
+    assert free.finish_reason == "length"
+    assert waiting.finish_reason is None
+    assert held_engine.stats.num_waiting == 1
+    executor.run()
+    held_engine.run()
+    assert text_of(waiting) == "yes"
+    held_engine.assert_nothing_leaked()
+
+
+def test_choices_and_later_requests_share_one_compilation(held_engine, executor):
+    for name in "ab":
+        choices = [held_engine.add(f"{name}{i}", [40], guided=GuidedDecoding("regex", "yes")) for i in range(20)]
+        executor.run()
+        held_engine.run()
+        assert {text_of(choice) for choice in choices} == {"yes"}
+    assert len(executor.jobs) == 1
+    held_engine.assert_nothing_leaked()
+
+
+def test_a_copy_is_made_only_for_sequences_that_run(held_engine, executor):
+    for i in range(50):
+        held_engine.add(str(i), [40], guided=WORDS, max_tokens=40)
+    executor.run()
+    most = 0
+    while held_engine.core.has_work:
+        held_engine.step()
+        most = max(most, len(held_engine.guided._matchers))
+    assert most == held_engine.num_slots
+    held_engine.assert_nothing_leaked()
+
+
+def test_an_abort_cancels_a_compilation_that_nobody_waits_for(held_engine, executor):
+    for i in range(3):
+        held_engine.add(str(i), [40], guided=YES)
+    held_engine.core.abort(["0", "2"])
+    assert not executor.jobs[0][0].cancelled()
+    held_engine.core.abort(["1"])
+    assert executor.jobs[0][0].cancelled()
+    held_engine.assert_nothing_leaked()
+    again = held_engine.add("again", [40], guided=YES)
+    executor.run()
+    held_engine.run()
+    assert text_of(again) == "yes"
+    held_engine.assert_nothing_leaked()
+
+
+def test_unused_grammars_are_bounded_by_their_size():
+    compiler = GrammarCompiler(InlineExecutor(), load_tokenizer=_no_tokenizer, wake=lambda: None)
+    for i in range(20):
+        compiler._compile = lambda guided: None  # type: ignore[method-assign]
+        compiler.release(compiler.acquire(GuidedDecoding("regex", str(i) + "x" * 200_000)))
+    kept = sum(len(each.spec) for each in compiler._grammars if each is not None)
+    assert 600_000 < kept <= grammar_compiler._MOST_KEPT_CHARS
+    compiler.release(compiler.acquire(GuidedDecoding("regex", "x" * 5_000_000)))
+    assert sum(len(each.spec) for each in compiler._grammars if each is not None) <= grammar_compiler._MOST_KEPT_CHARS
+
+
+def test_sequences_wait_for_the_memory_of_their_copies(held_engine, executor, monkeypatch):
+    monkeypatch.setattr(guided, "_MOST_COPIED_CHARS", 3 * len(WORDS.spec))
+    completions = [held_engine.add(str(i), [40], guided=WORDS, max_tokens=40) for i in range(10)]
+    executor.run()
+    most = 0
+    while held_engine.core.has_work:
+        held_engine.step()
+        most = max(most, len(held_engine.guided._matchers))
+    assert most == 3
+    assert all(json.loads(text_of(each)).startswith("word") for each in completions)
+    held_engine.assert_nothing_leaked()
+
+
+def test_small_grammars_do_not_overtake_a_large_one_that_waits_for_memory(held_engine, executor, monkeypatch):
+    monkeypatch.setattr(guided, "_MOST_COPIED_CHARS", 2 * grammar_compiler._LEAST_CHARS)
+    assert len(WORDS.spec) > grammar_compiler._LEAST_CHARS
+    held_engine.add("first", [40], guided=YES)
+    held_engine.add("large", [40], guided=WORDS, max_tokens=3)
+    held_engine.add("second", [40], guided=YES)
+    held_engine.add("free", [40], max_tokens=1)
+    executor.run()
+    held_engine.run()
+    begun = dict.fromkeys(name for step in held_engine.steps for name in step)
+    assert list(begun) == ["free", "first", "large", "second"]
+    held_engine.assert_nothing_leaked()
+
+
+def test_a_limit_of_llguidance_fails_only_the_sequence_that_exceeds_it(tmp_path):
+    held_engine = byte_engine(tmp_path, max_model_len=100)
+    [expected] = held_engine.generate([[40]], max_tokens=20)
+    neighbour = held_engine.add("one", [40], max_tokens=20)
+    [ambiguous] = held_engine.complete([[60]], guided=AMBIGUOUS)
+    assert ambiguous.finish_reason == "error"
+    assert "max is 2000" in (ambiguous.error or "")
+    assert neighbour.token_ids == expected
+    held_engine.assert_nothing_leaked()
+
+
+def _no_tokenizer() -> Any:
+    raise AssertionError

@@ -1,6 +1,5 @@
 """Sampling parameters work as in vLLM and OpenAI, in vLLM's order, each for its own sequence only."""
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +298,6 @@ def test_counts_are_freed_with_their_sequence():
     penalties.apply([sequence], torch.zeros(1, 10))
     assert len(penalties._counts) == 1
     del sequence
-    gc.collect()
     assert len(penalties._counts) == 0
 
 
