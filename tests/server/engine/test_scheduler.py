@@ -241,7 +241,7 @@ def test_random_requests_and_aborts_on_little_memory(plain_llama, llama, prefix_
     )
     num_finished = _RandomLoad(engine, known, rng).run(150)
     assert num_finished > 75
-    assert engine.stats.num_preemptions > 10
+    assert engine.stats.num_preemptions > 5
     engine.assert_nothing_leaked()
     if engine.prefixes is not None:
         assert engine.prefixes.num_hit_tokens > 250
