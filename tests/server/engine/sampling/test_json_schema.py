@@ -130,6 +130,9 @@ OWN = {
     "pattern is searched for": "vLLM's backend reads every pattern as ^(...)$",
     "properties and branches": "vLLM's backend ignores the properties",
     "properties and alternatives of required": "vLLM's backend ignores the properties",
+    "no unevaluatedProperties beside properties and branches": "vLLM's backend ignores the properties",
+    "no unevaluatedProperties beside alternatives of required": "vLLM's backend ignores the properties",
+    "no unevaluatedProperties beside several": "vLLM rejects it",
 }
 
 
