@@ -23,10 +23,8 @@ from server.apis.responses.tools import CustomInputReader, ResponseTools
 from server.app import ApiKeyMiddleware
 from server.config import RendererConfig
 from server.engine.sampling.grammar import GrammarError
-from server.engine.sampling.json_schema import prepare_schema
+from server.engine.sampling.json_schema import prepare_schema, translate_regex
 from server.engine.sampling.reasoning import MarkerFinder
-from server.engine.sampling.regex_syntax import translate_regex
-from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.guided import find_constraint
 from server.generation.request import ChatRequest, StructuredOutputs

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from base.errors import RequestError
-from server.generation.chat_request import ChatRequest, FunctionDefinition, Tool
-from server.generation.chat_run import chat_options
+from server.generation.chat import chat_options
 from server.generation.completion_request import CompletionRequest
-from server.http_body.fields import _warn
+from server.generation.request import ChatRequest, FunctionDefinition, Tool
+from server.http_body.request_body import _warn
 from server.renderers.prompts import ChatOptions
 from server.server_config import GenerationConfig
 from tests.server.generation.requests import Model, decode

@@ -10,8 +10,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 from base.errors import RequestError
 from server.engine.sampling.grammar import GrammarError
-from server.generation.chat_request import ChatRequest
 from server.generation.guided import Constraint, find_constraint, find_strict_constraint
+from server.generation.request import ChatRequest
 from server.parsers.registry import load_tool_parser
 from server.types import GuidedDecoding
 from tests.server.engine.sampling.grammar_texts import build_grammar

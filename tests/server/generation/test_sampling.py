@@ -7,7 +7,6 @@ import pytest
 
 from base.errors import ConfigError, RequestError
 from server.config import ModelFiles
-from server.generation.chat_request import ChatRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import SamplingDefaults
 from server.generation.request import ChatRequest

@@ -157,21 +157,6 @@ def test_final_message_is_continued(server, engine, renderer):
     assert response.json()["choices"][0]["message"]["role"] == "assistant"
 
 
-def test_final_message_is_echoed_before_its_continuation(server):
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "It is"}]
-    fields = {"messages": messages, "continue_final_message": True, "echo": True}
-    (choice,) = server.chat_completion(**fields)["choices"]
-    assert choice["message"]["content"] == "It is Paris, the city of light."
-
-
-def test_prompt_text_is_returned_on_request(server):
-    text = server.chat(return_prompt_text=True).json()["prompt_text"]
-    assert text.endswith("<|im_start|>assistant\n")
-    first, second, *_ = server.stream_chat(return_prompt_text=True)
-    assert first["prompt_text"] == text
-    assert "prompt_text" not in second
-
-
 def test_request_takes_precedence_over_the_defaults(serve, engine):
     server = serve(override_generation_config={"temperature": 0.3, "top_p": 0.8, "max_new_tokens": 4})
     server.chat(temperature=0.9)

@@ -9,7 +9,8 @@ from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.scoring import RerankRequest
 from server.apis.tokenization import TokenizeRequest
 from server.generation.completion_request import CompletionRequest
-from server.http_body.decoding import RequestDecoder, check_num_values
+from server.generation.request import ChatRequest
+from server.http_body.request_body import RequestDecoder, check_num_values
 from server.limits import LimitsConfig
 
 

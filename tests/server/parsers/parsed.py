@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Final
 
-from server.parsers.base import OutputParser
-from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
+from server.parsers.base import CallArguments, CallStart, Content, Event, OutputParser, Reasoning
 from server.parsers.registry import load_tool_parser
 from tests.server.parsers.raw_texts import FUNCTIONS, Format
 

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from server.parsers.base import PromptEnd
-from server.parsers.events import Content, Reasoning
+from server.parsers.base import Content, PromptEnd, Reasoning
 from server.parsers.registry import REASONING_FORMATS, load_reasoning_format
 from tests.peer_vllm import ask_vllm, needs_vllm
 from tests.server.parsers.differences import reason_of_difference

@@ -7,12 +7,12 @@ from importlib.util import find_spec
 
 import pytest
 
-from server.parsers.events import CallArguments, CallStart, Content, Reasoning
+from server.parsers.base import CallArguments, CallStart, Content, Reasoning
 from server.parsers.registry import TOOL_PARSERS, load_tool_parser
-from server.parsers.tools import mistral
 from tests.server.parsers.formats import FORMATS
 from tests.server.parsers.parsed import DEFINITIONS, join, parse, parse_at_all_splits
 from tests.server.parsers.raw_texts import raw_texts
+from tests.server.renderers.conftest import mistral
 
 needs_harmony = pytest.mark.skipif(find_spec("openai_harmony") is None, reason="openai_harmony is not installed")
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from base.errors import RequestError
-from server.renderers.chat_template import detect_content_format
+from server.renderers.hf import detect_content_format
 from server.renderers.prompts import ChatOptions
 from server.renderers.tokenizers.files import TokenizerLoadError
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from server.renderers.base import BaseRenderer
-from server.renderers.detokenizer import MAX_HELD_TOKENS, DecodeWindow, PromptTail
+from server.renderers.detokenizer import MAX_HELD_TOKENS, DecodeWindow, PromptTail, StopScanner
 from server.renderers.hf import HfRenderer
-from server.renderers.stop_strings import StopScanner
 from tests.server.renderers.conftest import TEXTS, encode, feed
 
 

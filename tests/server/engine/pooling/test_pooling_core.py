@@ -7,6 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from base.errors import EngineStartError
+from server.config import PoolerConfig
 from server.engine.pooling.encoder import BatchLimits, PoolingSequence, choose_batch
 from server.types import PoolingParams
 from tests.peer_vllm import ask_vllm, needs_vllm

@@ -11,8 +11,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from server.engine.sampling import grammar_compiler, guided
-from server.engine.sampling.grammar_compiler import GrammarCompiler
+from server.engine.sampling import grammar, guided
+from server.engine.sampling.grammar import GrammarCompiler
 from server.engine.sampling.guided import GuidedStates
 from server.engine.sequence import Sequence
 from server.types import GuidedDecoding, SamplingParams
@@ -285,9 +285,9 @@ def test_unused_grammars_are_bounded_by_their_size():
         compiler._compile = lambda guided: None  # type: ignore[method-assign]
         compiler.release(compiler.acquire(GuidedDecoding("regex", str(i) + "x" * 200_000)))
     kept = sum(len(each.spec) for each in compiler._grammars if each is not None)
-    assert 600_000 < kept <= grammar_compiler._MOST_KEPT_CHARS
+    assert 600_000 < kept <= grammar._MOST_KEPT_CHARS
     compiler.release(compiler.acquire(GuidedDecoding("regex", "x" * 5_000_000)))
-    assert sum(len(each.spec) for each in compiler._grammars if each is not None) <= grammar_compiler._MOST_KEPT_CHARS
+    assert sum(len(each.spec) for each in compiler._grammars if each is not None) <= grammar._MOST_KEPT_CHARS
 
 
 def test_sequences_wait_for_the_memory_of_their_copies(held_engine, executor, monkeypatch):
@@ -304,8 +304,8 @@ def test_sequences_wait_for_the_memory_of_their_copies(held_engine, executor, mo
 
 
 def test_small_grammars_do_not_overtake_a_large_one_that_waits_for_memory(held_engine, executor, monkeypatch):
-    monkeypatch.setattr(guided, "_MOST_COPIED_CHARS", 2 * grammar_compiler._LEAST_CHARS)
-    assert len(WORDS.spec) > grammar_compiler._LEAST_CHARS
+    monkeypatch.setattr(guided, "_MOST_COPIED_CHARS", 2 * grammar._LEAST_CHARS)
+    assert len(WORDS.spec) > grammar._LEAST_CHARS
     held_engine.add("first", [40], guided=YES)
     held_engine.add("large", [40], guided=WORDS, max_tokens=3)
     held_engine.add("second", [40], guided=YES)

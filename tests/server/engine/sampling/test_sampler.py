@@ -13,8 +13,7 @@ from transformers import (
 )
 
 from server.engine.sampling.guided import GuidedStates
-from server.engine.sampling.logprobs import describe
-from server.engine.sampling.sampler import Penalties, Sampler
+from server.engine.sampling.sampler import Penalties, Sampler, describe
 from server.engine.sequence import Sequence
 from server.types import SamplingParams, TokenLogprob
 from tests.server.inline_executor import InlineExecutor

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from server.renderers.images.decoding import decode_image, import_decoders
-from server.renderers.images.errors import MediaError
+from server.renderers.images.fetcher import MediaError
 from server.renderers.images.loader import decode_data_url, find_file, read_file
+from server.renderers.images.processor import decode_image, import_decoders
 
 _LARGE = 1 << 24
 
