@@ -304,7 +304,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "regular expressions",
-        ("server.engine.sampling.regex_syntax",),
+        ("server.engine.sampling.json_schema",),
         translate_regex,
         _units("[", "[[:", "\\", "[a-", "--", "^$.", "\\u{"),
     ),

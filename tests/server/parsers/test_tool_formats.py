@@ -9,10 +9,10 @@ import pytest
 
 from server.parsers.base import CallArguments, CallStart, Content, Reasoning
 from server.parsers.registry import TOOL_PARSERS, load_tool_parser
+from server.parsers.tools import json_formats
 from tests.server.parsers.formats import FORMATS
 from tests.server.parsers.parsed import DEFINITIONS, join, parse, parse_at_all_splits
 from tests.server.parsers.raw_texts import raw_texts
-from tests.server.renderers.conftest import mistral
 
 needs_harmony = pytest.mark.skipif(find_spec("openai_harmony") is None, reason="openai_harmony is not installed")
 
@@ -20,7 +20,7 @@ needs_harmony = pytest.mark.skipif(find_spec("openai_harmony") is None, reason="
 @pytest.fixture(autouse=True)
 def fixed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ids of Mistral's calls are random."""
-    monkeypatch.setattr(mistral, "_make_id", lambda: "abcDEF123")
+    monkeypatch.setattr(json_formats, "_make_id", lambda: "abcDEF123")
 
 
 NESTED = '{"a": "x\\"}] <", "b": [1, {"c": "é🎉"}]}'
