@@ -1,19 +1,26 @@
-"""Fixtures of the tests that need a GPU (`make test-cuda`); without a GPU they are skipped."""
+"""Fixtures of the tests that need a GPU, and its state; without a GPU they are skipped (`make test-cuda`)."""
 
+import subprocess
+from functools import cache
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from tests.cuda import gpu
 from tests.server.engine.sampling.byte_tokenizer import VOCAB_SIZE, build_byte_tokenizer
 from tests.server.engine.tiny_models import PACKED, build_model
+
+DEVICE = "cuda"
+_MEMORY = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
+_UNIFIED_MEMORY = "/dev/nvidia-uvm"
+"""A process that initializes CUDA opens this file; one that only queries the management library does not."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("cuda") and (reason := gpu.why_no_gpu()):
+        if item.get_closest_marker("cuda") and (reason := why_no_gpu()):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
@@ -37,4 +44,34 @@ def llama_on_gpu(llama_folder: Path) -> PreTrainedModel:
     """The same model, loaded by transformers on the GPU."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).to(gpu.DEVICE).eval()
+    return AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).to(DEVICE).eval()
+
+
+@cache
+def why_no_gpu() -> str | None:
+    """The reason why these tests cannot run; None if they can."""
+    from startup.engine.torch_environment import expects_gpu
+
+    if not expects_gpu():
+        return "there is no GPU, it is hidden by CUDA_VISIBLE_DEVICES, or torch is built without CUDA"
+    import torch
+
+    return None if torch.cuda.is_available() else "CUDA cannot use the GPU"
+
+
+def used_mib() -> int:
+    """GPU memory in use by all processes, in MiB."""
+    output = subprocess.run(_MEMORY, capture_output=True, text=True, check=True, timeout=60).stdout
+    return sum(int(line) for line in output.split())
+
+
+def uses_cuda(process: psutil.Process) -> bool:
+    """Whether the process has initialized CUDA."""
+    for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+        try:
+            target = str(entry.readlink())
+        except OSError:
+            continue
+        if target.startswith(_UNIFIED_MEMORY):
+            return True
+    return False

@@ -1,5 +1,6 @@
-"""`vllm-cli serve` on a GPU answers as transformers does on the same GPU."""
+"""`vllm-cli serve` on a GPU answers as transformers does on the same GPU; only the engine process uses it."""
 
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,12 +9,22 @@ from typing import Any
 import pytest
 import torch
 from openai import OpenAI
+from transformers import AutoModel
 
-from tests.cuda.gpu import DEVICE
+from envs.registry import START_METHODS
+from tests.cli import run_cli
+from tests.cuda.conftest import DEVICE, used_mib, uses_cuda
+from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
+from tests.processes import assert_gone
+from tests.server.engine.features.tiny_vlm import save_vlm
+from tests.server.engine.features.vlm_reference import expected_answer, image_messages, image_url
+from tests.server.engine.pooling.small_pooling import hidden_states, unit
+from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 from tests.server.engine.tiny_models import greedy_outputs
+from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.cuda, pytest.mark.thorough]
+pytestmark = pytest.mark.cuda
 
 _NUM_TOKENS = 24
 _PROMPTS = ["Paris", "Once upon a time there was", "x", "All that is gold does not glitter, " * 7]
@@ -30,6 +41,7 @@ def client(llama_folder: Path) -> Iterator[OpenAI]:
             yield openai
 
 
+@pytest.mark.thorough
 def test_greedy_tokens_equal_generate(client, llama_on_gpu):
     prompts = [list(prompt.encode()) for prompt in _PROMPTS]
     expected = greedy_outputs(llama_on_gpu, prompts, _NUM_TOKENS)
@@ -39,6 +51,7 @@ def test_greedy_tokens_equal_generate(client, llama_on_gpu):
     assert [answer.choices[0].token_ids for answer in answers] == expected * 2
 
 
+@pytest.mark.thorough
 def test_logprobs_equal_those_of_the_model(client, llama_on_gpu):
     answer = _complete(client, _PROMPTS[1], logprobs=4, tokens_as_ids=True).choices[0]
     prompt = list(_PROMPTS[1].encode())
@@ -51,11 +64,13 @@ def test_logprobs_equal_those_of_the_model(client, llama_on_gpu):
     assert best == pytest.approx(rows.amax(-1).tolist(), abs=1e-3)
 
 
+@pytest.mark.thorough
 def test_seed_draws_the_same_tokens_again(client):
     drawn = [_complete(client, "Paris", temperature=1.0, seed=seed).choices[0].token_ids for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.thorough
 def test_bias_decides_the_token(client):
     answer = _complete(client, "Paris", logit_bias={"65": 100})
     assert answer.choices[0].text == "A" * _NUM_TOKENS
@@ -65,3 +80,90 @@ def _complete(client: OpenAI, prompt: str, *, tokens_as_ids: bool = False, **opt
     settings = {"temperature": 0, "max_tokens": _NUM_TOKENS} | options
     extra = {"ignore_eos": True, "return_token_ids": True, "return_tokens_as_token_ids": tokens_as_ids}
     return client.completions.create(model="tiny", prompt=prompt, extra_body=extra, **settings)
+
+
+_NUM_IMAGE_TOKENS = 12
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("family", ["smolvlm", "qwen2_vl"])
+def test_answers_about_images_equal_those_of_transformers(family, tmp_path):
+    folder = save_vlm(tmp_path, family)
+    messages = image_messages(image_url(1))
+    arguments = [str(folder), "--served-model-name", "seer", "--dtype", "float32", "--max-num-seqs", "4"]
+    with ServerProcess(arguments) as server, server.openai() as client:
+        answer: Any = client.chat.completions.create(
+            model="seer",
+            messages=messages,
+            temperature=0,
+            max_tokens=_NUM_IMAGE_TOKENS,
+            extra_body={"ignore_eos": True, "return_token_ids": True},
+        )
+    assert answer.choices[0].token_ids == expected_answer(folder, messages, _NUM_IMAGE_TOKENS, device=DEVICE)
+
+
+@pytest.mark.thorough
+def test_embeddings_equal_those_of_the_model(tmp_path):
+    save_pooler(tmp_path, "bert")
+    save_sentence_files(tmp_path)
+    words = [str(tmp_path), "--served-model-name", "tiny", "--runner", "pooling"]
+    with ServerProcess(words) as server, server.openai() as client:
+        texts = ["hello world", "the capital of france is paris"] * 8
+        vectors = [item.embedding for item in client.embeddings.create(model="tiny", input=texts).data]
+    model = AutoModel.from_pretrained(tmp_path).eval()
+    expected = unit(hidden_states(model, [2, 5, 6, 3]).mean(0))
+    assert vectors[0] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert vectors[14] == pytest.approx(vectors[0], abs=1e-5)
+
+
+_CONTEXT_MIB = 100
+"""Less than the CUDA context of one process takes."""
+
+
+@pytest.fixture
+def arguments(llama_folder: Path) -> list[str]:
+    return [str(llama_folder), "--served-model-name", "tiny", "--max-num-seqs", "8"]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", START_METHODS)
+def test_only_the_engine_initializes_cuda(arguments, method, monkeypatch):
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
+    with ServerProcess(arguments) as server:
+        assert server.complete(max_tokens=2) == 200
+        assert [process for process in server.family() if uses_cuda(process)] == [wait_process(server, "engine")]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
+def test_memory_is_freed_when_the_server_ends(arguments, method, signal_number, monkeypatch):
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
+    before = used_mib()
+    with ServerProcess(arguments) as server:
+        assert server.complete(max_tokens=2) == 200
+        assert used_mib() > before + _CONTEXT_MIB
+        family = server.family()
+        server.terminate(signal_number)
+        assert_gone(family)
+    wait_until(lambda: used_mib() < before + _CONTEXT_MIB)
+
+
+@pytest.mark.thorough
+def test_with_a_hidden_gpu_the_engine_runs_on_the_cpu(arguments):
+    with ServerProcess(arguments, environment={"CUDA_VISIBLE_DEVICES": ""}) as server:
+        assert server.complete(max_tokens=2) == 200
+        assert not any(uses_cuda(process) for process in server.family())
+
+
+def test_cache_larger_than_the_gpu_fails_the_start_with_one_line(arguments):
+    huge = ["--max-num-seqs", "10000000", "--kv-cache-memory-bytes", str(1 << 50)]
+    run = run_cli("serve", *arguments, *huge, "--port", "0")
+    assert run.returncode == 3
+    assert "lower --gpu-memory-utilization or --kv-cache-memory-bytes" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_bug_report_names_the_gpu():
+    (line,) = [line for line in run_cli("collect-env").stdout.splitlines() if line.startswith("gpus: ")]
+    assert "MiB" in line
