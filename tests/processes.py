@@ -2,10 +2,14 @@
 
 import signal
 import subprocess
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from tests.waiting import is_gone, wait_until
 
 GONE_S = 60.0
 
@@ -27,16 +31,25 @@ def end_server(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    _, left = psutil.wait_procs(family, timeout=left_s)
+    family = [*family]
+    deadline = time.monotonic() + left_s
+    while (left := running(family)) and time.monotonic() < deadline:
+        time.sleep(0.01)
     for other in left:
-        other.kill()
+        with suppress(psutil.NoSuchProcess):
+            other.kill()
     return left
+
+
+def running(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not exited."""
+    return [process for process in processes if process.is_running() and not is_gone(process.pid)]
 
 
 def assert_gone(family: Iterable[psutil.Process]) -> None:
     """Waits until the processes have ended."""
-    _, left = psutil.wait_procs(family, timeout=GONE_S)
-    assert not left
+    family = [*family]
+    wait_until(lambda: not running(family), GONE_S)
 
 
 def shared_memory(family: Iterable[psutil.Process]) -> set[Path]:

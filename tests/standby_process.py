@@ -4,24 +4,23 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import psutil
 
-from tests.processes import end_server
+from tests.program import Program
 from tests.waiting import is_gone, wait_until
 
 OFF: Final = {"VCLI_STANDBY": "off"}
 """The environment of all tests: their starts are cold even if a standby of this user runs."""
 
 
-class StandbyProcess:
+class StandbyProcess(Program):
     """A standby whose imports are done; the end of the `with` block stops it and checks for leftovers.
 
     Its sockets are in a short folder of `/tmp`, not in the test's: their paths may have 107 bytes.
@@ -45,47 +44,19 @@ class StandbyProcess:
         """
         self.runtime_folder = Path(tempfile.mkdtemp(prefix="vs-", dir="/tmp"))
         self.folder = self.runtime_folder / "vllm-cli"
-        self._words = words if "--for" in words else ("--for", "embedded", *words)
-        self._environment = {**os.environ, **(environment or {}), "XDG_RUNTIME_DIR": str(self.runtime_folder)}
-        self._is_awaited = is_awaited
-        self._command = (*launcher, str(python), "-m", "vllm_cli", "standby", *self._words)
-        self.process: subprocess.Popen[bytes]
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def start(self) -> None:
-        """Starts the process; also another one in the folder of one that was killed."""
-        with (self.runtime_folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                self._command,
-                env=self._environment,
-                cwd=self.runtime_folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        try:
-            if self._is_awaited:
-                self.wait_ready()
-        except BaseException:
-            self._end()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        left = self._end()
-        assert not left, f"left behind: {left}"
+        words = words if "--for" in words else ("--for", "embedded", *words)
+        super().__init__(
+            (*launcher, python, "-m", "vllm_cli", "standby", *words),
+            {**os.environ, **(environment or {}), "XDG_RUNTIME_DIR": str(self.runtime_folder)},
+            is_awaited=is_awaited,
+            log_path=self.runtime_folder / "log",
+            cwd=self.runtime_folder,
+        )
 
     @property
     def environment(self) -> dict[str, str]:
         """Variables with which a start must be warm."""
         return {"XDG_RUNTIME_DIR": str(self.runtime_folder), "VCLI_STANDBY": "require"}
-
-    @property
-    def log(self) -> str:
-        """What standby and template processes have written."""
-        return (self.runtime_folder / "log").read_text(errors="replace")
 
     def socket_path(self, name: str = "embedded") -> Path:
         """The socket of a template, or of the standby itself (`standby`)."""
@@ -130,7 +101,11 @@ class StandbyProcess:
 
     def templates(self) -> list[psutil.Process]:
         """All running template processes."""
-        return [psutil.Process(template["pid"]) for template in self.status()["templates"] if template["pid"]]
+        found = []
+        for template in self.status()["templates"]:
+            with suppress(psutil.NoSuchProcess):  # the standby does not know yet that it has exited
+                found += [psutil.Process(template["pid"])] if template["pid"] else []
+        return found
 
     def num_starts(self) -> int:
         """How many servers were forked."""
@@ -140,7 +115,6 @@ class StandbyProcess:
         """Waits until all templates have finished their imports; a killed one is started again in 1 s."""
 
         def is_ready() -> bool:
-            assert self.process.poll() is None, self.log
             try:
                 states = [template["state"] for template in self.status()["templates"]]
             except (OSError, ValueError):  # no socket yet
@@ -148,15 +122,9 @@ class StandbyProcess:
             assert after_kill or "failed" not in states, self.log
             return set(states) == {"ready"}
 
-        wait_until(is_ready, 240)
+        self.wait(is_ready)
 
-    def family(self) -> list[psutil.Process]:
-        """The standby, its templates and their servers."""
-        root = psutil.Process(self.process.pid)
-        return [root, *root.children(recursive=True)]
-
-    def _end(self) -> list[psutil.Process]:
-        family = self.family() if self.process.poll() is None else []
-        left = end_server(self.process, family)
+    def stop(self) -> list[psutil.Process]:
+        left = super().stop()
         shutil.rmtree(self.runtime_folder)
         return left

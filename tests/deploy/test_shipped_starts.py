@@ -33,10 +33,10 @@ def test_it_starts_vllm(name, root):
     words, variables = root.prepare(STARTS[name])
     with FakeStart(root.home, *words, env=environment(root.home, **variables)) as start:
         if "--headless" in words:
-            start.wait_for_line("headless engine")
+            start.wait_logged("headless engine")
         else:
-            start.wait_until_ready()
-        assert start.end() == 0, start.text
+            start.wait_ready()
+        assert start.terminate() == 0, start.log
 
 
 @pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if "vllm-cli serve" in example.script])

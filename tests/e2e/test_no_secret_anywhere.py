@@ -203,7 +203,7 @@ def test_a_start_of_vllm_shows_no_secret(sandbox, watch):
     words = ["model", "--enforce-eager", *SECRETS]
     watch.allow(words)
     with FakeStart(sandbox.work, *words, env=fake_environment(sandbox.root, **sandbox.environment)) as start:
-        start.wait_until_ready()
+        start.wait_ready()
         wait_until(lambda: list(sandbox.root.glob("cache/vllm_cli/preload/*.json")))
-    assert MARK not in start.text
+    assert MARK not in start.log
     watch.check(sandbox.root)

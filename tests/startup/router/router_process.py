@@ -5,12 +5,12 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import psutil
 
 from tests.e2e.server_process import ServerProcess
-from tests.http_answer import Answer, ask
+from tests.http_answer import Answer
 from tests.waiting import wait_until
 
 FOREIGN: Final = Path(__file__).with_name("foreign_server.py")
@@ -43,10 +43,6 @@ class RouterProcess(ServerProcess):
         self.write(models)
         super().__init__(["--models", str(self.file), *words], environment=environment, wait=wait)
 
-    def __enter__(self) -> Self:
-        super().__enter__()
-        return self
-
     def write(self, models: Models, **keys: Any) -> None:
         """Replaces the file, whose content is JSON: YAML, too. All models may run together."""
         new = self.file.with_suffix(".new")
@@ -57,11 +53,11 @@ class RouterProcess(ServerProcess):
     def post(self, model: str, *, timeout_s: float = 60.0) -> Answer:
         """Requests a completion of one token."""
         body = {"model": model, "prompt": "Once", "max_tokens": 1}
-        return ask(f"{self.url}/v1/completions", body, timeout_s=timeout_s)
+        return self.ask("/v1/completions", body, timeout_s=timeout_s)
 
     def models(self) -> dict[str, dict[str, Any]]:
         """What `/status.json` shows of each model."""
-        return {model["id"]: model for model in ask(f"{self.url}/status.json").json["models"]}
+        return {model["id"]: model for model in self.ask("/status.json").json["models"]}
 
     def state(self, model: str) -> str:
         """The model's state."""

@@ -1,14 +1,12 @@
 """Starts `vllm-cli serve --engine vllm` with the fake vLLM, reads its processes' state, and stops it."""
 
-import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import urllib.request
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +16,8 @@ import psutil
 
 from envs.registry import OWN_PREFIX, variables
 from tests.ports import free_port
-from tests.waiting import is_gone, wait_until
+from tests.program import Server
+from tests.waiting import wait_until
 
 FAKE = Path(__file__).with_name("fake")
 ROOT = Path(__file__).parents[3]
@@ -83,7 +82,7 @@ def rewrite(fake: Path, old: str, new: str) -> Path:
     return fake
 
 
-class FakeStart:
+class FakeStart(Server):
     """One launcher with all its processes; the `with` block checks that none of them is left."""
 
     def __init__(
@@ -96,46 +95,14 @@ class FakeStart:
     ) -> None:
         """Without a host, the address comes from `words`."""
         self.port = free_port() if port is None else port
-        self.log = folder / f"log-{self.port}"
         address = ("--host", host, "--port", str(self.port)) if host else ()
-        self._words = command(*words, *address)
-        self._environment = environment(folder) if env is None else env
-        self._seen: set[psutil.Process] = set()
-
-    def __enter__(self) -> Self:
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                self._words, stdout=log, stderr=subprocess.STDOUT, env=self._environment, cwd=ROOT, process_group=0
-            )
-        self.launcher = psutil.Process(self.process.pid)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.record_tree()
-        self.process.terminate()
-        try:
-            self.process.wait(60)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            self.record_tree()
-            self._await_end_of_all()
-
-    def _await_end_of_all(self) -> None:
-        try:
-            self.wait_until_tree_is_gone()
-        finally:
-            for process in self._seen:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-
-    def wait_until_tree_is_gone(self) -> None:
-        """Waits until all processes have exited that `record_tree` has recorded."""
-        wait_until(lambda: not self.left())
-
-    def left(self) -> list[psutil.Process]:
-        """Recorded processes that have not exited."""
-        return [process for process in self._seen if process.is_running() and not is_gone(process.pid)]
+        super().__init__(
+            command(*words, *address),
+            environment(folder) if env is None else env,
+            log_path=folder / f"log-{self.port}",
+            cwd=ROOT,
+            process_group=0,
+        )
 
     def kind_of(self, pid: int) -> str:
         """The start method by which a process was started."""
@@ -144,65 +111,26 @@ class FakeStart:
             return "spawn"
         return "forkserver" if _is_forkserver(process) else "fork"
 
-    @property
-    def text(self) -> str:
-        """The log of all its processes."""
-        return self.log.read_text()
-
     def lines_with(self, *words: str) -> list[str]:
         """Lines of the log that contain one of the words."""
-        return [line for line in self.text.splitlines() if any(word in line for word in words)]
-
-    def record_tree(self) -> list[psutil.Process]:
-        """Records and returns the launcher's descendants; all of them must have exited at the end."""
-        try:
-            tree = self.launcher.children(recursive=True)
-        except psutil.NoSuchProcess:
-            tree = []
-        self._seen.update(tree)
-        return tree
-
-    def get(self, path: str) -> tuple[int, bytes]:
-        """Status and body; raises OSError without an answer."""
-        return get(self.port, path)
-
-    def wait_until_ready(self) -> Self:
-        """Waits until vLLM itself answers."""
-        return self.wait_until_answered(200)
-
-    def wait_until_answered(self, status: int) -> Self:
-        """Waits until /health has this status."""
-
-        def is_answered() -> bool:
-            assert self.process.poll() is None, f"it ended with {self.process.returncode}\n{self.text}"
-            with suppress(OSError):
-                return self.get("/health")[0] == status
-            return False
-
-        wait_until(is_answered)
-        self.record_tree()
-        return self
-
-    def wait_for_line(self, text: str) -> None:
-        """Waits until the log contains the text."""
-        wait_until(lambda: text in self.text or self.process.poll() is not None)
-        assert text in self.text, self.text
+        return [line for line in self.log.splitlines() if any(word in line for word in words)]
 
     def state(self) -> dict[str, Any]:
         """The state that `server`, `engine` and `workers` report."""
-        self.record_tree()
-        return json.loads(self.get("/state")[1])
+        self.family()
+        return self.ask("/state").json
 
     def complete(self, prompt: str) -> str:
-        body = json.dumps({"prompt": prompt}).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/v1/completions", data=body)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["choices"][0]["text"]
+        """The text of a completion; raises OSError without one."""
+        answer = self.ask("/v1/completions", {"prompt": prompt})
+        if answer.status != 200:
+            raise OSError(f"no completion: {answer}")
+        return answer.json["choices"][0]["text"]
 
     def forkservers(self) -> list[psutil.Process]:
         """The forkservers, without the processes forked from them."""
         found = []
-        for process in [self.launcher, *self.launcher.children(recursive=True)]:
+        for process in [self.root, *self.root.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
                 if _is_forkserver(process) and not _is_forkserver(psutil.Process(process.ppid())):
                     found.append(process)
@@ -210,28 +138,24 @@ class FakeStart:
 
     def responders(self) -> list[psutil.Process]:
         """The launcher's forks that answer probes instead of vLLM."""
-        words = self.launcher.cmdline()
-        return [process for process in self.launcher.children() if _words(process) == words]
+        words = self.root.cmdline()
+        return [process for process in self.root.children() if _words(process) == words]
 
     def titles(self) -> set[str]:
         """Names of the running processes."""
-        return {_name(process) for process in self.record_tree()}
+        return {_name(process) for process in self.family()}
 
     def named(self, title: str) -> psutil.Process:
         """Waits for the process with this title."""
+        found: list[psutil.Process] = []
 
-        def find() -> list[psutil.Process]:
-            return [process for process in self.record_tree() if _name(process) == title]
+        def is_found() -> bool:
+            found[:] = [process for process in self.family() if _name(process) == title]
+            return bool(found)
 
-        wait_until(lambda: find() or self.process.poll() is not None)
-        (process,) = find()
+        self.wait(is_found)
+        (process,) = found
         return process
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """Sends a signal to the launcher and returns its exit code."""
-        self.record_tree()
-        self.process.send_signal(number)
-        return self.process.wait(60)
 
 
 def run_fake(folder: Path, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -244,12 +168,6 @@ def run_fake(folder: Path, *words: str, env: Mapping[str, str] | None = None) ->
         text=True,
         timeout=120,
     )
-
-
-def get(port: int, path: str) -> tuple[int, bytes]:
-    """Status and body of a request on a new connection, read until the server closes it."""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
-        return exchange(client, path)
 
 
 def exchange(client: socket.socket, path: str) -> tuple[int, bytes]:
@@ -280,3 +198,45 @@ def _name(process: psutil.Process) -> str:
         return process.name()
     except psutil.NoSuchProcess:
         return ""
+
+
+class RepeatingClients:
+    """A thread per path, until the `with` block ends."""
+
+    def __init__(self, port: int, *paths: str) -> None:
+        self._port = port
+        self._has_ended = threading.Event()
+        self.statuses: list[list[int]] = [[] for _ in paths]
+        """The answers to each client, in order; 0 for a refused connection."""
+        self.lost: list[str] = []
+        """Connections that were reset, or closed without an answer."""
+        clients = zip(paths, self.statuses, strict=True)
+        self._threads = [threading.Thread(target=self._run, args=client) for client in clients]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._has_ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_more(self, number: int, *statuses: int) -> None:
+        """Waits until each of these statuses was answered so often again."""
+        wanted = {status: self._count(status) + number for status in statuses}
+        wait_until(lambda: all(self._count(status) >= wanted[status] for status in statuses))
+
+    def _count(self, status: int) -> int:
+        return sum(answers.count(status) for answers in self.statuses)
+
+    def _run(self, path: str, statuses: list[int]) -> None:
+        while not self._has_ended.is_set():
+            try:
+                with socket.create_connection(("127.0.0.1", self._port), timeout=60) as client:
+                    statuses.append(exchange(client, path)[0])
+            except ConnectionRefusedError:
+                statuses.append(0)
+            except OSError as err:
+                self.lost.append(repr(err))

@@ -61,11 +61,11 @@ def test_a_failed_start_ends_with_the_first_cause(crash, words, process, cause, 
 @pytest.mark.parametrize(("crash", "cause"), [("request:SIGKILL", _KILLED), ("request:no such key", "no such key")])
 def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash, cause, folder):
     with FakeStart(folder, env=environment(folder, **{_CRASH: crash})) as start:
-        start.wait_until_ready()
+        start.wait_ready()
         with suppress(OSError):
             start.complete("A text")
         assert start.process.wait(60) == 1
-        first, second, *_ = _digest(start.text)
+        first, second, *_ = _digest(start.log)
         assert first.startswith("Error: EngineCore (pid ")
         assert first.endswith("failed while it served.")
         assert cause in second
@@ -73,18 +73,18 @@ def test_an_engine_that_dies_later_ends_the_server_with_the_digest(crash, cause,
 
 def test_a_node_without_an_api_server_tells_the_end_of_its_engine(folder):
     with FakeStart(folder, "--headless") as start:
-        start.wait_for_line("headless engine")
+        start.wait_logged("headless engine")
         start.named("VLLM::EngineCor").kill()
         assert start.process.wait(60) == 1
-        first, second, *_ = _digest(start.text)
+        first, second, *_ = _digest(start.log)
         assert first.startswith("Error: EngineCore (pid ")
         assert _KILLED in second
 
 
 def test_a_stopped_server_has_no_digest(folder):
     with FakeStart(folder) as start:
-        start.wait_until_ready()
-        assert start.end() == 0
+        start.wait_ready()
+        assert start.terminate() == 0
         assert start.lines_with("Error: ") == []
 
 
@@ -93,13 +93,12 @@ def test_kubernetes_and_probes_get_the_digest(folder):
     termination_log.write_text("")
     given = environment(folder, VCLI_TERMINATION_LOG=str(termination_log), **{_CRASH: "engine:out of luck"})
     with FakeStart(folder, "--config-gate", str(gate), env=given) as start:
-        start.wait_until_answered(503)
+        start.wait_status(503)
         gate.touch()
         bodies: list[bytes] = []
 
         def has_ended() -> bool:
-            with suppress(OSError):
-                bodies.append(start.get("/health")[1])
+            bodies.append(start.ask("/health").body)
             return start.process.poll() is not None
 
         wait_until(has_ended)

@@ -39,7 +39,7 @@ def test_a_start_that_cannot_or_must_not_preload_is_plain(version, variables, wo
     fake = variant(folder, _version=f'__version__ = "{version}"\n')
     env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD="spawn", **variables)
     with FakeStart(folder, *words, env=env) as start:
-        state = start.wait_until_ready().state()
+        state = start.wait_ready().state()
         assert start.forkservers() == []
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         assert _serves(start)
@@ -51,7 +51,7 @@ def test_a_start_that_cannot_or_must_not_preload_is_plain(version, variables, wo
 def test_vllm_with_another_tracing_function_is_preloaded(folder):
     fake = rewrite(variant(folder), "instrument", "mark_as_worth_timing")
     with FakeStart(folder, env=environment(folder, fake)) as start:
-        state = start.wait_until_ready().state()
+        state = start.wait_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "forkserver"
         assert _serves(start)
         (warning,) = start.lines_with("WARNING")
@@ -69,7 +69,7 @@ def test_vllm_with_another_uvicorn_starts_plain(folder):
     server.write_text(changed)
     assert "def begin(" in changed
     with FakeStart(folder, env=environment(folder, fake)) as start:
-        state = start.wait_until_ready().state()
+        state = start.wait_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         assert start.responders() == start.forkservers() == []
         assert _serves(start)
@@ -82,27 +82,27 @@ def test_vllm_with_another_uvicorn_starts_plain(folder):
 def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(folder):
     gate = folder / "gate"
     with FakeStart(folder, "--tensor-parallel-size", "2", "--config-gate", str(gate)) as start:
-        start.wait_until_answered(503)
+        start.wait_status(503)
         wait_until(start.forkservers)
         (forkserver,) = start.forkservers()
         forkserver.kill()
         wait_until(lambda: is_gone(forkserver.pid))
         gate.touch()
-        state = start.wait_until_ready().state()
+        state = start.wait_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         assert _serves(start)
         warnings = start.lines_with("WARNING")
         assert len(warnings) == 1
         assert "EngineCore is started as a new program instead of forked: the forkserver has exited" in warnings[0]
-        assert start.end() == 0
-        start.wait_until_tree_is_gone()
+        assert start.terminate() == 0
+        start.wait_all_gone()
 
 
 def test_a_newer_vllm_that_fails_starts_without_preloading_from_then_on(folder):
     env = environment(folder, without_forks(folder, "0.99.0+cpu"))
     for expected in ("vLLM 0.99.0+cpu starts again without preloading", "vLLM 0.99.0+cpu starts without preloading"):
         with FakeStart(folder, env=env) as start:
-            state = start.wait_until_ready().state()
+            state = start.wait_ready().state()
             assert start.kind_of(state["engine"]["pid"]) == "spawn"
             assert _serves(start)
             warnings = start.lines_with("WARNING")
@@ -122,7 +122,7 @@ def test_a_tested_vllm_that_fails_exits_with_its_own_error(folder):
 def test_a_module_that_cannot_be_preloaded_is_imported_by_the_process_that_needs_it(name, folder):
     fake = prepend(variant(folder), name, _REFUSES_THE_FORKSERVER)
     with FakeStart(folder, env=environment(folder, fake)) as start:
-        state = start.wait_until_ready().state()
+        state = start.wait_ready().state()
         children = [state["engine"], *state["workers"]]
         assert [start.kind_of(child["pid"]) for child in children] == ["forkserver"] * 2
         assert _serves(start)
@@ -134,7 +134,7 @@ def test_a_forkserver_that_cannot_be_started_is_replaced_by_spawn(folder):
     too_deep = folder / ("x" * 100)
     too_deep.mkdir()
     with FakeStart(folder, env=environment(folder, TMPDIR=str(too_deep))) as start:
-        state = start.wait_until_ready().state()
+        state = start.wait_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         assert _serves(start)
         (warning,) = start.lines_with("WARNING")

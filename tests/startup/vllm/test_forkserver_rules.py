@@ -40,7 +40,7 @@ def seen() -> Iterator[Seen]:
         env = environment(folder, FAKE_VLLM_REMOVED="at first")
         words = ("--tensor-parallel-size", "2", "--change-state", str(stdout))
         with FakeStart(folder, *words, env=env) as start:
-            state = start.wait_until_ready().state()
+            state = start.wait_ready().state()
             (forkserver,) = start.forkservers()
             yield Seen(start, state["server"], state["engine"], state["workers"], stdout, forkserver)
 
@@ -58,10 +58,10 @@ def test_children_get_their_parents_current_environment(seen):
 
 def test_children_get_their_parents_current_streams(seen):
     for process in (seen.server, *seen.children):
-        assert process["streams"] == [str(seen.stdout), str(seen.start.log)]
+        assert process["streams"] == [str(seen.stdout), str(seen.start.log_path)]
     text = seen.stdout.read_text()
     assert all(f"{process['name']} prints a line" in text for process in seen.children)
-    assert "prints a line" not in seen.start.text
+    assert "prints a line" not in seen.start.log
 
 
 def test_children_get_their_parents_limits_umask_and_cpus(seen):
@@ -126,7 +126,7 @@ def test_a_workers_openmp_variables_apply_although_the_forkserver_imported_torch
     env = environment(folder, FAKE_VLLM_TORCH="1")
     words = ("--tensor-parallel-size", "2", "--enforce-eager")
     with FakeStart(folder, *words, env=env) as start:
-        state = start.wait_until_ready().state()
+        state = start.wait_ready().state()
         (forkserver,) = start.forkservers()
     for rank, worker in enumerate(state["workers"]):
         assert worker["imported_in"]["vllm.v1.worker.cpu_worker"] == forkserver.pid
@@ -156,13 +156,13 @@ def test_children_are_started_with_the_configured_method(wanted, found, files, f
         (fake / f"{name}.py").write_text(f"open({str(folder / 'imported')!r}, 'w').close()\nraise SystemExit\n")
     env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD=wanted)
     with FakeStart(folder, env=env) as start:
-        state = start.wait_until_ready().state()
+        state = start.wait_ready().state()
         children = [state["engine"], *state["workers"]]
         assert [start.kind_of(child["pid"]) for child in children] == [found] * 2
         assert len(start.forkservers()) == (found == "forkserver")
         assert start.complete("A text") == "A text was read by worker 0"
-        assert start.end() == 0
-        start.wait_until_tree_is_gone()
+        assert start.terminate() == 0
+        start.wait_all_gone()
         assert start.lines_with("WARNING") == []
         assert not (folder / "imported").exists()
 
@@ -172,7 +172,7 @@ def test_a_variable_that_only_a_new_program_can_apply_starts_one(folder):
     platforms = (Path(__file__).with_name("fake") / "vllm" / "platforms" / "cpu.py").read_text()
     fake = variant(folder, platforms__cpu=f"{platforms}{changes}    os.environ['PYTHONHASHSEED'] = '7'\n")
     with FakeStart(folder, env=environment(folder, fake)) as start:
-        state = start.wait_until_ready().state()
+        state = start.wait_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         assert (
             len(start.lines_with("EngineCore is started as a new program instead of forked: PYTHONHASHSEED is '7'"))

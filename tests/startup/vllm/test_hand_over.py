@@ -8,8 +8,7 @@ import pytest
 
 from tests.certificates import make_certificate, needs_openssl
 from tests.ports import free_port
-from tests.startup.vllm.fake_start import FakeStart, environment, exchange, run_fake
-from tests.startup.vllm.repeating_clients import RepeatingClients
+from tests.startup.vllm.fake_start import FakeStart, RepeatingClients, environment, exchange, run_fake
 from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
@@ -25,9 +24,9 @@ def test_every_connection_during_a_start_is_answered(num_servers, folder):
     words = ("--gate", str(gate), "--api-server-count", str(num_servers))
     with FakeStart(folder, *words, port=port) as start, RepeatingClients(port, *["/health"] * 8) as clients:
         clients.wait_for_more(200, 503)
-        start.wait_for_line("EngineCore prints a line")
+        start.wait_logged("EngineCore prints a line")
         gate.touch()
-        start.wait_until_ready()
+        start.wait_ready()
         clients.wait_for_more(200, 200)
         assert start.complete("A text") == "A text was read by worker 0"
     assert not clients.lost
@@ -39,25 +38,25 @@ def test_every_connection_during_a_start_is_answered(num_servers, folder):
 def test_probes_get_the_phase_until_vllm_serves(folder):
     gate = folder / "gate"
     with FakeStart(folder, "some/model", "--gate", str(gate)) as start:
-        start.wait_until_answered(503)
-        start.wait_for_line("EngineCore prints a line")
-        answer = json.loads(start.get("/v1/models")[1])
+        start.wait_status(503)
+        start.wait_logged("EngineCore prints a line")
+        answer = json.loads(start.ask("/v1/models")[1])
         assert answer["phase"]
         assert answer["status"] == "starting"
         assert answer["error"]["code"] == 503
-        assert start.get("/livez")[0] == 200
+        assert start.ask("/livez")[0] == 200
         gate.touch()
-        start.wait_until_ready()
-        assert start.get("/livez")[0] == 404  # only vLLM's own routes are left
+        start.wait_ready()
+        assert start.ask("/livez")[0] == 404  # only vLLM's own routes are left
 
 
 def test_the_responder_exits_when_vllm_serves_and_answers_its_probes_itself(folder):
     gate = folder / "gate"
     with FakeStart(folder, "--gate", str(gate), env=environment(folder, VCLI_PROBE_PROCESS="0")) as start:
-        start.wait_for_line("EngineCore prints a line")
+        start.wait_logged("EngineCore prints a line")
         (responder,) = start.responders()
         gate.touch()
-        start.wait_until_ready()
+        start.wait_ready()
         wait_until(lambda: is_gone(responder.pid))
 
 
@@ -82,37 +81,37 @@ def test_unix_socket_is_handed_over(folder):
 
     with FakeStart(folder, "--uds", str(path), "--gate", str(gate), host=None) as start:
         wait_until(lambda: status() == 503 or start.process.poll() is not None)
-        start.wait_for_line("EngineCore prints a line")
+        start.wait_logged("EngineCore prints a line")
         gate.touch()
         wait_until(lambda: status() == 200 or start.process.poll() is not None)
         assert status() == 200
-        start.record_tree()
+        start.family()
 
 
 @pytest.mark.parametrize("host", ["localhost", ""], ids=["name", "empty"])
 def test_every_spelling_of_the_host_matches_the_listener(host, folder):
     port = free_port()
     with FakeStart(folder, f"--host={host}", "--port", str(port), host=None, port=port) as start:
-        start.wait_until_ready()
+        start.wait_ready()
         assert start.complete("A text") == "A text was read by worker 0"
 
 
 def test_port_zero_is_left_to_vllm(folder):
     with FakeStart(folder, "--gate", str(folder / "gate"), port=0) as start:
-        start.wait_for_line("EngineCore prints a line")
+        start.wait_logged("EngineCore prints a line")
         assert start.responders() == []
-        assert [c for c in start.launcher.net_connections("tcp") if c.status == "LISTEN"] == []
-        (start.log.parent / "gate").touch()
-        start.wait_for_line("Application startup complete")
+        assert [c for c in start.root.net_connections("tcp") if c.status == "LISTEN"] == []
+        (start.log_path.parent / "gate").touch()
+        start.wait_logged("Application startup complete")
 
 
 def test_a_headless_start_opens_no_port_and_has_no_deadline(folder):
     with FakeStart(folder, "--headless", "--startup-timeout", "0.001") as start:
-        start.wait_for_line("headless engine")
-        assert [c for c in start.launcher.net_connections("tcp") if c.status == "LISTEN"] == []
+        start.wait_logged("headless engine")
+        assert [c for c in start.root.net_connections("tcp") if c.status == "LISTEN"] == []
         engine = start.named("VLLM::EngineCor")
         assert start.kind_of(engine.pid) == "forkserver"
-        assert start.end() == 0
+        assert start.terminate() == 0
 
 
 @needs_openssl
@@ -120,8 +119,8 @@ def test_port_with_tls_is_left_to_vllm(folder):
     certificate = make_certificate(folder, "server")
     port = free_port()
     with FakeStart(folder, *certificate.flags, port=port) as start:
-        start.wait_for_line("ready after")  # once it accepts; uvicorn logs "startup complete" before
-        start.record_tree()
+        start.wait_logged("ready after")  # once it accepts; uvicorn logs "startup complete" before
+        start.family()
         assert start.responders() == []
         with (
             socket.create_connection(("127.0.0.1", port)) as plain,
@@ -132,7 +131,7 @@ def test_port_with_tls_is_left_to_vllm(folder):
 
 def test_several_api_servers_share_the_port_and_the_forkserver(folder):
     with FakeStart(folder, "--api-server-count", "2") as start:
-        start.wait_until_ready()
+        start.wait_ready()
         wait_until(lambda: start.responders() == [])
         (forkserver,) = start.forkservers()
         one = start.state()["server"]
@@ -144,15 +143,15 @@ def test_several_api_servers_share_the_port_and_the_forkserver(folder):
             assert server["ppid"] == forkserver.pid
             assert server["parent"] == start.process.pid
             assert server["imported_in"]["vllm.entrypoints.launcher"] == forkserver.pid
-        assert start.end() == 0
-        start.wait_until_tree_is_gone()
+        assert start.terminate() == 0
+        start.wait_all_gone()
 
 
 def test_report_and_trace_contain_vllms_instrumented_functions(folder):
     report, trace = folder / "report.json", folder / "trace.json"
     words = ("--startup-report", str(report), "--startup-trace", str(trace))
     with FakeStart(folder, *words, env=environment(folder)) as start:
-        start.wait_until_ready()
+        start.wait_ready()
         wait_until(lambda: report.is_file() and trace.is_file())
         content = json.dumps(json.loads(report.read_text()))
         assert all(

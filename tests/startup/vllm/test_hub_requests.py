@@ -170,7 +170,7 @@ def test_vllm_starts_with_the_folder_of_the_download(tmp_path):
         s3.put({f"llama/{name}": content for name, content in files.items()})
         variables = environment(tmp_path, **s3.environment)
         with FakeStart(tmp_path, MODEL, env=variables) as start:
-            start.wait_until_ready()
+            start.wait_ready()
             _, _, folder, *rest = start.state()["server"]["argv"]
             assert set(NAMED) <= set(rest)
             assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == files
@@ -187,4 +187,4 @@ def test_a_refused_model_ends_the_start_between_the_imports(tmp_path):
             assert start.process.wait(60) == 3
             (line,) = start.lines_with("Error:")
     assert "org/gated is gated: ask for access at" in line
-    assert "imported cli.serve" not in start.text
+    assert "imported cli.serve" not in start.log

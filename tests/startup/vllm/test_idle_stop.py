@@ -19,7 +19,7 @@ _WORDS = ("--idle-stop", "1s")
 @pytest.fixture(scope="module")
 def start() -> Iterator[FakeStart]:
     with short_folder() as folder, FakeStart(folder, *_WORDS, "--idle-warm", "off") as start:
-        yield start.wait_until_ready()
+        yield start.wait_ready()
 
 
 def _wait_stopped(start: FakeStart) -> None:
@@ -32,16 +32,16 @@ def _wait_stopped(start: FakeStart) -> None:
 
 
 def _vllm(start: FakeStart) -> list[psutil.Process]:
-    return [each for each in start.launcher.children() if "--uds" in each.cmdline()]
+    return [each for each in start.root.children() if "--uds" in each.cmdline()]
 
 
 def test_vllm_ends_without_requests_and_the_next_one_starts_it(start):
     _wait_stopped(start)
     wait_until(lambda: not _vllm(start))
-    assert start.get("/readyz?model")[0] == 503
+    assert start.ask("/readyz?model")[0] == 503
     assert start.complete("one") == start.complete("one")
-    assert start.get("/readyz?model")[0] == 200
-    assert start.get("/state")[0] == 200
+    assert start.ask("/readyz?model")[0] == 200
+    assert start.ask("/state")[0] == 200
 
 
 def test_a_kept_connection_outlives_vllm(start):
@@ -69,13 +69,13 @@ def test_later_starts_are_warm_with_its_own_standby(folder):
     runtime = folder / "runtime"
     runtime.mkdir(mode=0o700)
     with FakeStart(folder, *_WORDS, env=environment(folder, XDG_RUNTIME_DIR=str(runtime))) as start:
-        start.wait_until_ready()
-        wait_until(lambda: list(folder.glob("vllm-cli-standby-*/*-vllm-compiled.sock")))
+        start.wait_ready()
+        start.wait(lambda: list(folder.glob("vllm-cli-standby-*/*-vllm-compiled.sock")))
         _wait_stopped(start)
         start.complete("one")
-        start.wait_for_line("warm start: forked from the standby's process")
-        standbys = [each for each in start.launcher.children() if "standby" in each.cmdline()]
+        start.wait_logged("warm start: forked from the standby's process")
+        standbys = [each for each in start.root.children() if "standby" in each.cmdline()]
         assert len(standbys) == 1
-        assert start.end() == 0
+        assert start.terminate() == 0
     assert not list(folder.glob("vllm-cli-standby-*"))
     assert not [each for each in standbys if psutil.pid_exists(each.pid) and not is_gone(each.pid)]

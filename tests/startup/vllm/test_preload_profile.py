@@ -27,7 +27,7 @@ def _profile(folder: Path) -> dict[str, Any]:
 def _importer(folder: Path, *, num_starts: int) -> str:
     """The process that imported the late module; returns once the start's profile is saved."""
     with FakeStart(folder, *_WORDS) as start:
-        (worker,) = start.wait_until_ready().state()["workers"]
+        (worker,) = start.wait_ready().state()["workers"]
         wait_until(lambda: _profiles(folder) and _profile(folder)["num_starts"] == num_starts)
         (forkserver,) = start.forkservers()
     return {worker["pid"]: "worker", forkserver.pid: "forkserver"}[worker["imported_in"][_LATE]]
@@ -86,9 +86,9 @@ def test_an_invalid_profile_counts_as_none(content, folder):
 def test_a_start_works_if_no_profile_can_be_written(folder):
     (folder / "file").touch()
     with FakeStart(folder, *_WORDS, env=environment(folder, VLLM_CACHE_ROOT=str(folder / "file"))) as start:
-        start.wait_until_ready()
+        start.wait_ready()
         assert start.complete("A text") == "A text was read by worker 0"
-        assert start.end() == 0
+        assert start.terminate() == 0
         assert start.lines_with("Traceback") == []
 
 
@@ -107,7 +107,7 @@ def model(folder: Path) -> Path:
 def test_the_first_start_preloads_the_models_class_and_inspects_it_without_a_new_program(model, folder):
     name = "vllm.model_executor.models.fake_llama"
     with FakeStart(folder, str(model)) as start:
-        state = start.wait_until_ready().state()
+        state = start.wait_ready().state()
         (forkserver,) = start.forkservers()
     (worker,) = state["workers"]
     assert worker["imported_in"][name] == forkserver.pid

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.startup.vllm.fake_start import FakeStart, environment, exchange, short_folder
-from tests.startup.vllm.repeating_clients import RepeatingClients
+from tests.startup.vllm.fake_start import FakeStart, RepeatingClients, environment, exchange, short_folder
 from tests.stopped import stopped
 from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough
+
 
 _PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 _LAST_PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -28,21 +28,21 @@ _OLD_PROBE = b"GET /health HTTP/1.0\r\n\r\n"
 def start(folder: Path) -> Iterator[FakeStart]:
     """A start whose responder answers probes."""
     with FakeStart(folder) as start:
-        yield start.wait_until_ready()
+        yield start.wait_ready()
 
 
 @pytest.fixture(scope="module")
 def serving() -> Iterator[FakeStart]:
     """The same, for all tests that leave its processes as they are."""
     with short_folder() as folder, FakeStart(folder) as start:
-        yield start.wait_until_ready()
+        yield start.wait_ready()
 
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[FakeStart]:
     """A start without a responder."""
     with short_folder() as folder, FakeStart(folder, env=environment(folder, VCLI_PROBE_PROCESS="0")) as start:
-        yield start.wait_until_ready()
+        yield start.wait_ready()
 
 
 def _connect(start: FakeStart) -> socket.socket:
@@ -175,7 +175,7 @@ def test_a_large_body_arrives_whole(serving):
 def test_idle_connections_neither_block_nor_are_lost(serving):
     idle = [_connect(serving) for _ in range(400)]
     try:
-        assert serving.get("/health")[0] == 200
+        assert serving.ask("/health")[0] == 200
         for client in idle[::20]:
             client.sendall(_post("A text"))
         for client in idle[::20]:
@@ -225,7 +225,7 @@ def test_every_probe_is_in_the_access_log(serving):
         address = "{}:{}".format(*client.getsockname())
         _ask(client, _PROBE)
         _ask(client, _LAST_PROBE)
-    wait_until(lambda: serving.text.count(f'{address} - "GET /health HTTP/1.1" 200') == 2)
+    wait_until(lambda: serving.log.count(f'{address} - "GET /health HTTP/1.1" 200') == 2)
 
 
 def test_a_kept_connection_is_closed_after_the_keep_alive_time(serving):
@@ -251,18 +251,18 @@ def test_vllm_accepts_itself_within_a_second_without_the_responder(number, start
     assert len(clients.lost) <= 1  # the one that was between accept() and sendmsg()
     assert {status for statuses in clients.statuses for status in statuses} == {200, 404}
     assert start.lines_with("vLLM answers /health itself")
-    assert start.end() == 0
+    assert start.terminate() == 0
 
 
 def test_no_connection_is_reset_before_vllm_stops_accepting(start):
     with RepeatingClients(start.port, *_PATHS) as clients:
         clients.wait_for_more(300, 200, 404)
-        start.record_tree()
+        start.family()
         start.process.send_signal(signal.SIGTERM)
         num_lost = 0
         while True:
             so_far = len(clients.lost)
-            if "Shutting down" in start.text:  # what is lost since then may be lost
+            if "Shutting down" in start.log:  # what is lost since then may be lost
                 break
             num_lost = so_far
         start.process.wait(60)
@@ -286,12 +286,12 @@ def test_a_unix_socket_is_served_the_same_way(folder):
         return False
 
     with FakeStart(folder, "--uds", str(path), host=None) as start:
-        start.wait_for_line("ready after")
+        start.wait_logged("ready after")
         wait_until(is_answered)
         with connect() as client:
             client.settimeout(60)
             assert exchange(client, "/nothing")[0] == 404
-        start.record_tree()
+        start.family()
 
 
 _KEY_OF_A_USER = """
@@ -313,7 +313,7 @@ def test_a_middleware_sees_every_probe(folder):
     env = environment(folder)
     env["PYTHONPATH"] += f":{folder}"
     with FakeStart(folder, "--middleware", "keys.KeyMiddleware", env=env) as start:
-        start.wait_until_answered(401)
+        start.wait_status(401)
         with _connect(start) as client:
             for _ in range(30):  # three heartbeats
                 with_key = _ask(client, b"GET /health HTTP/1.1\r\nHost: a\r\nX-Key: sesame\r\n\r\n")

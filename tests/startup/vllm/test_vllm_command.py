@@ -60,7 +60,7 @@ def test_an_error_that_vllm_raises_is_vllms_own_exit_in_a_plain_start(error, fol
 def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder):
     words = ("model", "--served-model-name", "a", "b", "--startup-timeout=100", "--enforce-eager", "--", "-tp", "1")
     with FakeStart(folder, *words) as start:
-        server = start.wait_until_ready().state()["server"]
+        server = start.wait_ready().state()["server"]
     address = ["--host", "127.0.0.1", "--port", str(start.port)]
     assert Path(server["argv"][0]).name == "vllm"
     drain = ("--shutdown-timeout", "30")
@@ -73,9 +73,9 @@ def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_stops_a_serving_vllm_in_order(number, folder):
     with FakeStart(folder) as start:
-        start.wait_until_ready()
-        assert start.end(number) == 0
-        start.wait_until_tree_is_gone()
+        start.wait_ready()
+        assert start.terminate(number) == 0
+        start.wait_all_gone()
         assert start.lines_with("Application shutdown complete")
         assert start.lines_with("Traceback", "Error", "WARNING") == []
 
@@ -84,7 +84,7 @@ def test_a_signal_stops_a_serving_vllm_in_order(number, folder):
 def test_signal_reaches_a_main_thread_that_only_waits(folder):
     """The kernel may deliver a signal to another thread, as in a stopped process; no handler runs there."""
     with FakeStart(folder, "--headless") as start:
-        start.wait_for_line("headless engine")
+        start.wait_logged("headless engine")
         others = [
             task.joinpath("status").read_text()
             for task in Path(f"/proc/{start.process.pid}/task").iterdir()
@@ -92,12 +92,12 @@ def test_signal_reaches_a_main_thread_that_only_waits(folder):
         ]
         assert others
         assert [disturbing(status, GROUP_SIGNALS) for status in others] == [set()] * len(others)
-        start.launcher.suspend()
-        wait_until(lambda: start.launcher.status() == psutil.STATUS_STOPPED)
+        start.root.suspend()
+        wait_until(lambda: start.root.status() == psutil.STATUS_STOPPED)
         start.process.send_signal(signal.SIGTERM)
-        start.launcher.resume()
+        start.root.resume()
         assert start.process.wait(60) == 0
-        start.wait_until_tree_is_gone()
+        start.wait_all_gone()
 
 
 @pytest.mark.thorough
@@ -105,11 +105,11 @@ def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder):
     waits = "import sys, time\nwhile sys.argv[0] == '-c':\n    print('forkserver imports', flush=True)\n"
     fake = prepend(variant(folder), "v1/engine/core", f"{waits}    time.sleep(0.1)\n")
     with FakeStart(folder, env=environment(folder, fake)) as start:
-        start.wait_for_line("forkserver imports")
+        start.wait_logged("forkserver imports")
         (forkserver,) = start.forkservers()
         forkserver.send_signal(signal.SIGINT)  # a terminal sends it to all foreground processes
-        assert start.end(signal.SIGINT) == 130
-        start.wait_until_tree_is_gone()
+        assert start.terminate(signal.SIGINT) == 130
+        start.wait_all_gone()
         assert start.lines_with("Traceback", "KeyboardInterrupt") == []
 
 

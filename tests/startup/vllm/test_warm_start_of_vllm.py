@@ -32,12 +32,8 @@ class WarmStart(FakeStart):
                 found += template.children()
         return found
 
-    def record_tree(self) -> list[psutil.Process]:
-        tree = super().record_tree()
-        for server in self.servers:
-            tree += [server, *server.children(recursive=True)]
-        self._seen.update(tree)
-        return tree
+    def roots(self) -> list[psutil.Process]:
+        return [self.root, *self.servers]
 
 
 @pytest.fixture
@@ -60,7 +56,7 @@ def _environment(folder: Path, standby: StandbyProcess) -> dict[str, str]:
 @pytest.mark.thorough
 def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(standby, folder):
     with WarmStart(standby, folder, "--enforce-eager", "--tensor-parallel-size", "2") as start:
-        state = start.wait_until_ready().state()
+        state = start.wait_ready().state()
         template = standby.template("vllm-eager").pid
         everyone = [state["server"], state["engine"], *state["workers"]]
         for process in everyone:
@@ -70,14 +66,14 @@ def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(sta
         assert {start.kind_of(process["pid"]) for process in everyone[1:]} == {"forkserver"}
         assert len({process["ppid"] for process in everyone[1:]}) == 1
         assert start.complete("A text") == "A text was read by worker 0"
-        assert start.end() == 0
+        assert start.terminate() == 0
 
 
 @pytest.mark.thorough
 def test_phases_of_all_processes_are_recorded(standby, folder, tmp_path):
     report = tmp_path / "report.json"
     with WarmStart(standby, folder, "--enforce-eager", "--startup-report", str(report)) as start:
-        start.wait_until_ready()
+        start.wait_ready()
         wait_until(report.exists)
         names = {span["name"] for span in json.loads(report.read_text())["spans"]}
     assert {"fork_from_standby", "asyncmpclient_init", "executor_init", "take_over"} <= names
@@ -87,30 +83,30 @@ def test_phases_of_all_processes_are_recorded(standby, folder, tmp_path):
 @pytest.mark.parametrize("victim", ["front", "server", "template"])
 def test_a_killed_process_leaves_no_process_of_the_start(victim, standby, folder):
     with WarmStart(standby, folder, "--enforce-eager", "--tensor-parallel-size", "2") as start:
-        (server,) = start.wait_until_ready().servers
+        (server,) = start.wait_ready().servers
         if victim == "template":
             standby.template("vllm-eager").kill()
             assert start.complete("A text") == "A text was read by worker 0"
-            assert start.end() == 0
+            assert start.terminate() == 0
         else:
-            (start.launcher if victim == "front" else server).kill()
+            (start.root if victim == "front" else server).kill()
             assert start.process.wait(60) == -signal.SIGKILL
-        start.wait_until_tree_is_gone()
+        start.wait_all_gone()
 
 
 @pytest.mark.thorough
 def test_ctrl_c_ends_a_warm_start_like_a_cold_one(standby, folder):
     with FakeStart(folder, "--enforce-eager") as cold:
-        code = cold.wait_until_ready().end(signal.SIGINT)
+        code = cold.wait_ready().terminate(signal.SIGINT)
     with WarmStart(standby, folder, "--enforce-eager") as start:
-        assert start.wait_until_ready().end(signal.SIGINT) == code
+        assert start.wait_ready().terminate(signal.SIGINT) == code
 
 
 @pytest.mark.thorough
 def test_without_a_forkserver_no_process_waits_for_one(standby, folder):
     changes = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VCLI_PROBE_PROCESS": "0"}
     with WarmStart(standby, folder, "--enforce-eager", **changes) as start:
-        state = start.wait_until_ready().state()
+        state = start.wait_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         words = start.servers[0].cmdline()
         assert [process.pid for process in start.servers[0].children() if process.cmdline() == words] == []
@@ -140,12 +136,12 @@ def test_a_warm_start_without_a_profile_saves_no_complete_one(folder):
     words = ("--enforce-eager", "--worker-imports", "vllm.lazy")
     with StandbyProcess("--for", "vllm-eager", environment=_variables(folder)) as standby:
         with WarmStart(standby, folder, *words) as start:
-            start.wait_until_ready().wait_for_line("ready after")
+            start.wait_ready().wait_logged("ready after")
             wait_until(lambda: list((folder / "cache").rglob("preload/*.json")))
         (profile,) = (folder / "cache").rglob("preload/*.json")
         assert json.loads(profile.read_text())["is_complete"] is False
     with FakeStart(folder, *words) as start:
-        start.wait_until_ready()
+        start.wait_ready()
         wait_until(lambda: json.loads(profile.read_text())["num_starts"] == 2)
     content = json.loads(profile.read_text())
     assert content["is_complete"] is True

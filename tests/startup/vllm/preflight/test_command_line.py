@@ -1,12 +1,248 @@
-"""Faults of the command line: errors only where this vLLM certainly rejects the words."""
+"""From words to flags: what argparse gets in vLLM, and faults where this vLLM certainly rejects the words."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from startup.preflight.report import PreflightReport
+from startup.vllm.facts.vllm_facts import VllmFacts
+from startup.vllm.preflight.arguments import describe_unknown, read_arguments
 from startup.vllm.preflight.command_line import command_line_findings
+from startup.vllm.preflight.flag_values import FlagValueError, parse_value, range_problem
+from startup.vllm.preflight.words import WordsError, expand_sizes, parse_size, prepare_words
 from tests.startup.vllm.preflight.conftest import CheckStart
+
+
+@pytest.mark.parametrize(
+    ("words", "prepared"),
+    [
+        ("m --max_model_len 5", "m --max-model-len 5"),
+        ("m --max_model_len=a_b", "m --max-model-len=a_b"),
+        ("--seed 1 --model m", "m --seed 1"),
+        ("--seed 1 --model=m", "m --seed 1"),
+        ("m -O3", "m --optimization-level 3"),
+        ("m -O=2", "m --optimization-level 2"),
+        ("m -O 1", "m --optimization-level 1"),
+        ("m -tp 2", "m -tp 2"),
+    ],
+)
+def test_words(words, prepared):
+    assert prepare_words(words.split()).words == prepared.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "flag", "content"),
+    [
+        ("--cc.a 1", "--cc", {"a": 1}),
+        ("--cc.a.b=x --cc.c true", "--cc", {"a": {"b": "x"}, "c": True}),
+        ("--cc.a+ x,y --cc.a+ z", "--cc", {"a": ["x", "y", "z"]}),
+        ("--cc_d.size 8k", "--cc-d", {"size": 8000}),
+        ("-cc.mode=0", "-cc", {"mode": 0}),
+    ],
+)
+def test_keys_become_an_object_at_the_end(words, flag, content):
+    prepared = prepare_words([*words.split(), "--seed", "1"]).words
+    assert prepared[:-1] == ["--seed", "1", flag]
+    assert json.loads(prepared[-1]) == content
+
+
+def test_a_dot_in_a_value_is_no_key():
+    assert prepare_words(["--share=0.5", "--path", "/a.b"]).words == ["--share=0.5", "--path", "/a.b"]
+
+
+def test_settings_of_the_file_come_before_the_words(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("seed: 1\nenforce-eager: true\nlora: false\nnames: [a, b]\nempty: []\ncc: {a: 1}\n")
+    words = prepare_words(["m", "--seed", "2", "--config", str(path)]).words
+    assert words == ["m", "--seed", "1", "--enforce-eager", "--names", "a", "b", "--cc", '{"a": 1}', "--seed", "2"]
+
+
+def test_the_model_may_be_in_the_file(tmp_path):
+    path = tmp_path / "settings.yml"
+    path.write_text("model: m\n")
+    assert prepare_words(["--config", str(path), "--seed", "2"]).words == ["--model", "m", "--seed", "2"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a", "must be a mapping"),
+        ("a: [", "is not YAML"),
+        ("seed: 1", "no model"),
+    ],
+    ids=["list", "broken", "no-model"],
+)
+def test_a_faulty_file_is_an_error(tmp_path, content, message):
+    path = tmp_path / "settings.yaml"
+    path.write_text(content)
+    with pytest.raises(WordsError, match=message):
+        prepare_words(["--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("m --config", "needs the path"),
+        ("m --config missing.yaml", "cannot be read"),
+        ("m --config settings.json", "yaml or .yml"),
+        ("m --config a.yaml --config b.yaml", "more than once"),
+        ("--model", "--model needs a value"),
+        ("m --cc.a", "--cc.a needs a value"),
+    ],
+)
+def test_words_that_end_vllm(words, message):
+    with pytest.raises(WordsError, match=message):
+        prepare_words(words.split())
+
+
+def test_a_served_name_needs_a_model_where_vllm_says_so():
+    with pytest.raises(WordsError, match="MODEL"):
+        prepare_words(["--served-model-name", "a"], needs_model=True)
+    assert prepare_words(["--served-model-name", "a"]).words == ["--served-model-name", "a"]
+    assert prepare_words(["m", "--served-model-name", "a"], needs_model=True).words[0] == "m"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("8k", 8000), ("8K", 8192), ("1.5k", 1500), (" 12 ", 12), ("1_000", 1000), ("2g", 2 * 10**9)]
+)
+def test_sizes(text, number):
+    assert parse_size(text) == number
+
+
+@pytest.mark.parametrize("text", ["1.5K", "8kb", "", "k", "0x10"])
+def test_no_sizes(text):
+    with pytest.raises(ValueError, match=r".*"):
+        parse_size(text)
+
+
+def test_sizes_are_expanded_outside_of_quotes():
+    assert expand_sizes('{"name": "8k", "size": 8k}') == '{"name": "8k", "size": 8000}'
+
+
+def _given(facts: VllmFacts, words: str) -> dict[str, tuple[str, ...]]:
+    arguments = read_arguments(words.split(), facts)
+    assert (arguments.problems, arguments.unknown) == ([], [])
+    return {given.fact.name: given.values for given in arguments.given}
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        ("m --dtype half", {"--dtype": ("half",)}),
+        ("m --dtyp=half", {"--dtype": ("half",)}),
+        ("m --max-model 8k", {"--max-model-len": ("8k",)}),
+        ("m --max_model_len 8k", {"--max-model-len": ("8k",)}),
+        ("m -tp 2 -q awq", {"--tensor-parallel-size": ("2",), "--quantization": ("awq",)}),
+        ("m --served-model-name a b", {"--served-model-name": ("a", "b")}),
+        ("m --api-key a b", {"--api-key": ("a", "b")}),
+        ("m --hf-token", {"--hf-token": ()}),
+        ("m --headless", {"--headless": ()}),
+        ("m --device-memory 0.5", {"--gpu-memory-utilization": ("0.5",)}),
+    ],
+)
+def test_flags(facts, words, given):
+    assert _given(facts, words) == given
+
+
+def test_model_and_switches(facts):
+    arguments = read_arguments(["--enable-prefix-caching", "--no-enable-prefix-caching", "m"], facts)
+    assert arguments.model == "m"
+    assert not arguments.has("--enable-prefix-caching")
+    assert read_arguments(["m", "--enable-prefix"], facts).has("--enable-prefix-caching")
+
+
+def test_values_of_all_places(facts):
+    arguments = read_arguments(["m", "--middleware", "a.b", "--middleware", "c.d"], facts)
+    assert arguments.all_values("--middleware") == ["a.b", "c.d"]
+    assert arguments.value("--middleware") == "c.d"
+
+
+def test_unknown_flags_are_all_named(facts):
+    arguments = read_arguments(["m", "--dtpe", "half", "--hedless=1", "--dtype", "half"], facts)
+    assert list(describe_unknown(arguments.unknown, facts)) == [
+        "vLLM has no flag --dtpe (did you mean '--dtype'?)",
+        "vLLM has no flag --hedless (did you mean '--headless'?)",
+    ]
+
+
+def test_a_second_model_is_named(facts):
+    arguments = read_arguments(["m", "n"], facts)
+    assert list(describe_unknown(arguments.unknown, facts)) == ["unexpected word 'n': MODEL is one word, given first"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("m --tensor-parallel-size", "--tensor-parallel-size needs one argument"),
+        ("m --served-model-name", "--served-model-name needs at least one argument"),
+        ("m --headless=1", "--headless ignored explicit argument '1'"),
+        ("m --max-num 1", "--max-num may stand for --max-num-seqs, --max-num-batched-tokens: write the whole name"),
+    ],
+)
+def test_words_that_argparse_rejects(facts, words, message):
+    assert read_arguments(words.split(), facts).problems == [message]
+
+
+def _parse(facts: VllmFacts, name: str, text: str) -> object:
+    return parse_value(next(flag for flag in facts.flags if name in flag.names), text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("--dtype", "half", "half"),
+        ("--port", "08", 8),
+        ("--max-model-len", "auto", -1),
+        ("--max-model-len", "8K", 8192),
+        ("--kv-cache-memory-bytes", "None", None),
+        ("--host", "", None),
+        ("--gpu-memory-utilization", "1e-1", 0.1),
+        ("--allowed-origins", '["*"]', ["*"]),
+        ("--hf-overrides", "module.function", "module.function"),
+        ("--hf-overrides", '{"a": 1}', {"a": 1}),
+        ("-cc", '{"mode": 8k}', {"mode": 8000}),
+        ("--moe-backend", "Deep-GEMM", "deep_gemm"),
+        ("--max-lora-rank", "16", 16),
+        ("--device-ids", "a,b", "a,b"),
+    ],
+)
+def test_values(facts, name, text, value):
+    assert _parse(facts, name, text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("--dtype", "hlf", r"--dtype 'hlf' is not one of auto, float16, half \(did you mean 'half'\?\)"),
+        ("--port", "80a", "--port '80a' is not a whole number"),
+        ("--max-model-len", "8kb", "--max-model-len '8kb' is neither auto nor a whole number"),
+        ("--gpu-memory-utilization", "much", "is not a number"),
+        ("--allowed-origins", "*", "is not JSON: Expecting value"),
+        ("--hf-overrides", "{1}", "is not JSON"),
+        ("-cc", "[1]", "is not a JSON object"),
+        ("-cc", '{"mod": 1}', r"--compilation-config has no field 'mod' \(did you mean 'mode'\?\)"),
+        ("--max-lora-rank", "9", "is not one of 8, 16, 64"),
+    ],
+)
+def test_values_that_vllm_rejects(facts, name, text, message):
+    with pytest.raises(FlagValueError, match=message):
+        _parse(facts, name, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("--gpu-memory-utilization", 0.0, "--gpu-memory-utilization must be more than 0, got 0.0"),
+        ("--gpu-memory-utilization", 1.1, "--gpu-memory-utilization must be 1 or less, got 1.1"),
+        ("--gpu-memory-utilization", 1.0, None),
+        ("--max-num-seqs", 0, "--max-num-seqs must be 1 or more, got 0"),
+        ("--max-model-len", -1, None),
+        ("--port", -1, None),
+    ],
+)
+def test_ranges(facts, name, value, problem):
+    assert range_problem(next(flag for flag in facts.flags if name in flag.names), value) == problem
 
 
 def _found(start: CheckStart, words: str, **options: bool) -> list[tuple[str, str, str]]:

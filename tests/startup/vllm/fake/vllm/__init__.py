@@ -1,6 +1,6 @@
 """A fake vLLM for tests: modules of the same names start the same processes in the same way.
 
-Some modules record the process that imported them, as `IMPORTED_IN`.
+Folders without code are namespace packages. Some modules record who imported them, as `IMPORTED_IN`.
 """
 
 import os

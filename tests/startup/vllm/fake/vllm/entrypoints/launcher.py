@@ -17,7 +17,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-
 from vllm import process_state
 from vllm.config import EngineConfig, create_engine_config
 from vllm.entrypoints.launchers.launcher import watchdog_loop

@@ -7,7 +7,6 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import uvloop
-
 from vllm.config import create_engine_config
 from vllm.entrypoints.launcher import run_server, setup_server
 from vllm.v1.engine import async_llm  # noqa: F401

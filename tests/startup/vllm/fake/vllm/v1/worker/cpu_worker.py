@@ -10,7 +10,6 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import huggingface_hub.constants  # noqa: F401 - a library that reads variables on import
-
 from vllm import process_state
 from vllm.config import EngineConfig
 from vllm.crash import crash_at

@@ -1,0 +1,171 @@
+"""A server that a test starts, with its output; the test ends with the proof that no process is left."""
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Final, Self
+
+import psutil
+
+from tests.http_answer import Answer, ask
+from tests.processes import GONE_S, end_server, running
+
+READY_S: Final = 240.0
+
+
+class Program:
+    """A command with its descendants; the end of the `with` block stops it and checks for leftovers."""
+
+    poll_s = 0.05
+    gone_s = GONE_S
+    """How long other processes may take to exit after the first."""
+    leaves_nothing = True
+    """False for programs of others, whose leftovers are killed without a failure."""
+
+    def __init__(
+        self,
+        command: Sequence[object],
+        environment: Mapping[str, str],
+        *,
+        is_awaited: bool = False,
+        log_path: Path | None = None,
+        **options: Any,
+    ) -> None:
+        """
+        Args:
+            command: its words.
+            environment: all its variables.
+            is_awaited: whether the `with` block begins only once it is ready.
+            log_path: where its processes write; otherwise a file without a name.
+            options: of `subprocess.Popen`.
+        """
+        self.command = [*map(str, command)]
+        self.variables = dict(environment)
+        self.log_path = log_path
+        self._is_awaited = is_awaited
+        self._options = options
+        self._output: IO[bytes]
+        self._last_log = ""
+        self._seen: set[psutil.Process] = set()
+        self.process: subprocess.Popen[bytes]
+        self.root: psutil.Process
+
+    def __enter__(self) -> Self:
+        self._start()
+        if self._is_awaited:
+            try:
+                self.wait_ready()
+            except BaseException:
+                self.stop()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        left = self.stop()
+        assert not left or not self.leaves_nothing, f"left behind: {left}"
+
+    def _start(self) -> None:
+        self._output = self.log_path.open("w+b") if self.log_path else tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            env=self.variables,
+            **self._options,
+        )
+        self.root = psutil.Process(self.process.pid)
+
+    @property
+    def log(self) -> str:
+        """What its processes have written so far."""
+        if self._output.closed:
+            return self._last_log
+        fd = self._output.fileno()  # no seek: the processes share the file offset
+        return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
+
+    def wait(self, is_true: Callable[[], object], timeout_s: float = READY_S) -> None:
+        """Polls the condition; fails with the log if the process exits first."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            code = self.process.poll()
+            if is_true():
+                return
+            assert code is None, f"it exited with {code}\n{self.log[-8000:]}"
+            assert time.monotonic() < deadline, self.log[-8000:]
+            time.sleep(self.poll_s)
+
+    def wait_ready(self) -> Any:
+        """Waits until it serves."""
+        raise NotImplementedError
+
+    def wait_logged(self, text: str) -> None:
+        """Waits until the log contains the text."""
+        self.wait(lambda: text in self.log)
+
+    def roots(self) -> list[psutil.Process]:
+        """The processes that belong to it with all their descendants."""
+        return [self.root]
+
+    def family(self) -> list[psutil.Process]:
+        """The process tree as it is now; all its processes must have exited at the end of the test."""
+        found: list[psutil.Process] = []
+        for process in self.roots():
+            with suppress(psutil.NoSuchProcess):
+                found += [process, *process.children(recursive=True)]
+        self._seen.update(found)
+        return found
+
+    def wait_all_gone(self) -> None:
+        """Waits until all processes have exited that `family` has seen."""
+        deadline = time.monotonic() + self.gone_s
+        while left := running(self._seen):
+            assert time.monotonic() < deadline, f"left behind: {left}"
+            time.sleep(0.01)
+
+    def terminate(self, signal_number: int = signal.SIGTERM, *, timeout_s: float = 120.0) -> int:
+        """Sends a signal and returns the exit code."""
+        self.family()
+        os.kill(self.process.pid, signal_number)
+        return self.process.wait(timeout_s)
+
+    def stop(self) -> list[psutil.Process]:
+        """Ends it with all its processes; returns those that had to be killed."""
+        self.family()
+        left = end_server(self.process, self._seen, left_s=self.gone_s)
+        self._last_log = self.log
+        self._output.close()
+        return left
+
+
+class Server(Program):
+    """A program that serves HTTP at a port of 127.0.0.1."""
+
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Its address without a path."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(self, path: str, body: object = None, **options: Any) -> Answer:
+        """One request, as `http_answer.ask` sends it."""
+        return ask(self.url + path, body, **options)
+
+    def health(self) -> int:
+        """The status of /health; 0 without a response."""
+        return self.ask("/health").status
+
+    def wait_status(self, status: int) -> Self:
+        """Waits until /health has this status."""
+        self.wait(lambda: self.health() == status)
+        return self
+
+    def wait_ready(self) -> Self:
+        """Waits until /health is 200."""
+        return self.wait_status(200)

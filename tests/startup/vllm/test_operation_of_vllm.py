@@ -1,0 +1,302 @@
+"""What operators of vLLM meet: keys, logs in JSON, `ps` and `stop`, a service manager."""
+
+import json
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+
+from startup.vllm.command_line import CommandLine
+from startup.vllm.installed import InstalledVllm
+from startup.vllm.patches.json_logs import log_as_json
+from tests.certificates import make_certificate, needs_openssl
+from tests.startup.systemd.notify_socket import NotifySocket
+from tests.startup.vllm.fake_start import FakeStart, environment, run_fake, variant, without_forks
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.thorough
+
+
+_SECRETS = ("sesame-one", "sesame-two", "sesame-three")
+_WORDS = ("model", "--api-key", *_SECRETS[:2], "--hf-token=sesame-three", "--enforce-eager")
+
+
+def _shown(start: FakeStart) -> str:
+    """The command lines of the running processes."""
+    shown = []
+    for process in (start.root, *start.family()):
+        with suppress(psutil.NoSuchProcess):
+            shown.append("\0".join(process.cmdline()))
+    assert len(shown) >= 3
+    return "\n".join(shown)
+
+
+@pytest.mark.parametrize("method", ["forkserver", "fork", "spawn"])
+def test_secrets_reach_vllm_and_are_masked_elsewhere(method, folder):
+    fake = variant(folder, _version='__version__ = "0.32.0"\n')
+    env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD=method)
+    gate = folder / "gate"
+    with FakeStart(folder, *_WORDS, "--gate", str(gate), env=env) as start:
+        start.wait_logged("EngineCore prints a line")
+        assert start.responders()
+        assert "sesame" not in _shown(start)
+        gate.touch()
+        server = start.wait_ready().state()["server"]
+        assert "sesame" not in _shown(start)
+        assert "--api-key\0**********\0**********\0--hf-token=************\0" in _shown(start)
+        drained = (_WORDS[0], "--shutdown-timeout", "30", *_WORDS[1:])
+        assert server["argv"][2 : 2 + len(drained)] == list(drained)
+        notices = start.lines_with("Notice:")
+        assert [notice.partition(" on the command line")[0] for notice in notices] == [
+            "Notice: --api-key",
+            "Notice: --hf-token",
+        ]
+        assert [notice.rpartition(" ")[2] for notice in notices] == ["VLLM_API_KEY.", "HF_TOKEN."]
+        assert "sesame" not in start.log
+
+
+def test_a_second_attempt_has_the_unmasked_words(folder):
+    """The program executes itself again with the original words, not with the masked ones."""
+    with FakeStart(folder, *_WORDS, env=environment(folder, without_forks(folder, "0.99.0+cpu"))) as start:
+        server = start.wait_ready().state()["server"]
+        assert start.lines_with("starts again without preloading")
+        assert server["argv"][2 : 2 + len(_WORDS)] == list(_WORDS)
+        assert "sesame" not in _shown(start)
+
+
+@pytest.mark.parametrize("spelling", ["--api_key", "--api-k"])
+def test_a_secret_flag_is_masked_in_every_spelling_of_vllm(spelling, folder):
+    with FakeStart(folder, spelling, "sesame-one", "--headless") as start:
+        start.wait_logged("headless engine")
+        assert "sesame" not in _shown(start)
+        start.family()
+
+
+_PRINTED = ("EngineCore prints a line", "VllmWorker-0 prints a line", "EngineCore ends with")
+"""Beginnings of what the fake vLLM prints without logging, for the tests."""
+
+
+def _lines(start: FakeStart) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in start.log.splitlines() if not line.startswith(_PRINTED)]
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_every_line_is_an_object(method, folder):
+    env = environment(folder, VLLM_WORKER_MULTIPROC_METHOD=method)
+    with FakeStart(folder, "--log-format", "json", "--worker-prints-error", env=env) as start:
+        start.wait_ready()
+        start.wait_logged("ready after")
+        start.wait_logged("a library of the worker prints an error")
+        state = start.state()
+        assert start.terminate() == 0
+        lines = _lines(start)
+    by_message = {line["message"]: line for line in lines}
+    assert by_message["the engine\nstarts"]["role"] == "EngineCore"
+    assert by_message["worker 0 starts"]["role"] == "Worker_0"
+    assert by_message["a library of the worker prints an error"]["role"] == "Worker_0"
+    [access] = [line for line in lines if line["logger"] == "uvicorn.access"][:1]
+    assert (access["path"], access["status"], access["role"]) == ("/health", 200, "APIServer")
+    [ready] = [line for line in lines if line["message"].startswith("ready after")]
+    assert (ready["role"], ready["phase"]) == ("launcher", "serving")
+    assert len({line["pid"] for line in lines}) >= 3
+    for process in (state["server"], state["engine"], *state["workers"]):
+        own = [name for name in process["environment"] if name.startswith("VCLI_")]
+        assert own == [], "vLLM's processes have no variable of vllm-cli in their environment"
+
+
+def test_the_variable_sets_the_format_and_the_flag_excludes_paths_from_the_access_log(folder):
+    env = environment(folder, VCLI_LOG_FORMAT="json")
+    words = ("--disable-access-log-for-endpoints", "/health, /metrics")
+    with FakeStart(folder, *words, env=env) as start:
+        start.wait_ready()
+        start.ask("/nowhere")
+        start.wait_logged("/nowhere")
+        paths = {line["path"] for line in _lines(start) if line["logger"] == "uvicorn.access"}
+    assert paths == {"/nowhere"}
+
+
+def test_the_error_of_an_engine_is_one_line(folder):
+    with FakeStart(folder, "--log-format=json", "--engine-fails") as start:
+        assert start.process.wait(60) == 3
+        [failure] = [line for line in _lines(start) if line["role"] == "EngineCore" and "exception" in line]
+        assert failure["exception"].endswith("RuntimeError: the engine cannot be initialised")
+        *_, last = _lines(start)
+        assert last["level"] == "ERROR"
+        assert last["digest"]["process"].startswith("EngineCore pid=")
+        assert last["digest"]["text"] == "RuntimeError: the engine cannot be initialised"
+        assert failure["exception"].splitlines()[-1] in Path(last["digest"]["log"]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "version", "reason"),
+    [
+        ("--log-config-file x.json", {}, "0.32.0", "vLLM's log has a configuration of its own"),
+        ("", {"VLLM_CONFIGURE_LOGGING": "0"}, "0.32.0", "VLLM_CONFIGURE_LOGGING disables"),
+        ("--distributed-executor-backend ray", {}, "0.32.0", "Ray starts processes"),
+        ("", {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}, "0.30.0", "vLLM 0.30.0 writes the process before each line"),
+    ],
+    ids=["own-file", "left-alone", "ray", "older"],
+)
+def test_a_reason_explains_why_vllm_does_not_log_json(words, variables, version, reason, tmp_path, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    notice = log_as_json(InstalledVllm(version, tmp_path), CommandLine.of(words.split()), tmp_path)
+    assert str(notice).startswith(f"--log-format json applies only to vllm-cli's own lines: {reason}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_attempt_has_no_log_configuration_of_the_first(folder):
+    """The configuration of the first attempt is not taken for the user's own."""
+    env = environment(folder, without_forks(folder, "0.99.0+cpu"))
+    with FakeStart(folder, "--log-format", "json", env=env) as start:
+        server = start.wait_ready().state()["server"]
+        assert "VLLM_LOGGING_CONFIG_PATH" not in server["environment"]
+        lines = [json.loads(line) for line in start.lines_with("starts again without preloading", "own lines")]
+        assert [line["role"] for line in lines] == ["launcher"] * 2
+        assert lines[1]["message"].endswith("vLLM starts without preloading")
+        assert list(folder.glob("vllm-cli-*")) == []
+
+
+def _cli(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "vllm_cli", *words], capture_output=True, text=True, timeout=200)
+
+
+def _entry(start: FakeStart, state: str) -> dict[str, Any]:
+    """The server's entry, once it has this state: on a busy machine a single request may get no answer."""
+    found: list[dict[str, Any]] = []
+
+    def is_so() -> bool:
+        found[:] = [e for e in json.loads(_cli("ps", "--json").stdout) if e["pid"] == start.process.pid]
+        return bool(found and found[0]["state"] == state)
+
+    wait_until(is_so)
+    return found[0]
+
+
+def test_vllm_is_found_and_stopped_with_all_its_processes(folder):
+    with FakeStart(folder, "model", "--served-model-name", "fake") as start:
+        start.wait_ready()
+        entry = _entry(start, "ready")
+        assert (entry["port"], entry["engine"], entry["model"]) == (start.port, "vllm", "fake")
+        assert set(entry["pids"]) == {start.process.pid, *(p.pid for p in start.family())}
+        assert len(entry["pids"]) > 2
+        assert _cli("stop", str(start.port)).returncode == 0
+        assert start.process.wait(60) == 0
+        start.wait_all_gone()
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "state"),
+    [((), {"VCLI_PLAIN_VLLM": "1"}, "ready"), (("--headless",), {}, "not listening")],
+    ids=["plain", "headless"],
+)
+def test_a_vllm_that_has_no_early_port_is_listed(words, variables, state, folder):
+    with FakeStart(folder, *words, env=environment(folder, **variables)) as start:
+        entry = _entry(start, state)
+        assert (entry["port"], entry["engine"]) == (None if words else start.port, "vllm")
+
+
+@needs_openssl
+def test_a_vllm_with_tls_is_listed(folder):
+    with FakeStart(folder, *make_certificate(folder, "server").flags) as start:
+        assert _entry(start, "ready")["address"] == f"https://127.0.0.1:{start.port}"
+
+
+def test_a_starting_vllm_is_listed_as_starting(folder):
+    with FakeStart(folder, "--gate", str(folder / "gate")) as start:
+        start.wait_status(503)
+        assert _entry(start, "starting")["port"] == start.port
+
+
+_OFF = "WATCHDOG_USEC=0"
+
+
+def _address() -> str:
+    return f"@vllm-cli-test-{uuid4()}"
+
+
+def _environment(folder: Path, manager: NotifySocket, **changes: str) -> dict[str, str]:
+    return environment(folder, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="200000", **changes)
+
+
+def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder):
+    gate = folder / "gate"
+    with (
+        NotifySocket(_address()) as manager,
+        FakeStart(folder, "--gate", str(gate), env=_environment(folder, manager)) as start,
+    ):
+        wait_until(lambda: "STATUS=vllm" in manager.lines or start.process.poll() is not None)
+        assert "STATUS=import vllm" in manager.lines
+        assert "READY=1" not in manager.lines
+        gate.touch()
+        wait_until(lambda: "READY=1" in manager.lines or start.process.poll() is not None)
+        assert start.ask("/health")[0] == 200
+        messages = [message for message in list(manager.messages) if message != "WATCHDOG=1"]
+        assert messages[-1] == f"READY=1\nSTATUS=ready: http://127.0.0.1:{start.port}"
+        wait_until(lambda: manager.lines.count("WATCHDOG=1") >= 3)
+        assert start.terminate() == 0
+        assert [message.splitlines()[0] for message in manager.messages].index("STOPPING=1") > 0
+        assert "STATUS=finishing running requests" in manager.lines
+        assert _OFF not in manager.lines
+
+
+def test_a_phase_of_seconds_is_logged_meanwhile(folder):
+    gate = folder / "gate"
+    with FakeStart(folder, "--gate", str(gate)) as start:
+        start.wait_logged("s: vllm")
+        gate.touch()
+        start.wait_ready()
+        assert start.terminate() == 0
+        (line,) = start.lines_with("s: vllm")
+        assert "starting for " in line
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "status"),
+    [
+        (("--api-server-count", "2"), {}, "ready: http://"),
+        (("--headless",), {}, "node without an API server"),
+        ((), {"VCLI_PLAIN_VLLM": "1"}, "vLLM was started; its readiness is not known"),
+    ],
+    ids=["several-servers", "headless", "plain"],
+)
+def test_the_watchdog_is_disabled_if_this_process_has_no_event_loop(words, changes, status, folder):
+    with (
+        NotifySocket(_address()) as manager,
+        FakeStart(folder, *words, env=_environment(folder, manager, **changes)) as start,
+    ):
+        wait_until(lambda: "READY=1" in manager.lines or start.process.poll() is not None)
+        [ready] = [message for message in manager.messages if "READY=1" in message]
+        assert _OFF in ready.splitlines()
+        assert f"STATUS={status}" in ready
+        start.family()
+        assert "WATCHDOG=1" not in manager.lines
+
+
+def test_a_port_in_use_is_an_error_and_the_last_status(folder):
+    with NotifySocket(_address()) as manager, socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = run_fake(folder, "--host", "127.0.0.1", "--port", port, env=_environment(folder, manager))
+        error = f"127.0.0.1:{port} is in use by another process"
+        assert (done.returncode, done.stderr) == (3, f"Error: {error}: stop it or choose another --port\n")
+        wait_until(lambda: any(line.startswith(f"STATUS=failed: {error}") for line in manager.lines))
+
+
+def test_help_sends_no_notification(folder):
+    with NotifySocket(_address()) as manager:
+        assert run_fake(folder, "--help", env=_environment(folder, manager)).returncode == 0
+    assert manager.messages == []
+
+
+def test_an_engine_that_cannot_start_is_never_ready(folder):
+    with NotifySocket(_address()) as manager:
+        assert run_fake(folder, "--engine-fails", "--port", "0", env=_environment(folder, manager)).returncode == 3
+        wait_until(lambda: any(line.startswith("STATUS=failed: EngineCore (pid ") for line in manager.lines))
+        assert "STOPPING=1" in manager.lines
+        assert "READY=1" not in manager.lines

@@ -1,0 +1,251 @@
+"""What is changed in vLLM: the port's listener, torch's compiler, tokenizers, who answers `/health`."""
+
+import asyncio
+import importlib
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import uvicorn
+
+from startup.vllm.patches import compiler
+from startup.vllm.patches.compiler import compiler_imported
+from startup.vllm.patches.model_caches import load_tokenizer_late, reuse_tokenizer
+from startup.vllm.patches.port import reuse_listener
+from startup.vllm.probes.serving_probes import HealthSampler
+from tests.startup.conftest import ToyPackages
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        yield bound
+
+
+def _accepts(server: socket.socket, address: tuple[str, int] | str) -> bool:
+    with socket.socket(server.family) as client:
+        client.connect(address)
+        accepted, _ = server.accept()
+        accepted.close()
+    return True
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_socket_that_binds_the_address_becomes_the_listener(host, listener):
+    address = listener.getsockname()
+    with reuse_listener(listener), socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((host, address[1]))
+        assert taken.getsockname() == address
+        assert not taken.get_inheritable()
+        assert _accepts(taken, address)
+
+
+def test_an_empty_host_matches_every_address():
+    with socket.create_server(("0.0.0.0", 0)) as listener, reuse_listener(listener), socket.socket() as taken:
+        port = listener.getsockname()[1]
+        taken.bind(("", port))
+        assert _accepts(taken, ("127.0.0.1", port))
+
+
+def test_a_unix_socket_matches_by_its_path(folder):
+    path = str(folder / "s")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as taken:
+        listener.bind(path)
+        listener.listen()
+        with reuse_listener(listener):
+            taken.bind(path)
+        assert _accepts(taken, path)
+
+
+def test_other_addresses_and_kinds_are_bound_normally(listener):
+    port = listener.getsockname()[1]
+    with reuse_listener(listener), socket.socket() as other, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        other.bind(("127.0.0.1", 0))
+        assert other.getsockname()[1] != port
+        datagrams.bind(("127.0.0.1", port))
+        assert datagrams.getsockname()[1] == port
+
+
+def test_binding_the_address_fails_after_the_block(listener):
+    with reuse_listener(listener):
+        pass
+    with socket.socket() as other, pytest.raises(OSError, match="already in use"):
+        other.bind(listener.getsockname())
+
+
+def test_an_unknown_host_is_the_binders_error(listener):
+    with reuse_listener(listener), socket.socket() as other, pytest.raises(OSError):
+        other.bind(("no-such-name.invalid", listener.getsockname()[1]))
+
+
+_ROOT = Path(__file__).parents[3]
+
+_WITH_TORCH = """
+import json, sys
+from startup.vllm.patches.compiler import compiler_imported
+
+with compiler_imported("deferred"):
+    import torch
+    import torch._dynamo
+    from torch._inductor import lowering
+
+    @torch.compile(backend="eager")
+    def add_one(x):
+        return x + 1
+
+    class Model:
+        @torch.compile(backend="eager", dynamic=False)
+        def add_two(self, x):
+            return x + 2
+
+    @torch._dynamo.disable
+    def add_three(x):
+        return x + 3
+
+result = {"before": sorted(name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor.")))}
+result["name"] = add_one.__name__
+result["undecorated"] = add_three(torch.tensor(1)).item()
+result["function"] = add_one(torch.tensor(1)).item()
+result["method"] = Model().add_two(torch.tensor(1)).item()
+import torch._dynamo
+result["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+result["lowering"] = len(lowering.lowerings) > 100
+result["cuda"] = torch.cuda.is_initialized()
+print(json.dumps(result))
+"""
+
+
+@pytest.mark.thorough
+def test_torch_compiles_a_function_on_its_first_call():
+    done = subprocess.run([sys.executable, "-c", _WITH_TORCH], capture_output=True, text=True, timeout=250, cwd=_ROOT)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "before": [],
+        "name": "add_one",
+        "undecorated": 4,
+        "function": 2,
+        "method": 3,
+        "graphs": 2,
+        "lowering": True,
+        "cuda": False,
+    }
+
+
+@pytest.mark.thorough
+def test_the_stand_ins_are_removed_if_the_imports_fail(toys, monkeypatch):
+    monkeypatch.setattr(compiler, "_DEFERRED_MODULES", ("heavy.part",))
+    toys.write("heavy.part", "class Thing:\n    kind = 'real'\n")
+    with pytest.raises(ValueError, match="broken"), compiler_imported("deferred"):
+        stand_in = importlib.import_module("heavy.part")
+        raise ValueError("broken")
+    assert importlib.import_module("heavy.part") is not stand_in
+    assert importlib.import_module("heavy.part").Thing.kind == "real"
+
+
+_MODULE = """
+calls = []
+
+def cached_tokenizer_from_config(model_config):
+    calls.append(model_config)
+    return f"the tokenizer of {model_config}"
+
+class StructuredOutputManager:
+    def __init__(self, model_config):
+        if model_config:
+            self.tokenizer = cached_tokenizer_from_config(model_config=model_config)
+"""
+
+
+@pytest.fixture
+def module(toys: ToyPackages) -> Any:
+    toys.write("vllm.v1.structured_output", _MODULE)
+    load_tokenizer_late()
+    return importlib.import_module("vllm.v1.structured_output")
+
+
+def test_the_tokenizer_is_loaded_once_when_it_is_used(module):
+    manager = module.StructuredOutputManager("a model")
+    assert module.calls == []
+    assert [manager.tokenizer, manager.tokenizer] == ["the tokenizer of a model"] * 2
+    assert module.calls == ["a model"]
+
+
+def test_a_manager_without_a_tokenizer_has_none(module):
+    assert not hasattr(module.StructuredOutputManager(None), "tokenizer")
+
+
+def test_another_tokenizer_can_be_set(module):
+    manager = module.StructuredOutputManager("a model")
+    manager.tokenizer = "another"
+    assert manager.tokenizer == "another"
+    assert module.calls == []
+
+
+_PROCESSORS = """
+class AutoTokenizer:
+    def from_pretrained(name, **options): raise AssertionError("loaded from files")
+
+def find(name):
+    if name == "invalid": raise ValueError(name)
+    return f"the processor of {name}" if name == "vision" else AutoTokenizer.from_pretrained(name)
+"""
+_RENDERER = """
+from transformers.models.auto import processing_auto
+
+def _try_get_processor_chat_template(tokenizer, *, revision):
+    return processing_auto.find(tokenizer), revision
+"""
+
+
+@pytest.fixture
+def renderer(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+        monkeypatch.delitem(sys.modules, name)
+    toys.write("transformers.models.auto.processing_auto", _PROCESSORS)
+    toys.write("vllm.renderers.hf", _RENDERER)
+    reuse_tokenizer()
+    return importlib.import_module("vllm.renderers.hf")
+
+
+def test_a_model_without_a_processor_has_the_given_tokenizer(renderer):
+    assert renderer._try_get_processor_chat_template("text", revision="main") == ("text", "main")
+
+
+def test_a_processor_is_found_as_before(renderer):
+    found, _ = renderer._try_get_processor_chat_template("vision", revision=None)
+    assert found == "the processor of vision"
+
+
+@pytest.mark.parametrize("name", ["text", "invalid"])
+def test_the_search_leaves_transformers_as_it_was(renderer, name):
+    before = vars(renderer.processing_auto).copy()
+    try:
+        renderer._try_get_processor_chat_template(name, revision=None)
+    except ValueError:
+        assert name == "invalid"
+    assert vars(renderer.processing_auto) == before
+
+
+def _server_answering(status: int) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    config = uvicorn.Config(app, lifespan="off", server_header=False, log_config=None)
+    config.load()
+    return SimpleNamespace(
+        config=config, server_state=SimpleNamespace(default_headers=[]), lifespan=SimpleNamespace(state={})
+    )
+
+
+@pytest.mark.parametrize(("status", "is_repeated"), [(200, True), (503, True), (401, False), (404, False)])
+def test_only_200_and_503_are_repeated(status, is_repeated):
+    answer = asyncio.run(HealthSampler(_server_answering(status)).current())
+    assert (answer is not None and answer.status == status) == is_repeated

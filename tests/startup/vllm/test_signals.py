@@ -1,0 +1,275 @@
+"""Signals and kills: all processes of a vLLM end; in a drain, running requests finish first."""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.e2e.stream_reader import StreamReader
+from tests.http_answer import ask
+from tests.processes import shared_memory
+from tests.startup.vllm.fake_start import FakeStart, environment, prepend, rewrite, variant
+from tests.waiting import is_gone, wait_until
+
+pytestmark = pytest.mark.thorough
+
+
+_WAITS = "import time\nprint('waits here', flush=True)\nwhile True:\n    time.sleep(0.01)\n"
+_CATCHES = "import time\ntry:\n    print('waits here', flush=True)\n    time.sleep(60)\nexcept:\n    pass\n"
+_IN_CONFIGURATION = "    while args.config_gate and"
+_WORKER_MAIN = '        signal.signal(signal.SIGINT, signal.SIG_IGN)\n        set_process_title(f"Worker'
+_NO_REPEAT_S = 0.6
+"""A signal that comes sooner is taken for the same one, sent twice."""
+
+
+class _Stage(NamedTuple):
+    """A point of the start at which it waits."""
+
+    phase: str
+    words: tuple[str, ...] = ("--gate", "closed")
+    change: Callable[[Path], Any] = str
+    """Of the fake vLLM, so that it waits there."""
+    lines: tuple[str, ...] = ("VllmWorker-0 prints a line",)
+    """The log has them when the start waits."""
+
+
+def _hang(fake: Path) -> None:
+    """The engine ignores SIGTERM, and vLLM waits for it."""
+    rewrite(fake, "lambda number, frame: sys.exit(0)", "lambda number, frame: None")
+    rewrite(fake, "self.process.join(30)", "self.process.join(600)")
+
+
+def _importing(module: str, code: str, phase: str) -> _Stage:
+    return _Stage(phase, (), lambda fake: prepend(fake, module, code), ("waits here",))
+
+
+_STAGES = {
+    "imports": _importing("entrypoints/launcher", _WAITS, "import vllm"),
+    "imports that catch every error": _importing("entrypoints/launcher", _CATCHES, "import vllm"),
+    "configuration": _Stage(
+        "create config of APIServer",
+        ("--config-gate", "closed"),
+        lambda fake: rewrite(fake, _IN_CONFIGURATION, f"    print('waits here', flush=True)\n{_IN_CONFIGURATION}"),
+        ("waits here",),
+    ),
+    "engine": _Stage("asyncmpclient init of APIServer"),
+    "engine that hangs": _Stage("asyncmpclient init of APIServer", change=_hang),
+    "several API servers": _Stage("vllm", ("--gate", "closed", "--api-server-count", "2")),
+    "imports beside the engine": _Stage(
+        "", (), lambda fake: prepend(fake, "kernels", _WAITS), ("waits here", "VllmWorker-0 prints a line")
+    ),
+    "worker that has no handlers yet": _Stage(
+        "",
+        (),
+        lambda fake: rewrite(fake, _WORKER_MAIN, f"        exec({_WAITS!r})\n{_WORKER_MAIN}"),
+        ("waits here",),
+    ),
+}
+
+
+_OF_A_SUPERVISOR = (signal.SIGTERM, -signal.SIGTERM, "process")
+_OF_A_TERMINAL = (signal.SIGINT, 130, "group")
+
+
+@pytest.mark.parametrize(("number", "code", "to"), [_OF_A_SUPERVISOR, _OF_A_TERMINAL], ids=["supervisor", "terminal"])
+@pytest.mark.parametrize("stage", _STAGES)
+def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(folder, stage, number, code, to):
+    phase, words, change, lines = _STAGES[stage]
+    fake = variant(folder)
+    change(fake)
+    with FakeStart(folder, *words, env=environment(folder, fake)) as start:
+        start.wait_logged(line)
+        wait_until(lambda: start.ask("/health")[0] == 503 and start.forkservers())
+        memory = shared_memory(start.family())
+        before = len(start.log)
+        (os.killpg if to == "group" else os.kill)(start.process.pid, number)
+        assert start.process.wait(60) == code
+        start.wait_all_gone()
+        written = start.log[before:]
+        name = signal.Signals(number).name
+        assert written.count(f"stopped by {name} during the start, in phase {phase}") == 1, written
+        for word in ("Traceback", "Cause:", "leaked", "failed"):
+            assert word not in written
+    assert {path.name for path in folder.iterdir()} <= {"cache", "fake", start.log_path.name}
+    wait_until(lambda: not any(path.exists() for path in memory))  # the resource tracker ends last
+
+
+@pytest.mark.parametrize("words", [(), ("--api-server-count", "2")], ids=["one API server", "two"])
+def test_a_second_signal_ends_a_server_whose_engine_hangs(folder, words):
+    fake = variant(folder)
+    _hang(fake)
+    with FakeStart(folder, "--shutdown-timeout", "600", *words, env=environment(folder, fake)) as start:
+        start.wait_ready()
+        stream = StreamReader(f"http://127.0.0.1:{start.port}", 1_000_000)
+        start.family()
+        start.process.send_signal(signal.SIGTERM)
+        time.sleep(_NO_REPEAT_S)
+        start.process.send_signal(signal.SIGTERM)
+        assert start.process.wait(60) == 0
+        start.wait_all_gone()
+        stream.finish()
+
+
+_ENGINE_DIED = 1
+
+
+@pytest.mark.parametrize("words", [(), ("--api-server-count", "2"), ("--headless",)], ids=["one", "several", "none"])
+def test_a_killed_launcher_leaves_no_process(words, folder):
+    with FakeStart(folder, "--tensor-parallel-size", "2", *words) as start:
+        if "--headless" in words:
+            start.wait_logged("headless engine")
+        else:
+            start.wait_ready()
+        assert {"VLLM::EngineCor", "VLLM::Worker_0", "VLLM::Worker_1"} <= start.titles()
+        start.process.kill()
+        start.wait_all_gone()
+
+
+def test_a_launcher_killed_while_the_engine_starts_leaves_no_process(folder):
+    with FakeStart(folder, "--gate", str(folder / "gate")) as start:
+        start.wait_logged("VllmWorker-0 prints a line")
+        assert len(start.responders()) == 1
+        start.family()
+        start.process.kill()
+        start.wait_all_gone()
+
+
+def test_a_launcher_killed_while_the_forkserver_imports_leaves_no_process(folder):
+    fake = variant(folder, v1__worker__cpu_worker="import time\nwhile True:\n    time.sleep(0.01)\n")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        start.wait_status(503)
+        wait_until(start.forkservers)
+        start.family()
+        start.process.kill()
+        start.wait_all_gone()
+
+
+def test_a_launcher_that_is_stopped_while_it_imports_leaves_no_folder(folder):
+    fake = prepend(variant(folder), "entrypoints/cli/main", "import time\nwhile True:\n    time.sleep(0.01)\n")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        wait_until(lambda: start.forkservers() and list(folder.glob("vllm-cli-*")))
+        start.process.terminate()
+        assert start.process.wait(60) == -signal.SIGTERM
+        assert list(folder.glob("vllm-cli-*")) == []
+
+
+def test_a_start_that_times_out_leaves_no_process(folder):
+    with FakeStart(folder, "--gate", str(folder / "gate"), "--startup-timeout", "2") as start:
+        wait_until(lambda: (start.family(), start.process.poll())[1] is not None)
+        assert start.process.returncode == 3
+        assert start.lines_with("the start took longer than --startup-timeout 2 s"), start.log
+        start.wait_all_gone()
+
+
+@pytest.mark.parametrize("has_forkserver", [True, False], ids=["forkserver", "no-forkserver"])
+def test_workers_end_with_their_engine_and_vllm_exits(has_forkserver, folder):
+    with FakeStart(folder, "--tensor-parallel-size", "2") as start:
+        engine = start.wait_ready().named("VLLM::EngineCor")
+        if not has_forkserver:
+            _kill_forkserver(start)
+        engine.kill()
+        assert start.process.wait(60) == _ENGINE_DIED
+        digest = start.lines_with("Error: ")
+        assert digest[-1].startswith("Error: EngineCore (pid ") if has_forkserver else digest, start.log
+        start.wait_all_gone()
+
+
+def test_the_engine_outlives_the_forkserver(folder):
+    with FakeStart(folder, "--tensor-parallel-size", "2") as start:
+        engine = start.wait_ready().named("VLLM::EngineCor")
+        _kill_forkserver(start)
+        assert start.complete("A text") == "A text was read by worker 0"
+        assert engine.is_running()
+        assert start.process.poll() is None
+        assert start.terminate() == 0
+        start.wait_all_gone()
+
+
+def _kill_forkserver(start: FakeStart) -> None:
+    (forkserver,) = start.forkservers()
+    forkserver.kill()
+    wait_until(lambda: is_gone(forkserver.pid))
+
+
+_ENDLESS = 1_000_000
+
+
+@pytest.fixture
+def start(folder: Path, request: pytest.FixtureRequest) -> Iterator[FakeStart]:
+    """A ready server with the time for running requests that the test asks for."""
+    words = ("--shutdown-timeout", str(request.param)) if request.param is not None else ()
+    with FakeStart(folder, "model", *words) as started:
+        yield started.wait_ready()
+
+
+def _url(start: FakeStart) -> str:
+    return f"http://127.0.0.1:{start.port}"
+
+
+def _stop(start: FakeStart) -> None:
+    """Sends SIGTERM and waits until new requests are rejected."""
+    start.family()
+    start.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: ask(f"{_url(start)}/health").status == 503)
+
+
+def _begin_to_read(start: FakeStart, prompt: str) -> socket.socket:
+    """A client of an endless stream that has read the first byte."""
+    client = socket.create_connection(("127.0.0.1", start.port), timeout=60)
+    body = json.dumps({"prompt": prompt, "max_tokens": _ENDLESS, "stream": True}).encode()
+    client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    client.recv(1)
+    return client
+
+
+@pytest.mark.parametrize("start", [None], indirect=True)
+def test_a_running_stream_finishes(start):
+    stream = StreamReader(_url(start), 150)
+    _stop(start)
+    rejected = ask(f"{_url(start)}/v1/completions", {"prompt": "a"})
+    assert (rejected.status, rejected.json["status"]) == (503, "draining")
+    *tokens, end = stream.finish()
+    assert (len(tokens), end) == (150, None)
+    assert start.process.wait(60) == 0
+    start.wait_all_gone()
+    assert "1 requests may run for 30 s more" in start.log
+
+
+@pytest.mark.parametrize("start", [1], indirect=True)
+def test_a_client_that_does_not_read_holds_nothing_up(start):
+    with closing(_begin_to_read(start, "x" * 1_000_000)):  # more than the sockets hold
+        _stop(start)
+        assert start.process.wait(60) == 0
+    start.wait_all_gone()
+
+
+@pytest.mark.parametrize("start", [600], indirect=True)
+def test_a_second_signal_ends_what_runs(start):
+    stream = StreamReader(_url(start), _ENDLESS)
+    _stop(start)
+    start.process.send_signal(signal.SIGTERM)
+    *_, last, end = stream.finish()
+    assert ("the server was stopped" in json.dumps(last), end) == (True, None)
+    assert start.process.wait(60) == 0
+    start.wait_all_gone()
+
+
+@pytest.mark.parametrize("start", [600], indirect=True)
+def test_an_engine_that_dies_ends_the_drain(start):
+    """Its requests fail, so that nothing is left to wait for."""
+    engine = start.named("VLLM::EngineCor")
+    with closing(_begin_to_read(start, "a")) as client:
+        _stop(start)
+        engine.kill()
+        with suppress(ConnectionResetError):
+            while client.recv(1 << 16):
+                pass
+    assert start.process.wait(60) == 0
+    start.wait_all_gone()
