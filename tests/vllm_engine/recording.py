@@ -47,7 +47,7 @@ def record(server: VllmServer, questions: Questions, *, observed: Path, end: int
     for process in serving:
         settings = _read(observed / f"{process.pid}.json")
         recording.settings[settings["name"]] = settings
-    recording.exit_code = server.end_with(end)
+    recording.exit_code = server.terminate(end)
     recording.log = server.log
     recording.lines = set(_lines(recording.log))
     return recording

@@ -1,11 +1,13 @@
-"""`vllm-cli bake` with real vLLM, then first starts on top of the read-only folder."""
+"""What a start learns makes the next one faster; so does the folder that `vllm-cli bake` has written."""
 
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +15,9 @@ from startup.caches import CACHE
 from tests.containers import as_user, overlay_root
 from tests.page_cache import evict
 from tests.peer_vllm import PYTHON, ROOT
-from tests.vllm_engine.conftest import SMALL
+from tests.vllm_engine.conftest import SMALL, StartVllm
 from tests.vllm_engine.vllm_server import VllmServer
+from tests.waiting import wait_until
 
 
 def _bake(model: Path, *words: object) -> None:
@@ -88,3 +91,57 @@ def test_without_a_start_the_model_is_inspected_and_packages_are_scanned(small_m
     _bake(small_model, "--no-start", "--output", output)
     assert list((output / CACHE / "modelinfos").glob("*LlamaForCausalLM.json"))
     assert list((output / CACHE / "vllm_cli" / "imports").iterdir())
+
+
+FLAGS = ("--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
+
+
+class Starts:
+    """Two starts of the compiled small model, with caches of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environment = {"VLLM_CACHE_ROOT": str(folder)}
+        self.texts: list[str] = []
+        self.logs: list[str] = []
+        self.profiles: list[dict[str, Any]] = []
+
+    def add(self, start_vllm: StartVllm, model: Path) -> None:
+        with start_vllm("ours", *FLAGS, model=model, environment=self.environment) as server:
+            self.texts.append(server.wait_ready().generate())
+            wait_until(lambda: self._only_profile()["num_starts"] == len(self.texts))
+            self.logs.append(server.log)
+        self.profiles.append(self._only_profile())
+
+    def _only_profile(self) -> dict[str, Any]:
+        command = [str(PYTHON), "-m", "vllm_cli", "preload", "show", "--json"]
+        environment = {**self.environment, "PYTHONPATH": str(ROOT), "PATH": ""}
+        done = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=60)
+        profiles = json.loads(done.stdout)
+        return profiles[0] if profiles else {"num_starts": 0}
+
+
+@pytest.fixture(scope="module")
+def starts(start_vllm: StartVllm, small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Starts:
+    starts = Starts(tmp_path_factory.mktemp("learning"))
+    starts.add(start_vllm, small_model)
+    starts.add(start_vllm, small_model)
+    return starts
+
+
+@pytest.mark.versions
+def test_the_second_start_preloads_what_the_first_has_recorded(starts):
+    first, second = starts.profiles
+    assert (first["num_starts"], second["num_starts"]) == (1, 2)
+    assert len(first["engine_modules"]) > 20
+    assert len(second["engine_modules"]) - len(first["engine_modules"]) < 20
+
+
+@pytest.mark.versions
+def test_the_compiled_model_is_loaded_in_the_second_start(starts):
+    assert "saved AOT compiled function" in starts.logs[0]
+    assert "Directly load AOT compilation" in starts.logs[1]
+
+
+@pytest.mark.versions
+def test_the_text_of_compiled_models_is_right(starts, expected_text):
+    assert starts.texts == [expected_text] * 2

@@ -32,7 +32,7 @@ def answers(start_vllm: StartVllm, bert: Path) -> Iterator[dict[str, dict[str, A
     recorded = {}
     for launcher in ("plain", "ours"):
         with start_vllm(launcher, "--enforce-eager", "--dtype", "float32", model=bert) as server:
-            recorded[launcher] = _ask(server.wait_ready()) | {"exit code": server.end_with(signal.SIGINT)}
+            recorded[launcher] = _ask(server.wait_ready()) | {"exit code": server.terminate(signal.SIGINT)}
     yield recorded
 
 

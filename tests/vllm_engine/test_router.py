@@ -1,68 +1,56 @@
-"""A router of two vLLM models: they swap, are started warm, and answer as vLLM does."""
+"""A router of vLLM models, or of one that stops without requests: they are started warm and answer right."""
 
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from envs.registry import env
+from tests.cli import run_cli
+from tests.e2e.raw_client import RawClient
 from tests.http_answer import Answer, ask
 from tests.peer_vllm import PYTHON, ROOT
 from tests.ports import free_port
-from tests.processes import end_server
+from tests.program import Server
 from tests.vllm_engine.conftest import SMALL
-from tests.vllm_engine.vllm_server import VllmServer
+from tests.vllm_engine.vllm_server import ENVIRONMENT, VllmServer
 from tests.waiting import wait_until
 
 _START_S = 600.0
 
 
-class _Router:
+class _Router(Server):
     def __init__(self, folder: Path, models: dict[str, object]) -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._log = folder / "log"
         file = folder / "models.yaml"
         file.write_text(json.dumps({"models": models}))
-        environment = os.environ | {
+        environment = {
+            **os.environ,
+            **ENVIRONMENT,
             env.VCLI_STANDBY.name: "auto",
             "XDG_RUNTIME_DIR": str(folder),
             "TMPDIR": str(folder),
             "PYTHONPATH": str(ROOT),
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CACHE_ROOT": str(folder / "cache"),
-            "VLLM_NO_USAGE_STATS": "1",
         }
-        words = ["--models", str(file), "--port", str(self.port), "--max-running", "1"]
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [str(PYTHON), "-m", "vllm_cli", "serve", *words], stdout=log, stderr=log, env=environment
-            )
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text(errors="replace")
+        words = ["--models", file, "--port", self.port, "--max-running", "1"]
+        super().__init__([PYTHON, "-m", "vllm_cli", "serve", *words], environment, is_awaited=True)
 
     def complete(self, model: str) -> Answer:
         body = {"model": model, "prompt": VllmServer.PROMPT, "max_tokens": VllmServer.MAX_TOKENS, "temperature": 0}
-        return ask(f"{self.url}/v1/completions", body, timeout_s=_START_S)
+        return self.ask("/v1/completions", body, timeout_s=_START_S)
 
 
 @pytest.fixture
 def router(small_model: Path, tmp_path: Path) -> Iterator[_Router]:
     tmp_path.chmod(0o700)
     entry = {"model": str(small_model), "engine": "vllm", "args": list(SMALL)}
-    router = _Router(tmp_path, {"a": entry, "b": {**entry, "aliases": ["second"]}})
-    try:
-        wait_until(lambda: ask(f"{router.url}/health").status == 200)
+    with _Router(tmp_path, {"a": entry, "b": {**entry, "aliases": ["second"]}}) as router:
         yield router
-    finally:
-        end_server(router.process, [])
 
 
 def test_two_vllm_models_swap_and_their_starts_are_warm(router, expected_text, tmp_path):
@@ -71,10 +59,53 @@ def test_two_vllm_models_swap_and_their_starts_are_warm(router, expected_text, t
         answer = router.complete(name)
         assert answer.status == 200, router.log
         assert answer.json["choices"][0]["text"] == expected_text
-    states = {model["id"]: model["status"] for model in ask(f"{router.url}/v1/models").json["data"]}
+    states = {model["id"]: model["status"] for model in router.ask("/v1/models").json["data"]}
     assert states == {"a": "ready", "b": "stopped"}
     assert router.log.count("warm start: forked from the standby's process") == 3
-    os.kill(router.process.pid, signal.SIGTERM)
-    assert router.process.wait(_START_S) == 0
+    assert router.terminate(timeout_s=_START_S) == 0
     left = [*tmp_path.glob("vllm-cli-standby-*"), *tmp_path.glob("vllm-cli-router-*")]
     assert not left
+
+
+_BODY = {"model": "model", "prompt": VllmServer.PROMPT, "max_tokens": VllmServer.MAX_TOKENS, "temperature": 0}
+
+
+def _wait_stopped(server: VllmServer) -> None:
+    wait_until(lambda: ask(f"{server.url}/health").headers.get("Model-State") == "stopped", 600)
+
+
+def _texts(server: VllmServer, number: int) -> list[str]:
+    def ask_model(_: int) -> str:
+        answer = ask(f"{server.url}/v1/completions", _BODY, timeout_s=600)
+        assert answer.status == 200, answer.body
+        return str(answer.json["choices"][0]["text"])
+
+    with ThreadPoolExecutor(number) as pool:
+        return list(pool.map(ask_model, range(number)))
+
+
+def test_vllm_stops_and_is_started_warm_by_requests(start_vllm, expected_text, tmp_path):
+    tmp_path.chmod(0o700)
+    environment = {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
+    with start_vllm("ours", "--idle-stop", "2s", environment=environment) as server:
+        server.wait_ready()
+        assert _texts(server, 1) == [expected_text]
+        _wait_stopped(server)
+        wait_until(lambda: list(tmp_path.glob("vllm-cli-standby-*/*-vllm-eager.sock")), 600)
+        entries = json.loads(run_cli("ps", "--json").stdout)
+        (entry,) = [each for each in entries if each["port"] == server.port]
+        assert (entry["state"], entry["pid"]) == ("stopped", server.process.pid)
+        metrics = ask(f"{server.url}/metrics").body.decode().splitlines()
+        assert 'vllm_cli:model_state{model="model",state="stopped"} 1.0' in metrics
+        assert [line for line in metrics if line.startswith("vllm:generation_tokens_total{")]
+        assert ask(f"{server.url}/v1/models").json["data"][0]["id"] == "model"
+        assert _texts(server, 8) == [expected_text] * 8
+        assert "warm start: forked from the standby's process" in server.log
+        metrics = ask(f"{server.url}/metrics").body.decode().splitlines()
+        assert 'vllm_cli:model_starts_total{model="model"} 2.0' in metrics
+        with RawClient(server.port) as client:
+            for _ in range(2):
+                assert client.post("/v1/completions", _BODY).read().status == 200
+                _wait_stopped(server)
+        assert server.terminate(signal.SIGTERM) == 0
+    assert not list(tmp_path.glob("vllm-cli-standby-*"))

@@ -84,7 +84,7 @@ def test_vllm_goes_on_without_the_responder(server, expected_text, number):
             assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
     assert _probe(server) == 200
     assert "vLLM answers /health itself" in server.log
-    assert server.end_with(signal.SIGTERM) == 0
+    assert server.terminate(signal.SIGTERM) == 0
 
 
 def _stream(server: VllmServer) -> None:
@@ -121,7 +121,7 @@ def test_no_answer_is_lost_at_a_shutdown(server):
     for client in clients:
         client.start()
     wait_until(lambda: all(len(statuses) > 10 for statuses in answers))
-    assert server.end_with(signal.SIGTERM) == 0
+    assert server.terminate(signal.SIGTERM) == 0
     for client in clients:
         client.join()
     assert {status for statuses in answers for status in statuses} <= {200, 503}

@@ -1,4 +1,4 @@
-"""Signals during a start of real vLLM, and a second one during its drain: all is gone within a second."""
+"""Signals to real vLLM: a start ends within a second; in a drain, requests finish and new ones get a 503."""
 
 import os
 import signal
@@ -11,14 +11,13 @@ import psutil
 import pytest
 
 from tests.e2e.stream_reader import StreamReader
+from tests.http_answer import ask
 from tests.hub.server import HubServer
 from tests.processes import shared_memory
 from tests.startup.vllm.fake_start import short_folder
 from tests.vllm_engine.conftest import PEER_MODEL
 from tests.vllm_engine.vllm_server import VllmServer
 from tests.waiting import is_gone, wait_until
-
-pytestmark = [pytest.mark.versions, pytest.mark.alone]
 
 _GONE_S = 1.0
 _READY_S = 600.0
@@ -59,8 +58,13 @@ def hub() -> Iterator[HubServer]:
         yield server
 
 
-@pytest.mark.parametrize("to", ["process", "group"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+@pytest.mark.versions
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("number", "code", "to"),
+    [(signal.SIGTERM, -signal.SIGTERM, "process"), (signal.SIGINT, 130, "group")],
+    ids=["supervisor", "terminal"],
+)
 @pytest.mark.parametrize("phase", _PHASES)
 def test_a_stopped_start_is_gone_within_a_second(start_vllm, small_model, two_ranks, hub, phase, number, code, to):
     line, words, since_s = _PHASES[phase]
@@ -91,6 +95,8 @@ def test_a_stopped_start_is_gone_within_a_second(start_vllm, small_model, two_ra
             assert [path for path in memory if path.exists()] == []
 
 
+@pytest.mark.versions
+@pytest.mark.alone
 @pytest.mark.parametrize("words", [(), ("--api-server-count", "2")], ids=["one API server", "two"])
 def test_a_second_signal_ends_the_drain_within_a_second(start_vllm, words):
     with start_vllm("ours", "--max-model-len", "4096", "--enforce-eager", *words, model=PEER_MODEL) as server:
@@ -117,3 +123,73 @@ def _assert_gone(server: VllmServer, family: Iterable[psutil.Process]) -> None:
     while server.process.poll() is None or any(not is_gone(process.pid) for process in family):
         assert time.monotonic() - begin_s < _GONE_S, [p for p in family if not is_gone(p.pid)]
         time.sleep(0.005)
+
+
+_NUM_STREAMS = 20
+_NUM_TOKENS = 200
+_TOPOLOGIES = {"one": (), "two API servers": ("--api-server-count", "2"), "two engines": ("--data-parallel-size", "2")}
+_DRAINED_S = 60.0
+
+
+@pytest.mark.parametrize("topology", _TOPOLOGIES)
+@pytest.mark.parametrize("launcher", ["ours", "warm"])
+def test_running_streams_finish_and_new_requests_get_503(start_vllm, launcher, topology):
+    with start_vllm(launcher, "--max-num-seqs", "32", *_TOPOLOGIES[topology]) as server:
+        server.wait_ready()
+        streams = [StreamReader(server.url, _NUM_TOKENS) for _ in range(_NUM_STREAMS)]
+        family = server.family()
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: ask(f"{server.url}/health").status == 503)
+        rejected = ask(f"{server.url}/v1/completions", {"prompt": "a", "max_tokens": 1})
+        assert rejected.status == 503
+        assert {name.lower(): value for name, value in rejected.headers.items()}["retry-after"] == "1"
+        assert rejected.json["status"] == "draining"
+        for stream in streams:
+            *_, last, end = stream.finish()
+            assert last["choices"][0]["finish_reason"] == "length"
+            assert end is None
+        assert server.process.wait(_DRAINED_S) == 0
+        psutil.wait_procs(family, _DRAINED_S)
+        timeout_s = 30 if topology == "one" else 26  # several API servers are killed by their parent after 30 s
+        assert f"may run for {timeout_s} s more" in server.log
+
+
+@pytest.mark.parametrize("by", ["time-out", "second signal", "--shutdown-timeout 0"])
+def test_what_is_left_ends_with_an_error_event(start_vllm, by):
+    timeout_s = {"time-out": "1", "second signal": "600", "--shutdown-timeout 0": "0"}[by]
+    with start_vllm("ours", "--shutdown-timeout", timeout_s) as server:
+        server.wait_ready()
+        streams = [StreamReader(server.url, 240) for _ in range(6)]
+        server.process.send_signal(signal.SIGTERM)
+        if by == "second signal":
+            wait_until(lambda: ask(f"{server.url}/health").status == 503)
+            server.process.send_signal(signal.SIGTERM)
+        begin_s = time.monotonic()
+        for stream in streams:
+            *_, last, end = stream.finish()
+            assert "server" in last["error"]["message"]
+            assert end is None
+        assert server.process.wait(_DRAINED_S) == 0
+        assert time.monotonic() - begin_s < _DRAINED_S
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("engine", ["running", "dead"])
+def test_the_drain_in_every_version(start_vllm, engine):
+    """A dead engine fails its requests, so that nothing is left to wait for."""
+    with start_vllm("ours", "--shutdown-timeout", "600") as server:
+        server.wait_ready()
+        streams = [StreamReader(server.url, 240) for _ in range(4)]
+        family = server.family()
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: ask(f"{server.url}/health").status == 503)
+        if engine == "dead":
+            (core,) = server.titled("EngineCore")
+            core.kill()
+        ends = [stream.finish()[-2:] for stream in streams]
+        if engine == "running":
+            assert [(last["choices"][0]["finish_reason"], end) for last, end in ends] == [("length", None)] * 4
+            assert server.process.wait(_DRAINED_S) == 0
+        server.process.wait(_DRAINED_S)
+        _, alive = psutil.wait_procs(family, _DRAINED_S)
+        assert not alive

@@ -44,7 +44,7 @@ def test_pipeline_stages_start_and_end(start_vllm, two_ranks):
         assert [title_of(stage) for stage in stages] == ["Worker_PP0", "Worker_PP1"]
         assert all(_is_forked(stage, server) for stage in stages)
         assert server.get("/v1/models")["data"][0]["id"] == "model"
-        assert server.end_with(signal.SIGTERM) == 0
+        assert server.terminate(signal.SIGTERM) == 0
 
 
 @pytest.mark.versions
@@ -62,7 +62,7 @@ def test_data_parallel_engines_with_an_api_server_each(start_vllm, two_ranks, ex
         assert {server.generate() for _ in range(4)} == {expected_text}
         assert [title_of(engine) for engine in server.titled("EngineCore")] == ["EngineCore_DP0", "EngineCore_DP1"]
         assert [title_of(api) for api in server.titled("APIServer")] == ["APIServer_0", "APIServer_1"]
-        assert server.end_with(signal.SIGTERM) == 0
+        assert server.terminate(signal.SIGTERM) == 0
 
 
 def test_two_api_servers_share_port_and_engine_and_outlive_the_forkserver(start_vllm, expected_text):
@@ -76,7 +76,7 @@ def test_two_api_servers_share_port_and_engine_and_outlive_the_forkserver(start_
         forkserver.kill()
         wait_until(lambda: is_gone(forkserver.pid), GONE_S)
         assert {server.generate() for _ in range(8)} == {expected_text}
-        assert server.end_with(signal.SIGTERM) == 0
+        assert server.terminate(signal.SIGTERM) == 0
 
 
 def test_a_headless_node_and_its_head(start_vllm, two_ranks, expected_text):
@@ -122,4 +122,4 @@ def test_one_node_of_ray(start_vllm, tmp_path, expected_text):
         assert server.titled("Worker") == []
         [engine] = server.titled("EngineCore")
         assert _is_forked(engine, server)
-        assert server.end_with(signal.SIGTERM) == 0
+        assert server.terminate(signal.SIGTERM) == 0

@@ -1,0 +1,125 @@
+"""Starts of real vLLM: each start method, logs as JSON, a cold download, shipped pods, its installation."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.container_root import ContainerRoot
+from tests.deploy.shipped import STARTS, STARTS_OF_VLLM
+from tests.hub.server import HubServer
+from tests.peer_vllm import PYTHON, ROOT
+from tests.ports import free_port
+from tests.startup.vllm.fake_start import short_folder
+from tests.vllm_engine.vllm_server import VllmServer, title_of
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_each_start_method_serves(start_vllm, expected_text, method):
+    with start_vllm("ours", environment={"VLLM_WORKER_MULTIPROC_METHOD": method}) as server:
+        assert server.wait_ready().generate() == expected_text
+        has_forkserver = any("forkserver import main" in title_of(process) for process in server.family())
+        assert has_forkserver == (method == "forkserver")
+        [engine] = server.titled("EngineCore")
+        assert (engine.ppid() == server.process.pid) == (method != "forkserver")
+
+
+@pytest.mark.versions
+def test_log_records_are_json_with_the_names_of_their_processes(start_vllm):
+    with start_vllm("ours", "--log-format", "json") as server:
+        server.wait_ready().generate()
+        lines = server.log.splitlines()
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    assert {record["role"] for record in records} >= {"launcher", "APIServer", "EngineCore", "Worker"}
+    assert [line for line in lines if "INFO " in line and not line.startswith("{")] == []
+    assert [line for line in lines if line.startswith("(EngineCore") or line.startswith("(Worker")] == []
+
+
+@pytest.fixture
+def hub(small_model: Path) -> Iterator[HubServer]:
+    with HubServer().serving() as hub:
+        hub.add("org/model", small_model)
+        yield hub
+
+
+def test_the_launcher_downloads_and_vllm_sends_no_request(hub, tmp_path, expected_text):
+    cache = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
+    environment = {**cache, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+    words = ("--enforce-eager", "--max-model-len", "256", "--dtype", "float32")
+    with VllmServer("ours", Path("org/model"), *words, folder=tmp_path, environment=environment) as server:
+        assert server.wait_ready().generate() == expected_text
+    files = [name for name in hub.downloads if name != "org/model/model.safetensors"]
+    assert len(files) == len(set(files)), "nothing is fetched twice"
+    hub.reset()
+    with VllmServer("ours", Path("org/model"), *words, folder=tmp_path, environment=environment) as server:
+        assert server.wait_ready().generate() == expected_text
+        (model,) = server.get("/v1/models")["data"]
+        assert (model["id"], model["root"]) == ("model", "org/model")
+    assert hub.requests == []
+
+
+def test_the_pod_on_one_node_serves(small_model, two_ranks):
+    with short_folder() as folder:
+        root = ContainerRoot(folder / "root", small_model)
+        [_, _, model, *words], variables = root.prepare(STARTS["vllm-deployment"])
+        with VllmServer("ours", Path(model), *words, folder=root.home, environment=variables | two_ranks) as server:
+            assert server.wait_ready().generate()
+            assert len(server.titled("Worker")) == 2
+            assert server.terminate(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("name", STARTS_OF_VLLM)
+def test_the_preflight_accepts_a_pod(name, small_model):
+    with short_folder() as folder:
+        root = ContainerRoot(folder / "root", small_model, num_attention_heads=8)
+        words, variables = root.prepare(STARTS[name])
+        done = subprocess.run(
+            [PYTHON, "-m", "vllm_cli", "serve", *words, "--port", str(free_port()), "--preflight-only"],
+            env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+_SOURCES = ("vllm_cli", "startup", "server", "base", "envs", "pyproject.toml", "README.md", "LICENSE")
+
+
+def test_vllms_packages_stay_as_they_are(tmp_path):
+    """Uses a new environment that sees all of vLLM's packages, so that the peer stays unchanged."""
+    python = _environment_on_top_of_vllm(tmp_path / "venv")
+    before = _freeze(python)
+    assert any(line.startswith("vllm") for line in before)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", _copy_of_the_sources(tmp_path)], check=True, timeout=280)
+    added = _freeze(python) - before
+    assert before <= _freeze(python)
+    assert {line.partition(" ")[0].partition("==")[0] for line in added} == {"vllm-cli-server"}
+
+
+def _copy_of_the_sources(folder: Path) -> Path:
+    """Building a wheel writes into the source folder."""
+    copy = folder / "checkout"
+    shutil.copytree(
+        ROOT, copy, ignore=lambda path, names: [n for n in names if path == str(ROOT) and n not in _SOURCES]
+    )
+    return copy
+
+
+def _environment_on_top_of_vllm(folder: Path) -> Path:
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=280)
+    [site_packages] = folder.glob("lib/python3*/site-packages")
+    [packages_of_vllm] = PYTHON.parents[1].glob("lib/python3*/site-packages")
+    (site_packages / "vllm.pth").write_text(f"{packages_of_vllm}\n")
+    return folder / "bin" / "python"
+
+
+def _freeze(python: Path) -> set[str]:
+    done = subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True, timeout=280)
+    return set(done.stdout.splitlines())
