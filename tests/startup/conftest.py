@@ -1,5 +1,6 @@
 """Small packages that tests import in this process, and a stand-in for the Hugging Face hub."""
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,24 @@ import pytest
 from envs.registry import env
 from startup.imports import finder
 from tests.hub.server import HubServer
-from tests.startup.toy_package import ToyPackages
+
+
+class ToyPackages:
+    """Writes modules into a folder on the path."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, name: str, source: str = "") -> None:
+        """Writes a module by its dotted name, and its parent packages."""
+        *parents, last = name.split(".")
+        folder = self._folder
+        for parent in parents:
+            folder /= parent
+            folder.mkdir(exist_ok=True)
+            (folder / "__init__.py").touch()
+        (folder / f"{last}.py").write_text(source)
+        importlib.invalidate_caches()
 
 
 @pytest.fixture

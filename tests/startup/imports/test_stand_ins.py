@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from startup.imports.stand_ins import StandIns
-from tests.startup.toy_package import ToyPackages
+from tests.startup.conftest import ToyPackages
 
 _HEAVY = """
 def double(function):

@@ -1,4 +1,4 @@
-"""A listening socket, and the processes that a responder starts."""
+"""A listening socket, the processes that a responder starts, and its answers."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ import pytest
 from startup.probes import responder as responder_module
 from startup.probes import responder_process
 from startup.probes.listener import listen
+from startup.probes.probe_http import Answer
 
 
 @pytest.fixture
@@ -34,3 +35,19 @@ def new_process() -> Callable[[], psutil.Process]:
         return process
 
     return find
+
+
+STARTING = b'{"status":"starting"}'
+
+
+class Answers:
+    """Answers of a responder: 200 to /livez, 503 with the last message to all else."""
+
+    def __init__(self, body: bytes = STARTING) -> None:
+        self._body = body
+
+    def answer(self, path: str) -> Answer:
+        return Answer(200) if path == "/livez" else Answer(503, self._body, retry_after_s=1)
+
+    def follow(self, message: bytes) -> None:
+        self._body = message

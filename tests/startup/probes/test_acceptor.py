@@ -14,7 +14,7 @@ from startup.probes import report_queue
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
 from startup.probes.serving_messages import HealthAnswer, Kind, Report, ServingSettings
-from tests.startup.probes.answers import Answers
+from tests.startup.probes.conftest import Answers
 
 _PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
 _POST = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"

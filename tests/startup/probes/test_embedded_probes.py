@@ -20,7 +20,7 @@ from server.transport.graceful_server import GracefulServer
 from startup.probes.embedded_probes import EmbeddedProbes
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
-from tests.startup.probes.answers import Answers
+from tests.startup.probes.conftest import Answers
 
 
 class _Server:

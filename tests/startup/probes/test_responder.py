@@ -1,9 +1,10 @@
-"""The socket is answered from the first moment and handed over without losing a connection."""
+"""The responder, a process that answers on the listening socket until the server accepts, also with TLS."""
 
 import http.client
 import http.server
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,13 +14,15 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from base.server_settings import TlsConfig
 from startup.probes import responder as responder_module
 from startup.probes.responder import StartupResponder
+from startup.probes.responder_process import OpenChannel
+from startup.probes.tls_channel import open_tls
+from tests.certificates import Certificate, make_certificate, needs_openssl
 from tests.ports import free_port
-from tests.startup.probes.answers import STARTING, Answers
+from tests.startup.probes.conftest import STARTING, Answers
 from tests.waiting import is_gone, wait_until
-
-pytestmark = pytest.mark.usefixtures("longer_timeouts")
 
 NewProcess = Callable[[], psutil.Process]
 
@@ -34,6 +37,7 @@ def _get(address: tuple[str, int], path: str, method: str = "GET", body: bytes |
         connection.close()
 
 
+@pytest.mark.usefixtures("longer_timeouts")
 def test_each_path_is_answered(listener):
     with StartupResponder(listener, Answers()):
         assert _get(listener.getsockname(), "/livez") == (200, b"")
@@ -44,17 +48,20 @@ def test_each_path_is_answered(listener):
         connection.close()
 
 
+@pytest.mark.usefixtures("longer_timeouts")
 def test_body_of_a_post_is_read_before_the_answer(listener):
     with StartupResponder(listener, Answers()):
         assert _get(listener.getsockname(), "/v1/completions", "POST", b"x" * 300_000)[0] == 503
 
 
+@pytest.mark.usefixtures("longer_timeouts")
 def test_silent_client_delays_no_other(listener):
     with StartupResponder(listener, Answers()), socket.create_connection(listener.getsockname()) as silent:
         silent.sendall(b"GET /he")
         assert _get(listener.getsockname(), "/livez")[0] == 200
 
 
+@pytest.mark.usefixtures("longer_timeouts")
 def test_garbage_is_answered_and_does_not_stop_the_responder(listener):
     with StartupResponder(listener, Answers()):
         with socket.create_connection(listener.getsockname()) as client:
@@ -63,6 +70,7 @@ def test_garbage_is_answered_and_does_not_stop_the_responder(listener):
         assert _get(listener.getsockname(), "/livez")[0] == 200
 
 
+@pytest.mark.usefixtures("longer_timeouts")
 def test_client_accepted_before_the_hand_over_is_answered_after_it(listener, new_process):
     with (
         StartupResponder(listener, Answers()) as responder,
@@ -82,6 +90,7 @@ def _is_listening(process: psutil.Process, port: int) -> bool:
     return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in process.net_connections("tcp"))
 
 
+@pytest.mark.usefixtures("longer_timeouts")
 def test_no_client_is_accepted_after_the_hand_over_has_returned(listener, monkeypatch, new_process):
     """Otherwise a client could get "ready" from the HTTP server and then "not ready" from the responder."""
     monkeypatch.setattr(responder_module, "_GIVE_UP_S", 120.0)
@@ -98,6 +107,7 @@ def test_no_client_is_accepted_after_the_hand_over_has_returned(listener, monkey
             assert not _is_listening(process, listener.getsockname()[1])
 
 
+@pytest.mark.usefixtures("longer_timeouts")
 def test_an_answer_contains_the_latest_state(listener):
     with StartupResponder(listener, Answers()) as responder:
         responder.update(b"{}")
@@ -105,6 +115,7 @@ def test_an_answer_contains_the_latest_state(listener):
         assert _get(listener.getsockname(), "/health") == (503, b'{"status":"failed"}')
 
 
+@pytest.mark.usefixtures("longer_timeouts")
 @pytest.mark.thorough
 def test_responder_whose_queue_is_full_still_hands_over(listener, new_process):
     with StartupResponder(listener, Answers()) as responder:
@@ -117,6 +128,7 @@ def test_responder_whose_queue_is_full_still_hands_over(listener, new_process):
         process.wait(timeout=60)
 
 
+@pytest.mark.usefixtures("longer_timeouts")
 def test_process_exits_after_the_hand_over_and_is_reaped(listener, new_process):
     with StartupResponder(listener, Answers()) as responder:
         process = new_process()
@@ -125,6 +137,7 @@ def test_process_exits_after_the_hand_over_and_is_reaped(listener, new_process):
     assert not process.is_running()
 
 
+@pytest.mark.usefixtures("longer_timeouts")
 def test_no_probe_is_lost_during_the_hand_over(listener):
     """Ten clients probe without a pause during the hand-over to a threaded HTTP server."""
     failures: list[str] = []
@@ -164,7 +177,7 @@ _API_PROCESS = """
 import signal, sys
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
-from tests.startup.probes.answers import Answers
+from tests.startup.probes.conftest import Answers
 with listen(host='127.0.0.1', port=int(sys.argv[1]), uds=None) as bound, StartupResponder(bound, Answers()):
     print('listening', flush=True)
     signal.pause()
@@ -183,6 +196,7 @@ def api_process() -> Iterator[tuple[psutil.Process, tuple[str, int]]]:
         process.kill()
 
 
+@pytest.mark.usefixtures("longer_timeouts")
 def test_responder_ends_with_its_parent_even_if_that_is_killed(api_process):
     process, address = api_process
     (responder,) = process.children()
@@ -194,6 +208,7 @@ def test_responder_ends_with_its_parent_even_if_that_is_killed(api_process):
         socket.create_connection(address)
 
 
+@pytest.mark.usefixtures("longer_timeouts")
 def test_probes_are_answered_while_the_api_process_is_stopped(api_process):
     """Answers do not depend on the interpreter lock of the API process, as those of a thread in it would."""
     process, address = api_process
@@ -218,3 +233,84 @@ def _successor(listener: socket.socket) -> http.server.ThreadingHTTPServer:
     server.socket = listener.dup()
     server.socket.setblocking(True)
     return server
+
+
+BODY = b"x" * 200_000
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "server")
+
+
+def _tls(pair: Certificate, **settings: int | str) -> Callable[[], OpenChannel]:
+    config = TlsConfig(ssl_certfile=str(pair.certificate), ssl_keyfile=str(pair.key), **settings)
+    return lambda: open_tls(config)
+
+
+def _get_by_tls(
+    listener: socket.socket, path: str, context: ssl.SSLContext, body: bytes | None = None
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPSConnection(*listener.getsockname(), timeout=60, context=context)
+    try:
+        connection.request("GET" if body is None else "POST", path, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+@needs_openssl
+@pytest.mark.usefixtures("longer_timeouts")
+def test_each_path_is_answered_over_tls(listener, pair):
+    with StartupResponder(listener, Answers(BODY), _tls(pair)):
+        assert _get_by_tls(listener, "/livez", pair.client_context()) == (200, b"")
+        assert _get_by_tls(listener, "/health", pair.client_context()) == (503, BODY)
+        assert _get_by_tls(listener, "/v1/completions", pair.client_context(), BODY) == (503, BODY)
+
+
+@needs_openssl
+@pytest.mark.usefixtures("longer_timeouts")
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x00", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"\0" * 70_000])
+def test_a_client_without_tls_delays_no_other_and_gets_no_http(listener, pair, sent):
+    with (
+        StartupResponder(listener, Answers(BODY), _tls(pair)),
+        socket.create_connection(listener.getsockname(), timeout=60) as client,
+    ):
+        with suppress(OSError):  # the responder may close it before everything is sent
+            client.sendall(sent)
+        assert _get_by_tls(listener, "/livez", pair.client_context())[0] == 200
+        received = b""
+        with suppress(OSError):
+            client.shutdown(socket.SHUT_WR)
+            received = client.recv(4096)
+        assert b"HTTP" not in received
+
+
+@needs_openssl
+@pytest.mark.usefixtures("longer_timeouts")
+def test_clients_without_a_certificate_are_rejected_if_one_is_required(listener, pair):
+    with StartupResponder(listener, Answers(BODY), _tls(pair, ssl_cert_reqs=2, ssl_ca_certs=str(pair.certificate))):
+        assert _get_by_tls(listener, "/livez", pair.client_context(client=pair))[0] == 200
+        with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
+            _get_by_tls(listener, "/livez", pair.client_context())
+
+
+@needs_openssl
+@pytest.mark.usefixtures("longer_timeouts")
+def test_accepted_connections_are_answered_after_the_hand_over(listener, pair):
+    with StartupResponder(listener, Answers(BODY), _tls(pair)) as responder:
+        plain = socket.create_connection(listener.getsockname(), timeout=60)
+        with pair.client_context().wrap_socket(plain, server_hostname="localhost") as client:
+            responder.hand_over()
+            client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+@needs_openssl
+@pytest.mark.usefixtures("longer_timeouts")
+def test_unusable_certificate_files_end_the_responder_and_not_the_start(listener, tmp_path, capfd):
+    nothing = Certificate(tmp_path / "none", tmp_path / "none")
+    with StartupResponder(listener, Answers(BODY), _tls(nothing)) as responder:
+        responder.update(b"{}")
+    assert "Traceback" not in capfd.readouterr().err

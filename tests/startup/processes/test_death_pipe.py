@@ -1,4 +1,4 @@
-"""A process ends with its logical parent, whatever its own state and whichever process forked it."""
+"""A process ends with its logical parent; what fails is tried again after a pause."""
 
 import os
 import signal
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+
+from startup.processes.back_off import BackOff
 
 _SOON_S = 60
 
@@ -89,3 +91,13 @@ def test_a_process_with_an_unexpected_parent_ends_at_once():
     with _start("death_pipe.follow_parent(os.getpid())\nprint('still running')") as process:
         assert process.communicate(timeout=_SOON_S)[0] == ""
         assert process.returncode == -signal.SIGKILL
+
+
+def test_what_fails_again_and_again_pauses_for_longer():
+    back_off = BackOff()
+    assert [back_off.take_s(9.9) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_what_has_worked_for_a_while_pauses_as_at_first():
+    back_off = BackOff()
+    assert [back_off.take_s(), back_off.take_s(), back_off.take_s(10.0), back_off.take_s()] == [1, 2, 1, 2]

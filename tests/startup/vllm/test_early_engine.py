@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from startup.vllm.patches.early_engine import EngineWait, start_engine_early
-from tests.startup.toy_package import ToyPackages
+from tests.startup.conftest import ToyPackages
 
 _UTILS = """
 def wait_for_engine_startup(): ...

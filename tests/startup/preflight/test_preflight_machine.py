@@ -1,15 +1,138 @@
-"""An address in use is reported with its holder, listening or not, and the check leaves no socket behind."""
+"""Variables, limits, shared memory and the address of a start are checked; no socket is left behind."""
 
+import json
+import os
+import resource
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from envs.registry import env
 from startup.preflight.report import PreflightReport
 from tests.ports import free_port
 
 Preflight = Callable[..., PreflightReport]
+
+
+def found(report: PreflightReport, severity: str) -> list[str]:
+    return [f.message for f in report.findings if f.check == "environment" and f.severity == severity]
+
+
+def test_all_wrong_variables_are_reported_at_once(preflight, monkeypatch):
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "forksever")
+    monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "soon")
+    method, keep_alive = sorted(found(preflight("/nowhere"), "error"), reverse=True)
+    assert "'forksever'" in method
+    assert "did you mean 'forkserver'?" in method
+    assert "VLLM_HTTP_TIMEOUT_KEEP_ALIVE" in keep_alive
+
+
+def test_a_wrong_variable_that_other_checks_need_is_reported_once(preflight, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "maybe")
+    report = preflight("some/model")
+    assert [f.check for f in report.findings] == ["environment"]
+
+
+def test_a_misspelt_variable_of_vllm_cli_is_a_warning(preflight, monkeypatch):
+    monkeypatch.setenv("VCLI_NO_SUCH_THING", "1")
+    assert "VCLI_NO_SUCH_THING" in found(preflight("/nowhere"), "warning")[0]
+
+
+def test_a_variable_that_only_vllm_reads_is_information(preflight, monkeypatch):
+    monkeypatch.setenv("VLLM_ATTENTION_BACKEND", "FLASH_ATTN")
+    (message,) = found(preflight("/nowhere"), "info")
+    assert "VLLM_ATTENTION_BACKEND" in message
+    assert "VLLM_LOGGING_LEVEL" not in message
+
+
+def test_a_cache_folder_that_cannot_be_written_to_is_a_warning(preflight, monkeypatch, tmp_path):
+    def warnings() -> list[str]:
+        return [f.message for f in preflight("/nowhere").findings if f.check == "cache"]
+
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "new" / "folder"))
+    assert warnings() == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "file" / "folder"))
+    [message] = warnings()
+    start = f"nothing is cached between starts: {tmp_path}/file/folder/vllm_cli cannot be written to (Not a directory)"
+    assert message.startswith(start)
+    assert "set VLLM_CACHE_ROOT" in message
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/proc/folder")  # writable by its mode, for root
+    [message] = warnings()
+    assert "/proc/folder/vllm_cli cannot be written to" in message
+
+
+def test_a_user_without_a_home_has_a_cache_folder(monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert env.XDG_CACHE_HOME.get() == Path("/.cache")
+
+
+SCRIPT = """
+import resource, sys
+from server.config import EngineConfig, RendererConfig
+from base.server_settings import NetworkConfig
+from server.server_config import ServerConfig
+from base.machine.memory import MemoryState
+from startup.config import ModelConfig, StartupConfig
+from startup.preflight.run import PreflightOptions, run_preflight
+name, value, model = sys.argv[1:]
+resource.setrlimit(getattr(resource, name), (int(value), resource.getrlimit(getattr(resource, name))[1]))
+config = StartupConfig(
+    start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=model),
+    engine=EngineConfig(), renderer=RendererConfig(),
+    server=ServerConfig(served_model_names=("m",), network=NetworkConfig(port=0)),
+)
+print(run_preflight(config, options=PreflightOptions(memory=MemoryState(64 << 30, 64 << 30))).to_json())
+"""
+
+
+def findings_under(limit: str, value: int, model: Path) -> list[dict[str, Any]]:
+    command = [sys.executable, "-c", SCRIPT, limit, str(value), str(model)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    findings: list[dict[str, Any]] = json.loads(result.stdout)["findings"]
+    return findings
+
+
+def test_few_open_files_are_a_warning_and_very_few_an_error(model_path):
+    (some,) = findings_under("RLIMIT_NOFILE", 256, model_path)
+    (few,) = findings_under("RLIMIT_NOFILE", 32, model_path)
+    assert (some["check"], some["severity"]) == ("nofile", "warning")
+    assert (few["check"], few["severity"]) == ("nofile", "error")
+    assert "256 open files are allowed" in some["message"]
+    assert "ulimit -n 1024" in few["message"]
+
+
+@pytest.mark.parametrize(("limit", "check"), [("RLIMIT_AS", "address_space"), ("RLIMIT_DATA", "data_segment")])
+def test_a_small_address_space_is_reported_with_the_need(model_path, limit, check):
+    (finding,) = [f for f in findings_under(limit, 600 << 20, model_path) if f["check"] == check]
+    assert finding["severity"] == "error"
+    assert "allows 600.0 MiB" in finding["message"]
+    assert "22.5 GiB for the KV cache" in finding["message"]
+
+
+def test_unlimited_process_has_no_findings(model_path):
+    assert findings_under("RLIMIT_AS", resource.RLIM_INFINITY, model_path) == []
+
+
+def test_missing_shared_memory_is_an_error(tmp_path, model_path, preflight):
+    (finding,) = preflight(model_path, shm=tmp_path / "shm").errors
+    assert finding.check == "shm"
+    assert "mount a tmpfs there" in finding.message
+
+
+def test_shared_memory_of_a_container_may_be_small_but_not_full(model_path, preflight):
+    assert preflight(model_path, shm=Path("/dev/shm")).errors == ()
+    (finding,) = preflight(model_path, shm=Path("/proc")).findings
+    assert finding.check == "shm"
+
 
 HOLDER = """
 import socket, sys
