@@ -49,14 +49,14 @@ class Program:
         self.log_path = log_path
         self._is_awaited = is_awaited
         self._options = options
-        self._output: IO[bytes]
+        self._output: IO[bytes] | None = None
         self._last_log = ""
         self._seen: set[psutil.Process] = set()
         self.process: subprocess.Popen[bytes]
         self.root: psutil.Process
 
     def __enter__(self) -> Self:
-        self._start()
+        self.start()
         if self._is_awaited:
             try:
                 self.wait_ready()
@@ -69,7 +69,10 @@ class Program:
         left = self.stop()
         assert not left or not self.leaves_nothing, f"left behind: {left}"
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Starts the process; also again, after its end."""
+        if self._output:
+            self._output.close()
         self._output = self.log_path.open("w+b") if self.log_path else tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             self.command,
@@ -84,7 +87,7 @@ class Program:
     @property
     def log(self) -> str:
         """What its processes have written so far."""
-        if self._output.closed:
+        if self._output is None or self._output.closed:
             return self._last_log
         fd = self._output.fileno()  # no seek: the processes share the file offset
         return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
@@ -139,7 +142,8 @@ class Program:
         self.family()
         left = end_server(self.process, self._seen, left_s=self.gone_s)
         self._last_log = self.log
-        self._output.close()
+        if self._output:
+            self._output.close()
         return left
 
 

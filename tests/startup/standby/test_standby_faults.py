@@ -160,6 +160,7 @@ def test_leftover_sockets_of_a_killed_standby(tiny_llama):
         assert killed.socket_path().exists()
         assert "refused" in _why_cold(killed, tiny_llama)
         killed.start()
+        killed.wait_ready()
         _wait_warm(killed, tiny_llama)
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from startup.vllm.command_line import CommandLine
+from startup.vllm.installed import InstalledVllm
+from startup.vllm.launch.plain_start import plain_start_reason
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, rewrite, variant, without_forks
 from tests.waiting import is_gone, wait_until
 
@@ -25,27 +28,40 @@ def _serves(start: FakeStart) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("version", "variables", "words", "warning"),
+    ("version", "variables", "words", "reason"),
     [
-        ("0.27.1+cpu", {}, (), "vLLM 0.27.1+cpu starts without preloading: it is older than 0.29"),
-        ("no version", {}, (), "vLLM no version starts without preloading: it is older than 0.29"),
-        ("0.32.0", {}, ("--numa-bind",), "--numa-bind needs new programs for its processes"),
-        ("0.32.0", {"TORCHELASTIC_RUN_ID": "1"}, (), None),
-        ("0.32.0", {"VCLI_PLAIN_VLLM": "1"}, (), None),
+        ("0.27.1+cpu", {}, (), ("it is older than 0.28", False)),
+        ("no version", {}, (), ("it is older than 0.28", False)),
+        ("0.32.0", {}, ("--numa-bind",), ("--numa-bind needs new programs for its processes", False)),
+        (
+            "0.32.0",
+            {"TORCHELASTIC_RUN_ID": "1"},
+            (),
+            ("a launcher starts one process per rank (TORCHELASTIC_RUN_ID is set)", True),
+        ),
+        ("0.32.0", {"VCLI_PLAIN_VLLM": "1"}, (), ("VCLI_PLAIN_VLLM is set", True)),
     ],
     ids=["too-old", "no-version", "numa-bind", "torchrun", "asked-for"],
 )
-def test_a_start_that_cannot_or_must_not_preload_is_plain(version, variables, words, warning, folder):
+def test_the_reason_of_a_plain_start(version, variables, words, reason, folder, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert plain_start_reason(InstalledVllm(version, folder), CommandLine.of(["model", *words])) == reason
+
+
+@pytest.mark.parametrize(("version", "is_asked_for"), [("0.27.1+cpu", False), ("0.32.0", True)])
+def test_a_plain_start_has_at_most_one_warning(version, is_asked_for, folder):
+    variables = {"VCLI_PLAIN_VLLM": "1"} if is_asked_for else {}
     fake = variant(folder, _version=f'__version__ = "{version}"\n')
     env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD="spawn", **variables)
-    with FakeStart(folder, *words, env=env) as start:
+    with FakeStart(folder, env=env) as start:
         state = start.wait_ready().state()
         assert start.forkservers() == []
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         assert _serves(start)
         warnings = start.lines_with("WARNING")
-        assert len(warnings) == (warning is not None)
-        assert warning is None or warning in warnings[0]
+        assert len(warnings) == (not is_asked_for)
+        assert is_asked_for or f"vLLM {version} starts without preloading: it is older than 0.28" in warnings[0]
 
 
 def test_vllm_with_another_tracing_function_is_preloaded(folder):

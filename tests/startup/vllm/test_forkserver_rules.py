@@ -137,17 +137,15 @@ def test_a_workers_openmp_variables_apply_although_the_forkserver_imported_torch
     assert "torch._inductor.lowering" not in state["engine"]["modules"]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("wanted", "found", "files"),
     [
-        ("forkserver", "forkserver", {}),
-        ("spawn", "spawn", {}),
-        ("fork", "spawn", {}),  # vLLM's CPU platform requires it
-        (None, "forkserver", _FOR_GPU),
-        ("fork", "fork", _FOR_GPU),
+        pytest.param("forkserver", "forkserver", {}, id="forkserver", marks=pytest.mark.smoke),
+        pytest.param("spawn", "spawn", {}, id="spawn"),
+        pytest.param("fork", "spawn", {}, id="fork-on-cpu"),  # vLLM's CPU platform requires it
+        pytest.param(None, "forkserver", _FOR_GPU, id="default-on-gpu"),
+        pytest.param("fork", "fork", _FOR_GPU, id="fork-on-gpu"),
     ],
-    ids=["forkserver", "spawn", "fork-on-cpu", "default-on-gpu", "fork-on-gpu"],
 )
 def test_children_are_started_with_the_configured_method(wanted, found, files, folder):
     """Modules of our packages' names that are found first on the path are not imported by any of them."""

@@ -61,21 +61,24 @@ def test_secrets_reach_vllm_and_are_masked_elsewhere(method, folder):
         assert "sesame" not in start.log
 
 
-def test_a_second_attempt_has_the_unmasked_words(folder):
-    """The program executes itself again with the original words, not with the masked ones."""
-    with FakeStart(folder, *_WORDS, env=environment(folder, without_forks(folder, "0.99.0+cpu"))) as start:
+def test_a_second_attempt_has_the_unmasked_words_and_no_log_configuration_of_the_first(folder):
+    """The program executes itself again; the first log configuration is not taken for the user's own."""
+    env = environment(folder, without_forks(folder, "0.99.0+cpu"))
+    with FakeStart(folder, *_WORDS, "--log-format", "json", env=env) as start:
         server = start.wait_ready().state()["server"]
-        assert start.lines_with("starts again without preloading")
         assert server["argv"][2 : 2 + len(_WORDS)] == list(_WORDS)
         assert "sesame" not in _shown(start)
+        assert "VLLM_LOGGING_CONFIG_PATH" not in server["environment"]
+        lines = [json.loads(line) for line in start.lines_with("starts again without preloading", "own lines")]
+        assert [line["role"] for line in lines] == ["launcher"] * 2
+        assert lines[1]["message"].endswith("vLLM starts without preloading")
+        assert list(folder.glob("vllm-cli-*")) == []
 
 
-@pytest.mark.parametrize("spelling", ["--api_key", "--api-k"])
-def test_a_secret_flag_is_masked_in_every_spelling_of_vllm(spelling, folder):
-    with FakeStart(folder, spelling, "sesame-one", "--headless") as start:
+def test_a_secret_flag_is_masked_in_every_spelling_of_vllm(folder):
+    with FakeStart(folder, "--api_key", "sesame-one", "--api-k", "sesame-two", "--headless") as start:
         start.wait_logged("headless engine")
         assert "sesame" not in _shown(start)
-        start.family()
 
 
 _PRINTED = ("EngineCore prints a line", "VllmWorker-0 prints a line", "EngineCore ends with")
@@ -151,18 +154,6 @@ def test_a_reason_explains_why_vllm_does_not_log_json(words, variables, version,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_attempt_has_no_log_configuration_of_the_first(folder):
-    """The configuration of the first attempt is not taken for the user's own."""
-    env = environment(folder, without_forks(folder, "0.99.0+cpu"))
-    with FakeStart(folder, "--log-format", "json", env=env) as start:
-        server = start.wait_ready().state()["server"]
-        assert "VLLM_LOGGING_CONFIG_PATH" not in server["environment"]
-        lines = [json.loads(line) for line in start.lines_with("starts again without preloading", "own lines")]
-        assert [line["role"] for line in lines] == ["launcher"] * 2
-        assert lines[1]["message"].endswith("vLLM starts without preloading")
-        assert list(folder.glob("vllm-cli-*")) == []
-
-
 def _cli(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "vllm_cli", *words], capture_output=True, text=True, timeout=200)
 
@@ -180,8 +171,10 @@ def _entry(start: FakeStart, state: str) -> dict[str, Any]:
 
 
 def test_vllm_is_found_and_stopped_with_all_its_processes(folder):
-    with FakeStart(folder, "model", "--served-model-name", "fake") as start:
-        start.wait_ready()
+    gate = folder / "gate"
+    with FakeStart(folder, "model", "--served-model-name", "fake", "--gate", str(gate)) as start:
+        assert _entry(start, "starting")["port"] == start.port
+        gate.touch()
         entry = _entry(start, "ready")
         assert (entry["port"], entry["engine"], entry["model"]) == (start.port, "vllm", "fake")
         assert set(entry["pids"]) == {start.process.pid, *(p.pid for p in start.family())}
@@ -191,27 +184,10 @@ def test_vllm_is_found_and_stopped_with_all_its_processes(folder):
         start.wait_all_gone()
 
 
-@pytest.mark.parametrize(
-    ("words", "variables", "state"),
-    [((), {"VCLI_PLAIN_VLLM": "1"}, "ready"), (("--headless",), {}, "not listening")],
-    ids=["plain", "headless"],
-)
-def test_a_vllm_that_has_no_early_port_is_listed(words, variables, state, folder):
-    with FakeStart(folder, *words, env=environment(folder, **variables)) as start:
-        entry = _entry(start, state)
-        assert (entry["port"], entry["engine"]) == (None if words else start.port, "vllm")
-
-
 @needs_openssl
 def test_a_vllm_with_tls_is_listed(folder):
     with FakeStart(folder, *make_certificate(folder, "server").flags) as start:
         assert _entry(start, "ready")["address"] == f"https://127.0.0.1:{start.port}"
-
-
-def test_a_starting_vllm_is_listed_as_starting(folder):
-    with FakeStart(folder, "--gate", str(folder / "gate")) as start:
-        start.wait_status(503)
-        assert _entry(start, "starting")["port"] == start.port
 
 
 _OFF = "WATCHDOG_USEC=0"
@@ -234,6 +210,7 @@ def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder):
         wait_until(lambda: "STATUS=vllm" in manager.lines or start.process.poll() is not None)
         assert "STATUS=import vllm" in manager.lines
         assert "READY=1" not in manager.lines
+        start.wait_logged("s: vllm")  # a phase of seconds is logged meanwhile
         gate.touch()
         wait_until(lambda: "READY=1" in manager.lines or start.process.poll() is not None)
         assert start.ask("/health")[0] == 200
@@ -244,29 +221,20 @@ def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder):
         assert [message.splitlines()[0] for message in manager.messages].index("STOPPING=1") > 0
         assert "STATUS=finishing running requests" in manager.lines
         assert _OFF not in manager.lines
-
-
-def test_a_phase_of_seconds_is_logged_meanwhile(folder):
-    gate = folder / "gate"
-    with FakeStart(folder, "--gate", str(gate)) as start:
-        start.wait_logged("s: vllm")
-        gate.touch()
-        start.wait_ready()
-        assert start.terminate() == 0
         (line,) = start.lines_with("s: vllm")
         assert "starting for " in line
 
 
 @pytest.mark.parametrize(
-    ("words", "changes", "status"),
+    ("words", "changes", "status", "state"),
     [
-        (("--api-server-count", "2"), {}, "ready: http://"),
-        (("--headless",), {}, "node without an API server"),
-        ((), {"VCLI_PLAIN_VLLM": "1"}, "vLLM was started; its readiness is not known"),
+        (("--api-server-count", "2"), {}, "ready: http://", "ready"),
+        (("--headless",), {}, "node without an API server", "not listening"),
+        ((), {"VCLI_PLAIN_VLLM": "1"}, "vLLM was started; its readiness is not known", "ready"),
     ],
     ids=["several-servers", "headless", "plain"],
 )
-def test_the_watchdog_is_disabled_if_this_process_has_no_event_loop(words, changes, status, folder):
+def test_without_an_event_loop_or_early_port_it_is_listed_and_has_no_watchdog(words, changes, status, state, folder):
     with (
         NotifySocket(_address()) as manager,
         FakeStart(folder, *words, env=_environment(folder, manager, **changes)) as start,
@@ -275,6 +243,8 @@ def test_the_watchdog_is_disabled_if_this_process_has_no_event_loop(words, chang
         [ready] = [message for message in manager.messages if "READY=1" in message]
         assert _OFF in ready.splitlines()
         assert f"STATUS={status}" in ready
+        entry = _entry(start, state)
+        assert (entry["port"], entry["engine"]) == (None if "--headless" in words else start.port, "vllm")
         start.family()
         assert "WATCHDOG=1" not in manager.lines
 

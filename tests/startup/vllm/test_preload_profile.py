@@ -41,11 +41,17 @@ def _preload(folder: Path, *words: str) -> str:
 
 
 @pytest.mark.thorough
-def test_the_second_start_preloads_what_the_first_imported_late(folder):
+def test_the_second_start_preloads_what_the_first_imported_late_and_drops_what_is_missing(folder):
     assert _importer(folder, num_starts=1) == "worker"
-    assert _LATE in _profile(folder)["engine_modules"]
+    profile = _profile(folder)
+    assert _LATE in profile["engine_modules"]
+    profile["engine_modules"][0:0] = ["vllm.is_not_there_any_more"]
+    (path,) = _profiles(folder)
+    path.write_text(json.dumps(profile))
     assert _importer(folder, num_starts=2) == "forkserver"
     assert _LATE in _profile(folder)["engine_modules"]
+    assert "vllm.is_not_there_any_more" not in _profile(folder)["engine_modules"]
+    assert "ModuleNotFoundError" in _profile(folder)["failed"]["vllm.is_not_there_any_more"]
 
     assert "vLLM 0.32.0+cpu" in _preload(folder, "show")
     (shown,) = json.loads(_preload(folder, "show", "--json"))
@@ -53,18 +59,6 @@ def test_the_second_start_preloads_what_the_first_imported_late(folder):
     assert _preload(folder, "reset") == "Deleted 1 profiles and the import file.\n"
     assert _profiles(folder) == []
     assert "No profile is recorded" in _preload(folder, "show")
-
-
-@pytest.mark.thorough
-def test_a_module_of_the_profile_that_cannot_be_imported_is_dropped(folder):
-    _importer(folder, num_starts=1)
-    (path,) = _profiles(folder)
-    profile = _profile(folder)
-    profile["engine_modules"][0:0] = ["vllm.is_not_there_any_more"]
-    path.write_text(json.dumps(profile))
-    assert _importer(folder, num_starts=2) == "forkserver"
-    assert "vllm.is_not_there_any_more" not in _profile(folder)["engine_modules"]
-    assert "ModuleNotFoundError" in _profile(folder)["failed"]["vllm.is_not_there_any_more"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"kind": 1}', '{"engine_modules": [1]}'], ids=repr)

@@ -151,15 +151,6 @@ def test_a_launcher_killed_while_the_forkserver_imports_leaves_no_process(folder
         start.wait_all_gone()
 
 
-def test_a_launcher_that_is_stopped_while_it_imports_leaves_no_folder(folder):
-    fake = prepend(variant(folder), "entrypoints/cli/main", "import time\nwhile True:\n    time.sleep(0.01)\n")
-    with FakeStart(folder, env=environment(folder, fake)) as start:
-        wait_until(lambda: start.forkservers() and list(folder.glob("vllm-cli-*")))
-        start.process.terminate()
-        assert start.process.wait(60) == -signal.SIGTERM
-        assert list(folder.glob("vllm-cli-*")) == []
-
-
 def test_a_start_that_times_out_leaves_no_process(folder):
     with FakeStart(folder, "--gate", str(folder / "gate"), "--startup-timeout", "2") as start:
         wait_until(lambda: (start.family(), start.process.poll())[1] is not None)
@@ -168,27 +159,23 @@ def test_a_start_that_times_out_leaves_no_process(folder):
         start.wait_all_gone()
 
 
-@pytest.mark.parametrize("has_forkserver", [True, False], ids=["forkserver", "no-forkserver"])
-def test_workers_end_with_their_engine_and_vllm_exits(has_forkserver, folder):
+def test_workers_end_with_their_engine_and_vllm_exits(folder):
     with FakeStart(folder, "--tensor-parallel-size", "2") as start:
-        engine = start.wait_ready().named("VLLM::EngineCor")
-        if not has_forkserver:
-            _kill_forkserver(start)
-        engine.kill()
+        start.wait_ready().named("VLLM::EngineCor").kill()
         assert start.process.wait(60) == _ENGINE_DIED
-        digest = start.lines_with("Error: ")
-        assert digest[-1].startswith("Error: EngineCore (pid ") if has_forkserver else digest, start.log
+        assert start.lines_with("Error: ")[-1].startswith("Error: EngineCore (pid "), start.log
         start.wait_all_gone()
 
 
-def test_the_engine_outlives_the_forkserver(folder):
+def test_the_engine_outlives_the_forkserver_and_its_workers_end_with_it(folder):
     with FakeStart(folder, "--tensor-parallel-size", "2") as start:
         engine = start.wait_ready().named("VLLM::EngineCor")
         _kill_forkserver(start)
         assert start.complete("A text") == "A text was read by worker 0"
-        assert engine.is_running()
         assert start.process.poll() is None
-        assert start.terminate() == 0
+        engine.kill()
+        assert start.process.wait(60) == _ENGINE_DIED
+        assert start.lines_with("Error: "), start.log
         start.wait_all_gone()
 
 

@@ -69,8 +69,11 @@ def test_words_reach_vllm_in_order_with_a_time_for_the_drain(folder):
     ]  # fmt: skip
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.smoke), pytest.param(signal.SIGINT, id="SIGINT")],
+)
 def test_a_signal_stops_a_serving_vllm_in_order(number, folder):
     with FakeStart(folder) as start:
         start.wait_ready()
