@@ -406,7 +406,6 @@ def _has_template(standby: StandbyProcess) -> bool:
     ("launcher", "reason"),
     [
         (("env", "LD_PRELOAD=libm.so.6"), "LD_PRELOAD differs"),
-        (("env", "PYTHONHASHSEED=0"), "differs"),
         (("prlimit", "--as=100000000000:"), "RLIMIT_AS"),
         (("nice", "-n", "3"), "the nice value differs: 3 instead of the standby's 0"),
     ],
