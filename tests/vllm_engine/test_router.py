@@ -2,7 +2,10 @@
 
 import json
 import os
+import random
 import signal
+import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 from envs.registry import env
 from tests.cli import run_cli
 from tests.e2e.raw_client import RawClient
+from tests.e2e.server_process import ServerProcess
 from tests.http_answer import Answer, ask
 from tests.peer_vllm import PYTHON, ROOT
 from tests.ports import free_port
@@ -21,6 +25,8 @@ from tests.vllm_engine.vllm_server import ENVIRONMENT, VllmServer
 from tests.waiting import wait_until
 
 _START_S = 600.0
+_IDLE_S = 1.0
+_NUM_CLIENTS = 10
 
 
 class _Router(Server):
@@ -109,3 +115,39 @@ def test_vllm_stops_and_is_started_warm_by_requests(start_vllm, expected_text, t
                 _wait_stopped(server)
         assert server.terminate(signal.SIGTERM) == 0
     assert not list(tmp_path.glob("vllm-cli-standby-*"))
+
+
+def _statuses_around_stops(server: ServerProcess | VllmServer, model: str, num_requests: int) -> Counter[int]:
+    """Statuses of requests within 0.4 s of the limit, half of them on kept connections."""
+    rng = random.Random(33)
+    body = {"model": model, "prompt": "a", "max_tokens": 2}
+    kept = [RawClient(server.port) for _ in range(_NUM_CLIENTS // 2)]
+
+    def ask_model(client: int, delay_s: float) -> int:
+        time.sleep(delay_s)
+        if client < len(kept):
+            return kept[client].post("/v1/completions", body).read().status
+        return ask(f"{server.url}/v1/completions", body, timeout_s=600).status
+
+    statuses: Counter[int] = Counter()
+    with ThreadPoolExecutor(_NUM_CLIENTS) as pool:
+        for _ in range(num_requests // _NUM_CLIENTS):
+            delays_s = [_IDLE_S + rng.uniform(-0.4, 0.4) for _ in range(_NUM_CLIENTS)]
+            statuses.update(pool.map(ask_model, range(_NUM_CLIENTS), delays_s))
+    for client in kept:
+        client.socket.close()
+    return statuses
+
+
+def test_no_request_is_lost_around_a_stop_of_vllm(start_vllm, tmp_path):
+    tmp_path.chmod(0o700)
+    environment = {"VCLI_STANDBY": "auto", "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
+    with start_vllm("ours", "--idle-stop", f"{_IDLE_S}s", environment=environment) as server:
+        server.wait_ready()
+        assert _statuses_around_stops(server, "model", 500) == {200: 500}
+
+
+def test_no_request_is_lost_around_a_stop_of_the_embedded_engine(tiny_llama):
+    words = [str(tiny_llama), "--engine", "embedded", "--max-model-len", "256", "--idle-stop", f"{_IDLE_S}s"]
+    with ServerProcess([*words, "--served-model-name", "m"]) as server:
+        assert _statuses_around_stops(server, "m", 500) == {200: 500}

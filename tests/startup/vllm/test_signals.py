@@ -85,7 +85,8 @@ def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(folder, stage, nu
     fake = variant(folder)
     change(fake)
     with FakeStart(folder, *words, env=environment(folder, fake)) as start:
-        start.wait_logged(line)
+        for line in lines:
+            start.wait_logged(line)
         wait_until(lambda: start.ask("/health")[0] == 503 and start.forkservers())
         memory = shared_memory(start.family())
         before = len(start.log)

@@ -135,8 +135,8 @@ def test_the_first_start_continues_the_profile_of_the_build(tmp_path):
     (baked,) = (tmp_path / "baked" / "cache" / "vllm_cli" / "preload").glob("*.json")
     variables = environment(tmp_path, VCLI_BAKED=str(tmp_path / "baked"))
     with FakeStart(tmp_path, *_VLLM_WORDS, env=variables) as start:
-        start.wait_until_ready()
-        start.wait_for_line("ready after")
+        start.wait_ready()
+        start.wait_logged("ready after")
     own = tmp_path / "cache" / "vllm_cli" / "preload" / baked.name
     assert json.loads(own.read_bytes())["num_starts"] == 2
     assert json.loads(baked.read_bytes())["num_starts"] == 1
