@@ -51,11 +51,11 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def standby() -> Iterator[StandbyProcess]:
     """A standby for the embedded engine, for starts with `standby.environment`.
 
-    It is shared by a module's tests: one that kills it or changes installed files starts a `StandbyProcess`.
+    All tests of a worker share it: one that kills it or changes installed files starts a `StandbyProcess`.
     """
     with StandbyProcess() as running:
         yield running

@@ -16,7 +16,13 @@ Answer = TypeVar("Answer")
 
 
 def find_process(server: ServerProcess, role: Role) -> psutil.Process | None:
-    """The process of the role, None if there is none; the responder once it has its death pipe."""
+    """The process of the role, None if there is none; the responder once it has its death pipe.
+
+    Of a warm start only the API process and the engine are found.
+    """
+    api = server.serving_process()
+    if api.pid != server.process.pid:
+        return api if role == "api" else _grandchild(api) if role == "engine" else None
     for process in server.family():
         with suppress(psutil.NoSuchProcess):
             if role in _roles(server, process):
@@ -52,6 +58,13 @@ def has_death_pipe(process: psutil.Process) -> bool:
         flags = [line.split()[1] for file in Path(f"/proc/{process.pid}/fdinfo").iterdir() for line in _flags(file)]
         return any(int(octal, 8) & os.O_ASYNC for octal in flags)
     return False
+
+
+def _grandchild(process: psutil.Process) -> psutil.Process | None:
+    """The engine of a warm start: its forkserver has forked it."""
+    with suppress(psutil.NoSuchProcess):  # a helper, such as the prefetch, has just exited
+        return next((engine for helper in process.children() for engine in helper.children()), None)
+    return None
 
 
 def _roles(server: ServerProcess, process: psutil.Process) -> Iterator[Role]:

@@ -55,7 +55,27 @@ class ServerProcess(Server):
     def complete(self, *, max_tokens: int) -> int:
         """Requests a completion and returns the status."""
         body = {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True}
-        return self.ask("/v1/completions", body).status
+        return ask(f"{self.url}/v1/completions", body).status
+
+    def serving_process(self) -> psutil.Process:
+        """The API process: the started one, or in a warm start the one that a template has forked for it."""
+        started = psutil.Process(self.process.pid)
+        if self._environment.get("VCLI_STANDBY") != "require":
+            return started
+        words = started.cmdline()
+        same = {each.pid: each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == words}
+        forked = [each for each in same.values() if each != started and _parent(each) not in same]
+        return forked[0] if forked else started
+
+    def family(self) -> list[psutil.Process]:
+        """The started process, the API process and all their descendants."""
+        roots = dict.fromkeys([psutil.Process(self.process.pid), self.serving_process()])
+        return [*roots, *(child for root in roots for child in root.children(recursive=True))]
+
+    def terminate(self, signal_number: int = signal.SIGTERM, *, timeout_s: float = 120.0) -> int:
+        """Sends a signal and returns the exit code."""
+        os.kill(self.process.pid, signal_number)
+        return self.process.wait(timeout_s)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples with these labels."""
@@ -65,3 +85,17 @@ class ServerProcess(Server):
         values = [float(line.rpartition(" ")[2]) for line in samples if all(word in line for word in wanted)]
         assert values, f"no metric {name}"
         return sum(values)
+
+    def _end(self) -> list[psutil.Process]:
+        family = self.family() if self.process.poll() is None else []
+        left = end_server(self.process, family)
+        self._log.close()
+        return left
+
+
+def _parent(process: psutil.Process) -> int:
+    """Its process id; 0 once the process has ended."""
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return 0

@@ -1,30 +1,22 @@
 """Many models behind one port, through clients: what one server answers, the router answers too."""
 
-import asyncio
-import hashlib
 import json
 import re
-import shlex
 import socket
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-import aiohttp
 import psutil
 import pytest
 from openai import NotFoundError, OpenAI
-from yarl import URL
 
 from tests.e2e.test_tools import CALL, QUESTION, WEATHER
 from tests.http_answer import ask
-from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 from tests.startup.router.router_process import RouterProcess, embedded, foreign
 from tests.waiting import wait_until
 
-ECHO: Final = Path(__file__).parents[1] / "startup/router/echo_server.py"
 TOOLS: Final = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--max-model-len", "4096"]
 MB: Final = 1 << 20
 
@@ -32,15 +24,9 @@ MB: Final = 1 << 20
 @pytest.fixture(scope="module")
 def router(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Iterator[RouterProcess]:
     folder = tmp_path_factory.mktemp("models")
-    bert = folder / "bert"
-    bert.mkdir()
-    save_pooler(bert, "bert")
-    save_sentence_files(bert)
     models = {
         "org/alpha": embedded(tiny_llama) | {"args": TOOLS, "aliases": ["alpha"]},
         "org/beta": embedded(tiny_llama) | {"args": [*TOOLS, "--seed", "1"]},
-        "bert": {"model": str(bert), "engine": "embedded", "args": ["--runner", "pooling"]},
-        "echo": {"cmd": f"{shlex.join([sys.executable, str(ECHO)])} ${{PORT}}"},
     }
     with RouterProcess(folder, models) as running:
         for name in models:
@@ -91,22 +77,6 @@ def test_streams_of_two_models_at_once(client):
     assert texts == [f"upon a time {number} of {('org/alpha', 'org/beta')[number % 2]}" for number in range(16)]
 
 
-def test_embeddings_beside_text(client):
-    alone = client.embeddings.create(model="bert", input="hello world").data[0].embedding
-    texts = ["hello world"] * 200
-    assert [item.embedding for item in client.embeddings.create(model="bert", input=texts).data] == [
-        pytest.approx(alone, abs=1e-5)
-    ] * 200
-
-
-def test_names_of_models(client):
-    assert [model.id for model in client.models.list()] == ["org/alpha", "org/beta", "bert", "echo"]
-    assert client.models.retrieve("org/alpha").id == "org/alpha"
-    assert client.completions.create(model="alpha", prompt="Once", max_tokens=1).choices
-    with pytest.raises(NotFoundError, match="org/alpha"):
-        client.completions.create(model="org/alpah", prompt="Once")
-
-
 def test_responses_are_stored_where_they_were_made(client):
     made = [
         client.responses.create(model=model, input="Hello", max_output_tokens=4) for model in ("org/alpha", "org/beta")
@@ -116,43 +86,6 @@ def test_responses_are_stored_where_they_were_made(client):
         assert (found.id, found.model) == (response.id, response.model)
     with pytest.raises(NotFoundError, match="resp_none"):
         client.responses.retrieve("resp_none")
-
-
-def test_an_error_of_a_model_is_passed_on(client, router):
-    async def send() -> tuple[int, Any]:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.post(f"{router.url}/v1/completions", json={"model": "org/alpha", "max_tokens": -1}) as response,
-        ):
-            return response.status, await response.json()
-
-    status, body = asyncio.run(send())
-    assert status == 400
-    assert body["error"]["type"] == "BadRequestError"
-
-
-def test_a_form_with_a_file_of_50_mb(client):
-    file = b"RIFF" + bytes(range(256)) * (200 * 1024)
-    answer: Any = client.audio.transcriptions.create(model="echo", file=("a.wav", file))
-    assert answer.size > len(file)
-
-
-@pytest.mark.parametrize("is_first", [True, False], ids=["first", "last"])
-def test_a_body_of_50_mb(router, is_first):
-    image = "data:image/png;base64," + "QUJD" * (12 * MB)
-    name = {"model": "echo"}
-    body = json.dumps(name | {"image": image} if is_first else {"image": image} | name).encode()
-
-    async def send() -> Any:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.post(URL(f"{router.url}/v1/chat/completions?a=%2F", encoded=True), data=body) as response,
-        ):
-            return await response.json()
-
-    answer = asyncio.run(send())
-    assert answer["sha256"] == hashlib.sha256(body).hexdigest()
-    assert answer["target"] == "/v1/chat/completions?a=%2F"
 
 
 def test_thousands_of_waiting_clients_cost_little_and_leave_nothing(tmp_path):
@@ -170,18 +103,3 @@ def test_thousands_of_waiting_clients_cost_little_and_leave_nothing(tmp_path):
             client.close()
         wait_until(lambda: router.models()["slow"]["num_waiting"] == 0)
         wait_until(lambda: process.num_fds() < 100)
-
-
-def test_a_websocket(router):
-    async def talk() -> list[str]:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.ws_connect(f"{router.url}/v1/realtime?model=echo") as socket,
-        ):
-            answers = []
-            for number in range(20):
-                await socket.send_str(f"{number}" * 10_000)
-                answers.append(await socket.receive_str())
-            return answers
-
-    assert asyncio.run(talk()) == [f"{number}" * 10_000 for number in range(20)]

@@ -1,8 +1,10 @@
 """Every command runs with marked keys; no file, no output and no command line of any process shows them."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
 from uuid import uuid4
 
@@ -170,14 +172,43 @@ def test_no_answer_and_no_log_line_shows_a_secret(server, watch):
 
 
 def test_a_warm_start_shows_no_secret(sandbox, watch, tiny_llama):
-    """Nor do the standby, the template process and the dormant forkserver."""
+    """Nor do the standby, template process and dormant forkserver; the next start does not have it."""
     words = [str(tiny_llama), *EMBEDDED.split(), *SECRETS]
     watch.allow(words)
+    token = f"token-{uuid4().hex}"
     with StandbyProcess(environment=sandbox.environment) as standby:
-        with ServerProcess(words, environment=sandbox.environment | standby.environment) as server:
+        environment = sandbox.environment | standby.environment
+        with ServerProcess(words, environment=environment | {"A_TOKEN": token}) as server:
+            forked = server.serving_process().pid
             assert ask(f"{server.url}/v1/models", key=KEYS[1]).status == 200
+            assert ask(f"{server.url}/v1/models").status == 401
+            assert _has_in_memory(forked, KEYS[1]), "the search does not work"
+            assert _has_in_memory(forked, token)
             assert MARK not in server.log + standby.log
+        for pid in (standby.template().pid, standby.process.pid):
+            assert not _has_in_memory(pid, KEYS[1])
+            assert not _has_in_memory(pid, token)
         watch.check(sandbox.root, standby.runtime_folder)
+        with ServerProcess([str(tiny_llama), *EMBEDDED.split()], environment=environment) as server:
+            assert ask(f"{server.url}/v1/models").status == 200
+
+
+def _has_in_memory(pid: int, secret: str) -> bool:
+    """Whether it is in what a process may have written; skips the test if that cannot be read."""
+    try:
+        with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+            return any(secret.encode() in part for part in _writable_parts(pid, memory))
+    except PermissionError:
+        pytest.skip("the memory of other processes cannot be read")
+
+
+def _writable_parts(pid: int, memory: RawIOBase) -> Iterator[bytes]:
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
+        if found and "[v" not in line:
+            begin, end = (int(text, 16) for text in found.groups())
+            memory.seek(begin)
+            yield memory.read(end - begin) or b""
 
 
 def test_a_router_and_its_models_show_no_secret(sandbox, watch, tiny_llama, tmp_path):

@@ -16,17 +16,24 @@ from tests.containers import own_processes
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
 from tests.processes import GONE_S, assert_gone
+from tests.standby_process import OFF
 from tests.startup.vllm.fake_start import short_folder
-from tests.waiting import wait_listening, wait_until
+from tests.waiting import is_gone, wait_listening, wait_until
+
+
+def _entries(**options: Any) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(run_cli("ps", "--json", **options).stdout)
+    return entries
 
 
 def _find(pid: int) -> dict[str, Any] | None:
-    entries = [e for e in json.loads(run_cli("ps", "--json").stdout) if e["pid"] == pid]
-    assert len(entries) <= 1
-    return dict(entries[0]) if entries else None
+    """The only entry that has the process."""
+    found = [entry for entry in _entries() if pid in entry["pids"]]
+    assert len(found) <= 1
+    return found[0] if found else None
 
 
-def _entry(server: Any) -> dict[str, Any]:
+def _entry(server: ServerProcess) -> dict[str, Any]:
     entry = _find(server.process.pid)
     assert entry is not None
     return entry
@@ -44,21 +51,20 @@ def _wait_ready(pid: int) -> dict[str, Any]:
     return found[0]
 
 
-def _pids(server: Any) -> set[int]:
+def _pids(server: ServerProcess) -> set[int]:
     return {process.pid for process in server.family()}
 
 
-def test_server_is_found_and_stopped_by_its_port(start_tiny_server):
-    with start_tiny_server() as server:
+def test_server_is_found_and_stopped_by_its_port(start_tiny_server, cold_or_warm):
+    with start_tiny_server(environment=cold_or_warm) as server:
         before = _pids(server)
         entry = _wait_ready(server.process.pid)
         after = _pids(server)  # a helper process of the start may have exited meanwhile
-        assert entry["port"] == server.port
-        assert entry["address"] == server.url
-        assert entry["model"] == "smol"
-        assert entry["engine"] == "embedded"
+        assert (entry["port"], entry["address"], entry["model"]) == (server.port, server.url, "smol")
+        assert (entry["pid"], entry["kind"], entry["engine"]) == (server.process.pid, "server", "embedded")
         assert entry["uptime_s"] > 0
         assert entry["pids"][0] == server.process.pid
+        assert (entry["forked_pid"] or entry["pid"]) == server.serving_process().pid
         assert before & after <= set(entry["pids"]) <= before | after
         engine_bytes = wait_process(server, "engine").memory_full_info().pss
         assert entry["memory_bytes"] > engine_bytes / 2
@@ -67,29 +73,69 @@ def test_server_is_found_and_stopped_by_its_port(start_tiny_server):
         assert "smol" in line
 
         family = server.family()
-        run = run_cli("stop", server.port)
-        assert run.returncode == 0
-        assert "smol" in run.stdout
+        done = run_cli("stop", server.port)
+        assert (done.returncode, done.stdout) == (0, f"smol on {server.url} has stopped\n")
         assert server.process.wait(GONE_S) == 0
         assert_gone(family)
-        assert server.process.pid not in [e["pid"] for e in json.loads(run_cli("ps", "--json").stdout)]
+        assert server.process.pid not in [each["pid"] for each in _entries()]
 
 
-def test_server_that_does_not_stop_in_time_is_killed(start_tiny_server):
-    with start_tiny_server(wait=False) as server:
+@pytest.mark.parametrize("which", ["pid", "forked_pid"])
+def test_server_that_does_not_stop_in_time_is_killed(which, start_tiny_server, cold_or_warm):
+    """The stopped process may be the front process of a warm start, or the one that was forked for it."""
+    if which == "forked_pid" and cold_or_warm == OFF:
+        pytest.skip("a cold start has no such process")
+    with start_tiny_server(wait=False, environment=cold_or_warm) as server:
         server.wait_listening()
-        assert _entry(server)["state"] in ("starting", "not listening", "silent", "ready")
-        family = server.family()
-        os.kill(server.process.pid, signal.SIGSTOP)
-        run = run_cli("stop", server.process.pid, "--timeout", "0.5")
+        entry, family = _entry(server), server.family()
+        assert entry["state"] in ("starting", "not listening", "silent", "ready")
+        os.kill(entry[which], signal.SIGSTOP)
+        run = run_cli("stop", entry[which], "--timeout", "0.5")
         assert run.returncode == 4
         assert "was killed" in run.stdout
         assert server.process.wait(GONE_S) == -signal.SIGKILL
         assert_gone(family)
 
 
-def test_server_on_a_unix_socket_is_found_and_stopped(start_tiny_server):
-    with short_folder() as folder, start_tiny_server("--uds", os.path.relpath(folder / "uds"), wait=False) as server:
+def test_the_standby_is_listed_after_the_servers_and_stop_leaves_it(start_tiny_server, standby):
+    with start_tiny_server(environment=standby.environment) as server:
+        entries = _entries()
+        kinds = [entry["kind"] for entry in entries]
+        assert kinds == sorted(kinds)
+        assert run_cli("stop", _entry(server)["forked_pid"]).returncode == 0
+        assert server.process.wait(GONE_S) == 0
+    (entry,) = [e for e in _entries(environment=standby.environment) if e["pid"] == standby.process.pid]
+    template_pid = standby.template().pid
+    assert (entry["kind"], entry["state"], entry["pids"]) == ("standby", "ready", [entry["pid"], template_pid])
+    assert entry["memory_bytes"] > 50 << 20
+    assert {name for name, value in entry.items() if value is None} == {
+        "port", "address", "model", "engine", "forked_pid", "owner_pid",
+    }  # fmt: skip
+    (line,) = [line for line in run_cli("ps").stdout.splitlines() if line.startswith(f"{entry['pid']} ")]
+    assert line.split()[-2:] == ["standby", "-"]
+    for pid in entry["pids"]:
+        done = run_cli("stop", pid)
+        assert (done.returncode, "`vllm-cli standby stop`" in done.stderr) == (1, True)
+    assert standby.process.poll() is None
+
+
+@pytest.mark.parametrize("method", ["forkserver", "fork", "spawn"])
+def test_a_key_on_the_command_line_is_masked_in_all_processes(method, start_tiny_server, standby):
+    environment = standby.environment | {"VLLM_WORKER_MULTIPROC_METHOD": method}
+    with start_tiny_server("--api-key", "s3cret-key", environment=environment) as server:
+        words = [" ".join(psutil.Process(pid).cmdline()) for pid in _entry(server)["pids"] if not is_gone(pid)]
+        assert words[:2] == [words[0]] * 2
+        assert "**********" in words[0]
+        assert [line for line in words if "s3cret" in line] == []
+        assert [line for line in words if "dormant" in line] == []
+
+
+def test_server_on_a_unix_socket_is_found_and_stopped(start_tiny_server, cold_or_warm):
+    """Its path is relative to the working folder."""
+    with (
+        short_folder() as folder,
+        start_tiny_server("--uds", os.path.relpath(folder / "uds"), wait=False, environment=cold_or_warm) as server,
+    ):
         entry = _wait_ready(server.process.pid)
         assert entry["port"] is None
         address = entry["address"].removeprefix("unix:")

@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -24,8 +24,8 @@ ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spa
 class SecureServer(ServerProcess):
     """A server with TLS, whose client trusts its certificate."""
 
-    def __init__(self, model: Path, *arguments: str, certificate: Certificate) -> None:
-        lasting = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
+    def __init__(self, model: Path, *arguments: str, certificate: Certificate, environment: Mapping[str, str]) -> None:
+        lasting = {**environment, "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
         super().__init__([str(model), *arguments, *certificate.flags], wait=False, environment=lasting)
         self.context = certificate.client_context()
 
@@ -61,12 +61,10 @@ def files(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(model_path: Path, files: Path) -> Iterator[SecureServer]:
+def server(tiny_llama: Path, files: Path, cold_or_warm: dict[str, str]) -> Iterator[SecureServer]:
     certificate = Certificate(files / "server.crt", files / "server.key")
-    keys = ["--api-key", "given-key-1", "given-key-2", "--api-key-file", str(files / "keys")]
-    with SecureServer(
-        model_path, *keys, "--enable-ssl-refresh", "--max-model-len", "1024", certificate=certificate
-    ) as running:
+    words = ["--api-key", "given-key-1", "given-key-2", "--api-key-file", str(files / "keys"), "--enable-ssl-refresh"]
+    with SecureServer(tiny_llama, *words, certificate=certificate, environment=cold_or_warm) as running:
         yield running
 
 
@@ -107,10 +105,10 @@ def test_tls_and_keys_hold_from_the_first_response_on_and_are_renewed(server, fi
     assert not any(key in server.log for key in ("given-key-1", "given-key-2", "filed-key", "Traceback"))
 
 
-def test_an_encrypted_key_fails_the_start_without_a_prompt(model_path, tmp_path):
+def test_an_encrypted_key_fails_the_start_without_a_prompt(tiny_llama, tmp_path):
     certificate = make_certificate(tmp_path, "server")
     encrypt_key(certificate.key)
-    serve = [sys.executable, "-m", "vllm_cli", "serve", str(model_path), "--port", "0", *certificate.flags]
+    serve = [sys.executable, "-m", "vllm_cli", "serve", str(tiny_llama), "--port", "0", *certificate.flags]
     done = subprocess.run(
         [sys.executable, "-c", ON_A_TERMINAL, *serve],
         stdin=subprocess.DEVNULL,

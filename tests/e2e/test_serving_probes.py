@@ -1,7 +1,6 @@
 """While the embedded engine's server is ready, the responder answers probes that its loop would delay."""
 
 import re
-import signal
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,11 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.process_tree import find_process, wait_process
+from tests.e2e.process_tree import find_process
 from tests.e2e.raw_client import RawAnswer, RawClient
 from tests.e2e.server_process import ServerProcess
 from tests.stopped import stopped
-from tests.waiting import is_gone, wait_until
+from tests.waiting import wait_until
 
 _PATHS = ("/health", "/ping", "/readyz", "/livez")
 
@@ -22,13 +21,6 @@ _PATHS = ("/health", "/ping", "/readyz", "/livez")
 @pytest.fixture(scope="module")
 def shared(tiny_llama: Path) -> Iterator[ServerProcess]:
     with ServerProcess([str(tiny_llama)]) as running:
-        yield running
-
-
-@pytest.fixture
-def server(tiny_llama: Path) -> Iterator[ServerProcess]:
-    """A server that the test changes; its engine may be started again once."""
-    with ServerProcess([str(tiny_llama), "--engine-restarts", "1"]) as running:
         yield running
 
 
@@ -48,15 +40,17 @@ def _status_of_stopped(server: ServerProcess, path: str) -> int:
     return 0
 
 
-@pytest.mark.parametrize("path", _PATHS)
-def test_probes_are_answered_while_the_event_loop_is_held_and_503_after_two_seconds(path, shared):
-    def is_answered() -> bool:
-        with stopped(shared.process.pid):
-            return _status_of_stopped(shared, path) == 200
+def test_probes_are_answered_while_the_event_loop_is_held_and_503_after_two_seconds(shared):
+    def are_all(status: int) -> bool:
+        return {_status_of_stopped(shared, path) for path in _PATHS} == {status}
 
-    wait_until(is_answered)
+    def are_answered() -> bool:
+        with stopped(shared.process.pid):
+            return are_all(200)
+
+    wait_until(are_answered)
     with stopped(shared.process.pid):
-        wait_until(lambda: _status_of_stopped(shared, path) == 503)
+        wait_until(lambda: are_all(503))
     wait_until(lambda: shared.health() == 200)
 
 
@@ -94,32 +88,6 @@ def test_every_probe_is_in_the_access_log(shared):
             _ask(client, path)
     for path in _PATHS:
         wait_until(lambda path=path: shared.log.count(f'{address} - "GET {path} HTTP/1.1" 200') == 2)  # type: ignore[misc]
-
-
-def test_a_killed_engine_is_503_at_once_on_every_connection(server):
-    with RawClient(server.port) as client:
-        for _ in range(3):
-            assert _ask(client).status == 200
-        wait_process(server, "engine").kill()
-        server.wait_unready()
-        answer = _ask(client)
-        if answer.status != 200:  # else another engine is ready
-            assert b"restarting" in answer.body
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_the_server_goes_on_without_the_responder(number, server):
-    responder = wait_process(server, "responder")
-    with RawClient(server.port) as client:
-        for _ in range(3):
-            assert _ask(client).status == 200
-        responder.send_signal(number)
-        assert _ask(client).status == 200
-        wait_until(lambda: is_gone(responder.pid))
-        assert _ask(client).status == 200
-        assert server.health() == 200
-    assert "the server answers /health itself" in server.log
-    assert server.terminate() == 0
 
 
 def test_there_is_no_responder_if_answers_depend_on_the_request(tiny_llama):

@@ -1,4 +1,4 @@
-"""The drain of a server, in the test's process; with real servers: `tests/e2e/test_drain.py`."""
+"""The drain of a server, in the test's process; with real servers: `tests/e2e/test_shutdown.py`."""
 
 import asyncio
 import time
