@@ -1,10 +1,15 @@
-"""Launchers that run a command as a container does: as another user, with its own processes or files.
+"""Launchers that run a command as a container does: as another user, with its own processes, files or cgroup.
 
 They need rights that a machine may not give; where they do not work, the functions return None.
 """
 
+import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from base.machine import cgroups
 
 _MAY_READ_ALL = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")
 """Interpreter and model are readable in a container; on this machine they may be in root's home folder."""
@@ -62,3 +67,20 @@ def _works(*command: str) -> bool:
         return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def own_cgroup() -> Iterator[Path | None]:
+    """The folder of a new cgroup, which must be empty at the end; None if none may be made here."""
+    mount = next((mount for mount in cgroups.mounts() if mount.version == 2), None)
+    paths = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
+    parent = mount.folder_of(paths[""]) if mount and "" in paths else None
+    folder = parent / f"vllm-cli-test-{os.getpid()}" if parent else None
+    try:
+        if folder is not None:
+            folder.mkdir()
+    except OSError:
+        folder = None
+    yield folder
+    if folder is not None:
+        folder.rmdir()

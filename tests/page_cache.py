@@ -1,19 +1,22 @@
-"""Assertions on the page cache, from which the kernel may drop any page at any time."""
+"""Assertions on the page cache, whose pages the kernel may drop at any time, and what this process reads."""
 
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+import pytest
 
 from base.machine.page_cache import ResidencyProbe, by_mincore
 
 _ATTEMPTS = 3
 _EVICTED_AFTER_S = 60.0
 _LEAST_SHARE = 0.9
-
 Test = TypeVar("Test", bound=Callable[..., None])
+_IO = Path("/proc/self/io")
 
 
 class PagesLostError(AssertionError):
@@ -64,3 +67,25 @@ def evict(path: Path, offset: int = 0, length: int | None = None) -> None:
     finally:
         os.close(fd)
     assert resident_bytes(path, offset, length) == 0, "the file must be evicted before the test"
+
+
+class BytesRead:
+    """The number of bytes that a block has read; set when the block ends."""
+
+    num_bytes = 0
+
+
+@contextmanager
+def counting_bytes_read() -> Iterator[BytesRead]:
+    """Counts as proc(5) does: what read(2) and similar calls return, from the page cache too."""
+    if not _IO.exists():
+        pytest.skip("this kernel does not count what a process reads")
+    counted = BytesRead()
+    begin = _read_so_far()
+    yield counted
+    counted.num_bytes = _read_so_far() - begin
+
+
+def _read_so_far() -> int:
+    counts = dict(line.split(": ") for line in _IO.read_text().splitlines())
+    return int(counts["rchar"])

@@ -1,10 +1,10 @@
-"""Ends a server that a test started, waits for ends, and reads which signals a process handles by default."""
+"""Ends a server that a test started, waits for ends, stops a process for a while, and reads its signals."""
 
+import os
 import signal
 import subprocess
-import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -64,3 +64,13 @@ def disturbing(status: str, signals: Iterable[signal.Signals]) -> set[signal.Sig
     fields = dict(line.split(":", 1) for line in status.splitlines())
     quiet = int(fields["SigBlk"], 16) | int(fields["SigIgn"], 16)
     return {number for number in signals if not quiet >> (number - 1) & 1}
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """While open, the process is stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)

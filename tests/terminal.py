@@ -1,7 +1,29 @@
-"""Reads what a program writes to a terminal."""
+"""Terminals: reads what a program writes to one; an interactive shell with job control on its own one."""
 
+import fcntl
 import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Final, Self
+
+import psutil
+
+from tests.cli import CLI
+from tests.processes import end_server
+
+_TIMEOUT_S: Final = 240.0
+_ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
+INTERRUPT: Final = "\x03"
+SUSPEND: Final = "\x1a"
+QUIT: Final = "\x1c"
+"""Keys that the terminal turns into signals for its foreground process group."""
 
 
 def read_terminal(descriptor: int) -> str:
@@ -19,3 +41,72 @@ def read_until(descriptor: int, expected: bytes) -> str:
     while not data.endswith(expected):
         data += os.read(descriptor, 1)
     return data.decode()
+
+
+class Shell:
+    """bash; the end of the `with` block closes the terminal and checks for leftovers."""
+
+    def __init__(self, variables: Mapping[str, str], *, num_columns: int = 200) -> None:
+        self._variables = {**os.environ, **variables, "PS1": "$ ", "TERM": "xterm", "HISTFILE": ""}
+        self._num_columns = num_columns
+        self.output = ""
+        """All that was written to the terminal, with escape sequences."""
+        self._num_seen = 0
+        self._family: set[psutil.Process] = set()
+        self.process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        self.terminal_fd, terminal_fd = pty.openpty()
+        fcntl.ioctl(terminal_fd, termios.TIOCSWINSZ, struct.pack("4H", 50, self._num_columns, 0, 0))
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", "bash", "--norc", "--noprofile", "-i"],
+            stdin=terminal_fd, stdout=terminal_fd, stderr=terminal_fd, env=self._variables,
+        )  # fmt: skip
+        os.close(terminal_fd)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close_terminal()
+        left = end_server(self.process, self._family)
+        assert not left, f"left behind: {left}"
+
+    def type(self, text: str) -> None:
+        """Keys; a command ends with a newline."""
+        os.write(self.terminal_fd, text.encode())
+
+    def wait_for(self, pattern: str) -> str:
+        """Waits until the new output matches; returns the match, after which the next search begins."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while not (match := re.compile(pattern).search(self.text, self._num_seen)):
+            assert time.monotonic() < deadline, f"no {pattern!r} in {self.text!r}"
+            if select.select([self.terminal_fd], [], [], 0.1)[0]:
+                self.output += os.read(self.terminal_fd, 65536).decode(errors="replace")
+        self._num_seen = match.end()
+        return match[0]
+
+    def exit_code(self) -> int:
+        """Of the last command, once it has ended."""
+        self.type("echo co''de-$?-\n")
+        return int(self.wait_for(r"code-\d+-").split("-")[1])
+
+    @property
+    def text(self) -> str:
+        """The output without escape sequences."""
+        return _ESCAPES.sub("", self.output)
+
+    def watch(self, pids: list[int]) -> None:
+        """These processes must have ended at the end of the block."""
+        for pid in pids:
+            with suppress(psutil.NoSuchProcess):
+                self._family.add(psutil.Process(pid))
+
+    def close_terminal(self) -> None:
+        """What a user does who closes the window."""
+        if self.terminal_fd >= 0:
+            os.close(self.terminal_fd)
+            self.terminal_fd = -1
+
+
+def serve_command(*words: str) -> str:
+    """`vllm-cli serve` for a shell."""
+    return " ".join([*CLI, "serve", "--host", "127.0.0.1", *words])

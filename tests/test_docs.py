@@ -1,4 +1,4 @@
-"""The rules of the documentation: lengths of lines and table cells, links, one value for each figure."""
+"""The rules of the documentation: lengths of lines, links, figures; the generated pages are up to date."""
 
 import re
 import subprocess
@@ -6,9 +6,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from base.security.open_paths import OPEN_PATHS, STATUS_PATHS
-from tests.generated_docs import MAX_CHARS
+from tests.generated_docs import DOCS, MAX_CHARS, walk_commands
+from tests.generated_docs import PAGES as GENERATED
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -92,3 +94,36 @@ def test_modules_that_a_page_names_exist(page):
     """`startup/session.py` is that file, `session.py` any of that name, with the end of its path."""
     named = re.findall(r"`([\w/]+\.py)`", page.read_text())
     assert [name for name in named if not any(module.endswith(f"/{name}") for module in _MODULES)] == []
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_generated_page_is_up_to_date(name):
+    assert (DOCS / name).read_text(encoding="utf-8") == GENERATED[name](), "stale: run `make docs`"
+
+
+def _documented(words: str) -> str:
+    """What docs/cli.md says about a command: its section, and the rows of other tables that name it."""
+    page = (DOCS / "cli.md").read_text(encoding="utf-8")
+    group, _, member = words.partition(" ")
+    section = next((part for part in page.split("\n## ") if part.startswith(f"vllm-cli {group} ")), page)
+    if not member and section is not page:
+        return section
+    name = member or group
+    return "\n".join(line for line in section.splitlines() if re.match(rf"\| [^|]*`{name}[` ]", line))
+
+
+@pytest.mark.parametrize(("words", "command"), [pytest.param(*each, id=each[0]) for each in walk_commands()])
+def test_the_page_of_commands_has_every_option_that_help_shows(words, command):
+    if words == "serve":
+        pytest.skip("its flags are in docs/flags.md")
+    shown = CliRunner().invoke(command, ["--help"], terminal_width=200).output
+    options = set(re.findall(r"^ +(?:-\w, )?(--[a-z-]+)", shown, re.MULTILINE)) - {"--help"}
+    documented = _documented(words)
+    assert [option for option in sorted(options) if option not in documented] == []
+
+
+def test_the_pages_do_not_depend_on_the_environment(monkeypatch):
+    before = {name: build() for name, build in GENERATED.items()}
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "VLLM_API_KEY", "NO_COLOR", "COLUMNS"):
+        monkeypatch.setenv(name, "/elsewhere")
+    assert {name: build() for name, build in GENERATED.items()} == before

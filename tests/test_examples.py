@@ -1,14 +1,21 @@
-"""The commands in the README, in docs/ and in the help have flags and arguments that the program accepts."""
+"""The commands in the README, in docs/ and in the help are accepted; those of docs/first-steps.md are run."""
 
+import os
 import re
 import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import groupby
+from pathlib import Path
 
 import click
 import pytest
 
-from tests.command_tree import walk_commands
+from tests.generated_docs import walk_commands
+from tests.ports import free_port
 from tests.test_docs import PAGES, README
 from vllm_cli.commands.bench import bench
 from vllm_cli.flags.arguments import Arguments
@@ -19,6 +26,10 @@ _LEFT_OUT = re.compile(r"(^|\s)#.*$|^.*….*$", re.MULTILINE)
 """Comments, and lines with an ellipsis, which are no whole commands."""
 _SEPARATORS = "|&;<>()\n"
 _PROGRAM = "vllm-cli"
+_ROOT = Path(__file__).parents[1]
+_PAGE = _ROOT / "docs" / "first-steps.md"
+_STOP = "vllm-cli stop 8000\n"
+_LIMIT_S = 300
 
 
 def commands(page: str) -> Iterator[list[str]]:
@@ -104,3 +115,42 @@ def _find_command(words: list[str]) -> tuple[click.Command, list[str]]:
         command, words = command.get_command(click.Context(command), words[0]), words[1:]
     assert command is not None, "no such command"
     return command, words
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("title", ["Serve a model and chat with it", "Start in a fraction of a second"])
+def test_the_commands_of_a_section_work(title, tmp_path):
+    request = _block(_ROOT / "README.md", "Use")
+    commands = _block(_PAGE, title).replace(_STOP, request + _STOP)
+    port = free_port()
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    shell = subprocess.Popen(
+        ["bash", "-euxo", "pipefail", "-c", commands.replace("8000", str(port)) + "wait\n"],
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "XDG_RUNTIME_DIR": str(runtime),
+            "VCLI_ENGINE": "embedded",
+            "VCLI_STANDBY": "auto",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        answers, log = shell.communicate(timeout=_LIMIT_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGTERM)
+    assert shell.returncode == 0, answers + log
+    assert answers.count("The capital of France is Paris.") == commands.count("What is the capital of France?") > 0
+    assert ("warm start: forked from the standby" in log) == ("standby" in commands)
+
+
+def _block(page: Path, title: str) -> str:
+    """The only shell block of a section."""
+    section = page.read_text(encoding="utf-8").partition(f"## {title}\n")[2].partition("\n## ")[0]
+    [commands] = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return commands

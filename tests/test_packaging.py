@@ -1,18 +1,71 @@
-"""The wheel's contents, and what works with the base dependencies alone."""
+"""The wheel's contents, and what works with the base dependencies alone, or beside modules of our names."""
 
+import subprocess
+import sys
+import sysconfig
 import tomllib
+from collections.abc import Iterable, Iterator
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from setuptools import find_packages
 
 from startup.engine.installed import MODULES
-from tests.base_environment import BaseEnvironment
+from tests.e2e.server_process import ServerProcess
 from vllm_cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 _EXTRA = "pip install '.[embedded]'"
+_NAMES = ("server", "startup", "envs")
+
+
+class BaseEnvironment:
+    """A virtual environment whose site-packages links to the base dependencies and to this checkout."""
+
+    def __init__(self, folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
+        self.python = folder / "bin" / "python"
+        self.site_packages = site_packages = Path(
+            sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+        )
+        for path in _top_level_paths(_closure(_base_requirements())):
+            (site_packages / path.name).symlink_to(path)
+        for name in ("vllm_cli", "startup", "server", "base", "envs"):
+            (site_packages / name).symlink_to(ROOT / name)
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`vllm-cli` with these words."""
+        command = [self.python, "-P", "-m", "vllm_cli", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+def _base_requirements() -> list[str]:
+    """As pyproject.toml has them now; the installed metadata may be older."""
+    requirements: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return requirements
+
+
+def _closure(requirements: Iterable[str]) -> dict[str, Distribution]:
+    """The distributions that these requirements bring, by name; extras of dependencies are left out."""
+    found: dict[str, Distribution] = {}
+    waiting = list(requirements)
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        name = canonicalize_name(requirement.name)
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found[name] = distribution(requirement.name)
+        waiting += found[name].requires or ()
+    return found
+
+
+def _top_level_paths(distributions: dict[str, Distribution]) -> Iterator[Path]:
+    for found in distributions.values():
+        tops = {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}
+        yield from (Path(str(found.locate_file(top))) for top in tops)
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +153,44 @@ def test_another_distribution_with_a_package_of_our_name_is_reported_in_one_line
     assert done.returncode == 0
     [line] = done.stderr.splitlines()
     assert line.startswith("Warning: the unrelated distribution vllm-cli 0.2.5 has installed a package vllm_cli")
+
+
+@pytest.fixture
+def decoys(tmp_path: Path) -> Path:
+    """A folder with modules of our names, each of which leaves a file when it is imported."""
+    folder = tmp_path / "decoys"
+    folder.mkdir()
+    for name in _NAMES:
+        (folder / f"{name}.py").write_text(f"open({str(folder / name)!r}, 'w').close()\nraise SystemExit('{name}')\n")
+    return folder
+
+
+def _imported(folder: Path) -> list[str]:
+    return [name for name in _NAMES if (folder / name).exists()]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[str(Path(sys.executable).with_name("vllm-cli"))], [sys.executable, "-m", "vllm_cli"]],
+    ids=["script", "module"],
+)
+def test_the_command_line_imports_none_of_a_users_modules(command, decoys):
+    done = subprocess.run(
+        [*command, "serve", "--help"],
+        env={"PYTHONPATH": "."},
+        cwd=decoys,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert (done.returncode, _imported(decoys)) == (0, []), done.stderr
+    assert "Serve MODEL" in done.stdout
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+def test_the_processes_of_a_server_import_none_of_a_users_modules(method, decoys, tiny_llama, monkeypatch):
+    monkeypatch.chdir(decoys)
+    environment = {"PYTHONPATH": ".", "VLLM_WORKER_MULTIPROC_METHOD": method}
+    with ServerProcess([str(tiny_llama)], environment=environment):
+        assert _imported(decoys) == []

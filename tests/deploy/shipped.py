@@ -1,24 +1,54 @@
 """What the shipped files and the documentation start: words, variables and files, read from them."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import yaml
 
-from tests.command_tree import walk_commands
-from tests.deploy.dockerfile import ROOT, last, read_stages
+from tests.generated_docs import walk_commands
 from tests.test_docs import PAGES, README
 
+ROOT = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"
 SECRETS: Final = {"api-key": "key-of-a-secret", "hf-token": "hf_of_a_secret"}
 _OF_THE_CONTROLLER: Final = {"LWS_WORKER_INDEX": "1", "LWS_LEADER_ADDRESS": "vllm-0.vllm.default"}
 _TEMPLATES: Final = {"template": "", "leaderTemplate": " leader", "workerTemplate": " worker"}
 _BLOCK: Final = re.compile(r"^```(sh|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _RUN_OF_IMAGE: Final = re.compile(r"^docker run (?!.*--entrypoint).*? vllm-cli(?= |$)", re.MULTILINE)
+
+
+class Instruction(NamedTuple):
+    name: str
+    value: str
+
+    @property
+    def words(self) -> list[str]:
+        """The words of the exec form, or those between spaces."""
+        if self.value.startswith("["):
+            return [str(word) for word in json.loads(self.value)]
+        return self.value.split()
+
+
+def read_stages(path: Path = ROOT / "Dockerfile") -> list[list[Instruction]]:
+    """The instructions of each stage, without those before the first FROM."""
+    text = re.sub(r"^\s*#.*\n", "", path.read_text(), flags=re.MULTILINE)
+    stages: list[list[Instruction]] = []
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        name, _, value = line.strip().partition(" ")
+        if name == "FROM":
+            stages.append([])
+        if name and stages:
+            stages[-1].append(Instruction(name, value.strip()))
+    return stages
+
+
+def last(stage: list[Instruction], name: str) -> Instruction:
+    return [instruction for instruction in stage if instruction.name == name][-1]
 
 
 @dataclass(frozen=True)

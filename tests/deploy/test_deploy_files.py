@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from base.server_settings import LifecycleConfig
-from tests.deploy.dockerfile import ROOT, last, read_stages
-from vllm_cli.commands.probes import ProbeTarget, build_probes
+from tests.deploy.shipped import ROOT, last, read_stages
+from vllm_cli.commands.probes import ProbeTarget, StartTimes, build_probes
 from vllm_cli.commands.standby import standby
 from vllm_cli.commands.wait import wait
 
@@ -26,6 +26,9 @@ SERVICE = ROOT / "deploy" / "systemd" / "vllm-cli.service"
 FILES = (ROOT / "Dockerfile", ROOT / "compose.yaml", ROOT / ".dockerignore", *(ROOT / "deploy").rglob("*.*"))
 STANDBY = ROOT / "deploy" / "systemd" / "vllm-cli-standby.service"
 DRAIN_S = LifecycleConfig().shutdown_timeout_s
+MODELS = ROOT / "deploy" / "models.yaml"
+MODELS_POD = ROOT / "deploy" / "kubernetes" / "many-models.yaml"
+_PAGE = ROOT / "docs" / "many-models.md"
 
 
 def _manifest(kind: str) -> dict[str, Any]:
@@ -168,3 +171,24 @@ def test_the_unit_grants_no_more_than_the_server_needs():
     assert service["DynamicUser"] == service["NoNewPrivileges"] == "yes"
     assert service["ProtectSystem"] == "strict"
     assert service["CapabilityBoundingSet"] == ""
+
+
+def test_the_first_line_names_the_schema():
+    of_page = _PAGE.read_text().partition("```yaml\n")[2]
+    for file, text in ((MODELS, MODELS.read_text()), (_PAGE, of_page)):
+        schema = text.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
+        assert (file.parent / schema).resolve() == ROOT / "startup" / "router" / "models.schema.json"
+
+
+def test_the_pod_has_the_printed_probes_its_volumes_and_a_service():
+    documents = {document["kind"]: document for document in yaml.safe_load_all(MODELS_POD.read_text())}
+    pod = documents["Deployment"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+    printed = build_probes(ProbeTarget(), StartTimes(seconds=[], factor=4))
+    assert {name: probe for name, probe in container.items() if name.endswith("Probe")} == printed
+    selector = documents["Deployment"]["spec"]["selector"]["matchLabels"]
+    assert documents["Service"]["spec"]["selector"] == selector
+    claim = volumes["cache"]["persistentVolumeClaim"]["claimName"]
+    assert claim == documents["PersistentVolumeClaim"]["metadata"]["name"]

@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from tests.containers import as_user, on_read_only_root
-from tests.deploy.dockerfile import ROOT, Instruction, read_stages
-from tests.deploy.shipped import STARTS
+from tests.deploy.shipped import ROOT, STARTS, Instruction, read_stages
 from tests.deploy.test_deploy_files import MANIFEST
 from tests.ports import free_port
 

@@ -12,8 +12,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from startup.serve_words import ServeWords
 from startup.vllm.command_line import CommandLine
-from tests.deploy.dockerfile import ROOT
-from tests.deploy.shipped import STARTS
+from tests.deploy.shipped import ROOT, STARTS
 from vllm_cli.flags.engine_choice import choose_engine
 
 FOLDER = ROOT / "deploy" / "kubernetes"

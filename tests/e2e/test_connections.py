@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.raw_client import RawClient, request_bytes
+from tests.e2e.clients import RawClient, request_bytes
 from tests.e2e.server_process import ServerProcess
 from tests.waiting import wait_until
 
@@ -181,7 +181,7 @@ def test_a_client_that_ends_within_its_body_leaves_nothing_behind(server, size, 
     ids=repr,
 )
 def test_invalid_http_is_a_400_in_the_api_s_error_format(server, data):
-    """More of it is in `test_hostile_requests.py`."""
+    """More of it is in `test_hostile.py`."""
     with RawClient(server.port) as client:
         answer = client.send(data).read()
         assert (answer.status, answer.error["type"]) == (400, "Bad Request")

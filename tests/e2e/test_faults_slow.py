@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.load_clients import LoadClients
+from tests.e2e.clients import LoadClients
 from tests.e2e.process_tree import Role, find_process
 from tests.processes import assert_gone
 from tests.waiting import wait_until

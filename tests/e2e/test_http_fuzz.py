@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.fuzz_client import FuzzCounts, send_all
+from tests.e2e.clients import RawClient
 from tests.e2e.process_tree import wait_process
-from tests.e2e.raw_client import RawClient
-from tests.e2e.request_fuzzer import MODEL, RequestFuzzer
+from tests.e2e.request_fuzzer import MODEL, FuzzCounts, RequestFuzzer, send_all
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files

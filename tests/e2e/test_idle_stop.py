@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from tests.cli import run_cli
+from tests.e2e.clients import RawClient
 from tests.e2e.process_tree import find_process
-from tests.e2e.raw_client import RawClient
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.processes import assert_gone

@@ -15,9 +15,9 @@ import pytest
 
 from envs.registry import START_METHODS
 from tests.cli import run_cli
+from tests.e2e.clients import StreamReader
 from tests.e2e.process_tree import Role, find_process, wait_process
 from tests.e2e.stop_point import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_FORKS, StopPoint, stop_environment
-from tests.e2e.stream_reader import StreamReader
 from tests.http_answer import ask
 from tests.processes import GONE_S, assert_gone
 from tests.waiting import wait_until

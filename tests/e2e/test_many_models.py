@@ -12,7 +12,7 @@ import psutil
 import pytest
 from openai import NotFoundError, OpenAI
 
-from tests.e2e.test_tools import CALL, QUESTION, WEATHER
+from tests.e2e.test_tools_and_reasoning import CALL, QUESTION, WEATHER
 from tests.http_answer import ask
 from tests.startup.router.router_process import RouterProcess, embedded, foreign
 from tests.waiting import wait_until

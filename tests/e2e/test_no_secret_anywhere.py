@@ -3,18 +3,20 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from io import RawIOBase
 from pathlib import Path
+from typing import Self
 from uuid import uuid4
 
 import click
 import pytest
 
 from tests.cli import CLI, run_cli
-from tests.command_tree import walk_commands
-from tests.e2e.secret_watch import SecretWatch
 from tests.e2e.server_process import ServerProcess
+from tests.generated_docs import walk_commands
 from tests.http_answer import ask
 from tests.standby_process import StandbyProcess
 from tests.startup.vllm.fake_start import FakeStart, short_folder
@@ -22,6 +24,8 @@ from tests.startup.vllm.fake_start import environment as fake_environment
 from tests.waiting import wait_until
 from vllm_cli.main import COMMANDS
 
+_INTERVAL_S = 0.005
+_SMALL_BYTES = 1 << 20
 MARK = f"s3same{uuid4().hex}"
 KEYS = [f"{MARK}-1", f"{MARK}-2"]
 SECRETS = ["--api-key", *KEYS, f"--hf-token={MARK}-3"]
@@ -38,7 +42,6 @@ SERVE = shlex.join([*CLI, "serve"])
 BENCH = "--json out.json --rounds 1"
 LOAD = f"{BENCH} --concurrency 1 --requests 1 --max-tokens 2"
 EMBEDDED = "--engine embedded --max-model-len 256"
-
 RUNS: dict[str, list[str]] = {
     "serve": [
         "nowhere SECRETS --port 0",
@@ -83,11 +86,72 @@ RUNS: dict[str, list[str]] = {
     "collect-env": ["", "--json"],
 }
 """The command lines of each command. URL is a server that wants a key, LOGIN its address with a login."""
-
 EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "complete": {0, 1}, "wait": {0, 1}, "load": {1}, "unload": {1},
               "stop": {1, 2}, "standby": {2}, "standby status": {1}, "standby stop": {1}, "timeline": {0, 2},
               "preload check": {0, 2}, "explain": {0, 1}, "prefetch": {0, 3}, "bake": {0},
               "bench serve": {0, 1, 3}}  # fmt: skip
+
+
+class SecretWatch:
+    """Watches during its `with` block.
+
+    A process may show words that the user has typed until it has masked them, which is before it starts
+    another process. No process may show any other word with the mark.
+    """
+
+    def __init__(self, mark: str, temporary: Path) -> None:
+        """`temporary`: a folder whose files are searched all the time, because some are removed."""
+        self._mark = mark.encode()
+        self._temporary = temporary
+        self._typed: list[list[bytes]] = []
+        self._found: set[str] = set()
+        self._has_ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="secret-watch")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._has_ended.set()
+        self._thread.join()
+
+    def allow(self, words: Sequence[str]) -> None:
+        """A command that the user types."""
+        self._typed.append([word.encode() for word in words])
+
+    def check(self, *folders: Path) -> None:
+        """Fails if the mark was found, or is in a file of the folders."""
+        self._found.update(str(path) for folder in folders for path in self._files_with_mark(folder))
+        assert not self._found, self._found
+
+    def _run(self) -> None:
+        while not self._has_ended.wait(_INTERVAL_S):
+            for process in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    self._look_at(process)
+            self._found.update(map(str, self._files_with_mark(self._temporary, _SMALL_BYTES)))
+
+    def _look_at(self, process: Path) -> None:
+        if self._mark not in (process / "cmdline").read_bytes():
+            return
+        has_children = any((task / "children").read_bytes() for task in (process / "task").iterdir())
+        words = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        if self._mark in b"\0".join(words) and (has_children or not self._is_typed(words)):
+            self._found.add(b" ".join(words).decode(errors="replace"))
+
+    def _is_typed(self, words: list[bytes]) -> bool:
+        return any(
+            words[begin : begin + len(typed)] == typed
+            for typed in self._typed
+            for begin in range(len(words) - len(typed) + 1)
+        )
+
+    def _files_with_mark(self, folder: Path, most_bytes: float = float("inf")) -> Iterator[Path]:
+        for path in folder.rglob("*"):
+            with suppress(OSError):
+                if path.is_file() and path.stat().st_size <= most_bytes and self._mark in path.read_bytes():
+                    yield path
 
 
 @pytest.mark.smoke

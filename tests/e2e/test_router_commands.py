@@ -1,4 +1,4 @@
-"""`ps`, `load`, `unload`, `wait`, `chat` and `stop`, and the status page, with a server of two models."""
+"""`ps`, `load`, `unload`, `wait`, `chat` and `stop` with a server of two models."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tests.cli import run_cli
-from tests.e2e.browser import EXECUTABLE, Browser
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.waiting import is_gone, wait_until
@@ -99,21 +98,3 @@ def test_stop_ends_the_router_with_its_models(words):
         assert done.returncode == 0, done.stderr
         assert router.process.wait(30) == 0
         wait_until(lambda: all(map(is_gone, entry["pids"])))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(EXECUTABLE is None, reason="there is no chromium")
-async def test_the_status_page_loads_and_unloads(router):
-    state = "document.querySelector('#models tbody tr .state')?.textContent"
-    button = "document.querySelector('#models button')"
-    async with Browser() as browser:
-        await browser.open(f"{router.url}/")
-        await browser.wait_for(f"{state} === 'stopped'")
-        await browser.evaluate(f"{button}.click()")
-        await browser.wait_for(f"{state} === 'ready'")
-        await browser.wait_for("document.querySelectorAll('#starts svg rect').length > 0")
-        assert ask(f"{router.url}/readyz?model=alpha").status == 200
-        await browser.wait_for(f"{button}.textContent === 'unload' && !{button}.disabled")
-        await browser.evaluate(f"{button}.click()")
-        await browser.wait_for(f"{state} === 'stopped'")
-        assert browser.errors == []

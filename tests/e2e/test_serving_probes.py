@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.e2e.clients import RawAnswer, RawClient
 from tests.e2e.process_tree import find_process
-from tests.e2e.raw_client import RawAnswer, RawClient
 from tests.e2e.server_process import ServerProcess
-from tests.stopped import stopped
+from tests.processes import stopped
 from tests.waiting import wait_until
 
 _PATHS = ("/health", "/ping", "/readyz", "/livez")

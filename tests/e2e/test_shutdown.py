@@ -11,9 +11,9 @@ import pytest
 
 from envs.registry import START_METHODS
 from tests.cli import run_cli
+from tests.e2e.clients import StreamReader
 from tests.e2e.process_tree import wait_process
 from tests.e2e.stop_point import ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
-from tests.e2e.stream_reader import StreamReader
 from tests.processes import GONE_S, assert_gone
 from tests.startup.vllm.fake_start import short_folder
 from tests.waiting import wait_until

@@ -1,15 +1,167 @@
-"""The status page in a real browser: its script runs and shows the server's state."""
+"""The status page in Debian's Chromium, headless and controlled by the DevTools protocol: its script runs.
 
+The pages of many models show data that the test writes, or those of a router.
+"""
+
+import asyncio
+import base64
+import itertools
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
 import pytest
 
-from tests.e2e.browser import EXECUTABLE, Browser
+from base.status_page.page import DATA_PATH, read_page
+from tests.e2e.server_process import ServerProcess
+from tests.http_answer import ask
+from tests.http_server import LocalServer, QuietHandler, serving
 from tests.waiting import wait_until
 
+PATIENT_S = 120.0
+EXECUTABLE = shutil.which("chromium")
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(EXECUTABLE is None, reason="there is no chromium")]
-
 _CARDS = (
     "Object.fromEntries([...document.querySelectorAll('.card')].map(c => [c.children[0].textContent, c.textContent]))"
 )
+_MARKUP = "<img src=x onerror=document.title='hacked'>\"'&amp;"
+_NOW_S = 1_790_000_000.0
+_MODEL = {
+    "aliases": [], "engine": "embedded", "status": "stopped", "since": _NOW_S - 70, "for_s": 70.0, "memory_bytes": None,
+    "size_bytes": 1 << 28, "num_running": 0, "num_waiting": 0, "num_starts": 0, "last_start_s": None, "reason": None,
+    "pinned": False, "pid": None, "progress": None,
+}  # fmt: skip
+_STATUS: dict[str, Any] = {
+    "status": "ready",
+    "version": "1.2.3",
+    "time_s": _NOW_S,
+    "router": {
+        "uptime_s": 3700.0, "memory_bytes": 40 << 20, "standby_bytes": 360 << 20, "memory_budget_bytes": 8 << 30,
+        "needed_bytes": 1 << 30, "max_running": None, "needs_key": False,
+    },
+    "models": [
+        _MODEL | {"id": "org/qwen", "aliases": ["chat"], "status": "ready", "memory_bytes": 1 << 30, "num_running": 2,
+                  "num_waiting": 1, "num_starts": 3, "last_start_s": 0.42, "pinned": True, "pid": 7},
+        _MODEL | {"id": "smol", "status": "starting", "num_waiting": 4,
+                  "progress": {"phase": "load_weights", "fraction": 0.42, "remaining_s": 1.3}},
+        _MODEL | {"id": _MARKUP, "status": "failed", "reason": f"exit code 3 {_MARKUP}", "aliases": [_MARKUP]},
+    ],
+    "starts": [
+        {"model": "org/qwen", "begin_s": _NOW_S - 50, "took_s": 0.42, "outcome": "ready"},
+        {"model": _MARKUP, "begin_s": _NOW_S - 20, "took_s": 1.5, "outcome": "failed"},
+        {"model": "smol", "begin_s": _NOW_S - 1, "took_s": None, "outcome": "starting"},
+    ],
+}  # fmt: skip
+_ROWS = "[...document.querySelectorAll('#models tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+_BUTTONS = (
+    "[...document.querySelectorAll('#models button')].filter(b => !b.hidden).map(b => b.getAttribute('aria-label'))"
+)
+
+
+class Browser:
+    """One browser window; leaving the `async with` block ends the browser."""
+
+    def __init__(self, *, width: int = 1080, height: int = 1000) -> None:
+        self._size = f"--window-size={width},{height}"
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self.errors: list[str] = []
+        """Errors of scripts, violations of the content security policy and failed requests."""
+
+    async def __aenter__(self) -> Self:
+        assert EXECUTABLE is not None
+        self._process = subprocess.Popen(
+            [EXECUTABLE, *_FLAGS, self._size, f"--user-data-dir={self._folder.name}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._session = aiohttp.ClientSession()
+        self._socket = await self._session.ws_connect(await self._find_page(), max_msg_size=0)
+        self._reading = asyncio.create_task(self._read())
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await self._call(f"{domain}.enable")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        await self._session.close()
+        self._process.terminate()
+        self._process.wait(PATIENT_S)
+        self._folder.cleanup()
+
+    async def open(self, url: str) -> None:
+        """Opens the page without waiting for its scripts."""
+        await self._call("Page.navigate", url=url)
+
+    async def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        answer = await self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        return answer["result"].get("value")
+
+    async def wait_for(self, expression: str) -> None:
+        """Waits until the JavaScript expression is true."""
+        async with asyncio.timeout(PATIENT_S):
+            while not await self.evaluate(expression):
+                await asyncio.sleep(0.05)
+
+    async def take_screenshot(self, path: Path) -> None:
+        """Writes the window as a PNG file."""
+        answer = await self._call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(answer["data"]))
+
+    async def _find_page(self) -> str:
+        file = Path(self._folder.name) / "DevToolsActivePort"
+        async with asyncio.timeout(PATIENT_S):
+            while not file.exists() or not file.read_text().strip():
+                assert self._process.poll() is None, "the browser ended"
+                await asyncio.sleep(0.05)
+            port = file.read_text().split()[0]
+            while True:
+                async with self._session.get(f"http://127.0.0.1:{port}/json/list") as response:
+                    pages = [page for page in await response.json(content_type=None) if page["type"] == "page"]
+                if pages:
+                    return str(pages[0]["webSocketDebuggerUrl"])
+                await asyncio.sleep(0.05)
+
+    async def _call(self, method: str, **params: Any) -> Any:
+        number = next(self._ids)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        await self._socket.send_json({"id": number, "method": method, "params": params})
+        async with asyncio.timeout(PATIENT_S):
+            return await answer
+
+    async def _read(self) -> None:
+        async for frame in self._socket:
+            message = json.loads(frame.data)
+            if "id" in message:
+                answer = self._answers.pop(message["id"])
+                if not answer.done():
+                    answer.set_result(message.get("result", {}))
+            elif message["method"] == "Log.entryAdded":
+                self.errors.append(message["params"]["entry"]["text"])
+            elif message["method"] == "Runtime.exceptionThrown":
+                self.errors.append(str(message["params"]["exceptionDetails"]))
 
 
 async def test_the_page_shows_state_start_and_figures(start_server, tmp_path):
@@ -46,4 +198,100 @@ async def test_the_page_shows_a_stopped_model_and_its_next_start(start_tiny_serv
                 client.completions.create(model="smol", prompt="a", max_tokens=2)
             await browser.wait_for("document.querySelector('#models').hidden")  # the page of its server
             await browser.wait_for("document.querySelector('#state').textContent === 'stopped'")
+            assert browser.errors == []
+
+
+class _Router(LocalServer):
+    def __init__(self) -> None:
+        super().__init__(_Handler)
+        self.status = deepcopy(_STATUS)
+        self.posts: list[str] = []
+
+
+class _Handler(QuietHandler):
+    server: _Router
+
+    def do_GET(self) -> None:
+        page = read_page()
+        if self.path == DATA_PATH:
+            self.answer(200, json.dumps(self.server.status).encode())
+        else:
+            self.answer(200, page.body, {"Content-Type": "text/html; charset=utf-8", **dict(page.headers)})
+
+    def do_POST(self) -> None:
+        self.server.posts.append(self.path)
+        time.sleep(0.5)  # the page is drawn again meanwhile
+        if "qwen" in self.path:
+            self.server.status["models"][0]["status"] = "stopped"
+            self.answer(200, {"status": "stopped"})
+        else:
+            self.answer(503, {"error": {"message": f"no room {_MARKUP}"}})
+
+
+@pytest.fixture
+def router() -> Iterator[_Router]:
+    with serving(_Router()) as server:
+        yield server
+
+
+async def test_each_model_has_a_row_and_each_start_a_line(router, tmp_path):
+    async with Browser() as browser:
+        await browser.open(router.url)
+        await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
+        qwen, smol, failed = await browser.evaluate(_ROWS)
+        assert qwen[:2] == ["org/qwenchat · pinned · embedded", "ready"]
+        assert qwen[2:8] == ["1 min 10 s", "1.00 GiB", "2", "1", "3", "420 ms"]
+        assert smol[1] == "startingload weights, 1.3 s left"
+        assert smol[4:8] == ["0", "4", "0", "–"]
+        assert failed[0].startswith(f"{_MARKUP}{_MARKUP} · embeddedexit code 3 {_MARKUP}")
+        assert await browser.evaluate("document.querySelectorAll('#starts svg rect').length") == 2
+        assert await browser.evaluate("document.querySelector('h1').textContent") == "3 models"
+        assert await browser.evaluate("document.querySelector('#start').hidden")
+        assert await browser.evaluate("document.querySelectorAll('img').length") == 0
+        assert await browser.evaluate("document.title") == "1 of 3 ready – vllm-cli"
+        assert browser.errors == []
+        await browser.take_screenshot(tmp_path / "models.png")
+
+
+async def test_buttons_load_and_unload_and_show_why_not(router):
+    async with Browser() as browser:
+        await browser.open(router.url)
+        await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
+        assert await browser.evaluate(_BUTTONS) == ["unload org/qwen", "unload smol", f"load {_MARKUP}"]
+        await browser.evaluate("document.querySelectorAll('#models button')[0].click()")
+        await browser.wait_for("document.querySelectorAll('#models button')[0].disabled")
+        await browser.wait_for("document.querySelector('#outcome').textContent === 'org/qwen: stopped'")
+        await browser.wait_for(f"({_BUTTONS})[0] === 'load org/qwen'")
+        await browser.evaluate("document.querySelectorAll('#models button')[2].click()")
+        await browser.wait_for("document.querySelector('#outcome').textContent.includes('no room')")
+        assert router.posts[0] == "/v1/models/org/qwen/unload"
+        assert "/load" in router.posts[1]
+        assert await browser.evaluate("document.querySelectorAll('img').length") == 0
+
+
+async def test_buttons_are_hidden_where_a_key_is_needed(router):
+    router.status["router"]["needs_key"] = True
+    async with Browser() as browser:
+        await browser.open(router.url)
+        await browser.wait_for("document.querySelectorAll('#models tbody tr').length === 3")
+        assert await browser.evaluate(_BUTTONS) == []
+
+
+async def test_the_status_page_of_a_router_loads_and_unloads(tiny_llama, tmp_path):
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"models": {"alpha": {"model": str(tiny_llama)}}}))
+    words = ["--models", str(file), "--engine", "embedded", "--max-model-len", "256", "--idle-warm", "off"]
+    with ServerProcess(words) as router:
+        state = "document.querySelector('#models tbody tr .state')?.textContent"
+        button = "document.querySelector('#models button')"
+        async with Browser() as browser:
+            await browser.open(f"{router.url}/")
+            await browser.wait_for(f"{state} === 'stopped'")
+            await browser.evaluate(f"{button}.click()")
+            await browser.wait_for(f"{state} === 'ready'")
+            await browser.wait_for("document.querySelectorAll('#starts svg rect').length > 0")
+            assert ask(f"{router.url}/readyz?model=alpha").status == 200
+            await browser.wait_for(f"{button}.textContent === 'unload' && !{button}.disabled")
+            await browser.evaluate(f"{button}.click()")
+            await browser.wait_for(f"{state} === 'stopped'")
             assert browser.errors == []

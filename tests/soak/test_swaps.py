@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from envs.registry import env
-from tests.e2e.raw_client import RawClient
+from tests.e2e.clients import RawClient
 from tests.http_answer import ask
 from tests.llamas import save_tiny_llama
 from tests.soak.held import Held, find_growth, measure, settle

@@ -1,26 +1,62 @@
 """The wall clock jumps by days in both directions: durations and time-outs use a monotonic clock."""
 
 import json
+import mmap
+import os
 import re
-from collections.abc import Iterator
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Self
 
 import pytest
 
 from tests.cli import run_cli, run_python
-from tests.e2e.chaos.jumping_clock import JumpingClock
-from tests.e2e.load_clients import LoadClients
+from tests.e2e.clients import LoadClients, StreamReader
 from tests.e2e.server_process import ServerProcess
-from tests.e2e.stream_reader import StreamReader
 from tests.http_answer import ask
 from tests.processes import assert_gone
 from tests.waiting import wait_until
 
+_SOURCE = Path(__file__).with_name("jumping_clock.c")
 _DAY_S = 86400
 _FORWARD_S = 3 * _DAY_S
 _BACK_S = -400 * _DAY_S
 _HOUR_S = 3600
 _GONE_S = 120.0
+
+
+class JumpingClock:
+    """A process that gets `environment`, and every process that it starts, uses this clock."""
+
+    def __init__(self, folder: Path) -> None:
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            pytest.skip("no C compiler is installed")
+        self._library = folder / "jumping_clock.so"
+        self._shift = folder / "shift"
+        self._shift.write_bytes(struct.pack("q", 0))
+        subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", self._library, _SOURCE], check=True)
+
+    def __enter__(self) -> Self:
+        with self._shift.open("r+b") as file:
+            self._mapped = mmap.mmap(file.fileno(), 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._mapped.close()
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables of a process that uses this clock."""
+        preloaded = " ".join([str(self._library), *os.environ.get("LD_PRELOAD", "").split()])
+        return {"LD_PRELOAD": preloaded, "JUMPING_CLOCK": str(self._shift)}
+
+    def set(self, seconds: int) -> None:
+        """Sets the clock ahead of the real one by this many seconds, or behind it if negative."""
+        self._mapped[:] = struct.pack("q", seconds)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A full disk: the server serves, reports the files that it cannot keep, and loses no result."""
+"""A full disk, or /dev/shm without room: the server serves, reports lost files, and loses no result."""
 
 import json
 import os
@@ -22,6 +22,7 @@ _NUM_REQUESTS = 40
 _APPEND_LOG = ("sh", "-c", 'exec "$@" >>"$0" 2>&1')
 """Takes the name of the log file, then the command."""
 _FULL_SCREEN = ("sh", "-c", 'exec "$@" >/dev/full 2>/dev/full', "sh")
+_SHM = Path("/dev/shm")
 
 
 @pytest.fixture
@@ -175,3 +176,19 @@ def test_start_uses_another_folder_if_those_for_temporary_files_are_full(model_p
         assert "no temporary file can be created in" in server.log
         assert "using /dev/shm; mount a tmpfs on /tmp, or set TMPDIR" in server.log
         assert server.complete(max_tokens=4) == 200
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["forkserver", pytest.param("spawn", marks=pytest.mark.slow), pytest.param("fork", marks=pytest.mark.slow)],
+)
+def test_server_starts_and_serves_without_shared_memory(model_path, method):
+    with SmallDisk(_SHM, 4096, num_files=1) as disk:
+        disk.fill()
+        environment = {"VLLM_WORKER_MULTIPROC_METHOD": method}
+        with ServerProcess([str(model_path)], launcher=disk.launcher, environment=environment) as server:
+            assert server.complete(max_tokens=4) == 200
+            assert "/dev/shm has 0 bytes free" in server.log
+            assert server.terminate() == 0
+            assert "Traceback" not in server.log
+        assert [path.name for path in disk.path_inside(_SHM).iterdir()] == ["ballast"]

@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.e2e.clients import StreamReader
 from tests.e2e.process_tree import Role, wait_process
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
-from tests.e2e.stream_reader import StreamReader
 from tests.processes import assert_gone
 from tests.waiting import wait_until
 

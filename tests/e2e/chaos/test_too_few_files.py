@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.e2e.clients import StreamReader
 from tests.e2e.server_process import ServerProcess
-from tests.e2e.stream_reader import StreamReader
 from tests.waiting import wait_until
 
 _FEW = 160

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from startup.preflight.report import PreflightReport
-from tests.bytes_read import counting_bytes_read
+from tests.page_cache import counting_bytes_read
 
 Preflight = Callable[..., PreflightReport]
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from envs.registry import env
-from tests.e2e.stream_reader import StreamReader
+from tests.e2e.clients import StreamReader
 from tests.http_answer import Answer, ask
 from tests.processes import GONE_S, assert_gone
 from tests.startup.router.router_process import RouterProcess, embedded, foreign

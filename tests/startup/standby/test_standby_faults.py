@@ -23,9 +23,9 @@ from startup.standby import front_process
 from startup.standby.places import socket_folder
 from tests.cli import run_cli, run_python
 from tests.ports import free_port
+from tests.processes import stopped
 from tests.standby_process import StandbyProcess
 from tests.startup.vllm.fake_start import short_folder
-from tests.stopped import stopped
 from tests.waiting import wait_until
 
 NOBODY: Final = 65534

@@ -6,7 +6,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from tests.e2e.raw_client import RawClient
+from tests.e2e.clients import RawClient
 from tests.http_answer import ask
 from tests.startup.vllm.fake_start import FakeStart, environment, short_folder
 from tests.waiting import is_gone, wait_until

@@ -1,4 +1,4 @@
-"""A start without the model on disk: the download is visible everywhere, and the first token follows."""
+"""A start without the model on disk, from a hub or an object store: the download is visible."""
 
 import signal
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.hub.faults import Fault
 from tests.hub.server import HubServer
+from tests.s3_server import SECRET, s3_server
 from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
 from tests.waiting import wait_until
@@ -74,3 +75,17 @@ def test_the_second_address_of_the_hub_is_used(hub, tmp_path):
     environment = settings(hub, tmp_path) | {"HF_ENDPOINT": f"http://127.0.0.1:9,{hub.url}"}
     with ServerProcess(["org/model"], environment=environment) as server:
         assert server.complete(max_tokens=1) == 200
+
+
+def test_a_model_in_an_object_store_is_served_by_its_address(tiny_llama, tmp_path):
+    address = "s3://models/team/llama"
+    with s3_server() as s3:
+        s3.put_folder(tiny_llama, "team/llama")
+        settings = {**s3.environment, "VLLM_CACHE_ROOT": str(tmp_path)}
+        with ServerProcess([address], environment=settings) as server:
+            with server.openai() as client:
+                assert [model.id for model in client.models.list()] == [address]
+                answer = client.completions.create(model=address, prompt="a", max_tokens=2)
+            assert answer.usage is not None
+            assert answer.usage.completion_tokens == 2
+            assert SECRET not in server.log

@@ -1,10 +1,11 @@
-"""A container whose main process is the standby and whose servers start by `docker exec`, in namespaces."""
+"""Servers in containers: with a read-only root and any user, with a baked folder, beside a standby."""
 
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,89 @@ import psutil
 import pytest
 
 from tests.cli import CLI, run_cli
-from tests.containers import own_processes
+from tests.containers import as_user, on_read_only_root, overlay_root, own_processes
+from tests.e2e.process_tree import for_each_process
 from tests.e2e.server_process import ServerProcess
+from tests.page_cache import evict
 from tests.processes import GONE_S, end_server
 from tests.waiting import is_gone, wait_until
+
+_HOMELESS = ("env", "-u", "HOME", "-u", "XDG_CACHE_HOME", "-u", "TMPDIR", "-u", "VLLM_CACHE_ROOT")
+_FRESH = {"HOME": "/fresh", "VLLM_CACHE_ROOT": "/fresh/cache", "VCLI_LOG_FORMAT": "text"}
+_USER = 12345
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to change the user")
+def test_server_runs_as_an_arbitrary_user_without_a_writable_folder(model_path):
+    user = as_user(12345, 12345, Path(sys.executable), model_path / "model.safetensors")
+    if user is None:
+        pytest.skip("another user cannot read the interpreter or the model here")
+    read_only = on_read_only_root()
+    launcher = (*_HOMELESS, *(read_only or ()), *user)
+    arguments = [str(model_path), "--served-model-name", "smol", "--max-model-len", "256"]
+    with ServerProcess(arguments, launcher=launcher) as server:
+        with server.openai() as client:
+            assert client.completions.create(model="smol", prompt="Hello", max_tokens=3).choices[0].text
+        assert set(for_each_process(server, lambda process: process.uids().effective)) == {12345}
+        assert "nothing is cached between starts: /.cache/vllm/vllm_cli cannot be written to" in server.log
+        if read_only and not any(map(os.path.ismount, ("/tmp", "/var/tmp"))):  # these are not the root's
+            assert "no temporary file can be created in /tmp" in server.log
+        assert "Traceback" not in server.log
+        assert server.terminate() == 0
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Path]:
+    """A folder on disk, whose files can be part of an image."""
+    with tempfile.TemporaryDirectory(prefix="vllm-cli-image-", dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def own_model(image: Path, model_path: Path) -> Path:
+    """A copy, since a file that servers of other tests map cannot be evicted."""
+    return Path(shutil.copytree(model_path, image / model_path.name))
+
+
+@pytest.fixture(scope="module")
+def baked(image: Path, own_model: Path) -> Path:
+    output = image / "baked"
+    done = run_cli("bake", own_model, "--engine", "embedded", "--max-model-len", 256, "--output", output)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory for the changes of a root."""
+    with tempfile.TemporaryDirectory(prefix="vllm-cli-root-", dir="/dev/shm") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.alone  # evicts files, which takes long while others read
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+@pytest.mark.parametrize("is_root", [True, False], ids=["root", "user"])
+def test_a_first_start_uses_the_baked_folder_and_writes_only_to_its_cache(is_root, baked, memory, own_model):
+    root = overlay_root(memory, read_only=baked)
+    if root is None:
+        pytest.skip("no overlay can be mounted here")
+    user = () if is_root else as_user(_USER, _USER, Path(sys.executable), own_model / "model.safetensors")
+    if user is None:
+        pytest.skip("another user cannot read the interpreter or the model here")
+    home = memory / "upper" / "fresh"
+    home.mkdir()
+    if not is_root:
+        os.chown(home, _USER, _USER)
+    evict(own_model / "model.safetensors")
+    words = [str(own_model), "--engine", "embedded", "--max-model-len", "256"]
+    with ServerProcess(words, environment={**_FRESH, "VCLI_BAKED": str(baked)}, launcher=(*root, *user)) as server:
+        assert "is not used" not in server.log
+    cache = home / "cache" / "vllm_cli"
+    assert (cache / "history.jsonl").exists()
+    assert not list(cache.glob("imports/*.json"))  # the package scan is the baked one
+    assert [path for path in (memory / "upper").rglob("*") if baked.name in path.name and path.is_file()] == []
 
 
 class _Container:

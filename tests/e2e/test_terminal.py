@@ -12,11 +12,11 @@ from typing import Any, Self
 import psutil
 import pytest
 
-from tests.e2e.shell import INTERRUPT, QUIT, SUSPEND, Shell, serve_command
 from tests.http_answer import ask
 from tests.ports import free_port
 from tests.processes import GONE_S
 from tests.standby_process import StandbyProcess
+from tests.terminal import INTERRUPT, QUIT, SUSPEND, Shell, serve_command
 from tests.waiting import is_gone, wait_until
 from vllm_cli.client.running_servers import RunningServer, find_servers
 

@@ -1,0 +1,189 @@
+"""Thousands of choices, of idle connections, or a busy processor: memory is bounded, others are answered.
+
+`-s` shows how much, and how long /health took: `make test-slow ARGS="-k ten_thousand -s"`.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import quantiles
+from time import perf_counter, sleep
+
+import psutil
+import pytest
+
+from tests.e2e.clients import RawClient
+from tests.e2e.process_tree import wait_process
+from tests.e2e.server_process import ServerProcess
+from tests.http_answer import ask
+from tests.waiting import wait_until
+
+CHOICES = 4096
+MOST_BYTES = 200_000_000
+_PATIENT_S = 600.0
+SCHEMAS = {
+    "annotation": {"type": "object", "description": "x" * 1_000_000},
+    "words": {"enum": [f"word-{i:06}" for i in range(60_000)]},
+}
+NUM_CONNECTIONS = 10_000
+NUM_PROBES = 1000
+PROBE = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+_CHANGE_S = 300.0
+_REQUEST = {"prompt": "Once", "n": 16, "max_tokens": 16, "ignore_eos": True}
+"""Steps of 16 rows, which two threads compute faster than one."""
+_BURN = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+needs_two_processors = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+
+
+class Watch(threading.Thread):
+    """Records the growth of processes, and how long /health takes, until it is stopped."""
+
+    def __init__(self, server: ServerProcess, processes: dict[str, psutil.Process]) -> None:
+        super().__init__(name="watch")
+        self._server = server
+        self._processes = processes
+        self._idle = {role: _memory(process) for role, process in processes.items()}
+        self.growth = dict.fromkeys(processes, 0)
+        self.health_ms: list[float] = []
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.is_set() and max(self.growth.values()) < MOST_BYTES:
+            begin_s = perf_counter()
+            assert ask(f"{self._server.url}/health").status == 200
+            self.health_ms.append((perf_counter() - begin_s) * 1e3)
+            for role, process in self._processes.items():
+                self.growth[role] = max(self.growth[role], _memory(process) - self._idle[role])
+            sleep(0.01)
+        if not self._ended.is_set():
+            self._server.process.kill()  # before it takes the machine's memory
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+@pytest.fixture(scope="module")
+def server(tiny_llama: Path) -> Iterator[ServerProcess]:
+    with ServerProcess([str(tiny_llama), "--max-model-len", "256"]) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_choices_share_a_large_grammar(server, name):
+    processes = {role: wait_process(server, role) for role in ("api", "engine")}
+    request = {"prompt": "a", "temperature": 1, "max_tokens": 1}
+    warm = request | {"n": 200, "structured_outputs": {"json": {"type": "object"}}}
+    assert ask(f"{server.url}/v1/completions", warm).status == 200
+    watch = Watch(server, processes)
+    watch.start()
+    try:
+        many = request | {"n": CHOICES, "structured_outputs": {"json": SCHEMAS[name]}}
+        answer = ask(f"{server.url}/v1/completions", many, timeout_s=_PATIENT_S)
+        assert answer.status == 200
+        assert len(json.loads(answer.body)["choices"]) == CHOICES
+    finally:
+        watch.stop()
+    health_ms = sorted(watch.health_ms)
+    p50, p99 = (health_ms[int(len(health_ms) * share)] for share in (0.5, 0.99))
+    megabytes = {role: num_bytes // 1_000_000 for role, num_bytes in watch.growth.items()}
+    print(f"\n{name}: {megabytes} MB above idle; /health p50 {p50:.1f}, p99 {p99:.1f}, max {health_ms[-1]:.1f} ms")
+    assert max(watch.growth.values()) < MOST_BYTES
+
+
+def _memory(process: psutil.Process) -> int:
+    try:
+        return process.memory_full_info().pss
+    except psutil.NoSuchProcess:
+        return 0
+
+
+@contextmanager
+def many_files(num: int) -> Iterator[None]:
+    """Allows this process, and the server that it starts, `num` open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < num:
+        pytest.skip(f"only {hard} files may be open")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, num), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_thousand_idle_connections_are_held(tiny_llama):
+    arguments = [str(tiny_llama), "--http-header-timeout", "1800", "--disable-uvicorn-access-log"]
+    with many_files(NUM_CONNECTIONS + 1000), ServerProcess(arguments) as server, ExitStack() as stack:
+        idle = [stack.enter_context(RawClient(server.port)) for _ in range(NUM_CONNECTIONS)]
+        seconds = sorted(probe_all(server.port))
+        with RawClient(server.port) as client:
+            assert client.post("/v1/completions", {"prompt": "a", "max_tokens": 4}).read().status == 200
+        for client in idle[:: NUM_CONNECTIONS // 100]:
+            assert client.send(PROBE).read().status == 200
+        percent = quantiles(seconds, n=100)
+        print(f"{NUM_CONNECTIONS} idle: p50 {percent[49] * 1000:.2f} ms, p99 {percent[98] * 1000:.2f} ms")
+
+
+def probe_all(port: int) -> Iterator[float]:
+    """The seconds of each probe; half of them open a new connection."""
+    with RawClient(port) as kept:
+        for number in range(NUM_PROBES):
+            begin_s = perf_counter()
+            if number % 2:
+                assert kept.send(PROBE).read().status == 200
+            else:
+                with RawClient(port) as client:
+                    assert client.send(PROBE).read().status == 200
+            yield perf_counter() - begin_s
+
+
+def _wait_threads(server: ServerProcess, number: int) -> None:
+    """Sends requests until the engine computes with this number of threads."""
+
+    def has_number() -> bool:
+        assert ask(f"{server.url}/v1/completions", _REQUEST).status == 200
+        return server.metric("vllm_cli:engine_threads") == number
+
+    wait_until(has_number, _CHANGE_S)
+
+
+@needs_two_processors
+@pytest.mark.slow  # on a machine that nothing else uses: with other busy processes, one thread may stay the best
+def test_a_thread_leaves_a_busy_processor_and_returns(model_path):
+    busy, other = sorted(os.sched_getaffinity(0))[:2]
+    words = [str(model_path), "--max-model-len", "256"]
+    with ServerProcess(words, launcher=("taskset", "-c", f"{busy},{other}")) as server:
+        _wait_threads(server, 2)
+        neighbour = subprocess.Popen([sys.executable, "-c", _BURN, str(busy)])
+        try:
+            _wait_threads(server, 1)
+        finally:
+            neighbour.kill()
+            neighbour.wait()
+        _wait_threads(server, 2)
+        server.wait_logged("computing with 1 of 2 threads")
+
+
+@needs_two_processors
+@pytest.mark.alone
+def test_the_users_number_of_threads_stays(model_path):
+    words = [str(model_path), "--max-model-len", "256"]
+    busy = min(os.sched_getaffinity(0))
+    neighbour = subprocess.Popen([sys.executable, "-c", _BURN, str(busy)])
+    try:
+        with ServerProcess(words, environment={"OMP_NUM_THREADS": "2"}) as server:
+            for _ in range(3):
+                assert server.complete(max_tokens=16) == 200
+                assert server.metric("vllm_cli:engine_threads") == 2
+            assert "computing with" not in server.log
+    finally:
+        neighbour.kill()
+        neighbour.wait()

@@ -1,0 +1,191 @@
+"""TLS and API keys of a real server from the first response on, while files change, and bad clients."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.certificates import Certificate, encrypt_key, make_certificate, needs_openssl
+from tests.e2e.clients import RawAnswer, RawClient, request_bytes
+from tests.e2e.process_tree import for_each_process
+from tests.e2e.server_process import ServerProcess
+from tests.standby_process import OFF
+from tests.waiting import wait_until
+
+pytestmark = needs_openssl
+ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+MAX_CONNECTIONS = 40
+LAST = b"GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+LONG = {"prompt": "a", "max_tokens": 3000, "ignore_eos": True, "stream": True, "logprobs": 20, "n": 8}
+
+
+class TlsServer(ServerProcess):
+    """A server with TLS, whose clients trust its certificate; idle connections stay open."""
+
+    def __init__(
+        self, model: Path, *arguments: str, certificate: Certificate, environment: Mapping[str, str] = OFF
+    ) -> None:
+        lasting = {**environment, "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
+        super().__init__([str(model), *arguments, *certificate.flags], wait=False, environment=lasting)
+        self.context = certificate.client_context()
+
+    def health(self) -> int:
+        try:
+            return self.get("/health").status
+        except (OSError, AssertionError):
+            return 0
+
+    def connect(self, *, receive_buffer: int | None = None) -> RawClient:
+        """A client that has completed the handshake."""
+        return RawClient(self.port, receive_buffer=receive_buffer, context=self.context)
+
+    def get(self, path: str, key: str = "") -> RawAnswer:
+        """The response to a request on a new connection."""
+        with self.connect() as client:
+            return get(client, path, key)
+
+
+def get(client: RawClient, path: str, key: str = "") -> RawAnswer:
+    return client.send(request_bytes(path, b"", method="GET", authorization=f"Bearer {key}")).read()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with a server's certificate and its API keys."""
+    make_certificate(tmp_path, "server")
+    (tmp_path / "keys").write_text("filed-key-1\nfiled-key-2\n")
+    (tmp_path / "keys").chmod(0o600)
+    return tmp_path
+
+
+@pytest.fixture
+def server(tiny_llama: Path, files: Path, cold_or_warm: dict[str, str]) -> Iterator[TlsServer]:
+    certificate = Certificate(files / "server.crt", files / "server.key")
+    words = ["--api-key", "given-key-1", "given-key-2", "--api-key-file", str(files / "keys"), "--enable-ssl-refresh"]
+    with TlsServer(tiny_llama, *words, certificate=certificate, environment=cold_or_warm) as running:
+        yield running
+
+
+def test_tls_and_keys_hold_from_the_first_response_on_and_are_renewed(server, files):
+    _wait_answer_over_tls(server)
+    server.wait_ready()
+    command_lines = for_each_process(server, lambda process: " ".join(process.cmdline()))
+    assert command_lines
+    assert not any("given-key" in words for words in command_lines)
+    assert server.get("/v1/models").status == 401
+    for key in ("given-key-1", "given-key-2", "filed-key-1", "filed-key-2"):
+        assert server.get("/v1/models", key).status == 200
+
+    previous = server.connect()
+    assert get(previous, "/v1/models", "filed-key-1").status == 200
+    (files / "keys").write_text("filed-key-2\nfiled-key-3\n")
+    renewed = make_certificate(files, "renewed")
+    for old, new in zip((files / "server.key", files / "server.crt"), reversed(renewed), strict=True):
+        shutil.copyfile(new, old)
+    server.context = renewed.client_context()
+    wait_until(lambda: server.health() == 200)
+    wait_until(lambda: server.get("/v1/models", "filed-key-3").status == 200)
+    assert server.get("/v1/models", "filed-key-1").status == 401
+    assert server.get("/v1/models", "filed-key-2").status == 200
+    assert get(previous, "/v1/models", "filed-key-1").status == 401, "a removed key, on a connection that stays open"
+    assert get(previous, "/v1/models", "filed-key-3").status == 200
+    previous.socket.close()
+
+    (files / "server.key").write_text("broken")
+    (files / "keys").write_text("")
+    server.wait_logged("the previous ones stay in use")
+    server.wait_logged("the previous keys stay valid")
+    assert server.get("/v1/models", "filed-key-3").status == 200, server.log
+
+    assert "prefer VLLM_API_KEY or --api-key-file" in server.log
+    assert not any(key in server.log for key in ("given-key-1", "given-key-2", "filed-key", "Traceback"))
+
+
+def test_an_encrypted_key_fails_the_start_without_a_prompt(tiny_llama, tmp_path):
+    certificate = make_certificate(tmp_path, "server")
+    encrypt_key(certificate.key)
+    serve = [sys.executable, "-m", "vllm_cli", "serve", str(tiny_llama), "--port", "0", *certificate.flags]
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_TERMINAL, *serve],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 3, done.stdout
+    assert f"--ssl-keyfile {certificate.key} is encrypted" in done.stdout
+    assert "pass phrase" not in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def _wait_answer_over_tls(server: TlsServer) -> None:
+    """Waits for the first response over TLS, which on most machines the responder sends."""
+
+    def answers() -> bool:
+        try:
+            answer = server.get("/health")
+        except (OSError, AssertionError):
+            return False
+        assert answer.status == 200 or json.loads(answer.body)["status"] == "starting"
+        return True
+
+    wait_until(answers)
+
+
+def _num_open(server: TlsServer) -> int:
+    """The number of TCP connections of the server's process."""
+    sockets = psutil.Process(server.process.pid).net_connections("tcp")
+    return sum(connection.status != psutil.CONN_LISTEN for connection in sockets)
+
+
+def _num_running(server: TlsServer) -> float:
+    """The number of sequences that run in the engine."""
+    lines = server.get("/metrics").body.decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
+
+
+@pytest.fixture(scope="module")
+def crowded(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
+    """A server with few connections and long time-outs, except for clients that do not read."""
+    certificate = make_certificate(tmp_path_factory.mktemp("tls"), "server")
+    words = ["--http-max-connections", str(MAX_CONNECTIONS), "--http-header-timeout", "600", "--http-send-timeout", "2"]
+    with TlsServer(tiny_llama, *words, certificate=certificate) as running:
+        running.wait_ready()
+        yield running
+
+
+@pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01\x00"], ids=["silent", "half a hello"])
+def test_handshakes_that_stall_make_room_for_others(crowded, hello):
+    with ExitStack() as stack:
+        stalled = [stack.enter_context(RawClient(crowded.port)).send(hello) for _ in range(3 * MAX_CONNECTIONS)]
+        assert crowded.health() == 200
+        assert _num_open(crowded) <= MAX_CONNECTIONS + 1
+        assert all(client.is_closed() for client in stalled[: 2 * MAX_CONNECTIONS - 1])
+
+
+def test_clients_that_do_not_close_make_room(crowded):
+    """They got their response with `Connection: close`, but keep the connection open."""
+    with ExitStack() as stack:
+        for _ in range(3 * MAX_CONNECTIONS):
+            assert stack.enter_context(crowded.connect()).send(LAST).read().status == 200
+        assert crowded.health() == 200
+        assert _num_open(crowded) <= MAX_CONNECTIONS + 1
+
+
+def test_a_client_that_sends_a_large_body_anyway_can_read_the_error(crowded):
+    with crowded.connect() as client:
+        client.send(request_bytes("/v1/completions", b" " * 50_000_000))
+        assert client.read().status == 413
+
+
+def test_a_client_that_does_not_read_is_disconnected_and_its_request_cancelled(crowded):
+    with crowded.connect(receive_buffer=4096) as client:
+        client.post("/v1/completions", LONG | {"temperature": 1.0})
+        crowded.wait_logged("has read nothing for 2 s (--http-send-timeout)")
+        wait_until(lambda: not _num_running(crowded))
