@@ -12,9 +12,11 @@ from tests.http_answer import ask
 from tests.startup.vllm.fake_start import FakeStart, environment
 
 pytestmark = pytest.mark.thorough
+_SAME_WITH_LESS = ("image", "compose")
+"""Left out, as the baked image and compose with variables start the same with more words."""
 
 
-@pytest.mark.parametrize("name", [name for name in STARTS if name not in STARTS_OF_VLLM])
+@pytest.mark.parametrize("name", [name for name in STARTS if name not in (*STARTS_OF_VLLM, *_SAME_WITH_LESS)])
 def test_it_serves_its_models_to_clients_with_the_key(name, root):
     start = STARTS[name]
     words, variables = root.prepare(start)

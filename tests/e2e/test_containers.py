@@ -158,8 +158,8 @@ def _running(command: list[str], variables: dict[str, str]) -> Iterator["subproc
     assert not left, f"left behind: {left}"
 
 
-def test_a_server_that_is_started_in_the_container_is_warm_and_stops(container, model_path):
-    with ServerProcess([str(model_path)], launcher=container.exec, environment=container.variables) as server:
+def test_a_server_that_is_started_in_the_container_is_warm_and_stops(container, tiny_llama):
+    with ServerProcess([str(tiny_llama)], launcher=container.exec, environment=container.variables) as server:
         assert "warm start: forked from the standby's process" in server.log
         entries = container.entries()
         assert (entries["server"]["port"], entries["server"]["state"]) == (server.port, "ready")
@@ -169,16 +169,16 @@ def test_a_server_that_is_started_in_the_container_is_warm_and_stops(container, 
     assert container.is_ready()
 
 
-def test_the_end_of_the_container_ends_its_servers(container, model_path):
-    with ServerProcess([str(model_path)], launcher=container.exec, environment=container.variables) as server:
+def test_the_end_of_the_container_ends_its_servers(container, tiny_llama):
+    with ServerProcess([str(tiny_llama)], launcher=container.exec, environment=container.variables) as server:
         family = psutil.Process(container.process.pid).children(recursive=True)
         assert container.stop() == 0
         wait_until(lambda: all(is_gone(process.pid) for process in family))
         server.process.wait(GONE_S)
 
 
-def test_a_killed_front_process_leaves_no_process_in_the_container(container, model_path):
-    with ServerProcess([str(model_path)], launcher=container.exec, environment=container.variables) as server:
+def test_a_killed_front_process_leaves_no_process_in_the_container(container, tiny_llama):
+    with ServerProcess([str(tiny_llama)], launcher=container.exec, environment=container.variables) as server:
         forked = psutil.Process(container.process.pid).children(recursive=True)
         (front,) = psutil.Process(server.process.pid).children()
         front.kill()

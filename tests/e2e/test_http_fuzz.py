@@ -30,13 +30,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def text_server(tiny_llama: Path) -> Iterator[ServerProcess]:
-    with ServerProcess([str(tiny_llama), *SETTINGS]) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def parsing_server(tiny_llama: Path) -> Iterator[ServerProcess]:
-    """A server whose models reason and choose tools."""
+    """Its model reasons and chooses tools."""
     parsers = ("--reasoning-parser", "qwen3", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     with ServerProcess([str(tiny_llama), *SETTINGS, *parsers]) as server:
         yield server
@@ -53,11 +47,7 @@ def pooling_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerP
 
 
 def test_fuzzed_requests_for_text_are_answered(text_server):
-    fuzz(text_server, range(300), TEXT_ROUTES)
-
-
-def test_fuzzed_requests_whose_output_is_parsed_are_answered(parsing_server):
-    fuzz(parsing_server, range(300, 600), TEXT_ROUTES)
+    fuzz(text_server, range(400), TEXT_ROUTES)
 
 
 def test_fuzzed_requests_for_vectors_are_answered(pooling_server):

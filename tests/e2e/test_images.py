@@ -11,6 +11,7 @@ from openai import AsyncOpenAI
 from tests.e2e.server_process import ServerProcess
 from tests.server.engine.features.tiny_vlm import as_bytes, image, save_vlm
 from tests.server.engine.features.vlm_reference import expected_answer, image_messages, image_url
+from tests.tiers import slow_but_for
 
 _NUM_TOKENS = 12
 _EXACT: dict[str, Any] = {
@@ -21,7 +22,7 @@ _EXACT: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=["smolvlm", "qwen2_vl"])
+@pytest.fixture(scope="module", params=slow_but_for(["smolvlm", "qwen2_vl"], "smolvlm"))
 def vlm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_vlm(tmp_path_factory.mktemp("vlm"), request.param)
 

@@ -41,9 +41,9 @@ _PIDFD_GETFD = 438
 
 
 @pytest.mark.parametrize("role", ["engine", "forkserver"])
-def test_server_exits_when_its_engine_or_forkserver_is_killed(start_server, role):
-    with start_server() as server:
-        family, reader = server.family(), StreamReader(server.url, 2000)
+def test_server_exits_when_its_engine_or_forkserver_is_killed(start_tiny_server, role):
+    with start_tiny_server() as server:
+        family, reader = server.family(), StreamReader(server.url, 4000)
         wait_process(server, role).kill()
         assert any(event and "error" in event for event in reader.finish())
         assert server.process.wait(GONE_S) == 1

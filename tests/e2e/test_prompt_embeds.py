@@ -33,6 +33,7 @@ def exact(start_server: Any) -> Iterator[OpenAI]:
     arguments = ("--enable-prompt-embeds", "--dtype", "float32", "--max-model-len", "1024")
     with start_server(*arguments, "--max-num-batched-tokens", "128") as running, running.openai() as client:
         yield client
+        assert "libtorch" not in Path(f"/proc/{running.process.pid}/maps").read_text(), "the API process has no torch"
 
 
 @torch.inference_mode()
@@ -58,37 +59,8 @@ def test_embeddings_of_a_text_continue_as_the_text_does(exact, model, tokenizer,
     assert [both[0], both[2]] == [expected] * 2
 
 
-def test_embeddings_work_with_choices_and_streams(exact, model, tokenizer):
-    embeds = torch_payload(embed(model, tokenizer, PROMPT))
-    (expected,) = continue_greedily(exact, prompt_embeds=embeds)
-    stream = exact.completions.create(
-        model=MODEL,
-        prompt="",
-        temperature=0,
-        max_tokens=24,
-        stream=True,
-        logprobs=1,
-        extra_body={"prompt_embeds": embeds, **IGNORE_EOS},
-    )
-    assert "".join(chunk.choices[0].text for chunk in stream) == expected
-    answer = exact.completions.create(
-        model=MODEL,
-        prompt="",
-        temperature=1,
-        n=3,
-        seed=1,
-        max_tokens=8,
-        extra_body={"prompt_embeds": embeds, **IGNORE_EOS},
-    )
-    assert answer.usage is not None
-    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 24)
-    assert len({choice.text for choice in answer.choices}) > 1
-
-
-def test_a_bfloat16_server_takes_rows_of_other_types(start_server, model, tokenizer):
+def test_rows_of_other_types_and_layouts_are_taken(exact, model, tokenizer):
     rows = embed(model, tokenizer, PROMPT)
-    with start_server("--enable-prompt-embeds", "--max-model-len", "512") as server, server.openai() as client:
-        for given in (rows, rows.bfloat16(), rows.double()):
-            (text,) = continue_greedily(client, prompt_embeds=torch_payload(given))
-            assert text.startswith(" Paris")
-        assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text(), "the API process has no torch"
+    for given in (rows.bfloat16(), rows.to_sparse()):
+        (text,) = continue_greedily(exact, prompt_embeds=torch_payload(given))
+        assert text.startswith(" Paris")

@@ -65,9 +65,16 @@ def test_second_signal_ends_the_drain_at_once(start_server):
         assert "the server was stopped" in str(reader.finish()[-2:])
 
 
-@pytest.mark.parametrize("to", ["process", "group"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("point", [FORKSERVER_IMPORTS, ENGINE_LOADS], ids=["imports", "load"])
+@pytest.mark.parametrize(
+    ("point", "number", "code", "to"),
+    [
+        (FORKSERVER_IMPORTS, signal.SIGTERM, -signal.SIGTERM, "group"),
+        (FORKSERVER_IMPORTS, signal.SIGINT, 130, "process"),
+        (ENGINE_LOADS, signal.SIGTERM, -signal.SIGTERM, "process"),
+        (ENGINE_LOADS, signal.SIGINT, 130, "group"),
+    ],
+    ids=["imports SIGTERM group", "imports SIGINT", "load SIGTERM", "load SIGINT group"],
+)
 def test_a_stopped_start_ends_with_one_line_and_leaves_nothing(start_tiny_server, tmp_path, point, number, code, to):
     waiting = StopPoint(tmp_path, *point)
     with (

@@ -119,8 +119,8 @@ def test_a_signal_in_any_phase_ends_the_start_and_leaves_nothing(
         assert "Traceback" not in server.log or ("runpy" not in server.log and cold_or_warm != OFF), server.log
 
 
-def test_start_that_exceeds_its_timeout_ends_with_its_phase_and_stacks(start_server):
-    with start_server("--startup-timeout", "0.6", wait=False) as server:
+def test_start_that_exceeds_its_timeout_ends_with_its_phase_and_stacks(start_tiny_server):
+    with start_tiny_server("--startup-timeout", "0.6", wait=False) as server:
         family = server.family()
         assert server.process.wait(GONE_S) == 3
         assert_gone(family)
@@ -156,10 +156,10 @@ def test_preflight_only_checks_and_exits(model_path):
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_only_main_threads_import_heavy_modules(model_path, tmp_path, method):
+def test_only_main_threads_import_heavy_modules(tiny_llama, tmp_path, method):
     """With `forkserver` only the engine's processes load torch, which would take 1.5 s of the API process."""
     environment = _audit_environment(tmp_path, "others") | {"VLLM_WORKER_MULTIPROC_METHOD": method}
-    with ServerProcess([str(model_path), "--prefetch", "on"], environment=environment) as server:
+    with ServerProcess([str(tiny_llama), "--prefetch", "on"], environment=environment) as server:
         has_torch = "libtorch" in Path(f"/proc/{server.process.pid}/maps").read_text()
     assert not (has_torch and method == "forkserver")
     audit = tmp_path / "audit"
@@ -182,10 +182,10 @@ def _seconds_without_processor(process: psutil.Process) -> float:
         return 0.0
 
 
-def test_starts_that_read_the_import_file_of_earlier_ones_serve(model_path, tmp_path):
+def test_starts_that_read_the_import_file_of_earlier_ones_serve(tiny_llama, tmp_path):
     """The first start writes the file, the second one completes it, the third one only reads it."""
     environment = {"VLLM_CACHE_ROOT": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "", "VCLI_STANDBY": "off"}
     for _ in range(3):
-        with ServerProcess([str(model_path)], environment=environment) as server:
+        with ServerProcess([str(tiny_llama)], environment=environment) as server:
             wait_until(lambda: any(tmp_path.rglob("*.code")))
             assert "Traceback" not in server.log

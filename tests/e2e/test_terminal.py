@@ -148,8 +148,8 @@ def test_a_signal_ends_a_start_as_a_shell_reports_it(number, cold_or_warm, job, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-def test_a_server_that_is_killed_ends_its_front_process_by_the_same_signal(number, cold_or_warm, job):
-    with job.running(cold_or_warm) as process:
+def test_a_server_that_is_killed_ends_its_front_process_by_the_same_signal(number, warm, job):
+    with job.running(warm) as process:
         server = job.find()
         os.kill(server.entry_pids[-1], number)
         assert process.wait(GONE_S) == -number

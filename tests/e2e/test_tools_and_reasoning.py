@@ -63,13 +63,6 @@ def forced(text: str) -> dict[str, Any]:
     return {"model": MODEL_NAME, "tools": [WEATHER], "max_tokens": 300, "temperature": 0, "extra_body": outputs}
 
 
-def test_calls_of_a_response(agent):
-    (choice,) = agent.chat.completions.create(messages=[QUESTION], **forced(TEXT)).choices
-    assert [call.function.arguments for call in choice.message.tool_calls] == [ARGUMENTS, ARGUMENTS]
-    assert choice.message.content == "Let me look.\n"
-    assert choice.finish_reason == "tool_calls"
-
-
 def test_calls_of_a_stream(agent):
     with agent.chat.completions.stream(messages=[QUESTION], **forced(TEXT)) as stream:
         kinds = [event.type for event in stream]
@@ -80,16 +73,6 @@ def test_calls_of_a_stream(agent):
     assert choice.finish_reason == "tool_calls"
     assert kinds.count("tool_calls.function.arguments.delta") > 20
     assert kinds.count("tool_calls.function.arguments.done") == 2
-
-
-def test_results_of_calls_reach_the_model(agent):
-    call = agent.chat.completions.create(messages=[QUESTION], **forced(CALL)).choices[0].message
-    result: Any = {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "sunny"}
-    messages: Any = [QUESTION, call, result]
-    answer = agent.chat.completions.create(messages=messages, **forced("It is sunny.")).choices[0]
-    assert answer.message.content == "It is sunny."
-    assert answer.message.tool_calls is None
-    assert answer.finish_reason == "stop"
 
 
 @pytest.mark.parametrize(

@@ -139,24 +139,30 @@ def test_the_start_ends_with_a_process_of_it(stopping, role, tiny_llama):
 
 
 @pytest.mark.parametrize("phase", slow_but_for(["ready", "load", "take-over"], "load"))
-@pytest.mark.parametrize("role", ["template", "standby"])
-def test_a_server_outlives_what_it_was_forked_from(phase, role, tiny_llama, tmp_path):
-    with _stopping(tmp_path, phase) as own, own.start(tiny_llama) as start:
-        template = start.standby.template()
-        family = [psutil.Process(start.front.pid), start.server, *start.server.children(recursive=True)]
-        start.victim(role).kill()
-        start.resume()
-        wait_until(lambda: _is_healthy(start.port) or start.front.poll() is not None)
-        assert start.front.poll() is None
-        family += start.server.children(recursive=True)
-        if role == "template":
-            _wait_replaced(start.standby, template.pid)
-            _assert_next_start_is_warm(start.environment, tiny_llama)
-        start.front.send_signal(signal.SIGTERM)
-        assert start.front.wait(60) == 0
-        wait_until(lambda: all(is_gone(process.pid) for process in family))
-        if role == "standby":
-            wait_until(lambda: is_gone(template.pid))
+def test_a_server_outlives_what_it_was_forked_from(phase, tiny_llama, tmp_path):
+    """First the template is killed, then another start's standby."""
+    with _stopping(tmp_path, phase) as own:
+        for role in ("template", "standby"):
+            with own.start(tiny_llama) as start:
+                template = start.standby.template()
+                family = [psutil.Process(start.front.pid), start.server, *start.server.children(recursive=True)]
+                start.victim(role).kill()
+                start.resume()
+                _wait_healthy(start)
+                family += start.server.children(recursive=True)
+                if role == "template":
+                    _wait_replaced(start.standby, template.pid)
+                    _assert_next_start_is_warm(start.environment, tiny_llama)
+                start.front.send_signal(signal.SIGTERM)
+                assert start.front.wait(60) == 0
+                wait_until(lambda family=family: all(is_gone(process.pid) for process in family))
+        wait_until(lambda: is_gone(template.pid))
+
+
+def _wait_healthy(start: _Start) -> None:
+    """Waits until the server is ready."""
+    wait_until(lambda: _is_healthy(start.port) or start.front.poll() is not None)
+    assert start.front.poll() is None
 
 
 def _wait_replaced(standby: StandbyProcess, old_pid: int) -> None:
@@ -231,14 +237,17 @@ def test_a_kill_before_the_front_process_agrees(role, tiny_llama, standby):
     _assert_next_start_is_warm(standby.environment, tiny_llama)
 
 
-@pytest.mark.parametrize("role", ["template", "standby"])
-def test_a_kill_of_the_standby_before_the_front_process_agrees(role, tiny_llama):
-    with StandbyProcess() as standby, _start_that_stops_before_it_agrees(standby, tiny_llama) as start:
-        template = standby.template()
-        start.victim(role).kill()
-        start.resume()
-        wait_until(lambda: _is_healthy(start.port))
-        start.front.terminate()
-        assert start.front.wait(60) == 0
-        wait_until(lambda: is_gone(start.server.pid))
-        wait_until(lambda: is_gone(template.pid))
+def test_a_kill_of_the_standby_before_the_front_process_agrees(tiny_llama):
+    with StandbyProcess() as standby:
+        for role in ("template", "standby"):
+            template = standby.template()
+            with _start_that_stops_before_it_agrees(standby, tiny_llama) as start:
+                start.victim(role).kill()
+                start.resume()
+                _wait_healthy(start)
+                start.front.terminate()
+                assert start.front.wait(60) == 0
+                wait_until(lambda start=start: is_gone(start.server.pid))
+                wait_until(lambda template=template: is_gone(template.pid))
+            if role == "template":
+                _wait_replaced(standby, template.pid)

@@ -106,7 +106,9 @@ def test_an_edited_source_of_the_launcher_is_imported_again(tiny_llama, tmp_path
         assert "the folder of this program differs" in error
 
 
-@pytest.mark.parametrize("is_detached", [False, True], ids=["foreground", "detached"])
+@pytest.mark.parametrize(
+    "is_detached", [pytest.param(False, marks=pytest.mark.slow), True], ids=["foreground", "detached"]
+)
 def test_a_standby_started_in_a_source_tree_runs_the_installed_program(is_detached, tiny_llama, tmp_path):
     """Its template processes start with `python -m`, which would prefer the tree."""
     (tmp_path / "vllm_cli").mkdir()

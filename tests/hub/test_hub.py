@@ -1,7 +1,6 @@
 """The stand-in for the hub, used by the hub's own client."""
 
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,54 +107,11 @@ def test_a_branch_and_a_commit_are_revisions(hub, cache):
         assert read_tree(download(hub, cache, revision=revision)) == {"config.json": b"[]"}
 
 
-@pytest.mark.parametrize(
-    ("text", "status", "expected"),
-    [
-        ("bytes=10-19", 206, WEIGHTS[10:20]),
-        ("bytes=1048570-", 206, WEIGHTS[-6:]),
-        ("bytes=-3", 206, WEIGHTS[-3:]),
-        ("bytes=0-", 200, WEIGHTS),
-    ],
-    ids=["middle", "end", "last", "all"],
-)
-def test_a_range_is_a_part(hub, text, status, expected):
-    with fetch(hub, "org/model/resolve/main/model.safetensors", Range=text) as answer:
-        assert (answer.status, answer.read()) == (status, expected)
-        assert answer.url.startswith(hub.cdn_url)
-
-
 def test_an_interrupted_transfer_is_continued(hub, cache, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 16)
     hub.faults.add(Fault("cut", after=600_000))
     assert read_tree(download(hub, cache)) == FILES
     assert hub.ranges == [600_000 // (1 << 16) * (1 << 16)]
-
-
-@pytest.mark.parametrize("kind", ["short", "wrong", "stall"])
-def test_a_fault_changes_the_body(hub, kind):
-    hub.faults.add(Fault(kind, after=1000, path="*.safetensors"))
-    with fetch(hub, "org/model/resolve/main/model.safetensors") as answer:
-        if kind == "stall":
-            assert answer.read(1000) == WEIGHTS[:1000]
-            answer.fp.raw._sock.settimeout(0.2)
-            with pytest.raises(TimeoutError):
-                answer.read(1)
-            return
-        body = answer.read()
-    with fetch(hub, "org/model/resolve/main/model.safetensors") as answer:
-        assert answer.read() == WEIGHTS, "the fault happens once"
-    if kind == "short":
-        assert body == WEIGHTS[:1000]
-    else:
-        assert [index for index, pair in enumerate(zip(body, WEIGHTS, strict=True)) if len({*pair}) > 1] == [1000]
-
-
-def test_errors_are_answered_as_often_as_wanted(hub, cache):
-    hub.faults.add(Fault("status", status=429, retry_after=1, path="*.safetensors", method="GET"))
-    begin_s = time.monotonic()
-    assert read_tree(download(hub, cache)) == FILES
-    assert time.monotonic() - begin_s >= 1, "the client waits as told"
-    assert [seen.status for seen in hub.requests].count(429) == 1
 
 
 def test_xet_is_announced_and_never_answers(hub):
@@ -175,19 +131,3 @@ def test_xet_is_announced_and_never_answers(hub):
         client.sendall(b"GET / HTTP/1.1\r\n\r\n")
         with pytest.raises(TimeoutError):
             client.recv(1)
-
-
-def test_all_connections_share_the_link(hub):
-    """Four files at once take as long as their sum; other work on the machine can only lengthen it."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    hub.link.bytes_per_s = 8e6
-
-    def read(_: int) -> int:
-        with fetch(hub, "org/model/resolve/main/model.safetensors") as answer:
-            return len(answer.read())
-
-    begin_s = time.monotonic()
-    with ThreadPoolExecutor(4) as pool:
-        assert sum(pool.map(read, range(4))) == 4 * len(WEIGHTS)
-    assert time.monotonic() - begin_s >= 4 * len(WEIGHTS) / 8e6 - 0.1

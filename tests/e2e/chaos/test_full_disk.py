@@ -41,10 +41,10 @@ def disk(folder: Path) -> Iterator[SmallDisk]:
 @pytest.mark.parametrize(
     "bytecode", [{}, pytest.param({"PYTHONPYCACHEPREFIX": "bytecode"}, marks=pytest.mark.slow)], ids=["", "bytecode"]
 )
-def test_server_starts_serves_and_stops_with_all_its_files_on_a_full_disk(model_path, folder, disk, bytecode):
+def test_server_starts_serves_and_stops_with_all_its_files_on_a_full_disk(tiny_llama, folder, disk, bytecode):
     log = disk.path_inside(folder / "log")
     disk.fill()
-    words = [str(model_path), "--startup-report", f"{folder}/report.json", "--startup-trace", f"{folder}/trace.json"]
+    words = [str(tiny_llama), "--startup-report", f"{folder}/report.json", "--startup-trace", f"{folder}/trace.json"]
     launcher = (*disk.launcher, *_APPEND_LOG, str(folder / "log"))
     settings = {"VLLM_CACHE_ROOT": f"{folder}/cache", "PYTHONDONTWRITEBYTECODE": ""}
     settings |= {name: f"{folder}/{place}" for name, place in bytecode.items()}
@@ -63,12 +63,12 @@ def test_server_starts_serves_and_stops_with_all_its_files_on_a_full_disk(model_
 
 
 def test_files_of_a_start_that_cannot_be_written_are_reported_and_no_part_is_left(
-    start_server, folder, disk, model_path
+    start_server, folder, disk, tiny_llama
 ):
     old = disk.path_inside(folder / "report.json")
     old.write_text("of an earlier start")
     disk.fill()
-    words = [str(model_path), "--startup-report", f"{folder}/report.json", "--startup-trace", f"{folder}/trace.json"]
+    words = [str(tiny_llama), "--startup-report", f"{folder}/report.json", "--startup-trace", f"{folder}/trace.json"]
     with ServerProcess(words, launcher=disk.launcher, environment={"VLLM_CACHE_ROOT": f"{folder}/cache"}) as server:
         server.wait_logged("ready after")
         no_room = "No space left on device"
@@ -182,11 +182,11 @@ def test_start_uses_another_folder_if_those_for_temporary_files_are_full(model_p
     "method",
     ["forkserver", pytest.param("spawn", marks=pytest.mark.slow), pytest.param("fork", marks=pytest.mark.slow)],
 )
-def test_server_starts_and_serves_without_shared_memory(model_path, method):
+def test_server_starts_and_serves_without_shared_memory(tiny_llama, method):
     with SmallDisk(_SHM, 4096, num_files=1) as disk:
         disk.fill()
         environment = {"VLLM_WORKER_MULTIPROC_METHOD": method}
-        with ServerProcess([str(model_path)], launcher=disk.launcher, environment=environment) as server:
+        with ServerProcess([str(tiny_llama)], launcher=disk.launcher, environment=environment) as server:
             assert server.complete(max_tokens=4) == 200
             assert "/dev/shm has 0 bytes free" in server.log
             assert server.terminate() == 0
