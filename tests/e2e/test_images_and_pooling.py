@@ -1,4 +1,4 @@
-"""Real servers with tiny vision models, used through the `openai` client."""
+"""Real servers with tiny vision and pooling models, used through the `openai` client."""
 
 import asyncio
 from collections.abc import Iterator
@@ -11,6 +11,8 @@ from openai import AsyncOpenAI
 from tests.e2e.server_process import ServerProcess
 from tests.server.engine.features.tiny_vlm import as_bytes, image, save_vlm
 from tests.server.engine.features.vlm_reference import expected_answer, image_messages, image_url
+from tests.server.engine.pooling.small_pooling import hidden_states, unit
+from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 from tests.tiers import slow_but_for
 
 _NUM_TOKENS = 12
@@ -20,6 +22,9 @@ _EXACT: dict[str, Any] = {
     "max_tokens": _NUM_TOKENS,
     "extra_body": {"ignore_eos": True, "return_token_ids": True},
 }
+_TEXTS = ["hello world", "the capital of france is paris", "the cat sat on the mat and the dog sat on the cat", "a"]
+_IDS = [2, 5, 6, 3]
+"""Of the first text."""
 
 
 @pytest.fixture(scope="module", params=slow_but_for(["smolvlm", "qwen2_vl"], "smolvlm"))
@@ -72,3 +77,39 @@ def test_thirty_two_concurrent_images_give_the_text_of_each_alone(server, client
     assert len(set(alone)) > 1
     assert server.metric("vllm:mm_cache_hits_total") >= 32
     assert server.metric("vllm:num_requests_running") == 0
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    save_pooler(folder, "bert")
+    save_sentence_files(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pooler(bert: Path) -> Iterator[ServerProcess]:
+    with ServerProcess([str(bert), "--served-model-name", "tiny", "--runner", "pooling"]) as running:
+        yield running
+
+
+def test_embeddings_equal_transformers(pooler, bert):
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(bert).eval()
+    with pooler.openai() as client:
+        embedding = client.embeddings.create(model="tiny", input="hello world").data[0].embedding
+    expected = unit(hidden_states(model, _IDS).mean(0))
+    assert embedding == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_hundreds_of_inputs_keep_their_order(pooler):
+    inputs = [_TEXTS[index % 4] for index in range(300)]
+    with pooler.openai() as client:
+        alone = [client.embeddings.create(model="tiny", input=text).data[0].embedding for text in _TEXTS]
+        answer = client.embeddings.create(model="tiny", input=inputs)
+    assert [item.index for item in answer.data] == list(range(300))
+    for index, item in enumerate(answer.data):
+        assert item.embedding == pytest.approx(alone[index % 4], abs=1e-5)
+    assert pooler.metric("vllm:request_success_total", finished_reason="stop") >= 304
+    assert pooler.metric("vllm:num_requests_waiting") == 0
