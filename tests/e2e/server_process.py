@@ -62,7 +62,10 @@ class ServerProcess(Server):
         started = psutil.Process(self.process.pid)
         if self._environment.get("VCLI_STANDBY") != "require":
             return started
-        words = started.cmdline()
+        try:
+            words = started.cmdline()
+        except psutil.ZombieProcess:  # it has just ended
+            return started
         same = {each.pid: each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == words}
         forked = [each for each in same.values() if each != started and _parent(each) not in same]
         return forked[0] if forked else started
@@ -70,7 +73,7 @@ class ServerProcess(Server):
     def family(self) -> list[psutil.Process]:
         """The started process, the API process and all their descendants."""
         roots = dict.fromkeys([psutil.Process(self.process.pid), self.serving_process()])
-        return [*roots, *(child for root in roots for child in root.children(recursive=True))]
+        return [*roots, *(child for root in roots for child in _children(root))]
 
     def terminate(self, signal_number: int = signal.SIGTERM, *, timeout_s: float = 120.0) -> int:
         """Sends a signal and returns the exit code."""
@@ -91,6 +94,14 @@ class ServerProcess(Server):
         left = end_server(self.process, family)
         self._log.close()
         return left
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    """Its descendants; none once the process has ended."""
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _parent(process: psutil.Process) -> int:

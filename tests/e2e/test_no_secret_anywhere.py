@@ -1,6 +1,7 @@
 """Every command runs with marked keys; no file, no output and no command line of any process shows them."""
 
 import json
+import os
 import re
 import shlex
 import threading
@@ -148,10 +149,11 @@ class SecretWatch:
         )
 
     def _files_with_mark(self, folder: Path, most_bytes: float = float("inf")) -> Iterator[Path]:
-        for path in folder.rglob("*"):
-            with suppress(OSError):
-                if path.is_file() and path.stat().st_size <= most_bytes and self._mark in path.read_bytes():
-                    yield path
+        for parent, _, names in os.walk(folder):  # without errors if a folder is removed meanwhile
+            for path in (Path(parent, name) for name in names):
+                with suppress(OSError):
+                    if path.is_file() and path.stat().st_size <= most_bytes and self._mark in path.read_bytes():
+                        yield path
 
 
 @pytest.mark.smoke
