@@ -35,7 +35,7 @@ _STATUS: Final = (
     "Name", "Umask", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd",
     "CapAmb", "NoNewPrivs", "Seccomp", "Cpus_allowed_list", "Mems_allowed_list", "THP_enabled",
 )  # fmt: skip
-_OF_THE_MACHINE: Final = re.compile("PATH|HOME|LD_.*|PYTHON.*|TMPDIR|VLLM_CACHE_ROOT|HF_.*|XDG_.*|GRPC_.*")
+_OF_THE_MACHINE: Final = re.compile("PATH|HOME|LD_.*|PYTHON.*|TMPDIR|VLLM_CACHE_ROOT|HF_.*|XDG_.*|GRPC_.*|OPENBLAS_.*")
 _SESSIONS: Final = {
     "terminal": (
         "TERM=xterm-256color COLORTERM=truecolor SHLVL=1 PWD=/ OLDPWD=/tmp SHELL=/bin/bash LANG=C.UTF-8 "
