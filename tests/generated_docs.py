@@ -22,8 +22,7 @@ from vllm_cli.flags.flag import Flag, SupportedFlag
 from vllm_cli.flags.help import spell, spell_default
 from vllm_cli.flags.supported import GROUPS
 from vllm_cli.flags.unsupported import IGNORED, REJECTED
-from vllm_cli.lazy_group import CommandEntry, load_command
-from vllm_cli.main import COMMANDS, cli
+from vllm_cli.main import COMMANDS, CommandEntry, cli, load_command
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
 MAX_CHARS: Final = 110

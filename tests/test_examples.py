@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.e2e.server_process import ServerProcess
 from tests.generated_docs import walk_commands
 from tests.ports import free_port
 from tests.test_docs import PAGES, README
@@ -120,8 +121,8 @@ def _find_command(words: list[str]) -> tuple[click.Command, list[str]]:
 @pytest.mark.thorough
 @pytest.mark.parametrize("title", ["Serve a model and chat with it", "Start in a fraction of a second"])
 def test_the_commands_of_a_section_work(title, tmp_path):
-    request = _block(_ROOT / "README.md", "Use")
-    commands = _block(_PAGE, title).replace(_STOP, request + _STOP)
+    request = _block(_ROOT / "README.md", "Use", "sh")
+    commands = _block(_PAGE, title, "sh").replace(_STOP, request + _STOP)
     port = free_port()
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
@@ -149,8 +150,19 @@ def test_the_commands_of_a_section_work(title, tmp_path):
     assert ("warm start: forked from the standby" in log) == ("standby" in commands)
 
 
-def _block(page: Path, title: str) -> str:
-    """The only shell block of a section."""
+@pytest.mark.thorough
+def test_the_python_example_works_with_a_key(model_path):
+    key = "k-first-steps"
+    with ServerProcess([str(model_path), "--engine", "embedded", "--api-key", key]) as server:
+        example = _block(_PAGE, "From Python", "python").replace("8000", str(server.port))
+        environment = {**os.environ, "VLLM_API_KEY": key}
+        run = subprocess.run([sys.executable, "-c", example], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "The capital of France is Paris.\nThe capital of France is Paris."
+
+
+def _block(page: Path, title: str, language: str) -> str:
+    """The only block of code of a section."""
     section = page.read_text(encoding="utf-8").partition(f"## {title}\n")[2].partition("\n## ")[0]
-    [commands] = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    return commands
+    [block] = re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return block

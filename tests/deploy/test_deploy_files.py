@@ -17,7 +17,7 @@ import yaml
 
 from base.server_settings import LifecycleConfig
 from tests.deploy.shipped import ROOT, last, read_stages
-from vllm_cli.commands.probes import ProbeTarget, StartTimes, build_probes
+from vllm_cli.commands.probes import ProbeTarget, build_probes
 from vllm_cli.commands.standby import standby
 from vllm_cli.commands.wait import wait
 
@@ -186,7 +186,7 @@ def test_the_pod_has_the_printed_probes_its_volumes_and_a_service():
     [container] = pod["containers"]
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
-    printed = build_probes(ProbeTarget(), StartTimes(seconds=[], factor=4))
+    printed = build_probes(ProbeTarget())
     assert {name: probe for name, probe in container.items() if name.endswith("Probe")} == printed
     selector = documents["Deployment"]["spec"]["selector"]["matchLabels"]
     assert documents["Service"]["spec"]["selector"] == selector

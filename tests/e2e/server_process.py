@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import psutil
+
 from tests.cli import CLI
 from tests.ports import free_port
 from tests.program import Server
@@ -28,6 +30,22 @@ class ServerProcess(Server):
         self.port = free_port()
         command = [*launcher, *CLI, "serve", "--host", "127.0.0.1", "--port", self.port, *arguments]
         super().__init__(command, {**os.environ, **(environment or {})}, is_awaited=wait)
+
+    def serving_process(self) -> psutil.Process:
+        """The API process: the started one, or in a warm start the one that a template has forked for it."""
+        if self.variables.get("VCLI_STANDBY") != "require":
+            return self.root
+        try:
+            words = self.root.cmdline()
+        except psutil.ZombieProcess:  # it has just ended
+            return self.root
+        same = {each.pid: each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == words}
+        forked = [each for each in same.values() if each != self.root and _parent(each) not in same]
+        return forked[0] if forked else self.root
+
+    def roots(self) -> list[psutil.Process]:
+        """The started process and the API process."""
+        return list(dict.fromkeys([self.root, self.serving_process()]))
 
     def wait_listening(self) -> None:
         """Waits for the first response to a probe."""
@@ -55,30 +73,7 @@ class ServerProcess(Server):
     def complete(self, *, max_tokens: int) -> int:
         """Requests a completion and returns the status."""
         body = {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True}
-        return ask(f"{self.url}/v1/completions", body).status
-
-    def serving_process(self) -> psutil.Process:
-        """The API process: the started one, or in a warm start the one that a template has forked for it."""
-        started = psutil.Process(self.process.pid)
-        if self._environment.get("VCLI_STANDBY") != "require":
-            return started
-        try:
-            words = started.cmdline()
-        except psutil.ZombieProcess:  # it has just ended
-            return started
-        same = {each.pid: each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == words}
-        forked = [each for each in same.values() if each != started and _parent(each) not in same]
-        return forked[0] if forked else started
-
-    def family(self) -> list[psutil.Process]:
-        """The started process, the API process and all their descendants."""
-        roots = dict.fromkeys([psutil.Process(self.process.pid), self.serving_process()])
-        return [*roots, *(child for root in roots for child in _children(root))]
-
-    def terminate(self, signal_number: int = signal.SIGTERM, *, timeout_s: float = 120.0) -> int:
-        """Sends a signal and returns the exit code."""
-        os.kill(self.process.pid, signal_number)
-        return self.process.wait(timeout_s)
+        return self.ask("/v1/completions", body).status
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples with these labels."""
@@ -88,20 +83,6 @@ class ServerProcess(Server):
         values = [float(line.rpartition(" ")[2]) for line in samples if all(word in line for word in wanted)]
         assert values, f"no metric {name}"
         return sum(values)
-
-    def _end(self) -> list[psutil.Process]:
-        family = self.family() if self.process.poll() is None else []
-        left = end_server(self.process, family)
-        self._log.close()
-        return left
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    """Its descendants; none once the process has ended."""
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _parent(process: psutil.Process) -> int:

@@ -15,10 +15,8 @@ from typing import Final, Self
 import psutil
 import pytest
 
-from tests.e2e.fuzz_client import send_all
-from tests.e2e.load_clients import LoadClients
-from tests.e2e.raw_client import RawClient, request_bytes
-from tests.e2e.request_fuzzer import MODEL, RequestFuzzer
+from tests.e2e.clients import LoadClients, RawClient, request_bytes
+from tests.e2e.request_fuzzer import MODEL, RequestFuzzer, send_all
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
 from tests.soak.held import Held, find_growth, measure, settle

@@ -14,7 +14,7 @@ import pytest
 
 from envs.registry import env
 from tests.cli import run_cli
-from tests.e2e.raw_client import RawClient
+from tests.e2e.clients import RawClient
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import Answer, ask
 from tests.peer_vllm import PYTHON, ROOT

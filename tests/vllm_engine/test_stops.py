@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.e2e.clients import StreamReader
+from tests.http_answer import ask
 from tests.hub.server import HubServer
 from tests.processes import shared_memory
 from tests.startup.vllm.fake_start import short_folder

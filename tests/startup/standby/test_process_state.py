@@ -15,7 +15,6 @@ import pytest
 from startup.standby import process_state
 from startup.standby.front_process import interpreter_state
 from tests.containers import as_user, own_cgroup
-from tests.startup.standby.state_programs import after, forked, started
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(120)]
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import stopped
-from tests.startup.vllm.fake_start import FakeStart, environment, exchange, short_folder
-from tests.startup.vllm.repeating_clients import RepeatingClients
+from tests.startup.vllm.fake_start import FakeStart, RepeatingClients, environment, exchange, short_folder
 from tests.waiting import is_gone, wait_until
 
 pytestmark = pytest.mark.thorough

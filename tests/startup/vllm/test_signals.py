@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.e2e.clients import StreamReader
+from tests.http_answer import ask
 from tests.processes import shared_memory
 from tests.startup.vllm.fake_start import FakeStart, environment, prepend, rewrite, variant
 from tests.waiting import is_gone, wait_until
