@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from startup.errors import StartupError
 from startup.preflight.report import USAGE
@@ -16,7 +16,7 @@ class ForeignCommand:
     """A server that is not ours: a `cmd` that is neither `vllm serve` nor `vllm-cli serve`."""
 
     words: tuple[str, ...]
-    """The command; `${PORT}` is not yet replaced."""
+    """The command; `${PORT}` is not yet replaced. Empty: the server runs already."""
     address: str
     """Where it answers, "http://127.0.0.1:${PORT}"; the key `proxy`."""
     port: int | None
@@ -25,6 +25,20 @@ class ForeignCommand:
     """The path that answers 200 when the server is ready; "none": it is ready as soon as it listens."""
     stop_words: tuple[str, ...] = ()
     """The command that stops it; `${PID}` is not yet replaced. Empty: SIGTERM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BodyChanges:
+    """What is changed in a request's body before the model gets it; a key `a.b` is the key b in a."""
+
+    model: str | None = None
+    """The name that the model's server gets."""
+    strip: tuple[str, ...] = ()
+    """Keys that are removed."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Keys that get these values, afterwards."""
+    set_by_name: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The same for requests with this name of the model, last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +60,12 @@ class ModelEntry:
     """Never stopped for another model, and not because it is idle."""
     concurrency: int | None = None
     """The most requests that are passed to it at once."""
+    refuses_excess: bool = False
+    """Whether further requests are refused; else they wait."""
     unlisted: bool = False
+    changes: BodyChanges | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
+    """Further members of it in /v1/models."""
     start_timeout_s: float | None = None
     excludes: frozenset[str] = frozenset()
     """Models that must not run when this one starts."""

@@ -105,8 +105,8 @@ class ModelCheck:
 
     def _check_program(self, entry: ModelEntry) -> Iterator[Fault]:
         assert entry.foreign is not None
-        program = entry.foreign.words[0]
-        if shutil.which(program, path=entry.env.get("PATH")) is None:
+        program = next(iter(entry.foreign.words), None)
+        if program is not None and shutil.which(program, path=entry.env.get("PATH")) is None:
             text = f"the program {program!r} of cmd is not found: install it, or give its path"
             yield self._fault(entry, text, "program")
 

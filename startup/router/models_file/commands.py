@@ -118,9 +118,13 @@ def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, fi
         words=tuple(words),
         address=address,
         port=_port_of(address, path, findings),
-        check_endpoint=keys.get("checkEndpoint") or "/health",
+        check_endpoint=_endpoint(keys.get("checkEndpoint") or "/health"),
         stop_words=tuple(_stop_words(keys.get("cmdStop") or "", path, findings)),
     )
+
+
+def _endpoint(path: str) -> str:
+    return path if path == "none" or path.startswith("/") else f"/{path}"
 
 
 def _port_of(address: str, path: KeyPath, findings: Findings) -> int | None:

@@ -40,6 +40,9 @@ class Node:
     line: int
     key_lines: dict[str, int] = field(default_factory=dict)
     """Of a mapping."""
+    text: str | None = None
+    """Of a scalar: as it is written."""
+    is_quoted: bool = False
 
     def plain(self) -> Any:
         """The value without lines."""
@@ -76,7 +79,12 @@ class Findings:
         self.root = root
         self.faults: list[Fault] = []
         self.fault_paths: set[KeyPath] = set()
-        self.notices: list[Notice] = []
+        self._noticed: dict[tuple[Key, str], list[KeyPath]] = {}
+        """The places of each notice about a key."""
+        self.is_lenient = False
+        """Whether the file is one of llama-swap, which ignores what it does not know."""
+        self.anchored: set[str] = set()
+        """Keys at the top level whose values are used elsewhere, too."""
 
     def fault(self, path: KeyPath, text: str) -> None:
         """Something that must be changed."""
@@ -84,8 +92,22 @@ class Findings:
         self.faults.append(Fault(text, self.line_of(path), spell_path(path), self.file))
 
     def notice(self, path: KeyPath, text: str) -> None:
-        """Something that has no effect here, or another one than elsewhere."""
-        self.notices.append(Notice(text, self.line_of(path), spell_path(path), self.file))
+        """Something that has no effect here, or another one than elsewhere: shown once, where it is first."""
+        self._noticed.setdefault((path[-1], text), []).append(path)
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """All of them, in the order of the file."""
+        found = []
+        for (_, text), paths in self._noticed.items():
+            first = min(paths, key=lambda path: self.line_of(path) or 0)
+            more = f" (in {len(paths)} places)" if len(paths) > 1 else ""
+            found.append(Notice(text + more, self.line_of(first), spell_path(first), self.file))
+        return tuple(sorted(found, key=lambda notice: notice.line or 0))
+
+    def oddity(self, path: KeyPath, text: str) -> None:
+        """A fault, but in a file of llama-swap something without effect."""
+        (self.notice if self.is_lenient else self.fault)(path, text)
 
     def line_of(self, path: KeyPath) -> int | None:
         """The line of a key."""
@@ -154,6 +176,18 @@ def parse(text: str, findings: Findings) -> Node | None:
         raise DocumentError(f"is not YAML: {err}") from err
 
 
+def value_of(text: str) -> Any:
+    """What YAML reads in a text without quotes; the text itself if that is no value."""
+    import yaml
+
+    loader: Any = yaml.SafeLoader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    try:
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    except (ValueError, yaml.YAMLError):
+        return text
+
+
 class _Reader:
     """Makes values of YAML's nodes; an alias counts as often as it is used."""
 
@@ -164,6 +198,8 @@ class _Reader:
         self._scalars = yaml.SafeLoader("")
         self._findings = findings
         self._num_values = 0
+        self._top_keys: dict[int, str] = {}
+        """Of each node of YAML, by its identity: the key below which it is first."""
 
     def read(self, node: Any, path: KeyPath) -> Node:
         line = node.start_mark.line + 1
@@ -172,8 +208,11 @@ class _Reader:
             raise DocumentError(f"has more than {_MAX_VALUES} values, those of its aliases included", line)
         if len(path) > _MAX_DEPTH:
             raise DocumentError(f"is nested more than {_MAX_DEPTH} levels deep", line)
+        top_key = str(path[0]) if path else ""
+        if self._top_keys.setdefault(id(node), top_key) != top_key:
+            self._findings.anchored.add(self._top_keys[id(node)])
         if isinstance(node, self._yaml.ScalarNode):
-            return Node(self._read_scalar(node, line), line)
+            return Node(self._read_scalar(node, line), line, text=node.value, is_quoted=node.style is not None)
         if node.tag not in _COLLECTIONS:
             raise DocumentError(f"the tag {node.tag} is not supported: remove it", line)
         if isinstance(node, self._yaml.SequenceNode):

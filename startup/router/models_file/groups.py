@@ -1,13 +1,13 @@
-"""The keys `groups` and `hooks`: which models must not run together, and which run from the start."""
+"""Which models must not run together, which run from the start, and to which one other names go."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from base.wording import list_some
 from envs.suggestion import did_you_mean
 from startup.router.model_entry import ModelEntry
-from startup.router.models_file.document import Findings, show
+from startup.router.models_file.document import Findings, KeyPath, show
 
 
 @dataclass
@@ -19,17 +19,45 @@ class _Group:
     persistent: bool = False
 
 
+class Rooms(NamedTuple):
+    """Where the file says which models must not run together."""
+
+    kind: str
+    """`groups` or `matrix`."""
+    path: KeyPath
+    content: Mapping[str, Any]
+
+
+def find_rooms(document: Mapping[str, Any], findings: Findings) -> Rooms:
+    """The key at the top level, or its place below `routing`; there, `use` decides."""
+    router = (document.get("routing") or {}).get("router") or {}
+    settings = router.get("settings") or {}
+    given = [Rooms(kind, (kind,), document[kind]) for kind in _KINDS if document.get(kind)]
+    below = [Rooms(kind, (*_SETTINGS, kind), settings[kind]) for kind in _KINDS if settings.get(kind)]
+    if given and below:
+        findings.fault(below[0].path, f"must not be given beside {given[0].kind} at the top level: use one of both")
+    if len(given) > 1:
+        findings.fault(("matrix",), "must not be given beside groups: use one of both")
+    used = "matrix" if router.get("use") == "matrix" else "groups"
+    below = [rooms for rooms in below if rooms.kind == used]
+    return next(iter((*given, *below)), Rooms("groups", ("groups",), {}))
+
+
+_KINDS: Final = ("groups", "matrix")
+_SETTINGS: Final = ("routing", "router", "settings")
+
+
 def apply_groups(
-    groups: Mapping[str, Mapping[str, Any]], entries: Mapping[str, ModelEntry], findings: Findings
+    groups: Mapping[str, Mapping[str, Any]], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
 ) -> dict[str, ModelEntry]:
     """The models with what they exclude.
 
     As in llama-swap, other servers that are in no group run one at a time. Models of our own that are in no
     group are only bound by memory.
     """
-    known = list(_checked_groups(groups, entries, findings))
+    known = list(_checked_groups(groups, path, entries, findings))
     grouped = {member for group in known for member in group.members}
-    others = [name for name, entry in entries.items() if entry.foreign is not None and name not in grouped]
+    others = [n for n, entry in entries.items() if n not in grouped and entry.foreign and entry.foreign.words]
     if len(others) > 1 and not groups:
         findings.notice(
             ("models",),
@@ -52,21 +80,28 @@ def apply_groups(
 
 
 def _checked_groups(
-    groups: Mapping[str, Mapping[str, Any]], entries: Mapping[str, ModelEntry], findings: Findings
+    groups: Mapping[str, Mapping[str, Any]], path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings
 ) -> Iterator[_Group]:
     group_of: dict[str, str] = {}
     for name, keys in groups.items():
         group = _Group(name, [], *(keys.get(key, default) for key, default in _GROUP_DEFAULTS))
-        for number, member in enumerate(keys["members"]):
-            path = ("groups", name, "members", number)
-            if member not in entries:
-                findings.fault(path, f"{show(member)} is no model of this file{did_you_mean(member, entries)}")
-            elif member in group_of:
-                findings.fault(path, f"{show(member)} is already in groups.{group_of[member]}: name it in one group")
-            else:
+        for number, named in enumerate(keys.get("members", ())):
+            place = (*path, name, "members", number)
+            member = _named(named, place, entries, findings)
+            if member in group_of:
+                findings.fault(place, f"{show(named)} is already in groups.{group_of[member]}: name it in one group")
+            elif member is not None:
                 group_of[member] = name
                 group.members.append(member)
         yield group
+
+
+def _named(name: str, path: KeyPath, entries: Mapping[str, ModelEntry], findings: Findings) -> str | None:
+    """The model with this name, or with this alias; llama-swap takes no notice of others."""
+    entry = entries.get(name) or next((each for each in entries.values() if name in each.aliases), None)
+    if entry is None:
+        findings.oddity(path, f"{show(name)} is no model of this file{did_you_mean(name, entries)}")
+    return None if entry is None else entry.name
 
 
 _GROUP_DEFAULTS: Final = (("swap", True), ("exclusive", True), ("persistent", False))
@@ -86,12 +121,23 @@ def _check_pinned(groups: Iterable[_Group], entries: Mapping[str, ModelEntry], f
 
 def check_preload(names: Iterable[str], entries: Mapping[str, ModelEntry], findings: Findings) -> set[str]:
     """The models of `hooks.on_startup.preload`."""
-    found = set()
-    for number, name in enumerate(names):
-        entry = entries.get(name) or next((e for e in entries.values() if name in e.aliases), None)
-        if entry is None:
-            path = ("hooks", "on_startup", "preload", number)
-            findings.fault(path, f"{show(name)} is no model of this file{did_you_mean(name, entries)}")
-        else:
-            found.add(entry.name)
-    return found
+    place = ("hooks", "on_startup", "preload")
+    found = (_named(name.strip(), (*place, number), entries, findings) for number, name in enumerate(names))
+    return {name for name in found if name is not None}
+
+
+def apply_selectors(
+    selectors: Mapping[str, Mapping[str, Any]], entries: Mapping[str, ModelEntry], findings: Findings
+) -> dict[str, ModelEntry]:
+    """The models with the names of selectors: requests for one of these go to its first target."""
+    result = dict(entries)
+    for name, keys in selectors.items():
+        path = ("selectors", name)
+        if keys.get("strategy") != "pin":
+            findings.notice(path, "has no other effect than `strategy: pin`: its requests go to its first target")
+        target = _named(keys["targets"][0], (*path, "targets", 0), entries, findings)
+        if name in entries or any(name in each.aliases for each in entries.values()):
+            findings.fault(path, "is a name of a model already: choose another one")
+        elif target is not None:
+            result[target] = replace(result[target], aliases=(*result[target].aliases, name))
+    return result

@@ -6,81 +6,25 @@ The flags in the file are checked by `vllm_cli.flags.router_options`, with the p
 
 import json
 import math
-import re
 import shlex
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from envs import foreign
-from envs.suggestion import did_you_mean
 from envs.variable import parse_duration
-from startup.router.model_entry import Fault, ForeignCommand, ModelEntry, ModelsFile
+from startup.router.model_entry import BodyChanges, Fault, ForeignCommand, ModelEntry, ModelsFile
 from startup.router.models_file import commands
-from startup.router.models_file.document import DocumentError, Findings, KeyPath, parse, read_text, show
-from startup.router.models_file.groups import apply_groups, check_preload
-from startup.router.models_file.schema import check_structure, report_unsupported
+from startup.router.models_file.document import DocumentError, Findings, Key, KeyPath, parse, read_text, show
+from startup.router.models_file.groups import apply_groups, apply_selectors, check_preload, find_rooms
+from startup.router.models_file.macros import complete
+from startup.router.models_file.matrix import apply_matrix
+from startup.router.models_file.schema import check_structure
 
-_MACRO: Final = re.compile(r"\$\{([A-Za-z0-9_.-]+)\}")
-_ENVIRONMENT: Final = "env."
-_MAX_TEXT: Final = 1 << 16
-"""Characters of a text after its macros are replaced; each level of macros could double it."""
-_KEEPS_PORT: Final = ("cmd", "proxy", "env", "checkEndpoint")
-_KEEPS_PID: Final = ("cmdStop",)
-_COMMANDS: Final = ("cmd", "cmdStop")
-_EXPANDED: Final = ("model", "args", "cmd", "cmdStop", "proxy", "checkEndpoint", "env")
-"""Keys of a model in whose texts macros are replaced."""
 _OF_ROUTER: Final = ("--host", "--port", "--uds")
 _KEYS: Final = ("--api-key", "--api-key-file", "--api-key-everywhere")
 _TLS: Final = "--ssl-"
 _OUR_KEYS: Final = "VLLM_API_KEY"
-
-
-class MacroError(Exception):
-    """A macro cannot be replaced."""
-
-
-class Macros:
-    """The texts that `${NAME}` stands for."""
-
-    def __init__(self, texts: Mapping[str, object], kept: Collection[str] = ()) -> None:
-        """
-        Args:
-            texts: by name.
-            kept: macros that stay, such as PORT, which is known only when a model starts.
-        """
-        self._texts = texts
-        self._kept = kept
-
-    def expand(self, text: str) -> str:
-        """Raises MacroError."""
-        return self._expand(text, ())
-
-    def _expand(self, text: str, within: tuple[str, ...]) -> str:
-        expanded = _MACRO.sub(lambda match: self._value(match, within), text)
-        if len(expanded) > _MAX_TEXT:
-            raise MacroError(f"has more than {_MAX_TEXT} characters with its macros: shorten them")
-        return expanded
-
-    def _value(self, match: re.Match[str], within: tuple[str, ...]) -> str:
-        name = match[1]
-        if name.startswith(_ENVIRONMENT):
-            variable = name.removeprefix(_ENVIRONMENT)
-            if not foreign.is_set(variable):
-                raise MacroError(f"{match[0]}: the environment variable {variable} is not set")
-            return foreign.text_of(variable)
-        if name in self._kept:
-            return match[0]
-        if name in within:
-            circle = " -> ".join((*within[within.index(name) :], name))
-            raise MacroError(f"the macros contain themselves: {circle}")
-        if name not in self._texts:
-            places = {"PID": ": it is known in cmdStop only", "PORT": ": it is known in cmd, proxy and env only"}
-            hint = places.get(name) or did_you_mean(name, self._texts)
-            raise MacroError(f"there is no macro {match[0]}{hint}")
-        value = self._texts[name]
-        return self._expand(str(value).lower() if isinstance(value, bool) else str(value), (*within, name))
 
 
 class Defaults(NamedTuple):
@@ -107,11 +51,20 @@ def read_models_file(path: Path, defaults: Defaults, name: str | None = None) ->
             raise DocumentError("is empty: name the models under `models:`")
     except DocumentError as err:
         return ModelsFile({}), (*findings.faults, Fault(str(err), err.line, "", findings.file))
+    findings.is_lenient = _is_of_llama_swap(findings.root.plain())
+    findings.root = complete(findings.root, findings)
     document = findings.root.plain()
     wrong = check_structure(document, findings)
     content = _Reader(document, defaults, findings, wrong).read() if isinstance(document, dict) else ModelsFile({})
     faults = sorted(dict.fromkeys(findings.faults), key=lambda fault: fault.line or 0)
-    return replace(content, notices=tuple(findings.notices)), tuple(faults)
+    return replace(content, notices=findings.notices), tuple(faults)
+
+
+def _is_of_llama_swap(document: Any) -> bool:
+    """Whether there are commands: only in such a file, keys that are unknown here may mean something."""
+    models = document.get("models") if isinstance(document, dict) else None
+    models = models.values() if isinstance(models, dict) else ()
+    return any("cmd" in model or "proxy" in model for model in models if isinstance(model, dict))
 
 
 @dataclass
@@ -126,7 +79,6 @@ class _Reader:
 
     def read(self) -> ModelsFile:
         document = self.document
-        report_unsupported(document, self.findings)
         ttl_s = self._duration(("globalTTL",), self.defaults.ttl_s)
         timeout_s = self._duration(("healthCheckTimeout",), self.defaults.start_timeout_s)
         self.defaults = self.defaults._replace(ttl_s=ttl_s, start_timeout_s=timeout_s)
@@ -135,12 +87,10 @@ class _Reader:
         right = [name for name in models if not self._is_wrong("models", name)]
         entries = {name: self._entry(name, models[name] or {}) for name in right}
         self._check_names(entries)
-        everyone = {name: entries.get(name) or ModelEntry(name=name) for name in models}
-        groups = document.get("groups")
-        groups = groups if isinstance(groups, dict) else {}
-        groups = {name: keys for name, keys in groups.items() if not self._is_wrong("groups", name)}
-        grouped = apply_groups(groups, everyone, self.findings)
-        entries = {name: grouped[name] for name in entries}
+        everyone = self._with_exclusions({name: entries.get(name) or ModelEntry(name=name) for name in models})
+        if not self._is_wrong("selectors"):
+            everyone = apply_selectors(document.get("selectors") or {}, everyone, self.findings)
+        entries = {name: everyone[name] for name in entries}
         commands.check_ports(entries, self.findings)
         if not self._is_wrong("hooks"):
             names = ((document.get("hooks") or {}).get("on_startup") or {}).get("preload", ())
@@ -150,7 +100,17 @@ class _Reader:
         entries = {name: entry for name, entry in entries.items() if name not in faulty}
         return ModelsFile(entries, self._api_keys(), log_level=self._log_level())
 
-    def _is_wrong(self, *path: str) -> bool:
+    def _with_exclusions(self, entries: Mapping[str, ModelEntry]) -> Mapping[str, ModelEntry]:
+        """The models with what they exclude."""
+        if self._is_wrong("routing") or self._is_wrong("matrix") or ("groups",) in self.wrong:
+            return entries
+        kind, path, content = find_rooms(self.document, self.findings)
+        if kind == "matrix":
+            return apply_matrix(content, path, entries, self.findings)
+        right = {name: keys for name, keys in content.items() if not self._is_wrong(*path, name)}
+        return apply_groups(right, path, entries, self.findings)
+
+    def _is_wrong(self, *path: Key) -> bool:
         return any(each[: len(path)] == path for each in self.wrong)
 
     def _duration(self, path: KeyPath, default: float | None, node: Any = None) -> float | None:
@@ -172,20 +132,24 @@ class _Reader:
 
     def _entry(self, name: str, keys: Mapping[str, Any]) -> ModelEntry:
         path = ("models", name)
-        keys = self._expanded(name, keys)
         pinned = bool(keys.get("pinned"))
         ttl_s = self._duration((*path, "ttl"), None if pinned else self.defaults.ttl_s, keys)
         if pinned and ttl_s is not None:
             self.findings.fault((*path, "ttl"), "must be left out, as `pinned: true` keeps the model")
+        changes = _changes(keys)
+        aliases = [each if isinstance(each, str) else each["id"] for each in keys.get("aliases") or ()]
         entry = ModelEntry(
             name=name,
-            aliases=tuple(each if isinstance(each, str) else each["id"] for each in keys.get("aliases") or ()),
+            aliases=tuple(alias for alias in dict.fromkeys((*aliases, *changes.set_by_name)) if alias != name),
             env=self._environment(path, keys.get("env")),
             ttl_s=ttl_s,
             preload=bool(keys.get("preload")),
             pinned=pinned,
             concurrency=keys.get("concurrency") or keys.get("concurrencyLimit") or None,
+            refuses_excess="concurrencyLimit" in keys,
             unlisted=bool(keys.get("unlisted")),
+            changes=changes if changes != BodyChanges() else None,
+            card=_card(keys),
             start_timeout_s=self._duration((*path, "start_timeout"), self.defaults.start_timeout_s, keys),
             line=self.findings.line_of(path),
         )
@@ -193,6 +157,9 @@ class _Reader:
             return entry
         if "cmd" in keys:
             entry = self._with_command(entry, keys, path)
+        elif "proxy" in keys:
+            command = commands.foreign_command(keys, [], path, self.findings)
+            entry = replace(entry, foreign=command, engine="other")
         else:
             words = [keys.get("model") or name, *self._words(path, keys.get("args"))]
             entry = replace(entry, words=tuple(words), engine=keys.get("engine", self.defaults.engine))
@@ -219,6 +186,8 @@ class _Reader:
             self.findings.notice((*path, left[0]), text)
         if not served.words:
             self.findings.fault((*path, "cmd"), "must name the model, as in: vllm serve Qwen/Qwen3-0.6B")
+        if entry.changes is not None:
+            entry = replace(entry, changes=replace(entry.changes, model=None))  # it answers to all of its names
         engine = self.defaults.engine if served.engine == "auto" else served.engine
         return replace(entry, words=tuple(served.words), engine=engine, env={**served.env, **entry.env})
 
@@ -256,48 +225,14 @@ class _Reader:
                 )
                 self.findings.fault(place, text)
 
-    def _expanded(self, name: str, keys: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The keys of a model without macros."""
-        if self._is_wrong("macros"):
-            texts: dict[str, object] = {}
-        else:
-            texts = dict(self.document.get("macros") or {})
-        texts |= {"MODEL_ID": name} | dict(keys.get("macros") or {})
-        expanded = dict(keys)
-        for key in _EXPANDED:
-            if key in keys:
-                kept = ("PORT",) if key in _KEEPS_PORT else ("PORT", "PID") if key in _KEEPS_PID else ()
-                macros = Macros(texts, kept)
-                text = keys[key]
-                if key in _COMMANDS and isinstance(text, str):
-                    text = commands.without_comments(text)
-                expanded[key] = self._expand(("models", name, key), text, macros.expand)
-        return expanded
-
-    def _expand(self, path: KeyPath, value: Any, expand: Callable[[str], str]) -> Any:
-        match value:
-            case str():
-                try:
-                    return expand(value)
-                except MacroError as err:
-                    self.findings.fault(path, str(err))
-                    return "-"
-            case list():
-                return [self._expand((*path, number), each, expand) for number, each in enumerate(value)]
-            case dict():
-                return {key: self._expand((*path, key), each, expand) for key, each in value.items()}
-        return value
-
     def _api_keys(self) -> tuple[str, ...]:
         if self._is_wrong("apiKeys"):
             return ()
-        macros = Macros(self.document.get("macros") or {})
-        given = self.document.get("apiKeys") or ()
-        keys = [self._expand(("apiKeys", n), each, macros.expand) for n, each in enumerate(given)]
+        keys = tuple(self.document.get("apiKeys") or ())
         for number, key in enumerate(keys):
             if not key.strip():
                 self.findings.fault(("apiKeys", number), "must not be empty")
-        return tuple(keys)
+        return keys
 
     def _log_level(self) -> str | None:
         level = self.document.get("logLevel")
@@ -310,11 +245,33 @@ class _Reader:
         for entry in entries.values():
             for number, alias in enumerate(entry.aliases):
                 path = ("models", entry.name, "aliases", number)
-                if alias in owners:
-                    owner = owners[alias]
-                    what = "its own name" if owner == entry.name else f"a name of models.{owner}"
-                    self.findings.fault(path, f"{show(alias)} is already {what}: choose another alias")
-                owners.setdefault(alias, entry.name)
+                if (owner := owners.setdefault(alias, entry.name)) != entry.name:
+                    self.findings.fault(
+                        path, f"{show(alias)} is already a name of models.{owner}: choose another alias"
+                    )
+
+
+def _changes(keys: Mapping[str, Any]) -> BodyChanges:
+    """What is changed in requests; `model` decides where they go, and only `useModelName` changes it."""
+    filters = keys.get("filters") or {}
+    names = (filters.get("stripParams") or filters.get("strip_params") or "").split(",")
+    by_name = filters.get("setParamsByID") or {}
+    return BodyChanges(
+        model=keys.get("useModelName") or None,
+        strip=tuple(name.strip() for name in names if name.strip() not in ("", "model")),
+        set=_without_model(filters.get("setParams") or {}),
+        set_by_name={name: _without_model(params) for name, params in by_name.items()},
+    )
+
+
+def _without_model(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if key != "model"}
+
+
+def _card(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """What /v1/models shows of the file, as llama-swap does."""
+    card = {key: keys[key].strip() for key in ("name", "description") if keys.get(key)}
+    return {**card, "meta": {"llamaswap": keys["metadata"]}} if keys.get("metadata") else card
 
 
 def _flag_words(key: str, value: Any) -> Iterable[str]:

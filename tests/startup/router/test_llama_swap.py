@@ -1,14 +1,17 @@
 """Files of llama-swap: macros, commands, groups, and what is not supported."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from startup.router.model_entry import ForeignCommand, ModelsFile
+from startup.router.model_entry import BodyChanges, ForeignCommand, ModelsFile
 from startup.router.models_file.commands import recognise, split_command
-from startup.router.models_file.reader import Defaults, MacroError, Macros, read_models_file
+from startup.router.models_file.macros import MacroError, Macros
+from startup.router.models_file.reader import Defaults, read_models_file
+from startup.router.models_file.schema import load_schema
 from startup.serve_words import is_vllm_installed
 
 OURS = Path(sys.executable).parent
@@ -72,10 +75,13 @@ hooks:
 """
 
 
+STARTPORT = "config.yaml:4: startPort: has no effect: ${PORT} is a port that is free when the model starts"
+
+
 def test_a_file_of_llama_swap_is_read_as_it_is(read, monkeypatch):
     monkeypatch.setenv("KEY_OF_TEST", "sk-two")
     content, faults = read(EXAMPLE)
-    assert (faults, content.notices) == ([], ())
+    assert (faults, list(map(str, content.notices))) == ([], [STARTPORT])
     gpt, docker, fixed = content.entries.values()
     words = "/opt/llama/llama-server --port ${PORT} --model|a b.gguf|--ctx-size 16384 --alias gpt"
     assert gpt.foreign == ForeignCommand(
@@ -203,12 +209,13 @@ COMMANDS = {
     "{cmd: server, proxy: 'http://h:x'}": "models.m.proxy: must be an address such as",
     "{cmd: server, proxy: 'http://h:70000'}": "models.m.proxy: must be an address such as",
     "{cmd: server, proxy: 'http://h:0'}": "models.m.proxy: must be an address such as",
-    "{cmd: 'x ${PORT}', checkEndpoint: ready}": "models.m.checkEndpoint: must be a path such as /health, or none",
+    "{cmd: 'x ${PORT}', checkEndpoint: a b}": "models.m.checkEndpoint: must be a path such as /health, or none",
     "{cmd: 'x ${PORT}', cmdStop: \"kill '\"}": "models.m.cmdStop: must be a command",
     "cmd: vllm serve": "models.m.cmd: must name the model, as in: vllm serve Qwen/Qwen3-0.6B",
     "cmd: vllm serve x --api-key k": "models.m.cmd: must not have --api-key: give it on the command line, for all",
     "cmd: vllm serve x --ssl-keyfile k": "models.m.cmd: must not have --ssl-keyfile",
-    "cmd: ''": "models.m.cmd: must not be empty",
+    "cmd: ''": "models.m.cmd: must be a command, got only comments and blanks",
+    "proxy: 'http://h:${PORT}'": "models.m.cmd: must contain ${PORT}, or `proxy` must name the port",
     "cmd: [a]": "models.m.cmd: must be a text, got a list",
 }
 
@@ -255,16 +262,18 @@ def test_a_pinned_model_is_stopped_by_no_group(read):
 
 
 GROUPS = {
-    "groups: {g: {members: [a, bb]}}": "groups.g.members[1]: 'bb' is no model of this file",
     "groups: {g: {members: [a]}, h: {members: [a]}}": "groups.h.members[0]: 'a' is already in groups.g",
-    "groups: {g: {members: []}}": "groups.g.members: must not be empty",
-    "groups: {g: {swap: false}}": "groups.g: must have the key members",
-    "groups: {g: {members: [a], swap: 2}}": "groups.g.swap: must be true or false, got 2",
     "groups: [a]": "groups: must be a mapping, got a list",
     "groups: {g: {members: [a, b]}}\nx-p: 1": "models.b.pinned: must be false, or no other model of groups.g",
-    "hooks: {on_startup: {preload: [aa]}}": "hooks.on_startup.preload[0]: 'aa' is no model of this file",
-    "hooks: {on_startup: {load: [a]}}": "hooks.on_startup.load: is not known here (did you mean 'preload'?)",
-    "hooks: {at_start: {}}": "hooks.at_start: is not known here",
+    "groups: {g: {members: [a]}}\nmatrix: {sets: {x: a}}": "matrix: must not be given beside groups",
+    "matrix: {sets: {}}": "matrix.sets: must not be empty",
+    "matrix: {sets: {x: a & (b | c)}}": "matrix.sets.x: 'c' is no model, and no name of `vars`",
+    "matrix: {sets: {x: a b}}": "matrix.sets.x: has 'b' where & or | should be",
+    "matrix: {sets: {x: (a}}": "matrix.sets.x: has a bracket that is not closed",
+    "matrix: {sets: {x: a & (b | +x)}}": "must not contain itself: x -> x",
+    f"matrix: {{sets: {{x: {'(' * 9999}}}}}": "matrix.sets.x: is nested too deeply",
+    "selectors: {s: {strategy: pin}}": "selectors.s: must have the key targets",
+    "selectors: {a: {strategy: pin, targets: [b]}}": "selectors.a: is a name of a model already",
 }
 
 
@@ -286,17 +295,158 @@ def test_two_servers_with_one_port_must_exclude_each_other(read):
     assert read(text.replace("127.0.0.1", "10.0.0.9") + "groups: {g: {members: [a, b], swap: false}}\n")[1] == []
 
 
-def test_what_is_not_supported_is_named_once_with_its_remedy(read):
-    keys = "filters: {stripParams: temperature}, sendLoadingState: true, useModelName: y, timeouts: {connect: 5}"
+def test_what_has_no_effect_is_named_once_with_its_remedy(read):
+    keys = "capabilities: {tools: true}, sendLoadingState: true, compat: {ignoreWebsockets: true}, zzz: 1, port: 5"
     content, faults = read(
-        f"models:\n  a: {{model: x, {keys}}}\n  b: {{model: y, {keys}}}\nmatrix: {{sets: {{}}}}\npeers: {{p: {{}}}}\n"
-        "routing: {}\nsendLoadingState: true\nlogToStdout: both\n"
+        f"models:\n  a: {{cmd: vllm serve x, {keys}}}\n  b: {{model: y, {keys}}}\npeers: {{p: {{}}}}\n"
+        "routing: {scheduler: {use: fifo}}\nsendLoadingState: true\nlisten: ':80'\nmaxRunningModels: 1\nttl: 9\n"
+        "groups: {g: {members: [a, nobody], swaps: true}}\nhooks: {at_start: 1, on_startup: {preload: ['', x, a]}}\n"
+        "default: &d {ttl: 5}\n.base: &e {unlisted: true}\nused: [*d, *e]\n"
     )
-    assert (faults, len(content.entries)) == ([], 2)
-    notices = "\n".join(map(str, content.notices))
-    assert len(content.notices) == 8
-    assert "config.yaml:2: models.a.filters: is not supported" in notices
-    assert "--override-generation-config in args (in 2 places)" in notices
-    for line, key in ((4, "matrix"), (5, "peers"), (6, "routing")):
-        assert f"config.yaml:{line}: {key}: is not supported" in notices
-    assert "sendLoadingState: has no effect: streams get comments" in notices
+    assert (faults, len(content.entries), content.entries["a"].preload) == ([], 2, True)
+    found = [str(notice).removeprefix("config.yaml:") for notice in content.notices]
+    expected = {
+        "2: models.a.capabilities: has no effect: clients learn": "(in 2 places)",
+        "2: models.a.sendLoadingState: has no effect: streams get comments": "(in 3 places)",
+        "2: models.a.compat: has no effect: a WebSocket": "(in 2 places)",
+        "2: models.a.zzz: is not known here, and has no effect": "(in 2 places)",
+        "2: models.a.port: is not known here, and has no effect: see --port": "(in 2 places)",
+        "4: peers: has no effect: route to other servers": "in front",
+        "5: routing.scheduler: has no effect: the order": "",
+        "7: listen: is not known here, and has no effect: see --host and --port": "",
+        "8: maxRunningModels: is not known here, and has no effect: see --max-running": "",
+        "9: ttl: is not known here, and has no effect: see `globalTTL`": "",
+        "10: groups.g.swaps: is not known here, and has no effect (did you mean 'swap'?)": "",
+        "10: groups.g.members[1]: 'nobody' is no model of this file": "",
+        "11: hooks.at_start: is not known here": "",
+        "11: hooks.on_startup.preload[0]: '' is no model": "",
+        "11: hooks.on_startup.preload[1]: 'x' is no model": "",
+        "14: used: is not known here": "",
+    }
+    for text, end in expected.items():
+        assert [each for each in found if each.startswith(text) and each.endswith(end)], (text, found)
+    assert len(found) == len(expected)
+
+
+def test_an_anchor_may_be_under_any_key(read):
+    text = "defaults: &d {ttl: 5}\n.base: &b [x]\nunused: &u 5\nmodels: {m: {<<: *d, aliases: *b}}\n"
+    assert read(text)[1] == ["config.yaml:3: unused: is not known here; known are " + ", ".join(KNOWN)]
+
+
+KNOWN = load_schema()["properties"]
+EMPTY_KEYS = ("cmdStop", "checkEndpoint", "aliases", "env", "ttl", "concurrencyLimit", "unlisted", "useModelName")
+EMPTY_KEYS += ("name", "description", "metadata", "filters", "macros", "timeouts", "preload")
+
+
+def test_a_key_without_a_value_is_no_key(read):
+    lines = ["models:", "  m:", "    cmd: x ${PORT}", "    proxy:", *(f"    {key}:" for key in EMPTY_KEYS)]
+    lines += [f"{key}:" for key in KNOWN if key != "models"]
+    content, faults = read("\n".join(lines))
+    assert (faults, content.notices) == ([], ())
+    assert content.entries["m"] == read("models: {m: {cmd: 'x ${PORT}'}}")[0].entries["m"]
+
+
+def test_numbers_are_texts_where_texts_are_meant(read):
+    content, faults = read(
+        "apiKeys: [007]\nmodels:\n  4.10: {cmd: 'x ${PORT}', aliases: [1.10, yes], name: 0x10}\n"
+        "  b: {cmd: 'y ${PORT}'}\ngroups: {g: {members: [4.10]}}\nhooks: {on_startup: {preload: [1.10]}}\n"
+    )
+    assert faults == []
+    entry = content.entries["4.10"]
+    assert (entry.aliases, entry.card, entry.preload) == (("1.10", "yes"), {"name": "0x10"}, True)
+    assert (entry.excludes, content.api_keys) == ({"b"}, ("007",))
+
+
+def test_groups_may_be_empty_and_name_models_by_their_aliases(read):
+    text = _servers("a", "b", a=", aliases: [x, a, x]")
+    content, faults = read(text + "groups: {e: {members: []}, n: {swap: false}, g: {members: [x], exclusive: false}}\n")
+    assert (faults, content.entries["a"].aliases) == ([], ("x",))
+    assert _excludes(content) == {"a": "", "b": "a"}
+
+
+def test_the_settings_of_routing_are_those_of_the_top_level(read):
+    text = _servers("a", "b") + "routing: {router: {use: %s, settings: {groups: %s, matrix: {sets: {x: a & b}}}}}\n"
+    content, faults = read(text % ("group", "{g: {members: [a, b], swap: true}}"))
+    assert (faults, _excludes(content)) == ([], {"a": "b", "b": "a"})
+    content, faults = read(text % ("matrix", "{g: {members: [a, b]}}"))
+    assert (faults, _excludes(content)) == ([], {"a": "", "b": ""})
+    _, faults = read(text % ("group", "{g: {members: [a]}}") + "groups: {h: {members: [a]}}\n")
+    assert len(faults) == 1
+    assert "routing.router.settings.groups: must not be given beside groups at the top level" in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("sets", "excludes"),
+    [
+        ("x: a & b, y: b & c", {"a": "cd", "b": "d", "c": "ad", "d": "abc"}),
+        ("x: (v | b) & (c | d)", {"a": "b", "b": "a", "c": "d", "d": "c"}),
+        ("x: a | b, y: (+x) & c & d", {"a": "b", "b": "a", "c": "", "d": ""}),
+        ("x: a", {"a": "bcd", "b": "acd", "c": "abd", "d": "abc"}),
+    ],
+)
+def test_models_that_share_a_set_of_the_matrix_run_together(read, sets, excludes):
+    text = _servers("a", "b", "c", "d") + f"matrix: {{vars: {{v: a}}, evict_costs: {{a: 5}}, sets: {{{sets}}}}}\n"
+    content, faults = read(text)
+    assert (faults, _excludes(content)) == ([], excludes)
+    assert [notice.key for notice in content.notices] == ["matrix.evict_costs"]
+
+
+def test_a_selector_is_a_name_of_its_first_target(read):
+    selectors = "selectors: {s: {strategy: pin, targets: [x, b]}, w: {strategy: warm, targets: [b]}}\n"
+    content, faults = read(_servers("a", "b", a=", aliases: [x]") + selectors)
+    assert faults == []
+    assert [entry.aliases for entry in content.entries.values()] == [("x", "s"), ("w",)]
+    assert [notice.key for notice in content.notices] == ["models", "selectors.w"]
+
+
+def test_macros_and_variables_stand_everywhere(read, monkeypatch):
+    for name, value in {"TTL": "70", "IS": "true", "NAME": "big", "KEY": "0123"}.items():
+        monkeypatch.setenv(name, value)
+    content, faults = read(
+        """
+macros: {limit: 3, wait: 90, pre: "${env.NAME}", never: 0}
+globalTTL: ${wait}
+healthCheckTimeout: "${wait}"
+apiKeys: ["${env.KEY}"]
+models:
+  ${pre}-model:
+    cmd: x ${PORT}
+    macros: {limit: 4}
+    ttl: ${env.TTL}
+    concurrencyLimit: ${limit}
+    unlisted: ${env.IS}
+    aliases: ["${MODEL_ID}:x"]
+    name: The ${pre} one
+    metadata: {port: "${PORT}", limit: "${limit}", texts: [5, "${limit} and ${env.IS}"]}
+    filters: {stripParams: "${pre}", setParamsByID: {"${MODEL_ID}:y": {"n": "${limit}"}}}
+    env: ["PORT=${PORT}", "N=${limit}"]
+  other: {cmd: "y ${PORT}"}
+groups: {g: {members: ["${pre}-model"], swap: "${env.IS}"}}
+hooks: {on_startup: {preload: ["${pre}-model"]}}
+"""
+    )
+    assert faults == ["config.yaml:19: groups.g.swap: must be true or false, got 'true'"]  # in quotes: a text
+    entry, other = content.entries.values()
+    assert (entry.name, entry.aliases, entry.preload) == ("big-model", ("big-model:x", "big-model:y"), True)
+    assert (entry.ttl_s, other.ttl_s, entry.start_timeout_s) == (70, 90, 90)
+    assert (entry.concurrency, entry.refuses_excess, entry.unlisted, entry.line) == (4, True, True, 7)
+    meta = {"llamaswap": {"port": "${PORT}", "limit": 4, "texts": [5, "4 and true"]}}
+    assert entry.card == {"name": "The big one", "meta": meta}
+    assert entry.changes == BodyChanges(strip=("big",), set_by_name={"big-model:y": {"n": 4}})
+    assert entry.env == {"PORT": "${PORT}", "N": "4"}
+    assert content.api_keys == ("0123",)
+
+
+def test_changes_of_bodies_are_read(read):
+    keys = "useModelName: up, filters: {stripParams: ' a,, model ,b ', setParams: {model: x, t: {u: 1}}}"
+    content, faults = read(f"models:\n  m: {{cmd: 'x ${{PORT}}', {keys}}}\n  v: {{cmd: vllm serve x, {keys}}}\n")
+    assert faults == []
+    changes = BodyChanges(model="up", strip=("a", "b"), set={"t": {"u": 1}})
+    assert content.entries["m"].changes == changes
+    assert content.entries["v"].changes == replace(changes, model=None)  # it answers to all of its names
+
+
+def test_a_server_that_runs_already_needs_no_command(read):
+    content, faults = read("models: {m: {proxy: 'http://127.0.0.1:8081'}, n: {proxy: 'http://127.0.0.1:8082'}}\n")
+    assert (faults, _excludes(content), content.notices) == ([], {"m": "", "n": ""}, ())
+    assert content.entries["m"].foreign == ForeignCommand(words=(), address="http://127.0.0.1:8081", port=8081)
