@@ -199,9 +199,13 @@ class _Handler:
         body = RequestBody()
         try:
             requested = await _read(request, body) if request.body_exists else RequestedModel()
+            if entry is None:
+                entry = self._choice.by_body(request, path, requested)
+                if entry.changes is not None and body.num_bytes:
+                    await body.change(entry.changes, requested, request.headers.get(hdrs.CONTENT_TYPE, ""))
             call = Call(
                 request=request,
-                entry=entry or self._choice.by_body(request, path, requested),
+                entry=entry,
                 path=path,
                 body=body,
                 may_wait_visibly=requested.is_stream and path in _STREAM_PATHS,

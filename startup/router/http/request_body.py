@@ -6,7 +6,9 @@ import tempfile
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
+from startup.router.http.body_changes import change_form, change_json
 from startup.router.http.requested_model import RequestedModel, boundary_of, find_in_form, find_in_json
+from startup.router.model_entry import BodyChanges
 
 if TYPE_CHECKING:
     from aiohttp import StreamReader
@@ -54,6 +56,23 @@ class RequestBody:
         if self._is_in_memory:
             return find_in_json(self._bytes())
         return await asyncio.to_thread(self._find_in_file)
+
+    async def change(self, changes: BodyChanges, requested: RequestedModel, media_type: str) -> None:
+        """Changes it before the model gets it."""
+        boundary = boundary_of(media_type)
+
+        def run() -> None:
+            content = self._bytes()
+            if boundary is not None:
+                content = change_form(content, changes, boundary)
+            else:
+                content = change_json(content, changes, requested.name)
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(content)
+            self.num_bytes = len(content)
+
+        await asyncio.to_thread(run)
 
     def close(self) -> None:
         """Gives up what is kept."""

@@ -5,10 +5,12 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from base.wording import list_some
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from startup.router.models_file.document import Findings, KeyPath, show
 from startup.serve_words import is_vllm_installed, normalise, split
@@ -150,24 +152,19 @@ def _stop_words(text: str, path: KeyPath, findings: Findings) -> list[str]:
         return []
 
 
-def check_ports(entries: Mapping[str, ModelEntry], findings: Findings) -> None:
-    """Two commands with one fixed port must not run together."""
-    fixed = [entry for entry in entries.values() if entry.foreign is not None and entry.foreign.port is not None]
-    by_address: dict[tuple[str, int | None], list[ModelEntry]] = {}
-    for entry in fixed:
-        assert entry.foreign is not None
-        host = urlsplit(entry.foreign.address).hostname or ""
-        by_address.setdefault(("localhost" if host in _LOCAL else host, entry.foreign.port), []).append(entry)
+def exclude_equal_ports(entries: Mapping[str, ModelEntry], findings: Findings) -> dict[str, ModelEntry]:
+    """The models; of two commands with one fixed port, each one excludes the other."""
+    result = dict(entries)
+    by_address: dict[tuple[str, int], list[str]] = {}
+    for name, entry in entries.items():
+        if entry.foreign is not None and entry.foreign.words and entry.foreign.port is not None:
+            host = urlsplit(entry.foreign.address).hostname or ""
+            by_address.setdefault(("localhost" if host in _LOCAL else host, entry.foreign.port), []).append(name)
     for (_, port), sharing in by_address.items():
-        for number, entry in enumerate(sharing):
-            other = next((o for o in sharing[:number] if not _exclude_each_other(o, entry)), None)
-            if other is not None:
-                findings.fault(
-                    ("models", entry.name, "proxy"),
-                    f"must have another port than {port}, which is that of models.{other.name}: write {PORT} in cmd, "
-                    "or put both into a group with swap: true",
-                )
-
-
-def _exclude_each_other(one: ModelEntry, other: ModelEntry) -> bool:
-    return other.name in one.excludes and one.name in other.excludes
+        for name in sharing:
+            others = frozenset(sharing) - {name}
+            if others - entries[name].excludes:
+                text = f"has port {port}, as {list_some(sorted(others))}: these never run together"
+                findings.notice(("models", name, "proxy"), f"{text}; ${{PORT}} is a free port")
+            result[name] = replace(entries[name], excludes=entries[name].excludes | others)
+    return result

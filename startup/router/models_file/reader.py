@@ -90,8 +90,7 @@ class _Reader:
         everyone = self._with_exclusions({name: entries.get(name) or ModelEntry(name=name) for name in models})
         if not self._is_wrong("selectors"):
             everyone = apply_selectors(document.get("selectors") or {}, everyone, self.findings)
-        entries = {name: everyone[name] for name in entries}
-        commands.check_ports(entries, self.findings)
+        entries = commands.exclude_equal_ports({name: everyone[name] for name in entries}, self.findings)
         if not self._is_wrong("hooks"):
             names = ((document.get("hooks") or {}).get("on_startup") or {}).get("preload", ())
             loaded = check_preload(names, everyone, self.findings)

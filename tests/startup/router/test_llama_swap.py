@@ -284,15 +284,17 @@ def test_a_wrong_group_or_hook_is_a_fault(read, text, fault):
     assert fault in faults[0]
 
 
-def test_two_servers_with_one_port_must_exclude_each_other(read):
+def test_two_servers_with_one_port_never_run_together(read):
     text = "models:\n  a: {cmd: x, proxy: 'http://127.0.0.1:8999'}\n  b: {cmd: y, proxy: 'http://localhost:8999/v1'}\n"
-    assert read(text)[1] == []
-    _, faults = read(text + "groups: {g: {members: [a, b], swap: false}}\n")
-    assert faults == [
-        "config.yaml:3: models.b.proxy: must have another port than 8999, which is that of models.a: write ${PORT} in "
-        "cmd, or put both into a group with swap: true"
+    together = "groups: {g: {members: [a, b], swap: false}}\n"
+    content, faults = read(text + together)
+    assert (faults, _excludes(content)) == ([], {"a": "b", "b": "a"})
+    assert [str(notice) for notice in content.notices] == [
+        "config.yaml:2: models.a.proxy: has port 8999, as b: these never run together; ${PORT} is a free port",
+        "config.yaml:3: models.b.proxy: has port 8999, as a: these never run together; ${PORT} is a free port",
     ]
-    assert read(text.replace("127.0.0.1", "10.0.0.9") + "groups: {g: {members: [a, b], swap: false}}\n")[1] == []
+    assert _excludes(read(text.replace("127.0.0.1", "10.0.0.9") + together)[0]) == {"a": "", "b": ""}
+    assert _excludes(read(text.replace("cmd: x, ", "") + together)[0]) == {"a": "", "b": ""}
 
 
 def test_what_has_no_effect_is_named_once_with_its_remedy(read):
