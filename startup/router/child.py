@@ -147,11 +147,11 @@ class Child:
         try:
             if (obstacle := await self._server.find_obstacle()) is not None or self._wants_stop.is_set():
                 return obstacle
-            self._launch()
+            if self._server.words:
+                self._launch()
         except OSError as err:
             return f"The process cannot be started: {err}"
-        assert self.process is not None
-        ended = asyncio.create_task(self._watch.wait(self.process.pid, None), name=f"end of {self.entry.name}")
+        ended = asyncio.create_task(self._wait_end(), name=f"end of {self.entry.name}")
         stopped = asyncio.create_task(self._wants_stop.wait(), name=f"stop of {self.entry.name}")
         ready = asyncio.create_task(self._wait_ready(), name=f"start of {self.entry.name}")
         try:
@@ -178,6 +178,13 @@ class Child:
             become = partial(_become, self._server.execute, self._environment, output_fd)
             self.process = ChildProcess.fork(become)
         self._watch.add([self.process.pid])
+
+    async def _wait_end(self) -> None:
+        """Returns when its first process has ended; never for a server that ran already."""
+        if self.process is None:
+            await asyncio.Event().wait()
+        else:
+            await self._watch.wait(self.process.pid, None)
 
     async def _wait_ready(self) -> None:
         """Returns once requests are answered."""

@@ -116,19 +116,23 @@ class ForeignServer:
 
     async def find_obstacle(self) -> str | None:
         """Another process on its port would answer in its name."""
-        is_local = urlsplit(self.base_url).hostname in _LOCAL
-        return f"Another process listens on {self.base_url}" if is_local and await _accepts(self.base_url) else None
+        is_local = bool(self.words) and urlsplit(self.base_url).hostname in _LOCAL
+        text = f"Another process listens on {self.base_url}: end it, or leave out cmd to use it"
+        return text if is_local and await _accepts(self.base_url) else None
 
     def execute(self, environment: Mapping[str, str]) -> NoReturn:
         """In the new process."""
-        execute_words(self.words, environment)
+        port = str(self._command.port)
+        execute_words(self.words, {name: value.replace(_PORT, port) for name, value in environment.items()})
 
     async def poll(self, session: aiohttp.ClientSession) -> Readiness:
         """Any answer but 200 means: not yet."""
         if self._command.check_endpoint == _NO_ENDPOINT:
             return Readiness(await _accepts(self.base_url))
         async with session.get(f"{self.base_url}{self._command.check_endpoint}") as answer:
-            return Readiness(answer.status == _OK)
+            is_ready = answer.status == _OK
+            phase = f"{self._command.check_endpoint} (checkEndpoint) answers {answer.status}"
+            return Readiness(is_ready, None if is_ready else ChildProgress(phase))
 
     def find_listener(self) -> int:
         """It listens on no UNIX socket, which would tell."""
@@ -170,6 +174,7 @@ def _with_port(command: ForeignCommand) -> ForeignCommand:
         words=tuple(map(fill, command.words)),
         stop_words=tuple(map(fill, command.stop_words)),
         address=fill(command.address).rstrip("/"),
+        check_endpoint=fill(command.check_endpoint),
         port=int(port),
     )
 

@@ -371,6 +371,7 @@ class ModelPool:
             ttl_s=entry.ttl_s,
             pinned=entry.pinned,
             concurrency=entry.concurrency,
+            refuses_excess=entry.refuses_excess,
             excludes=entry.excludes,
             need=self._meter.need_of(entry) if self._only is None else NOTHING,
         )

@@ -82,6 +82,12 @@ class ModelRecord:
     def is_admitting(self) -> bool:
         return self.state == "ready" and self.claimed_by is None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it refuses one more request."""
+        limit = self.rules.concurrency if self.rules.refuses_excess else None
+        return limit is not None and len(self.leases) + len(self.waiting) >= limit
+
     def is_backing_off(self, now: float) -> bool:
         return self.state == "failed" and now < self.retry_s
 

@@ -122,7 +122,7 @@ class Scheduler:
             self._refuse(ticket, "failed", record.reason, record.retry_after_s(now))
         elif record.has_free_lease:
             self._admit(ticket, record)
-        elif len(record.waiting) >= self._limits.max_waiting:
+        elif record.is_full or len(record.waiting) >= self._limits.max_waiting:
             self._refuse(ticket, "overloaded", _overloaded(record), 1)
         else:
             return self._enqueue(ticket, record, record.waiting, now)
@@ -368,4 +368,6 @@ def _removed(model: str) -> str:
 
 
 def _overloaded(record: ModelRecord) -> str:
+    if record.is_full:
+        return f"{record.name} has {record.rules.concurrency} requests already (concurrencyLimit)."
     return f"{len(record.waiting)} requests wait for {record.name} already (--max-waiting)."

@@ -81,6 +81,8 @@ class ModelRules:
     """Never stopped for another model."""
     concurrency: int | None = None
     """The most leases at once; further requests wait."""
+    refuses_excess: bool = False
+    """Whether further requests are refused instead, as in llama-swap."""
     excludes: frozenset[str] = frozenset()
     """Models that must have no process when this one starts."""
     need: Need = NOTHING

@@ -1,5 +1,8 @@
 """Who may use the router: API keys, and pages of other sites."""
 
+import base64
+import binascii
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -45,8 +48,11 @@ class Access:
             self._check_site(request)
 
     def _check_key(self, request: web.Request) -> None:
-        headers = request.headers
-        refusal = self._keys.refusal(lambda name: headers.get(name, "").encode("utf-8", "surrogateescape"))
+        def read_header(name: str) -> bytes:
+            value = request.headers.get(name, "").encode("utf-8", "surrogateescape")
+            return _bearer_of(value) if value[:6].lower() == b"basic " else value
+
+        refusal = self._keys.refusal(read_header)
         if refusal is not None:
             raise FailedRequestError(401, refusal, headers={"WWW-Authenticate": "Bearer"})
 
@@ -62,6 +68,13 @@ class Access:
         is_other = origin is not None and not _is_of_host(origin, request.headers.get(hdrs.HOST, ""))
         if is_other or site not in (None, "none"):
             raise FailedRequestError(403, "Pages of other sites may not use the models: see --allowed-origins.")
+
+
+def _bearer_of(basic: bytes) -> bytes:
+    """The password of `Authorization: Basic ...` as a bearer's key: some tools send only that."""
+    with suppress(binascii.Error):
+        return b"Bearer " + base64.b64decode(basic[6:]).partition(b":")[2]
+    return b""
 
 
 def _is_of_host(origin: str, host: str) -> bool:

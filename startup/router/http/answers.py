@@ -21,6 +21,7 @@ _TYPES: Final = {
     400: "BadRequestError",
     403: "ForbiddenError",
     404: "NotFoundError",
+    409: "ConflictError",
     405: "Method Not Allowed",
     413: "RequestEntityTooLargeError",
     429: "RateLimitError",
@@ -55,10 +56,7 @@ class FailedRequestError(Exception):
 
 def json_answer(body: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """A response with a JSON body."""
-    all_headers = {"Server": SERVER, **(headers or {})}
-    return web.Response(
-        status=status, body=msgspec.json.encode(body), headers=all_headers, content_type="application/json"
-    )
+    return web.Response(status=status, body=msgspec.json.encode(body), headers=headers, content_type="application/json")
 
 
 def error_answer(failed: FailedRequestError, path: str) -> web.Response:

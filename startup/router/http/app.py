@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractAccessLogger
+from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.http_exceptions import HttpProcessingError
 
 from base.access_log import ACCESS_LOGGER, set_up_access_log
@@ -42,6 +43,7 @@ _RESPONSES: Final = "/v1/responses/"
 _STORED: Final = f"{_RESPONSES}resp_"
 """Begins the path of a response that a model has stored; others, such as `input_tokens`, name a model."""
 _UPSTREAM: Final = "/upstream/"
+_ASSETS: Final = (".js", ".json", ".css", ".png", ".gif", ".jpg", ".jpeg", ".ico", ".svg", ".txt", ".woff2", ".map")
 _ALLOWED: Final = "DELETE, GET, HEAD, PATCH, POST, PUT"
 """Methods that models' servers may have."""
 _CLIENT_GONE: Final = 499
@@ -71,15 +73,14 @@ def create_app(pool: ModelPool, options: AppOptions) -> web.Application:
     handler = _Handler(pool, options)
     # one route: aiohttp's table is slower than a dictionary, and decodes paths before it matches
     app.router.add_route("*", "/{path:.*}", handler.handle, expect_handler=_expect_later)
-    if handler.cors.is_on:
-        app.on_response_prepare.append(handler.add_cors_headers)
+    app.on_response_prepare.append(handler.complete_headers)
     return app
 
 
 def create_runner(app: web.Application, options: AppOptions) -> web.AppRunner:
     """Runs the application."""
     set_up_access_log(options.unlogged_paths)
-    return web.AppRunner(
+    return _Runner(
         app,
         access_log_class=AccessLog,
         access_log=logging.getLogger(ACCESS_LOGGER) if options.is_access_logged else None,
@@ -93,6 +94,37 @@ def create_runner(app: web.Application, options: AppOptions) -> web.AppRunner:
         read_bufsize=_READ_BYTES,
         shutdown_timeout=1.0,
     )
+
+
+class _Runner(web.AppRunner):
+    """Its connections answer what is not HTTP as the router does: JSON, and not the library's version."""
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        server.__class__ = _Server
+        return server
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        super().handle_error(request, status, exc, message)
+        answer = error_answer(FailedRequestError(status, (message or "Bad request").strip()), "")
+        answer.headers[hdrs.SERVER] = SERVER
+        answer.force_close()
+        return answer
 
 
 def _quiet_logger() -> logging.Logger:
@@ -146,6 +178,8 @@ class _Handler:
             return await self._answer(request, path, raw_path)
         except FailedRequestError as err:
             failed = err
+        except web.HTTPMovedPermanently:
+            raise
         except ModelRefused as refused:
             failed = FailedRequestError.from_refused(refused)
         except (web.RequestPayloadError, HttpProcessingError) as err:
@@ -159,9 +193,11 @@ class _Handler:
             request.transport.abort()  # a response that has begun cannot become an error
         return error_answer(failed, path)
 
-    async def add_cors_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+    async def complete_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Called before the head of a response is sent."""
-        if not self.cors.is_preflight(request.method, request.headers):
+        if response.headers[hdrs.SERVER] == SERVER_SOFTWARE:  # neither the router's nor that of a model's server
+            response.headers[hdrs.SERVER] = SERVER
+        if self.cors.is_on and not self.cors.is_preflight(request.method, request.headers):
             self.cors.add_headers(request.headers.get(hdrs.ORIGIN), response.headers)
 
     async def _answer(self, request: web.Request, path: str, raw_path: str) -> web.StreamResponse:
@@ -172,20 +208,30 @@ class _Handler:
         if own is not None:
             return await own.handler(request)
         if path.startswith(_UPSTREAM):
-            entry, rest = self._choice.by_path(raw_path.removeprefix(_UPSTREAM))
-            return await self._relay(request, rest, entry)
+            return await self._relay_upstream(request, raw_path)
         if self._has_only_model:
             return await self._relay(request, raw_path, next(iter(self._pool.entries.values())))
         if path.startswith(_STORED) and "model" not in request.query:
             return await self._relay(request, raw_path, await self._model_of_response(raw_path))
         return await self._relay(request, raw_path, None)
 
+    async def _relay_upstream(self, request: web.Request, raw_path: str) -> web.StreamResponse:
+        """Passes any path of a model's server on; icons, scripts and images alone do not start it."""
+        is_read = request.method in (hdrs.METH_GET, hdrs.METH_HEAD)
+        entry, path = self._choice.by_path(raw_path.removeprefix(_UPSTREAM))
+        if is_read and path == "/" and not raw_path.endswith("/"):  # addresses in the page are relative to it
+            query = f"?{request.rel_url.raw_query_string}" if request.rel_url.raw_query_string else ""
+            raise web.HTTPMovedPermanently(f"{request.rel_url.raw_path}/{query}")
+        if is_read and path.lower().endswith(_ASSETS) and not self._pool.is_ready(entry.name):
+            raise FailedRequestError(409, f"`{entry.name}` does not run, and files of its pages do not start it.")
+        return await self._relay(request, path, entry)
+
     def _answer_options(self, request: web.Request) -> web.Response:
         """No OPTIONS reaches a model. Without CORS, the answer is that of our servers for their own paths."""
         if not self.cors.is_preflight(request.method, request.headers):
             raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": _ALLOWED})
         status, text, headers = self.cors.answer_preflight(request.headers)
-        return web.Response(status=status, text=text, headers={"Server": SERVER, **headers})
+        return web.Response(status=status, text=text, headers=headers)
 
     async def _relay(self, request: web.Request, path: str, entry: ModelEntry | None) -> web.StreamResponse:
         """Passes the request on to this model, or to the one that it names."""

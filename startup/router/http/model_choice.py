@@ -87,7 +87,7 @@ class ModelChoice:
         if is_read and path in _POSTED:
             raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": "POST"})
         if is_read and not path.startswith(_WITHOUT_NAME):
-            raise FailedRequestError(404, "Not Found: the path of a model's server needs ?model=NAME.")
+            raise FailedRequestError(404, f"Not Found: for that of a model's server, use /upstream/NAME{path}.")
         entries = self._pool.entries
         if len(entries) == 1:
             return next(iter(entries.values()))

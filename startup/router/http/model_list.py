@@ -1,6 +1,7 @@
 """What the router tells about its models: lists, states, metrics, and the data of the status page."""
 
 import asyncio
+import shlex
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -11,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from envs.redaction import hide_in_words
 from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelPool, ModelStatus
 from startup.serve_words import is_flag_like
@@ -133,6 +135,7 @@ class ModelList:
             "size_bytes": status.size_bytes,
             "memory_bytes": status.memory_bytes,
             "aliases": list(entry.aliases),
+            **entry.card,
         }
         if status.reason:
             card["reason"] = status.reason
@@ -167,7 +170,10 @@ def _llama_swap(status: ModelStatus) -> dict[str, Any]:
         "model": entry.name,
         "state": _LLAMA_SWAP_STATES.get(status.state, status.state),
         "ttl": int(entry.ttl_s or 0),
-        "name": entry.name,
+        "name": entry.card.get("name", ""),
+        "description": entry.card.get("description", ""),
+        "cmd": shlex.join(hide_in_words(entry.words if entry.foreign is None else entry.foreign.words)),
+        "proxy": "" if entry.foreign is None else entry.foreign.address,
     }
 
 

@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 from base.status_page.page import DATA_PATH
 from startup.probes.probe_http import MODEL_STATE_HEADER
 from startup.router.child import Child
-from startup.router.http.answers import SERVER, json_answer
+from startup.router.http.answers import json_answer
 from startup.router.http.model_choice import ModelChoice
 from startup.router.http.own_answers import OwnAnswers
 from startup.router.http.proxy import Fetched, Proxy
@@ -32,6 +32,7 @@ class OnlyModelAnswers(OwnAnswers):
         (self._name,) = pool.entries
         self._last: dict[str, Fetched] = {}
         self._handlers["/startupz"] = {"GET": self._tell_start}
+        del self._handlers["/models"]
         pool.before_stop = self._keep_answers
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
@@ -40,7 +41,7 @@ class OnlyModelAnswers(OwnAnswers):
         if self._pool.is_draining:
             return await super()._health(request)
         if status.state != "ready" and status.last_start_s is not None and not status.retry_after_s:
-            return web.Response(headers={"Server": SERVER, MODEL_STATE_HEADER: status.state})
+            return web.Response(headers={MODEL_STATE_HEADER: status.state})
         if (answer := await self._fetch("/health")) is not None:
             return _as_response(answer)
         after_s = str(max(1, math.ceil(status.retry_after_s or 0)))
@@ -56,7 +57,7 @@ class OnlyModelAnswers(OwnAnswers):
         """The router's own families, then those of the model's server."""
         own, answer = self._list.metrics(None), await self._find("/metrics")
         body = own.body if answer is None else own.body + answer.body
-        return web.Response(body=body, headers={"Server": SERVER, hdrs.CONTENT_TYPE: own.content_type})
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: own.content_type})
 
     async def _tell_version(self, request: web.Request) -> web.StreamResponse:
         answer = await self._find("/version")
@@ -92,5 +93,5 @@ class OnlyModelAnswers(OwnAnswers):
 
 
 def _as_response(answer: Fetched) -> web.Response:
-    headers = {"Server": SERVER, hdrs.CONTENT_TYPE: answer.content_type or "application/json"}
+    headers = {hdrs.CONTENT_TYPE: answer.content_type or "application/json"}
     return web.Response(status=answer.status, body=answer.body, headers=headers)

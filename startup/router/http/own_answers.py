@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from aiohttp import hdrs, web
 
 from base.status_page.page import DATA_PATH, read_page
-from startup.router.http.answers import SERVER, FailedRequestError, json_answer, shown
+from startup.router.http.answers import FailedRequestError, json_answer, shown
 from startup.router.http.model_choice import ModelChoice
 from startup.router.http.model_list import ModelList
 from startup.router.http.proxy import Proxy
@@ -48,6 +48,8 @@ class OwnAnswers:
             "/version": {"GET": self._tell_version},
             "/load": {"GET": self._tell_load},
             "/v1/models": {"GET": self._list_models},
+            "/models": {"GET": self._list_models},
+            "/startupz": {"GET": self._livez},
             "/running": {"GET": self._list_running},
             _UNLOAD_ALL: {"GET": self._unload_all},
             "/api/models/unload": {"POST": self._unload_all},
@@ -80,12 +82,13 @@ class OwnAnswers:
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         if not self._pool.is_draining:
-            return web.Response(headers={"Server": SERVER})
+            has_commands = any(entry.foreign for entry in self._pool.entries.values())
+            return web.Response(text="OK" if has_commands else None)  # llama-swap's body
         error = {"code": 503, "message": "The server is draining.", "type": "unavailable_error"}
         return json_answer({"error": error, "status": "draining"}, status=503, headers={"Retry-After": "1"})
 
     async def _livez(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(headers={"Server": SERVER})
+        return web.Response()
 
     async def _readyz(self, request: web.Request) -> web.StreamResponse:
         requested = request.query.get("model")
@@ -101,7 +104,7 @@ class OwnAnswers:
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         exposition = self._list.metrics(request.headers.get(hdrs.ACCEPT))
-        headers = {"Server": SERVER, "Content-Type": exposition.content_type}
+        headers = {"Content-Type": exposition.content_type}
         return web.Response(body=exposition.body, headers=headers)
 
     async def _tell_version(self, request: web.Request) -> web.StreamResponse:
@@ -124,7 +127,7 @@ class OwnAnswers:
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         page = read_page()
-        headers = {"Server": SERVER, "Content-Type": "text/html; charset=utf-8", **dict(page.headers)}
+        headers = {"Content-Type": "text/html; charset=utf-8", **dict(page.headers)}
         return web.Response(body=page.body, headers=headers)
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
@@ -143,4 +146,4 @@ class OwnAnswers:
     async def _unload_all(self, request: web.Request) -> web.StreamResponse:
         """llama-swap's answer is the text OK."""
         await self._list.unload_all()
-        return web.Response(text="OK", headers={"Server": SERVER})
+        return web.Response(text="OK")

@@ -1,5 +1,6 @@
 """llama-swap's `matrix`: sets of models that may run together, as what each model excludes."""
 
+import ast
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,8 +10,7 @@ from envs.suggestion import did_you_mean
 from startup.router.model_entry import ModelEntry
 from startup.router.models_file.document import Findings, KeyPath, show
 
-_TOKEN: Final = re.compile(r"\s*([&|()]|\+?[\w.-]+|\S)")
-_MAX_DEPTH: Final = 100
+_TERM: Final = re.compile(r"\+?[\w.-]+")
 
 
 def apply_matrix(
@@ -62,48 +62,40 @@ class _Expressions:
         self._found: dict[str, _Family] = {}
 
     def family(self, name: str, within: tuple[str, ...] = ()) -> _Family:
-        """The sets of an expression; raises _ExpressionError.
-
-        Args:
-            within: what is being read: expressions, and a bracket each.
-        """
+        """The sets of an expression, which `within` use; raises _ExpressionError."""
         if name in within:
-            raise _ExpressionError(f"must not contain itself: {' -> '.join([*filter(bool, within), name])}")
+            raise _ExpressionError(f"must not contain itself: {' -> '.join([*within, name])}")
         if name not in self._found:
-            tokens = _TOKEN.findall(self._texts[name])[::-1]
-            found = self._either(tokens, (*within, name))
-            if tokens:
-                raise _ExpressionError(f"has {show(tokens[-1])} where & or | should be")
-            self._found[name] = found
+            terms: list[str] = []
+
+            def number(match: re.Match[str]) -> str:
+                terms.append(match[0])
+                return f"_{len(terms) - 1}"
+
+            try:
+                tree = ast.parse(_TERM.sub(number, self._texts[name]).strip(), mode="eval").body
+                self._found[name] = self._combine(tree, terms, (*within, name))
+            except (SyntaxError, RecursionError, MemoryError, ValueError):
+                text = f"must be an expression such as (a | b) & c, got {show(self._texts[name])}"
+                raise _ExpressionError(text) from None
         return self._found[name]
 
-    def _either(self, tokens: list[str], within: tuple[str, ...]) -> _Family:
-        if len(within) > _MAX_DEPTH:
-            raise _ExpressionError("is nested too deeply")
-        found = self._both(tokens, within)
-        while tokens and tokens[-1] == "|":
-            tokens.pop()
-            found = found.either(self._both(tokens, within))
-        return found
+    def _combine(self, tree: ast.AST, terms: list[str], within: tuple[str, ...]) -> _Family:
+        """The operators have the order that they have in Python."""
+        match tree:
+            case ast.BinOp(left, ast.BitOr(), right):
+                return self._combine(left, terms, within).either(self._combine(right, terms, within))
+            case ast.BinOp(left, ast.BitAnd(), right):
+                return self._combine(left, terms, within).both(self._combine(right, terms, within))
+            case ast.Name(term):
+                return self._read(terms[int(term[1:])], within)
+        raise ValueError(tree)
 
-    def _both(self, tokens: list[str], within: tuple[str, ...]) -> _Family:
-        found = self._one(tokens, within)
-        while tokens and tokens[-1] == "&":
-            tokens.pop()
-            found = found.both(self._one(tokens, within))
-        return found
-
-    def _one(self, tokens: list[str], within: tuple[str, ...]) -> _Family:
-        token = tokens.pop() if tokens else ""
-        if token == "(":
-            found = self._either(tokens, (*within, ""))
-            if not tokens or tokens.pop() != ")":
-                raise _ExpressionError("has a bracket that is not closed")
-            return found
-        if token.startswith("+") and token[1:] in self._texts:
-            return self.family(token[1:], within)
-        model = self._names.get(token, token)
+    def _read(self, term: str, within: tuple[str, ...]) -> _Family:
+        if term.startswith("+") and term[1:] in self._texts:
+            return self.family(term[1:], within)
+        model = self._names.get(term, term)
         if model not in self._entries:
-            known = [*self._names, *self._entries]
-            raise _ExpressionError(f"{show(token)} is no model, and no name of `vars`{did_you_mean(token, known)}")
+            hint = did_you_mean(term, [*self._names, *self._entries])
+            raise _ExpressionError(f"{show(term)} is no model, and no name of `vars`{hint}")
         return _Family(frozenset((model,)), frozenset())

@@ -19,7 +19,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._answer({"variables": dict(os.environ)} if self.path == "/env" else {})
+        self._answer({"variables": dict(os.environ)} if self.path == "/env" else {}, 404 if "404" in self.path else 200)
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -29,9 +29,9 @@ class _Handler(BaseHTTPRequestHandler):
             os._exit(9)
         self._answer({"pid": os.getpid(), "words": WORDS})
 
-    def _answer(self, content: object) -> None:
+    def _answer(self, content: object, status: int = 200) -> None:
         body = json.dumps(content).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

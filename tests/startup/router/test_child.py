@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,7 +49,9 @@ def place(tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 def entry_of(*words: str, start_timeout_s: float | None = None, **keys: Any) -> ModelEntry:
     command = {"words": (sys.executable, str(FOREIGN), "${PORT}", *words), "address": "http://127.0.0.1:${PORT}"}
     foreign = ForeignCommand(**{"port": None, **command, **keys})
-    return ModelEntry(name="m", foreign=foreign, env={"FLAVOUR": "salty"}, start_timeout_s=start_timeout_s)
+    return ModelEntry(
+        name="m", foreign=foreign, env={"FLAVOUR": "salty", "OWN_PORT": "${PORT}"}, start_timeout_s=start_timeout_s
+    )
 
 
 class Running:
@@ -182,7 +185,27 @@ async def test_a_port_of_another_process_is_an_error_and_not_its_server(place):
     reason = await Child(entry_of(port=port), place).run(lambda: None)
     found.child.stop()
     await found.life
-    assert reason == f"Another process listens on http://127.0.0.1:{port}."
+    assert reason == f"Another process listens on http://127.0.0.1:{port}: end it, or leave out cmd to use it."
+
+
+async def test_a_server_that_runs_already_is_used_and_not_stopped(place):
+    found = await start(entry_of(), place)
+    other = await start(entry_of(words=(), address=found.child.base_url), place)
+    assert (await other.get("/env"))["variables"]["FLAVOUR"] == "salty"
+    other.child.stop()
+    assert await other.life is None
+    assert (await found.get("/env"))["variables"]
+    found.child.stop()
+    await found.life
+
+
+async def test_the_answer_of_its_check_endpoint_is_the_reason(place):
+    entry = entry_of(check_endpoint="/${PORT}?status=404", start_timeout_s=3)
+    child = Child(replace(entry, env={"OWN_PORT": "${PORT}"}), place)
+    reason = await child.run(lambda: None)
+    port = child.base_url.rpartition(":")[2]
+    assert reason is not None
+    assert f"its last phase was /{port}?status=404 (checkEndpoint) answers 404" in reason
 
 
 async def test_a_stop_command_gets_the_pid(place, tmp_path):

@@ -268,10 +268,10 @@ GROUPS = {
     "groups: {g: {members: [a]}}\nmatrix: {sets: {x: a}}": "matrix: must not be given beside groups",
     "matrix: {sets: {}}": "matrix.sets: must not be empty",
     "matrix: {sets: {x: a & (b | c)}}": "matrix.sets.x: 'c' is no model, and no name of `vars`",
-    "matrix: {sets: {x: a b}}": "matrix.sets.x: has 'b' where & or | should be",
-    "matrix: {sets: {x: (a}}": "matrix.sets.x: has a bracket that is not closed",
+    "matrix: {sets: {x: a b}}": "matrix.sets.x: must be an expression such as (a | b) & c, got 'a b'",
+    "matrix: {sets: {x: (a}}": "matrix.sets.x: must be an expression such as (a | b) & c, got '(a'",
     "matrix: {sets: {x: a & (b | +x)}}": "must not contain itself: x -> x",
-    f"matrix: {{sets: {{x: {'(' * 9999}}}}}": "matrix.sets.x: is nested too deeply",
+    f"matrix: {{sets: {{x: {'(' * 9999}}}}}": "matrix.sets.x: must be an expression such as",
     "selectors: {s: {strategy: pin}}": "selectors.s: must have the key targets",
     "selectors: {a: {strategy: pin, targets: [b]}}": "selectors.a: is a name of a model already",
 }

@@ -151,6 +151,11 @@ requests beyond the concurrency wait in order
 | a concurrency=2
 arrive 1 a; arrive 2 a; arrive 3 a; arrive 4 a; ready a > admit 1, admit 2; leave 3 > nothing; leave 1 > admit 4
 
+requests beyond a concurrency that refuses get no place
+| a concurrency=2 refuses_excess=1
+arrive 1 a; arrive 2 a; arrive 3 a > refuse 3 overloaded; ready a > admit 1, admit 2; arrive 4 a > refuse 4 overloaded
+leave 1; arrive 5 a > admit 5; load 6 a > admit 6
+
 an idle model is stopped only if the sums say so, Ollama #13227
 budget=12 | a 6 | b 6
 run a 1; leave 1; wait 60; arrive 2 b > start b

@@ -1,6 +1,7 @@
 """Which requests the router answers itself, to which model the others go, and who may send them."""
 
 import asyncio
+import base64
 import json
 import logging
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from base.access_log import ACCESS_LOGGER
-from startup.router.model_entry import ModelEntry
+from startup.router.model_entry import ForeignCommand, ModelEntry
 from startup.router.model_pool import ModelRefused
 from tests.ports import free_port
 from tests.startup.router.http.small_router import SmallChild, SmallRouter, post
@@ -73,7 +74,6 @@ async def test_the_query_names_the_model(router, client):
     [
         ("/upstream/org/first/v1/x%2Fy?a=%20", "org/first", "/v1/x%2Fy?a=%20"),
         ("/upstream/org%2Ffirst/metrics", "org/first", "/metrics"),
-        ("/upstream/second", "second", "/"),
         ("/upstream/second/", "second", "/"),
         ("/upstream/one//health", "org/first", "//health"),
     ],
@@ -82,6 +82,28 @@ async def test_the_path_names_the_model(router, client, path, server, target):
     await serve_two(router)
     async with client.get(aiohttp.client.URL(router.url + path, encoded=True)) as response:
         assert await response.json() == {"server": server, "target": target}
+
+
+async def test_a_page_of_a_server_has_an_address_that_ends_with_a_slash(router, client):
+    await serve_two(router, root_path="/root")
+    for path, target in (
+        ("/upstream/second", "/upstream/second/"),
+        ("/root/upstream/one?a=%20", "/root/upstream/one/?a=%20"),
+    ):
+        async with client.get(aiohttp.client.URL(router.url + path, encoded=True), allow_redirects=False) as response:
+            assert (response.status, response.headers["Location"]) == (301, target)
+    async with client.post(router.url + "/upstream/second") as response:
+        assert await server_of(response) == "second"
+
+
+async def test_files_of_a_page_do_not_start_its_model(router, client):
+    await router.serve("m")
+    for path in ("favicon.ico", "assets/a.JS", "a/b.css"):
+        async with client.get(f"{router.url}/upstream/m/{path}") as response:
+            assert response.status == 409
+    await router.start_model("m", echo)
+    async with client.get(f"{router.url}/upstream/m/favicon.ico") as response:
+        assert response.status == 200
 
 
 async def test_the_longest_name_in_the_path_counts(router, client):
@@ -116,8 +138,10 @@ async def test_the_only_model_needs_no_name(router, client):
 
 async def test_what_a_browser_asks_for_starts_nothing(router, client):
     await router.serve("m")
-    async with client.get(router.url + "/favicon.ico") as response:
-        assert response.status == 404
+    for path in ("/favicon.ico", "/openapi.json"):
+        async with client.get(router.url + path) as response:
+            assert response.status == 404
+            assert f"use /upstream/NAME{path}." in (await response.json())["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -274,13 +298,58 @@ async def test_a_load_that_fails_is_told(router, client):
         assert response.status == 404
 
 
+async def test_a_file_of_llama_swap_has_its_answers(router, client):
+    card = {"name": "A title", "description": "For tests", "meta": {"llamaswap": {"a": 1}}}
+    command = ForeignCommand(words=("x", "--api-key", "secret"), address="http://h:1", port=1)
+    await router.serve(entries=[ModelEntry(name="m", foreign=command, card=card, ttl_s=5)])
+    await router.start_model("m", echo)
+    async with client.get(router.url + "/health") as response:
+        assert await response.text() == "OK"
+    for path in ("/v1/models", "/models"):
+        async with client.get(router.url + path) as response:
+            (found,) = (await response.json())["data"]
+            assert {key: found[key] for key in card} == card
+    async with client.get(router.url + "/running") as response:
+        assert (await response.json())["running"] == [
+            {
+                "model": "m",
+                "state": "ready",
+                "ttl": 5,
+                "name": "A title",
+                "description": "For tests",
+                "cmd": "x --api-key '********'",
+                "proxy": "http://h:1",
+            }
+        ]
+
+
+async def test_no_answer_tells_the_library(router, client):
+    await router.serve("m")
+    await router.start_model("m", echo)
+    for path in ("/health", "/startupz", "/nothing", "/v1/models", "/upstream/m/x", "/upstream/m"):
+        async with client.get(router.url + path, allow_redirects=False) as response:
+            assert response.status in (200, 301, 404)
+            assert response.headers["Server"] == ("vllm-cli" if path != "/upstream/m/x" else response.headers["Server"])
+
+
+@pytest.mark.parametrize("request_bytes", [b"GET /health HTTP/1.1\r\n\r\n", b"no HTTP\r\n\r\n"])
+async def test_what_is_not_http_gets_an_error_as_any_other(router, request_bytes):
+    await router.serve("m")
+    reader, writer = await router.connect()
+    writer.write(request_bytes)
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert b" 400 Bad Request" in head
+    assert b"Server: vllm-cli" in head
+    assert json.loads(body)["error"]["code"] == 400
+
+
 USES = (
     ("POST", CHAT),
     ("GET", "/v1/x?model=m"),
     ("HEAD", "/v1/x?model=m"),
     ("GET", "/upstream/m/x"),
     ("GET", "/v1/%78?model=m"),
-    ("POST", "/startupz"),
+    ("POST", "/tokenize"),
     ("GET", "/v1/responses/resp_1"),
     ("POST", "/v1/models/m/load"),
     ("POST", "/v1/models/m/unload"),
@@ -431,6 +500,10 @@ async def test_keys_protect_the_same_paths_as_one_server(router, client, is_ever
     for path, may_be_read in is_open.items():
         async with client.get(router.url + path) as response:
             assert (response.status == 401) is not may_be_read, path
+    for password, status in (("secret", 200), ("no", 401)):
+        basic = {"Authorization": f"Basic {base64.b64encode(f'any:{password}'.encode()).decode()}"}
+        async with client.get(router.url + "/v1/models", headers=basic) as response:
+            assert response.status == status
     for wrong in ({"Authorization": "Bearer no"}, {"X-Api-Key": "no"}):
         async with client.get(router.url + "/v1/models", headers=wrong) as response:
             assert (await response.json())["error"]["message"] == "The API key is not one of the server's."
@@ -445,7 +518,7 @@ async def test_keys_protect_the_same_paths_as_one_server(router, client, is_ever
 async def test_only_what_the_router_answers_itself_is_open(router, client, method):
     await router.serve("m", keys=("secret",))
     await router.start_model("m", echo)
-    for path in ("/startupz", "/openapi.json", "/%6fpenapi.json", "/health/", "//health", "/livez%2f", "/upstream/m/"):
+    for path in ("/tokenize", "/openapi.json", "/%6fpenapi.json", "/health/", "//health", "/livez%2f", "/upstream/m/"):
         url = aiohttp.client.URL(f"{router.url}{path}?model=m", encoded=True)
         async with client.request(method, url, data=body_of()) as response:
             assert response.status == 401, path
