@@ -6,7 +6,6 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,9 +48,8 @@ def place(tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 def entry_of(*words: str, start_timeout_s: float | None = None, **keys: Any) -> ModelEntry:
     command = {"words": (sys.executable, str(FOREIGN), "${PORT}", *words), "address": "http://127.0.0.1:${PORT}"}
     foreign = ForeignCommand(**{"port": None, **command, **keys})
-    return ModelEntry(
-        name="m", foreign=foreign, env={"FLAVOUR": "salty", "OWN_PORT": "${PORT}"}, start_timeout_s=start_timeout_s
-    )
+    variables = {"FLAVOUR": "salty", "OWN_PORT": "${PORT}"}
+    return ModelEntry(name="m", foreign=foreign, env=variables, start_timeout_s=start_timeout_s)
 
 
 class Running:
@@ -109,6 +107,7 @@ async def test_a_child_that_crashes_tells_how_and_leaves_no_process_behind(runni
 async def test_a_child_gets_its_own_variables_and_none_of_the_routers_secrets(running):
     variables = (await running.get("/env"))["variables"]
     assert variables["FLAVOUR"] == "salty"
+    assert running.child.base_url.endswith(f":{variables['OWN_PORT']}")
     assert env.VLLM_API_KEY.name not in variables
 
 
@@ -132,10 +131,10 @@ async def test_a_command_that_does_not_exist_is_named(place):
 
 
 async def test_a_command_that_never_listens_is_ended_after_its_time(place):
-    child = Child(entry_of("never-listens", start_timeout_s=0.5), place)
+    child = Child(entry_of("never-listens", start_timeout_s=1.5), place)
     reason = await child.run(lambda: None)
     assert reason is not None
-    assert reason.startswith("The start took longer than 0.5 s")
+    assert reason.startswith("The start took longer than 1.5 s")
     assert "loading for ever" in reason
     assert is_gone(child.pids[0])
 
@@ -201,7 +200,7 @@ async def test_a_server_that_runs_already_is_used_and_not_stopped(place):
 
 async def test_the_answer_of_its_check_endpoint_is_the_reason(place):
     entry = entry_of(check_endpoint="/${PORT}?status=404", start_timeout_s=3)
-    child = Child(replace(entry, env={"OWN_PORT": "${PORT}"}), place)
+    child = Child(entry, place)
     reason = await child.run(lambda: None)
     port = child.base_url.rpartition(":")[2]
     assert reason is not None

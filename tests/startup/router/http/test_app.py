@@ -86,10 +86,8 @@ async def test_the_path_names_the_model(router, client, path, server, target):
 
 async def test_a_page_of_a_server_has_an_address_that_ends_with_a_slash(router, client):
     await serve_two(router, root_path="/root")
-    for path, target in (
-        ("/upstream/second", "/upstream/second/"),
-        ("/root/upstream/one?a=%20", "/root/upstream/one/?a=%20"),
-    ):
+    targets = {"/upstream/second": "/upstream/second/", "/root/upstream/one?a=%20": "/root/upstream/one/?a=%20"}
+    for path, target in targets.items():
         async with client.get(aiohttp.client.URL(router.url + path, encoded=True), allow_redirects=False) as response:
             assert (response.status, response.headers["Location"]) == (301, target)
     async with client.post(router.url + "/upstream/second") as response:
