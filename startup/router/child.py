@@ -1,6 +1,7 @@
 """One model's process: its start, its readiness and its end, with all processes that belong to it."""
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -85,7 +86,10 @@ class Child:
         return tuple(pid for pid in dict.fromkeys((first, self._listener_pid)) if pid)
 
     async def run(
-        self, on_ready: Callable[[], None], before_stop: "Callable[[Child], Awaitable[None]] | None" = None
+        self,
+        on_ready: Callable[[], None],
+        before_stop: "Callable[[Child], Awaitable[None]] | None" = None,
+        on_crash: Callable[[], None] = lambda: None,
     ) -> str | None:
         """Lives from the start to the end of its last process.
 
@@ -94,12 +98,15 @@ class Child:
         Args:
             on_ready: called once requests are answered.
             before_stop: awaited when it answers requests and is to end.
+            on_crash: called when its first process has ended by itself; others may still run.
 
         Returns:
             Why it has failed; None if it was asked to end.
         """
         try:
             reason = await self._live(on_ready, before_stop)
+            if self._has_served and not self._wants_stop.is_set():
+                on_crash()
         finally:
             self.exit_code = await self._finish()
         self._reason.set_result(self._describe(reason, self.exit_code))
@@ -178,6 +185,10 @@ class Child:
             become = partial(_become, self._server.execute, self._environment, output_fd)
             self.process = ChildProcess.fork(become)
         self._watch.add([self.process.pid])
+        if not self._watch.is_running(self.process.pid):  # no descriptor is free: nobody would see its end
+            self.process.kill()
+            self.process = None
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     async def _wait_end(self) -> None:
         """Returns when its first process has ended; never for a server that ran already."""

@@ -10,24 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from envs import foreign
 from envs.registry import env
 from startup.logs.options import LogOptions
-from startup.router.child_process import OF_THE_MANAGER
+from startup.router.child_process import inherited_environment
 
 logger = logging.getLogger(__name__)
 
 _PREFIX: Final = "vllm-cli-router-"
-_OWN: Final = (
-    *OF_THE_MANAGER,
-    env.LISTEN_PID,
-    env.LISTEN_FDS,
-    env.LISTEN_FDNAMES,
-    env.VLLM_API_KEY,
-    env.VCLI_IDLE_STOP,
-    env.VCLI_MODELS,
-)
-"""Variables of the router that its models' processes do not get."""
 
 
 class ChildPlaces:
@@ -58,12 +47,6 @@ class ChildPlaces:
         """Removes the folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
         os.close(self._lock_fd)
-
-
-def inherited_environment() -> dict[str, str]:
-    """This process's variables without those that are only for the router."""
-    own = {variable.name for variable in _OWN}
-    return {name: value for name, value in foreign.snapshot().items() if name not in own}
 
 
 def _create_locked() -> tuple[Path, int]:

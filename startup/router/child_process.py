@@ -9,11 +9,22 @@ from contextlib import suppress
 from typing import Final, NoReturn, Self
 
 from base.wording import signal_name
+from envs import foreign
 from envs.registry import env
 from startup.processes import death_pipe
 
-OF_THE_MANAGER: Final = (env.NOTIFY_SOCKET, env.WATCHDOG_USEC, env.WATCHDOG_PID)
-"""Variables for the router, whose process the service manager knows."""
+_OWN: Final = (
+    env.NOTIFY_SOCKET,
+    env.WATCHDOG_USEC,
+    env.WATCHDOG_PID,
+    env.LISTEN_PID,
+    env.LISTEN_FDS,
+    env.LISTEN_FDNAMES,
+    env.VLLM_API_KEY,
+    env.VCLI_IDLE_STOP,
+    env.VCLI_MODELS,
+)
+"""Variables of the router that its standbys and its models' processes do not get."""
 _RESET: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 """Python ignores them; a program that is executed gets their default actions, as from a shell."""
 _CANNOT_EXECUTE: Final = 127
@@ -57,13 +68,18 @@ class ChildProcess:
 
     def signal(self, number: int) -> None:
         """Sends a signal to the process itself."""
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):  # of `sudo`, say
             os.kill(self.pid, number)
 
     def signal_group(self, number: int) -> None:
         """Sends a signal to the process and to those of its processes that are in its group."""
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends the process and its group at once, and waits for its end."""
+        self.signal_group(signal.SIGKILL)
+        os.waitpid(self.pid, 0)
 
     def poll(self) -> int | None:
         """How the process has ended: its exit code, or -N after signal N; None while it runs."""
@@ -73,6 +89,12 @@ class ChildProcess:
 
 _FILES_LIMIT: Final = resource.getrlimit(resource.RLIMIT_NOFILE)
 """As this process was started with it, before it raises its own."""
+
+
+def inherited_environment() -> dict[str, str]:
+    """This process's variables without those that are only for the router."""
+    own = {variable.name for variable in _OWN}
+    return {name: value for name, value in foreign.snapshot().items() if name not in own}
 
 
 def _restore_signals(mask: set[int]) -> None:

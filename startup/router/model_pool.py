@@ -340,10 +340,13 @@ class ModelPool:
             self._memory.follow(name, self._children[name].pids)
             self._apply(self._scheduler.became_ready(name, time.monotonic()))
 
+        def note_crash() -> None:
+            self._apply(self._scheduler.crashed(name))
+
         reason: str | None = "The router failed to start it"
         try:
             logger.info("%s starts", name)
-            reason = await self._children[name].run(note_ready, self.before_stop)
+            reason = await self._children[name].run(note_ready, self.before_stop, note_crash)
         except Exception as err:
             logger.exception("the process of %s cannot be followed", name)
             reason = f"The router failed: {err}"

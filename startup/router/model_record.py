@@ -26,6 +26,8 @@ class ModelRecord:
         """Tickets of loads by hand. They end when the model is ready, so no limit concerns them."""
         self.is_stopping = False
         """Whether its process was asked to stop; a draining one with leases was not yet."""
+        self.has_crashed = False
+        """Whether its process has ended by itself, but not yet all that it has started."""
         self.is_removed = False
         """Whether it has only its old process left."""
         self.claimed_by: str | None = None
@@ -80,7 +82,7 @@ class ModelRecord:
 
     @property
     def is_admitting(self) -> bool:
-        return self.state == "ready" and self.claimed_by is None
+        return self.state == "ready" and self.claimed_by is None and not self.has_crashed
 
     @property
     def is_full(self) -> bool:
@@ -171,6 +173,7 @@ class ModelRecord:
         """Its process is gone; a process that was not asked to end has failed."""
         was, since_s = self.state, self.since_s
         self.leases.clear()
+        self.has_crashed = False
         self.is_stopping = False
         self._old_need = None
         self._current, self._is_measured = NOTHING, False

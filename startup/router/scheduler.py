@@ -88,6 +88,12 @@ class Scheduler:
         self._admit_waiting(record)
         return self._decide(now)
 
+    def crashed(self, model: str) -> list[Action]:
+        """The process cannot answer any more, but is not gone yet: requests wait for the next one."""
+        if (record := self._models.get(model)) is not None:
+            record.has_crashed = record.state == "ready"
+        return self._take_actions()
+
     def ended(self, model: str, reason: str | None, now: float) -> list[Action]:
         """The process is gone, with all that it started; `reason` is None if it was asked to stop."""
         record = self._models.get(model)

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from base.machine.processes import child_pids, pss_bytes
-from envs import foreign
 from envs.registry import env
 from startup.processes import death_pipe
 from startup.processes.back_off import LONGEST_S, BackOff
-from startup.router.child_process import OF_THE_MANAGER
+from startup.router.child_process import inherited_environment
 from startup.router.model_entry import ModelEntry
 from startup.serve_words import ServeWords
 from startup.standby import places
@@ -147,11 +146,9 @@ class OwnStandby:
         folder = self._find_model()
         model = () if folder is None else ("--model", folder)
         router_pid = os.getpid()
-        environment = foreign.snapshot() | {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
+        environment = inherited_environment() | {env.VCLI_STANDBY_FOLDER.name: str(self._folder)}
         if env.VLLM_LOGGING_LEVEL.get() == "INFO":  # its lines would be among those of the server
             environment[env.VLLM_LOGGING_LEVEL.name] = "WARNING"
-        for variable in (*OF_THE_MANAGER, env.VCLI_IDLE_STOP):
-            environment.pop(variable.name, None)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "vllm_cli", "standby", "--for", kind, *model],
             cwd=places.module_folder(),

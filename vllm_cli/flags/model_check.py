@@ -29,7 +29,7 @@ from startup.errors import StartupError
 from startup.model.request import ModelRequest
 from startup.preflight.report import USAGE, Finding, PreflightReport
 from startup.preflight.run import PreflightOptions, run_preflight
-from startup.router.child_place import inherited_environment
+from startup.router.child_process import inherited_environment
 from startup.router.model_entry import Fault, ModelEntry
 from startup.serve_words import ServeWords, is_flag_like
 from startup.standby.places import kind_for

@@ -21,6 +21,7 @@ _TYPES: Final = {
     400: "BadRequestError",
     403: "ForbiddenError",
     404: "NotFoundError",
+    408: "RequestTimeoutError",
     409: "ConflictError",
     405: "Method Not Allowed",
     413: "RequestEntityTooLargeError",

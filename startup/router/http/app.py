@@ -21,7 +21,7 @@ from startup.router.http.model_choice import ModelChoice
 from startup.router.http.only_model import OnlyModelAnswers
 from startup.router.http.own_answers import OwnAnswers
 from startup.router.http.proxy import Call, Proxy
-from startup.router.http.request_body import MOST_BYTES, BodyTooLongError, RequestBody
+from startup.router.http.request_body import BodyError, BodyRoom, RequestBody
 from startup.router.http.requested_model import RequestedModel
 from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelPool, ModelRefused
@@ -162,6 +162,7 @@ class _Handler:
         self._access = Access(options.api_keys, self.cors, is_key_everywhere=network.api_key_everywhere)
         self._choice = ModelChoice(pool)
         self._proxy = Proxy(pool)
+        self._bodies = BodyRoom()
         self._has_only_model = options.has_only_model
         create_own = OnlyModelAnswers if options.has_only_model else OwnAnswers
         needs_key = self._access.needs_key
@@ -242,7 +243,7 @@ class _Handler:
         encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
         if entry is None and encoding != "identity":
             raise FailedRequestError(415, f"Content-Encoding {shown(encoding)!r} is not supported: send it without.")
-        body = RequestBody()
+        body = RequestBody(self._bodies)
         try:
             requested = await _read(request, body) if request.body_exists else RequestedModel()
             if entry is None:
@@ -255,6 +256,7 @@ class _Handler:
                 path=path,
                 body=body,
                 may_wait_visibly=requested.is_stream and path in _STREAM_PATHS,
+                is_background=requested.is_background and path == _RESPONSES.rstrip("/"),
                 dropped=dropped,
             )
             return await self._proxy.relay(call)
@@ -278,14 +280,13 @@ class _Handler:
 async def _read(request: web.Request, body: RequestBody) -> RequestedModel:
     """Reads the body, and which model it names."""
     try:
-        if (request.content_length or 0) > MOST_BYTES:
-            raise BodyTooLongError
+        body.check_length(request.content_length or 0)
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0  # aiohttp takes other output for the beginning of the response
         await body.read(request.content)
-    except BodyTooLongError:
-        raise FailedRequestError(413, f"The request body is larger than {MOST_BYTES} bytes.") from None
+    except BodyError as err:
+        raise FailedRequestError(err.status, str(err)) from err
     return await body.find_model(request.headers.get(hdrs.CONTENT_TYPE, ""))
 
 

@@ -2,15 +2,17 @@
 
 import asyncio
 import logging
+import re
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import aiohttp
+import msgspec
 from aiohttp import hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
@@ -44,6 +46,7 @@ _OF_BODY: Final = frozenset({"content-length", "content-type", "content-encoding
 _CORS: Final = "access-control-"
 _SESSION_ADDS: Final = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
 """What aiohttp's client would add to a request without them."""
+_BEGIN_BYTES: Final = 4096
 _WHOLE_BYTES: Final = 64 << 10
 """A shorter body of announced length is written together with its head."""
 _MOST_ERROR_BYTES: Final = 1 << 20
@@ -51,6 +54,11 @@ _MOST_MESSAGE_BYTES: Final = 64 << 20
 """Of a WebSocket."""
 _ANSWER_S: Final = 2.0
 """How long a server may take to answer the router itself."""
+_FOLLOW_S: Final = 1.0
+"""Between two questions whether a response in the background has ended."""
+_STALL_S: Final = 30.0
+"""How long a client may read nothing while others wait for the model's memory."""
+_RESPONSE_ID: Final = re.compile(rb'"id" ?: ?"(resp_[A-Za-z0-9_-]{1,200})"')
 _CLOSE_S: Final = 2.0
 """How long the end of a WebSocket may take."""
 _MOST_HEADER_BYTES: Final = 64 << 10
@@ -96,6 +104,8 @@ class Call:
     body: RequestBody
     may_wait_visibly: bool
     """Whether comments may be sent while it waits: the response will be a stream of events."""
+    is_background: bool
+    """Whether the model goes on with the response when the client has its answer, or is gone."""
     dropped: frozenset[str]
     """Further headers that are not passed on, in lower case: the router's own keys."""
 
@@ -113,6 +123,7 @@ class Proxy:
 
     def __init__(self, pool: ModelPool) -> None:
         self._pool = pool
+        self._followers: set[asyncio.Task[None]] = set()
         self._sessions: WeakKeyDictionary[Child, aiohttp.ClientSession] = WeakKeyDictionary()
 
     async def relay(self, call: Call) -> web.StreamResponse:
@@ -200,7 +211,8 @@ class Proxy:
 
     async def _send(self, call: Call, comments: WaitingComments) -> web.StreamResponse:
         request = call.request
-        async with self._pool.lease(call.entry.name) as child:
+        async with AsyncExitStack() as stack:
+            child = await stack.enter_async_context(self._pool.lease(call.entry.name))
             begun = await comments.end()
             headers = headers_to_server(request.headers, call.dropped)
             if begun is not None:
@@ -221,10 +233,28 @@ class Proxy:
                 raise _NotSentError(str(err)) from err
             except (aiohttp.ClientError, ConnectionError) as err:
                 raise await _ended(child, err) from err
-            with _closing(upstream):
-                if begun is not None:
-                    return await _continue(begun, upstream, call)
-                return await _answer(call.request, upstream, child)
+            copy = _Copy(upstream, request, is_needed=lambda: not self._pool.is_ready(call.entry.name))
+            try:
+                with _closing(upstream):
+                    if begun is not None:
+                        return await _continue(begun, upstream, call, copy)
+                    return await _answer(request, upstream, child, copy)
+            finally:
+                copy.close()
+                if call.is_background and (response_id := copy.response_id) is not None:
+                    following = self._follow(call.entry.name, child, response_id, stack.pop_all())
+                    task = asyncio.create_task(following, name=f"follow {response_id}")
+                    self._followers.add(task)
+                    task.add_done_callback(self._followers.discard)
+
+    async def _follow(self, name: str, child: Child, response_id: str, lease: AsyncExitStack) -> None:
+        """Keeps the lease until the model has ended a response that it makes in the background."""
+        async with lease:
+            while self._pool.process_of(name) is child:
+                await asyncio.sleep(_FOLLOW_S)
+                answer = await self.fetch(child, f"/v1/responses/{response_id}")
+                if answer is not None and not _goes_on(answer.body):
+                    return
 
     def _session_of(self, child: Child) -> aiohttp.ClientSession:
         session = self._sessions.get(child)
@@ -261,7 +291,9 @@ def _closing(upstream: aiohttp.ClientResponse) -> Iterator[None]:
             upstream.close()
 
 
-async def _answer(request: web.Request, upstream: aiohttp.ClientResponse, child: Child) -> web.StreamResponse:
+async def _answer(
+    request: web.Request, upstream: aiohttp.ClientResponse, child: Child, copy: "_Copy"
+) -> web.StreamResponse:
     """Sends the response as it comes."""
     headers = headers_to_client(upstream.headers)
     length = upstream.content_length
@@ -270,17 +302,20 @@ async def _answer(request: web.Request, upstream: aiohttp.ClientResponse, child:
             body = await upstream.read()
         except aiohttp.ClientError as err:
             raise await _ended(child, err) from err
+        copy.begin = body[:_BEGIN_BYTES]
         return web.Response(status=upstream.status, reason=upstream.reason, headers=headers, body=body)
     response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
     await response.prepare(request)
-    await _copy(upstream, request, response)
+    await copy.run(response)
     return response
 
 
-async def _continue(begun: web.StreamResponse, upstream: aiohttp.ClientResponse, call: Call) -> web.StreamResponse:
+async def _continue(
+    begun: web.StreamResponse, upstream: aiohttp.ClientResponse, call: Call, copy: "_Copy"
+) -> web.StreamResponse:
     """Sends the body behind the comments; anything but a stream of events becomes the event of an error."""
     if upstream.status == 200 and upstream.content_type == "text/event-stream":
-        await _copy(upstream, call.request, begun)
+        await copy.run(begun)
         return begun
     body = bytearray()
     with suppress(aiohttp.ClientError):
@@ -291,20 +326,70 @@ async def _continue(begun: web.StreamResponse, upstream: aiohttp.ClientResponse,
     return begun
 
 
-async def _copy(upstream: aiohttp.ClientResponse, request: web.Request, response: web.StreamResponse) -> None:
-    """Copies the body; if the model's server breaks it off, closes the connection to the client."""
-    read, write = upstream.content.readany, response.write
-    while True:
-        try:
-            part = await read()
-        except aiohttp.ClientError as err:
-            logger.warning("the server of a model broke a response off: %s", err)
-            _break_off(request)
-            return
-        if not part:
-            await response.write_eof()
-            return
-        await write(part)
+class _Stored(msgspec.Struct):
+    status: str
+
+
+def _goes_on(body: bytes) -> bool:
+    """Whether a stored response is not complete."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.decode(body, type=_Stored).status in ("queued", "in_progress")
+    return False
+
+
+class _Copy:
+    """Copies the body of a response."""
+
+    def __init__(
+        self, upstream: aiohttp.ClientResponse, request: web.Request, *, is_needed: Callable[[], bool]
+    ) -> None:
+        """`is_needed` tells whether others wait for the model to be stopped."""
+        self.begin = b""
+        """Of the body."""
+        self._upstream = upstream
+        self._request = request
+        self._is_needed = is_needed
+        self._loop = asyncio.get_running_loop()
+        self._writing_since_s: float | None = None
+        self._timer = self._loop.call_later(_STALL_S / 3, self._check)
+
+    @property
+    def response_id(self) -> str | None:
+        """Of a stored response, which begins with it."""
+        found = _RESPONSE_ID.search(self.begin)
+        return None if found is None else found[1].decode()
+
+    async def run(self, response: web.StreamResponse) -> None:
+        """If the model's server breaks the body off, closes the connection to the client."""
+        read, write, time = self._upstream.content.readany, response.write, self._loop.time
+        while True:
+            try:
+                part = await read()
+            except aiohttp.ClientError as err:
+                logger.warning("the server of a model broke a response off: %s", err)
+                _break_off(self._request)
+                return
+            if not part:
+                await response.write_eof()
+                return
+            if len(self.begin) < _BEGIN_BYTES:
+                self.begin += part[:_BEGIN_BYTES]
+            self._writing_since_s = time()
+            await write(part)
+            self._writing_since_s = None
+
+    def close(self) -> None:
+        """Nothing is copied any more."""
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        """Ends the response of a client that does not read."""
+        since_s = self._writing_since_s
+        is_stalled = since_s is not None and self._loop.time() - since_s >= _STALL_S
+        if is_stalled and self._is_needed() and self._request.transport is not None:
+            logger.info("a client that does not read is disconnected: others wait for its model")
+            self._request.transport.abort()
+        self._timer = self._loop.call_later(_STALL_S / 3, self._check)
 
 
 def _break_off(request: web.Request) -> None:

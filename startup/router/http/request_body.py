@@ -15,38 +15,69 @@ if TYPE_CHECKING:
 
 MOST_BYTES: Final = 256 << 20
 """Of a body. JSON is decoded without a pause: 4 GiB of base64 a second, 0.2 GiB of the costliest text."""
+MOST_BYTES_TOGETHER: Final = 4 << 30
+"""Of all bodies that are kept at a time."""
+_PAUSE_S: Final = 60.0
+"""How long a client may send nothing of its body."""
 _MOST_IN_MEMORY: Final = 1 << 20
 """A longer body lies in an unlinked temporary file, and is read by threads."""
 _READ_BACK_BYTES: Final = 256 << 10
 
 
-class BodyTooLongError(Exception):
-    """The body has more than `MOST_BYTES`."""
+class BodyError(Exception):
+    """The body is not read to its end."""
+
+    def __init__(self, status: int, message: str) -> None:
+        """`status` of the answer."""
+        super().__init__(message)
+        self.status = status
+
+
+class BodyRoom:
+    """What all bodies take together."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
 
 
 class RequestBody:
     """One body; must be closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: BodyRoom) -> None:
+        self._room = room
         self._file = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by close()
             max_size=_MOST_IN_MEMORY, prefix="vllm-cli-body-"
         )
         self.num_bytes = 0
 
-    async def read(self, content: "StreamReader") -> None:
-        """Reads all of it.
+    def check_length(self, announced: int) -> None:
+        """Raises BodyError for a length that no body may have."""
+        if announced > MOST_BYTES:
+            raise BodyError(413, f"The request body is larger than {MOST_BYTES} bytes.")
 
-        Raises:
-            BodyTooLongError: it is longer than any body may be.
-        """
-        while part := await content.readany():
-            self.num_bytes += len(part)
-            if self.num_bytes > MOST_BYTES:
-                raise BodyTooLongError
-            if self._is_in_memory:
-                self._file.write(part)
-            else:
-                await asyncio.to_thread(self._file.write, part)
+    async def read(self, content: "StreamReader") -> None:
+        """Reads all of it; raises BodyError."""
+        try:
+            while part := await self._read_part(content):
+                self.num_bytes += len(part)
+                self._room.num_bytes += len(part)
+                self.check_length(self.num_bytes)
+                if self._room.num_bytes > MOST_BYTES_TOGETHER:
+                    raise BodyError(503, "The bodies of other requests take all room: try it again later.")
+                if self._is_in_memory:
+                    self._file.write(part)
+                else:
+                    await asyncio.to_thread(self._file.write, part)
+        except TimeoutError:
+            raise BodyError(408, f"Nothing of the request's body came for {_PAUSE_S:g} s.") from None
+        except ConnectionError:
+            raise
+        except OSError as err:
+            raise BodyError(503, f"The request's body cannot be kept: {err.strerror}.") from err
+
+    async def _read_part(self, content: "StreamReader") -> bytes:
+        async with asyncio.timeout(_PAUSE_S):
+            return await content.readany()
 
     async def find_model(self, media_type: str) -> RequestedModel:
         """What the body requests."""
@@ -70,12 +101,15 @@ class RequestBody:
             self._file.seek(0)
             self._file.truncate()
             self._file.write(content)
+            self._room.num_bytes += len(content) - self.num_bytes
             self.num_bytes = len(content)
 
         await asyncio.to_thread(run)
 
     def close(self) -> None:
         """Gives up what is kept."""
+        self._room.num_bytes -= self.num_bytes
+        self.num_bytes = 0
         self._file.close()
 
     def data(self) -> "bytes | AsyncIterator[bytes] | None":

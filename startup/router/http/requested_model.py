@@ -26,6 +26,8 @@ class RequestedModel(NamedTuple):
     is_other_type: bool = False
     """Whether `model` has a value that is not a text."""
     is_stream: bool = False
+    is_background: bool = False
+    """Whether a response goes on without the client."""
     is_invalid: bool = False
     """Whether the body is no JSON object, or no form."""
 
@@ -35,6 +37,7 @@ class _Members(msgspec.Struct):
 
     model: msgspec.Raw = msgspec.Raw(b"null")
     stream: msgspec.Raw = msgspec.Raw(b"false")
+    background: msgspec.Raw = msgspec.Raw(b"false")
 
 
 _DECODER: Final = msgspec.json.Decoder(_Members)
@@ -59,14 +62,14 @@ def find_in_json(body: Any) -> RequestedModel:
     try:
         members = _DECODER.decode(text)
         model = msgspec.json.decode(members.model)
-        is_stream = bytes(members.stream) == b"true"
+        is_stream, is_background = (bytes(raw) == b"true" for raw in (members.stream, members.background))
     except msgspec.ValidationError:
         return RequestedModel(is_invalid=True)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         if len(text) > _LOOSE_BYTES:
             return RequestedModel(is_invalid=True)
         return _find_loosely(bytes(text))
-    return _requested(model, is_stream=is_stream)
+    return _requested(model, is_stream=is_stream)._replace(is_background=is_background)
 
 
 def find_in_form(body: IO[bytes], boundary: bytes) -> RequestedModel:
@@ -107,7 +110,8 @@ def _find_loosely(body: bytes) -> RequestedModel:
         return RequestedModel(is_invalid=True)
     if not isinstance(found, dict):
         return RequestedModel(is_invalid=True)
-    return _requested(found.get("model"), is_stream=found.get("stream") is True)
+    requested = _requested(found.get("model"), is_stream=found.get("stream") is True)
+    return requested._replace(is_background=found.get("background") is True)
 
 
 def _requested(model: Any, *, is_stream: bool) -> RequestedModel:

@@ -1,6 +1,7 @@
 """One model's process: real processes with good and bad habits; it ends with the one that starts it."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -205,6 +206,30 @@ async def test_the_answer_of_its_check_endpoint_is_the_reason(place):
     port = child.base_url.rpartition(":")[2]
     assert reason is not None
     assert f"its last phase was /{port}?status=404 (checkEndpoint) answers 404" in reason
+
+
+async def test_a_start_without_a_free_descriptor_leaves_no_process(place, monkeypatch):
+    pids = []
+
+    def fail(pid: int) -> int:
+        pids.append(pid)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", fail)
+    reason = await Child(entry_of(), place).run(lambda: None)
+    assert reason is not None
+    assert "cannot be started: [Errno 24] Too many open files" in reason
+    assert is_gone(pids[0])
+
+
+def test_a_group_of_another_user_is_no_error(monkeypatch):
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError(pid, number)
+
+    monkeypatch.setattr(os, "killpg", refuse)
+    monkeypatch.setattr(os, "kill", refuse)
+    ChildProcess(os.getpid()).signal_group(signal.SIGTERM)
+    ChildProcess(os.getpid()).signal(signal.SIGTERM)
 
 
 async def test_a_stop_command_gets_the_pid(place, tmp_path):

@@ -120,6 +120,20 @@ async def test_a_model_keeps_its_process_if_only_the_router_reads_what_changed(p
         assert is_gone(before.pids[0])
 
 
+async def test_requests_wait_while_a_dead_process_leaves_others_behind(pool, monkeypatch):
+    monkeypatch.setattr(child_module, "_AFTER_CRASH_S", 1.0)
+    pool.set_entries(by_name(entry_of("a", "has-children")))
+    async with pool.lease("a") as before:
+        pass
+    os.kill(before.pids[0], 9)
+    async with asyncio.timeout(30):
+        while pool.is_ready("a"):
+            await asyncio.sleep(0.01)
+    assert pool.process_of("a") is before
+    async with pool.lease("a") as after:
+        assert after is not before
+
+
 async def test_near_names_are_found_in_bounded_time(pool):
     pool.set_entries(by_name(entry_of("qwen-small"), entry_of("hidden", unlisted=True)))
     assert pool.near_names("qwen-smal") == ["qwen-small"]

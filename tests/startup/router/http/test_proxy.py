@@ -1,16 +1,19 @@
 """What arrives at a model's server is what the client has sent, and the other way round."""
 
 import asyncio
+import errno
 import gzip
 import json
+import os
 import tempfile
+from io import BytesIO
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from startup.router.http import app, request_body, waiting
+from startup.router.http import proxy, request_body, waiting
 from startup.router.model_pool import ModelRefused
 from tests.ports import free_port
 from tests.startup.router.http.small_router import SmallChild, SmallRouter, eventually, post
@@ -168,7 +171,6 @@ async def test_nobody_waits_for_a_long_body(router, client):
 @pytest.mark.parametrize("way", ["announced", "chunked"])
 async def test_a_body_that_is_too_long_is_a_413(router, monkeypatch, way):
     """What is announced is not asked for; the path may name the model."""
-    monkeypatch.setattr(app, "MOST_BYTES", MB)
     monkeypatch.setattr(request_body, "MOST_BYTES", MB)
     await router.serve("m", "n")
     reader, writer = await router.connect()
@@ -179,6 +181,38 @@ async def test_a_body_that_is_too_long_is_a_413(router, monkeypatch, way):
     assert b" 413 " in await reader.readline()
     assert b"larger than 1048576 bytes" in await reader.readuntil(b"}}")
     assert router.pool.num_waiting == 0
+
+
+async def test_all_bodies_together_are_limited(router, client, monkeypatch):
+    monkeypatch.setattr(request_body, "MOST_BYTES_TOGETHER", 2 * MB)
+    await router.serve("m", "n")
+    waiting_body = body_of(size=3 * MB // 2)
+    sending = asyncio.create_task(client.post(router.url + CHAT, data=BytesIO(waiting_body)))
+    await eventually(lambda: router.pool.num_waiting == 1)
+    async with client.post(router.url + CHAT, data=BytesIO(body_of(size=MB))) as response:
+        assert response.status == 503
+        assert "take all room" in (await response.json())["error"]["message"]
+    await router.start_model("m", echo)
+    async with await sending as response:
+        assert (await response.json())["size"] == len(waiting_body)
+    async with client.post(router.url + CHAT, data=BytesIO(body_of(size=MB))) as response:
+        assert response.status == 200
+
+
+async def test_a_body_that_stops_is_a_408_and_one_without_room_a_503(router, client, monkeypatch):
+    await router.serve("m", "n")
+    monkeypatch.setattr(request_body, "_PAUSE_S", 0.1)
+    reader, writer = await router.connect()
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{")
+    assert b" 408 " in await reader.readline()
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", fail)
+    async with client.post(router.url + CHAT, data=body_of()) as response:
+        assert response.status == 503
+        assert "No space left" in (await response.json())["error"]["message"]
 
 
 @pytest.fixture
@@ -342,6 +376,68 @@ async def test_a_client_that_does_not_read_stops_the_model(router):
         before = written
         await asyncio.sleep(0.3)
     assert 0 < written < 40 * MB  # the sockets' buffers
+
+
+async def test_a_client_that_does_not_read_holds_no_model_that_others_need(router, monkeypatch):
+    async def endless(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"x" * 65536)
+
+    monkeypatch.setattr(proxy, "_STALL_S", 0.3)
+    await router.serve("m")
+    child = await router.start_model("m", endless)
+    _, writer = await router.connect(limit=1024)
+    writer.transport.pause_reading()
+    writer.write(post(CHAT, body_of()))
+    await eventually(lambda: router.pool.num_leases == 1)
+    await asyncio.sleep(1.0)
+    assert router.pool.num_leases == 1
+    del router.pool.children["m"]
+    await eventually(lambda: router.pool.num_leases == 0)
+    await child.connector.close()
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_response_in_the_background_keeps_its_model(router, client, monkeypatch, is_stream):
+    status = "queued"
+
+    async def respond(request: web.BaseRequest) -> web.StreamResponse:
+        text = json.dumps({"id": "resp_1", "status": status, "metadata": {"status": "queued"}})
+        if request.method == "POST" and is_stream:
+            return web.Response(text=f'data: {{"response": {text}}}\n\n', content_type="text/event-stream")
+        return web.Response(text=text, content_type="application/json")
+
+    monkeypatch.setattr(proxy, "_FOLLOW_S", 0.02)
+    await router.serve("m")
+    await router.start_model("m", respond)
+    body = body_of(background=True, stream=is_stream)
+    async with client.post(router.url + "/v1/responses", data=body) as response:
+        assert "resp_1" in await response.text()
+    await asyncio.sleep(0.2)
+    assert router.pool.num_leases == 1
+    status = "in_progress"
+    await asyncio.sleep(0.1)
+    assert router.pool.num_leases == 1
+    status = "completed"
+    await eventually(lambda: router.pool.num_leases == 0)
+
+
+async def test_a_response_in_the_background_ends_with_its_model(router, client, monkeypatch):
+    async def respond(request: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"id": "resp_1", "status": "queued"})
+
+    monkeypatch.setattr(proxy, "_FOLLOW_S", 0.02)
+    await router.serve("m")
+    child = await router.start_model("m", respond)
+    async with client.post(router.url + "/v1/responses", data=body_of(background=True)) as response:
+        assert response.status == 200
+    await asyncio.sleep(0.1)
+    assert router.pool.num_leases == 1
+    del router.pool.children["m"]
+    await eventually(lambda: router.pool.num_leases == 0)
+    await child.connector.close()
 
 
 # Clients that leave
