@@ -100,7 +100,6 @@ def run_router(options: RouterOptions) -> int:
     configure_logging(options.logs, role="router")
     ensure_temp_folder()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    raise_file_limit(_MAX_CONNECTIONS)
     host, port, uds, _ = options.address
     with ExitStack() as stack:
         places = stack.enter_context(closing(ChildPlaces(options.logs)))
@@ -187,6 +186,7 @@ class _Router:
             api_keys=api_keys,
             version=options.version,
             is_access_logged=options.is_access_logged,
+            most_connections=raise_file_limit(2 * _MAX_CONNECTIONS) // 2,  # each may need one to a model's server
             unlogged_paths=options.unlogged_paths,
             has_only_model=options.only is not None,
         )

@@ -1,8 +1,9 @@
 """The router's aiohttp application: which requests it answers itself, and to which model all others go."""
 
+import asyncio
 import logging
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 from aiohttp import hdrs, web
@@ -61,6 +62,8 @@ class AppOptions:
     api_keys: ApiKeys
     version: str
     is_access_logged: bool
+    most_connections: int = 16_384
+    """Of clients; further ones are closed at once."""
     unlogged_paths: tuple[str, ...] = ()
     """Paths whose requests are left out of the access log."""
     has_only_model: bool = False
@@ -82,6 +85,7 @@ def create_runner(app: web.Application, options: AppOptions) -> web.AppRunner:
     set_up_access_log(options.unlogged_paths)
     return _Runner(
         app,
+        options.most_connections,
         access_log_class=AccessLog,
         access_log=logging.getLogger(ACCESS_LOGGER) if options.is_access_logged else None,
         logger=_quiet_logger(),
@@ -99,13 +103,25 @@ def create_runner(app: web.Application, options: AppOptions) -> web.AppRunner:
 class _Runner(web.AppRunner):
     """Its connections answer what is not HTTP as the router does: JSON, and not the library's version."""
 
+    def __init__(self, app: web.Application, most_connections: int, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._most_connections = most_connections
+
     async def _make_server(self) -> web.Server:
-        server = await super()._make_server()
+        server: Any = await super()._make_server()
         server.__class__ = _Server
+        server.most_connections = self._most_connections
         return server
 
 
 class _Server(web.Server):
+    most_connections = 0
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if len(self.connections) > self.most_connections:  # descriptors are left for starts of models
+            transport.abort()
+
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 

@@ -1,4 +1,4 @@
-"""Which models must not run together, which run from the start, and to which one other names go."""
+"""Which models must not run together, and which run from the start."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -124,20 +124,3 @@ def check_preload(names: Iterable[str], entries: Mapping[str, ModelEntry], findi
     place = ("hooks", "on_startup", "preload")
     found = (_named(name.strip(), (*place, number), entries, findings) for number, name in enumerate(names))
     return {name for name in found if name is not None}
-
-
-def apply_selectors(
-    selectors: Mapping[str, Mapping[str, Any]], entries: Mapping[str, ModelEntry], findings: Findings
-) -> dict[str, ModelEntry]:
-    """The models with the names of selectors: requests for one of these go to its first target."""
-    result = dict(entries)
-    for name, keys in selectors.items():
-        path = ("selectors", name)
-        if keys.get("strategy") != "pin":
-            findings.notice(path, "has no other effect than `strategy: pin`: its requests go to its first target")
-        target = _named(keys["targets"][0], (*path, "targets", 0), entries, findings)
-        if name in entries or any(name in each.aliases for each in entries.values()):
-            findings.fault(path, "is a name of a model already: choose another one")
-        elif target is not None:
-            result[target] = replace(result[target], aliases=(*result[target].aliases, name))
-    return result

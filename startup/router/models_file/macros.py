@@ -21,7 +21,7 @@ _WITHOUT_PORT: Final = ("model", "args", "aliases", "useModelName", "filters")
 _TEXTS: Final = frozenset(
     ("model", "cmd", "cmdStop", "proxy", "checkEndpoint", "name", "description", "useModelName", "stripParams", "id")
 )
-_LISTS_OF_TEXTS: Final = frozenset(("aliases", "apiKeys", "members", "preload", "targets"))
+_LISTS_OF_TEXTS: Final = frozenset(("aliases", "apiKeys", "members", "preload"))
 """Keys whose values are texts, also where YAML reads a number."""
 _FREE: Final = frozenset(("args", "env", "metadata", "setParams", "setParamsByID"))
 """Keys of a model with names and values of the user's choice."""

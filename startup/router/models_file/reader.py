@@ -16,7 +16,7 @@ from envs.variable import parse_duration
 from startup.router.model_entry import BodyChanges, Fault, ForeignCommand, ModelEntry, ModelsFile
 from startup.router.models_file import commands
 from startup.router.models_file.document import DocumentError, Findings, Key, KeyPath, parse, read_text, show
-from startup.router.models_file.groups import apply_groups, apply_selectors, check_preload, find_rooms
+from startup.router.models_file.groups import apply_groups, check_preload, find_rooms
 from startup.router.models_file.macros import complete
 from startup.router.models_file.matrix import apply_matrix
 from startup.router.models_file.schema import check_structure
@@ -88,8 +88,6 @@ class _Reader:
         entries = {name: self._entry(name, models[name] or {}) for name in right}
         self._check_names(entries)
         everyone = self._with_exclusions({name: entries.get(name) or ModelEntry(name=name) for name in models})
-        if not self._is_wrong("selectors"):
-            everyone = apply_selectors(document.get("selectors") or {}, everyone, self.findings)
         entries = commands.exclude_equal_ports({name: everyone[name] for name in entries}, self.findings)
         if not self._is_wrong("hooks"):
             names = ((document.get("hooks") or {}).get("on_startup") or {}).get("preload", ())

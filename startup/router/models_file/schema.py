@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,29 +16,6 @@ _TYPES: Final = {
     "object": "a mapping", "array": "a list", "string": "a text", "boolean": "true or false", "null": "nothing",
     "integer": "a whole number", "number": "a number",
 }  # fmt: skip
-_WITHOUT_EFFECT: Final = {
-    "capabilities": "has no effect: clients learn what a model can do from the model's own answers",
-    "captureBuffer": "has no effect: no requests are recorded",
-    "compat": "has no effect: a WebSocket starts its model and counts as a request",
-    "evict_costs": "has no effect: what a stop costs is measured, as the seconds of the last start",
-    "includeAliasesInList": "has no effect: /v1/models shows the aliases of each model as a member of it",
-    "logHTTPRequests": "has no effect: requests are logged unless --disable-uvicorn-access-log is given",
-    "logRequests": "has no effect: requests are logged unless --disable-uvicorn-access-log is given",
-    "logTimeFormat": "has no effect: see --log-format and --log-config-file",
-    "logToStdout": "has no effect: the lines of all models are written to standard error, with their names",
-    "metricsMaxInMemory": "has no effect: see /metrics",
-    "peers": "has no effect: route to other servers in a gateway such as LiteLLM in front",
-    "performance": "has no effect: see /metrics",
-    "profiles": "has no effect: use `aliases`",
-    "scheduler": "has no effect: the order is decided by --max-wait, `pinned` and `concurrency`",
-    "sendLoadingState": "has no effect: streams get comments (`: starting, load_weights 42 %`) while a model starts",
-    "startPort": "has no effect: ${PORT} is a port that is free when the model starts",
-    "store": "has no effect: nothing is stored",
-    "timeouts": "has no effect: a connection to a model has no limits of time but start_timeout",
-    "ui": "has no effect: the status page is at /",
-    "unloadTimeout": "has no effect: a model that does not stop within 30 s is killed",
-    "upstream": "has no effect: of a stopped model, /upstream/MODEL/... starts it for every path but those of assets",
-}
 _LIKELY: Final = {
     "bind": "--host and --port",
     "healthCheckTimeout": "`start_timeout`",
@@ -52,6 +30,7 @@ _LIKELY: Final = {
 """What stands here for keys that are spelled differently."""
 
 
+@cache
 def load_schema() -> dict[str, Any]:
     """The JSON schema of the file."""
     schema: dict[str, Any] = json.loads(_SCHEMA.read_text(encoding="utf-8"))
@@ -72,8 +51,7 @@ def check_structure(document: Any, findings: Findings) -> set[KeyPath]:
             continue
         for place, text in _describe(err, path):
             findings.fault(place, text)
-    if isinstance(document, dict):
-        _report_ignored(document, findings)
+    _report_ignored(document, load_schema(), (), findings)
     return wrong
 
 
@@ -135,17 +113,13 @@ def _shown(value: Any, path: KeyPath) -> str:
     return show(value, path)
 
 
-def _report_ignored(document: Mapping[str, Any], findings: Findings) -> None:
-    """Keys of llama-swap that have no effect here."""
-    for key in document:
-        if key in _WITHOUT_EFFECT:
-            findings.notice((key,), _WITHOUT_EFFECT[key])
-    models = document.get("models")
-    for name, model in models.items() if isinstance(models, dict) else ():
-        for key in model if isinstance(model, dict) else ():
-            if key in _WITHOUT_EFFECT:
-                findings.notice(("models", name, key), _WITHOUT_EFFECT[key])
-    for path in (("matrix", "evict_costs"), ("routing", "scheduler")):
-        part = document.get(path[0])
-        if isinstance(part, dict) and path[1] in part:
-            findings.notice(path, _WITHOUT_EFFECT[path[1]])
+def _report_ignored(document: Any, schema: Mapping[str, Any], path: KeyPath, findings: Findings) -> None:
+    """Keys of llama-swap that have no effect here: those that are deprecated in the schema."""
+    while "$ref" in schema:
+        schema = load_schema()["$defs"][schema["$ref"].rpartition("/")[2]]
+    if schema.get("deprecated"):
+        findings.notice(path, schema["description"])
+    elif isinstance(document, dict):
+        others = schema.get("additionalProperties") or {}
+        for key, value in document.items():
+            _report_ignored(value, schema.get("properties", {}).get(key, others), (*path, key), findings)

@@ -272,8 +272,6 @@ GROUPS = {
     "matrix: {sets: {x: (a}}": "matrix.sets.x: must be an expression such as (a | b) & c, got '(a'",
     "matrix: {sets: {x: a & (b | +x)}}": "must not contain itself: x -> x",
     f"matrix: {{sets: {{x: {'(' * 9999}}}}}": "matrix.sets.x: must be an expression such as",
-    "selectors: {s: {strategy: pin}}": "selectors.s: must have the key targets",
-    "selectors: {a: {strategy: pin, targets: [b]}}": "selectors.a: is a name of a model already",
 }
 
 
@@ -391,14 +389,6 @@ def test_models_that_share_a_set_of_the_matrix_run_together(read, sets, excludes
     content, faults = read(text)
     assert (faults, _excludes(content)) == ([], excludes)
     assert [notice.key for notice in content.notices] == ["matrix.evict_costs"]
-
-
-def test_a_selector_is_a_name_of_its_first_target(read):
-    selectors = "selectors: {s: {strategy: pin, targets: [x, b]}, w: {strategy: warm, targets: [b]}}\n"
-    content, faults = read(_servers("a", "b", a=", aliases: [x]") + selectors)
-    assert faults == []
-    assert [entry.aliases for entry in content.entries.values()] == [("x", "s"), ("w",)]
-    assert [notice.key for notice in content.notices] == ["models", "selectors.w"]
 
 
 def test_macros_and_variables_stand_everywhere(read, monkeypatch):

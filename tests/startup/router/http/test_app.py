@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import logging
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -328,6 +329,15 @@ async def test_no_answer_tells_the_library(router, client):
         async with client.get(router.url + path, allow_redirects=False) as response:
             assert response.status in (200, 301, 404)
             assert response.headers["Server"] == ("vllm-cli" if path != "/upstream/m/x" else response.headers["Server"])
+
+
+async def test_connections_are_limited(router, client):
+    await router.serve("m", most_connections=2)
+    first, second, third = [await router.connect() for _ in range(3)]
+    with suppress(ConnectionError):
+        assert await third[0].read() == b""
+    assert not first[0].at_eof()
+    assert not second[0].at_eof()
 
 
 @pytest.mark.parametrize("request_bytes", [b"GET /health HTTP/1.1\r\n\r\n", b"no HTTP\r\n\r\n"])
