@@ -108,8 +108,9 @@ class _Runner(web.AppRunner):
         self._most_connections = most_connections
 
     async def _make_server(self) -> web.Server:
-        server: Any = await super()._make_server()
+        server = await super()._make_server()
         server.__class__ = _Server
+        assert isinstance(server, _Server)
         server.most_connections = self._most_connections
         return server
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from io import BytesIO
 from typing import Any
 
@@ -13,6 +14,12 @@ from startup.router.http.requested_model import RequestedModel, boundary_of, fin
 from tests.startup.router.http.test_proxy import CHAT
 
 SEEDS = range(10)
+COSTLY = {
+    "equal keys": b"{" + b'"model":"a",' * 87_000 + b'"x":1}',
+    "brackets": b'{"x":' + b"[" * (1 << 20),
+    "escaped keys": b"{" + b'"\\u0061":1,' * 95_000 + b'"x":1}',
+}
+"""A mebibyte of what scanners read slowly."""
 TEXTS = ["", "m", "model", "stream", 'a"b', "\\", '\\"', "{", "}]", ",", ":", "é中🙂", "line\nbreak", "\u2028"]
 
 
@@ -26,6 +33,16 @@ def expected(body: bytes) -> RequestedModel:
         is_other_type=not is_text and model is not None,
         is_stream=document.get("stream") is True,
     )
+
+
+@pytest.mark.parametrize("body", COSTLY.values(), ids=COSTLY)
+def test_a_mebibyte_takes_a_few_milliseconds(body):
+    costs_s = []
+    for _ in range(3):
+        begin_s = time.process_time()
+        find_in_json(body)
+        costs_s.append(time.process_time() - begin_s)
+    assert min(costs_s) < 0.05
 
 
 def random_text(dice: random.Random) -> str:
