@@ -51,7 +51,8 @@ from startup.temp_folder import ensure_temp_folder
 
 logger = logging.getLogger(__name__)
 
-_MAX_CONNECTIONS: Final = 16_384
+_MAX_CONNECTIONS: Final = 32_768
+"""Of clients, and of these to models' servers."""
 _TEND_S: Final = 1.0
 _SAME_SIGNAL_S: Final = 0.5
 """A terminal and a service manager may both send the same signal."""
@@ -100,6 +101,7 @@ def run_router(options: RouterOptions) -> int:
     configure_logging(options.logs, role="router")
     ensure_temp_folder()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    raise_file_limit(_MAX_CONNECTIONS)
     host, port, uds, _ = options.address
     with ExitStack() as stack:
         places = stack.enter_context(closing(ChildPlaces(options.logs)))
@@ -186,7 +188,6 @@ class _Router:
             api_keys=api_keys,
             version=options.version,
             is_access_logged=options.is_access_logged,
-            most_connections=raise_file_limit(2 * _MAX_CONNECTIONS) // 2,  # each may need one to a model's server
             unlogged_paths=options.unlogged_paths,
             has_only_model=options.only is not None,
         )

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import resource
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote
 
 from aiohttp import hdrs, web
@@ -62,8 +63,6 @@ class AppOptions:
     api_keys: ApiKeys
     version: str
     is_access_logged: bool
-    most_connections: int = 16_384
-    """Of clients; further ones are closed at once."""
     unlogged_paths: tuple[str, ...] = ()
     """Paths whose requests are left out of the access log."""
     has_only_model: bool = False
@@ -85,7 +84,6 @@ def create_runner(app: web.Application, options: AppOptions) -> web.AppRunner:
     set_up_access_log(options.unlogged_paths)
     return _Runner(
         app,
-        options.most_connections,
         access_log_class=AccessLog,
         access_log=logging.getLogger(ACCESS_LOGGER) if options.is_access_logged else None,
         logger=_quiet_logger(),
@@ -103,24 +101,18 @@ def create_runner(app: web.Application, options: AppOptions) -> web.AppRunner:
 class _Runner(web.AppRunner):
     """Its connections answer what is not HTTP as the router does: JSON, and not the library's version."""
 
-    def __init__(self, app: web.Application, most_connections: int, **options: Any) -> None:
-        super().__init__(app, **options)
-        self._most_connections = most_connections
-
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         server.__class__ = _Server
-        assert isinstance(server, _Server)
-        server.most_connections = self._most_connections
         return server
 
 
 class _Server(web.Server):
-    most_connections = 0
-
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Clients get half of the descriptors: the others are for models' servers and for starts."""
         super().connection_made(handler, transport)
-        if len(self.connections) > self.most_connections:  # descriptors are left for starts of models
+        num_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if 0 < num_files // 2 < len(self.connections):
             transport.abort()
 
     def __call__(self) -> web.RequestHandler:

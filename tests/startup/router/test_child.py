@@ -16,7 +16,7 @@ import pytest
 
 from envs.registry import env
 from startup.logs.options import LogOptions
-from startup.router import child_server
+from startup.router import child_server, standbys
 from startup.router.child import Child, ChildPlace
 from startup.router.child_log import LogRelay
 from startup.router.child_place import ChildPlaces
@@ -103,6 +103,29 @@ async def test_a_child_that_crashes_tells_how_and_leaves_no_process_behind(runni
     assert await running.life == "The server was ended by SIGKILL."
     assert await running.child.end_reason() == "The server was ended by SIGKILL."
     assert all(map(is_gone, marked))
+
+
+def test_a_standby_gets_none_of_the_routers_secrets(monkeypatch):
+    given: dict[str, str] = {}
+
+    class Process:
+        def __init__(self, words: list[str], env: dict[str, str], **_: Any) -> None:
+            given.update(env, words=" ".join(words))
+
+        def terminate(self) -> None:
+            pass
+
+        def wait(self, timeout_s: float) -> None:
+            pass
+
+    monkeypatch.setenv("VLLM_API_KEY", "sk-of-the-router")
+    monkeypatch.setattr(standbys.subprocess, "Popen", Process)
+    monkeypatch.setattr(standbys, "_is_served", lambda kind: False)
+    standby = standbys.OwnStandby("embedded", lambda: None)
+    standby.tend()
+    standby.close()
+    assert "standby --for embedded" in given["words"]
+    assert env.VLLM_API_KEY.name not in given
 
 
 async def test_a_child_gets_its_own_variables_and_none_of_the_routers_secrets(running):

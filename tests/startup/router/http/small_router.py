@@ -152,7 +152,6 @@ class SmallRouter:
         entries: Sequence[ModelEntry] = (),
         keys: Sequence[str] = (),
         has_only_model: bool = False,
-        most_connections: int = 100,
         **network: Any,
     ) -> None:
         """Serves models of these names; none of them runs."""
@@ -163,7 +162,6 @@ class SmallRouter:
             version="9.9",
             is_access_logged=True,
             has_only_model=has_only_model,
-            most_connections=most_connections,
         )
         app = create_app(self.pool, options)  # type: ignore[arg-type]
         runner = create_runner(app, options)

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import logging
+import resource
 from contextlib import suppress
 from typing import Any
 
@@ -331,8 +332,9 @@ async def test_no_answer_tells_the_library(router, client):
             assert response.headers["Server"] == ("vllm-cli" if path != "/upstream/m/x" else response.headers["Server"])
 
 
-async def test_connections_are_limited(router, client):
-    await router.serve("m", most_connections=2)
+async def test_connections_are_limited_to_half_of_the_files(router, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (4, 4))
+    await router.serve("m")
     first, second, third = [await router.connect() for _ in range(3)]
     with suppress(ConnectionError):
         assert await third[0].read() == b""
