@@ -115,6 +115,8 @@ class ModelPool:
         self._exit_codes: dict[str, int] = {}
         self._waiters: dict[int, _Waiter] = {}
         self._numbers = itertools.count(1)
+        self._child_numbers = itertools.count(1)
+        """Part of the paths of sockets, whose length is limited."""
         self._timer: asyncio.TimerHandle | None = None
         self._begin_s = time.monotonic()
         self._memory = MemoryWatch(meter, self._scheduler, self._apply)
@@ -299,7 +301,7 @@ class ModelPool:
     def _start(self, model: str) -> None:
         entry = self.entries[model]
         try:
-            self._children[model] = Child(entry, self._place(entry, next(self._numbers)))
+            self._children[model] = Child(entry, self._place(entry, next(self._child_numbers)))
         except OSError as err:
             reason = f"It cannot be started: {err}"
             asyncio.get_running_loop().call_soon(self._end, model, reason)

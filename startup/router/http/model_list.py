@@ -65,7 +65,8 @@ class ModelList:
 
     def running(self) -> dict[str, Any]:
         """The body of GET /running, as llama-swap writes it."""
-        return {"running": [_llama_swap(status) for status in self._pool.view() if status.state in _RUNNING]}
+        running = [status for status in self._pool.view() if status.state in _RUNNING]
+        return {"running": [_llama_swap(status, self._pool.process_of(status.entry.name)) for status in running]}
 
     def num_running(self) -> int:
         """Requests that are being answered."""
@@ -164,7 +165,7 @@ _RUNNING: Final = ("starting", "ready", "draining")
 _LLAMA_SWAP_STATES: Final = {"draining": "stopping"}
 
 
-def _llama_swap(status: ModelStatus) -> dict[str, Any]:
+def _llama_swap(status: ModelStatus, child: "Child | None") -> dict[str, Any]:
     entry = status.entry
     return {
         "model": entry.name,
@@ -173,7 +174,7 @@ def _llama_swap(status: ModelStatus) -> dict[str, Any]:
         "name": entry.card.get("name", ""),
         "description": entry.card.get("description", ""),
         "cmd": shlex.join(hide_in_words(entry.words if entry.foreign is None else entry.foreign.words)),
-        "proxy": "" if entry.foreign is None else entry.foreign.address,
+        "proxy": child.base_url if child is not None and entry.foreign is not None else "",
     }
 
 

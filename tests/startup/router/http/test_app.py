@@ -318,7 +318,7 @@ async def test_a_file_of_llama_swap_has_its_answers(router, client):
                 "name": "A title",
                 "description": "For tests",
                 "cmd": "x --api-key '********'",
-                "proxy": "http://h:1",
+                "proxy": "http://localhost",
             }
         ]
 
