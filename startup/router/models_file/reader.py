@@ -8,7 +8,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -75,7 +75,6 @@ class _Reader:
     defaults: Defaults
     findings: Findings
     wrong: set[KeyPath]
-    preloaded: set[str] = field(default_factory=set)
 
     def read(self) -> ModelsFile:
         document = self.document
@@ -90,7 +89,7 @@ class _Reader:
         everyone = self._with_exclusions({name: entries.get(name) or ModelEntry(name=name) for name in models})
         entries = commands.exclude_equal_ports({name: everyone[name] for name in entries}, self.findings)
         if not self._is_wrong("hooks"):
-            names = ((document.get("hooks") or {}).get("on_startup") or {}).get("preload", ())
+            names = document.get("hooks", {}).get("on_startup", {}).get("preload", ())
             loaded = check_preload(names, everyone, self.findings)
             entries = {n: replace(e, preload=e.preload or n in loaded) for n, e in entries.items()}
         faulty = {path[1] for path in self.findings.fault_paths if path[:1] == ("models",) and len(path) > 1}

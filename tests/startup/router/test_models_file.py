@@ -98,6 +98,7 @@ def test_the_time_without_requests_has_a_default(read, keys, ttl_s):
 def test_the_files_defaults_are_stronger_than_those_of_the_command_line(read):
     entry = entry_of(read, "globalTTL: 60\nhealthCheckTimeout: 20\nmodels: {m: }", Defaults(30, 10))
     assert (entry.ttl_s, entry.start_timeout_s, entry.words) == (60, 20, ("m",))
+    assert entry_of(read, "healthCheckTimeout: 0\nmodels: {m: }", Defaults(30, 10)).start_timeout_s is None
 
 
 def test_names_are_what_is_written(read):
