@@ -161,6 +161,10 @@ class _Reader:
             entry = replace(entry, words=tuple(words), engine=keys.get("engine", self.defaults.engine))
         if entry.foreign is None:
             self._check_words(entry, path, "cmd" if "cmd" in keys else "args")
+            if changes.model is not None:
+                text = "has no effect: the model's server answers to all names of the model"
+                self.findings.notice((*path, "useModelName"), text)
+                entry = replace(entry, changes=replace(changes, model=None))
         return entry
 
     def _with_command(self, entry: ModelEntry, keys: Mapping[str, Any], path: KeyPath) -> ModelEntry:
@@ -177,13 +181,12 @@ class _Reader:
         if served is None:
             command = commands.foreign_command(keys, words, path, self.findings)
             return replace(entry, foreign=command, engine="other")
-        if left := [key for key in ("cmdStop", "proxy", "checkEndpoint") if keys.get(key)]:
-            text = "has no effect: the model is started by this program, which knows how to reach and stop it"
-            self.findings.notice((*path, left[0]), text)
+        for key in ("cmdStop", "proxy", "checkEndpoint"):
+            if keys.get(key):
+                text = "has no effect: the model is started by this program, which knows how to reach and stop it"
+                self.findings.notice((*path, key), text)
         if not served.words:
             self.findings.fault((*path, "cmd"), "must name the model, as in: vllm serve Qwen/Qwen3-0.6B")
-        if entry.changes is not None:
-            entry = replace(entry, changes=replace(entry.changes, model=None))  # it answers to all of its names
         engine = self.defaults.engine if served.engine == "auto" else served.engine
         return replace(entry, words=tuple(served.words), engine=engine, env={**served.env, **entry.env})
 

@@ -431,11 +431,15 @@ hooks: {on_startup: {preload: ["${pre}-model"]}}
 
 def test_changes_of_bodies_are_read(read):
     keys = "useModelName: up, filters: {stripParams: ' a,, model ,b ', setParams: {model: x, t: {u: 1}}}"
-    content, faults = read(f"models:\n  m: {{cmd: 'x ${{PORT}}', {keys}}}\n  v: {{cmd: vllm serve x, {keys}}}\n")
+    own = "v: {cmd: vllm serve x, proxy: 'http://h:1', cmdStop: y"
+    content, faults = read(f"models:\n  m: {{cmd: 'x ${{PORT}}', {keys}}}\n  {own}, {keys}}}\n  w: {{{keys}}}\n")
     assert faults == []
+    assert [notice.key for notice in content.notices] == [
+        f"models.v.{key}" for key in ("cmdStop", "proxy", "useModelName")
+    ]
     changes = BodyChanges(model="up", strip=("a", "b"), set={"t": {"u": 1}})
     assert content.entries["m"].changes == changes
-    assert content.entries["v"].changes == replace(changes, model=None)  # it answers to all of its names
+    assert content.entries["v"].changes == content.entries["w"].changes == replace(changes, model=None)
 
 
 def test_a_server_that_runs_already_needs_no_command(read):
