@@ -414,7 +414,7 @@ def test_preflight_only_reports_on_all_models(models, code, check, write, invoke
     errors = [finding for finding in report["findings"] if finding["severity"] == "error"]
     assert [finding["check"] for finding in errors] == ([check] if check else [])
     assert all(finding["message"].startswith(f"{file}:1: models.m: ") for finding in errors)
-    assert any("peers: is not supported" in finding["message"] for finding in report["findings"])
+    assert any("peers: has no effect" in finding["message"] for finding in report["findings"])
 
 
 @pytest.mark.parametrize("command", ["prefetch", "bake"])
