@@ -123,8 +123,11 @@ async def test_a_model_keeps_its_process_if_only_the_router_reads_what_changed(p
 
 
 async def test_requests_wait_while_a_dead_process_leaves_others_behind(pool, monkeypatch):
-    monkeypatch.setattr(child_module, "_AFTER_CRASH_S", 1.0)
-    pool.set_entries(by_name(entry_of("a", "has-children")))
+    async def end_slowly(*_: object) -> None:
+        await asyncio.sleep(1.0)
+
+    monkeypatch.setattr(child_module.Child, "_ask_to_end", end_slowly)
+    pool.set_entries(by_name(entry_of("a")))
     async with pool.lease("a") as before:
         pass
     os.kill(before.pids[0], 9)
