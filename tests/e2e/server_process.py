@@ -37,7 +37,7 @@ class ServerProcess(Server):
             return self.root
         try:
             words = self.root.cmdline()
-        except psutil.ZombieProcess:  # it has just ended
+        except psutil.NoSuchProcess:  # it has ended
             return self.root
         same = {each.pid: each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == words}
         forked = [each for each in same.values() if each != self.root and _parent(each) not in same]
