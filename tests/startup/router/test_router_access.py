@@ -77,9 +77,9 @@ def test_a_port_in_use_is_an_error_and_leaves_no_folder(tmp_path):
     with tempfile.TemporaryDirectory(dir="/tmp") as short, socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        router = RouterProcess(tmp_path, {"a": foreign()}, environment={env.TMPDIR.name: short}, wait=False)
-        router.port = other.getsockname()[1]
-        with router:
+        port = ("--port", str(other.getsockname()[1]))
+        environment = {env.TMPDIR.name: short}
+        with RouterProcess(tmp_path, {"a": foreign()}, *port, environment=environment, wait=False) as router:
             assert router.process.wait(GONE_S) == 3
             assert "is in use by another process" in router.log
         assert not list(Path(short).glob("vllm-cli-router-*"))
