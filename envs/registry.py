@@ -106,6 +106,9 @@ class Environment:
     VLLM_ALLOW_RUNTIME_LORA_UPDATING = boolean(
         False, "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter, with which clients change the adapters."
     )
+    VLLM_ALLOW_LONG_MAX_MODEL_LEN = boolean(
+        False, "Accept a --max-model-len above the model's own limit if the model has RoPE; its answers may get worse."
+    )
     VLLM_CACHE_ROOT = path(lambda: env.XDG_CACHE_HOME.get() / "vllm", "Folder for files kept between starts.")
 
     HF_HUB_OFFLINE = boolean(False, "Never contact the Hugging Face hub; take models from the cache only.")

@@ -171,6 +171,7 @@ class EngineConfig:
         minimum=1,
     )
     """None takes the model's own limit, as far as memory allows."""
+    allow_long_max_model_len: bool = from_variable(env.VLLM_ALLOW_LONG_MAX_MODEL_LEN)
     max_num_seqs: int = setting(128, "--max-num-seqs", "Most sequences that run at once.", minimum=1)
     max_num_batched_tokens: int | None = setting(
         None,

@@ -55,7 +55,7 @@ def build_core(
     with phases.span("load_weights"):
         model = load_model(files.path, config)
     with phases.span("read_limits"):
-        max_model_len = derive_max_model_len(model.config, config.max_model_len)
+        max_model_len = derive_max_model_len(model.config, config)
         eos_token_ids = find_eos_token_ids(model, files.path, files.tokenizer_path)
     if config.enable_prompt_embeds:
         with phases.span("check_prompt_embeds"):

@@ -20,7 +20,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from base.errors import EngineStartError
 from server.config import EngineConfig, ModelFiles, PoolerConfig, PoolingTask, SeqPoolingType
-from server.engine.model.model_loading import derive_max_model_len, load_config, load_weights
+from server.engine.model.model_loading import (
+    DEFAULT_MAX_MODEL_LEN,
+    check_max_model_len,
+    load_config,
+    load_weights,
+    own_max_model_len,
+)
 from server.engine.pooling.encoder import Encoder
 from server.engine.pooling.heads import (
     Calibration,
@@ -213,15 +219,13 @@ def _max_model_len(
     files: ModelFiles, config: EngineConfig, model_config: PreTrainedConfig, sentence: SentenceFiles
 ) -> int:
     """The longest prompt by the model's positions, the tokenizer and sentence-transformers' files."""
-    own = derive_max_model_len(model_config, None)
+    own = own_max_model_len(model_config) or DEFAULT_MAX_MODEL_LEN
     if model_config.model_type in _POSITIONS_BEHIND_PADDING:
         own -= (model_config.pad_token_id or 0) + 1
     limits = [own, sentence.max_seq_length, _tokenizer_limit(files.tokenizer_path)]
     usual = min(limit for limit in limits if limit is not None)
-    wanted = config.max_model_len
-    if wanted is not None and wanted > own:
-        raise EngineStartError(f"--max-model-len {wanted} is more than the model's own limit of {own} tokens")
-    return usual if wanted is None else wanted
+    check_max_model_len(model_config, config, own)
+    return config.max_model_len or usual
 
 
 def _tokenizer_limit(path: Path) -> int | None:

@@ -195,19 +195,39 @@ def test_a_damaged_folder_is_reported_in_one_line(llama_copy, damage, capfd):
 
 @pytest.mark.parametrize(("wanted", "expected"), [(None, 512), (512, 512), (7, 7)])
 def test_max_model_len_is_the_models_own_or_less(saved_llama, wanted, expected):
-    assert derive_max_model_len(load_config(saved_llama, EngineConfig()), wanted) == expected
+    config = EngineConfig(max_model_len=wanted)
+    assert derive_max_model_len(load_config(saved_llama, config), config) == expected
 
 
-def test_more_than_the_models_own_length_is_rejected(saved_llama):
-    with pytest.raises(EngineStartError, match="--max-model-len 513 is more than the model's own limit of 512 tokens"):
-        derive_max_model_len(load_config(saved_llama, EngineConfig()), 513)
+def test_more_than_the_models_own_length_is_rejected_with_the_way_to_allow_it(saved_llama):
+    config = EngineConfig(max_model_len=513)
+    with pytest.raises(EngineStartError) as caught:
+        derive_max_model_len(load_config(saved_llama, config), config)
+    assert str(caught.value) == (
+        "--max-model-len 513 is more than the model's own limit of 512 tokens (config.json): give at most 512, or set "
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1"
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_more_than_the_own_length_of_a_model_with_rope_may_be_allowed(architecture, caplog):
+    model_config = CONFIG_MAPPING[architecture](max_position_embeddings=512)
+    config = EngineConfig(max_model_len=600, allow_long_max_model_len=True)
+    assert derive_max_model_len(model_config, config) == 600
+    assert "--max-model-len 600 is more than the model's own limit of 512 tokens" in caplog.text
+
+
+def test_a_table_of_positions_is_never_too_short():
+    config = EngineConfig(max_model_len=1025, allow_long_max_model_len=True)
+    with pytest.raises(EngineStartError, match="limit of 1024 tokens .* no further positions"):
+        derive_max_model_len(CONFIG_MAPPING["gpt2"](), config)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "mamba"])
 def test_max_model_len_with_another_config_key_or_without_any(architecture):
     config = CONFIG_MAPPING[architecture]()
     expected = {"gpt2": 1024, "mamba": 2048}[architecture]
-    assert derive_max_model_len(config, None) == expected
+    assert derive_max_model_len(config, EngineConfig()) == expected
 
 
 def test_eos_tokens_come_from_all_files_the_tokenizers_first(saved_llama, llama_copy):
