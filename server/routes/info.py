@@ -15,6 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from base.errors import RequestError
 from base.status_page.page import read_page
+from server.apis.responses.input_items import MAX_PAGE_ITEMS, ItemPage
 from server.apis.responses.serving import ResponsesServing
 from server.http_body.response_body import EVENTS_TYPE, send_unavailable
 from server.metrics.server_metrics import CONTENT_TYPE
@@ -100,18 +101,32 @@ class ModelEndpoints:
 
 
 class ResponseEndpoints:
-    """Retrieves, follows and cancels kept responses; needs no engine."""
+    """Retrieves, follows, cancels and deletes kept responses; needs no engine."""
 
     def __init__(self, serving: ResponsesServing) -> None:
         self._serving = serving
 
-    async def retrieve(self, request: Request) -> Response:
-        """GET /v1/responses/{response_id}: the response; with `stream` its events after `starting_after`."""
+    async def answer(self, request: Request) -> Response:
+        """GET or DELETE /v1/responses/{response_id}; with `stream`, GET sends the events after `starting_after`."""
         response_id = request.path_params["response_id"]
+        if request.method == "DELETE":
+            await self._serving.delete(response_id)
+            return json_response({"id": response_id, "object": "response", "deleted": True})
         if _read_boolean(request, "stream"):
-            events = await self._serving.follow(response_id, _read_starting_after(request))
+            events = await self._serving.follow(response_id, _read_number(request, "starting_after"))
             return StreamingResponse(events, headers={"cache-control": "no-cache"}, media_type=_EVENTS)
         return Response(await self._serving.retrieve(response_id), media_type="application/json")
+
+    async def input_items(self, request: Request) -> Response:
+        """GET /v1/responses/{response_id}/input_items."""
+        limit, order = _read_number(request, "limit"), request.query_params.get("order", "desc")
+        page = ItemPage(request.query_params.get("after"), 20 if limit is None else limit, order == "asc")
+        if not 1 <= page.limit <= MAX_PAGE_ITEMS:
+            raise _invalid_parameter("limit", f"1 to {MAX_PAGE_ITEMS}", str(limit))
+        if order not in ("asc", "desc"):
+            raise _invalid_parameter("order", "asc or desc", order)
+        body = await self._serving.input_items(request.path_params["response_id"], page)
+        return Response(body, media_type="application/json")
 
     async def cancel(self, request: Request) -> Response:
         """POST /v1/responses/{response_id}/cancel."""
@@ -132,12 +147,12 @@ def _read_boolean(request: Request, name: str) -> bool:
     return value
 
 
-def _read_starting_after(request: Request) -> int | None:
-    given = request.query_params.get("starting_after")
+def _read_number(request: Request, name: str) -> int | None:
+    given = request.query_params.get(name)
     try:
         return None if given is None else int(given)
     except ValueError as err:
-        raise _invalid_parameter("starting_after", "a whole number", str(given)) from err
+        raise _invalid_parameter(name, "a whole number", str(given)) from err
 
 
 def _invalid_parameter(name: str, expected: str, given: str) -> RequestError:

@@ -42,6 +42,7 @@ _GETS = (
     "/v1/models",
     "/v1/models/{model}",
     "/v1/responses/{response_id}",
+    "/v1/responses/{response_id}/input_items",
     "/health",
     "/ping",
     "/version",
@@ -49,11 +50,14 @@ _GETS = (
     "/metrics",
 )
 
-_QUERIES = {"/v1/responses/{response_id}": {"stream": "boolean", "starting_after": "integer"}}
-"""Path -> type of each query parameter."""
+_QUERIES = {
+    "/v1/responses/{response_id}": {"stream": "boolean", "starting_after": "integer"},
+    "/v1/responses/{response_id}/input_items": {"after": "string", "limit": "integer", "order": "string"},
+}
+"""Path -> type of each query parameter of its GET."""
 
-_ACTIONS = ("/v1/responses/{response_id}/cancel",)
-"""Paths of POSTs without a body."""
+_ACTIONS = {"/v1/responses/{response_id}/cancel": "post", "/v1/responses/{response_id}": "delete"}
+"""Path -> method; without a body."""
 
 
 def build_openapi(version: str) -> dict[str, Any]:
@@ -61,12 +65,14 @@ def build_openapi(version: str) -> dict[str, Any]:
     models = [ErrorResponse, UnavailableResponse, *_POSTS.values()]
     found, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(models, found, strict=True))
+    paths = {path: {"post": _post(schemas, model)} for path, model in _POSTS.items()}
+    paths |= {path: {"get": _without_body(schemas, path, _QUERIES.get(path, {}))} for path in _GETS}
+    for path, method in _ACTIONS.items():
+        paths.setdefault(path, {})[method] = _without_body(schemas, path, {})
     return {
         "openapi": "3.1.0",
         "info": {"title": "vllm-cli", "version": version},
-        "paths": {path: {"post": _post(schemas, model)} for path, model in _POSTS.items()}
-        | {path: {"get": _without_body(schemas, path)} for path in _GETS}
-        | {path: {"post": _without_body(schemas, path)} for path in _ACTIONS},
+        "paths": paths,
         "components": {"schemas": components},
     }
 
@@ -90,7 +96,7 @@ def _failure(schemas: Schemas, description: str, model: type = ErrorResponse) ->
     return {"description": description, "content": {"application/json": {"schema": schemas[model]}}}
 
 
-def _without_body(schemas: Schemas, path: str) -> dict[str, Any]:
+def _without_body(schemas: Schemas, path: str, queries: dict[str, str]) -> dict[str, Any]:
     operation: dict[str, Any] = {"responses": {"200": {"description": "The response"}}}
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
@@ -99,7 +105,5 @@ def _without_body(schemas: Schemas, path: str) -> dict[str, Any]:
     if parameters:
         operation["responses"]["400"] = _failure(schemas, "The request is invalid")
         operation["responses"]["404"] = _failure(schemas, "There is nothing of that name")
-    parameters += [
-        {"name": name, "in": "query", "schema": {"type": kind}} for name, kind in _QUERIES.get(path, {}).items()
-    ]
+    parameters += [{"name": name, "in": "query", "schema": {"type": kind}} for name, kind in queries.items()]
     return operation | ({"parameters": parameters} if parameters else {})

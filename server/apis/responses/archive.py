@@ -1,5 +1,6 @@
 """Keeps responses that have ended, and the conversations that later requests continue."""
 
+import logging
 from pathlib import Path
 from typing import Final
 
@@ -7,6 +8,7 @@ import msgspec
 
 from base.errors import RequestError
 from server.apis.responses.conversion import Message, extend_conversation
+from server.apis.responses.input_items import show_items
 from server.apis.responses.output import ResponseEvent
 from server.apis.responses.run import ResponseRun
 from server.apis.responses.store import MemoryStore, ResponseStore, StoreBounds, StoredResponse
@@ -14,6 +16,8 @@ from server.http_body.response_body import encode_named_event
 from server.limits import LimitsConfig
 from server.renderers.base import BaseRenderer
 from server.server_config import GenerationConfig
+
+logger = logging.getLogger(__name__)
 
 LARGE_BYTES: Final = 32 << 10
 """Encoding or decoding this much JSON takes about as long as handing it to a thread."""
@@ -49,11 +53,20 @@ class ResponseArchive:
         return self._store is not None
 
     async def keep(self, run: ResponseRun, events: tuple[bytes, ...] | None = None) -> None:
-        """Keeps a response unless `store` is false, with its events if it ran in the background."""
+        """Keeps a response unless `store` is false, with its events if it ran in the background.
+
+        A failure, such as a full disk, is logged; the response then is not kept.
+        """
         if self._store is None or not run.request.store:
             return
-        stored = await self._renderer.run_unless(run.is_small, _encode, run, events)
-        await self._store.put(run.response["id"], stored)
+        try:
+            await self._store.put(run.response["id"], await self.encode(run, events))
+        except Exception as err:  # noqa: BLE001
+            logger.warning("response %s was not stored: %r", run.response["id"], err)
+
+    async def encode(self, run: ResponseRun, events: tuple[bytes, ...] | None = None) -> StoredResponse:
+        """A response as it would be kept at this moment."""
+        return await self._renderer.run_unless(run.is_small, _encode, run, events)
 
     async def encode_event(self, run: ResponseRun, event: ResponseEvent) -> bytes:
         """An event as bytes; those with the whole response repeat large parts of the request."""
@@ -64,8 +77,27 @@ class ResponseArchive:
         """A response; raises RequestError (404) if it is not kept, or not any more."""
         stored = None if self._store is None else await self._store.get(response_id)
         if stored is None:
-            raise invalid_response(f"Response with id '{response_id}' not found.", "response_id", status=404)
+            raise _not_found(response_id)
         return stored
+
+    async def delete(self, response_id: str) -> None:
+        """Drops a response; raises RequestError (404) if it is not kept."""
+        if self._store is None or not await self._store.delete(response_id):
+            raise _not_found(response_id)
+
+    async def input_items(self, stored: StoredResponse) -> list[msgspec.Raw]:
+        """A response's input items, after the input and output of the responses that it continues.
+
+        These are left out from the first on that is not kept any more.
+        """
+        items: list[msgspec.Raw] = []
+        found: StoredResponse | None = stored
+        while found is not None:
+            own, body = await self._renderer.run_unless(found.num_bytes < LARGE_BYTES, _decode_items, found)
+            items = own + (body.output if found is not stored else []) + items
+            previous = body.previous_response_id
+            found = None if previous is None or self._store is None else await self._store.get(previous)
+        return items
 
     async def decode_history(self, stored: StoredResponse) -> list[Message]:
         """The conversation up to and including a response."""
@@ -77,9 +109,27 @@ def invalid_response(message: str, param: str, *, status: int = 400) -> RequestE
     return RequestError(message, param=param, status=status, type="invalid_request_error")
 
 
+def _not_found(response_id: str) -> RequestError:
+    return invalid_response(f"Response with id '{response_id}' not found.", "response_id", status=404)
+
+
+class _Body(msgspec.Struct):
+    """What the body of a response adds to the input of the next one."""
+
+    output: list[msgspec.Raw]
+    previous_response_id: str | None
+
+
+def _decode_items(stored: StoredResponse) -> tuple[list[msgspec.Raw], _Body]:
+    """The items of the input and the body."""
+    return msgspec.json.decode(stored.items, type=list[msgspec.Raw]), msgspec.json.decode(stored.body, type=_Body)
+
+
 def _encode(run: ResponseRun, events: tuple[bytes, ...] | None) -> StoredResponse:
     history = extend_conversation(run.messages, run.response["output"])
-    return StoredResponse(msgspec.json.encode(run.response), msgspec.json.encode(history), events)
+    items = show_items(run.request.items, run.response["id"])
+    body, encoded_history, encoded_items = map(msgspec.json.encode, (run.response, history, items))
+    return StoredResponse(body, encoded_history, events, encoded_items)
 
 
 def _decode(history: bytes) -> list[Message]:

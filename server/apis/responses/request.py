@@ -32,7 +32,7 @@ _TEXT_KEYS: Final = {
 """Type of a part with text -> the key of the text."""
 
 
-class InputPart(msgspec.Struct, kw_only=True):
+class InputPart(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A part of a message, of a tool's output or of reasoning."""
 
     type: Annotated[str, Meta(extra_json_schema={"enum": [*_TEXT_KEYS, "input_image"]})]
@@ -56,7 +56,7 @@ class InputPart(msgspec.Struct, kw_only=True):
 Content = str | list[InputPart]
 
 
-class InputItem(msgspec.Struct, kw_only=True):
+class InputItem(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A message, reasoning, a tool call or its output; fields that its type does not have are ignored."""
 
     type: Annotated[str, Meta(extra_json_schema={"enum": [*_REQUIRED]})] = "message"

@@ -10,6 +10,7 @@ from base.errors import RequestError
 from server.apis.responses.archive import LARGE_BYTES, ResponseArchive, invalid_response
 from server.apis.responses.background import BackgroundResponses
 from server.apis.responses.conversion import Message, build_conversation, own_field_names, to_chat_request
+from server.apis.responses.input_items import ItemPage
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.run import Response, ResponseRun
 from server.apis.responses.tools import ResponseTools
@@ -103,6 +104,28 @@ class ResponsesServing:
             raise invalid_response("Cannot cancel a synchronous response.", "response_id")
         await current.cancel()
         return msgspec.json.encode(current.response)
+
+    async def delete(self, response_id: str) -> None:
+        """Drops a response, which is cancelled first if it runs in the background.
+
+        Raises:
+            RequestError: there is no such response.
+        """
+        current = self._background.find(response_id)
+        if current is not None:
+            await current.cancel()
+        await self._archive.delete(response_id)
+
+    async def input_items(self, response_id: str, page: ItemPage) -> bytes:
+        """The items that the model was given for a response, as a list in JSON.
+
+        Raises:
+            RequestError: there is no such response, or no such page.
+        """
+        current = self._background.find(response_id)
+        stored = await (self._archive.find(response_id) if current is None else self._archive.encode(current.run))
+        items = await self._archive.input_items(stored)
+        return await self._inference.renderer.run_in_pool(page.cut, items)
 
     async def _prepare(self, request: ResponsesRequest, context: RequestContext) -> ResponseRun:
         """Renders the request; the engine receives it with the first use of the run.

@@ -15,11 +15,13 @@ class StoredResponse(msgspec.Struct, frozen=True):
     """The conversation up to and including the response, as JSON; instructions are not part of it."""
     events: tuple[bytes, ...] | None = None
     """The events of a response in the background that was streamed."""
+    items: bytes = b"[]"
+    """The items of the request's input as JSON."""
 
     @property
     def num_bytes(self) -> int:
         """Size of all parts."""
-        return len(self.body) + len(self.history) + sum(map(len, self.events or ()))
+        return len(self.body) + len(self.history) + len(self.items) + sum(map(len, self.events or ()))
 
 
 class StoreBounds(NamedTuple):
@@ -33,10 +35,17 @@ class ResponseStore(Protocol):
     """Keeps responses by id."""
 
     async def put(self, response_id: str, response: StoredResponse) -> None:
-        """Keeps a response, unless it is too large or its id is taken; drops the oldest beyond the bounds."""
+        """Keeps a response, unless it is too large or its id is taken; drops the oldest beyond the bounds.
+
+        Raises:
+            Exception: the response cannot be written.
+        """
 
     async def get(self, response_id: str) -> StoredResponse | None:
         """A response; None if it is unknown or has been dropped."""
+
+    async def delete(self, response_id: str) -> bool:
+        """Drops a response; returns whether it was there."""
 
     def close(self) -> None:
         """Releases files and threads."""
@@ -62,6 +71,11 @@ class MemoryStore:
 
     async def get(self, response_id: str) -> StoredResponse | None:
         return self._responses.get(response_id)
+
+    async def delete(self, response_id: str) -> bool:
+        found = self._responses.pop(response_id, None)
+        self.num_bytes -= 0 if found is None else found.num_bytes
+        return found is not None
 
     def close(self) -> None:
         pass

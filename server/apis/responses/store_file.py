@@ -58,13 +58,8 @@ class FileStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="response-store")
 
     async def put(self, response_id: str, response: StoredResponse) -> None:
-        """A failure, such as a full disk, is logged; the response then is not kept."""
-        if response.num_bytes > self._bounds.max_bytes:
-            return
-        try:
+        if response.num_bytes <= self._bounds.max_bytes:
             await self._run(lambda: self._put(response_id, response))
-        except sqlite3.Error as err:
-            logger.warning("response %s was not stored: %s", response_id, err)
 
     async def get(self, response_id: str) -> StoredResponse | None:
         try:
@@ -72,6 +67,9 @@ class FileStore:
         except (sqlite3.Error, msgspec.DecodeError) as err:
             logger.warning("response %s cannot be read: %s", response_id, err)
             return None
+
+    async def delete(self, response_id: str) -> bool:
+        return await self._run(lambda: self._delete(response_id))
 
     def close(self) -> None:
         self._thread.shutdown()
@@ -86,6 +84,10 @@ class FileStore:
     def _get(self, response_id: str) -> StoredResponse | None:
         row = self._connection.execute("SELECT data FROM responses WHERE id = ?", (response_id,)).fetchone()
         return None if row is None else msgspec.msgpack.decode(row[0], type=StoredResponse)
+
+    def _delete(self, response_id: str) -> bool:
+        with self._connection:
+            return self._connection.execute("DELETE FROM responses WHERE id = ?", (response_id,)).rowcount > 0
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
