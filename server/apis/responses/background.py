@@ -7,6 +7,7 @@ from typing import Any
 
 from server.apis.responses.archive import ResponseArchive
 from server.apis.responses.run import Response, ResponseRun
+from server.http_body.response_body import encode_named_event
 from server.operation.admission import RunningRequests
 from server.operation.request_context import RequestContext
 
@@ -58,9 +59,10 @@ class BackgroundResponse:
             await news.wait()
 
     async def cancel(self) -> None:
-        """Ends the generation; returns when the response is stored."""
+        """Ends the generation unless it has ended; returns when the response is stored."""
         assert self._task is not None
-        self._task.cancel()
+        if self.response["status"] == "queued":
+            self._task.cancel()
         await asyncio.wait((self._task,))
 
     def _wake(self) -> None:
@@ -110,6 +112,18 @@ class BackgroundResponses:
             run.set_status("cancelled")
         except Exception as err:  # noqa: BLE001
             run.fail(err)
-        last = await self._archive.encode_event(run, run.last_event())
-        await self._archive.keep(run, None if response.events is None else (*response.events, last))
-        response.publish(last)
+        last = await self._encode_last(run)
+        try:
+            await self._archive.keep(run, None if response.events is None else (*response.events, last))
+        finally:
+            response.publish(last)
+
+    async def _encode_last(self, run: ResponseRun) -> bytes:
+        """The last event; that of a response which cannot be encoded says only that it failed."""
+        event = run.last_event()
+        try:
+            return await self._archive.encode_event(run, event)
+        except Exception as err:  # noqa: BLE001
+            run.fail(err)
+            response = {name: run.response[name] for name in ("id", "object", "created_at", "status", "error")}
+            return encode_named_event(event | {"type": "response.failed", "response": response})
