@@ -1,5 +1,7 @@
 """Request fields: values reach the engine, bad values are a 400, ignored hints change nothing."""
 
+import logging
+
 import pytest
 
 from server.types import GuidedDecoding
@@ -16,6 +18,22 @@ HINTS = {
     "prompt_cache_key": "k",
     "prompt_cache_retention": "24h",
 }
+
+CLIENTS_FIELDS = {
+    "messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]}],
+    "client_metadata": {"a": "b"},
+    "chat_id": "c",
+    "session_id": "s",
+    "id": "i",
+    "background_tasks": {"title_generation": True},
+    "features": {"web_search": False},
+    "model_item": {"id": "smol"},
+    "tool_servers": [],
+    "variables": {"{{USER_NAME}}": "me"},
+    "functions": [],
+    "function_call": "none",
+}
+"""Of Claude Code, Codex and Open WebUI."""
 
 IGNORED = {
     "use_beam_search": False,
@@ -47,6 +65,13 @@ def test_bad_value_is_a_400_that_names_its_field_at_both_endpoints(server, engin
     assert_rejected(server.complete(**fields), name)
     assert_rejected(server.chat(**fields), name)
     assert not engine.requests
+
+
+def test_fields_that_clients_send_anyway_are_not_logged(server, caplog):
+    assert server.chat(**CLIENTS_FIELDS).status_code == 200
+    body = {"input": "a"} | {name: CLIENTS_FIELDS[name] for name in ("client_metadata", "session_id")}
+    assert server.post("/v1/responses", body).status_code == 200
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize("stream", [False, True])
