@@ -37,8 +37,8 @@ class RequestError(ServerError):
 class UnsupportedApiError(RequestError):
     """The endpoint does not fit the model; becomes the 404 of a route that does not exist, as in vLLM."""
 
-    def __init__(self, api_name: str) -> None:
-        super().__init__(f"The model does not support {api_name} API", status=404, type="NotFoundError")
+    def __init__(self, api_name: str, hint: str = "") -> None:
+        super().__init__(f"The model does not support {api_name} API{hint}", status=404, type="NotFoundError")
 
 
 class CodedRequestError(RequestError):

@@ -150,4 +150,5 @@ CLASSIFICATION: Final = Endpoint(
     params=lambda request, info: PoolingParams(task="classify", use_activation=request.use_activation),
     read=_read_inputs,
     body=_classes,
+    convert="classify",
 )

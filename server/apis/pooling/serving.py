@@ -66,6 +66,8 @@ class Endpoint(Generic[T]):
     """Tokenizes the prompts; runs in the renderer pool."""
     body: Callable[[Pooled[T]], dict[str, Any]]
     """The response; runs in the renderer pool."""
+    convert: str = "embed"
+    """What `--convert` makes of a model that generates text, for this endpoint."""
 
 
 class PoolingServing:
@@ -87,7 +89,10 @@ class PoolingServing:
         """
         self._models.check(request.model)
         info = self._engine.info.pooling
-        if info is None or not endpoint.fits(info):
+        if info is None:
+            flags = f"`--runner pooling --convert {endpoint.convert}`"
+            raise UnsupportedApiError(endpoint.api_name, f": it generates text, unless the server starts with {flags}")
+        if not endpoint.fits(info):
             raise UnsupportedApiError(endpoint.api_name)
         request_id = f"{endpoint.id_prefix}-{context.header_id or request.request_id or uuid4().hex}"
         set_request_id(request_id)

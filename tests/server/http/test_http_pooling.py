@@ -213,7 +213,7 @@ def test_minus_one_truncates_to_the_context_length(embedder):
         ({"input": "", "add_special_tokens": False}, "input", "no tokens"),
         ({"input": "a", "dimensions": 9}, "dimensions", r"only supports Matryoshka dimensions [8, 16], got 9"),
         ({"input": "a", "dimensions": 33}, "dimensions", "in range [1, 32], got 33"),
-        ({"input": "a", "dimensions": 0}, "dimensions", ">= 1"),
+        ({"input": "a", "dimensions": 0}, "dimensions", "at least 1"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", "Invalid enum value 'hex'"),
         ({"input": "a", "normalize": True}, "normalize", "use `use_activation` instead"),
         ({"input": "a", "truncate_prompt_tokens": 65}, "truncate_prompt_tokens", "greater than max_model_len"),
@@ -260,19 +260,22 @@ def test_an_embedder_has_no_other_endpoints(embedder, path, body, api):
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "api"),
+    ("path", "body", "api", "convert"),
     [
-        ("/v1/embeddings", {"input": "a"}, "Embeddings"),
-        ("/pooling", {"input": "a"}, "Pooling"),
-        ("/classify", {"input": "a"}, "Classification"),
-        ("/v1/score", {"text_1": "a", "text_2": "b"}, "Score"),
-        ("/rerank", {"query": "a", "documents": ["b"]}, "Rerank (Score)"),
+        ("/v1/embeddings", {"input": "a"}, "Embeddings", "embed"),
+        ("/pooling", {"input": "a"}, "Pooling", "embed"),
+        ("/classify", {"input": "a"}, "Classification", "classify"),
+        ("/v1/score", {"text_1": "a", "text_2": "b"}, "Score", "embed"),
+        ("/rerank", {"query": "a", "documents": ["b"]}, "Rerank (Score)", "embed"),
     ],
 )
-def test_a_generative_model_has_no_pooling_endpoints(server, path, body, api):
+def test_a_generative_model_has_no_pooling_endpoints_without_the_flags_for_it(server, path, body, api, convert):
     response = server.post(path, body)
     assert response.status_code == 404
-    assert response.json()["error"]["message"] == f"The model does not support {api} API"
+    assert response.json()["error"]["message"] == (
+        f"The model does not support {api} API: it generates text, unless the server starts with "
+        f"`--runner pooling --convert {convert}`"
+    )
 
 
 def test_sentence_transformers_length_limit_applies(serve, tmp_path):
