@@ -26,6 +26,7 @@ TEXT_KEYS = {
     "thinking": "thinking",
 }
 """Part type -> the key that holds its text."""
+_IMAGE_TYPES = ("image_url", "input_image")
 _MAY_BE_NULL = ("assistant", "function")
 """Roles whose content may be null: such messages call a tool."""
 
@@ -218,7 +219,7 @@ def _to_content(content: Any, content_format: ContentFormat, image_token: str | 
 
 def is_image(part: Any) -> bool:
     """Whether a part of a message's content is an image, in either form that the API allows."""
-    return isinstance(part, dict) and part.get("type") in ("image_url", "input_image")
+    return isinstance(part, dict) and part.get("type") in _IMAGE_TYPES
 
 
 def _extra_fields(part: Any) -> Message:
@@ -239,8 +240,9 @@ def _text_of(part: Any, image_token: str | None) -> str:
     key = TEXT_KEYS.get(kind) if isinstance(kind, str) else None
     if key is None or not isinstance(part, dict):
         served_for = "text only" if image_token is None else "text and images only"
+        kinds = ", ".join((*TEXT_KEYS, *(_IMAGE_TYPES if image_token is not None else ())))
         raise RequestError(
-            f"message content of type {kind!r} is not supported: this model is served for {served_for}",
+            f"message content of type {kind!r} is not supported: this model is served for {served_for} ({kinds})",
             param="messages",
         )
     text = part.get(key)

@@ -4,7 +4,7 @@ Fields that are not listed have no effect, as in vLLM: clients send `cache_contr
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -49,23 +49,16 @@ class ToolDefinition(msgspec.Struct, kw_only=True):
     defer_loading: bool | None = None
 
 
-BlockType = Literal[
-    "text",
-    "image",
-    "tool_use",
-    "tool_result",
-    "tool_reference",
-    "thinking",
-    "redacted_thinking",
-    "tool_addition",
-    "tool_removal",
-]
+_BLOCK_TYPES: Final = (
+    *("text", "image", "tool_use", "tool_result", "tool_reference", "thinking", "redacted_thinking"),
+    *("tool_addition", "tool_removal"),
+)
 
 
 class ContentBlock(msgspec.Struct, kw_only=True):
     """A part of a message; which fields count depends on the type."""
 
-    type: BlockType
+    type: Annotated[str, Meta(extra_json_schema={"enum": [*_BLOCK_TYPES]})]
     text: str | None = None
     source: ImageSource | None = None
     id: str | None = None
@@ -79,6 +72,8 @@ class ContentBlock(msgspec.Struct, kw_only=True):
     def __post_init__(self) -> None:
         if self.type in ("tool_addition", "tool_removal"):
             raise RequestError(f"{self.type} blocks need `--engine vllm`.", param="messages")
+        if self.type not in _BLOCK_TYPES:
+            raise ValueError(f"Unsupported block type: '{self.type}', supported are {', '.join(_BLOCK_TYPES[:-2])}")
 
 
 Content = str | list[ContentBlock]

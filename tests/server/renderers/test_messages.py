@@ -67,7 +67,7 @@ def test_missing_content_is_empty():
     ],
 )
 def test_other_parts_are_rejected(part):
-    with pytest.raises(RequestError, match="text only") as raised:
+    with pytest.raises(RequestError, match="text only .text, input_text, output_text, refusal, thin") as raised:
         converted({"role": "user", "content": [{"type": "text", "text": "look"}, part]})
     assert (raised.value.status, raised.value.param) == (400, "messages")
 

@@ -52,6 +52,12 @@ def test_a_wrong_value_is_rejected_and_named(field, value):
     assert re.split(r"[.[]", caught.value.param or "")[0] == field
 
 
+def test_a_block_of_another_type_is_rejected_with_the_supported_ones():
+    with pytest.raises(RequestError, match="'document', supported are text, image, .*, redacted_thinking") as caught:
+        decode(messages=[{"role": "user", "content": [{"type": "document", "source": {}}]}])
+    assert caught.value.param == "messages"
+
+
 def test_the_result_of_a_tool_follows_its_call():
     call = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "bash", "input": {}}]}
     result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "x"}]}

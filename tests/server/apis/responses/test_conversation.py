@@ -106,3 +106,8 @@ def test_only_an_unfinished_message_at_the_end_is_continued(item, continues, sta
     last = {**item, "status": status}
     assert continues_message(read(USER, last)) == (continues and status in ("in_progress", "incomplete"))
     assert not continues_message(read(last, USER))
+
+
+def test_a_part_of_another_type_is_rejected_with_the_supported_ones():
+    with pytest.raises(msgspec.ValidationError, match="'input_file', supported are input_text, .*, input_image"):
+        msgspec.convert([{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}], list[InputItem])
