@@ -1,7 +1,9 @@
 """Bodies of /v1/completions: the request."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
 
 from base.errors import RequestError
 from server.generation.request import GenerationRequest
@@ -24,7 +26,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     prompt: str | list[TokenId | str | list[TokenId]] | None = None
     prompt_embeds: EmbedsTexts | None = None
-    max_tokens: TokenCount | None = DEFAULT_MAX_TOKENS
+    max_tokens: Annotated[TokenCount, Meta(extra={"range": "at least 1, or 0 with `echo`"})] | None = DEFAULT_MAX_TOKENS
     echo: bool | None = False
     logprobs: NumLogprobs | bool | None = None
     """False and true, which chat requests have here, are 0 and 1, as in vLLM."""

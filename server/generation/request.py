@@ -17,6 +17,7 @@ from server.http_body.request_body import (
     MinP,
     NumChoices,
     NumLogprobs,
+    OutputLimit,
     Penalty,
     RepetitionPenalty,
     RequestBody,
@@ -245,8 +246,8 @@ class ChatRequest(GenerationRequest, kw_only=True):
     """A conversation to continue."""
 
     messages: Messages
-    max_tokens: TokenCount | None = None
-    max_completion_tokens: TokenCount | None = None
+    max_tokens: OutputLimit | None = None
+    max_completion_tokens: OutputLimit | None = None
     logprobs: bool | None = False
     top_logprobs: NumLogprobs | None = 0
 

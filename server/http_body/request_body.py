@@ -4,7 +4,8 @@ import codecs
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
@@ -33,6 +34,7 @@ Unsupported = Annotated[Any, Meta(extra={"support": "unsupported"})]
 
 TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 TokenCount = TokenId
+OutputLimit = Annotated[int, Meta(ge=1, le=INT32_MAX)]
 NumChoices = Annotated[int, Meta(ge=1, le=INT32_MAX)]
 """The operator's limit is checked later (`RequestBody.counted`)."""
 NumLogprobs = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
@@ -40,7 +42,7 @@ Truncation = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
 """The number of prompt tokens to keep; -1 keeps as many as the model accepts."""
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
-TopK = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
+TopK = Annotated[int, Meta(ge=-1, le=INT32_MAX, extra={"range": "0 (disable), or 1 to 2147483647"})]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Meta(gt=0)]
@@ -59,6 +61,7 @@ Messages = Annotated[list[dict[str, Any]], Meta(min_length=1)]
 """Unchecked messages: the renderer checks roles and content parts."""
 _PLACE = re.compile(r"(?:`key` in )?`\$\.?(.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+_OUT_OF_RANGE = re.compile(r"Expected `(?:int|float)` [<>]")
 _NUMBERS = {b"true": msgspec.Raw(b"1"), b"false": msgspec.Raw(b"0")}
 _MAX_SHOWN = 200
 _OTHER_ENCODINGS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"\0")
@@ -146,6 +149,7 @@ class RequestDecoder(Generic[T]):
     """
 
     def __init__(self, model: type[T], long_field: str | None = None, limits: LimitsConfig | None = None) -> None:
+        self._model = model
         self._long_field = long_field
         self._limits = limits or LimitsConfig()
         self._decoder = msgspec.json.Decoder(model)
@@ -172,8 +176,6 @@ class RequestDecoder(Generic[T]):
         check_num_values(body, self._limits.max_json_values)
         try:
             request = self._decode_values(body)
-        except msgspec.ValidationError as err:
-            raise _explain(str(err)) from err
         except (msgspec.DecodeError, UnicodeDecodeError) as err:
             raise RequestError(f"The request body is not valid JSON: {err}") from err
         except RecursionError as err:
@@ -183,12 +185,16 @@ class RequestDecoder(Generic[T]):
 
     def _decode_values(self, body: bytes) -> T:
         """Decodes a body; if that fails, again as vLLM does, whose numbers may be texts or booleans."""
+        members: dict[str, msgspec.Raw] = {}
         try:
-            return self._decoder.decode(body)
-        except msgspec.ValidationError:
-            members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        numbers = {name: _NUMBERS.get(bytes(value), value) for name, value in members.items()}
-        return self._lenient.decode(msgspec.json.encode(numbers))
+            try:
+                return self._decoder.decode(body)
+            except msgspec.ValidationError:
+                members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+            numbers = {name: _NUMBERS.get(bytes(value), value) for name, value in members.items()}
+            return self._lenient.decode(msgspec.json.encode(numbers))
+        except msgspec.ValidationError as err:
+            raise _explain(str(err), self._model, members) from err
 
 
 def _to_utf8(body: bytes) -> bytes:
@@ -246,15 +252,59 @@ def check_limits(request: RequestBody, limits: LimitsConfig) -> None:
             raise RequestError(f"`{param}` {what.format(most)}, got {number} ({flag_of(limit)}).", param=param)
 
 
-def _explain(error: str) -> RequestError:
-    """msgspec's sentence, and the field that it is about."""
+@contextmanager
+def field_names(own: Mapping[str, str]) -> Iterator[None]:
+    """Errors of a chat request name the fields of the API that made it: `own` maps one to the other."""
+    try:
+        yield
+    except RequestError as err:
+        for chat_name, own_name in own.items():
+            err.message = err.message.replace(f"`{chat_name}`", f"`{own_name}`")
+            err.message = err.message.replace(f"{chat_name}=", f"{own_name}=")
+        err.param = own.get(err.param or "", err.param)
+        raise
+
+
+def _explain(error: str, model: type[msgspec.Struct], members: dict[str, msgspec.Raw]) -> RequestError:
+    """msgspec's sentence, and the field that it is about; of a number out of range, the whole range."""
     what, _, place = error.rpartition(" - at ")
     located = _PLACE.fullmatch(place)
     what, path = (what, located[1]) if located else (error, "")
     if missing := _MISSING_FIELD.fullmatch(what):
         name = f"{path}.{missing[1]}" if path else missing[1]
         return RequestError(f"Missing required parameter: '{name}'.", param=name)
-    shown = what if len(what) <= _MAX_SHOWN else what[:_MAX_SHOWN] + "…"
     if not path:
-        return RequestError(f"The request body must be a JSON object: {shown}.")
-    return RequestError(f"Invalid value for `{path}`: {shown}.", param=path.partition("[")[0])
+        return RequestError(f"The request body must be a JSON object: {_shortened(what)}.")
+    if place.startswith("`key`") and path in members:
+        words = [repr(key) for key in msgspec.json.decode(members[path], type=dict[str, Any]) if not _is_int(key)]
+        return RequestError(f"`{path}` has keys that are not token ids: {_shortened(', '.join(words))}.", param=path)
+    if _OUT_OF_RANGE.match(what) and (allowed := _ranges(model).get(path)):
+        got = _shortened(bytes(members[path]).decode())
+        return RequestError(f"`{path}` must be {allowed}, got {got}.", param=path)
+    return RequestError(f"Invalid value for `{path}`: {_shortened(what)}.", param=path.partition("[")[0])
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
+
+
+def _is_int(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+@cache
+def _ranges(model: type[msgspec.Struct]) -> dict[str, str]:
+    """Field with a number -> its range in words."""
+    fields = msgspec.inspect.type_info(model).fields  # type: ignore[attr-defined]
+    kinds = ((f.encode_name, kind) for f in fields for kind in getattr(f.type, "types", (f.type,)))
+    return {name: allowed for name, kind in kinds if (allowed := _range_of(kind)) is not None}
+
+
+def _range_of(kind: msgspec.inspect.Type) -> str | None:
+    if isinstance(kind, msgspec.inspect.Metadata):
+        return (kind.extra or {}).get("range") or _range_of(kind.type)
+    if not isinstance(kind, msgspec.inspect.IntType | msgspec.inspect.FloatType):
+        return None
+    if kind.le is None:
+        return f"greater than {kind.gt}" if kind.ge is None else f"at least {kind.ge}"
+    return f"in {f'({kind.gt}' if kind.ge is None else f'[{kind.ge}'}, {kind.le}]"

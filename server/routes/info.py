@@ -107,7 +107,7 @@ class ResponseEndpoints:
         self._serving = serving
 
     async def answer(self, request: Request) -> Response:
-        """GET or DELETE /v1/responses/{response_id}; with `stream`, GET sends the events after `starting_after`."""
+        """GET or DELETE /v1/responses/{response_id}; with `stream` events after `starting_after`."""
         response_id = request.path_params["response_id"]
         if request.method == "DELETE":
             await self._serving.delete(response_id)

@@ -11,6 +11,7 @@ from server.apis.messages.conversion import to_chat_request
 from server.apis.messages.request import CountTokensRequest, Effort, MessagesRequest, ThinkingDisabled
 from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, Part, chat_options, render_chat_request
 from server.generation.request import ChatRequest, ReasoningEffort
+from server.http_body.request_body import field_names
 from server.http_body.response_body import ANTHROPIC, encode_named_event, end_stream
 from server.operation.models import Inference
 from server.operation.request_context import RequestContext
@@ -18,6 +19,8 @@ from server.parsers.base import Content, Reasoning
 from server.renderers.prompts import ChatOptions
 
 logger = logging.getLogger(__name__)
+_FIELDS: Final = {"thinking_token_budget": "thinking", "stop": "stop_sequences"}
+"""Field of a chat request -> field of a request to /v1/messages."""
 _HI: Final = [{"role": "user", "content": "Hi"}]
 _TOOL: Final = {"type": "function", "function": {"name": "t", "parameters": {"type": "object", "properties": {}}}}
 
@@ -39,8 +42,9 @@ class MessagesServing:
             RequestError: the request is invalid, or the model does not generate.
             EngineError: the engine failed; in streams this is an event.
         """
-        chat = await self._convert(request, context)
-        message = _Message(self._inference, await self._runner.start(chat, context))
+        with field_names(_FIELDS):
+            chat = await self._convert(request, context)
+            message = _Message(self._inference, await self._runner.start(chat, context))
         return end_stream(message.stream(), ANTHROPIC) if request.stream else await message.complete()
 
     async def count_tokens(self, request: CountTokensRequest, context: RequestContext) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Turns a request to /v1/responses into a chat request: its items become messages."""
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from base.errors import RequestError
@@ -10,6 +10,7 @@ from server.apis.responses.output import OutputItem
 from server.apis.responses.request import Content, InputItem, InputPart, ResponsesRequest, TextFormat
 from server.apis.responses.tools import CUSTOM_INPUT, ResponseTools, flat_name
 from server.generation.request import ChatRequest, JsonSchemaFormat, ResponseFormat, SamplingFields
+from server.http_body.request_body import field_names
 
 Message = dict[str, Any]
 
@@ -45,17 +46,9 @@ def to_chat_request(request: ResponsesRequest, messages: list[Message], tools: R
     )
 
 
-@contextmanager
-def own_field_names() -> Iterator[None]:
+def own_field_names() -> AbstractContextManager[None]:
     """Errors of the chat request get the names of this API's fields."""
-    try:
-        yield
-    except RequestError as err:
-        for chat_name, own_name in _FIELDS.items():
-            err.message = err.message.replace(f"`{chat_name}`", f"`{own_name}`")
-            err.message = err.message.replace(f"{chat_name}=", f"{own_name}=")
-        err.param = _FIELDS.get(err.param or "", err.param)
-        raise
+    return field_names(_FIELDS)
 
 
 def _response_format(wanted: TextFormat | None) -> ResponseFormat | None:

@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from base.errors import RequestError
 from server.generation.request import ReasoningEffort, SamplingFields
-from server.http_body.request_body import NumLogprobs, TokenCount, Unsupported
+from server.http_body.request_body import NumLogprobs, OutputLimit, Unsupported
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -43,7 +43,8 @@ class InputPart(msgspec.Struct, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         key = _TEXT_KEYS.get(self.type, "image_url" if self.type == "input_image" else None)
         if key is None:
-            raise ValueError(f"Unsupported content part type: '{self.type}'")
+            kinds = ", ".join((*_TEXT_KEYS, "input_image"))
+            raise ValueError(f"Unsupported content part type: '{self.type}', supported are {kinds}")
         if getattr(self, key) is None:
             raise ValueError(f"A content part of type '{self.type}' needs `{key}`")
 
@@ -139,7 +140,7 @@ class ResponsesRequest(SamplingFields, kw_only=True):
     include: list[Includable] | None = None
     metadata: dict[str, str] | None = None
 
-    max_output_tokens: TokenCount | None = None
+    max_output_tokens: OutputLimit | None = None
     top_logprobs: NumLogprobs | None = 0
     truncation: Literal["auto", "disabled"] | None = "disabled"
 

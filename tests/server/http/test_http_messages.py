@@ -188,6 +188,7 @@ def test_tokens_of_the_cache_are_counted_apart(serve, engine, has_prefix_cache):
         ({"extra_body": {"thread": {"type": "create"}}}, anthropic.BadRequestError, "thread"),
         ({"messages": []}, anthropic.BadRequestError, "messages"),
         ({"max_tokens": 4096}, anthropic.BadRequestError, "max_tokens"),
+        ({"stop_sequences": ["x" * 2000]}, anthropic.BadRequestError, "stop_sequences"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -199,6 +200,14 @@ def test_an_error_names_the_field(client, fields, error, param):
     assert body["error"]["param"] == param
     is_missing = error is anthropic.NotFoundError
     assert body["error"]["type"] == ("not_found_error" if is_missing else "invalid_request_error")
+
+
+def test_thinking_without_a_parser_names_the_clients_field(client):
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        create(client, max_tokens=2000, thinking={"type": "enabled", "budget_tokens": 1024})
+    body: Any = caught.value.body
+    assert body["error"]["param"] == "thinking"
+    assert "`thinking` needs a server with a --reasoning-parser" in body["error"]["message"]
 
 
 def test_a_failure_ends_the_stream_with_an_error_event(server, engine):

@@ -7,6 +7,7 @@ from base.errors import RequestError
 from server.apis.messages.request import MessagesRequest
 from server.apis.pooling.endpoints import EmbeddingRequest
 from server.apis.pooling.scoring import RerankRequest
+from server.apis.responses.request import ResponsesRequest
 from server.apis.tokenization import TokenizeRequest
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest
@@ -56,7 +57,6 @@ def test_missing_field_is_named():
 @pytest.mark.parametrize(
     ("body", "shown"),
     [
-        (b'{"prompt": "a", "temperature": 3}', "`temperature`: Expected `float` <= 2.0."),
         (b'{"prompt": "a", "n": 1.5}', "`n`: Expected `int | null`, got `float`."),
         (b'{"prompt": "a", "stop": ["x", ""]}', "`stop[1]`: Expected `str` of length >= 1."),
         (b'{"prompt": [3, -1]}', "`prompt[1]`: Expected `int` >= 0."),
@@ -67,8 +67,46 @@ def test_error_names_the_place_and_the_expected_type(body, shown):
     assert fail(body).message == f"Invalid value for {shown}"
 
 
-def test_huge_value_is_truncated_in_the_message():
-    assert len(fail(b'{"prompt": "a", "truncation_side": "' + b"x" * 10_000 + b'"}').message) < 300
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("temperature", 3, "in [0, 2], got 3"),
+        ("temperature", "-1", 'in [0, 2], got "-1"'),
+        ("top_p", 0, "in (0, 1], got 0"),
+        ("repetition_penalty", 0, "greater than 0, got 0"),
+        ("n", 0, "in [1, 2147483647], got 0"),
+        ("top_k", -2, "0 (disable), or 1 to 2147483647, got -2"),
+        ("max_tokens", -1, "at least 1, or 0 with `echo`, got -1"),
+    ],
+)
+def test_a_number_out_of_range_is_shown_with_its_whole_range(field, value, shown):
+    error = fail(msgspec.json.encode({"prompt": "a", field: value}))
+    assert (error.message, error.param) == (f"`{field}` must be {shown}.", field)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_chat_generates_at_least_one_token(value):
+    chat = msgspec.json.encode({"messages": [{"role": "user"}], "max_tokens": value})
+    assert fail(chat, ChatRequest).message == f"`max_tokens` must be in [1, 2147483647], got {value}."
+    response = msgspec.json.encode({"input": "a", "max_output_tokens": value})
+    assert fail(response, ResponsesRequest).message == f"`max_output_tokens` must be in [1, 2147483647], got {value}."
+
+
+def test_words_as_keys_of_logit_bias_are_named():
+    error = fail(b'{"prompt": "a", "logit_bias": {"5": 1, "-6": 2, "hello": 1, "1.5": 2}}')
+    assert (error.message, error.param) == (
+        "`logit_bias` has keys that are not token ids: 'hello', '1.5'.",
+        "logit_bias",
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [f'"truncation_side": "{"x" * 10_000}"', f'"logit_bias": {{"{"x" * 10_000}": 1}}', f'"n": -{"9" * 1000}'],
+    ids=["word", "key", "number"],
+)
+def test_huge_value_is_truncated_in_the_message(fields):
+    assert 200 < len(fail(b'{"prompt": "a", ' + fields.encode() + b"}").message) < 300
 
 
 @pytest.mark.parametrize(

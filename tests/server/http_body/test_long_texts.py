@@ -148,12 +148,12 @@ def test_a_long_text_becomes_a_view_and_a_short_one_stays_a_string():
 
 
 def test_errors_in_a_body_with_a_long_text_are_unchanged():
-    with pytest.raises(RequestError, match="<= 2.0") as caught:
+    with pytest.raises(RequestError, match="must be in .0, 2., got 5") as caught:
         decode({FIELD: BIG, "temperature": 5})
     assert caught.value.param == "temperature"
     with pytest.raises(RequestError, match="`prompt_embeds\\[1\\]`: Expected `str`, got `int`"):
         decode({FIELD: [BIG, 1]})
-    with pytest.raises(RequestError, match="<= 2.0"):
+    with pytest.raises(RequestError, match="must be in .0, 2., got 5"):
         decode({FIELD: BIG, "x": 1, "temperature": 5})
 
 
