@@ -276,7 +276,8 @@ def _explain(error: str, model: type[msgspec.Struct], members: dict[str, msgspec
     if not path:
         return RequestError(f"The request body must be a JSON object: {_shortened(what)}.")
     if place.startswith("`key`") and path in members:
-        words = [repr(key) for key in msgspec.json.decode(members[path], type=dict[str, Any]) if not _is_int(key)]
+        keys = msgspec.json.decode(members[path], type=dict[str, Any])
+        words = [repr(key) for key in keys if not key.removeprefix("-").isdecimal()]
         return RequestError(f"`{path}` has keys that are not token ids: {_shortened(', '.join(words))}.", param=path)
     if _OUT_OF_RANGE.match(what) and (allowed := _ranges(model).get(path)):
         got = _shortened(bytes(members[path]).decode())
@@ -286,10 +287,6 @@ def _explain(error: str, model: type[msgspec.Struct], members: dict[str, msgspec
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
-
-
-def _is_int(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
 
 
 @cache

@@ -93,10 +93,10 @@ class ResponseArchive:
         items: list[msgspec.Raw] = []
         found: StoredResponse | None = stored
         while found is not None:
-            own, body = await self._renderer.run_unless(found.num_bytes < LARGE_BYTES, _decode_items, found)
+            own, body = await self._renderer.run_in_pool(_decode_items, found)
             items = own + (body.output if found is not stored else []) + items
-            previous = body.previous_response_id
-            found = None if previous is None or self._store is None else await self._store.get(previous)
+            previous_id = body.previous_response_id
+            found = await self._store.get(previous_id) if self._store and previous_id else None
         return items
 
     async def decode_history(self, stored: StoredResponse) -> list[Message]:

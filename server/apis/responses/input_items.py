@@ -9,14 +9,6 @@ from base.errors import RequestError
 from server.apis.responses.request import Content, InputItem
 
 MAX_PAGE_ITEMS: Final = 100
-_ID_PREFIXES: Final = {
-    "message": "msg",
-    "reasoning": "rs",
-    "function_call": "fc",
-    "function_call_output": "fco",
-    "custom_tool_call": "ctc",
-    "custom_tool_call_output": "ctco",
-}
 
 
 class _Item(msgspec.Struct):
@@ -49,7 +41,7 @@ class ItemPage(NamedTuple):
 def show_items(items: Sequence[InputItem], response_id: str) -> list[dict[str, Any]]:
     """A request's items; texts of messages become parts."""
     key = response_id.removeprefix("resp_")
-    return [_show(item, f"{_ID_PREFIXES[item.type]}_{key}_{index}") for index, item in enumerate(items)]
+    return [_show(item, f"item_{key}_{index}") for index, item in enumerate(items)]
 
 
 def _show(item: InputItem, item_id: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Answers /v1/responses."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -79,17 +79,13 @@ class ResponsesServing:
         """
         first = 0 if starting_after is None else max(starting_after + 1, 0)
         current = self._background.find(response_id)
-        if current is not None:
-            has_events, events = current.events is not None, current.follow(first)
-        else:
-            stored = await self._archive.find(response_id)
-            has_events, events = stored.events is not None, _replay(stored.events or (), first)
-        if not has_events:
+        kept = current or await self._archive.find(response_id)
+        if kept.events is None:
             raise invalid_response(
                 f"The response '{response_id}' has no stream: it was not created with `background` and `stream`.",
                 "response_id",
             )
-        return events
+        return _replay(kept.events[first:]) if current is None else current.follow(first)
 
     async def cancel(self, response_id: str) -> bytes:
         """Ends a response in the background; returns it as JSON.
@@ -189,6 +185,6 @@ class ResponsesServing:
         yield await self._archive.encode_event(run, run.last_event())
 
 
-async def _replay(events: tuple[bytes, ...], first: int) -> AsyncGenerator[bytes, None]:
-    for event in events[first:]:
+async def _replay(events: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
+    for event in events:
         yield event

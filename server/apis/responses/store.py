@@ -35,11 +35,7 @@ class ResponseStore(Protocol):
     """Keeps responses by id."""
 
     async def put(self, response_id: str, response: StoredResponse) -> None:
-        """Keeps a response, unless it is too large or its id is taken; drops the oldest beyond the bounds.
-
-        Raises:
-            Exception: the response cannot be written.
-        """
+        """Keeps a response, unless it is too large or its id is taken; drops the oldest beyond the bounds."""
 
     async def get(self, response_id: str) -> StoredResponse | None:
         """A response; None if it is unknown or has been dropped."""

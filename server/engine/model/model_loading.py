@@ -140,16 +140,24 @@ def _override(model_config: PreTrainedConfig, entries: dict[str, Any]) -> None:
             setattr(model_config, key, value)
 
 
-def derive_max_model_len(model_config: PreTrainedConfig, config: EngineConfig) -> int:
-    """The configured length in tokens, or the longest sequence that the model supports.
+def derive_max_model_len(model_config: PreTrainedConfig, config: EngineConfig, own: int | None = None) -> int:
+    """The configured length in tokens, or `own`, the longest sequence that the model supports.
+
+    More may be allowed for models with RoPE, which computes any position. Others have a table of positions.
 
     Raises:
         EngineStartError: the configured length is more than the model supports.
     """
-    own = own_max_model_len(model_config)
-    if own is not None:
-        check_max_model_len(model_config, config, own)
-    return config.max_model_len or own or DEFAULT_MAX_MODEL_LEN
+    wanted, own = config.max_model_len, own or own_max_model_len(model_config)
+    if wanted is None or own is None or wanted <= own:
+        return wanted or own or DEFAULT_MAX_MODEL_LEN
+    excess = f"--max-model-len {wanted} is more than the model's own limit of {own} tokens (config.json)"
+    if not getattr(model_config.get_text_config(decoder=True), "rope_parameters", None):
+        raise EngineStartError(f"{excess}, which has no further positions")
+    if not config.allow_long_max_model_len:
+        raise EngineStartError(f"{excess}: give at most {own}, or set VLLM_ALLOW_LONG_MAX_MODEL_LEN=1")
+    logger.warning("%s: the model was not trained for it, so answers beyond that may be wrong", excess)
+    return wanted
 
 
 def own_max_model_len(model_config: PreTrainedConfig) -> int | None:
@@ -157,22 +165,6 @@ def own_max_model_len(model_config: PreTrainedConfig) -> int | None:
     text = model_config.get_text_config(decoder=True)
     lengths = [v for key in _LENGTH_KEYS if isinstance(v := getattr(text, key, None), int) and v > 0]
     return min(lengths, default=None)
-
-
-def check_max_model_len(model_config: PreTrainedConfig, config: EngineConfig, own: int) -> None:
-    """Raises EngineStartError if the configured length is more than `own` tokens and that is not allowed.
-
-    It may be allowed for models with RoPE, which computes any position. Others have a table of positions.
-    """
-    wanted = config.max_model_len
-    if wanted is None or wanted <= own:
-        return
-    excess = f"--max-model-len {wanted} is more than the model's own limit of {own} tokens (config.json)"
-    if not getattr(model_config.get_text_config(decoder=True), "rope_parameters", None):
-        raise EngineStartError(f"{excess}, which has no further positions")
-    if not config.allow_long_max_model_len:
-        raise EngineStartError(f"{excess}: give at most {own}, or set VLLM_ALLOW_LONG_MAX_MODEL_LEN=1")
-    logger.warning("%s: the model was not trained for it, so answers beyond that may be wrong", excess)
 
 
 def find_eos_token_ids(model: PreTrainedModel, path: Path, tokenizer_path: Path) -> tuple[int, ...]:

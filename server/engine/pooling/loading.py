@@ -22,7 +22,7 @@ from base.errors import EngineStartError
 from server.config import EngineConfig, ModelFiles, PoolerConfig, PoolingTask, SeqPoolingType
 from server.engine.model.model_loading import (
     DEFAULT_MAX_MODEL_LEN,
-    check_max_model_len,
+    derive_max_model_len,
     load_config,
     load_weights,
     own_max_model_len,
@@ -223,9 +223,8 @@ def _max_model_len(
     if model_config.model_type in _POSITIONS_BEHIND_PADDING:
         own -= (model_config.pad_token_id or 0) + 1
     limits = [own, sentence.max_seq_length, _tokenizer_limit(files.tokenizer_path)]
-    usual = min(limit for limit in limits if limit is not None)
-    check_max_model_len(model_config, config, own)
-    return config.max_model_len or usual
+    derive_max_model_len(model_config, config, own)
+    return config.max_model_len or min(limit for limit in limits if limit is not None)
 
 
 def _tokenizer_limit(path: Path) -> int | None:

@@ -30,6 +30,16 @@ def test_chunks_of_scattered_sequences_give_the_plain_models_logits(architecture
     assert forcing.largest_error(references) < 1e-4
 
 
+@pytest.mark.parametrize("architecture", ["llama", "phi3", "gemma3_text"])
+def test_rope_computes_positions_beyond_the_models_own_length(architecture):
+    """What VLLM_ALLOW_LONG_MAX_MODEL_LEN permits."""
+    model = build_model(architecture, PACKED[architecture] | {"max_position_embeddings": 64})
+    prompts = random_prompts(100, 5, 150)
+    references = reference_logits(model, prompts)
+    forcing = TeacherForcing(packed_runner(model, num_slots=4, slot_len=200), as_sequences(prompts), seed=1)
+    assert forcing.largest_error(references) < 1e-4
+
+
 @pytest.mark.parametrize("is_idle_first", [False, True], ids=["plain", "packed"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_half_precision_is_as_close_to_float32_as_the_plain_model(dtype, is_idle_first):
