@@ -1,7 +1,7 @@
 """Bodies of /v1/completions: the request."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from msgspec import Meta
 
@@ -12,20 +12,12 @@ from server.renderers.prompts import EmbedsPrompt, Prompt
 
 DEFAULT_MAX_TOKENS = 16
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    EmbedsTexts = str | memoryview | Sequence[str | memoryview]
-else:
-    EmbedsTexts = str | list[str]
-"""Base64; a long text remains a view of the request body (`server.http_body.long_texts`)."""
-
 
 class CompletionRequest(GenerationRequest, kw_only=True):
     """A text, token ids, or a list of either."""
 
     prompt: str | list[TokenId | str | list[TokenId]] | None = None
-    prompt_embeds: EmbedsTexts | None = None
+    prompt_embeds: str | list[str] | None = None
     max_tokens: Annotated[TokenCount, Meta(extra={"range": "at least 1, or 0 with `echo`"})] | None = DEFAULT_MAX_TOKENS
     echo: bool | None = False
     logprobs: NumLogprobs | bool | None = None
@@ -57,7 +49,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         An empty text in addition to embeddings is ignored.
         """
         embeds = self.prompt_embeds
-        members = () if embeds is None else (embeds,) if isinstance(embeds, str | memoryview) else embeds
+        members = () if embeds is None else (embeds,) if isinstance(embeds, str) else embeds
         prompts: list[Prompt] = [EmbedsPrompt(member) for member in members]
         if isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int):
             return prompts + self.prompt  # type: ignore[operator]

@@ -13,7 +13,6 @@ import msgspec
 from msgspec import Meta
 
 from base.errors import RequestError
-from server.http_body.long_texts import shorten
 from server.limits import LimitsConfig, flag_of
 
 logger = logging.getLogger(__name__)
@@ -72,8 +71,6 @@ _MARKS = (b",", b"[", b"{")
 _MARK_OR_QUOTE = re.compile(rb'[,\[{"]')
 _TEXT = re.compile(rb'(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
 """The rest of a text."""
-_LARGE_BYTES = 1 << 20
-"""Decoding a body of this size takes less than a millisecond."""
 
 
 class Counted(NamedTuple):
@@ -143,14 +140,11 @@ class RequestDecoder(Generic[T]):
 
     Args:
         model: the request's struct.
-        long_field: a field whose texts may be tens of megabytes; these are decoded as memoryviews of the
-            body.
         limits: the operator's limits of one request.
     """
 
-    def __init__(self, model: type[T], long_field: str | None = None, limits: LimitsConfig | None = None) -> None:
+    def __init__(self, model: type[T], limits: LimitsConfig | None = None) -> None:
         self._model = model
-        self._long_field = long_field
         self._limits = limits or LimitsConfig()
         self._decoder = msgspec.json.Decoder(model)
         self._lenient = msgspec.json.Decoder(model, strict=False)
@@ -164,15 +158,6 @@ class RequestDecoder(Generic[T]):
         """
         if body.startswith(_OTHER_ENCODINGS) or body[1:2] == b"\0":
             body = _to_utf8(body)
-        if self._long_field is None or len(body) < _LARGE_BYTES:
-            return self._decode(body)
-        short = shorten(body, self._long_field)
-        request = self._decode(short.body)
-        if short.texts:
-            setattr(request, self._long_field, short.restore(getattr(request, self._long_field)))
-        return request
-
-    def _decode(self, body: bytes) -> T:
         check_num_values(body, self._limits.max_json_values)
         try:
             request = self._decode_values(body)

@@ -35,7 +35,7 @@ _MAY_BE_NULL = ("assistant", "function")
 class EmbedsPrompt:
     """A prompt given as embeddings that the client computed."""
 
-    embeds: str | bytes | memoryview
+    embeds: str
     """Base64 of a tensor file (`server.renderers.embeds.prompt_embeds`)."""
 
 

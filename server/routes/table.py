@@ -56,7 +56,7 @@ def _post(  # noqa: PLR0913 - what differs between routes
     failures: FailureFormat = OPENAI,
 ) -> Route:
     """The route that passes requests of this kind, as JSON, to the handler."""
-    decoder = RequestDecoder(model, "prompt_embeds" if takes_embeds else None, parts.admission.limits)
+    decoder = RequestDecoder(model, parts.admission.limits)
     endpoint = JsonEndpoint(parts, decoder.decode, handle, takes_embeds=takes_embeds, failures=failures)
     return Route(path, endpoint, methods=["POST"])
 

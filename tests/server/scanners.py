@@ -28,7 +28,6 @@ from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.completion_request import CompletionRequest
 from server.generation.guided import find_constraint
 from server.generation.request import ChatRequest, StructuredOutputs
-from server.http_body.long_texts import shorten
 from server.http_body.request_body import RequestDecoder, check_num_values
 from server.parsers.arguments import text_to_value
 from server.parsers.base import Content, OutputParser, PromptEnd
@@ -248,7 +247,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "bodies",
-        ("server.http_body.request_body", "server.http_body.long_texts"),
+        ("server.http_body.request_body",),
         _body,
         [
             *_units(*_BRACKETS),
@@ -267,15 +266,6 @@ SCANNERS: Final = [
         [
             *_units('\\"', "\\", "a", ",", begin='[",,,,,,,,,,,,'),
             *_units(" ", "1", "]", begin='[",,,,,,,,,,,,"'),
-        ],
-    ),
-    Scanner(
-        "long texts",
-        ("server.http_body.long_texts",),
-        lambda text: shorten(text.encode(), "prompt_embeds"),
-        [
-            *_units('"prompt_embeds"', '"prompt_embeds":', '"prompt_embeds":[', '\\"', " "),
-            Text("\\", '"prompt_embeds":"'),
         ],
     ),
     Scanner(

@@ -58,7 +58,7 @@ class EmbedsLimits:
 
 
 def safe_load_prompt_embeds(
-    embeds: str | bytes | memoryview,
+    embeds: str | bytes,
     limits: EmbedsLimits,
     *,
     truncate_to: int | None = None,
@@ -88,7 +88,7 @@ def safe_load_prompt_embeds(
     return TensorData(limits.dtype, rows.shape, rows.reshape(-1).view("u1").data)
 
 
-def _decode(embeds: str | bytes | memoryview, limits: EmbedsLimits) -> bytes:
+def _decode(embeds: str | bytes, limits: EmbedsLimits) -> bytes:
     if len(embeds) > limits.max_base64_chars:
         raise _reject(
             f"is {len(embeds)} characters of base64, but the model accepts at most {limits.max_model_len} rows of "
