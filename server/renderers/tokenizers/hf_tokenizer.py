@@ -22,9 +22,6 @@ from server.renderers.detokenizer import Decode
 from server.renderers.tokenizers.loading import load_tokenizer, measure_vocabulary
 from server.renderers.tokenizers.tokenizer import Cut, Encoded
 
-_FILES = ("vocab_file", "merges_file", "tokenizer_file", "name_or_path")
-"""Settings that would show the server's folders."""
-
 _BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _NUM_CACHED = 4096
@@ -121,15 +118,6 @@ class HfTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return self._token_bytes[token_id]
 
-    def describe(self) -> dict[str, Any]:
-        settings = {name: value for name, value in self.loaded.init_kwargs.items() if name not in _FILES}
-        return {**_to_json(settings), "tokenizer_class": type(self.loaded).__name__}
-
-    def pieces(self, token_ids: list[int]) -> list[str]:
-        """Ids without a token, which a model's last layer may have, are empty texts."""
-        pieces = self.loaded.convert_ids_to_tokens(token_ids)
-        return ["" if piece is None else piece for piece in pieces]
-
 
 class TokenBytes:
     """Computes a token's bytes, and caches those of recent tokens; used on the event loop only."""
@@ -170,15 +158,6 @@ def _decoder_steps(backend: Tokenizer | None) -> frozenset[str]:
         return frozenset()
     state: dict[str, Any] = json.loads(backend.decoder.__getstate__())
     return frozenset(step["type"] for step in state.get("decoders", [state]))
-
-
-def _to_json(value: Any) -> Any:
-    """Settings as JSON: tokens as their text, other objects as Python shows them."""
-    if isinstance(value, dict):
-        return {str(name): _to_json(member) for name, member in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json(member) for member in value]
-    return value if value is None or isinstance(value, str | int | float) else getattr(value, "content", str(value))
 
 
 def _plain_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:

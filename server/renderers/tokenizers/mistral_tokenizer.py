@@ -101,12 +101,6 @@ class MistralTokenizer:
             return bytes.fromhex(match[1])
         return piece.replace("▁", " ").encode()
 
-    def describe(self) -> dict[str, Any]:
-        return {"tokenizer_class": type(self).__name__}
-
-    def pieces(self, token_ids: list[int]) -> list[str]:
-        return [self._raw.id_to_piece(token_id) for token_id in token_ids]
-
     def _decode(self, token_ids: Sequence[int], written: Set[int]) -> str:
         """Writes the special tokens in `written` by name and decodes each run of ordinary tokens separately.
 

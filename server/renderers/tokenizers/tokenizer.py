@@ -1,7 +1,7 @@
 """The tokenizer interface that renderers use; one implementation for each kind of tokenizer file."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from server.renderers.detokenizer import Decode
 
@@ -32,7 +32,7 @@ class Cut(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """`encode`, `decode` and `pieces` may be called on any thread."""
+    """`encode` and `decode` may be called on any thread."""
 
     @property
     def vocab_size(self) -> int:
@@ -66,12 +66,6 @@ class Tokenizer(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes that one token adds to a text; called on the event loop."""
-
-    def describe(self) -> dict[str, Any]:
-        """The tokenizer's settings, as JSON values: those of tokenizer_config.json, and its class."""
-
-    def pieces(self, token_ids: list[int]) -> list[str]:
-        """The tokens as the vocabulary writes them, such as `Ġworld`; the caller has checked the ids."""
 
 
 @runtime_checkable
