@@ -89,8 +89,6 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = {}
-    bad_words_ids: tuple[tuple[int, ...], ...] = ()
-    """Token sequences that must not appear in the output."""
     allowed_token_ids: tuple[int, ...] = ()
     """If not empty, only these tokens may be sampled."""
     logprobs: int | None = None

@@ -83,14 +83,13 @@ class SamplingDefaults:
             max_logprobs=config.max_logprobs,
         )
 
-    def build_all(  # noqa: PLR0913 - what the parameters depend on
+    def build_all(
         self,
         request: AnyRequest,
         nums_prompt_tokens: Sequence[int],
         info: EngineInfo,
         *,
         guided: GuidedDecoding | None = None,
-        bad_words_ids: Sequence[Sequence[int]] = (),
         reasoning: Sequence[PromptReasoning | None],
     ) -> list[SamplingParams]:
         """The parameters of each prompt, which share whatever does not depend on the prompt.
@@ -101,7 +100,7 @@ class SamplingDefaults:
         budgets = [_output_budget(request, n, self, info.max_model_len) for n in nums_prompt_tokens]
         _check_token_ids(request, info.vocab_size)
         _check_min_tokens(request, budgets)
-        shared = self._shared_params(request, info.vocab_size, guided, bad_words_ids)
+        shared = self._shared_params(request, info.vocab_size, guided)
         return [
             msgspec.structs.replace(
                 shared, max_tokens=budget, reasoning=found and found.rules(request, has_grammar=guided is not None)
@@ -109,13 +108,7 @@ class SamplingDefaults:
             for budget, found in zip(budgets, reasoning, strict=True)
         ]
 
-    def _shared_params(
-        self,
-        request: AnyRequest,
-        vocab_size: int,
-        guided: GuidedDecoding | None,
-        bad_words_ids: Sequence[Sequence[int]],
-    ) -> SamplingParams:
+    def _shared_params(self, request: AnyRequest, vocab_size: int, guided: GuidedDecoding | None) -> SamplingParams:
         """The parameters but for those that differ between prompts: `max_tokens` and `reasoning`."""
         return SamplingParams(
             max_tokens=1,
@@ -124,7 +117,6 @@ class SamplingDefaults:
             stop_token_ids=tuple(dict.fromkeys(request.stop_token_ids or ())),
             ignore_eos=request.ignore_eos,
             logit_bias={token: min(100.0, max(-100.0, bias)) for token, bias in (request.logit_bias or {}).items()},
-            bad_words_ids=tuple(map(tuple, bad_words_ids)),
             allowed_token_ids=tuple(dict.fromkeys(request.allowed_token_ids or ())),
             logprobs=self._num_logprobs(request.num_logprobs, vocab_size, "logprobs"),
             prompt_logprobs=self._num_logprobs(request.num_prompt_logprobs, vocab_size, "prompt_logprobs"),
@@ -314,7 +306,6 @@ class GenerationBuilder:
             [len(prompt.token_ids) for prompt in prompts],
             self._engine.info,
             guided=None if constraint is None else constraint.guided,
-            bad_words_ids=self._renderer.encode_words(request.bad_words or ()),
             reasoning=reasoning,
         )
         if adapter_id := self._models.adapter_id(request.model):

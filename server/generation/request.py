@@ -9,7 +9,6 @@ from msgspec import UNSET, Meta, UnsetType
 from base.errors import RequestError
 from server.http_body.request_body import (
     INT32_MAX,
-    BadWords,
     CacheSalt,
     Counted,
     Ignored,
@@ -131,7 +130,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
     n: NumChoices | None = 1
     min_tokens: TokenCount | None = 0
     allowed_token_ids: list[TokenId] | None = None
-    bad_words: BadWords | None = None
+    bad_words: Unsupported = None
 
     truncate_prompt_tokens: Truncation | None = None
     spaces_between_special_tokens: Unsupported = True

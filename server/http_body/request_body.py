@@ -19,8 +19,6 @@ logger = logging.getLogger(__name__)
 
 INT32_MAX = 2**31 - 1
 _EMPTY: tuple[Any, ...] = ([], {})
-MAX_BAD_WORDS = 128
-MAX_BAD_WORD_CHARS = 1024
 
 Ignored = Annotated[Any, Meta(extra={"support": "ignored"})]
 """A field that vLLM ignores, too, but whose sender expects another answer: a value is logged once.
@@ -48,9 +46,6 @@ RepetitionPenalty = Annotated[float, Meta(gt=0)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 Stop = Text | list[Text]
-BadWords = Annotated[
-    list[Annotated[str, Meta(min_length=1, max_length=MAX_BAD_WORD_CHARS)]], Meta(max_length=MAX_BAD_WORDS)
-]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^@/\\\x00]*$")]
 """As in vLLM, whose caches use it in paths."""
 RequestId = Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+(?!\n)$")]

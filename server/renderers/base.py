@@ -179,23 +179,6 @@ class BaseRenderer(ABC):
         check_token_ids(token_ids, vocab_size=self.vocab_size, param="tokens")
         return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-    def encode_words(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token sequences of these words, at the start of a text and after a space (`bad_words`).
-
-        Raises:
-            RequestError: a word has no tokens.
-        """
-        encode = partial(self.tokenizer.encode, add_special_tokens=False)
-        sequences: list[list[int]] = []
-        for word in texts:
-            bare, spaced = encode(word.lstrip()), encode(" " + word.lstrip())
-            if not bare:
-                raise RequestError(f"bad_words must have at least one token each, got {word!r}", param="bad_words")
-            sequences.append(bare)
-            if len(spaced) == len(bare) and spaced[0] != bare[0]:
-                sequences.append(spaced)
-        return sequences
-
     def token_text(self, token_id: int) -> str:
         """One token as text, for log-probabilities; an incomplete character becomes U+FFFD."""
         return self.token_bytes(token_id).decode(errors="replace")

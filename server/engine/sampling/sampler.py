@@ -5,7 +5,6 @@ bans, logit bias, penalties and the thinking budget, which also affect a greedy 
 top-k and top-p are in `server.engine.sampling.drawing`.
 """
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from functools import cached_property
 from typing import NamedTuple
@@ -124,8 +123,6 @@ class Sampler:
                     errors[i] = str(err)
             if params.allowed_token_ids:
                 _allow_only(row, params.allowed_token_ids)
-            if params.bad_words_ids:
-                _ban(row, _bad_word_ends(sequence))
             if sequence.num_output_tokens < params.min_tokens:
                 self._ban_stops(sequence, row)
             if params.logit_bias:
@@ -186,24 +183,6 @@ def _allow_only(row: torch.Tensor, token_ids: tuple[int, ...]) -> None:
     allowed = row[ids]
     row.fill_(float("-inf"))
     row[ids] = allowed
-
-
-def _ban(row: torch.Tensor, token_ids: Iterable[int]) -> None:
-    ids = list(token_ids)
-    if ids:
-        row[torch.tensor(ids, device=row.device)] = float("-inf")
-
-
-def _bad_word_ends(sequence: Sequence) -> list[int]:
-    """The last token of each bad word whose other tokens are the end of the output."""
-    ends = []
-    for word in sequence.params.bad_words_ids:
-        beginning = list(word[:-1])
-        if not beginning or (
-            sequence.num_output_tokens >= len(beginning) and sequence.token_ids[-len(beginning) :] == beginning
-        ):
-            ends.append(word[-1])
-    return ends
 
 
 _NAMES = ("repetition_penalty", "frequency_penalty", "presence_penalty")

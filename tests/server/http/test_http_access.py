@@ -192,7 +192,7 @@ def test_text_of_a_request_takes_one_line_of_the_log(serve, caplog):
     caplog.set_level(logging.INFO, logger="server")
     server = serve(enable_log_requests=True)
     hostile = "x\nERROR 11-20 18:00:00 (api) forged: line\r\x1b[2J"
-    assert server.complete(stop=[hostile], user=hostile, bad_words=[hostile]).status_code == 200
+    assert server.complete(stop=[hostile], user=hostile).status_code == 200
     server.complete(model=hostile)
     server.chat(messages=[{"role": hostile, "content": hostile, "name": hostile}])
     call = {"id": hostile, "type": "function", "function": {"name": hostile, "arguments": hostile}}

@@ -137,7 +137,6 @@ FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "chat: biases": lambda: chat(logit_bias={str(i): 1 for i in range(49_152)}),
     "chat: stop tokens": lambda: chat(stop_token_ids=IDS),
     "chat: stop strings": lambda: chat(stop=[f"{'z' * 14}{i:02}" for i in range(64)]),
-    "chat: bad words": lambda: chat(bad_words=[f"{'z y' * 300}{i}" for i in range(128)]),
     "chat: long schema": lambda: chat(structured_outputs={"json": {"type": "object", "description": "x" * 10_000_000}}),
     "chat: schema as text": lambda: chat(structured_outputs={"json": json.dumps({"enum": WORDS})}),
     "chat: choice": lambda: chat(structured_outputs={"choice": WORDS[:4000]}),

@@ -131,19 +131,17 @@ def test_all_sampling_values_reach_the_engine(server, engine, encode):
         "repetition_penalty": 1.1,
         "logit_bias": {"5": -100, "6": 2.5},
         "allowed_token_ids": [1, 2, 3],
-        "bad_words": [" bad"],
         "logprobs": 2,
         "prompt_logprobs": 3,
     }
     assert server.complete(**values).status_code == 200
     ((prompt, params),) = engine.requests.values()
     assert prompt == encode("The capital of France is")
-    for name in values.keys() - {"stop_token_ids", "logit_bias", "allowed_token_ids", "bad_words"}:
+    for name in values.keys() - {"stop_token_ids", "logit_bias", "allowed_token_ids"}:
         assert getattr(params, name) == values[name], name
     assert params.stop_token_ids == (7, 8)
     assert params.logit_bias == {5: -100.0, 6: 2.5}
     assert params.allowed_token_ids == (1, 2, 3)
-    assert tuple(encode(" bad")) in params.bad_words_ids
 
 
 def test_seed_differs_from_choice_to_choice(server, engine):

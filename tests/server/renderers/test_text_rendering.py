@@ -1,4 +1,4 @@
-"""Plain prompts, token ids, bad words and detokenization."""
+"""Plain prompts, token ids and detokenization."""
 
 import json
 from typing import Any
@@ -99,21 +99,6 @@ def test_a_text_that_cannot_fit_is_rejected_before_tokenization(any_renderer, mo
 def test_no_token_is_longer_than_the_longest(any_renderer):
     ordinary = set(range(any_renderer.vocab_size)) - any_renderer.tokenizer.added_tokens.keys()
     assert max(len(any_renderer.token_text(i)) for i in ordinary) <= any_renderer.tokenizer.max_token_chars
-
-
-def test_bad_words_are_encoded_alone_and_after_a_space(renderers):
-    renderer = renderers["real"]
-    encode = renderer._hf.loaded.encode
-    assert renderer.encode_words(["Paris"]) == [encode("Paris"), encode(" Paris")]
-    assert renderer.encode_words([" Paris"]) == [encode("Paris"), encode(" Paris")]
-    assert len(encode("zebra")) != len(encode(" zebra"))
-    assert renderer.encode_words(["zebra"]) == [encode("zebra")]
-
-
-def test_a_bad_word_without_tokens_is_rejected(renderers):
-    with pytest.raises(RequestError, match="bad_words") as raised:
-        renderers["real"].encode_words(["fine", "  "])
-    assert raised.value.param == "bad_words"
 
 
 def test_tokenizer_properties(renderers):

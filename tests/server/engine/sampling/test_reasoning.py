@@ -122,7 +122,6 @@ def test_the_budget_overrides_all_other_restrictions(engine):
         seed=1,
         allowed_token_ids=(50, 51),
         logit_bias={END: -100.0},
-        bad_words_ids=((END,),),
         repetition_penalty=2.0,
         logprobs=0,
     )

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import (
     MinNewTokensLengthLogitsProcessor,
-    NoBadWordsLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
 )
@@ -144,30 +143,12 @@ def test_min_tokens_without_any_stop_token_bans_nothing():
     assert sampled.token_id == int(logits.argmax())
 
 
-@pytest.mark.parametrize("output", [[], [4], [5], [4, 5], [5, 4], [3, 4, 5], [4, 5, 6]], ids=str)
-def test_bad_words_of_one_and_more_tokens_equal_those_of_transformers(output):
-    logits = random_logits(VOCAB)
-    words = [[9], [4, 5], [4, 5, 6], [5, 11]]
-    ids = torch.tensor([output], dtype=torch.long)
-    expected = NoBadWordsLogitsProcessor(words)(ids, logits[None].clone()) if output else logits[None].clone()
-    expected[:, 9] = float("-inf")
-    sequence = create_sequence([3, 4, 5], output, bad_words_ids=tuple(map(tuple, words)))
-    assert torch.equal(processed_logits(sequence, logits), expected[0])
-
-
-def test_a_bad_word_that_begins_in_the_prompt_does_not_match():
-    logits = random_logits(VOCAB)
-    assert torch.equal(processed_logits(create_sequence([1, 4], bad_words_ids=((4, 5),)), logits), logits)
-
-
 def test_bias_is_applied_before_penalties_and_does_not_lift_bans():
     logits = torch.zeros(VOCAB)
-    sequence = create_sequence(
-        [1], [4], logit_bias={4: 3.0, 9: 50.0, EOS: 50.0}, repetition_penalty=2.0, bad_words_ids=((9,),), min_tokens=5
-    )
+    sequence = create_sequence([1], [4], logit_bias={4: 3.0, EOS: 50.0}, repetition_penalty=2.0, min_tokens=5)
     processed = processed_logits(sequence, logits)
     assert processed[4] == 1.5
-    assert processed[9] == processed[EOS] == float("-inf")
+    assert processed[EOS] == float("-inf")
 
 
 def test_penalties_affect_the_greedy_choice():
@@ -190,7 +171,7 @@ def test_reported_logprobs_are_of_the_raw_distribution():
     logits = random_logits(1, VOCAB)
     order = logits[0].argsort(descending=True).tolist()
     sequence = create_sequence(
-        [1], [order[0]], temperature=0.0, logprobs=3, presence_penalty=100.0, bad_words_ids=((order[1],),)
+        [1], [order[0]], temperature=0.0, logprobs=3, presence_penalty=100.0, logit_bias={order[1]: -100.0}
     )
     [sampled] = create_sampler(vocab_size=VOCAB).sample([sequence], logits.clone())
     raw = torch.log_softmax(logits[0], -1)
