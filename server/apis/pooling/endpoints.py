@@ -9,7 +9,6 @@ from base.errors import RequestError
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import Dimensions, InputFields, VectorFields
 from server.apis.pooling.serving import Endpoint, Pooled, tensor_of, values_of
-from server.renderers.prompts import ChatOptions
 from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, PoolingInfo, PoolingParams
 
@@ -20,7 +19,7 @@ _REMOVED: Final = {
 
 
 class EmbeddingRequest(VectorFields, kw_only=True):
-    """Texts, token ids or conversations to embed."""
+    """Texts or token ids to embed."""
 
     dimensions: Dimensions | None = None
     """Truncate embeddings to this length; only for models that were trained for it."""
@@ -37,7 +36,7 @@ class PoolingRequest(VectorFields, kw_only=True):
 
 
 class ClassificationRequest(InputFields, kw_only=True):
-    """Texts, token ids or conversations to classify."""
+    """Texts or token ids to classify."""
 
     use_activation: bool | None = None
     """Whether to return probabilities; false returns logits."""
@@ -116,15 +115,7 @@ def to_json(output: EngineOutput, request: VectorFields) -> Any:
 
 
 def _read_inputs(request: InputFields, reader: PromptReader, info: PoolingInfo) -> list[Encoded]:
-    if not request.conversations:
-        return [reader.read(prompt) for prompt in request.prompts]
-    options = ChatOptions(
-        add_generation_prompt=request.add_generation_prompt,
-        continue_final_message=request.continue_final_message,
-        chat_template=request.chat_template,
-        chat_template_kwargs=request.chat_template_kwargs or {},
-    )
-    return [reader.read_conversation(messages, options) for messages in request.conversations]
+    return [reader.read(prompt) for prompt in request.prompts]
 
 
 EMBEDDINGS: Final = Endpoint(

@@ -1,4 +1,4 @@
-"""Tokenizes the prompts of pooling requests: texts, token ids, conversations and pairs.
+"""Tokenizes the prompts of pooling requests: texts, token ids and pairs.
 
 Blocks; runs in the renderer pool.
 """
@@ -6,7 +6,7 @@ Blocks; runs in the renderer pool.
 from typing import Any
 
 from base.errors import RequestError
-from server.apis.pooling.request import InputFields, Message, PoolingFields
+from server.apis.pooling.request import InputFields, PoolingFields
 from server.renderers.base import BaseRenderer
 from server.renderers.prompts import ChatOptions, check_text_length, check_token_ids, check_unicode
 from server.renderers.tokenizers.tokenizer import Cut, Encoded, PairTokenizer
@@ -34,25 +34,24 @@ class PromptReader:
         self._max_tokens = most
         self._vocab_size = min(renderer.vocab_size, info.vocab_size)
         self._does_lower_case = info.pooling is not None and info.pooling.does_lower_case
-        self._add_special_tokens = request.add_special_tokens if isinstance(request, InputFields) else None
+        self._add_special_tokens = not isinstance(request, InputFields) or request.add_special_tokens is not False
         self._cut = None if limit is None else Cut(most if limit == -1 else limit, request.truncation_side or "right")
 
     def read(self, prompt: str | list[int], *, param: str = "input") -> Encoded:
         """Reads a text, or token ids."""
         if isinstance(prompt, str):
-            return self._encode(prompt, param, add_special_tokens=self._add_special_tokens is not False)
+            return self._encode(prompt, param, add_special_tokens=self._add_special_tokens)
         check_token_ids(prompt, vocab_size=self._vocab_size, param=param)
         return self._checked(Encoded(self._sliced(prompt)), param)
-
-    def read_conversation(self, messages: list[Message], options: ChatOptions) -> Encoded:
-        """Reads messages by the model's chat template."""
-        return self._read_messages(messages, options, add_special_tokens=self._add_special_tokens is True)
 
     def read_by_template(self, first: str, second: str, template_kwargs: dict[str, Any]) -> Encoded:
         """Reads a pair as a conversation of a query and a document, by the operator's chat template."""
         messages = [{"role": "query", "content": first}, {"role": "document", "content": second}]
         options = ChatOptions(add_generation_prompt=False, chat_template_kwargs=template_kwargs)
-        return self._read_messages(messages, options, add_special_tokens=True)
+        rendered = self._renderer.render_messages(messages, options)
+        if isinstance(rendered, str):
+            return self._encode(rendered, "messages", add_special_tokens=True)
+        return self._checked(Encoded(self._sliced(rendered)), "messages")
 
     def read_pair(self, first: str, second: str, *, param: str) -> Encoded:
         """Reads a pair with the tokenizer's special tokens between the two texts."""
@@ -71,12 +70,6 @@ class PromptReader:
             raise RequestError(f"{param} ({num_tokens}) must be less than max_model_len ({most}).", param=param)
         check_unicode(text, param)
         return self._pair_tokenizer(param).cut_text(text, num_tokens)
-
-    def _read_messages(self, messages: list[Message], options: ChatOptions, *, add_special_tokens: bool) -> Encoded:
-        rendered = self._renderer.render_messages(messages, options)
-        if isinstance(rendered, str):
-            return self._encode(rendered, "messages", add_special_tokens=add_special_tokens)
-        return self._checked(Encoded(self._sliced(rendered)), "messages")
 
     def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> Encoded:
         self._check_text(text, param)

@@ -26,10 +26,6 @@ from tests.server.server_config import server_config
 
 NAME = "tiny"
 TEXTS = ["hello world", "the capital of france is paris", "the weather is sunny today and the cat sat on the mat", "a"]
-TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} {% endfor %}"
-    "{% if add_generation_prompt %}assistant{% endif %}"
-)
 
 Serve = Callable[..., LiveServer]
 
@@ -69,8 +65,8 @@ def bert(bert_folder: Path) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def embedder(bert_folder: Path, bert: PreTrainedModel) -> Iterator[LiveServer]:
-    """An embedding server with Matryoshka dimensions 8 and 16 and a chat template."""
-    with serve_folder(bert_folder, renderer={"chat_template": TEMPLATE}) as server:
+    """An embedding server with Matryoshka dimensions 8 and 16."""
+    with serve_folder(bert_folder) as server:
         yield server
 
 
@@ -155,17 +151,6 @@ def test_special_tokens_may_be_left_out(embedder, bert):
     _assert_close(answer["data"][0]["embedding"], unit(hidden_states(bert, ids)[0]))
 
 
-@pytest.mark.parametrize("field", ["messages", "input"])
-def test_a_conversation_is_rendered_by_the_template(embedder, bert, field):
-    messages = [{"role": "user", "content": "hello world"}]
-    ids = _encode(embedder, "user hello world ")["input_ids"]
-    answer = embedder.post("/v1/embeddings", {field: messages, "add_special_tokens": True}).json()
-    _assert_close(answer["data"][0]["embedding"], unit(hidden_states(bert, ids)[0]))
-    batch = embedder.post("/v1/embeddings", {field: [messages, messages]}).json()
-    assert len(batch["data"]) == 2
-    assert batch["usage"]["prompt_tokens"] == 2 * (len(ids) - 2)
-
-
 def test_use_activation_false_does_not_normalize_embeddings(embedder, bert):
     answer = embedder.post("/v1/embeddings", {"input": "hello world", "use_activation": False}).json()
     _assert_close(answer["data"][0]["embedding"], hidden_states(bert, _encode(embedder, "hello world")["input_ids"])[0])
@@ -187,12 +172,6 @@ def test_truncation_keeps_at_most_the_requested_tokens(embedder, limit):
     assert embedder.post("/v1/embeddings", {"input": TEXTS[1], "truncate_prompt_tokens": 0}).status_code == 400
 
 
-def test_a_model_without_a_template_rejects_conversations(serve, bert_folder, bert):
-    response = serve(bert_folder).post("/v1/embeddings", {"messages": [{"role": "user", "content": "hello"}]})
-    assert response.status_code == 400
-    assert "chat template" in response.json()["error"]["message"]
-
-
 def test_minus_one_truncates_to_the_context_length(embedder):
     long = "cat " * 200
     assert embedder.post("/v1/embeddings", {"input": long}).status_code == 400
@@ -203,9 +182,8 @@ def test_minus_one_truncates_to_the_context_length(embedder):
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
-        ({}, "input", "either `input` or `messages`"),
+        ({}, "input", "Missing required parameter"),
         ({"input": []}, "input", "at least one prompt"),
-        ({"input": "a", "messages": [{"role": "user", "content": "b"}]}, "input", "either"),
         ({"input": ["a", 1]}, "input", "not a mix"),
         ({"input": [1, 10**6]}, "input", "Token id 1000000 is out of vocabulary"),
         ({"input": [-1]}, "input", "Token id -1 is out of vocabulary"),
@@ -219,7 +197,7 @@ def test_minus_one_truncates_to_the_context_length(embedder):
         ({"input": "a", "truncate_prompt_tokens": 65}, "truncate_prompt_tokens", "greater than max_model_len"),
         ({"input": "a", "padding": "max_length"}, "padding", "--engine vllm"),
         ({"input": "a", "mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs", "--engine vllm"),
-        ({"messages": [{"role": "user", "content": "b"}], "chat_template": "{{ x }}"}, "chat_template", "--trust"),
+        ({"messages": [{"role": "user", "content": "b"}]}, "messages", "--engine vllm"),
     ],
 )  # fmt: skip
 def test_bad_requests_name_the_field(embedder, body, param, words):

@@ -26,19 +26,7 @@ def _embedding(**fields: Any) -> EmbeddingRequest:
     [("a", ["a"]), ("", [""]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1, 2], [3]], [[1, 2], [3]])],
 )
 def test_texts_and_token_ids_may_be_single_or_in_lists(given, prompts):
-    request = _embedding(input=given)
-    assert request.prompts == prompts
-    assert request.conversations == []
-
-
-@pytest.mark.parametrize("field", ["input", "messages"])
-@pytest.mark.parametrize(
-    ("given", "conversations"), [([MESSAGE], [[MESSAGE]]), ([[MESSAGE], [MESSAGE] * 2], [[MESSAGE], [MESSAGE] * 2])]
-)
-def test_conversations_may_be_single_or_in_lists(field, given, conversations):
-    request = _embedding(**{field: given})
-    assert request.conversations == conversations
-    assert request.prompts == []
+    assert _embedding(input=given).prompts == prompts
 
 
 @pytest.mark.parametrize(
