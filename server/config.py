@@ -100,9 +100,6 @@ class PoolerConfig:
     """Whether embeddings are normalized, and logits become probabilities."""
     dimensions: int | None = None
     """Length of embeddings, for models whose embeddings may be shortened."""
-    logit_mean: float | None = None
-    logit_sigma: float | None = None
-    """Logits are calibrated before their activation: (logit - mean) / sigma."""
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -121,10 +118,6 @@ class PoolerConfig:
             )
         if self.dimensions is not None and not _is_positive_int(self.dimensions):
             raise ConfigError("--pooler-config.dimensions", self.dimensions, "1 or more")
-        for name in ("logit_mean", "logit_sigma"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int | float) or (name == "logit_sigma" and value == 0)):
-                raise ConfigError(f"--pooler-config.{name}", value, "a number, and logit_sigma not 0")
 
     @property
     def sequence_type(self) -> SeqPoolingType | None:

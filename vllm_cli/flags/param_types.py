@@ -199,7 +199,10 @@ class LogConfigFile(click.ParamType):
         return content
 
 
-_UNSUPPORTED: Final = ("step_tag_id", "returned_token_ids", "enable_chunked_processing", "max_embed_len")
+_UNSUPPORTED: Final = (
+    *("step_tag_id", "returned_token_ids", "enable_chunked_processing", "max_embed_len"),
+    *("logit_mean", "logit_sigma"),
+)
 """vLLM's other keys; null and false change nothing."""
 
 

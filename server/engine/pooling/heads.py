@@ -3,9 +3,9 @@
 Heads compute in float32 for any type of the transformer, as in vLLM.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -66,89 +66,45 @@ class EmbeddingHead:
         return vectors if self._projector is None else self._projector(vectors)
 
 
-class EncoderClassifierHead:
-    """Classes of texts by a model that has its own head, such as BERT's pooler with a linear layer.
+class OwnClassifierHead:
+    """Classes of texts, or of tokens, by the head of the model's own class, such as BERT's pooler."""
 
-    Tokens are classified without the pooler, as in vLLM.
-    """
-
-    def __init__(self, encoder: Encoder, calibrated: "Calibration") -> None:
+    def __init__(
+        self, encoder: Encoder, activation: Activation, *, task: Literal["classify", "token_classify"]
+    ) -> None:
         self._encoder = encoder
-        self._transformer = Encoder(encoder.model.base_model)
-        self._token_classifier = getattr(encoder.model, "classifier", None)
-        self._calibrated = calibrated
-
-    @property
-    def tasks(self) -> tuple[PoolingTask, ...]:
-        return ("classify",) if self._token_classifier is None else ("classify", "token_classify")
+        self._activation = activation
+        self.tasks: tuple[PoolingTask, ...] = (task,)
 
     def pool(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
-        is_whole = sequences[0].params.task == "classify"  # a server has one task
-        logits = self._encoder.logits(sequences) if is_whole else self._token_logits(sequences)
-        return [self._calibrated(rows.float(), sequence) for rows, sequence in zip(logits, sequences, strict=True)]
-
-    def _token_logits(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
-        """Each token as a text of its own, since the classifiers of RoBERTa read a text's first token."""
-        assert self._token_classifier is not None
-        hidden = self._transformer.hidden_states(sequences)
-        return [self._token_classifier(hidden.of(index)[:, None]).flatten(1) for index in range(len(sequences))]
+        logits: Seq[Tensor] = self._encoder.logits(sequences).float().unbind()
+        if self.tasks == ("token_classify",):
+            logits = [rows[: sequence.num_tokens] for rows, sequence in zip(logits, sequences, strict=True)]
+        return _activated(logits, sequences, self._activation)
 
 
 class LinearClassifierHead:
-    """Classes of texts, or of their tokens, by one linear layer over the transformer's output."""
+    """Classes of texts by one linear layer over the transformer's output."""
 
-    tasks: tuple[PoolingTask, ...] = ("classify", "token_classify")
+    tasks: tuple[PoolingTask, ...] = ("classify",)
 
     def __init__(
-        self, encoder: Encoder, weight: Tensor, calibrated: "Calibration", *, sequence_type: SeqPoolingType
+        self, encoder: Encoder, weight: Tensor, activation: Activation, *, sequence_type: SeqPoolingType
     ) -> None:
         self._encoder = encoder
         self._weight = weight.float()
-        self._calibrated = calibrated
+        self._activation = activation
         self._sequence_type = sequence_type
 
     def pool(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
-        hidden = self._encoder.hidden_states(sequences)
-        whole = pool_sequences(hidden, self._sequence_type)
-        results = []
-        for index, sequence in enumerate(sequences):
-            rows = whole[index] if sequence.params.task == "classify" else hidden.of(index).float()
-            results.append(self._calibrated(linear(rows, self._weight), sequence))
-        return results
+        vectors = pool_sequences(self._encoder.hidden_states(sequences), self._sequence_type)
+        return _activated(linear(vectors, self._weight), sequences, self._activation)
 
 
-class TokenClassifierHead:
-    """Classes of tokens by a model that has its own head."""
-
-    tasks: tuple[PoolingTask, ...] = ("token_classify",)
-
-    def __init__(self, encoder: Encoder, calibrated: "Calibration") -> None:
-        self._encoder = encoder
-        self._calibrated = calibrated
-
-    def pool(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
-        logits = self._encoder.logits(sequences).float()
-        return [
-            self._calibrated(rows[: sequence.num_tokens], sequence)
-            for rows, sequence in zip(logits, sequences, strict=True)
-        ]
-
-
-class Calibration:
-    """Converts logits to reported values."""
-
-    def __init__(self, activation: Activation, *, mean: float | None = None, sigma: float | None = None) -> None:
-        self._activation = activation
-        self._mean = mean
-        self._sigma = sigma
-
-    def __call__(self, logits: Tensor, sequence: PoolingSequence) -> Tensor:
-        """(logit - mean) / sigma, then the activation if the request uses it."""
-        if self._mean is not None:
-            logits = logits - self._mean
-        if self._sigma is not None:
-            logits = logits / self._sigma
-        return self._activation(logits) if sequence.params.use_activation else logits
+def _activated(logits: Iterable[Tensor], sequences: Seq[PoolingSequence], activation: Activation) -> list[Tensor]:
+    """Applies the activation where a request uses it."""
+    pairs = zip(logits, sequences, strict=True)
+    return [activation(rows) if sequence.params.use_activation else rows for rows, sequence in pairs]
 
 
 def pool_sequences(hidden: HiddenStates, kind: SeqPoolingType) -> Tensor:

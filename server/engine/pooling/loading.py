@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -29,12 +29,10 @@ from server.engine.model.model_loading import (
 )
 from server.engine.pooling.encoder import Encoder
 from server.engine.pooling.heads import (
-    Calibration,
     EmbeddingHead,
-    EncoderClassifierHead,
     LinearClassifierHead,
+    OwnClassifierHead,
     PoolingHead,
-    TokenClassifierHead,
 )
 from server.engine.pooling.projection import Projection, classifier_activation, load_colbert, load_dense
 from server.model_files.kind import ModelKind
@@ -120,7 +118,7 @@ class _Loader:
             case "token_classify":
                 self.encoder = self._load(AutoModelForTokenClassification)
                 self.num_labels = self._model_config.num_labels
-                return TokenClassifierHead(self.encoder, self._calibration())
+                return self._own_head("token_classify")
         names = ", ".join(self._model_config.architectures or [])
         raise EngineStartError(
             f"the model in {self._path} ({names}) is not a pooling model: use --convert embed or --convert classify"
@@ -150,7 +148,7 @@ class _Loader:
         if self._is_encoder or not hasattr(model, "score"):
             if self._config.pooler.sequence_type is not None:
                 raise EngineStartError("this classifier has its own pooling: omit --pooler-config.pooling_type")
-            return EncoderClassifierHead(self.encoder, self._calibration())
+            return self._own_head("classify")
         self.encoder = Encoder(model.base_model)
         return self._linear_head(model.score.weight)
 
@@ -166,18 +164,18 @@ class _Loader:
         self.encoder = Encoder(model.base_model)
         return self._linear_head(rows)
 
+    def _own_head(self, task: Literal["classify", "token_classify"]) -> PoolingHead:
+        return OwnClassifierHead(self.encoder, classifier_activation(self._model_config), task=task)
+
     def _linear_head(self, weight: Tensor) -> PoolingHead:
         kind = self._config.pooler.sequence_type or "LAST"
-        return LinearClassifierHead(self.encoder, weight.detach(), self._calibration(), sequence_type=kind)
+        activation = classifier_activation(self._model_config)
+        return LinearClassifierHead(self.encoder, weight.detach(), activation, sequence_type=kind)
 
     def _load(self, auto_class: Any, **options: Any) -> Encoder:
         if hasattr(self._model_config, "reference_compile"):
             self._model_config.reference_compile = False
         return Encoder(load_weights(auto_class, self._path, self._config, self._model_config, **options))
-
-    def _calibration(self) -> Calibration:
-        pooler = self._config.pooler
-        return Calibration(classifier_activation(self._model_config), mean=pooler.logit_mean, sigma=pooler.logit_sigma)
 
     def _sequence_type(self, sentence: SentenceFiles) -> SeqPoolingType:
         """The user's setting, else that of sentence-transformers' files, else the model kind's default."""

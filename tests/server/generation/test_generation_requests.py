@@ -28,6 +28,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "stop": ["", ["a", ""], 3],
     "stop_token_ids": [[-1]],
     "logit_bias": [{"a": 1}],
+    "bad_words": [["a"]],
     "logprobs": [-2],
     "prompt_logprobs": [-2],
     "truncate_prompt_tokens": [-2],

@@ -92,7 +92,7 @@ def test_keys_with_neutral_values_are_accepted(parse):
         (("--pooler-config", '{"task": "score"}'), "one of embed, classify"),
         (("--pooler-config", '{"normalize": true}'), "use `use_activation` instead"),
         (("--pooler-config", '{"dimensions": 0}'), "1 or more"),
-        (("--pooler-config", '{"logit_sigma": 0}'), "logit_sigma not 0"),
+        (("--pooler-config", '{"logit_sigma": 2.0}'), "does not support logit_sigma"),
         (("--pooler-config", '{"step_tag_id": 3}'), "does not support step_tag_id"),
         (("--pooler-config", '{"enable_chunked_processing": true, "max_embed_len": 900}'), "--engine vllm"),
         (("--pooler-config", '{"surprise": 1}'), "'surprise' is not one of its keys"),

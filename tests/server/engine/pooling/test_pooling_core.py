@@ -169,37 +169,11 @@ def test_config_json_sets_the_activation(tmp_path, settings, activate):  # type:
     assert_close(SmallPooling(tmp_path).run(PROMPTS), [activate(logits(model, prompt)) for prompt in PROMPTS])
 
 
-def test_logits_are_calibrated(tmp_path):
-    model = save_pooler(tmp_path, "bert", "classify", num_labels=1)
-    engine = SmallPooling(tmp_path, pooler=PoolerConfig(logit_mean=0.5, logit_sigma=2.0))
-    assert_close(engine.run(PROMPTS), [((logits(model, p) - 0.5) / 2).sigmoid() for p in PROMPTS])
-
-
 def test_a_decoder_classifies_its_last_token_even_if_it_is_the_padding_token(tmp_path):
     model = save_pooler(tmp_path, "llama", "classify", num_labels=3)
     prompts = [[5, 6, 7, 0], [5, 6], [5, 0, 0]]
     expected = [(model.score(hidden_states(model.model, prompt)[-1])).detach().softmax(-1) for prompt in prompts]
     assert_close(SmallPooling(tmp_path).run(prompts), expected)
-
-
-def test_a_decoder_classifies_tokens_too(tmp_path):
-    model = save_pooler(tmp_path, "llama", "classify", num_labels=3)
-    expected = [model.score(hidden_states(model.model, prompt)).detach().softmax(-1) for prompt in PROMPTS]
-    assert_close(SmallPooling(tmp_path).run(PROMPTS, task="token_classify"), expected)
-
-
-@pytest.mark.parametrize("model_type", ["bert", "modernbert"])
-def test_an_encoders_linear_layer_classifies_tokens_too(tmp_path, model_type):
-    model = save_pooler(tmp_path, model_type, "classify", num_labels=3)
-    expected = [model.classifier(hidden_states(model.base_model, p)).detach().softmax(-1) for p in PROMPTS]
-    assert_close(SmallPooling(tmp_path).run(PROMPTS, task="token_classify"), expected)
-
-
-def test_robertas_classifier_classifies_tokens_too(tmp_path):
-    model = save_pooler(tmp_path, "roberta", "classify", num_labels=3)
-    dense, project = model.classifier.dense, model.classifier.out_proj
-    expected = [project(dense(hidden_states(model.roberta, p)).tanh()).detach().softmax(-1) for p in PROMPTS]
-    assert_close(SmallPooling(tmp_path).run(PROMPTS, task="token_classify"), expected)
 
 
 def test_a_language_model_classifies_by_two_words(tmp_path):
