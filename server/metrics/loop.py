@@ -30,7 +30,7 @@ class LoopMetrics:
         )
         self.heartbeat = LoopHeartbeat(lags.observe)
         worst = Gauge("vllm_cli:event_loop_max_lag_seconds", "The latest timer of the last minute.", registry=registry)
-        worst.set_function(lambda: self.heartbeat.worst_lag_s)
+        worst.set_function(lambda: self.heartbeat.lag.max_s)
 
     def record_render(self, seconds: float | None) -> None:
         """Records the render time of one request; None if it was not rendered."""
@@ -55,21 +55,11 @@ class LoopHeartbeat:
         self._on_beat: Callable[[], None]
         self._handle: asyncio.TimerHandle | None = None
         self._due_s = 0.0
-        self._worst: deque[tuple[float, float]] = deque()
-        """Time and lateness of beats, in descending lateness: the first is the worst of the window."""
         self._recent: deque[float] = deque(maxlen=int(WINDOW_S / INTERVAL_S))
 
     @property
-    def worst_lag_s(self) -> float:
-        """The longest lateness of the last minute; may be read from any thread."""
-        try:
-            return self._worst[0][1]
-        except IndexError:
-            return 0.0
-
-    @property
     def lag(self) -> LoopLag:
-        """The quantiles of the lag; sorts three thousand numbers, so it is for the status page only."""
+        """The quantiles of the lag, on any thread; takes half a millisecond."""
         lags = sorted(self._recent) or [0.0]
         return LoopLag(lags[len(lags) // 2], lags[len(lags) * 99 // 100], lags[-1])
 
@@ -88,17 +78,8 @@ class LoopHeartbeat:
         self._handle = loop.call_at(self._due_s, self._beat, loop)
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        now_s = loop.time()
-        lag_s = max(0.0, now_s - self._due_s)
-        self._note(now_s, lag_s)
+        lag_s = max(0.0, loop.time() - self._due_s)
+        self._recent.append(lag_s)
         self._on_lag(lag_s)
         self._on_beat()
         self._wait(loop)
-
-    def _note(self, now_s: float, lag_s: float) -> None:
-        self._recent.append(lag_s)
-        while self._worst and self._worst[-1][1] <= lag_s:
-            self._worst.pop()
-        self._worst.append((now_s, lag_s))
-        while self._worst[0][0] < now_s - WINDOW_S:
-            self._worst.popleft()
