@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,10 +44,6 @@ _NOT_GENERATIVE = (
     "ForTokenClassification",
 )
 _MAX_MESSAGE = 400
-
-
-_ADDED_TOKENS = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
-_HEAD_BYTES = 1 << 20
 
 
 class _AddedToken(msgspec.Struct):
@@ -196,25 +191,11 @@ def _load_generation_config(path: Path) -> GenerationConfig:
 def _tokenizer_eos(path: Path) -> int | None:
     try:
         token = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
-        added_tokens = _read_added_tokens(path / "tokenizer.json")
+        added_tokens = msgspec.json.decode((path / "tokenizer.json").read_bytes(), type=_TokenizerFile).added_tokens
     except (OSError, ValueError, AttributeError):
         return None
     content = token.get("content") if isinstance(token, dict) else token
     return next((t.id for t in added_tokens if t.content == content), None)
-
-
-def _read_added_tokens(path: Path) -> list[_AddedToken]:
-    """Reads the head of the file, and all of it only if they are not there; raises OSError or ValueError."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES).decode(errors="ignore")
-    try:
-        if (found := _ADDED_TOKENS.search(head)) is not None:
-            json.loads(head[: found.start()] + '"":0}')  # an entry of the file's object itself
-            tokens, _ = json.JSONDecoder().raw_decode(head, found.end())
-            return msgspec.convert(tokens, list[_AddedToken])
-    except ValueError:  # cut off
-        pass
-    return msgspec.json.decode(path.read_bytes(), type=_TokenizerFile).added_tokens
 
 
 def _check_generates(model_config: PreTrainedConfig, path: Path) -> None:
