@@ -19,7 +19,6 @@ class GenerationConfig:
 
     help_group: ClassVar[Group] = "Requests and answers"
 
-    response_role: str = setting("assistant", "--response-role", "Role of the generated message.")
     generation_config: str = setting(
         "auto",
         "--generation-config",

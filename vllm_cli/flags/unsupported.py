@@ -214,6 +214,7 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
     ),
     "chat templates in requests": (switch("--trust-request-chat-template"),),
     "settings of images in requests": (switch("--trust-request-mm-kwargs"),),
+    "other roles of answers": (value("--response-role", neutral=("assistant",)),),
     "parsers of tool calls or of reasoning": (
         value("--tool-strict-level", neutral=("auto",)),
         value("--tool-server"),

@@ -32,7 +32,6 @@ class ChatBodies:
 
     def __init__(self, inference: Inference, run: ChatRun) -> None:
         request = run.request
-        self._inference = inference
         self._model = inference.models.response_name(request.model)
         self._request = request
         self._run = run
@@ -137,7 +136,7 @@ class ChatBodies:
 
     def _find_role(self) -> str:
         if self._request.opens_message:
-            return self._inference.config.generation.response_role
+            return "assistant"
         return str(self._request.messages[-1]["role"])
 
     def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
