@@ -35,7 +35,7 @@ class TokenizeRequest(RequestBody, kw_only=True):
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
-    chat_template: str | None = None
+    chat_template: Unsupported = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: list[Tool] | None = None
     return_token_strs: Unsupported = False
@@ -104,7 +104,6 @@ def _chat_options(request: TokenizeRequest) -> ChatOptions:
         add_generation_prompt=opens_message(request.add_generation_prompt, request.continue_final_message),
         continue_final_message=request.continue_final_message,
         tools=shown_tools(request.tools),
-        chat_template=request.chat_template,
         chat_template_kwargs=request.chat_template_kwargs or {},
         add_special_tokens=bool(request.add_special_tokens),
     )

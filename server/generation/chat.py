@@ -219,7 +219,6 @@ def chat_options(request: ChatRequest, config: GenerationConfig) -> ChatOptions:
         continue_final_message=request.continue_final_message,
         tools=None if is_without_tools else shown_tools(request.tools),
         documents=request.documents,
-        chat_template=request.chat_template,
         chat_template_kwargs=request.template_kwargs,
         add_special_tokens=request.add_special_tokens,
         truncate_prompt_tokens=request.truncate_prompt_tokens,

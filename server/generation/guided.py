@@ -105,7 +105,7 @@ def _from_structured_outputs(wanted: StructuredOutputs) -> list[Constraint]:
         found.append(_structural_tag(wanted.structural_tag, "structured_outputs"))
     if wanted.json_object:
         found.append(GuidedDecoding("json_object"))
-    return [Constraint("structured_outputs", _with_whitespace(guided, wanted)) for guided in found]
+    return [Constraint("structured_outputs", guided) for guided in found]
 
 
 def _json_schema(schema: str | dict[str, Any] | None, param: str) -> GuidedDecoding:
@@ -127,19 +127,6 @@ def _read_object(given: str | dict[str, Any] | None, what: str, param: str, most
     if is_nested_deeper(given, most_levels):
         raise RequestError(f"The {what} in `{param}` is nested too deeply: at most {most_levels} levels.", param=param)
     return json.dumps(given)
-
-
-def _with_whitespace(guided: GuidedDecoding, wanted: StructuredOutputs) -> GuidedDecoding:
-    """Adds llguidance's options for JSON, which it reads from the schema itself."""
-    options: dict[str, Any] = {}
-    if wanted.whitespace_pattern is not None:
-        options["whitespace_pattern"] = wanted.whitespace_pattern
-    if wanted.disable_any_whitespace:
-        options["whitespace_flexible"] = False
-    if not options or guided.kind not in ("json_schema", "json_object"):
-        return guided
-    schema = json.loads(guided.spec) if guided.kind == "json_schema" else _ANY_OBJECT
-    return GuidedDecoding("json_schema", json.dumps(schema | {"x-guidance": options}))
 
 
 def _forced_schema(request: ChatRequest) -> dict[str, Any]:

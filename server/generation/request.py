@@ -78,9 +78,12 @@ class StructuredOutputs(msgspec.Struct, kw_only=True):
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
-    disable_any_whitespace: bool = False
-    whitespace_pattern: str | None = None
     structural_tag: str | None = None
+    disable_any_whitespace: Unsupported = False
+    whitespace_pattern: Unsupported = None
+
+    def __post_init__(self) -> None:
+        check_unsupported(self)
 
 
 class SamplingFields(RequestBody, kw_only=True):
@@ -260,7 +263,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     continue_final_message: bool = False
     add_special_tokens: bool = False
     documents: list[dict[str, str]] | None = None
-    chat_template: str | None = None
+    chat_template: Unsupported = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: ReasoningEffort | None = None
     include_reasoning: bool = True

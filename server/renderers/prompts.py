@@ -78,21 +78,12 @@ class ChatOptions:
     continue_final_message: bool = False
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
-    chat_template: str | None = None
-    """Always rejected: `--engine vllm` alone renders templates of requests."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     add_special_tokens: bool = False
     """Chat templates write the special tokens themselves."""
     truncate_prompt_tokens: int | None = None
     truncation_side: Side | None = None
     """None keeps the last tokens, and the special ones at the beginning."""
-
-    def __post_init__(self) -> None:
-        if self.chat_template is not None:
-            raise RequestError(
-                "a chat_template in the request is only accepted by --engine vllm with --trust-request-chat-template",
-                param="chat_template",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,6 +103,8 @@ def test_what_only_vllm_has_is_rejected_with_the_flag_for_it(name, value):
         ({"messages": "Hello"}, "messages"),
         ({"echo": True}, "echo"),
         ({"return_prompt_text": True}, "return_prompt_text"),
+        ({"chat_template": "{{ messages }}"}, "chat_template"),
+        ({"structured_outputs": {"json": {}, "whitespace_pattern": " "}}, "whitespace_pattern"),
     ],
     ids=str,
 )

@@ -48,14 +48,6 @@ _STRUCTURES = [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}]
             {"response_format": {"type": "structural_tag", "structures": _STRUCTURES, "triggers": ["<f"]}},
             GuidedDecoding("structural_tag", json.dumps({"structures": _STRUCTURES, "triggers": ["<f"]})),
         ),
-        (
-            {"structured_outputs": {"json_object": True, "disable_any_whitespace": True}},
-            GuidedDecoding("json_schema", '{"type": "object", "x-guidance": {"whitespace_flexible": false}}'),
-        ),
-        (
-            {"structured_outputs": {"json": {"type": "integer"}, "whitespace_pattern": " ?"}},
-            GuidedDecoding("json_schema", '{"type": "integer", "x-guidance": {"whitespace_pattern": " ?"}}'),
-        ),
     ],
     ids=str,
 )

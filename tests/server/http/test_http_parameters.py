@@ -84,7 +84,6 @@ def test_a_constraint_that_the_engine_rejects_is_a_400_that_names_its_field(serv
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"chat_template": "{{ messages }}"}, "chat_template"),
         ({"messages": [{"content": "Hello"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
     ],

@@ -100,12 +100,6 @@ def test_reserved_template_variables_are_rejected(renderer, name):
     assert (raised.value.status, raised.value.param) == (400, "chat_template_kwargs")
 
 
-def test_a_template_in_the_request_is_rejected():
-    with pytest.raises(RequestError, match="--engine vllm with --trust-request-chat-template") as raised:
-        ChatOptions(chat_template="{{ 1 }}")
-    assert (raised.value.status, raised.value.param) == (400, "chat_template")
-
-
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
