@@ -5,7 +5,6 @@
 
 import json
 import logging
-import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -145,11 +144,9 @@ def _body(text: str) -> None:
 
 def _embeds(text: str) -> None:
     payload = text.encode("latin-1")
-    for file in (payload, struct.pack("<Q", len(payload)) + payload):
+    for embeds in (pybase64.b64encode(payload), text):
         with suppress(ServerError):
-            safe_load_prompt_embeds(pybase64.b64encode(file), _EMBEDS)
-    with suppress(ServerError):
-        safe_load_prompt_embeds(text, _EMBEDS)
+            safe_load_prompt_embeds(embeds, _EMBEDS)
 
 
 def _media(text: str) -> None:
@@ -272,7 +269,7 @@ SCANNERS: Final = [
         "prompt_embeds",
         ("server.renderers.embeds.tensor_file",),
         _embeds,
-        [*_units("A", "=", "{", '{"a":', "[", "PK\x01\x02", "PK\x03\x04"), Text("q\x00h\x00", "PK\x03\x04")],
+        [*_units("A", "=", "PK\x01\x02", "PK\x03\x04"), Text("q\x00h\x00", "PK\x03\x04")],
     ),
     Scanner(
         "media",

@@ -19,7 +19,7 @@ from server.renderers.embeds.stored_tensor import (
     TensorFileError,
     convert_rows,
 )
-from server.renderers.embeds.tensor_file import is_safetensors, is_torch_file, read_safetensors, read_torch_file
+from server.renderers.embeds.tensor_file import is_torch_file, read_torch_file
 from server.renderers.prompts import EMBEDS_TYPE, RenderedPrompt, is_embeds, parts_of
 from server.types import PromptInputs, TensorData
 
@@ -67,8 +67,7 @@ def safe_load_prompt_embeds(
     """The rows in the model's dtype; if there are more than `truncate_to`, the last or the first ones.
 
     Args:
-        embeds: base64 of a `torch.save` file, or of a safetensors file with one tensor or one named
-            `prompt_embeds`.
+        embeds: base64 of a `torch.save` file.
         limits: the shape and type that the model accepts.
         truncate_to: most rows to keep.
         side: where surplus rows are cut off: `right` keeps the first ones.
@@ -105,14 +104,9 @@ def _decode(embeds: str | bytes, limits: EmbedsLimits) -> bytes:
 
 
 def _read(payload: bytes) -> StoredTensor:
-    if is_safetensors(memoryview(payload)):
-        return read_safetensors(memoryview(payload), name=PARAM)
     if is_torch_file(payload):
         return read_torch_file(payload)
-    raise TensorFileError(
-        "is neither a safetensors file nor one of torch.save: send base64 of "
-        f"`safetensors.torch.save({{'{PARAM}': tensor}})`, or of what `torch.save(tensor, file)` writes"
-    )
+    raise TensorFileError("is no file of torch.save: send base64 of what `torch.save(tensor, file)` writes")
 
 
 def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | None, side: str | None) -> StoredTensor:

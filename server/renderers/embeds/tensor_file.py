@@ -1,13 +1,11 @@
-"""Reads the one tensor of a `torch.save` or safetensors file without torch, and without running code from it.
+"""Reads the one tensor of a `torch.save` file without torch, and without running code from it.
 
-The first is a zip archive of a pickle and of the tensors' numbers. torch's own reader is not used: importing
-torch takes seconds, and the reader had vulnerabilities (CVE-2025-32434, CVE-2025-62164). This reader accepts
-only what `torch.save(tensor)` writes of a dense tensor. The other is eight bytes of header length, a JSON
-header and the numbers; safetensors' reader would copy them.
+It is a zip archive of a pickle and of the tensors' numbers. torch's own reader is not used: importing torch
+takes seconds, and the reader had vulnerabilities (CVE-2025-32434, CVE-2025-62164). This reader accepts only
+what `torch.save(tensor)` writes of a dense tensor.
 """
 
 import io
-import math
 import pickle
 import struct
 import zipfile
@@ -15,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
@@ -58,7 +55,7 @@ def read_torch_file(payload: bytes) -> StoredTensor:
         TensorFileError: the file is broken or does not hold exactly one tensor.
     """
     if payload.startswith(_OLD_MAGIC):
-        raise TensorFileError("is in the format of torch before 1.6: save it again with torch.save, or as safetensors")
+        raise TensorFileError("is in the format of torch before 1.6: save it again with torch.save")
     archive = _Archive(payload)
     try:
         tensor = _TensorUnpickler(archive).load()
@@ -93,7 +90,7 @@ class _Archive:
         self._folder = pickles[0].removesuffix(_PICKLE)
         order = self._entries.get(f"{self._folder}/byteorder")
         if order is not None and self._view(order) != _BYTE_ORDER:
-            raise TensorFileError("is in big-endian byte order: save it on a little-endian machine, or as safetensors")
+            raise TensorFileError("is in big-endian byte order: save it on a little-endian machine")
 
     @property
     def pickle(self) -> memoryview:
@@ -212,67 +209,3 @@ def _as_ints(values: Any) -> list[int]:
     if not isinstance(values, tuple):
         raise TypeError("no tuple")
     return [_as_int(value) for value in values]
-
-
-_LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 1 << 16
-_TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-
-
-class _Entry(msgspec.Struct):
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
-
-
-def is_safetensors(payload: memoryview) -> bool:
-    """Whether a JSON header begins at the ninth byte; no other accepted format begins that way."""
-    header = payload[_LENGTH_BYTES : _LENGTH_BYTES + 1]
-    return bytes(header) == b"{" and _header_length(payload) <= len(payload) - _LENGTH_BYTES
-
-
-def read_safetensors(payload: memoryview, *, name: str) -> StoredTensor:
-    """The tensor named `name`, or the only tensor, as a view of the payload.
-
-    Raises:
-        TensorFileError: there is no such tensor, its type is not floating point, or the file is broken.
-    """
-    length = _header_length(payload)
-    if length > _MAX_HEADER_BYTES:
-        raise TensorFileError(f"has a safetensors header of {length} bytes: the limit is {_MAX_HEADER_BYTES} bytes")
-    header = payload[_LENGTH_BYTES : _LENGTH_BYTES + length]
-    try:
-        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
-        entries.pop("__metadata__", None)
-        entry = msgspec.json.decode(_choose(entries, name), type=_Entry)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
-        raise TensorFileError(f"has a broken safetensors header ({err})") from err
-    return _view(entry, payload[_LENGTH_BYTES + length :])
-
-
-def _choose(entries: dict[str, Any], name: str) -> Any:
-    if name in entries:
-        return entries[name]
-    if len(entries) != 1:
-        raise TensorFileError(
-            f"holds {len(entries)} tensors in safetensors format: name one `{name}`, or send one only"
-        )
-    return next(iter(entries.values()))
-
-
-def _view(entry: _Entry, data: memoryview) -> StoredTensor:
-    dtype = _TYPES.get(entry.dtype)
-    if dtype is None:
-        raise TensorFileError(f"has numbers of type {entry.dtype[:20]!r}: it must be one of {', '.join(_TYPES)}")
-    shape = check_shape(entry.shape)
-    begin, end = entry.data_offsets
-    num_bytes = math.prod(shape) * np.dtype(NUMPY_TYPES[dtype]).itemsize
-    if not 0 <= begin <= end <= len(data) or end - begin != num_bytes:
-        raise TensorFileError(
-            f"has a broken safetensors header: shape {list(shape)} and bytes {begin} to {end} of {len(data)}"
-        )
-    return StoredTensor(dtype, np.frombuffer(data[begin:end], NUMPY_TYPES[dtype]).reshape(shape))
-
-
-def _header_length(payload: memoryview) -> int:
-    return int.from_bytes(payload[:_LENGTH_BYTES], "little")

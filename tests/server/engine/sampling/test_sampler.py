@@ -251,7 +251,7 @@ def test_counts_grow_with_the_sequence():
     sequence = create_sequence(list(range(300)), frequency_penalty=1.0)
     for step in range(400):
         logits = torch.zeros(1, 800)
-        penalties.apply([sequence], logits)
+        apply_penalties([sequence], logits)
         counts = torch.bincount(torch.tensor(sequence.token_ids[300:], dtype=torch.long), minlength=800)
         assert torch.equal(logits[0], -counts.float())
         sequence.token_ids.append(step * step % 700)
@@ -266,7 +266,7 @@ def test_rows_are_penalised_for_their_own_tokens_only():
         create_sequence([1], [2, 2], frequency_penalty=1.0),
     ]
     together = logits.clone()
-    Penalties().apply(sequences, together)
+    apply_penalties(sequences, together)
     for i, sequence in enumerate(sequences):
         assert torch.equal(together[i], _penalised(sequence, logits[i]))
     assert torch.equal(together[1], logits[1])
@@ -275,7 +275,7 @@ def test_rows_are_penalised_for_their_own_tokens_only():
 def test_counts_are_freed_with_their_sequence():
     penalties = Penalties()
     sequence = create_sequence([1], [2], presence_penalty=1.0)
-    penalties.apply([sequence], torch.zeros(1, 10))
+    apply_penalties([sequence], torch.zeros(1, 10))
     assert len(penalties._counts) == 1
     del sequence
     assert len(penalties._counts) == 0
@@ -283,7 +283,7 @@ def test_counts_are_freed_with_their_sequence():
 
 def _penalised(sequence: Sequence, logits: torch.Tensor) -> torch.Tensor:
     rows = logits.clone()[None]
-    Penalties().apply([sequence], rows)
+    apply_penalties([sequence], rows)
     return rows[0]
 
 
