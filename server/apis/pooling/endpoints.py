@@ -12,11 +12,6 @@ from server.apis.pooling.serving import Endpoint, Pooled, tensor_of, values_of
 from server.renderers.tokenizers.tokenizer import Encoded
 from server.types import EngineOutput, PoolingInfo, PoolingParams
 
-_REMOVED: Final = {
-    "score": "`score` task was removed; use `classify` instead.",
-    "encode": "`encode` task was removed; use `token_embed` or `token_classify` instead.",
-}
-
 
 class EmbeddingRequest(VectorFields, kw_only=True):
     """Texts or token ids to embed."""
@@ -70,8 +65,6 @@ def _embeddings(pooled: Pooled[EmbeddingRequest]) -> dict[str, Any]:
 def _pooling_params(request: PoolingRequest, info: PoolingInfo) -> PoolingParams:
     if request.dimensions is not None:
         raise RequestError("dimensions is currently not supported", param="dimensions")
-    if request.task in _REMOVED:
-        raise RequestError(_REMOVED[request.task], param="task")
     if request.task not in (None, info.task):
         raise RequestError(_why_not(request.task, info), param="task")
     return PoolingParams(task=info.task, use_activation=request.use_activation)
@@ -79,11 +72,11 @@ def _pooling_params(request: PoolingRequest, info: PoolingInfo) -> PoolingParams
 
 def _why_not(task: str | None, info: PoolingInfo) -> str:
     """Why a task is not the one that the model was started for."""
-    if task == "plugin":
-        return "No IOProcessor plugin installed. This engine has none; use `--engine vllm`."
     if task in info.supported_tasks:
         return f"Try switching the model's pooling_task via --pooler-config.task {task}."
-    return f"Unsupported task: {task!r} Supported tasks: {', '.join(info.supported_tasks)}"
+    return (
+        f"Unsupported task: {task!r} Supported tasks: {', '.join(info.supported_tasks)}; others need `--engine vllm`."
+    )
 
 
 def _pooled_data(pooled: Pooled[PoolingRequest]) -> dict[str, Any]:

@@ -280,10 +280,9 @@ def test_pooling_returns_vectors_of_texts_and_of_tokens(embedder, bert_folder, b
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"task": "score"}, "task", "use `classify` instead"),
         ({"task": "classify"}, "task", "Supported tasks: embed, token_embed"),
         ({"task": "token_embed"}, "task", "Try switching the model's pooling_task via --pooler-config.task"),
-        ({"task": "plugin"}, "task", "No IOProcessor plugin installed."),
+        ({"task": "plugin"}, "task", "--engine vllm"),
         ({"dimensions": 8}, "dimensions", "dimensions is currently not supported"),
     ],
 )
