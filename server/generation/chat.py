@@ -222,7 +222,6 @@ def chat_options(request: ChatRequest, config: GenerationConfig) -> ChatOptions:
         chat_template_kwargs=request.template_kwargs,
         add_special_tokens=request.add_special_tokens,
         truncate_prompt_tokens=request.truncate_prompt_tokens,
-        truncation_side=request.truncation_side,
     )
 
 

@@ -148,8 +148,8 @@ class GenerationRequest(SamplingFields, kw_only=True):
     use_beam_search: Unsupported = False
 
     logprob_token_ids: Unsupported = None
-    truncation_side: Literal["left", "right"] | None = None
-    """The side on which tokens are cut off; `left`, the default here, keeps the last ones."""
+    truncation_side: Unsupported = "left"
+    """The last tokens of a prompt are kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,7 +32,7 @@ from server.renderers.prompts import (
     check_unicode,
     has_embeds,
 )
-from server.renderers.tokenizers.tokenizer import Cut, Side, Tokenizer
+from server.renderers.tokenizers.tokenizer import Cut, Tokenizer
 from server.types import EngineInfo, PromptInputs, TensorData
 
 P = ParamSpec("P")
@@ -275,9 +275,8 @@ class BaseRenderer(ABC):
         return join(texts, tensors, encode, max_model_len=limits.max_model_len)
 
     def _load_embeds(self, prompt: EmbedsPrompt, options: TextOptions) -> RenderedPrompt:
-        rows = safe_load_prompt_embeds(
-            prompt.embeds, self._require_embeds(), truncate_to=self._token_limit(options), side=options.truncation_side
-        )
+        limits, limit = self._require_embeds(), self._token_limit(options)
+        rows = safe_load_prompt_embeds(prompt.embeds, limits, truncate_to=limit)
         return RenderedPrompt([0] * rows.shape[0], text=None, inputs=PromptInputs(embeds=rows))
 
     def _require_embeds(self) -> EmbedsLimits:
@@ -289,30 +288,20 @@ class BaseRenderer(ABC):
         return self.embeds_limits
 
     def _tokenized(self, text: str, options: ChatOptions | TextOptions, *, param: str) -> RenderedPrompt:
-        limit, side = self._token_limit(options), options.truncation_side
+        limit = self._token_limit(options)
         if limit is None:
             self._check_length(text, param)
-        encoded = text if limit is None or side is None else self._cut_text(text, side)
-        check_unicode(encoded, param)
-        token_ids = self.tokenizer.encode(
-            encoded, add_special_tokens=options.add_special_tokens, limit=limit if side is None else None
-        )
+        check_unicode(text, param)
+        token_ids = self.tokenizer.encode(text, add_special_tokens=options.add_special_tokens, limit=limit)
         return RenderedPrompt(self._keep_tokens(token_ids, options, param=param), text)
 
     def _keep_tokens(self, token_ids: list[int], options: ChatOptions | TextOptions, *, param: str) -> list[int]:
         """Truncates a prompt; raises RequestError if no token remains."""
         limit = self._token_limit(options)
-        kept = token_ids if limit is None else Cut(limit, options.truncation_side or "left").apply(token_ids)
+        kept = token_ids if limit is None else Cut(limit, "left").apply(token_ids)
         if not kept:
             raise RequestError(f"{param} has no tokens", param=param)
         return kept
-
-    def _cut_text(self, text: str, side: Side) -> str:
-        """The characters that the kept tokens can come from, so that a huge text is not tokenized."""
-        if self.max_model_len is None:
-            return text
-        num_chars = self.max_model_len * self.tokenizer.max_token_chars
-        return text[:num_chars] if side == "right" else text[-num_chars:]
 
     def _token_limit(self, options: ChatOptions | TextOptions) -> int | None:
         """The number of prompt tokens to keep; None keeps all. -1 leaves room for one output token."""

@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any, Literal, Protocol
 
 from base.errors import RequestError
-from server.renderers.tokenizers.tokenizer import Side
 from server.types import PromptInputs
 
 logger = logging.getLogger(__name__)
@@ -82,8 +81,7 @@ class ChatOptions:
     add_special_tokens: bool = False
     """Chat templates write the special tokens themselves."""
     truncate_prompt_tokens: int | None = None
-    truncation_side: Side | None = None
-    """None keeps the last tokens, and the special ones at the beginning."""
+    """As in `TextOptions`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +90,10 @@ class TextOptions:
 
     add_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
-    """Keep this many tokens; -1 keeps as many as leave room for one output token."""
-    truncation_side: Side | None = None
+    """Keep so many of the last tokens, and the special ones at the beginning.
+
+    -1 keeps as many as leave room for one output token.
+    """
 
 
 def check_text_length(text: str, *, max_model_len: int, max_token_chars: int, param: str) -> None:

@@ -53,7 +53,6 @@ class CompletionServing:
         options = TextOptions(
             add_special_tokens=request.add_special_tokens,
             truncate_prompt_tokens=request.truncate_prompt_tokens,
-            truncation_side=request.truncation_side,
         )
         while len(prompts) > _PROMPTS_PER_CALL:
             rendered += await renderer.run_in_pool(renderer.render_prompts, prompts[:_PROMPTS_PER_CALL], options)

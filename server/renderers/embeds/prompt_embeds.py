@@ -57,27 +57,20 @@ class EmbedsLimits:
         return -(-self.max_file_bytes // _BASE64_BYTES) * _BASE64_CHARS
 
 
-def safe_load_prompt_embeds(
-    embeds: str | bytes,
-    limits: EmbedsLimits,
-    *,
-    truncate_to: int | None = None,
-    side: str | None = None,
-) -> TensorData:
-    """The rows in the model's dtype; if there are more than `truncate_to`, the last or the first ones.
+def safe_load_prompt_embeds(embeds: str | bytes, limits: EmbedsLimits, *, truncate_to: int | None = None) -> TensorData:
+    """The rows in the model's dtype; if there are more than `truncate_to`, the last ones.
 
     Args:
         embeds: base64 of a `torch.save` file.
         limits: the shape and type that the model accepts.
         truncate_to: most rows to keep.
-        side: where surplus rows are cut off: `right` keeps the first ones.
 
     Raises:
         RequestError: `embeds` is not a matrix of finite numbers that fits the model.
     """
     try:
         tensor = _read(_decode(embeds, limits))
-        dense = _select_rows(tensor, limits, truncate_to, side)
+        dense = _select_rows(tensor, limits, truncate_to)
         rows = convert_rows(dense, limits.dtype)
     except TensorFileError as err:
         raise _reject(str(err)) from err
@@ -109,7 +102,7 @@ def _read(payload: bytes) -> StoredTensor:
     raise TensorFileError("is no file of torch.save: send base64 of what `torch.save(tensor, file)` writes")
 
 
-def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | None, side: str | None) -> StoredTensor:
+def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | None) -> StoredTensor:
     """The rows to use."""
     shape = tensor.shape
     matrix = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
@@ -126,7 +119,7 @@ def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | 
             "(--max-model-len) and one is needed for the output"
         )
     rows = tensor.array.reshape(matrix)
-    return StoredTensor(tensor.dtype, rows[:num_kept] if side == "right" else rows[matrix[0] - num_kept :])
+    return StoredTensor(tensor.dtype, rows[matrix[0] - num_kept :])
 
 
 def _reject(what: str) -> RequestError:

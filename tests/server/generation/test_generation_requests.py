@@ -37,7 +37,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "request_id": ["", "a\nERROR forged", "a\rb", "a\x1b[31m", "a\u2028b", "a\n"],
     "response_format": ["json", {"type": "json_schema"}, {"type": "json_schema", "json_schema": {"name": "a"}}],
     "media_io_kwargs": [{"a": {}}],
-    "truncation_side": ["middle"],
+    "truncation_side": ["right"],
     "logprob_token_ids": [[1]],
     "use_beam_search": [True],
     "thinking_token_budget": [-2, 1.0, True, "10"],
