@@ -102,7 +102,11 @@ def test_words_as_keys_of_logit_bias_are_named():
 
 @pytest.mark.parametrize(
     "fields",
-    [f'"response_format": {{"type": "{"x" * 10_000}"}}', f'"logit_bias": {{"{"x" * 10_000}": 1}}', f'"n": -{"9" * 1000}'],
+    [
+        f'"response_format": {{"type": "{"x" * 10_000}"}}',
+        f'"logit_bias": {{"{"x" * 10_000}": 1}}',
+        f'"n": -{"9" * 1000}',
+    ],
     ids=["word", "key", "number"],
 )
 def test_huge_value_is_truncated_in_the_message(fields):

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from server.engine.sampling.guided import GuidedStates
-from server.engine.sampling.sampler import Penalties, Sampler, describe
+from server.engine.sampling.sampler import Sampler, apply_penalties, describe
 from server.engine.sequence import Sequence
 from server.types import SamplingParams, TokenLogprob
 from tests.server.inline_executor import InlineExecutor
@@ -247,7 +247,6 @@ def test_repetition_comes_before_frequency_and_presence():
 
 
 def test_counts_grow_with_the_sequence():
-    penalties = Penalties()
     sequence = create_sequence(list(range(300)), frequency_penalty=1.0)
     for step in range(400):
         logits = torch.zeros(1, 800)
@@ -270,15 +269,6 @@ def test_rows_are_penalised_for_their_own_tokens_only():
     for i, sequence in enumerate(sequences):
         assert torch.equal(together[i], _penalised(sequence, logits[i]))
     assert torch.equal(together[1], logits[1])
-
-
-def test_counts_are_freed_with_their_sequence():
-    penalties = Penalties()
-    sequence = create_sequence([1], [2], presence_penalty=1.0)
-    apply_penalties([sequence], torch.zeros(1, 10))
-    assert len(penalties._counts) == 1
-    del sequence
-    assert len(penalties._counts) == 0
 
 
 def _penalised(sequence: Sequence, logits: torch.Tensor) -> torch.Tensor:
