@@ -16,28 +16,35 @@ import pytest
 import yaml
 
 from base.server_settings import LifecycleConfig
-from tests.deploy.shipped import ROOT, last, read_stages
+from startup.serve_words import ServeWords
+from startup.vllm.command_line import CommandLine
+from tests.deploy.shipped import ROOT, STARTS, STARTS_OF_VLLM, last, read_stages
 from vllm_cli.commands.probes import ProbeTarget, build_probes
 from vllm_cli.commands.standby import standby
 from vllm_cli.commands.wait import wait
 
-MANIFEST = ROOT / "deploy" / "kubernetes" / "deployment.yaml"
+MANIFESTS = sorted((ROOT / "deploy" / "kubernetes").iterdir())
 SERVICE = ROOT / "deploy" / "systemd" / "vllm-cli.service"
 FILES = (ROOT / "Dockerfile", ROOT / "compose.yaml", ROOT / ".dockerignore", *(ROOT / "deploy").rglob("*.*"))
 STANDBY = ROOT / "deploy" / "systemd" / "vllm-cli-standby.service"
 DRAIN_S = LifecycleConfig().shutdown_timeout_s
 MODELS = ROOT / "deploy" / "models.yaml"
-MODELS_POD = ROOT / "deploy" / "kubernetes" / "many-models.yaml"
 _PAGE = ROOT / "docs" / "many-models.md"
 
 
-def _manifest(kind: str) -> dict[str, Any]:
-    [found] = [d for d in yaml.safe_load_all(MANIFEST.read_text()) if d["kind"] == kind]
-    return dict(found)
+def _documents(path: Path) -> dict[str, dict[str, Any]]:
+    return {document["kind"]: document for document in yaml.safe_load_all(path.read_text())}
 
 
-def _pod() -> dict[str, Any]:
-    return dict(_manifest("Deployment")["spec"]["template"]["spec"])
+def pod_templates(path: Path) -> dict[str, dict[str, Any]]:
+    """The pods of a manifest by the names of `STARTS`."""
+    (spec,) = [one["spec"] for kind, one in _documents(path).items() if kind in ("Deployment", "LeaderWorkerSet")]
+    group = spec.get("leaderWorkerTemplate", {})
+    roles = {f"{path.stem} {role}": group[f"{role}Template"] for role in ("leader", "worker") if group}
+    return roles or {path.stem: spec["template"]}
+
+
+PODS = {name: pod for path in MANIFESTS for name, pod in pod_templates(path).items()}
 
 
 def _service(path: Path = SERVICE) -> configparser.SectionProxy:
@@ -107,31 +114,54 @@ def test_no_file_names_a_registry(path):
     )
 
 
-def test_the_root_in_compose_is_read_only():
+def test_compose_has_time_for_the_drain():
     service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["llm"]
-    assert service["read_only"]
-    assert service["tmpfs"] == ["/tmp"]
     assert float(service["stop_grace_period"].removesuffix("s")) > DRAIN_S
 
 
-def test_the_manifest_has_the_probes_that_the_command_prints():
-    [container] = _pod()["containers"]
-    printed = build_probes(ProbeTarget())
-    assert {name: probe for name, probe in container.items() if name.endswith("Probe")} == printed
-
-
-def test_the_manifest_matches_the_server():
-    pod = _pod()
-    [container] = pod["containers"]
-    assert pod["terminationGracePeriodSeconds"] > DRAIN_S
-    assert container["securityContext"]["readOnlyRootFilesystem"]
-    assert pod["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"  # else the group may write to all files
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_mounts_its_volumes_has_time_for_the_drain_and_the_printed_probes(name):
+    spec = PODS[name]["spec"]
+    [container] = spec["containers"]
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-    assert set(mounts) == {"/cache", "/tmp"}
-    assert {volume["name"] for volume in pod["volumes"]} == set(mounts.values())
-    assert _manifest("Service")["spec"]["selector"] == _manifest("Deployment")["spec"]["selector"]["matchLabels"]
-    claim = pod["volumes"][0]["persistentVolumeClaim"]["claimName"]
-    assert claim == _manifest("PersistentVolumeClaim")["metadata"]["name"]
+    assert {volume["name"] for volume in spec["volumes"]} == set(mounts.values())
+    is_vllm = name in STARTS_OF_VLLM
+    drain_s = float(CommandLine.of(STARTS[name].serve_words).values["--shutdown-timeout"]) if is_vllm else DRAIN_S
+    assert spec["terminationGracePeriodSeconds"] > drain_s
+    assert {"/cache", "/dev/shm" if is_vllm else "/tmp"} <= set(mounts)
+    probes = {name: probe for name, probe in container.items() if name.endswith("Probe")}
+    if not is_vllm:
+        assert probes == build_probes(ProbeTarget())
+        assert spec["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"  # else all files are made writable
+    elif not name.endswith("worker"):
+        printed = build_probes(ProbeTarget(is_vllm=True))
+        assert {**printed, "startupProbe": probes["startupProbe"]} == probes  # which has more time
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_a_service_selects_the_pods_that_listen_and_claims_exist(path):
+    documents, pods = _documents(path), pod_templates(path)
+    selector = documents["Service"]["spec"]["selector"]
+    chosen = [name for name, pod in pods.items() if selector.items() <= pod["metadata"]["labels"].items()]
+    assert chosen == [name for name in pods if not name.endswith("worker")]
+    volumes = [volume for pod in pods.values() for volume in pod["spec"]["volumes"]]
+    claims = [volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume]
+    assert claims == [one["metadata"]["name"] for one in documents.values() if one["kind"] == "PersistentVolumeClaim"]
+
+
+def test_leader_and_workers_form_one_group():
+    name = "vllm-leaderworkerset"
+    leader, worker = (
+        dict(CommandLine.of(ServeWords(STARTS[f"{name} {role}"].serve_words).engine_words).values)
+        for role in ("leader", "worker")
+    )
+    assert (leader.pop("--node-rank"), worker.pop("--node-rank")) == ("0", "1")
+    assert worker.pop("--headless") == ""
+    assert leader == worker
+    assert leader["--pipeline-parallel-size"] == leader["--nnodes"]
+    for role in ("leader", "worker"):
+        [container] = PODS[f"{name} {role}"]["spec"]["containers"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == leader["--tensor-parallel-size"]
 
 
 def test_the_unit_waits_for_readiness_and_for_the_drain():
@@ -166,29 +196,8 @@ def test_systemd_accepts_the_units(tmp_path):
     assert "vllm-cli" not in done.stderr, done.stderr
 
 
-def test_the_unit_grants_no_more_than_the_server_needs():
-    service = _service()
-    assert service["DynamicUser"] == service["NoNewPrivileges"] == "yes"
-    assert service["ProtectSystem"] == "strict"
-    assert service["CapabilityBoundingSet"] == ""
-
-
 def test_the_first_line_names_the_schema():
     of_page = _PAGE.read_text().partition("```yaml\n")[2]
     for file, text in ((MODELS, MODELS.read_text()), (_PAGE, of_page)):
         schema = text.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
         assert (file.parent / schema).resolve() == ROOT / "startup" / "router" / "models.schema.json"
-
-
-def test_the_pod_has_the_printed_probes_its_volumes_and_a_service():
-    documents = {document["kind"]: document for document in yaml.safe_load_all(MODELS_POD.read_text())}
-    pod = documents["Deployment"]["spec"]["template"]["spec"]
-    [container] = pod["containers"]
-    volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
-    printed = build_probes(ProbeTarget())
-    assert {name: probe for name, probe in container.items() if name.endswith("Probe")} == printed
-    selector = documents["Deployment"]["spec"]["selector"]["matchLabels"]
-    assert documents["Service"]["spec"]["selector"] == selector
-    claim = volumes["cache"]["persistentVolumeClaim"]["claimName"]
-    assert claim == documents["PersistentVolumeClaim"]["metadata"]["name"]

@@ -12,7 +12,7 @@ import yaml
 
 from tests.containers import as_user, on_read_only_root
 from tests.deploy.shipped import ROOT, STARTS, Instruction, read_stages
-from tests.deploy.test_deploy_files import MANIFEST
+from tests.deploy.test_deploy_files import MANIFESTS, pod_templates
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -25,12 +25,20 @@ def test_hadolint_reports_nothing(linters):
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_manifests_fit_the_schema_of_kubernetes(linters, tmp_path):
-    good = _validate(linters, MANIFEST)
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_the_manifests_fit_the_schema_of_kubernetes(path, linters, tmp_path):
+    """The schema has no LeaderWorkerSet, but its pods."""
+    documents = [one for one in yaml.safe_load_all(path.read_text()) if one["kind"] != "LeaderWorkerSet"]
+    documents += [
+        {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": pod}
+        for pod in pod_templates(path).values()
+    ]
+    file = tmp_path / "manifest.yaml"
+    file.write_text(yaml.safe_dump_all(documents))
+    good = _validate(linters, file)
     assert good.returncode == 0, good.stdout + good.stderr
-    wrong = tmp_path / "wrong.yaml"
-    wrong.write_text(MANIFEST.read_text().replace("periodSeconds", "perSeconds"))
-    assert _validate(linters, wrong).returncode != 0
+    file.write_text(file.read_text().replace("volumeMounts", "mounts"))
+    assert _validate(linters, file).returncode != 0
 
 
 @pytest.mark.parametrize(
@@ -40,7 +48,8 @@ def test_printed_probes_fit_the_schema_of_kubernetes(words, linters, tmp_path):
     printed = subprocess.run(
         [sys.executable, "-m", "vllm_cli", "probes", *words], check=True, capture_output=True, text=True, timeout=200
     )
-    [pod] = [document for document in yaml.safe_load_all(MANIFEST.read_text()) if document["kind"] == "Deployment"]
+    deployments = yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "deployment.yaml").read_text())
+    [pod] = [document for document in deployments if document["kind"] == "Deployment"]
     [container] = pod["spec"]["template"]["spec"]["containers"]
     container |= yaml.safe_load(printed.stdout)
     (tmp_path / "deployment.yaml").write_text(yaml.safe_dump(pod))
