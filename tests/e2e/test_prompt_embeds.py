@@ -60,8 +60,6 @@ def test_embeddings_of_a_text_continue_as_the_text_does(exact, model, tokenizer,
     assert [both[0], both[2]] == [expected] * 2
 
 
-def test_rows_of_other_types_and_layouts_are_taken(exact, model, tokenizer):
-    rows = embed(model, tokenizer, PROMPT)
-    for given in (rows.bfloat16(), rows.to_sparse()):
-        (text,) = continue_greedily(exact, prompt_embeds=torch_payload(given))
-        assert text.startswith(" Paris")
+def test_rows_of_another_type_are_taken(exact, model, tokenizer):
+    (text,) = continue_greedily(exact, prompt_embeds=torch_payload(embed(model, tokenizer, PROMPT).bfloat16()))
+    assert text.startswith(" Paris")
