@@ -1,12 +1,10 @@
 """The answers of the stand-in for the hub: listings, files and refusals."""
 
 import json
-import os
 import select
 import socket
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -71,12 +69,8 @@ class HubHandler(QuietHandler):
     def do_GET(self) -> None:
         self._answer_request()
 
-    def do_POST(self) -> None:
-        self._answer_request()
-
     def _answer_request(self) -> None:
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
-        self._body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         self._seen = self._note_request(path)
         hub = self.server.hub
         hub.may_answer.wait()
@@ -103,25 +97,17 @@ class HubHandler(QuietHandler):
     # What the hub tells
 
     def _describe(self, path: str, query: dict[str, list[str]]) -> None:
-        model_id, action, rest = _split(path, ("revision", "tree", "paths-info", "xet-read-token", "refs"))
+        model_id, action, revision = _split(path, ("revision", "tree", "xet-read-token"))
         self._redirect_renamed(model_id)
         self._check_access(model_id)
-        revision = unquote(rest.partition("/")[0]) or "main"
-        if action == "refs":
-            self._answer_json({"branches": self._branches(model_id), "converts": [], "tags": []})
-            return
-        commit = self._find(model_id, revision)
+        commit = self._find(model_id, unquote(revision) or "main")
         if action == "xet-read-token":
             self._send_xet_token()
-        elif action == "tree":
-            folder = unquote(rest.partition("/")[2])
-            self._answer_json(list(self._list_tree(commit, folder, is_recursive=query.get("recursive") == ["true"])))
-        elif action == "paths-info":
-            self._answer_json(list(self._describe_paths(commit)))
+        elif action == "tree":  # always with all folders
+            self._answer_json([self._entry(file) for file in commit.files.values()])
         else:
-            self._answer_json(
-                self._model_info(model_id, commit, has_blobs="blobs" in query and self.server.hub.lists_contents)
-            )
+            has_blobs = "blobs" in query and self.server.hub.lists_contents
+            self._answer_json(self._model_info(model_id, commit, has_blobs=has_blobs))
 
     def _model_info(self, model_id: str, commit: HubCommit, *, has_blobs: bool) -> dict[str, Any]:
         siblings: list[dict[str, Any]] = [{"rfilename": name} for name in commit.files]
@@ -141,18 +127,6 @@ class HubHandler(QuietHandler):
             "siblings": siblings,
         }
 
-    def _list_tree(self, commit: HubCommit, folder: str, *, is_recursive: bool) -> Iterator[dict[str, Any]]:
-        folders: set[str] = set()
-        for file in commit.files.values():
-            rest = file.name.removeprefix(f"{folder}/" if folder else "")
-            if folder and rest == file.name:
-                continue
-            if "/" not in rest or is_recursive:
-                yield self._entry(file)
-            elif (name := file.name[: -len(rest)] + rest.partition("/")[0]) not in folders:
-                folders.add(name)
-                yield {"type": "directory", "path": name, "oid": commit.id, "size": 0}
-
     def _entry(self, file: HubFile) -> dict[str, Any]:
         entry: dict[str, Any] = {"type": "file", "path": file.name, "size": file.size, "oid": file.blob_id}
         if file.is_lfs:
@@ -161,27 +135,11 @@ class HubHandler(QuietHandler):
                 entry["xetHash"] = file.sha256
         return entry
 
-    def _branches(self, model_id: str) -> list[dict[str, str]]:
-        return [
-            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit.id}
-            for name, commit in self.server.hub.revisions[model_id].items()
-        ]
-
-    def _describe_paths(self, commit: HubCommit) -> Iterator[dict[str, Any]]:
-        """The files and folders that the body names."""
-        is_json = "json" in (self.headers["Content-Type"] or "")
-        named = json.loads(self._body) if is_json else parse_qs(self._body.decode())
-        for path in named.get("paths", []):
-            if path in commit.files:
-                yield self._entry(commit.files[path])
-            elif any(name.startswith(f"{path}/") for name in commit.files):
-                yield {"type": "directory", "path": path, "oid": commit.id, "size": 0}
-
     def _send_xet_token(self) -> None:
         if not self.server.hub.is_xet:
             raise _Refusal(404, message="Xet is not enabled")
         headers = {
-            "X-Xet-Cas-Url": self.server.hub.xet.url,
+            "X-Xet-Cas-Url": self.server.hub.xet_url,
             "X-Xet-Access-Token": "xet-token",
             "X-Xet-Token-Expiration": str(_FAR_FUTURE_S),
         }
@@ -245,41 +203,35 @@ class HubHandler(QuietHandler):
 
     def _read_range(self, size: int) -> tuple[int, int]:
         """The first byte, and the one behind the last, of what is requested."""
-        first, dash, last = (self.headers["Range"] or "bytes=0-").removeprefix("bytes=").partition("-")
-        if not dash or "," in last:
-            return 0, size
-        begin = int(first) if first else max(size - int(last), 0)
-        end = min(int(last) + 1, size) if first and last else size
+        first, _, last = (self.headers["Range"] or "bytes=0-").removeprefix("bytes=").partition("-")
+        begin, end = int(first), min(int(last) + 1, size) if last else size
         if begin >= end and size:
             raise _Refusal(416, **{"Content-Range": f"bytes */{size}"})
         return begin, end
 
     def _send_body(self, key: str, file: HubFile, begin: int, end: int, fault: Fault | None) -> None:
+        content = memoryview(file.content)
         if fault is None or fault.kind == "short":
-            self._send_part(key, file, begin, end)
+            self._send_part(key, content[begin:end])
             return
         broken_at = begin + fault.after
-        self._send_part(key, file, begin, broken_at)
+        self._send_part(key, content[begin:broken_at])
         if fault.kind == "wrong":
-            self._count(key, self.request.send(_flip(file, broken_at)))
-            self._send_part(key, file, broken_at + 1, end)
+            self._send_part(key, memoryview(bytes([content[broken_at] ^ 0xFF])))
+            self._send_part(key, content[broken_at + 1 : end])
             return
         if fault.kind == "stall":
             self._wait_for_client()
         self.close_connection = True
 
-    def _send_part(self, key: str, file: HubFile, begin: int, end: int) -> None:
-        with ExitStack() as stack:
-            opened = file.content if isinstance(file.content, bytes) else stack.enter_context(file.content.open("rb"))
-            while begin < end:
-                count = min(end - begin, self.server.hub.link.piece_bytes)
-                self.server.hub.link.take(count)
-                if isinstance(opened, bytes):
-                    num_sent = self.request.send(opened[begin : begin + count])
-                else:
-                    num_sent = os.sendfile(self.request.fileno(), opened.fileno(), begin, count)
-                self._count(key, num_sent)
-                begin += num_sent
+    def _send_part(self, key: str, part: memoryview) -> None:
+        while part:
+            link = self.server.hub.link
+            piece = part[: link.piece_bytes]
+            link.take(len(piece))
+            num_sent = self.request.send(piece)
+            self._count(key, num_sent)
+            part = part[num_sent:]
 
     def _count(self, key: str, num_bytes: int) -> None:
         with _COUNT_LOCK:
@@ -344,12 +296,3 @@ def _split(path: str, actions: tuple[str, ...]) -> tuple[str, str | None, str]:
         if index and part in actions:
             return "/".join(parts[:index]), part, "/".join(parts[index + 1 :])
     return path, None, ""
-
-
-def _flip(file: HubFile, at: int) -> bytes:
-    """The byte with all its bits changed."""
-    if isinstance(file.content, bytes):
-        return bytes([file.content[at] ^ 0xFF])
-    with file.content.open("rb") as opened:
-        opened.seek(at)
-        return bytes([opened.read(1)[0] ^ 0xFF])

@@ -1,8 +1,8 @@
-"""A commit of a repository that the stand-in for the hub serves: files on disk, or bytes in memory."""
+"""A commit of a repository that the stand-in for the hub serves."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any, Final
 
 _LFS_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 _LFS_FROM_BYTES: Final = 10_000_000
-_READ_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -19,11 +18,11 @@ class HubFile:
 
     name: str
     """The path inside of the repository."""
-    content: bytes | Path
+    content: bytes
 
-    @cached_property
+    @property
     def size(self) -> int:
-        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+        return len(self.content)
 
     @property
     def is_lfs(self) -> bool:
@@ -32,14 +31,13 @@ class HubFile:
     @cached_property
     def sha256(self) -> str:
         """The ETag of a file in LFS."""
-        return self._hash(hashlib.sha256())
+        return hashlib.sha256(self.content).hexdigest()
 
     @cached_property
     def blob_id(self) -> str:
         """Git's object id, which is the ETag of a file outside of LFS; of one in LFS git has a short text."""
-        if not self.is_lfs:
-            return self._hash(hashlib.sha1(b"blob %d\0" % self.size))
-        return hashlib.sha1(b"blob %d\0" % len(self._pointer) + self._pointer).hexdigest()
+        text = self._pointer if self.is_lfs else self.content
+        return hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
 
     @property
     def etag(self) -> str:
@@ -55,27 +53,19 @@ class HubFile:
         text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n"
         return text.encode()
 
-    def _hash(self, hasher: Any) -> str:
-        if isinstance(self.content, bytes):
-            hasher.update(self.content)
-            return str(hasher.hexdigest())
-        with self.content.open("rb") as file:
-            while piece := file.read(_READ_BYTES):
-                hasher.update(piece)
-        return str(hasher.hexdigest())
-
 
 class HubCommit:
     """The files of one commit."""
 
-    def __init__(self, files: Mapping[str, bytes | Path], commit: str | None = None) -> None:
+    def __init__(self, files: Mapping[str, bytes], commit: str | None = None) -> None:
         self.files = {name: HubFile(name, content) for name, content in sorted(files.items())}
         self._commit = commit
 
     @classmethod
     def of_folder(cls, folder: Path) -> "HubCommit":
         """All files of a model folder; links, as in a snapshot of the hub's cache, are followed."""
-        return cls({str(path.relative_to(folder)): path.resolve() for path in _list_files(folder)})
+        found = (path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts)
+        return cls({str(path.relative_to(folder)): path.read_bytes() for path in found})
 
     @cached_property
     def id(self) -> str:
@@ -86,7 +76,3 @@ class HubCommit:
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files.values())
-
-
-def _list_files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and ".git" not in path.parts)

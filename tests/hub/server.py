@@ -88,7 +88,9 @@ class HubServer:
         """Bytes of files by `repository/file`."""
         self.closing = threading.Event()
         self._servers = [HubListener(self, "hub", "127.0.0.1"), HubListener(self, "cdn", CDN_HOST)]
-        self.xet = _SilentServer()
+        self.xet = socket.create_server(("127.0.0.1", 0), backlog=256)
+        """Xet's server: the kernel takes connections to it, and nobody answers them."""
+        self.xet.setblocking(False)
 
     @property
     def url(self) -> str:
@@ -99,10 +101,14 @@ class HubServer:
     def cdn_url(self) -> str:
         return self._servers[1].url
 
+    @property
+    def xet_url(self) -> str:
+        return "http://{}:{}".format(*self.xet.getsockname())
+
     def add(
         self,
         model_id: str,
-        files: Mapping[str, bytes | Path] | Path,
+        files: Mapping[str, bytes] | Path,
         *,
         revision: str = "main",
         commit: str | None = None,
@@ -158,7 +164,7 @@ class HubServer:
         with ExitStack() as stack:
             for server in self._servers:
                 stack.enter_context(serving(server))
-            stack.enter_context(self.xet.serving())
+            stack.enter_context(self.xet)
             try:
                 yield self
             finally:
@@ -192,35 +198,3 @@ class HubListener(LocalServer):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         super().server_close()
-
-
-class _SilentServer:
-    """Accepts connections and never answers: Xet's server, when its clients wait for ever."""
-
-    def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self._accepted: list[socket.socket] = []
-        self.num_connections = 0
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-
-    @contextmanager
-    def serving(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._accept, name="hub-xet")
-        thread.start()
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-            thread.join()
-            self._socket.close()
-            for connection in self._accepted:
-                connection.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                self._accepted.append(self._socket.accept()[0])
-            except OSError:
-                return
-            self.num_connections += 1

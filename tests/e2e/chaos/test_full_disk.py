@@ -134,8 +134,10 @@ def test_batch_resumes_where_the_disk_became_full(server, tmp_path, folder, disk
 
 
 def test_download_without_room_names_its_size_and_folder(model_path, folder, disk):
-    files: dict[str, bytes | Path] = {"model.safetensors": os.urandom(4 << 20)}
-    files |= {name: model_path / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")}
+    files = {"model.safetensors": os.urandom(4 << 20)}
+    files |= {
+        name: (model_path / name).read_bytes() for name in ("config.json", "tokenizer.json", "tokenizer_config.json")
+    }
     with HubServer().serving() as hub:
         size = format_bytes(hub.add("org/model", files).size)
         settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}

@@ -209,5 +209,5 @@ def test_xet_that_never_answers_is_left_for_plain_http(downloads, monkeypatch):
     downloads.hub.is_xet = True
     report = downloads.run(stall_s=2.0)
     assert downloads.content(report) == MODEL
-    assert downloads.hub.xet.num_connections >= 1
+    downloads.hub.xet.accept()[0].close()  # there was a connection
     assert not list(downloads.cache.rglob("*.incomplete"))
