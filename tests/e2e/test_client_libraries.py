@@ -128,13 +128,13 @@ def test_a_response_in_the_background_is_cancelled(server, client):
     wait_until(lambda: server.metric("vllm:num_requests_running") == 0)
 
 
-def test_a_drain_waits_for_the_background_and_a_file_outlives_the_server(start_server, tmp_path):
+def test_a_drain_waits_for_the_background_and_a_file_outlives_the_server(start_tiny_server, tmp_path):
     arguments = ("--responses-store-file", str(tmp_path / "responses.db"), "--max-model-len", "512")
-    with start_server(*arguments, "--shutdown-timeout", "200") as server:
+    with start_tiny_server(*arguments, "--shutdown-timeout", "200") as server:
         response = server.openai().responses.create(**ENDLESS, background=True, max_output_tokens=60)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(200) == 0
-    with start_server(*arguments) as server:
+    with start_tiny_server(*arguments) as server:
         kept = server.openai().responses.retrieve(response.id)
         assert (kept.status, kept.usage is not None and kept.usage.output_tokens) == ("incomplete", 60)
 

@@ -99,11 +99,9 @@ def test_report_and_trace_explain_the_start(start_server, tmp_path):
 @pytest.mark.parametrize(
     ("number", "cold_s", "warm_s"),
     [
-        (signal.SIGTERM, 0.0, 0.0),
         (signal.SIGINT, 0.0, 0.01),
         (signal.SIGTERM, 0.4, 0.03),
         (signal.SIGINT, 0.9, 0.07),
-        (signal.SIGTERM, 1.4, 0.15),
     ],
 )
 def test_a_signal_in_any_phase_ends_the_start_and_leaves_nothing(
@@ -156,11 +154,15 @@ def test_preflight_only_checks_and_exits(model_path):
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_only_main_threads_import_heavy_modules(tiny_llama, tmp_path, method):
+def test_each_start_method_serves_exits_cleanly_and_imports_heavy_modules_on_main_threads(tiny_llama, tmp_path, method):
     """With `forkserver` only the engine's processes load torch, which would take 1.5 s of the API process."""
     environment = _audit_environment(tmp_path, "others") | {"VLLM_WORKER_MULTIPROC_METHOD": method}
     with ServerProcess([str(tiny_llama), "--prefetch", "on"], environment=environment) as server:
         has_torch = "libtorch" in Path(f"/proc/{server.process.pid}/maps").read_text()
+        family = server.family()
+        assert server.complete(max_tokens=4) == 200
+        assert server.terminate() == 0
+        assert_gone(family)
     assert not (has_torch and method == "forkserver")
     audit = tmp_path / "audit"
     assert not audit.exists(), audit.read_text()

@@ -17,6 +17,7 @@ from tests.ports import free_port
 from tests.processes import GONE_S
 from tests.standby_process import StandbyProcess
 from tests.terminal import INTERRUPT, QUIT, SUSPEND, Shell, serve_command
+from tests.tiers import slow_but_for
 from tests.waiting import is_gone, wait_until
 from vllm_cli.client.running_servers import RunningServer, find_servers
 
@@ -132,8 +133,10 @@ def test_keys_end_a_start(key, code, cold_or_warm, job, tmp_path):
         assert "Traceback" not in shell.text
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL])
-def test_a_signal_ends_a_start_as_a_shell_reports_it(number, cold_or_warm, job, tmp_path):
+@pytest.mark.parametrize(
+    "name", slow_but_for(["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGKILL"], "SIGINT", "SIGHUP")
+)
+def test_a_signal_ends_a_start_as_a_shell_reports_it(name, cold_or_warm, job, tmp_path):
     """For the parent, the process that it started has ended by the signal, or with the code for Ctrl-C."""
     with _SlowStart(tmp_path) as start:
         process = subprocess.Popen(
@@ -141,13 +144,14 @@ def test_a_signal_ends_a_start_as_a_shell_reports_it(number, cold_or_warm, job, 
             env=os.environ | cold_or_warm, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         start.wait_reading()
+        number = signal.Signals[name]
         process.send_signal(number)
         _, errors = process.communicate(timeout=GONE_S)
         assert process.returncode == (130 if number == signal.SIGINT else -number)
         assert b"Traceback" not in errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_server_that_is_killed_ends_its_front_process_by_the_same_signal(number, warm, job):
     with job.running(warm) as process:
         server = job.find()
@@ -205,9 +209,8 @@ def test_a_pipe_ends_with_the_server(warm, job, tmp_path):
     assert "\x1b[" not in (tmp_path / "log").read_text()
 
 
-@pytest.mark.parametrize("redirection", ["<&-", ">&-", "<&- >&-"], ids=["stdin", "stdout", "both"])
-def test_a_server_runs_with_closed_streams(redirection, warm, job):
-    with job.running(warm, ("sh", "-c", f'exec "$@" {redirection}', "sh"), stdin=None) as process:
+def test_a_server_runs_with_closed_streams(warm, job):
+    with job.running(warm, ("sh", "-c", 'exec "$@" <&- >&-', "sh"), stdin=None) as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(GONE_S) == 0
 

@@ -92,16 +92,10 @@ def test_cold_starts_are_not_compared_with_warm_ones(tiny_llama, standby, tmp_pa
 @pytest.mark.parametrize(
     "words",
     [
-        ("--port", "99999"),
-        ("--preflight-only",),
         ("--preflight-only", "--json"),
         ("--max-model-len", "1000000"),
         ("--startup-timeout", "0.001"),
         ("--nonsense",),
-        ("--config", "missing.yaml"),
-        ("--uds", "/no/such/folder/socket"),
-        ("--ssl-certfile", "/no/such/file"),
-        ("--host", "192.0.2.1"),
         ("--engine", "vllm"),
         ("--port", "TAKEN"),
     ],
@@ -120,7 +114,7 @@ def test_a_start_that_ends_by_itself_ends_as_a_cold_one(words, tiny_llama, stand
 
 
 @pytest.mark.parametrize(
-    "number", slow_but_for(["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGKILL"], "SIGTERM", "SIGKILL")
+    "number", slow_but_for(["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGKILL"], "SIGTERM")
 )
 def test_a_signal_ends_a_ready_server_as_a_cold_one(number, tiny_llama, standby):
     ends = []
@@ -134,7 +128,7 @@ def test_a_signal_ends_a_ready_server_as_a_cold_one(number, tiny_llama, standby)
     assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.005, 0.01, 0.02])
+@pytest.mark.parametrize("delay_s", [0.0, 0.01])
 def test_a_signal_just_after_the_fork_ends_the_start_and_leaves_nothing(delay_s, tiny_llama, standby):
     """The front process or the forked one receives it; `test_start.py` has the later phases."""
     number = random.choice((signal.SIGINT, signal.SIGTERM))
