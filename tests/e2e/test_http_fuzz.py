@@ -47,11 +47,11 @@ def pooling_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerP
 
 
 def test_fuzzed_requests_for_text_are_answered(text_server):
-    fuzz(text_server, range(400), TEXT_ROUTES)
+    fuzz(text_server, range(1200), TEXT_ROUTES)
 
 
 def test_fuzzed_requests_for_vectors_are_answered(pooling_server):
-    fuzz(pooling_server, range(200), POOLING_ROUTES)
+    fuzz(pooling_server, range(600), POOLING_ROUTES)
 
 
 def test_a_request_that_excludes_every_token_is_a_400(text_server):
@@ -65,8 +65,8 @@ def test_a_request_that_excludes_every_token_is_a_400(text_server):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_very_many_fuzzed_requests_are_answered(text_server, pooling_server):
-    print(fuzz(text_server, range(1000, 101_000), TEXT_ROUTES))
-    print(fuzz(pooling_server, range(1000, 21_000), POOLING_ROUTES))
+    print(fuzz(text_server, range(2000, 102_000), TEXT_ROUTES))
+    print(fuzz(pooling_server, range(2000, 22_000), POOLING_ROUTES))
 
 
 def fuzz(server: ServerProcess, seeds: range, paths: tuple[str, ...]) -> str:
