@@ -100,8 +100,7 @@ def test_same_request_id_twice_at_once_does_not_collide(server, engine):
     assert len(engine.requests) == 2
 
 
-def test_the_role_is_that_of_the_server_or_of_a_closed_conversation(serve, server):
-    assert serve(response_role="oracle").chat().json()["choices"][0]["message"]["role"] == "oracle"
+def test_the_role_is_that_of_a_closed_conversation(server):
     assert server.chat(add_generation_prompt=False).json()["choices"][0]["message"]["role"] == "user"
 
 
