@@ -25,8 +25,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if "slow" in WORDS:
             time.sleep(0.5)
-        if "dies-in-request" in WORDS:
-            os._exit(9)
         self._answer({"pid": os.getpid(), "words": WORDS})
 
     def _answer(self, content: object, status: int = 200) -> None:

@@ -1,12 +1,10 @@
 """A router as a process: swaps, failures, crashes, signals, and changes of its file."""
 
-import json
-import os
 import random
 import signal
 import socket
 import tempfile
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -14,7 +12,7 @@ import pytest
 
 from envs.registry import env
 from tests.e2e.clients import StreamReader
-from tests.http_answer import Answer, ask
+from tests.http_answer import ask
 from tests.processes import GONE_S, assert_gone
 from tests.startup.router.router_process import RouterProcess, embedded, foreign
 from tests.waiting import is_gone, wait_until
@@ -22,15 +20,6 @@ from tests.waiting import is_gone, wait_until
 pytestmark = pytest.mark.thorough
 
 _ONE = ("--max-running", "1")
-
-
-def test_room_for_one_swaps_models_and_leaves_nothing_of_the_first(tmp_path):
-    with RouterProcess(tmp_path, {"a": foreign("has-children"), "b": foreign("b")}, *_ONE) as router:
-        assert router.post("a").status == 200
-        family = router.tree("a")
-        assert router.post("b").json["words"] == ["b"]
-        assert all(is_gone(process.pid) for process in family)
-        assert router.state("a") == "stopped"
 
 
 def test_a_failed_start_answers_all_who_wait_with_its_cause_and_harms_no_other(tmp_path):
@@ -48,22 +37,6 @@ def test_a_failed_start_answers_all_who_wait_with_its_cause_and_harms_no_other(t
         assert router.pid("good") == pid
         assert "the disk is on fire" in router.models()["bad"]["reason"]
         assert "[bad] RuntimeError: the disk is on fire\n" in router.log
-
-
-def test_a_model_that_crashed_is_started_again_on_request(tmp_path):
-    with RouterProcess(tmp_path, {"a": foreign()}) as router:
-        first = router.post("a").json["pid"]
-        os.kill(first, signal.SIGKILL)
-        router.wait_state("a", "failed")
-        wait_until(lambda: router.post("a").status == 200)
-        assert router.post("a").json["pid"] != first
-
-
-def test_a_model_that_dies_in_a_request_answers_it_with_its_end(tmp_path):
-    with RouterProcess(tmp_path, {"a": foreign("dies-in-request")}) as router:
-        answer = router.post("a")
-        assert answer.status == 503
-        assert "The server ended with exit code 9" in answer.json["error"]["message"]
 
 
 def test_a_killed_router_leaves_no_process_and_no_folder_behind(tmp_path):
@@ -157,33 +130,6 @@ def test_a_removed_model_answers_404_once_its_running_request_has_ended(tmp_path
             assert running.result().status == 200
         wait_until(lambda: router.post("a").status == 404)
         wait_until(lambda: is_gone(pid))
-
-
-def test_an_unload_breaks_a_start_off(tmp_path):
-    with RouterProcess(tmp_path, {"a": foreign("never-listens")}) as router, ThreadPoolExecutor() as pool:
-        loading: Future[Answer] = pool.submit(ask, f"{router.url}/v1/models/a/load", {})
-        wait_until(lambda: router.models()["a"]["pid"])
-        pid = router.pid("a")
-        unloading = pool.submit(ask, f"{router.url}/v1/models/a/unload", {})
-        wait_until(lambda: is_gone(pid))
-        router.process.send_signal(signal.SIGTERM)
-        loading.result()
-        unloading.result()
-
-
-def test_a_preloaded_model_runs_before_the_first_request(tmp_path):
-    with RouterProcess(tmp_path, {"a": foreign(preload=True), "b": foreign()}) as router:
-        router.wait_state("a", "ready")
-        assert router.state("b") == "stopped"
-
-
-def test_lines_of_models_are_records_with_their_name(tmp_path):
-    with RouterProcess(tmp_path, {"a": foreign("dies")}, "--log-format", "json") as router:
-        assert router.post("a").status == 503
-        router.wait_logged("RuntimeError: the disk is on fire")
-        records = [json.loads(line) for line in router.log.splitlines()]
-        (record,) = [one for one in records if one["message"] == "RuntimeError: the disk is on fire"]
-        assert record["model"] == "a"
 
 
 def test_a_service_manager_is_told_of_the_start_and_the_end(tmp_path):

@@ -182,7 +182,7 @@ class World:
         excluded = choice(self.names)
         return ModelRules(
             ttl_s=choice((None, None, 0.5, 5.0)),
-            pinned=self.rng.random() < 0.1,
+            pinned=self.rng.random() < 0.2,
             concurrency=choice((None, None, 1, 2)),
             excludes=frozenset({excluded} - {name}) if self.rng.random() < 0.2 else frozenset(),
             need=Need(choice((1, 2, 3, 5, 6, 9))),

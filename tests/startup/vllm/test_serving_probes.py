@@ -151,38 +151,9 @@ def test_requests_after_a_probe_on_one_connection_reach_vllm(serving):
     assert b"A text was read by worker 0" in answers
 
 
-def test_slow_and_unusual_clients_reach_vllm(serving):
-    with _connect(serving) as silent, _connect(serving) as slow, _connect(serving) as early:
-        slow.sendall(b"GET /hea")
-        time.sleep(0.5)
-        slow.sendall(b"lth HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert _read_head(slow).startswith(b"HTTP/1.1 200 ")
-        silent.sendall(_post("A text"))
-        assert _read_head(silent).startswith(b"HTTP/1.1 200 ")
-        early.close()
-        assert exchange(_connect(serving), "/nothing")[0] == 404
-        with _connect(serving) as head:
-            assert _ask(head, b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n").startswith(b"HTTP/1.1 200 ")
-        with _connect(serving) as nonsense:
-            assert _ask(nonsense, b"\x16\x03\x01nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
-
-
 def test_a_large_body_arrives_whole(serving):
     text = "x" * (8 << 20)
     assert serving.complete(text) == f"{text} was read by worker 0"
-
-
-def test_idle_connections_neither_block_nor_are_lost(serving):
-    idle = [_connect(serving) for _ in range(400)]
-    try:
-        assert serving.ask("/health")[0] == 200
-        for client in idle[::20]:
-            client.sendall(_post("A text"))
-        for client in idle[::20]:
-            assert _read_head(client).startswith(b"HTTP/1.1 200 ")
-    finally:
-        for client in idle:
-            client.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
@@ -204,20 +175,6 @@ def _is_served(client: socket.socket, request: bytes) -> bool:
         return _ask(client, request).startswith(b"HTTP/1.1 200 ")
     except ConnectionError:
         return False
-
-
-def test_probes_are_answered_however_many_are_not_logged_yet(serving):
-    _ask_held(serving, _PROBE, is_new=True)
-    with _connect(serving) as client:
-        _ask(client, _PROBE)
-        with stopped(serving.process.pid):
-            client.sendall(_PROBE * 1500)
-            client.settimeout(1)
-            with suppress(TimeoutError, OSError):
-                while client.recv(1 << 16):
-                    pass
-            wait_until(lambda: _probe_held(serving)[0] in (200, 503))
-    assert serving.complete("A text") == "A text was read by worker 0"
 
 
 def test_every_probe_is_in_the_access_log(serving):

@@ -149,12 +149,13 @@ class SmallRouter:
     async def serve(
         self,
         *names: str,
+        running: Handler | None = None,
         entries: Sequence[ModelEntry] = (),
         keys: Sequence[str] = (),
         has_only_model: bool = False,
         **network: Any,
     ) -> None:
-        """Serves models of these names; none of them runs."""
+        """Serves models of these names; none of them runs, or only the first one, with this handler."""
         self.pool = SmallPool([*entries, *(ModelEntry(name=name) for name in names)])
         options = AppOptions(
             network=NetworkConfig(**network),
@@ -170,6 +171,8 @@ class SmallRouter:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         self.port = runner.addresses[0][1]
+        if running is not None:
+            await self.start_model(names[0], running)
 
     async def start_model(self, name: str, handler: Handler) -> SmallChild:
         """Starts the model's server on a UNIX socket."""

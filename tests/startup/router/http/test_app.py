@@ -129,8 +129,7 @@ async def test_the_path_wins_over_the_body(router, client):
 
 
 async def test_the_only_model_needs_no_name(router, client):
-    await router.serve("m")
-    await router.start_model("m", telling("m"))
+    await router.serve("m", running=telling("m"))
     for body in (b"{}", b'{"model":null}', b"no json", b""):
         async with client.post(router.url + CHAT, data=body) as response:
             assert await server_of(response) == "m"
@@ -253,8 +252,7 @@ async def test_the_context_length_of_a_model_that_has_run_is_listed(router, clie
         asked += request.path == "/v1/models"
         return web.json_response({"data": [{"id": "x", "max_model_len": 4096}]})
 
-    await router.serve("m", "no list", "stopped")
-    await router.start_model("m", list_one)
+    await router.serve("m", "no list", "stopped", running=list_one)
     await router.start_model("no list", echo)
     for _ in range(3):
         async with client.get(router.url + "/v1/models") as response:
@@ -324,8 +322,7 @@ async def test_a_file_of_llama_swap_has_its_answers(router, client):
 
 
 async def test_no_answer_tells_the_library(router, client):
-    await router.serve("m")
-    await router.start_model("m", echo)
+    await router.serve("m", running=echo)
     for path in ("/health", "/startupz", "/nothing", "/v1/models", "/upstream/m/x", "/upstream/m"):
         async with client.get(router.url + path, allow_redirects=False) as response:
             assert response.status in (200, 301, 404)
@@ -426,8 +423,7 @@ async def test_own_pages_friends_and_programs_use_the_models(router, client, hea
 
 
 async def test_readiness_of_the_router_and_of_a_model(router, client):
-    await router.serve("m", "starting", "stopped")
-    await router.start_model("m", echo)
+    await router.serve("m", "starting", "stopped", running=echo)
     for path in ("/health", "/ping", "/livez", "/readyz", "/readyz?model=m"):
         async with client.get(router.url + path) as response:
             assert response.status == 200
@@ -448,8 +444,7 @@ async def test_readiness_of_the_router_and_of_a_model(router, client):
 
 
 async def test_metrics_and_status(router, client):
-    await router.serve("m", "n")
-    await router.start_model("m", echo)
+    await router.serve("m", "n", running=echo)
     async with client.get(router.url + "/metrics") as response:
         lines = (await response.text()).splitlines()
     assert 'vllm_cli:model_state{model="m",state="ready"} 1.0' in lines
@@ -492,8 +487,7 @@ KEY = {"Authorization": "Bearer secret"}
 
 @pytest.mark.parametrize("is_everywhere", [False, True])
 async def test_keys_protect_the_same_paths_as_one_server(router, client, is_everywhere):
-    await router.serve("m", keys=("secret",), api_key_everywhere=is_everywhere)
-    await router.start_model("m", echo)
+    await router.serve("m", running=echo, keys=("secret",), api_key_everywhere=is_everywhere)
     is_open = {
         "/health": True,
         "/readyz?model=m": True,
@@ -526,8 +520,7 @@ async def test_keys_protect_the_same_paths_as_one_server(router, client, is_ever
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
 async def test_only_what_the_router_answers_itself_is_open(router, client, method):
-    await router.serve("m", keys=("secret",))
-    await router.start_model("m", echo)
+    await router.serve("m", running=echo, keys=("secret",))
     for path in ("/tokenize", "/openapi.json", "/%6fpenapi.json", "/health/", "//health", "/livez%2f", "/upstream/m/"):
         url = aiohttp.client.URL(f"{router.url}{path}?model=m", encoded=True)
         async with client.request(method, url, data=body_of()) as response:
@@ -535,8 +528,7 @@ async def test_only_what_the_router_answers_itself_is_open(router, client, metho
 
 
 async def test_the_routers_key_does_not_reach_the_model(router, client):
-    await router.serve("m", keys=("secret",))
-    await router.start_model("m", echo)
+    await router.serve("m", running=echo, keys=("secret",))
     anthropic, both = {"X-Api-Key": "secret"}, {**KEY, "X-Api-Key": "secret"}
     for path, headers in (
         (CHAT, both),
@@ -564,8 +556,9 @@ async def test_a_request_without_a_key_is_not_read(router):
 
 
 async def test_cors_as_one_server_does_it(router, client):
-    await router.serve("m", keys=("secret",), allowed_origins=("https://a.example",), allowed_methods=("POST",))
-    await router.start_model("m", echo)
+    await router.serve(
+        "m", running=echo, keys=("secret",), allowed_origins=("https://a.example",), allowed_methods=("POST",)
+    )
     ask = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
     async with client.options(router.url + CHAT, headers=ask) as response:
         assert (response.status, await response.text()) == (200, "OK")
@@ -581,8 +574,7 @@ async def test_cors_as_one_server_does_it(router, client):
 
 @pytest.mark.parametrize("origins", [(), ("https://a.example",)])
 async def test_options_reaches_no_model_and_needs_no_key(router, client, origins):
-    await router.serve("m", keys=("secret",), allowed_origins=origins)
-    await router.start_model("m", echo)
+    await router.serve("m", running=echo, keys=("secret",), allowed_origins=origins)
     ask = {"Origin": "https://b.example", "Access-Control-Request-Method": "POST"}
     for path in (CHAT, "/upstream/m/x", "/v1/x?model=m", "/unload", "/health"):
         async with client.options(router.url + path) as response:
@@ -598,8 +590,7 @@ async def test_the_policy_of_a_models_server_does_not_count(router, client, size
         policy = {"Access-Control-Allow-Origin": "*", "access-control-allow-credentials": "true", "X-Own": "1"}
         return web.Response(body=b"x" * size, headers=policy)
 
-    await router.serve("m", allowed_origins=("https://a.example",))
-    await router.start_model("m", allow_all)
+    await router.serve("m", running=allow_all, allowed_origins=("https://a.example",))
     for headers, allowed in (({"Origin": "https://a.example"}, ["https://a.example"]), ({}, [])):
         async with client.post(router.url + CHAT, data=body_of(), headers=headers) as response:
             assert (response.headers["X-Own"], len(await response.read())) == ("1", size)
@@ -629,8 +620,7 @@ async def test_the_beginning_of_a_request_starts_nothing(router, parts):
 
 
 async def test_the_root_path_is_the_routers(router, client):
-    await router.serve("m", root_path="/llm/")
-    await router.start_model("m", telling("m"))
+    await router.serve("m", running=telling("m"), root_path="/llm/")
     for path, target in (("/llm/v1/x%2F?model=m", "/v1/x%2F?model=m"), ("/llmv1/x?model=m", "/llmv1/x?model=m")):
         async with client.post(aiohttp.client.URL(router.url + path, encoded=True)) as response:
             assert (await response.json())["target"] == target
@@ -639,8 +629,7 @@ async def test_the_root_path_is_the_routers(router, client):
 
 
 async def test_request_ids_pass(router, client):
-    await router.serve("m")
-    await router.start_model("m", echo)
+    await router.serve("m", running=echo)
     async with client.post(router.url + CHAT, data=body_of(), headers={"X-Request-Id": "r-1"}) as response:
         assert headers_of(await response.json(), "x-request-id") == ["r-1"]
 
@@ -658,8 +647,7 @@ async def test_the_access_log_has_uvicorns_lines(router, client, caplog):
 
 
 async def test_an_absolute_target_and_a_long_one(router):
-    await router.serve("m")
-    await router.start_model("m", telling("m"))
+    await router.serve("m", running=telling("m"))
     reader, writer = await router.connect()
     writer.write(post("http://other.example/v1/x?a=1", body_of()))
     head = await reader.readuntil(b"\r\n\r\n")

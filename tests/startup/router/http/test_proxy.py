@@ -54,8 +54,7 @@ def headers_of(answer: dict[str, Any], name: str) -> list[str]:
 
 
 async def test_path_query_and_headers_arrive_as_they_were_written(router):
-    await router.serve("m")
-    await router.start_model("m", echo)
+    await router.serve("m", running=echo)
     reader, writer = await router.connect()
     target = "/v1/a%2Fb/%7Ec//d?x=%20+&x=2&q=a%26b"
     names = ("X-Twice: 1", "x-twice: 2", "Connection: keep-alive, x-mine", "X-Mine: 1", "TE: trailers", "Keep-Alive: 5")
@@ -71,8 +70,7 @@ async def test_path_query_and_headers_arrive_as_they_were_written(router):
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD"])
 async def test_any_method_is_passed_on(router, client, method):
-    await router.serve("m", "n")
-    await router.start_model("m", echo)
+    await router.serve("m", "n", running=echo)
     async with client.request(method, f"{router.url}/v1/x?model=m") as response:
         assert response.status == 200
         body = await response.read()
@@ -83,8 +81,7 @@ async def test_any_method_is_passed_on(router, client, method):
 @pytest.mark.parametrize("size", [0, 300_000, pytest.param(5 * MB, id="5 MB")])
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_bodies_arrive_whole(router, client, size, is_chunked):
-    await router.serve("m", "n")
-    await router.start_model("m", echo)
+    await router.serve("m", "n", running=echo)
     body = body_of(size=size)
 
     async def pieces() -> Any:
@@ -99,8 +96,7 @@ async def test_bodies_arrive_whole(router, client, size, is_chunked):
 
 
 async def test_chunks_may_end_anywhere(router):
-    await router.serve("m", "n")
-    await router.start_model("m", echo)
+    await router.serve("m", "n", running=echo)
     reader, writer = await router.connect()
     body = body_of(size=100, stream=False)
     writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
@@ -113,8 +109,7 @@ async def test_chunks_may_end_anywhere(router):
 
 
 async def test_a_client_that_expects_100_is_asked_for_its_body(router):
-    await router.serve("m", "n")
-    await router.start_model("m", echo)
+    await router.serve("m", "n", running=echo)
     reader, writer = await router.connect()
     body = body_of()
     head, _, _ = post(CHAT, body, "Expect: 100-continue").partition(b"\r\n\r\n")
@@ -144,8 +139,7 @@ async def test_pipelined_requests_to_two_models_are_answered_in_order(router):
 
 
 async def test_a_broken_chunked_body_is_a_400(router):
-    await router.serve("m", "n")
-    await router.start_model("m", echo)
+    await router.serve("m", "n", running=echo)
     reader, writer = await router.connect()
     writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".encode())
     assert b" 400 " in await reader.readline()
@@ -153,8 +147,7 @@ async def test_a_broken_chunked_body_is_a_400(router):
 
 @pytest.mark.thorough
 async def test_nobody_waits_for_a_long_body(router, client):
-    await router.serve("m", "n")
-    await router.start_model("m", echo)
+    await router.serve("m", "n", running=echo)
     body = body_of(size=50 * MB)
     sending = asyncio.create_task(client.post(router.url + CHAT, data=body))
     longest_s = 0.0
@@ -279,8 +272,7 @@ async def test_cookies_are_not_kept(router):
         cookies.append(request.headers.get("Cookie"))
         return web.Response(headers={"Set-Cookie": "a=1"})
 
-    await router.serve("m")
-    await router.start_model("m", answer)
+    await router.serve("m", running=answer)
     reader, writer = await router.connect()
     for _ in range(2):
         writer.write(post(CHAT, body_of()))
@@ -290,8 +282,7 @@ async def test_cookies_are_not_kept(router):
 
 @pytest.mark.parametrize("status", [204, 304])
 async def test_responses_without_a_body(router, status):
-    await router.serve("m")
-    await router.start_model("m", answering(status=status))
+    await router.serve("m", running=answering(status=status))
     reader, writer = await router.connect()
     for _ in range(2):
         writer.write(post(CHAT, body_of()))
@@ -301,8 +292,7 @@ async def test_responses_without_a_body(router, status):
 
 
 async def test_the_answer_to_head_has_the_length_and_no_body(router):
-    await router.serve("m")
-    await router.start_model("m", answering(body=b"x" * 1234))
+    await router.serve("m", running=answering(body=b"x" * 1234))
     reader, writer = await router.connect()
     for _ in range(2):
         writer.write(b"HEAD /v1/x?model=m HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -310,8 +300,7 @@ async def test_the_answer_to_head_has_the_length_and_no_body(router):
 
 
 async def test_an_old_client_gets_a_stream_that_ends_with_the_connection(router):
-    await router.serve("m")
-    await router.start_model("m", streaming(3))
+    await router.serve("m", running=streaming(3))
     reader, writer = await router.connect()
     writer.write(post(CHAT, body_of(), version="1.0"))
     head = await reader.readuntil(b"\r\n\r\n")
@@ -343,8 +332,7 @@ async def test_each_event_arrives_when_it_is_written(router, client):
             await go_on.acquire()
         return response
 
-    await router.serve("m")
-    await router.start_model("m", stream)
+    await router.serve("m", running=stream)
     async with client.post(router.url + CHAT, data=body_of(stream=True)) as response:
         for index in range(5):
             assert await response.content.readuntil(b"\n\n") == f"data: {index}\n\n".encode()
@@ -366,8 +354,7 @@ async def test_a_client_that_does_not_read_stops_the_model(router):
             await response.write(b"x" * 65536)
             written += 65536
 
-    await router.serve("m")
-    await router.start_model("m", endless)
+    await router.serve("m", running=endless)
     reader, writer = await router.connect(limit=1024)
     writer.transport.pause_reading()
     writer.write(post(CHAT, body_of()))
@@ -410,8 +397,7 @@ async def test_a_response_in_the_background_keeps_its_model(router, client, monk
         return web.Response(text=text, content_type="application/json")
 
     monkeypatch.setattr(proxy, "_FOLLOW_S", 0.02)
-    await router.serve("m")
-    await router.start_model("m", respond)
+    await router.serve("m", running=respond)
     body = body_of(background=True, stream=is_stream)
     async with client.post(router.url + "/v1/responses", data=body) as response:
         assert "resp_1" in await response.text()
@@ -467,8 +453,7 @@ async def test_a_client_that_leaves_cancels_its_request(router, num_events):
             raise
         raise AssertionError
 
-    await router.serve("m")
-    await router.start_model("m", hold if num_events is None else streaming(num_events, then=hold))
+    await router.serve("m", running=hold if num_events is None else streaming(num_events, then=hold))
     reader, writer = await router.connect()
     writer.write(post(CHAT, body_of()))
     if num_events:
@@ -481,8 +466,7 @@ async def test_a_client_that_leaves_cancels_its_request(router, num_events):
 
 
 async def test_a_client_that_leaves_while_it_sends_reaches_no_model(router, client, files):
-    await router.serve("m")
-    await router.start_model("m", echo)
+    await router.serve("m", running=echo)
     _, writer = await router.connect()
     request = post(CHAT, b'{"model":"m","x":"' + b"x" * 5 * MB + b'"}')
     writer.write(request[: 2 * MB])
@@ -518,8 +502,7 @@ async def test_a_response_that_is_broken_off_never_looks_complete(router, versio
         await asyncio.sleep(0.05)
         request.transport.abort()
 
-    await router.serve("m")
-    await router.start_model("m", streaming(3, then=die))
+    await router.serve("m", running=streaming(3, then=die))
     reader, writer = await router.connect()
     writer.write(post(CHAT, body_of(), version=version))
     if version == "1.0":
@@ -684,8 +667,7 @@ codes: list[int | None] = []
 @pytest.fixture
 async def realtime(router: SmallRouter) -> str:
     codes.clear()
-    await router.serve("m", "n")
-    await router.start_model("m", talk)
+    await router.serve("m", "n", running=talk)
     return f"{router.url}/v1/realtime?model=m&x=%20"
 
 
@@ -722,8 +704,7 @@ async def test_a_client_of_a_websocket_that_vanishes_ends_it(client, realtime, r
 
 
 async def test_a_handshake_that_the_model_rejects_is_its_status(client, router):
-    await router.serve("m")
-    await router.start_model("m", answering(status=403))
+    await router.serve("m", running=answering(status=403))
     with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
         await client.ws_connect(f"{router.url}/v1/realtime?model=m")
     assert caught.value.status == 403
