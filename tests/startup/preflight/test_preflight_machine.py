@@ -9,9 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from envs.registry import env
 from startup.preflight.report import PreflightReport
@@ -76,50 +73,46 @@ def test_a_user_without_a_home_has_a_cache_folder(monkeypatch):
 
 
 SCRIPT = """
-import resource, sys
+import json, resource, sys
 from server.config import EngineConfig, RendererConfig
 from base.server_settings import NetworkConfig
 from server.server_config import ServerConfig
 from base.machine.memory import MemoryState
 from startup.config import ModelConfig, StartupConfig
 from startup.preflight.run import PreflightOptions, run_preflight
-name, value, model = sys.argv[1:]
-resource.setrlimit(getattr(resource, name), (int(value), resource.getrlimit(getattr(resource, name))[1]))
 config = StartupConfig(
-    start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=model),
+    start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=sys.argv[1]),
     engine=EngineConfig(), renderer=RendererConfig(),
     server=ServerConfig(served_model_names=("m",), network=NetworkConfig(port=0)),
 )
-print(run_preflight(config, options=PreflightOptions(memory=MemoryState(64 << 30, 64 << 30))).to_json())
+for name, value in json.loads(sys.argv[2]):
+    limit = getattr(resource, name)
+    before = resource.getrlimit(limit)
+    resource.setrlimit(limit, (value, before[1]))
+    report = run_preflight(config, options=PreflightOptions(memory=MemoryState(64 << 30, 64 << 30)))
+    resource.setrlimit(limit, before)
+    print(json.dumps(json.loads(report.to_json())["findings"]))
 """
 
 
-def findings_under(limit: str, value: int, model: Path) -> list[dict[str, Any]]:
-    command = [sys.executable, "-c", SCRIPT, limit, str(value), str(model)]
+def test_small_limits_of_the_process_are_reported_with_the_need(model_path):
+    """One process with one limit after the other."""
+    size = 600 << 20
+    limits = [("RLIMIT_NOFILE", 256), ("RLIMIT_NOFILE", 32), ("RLIMIT_AS", size), ("RLIMIT_DATA", size)]
+    limits.append(("RLIMIT_AS", resource.RLIM_INFINITY))
+    command = [sys.executable, "-c", SCRIPT, str(model_path), json.dumps(limits)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    findings: list[dict[str, Any]] = json.loads(result.stdout)["findings"]
-    return findings
-
-
-def test_few_open_files_are_a_warning_and_very_few_an_error(model_path):
-    (some,) = findings_under("RLIMIT_NOFILE", 256, model_path)
-    (few,) = findings_under("RLIMIT_NOFILE", 32, model_path)
+    (some,), (few,), space, data, unlimited = map(json.loads, result.stdout.splitlines())
     assert (some["check"], some["severity"]) == ("nofile", "warning")
     assert (few["check"], few["severity"]) == ("nofile", "error")
     assert "256 open files are allowed" in some["message"]
     assert "ulimit -n 1024" in few["message"]
-
-
-@pytest.mark.parametrize(("limit", "check"), [("RLIMIT_AS", "address_space"), ("RLIMIT_DATA", "data_segment")])
-def test_a_small_address_space_is_reported_with_the_need(model_path, limit, check):
-    (finding,) = [f for f in findings_under(limit, 600 << 20, model_path) if f["check"] == check]
-    assert finding["severity"] == "error"
-    assert "allows 600.0 MiB" in finding["message"]
-    assert "22.5 GiB for the KV cache" in finding["message"]
-
-
-def test_unlimited_process_has_no_findings(model_path):
-    assert findings_under("RLIMIT_AS", resource.RLIM_INFINITY, model_path) == []
+    for findings, check in ((space, "address_space"), (data, "data_segment")):
+        (finding,) = (found for found in findings if found["check"] == check)
+        assert finding["severity"] == "error"
+        assert "allows 600.0 MiB" in finding["message"]
+        assert "22.5 GiB for the KV cache" in finding["message"]
+    assert unlimited == []
 
 
 def test_missing_shared_memory_is_an_error(tmp_path, model_path, preflight):
@@ -175,23 +168,18 @@ def test_a_free_port_is_no_finding_and_stays_free(preflight):
         assert not [f for f in preflight("/nowhere", port=port, host="127.0.0.1").findings if f.check == "port"]
 
 
-def test_a_port_in_use_is_reported_with_pid_and_command(preflight):
-    with holder("tcp", "-", "reuse", "listening") as (pid, port):
-        message = message_of(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
-    assert f"127.0.0.1:{port} is in use by pid {pid} ({sys.executable}" in message
-    assert "choose another --port" in message
-
-
 def test_a_port_that_is_bound_without_listening_is_in_use(preflight):
     with holder("tcp", "-", "no-reuse", "silent") as (_, port):
         message = message_of(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
     assert "a process that is not visible from here, or does not listen yet" in message
 
 
-def test_secrets_in_the_command_line_of_the_holder_are_masked(preflight):
+def test_a_port_in_use_is_reported_with_pid_and_command_without_its_secrets(preflight):
     words = ("reuse", "listening", "--api-key", "sesame", "--hf-token=sesame", "--max-model-len", "512")
-    with holder("tcp", "-", *words) as (_, port):
+    with holder("tcp", "-", *words) as (pid, port):
         message = message_of(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
+    assert f"127.0.0.1:{port} is in use by pid {pid} ({sys.executable}" in message
+    assert "choose another --port" in message
     assert "sesame" not in message
     assert "--max-model-len" in message or "…" in message
 
