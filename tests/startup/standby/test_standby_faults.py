@@ -122,11 +122,6 @@ def _wait_warm(standby: StandbyProcess, model: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_start_with_a_working_standby_is_warm(standby, tiny_llama):
-    _wait_warm(standby, tiny_llama)
-
-
-@pytest.mark.thorough
 def test_a_stopped_template_leads_to_a_cold_start(standby, tiny_llama):
     with stopped(standby.template().pid):
         assert "does not answer in 40 ms" in _why_cold(standby, tiny_llama)
