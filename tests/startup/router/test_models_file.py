@@ -193,7 +193,7 @@ YAML = {
     "a: *nothing": "models.yaml:1: is not YAML: found undefined alias 'nothing'",
     "[" * 50 + "]" * 50: "models.yaml:1: is nested more than 40 levels deep",
     "[" * 100_000: "is nested too deeply",
-    "{a: " * 100_000: "is nested too deeply",
+    "{a: " * 20_000: "is nested too deeply",
     "models: {a: }\n---\nmodels: {b: }": "models.yaml:2: is not YAML: expected a single document in the stream, but",
     "? [a]\n: b": "models.yaml:1: a key must be a text",
     "models: {a: {<<: 5}}": "<< must be followed by mappings",
