@@ -164,10 +164,6 @@ def random_tokens(renderer: BaseRenderer, rng: random.Random, *, length: int) ->
     return token_ids
 
 
-def scanner(*stops: str) -> StopScanner:
-    return StopScanner(stops)
-
-
 def scan(scanner: StopScanner, pieces: list[str]) -> tuple[list[str], str | None]:
     shown = []
     for piece in pieces:
@@ -178,8 +174,23 @@ def scan(scanner: StopScanner, pieces: list[str]) -> tuple[list[str], str | None
     return [*shown, scanner.release()], None
 
 
-def test_text_before_a_stop_string_is_released():
-    assert scan(scanner("STOP"), ["go on STOP there"]) == (["go on "], "STOP")
+@pytest.mark.parametrize(
+    ("stops", "pieces", "shown", "found"),
+    [
+        pytest.param(["STOP"], ["go on STOP there"], ["go on "], "STOP", id="in one piece"),
+        pytest.param(["STOP"], ["go S", "T", "OP on"], ["go ", "", ""], "STOP", id="across pieces"),
+        pytest.param(["STOP"], ["a ST", "EP"], ["a ", "STEP", ""], None, id="held back while it may begin"),
+        pytest.param(["STOP"], ["a STO"], ["a ", "STO"], None, id="released at the end"),
+        pytest.param(["aab"], ["aa", "ab"], ["", "a"], "aab", id="a prefix within a prefix"),
+        pytest.param(["\n\nQ"], ["x\n", "\n", "\nQ"], ["x", "", "\n"], "\n\nQ", id="lines"),
+        pytest.param(["world", "lo w"], ["hello world"], ["hel"], "lo w", id="the first complete one wins"),
+        pytest.param(["cd", "abcd"], ["xabcd"], ["xab"], "cd", id="the first complete one wins, nested"),
+        pytest.param(["bcx", "abcy"], ["1abc", "x"], ["1", "a"], "bcx", id="held back from the earliest"),
+        pytest.param(["bcx", "abcy"], ["1abc", "y"], ["1", ""], "abcy", id="the earliest"),
+    ],
+)
+def test_text_is_held_back_while_it_may_begin_a_stop_string(stops, pieces, shown, found):
+    assert scan(StopScanner(stops), pieces) == (shown, found)
 
 
 def test_the_stop_string_can_be_included():
@@ -187,35 +198,8 @@ def test_the_stop_string_can_be_included():
     assert scan(including, ["go on S", "TOP there"]) == (["go on S", "TOP"], "STOP")
 
 
-def test_a_stop_string_is_found_across_pieces():
-    assert scan(scanner("STOP"), ["go S", "T", "OP on"]) == (["go ", "", ""], "STOP")
-
-
-def test_text_is_held_back_only_while_it_may_begin_a_stop_string():
-    assert scan(scanner("STOP"), ["a ST", "EP"]) == (["a ", "STEP", ""], None)
-
-
-def test_held_back_text_is_released_at_the_end():
-    assert scan(scanner("STOP"), ["a STO"]) == (["a ", "STO"], None)
-
-
-def test_a_prefix_within_a_prefix_is_held_back():
-    assert scan(scanner("aab"), ["aa", "ab"]) == (["", "a"], "aab")
-    assert scan(scanner("\n\nQ"), ["x\n", "\n", "\nQ"]) == (["x", "", "\n"], "\n\nQ")
-
-
-def test_the_stop_string_that_is_complete_first_wins():
-    assert scan(scanner("world", "lo w"), ["hello world"]) == (["hel"], "lo w")
-    assert scan(scanner("cd", "abcd"), ["xabcd"]) == (["xab"], "cd")
-
-
-def test_several_candidates_are_held_back_from_the_earliest():
-    assert scan(scanner("bcx", "abcy"), ["1abc", "x"]) == (["1", "a"], "bcx")
-    assert scan(scanner("bcx", "abcy"), ["1abc", "y"]) == (["1", ""], "abcy")
-
-
 def test_an_ignored_stop_string_is_not_found_later():
-    scan_next = scanner("ab", "xabz")
+    scan_next = StopScanner(["ab", "xabz"])
     assert scan_next.scan("xab", can_stop=False) == ("", None)
     assert scan_next.scan("q") == ("xabq", None)
     assert scan_next.scan("xab") == ("x", "ab")
@@ -229,7 +213,7 @@ def test_random_pieces_give_what_a_search_in_the_whole_text_gives():
         ends = [(text.find(stop) + len(stop), i) for i, stop in enumerate(stops) if stop in text]
         cuts = sorted(rng.choices(range(31), k=rng.randint(0, 30)))
         pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, 30], strict=True)]
-        shown, stop = scan(scanner(*stops), pieces)
+        shown, stop = scan(StopScanner(stops), pieces)
         if ends:
             end, i = min(ends)
             assert (stop, "".join(shown)) == (stops[i], text[: end - len(stops[i])]), seed

@@ -79,32 +79,27 @@ def test_an_event_may_be_split_anywhere():
         assert reader.is_finished
 
 
-def test_chunks_without_text_are_not_tokens():
-    reader = read(
-        b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n',
-        b": keep-alive\n\n",
-        b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n',
-        b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n',
-    )
-    assert reader.text_times_ns == []
+@pytest.mark.parametrize(
+    ("event", "num_texts", "is_finished"),
+    [
+        ('{"choices":[{"text":"a"}]}', 1, False),
+        ('{"choices":[{"text":"a","finish_reason":"length"}]}', 1, True),
+        ('{"choices":[{"delta":{"reasoning_content":"hm"}}]}', 1, False),
+        ('{"choices":[{"delta":{"role":"assistant","content":""}}]}', 0, False),
+        ('{"choices":[{"delta":{},"finish_reason":"stop"}]}', 0, True),
+        ("[DONE]", 0, True),
+    ],
+)
+def test_text_is_counted_and_a_finish_reason_or_done_is_the_end(event, num_texts, is_finished):
+    reader = read(b": keep-alive\n\n", f"data: {event}\n\n".encode())
+    assert (len(reader.text_times_ns), reader.is_finished) == (num_texts, is_finished)
+
+
+def test_usage_and_an_error_are_kept():
+    reader = read(b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n')
     assert reader.usage is not None
     assert (reader.usage.prompt_tokens, reader.usage.completion_tokens) == (3, 5)
-
-
-def test_reasoning_is_text():
-    assert len(read(b'data: {"choices":[{"delta":{"reasoning_content":"hm"}}]}\n').text_times_ns) == 1
-
-
-def test_an_error_event_is_kept():
-    reader = read(b'data: {"error":{"message":"no memory","code":500}}\n\n')
-    assert reader.error is not None
-    assert "no memory" in reader.error
-
-
-def test_a_stream_is_finished_by_a_finish_reason_or_by_done_only():
-    assert not read(b'data: {"choices":[{"text":"a"}]}\n\n').is_finished
-    assert read(b'data: {"choices":[{"text":"a","finish_reason":"length"}]}\n\n').is_finished
-    assert read(b"data: [DONE]\n\n").is_finished
+    assert "no memory" in str(read(b'data: {"error":{"message":"no memory","code":500}}\n\n').error)
 
 
 def test_invalid_json_is_an_error():

@@ -15,23 +15,25 @@ def values_of(*words: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(
-    "words",
-    [("--tensor-parallel-size", "2"), ("--tensor_parallel_size=2",), ("-tp", "2"), ("-tp=2",)],
-    ids=" ".join,
+    ("words", "expected"),
+    [
+        *((words, {"--tensor-parallel-size": ["2"]}) for words in ("--tensor-parallel-size 2", "-tp 2", "-tp=2")),
+        ("--tensor_parallel_size=2", {"--tensor-parallel-size": ["2"]}),
+        *((words, {"--optimization-level": ["3"]}) for words in ("-O3", "-O=3", "-O 3", "--optimization-level 3")),
+        ("--enable-prefix-caching", {"--enable-prefix-caching": ["true"]}),
+        ("--no_enable_prefix_caching", {"--enable-prefix-caching": ["false"]}),
+        ("--enforce-eager --no-enforce-eager", {"--enforce-eager": ["false"]}),
+        ("model --api-key a b --port 1 --api-key c", {"--api-key": ["a", "b", "c"], "--port": ["1"]}),
+        ("--port 1 --port 2", {"--port": ["2"]}),
+        ("--hf-token --port 1", {"--hf-token": [""], "--port": ["1"]}),
+        ("--hf-token abc", {"--hf-token": ["abc"]}),
+        ("--max-model-len -1", {"--max-model-len": ["-1"]}),
+        ("--chat-template -{{x}}", {"--chat-template": ["-{{x}}"]}),
+    ],
 )
-def test_a_flag_has_several_spellings(words):
-    assert values_of(*words) == {"--tensor-parallel-size": ["2"]}
-
-
-@pytest.mark.parametrize("words", [("-O3",), ("-O=3",), ("-O", "3"), ("--optimization-level", "3")], ids=" ".join)
-def test_the_optimization_level_has_spellings_of_its_own(words):
-    assert values_of(*words) == {"--optimization-level": ["3"]}
-
-
-def test_a_switch_can_be_negated():
-    assert values_of("--enable-prefix-caching") == {"--enable-prefix-caching": ["true"]}
-    assert values_of("--no_enable_prefix_caching") == {"--enable-prefix-caching": ["false"]}
-    assert values_of("--enforce-eager", "--no-enforce-eager") == {"--enforce-eager": ["false"]}
+def test_a_flag_has_these_spellings_and_values(words, expected):
+    """Spellings, switches, lists, repetitions, values that may be left out or begin with a dash."""
+    assert values_of(*words.split()) == expected
 
 
 def test_a_switch_takes_no_value():
@@ -39,34 +41,15 @@ def test_a_switch_takes_no_value():
         Arguments.parse(["--enforce-eager=true"])
 
 
-def test_a_list_takes_every_word_up_to_the_next_flag_and_may_be_repeated():
-    words = ("model", "--api-key", "a", "b", "--port", "1", "--api-key", "c")
-    assert values_of(*words) == {"--api-key": ["a", "b", "c"], "--port": ["1"]}
-
-
-def test_the_last_of_several_values_counts():
-    assert values_of("--port", "1", "--port", "2") == {"--port": ["2"]}
-
-
 def test_a_list_that_may_contain_the_model_is_recorded():
     assert Arguments.parse(["--served-model-name", "a", "model"]).greedy_flag == "--served-model-name"
     assert Arguments.parse(["--served-model-name", "a"]).greedy_flag is None
-
-
-def test_an_optional_value_may_be_left_out():
-    assert values_of("--hf-token", "--port", "1") == {"--hf-token": [""], "--port": ["1"]}
-    assert values_of("--hf-token", "abc") == {"--hf-token": ["abc"]}
 
 
 @pytest.mark.parametrize("words", [("--host",), ("--host", "--port", "1"), ("--api-key", "--port=1")], ids=" ".join)
 def test_a_missing_value_is_an_error(words):
     with pytest.raises(InputError, match="requires an argument"):
         Arguments.parse(words)
-
-
-def test_a_value_may_begin_with_a_dash():
-    assert values_of("--max-model-len", "-1") == {"--max-model-len": ["-1"]}
-    assert values_of("--chat-template", "-{{x}}") == {"--chat-template": ["-{{x}}"]}
 
 
 def test_words_after_two_dashes_are_positional():
