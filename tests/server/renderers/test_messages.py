@@ -17,25 +17,22 @@ def converted(message: dict[str, Any], content_format: str = "string") -> dict[s
     return result
 
 
-def test_text_parts_are_joined_for_string_templates():
-    assert converted({"role": "user", "content": TWO_PARTS}) == {"role": "user", "content": "one\ntwo"}
+ONE, TWO = ({"type": "text", "text": text} for text in ("one", "two"))
 
 
-def test_text_becomes_a_part_for_openai_templates():
-    one, two = {"type": "text", "text": "one"}, {"type": "text", "text": "two"}
-    assert converted({"role": "user", "content": "one"}, "openai")["content"] == [one]
-    assert converted({"role": "user", "content": TWO_PARTS}, "openai")["content"] == [one, two | {"cache_control": {}}]
-
-
-def test_refusals_and_bare_strings_are_text():
-    content = [{"type": "refusal", "refusal": "no"}, "never"]
-    assert converted({"role": "assistant", "content": content})["content"] == "no\nnever"
-
-
-def test_fields_that_only_a_template_knows_are_kept():
-    part = {"type": "text", "text": "Hi", "source_lang_code": "en", "uuid": "u"}
-    kept = {"type": "text", "text": "Hi", "source_lang_code": "en"}
-    assert converted({"role": "user", "content": [part]}, "openai")["content"] == [kept]
+@pytest.mark.parametrize(
+    ("content", "content_format", "expected"),
+    [
+        (TWO_PARTS, "string", "one\ntwo"),
+        ("one", "openai", [ONE]),
+        (TWO_PARTS, "openai", [ONE, TWO | {"cache_control": {}}]),
+        ([{"type": "refusal", "refusal": "no"}, "never"], "string", "no\nnever"),
+        ([ONE | {"source_lang_code": "en", "uuid": "u"}], "openai", [ONE | {"source_lang_code": "en"}]),
+    ],
+    ids=["joined", "a part", "parts", "refusal and bare text", "fields of a template"],
+)
+def test_content_has_the_format_of_the_template(content, content_format, expected):
+    assert converted({"role": "user", "content": content}, content_format) == {"role": "user", "content": expected}
 
 
 @pytest.mark.parametrize("role", ["user", "system", "tool", "developer", "narrator"])

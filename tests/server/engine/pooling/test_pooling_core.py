@@ -1,10 +1,12 @@
 """Batched pooling gives the same results as plain transformers with each prompt alone, and as vLLM."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from base.errors import EngineStartError
 from server.config import PoolerConfig
@@ -23,43 +25,70 @@ from tests.server.engine.pooling.tiny_poolers import (
     save_sentence_files,
 )
 
+Expected = Callable[[PreTrainedModel, list[int]], torch.Tensor]
 
-@pytest.mark.parametrize("model_type", ENCODERS)
-def test_an_encoder_embeds_by_its_first_token(tmp_path, model_type):
-    model = save_pooler(tmp_path, model_type)
-    engine = SmallPooling(tmp_path)
-    assert_close(engine.run(PROMPTS), [unit(hidden_states(model, prompt)[0]) for prompt in PROMPTS])
+
+def _pooler(kind: Any) -> dict[str, Any]:
+    return {"pooler": PoolerConfig(pooling_type=kind, use_activation=False)}
+
+
+def _softmax(rows: torch.Tensor) -> torch.Tensor:
+    return rows.detach().softmax(-1)
+
+
+NO_ACTIVATION = {"use_activation": False}
+TOKENS = {"task": "token_classify"}
+LABELS = {"num_labels": 3}
+CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any], Expected]] = {
+    # kind, head, options of the model, of the engine and of the request, and what transformers computes
+    **{f"{kind} embeds": (kind, "embed", {}, {}, {}, lambda m, p: unit(hidden_states(m, p)[0])) for kind in ENCODERS},
+    **{f"{kind} embeds": (kind, "embed", {}, {}, {}, lambda m, p: unit(hidden_states(m, p)[-1])) for kind in DECODERS},
+    "a language model embeds": (
+        *("llama", "generate", {}, {"runner": "pooling"}, {}),
+        lambda m, p: unit(hidden_states(m.model, p)[-1]),
+    ),
+    "the operator's CLS": (*("bert", "embed", {}, _pooler("CLS"), {}), lambda m, p: hidden_states(m, p)[0]),
+    "the operator's MEAN": (*("bert", "embed", {}, _pooler("MEAN"), {}), lambda m, p: hidden_states(m, p).mean(0)),
+    "the operator's LAST": (*("bert", "embed", {}, _pooler("LAST"), {}), lambda m, p: hidden_states(m, p)[-1]),
+    **{
+        f"{kind} classifies": (kind, "classify", LABELS, {}, {}, lambda m, p: _softmax(logits(m, p)))
+        for kind in ("bert", "roberta", "distilbert", "modernbert")
+    },
+    "one label": ("roberta", "classify", {"num_labels": 1}, {}, {}, lambda m, p: logits(m, p).sigmoid()),
+    "without activation": ("bert", "classify", LABELS, {}, NO_ACTIVATION, logits),
+    "calibrated": (
+        *("bert", "classify", {"num_labels": 1}, {"pooler": PoolerConfig(logit_mean=0.5, logit_sigma=2.0)}, {}),
+        lambda m, p: ((logits(m, p) - 0.5) / 2).sigmoid(),
+    ),
+    "a decoder's tokens": (
+        *("llama", "classify", LABELS, {}, TOKENS),
+        lambda m, p: _softmax(m.score(hidden_states(m.model, p))),
+    ),
+    **{
+        f"{kind}'s tokens": (
+            *(kind, "classify", LABELS, {}, TOKENS),
+            lambda m, p: _softmax(m.classifier(hidden_states(m.base_model, p))),
+        )
+        for kind in ("bert", "modernbert")
+    },
+    "roberta's tokens": (
+        *("roberta", "classify", LABELS, {}, TOKENS),
+        lambda m, p: _softmax(m.classifier.out_proj(m.classifier.dense(hidden_states(m.roberta, p)).tanh())),
+    ),
+    "tokens are classified": ("bert", "token_classify", LABELS, {}, {}, lambda m, p: _softmax(logits(m, p))),
+    "tokens are embedded": ("bert", "embed", {}, {}, {"task": "token_embed"}, lambda m, p: unit(hidden_states(m, p))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_batch_gives_the_results_of_transformers_for_each_prompt_alone(tmp_path, name):
+    kind, head, options, of_engine, of_request, expected = CASES[name]
+    model = save_pooler(tmp_path, kind, head, **options)
+    engine = SmallPooling(tmp_path, **of_engine)
+    assert_close(engine.run(PROMPTS, **of_request), [expected(model, prompt) for prompt in PROMPTS])
     assert len(engine.batches) == 1
-
-
-@pytest.mark.parametrize("model_type", DECODERS)
-def test_a_decoder_embeds_by_its_last_token(tmp_path, model_type):
-    model = save_pooler(tmp_path, model_type)
-    engine = SmallPooling(tmp_path)
-    assert_close(engine.run(PROMPTS), [unit(hidden_states(model, prompt)[-1]) for prompt in PROMPTS])
-
-
-def test_a_language_model_embeds_with_runner_pooling(tmp_path):
-    model = save_pooler(tmp_path, "llama", "generate")
-    engine = SmallPooling(tmp_path, runner="pooling")
-    assert_close(engine.run(PROMPTS), [unit(hidden_states(model.model, prompt)[-1]) for prompt in PROMPTS])
-
-
-@pytest.mark.parametrize("kind", ["CLS", "MEAN", "LAST"])
-def test_pooler_config_sets_the_pooling_type(tmp_path, kind):
-    model = save_pooler(tmp_path, "bert")
-    engine = SmallPooling(tmp_path, pooler=PoolerConfig(pooling_type=kind, use_activation=False))
-    ways = {"CLS": lambda rows: rows[0], "MEAN": lambda rows: rows.mean(0), "LAST": lambda rows: rows[-1]}
-    assert_close(engine.run(PROMPTS), [ways[kind](hidden_states(model, prompt)) for prompt in PROMPTS])
-
-
-def test_a_batch_changes_an_embedding_only_by_rounding(tmp_path):
-    save_pooler(tmp_path, "bert")
-    engine = SmallPooling(tmp_path)
-    together = engine.run(PROMPTS)
-    alone = [engine.run([prompt])[0] for prompt in PROMPTS]
-    for one, other in zip(together, alone, strict=True):
-        assert (one - other).abs().max() < 1e-6
+    assert engine.info.pooling is not None
+    assert engine.info.pooling.num_labels == options.get("num_labels", 0)
 
 
 def test_bfloat16_is_pooled_in_float32(tmp_path):
@@ -131,19 +160,6 @@ def test_dimensions_are_cut_before_normalizing(tmp_path):
     assert_close(engine.run(PROMPTS, dimensions=8), [unit(hidden_states(model, p)[0][:8]) for p in PROMPTS])
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "modernbert"])
-@pytest.mark.parametrize("num_labels", [1, 3])
-def test_an_encoder_classifies(tmp_path, model_type, num_labels):
-    model = save_pooler(tmp_path, model_type, "classify", num_labels=num_labels)
-    engine = SmallPooling(tmp_path)
-    expected = [logits(model, prompt) for prompt in PROMPTS]
-    assert_close(engine.run(PROMPTS, use_activation=False), expected)
-    activate = torch.sigmoid if num_labels == 1 else lambda row: row.softmax(-1)
-    assert_close(engine.run(PROMPTS), [activate(row) for row in expected])
-    assert engine.info.pooling is not None
-    assert engine.info.pooling.num_labels == num_labels
-
-
 def test_token_types_of_a_pair_change_the_result(tmp_path):
     model = save_pooler(tmp_path, "bert", "classify", num_labels=1)
     engine = SmallPooling(tmp_path)
@@ -186,18 +202,6 @@ def test_a_language_model_classifies_by_two_words(tmp_path):
     assert engine.info.pooling is not None
     assert engine.info.pooling.num_labels == 1
     assert not engine.info.pooling.uses_sep_token
-
-
-def test_tokens_are_classified(tmp_path):
-    model = save_pooler(tmp_path, "bert", "token_classify", num_labels=3)
-    engine = SmallPooling(tmp_path)
-    assert_close(engine.run(PROMPTS), [logits(model, prompt).softmax(-1) for prompt in PROMPTS])
-
-
-def test_tokens_are_embedded(tmp_path):
-    model = save_pooler(tmp_path, "bert")
-    engine = SmallPooling(tmp_path)
-    assert_close(engine.run(PROMPTS, task="token_embed"), [unit(hidden_states(model, prompt)) for prompt in PROMPTS])
 
 
 def test_colbert_uses_the_linear_layer_in_its_weights(tmp_path):
