@@ -53,38 +53,34 @@ def test_prompts_beside_sequences_are_limited_as_those_alone():
     assert steps.pace.max_prompt_tokens(4, [8000] * 4) == pytest.approx(1000, abs=1)
 
 
-def test_the_first_step_beside_prompts_is_measured_without_them():
+@pytest.mark.parametrize(
+    ("taken", "limits"),
+    [
+        pytest.param([], {8: 0}, id="the first step beside prompts is measured without them"),
+        pytest.param([(0.02, 8, 0)], {9: 32, 16: 0}, id="then a few tokens are tried"),
+        pytest.param([(0.020, 8, 0), (0.020 + 32 * 0.0002, 8, 32)], {8: 100}, id="prompts double a step's time"),
+        pytest.param(
+            [*[(seconds, 4, 0) for seconds in (0.020, 0.020, 3.0)], *[(s, 4, 50) for s in (0.040, 0.040, 3.0)]],
+            {4: 50},
+            id="one slow step changes no limit",
+        ),
+        pytest.param(
+            [(0.020, 1, 0), *[(0.020 + 100 * 0.0001, 1, 100)] * 5], {1: 200}, id="the limit follows the cost of a token"
+        ),
+        pytest.param(
+            [(0.020, 1, 0), *[(0.020 + 100 * token_s, 1, 100) for token_s in [0.0001] * 5 + [0.0004] * 3]],
+            {1: 50},
+            id="also when it rises",
+        ),
+    ],
+)
+def test_the_limit_follows_from_the_steps_so_far(taken, limits):
+    """Steps of seconds, decoding sequences and prompt tokens."""
     steps = _Steps()
-    assert steps.limit(num_decodes=8) == 0
-    steps.take(0.02, num_decodes=8)
-    assert steps.limit(num_decodes=9) == 32
-    assert steps.limit(num_decodes=16) == 0
-
-
-def test_prompts_double_the_time_of_a_step():
-    steps = _Steps()
-    steps.take(0.020, num_decodes=8)
-    steps.take(0.020 + 32 * 0.0002, num_decodes=8, num_prompt_tokens=32)
-    assert steps.limit(num_decodes=8) == pytest.approx(100, abs=1)
-
-
-def test_the_limit_follows_what_prompt_tokens_cost():
-    steps = _Steps()
-    steps.take(0.020, num_decodes=1)
-    limits: list[int] = []
-    for token_s in [0.0001] * 5 + [0.0004] * 5:
-        steps.take(0.020 + 100 * token_s, num_decodes=1, num_prompt_tokens=100)
-        limits.append(steps.limit(num_decodes=1))
-    assert limits == pytest.approx([200] * 7 + [50] * 3, abs=1)
-
-
-def test_one_slow_step_changes_no_limit():
-    steps = _Steps()
-    for seconds in (0.020, 0.020, 3.0):
-        steps.take(seconds, num_decodes=4)
-    for seconds in (0.040, 0.040, 3.0):
-        steps.take(seconds, num_decodes=4, num_prompt_tokens=50)
-    assert steps.limit(num_decodes=4) == pytest.approx(50, abs=1)
+    for seconds, num_decodes, num_prompt_tokens in taken:
+        steps.take(seconds, num_decodes=num_decodes, num_prompt_tokens=num_prompt_tokens)
+    found = {num_decodes: steps.limit(num_decodes=num_decodes) for num_decodes in limits}
+    assert found == pytest.approx(limits, abs=1)
 
 
 @pytest.mark.parametrize(

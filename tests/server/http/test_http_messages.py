@@ -140,17 +140,6 @@ def test_thinking_text_and_calls_are_blocks_in_this_order(serve, engine, encode,
     assert message.stop_reason == "tool_use"
 
 
-@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}], ids=["any", "tool"])
-def test_tools_that_the_request_forces(client, engine, encode, choice):
-    arguments = '{"city": "Paris"}'
-    is_named = choice["type"] == "tool"
-    engine.reply = encode(arguments if is_named else f'[{{"name": "get_weather", "parameters": {arguments}}}]')
-    message = create(client, tools=[WEATHER], tool_choice=choice)
-    (call,) = message.content
-    assert (call.type, call.name, call.input) == ("tool_use", "get_weather", {"city": "Paris"})
-    assert message.stop_reason == "tool_use"
-
-
 def test_a_call_that_the_limit_cuts_has_no_input(client, engine, encode):
     engine.reply = encode('{"city": "Paris"}')
     choice = {"type": "tool", "name": "get_weather"}

@@ -262,20 +262,6 @@ def test_openais_client_reads_a_chat_stream_and_assembles_the_message(client):
     assert final.usage.completion_tokens == 8
 
 
-@pytest.mark.parametrize(
-    ("fields", "error"),
-    [
-        ({"model": "other"}, openai.NotFoundError),
-        ({"model": "smol", "temperature": 9}, openai.BadRequestError),
-    ],
-    ids=str,
-)
-def test_openais_client_raises_the_class_of_each_error(client, fields, error):
-    with pytest.raises(error) as caught:
-        client.chat.completions.create(messages=MESSAGES, **fields)
-    assert caught.value.body["message"]
-
-
 def test_openais_client_raises_a_wrong_key_and_an_error_in_mid_stream(serve, engine):
     server = serve(api_keys=("right",))
     with server.client(api_key="wrong") as client, pytest.raises(openai.AuthenticationError):

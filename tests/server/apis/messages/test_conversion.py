@@ -96,22 +96,26 @@ def results_of(*blocks: dict[str, Any]) -> list[dict[str, Any]]:
     return messages[1:]
 
 
-def test_the_results_of_tools_come_before_the_text_of_their_message():
-    assert results_of(text("Go on."), result("sunny"), result([text("a"), text("b")]), result(None)) == [
-        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
-        {"role": "tool", "tool_call_id": "call_1", "content": "a\nb"},
-        {"role": "tool", "tool_call_id": "call_1", "content": ""},
-        {"role": "user", "content": "Go on."},
-    ]
+def tool(content: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": "call_1", "content": content}
 
 
-def test_images_and_names_of_tools_in_a_result_follow_it():
-    parts = [text("see"), {"type": "image", "source": PNG}, {"type": "tool_reference", "tool_name": "bash"}]
-    assert results_of(result(parts)) == [
-        {"role": "tool", "tool_call_id": "call_1", "content": "see"},
-        {"role": "user", "content": [image(PNG_URL)]},
-        {"role": "tool", "tool_call_id": "call_1", "content": "bash"},
-    ]
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        (
+            [text("Go on."), result("sunny"), result([text("a"), text("b")]), result(None)],
+            [tool("sunny"), tool("a\nb"), tool(""), {"role": "user", "content": "Go on."}],
+        ),
+        (
+            [result([text("see"), {"type": "image", "source": PNG}, {"type": "tool_reference", "tool_name": "bash"}])],
+            [tool("see"), {"role": "user", "content": [image(PNG_URL)]}, tool("bash")],
+        ),
+    ],
+    ids=["before the text of their message", "images and names of tools follow"],
+)
+def test_results_of_tools_are_messages(blocks, expected):
+    assert results_of(*blocks) == expected
 
 
 def test_an_answer_with_reasoning_text_and_calls():

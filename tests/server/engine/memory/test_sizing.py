@@ -18,14 +18,18 @@ BYTES_PER_TOKEN = 30 * 3 * 128 * 2
 CPU = torch.device("cpu")
 
 
-def test_kv_cache_memory_bytes_sets_the_number_of_tokens():
-    size = _size(EngineConfig(kv_cache_memory_bytes=10_000 * BYTES_PER_TOKEN + 17, max_num_seqs=4))
-    assert size == CacheSize(num_slots=4, slot_len=8192, num_tokens=10_000, num_bytes=10_000 * BYTES_PER_TOKEN)
-
-
-def test_the_budget_is_at_most_the_slots_capacity():
-    size = _size(EngineConfig(kv_cache_memory_bytes=1 << 40, max_num_seqs=2), max_model_len=100)
-    assert (size.num_tokens, size.num_bytes) == (200, 200 * BYTES_PER_TOKEN)
+@pytest.mark.parametrize(
+    ("num_bytes", "options", "own_len", "expected"),
+    [
+        (10_000 * BYTES_PER_TOKEN + 17, {"max_num_seqs": 4}, 8192, (4, 8192, 10_000)),
+        (1 << 40, {"max_num_seqs": 2}, 100, (2, 100, 200)),
+        (8192 * BYTES_PER_TOKEN, {"max_model_len": 8192, "max_num_seqs": 128}, 8192, (128, 8192, 8192)),
+    ],
+    ids=["whole tokens", "no more than the slots hold", "exactly one sequence"],
+)
+def test_kv_cache_memory_bytes_sets_the_number_of_tokens(num_bytes, options, own_len, expected):
+    size = _size(EngineConfig(kv_cache_memory_bytes=num_bytes, **options), max_model_len=own_len)
+    assert size == CacheSize(*expected, num_bytes=expected[2] * BYTES_PER_TOKEN)
 
 
 def test_a_share_of_the_free_memory_is_used_by_default(monkeypatch):
@@ -57,26 +61,17 @@ def test_memory_for_less_than_one_token_is_rejected():
         _size(EngineConfig(kv_cache_memory_bytes=1))
 
 
-def test_exactly_one_sequence_fits():
-    size = _size(EngineConfig(kv_cache_memory_bytes=8192 * BYTES_PER_TOKEN, max_model_len=8192, max_num_seqs=128))
-    assert (size.num_slots, size.num_tokens) == (128, 8192)
-
-
 @pytest.mark.parametrize(("has_prefix_cache", "num_slots"), [(False, 2), (True, 1)])
-def test_on_a_gpu_every_slot_has_its_memory(has_prefix_cache, num_slots):
+def test_on_a_gpu_every_slot_has_its_memory_and_fewer_slots_are_logged(has_prefix_cache, num_slots, caplog):
     config = EngineConfig(
         kv_cache_memory_bytes=20_000 * BYTES_PER_TOKEN, max_num_seqs=128, enable_prefix_caching=has_prefix_cache
     )
     num_tokens = num_slots * 8192
-    assert _size_on_gpu(config) == CacheSize(num_slots, 8192, num_tokens, num_tokens * BYTES_PER_TOKEN)
-
-
-def test_fewer_slots_than_requested_are_logged(caplog):
     with caplog.at_level(logging.WARNING, logger="server.engine.memory.sizing"):
-        _size_on_gpu(EngineConfig(kv_cache_memory_bytes=20_000 * BYTES_PER_TOKEN, max_num_seqs=128))
+        assert _size_on_gpu(config) == CacheSize(num_slots, 8192, num_tokens, num_tokens * BYTES_PER_TOKEN)
     assert [r.getMessage() for r in caplog.records] == [
-        "the GPU's memory holds 1 sequences of 8192 tokens at once instead of 128, and further ones wait: a lower "
-        "--max-model-len makes room for more"
+        f"the GPU's memory holds {num_slots} sequences of 8192 tokens at once instead of 128, and further ones wait: "
+        "a lower --max-model-len makes room for more"
     ]
 
 

@@ -86,20 +86,23 @@ def test_other_arrays_are_made_by_torch():
     assert torch.asarray is before
 
 
-def test_sharded_weights_load(llama_copy, plain_llama):
-    _shard(llama_copy)
-    assert len(list(llama_copy.glob("model-*.safetensors"))) > 3
-    _assert_same_logits(load_model(llama_copy, EngineConfig()), plain_llama)
+def _pickle(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
 
 
-def test_pickled_weights_load(llama_copy, plain_llama):
-    torch.save(load_file(llama_copy / WEIGHTS), llama_copy / "pytorch_model.bin")
-    (llama_copy / WEIGHTS).unlink()
-    _assert_same_logits(load_model(llama_copy, EngineConfig()), plain_llama)
+def _add_tensor(folder: Path) -> None:
+    _change_weights(folder, lambda tensors: tensors | {"model.rotary.inv_freq": torch.ones(3)})
 
 
-def test_unknown_tensors_are_ignored(llama_copy, plain_llama):
-    _change_weights(llama_copy, lambda tensors: tensors | {"model.rotary.inv_freq": torch.ones(3)})
+@pytest.mark.parametrize(
+    ("change", "num_files"),
+    [(lambda folder: _shard(folder), 4), (_pickle, 0), (_add_tensor, 1)],
+    ids=["sharded", "pickled", "an unknown tensor"],
+)
+def test_weights_load_in_every_form(llama_copy, plain_llama, change, num_files):
+    change(llama_copy)
+    assert len(list(llama_copy.glob("model*.safetensors"))) >= num_files
     _assert_same_logits(load_model(llama_copy, EngineConfig()), plain_llama)
 
 
