@@ -18,7 +18,7 @@ from tests.server.parsers.raw_texts import FUNCTIONS, raw_texts
 pytestmark = [pytest.mark.slow, needs_vllm, pytest.mark.timeout(600)]
 
 SCRIPT = Path(__file__).with_name("vllm_parsers.py")
-TAG_FORMATS = [name for name, path in REASONING_FORMATS.items() if path.module == "reasoning.formats"]
+TAG_FORMATS = [name for name, path in REASONING_FORMATS.items() if path.module == "reasoning_formats"]
 
 
 @pytest.fixture(scope="module")
