@@ -193,12 +193,6 @@ def test_there_are_no_live_figures_without_an_engine(serve, reason, status):
     assert server.get("/").status_code == 200
 
 
-def test_requests_for_the_page_are_not_counted(serve):
-    server = serve()
-    assert server.get("/status.json").status_code == 200
-    assert "/status.json" not in server.get("/metrics").text
-
-
 def test_the_page_works_below_a_root_path(serve):
     server = serve(root_path="/llm")
     assert server.get("/llm/status.json").json()["status"] == "ready"

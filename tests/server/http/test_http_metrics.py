@@ -117,7 +117,7 @@ def test_http_requests_are_counted_by_route(own):
     own.complete(n=0)
     own.get("/v1/models/smol")
     own.get("/nowhere")
-    for path in ("/health", "/ping", "/version", "/load", "/metrics"):
+    for path in ("/health", "/ping", "/version", "/load", "/metrics", "/", "/status.json"):
         own.get(path)
     found = samples(own)
 

@@ -1,18 +1,15 @@
 """prompt_embeds in POST /v1/completions, over the real route and renderer."""
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from server.limits import LimitsConfig
-from server.renderers.embeds import prompt_embeds
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.renderers.hf import HfRenderer
 from tests.embeds_payloads import torch_payload
-from tests.server.http.conftest import MAX_MODEL_LEN, PATIENT_S, TEXT, assert_rejected
+from tests.server.http.conftest import MAX_MODEL_LEN, TEXT, assert_rejected
 
 WIDTH = 16
 
@@ -82,11 +79,6 @@ def test_embeddings_come_before_texts(accepting, engine, encode):
     assert body["usage"]["prompt_tokens"] == 7
 
 
-def test_choices_share_one_object(accepting, engine):
-    accepting.complete(prompt=None, prompt_embeds=torch_payload(rows(4)), n=3, temperature=1.0)
-    assert len({id(inputs) for inputs in engine.inputs.values()}) == 1
-
-
 def test_the_last_rows_are_kept_on_request(accepting, engine):
     accepting.complete(prompt=None, prompt_embeds=torch_payload(rows(9)), truncate_prompt_tokens=4)
     assert torch.equal(embeds_of(engine)["0"], rows(9).bfloat16()[-4:])
@@ -123,28 +115,6 @@ def test_the_body_limit_grows_with_the_model(accepting, serve, renderer, engine)
     too_large = server.complete(prompt=None, prompt_embeds="A" * most)
     assert too_large.status_code == 413
     assert f"larger than {most} bytes" in too_large.json()["error"]["message"]
-
-
-def test_other_requests_are_answered_while_rows_are_read(accepting, engine, monkeypatch):
-    """If rows were read on the event loop, the second request would never be answered."""
-    is_reading, may_go_on = threading.Event(), threading.Event()
-    convert = prompt_embeds.convert_rows
-
-    def convert_late(*args):
-        is_reading.set()
-        assert may_go_on.wait(PATIENT_S)
-        return convert(*args)
-
-    monkeypatch.setattr(prompt_embeds, "convert_rows", convert_late)
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(accepting.complete, prompt=None, prompt_embeds=torch_payload(rows(2)))
-        try:
-            assert is_reading.wait(PATIENT_S)
-            assert accepting.get("/version").status_code == 200
-            assert not engine.requests
-        finally:
-            may_go_on.set()
-        assert answer.result().json()["choices"][0]["text"] == TEXT
 
 
 def chat_with(*parts: object, **fields: object) -> dict[str, object]:

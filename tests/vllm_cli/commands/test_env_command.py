@@ -68,9 +68,3 @@ def test_collect_env_describes_the_machine(monkeypatch, capsys):
     assert facts["cpu"]["usable_cores"] >= 1
     assert facts["memory"]["total_bytes"] > facts["memory"]["available_bytes"] > 0
     assert facts["environment"]["VLLM_LOGGING_LEVEL"] == "INFO"
-
-
-def test_collect_env_imports_none_of_the_packages_that_it_describes(run_cli):
-    done = run_cli("collect-env")
-    assert done.returncode == 0
-    assert "transformers: " in done.stdout

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from server.engine.compute import fused_attention
-from server.engine.compute.fused_attention import attend, attend_in_parts, attend_to_part, merge_attention, repeat_heads
+from server.engine.compute.fused_attention import attend, attend_in_parts, attend_to_part, merge_attention
 
 
 @pytest.mark.parametrize("has_mask", [True, False])
@@ -15,11 +15,6 @@ def test_repeated_heads_give_the_same_result_as_groups(has_mask, monkeypatch):
     grouped = attend(query, keys, values, scale=0.3, mask=mask)
     monkeypatch.setattr(fused_attention, "_takes_groups", lambda *_: False)
     assert torch.allclose(attend(query, keys, values, scale=0.3, mask=mask), grouped, atol=1e-6)
-
-
-def test_each_head_is_repeated_for_its_own_group():
-    heads = torch.arange(3.0)[None, :, None, None]
-    assert repeat_heads(heads, 6).flatten().tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_ungrouped_heads_are_not_repeated():

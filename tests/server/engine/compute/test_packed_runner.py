@@ -13,9 +13,8 @@ from server.engine.compute import packed_runner as packed_runner_module
 from server.engine.compute.fused_attention import attend_in_parts
 from server.engine.compute.packed_runner import PackedRunner
 from server.engine.sequence import Chunk
-from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.teacher_forcing import TeacherForcing, as_sequences, packed_runner, reference_logits
-from tests.server.engine.tiny_models import PACKED, build_model, greedy_outputs, random_prompts
+from tests.server.engine.tiny_models import PACKED, build_model, random_prompts
 
 SLOT_LEN = 448
 
@@ -93,44 +92,9 @@ def test_threads_share_the_keys_of_one_long_sequence(architecture, num_shared, m
     assert (result.logits[-1] - expected[-1]).abs().max() < 1e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
-def test_greedy_output_equals_that_of_generate(architecture):
-    model = build_model(architecture, PACKED[architecture])
-    if architecture == "gemma2":
-        model.set_attn_implementation("eager")
-    prompts = random_prompts(3, 17, 40, 5, 33)
-    expected = greedy_outputs(model, prompts, 40)
-    assert all(len(set(output)) > 4 for output in expected), "a model that repeats itself proves nothing"
-    engine = SmallEngine(model, num_slots=5, max_model_len=128, max_num_batched_tokens=36)
-    assert engine.generate(prompts, max_tokens=40) == expected
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
-def test_prompt_logprobs_return_the_logits_of_every_prompt_token(architecture):
-    model = build_model(architecture, PACKED[architecture])
-    prompts = random_prompts(80, 5, 33)
-    references = reference_logits(model, prompts)
-    runner = packed_runner(model, num_slots=4, slot_len=128)
-    sequences = as_sequences(prompts, prompt_logprobs=0)
-    assert TeacherForcing(runner, sequences, seed=3).largest_error(references) < 1e-4
-    for sequence in sequences:
-        sequence.num_computed_tokens = 0
-    result = runner.step([Chunk(s, s.num_tokens) for s in sequences])
-    assert [span.stop - span.start for span in result.rows] == [80, 5, 33]
-
-
 def test_probe_returns_different_sizes_of_keys_and_values():
     shapes = PackedRunner(build_model("deepseek_v3", PACKED["deepseek_v3"])).probe()
     assert {(s.num_kv_heads, s.key_dim, s.value_dim) for s in shapes.values()} == {(4, 24, 12)}
-
-
-def test_probe_returns_the_shapes_of_grouped_heads():
-    shapes = PackedRunner(build_model("llama", PACKED["llama"])).probe()
-    assert {layer: (s.num_kv_heads, s.key_dim, s.value_dim) for layer, s in shapes.items()} == {
-        0: (2, 16, 16),
-        1: (2, 16, 16),
-        2: (2, 16, 16),
-    }
 
 
 @pytest.mark.parametrize("architecture", PACKED)

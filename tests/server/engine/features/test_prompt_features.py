@@ -104,6 +104,7 @@ def test_the_sequential_runner_supports_embeddings(architecture):
     model = build_model(architecture, SEQUENTIAL[architecture])
     prompts = random_prompts(9, 24)
     expected = greedy_outputs(model, prompts, NUM_TOKENS)
+    check_takes_embeds(model)
     engine = SmallEngine(copy.deepcopy(model), sequential=True)
     embeds = [add(engine, f"embeds-{i}", model, prompt) for i, prompt in enumerate(prompts)]
     text = engine.add("text", prompts[0], max_tokens=NUM_TOKENS)
@@ -163,17 +164,6 @@ def test_prompts_with_equal_first_rows_share_them(plain_llama, llama):
     assert [c.num_cached_tokens for c in (first, second, salted)] == [0, 32, 0]
 
 
-def test_choices_of_one_prompt_compute_its_rows_once(plain_llama, llama):
-    (prompt,) = random_prompts(50)
-    expected = greedy_outputs(plain_llama, [prompt], NUM_TOKENS)[0]
-    engine = SmallEngine(llama, prefix_tokens=500)
-    inputs = embeds_of(plain_llama, prompt)
-    choices = [engine.add(str(i), [0] * 50, inputs, max_tokens=NUM_TOKENS) for i in range(3)]
-    engine.run()
-    assert [c.token_ids for c in choices] == [expected] * 3
-    assert [c.num_cached_tokens for c in choices] == [0, 48, 48]
-
-
 def test_placeholder_ids_are_not_penalised(plain_llama, llama):
     """Token 0 is not in the prompt; a penalty that counts the placeholders would ban it here."""
     (prompt,) = random_prompts(20)
@@ -216,11 +206,6 @@ def test_rows_of_the_wrong_shape_fail_only_their_request(llama, rows, params, me
     assert re.search(message, rejected.error)
     assert text.finish_reason == "length"
     engine.assert_nothing_leaked()
-
-
-@pytest.mark.parametrize("architecture", SEQUENTIAL)
-def test_unpacked_models_take_embeddings(architecture):
-    check_takes_embeds(build_model(architecture, SEQUENTIAL[architecture]))
 
 
 def test_a_model_that_also_uses_token_ids_fails_the_start(plain_llama):

@@ -146,37 +146,15 @@ def test_another_image_does_not_match_the_prefix_cache(qwen):
         assert completion.token_ids == qwen.expected(prompt)
 
 
-def test_the_choices_of_one_prompt_encode_its_images_once(qwen, monkeypatch):
-    engine, prompt = qwen.engine(prefix_tokens=2000), qwen.prompt("Look: ", (60, 60, 1))
-    num_encoded = 0
-    images = engine.features._images
-    assert images is not None
-    encode = images.encode
-
-    def count(*args: Any) -> Any:
-        nonlocal num_encoded
-        num_encoded += 1
-        return encode(*args)
-
-    monkeypatch.setattr(images, "encode", count)
-    inputs = _inputs(prompt)
-    completions = [
-        engine.add(str(i), prompt.token_ids, inputs, max_tokens=_NUM_TOKENS, ignore_eos=True) for i in range(3)
-    ]
-    engine.run()
-    assert num_encoded == 1
-    assert [c.token_ids for c in completions] == [qwen.expected(prompt)] * 3
-
-
-def test_the_images_of_a_conversation_are_encoded_once(qwen):
-    engine, encoded = qwen.engine(), []
+def test_the_images_of_a_conversation_and_of_all_choices_are_encoded_once(qwen):
+    engine, encoded = qwen.engine(prefix_tokens=2000), []
     _vision_tower(engine.features._model).register_forward_hook(lambda *_: encoded.append(True))
     images = ((60, 60, 1), (60, 60, 2))
     prompts = [qwen.prompt("Look: ", *images), qwen.prompt("Again: ", *images, "and what now?")]
     for i, prompt in enumerate(prompts):
-        completion = _add(engine, str(i), prompt)
+        choices = [_add(engine, f"{i}-{choice}", prompt) for choice in range(3)]
         engine.run()
-        assert completion.token_ids == qwen.expected(prompt)
+        assert [each.token_ids for each in choices] == [qwen.expected(prompt)] * 3
     assert len(encoded) == 1
     other = qwen.prompt("Look: ", images[0], (60, 60, 3))
     completion = _add(engine, "other", other)

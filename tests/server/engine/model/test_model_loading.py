@@ -233,12 +233,11 @@ def test_max_model_len_with_another_config_key_or_without_any(architecture):
     assert derive_max_model_len(config, EngineConfig()) == expected
 
 
-def test_eos_tokens_come_from_all_files_the_tokenizers_first(saved_llama, llama_copy):
+def test_eos_tokens_come_from_all_files_the_tokenizers_first(plain_llama, llama_copy):
     (llama_copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2, 9]}))
     (llama_copy / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<end>"}}))
     (llama_copy / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 9, "content": "<end>"}]}))
-    model = load_model(saved_llama, EngineConfig())
-    assert find_eos_token_ids(model, llama_copy, llama_copy) == (9, 7, 2)
+    assert find_eos_token_ids(plain_llama, llama_copy, llama_copy) == (9, 7, 2)
 
 
 @pytest.mark.parametrize(
@@ -250,29 +249,29 @@ def test_eos_tokens_come_from_all_files_the_tokenizers_first(saved_llama, llama_
     ],
     ids=["nested", "late", "quoted"],
 )
-def test_the_tokenizers_eos_is_found_wherever_the_file_has_it(saved_llama, llama_copy, before):
+def test_the_tokenizers_eos_is_found_wherever_the_file_has_it(plain_llama, llama_copy, before):
     (llama_copy / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
     tokens = [{"id": n, "content": f"<{n}>"} for n in range(50)] + [{"id": 99, "content": "<end>"}]
     (llama_copy / "tokenizer.json").write_text(f'{{{before}"added_tokens": {json.dumps(tokens)}}}', encoding="utf-8")
-    assert find_eos_token_ids(load_model(saved_llama, EngineConfig()), llama_copy, llama_copy)[0] == 99
+    assert find_eos_token_ids(plain_llama, llama_copy, llama_copy)[0] == 99
 
 
 @pytest.mark.parametrize("tokenizer_config", ["{", "[]", '{"eos_token": "<unknown>"}'])
-def test_eos_tokens_of_a_tokenizer_that_names_none(saved_llama, llama_copy, tokenizer_config):
+def test_eos_tokens_of_a_tokenizer_that_names_none(plain_llama, llama_copy, tokenizer_config):
     (llama_copy / "tokenizer_config.json").write_text(tokenizer_config)
     (llama_copy / "tokenizer.json").write_text("{}")
-    assert find_eos_token_ids(load_model(saved_llama, EngineConfig()), llama_copy, llama_copy) == (2,)
+    assert find_eos_token_ids(plain_llama, llama_copy, llama_copy) == (2,)
 
 
-def test_the_real_models_eos_is_the_end_of_its_turn(saved_llama, model_path):
+def test_the_real_models_eos_is_the_end_of_its_turn(plain_llama, model_path):
     im_end = 2
-    assert find_eos_token_ids(load_model(saved_llama, EngineConfig()), model_path, model_path) == (im_end,)
+    assert find_eos_token_ids(plain_llama, model_path, model_path) == (im_end,)
 
 
-def test_an_unreadable_generation_config_is_rejected(saved_llama, llama_copy):
+def test_an_unreadable_generation_config_is_rejected(plain_llama, llama_copy):
     (llama_copy / "generation_config.json").write_text("{")
     with pytest.raises(EngineStartError, match="cannot read generation_config.json"):
-        find_eos_token_ids(load_model(saved_llama, EngineConfig()), llama_copy, llama_copy)
+        find_eos_token_ids(plain_llama, llama_copy, llama_copy)
 
 
 def _shard(folder: Path) -> None:

@@ -140,32 +140,22 @@ async def tokens_of(
     return [t async for o in client.generate(request_id, prompts, num_choices) for t in o.token_ids]
 
 
-async def test_tensors_arrive_unchanged(sockets):
-    client, engine = await connect(sockets)
-    inputs = PromptInputs(embeds=tensor(700_001), mm={"pixels": tensor(5, 3), "none": tensor(0), "grid": tensor(24)})
-    assert await tokens_of(client, "a", inputs) == [7]
-    assert await tokens_of(client, "b") == [7]
-    await end(client, engine)
-    found = engine.inputs_of("a")
-    assert found is not None
-    assert engine.inputs_of("b") is None
-    assert found.embeds == inputs.embeds
-    assert found.mm == inputs.mm
-    assert "Abort" not in engine.kinds()
-
-
-async def test_tensors_are_aligned(sockets):
+async def test_tensors_arrive_unchanged_and_aligned(sockets):
     client, engine = await connect(sockets)
     params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x"))
-    inputs = PromptInputs(embeds=tensor(700_001), mm={"pixels": tensor(5), "grid": tensor(24)})
+    inputs = PromptInputs(embeds=tensor(700_001), mm={"pixels": tensor(5, 3), "none": tensor(0), "grid": tensor(24)})
     assert len([each async for each in client.generate("a", [EnginePrompt([0], params, inputs)])]) == 1
+    assert await tokens_of(client, "b") == [7]
     await end(client, engine)
     found = engine.inputs_of("a")
     assert found is not None
     assert found.embeds is not None
     assert found.mm is not None
-    tensors = [found.embeds, *found.mm.values()]
-    assert [to_tensor(each).data_ptr() % 8 for each in tensors] == [0, 0, 0]
+    assert engine.inputs_of("b") is None
+    assert (found.embeds, found.mm) == (inputs.embeds, inputs.mm)
+    sent = [found.embeds, found.mm["pixels"], found.mm["grid"]]
+    assert [to_tensor(each).data_ptr() % 8 for each in sent] == [0, 0, 0]
+    assert "Abort" not in engine.kinds()
 
 
 async def test_long_grammars_and_prompts_arrive_unchanged(sockets):

@@ -19,7 +19,6 @@ from server.types import GuidedDecoding, SamplingParams
 from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
 from tests.server.engine.sampling.guided_engine import PERSON, assert_is_person, byte_engine, byte_model, text_of
 from tests.server.engine.small_engine import SmallEngine
-from tests.server.engine.tiny_models import random_prompts
 from tests.server.inline_executor import InlineExecutor
 
 CHOICES = ["yes", 'say "hi"', "naïve", "日本", "😀"]
@@ -156,19 +155,6 @@ def test_choices_of_one_request_each_follow_the_grammar_from_its_start(engine):
     for text in texts:
         assert_is_person(text)
     assert len(set(texts)) > 1
-
-
-def test_a_preempted_request_continues_its_grammar(tmp_path):
-    engine = byte_engine(tmp_path, num_slots=2, max_model_len=200, kv_cache_tokens=200)
-    people = [
-        engine.add(str(i), prompt, max_tokens=145, guided=PERSON, temperature=1.0, seed=i)
-        for i, prompt in enumerate(random_prompts(50, 51))
-    ]
-    engine.run()
-    assert engine.stats.num_preemptions > 0
-    for person in people:
-        assert_is_person(text_of(person))
-    engine.assert_nothing_leaked()
 
 
 def test_logits_beyond_the_vocabulary_are_excluded(tmp_path):
