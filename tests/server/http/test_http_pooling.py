@@ -391,23 +391,16 @@ def test_a_bi_encoder_scores_by_cosine_similarity(embedder, bert):
     assert answer["usage"]["prompt_tokens"] == sum(len(_encode(embedder, text)["input_ids"]) for text in TEXTS)
 
 
-@pytest.mark.parametrize("path", ["/score", "/rerank"])
-def test_late_interaction_returns_scores(serve, tmp_path, path):
+def test_late_interaction_returns_scores(serve, tmp_path):
     model, linear = save_colbert(tmp_path)
     server = serve(tmp_path)
-    names = ("text_1", "text_2") if path == "/score" else ("query", "documents")
-    answer = server.post(path, {names[0]: TEXTS[0], names[1]: TEXTS[1:]})
-    assert answer.status_code == 200, answer.text
+    answer = server.post("/score", {"text_1": TEXTS[0], "text_2": TEXTS[1:]}).json()
     query, *documents = (unit(hidden_states(model, _encode(server, t)["input_ids"]) @ linear.T) for t in TEXTS)
     expected = [float((query @ document.T).amax(-1).sum()) for document in documents]
-    body = answer.json()
-    if path == "/score":
-        assert [item["score"] for item in body["data"]] == pytest.approx(expected, abs=1e-4)
-    else:
-        scores = {result["index"]: result["relevance_score"] for result in body["results"]}
-        assert [scores[index] for index in range(3)] == pytest.approx(expected, abs=1e-4)
-        assert list(scores.values()) == sorted(scores.values(), reverse=True)
-    assert body["usage"]["prompt_tokens"] == sum(len(_encode(server, text)["input_ids"]) for text in TEXTS)
+    assert [item["score"] for item in answer["data"]] == pytest.approx(expected, abs=1e-4)
+    assert answer["usage"]["prompt_tokens"] == sum(len(_encode(server, text)["input_ids"]) for text in TEXTS)
+    ranked = server.post("/rerank", {"query": TEXTS[0], "documents": TEXTS[1:]}).json()["results"]
+    assert [result["index"] for result in ranked] == sorted(range(3), key=lambda index: -expected[index])
 
 
 def test_late_interaction_scores_texts_pairwise(serve, tmp_path):
