@@ -58,15 +58,11 @@ def test_requests_and_tokens_are_counted_exactly(own, encode):
     assert value(own, "vllm:request_params_max_tokens_sum") == 3 + 2 * 16 + (512 - chat_prompt)
 
 
-def test_failed_requests_are_counted(own, engine):
+def test_failed_requests_are_counted_and_those_that_never_reach_the_engine_are_not(own, engine):
     engine.fails_after = 2
     own.complete()
-    assert value(own, "vllm:request_success_total", finished_reason="error") == 1
-
-
-def test_requests_that_never_reach_the_engine_are_not_counted(own):
-    own.complete()
     own.complete(temperature=9)
+    assert value(own, "vllm:request_success_total", finished_reason="error") == 1
     assert value(own, "vllm:e2e_request_latency_seconds_count") == 1
 
 
@@ -92,24 +88,21 @@ def test_scheduler_state_is_the_engines_latest(own, engine):
     assert value(own, "vllm:num_preemptions_total") == 2
 
 
-def test_every_step_counts_its_tokens(own):
+def test_every_step_counts_its_tokens_in_buckets_up_to_the_context_length(own):
     own.complete(max_tokens=5)
     assert value(own, "vllm:iteration_tokens_total_count") == 5
     assert value(own, "vllm:iteration_tokens_total_sum") == 5
-
-
-def test_token_buckets_end_at_the_context_length(own):
-    own.complete()
     bounds = [dict(labels)["le"] for name, labels in samples(own) if name == "vllm:request_prompt_tokens_bucket"]
     assert bounds == ["1.0", "2.0", "5.0", "10.0", "20.0", "50.0", "100.0", "200.0", "500.0", "+Inf"]
 
 
-def test_cache_size_is_reported(own):
-    own.complete()
+def test_the_cache_and_the_start_are_described(own):
     ((_, labels),) = [key for key in samples(own) if key[0] == "vllm:cache_config_info"]
     facts = dict(labels)
     assert int(facts["num_gpu_blocks"]) * int(facts["block_size"]) == int(facts["kv_cache_size_tokens"]) == 4096
     assert float(facts["kv_cache_max_concurrency"]) >= 1
+    assert value(own, "vllm:engine_startup_time_seconds") == 2.0
+    assert samples(own)["vllm_cli:startup_phase_seconds", frozenset({("phase", "engine:load_weights")})] == 0.5
 
 
 def test_http_requests_are_counted_by_route(own):
@@ -139,11 +132,6 @@ def test_engine_families_appear_with_the_engine(engine, renderer):
     for _restart in range(2):
         metrics.register_engine(engine.info, lambda: engine.stats)
         assert metrics.render().count(b"# TYPE vllm:num_requests_running gauge") == 1
-
-
-def test_start_is_reported_in_seconds(own):
-    assert value(own, "vllm:engine_startup_time_seconds") == 2.0
-    assert samples(own)["vllm_cli:startup_phase_seconds", frozenset({("phase", "engine:load_weights")})] == 0.5
 
 
 def test_requests_of_disconnected_clients_are_counted_as_aborted(own, engine, wait_until):
