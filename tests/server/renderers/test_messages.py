@@ -57,7 +57,7 @@ def user(*content: Any) -> dict[str, Any]:
         (user({"type": "text", "text": 3}), "must be text"),
         (user(ONE, {"type": "image_url", "image_url": {"url": "data:"}}), "text only"),
         (user({"type": "input_audio", "input_audio": {}}), "text only"),
-        (user({"text": "no type"}), "text only"),
+        (user({"text": "no type"}), r"text only .text, input_text, output_text, refusal, thin"),
         (user({"type": ["text"]}), "text only"),
         (user(3), "text only"),
         ({"role": "user", "content": 3}, "text or a list"),
