@@ -207,7 +207,7 @@ class _Handler:
         """Called before the head of a response is sent."""
         if response.headers[hdrs.SERVER] == SERVER_SOFTWARE:  # neither the router's nor that of a model's server
             response.headers[hdrs.SERVER] = SERVER
-        if self.cors.is_on and not self.cors.is_preflight(request.method, request.headers):
+        if self.cors.is_on and not self.cors.is_preflight(request):
             self.cors.add_headers(request.headers.get(hdrs.ORIGIN), response.headers)
 
     async def _answer(self, request: web.Request, path: str, raw_path: str) -> web.StreamResponse:
@@ -238,10 +238,9 @@ class _Handler:
 
     def _answer_options(self, request: web.Request) -> web.Response:
         """No OPTIONS reaches a model. Without CORS, the answer is that of our servers for their own paths."""
-        if not self.cors.is_preflight(request.method, request.headers):
+        if not self.cors.is_preflight(request):
             raise FailedRequestError(405, "Method Not Allowed", headers={"Allow": _ALLOWED})
-        status, text, headers = self.cors.answer_preflight(request.headers)
-        return web.Response(status=status, text=text, headers=headers)
+        return self.cors.answer_preflight(request)
 
     async def _relay(self, request: web.Request, path: str, entry: ModelEntry | None) -> web.StreamResponse:
         """Passes the request on to this model, or to the one that it names."""
