@@ -25,25 +25,20 @@ class WaitingComments:
         """`progress` returns what the request waits for."""
         self._request = request
         self._progress = progress
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[StreamResponse] | None = None
-        self._has_ended = asyncio.Event()
+        self._task: asyncio.Task[StreamResponse | None] | None = None
+        self._ended = asyncio.Event()
 
     def start(self) -> None:
         """The request waits from now on."""
-        self._timer = asyncio.get_running_loop().call_later(_INTERVAL_S, self._begin)
+        self._task = asyncio.create_task(self._write(), name="comments while a request waits")
 
     async def end(self) -> "StreamResponse | None":
         """The request waits no longer; returns the response that has begun, None if there is none."""
-        self._cancel_timer()
-        if self._task is None:
-            return None
-        self._has_ended.set()
-        return await self._task
+        self._ended.set()
+        return None if self._task is None else await self._task
 
     def close(self) -> None:
         """The request has ended, in whatever way."""
-        self._cancel_timer()
         if self._task is None:
             return
         if not self._task.done():
@@ -51,22 +46,20 @@ class WaitingComments:
         elif not self._task.cancelled():
             self._task.exception()  # the client's disconnect, which the request's task sees too
 
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _begin(self) -> None:
-        self._timer = None
-        self._task = asyncio.create_task(self._write(), name="comments while a request waits")
-
-    async def _write(self) -> "StreamResponse":
+    async def _write(self) -> "StreamResponse | None":
+        if await self._ends_soon():
+            return None
         response = web.StreamResponse(headers=_HEADERS)
         await response.prepare(self._request)
-        while not self._has_ended.is_set():
+        while True:
             text = " ".join(self._progress().split())
             await response.write(f": {text}\n\n".encode())
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_INTERVAL_S):
-                    await self._has_ended.wait()
-        return response
+            if await self._ends_soon():
+                return response
+
+    async def _ends_soon(self) -> bool:
+        """Waits for the end, at most until the next comment."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_INTERVAL_S):
+                await self._ended.wait()
+        return self._ended.is_set()
