@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from base.wording import list_some
 from startup.router.model_entry import ForeignCommand, ModelEntry
 from startup.router.models_file.document import Findings, KeyPath, show
-from startup.serve_words import is_vllm_installed, normalise, split
+from startup.serve_words import is_vllm_installed, split
 
 PORT: Final = "${PORT}"
 
@@ -99,11 +99,6 @@ def _with_model_first(words: list[str]) -> list[str]:
 def without_address(words: Iterable[str]) -> list[str]:
     """The words without --host, --port and --uds."""
     return [word for given in split(words, _ADDRESS.get) if given.flag not in _ADDRESS for word in given.words]
-
-
-def flags_of(words: Iterable[str]) -> set[str]:
-    """The names of the flags, with dashes instead of underscores."""
-    return {normalise(word.partition("=")[0]) for word in words if word.startswith("-")}
 
 
 def foreign_command(keys: Mapping[str, Any], words: list[str], path: KeyPath, findings: Findings) -> ForeignCommand:

@@ -21,9 +21,6 @@ from startup.router.models_file.macros import complete
 from startup.router.models_file.matrix import apply_matrix
 from startup.router.models_file.schema import check_structure
 
-_OF_ROUTER: Final = ("--host", "--port", "--uds")
-_KEYS: Final = ("--api-key", "--api-key-file", "--api-key-everywhere")
-_TLS: Final = "--ssl-"
 _OUR_KEYS: Final = "VLLM_API_KEY"
 
 
@@ -32,7 +29,6 @@ class Defaults(NamedTuple):
 
     ttl_s: float | None = None
     start_timeout_s: float | None = None
-    engine: str = "auto"
 
 
 def read_models_file(path: Path, defaults: Defaults, name: str | None = None) -> tuple[ModelsFile, tuple[Fault, ...]]:
@@ -158,13 +154,11 @@ class _Reader:
             entry = replace(entry, foreign=command, engine="other")
         else:
             words = [keys.get("model") or name, *self._words(path, keys.get("args"))]
-            entry = replace(entry, words=tuple(words), engine=keys.get("engine", self.defaults.engine))
-        if entry.foreign is None:
-            self._check_words(entry, path, "cmd" if "cmd" in keys else "args")
-            if changes.model is not None:
-                text = "has no effect: the model's server answers to all names of the model"
-                self.findings.notice((*path, "useModelName"), text)
-                entry = replace(entry, changes=replace(changes, model=None))
+            entry = replace(entry, words=tuple(words), engine=keys.get("engine", "auto"))
+        if entry.foreign is None and changes.model is not None:
+            text = "has no effect: the model's server answers to all names of the model"
+            self.findings.notice((*path, "useModelName"), text)
+            entry = replace(entry, changes=replace(changes, model=None))
         return entry
 
     def _with_command(self, entry: ModelEntry, keys: Mapping[str, Any], path: KeyPath) -> ModelEntry:
@@ -187,8 +181,7 @@ class _Reader:
                 self.findings.notice((*path, key), text)
         if not served.words:
             self.findings.fault((*path, "cmd"), "must name the model, as in: vllm serve Qwen/Qwen3-0.6B")
-        engine = self.defaults.engine if served.engine == "auto" else served.engine
-        return replace(entry, words=tuple(served.words), engine=engine, env={**served.env, **entry.env})
+        return replace(entry, words=tuple(served.words), engine=served.engine, env={**served.env, **entry.env})
 
     def _words(self, path: KeyPath, args: Any) -> list[str]:
         """The flags as words."""
@@ -209,20 +202,6 @@ class _Reader:
             text = f"must not have {_OUR_KEYS}: keys are those of the server in front, --api-key-file or apiKeys"
             self.findings.fault((*path, "env"), text)
         return variables
-
-    def _check_words(self, entry: ModelEntry, path: KeyPath, key: str) -> None:
-        """The address, TLS and keys are those of the router."""
-        given = commands.flags_of(entry.words)
-        place = (*path, key)
-        if address := [flag for flag in _OF_ROUTER if flag in given]:
-            text = f"must not have {address[0]}: requests for all models come to the port of the command line"
-            self.findings.fault(place, text)
-        for flag in sorted(given):
-            if flag in _KEYS or flag.startswith(_TLS):
-                text = f"must not have {flag}: give it on the command line, for all models" + (
-                    ", or use apiKeys" if flag in _KEYS else ""
-                )
-                self.findings.fault(place, text)
 
     def _api_keys(self) -> tuple[str, ...]:
         if self._is_wrong("apiKeys"):

@@ -212,8 +212,6 @@ COMMANDS = {
     "{cmd: 'x ${PORT}', checkEndpoint: a b}": "models.m.checkEndpoint: must be a path such as /health, or none",
     "{cmd: 'x ${PORT}', cmdStop: \"kill '\"}": "models.m.cmdStop: must be a command",
     "cmd: vllm serve": "models.m.cmd: must name the model, as in: vllm serve Qwen/Qwen3-0.6B",
-    "cmd: vllm serve x --api-key k": "models.m.cmd: must not have --api-key: give it on the command line, for all",
-    "cmd: vllm serve x --ssl-keyfile k": "models.m.cmd: must not have --ssl-keyfile",
     "cmd: ''": "models.m.cmd: must be a command, got only comments and blanks",
     "proxy: 'http://h:${PORT}'": "models.m.cmd: must contain ${PORT}, or `proxy` must name the port",
     "cmd: [a]": "models.m.cmd: must be a text, got a list",

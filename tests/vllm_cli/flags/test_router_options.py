@@ -150,7 +150,7 @@ def test_flags_become_options(write, tiny_llama):
         *("--max-wait", "3", "--max-waiting", "7", "--memory-budget", "9GiB"),
         *("--disable-uvicorn-access-log", "--startup-timeout", "30"),
     )
-    assert (options.address.host, options.address.port, options.address.is_tls) == ("h", 1, False)
+    assert (options.network.host, options.network.port, options.tls.ssl_certfile) == ("h", 1, None)
     assert options.network.api_keys == ("own", "of-file")
     limits = options.limits
     assert (limits.memory_budget_bytes, limits.max_running, limits.max_wait_s, limits.max_waiting) == (9 << 30, 2, 3, 7)
@@ -220,6 +220,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "router": ({"args": "--max-running 2"}, "must not have --max-running: it is a flag of the command line"),
     "idle": ({"args": "--idle-stop 5m"}, "must not have --idle-stop: ttl is its time without requests"),
     "key": ({"args": "--api-ke x"}, "must not have --api-ke: give it on the command line"),
+    "port": ({"args": {"port": 1}}, "must not have --port: requests for all models come to the port"),
+    "key of a command": ({"model": None, "cmd": "vllm serve x --api_key k"}, "must not have --api-key: give it on"),
+    "TLS of a command": ({"model": None, "cmd": "vllm serve x --ssl-keyfile k"}, "must not have --ssl-keyfile: it is"),
     "help": ({"args": "--help"}, "must not have --help or --version"),
     "config": ({"args": "--config nowhere.yaml"}, "cannot be read"),
     "program": ({"model": None, "cmd": "no-program --port ${PORT}"}, "the program 'no-program' of cmd is not found"),
