@@ -45,7 +45,6 @@ from startup.router.model_pool import ModelPool, ModelRefused
 from startup.router.scheduler_terms import SchedulerLimits
 from startup.router.standbys import Standbys
 from startup.run_record import ROUTER, RunRecord, recorded
-from startup.session import ListenAddress
 from startup.systemd.service_manager import ServiceManager, take_socket
 from startup.temp_folder import ensure_temp_folder
 
@@ -67,14 +66,11 @@ _STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 class RouterOptions:
     """The settings of a router."""
 
-    address: ListenAddress
     tls: TlsConfig
     network: NetworkConfig
-    """Keys and CORS; the keys of the file of models are among its keys."""
+    """Address, keys and CORS; the keys of the file of models are among its keys."""
     logs: LogOptions
     is_access_logged: bool
-    unlogged_paths: tuple[str, ...] = ()
-    """Paths whose requests are not logged."""
     entries: Mapping[str, ModelEntry]
     """By name, in the order of the file or of the command line."""
     reload: Callable[[], Mapping[str, ModelEntry]] | None
@@ -102,12 +98,14 @@ def run_router(options: RouterOptions) -> int:
     ensure_temp_folder()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     raise_file_limit(_MAX_CONNECTIONS)
-    host, port, uds, _ = options.address
+    network = options.network
     with ExitStack() as stack:
         places = stack.enter_context(closing(ChildPlaces(options.logs)))
         if options.only is None:  # a server of ours ends its processes itself
             stack.enter_context(closing(Guard.start(places.folder)))
-        listening = stack.enter_context(take_socket() or listener.listen(host=host, port=port, uds=uds))
+        listening = stack.enter_context(
+            take_socket() or listener.listen(host=network.host, port=network.port, uds=network.uds)
+        )
         address = listener.describe(listening, is_tls=options.tls.ssl_certfile is not None)
         stack.enter_context(recorded(RunRecord(engine=ROUTER, model=", ".join(options.entries), address=address)))
         secrets = _Secrets.of(options)
@@ -188,7 +186,6 @@ class _Router:
             api_keys=api_keys,
             version=options.version,
             is_access_logged=options.is_access_logged,
-            unlogged_paths=options.unlogged_paths,
             has_only_model=options.only is not None,
         )
         runner = create_runner(create_app(self._pool, app_options), app_options)

@@ -50,8 +50,6 @@ class SchedulerLimits:
 
     memory_budget_bytes: int | None = None
     """The most memory of all models together; None: what is really free decides."""
-    gpu_budget_bytes: int | None = None
-    """The same of the GPUs' memory."""
     max_running: int | None = None
     """The most models with a process."""
     max_wait_s: float = 10.0
@@ -65,10 +63,7 @@ class SchedulerLimits:
 
     @property
     def budget(self) -> Need:
-        return Need(
-            UNLIMITED if self.memory_budget_bytes is None else self.memory_budget_bytes,
-            UNLIMITED if self.gpu_budget_bytes is None else self.gpu_budget_bytes,
-        )
+        return Need(UNLIMITED if self.memory_budget_bytes is None else self.memory_budget_bytes, UNLIMITED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from startup.router.model_entry import ModelEntry
 from startup.router.router import RouterOptions
 from startup.router.scheduler_terms import SchedulerLimits
 from startup.serve_words import ServeWords
-from startup.session import ListenAddress
 from startup.standby.places import kind_for
 from startup.vllm.command_line import CommandLine
 from vllm_cli.errors import InputError
@@ -111,7 +110,6 @@ def _router(
     is_warm = has_standby and options.idle_warm == "auto" and options.standby != "off"
     kinds = (kind_for(entry.engine, ServeWords(entry.words)),) if is_warm else ()
     return RouterOptions(
-        address=ListenAddress(network.host, network.port, network.uds, config.server.tls.ssl_certfile is not None),
         tls=config.server.tls,
         network=network,
         logs=config.logs,

@@ -20,7 +20,6 @@ from startup.router.model_memory import MemoryMeter, default_budget
 from startup.router.models_file.reader import Defaults, read_models_file
 from startup.router.router import RouterOptions
 from startup.router.scheduler_terms import SchedulerLimits
-from startup.session import ListenAddress
 from startup.standby.places import KINDS
 from vllm_cli.errors import InputError
 from vllm_cli.flags.model_check import CheckedModel, ModelCheck, key_of
@@ -182,7 +181,6 @@ def router_options(several: SeveralModels, reader: ModelsReader, checked: Checke
     if checked.log_level is not None and not several.has_log_level:
         logs = replace(logs, level=checked.log_level)
     return RouterOptions(
-        address=ListenAddress(network.host, network.port, network.uds, config.server.tls.ssl_certfile is not None),
         tls=config.server.tls,
         network=replace(network, api_keys=(*network.api_keys, *checked.api_keys)),
         logs=logs,

@@ -63,8 +63,6 @@ class AppOptions:
     api_keys: ApiKeys
     version: str
     is_access_logged: bool
-    unlogged_paths: tuple[str, ...] = ()
-    """Paths whose requests are left out of the access log."""
     has_only_model: bool = False
     """Whether there will never be another model: it gets all requests, whatever they name."""
 
@@ -81,7 +79,7 @@ def create_app(pool: ModelPool, options: AppOptions) -> web.Application:
 
 def create_runner(app: web.Application, options: AppOptions) -> web.AppRunner:
     """Runs the application."""
-    set_up_access_log(options.unlogged_paths)
+    set_up_access_log(())
     return _Runner(
         app,
         access_log_class=AccessLog,

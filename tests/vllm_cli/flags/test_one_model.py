@@ -36,7 +36,7 @@ def _only(options: RouterOptions) -> ModelEntry:
 def test_address_tls_and_keys_are_the_router_s(run):
     words = ["--port", "0", "--ssl-certfile", "a", "--ssl-keyfile=b", "--api-key", "one", "two", "--dtype", "float32"]
     options = run(*words) if run is _vllm else run("m", *words)  # type: ignore[operator]
-    assert (options.address.port, options.address.is_tls, options.tls.ssl_keyfile) == (0, True, "b")
+    assert (options.network.port, options.tls.ssl_keyfile) == (0, "b")
     assert options.network.api_keys == ("one", "two")
     assert _only(options).words[:3] == ("m", "--dtype", "float32")
     assert "--port" not in " ".join(_only(options).words)
@@ -53,7 +53,7 @@ def test_a_config_file_is_split_as_the_words_are(tmp_path):
     file = tmp_path / "serve.yaml"
     file.write_text("model: m\nport: 1\napi-key: key\nidle-stop: 1h\nmax-model-len: 8\nseed: 1\n")
     options = _embedded("--config", str(file), "--seed", "2")
-    assert (options.address.port, options.network.api_keys) == (1, ("key",))
+    assert (options.network.port, options.network.api_keys) == (1, ("key",))
     assert _only(options).words == ("--model=m", "--max-model-len=8", "--seed=2", *_END)
 
 
@@ -61,7 +61,7 @@ def test_vllm_reads_its_config_file_itself_but_for_the_address(tmp_path):
     file = tmp_path / "serve.yaml"
     file.write_text("port: 1\nmax-model-len: 8\n")
     options = _vllm("--config", str(file))
-    assert options.address.port == 1
+    assert options.network.port == 1
     assert _only(options).words[:3] == ("m", "--config", str(file))
     file.write_text("ssl-certfile: a\n")
     with pytest.raises(InputError, match="ssl-certfile in --config: write it as a flag"):
