@@ -24,6 +24,7 @@ from startup.router.scheduler_terms import (
     Admit,
     MeasureFree,
     ModelRules,
+    ModelView,
     Refuse,
     SchedulerLimits,
     Start,
@@ -50,24 +51,16 @@ class ModelRefused(Exception):  # noqa: N818 - as an answer to a request
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelStatus:
+class ModelStatus(ModelView):
     """One model, as lists and pages show it."""
 
     entry: ModelEntry
-    state: str
-    """`stopped`, `starting`, `ready`, `draining` or `failed`."""
     since_unix_s: float
     progress: ChildProgress | None
     """Only while it starts."""
     memory_bytes: int | None
     size_bytes: int | None
     """Of its weights on disk; None if they are not there."""
-    reason: str | None
-    """Why the last start or process has failed."""
-    num_running: int
-    num_waiting: int
-    num_starts: int
-    last_start_s: float | None
     retry_after_s: float | None
     pid: int | None
 
@@ -111,7 +104,6 @@ class ModelPool:
         self._names: dict[str, ModelEntry] = {}
         self._children: dict[str, Child] = {}
         self._lives: dict[str, asyncio.Task[None]] = {}
-        self._last_start_s: dict[str, float] = {}
         self._exit_codes: dict[str, int] = {}
         self._waiters: dict[int, _Waiter] = {}
         self._numbers = itertools.count(1)
@@ -222,17 +214,12 @@ class ModelPool:
             view, child = found[name], self._children.get(name)
             statuses.append(
                 ModelStatus(
+                    **vars(view),
                     entry=entry,
-                    state=view.state,
                     since_unix_s=unix_s - (now - view.since_s),
                     progress=child.progress if child is not None and view.state == "starting" else None,
                     memory_bytes=self._meter.measured_bytes(name) if child is not None else None,
                     size_bytes=self._meter.size_bytes(name),
-                    reason=view.reason or None,
-                    num_running=view.num_leases,
-                    num_waiting=view.num_waiting,
-                    num_starts=view.num_starts,
-                    last_start_s=self._last_start_s.get(name),
                     retry_after_s=None if view.retry_at_s is None else max(0.0, view.retry_at_s - now),
                     pid=child.process.pid if child is not None and child.process is not None else None,
                 )
@@ -336,9 +323,9 @@ class ModelPool:
         self.starts.append(record)
 
         def note_ready() -> None:
-            self._last_start_s[name] = time.monotonic() - begin_s
-            record.update(took_s=round(self._last_start_s[name], 3), outcome="ready")
-            logger.info("%s is ready after %.2f s", name, self._last_start_s[name])
+            took_s = time.monotonic() - begin_s
+            record.update(took_s=round(took_s, 3), outcome="ready")
+            logger.info("%s is ready after %.2f s", name, took_s)
             self._memory.follow(name, self._children[name].pids)
             self._apply(self._scheduler.became_ready(name, time.monotonic()))
 
@@ -367,9 +354,13 @@ class ModelPool:
     def _end(self, name: str, reason: str | None) -> None:
         if reason is None:
             logger.info("%s has stopped", name)
-        elif name != self._only or name in self._last_start_s:  # else its own lines tell why the router ends
+        elif name != self._only or self._has_run(name):  # else its own lines tell why the router ends
             logger.error("%s has failed: %s", name, reason)
         self._apply(self._scheduler.ended(name, reason, time.monotonic()))
+
+    def _has_run(self, name: str) -> bool:
+        view = self._scheduler.view_of(name)
+        return view is not None and view.last_start_s is not None
 
     def _rules_of(self, entry: ModelEntry) -> ModelRules:
         return ModelRules(

@@ -200,7 +200,7 @@ class ModelRecord:
         return ModelView(
             state=self.state,
             since_s=self.since_s,
-            num_leases=len(self.leases),
+            num_running=len(self.leases),
             num_waiting=self.num_waiting,
             need=self.need,
             reason=self.reason,

@@ -129,7 +129,8 @@ class ModelView:
 
     state: State
     since_s: float
-    num_leases: int
+    num_running: int
+    """Requests that hold a lease."""
     num_waiting: int
     need: Need
     reason: str

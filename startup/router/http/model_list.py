@@ -68,19 +68,6 @@ class ModelList:
         running = [status for status in self._pool.view() if status.state in _RUNNING]
         return {"running": [_llama_swap(status, self._pool.process_of(status.entry.name)) for status in running]}
 
-    def num_running(self) -> int:
-        """Requests that are being answered."""
-        return sum(status.num_running for status in self._pool.view())
-
-    def last_start_s(self, entry: ModelEntry) -> float | None:
-        """How long the model's last start took."""
-        return self.status_of(entry.name).last_start_s
-
-    async def unload_all(self) -> None:
-        """Returns when no model runs."""
-        running = [status.entry.name for status in self._pool.view() if status.state in _RUNNING]
-        await asyncio.gather(*map(self._pool.unload, running))
-
     def readiness(self, name: str) -> dict[str, Any] | None:
         """Why the model is not ready, with how far its start is; None if it is."""
         status = self.status_of(name)

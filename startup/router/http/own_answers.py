@@ -1,5 +1,6 @@
 """What the router answers itself: probes, lists, metrics, the status page, and models loaded by hand."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, NamedTuple
@@ -111,7 +112,7 @@ class OwnAnswers:
         return json_answer({"version": self._version})
 
     async def _tell_load(self, request: web.Request) -> web.StreamResponse:
-        return json_answer({"server_load": self._list.num_running()})
+        return json_answer({"server_load": sum(status.num_running for status in self._pool.view())})
 
     async def _list_models(self, request: web.Request) -> web.StreamResponse:
         await self._list.learn_lengths(self._proxy.ask)
@@ -136,7 +137,9 @@ class OwnAnswers:
     async def _load(self, name: str, request: web.Request) -> web.StreamResponse:
         entry = self._choice.by_name(name)
         await self._pool.load(entry.name)
-        return json_answer({"id": entry.name, "status": "ready", "start_s": self._list.last_start_s(entry)})
+        return json_answer(
+            {"id": entry.name, "status": "ready", "start_s": self._list.status_of(entry.name).last_start_s}
+        )
 
     async def _unload(self, name: str, request: web.Request) -> web.StreamResponse:
         entry = self._choice.by_name(name)
@@ -145,5 +148,5 @@ class OwnAnswers:
 
     async def _unload_all(self, request: web.Request) -> web.StreamResponse:
         """llama-swap's answer is the text OK."""
-        await self._list.unload_all()
+        await asyncio.gather(*map(self._pool.unload, self._pool.entries))
         return web.Response(text="OK")

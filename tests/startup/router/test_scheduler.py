@@ -96,7 +96,7 @@ class Story:
         view = self.scheduler.view().get(model)
         if view is None:
             return "unknown"
-        return f"{view.state} {view.num_leases} leases {view.num_waiting} waiting {view.need.ram_bytes // GIB} GiB"
+        return f"{view.state} {view.num_running} leases {view.num_waiting} waiting {view.need.ram_bytes // GIB} GiB"
 
     def next_tick(self) -> str:
         return "none" if self.scheduler.next_tick_s(self.now) is None else "due"

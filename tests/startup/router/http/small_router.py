@@ -17,6 +17,7 @@ from startup.router.child import ChildProgress
 from startup.router.http.app import AppOptions, create_app, create_runner
 from startup.router.model_entry import ModelEntry
 from startup.router.model_pool import ModelRefused, ModelStatus
+from startup.router.scheduler_terms import NOTHING
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -111,7 +112,10 @@ class SmallPool:
                 progress=ChildProgress("load_weights", 0.42, 1.3) if name == "starting" else None,
                 memory_bytes=1 << 20 if name in self.children else None,
                 size_bytes=1 << 21,
-                reason=None,
+                since_s=0.0,
+                need=NOTHING,
+                reason="",
+                retry_at_s=None,
                 num_running=self.num_leases,
                 num_waiting=self.num_waiting,
                 num_starts=1,
