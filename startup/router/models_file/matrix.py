@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeAlias
 
 from envs.suggestion import did_you_mean
 from startup.router.model_entry import ModelEntry
@@ -21,10 +21,10 @@ def apply_matrix(
     Only pairs count. Of three models that are together in pairs, but not in one set, memory decides.
     """
     expressions = _Expressions(matrix.get("sets") or {}, matrix.get("vars") or {}, entries)
-    together: set[frozenset[str]] = set()
+    together: _Family = frozenset()
     for name in matrix.get("sets") or {}:
         try:
-            together |= expressions.family(name).pairs
+            together |= expressions.family(name)
         except _ExpressionError as err:
             findings.fault((*path, "sets", name), str(err))
 
@@ -34,22 +34,12 @@ def apply_matrix(
     return {name: replace(entry, excludes=excluded(name)) for name, entry in entries.items()}
 
 
+_Family: TypeAlias = frozenset[frozenset[str]]
+"""The sets that an expression stands for: one name for each model, and two names for each pair in one set."""
+
+
 class _ExpressionError(Exception):
     """An expression is wrong."""
-
-
-class _Family(NamedTuple):
-    """The sets that an expression stands for: all of their models, and which of them are in one set."""
-
-    models: frozenset[str]
-    pairs: frozenset[frozenset[str]]
-
-    def either(self, other: "_Family") -> "_Family":
-        return _Family(self.models | other.models, self.pairs | other.pairs)
-
-    def both(self, other: "_Family") -> "_Family":
-        crossed = (frozenset((one, two)) for one in self.models for two in other.models)
-        return _Family(self.models | other.models, self.pairs | other.pairs | frozenset(crossed))
 
 
 class _Expressions:
@@ -83,10 +73,9 @@ class _Expressions:
     def _combine(self, tree: ast.AST, terms: list[str], within: tuple[str, ...]) -> _Family:
         """The operators have the order that they have in Python."""
         match tree:
-            case ast.BinOp(left, ast.BitOr(), right):
-                return self._combine(left, terms, within).either(self._combine(right, terms, within))
-            case ast.BinOp(left, ast.BitAnd(), right):
-                return self._combine(left, terms, within).both(self._combine(right, terms, within))
+            case ast.BinOp(left, ast.BitOr() | ast.BitAnd() as operator, right):
+                one, two = (self._combine(side, terms, within) for side in (left, right))
+                return one | two | (_crossed(one, two) if isinstance(operator, ast.BitAnd) else frozenset())
             case ast.Name(term):
                 return self._read(terms[int(term[1:])], within)
         raise ValueError(tree)
@@ -98,4 +87,9 @@ class _Expressions:
         if model not in self._entries:
             hint = did_you_mean(term, [*self._names, *self._entries])
             raise _ExpressionError(f"{show(term)} is no model, and no name of `vars`{hint}")
-        return _Family(frozenset((model,)), frozenset())
+        return frozenset((frozenset((model,)),))
+
+
+def _crossed(one: _Family, two: _Family) -> _Family:
+    """Each model of the one with each of the other."""
+    return frozenset(a | b for a in one for b in two if len(a) == len(b) == 1)
