@@ -27,7 +27,6 @@ from startup.standby.places import kind_for
 logger = logging.getLogger(__name__)
 
 _END_S: Final = 5.0
-_MEMORY_AGE_S: Final = 10.0
 
 
 class Standbys:
@@ -67,7 +66,7 @@ class Standbys:
         return {} if standby is None else standby.variables
 
     def memory_bytes(self) -> int:
-        """PSS of all, a few seconds old."""
+        """PSS of all; takes some milliseconds."""
         return sum(standby.memory_bytes() for standby in self._standbys.values())
 
     def close(self) -> None:
@@ -92,7 +91,6 @@ class OwnStandby:
         self._back_off = BackOff()
         self._due_s = 0.0
         self._started_s = 0.0
-        self._memory = (0.0, 0)
 
     @property
     def variables(self) -> dict[str, str]:
@@ -113,14 +111,9 @@ class OwnStandby:
                 self._try_start(self._kind, now)
 
     def memory_bytes(self) -> int:
-        """Its PSS and that of its template process, a few seconds old."""
-        now = time.monotonic()
-        if self._process is None:
-            return 0
-        if now - self._memory[0] > _MEMORY_AGE_S:
-            pids = (self._process.pid, *child_pids(self._process.pid))
-            self._memory = (now, sum(map(pss_bytes, pids)))
-        return self._memory[1]
+        """Its PSS and that of its template process."""
+        process = self._process
+        return 0 if process is None else sum(map(pss_bytes, (process.pid, *child_pids(process.pid))))
 
     def close(self) -> None:
         """Ends it; its folder is gone afterwards."""
