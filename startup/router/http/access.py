@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
@@ -10,11 +11,59 @@ from aiohttp import hdrs, web
 
 from base.security.api_keys import ApiKeys
 from base.security.open_paths import find_open_paths
+from base.server_settings import NetworkConfig
 from startup.router.http.answers import FailedRequestError
-from startup.router.http.cors import CorsPolicy
 from startup.router.http.own_answers import OwnAnswer
 
 _PORTS: Final = {"http": 80, "https": 443}
+_ASKED: Final = (hdrs.ORIGIN, hdrs.ACCESS_CONTROL_REQUEST_METHOD)
+"""What a browser's question has, beside the method OPTIONS."""
+
+
+class CorsPolicy:
+    """Cross-origin requests, by the flags and rules of the embedded engine's server: those of Starlette.
+
+    Nothing is allowed without --allowed-origins.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        self.is_on = bool(config.allowed_origins)
+        if self.is_on:
+            from starlette.middleware.cors import CORSMiddleware  # noqa: PLC0415 - 28 ms, and memory
+            from starlette.responses import Response  # noqa: PLC0415
+
+            self._rules = CORSMiddleware(
+                Response(),
+                allow_origins=config.allowed_origins,
+                allow_methods=config.allowed_methods,
+                allow_headers=config.allowed_headers,
+                allow_credentials=config.allow_credentials,
+            )
+
+    def is_preflight(self, request: web.BaseRequest) -> bool:
+        """Whether a browser asks if it may send a request."""
+        is_asked = request.method == hdrs.METH_OPTIONS and all(name in request.headers for name in _ASKED)
+        return self.is_on and is_asked
+
+    def answer_preflight(self, request: web.BaseRequest) -> web.Response:
+        """The answer to such a request."""
+        from starlette.datastructures import Headers  # noqa: PLC0415
+
+        answer = self._rules.preflight_response(Headers(dict(request.headers)))
+        return web.Response(status=answer.status_code, body=answer.body, headers=answer.headers)
+
+    def allows(self, origin: str | None) -> bool:
+        """Whether pages of this origin may use the server."""
+        return self.is_on and origin is not None and self._rules.is_allowed_origin(origin)
+
+    def add_headers(self, origin: str | None, headers: MutableMapping[str, str]) -> None:
+        """Adds what a browser needs to show the response to a page of this origin."""
+        if origin is not None:
+            headers.update(self._rules.simple_headers)
+            if self._rules.preflight_explicit_allow_origin and self.allows(origin):
+                headers["Access-Control-Allow-Origin"] = origin
+        vary = headers.get("Vary")
+        headers["Vary"] = f"{vary}, Origin" if vary else "Origin"
 
 
 class Access:

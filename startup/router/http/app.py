@@ -16,9 +16,8 @@ from base.access_log import ACCESS_LOGGER, set_up_access_log
 from base.request_ids import is_valid, set_request_id
 from base.security.api_keys import ApiKeys
 from base.server_settings import NetworkConfig
-from startup.router.http.access import Access
+from startup.router.http.access import Access, CorsPolicy
 from startup.router.http.answers import SERVER, FailedRequestError, error_answer, shown
-from startup.router.http.cors import CorsPolicy
 from startup.router.http.model_choice import ModelChoice
 from startup.router.http.only_model import OnlyModelAnswers
 from startup.router.http.own_answers import OwnAnswers

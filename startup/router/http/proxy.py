@@ -74,7 +74,7 @@ def headers_to_server(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -
 
 
 def headers_to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """The headers of a response; which pages may read it, only the router says (`cors.py`)."""
+    """The headers of a response; which pages may read it, only the router says (`access.py`)."""
     dropped = _HOP_BY_HOP | _named_by_connection(headers)
     names = ((name, name.lower(), value) for name, value in headers.items())
     return CIMultiDict((name, value) for name, low, value in names if low not in dropped and not low.startswith(_CORS))
