@@ -341,7 +341,7 @@ class World:
                 assert view.state == "draining", name
             else:
                 assert view.state == ("starting" if process.ready_s is None else "ready"), name
-            assert view.num_leases == (len(process.leases) if process else 0), name
+            assert view.num_running == (len(process.leases) if process else 0), name
             assert view.num_waiting == len(self._waiting(name)), name
 
     def _waiting(self, model: str | None = None) -> list[Client]:
