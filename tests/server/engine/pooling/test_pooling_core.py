@@ -37,7 +37,6 @@ def _softmax(rows: torch.Tensor) -> torch.Tensor:
 
 
 NO_ACTIVATION = {"use_activation": False}
-TOKENS = {"task": "token_classify"}
 LABELS = {"num_labels": 3}
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any], Expected]] = {
     # kind, head, options of the model, of the engine and of the request, and what transformers computes
@@ -56,25 +55,6 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any],
     },
     "one label": ("roberta", "classify", {"num_labels": 1}, {}, {}, lambda m, p: logits(m, p).sigmoid()),
     "without activation": ("bert", "classify", LABELS, {}, NO_ACTIVATION, logits),
-    "calibrated": (
-        *("bert", "classify", {"num_labels": 1}, {"pooler": PoolerConfig(logit_mean=0.5, logit_sigma=2.0)}, {}),
-        lambda m, p: ((logits(m, p) - 0.5) / 2).sigmoid(),
-    ),
-    "a decoder's tokens": (
-        *("llama", "classify", LABELS, {}, TOKENS),
-        lambda m, p: _softmax(m.score(hidden_states(m.model, p))),
-    ),
-    **{
-        f"{kind}'s tokens": (
-            *(kind, "classify", LABELS, {}, TOKENS),
-            lambda m, p: _softmax(m.classifier(hidden_states(m.base_model, p))),
-        )
-        for kind in ("bert", "modernbert")
-    },
-    "roberta's tokens": (
-        *("roberta", "classify", LABELS, {}, TOKENS),
-        lambda m, p: _softmax(m.classifier.out_proj(m.classifier.dense(hidden_states(m.roberta, p)).tanh())),
-    ),
     "tokens are classified": ("bert", "token_classify", LABELS, {}, {}, lambda m, p: _softmax(logits(m, p))),
     "tokens are embedded": ("bert", "embed", {}, {}, {"task": "token_embed"}, lambda m, p: unit(hidden_states(m, p))),
 }
