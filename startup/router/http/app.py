@@ -242,7 +242,7 @@ class _Handler:
     async def _relay(self, request: web.Request, path: str, entry: ModelEntry | None) -> web.StreamResponse:
         """Passes the request on to this model, or to the one that it names."""
         dropped = self._access.key_headers
-        if request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
+        if request.method == "GET" and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
             entry = entry or self._choice.by_query(request, path)
             return await self._proxy.relay_websocket(request, entry, path, dropped)
         encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()

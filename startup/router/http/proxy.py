@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -165,7 +166,8 @@ class Proxy:
                     timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
                 )
             except aiohttp.WSServerHandshakeError as err:
-                raise ModelRefused(err.status, f"The model's server answers {err.status} {err.message}.") from err
+                status = 502 if err.status == HTTPStatus.OK else err.status
+                raise ModelRefused(status, f"The model's server answers {err.status} {err.message}.") from err
             except aiohttp.ClientError as err:
                 raise await _ended(child, err) from err
             async with upstream:

@@ -703,11 +703,25 @@ async def test_a_client_of_a_websocket_that_vanishes_ends_it(client, realtime, r
     await eventually(lambda: router.pool.num_leases == 0)
 
 
-async def test_a_handshake_that_the_model_rejects_is_its_status(client, router):
-    await router.serve("m", running=answering(status=403))
+@pytest.mark.parametrize(("status", "passed"), [(403, 403), (200, 502)])
+async def test_a_handshake_that_the_model_rejects_is_its_status(client, router, status, passed):
+    await router.serve("m", running=answering(status=status))
     with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
         await client.ws_connect(f"{router.url}/v1/realtime?model=m")
-    assert caught.value.status == 403
+    assert caught.value.status == passed
+
+
+async def test_only_a_get_begins_a_websocket(client, router):
+    methods = []
+
+    async def note(request: web.Request) -> web.Response:
+        methods.append(request.method)
+        return web.json_response({})
+
+    await router.serve("m", running=note)
+    headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    async with client.post(f"{router.url}/v1/completions", json={"model": "m"}, headers=headers) as answer:
+        assert (answer.status, methods) == (200, ["POST"])
 
 
 async def read_body(reader: asyncio.StreamReader) -> bytes:
