@@ -56,7 +56,7 @@ def test_fuzzed_requests_for_vectors_are_answered(pooling_server):
 
 def test_a_request_that_excludes_every_token_is_a_400(text_server):
     """Found by fuzzing."""
-    body = {"prompt": "a", "bad_words": ["y"], "allowed_token_ids": [ord("y")]}
+    body = {"prompt": "a", "min_tokens": 1, "stop_token_ids": [ord("y")], "allowed_token_ids": [ord("y")]}
     with RawClient(text_server.port) as client:
         answer = client.post("/v1/completions", body).read()
     assert (answer.status, "exclude all of them" in answer.error["message"]) == (400, True)

@@ -30,8 +30,8 @@ def _serves(start: FakeStart) -> bool:
 @pytest.mark.parametrize(
     ("version", "variables", "words", "reason"),
     [
-        ("0.27.1+cpu", {}, (), ("it is older than 0.28", False)),
-        ("no version", {}, (), ("it is older than 0.28", False)),
+        ("0.27.1+cpu", {}, (), ("it is older than 0.29", False)),
+        ("no version", {}, (), ("it is older than 0.29", False)),
         ("0.32.0", {}, ("--numa-bind",), ("--numa-bind needs new programs for its processes", False)),
         (
             "0.32.0",
@@ -61,7 +61,7 @@ def test_a_plain_start_has_at_most_one_warning(version, is_asked_for, folder):
         assert _serves(start)
         warnings = start.lines_with("WARNING")
         assert len(warnings) == (not is_asked_for)
-        assert is_asked_for or f"vLLM {version} starts without preloading: it is older than 0.28" in warnings[0]
+        assert is_asked_for or f"vLLM {version} starts without preloading: it is older than 0.29" in warnings[0]
 
 
 def test_vllm_with_another_tracing_function_is_preloaded(folder):

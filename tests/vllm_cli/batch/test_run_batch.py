@@ -211,17 +211,6 @@ def test_a_rejected_key_ends_the_run(server, run_batch, tmp_path):
     assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 
-def test_an_answer_beyond_its_time_out_has_no_response(server, run_batch, tmp_path):
-    is_over = threading.Event()
-    server.decide_body = lambda body: ok(body) if is_over.wait(60) else ok(body)
-    write_lines(tmp_path / "in.jsonl", [request_line(0)])
-    assert run_batch("--url", server.url, "--request-timeout", "0.2").returncode == 0
-    is_over.set()
-    [line] = read_lines(tmp_path / "out.jsonl")
-    assert line["response"] is None
-    assert line["error"] == {"code": "timeout", "message": "The server took longer than 0.2 s."}
-
-
 def test_without_a_server_nothing_is_written_and_the_exit_code_is_1(run_batch, tmp_path):
     write_lines(tmp_path / "in.jsonl", [request_line(0)])
     done = run_batch("--url", f"unix:{tmp_path}/no.sock")
