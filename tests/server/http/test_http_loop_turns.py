@@ -173,8 +173,6 @@ FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
 POOLING_BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "texts": ("/v1/embeddings", {"input": ["hello world"] * 1024}),
     "tokens": ("/v1/embeddings", {"input": [[5] * 60] * 1024}),
-    "conversations": ("/v1/embeddings", {"messages": [HELLO] * 1024}),
-    "template variables": ("/v1/embeddings", {"messages": HELLO, "chat_template_kwargs": _members(50_000)}),
     "pooling": ("/pooling", {"input": ["hello world"] * 1024}),
     "score": ("/score", {"text_1": "hello", "text_2": ["hello world"] * 1023}),
     "rerank": ("/rerank", {"query": "hello", "documents": ["hello world"] * 1023}),
