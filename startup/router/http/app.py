@@ -78,7 +78,7 @@ def create_app(pool: ModelPool, options: AppOptions) -> web.Application:
 
 def create_runner(app: web.Application, options: AppOptions) -> web.AppRunner:
     """Runs the application."""
-    set_up_access_log(())
+    set_up_access_log()
     return _Runner(
         app,
         access_log_class=AccessLog,

@@ -1,5 +1,6 @@
 """Changes of a body that was read, before its model gets it: the name of the model, and keys of JSON."""
 
+import codecs
 import json
 import re
 from contextlib import suppress
@@ -9,7 +10,6 @@ import msgspec
 
 from startup.router.model_entry import BodyChanges
 
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _MODEL_PART: Final = re.compile(rb'content-disposition:[^\r\n]*[; ]name="?model"?\s*(;|\r|$)', re.IGNORECASE)
 _Members = dict[str, msgspec.Raw]
 _DECODER: Final = msgspec.json.Decoder(_Members)
@@ -23,7 +23,7 @@ def change_json(body: bytes, changes: BodyChanges, requested: str | None) -> byt
     Args:
         requested: the name of the model in the request.
     """
-    members = _members_of(body.removeprefix(_BYTE_ORDER_MARK))
+    members = _members_of(body.removeprefix(codecs.BOM_UTF8))
     if members is None:
         return body
     if changes.model is not None and "model" in members:

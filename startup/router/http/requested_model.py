@@ -1,5 +1,6 @@
 """What the router reads in a body: which model it requests, and whether the response will be a stream."""
 
+import codecs
 import json
 from typing import IO, Any, Final, NamedTuple
 
@@ -16,7 +17,6 @@ _MOST_PARTS: Final = 1000
 _READ_BYTES: Final = 64 << 10
 _LOOSE_BYTES: Final = 256 << 10
 """A body up to this size is also read as Python does, which takes some milliseconds."""
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class RequestedModel(NamedTuple):
@@ -57,7 +57,7 @@ def find_in_json(body: Any) -> RequestedModel:
     NaN, and halves of characters, are no JSON, but vLLM takes them.
     """
     text = memoryview(body)
-    if bytes(text[:3]) == _BYTE_ORDER_MARK:
+    if bytes(text[:3]) == codecs.BOM_UTF8:
         text = text[3:]
     try:
         members = _DECODER.decode(text)
