@@ -17,7 +17,8 @@ from startup.hooks.hook import Hook, Name
 from startup.model.file_plan import FilePlan, plan_files
 from startup.model.request import LLAMA_ORIGINALS, Adapter, DraftModel, ModelRequest
 from startup.serve_words import is_flag_like, is_for_information, normalise, split
-from startup.vllm.facts.vllm_facts import FlagFact, read_facts
+from startup.vllm.facts.installed_facts import read_facts
+from startup.vllm.facts.vllm_facts import FlagFact
 from startup.vllm.installed import find_vllm
 
 _MAIN: Final = Name("vllm.entrypoints.cli.main", "main", ())

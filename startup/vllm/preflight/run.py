@@ -12,7 +12,7 @@ from startup.preflight.report import CheckGroup, Finding, PreflightReport, run_c
 from startup.preflight.resources import check_cache_folder
 from startup.preflight.run import PreflightOptions, download_checks
 from startup.vllm.command_line import CommandLine
-from startup.vllm.facts.vllm_facts import read_facts
+from startup.vllm.facts.installed_facts import read_facts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.arguments import CheckedStart, read_arguments
 from startup.vllm.preflight.command_line import command_line_findings

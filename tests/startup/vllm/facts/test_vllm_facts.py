@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from startup.vllm.facts import source_reader
+from startup.vllm.facts.installed_facts import read_facts
 from startup.vllm.facts.source_reader import read_facts_in
-from startup.vllm.facts.vllm_facts import Bounds, FlagFact, QuantizationFacts, VllmFacts, read_facts
+from startup.vllm.facts.vllm_facts import Bounds, FlagFact, QuantizationFacts, VllmFacts
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preflight.arguments import read_arguments
 from tests.startup.vllm.facts.small_vllm import change, write_small_vllm
