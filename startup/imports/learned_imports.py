@@ -83,7 +83,7 @@ def learn(more: Iterable[str] = ()) -> None:
     Args:
         more: further modules that the next start will import.
     """
-    if not uses("import file") or sys.dont_write_bytecode:
+    if not uses("import file"):
         return
     path = import_file_paths()[0]
     own, *others = map(_read, import_file_paths())
@@ -254,12 +254,18 @@ class _Specs:
 
 
 def _bytecode(name: str, origin: str, stamp: StoredStamp) -> bytes | None:
-    """The module's marshalled code; None if it cannot be compiled."""
+    """The module's marshalled code; None if it cannot be compiled, or would be for each start.
+
+    With PYTHONDONTWRITEBYTECODE, bytecode that an installer has written is used, but none is made: compiling
+    thousands of modules would take seconds from the requests.
+    """
     with suppress(OSError), open(cache_from_source(origin), "rb") as file:  # noqa: PTH123
         data = file.read()
         stamps = b"".join((value & 0xFFFF_FFFF).to_bytes(4, "little") for value in stamp)
         if data[:_PYC_HEAD_BYTES] == MAGIC_NUMBER + _BY_TIME + stamps:
             return data[_PYC_HEAD_BYTES:]
+    if sys.dont_write_bytecode:
+        return None
     with suppress(Exception):  # a faulty source; importing it reports the error
         return marshal.dumps(SourceFileLoader(name, origin).get_code(name))
     return None

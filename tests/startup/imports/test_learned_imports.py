@@ -94,10 +94,12 @@ def test_the_switch_turns_it_off(folder, monkeypatch):
     assert not import_file_paths()[0].exists()
 
 
-def test_nothing_is_written_if_python_may_not_write_bytecode(folder, monkeypatch):
+def test_if_python_may_not_write_bytecode_the_installers_is_used_and_none_is_made(folder, monkeypatch):
+    start("parcel.inner")
+    import_file_paths()[0].unlink()
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert start(*MODULES) == []
-    assert not import_file_paths()[0].exists()
+    assert start(*MODULES) == ["parcel", "parcel.inner"]
 
 
 def test_optimized_bytecode_is_not_mixed_with_other_bytecode(folder, monkeypatch):
