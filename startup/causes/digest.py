@@ -6,7 +6,7 @@ from typing import Any, Final
 from envs.redaction import hide_in_command
 from startup.causes.first_cause import Cause
 from startup.causes.known.processes import STOPPED
-from startup.logs.setup import escape_controls
+from startup.logs.formatters import escape_controls
 
 _LABEL: Final = re.compile(r"(.{1,90}?),? pid=(\d{1,12})")
 _ROLES: Final = {

@@ -22,8 +22,8 @@ from startup.causes.known.processes import STOPPED
 from startup.causes.log_line import read_lines
 from startup.crash.output_record import OutputRecord
 from startup.errors import CrashError
+from startup.logs.formatters import escape_controls
 from startup.logs.options import LogFormat
-from startup.logs.setup import escape_controls
 
 _FOLDER: Final = "failed"
 _MOST_LOGS: Final = 10

@@ -15,7 +15,7 @@ from typing import Any, Final, TextIO
 
 from base.access_log import ACCESS_LOGGER
 from base.request_ids import current_request_id
-from startup.logs.setup import CONTROL_CHARACTERS, RoleFormatter
+from startup.logs.formatters import CONTROL_CHARACTERS, RoleFormatter
 
 _ACCESS_FIELDS: Final = ("client", "method", "path", "http_version", "status")
 """The arguments of uvicorn's access log records."""

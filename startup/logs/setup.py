@@ -1,29 +1,22 @@
 """Sets up the log of a process: one format, to standard error, or as a configuration file demands.
 
-Imports nothing heavy; lines of JSON are in `json_lines`.
+Imports nothing heavy; lines of text are in `formatters`, lines of JSON in `json_lines`.
 """
 
 import copy
 import logging
-import re
 import sys
 from collections.abc import Callable
 from typing import Any, Final, TextIO, cast
 
 from base.errors import ConfigError
 from envs.registry import env
+from startup.logs.formatters import RoleFormatter, TextFormatter
 from startup.logs.options import LogFormat, LogOptions
 
 _VLLM: Final = "vllm"
 _VLLM_FORMATTER: Final = "NewLineFormatter"
 """A class of vLLM, which only splits lines."""
-
-CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Characters that move a cursor, change colours or reverse the text direction; not tab and newline."""
-
-_LINE_BREAK: Final = re.compile(r"\n(?=[^\n])")
-_CONTINUATION: Final = "\n  "
-_TEXT: Final = "%(levelname)s %(asctime)s (%(role)s) %(name)s: %(message)s"
 
 PACKAGES: Final = ("vllm_cli", "startup", "server", "base", "envs")
 """Roots of this project's loggers."""
@@ -132,39 +125,6 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
             del formatter["class"]
     config.setdefault("disable_existing_loggers", False)
     return config
-
-
-class RoleFormatter(logging.Formatter):
-    """Adds the role of this process, which log records do not contain."""
-
-    def __init__(self, role: str, layout: str | None = None, *, datefmt: str | None = None) -> None:
-        super().__init__(layout, datefmt=datefmt)
-        self.role = role
-
-
-class TextFormatter(RoleFormatter):
-    """Level, time, role of the process, module, message.
-
-    Messages and tracebacks may contain text of clients and models. Continuation lines of a record are
-    indented, so that no such text can look like a record of its own; control characters are escaped.
-    """
-
-    def __init__(self, role: str) -> None:
-        super().__init__(role, _TEXT, datefmt="%m-%d %H:%M:%S")
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One record; only its first line begins at the left margin."""
-        return _LINE_BREAK.sub(_CONTINUATION, escape_controls(super().format(record)))
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
-        """Adds the role."""
-        record.role = self.role
-        return super().formatMessage(record)
-
-
-def escape_controls(text: str) -> str:
-    """Replaces control characters by Python's escapes, such as `\\x1b`."""
-    return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def real_stderr() -> TextIO:

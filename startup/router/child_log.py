@@ -13,8 +13,8 @@ from typing import Final
 from envs.redaction import hide_in_command, hide_quoted
 from startup.causes.digest import write_digest
 from startup.causes.first_cause import find_cause
+from startup.logs.formatters import CONTROL_CHARACTERS, escape_controls
 from startup.logs.options import LogFormat
-from startup.logs.setup import CONTROL_CHARACTERS, escape_controls
 
 _CHUNK: Final = 1 << 16
 _LONGEST_LINE: Final = 1 << 14

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import click
 
 from envs.registry import env
-from startup.logs.setup import escape_controls
+from startup.logs.formatters import escape_controls
 from vllm_cli.client.server_address import ServerAddress, address_options, take_address
 from vllm_cli.errors import ConnectionFailedError
 

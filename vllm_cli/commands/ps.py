@@ -4,7 +4,7 @@ import json
 
 import click
 
-from startup.logs.setup import escape_controls
+from startup.logs.formatters import escape_controls
 from vllm_cli.client.running_servers import RouterModel, RunningServer, RunningStandby, find_servers, find_standbys
 from vllm_cli.terminal import align
 

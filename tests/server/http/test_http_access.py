@@ -7,7 +7,7 @@ import socket
 import httpx
 import pytest
 
-from startup.logs.setup import TextFormatter
+from startup.logs.formatters import TextFormatter
 from tests.server.http.conftest import PATIENT_S
 
 GUARDED = ["/v1/models", "/v1/models/smol", "/v1/completions", "/tokenize", "/docs", "/nowhere"]

@@ -8,8 +8,8 @@ import pytest
 
 from startup.causes.digest import digest_to_dict, write_digest
 from startup.causes.first_cause import Cause, find_cause
+from startup.logs.formatters import TextFormatter
 from startup.logs.json_lines import JsonFormatter
-from startup.logs.setup import TextFormatter
 from tests.growth import growth
 
 _CORE = "(EngineCore_DP0 pid=40) ERROR 09-03 11:03:37 [core.py:712] "

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from startup.logs.formatters import TextFormatter
 from startup.logs.json_lines import JsonFormatter
-from startup.logs.setup import SteadyHandler, TextFormatter, translate
+from startup.logs.setup import SteadyHandler, translate
 from tests.cli import run_cli, run_python
 
 _FORGED = "INFO 11-20 18:00:00 (api) server.run: all is well"
