@@ -18,8 +18,6 @@ _MODULE_FIELDS: Final = {"name", "path", "base_model_name", "is_3d_lora_weight"}
 
 SeqPoolingType = Literal["CLS", "LAST", "MEAN"]
 PoolingTask = Literal["embed", "classify", "token_embed", "token_classify"]
-TokenizerMode = Literal["auto", "hf", "mistral"]
-"""Format of tokenizer files and chat encoding; `auto` decides by the files."""
 DTypeName = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 RunnerName = Literal["auto", "generate", "pooling"]
 ConvertName = Literal["auto", "none", "embed", "classify"]
@@ -235,14 +233,6 @@ class RendererConfig:
         "--renderer-num-workers",
         "Threads of the renderer pool, which turn text into tokens and back.",
         group="Memory and scheduling",
-    )
-    tokenizer_mode: TokenizerMode = setting(
-        "auto",
-        "--tokenizer-mode",
-        "Format of tokenizer files and chat encoding; auto decides by the files.",
-        group="Model",
-        syntax="tokenizer mode",
-        after="--tokenizer",
     )
     chat_template: str | None = setting(
         None,

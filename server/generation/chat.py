@@ -43,7 +43,6 @@ from server.parsers.registry import AUTO, load_tool_parser
 from server.renderers.base import BaseRenderer
 from server.renderers.images.processor_cache import ProcessedImages
 from server.renderers.prompts import ChatOptions, RenderedPrompt
-from server.renderers.registry import find_tokenizer_mode
 from server.renderers.tokenizers.tokenizer import Tokenizer
 from server.server_config import GenerationConfig
 
@@ -242,12 +241,12 @@ class OutputParsing:
             self._needs_special_tokens = self._tool_parser.needs_special_tokens
         if self._call_format is not None:
             self._trigger_id = _find_special_token(self._call_format.trigger, renderer.tokenizer)
-        self._accepts_auto = self._tool_parser is not None or _has_own_tool_format(renderer)
+        self._accepts_auto = self._tool_parser is not None or read_model_type(renderer) == "gpt_oss"
 
     def check(self, request: ChatRequest) -> None:
         """Raises RequestError if the model may choose tools and no parser reads its calls.
 
-        As in vLLM, models whose library writes the prompt are exempt: their calls are then content.
+        As in vLLM, gpt-oss is exempt: its calls are then content.
         """
         if request.tool_choice == "auto" and not self._accepts_auto:
             raise RequestError(
@@ -304,11 +303,6 @@ class OutputParsing:
     def _auto_parser(self, request: ChatRequest) -> type[ToolParser] | None:
         """The parser of the model's own format, if the model chooses tools."""
         return self._tool_parser if request.tools and request.tool_choice in ("auto", None) else None
-
-
-def _has_own_tool_format(renderer: BaseRenderer) -> bool:
-    """Whether mistral-common or openai-harmony defines the model's format of tools."""
-    return find_tokenizer_mode(renderer.files) == "mistral" or read_model_type(renderer) == "gpt_oss"
 
 
 def _detect(renderer: BaseRenderer) -> str:

@@ -9,12 +9,12 @@ from base.errors import RequestError
 from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest
+from server.model_files.tokenizer_files import read_json_object
 from server.parsers.base import OutputParser, PromptEnd, ReasoningFormat
 from server.parsers.detection import ModelFacts, detect_reasoning_format
 from server.parsers.registry import AUTO, load_reasoning_format
 from server.renderers.base import BaseRenderer
 from server.renderers.prompts import RenderedPrompt
-from server.renderers.tokenizers.files import read_json_object
 from server.server_config import GenerationConfig
 from server.types import ReasoningMarker, ReasoningRules
 

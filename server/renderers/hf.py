@@ -11,9 +11,9 @@ from transformers.utils.chat_template_utils import _compile_jinja_template, rend
 
 from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
+from server.model_files.tokenizer_files import TokenizerLoadError
 from server.renderers.base import BaseRenderer
 from server.renderers.prompts import ChatOptions, ContentFormat, Message, to_conversation, without_developer
-from server.renderers.tokenizers.files import TokenizerLoadError
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 
 _RESERVED = {

@@ -17,12 +17,10 @@ MODULES: Final = (
     "httptools",
     "pybase64",
     "llguidance",
-    "mistral_common",
-    "pydantic",
     "jinja2",
     "regex",
 )
-"""Top-level modules of the extra `embedded` (pyproject.toml), but for oss-harmony of one tool format."""
+"""Top-level modules of the extra `embedded` (pyproject.toml), but for those that few models need."""
 
 INSTALL_COMMAND: Final = "pip install '.[embedded]' in a clone of vllm-cli"
 

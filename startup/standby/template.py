@@ -281,7 +281,6 @@ _EMBEDDED: Final = (
     "server.renderers.registry",
     "server.renderers.hf",
     "server.renderers.vision",
-    "server.renderers.mistral",
     "server.engine.pooling.core",
     "startup.probes.tls_channel",
     "startup.logs.json_lines",
@@ -325,7 +324,7 @@ class EmbeddedImports:
             with suppress(Exception):  # loading the model reports faults
                 if (model_class := modeling_module(files.path)) is not None:
                     importlib.import_module(model_class)
-                importlib.import_module("server.renderers.registry").keep_tokenizer_of(files)
+                importlib.import_module("server.renderers.tokenizers.loading").keep_tokenizer(files.tokenizer_path)
 
     def why_cold(self, words: Sequence[str]) -> str | None:
         """See `SharedImports`."""

@@ -31,8 +31,6 @@ OTHER_TEXT: Final = {
     "server.model_files": "files of the model",
     "server.renderers.base": "one split at a marker of its own; look-ups",
     "server.renderers.images.processor": "look-ups by an image's digest; names in the model's files",
-    "server.renderers.tokenizers.files": "names of the model's files",
-    "server.renderers.tokenizers.mistral_tokenizer": "an error's message; pieces of the vocabulary",
     "server.renderers.tokenizers.hf_tokenizer": "pieces of the vocabulary",
     "server.renderers.tokenizers.loading": "files of the model",
     "server.renderers.vision": "one split at the model's image token",

@@ -11,7 +11,7 @@ import click
 from base.setting import Group, Syntax
 from envs.registry import ENGINES, env
 from envs.variable import EnvVar
-from server.config import LoraModule, PoolerConfig, TokenizerMode
+from server.config import LoraModule, PoolerConfig
 from startup.config import StartupConfig
 from vllm_cli.flags.flag import Shape, SupportedFlag
 from vllm_cli.flags.param_types import (
@@ -25,7 +25,6 @@ from vllm_cli.flags.param_types import (
     LogConfigFile,
     LoraModuleType,
     PoolerOptions,
-    TokenizerModes,
     TokenLimit,
 )
 
@@ -38,7 +37,6 @@ _BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
     "JSON list": JsonStrings(),
     "comma list": CommaList(),
     "template": ChatTemplate(),
-    "tokenizer mode": TokenizerModes(get_args(TokenizerMode)),
     "log config": LogConfigFile(),
 }
 

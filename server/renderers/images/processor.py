@@ -17,9 +17,9 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from base.errors import RequestError
+from server.model_files.tokenizer_files import TokenizerLoadError, read_json_object
 from server.renderers.images.fetcher import MediaError
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
-from server.renderers.tokenizers.files import TokenizerLoadError, read_json_object
 from server.types import TensorData
 
 _FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")

@@ -11,7 +11,7 @@ import msgspec
 from tokenizers import AddedToken, Tokenizer
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from server.renderers.tokenizers.files import read_json_object
+from server.model_files.tokenizer_files import read_json_object
 
 _LEGACY_FILES = ("special_tokens_map.json", "added_tokens.json")
 """With one of these, transformers merges several sources of added tokens."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from base.machine.file_stamps import FolderStamps, read_folder
-from server.renderers.tokenizers.files import TokenizerLoadError, read_json_object
+from server.model_files.tokenizer_files import TokenizerLoadError, mistral_problem, read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,12 +105,14 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTo
         return kept
     if not path.is_dir():
         raise TokenizerLoadError(f"no tokenizer at {path}: there is no such folder")
+    if problem := mistral_problem(path):
+        raise TokenizerLoadError(problem)
     class_name = _light_class(path)
     try:
         if class_name is not None:
             return _load_light(class_name, path)
         auto = importlib.import_module("transformers").AutoTokenizer
-        # Without mistral_format=False, a folder with a tekken.json would load mistral-common's tokenizer.
+        # By default, with mistral-common installed, it would load a tekken.json in its place.
         return auto.from_pretrained(path, trust_remote_code=trust_remote_code, mistral_format=False)
     except Exception as err:  # the tokenizers library raises plain Exception for a corrupt file
         reason = " ".join(str(err).split()) or type(err).__name__
@@ -169,7 +171,7 @@ def _light_class(path: Path) -> str | None:
 
     None if only AutoTokenizer can choose.
     """
-    if not (path / "tokenizer.json").is_file() or (path / "tekken.json").exists():
+    if not (path / "tokenizer.json").is_file():
         return None
     named, config = read_json_object(path / "tokenizer_config.json"), read_json_object(path / "config.json")
     if "auto_map" in named or "model_name" in config:

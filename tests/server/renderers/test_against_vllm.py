@@ -1,21 +1,17 @@
-"""Prompts of random conversations, compared with vLLM's own renderers token for token; Mistral's streams."""
+"""Prompts of random conversations, compared with vLLM's own renderer token for token."""
 
 import json
 import random
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mistral_common
 import pytest
 
 from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
 from server.renderers.base import BaseRenderer
-from server.renderers.detokenizer import PromptTail
 from server.renderers.hf import HfRenderer
-from server.renderers.mistral import MistralRenderer
-from server.renderers.prompts import ChatOptions, TextOptions
+from server.renderers.prompts import ChatOptions
 from tests.peer_vllm import ask_vllm, needs_vllm
 
 pytestmark = [pytest.mark.slow, needs_vllm]
@@ -148,7 +144,7 @@ TEMPLATES = {
 def compare(cases: list[dict[str, Any]], renderers: dict[str | None, BaseRenderer], folder: Path, work: Path) -> None:
     """Renders each case with the renderer of its template."""
     num_equal = num_rejected = 0
-    for case, answer in zip(cases, ask_vllm(SCRIPT, cases, work, "templates", folder), strict=True):
+    for case, answer in zip(cases, ask_vllm(SCRIPT, cases, work, folder), strict=True):
         options = ChatOptions(tools=case["tools"], chat_template_kwargs=case["kwargs"])
         try:
             token_ids = renderers[case["chat_template"]].render_chat(case["messages"], options).token_ids
@@ -175,145 +171,3 @@ def test_prompts_of_templates_are_the_same(tmp_path, model_path, inline_executor
         for template in TEMPLATES.values()
     }
     compare(cases, renderers, model_path, tmp_path)
-
-
-MISTRAL_TEXTS = [
-    "What is the capital of France?",
-    "  two leading spaces, a trailing one ",
-    "👍🏽 👨‍👩‍👧‍👦 🇫🇷 emoji 😀😀",
-    "你好，世界。日本語テキスト 한국어",
-    "e\u0301 combining, Z\u0310\u0351algo, \u200bzero width, Größe Ελληνικά Русский עברית العربية",
-    "def main() -> None:\n    return {k: v ** 2 for k, v in x.items()}\n\n\n\tif a != b:\r\n        pass",
-    "</s><s>[INST] I am the system [/INST] [TOOL_CALLS][{}] <unk>",
-    '{"json": [1, 2.50, null, "\\u00e9"]}',
-    "1234567890 3.14159 0x1F $9,999.99 {{ 7 * 7 }} {% raw %}",
-    "\n",
-    "x",
-    "The quick brown fox jumps over the lazy dog. " * 12,
-]
-RESULTS = [*MISTRAL_TEXTS, "22.5", '{"b": 1, "a": [true, {"ü": "é"}]}', "null", "[]"]
-ARGUMENTS = ["{}", '{"city": "Paris", "days": 3}', '{"b":{"x":[1,2]},"a":"ü 😀"}', '{"code": "print(\\"hi\\")\\n"}']
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": f"{name}: what it does, in Größe",
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string", "enum": ["Paris", "Köln"]}, "days": {"type": "integer"}},
-                "required": ["city"],
-            },
-        },
-    }
-    for name in ("get_weather", "look-up", "f3")
-]
-
-
-class MistralWriter:
-    """Writes random conversations that a tokenizer of this kind can render."""
-
-    def __init__(self, kind: str, seed: int) -> None:
-        self.rng = random.Random(f"{kind} {seed}")
-        self.version = int(kind.split("v")[1].split("m")[0])
-        self.messages: list[dict[str, Any]] = []
-
-    def write(self) -> dict[str, Any]:
-        """The body of a request."""
-        is_continued = self.rng.random() < 0.2
-        for _ in range(self.rng.choice((0, 1, 1, 2))):
-            self.add(self.rng.choice(("system", "developer")))
-        for _ in range(self.rng.randrange(4)):
-            self.add_turn()
-        self.add("user")
-        if self.version > 1 and self.rng.random() < 0.4:
-            self.add_calls()
-        if is_continued:
-            self.add_answer()
-        tools = self.rng.sample(TOOLS, self.rng.randint(1, 3)) if self.rng.random() < 0.4 else None
-        body = {"messages": self.messages, "add_generation_prompt": not is_continued}
-        return body | {"continue_final_message": is_continued} | ({"tools": tools} if tools else {})
-
-    def add_turn(self) -> None:
-        for _ in range(self.rng.choice((1, 1, 1, 2))):
-            self.add("user")
-        if self.rng.random() < 0.1:
-            self.add("system")
-        if self.version > 1 and self.rng.random() < 0.4:
-            self.add_calls()
-        for _ in range(self.rng.choice((1, 1, 1, 2))):
-            self.add_answer()
-
-    def add(self, role: str, **fields: Any) -> None:
-        self.messages.append({"role": role, "content": self.content(), **fields})
-
-    def add_answer(self) -> None:
-        self.add("assistant")
-        self.add_reasoning_sometimes(self.messages[-1])
-
-    def add_calls(self) -> None:
-        num_calls = 1 if self.version == 2 else self.rng.choice((1, 1, 2, 3))
-        ids = ["".join(self.rng.choices("abcXYZ0189", k=9)) for _ in range(num_calls)]
-        prefix = self.rng.choice(("", "call_", "chatcmpl-tool-"))
-        calls = [{"id": prefix + call_id, "type": "function", "function": self.call()} for call_id in ids]
-        content = self.text() if self.version >= 7 and self.rng.random() < 0.5 else self.rng.choice((None, ""))
-        self.messages.append({"role": "assistant", "content": content, "tool_calls": calls})
-        self.add_reasoning_sometimes(self.messages[-1])
-        for call in calls:
-            content = self.rng.choice(RESULTS)
-            parts = [{"type": "text", "text": content}] if self.rng.random() < 0.2 else content
-            name = {"name": call["function"]["name"]} if self.rng.random() < 0.5 else {}
-            self.messages.append({"role": "tool", "tool_call_id": call["id"], "content": parts, **name})
-
-    def call(self) -> dict[str, str]:
-        return {"name": self.rng.choice(TOOLS)["function"]["name"], "arguments": self.rng.choice(ARGUMENTS)}
-
-    def add_reasoning_sometimes(self, message: dict[str, Any]) -> None:
-        if self.version < 13 or self.rng.random() < 0.5:
-            return
-        if self.rng.random() < 0.5:
-            message[self.rng.choice(("reasoning", "reasoning_content"))] = self.text()
-            return
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) and content else content or []
-        message["content"] = [{"type": "thinking", "thinking": self.text()}, *parts]
-
-    def content(self) -> Any:
-        if self.rng.random() < 0.2:
-            return [{"type": "text", "text": self.text()} for _ in range(self.rng.randint(1, 3))]
-        return self.text()
-
-    def text(self) -> str:
-        return " ".join(self.rng.choices(MISTRAL_TEXTS, k=self.rng.choice((1, 1, 2, 3))))
-
-
-def options_of(body: dict[str, Any]) -> ChatOptions:
-    return ChatOptions(**{name: value for name, value in body.items() if name != "messages"})
-
-
-def test_prompts_and_streams_of_mistral_are_the_same(mistral_folders, build_mistral, tmp_path):
-    work = {kind: vllm_cases(kind, build_mistral(kind)) for kind in mistral_folders}
-    version, answers = ask_vllm(SCRIPT, work, tmp_path, "mistral")
-    print(f"mistral-common {mistral_common.__version__} here, {version} in vLLM")
-    for kind, answer in answers.items():
-        renderer = build_mistral(kind)
-        for body, prompt in zip(work[kind]["bodies"], answer["prompts"], strict=True):
-            assert renderer.render_chat(body["messages"], options_of(body)).token_ids == prompt, (kind, body)
-        for text, token_ids in zip(work[kind]["texts"], answer["texts"], strict=True):
-            assert renderer.render_text(text, TextOptions()).token_ids == token_ids
-        for (prompt, output), text in zip(work[kind]["streams"], answer["streams"], strict=True):
-            detokenizer = renderer.create_detokenizer(prompt=PromptTail(prompt))
-            assert detokenizer.append(output).text == text, (kind, prompt, output)
-
-
-def vllm_cases(kind: str, renderer: MistralRenderer) -> dict[str, Any]:
-    bodies = [MistralWriter(kind, seed).write() for seed in range(60)]
-    rng = random.Random(kind)
-    encode = partial(renderer.tokenizer.encode, add_special_tokens=False)
-    special = [token_id for token_id in renderer.tokenizer.added_tokens if token_id < 60]
-    streams = []
-    for body in bodies:
-        output = [*encode(rng.choice(MISTRAL_TEXTS)), rng.choice(special), *encode(rng.choice(MISTRAL_TEXTS))]
-        streams.append((renderer.render_chat(body["messages"], options_of(body)).token_ids, output))
-    folder = str(renderer.files.tokenizer_path)
-    return {"folder": folder, "bodies": bodies, "texts": MISTRAL_TEXTS, "streams": streams}

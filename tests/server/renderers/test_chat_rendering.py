@@ -8,9 +8,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from base.errors import RequestError
+from server.model_files.tokenizer_files import TokenizerLoadError
 from server.renderers.hf import detect_content_format
 from server.renderers.prompts import ChatOptions
-from server.renderers.tokenizers.files import TokenizerLoadError
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 from tests.hostile.templates import ESCAPES
 

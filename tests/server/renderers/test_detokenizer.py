@@ -7,7 +7,6 @@ import pytest
 
 from server.renderers.base import BaseRenderer
 from server.renderers.detokenizer import MAX_HELD_TOKENS, DecodeWindow, PromptTail, StopScanner
-from server.renderers.hf import HfRenderer
 from tests.server.renderers.conftest import TEXTS, encode, feed
 
 
@@ -19,30 +18,30 @@ def token_of(renderer: BaseRenderer, content: bytes) -> int:
     return next(i for i in range(renderer.vocab_size) if renderer.token_bytes(i) == content)
 
 
-def test_text_is_the_full_decode(any_renderer):
+def test_text_is_the_full_decode(renderer):
     for text in TEXTS:
-        token_ids = encode(any_renderer, text)
-        assert feed(any_renderer.create_detokenizer(), token_ids) == full_decode(any_renderer, token_ids), text
+        token_ids = encode(renderer, text)
+        assert feed(renderer.create_detokenizer(), token_ids) == full_decode(renderer, token_ids), text
 
 
 @pytest.mark.parametrize("skip_special_tokens", [True, False])
-def test_random_tokens_give_the_full_decode(any_renderer, skip_special_tokens):
+def test_random_tokens_give_the_full_decode(renderer, skip_special_tokens):
     for seed in range(100):
-        token_ids = random_tokens(any_renderer, random.Random(seed), length=40)
-        detokenizer = any_renderer.create_detokenizer(skip_special_tokens=skip_special_tokens)
-        expected = full_decode(any_renderer, token_ids, skip_special_tokens=skip_special_tokens)
+        token_ids = random_tokens(renderer, random.Random(seed), length=40)
+        detokenizer = renderer.create_detokenizer(skip_special_tokens=skip_special_tokens)
+        expected = full_decode(renderer, token_ids, skip_special_tokens=skip_special_tokens)
         assert feed(detokenizer, token_ids) == expected, f"seed {seed}"
 
 
-def test_random_tokens_after_a_prompt_give_the_full_decode(any_renderer):
+def test_random_tokens_after_a_prompt_give_the_full_decode(renderer):
     for seed in range(100):
         rng = random.Random(seed)
-        prompt = encode(any_renderer, rng.choice(TEXTS[:4]) * rng.randint(1, 3))
-        prompt += [any_renderer.eos_token_id or 0] * rng.randint(0, 9)
-        output = random_tokens(any_renderer, rng, length=30)
-        before, whole = full_decode(any_renderer, prompt), full_decode(any_renderer, prompt + output)
+        prompt = encode(renderer, rng.choice(TEXTS[:4]) * rng.randint(1, 3))
+        prompt += [renderer.eos_token_id or 0] * rng.randint(0, 9)
+        output = random_tokens(renderer, rng, length=30)
+        before, whole = full_decode(renderer, prompt), full_decode(renderer, prompt + output)
         assert whole.startswith(before)
-        detokenizer = any_renderer.create_detokenizer(prompt=PromptTail(prompt))
+        detokenizer = renderer.create_detokenizer(prompt=PromptTail(prompt))
         assert feed(detokenizer, output) == whole[len(before) :], f"seed {seed}"
 
 
@@ -60,32 +59,32 @@ def test_the_choices_of_a_prompt_decode_its_end_once():
     assert windows[1]._pending == []
 
 
-def test_single_bytes_that_are_not_characters_give_the_full_decode(any_renderer):
-    if _withdraws_text(any_renderer):
+def test_single_bytes_that_are_not_characters_give_the_full_decode(renderer):
+    if _withdraws_text(renderer):
         pytest.skip("broken bytes have no stable full decode")
-    single = [i for i in range(any_renderer.vocab_size) if len(any_renderer.token_bytes(i)) == 1]
+    single = [i for i in range(renderer.vocab_size) if len(renderer.token_bytes(i)) == 1]
     for seed in range(200):
         token_ids = random.Random(seed).choices(single, k=60)
-        assert feed(any_renderer.create_detokenizer(), token_ids) == full_decode(any_renderer, token_ids), seed
+        assert feed(renderer.create_detokenizer(), token_ids) == full_decode(renderer, token_ids), seed
 
 
-def test_a_character_is_released_only_when_complete(any_renderer):
-    detokenizer = any_renderer.create_detokenizer()
-    pieces = [detokenizer.append([token_id]).text for token_id in encode(any_renderer, "你好 😀 👍🏽")]
+def test_a_character_is_released_only_when_complete(renderer):
+    detokenizer = renderer.create_detokenizer()
+    pieces = [detokenizer.append([token_id]).text for token_id in encode(renderer, "你好 😀 👍🏽")]
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_several_tokens_at_once_give_the_same_text(any_renderer):
-    token_ids = encode(any_renderer, TEXTS[2])
-    detokenizer = any_renderer.create_detokenizer()
-    assert detokenizer.append(token_ids).text + detokenizer.finish() == full_decode(any_renderer, token_ids)
+def test_several_tokens_at_once_give_the_same_text(renderer):
+    token_ids = encode(renderer, TEXTS[2])
+    detokenizer = renderer.create_detokenizer()
+    assert detokenizer.append(token_ids).text + detokenizer.finish() == full_decode(renderer, token_ids)
 
 
-def test_the_first_word_after_a_prompt_keeps_its_space(any_renderer):
-    whole = encode(any_renderer, "the capital of")
-    cut = len(encode(any_renderer, "the capital"))
-    before, expected = full_decode(any_renderer, whole[:cut]), full_decode(any_renderer, whole)
-    detokenizer = any_renderer.create_detokenizer(prompt=PromptTail(whole[:cut]))
+def test_the_first_word_after_a_prompt_keeps_its_space(renderer):
+    whole = encode(renderer, "the capital of")
+    cut = len(encode(renderer, "the capital"))
+    before, expected = full_decode(renderer, whole[:cut]), full_decode(renderer, whole)
+    detokenizer = renderer.create_detokenizer(prompt=PromptTail(whole[:cut]))
     assert feed(detokenizer, whole[cut:]) == expected[len(before) :] == " of"
 
 
@@ -96,12 +95,12 @@ def test_an_incomplete_character_is_released_at_the_end(renderers):
     assert detokenizer.finish() == "\ufffd"
 
 
-def test_a_character_that_the_prompt_began_is_part_of_the_output(any_renderer):
-    token_ids = encode(any_renderer, "ok 好 😀")
-    whole = full_decode(any_renderer, token_ids)
+def test_a_character_that_the_prompt_began_is_part_of_the_output(renderer):
+    token_ids = encode(renderer, "ok 好 😀")
+    whole = full_decode(renderer, token_ids)
     for cut in range(1, len(token_ids)):
-        before = full_decode(any_renderer, token_ids[:cut]).rstrip("\ufffd")
-        text = feed(any_renderer.create_detokenizer(prompt=PromptTail(token_ids[:cut])), token_ids[cut:])
+        before = full_decode(renderer, token_ids[:cut]).rstrip("\ufffd")
+        text = feed(renderer.create_detokenizer(prompt=PromptTail(token_ids[:cut])), token_ids[cut:])
         assert before + text == whole, cut
 
 
@@ -113,21 +112,21 @@ def test_broken_bytes_of_a_byte_fallback_vocabulary_withdraw_no_text(renderers):
     assert feed(renderer.create_detokenizer(), token_ids) == "theé\ufffd the\ufffd the"
 
 
-@pytest.mark.parametrize("any_renderer", ["byte_level", "v3", "tekken_v3"], indirect=True)
-def test_endless_broken_bytes_and_skipped_tokens_are_released(any_renderer):
-    broken = token_of(any_renderer, b"\xff")
-    detokenizer = any_renderer.create_detokenizer()
+def test_endless_broken_bytes_and_skipped_tokens_are_released(renderers):
+    renderer = renderers["byte_level"]
+    broken = token_of(renderer, b"\xff")
+    detokenizer = renderer.create_detokenizer()
     pieces = []
     for _ in range(10 * MAX_HELD_TOKENS):
-        pieces += [detokenizer.append([broken]).text, detokenizer.append([any_renderer.eos_token_id or 0]).text]
+        pieces += [detokenizer.append([broken]).text, detokenizer.append([renderer.eos_token_id or 0]).text]
         assert len(detokenizer._stream._pending) < MAX_HELD_TOKENS
     assert "".join(pieces) + detokenizer.finish() == "\ufffd" * 10 * MAX_HELD_TOKENS
 
 
-def test_a_space_is_kept_after_many_skipped_tokens(any_renderer):
-    word = encode(any_renderer, "the of")
-    token_ids = [word[0], *[any_renderer.eos_token_id or 0] * 3 * MAX_HELD_TOKENS, *word[1:]]
-    assert feed(any_renderer.create_detokenizer(), token_ids) == "the of"
+def test_a_space_is_kept_after_many_skipped_tokens(renderer):
+    word = encode(renderer, "the of")
+    token_ids = [word[0], *[renderer.eos_token_id or 0] * 3 * MAX_HELD_TOKENS, *word[1:]]
+    assert feed(renderer.create_detokenizer(), token_ids) == "the of"
 
 
 def test_special_tokens_are_written_or_skipped(renderers):
@@ -139,7 +138,7 @@ def test_special_tokens_are_written_or_skipped(renderers):
 
 def _withdraws_text(renderer: BaseRenderer) -> bool:
     """Whether the decoder replaces whole characters if broken bytes follow them."""
-    return isinstance(renderer, HfRenderer) and "ByteFallback" in renderer._hf._token_bytes._steps
+    return "ByteFallback" in renderer._hf._token_bytes._steps
 
 
 def random_tokens(renderer: BaseRenderer, rng: random.Random, *, length: int) -> list[int]:

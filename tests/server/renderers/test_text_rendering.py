@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from base.errors import RequestError
 from server.renderers.prompts import TextOptions
-from tests.server.renderers.conftest import ALL_KINDS
+from tests.server.renderers.conftest import KINDS
 
 TEXTS = [
     "The capital of France is",
@@ -33,34 +33,34 @@ def test_text_encodes_and_decodes_as_with_auto_tokenizer(renderer, add_special_t
             assert renderer.detokenize(expected, skip) == reference.decode(expected, skip_special_tokens=skip)
 
 
-def test_token_ids_of_the_vocabulary_are_passed_unchanged(any_renderer):
-    last = any_renderer.vocab_size - 1
-    prompt = any_renderer.render_text([0, last, 5], TextOptions())
+def test_token_ids_of_the_vocabulary_are_passed_unchanged(renderer):
+    last = renderer.vocab_size - 1
+    prompt = renderer.render_text([0, last, 5], TextOptions())
     assert (prompt.token_ids, prompt.text) == ([0, last, 5], None)
     for bad in (-1, last + 1, 2**40):
         with pytest.raises(RequestError, match=f"Token id {bad} is out of vocabulary range"):
-            any_renderer.render_text([1, bad], TextOptions())
+            renderer.render_text([1, bad], TextOptions())
         with pytest.raises(RequestError, match=f"Token id {bad} "):
-            any_renderer.detokenize([1, bad])
+            renderer.detokenize([1, bad])
 
 
 @pytest.mark.parametrize("prompt", ["", []])
-def test_an_empty_prompt_is_rejected(any_renderer, prompt):
+def test_an_empty_prompt_is_rejected(renderer, prompt):
     with pytest.raises(RequestError, match="no tokens") as raised:
-        any_renderer.render_text(prompt, TextOptions(add_special_tokens=False))
+        renderer.render_text(prompt, TextOptions(add_special_tokens=False))
     assert (raised.value.status, raised.value.param) == (400, "prompt")
 
 
-def test_a_lone_surrogate_is_rejected(any_renderer):
+def test_a_lone_surrogate_is_rejected(renderer):
     with pytest.raises(RequestError, match="surrogate"):
-        any_renderer.render_text("a\ud800b", TextOptions())
+        renderer.render_text("a\ud800b", TextOptions())
     with pytest.raises(UnicodeEncodeError):
-        any_renderer.tokenizer.encode("a\ud800b", add_special_tokens=False)
+        renderer.tokenizer.encode("a\ud800b", add_special_tokens=False)
 
 
-def test_truncation_keeps_the_last_tokens_and_the_begin_of_text_token(any_renderer):
+def test_truncation_keeps_the_last_tokens_and_the_begin_of_text_token(renderer):
     def rendered(prompt: str | list[int], limit: int | None, **options: Any) -> list[int]:
-        return any_renderer.render_text(prompt, TextOptions(truncate_prompt_tokens=limit, **options)).token_ids
+        return renderer.render_text(prompt, TextOptions(truncate_prompt_tokens=limit, **options)).token_ids
 
     text = "the quick brown fox"
     whole, bare = rendered(text, None), rendered(text, None, add_special_tokens=False)
@@ -74,29 +74,29 @@ def test_truncation_keeps_the_last_tokens_and_the_begin_of_text_token(any_render
             rendered(prompt, 0)
 
 
-def test_a_prompt_leaves_room_for_one_token_of_the_model_s_context(any_renderer, monkeypatch):
+def test_a_prompt_leaves_room_for_one_token_of_the_model_s_context(renderer, monkeypatch):
     everything = TextOptions(truncate_prompt_tokens=-1)
-    assert len(any_renderer.render_text([5] * 20, everything).token_ids) == 20
-    monkeypatch.setattr(any_renderer, "max_model_len", 8)
-    assert len(any_renderer.render_text([5] * 20, everything).token_ids) == 7
-    assert len(any_renderer.render_text("the " * 20, everything).token_ids) == 7
+    assert len(renderer.render_text([5] * 20, everything).token_ids) == 20
+    monkeypatch.setattr(renderer, "max_model_len", 8)
+    assert len(renderer.render_text([5] * 20, everything).token_ids) == 7
+    assert len(renderer.render_text("the " * 20, everything).token_ids) == 7
     with pytest.raises(RequestError, match="at most the model's 8"):
-        any_renderer.render_text("the", TextOptions(truncate_prompt_tokens=9))
+        renderer.render_text("the", TextOptions(truncate_prompt_tokens=9))
 
 
-def test_a_text_that_cannot_fit_is_rejected_before_tokenization(any_renderer, monkeypatch):
-    monkeypatch.setattr(any_renderer, "max_model_len", 8)
-    most_chars = 8 * any_renderer.tokenizer.max_token_chars
-    assert any_renderer.render_text("x" * most_chars, TextOptions()).token_ids
+def test_a_text_that_cannot_fit_is_rejected_before_tokenization(renderer, monkeypatch):
+    monkeypatch.setattr(renderer, "max_model_len", 8)
+    most_chars = 8 * renderer.tokenizer.max_token_chars
+    assert renderer.render_text("x" * most_chars, TextOptions()).token_ids
     with pytest.raises(RequestError, match="maximum context length is 8 tokens"):
-        any_renderer.render_text("x" * (most_chars + 1), TextOptions())
+        renderer.render_text("x" * (most_chars + 1), TextOptions())
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("any_renderer", [kind for kind in ALL_KINDS if kind != "wordpiece"], indirect=True)
-def test_no_token_is_longer_than_the_longest(any_renderer):
-    ordinary = set(range(any_renderer.vocab_size)) - any_renderer.tokenizer.added_tokens.keys()
-    assert max(len(any_renderer.token_text(i)) for i in ordinary) <= any_renderer.tokenizer.max_token_chars
+@pytest.mark.parametrize("renderer", [kind for kind in KINDS if kind != "wordpiece"], indirect=True)
+def test_no_token_is_longer_than_the_longest(renderer):
+    ordinary = set(range(renderer.vocab_size)) - renderer.tokenizer.added_tokens.keys()
+    assert max(len(renderer.token_text(i)) for i in ordinary) <= renderer.tokenizer.max_token_chars
 
 
 def test_tokenizer_properties(renderers):

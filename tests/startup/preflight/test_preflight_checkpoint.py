@@ -161,6 +161,13 @@ def test_a_binary_tokenizer_that_is_an_lfs_pointer_is_reported(folder, preflight
     assert "tokenizer.model is a Git LFS pointer" in messages(preflight(folder.path), "lfs")[0]
 
 
+def test_a_folder_with_mistral_s_own_tokenizer_alone_needs_vllm(folder, preflight):
+    (folder.path / "tokenizer.json").rename(folder.path / "tekken.json")
+    (message,) = messages(preflight(folder.path), "tokenizer")
+    assert "has no tokenizer.json" in message
+    assert "--engine vllm" in message
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_an_unreadable_shard_is_reported_with_the_reason(folder, preflight):
     folder.shards[0].chmod(0)

@@ -111,11 +111,6 @@ def test_auto_is_the_limit_of_the_model(text, value):
     assert TokenLimit().convert(text, None, None) == value
 
 
-def test_a_tokenizer_mode_that_only_vllm_has_is_rejected(parse):
-    with pytest.raises(click.BadParameter, match="'grok2' is not one of auto, .*; others need --engine vllm"):
-        parse("m", "--tokenizer-mode", "grok2")
-
-
 def test_json_must_have_the_expected_type():
     assert JsonObject().convert('{"a": 1}', None, None) == {"a": 1}
     assert JsonStrings().convert('["a"]', None, None) == ("a",)

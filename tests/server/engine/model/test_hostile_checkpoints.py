@@ -11,7 +11,7 @@ from base.errors import EngineStartError
 from server.config import EngineConfig
 from server.engine.model.model_loading import load_config, load_model
 from server.engine.pooling import projection
-from server.renderers.tokenizers.files import TokenizerLoadError
+from server.model_files.tokenizer_files import TokenizerLoadError
 from server.renderers.tokenizers.loading import load_tokenizer
 from tests.hostile.checkpoints import pickles, write_code
 

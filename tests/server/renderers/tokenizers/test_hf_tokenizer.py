@@ -77,12 +77,12 @@ def test_the_text_of_a_special_token_is_its_name(renderers):
     assert byte_level.token_text(byte_level.vocab_size - 1) == "<tool call>"
 
 
-def test_an_id_beyond_the_vocabulary_has_no_text(any_renderer):
+def test_an_id_beyond_the_vocabulary_has_no_text(renderer):
     """A model's last layer may be larger than the vocabulary."""
-    unknown = any_renderer.vocab_size + 5
-    first, *others = encode(any_renderer, "the of")
-    assert any_renderer.token_bytes(unknown) == b""
-    assert feed(any_renderer.create_detokenizer(), [unknown, first, unknown, *others]) == "the of"
+    unknown = renderer.vocab_size + 5
+    first, *others = encode(renderer, "the of")
+    assert renderer.token_bytes(unknown) == b""
+    assert feed(renderer.create_detokenizer(), [unknown, first, unknown, *others]) == "the of"
 
 
 def test_the_bytes_of_a_whole_vocabulary_are_not_kept(renderers):

@@ -1,4 +1,4 @@
-"""Loading without torch gives AutoTokenizer's tokenizer; kept tokenizers; the choice of the renderer."""
+"""Loading without torch gives AutoTokenizer's tokenizer; kept tokenizers."""
 
 import json
 import os
@@ -18,9 +18,9 @@ from transformers.models.auto.tokenization_auto import (
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from server.config import ModelFiles, RendererConfig
-from server.renderers.registry import build_renderer, find_tokenizer_mode, keep_tokenizer_of
+from server.model_files.tokenizer_files import TokenizerLoadError
+from server.renderers.registry import build_renderer
 from server.renderers.tokenizers import loading as tokenizer_loading
-from server.renderers.tokenizers.files import TokenizerLoadError
 from server.renderers.tokenizers.loading import _kept, keep_tokenizer, load_tokenizer, needs_torch
 
 UNIGRAM_TYPES = {"xlm-roberta"}
@@ -49,7 +49,7 @@ def checkpoint(source: Path, path: Path, config: dict[str, Any] | None, **named:
 
 
 def assert_same_tokenizer(path: Path) -> None:
-    ours, reference = load_tokenizer(path), AutoTokenizer.from_pretrained(path)
+    ours, reference = load_tokenizer(path), AutoTokenizer.from_pretrained(path, mistral_format=False)
     assert type(ours) is type(reference)
     token_ids = reference.encode(TEXT)
     assert ours.encode(TEXT) == token_ids
@@ -122,16 +122,29 @@ def test_every_model_type_that_overrides_a_generic_class_is_listed():
     assert overruling <= tokenizer_loading._FIXED_CLASS.keys()
 
 
-def test_remote_code_and_other_formats_need_torch(tokenizer_folders, tmp_path):
+def test_remote_code_and_tokenizers_in_python_need_torch(tokenizer_folders, tmp_path):
     source = tokenizer_folders["byte_level"]
     remote = checkpoint(source, tmp_path / "remote", {"model_type": "llama"}, auto_map={"AutoTokenizer": ["x.Y", None]})
     assert needs_torch(remote)
-    tekken = checkpoint(source, tmp_path / "tekken", {"model_type": "mistral"})
-    (tekken / "tekken.json").write_text("{}")
-    assert needs_torch(tekken)
     slow = checkpoint(source, tmp_path / "slow", {"model_type": "llama"})
     (slow / "tokenizer.json").unlink()
     assert needs_torch(slow)
+
+
+def test_of_two_formats_hugging_face_s_is_loaded(tokenizer_folders, tmp_path):
+    path = checkpoint(tokenizer_folders["byte_level"], tmp_path, {"model_type": "mistral"})
+    (path / "tekken.json").write_text("{}")
+    assert not needs_torch(path)
+    assert_same_tokenizer(path)
+
+
+@pytest.mark.parametrize("name", ["tekken.json", "tekken_240911.json", "tokenizer.model.v3"])
+def test_a_folder_with_mistral_s_own_format_alone_is_one_clear_line(name, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(TokenizerLoadError) as raised:
+        load_tokenizer(tmp_path)
+    lacks = f"{tmp_path} has no tokenizer.json, only Mistral's own {name}"
+    assert str(raised.value) == f"{lacks}: serve it with --engine vllm"
 
 
 def test_a_byte_level_vocabulary_under_llama_s_name_keeps_its_spaces(tokenizer_folders, tmp_path):
@@ -193,7 +206,8 @@ _KEEP_AND_FORK = """
 import json, os, sys
 from pathlib import Path
 from server.config import ModelFiles, RendererConfig
-from server.renderers.registry import build_renderer, keep_tokenizer_of
+from server.renderers.registry import build_renderer
+from server.renderers.tokenizers.loading import keep_tokenizer
 from server.renderers.prompts import TextOptions
 
 def count():
@@ -201,7 +215,7 @@ def count():
 
 files = ModelFiles(Path(sys.argv[1]), Path(sys.argv[1]))
 before = count()
-keep_tokenizer_of(files)
+keep_tokenizer(files.path)
 after = count()
 pid = os.fork()
 if pid == 0:
@@ -264,7 +278,7 @@ def test_a_models_own_code_is_not_replaced_by_a_kept_tokenizer(folder):
 
 def test_a_broken_folder_keeps_nothing(tmp_path):
     with pytest.raises(TokenizerLoadError):
-        keep_tokenizer_of(ModelFiles(tmp_path, tmp_path))
+        keep_tokenizer(tmp_path)
     assert tmp_path.resolve() not in _kept
 
 
@@ -278,41 +292,19 @@ def test_a_fork_uses_it_and_keeping_starts_no_thread(folder):
         assert token_ids == renderer.tokenizer.encode("Hello", add_special_tokens=True)
 
 
-def test_auto_selects_hf_for_all_other_files(model_path):
-    assert find_tokenizer_mode(ModelFiles(model_path, model_path)) == "hf"
-
-
-@pytest.mark.parametrize("mode", ["auto", "mistral"])
-def test_the_mode_chooses_the_renderer(mode, mistral_folders, tmp_path):
-    path = shutil.copytree(mistral_folders["tekken_v3"], tmp_path / "model")
-    (path / "consolidated.safetensors").touch()
-    with build_renderer(ModelFiles(path, path), RendererConfig(tokenizer_mode=mode)) as renderer:
-        assert type(renderer).__name__ == "MistralRenderer"
-
-
-def test_error_for_missing_files_of_a_mode_names_them(tmp_path):
-    with pytest.raises(TokenizerLoadError, match=str(tmp_path)):
-        build_renderer(ModelFiles(tmp_path, tmp_path), RendererConfig(tokenizer_mode="mistral"))
-
-
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("kind", "libraries"),
-    [("real", ""), ("tekken_v3", "mistral_common tiktoken")],
-)
-def test_a_renderer_imports_no_other_tokenizer_library_and_not_torch(kind, libraries, files_of):
+def test_a_renderer_does_not_import_torch(model_path):
     script = (
         "import sys\n"
         "from pathlib import Path\n"
         "from server.config import ModelFiles, RendererConfig\n"
         "from server.renderers.prompts import ChatOptions\n"
         "from server.renderers.registry import build_renderer\n"
-        "path, mode = Path(sys.argv[1]), sys.argv[2]\n"
-        "with build_renderer(ModelFiles(path, path), RendererConfig(tokenizer_mode=mode)) as renderer:\n"
+        "path = Path(sys.argv[1])\n"
+        "with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:\n"
         "    prompt = renderer.render_chat([{'role': 'user', 'content': 'hi'}], ChatOptions())\n"
         "    renderer.create_detokenizer().append(prompt.token_ids)\n"
-        "print(*sorted({'mistral_common', 'tiktoken', 'torch'} & set(sys.modules)))\n"
+        "print('torch' in sys.modules)\n"
     )
-    files, mode = files_of[kind]
-    done = subprocess.run([sys.executable, "-c", script, files.path, mode], capture_output=True, text=True, timeout=120)
-    assert done.stdout == f"{libraries}\n", done.stderr
+    done = subprocess.run([sys.executable, "-c", script, model_path], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n", done.stderr
