@@ -58,7 +58,7 @@ from startup.timeline.history import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 
 if TYPE_CHECKING:
-    from server.renderers.base import BaseRenderer
+    from server.renderers.renderer import Renderer
     from server.run import ServerRun
     from startup.download.process import DownloadHandle
     from startup.probes.embedded_probes import EmbeddedProbes
@@ -91,7 +91,7 @@ def start_embedded(config: StartupConfig) -> int:
 class _Prepared(NamedTuple):
     """What the HTTP server needs."""
 
-    renderer: "BaseRenderer"
+    renderer: "Renderer"
     engine: EngineStarter
 
 
@@ -212,9 +212,6 @@ class _EmbeddedStart:
         """Imports what nearly all models need meanwhile; the files are in the page cache afterwards."""
         with learned_imports():
             self._import_server()
-            if self._download is None or self._download.failure is None:
-                with self._span("import_renderer"):
-                    import server.renderers.hf  # noqa: F401
         with self._span("resolve_model", waits_for="download"):
             files = finish_download(plan, self._download, self._session.state.set_detail)
         _forbid_requests()
@@ -229,7 +226,7 @@ class _EmbeddedStart:
         self._engine = engine
         return engine
 
-    def _prepare_renderer(self, files: ModelFiles) -> "BaseRenderer":
+    def _prepare_renderer(self, files: ModelFiles) -> "Renderer":
         """Imports the HTTP server, then loads and runs the tokenizer once."""
         if self._download is None:
             self._import_server()
@@ -243,17 +240,16 @@ class _EmbeddedStart:
 
     def _import_server(self) -> None:
         with self._span("import_server"):
-            import server.renderers.registry
             import server.run  # noqa: F401 - used by the steps that follow
         end_stand_ins()
 
-    def _load_renderer(self, files: ModelFiles) -> "BaseRenderer":
-        from server.renderers.registry import build_renderer
+    def _load_renderer(self, files: ModelFiles) -> "Renderer":
+        from server.build import build_renderer
 
         with self._span("load_tokenizer"):
             return self._session.stack.enter_context(build_renderer(files, self._config.renderer))
 
-    def _build_server(self, listening: socket, renderer: "BaseRenderer", engine: EngineStarter) -> "ServerRun":
+    def _build_server(self, listening: socket, renderer: "Renderer", engine: EngineStarter) -> "ServerRun":
         """The HTTP server, which takes the port from the responder and waits for the engine."""
         from server.build import RunOptions
         from server.run import ServerRun

@@ -13,8 +13,8 @@ from server.model_files.tokenizer_files import read_json_object
 from server.parsers.base import OutputParser, PromptEnd, ReasoningFormat
 from server.parsers.detection import ModelFacts, detect_reasoning_format
 from server.parsers.registry import AUTO, load_reasoning_format
-from server.renderers.base import BaseRenderer
 from server.renderers.prompts import RenderedPrompt
+from server.renderers.renderer import Renderer
 from server.server_config import GenerationConfig
 from server.types import ReasoningMarker, ReasoningRules
 
@@ -35,7 +35,7 @@ _TAIL_CHARS, _TAIL_TOKENS = 50_000, 512
 class ModelReasoning:
     """The format of `--reasoning-parser` in terms of the model's tokenizer; one per server."""
 
-    def __init__(self, config: GenerationConfig, renderer: BaseRenderer) -> None:
+    def __init__(self, config: GenerationConfig, renderer: Renderer) -> None:
         name = _detect(renderer) if config.reasoning_parser == AUTO else config.reasoning_parser
         self._format = None if name is None else load_reasoning_format(name)
         self._budget_start: str = config.reasoning_config.get("reasoning_start_str", "")
@@ -151,7 +151,7 @@ class ModelReasoning:
         return self._renderer.tokenizer.encode(text, add_special_tokens=False) if text else []
 
 
-def _detect(renderer: BaseRenderer) -> str | None:
+def _detect(renderer: Renderer) -> str | None:
     found = detect_reasoning_format(read_model_facts(renderer))
     if found is None:
         logger.warning("--reasoning-parser auto: the model's files name no format, so all output is content")
@@ -187,7 +187,7 @@ class PromptReasoning:
     prompt_end: PromptEnd
     num_spent_tokens: int
     """Tokens of open reasoning at the end of the prompt."""
-    renderer: BaseRenderer
+    renderer: Renderer
 
     def create_parser(self, *, is_call_forced: bool) -> OutputParser:
         """The parser of one choice. The tag of a tool call is not a part of forced calls."""
@@ -254,7 +254,7 @@ class ReasoningCounter:
             self.num_tokens = max(0, self.num_tokens - self._num_extra_tokens)
 
 
-def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
+def read_model_facts(renderer: Renderer) -> ModelFacts:
     """The properties of the renderer's model."""
     return ModelFacts(
         template=renderer.tool_template,
@@ -263,6 +263,6 @@ def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
     )
 
 
-def read_model_type(renderer: BaseRenderer) -> str | None:
+def read_model_type(renderer: Renderer) -> str | None:
     """The kind of model, such as `llama`, as config.json names it."""
     return read_json_object(renderer.files.path / "config.json").get("model_type")

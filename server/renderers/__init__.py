@@ -1,4 +1,4 @@
-"""Turns text into token ids and back. `registry.py` chooses a model's renderer, `base.py` is its interface.
+"""Turns text into token ids and back: `renderer.py`, and `vision.py` for models with images.
 
-`tokenizers` reads the formats of tokenizer files; `images` and `embeds` load what else a prompt may hold.
+`tokenizers` loads and runs the tokenizer; `images` and `embeds` load what else a prompt may hold.
 """

@@ -12,12 +12,12 @@ from PIL import Image
 from base.errors import RequestError
 from base.machine.memory import available_bytes
 from server.config import ModelFiles, RendererConfig
-from server.renderers.hf import HfRenderer
 from server.renderers.images.fetcher import MediaError, TakeRoom
 from server.renderers.images.loader import MediaLoader, room_for_images
 from server.renderers.images.processor import ImageFile, ImageProcessor, import_decoders, load_processor
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.prompts import ChatOptions, HeldBytes, RenderedPrompt, has_few_parts, is_image
+from server.renderers.renderer import Renderer
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 from server.renderers.tokenizers.loading import load_tokenizer
 from server.types import PromptInputs
@@ -36,7 +36,7 @@ class ImagePart(NamedTuple):
     url: str
 
 
-class VisionRenderer(HfRenderer):
+class VisionRenderer(Renderer):
     """Renders the conversation's text in the text pool, and processes images in the image thread.
 
     The token ids equal those of `processor.apply_chat_template(..., tokenize=True)`.
@@ -140,7 +140,7 @@ class VisionRenderer(HfRenderer):
 
     def _with_bos(self, text: str, options: ChatOptions) -> ChatOptions:
         """Adds special tokens unless the template wrote the begin-of-text token, as processors do."""
-        bos = self._hf.loaded.bos_token
+        bos = self.tokenizer.loaded.bos_token
         has_bos = bos is not None and text.startswith(bos)
         return replace(options, add_special_tokens=options.add_special_tokens or not has_bos)
 

@@ -278,8 +278,6 @@ _EMBEDDED: Final = (
     "startup.engine.process",
     "startup.preflight.run",
     "server.run",
-    "server.renderers.registry",
-    "server.renderers.hf",
     "server.renderers.vision",
     "server.engine.pooling.core",
     "startup.probes.tls_channel",

@@ -19,7 +19,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 MEASURED_ELSEWHERE: Final = {
     "server.parsers.tools.openai": "openai_harmony, which reads tokens: in the slow test",
-    "server.renderers.hf": "templates of the model",
+    "server.renderers.chat_template": "templates of the model",
 }
 
 OTHER_TEXT: Final = {
@@ -29,7 +29,7 @@ OTHER_TEXT: Final = {
     "server.engine": "tokens, tensors and files of the model: the engine has no text but grammars and markers",
     "base.machine": "files of the kernel",
     "server.model_files": "files of the model",
-    "server.renderers.base": "one split at a marker of its own; look-ups",
+    "server.renderers.renderer": "one split at a marker of its own; look-ups",
     "server.renderers.images.processor": "look-ups by an image's digest; names in the model's files",
     "server.renderers.tokenizers.hf_tokenizer": "pieces of the vocabulary",
     "server.renderers.tokenizers.loading": "files of the model",

@@ -7,9 +7,9 @@ from typing import Any
 
 from base.errors import RequestError
 from server.apis.pooling.request import InputFields, PoolingFields
-from server.renderers.base import BaseRenderer
 from server.renderers.prompts import ChatOptions, check_text_length, check_token_ids, check_unicode
-from server.renderers.tokenizers.tokenizer import Cut, Encoded, PairTokenizer
+from server.renderers.renderer import Renderer
+from server.renderers.tokenizers.hf_tokenizer import Cut, Encoded
 from server.types import EngineInfo
 
 
@@ -19,7 +19,7 @@ class PromptReader:
     Every method raises RequestError for a prompt that is empty, too long or unsupported by the model.
     """
 
-    def __init__(self, renderer: BaseRenderer, request: PoolingFields, info: EngineInfo) -> None:
+    def __init__(self, renderer: Renderer, request: PoolingFields, info: EngineInfo) -> None:
         """Raises RequestError if `truncate_prompt_tokens` exceeds what the model accepts."""
         limit, most = request.truncate_prompt_tokens, info.max_model_len
         if limit is not None and limit > most:
@@ -42,24 +42,19 @@ class PromptReader:
         if isinstance(prompt, str):
             return self._encode(prompt, param, add_special_tokens=self._add_special_tokens)
         check_token_ids(prompt, vocab_size=self._vocab_size, param=param)
-        return self._checked(Encoded(self._sliced(prompt)), param)
+        return self._checked(Encoded(prompt if self._cut is None else self._cut.apply(prompt)), param)
 
     def read_by_template(self, first: str, second: str, template_kwargs: dict[str, Any]) -> Encoded:
         """Reads a pair as a conversation of a query and a document, by the operator's chat template."""
         messages = [{"role": "query", "content": first}, {"role": "document", "content": second}]
         options = ChatOptions(add_generation_prompt=False, chat_template_kwargs=template_kwargs)
-        rendered = self._renderer.render_messages(messages, options)
-        if isinstance(rendered, str):
-            return self._encode(rendered, "messages", add_special_tokens=True)
-        return self._checked(Encoded(self._sliced(rendered)), "messages")
+        return self._encode(self._renderer.render_messages(messages, options), "messages", add_special_tokens=True)
 
     def read_pair(self, first: str, second: str, *, param: str) -> Encoded:
         """Reads a pair with the tokenizer's special tokens between the two texts."""
         self._check_text(first + second, param)
-        encoded = self._pair_tokenizer(param).encode_pair(
-            *self._as_cased(first, second), add_special_tokens=True, cut=self._cut
-        )
-        return self._checked(encoded, param)
+        texts = self._as_cased(first, second)
+        return self._checked(self._tokenizer.encode_pair(*texts, add_special_tokens=True, cut=self._cut), param)
 
     def cut_text(self, text: str, num_tokens: int, *, param: str) -> str:
         """The first `num_tokens` tokens of a text; 0 returns it unchanged."""
@@ -69,27 +64,16 @@ class PromptReader:
             most = self._max_tokens
             raise RequestError(f"{param} ({num_tokens}) must be less than max_model_len ({most}).", param=param)
         check_unicode(text, param)
-        return self._pair_tokenizer(param).cut_text(text, num_tokens)
+        return self._tokenizer.cut_text(text, num_tokens)
 
     def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> Encoded:
         self._check_text(text, param)
         (text,) = self._as_cased(text)
-        if self._cut is not None and isinstance(self._tokenizer, PairTokenizer):
-            encoded = self._tokenizer.encode_pair(text, None, add_special_tokens=add_special_tokens, cut=self._cut)
-            return self._checked(Encoded(encoded.token_ids), param)
-        token_ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return self._checked(Encoded(self._sliced(token_ids)), param)
-
-    def _pair_tokenizer(self, param: str) -> PairTokenizer:
-        if not isinstance(self._tokenizer, PairTokenizer):
-            raise RequestError("this model's tokenizer does not support pairs of texts", param=param)
-        return self._tokenizer
+        encoded = self._tokenizer.encode_pair(text, None, add_special_tokens=add_special_tokens, cut=self._cut)
+        return self._checked(Encoded(encoded.token_ids), param)
 
     def _as_cased(self, *texts: str) -> tuple[str, ...]:
         return tuple(text.lower() for text in texts) if self._does_lower_case else texts
-
-    def _sliced(self, token_ids: list[int]) -> list[int]:
-        return token_ids if self._cut is None else self._cut.apply(token_ids)
 
     def _check_text(self, text: str, param: str) -> None:
         """Rejects a text that is too long however it is tokenized; tokenizing it could take seconds."""

@@ -19,7 +19,7 @@ from server.generation.response_parts import Usage
 from server.generation.sequences import SequenceRecorder
 from server.operation.models import Inference, unix_time
 from server.operation.request_context import RequestContext, take_turns
-from server.renderers.tokenizers.tokenizer import Encoded
+from server.renderers.tokenizers.hf_tokenizer import Encoded
 from server.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams, TensorData
 
 logger = logging.getLogger(__name__)

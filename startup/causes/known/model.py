@@ -172,7 +172,7 @@ MODEL: Final = (
             "not recognize the tokenizer",
         ),
         "The folder needs tokenizer.json or tokenizer.model: copy them from the original model or name it with "
-        "--tokenizer; Mistral's own format needs --engine vllm; a new format needs a newer transformers.",
+        "--tokenizer; Mistral's own format needs --engine vllm --tokenizer-mode mistral; a new one a new transformers.",
     ),
     KnownCause(
         "processor-missing",

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import ModelFiles, PoolerConfig, RendererConfig
-from server.renderers.hf import HfRenderer
+from server.renderers.renderer import Renderer
 from tests.server.engine.pooling.small_pooling import hidden_states, logits, unit
 from tests.server.engine.pooling.tiny_poolers import (
     MAX_LEN,
@@ -37,7 +37,7 @@ def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **opti
     engine = PooledEngine(folder, **engine_options)
     config = server_config(**({"served_model_names": (NAME,)} | options))
     files = ModelFiles(folder, folder)
-    with HfRenderer(files, RendererConfig(**({"chat_template": None, "num_workers": 1} | (renderer or {})))) as hf:
+    with Renderer(files, RendererConfig(**({"chat_template": None, "num_workers": 1} | (renderer or {})))) as hf:
         hf.warm_up()
         hf.executor.submit(int).result()  # starts the thread, which stays until the server ends
         with run_app(config, hf, engine) as server:
@@ -77,7 +77,7 @@ def client(embedder: LiveServer) -> Iterator[openai.OpenAI]:
 
 
 def _encode(server: LiveServer, text: str, pair: str | None = None) -> dict[str, list[int]]:
-    return dict(server.parts.renderer._hf.loaded(text, text_pair=pair))  # type: ignore[attr-defined]
+    return dict(server.parts.renderer.tokenizer.loaded(text, text_pair=pair))  # type: ignore[attr-defined]
 
 
 def _embedding(server: LiveServer, model: PreTrainedModel, text: str) -> torch.Tensor:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from base.errors import RequestError
 from server.model_files.tokenizer_files import TokenizerLoadError
-from server.renderers.hf import detect_content_format
+from server.renderers.chat_template import detect_content_format
 from server.renderers.prompts import ChatOptions
 from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 from tests.hostile.templates import ESCAPES
@@ -134,7 +134,7 @@ def test_a_broken_template_of_the_operator_fails_the_start(tiny_llama, build_inl
 
 def test_tools_select_the_named_template(tiny_llama, build_inline):
     renderer = build_inline(tiny_llama)
-    renderer._hf.loaded.chat_template = {"default": "plain", "tool_use": "tools"}
+    renderer.tokenizer.loaded.chat_template = {"default": "plain", "tool_use": "tools"}
     assert renderer.chat_template == "plain"
     assert renderer.render_chat([USER], ChatOptions()).text == "plain"
     assert renderer.render_chat([USER], ChatOptions(tools=[TOOL])).text == "tools"
@@ -145,7 +145,7 @@ def test_an_operator_who_names_one_of_the_models_templates_gets_its_content_form
     tiny_llama, build_inline, name, text
 ):
     renderer = build_inline(tiny_llama, chat_template=name)
-    renderer._hf.loaded.chat_template = {
+    renderer.tokenizer.loaded.chat_template = {
         "default": "{{ messages[0].content }}",
         "parts": "{% for m in messages %}{% for c in m.content %}[{{ c.text }}]{% endfor %}{% endfor %}",
         "roles": "{% if messages[0].role == 'developer' %}yes{% endif %}",

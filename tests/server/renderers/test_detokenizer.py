@@ -5,16 +5,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from server.renderers.base import BaseRenderer
 from server.renderers.detokenizer import MAX_HELD_TOKENS, DecodeWindow, PromptTail, StopScanner
+from server.renderers.renderer import Renderer
 from tests.server.renderers.conftest import TEXTS, encode, feed
 
 
-def full_decode(renderer: BaseRenderer, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+def full_decode(renderer: Renderer, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
     return renderer.tokenizer.loop_decoder(skip_special_tokens=skip_special_tokens)(token_ids)
 
 
-def token_of(renderer: BaseRenderer, content: bytes) -> int:
+def token_of(renderer: Renderer, content: bytes) -> int:
     return next(i for i in range(renderer.vocab_size) if renderer.token_bytes(i) == content)
 
 
@@ -106,7 +106,7 @@ def test_a_character_that_the_prompt_began_is_part_of_the_output(renderer):
 
 def test_broken_bytes_of_a_byte_fallback_vocabulary_withdraw_no_text(renderers):
     renderer = renderers["llama"]
-    ids = renderer._hf.loaded.convert_tokens_to_ids
+    ids = renderer.tokenizer.loaded.convert_tokens_to_ids
     token_ids = ids(["▁the", "<0xC3>", "<0xA9>", "<0xFF>", "▁the", "<0xE4>", "▁the"])
     assert None not in token_ids
     assert feed(renderer.create_detokenizer(), token_ids) == "theé\ufffd the\ufffd the"
@@ -136,12 +136,12 @@ def test_special_tokens_are_written_or_skipped(renderers):
     assert feed(renderer.create_detokenizer(), token_ids) == "the"
 
 
-def _withdraws_text(renderer: BaseRenderer) -> bool:
+def _withdraws_text(renderer: Renderer) -> bool:
     """Whether the decoder replaces whole characters if broken bytes follow them."""
-    return "ByteFallback" in renderer._hf._token_bytes._steps
+    return "ByteFallback" in renderer.tokenizer._token_bytes._steps
 
 
-def random_tokens(renderer: BaseRenderer, rng: random.Random, *, length: int) -> list[int]:
+def random_tokens(renderer: Renderer, rng: random.Random, *, length: int) -> list[int]:
     """Random tokens, more often those of characters with many bytes and special ones.
 
     Bytes of a decoder that withdraws text form whole characters: broken ones have no stable full decode.

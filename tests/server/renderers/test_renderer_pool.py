@@ -14,12 +14,12 @@ import torch
 
 from base.errors import ConfigError, RequestError
 from base.machine.processors import usable_count
+from server.build import build_renderer
 from server.config import ModelFiles, RendererConfig
 from server.renderers.detokenizer import PromptTail
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
-from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions, EmbedsPrompt, TextOptions
-from server.renderers.registry import build_renderer
+from server.renderers.renderer import Renderer
 from server.renderers.vision import VisionRenderer
 from tests.embeds_payloads import saved, torch_payload
 from tests.server.engine.features.tiny_vlm import save_vlm
@@ -158,7 +158,7 @@ def test_the_pool_s_threads_import_no_modules(model_path):
     code = """
 from server.config import ModelFiles, RendererConfig
 from server.renderers.prompts import ChatOptions, TextOptions
-from server.renderers.registry import build_renderer
+from server.build import build_renderer
 path = Path(sys.argv[1])
 tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}
 async def main(renderer):
@@ -191,7 +191,7 @@ async def test_the_loop_turns_while_embeddings_are_loaded(tokenizer_folders, inl
     files = ModelFiles(folder, folder)
     turns = []
     for executor in (None, inline_executor):
-        with HfRenderer(files, RendererConfig(num_workers=2), executor=executor) as renderer:
+        with Renderer(files, RendererConfig(num_workers=2), executor=executor) as renderer:
             renderer.embeds_limits = LARGE_EMBEDS
             rendering = asyncio.ensure_future(
                 renderer.run_in_pool(renderer.render_prompts, large_prompts, TextOptions())
@@ -223,7 +223,7 @@ def test_threads_that_load_embeddings_import_no_modules_and_no_torch(tokenizer_f
 from server.config import ModelFiles, RendererConfig
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.renderers.prompts import EmbedsPrompt, TextOptions
-from server.renderers.registry import build_renderer
+from server.build import build_renderer
 path = Path(sys.argv[1])
 with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
     renderer.warm_up()
@@ -243,7 +243,7 @@ def test_threads_that_load_images_import_no_modules_after_a_lean_start(tmp_path)
     code = """
 from server.config import ModelFiles, RendererConfig
 from server.operation.admission import unbounded_lease
-from server.renderers.registry import build_renderer
+from server.build import build_renderer
 from server.renderers.prompts import ChatOptions
 from startup.imports.heavy import import_vision
 import_vision()

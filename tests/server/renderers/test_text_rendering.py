@@ -110,6 +110,6 @@ def test_the_vocabulary_size_follows_from_the_highest_id(tokenizer_folders, tmp_
     content["model"]["vocab"]["far"] = 9000
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     renderer = build_inline(tmp_path)
-    assert len(renderer._hf.loaded) < 9000
+    assert len(renderer.tokenizer.loaded) < 9000
     assert renderer.vocab_size == 9001
     assert renderer.render_text([9000], TextOptions()).token_ids == [9000]

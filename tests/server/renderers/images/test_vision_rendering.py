@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from base.errors import OverloadedError, RequestError
+from server.build import build_renderer
 from server.config import ModelFiles, RendererConfig
 from server.limits import LimitsConfig
 from server.operation.admission import Admission
 from server.renderers.images.processor import ProcessorLoadError
 from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.prompts import ChatOptions, RenderedPrompt
-from server.renderers.registry import build_renderer
 from server.renderers.vision import VisionRenderer
 from server.types import TensorData
 from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, image, save_vlm

@@ -11,11 +11,10 @@ from tokenizers import processors
 
 from base.errors import RequestError
 from server.renderers.detokenizer import PromptTail
-from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions, TextOptions
-from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
+from server.renderers.renderer import Renderer
+from server.renderers.tokenizers.hf_tokenizer import Cut, HfTokenizer
 from server.renderers.tokenizers.loading import load_tokenizer, needs_torch
-from server.renderers.tokenizers.tokenizer import Cut
 from tests.server.renderers.conftest import KINDS, encode, feed
 
 TEXTS = ["the quick brown fox", "a dog", "x", None]
@@ -42,7 +41,8 @@ def test_one_text_or_two_are_cut_as_by_transformers(kind, side, tokenizer_folder
 
 
 def test_bytes_of_a_text_s_tokens_are_the_text(renderer):
-    text = "the quick 你好 😀 Größe, e\u0301 [x ** 2]" if renderer._hf.loaded.unk_token_id is None else "the quick fox"
+    has_all_bytes = renderer.tokenizer.loaded.unk_token_id is None
+    text = "the quick 你好 😀 Größe, e\u0301 [x ** 2]" if has_all_bytes else "the quick fox"
     token_ids = renderer.tokenizer.encode("a " + text, add_special_tokens=False)
     assert b"".join(map(renderer.token_bytes, token_ids)).decode().strip() == "a " + text
 
@@ -101,7 +101,7 @@ TEXT = "Größe 你好 😀 x"
 
 
 @pytest.fixture
-def slow_renderer(tmp_path: Path, build_inline: Callable[..., HfRenderer]) -> HfRenderer:
+def slow_renderer(tmp_path: Path, build_inline: Callable[..., Renderer]) -> Renderer:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     assert needs_torch(tmp_path)

@@ -17,9 +17,9 @@ from transformers.models.auto.tokenization_auto import (
 )
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from server.build import build_renderer
 from server.config import ModelFiles, RendererConfig
 from server.model_files.tokenizer_files import TokenizerLoadError
-from server.renderers.registry import build_renderer
 from server.renderers.tokenizers import loading as tokenizer_loading
 from server.renderers.tokenizers.loading import _kept, keep_tokenizer, load_tokenizer, needs_torch
 
@@ -206,7 +206,7 @@ _KEEP_AND_FORK = """
 import json, os, sys
 from pathlib import Path
 from server.config import ModelFiles, RendererConfig
-from server.renderers.registry import build_renderer
+from server.build import build_renderer
 from server.renderers.tokenizers.loading import keep_tokenizer
 from server.renderers.prompts import TextOptions
 
@@ -299,7 +299,7 @@ def test_a_renderer_does_not_import_torch(model_path):
         "from pathlib import Path\n"
         "from server.config import ModelFiles, RendererConfig\n"
         "from server.renderers.prompts import ChatOptions\n"
-        "from server.renderers.registry import build_renderer\n"
+        "from server.build import build_renderer\n"
         "path = Path(sys.argv[1])\n"
         "with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:\n"
         "    prompt = renderer.render_chat([{'role': 'user', 'content': 'hi'}], ChatOptions())\n"

@@ -1,7 +1,6 @@
 """The renderer: turns text into token ids and back, with the blocking work in a thread pool."""
 
 import asyncio
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
@@ -11,6 +10,12 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
+from server.renderers.chat_template import (
+    check_chat_template,
+    detect_content_format,
+    resolve_chat_template,
+    safe_apply_chat_template,
+)
 from server.renderers.detokenizer import DecodeWindow, IncrementalDetokenizer, PromptTail, StopScanner
 from server.renderers.embeds.prompt_embeds import (
     EmbedsLimits,
@@ -31,8 +36,9 @@ from server.renderers.prompts import (
     check_token_ids,
     check_unicode,
     has_embeds,
+    to_conversation,
 )
-from server.renderers.tokenizers.tokenizer import Cut, Tokenizer
+from server.renderers.tokenizers.hf_tokenizer import Cut, HfTokenizer
 from server.types import EngineInfo, PromptInputs, TensorData
 
 P = ParamSpec("P")
@@ -66,8 +72,10 @@ class RendererPool(ThreadPoolExecutor):
         return super().submit(run)
 
 
-class BaseRenderer(ABC):
-    """Owns the pool (`--renderer-num-workers`) that runs templates, tokenizers and decoding.
+class Renderer:
+    """Owns the pool (`--renderer-num-workers`) that runs templates, the tokenizer and decoding.
+
+    Build it on the main thread: loading the tokenizer may import torch.
 
     Images are processed in a separate single thread, `_mm_executor`. So the image processor and its cache are
     never used by two threads at once, and text does not queue behind images.
@@ -80,16 +88,31 @@ class BaseRenderer(ABC):
     """Most tokens of a prompt and its output; set by `configure`."""
     mm_cache: ProcessorCache | None = None
     """The processed images; None if the model accepts no images."""
+    image_token: str | None = None
+    """The text that stands for an image in a prompt; None if the model accepts no images."""
     embeds_limits: EmbedsLimits | None = None
     """Shape and type that `prompt_embeds` must have; set by `configure` if the server accepts them."""
 
     def __init__(
-        self, files: ModelFiles, config: RendererConfig, tokenizer: Tokenizer, *, executor: Executor | None = None
+        self,
+        files: ModelFiles,
+        config: RendererConfig,
+        *,
+        executor: Executor | None = None,
+        tokenizer: HfTokenizer | None = None,
     ) -> None:
-        """`executor` replaces both pools; the caller closes it."""
+        """Loads the tokenizer, unless the caller has done it; the operator's chat template is checked.
+
+        `executor` replaces both pools; the caller closes it.
+
+        Raises:
+            TokenizerLoadError: the tokenizer or the operator's chat template is missing or broken.
+        """
         self.files = files
         self.config = config
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer or HfTokenizer.from_folder(files.tokenizer_path, config.trust_remote_code)
+        if config.chat_template is not None:
+            check_chat_template(config.chat_template)
         self.pools: dict[str, RendererPool] = {}
         """The pools that this renderer owns, by purpose: `text` and `mm`."""
         if executor is None:
@@ -119,14 +142,23 @@ class BaseRenderer(ABC):
         """
         return None
 
-    @abstractmethod
-    def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str | list[int]:
-        """Writes a conversation in OpenAI's form as text or token ids, in the format the model was trained
-        on.
+    def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
+        """Writes a conversation in OpenAI's form as text, by the operator's template or else the model's.
 
         Raises:
             RequestError: the messages or options are invalid, or the template failed.
         """
+        loaded = self.tokenizer.loaded
+        template = resolve_chat_template(loaded, self.config.chat_template, options.tools or None)
+        wanted = self.config.chat_template_content_format
+        content_format = detect_content_format(loaded, template) if wanted == "auto" else wanted
+        return safe_apply_chat_template(
+            loaded,
+            to_conversation(messages, content_format, self.image_token),
+            template=template,
+            options=options,
+            template_kwargs=self.config.default_chat_template_kwargs | options.chat_template_kwargs,
+        )
 
     def render_chat(
         self, messages: list[dict[str, Any]], options: ChatOptions, images: ProcessedImages | None = None
@@ -138,10 +170,7 @@ class BaseRenderer(ABC):
         """
         if has_embeds(messages):
             return self._render_embeds(mark(messages), options)
-        rendered = self.render_messages(messages, options)
-        if isinstance(rendered, str):
-            return self._tokenize_chat(rendered, options, images)
-        return RenderedPrompt(self._keep_tokens(rendered, options, param="messages"), text=None)
+        return self._tokenize_chat(self.render_messages(messages, options), options, images)
 
     def render_prompts(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
         """Renders all prompts of a request.
@@ -208,13 +237,16 @@ class BaseRenderer(ABC):
 
     @property
     def chat_template(self) -> str | None:
-        """The template that writes conversations as text; None if there is none."""
-        return None
+        """The template for conversations without tools; None if there is none."""
+        own = self.tokenizer.loaded.chat_template
+        return self.config.chat_template or (own.get("default") if isinstance(own, dict) else own)
 
     @property
     def tool_template(self) -> str | None:
         """The template for conversations with tools."""
-        return self.chat_template
+        own = self.tokenizer.loaded.chat_template
+        named = own.get("tool_use") if isinstance(own, dict) else None
+        return self.config.chat_template or named or self.chat_template
 
     @property
     def eos_token_id(self) -> int | None:
@@ -227,9 +259,10 @@ class BaseRenderer(ABC):
         if info.embeds_width is not None:
             self.embeds_limits = EmbedsLimits(info.max_model_len, info.embeds_width, info.dtype)
 
-    @abstractmethod
     def warm_up(self) -> None:
         """Runs the one-time work that would delay the first requests; may hold the GIL for 0.1 s."""
+        if self.chat_template is not None:
+            detect_content_format(self.tokenizer.loaded, self.chat_template)
 
     def close(self) -> None:
         """Stops the pools and cancels the work that they have not begun."""
@@ -252,8 +285,7 @@ class BaseRenderer(ABC):
         if options.truncate_prompt_tokens is not None:
             message = "truncate_prompt_tokens cannot be combined with prompt_embeds"
             raise RequestError(message, param="truncate_prompt_tokens")
-        rendered = self.render_messages(chat.messages, options)
-        texts = rendered.split(chat.marker) if isinstance(rendered, str) else []
+        texts = self.render_messages(chat.messages, options).split(chat.marker)
         if len(texts) != len(chat.payloads) + 1:
             raise RequestError("the model's chat template does not support prompt_embeds here", param="messages")
         tensors: list[TensorData] = []
