@@ -17,7 +17,7 @@ ContentFormat = Literal["string", "openai"]
 EMBEDS_TYPE = "prompt_embeds"
 """The type of a content part with embeddings."""
 _FEW_PARTS = 1024
-TEXT_KEYS = {
+_TEXT_KEYS = {
     "text": "text",
     "input_text": "text",
     "output_text": "text",
@@ -228,10 +228,10 @@ def _text_of(part: Any, image_token: str | None) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    key = TEXT_KEYS.get(kind) if isinstance(kind, str) else None
+    key = _TEXT_KEYS.get(kind) if isinstance(kind, str) else None
     if key is None or not isinstance(part, dict):
         served_for = "text only" if image_token is None else "text and images only"
-        kinds = ", ".join((*TEXT_KEYS, *(_IMAGE_TYPES if image_token is not None else ())))
+        kinds = ", ".join((*_TEXT_KEYS, *(_IMAGE_TYPES if image_token is not None else ())))
         raise RequestError(
             f"message content of type {kind!r} is not supported: this model is served for {served_for} ({kinds})",
             param="messages",

@@ -39,6 +39,7 @@ from server.renderers.prompts import (
     to_conversation,
 )
 from server.renderers.tokenizers.hf_tokenizer import Cut, HfTokenizer
+from server.renderers.tokenizers.loading import load_tokenizer
 from server.types import EngineInfo, PromptInputs, TensorData
 
 P = ParamSpec("P")
@@ -110,7 +111,7 @@ class Renderer:
         """
         self.files = files
         self.config = config
-        self.tokenizer = tokenizer or HfTokenizer.from_folder(files.tokenizer_path, config.trust_remote_code)
+        self.tokenizer = tokenizer or HfTokenizer(load_tokenizer(files.tokenizer_path, config.trust_remote_code))
         if config.chat_template is not None:
             check_chat_template(config.chat_template)
         self.pools: dict[str, RendererPool] = {}
@@ -118,17 +119,13 @@ class Renderer:
         if executor is None:
             self.pools["text"] = RendererPool(config.num_workers, name="renderer")
             self.pools["mm"] = RendererPool(1, name="renderer-mm")
-        self._executor = executor or self.pools["text"]
+        self.executor = executor or self.pools["text"]
+        """Runs what would block the event loop, also for callers."""
         self._mm_executor = executor or self.pools["mm"]
-
-    @property
-    def executor(self) -> Executor:
-        """The pool, in which callers may run their own blocking work."""
-        return self._executor
 
     async def run_in_pool(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs work in the pool that would block the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(func, *args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self.executor, partial(func, *args, **kwargs))
 
     async def run_unless(self, is_small: bool, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs work that grows with a body in the pool, unless the body is small."""

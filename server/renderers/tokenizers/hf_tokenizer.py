@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache, partial
-from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +18,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from server.renderers.detokenizer import Decode
-from server.renderers.tokenizers.loading import load_tokenizer, measure_vocabulary
+from server.renderers.tokenizers.loading import measure_vocabulary
 
 _BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -73,15 +72,6 @@ class HfTokenizer:
         self.added_tokens = {token_id: str(token) for token_id, token in loaded.added_tokens_decoder.items()}
         """Token id -> text of control tokens and of other tokens that are matched literally."""
         self._token_bytes = TokenBytes(loaded, self.loop_decoder(skip_special_tokens=False), self.added_tokens)
-
-    @classmethod
-    def from_folder(cls, path: Path, trust_remote_code: bool) -> "HfTokenizer":
-        """Loads the folder's tokenizer, which may import torch.
-
-        Raises:
-            TokenizerLoadError: the tokenizer is missing or broken.
-        """
-        return cls(load_tokenizer(path, trust_remote_code))
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
         """The text's tokens; with a limit, about that many of the last ones plus begin- and end-of-text

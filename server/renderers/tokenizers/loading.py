@@ -2,21 +2,19 @@
 
 AutoTokenizer imports torch (1.5 s) only to choose a class. For the language models listed here, two JSON
 files determine the class. The tables repeat transformers' registrations and overrides, and a test compares
-every row with AutoTokenizer. Standard library only at module level, so that a launcher may call
-`needs_torch`.
+every row with AutoTokenizer.
 """
 
 import importlib
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
+
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from base.machine.file_stamps import FolderStamps, read_folder
 from server.model_files.tokenizer_files import TokenizerLoadError, mistral_problem, read_json_object
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+from server.renderers.tokenizers.generic_tokenizer import load_generic_tokenizer
 
 _GENERIC = "TokenizersBackend"
 """The class that uses tokenizer.json unchanged."""
@@ -74,7 +72,7 @@ one.
 None: only AutoTokenizer loads it.
 """
 
-_kept: dict[Path, tuple[FolderStamps, "PreTrainedTokenizerBase"]] = {}
+_kept: dict[Path, tuple[FolderStamps, PreTrainedTokenizerBase]] = {}
 """Tokenizers that were loaded in advance, by folder; a process that a standby forks finds its own here."""
 
 
@@ -86,16 +84,7 @@ class VocabularyFacts(NamedTuple):
     max_token_chars: int
 
 
-def needs_torch(path: Path) -> bool:
-    """Whether `load_tokenizer` will import torch; reads JSON only.
-
-    Raises:
-        TokenizerLoadError: a file is not JSON.
-    """
-    return _light_class(path) is None
-
-
-def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Loads the tokenizer in the folder, unless it was kept; call it on the main thread: it may import torch.
 
     Raises:
@@ -132,7 +121,7 @@ def keep_tokenizer(path: Path) -> None:
 
 
 @lru_cache
-def measure_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> VocabularyFacts:
+def measure_vocabulary(tokenizer: PreTrainedTokenizerBase) -> VocabularyFacts:
     """Takes 20 ms for 50,000 tokens, but only once for each tokenizer."""
     vocab: dict[str, int] = tokenizer.get_vocab()
     return VocabularyFacts(
@@ -140,28 +129,24 @@ def measure_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> VocabularyFacts:
     )
 
 
-def _take_kept(path: Path) -> "PreTrainedTokenizerBase | None":
+def _take_kept(path: Path) -> PreTrainedTokenizerBase | None:
     """The kept tokenizer if the folder has not changed; only once, since its user changes it."""
     stamps, tokenizer = _kept.pop(path.resolve(), (None, None)) if _kept else (None, None)
     return tokenizer if tokenizer is not None and stamps == read_folder(path) else None
 
 
-def _load_light(class_name: str, path: Path) -> "PreTrainedTokenizerBase":
+def _load_light(class_name: str, path: Path) -> PreTrainedTokenizerBase:
     if class_name == "LlamaTokenizer":
         # DeepSeek's coder and R1-Distill-Llama name LlamaTokenizer together with a byte-level tokenizer.json,
         # and that class would drop every space. AutoTokenizer identifies them by hub id. A folder has no id,
         # but its decoder identifies them.
-        generic = _load_generic(path)
+        generic = load_generic_tokenizer(path)
         if type(generic.backend_tokenizer.decoder).__name__ == "ByteLevel":
             return generic
-    return _load_generic(path) if class_name == _GENERIC else _class(class_name).from_pretrained(path)
+    return load_generic_tokenizer(path) if class_name == _GENERIC else _class(class_name).from_pretrained(path)
 
 
-def _load_generic(path: Path) -> Any:
-    return importlib.import_module("server.renderers.tokenizers.generic_tokenizer").load_generic_tokenizer(path)
-
-
-def _class(name: str) -> type["PreTrainedTokenizerBase"]:
+def _class(name: str) -> type[PreTrainedTokenizerBase]:
     found: type[PreTrainedTokenizerBase] = getattr(importlib.import_module(_MODULE_OF_CLASS[name]), name)
     return found
 

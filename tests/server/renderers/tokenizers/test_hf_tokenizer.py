@@ -14,7 +14,7 @@ from server.renderers.detokenizer import PromptTail
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.renderer import Renderer
 from server.renderers.tokenizers.hf_tokenizer import Cut, HfTokenizer
-from server.renderers.tokenizers.loading import load_tokenizer, needs_torch
+from server.renderers.tokenizers.loading import load_tokenizer
 from tests.server.renderers.conftest import KINDS, encode, feed
 
 TEXTS = ["the quick brown fox", "a dog", "x", None]
@@ -104,7 +104,6 @@ TEXT = "Größe 你好 😀 x"
 def slow_renderer(tmp_path: Path, build_inline: Callable[..., Renderer]) -> Renderer:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    assert needs_torch(tmp_path)
     return build_inline(tmp_path, chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
 
 
