@@ -16,8 +16,8 @@ from server.http_body.request_body import (
     check_unsupported,
     opens_message,
 )
+from server.operation.admission import RequestContext
 from server.operation.models import ServedModels
-from server.operation.request_context import RequestContext
 from server.renderers.images.processor_cache import ProcessedImages
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.renderer import Renderer

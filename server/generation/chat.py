@@ -23,10 +23,10 @@ from server.generation.generation import Generation, GenerationBuilder, Sequence
 from server.generation.guided import Constraint, find_strict_constraint
 from server.generation.reasoning import ModelReasoning, PromptReasoning, read_model_facts, read_model_type
 from server.generation.request import ChatRequest, shown_tools
-from server.generation.response_parts import UsageMeter
-from server.generation.sequences import collect, generate
+from server.generation.sequences import UsageMeter, collect, generate
+from server.http_body.response_body import take_turns
+from server.operation.admission import RequestContext
 from server.operation.models import Inference
-from server.operation.request_context import RequestContext, take_turns
 from server.parsers.base import (
     CallArguments,
     CallFormat,
@@ -144,21 +144,6 @@ class ChatRun:
         self._readers: dict[int, ChoiceReader] = {}
         """Those of the choices that have begun: a request may have thousands of choices."""
 
-    @property
-    def id(self) -> str:
-        """The request's id in the response."""
-        return self.generation.request_id
-
-    @property
-    def prompt(self) -> RenderedPrompt:
-        """The rendered conversation."""
-        return self.generation.prompts[0]
-
-    @property
-    def num_choices(self) -> int:
-        """Number of choices."""
-        return self.generation.num_choices
-
     async def stream(self) -> AsyncGenerator[ChoiceDelta, None]:
         """Yields the deltas of all choices as they arrive; closing the generator aborts the request.
 
@@ -184,8 +169,8 @@ class ChatRun:
         reader = self._readers.get(delta.choice)
         if reader is None:
             reasoning = self.generation.reasoning_of(delta.choice)
-            reader = self._parsing.create_reader(self.request, reasoning, is_whole=is_whole)
-            self._readers[delta.choice] = reader
+            parser = self._parsing.create_parser(self.request, reasoning, is_whole=is_whole)
+            reader = self._readers[delta.choice] = ChoiceReader(self.request, parser)
         return reader.read(delta)
 
 
@@ -227,7 +212,7 @@ def chat_options(request: ChatRequest, config: GenerationConfig) -> ChatOptions:
 class OutputParsing:
     """One per server; imports the parsers that its flags name."""
 
-    def __init__(self, config: GenerationConfig, renderer: Renderer, reasoning: ModelReasoning) -> None:
+    def __init__(self, config: GenerationConfig, renderer: Renderer, reasoning: ModelReasoning | None) -> None:
         """Raises ParserMissingError if the library of the parser's format is not installed."""
         self._reasoning = reasoning
         self._tool_parser: type[ToolParser] | None = None
@@ -256,13 +241,14 @@ class OutputParsing:
 
     def keeps_special_tokens(self, request: ChatRequest) -> bool:
         """Whether the parsers need the text of special tokens."""
-        has_parser = self._auto_parser(request) is not None
-        return self._reasoning.keeps_special_tokens or (has_parser and self._needs_special_tokens)
+        if self._reasoning is not None and self._reasoning.keeps_special_tokens:
+            return True
+        return self._needs_special_tokens and self._auto_parser(request) is not None
 
     def hides_tokens(self, request: ChatRequest) -> bool:
         """Whether ids and log-probabilities are left out, because they would show the hidden reasoning."""
-        is_configured = self._reasoning.is_configured or self._tool_parser is not None
-        return not request.include_reasoning and is_configured
+        has_parser = self._reasoning is not None or self._tool_parser is not None
+        return not request.include_reasoning and has_parser
 
     def find_constraint(self, request: ChatRequest) -> Constraint | None:
         """The grammar of calls that the model chooses, if a tool is strict and the format allows it."""
@@ -270,19 +256,13 @@ class OutputParsing:
             return None
         return find_strict_constraint(request, self._call_format, trigger_id=self._trigger_id)
 
-    def create_reader(
-        self, request: ChatRequest, reasoning: PromptReasoning | None, *, is_whole: bool
-    ) -> "ChoiceReader":
-        """The reader of one choice.
-
-        With `is_whole`, it reads the whole choice as one delta, and malformed calls are content.
-        """
-        return ChoiceReader(request, self._create_parser(request, reasoning, is_whole=is_whole))
-
-    def _create_parser(
+    def create_parser(
         self, request: ChatRequest, reasoning: PromptReasoning | None, *, is_whole: bool
     ) -> OutputParser | None:
-        """The parser of one choice; None if its text is the content."""
+        """The parser of one choice; None if its text is the content.
+
+        With `is_whole`, it reads the whole choice as one piece, and malformed calls are content.
+        """
         tools = self._create_tool_parser(request, is_whole=is_whole)
         if reasoning is None or (reasoning.format.parses_calls and tools is not None and not request.forces_call):
             return tools

@@ -13,7 +13,7 @@ from uuid import uuid4
 import msgspec
 
 from base.errors import ConfigError, RequestError
-from base.request_ids import set_request_id
+from base.request_ids import REQUEST_ID
 from envs.redaction import MASK
 from server.config import ModelFiles
 from server.generation.completion_request import CompletionRequest
@@ -21,8 +21,8 @@ from server.generation.guided import Constraint, find_constraint
 from server.generation.reasoning import ModelReasoning, PromptReasoning
 from server.generation.request import ChatRequest
 from server.http_body.request_body import MinP, Penalty, RepetitionPenalty, Temperature, TokenCount, TopK, TopP
+from server.operation.admission import RequestContext
 from server.operation.models import Inference
-from server.operation.request_context import RequestContext
 from server.renderers.detokenizer import PromptTail
 from server.renderers.prompts import RenderedPrompt, check_token_ids
 from server.server_config import GenerationConfig
@@ -272,7 +272,8 @@ class Generation:
 class GenerationBuilder:
     """One per server; shared by chat and completions."""
 
-    def __init__(self, inference: Inference, reasoning: ModelReasoning) -> None:
+    def __init__(self, inference: Inference, reasoning: ModelReasoning | None) -> None:
+        """`reasoning` is None for a server without a reasoning parser."""
         self._config = inference.config
         self._renderer = inference.renderer
         self._engine = inference.engine
@@ -297,10 +298,15 @@ class GenerationBuilder:
         Raises:
             RequestError: the request does not fit the model.
         """
-        constraint = find_constraint(request) or strict_tools
-        reasoning = [
-            self._reasoning.of_prompt(request, prompt, has_grammar=constraint is not None) for prompt in prompts
-        ]
+        constraint = (find_constraint(request) if request.is_guided else None) or strict_tools
+        if request.thinking_budget is not None and (self._reasoning is None or not self._reasoning.has_end):
+            raise RequestError(
+                "`thinking_token_budget` needs a server with a --reasoning-parser whose reasoning can be ended.",
+                param="thinking_token_budget",
+            )
+        reasoning: list[PromptReasoning | None] = [None] * len(prompts)
+        if (model := self._reasoning) is not None:
+            reasoning = [model.of_prompt(request, prompt, has_grammar=constraint is not None) for prompt in prompts]
         params = self._defaults.build_all(
             request,
             [len(prompt.token_ids) for prompt in prompts],
@@ -326,7 +332,7 @@ class GenerationBuilder:
         Raises:
             OverloadedError: other requests hold too many bytes already.
         """
-        set_request_id(generation.request_id)
+        REQUEST_ID.set(generation.request_id)
         lease = generation.context.lease
         num_bytes = sum(prompt.inputs.num_bytes for prompt in generation.prompts if prompt.inputs is not None)
         if num_bytes:

@@ -32,7 +32,9 @@ class Constraint(NamedTuple):
 
 
 def find_constraint(request: CompletionRequest | ChatRequest) -> Constraint | None:
-    """The constraint of a request, not yet compiled; None without one. A forced tool takes precedence.
+    """The constraint of a request that `is_guided`, not yet compiled. A forced tool takes precedence.
+
+    None if its fields say nothing, as a `response_format` of type `text` does.
 
     Raises:
         RequestError: there is more than one, or it is malformed.

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from base.errors import RequestError
 from server.engine.sampling.reasoning import MarkerFinder
 from server.generation.completion_request import CompletionRequest
 from server.generation.request import ChatRequest
@@ -32,46 +31,39 @@ _TAIL_CHARS, _TAIL_TOKENS = 50_000, 512
 """The end of a prompt in which markers of ordinary tokens are searched, with and without a text."""
 
 
-class ModelReasoning:
-    """The format of `--reasoning-parser` in terms of the model's tokenizer; one per server."""
+def load_reasoning(config: GenerationConfig, renderer: Renderer) -> "ModelReasoning | None":
+    """The reasoning of `--reasoning-parser`; None without it, or if the model's files name no format."""
+    name = _detect(renderer) if config.reasoning_parser == AUTO else config.reasoning_parser
+    return None if name is None else ModelReasoning(load_reasoning_format(name), config, renderer)
 
-    def __init__(self, config: GenerationConfig, renderer: Renderer) -> None:
-        name = _detect(renderer) if config.reasoning_parser == AUTO else config.reasoning_parser
-        self._format = None if name is None else load_reasoning_format(name)
+
+class ModelReasoning:
+    """A format of reasoning in terms of the model's tokenizer; one per server."""
+
+    def __init__(self, format: ReasoningFormat, config: GenerationConfig, renderer: Renderer) -> None:
+        self._format = format
         self._budget_start: str = config.reasoning_config.get("reasoning_start_str", "")
         self._forced_end: str = config.reasoning_config.get("reasoning_end_str", "")
         self._renderer = renderer
 
     @property
-    def is_configured(self) -> bool:
-        """Whether the server has a format of reasoning."""
-        return self._format is not None
+    def has_end(self) -> bool:
+        """Whether the server can end the reasoning, and so limit it."""
+        return self._format.forced_end is not None
 
     @cached_property
     def keeps_special_tokens(self) -> bool:
         """Whether a marker is a special token, which the detokenizer must not skip."""
-        if self._format is None:
-            return False
         decode = self._renderer.tokenizer.decode
         return any(not decode([token_id], skip_special_tokens=True) for token_id in self._ends_of_prompt)
 
     def of_prompt(
         self, request: CompletionRequest | ChatRequest, prompt: RenderedPrompt, *, has_grammar: bool
     ) -> "PromptReasoning | None":
-        """The reasoning of a prompt's outputs; None if the model does not reason.
+        """The reasoning of a prompt's outputs; None if the request switches it off.
 
         As in vLLM, a grammar applies from the first token on if the response does not include the reasoning.
-
-        Raises:
-            RequestError: the request limits the reasoning, but the server has no format for it.
         """
-        if request.thinking_budget is not None and (self._format is None or self._format.forced_end is None):
-            raise RequestError(
-                "`thinking_token_budget` needs a server with a --reasoning-parser whose reasoning can be ended.",
-                param="thinking_token_budget",
-            )
-        if self._format is None:
-            return None
         kwargs = self._renderer.config.default_chat_template_kwargs
         if isinstance(request, ChatRequest):
             if has_grammar and not request.include_reasoning:
@@ -84,13 +76,11 @@ class ModelReasoning:
 
     @property
     def _starts(self) -> tuple[str, ...]:
-        assert self._format is not None
         starts, own = self._format.starts, self._budget_start
         return starts if own in ("", *starts) else (*starts, own)
 
     @cached_property
     def _markers(self) -> "_Markers":
-        assert self._format is not None
         ids = {text: token_id for token_id, text in self._renderer.tokenizer.added_tokens.items()}
         starts, ends, pauses = (
             tuple(ReasoningMarker(text, ids.get(text)) for text in texts)

@@ -192,6 +192,11 @@ class GenerationRequest(SamplingFields, kw_only=True):
     def num_sequences(self) -> int:
         return self.num_choices
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether a field may constrain the text."""
+        return self.response_format is not None or self.structured_outputs is not None
+
     def counted(self) -> Iterator[Counted]:
         yield Counted("max_choices", "n", self.num_choices)
         yield Counted("max_stop_strings", "stop", len(self.stop_strings))
@@ -304,6 +309,11 @@ class ChatRequest(GenerationRequest, kw_only=True):
     def forces_call(self) -> bool:
         """Whether the model has to call a tool."""
         return self.tool_choice == "required" or self.named_function is not None
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a field may constrain the text: a forced call does so, too."""
+        return super().is_guided or self.forces_call
 
     @property
     def opens_message(self) -> bool:

@@ -1,15 +1,21 @@
-"""Runs a request's sequences in the engine: each output is timed, detokenized and joined to deltas."""
+"""Runs a request's sequences in the engine: outputs are timed, detokenized, joined to deltas, and counted."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from time import perf_counter
 from uuid import uuid4
 
+import msgspec
+
 from base.errors import EngineError, RequestError
 from server.generation.generation import Generation, SequenceDelta
+from server.generation.reasoning import ReasoningCounter
+from server.generation.request import ChatRequest
+from server.http_body.response_body import take_turns
 from server.metrics.server_metrics import EngineMetrics
+from server.operation.admission import RequestContext
 from server.operation.models import Inference
-from server.operation.request_context import RequestContext, take_turns
+from server.server_config import GenerationConfig
 from server.types import UNUSABLE_GRAMMAR, EngineOutput, FinishReason
 
 _MANY_ENTRIES = 4096
@@ -224,3 +230,83 @@ class SequenceRecorder:
         if self._num_tokens:
             self._context.times.record_decode(decode_s)
             metrics.time_per_output_token.observe(decode_s / (self._num_tokens - 1) if self._num_tokens > 1 else 0.0)
+
+
+class PromptTokensDetails(msgspec.Struct):
+    """How many of the prompt's tokens came from the prefix cache."""
+
+    cached_tokens: int
+
+
+class CompletionTokensDetails(msgspec.Struct):
+    """How many of the generated tokens are reasoning."""
+
+    reasoning_tokens: int
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """`usage` of completions and chat completions."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+
+    @classmethod
+    def of(cls, num_prompt_tokens: int, num_tokens: int = 0) -> "Usage":
+        """The usage of so many tokens of the prompt and generated ones."""
+        total = num_prompt_tokens + num_tokens
+        return cls(prompt_tokens=num_prompt_tokens, total_tokens=total, completion_tokens=num_tokens)
+
+
+class UsageMeter:
+    """One per request; `add` is called with every delta."""
+
+    def __init__(self, generation: Generation, config: GenerationConfig, *, counts_output: bool = True) -> None:
+        is_chat = isinstance(generation.request, ChatRequest)
+        options = generation.request.stream_options
+        self.is_sent_at_end = config.enable_force_include_usage or bool(options and options.include_usage)
+        """Whether a stream ends with its usage."""
+        is_continuous = config.enable_force_include_usage or bool(options and options.continuous_usage_stats)
+        self._is_in_chunks = self.is_sent_at_end and is_continuous
+        self._generation = generation
+        self._has_prompt_details = config.enable_prompt_tokens_details
+        self._counts_output = counts_output
+        self._num_tokens = [0] * generation.num_choices
+        self._num_cached_tokens = 0
+        self._reasoning: list[ReasoningCounter | None] | None = None
+        if is_chat and config.reasoning_parser is not None:
+            found = [generation.reasoning_of(index) for index in range(generation.num_choices)]
+            self._reasoning = [None if reasoning is None else reasoning.create_counter() for reasoning in found]
+
+    def add(self, delta: SequenceDelta) -> None:
+        """Counts new tokens; choices of the same prompt count its cached tokens once."""
+        if self._counts_output:
+            self._num_tokens[delta.choice] += len(delta.token_ids)
+        if self._reasoning is not None and (counter := self._reasoning[delta.choice]) is not None:
+            counter.add(delta.token_ids)
+        if delta.num_cached_tokens and delta.choice % self._generation.request.num_choices == 0:
+            self._num_cached_tokens += delta.num_cached_tokens
+
+    def of_chunk(self, index: int) -> Usage | None:
+        """One choice's tokens so far; None unless the request asks for them (`continuous_usage_stats`)."""
+        if not self._is_in_chunks:
+            return None
+        usage = Usage.of(len(self._generation.prompt_of(index).token_ids), self._num_tokens[index])
+        if self._reasoning is not None:
+            usage.completion_tokens_details = _details(self._reasoning[index : index + 1])
+        return usage
+
+    def total(self) -> Usage:
+        """The whole request's tokens so far."""
+        usage = Usage.of(self._generation.num_prompt_tokens, sum(self._num_tokens))
+        if self._has_prompt_details:
+            usage.prompt_tokens_details = PromptTokensDetails(self._num_cached_tokens)
+        if self._reasoning is not None:
+            usage.completion_tokens_details = _details(self._reasoning)
+        return usage
+
+
+def _details(counters: Sequence[ReasoningCounter | None]) -> CompletionTokensDetails:
+    return CompletionTokensDetails(sum(counter.num_tokens for counter in counters if counter is not None))

@@ -1,4 +1,4 @@
-"""The loop lag: how late a timer of the event loop fires; and the time of work that runs off the loop."""
+"""The loop lag: how late a timer of the event loop fires."""
 
 import asyncio
 from collections import deque
@@ -16,12 +16,6 @@ class LoopMetrics:
     """The families about the event loop."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._render_time = Histogram(
-            "vllm_cli:request_render_time_seconds",
-            "From a request's body to its prompt's tokens, the wait for a thread included.",
-            buckets=SHORT_BUCKETS,
-            registry=registry,
-        )
         lags = Histogram(
             "vllm_cli:event_loop_lag_seconds",
             "How late a timer that is due every 20 ms was.",
@@ -31,11 +25,6 @@ class LoopMetrics:
         self.heartbeat = LoopHeartbeat(lags.observe)
         worst = Gauge("vllm_cli:event_loop_max_lag_seconds", "The latest timer of the last minute.", registry=registry)
         worst.set_function(lambda: self.heartbeat.lag.max_s)
-
-    def record_render(self, seconds: float | None) -> None:
-        """Records the render time of one request; None if it was not rendered."""
-        if seconds is not None:
-            self._render_time.observe(seconds)
 
 
 class LoopLag(NamedTuple):

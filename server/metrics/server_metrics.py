@@ -72,6 +72,12 @@ class ServerMetrics:
         GCCollector(registry=registry)
         self.http = HttpMetrics(registry)
         self.loop = LoopMetrics(registry)
+        self.render_time = Histogram(
+            "vllm_cli:request_render_time_seconds",
+            "From a request's body to its prompt's tokens, the wait for a thread included.",
+            buckets=SHORT_BUCKETS,
+            registry=registry,
+        )
         self.lifecycle = LifecycleMetrics(registry)
         Collector(registry, lambda: pool_families(renderer.pools))
         Collector(registry, lambda: image_families(model_name, renderer.mm_cache))

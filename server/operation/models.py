@@ -18,7 +18,7 @@ from server.engine.process_link.messages import Done
 from server.http_body.request_body import RequestBody
 from server.http_body.response_body import BinaryResponse
 from server.metrics.server_metrics import ServerMetrics
-from server.operation.request_context import RequestContext
+from server.operation.admission import RequestContext
 from server.renderers.renderer import Renderer
 from server.server_config import ServerConfig
 

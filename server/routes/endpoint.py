@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from base.errors import RequestError
 from base.lifecycle import Lifecycle, StartView
-from base.request_ids import is_valid, set_request_id
+from base.request_ids import REQUEST_ID, is_valid
 from base.security.api_keys import ApiKeys
 from server.apis.responses.store import ResponseStore
 from server.http_body.request_body import RequestBody
@@ -27,9 +27,8 @@ from server.http_body.response_body import (
     send_unavailable,
 )
 from server.limits import flag_of
-from server.operation.admission import Admission, Availability, Lease, RunningRequests
+from server.operation.admission import Admission, Availability, Lease, RequestContext, RunningRequests
 from server.operation.models import Inference, LoraAdapters
-from server.operation.request_context import RequestContext
 
 T = TypeVar("T", bound=RequestBody)
 ResponseBody = dict[str, Any] | bytes | BinaryResponse | AsyncGenerator[bytes, None]
@@ -105,7 +104,7 @@ class JsonEndpoint(Generic[T]):
 
     async def _serve(self, body: list[bytes], context: RequestContext, receive: Receive, send: Send) -> None:
         if context.header_id is not None:
-            set_request_id(context.header_id)
+            REQUEST_ID.set(context.header_id)
         context.is_small = sum(map(len, body)) <= _LARGE_BODY_BYTES
         try:
             await _run_while_connected(self._respond(body, context, send), receive)
@@ -133,7 +132,8 @@ class JsonEndpoint(Generic[T]):
             await send_failure(send, err, self._failures)
             return
         finally:
-            self._parts.metrics.loop.record_render(context.times.render_s)
+            if context.times.render_s is not None:
+                self._parts.metrics.render_time.observe(context.times.render_s)
         if isinstance(response, dict) and not context.is_small:
             response = await self._parts.renderer.run_in_pool(msgspec.json.encode, response)
         if isinstance(response, dict | bytes):

@@ -26,7 +26,7 @@ from server.apis.tokenization import DetokenizeRequest, TokenizationServing, Tok
 from server.generation.chat import ChatRunner, OutputParsing
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import GenerationBuilder
-from server.generation.reasoning import ModelReasoning
+from server.generation.reasoning import load_reasoning
 from server.generation.request import ChatRequest
 from server.http_body.request_body import RequestDecoder
 from server.http_body.response_body import ANTHROPIC, OPENAI, FailureFormat
@@ -72,7 +72,7 @@ def _adapter_routes(parts: AppParts) -> list[Route]:
 def _text_routes(parts: AppParts) -> list[Route]:
     post = partial(_post, parts)
     config, renderer = parts.config.generation, parts.renderer
-    reasoning = ModelReasoning(config, renderer)
+    reasoning = load_reasoning(config, renderer)
     builder = GenerationBuilder(parts, reasoning)
     runner = ChatRunner(parts, builder, OutputParsing(config, renderer, reasoning))
     chat, messages = partial(create_chat_completion, parts, runner), MessagesServing(parts, runner)

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, TextIO
 
 from base.access_log import ACCESS_LOGGER
-from base.request_ids import current_request_id
+from base.request_ids import REQUEST_ID
 from startup.logs.formatters import CONTROL_CHARACTERS, RoleFormatter
 
 _ACCESS_FIELDS: Final = ("client", "method", "path", "http_version", "status")
@@ -49,7 +49,7 @@ class JsonFormatter(RoleFormatter):
             "pid": record.process,
             "role": self.role_of(record),
         }
-        if request_id := getattr(record, "request_id", None) or current_request_id():
+        if request_id := getattr(record, "request_id", None) or REQUEST_ID.get():
             fields["request_id"] = request_id
         if record.name == ACCESS_LOGGER and isinstance(record.args, tuple):
             fields |= zip(_ACCESS_FIELDS, record.args, strict=False)

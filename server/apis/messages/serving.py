@@ -13,8 +13,8 @@ from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, Part, chat_
 from server.generation.request import ChatRequest, ReasoningEffort
 from server.http_body.request_body import field_names
 from server.http_body.response_body import ANTHROPIC, encode_named_event, end_stream
+from server.operation.admission import RequestContext
 from server.operation.models import Inference
-from server.operation.request_context import RequestContext
 from server.parsers.base import Content, Reasoning
 from server.renderers.prompts import ChatOptions
 
@@ -118,7 +118,13 @@ class _Message:
         return {"type": "message_start", "message": message}
 
     def _body(self, content: list[dict[str, Any]], stop: dict[str, Any], usage: dict[str, int]) -> dict[str, Any]:
-        head = {"id": self._run.id, "type": "message", "role": "assistant", "content": content, "model": self._model}
+        head = {
+            "id": self._run.generation.request_id,
+            "type": "message",
+            "role": "assistant",
+            "content": content,
+            "model": self._model,
+        }
         return head | stop | {"usage": usage}
 
     def _usage(self) -> dict[str, int]:

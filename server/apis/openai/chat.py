@@ -2,14 +2,16 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import cached_property
 from typing import Any
 
 from server.generation.chat import ChatRun, ChatRunner, ChoiceDelta, ToolCallPart
+from server.generation.logprobs import ChatLogprobs, LogprobFormatter
 from server.generation.request import ChatRequest
-from server.generation.response_parts import ChatLogprobs, LogprobFormatter, Usage
-from server.http_body.response_body import encode_event, end_stream
+from server.generation.sequences import Usage
+from server.http_body.response_body import encode_event, end_stream, take_turns
+from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
-from server.operation.request_context import RequestContext, take_turns
 from server.parsers.base import Content, Reasoning
 
 
@@ -32,21 +34,26 @@ class ChatBodies:
 
     def __init__(self, inference: Inference, run: ChatRun) -> None:
         request = run.request
+        self._inference = inference
         self._model = inference.models.response_name(request.model)
         self._request = request
         self._run = run
+        self._generation = run.generation
         self._created = unix_time()
         self._shows_logprobs = bool(request.logprobs) and not run.hides_tokens
         self._shows_token_ids = bool(request.return_token_ids) and not run.hides_tokens
         self._role = self._find_role()
-        self._logprobs = LogprobFormatter(inference, request)
+
+    @cached_property
+    def _logprobs(self) -> LogprobFormatter:
+        return LogprobFormatter(self._inference, self._request)
 
     async def complete(self) -> dict[str, Any]:
         """The whole response."""
         choices = await self._run.collect()
         prompt_logprobs = choices[0].sequence.prompt_logprobs
         return {
-            "id": self._run.id,
+            "id": self._generation.request_id,
             "object": "chat.completion",
             "created": self._created,
             "model": self._model,
@@ -56,7 +63,7 @@ class ChatBodies:
             "usage": self._run.meter.total(),
             "kv_transfer_params": None,
             "prompt_logprobs": None if prompt_logprobs is None else await self._logprobs.prompt(prompt_logprobs),
-            "prompt_token_ids": self._run.prompt.token_ids if self._request.return_token_ids else None,
+            "prompt_token_ids": self._generation.prompts[0].token_ids if self._request.return_token_ids else None,
             "prompt_text": None,
         }
 
@@ -75,9 +82,9 @@ class ChatBodies:
 
     async def _opening(self) -> bytes:
         """The opening chunks: for each choice its role."""
-        shown = {"prompt_token_ids": self._run.prompt.token_ids} if self._request.return_token_ids else {}
+        shown = {"prompt_token_ids": self._generation.prompts[0].token_ids} if self._request.return_token_ids else {}
         events = []
-        async for index in take_turns(range(self._run.num_choices)):
+        async for index in take_turns(range(self._generation.num_choices)):
             delta = {"role": self._role, "content": ""}
             choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
             events.append(encode_event(self._chunk([choice], self._run.meter.of_chunk(index)) | shown))
@@ -116,7 +123,7 @@ class ChatBodies:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in choice.tool_calls
         ]
-        has_reasoning = self._run.generation.reasoning_of(choice.choice) is not None
+        has_reasoning = self._generation.reasoning_of(choice.choice) is not None
         is_empty = not str(content).strip() if calls else has_reasoning and not content
         if is_empty and not self._request.forces_call:
             content = None
@@ -141,7 +148,7 @@ class ChatBodies:
 
     def _chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
         chunk = {
-            "id": self._run.id,
+            "id": self._generation.request_id,
             "object": "chat.completion.chunk",
             "created": self._created,
             "model": self._model,

@@ -6,11 +6,11 @@ from typing import Any
 
 from server.generation.completion_request import CompletionRequest
 from server.generation.generation import Generation, GenerationBuilder, SequenceDelta
-from server.generation.response_parts import CompletionLogprobs, LogprobFormatter, UsageMeter
-from server.generation.sequences import collect, generate
-from server.http_body.response_body import encode_event, end_stream
+from server.generation.logprobs import CompletionLogprobs, LogprobFormatter
+from server.generation.sequences import UsageMeter, collect, generate
+from server.http_body.response_body import encode_event, end_stream, take_turns
+from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
-from server.operation.request_context import RequestContext, take_turns
 from server.renderers.prompts import RenderedPrompt, TextOptions
 
 _PROMPTS_PER_CALL = 32

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from base.errors import EngineError, UnsupportedApiError
-from base.request_ids import set_request_id
+from base.request_ids import REQUEST_ID
 from server.apis.pooling.prompts import PromptReader
 from server.apis.pooling.request import PoolingFields
-from server.generation.response_parts import Usage
-from server.generation.sequences import SequenceRecorder
+from server.generation.sequences import SequenceRecorder, Usage
+from server.http_body.response_body import take_turns
+from server.operation.admission import RequestContext
 from server.operation.models import Inference, unix_time
-from server.operation.request_context import RequestContext, take_turns
 from server.renderers.tokenizers.hf_tokenizer import Encoded
 from server.types import EngineOutput, FinishReason, PoolingInfo, PoolingParams, TensorData
 
@@ -95,7 +95,7 @@ class PoolingServing:
         if not endpoint.fits(info):
             raise UnsupportedApiError(endpoint.api_name)
         request_id = f"{endpoint.id_prefix}-{context.header_id or request.request_id or uuid4().hex}"
-        set_request_id(request_id)
+        REQUEST_ID.set(request_id)
         params = endpoint.params(request, info)
         with context.times.rendering():
             prompts = await self._renderer.run_in_pool(self._read, endpoint, request, info)

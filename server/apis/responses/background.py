@@ -8,8 +8,7 @@ from typing import Any
 from server.apis.responses.archive import ResponseArchive
 from server.apis.responses.run import Response, ResponseRun
 from server.http_body.response_body import encode_named_event
-from server.operation.admission import RunningRequests
-from server.operation.request_context import RequestContext
+from server.operation.admission import RequestContext, RunningRequests
 
 
 class BackgroundResponse:

@@ -10,7 +10,7 @@ from server.apis.responses.output import OutputItem, OutputWriter, ResponseEvent
 from server.apis.responses.request import ResponsesRequest
 from server.apis.responses.tools import ResponseTools
 from server.generation.chat import ChatRun, ChoiceDelta
-from server.generation.response_parts import ChatLogprob, LogprobFormatter
+from server.generation.logprobs import ChatLogprob, LogprobFormatter
 from server.http_body.response_body import describe_failure
 from server.operation.models import Inference, unix_time
 from server.types import SamplingParams

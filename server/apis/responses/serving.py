@@ -18,9 +18,8 @@ from server.generation.chat import ChatRunner
 from server.generation.request import ChatRequest
 from server.http_body.request_body import check_limits
 from server.limits import LimitsConfig
-from server.operation.admission import RunningRequests
+from server.operation.admission import RequestContext, RunningRequests
 from server.operation.models import Inference
-from server.operation.request_context import RequestContext
 
 
 class ResponsesServing:

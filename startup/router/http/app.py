@@ -13,7 +13,7 @@ from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.http_exceptions import HttpProcessingError
 
 from base.access_log import ACCESS_LOGGER, set_up_access_log
-from base.request_ids import is_valid, set_request_id
+from base.request_ids import REQUEST_ID, is_valid
 from base.security.api_keys import ApiKeys
 from base.server_settings import NetworkConfig
 from startup.router.http.access import Access, CorsPolicy
@@ -180,7 +180,7 @@ class _Handler:
         path = unquote(raw_path) if "%" in raw_path else raw_path
         request_id = request.headers.get("X-Request-Id")
         if request_id is not None and is_valid(request_id):
-            set_request_id(request_id)
+            REQUEST_ID.set(request_id)
         try:
             return await self._answer(request, path, raw_path)
         except FailedRequestError as err:

@@ -7,11 +7,10 @@ import msgspec
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from base.errors import RequestError
 from server.config import ModelFiles, RendererConfig
-from server.generation.chat import OutputParsing
+from server.generation.chat import ChoiceReader, OutputParsing
 from server.generation.generation import SequenceDelta
-from server.generation.reasoning import ModelReasoning, PromptReasoning
+from server.generation.reasoning import PromptReasoning, load_reasoning
 from server.generation.request import ChatRequest
 from server.parsers.base import PromptEnd
 from server.parsers.registry import load_reasoning_format
@@ -44,7 +43,7 @@ def look(renderer: Renderer) -> Any:
     def look(name: str, prompt: str, *, has_grammar: bool = False, **fields: Any) -> PromptReasoning | None:
         request = msgspec.convert({"messages": MESSAGES} | fields, ChatRequest)
         rendered = RenderedPrompt(encode(renderer, prompt), text=None)
-        return ModelReasoning(config(name), renderer).of_prompt(request, rendered, has_grammar=has_grammar)
+        return load_reasoning(config(name), renderer).of_prompt(request, rendered, has_grammar=has_grammar)
 
     return look
 
@@ -100,7 +99,7 @@ def test_only_tokens_of_the_reasoning_are_counted(renderer, look, name, output, 
 
 @pytest.mark.parametrize(("name", "keeps"), [("mistral", True), ("qwen3", False)])
 def test_special_tokens_are_kept_if_a_marker_is_one(renderer, name, keeps):
-    assert ModelReasoning(config(name), renderer).keeps_special_tokens is keeps
+    assert load_reasoning(config(name), renderer).keeps_special_tokens is keeps
 
 
 def test_a_grammar_applies_at_once_to_models_that_may_leave_the_reasoning_out(renderer, look):
@@ -112,12 +111,11 @@ def test_a_grammar_applies_at_once_to_models_that_may_leave_the_reasoning_out(re
     assert (opened.is_optional, opened.delays_grammar) == (False, True)
 
 
-def test_gpt_oss_is_constrained_in_its_final_channel_and_has_no_budget(look):
+def test_gpt_oss_is_constrained_in_its_final_channel_and_has_no_budget(renderer, look):
     rules = look("openai_gptoss", "<|start|>", has_grammar=True).rules(ChatRequest(messages=[]), has_grammar=True)
     assert rules.delays_grammar
     assert "<|channel|>final<|message|>" in [marker.text for marker in rules.ends]
-    with pytest.raises(RequestError, match="thinking_token_budget"):
-        look("openai_gptoss", "<|start|>", thinking_token_budget=3)
+    assert not load_reasoning(config("openai_gptoss"), renderer).has_end
 
 
 @pytest.mark.parametrize("choice", ["auto", "required", "none"])
@@ -125,10 +123,11 @@ def test_gpt_oss_reasoning_and_calls_are_read_by_one_parser(renderer, look, choi
     encoding = pytest.importorskip("openai_harmony").load_harmony_encoding("HarmonyGptOss")
     settings = {"enable_auto_tool_choice": True, "tool_call_parser": "openai", "reasoning_parser": "openai_gptoss"}
     server = GenerationConfig(**settings)  # type: ignore[arg-type]
-    parsing = OutputParsing(server, renderer, ModelReasoning(server, renderer))
+    parsing = OutputParsing(server, renderer, load_reasoning(server, renderer))
     tools = [{"type": "function", "function": {"name": "f"}}]
     request = msgspec.convert({"messages": MESSAGES, "tools": tools, "tool_choice": choice}, ChatRequest)
-    reader = parsing.create_reader(request, look("openai_gptoss", "<|start|>"), is_whole=False)
+    parser = parsing.create_parser(request, look("openai_gptoss", "<|start|>"), is_whole=False)
+    reader = ChoiceReader(request, parser)
     answer = '[{"name": "f", "parameters": {}}]' if choice == "required" else "Yes"
     text = f"<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>{answer}<|return|>"
     tokens = encoding.encode(text, allowed_special="all")

@@ -89,9 +89,9 @@ def test_lines_of_a_request_have_its_id():
     line, other = lines_of(
         """
 import asyncio
-from base.request_ids import set_request_id
+from base.request_ids import REQUEST_ID
 async def serve(name):
-    set_request_id(name)
+    REQUEST_ID.set(name)
     await asyncio.create_task(work())
 async def work():
     logger.info("working")
