@@ -5,6 +5,7 @@ for whatever reason, its end of the socket closes and this process exits.
 """
 
 import errno
+import io
 import logging
 import os
 import queue
@@ -29,15 +30,15 @@ from server.engine.compute.thread_count import ThreadCount
 from server.engine.idle_work import IdleWork, Imports
 from server.engine.phases import Phases
 from server.engine.process_link.messages import (
+    LENGTH,
     Abort,
-    BlockingChannel,
-    ChannelClosedError,
     Failed,
     FromEngine,
     Generate,
     Ping,
     Pong,
     Pool,
+    Prompt,
     Ready,
     Step,
     ToEngine,
@@ -284,7 +285,7 @@ class _EngineLoop:
                 message = decoder.decode(self._channel.receive())
                 if isinstance(message, Generate):
                     parts = map(self._channel.receive_bytes, message.part_sizes)
-                    prompts = [prompt.attach(parts) for prompt in message.prompts]
+                    prompts = [attach(prompt, parts) for prompt in message.prompts]
                     message = msgspec.structs.replace(message, prompts=prompts)
                 self._inbox.put(message)
         except Exception as err:  # noqa: BLE001 - the main thread raises it
@@ -292,3 +293,52 @@ class _EngineLoop:
                 # The main thread may be loading the model for minutes, and no process waits for it.
                 os._exit(0)
             self._inbox.put(err)
+
+
+def attach(prompt: Prompt, parts: Iterator[memoryview]) -> Prompt:
+    """The prompt with its tokens and tensors, which have followed the message."""
+    token_ids = next(parts).cast("q").tolist()
+    inputs = prompt.inputs
+    if inputs is not None:
+        inputs = inputs.replace_tensors(lambda tensor: msgspec.structs.replace(tensor, data=next(parts)))
+    return msgspec.structs.replace(prompt, token_ids=token_ids, inputs=inputs)
+
+
+class ChannelClosedError(ConnectionError):
+    """The other process closed the connection or exited."""
+
+
+class BlockingChannel:
+    """The engine's end of the connection. One thread may send while another receives."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._connection.setblocking(True)
+        self._reader = io.BufferedReader(connection.makefile("rb", buffering=0), 1 << 16)
+
+    def send(self, payload: bytes) -> None:
+        """Sends one message; raises ChannelClosedError once the API process has closed the connection."""
+        try:
+            self._connection.sendall(LENGTH.pack(len(payload)) + payload)
+        except OSError as err:
+            raise ChannelClosedError("the API process closed the connection") from err
+
+    def receive(self) -> memoryview:
+        """The next message; raises ChannelClosedError at the end of the stream."""
+        (num_bytes,) = LENGTH.unpack(self.receive_bytes(LENGTH.size))
+        return self.receive_bytes(num_bytes)
+
+    def receive_bytes(self, num_bytes: int) -> memoryview:
+        """What follows a message, in memory of its own: aligned for tensors, and writable, or torch warns."""
+        data = memoryview(bytearray(num_bytes))
+        try:
+            is_complete = self._reader.readinto(data) == num_bytes
+        except OSError as err:
+            raise ChannelClosedError("the connection to the API process broke") from err
+        if not is_complete:
+            raise ChannelClosedError("the API process closed the connection")
+        return data
+
+    def close(self) -> None:
+        """Closes both directions, which also unblocks a receiving thread."""
+        self._connection.close()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+from array import array
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import msgspec
 
 from base.errors import EngineDeadError, EngineError, EngineStartError
 from server.engine.process_link.messages import (
-    HEADER_BYTES,
+    LENGTH,
     Abort,
     Command,
     Done,
@@ -28,10 +29,8 @@ from server.engine.process_link.messages import (
     Step,
     ToEngine,
     UnloadAdapter,
-    frame,
-    read_length,
 )
-from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PoolingParams
+from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PoolingParams, TensorData
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +262,7 @@ class EngineClient:
             prompts = []
             num_tokens = 0
             for prompt in message.prompts:
-                described, following = prompt.detach()
+                described, following = detach(prompt)
                 prompts.append(described)
                 parts += following
                 num_tokens += len(prompt.token_ids)
@@ -282,14 +281,15 @@ class EngineClient:
         """Sends to the current engine, or to that of `writer`; does nothing if the connection is closed."""
         writer = writer or self._writer
         if writer is not None and not writer.is_closing():
-            writer.writelines((frame(self._encoder.encode(message)), *parts))
+            payload = self._encoder.encode(message)
+            writer.writelines((LENGTH.pack(len(payload)) + payload, *parts))
 
     async def _read_all(self, reader: asyncio.StreamReader) -> None:
         reason: str | None = None
         try:
             while True:
-                payload = await reader.readexactly(read_length(await reader.readexactly(HEADER_BYTES)))
-                message = self._decoder.decode(payload)
+                (num_bytes,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+                message = self._decoder.decode(await reader.readexactly(num_bytes))
                 self.has_received = True
                 if isinstance(message, Failed):
                     reason = message.message
@@ -337,3 +337,15 @@ class EngineClient:
                 running.set_exception(EngineDeadError(reason))
         self.dead.set()
         self._on_death(reason)
+
+
+def detach(prompt: Prompt) -> tuple[Prompt, list[memoryview]]:
+    """What is sent in the message, and what follows it: as it stands in memory, and not copied."""
+    parts = [memoryview(array("q", prompt.token_ids)).cast("B")]
+
+    def take(tensor: TensorData) -> TensorData:
+        parts.append(tensor.data)
+        return msgspec.structs.replace(tensor, data=memoryview(b""))
+
+    inputs = None if prompt.inputs is None else prompt.inputs.replace_tensors(take)
+    return msgspec.structs.replace(prompt, token_ids=[], inputs=inputs), parts

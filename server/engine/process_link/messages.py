@@ -3,11 +3,7 @@
 A frame is four bytes of length (little endian), then a msgspec tagged struct.
 """
 
-import io
-import socket
 import struct
-from array import array
-from collections.abc import Iterator
 
 import msgspec
 
@@ -19,7 +15,6 @@ from server.types import (
     PromptInputs,
     ReasoningRules,
     SamplingParams,
-    TensorData,
 )
 
 
@@ -30,25 +25,6 @@ class Prompt(msgspec.Struct, frozen=True, array_like=True):
     max_tokens: int
     reasoning: ReasoningRules | None = None
     inputs: PromptInputs | None = None
-
-    def detach(self) -> tuple["Prompt", list[memoryview]]:
-        """What is sent in the message, and what follows it: as it stands in memory, and not copied."""
-        parts = [memoryview(array("q", self.token_ids)).cast("B")]
-
-        def take(tensor: TensorData) -> TensorData:
-            parts.append(tensor.data)
-            return msgspec.structs.replace(tensor, data=memoryview(b""))
-
-        inputs = None if self.inputs is None else self.inputs.replace_tensors(take)
-        return msgspec.structs.replace(self, token_ids=[], inputs=inputs), parts
-
-    def attach(self, parts: Iterator[memoryview]) -> "Prompt":
-        """The prompt as it was before `detach`."""
-        token_ids = next(parts).cast("q").tolist()
-        inputs = self.inputs
-        if inputs is not None:
-            inputs = inputs.replace_tensors(lambda tensor: msgspec.structs.replace(tensor, data=next(parts)))
-        return msgspec.structs.replace(self, token_ids=token_ids, inputs=inputs)
 
 
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
@@ -142,57 +118,5 @@ Command = LoadAdapter | UnloadAdapter
 ToEngine = Generate | Pool | Abort | Command | Ping
 FromEngine = Ready | Failed | Step | Done | Pong
 
-
-_LENGTH = struct.Struct("<I")
-
-
-class ChannelClosedError(ConnectionError):
-    """The other process closed the connection or exited."""
-
-
-def frame(payload: bytes) -> bytes:
-    """A message with its header."""
-    return _LENGTH.pack(len(payload)) + payload
-
-
-def read_length(header: bytes | memoryview) -> int:
-    """The message's length from the first `HEADER_BYTES` of its frame."""
-    return int(_LENGTH.unpack(header)[0])
-
-
-HEADER_BYTES = _LENGTH.size
-
-
-class BlockingChannel:
-    """The engine's end of the connection. One thread may send while another receives."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._connection.setblocking(True)
-        self._reader = io.BufferedReader(connection.makefile("rb", buffering=0), 1 << 16)
-
-    def send(self, payload: bytes) -> None:
-        """Sends one message; raises ChannelClosedError once the API process has closed the connection."""
-        try:
-            self._connection.sendall(frame(payload))
-        except OSError as err:
-            raise ChannelClosedError("the API process closed the connection") from err
-
-    def receive(self) -> memoryview:
-        """The next message; raises ChannelClosedError at the end of the stream."""
-        return self.receive_bytes(read_length(self.receive_bytes(HEADER_BYTES)))
-
-    def receive_bytes(self, num_bytes: int) -> memoryview:
-        """What follows a message, in memory of its own: aligned for tensors, and writable, or torch warns."""
-        data = memoryview(bytearray(num_bytes))
-        try:
-            is_complete = self._reader.readinto(data) == num_bytes
-        except OSError as err:
-            raise ChannelClosedError("the connection to the API process broke") from err
-        if not is_complete:
-            raise ChannelClosedError("the API process closed the connection")
-        return data
-
-    def close(self) -> None:
-        """Closes both directions, which also unblocks a receiving thread."""
-        self._connection.close()
+LENGTH = struct.Struct("<I")
+"""The length of a message, which precedes it."""

@@ -18,9 +18,9 @@ from base.machine import libc
 from server.config import EngineConfig, ModelFiles
 from server.engine import build, idle_work, process
 from server.engine.phases import Phases
+from server.engine.process import BlockingChannel, ChannelClosedError
+from server.engine.process_link.client import detach
 from server.engine.process_link.messages import (
-    BlockingChannel,
-    ChannelClosedError,
     FromEngine,
     Generate,
     Ping,
@@ -62,7 +62,7 @@ class Engine:
         self._channel.send(msgspec.msgpack.encode(message))
 
     def generate(self, name: str, token_ids: list[int], **params: Any) -> None:
-        prompt, [following] = Prompt(token_ids, 1).detach()
+        prompt, [following] = detach(Prompt(token_ids, 1))
         self.send(Generate(name, [prompt], SamplingParams(max_tokens=1, **params), part_sizes=[len(following)]))
         self._connection.sendall(following)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from base.errors import EngineStartError
 from server.config import EngineConfig, ModelFiles
 from server.engine.process_link.client import EngineClient
-from server.engine.process_link.messages import frame
+from server.engine.process_link.messages import LENGTH
 from server.types import EnginePrompt, SamplingParams
 from startup.crash.output_record import OutputRecord
 from startup.engine import process as engine_process
@@ -78,7 +78,7 @@ async def _use(engine: engine_process.EngineProcess, mode: str | None) -> int:
     await client.start()
     info = await client.wait_loaded(200)
     if mode == "--garble":
-        engine.connection.send(frame(b"\xc1"))  # a byte that MessagePack never uses
+        engine.connection.send(LENGTH.pack(1) + b"\xc1")  # a byte that MessagePack never uses
         await asyncio.wait_for(client.dead.wait(), 200)
         await asyncio.to_thread(engine.close)
         print(json.dumps({"exitcode": engine.exitcode}))

@@ -15,11 +15,10 @@ import uvloop
 
 from base.errors import EngineDeadError, EngineError, EngineStartError
 from server.engine.features.prompt_features import to_tensor
+from server.engine.process import BlockingChannel, ChannelClosedError, attach
 from server.engine.process_link.client import EngineClient
 from server.engine.process_link.messages import (
     Abort,
-    BlockingChannel,
-    ChannelClosedError,
     Done,
     FromEngine,
     Generate,
@@ -94,7 +93,7 @@ class FakeEngine:
         if isinstance(message, Generate):
             self.num_bytes += sum(message.part_sizes)
             parts = map(self._channel.receive_bytes, message.part_sizes)
-            prompts = [prompt.attach(parts) for prompt in message.prompts]
+            prompts = [attach(prompt, parts) for prompt in message.prompts]
             self.requests[message.request_id] = msgspec.structs.replace(message, prompts=prompts)
             names = [f"{message.request_id}-{i}" for i in range(len(prompts) * message.num_choices)]
             self.answer(*(EngineOutput(name, [7], "length") for name in names))
