@@ -1,4 +1,4 @@
 """What all APIs that generate share: a request becomes a `Generation`, and its output becomes deltas.
 
-Begin with `chat_run.py`.
+Begin with `chat.py`.
 """

@@ -5,26 +5,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram
-
 INTERVAL_S = 0.02
 WINDOW_S = 60.0
-SHORT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-
-
-class LoopMetrics:
-    """The families about the event loop."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        lags = Histogram(
-            "vllm_cli:event_loop_lag_seconds",
-            "How late a timer that is due every 20 ms was.",
-            buckets=SHORT_BUCKETS,
-            registry=registry,
-        )
-        self.heartbeat = LoopHeartbeat(lags.observe)
-        worst = Gauge("vllm_cli:event_loop_max_lag_seconds", "The latest timer of the last minute.", registry=registry)
-        worst.set_function(lambda: self.heartbeat.lag.max_s)
 
 
 class LoopLag(NamedTuple):

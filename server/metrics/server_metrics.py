@@ -31,7 +31,7 @@ from server.metrics.collectors import (
     rejection_families,
     start_families,
 )
-from server.metrics.loop import SHORT_BUCKETS, LoopMetrics
+from server.metrics.loop import LoopHeartbeat
 from server.renderers.renderer import Renderer
 from server.types import EngineInfo, EngineStats, FinishReason
 
@@ -39,6 +39,7 @@ CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 """That of Prometheus's text format."""
 _FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
 
+_SHORT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
     1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
@@ -71,11 +72,19 @@ class ServerMetrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
         self.http = HttpMetrics(registry)
-        self.loop = LoopMetrics(registry)
+        lags = Histogram(
+            "vllm_cli:event_loop_lag_seconds",
+            "How late a timer that is due every 20 ms was.",
+            buckets=_SHORT_BUCKETS,
+            registry=registry,
+        )
+        self.heartbeat = LoopHeartbeat(lags.observe)
+        worst = Gauge("vllm_cli:event_loop_max_lag_seconds", "The latest timer of the last minute.", registry=registry)
+        worst.set_function(lambda: self.heartbeat.lag.max_s)
         self.render_time = Histogram(
             "vllm_cli:request_render_time_seconds",
             "From a request's body to its prompt's tokens, the wait for a thread included.",
-            buckets=SHORT_BUCKETS,
+            buckets=_SHORT_BUCKETS,
             registry=registry,
         )
         self.lifecycle = LifecycleMetrics(registry)
@@ -85,7 +94,7 @@ class ServerMetrics:
             "vllm_cli:renderer_queue_time_seconds",
             "How long work waited for a thread of the renderer's pool.",
             ("pool",),
-            buckets=SHORT_BUCKETS,
+            buckets=_SHORT_BUCKETS,
             registry=registry,
         )
         for name, pool in renderer.pools.items():

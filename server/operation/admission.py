@@ -152,11 +152,6 @@ class Lease:
         self.num_sequences = 0
 
 
-def unbounded_lease() -> Lease:
-    """The lease of requests that the server makes itself."""
-    return Lease(Admission(LimitsConfig(max_queued_requests=None)))
-
-
 @dataclass
 class RequestTimes:
     """The durations of a request's stages in seconds; of several sequences the longest of each stage."""
@@ -204,15 +199,15 @@ class RequestTimes:
 class RequestContext:
     """One request, passed through the routes and the serving layer; used on the event loop only."""
 
-    header_id: str | None = None
+    header_id: str | None
     """The client's X-Request-Id."""
+    lease: Lease
+    """Its share of the admission limits."""
     arrival_s: float = field(default_factory=time.perf_counter)
     """When its headers had arrived, by `perf_counter`."""
     times: RequestTimes = field(default_factory=RequestTimes)
     has_response: bool = False
     """Whether the response has begun."""
-    lease: Lease = field(default_factory=unbounded_lease)
-    """Its share of the admission limits."""
     is_small: bool = True
     """Whether work that grows with the body or the response may run on the event loop, not in the pool."""
     held: list[Any] = field(default_factory=list)

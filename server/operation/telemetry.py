@@ -24,7 +24,7 @@ class Telemetry:
         on_beat: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_beat` is called 50 times a second."""
-        self._heartbeat = metrics.loop.heartbeat
+        self._heartbeat = metrics.heartbeat
         self._on_beat = on_beat
         self._stats = None if config.disable_log_stats else StatsLine(engine, metrics, config.log_stats_interval_s)
         set_up_access_log(config.disable_access_log_for_endpoints)

@@ -201,7 +201,7 @@ class StatusEndpoints:
         stats, metrics, lag = (
             self._parts.engine.stats,
             self._parts.metrics.engine,
-            self._parts.metrics.loop.heartbeat.lag,
+            self._parts.metrics.heartbeat.lag,
         )
         return {
             "time_s": monotonic(),

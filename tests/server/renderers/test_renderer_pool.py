@@ -242,8 +242,9 @@ def test_threads_that_load_images_import_no_modules_after_a_lean_start(tmp_path)
     """Loads as a launcher does, where only the main thread imports; then renders images in every format."""
     code = """
 from server.config import ModelFiles, RendererConfig
-from server.operation.admission import unbounded_lease
 from server.build import build_renderer
+from server.limits import LimitsConfig
+from server.operation.admission import Admission, Lease
 from server.renderers.prompts import ChatOptions
 from startup.imports.heavy import import_vision
 import_vision()
@@ -253,7 +254,7 @@ with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
     parts = [{"type": "image_url", "image_url": url} for url in sys.argv[2:]]
     messages = [{"role": "user", "content": parts}]
     async def main():
-        images = await renderer.load_images(messages, unbounded_lease())
+        images = await renderer.load_images(messages, Lease(Admission(LimitsConfig())))
         await renderer.run_in_pool(renderer.render_chat, messages, ChatOptions(), images)
     asyncio.run(main())
 print(seen, "torch._dynamo" in sys.modules, "sympy" in sys.modules)

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from server.config import ModelFiles, RendererConfig
 from server.engine.features.prompt_features import to_tensor
-from server.operation.admission import unbounded_lease
+from server.limits import LimitsConfig
+from server.operation.admission import Admission, Lease
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.vision import VisionRenderer
 from server.types import TensorData
@@ -32,7 +33,7 @@ def image_messages(*urls: str) -> list[Any]:
 
 async def render_with_images(renderer: VisionRenderer, messages: list[Any], options: ChatOptions) -> RenderedPrompt:
     """The prompt of a request."""
-    images = await renderer.load_images(messages, unbounded_lease())
+    images = await renderer.load_images(messages, Lease(Admission(LimitsConfig())))
     return await renderer.run_in_pool(renderer.render_chat, messages, options, images)
 
 
