@@ -12,7 +12,7 @@ from typing import Final
 from base.machine.processes import pss_bytes
 from startup.router.model_memory import MemoryMeter
 from startup.router.scheduler import Scheduler
-from startup.router.scheduler_terms import Action, Need
+from startup.router.scheduler_terms import Action
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ class MemoryWatch:
         self._apply = apply
         self._followed: dict[str, _Followed] = {}
         self._measuring: asyncio.Task[None] | None = None
-        self._readings: set[asyncio.Task[None]] = set()
 
     def begin(self, standby_bytes: Callable[[], int]) -> None:
         """Measures regularly from now on."""
@@ -71,22 +70,6 @@ class MemoryWatch:
         """The model gets a request."""
         if (followed := self._followed.get(name)) is not None:
             followed.is_used = True
-
-    def read_free(self) -> None:
-        """Reads what is free, and tells the scheduler at the next turn or later."""
-        if self._meter.num_gpus:
-            task = asyncio.create_task(self._read_free_of_gpus(), name="free-memory")
-            self._readings.add(task)
-            task.add_done_callback(self._readings.discard)
-        else:
-            asyncio.get_running_loop().call_soon(lambda: self._report_free(self._meter.free(), time.monotonic()))
-
-    async def _read_free_of_gpus(self) -> None:
-        read_s = time.monotonic()
-        self._report_free(await asyncio.to_thread(self._meter.free), read_s)
-
-    def _report_free(self, free: Need | None, read_s: float) -> None:
-        self._apply(self._scheduler.free_memory(free, time.monotonic(), read_s))
 
     async def _run(self, standby_bytes: Callable[[], int]) -> None:
         router_s = -math.inf

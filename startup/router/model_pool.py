@@ -22,7 +22,6 @@ from startup.router.scheduler_terms import (
     NOTHING,
     Action,
     Admit,
-    MeasureFree,
     ModelRules,
     ModelView,
     Refuse,
@@ -100,7 +99,7 @@ class ModelPool:
         self._limits = limits
         self._meter = meter
         self._place = place
-        self._scheduler = Scheduler(limits, meter.free() if only is None else None)
+        self._scheduler = Scheduler(limits, meter.free if only is None else lambda: None)
         self._names: dict[str, ModelEntry] = {}
         self._children: dict[str, Child] = {}
         self._lives: dict[str, asyncio.Task[None]] = {}
@@ -279,8 +278,6 @@ class ModelPool:
                         child.stop()
                 case Admit(ticket):
                     self._admit(ticket)
-                case MeasureFree():
-                    self._memory.read_free()
                 case Refuse(ticket, kind, reason, retry_after_s):
                     self._refuse(ticket, ModelRefused(_STATUSES.get(kind, _UNAVAILABLE), reason, retry_after_s))
         self._arm_timer()

@@ -116,36 +116,27 @@ class ModelRecord:
     @property
     def need(self) -> Need:
         """The most memory seen while it was ready; until then the estimate."""
-        if self._old_need is not None:
-            return self._old_need
-        expected = self.rules.need if self._peak is None else self._peak
+        expected = self._old_need or self._peak or self.rules.need
         return expected.at_least(self._current)
 
     @property
-    def is_estimate(self) -> bool:
-        return self._peak is None and self._old_need is None
+    def held(self) -> Need:
+        """What its process has taken, as far as is known: at most its need.
 
-    @property
-    def outstanding(self) -> Need:
-        """Memory that its process will still take: until it is ready, what it needs and was not measured.
-
-        One that is stopped during its start may take it before it ends.
+        During a start that is nothing, unless it was measured; the process may still take all of its need,
+        even after it was asked to stop.
         """
-        is_growing = self.has_process and not self._has_been_ready
-        return self.need.minus(self._current).at_least(NOTHING) if is_growing else NOTHING
+        return self._current if self._is_measured or not self._has_been_ready else self.need
 
-    @property
-    def freed_by_stop(self) -> Need:
-        """Memory that others can have when it neither runs nor starts."""
-        return self._current if self._is_measured else self.need
-
-    def note_memory(self, memory: Need) -> None:
-        """What its processes use now."""
+    def note_memory(self, memory: Need, budget: Need) -> None:
+        """What its processes use now; a model that grew above the budget may start alone."""
         self._current = memory
-        if self.state == "ready":
-            self._is_measured = True
-        if self.state == "ready" and self._old_need is None:
-            self._peak = memory if self._peak is None else self._peak.at_least(memory)
+        if self.state != "ready":
+            return
+        self._is_measured = True
+        if self._old_need is None:
+            most = memory if self._peak is None else self._peak.at_least(memory)
+            self._peak = most.at_most(budget)
 
     # Changes
 

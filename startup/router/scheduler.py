@@ -1,6 +1,7 @@
 """Decides which models run and which requests they get: a pure function of events, one after the other.
 
 Knows no clock, no processes and no event loop: each event is a method that gets the time and returns actions.
+The memory that is free now is read only while a model waits for its start.
 Standard library only. `start_plan.py` decides which models are stopped for others.
 
 A request holds a lease on its model from its admission until it leaves. Bounds, with L the longest time for
@@ -14,14 +15,14 @@ which a lease lasts, S the longest start and stop, W = max(max_wait_s, min_stay_
   anew. Waits for a limit of concurrency, and for the pause after a failure, come on top.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final
 
-from startup.router.memory_room import FreeMemory
 from startup.router.model_record import ModelRecord
 from startup.router.scheduler_terms import (
     Action,
     Admit,
-    MeasureFree,
     ModelRules,
     ModelView,
     Need,
@@ -33,6 +34,9 @@ from startup.router.scheduler_terms import (
 )
 from startup.router.start_plan import Placement, StartPlan
 
+_SETTLE_S: Final = 2.0
+"""After the end of a process, its memory may come back late: no other model is stopped for it meanwhile."""
+
 
 class Scheduler:
     """All methods that take `now`, seconds of any clock, are events and return what is to be done, in order.
@@ -40,15 +44,17 @@ class Scheduler:
     Tickets are numbers that the caller chooses, each for one request.
     """
 
-    def __init__(self, limits: SchedulerLimits, free: Need | None = None, now: float = 0.0) -> None:
+    def __init__(self, limits: SchedulerLimits, read_free: Callable[[], Need | None] = lambda: None) -> None:
         """
         Args:
-            free: what is really free; None if the system does not tell, then only the sums decide.
+            read_free: returns what is free now; None if the system does not tell: only the budget decides.
         """
         self._limits = limits
         self._models: dict[str, ModelRecord] = {}
         self._tickets: dict[int, ModelRecord] = {}
-        self._memory = FreeMemory(free, now)
+        self._read_free = read_free
+        self._settled_s = -math.inf
+        """When the memory of the processes that have ended counts as given back."""
         self._actions: list[Action] = []
         self._is_ending = False
         self._due_s: float | None = None
@@ -84,7 +90,6 @@ class Scheduler:
         if record is None or record.state != "starting":
             return []
         record.become_ready(now)
-        self._memory.outdate(now)
         self._admit_waiting(record)
         return self._decide(now)
 
@@ -103,7 +108,7 @@ class Scheduler:
         for ticket in record.leases:
             del self._tickets[ticket]
         record.end_process(reason, now)
-        self._memory.note_end(now)
+        self._settled_s = now + min(_SETTLE_S, self._limits.memory_wait_s)
         if has_failed_to_start:
             self._refuse_waiting(record, "failed", record.reason, record.retry_after_s(now))
         if record.is_removed:
@@ -167,18 +172,7 @@ class Scheduler:
         record = self._models.get(model)
         if record is None or not record.has_process:
             return []
-        if any(record.outstanding):
-            self._memory.outdate(now)
-        record.note_memory(memory)
-        return self._decide(now)
-
-    def free_memory(self, free: Need | None, now: float, read_s: float | None = None) -> list[Action]:
-        """What is really free. May be called at any time, and is the answer to `MeasureFree`.
-
-        Args:
-            read_s: when the reading began, if it was made elsewhere.
-        """
-        self._memory.read(free, now if read_s is None else read_s)
+        record.note_memory(memory, self._limits.budget)
         return self._decide(now)
 
     def tick(self, now: float) -> list[Action]:
@@ -327,16 +321,13 @@ class Scheduler:
 
     def _place(self, hungry: Iterable[ModelRecord], now: float) -> bool:
         """Returns whether a model was started, stopped or refused: others may be placed differently then."""
-        plan = StartPlan(self._models.values(), self._limits, self._memory, now)
+        plan = StartPlan(self._models.values(), self._limits, self._read_free(), now, self._settled_s)
         has_changed = False
         for record in hungry:
             placement = plan.place(record)
             self._carry_out(record, placement, now)
             has_changed |= placement.kind in ("start", "stop", "refuse")
         self._note_due(plan.due_s)
-        if plan.should_measure:
-            self._memory.asked_s = now
-            self._actions.append(MeasureFree())
         return has_changed
 
     def _carry_out(self, record: ModelRecord, placement: Placement, now: float) -> None:

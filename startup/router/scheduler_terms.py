@@ -115,12 +115,7 @@ class Refuse:
     retry_after_s: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MeasureFree:
-    """Read the free memory now; answered by `free_memory`."""
-
-
-Action = Start | Stop | Admit | Refuse | MeasureFree
+Action = Start | Stop | Admit | Refuse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,12 @@ def read_gpus() -> GpuState | None:
         library.nvmlShutdown()
 
 
+def keep_driver_open() -> None:
+    """Later readings of this process skip the first steps: the library counts who uses it."""
+    if (library := _load()) is not None:
+        library.nvmlInit_v2()
+
+
 def _load() -> ctypes.CDLL | None:
     for name in _LIBRARIES:
         with suppress(OSError):

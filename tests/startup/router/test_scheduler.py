@@ -10,7 +10,6 @@ from startup.router.scheduler import Scheduler
 from startup.router.scheduler_terms import (
     Action,
     Admit,
-    MeasureFree,
     ModelRules,
     Need,
     Refuse,
@@ -24,13 +23,13 @@ GIB = 1 << 30
 
 
 class Story:
-    """A scheduler whose readings of the free memory come at once."""
+    """A scheduler, and the time and memory of its machine."""
 
     def __init__(self, free: int | None = None, **limits: float) -> None:
         self.now = 0.0
         self.free = free
         values = {"max_wait_s": 10.0, "min_stay_s": 2.0, **limits}
-        self.scheduler = Scheduler(SchedulerLimits(**values), self._free(), self.now)  # type: ignore[arg-type]
+        self.scheduler = Scheduler(SchedulerLimits(**values), self._read_free)  # type: ignore[arg-type]
         self.rules: dict[str, ModelRules] = {}
         self.starts: list[str] = []
         self.readings = 0
@@ -102,18 +101,11 @@ class Story:
         return "none" if self.scheduler.next_tick_s(self.now) is None else "due"
 
     def _act(self, actions: list[Action]) -> list[Action]:
-        done: list[Action] = []
-        for action in actions:
-            if isinstance(action, MeasureFree):
-                self.readings += 1
-                self.now += 1e-6
-                done += self._act(self.scheduler.free_memory(self._free(), self.now))
-            else:
-                done.append(action)
-        self.starts += [action.model for action in done if isinstance(action, Start)]
-        return done
+        self.starts += [action.model for action in actions if isinstance(action, Start)]
+        return actions
 
-    def _free(self) -> Need | None:
+    def _read_free(self) -> Need | None:
+        self.readings += 1
         return None if self.free is None else Need(self.free)
 
 
@@ -250,6 +242,23 @@ late memory of one model does not stop another
 free=20 | a 6 | b 6 | c 10
 run a 1; run b 2; leave 1; leave 2; free_is 8; wait 5; arrive 3 c > stop a; ended a > nothing; wait 1 > nothing
 free_is 14; wait 0.2 > start c
+
+memory that comes back late is for the model that has waited for it
+free=10 | a 6 | large 10 | small 4
+run a 1; leave 1; free_is 4; wait 5; arrive 2 large > stop a; ended a > nothing; arrive 3 small > nothing
+free_is 10; wait 0.2 > start large
+
+a start that lacks memory begins when another program gives it back
+free=5 | a 6
+arrive 1 a > nothing; free_is 6; wait 0.2 > start a
+
+memory that another program gives back ends the wait for a busy model
+free=10 | a 6 | b 6
+run a 1; free_is 4; arrive 2 b > nothing; free_is 6; wait 1.1 > start b
+
+a start is not refused while another model takes its memory
+free=10 | a 4 pinned=1 | b 6
+arrive 1 a > start a; free_is 6; arrive 2 b > nothing; wait 60 > nothing; ready a > admit 1, start b
 
 memory that a starting model has not taken is not free, until another program ends
 free=10 | a 6 | b 6
@@ -471,7 +480,7 @@ def test_the_wait_for_memory_ends_with_the_sums():
 
 
 def test_memory_of_gpus_counts_like_that_of_the_machine():
-    scheduler = Scheduler(SchedulerLimits(), Need(100 * GIB, 80 * GIB), 0.0)
+    scheduler = Scheduler(SchedulerLimits(), lambda: Need(100 * GIB, 80 * GIB))
     rules = {name: ModelRules(need=Need(GIB, 70 * GIB)) for name in ("a", "b")}
     scheduler.set_models(rules, 0.0)
     assert scheduler.arrive(1, "a", 0.1) == [Start("a")]

@@ -1,7 +1,7 @@
 """Random worlds prove what the scheduler promises in every state; a world keeps its own books.
 
-After every event (a request comes or goes; a process is ready, fails, dies or ends; memory is measured, comes
-back late or is read late; a model is loaded or unloaded by hand; the file changes; time passes):
+After every event (a request comes or goes; a process is ready, fails, dies or ends; memory is measured or
+comes back late; a model is loaded or unloaded by hand; the file changes; time passes):
 
 - A request is admitted once, to a process that is ready and not asked to end, in the order of arrival, within
   the limit of concurrency; or refused once, with a reason, and never after its admission.
@@ -26,7 +26,6 @@ from startup.router.scheduler import Scheduler
 from startup.router.scheduler_terms import (
     Action,
     Admit,
-    MeasureFree,
     ModelRules,
     Need,
     Refuse,
@@ -92,7 +91,7 @@ class World:
         self.late_memory = 0
         self.agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = iter(range(1, 1 << 60))
-        self.scheduler = Scheduler(self.limits, self._free(), self.now)
+        self.scheduler = Scheduler(self.limits, self._free)
         self._edit(set(self.names))
 
     # What happens
@@ -246,19 +245,10 @@ class World:
         return None if self.total is None else Need(max(0, self.total - used))
 
     def _measure(self) -> None:
-        self.now += _EPSILON  # two things never happen at the same time
         for name, process in list(self.processes.items()):
             if process.ready_s is not None or self.rng.random() < 0.5:
                 self._allocate(process)
                 self._apply(self.scheduler.measured(name, Need(process.memory), self.now))
-        self._apply(self.scheduler.free_memory(self._free(), self.now))
-
-    def _answer_reading(self) -> None:
-        """At once, or late as from a thread: with what was free when the reading began."""
-        read_s, free = self.now, self._free()
-        self.now += _EPSILON
-        delay_s = self.rng.choice((0.0, 0.0, 0.2))
-        self._later(delay_s, lambda: self._apply(self.scheduler.free_memory(free, self.now, read_s)))
 
     # Actions, and what must hold for each
 
@@ -277,8 +267,6 @@ class World:
                     assert self.clients.pop(ticket).process is None, "refused after its admission"
                     assert reason
                     self.counts[kind] += 1
-                case MeasureFree():
-                    self._answer_reading()
 
     def _check_start(self, name: str) -> None:
         needs = {name: view.need.ram_bytes for name, view in self.scheduler.view().items()}
@@ -290,10 +278,9 @@ class World:
         budget = self.limits.memory_budget_bytes
         if budget is not None:
             assert sum(min(needs[other], budget) for other in running) <= budget, "above the budget"
-        free = self._free()
-        if free is not None and all(process.memory for process in self.processes.values()):
-            grown = sum(max(0, process.memory - needs[model]) for model, process in self.processes.items())
-            assert needs[name] <= free.ram_bytes + grown, "started without free memory"
+        if (free := self._free()) is not None:
+            promised = sum(needs[other] for other, process in self.processes.items() if not process.memory)
+            assert needs[name] + promised <= free.ram_bytes, "started without free memory"
 
     def _stop(self, process: Process) -> None:
         assert not process.is_asked_to_stop, "stopped twice"
@@ -363,5 +350,5 @@ def test_the_books_agree_in_random_worlds(seeds):
         except AssertionError as err:
             raise AssertionError(f"world {seed}: {err}") from err
         counts += world.counts
-    happened = {"Start", "Stop", "Admit", "MeasureFree", "overloaded", "failed", "no_room", "removed"}
+    happened = {"Start", "Stop", "Admit", "overloaded", "failed", "no_room", "removed"}
     assert happened <= set(counts), "else all this would hold because nothing happens"
