@@ -16,9 +16,9 @@ import aiohttp
 
 from base.machine.processes import descendants
 from startup.router.child_log import ChildLog, LogRelay
+from startup.router.child_place import find_marked, remove_temp_folders
 from startup.router.child_process import ChildProcess, describe_end
 from startup.router.child_server import ERRORS_S, STOP_S, ChildProgress, ForeignServer, OwnServer, execute_words
-from startup.router.leftovers import find_marked, remove_temp_folders
 from startup.router.model_entry import ModelEntry
 from startup.router.process_watch import ProcessWatch
 
@@ -41,7 +41,7 @@ class ChildPlace(NamedTuple):
     """What a child gets from the router."""
 
     socket_path: str
-    """Where a server of ours listens; also the mark of all its processes (`startup.router.leftovers`)."""
+    """Where a server of ours listens; also the mark of all its processes (`startup.router.child_place`)."""
     environment: Mapping[str, str]
     """The whole environment, without the variables of the entry."""
     relay: LogRelay
@@ -239,7 +239,7 @@ class Child:
         """Takes note of what belongs to it now, at its readiness and before its stop.
 
         After an end, orphans cannot be found in this way. Those of a start that crashes end with their
-        process group, by their own death pipes, or as marked ones (`startup.router.leftovers`).
+        process group, by their own death pipes, or as marked ones (`startup.router.child_place`).
         """
         self._listener_pid = self._server.find_listener() or self._listener_pid
         self._watch.add(self.pids)

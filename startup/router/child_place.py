@@ -1,43 +1,46 @@
-"""Where the models' processes live: a folder of their sockets, and the environment that they get."""
+"""Where the models' processes live: their sockets and their environment; what ends them after the router.
 
-import fcntl
-import logging
+The kernel ends the servers and commands that the router has started when the router ends. What a user's
+command has started itself is found by a variable that it has inherited: VCLI_ROUTER. A guard does so after a
+router that was killed.
+"""
+
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn, Self
 
+from base.machine.command_line import replace_command_line
 from envs.registry import env
 from startup.logs.options import LogOptions
 from startup.router.child_process import inherited_environment
 
-logger = logging.getLogger(__name__)
-
-_PREFIX: Final = "vllm-cli-router-"
+_NUM_SCANS: Final = 50
+_BETWEEN_SCANS_S: Final = 0.02
+_FIRST_FD: Final = 3
+_MOST_FDS: Final = 1024
+"""More than a router has when it starts."""
+_TITLE: Final = b"vllm-cli router's guard"
 
 
 class ChildPlaces:
-    """Belongs to one router; the folder is locked for as long as its process lives."""
+    """Belongs to one router."""
 
     def __init__(self, logs: LogOptions) -> None:
-        """Removes the folders of routers that were killed."""
-        _remove_stale()
-        self._folder, self._lock_fd = _create_locked()
+        self.folder = tempfile.mkdtemp(prefix="vllm-cli-router-")
+        """Of the sockets; the router's guard removes it, too."""
         self._base = inherited_environment()
         self._base[env.VCLI_LOG_FORMAT.name] = logs.format
         self._base[env.VLLM_LOGGING_LEVEL.name] = logs.level
 
-    @property
-    def folder(self) -> str:
-        """Of the sockets."""
-        return str(self._folder)
-
     def socket_path(self, number: int) -> str:
         """Where a process listens."""
-        return str(self._folder / f"{number}.sock")
+        return f"{self.folder}/{number}.sock"
 
     def environment(self, number: int, variables: Mapping[str, str]) -> dict[str, str]:
         """The environment of a process: the router's, without what is only for the router."""
@@ -45,33 +48,80 @@ class ChildPlaces:
 
     def close(self) -> None:
         """Removes the folder."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.close(self._lock_fd)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _create_locked() -> tuple[Path, int]:
-    """A new folder, and the descriptor that keeps it locked."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if folder.exists():
-            return folder, fd
-        os.close(fd)  # another router has taken it for a stale one, in the moment before it was locked
+def find_marked(place: str) -> list[int]:
+    """Processes of this user whose VCLI_ROUTER is this path, or one in this folder."""
+    itself, within = (f"\0{env.VCLI_ROUTER.name}={place}{end}".encode() for end in ("\0", "/"))
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):
+                variables = b"\0" + (folder / "environ").read_bytes() + b"\0"
+                if itself in variables or within in variables:
+                    found.append(int(folder.name))
+    return found
 
 
-def _remove_stale() -> None:
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+def remove_temp_folders(pids: Collection[int]) -> None:
+    """Removes multiprocessing's folders of processes that were killed, and could not remove them.
+
+    The record of their output (`startup.crash.output_record`) tells whose they are.
+    """
+    for folder in Path(tempfile.gettempdir()).glob("pymp-*"):
         with suppress(OSError):
-            if folder.lstat().st_uid == os.geteuid():
-                _remove_if_free(folder)
+            is_theirs = any((folder / f"{pid}.state").exists() for pid in pids)
+            if is_theirs and folder.lstat().st_uid == os.geteuid():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_if_free(folder: Path) -> None:
-    """Removes it unless its router lives; raises OSError if it cannot be read or is locked."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(fd)
+class Guard:
+    """A process that outlives the router for a moment: ends its marked processes, and removes its folder."""
+
+    def __init__(self, pid: int, life_fd: int) -> None:
+        self._pid = pid
+        self._life_fd = life_fd
+
+    @classmethod
+    def start(cls, folder: str) -> Self:
+        """To be called while this process has no other threads, and no sockets that must not outlive it."""
+        read_fd, life_fd = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.close(life_fd)
+                _guard(read_fd, folder)
+            finally:
+                os._exit(1)
+        os.close(read_fd)
+        return cls(pid, life_fd)
+
+    def close(self) -> None:
+        """Returns when it has ended."""
+        os.close(self._life_fd)
+        os.waitpid(self._pid, 0)
+
+
+def _guard(read_fd: int, folder: str) -> NoReturn:
+    """In the new process, until the kernel closes the other end of the pipe."""
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    os.closerange(_FIRST_FD, read_fd)
+    os.closerange(read_fd + 1, _MOST_FDS)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nothing, fd)
+    with suppress(OSError):
+        replace_command_line(_TITLE)
+    os.read(read_fd, 1)
+    for _ in range(_NUM_SCANS):
+        if not (pids := find_marked(folder)):
+            break
+        for pid in pids:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_BETWEEN_SCANS_S)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)

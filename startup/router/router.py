@@ -36,9 +36,8 @@ from startup.probes import listener
 from startup.processes.quick_end import end_like
 from startup.router.child import ChildPlace
 from startup.router.child_log import LogRelay
-from startup.router.child_place import ChildPlaces
+from startup.router.child_place import ChildPlaces, Guard
 from startup.router.http.app import AppOptions, create_app, create_runner
-from startup.router.leftovers import Guard
 from startup.router.model_entry import ModelEntry, ModelsFileError
 from startup.router.model_memory import MemoryMeter
 from startup.router.model_pool import ModelPool, ModelRefused
@@ -101,8 +100,7 @@ def run_router(options: RouterOptions) -> int:
     network = options.network
     with ExitStack() as stack:
         places = stack.enter_context(closing(ChildPlaces(options.logs)))
-        if options.only is None:  # a server of ours ends its processes itself
-            stack.enter_context(closing(Guard.start(places.folder)))
+        stack.enter_context(closing(Guard.start(places.folder)))
         listening = stack.enter_context(
             take_socket() or listener.listen(host=network.host, port=network.port, uds=network.uds)
         )
