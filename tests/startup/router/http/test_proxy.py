@@ -95,19 +95,6 @@ async def test_bodies_arrive_whole(router, client, size, is_chunked):
     assert headers_of(answer, "transfer-encoding") == []
 
 
-async def test_chunks_may_end_anywhere(router):
-    await router.serve("m", "n", running=echo)
-    reader, writer = await router.connect()
-    body = body_of(size=100, stream=False)
-    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
-    for byte in body:
-        for part in (b"1;a=b\r", b"\n", bytes((byte,)), b"\r\n"):
-            writer.write(part)
-            await writer.drain()
-    writer.write(b"0\r\nX-Trailer: 1\r\n\r\n")
-    assert json.loads(await read_body(reader))["size"] == len(body)
-
-
 async def test_a_client_that_expects_100_is_asked_for_its_body(router):
     await router.serve("m", "n", running=echo)
     reader, writer = await router.connect()
@@ -119,23 +106,6 @@ async def test_a_client_that_expects_100_is_asked_for_its_body(router):
     answer = json.loads(await read_body(reader))
     assert answer["body"] == body.decode()
     assert headers_of(answer, "expect") == []
-
-
-async def test_pipelined_requests_to_two_models_are_answered_in_order(router):
-    await router.serve("a", "b")
-
-    async def slow(request: web.BaseRequest) -> web.StreamResponse:
-        await asyncio.sleep(0.05)
-        return web.Response(text="a")
-
-    async def fast(request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(text="b")
-
-    await router.start_model("a", slow)
-    await router.start_model("b", fast)
-    reader, writer = await router.connect()
-    writer.write(b"".join(post(CHAT, body_of(model)) for model in "abab"))
-    assert [await read_body(reader) for _ in range(4)] == [b"a", b"b", b"a", b"b"]
 
 
 async def test_a_broken_chunked_body_is_a_400(router):
@@ -569,16 +539,6 @@ async def test_a_request_that_was_not_sent_is_sent_to_the_next_process(router, c
 @pytest.fixture
 def quick_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "_INTERVAL_S", 0.05)
-
-
-async def test_a_stream_gets_comments_after_a_second(router):
-    loop = asyncio.get_running_loop()
-    await router.serve("m")
-    reader, writer = await router.connect()
-    begin_s = loop.time()
-    writer.write(post(CHAT, body_of(stream=True)))
-    await reader.readuntil(b"\n\n")
-    assert loop.time() - begin_s > 0.9
 
 
 @pytest.mark.usefixtures("quick_comments")

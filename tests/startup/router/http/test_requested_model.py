@@ -1,10 +1,8 @@
 """The router finds the model of a body as json.loads and forms do; its only model gets all requests."""
 
-import json
 import random
 import time
 from io import BytesIO
-from typing import Any
 
 import pytest
 from aiohttp import web
@@ -13,26 +11,12 @@ from startup.router.http import requested_model
 from startup.router.http.requested_model import RequestedModel, boundary_of, find_in_form, find_in_json
 from tests.startup.router.http.test_proxy import CHAT
 
-SEEDS = range(10)
 COSTLY = {
     "equal keys": b"{" + b'"model":"a",' * 87_000 + b'"x":1}',
     "brackets": b'{"x":' + b"[" * (1 << 20),
     "escaped keys": b"{" + b'"\\u0061":1,' * 95_000 + b'"x":1}',
 }
 """A mebibyte of what scanners read slowly."""
-TEXTS = ["", "m", "model", "stream", 'a"b', "\\", '\\"', "{", "}]", ",", ":", "é中🙂", "line\nbreak", "\u2028"]
-
-
-def expected(body: bytes) -> RequestedModel:
-    """What the last members of these names say."""
-    document = json.loads(body)
-    model = document.get("model")
-    is_text = isinstance(model, str)
-    return RequestedModel(
-        model if is_text else None,
-        is_other_type=not is_text and model is not None,
-        is_stream=document.get("stream") is True,
-    )
 
 
 @pytest.mark.parametrize("body", COSTLY.values(), ids=COSTLY)
@@ -43,65 +27,6 @@ def test_a_mebibyte_takes_a_few_milliseconds(body):
         find_in_json(body)
         costs_s.append(time.process_time() - begin_s)
     assert min(costs_s) < 0.05
-
-
-def random_text(dice: random.Random) -> str:
-    return "".join(dice.choice(TEXTS) for _ in range(dice.randrange(4)))
-
-
-def random_value(dice: random.Random, depth: int = 0) -> Any:
-    match dice.randrange(8 if depth < 4 else 6):
-        case 0:
-            return dice.choice([True, False, None])
-        case 1:
-            return dice.choice([0, -1, 1e300, 0.5, 10**30, float("nan"), float("inf"), -float("inf")])
-        case 2 | 3 | 4 | 5:
-            return random_text(dice)
-        case 6:
-            return [random_value(dice, depth + 1) for _ in range(dice.randrange(5))]
-        case _:
-            keys = [dice.choice(["model", "stream", random_text(dice)]) for _ in range(dice.randrange(5))]
-            return {key: random_value(dice, depth + 1) for key in keys}
-
-
-def random_document(dice: random.Random) -> bytes:
-    """An object with duplicate keys, escapes and white space."""
-    members = []
-    for _ in range(dice.randrange(8)):
-        key = dice.choice(["model", "model", "stream", "messages", random_text(dice)])
-        text = json.dumps(key)
-        if dice.random() < 0.3:
-            text = '"' + "".join(f"\\u{ord(c):04x}" if ord(c) < 0x10000 else c for c in key) + '"'
-        value = dice.choice([random_value(dice), True, "some/model"])
-        dumped = json.dumps(value, ensure_ascii=dice.random() < 0.5, indent=dice.choice([None, 1]))
-        spaces = [dice.choice(["", " ", "\n\t"]) for _ in range(3)]
-        members.append(spaces[0] + text + spaces[1] + ":" + spaces[2] + dumped)
-    mark = b"\xef\xbb\xbf" if dice.random() < 0.1 else b""
-    return mark + ("{" + ",".join(members) + " } \n").encode()
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_finds_what_json_finds(seed):
-    dice = random.Random(seed)
-    for _ in range(200):
-        body = random_document(dice)
-        assert find_in_json(body) == expected(body), body
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_a_cut_or_changed_document_is_read_or_invalid(seed):
-    """What is skipped may have bytes that are not UTF-8."""
-    dice = random.Random(seed)
-    for _ in range(200):
-        body = bytearray(random_document(dice))
-        for _ in range(dice.randrange(3)):
-            body[dice.randrange(len(body))] = dice.choice(b'{}[]",:\\ \x00\xff0')
-        cut = bytes(body[: dice.randrange(len(body) + 1)])
-        try:
-            wanted = expected(cut)
-        except (ValueError, AttributeError):
-            wanted = RequestedModel(is_invalid=True)
-        assert find_in_json(cut) == wanted or b"\xff" in cut, cut
 
 
 @pytest.mark.parametrize(
@@ -115,6 +40,8 @@ def test_a_cut_or_changed_document_is_read_or_invalid(seed):
         (b'{"model":"first","model":"last"}', "last"),
         (b'{"model":"first","model":null}', None),
         (b'{"model":null}', None),
+        (b'\xef\xbb\xbf{ "model" :\n"x" } ', "x"),
+        (b'{"x":10000000000000000000000000000000,"model":"x"}', "x"),
         (b'{"model":"' + b"x" * 5000 + b'"}', "x" * 4096),
     ],
 )
