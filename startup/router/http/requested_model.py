@@ -1,6 +1,5 @@
 """What the router reads in a body: which model it requests, and whether the response will be a stream."""
 
-import codecs
 import json
 from typing import IO, Any, Final, NamedTuple
 
@@ -54,21 +53,16 @@ def boundary_of(media_type: str) -> bytes | None:
 def find_in_json(body: Any) -> RequestedModel:
     """Reads a body of JSON, a buffer of bytes; whatever is wrong with it, no error is raised.
 
-    NaN, and halves of characters, are no JSON, but vLLM takes them.
+    NaN, halves of characters and a byte order mark are no JSON, but vLLM takes them.
     """
-    text = memoryview(body)
-    if bytes(text[:3]) == codecs.BOM_UTF8:
-        text = text[3:]
     try:
-        members = _DECODER.decode(text)
+        members = _DECODER.decode(body)
         model = msgspec.json.decode(members.model)
         is_stream, is_background = (bytes(raw) == b"true" for raw in (members.stream, members.background))
-    except msgspec.ValidationError:
-        return RequestedModel(is_invalid=True)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        if len(text) > _LOOSE_BYTES:
+        if len(body) > _LOOSE_BYTES:
             return RequestedModel(is_invalid=True)
-        return _find_loosely(bytes(text))
+        return _find_loosely(bytes(body))
     return _requested(model, is_stream=is_stream)._replace(is_background=is_background)
 
 

@@ -135,13 +135,6 @@ async def test_a_child_gets_its_own_variables_and_none_of_the_routers_secrets(ru
     assert env.VLLM_API_KEY.name not in variables
 
 
-async def test_a_command_that_dies_at_once_tells_its_last_lines(place):
-    reason = await Child(entry_of("dies"), place).run(lambda: None)
-    assert reason is not None
-    assert reason.startswith("The server ended with exit code 3: ")
-    assert "RuntimeError: the disk is on fire" in reason
-
-
 async def test_a_command_that_does_not_exist_is_named(place):
     reason = await Child(entry_of(words=("/no/such/program",)), place).run(lambda: None)
     assert reason is not None

@@ -176,14 +176,3 @@ async def test_a_drain_of_commands_takes_no_longer_than_that_of_our_servers(pool
         await asyncio.wait_for(pool.drain(), 30)
         assert is_gone(ends.pids[0])
         assert is_gone(stays.pids[0])
-
-
-async def test_a_drained_pool_has_no_process_and_refuses(pool):
-    pool.set_entries(by_name(entry_of("a", "ignores-nothing")))
-    async with pool.lease("a") as child:
-        pass
-    await pool.drain()
-    assert is_gone(child.pids[0])
-    with pytest.raises(ModelRefused, match="shutting down"):
-        async with pool.lease("a"):
-            pass

@@ -78,6 +78,12 @@ def test_only_true_asks_for_a_stream(value):
     assert not find_in_json(b'{"stream":' + value.encode() + b"}").is_stream
 
 
+@pytest.mark.parametrize("more", [b"1", b"NaN"], ids=["quickly", "loosely"])
+def test_a_stream_and_a_response_in_the_background_are_found(more):
+    found = find_in_json(b'{"model":"x","stream":true,"background":true,"more":%b}' % more)
+    assert found == RequestedModel("x", is_stream=True, is_background=True)
+
+
 def test_a_long_body_is_not_read_in_the_slow_way(monkeypatch):
     monkeypatch.setattr(requested_model, "_LOOSE_BYTES", 20)
     assert find_in_json(b'{"model":"x","a":NaN}').is_invalid
