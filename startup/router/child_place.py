@@ -5,6 +5,7 @@ command has started itself is found by a variable that it has inherited: VCLI_RO
 router that was killed.
 """
 
+import fcntl
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from envs.registry import env
 from startup.logs.options import LogOptions
 from startup.router.child_process import inherited_environment
 
+_PREFIX: Final = "vllm-cli-router-"
 _NUM_SCANS: Final = 50
 _BETWEEN_SCANS_S: Final = 0.02
 _FIRST_FD: Final = 3
@@ -29,18 +31,24 @@ _TITLE: Final = b"vllm-cli router's guard"
 
 
 class ChildPlaces:
-    """Belongs to one router."""
+    """Belongs to one router; the folder is locked for as long as its process lives."""
 
     def __init__(self, logs: LogOptions) -> None:
-        self.folder = tempfile.mkdtemp(prefix="vllm-cli-router-")
-        """Of the sockets; the router's guard removes it, too."""
+        """Removes the folders of routers that were killed."""
+        _remove_stale()
+        self._folder, self._lock_fd = _create_locked()
         self._base = inherited_environment()
         self._base[env.VCLI_LOG_FORMAT.name] = logs.format
         self._base[env.VLLM_LOGGING_LEVEL.name] = logs.level
 
+    @property
+    def folder(self) -> str:
+        """Of the sockets."""
+        return str(self._folder)
+
     def socket_path(self, number: int) -> str:
         """Where a process listens."""
-        return f"{self.folder}/{number}.sock"
+        return str(self._folder / f"{number}.sock")
 
     def environment(self, number: int, variables: Mapping[str, str]) -> dict[str, str]:
         """The environment of a process: the router's, without what is only for the router."""
@@ -48,7 +56,36 @@ class ChildPlaces:
 
     def close(self) -> None:
         """Removes the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._lock_fd)
+
+
+def _create_locked() -> tuple[Path, int]:
+    """A new folder, and the descriptor that keeps it locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder, fd
+        os.close(fd)  # another router has taken it for a stale one, in the moment before it was locked
+
+
+def _remove_stale() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if folder.lstat().st_uid == os.geteuid():
+                _remove_if_free(folder)
+
+
+def _remove_if_free(folder: Path) -> None:
+    """Removes it unless its router lives; raises OSError if it cannot be read or is locked."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(fd)
 
 
 def find_marked(place: str) -> list[int]:

@@ -100,7 +100,8 @@ def run_router(options: RouterOptions) -> int:
     network = options.network
     with ExitStack() as stack:
         places = stack.enter_context(closing(ChildPlaces(options.logs)))
-        stack.enter_context(closing(Guard.start(places.folder)))
+        if options.only is None:  # a server of ours ends its processes itself
+            stack.enter_context(closing(Guard.start(places.folder)))
         listening = stack.enter_context(
             take_socket() or listener.listen(host=network.host, port=network.port, uds=network.uds)
         )
