@@ -3,7 +3,6 @@
 import json
 import random
 import signal
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -135,47 +134,6 @@ def test_sigterm_during_the_first_start(tiny_llama):
         assert_gone(family)
 
 
-def test_unix_sockets_and_keys_are_the_router_s(tiny_llama, tmp_path):
-    path = tmp_path / "s"
-    words = [str(tiny_llama), *_ENGINE, "1s", "--uds", str(path), "--api-key", "secret", "second"]
-    with ServerProcess(words, wait=False) as server:
-        wait_until(lambda: path.exists() and _ask_unix(path, "GET", "/health").startswith(b"HTTP/1.1 200"), 240)
-        wait_until(lambda: b"Model-State: stopped" in _ask_unix(path, "GET", "/health"))
-        assert _ask_unix(path, "POST", "/v1/completions").startswith(b"HTTP/1.1 401")
-        assert b"Model-State: stopped" in _ask_unix(path, "GET", "/health")
-        assert _ask_unix(path, "POST", "/v1/completions", b"Bearer second").startswith(b"HTTP/1.1 200")
-        assert not [each for each in server.family() if "secret" in " ".join(each.cmdline())]
-
-
-def _ask_unix(path: Path, method: str, target: str, key: bytes = b"") -> bytes:
-    body = json.dumps(_BODY).encode() if method == "POST" else b""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(60)
-        client.connect(str(path))
-        head = b"%s %s HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n" % (
-            method.encode(), target.encode(),
-        )  # fmt: skip
-        if key:
-            head += b"Authorization: " + key + b"\r\n"
-        client.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        answer = b""
-        while data := client.recv(1 << 16):
-            answer += data
-        return answer
-
-
-@pytest.fixture(scope="module")
-def warm(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Server]:
-    """A router whose own standby is ready, and whose model is stopped."""
-    folder = tmp_path_factory.mktemp("runtime")
-    with _Server(tiny_llama, environment=_own_folders(folder)) as server:
-        server.wait_stopped()
-        wait_until(lambda: _own_sockets(folder), 240)
-        yield server
-        server.terminate()
-    assert not list(folder.glob("vllm-cli-standby-*"))
-
-
 def _own_folders(folder: Path) -> dict[str, str]:
     """The environment of a server that may keep a standby; nothing else is in the folder."""
     folder.chmod(0o700)
@@ -187,23 +145,22 @@ def _own_sockets(folder: Path) -> list[Path]:
     return list(folder.glob("vllm-cli-standby-*/*-embedded.sock"))
 
 
-def test_later_starts_are_warm_and_ps_shows_the_standby_in_a_line_of_its_own(warm):
-    assert "warm start" not in warm.log
-    assert warm.ask_model() == 200
-    warm.wait_logged("warm start: forked from the standby's process")
-    entries = json.loads(run_cli("ps", "--json").stdout)
-    (server,) = [each for each in entries if each["port"] == warm.port]
-    (standby,) = [each for each in entries if each.get("owner_pid") == warm.process.pid]
-    assert not set(server["pids"]) & set(standby["pids"])
-    assert standby["memory_bytes"] > 50 << 20
-
-
-def test_a_killed_standby_is_replaced_and_a_killed_router_leaves_nothing(tiny_llama, tmp_path):
+def test_later_starts_are_warm_and_a_killed_standby_is_replaced_and_ends_with_the_router(tiny_llama, tmp_path):
     with _Server(tiny_llama, environment=_own_folders(tmp_path)) as server:
+        server.wait_stopped()
         wait_until(lambda: _own_sockets(tmp_path), 240)
-        (standby,) = [each for each in psutil.Process(server.process.pid).children() if "standby" in each.cmdline()]
+        assert "warm start" not in server.log
+        assert server.ask_model() == 200
+        server.wait_logged("warm start: forked from the standby's process")
+        entries = json.loads(run_cli("ps", "--json").stdout)
+        (listed,) = [each for each in entries if each["port"] == server.port]
+        (standby,) = [each for each in entries if each.get("owner_pid") == server.process.pid]
+        assert not set(listed["pids"]) & set(standby["pids"]), "it has a line of its own"
+        assert standby["memory_bytes"] > 50 << 20
+
+        (process,) = [each for each in psutil.Process(server.process.pid).children() if "standby" in each.cmdline()]
         before = _own_sockets(tmp_path)[0].stat().st_ino
-        standby.kill()
+        process.kill()
         server.wait_logged("it is started again")
         assert server.ask_model() == 200
         wait_until(lambda: _own_sockets(tmp_path)[0].stat().st_ino != before)

@@ -10,19 +10,15 @@ import pytest
 from tests.cli import run_cli
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import ask
+from tests.startup.router.router_process import RouterProcess, foreign
 from tests.waiting import is_gone, wait_until
 
 
 @pytest.fixture(scope="module")
-def words(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Of `serve`."""
+def router(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     file = tmp_path_factory.mktemp("models") / "models.yaml"
     file.write_text(json.dumps({"models": {name: {"model": str(tiny_llama)} for name in ("alpha", "beta")}}))
-    return ["--models", str(file), "--engine", "embedded", "--max-model-len", "256", "--idle-warm", "off"]
-
-
-@pytest.fixture(scope="module")
-def router(words: list[str]) -> Iterator[ServerProcess]:
+    words = ["--models", str(file), "--engine", "embedded", "--max-model-len", "256", "--idle-warm", "off"]
     with ServerProcess(words) as running:
         yield running
 
@@ -90,8 +86,8 @@ def test_chat_asks_the_first_model_or_the_named_one(router):
     assert _states(router)["beta"] == "ready"
 
 
-def test_stop_ends_the_router_with_its_models(words):
-    with ServerProcess(words) as router:
+def test_stop_ends_the_router_with_its_models(tmp_path):
+    with RouterProcess(tmp_path, {"alpha": foreign()}) as router:
         assert run_cli("load", "alpha", "--port", str(router.port)).returncode == 0
         entry = _entry(router)
         done = run_cli("stop", str(router.port))

@@ -59,6 +59,18 @@ def test_a_port_in_use_is_an_error_and_leaves_no_folder(tmp_path):
         assert not list(Path(short).glob("vllm-cli-router-*"))
 
 
+def test_a_unix_socket_takes_the_place_of_a_port(tmp_path):
+    path = tmp_path / "s"
+    with (
+        RouterProcess(tmp_path, {"a": foreign()}, "--uds", str(path), wait=False),
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        wait_until(path.exists)
+        client.connect(str(path))
+        client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert client.recv(1 << 16).startswith(b"HTTP/1.0 200")
+
+
 def test_models_of_the_command_line_end_by_a_signal_that_ends_a_server(tiny_llama, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tiny_llama, other)
