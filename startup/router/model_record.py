@@ -42,11 +42,11 @@ class ModelRecord:
         self.retry_s = -math.inf
         """When it may start again after a failure."""
         self._back_off = BackOff()
-        self._current = NOTHING
+        self._current: Need | None = None
+        """What its process has used when it was measured last."""
         self._peak: Need | None = None
         self._old_need: Need | None = None
         """Of the process whose entry has changed since."""
-        self._is_measured = False
         self._has_been_ready = False
 
     # Questions
@@ -117,24 +117,25 @@ class ModelRecord:
     def need(self) -> Need:
         """The most memory seen while it was ready; until then the estimate."""
         expected = self._old_need or self._peak or self.rules.need
-        return expected.at_least(self._current)
+        return expected if self._current is None else expected.at_least(self._current)
 
     @property
     def held(self) -> Need:
         """What its process has taken, as far as is known: at most its need.
 
-        During a start that is nothing, unless it was measured; the process may still take all of its need,
-        even after it was asked to stop.
+        During a start that is nothing: the process may still take all of its need, even after it was asked to
+        stop.
         """
-        return self._current if self._is_measured or not self._has_been_ready else self.need
+        if not self._has_been_ready:
+            return NOTHING
+        return self.need if self._current is None else self._current
 
     def note_memory(self, memory: Need, budget: Need) -> None:
-        """What its processes use now; a model that grew above the budget may start alone."""
-        self._current = memory
-        if self.state != "ready":
+        """What its processes use now, if it was ready; a model that grew above the budget may start alone."""
+        if not self._has_been_ready:
             return
-        self._is_measured = True
-        if self._old_need is None:
+        self._current = memory
+        if self.state == "ready" and self._old_need is None:
             most = memory if self._peak is None else self._peak.at_least(memory)
             self._peak = most.at_most(budget)
 
@@ -144,7 +145,7 @@ class ModelRecord:
         self.num_starts += 1
         self.is_stopping = False
         self.short_since_s = None
-        self._current, self._is_measured = NOTHING, False
+        self._current = None
         self._has_been_ready = False
         self._enter("starting", now)
 
@@ -167,7 +168,7 @@ class ModelRecord:
         self.has_crashed = False
         self.is_stopping = False
         self._old_need = None
-        self._current, self._is_measured = NOTHING, False
+        self._current = None
         if was == "draining":
             self._enter("stopped", now)
             return

@@ -262,7 +262,7 @@ arrive 1 a > start a; free_is 6; arrive 2 b > nothing; wait 60 > nothing; ready 
 
 memory that a starting model has not taken is not free, until another program ends
 free=10 | a 6 | b 6
-arrive 1 a > start a; arrive 2 b > nothing; free_is 9; measured a 1 > nothing; free_is 6; measured a 6 > start b
+arrive 1 a > start a; arrive 2 b > nothing; free_is 9; wait 5 > nothing; free_is 12; wait 1.1 > start b
 
 memory that a stopped start may take before its end is not free, found by a random world
 free=10 | a 6 | b 6
