@@ -1,4 +1,7 @@
-"""The rules of the scheduler, one by one, in a table of stories of a few events; the clock is a number."""
+"""The rules of the scheduler, one by one, in a table of stories of a few events; the clock is a number.
+
+What must hold in every state is in `test_scheduler_properties.py` alone: bounds, minimum stays, leases.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -134,11 +137,6 @@ a ticket may leave twice or be unknown
 budget=10 | a 6 | b 6
 run a 1; leave 1; leave 1 > nothing; leave 77 > nothing
 
-leases of a dead process do not count for the next one
-budget=10 | a 6 concurrency=1 | b 6
-run a 1; ended a killed; wait 1; arrive 2 a; ready a 1 > admit 2; leave 1 > nothing
-view a > ready 1 leases 0 waiting 6 GiB
-
 requests beyond the concurrency wait in order
 | a concurrency=2
 arrive 1 a; arrive 2 a; arrive 3 a; arrive 4 a; ready a > admit 1, admit 2; leave 3 > nothing; leave 1 > admit 4
@@ -151,10 +149,6 @@ leave 1; arrive 5 a > admit 5; load 6 a > admit 6
 an idle model is stopped only if the sums say so, Ollama #13227
 budget=12 | a 6 | b 6
 run a 1; leave 1; wait 60; arrive 2 b > start b
-
-a starting model is no victim before it is ready and has stayed for its minimum, llama.cpp #25528
-budget=10 | a 6 | b 6
-arrive 1 a; leave 1; arrive 2 b; wait 60 > nothing; ready a > nothing; wait 2 > stop a
 
 two waiting models do not count on the same victim, llama.cpp #28443
 budget=10 | a 5 | b 5 | c 5 | d 5
@@ -185,10 +179,6 @@ run a 1; run b 2; leave 2; wait 5; leave 1; wait 5; arrive 3 c > stop b
 no more models are stopped than are needed: a cheap small one does not suffice
 budget=10 | small 2 | large 8 | new 7
 arrive 1 small; ready small 1; arrive 2 large; ready large 9; leave 1; leave 2; wait 5; arrive 3 new > stop large
-
-a model stays for a minimum
-max_running=1 min_stay_s=3 | a | b
-run a 1; leave 1; arrive 2 b > nothing; wait 2.9 > nothing; wait 0.2 > stop a
 
 waiters of a ready model are served before a swap, llama-swap #612: A B A A C becomes A A A B C
 max_running=1 | a | b | c
@@ -224,10 +214,6 @@ arrive 1 a > start a; arrive 2 b > nothing; ready a; wait 2; leave 1 > stop a; e
 a model waits for an earlier one that excludes it, else that one would wait for it, too
 | a | c | b excludes=a,c
 run a 1; arrive 2 b; wait 0.1; arrive 3 c > nothing; wait 2; leave 1 > stop a; ended a > start b, start c
-
-draining models count for max_running
-max_running=1 | a | b
-run a 1; leave 1; unload a > stop a; arrive 2 b > nothing; ended a > start b
 
 a start waits until the memory is really free, FMA #709
 free=10 budget=10 | a 6 | b 6
@@ -271,10 +257,6 @@ arrive 1 a; leave 1; unload a > stop a; arrive 2 b > nothing; wait 5 > nothing; 
 the most that was measured replaces the estimate, llama-swap #158
 budget=10 | a 8 | b 6
 run a 1; measured a 4; arrive 2 b > start b; measured a 5; measured a 3; view a > ready 1 leases 0 waiting 5 GiB
-
-a measurement during the start does not lower the need
-| a 8
-arrive 1 a; measured a 1; view a > starting 0 leases 1 waiting 8 GiB
 
 a model that grew above the budget runs alone
 budget=10 | a 8
@@ -527,18 +509,6 @@ def test_a_model_that_dies_soon_after_each_start_pauses_longer():
     story.run("a", 9)
     story.ended("a", "killed", after_s=60.0)
     assert story.scheduler.view()["a"].retry_at_s == story.now + 1
-
-
-def test_a_hundred_edits_of_a_running_model_leave_one_process():
-    story = Story()
-    story.model("a")
-    story.run("a", 1)
-    story.arrive(2, "a")
-    for _ in range(100):
-        assert story.set_models(restart=("a",)) == []
-    assert story.leave(1) == []
-    assert story.leave(2) == [Stop("a")]
-    assert story.starts == ["a"]
 
 
 @pytest.mark.alone
