@@ -66,6 +66,17 @@ def test_a_final_message_is_continued(renderers, references):
     assert prompt.token_ids == apply(conversation, continue_final_message=True, return_dict=False)
 
 
+def test_a_conversation_is_truncated_or_rejected_if_it_cannot_fit(renderers, monkeypatch):
+    renderer = renderers["real"]
+    whole = renderer.render_chat([USER], ChatOptions()).token_ids
+    assert renderer.render_chat([USER], ChatOptions(truncate_prompt_tokens=4)).token_ids == whole[-4:]
+    monkeypatch.setattr(renderer, "max_model_len", 8)
+    long = [{"role": "user", "content": "x" * 8 * renderer.tokenizer.max_token_chars}]
+    with pytest.raises(RequestError, match="maximum context length is 8 tokens") as raised:
+        renderer.render_chat(long, ChatOptions())
+    assert raised.value.param == "messages"
+
+
 def test_tools_calls_and_documents_reach_the_template(tiny_llama, build_inline):
     renderer = build_inline(tiny_llama, chat_template=TOOL_TEMPLATE + "{{ documents[0].title }}")
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "it"}'}}
