@@ -35,6 +35,7 @@ INTERESTING: Final = (
     "ore dumped",
     "terminat",
     "IsEnabled",
+    "UnspecifiedPlatform",
     "EADDRINUSE",
     "ddress already in use",
     "ut of memory",
@@ -53,7 +54,7 @@ INTERESTING: Final = (
     "fatal",
     "reset by peer",
 )
-"""A line without one of these, or without a phase's text, tells nothing unless an exception is being read."""
+"""In a long log, a line without one of these or of a phase's texts tells nothing outside of exceptions."""
 
 _QUOTED: Final = re.compile(r"Worker failed with error '(.{1,600})', please check the stack trace", re.DOTALL)
 """The engine core quotes what a worker reported."""
@@ -70,7 +71,7 @@ _OF_EXCEPTIONS: Final = tuple(known for known in KNOWN if known is not ERROR_IN_
 
 _MOST_PHASES: Final = 1_000
 _LONGEST_EXCERPT: Final = 500
-"""Lines of a pasted excerpt; a longer log has the forms of vLLM."""
+"""Lines of a pasted excerpt, which are all read; a longer log has the forms of vLLM."""
 _ENGINE_DEAD: Final = ("EngineDeadError", "EngineCore encountered an issue", "Engine loop is not running")
 _OWN_ERROR: Final = "Error: "
 """Begins the last line of `vllm-cli` when a start fails."""
@@ -201,7 +202,7 @@ class CauseFinder:
         """Takes the next line; one that ends with a carriage return is continued by the next."""
         self._number += self._is_next_new
         self._is_next_new = not raw.endswith("\r")
-        if self._run.exceptions.is_reading or _is_interesting(raw):
+        if self._number <= _LONGEST_EXCERPT or self._run.exceptions.is_reading or _is_interesting(raw):
             for line in read_line(raw):
                 self._read(line)
 

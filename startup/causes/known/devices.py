@@ -50,6 +50,15 @@ DEVICES: Final = (
         "install vLLM for the CPU.",
     ),
     KnownCause(
+        "no-platform",
+        "vLLM sees no GPU, and this build is not the one for the CPU",
+        ("No platform detected, vLLM is running on UnspecifiedPlatform",),
+        "docker run --gpus all, or nvidia.com/gpu and runtimeClassName: nvidia in the pod; VLLM_LOGGING_LEVEL=DEBUG "
+        "tells why; without a GPU, install vLLM for the CPU.",
+        where="end",
+        is_general=True,
+    ),
+    KnownCause(
         "container-without-gpus",
         "the container's runtime gives no GPUs to containers",
         (
@@ -104,9 +113,10 @@ DEVICES: Final = (
             "is not supported for the current GPU. Minimum capability",
             "Quantization scheme is not supported for",
             "is not supported for quantization method",
+            "fp8e4nv not supported in this architecture",
         ),
         "Use a model with another quantization (AWQ and GPTQ run on older GPUs than FP8 and NVFP4), or a newer GPU; "
-        "if the text names a dtype, --dtype half.",
+        "leave out --kv-cache-dtype; if the text names a dtype, --dtype half.",
     ),
     KnownCause(
         "attention-sinks-unsupported",
@@ -134,15 +144,27 @@ DEVICES: Final = (
             "GPUs with compute capability below",
             "requires GPUs with sm",
             "only supports Ampere GPUs or newer",
-            "is not valid for this configuration. Reason",
         ),
         "Leave out --attention-backend and --kv-cache-dtype, or use an older vLLM or a newer GPU.",
     ),
     KnownCause(
         "backend-unsupported",
         "the backend that a flag chooses does not compute this model",
-        ("_backend=… is not supported for",),
-        "Leave out --moe-backend and similar flags: vLLM chooses one that fits; or take one that the text names.",
+        (
+            "_backend=… is not supported for",
+            "is not valid for this configuration. Reason",
+            "is not supported for vit attention",
+            "does not support the deployment configuration",
+            "explicitly requested moe_backend",
+        ),
+        "Leave out --attention-backend, --moe-backend and similar flags: vLLM chooses one that fits.",
+    ),
+    KnownCause(
+        "moe-backend-missing",
+        "no kernel for mixtures of experts computes this model on this GPU",
+        ("MoE backend supports the deployment configuration",),
+        "Leave out --moe-backend, --enable-expert-parallel and VLLM_BATCH_INVARIANT; else use a newer vLLM or another "
+        "quantization of the model. The text may have the reasons.",
     ),
     KnownCause(
         "deep-gemm-failed",

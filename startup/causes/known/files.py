@@ -23,6 +23,13 @@ FILES: Final = (
         "Set HF_TOKEN to a valid token (`hf auth whoami`), without quotes or line breaks.",
     ),
     KnownCause(
+        "hub-unauthorized",
+        "the hub does not let this user read the model",
+        ("401 Client Error", "403 Client Error"),
+        "Set HF_TOKEN to a token of an account that has accepted the licence; check the model's name.",
+        is_general=True,
+    ),
+    KnownCause(
         "hub-offline",
         "the model is not on disk, and HF_HUB_OFFLINE forbids the download",
         ("offline mode is enabled", "OfflineModeIsEnabled", "outgoing traffic has been disabled"),
@@ -82,6 +89,7 @@ FILES: Final = (
             "Invalid repository ID or local directory specified",
             "Can't load the configuration of",
             "Repo id must be in the form",
+            "Incorrect path_or_model_id",
             "is not a local folder and is not a valid model identifier",
             "RepositoryNotFoundError",
             "Repository Not Found for url",
@@ -114,7 +122,7 @@ FILES: Final = (
         "folder-not-writable",
         "a file or folder cannot be read or written",
         (
-            "PermissionError: [Errno 13] Permission denied:",
+            "[Errno 13] Permission denied:",
             "Check cache directory permissions",
             "Read-only file system",
         ),

@@ -25,6 +25,7 @@ ERROR_IN_CODE: Final = KnownCause(
         "is invalid for input of size",
         "shapes cannot be multiplied",
         "values to unpack",
+        "Failed to apply … on data=",
     ),
     "Search vLLM's issues for the text; try its newest release with the transformers that it asks for; start without "
     "the feature or plugin that the traceback names.",

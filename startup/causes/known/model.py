@@ -44,11 +44,15 @@ MODEL: Final = (
     KnownCause(
         "transformers-too-old",
         "the installed transformers does not know this type of model",
-        (
-            "Transformers does not recognize this architecture",
-            "Should have a `model_type` key in its config.json",
-        ),
+        ("Transformers does not recognize this architecture",),
         "Update vLLM and transformers together; for a type of your own, --trust-remote-code or --hf-overrides.",
+    ),
+    KnownCause(
+        "model-type-missing",
+        "the model's config.json does not say what the model is",
+        ("Should have a `model_type` key in its config.json", "No model architectures are specified"),
+        "An adapter is served with --lora-modules and its base model; Mistral's format with --config-format mistral; "
+        "other models need their own server, or a complete config.json.",
     ),
     KnownCause(
         "remote-code-not-importable",
@@ -218,6 +222,12 @@ MODEL: Final = (
         "an adapter's rank is more than --max-lora-rank",
         ("is greater than max_lora_rank",),
         "--max-lora-rank with the rank in the adapter's adapter_config.json (r).",
+    ),
+    KnownCause(
+        "lora-unsupported",
+        "the adapter changes parts of the model that vLLM does not serve",
+        ("is unsupported LoRA weight", "vLLM only supports modules_to_save being None", "expected target modules in"),
+        "Merge the adapter into the model, or train it without modules_to_save, lm_head and embed_tokens.",
     ),
     KnownCause(
         "lora-missing",

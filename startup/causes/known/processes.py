@@ -63,6 +63,20 @@ PROCESSES: Final = (
         is_general=True,
     ),
     KnownCause(
+        "oneccl-failed",
+        "the connection between the Intel GPUs failed",
+        ("oneCCL: … EXCEPTION", "|CCL_ERROR|"),
+        "In a container mount -v /dev/dri:/dev/dri (not only --device), with --ipc=host and --cap-add SYS_PTRACE, and "
+        "the same GPUs visible to all ranks; CCL_ZE_IPC_EXCHANGE chooses how memory is shared.",
+    ),
+    KnownCause(
+        "custom-all-reduce-failed",
+        "vLLM's own all-reduce failed: the GPUs cannot share memory as it expects",
+        ("Cuda error …custom_all_reduce.cuh",),
+        "--disable-custom-all-reduce; leave out expandable_segments:True in PYTORCH_CUDA_ALLOC_CONF.",
+        where="end",
+    ),
+    KnownCause(
         "peer-lost",
         "the connection to another process of the group was lost",
         ("gloo…Connection reset by peer", "gloo…Connection closed by peer", "gloo…Timed out waiting"),
@@ -90,6 +104,7 @@ PROCESSES: Final = (
             "Ray does not allocate any GPUs on the driver node",
             "The number of required GPUs exceeds the total number of available GPUs",
             "Cannot provide a placement group of",
+            "placement group bundle index … is invalid",
             "Current node has no GPU available",
         ),
         "`ray status` shows what is free: end what holds GPUs, join the missing nodes, lower the parallel sizes, and "

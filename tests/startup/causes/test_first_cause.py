@@ -575,3 +575,33 @@ def test_a_record_of_loki_has_its_text_in_line():
         _name(_find('{"line": "torch.OutOfMemoryError: CUDA out of memory", "labels": {"pod": "a"}}'))
         == "gpu-out-of-memory"
     )
+
+
+def test_all_lines_of_an_excerpt_are_read_and_of_a_long_log_those_that_look_like_errors():
+    sentence = "The NVIDIA driver on your system is too old (found version 12080)"
+    cause = _find("we see:", sentence)
+    assert (_name(cause), cause.line, cause.is_mention) == ("driver-too-old", 2, True)
+    assert find_cause(["we see:"] * 600 + [sentence]) is None
+
+
+def test_the_line_of_the_all_reduce_says_more_than_the_end_of_its_worker():
+    failed = "Failed: Cuda error /workspace/csrc/custom_all_reduce.cuh:164 'invalid argument'"
+    assert (
+        _name(_find(failed, f"{_API}ERROR 09-03 11:03:37 [x.py:1] {_DIED}", "Failed: ")) == "custom-all-reduce-failed"
+    )
+
+
+def test_without_a_platform_the_exception_says_more():
+    line = "INFO 05-20 20:12:25 [__init__.py:252] No platform detected, vLLM is running on UnspecifiedPlatform"
+    assert _name(_find(line)) == "no-platform"
+    assert _name(_find(line, _traceback("serve", error="RuntimeError: Failed to infer device type"))) == "no-device"
+
+
+def test_a_gated_repository_says_more_than_the_status_of_its_answer():
+    answer = _traceback(
+        "get", error="requests.exceptions.HTTPError: 401 Client Error: Unauthorized for url: https://h/x"
+    )
+    cause = "The above exception was the direct cause of the following exception:"
+    assert _name(_find(answer)) == "hub-unauthorized"
+    refused = _traceback("load", error="OSError: You are trying to access a gated repo.")
+    assert _name(_find(answer, "", cause, "", refused)) == "gated-repo"
