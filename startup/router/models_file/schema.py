@@ -26,6 +26,8 @@ _LIKELY: Final = {
     "max_running_models": "--max-running",
     "port": "--port",
     "ttl": "`globalTTL`",
+    "unload": "`ttl` of a model, `globalTTL` of all",
+    "unloadAfter": "`ttl` of a model, `globalTTL` of all",
 }
 """What stands here for keys that are spelled differently."""
 

@@ -326,6 +326,14 @@ def test_what_has_no_effect_is_named_once_with_its_remedy(read):
     assert len(found) == len(expected)
 
 
+def test_what_is_spelled_differently_is_named(read):
+    content, faults = read("unloadAfter: 300\nmodels: {m: {cmd: 'x ${PORT}', unload: 120}}\n")
+    assert faults == []
+    assert [notice.text.partition("see ")[2] for notice in content.notices] == [
+        "`ttl` of a model, `globalTTL` of all"
+    ] * 2
+
+
 def test_an_anchor_may_be_under_any_key(read):
     text = "defaults: &d {ttl: 5}\n.base: &b [x]\nunused: &u 5\nmodels: {m: {<<: *d, aliases: *b}}\n"
     assert read(text)[1] == ["config.yaml:3: unused: is not known here; known are " + ", ".join(KNOWN)]
