@@ -59,6 +59,7 @@ INTERESTING: Final = (
 _QUOTED: Final = re.compile(r"Worker failed with error '(.{1,600})', please check the stack trace", re.DOTALL)
 """The engine core quotes what a worker reported."""
 _PYDANTIC: Final = re.compile(r"\d{1,4} validation errors? for \w")
+_OF_PYDANTIC: Final = "Value error, "
 _GOES_ON: Final = ("raised:", "output:", "TorchScript interpreter.")
 """The end of a first line that says less than the next one."""
 _INNER: Final = ("worker", "engine core")
@@ -118,7 +119,7 @@ class Run:
         phase = self._follow_phase(line)
         self.is_engine_dead |= any(part in line.text for part in _ENGINE_DEAD)
         self.exceptions.read(line, number, phase)
-        if line.text[:1] not in (" ", "\t"):
+        if line.text[:1] not in (" ", "\t") or _OF_PYDANTIC in line.text:
             self._look_for_signs(line, number, phase)
 
     def _follow_phase(self, line: LogLine) -> str:
@@ -138,14 +139,15 @@ class Run:
         elif self.error is None and line.level in ("ERROR", "CRITICAL") and not is_place_of_requests(line.place):
             known = _match(line, KNOWN)
             self.error = Sign(line, number, phase, known) if known else None
+        named = self.mention.known if self.mention else None
         if (
-            self.mention is None
+            (named is None or named.is_general)
             and number <= _LONGEST_EXCERPT
             and line.level not in HARMLESS_LEVELS
             and not is_place_of_requests(line.place)
         ):
-            known = _match(line, _SPECIAL)
-            self.mention = Sign(line, number, phase, known) if known else None
+            known = _match(line, _SPECIAL) or (None if named else _match(line, KNOWN))
+            self.mention = Sign(line, number, phase, known) if known else self.mention
         if not line.level and line.text.startswith(_OWN_ERROR):
             self.own_error = Sign(line, number, phase, _match(line, KNOWN))
 
@@ -314,7 +316,7 @@ def _quote(text: str, known: KnownCause | None, failure: Failure) -> str:
     line = next((line for line in reversed(lines) if known and known.matches(line)), lines[0])
     if line == lines[0] and ": " not in line and (function := failure.raised_in(text)):
         line = f"{line.rstrip(':')} in {function}()"
-    return _shorten(line.removeprefix("Value error, "))
+    return _shorten(line.removeprefix(_OF_PYDANTIC))
 
 
 def _shorten(text: str) -> str:

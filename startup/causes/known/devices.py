@@ -39,6 +39,7 @@ DEVICES: Final = (
         (
             "Failed to infer device type",
             "No CUDA GPUs are available",
+            "No HIP GPUs are available",
             "Found no NVIDIA driver on your system",
             "Device string must not be empty",
             "no CUDA-capable device is detected",
@@ -53,8 +54,7 @@ DEVICES: Final = (
         "no-platform",
         "vLLM sees no GPU, and this build is not the one for the CPU",
         ("No platform detected, vLLM is running on UnspecifiedPlatform",),
-        "docker run --gpus all, or nvidia.com/gpu and runtimeClassName: nvidia in the pod; VLLM_LOGGING_LEVEL=DEBUG "
-        "tells why; without a GPU, install vLLM for the CPU.",
+        "docker run --gpus all, or nvidia.com/gpu in the pod's limits; install vLLM's build for these GPUs or the CPU.",
         where="end",
         is_general=True,
     ),
@@ -194,7 +194,7 @@ DEVICES: Final = (
         "no-pinned-memory",
         "vLLM needs pinned memory, which WSL does not always have",
         ("UVA is not available",),
-        "Update Windows' driver and WSL; VLLM_USE_V2_MODEL_RUNNER=0 chooses the model runner that works without it.",
+        "VLLM_WSL2_ENABLE_PIN_MEMORY=1 with a new driver and WSL; VLLM_USE_V2_MODEL_RUNNER=0 works without it.",
     ),
     KnownCause(
         "cuda-fork",

@@ -99,7 +99,7 @@ INSTALLATION: Final = (
     KnownCause(
         "ptxas-too-old",
         "Triton's assembler does not know this GPU",
-        ("is not defined for option 'gpu-name'", "ptxas fatal", "PTXASError"),
+        ("is not defined for option 'gpu-name'", "ptxas fatal", "PTXASError", "CalledProcessError: …bin/ptxas'"),
         "TRITON_PTXAS_PATH with the ptxas of a CUDA toolkit that knows it (13 for sm_121), or vLLM built for it.",
         where="hint",
     ),

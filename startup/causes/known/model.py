@@ -51,8 +51,7 @@ MODEL: Final = (
         "model-type-missing",
         "the model's config.json does not say what the model is",
         ("Should have a `model_type` key in its config.json", "No model architectures are specified"),
-        "An adapter is served with --lora-modules and its base model; Mistral's format with --config-format mistral; "
-        "other models need their own server, or a complete config.json.",
+        "Serve an adapter with --lora-modules and its base model; other models need a complete config.json.",
     ),
     KnownCause(
         "remote-code-not-importable",
@@ -116,6 +115,7 @@ MODEL: Final = (
             "MemoryError in parse_safetensors_file_metadata",
             "Expecting value: line 1 column 1 (char 0)",
             "is not a valid JSON file",
+            "Consistency check failed: file should be",
         ),
         "Delete the file and download it again; files of about 130 bytes are Git LFS pointers (`git lfs pull`).",
     ),

@@ -104,7 +104,6 @@ PROCESSES: Final = (
             "Ray does not allocate any GPUs on the driver node",
             "The number of required GPUs exceeds the total number of available GPUs",
             "Cannot provide a placement group of",
-            "placement group bundle index … is invalid",
             "Current node has no GPU available",
         ),
         "`ray status` shows what is free: end what holds GPUs, join the missing nodes, lower the parallel sizes, and "

@@ -523,6 +523,7 @@ Traceback of TorchScript, original code (most recent call last):
     ("line", "name"),
     [
         (f"Value error, {_TOO_LONG}", "max-model-len-too-long"),
+        (" Value error, Model architectures ['X'] are not supported for now.", "architecture-unsupported"),
         ("ptxas fatal   : Value 'sm_121a' is unknown", "ptxas-too-old"),
         ("x.y.EngineDeadError: EngineCore encountered an issue.", "cause-not-in-log"),
         ("PTXASError", "ptxas-too-old"),
@@ -582,6 +583,7 @@ def test_all_lines_of_an_excerpt_are_read_and_of_a_long_log_those_that_look_like
     cause = _find("we see:", sentence)
     assert (_name(cause), cause.line, cause.is_mention) == ("driver-too-old", 2, True)
     assert find_cause(["we see:"] * 600 + [sentence]) is None
+    assert _name(_find("we see a CUDA error:", sentence)) == "driver-too-old"
 
 
 def test_the_line_of_the_all_reduce_says_more_than_the_end_of_its_worker():
